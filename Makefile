@@ -1,0 +1,68 @@
+# Everything that a fresh Debian or Ubuntu machine with Python, git and make needs to build, test and show Defib.
+PYTHON ?= python3
+VENV := .venv
+PARTS := $(CURDIR)/.parts
+BIN := $(VENV)/bin
+ARGS ?=
+export PATH := $(PARTS)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+.PHONY: help install deps check format test demo bench lock clean
+
+help: ## Show this
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/installed ## Make .venv/bin/defib
+
+deps: $(VENV)/developed $(PARTS)/test ## Bring all that developing and testing need
+
+check: $(VENV)/developed $(PARTS)/test ## Lint, types, import directions, rules, configuration
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	promtool check config --syntax-only alerts/prometheus.yml
+	promtool check rules alerts/rules/*.yml
+	promtool test rules alerts/tests/*.yml
+	amtool check-config alerts/alertmanager.yml
+
+format: $(VENV)/developed ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: deps check ## Check, then run every test
+	$(BIN)/pytest $(ARGS)
+
+demo: install $(PARTS)/demo ## Show the whole loop on this machine (ARGS="--once --json")
+	@$(BIN)/defib demo $(ARGS)
+
+bench: deps ## Measure against peers in the same run
+	$(BIN)/python -m tests.bench $(ARGS)
+
+lock: $(VENV)/developed ## Renew the lock files from pyproject.toml
+	$(BIN)/uv pip compile -q pyproject.toml --no-header --generate-hashes --upgrade -o requirements.lock
+	$(BIN)/uv pip compile -q pyproject.toml --no-header --generate-hashes --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## Remove what make made
+	rm -rf $(VENV) $(PARTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Defib needs Python 3.11 or newer; this is $$($(PYTHON) -V). Name one: make PYTHON=python3.12 …" >&2; exit 1; }
+	sh deploy/venv.sh $(PYTHON) $(VENV) $(PARTS)
+
+$(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+$(VENV)/developed: requirements-dev.lock $(VENV)/installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock
+	@touch $@
+
+$(PARTS)/demo: deploy/parts.sh
+	@sh deploy/parts.sh $(PARTS) demo
+	@touch $@
+
+# On a machine that cannot have them all, the tests that need the missing ones are left out and named; in CI that fails.
+$(PARTS)/test: deploy/parts.sh
+	@sh deploy/parts.sh $(PARTS) test || test -z "$$CI"
+	@mkdir -p $(PARTS) && touch $@

@@ -1,0 +1,3 @@
+from defib.cli import main
+
+main()

@@ -1,0 +1,80 @@
+"""`defib control`: a service's controls by hand, through the remediator or straight to the host."""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fleet.loading import Loaded
+from fleet.model import Inventory
+from fleet.shells import Completed
+from fleet.shells.pool import Shells
+from remediator.controls import CONTROLS
+from remediator.controls.hands import Hands, Verb
+from remediator.peers import Peer, PeerError
+from runtime.errors import DefibError
+
+ASK_EVERY = 1.0
+DONE, FAILED, UNKNOWN = 0, 1, 2
+
+
+async def direct(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
+    """Go to the host ourselves; the remediator does not know. Raises DefibError."""
+    inventory = load().inventory
+    service = inventory.services.get(name)
+    if service is None or service.control is None:
+        raise DefibError(f"the inventory has no {'control for' if service else 'service'} {name!r}")
+    print(f"going to {service.host} itself: no locks, and not on the remediator's record", file=sys.stderr)
+    shells = Shells(inventory.hosts, control=True)
+    try:
+        hands = Hands(shells.of(service.host), inventory.hosts[service.host].sudo, service.control.timeout)
+        done = await CONTROLS[service.control.kind].control(verb, service.control.options, hands)
+    finally:
+        await shells.close()
+    return _print(done)
+
+
+def _print(done: Completed) -> int:
+    if done.output:
+        print(done.output)
+    if done.status is None:
+        print(f"the outcome is unknown: {done.why}", file=sys.stderr)
+        return UNKNOWN
+    return done.status
+
+
+async def through_remediator(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
+    """Ask the remediator, whose locks and record then apply. Raises DefibError."""
+    inventory: Inventory = load().inventory
+    peer = Peer(inventory.remediator.url)
+    try:
+        if verb in ("status", "logs"):
+            answer = await peer.ask("GET", f"/api/v1/services/{name}/{verb}", timeout=300.0)
+            return _print(Completed(answer["exit_status"], answer["output"], "", answer["why"]))
+        begun = await peer.ask("POST", f"/api/v1/services/{name}/{verb}")
+        return await _follow(peer, begun["action"])
+    except PeerError as error:
+        url = inventory.remediator.url.base
+        raise DefibError(
+            f"the remediator at {url} refused or did not answer: {error} (--direct goes without it)"
+        ) from error
+    finally:
+        await peer.close()
+
+
+async def _follow(peer: Peer, action: int) -> int:
+    """Wait until an action's command has ended; its verification goes on without us."""
+    started = time.monotonic()
+    while True:
+        answer = await peer.ask("GET", f"/api/v1/actions?before={action + 1}")
+        found: dict[str, Any] = next(each for each in answer["actions"] if each["id"] == action)
+        if found["command"] is not None:
+            break
+        await asyncio.sleep(ASK_EVERY if time.monotonic() - started > ASK_EVERY else ASK_EVERY / 5)
+    print(f"{found['kind']} of {found['service']}: {found['command']}")
+    if found["output"]:
+        print(found["output"])
+    if found["why"]:
+        print(found["why"], file=sys.stderr)
+    return {"succeeded": DONE, "failed": FAILED}.get(found["command"], UNKNOWN)

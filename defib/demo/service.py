@@ -1,0 +1,152 @@
+"""The service that the demo kills: a web server in a container, or under supervisor where no docker can be reached."""
+
+import asyncio
+import contextlib
+import io
+import os
+import shutil
+import sys
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from defib.demo.keeper import Keeper
+
+PAGE = "the heart beats\n"
+ANSWERS_WITHIN = 10.0
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A service that runs: how the inventory controls it, and how it is killed."""
+
+    how: str
+    control: Mapping[str, Any]
+    killer: list[str]
+
+    async def kill(self) -> None:
+        """End it at once, as a crash would."""
+        status, output = await run(*self.killer)
+        if status:
+            raise RuntimeError(f"could not kill the demo's service: {output}")
+
+
+async def start(keeper: Keeper, folder: Path, port: int, name: str) -> Victim:
+    """Start the service on loopback."""
+    (folder / "www").mkdir()
+    (folder / "www" / "index.html").write_text(PAGE)
+    return await _container(keeper, port, name) or await _supervised(keeper, folder, port)
+
+
+async def run(*argv: str, stdin: bytes = b"", within: float = 30.0) -> tuple[int, str]:
+    """A command's exit status and output."""
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    try:
+        async with asyncio.timeout(within):
+            output, _ = await process.communicate(stdin)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+        return -1, f"no end within {within:g} s"
+    return process.returncode or 0, output.decode("utf-8", "replace").strip()
+
+
+async def docker_answers() -> bool:
+    """Whether a docker daemon on this machine can be reached."""
+    if shutil.which("docker") is None or not os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
+        return False
+    status, _ = await run("docker", "version", "--format", "{{.Server.Version}}", within=5.0)
+    return status == 0
+
+
+def busybox_image(page: str = PAGE) -> bytes | None:
+    """A tar of a root file system with a static busybox and one page; None where there is no static busybox."""
+    busybox = shutil.which("busybox")
+    content = Path(busybox).read_bytes() if busybox else b""
+    if not content or b"/ld-linux" in content[:4096] or b"/ld-musl" in content[:4096]:
+        return None
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for path, data, mode in (
+            ("bin/busybox", content, 0o755),
+            ("www/index.html", page.encode(), 0o644),
+            ("etc/passwd", b"root:x:0:0::/:/bin/sh\n", 0o644),
+        ):
+            entry = tarfile.TarInfo(path)
+            entry.size, entry.mode = len(data), mode
+            tar.addfile(entry, io.BytesIO(data))
+        for applet in ("sh", "httpd", "sleep", "tail", "echo", "cat"):
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            tar.addfile(link)
+    return made.getvalue()
+
+
+async def run_container(image: str, container: str, command: list[str]) -> None:
+    """Import the image and run a container of it on the host's network. Raises RuntimeError."""
+    tree = busybox_image()
+    if tree is None:
+        raise RuntimeError("there is no static busybox to make an image of")
+    for argv, stdin in (
+        (["docker", "import", "-", image], tree),
+        # busybox as process 1 ignores SIGTERM; what stops it must not take ten seconds.
+        (["docker", "run", "--detach", "--pull", "never", "--name", container, "--network", "host",
+          "--stop-signal", "KILL", image, *command], b""),
+    ):  # fmt: skip
+        status, output = await run(*argv, stdin=stdin)
+        if status:
+            raise RuntimeError(output)
+
+
+async def _container(keeper: Keeper, port: int, name: str) -> Victim | None:
+    if not await docker_answers() or busybox_image() is None:
+        return None
+    await keeper.own_docker("image", name)
+    await keeper.own_docker("container", name)
+    httpd = ["/bin/httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", "/www"]
+    try:
+        await run_container(name, name, httpd)
+        await _answers(port)
+    except (RuntimeError, TimeoutError) as error:
+        # A daemon in a virtual machine, say: its host's network is not ours.
+        print(f"docker is here, but the demo's container is not usable ({error}); using supervisor", file=sys.stderr)
+        await run("docker", "rm", "--force", name)
+        return None
+    return Victim("a docker container", {"docker": {"container": name}}, ["docker", "kill", name])
+
+
+async def _supervised(keeper: Keeper, folder: Path, port: int) -> Victim:
+    config = folder / "supervisord.conf"
+    server = f"{sys.executable} -m http.server {port} --bind 127.0.0.1 --directory {folder}/www"
+    config.write_text(
+        f"[supervisord]\nnodaemon=true\nlogfile={folder}/supervisord.log\npidfile={folder}/supervisord.pid\n"
+        f"childlogdir={folder}\nuser={'root' if os.geteuid() == 0 else ''}\n"
+        f"[unix_http_server]\nfile={folder}/supervisor.sock\n"
+        "[rpcinterface:supervisor]\n"
+        "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
+        f"[supervisorctl]\nserverurl=unix://{folder}/supervisor.sock\n"
+        # It must stay dead until somebody brings it back.
+        f"[program:web]\ncommand={server}\nautorestart=false\nstartsecs=0\nstdout_logfile={folder}/web.log\n"
+        "redirect_stderr=true\n".replace("user=\n", "")
+    )
+    supervisord = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)]
+    await keeper.start(supervisord, folder / "supervisord.out")
+    await _answers(port)
+    supervisorctl = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisorctl", "-c", str(config)]
+    control = {"supervisor": {"program": "web", "config": str(config)}}
+    return Victim("a program of supervisor", control, [*supervisorctl, "signal", "KILL", "web"])
+
+
+async def _answers(port: int) -> None:
+    async with asyncio.timeout(ANSWERS_WITHIN), httpx.AsyncClient(trust_env=False) as client:
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get(f"http://127.0.0.1:{port}/")).text == PAGE:
+                    return
+            await asyncio.sleep(0.05)

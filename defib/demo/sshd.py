@@ -1,0 +1,120 @@
+"""A real sshd on loopback that needs no account, no root and no place outside one folder."""
+
+import asyncio
+import contextlib
+import getpass
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+
+from defib.demo.keeper import Keeper
+
+ACCOUNT = "defib"
+_PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled into Debian's sshd, which asks for it when it runs as root
+
+
+@dataclass(frozen=True)
+class Sshd:
+    """Where an sshd listens, who may log in, and the files that a client needs."""
+
+    port: int
+    user: str
+    key_file: Path
+    known_hosts: Path
+    pid: int | None = None
+
+
+async def start(keeper: Keeper, folder: Path, port: int, env: Mapping[str, str]) -> Sshd:
+    """Start sshd, or where there is none asyncssh's server; commands find `env` in their environment."""
+    folder.mkdir(mode=0o711)
+    host_key, client_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
+    for name, key in (("host", host_key), ("client", client_key)):
+        path = folder / name
+        path.touch(mode=0o600)
+        key.write_private_key(str(path))
+    client_key.write_public_key(str(folder / "authorized"))
+    public = host_key.export_public_key().decode().strip()
+    (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}\n")
+    wrapper = _nss_wrapper()
+    user = ACCOUNT if wrapper else getpass.getuser()
+    made = Sshd(port, user, folder / "client", folder / "known_hosts")
+    real = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
+    if real is None or (os.geteuid() == 0 and wrapper is None):
+        return await _asyncssh(keeper, folder, made, env)
+    if os.geteuid() == 0 and not _PRIVILEGE_SEPARATION.exists():
+        await keeper.own_folder(_PRIVILEGE_SEPARATION)
+        _PRIVILEGE_SEPARATION.mkdir(mode=0o755)
+    (folder / "home").mkdir()
+    (folder / "config").write_text(_config(folder, made, env))
+    pid = await keeper.start(
+        [real, "-D", "-e", "-f", str(folder / "config")], folder / "log", _wrapped(folder, wrapper)
+    )
+    if await answers(made):
+        return Sshd(port, user, made.key_file, made.known_hosts, pid)
+    raise RuntimeError(f"sshd does not answer: {(folder / 'log').read_text()[-500:]}")
+
+
+def _nss_wrapper() -> Path | None:
+    places = [Path("/usr/lib"), *(Path(entry).parent / "root/usr/lib" for entry in os.environ["PATH"].split(":"))]
+    return next((path for place in places for path in place.glob("*/libnss_wrapper.so")), None)
+
+
+def _wrapped(folder: Path, wrapper: Path | None) -> dict[str, str]:
+    """Environment in which sshd, and only it, knows an account that this machine has not."""
+    env = {"PATH": "/usr/bin:/bin"}
+    if wrapper is None:
+        return env
+    uid, gid = os.getuid(), os.getgid()
+    (folder / "passwd").write_text(
+        f"{ACCOUNT}:x:{uid}:{gid}::{folder}/home:/bin/sh\nsshd:x:65533:65534::/run/sshd:/usr/sbin/nologin\n"
+    )
+    (folder / "group").write_text(f"{ACCOUNT}:x:{gid}:\n")
+    return env | {
+        "LD_PRELOAD": str(wrapper),
+        "NSS_WRAPPER_PASSWD": str(folder / "passwd"),
+        "NSS_WRAPPER_GROUP": str(folder / "group"),
+    }
+
+
+def _config(folder: Path, made: Sshd, env: Mapping[str, str]) -> str:
+    variables = " ".join(f"{name}={value}" for name, value in env.items())
+    return f"""Port {made.port}
+ListenAddress 127.0.0.1
+HostKey {folder}/host
+PidFile none
+AuthorizedKeysFile {folder}/authorized
+AllowUsers {made.user}
+AuthenticationMethods publickey
+PermitRootLogin prohibit-password
+UsePAM no
+StrictModes no
+PrintMotd no
+UseDNS no
+SetEnv {variables}
+"""
+
+
+async def answers(sshd: Sshd) -> bool:
+    """Whether one can log in within five seconds."""
+    for _ in range(50):
+        with contextlib.suppress(OSError, asyncssh.Error):
+            async with asyncssh.connect(
+                "127.0.0.1", sshd.port, username=sshd.user, client_keys=[str(sshd.key_file)],
+                known_hosts=str(sshd.known_hosts), config=None, agent_path=None,
+            ) as connection:  # fmt: skip
+                return (await connection.run("true")).exit_status == 0
+        await asyncio.sleep(0.1)
+    return False
+
+
+async def _asyncssh(keeper: Keeper, folder: Path, made: Sshd, env: Mapping[str, str]) -> Sshd:
+    argv = [sys.executable, "-m", "defib.demo.asyncssh_server", str(folder), str(made.port)]
+    pid = await keeper.start(argv, folder / "log", {**os.environ, **env})
+    if not await answers(made):
+        raise RuntimeError(f"the SSH server does not answer: {(folder / 'log').read_text()[-500:]}")
+    return Sshd(made.port, made.user, made.key_file, made.known_hosts, pid)

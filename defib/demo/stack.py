@@ -1,0 +1,168 @@
+"""The whole stack on loopback: the shipped files with shorter intervals and other addresses."""
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+from defib.demo.keeper import Keeper
+from runtime.errors import StartError
+
+SHIPPED = Path(__file__).resolve().parents[2] / "alerts"
+READY_WITHIN = 40.0
+NEEDED = ("prometheus", "prometheus-alertmanager")
+WEBHOOK_TOKEN = "demo-webhook-token"  # noqa: S105 - on loopback, for as long as the demo lasts
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens on now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+class Stack:
+    """Prometheus, Alertmanager, the exporter and the remediator, kept by a keeper in one folder."""
+
+    def __init__(self, keeper: Keeper, folder: Path) -> None:
+        self._keeper, self._folder = keeper, folder
+        names = ("exporter", "remediator", "prometheus", "alertmanager")
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.pids: dict[str, int] = {}
+        self.client = httpx.AsyncClient(trust_env=False, timeout=5.0)
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self.ports[name]}"
+
+    def configuration(self, extra: Mapping[str, Any]) -> Path:
+        """Write the configuration directory; `extra` joins what the stack itself needs."""
+        directory = self._folder / "config"
+        directory.mkdir(exist_ok=True)
+        written = {
+            "exporter": {"url": self.url("exporter")},
+            "remediator": {
+                "url": self.url("remediator"),
+                "database": f"sqlite:///{self._folder}/remediator.db",
+                "webhook_token": WEBHOOK_TOKEN,
+                "prometheus_url": self.url("prometheus"),
+                "alertmanager_url": self.url("alertmanager"),
+            },
+            **extra,
+        }
+        (directory / "defib.yaml").write_text(yaml.safe_dump(written, allow_unicode=True, sort_keys=False))
+        return directory
+
+    async def start(self) -> None:
+        """Start all four; returns once an alert has come through all of them. Raises StartError."""
+        missing = [program for program in NEEDED if shutil.which(program) is None]
+        if missing:
+            raise StartError(
+                f"not on PATH: {', '.join(missing)} (run `make demo`, or install Prometheus and Alertmanager)"
+            )
+        (self._folder / "token").write_text(WEBHOOK_TOKEN)
+        await self.start_ours("exporter")
+        await self.start_ours("remediator")
+        await self._start_alertmanager()
+        await self._start_prometheus()
+        await self.wait_for("the Watchdog, from Prometheus to the remediator", self._watchdog_arrived)
+
+    async def start_ours(self, program: str) -> None:
+        """Start the exporter or the remediator."""
+        argv = [sys.executable, "-m", "defib", program, "--config", str(self._folder / "config")]
+        await self._run(program, [*argv, "--listen", f"127.0.0.1:{self.ports[program]}"])
+        await self.wait_for(program, lambda: self._is_ready(program))
+
+    async def _run(self, name: str, argv: Sequence[str]) -> None:
+        self.pids[name] = await self._keeper.start(argv, self.log(name))
+
+    def log(self, name: str) -> Path:
+        return self._folder / f"{name}.log"
+
+    async def _start_prometheus(self) -> None:
+        config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+        config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        config["rule_files"] = [str(SHIPPED / "rules" / "*.yml")]
+        self._readdressed(config, "prometheus.yml")
+        await self._run(
+            "prometheus",
+            [
+                "prometheus",
+                f"--config.file={self._folder}/prometheus.yml",
+                f"--storage.tsdb.path={self._folder}/prometheus",
+                f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}",
+                "--rules.alert.resend-delay=1s",
+                "--log.level=warn",
+            ],
+        )
+        await self.wait_for("prometheus", lambda: self._is_ready("prometheus"))
+
+    async def _start_alertmanager(self) -> None:
+        config = yaml.safe_load((SHIPPED / "alertmanager.yml").read_text())
+        config["route"]["group_interval"] = "1s"
+        self._readdressed(config, "alertmanager.yml")
+        await self._run(
+            "alertmanager",
+            [
+                "prometheus-alertmanager",
+                f"--config.file={self._folder}/alertmanager.yml",
+                f"--storage.path={self._folder}/alertmanager",
+                f"--web.listen-address=127.0.0.1:{self.ports['alertmanager']}",
+                "--cluster.listen-address=",
+                "--log.level=warn",
+            ],
+        )
+        await self.wait_for("alertmanager", lambda: self._is_ready("alertmanager"))
+
+    def _readdressed(self, config: Any, name: str) -> None:
+        """Write a shipped file with this stack's addresses in place of those of docker-compose.yml."""
+        text = yaml.safe_dump(config, sort_keys=False)
+        own = {
+            "exporter:9999": "exporter", "remediator:9095": "remediator",
+            "alertmanager:9093": "alertmanager", "localhost:9090": "prometheus",
+        }  # fmt: skip
+        for shipped, program in own.items():
+            text = text.replace(shipped, f"127.0.0.1:{self.ports[program]}")
+        (self._folder / name).write_text(text.replace("secrets/webhook_token", str(self._folder / "token")))
+
+    async def get(self, name: str, path: str) -> Any:
+        """JSON from one of the four; None where there is none to be had."""
+        try:
+            response = await self.client.get(f"{self.url(name)}{path}")
+            return response.json() if response.is_success else None
+        except (httpx.HTTPError, ValueError):
+            return None
+
+    async def _is_ready(self, name: str) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return (await self.client.get(f"{self.url(name)}/-/ready")).is_success
+        return False
+
+    async def _watchdog_arrived(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            headers = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
+            page = (await self.client.get(f"{self.url('remediator')}/metrics", headers=headers)).text
+            name = "defib_remediator_watchdog_last_timestamp_seconds "
+            return any(line.startswith(name) and float(line.split()[1]) > 0 for line in page.splitlines())
+        return False
+
+    async def wait_for(self, what: str, condition: Any, within: float = READY_WITHIN) -> None:
+        """Wait until `condition()` is true. Raises StartError, with the end of the logs."""
+        try:
+            async with asyncio.timeout(within):
+                while not await condition():
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            logs = "".join(f"\n--- {name}\n{self.log(name).read_text()[-1500:]}" for name in self.pids)
+            raise StartError(f"{what}: not ready within {within:g} s{logs}") from None

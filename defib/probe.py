@@ -1,0 +1,75 @@
+"""`defib probe`: one probe from here, with everything that it saw."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from exporter.api import timestamp
+from exporter.probing import probe as probe_once
+from exporter.results import Result
+from fleet.loading import Loaded
+from fleet.model import Service
+from fleet.shells.pool import Shells
+from runtime.errors import DefibError
+from runtime.redaction import Redactor
+
+UP, DOWN = 0, 1
+
+
+async def probe(load: Callable[[], Loaded], name: str, *, as_json: bool) -> int:
+    """Probe a service and print the result; 0 when it succeeded, 1 when it failed."""
+    loaded = load()
+    service = named(loaded, name)
+    redact = Redactor(loaded.secrets)
+    shells = Shells(loaded.inventory.hosts)
+    try:
+        result = await probe_once(service, lambda: shells.of(service.host), redact)
+    finally:
+        await shells.close()
+    told = _told(service, result)
+    text = json.dumps(told, ensure_ascii=False) if as_json else _as_text(told)
+    print(redact(text))
+    return UP if result.success else DOWN
+
+
+def named(loaded: Loaded, name: str) -> Service:
+    service = loaded.inventory.services.get(name)
+    if service is None:
+        raise DefibError(f"the inventory has no service {name!r}")
+    return service
+
+
+def _told(service: Service, result: Result) -> dict[str, Any]:
+    seen = result.seen
+    return {
+        "service": service.id,
+        "probe": service.probe.kind,
+        "success": result.success,
+        "reason": result.reason,
+        "message": result.message,
+        "duration_seconds": result.duration,
+        "phases": seen.phases,
+        "started_at": timestamp(result.started_at),
+        **({"http_status": seen.status_code} if seen.status_code else {}),
+        **({"certificate_expires": timestamp(seen.certificate_expiry)} if seen.certificate_expiry else {}),
+        "evidence": {key: _readable(value) for key, value in seen.evidence.items()},
+    }
+
+
+def _readable(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return [list(item) for item in value] if isinstance(value, list) else value
+
+
+def _as_text(told: dict[str, Any]) -> str:
+    verdict = "up" if told["success"] else f"down ({told['reason']}): {told['message']}"
+    lines = [f"{told['service']} is {verdict}", f"  {'took':<12}{told['duration_seconds'] * 1000:.1f} ms"]
+    lines += [f"  {phase:<12}{seconds * 1000:.1f} ms" for phase, seconds in told["phases"].items()]
+    lines += [f"  {key:<12}{told[key]}" for key in ("http_status", "certificate_expires") if key in told]
+    for key, value in told["evidence"].items():
+        if key == "headers":
+            lines += ["  headers", *(f"    {name}: {text}" for name, text in value)]
+        else:
+            lines.append(f"  {key:<12}{value}")
+    return "\n".join(lines)

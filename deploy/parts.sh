@@ -1,0 +1,84 @@
+#!/bin/sh
+# Brings the real parts that are not on PATH into .parts/bin, from Debian's or Ubuntu's packages: downloaded and unpacked,
+# nothing installed, no root. Usage: deploy/parts.sh FOLDER demo|test
+set -eu
+
+folder=$(mkdir -p "$1" && cd "$1" && pwd)
+case "${2:-demo}" in
+demo) programs="prometheus promtool prometheus-alertmanager amtool prometheus-blackbox-exporter sshd ssh-keygen busybox"
+    packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
+        busybox-static libnss-wrapper" ;;
+test) programs="prometheus promtool prometheus-alertmanager amtool prometheus-blackbox-exporter sshd ssh-keygen busybox
+        dockerd docker containerd containerd-shim-runc-v2 runc docker-init tini nginx"
+    packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
+        busybox-static libnss-wrapper docker.io containerd runc tini nginx" ;;
+*) echo "usage: $0 FOLDER demo|test" >&2; exit 2 ;;
+esac
+umask 022
+mkdir -p "$folder/bin" "$folder/root" "$folder/debs" "$folder/lists/partial" "$folder/cache/archives/partial"
+PATH=$folder/bin:$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+missing=
+for program in $programs; do
+    command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
+done
+# The wrapper that gives an unprivileged sshd its own account is a library, so PATH does not find it.
+wrapper=$(ls "$folder"/root/usr/lib/*/libnss_wrapper.so /usr/lib/*/libnss_wrapper.so 2>/dev/null | head -n 1)
+[ -n "$wrapper" ] || missing="$missing libnss_wrapper.so"
+[ -n "$missing" ] || exit 0
+
+if ! command -v apt-get >/dev/null 2>&1 || ! command -v dpkg-deb >/dev/null 2>&1; then
+    echo "Not found:$missing" >&2
+    echo "Here there is no apt to bring them. Install Prometheus, Alertmanager, blackbox_exporter and OpenSSH's server" >&2
+    echo "(for the tests also docker and nginx) with this system's packages, so that they are on PATH." >&2
+    exit 1
+fi
+echo "bringing into $folder:$missing" >&2
+
+apt() {
+    apt-get -o Dir::State::Lists="$folder/lists" -o Dir::Cache="$folder/cache" -o Acquire::Languages=none \
+        -o Acquire::Retries=3 -o APT::Sandbox::User=root "$@"
+}
+apt -qq update >&2
+# What they need and this system lacks comes along; what it has, stays as it is.
+needed=$(apt -s install --no-install-recommends $packages 2>/dev/null |
+    awk '$1 == "Inst" && $3 !~ /^\[/ && $2 !~ /^(libjs-|fonts-|iptables|libip6tc|libnftnl|libnfnetlink|libnetfilter)/ {print $2}') || needed=
+cd "$folder/debs"
+rm -f ./*.deb
+apt -qq download $(printf '%s\n' $needed $packages libwrap0 | sort -u) >&2
+for package in ./*.deb; do
+    dpkg-deb -x "$package" "$folder/root"
+done
+rm -f ./*.deb
+
+libraries=$(find "$folder/root" -type d -path '*/lib/*-linux-gnu' | sort | tr '\n' ':')
+bring() { # name, path below root
+    real=$folder/root/$2
+    [ -x "$real" ] || return 0
+    if ldd "$real" 2>/dev/null | grep -q 'not found'; then
+        printf '#!/bin/sh\nLD_LIBRARY_PATH=%s exec %s "$@"\n' "$libraries" "$real" >"$folder/bin/$1"
+        chmod 755 "$folder/bin/$1"
+    else
+        ln -sfn "$real" "$folder/bin/$1"
+    fi
+}
+for name in $programs; do
+    for place in usr/bin usr/sbin bin sbin; do
+        [ -x "$folder/root/$place/$name" ] && bring "$name" "$place/$name"
+    done
+done
+# The file that docker mounts into containers as their init must be a real one, not a script.
+[ -x "$folder/root/usr/bin/tini-static" ] && ln -sfn "$folder/root/usr/bin/tini-static" "$folder/bin/docker-init"
+# Debian's Alertmanager has the path of its default template compiled in; one of the same length, relative to root, works.
+alertmanager=$folder/root/usr/bin/prometheus-alertmanager
+if [ -x "$alertmanager" ] && [ ! -e /usr/share/prometheus/alertmanager/default.tmpl ]; then
+    LC_ALL=C sed 's#/usr/share/prometheus/alertmanager#usr/share/prometheus//alertmanager#g' "$alertmanager" >"$alertmanager.moved"
+    chmod 755 "$alertmanager.moved"
+    rm -f "$folder/bin/prometheus-alertmanager"
+    printf '#!/bin/sh\ncd %s && exec %s "$@"\n' "$folder/root" "$alertmanager.moved" >"$folder/bin/prometheus-alertmanager"
+    chmod 755 "$folder/bin/prometheus-alertmanager"
+fi
+
+for program in $programs; do
+    command -v "$program" >/dev/null 2>&1 || { echo "still not found: $program" >&2; exit 1; }
+done

@@ -1,0 +1,1 @@
+"""Probes every service on its own clock and publishes what it saw on `/metrics`."""

@@ -1,0 +1,65 @@
+"""The exporter as a program: load, watch, serve, reload, stop."""
+
+import asyncio
+import os
+import resource
+from collections.abc import Callable
+
+import structlog
+
+from exporter.api import add_routes
+from exporter.metrics import Metrics
+from exporter.watch import Watcher
+from fleet.documents import ConfigurationError
+from fleet.loading import Loaded
+from runtime.lifecycle import Listen, serve
+from runtime.redaction import Redactor
+from runtime.web import Access, application, is_loopback
+from runtime.webconfig import WebConfig
+
+RESOLVER_THREADS = "64"
+log = structlog.get_logger()
+
+
+async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
+    """Serve until a signal says stop. Raises ConfigurationError and StartError before anything is started."""
+    loaded = await asyncio.to_thread(load)
+    redact.learn(loaded.secrets)
+    metrics = Metrics()
+    watcher = Watcher(metrics, redact)
+    access = Access(web_config.basic_auth_users, loaded.inventory.exporter.token, is_loopback(listen.host))
+    started = asyncio.Event()
+    app = application(access, web_config, ready=started.is_set)
+    reloading = asyncio.Lock()
+
+    async def start() -> None:
+        await watcher.apply(loaded.inventory)
+        metrics.reloaded(successful=True)
+        started.set()
+
+    async def reload() -> None:
+        async with reloading:
+            try:
+                fresh = await asyncio.to_thread(load)
+            except ConfigurationError as error:
+                metrics.reloaded(successful=False)
+                log.error("reload refused; the old configuration stays", wrong=[str(each) for each in error.wrongs])  # noqa: TRY400 - it is its own explanation
+                raise
+            redact.learn(fresh.secrets)
+            access.token = fresh.inventory.exporter.token
+            await watcher.apply(fresh.inventory)
+            metrics.reloaded(successful=True)
+            log.info("reloaded", services=len(watcher.watches))
+
+    add_routes(app, watcher, metrics, reload)
+    await serve(
+        "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=watcher.close
+    )
+
+
+def prepare_process() -> None:
+    """What must be set before the event loop exists: room for sockets, threads for slow name servers."""
+    os.environ.setdefault("UV_THREADPOOL_SIZE", RESOLVER_THREADS)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

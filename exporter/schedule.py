@@ -1,0 +1,47 @@
+"""When a service is probed next. Pure; times are seconds of the event loop's clock."""
+
+import random
+import zlib
+from dataclasses import dataclass
+
+FIRST_WITHIN = 60.0
+JITTER = 0.05
+JITTER_LIMIT = 1.0
+
+
+def phase_of(service: str) -> float:
+    """A fraction of the interval, in [0, 1), that is the same at every start."""
+    return zlib.crc32(service.encode()) / 2**32
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Probes at `anchor + n × every`, and every `retry_every` while a service is failing or undecided."""
+
+    anchor: float
+    every: float
+    retry_every: float
+
+    @classmethod
+    def starting(cls, service: str, now: float, every: float, retry_every: float) -> "Schedule":
+        return cls(now + phase_of(service) * min(every, FIRST_WITHIN), every, retry_every)
+
+    def following(self, due: float, now: float, *, settled: bool) -> tuple[float, int]:
+        """When the next probe is due after the one of `due` ended at `now`, and how many were missed meanwhile.
+
+        What was missed is not made up for: after a suspended machine wakes there is no burst.
+        """
+        if not settled:
+            interval = min(self.retry_every, self.every)
+            if now <= due + interval:
+                return due + interval, 0
+            # A probe that outlasts its interval gets a pause: hammering helps nobody who is struggling.
+            return now + interval, int((now - due) / interval)
+        turns = int((max(now, due) - self.anchor) // self.every)
+        following = self.anchor + (turns + 1) * self.every
+        return following, max(0, int((following - due) / self.every + 1e-9) - 1)
+
+
+def jittered(due: float, every: float, randomness: random.Random) -> float:
+    """A little later, so that those of one phase spread."""
+    return due + randomness.uniform(0, min(every * JITTER, JITTER_LIMIT))

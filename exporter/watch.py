@@ -1,0 +1,143 @@
+"""The services under watch: each probed on its own clock, its state kept, its lines on the page."""
+
+import asyncio
+import random
+from collections import Counter, deque
+from collections.abc import Mapping
+
+import structlog
+
+from exporter.metrics import Metrics
+from exporter.page import Page
+from exporter.probing import probe
+from exporter.results import Reason, Result
+from exporter.schedule import Schedule, jittered
+from exporter.series import FAMILIES, ServiceSeries, host_lines
+from exporter.state import State
+from fleet.model import Host, Inventory, Service
+from fleet.shells.pool import Shells
+from runtime.redaction import Redactor
+
+IN_FLIGHT = 1000
+FAILURES_KEPT = 20
+log = structlog.get_logger()
+
+
+class Watch:
+    """One service: its state, its counters, and the lock that keeps two probes of it apart."""
+
+    def __init__(self, service: Service) -> None:
+        self.state = State()
+        self.last: Result | None = None
+        self.failures: Counter[Reason] = Counter()
+        self.recent: deque[Result] = deque(maxlen=FAILURES_KEPT)
+        self.lock = asyncio.Lock()
+        self.task: asyncio.Task[None] | None = None
+        self.take(service)
+
+    def take(self, service: Service) -> None:
+        self.service = service
+        self.series = ServiceSeries(service)
+
+    def lines(self) -> dict[str, str]:
+        return self.series.render(self.state, self.last, self.failures)
+
+    def record(self, result: Result) -> None:
+        rules = self.service.probe
+        before = self.state
+        self.state = before.after(result, fail_after=rules.fail_after, recover_after=rules.recover_after)
+        news = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)
+        self.last = result
+        if result.reason is not None:
+            self.failures[result.reason] += 1
+            self.recent.append(result)
+        if news or self.state.up is not before.up:
+            log.info(
+                "probe",
+                service=self.service.id,
+                success=result.success,
+                up=self.state.up,
+                reason=result.reason,
+                message=result.message or None,
+            )
+
+
+class Watcher:
+    """Watches every service of an inventory until it is closed."""
+
+    def __init__(self, metrics: Metrics, redact: Redactor, *, randomness: random.Random | None = None) -> None:
+        self.watches: dict[str, Watch] = {}
+        self.page = Page(FAMILIES)
+        self._metrics = metrics
+        self._redact = redact
+        self._random = randomness or random.Random()  # noqa: S311 - spreads load, guards nothing
+        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._shells = Shells({})
+        self._hosts: Mapping[str, Host] = {}
+
+    async def apply(self, inventory: Inventory) -> None:
+        """Watch what `inventory` says; a service that it leaves as it was is not touched."""
+        for name in self._hosts.keys() - inventory.hosts.keys():
+            self.page.drop(f"host {name}")
+        for name, host in inventory.hosts.items():
+            self.page.put(f"host {name}", host_lines(host))
+        await self._shells.reload(inventory.hosts)
+        self._hosts = inventory.hosts
+        for name in self.watches.keys() - inventory.services.keys():
+            await _end(self.watches.pop(name).task)
+            self.page.drop(name)
+        for name, service in inventory.services.items():
+            watch = self.watches.get(name)
+            if watch is None:
+                watch = self.watches[name] = Watch(service)
+            elif watch.service == service:
+                continue
+            else:
+                await _end(watch.task)
+                watch.take(service)
+            self.page.put(name, watch.lines())
+            watch.task = asyncio.create_task(self._run(watch), name=f"watch {name}")
+
+    async def close(self) -> None:
+        for watch in self.watches.values():
+            await _end(watch.task)
+        await self._shells.close()
+
+    async def probe_now(self, watch: Watch) -> Result:
+        """Probe after this call began, whatever the schedule; a probe in flight is waited for, never reused."""
+        return await self._probe(watch, None)
+
+    async def _run(self, watch: Watch) -> None:
+        loop = asyncio.get_running_loop()
+        rules = watch.service.probe
+        schedule = Schedule.starting(watch.service.id, loop.time(), rules.every, rules.retry_every)
+        due = schedule.anchor
+        while True:
+            at = jittered(due, rules.every, self._random)
+            await asyncio.sleep(at - loop.time())
+            await self._probe(watch, at)
+            due, missed = schedule.following(due, loop.time(), settled=watch.state.settled)
+            if missed:
+                self._metrics.skipped.inc(missed)
+
+    async def _probe(self, watch: Watch, due: float | None) -> Result:
+        async with watch.lock, self._slots:
+            if due is not None:
+                self._metrics.lag.observe(max(0.0, asyncio.get_running_loop().time() - due))
+            service = watch.service
+            self._metrics.in_flight.inc()
+            try:
+                result = await probe(service, lambda: self._shells.of(service.host), self._redact)
+            finally:
+                self._metrics.in_flight.dec()
+            watch.record(result)
+            if self.watches.get(service.id) is watch:
+                self.page.put(service.id, watch.lines())
+            self._metrics.latency.labels(service.provider, service.category).observe(result.duration)
+            return result
+
+
+async def _end(task: asyncio.Task[None] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

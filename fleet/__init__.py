@@ -1,0 +1,1 @@
+"""What is watched and how to reach it: the inventory, and shells on its hosts."""

@@ -1,0 +1,105 @@
+"""Whether the names that parts of the configuration call each other by exist.
+
+Works on the raw maps, so that a mistake elsewhere does not hide these.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fleet.documents import Document, Location, Wrong
+from fleet.model import Kinds
+
+Raw = Mapping[str, Any]
+
+
+def check_references(document: Document, raw: Raw, kinds: Kinds) -> list[Wrong]:
+    """Unknown hosts, services and channels; commands without a host to run on; circles."""
+    hosts, services = _maps(raw.get("hosts")), _maps(raw.get("services"))
+    notify = raw.get("notify")
+    notify = notify if isinstance(notify, dict) else {}
+    return [
+        *_hosts(document, hosts),
+        *_services(document, services, hosts, kinds),
+        *_routes(document, notify, _maps(notify.get("channels"))),
+        *_circles(document, "hosts", ("ssh", "via"), {name: _via(host) for name, host in hosts.items()}),
+        *_circles(document, "services", ("depends_on",), {name: _needs(each) for name, each in services.items()}),
+    ]
+
+
+def _maps(value: Any) -> dict[str, Raw]:
+    return {str(key): item for key, item in value.items() if isinstance(item, dict)} if isinstance(value, dict) else {}
+
+
+def _via(host: Raw) -> list[str]:
+    ssh = host.get("ssh")
+    via = ssh.get("via") if isinstance(ssh, dict) else None
+    return [via] if isinstance(via, str) else []
+
+
+def _needs(service: Raw) -> list[str]:
+    needs = service.get("depends_on")
+    return [name for name in needs if isinstance(name, str)] if isinstance(needs, list) else []
+
+
+def _unknown(document: Document, where: Location, name: str, known: Mapping[str, Raw], what: str) -> Iterator[Wrong]:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        yield document.wrong(where, f"there is no {what} {str(name)!r}{hint}")
+
+
+def _hosts(document: Document, hosts: Mapping[str, Raw]) -> Iterator[Wrong]:
+    for name, host in hosts.items():
+        for key in ("ssh", "control_ssh"):
+            ssh = host.get(key)
+            if isinstance(ssh, dict) and isinstance(ssh.get("via"), str):
+                yield from _unknown(document, ("hosts", name, key, "via"), ssh["via"], hosts, "host")
+
+
+def _services(
+    document: Document, services: Mapping[str, Raw], hosts: Mapping[str, Raw], kinds: Kinds
+) -> Iterator[Wrong]:
+    for name, service in services.items():
+        host = service.get("host")
+        if isinstance(host, str) and host:
+            yield from _unknown(document, ("services", name, "host"), host, hosts, "host")
+        for index, other in enumerate(_needs(service)):
+            yield from _unknown(document, ("services", name, "depends_on", index), other, services, "service")
+        for part, table in (("probe", kinds.probes), ("control", kinds.controls)):
+            for kind in service[part] if isinstance(service.get(part), dict) else ():
+                if getattr(table.get(kind), "needs_host", False):
+                    yield from _shell(document, ("services", name, part, kind), hosts, host)
+
+
+def _shell(document: Document, where: Location, hosts: Mapping[str, Raw], host: Any) -> Iterator[Wrong]:
+    if not host:
+        yield document.wrong(where, "runs on a host: the service needs `host:`")
+        return
+    known = hosts.get(host) if isinstance(host, str) else None
+    if known is not None and known.get("shell") != "local" and not known.get("ssh"):
+        yield document.wrong(where, f"runs on {host}, which has neither `ssh:` nor `shell: local`")
+
+
+def _routes(document: Document, notify: Raw, channels: Mapping[str, Raw]) -> Iterator[Wrong]:
+    routes = notify.get("routes")
+    for index, route in enumerate(routes if isinstance(routes, list) else ()):
+        names = route.get("channels") if isinstance(route, dict) else None
+        for place, channel in enumerate(names if isinstance(names, list) else ()):
+            if isinstance(channel, str):
+                where = ("notify", "routes", index, "channels", place)
+                yield from _unknown(document, where, channel, channels, "channel")
+
+
+def _circles(document: Document, section: str, key: tuple[str, ...], edges: Mapping[str, list[str]]) -> Iterator[Wrong]:
+    for start, nexts in edges.items():
+        seen: set[str] = set()
+        left = list(nexts)
+        while left:
+            name = left.pop()
+            if name == start:
+                yield document.wrong((section, start, *key), "leads back to itself")
+                break
+            if name not in seen:
+                seen.add(name)
+                left.extend(edges.get(name, []))

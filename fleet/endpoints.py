@@ -1,0 +1,142 @@
+"""What every HTTP or TLS peer may ask of us: credentials, certificates, an address."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SecretStr,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from fleet.documents import Text
+
+
+class Part(BaseModel):
+    """A part of the configuration: frozen, no unknown keys, references of other programs left as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _leave_pending(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        if isinstance(value, Text) and value.pending:
+            return value
+        return handler(value)
+
+
+class OneOf(Part):
+    """A part that is exactly one of its optional fields named in `choices`."""
+
+    choices: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "OneOf":
+        chosen = [name for name in self.choices if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            found = f" (found {', '.join(chosen)})" if chosen else ""
+            raise ValueError(f"wants exactly one of {', '.join(self.choices)}{found}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(name for name in self.choices if getattr(self, name) is not None)
+
+    @property
+    def options(self) -> Any:
+        return getattr(self, self.kind)
+
+
+def _path(value: object) -> object:
+    if isinstance(value, Text):
+        return value.base / Path(value).expanduser()
+    return value
+
+
+def _existing(value: object) -> object:
+    path = _path(value)
+    if isinstance(value, Text) and value.checked and isinstance(path, Path) and not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return path
+
+
+RelativePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string"})]
+ExistingFile = Annotated[Path, BeforeValidator(_existing), WithJsonSchema({"type": "string"})]
+
+
+def check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or any(character <= " " or character == "\x7f" for character in url):
+        raise ValueError("is not a URL (write http://host:port/path)")
+    return url
+
+
+def _check_secret_url(url: SecretStr) -> SecretStr:
+    check_url(url.get_secret_value())
+    return url
+
+
+Url = Annotated[str, AfterValidator(check_url)]
+SecretUrl = Annotated[SecretStr, AfterValidator(_check_secret_url)]
+
+
+def check_address(address: str) -> str:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:  # noqa: PLR2004
+        raise ValueError("is not an address (write host:port)")
+    return address
+
+
+Address = Annotated[str, AfterValidator(check_address)]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+class Basic(Part):
+    username: str
+    password: SecretStr
+
+
+class Auth(OneOf):
+    choices = ("basic", "bearer")
+    basic: Basic | None = None
+    bearer: SecretStr | None = None
+
+
+class Tls(Part):
+    verify: bool = True
+    ca_file: ExistingFile | None = None
+    cert_file: ExistingFile | None = None
+    key_file: ExistingFile | None = None
+    server_name: str | None = None
+
+
+class Endpoint(Part):
+    """An HTTP server of ours or of our tools: `http://host:port`, or that with `auth` and `tls`."""
+
+    url: Url
+    auth: Auth | None = None
+    tls: Tls = Tls()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+    @property
+    def base(self) -> str:
+        return self.url.rstrip("/")

@@ -1,0 +1,187 @@
+"""From a directory of YAML files to a validated inventory, or every error at once."""
+
+import difflib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from fleet.crosschecks import check_references
+from fleet.documents import ConfigurationError, Document, Location, Wrong, read
+from fleet.endpoints import Part
+from fleet.model import Defaults, Inventory, Kinds, inventory_model
+from fleet.references import Program, Resolver, substitute
+from fleet.units import parse_duration
+from runtime.errors import StartError
+
+PROGRAMS: tuple[Program, ...] = get_args(Program)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An inventory, and the secrets in it, to be masked wherever text leaves the program."""
+
+    inventory: Inventory
+    secrets: frozenset[str] = field(repr=False)
+
+
+def directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The configuration directory: as chosen, `$DEFIB_CONFIG`, `./config`, `/etc/defib`. Raises StartError."""
+    if chosen is not None:
+        return chosen
+    if environ.get("DEFIB_CONFIG"):
+        return Path(environ["DEFIB_CONFIG"])
+    for path in (Path("config"), Path("/etc/defib")):
+        if path.is_dir():
+            return path
+    raise StartError(
+        "no configuration: name its directory with --config or DEFIB_CONFIG (looked for ./config, /etc/defib)"
+    )
+
+
+def load(
+    path: Path, kinds: Kinds, *, programs: Iterable[Program] = PROGRAMS, environ: Mapping[str, str] = os.environ
+) -> Loaded:
+    """Read, resolve for `programs`, validate and check. Raises ConfigurationError with all that is wrong.
+
+    With no programs nothing is resolved: references stay as they were written.
+    """
+    document = read(path)
+    resolver = Resolver(document, environ, frozenset(programs))
+    raw = resolver.resolve()
+    wrongs = [*document.wrongs, *resolver.wrongs]
+    unresolved = {(wrong.file, wrong.line, wrong.path) for wrong in resolver.wrongs}
+    wrongs += _fill_in(document, raw)
+    wrongs += check_references(document, raw, kinds)
+    model = inventory_model(kinds)
+    try:
+        inventory = model.model_validate(raw)
+    except ValidationError as error:
+        found = [_explain(document, model, item) for item in error.errors(include_input=False, include_url=False)]
+        raise ConfigurationError(_ordered([*wrongs, *_only_new(found, unresolved)])) from None
+    if wrongs:
+        raise ConfigurationError(_ordered(wrongs))
+    return Loaded(inventory, frozenset(resolver.secrets | set(_secrets(inventory))))
+
+
+def _only_new(found: list[Wrong], unresolved: set[tuple[str, int, str]]) -> Iterator[Wrong]:
+    """Leave out what is wrong only because a reference could not be resolved."""
+    return (wrong for wrong in found if (wrong.file, wrong.line, wrong.path) not in unresolved)
+
+
+def _ordered(wrongs: list[Wrong]) -> list[Wrong]:
+    return sorted(dict.fromkeys(wrongs), key=lambda wrong: (wrong.file, wrong.line, wrong.path))
+
+
+def _fill_in(document: Document, raw: dict[str, Any]) -> list[Wrong]:
+    """Give every probe and control the fleet's defaults, and put the host's address in."""
+    wrote = raw.get("defaults")
+    try:
+        defaults = Defaults.model_validate(wrote or {})
+    except ValidationError:
+        defaults = Defaults()  # the whole document is validated next, and says what is wrong
+    services, hosts = raw.get("services"), raw.get("hosts")
+    if not isinstance(services, dict):
+        return []
+    wrongs = []
+    for name, service in services.items():
+        if not isinstance(service, dict):
+            continue
+        host = service.get("host", "")
+        known = hosts.get(host) if isinstance(hosts, dict) and isinstance(host, str) else None
+        address = str(known.get("address", "")) if isinstance(known, dict) else ""
+        for part, model in (("probe", defaults.probe), ("control", defaults.control)):
+            if isinstance(service.get(part), dict):
+                if not host and _mentions_host(service[part]):
+                    wrongs.append(document.wrong(("services", name, part), "uses {host.…} but the service has no host"))
+                service[part] = _with_defaults(substitute(service[part], name, host, address), model)
+    return wrongs
+
+
+def _mentions_host(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_mentions_host, value.values()))
+    if isinstance(value, list):
+        return any(map(_mentions_host, value))
+    return isinstance(value, str) and ("{host.address}" in value or "{host.name}" in value)
+
+
+def _with_defaults(part: dict[str, Any], defaults: Part) -> dict[str, Any]:
+    written = defaults.model_dump()
+    if "every" in part and "retry_every" not in part and "retry_every" not in defaults.model_fields_set:
+        written.pop("retry_every")  # the smaller of `every` and 30s, below
+        filled = {**written, **part}
+        filled["retry_every"] = _smaller(part["every"], "30s")
+        return filled
+    return {**written, **part}
+
+
+def _smaller(every: Any, other: str) -> Any:
+    try:
+        return every if parse_duration(every) < parse_duration(other) else other
+    except ValueError:
+        return other  # `every` itself is reported
+
+
+def _explain(document: Document, model: type[BaseModel], error: Mapping[str, Any]) -> Wrong:
+    location: Location = [part for part in error["loc"] if part != "[key]"]
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return document.wrong(location, f"unknown key{_nearest(model, location)}")
+    if kind == "missing":
+        return document.wrong(location, "is missing")
+    if "[key]" in error["loc"]:
+        pattern = error.get("ctx", {}).get("pattern", "")
+        return document.wrong(location, f"is not a name that may stand here (it must match {pattern})")
+    message = error["msg"].removeprefix("Value error, ")
+    return document.wrong(location, message[:1].lower() + message[1:])
+
+
+def _nearest(model: type[BaseModel], location: Location) -> str:
+    keys = [field.alias or name for name, field in _model_at(model, location[:-1]).items()]
+    close = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f" (known here: {', '.join(keys)})"
+
+
+def _model_at(model: type[BaseModel], location: Location) -> Mapping[str, FieldInfo]:
+    """The fields of the model that `location` leads to."""
+    here: type[BaseModel] | None = model
+    keyed = False  # the next part is a key of a map or an index, and leads no further
+    for part in location:
+        if keyed:
+            keyed = False
+        elif here is not None:
+            found = {info.alias or name: info for name, info in here.model_fields.items()}.get(str(part))
+            here = _inner(found.annotation) if found else None
+            keyed = found is not None and any(get_origin(each) in (dict, list) for each in _options(found.annotation))
+    return here.model_fields if here is not None else {}
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *get_args(annotation))
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """The model inside `X | None`, `dict[str, X]` or `list[X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _inner(part)) is not None), None)
+
+
+def _secrets(value: Any) -> Iterator[str]:
+    """Every secret in a model, wherever it stands."""
+    if hasattr(value, "get_secret_value"):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        for _name, item in value:
+            yield from _secrets(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _secrets(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _secrets(item)

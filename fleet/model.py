@@ -1,0 +1,302 @@
+"""The inventory: what may stand in the configuration, and what it means.
+
+The kinds of probes, controls and channels bring their own options; `inventory_model` puts all together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, cast
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import AfterValidator, Field, SecretStr, create_model, field_validator, model_validator
+
+from fleet.endpoints import Endpoint, OneOf, Part, RelativePath
+from fleet.units import Duration, Identifier, PositiveDuration
+
+Severity = Literal["critical", "warning", "info"]
+LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The options of every kind of probe, control and channel, by the key that names the kind."""
+
+    probes: Mapping[str, type[Part]] = field(default_factory=dict)
+    controls: Mapping[str, type[Part]] = field(default_factory=dict)
+    channels: Mapping[str, type[Part]] = field(default_factory=dict)
+
+
+class Probe(OneOf):
+    """When a service is probed and when its state changes; the kind's options stand under its key."""
+
+    every: PositiveDuration
+    retry_every: PositiveDuration
+    timeout: PositiveDuration
+    fail_after: int = Field(ge=1)
+    recover_after: int = Field(ge=1)
+
+
+class Control(OneOf):
+    """How a service is started and stopped; the kind's options stand under its key."""
+
+    timeout: PositiveDuration
+    start_within: PositiveDuration
+
+
+class Backoff(Part):
+    first: PositiveDuration = 60.0
+    factor: float = Field(2.0, ge=1)
+    cap: PositiveDuration = 900.0
+
+
+class Storm(Part):
+    ratio: float = Field(0.5, gt=0, le=1)
+    at_least: int = Field(3, ge=1)
+
+
+class ServiceRemediation(Part):
+    """What one service may say otherwise than the fleet."""
+
+    alerts: list[str] | None = None
+    never_for: list[str] | None = None
+    attempts: int | None = Field(None, ge=1)
+    window: PositiveDuration | None = None
+    backoff: Backoff | None = None
+    hold: Duration | None = None
+
+
+class Remediation(Part):
+    automatic: bool = True
+    alerts: list[str] = ["ServiceDown"]
+    never_for: list[str] = ["resolve", "tls", "auth", "shell", "error"]
+    attempts: int = Field(3, ge=1)
+    window: PositiveDuration = 3600.0
+    backoff: Backoff = Backoff()
+    hold: Duration = 60.0
+    actions_per_host: int = Field(1, ge=1)
+    actions_in_flight: int = Field(5, ge=1)
+    actions_per_10m: int = Field(20, ge=1)
+    storm: Storm = Storm()
+
+    def of(self, service: "Service") -> "Remediation":
+        """These settings as they hold for one service."""
+        own = {name: value for name, value in service.remediation if value is not None}
+        return self.model_copy(update=own)
+
+
+class Service(Part):
+    name: str = ""
+    category: str = "other"
+    provider: str = "other"
+    host: str = ""
+    team: str = ""
+    severity: Severity = "critical"
+    probe: Probe
+    control: Control | None = None
+    on_failure: Literal["notify", "restart"] = "notify"
+    depends_on: list[str] = []
+    runbook: str = ""
+    remediation: ServiceRemediation = ServiceRemediation()
+    _id: str = ""
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def title(self) -> str:
+        return self.name or self._id
+
+
+class Ssh(Part):
+    user: str | None = None
+    port: int = Field(22, ge=1, le=65535)
+    key_file: RelativePath | None = None
+    known_hosts: RelativePath | None = None
+    via: str | None = None
+
+
+class SudoPassword(Part):
+    password: SecretStr
+
+
+class Sudo(Part):
+    """`none`, `passwordless`, or `{password: …}`."""
+
+    mode: Literal["none", "passwordless", "password"] = "none"
+    password: SecretStr | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            if value not in ("none", "passwordless"):
+                raise ValueError("is none, passwordless or {password: …}")
+            return {"mode": value}
+        if isinstance(value, dict) and "password" in value:
+            return {**value, "mode": "password"}
+        return value
+
+
+class Host(Part):
+    address: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._:%-]+$")
+    group: str = ""
+    shell: Literal["ssh", "local"] = "ssh"
+    ssh: Ssh | None = None
+    control_ssh: Ssh | None = None
+    sudo: Sudo = Sudo()
+    labels: dict[Annotated[str, Field(pattern=LABEL_NAME)], str] = Field(default_factory=dict)
+    _name: str = ""
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def has_shell(self) -> bool:
+        return self.shell == "local" or self.ssh is not None
+
+    def ssh_for(self, *, control: bool) -> Ssh:
+        """How to connect: `control_ssh` takes the place of the same keys of `ssh`."""
+        ssh = self.ssh or Ssh()
+        if not control or self.control_ssh is None:
+            return ssh
+        return ssh.model_copy(
+            update={name: getattr(self.control_ssh, name) for name in self.control_ssh.model_fields_set}
+        )
+
+
+class ExporterSettings(Part):
+    url: Endpoint = Endpoint(url="http://127.0.0.1:9999")
+    token: SecretStr | None = None
+
+
+class RemediatorSettings(Part):
+    url: Endpoint = Endpoint(url="http://127.0.0.1:9095")
+    database: str = "sqlite:////var/lib/defib/remediator.db"
+    webhook_token: SecretStr | None = None
+    prometheus_url: Endpoint | None = None
+    alertmanager_url: Endpoint | None = None
+    grafana_url: Endpoint | None = None
+
+    @field_validator("database")
+    @classmethod
+    def _sqlite(cls, url: str) -> str:
+        if not url.startswith("sqlite:///") or url == "sqlite:///":
+            raise ValueError("is not sqlite:///PATH (four slashes before an absolute path)")
+        return url
+
+
+class ProbeDefaults(Part):
+    every: PositiveDuration = 30.0
+    retry_every: PositiveDuration = 30.0
+    timeout: PositiveDuration = 10.0
+    fail_after: int = Field(2, ge=1)
+    recover_after: int = Field(1, ge=1)
+
+
+class ControlDefaults(Part):
+    timeout: PositiveDuration = 120.0
+    start_within: PositiveDuration = 300.0
+
+
+class Defaults(Part):
+    probe: ProbeDefaults = ProbeDefaults()
+    control: ControlDefaults = ControlDefaults()
+
+
+class Channel(OneOf):
+    """A place where people are told; the kind's options stand under its key."""
+
+
+class Route(Part):
+    match: dict[str, str] = Field(default_factory=dict)
+    channels: list[str]
+    continue_: bool = Field(False, alias="continue")
+
+
+def _timezone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError("is not a time zone (write Asia/Shanghai)") from None
+    return name
+
+
+class Notify(Part):
+    language: Literal["zh", "en"] = "zh"
+    timezone: Annotated[str, AfterValidator(_timezone)] = "Asia/Shanghai"
+    channels: dict[Identifier, Channel] = Field(default_factory=dict)
+    routes: list[Route] = []
+
+    def channels_for(self, labels: Mapping[str, str]) -> list[str]:
+        """Name the channels that hear of an alert: those of the first route that matches, and on while it continues."""
+        chosen: list[str] = []
+        for route in self.routes:
+            if all(labels.get(name, "") == value for name, value in route.match.items()):
+                chosen += [channel for channel in route.channels if channel not in chosen]
+                if not route.continue_:
+                    break
+        return chosen
+
+
+class Inventory(Part):
+    exporter: ExporterSettings = ExporterSettings()
+    remediator: RemediatorSettings = RemediatorSettings()
+    defaults: Defaults = Defaults()
+    remediation: Remediation = Remediation()
+    notify: Notify = Notify()
+    hosts: dict[Identifier, Host] = Field(default_factory=dict)
+    services: dict[Identifier, Service] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _know_their_names(self) -> "Inventory":
+        for key, host in self.hosts.items():
+            host._name = key  # noqa: SLF001 - the map is where a host has its name
+        for key, service in self.services.items():
+            service._id = key  # noqa: SLF001
+        return self
+
+    def host_of(self, service: Service) -> Host | None:
+        return self.hosts.get(service.host)
+
+
+def inventory_model(kinds: Kinds) -> type[Inventory]:
+    """The inventory with the options of `kinds` as its probes, controls and channels."""
+    probe: Any = _one_of("Probe", Probe, kinds.probes)
+    control: Any = _one_of("Control", Control, kinds.controls)
+    channel: Any = _one_of("Channel", Channel, kinds.channels)
+    service: Any = create_model("Service", __base__=Service, probe=(probe, ...), control=(control | None, None))
+    channels: Any = (dict[Identifier, channel], Field(default_factory=dict))
+    notify: Any = create_model("Notify", __base__=Notify, channels=channels)
+    services: Any = (dict[Identifier, service], Field(default_factory=dict))
+    return create_model("Inventory", __base__=Inventory, notify=(notify, notify()), services=services)
+
+
+def _one_of(name: str, base: type[OneOf], kinds: Mapping[str, type[Part]]) -> type[OneOf]:
+    class Chosen(base):  # type: ignore[misc, valid-type]
+        choices: ClassVar[tuple[str, ...]] = tuple(kinds)
+
+    fields: dict[str, Any] = {kind: (options | None, None) for kind, options in kinds.items()}
+    return cast("type[OneOf]", create_model(name, __base__=Chosen, **fields))
+
+
+def json_schema(kinds: Kinds) -> dict[str, Any]:
+    """The JSON Schema of a configuration file, for editors."""
+    schema = inventory_model(kinds).model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Defib configuration"
+    for part in [schema, *schema.get("$defs", {}).values()]:
+        _let_short_forms(part)
+    return schema
+
+
+def _let_short_forms(part: dict[str, Any]) -> None:
+    """What the defaults fill in, and what may be written shorter, must not be an error in an editor."""
+    if part.get("title") in ("Probe", "Control"):
+        part.pop("required", None)
+    short = {"Endpoint": {"type": "string"}, "Sudo": {"enum": ["none", "passwordless"]}}.get(part.get("title", ""))
+    if short:
+        long = dict(part)
+        part.clear()
+        part.update({"anyOf": [short, long]})

@@ -1,0 +1,190 @@
+"""Commands over SSH: one pooled connection per host, pinned keys, deadlines on both ends."""
+
+import asyncio
+import contextlib
+import shlex
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+
+from fleet.shells import (
+    KILL_AFTER,
+    Completed,
+    HostKeyRefused,
+    LoginRefused,
+    ShellError,
+    cancelled,
+    decode,
+    tail_of,
+)
+
+CONNECT_WITHIN = 10.0
+SESSIONS = 8  # sshd's MaxSessions is 10
+ANSWER_WITHIN = 2.0  # how much longer than the remote deadline an answer may travel
+ENDED_BY_TIMEOUT = (124, 137)
+
+# The remote end keeps the deadline too, where it can: what we stop waiting for would otherwise run on.
+_WITH_DEADLINE = (
+    'LC_ALL=C; export LC_ALL; command -v timeout >/dev/null 2>&1 && exec timeout -k "$@"; shift 2; exec "$@"'
+)
+
+
+@dataclass(frozen=True)
+class Login:
+    """Where and as whom to log in."""
+
+    address: str
+    port: int
+    user: str | None
+    key_file: Path | None
+    known_hosts: Path | None
+
+
+class SshShell:
+    """Runs commands on one host over one connection, made when first needed and again when it is lost."""
+
+    def __init__(
+        self, login: Login, tunnel: Callable[[], Awaitable[asyncssh.SSHClientConnection]] | None = None
+    ) -> None:
+        self._login = login
+        self._tunnel = tunnel
+        self._connection: asyncssh.SSHClientConnection | None = None
+        self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
+        self._sessions = asyncio.Semaphore(SESSIONS)
+
+    async def run(self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"") -> Completed:
+        command = shlex.join(["sh", "-c", _WITH_DEADLINE, "sh", f"{KILL_AFTER:g}", f"{timeout:g}", *argv])
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._sessions.acquire()
+        except TimeoutError:
+            raise ShellError(f"{self._login.address}: no free SSH session within {timeout:g} s") from None
+        try:
+            connection = await self.connection(timeout - (time.monotonic() - started))
+            return await self._run(connection, command, timeout, stdin)
+        finally:
+            self._sessions.release()
+
+    async def _run(
+        self,
+        connection: asyncssh.SSHClientConnection,
+        command: str,
+        timeout: float,
+        stdin: bytes,
+    ) -> Completed:
+        started = time.monotonic()
+        process: asyncssh.SSHClientProcess[bytes] | None = None
+        tasks: list[asyncio.Task[bytes]] = []
+        try:
+            async with asyncio.timeout(timeout + KILL_AFTER + ANSWER_WITHIN):
+                process = await connection.create_process(
+                    command, encoding=None, stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL
+                )
+                tasks = [asyncio.create_task(tail_of(stream)) for stream in (process.stdout, process.stderr)]
+                if stdin:
+                    process.stdin.write(stdin)
+                    process.stdin.write_eof()
+                out, err = [decode(await task) for task in tasks]
+                await process.wait_closed()
+        except TimeoutError:
+            self._drop(connection)  # a peer that keeps no deadline is not asked again on this connection
+            return Completed(None, "", "", f"no answer within {timeout:g} s")
+        except asyncssh.ChannelOpenError as error:
+            raise ShellError(f"{self._login.address}: no SSH session: {error.reason}") from error
+        except (asyncssh.Error, OSError) as error:
+            self._drop(connection)
+            return Completed(None, "", "", f"the connection was lost: {_text(error)}")
+        finally:
+            await cancelled(*tasks)
+            if process is not None:
+                process.close()
+        status = process.exit_status
+        if status is None or status < 0:
+            return Completed(None, out, err, "the connection was lost, or a signal ended the command")
+        if status in ENDED_BY_TIMEOUT and time.monotonic() - started >= timeout - 0.5:
+            return Completed(None, out, err, f"it did not end within {timeout:g} s and was ended")
+        return Completed(status, out, err)
+
+    async def connection(self, within: float = CONNECT_WITHIN) -> asyncssh.SSHClientConnection:
+        """The connection, opened if there is none; all who wait share one try. Raises ShellError."""
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        if self._connecting is None or self._connecting.done():
+            self._connecting = asyncio.create_task(self._connect())
+            self._connecting.add_done_callback(_retrieve)
+        try:
+            async with asyncio.timeout(max(within, 0.0)):
+                self._connection = await asyncio.shield(self._connecting)
+        except TimeoutError:
+            raise ShellError(f"{self._login.address}: no SSH connection within {within:.3g} s") from None
+        return self._connection
+
+    async def _connect(self) -> asyncssh.SSHClientConnection:
+        login = self._login
+        where = f"{login.address}:{login.port}"
+        try:
+            async with asyncio.timeout(CONNECT_WITHIN):
+                tunnel = await self._tunnel() if self._tunnel else ()
+                return await asyncssh.connect(
+                    login.address,
+                    login.port,
+                    username=login.user or (),
+                    client_keys=[str(login.key_file)] if login.key_file else [],
+                    known_hosts=str(login.known_hosts) if login.known_hosts else (),
+                    config=None,
+                    agent_path=None,
+                    tunnel=tunnel,
+                    preferred_auth="publickey",
+                    keepalive_interval=15,
+                    keepalive_count_max=3,
+                    login_timeout=CONNECT_WITHIN,
+                )
+        except TimeoutError:
+            raise ShellError(f"{where}: no SSH connection within {CONNECT_WITHIN:g} s") from None
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise HostKeyRefused(f"{where}: {self._what_of_the_key()}") from error
+        except (asyncssh.PermissionDenied, asyncssh.KeyImportError) as error:
+            raise LoginRefused(f"{where}: {_text(error)}") from error
+        except (asyncssh.Error, OSError, ValueError) as error:
+            raise ShellError(f"{where}: {_text(error)}") from error
+
+    def _what_of_the_key(self) -> str:
+        """An unknown and a changed key raise the same error; the file tells them apart."""
+        file = self._login.known_hosts
+        with contextlib.suppress(OSError, ValueError):
+            pinned = (
+                asyncssh.read_known_hosts(str(file)).match(self._login.address, "", self._login.port) if file else ()
+            )
+            if any(pinned):
+                return f"HOST KEY CHANGED: the host's key is not the one pinned in {file}"
+        return f"no host key is pinned for it in {file or '~/.ssh/known_hosts'}"
+
+    def _drop(self, connection: asyncssh.SSHClientConnection) -> None:
+        if self._connection is connection:
+            self._connection = None
+        # Others may still be waiting for answers on it; it goes with the last of them or at its keepalive.
+        asyncio.get_running_loop().call_later(CONNECT_WITHIN, connection.abort)
+
+    async def close(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._connection is not None:
+            self._connection.abort()  # wait_closed() hangs on a frozen peer
+            self._connection = None
+
+
+def _retrieve(task: "asyncio.Task[asyncssh.SSHClientConnection]") -> None:
+    if not task.cancelled():
+        task.exception()  # whoever waited has it; nobody may be waiting any more
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, asyncssh.Error):
+        return error.reason
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error)

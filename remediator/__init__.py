@@ -1,0 +1,1 @@
+"""Takes Alertmanager's webhook, restarts what may be restarted, verifies, and tells people."""

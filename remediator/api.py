@@ -1,0 +1,190 @@
+"""The remediator over HTTP: the webhook, the record, actions by people."""
+
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from fleet.documents import ConfigurationError
+from fleet.model import Service
+from fleet.shells import Completed, ShellError
+from remediator import incidents, intake, pages
+from remediator.actions import Claim
+from remediator.controls.hands import UnknownVerb, Verb
+from remediator.database import Database, StorageError
+from remediator.engine import Engine
+from remediator.metrics import Metrics
+from remediator.notices import outbox
+from remediator.webhook import NotADelivery, parse
+from runtime.redaction import Redactor
+from runtime.web import Needs, Problem, add_route
+
+PAGE = 100
+log = structlog.get_logger()
+
+
+def add_routes(
+    app: web.Application,
+    engine: Engine,
+    database: Database,
+    metrics: Metrics,
+    redact: Redactor,
+    reload: Callable[[], Awaitable[None]],
+) -> None:
+    api = _Api(engine, database, metrics, redact, reload)
+    add_route(app, "POST", "/webhook/alertmanager", api.webhook, Needs.TOKEN)
+    add_route(app, "GET", "/metrics", api.metrics, Needs.TOKEN)
+    add_route(app, "POST", "/-/reload", api.reload, Needs.USER)
+    add_route(app, "GET", "/api/v1/incidents", api.incidents, Needs.USER)
+    add_route(app, "GET", "/api/v1/incidents/{id:\\d+}", api.incident, Needs.USER)
+    add_route(app, "GET", "/api/v1/actions", api.actions, Needs.USER)
+    add_route(app, "POST", "/api/v1/services/{id}/{verb:start|stop|restart}", api.act, Needs.USER)
+    add_route(app, "GET", "/api/v1/services/{id}/{verb:status|logs}", api.ask, Needs.USER)
+
+
+class _Api:
+    def __init__(
+        self,
+        engine: Engine,
+        database: Database,
+        metrics: Metrics,
+        redact: Redactor,
+        reload: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._engine, self._database, self._metrics, self._redact, self._reload = (
+            engine, database, metrics, redact, reload,
+        )  # fmt: skip
+
+    async def webhook(self, request: web.Request) -> web.Response:
+        try:
+            alerts = parse(await request.read())
+            now = time.time()
+            await self._database.run(intake.receive, alerts, self._engine.inventory, now)
+        except NotADelivery as error:
+            raise self._refused(400, "not_a_delivery", str(error)) from error
+        except web.HTTPRequestEntityTooLarge as error:
+            raise self._refused(413, "too_large", "the delivery is longer than 10 MiB") from error
+        except StorageError as error:
+            raise self._refused(503, "not_stored", "the delivery could not be stored; send it again") from error
+        for alert in alerts:
+            self._metrics.received.labels(alert.status).inc()
+            if alert.name == intake.WATCHDOG:
+                self._metrics.watchdog.set(now)
+        self._engine.wake()
+        return web.json_response({"alerts": len(alerts)})
+
+    def _refused(self, status: int, code: str, message: str) -> Problem:
+        self._metrics.refusals.labels(str(status)).inc()
+        log.warning("delivery refused", status=status, why=message)
+        return Problem(status, code, message)
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        counts, oldest = await self._database.run(
+            lambda connection: (incidents.counts_by_state(connection), outbox.oldest_pending(connection))
+        )
+        for state in ("open", "recovered", "unobserved"):
+            self._metrics.incidents.labels(state).set(counts.get(state, 0))
+        self._metrics.outbox_oldest.set(max(0.0, time.time() - oldest) if oldest is not None else 0.0)
+        self._metrics.automation.set(int(self._engine.inventory.remediation.automatic))
+        return web.Response(
+            body=generate_latest(self._metrics.registry),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
+
+    async def reload(self, _request: web.Request) -> web.Response:
+        try:
+            await self._reload()
+        except ConfigurationError as error:
+            raise Problem(400, "bad_configuration", f"the old configuration stays: {error}") from error
+        return web.json_response({"services": len(self._engine.inventory.services)})
+
+    async def incidents(self, request: web.Request) -> web.Response:
+        rows = await self._database.run(pages.page_of_incidents, _before(request), PAGE)
+        return web.json_response({"incidents": [_shown(row) for row in rows]})
+
+    async def incident(self, request: web.Request) -> web.Response:
+        whole = await self._database.run(pages.whole_incident, int(request.match_info["id"]))
+        if whole is None:
+            raise Problem(404, "unknown_incident", "there is no such incident")
+        return web.json_response(self._clean(_shown(whole)))
+
+    async def actions(self, request: web.Request) -> web.Response:
+        rows = await self._database.run(pages.page_of_actions, _before(request), PAGE)
+        return web.json_response({"actions": [self._clean(_shown(row)) for row in rows]})
+
+    async def act(self, request: web.Request) -> web.Response:
+        verb: Verb = request.match_info["verb"]  # type: ignore[assignment] # the route admits only verbs
+        service = self._controlled(request)
+        claimed = await self._engine.act_for_person(service, verb)
+        if not isinstance(claimed, Claim):
+            raise Problem(409, claimed, "an action is under way there; see /api/v1/actions")
+        return web.json_response({"action": claimed.id, "service": service.id, "kind": verb}, status=202)
+
+    async def ask(self, request: web.Request) -> web.Response:
+        verb: Verb = request.match_info["verb"]  # type: ignore[assignment] # the route admits only verbs
+        service = self._controlled(request)
+        try:
+            done = await self._engine.command(service, verb)
+        except UnknownVerb as error:
+            raise Problem(400, "unknown_verb", str(error)) from error
+        except ShellError as error:
+            raise Problem(502, "unreachable", str(error)) from error
+        return web.json_response(self._clean(told(service.id, verb, done)))
+
+    def _controlled(self, request: web.Request) -> Service:
+        service = self._engine.inventory.services.get(request.match_info["id"])
+        if service is None:
+            raise Problem(404, "unknown_service", "the inventory has no such service")
+        if service.control is None:
+            raise Problem(400, "no-control", "the inventory gives this service no control")
+        return service
+
+    def _clean(self, value: Any) -> Any:
+        """What hosts said may repeat a secret."""
+        if isinstance(value, str):
+            return self._redact(value)
+        if isinstance(value, dict):
+            return {key: self._clean(item) for key, item in value.items()}
+        return [self._clean(item) for item in value] if isinstance(value, list) else value
+
+
+def told(service: str, verb: Verb, done: Completed) -> dict[str, Any]:
+    """A verb's outcome as the API and the command line tell it."""
+    return {
+        "service": service,
+        "verb": verb,
+        "exit_status": done.status,
+        "why": done.why,
+        "output": done.output,
+    }
+
+
+def _before(request: web.Request) -> int | None:
+    text = request.query.get("before")
+    if text is None:
+        return None
+    if not text.isdigit() or len(text) > 15:  # noqa: PLR2004 - ids are that small
+        raise Problem(400, "bad_request", "`before` is the id of an entry")
+    return int(text)
+
+
+_TIMES = ("at", "proof_at", "first_seen", "last_seen")
+
+
+def _shown(value: Any) -> Any:
+    """A row with its times in RFC 3339."""
+    if isinstance(value, dict):
+        return {key: _time(item) if _is_time(key, item) else _shown(item) for key, item in value.items()}
+    return [_shown(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_time(key: str, value: Any) -> bool:
+    return isinstance(value, float) and (key in _TIMES or key.endswith("_at"))
+
+
+def _time(unix: float) -> str:
+    return datetime.fromtimestamp(unix, UTC).isoformat().replace("+00:00", "Z")

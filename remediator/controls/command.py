@@ -1,0 +1,36 @@
+"""The `command` control: the user's own commands."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from fleet.endpoints import Part
+from fleet.shells import Completed
+from remediator.controls.hands import Hands, UnknownVerb, Verb
+
+Argv = Annotated[list[str], Field(min_length=1)]
+
+
+class CommandOptions(Part):
+    needs_host: ClassVar[bool] = True
+    start: Argv | None = None
+    stop: Argv | None = None
+    restart: Argv | None = None
+    status: Argv | None = None
+    logs: Argv | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> "CommandOptions":
+        if not (self.restart or self.start):
+            raise ValueError("wants at least `restart` or `start`")
+        return self
+
+
+async def control_command(verb: Verb, options: CommandOptions, hands: Hands) -> Completed:
+    argv: list[str] | None = getattr(options, verb)
+    if argv is not None:
+        return await hands.run(argv)
+    if verb == "restart" and options.stop and options.start:
+        stopped = await hands.run(options.stop)
+        return stopped if stopped.status is None else await hands.run(options.start)
+    raise UnknownVerb(f"the control has no `{verb}`")

@@ -1,0 +1,63 @@
+"""The `docker` control: one container, and perhaps what is to be started inside it."""
+
+import shlex
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, StringConstraints
+
+from fleet import docker
+from fleet.endpoints import Part
+from fleet.shells import Completed
+from remediator.controls.hands import LOG_LINES, Hands, Verb, good
+
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class AfterStart(Part):
+    """A command inside the container once it is up; `log` is a file in the container for its output."""
+
+    exec: list[str] = Field(min_length=1)
+    env: dict[Variable, str] = Field(default_factory=dict)
+    detach: bool = False
+    log: Annotated[str, StringConstraints(pattern=r"^/")] | None = None
+
+
+class DockerOptions(Part):
+    needs_host: ClassVar[bool] = True
+    container: docker.ContainerName
+    after_start: list[AfterStart] = []
+
+
+async def control_docker(verb: Verb, options: DockerOptions, hands: Hands) -> Completed:
+    if verb == "status":
+        done = await hands.run(docker.state(options.container))
+        running = good(done) and docker.is_running(done.stdout)
+        return done if running or not good(done) else Completed(1, done.stdout, done.stderr)
+    if verb == "logs":
+        return await _logs(options, hands)
+    done = await hands.run(docker.verb(verb, options.container))
+    if verb == "stop" or not good(done):
+        return done
+    for step in options.after_start:
+        started = await hands.run(_exec(options.container, step))
+        if not good(started):
+            return started
+    return done
+
+
+def _exec(container: str, step: AfterStart) -> list[str]:
+    variables: list[Any] = [part for name, value in step.env.items() for part in ("--env", f"{name}={value}")]
+    command = step.exec
+    if step.log:
+        # Only a shell in the container can point the output there; the command itself is quoted.
+        command = ["sh", "-c", f"exec {shlex.join(step.exec)} >>{shlex.quote(step.log)} 2>&1"]
+    return ["docker", "exec", *(["--detach"] if step.detach else []), *variables, container, *command]
+
+
+async def _logs(options: DockerOptions, hands: Hands) -> Completed:
+    done = await hands.run(docker.logs(options.container, LOG_LINES))
+    for step in options.after_start:
+        if step.log and good(done):
+            more = await hands.run(["docker", "exec", options.container, "tail", "-n", str(LOG_LINES), step.log])
+            done = Completed(0, f"{done.stdout}\n==> {step.log} <==\n{more.stdout}", done.stderr + more.stderr)
+    return done

@@ -1,0 +1,29 @@
+"""The `supervisor` control: one program of supervisord."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from fleet import supervisor
+from fleet.endpoints import Part
+from fleet.shells import Completed
+from remediator.controls.hands import Hands, Verb, good
+
+LOG_BYTES = 20_000
+
+
+class SupervisorOptions(Part):
+    needs_host: ClassVar[bool] = True
+    program: supervisor.Program
+    config: Path | None = None  # on the service's host
+
+
+async def control_supervisor(verb: Verb, options: SupervisorOptions, hands: Hands) -> Completed:
+    if verb == "logs":
+        return await hands.run(supervisor.logs(options.program, options.config, LOG_BYTES))
+    done = await hands.run(supervisor.verb(verb, options.program, options.config))
+    if verb == "status":
+        return done if supervisor.is_running(done.stdout) or not good(done) else Completed(3, done.stdout, done.stderr)
+    refusal = supervisor.refused(done.stdout)
+    if good(done) and refusal is not None:
+        return Completed(1, done.stdout, done.stderr)
+    return done

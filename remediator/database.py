@@ -1,0 +1,98 @@
+"""The record's database: one owner, one thread, durable transactions."""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.exc import DBAPIError
+
+from runtime.errors import DefibError, StartError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_MIGRATIONS = Path(__file__).parent / "migrations"
+
+
+class StorageError(DefibError):
+    """The database did not take it: nothing was stored."""
+
+    retryable = True
+
+
+class Database:
+    """Runs functions of a connection, each in one transaction, one after another, off the event loop.
+
+    One process owns the file; a second that opens it is refused.
+    """
+
+    def __init__(self, url: str) -> None:
+        path = Path(url.removeprefix("sqlite:///"))
+        self._lock = _own(path)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+        self._engine = create_engine(url, connect_args={"check_same_thread": False})
+        event.listen(self._engine, "connect", _configure)
+        event.listen(self._engine, "begin", _begin)
+        try:
+            self._thread.submit(self._migrate).result()
+        except DBAPIError as error:
+            self._release()
+            raise StartError(f"the database {path} cannot be used: {error.orig}") from error
+
+    async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in one transaction, durable when this returns. Raises StorageError."""
+
+        def transaction() -> T:
+            with self._engine.begin() as connection:
+                return work(connection, *args, **kwargs)
+
+        try:
+            # A cancelled caller must not cut a transaction in two: the thread ends it either way.
+            return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+        except DBAPIError as error:
+            raise StorageError(f"the database refused: {error.orig}") from error
+
+    def close(self) -> None:
+        self._thread.submit(self._engine.dispose).result()
+        self._release()
+
+    def _release(self) -> None:
+        self._thread.shutdown()
+        os.close(self._lock)
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(_MIGRATIONS))
+        with self._engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def _own(path: Path) -> int:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StartError(f"the database {path} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise StartError(f"another remediator uses the database {path}") from None
+    return lock
+
+
+def _configure(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves: Python's sqlite3 would say it too late
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

@@ -1,0 +1,383 @@
+"""The work of the remediator: decides about every open incident, acts, verifies, closes."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import structlog
+from sqlalchemy import Connection
+
+from fleet.model import Inventory, Service
+from fleet.shells import Completed, ShellError
+from fleet.shells.pool import Shells
+from remediator import actions, incidents, intake
+from remediator.actions import Claim, CommandOutcome
+from remediator.controls import CONTROLS
+from remediator.controls.hands import Hands, UnknownVerb, Verb
+from remediator.database import Database, StorageError
+from remediator.metrics import Metrics
+from remediator.notices.sender import Sender
+from remediator.peers import Alertmanager, Exporter, PeerError
+from remediator.policy import DECIDE_AGAIN, Decision, Observation, Past, Present, Situation, decide, group_of, is_storm
+
+RECONCILE_FIRST = 5.0
+RECONCILE_EVERY = 60.0
+SETTLED = 10.0  # an alert seen this lately may be newer than Alertmanager's list
+LONG_UP = 300.0
+UNOBSERVED_AFTER = 600.0  # how long an incident without alerts may wait for the exporter's word
+OUTPUT_KEPT = 8000
+FIRST_LOOK = 0.25
+LONGEST_LOOK = 5.0
+P = ParamSpec("P")
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class Engine:
+    """Attends to each open incident in a task of its own; what is decided and done is in the record first."""
+
+    def __init__(
+        self,
+        database: Database,
+        inventory: Inventory,
+        exporter: Exporter,
+        alertmanager: Alertmanager | None,
+        sender: Sender,
+        metrics: Metrics,
+    ) -> None:
+        self._database, self.inventory = database, inventory
+        self._exporter, self._alertmanager = exporter, alertmanager
+        self._sender, self._metrics = sender, metrics
+        self._shells = Shells(inventory.hosts, control=True)
+        self._wake = asyncio.Event()
+        self._attending: dict[str, asyncio.Task[None]] = {}
+        self._acting: set[asyncio.Task[None]] = set()
+        self._look_at: dict[str, float] = {}  # by service: the loop's time at which to decide again
+        self._stopping = False
+
+    def wake(self) -> None:
+        """Something changed: decide again about everything, and send what there is to tell."""
+        self._look_at.clear()
+        self._wake.set()
+        self._sender.wake()
+
+    async def take(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
+        """Go on with another inventory and other peers."""
+        self.inventory, self._exporter, self._alertmanager = inventory, exporter, alertmanager
+        await self._shells.reload(inventory.hosts)
+        self.wake()
+
+    async def run(self) -> None:
+        """Take up what a crash left, then attend to open incidents until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for action in await self._database.run(actions.running_actions):
+                self._start(group, self._resume(action), f"resume {action.service}")
+            group.create_task(self._reconcile_always(), name="reconcile")
+            self._group = group
+            while True:
+                self._wake.clear()
+                await self._attend_to_all(group)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._until_next_look()):
+                        await self._wake.wait()
+
+    async def drain(self) -> None:
+        """Take no more actions; wait for those that run."""
+        self._stopping = True
+        if self._acting:
+            await asyncio.wait(self._acting)
+        await self._shells.close()
+
+    def _start(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = group.create_task(work, name=name)
+        self._acting.add(task)
+        task.add_done_callback(self._acting.discard)
+
+    def _until_next_look(self) -> float:
+        now = asyncio.get_running_loop().time()
+        return max(0.0, min([DECIDE_AGAIN, *(at - now for at in self._look_at.values())]))
+
+    async def _attend_to_all(self, group: asyncio.TaskGroup) -> None:
+        try:
+            open_now = await self._database.run(incidents.open_incidents)
+        except StorageError as error:
+            log.error("the record cannot be read", error=str(error))  # noqa: TRY400 - it is its own explanation
+            return
+        now = asyncio.get_running_loop().time()
+        services = {service for _, service in open_now}
+        for gone in self._look_at.keys() - services:
+            del self._look_at[gone]
+        for incident, service in open_now:
+            busy = service in self._attending and not self._attending[service].done()
+            if not busy and self._look_at.get(service, 0.0) <= now:
+                self._look_at[service] = now + DECIDE_AGAIN
+                self._attending[service] = group.create_task(self._attend(incident, service), name=f"attend {service}")
+
+    async def _attend(self, incident: int, service: str) -> None:
+        """Bring an incident as far as it goes now."""
+        try:
+            again = await self._advance(incident, service)
+        except StorageError as error:
+            log.error("the record cannot be written", service=service, error=str(error))  # noqa: TRY400
+            again = DECIDE_AGAIN
+        except Exception:  # one broken incident must not end the others
+            log.exception("attending broke", service=service, incident=incident)
+            again = DECIDE_AGAIN
+        loop = asyncio.get_running_loop()
+        self._look_at[service] = min(loop.time() + again, self._look_at.get(service, float("inf")))
+        self._wake.set()
+
+    async def _advance(self, incident: int, service_id: str) -> float:
+        """Decide, and act if that is the decision; returns the seconds after which to decide again."""
+        service = self.inventory.services.get(service_id)
+        decision, situation = await self._decision(incident, service_id, service)
+        if decision.verb == "act" and service is not None and not self._stopping:
+            return await self._try_to_act(incident, service, situation)
+        await self._keep(incident, service_id, decision)
+        if decision.verb == "nothing":
+            return await self._settle(incident, service_id, service, situation)
+        return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
+
+    async def _keep(self, incident: int, service: str, decision: Decision) -> None:
+        if await self._database.run(incidents.decided, incident, decision, self.inventory, time.time()):
+            log.info(
+                "decided", service=service, incident=incident, verb=decision.verb,
+                reason=decision.reason, detail=decision.detail or None,
+            )  # fmt: skip
+            self._sender.wake()
+
+    async def _decision(self, incident: int, service_id: str, service: Service | None) -> tuple[Decision, Situation]:
+        """What to do by what the exporter last saw; only *act* is worth a fresh probe."""
+        situation = await self._situation(incident, service_id, service)
+        rules = self.inventory.remediation.of(service) if service else self.inventory.remediation
+        return decide(service, rules, situation), situation
+
+    async def _situation(self, incident: int, service_id: str, service: Service | None) -> Situation:
+        everything = None
+        with contextlib.suppress(PeerError):
+            everything = await self._exporter.observe_all()
+        rules = self.inventory.remediation.of(service) if service else self.inventory.remediation
+        known = everything or {}
+        groups = {
+            name: host.group if (host := self.inventory.host_of(each)) else ""
+            for name, each in self.inventory.services.items()
+        }
+        near = [known[name] for name in group_of(service_id, groups) if name in known]
+        failing = sum(1 for each in near if each.success is False)
+        blank = Situation(
+            time.time(),
+            frozenset(),
+            Past(),
+            Present(),
+            known.get(service_id),
+            dependencies_down=tuple(
+                name for name in (service.depends_on if service else ()) if name in known and known[name].up is False
+            ),
+            storm=(failing, len(near)) if is_storm(rules, failing, len(near)) else None,
+        )
+        return await self._database.run(
+            actions.situation_now,
+            incident,
+            service_id,
+            service.host if service else "",
+            blank,
+            rules.window,
+            time.time(),
+        )
+
+    async def _try_to_act(self, incident: int, service: Service, situation: Situation) -> float:
+        proof_at = time.time()
+        observed: Observation | None = None
+        with contextlib.suppress(PeerError):
+            observed = await self._exporter.probe(service.id, service.probe.timeout)
+        situation = replace(situation, observed=observed, fresh=True, now=time.time())
+        rules = self.inventory.remediation.of(service)
+        decision = decide(service, rules, situation)
+        claimed = None
+        if decision.verb == "act" and not self._stopping:
+            claimed = await self._database.run(
+                actions.claim, incident, service, situation, self.inventory, proof_at=proof_at, now=time.time()
+            )
+            if claimed is None:
+                return 1.0  # the record moved on meanwhile: decide again by what it says now
+        if claimed is None:
+            await self._keep(incident, service.id, decision)
+            return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
+        await self._keep(incident, service.id, decision)
+        self._start(self._group, self._carry_out(claimed, service, "restart"), f"restart {service.id}")
+        return DECIDE_AGAIN
+
+    async def _settle(self, incident: int, service_id: str, service: Service | None, situation: Situation) -> float:
+        """No alert fires any more: close the incident once the exporter has said `up` for `hold`."""
+        now = time.time()
+        rules = self.inventory.remediation.of(service) if service else self.inventory.remediation
+        seen = situation.observed
+        if seen is not None and seen.up and seen.since is not None:
+            left = seen.since + rules.hold - now
+            if left > 0:
+                return left
+            await self._close(incident, service_id, "recovered")
+        elif seen is None or seen.up is None:
+            waited = now - await self._database.run(incidents.quiet_since, incident)
+            if service is None or waited >= UNOBSERVED_AFTER:
+                await self._close(incident, service_id, "unobserved")
+        return DECIDE_AGAIN
+
+    async def _close(self, incident: int, service: str, state: incidents.Closed) -> None:
+        if await self._database.run(incidents.close, incident, state, self.inventory, time.time()):
+            log.info("incident closed", service=service, incident=incident, state=state)
+            self._sender.wake()
+
+    # Acting
+
+    async def act_for_person(self, service: Service, verb: Verb) -> Claim | str:
+        """Begin what a person asked for; the name of the lock where one is held."""
+        claimed = await self._database.run(actions.claim_for_person, service, verb, self.inventory, time.time())
+        if isinstance(claimed, Claim):
+            self._start(self._group, self._carry_out(claimed, service, verb), f"{verb} {service.id}")
+        return claimed
+
+    async def command(self, service: Service, verb: Verb) -> Completed:
+        """Run one verb of a service's control. Raises ShellError and UnknownVerb."""
+        control = service.control
+        if control is None:
+            raise UnknownVerb("the service has no control")
+        host = self.inventory.hosts[service.host]
+        hands = Hands(self._shells.of(service.host), host.sudo, control.timeout)
+        return await CONTROLS[control.kind].control(verb, control.options, hands)
+
+    async def _carry_out(self, action: Claim, service: Service, verb: Verb) -> None:
+        log.info("action", service=service.id, action=action.id, kind=verb)
+        try:
+            done = await self.command(service, verb)
+        except (ShellError, UnknownVerb) as error:
+            reached = not isinstance(error, ShellError)
+            await self._end(action, "failed", f"nothing was run: {error}", reached=reached)
+            return
+        except Exception:
+            log.exception("the control broke", service=service.id, action=action.id)
+            done = Completed(None, "", "", "the control itself broke; the log says more")
+        outcome: CommandOutcome = "unknown" if done.status is None else "succeeded" if done.status == 0 else "failed"
+        output = done.output[-OUTPUT_KEPT:]
+        action = await self._store(actions.command_ended, action, outcome, done.status, output, done.why, time.time())
+        log.info("command ended", service=service.id, action=action.id, outcome=outcome, exit_status=done.status)
+        await self._see_through(action, service)
+
+    async def _resume(self, action: Claim) -> None:
+        """Take up an action that we were killed in: what its command did is not known, so look."""
+        if action.command is None:
+            why = "the remediator was interrupted while the command ran"
+            action = await self._store(actions.command_ended, action, "unknown", None, "", why, time.time())
+        service = self.inventory.services.get(action.service)
+        if service is None:
+            await self._end(action, "unknown", "the service is no longer in the inventory")
+            return
+        await self._see_through(action, service)
+
+    async def _see_through(self, action: Claim, service: Service) -> None:
+        """Verify: exit status is not recovery."""
+        if action.kind == "stop":
+            await self._end(action, action.command or "unknown", action.why)
+            return
+        if action.command == "failed":
+            await self._end(action, "failed", action.why or "the command said that it failed")
+            return
+        why = await self._verify(action, service)
+        if why is None:
+            await self._end(action, "succeeded" if action.command == "succeeded" else "unknown", action.why)
+        else:
+            state: CommandOutcome = "failed" if action.command == "succeeded" else "unknown"
+            await self._end(action, state, "; ".join(part for part in (action.why, why) if part))
+
+    async def _verify(self, action: Claim, service: Service) -> str | None:
+        """None once the service was up within `start_within` and stayed so for `hold`, else what was seen instead."""
+        control, rules = service.control, self.inventory.remediation.of(service)
+        start_within = control.start_within if control else 0.0
+        began = action.command_ended_at or action.claimed_at
+        loop = asyncio.get_running_loop()
+        # Monotonic from here on: a clock that jumps neither cuts the wait short nor draws it out.
+        deadline = loop.time() + max(0.0, start_within - max(0.0, time.time() - began))
+        last = "it was not probed"
+        look = FIRST_LOOK
+        while True:
+            try:
+                seen = await self._exporter.probe(service.id, service.probe.timeout)
+                if seen.success and seen.up:
+                    break
+                last = f"{seen.reason}: {seen.message}" if not seen.success else "not up for long enough"
+            except PeerError as error:
+                last = f"the exporter could not be asked: {error}"
+            if loop.time() >= deadline:
+                return f"not up within {start_within:g} s; {last}"
+            await asyncio.sleep(min(look, max(0.05, deadline - loop.time())))
+            look = min(LONGEST_LOOK, look * 1.5)
+        if action.up_at is None:
+            await self._store(actions.came_up, action, self.inventory, time.time())
+            log.info("up again", service=service.id, action=action.id)
+            self._sender.wake()
+        return await self._stays_up(service, rules.hold)
+
+    async def _stays_up(self, service: Service, hold: float) -> str | None:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + hold
+        while (left := ends - loop.time()) > 0:
+            await asyncio.sleep(min(left, max(0.5, hold / 10)))
+            with contextlib.suppress(PeerError):
+                seen = await self._exporter.observe(service.id)
+                if seen.up is False:
+                    return f"up, but not for {hold:g} s; {seen.reason}: {seen.message}"
+        # A service that is probed every half hour was not looked at meanwhile.
+        for _ in range(service.probe.fail_after):
+            with contextlib.suppress(PeerError):
+                seen = await self._exporter.probe(service.id, service.probe.timeout)
+                if seen.success:
+                    return None
+                if seen.up is False:
+                    return f"not up after {hold:g} s; {seen.reason}: {seen.message}"
+            await asyncio.sleep(1.0)
+        return f"not seen up after {hold:g} s"
+
+    async def _store(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Keep what happened, however long the database takes to accept it: an action's outcome is not dropped."""
+        while True:
+            try:
+                return await self._database.run(work, *args, **kwargs)
+            except StorageError as error:
+                log.error("an outcome cannot be stored yet", error=str(error))  # noqa: TRY400
+                await asyncio.sleep(LONGEST_LOOK)
+
+    async def _end(self, action: Claim, state: CommandOutcome, why: str, *, reached: bool = True) -> None:
+        now = time.time()
+        await self._store(actions.action_ended, action, state, why, self.inventory, now, reached=reached)
+        log.info("action ended", service=action.service, action=action.id, state=state, why=why or None)
+        self._metrics.actions.labels(action.service, action.kind, state).inc()
+        self._metrics.action_duration.observe(max(0.0, now - action.claimed_at))
+        self.wake()
+
+    # Reconciling
+
+    async def _reconcile_always(self) -> None:
+        await asyncio.sleep(RECONCILE_FIRST)
+        while True:
+            try:
+                over = await self._reconcile()
+                if over:
+                    log.info("alerts were over without a word", alerts=over)
+                    self.wake()
+            except (PeerError, StorageError) as error:
+                log.warning("not reconciled", error=str(error))
+            await asyncio.sleep(RECONCILE_EVERY)
+
+    async def _reconcile(self) -> int:
+        """Hold what we believe to fire against who knows; returns how many alerts were over."""
+        now = time.time()
+        if self._alertmanager is not None:
+            active = await self._alertmanager.active()
+            return await self._database.run(intake.reconcile, active, now - SETTLED, self.inventory, now)
+        # Nobody else can be asked: what the exporter has seen up for long is over.
+        seen = await self._exporter.observe_all()
+        up = {name for name, each in seen.items() if each.up and each.since is not None and now - each.since > LONG_UP}
+        return await self._database.run(intake.presume_over, up, now - LONG_UP, self.inventory, now)

@@ -1,0 +1,36 @@
+"""The remediator's metrics of itself."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from runtime.metrics import ProgramMetrics
+
+_SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+
+
+class Metrics(ProgramMetrics):
+    def __init__(self) -> None:
+        super().__init__()
+        registry = self.registry
+        self.received = Counter(
+            "defib_remediator_alerts_received", "Alerts of deliveries by status.", ["status"], registry=registry
+        )
+        self.refusals = Counter(
+            "defib_remediator_webhook_refusals", "Deliveries refused by HTTP status.", ["code"], registry=registry
+        )
+        self.incidents = Gauge("defib_remediator_incidents", "Incidents by state.", ["state"], registry=registry)
+        self.actions = Counter(
+            "defib_remediator_actions", "Actions by outcome.", ["service", "kind", "outcome"], registry=registry
+        )
+        self.action_duration = Histogram(
+            "defib_remediator_action_duration_seconds", "From claim to verified.", buckets=_SECONDS, registry=registry
+        )
+        self.notices = Counter(
+            "defib_remediator_notices", "Sends of notices by outcome.", ["channel", "outcome"], registry=registry
+        )
+        self.outbox_oldest = Gauge(
+            "defib_remediator_outbox_oldest_seconds", "Age of the oldest unsent notice.", registry=registry
+        )
+        self.automation = Gauge("defib_remediator_automation_enabled", "Whether it acts by itself.", registry=registry)
+        self.watchdog = Gauge(
+            "defib_remediator_watchdog_last_timestamp_seconds", "When the Watchdog last arrived.", registry=registry
+        )

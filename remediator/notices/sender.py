@@ -1,0 +1,113 @@
+"""Takes notices from the outbox and sends them, within each bot's limits, until they are sent or dead."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+import httpx
+import structlog
+
+from fleet.model import Channel, Inventory
+from remediator.database import Database, StorageError
+from remediator.metrics import Metrics
+from remediator.notices import CHANNELS, outbox
+from remediator.notices.feishu import Answer
+from remediator.notices.outbox import Notice, State
+
+LOOK_AGAIN = 15.0
+FIRST_RETRY = 2.0
+LONGEST_RETRY = 300.0
+GIVE_UP_AFTER = 24 * 3600.0
+log = structlog.get_logger()
+
+
+class Sender:
+    """One task per channel, started when there is something to send and ended when there is not."""
+
+    def __init__(
+        self,
+        database: Database,
+        inventory: Callable[[], Inventory],
+        client: httpx.AsyncClient,
+        metrics: Metrics,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._database, self._inventory, self._client, self._metrics, self._now = (
+            database, inventory, client, metrics, now,
+        )  # fmt: skip
+        self._wakes: dict[str, asyncio.Event] = {}
+        self._changed = asyncio.Event()
+
+    def wake(self) -> None:
+        """There may be something new to send, or a new channel to send it to."""
+        self._changed.set()
+        for wake in self._wakes.values():
+            wake.set()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._changed.clear()
+                for name in self._inventory().notify.channels.keys() - self._wakes.keys():
+                    self._wakes[name] = asyncio.Event()
+                    group.create_task(self._serve(name, self._wakes[name]), name=f"send {name}")
+                await self._changed.wait()
+
+    async def _serve(self, name: str, wake: asyncio.Event) -> None:
+        while (channel := self._inventory().notify.channels.get(name)) is not None:
+            wake.clear()
+            pause = await self._drain(name, channel)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await wake.wait()
+        del self._wakes[name]
+
+    async def _drain(self, name: str, channel: Channel) -> float:
+        """Send what a channel has; returns the seconds after which to look again."""
+        try:
+            while True:
+                ready, later = await self._database.run(outbox.pending, name, self._now())
+                for notice in ready:
+                    await self._send(name, channel, notice)
+                if not ready:
+                    return LOOK_AGAIN if later is None else min(max(later - self._now(), 0.05), LOOK_AGAIN)
+        except StorageError as error:
+            log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
+            return LOOK_AGAIN
+
+    async def _send(self, name: str, channel: Channel, notice: Notice) -> None:
+        kind, options = CHANNELS[channel.kind], channel.options
+        while True:
+            send, at = await self._database.run(outbox.reserve, notice.id, options.bot, self._now())
+            if send is not None:
+                break
+            await asyncio.sleep(max(at - self._now(), 0.01))
+        message = kind.message(notice, self._inventory(), options)
+        answer = await kind.send(self._client, options, message, self._now())
+        state, after, content = _what_next(notice, answer, self._now())
+        self._metrics.notices.labels(name, state if state != "pending" else "retried").inc()
+        say = log.info if state == "sent" else log.warning
+        say("notice", notice=notice.id, kind=notice.kind, channel=name, state=state, answer=answer.words)
+        now = self._now()
+        await self._database.run(
+            outbox.record, notice, send, answer.what, answer.words,
+            state=state, not_before=now + after, now=now, content=content,
+        )  # fmt: skip
+
+
+def _what_next(notice: Notice, answer: Answer, now: float) -> tuple[State, float, dict[str, object] | None]:
+    """(the notice's next state, seconds to wait, its changed content) after an answer."""
+    if answer.what == "sent":
+        return "sent", 0.0, None
+    if answer.what == "dead" or now - notice.created_at > GIVE_UP_AFTER:
+        return "dead", 0.0, None
+    if answer.what == "degrade":
+        if notice.content.get("plain"):
+            return "dead", 0.0, None
+        return "pending", 0.0, {**notice.content, "plain": True}
+    if answer.what == "sign again" and notice.tries == 0:
+        return "pending", 0.0, None
+    pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(notice.tries, 16))
+    return "pending", max(pause, answer.after or 0.0), None

@@ -1,0 +1,123 @@
+"""The tables of the record. Times are Unix seconds; `starts_at` is Alertmanager's own text, to the nanosecond."""
+
+from sqlalchemy import (
+    JSON,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+metadata = MetaData()
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("service", String, nullable=False),
+    Column("state", String, nullable=False),  # open, recovered, unobserved
+    Column("opened_at", Float, nullable=False),
+    Column("closed_at", Float),
+    Column("recovered_by", String),  # defib, person, self
+    # The last decision, so that only a change of it is news.
+    Column("verb", String),
+    Column("reason", String),
+    Index("one_open_incident", "service", unique=True, sqlite_where=text("state = 'open'")),
+    Index("incidents_of_service", "service", "opened_at"),
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("fingerprint", String, nullable=False),
+    Column("starts_at", String, nullable=False),
+    Column("status", String, nullable=False),  # firing, resolved
+    Column("resolved_by", String),  # alertmanager, reconciliation
+    Column("name", String, nullable=False),
+    Column("incident_id", Integer, ForeignKey("incidents.id")),
+    Column("labels", JSON, nullable=False),
+    Column("annotations", JSON, nullable=False),
+    Column("ends_at", String),
+    Column("first_seen", Float, nullable=False),
+    Column("last_seen", Float, nullable=False),
+    UniqueConstraint("fingerprint", "starts_at"),
+    Index("alerts_of_incident", "incident_id"),
+    Index("alerts_by_status", "status", "name"),
+)
+
+timeline = Table(
+    "timeline",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("incident_id", Integer, ForeignKey("incidents.id"), nullable=False),
+    Column("at", Float, nullable=False),
+    Column("event", String, nullable=False),
+    Column("detail", JSON, nullable=False),
+    Index("timeline_of_incident", "incident_id", "at"),
+)
+
+actions = Table(
+    "actions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("incident_id", Integer, ForeignKey("incidents.id")),
+    Column("service", String, nullable=False),
+    Column("host", String, nullable=False),
+    Column("kind", String, nullable=False),  # restart, start, stop
+    Column("requested_by", String, nullable=False),  # alert, person
+    Column("state", String, nullable=False),  # running, then succeeded, failed, unknown
+    Column("counts", Integer, nullable=False),  # 1: an attempt; 0: a person's, or the host was never reached
+    Column("proof_at", Float),  # when the failed probe that allowed it was asked for
+    Column("claimed_at", Float, nullable=False),
+    Column("command", String),  # succeeded, failed, unknown; NULL while it is under way
+    Column("command_ended_at", Float),
+    Column("exit_status", Integer),
+    Column("output", Text),
+    Column("up_at", Float),  # the first successful probe after the command
+    Column("ended_at", Float),
+    Column("why", Text),
+    Index("one_running_action", "service", unique=True, sqlite_where=text("state = 'running'")),
+    Index("actions_of_service", "service", "claimed_at"),
+    Index("actions_by_time", "claimed_at"),
+    Index("actions_of_incident", "incident_id"),
+)
+
+notices = Table(
+    "notices",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("channel", String, nullable=False),
+    Column("about", String, nullable=False),  # what it tells of; told once per channel
+    Column("kind", String, nullable=False),  # down, restarted, could_not_restart, recovered, unobserved, alert
+    Column("severity", String, nullable=False),
+    Column("incident_id", Integer, ForeignKey("incidents.id")),
+    Column("content", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("state", String, nullable=False),  # pending, sent, dead
+    Column("tries", Integer, nullable=False),
+    Column("not_before", Float, nullable=False),
+    Column("ended_at", Float),
+    Column("answer", Text),
+    UniqueConstraint("channel", "about"),
+    Index("notices_to_send", "state", "channel", "id"),
+)
+
+sends = Table(
+    "sends",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("notice_id", Integer, ForeignKey("notices.id"), nullable=False),
+    Column("bot", String, nullable=False),  # a digest of where it was sent to: limits are per bot
+    Column("at", Float, nullable=False),
+    Column("outcome", String),  # NULL: the answer never came to be recorded
+    Column("answer", Text),
+    Index("sends_of_bot", "bot", "at"),
+)

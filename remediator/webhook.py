@@ -1,0 +1,82 @@
+"""Alertmanager's webhook, version 4: from bytes to alerts.
+
+Format: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from runtime.errors import DefibError
+
+MAX_BODY = 10 * 1024 * 1024
+Status = Literal["firing", "resolved"]
+
+
+class NotADelivery(DefibError):  # noqa: N818
+    """The body is not a version-4 delivery."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert of a delivery; times are Alertmanager's own text."""
+
+    fingerprint: str
+    starts_at: str
+    ends_at: str
+    status: Status
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.labels.get("alertname", "")
+
+
+def parse(body: bytes) -> list[Alert]:
+    """The alerts of a delivery; unknown fields are let be. Raises NotADelivery."""
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        raise NotADelivery("the body is not JSON") from None
+    if not isinstance(payload, dict):
+        raise NotADelivery("the body is not an object")
+    if payload.get("version") != "4":
+        raise NotADelivery("the version is not 4")
+    alerts = payload.get("alerts")
+    if not isinstance(alerts, list):
+        raise NotADelivery("there is no list of alerts")
+    return [_alert(item) for item in alerts]
+
+
+def _alert(item: Any) -> Alert:
+    if not isinstance(item, dict):
+        raise NotADelivery("an alert is not an object")
+    status, fingerprint, starts_at = item.get("status"), item.get("fingerprint"), item.get("startsAt")
+    if status not in ("firing", "resolved"):
+        raise NotADelivery("an alert's status is neither firing nor resolved")
+    if not isinstance(fingerprint, str) or not fingerprint or not isinstance(starts_at, str) or not starts_at:
+        raise NotADelivery("an alert has no fingerprint or startsAt")
+    ends_at = item.get("endsAt")
+    return Alert(
+        fingerprint,
+        starts_at,
+        ends_at if isinstance(ends_at, str) else "",
+        cast("Status", status),
+        _texts(item.get("labels")),
+        _texts(item.get("annotations")),
+    )
+
+
+def _texts(value: Any) -> Mapping[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise NotADelivery("labels and annotations are maps of text")
+    # A lone surrogate is valid JSON, and no text that can be stored or sent.
+    return {_clean(key): _clean(text) for key, text in value.items()}
+
+
+def _clean(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()

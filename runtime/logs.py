@@ -1,0 +1,50 @@
+"""Structured logs on stderr: JSON lines for machines, colour for a terminal."""
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any, TextIO, cast
+
+import structlog
+
+from runtime.redaction import Redactor
+
+Event = MutableMapping[str, Any]
+
+
+def configure(redactor: Redactor, stream: TextIO | None = None, level: int = logging.INFO) -> None:
+    """Set up structlog for this process; every string that is logged passes through `redactor`."""
+    stream = stream or sys.stderr
+    terminal = stream.isatty()
+
+    def redact(_logger: object, _method: str, event: Event) -> Event:
+        return cast("Event", _redacted(event, redactor))
+
+    renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(default=str)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.StackInfoRenderer(),
+            structlog.processors.format_exc_info,
+            redact,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    # Libraries speak through the standard library: only what is worth waking up for.
+    logging.basicConfig(stream=stream, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True)
+    logging.getLogger("asyncssh").setLevel(logging.ERROR)
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # our middleware logs what handlers raise
+
+
+def _redacted(value: object, redactor: Redactor) -> object:
+    if isinstance(value, str):
+        return redactor(value)
+    if isinstance(value, Mapping):
+        return {key: _redacted(item, redactor) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(item, redactor) for item in value]
+    return value
