@@ -1,7 +1,7 @@
 """When a service is probed next. Pure; times are seconds of the event loop's clock."""
 
+import hashlib
 import random
-import zlib
 from dataclasses import dataclass
 
 FIRST_WITHIN = 60.0
@@ -11,7 +11,7 @@ JITTER_LIMIT = 1.0
 
 def phase_of(service: str) -> float:
     """A fraction of the interval, in [0, 1), that is the same at every start."""
-    return zlib.crc32(service.encode()) / 2**32
+    return int.from_bytes(hashlib.blake2b(service.encode(), digest_size=4).digest()) / 2**32
 
 
 @dataclass(frozen=True, slots=True)

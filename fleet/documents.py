@@ -10,6 +10,7 @@ import yaml
 from runtime.errors import DefibError
 
 Location = Sequence[str | int]
+DEPTH_LIMIT = 100
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is there: ten times as fast
 
 
@@ -185,11 +186,14 @@ def _read_file(path: Path, wrongs: list[Wrong]) -> Iterator[_File]:
         while loader.check_node():
             root = loader.get_node()
             wrongs.extend(_twice(name, root))
+            if (why := _endless(root)) is not None:
+                wrongs.append(Wrong(name, 1, "", f"is not usable YAML: {why}"))
+                continue
             yield _File(name, root, loader.construct_document(root))
     except yaml.YAMLError as error:
         wrongs.append(_yaml_wrong(name, error))
     except (ValueError, RecursionError) as error:
-        # An impossible date, or an alias that contains itself.
+        # An impossible date, or nesting beyond reason.
         wrongs.append(Wrong(name, 1, "", f"is not usable YAML: {error}"))
     finally:
         loader.dispose()
@@ -214,6 +218,28 @@ def _twice(name: str, root: yaml.Node) -> Iterator[Wrong]:
                 if key.value in first:
                     yield Wrong(name, line, key.value, f"is defined twice, first at {name}:{first[key.value]}")
                 first.setdefault(key.value, line)
+
+
+def _endless(root: yaml.Node) -> str | None:
+    """Why a document cannot be walked to its ends, if it cannot."""
+    inside: set[int] = set()
+    done: set[int] = set()
+    left: list[tuple[yaml.Node, bool]] = [(root, False)]
+    while left:
+        node, leaving = left.pop()
+        if leaving:
+            inside.discard(id(node))
+            done.add(id(node))
+        elif id(node) in inside:
+            return "an alias stands inside what it names"
+        elif not isinstance(node, yaml.ScalarNode) and id(node) not in done:
+            inside.add(id(node))
+            if len(inside) > DEPTH_LIMIT:
+                return f"it nests deeper than {DEPTH_LIMIT} levels"
+            left.append((node, True))
+            pairs = node.value if isinstance(node, yaml.MappingNode) else [(node, each) for each in node.value]
+            left += [(value, False) for _key, value in pairs]
+    return None
 
 
 def _yaml_wrong(name: str, error: yaml.YAMLError) -> Wrong:

@@ -1,0 +1,67 @@
+"""What every test may use: real programs, or word that they are missing."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from blockbuster import BlockBuster, blockbuster_ctx
+
+from defib.demo.keeper import Keeper
+
+LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
+
+
+def _missing(program: str) -> bool:
+    if program == "root":
+        return os.geteuid() != 0
+    if program == "dockerd":
+        return shutil.which("dockerd") is None or os.geteuid() != 0
+    return shutil.which(program) is None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what cannot run on this machine, and remember it; in CI that is an error."""
+    left_out: dict[str, list[str]] = {}
+    kept = []
+    for item in items:
+        wanted = [program for mark in item.iter_markers("needs") for program in mark.args]
+        missing = sorted({program for program in wanted if _missing(program)})
+        if missing:
+            left_out.setdefault(", ".join(missing), []).append(item.nodeid)
+        else:
+            kept.append(item)
+    if left_out and os.environ.get("CI"):
+        raise pytest.UsageError(f"CI must run every test, but these are missing: {'; '.join(left_out)}")
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+    config.stash[LEFT_OUT] = left_out
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for missing, tests in config.stash.get(LEFT_OUT, {}).items():
+        terminalreporter.section(f"left out, for want of {missing}")
+        for test in tests:
+            terminalreporter.line(test)
+
+
+@pytest.fixture(autouse=True)
+def blocking_calls() -> Iterator[BlockBuster]:
+    """Blocking calls in the event loop are errors, in our own packages."""
+    with blockbuster_ctx(scanned_modules=["exporter", "remediator", "fleet", "runtime"]) as blockbuster:
+        yield blockbuster
+
+
+@pytest.fixture
+async def keeper() -> AsyncIterator[Keeper]:
+    """Starts processes that end with the test."""
+    made = await Keeper.begin()
+    yield made
+    await made.end()
+
+
+@pytest.fixture
+def shared() -> Path:
+    """Captures that are kept beside the project; tests that need them are for where they are."""
+    return Path(__file__).parents[2] / "shared"

@@ -1,0 +1,58 @@
+"""Small helpers of the tests."""
+
+import asyncio
+import re
+import textwrap
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from defib.kinds import KINDS
+from fleet.documents import ConfigurationError
+from fleet.loading import PROGRAMS, Loaded, load
+from fleet.references import Program
+
+T = TypeVar("T")
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Write YAML files named by the keywords; returns the folder."""
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text).lstrip("\n"), encoding="utf-8")
+    return folder
+
+
+def loaded(folder: Path, environ: Mapping[str, str] | None = None, programs: Iterable[Program] = PROGRAMS) -> Loaded:
+    return load(folder, KINDS, programs=programs, environ=environ or {})
+
+
+def wrongs(folder: Path, environ: Mapping[str, str] | None = None, programs: Iterable[Program] = PROGRAMS) -> list[str]:
+    """The errors of a configuration, its files named without their folder."""
+    try:
+        loaded(folder, environ, programs)
+    except ConfigurationError as error:
+        return [re.sub(rf"{re.escape(str(folder))}/(\S+?\.yaml:)", r"\1", str(wrong)) for wrong in error.wrongs]
+    return []
+
+
+def inventory_of(folder: Path, written: Mapping[str, Any]) -> Loaded:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "defib.yaml").write_text(yaml.safe_dump(dict(written), allow_unicode=True), encoding="utf-8")
+    return loaded(folder)
+
+
+async def eventually(look: Callable[[], Awaitable[T]], within: float = 20.0) -> T:
+    """Wait until `look` gives something true, and give it."""
+    ends = time.monotonic() + within
+    while True:
+        found = await look()
+        if found:
+            return found
+        if time.monotonic() > ends:
+            raise AssertionError(f"not seen within {within} s; last: {found!r}")
+        await asyncio.sleep(0.05)

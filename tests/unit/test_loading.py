@@ -1,0 +1,296 @@
+"""One bad file per rule, with the exact words; and what a good one comes to."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from defib.kinds import KINDS
+from fleet.model import json_schema
+from tests.support import loaded, write, wrongs
+
+SERVICE = "probe: {http: {url: 'http://h/'}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("servces: {}", "a.yaml:1: servces: unknown key; did you mean services?"),
+        (
+            "services:\n  web:\n    probe:\n      evry: 3s\n      http: {url: 'http://h/'}",
+            "a.yaml:4: services.web.probe.evry: unknown key; did you mean every?",
+        ),
+        (
+            "services:\n  web: {probe: {http: {url: 'http://h/', expct: {}}}}",
+            "a.yaml:2: services.web.probe.http.expct: unknown key; did you mean expect?",
+        ),
+        ("services: {web: {name: x}}", "a.yaml:1: services.web.probe: is missing"),
+        (
+            "services: {web: {probe: {every: 3, http: {url: 'http://h/'}}}}",
+            "a.yaml:1: services.web.probe.every: is not a duration (write 500ms, 10s, 5m, 1h30m or 7d)",
+        ),
+        (
+            "services: {web: {probe: {every: 0s, http: {url: 'http://h/'}}}}",
+            "a.yaml:1: services.web.probe.every: must be longer than nothing",
+        ),
+        (
+            "services: {web: {probe: {every: 3s}}}",
+            "a.yaml:1: services.web.probe: wants exactly one of http, tcp, command",
+        ),
+        (
+            "services: {web: {probe: {http: {url: 'http://h/'}, tcp: {address: 'h:1'}}}}",
+            "a.yaml:1: services.web.probe: wants exactly one of http, tcp, command (found http, tcp)",
+        ),
+        (
+            "services: {Web: {" + SERVICE + "}}",
+            "a.yaml:1: services.Web: is not a name that may stand here (it must match ^[a-z0-9][a-z0-9._-]{0,62}$)",
+        ),
+        (
+            "services: {web: {probe: {http: {url: 'h/'}}}}",
+            "a.yaml:1: services.web.probe.http.url: is not a URL (write http://host:port/path)",
+        ),
+        (
+            "services: {web: {probe: {tcp: {address: h}}}}",
+            "a.yaml:1: services.web.probe.tcp.address: is not an address (write host:port)",
+        ),
+        (
+            "services: {web: {host: db, " + SERVICE + "}}\nhosts: {db1: {address: h}}",
+            "a.yaml:1: services.web.host: there is no host 'db'; did you mean db1?",
+        ),
+        (
+            "services: {web: {depends_on: [wen], " + SERVICE + "}}",
+            "a.yaml:1: services.web.depends_on[0]: there is no service 'wen'; did you mean web?",
+        ),
+        (
+            "services: {web: {depends_on: [web], " + SERVICE + "}}",
+            "a.yaml:1: services.web.depends_on: leads back to itself",
+        ),
+        (
+            "hosts: {a: {address: h, ssh: {via: b}}}",
+            "a.yaml:1: hosts.a.ssh.via: there is no host 'b'",
+        ),
+        (
+            "notify:\n  routes:\n    - {channels: [ops]}",
+            "a.yaml:3: notify.routes[0].channels[0]: there is no channel 'ops'",
+        ),
+        (
+            "services: {web: {probe: {command: {run: [true]}}}}",
+            "a.yaml:1: services.web.probe.command: runs on a host: the service needs `host:`",
+        ),
+        (
+            "services: {web: {host: a, probe: {command: {run: ['true']}}}}\nhosts: {a: {address: h}}",
+            "a.yaml:1: services.web.probe.command: runs on a, which has neither `ssh:` nor `shell: local`",
+        ),
+        (
+            "services: {web: {probe: {http: {url: 'http://{host.address}/'}}}}",
+            "a.yaml:1: services.web.probe: uses {host.…} but the service has no host",
+        ),
+        (
+            "services: {web: {probe: {http: {url: 'http://h/', expect: {body_matches: '('}}}}}",
+            "a.yaml:1: services.web.probe.http.expect.body_matches[0]: "
+            "is not a regular expression of RE2: missing ): (",
+        ),
+        (
+            "services: {web: {probe: {http: {url: 'http://h/', expect: {status: 2x}}}}}",
+            "a.yaml:1: services.web.probe.http.expect.status: 2x is not a status (write 200, 2xx or 200-299)",
+        ),
+        (
+            "services: {web: {probe: {http: {url: 'http://h/', body: x, json: {}}}}}",
+            "a.yaml:1: services.web.probe.http: body and json exclude each other (only form may join files)",
+        ),
+        (
+            "remediator: {database: 'mysql://x'}",
+            "a.yaml:1: remediator.database: is not sqlite:///PATH (four slashes before an absolute path)",
+        ),
+        (
+            "notify: {timezone: Mars/Base}",
+            "a.yaml:1: notify.timezone: is not a time zone (write Asia/Shanghai)",
+        ),
+        (
+            "exporter: {token: '${DEFIB_TOKEN}'}",
+            "a.yaml:1: exporter.token: the environment variable DEFIB_TOKEN is not set",
+        ),
+        (
+            "exporter: {token: '${file:nowhere}'}",
+            "a.yaml:1: exporter.token: the secret file {folder}/nowhere cannot be read: No such file or directory",
+        ),
+        ("hosts: [a]", "a.yaml:1: hosts: input should be a valid dictionary"),
+        ("- a", "a.yaml:1: a configuration file holds a map (hosts:, services:, …)"),
+        ("services: {a: b: c}", "a.yaml:1: is not YAML: did not find expected ',' or '}'"),
+        ("services:\n  web: {" + SERVICE + "}\n  web: {" + SERVICE + "}", "a.yaml:3: web: is defined twice, first at a.yaml:2"),
+    ],
+)  # fmt: skip
+def test_each_mistake_has_its_words(tmp_path: Path, text: str, wrong: str) -> None:
+    write(tmp_path, a=text)
+    assert wrong.replace("{folder}", str(tmp_path)) in wrongs(tmp_path)
+
+
+def test_a_key_defined_in_two_files_names_both(tmp_path: Path) -> None:
+    write(tmp_path, a="services:\n  web: {" + SERVICE + "}", deep__b="services:\n  web: {" + SERVICE + "}")
+    assert wrongs(tmp_path) == ["deep/b.yaml:2: services.web: is defined twice, first at a.yaml:2"]
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="servces: {}\nexporter: {token: '${GONE}'}",
+        b="services:\n  web: {host: nowhere, probe: {every: 5, http: {url: 'http://h/'}}}",
+    )
+    assert [each.split(": ")[1] for each in wrongs(tmp_path)] == [
+        "servces",
+        "exporter.token",
+        "services.web.host",
+        "services.web.probe.every",
+    ]
+
+
+def test_files_of_any_depth_join(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="services: {web: {" + SERVICE + "}}",
+        deep__er__b="services: {api: {" + SERVICE + "}}",
+        deep__empty="",
+    )
+    (tmp_path / ".hidden.yaml").write_text("nonsense: [")
+    assert set(loaded(tmp_path).inventory.services) == {"web", "api"}
+
+
+def test_defaults_fill_in_and_retries_are_never_slower_than_probes(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="""
+        defaults: {probe: {every: 1m, fail_after: 5}}
+        services:
+          usual: {probe: {http: {url: 'http://h/'}}}
+          quick: {probe: {every: 1s, http: {url: 'http://h/'}}}
+          slow: {probe: {every: 30m, http: {url: 'http://h/'}}}
+        """,
+    )
+    services = loaded(tmp_path).inventory.services
+    timing = {name: (each.probe.every, each.probe.retry_every, each.probe.fail_after) for name, each in services.items()}
+    assert timing == {"usual": (60, 30, 5), "quick": (1, 1, 5), "slow": (1800, 30, 5)}
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [("10.0.0.1", "http://10.0.0.1:80/web/a"), ("fd00::1", "http://[fd00::1]:80/web/a"), ("h", "http://h:80/web/a")],
+)
+def test_substitutions(tmp_path: Path, address: str, url: str) -> None:
+    write(
+        tmp_path,
+        a=f"""
+        hosts: {{a: {{address: '{address}'}}}}
+        services: {{web: {{host: a, probe: {{http: {{url: 'http://{{host.address}}:80/{{service}}/{{host.name}}'}}}}}}}}
+        """,
+    )
+    assert loaded(tmp_path).inventory.services["web"].probe.options.url == url
+
+
+def test_each_program_resolves_only_what_it_uses(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="""
+        notify: {channels: {ops: {feishu: {webhook: '${HOOK}'}}}}
+        hosts: {h: {address: h, ssh: {user: u}, sudo: {password: '${SUDO}'}}}
+        services: {web: {probe: {http: {url: 'http://h/', auth: {bearer: '${BEARER}'}}}}}
+        """,
+    )
+    assert loaded(tmp_path, {"BEARER": "b3arer"}, ["exporter"]).secrets == {"b3arer"}
+    assert loaded(tmp_path, {"HOOK": "http://f/1", "SUDO": "s3cret"}, ["remediator"]).secrets == {"http://f/1", "s3cret"}
+    assert len(wrongs(tmp_path)) == 3
+    assert wrongs(tmp_path, {"BEARER": "b"}, ["remediator"]) == [
+        "a.yaml:1: notify.channels.ops.feishu.webhook: the environment variable HOOK is not set",
+        "a.yaml:2: hosts.h.sudo.password: the environment variable SUDO is not set",
+    ]
+
+
+def test_references(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("from-a-file\n")
+    write(tmp_path, a="exporter: {token: 'x-${A}-${file:token}-$${A}'}")
+    token = loaded(tmp_path, {"A": "1"}).inventory.exporter.token
+    assert token is not None
+    assert token.get_secret_value() == "x-1-from-a-file-${A}"
+
+
+def test_secrets_print_masked(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="""
+        exporter: {token: t0psecret}
+        services: {web: {probe: {http: {url: 'http://h/?key=${KEY}', headers: {X-Key: h1dden},
+          auth: {basic: {username: u, password: pa55word}}}}}}
+        """,
+    )
+    known = loaded(tmp_path, {"KEY": "k3y-value"})
+    secrets = ("t0psecret", "h1dden", "pa55word")
+    assert not any(secret in repr(known) + str(known.inventory) + known.inventory.model_dump_json() for secret in secrets)
+    assert {*secrets, "k3y-value"} <= known.secrets
+    shown = subprocess.run(
+        [sys.executable, "-m", "defib", "check", "--config", tmp_path, "--show"],
+        env={"KEY": "k3y-value", "PATH": ""}, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert not any(secret in shown for secret in (*secrets, "k3y-value"))
+    assert yaml.safe_load(shown)["services"]["web"]["probe"]["http"]["url"] == "http://h/?key=${KEY}"
+
+
+def test_the_first_service_of_the_design_loads(tmp_path: Path) -> None:
+    (tmp_path / "services").mkdir()
+    (tmp_path / "services" / "sample.pdf").write_bytes(b"%PDF-1.4")
+    write(
+        tmp_path,
+        hosts="hosts: {gpu-01: {address: 10.0.0.11, group: gpu, ssh: {user: defib, key_file: k, known_hosts: kh}}}",
+        services__mineru="""
+        services:
+          mineru:
+            name: Mineru PDF OCR
+            category: api
+            provider: mineru
+            host: gpu-01
+            team: docs
+            probe:
+              every: 30m
+              timeout: 2m
+              http:
+                url: http://{host.address}:8000/file_parse
+                method: POST
+                files: {files: {path: sample.pdf, content_type: application/pdf}}
+                expect: {status: 2xx, body_matches: 'Hello OCR'}
+            control:
+              docker:
+                container: mineru_container
+                after_start:
+                  - {exec: [mineru-api, --host, 0.0.0.0, --port, "8000"], env: {MINERU_MODEL_SOURCE: local}, detach: true,
+                     log: /vllm-workspace/api.log}
+              start_within: 5m
+            on_failure: restart
+            runbook: https://wiki/mineru
+        """,
+    )
+    mineru = loaded(tmp_path).inventory.services["mineru"]
+    assert mineru.control is not None
+    assert mineru.control.start_within == 300
+    assert mineru.probe.options.files["files"].path == tmp_path / "services" / "sample.pdf"
+
+
+def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
+    schema = json_schema(KINDS)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    good = {
+        "exporter": {"url": "http://e:1"},
+        "hosts": {"h": {"address": "h", "sudo": "passwordless"}},
+        "services": {"web": {"probe": {"every": "1s", "http": {"url": "http://h/", "expect": {"status": "2xx"}}}}},
+    }
+    jsonschema.validate(json.loads(json.dumps(good)), schema)
+    for bad in ({"servces": {}}, {"services": {"web": {}}}, {"services": {"web": {"probe": {"every": 3}}}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(bad, schema)
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "services: &a {x: *a}", "a: !!python/object:os.system x", "\x00", "a: 2026-99-99"])
+def test_nonsense_is_an_error_and_no_crash(tmp_path: Path, text: str) -> None:
+    write(tmp_path, a=text)
+    assert wrongs(tmp_path)

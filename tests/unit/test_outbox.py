@@ -1,0 +1,24 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from remediator.notices.outbox import PER_MINUTE, PER_SECOND, next_slot
+
+
+@given(st.lists(st.floats(0, 3), min_size=1, max_size=300))
+def test_no_window_holds_more_than_its_limit(gaps: list[float]) -> None:
+    """A sender that asks again whenever it may, at a simulated clock."""
+    now, sent = 0.0, list[float]()
+    for gap in gaps:
+        now += gap
+        while (at := next_slot([each for each in sent if each > now - 60], now)) > now:
+            now = at
+        sent.append(now)
+    for index, at in enumerate(sent):
+        assert sum(1 for each in sent[: index + 1] if each > at - 1) <= PER_SECOND
+        assert sum(1 for each in sent[: index + 1] if each > at - 60) <= PER_MINUTE
+
+
+def test_a_burst_is_spread() -> None:
+    assert next_slot([], 5.0) == 5.0
+    assert next_slot([4.5] * PER_SECOND, 5.0) == 5.5
+    assert next_slot([float(n) / 2 for n in range(PER_MINUTE)], 50.0) == 60.0

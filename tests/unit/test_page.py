@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from exporter.page import Page
+from exporter.results import Result, Seen
+from exporter.series import FAMILIES, ServiceSeries, host_lines
+from exporter.state import State
+from fleet.model import Host, Service
+from tests.support import inventory_of
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    written = {"name": 'a "b"\\c\nd', "provider": "nginx", "probe": {"http": {"url": "http://h/"}}}
+    return inventory_of(tmp_path, {"services": {"web": written}}).inventory.services["web"]
+
+
+@pytest.fixture
+def page(service: Service) -> Page:
+    made = Page(FAMILIES)
+    seen = Seen(phases={"connect": 0.25, "transfer": 0.5}, status_code=503, certificate_expiry=2e9)
+    result = Result(False, "status", "answered 503", 1000.0, 0.75, seen)
+    state = State().after(result, fail_after=1, recover_after=1)
+    made.put("web", ServiceSeries(service).render(state, result, {"status": 1}))
+    made.put("host h", host_lines(Host(address="10.0.0.1", labels={"rack": "a3"})))
+    return made
+
+
+def test_both_formats_say_the_same(page: Page) -> None:
+    text = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_text(page.render()) for s in f.samples}
+    rendered = page.render(openmetrics=True) + "# EOF\n"
+    other = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_openmetrics(rendered) for s in f.samples}
+    assert text == other
+    assert len(text) == 17
+
+
+def test_labels_and_values(page: Page) -> None:
+    found = {family.name: family for family in parse_text(page.render())}
+    (info,) = found["service_info"].samples
+    assert info.labels["name"] == 'a "b"\\c\nd'
+    assert set(info.labels) == {
+        "service", "host", "provider", "category", "name", "severity", "team", "on_failure", "probe",
+    }  # fmt: skip
+    (up,) = found["service_up"].samples
+    assert (up.value, up.labels) == (0, {"service": "web", "host": "", "provider": "nginx", "category": "other"})
+    assert {s.labels["phase"]: s.value for s in found["service_probe_phase_seconds"].samples} == {
+        "connect": 0.25, "transfer": 0.5,
+    }  # fmt: skip
+
+
+def test_what_was_not_measured_is_absent(service: Service) -> None:
+    made = Page(FAMILIES)
+    made.put("web", ServiceSeries(service).render(State(), None, {}))
+    names = {sample.name for family in parse_text(made.render()) for sample in family.samples}
+    assert "service_up" not in names
+    assert "service_probe_success" not in names
+    assert "service_last_success_timestamp_seconds" not in names
+    assert {"service_probes_total", "service_info", "service_probe_interval_seconds"} <= names
+
+
+def test_what_leaves_takes_its_lines_along(page: Page) -> None:
+    page.drop("web")
+    page.drop("host h")
+    assert page.render() == ""

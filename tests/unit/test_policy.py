@@ -1,0 +1,176 @@
+"""Every refusal and wait by its name, and what must never happen."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleet.model import Backoff, Remediation, Service
+from remediator.policy import (
+    Decision,
+    Observation,
+    Past,
+    Present,
+    Situation,
+    attempts_since_refill,
+    backoff,
+    decide,
+    group_of,
+    is_storm,
+)
+from tests.support import inventory_of
+
+NOW = 1_000_000.0
+DOWN = Observation(up=False, success=False, reason="connect", message="refused")
+SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN, fresh=True)
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Service]:
+    return _services(tmp_path_factory.mktemp("config"))
+
+
+def _services(folder: Path) -> dict[str, Service]:
+    probe = {"http": {"url": "http://h/"}}
+    control = {"command": {"restart": ["true"]}}
+    host = {"h": {"address": "h", "shell": "local"}}
+    return inventory_of(
+        folder,
+        {
+            "hosts": host,
+            "services": {
+                "web": {"host": "h", "probe": probe, "control": control, "on_failure": "restart"},
+                "told": {"host": "h", "probe": probe, "control": control},
+                "bare": {"probe": probe, "on_failure": "restart"},
+            },
+        },
+    ).inventory.services
+
+
+@pytest.mark.parametrize(
+    ("service", "rules", "change", "verb", "reason"),
+    [
+        ("web", {}, {}, "act", None),
+        ("web", {}, {"firing": frozenset()}, "nothing", None),
+        ("gone", {}, {}, "nothing", None),
+        ("web", {}, {"firing": frozenset({"ServiceSlow"})}, "refuse", "not-an-alert-to-act-on"),
+        ("web", {"alerts": ["ServiceSlow"]}, {"firing": frozenset({"ServiceSlow"})}, "act", None),
+        ("told", {}, {}, "refuse", "notify-only"),
+        ("bare", {}, {}, "refuse", "no-control"),
+        ("web", {}, {"observed": Observation(True, True, None)}, "refuse", "already-up"),
+        ("web", {}, {"observed": Observation(False, True, None)}, "refuse", "already-up"),
+        ("web", {}, {"observed": Observation(True, False, "connect")}, "refuse", "already-up"),
+        ("web", {}, {"observed": replace(DOWN, reason="tls")}, "refuse", "not-restartable"),
+        ("web", {"never_for": []}, {"observed": replace(DOWN, reason="tls")}, "act", None),
+        ("web", {}, {"past": Past(attempts=3)}, "refuse", "attempts-used-up"),
+        ("web", {"attempts": 4}, {"past": Past(attempts=3)}, "act", None),
+        ("web", {"automatic": False}, {}, "wait", "automation-off"),
+        ("web", {}, {"host_down": True}, "wait", "host-down"),
+        ("web", {}, {"dependencies_down": ("db",)}, "wait", "dependency-down"),
+        ("web", {}, {"storm": (3, 5)}, "wait", "storm"),
+        ("web", {}, {"past": Past(1, 1, NOW - 59)}, "wait", "backing-off"),
+        ("web", {}, {"past": Past(1, 1, NOW - 60)}, "act", None),
+        ("web", {}, {"past": Past(1, 0, NOW - 1)}, "act", None),
+        ("web", {}, {"present": Present(target_busy=True)}, "wait", "target-busy"),
+        ("web", {}, {"present": Present(on_host=1)}, "wait", "host-busy"),
+        ("web", {}, {"present": Present(in_flight=5)}, "wait", "fleet-busy"),
+        ("web", {}, {"present": Present(in_budget_window=(NOW,) * 20)}, "wait", "fleet-busy"),
+        ("web", {}, {"observed": None}, "wait", "blind"),
+        ("web", {}, {"observed": Observation(None, False, "connect")}, "wait", "blind"),
+    ],
+)
+def test_decisions(
+    services: dict[str, Service], service: str, rules: dict[str, Any], change: dict[str, Any], verb: str, reason: str | None
+) -> None:
+    decision = decide(services.get(service), Remediation(**rules), replace(SITUATION, **change))
+    assert (decision.verb, decision.reason) == (verb, reason)
+
+
+def test_waits_end_when_they_said_or_are_looked_at_again(services: dict[str, Service]) -> None:
+    rules = Remediation()
+    waits = decide(services["web"], rules, replace(SITUATION, past=Past(1, 1, NOW - 50)))
+    assert waits.until == NOW + 10
+    waits = decide(services["web"], rules, replace(SITUATION, past=Past(2, 2, NOW - 50)))
+    assert waits.until == NOW + 30
+
+
+situations = st.builds(
+    Situation,
+    now=st.floats(0, 2e9),
+    firing=st.frozensets(st.sampled_from(["ServiceDown", "ServiceSlow"])),
+    past=st.builds(
+        Past, attempts=st.integers(0, 5), tries=st.integers(0, 5), last_ended=st.none() | st.floats(0, 2e9)
+    ),
+    present=st.builds(
+        Present, target_busy=st.booleans(), on_host=st.integers(0, 2), in_flight=st.integers(0, 6),
+        in_budget_window=st.lists(st.floats(0, 2e9), max_size=25).map(lambda times: tuple(sorted(times))),
+    ),
+    observed=st.none() | st.builds(
+        Observation, up=st.none() | st.booleans(), success=st.none() | st.booleans(),
+        reason=st.none() | st.sampled_from(["connect", "timeout", "tls", "error", "status"]),
+    ),
+    fresh=st.booleans(),
+    host_down=st.booleans(),
+    dependencies_down=st.sampled_from([(), ("db",)]),
+    storm=st.none() | st.just((3, 4)),
+)  # fmt: skip
+
+
+@given(situation=situations, automatic=st.booleans(), service=st.sampled_from(["web", "told", "bare", "gone"]))
+def test_what_must_never_happen(
+    services: dict[str, Service], situation: Situation, automatic: bool, service: str
+) -> None:
+    rules = Remediation(automatic=automatic)
+    decision = decide(services.get(service), rules, situation)
+    assert isinstance(decision, Decision)
+    if decision.verb == "wait":
+        assert decision.until is not None
+        assert decision.until <= situation.now + 30
+    if decision.verb != "act":
+        return
+    assert service == "web"
+    assert automatic
+    assert "ServiceDown" in situation.firing
+    assert situation.observed is not None
+    assert situation.observed.up is False
+    assert not situation.observed.success
+    assert situation.observed.reason not in rules.never_for
+    assert not situation.present.target_busy
+    assert situation.present.on_host < 1
+    assert situation.past.attempts < 3
+    assert len(situation.present.in_budget_window) < 20
+
+
+def test_back_off_grows_to_its_cap() -> None:
+    rules = Backoff()
+    assert [backoff(rules, tries) for tries in (1, 2, 3, 4, 5, 1000)] == [60, 120, 240, 480, 900, 900]
+
+
+@pytest.mark.parametrize(
+    ("attempts", "outages", "count"),
+    [
+        ([], [], 0),
+        ([10, 20, 30], [(5, None)], 3),
+        ([10, 5000], [(5, 100), (4000, None)], 1),  # more than an hour of up between the two
+        ([10, 2000], [(5, 100), (1000, None)], 2),
+        ([10, 2000, 9000], [(5, 100), (1000, 2100), (8000, None)], 1),
+    ],
+)
+def test_attempts_are_refilled_by_an_hour_of_up(
+    attempts: list[float], outages: list[tuple[float, float | None]], count: int
+) -> None:
+    assert attempts_since_refill(attempts, outages, 3600.0) == count
+
+
+@pytest.mark.parametrize(("failing", "total", "storm"), [(2, 2, False), (3, 6, False), (4, 6, True), (3, 3, True)])
+def test_a_storm_is_more_than_half_and_at_least_three(failing: int, total: int, storm: bool) -> None:
+    assert is_storm(Remediation(), failing, total) is storm
+
+
+def test_a_service_without_a_group_is_one_with_the_fleet() -> None:
+    groups = {"a": "gpu", "b": "gpu", "c": ""}
+    assert group_of("a", groups) == ["a", "b"]
+    assert group_of("c", groups) == ["a", "b", "c"]

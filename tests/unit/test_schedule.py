@@ -1,0 +1,53 @@
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exporter.schedule import Schedule, jittered, phase_of
+
+EVERY = st.floats(0.5, 7200)
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1), EVERY)
+def test_the_first_probe_comes_within_a_minute_and_at_a_stable_phase(service: str, every: float) -> None:
+    one, other = (Schedule.starting(service, now, every, every) for now in (0.0, 1000.0))
+    assert 0 <= one.anchor < min(every, 60)
+    assert abs((other.anchor - 1000) - one.anchor) < 1e-6
+
+
+def test_phases_spread() -> None:
+    phases = sorted(phase_of(f"service-{number}") for number in range(1000))
+    tenths = [sum(1 for phase in phases if tenth / 10 <= phase < (tenth + 1) / 10) for tenth in range(10)]
+    assert min(tenths) > 70
+
+
+@given(EVERY, st.floats(0, 1e6), st.floats(0, 1e5))
+def test_the_next_turn_is_on_the_grid_after_now_and_nothing_is_made_up_for(every: float, anchor: float, late: float) -> None:
+    schedule = Schedule(anchor, every, every)
+    due, missed = schedule.following(anchor, anchor + late, settled=True)
+    now = anchor + late
+    assert now - 1e-6 * now < due <= now + every * (1 + 1e-6)
+    assert missed <= late / every + 1
+    assert (missed > 0) <= (late >= every)
+
+
+def test_a_failing_service_is_probed_again_soon_and_then_on_its_grid() -> None:
+    schedule = Schedule(10.0, 60.0, 5.0)
+    assert schedule.following(10.0, 10.2, settled=False) == (15.0, 0)
+    assert schedule.following(15.0, 15.2, settled=True) == (70.0, 0)
+
+
+def test_a_probe_that_outlasts_its_interval_gets_a_pause_and_is_counted() -> None:
+    schedule = Schedule(0.0, 60.0, 5.0)
+    assert schedule.following(0.0, 12.0, settled=False) == (17.0, 2)
+
+
+def test_after_a_suspended_machine_wakes_there_is_no_burst() -> None:
+    schedule = Schedule(0.0, 10.0, 5.0)
+    due, missed = schedule.following(20.0, 3601.0, settled=True)
+    assert (due, missed) == (3610.0, 358)
+
+
+@given(EVERY, st.integers())
+def test_jitter_is_small_and_never_early(every: float, seed: int) -> None:
+    assert 0 <= jittered(100.0, every, random.Random(seed)) - 100.0 <= min(every * 0.05, 1.0) + 1e-9
