@@ -1,7 +1,6 @@
 """The commands: what each takes, and which function carries it out."""
 
 import argparse
-import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -133,13 +132,13 @@ def _serve(server: Coroutine[Any, Any, None]) -> int:
 
 
 def _probe(options: argparse.Namespace) -> int:
-    return asyncio.run(probe.probe(_loader(options, "exporter"), options.service, as_json=options.json))
+    return uvloop.run(probe.probe(_loader(options, "exporter"), options.service, as_json=options.json))
 
 
 def _control(options: argparse.Namespace) -> int:
     program: Program = "remediator" if options.direct else "client"
     run = control.direct if options.direct else control.through_remediator
-    return asyncio.run(run(_loader(options, program), options.service, options.verb))
+    return uvloop.run(run(_loader(options, program), options.service, options.verb))
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ The kinds of probes, controls and channels bring their own options; `inventory_m
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -112,7 +113,7 @@ class Ssh(Part):
     user: str | None = None
     port: int = Field(22, ge=1, le=65535)
     key_file: RelativePath | None = None
-    known_hosts: RelativePath | None = None
+    known_hosts: RelativePath = Field(default_factory=lambda: Path.home() / ".ssh" / "known_hosts")
     via: str | None = None
 
 

@@ -1,11 +1,13 @@
 """What every test may use: real programs, or word that they are missing."""
 
+import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from defib.demo.keeper import Keeper
@@ -44,6 +46,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(f"left out, for want of {missing}")
         for test in tests:
             terminalreporter.line(test)
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run on the event loop that our programs run on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import os
 import socket
 import ssl
 import time
@@ -134,7 +135,8 @@ def _add(seen: Seen, phase: str, started: float) -> None:
 
 
 def _why(error: OSError) -> str:
-    return error.strerror or str(error) or type(error).__name__
+    # uvloop and asyncio word the same error differently; the system's own words are the same everywhere.
+    return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
 
 
 def _tls_why(error: Exception) -> str:

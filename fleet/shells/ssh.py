@@ -24,6 +24,7 @@ from fleet.shells import (
 CONNECT_WITHIN = 10.0
 SESSIONS = 8  # sshd's MaxSessions is 10
 ANSWER_WITHIN = 2.0  # how much longer than the remote deadline an answer may travel
+OPEN_AGAIN = (0.02, 0.1, 0.5)  # pauses before a refused session is asked for again
 ENDED_BY_TIMEOUT = (124, 137)
 
 # The remote end keeps the deadline too, where it can: what we stop waiting for would otherwise run on.
@@ -40,7 +41,7 @@ class Login:
     port: int
     user: str | None
     key_file: Path | None
-    known_hosts: Path | None
+    known_hosts: Path
 
 
 class SshShell:
@@ -53,6 +54,7 @@ class SshShell:
         self._tunnel = tunnel
         self._connection: asyncssh.SSHClientConnection | None = None
         self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
+        self._dropped: set[asyncssh.SSHClientConnection] = set()
         self._sessions = asyncio.Semaphore(SESSIONS)
 
     async def run(self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"") -> Completed:
@@ -81,9 +83,7 @@ class SshShell:
         tasks: list[asyncio.Task[bytes]] = []
         try:
             async with asyncio.timeout(timeout + KILL_AFTER + ANSWER_WITHIN):
-                process = await connection.create_process(
-                    command, encoding=None, stdin=asyncssh.PIPE if stdin else asyncssh.DEVNULL
-                )
+                process = await _open(connection, command, asyncssh.PIPE if stdin else asyncssh.DEVNULL)
                 tasks = [asyncio.create_task(tail_of(stream)) for stream in (process.stdout, process.stderr)]
                 if stdin:
                     process.stdin.write(stdin)
@@ -126,15 +126,17 @@ class SshShell:
     async def _connect(self) -> asyncssh.SSHClientConnection:
         login = self._login
         where = f"{login.address}:{login.port}"
+        pinned = None
         try:
             async with asyncio.timeout(CONNECT_WITHIN):
+                pinned, keys = await asyncio.to_thread(_read, login)
                 tunnel = await self._tunnel() if self._tunnel else ()
                 return await asyncssh.connect(
                     login.address,
                     login.port,
                     username=login.user or (),
-                    client_keys=[str(login.key_file)] if login.key_file else [],
-                    known_hosts=str(login.known_hosts) if login.known_hosts else (),
+                    client_keys=keys,
+                    known_hosts=pinned,
                     config=None,
                     agent_path=None,
                     tunnel=tunnel,
@@ -146,35 +148,58 @@ class SshShell:
         except TimeoutError:
             raise ShellError(f"{where}: no SSH connection within {CONNECT_WITHIN:g} s") from None
         except asyncssh.HostKeyNotVerifiable as error:
-            raise HostKeyRefused(f"{where}: {self._what_of_the_key()}") from error
+            raise HostKeyRefused(f"{where}: {self._what_of_the_key(pinned)}") from error
         except (asyncssh.PermissionDenied, asyncssh.KeyImportError) as error:
             raise LoginRefused(f"{where}: {_text(error)}") from error
         except (asyncssh.Error, OSError, ValueError) as error:
             raise ShellError(f"{where}: {_text(error)}") from error
 
-    def _what_of_the_key(self) -> str:
+    def _what_of_the_key(self, pinned: asyncssh.SSHKnownHosts | None) -> str:
         """An unknown and a changed key raise the same error; the file tells them apart."""
-        file = self._login.known_hosts
-        with contextlib.suppress(OSError, ValueError):
-            pinned = (
-                asyncssh.read_known_hosts(str(file)).match(self._login.address, "", self._login.port) if file else ()
-            )
-            if any(pinned):
-                return f"HOST KEY CHANGED: the host's key is not the one pinned in {file}"
-        return f"no host key is pinned for it in {file or '~/.ssh/known_hosts'}"
+        login = self._login
+        if pinned is not None and any(pinned.match(login.address, "", login.port)):
+            return f"HOST KEY CHANGED: the host's key is not the one pinned in {login.known_hosts}"
+        return f"no host key is pinned for it in {login.known_hosts}"
 
     def _drop(self, connection: asyncssh.SSHClientConnection) -> None:
         if self._connection is connection:
             self._connection = None
-        # Others may still be waiting for answers on it; it goes with the last of them or at its keepalive.
-        asyncio.get_running_loop().call_later(CONNECT_WITHIN, connection.abort)
+        # Others may still be waiting for answers on it.
+        self._dropped.add(connection)
+        asyncio.get_running_loop().call_later(CONNECT_WITHIN, self._abort, connection)
+
+    def _abort(self, connection: asyncssh.SSHClientConnection) -> None:
+        self._dropped.discard(connection)
+        connection.abort()  # wait_closed() hangs on a frozen peer
 
     async def close(self) -> None:
         if self._connecting is not None:
             self._connecting.cancel()
-        if self._connection is not None:
-            self._connection.abort()  # wait_closed() hangs on a frozen peer
-            self._connection = None
+        held = {*self._dropped, *([self._connection] if self._connection else [])}
+        self._connection = None
+        for connection in held:
+            self._abort(connection)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.0):
+                await asyncio.gather(*(connection.wait_closed() for connection in held))
+
+
+async def _open(
+    connection: asyncssh.SSHClientConnection, command: str, stdin: int
+) -> "asyncssh.SSHClientProcess[bytes]":
+    """Start a command; sshd may still be clearing away a session that we have seen the end of."""
+    for pause in OPEN_AGAIN:
+        try:
+            return await connection.create_process(command, encoding=None, stdin=stdin)
+        except asyncssh.ChannelOpenError:
+            await asyncio.sleep(pause)
+    return await connection.create_process(command, encoding=None, stdin=stdin)
+
+
+def _read(login: Login) -> tuple[asyncssh.SSHKnownHosts, list[asyncssh.SSHKey]]:
+    """The pinned keys and our own; without a file of them no host is trusted."""
+    pinned = asyncssh.read_known_hosts(str(login.known_hosts))
+    return pinned, [asyncssh.read_private_key(str(login.key_file))] if login.key_file else []
 
 
 def _retrieve(task: "asyncio.Task[asyncssh.SSHClientConnection]") -> None:
@@ -185,6 +210,6 @@ def _retrieve(task: "asyncio.Task[asyncssh.SSHClientConnection]") -> None:
 def _text(error: BaseException) -> str:
     if isinstance(error, asyncssh.Error):
         return error.reason
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error)

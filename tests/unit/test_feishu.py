@@ -75,13 +75,22 @@ def test_cards(inventory: Inventory, kind: str, colour: str, title: str) -> None
     assert made["card"]["elements"][-1]["actions"][0]["url"] == "https://wiki/web"
 
 
-HOSTILE = ["<at id=all></at>", "[x](javascript:alert(1))", "**bold** `code` ~no~", "a\\b\"c\nd\0e", "\u202eevil", "{{x}}"]
+HOSTILE = [
+    "<at id=all></at>",
+    "[x](javascript:alert(1))",
+    "**bold** `code` ~no~",
+    'a\\b"c\nd\0e',
+    "\u202eevil",
+    "{{x}}",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_nothing_from_outside_is_markup(inventory: Inventory, text: str) -> None:
     labels = {"alertname": text, "service": text, "x": text}
-    made = message(Notice(1, "alert", "info", None, {"labels": labels, "annotations": {"y": text}}, 1e9, 0), inventory, [])
+    made = message(
+        Notice(1, "alert", "info", None, {"labels": labels, "annotations": {"y": text}}, 1e9, 0), inventory, []
+    )
     shown = json.dumps(made["card"]["elements"], ensure_ascii=False)
     assert "<at" not in shown
     assert "](" not in shown

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -91,8 +92,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', expect: {body_matches: '('}}}}}",
-            "a.yaml:1: services.web.probe.http.expect.body_matches[0]: "
-            "is not a regular expression of RE2: missing ): (",
+            "a.yaml:1: services.web.probe.http.expect.body_matches[0]: is not a regular expression of RE2: missing ): (",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', expect: {status: 2x}}}}}",
@@ -171,7 +171,9 @@ def test_defaults_fill_in_and_retries_are_never_slower_than_probes(tmp_path: Pat
         """,
     )
     services = loaded(tmp_path).inventory.services
-    timing = {name: (each.probe.every, each.probe.retry_every, each.probe.fail_after) for name, each in services.items()}
+    timing = {
+        name: (each.probe.every, each.probe.retry_every, each.probe.fail_after) for name, each in services.items()
+    }
     assert timing == {"usual": (60, 30, 5), "quick": (1, 1, 5), "slow": (1800, 30, 5)}
 
 
@@ -200,7 +202,10 @@ def test_each_program_resolves_only_what_it_uses(tmp_path: Path) -> None:
         """,
     )
     assert loaded(tmp_path, {"BEARER": "b3arer"}, ["exporter"]).secrets == {"b3arer"}
-    assert loaded(tmp_path, {"HOOK": "http://f/1", "SUDO": "s3cret"}, ["remediator"]).secrets == {"http://f/1", "s3cret"}
+    assert loaded(tmp_path, {"HOOK": "http://f/1", "SUDO": "s3cret"}, ["remediator"]).secrets == {
+        "http://f/1",
+        "s3cret",
+    }
     assert len(wrongs(tmp_path)) == 3
     assert wrongs(tmp_path, {"BEARER": "b"}, ["remediator"]) == [
         "a.yaml:1: notify.channels.ops.feishu.webhook: the environment variable HOOK is not set",
@@ -227,7 +232,9 @@ def test_secrets_print_masked(tmp_path: Path) -> None:
     )
     known = loaded(tmp_path, {"KEY": "k3y-value"})
     secrets = ("t0psecret", "h1dden", "pa55word")
-    assert not any(secret in repr(known) + str(known.inventory) + known.inventory.model_dump_json() for secret in secrets)
+    assert not any(
+        secret in repr(known) + str(known.inventory) + known.inventory.model_dump_json() for secret in secrets
+    )
     assert {*secrets, "k3y-value"} <= known.secrets
     shown = subprocess.run(
         [sys.executable, "-m", "defib", "check", "--config", tmp_path, "--show"],
@@ -285,12 +292,19 @@ def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
         "services": {"web": {"probe": {"every": "1s", "http": {"url": "http://h/", "expect": {"status": "2xx"}}}}},
     }
     jsonschema.validate(json.loads(json.dumps(good)), schema)
-    for bad in ({"servces": {}}, {"services": {"web": {}}}, {"services": {"web": {"probe": {"every": 3}}}}):
+    refused: list[dict[str, Any]] = [
+        {"servces": {}},
+        {"services": {"web": {}}},
+        {"services": {"web": {"probe": {"every": 3}}}},
+    ]
+    for bad in refused:
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(bad, schema)
 
 
-@pytest.mark.parametrize("text", ["&a [*a]", "services: &a {x: *a}", "a: !!python/object:os.system x", "\x00", "a: 2026-99-99"])
+@pytest.mark.parametrize(
+    "text", ["&a [*a]", "services: &a {x: *a}", "a: !!python/object:os.system x", "\x00", "a: 2026-99-99"]
+)
 def test_nonsense_is_an_error_and_no_crash(tmp_path: Path, text: str) -> None:
     write(tmp_path, a=text)
     assert wrongs(tmp_path)

@@ -1,8 +1,9 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
-from prometheus_client.parser import text_string_to_metric_families as parse_text
+from prometheus_client.parser import text_string_to_metric_families as _parse_text
 
 from exporter.page import Page
 from exporter.results import Result, Seen
@@ -10,6 +11,8 @@ from exporter.series import FAMILIES, ServiceSeries, host_lines
 from exporter.state import State
 from fleet.model import Host, Service
 from tests.support import inventory_of
+
+parse_text: Any = _parse_text  # without annotations of its own
 
 
 @pytest.fixture

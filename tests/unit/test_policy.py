@@ -83,7 +83,12 @@ def _services(folder: Path) -> dict[str, Service]:
     ],
 )
 def test_decisions(
-    services: dict[str, Service], service: str, rules: dict[str, Any], change: dict[str, Any], verb: str, reason: str | None
+    services: dict[str, Service],
+    service: str,
+    rules: dict[str, Any],
+    change: dict[str, Any],
+    verb: str,
+    reason: str | None,
 ) -> None:
     decision = decide(services.get(service), Remediation(**rules), replace(SITUATION, **change))
     assert (decision.verb, decision.reason) == (verb, reason)

@@ -22,7 +22,9 @@ def test_phases_spread() -> None:
 
 
 @given(EVERY, st.floats(0, 1e6), st.floats(0, 1e5))
-def test_the_next_turn_is_on_the_grid_after_now_and_nothing_is_made_up_for(every: float, anchor: float, late: float) -> None:
+def test_the_next_turn_is_on_the_grid_after_now_and_nothing_is_made_up_for(
+    every: float, anchor: float, late: float
+) -> None:
     schedule = Schedule(anchor, every, every)
     due, missed = schedule.following(anchor, anchor + late, settled=True)
     now = anchor + late

@@ -34,7 +34,9 @@ def test_only_a_service_that_is_up_without_doubt_is_settled() -> None:
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 4), st.integers(1, 4))
-def test_up_follows_the_last_run_that_was_long_enough(outcomes: list[bool], fail_after: int, recover_after: int) -> None:
+def test_up_follows_the_last_run_that_was_long_enough(
+    outcomes: list[bool], fail_after: int, recover_after: int
+) -> None:
     states = run(outcomes, fail_after, recover_after)
     up: bool | None = None
     changes = 0

@@ -1,0 +1,239 @@
+"""The `http` probe against servers that behave, and against every way of not behaving."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from exporter.probing import probe
+from exporter.results import Result
+from fleet.shells import Shell, ShellError
+from runtime.redaction import Redactor
+from tests.integration.conftest import Serve
+from tests.support import inventory_of
+
+
+def no_shell() -> Shell:
+    raise ShellError("none")
+
+
+async def run(folder: Path, url: str, timeout: str = "2s", **options: Any) -> Result:
+    written = {"services": {"web": {"probe": {"timeout": timeout, "http": {"url": url, **options}}}}}
+    known = await asyncio.to_thread(inventory_of, folder, written)
+    return await probe(known.inventory.services["web"], no_shell, Redactor(known.secrets))
+
+
+async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes) -> None:
+    await reader.readuntil(b"\r\n\r\n")
+    writer.write(data)
+    await writer.drain()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "reason"),
+    [
+        (HEAD + b"Content-Length: 2\r\n\r\nok", {}, None),
+        (HEAD + b"\r\nuntil the end", {}, None),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n", {"expect": {"body_matches": "^ok$"}}, None),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + HEAD + b"Content-Length: 2\r\n\r\nok", {}, None),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", {}, None),
+        (HEAD + b"Content-Length: 9\r\n\r\n", {"method": "HEAD"}, None),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", {}, "status"),
+        (b"HTTP/1.1 503 Busy\r\nContent-Length: 0\r\n\r\n", {"expect": {"status": [200, "5xx"]}}, None),
+        (b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", {}, "status"),
+        (b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", {"auth": {"bearer": "wrong"}}, "auth"),
+        (HEAD + b"Content-Length: 2\r\n\r\nok", {"expect": {"body_matches": ["ok", "more"]}}, "body"),
+        (HEAD + b"Content-Length: 2\r\n\r\nok", {"expect": {"body_lacks": "o"}}, "body"),
+        (HEAD + b"X-A: 1\r\nContent-Length: 0\r\n\r\n", {"expect": {"headers": {"x-a": "^1$"}}}, None),
+        (HEAD + b"X-A: 1\r\nContent-Length: 0\r\n\r\n", {"expect": {"headers": {"x-a": "2"}}}, "header"),
+        (HEAD + b"Content-Length: 0\r\n\r\n", {"expect": {"headers": {"x-a": ""}}}, "header"),
+        (HEAD + b"Content-Length: 0\r\n\r\n", {"expect": {"faster_than": "1ms"}, "_delay": 0.05}, "latency"),
+        (HEAD + b"Content-Length: 5\r\n\r\nok", {}, "protocol"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n", {}, "protocol"),
+        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", {}, "protocol"),
+        (HEAD + b"X-Half", {}, "protocol"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", {}, "protocol"),
+        (b"", {}, "protocol"),
+        (HEAD + b"X-Long: " + b"a" * 300_000 + b"\r\n\r\n", {}, "protocol"),
+        (HEAD + b"Content-Length: 2000\r\n\r\n" + b"x" * 2000, {"max_body": "1KiB"}, "body"),
+        (b"HTTP/1.1 302 Found\r\nLocation: ftp://x/\r\nContent-Length: 0\r\n\r\n", {}, "protocol"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n", {}, "protocol"),
+        (b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n",
+         {"follow_redirects": False, "expect": {"status": 302}}, None),
+        (HEAD + b"Content-Type: text/plain; charset=gbk\r\nContent-Length: 4\r\n\r\n" + "你好".encode("gbk"),
+         {"expect": {"body_matches": "你好"}}, None),
+    ],
+)  # fmt: skip
+async def test_answers(serve: Serve, tmp_path: Path, data: bytes, options: dict[str, Any], reason: str | None) -> None:
+    delay = options.pop("_delay", 0.0) if "_delay" in options else 0.0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(delay)
+        await answer(reader, writer, data)
+
+    result = await run(tmp_path, f"http://127.0.0.1:{await serve(handler)}/", **options)
+    assert (result.reason, result.success) == (reason, reason is None), result.message
+
+
+async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await answer(reader, writer, HEAD + b"Content-Length: 1000\r\n\r\n")
+    while True:
+        writer.write(b"x")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await answer(reader, writer, HEAD + b"\r\n")
+    while True:
+        writer.write(b"x" * 65536)
+        await writer.drain()
+
+
+@pytest.mark.parametrize(("handler", "reason"), [(silent, "timeout"), (drip, "timeout"), (endless, "body")])
+async def test_servers_without_end(serve: Serve, tmp_path: Path, handler: Callable[..., Any], reason: str) -> None:
+    result = await run(tmp_path, f"http://127.0.0.1:{await serve(handler)}/", timeout="500ms", max_body="1MiB")
+    assert result.reason == reason
+    assert result.duration < 1.0
+
+
+async def test_nobody_listens(tmp_path: Path) -> None:
+    result = await run(tmp_path, "http://127.0.0.1:1/")
+    assert (result.reason, result.message) == ("connect", "cannot connect to 127.0.0.1:1: Connection refused")
+
+
+async def test_a_name_that_does_not_resolve(tmp_path: Path) -> None:
+    assert (await run(tmp_path, "http://nowhere.invalid/")).reason == "resolve"
+
+
+async def test_what_is_sent(tmp_path: Path) -> None:
+    """A real server reads what each kind of body becomes, and follows a redirect."""
+    (tmp_path / "sample.pdf").write_bytes(b"%PDF-1.4 \x00\xff")
+    got: list[dict[str, Any]] = []
+
+    async def take(request: web.Request) -> web.Response:
+        fields: dict[str, Any] = {}
+        if request.content_type in ("multipart/form-data", "application/x-www-form-urlencoded"):
+            for name, value in (await request.post()).items():
+                fields[name] = (
+                    (value.filename, value.content_type, value.file.read())
+                    if isinstance(value, web.FileField)
+                    else value
+                )
+        body = await request.text() if not fields else ""
+        got.append({"method": request.method, "headers": request.headers, "fields": fields, "body": body})
+        return web.Response(text="taken")
+
+    async def elsewhere(_request: web.Request) -> web.Response:
+        raise web.HTTPSeeOther("/take?a=b")
+
+    app = web.Application()
+    app.router.add_route("*", "/take", take)
+    app.router.add_route("*", "/elsewhere", elsewhere)
+    async with TestServer(app) as server:
+        url = str(server.make_url("/take"))
+        for options in (
+            {"method": "POST", "files": {"files": {"path": "sample.pdf", "content_type": "application/pdf"}}, "form": {"lang": "字"}},
+            {"method": "POST", "form": {"a": "1 2&3", "b": "字"}},
+            {"method": "PUT", "json": {"a": [1, None]}},
+            {"method": "POST", "body": "text"},
+            {"auth": {"basic": {"username": "u", "password": "pä"}}, "headers": {"Host": "other", "X-A": "1"}},
+        ):  # fmt: skip
+            assert (await run(tmp_path, url, **options, expect={"body_matches": "^taken$"})).success
+        assert (await run(tmp_path, str(server.make_url("/elsewhere")), method="POST", body="x")).success
+    assert got[0]["fields"] == {"lang": "字", "files": ("sample.pdf", "application/pdf", b"%PDF-1.4 \x00\xff")}
+    assert got[1]["fields"] == {"a": "1 2&3", "b": "字"}
+    assert (got[2]["body"], got[2]["headers"]["Content-Type"]) == ('{"a": [1, null]}', "application/json")
+    assert got[3]["body"] == "text"
+    assert got[4]["headers"]["Authorization"] == "Basic dTpww6Q="
+    assert (got[4]["headers"]["Host"], got[4]["headers"]["X-A"]) == ("other", "1")
+    assert (got[5]["method"], got[5]["body"]) == ("GET", "")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "web.test")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=30))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("web.test")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    path = tmp_path / "web.pem"
+    path.write_bytes(
+        made.public_bytes(serialization.Encoding.PEM)
+        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tls", "reason", "said"),
+    [
+        ({"ca_file": "web.pem", "server_name": "web.test"}, None, ""),
+        ({"verify": False}, None, ""),
+        ({}, "tls", "self-signed certificate"),
+        ({"ca_file": "web.pem", "server_name": "other.test"}, "tls", "Hostname mismatch"),
+    ],
+)
+async def test_tls(tmp_path: Path, certificate: Path, tls: dict[str, Any], reason: str | None, said: str) -> None:
+    async def hello(_request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    await asyncio.to_thread(context.load_cert_chain, certificate)
+    app = web.Application()
+    app.router.add_get("/", hello)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        result = await run(tmp_path, f"https://127.0.0.1:{runner.addresses[0][1]}/", tls=tls)
+    finally:
+        await runner.cleanup()
+    assert (result.reason, said in result.message) == (reason, True), result.message
+    if reason is None:
+        assert list(result.seen.phases) == ["connect", "tls", "processing", "transfer"]
+        assert result.seen.certificate_expiry is not None
+        assert 29 < (result.seen.certificate_expiry - datetime.now(UTC).timestamp()) / 86400 < 31
+
+
+async def test_a_handshake_with_who_speaks_no_tls(serve: Serve, tmp_path: Path) -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"220 hello\r\n")
+        await writer.drain()
+
+    assert (await run(tmp_path, f"https://127.0.0.1:{await serve(handler)}/")).reason == "tls"
+
+
+async def test_no_secret_is_in_a_message(serve: Serve, tmp_path: Path) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n%s" % (len(head), head))
+        await writer.drain()
+
+    result = await run(
+        tmp_path, f"http://127.0.0.1:{await serve(echo)}/", headers={"Authorization": "Bearer t0psecret"}
+    )
+    assert result.reason == "status"
+    assert "t0psecret" not in result.message
