@@ -23,8 +23,20 @@ from remediator.webhook import NotADelivery, parse
 from runtime.redaction import Redactor
 from runtime.web import Needs, Problem, add_route
 
+WEBHOOK = "/webhook/alertmanager"
 PAGE = 100
 log = structlog.get_logger()
+
+
+def tell_refusals(metrics: Metrics) -> Callable[[web.Request, Problem], None]:
+    """Count and log the deliveries that were refused, the unauthorized ones too."""
+
+    def refused(request: web.Request, problem: Problem) -> None:
+        if request.path == WEBHOOK:
+            metrics.refusals.labels(str(problem.status)).inc()
+            log.warning("delivery refused", status=problem.status, why=problem.message)
+
+    return refused
 
 
 def add_routes(
@@ -36,7 +48,7 @@ def add_routes(
     reload: Callable[[], Awaitable[None]],
 ) -> None:
     api = _Api(engine, database, metrics, redact, reload)
-    add_route(app, "POST", "/webhook/alertmanager", api.webhook, Needs.TOKEN)
+    add_route(app, "POST", WEBHOOK, api.webhook, Needs.TOKEN)
     add_route(app, "GET", "/metrics", api.metrics, Needs.TOKEN)
     add_route(app, "POST", "/-/reload", api.reload, Needs.USER)
     add_route(app, "GET", "/api/v1/incidents", api.incidents, Needs.USER)
@@ -65,22 +77,17 @@ class _Api:
             now = time.time()
             await self._database.run(intake.receive, alerts, self._engine.inventory, now)
         except NotADelivery as error:
-            raise self._refused(400, "not_a_delivery", str(error)) from error
+            raise Problem(400, "not_a_delivery", str(error)) from error
         except web.HTTPRequestEntityTooLarge as error:
-            raise self._refused(413, "too_large", "the delivery is longer than 10 MiB") from error
+            raise Problem(413, "too_large", "the delivery is longer than 10 MiB") from error
         except StorageError as error:
-            raise self._refused(503, "not_stored", "the delivery could not be stored; send it again") from error
+            raise Problem(503, "not_stored", "the delivery could not be stored; send it again") from error
         for alert in alerts:
             self._metrics.received.labels(alert.status).inc()
             if alert.name == intake.WATCHDOG:
                 self._metrics.watchdog.set(now)
         self._engine.wake()
         return web.json_response({"alerts": len(alerts)})
-
-    def _refused(self, status: int, code: str, message: str) -> Problem:
-        self._metrics.refusals.labels(str(status)).inc()
-        log.warning("delivery refused", status=status, why=message)
-        return Problem(status, code, message)
 
     async def metrics(self, _request: web.Request) -> web.Response:
         counts, oldest = await self._database.run(

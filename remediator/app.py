@@ -9,7 +9,7 @@ import structlog
 from fleet.documents import ConfigurationError
 from fleet.loading import Loaded
 from fleet.model import Inventory
-from remediator.api import add_routes
+from remediator.api import add_routes, tell_refusals
 from remediator.database import Database
 from remediator.engine import Engine
 from remediator.metrics import Metrics
@@ -60,7 +60,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
             metrics.reloaded(successful=True)
             log.info("reloaded", services=len(fresh.inventory.services))
 
-    app = application(access, web_config, ready=lambda: True, max_body=MAX_BODY)
+    app = application(access, web_config, ready=lambda: True, max_body=MAX_BODY, refused=tell_refusals(metrics))
     add_routes(app, engine, database, metrics, redact, reload)
     metrics.reloaded(successful=True)
     try:

@@ -100,12 +100,21 @@ def is_loopback(address: str) -> bool:
 
 
 def application(
-    access: Access, config: WebConfig, *, ready: Callable[[], bool], max_body: int = 64 * 1024
+    access: Access,
+    config: WebConfig,
+    *,
+    ready: Callable[[], bool],
+    max_body: int = 64 * 1024,
+    refused: Callable[[web.Request, Problem], None] = lambda _request, _problem: None,
 ) -> web.Application:
-    """An application with health, readiness, uniform errors and access control, ready for `add_route`."""
+    """An application with health, readiness, uniform errors and access control, ready for `add_route`.
+
+    `refused` hears of every request that ended with a Problem.
+    """
     app = web.Application(client_max_size=max_body, middlewares=[_errors, _access])
     app[_ACCESS] = access
     app[_NEEDS] = {}
+    app[_REFUSED] = refused
     headers = config.http_server_config.headers
 
     async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
@@ -132,6 +141,7 @@ def add_route(app: web.Application, method: str, path: str, handler: Handler, ne
 
 
 _ACCESS = web.AppKey("access", Access)
+_REFUSED: web.AppKey[Callable[[web.Request, Problem], None]] = web.AppKey("refused", Callable)  # type: ignore[arg-type]
 _NEEDS: web.AppKey[dict[Handler, Needs]] = web.AppKey("needs", dict)
 
 
@@ -150,20 +160,18 @@ async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except Problem as problem:
-        return _problem(problem)
+    except Problem as refusal:
+        problem = refusal
     except web.HTTPException as error:
         if error.status < 400:  # noqa: PLR2004 - a redirect is an answer
             raise
         code = (error.reason or "error").lower().replace(" ", "_")
-        return _problem(Problem(error.status, code, error.reason or "error"))
+        problem = Problem(error.status, code, error.reason or "error")
     except asyncio.CancelledError:
         raise
     except Exception:  # a request is where a task begins
         log.exception("request failed", method=request.method, path=request.path)
-        return _problem(Problem(500, "internal", "an error of ours; the log says more"))
-
-
-def _problem(problem: Problem) -> web.Response:
+        problem = Problem(500, "internal", "an error of ours; the log says more")
+    request.app[_REFUSED](request, problem)
     body = {"error": {"code": problem.code, "message": problem.message}}
     return web.json_response(body, status=problem.status, headers=problem.headers)

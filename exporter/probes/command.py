@@ -37,6 +37,6 @@ async def probe_command(options: CommandOptions, timeout: float, seen: Seen, she
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         tail = f": {said[-1][:200]}" if said else ""
         raise ProbeFailure("exit", f"{options.run[0]} exited {done.status}, expected {expect.exit}{tail}")
-    text = done.stdout.encode()
+    text = done.stdout.rstrip("\n").encode()  # as $(…) has it, so that `$` means the end of the last line
     matches(expect.stdout_matches, text, "body", "stdout")
     lacks(expect.stdout_lacks, text, "body", "stdout")

@@ -1,8 +1,9 @@
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as _parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as _parse_text
 
 from exporter.page import Page
@@ -12,7 +13,8 @@ from exporter.state import State
 from fleet.model import Host, Service
 from tests.support import inventory_of
 
-parse_text: Any = _parse_text  # without annotations of its own
+parse_openmetrics: Callable[[str], Iterable[Any]] = _parse_openmetrics
+parse_text: Callable[[str], Iterable[Any]] = _parse_text
 
 
 @pytest.fixture

@@ -1,0 +1,212 @@
+"""The exporter as a program: what a user and Prometheus see of it."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from defib.demo.keeper import Keeper
+from defib.demo.stack import free_ports
+from tests.support import eventually, write
+
+SERVICES = {
+    "up": {"probe": {"every": "200ms", "tcp": {"address": "127.0.0.1:{port}"}}, "provider": "p"},
+    "down": {"probe": {"every": "200ms", "tcp": {"address": "127.0.0.1:1"}}},
+    "rare": {"probe": {"every": "1h", "tcp": {"address": "127.0.0.1:{port}"}}},
+}
+
+
+class Exporter:
+    def __init__(self, keeper: Keeper, folder: Path) -> None:
+        self.keeper, self.folder = keeper, folder
+        (self.port,) = free_ports(1)
+        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=10)
+
+    def configure(self, services: dict[str, Any], **more: Any) -> None:
+        (self.folder / "config").mkdir(exist_ok=True)
+        (self.folder / "config" / "a.yaml").write_text(yaml.safe_dump({"services": services, **more}))
+
+    async def start(self, *arguments: str) -> None:
+        argv = [sys.executable, "-m", "defib", "exporter", "--config", str(self.folder / "config")]
+        argv += ["--listen", f"127.0.0.1:{self.port}", *arguments]
+        self.pid = await self.keeper.start(argv, self.folder / "log")
+        await eventually(self.is_ready)
+
+    async def is_ready(self) -> bool:
+        try:
+            return (await self.client.get("/-/ready")).is_success
+        except httpx.HTTPError:
+            return False
+
+    async def value(self, series: str) -> float | None:
+        page = (await self.client.get("/metrics")).text
+        return next((float(line.split(" ")[-1]) for line in page.splitlines() if line.startswith(series)), None)
+
+    async def service(self, name: str) -> dict[str, Any]:
+        return dict((await self.client.get(f"/api/v1/services/{name}")).json())
+
+
+@pytest.fixture
+async def exporter(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Exporter]:
+    async def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    made = Exporter(keeper, tmp_path)
+    made.configure(json.loads(json.dumps(SERVICES).replace("{port}", str(port))))
+    yield made
+    await made.client.aclose()
+    server.close()
+
+
+async def test_what_prometheus_sees(exporter: Exporter) -> None:
+    await exporter.start()
+    labels = 'service="up",host="",provider="p",category="other"'
+
+    async def decided() -> bool:
+        return (
+            await exporter.value(f"service_up{{{labels}}}") == 1
+            and await exporter.value('service_up{service="down"') == 0
+        )
+
+    await eventually(decided)
+    assert await exporter.value('service_probe_failures_total{service="down"') or 0 >= 2
+    openmetrics = await exporter.client.get(
+        "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
+    )
+    assert openmetrics.headers["Content-Type"].startswith("application/openmetrics-text")
+    assert openmetrics.text.endswith("# EOF\n")
+    assert openmetrics.headers["Content-Encoding"] == "gzip"
+    assert (await exporter.client.get("/-/healthy")).status_code == 200
+
+
+async def test_probe_now_counts_and_decides(exporter: Exporter) -> None:
+    await exporter.start()
+    answer = await exporter.client.post("/api/v1/services/rare/probe")
+    assert answer.json().keys() == {
+        "service", "success", "up", "reason", "message", "duration_seconds", "phases", "started_at",
+    }  # fmt: skip
+    assert (answer.json()["success"], answer.json()["up"], answer.json()["reason"]) == (True, True, None)
+    assert await exporter.value('service_probes_total{service="rare"') == 1
+    missing = await exporter.client.post("/api/v1/services/nothing/probe")
+    assert (missing.status_code, missing.json()["error"]["code"]) == (404, "unknown_service")
+
+
+@pytest.mark.parametrize("by", ["signal", "request"])
+async def test_reload_touches_only_what_changed(exporter: Exporter, by: str) -> None:
+    await exporter.start()
+    await exporter.client.post("/api/v1/services/rare/probe")
+    before = await exporter.service("rare")
+    written = yaml.safe_load((exporter.folder / "config" / "a.yaml").read_text())["services"]
+    del written["down"]
+    written["up"]["provider"] = "q"
+    written["new"] = written["rare"]
+    exporter.configure(written)
+    if by == "signal":
+        os.kill(exporter.pid, signal.SIGHUP)
+    else:
+        assert (await exporter.client.post("/-/reload")).status_code == 200
+
+    async def listed() -> bool:
+        answer = (await exporter.client.get("/api/v1/services")).json()
+        return {service["id"] for service in answer["services"]} == {"up", "rare", "new"}
+
+    await eventually(listed)
+    assert await exporter.service("rare") == before
+    assert await exporter.value('service_probes_total{service="down"') is None
+    assert (await exporter.value('service_probes_total{service="up",host="",provider="q"') or 0) >= 1
+
+
+async def test_a_bad_configuration_leaves_the_old_one_running(exporter: Exporter) -> None:
+    await exporter.start()
+    write(exporter.folder / "config", b="servces: {}")
+    answer = await exporter.client.post("/-/reload")
+    assert answer.status_code == 400
+    assert "b.yaml:1: servces: unknown key; did you mean services?" in answer.json()["error"]["message"]
+    os.kill(exporter.pid, signal.SIGHUP)
+
+    async def refused() -> bool:
+        return (exporter.folder / "log").read_text().count("reload refused") == 2
+
+    await eventually(refused)
+    assert await exporter.value("defib_config_last_reload_successful") == 0
+    assert len((await exporter.client.get("/api/v1/services")).json()["services"]) == 3
+
+
+async def test_posts_ask_for_the_token_where_there_is_one(exporter: Exporter) -> None:
+    written = yaml.safe_load((exporter.folder / "config" / "a.yaml").read_text())["services"]
+    exporter.configure(written, exporter={"token": "t0ken"})
+    await exporter.start()
+    refused = await exporter.client.post("/api/v1/services/up/probe")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unauthorized")
+    allowed = await exporter.client.post("/api/v1/services/up/probe", headers={"Authorization": "Bearer t0ken"})
+    assert allowed.status_code == 200
+    assert (await exporter.client.get("/metrics")).status_code == 200
+    foreign = {"Authorization": "Bearer t0ken", "Origin": "http://evil"}
+    assert (await exporter.client.post("/api/v1/services/up/probe", headers=foreign)).status_code == 403
+
+
+async def test_users_of_a_web_configuration(exporter: Exporter) -> None:
+    import bcrypt  # noqa: PLC0415
+
+    hashed = (await asyncio.to_thread(bcrypt.hashpw, b"secret", bcrypt.gensalt(4))).decode()
+    web = exporter.folder / "web.yml"
+    web.write_text(yaml.safe_dump({"basic_auth_users": {"prometheus": hashed}}))
+    await exporter.start("--web.config.file", str(web))
+    assert (await exporter.client.get("/-/healthy")).status_code == 200
+    for auth, status in ((None, 401), (("prometheus", "wrong"), 401), (("nobody", "secret"), 401), (("prometheus", "secret"), 200)):  # fmt: skip
+        assert (await exporter.client.get("/metrics", auth=auth)).status_code == status
+    assert (await exporter.client.post("/api/v1/services/up/probe", auth=("prometheus", "secret"))).status_code == 200
+
+
+async def test_it_stops_cleanly(exporter: Exporter) -> None:
+    await exporter.start()
+    await exporter.keeper.kill(exporter.pid, signal.SIGTERM)
+    log = (exporter.folder / "log").read_text()
+    assert '"event": "stopped"' in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "said"),
+    [
+        ("servces: {}", [], "a.yaml:1: servces: unknown key; did you mean services?"),
+        ("exporter: {token: '${GONE}'}", [], "a.yaml:1: exporter.token: the environment variable GONE is not set"),
+        ("{}", ["--listen", "nonsense"], "--listen wants ADDRESS:PORT, not 'nonsense'"),
+        ("{}", ["--web.config.file", "/nowhere"], "web configuration: cannot read /nowhere"),
+    ],
+)
+def test_what_keeps_it_from_starting(tmp_path: Path, text: str, arguments: list[str], said: str) -> None:
+    write(tmp_path, a=text)
+    done = subprocess.run(
+        [sys.executable, "-m", "defib", "exporter", "--config", tmp_path, *arguments],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "listening" not in done.stdout
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    import socket  # noqa: PLC0415
+
+    write(tmp_path, a="{}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-m", "defib", "exporter", "--config", tmp_path, "--listen", address],
+            capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert f"cannot listen on {address}" in done.stderr

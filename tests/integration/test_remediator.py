@@ -1,0 +1,410 @@
+"""The remediator as a program, with a real exporter and a real sshd; deliveries are posted as Alertmanager would."""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from defib.demo.feishu import SECRET, StandIn
+from defib.demo.keeper import Keeper
+from defib.demo.sshd import Sshd
+from defib.demo.stack import WEBHOOK_TOKEN, Stack
+from tests.support import eventually
+
+pytestmark = pytest.mark.needs("sshd")
+TOKEN = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
+
+
+class Loop:
+    """A stack without Prometheus: services are files that are there or not, restarts are lines in a log."""
+
+    def __init__(self, keeper: Keeper, folder: Path, host: Sshd) -> None:
+        self.keeper, self.folder, self.host = keeper, folder, host
+        self.stack = Stack(keeper, folder)
+        self.feishu = StandIn()
+
+    def service(self, name: str, restart: str = "touch {alive}", **more: Any) -> dict[str, Any]:
+        alive, log = self.folder / f"{name}.alive", self.folder / "restarts"
+        alive.touch()
+        script = f"echo {name} >> {log}; " + restart.format(alive=alive)
+        probe = {
+            "every": "200ms",
+            "retry_every": "200ms",
+            "timeout": "2s",
+            "command": {"run": ["test", "-e", str(alive)]},
+        }
+        control = {"command": {"restart": ["sh", "-c", script]}, "timeout": "5s", "start_within": "2s"}
+        return {"host": "h", "probe": probe, "control": control, "on_failure": "restart", **more}
+
+    async def start(self, services: dict[str, Any], **remediation: Any) -> None:
+        hosts = {
+            "h": {
+                "address": "127.0.0.1",
+                "ssh": {
+                    "user": self.host.user, "port": self.host.port,
+                    "key_file": str(self.host.key_file), "known_hosts": str(self.host.known_hosts),
+                },
+            },
+            "unreachable": {"address": "127.0.0.1", "ssh": {"port": 1, "user": "u", "known_hosts": "/dev/null"}},
+            "here": {"address": "127.0.0.1", "shell": "local"},
+        }  # fmt: skip
+        webhook = await self.feishu.start()
+        self.stack.configuration(
+            {
+                "hosts": hosts,
+                "services": services,
+                "remediation": {"hold": "500ms", "backoff": {"first": "500ms", "factor": 1}, **remediation},
+                "notify": {
+                    "language": "en",
+                    "channels": {"ops": {"feishu": {"webhook": webhook, "secret": SECRET}}},
+                    "routes": [{"channels": ["ops"]}],
+                },
+            }
+        )
+        path = self.folder / "config" / "defib.yaml"
+        # There is no Alertmanager here to ask.
+        path.write_text("".join(line for line in path.read_text().splitlines(True) if "alertmanager_url" not in line))
+        await self.stack.start_ours("exporter")
+        await self.stack.start_ours("remediator")
+        for name in services:
+            await eventually(lambda name=name: self._decided(name))  # type: ignore[misc]
+
+    async def _decided(self, name: str) -> bool:
+        return (await self.stack.get("exporter", f"/api/v1/services/{name}"))["up"] is not None
+
+    async def kill(self, name: str) -> None:
+        (self.folder / f"{name}.alive").unlink()
+
+        async def down() -> bool:
+            return (await self.stack.get("exporter", f"/api/v1/services/{name}"))["up"] is False
+
+        await eventually(down)
+
+    async def post(self, body: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        url = f"{self.stack.url('remediator')}/webhook/alertmanager"
+        return await self.stack.client.post(
+            url, content=content, headers=TOKEN if headers is None else headers, timeout=30
+        )
+
+    async def fire(
+        self, service: str, name: str = "ServiceDown", status: str = "firing", starts: str = "1"
+    ) -> httpx.Response:
+        return await self.post(delivery(alert(service, name, status, starts)))
+
+    async def incident(self, number: int = 1) -> dict[str, Any]:
+        return dict(await self.stack.get("remediator", f"/api/v1/incidents/{number}") or {})
+
+    async def until(self, state: str, number: int = 1) -> dict[str, Any]:
+        async def reached() -> dict[str, Any] | None:
+            incident = await self.incident(number)
+            return incident if incident.get("state") == state else None
+
+        return (await eventually(reached)) or {}
+
+    async def until_event(self, event: str, reason: str | None = None) -> dict[str, Any]:
+        async def seen() -> dict[str, Any] | None:
+            for entry in (await self.incident()).get("timeline", []):
+                if entry["event"] == event and (reason is None or entry["detail"].get("reason") == reason):
+                    return dict(entry)
+            return None
+
+        return (await eventually(seen)) or {}
+
+    async def until_cards(self, *titles: str) -> None:
+        async def told() -> bool:
+            return [card.title for card in self.feishu.received] == list(titles)
+
+        try:
+            await eventually(told)
+        except AssertionError:
+            assert [card.title for card in self.feishu.received] == list(titles)
+
+    async def begun(self) -> bool:
+        return bool(self.restarts())
+
+    def restarts(self) -> list[str]:
+        log = self.folder / "restarts"
+        return log.read_text().split() if log.exists() else []
+
+
+def alert(service: str, name: str = "ServiceDown", status: str = "firing", starts: str = "1") -> dict[str, Any]:
+    return {
+        "status": status,
+        "labels": {"alertname": name, "service": service, "severity": "critical"},
+        "annotations": {"summary": f"{service} is down"},
+        "startsAt": f"2026-11-22T03:39:0{starts}Z",
+        "endsAt": "0001-01-01T00:00:00Z",
+        "fingerprint": f"{name}-{service}",
+    }
+
+
+def delivery(*alerts: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"version": "4", "status": "firing", "receiver": "defib", "alerts": list(alerts), **more}
+
+
+@pytest.fixture
+async def loop(keeper: Keeper, tmp_path: Path, host: Sshd) -> AsyncIterator[Loop]:
+    made = Loop(keeper, tmp_path, host)
+    yield made
+    await made.feishu.stop()
+    await made.stack.client.aclose()
+
+
+async def test_a_dead_service_is_restarted_once_and_told(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web")})
+    await loop.kill("web")
+    answers = await asyncio.gather(*(loop.fire("web") for _ in range(100)))
+    assert {answer.status_code for answer in answers} == {200}
+    await loop.until_event("up")
+    await loop.fire("web", status="resolved")
+    incident = await loop.until("recovered")
+    assert incident["recovered_by"] == "defib"
+    assert loop.restarts() == ["web"]
+    (action,) = incident["actions"]
+    assert (action["state"], action["exit_status"], action["counts"]) == ("succeeded", 0, 1)
+    assert len(incident["alerts"]) == 1
+    await loop.until_cards("Service down: web", "Restarted, being watched: web", "Recovered: web")
+    assert not loop.feishu.refused
+
+
+async def test_two_alerts_of_one_service_are_one_action(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web")}, alerts=["ServiceDown", "ServiceSlow"])
+    await loop.kill("web")
+    await loop.post(delivery(alert("web"), alert("web", "ServiceSlow")))
+    await loop.until_event("up")
+    await loop.post(delivery(alert("web", status="resolved"), alert("web", "ServiceSlow", status="resolved")))
+    await loop.until("recovered")
+    assert loop.restarts() == ["web"]
+
+
+@pytest.mark.parametrize(
+    ("change", "remediation", "alertname", "verb", "reason"),
+    [
+        ({"on_failure": "notify"}, {}, "ServiceDown", "refuse", "notify-only"),
+        ({}, {}, "SomethingElse", "refuse", "not-an-alert-to-act-on"),
+        ({}, {"automatic": False}, "ServiceDown", "wait", "automation-off"),
+        ({}, {"never_for": ["exit"]}, "ServiceDown", "refuse", "not-restartable"),
+    ],
+)
+async def test_what_is_not_restarted(
+    loop: Loop, change: dict[str, Any], remediation: dict[str, Any], alertname: str, verb: str, reason: str
+) -> None:
+    await loop.start({"web": loop.service("web", **change)}, **remediation)
+    await loop.kill("web")
+    await loop.fire("web", alertname)
+    await loop.until_event(verb, reason)
+    assert loop.restarts() == []
+
+
+async def test_a_service_that_is_up_is_not_restarted_whatever_an_alert_says(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web")})
+    await loop.fire("web")
+    await loop.until_event("refuse", "already-up")
+    await loop.fire("web", status="resolved")
+    incident = await loop.until("recovered")
+    assert (incident["recovered_by"], loop.restarts()) == ("self", [])
+
+
+async def test_attempts_are_used_up_and_people_told(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web", restart="exit 7")}, attempts=2)
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("refuse", "attempts-used-up")
+    assert loop.restarts() == ["web", "web"]
+    assert [action["exit_status"] for action in (await loop.incident())["actions"]] == [7, 7]
+    await loop.until_cards("Service down: web", "Could not restart: web", "Could not restart: web")
+    assert "No attempts are left" in loop.feishu.received[-1].text
+
+
+async def test_a_restart_that_said_0_and_did_not_help_has_failed(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web", restart="true")}, attempts=1)
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("refuse", "attempts-used-up")
+    (action,) = (await loop.incident())["actions"]
+    assert (action["command"], action["state"]) == ("succeeded", "failed")
+    assert "not up within 2 s; exit: test exited 1" in action["why"]
+
+
+async def test_a_service_that_dies_again_within_hold_was_not_brought_back(loop: Loop) -> None:
+    restart = "touch {alive}; (sleep 1; rm {alive}) >/dev/null 2>&1 &"
+    await loop.start({"web": loop.service("web", restart=restart)}, attempts=1, hold="5s")
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("refuse", "attempts-used-up")
+    (action,) = (await loop.incident())["actions"]
+    assert (action["state"], "up, but not for 5 s" in action["why"]) == ("failed", True)
+
+
+async def test_a_host_that_is_not_reached_costs_no_attempt_and_no_others(loop: Loop) -> None:
+    lost = loop.service("lost", host="unreachable")
+    lost["probe"]["command"] = {"run": ["test", "-e", str(loop.folder / "lost.alive")]}
+    probed_here = {**lost, "host": "here"}
+    await loop.start({"lost": probed_here, "web": loop.service("web")}, attempts=1)
+    # The exporter goes on probing here; the remediator finds the service on a host that is gone.
+    config = loop.folder / "config" / "defib.yaml"
+    config.write_text(config.read_text().replace("    host: here\n", "    host: unreachable\n"))
+    os.kill(loop.stack.pids["remediator"], signal.SIGHUP)
+
+    async def reloaded() -> bool:
+        return "reloaded" in loop.stack.log("remediator").read_text()
+
+    await eventually(reloaded)
+    for name in ("lost", "web"):
+        await loop.kill(name)
+    await loop.post(delivery(alert("lost"), alert("web")))
+
+    async def tried_twice() -> bool:
+        return len((await loop.incident(1))["actions"]) >= 2
+
+    await eventually(tried_twice)
+    tried = (await loop.incident(1))["actions"]
+    assert {(action["state"], action["counts"]) for action in tried if action["state"] != "running"} == {("failed", 0)}
+    assert "nothing was run" in tried[0]["why"]
+    assert (await loop.until("open", 2))["actions"][0]["command"] == "succeeded"
+
+
+async def test_a_command_that_hangs_is_unknown_within_its_deadline(loop: Loop) -> None:
+    hung = loop.service("web", restart="sleep 60")
+    hung["control"] |= {"timeout": "1s", "start_within": "1s"}
+    await loop.start({"web": hung}, attempts=1)
+    await loop.kill("web")
+    started = time.monotonic()
+    await loop.fire("web")
+    await loop.until_event("refuse", "attempts-used-up")
+    assert time.monotonic() - started < 15
+    (action,) = (await loop.incident())["actions"]
+    assert (action["command"], action["state"], action["counts"]) == ("unknown", "unknown", 1)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b"{}", {}, 401, "unauthorized"),
+        (b"{}", {"Authorization": "Bearer wrong"}, 401, "unauthorized"),
+        (b"{}", None, 400, "not_a_delivery"),
+        (b"[" * 1000, None, 400, "not_a_delivery"),
+        (delivery(version="3"), None, 400, "not_a_delivery"),
+        (b" " * 11_000_000, None, 413, "too_large"),
+        (b" " * 50_000_000, None, 413, "too_large"),
+    ],
+)
+async def test_what_is_refused(loop: Loop, body: Any, headers: dict[str, str] | None, status: int, code: str) -> None:
+    await loop.start({})
+    answer = await loop.post(body, headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert WEBHOOK_TOKEN not in answer.text
+    assert (await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")).status_code == 200
+    assert (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"] == []
+    log = loop.stack.log("remediator").read_text()
+    assert "Traceback" not in log
+    metrics = (await loop.stack.client.get(f"{loop.stack.url('remediator')}/metrics", headers=TOKEN)).text
+    assert f'defib_remediator_webhook_refusals_total{{code="{status}"}} 1.0' in metrics
+    assert sum("delivery refused" in line for line in log.splitlines()) == 1
+
+
+@pytest.mark.parametrize("service", ["", "unknown", "a;reboot", "$(x)", "-f", "web*", "a\nb", "\0", "x" * 10_000])
+async def test_an_alert_of_no_service_of_ours_is_told_and_never_acted_on(loop: Loop, service: str) -> None:
+    await loop.start({"web": loop.service("web")})
+    assert (await loop.fire(service)).status_code == 200
+
+    async def told() -> int:
+        return len(loop.feishu.received)
+
+    await eventually(told)
+    assert (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"] == []
+    assert loop.restarts() == []
+
+
+async def test_other_alerts_are_told_and_their_end_too(loop: Loop) -> None:
+    await loop.start({})
+    for status in ("firing", "firing", "resolved", "resolved"):
+        await loop.fire("", "DiskFull", status)
+    await loop.until_cards("Alert: DiskFull", "Alert resolved: DiskFull")
+
+
+async def test_a_late_copy_of_what_was_resolved_is_no_news(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web", on_failure="notify")})
+    await loop.fire("web", status="resolved")
+    await loop.fire("web")
+    assert (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"] == []
+
+
+@pytest.mark.parametrize("moment", ["received", "commanding", "verifying"])
+async def test_killed_at_any_moment_it_goes_on_where_it_was(loop: Loop, moment: str) -> None:
+    restart = "sleep 0.5; touch {alive}" if moment == "commanding" else "touch {alive}"
+    await loop.start({"web": loop.service("web", restart=restart)}, hold="1s", backoff={"first": "5s"})
+    await loop.kill("web")
+    assert (await loop.fire("web")).status_code == 200
+    if moment == "commanding":
+        await eventually(loop.begun)
+    elif moment == "verifying":
+        await loop.until_event("up")
+    await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGKILL)
+    await loop.stack.start_ours("remediator")
+    await loop.until_event("up")
+    await loop.fire("web", status="resolved")
+    incident = await loop.until("recovered")
+    assert loop.restarts() == ["web"]
+    assert len(incident["actions"]) == 1
+    titles = [card.title for card in loop.feishu.received]
+    assert titles[0] == "Service down: web"
+    await loop.until_cards("Service down: web", "Restarted, being watched: web", "Recovered: web")
+
+
+async def test_sigterm_lets_a_running_action_finish(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web", restart="sleep 1; touch {alive}")})
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("action")
+    await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+    log = loop.stack.log("remediator").read_text()
+    assert '"event": "action ended"' in log
+    assert '"event": "stopped"' in log
+    assert "Traceback" not in log
+
+
+async def test_a_person_restarts_through_the_same_locks(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web", restart="sleep 1; touch {alive}")})
+    url = f"{loop.stack.url('remediator')}/api/v1/services"
+    begun = await loop.stack.client.post(f"{url}/web/restart")
+    assert begun.status_code == 202
+    busy = await loop.stack.client.post(f"{url}/web/restart")
+    assert (busy.status_code, busy.json()["error"]["code"]) == (409, "target-busy")
+    assert (await loop.stack.client.post(f"{url}/nothing/restart")).status_code == 404
+    assert (await loop.stack.client.get(f"{url}/web/logs")).json()["error"]["code"] == "unknown_verb"
+
+    async def done() -> bool:
+        (action,) = (await loop.stack.get("remediator", "/api/v1/actions"))["actions"]
+        return bool(action["state"] == "succeeded")
+
+    await eventually(done)
+    assert loop.restarts() == ["web"]
+
+
+async def test_a_second_remediator_on_the_same_record_refuses(loop: Loop) -> None:
+    await loop.start({})
+    first = loop.stack.pids["remediator"]
+    with pytest.raises(Exception, match="another remediator uses the database"):
+        await loop.stack.wait_for("a second", lambda: _second(loop), within=8)
+    os.kill(first, 0)
+
+
+async def _second(loop: Loop) -> bool:
+    import sys  # noqa: PLC0415
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "defib", "remediator", "--config", str(loop.folder / "config"), "--listen", "127.0.0.1:0",
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, said = await process.communicate()
+    assert process.returncode == 1
+    raise RuntimeError(said.decode())
