@@ -9,6 +9,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     SecretStr,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
@@ -87,6 +88,7 @@ def _check_secret_url(url: SecretStr) -> SecretStr:
     return url
 
 
+Token = Annotated[SecretStr, Field(min_length=1)]
 Url = Annotated[str, AfterValidator(check_url)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_check_secret_url)]
 

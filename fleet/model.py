@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, SecretStr, create_model, field_validator, model_validator
 
-from fleet.endpoints import Endpoint, OneOf, Part, RelativePath
+from fleet.endpoints import Endpoint, OneOf, Part, RelativePath, Token
 from fleet.units import Duration, Identifier, PositiveDuration
 
 Severity = Literal["critical", "warning", "info"]
@@ -169,13 +169,13 @@ class Host(Part):
 
 class ExporterSettings(Part):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9999")
-    token: SecretStr | None = None
+    token: Token | None = None
 
 
 class RemediatorSettings(Part):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9095")
     database: str = "sqlite:////var/lib/defib/remediator.db"
-    webhook_token: SecretStr | None = None
+    webhook_token: Token | None = None
     prometheus_url: Endpoint | None = None
     alertmanager_url: Endpoint | None = None
     grafana_url: Endpoint | None = None

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from fleet.model import Inventory, Service
+from fleet.model import Inventory, Remediation, Service
 from remediator.incidents import firing_names, host_is_down, note, tell_of
 from remediator.policy import BUDGET_WINDOW, Past, Present, Situation, attempts_since_refill, decide
 from remediator.schema import actions, incidents
@@ -35,7 +35,7 @@ def past_of(connection: Connection, service: str, incident: int, window: float) 
     """What was tried on a target, for its budget and its back-off."""
     outages = connection.execute(
         select(incidents.c.opened_at, incidents.c.closed_at)
-        .where(incidents.c.service == service)
+        .where(incidents.c.service == service, incidents.c.labels.is_not(None))
         .order_by(incidents.c.opened_at.desc())
         .limit(HISTORY)
     ).all()
@@ -95,21 +95,21 @@ def claim(
     )
     if newest is not None and proof_at <= newest:
         return None
-    again = situation_now(connection, incident, service.id, service.host, situation, rules.window, now)
+    again = situation_now(connection, incident, service.id, service.host, situation, rules, now)
     if decide(service, rules, again).verb != "act":
         return None
     return _insert_action(connection, incident, service, "restart", "alert", proof_at, now)
 
 
 def situation_now(
-    connection: Connection, incident: int, service: str, host: str, situation: Situation, window: float, now: float
+    connection: Connection, incident: int, service: str, host: str, situation: Situation, rules: Remediation, now: float
 ) -> Situation:
     """`situation` with everything that the record knows brought up to date."""
     return replace(
         situation,
         now=now,
-        firing=firing_names(connection, incident),
-        past=past_of(connection, service, incident, window),
+        firing=firing_names(connection, incident, rules.alerts),
+        past=past_of(connection, service, incident, rules.window),
         present=present_of(connection, service, host, now),
         host_down=bool(host) and host_is_down(connection, host),
     )
@@ -205,7 +205,7 @@ def came_up(connection: Connection, action: Claim, inventory: Inventory, at: flo
         note(connection, action.incident_id, at, "up", action=action.id)
         content = _told(connection, action, inventory) | {"seconds": at - action.claimed_at}
         about = f"restarted action {action.id}"
-        tell_of(connection, action.incident_id, "restarted", inventory, content, at, about)
+        tell_of(connection, action.incident_id, "restarted", content, at, about)
 
 
 def action_ended(
@@ -217,8 +217,12 @@ def action_ended(
     now: float,
     *,
     reached: bool = True,
+    came_back: bool = False,
 ) -> None:
-    """End an action, which frees its locks; a failed one is told. Not having reached the host costs no attempt."""
+    """End an action, which frees its locks; that a service did not come back is told.
+
+    Not having reached the host costs no attempt.
+    """
     values: dict[str, Any] = {"state": state, "ended_at": now, "why": why or None}
     if not reached:
         values |= {"counts": 0, "command": "failed", "command_ended_at": now}
@@ -226,10 +230,10 @@ def action_ended(
     if action.incident_id is None:
         return
     note(connection, action.incident_id, now, "action-ended", action=action.id, state=state, why=why)
-    if state != "succeeded":
+    if not came_back and action.kind != "stop":
         content = _told(connection, action, inventory) | {"why": why, "output": action.output[-1000:]}
         about = f"could_not_restart action {action.id}"
-        tell_of(connection, action.incident_id, "could_not_restart", inventory, content, now, about)
+        tell_of(connection, action.incident_id, "could_not_restart", content, now, about)
 
 
 def _told(connection: Connection, action: Claim, inventory: Inventory) -> dict[str, Any]:

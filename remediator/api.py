@@ -9,7 +9,6 @@ import structlog
 from aiohttp import web
 from prometheus_client import generate_latest
 
-from fleet.documents import ConfigurationError
 from fleet.model import Service
 from fleet.shells import Completed, ShellError
 from remediator import incidents, intake, pages
@@ -19,7 +18,8 @@ from remediator.database import Database, StorageError
 from remediator.engine import Engine
 from remediator.metrics import Metrics
 from remediator.notices import outbox
-from remediator.webhook import NotADelivery, parse
+from remediator.webhook import NotADelivery, TooManyAlerts, parse
+from runtime.errors import DefibError
 from runtime.redaction import Redactor
 from runtime.web import Needs, Problem, add_route
 
@@ -52,7 +52,7 @@ def add_routes(
     add_route(app, "GET", "/metrics", api.metrics, Needs.TOKEN)
     add_route(app, "POST", "/-/reload", api.reload, Needs.USER)
     add_route(app, "GET", "/api/v1/incidents", api.incidents, Needs.USER)
-    add_route(app, "GET", "/api/v1/incidents/{id:\\d+}", api.incident, Needs.USER)
+    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", api.incident, Needs.USER)
     add_route(app, "GET", "/api/v1/actions", api.actions, Needs.USER)
     add_route(app, "POST", "/api/v1/services/{id}/{verb:start|stop|restart}", api.act, Needs.USER)
     add_route(app, "GET", "/api/v1/services/{id}/{verb:status|logs}", api.ask, Needs.USER)
@@ -73,19 +73,23 @@ class _Api:
 
     async def webhook(self, request: web.Request) -> web.Response:
         try:
-            alerts = parse(await request.read())
+            alerts = parse(await _body(request))
             now = time.time()
             await self._database.run(intake.receive, alerts, self._engine.inventory, now)
         except NotADelivery as error:
             raise Problem(400, "not_a_delivery", str(error)) from error
-        except web.HTTPRequestEntityTooLarge as error:
-            raise Problem(413, "too_large", "the delivery is longer than 10 MiB") from error
+        except (web.HTTPRequestEntityTooLarge, TooManyAlerts) as error:
+            said = str(error) if isinstance(error, TooManyAlerts) else "the delivery is longer than 10 MiB"
+            raise Problem(413, "too_large", said) from error
         except StorageError as error:
             raise Problem(503, "not_stored", "the delivery could not be stored; send it again") from error
         for alert in alerts:
             self._metrics.received.labels(alert.status).inc()
             if alert.name == intake.WATCHDOG:
                 self._metrics.watchdog.set(now)
+        services = self._engine.inventory.services
+        unknown = sum(1 for alert in alerts if alert.labels.get("service", "") not in services)
+        log.info("delivery", alerts=len(alerts), of_no_service_of_ours=unknown)
         self._engine.wake()
         return web.json_response({"alerts": len(alerts)})
 
@@ -105,7 +109,7 @@ class _Api:
     async def reload(self, _request: web.Request) -> web.Response:
         try:
             await self._reload()
-        except ConfigurationError as error:
+        except DefibError as error:
             raise Problem(400, "bad_configuration", f"the old configuration stays: {error}") from error
         return web.json_response({"services": len(self._engine.inventory.services)})
 
@@ -126,7 +130,12 @@ class _Api:
     async def act(self, request: web.Request) -> web.Response:
         verb: Verb = request.match_info["verb"]  # type: ignore[assignment] # the route admits only verbs
         service = self._controlled(request)
-        claimed = await self._engine.act_for_person(service, verb)
+        try:
+            claimed = await self._engine.act_for_person(service, verb)
+        except UnknownVerb as error:
+            raise Problem(400, "unknown_verb", str(error)) from error
+        if claimed == "stopping":
+            raise Problem(503, "stopping", "the remediator is being stopped")
         if not isinstance(claimed, Claim):
             raise Problem(409, claimed, "an action is under way there; see /api/v1/actions")
         return web.json_response({"action": claimed.id, "service": service.id, "kind": verb}, status=202)
@@ -159,6 +168,13 @@ class _Api:
         return [self._clean(item) for item in value] if isinstance(value, list) else value
 
 
+async def _body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise NotADelivery("the body cannot be read") from error
+
+
 def told(service: str, verb: Verb, done: Completed) -> dict[str, Any]:
     """A verb's outcome as the API and the command line tell it."""
     return {
@@ -174,7 +190,7 @@ def _before(request: web.Request) -> int | None:
     text = request.query.get("before")
     if text is None:
         return None
-    if not text.isdigit() or len(text) > 15:  # noqa: PLR2004 - ids are that small
+    if not (text.isascii() and text.isdigit()) or len(text) > 15:  # noqa: PLR2004 - ids are that small
         raise Problem(400, "bad_request", "`before` is the id of an entry")
     return int(text)
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import httpx
 import structlog
 
-from fleet.documents import ConfigurationError
 from fleet.loading import Loaded
 from fleet.model import Inventory
 from remediator.api import add_routes, tell_refusals
@@ -16,7 +15,7 @@ from remediator.metrics import Metrics
 from remediator.notices.sender import Sender
 from remediator.peers import Alertmanager, Exporter
 from remediator.webhook import MAX_BODY
-from runtime.errors import StartError
+from runtime.errors import DefibError, StartError
 from runtime.lifecycle import Listen, serve
 from runtime.redaction import Redactor
 from runtime.web import Access, application, is_loopback
@@ -35,12 +34,12 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
         raise StartError(
             "beyond loopback the remediator needs remediator.webhook_token or a --web.config.file with users"
         )
+    peers = _peers(inventory)
     database = await asyncio.to_thread(Database, inventory.remediator.database)
     metrics = Metrics()
-    peers = _peers(inventory)
     client = httpx.AsyncClient(trust_env=True)
-    sender = Sender(database, lambda: engine.inventory, client, metrics)
-    engine = Engine(database, inventory, *peers, sender, metrics)
+    sender = Sender(database, lambda: engine.inventory, client, metrics, redact)
+    engine = Engine(database, inventory, *peers, sender, metrics, redact)
     reloading = asyncio.Lock()
 
     async def reload() -> None:
@@ -48,13 +47,14 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
         async with reloading:
             try:
                 fresh = await asyncio.to_thread(load)
-            except ConfigurationError as error:
+                fresh_peers = _peers(fresh.inventory)
+            except DefibError as error:
                 metrics.reloaded(successful=False)
-                log.error("reload refused; the old configuration stays", wrong=[str(each) for each in error.wrongs])  # noqa: TRY400 - it is its own explanation
+                log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
                 raise
             redact.learn(fresh.secrets)
             access.token = fresh.inventory.remediator.webhook_token
-            before, peers = peers, _peers(fresh.inventory)
+            before, peers = peers, fresh_peers
             await engine.take(fresh.inventory, *peers)
             await _close(*before)
             metrics.reloaded(successful=True)
@@ -69,6 +69,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
             tasks=[engine.run, sender.run], reload=reload, drain=engine.drain,
         )  # fmt: skip
     finally:
+        await engine.close()
         await _close(*peers)
         await client.aclose()
         await asyncio.to_thread(database.close)

@@ -10,6 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
@@ -44,6 +45,9 @@ class Database:
         except DBAPIError as error:
             self._release()
             raise StartError(f"the database {path} cannot be used: {error.orig}") from error
+        except CommandError as error:
+            self._release()
+            raise StartError(f"the database {path} was written by another version of Defib: {error}") from error
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one transaction, durable when this returns. Raises StorageError."""

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import structlog
 from sqlalchemy import Connection
 
-from fleet.model import Inventory, Service
+from fleet.model import Inventory, Remediation, Service
 from fleet.shells import Completed, ShellError
 from fleet.shells.pool import Shells
 from remediator import actions, incidents, intake
@@ -22,15 +22,18 @@ from remediator.metrics import Metrics
 from remediator.notices.sender import Sender
 from remediator.peers import Alertmanager, Exporter, PeerError
 from remediator.policy import DECIDE_AGAIN, Decision, Observation, Past, Present, Situation, decide, group_of, is_storm
+from runtime.redaction import Redactor
 
 RECONCILE_FIRST = 5.0
 RECONCILE_EVERY = 60.0
 SETTLED = 10.0  # an alert seen this lately may be newer than Alertmanager's list
+REMEMBERS_AFTER = 300.0
 LONG_UP = 300.0
 UNOBSERVED_AFTER = 600.0  # how long an incident without alerts may wait for the exporter's word
 OUTPUT_KEPT = 8000
 FIRST_LOOK = 0.25
 LONGEST_LOOK = 5.0
+
 P = ParamSpec("P")
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -47,20 +50,23 @@ class Engine:
         alertmanager: Alertmanager | None,
         sender: Sender,
         metrics: Metrics,
+        redact: Redactor,
     ) -> None:
         self._database, self.inventory = database, inventory
         self._exporter, self._alertmanager = exporter, alertmanager
-        self._sender, self._metrics = sender, metrics
+        self._sender, self._metrics, self._redact = sender, metrics, redact
         self._shells = Shells(inventory.hosts, control=True)
         self._wake = asyncio.Event()
         self._attending: dict[str, asyncio.Task[None]] = {}
-        self._acting: set[asyncio.Task[None]] = set()
+        self._commanding: set[asyncio.Task[Any]] = set()
         self._look_at: dict[str, float] = {}  # by service: the loop's time at which to decide again
+        self._news: set[str] = set()  # services of which something changed while they were attended to
         self._stopping = False
 
     def wake(self) -> None:
         """Something changed: decide again about everything, and send what there is to tell."""
         self._look_at.clear()
+        self._news.update(self._busy())
         self._wake.set()
         self._sender.wake()
 
@@ -73,10 +79,10 @@ class Engine:
     async def run(self) -> None:
         """Take up what a crash left, then attend to open incidents until cancelled."""
         async with asyncio.TaskGroup() as group:
-            for action in await self._database.run(actions.running_actions):
-                self._start(group, self._resume(action), f"resume {action.service}")
-            group.create_task(self._reconcile_always(), name="reconcile")
             self._group = group
+            for action in await self._database.run(actions.running_actions):
+                self._start(self._resume(action), action)
+            group.create_task(self._reconcile_always(), name="reconcile")
             while True:
                 self._wake.clear()
                 await self._attend_to_all(group)
@@ -85,20 +91,32 @@ class Engine:
                         await self._wake.wait()
 
     async def drain(self) -> None:
-        """Take no more actions; wait for those that run."""
+        """Begin nothing more, and wait for the commands that run; their verification is taken up at the next start."""
         self._stopping = True
-        if self._acting:
-            await asyncio.wait(self._acting)
+        if self._commanding:
+            await asyncio.wait([task for task in self._commanding if task is not None])
+        await self._sender.drain()
+
+    async def close(self) -> None:
         await self._shells.close()
 
-    def _start(self, group: asyncio.TaskGroup, work: Coroutine[Any, Any, None], name: str) -> None:
-        task = group.create_task(work, name=name)
-        self._acting.add(task)
-        task.add_done_callback(self._acting.discard)
+    def _busy(self) -> list[str]:
+        return [service for service, task in self._attending.items() if not task.done()]
+
+    def _start(self, work: Coroutine[Any, Any, None], action: Claim) -> None:
+        self._group.create_task(self._guarded(work, action), name=f"{action.kind} {action.service}")
+
+    async def _guarded(self, work: Coroutine[Any, Any, None], action: Claim) -> None:
+        try:
+            await work
+        except Exception:  # one broken action must neither end the others nor hold its locks for ever
+            log.exception("an action broke", service=action.service, action=action.id)
+            await self._end(action, "unknown", "an error of ours; the log says more")
 
     def _until_next_look(self) -> float:
         now = asyncio.get_running_loop().time()
-        return max(0.0, min([DECIDE_AGAIN, *(at - now for at in self._look_at.values())]))
+        busy = set(self._busy())  # these wake us at their end
+        return max(0.0, min([DECIDE_AGAIN, *(at - now for name, at in self._look_at.items() if name not in busy)]))
 
     async def _attend_to_all(self, group: asyncio.TaskGroup) -> None:
         try:
@@ -126,8 +144,10 @@ class Engine:
         except Exception:  # one broken incident must not end the others
             log.exception("attending broke", service=service, incident=incident)
             again = DECIDE_AGAIN
-        loop = asyncio.get_running_loop()
-        self._look_at[service] = min(loop.time() + again, self._look_at.get(service, float("inf")))
+        if service in self._news:
+            self._news.discard(service)
+            again = 0.0
+        self._look_at[service] = asyncio.get_running_loop().time() + again
         self._wake.set()
 
     async def _advance(self, incident: int, service_id: str) -> float:
@@ -142,7 +162,7 @@ class Engine:
         return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
 
     async def _keep(self, incident: int, service: str, decision: Decision) -> None:
-        if await self._database.run(incidents.decided, incident, decision, self.inventory, time.time()):
+        if await self._database.run(incidents.decided, incident, decision, time.time()):
             log.info(
                 "decided", service=service, incident=incident, verb=decision.verb,
                 reason=decision.reason, detail=decision.detail or None,
@@ -184,7 +204,7 @@ class Engine:
             service_id,
             service.host if service else "",
             blank,
-            rules.window,
+            rules,
             time.time(),
         )
 
@@ -206,8 +226,8 @@ class Engine:
         if claimed is None:
             await self._keep(incident, service.id, decision)
             return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
+        self._start(self._carry_out(claimed, service, "restart"), claimed)
         await self._keep(incident, service.id, decision)
-        self._start(self._group, self._carry_out(claimed, service, "restart"), f"restart {service.id}")
         return DECIDE_AGAIN
 
     async def _settle(self, incident: int, service_id: str, service: Service | None, situation: Situation) -> float:
@@ -219,25 +239,29 @@ class Engine:
             left = seen.since + rules.hold - now
             if left > 0:
                 return left
-            await self._close(incident, service_id, "recovered")
+            await self._close(incident, service_id, "recovered", rules)
         elif seen is None or seen.up is None:
             waited = now - await self._database.run(incidents.quiet_since, incident)
             if service is None or waited >= UNOBSERVED_AFTER:
-                await self._close(incident, service_id, "unobserved")
+                await self._close(incident, service_id, "unobserved", rules)
         return DECIDE_AGAIN
 
-    async def _close(self, incident: int, service: str, state: incidents.Closed) -> None:
-        if await self._database.run(incidents.close, incident, state, self.inventory, time.time()):
+    async def _close(self, incident: int, service: str, state: incidents.Closed, rules: Remediation) -> None:
+        if await self._database.run(incidents.close, incident, state, rules.alerts, time.time()):
             log.info("incident closed", service=service, incident=incident, state=state)
             self._sender.wake()
 
     # Acting
 
     async def act_for_person(self, service: Service, verb: Verb) -> Claim | str:
-        """Begin what a person asked for; the name of the lock where one is held."""
+        """Begin what a person asked for; the name of the lock where one is held. Raises UnknownVerb."""
+        if service.control is None or verb not in service.control.options.verbs:
+            raise UnknownVerb(f"the service's control has no `{verb}`")
+        if self._stopping:
+            return "stopping"
         claimed = await self._database.run(actions.claim_for_person, service, verb, self.inventory, time.time())
         if isinstance(claimed, Claim):
-            self._start(self._group, self._carry_out(claimed, service, verb), f"{verb} {service.id}")
+            self._start(self._carry_out(claimed, service, verb), claimed)
         return claimed
 
     async def command(self, service: Service, verb: Verb) -> Completed:
@@ -251,20 +275,25 @@ class Engine:
 
     async def _carry_out(self, action: Claim, service: Service, verb: Verb) -> None:
         log.info("action", service=service.id, action=action.id, kind=verb)
+        command = asyncio.create_task(self._command(action, service, verb), name=f"command {service.id}")
+        self._commanding.add(command)
+        command.add_done_callback(self._commanding.discard)
+        ended = await command
+        if ended is not None:
+            await self._see_through(ended, service)
+
+    async def _command(self, action: Claim, service: Service, verb: Verb) -> Claim | None:
+        """Run the command and keep how it ended; None where nothing was run, which has ended the action."""
         try:
             done = await self.command(service, verb)
-        except (ShellError, UnknownVerb) as error:
-            reached = not isinstance(error, ShellError)
-            await self._end(action, "failed", f"nothing was run: {error}", reached=reached)
-            return
-        except Exception:
-            log.exception("the control broke", service=service.id, action=action.id)
-            done = Completed(None, "", "", "the control itself broke; the log says more")
+        except ShellError as error:
+            why = self._redact(f"nothing was run: {error}")
+            await self._end(action, "failed", why, reached=False)
+            return None
         outcome: CommandOutcome = "unknown" if done.status is None else "succeeded" if done.status == 0 else "failed"
-        output = done.output[-OUTPUT_KEPT:]
-        action = await self._store(actions.command_ended, action, outcome, done.status, output, done.why, time.time())
+        output, why = self._redact(done.output)[-OUTPUT_KEPT:], self._redact(done.why)
         log.info("command ended", service=service.id, action=action.id, outcome=outcome, exit_status=done.status)
-        await self._see_through(action, service)
+        return await self._store(actions.command_ended, action, outcome, done.status, output, why, time.time())
 
     async def _resume(self, action: Claim) -> None:
         """Take up an action that we were killed in: what its command did is not known, so look."""
@@ -287,7 +316,7 @@ class Engine:
             return
         why = await self._verify(action, service)
         if why is None:
-            await self._end(action, "succeeded" if action.command == "succeeded" else "unknown", action.why)
+            await self._end(action, action.command or "unknown", action.why, came_back=True)
         else:
             state: CommandOutcome = "failed" if action.command == "succeeded" else "unknown"
             await self._end(action, state, "; ".join(part for part in (action.why, why) if part))
@@ -349,9 +378,13 @@ class Engine:
                 log.error("an outcome cannot be stored yet", error=str(error))  # noqa: TRY400
                 await asyncio.sleep(LONGEST_LOOK)
 
-    async def _end(self, action: Claim, state: CommandOutcome, why: str, *, reached: bool = True) -> None:
+    async def _end(
+        self, action: Claim, state: CommandOutcome, why: str, *, reached: bool = True, came_back: bool = False
+    ) -> None:
         now = time.time()
-        await self._store(actions.action_ended, action, state, why, self.inventory, now, reached=reached)
+        await self._store(
+            actions.action_ended, action, state, why, self.inventory, now, reached=reached, came_back=came_back
+        )
         log.info("action ended", service=action.service, action=action.id, state=state, why=why or None)
         self._metrics.actions.labels(action.service, action.kind, state).inc()
         self._metrics.action_duration.observe(max(0.0, now - action.claimed_at))
@@ -363,21 +396,29 @@ class Engine:
         await asyncio.sleep(RECONCILE_FIRST)
         while True:
             try:
-                over = await self._reconcile()
-                if over:
-                    log.info("alerts were over without a word", alerts=over)
+                changed = await self._reconcile()
+                if changed:
+                    log.info("alerts were not as Alertmanager has them", alerts=changed)
                     self.wake()
             except (PeerError, StorageError) as error:
                 log.warning("not reconciled", error=str(error))
+            except Exception:  # the next round may do better
+                log.exception("reconciling broke")
             await asyncio.sleep(RECONCILE_EVERY)
 
     async def _reconcile(self) -> int:
-        """Hold what we believe to fire against who knows; returns how many alerts were over."""
+        """Hold what we believe to fire against who knows; returns how many alerts changed."""
         now = time.time()
         if self._alertmanager is not None:
-            active = await self._alertmanager.active()
-            return await self._database.run(intake.reconcile, active, now - SETTLED, self.inventory, now)
+            seen = await self._alertmanager.alerts(now)
+            if seen.up_for < REMEMBERS_AFTER:
+                return 0  # it keeps alerts in memory only, and Prometheus may not have told it again yet
+            return await self._database.run(
+                intake.reconcile, seen.active, seen.listed, now - SETTLED, self.inventory, now
+            )
         # Nobody else can be asked: what the exporter has seen up for long is over.
-        seen = await self._exporter.observe_all()
-        up = {name for name, each in seen.items() if each.up and each.since is not None and now - each.since > LONG_UP}
+        services = await self._exporter.observe_all()
+        up = {
+            name for name, each in services.items() if each.up and each.since is not None and now - each.since > LONG_UP
+        }
         return await self._database.run(intake.presume_over, up, now - LONG_UP, self.inventory, now)

@@ -1,11 +1,11 @@
 """Incidents: one open record of trouble per target, with a timeline of all that was decided and done."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, and_, func, insert, select, update
 
-from fleet.model import Inventory, Service
+from fleet.model import Service
 from remediator.notices import outbox
 from remediator.policy import Decision
 from remediator.schema import actions, alerts, incidents, timeline
@@ -36,11 +36,25 @@ def open_incidents(connection: Connection) -> list[tuple[int, str]]:
     return [(row.id, row.service) for row in rows]
 
 
-def firing_names(connection: Connection, incident: int) -> frozenset[str]:
+def down_of(incident: int) -> str:
+    """What the notice of an incident's beginning is about."""
+    return f"down incident {incident}"
+
+
+def became_down(connection: Connection, incident: int, labels: Mapping[str, str]) -> None:
+    """An alert to act on joined: from now on only those keep the incident open."""
+    connection.execute(
+        update(incidents).where(incidents.c.id == incident, incidents.c.labels.is_(None)).values(labels=dict(labels))
+    )
+
+
+def firing_names(connection: Connection, incident: int, to_act_on: Collection[str]) -> frozenset[str]:
+    """The alerts that keep an incident open: those to act on, or any where none of those ever joined."""
     rows = connection.scalars(
         select(alerts.c.name).where(alerts.c.incident_id == incident, alerts.c.status == "firing")
     )
-    return frozenset(rows)
+    was_down = connection.scalar(select(incidents.c.labels.is_not(None)).where(incidents.c.id == incident))
+    return frozenset(name for name in rows if not was_down or name in to_act_on)
 
 
 def host_is_down(connection: Connection, host: str) -> bool:
@@ -48,7 +62,7 @@ def host_is_down(connection: Connection, host: str) -> bool:
     return any(labels.get("host") == host for labels in rows)
 
 
-def decided(connection: Connection, incident: int, decision: Decision, inventory: Inventory, now: float) -> bool:
+def decided(connection: Connection, incident: int, decision: Decision, now: float) -> bool:
     """Keep a decision; True, and an entry on the timeline, when it differs from the one before."""
     before = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     if (before.verb, before.reason) == (decision.verb, decision.reason):
@@ -58,15 +72,20 @@ def decided(connection: Connection, incident: int, decision: Decision, inventory
     )
     if decision.verb != "nothing":
         note(connection, incident, now, decision.verb, reason=decision.reason, detail=decision.detail)
-    if decision.reason == "attempts-used-up" and not _was_tried(connection, incident):
-        # Where this incident had attempts, the card of the last one has said so.
-        content = {"service": before.service, "why": decision.detail}
-        tell_of(connection, incident, "gave_up", inventory, content, now)
+    if decision.reason == "attempts-used-up" and not _last_one_failed(connection, incident):
+        # Where the last attempt failed, its own card has said so.
+        tell_of(connection, incident, "gave_up", {"service": before.service, "why": decision.detail}, now)
     return True
 
 
-def _was_tried(connection: Connection, incident: int) -> bool:
-    return connection.scalar(select(actions.c.id).where(actions.c.incident_id == incident).limit(1)) is not None
+def _last_one_failed(connection: Connection, incident: int) -> bool:
+    last = connection.scalar(
+        select(actions.c.state)
+        .where(actions.c.incident_id == incident, actions.c.counts == 1)
+        .order_by(actions.c.id.desc())
+        .limit(1)
+    )
+    return last in ("failed", "unknown")
 
 
 def quiet_since(connection: Connection, incident: int) -> float:
@@ -74,11 +93,11 @@ def quiet_since(connection: Connection, incident: int) -> float:
     return float(connection.scalar(select(func.max(alerts.c.last_seen)).where(alerts.c.incident_id == incident)) or 0.0)
 
 
-def close(connection: Connection, incident: int, state: Closed, inventory: Inventory, now: float) -> bool:
+def close(connection: Connection, incident: int, state: Closed, to_act_on: Collection[str], now: float) -> bool:
     """Close an incident, and tell of it those who were told of its beginning; False where something came between."""
     row = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     busy = connection.scalar(select(actions.c.id).where(actions.c.service == row.service, actions.c.state == "running"))
-    if row.state != "open" or busy is not None or firing_names(connection, incident):
+    if row.state != "open" or busy is not None or firing_names(connection, incident, to_act_on):
         return False
     by = _recovered_by(connection, incident) if state == "recovered" else None
     connection.execute(
@@ -86,8 +105,19 @@ def close(connection: Connection, incident: int, state: Closed, inventory: Inven
     )
     note(connection, incident, now, state, **({"by": by} if by else {}))
     content = {"service": row.service, "opened_at": row.opened_at, "closed_at": now, "by": by}
-    tell_of(connection, incident, state, inventory, content, now)
+    tell_of(connection, incident, state, content, now)
+    _carry_over(connection, incident, row.service, now)
     return True
+
+
+def _carry_over(connection: Connection, incident: int, service: str, now: float) -> None:
+    """Alerts that fire on, without being any to act on, are an incident of their own."""
+    left = and_(alerts.c.incident_id == incident, alerts.c.status == "firing")
+    if connection.scalar(select(alerts.c.id).where(left).limit(1)) is None:
+        return
+    made = connection.execute(insert(incidents).values(service=service, state="open", opened_at=now))
+    connection.execute(update(alerts).where(left).values(incident_id=made.lastrowid))
+    note(connection, int(made.lastrowid), now, "opened", after=incident)
 
 
 def _recovered_by(connection: Connection, incident: int) -> str:
@@ -101,23 +131,12 @@ def _recovered_by(connection: Connection, incident: int) -> str:
 
 
 def tell_of(
-    connection: Connection,
-    incident: int,
-    kind: str,
-    inventory: Inventory,
-    content: Mapping[str, Any],
-    now: float,
-    about: str = "",
+    connection: Connection, incident: int, kind: str, content: Mapping[str, Any], now: float, about: str = ""
 ) -> None:
-    """Tell how an incident goes on, through the routes of the alert that began it."""
-    row = connection.execute(
-        select(alerts.c.labels).where(alerts.c.incident_id == incident).order_by(alerts.c.id).limit(1)
-    ).first()
-    labels = row.labels if row is not None else {}
-    if outbox.was_told(connection, f"down incident {incident}"):
-        outbox.tell(
-            connection, inventory.notify, kind, about or f"{kind} incident {incident}", labels, content, now, incident
-        )
+    """Tell those who were told of an incident's beginning how it goes on."""
+    labels = connection.scalar(select(incidents.c.labels).where(incidents.c.id == incident)) or {}
+    channels = outbox.told(connection, down_of(incident))
+    outbox.put(connection, channels, kind, about or f"{kind} incident {incident}", labels, content, now, incident)
 
 
 def counts_by_state(connection: Connection) -> dict[str, int]:

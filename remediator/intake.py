@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, insert, select, update
+from sqlalchemy import Connection, Row, and_, func, insert, select, update
 
-from fleet.model import Inventory, Service
-from remediator.incidents import note, open_or_new
+from fleet.model import Inventory
+from remediator.incidents import became_down, down_of, note, open_or_new
 from remediator.notices import outbox
 from remediator.schema import alerts
 from remediator.webhook import Alert
@@ -23,19 +23,17 @@ def receive(connection: Connection, delivered: Sequence[Alert], inventory: Inven
 
 
 def _take(connection: Connection, alert: Alert, inventory: Inventory, now: float) -> None:
-    service = inventory.services.get(alert.labels.get("service", ""))
     key = and_(alerts.c.fingerprint == alert.fingerprint, alerts.c.starts_at == alert.starts_at)
     known = connection.execute(select(alerts).where(key)).first()
     if known is None:
-        incident = open_or_new(connection, service, now) if service and alert.status == "firing" else None
-        connection.execute(
+        made = connection.execute(
             insert(alerts).values(
                 fingerprint=alert.fingerprint,
                 starts_at=alert.starts_at,
                 status=alert.status,
                 resolved_by="alertmanager" if alert.status == "resolved" else None,
+                times=0,
                 name=alert.name,
-                incident_id=incident,
                 labels=dict(alert.labels),
                 annotations=dict(alert.annotations),
                 ends_at=alert.ends_at,
@@ -43,44 +41,50 @@ def _take(connection: Connection, alert: Alert, inventory: Inventory, now: float
                 last_seen=now,
             )
         )
+        known = connection.execute(select(alerts).where(alerts.c.id == made.lastrowid)).one()
         if alert.status == "firing":
-            _tell_firing(connection, alert, service, incident, inventory, now)
-        return
-    # What Alertmanager called resolved stays so: a late copy of the firing one is no news. What only we held to be
-    # over, because Alertmanager no longer listed it, fires again.
-    reopened = known.status == "resolved" and alert.status == "firing" and known.resolved_by == "reconciliation"
-    if reopened:
-        incident = open_or_new(connection, service, now) if service else None
-        connection.execute(
-            update(alerts).where(key).values(status="firing", resolved_by=None, incident_id=incident, last_seen=now)
-        )
-        if incident is not None:
-            note(connection, incident, now, "firing", alert=alert.name, again=True)
-    elif known.status == "firing" and alert.status == "resolved":
-        _resolve(connection, known, "alertmanager", alert.ends_at, inventory, now)
-    else:
+            _fire(connection, known, inventory, now)
+    elif alert.status == "resolved":
+        if known.status == "firing":
+            _resolve(connection, known, "alertmanager", alert.ends_at, now)
+    elif known.status == "firing":
         connection.execute(update(alerts).where(key).values(last_seen=now))
+        if known.incident_id is None and alert.labels.get("service", "") in inventory.services:
+            _fire(connection, known, inventory, now)  # its service came into the inventory meanwhile
+    elif known.resolved_by == "reconciliation":
+        _fire(connection, known, inventory, now)
+    # What Alertmanager called resolved stays so here: a late copy of the firing one is no news. If it really fires
+    # again, Alertmanager's list says so, and reconcile() takes it up.
 
 
-def _tell_firing(
-    connection: Connection,
-    alert: Alert,
-    service: Service | None,
-    incident: int | None,
-    inventory: Inventory,
-    now: float,
-) -> None:
-    content = {"labels": dict(alert.labels), "annotations": dict(alert.annotations), "starts_at": alert.starts_at}
-    if incident is not None:
-        note(connection, incident, now, "firing", alert=alert.name, starts_at=alert.starts_at)
-    if service is not None and alert.name in inventory.remediation.of(service).alerts:
-        about, kind = f"down incident {incident}", "down"
+def _fire(connection: Connection, known: Row[Any], inventory: Inventory, now: float) -> None:
+    """Let an alert fire, for the first time or again: its service has an incident, and people are told."""
+    service = inventory.services.get(known.labels.get("service", ""))
+    incident = open_or_new(connection, service, now) if service else None
+    connection.execute(
+        update(alerts)
+        .where(alerts.c.id == known.id)
+        .values(status="firing", resolved_by=None, times=known.times + 1, incident_id=incident, last_seen=now)
+    )
+    if service is not None and incident is not None:
+        note(connection, incident, now, "firing", alert=known.name, starts_at=known.starts_at)
+    if service is not None and incident is not None and known.name in inventory.remediation.of(service).alerts:
+        became_down(connection, incident, known.labels)
+        about, kind = down_of(incident), "down"
     else:
-        about, kind = f"alert {alert.fingerprint} {alert.starts_at}", "alert"
-    outbox.tell(connection, inventory.notify, kind, about, alert.labels, content, now, incident)
+        about, kind = _about(known.fingerprint, known.starts_at, known.times + 1), "alert"
+    outbox.tell(connection, inventory.notify, kind, about, known.labels, _content(known), now, incident)
 
 
-def _resolve(connection: Connection, known: Row[Any], by: str, ends_at: str, inventory: Inventory, now: float) -> None:
+def _about(fingerprint: str, starts_at: str, times: int) -> str:
+    return f"alert {fingerprint} {starts_at} {times}"
+
+
+def _content(known: Row[Any]) -> dict[str, Any]:
+    return {"annotations": known.annotations, "starts_at": known.starts_at}
+
+
+def _resolve(connection: Connection, known: Row[Any], by: str, ends_at: str, now: float) -> None:
     connection.execute(
         update(alerts)
         .where(alerts.c.id == known.id)
@@ -88,27 +92,46 @@ def _resolve(connection: Connection, known: Row[Any], by: str, ends_at: str, inv
     )
     if known.incident_id is not None:
         note(connection, known.incident_id, now, "resolved", alert=known.name, by=by, ends_at=ends_at)
-    about = f"alert {known.fingerprint} {known.starts_at}"
-    if outbox.was_told(connection, about):
-        content = {"labels": known.labels, "annotations": known.annotations, "starts_at": known.starts_at}
-        outbox.tell(
-            connection, inventory.notify, "alert_over", f"{about} over", known.labels, content, now, known.incident_id
-        )
+    about = _about(known.fingerprint, known.starts_at, known.times)
+    channels = outbox.told(connection, about)
+    outbox.put(
+        connection, channels, "alert_over", f"{about} over", known.labels, _content(known), now, known.incident_id
+    )
 
 
 def reconcile(
-    connection: Connection, active: Iterable[tuple[str, str]], before: float, inventory: Inventory, now: float
+    connection: Connection,
+    active: Iterable[str],
+    listed: Iterable[str],
+    before: float,
+    inventory: Inventory,
+    now: float,
 ) -> int:
-    """Hold what we believe to fire against the (fingerprint, startsAt) of what does.
+    """Hold what we believe against Alertmanager's list: fingerprints that are `active`, and all that are `listed`.
 
-    Alerts seen since `before` are left alone. Returns how many were over without our having been told.
+    What we believe to fire and is not listed is over; what we hold to be over and is active fires again. Alerts seen
+    since `before` are left alone: they may be newer than the list. Returns how many changed.
     """
-    still = {fingerprint for fingerprint, _ in active}
+    still, active = set(listed), set(active)
     stale = connection.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.last_seen < before)).all()
     over = [row for row in stale if row.fingerprint not in still]
     for row in over:
-        _resolve(connection, row, "reconciliation", "", inventory, now)
-    return len(over)
+        _resolve(connection, row, "reconciliation", "", now)
+    again = _wrongly_over(connection, active, before)
+    for row in again:
+        _fire(connection, row, inventory, now)
+    return len(over) + len(again)
+
+
+def _wrongly_over(connection: Connection, active: AbstractSet[str], before: float) -> list[Row[Any]]:
+    """The newest alert of each active fingerprint, where we hold it to be over."""
+    newest = connection.scalars(
+        select(func.max(alerts.c.id)).where(alerts.c.fingerprint.in_(active)).group_by(alerts.c.fingerprint)
+    ).all()
+    rows = connection.execute(
+        select(alerts).where(alerts.c.id.in_(newest), alerts.c.status == "resolved", alerts.c.last_seen < before)
+    )
+    return list(rows)
 
 
 def presume_over(connection: Connection, up: AbstractSet[str], before: float, inventory: Inventory, now: float) -> int:
@@ -116,5 +139,5 @@ def presume_over(connection: Connection, up: AbstractSet[str], before: float, in
     stale = connection.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.last_seen < before)).all()
     over = [row for row in stale if row.labels.get("service") in up and row.name in inventory.remediation.alerts]
     for row in over:
-        _resolve(connection, row, "reconciliation", "", inventory, now)
+        _resolve(connection, row, "reconciliation", "", now)
     return len(over)

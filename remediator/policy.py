@@ -91,7 +91,7 @@ def _by_inventory(service: Service, rules: Remediation, situation: Situation) ->
         return Decision("refuse", "not-an-alert-to-act-on", detail=", ".join(sorted(situation.firing)))
     if service.on_failure == "notify":
         return Decision("refuse", "notify-only")
-    if service.control is None:
+    if service.control is None or "restart" not in service.control.options.verbs:
         return Decision("refuse", "no-control")
     return None
 

@@ -26,6 +26,7 @@ incidents = Table(
     Column("opened_at", Float, nullable=False),
     Column("closed_at", Float),
     Column("recovered_by", String),  # defib, person, self
+    Column("labels", JSON(none_as_null=True)),  # of the first alert to act on; NULL while there was none
     # The last decision, so that only a change of it is news.
     Column("verb", String),
     Column("reason", String),
@@ -41,6 +42,7 @@ alerts = Table(
     Column("starts_at", String, nullable=False),
     Column("status", String, nullable=False),  # firing, resolved
     Column("resolved_by", String),  # alertmanager, reconciliation
+    Column("times", Integer, nullable=False),  # how often it began to fire: what was held to be over may be not
     Column("name", String, nullable=False),
     Column("incident_id", Integer, ForeignKey("incidents.id")),
     Column("labels", JSON, nullable=False),

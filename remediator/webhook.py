@@ -11,11 +11,16 @@ from typing import Any, Literal, cast
 from runtime.errors import DefibError
 
 MAX_BODY = 10 * 1024 * 1024
+MAX_ALERTS = 5000
 Status = Literal["firing", "resolved"]
 
 
 class NotADelivery(DefibError):  # noqa: N818
     """The body is not a version-4 delivery."""
+
+
+class TooManyAlerts(DefibError):  # noqa: N818
+    """A delivery that would keep the record busy for too long."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Alert:
 
 
 def parse(body: bytes) -> list[Alert]:
-    """The alerts of a delivery; unknown fields are let be. Raises NotADelivery."""
+    """The alerts of a delivery; unknown fields are let be. Raises NotADelivery and TooManyAlerts."""
     try:
         payload = json.loads(body)
     except (ValueError, RecursionError):
@@ -47,6 +52,8 @@ def parse(body: bytes) -> list[Alert]:
     alerts = payload.get("alerts")
     if not isinstance(alerts, list):
         raise NotADelivery("there is no list of alerts")
+    if len(alerts) > MAX_ALERTS:
+        raise TooManyAlerts(f"more than {MAX_ALERTS} alerts (set max_alerts in Alertmanager)")
     return [_alert(item) for item in alerts]
 
 
@@ -60,9 +67,9 @@ def _alert(item: Any) -> Alert:
         raise NotADelivery("an alert has no fingerprint or startsAt")
     ends_at = item.get("endsAt")
     return Alert(
-        fingerprint,
-        starts_at,
-        ends_at if isinstance(ends_at, str) else "",
+        _clean(fingerprint),
+        _clean(starts_at),
+        _clean(ends_at) if isinstance(ends_at, str) else "",
         cast("Status", status),
         _texts(item.get("labels")),
         _texts(item.get("annotations")),

@@ -1,7 +1,6 @@
 """How a server of ours lives: bind, work, serve, reload, drain, stop."""
 
 import asyncio
-import contextlib
 import signal
 import ssl
 import sys
@@ -13,7 +12,7 @@ from aiohttp import web
 
 from runtime.errors import DefibError, StartError
 
-STOP_WITHIN = 30.0
+DRAIN_WITHIN = 20.0  # of the 30 s in which everything has ended; the rest is for what does not end by itself
 log = structlog.get_logger()
 
 
@@ -50,7 +49,7 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0, handle_signals=False)
     await runner.setup()
     try:
         address = await _bind(runner, listen, tls)
@@ -66,7 +65,7 @@ async def serve(
             for task in running:
                 task.cancel()
     finally:
-        await runner.cleanup()
+        await runner.cleanup()  # ends requests that are still being answered, after `shutdown_timeout`
     log.info("stopped", program=name)
 
 
@@ -75,8 +74,12 @@ async def _run(task: Callable[[], Awaitable[object]]) -> None:
 
 
 async def _reload(reload: Callable[[], Awaitable[object]]) -> None:
-    with contextlib.suppress(DefibError):  # refused and told by whoever refused it; the old configuration stays
+    try:
         await reload()
+    except DefibError:
+        pass  # refused, and told by whoever refused it; the old configuration stays
+    except Exception:  # a reload is where a task begins
+        log.exception("the reload broke; the old configuration stays")
 
 
 async def _bind(runner: web.AppRunner, listen: Listen, tls: ssl.SSLContext | None) -> str:
@@ -91,7 +94,7 @@ async def _bind(runner: web.AppRunner, listen: Listen, tls: ssl.SSLContext | Non
 
 async def _stop(runner: web.AppRunner, drain: Callable[[], Awaitable[None]] | None) -> None:
     try:
-        async with asyncio.timeout(STOP_WITHIN - 5):
+        async with asyncio.timeout(DRAIN_WITHIN):
             for site in list(runner.sites):
                 await site.stop()
             if drain is not None:

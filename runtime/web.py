@@ -87,7 +87,7 @@ class Access:
 
 
 def _same(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(), wanted.encode())
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
 
 
 def is_loopback(address: str) -> bool:
@@ -150,9 +150,13 @@ async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
     needs = request.app[_NEEDS].get(request.match_info.handler, Needs.NOTHING)
     await request.app[_ACCESS].check(request, needs)
     origin = request.headers.get("Origin")
-    if origin and request.method not in ("GET", "HEAD") and urlsplit(origin).netloc != request.host:
-        # A page of somebody else's, in a browser that can reach us, must not restart anything.
-        raise Problem(403, "cross_origin", "requests from other origins are refused")
+    if origin and request.method not in ("GET", "HEAD"):
+        # A page of somebody else's, in a browser that can reach us, must not restart anything; nor one that has its own
+        # name resolve to us, which only a password keeps out.
+        page = urlsplit(origin)
+        trusted = bool(request.app[_ACCESS].users) or is_loopback(page.hostname or "")
+        if page.netloc != request.host or not trusted:
+            raise Problem(403, "cross_origin", "requests from other origins are refused")
     return await handler(request)
 
 

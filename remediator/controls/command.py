@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fleet.endpoints import Part
 from fleet.shells import Completed
-from remediator.controls.hands import Hands, UnknownVerb, Verb
+from remediator.controls.hands import VERBS, Hands, UnknownVerb, Verb
 
 Argv = Annotated[list[str], Field(min_length=1)]
 
@@ -21,9 +21,14 @@ class CommandOptions(Part):
 
     @model_validator(mode="after")
     def _something(self) -> "CommandOptions":
-        if not (self.restart or self.start):
-            raise ValueError("wants at least `restart` or `start`")
+        if not self.verbs:
+            raise ValueError("wants at least one of start, stop, restart, status, logs")
         return self
+
+    @property
+    def verbs(self) -> frozenset[Verb]:
+        said = {verb for verb in VERBS if getattr(self, verb) is not None}
+        return frozenset(said | ({"restart"} if {"start", "stop"} <= said else set()))
 
 
 async def control_command(verb: Verb, options: CommandOptions, hands: Hands) -> Completed:

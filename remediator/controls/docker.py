@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 from fleet import docker
 from fleet.endpoints import Part
 from fleet.shells import Completed
-from remediator.controls.hands import LOG_LINES, Hands, Verb, good
+from remediator.controls.hands import LOG_LINES, VERBS, Hands, Verb, good
 
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -24,6 +24,7 @@ class AfterStart(Part):
 
 class DockerOptions(Part):
     needs_host: ClassVar[bool] = True
+    verbs: ClassVar[frozenset[Verb]] = VERBS
     container: docker.ContainerName
     after_start: list[AfterStart] = []
 

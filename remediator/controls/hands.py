@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from typing import Literal
 
 from fleet.model import Sudo
-from fleet.shells import Completed, Shell
+from fleet.shells import Completed, Shell, ShellError
 from fleet.sudo import elevated
 from runtime.errors import DefibError
 
 Verb = Literal["status", "start", "stop", "restart", "logs"]
+VERBS: frozenset[Verb] = frozenset({"status", "start", "stop", "restart", "logs"})
 LOG_LINES = 200
 
 
@@ -22,6 +23,7 @@ class Hands:
 
     def __init__(self, shell: Shell, sudo: Sudo, timeout: float) -> None:
         self._shell, self._sudo = shell, sudo
+        self._ran = False
         self._ends = time.monotonic() + timeout
 
     @property
@@ -29,11 +31,18 @@ class Hands:
         return max(0.0, self._ends - time.monotonic())
 
     async def run(self, argv: Sequence[str]) -> Completed:
-        """Run one command; past the deadline nothing more is started. Raises ShellError."""
+        """Run one command; past the deadline nothing more is started. Raises ShellError if nothing at all was run."""
         if self.left <= 0:
             return Completed(None, "", "", "the deadline passed")
         command, stdin = elevated(argv, self._sudo)
-        return await self._shell.run(command, timeout=self.left, stdin=stdin)
+        try:
+            done = await self._shell.run(command, timeout=self.left, stdin=stdin)
+        except ShellError as error:
+            if not self._ran:
+                raise
+            return Completed(None, "", "", f"the host was lost half-way: {error}")  # the steps before have been done
+        self._ran = True
+        return done
 
 
 def good(done: Completed) -> bool:

@@ -6,13 +6,14 @@ from typing import ClassVar
 from fleet import supervisor
 from fleet.endpoints import Part
 from fleet.shells import Completed
-from remediator.controls.hands import Hands, Verb, good
+from remediator.controls.hands import VERBS, Hands, Verb, good
 
 LOG_BYTES = 20_000
 
 
 class SupervisorOptions(Part):
     needs_host: ClassVar[bool] = True
+    verbs: ClassVar[frozenset[Verb]] = VERBS
     program: supervisor.Program
     config: Path | None = None  # on the service's host
 

@@ -3,6 +3,7 @@
 Cards are of version 1.0, which ignores what it does not know. Everything that came from outside is escaped.
 """
 
+import json
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,7 @@ from remediator.notices.feishu import BODY_LIMIT
 from remediator.notices.outbox import Notice
 
 VALUE_LIMIT = 600
+SIGNATURE_ROOM = 500  # bytes that signing and masking may add
 _ENTITIES = {character: f"&#{ord(character)};" for character in "*<>[]()\\_~`&"}
 _COLOURS = {
     "down": "red",
@@ -107,7 +109,8 @@ def message(notice: Notice, inventory: Inventory, mention: list[str]) -> dict[st
         ],
     }
     made = {"msg_type": "interactive", "card": card}
-    return made if len(str(made).encode()) < BODY_LIMIT * 0.9 else _plain(title, facts)
+    size = len(json.dumps(made, ensure_ascii=False).encode())
+    return made if size < BODY_LIMIT - SIGNATURE_ROOM else _plain(title, facts)
 
 
 def _plain(title: str, facts: list[tuple[str, str]]) -> dict[str, Any]:

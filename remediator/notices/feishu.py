@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import httpx
-from pydantic import AfterValidator, SecretStr
+from pydantic import AfterValidator
 
-from fleet.endpoints import Part, SecretUrl
+from fleet.endpoints import Part, SecretUrl, Token
 
 BODY_LIMIT = 20_000
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
@@ -44,7 +44,7 @@ def _mention(name: str) -> str:
 
 class FeishuOptions(Part):
     webhook: SecretUrl
-    secret: SecretStr | None = None
+    secret: Token | None = None
     mention: list[Annotated[str, AfterValidator(_mention)]] = []
 
     @property
@@ -88,7 +88,7 @@ async def send(client: httpx.AsyncClient, options: FeishuOptions, message: Mappi
         )
     except httpx.TimeoutException:
         return Answer("again", "no answer in time")
-    except httpx.TransportError as error:
+    except httpx.HTTPError as error:
         # The error's own text may hold the address, and so the token.
         return Answer("again", f"not reached: {type(error).__name__}")
     return read(response.status_code, response.headers, response.content)

@@ -1,6 +1,6 @@
 """Notices as rows: written in the transaction of what caused them, taken by the sender, counted per bot."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,9 +39,23 @@ def tell(
     now: float,
     incident: int | None,
 ) -> None:
-    """Write a notice for each channel that the routes name; what a channel was told `about` it is not told again."""
+    """Write a notice for each channel that the routes name for these labels."""
+    put(connection, notify.channels_for(labels), kind, about, labels, content, now, incident)
+
+
+def put(
+    connection: Connection,
+    channels: Iterable[str],
+    kind: str,
+    about: str,
+    labels: Mapping[str, str],
+    content: Mapping[str, Any],
+    now: float,
+    incident: int | None,
+) -> None:
+    """Write a notice for each of `channels`; what one was told `about` it is not told again."""
     severity = labels.get("severity", "")
-    for channel in notify.channels_for(labels):
+    for channel in channels:
         connection.execute(
             sqlite_insert(notices)
             .values(
@@ -60,8 +74,9 @@ def tell(
         )
 
 
-def was_told(connection: Connection, about: str) -> bool:
-    return connection.scalar(select(notices.c.id).where(notices.c.about == about).limit(1)) is not None
+def told(connection: Connection, about: str) -> list[str]:
+    """The channels that were told about it, or will be."""
+    return list(connection.scalars(select(notices.c.channel).where(notices.c.about == about)))
 
 
 def pending(connection: Connection, channel: str, now: float) -> tuple[list[Notice], float | None]:

@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import httpx
 import structlog
@@ -14,11 +15,13 @@ from remediator.metrics import Metrics
 from remediator.notices import CHANNELS, outbox
 from remediator.notices.feishu import Answer
 from remediator.notices.outbox import Notice, State
+from runtime.redaction import Redactor
 
 LOOK_AGAIN = 15.0
 FIRST_RETRY = 2.0
 LONGEST_RETRY = 300.0
 GIVE_UP_AFTER = 24 * 3600.0
+RECORD_AGAIN = 5.0
 log = structlog.get_logger()
 
 
@@ -31,13 +34,15 @@ class Sender:
         inventory: Callable[[], Inventory],
         client: httpx.AsyncClient,
         metrics: Metrics,
+        redact: Redactor,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._database, self._inventory, self._client, self._metrics, self._now = (
-            database, inventory, client, metrics, now,
-        )  # fmt: skip
+        self._database, self._inventory, self._client = database, inventory, client
+        self._metrics, self._redact, self._now = metrics, redact, now
+        self._sending: set[asyncio.Task[None]] = set()
         self._wakes: dict[str, asyncio.Event] = {}
         self._changed = asyncio.Event()
+        self._stopping = False
 
     def wake(self) -> None:
         """There may be something new to send, or a new channel to send it to."""
@@ -67,34 +72,73 @@ class Sender:
     async def _drain(self, name: str, channel: Channel) -> float:
         """Send what a channel has; returns the seconds after which to look again."""
         try:
-            while True:
+            while not self._stopping:
                 ready, later = await self._database.run(outbox.pending, name, self._now())
                 for notice in ready:
-                    await self._send(name, channel, notice)
+                    # A send that has begun is ended and kept, also when we are to stop: else it would be sent twice.
+                    task = asyncio.create_task(self._send(name, channel, notice))
+                    self._sending.add(task)
+                    task.add_done_callback(self._sending.discard)
+                    await asyncio.shield(task)
                 if not ready:
                     return LOOK_AGAIN if later is None else min(max(later - self._now(), 0.05), LOOK_AGAIN)
         except StorageError as error:
             log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
-            return LOOK_AGAIN
+        except Exception:  # one broken notice must not end the program
+            log.exception("sending broke", channel=name)
+        return LOOK_AGAIN
+
+    async def drain(self) -> None:
+        """Begin no more sends, and wait for those that have begun."""
+        self._stopping = True
+        if self._sending:
+            await asyncio.wait(self._sending)
 
     async def _send(self, name: str, channel: Channel, notice: Notice) -> None:
         kind, options = CHANNELS[channel.kind], channel.options
-        while True:
-            send, at = await self._database.run(outbox.reserve, notice.id, options.bot, self._now())
-            if send is not None:
-                break
-            await asyncio.sleep(max(at - self._now(), 0.01))
-        message = kind.message(notice, self._inventory(), options)
+        send = await self._reserve(notice, options.bot)
+        if send is None:
+            return
+        message = self._redacted(kind.message(notice, self._inventory(), options))
         answer = await kind.send(self._client, options, message, self._now())
         state, after, content = _what_next(notice, answer, self._now())
         self._metrics.notices.labels(name, state if state != "pending" else "retried").inc()
         say = log.info if state == "sent" else log.warning
         say("notice", notice=notice.id, kind=notice.kind, channel=name, state=state, answer=answer.words)
-        now = self._now()
-        await self._database.run(
-            outbox.record, notice, send, answer.what, answer.words,
-            state=state, not_before=now + after, now=now, content=content,
-        )  # fmt: skip
+        await self._record(notice, send, answer, state, after, content)
+
+    async def _reserve(self, notice: Notice, bot: str) -> int | None:
+        """Wait for room within the bot's limits; the send's id, or None when we are to stop."""
+        while not self._stopping:
+            send, at = await self._database.run(outbox.reserve, notice.id, bot, self._now())
+            if send is not None:
+                return send
+            await asyncio.sleep(max(at - self._now(), 0.01))
+        return None
+
+    async def _record(
+        self, notice: Notice, send: int, answer: Answer, state: State, after: float, content: Mapping[str, Any] | None
+    ) -> None:
+        """Keep what became of a send, however long the database takes to accept it."""
+        while True:
+            now = self._now()
+            try:
+                await self._database.run(
+                    outbox.record, notice, send, answer.what, answer.words,
+                    state=state, not_before=now + after, now=now, content=content,
+                )  # fmt: skip
+            except StorageError as error:
+                log.error("a send cannot be recorded yet", error=str(error))  # noqa: TRY400
+                await asyncio.sleep(RECORD_AGAIN)
+            else:
+                return
+
+    def _redacted(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._redact(value)
+        if isinstance(value, Mapping):
+            return {key: self._redacted(item) for key, item in value.items()}
+        return [self._redacted(item) for item in value] if isinstance(value, list) else value
 
 
 def _what_next(notice: Notice, answer: Answer, now: float) -> tuple[State, float, dict[str, object] | None]:
@@ -103,11 +147,13 @@ def _what_next(notice: Notice, answer: Answer, now: float) -> tuple[State, float
         return "sent", 0.0, None
     if answer.what == "dead" or now - notice.created_at > GIVE_UP_AFTER:
         return "dead", 0.0, None
-    if answer.what == "degrade":
-        if notice.content.get("plain"):
-            return "dead", 0.0, None
-        return "pending", 0.0, {**notice.content, "plain": True}
-    if answer.what == "sign again" and notice.tries == 0:
-        return "pending", 0.0, None
-    pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(notice.tries, 16))
-    return "pending", max(pause, answer.after or 0.0), None
+    if answer.what == "again":
+        pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(notice.tries, 16))
+        return "pending", max(pause, answer.after or 0.0), None
+    # Both may help once: a plainer message, a new signature.
+    done = "plain" if answer.what == "degrade" else "signed_again"
+    if not notice.content.get(done):
+        return "pending", 0.0, {**notice.content, done: True}
+    if done == "signed_again":
+        log.error("Feishu refuses our signature: look at this machine's clock, and at the bot's secret")
+    return "dead", 0.0, None

@@ -80,7 +80,7 @@ async def test_what_prometheus_sees(exporter: Exporter) -> None:
         )
 
     await eventually(decided)
-    assert await exporter.value('service_probe_failures_total{service="down"') or 0 >= 2
+    assert (await exporter.value('service_probe_failures_total{service="down"') or 0) >= 2
     openmetrics = await exporter.client.get(
         "/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"}
     )

@@ -360,14 +360,14 @@ async def test_killed_at_any_moment_it_goes_on_where_it_was(loop: Loop, moment: 
     await loop.until_cards("Service down: web", "Restarted, being watched: web", "Recovered: web")
 
 
-async def test_sigterm_lets_a_running_action_finish(loop: Loop) -> None:
+async def test_sigterm_lets_a_running_command_finish(loop: Loop) -> None:
     await loop.start({"web": loop.service("web", restart="sleep 1; touch {alive}")})
     await loop.kill("web")
     await loop.fire("web")
-    await loop.until_event("action")
+    await eventually(loop.begun)
     await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
     log = loop.stack.log("remediator").read_text()
-    assert '"event": "action ended"' in log
+    assert '"event": "command ended"' in log
     assert '"event": "stopped"' in log
     assert "Traceback" not in log
 
