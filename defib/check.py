@@ -1,7 +1,6 @@
 """`defib check`: every error in the configuration, or what it comes to."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,18 @@ from defib.kinds import KINDS
 from fleet.loading import PROGRAMS, load
 from fleet.model import json_schema
 from fleet.references import Program
+from runtime.redaction import Redactor
 
 
 def check(directory: Path, program: Program | None, *, show: bool) -> int:
     """Load for `program`, or for all. Raises ConfigurationError."""
     loaded = load(directory, KINDS, programs=(program,) if program else PROGRAMS)
-    if show:
-        # References stay as they were written; secrets that stand in the files print masked.
-        unresolved = load(directory, KINDS, programs=()).inventory
-        shown: Any = json.loads(unresolved.model_dump_json(by_alias=True, exclude_none=True))
-        yaml.safe_dump(shown, sys.stdout, allow_unicode=True, sort_keys=False)
-        return 0
     inventory = loaded.inventory
-    print(f"{directory}: {len(inventory.hosts)} hosts, {len(inventory.services)} services, no errors")
+    if show:
+        shown: Any = json.loads(inventory.model_dump_json(by_alias=True, exclude_none=True))
+        print(Redactor(loaded.secrets)(yaml.safe_dump(shown, allow_unicode=True, sort_keys=False)), end="")
+    else:
+        print(f"{directory}: {len(inventory.hosts)} hosts, {len(inventory.services)} services, no errors")
     return 0
 
 

@@ -10,26 +10,30 @@ from exporter.results import Result
 from fleet.loading import Loaded
 from fleet.model import Service
 from fleet.shells.pool import Shells
+from runtime import logs
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
-UP, DOWN = 0, 1
+UP, DOWN, CANNOT_TELL = 0, 1, 2
+NOTHING_SEEN = ("shell", "error")  # reasons that say nothing of the service itself
 
 
 async def probe(load: Callable[[], Loaded], name: str, *, as_json: bool) -> int:
-    """Probe a service and print the result; 0 when it succeeded, 1 when it failed."""
+    """Probe a service and print the result; 0 when it is up, 1 when it is down, 2 when that cannot be told."""
     loaded = load()
     service = named(loaded, name)
     redact = Redactor(loaded.secrets)
+    logs.configure(redact)
     shells = Shells(loaded.inventory.hosts)
     try:
         result = await probe_once(service, lambda: shells.of(service.host), redact)
     finally:
         await shells.close()
-    told = _told(service, result)
-    text = json.dumps(told, ensure_ascii=False) if as_json else _as_text(told)
-    print(redact(text))
-    return UP if result.success else DOWN
+    told = _masked(_told(service, result), redact)
+    print(json.dumps(told, ensure_ascii=False) if as_json else _as_text(told))
+    if result.success:
+        return UP
+    return CANNOT_TELL if result.reason in NOTHING_SEEN else DOWN
 
 
 def named(loaded: Loaded, name: str) -> Service:
@@ -54,6 +58,14 @@ def _told(service: Service, result: Result) -> dict[str, Any]:
         **({"certificate_expires": timestamp(seen.certificate_expiry)} if seen.certificate_expiry else {}),
         "evidence": {key: _readable(value) for key, value in seen.evidence.items()},
     }
+
+
+def _masked(value: Any, redact: Redactor) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: _masked(item, redact) for key, item in value.items()}
+    return [_masked(item, redact) for item in value] if isinstance(value, list) else value
 
 
 def _readable(value: Any) -> Any:

@@ -35,6 +35,9 @@ class _Api:
 
     async def metrics(self, request: web.Request) -> web.Response:
         openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
+        connections = self._watcher.ssh_connections()
+        for state in ("connecting", "connected"):
+            self._metrics.ssh_connections.labels(state).set(connections.get(state, 0))
         own = generate_openmetrics if openmetrics else generate_latest
         body = self._watcher.page.render(openmetrics=openmetrics).encode() + own(self._metrics.registry)
         headers = {"Content-Type": OPENMETRICS if openmetrics else TEXT, "Vary": "Accept, Accept-Encoding"}

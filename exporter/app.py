@@ -9,8 +9,8 @@ import structlog
 
 from exporter.api import add_routes
 from exporter.metrics import Metrics
+from exporter.probes.connecting import tls_context
 from exporter.watch import Watcher
-from fleet.documents import ConfigurationError
 from fleet.loading import Loaded
 from runtime.lifecycle import Listen, serve
 from runtime.redaction import Redactor
@@ -26,7 +26,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
     loaded = await asyncio.to_thread(load)
     redact.learn(loaded.secrets)
     metrics = Metrics()
-    watcher = Watcher(metrics, redact)
+    watcher = Watcher(metrics, redact, in_flight=_room_for_probes())
     access = Access(web_config.basic_auth_users, loaded.inventory.exporter.token, is_loopback(listen.host))
     started = asyncio.Event()
     app = application(access, web_config, ready=started.is_set)
@@ -41,12 +41,13 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
         async with reloading:
             try:
                 fresh = await asyncio.to_thread(load)
-            except ConfigurationError as error:
+            except Exception as error:
                 metrics.reloaded(successful=False)
-                log.error("reload refused; the old configuration stays", wrong=[str(each) for each in error.wrongs])  # noqa: TRY400 - it is its own explanation
+                log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
                 raise
             redact.learn(fresh.secrets)
             access.token = fresh.inventory.exporter.token
+            tls_context.cache_clear()  # certificate files may have been renewed
             await watcher.apply(fresh.inventory)
             metrics.reloaded(successful=True)
             log.info("reloaded", services=len(watcher.watches))
@@ -55,6 +56,12 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
     await serve(
         "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=watcher.close
     )
+
+
+def _room_for_probes() -> int:
+    """How many probes may run at once: most of the files that we may open, each being a socket."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(100, min(soft - 256, 10_000))
 
 
 def prepare_process() -> None:

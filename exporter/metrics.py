@@ -26,6 +26,9 @@ class Metrics(ProgramMetrics):
             registry=registry,
         )
         self.in_flight = Gauge("defib_exporter_probes_in_flight", "Probes running now.", registry=registry)
+        self.ssh_connections = Gauge(
+            "defib_exporter_ssh_connections", "SSH connections by state.", ["state"], registry=registry
+        )
         self.skipped = Counter(
             "defib_exporter_probes_skipped", "Probes left out because their time had passed.", registry=registry
         )

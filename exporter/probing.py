@@ -19,7 +19,7 @@ log = structlog.get_logger()
 async def probe(service: Service, shell: Callable[[], Shell], redact: Redactor) -> Result:
     """Probe `service` once; every failure is a Result, with no secret in its message."""
     kind = PROBES[service.probe.kind]
-    seen = Seen()
+    seen = Seen(redact=redact)
     started_at, started = time.time(), time.perf_counter()
     reason: Reason | None = None
     message = ""

@@ -1,5 +1,6 @@
 """What a probe found."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ class Seen:
     status_code: int | None = None
     certificate_expiry: float | None = None  # Unix time
     evidence: dict[str, Any] = field(default_factory=dict)
+    redact: Callable[[str], str] = str
     overdue: ProbeFailure | None = None  # what to tell at the deadline instead of a bare timeout
 
 

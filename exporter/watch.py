@@ -32,6 +32,7 @@ class Watch:
         self.failures: Counter[Reason] = Counter()
         self.recent: deque[Result] = deque(maxlen=FAILURES_KEPT)
         self.lock = asyncio.Lock()
+        self.asked = asyncio.Event()  # a probe was made out of turn: when the next is due has changed
         self.task: asyncio.Task[None] | None = None
         self.take(service)
 
@@ -48,6 +49,7 @@ class Watch:
         self.state = before.after(result, fail_after=rules.fail_after, recover_after=rules.recover_after)
         news = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)
         self.last = result
+        result.seen.evidence.clear()  # for `defib probe` only; of 10,000 services it would be much
         if result.reason is not None:
             self.failures[result.reason] += 1
             self.recent.append(result)
@@ -65,13 +67,20 @@ class Watch:
 class Watcher:
     """Watches every service of an inventory until it is closed."""
 
-    def __init__(self, metrics: Metrics, redact: Redactor, *, randomness: random.Random | None = None) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        redact: Redactor,
+        *,
+        in_flight: int = IN_FLIGHT,
+        randomness: random.Random | None = None,
+    ) -> None:
         self.watches: dict[str, Watch] = {}
         self.page = Page(FAMILIES)
         self._metrics = metrics
         self._redact = redact
         self._random = randomness or random.Random()  # noqa: S311 - spreads load, guards nothing
-        self._slots = asyncio.Semaphore(IN_FLIGHT)
+        self._slots = asyncio.Semaphore(in_flight)
         self._shells = Shells({})
         self._hosts: Mapping[str, Host] = {}
 
@@ -83,29 +92,33 @@ class Watcher:
             self.page.put(f"host {name}", host_lines(host))
         await self._shells.reload(inventory.hosts)
         self._hosts = inventory.hosts
-        for name in self.watches.keys() - inventory.services.keys():
-            await _end(self.watches.pop(name).task)
-            self.page.drop(name)
-        for name, service in inventory.services.items():
-            watch = self.watches.get(name)
-            if watch is None:
-                watch = self.watches[name] = Watch(service)
-            elif watch.service == service:
-                continue
-            else:
-                await _end(watch.task)
-                watch.take(service)
-            self.page.put(name, watch.lines())
-            watch.task = asyncio.create_task(self._run(watch), name=f"watch {name}")
+        gone = [self.watches.pop(name) for name in self.watches.keys() - inventory.services.keys()]
+        changed = [watch for name, watch in self.watches.items() if watch.service != inventory.services[name]]
+        await _end(*gone, *changed)
+        for watch in gone:
+            self.page.drop(watch.service.id)
+        for watch in changed:
+            watch.take(inventory.services[watch.service.id])
+        for name in inventory.services.keys() - self.watches.keys():
+            self.watches[name] = watch = Watch(inventory.services[name])
+            changed.append(watch)
+        for watch in changed:
+            self.page.put(watch.service.id, watch.lines())
+            watch.task = asyncio.create_task(self._run(watch), name=f"watch {watch.service.id}")
 
     async def close(self) -> None:
-        for watch in self.watches.values():
-            await _end(watch.task)
+        await _end(*self.watches.values())
         await self._shells.close()
+
+    def ssh_connections(self) -> Mapping[str, int]:
+        return self._shells.connections()
 
     async def probe_now(self, watch: Watch) -> Result:
         """Probe after this call began, whatever the schedule; a probe in flight is waited for, never reused."""
-        return await self._probe(watch, None)
+        async with watch.lock:
+            result = await self._probe(watch)
+        watch.asked.set()
+        return result
 
     async def _run(self, watch: Watch) -> None:
         loop = asyncio.get_running_loop()
@@ -114,30 +127,48 @@ class Watcher:
         due = schedule.anchor
         while True:
             at = jittered(due, rules.every, self._random)
-            await asyncio.sleep(at - loop.time())
-            await self._probe(watch, at)
+            if await _asked_before(watch, at):
+                # What was found out of turn decides when to look again, as if it had been found now.
+                if not watch.state.settled:
+                    due = min(due, loop.time() + min(rules.retry_every, rules.every))
+                continue
+            try:
+                async with watch.lock, self._slots:
+                    self._metrics.lag.observe(max(0.0, loop.time() - at))
+                    await self._probe(watch)
+            except Exception:  # a service that is no longer watched would look like one that is well
+                log.exception("watching broke", service=watch.service.id)
             due, missed = schedule.following(due, loop.time(), settled=watch.state.settled)
             if missed:
                 self._metrics.skipped.inc(missed)
 
-    async def _probe(self, watch: Watch, due: float | None) -> Result:
-        async with watch.lock, self._slots:
-            if due is not None:
-                self._metrics.lag.observe(max(0.0, asyncio.get_running_loop().time() - due))
-            service = watch.service
-            self._metrics.in_flight.inc()
-            try:
-                result = await probe(service, lambda: self._shells.of(service.host), self._redact)
-            finally:
-                self._metrics.in_flight.dec()
-            watch.record(result)
-            if self.watches.get(service.id) is watch:
-                self.page.put(service.id, watch.lines())
-            self._metrics.latency.labels(service.provider, service.category).observe(result.duration)
-            return result
+    async def _probe(self, watch: Watch) -> Result:
+        service = watch.service
+        self._metrics.in_flight.inc()
+        try:
+            result = await probe(service, lambda: self._shells.of(service.host), self._redact)
+        finally:
+            self._metrics.in_flight.dec()
+        watch.record(result)
+        if self.watches.get(service.id) is watch:
+            self.page.put(service.id, watch.lines())
+        self._metrics.latency.labels(service.provider, service.category).observe(result.duration)
+        return result
 
 
-async def _end(task: asyncio.Task[None] | None) -> None:
-    if task is not None:
+async def _asked_before(watch: Watch, at: float) -> bool:
+    """Wait until `at`; True where a probe out of turn came before."""
+    watch.asked.clear()
+    try:
+        async with asyncio.timeout_at(at):
+            await watch.asked.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _end(*watches: Watch) -> None:
+    tasks = [watch.task for watch in watches if watch.task is not None]
+    for task in tasks:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+    await asyncio.gather(*tasks, return_exceptions=True)

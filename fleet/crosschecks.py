@@ -5,12 +5,14 @@ Works on the raw maps, so that a mistake elsewhere does not hide these.
 
 import difflib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from fleet.documents import Document, Location, Wrong
 from fleet.model import Kinds
 
 Raw = Mapping[str, Any]
+FEW = 20_000  # names among which a near one is looked for
 
 
 def check_references(document: Document, raw: Raw, kinds: Kinds) -> list[Wrong]:
@@ -44,9 +46,14 @@ def _needs(service: Raw) -> list[str]:
 
 def _unknown(document: Document, where: Location, name: str, known: Mapping[str, Raw], what: str) -> Iterator[Wrong]:
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = _hint(name, tuple(known)) if len(known) <= FEW else ""
         yield document.wrong(where, f"there is no {what} {str(name)!r}{hint}")
+
+
+@lru_cache(maxsize=1000)
+def _hint(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _hosts(document: Document, hosts: Mapping[str, Raw]) -> Iterator[Wrong]:
@@ -54,7 +61,10 @@ def _hosts(document: Document, hosts: Mapping[str, Raw]) -> Iterator[Wrong]:
         for key in ("ssh", "control_ssh"):
             ssh = host.get(key)
             if isinstance(ssh, dict) and isinstance(ssh.get("via"), str):
-                yield from _unknown(document, ("hosts", name, key, "via"), ssh["via"], hosts, "host")
+                where = ("hosts", name, key, "via")
+                yield from _unknown(document, where, ssh["via"], hosts, "host")
+                if hosts.get(ssh["via"], {}).get("shell") == "local":
+                    yield document.wrong(where, f"{ssh['via']} is not reached over SSH")
 
 
 def _services(
@@ -77,7 +87,7 @@ def _shell(document: Document, where: Location, hosts: Mapping[str, Raw], host: 
         yield document.wrong(where, "runs on a host: the service needs `host:`")
         return
     known = hosts.get(host) if isinstance(host, str) else None
-    if known is not None and known.get("shell") != "local" and not known.get("ssh"):
+    if known is not None and known.get("shell") != "local" and known.get("ssh") is None:
         yield document.wrong(where, f"runs on {host}, which has neither `ssh:` nor `shell: local`")
 
 
@@ -92,14 +102,21 @@ def _routes(document: Document, notify: Raw, channels: Mapping[str, Raw]) -> Ite
 
 
 def _circles(document: Document, section: str, key: tuple[str, ...], edges: Mapping[str, list[str]]) -> Iterator[Wrong]:
-    for start, nexts in edges.items():
-        seen: set[str] = set()
-        left = list(nexts)
+    """Names that one can walk back to: a depth-first search that tells of each circle at the edge that closes it."""
+    done: set[str] = set()
+    for start in edges:
+        path: dict[str, None] = {}
+        left: list[tuple[str, bool]] = [(start, False)]
         while left:
-            name = left.pop()
-            if name == start:
-                yield document.wrong((section, start, *key), "leads back to itself")
-                break
-            if name not in seen:
-                seen.add(name)
-                left.extend(edges.get(name, []))
+            name, leaving = left.pop()
+            if leaving:
+                path.pop(name, None)
+                done.add(name)
+            elif name not in done and name not in path:
+                path[name] = None
+                left.append((name, True))
+                for other in edges.get(name, []):
+                    if other in path:
+                        yield document.wrong((section, name, *key), f"leads back to itself, through {other}")
+                    else:
+                        left.append((other, False))

@@ -11,6 +11,7 @@ from runtime.errors import DefibError
 
 Location = Sequence[str | int]
 DEPTH_LIMIT = 100
+SIZE_LIMIT = 5_000_000
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is there: ten times as fast
 
 
@@ -75,14 +76,14 @@ class Document:
 
     value: dict[str, Any] = field(default_factory=dict)
     wrongs: list[Wrong] = field(default_factory=list)
-    _origins: dict[tuple[str, ...], tuple[str, yaml.Node, yaml.Node]] = field(default_factory=dict)
+    _origins: dict[tuple[str, ...], tuple[str, yaml.Node, yaml.Node, yaml.Node]] = field(default_factory=dict)
 
     def place(self, location: Location) -> tuple[str, int]:
         """File and line of `location`, or of the nearest part above it that was written."""
         for depth in (2, 1):
             origin = self._origins.get(tuple(map(str, location[:depth])))
             if origin and len(location) >= depth:
-                name, key, value = origin
+                name, key, value, _root = origin
                 node = _descend(key, value, location[depth:])
                 return name, node.start_mark.line + 1
         return (next(iter(self._origins.values()))[0] if self._origins else "configuration"), 1
@@ -105,29 +106,30 @@ class Document:
         section, value = key.value, file.value.get(key.value)
         if value is None:
             return
-        self._origins.setdefault((section,), (file.name, key, node))
+        self._origins.setdefault((section,), (file.name, key, node, node))
         if not isinstance(value, dict) or not isinstance(node, yaml.MappingNode):
-            if section not in self.value:
-                self.value[section] = value
+            self.wrongs.append(Wrong(file.name, key.start_mark.line + 1, section, "must be a map"))
             return
         merged = self.value.setdefault(section, {})
-        for inner, inner_value in node.value:
-            if isinstance(inner, yaml.ScalarNode) and inner.value in value and isinstance(merged, dict):
-                self._add_key(file, merged, section, inner, inner_value)
+        # What `<<` brought stands before a map's own keys, which win.
+        own = {key.value: (key, inner) for key, inner in node.value if isinstance(key, yaml.ScalarNode)}
+        for name, (inner_key, inner) in own.items():
+            if name in value:
+                self._add_key(file, merged, section, inner_key, inner, node)
 
     def _add_key(
-        self, file: _File, merged: dict[str, Any], section: str, key: yaml.ScalarNode, node: yaml.Node
+        self, file: _File, merged: dict[str, Any], section: str, key: yaml.ScalarNode, node: yaml.Node, root: yaml.Node
     ) -> None:
         name = key.value
         first = self._origins.get((section, name))
-        if first is not None and name in merged:
-            if first[0] != file.name:
+        if first is not None:
+            if first[3] is not root:  # within one map, that was told when the file was read
                 where = f"{first[0]}:{first[1].start_mark.line + 1}"
                 line = key.start_mark.line + 1
                 self.wrongs.append(Wrong(file.name, line, f"{section}.{name}", f"is defined twice, first at {where}"))
             return
         merged[name] = file.value[section][name]
-        self._origins[(section, name)] = (file.name, key, node)
+        self._origins[(section, name)] = (file.name, key, node, root)
 
 
 def dotted(location: Location) -> str:
@@ -141,7 +143,7 @@ def _descend(key: yaml.Node, value: yaml.Node, location: Location) -> yaml.Node:
     """The node to point at: the key for maps and what is missing, the value for a list's item."""
     for part in location:
         if isinstance(value, yaml.MappingNode):
-            found = next((pair for pair in value.value if getattr(pair[0], "value", None) == str(part)), None)
+            found = next((pair for pair in reversed(value.value) if getattr(pair[0], "value", None) == str(part)), None)
             if found is None:
                 continue  # a key that is missing, or a step of the model that has no key of its own
             key, value = found
@@ -174,75 +176,100 @@ def _files(directory: Path) -> Iterator[Path]:
 def _read_file(path: Path, wrongs: list[Wrong]) -> Iterator[_File]:
     name = str(path)
     try:
-        loader = _Loader(path.read_bytes())
+        text = path.read_bytes()
+        too_deep = _nests_too_deep(text)
+        loader = _Loader(text)
     except OSError as error:
         wrongs.append(Wrong(name, 1, "", f"cannot be read: {error.strerror}"))
         return
     except yaml.YAMLError as error:
         wrongs.append(_yaml_wrong(name, error))
         return
+    if too_deep:
+        wrongs.append(Wrong(name, 1, "", f"is not usable YAML: it nests deeper than {DEPTH_LIMIT} levels"))
+        return
     loader.base = path.parent.absolute()
     try:
         while loader.check_node():
             root = loader.get_node()
-            wrongs.extend(_twice(name, root))
             if (why := _endless(root)) is not None:
                 wrongs.append(Wrong(name, 1, "", f"is not usable YAML: {why}"))
                 continue
+            wrongs.extend(_bad_keys(name, root))
             yield _File(name, root, loader.construct_document(root))
     except yaml.YAMLError as error:
         wrongs.append(_yaml_wrong(name, error))
-    except (ValueError, RecursionError) as error:
-        # An impossible date, or nesting beyond reason.
+    except ValueError as error:  # an impossible date
         wrongs.append(Wrong(name, 1, "", f"is not usable YAML: {error}"))
     finally:
         loader.dispose()
 
 
-def _twice(name: str, root: yaml.Node) -> Iterator[Wrong]:
-    """Keys that stand twice in one map, which YAML forbids and PyYAML lets pass."""
-    seen, left = set(), [root]
+def _nests_too_deep(text: bytes) -> bool:
+    """Whether composing would recurse too deep, which libyaml's loader does not survive."""
+    if text.count(b"[") + text.count(b"{") <= DEPTH_LIMIT:
+        return False  # without flow collections, depth needs indentation
+    depth = 0
+    for event in yaml.parse(text, Loader=_Base):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > DEPTH_LIMIT:
+                return True
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+    return False
+
+
+def _bad_keys(name: str, root: yaml.Node) -> Iterator[Wrong]:
+    """Keys that stand twice in one map, which YAML forbids and PyYAML lets pass, and keys that are no text."""
+    seen: set[int] = set()
+    left: list[tuple[yaml.Node, tuple[str | int, ...]]] = [(root, ())]
     while left:
-        node = left.pop()
+        node, location = left.pop()
         if id(node) in seen or isinstance(node, yaml.ScalarNode):
             continue
         seen.add(id(node))
         if isinstance(node, yaml.SequenceNode):
-            left.extend(node.value)
+            left.extend((item, (*location, index)) for index, item in enumerate(node.value))
             continue
         first: dict[str, int] = {}
         for key, value in node.value:
-            left.append(value)
-            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
-                line = key.start_mark.line + 1
-                if key.value in first:
-                    yield Wrong(name, line, key.value, f"is defined twice, first at {name}:{first[key.value]}")
-                first.setdefault(key.value, line)
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line, where = key.start_mark.line + 1, (*location, key.value)
+            left.append((value, where))
+            if key.tag != "tag:yaml.org,2002:str":
+                yield Wrong(name, line, dotted(where), f'is no text as a key: write "{key.value}", in quotes')
+            elif key.value in first:
+                yield Wrong(name, line, dotted(where), f"is defined twice, first at {name}:{first[key.value]}")
+            first.setdefault(key.value, line)
 
 
 def _endless(root: yaml.Node) -> str | None:
     """Why a document cannot be walked to its ends, if it cannot."""
     inside: set[int] = set()
-    done: set[int] = set()
+    sizes: dict[int, int] = {}  # of what is done, with its aliases written out
     left: list[tuple[yaml.Node, bool]] = [(root, False)]
     while left:
         node, leaving = left.pop()
+        if isinstance(node, yaml.ScalarNode) or (id(node) in sizes and not leaving):
+            continue
+        children = [value for _key, value in node.value] if isinstance(node, yaml.MappingNode) else node.value
         if leaving:
             inside.discard(id(node))
-            done.add(id(node))
+            sizes[id(node)] = 1 + sum(sizes.get(id(child), 1) for child in children)
+            if sizes[id(node)] > SIZE_LIMIT:
+                return "its aliases stand for too much"
         elif id(node) in inside:
             return "an alias stands inside what it names"
-        elif not isinstance(node, yaml.ScalarNode) and id(node) not in done:
+        else:
             inside.add(id(node))
-            if len(inside) > DEPTH_LIMIT:
-                return f"it nests deeper than {DEPTH_LIMIT} levels"
             left.append((node, True))
-            pairs = node.value if isinstance(node, yaml.MappingNode) else [(node, each) for each in node.value]
-            left += [(value, False) for _key, value in pairs]
+            left += [(child, False) for child in children]
     return None
 
 
 def _yaml_wrong(name: str, error: yaml.YAMLError) -> Wrong:
-    mark = getattr(error, "problem_mark", None)
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
     return Wrong(name, mark.line + 1 if mark else 1, "", f"is not YAML: {problem}")

@@ -1,5 +1,6 @@
 """What every HTTP or TLS peer may ask of us: credentials, certificates, an address."""
 
+import base64
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
@@ -56,9 +57,12 @@ class OneOf(Part):
 
 
 def _path(value: object) -> object:
-    if isinstance(value, Text):
+    if not isinstance(value, Text):
+        return value
+    try:
         return value.base / Path(value).expanduser()
-    return value
+    except RuntimeError as error:
+        raise ValueError(f"{value} has no meaning here: {error}") from error
 
 
 def _existing(value: object) -> object:
@@ -78,6 +82,8 @@ def check_url(url: str) -> str:
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         good = False
+    if good and "@" in urlsplit(url).netloc:
+        raise ValueError("holds credentials: write them as `auth:`")
     if not good or any(character <= " " or character == "\x7f" for character in url):
         raise ValueError("is not a URL (write http://host:port/path)")
     return url
@@ -111,6 +117,11 @@ def split_address(address: str) -> tuple[str, int]:
 class Basic(Part):
     username: str
     password: SecretStr
+
+    @property
+    def encoded(self) -> str:
+        """The credentials as they are sent (RFC 7617, UTF-8)."""
+        return base64.b64encode(f"{self.username}:{self.password.get_secret_value()}".encode()).decode()
 
 
 class Auth(OneOf):

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -12,11 +12,12 @@ from pydantic.fields import FieldInfo
 
 from fleet.crosschecks import check_references
 from fleet.documents import ConfigurationError, Document, Location, Wrong, read
-from fleet.endpoints import Part
-from fleet.model import Defaults, Inventory, Kinds, inventory_model
+from fleet.endpoints import Basic, Part
+from fleet.model import ControlDefaults, Inventory, Kinds, ProbeDefaults, inventory_model
 from fleet.references import Program, Resolver, substitute
 from fleet.units import parse_duration
 from runtime.errors import StartError
+from runtime.redaction import Redactor
 
 PROGRAMS: tuple[Program, ...] = get_args(Program)
 
@@ -51,54 +52,45 @@ def load(
     With no programs nothing is resolved: references stay as they were written.
     """
     document = read(path)
+    wrongs = _fill_in(document)
     resolver = Resolver(document, environ, frozenset(programs))
     raw = resolver.resolve()
-    wrongs = [*document.wrongs, *resolver.wrongs]
-    unresolved = {(wrong.file, wrong.line, wrong.path) for wrong in resolver.wrongs}
-    wrongs += _fill_in(document, raw)
-    wrongs += check_references(document, raw, kinds)
+    wrongs += [*document.wrongs, *resolver.wrongs, *check_references(document, raw, kinds)]
     model = inventory_model(kinds)
     try:
         inventory = model.model_validate(raw)
     except ValidationError as error:
         found = [_explain(document, model, item) for item in error.errors(include_input=False, include_url=False)]
-        raise ConfigurationError(_ordered([*wrongs, *_only_new(found, unresolved)])) from None
+        told = {(wrong.file, wrong.line, wrong.path) for wrong in wrongs}
+        wrongs += (wrong for wrong in found if (wrong.file, wrong.line, wrong.path) not in told)
+        raise ConfigurationError(_ordered(wrongs, Redactor(resolver.secrets))) from None
     if wrongs:
-        raise ConfigurationError(_ordered(wrongs))
+        raise ConfigurationError(_ordered(wrongs, Redactor(resolver.secrets)))
     return Loaded(inventory, frozenset(resolver.secrets | set(_secrets(inventory))))
 
 
-def _only_new(found: list[Wrong], unresolved: set[tuple[str, int, str]]) -> Iterator[Wrong]:
-    """Leave out what is wrong only because a reference could not be resolved."""
-    return (wrong for wrong in found if (wrong.file, wrong.line, wrong.path) not in unresolved)
+def _ordered(wrongs: list[Wrong], redact: Redactor) -> list[Wrong]:
+    told = dict.fromkeys(replace(wrong, what=redact(wrong.what)) for wrong in wrongs)
+    return sorted(told, key=lambda wrong: (wrong.file, wrong.line, wrong.path))
 
 
-def _ordered(wrongs: list[Wrong]) -> list[Wrong]:
-    return sorted(dict.fromkeys(wrongs), key=lambda wrong: (wrong.file, wrong.line, wrong.path))
-
-
-def _fill_in(document: Document, raw: dict[str, Any]) -> list[Wrong]:
+def _fill_in(document: Document) -> list[Wrong]:
     """Give every probe and control the fleet's defaults, and put the host's address in."""
-    wrote = raw.get("defaults")
-    try:
-        defaults = Defaults.model_validate(wrote or {})
-    except ValidationError:
-        defaults = Defaults()  # the whole document is validated next, and says what is wrong
-    services, hosts = raw.get("services"), raw.get("hosts")
-    if not isinstance(services, dict):
-        return []
+    wrote, services, hosts = (document.value.get(section, {}) for section in ("defaults", "services", "hosts"))
     wrongs = []
     for name, service in services.items():
         if not isinstance(service, dict):
             continue
         host = service.get("host", "")
-        known = hosts.get(host) if isinstance(hosts, dict) and isinstance(host, str) else None
-        address = str(known.get("address", "")) if isinstance(known, dict) else ""
-        for part, model in (("probe", defaults.probe), ("control", defaults.control)):
+        known = hosts.get(host) if isinstance(host, str) else None
+        address = str(known.get("address", "")) if isinstance(known, dict) else "unknown.invalid"
+        for part, defaults in (("probe", ProbeDefaults()), ("control", ControlDefaults())):
             if isinstance(service.get(part), dict):
                 if not host and _mentions_host(service[part]):
                     wrongs.append(document.wrong(("services", name, part), "uses {host.…} but the service has no host"))
-                service[part] = _with_defaults(substitute(service[part], name, host, address), model)
+                written = wrote.get(part)
+                own = substitute(service[part], name, str(host), address)
+                service[part] = _with_defaults(own, written if isinstance(written, dict) else {}, defaults)
     return wrongs
 
 
@@ -110,14 +102,12 @@ def _mentions_host(value: Any) -> bool:
     return isinstance(value, str) and ("{host.address}" in value or "{host.name}" in value)
 
 
-def _with_defaults(part: dict[str, Any], defaults: Part) -> dict[str, Any]:
-    written = defaults.model_dump()
-    if "every" in part and "retry_every" not in part and "retry_every" not in defaults.model_fields_set:
-        written.pop("retry_every")  # the smaller of `every` and 30s, below
-        filled = {**written, **part}
-        filled["retry_every"] = _smaller(part["every"], "30s")
-        return filled
-    return {**written, **part}
+def _with_defaults(part: dict[str, Any], written: dict[str, Any], defaults: Part) -> dict[str, Any]:
+    known = {name: value for name, value in written.items() if name in type(defaults).model_fields}
+    filled = {**defaults.model_dump(), **known, **part}
+    if "every" in filled and "retry_every" not in {**known, **part}:
+        filled["retry_every"] = _smaller(filled["every"], "30s")
+    return filled
 
 
 def _smaller(every: Any, other: str) -> Any:
@@ -177,6 +167,8 @@ def _secrets(value: Any) -> Iterator[str]:
     if hasattr(value, "get_secret_value"):
         yield value.get_secret_value()
     elif isinstance(value, BaseModel):
+        if isinstance(value, Basic):
+            yield value.encoded
         for _name, item in value:
             yield from _secrets(item)
     elif isinstance(value, Mapping):

@@ -5,6 +5,7 @@ The kinds of probes, controls and channels bring their own options; `inventory_m
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -16,9 +17,10 @@ from fleet.units import Duration, Identifier, PositiveDuration
 
 Severity = Literal["critical", "warning", "info"]
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
+OWN_LABELS = ("host", "group", "address")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kinds:
     """The options of every kind of probe, control and channel, by the key that names the kind."""
 
@@ -149,6 +151,19 @@ class Host(Part):
     labels: dict[Annotated[str, Field(pattern=LABEL_NAME)], str] = Field(default_factory=dict)
     _name: str = ""
 
+    @field_validator("labels")
+    @classmethod
+    def _not_ours(cls, labels: dict[str, str]) -> dict[str, str]:
+        for name in labels:
+            if name in OWN_LABELS or name.startswith("__"):
+                raise ValueError(f"{name} is a label of its own already, or reserved")
+        return labels
+
+    @property
+    def reach(self) -> tuple[object, ...]:
+        """All that its shell depends on."""
+        return self.address, self.shell, self.ssh, self.control_ssh
+
     @property
     def name(self) -> str:
         return self._name
@@ -262,8 +277,12 @@ class Inventory(Part):
         return self.hosts.get(service.host)
 
 
+@cache
 def inventory_model(kinds: Kinds) -> type[Inventory]:
-    """The inventory with the options of `kinds` as its probes, controls and channels."""
+    """The inventory with the options of `kinds` as its probes, controls and channels.
+
+    The same kinds give the same model, so that what two loads made can be compared.
+    """
     probe: Any = _one_of("Probe", Probe, kinds.probes)
     control: Any = _one_of("Control", Control, kinds.controls)
     channel: Any = _one_of("Channel", Channel, kinds.channels)
@@ -287,17 +306,42 @@ def json_schema(kinds: Kinds) -> dict[str, Any]:
     schema = inventory_model(kinds).model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Defib configuration"
-    for part in [schema, *schema.get("$defs", {}).values()]:
-        _let_short_forms(part)
+    choices = {"Probe": kinds.probes, "Control": kinds.controls, "Channel": kinds.channels}
+    for name, part in schema["$defs"].items():
+        if name in choices:
+            # What the defaults fill in may be left out; one kind must be there, and only one.
+            part.pop("required", None)
+            part["oneOf"] = [{"required": [kind]} for kind in choices[name]]
+        short = {"Endpoint": {"type": "string"}, "Sudo": {"enum": ["none", "passwordless"]}}.get(name)
+        if short:
+            schema["$defs"][name] = {"anyOf": [short, part]}
+    _open_to_references(schema)
+    for section in schema["properties"]:
+        schema["properties"][section] = {"anyOf": [schema["properties"][section], {"type": "null"}]}
     return schema
 
 
-def _let_short_forms(part: dict[str, Any]) -> None:
-    """What the defaults fill in, and what may be written shorter, must not be an error in an editor."""
-    if part.get("title") in ("Probe", "Control"):
-        part.pop("required", None)
-    short = {"Endpoint": {"type": "string"}, "Sudo": {"enum": ["none", "passwordless"]}}.get(part.get("title", ""))
-    if short:
-        long = dict(part)
-        part.clear()
-        part.update({"anyOf": [short, long]})
+_REFERENCE = {"type": "string", "pattern": r"\$\{"}
+
+
+def _open_to_references(part: Any) -> None:
+    """Where a number, a duration or the like stands, `${NAME}` may stand; keys that no pattern allows may not."""
+    if isinstance(part, list):
+        for item in part:
+            _open_to_references(item)
+    if not isinstance(part, dict):
+        return
+    if "patternProperties" in part:
+        part["additionalProperties"] = False
+    for key, item in list(part.items()):
+        if key in ("properties", "patternProperties", "$defs"):
+            for name, each in list(item.items()):
+                _open_to_references(each)
+                if key == "properties" and _is_narrow(each):
+                    item[name] = {"anyOf": [each, _REFERENCE]}
+        else:
+            _open_to_references(item)
+
+
+def _is_narrow(part: Any) -> bool:
+    return isinstance(part, dict) and (part.get("type") in ("integer", "number", "boolean") or "pattern" in part)

@@ -74,17 +74,21 @@ class Resolver:
     def _variable(self, name: str) -> str:
         if not _NAME.fullmatch(name):
             raise LookupError(f"${{{name}}} is neither ${{NAME}} nor ${{file:PATH}} (write $${{ for a literal ${{)")
-        if name not in self.environ:
-            raise LookupError(f"the environment variable {name} is not set")
-        return self.environ[name]
+        value = self.environ.get(name, "")
+        if not value:
+            raise LookupError(f"the environment variable {name} is {'empty' if name in self.environ else 'not set'}")
+        return value
 
     def _file(self, path: Path) -> str:
         try:
-            return path.read_text(encoding="utf-8").rstrip("\r\n")
+            value = path.read_text(encoding="utf-8").rstrip("\r\n")
         except OSError as error:
             raise LookupError(f"the secret file {path} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError:
+        except ValueError:
             raise LookupError(f"the secret file {path} is not text") from None
+        if not value:
+            raise LookupError(f"the secret file {path} is empty")
+        return value
 
 
 def _covers(pattern: tuple[str, ...], location: Location) -> bool:

@@ -77,7 +77,10 @@ PositiveDuration = Annotated[
     _AS_DURATION,
 ]
 Size = Annotated[
-    int, BeforeValidator(parse_size), WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(B|KiB|MiB|GiB)$"})
+    int,
+    BeforeValidator(parse_size),
+    PlainSerializer(lambda size: f"{size}B"),
+    WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(B|KiB|MiB|GiB)$"}),
 ]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Pattern = Annotated[str, BeforeValidator(_pattern), WithJsonSchema({"type": "string", "format": "regex"})]
@@ -88,4 +91,9 @@ def as_list(value: object) -> object:
     return value if isinstance(value, list) else [value]
 
 
-Patterns = Annotated[list[Pattern], BeforeValidator(as_list)]
+_PATTERN_SCHEMA = {"type": "string", "format": "regex"}
+Patterns = Annotated[
+    list[Pattern],
+    BeforeValidator(as_list),
+    WithJsonSchema({"anyOf": [_PATTERN_SCHEMA, {"type": "array", "items": _PATTERN_SCHEMA}]}),
+]

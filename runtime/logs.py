@@ -1,5 +1,6 @@
 """Structured logs on stderr: JSON lines for machines, colour for a terminal."""
 
+import contextlib
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -16,6 +17,7 @@ def configure(redactor: Redactor, stream: TextIO | None = None, level: int = log
     """Set up structlog for this process; every string that is logged passes through `redactor`."""
     stream = stream or sys.stderr
     terminal = stream.isatty()
+    lasting = cast("TextIO", _Lasting(stream))
 
     def redact(_logger: object, _method: str, event: Event) -> Event:
         return cast("Event", _redacted(event, redactor))
@@ -31,13 +33,28 @@ def configure(redactor: Redactor, stream: TextIO | None = None, level: int = log
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(stream),
+        logger_factory=structlog.PrintLoggerFactory(lasting),
         cache_logger_on_first_use=False,
     )
     # Libraries speak through the standard library: only what is worth waking up for.
     logging.basicConfig(stream=stream, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True)
     logging.getLogger("asyncssh").setLevel(logging.ERROR)
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # our middleware logs what handlers raise
+
+
+class _Lasting:
+    """A stream whose reader may go away, or whose disk may fill: what we do matters more than what we say of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def _redacted(value: object, redactor: Redactor) -> object:

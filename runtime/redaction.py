@@ -1,6 +1,8 @@
 """Keeping secrets out of whatever leaves the program as text."""
 
+import json
 from collections.abc import Iterable
+from urllib.parse import quote
 
 MASK = "***"
 SHORTEST = 4  # masking every "a" would make all text unreadable and hide nothing
@@ -14,7 +16,8 @@ class Redactor:
         self.learn(secrets)
 
     def learn(self, secrets: Iterable[str]) -> None:
-        known = {*self._secrets, *(secret for secret in secrets if len(secret) >= SHORTEST)}
+        plain = {secret for secret in secrets if len(secret) >= SHORTEST}
+        known = {*self._secrets, *(form for secret in plain for form in _forms(secret))}
         # Longest first, or a secret that contains another would be left in part.
         self._secrets = sorted(known, key=len, reverse=True)
 
@@ -23,3 +26,9 @@ class Redactor:
             if secret in text:
                 text = text.replace(secret, MASK)
         return text
+
+
+def _forms(secret: str) -> tuple[str, ...]:
+    """A secret as it is, and as it looks once it was quoted."""
+    quoted = (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret))
+    return secret, quote(secret), *(each[1:-1] for each in quoted)

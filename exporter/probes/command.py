@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from exporter.probes.matching import lacks, matches
+from exporter.probes.matching import excerpt, lacks, matches
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part
 from fleet.shells import Shell, ShellError
@@ -35,8 +35,8 @@ async def probe_command(options: CommandOptions, timeout: float, seen: Seen, she
     expect = options.expect
     if done.status != expect.exit:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        tail = f": {said[-1][:200]}" if said else ""
+        tail = f": {excerpt(said[-1].encode(), seen)}" if said else ""
         raise ProbeFailure("exit", f"{options.run[0]} exited {done.status}, expected {expect.exit}{tail}")
     text = done.stdout.rstrip("\n").encode()  # as $(…) has it, so that `$` means the end of the last line
-    matches(expect.stdout_matches, text, "body", "stdout")
-    lacks(expect.stdout_lacks, text, "body", "stdout")
+    matches(expect.stdout_matches, text, "stdout", seen)
+    lacks(expect.stdout_lacks, text, "stdout", seen)

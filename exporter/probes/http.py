@@ -4,7 +4,6 @@ httptools (llhttp) parses; everything else is bytes, because this is what the ex
 """
 
 import asyncio
-import base64
 import json
 import secrets
 import time
@@ -13,7 +12,7 @@ from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import httptools
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, field_validator, model_validator
 from yarl import URL
 
 from exporter.probes.connecting import connect, context_for
@@ -26,6 +25,8 @@ from runtime import VERSION
 
 REDIRECTS = 10
 HEAD_LIMIT = 256 * 1024
+_OURS = ("content-length", "transfer-encoding", "connection")
+_HARMLESS = ("user-agent", "accept", "content-type")
 _TOKEN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # noqa: S105 - RFC 9110 calls a method's or header's name a token
 HeaderName = Annotated[str, Field(pattern=_TOKEN)]
 
@@ -46,17 +47,16 @@ def _statuses(value: object) -> list[tuple[int, int]]:
 
 
 class HttpExpect(Part):
-    status: Annotated[list[tuple[int, int]], BeforeValidator(_statuses, json_schema_input_type=Any)] = [(200, 299)]
+    status: Annotated[
+        list[tuple[int, int]],
+        Field(min_length=1),
+        BeforeValidator(_statuses, json_schema_input_type=Any),
+        PlainSerializer(lambda ranges: [f"{low}-{high}" for low, high in ranges]),
+    ] = [(200, 299)]
     body_matches: Patterns = []
     body_lacks: Patterns = []
     headers: dict[HeaderName, Pattern] = Field(default_factory=dict)
     faster_than: PositiveDuration | None = None
-
-
-def _one_line(value: SecretStr) -> SecretStr:
-    if any(character in value.get_secret_value() for character in "\r\n\0"):
-        raise ValueError("a header's value is one line")
-    return value
 
 
 class File(OneOf):
@@ -88,9 +88,22 @@ class HttpOptions(Part):
             given.append("form")
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} exclude each other (only form may join files)")
-        for value in self.headers.values():
-            _one_line(value)
+        if "json_" in self.model_fields_set:
+            try:
+                json.dumps(self.json_)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"json: {error}") from None
         return self
+
+    @field_validator("headers")
+    @classmethod
+    def _sendable(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in headers.items():
+            if name.lower() in _OURS:
+                raise ValueError(f"the header {name} is ours to set")
+            if any(character in value.get_secret_value() for character in "\r\n\0"):
+                raise ValueError(f"the header {name} is more than one line")
+        return headers
 
     @cached_property
     def content(self) -> tuple[bytes, str]:
@@ -107,21 +120,19 @@ class HttpOptions(Part):
     def first(self) -> "Request":
         """The request as it is sent to `url`."""
         body, content_type = self.content
-        headers = {
-            "User-Agent": f"defib/{VERSION}",
-            "Accept": "*/*",
-            **({"Content-Type": content_type} if body else {}),
-            **{name: value.get_secret_value() for name, value in self.headers.items()},
-        }
+        headers = {"user-agent": ("User-Agent", f"defib/{VERSION}"), "accept": ("Accept", "*/*")}
+        if body:
+            headers["content-type"] = ("Content-Type", content_type)
         if self.auth is not None:
-            headers["Authorization"] = _authorization(self.auth)
-        return Request(URL(self.url), self.method, headers, body)
+            headers["authorization"] = ("Authorization", _authorization(self.auth))
+        # Whatever the user says stands in place of ours, however it is spelled.
+        headers |= {name.lower(): (name, value.get_secret_value()) for name, value in self.headers.items()}
+        return Request(URL(self.url), self.method, dict(headers.values()), body)
 
 
 def _authorization(auth: Auth) -> str:
     if auth.basic is not None:
-        pair = f"{auth.basic.username}:{auth.basic.password.get_secret_value()}"
-        return f"Basic {base64.b64encode(pair.encode()).decode()}"
+        return f"Basic {auth.basic.encoded}"
     return f"Bearer {auth.options.get_secret_value()}"
 
 
@@ -177,7 +188,8 @@ class Request:
             raise ProbeFailure("protocol", f"redirected to {location[:200]!r}, which is no URL")
         headers = dict(self.headers)
         if url.origin() != self.url.origin():
-            headers = {k: v for k, v in headers.items() if k.lower() not in ("authorization", "cookie", "host")}
+            # Any header of the user's may be a credential.
+            headers = {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
         if status == 303 or (status in (301, 302) and self.method == "POST"):  # noqa: PLR2004
             headers = {k: v for k, v in headers.items() if k.lower() != "content-type"}
             return Request(url, "HEAD" if self.method == "HEAD" else "GET", headers, b"")
@@ -187,15 +199,17 @@ class Request:
 class Exchange(asyncio.Protocol):
     """One response, read to its end; `done` is None when it is whole, or the failure it ended with."""
 
-    def __init__(self, method: str, max_body: int) -> None:
+    def __init__(self, method: str, max_body: int, seen: Seen) -> None:
         self.headers: list[tuple[str, str]] = []
         self.body = bytearray()
         self.status = 0
         self.first_byte: float | None = None
         self.done: asyncio.Future[ProbeFailure | None] = asyncio.get_running_loop().create_future()
+        self._seen = seen
         self._method = method
         self._max_body = max_body
-        self._head = 0
+        self._head = 0  # bytes of headers and trailers
+        self._unparsed = 0  # bytes of a head that has not ended
         self._framed = False  # the response itself tells where it ends
         self._parser = httptools.HttpResponseParser(self)
 
@@ -204,36 +218,51 @@ class Exchange(asyncio.Protocol):
             self.first_byte = time.perf_counter()
         if self.done.done():
             return
-        if not self.status_known:
-            self._head += len(data)
-            if self._head > HEAD_LIMIT:
-                self._end(ProbeFailure("protocol", f"the response's headers are longer than {HEAD_LIMIT} bytes"))
-                return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._end(None)
         except httptools.HttpParserError as error:
-            self._end(ProbeFailure("protocol", f"the answer is not HTTP: {error}; it begins {excerpt(data)}"))
+            began = excerpt(data, self._seen)
+            self._end(ProbeFailure("protocol", f"the answer is not HTTP: {error}; it begins {began}"))
+        # The parser tells of a name or value only once it has ended.
+        self._unparsed = 0 if self.status_known else self._unparsed + len(data)
+        self._bound_head(self._unparsed)
+
+    def _bound_head(self, size: int) -> None:
+        if size > HEAD_LIMIT:
+            self._end(ProbeFailure("protocol", f"the response's headers are longer than {HEAD_LIMIT} bytes"))
 
     @property
     def status_known(self) -> bool:
         return self.status != 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
+        if self.done.done():
+            return  # what follows the answer is none of it
+        self._head += len(name) + len(value)
+        self._bound_head(self._head)
+        if not self.status_known:  # trailers count, and tell nothing
+            self.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
 
     def on_headers_complete(self) -> None:
         status = int(self._parser.get_status_code())
+        if self.done.done():
+            return
         if status < 200 and status != 101:  # noqa: PLR2004 - an interim answer; the real one follows
             self.headers.clear()
             return
         self.status = status
-        self._framed = any(name in ("content-length", "transfer-encoding") for name, _ in self.headers)
+        self._framed = any(
+            name == "content-length" or (name == "transfer-encoding" and "chunked" in value.lower())
+            for name, value in self.headers
+        )
         if self._method == "HEAD":
             self._end(None)
 
     def on_body(self, data: bytes) -> None:
+        if self.done.done():
+            return
         self.body += data
         if len(self.body) > self._max_body:
             self._end(ProbeFailure("body", f"the body is longer than max_body, {self._max_body} bytes"))
@@ -283,15 +312,20 @@ async def probe_http(options: HttpOptions, _timeout: float, seen: Seen, _shell: 
     _judge(options, exchange, seen, time.perf_counter() - started)
 
 
+_NOT_FOR_OTHERS = {"server_name": None, "cert_file": None, "key_file": None}
+
+
 async def _exchange(request: Request, options: HttpOptions, seen: Seen) -> Exchange:
-    context = context_for(options.tls) if request.secure else None
+    own = request.url.origin() == options.first.url.origin()
+    tls = options.tls if own else options.tls.model_copy(update=_NOT_FOR_OTHERS)
+    context = context_for(tls) if request.secure else None
     transport, exchange = await connect(
         request.host,
         request.port,
-        lambda: Exchange(request.method, options.max_body),
+        lambda: Exchange(request.method, options.max_body, seen),
         seen,
         context,
-        options.tls.server_name or request.host,
+        tls.server_name or request.host,
     )
     sent = time.perf_counter()
     try:
@@ -322,18 +356,18 @@ def _judge(options: HttpOptions, exchange: Exchange, seen: Seen, took: float) ->
         wanted = ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in expect.status)
         what = f"answered {status}, expected {wanted}"
         raise ProbeFailure(
-            "auth" if refused else "status", f"{what}; the body begins {excerpt(body)}" if body else what
+            "auth" if refused else "status", f"{what}; the body begins {excerpt(body, seen)}" if body else what
         )
     for name, pattern in expect.headers.items():
         value = exchange.header(name)
         if value is None:
             raise ProbeFailure("header", f"the header {name} is missing, expected to match {pattern!r}")
         if compiled(pattern).search(value.encode()) is None:
-            raise ProbeFailure("header", f"the header {name} is {excerpt(value.encode())}, expected {pattern!r}")
+            raise ProbeFailure("header", f"the header {name} is {excerpt(value.encode(), seen)}, expected {pattern!r}")
     if expect.body_matches or expect.body_lacks:
         text = _utf8(exchange.header("content-type"), body)
-        matches(expect.body_matches, text, "body", "the body")
-        lacks(expect.body_lacks, text, "body", "the body")
+        matches(expect.body_matches, text, "the body", seen)
+        lacks(expect.body_lacks, text, "the body", seen)
     if expect.faster_than is not None and took > expect.faster_than:
         raise ProbeFailure("latency", f"took {took:.3f} s, expected less than {expect.faster_than:g} s")
 
@@ -346,5 +380,5 @@ def _utf8(content_type: str | None, body: bytes) -> bytes:
         charset = "utf-8"
     try:
         return body.decode(charset, "replace").encode()
-    except LookupError:
+    except (LookupError, UnicodeError):  # no charset, or none that a web page has
         return body.decode("utf-8", "replace").encode()

@@ -33,7 +33,7 @@ def _tls(value: Any) -> Any:
 
 class TcpOptions(Part):
     address: Address
-    tls: Annotated[Tls | None, BeforeValidator(_tls)] = None
+    tls: Annotated[Tls | None, BeforeValidator(_tls, json_schema_input_type=bool | Tls | None)] = None
     dialogue: list[Step] = []
 
 
@@ -72,11 +72,11 @@ async def _expect(reader: asyncio.StreamReader, pattern: str, where: str, seen: 
         if not line:
             break
         last = line.rstrip(b"\r\n")
-        seen.evidence["received"] = excerpt(last)
+        seen.evidence["received"] = excerpt(last, seen)
         if compiled(pattern).search(last):
             seen.overdue = None
             return
         # A peer that said something else and now waits has answered wrongly; it is not silent.
-        seen.overdue = ProbeFailure("protocol", f"{where}: expected {pattern!r}, got {excerpt(last)}")
-    came = excerpt(last) if last else "a closed connection"
+        seen.overdue = ProbeFailure("protocol", f"{where}: expected {pattern!r}, got {excerpt(last, seen)}")
+    came = excerpt(last, seen) if last else "a closed connection"
     raise ProbeFailure("protocol", f"{where}: expected {pattern!r}, got {came}")

@@ -1,6 +1,7 @@
 """The shells of all hosts, each made when first asked for."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 import asyncssh
@@ -48,7 +49,8 @@ class Shells:
     async def reload(self, hosts: Mapping[str, Host]) -> None:
         """Take a new inventory's hosts; the shells of hosts that changed or went are closed."""
         self._hosts = hosts
-        gone = [name for name, (host, _) in self._shells.items() if hosts.get(name) != host]
+        reaches = {name: host.reach for name, host in hosts.items()}
+        gone = [name for name, (host, _) in self._shells.items() if reaches.get(name) != host.reach]
         # A changed jump host would leave its passengers on the old one.
         riders = [name for name in self._shells if name not in gone and self._rides(name, gone)]
         await asyncio.gather(*(self._shells.pop(name)[1].close() for name in [*gone, *riders]))
@@ -56,6 +58,10 @@ class Shells:
     def _rides(self, name: str, gone: list[str]) -> bool:
         via = self._shells[name][0].ssh_for(control=self._control).via
         return via in gone
+
+    def connections(self) -> Counter[str]:
+        """How many SSH connections there are, by state: connecting, connected."""
+        return Counter(shell.state for _, shell in self._shells.values() if isinstance(shell, SshShell))
 
     async def close(self) -> None:
         shells, self._shells = self._shells, {}

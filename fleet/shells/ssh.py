@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import shlex
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,22 @@ class Login:
     known_hosts: Path
 
 
+class _Slot:
+    """One of the sessions that a connection may hold; given back once, perhaps later."""
+
+    def __init__(self, sessions: asyncio.Semaphore) -> None:
+        self._sessions = sessions
+        self._later: asyncio.Task[None] | None = None
+
+    def release_after(self, end: Coroutine[object, object, None]) -> None:
+        self._later = asyncio.create_task(end)
+        self._later.add_done_callback(lambda _task: self._sessions.release())
+
+    def release(self) -> None:
+        if self._later is None:
+            self._sessions.release()
+
+
 class SshShell:
     """Runs commands on one host over one connection, made when first needed and again when it is lost."""
 
@@ -65,11 +81,18 @@ class SshShell:
                 await self._sessions.acquire()
         except TimeoutError:
             raise ShellError(f"{self._login.address}: no free SSH session within {timeout:g} s") from None
+        held = _Slot(self._sessions)
         try:
             connection = await self.connection(timeout - (time.monotonic() - started))
-            return await self._run(connection, command, timeout, stdin)
+            return await self._run(connection, command, timeout, stdin, held)
         finally:
-            self._sessions.release()
+            held.release()
+
+    @property
+    def state(self) -> str:
+        if self._connection is not None and not self._connection.is_closed():
+            return "connected"
+        return "connecting" if self._connecting is not None and not self._connecting.done() else "closed"
 
     async def _run(
         self,
@@ -77,6 +100,7 @@ class SshShell:
         command: str,
         timeout: float,
         stdin: bytes,
+        slot: "_Slot",
     ) -> Completed:
         started = time.monotonic()
         process: asyncssh.SSHClientProcess[bytes] | None = None
@@ -102,12 +126,26 @@ class SshShell:
             await cancelled(*tasks)
             if process is not None:
                 process.close()
+                slot.release_after(self._closed(connection, process, timeout))
         status = process.exit_status
         if status is None or status < 0:
             return Completed(None, out, err, "the connection was lost, or a signal ended the command")
         if status in ENDED_BY_TIMEOUT and time.monotonic() - started >= timeout - 0.5:
             return Completed(None, out, err, f"it did not end within {timeout:g} s and was ended")
         return Completed(status, out, err)
+
+    async def _closed(
+        self,
+        connection: asyncssh.SSHClientConnection,
+        process: "asyncssh.SSHClientProcess[bytes]",
+        timeout: float,
+    ) -> None:
+        """Wait until a session is no more: a command that we wait for no longer still holds one of sshd's."""
+        try:
+            async with asyncio.timeout(timeout + KILL_AFTER + ANSWER_WITHIN):
+                await process.wait_closed()
+        except TimeoutError:
+            self._drop(connection)
 
     async def connection(self, within: float = CONNECT_WITHIN) -> asyncssh.SSHClientConnection:
         """The connection, opened if there is none; all who wait share one try. Raises ShellError."""
@@ -119,6 +157,10 @@ class SshShell:
         try:
             async with asyncio.timeout(max(within, 0.0)):
                 self._connection = await asyncio.shield(self._connecting)
+        except asyncio.CancelledError:
+            if self._connecting.cancelled():  # not we were cancelled: the shell was closed
+                raise ShellError(f"{self._login.address}: the connection is not wanted any more") from None
+            raise
         except TimeoutError:
             raise ShellError(f"{self._login.address}: no SSH connection within {within:.3g} s") from None
         return self._connection

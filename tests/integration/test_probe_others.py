@@ -67,8 +67,8 @@ async def test_a_port_where_nobody_listens(tmp_path: Path) -> None:
 
 COMMANDS = [
     ({"run": ["echo", "all well"], "expect": {"stdout_matches": "well$"}}, None, ""),
-    ({"run": ["echo", "all well"], "expect": {"stdout_lacks": "well"}}, "body", "must lack"),
-    ({"run": ["sh", "-c", "echo why >&2; exit 3"]}, "exit", "sh exited 3, expected 0: why"),
+    ({"run": ["echo", "all well"], "expect": {"stdout_lacks": "well"}}, "body", "must not"),
+    ({"run": ["sh", "-c", "echo why >&2; exit 3"]}, "exit", "sh exited 3, expected 0: 'why'"),
     ({"run": ["sh", "-c", "exit 3"], "expect": {"exit": 3}}, None, ""),
     ({"run": ["no-such-program"]}, "exit", "no-such-program exited 127"),
     ({"run": ["sleep", "60"]}, "timeout", "within 1 s"),

@@ -14,6 +14,9 @@ from defib.kinds import KINDS
 from fleet.model import json_schema
 from tests.support import loaded, write, wrongs
 
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
+)
 SERVICE = "probe: {http: {url: 'http://h/'}}"
 
 
@@ -68,7 +71,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {depends_on: [web], " + SERVICE + "}}",
-            "a.yaml:1: services.web.depends_on: leads back to itself",
+            "a.yaml:1: services.web.depends_on: leads back to itself, through web",
         ),
         (
             "hosts: {a: {address: h, ssh: {via: b}}}",
@@ -114,19 +117,50 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
             "exporter: {token: '${DEFIB_TOKEN}'}",
             "a.yaml:1: exporter.token: the environment variable DEFIB_TOKEN is not set",
         ),
+        ("exporter: {token: '${EMPTY}'}", "a.yaml:1: exporter.token: the environment variable EMPTY is empty"),
+        ("exporter: {token: ''}", "a.yaml:1: exporter.token: value should have at least 1 item after validation, not 0"),
+        ("services: {8080: {" + SERVICE + "}}", 'a.yaml:1: services.8080: is no text as a key: write "8080", in quotes'),
+        (
+            "services: {a: {" + SERVICE + "}}\n---\nservices: {a: {" + SERVICE + "}}",
+            "a.yaml:3: services.a: is defined twice, first at a.yaml:1",
+        ),
+        (
+            "services: {a: {depends_on: [b], " + SERVICE + "}, b: {depends_on: [a], " + SERVICE + "}}",
+            "a.yaml:1: services.b.depends_on: leads back to itself, through a",
+        ),
+        (
+            "hosts: {a: {address: h, labels: {host: x}}}",
+            "a.yaml:1: hosts.a.labels: host is a label of its own already, or reserved",
+        ),
+        (
+            "services: {web: {probe: {http: {url: 'http://u:p@h/'}}}}",
+            "a.yaml:1: services.web.probe.http.url: holds credentials: write them as `auth:`",
+        ),
+        (
+            "services: {web: {probe: {http: {url: 'http://h/', headers: {Content-Length: '1'}}}}}",
+            "a.yaml:1: services.web.probe.http.headers: the header Content-Length is ours to set",
+        ),
+        (
+            "services: {web: {probe: {http: {url: 'http://h/', json: {d: 2024-01-01}}}}}",
+            "a.yaml:1: services.web.probe.http: json: Object of type date is not JSON serializable",
+        ),
+        (
+            "x: &t {probe: {tcp: {address: 'h:1'}}}\nservices:\n  web:\n    <<: *t\n    probe:\n      tcp: {address: h}",
+            "a.yaml:6: services.web.probe.tcp.address: is not an address (write host:port)",
+        ),
         (
             "exporter: {token: '${file:nowhere}'}",
             "a.yaml:1: exporter.token: the secret file {folder}/nowhere cannot be read: No such file or directory",
         ),
-        ("hosts: [a]", "a.yaml:1: hosts: input should be a valid dictionary"),
+        ("hosts: [a]", "a.yaml:1: hosts: must be a map"),
         ("- a", "a.yaml:1: a configuration file holds a map (hosts:, services:, …)"),
         ("services: {a: b: c}", "a.yaml:1: is not YAML: did not find expected ',' or '}'"),
-        ("services:\n  web: {" + SERVICE + "}\n  web: {" + SERVICE + "}", "a.yaml:3: web: is defined twice, first at a.yaml:2"),
+        ("services:\n  web: {" + SERVICE + "}\n  web: {" + SERVICE + "}", "a.yaml:3: services.web: is defined twice, first at a.yaml:2"),
     ],
 )  # fmt: skip
 def test_each_mistake_has_its_words(tmp_path: Path, text: str, wrong: str) -> None:
     write(tmp_path, a=text)
-    assert wrong.replace("{folder}", str(tmp_path)) in wrongs(tmp_path)
+    assert wrong.replace("{folder}", str(tmp_path)) in wrongs(tmp_path, {"EMPTY": ""})
 
 
 def test_a_key_defined_in_two_files_names_both(tmp_path: Path) -> None:
@@ -241,7 +275,7 @@ def test_secrets_print_masked(tmp_path: Path) -> None:
         env={"KEY": "k3y-value", "PATH": ""}, capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert not any(secret in shown for secret in (*secrets, "k3y-value"))
-    assert yaml.safe_load(shown)["services"]["web"]["probe"]["http"]["url"] == "http://h/?key=${KEY}"
+    assert yaml.safe_load(shown)["services"]["web"]["probe"]["http"]["url"] == "http://h/?key=***"
 
 
 def test_the_first_service_of_the_design_loads(tmp_path: Path) -> None:
@@ -283,19 +317,41 @@ def test_the_first_service_of_the_design_loads(tmp_path: Path) -> None:
     assert mineru.probe.options.files["files"].path == tmp_path / "services" / "sample.pdf"
 
 
+def test_what_two_loads_made_can_be_compared(tmp_path: Path) -> None:
+    write(tmp_path, a="services: {web: {probe: {http: {url: 'http://h/'}}}}")
+    assert loaded(tmp_path).inventory.services == loaded(tmp_path).inventory.services
+
+
+def test_a_secret_is_not_in_the_error_that_it_causes(tmp_path: Path) -> None:
+    expect = "{status: '${S}', body_matches: '(${S}'}"
+    write(tmp_path, a="services: {web: {probe: {http: {url: 'http://h/', expect: " + expect + "}}}}")
+    found = wrongs(tmp_path, {"S": "t0p-secret"})
+    assert len(found) == 2
+    assert "t0p-secret" not in str(found)
+
+
 def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
     schema = json_schema(KINDS)
     jsonschema.Draft202012Validator.check_schema(schema)
     good = {
         "exporter": {"url": "http://e:1"},
         "hosts": {"h": {"address": "h", "sudo": "passwordless"}},
-        "services": {"web": {"probe": {"every": "1s", "http": {"url": "http://h/", "expect": {"status": "2xx"}}}}},
+        "services": {
+            "web": {
+                "probe": {"every": "1s", "http": {"url": "http://h/", "expect": {"status": "2xx", "body_matches": "x"}}}
+            }
+        },
+        "notify": None,
+        "remediation": {"attempts": "${N}", "hold": "${HOLD}"},
     }
     jsonschema.validate(json.loads(json.dumps(good)), schema)
+    two_kinds = {"services": {"web": {"probe": {"http": {"url": "http://h/"}, "tcp": {"address": "h:1"}}}}}
     refused: list[dict[str, Any]] = [
         {"servces": {}},
         {"services": {"web": {}}},
         {"services": {"web": {"probe": {"every": 3}}}},
+        {"hosts": {"A": {"address": "h"}}},
+        two_kinds,
     ]
     for bad in refused:
         with pytest.raises(jsonschema.ValidationError):
@@ -303,7 +359,17 @@ def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["&a [*a]", "services: &a {x: *a}", "a: !!python/object:os.system x", "\x00", "a: 2026-99-99"]
+    "text",
+    [
+        "services: " + "[" * 100_000,
+        "services: " + "[" * 900 + "]" * 900,
+        BOMB,
+        "&a [*a]",
+        "services: &a {x: *a}",
+        "a: !!python/object:os.system x",
+        "\x00",
+        "a: 2026-99-99",
+    ],
 )
 def test_nonsense_is_an_error_and_no_crash(tmp_path: Path, text: str) -> None:
     write(tmp_path, a=text)

@@ -1,0 +1,58 @@
+"""A docker daemon of the tests' own."""
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[None]:
+    """Start dockerd in namespaces of its own, so that nothing of it is left whatever happens; the client finds it."""
+    folder = Path(tempfile.mkdtemp(prefix="defib-docker-"))
+    socket, group = folder / "docker.sock", f"/defib-{os.getpid()}"
+    (folder / "daemon.json").write_text("{}")
+    dockerd = [
+        "dockerd", "--config-file", f"{folder}/daemon.json", "--data-root", f"{folder}/data",
+        "--exec-root", f"{folder}/exec", "-H", f"unix://{socket}", "--pidfile", f"{folder}/pid",
+        "--cgroup-parent", group, "--iptables=false", "--ip6tables=false", "--bridge=none", "--ip-forward=false",
+    ]  # fmt: skip
+    namespaces = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "--pid",
+        "--fork",
+        "--kill-child=KILL",
+        "--mount-proc",
+    ]
+    mounted = ["sh", "-c", 'mount -n -t tmpfs -o mode=755 tmpfs /run && exec "$@"', "sh", "tini", "-s", "-g", "--"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([*namespaces, *mounted, *dockerd], stdout=log, stderr=log, start_new_session=True)
+    os.environ["DOCKER_HOST"] = f"unix://{socket}"
+    try:
+        _wait_for_docker(folder / "log")
+        yield
+    finally:
+        del os.environ["DOCKER_HOST"]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for cgroup in Path("/sys/fs/cgroup").glob(f"*{group}"):
+            for path in sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True):
+                path.rmdir()
+            cgroup.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_docker(log: Path) -> None:
+    ends = time.monotonic() + 30
+    while subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
+        assert time.monotonic() < ends, log.read_text()[-2000:]
+        time.sleep(0.1)

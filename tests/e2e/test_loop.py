@@ -1,0 +1,178 @@
+"""The whole loop with real Prometheus, Alertmanager, sshd and docker."""
+
+import os
+import secrets
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defib.demo import service, sshd
+from defib.demo.feishu import SECRET, StandIn
+from defib.demo.keeper import Keeper
+from defib.demo.stack import Stack, free_ports
+from tests.support import eventually
+
+pytestmark = [
+    pytest.mark.needs("dockerd", "prometheus", "prometheus-alertmanager", "sshd", "busybox"),
+    pytest.mark.timeout(180),
+    pytest.mark.usefixtures("docker"),
+]
+
+
+class World:
+    """A container, everything that watches it, and those who are told."""
+
+    def __init__(self, keeper: Keeper, folder: Path) -> None:
+        self.keeper, self.folder = keeper, folder
+        self.stack = Stack(keeper, folder)
+        self.feishu = StandIn()
+        self.container = f"defib-test-{secrets.token_hex(4)}"
+
+    async def start(self, on_failure: str, hold: str = "2s") -> None:
+        port, ssh = free_ports(2)
+        await self.keeper.own_docker("image", self.container)
+        await self.keeper.own_docker("container", self.container)
+        httpd = ["/bin/httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", "/www"]
+        await service.run_container(self.container, self.container, httpd)
+        environment = {"PATH": os.environ["PATH"], "DOCKER_HOST": os.environ["DOCKER_HOST"]}
+        host = await sshd.start(self.keeper, self.folder / "sshd", ssh, environment)
+        self.stack.configuration(
+            {
+                "hosts": {"h": {"address": "127.0.0.1", "ssh": {
+                    "user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts),
+                }}},
+                "services": {"web": {
+                    "host": "h",
+                    "probe": {"every": "500ms", "timeout": "2s", "http": {"url": f"http://127.0.0.1:{port}/", "expect": {"body_matches": "heart"}}},
+                    "control": {"docker": {"container": self.container}, "timeout": "30s", "start_within": "15s"},
+                    "on_failure": on_failure,
+                }},
+                "remediation": {"hold": hold, "backoff": {"first": "20s"}},
+                "notify": {
+                    "language": "en",
+                    "channels": {"ops": {"feishu": {"webhook": await self.feishu.start(), "secret": SECRET}}},
+                    "routes": [{"channels": ["ops"]}],
+                },
+            }
+        )  # fmt: skip
+        await self.stack.start()
+        await self.stack.wait_for("the service to be seen up", self._is_up)
+
+    async def _is_up(self) -> bool:
+        found = await self.stack.get("prometheus", '/api/v1/query?query=service_up{service="web"}==1')
+        return bool(found and found["data"]["result"])
+
+    def started_at(self) -> str:
+        argv = [
+            "docker",
+            "inspect",
+            "--format",
+            "{{.State.StartedAt}} {{.State.Running}} {{.RestartCount}}",
+            self.container,
+        ]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+
+    def kill(self) -> None:
+        subprocess.run(["docker", "kill", self.container], capture_output=True, check=True)
+
+    async def incident(self) -> dict[str, Any]:
+        return dict(await self.stack.get("remediator", "/api/v1/incidents/1") or {})
+
+    async def until(self, event: str, within: float = 40.0) -> None:
+        async def seen() -> bool:
+            return any(entry["event"] == event for entry in (await self.incident()).get("timeline", []))
+
+        await eventually(seen, within)
+
+    def titles(self) -> list[str]:
+        return [card.title for card in self.feishu.received]
+
+
+@pytest.fixture
+async def world(keeper: Keeper, tmp_path: Path) -> AsyncIterator[World]:
+    made = World(keeper, tmp_path)
+    yield made
+    await made.feishu.stop()
+    await made.stack.client.aclose()
+
+
+async def test_a_container_that_dies_is_restarted_once_and_people_are_told(world: World) -> None:
+    await world.start("restart")
+    before = world.started_at()
+    world.kill()
+    await world.until("recovered")
+    incident = await world.incident()
+    assert (incident["state"], incident["recovered_by"]) == ("recovered", "defib")
+    (action,) = incident["actions"]
+    assert (action["state"], action["exit_status"], action["output"]) == ("succeeded", 0, world.container)
+    after = world.started_at()
+    assert after != before
+    assert after.split()[1:] == ["true", "0"]
+
+    async def told() -> bool:
+        return len(world.feishu.received) == 3
+
+    await eventually(told)
+    assert world.titles() == ["Service down: web", "Restarted, being watched: web", "Recovered: web"]
+    assert [card.colour for card in world.feishu.received] == ["red", "orange", "green"]
+    assert not world.feishu.refused
+    assert [entry["event"] for entry in incident["timeline"] if entry["event"] not in ("resolved", "up", "action-ended")] == [
+        "opened", "firing", "action", "act", "command", "recovered",
+    ]  # fmt: skip
+
+
+async def test_a_service_that_is_only_to_be_told_of_is_not_restarted(world: World) -> None:
+    await world.start("notify")
+    before = world.started_at().split()[0]
+    world.kill()
+    await world.until("refuse")
+    incident = await world.incident()
+    assert (incident["reason"], incident["actions"]) == ("notify-only", [])
+    assert world.started_at().split()[:2] == [before, "false"]
+    # A person brings it back.
+    subprocess.run(["docker", "start", world.container], capture_output=True, check=True)
+    await world.until("recovered")
+    assert (await world.incident())["recovered_by"] == "self"
+
+    async def told() -> bool:
+        return world.titles() == ["Service down: web", "Recovered: web"]
+
+    await eventually(told)
+
+
+async def test_killed_between_the_command_and_its_record_it_restarts_nothing_twice(world: World) -> None:
+    """Docker's answer is held up, so that the container is up again while the remediator does not know it yet."""
+    slow = world.folder / "slow"
+    slow.mkdir()
+    docker = subprocess.run(["which", "docker"], capture_output=True, text=True, check=True).stdout.strip()
+    (slow / "docker").write_text(f'#!/bin/sh\n{docker} "$@"\ntouch {slow}/done\nsleep 3\n')
+    (slow / "docker").chmod(0o755)
+    path, os.environ["PATH"] = os.environ["PATH"], f"{slow}:{os.environ['PATH']}"
+    try:
+        await world.start("restart")
+    finally:
+        os.environ["PATH"] = path
+    world.kill()
+
+    async def restarted() -> bool:
+        return (slow / "done").exists() and "true" in world.started_at()
+
+    await eventually(restarted, 40)
+    after = world.started_at()
+    await world.keeper.kill(world.stack.pids["remediator"], signal.SIGKILL)
+    await world.stack.start_ours("remediator")
+    await world.until("recovered")
+    incident = await world.incident()
+    (action,) = incident["actions"]
+    assert (action["command"], action["state"]) == ("unknown", "unknown")
+    assert "interrupted" in action["why"]
+    assert world.started_at() == after
+
+    async def told() -> bool:
+        return world.titles() == ["Service down: web", "Restarted, being watched: web", "Recovered: web"]
+
+    await eventually(told)
