@@ -1,0 +1,100 @@
+"""What exists is documented, and what the documentation shows is true."""
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry
+
+from defib.cli import parser
+from defib.kinds import KINDS
+from exporter.metrics import Metrics as ExporterMetrics
+from exporter.results import Reason
+from exporter.series import FAMILIES
+from fleet.model import json_schema
+from remediator.metrics import Metrics as RemediatorMetrics
+from remediator.policy import Refusal, Wait
+from tests.support import loaded, write
+
+ROOT = Path(__file__).parents[2]
+DOCS = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
+
+
+def own_metrics(registry: CollectorRegistry) -> set[str]:
+    counters = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
+    return {name for name in counters if not name.endswith("_created")}
+
+
+def test_every_metric_has_a_line_and_every_line_a_metric() -> None:
+    there = {family.name for family in FAMILIES}
+    there |= own_metrics(ExporterMetrics().registry) | own_metrics(RemediatorMetrics().registry)
+    assert set(re.findall(r"^\| `([a-z_]+)", DOCS["metrics"], re.MULTILINE)) == there
+
+
+def test_every_alert_has_a_line_and_every_line_an_alert() -> None:
+    rules = [yaml.safe_load(path.read_text()) for path in (ROOT / "alerts" / "rules").glob("*.yml")]
+    there = {rule["alert"] for file in rules for group in file["groups"] for rule in group["rules"] if "alert" in rule}
+    assert set(re.findall(r"^\| `([A-Z]\w+)", DOCS["alerts"], re.MULTILINE)) == there
+
+
+@pytest.mark.parametrize("name", [*get_args(Refusal), *get_args(Wait)])
+def test_every_refusal_and_wait_has_a_line(name: str) -> None:
+    assert f"| `{name}` |" in DOCS["remediation"]
+
+
+@pytest.mark.parametrize("reason", set(get_args(Reason)) - {"json", "state"})
+def test_every_reason_is_explained(reason: str) -> None:
+    assert f"`{reason}`" in DOCS["metrics"]
+
+
+def keys(part: Any) -> set[str]:
+    """Every configuration key in a JSON Schema."""
+    if isinstance(part, list):
+        return {key for item in part for key in keys(item)}
+    if not isinstance(part, dict):
+        return set()
+    found = set(part["properties"]) if isinstance(part.get("properties"), dict) else set()
+    return found | {key for item in part.values() for key in keys(item)}
+
+
+@pytest.mark.parametrize("key", sorted(keys(json_schema(KINDS)) - {"mode"}))
+def test_every_configuration_key_is_documented(key: str) -> None:
+    assert re.search(rf"\b{key}\b", DOCS["configuration"])
+
+
+def test_every_command_and_option_is_documented() -> None:
+    (commands,) = (each for each in parser()._actions if isinstance(each, argparse._SubParsersAction))
+    for name, command in commands.choices.items():
+        assert f"`defib {name}" in DOCS["commands"]
+        for option in (text for action in command._actions for text in action.option_strings if text.startswith("--")):
+            assert option == "--help" or option in DOCS["commands"], f"{name} {option}"
+
+
+def examples(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_readme_s_configuration_loads(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    (first,) = re.findall(r"<<'EOF'\n(.*?)EOF", readme, re.DOTALL)
+    (second,) = examples(readme, "yaml")
+    assert len(first.splitlines()) == 5
+    for name, text in (("first", first), ("second", second)):
+        environ = {"DEFIB_WEBHOOK_TOKEN": "t", "FEISHU_WEBHOOK": "http://f/", "FEISHU_SECRET": "s"}
+        assert "wiki" in loaded(write(tmp_path / name, a=text), environ).inventory.services
+
+
+def test_the_readme_s_commands_are_there() -> None:
+    readme = (ROOT / "README.md").read_text()
+    targets = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True).stdout
+    for target in re.findall(r"make ([a-z]+)", readme):
+        assert target == "help" or f"make {target} " in targets
+    told = subprocess.run([sys.executable, "-m", "defib", "--help"], capture_output=True, text=True, check=True).stdout
+    for command in re.findall(r"defib ([a-z]+)\b", readme):
+        if command in ("check", "probe", "exporter", "remediator", "control", "demo"):
+            assert command in told
