@@ -241,7 +241,8 @@ def _timezone(name: str) -> str:
 
 class Notify(Part):
     language: Literal["zh", "en"] = "zh"
-    timezone: Annotated[str, AfterValidator(_timezone)] = "Asia/Shanghai"
+    # Validating reads the zone's file, so that nobody has to later, in the event loop.
+    timezone: Annotated[str, AfterValidator(_timezone)] = Field("Asia/Shanghai", validate_default=True)
     channels: dict[Identifier, Channel] = Field(default_factory=dict)
     routes: list[Route] = []
 
@@ -290,7 +291,8 @@ def inventory_model(kinds: Kinds) -> type[Inventory]:
     channels: Any = (dict[Identifier, channel], Field(default_factory=dict))
     notify: Any = create_model("Notify", __base__=Notify, channels=channels)
     services: Any = (dict[Identifier, service], Field(default_factory=dict))
-    return create_model("Inventory", __base__=Inventory, notify=(notify, notify()), services=services)
+    wanted = Field(default_factory=notify)
+    return create_model("Inventory", __base__=Inventory, notify=(notify, wanted), services=services)
 
 
 def _one_of(name: str, base: type[OneOf], kinds: Mapping[str, type[Part]]) -> type[OneOf]:

@@ -1,7 +1,8 @@
 """The remediator as a program: load, open the record, take up what was left, serve, drain, stop."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import httpx
 import structlog
@@ -12,6 +13,7 @@ from remediator.api import add_routes, tell_refusals
 from remediator.database import Database
 from remediator.engine import Engine
 from remediator.metrics import Metrics
+from remediator.notices.outbox import Notice
 from remediator.notices.sender import Sender
 from remediator.peers import Alertmanager, Exporter
 from remediator.webhook import MAX_BODY
@@ -38,7 +40,15 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
     database = await asyncio.to_thread(Database, inventory.remediator.database)
     metrics = Metrics()
     client = httpx.AsyncClient(trust_env=True)
-    sender = Sender(database, lambda: engine.inventory, client, metrics, redact)
+
+    # The two need each other: the engine wakes the sender, which asks it for what there is to tell.
+    async def details(notice: Notice) -> Mapping[str, Any]:
+        return await engine.details(notice)
+
+    def now_in_force() -> Inventory:
+        return engine.inventory
+
+    sender = Sender(database, now_in_force, client, metrics, redact, details)
     engine = Engine(database, inventory, *peers, sender, metrics, redact)
     reloading = asyncio.Lock()
 

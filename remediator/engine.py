@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -19,6 +19,7 @@ from remediator.controls import CONTROLS
 from remediator.controls.hands import Hands, UnknownVerb, Verb
 from remediator.database import Database, StorageError
 from remediator.metrics import Metrics
+from remediator.notices.outbox import Notice
 from remediator.notices.sender import Sender
 from remediator.peers import Alertmanager, Exporter, PeerError
 from remediator.policy import DECIDE_AGAIN, Decision, Observation, Past, Present, Situation, decide, group_of, is_storm
@@ -31,6 +32,8 @@ REMEMBERS_AFTER = 300.0
 LONG_UP = 300.0
 UNOBSERVED_AFTER = 600.0  # how long an incident without alerts may wait for the exporter's word
 OUTPUT_KEPT = 8000
+LISTING_HOLDS = 0.5
+DETAILS_WITHIN = 2.0
 FIRST_LOOK = 0.25
 LONGEST_LOOK = 5.0
 
@@ -62,6 +65,9 @@ class Engine:
         self._look_at: dict[str, float] = {}  # by service: the loop's time at which to decide again
         self._news: set[str] = set()  # services of which something changed while they were attended to
         self._stopping = False
+        self._listing_lock = asyncio.Lock()
+        self._listed: Mapping[str, Observation] | None = None
+        self._listed_at = float("-inf")
 
     def wake(self) -> None:
         """Something changed: decide again about everything, and send what there is to tell."""
@@ -176,9 +182,7 @@ class Engine:
         return decide(service, rules, situation), situation
 
     async def _situation(self, incident: int, service_id: str, service: Service | None) -> Situation:
-        everything = None
-        with contextlib.suppress(PeerError):
-            everything = await self._exporter.observe_all()
+        everything = await self._listing()
         rules = self.inventory.remediation.of(service) if service else self.inventory.remediation
         known = everything or {}
         groups = {
@@ -207,6 +211,27 @@ class Engine:
             rules,
             time.time(),
         )
+
+    async def _listing(self) -> Mapping[str, Observation] | None:
+        """What the exporter says of all services; decisions of one moment share one answer."""
+        async with self._listing_lock:
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._listed_at >= LISTING_HOLDS:
+                self._listed = None
+                with contextlib.suppress(PeerError):
+                    self._listed = await self._exporter.observe_all()
+                self._listed_at = loop.time()
+            return self._listed
+
+    async def details(self, notice: Notice) -> Mapping[str, Any]:
+        """What a notice of a service that went down can say of it when it is sent."""
+        if notice.kind != "down":
+            return {}
+        with contextlib.suppress(PeerError, TimeoutError):
+            async with asyncio.timeout(DETAILS_WITHIN):
+                seen = await self._exporter.observe(str(notice.content["labels"].get("service", "")))
+                return {"probe": f"{seen.reason}: {seen.message}"} if seen.reason else {}
+        return {}
 
     async def _try_to_act(self, incident: int, service: Service, situation: Situation) -> float:
         proof_at = time.time()

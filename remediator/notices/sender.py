@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -35,10 +36,11 @@ class Sender:
         client: httpx.AsyncClient,
         metrics: Metrics,
         redact: Redactor,
+        details: Callable[[Notice], Awaitable[Mapping[str, Any]]],
         now: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._inventory, self._client = database, inventory, client
-        self._metrics, self._redact, self._now = metrics, redact, now
+        self._metrics, self._redact, self._details, self._now = metrics, redact, details, now
         self._sending: set[asyncio.Task[None]] = set()
         self._wakes: dict[str, asyncio.Event] = {}
         self._changed = asyncio.Event()
@@ -99,7 +101,8 @@ class Sender:
         send = await self._reserve(notice, options.bot)
         if send is None:
             return
-        message = self._redacted(kind.message(notice, self._inventory(), options))
+        told = replace(notice, content={**notice.content, **await self._details(notice)})
+        message = self._redacted(kind.message(told, self._inventory(), options))
         answer = await kind.send(self._client, options, message, self._now())
         state, after, content = _what_next(notice, answer, self._now())
         self._metrics.notices.labels(name, state if state != "pending" else "retried").inc()

@@ -172,6 +172,7 @@ async def test_a_dead_service_is_restarted_once_and_told(loop: Loop) -> None:
     assert (action["state"], action["exit_status"], action["counts"]) == ("succeeded", 0, 1)
     assert len(incident["alerts"]) == 1
     await loop.until_cards("Service down: web", "Restarted, being watched: web", "Recovered: web")
+    assert "exit: test exited 1, expected 0" in loop.feishu.received[0].text
     assert not loop.feishu.refused
 
 

@@ -1,0 +1,184 @@
+"""The sender against the stand-in that enforces Feishu's rules, behaving and not."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import select
+
+from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, StandIn
+from fleet.model import Inventory
+from remediator.database import Database
+from remediator.metrics import Metrics
+from remediator.notices import outbox, sender
+from remediator.notices.outbox import Notice
+from remediator.notices.sender import Sender
+from remediator.schema import notices
+from runtime.redaction import Redactor
+from tests.support import eventually, inventory_of
+
+LABELS = {"alertname": "DiskFull", "severity": "warning"}
+
+
+async def no_details(_notice: Notice) -> Mapping[str, Any]:
+    return {}
+
+
+class Post:
+    """A sender, its database and its bot."""
+
+    def __init__(self, folder: Path, feishu: StandIn, inventory: Inventory) -> None:
+        self.folder, self.feishu, self.inventory = folder, feishu, inventory
+        self.client = httpx.AsyncClient(trust_env=False)
+        self.database = Database(f"sqlite:///{folder}/record.db")
+
+    async def open(self) -> None:
+        redact = Redactor(["hunter2-secret"])
+        self.sender = Sender(self.database, lambda: self.inventory, self.client, Metrics(), redact, no_details)
+        self.task = asyncio.create_task(self.sender.run())
+
+    async def tell(self, number: int, text: str = "", labels: Mapping[str, str] = LABELS) -> None:
+        content = {"annotations": {"summary": text or f"number {number}"}}
+        arguments = (self.inventory.notify, "alert", f"about {number}", labels, content, time.time(), None)
+        await self.database.run(outbox.tell, *arguments)
+        self.sender.wake()
+
+    async def rows(self) -> list[Any]:
+        return list(await self.database.run(lambda c: c.execute(select(notices).order_by(notices.c.id)).all()))
+
+    async def settled(self) -> bool:
+        return all(row.state != "pending" for row in await self.rows())
+
+    async def close(self) -> None:
+        await self.sender.drain()
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+
+
+@pytest.fixture
+async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Post]:
+    monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
+    feishu = StandIn()
+    webhook = await feishu.start()
+    written = {
+        "notify": {
+            "language": "en",
+            "channels": {"ops": {"feishu": {"webhook": webhook, "secret": SECRET, "mention": ["all"]}}},
+            "routes": [{"channels": ["ops"]}],
+        }
+    }
+    inventory = (await asyncio.to_thread(inventory_of, tmp_path / "config", written)).inventory
+    made = await asyncio.to_thread(Post, tmp_path, feishu, inventory)
+    await made.open()
+    yield made
+    await made.close()
+    await made.client.aclose()
+    await asyncio.to_thread(made.database.close)
+    await feishu.stop()
+
+
+async def test_a_burst_keeps_to_the_rate_and_loses_nothing(post: Post) -> None:
+    for number in range(25):
+        await post.tell(number)
+    await eventually(post.settled)
+    assert [f"number {n}" in card.text for n, card in enumerate(post.feishu.received)] == [True] * 25
+    assert not post.feishu.refused
+    times = [card.at for card in post.feishu.received]
+    assert max(sum(1 for at in times if start <= at < start + 1) for start in times) <= PER_SECOND
+    assert len(times) <= PER_MINUTE
+
+
+BUSY: tuple[int, dict[str, str], bytes] = (200, {}, b'{"code":11232,"msg":"frequency limited"}')
+
+
+@pytest.mark.parametrize(
+    ("answers", "state", "sends"),
+    [
+        ([BUSY], "sent", 2),
+        ([(500, {}, b"")], "sent", 2),
+        ([(200, {}, b"<html>")], "sent", 2),
+        ([(200, {}, b"{}")], "sent", 2),
+        ([(429, {"x-ogw-ratelimit-reset": "0.2"}, b"")], "sent", 2),
+        ([(200, {"Content-Encoding": "gzip"}, b"not gzip")], "sent", 2),
+        ([(200, {}, b'{"code":19021}')], "sent", 2),
+        ([(200, {}, b'{"code":19021}')] * 2, "dead", 2),
+        ([(200, {}, b'{"code":9499}')], "sent", 2),
+        ([(200, {}, b'{"code":9499}')] * 2, "dead", 2),
+        ([(200, {}, b'{"code":19024}')], "dead", 1),
+        ([(200, {}, b'{"code":19001}')], "dead", 1),
+    ],
+)
+async def test_what_becomes_of_a_refused_notice(post: Post, answers: list[Any], state: str, sends: int) -> None:
+    post.feishu.misbehave.extend(answers)
+    await post.tell(1)
+    await eventually(post.settled)
+    (row,) = await post.rows()
+    assert (row.state, row.tries) == (state, sends)
+    assert len(post.feishu.received) == (state == "sent")
+
+
+async def test_a_refused_card_is_sent_plain_and_calls_nobody(post: Post) -> None:
+    post.feishu.misbehave.append((200, {}, b'{"code":11246}'))
+    await post.tell(1, labels={**LABELS, "severity": "critical"})
+    await eventually(post.settled)
+    (card,) = post.feishu.received
+    assert card.message["msg_type"] == "text"
+    assert "at id" not in card.text
+
+
+async def test_a_bot_that_is_not_there_delays_and_loses_nothing(post: Post) -> None:
+    port = int(post.feishu.url.rpartition(":")[2])
+    await post.feishu.stop()
+    await post.tell(1)
+
+    async def tried() -> bool:
+        return bool((await post.rows())[0].tries > 0)
+
+    await eventually(tried)
+    await post.feishu.start(port)
+    await eventually(post.settled)
+    assert len(post.feishu.received) == 1
+
+
+async def test_what_was_told_is_not_told_again_after_a_restart(post: Post) -> None:
+    await post.tell(1)
+    await eventually(post.settled)
+    await post.close()
+    await post.open()
+    await post.tell(1)
+    await post.tell(2)
+    await eventually(post.settled)
+    assert len(post.feishu.received) == 2
+
+
+async def test_stopping_in_the_middle_of_a_send_sends_it_once(post: Post) -> None:
+    """Feishu is slow to answer; what it took is on the record before the sender has ended."""
+    judge, begun = post.feishu._judge, asyncio.Event()
+
+    def slowly(token: str, body: bytes) -> tuple[int, str]:
+        begun.set()
+        return judge(token, body)
+
+    post.feishu._judge = slowly  # type: ignore[method-assign]
+    await post.tell(1)
+    await begun.wait()
+    await post.close()
+    await post.open()
+    await eventually(post.settled)
+    assert len(post.feishu.received) == 1
+
+
+async def test_secrets_are_masked_in_what_people_read(post: Post) -> None:
+    await post.tell(1, text="the password is hunter2-secret")
+    await eventually(post.settled)
+    assert "hunter2-secret" not in post.feishu.received[0].text
+    assert "***" in post.feishu.received[0].text.replace("&#42;", "*")
+
+
+async def test_a_second_owner_of_the_record_is_refused(post: Post) -> None:
+    with pytest.raises(Exception, match="another remediator uses"):
+        await asyncio.to_thread(Database, f"sqlite:///{post.folder}/record.db")
