@@ -1,6 +1,8 @@
 """The commands: what each takes, and which function carries it out."""
 
 import argparse
+import getpass
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -26,6 +28,7 @@ CANNOT_TELL = 2
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
     options = parser().parse_args(argv)
+    _have_a_name()
     try:
         sys.exit(options.run(options))
     except DefibError as error:
@@ -36,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # whoever read our output has enough of it
         sys.exit(0)
+
+
+def _have_a_name() -> None:
+    """Asyncssh wants to know who we are, which a container's user id often has no name for."""
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):
+        os.environ["LOGNAME"] = "defib"
 
 
 def _one_line_each(error: DefibError) -> str:

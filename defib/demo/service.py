@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from defib.demo.keeper import Keeper
+from runtime.errors import StartError
 
 PAGE = "the heart beats\n"
 ANSWERS_WITHIN = 10.0
@@ -32,7 +33,7 @@ class Victim:
         """End it at once, as a crash would."""
         status, output = await run(*self.killer)
         if status:
-            raise RuntimeError(f"could not kill the demo's service: {output}")
+            raise StartError(f"could not kill the demo's service: {output}")
 
 
 async def start(keeper: Keeper, folder: Path, port: int, name: str) -> Victim:

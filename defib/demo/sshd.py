@@ -13,6 +13,7 @@ from pathlib import Path
 import asyncssh
 
 from defib.demo.keeper import Keeper
+from runtime.errors import StartError
 
 ACCOUNT = "defib"
 _PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled into Debian's sshd, which asks for it when it runs as root
@@ -56,7 +57,7 @@ async def start(keeper: Keeper, folder: Path, port: int, env: Mapping[str, str])
     )
     if await answers(made):
         return Sshd(port, user, made.key_file, made.known_hosts, pid)
-    raise RuntimeError(f"sshd does not answer: {(folder / 'log').read_text()[-500:]}")
+    raise StartError(f"sshd does not answer: {(folder / 'log').read_text()[-500:]}")
 
 
 def _nss_wrapper() -> Path | None:
@@ -116,5 +117,5 @@ async def _asyncssh(keeper: Keeper, folder: Path, made: Sshd, env: Mapping[str, 
     argv = [sys.executable, "-m", "defib.demo.asyncssh_server", str(folder), str(made.port)]
     pid = await keeper.start(argv, folder / "log", {**os.environ, **env})
     if not await answers(made):
-        raise RuntimeError(f"the SSH server does not answer: {(folder / 'log').read_text()[-500:]}")
+        raise StartError(f"the SSH server does not answer: {(folder / 'log').read_text()[-500:]}")
     return Sshd(made.port, made.user, made.key_file, made.known_hosts, pid)
