@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from exporter.api import timestamp
 from exporter.probing import probe as probe_once
 from exporter.results import Result
 from fleet.loading import Loaded
@@ -13,6 +12,7 @@ from fleet.shells.pool import Shells
 from runtime import logs
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
+from runtime.times import rfc3339
 
 UP, DOWN, CANNOT_TELL = 0, 1, 2
 NOTHING_SEEN = ("shell", "error")  # reasons that say nothing of the service itself
@@ -29,7 +29,7 @@ async def probe(load: Callable[[], Loaded], name: str, *, as_json: bool) -> int:
         result = await probe_once(service, lambda: shells.of(service.host), redact)
     finally:
         await shells.close()
-    told = _masked(_told(service, result), redact)
+    told = redact.within(_told(service, result))
     print(json.dumps(told, ensure_ascii=False) if as_json else _as_text(told))
     if result.success:
         return UP
@@ -53,19 +53,11 @@ def _told(service: Service, result: Result) -> dict[str, Any]:
         "message": result.message,
         "duration_seconds": result.duration,
         "phases": seen.phases,
-        "started_at": timestamp(result.started_at),
+        "started_at": rfc3339(result.started_at),
         **({"http_status": seen.status_code} if seen.status_code else {}),
-        **({"certificate_expires": timestamp(seen.certificate_expiry)} if seen.certificate_expiry else {}),
+        **({"certificate_expires": rfc3339(seen.certificate_expiry)} if seen.certificate_expiry else {}),
         "evidence": {key: _readable(value) for key, value in seen.evidence.items()},
     }
-
-
-def _masked(value: Any, redact: Redactor) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {key: _masked(item, redact) for key, item in value.items()}
-    return [_masked(item, redact) for item in value] if isinstance(value, list) else value
 
 
 def _readable(value: Any) -> Any:

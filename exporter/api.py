@@ -3,7 +3,6 @@
 import asyncio
 import gzip
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -15,6 +14,7 @@ from exporter.metrics import Metrics
 from exporter.results import Result
 from exporter.watch import Watch, Watcher
 from fleet.documents import ConfigurationError
+from runtime.times import rfc3339
 from runtime.web import Needs, Problem, add_route
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -82,8 +82,8 @@ def summary(watch: Watch) -> dict[str, Any]:
         "provider": service.provider,
         "category": service.category,
         "up": state.up,
-        "since": timestamp(state.last_change),
-        "last_success": timestamp(state.last_success),
+        "since": rfc3339(state.last_change),
+        "last_success": rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
         "last": None if watch.last is None else outcome(watch.last),
     }
@@ -96,10 +96,5 @@ def outcome(result: Result) -> dict[str, Any]:
         "message": result.message,
         "duration_seconds": result.duration,
         "phases": result.seen.phases,
-        "started_at": timestamp(result.started_at),
+        "started_at": rfc3339(result.started_at),
     }
-
-
-def timestamp(unix: float | None) -> str | None:
-    """RFC 3339, in UTC, to the microsecond."""
-    return None if unix is None else datetime.fromtimestamp(unix, UTC).isoformat().replace("+00:00", "Z")

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -21,6 +20,7 @@ from remediator.notices import outbox
 from remediator.webhook import NotADelivery, TooManyAlerts, parse
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
+from runtime.times import rfc3339
 from runtime.web import Needs, Problem, add_route
 
 WEBHOOK = "/webhook/alertmanager"
@@ -121,11 +121,11 @@ class _Api:
         whole = await self._database.run(pages.whole_incident, int(request.match_info["id"]))
         if whole is None:
             raise Problem(404, "unknown_incident", "there is no such incident")
-        return web.json_response(self._clean(_shown(whole)))
+        return web.json_response(self._redact.within(_shown(whole)))
 
     async def actions(self, request: web.Request) -> web.Response:
         rows = await self._database.run(pages.page_of_actions, _before(request), PAGE)
-        return web.json_response({"actions": [self._clean(_shown(row)) for row in rows]})
+        return web.json_response({"actions": [self._redact.within(_shown(row)) for row in rows]})
 
     async def act(self, request: web.Request) -> web.Response:
         verb: Verb = request.match_info["verb"]  # type: ignore[assignment] # the route admits only verbs
@@ -149,7 +149,7 @@ class _Api:
             raise Problem(400, "unknown_verb", str(error)) from error
         except ShellError as error:
             raise Problem(502, "unreachable", str(error)) from error
-        return web.json_response(self._clean(told(service.id, verb, done)))
+        return web.json_response(self._redact.within(told(service.id, verb, done)))
 
     def _controlled(self, request: web.Request) -> Service:
         service = self._engine.inventory.services.get(request.match_info["id"])
@@ -158,14 +158,6 @@ class _Api:
         if service.control is None:
             raise Problem(400, "no-control", "the inventory gives this service no control")
         return service
-
-    def _clean(self, value: Any) -> Any:
-        """What hosts said may repeat a secret."""
-        if isinstance(value, str):
-            return self._redact(value)
-        if isinstance(value, dict):
-            return {key: self._clean(item) for key, item in value.items()}
-        return [self._clean(item) for item in value] if isinstance(value, list) else value
 
 
 async def _body(request: web.Request) -> bytes:
@@ -201,13 +193,9 @@ _TIMES = ("at", "proof_at", "first_seen", "last_seen")
 def _shown(value: Any) -> Any:
     """A row with its times in RFC 3339."""
     if isinstance(value, dict):
-        return {key: _time(item) if _is_time(key, item) else _shown(item) for key, item in value.items()}
+        return {key: rfc3339(item) if _is_time(key, item) else _shown(item) for key, item in value.items()}
     return [_shown(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_time(key: str, value: Any) -> bool:
     return isinstance(value, float) and (key in _TIMES or key.endswith("_at"))
-
-
-def _time(unix: float) -> str:
-    return datetime.fromtimestamp(unix, UTC).isoformat().replace("+00:00", "Z")

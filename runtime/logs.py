@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import sys
-from collections.abc import Mapping, MutableMapping
+from collections.abc import MutableMapping
 from typing import Any, TextIO, cast
 
 import structlog
@@ -20,7 +20,7 @@ def configure(redactor: Redactor, stream: TextIO | None = None, level: int = log
     lasting = cast("TextIO", _Lasting(stream))
 
     def redact(_logger: object, _method: str, event: Event) -> Event:
-        return cast("Event", _redacted(event, redactor))
+        return cast("Event", redactor.within(event))
 
     renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(default=str)
     structlog.configure(
@@ -55,13 +55,3 @@ class _Lasting:
     def flush(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
-
-
-def _redacted(value: object, redactor: Redactor) -> object:
-    if isinstance(value, str):
-        return redactor(value)
-    if isinstance(value, Mapping):
-        return {key: _redacted(item, redactor) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redacted(item, redactor) for item in value]
-    return value

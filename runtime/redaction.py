@@ -1,7 +1,8 @@
 """Keeping secrets out of whatever leaves the program as text."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 from urllib.parse import quote
 
 MASK = "***"
@@ -26,6 +27,14 @@ class Redactor:
             if secret in text:
                 text = text.replace(secret, MASK)
         return text
+
+    def within(self, value: Any) -> Any:
+        """The same maps and lists with every text in them masked."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, Mapping):
+            return {key: self.within(item) for key, item in value.items()}
+        return [self.within(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _forms(secret: str) -> tuple[str, ...]:

@@ -102,7 +102,7 @@ class Sender:
         if send is None:
             return
         told = replace(notice, content={**notice.content, **await self._details(notice)})
-        message = self._redacted(kind.message(told, self._inventory(), options))
+        message = self._redact.within(kind.message(told, self._inventory(), options))
         answer = await kind.send(self._client, options, message, self._now())
         state, after, content = _what_next(notice, answer, self._now())
         self._metrics.notices.labels(name, state if state != "pending" else "retried").inc()
@@ -135,13 +135,6 @@ class Sender:
                 await asyncio.sleep(RECORD_AGAIN)
             else:
                 return
-
-    def _redacted(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._redact(value)
-        if isinstance(value, Mapping):
-            return {key: self._redacted(item) for key, item in value.items()}
-        return [self._redacted(item) for item in value] if isinstance(value, list) else value
 
 
 def _what_next(notice: Notice, answer: Answer, now: float) -> tuple[State, float, dict[str, object] | None]:
