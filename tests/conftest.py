@@ -11,6 +11,9 @@ import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
 from defib.demo.keeper import Keeper
+from tests.docker import docker
+
+__all__ = ["docker"]  # a fixture, for every test to use
 
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 

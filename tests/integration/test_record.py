@@ -1,0 +1,176 @@
+"""The record: what deliveries, Alertmanager's list and actions do to it. A real SQLite file, no clock."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, select
+
+from fleet.model import Inventory
+from remediator import actions, incidents, intake
+from remediator.database import Database
+from remediator.policy import Observation, Past, Present, Situation
+from remediator.schema import notices
+from remediator.webhook import Alert
+from tests.support import inventory_of
+
+DOWN = Observation(up=False, success=False, reason="connect")
+
+
+def written(*services: str) -> dict[str, Any]:
+    probe = {"command": {"run": ["true"]}}
+    control = {"command": {"restart": ["true"]}}
+    return {
+        "hosts": {"h": {"address": "h", "shell": "local"}},
+        "services": {
+            name: {"host": "h", "probe": probe, "control": control, "on_failure": "restart"} for name in services
+        },
+        "notify": {"channels": {"ops": {"feishu": {"webhook": "http://f/"}}}, "routes": [{"channels": ["ops"]}]},
+    }
+
+
+class Record:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.database = Database(f"sqlite:///{folder}/record.db")
+        self.inventory: Inventory = inventory_of(folder / "config", written("web", "db")).inventory
+        self.now = 1000.0
+
+    async def deliver(self, *alerts: Alert) -> None:
+        self.now += 1
+        await self.database.run(intake.receive, alerts, self.inventory, self.now)
+
+    async def reconcile(self, active: set[str], listed: set[str] | None = None) -> int:
+        self.now += 100
+        return await self.database.run(
+            intake.reconcile, active, active | (listed or set()), self.now - 10, self.inventory, self.now
+        )
+
+    async def open(self) -> list[tuple[int, str]]:
+        return await self.database.run(incidents.open_incidents)
+
+    async def told(self) -> list[str]:
+        def kinds(connection: Connection) -> list[str]:
+            return list(connection.scalars(select(notices.c.kind).order_by(notices.c.id)))
+
+        return await self.database.run(kinds)
+
+    async def close(self, incident: int) -> bool:
+        self.now += 1
+        return await self.database.run(incidents.close, incident, "recovered", ["ServiceDown"], self.now)
+
+    async def claim(self, proof_at: float, **changed: Any) -> actions.Claim | None:
+        situation = Situation(self.now, frozenset({"ServiceDown"}), Past(), Present(), DOWN, fresh=True)
+        service = self.inventory.services["web"]
+        return await self.database.run(
+            actions.claim, 1, service, replace(situation, **changed), self.inventory, proof_at=proof_at, now=self.now
+        )
+
+    async def end(self, action: actions.Claim) -> None:
+        await self.database.run(actions.action_ended, action, "failed", "", self.inventory, self.now)
+
+
+def alert(name: str = "ServiceDown", service: str = "web", status: Any = "firing", starts: str = "1") -> Alert:
+    labels = {"alertname": name, "service": service, "severity": "critical"}
+    return Alert(f"{name}-{service}", starts, "", status, labels, {})
+
+
+@pytest.fixture
+async def record(tmp_path: Path) -> AsyncIterator[Record]:
+    made = await asyncio.to_thread(Record, tmp_path)
+    yield made
+    await asyncio.to_thread(made.database.close)
+
+
+async def test_an_alert_that_is_no_longer_listed_is_over_and_fires_again_when_it_is(record: Record) -> None:
+    await record.deliver(alert())
+    assert await record.reconcile({"ServiceDown-web"}) == 0
+    assert await record.reconcile(set(), {"ServiceDown-web"}) == 0  # silenced, but there
+    assert await record.reconcile(set()) == 1
+    assert await record.close(1)
+    await record.deliver(alert())
+    assert await record.open() == [(2, "web")]
+    assert await record.told() == ["down", "recovered", "down"]
+
+
+async def test_what_was_called_resolved_and_is_active_fires_again(record: Record) -> None:
+    """As after Prometheus could not reach Alertmanager for a while: the same startsAt comes back."""
+    await record.deliver(alert())
+    await record.deliver(alert(status="resolved"))
+    assert await record.close(1)
+    await record.deliver(alert())
+    assert await record.open() == []  # it may be a late copy
+    assert await record.reconcile({"ServiceDown-web"}) == 1
+    assert await record.open() == [(2, "web")]
+
+
+async def test_what_was_just_seen_is_newer_than_the_list(record: Record) -> None:
+    await record.deliver(alert())
+    changed = await record.database.run(intake.reconcile, set(), set(), record.now - 10, record.inventory, record.now)
+    assert changed == 0
+
+
+async def test_an_other_alert_is_told_again_when_it_fires_again(record: Record) -> None:
+    await record.deliver(alert("DiskFull", ""))
+    await record.reconcile(set())
+    await record.deliver(alert("DiskFull", ""))
+    assert await record.told() == ["alert", "alert_over", "alert"]
+
+
+async def test_a_service_that_joins_the_inventory_has_an_incident_from_the_next_delivery(record: Record) -> None:
+    await record.deliver(alert(service="new"))
+    assert await record.open() == []
+    record.inventory = (
+        await asyncio.to_thread(inventory_of, record.folder / "config", written("web", "new"))
+    ).inventory
+    await record.deliver(alert(service="new"))
+    assert await record.open() == [(1, "new")]
+    assert await record.told() == ["alert", "down"]
+
+
+async def test_an_alert_that_lasts_does_not_hold_the_story_back(record: Record) -> None:
+    """A certificate that expires for weeks must not swallow two outages."""
+    await record.deliver(alert("CertificateExpiring"))
+    for starts in ("1", "2"):
+        await record.deliver(alert(starts=starts))
+        await record.deliver(alert(status="resolved", starts=starts))
+        ((incident, _),) = await record.open()
+        assert await record.close(incident)
+    assert await record.open() == [(3, "web")]
+    assert await record.told() == ["alert", "down", "recovered", "down", "recovered"]
+
+
+async def test_an_incident_with_a_firing_alert_or_a_running_action_is_not_closed(record: Record) -> None:
+    await record.deliver(alert())
+    assert not await record.close(1)
+    claimed = await record.claim(record.now)
+    assert claimed is not None
+    await record.deliver(alert(status="resolved"))
+    assert not await record.close(1)
+    await record.end(claimed)
+    assert await record.close(1)
+
+
+async def test_a_claim_wants_a_failed_probe_newer_than_whatever_was_done_last(record: Record) -> None:
+    await record.deliver(alert())
+    first = await record.claim(record.now)
+    assert first is not None
+    assert await record.claim(record.now + 1) is None  # the target is busy
+    record.now += 5
+    await record.end(first)
+    record.now += 1000
+    assert await record.claim(first.claimed_at + 5) is None
+    assert await record.claim(record.now, observed=replace(DOWN, success=True, up=True)) is None
+    assert await record.claim(record.now) is not None
+
+
+async def test_a_person_is_held_back_by_locks_only(record: Record) -> None:
+    web, db = record.inventory.services["web"], record.inventory.services["db"]
+    claimed = await record.database.run(actions.claim_for_person, web, "restart", record.inventory, record.now)
+    assert isinstance(claimed, actions.Claim)
+    for service, lock in ((web, "target-busy"), (db, "host-busy")):
+        held = await record.database.run(actions.claim_for_person, service, "restart", record.inventory, record.now)
+        assert held == lock
