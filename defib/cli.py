@@ -28,7 +28,7 @@ CANNOT_TELL = 2
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
     options = parser().parse_args(argv)
-    _have_a_name()
+    have_a_name()
     try:
         sys.exit(options.run(options))
     except DefibError as error:
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
 
 
-def _have_a_name() -> None:
+def have_a_name() -> None:
     """Asyncssh wants to know who we are, which a container's user id often has no name for."""
     try:
         getpass.getuser()

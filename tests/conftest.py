@@ -10,6 +10,7 @@ import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
+from defib.cli import have_a_name
 from defib.demo.keeper import Keeper
 from tests.docker import docker
 
@@ -24,6 +25,10 @@ def _missing(program: str) -> bool:
     if program == "dockerd":
         return shutil.which("dockerd") is None or os.geteuid() != 0
     return shutil.which(program) is None
+
+
+def pytest_configure() -> None:
+    have_a_name()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
