@@ -84,7 +84,7 @@ def claim(
     *,
     proof_at: float,
     now: float,
-) -> Claim | None:
+) -> Claim | str:
     """Claim a restart and its budget, if the policy still says so with what is in the record now.
 
     `proof_at` is when the failed probe was asked for: it must be newer than whatever was last done to the target.
@@ -94,10 +94,11 @@ def claim(
         select(func.max(func.coalesce(actions.c.ended_at, actions.c.claimed_at))).where(actions.c.service == service.id)
     )
     if newest is not None and proof_at <= newest:
-        return None
+        return "the proof is older than the last action"
     again = situation_now(connection, incident, service.id, service.host, situation, rules, now)
-    if decide(service, rules, again).verb != "act":
-        return None
+    decision = decide(service, rules, again)
+    if decision.verb != "act":
+        return decision.reason or "nothing to act on"
     return _insert_action(connection, incident, service, "restart", "alert", proof_at, now)
 
 
@@ -232,7 +233,8 @@ def action_ended(
     note(connection, action.incident_id, now, "action-ended", action=action.id, state=state, why=why)
     if not came_back and action.kind != "stop":
         content = _told(connection, action, inventory) | {"why": why, "output": action.output[-1000:]}
-        about = f"could_not_restart action {action.id}"
+        # A host that cannot be reached is tried again and again, and told of once.
+        about = f"could_not_restart action {action.id}" if reached else f"unreached incident {action.incident_id}"
         tell_of(connection, action.incident_id, "could_not_restart", content, now, about)
 
 

@@ -131,7 +131,7 @@ class _Api:
         verb: Verb = request.match_info["verb"]  # type: ignore[assignment] # the route admits only verbs
         service = self._controlled(request)
         try:
-            claimed = await self._engine.act_for_person(service, verb)
+            claimed = await self._engine.actor.act_for_person(service, verb)
         except UnknownVerb as error:
             raise Problem(400, "unknown_verb", str(error)) from error
         if claimed == "stopping":
@@ -144,7 +144,7 @@ class _Api:
         verb: Verb = request.match_info["verb"]  # type: ignore[assignment] # the route admits only verbs
         service = self._controlled(request)
         try:
-            done = await self._engine.command(service, verb)
+            done = await self._engine.actor.command(service, verb)
         except UnknownVerb as error:
             raise Problem(400, "unknown_verb", str(error)) from error
         except ShellError as error:

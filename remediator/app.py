@@ -79,7 +79,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
             tasks=[engine.run, sender.run], reload=reload, drain=engine.drain,
         )  # fmt: skip
     finally:
-        await engine.close()
+        await engine.actor.close()
         await _close(*peers)
         await client.aclose()
         await asyncio.to_thread(database.close)

@@ -1,22 +1,18 @@
-"""The work of the remediator: decides about every open incident, acts, verifies, closes."""
+"""The work of the remediator: decides about every open incident, has the actor act, closes what is over."""
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import structlog
-from sqlalchemy import Connection
 
 from fleet.model import Inventory, Remediation, Service
-from fleet.shells import Completed, ShellError
-from fleet.shells.pool import Shells
 from remediator import actions, incidents, intake
-from remediator.actions import Claim, CommandOutcome
-from remediator.controls import CONTROLS
-from remediator.controls.hands import Hands, UnknownVerb, Verb
+from remediator.acting import Actor
+from remediator.actions import Claim
 from remediator.database import Database, StorageError
 from remediator.metrics import Metrics
 from remediator.notices.outbox import Notice
@@ -31,14 +27,8 @@ SETTLED = 10.0  # an alert seen this lately may be newer than Alertmanager's lis
 REMEMBERS_AFTER = 300.0
 LONG_UP = 300.0
 UNOBSERVED_AFTER = 600.0  # how long an incident without alerts may wait for the exporter's word
-OUTPUT_KEPT = 8000
 LISTING_HOLDS = 0.5
 DETAILS_WITHIN = 2.0
-FIRST_LOOK = 0.25
-LONGEST_LOOK = 5.0
-
-P = ParamSpec("P")
-T = TypeVar("T")
 log = structlog.get_logger()
 
 
@@ -57,14 +47,12 @@ class Engine:
     ) -> None:
         self._database, self.inventory = database, inventory
         self._exporter, self._alertmanager = exporter, alertmanager
-        self._sender, self._metrics, self._redact = sender, metrics, redact
-        self._shells = Shells(inventory.hosts, control=True)
+        self._sender = sender
+        self.actor = Actor(database, inventory, exporter, metrics, redact, self.wake)
         self._wake = asyncio.Event()
         self._attending: dict[str, asyncio.Task[None]] = {}
-        self._commanding: set[asyncio.Task[Any]] = set()
         self._look_at: dict[str, float] = {}  # by service: the loop's time at which to decide again
         self._news: set[str] = set()  # services of which something changed while they were attended to
-        self._stopping = False
         self._listing_lock = asyncio.Lock()
         self._listed: Mapping[str, Observation] | None = None
         self._listed_at = float("-inf")
@@ -79,15 +67,13 @@ class Engine:
     async def take(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
         """Go on with another inventory and other peers."""
         self.inventory, self._exporter, self._alertmanager = inventory, exporter, alertmanager
-        await self._shells.reload(inventory.hosts)
+        await self.actor.take(inventory, exporter)
         self.wake()
 
     async def run(self) -> None:
         """Take up what a crash left, then attend to open incidents until cancelled."""
         async with asyncio.TaskGroup() as group:
-            self._group = group
-            for action in await self._database.run(actions.running_actions):
-                self._start(self._resume(action), action)
+            await self.actor.begin(group)
             group.create_task(self._reconcile_always(), name="reconcile")
             while True:
                 self._wake.clear()
@@ -97,27 +83,12 @@ class Engine:
                         await self._wake.wait()
 
     async def drain(self) -> None:
-        """Begin nothing more, and wait for the commands that run; their verification is taken up at the next start."""
-        self._stopping = True
-        if self._commanding:
-            await asyncio.wait([task for task in self._commanding if task is not None])
+        """Begin nothing more, and wait for what cannot be left half done."""
+        await self.actor.drain()
         await self._sender.drain()
-
-    async def close(self) -> None:
-        await self._shells.close()
 
     def _busy(self) -> list[str]:
         return [service for service, task in self._attending.items() if not task.done()]
-
-    def _start(self, work: Coroutine[Any, Any, None], action: Claim) -> None:
-        self._group.create_task(self._guarded(work, action), name=f"{action.kind} {action.service}")
-
-    async def _guarded(self, work: Coroutine[Any, Any, None], action: Claim) -> None:
-        try:
-            await work
-        except Exception:  # one broken action must neither end the others nor hold its locks for ever
-            log.exception("an action broke", service=action.service, action=action.id)
-            await self._end(action, "unknown", "an error of ours; the log says more")
 
     def _until_next_look(self) -> float:
         now = asyncio.get_running_loop().time()
@@ -160,7 +131,7 @@ class Engine:
         """Decide, and act if that is the decision; returns the seconds after which to decide again."""
         service = self.inventory.services.get(service_id)
         decision, situation = await self._decision(incident, service_id, service)
-        if decision.verb == "act" and service is not None and not self._stopping:
+        if decision.verb == "act" and service is not None:
             return await self._try_to_act(incident, service, situation)
         await self._keep(incident, service_id, decision)
         if decision.verb == "nothing":
@@ -241,19 +212,19 @@ class Engine:
         situation = replace(situation, observed=observed, fresh=True, now=time.time())
         rules = self.inventory.remediation.of(service)
         decision = decide(service, rules, situation)
-        claimed = None
-        if decision.verb == "act" and not self._stopping:
-            claimed = await self._database.run(
-                actions.claim, incident, service, situation, self.inventory, proof_at=proof_at, now=time.time()
+        if decision.verb == "act":
+            inventory, now = self.inventory, time.time()
+            claimed = await self.actor.act(
+                service,
+                "restart",
+                lambda connection: actions.claim(
+                    connection, incident, service, situation, inventory, proof_at=proof_at, now=now
+                ),
             )
-            if claimed is None:
+            if not isinstance(claimed, Claim):
                 return 1.0  # the record moved on meanwhile: decide again by what it says now
-        if claimed is None:
-            await self._keep(incident, service.id, decision)
-            return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
-        self._start(self._carry_out(claimed, service, "restart"), claimed)
         await self._keep(incident, service.id, decision)
-        return DECIDE_AGAIN
+        return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
 
     async def _settle(self, incident: int, service_id: str, service: Service | None, situation: Situation) -> float:
         """No alert fires any more: close the incident once the exporter has said `up` for `hold`."""
@@ -275,147 +246,6 @@ class Engine:
         if await self._database.run(incidents.close, incident, state, rules.alerts, time.time()):
             log.info("incident closed", service=service, incident=incident, state=state)
             self._sender.wake()
-
-    # Acting
-
-    async def act_for_person(self, service: Service, verb: Verb) -> Claim | str:
-        """Begin what a person asked for; the name of the lock where one is held. Raises UnknownVerb."""
-        if service.control is None or verb not in service.control.options.verbs:
-            raise UnknownVerb(f"the service's control has no `{verb}`")
-        if self._stopping:
-            return "stopping"
-        claimed = await self._database.run(actions.claim_for_person, service, verb, self.inventory, time.time())
-        if isinstance(claimed, Claim):
-            self._start(self._carry_out(claimed, service, verb), claimed)
-        return claimed
-
-    async def command(self, service: Service, verb: Verb) -> Completed:
-        """Run one verb of a service's control. Raises ShellError and UnknownVerb."""
-        control = service.control
-        if control is None:
-            raise UnknownVerb("the service has no control")
-        host = self.inventory.hosts[service.host]
-        hands = Hands(self._shells.of(service.host), host.sudo, control.timeout)
-        return await CONTROLS[control.kind].control(verb, control.options, hands)
-
-    async def _carry_out(self, action: Claim, service: Service, verb: Verb) -> None:
-        log.info("action", service=service.id, action=action.id, kind=verb)
-        command = asyncio.create_task(self._command(action, service, verb), name=f"command {service.id}")
-        self._commanding.add(command)
-        command.add_done_callback(self._commanding.discard)
-        ended = await command
-        if ended is not None:
-            await self._see_through(ended, service)
-
-    async def _command(self, action: Claim, service: Service, verb: Verb) -> Claim | None:
-        """Run the command and keep how it ended; None where nothing was run, which has ended the action."""
-        try:
-            done = await self.command(service, verb)
-        except ShellError as error:
-            why = self._redact(f"nothing was run: {error}")
-            await self._end(action, "failed", why, reached=False)
-            return None
-        outcome: CommandOutcome = "unknown" if done.status is None else "succeeded" if done.status == 0 else "failed"
-        output, why = self._redact(done.output)[-OUTPUT_KEPT:], self._redact(done.why)
-        log.info("command ended", service=service.id, action=action.id, outcome=outcome, exit_status=done.status)
-        return await self._store(actions.command_ended, action, outcome, done.status, output, why, time.time())
-
-    async def _resume(self, action: Claim) -> None:
-        """Take up an action that we were killed in: what its command did is not known, so look."""
-        if action.command is None:
-            why = "the remediator was interrupted while the command ran"
-            action = await self._store(actions.command_ended, action, "unknown", None, "", why, time.time())
-        service = self.inventory.services.get(action.service)
-        if service is None:
-            await self._end(action, "unknown", "the service is no longer in the inventory")
-            return
-        await self._see_through(action, service)
-
-    async def _see_through(self, action: Claim, service: Service) -> None:
-        """Verify: exit status is not recovery."""
-        if action.kind == "stop":
-            await self._end(action, action.command or "unknown", action.why)
-            return
-        if action.command == "failed":
-            await self._end(action, "failed", action.why or "the command said that it failed")
-            return
-        why = await self._verify(action, service)
-        if why is None:
-            await self._end(action, action.command or "unknown", action.why, came_back=True)
-        else:
-            state: CommandOutcome = "failed" if action.command == "succeeded" else "unknown"
-            await self._end(action, state, "; ".join(part for part in (action.why, why) if part))
-
-    async def _verify(self, action: Claim, service: Service) -> str | None:
-        """None once the service was up within `start_within` and stayed so for `hold`, else what was seen instead."""
-        control, rules = service.control, self.inventory.remediation.of(service)
-        start_within = control.start_within if control else 0.0
-        began = action.command_ended_at or action.claimed_at
-        loop = asyncio.get_running_loop()
-        # Monotonic from here on: a clock that jumps neither cuts the wait short nor draws it out.
-        deadline = loop.time() + max(0.0, start_within - max(0.0, time.time() - began))
-        last = "it was not probed"
-        look = FIRST_LOOK
-        while True:
-            try:
-                seen = await self._exporter.probe(service.id, service.probe.timeout)
-                if seen.success and seen.up:
-                    break
-                last = f"{seen.reason}: {seen.message}" if not seen.success else "not up for long enough"
-            except PeerError as error:
-                last = f"the exporter could not be asked: {error}"
-            if loop.time() >= deadline:
-                return f"not up within {start_within:g} s; {last}"
-            await asyncio.sleep(min(look, max(0.05, deadline - loop.time())))
-            look = min(LONGEST_LOOK, look * 1.5)
-        if action.up_at is None:
-            await self._store(actions.came_up, action, self.inventory, time.time())
-            log.info("up again", service=service.id, action=action.id)
-            self._sender.wake()
-        return await self._stays_up(service, rules.hold)
-
-    async def _stays_up(self, service: Service, hold: float) -> str | None:
-        loop = asyncio.get_running_loop()
-        ends = loop.time() + hold
-        while (left := ends - loop.time()) > 0:
-            await asyncio.sleep(min(left, max(0.5, hold / 10)))
-            with contextlib.suppress(PeerError):
-                seen = await self._exporter.observe(service.id)
-                if seen.up is False:
-                    return f"up, but not for {hold:g} s; {seen.reason}: {seen.message}"
-        # A service that is probed every half hour was not looked at meanwhile.
-        for _ in range(service.probe.fail_after):
-            with contextlib.suppress(PeerError):
-                seen = await self._exporter.probe(service.id, service.probe.timeout)
-                if seen.success:
-                    return None
-                if seen.up is False:
-                    return f"not up after {hold:g} s; {seen.reason}: {seen.message}"
-            await asyncio.sleep(1.0)
-        return f"not seen up after {hold:g} s"
-
-    async def _store(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Keep what happened, however long the database takes to accept it: an action's outcome is not dropped."""
-        while True:
-            try:
-                return await self._database.run(work, *args, **kwargs)
-            except StorageError as error:
-                log.error("an outcome cannot be stored yet", error=str(error))  # noqa: TRY400
-                await asyncio.sleep(LONGEST_LOOK)
-
-    async def _end(
-        self, action: Claim, state: CommandOutcome, why: str, *, reached: bool = True, came_back: bool = False
-    ) -> None:
-        now = time.time()
-        await self._store(
-            actions.action_ended, action, state, why, self.inventory, now, reached=reached, came_back=came_back
-        )
-        log.info("action ended", service=action.service, action=action.id, state=state, why=why or None)
-        self._metrics.actions.labels(action.service, action.kind, state).inc()
-        self._metrics.action_duration.observe(max(0.0, now - action.claimed_at))
-        self.wake()
-
-    # Reconciling
 
     async def _reconcile_always(self) -> None:
         await asyncio.sleep(RECONCILE_FIRST)

@@ -62,7 +62,7 @@ class Record:
         self.now += 1
         return await self.database.run(incidents.close, incident, "recovered", ["ServiceDown"], self.now)
 
-    async def claim(self, proof_at: float, **changed: Any) -> actions.Claim | None:
+    async def claim(self, proof_at: float, **changed: Any) -> actions.Claim | str:
         situation = Situation(self.now, frozenset({"ServiceDown"}), Past(), Present(), DOWN, fresh=True)
         service = self.inventory.services["web"]
         return await self.database.run(
@@ -147,7 +147,7 @@ async def test_an_incident_with_a_firing_alert_or_a_running_action_is_not_closed
     await record.deliver(alert())
     assert not await record.close(1)
     claimed = await record.claim(record.now)
-    assert claimed is not None
+    assert isinstance(claimed, actions.Claim)
     await record.deliver(alert(status="resolved"))
     assert not await record.close(1)
     await record.end(claimed)
@@ -157,14 +157,14 @@ async def test_an_incident_with_a_firing_alert_or_a_running_action_is_not_closed
 async def test_a_claim_wants_a_failed_probe_newer_than_whatever_was_done_last(record: Record) -> None:
     await record.deliver(alert())
     first = await record.claim(record.now)
-    assert first is not None
-    assert await record.claim(record.now + 1) is None  # the target is busy
+    assert isinstance(first, actions.Claim)
+    assert await record.claim(record.now + 1) == "target-busy"
     record.now += 5
     await record.end(first)
     record.now += 1000
-    assert await record.claim(first.claimed_at + 5) is None
-    assert await record.claim(record.now, observed=replace(DOWN, success=True, up=True)) is None
-    assert await record.claim(record.now) is not None
+    assert await record.claim(first.claimed_at + 5) == "the proof is older than the last action"
+    assert await record.claim(record.now, observed=replace(DOWN, success=True, up=True)) == "already-up"
+    assert isinstance(await record.claim(record.now), actions.Claim)
 
 
 async def test_a_person_is_held_back_by_locks_only(record: Record) -> None:

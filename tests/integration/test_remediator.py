@@ -270,6 +270,7 @@ async def test_a_host_that_is_not_reached_costs_no_attempt_and_no_others(loop: L
     tried = (await loop.incident(1))["actions"]
     assert {(action["state"], action["counts"]) for action in tried if action["state"] != "running"} == {("failed", 0)}
     assert "nothing was run" in tried[0]["why"]
+    assert [card.title for card in loop.feishu.received].count("Could not restart: lost") == 1
     assert (await loop.until("open", 2))["actions"][0]["command"] == "succeeded"
 
 

@@ -1,0 +1,229 @@
+"""Carrying actions out: the command with its deadlines, then looking from outside whether it helped."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import structlog
+from sqlalchemy import Connection
+
+from fleet.model import Inventory, Service
+from fleet.shells import Completed, ShellError
+from fleet.shells.pool import Shells
+from remediator import actions
+from remediator.actions import Claim, CommandOutcome
+from remediator.controls import CONTROLS
+from remediator.controls.hands import Hands, UnknownVerb, Verb
+from remediator.database import Database, StorageError
+from remediator.metrics import Metrics
+from remediator.peers import Exporter, PeerError
+from runtime.redaction import Redactor
+
+OUTPUT_KEPT = 8000
+FIRST_LOOK = 0.25
+LONGEST_LOOK = 5.0
+P = ParamSpec("P")
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class Actor:
+    """Carries out what was claimed, each action in a task of `group`, and keeps every step on the record first.
+
+    `changed` is called whenever an action has come to something.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        inventory: Inventory,
+        exporter: Exporter,
+        metrics: Metrics,
+        redact: Redactor,
+        changed: Callable[[], None],
+    ) -> None:
+        self._database, self._inventory, self._exporter = database, inventory, exporter
+        self._metrics, self._redact, self._changed = metrics, redact, changed
+        self._shells = Shells(inventory.hosts, control=True)
+        self._group: asyncio.TaskGroup | None = None  # there is none before the start and after the stop
+        self._claiming = asyncio.Lock()
+        self._commanding: set[asyncio.Task[Any]] = set()
+
+    async def begin(self, group: asyncio.TaskGroup) -> None:
+        """Act from now on; what a crash left half done is taken up."""
+        self._group = group
+        for action in await self._database.run(actions.running_actions):
+            self._start(self._resume(action), action)
+
+    async def drain(self) -> None:
+        """Begin nothing more, and wait for the commands that run; their verification is taken up at the next start."""
+        async with self._claiming:  # what is being claimed now is begun
+            self._group = None
+        if self._commanding:
+            await asyncio.wait(self._commanding)
+
+    async def close(self) -> None:
+        await self._shells.close()
+
+    async def take(self, inventory: Inventory, exporter: Exporter) -> None:
+        """Go on with another inventory."""
+        self._inventory, self._exporter = inventory, exporter
+        await self._shells.reload(inventory.hosts)
+
+    async def act(self, service: Service, verb: Verb, claim: Callable[[Connection], Claim | str]) -> Claim | str:
+        """Claim an action and begin it; the name of what holds it back where something does."""
+        async with self._claiming:
+            if self._group is None:
+                return "stopping"
+            claimed = await self._database.run(claim)
+            if isinstance(claimed, Claim):
+                self._start(self._carry_out(claimed, service, verb), claimed)
+            return claimed
+
+    def _start(self, work: Coroutine[Any, Any, None], action: Claim) -> None:
+        assert self._group is not None  # noqa: S101 - nothing is claimed where nothing may act
+        self._group.create_task(self._guarded(work, action), name=f"{action.kind} {action.service}")
+
+    async def _guarded(self, work: Coroutine[Any, Any, None], action: Claim) -> None:
+        try:
+            await work
+        except Exception:  # one broken action must neither end the others nor hold its locks for ever
+            log.exception("an action broke", service=action.service, action=action.id)
+            await self._end(action, "unknown", "an error of ours; the log says more")
+
+    async def act_for_person(self, service: Service, verb: Verb) -> Claim | str:
+        """Begin what a person asked for; the name of the lock where one is held. Raises UnknownVerb."""
+        if service.control is None or verb not in service.control.options.verbs:
+            raise UnknownVerb(f"the service's control has no `{verb}`")
+        inventory, now = self._inventory, time.time()
+        return await self.act(
+            service, verb, lambda connection: actions.claim_for_person(connection, service, verb, inventory, now)
+        )
+
+    async def command(self, service: Service, verb: Verb) -> Completed:
+        """Run one verb of a service's control. Raises ShellError and UnknownVerb."""
+        control = service.control
+        if control is None:
+            raise UnknownVerb("the service has no control")
+        host = self._inventory.hosts[service.host]
+        hands = Hands(self._shells.of(service.host), host.sudo, control.timeout)
+        return await CONTROLS[control.kind].control(verb, control.options, hands)
+
+    async def _carry_out(self, action: Claim, service: Service, verb: Verb) -> None:
+        log.info("action", service=service.id, action=action.id, kind=verb)
+        command = asyncio.create_task(self._command(action, service, verb), name=f"command {service.id}")
+        self._commanding.add(command)
+        command.add_done_callback(self._commanding.discard)
+        ended = await command
+        if ended is not None:
+            await self._see_through(ended, service)
+
+    async def _command(self, action: Claim, service: Service, verb: Verb) -> Claim | None:
+        """Run the command and keep how it ended; None where nothing was run, which has ended the action."""
+        try:
+            done = await self.command(service, verb)
+        except ShellError as error:
+            why = self._redact(f"nothing was run: {error}")
+            await self._end(action, "failed", why, reached=False)
+            return None
+        outcome: CommandOutcome = "unknown" if done.status is None else "succeeded" if done.status == 0 else "failed"
+        output, why = self._redact(done.output)[-OUTPUT_KEPT:], self._redact(done.why)
+        log.info("command ended", service=service.id, action=action.id, outcome=outcome, exit_status=done.status)
+        return await self._store(actions.command_ended, action, outcome, done.status, output, why, time.time())
+
+    async def _resume(self, action: Claim) -> None:
+        """Take up an action that we were killed in: what its command did is not known, so look."""
+        if action.command is None:
+            why = "the remediator was interrupted while the command ran"
+            action = await self._store(actions.command_ended, action, "unknown", None, "", why, time.time())
+        service = self._inventory.services.get(action.service)
+        if service is None:
+            await self._end(action, "unknown", "the service is no longer in the inventory")
+            return
+        await self._see_through(action, service)
+
+    async def _see_through(self, action: Claim, service: Service) -> None:
+        """Verify: exit status is not recovery."""
+        if action.kind == "stop":
+            await self._end(action, action.command or "unknown", action.why)
+            return
+        if action.command == "failed":
+            await self._end(action, "failed", action.why or "the command said that it failed")
+            return
+        why = await self._verify(action, service)
+        if why is None:
+            await self._end(action, action.command or "unknown", action.why, came_back=True)
+        else:
+            state: CommandOutcome = "failed" if action.command == "succeeded" else "unknown"
+            await self._end(action, state, "; ".join(part for part in (action.why, why) if part))
+
+    async def _verify(self, action: Claim, service: Service) -> str | None:
+        """None once the service was up within `start_within` and stayed so for `hold`, else what was seen instead."""
+        control, rules = service.control, self._inventory.remediation.of(service)
+        start_within = control.start_within if control else 0.0
+        began = action.command_ended_at or action.claimed_at
+        loop = asyncio.get_running_loop()
+        # Monotonic from here on: a clock that jumps neither cuts the wait short nor draws it out.
+        deadline = loop.time() + max(0.0, start_within - max(0.0, time.time() - began))
+        last = "it was not probed"
+        look = FIRST_LOOK
+        while True:
+            try:
+                seen = await self._exporter.probe(service.id, service.probe.timeout)
+                if seen.success and seen.up:
+                    break
+                last = f"{seen.reason}: {seen.message}" if not seen.success else "not up for long enough"
+            except PeerError as error:
+                last = f"the exporter could not be asked: {error}"
+            if loop.time() >= deadline:
+                return f"not up within {start_within:g} s; {last}"
+            await asyncio.sleep(min(look, max(0.05, deadline - loop.time())))
+            look = min(LONGEST_LOOK, look * 1.5)
+        if action.up_at is None:
+            await self._store(actions.came_up, action, self._inventory, time.time())
+            log.info("up again", service=service.id, action=action.id)
+            self._changed()
+        return await self._stays_up(service, rules.hold)
+
+    async def _stays_up(self, service: Service, hold: float) -> str | None:
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + hold
+        while (left := ends - loop.time()) > 0:
+            await asyncio.sleep(min(left, max(0.5, hold / 10)))
+            with contextlib.suppress(PeerError):
+                seen = await self._exporter.observe(service.id)
+                if seen.up is False:
+                    return f"up, but not for {hold:g} s; {seen.reason}: {seen.message}"
+        # A service that is probed every half hour was not looked at meanwhile.
+        for _ in range(service.probe.fail_after):
+            with contextlib.suppress(PeerError):
+                seen = await self._exporter.probe(service.id, service.probe.timeout)
+                if seen.success:
+                    return None
+                if seen.up is False:
+                    return f"not up after {hold:g} s; {seen.reason}: {seen.message}"
+            await asyncio.sleep(1.0)
+        return f"not seen up after {hold:g} s"
+
+    async def _store(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Keep what happened, however long the database takes to accept it: an action's outcome is not dropped."""
+        while True:
+            try:
+                return await self._database.run(work, *args, **kwargs)
+            except StorageError as error:
+                log.error("an outcome cannot be stored yet", error=str(error))  # noqa: TRY400
+                await asyncio.sleep(LONGEST_LOOK)
+
+    async def _end(
+        self, action: Claim, state: CommandOutcome, why: str, *, reached: bool = True, came_back: bool = False
+    ) -> None:
+        now = time.time()
+        await self._store(
+            actions.action_ended, action, state, why, self._inventory, now, reached=reached, came_back=came_back
+        )
+        log.info("action ended", service=action.service, action=action.id, state=state, why=why or None)
+        self._metrics.actions.labels(action.service, action.kind, state).inc()
+        self._metrics.action_duration.observe(max(0.0, now - action.claimed_at))
+        self._changed()
