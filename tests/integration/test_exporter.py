@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -172,6 +173,28 @@ async def test_users_of_a_web_configuration(exporter: Exporter) -> None:
     for auth, status in ((None, 401), (("prometheus", "wrong"), 401), (("nobody", "secret"), 401), (("prometheus", "secret"), 200)):  # fmt: skip
         assert (await exporter.client.get("/metrics", auth=auth)).status_code == status
     assert (await exporter.client.post("/api/v1/services/up/probe", auth=("prometheus", "secret"))).status_code == 200
+
+
+async def test_tls_of_a_web_configuration(exporter: Exporter, certificate: Path) -> None:
+    web = exporter.folder / "web.yml"
+    web.write_text(yaml.safe_dump({"tls_server_config": {"cert_file": certificate.name, "key_file": certificate.name}}))
+    context = await asyncio.to_thread(ssl.create_default_context, cafile=str(certificate))
+    async with httpx.AsyncClient(
+        verify=context, trust_env=False, base_url=f"https://localhost:{exporter.port}"
+    ) as client:
+        await exporter.client.aclose()
+        exporter.client = client
+        extensions = {"sni_hostname": "web.test"}
+
+        async def is_ready() -> bool:
+            try:
+                return (await client.get("/-/ready", extensions=extensions)).is_success
+            except httpx.HTTPError:
+                return False
+
+        exporter.is_ready = is_ready  # type: ignore[method-assign]
+        await exporter.start("--web.config.file", str(web))
+        assert "https://127.0.0.1" in (exporter.folder / "log").read_text()
 
 
 async def test_it_stops_cleanly(exporter: Exporter) -> None:

@@ -3,17 +3,13 @@
 import asyncio
 import ssl
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from exporter.probing import probe
 from exporter.results import Result
@@ -165,25 +161,6 @@ async def test_what_is_sent(tmp_path: Path) -> None:
     assert got[4]["headers"]["Authorization"] == "Basic dTpww6Q="
     assert (got[4]["headers"]["Host"], got[4]["headers"]["X-A"]) == ("other", "1")
     assert (got[5]["method"], got[5]["body"]) == ("GET", "")
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "web.test")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=30))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("web.test")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    path = tmp_path / "web.pem"
-    path.write_bytes(
-        made.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return path
 
 
 @pytest.mark.parametrize(
