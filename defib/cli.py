@@ -138,6 +138,8 @@ def _remediator(options: argparse.Namespace) -> int:
 
 
 def _serve(server: Coroutine[Any, Any, None]) -> int:
+    # A reload that is asked for before we serve would end us; what is being loaded is as new as it gets.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     uvloop.run(server)
     return 0
 

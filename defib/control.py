@@ -17,6 +17,7 @@ from runtime.errors import DefibError
 
 ASK_EVERY = 1.0
 DONE, FAILED, UNKNOWN = 0, 1, 2
+STOPPED = "with `on_failure: restart` it will be started again as soon as its absence is seen"
 
 
 async def direct(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
@@ -53,6 +54,8 @@ async def through_remediator(load: Callable[[], Loaded], name: str, verb: Verb) 
             answer = await peer.ask("GET", f"/api/v1/services/{name}/{verb}", timeout=300.0)
             return _print(Completed(answer["exit_status"], answer["output"], "", answer["why"]))
         begun = await peer.ask("POST", f"/api/v1/services/{name}/{verb}")
+        if verb == "stop":
+            print(STOPPED, file=sys.stderr)
         return await _follow(peer, begun["action"])
     except PeerError as error:
         url = inventory.remediator.url.base
@@ -67,9 +70,13 @@ async def _follow(peer: Peer, action: int) -> int:
     """Wait until an action's command has ended; its verification goes on without us."""
     started = time.monotonic()
     while True:
-        answer = await peer.ask("GET", f"/api/v1/actions?before={action + 1}")
+        try:
+            answer = await peer.ask("GET", f"/api/v1/actions?before={action + 1}")
+        except PeerError as error:
+            print(f"action {action} was begun; what became of it is unknown: {error}", file=sys.stderr)
+            return UNKNOWN
         found: dict[str, Any] = next(each for each in answer["actions"] if each["id"] == action)
-        if found["command"] is not None:
+        if found["command"] is not None or found["state"] != "running":
             break
         await asyncio.sleep(ASK_EVERY if time.monotonic() - started > ASK_EVERY else ASK_EVERY / 5)
     print(f"{found['kind']} of {found['service']}: {found['command']}")

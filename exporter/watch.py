@@ -124,13 +124,12 @@ class Watcher:
         loop = asyncio.get_running_loop()
         rules = watch.service.probe
         schedule = Schedule.starting(watch.service.id, loop.time(), rules.every, rules.retry_every)
-        due = schedule.anchor
+        due = at = schedule.anchor
         while True:
-            at = jittered(due, rules.every, self._random)
             if await _asked_before(watch, at):
                 # What was found out of turn decides when to look again, as if it had been found now.
                 if not watch.state.settled:
-                    due = min(due, loop.time() + min(rules.retry_every, rules.every))
+                    due = at = min(at, loop.time() + min(rules.retry_every, rules.every))
                 continue
             try:
                 async with watch.lock, self._slots:
@@ -139,6 +138,7 @@ class Watcher:
             except Exception:  # a service that is no longer watched would look like one that is well
                 log.exception("watching broke", service=watch.service.id)
             due, missed = schedule.following(due, loop.time(), settled=watch.state.settled)
+            at = jittered(due, rules.every, self._random)
             if missed:
                 self._metrics.skipped.inc(missed)
 

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, SecretStr, create_model, field_validator, model_validator
 
+from fleet.documents import Text
 from fleet.endpoints import Endpoint, OneOf, Part, RelativePath, Token
 from fleet.units import Duration, Identifier, PositiveDuration
 
@@ -195,12 +196,13 @@ class RemediatorSettings(Part):
     alertmanager_url: Endpoint | None = None
     grafana_url: Endpoint | None = None
 
-    @field_validator("database")
+    @field_validator("database", mode="before")
     @classmethod
-    def _sqlite(cls, url: str) -> str:
-        if not url.startswith("sqlite:///") or url == "sqlite:///":
+    def _sqlite(cls, url: Any) -> Any:
+        if not isinstance(url, str) or not url.startswith("sqlite:///") or url == "sqlite:///":
             raise ValueError("is not sqlite:///PATH (four slashes before an absolute path)")
-        return url
+        path = url.removeprefix("sqlite:///")
+        return f"sqlite:///{url.base / path}" if isinstance(url, Text) else url
 
 
 class ProbeDefaults(Part):

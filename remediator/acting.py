@@ -79,7 +79,10 @@ class Actor:
                 return "stopping"
             claimed = await self._database.run(claim)
             if isinstance(claimed, Claim):
-                self._start(self._carry_out(claimed, service, verb), claimed)
+                command = asyncio.create_task(self._command(claimed, service, verb), name=f"command {service.id}")
+                self._commanding.add(command)
+                command.add_done_callback(self._commanding.discard)
+                self._start(self._carry_out(command, service), claimed)
             return claimed
 
     def _start(self, work: Coroutine[Any, Any, None], action: Claim) -> None:
@@ -111,17 +114,14 @@ class Actor:
         hands = Hands(self._shells.of(service.host), host.sudo, control.timeout)
         return await CONTROLS[control.kind].control(verb, control.options, hands)
 
-    async def _carry_out(self, action: Claim, service: Service, verb: Verb) -> None:
-        log.info("action", service=service.id, action=action.id, kind=verb)
-        command = asyncio.create_task(self._command(action, service, verb), name=f"command {service.id}")
-        self._commanding.add(command)
-        command.add_done_callback(self._commanding.discard)
-        ended = await command
+    async def _carry_out(self, command: "asyncio.Task[Claim | None]", service: Service) -> None:
+        ended = await asyncio.shield(command)  # a command is ended and kept, also when we are to stop
         if ended is not None:
             await self._see_through(ended, service)
 
     async def _command(self, action: Claim, service: Service, verb: Verb) -> Claim | None:
         """Run the command and keep how it ended; None where nothing was run, which has ended the action."""
+        log.info("action", service=service.id, action=action.id, kind=verb)
         try:
             done = await self.command(service, verb)
         except ShellError as error:
@@ -197,15 +197,22 @@ class Actor:
                 if seen.up is False:
                     return f"up, but not for {hold:g} s; {seen.reason}: {seen.message}"
         # A service that is probed every half hour was not looked at meanwhile.
-        for _ in range(service.probe.fail_after):
-            with contextlib.suppress(PeerError):
+        patience = loop.time() + (service.control.start_within if service.control else 0.0)
+        looks = 0
+        while looks < service.probe.fail_after:
+            try:
                 seen = await self._exporter.probe(service.id, service.probe.timeout)
+            except PeerError as error:
+                if loop.time() > patience:
+                    return f"not seen up after {hold:g} s: the exporter could not be asked: {error}"
+            else:
+                looks += 1
                 if seen.success:
                     return None
                 if seen.up is False:
                     return f"not up after {hold:g} s; {seen.reason}: {seen.message}"
             await asyncio.sleep(1.0)
-        return f"not seen up after {hold:g} s"
+        return f"not up after {hold:g} s, though not down by {service.probe.fail_after} failures in a row"
 
     async def _store(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Keep what happened, however long the database takes to accept it: an action's outcome is not dropped."""

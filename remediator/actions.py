@@ -3,10 +3,10 @@
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, insert, select, update
 
 from fleet.model import Inventory, Remediation, Service
-from remediator.incidents import firing_names, host_is_down, note, tell_of
+from remediator.incidents import decided, firing_names, host_is_down, note, tell_of
 from remediator.policy import BUDGET_WINDOW, Past, Present, Situation, attempts_since_refill, decide
 from remediator.schema import actions, incidents
 
@@ -34,16 +34,21 @@ class Claim:
 def past_of(connection: Connection, service: str, incident: int, window: float) -> Past:
     """What was tried on a target, for its budget and its back-off."""
     outages = connection.execute(
-        select(incidents.c.opened_at, incidents.c.closed_at)
+        select(incidents.c.opened_at, incidents.c.closed_at, incidents.c.state)
         .where(incidents.c.service == service, incidents.c.labels.is_not(None))
         .order_by(incidents.c.opened_at.desc())
         .limit(HISTORY)
     ).all()
     tried = connection.execute(
         select(
-            actions.c.incident_id, actions.c.counts, actions.c.claimed_at, actions.c.ended_at, actions.c.requested_by
+            actions.c.id,
+            actions.c.incident_id,
+            actions.c.counts,
+            actions.c.claimed_at,
+            actions.c.ended_at,
+            actions.c.requested_by,
         )
-        .where(actions.c.service == service, actions.c.kind != "stop")
+        .where(actions.c.service == service)
         .order_by(actions.c.claimed_at.desc())
         .limit(HISTORY)
     ).all()
@@ -51,11 +56,13 @@ def past_of(connection: Connection, service: str, incident: int, window: float) 
     return Past(
         attempts=attempts_since_refill(
             [row.claimed_at for row in tried if row.counts],
-            [(row.opened_at, row.closed_at) for row in reversed(outages)],
+            # Where nobody saw it up, nothing says that it was.
+            [(row.opened_at, row.closed_at if row.state == "recovered" else None) for row in reversed(outages)],
             window,
         ),
         tries=sum(1 for row in tried if row.incident_id == incident and row.requested_by == "alert"),
         last_ended=max(ended, default=None),
+        last_action=max((row.id for row in tried), default=0),
     )
 
 
@@ -65,7 +72,9 @@ def present_of(connection: Connection, service: str, host: str, now: float) -> P
         select(actions.c.service, actions.c.host, actions.c.command).where(actions.c.state == "running")
     ).all()
     recent = connection.scalars(
-        select(actions.c.claimed_at).where(actions.c.claimed_at > now - BUDGET_WINDOW).order_by(actions.c.claimed_at)
+        select(actions.c.claimed_at)
+        .where(actions.c.claimed_at > now - BUDGET_WINDOW, actions.c.counts == 1)
+        .order_by(actions.c.claimed_at)
     ).all()
     return Present(
         target_busy=any(row.service == service for row in running),
@@ -87,18 +96,18 @@ def claim(
 ) -> Claim | str:
     """Claim a restart and its budget, if the policy still says so with what is in the record now.
 
-    `proof_at` is when the failed probe was asked for: it must be newer than whatever was last done to the target.
+    `situation` is from before the failed probe was asked for, at `proof_at`: nothing may have been done to the target
+    since.
     """
     rules = inventory.remediation.of(service)
-    newest = connection.scalar(
-        select(func.max(func.coalesce(actions.c.ended_at, actions.c.claimed_at))).where(actions.c.service == service.id)
-    )
-    if newest is not None and proof_at <= newest:
-        return "the proof is older than the last action"
     again = situation_now(connection, incident, service.id, service.host, situation, rules, now)
     decision = decide(service, rules, again)
     if decision.verb != "act":
         return decision.reason or "nothing to act on"
+    # Whatever was done since the probe was asked for has made it old; order does not depend on any clock.
+    if again.past.last_action != situation.past.last_action:
+        return "something was done since the probe"
+    decided(connection, incident, decision, now)
     return _insert_action(connection, incident, service, "restart", "alert", proof_at, now)
 
 

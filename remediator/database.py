@@ -81,6 +81,8 @@ class Database:
 def _own(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        # It holds what hosts and commands said; SQLite's other files take its mode.
+        os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
         lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StartError(f"the database {path} cannot be used: {error.strerror}") from error

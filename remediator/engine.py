@@ -209,7 +209,7 @@ class Engine:
         observed: Observation | None = None
         with contextlib.suppress(PeerError):
             observed = await self._exporter.probe(service.id, service.probe.timeout)
-        situation = replace(situation, observed=observed, fresh=True, now=time.time())
+        situation = replace(situation, observed=observed, now=time.time())
         rules = self.inventory.remediation.of(service)
         decision = decide(service, rules, situation)
         if decision.verb == "act":
@@ -221,8 +221,9 @@ class Engine:
                     connection, incident, service, situation, inventory, proof_at=proof_at, now=now
                 ),
             )
-            if not isinstance(claimed, Claim):
-                return 1.0  # the record moved on meanwhile: decide again by what it says now
+            if claimed == "stopping" or isinstance(claimed, Claim):
+                return DECIDE_AGAIN
+            return 1.0  # the record moved on meanwhile: decide again by what it says now
         await self._keep(incident, service.id, decision)
         return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
 

@@ -134,10 +134,15 @@ def _wrongly_over(connection: Connection, active: AbstractSet[str], before: floa
     return list(rows)
 
 
+def _to_act_on(known: Row[Any], inventory: Inventory) -> bool:
+    service = inventory.services.get(known.labels.get("service", ""))
+    return service is not None and known.name in inventory.remediation.of(service).alerts
+
+
 def presume_over(connection: Connection, up: AbstractSet[str], before: float, inventory: Inventory, now: float) -> int:
     """Resolve the alerts to act on of services that have long been `up`; for where no Alertmanager can be asked."""
     stale = connection.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.last_seen < before)).all()
-    over = [row for row in stale if row.labels.get("service") in up and row.name in inventory.remediation.alerts]
+    over = [row for row in stale if row.labels.get("service") in up and _to_act_on(row, inventory)]
     for row in over:
         _resolve(connection, row, "reconciliation", "", now)
     return len(over)

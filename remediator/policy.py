@@ -35,6 +35,7 @@ class Past:
     attempts: int = 0  # of the budget: since the last `window` of continuous up
     tries: int = 0  # in this incident, the ones that never reached the host too
     last_ended: float | None = None
+    last_action: int = 0  # the record's number of the last one
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,6 @@ class Situation:
     past: Past
     present: Present
     observed: Observation | None  # None: the exporter cannot be asked
-    fresh: bool = False  # `observed` comes from a probe made for this decision
     host_down: bool = False
     dependencies_down: tuple[str, ...] = ()
     storm: tuple[int, int] | None = None  # failing and all services of the group, where that is a storm

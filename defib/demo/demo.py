@@ -22,6 +22,7 @@ from defib.demo.stack import Stack, free_ports
 
 ROUND_WITHIN = 90.0
 SERVICE = "web"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run(*, once: bool, as_json: bool) -> int:
@@ -32,7 +33,7 @@ def run(*, once: bool, as_json: bool) -> int:
 async def _demo(*, once: bool, as_json: bool) -> int:
     task = asyncio.current_task()
     assert task is not None  # noqa: S101 - we are one
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     keeper = await Keeper.begin()
     feishu = StandIn()
@@ -41,6 +42,8 @@ async def _demo(*, once: bool, as_json: bool) -> int:
     except asyncio.CancelledError:
         return 128 + signal.SIGINT
     finally:
+        for number in SIGNALS:  # it is being stopped; once is enough
+            asyncio.get_running_loop().add_signal_handler(number, lambda: None)
         _say("stopping everything")
         await feishu.stop()
         await keeper.end()

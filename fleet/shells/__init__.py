@@ -9,6 +9,7 @@ from runtime.errors import DefibError
 
 KILL_AFTER = 5.0  # seconds between the polite and the impolite end of a command
 OUTPUT_LIMIT = 1024 * 1024
+REST_WITHIN = 1.0  # seconds for the rest of the output of a command that has ended, but left something running
 
 
 class ShellError(DefibError):
@@ -57,25 +58,31 @@ class Shell(Protocol):
         """Let go of whatever the shell holds."""
 
 
-async def tail_of(stream: "Readable", limit: int = OUTPUT_LIMIT) -> bytes:
-    """Read to the end; keep the last `limit` bytes."""
-    kept = bytearray()
-    while chunk := await stream.read(65536):
-        kept += chunk
-        if len(kept) > 2 * limit:
-            del kept[:-limit]
-    return bytes(kept[-limit:])
+class Tail:
+    """Reads a stream in a task of its own and keeps its last `limit` bytes."""
+
+    def __init__(self, stream: "Readable", limit: int = OUTPUT_LIMIT) -> None:
+        self._stream, self._limit = stream, limit
+        self._kept = bytearray()
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        while chunk := await self._stream.read(65536):
+            self._kept += chunk
+            if len(self._kept) > 2 * self._limit:
+                del self._kept[: -self._limit]
+
+    @property
+    def text(self) -> str:
+        """What came so far."""
+        return bytes(self._kept[-self._limit :]).decode("utf-8", "replace")
 
 
 class Readable(Protocol):
     async def read(self, n: int) -> bytes: ...
 
 
-def decode(output: bytes) -> str:
-    return output.decode("utf-8", "replace")
-
-
-async def cancelled(*tasks: "asyncio.Task[bytes]") -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+async def cancelled(*tails: Tail) -> None:
+    for tail in tails:
+        tail.task.cancel()
+    await asyncio.gather(*(tail.task for tail in tails), return_exceptions=True)

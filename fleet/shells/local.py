@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-from fleet.shells import KILL_AFTER, Completed, cancelled, decode, tail_of
+from fleet.shells import KILL_AFTER, REST_WITHIN, Completed, Tail, cancelled
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -31,8 +31,7 @@ class LocalShell:
             return Completed(NOT_EXECUTABLE, "", f"{argv[0]}: {error.strerror}")
         assert process.stdout is not None  # noqa: S101 - asked for above
         assert process.stderr is not None  # noqa: S101
-        out = asyncio.create_task(tail_of(process.stdout))
-        err = asyncio.create_task(tail_of(process.stderr))
+        tails = out, err = Tail(process.stdout), Tail(process.stderr)
         try:
             async with asyncio.timeout(timeout):
                 if process.stdin:
@@ -41,16 +40,13 @@ class LocalShell:
                         await process.stdin.drain()
                     process.stdin.close()
                 status = await process.wait()
-                return Completed(status, decode(await out), decode(await err))
+            await asyncio.wait([tail.task for tail in tails], timeout=REST_WITHIN)
+            return Completed(status, out.text, err.text)
         except TimeoutError:
-            why = f"it did not end within {timeout:g} s"
-            if process.returncode is not None:
-                # The command ended, but something it started still holds its output.
-                return Completed(process.returncode, "", "")
-            return Completed(None, "", "", why)
+            return Completed(None, out.text, err.text, f"it did not end within {timeout:g} s")
         finally:
             await _end(process)
-            await cancelled(out, err)
+            await cancelled(*tails)
 
     async def close(self) -> None:
         """Nothing is held."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import shlex
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,19 @@ import asyncssh
 
 from fleet.shells import (
     KILL_AFTER,
+    REST_WITHIN,
     Completed,
     HostKeyRefused,
     LoginRefused,
     ShellError,
+    Tail,
     cancelled,
-    decode,
-    tail_of,
 )
 
 CONNECT_WITHIN = 10.0
 SESSIONS = 8  # sshd's MaxSessions is 10
 ANSWER_WITHIN = 2.0  # how much longer than the remote deadline an answer may travel
+LOOK_EVERY = 0.2
 OPEN_AGAIN = (0.02, 0.1, 0.5)  # pauses before a refused session is asked for again
 ENDED_BY_TIMEOUT = (124, 137)
 
@@ -48,16 +50,23 @@ class _Slot:
     """One of the sessions that a connection may hold; given back once, perhaps later."""
 
     def __init__(self, sessions: asyncio.Semaphore) -> None:
-        self._sessions = sessions
+        self._steps: list[Callable[[], None]] = [sessions.release]
         self._later: asyncio.Task[None] | None = None
+
+    def at_last(self, step: Callable[[], None]) -> None:
+        self._steps.append(step)
 
     def release_after(self, end: Coroutine[object, object, None]) -> None:
         self._later = asyncio.create_task(end)
-        self._later.add_done_callback(lambda _task: self._sessions.release())
+        self._later.add_done_callback(lambda _task: self._give_back())
 
     def release(self) -> None:
         if self._later is None:
-            self._sessions.release()
+            self._give_back()
+
+    def _give_back(self) -> None:
+        for step in self._steps:
+            step()
 
 
 class SshShell:
@@ -70,6 +79,7 @@ class SshShell:
         self._tunnel = tunnel
         self._connection: asyncssh.SSHClientConnection | None = None
         self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
+        self._in_use: Counter[asyncssh.SSHClientConnection] = Counter()  # sessions by connection
         self._dropped: set[asyncssh.SSHClientConnection] = set()
         self._sessions = asyncio.Semaphore(SESSIONS)
 
@@ -84,6 +94,8 @@ class SshShell:
         held = _Slot(self._sessions)
         try:
             connection = await self.connection(timeout - (time.monotonic() - started))
+            self._in_use[connection] += 1
+            held.at_last(lambda: self._left(connection))
             return await self._run(connection, command, timeout, stdin, held)
         finally:
             held.release()
@@ -104,16 +116,15 @@ class SshShell:
     ) -> Completed:
         started = time.monotonic()
         process: asyncssh.SSHClientProcess[bytes] | None = None
-        tasks: list[asyncio.Task[bytes]] = []
+        tails: list[Tail] = []
         try:
             async with asyncio.timeout(timeout + KILL_AFTER + ANSWER_WITHIN):
                 process = await _open(connection, command, asyncssh.PIPE if stdin else asyncssh.DEVNULL)
-                tasks = [asyncio.create_task(tail_of(stream)) for stream in (process.stdout, process.stderr)]
+                tails = [Tail(process.stdout), Tail(process.stderr)]
                 if stdin:
                     process.stdin.write(stdin)
                     process.stdin.write_eof()
-                out, err = [decode(await task) for task in tasks]
-                await process.wait_closed()
+                await _ended(process, tails)
         except TimeoutError:
             self._drop(connection)  # a peer that keeps no deadline is not asked again on this connection
             return Completed(None, "", "", f"no answer within {timeout:g} s")
@@ -123,10 +134,11 @@ class SshShell:
             self._drop(connection)
             return Completed(None, "", "", f"the connection was lost: {_text(error)}")
         finally:
-            await cancelled(*tasks)
+            await cancelled(*tails)
             if process is not None:
                 process.close()
                 slot.release_after(self._closed(connection, process, timeout))
+        out, err = (tail.text for tail in tails)
         status = process.exit_status
         if status is None or status < 0:
             return Completed(None, out, err, "the connection was lost, or a signal ended the command")
@@ -152,17 +164,21 @@ class SshShell:
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
         if self._connecting is None or self._connecting.done():
-            self._connecting = asyncio.create_task(self._connect())
+            self._connecting = asyncio.create_task(self._establish())
             self._connecting.add_done_callback(_retrieve)
         try:
             async with asyncio.timeout(max(within, 0.0)):
-                self._connection = await asyncio.shield(self._connecting)
+                return await asyncio.shield(self._connecting)
         except asyncio.CancelledError:
             if self._connecting.cancelled():  # not we were cancelled: the shell was closed
                 raise ShellError(f"{self._login.address}: the connection is not wanted any more") from None
             raise
         except TimeoutError:
             raise ShellError(f"{self._login.address}: no SSH connection within {within:.3g} s") from None
+
+    async def _establish(self) -> asyncssh.SSHClientConnection:
+        """Connect for whoever asks next, too: those who asked first may have stopped waiting."""
+        self._connection = await self._connect()
         return self._connection
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
@@ -204,11 +220,17 @@ class SshShell:
         return f"no host key is pinned for it in {login.known_hosts}"
 
     def _drop(self, connection: asyncssh.SSHClientConnection) -> None:
+        """Use a connection for nothing new; it goes with the last session on it, which has a deadline of its own."""
         if self._connection is connection:
             self._connection = None
-        # Others may still be waiting for answers on it.
         self._dropped.add(connection)
-        asyncio.get_running_loop().call_later(CONNECT_WITHIN, self._abort, connection)
+
+    def _left(self, connection: asyncssh.SSHClientConnection) -> None:
+        self._in_use[connection] -= 1
+        if not self._in_use[connection]:
+            del self._in_use[connection]
+            if connection in self._dropped:
+                self._abort(connection)
 
     def _abort(self, connection: asyncssh.SSHClientConnection) -> None:
         self._dropped.discard(connection)
@@ -224,6 +246,16 @@ class SshShell:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
                 await asyncio.gather(*(connection.wait_closed() for connection in held))
+
+
+async def _ended(process: "asyncssh.SSHClientProcess[bytes]", tails: Sequence[Tail]) -> None:
+    """Wait for the output's end, or only a little longer once the command has ended and left something running."""
+    reading = [tail.task for tail in tails]
+    while process.exit_status is None and (await asyncio.wait(reading, timeout=LOOK_EVERY))[1]:
+        pass
+    await asyncio.wait(reading, timeout=REST_WITHIN)
+    if process.exit_status is None:
+        await process.wait_closed()
 
 
 async def _open(

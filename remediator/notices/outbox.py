@@ -1,6 +1,6 @@
 """Notices as rows: written in the transaction of what caused them, taken by the sender, counted per bot."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,7 +110,7 @@ def pending(connection: Connection, channel: str, now: float) -> tuple[list[Noti
 def reserve(connection: Connection, notice: int, bot: str, now: float) -> tuple[int | None, float]:
     """Count a send against its bot's limits before it is made: (its id, now), or (None, when there is room)."""
     recent = connection.scalars(
-        select(sends.c.at).where(sends.c.bot == bot, sends.c.at > now - 60).order_by(sends.c.at)
+        select(sends.c.at).where(sends.c.bot == bot, sends.c.at > now - 60, sends.c.at <= now).order_by(sends.c.at)
     ).all()
     at = next_slot(recent, now)
     if at > now:
@@ -152,6 +152,24 @@ def record(
     if content is not None:
         values["content"] = dict(content)
     connection.execute(update(notices).where(notices.c.id == notice.id).values(**values))
+
+
+def put_off(connection: Connection, notice: Notice, not_before: float, *, dead: bool, why: str) -> None:
+    """Let others go first; or, with `dead`, give a notice up."""
+    values: dict[str, Any] = {"tries": notice.tries + 1, "not_before": not_before, "answer": why}
+    if dead:
+        values |= {"state": "dead", "ended_at": not_before}
+    connection.execute(update(notices).where(notices.c.id == notice.id).values(**values))
+
+
+def bury(connection: Connection, channels: Collection[str], now: float) -> int:
+    """Give up what is to be told where there is no channel any more; how many."""
+    buried = connection.execute(
+        update(notices)
+        .where(notices.c.state == "pending", notices.c.channel.not_in(channels))
+        .values(state="dead", ended_at=now, answer="the channel was removed")
+    )
+    return int(buried.rowcount)
 
 
 def oldest_pending(connection: Connection) -> float | None:

@@ -23,6 +23,7 @@ FIRST_RETRY = 2.0
 LONGEST_RETRY = 300.0
 GIVE_UP_AFTER = 24 * 3600.0
 RECORD_AGAIN = 5.0
+BROKEN_TRIES = 5
 log = structlog.get_logger()
 
 
@@ -57,10 +58,20 @@ class Sender:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._changed.clear()
+                await self._bury()
                 for name in self._inventory().notify.channels.keys() - self._wakes.keys():
                     self._wakes[name] = asyncio.Event()
                     group.create_task(self._serve(name, self._wakes[name]), name=f"send {name}")
                 await self._changed.wait()
+
+    async def _bury(self) -> None:
+        try:
+            buried = await self._database.run(outbox.bury, list(self._inventory().notify.channels), self._now())
+        except StorageError as error:
+            log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
+        else:
+            if buried:
+                log.warning("notices of channels that were removed are given up", notices=buried)
 
     async def _serve(self, name: str, wake: asyncio.Event) -> None:
         while (channel := self._inventory().notify.channels.get(name)) is not None:
@@ -78,7 +89,7 @@ class Sender:
                 ready, later = await self._database.run(outbox.pending, name, self._now())
                 for notice in ready:
                     # A send that has begun is ended and kept, also when we are to stop: else it would be sent twice.
-                    task = asyncio.create_task(self._send(name, channel, notice))
+                    task = asyncio.create_task(self._try(name, channel, notice))
                     self._sending.add(task)
                     task.add_done_callback(self._sending.discard)
                     await asyncio.shield(task)
@@ -86,8 +97,6 @@ class Sender:
                     return LOOK_AGAIN if later is None else min(max(later - self._now(), 0.05), LOOK_AGAIN)
         except StorageError as error:
             log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
-        except Exception:  # one broken notice must not end the program
-            log.exception("sending broke", channel=name)
         return LOOK_AGAIN
 
     async def drain(self) -> None:
@@ -95,6 +104,23 @@ class Sender:
         self._stopping = True
         if self._sending:
             await asyncio.wait(self._sending)
+
+    async def _try(self, name: str, channel: Channel, notice: Notice) -> None:
+        """Send a notice; one that cannot even be made into a message must not hold the others back."""
+        now = self._now()
+        if now - notice.created_at > GIVE_UP_AFTER:
+            await self._database.run(outbox.put_off, notice, now, dead=True, why="too old to be news")
+            return
+        try:
+            await self._send(name, channel, notice)
+        except StorageError:
+            raise
+        except Exception:  # a send is where a task begins
+            log.exception("sending broke", channel=name, notice=notice.id)
+            later, last = now + LOOK_AGAIN, notice.tries + 1 >= BROKEN_TRIES
+            await self._database.run(
+                outbox.put_off, notice, later, dead=last, why="an error of ours; the log says more"
+            )
 
     async def _send(self, name: str, channel: Channel, notice: Notice) -> None:
         kind, options = CHANNELS[channel.kind], channel.options
@@ -116,7 +142,7 @@ class Sender:
             send, at = await self._database.run(outbox.reserve, notice.id, bot, self._now())
             if send is not None:
                 return send
-            await asyncio.sleep(max(at - self._now(), 0.01))
+            await asyncio.sleep(min(max(at - self._now(), 0.01), 1.0))  # and look whether we are to stop
         return None
 
     async def _record(

@@ -121,7 +121,7 @@ async def test_a_container_that_dies_is_restarted_once_and_people_are_told(world
     assert [card.colour for card in world.feishu.received] == ["red", "orange", "green"]
     assert not world.feishu.refused
     assert [entry["event"] for entry in incident["timeline"] if entry["event"] not in ("resolved", "up", "action-ended")] == [
-        "opened", "firing", "action", "act", "command", "recovered",
+        "opened", "firing", "act", "action", "command", "recovered",
     ]  # fmt: skip
 
 

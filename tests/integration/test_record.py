@@ -62,11 +62,12 @@ class Record:
         self.now += 1
         return await self.database.run(incidents.close, incident, "recovered", ["ServiceDown"], self.now)
 
-    async def claim(self, proof_at: float, **changed: Any) -> actions.Claim | str:
-        situation = Situation(self.now, frozenset({"ServiceDown"}), Past(), Present(), DOWN, fresh=True)
+    async def claim(self, before: Past | None = None, **changed: Any) -> actions.Claim | str:
+        seen = await self.database.run(actions.past_of, "web", 1, 3600.0) if before is None else before
+        situation = Situation(self.now, frozenset({"ServiceDown"}), seen, Present(), DOWN)
         service = self.inventory.services["web"]
         return await self.database.run(
-            actions.claim, 1, service, replace(situation, **changed), self.inventory, proof_at=proof_at, now=self.now
+            actions.claim, 1, service, replace(situation, **changed), self.inventory, proof_at=self.now, now=self.now
         )
 
     async def end(self, action: actions.Claim) -> None:
@@ -146,7 +147,7 @@ async def test_an_alert_that_lasts_does_not_hold_the_story_back(record: Record) 
 async def test_an_incident_with_a_firing_alert_or_a_running_action_is_not_closed(record: Record) -> None:
     await record.deliver(alert())
     assert not await record.close(1)
-    claimed = await record.claim(record.now)
+    claimed = await record.claim()
     assert isinstance(claimed, actions.Claim)
     await record.deliver(alert(status="resolved"))
     assert not await record.close(1)
@@ -156,15 +157,15 @@ async def test_an_incident_with_a_firing_alert_or_a_running_action_is_not_closed
 
 async def test_a_claim_wants_a_failed_probe_newer_than_whatever_was_done_last(record: Record) -> None:
     await record.deliver(alert())
-    first = await record.claim(record.now)
+    first = await record.claim()
     assert isinstance(first, actions.Claim)
-    assert await record.claim(record.now + 1) == "target-busy"
+    assert await record.claim() == "target-busy"
     record.now += 5
     await record.end(first)
     record.now += 1000
-    assert await record.claim(first.claimed_at + 5) == "the proof is older than the last action"
-    assert await record.claim(record.now, observed=replace(DOWN, success=True, up=True)) == "already-up"
-    assert isinstance(await record.claim(record.now), actions.Claim)
+    assert await record.claim(Past()) == "something was done since the probe"
+    assert await record.claim(observed=replace(DOWN, success=True, up=True)) == "already-up"
+    assert isinstance(await record.claim(), actions.Claim)
 
 
 async def test_a_person_is_held_back_by_locks_only(record: Record) -> None:

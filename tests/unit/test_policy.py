@@ -25,7 +25,7 @@ from tests.support import inventory_of
 
 NOW = 1_000_000.0
 DOWN = Observation(up=False, success=False, reason="connect", message="refused")
-SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN, fresh=True)
+SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,6 @@ situations = st.builds(
         Observation, up=st.none() | st.booleans(), success=st.none() | st.booleans(),
         reason=st.none() | st.sampled_from(["connect", "timeout", "tls", "error", "status"]),
     ),
-    fresh=st.booleans(),
     host_down=st.booleans(),
     dependencies_down=st.sampled_from([(), ("db",)]),
     storm=st.none() | st.just((3, 4)),
