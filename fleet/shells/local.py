@@ -47,6 +47,8 @@ class LocalShell:
         finally:
             await _end(process)
             await cancelled(*tails)
+            # What the command left running may hold our ends of its pipes open for as long as it runs.
+            process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
 
     async def close(self) -> None:
         """Nothing is held."""

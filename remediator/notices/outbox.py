@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, and_, func, insert, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from fleet.model import Notify
@@ -151,7 +151,9 @@ def record(
     }
     if content is not None:
         values["content"] = dict(content)
-    connection.execute(update(notices).where(notices.c.id == notice.id).values(**values))
+    # One that was given up while it was being sent stays so.
+    mine = and_(notices.c.id == notice.id, notices.c.state == "pending")
+    connection.execute(update(notices).where(mine).values(**values))
 
 
 def put_off(connection: Connection, notice: Notice, not_before: float, *, dead: bool, why: str) -> None:

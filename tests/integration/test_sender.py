@@ -179,6 +179,37 @@ async def test_secrets_are_masked_in_what_people_read(post: Post) -> None:
     assert "***" in post.feishu.received[0].text.replace("&#42;", "*")
 
 
+async def test_a_notice_that_breaks_does_not_hold_the_others_back(post: Post) -> None:
+    async def broken(notice: Notice) -> Mapping[str, Any]:
+        if "number 1" in str(notice.content):
+            raise ValueError("broken")
+        return {}
+
+    post.sender._details = broken
+    await post.tell(1)
+    await post.tell(2)
+
+    async def told() -> bool:
+        return len(post.feishu.received) == 1
+
+    await eventually(told)
+    await eventually(lambda: _states(post, [("pending", 1), ("sent", 1)]))
+
+
+async def _states(post: Post, wanted: list[tuple[str, int]]) -> bool:
+    return [(row.state, row.tries) for row in await post.rows()] == wanted
+
+
+async def test_notices_of_a_removed_channel_are_given_up(post: Post) -> None:
+    await post.feishu.stop()
+    await post.tell(1)
+    notify = post.inventory.notify.model_copy(update={"channels": {}, "routes": []})
+    post.inventory = post.inventory.model_copy(update={"notify": notify})
+    post.sender.wake()
+    await eventually(post.settled)
+    assert (await post.rows())[0].answer == "the channel was removed"
+
+
 async def test_a_second_owner_of_the_record_is_refused(post: Post) -> None:
     with pytest.raises(Exception, match="another remediator uses"):
         await asyncio.to_thread(Database, f"sqlite:///{post.folder}/record.db")

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
@@ -61,6 +62,39 @@ async def test_endless_output_is_bounded(any_shell: Shell) -> None:
     assert done.status == 0
     assert len(done.stdout) <= 1024 * 1024
     assert done.stdout.endswith("xend\n")
+
+
+async def test_a_command_that_leaves_something_running_has_ended(any_shell: Shell) -> None:
+    started = time.monotonic()
+    done = await any_shell.run(["sh", "-c", "echo begun; sleep 15 &"], timeout=10)
+    assert (done.status, done.stdout) == (0, "begun\n")
+    assert time.monotonic() - started < 5
+
+
+async def test_a_command_that_hangs_does_not_end_the_others_on_its_host(shell: SshShell) -> None:
+    long = asyncio.create_task(shell.run(["sh", "-c", "sleep 12; echo done"], timeout=20))
+    # It ignores the polite end of its deadline, and its answer comes too late to be waited for.
+    await shell.run(["sh", "-c", "trap '' TERM; sleep 3; sleep 3; sleep 3; sleep 3"], timeout=0.5)
+    assert (await long).stdout == "done\n"
+
+
+async def test_a_slow_login_serves_whoever_asks_next(host: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    connect = asyncssh.connect
+
+    async def slowly(*args: Any, **options: Any) -> asyncssh.SSHClientConnection:
+        await asyncio.sleep(0.5)
+        return await connect(*args, **options)
+
+    monkeypatch.setattr(asyncssh, "connect", slowly)
+    shell = SshShell(Login("127.0.0.1", host.port, host.user, host.key_file, host.known_hosts))
+    with pytest.raises(ShellError, match="no SSH connection within"):
+        await shell.run(["true"], timeout=0.2)
+    await asyncio.sleep(0.6)
+    first = await shell.connection()
+    assert (await shell.run(["true"], timeout=5)).status == 0
+    assert await shell.connection() is first
+    await shell.close()
+    assert first.is_closed()
 
 
 async def test_one_connection_serves_many_at_once(shell: SshShell) -> None:
