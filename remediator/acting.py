@@ -53,8 +53,10 @@ class Actor:
 
     async def begin(self, group: asyncio.TaskGroup) -> None:
         """Act from now on; what a crash left half done is taken up."""
-        self._group = group
-        for action in await self._database.run(actions.running_actions):
+        async with self._claiming:  # what is claimed from now on was not left by a crash
+            left = await self._database.run(actions.running_actions)
+            self._group = group
+        for action in left:
             self._start(self._resume(action), action)
 
     async def drain(self) -> None:

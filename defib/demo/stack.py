@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 import shutil
 import socket
 import sys
@@ -17,20 +18,21 @@ from runtime.errors import StartError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "alerts"
 READY_WITHIN = 40.0
+PORTS = (12_000, 32_000)
 NEEDED = ("prometheus", "prometheus-alertmanager")
 WEBHOOK_TOKEN = "demo-webhook-token"  # noqa: S105 - on loopback, for as long as the demo lasts
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """Ports on loopback that nobody listens on now, below those that outgoing connections are given."""
+    found: list[int] = []
+    for port in random.sample(range(*PORTS), PORTS[1] - PORTS[0]):
+        if len(found) == count:
+            break
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            found.append(port)
+    return found
 
 
 class Stack:
