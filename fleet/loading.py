@@ -77,6 +77,8 @@ def _ordered(wrongs: list[Wrong], redact: Redactor) -> list[Wrong]:
 def _fill_in(document: Document) -> list[Wrong]:
     """Give every probe and control the fleet's defaults, and put the host's address in."""
     wrote, services, hosts = (document.value.get(section, {}) for section in ("defaults", "services", "hosts"))
+    models = {"probe": ProbeDefaults(), "control": ControlDefaults()}
+    own_defaults = {part: _defaults_of(model, wrote.get(part)) for part, model in models.items()}
     wrongs = []
     for name, service in services.items():
         if not isinstance(service, dict):
@@ -84,13 +86,12 @@ def _fill_in(document: Document) -> list[Wrong]:
         host = service.get("host", "")
         known = hosts.get(host) if isinstance(host, str) else None
         address = str(known.get("address", "")) if isinstance(known, dict) else "unknown.invalid"
-        for part, defaults in (("probe", ProbeDefaults()), ("control", ControlDefaults())):
+        for part, defaults in own_defaults.items():
             if isinstance(service.get(part), dict):
                 if not host and _mentions_host(service[part]):
                     wrongs.append(document.wrong(("services", name, part), "uses {host.…} but the service has no host"))
-                written = wrote.get(part)
                 own = substitute(service[part], name, str(host), address)
-                service[part] = _with_defaults(own, written if isinstance(written, dict) else {}, defaults)
+                service[part] = _with_defaults(own, *defaults)
     return wrongs
 
 
@@ -102,10 +103,15 @@ def _mentions_host(value: Any) -> bool:
     return isinstance(value, str) and ("{host.address}" in value or "{host.name}" in value)
 
 
-def _with_defaults(part: dict[str, Any], written: dict[str, Any], defaults: Part) -> dict[str, Any]:
-    known = {name: value for name, value in written.items() if name in type(defaults).model_fields}
-    filled = {**defaults.model_dump(), **known, **part}
-    if "every" in filled and "retry_every" not in {**known, **part}:
+def _defaults_of(model: Part, written: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Our defaults, and what the fleet's `defaults` say of them."""
+    said = written if isinstance(written, dict) else {}
+    return model.model_dump(), {name: value for name, value in said.items() if name in type(model).model_fields}
+
+
+def _with_defaults(part: dict[str, Any], ours: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    filled = {**ours, **written, **part}
+    if "every" in filled and "retry_every" not in {**written, **part}:
         filled["retry_every"] = _smaller(filled["every"], "30s")
     return filled
 

@@ -82,8 +82,10 @@ class Remediation(Part):
     actions_per_10m: int = Field(20, ge=1)
     storm: Storm = Storm()
 
-    def of(self, service: "Service") -> "Remediation":
-        """These settings as they hold for one service."""
+    def of(self, service: "Service | None") -> "Remediation":
+        """These settings as they hold for one service, or for one that is no longer in the inventory."""
+        if service is None:
+            return self
         own = {name: value for name, value in service.remediation if value is not None}
         return self.model_copy(update=own)
 
@@ -118,10 +120,6 @@ class Ssh(Part):
     key_file: RelativePath | None = None
     known_hosts: RelativePath = Field(default_factory=lambda: Path.home() / ".ssh" / "known_hosts")
     via: str | None = None
-
-
-class SudoPassword(Part):
-    password: SecretStr
 
 
 class Sudo(Part):

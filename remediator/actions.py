@@ -249,7 +249,7 @@ def action_ended(
 
 def _told(connection: Connection, action: Claim, inventory: Inventory) -> dict[str, Any]:
     service = inventory.services.get(action.service)
-    rules = inventory.remediation.of(service) if service else inventory.remediation
+    rules = inventory.remediation.of(service)
     past = past_of(connection, action.service, action.incident_id or 0, rules.window)
     return {
         "service": action.service,

@@ -136,7 +136,7 @@ class Engine:
         await self._keep(incident, service_id, decision)
         if decision.verb == "nothing":
             return await self._settle(incident, service_id, service, situation)
-        return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
+        return _pause(decision)
 
     async def _keep(self, incident: int, service: str, decision: Decision) -> None:
         if await self._database.run(incidents.decided, incident, decision, time.time()):
@@ -149,12 +149,12 @@ class Engine:
     async def _decision(self, incident: int, service_id: str, service: Service | None) -> tuple[Decision, Situation]:
         """What to do by what the exporter last saw; only *act* is worth a fresh probe."""
         situation = await self._situation(incident, service_id, service)
-        rules = self.inventory.remediation.of(service) if service else self.inventory.remediation
+        rules = self.inventory.remediation.of(service)
         return decide(service, rules, situation), situation
 
     async def _situation(self, incident: int, service_id: str, service: Service | None) -> Situation:
         everything = await self._listing()
-        rules = self.inventory.remediation.of(service) if service else self.inventory.remediation
+        rules = self.inventory.remediation.of(service)
         known = everything or {}
         groups = {
             name: host.group if (host := self.inventory.host_of(each)) else ""
@@ -225,12 +225,12 @@ class Engine:
                 return DECIDE_AGAIN
             return 1.0  # the record moved on meanwhile: decide again by what it says now
         await self._keep(incident, service.id, decision)
-        return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
+        return _pause(decision)
 
     async def _settle(self, incident: int, service_id: str, service: Service | None, situation: Situation) -> float:
         """No alert fires any more: close the incident once the exporter has said `up` for `hold`."""
         now = time.time()
-        rules = self.inventory.remediation.of(service) if service else self.inventory.remediation
+        rules = self.inventory.remediation.of(service)
         seen = situation.observed
         if seen is not None and seen.up and seen.since is not None:
             left = seen.since + rules.hold - now
@@ -278,3 +278,8 @@ class Engine:
             name for name, each in services.items() if each.up and each.since is not None and now - each.since > LONG_UP
         }
         return await self._database.run(intake.presume_over, up, now - LONG_UP, self.inventory, now)
+
+
+def _pause(decision: Decision) -> float:
+    """Seconds after which to decide again."""
+    return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN
