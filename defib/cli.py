@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from defib import check, control, probe
+from defib import check, control, doctor, host, probe
 from defib.demo import demo
 from defib.kinds import KINDS
 from fleet.loading import Loaded, directory, load
@@ -97,6 +97,15 @@ def parser() -> argparse.ArgumentParser:
     controlling.add_argument("verb", choices=["status", "start", "stop", "restart", "logs"])
     controlling.add_argument("--direct", action="store_true", help="go to the host itself: no locks, no record")
 
+    hosting = command("host", _host, "make a host ready: print the script for its administrator, or run it")
+    hosting.add_argument("verb", choices=["setup"])
+    hosting.add_argument("host", metavar="HOST")
+    hosting.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help="where logins may come from")
+    hosting.add_argument("--apply", metavar="USER", help="run it there, as `ssh USER@HOST sudo sh`")
+
+    examining = command("doctor", _doctor, "check what the hosts need, and say what to mend")
+    examining.add_argument("hosts", metavar="HOST", nargs="*")
+
     showing = commands.add_parser(
         "demo", help="the whole loop on this machine", description="The whole loop, on this machine."
     )
@@ -152,6 +161,14 @@ def _control(options: argparse.Namespace) -> int:
     program: Program = "remediator" if options.direct else "client"
     run = control.direct if options.direct else control.through_remediator
     return uvloop.run(run(_loader(options, program), options.service, options.verb))
+
+
+def _host(options: argparse.Namespace) -> int:
+    return host.setup(_loader(options), options.host, sources=options.sources, apply=options.apply)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    return uvloop.run(doctor.doctor(_loader(options, "exporter", "remediator"), options.hosts))
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -4,17 +4,17 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from exporter.probing import probe as probe_once
-from exporter.results import Result
+from exporter.probing import probe_alone
+from exporter.results import Result, sayable
 from fleet.loading import Loaded
 from fleet.model import Service
-from fleet.shells.pool import Shells
 from runtime import logs
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 from runtime.times import rfc3339
 
 UP, DOWN, CANNOT_TELL = 0, 1, 2
+SHOWN = 1000  # characters of each piece of evidence
 NOTHING_SEEN = ("shell", "error")  # reasons that say nothing of the service itself
 
 
@@ -24,12 +24,8 @@ async def probe(load: Callable[[], Loaded], name: str, *, as_json: bool) -> int:
     service = named(loaded, name)
     redact = Redactor(loaded.secrets)
     logs.configure(redact)
-    shells = Shells(loaded.inventory.hosts)
-    try:
-        result = await probe_once(service, lambda: shells.of(service.host), redact)
-    finally:
-        await shells.close()
-    told = redact.within(_told(service, result))
+    result = await probe_alone(service, loaded.inventory.hosts, redact)
+    told = result.seen.redact.within(_told(service, result))
     print(json.dumps(told, ensure_ascii=False) if as_json else _as_text(told))
     if result.success:
         return UP
@@ -54,26 +50,35 @@ def _told(service: Service, result: Result) -> dict[str, Any]:
         "duration_seconds": result.duration,
         "phases": seen.phases,
         "started_at": rfc3339(result.started_at),
-        **({"http_status": seen.status_code} if seen.status_code else {}),
-        **({"certificate_expires": rfc3339(seen.certificate_expiry)} if seen.certificate_expiry else {}),
-        "evidence": {key: _readable(value) for key, value in seen.evidence.items()},
+        "measured": {name: rfc3339(value) if "timestamp" in name else value for name, value in seen.gauges.items()},
+        **({"tls": dict(zip(("issuer", "version"), seen.tls, strict=True))} if seen.tls else {}),
+        **({"components": seen.components} if seen.components else {}),
+        "evidence": {key: _readable(value, seen.redact) for key, value in seen.evidence.items()},
     }
 
 
-def _readable(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    return [list(item) for item in value] if isinstance(value, list) else value
+def _readable(value: Any, redact: Redactor) -> Any:
+    """Evidence as text, masked before it is cut."""
+    if isinstance(value, list):
+        return [_readable(list(item) if isinstance(item, tuple) else item, redact) for item in value]
+    if isinstance(value, int | float):
+        return value
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return sayable(redact(text))[:SHOWN]
 
 
 def _as_text(told: dict[str, Any]) -> str:
     verdict = "up" if told["success"] else f"down ({told['reason']}): {told['message']}"
     lines = [f"{told['service']} is {verdict}", f"  {'took':<12}{told['duration_seconds'] * 1000:.1f} ms"]
     lines += [f"  {phase:<12}{seconds * 1000:.1f} ms" for phase, seconds in told["phases"].items()]
-    lines += [f"  {key:<12}{told[key]}" for key in ("http_status", "certificate_expires") if key in told]
+    lines += [f"  {name}  {value}" for name, value in told["measured"].items()]
+    lines += [f"  {name:<12}{value}" for name, value in told.get("tls", {}).items()]
+    lines += [f"  component   {name}: {'up' if up else 'down'}" for name, up in told.get("components", {}).items()]
     for key, value in told["evidence"].items():
         if key == "headers":
             lines += ["  headers", *(f"    {name}: {text}" for name, text in value)]
+        elif isinstance(value, list):
+            lines += [f"  {key}", *(f"    {item}" for item in value)]
         else:
             lines.append(f"  {key:<12}{value}")
     return "\n".join(lines)

@@ -25,6 +25,11 @@ done
 # The wrapper that gives an unprivileged sshd its own account is a library, so PATH does not find it.
 wrapper=$(ls "$folder"/root/usr/lib/*/libnss_wrapper.so /usr/lib/*/libnss_wrapper.so 2>/dev/null | head -n 1)
 [ -n "$wrapper" ] || missing="$missing libnss_wrapper.so"
+if [ "${2:-demo}" = test ]; then
+    packages="$packages systemd libsystemd-shared sudo"
+    [ -x /usr/bin/sudo ] || [ -x "$folder/root/usr/bin/sudo" ] || missing="$missing sudo"
+    [ -x /lib/systemd/systemd ] || [ -x "$folder/root/lib/systemd/systemd" ] || missing="$missing systemd"
+fi
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1 || ! command -v dpkg-deb >/dev/null 2>&1; then

@@ -1,7 +1,9 @@
 """The exporter over HTTP: `/metrics`, the services, probe-now, reload."""
 
 import asyncio
-import gzip
+import itertools
+import json
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,12 +19,14 @@ from fleet.documents import ConfigurationError
 from runtime.times import rfc3339
 from runtime.web import Needs, Problem, add_route
 
+TOLD_AT_ONCE = 200  # services
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def add_routes(app: web.Application, watcher: Watcher, metrics: Metrics, reload: Callable[[], Awaitable[None]]) -> None:
     api = _Api(watcher, metrics, reload)
     add_route(app, "GET", "/metrics", api.metrics, Needs.READER)
+    add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Needs.READER)
     add_route(app, "GET", "/api/v1/services", api.services, Needs.READER)
     add_route(app, "GET", "/api/v1/services/{id}", api.service, Needs.READER)
     add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, Needs.TOKEN)
@@ -33,21 +37,53 @@ class _Api:
     def __init__(self, watcher: Watcher, metrics: Metrics, reload: Callable[[], Awaitable[None]]) -> None:
         self._watcher, self._metrics, self._reload = watcher, metrics, reload
 
-    async def metrics(self, request: web.Request) -> web.Response:
+    async def metrics(self, request: web.Request) -> web.StreamResponse:
         openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
         connections = self._watcher.ssh_connections()
         for state in ("connecting", "connected"):
             self._metrics.ssh_connections.labels(state).set(connections.get(state, 0))
         own = generate_openmetrics if openmetrics else generate_latest
-        body = self._watcher.page.render(openmetrics=openmetrics).encode() + own(self._metrics.registry)
         headers = {"Content-Type": OPENMETRICS if openmetrics else TEXT, "Vary": "Accept, Accept-Encoding"}
+        compressor = None
         if "gzip" in request.headers.get("Accept-Encoding", ""):
-            body = await asyncio.to_thread(gzip.compress, body, 1)
+            compressor = zlib.compressobj(level=1, wbits=31)
             headers["Content-Encoding"] = "gzip"
-        return web.Response(body=body, headers=headers)
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        # Piece by piece: of 10,000 services it is many megabytes, and the probes must not wait for them.
+        for chunk in itertools.chain(
+            self._watcher.page.chunks(openmetrics=openmetrics), map(own, [self._metrics.registry])
+        ):
+            await response.write(await asyncio.to_thread(compressor.compress, chunk) if compressor else chunk)
+            await asyncio.sleep(0)
+        if compressor:
+            await response.write(compressor.flush())
+        await response.write_eof()
+        return response
 
-    async def services(self, _request: web.Request) -> web.Response:
-        return web.json_response({"services": [summary(watch) for watch in self._watcher.watches.values()]})
+    async def node_exporters(self, _request: web.Request) -> web.Response:
+        """Every host, as Prometheus' HTTP service discovery wants it."""
+        groups = [
+            {
+                "targets": [f"[{host.address}]:9100" if ":" in host.address else f"{host.address}:9100"],
+                "labels": {**host.labels, "host": host.name, "group": host.group},
+            }
+            for host in self._watcher.hosts.values()
+        ]
+        return web.json_response(groups)
+
+    async def services(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+        await response.prepare(request)
+        await response.write(b'{"services": [')
+        watches = list(self._watcher.watches.values())
+        for start in range(0, len(watches), TOLD_AT_ONCE):
+            told = ", ".join(json.dumps(summary(watch)) for watch in watches[start : start + TOLD_AT_ONCE])
+            await response.write(f"{', ' if start else ''}{told}".encode())
+            await asyncio.sleep(0)
+        await response.write(b"]}")
+        await response.write_eof()
+        return response
 
     async def service(self, request: web.Request) -> web.Response:
         watch = self._watch(request)

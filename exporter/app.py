@@ -1,6 +1,7 @@
 """The exporter as a program: load, watch, serve, reload, stop."""
 
 import asyncio
+import gc
 import os
 import resource
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import structlog
 
 from exporter.api import add_routes
 from exporter.metrics import Metrics
-from exporter.probes.connecting import tls_context
+from exporter.peers.connecting import tls_context
 from exporter.watch import Watcher
 from fleet.loading import Loaded
 from runtime.lifecycle import Listen, serve
@@ -34,6 +35,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
 
     async def start() -> None:
         await watcher.apply(loaded.inventory)
+        _settle()
         metrics.reloaded(successful=True)
         started.set()
 
@@ -49,6 +51,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
             access.token = fresh.inventory.exporter.token
             tls_context.cache_clear()  # certificate files may have been renewed
             await watcher.apply(fresh.inventory)
+            _settle()
             metrics.reloaded(successful=True)
             log.info("reloaded", services=len(watcher.watches))
 
@@ -56,6 +59,13 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
     await serve(
         "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=watcher.close
     )
+
+
+def _settle() -> None:
+    """Have the collector pass over what stays: to look through 10,000 services each time holds up their probes."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _room_for_probes() -> int:

@@ -1,8 +1,10 @@
 """The pre-rendered part of `/metrics`: lines change when a result does, not at each scrape."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
+
+CHUNK = 2000  # services, or hosts, of one family
 
 
 @dataclass(frozen=True)
@@ -24,26 +26,29 @@ class Page:
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = {family.name: family for family in families}
         self._lines: dict[str, dict[str, str]] = {name: {} for name in self._families}
+        self._names: dict[str, set[str]] = {}  # the families that a key has lines of
 
     def put(self, key: str, lines: Mapping[str, str]) -> None:
         """Replace all lines of `key` by `lines`, whole lines by family name."""
-        for name, of_family in self._lines.items():
-            text = lines.get(name)
-            if text:
-                of_family[key] = text
-            else:
-                of_family.pop(key, None)
+        there = {name for name, text in lines.items() if text and name in self._lines}
+        for name in self._names.get(key, there) - there:
+            del self._lines[name][key]
+        for name in there:
+            self._lines[name][key] = lines[name]
+        self._names[key] = there
 
     def drop(self, key: str) -> None:
-        for of_family in self._lines.values():
-            of_family.pop(key, None)
+        for name in self._names.pop(key, ()):
+            del self._lines[name][key]
 
-    def render(self, *, openmetrics: bool = False) -> str:
-        return "".join(
-            family.header(openmetrics=openmetrics) + "".join(self._lines[name].values())
-            for name, family in self._families.items()
-            if self._lines[name]
-        )
+    def chunks(self, *, openmetrics: bool = False) -> Iterator[bytes]:
+        """The page in pieces, none of which takes long; it may change between two of them, whole lines at a time."""
+        for name, family in self._families.items():
+            texts = list(self._lines[name].values())
+            if texts:
+                yield family.header(openmetrics=openmetrics).encode()
+            for start in range(0, len(texts), CHUNK):
+                yield "".join(texts[start : start + CHUNK]).encode("utf-8", "replace")
 
 
 def labels(pairs: Mapping[str, str]) -> str:

@@ -2,21 +2,25 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping
 
-import structlog
-
+from exporter.means import Means
 from exporter.probes import PROBES
-from exporter.results import ProbeFailure, Reason, Result, Seen
-from fleet.model import Service
+from exporter.readings import Readings, wanted_by_host
+from exporter.results import ProbeFailure, Reason, Result, Seen, sayable
+from fleet.model import Host, Service
+from fleet.readings import Reading
 from fleet.shells import Shell
+from fleet.shells.pool import Shells
 from runtime.redaction import Redactor
 
 MESSAGE_LIMIT = 500
-log = structlog.get_logger()
 
 
-async def probe(service: Service, shell: Callable[[], Shell], redact: Redactor) -> Result:
+async def probe(
+    service: Service, shell: Callable[[], Shell], reading: Callable[[], Reading], redact: Redactor
+) -> Result:
     """Probe `service` once; every failure is a Result, with no secret in its message."""
     kind = PROBES[service.probe.kind]
     seen = Seen(redact=redact)
@@ -24,20 +28,37 @@ async def probe(service: Service, shell: Callable[[], Shell], redact: Redactor) 
     reason: Reason | None = None
     message = ""
     timeout = service.probe.timeout
+    means = Means(service.id, service.host, timeout, shell, reading)
     try:
         async with asyncio.timeout(timeout):
-            await kind.probe(service.probe.options, timeout, seen, shell)
+            await kind.probe(service.probe.options, means, seen)
     except ProbeFailure as failure:
         reason, message = failure.reason, failure.message
     except TimeoutError:
         late = seen.overdue or ProbeFailure("timeout", f"no answer within {timeout:g} s{_how_far(seen)}")
         reason, message = late.reason, late.message
-    except Exception as error:  # one broken probe must not end the others
-        log.exception("probe broke", service=service.id)
+    except Exception as error:  # noqa: BLE001 - one broken probe must not end the others; its traceback is logged
+        seen.evidence["traceback"] = traceback.format_exc()
         reason, message = "error", f"the probe itself failed: {type(error).__name__}"
     duration = time.perf_counter() - started
-    line = redact(" ".join(message.split()))[:MESSAGE_LIMIT]
+    if seen.began is not None:
+        started_at = min(started_at, seen.began)
+    line = sayable(seen.redact(" ".join(message.split())))[:MESSAGE_LIMIT]
     return Result(reason is None, reason, line, started_at, duration, seen)
+
+
+async def probe_alone(service: Service, hosts: Mapping[str, Host], redact: Redactor) -> Result:
+    """Probe `service` once, with shells and readings of its own."""
+    shells = Shells(hosts)
+    readings = Readings(shells)
+    readings.want(wanted_by_host([service]))
+    try:
+        return await probe(
+            service, lambda: shells.of(service.host), lambda: readings.of(service.host, since=0.0), redact
+        )
+    finally:
+        await readings.close()
+        await shells.close()
 
 
 def _how_far(seen: Seen) -> str:

@@ -1,8 +1,9 @@
 """What a probe found."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from runtime.redaction import Redactor
 
 Reason = Literal[
     "resolve", "connect", "timeout", "tls", "status", "body", "header", "json",
@@ -19,19 +20,31 @@ class ProbeFailure(Exception):  # noqa: N818 - the vocabulary's word: a probe gi
         self.message = message
 
 
+def sayable(text: str) -> str:
+    """`text` without what no encoding has: JSON may hold half a character."""
+    return text.encode("utf-8", "replace").decode()
+
+
 @dataclass(slots=True)
 class Seen:
     """What a probe notes while it runs, so that a failure half-way still tells how far it came.
 
-    `phases` are seconds by name, in order; `evidence` is for people (`defib probe`), never for labels.
+    `phases` are seconds by name, in order; `gauges` are values by metric; `evidence` is for people (`defib probe`),
+    never for labels.
     """
 
     phases: dict[str, float] = field(default_factory=dict)
-    status_code: int | None = None
-    certificate_expiry: float | None = None  # Unix time
+    gauges: dict[str, float] = field(default_factory=dict)
+    tls: tuple[str, str] | None = None  # the certificate's issuer and the protocol's version
+    components: dict[str, bool] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
-    redact: Callable[[str], str] = str
+    redact: Redactor = field(default_factory=Redactor)
     overdue: ProbeFailure | None = None  # what to tell at the deadline instead of a bare timeout
+    began: float | None = None  # Unix time of what the result rests on, where that is older than the probe
+
+    def phase(self, name: str, seconds: float) -> None:
+        """Note a phase; one that happens again, after a redirect, takes its time again."""
+        self.phases[name] = self.phases.get(name, 0.0) + seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,14 @@ class Schedule:
     retry_every: float
 
     @classmethod
-    def starting(cls, service: str, now: float, every: float, retry_every: float) -> "Schedule":
-        return cls(now + phase_of(service) * min(every, FIRST_WITHIN), every, retry_every)
+    def of(cls, key: str, every: float, retry_every: float) -> "Schedule":
+        """The schedule of all that share a key: the same whenever they were added, and after a restart."""
+        return cls(phase_of(key) * every, every, retry_every)
+
+    def first(self, now: float) -> float:
+        """When to begin at `now`, or to begin again after time was lost: its own time, but within a minute."""
+        turns = (now - self.anchor) // self.every + 1
+        return min(self.anchor + turns * self.every, now + self.anchor / self.every * FIRST_WITHIN)
 
     def following(self, due: float, now: float, *, settled: bool) -> tuple[float, int]:
         """When the next probe is due after the one of `due` ended at `now`, and how many were missed meanwhile.

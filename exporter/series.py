@@ -8,6 +8,16 @@ from exporter.results import Reason, Result
 from exporter.state import State
 from fleet.model import Host, Service
 
+# What only some kinds of probes measure; absent where the last probe did not.
+_MEASURED = {
+    "service_http_status_code": "Status of the last HTTP answer.",
+    "service_http_redirects": "Redirects that the last probe followed.",
+    "service_tls_certificate_expiry_timestamp_seconds": "When the certificate that was served last expires.",
+    "service_tls_certificate_not_before_timestamp_seconds": "From when the certificate that was served last is valid.",
+    "service_tls_chain_expiry_timestamp_seconds": "When the first certificate of the chain served last expires.",
+    "service_llm_first_token_seconds": "From the request to the first token of the last completion.",
+    "service_llm_tokens_per_second": "Tokens per second of the last completion.",
+}
 FAMILIES = (
     Family("service_up", "gauge", "Whether the service is up, debounced; absent until first decided."),
     Family("service_probe_success", "gauge", "Whether the last probe succeeded."),
@@ -21,12 +31,9 @@ FAMILIES = (
     Family("service_last_success_timestamp_seconds", "gauge", "When the last successful probe ended."),
     Family("service_last_change_timestamp_seconds", "gauge", "When service_up was decided or changed."),
     Family("service_probe_interval_seconds", "gauge", "The configured interval between probes."),
-    Family("service_http_status_code", "gauge", "Status of the last HTTP answer."),
-    Family(
-        "service_tls_certificate_expiry_timestamp_seconds",
-        "gauge",
-        "When the certificate that was served last expires.",
-    ),
+    *(Family(name, "gauge", help_) for name, help_ in _MEASURED.items()),
+    Family("service_tls_info", "gauge", "Issuer of the certificate served last, and the protocol's version; always 1."),
+    Family("service_component_up", "gauge", "Whether each part that the last status page told of is up."),
     Family("service_info", "gauge", "What the inventory says of the service; always 1."),
     Family("host_info", "gauge", "What the inventory says of the host; always 1."),
 )
@@ -81,11 +88,19 @@ class ServiceSeries:
                 "service_last_probe_timestamp_seconds": line(
                     "service_last_probe_timestamp_seconds", last.started_at + last.duration
                 ),
-                "service_http_status_code": line("service_http_status_code", seen.status_code),
-                "service_tls_certificate_expiry_timestamp_seconds": line(
-                    "service_tls_certificate_expiry_timestamp_seconds", seen.certificate_expiry
-                ),
             }
+            for name, value in seen.gauges.items():
+                lines[name] = line(name, value)
+            if seen.tls is not None:
+                issuer, version = seen.tls
+                lines["service_tls_info"] = (
+                    f"service_tls_info{{{self._own},{labels({'issuer': issuer, 'version': version})}}} 1\n"
+                )
+            if seen.components:
+                lines["service_component_up"] = "".join(
+                    f"service_component_up{{{self._own},{labels({'component': name})}}} {int(up)}\n"
+                    for name, up in seen.components.items()
+                )
         return lines
 
 

@@ -58,6 +58,8 @@ def _hint(name: str, known: tuple[str, ...]) -> str:
 
 def _hosts(document: Document, hosts: Mapping[str, Raw]) -> Iterator[Wrong]:
     for name, host in hosts.items():
+        if host.get("collect"):
+            yield from _shell(document, ("hosts", name, "collect"), hosts, name)
         for key in ("ssh", "control_ssh"):
             ssh = host.get(key)
             if isinstance(ssh, dict) and isinstance(ssh.get("via"), str):
@@ -78,8 +80,28 @@ def _services(
             yield from _unknown(document, ("services", name, "depends_on", index), other, services, "service")
         for part, table in (("probe", kinds.probes), ("control", kinds.controls)):
             for kind in service[part] if isinstance(service.get(part), dict) else ():
+                where = ("services", name, part, kind)
                 if getattr(table.get(kind), "needs_host", False):
-                    yield from _shell(document, ("services", name, part, kind), hosts, host)
+                    yield from _shell(document, where, hosts, host)
+                if part == "control" and getattr(table.get(kind), "needs_host", False):
+                    yield from _own_key(document, where, host, hosts.get(str(host), {}))
+                if getattr(table.get(kind), "needs_plain_shell", False) and _is_wrapped(hosts.get(str(host), {})):
+                    yield document.wrong(where, f"{host} takes no commands but its wrapper's (ssh.wrapper)")
+
+
+def _own_key(document: Document, where: Location, name: Any, host: Raw) -> Iterator[Wrong]:
+    """A key that only runs the wrapper controls nothing."""
+    ssh, control = host.get("ssh"), host.get("control_ssh")
+    own = control.get("key_file") if isinstance(control, dict) else None
+    if _is_wrapped(host) and isinstance(ssh, dict) and own in (None, ssh.get("key_file")):
+        yield document.wrong(
+            where, f"{name} needs `control_ssh: {{key_file: …}}`: its ssh.key_file only runs the wrapper"
+        )
+
+
+def _is_wrapped(host: Raw) -> bool:
+    ssh = host.get("ssh")
+    return isinstance(ssh, dict) and ssh.get("wrapper") is True
 
 
 def _shell(document: Document, where: Location, hosts: Mapping[str, Raw], host: Any) -> Iterator[Wrong]:

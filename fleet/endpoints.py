@@ -84,6 +84,8 @@ def check_url(url: str) -> str:
         good = False
     if good and "@" in urlsplit(url).netloc:
         raise ValueError("holds credentials: write them as `auth:`")
+    if good and "{" in urlsplit(url).netloc:
+        raise ValueError("holds braces that stand for nothing (there are {host.address}, {host.name} and {service})")
     if not good or any(character <= " " or character == "\x7f" for character in url):
         raise ValueError("is not a URL (write http://host:port/path)")
     return url
@@ -115,7 +117,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 class Basic(Part):
-    username: str
+    username: Annotated[str, Field(pattern=r"^[^:]*$")]
     password: SecretStr
 
     @property
@@ -125,9 +127,20 @@ class Basic(Part):
 
 
 class Auth(OneOf):
-    choices = ("basic", "bearer")
+    choices: ClassVar[tuple[str, ...]] = ("basic", "bearer")
     basic: Basic | None = None
-    bearer: SecretStr | None = None
+    bearer: Token | None = None
+
+
+def _server_name(name: str) -> str:
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        raise ValueError("is not the name of a server") from None
+    return name
+
+
+ServerName = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_server_name)]
 
 
 class Tls(Part):
@@ -135,7 +148,7 @@ class Tls(Part):
     ca_file: ExistingFile | None = None
     cert_file: ExistingFile | None = None
     key_file: ExistingFile | None = None
-    server_name: str | None = None
+    server_name: ServerName | None = None
 
 
 class Endpoint(Part):

@@ -130,8 +130,10 @@ def _explain(document: Document, model: type[BaseModel], error: Mapping[str, Any
         return document.wrong(location, f"unknown key{_nearest(model, location)}")
     if kind == "missing":
         return document.wrong(location, "is missing")
-    if "[key]" in error["loc"]:
-        pattern = error.get("ctx", {}).get("pattern", "")
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return document.wrong(location, "must be a map")
+    if "[key]" in error["loc"] and "pattern" in error.get("ctx", {}):
+        pattern = error["ctx"]["pattern"]
         return document.wrong(location, f"is not a name that may stand here (it must match {pattern})")
     message = error["msg"].removeprefix("Value error, ")
     return document.wrong(location, message[:1].lower() + message[1:])

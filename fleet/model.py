@@ -28,6 +28,11 @@ class Kinds:
     probes: Mapping[str, type[Part]] = field(default_factory=dict)
     controls: Mapping[str, type[Part]] = field(default_factory=dict)
     channels: Mapping[str, type[Part]] = field(default_factory=dict)
+    collectors: Mapping[str, type[Part]] = field(default_factory=dict)
+
+
+class Collect(Part):
+    """What is read of a host regularly; each kind's options stand under its key."""
 
 
 class Probe(OneOf):
@@ -120,6 +125,7 @@ class Ssh(Part):
     key_file: RelativePath | None = None
     known_hosts: RelativePath = Field(default_factory=lambda: Path.home() / ".ssh" / "known_hosts")
     via: str | None = None
+    wrapper: bool = False
 
 
 class Sudo(Part):
@@ -147,6 +153,7 @@ class Host(Part):
     ssh: Ssh | None = None
     control_ssh: Ssh | None = None
     sudo: Sudo = Sudo()
+    collect: Collect = Collect()
     labels: dict[Annotated[str, Field(pattern=LABEL_NAME)], str] = Field(default_factory=dict)
     _name: str = ""
 
@@ -287,12 +294,16 @@ def inventory_model(kinds: Kinds) -> type[Inventory]:
     probe: Any = _one_of("Probe", Probe, kinds.probes)
     control: Any = _one_of("Control", Control, kinds.controls)
     channel: Any = _one_of("Channel", Channel, kinds.channels)
+    collected: dict[str, Any] = {name: (options | None, None) for name, options in kinds.collectors.items()}
+    collect: Any = create_model("Collect", __base__=Collect, **collected)
+    host: Any = create_model("Host", __base__=Host, collect=(collect, Field(default_factory=collect)))
     service: Any = create_model("Service", __base__=Service, probe=(probe, ...), control=(control | None, None))
     channels: Any = (dict[Identifier, channel], Field(default_factory=dict))
     notify: Any = create_model("Notify", __base__=Notify, channels=channels)
     services: Any = (dict[Identifier, service], Field(default_factory=dict))
     wanted = Field(default_factory=notify)
-    return create_model("Inventory", __base__=Inventory, notify=(notify, wanted), services=services)
+    hosts: Any = (dict[Identifier, host], Field(default_factory=dict))
+    return create_model("Inventory", __base__=Inventory, notify=(notify, wanted), services=services, hosts=hosts)
 
 
 def _one_of(name: str, base: type[OneOf], kinds: Mapping[str, type[Part]]) -> type[OneOf]:

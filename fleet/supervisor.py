@@ -1,9 +1,12 @@
 """What we know of supervisor: argv, and how its answers read."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator
+
+from fleet.readings import Section
 
 
 def _program(name: str) -> str:
@@ -43,3 +46,48 @@ def is_running(output: str) -> bool:
     """Whether `status` says that the program runs; STARTING and BACKOFF do not."""
     words = output.split()
     return len(words) > 1 and words[1] == "RUNNING"
+
+
+SECTION = "supervisor"
+SCRIPT = """
+for config; do
+    echo "config: $config"
+    case $config in -) supervisorctl status ;; *) supervisorctl -c "$config" status ;; esac
+    case $? in 0 | 3) ;; *) echo "failed: $?" ;; esac
+done
+"""
+
+
+def named(config: Path | None) -> str:
+    """What stands for a supervisord: its configuration, or `-` for the one that supervisorctl finds itself."""
+    return str(config or "-")
+
+
+def reading(config: Path | None) -> Section:
+    """All programs of a supervisord; several are one section."""
+    return Section(SECTION, SCRIPT, (named(config),), rank=1)
+
+
+@dataclass(slots=True)
+class Told:
+    """What one supervisord told: state and description of its programs by name, or why nothing."""
+
+    programs: dict[str, tuple[str, str]] = field(default_factory=dict)
+    failed: str = ""
+
+
+def told(output: str) -> dict[str, Told]:
+    """What each supervisord told, by configuration file, from what a reading printed."""
+    found: dict[str, Told] = {}
+    here, last = Told(), ""
+    for line in output.splitlines():
+        if line.startswith("config: "):
+            here = found[line.removeprefix("config: ")] = Told()
+        elif line.startswith("failed: "):
+            here.failed = last or f"supervisorctl ended with status {line.removeprefix('failed: ')}"
+        else:
+            name, state, description = (*line.split(None, 2), "", "", "")[:3]
+            if state.isupper():
+                here.programs[name] = (state, description)
+            last = line.strip()
+    return found

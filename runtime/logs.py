@@ -37,9 +37,20 @@ def configure(redactor: Redactor, stream: TextIO | None = None, level: int = log
         cache_logger_on_first_use=False,
     )
     # Libraries speak through the standard library: only what is worth waking up for.
-    logging.basicConfig(stream=stream, level=logging.WARNING, format="%(levelname)s %(name)s %(message)s", force=True)
+    logging.basicConfig(handlers=[_Forwarding()], level=logging.WARNING, force=True)
+    # A handshake that fails is a result of ours, not an error of our program.
+    logging.getLogger("asyncio").addFilter(lambda record: "SSL handshake failed" not in record.getMessage())
     logging.getLogger("asyncssh").setLevel(logging.ERROR)
     logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # our middleware logs what handlers raise
+
+
+class _Forwarding(logging.Handler):
+    """Has the standard library's records told as our own are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else None
+        more = {"exception": trace} if trace else {}
+        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), logger=record.name, **more)
 
 
 class _Lasting:

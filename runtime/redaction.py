@@ -28,6 +28,10 @@ class Redactor:
                 text = text.replace(secret, MASK)
         return text
 
+    def also(self, secret: str) -> "Redactor":
+        """One that masks this secret too."""
+        return Redactor([*self._secrets, secret])
+
     def within(self, value: Any) -> Any:
         """The same maps and lists with every text in them masked."""
         if isinstance(value, str):

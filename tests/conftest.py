@@ -1,8 +1,10 @@
 """What every test may use: real programs, or word that they are missing."""
 
 import asyncio
+import contextlib
 import os
 import shutil
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -13,8 +15,9 @@ from blockbuster import BlockBuster, blockbuster_ctx
 from defib.cli import have_a_name
 from defib.demo.keeper import Keeper
 from tests.docker import docker
+from tests.systemd import UNPACKED, manager, systemd
 
-__all__ = ["docker"]  # a fixture, for every test to use
+__all__ = ["docker", "systemd"]  # fixtures, for every test to use
 
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 
@@ -22,9 +25,22 @@ LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 def _missing(program: str) -> bool:
     if program == "root":
         return os.geteuid() != 0
+    if program == "sudo":
+        return not any(path.is_file() for path in (Path("/usr/bin/sudo"), UNPACKED / "usr/bin/sudo"))
+    if program == "systemd":
+        return manager() is None or os.geteuid() != 0
+    if program == "ping sockets":
+        return not _may_ping()
     if program == "dockerd":
         return shutil.which("dockerd") is None or os.geteuid() != 0
     return shutil.which(program) is None
+
+
+def _may_ping() -> bool:
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_RAW):
+        with contextlib.suppress(PermissionError), socket.socket(socket.AF_INET, kind, socket.IPPROTO_ICMP):
+            return True
+    return False
 
 
 def pytest_configure() -> None:

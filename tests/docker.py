@@ -1,5 +1,6 @@
 """A docker daemon of the tests' own."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -11,9 +12,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.cgroups import remove
+
 
 @pytest.fixture(scope="session")
 def docker() -> Iterator[None]:
+    """A docker daemon that the client finds."""
+    with running_docker():
+        yield
+
+
+@contextlib.contextmanager
+def running_docker() -> Iterator[None]:
     """Start dockerd in namespaces of its own, so that nothing of it is left whatever happens; the client finds it."""
     folder = Path(tempfile.mkdtemp(prefix="defib-docker-"))
     socket, group = folder / "docker.sock", f"/defib-{os.getpid()}"
@@ -45,9 +55,7 @@ def docker() -> Iterator[None]:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for cgroup in Path("/sys/fs/cgroup").glob(f"*{group}"):
-            for path in sorted((path for path in cgroup.rglob("*") if path.is_dir()), reverse=True):
-                path.rmdir()
-            cgroup.rmdir()
+            remove(cgroup)
         shutil.rmtree(folder, ignore_errors=True)
 
 

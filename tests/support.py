@@ -11,9 +11,12 @@ from typing import Any, TypeVar
 import yaml
 
 from defib.kinds import KINDS
+from exporter.probing import probe_alone
+from exporter.results import Result
 from fleet.documents import ConfigurationError
 from fleet.loading import PROGRAMS, Loaded, load
 from fleet.references import Program
+from runtime.redaction import Redactor
 
 T = TypeVar("T")
 
@@ -44,6 +47,16 @@ def inventory_of(folder: Path, written: Mapping[str, Any]) -> Loaded:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "defib.yaml").write_text(yaml.safe_dump(dict(written), allow_unicode=True), encoding="utf-8")
     return loaded(folder)
+
+
+async def probed(
+    folder: Path, kind: str, options: Any, timeout: str = "2s", host: Mapping[str, Any] | None = None
+) -> Result:
+    """One probe of a service on this host, or on another."""
+    service = {"host": "h", "probe": {"timeout": timeout, kind: options}}
+    hosts = {"h": host or {"address": "127.0.0.1", "shell": "local"}}
+    known = await asyncio.to_thread(inventory_of, folder, {"hosts": hosts, "services": {"it": service}})
+    return await probe_alone(known.inventory.services["it"], known.inventory.hosts, Redactor(known.secrets))
 
 
 async def eventually(look: Callable[[], Awaitable[T]], within: float = 20.0) -> T:

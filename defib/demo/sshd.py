@@ -96,6 +96,7 @@ UsePAM no
 StrictModes no
 PrintMotd no
 UseDNS no
+LogLevel VERBOSE
 SetEnv {variables}
 """
 

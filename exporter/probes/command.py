@@ -1,14 +1,14 @@
 """The `command` probe: a command on the service's host, judged by its exit status and output."""
 
-from collections.abc import Callable
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from exporter.probes.matching import excerpt, lacks, matches
+from exporter.expectations import EXAMINED, excerpt, lacks, matches
+from exporter.means import Means
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part
-from fleet.shells import Shell, ShellError
+from fleet.shells import ShellError
 from fleet.units import Patterns
 
 
@@ -18,20 +18,24 @@ class CommandExpect(Part):
     stdout_lacks: Patterns = []
 
 
+Argument = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+
+
 class CommandOptions(Part):
     needs_host: ClassVar[bool] = True
-    run: list[str] = Field(min_length=1)
+    needs_plain_shell: ClassVar[bool] = True
+    run: Annotated[list[Argument], Field(min_length=1)]
     expect: CommandExpect = CommandExpect()
 
 
-async def probe_command(options: CommandOptions, timeout: float, seen: Seen, shell: Callable[[], Shell]) -> None:
+async def probe_command(options: CommandOptions, means: Means, seen: Seen) -> None:
     try:
-        done = await shell().run(options.run, timeout=timeout)
+        done = await means.shell().run(options.run, timeout=means.timeout)
     except ShellError as error:
         raise ProbeFailure("shell", str(error)) from error
     if done.status is None:
-        raise ProbeFailure("timeout" if "within" in done.why else "shell", f"{options.run[0]}: {done.why}")
-    seen.evidence.update(exit=done.status, stdout=done.stdout[:1000], stderr=done.stderr[:1000])
+        raise ProbeFailure("timeout" if done.late else "shell", f"{options.run[0]}: {done.why}")
+    seen.evidence.update(exit=done.status, stdout=done.stdout[:EXAMINED], stderr=done.stderr[:EXAMINED])
     expect = options.expect
     if done.status != expect.exit:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()

@@ -1,13 +1,13 @@
 """How commands are run on hosts: as local processes or over SSH, alike to whoever asks."""
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from runtime.errors import DefibError
 
 KILL_AFTER = 5.0  # seconds between the polite and the impolite end of a command
+ENDED_BY_TIMEOUT = (124, 137, 143)  # exit statuses of what `timeout` ended, coreutils' and busybox's
 OUTPUT_LIMIT = 1024 * 1024
 REST_WITHIN = 1.0  # seconds for the rest of the output of a command that has ended, but left something running
 
@@ -35,54 +35,56 @@ class Completed:
     """What became of a command.
 
     `status` is its exit status, or None where that is unknown: the connection died or the deadline passed, and the
-    command may have done its work, part of it, or none. `why` then says so.
+    command may have done its work, part of it, or none. `why` then says so, and `late` whether it was the deadline.
     """
 
     status: int | None
     stdout: str
     stderr: str
     why: str = ""
+    late: bool = False
 
     @property
     def output(self) -> str:
         return "\n".join(part.strip() for part in (self.stdout, self.stderr) if part.strip())
 
 
-class Shell(Protocol):
-    """A way to run commands on one host."""
+Heard = Callable[[bytes], None]
 
-    async def run(self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"") -> Completed:
-        """Run `argv` without a shell's interpretation, for at most `timeout` seconds; raises ShellError."""
+
+class Shell(Protocol):
+    """A way to run commands on one host; `wrapped` is one that only takes what a wrapper on the host knows."""
+
+    @property
+    def wrapped(self) -> bool: ...
+
+    async def run(
+        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
+    ) -> Completed:
+        """Run `argv` without a shell's interpretation, for at most `timeout` seconds; raises ShellError.
+
+        `heard` is given the standard output as it comes.
+        """
 
     async def close(self) -> None:
         """Let go of whatever the shell holds."""
 
 
-class Tail:
-    """Reads a stream in a task of its own and keeps its last `limit` bytes."""
+class Kept:
+    """The last `limit` bytes of a stream; `heard` is given all of it."""
 
-    def __init__(self, stream: "Readable", limit: int = OUTPUT_LIMIT) -> None:
-        self._stream, self._limit = stream, limit
+    def __init__(self, heard: Heard | None = None, limit: int = OUTPUT_LIMIT) -> None:
+        self._heard, self._limit = heard, limit
         self._kept = bytearray()
-        self.task = asyncio.create_task(self._read())
 
-    async def _read(self) -> None:
-        while chunk := await self._stream.read(65536):
-            self._kept += chunk
-            if len(self._kept) > 2 * self._limit:
-                del self._kept[: -self._limit]
+    def add(self, chunk: bytes) -> None:
+        if self._heard is not None:
+            self._heard(chunk)
+        self._kept += chunk
+        if len(self._kept) > 2 * self._limit:
+            del self._kept[: -self._limit]
 
     @property
     def text(self) -> str:
         """What came so far."""
         return bytes(self._kept[-self._limit :]).decode("utf-8", "replace")
-
-
-class Readable(Protocol):
-    async def read(self, n: int) -> bytes: ...
-
-
-async def cancelled(*tails: Tail) -> None:
-    for tail in tails:
-        tail.task.cancel()
-    await asyncio.gather(*(tail.task for tail in tails), return_exceptions=True)

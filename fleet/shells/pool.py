@@ -32,9 +32,11 @@ class Shells:
 
     def _make(self, host: Host) -> Shell:
         if host.shell == "local":
-            return LocalShell()
+            return LocalShell(looking=not self._control)
         ssh = host.ssh_for(control=self._control)
-        login = Login(host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts)
+        login = Login(
+            host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts, ssh.wrapper and not self._control
+        )
         return SshShell(login, self._tunnel(ssh.via) if ssh.via else None)
 
     def _tunnel(self, via: str) -> Callable[[], Awaitable[asyncssh.SSHClientConnection]]:

@@ -2,9 +2,16 @@
 
 import sys
 
-from tests.bench import loop, probes
+from tests.bench import collect, hosts, loop, probes, scale, scrape
 
-BENCHES = {"probes": probes.run, "loop": loop.run}
+BENCHES = {
+    "probes": probes.run,
+    "scale": scale.run,
+    "scrape": scrape.run,
+    "hosts": hosts.run,
+    "collect": collect.run,
+    "loop": loop.run,
+}
 
 
 def main() -> int:

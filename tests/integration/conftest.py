@@ -2,8 +2,10 @@
 
 import asyncio
 import os
+import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from defib.demo import sshd
+from defib.demo import service, sshd
 from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
 from fleet.shells.ssh import Login, SshShell
+from tests.integration.peers import raw_server
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Serve = Callable[[Handler], Awaitable[int]]
@@ -41,24 +44,12 @@ async def shell(host: Sshd) -> AsyncIterator[SshShell]:
 @pytest.fixture
 async def serve() -> AsyncIterator[Serve]:
     """Start servers made of one function; returns their port."""
-    servers: list[asyncio.Server] = []
+    async with AsyncExitStack() as stack:
 
-    async def start(handler: Handler) -> int:
-        async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            try:
-                await handler(reader, writer)
-            except (ConnectionError, asyncio.IncompleteReadError):
-                pass
-            finally:
-                writer.close()
+        async def start(handler: Handler) -> int:
+            return await stack.enter_async_context(raw_server(handler))
 
-        server = await asyncio.start_server(guarded, "127.0.0.1", 0)
-        servers.append(server)
-        return int(server.sockets[0].getsockname()[1])
-
-    yield start
-    for server in servers:
-        server.close()
+        yield start
 
 
 @pytest.fixture
@@ -79,3 +70,27 @@ def certificate(tmp_path: Path) -> Path:
         + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return path
+
+
+@pytest.fixture(scope="module")
+def container(docker: None) -> Iterator[str]:
+    """A container that sleeps, of an image of its own name."""
+    name = f"defib-test-{os.getpid()}"
+    asyncio.run(service.run_container(name, name, ["/bin/sleep", "1000"]))
+    yield name
+    subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=True)
+    subprocess.run(["docker", "image", "rm", "--force", name], capture_output=True, check=True)
+
+
+async def start_supervisord(keeper: Keeper, folder: Path, programs: str) -> Path:
+    """Start a supervisord with these programs; gives its configuration."""
+    config = folder / "supervisord.conf"
+    config.write_text(
+        f"[supervisord]\nnodaemon=true\nlogfile={folder}/supervisord.log\npidfile={folder}/supervisord.pid\n"
+        f"[unix_http_server]\nfile={folder}/supervisor.sock\n"
+        f"[supervisorctl]\nserverurl=unix://{folder}/supervisor.sock\n"
+        "[rpcinterface:supervisor]\n"
+        f"supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n{programs}"
+    )
+    await keeper.start([f"{Path(sys.executable).parent}/supervisord", "-c", str(config)], folder / "supervisord.out")
+    return config

@@ -4,7 +4,6 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,15 +24,6 @@ async def control(kind: str, verb: Verb, options: object, shell: Shell | None = 
     chosen = CONTROLS[kind]
     made = chosen.options.model_validate(options)
     return await chosen.control(verb, made, Hands(shell or LocalShell(), Sudo(), 20.0))
-
-
-@pytest.fixture
-def container(docker: None) -> Iterator[str]:
-    name = f"defib-test-{os.getpid()}"
-    asyncio.run(service.run_container(name, name, ["/bin/sleep", "1000"]))
-    yield name
-    subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=True)
-    subprocess.run(["docker", "image", "rm", "--force", name], capture_output=True, check=True)
 
 
 def started_at(container: str) -> str:
@@ -118,12 +108,14 @@ async def test_commands(tmp_path: Path) -> None:
 
 
 class LostHalfWay:
+    wrapped = False
+
     """A shell whose host goes away after the first command."""
 
     def __init__(self) -> None:
         self.ran = 0
 
-    async def run(self, argv: object, *, timeout: float, stdin: bytes = b"") -> Completed:
+    async def run(self, argv: object, *, timeout: float, stdin: bytes = b"", heard: object = None) -> Completed:
         self.ran += 1
         if self.ran > 1:
             raise ShellError("gone")

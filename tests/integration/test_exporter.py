@@ -149,6 +149,54 @@ async def test_a_bad_configuration_leaves_the_old_one_running(exporter: Exporter
     assert len((await exporter.client.get("/api/v1/services")).json()["services"]) == 3
 
 
+async def test_hosts_for_node_exporter(exporter: Exporter) -> None:
+    hosts = {
+        "gpu-01": {"address": "10.0.0.11", "group": "gpu", "labels": {"rack": "a3"}},
+        "v6": {"address": "2001:db8::1"},
+    }
+    exporter.configure({}, hosts=hosts)
+    await exporter.start()
+    answer = await exporter.client.get("/api/v1/sd/node-exporter")
+    assert answer.headers["Content-Type"].startswith("application/json")
+    assert answer.json() == [
+        {"targets": ["10.0.0.11:9100"], "labels": {"rack": "a3", "host": "gpu-01", "group": "gpu"}},
+        {"targets": ["[2001:db8::1]:9100"], "labels": {"host": "v6", "group": ""}},
+    ]
+
+
+async def test_after_a_standstill_there_is_no_burst(exporter: Exporter) -> None:
+    """Services that were due while the exporter stood still are probed at times of their own again, not all at once."""
+    came: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(loop.time())
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    tcp = {"address": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"}
+    exporter.configure({f"s{n}": {"probe": {"every": "4s", "retry_every": "4s", "tcp": tcp}} for n in range(400)})
+    await exporter.start()
+
+    async def all_up() -> bool:
+        return len(came) >= 400
+
+    await eventually(all_up)
+    os.kill(exporter.pid, signal.SIGSTOP)
+    await asyncio.sleep(8)
+    os.kill(exporter.pid, signal.SIGCONT)
+    went_on = loop.time()
+
+    async def all_again() -> bool:
+        return sum(at > went_on for at in came) >= 400
+
+    await eventually(all_again)
+    server.close()
+    at_once = max(sum(begin <= at < begin + 0.5 for at in came) for begin in came if begin > went_on)
+    assert at_once < 200
+    assert (await exporter.value("defib_exporter_probes_skipped_total") or 0) >= 200
+
+
 async def test_posts_ask_for_the_token_where_there_is_one(exporter: Exporter) -> None:
     written = yaml.safe_load((exporter.folder / "config" / "a.yaml").read_text())["services"]
     exporter.configure(written, exporter={"token": "t0ken"})

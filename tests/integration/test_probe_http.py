@@ -11,22 +11,17 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from exporter.probing import probe
+from exporter.peers import connecting
+from exporter.probing import probe_alone
 from exporter.results import Result
-from fleet.shells import Shell, ShellError
 from runtime.redaction import Redactor
+from tests.integration import peers
 from tests.integration.conftest import Serve
-from tests.support import inventory_of
-
-
-def no_shell() -> Shell:
-    raise ShellError("none")
+from tests.support import inventory_of, probed
 
 
 async def run(folder: Path, url: str, timeout: str = "2s", **options: Any) -> Result:
-    written = {"services": {"web": {"probe": {"timeout": timeout, "http": {"url": url, **options}}}}}
-    known = await asyncio.to_thread(inventory_of, folder, written)
-    return await probe(known.inventory.services["web"], no_shell, Redactor(known.secrets))
+    return await probed(folder, "http", {"url": url, **options}, timeout)
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, data: bytes) -> None:
@@ -190,8 +185,12 @@ async def test_tls(tmp_path: Path, certificate: Path, tls: dict[str, Any], reaso
     assert (result.reason, said in result.message) == (reason, True), result.message
     if reason is None:
         assert list(result.seen.phases) == ["connect", "tls", "processing", "transfer"]
-        assert result.seen.certificate_expiry is not None
-        assert 29 < (result.seen.certificate_expiry - datetime.now(UTC).timestamp()) / 86400 < 31
+        assert (
+            29
+            < (result.seen.gauges["service_tls_certificate_expiry_timestamp_seconds"] - datetime.now(UTC).timestamp())
+            / 86400
+            < 31
+        )
 
 
 async def test_a_handshake_with_who_speaks_no_tls(serve: Serve, tmp_path: Path) -> None:
@@ -214,3 +213,143 @@ async def test_no_secret_is_in_a_message(serve: Serve, tmp_path: Path) -> None:
     )
     assert result.reason == "status"
     assert "t0psecret" not in result.message
+
+
+class TokenServer:
+    """Gives tokens, counts what it was asked, and takes only the last one."""
+
+    def __init__(self, **told: Any) -> None:
+        self.told = told
+        self.given = self.asked = 0
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.path == "/token":
+            self.given += 1
+            return web.json_response({"access_token": f"t0ken-{self.given:04}", **self.told})
+        self.asked += 1
+        good = request.headers.get("Authorization") == f"Bearer t0ken-{self.given:04}"
+        return web.Response(status=200 if good else 401, text=str(request.headers.get("Authorization")))
+
+
+async def oauth2(folder: Path, port: int, **more: Any) -> Callable[[], Any]:
+    """Probes one service again and again, as the exporter does."""
+    asked = {"token_url": f"http://127.0.0.1:{port}/token", "client_id": "me", "client_secret": "s3cret99", **more}
+    http = {"url": f"http://127.0.0.1:{port}/", "auth": {"oauth2": asked}}
+    known = await asyncio.to_thread(inventory_of, folder, {"services": {"it": {"probe": {"http": http}}}})
+    return lambda: probe_alone(known.inventory.services["it"], {}, Redactor(known.secrets))
+
+
+async def test_a_token_is_kept_while_it_holds(tmp_path: Path) -> None:
+    server = TokenServer(expires_in=3600)
+    async with peers.web_server(server.answer) as port:
+        probe = await oauth2(tmp_path, port)
+        assert [(await probe()).success for _ in range(3)] == [True] * 3
+        assert (server.given, server.asked) == (1, 3)
+        server.given = 7  # what was given before is no longer taken
+        assert (await probe()).success
+        assert (server.given, server.asked) == (8, 5)
+
+
+async def test_a_token_that_expires_is_fetched_anew(tmp_path: Path) -> None:
+    server = TokenServer(expires_in=0)
+    async with peers.web_server(server.answer) as port:
+        probe = await oauth2(tmp_path, port)
+        assert [(await probe()).success for _ in range(3)] == [True] * 3
+    assert server.given == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [(401, "{}", "auth"), (400, "{}", "auth"), (503, "", "status"), (200, "<html>", "json"), (200, "{}", "auth"), (200, '{"access_token": "a\\r\\nb"}', "auth")],
+)  # fmt: skip
+async def test_no_token(tmp_path: Path, status: int, body: str, reason: str) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status, text=body)
+
+    async with peers.web_server(answer) as port:
+        result = await (await oauth2(tmp_path, port))()
+    assert (result.reason, "the token endpoint" in result.message) == (reason, True), result.message
+
+
+async def test_a_token_is_never_told(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.json_response({"access_token": "t0psecret-token"})
+        return web.Response(status=401, text=request.headers["Authorization"])
+
+    async with peers.web_server(answer) as port:
+        result = await (await oauth2(tmp_path, port))()
+    assert (result.reason, "t0psecret" in result.message, "***" in result.message) == ("auth", False, True)
+    assert "t0psecret" not in str(result.seen.redact.within({"body": result.seen.evidence["body"].decode()}))
+
+
+async def test_what_redirects_take_along(tmp_path: Path) -> None:
+    """Cookies go back to who set them, and credentials stay with their origin."""
+    heard: dict[str, dict[str, str]] = {}
+
+    async def other(request: web.Request) -> web.Response:
+        heard["other"] = dict(request.headers)
+        return web.Response()
+
+    async with peers.web_server(other) as elsewhere:
+
+        async def own(request: web.Request) -> web.Response:
+            heard[request.path] = dict(request.headers)
+            if request.path == "/a":
+                headers = {"Location": "/b", "Set-Cookie": "a=1; Path=/"}
+                return web.Response(status=302, headers=headers)
+            headers = {"Location": f"http://localhost:{elsewhere}/"}
+            return web.Response(status=307, headers=headers)
+
+        async with peers.web_server(own) as port:
+            options: dict[str, Any] = {
+                "headers": {"X-Key": "k3y12345", "Cookie": "own=2"},
+                "auth": {"bearer": "t0ken123"},
+            }
+            result = await run(tmp_path, f"http://127.0.0.1:{port}/a", **options)
+    assert result.success, result.message
+    assert heard["/b"]["Cookie"] == "own=2; a=1"
+    assert heard["/b"]["X-Key"] == "k3y12345"
+    assert not {"Cookie", "X-Key", "Authorization"} & heard["other"].keys()
+    assert result.seen.gauges["service_http_redirects"] == 2
+
+
+async def test_all_addresses_of_a_name_are_tried(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await answer(reader, writer, HEAD + b"Content-Length: 0\r\n\r\n")
+
+    addresses = ["2001:db8::1", "127.0.0.2", "127.0.0.1"]
+
+    async def resolve(*_: Any) -> list[str]:
+        return addresses
+
+    port = await serve(handler)
+    monkeypatch.setattr(connecting, "resolve", resolve)
+    assert (await run(tmp_path, f"http://many.test:{port}/")).success
+    addresses[0] = "::1"
+    nobody = await run(tmp_path, "http://many.test:1/")
+    assert nobody.message == "cannot connect to [::1]:1 or 127.0.0.2:1 or 127.0.0.1:1: Connection refused"
+
+
+async def test_ipv6_that_is_unreachable(tmp_path: Path) -> None:
+    result = await run(tmp_path, "http://[2001:db8::1]/", timeout="500ms")
+    assert result.reason in ("connect", "timeout")
+    assert result.duration < 1.0
+    assert (await run(tmp_path, "http://127.0.0.1/", ip=6)).message == "127.0.0.1 has no address of IP version 6"
+
+
+async def test_a_proxy_s_password_stays_with_it(serve: Serve, tmp_path: Path) -> None:
+    heard: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 No\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+
+    url = f"http://127.0.0.1:{await serve(proxy)}"
+    auth = {"basic": {"username": "u", "password": "pr0xypass"}}
+    refused = await run(tmp_path, "https://web.test/", proxy={"url": url, "auth": auth})
+    assert (refused.reason, refused.message) == ("auth", f"the proxy {url[7:]}: answered 407 to CONNECT web.test:443")
+    assert b"Proxy-Authorization: Basic dTpwcjB4eXBhc3M=\r\n" in heard[0]
+    plain = await run(tmp_path, "http://web.test/x", proxy=url)
+    assert (plain.reason, heard[1].split(b"\r\n")[0]) == ("status", b"GET http://web.test/x HTTP/1.1")

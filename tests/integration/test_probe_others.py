@@ -7,23 +7,8 @@ from typing import Any
 import pytest
 
 from defib.demo.sshd import Sshd
-from exporter.probing import probe
-from exporter.results import Result
-from fleet.shells.pool import Shells
-from runtime.redaction import Redactor
 from tests.integration.conftest import Handler, Serve
-from tests.support import inventory_of
-
-
-async def run(folder: Path, kind: str, options: Any, host: dict[str, Any] | None = None, timeout: str = "2s") -> Result:
-    service = {"host": "h", "probe": {"timeout": timeout, kind: options}}
-    hosts = {"h": host or {"address": "127.0.0.1", "shell": "local"}}
-    known = await asyncio.to_thread(inventory_of, folder, {"hosts": hosts, "services": {"it": service}})
-    shells = Shells(known.inventory.hosts)
-    try:
-        return await probe(known.inventory.services["it"], lambda: shells.of("h"), Redactor(known.secrets))
-    finally:
-        await shells.close()
+from tests.support import probed
 
 
 def greeting(*lines: bytes, then: bytes = b"") -> Handler:
@@ -48,7 +33,7 @@ SMTP = greeting(b"220-hello\r\n220 ready\r\n", then=b"250 ok\r\n")
         (SMTP, [{"expect": "^220 "}, {"send": "EHLO x\r\n"}, {"expect": "^250 "}], None, ""),
         (SMTP, [{"expect": "^220 "}, {"send": "EHLO x\r\n"}, {"expect": "^354 "}], "protocol", "step 3 of the dialogue: expected '^354 ', got '250 ok'"),
         (SMTP, [{"expect": "^SSH"}], "protocol", "step 1 of the dialogue: expected '^SSH', got '220 ready'"),
-        (greeting(), [{"expect": "^SSH"}], "timeout", "no answer within"),
+        (greeting(), [{"expect": "^SSH"}], "timeout", "step 1 of the dialogue: expected '^SSH', and nothing came in time"),
         (greeting(b"x" * 100_000), [{"expect": "^SSH"}], "protocol", ""),
         (SMTP, [{"expect": "^220 "}, {"starttls": True}], "tls", ""),
     ],
@@ -57,12 +42,12 @@ async def test_dialogues(
     serve: Serve, tmp_path: Path, handler: Handler, dialogue: Any, reason: str | None, said: str
 ) -> None:
     address = f"127.0.0.1:{await serve(handler)}"
-    result = await run(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, timeout="1s")
+    result = await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, "1s")
     assert (result.reason, said in result.message) == (reason, True), result.message
 
 
 async def test_a_port_where_nobody_listens(tmp_path: Path) -> None:
-    assert (await run(tmp_path, "tcp", {"address": "127.0.0.1:1"})).reason == "connect"
+    assert (await probed(tmp_path, "tcp", {"address": "127.0.0.1:1"})).reason == "connect"
 
 
 COMMANDS = [
@@ -78,7 +63,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("options", "reason", "said"), COMMANDS)
 async def test_commands_here(tmp_path: Path, options: Any, reason: str | None, said: str) -> None:
-    result = await run(tmp_path, "command", options, timeout="1s")
+    result = await probed(tmp_path, "command", options, "1s")
     assert (result.reason, said in result.message) == (reason, True), result.message
 
 
@@ -88,11 +73,11 @@ async def test_commands_over_ssh(host: Sshd, tmp_path: Path, options: Any, reaso
     ssh = {
         "user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts),
     }  # fmt: skip
-    result = await run(tmp_path, "command", options, {"address": "127.0.0.1", "ssh": ssh}, timeout="1s")
+    result = await probed(tmp_path, "command", options, "1s", {"address": "127.0.0.1", "ssh": ssh})
     assert (result.reason, said in result.message) == (reason, True), result.message
 
 
 async def test_a_host_that_cannot_be_reached(tmp_path: Path) -> None:
     unreachable = {"address": "127.0.0.1", "ssh": {"port": 1, "user": "u"}}
-    result = await run(tmp_path, "command", {"run": ["true"]}, unreachable)
+    result = await probed(tmp_path, "command", {"run": ["true"]}, host=unreachable)
     assert result.reason == "shell"

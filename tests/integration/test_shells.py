@@ -18,6 +18,7 @@ from fleet.shells import Completed, HostKeyRefused, LoginRefused, Shell, ShellEr
 from fleet.shells.local import LocalShell
 from fleet.shells.pool import Shells
 from fleet.shells.ssh import Login, SshShell
+from tests.support import eventually
 
 pytestmark = pytest.mark.needs("sshd")
 AWKWARD = ["a b", "$(id)", "`id`", "x;y", "'", '"', "\\", "*", "-n", "\n", "é字", "!", "#", "~", "{a,b}"]
@@ -193,3 +194,24 @@ async def test_a_host_behind_another(host: Sshd) -> None:
         assert (await shells.of("inner").run(["echo", "through"], timeout=10)).stdout == "through\n"
     finally:
         await shells.close()
+
+
+@pytest.mark.parametrize("script", ["sleep 300 & echo left", "trap '' TERM; (trap '' TERM; sleep 300) & sleep 300"])
+async def test_a_command_that_only_looks_leaves_nothing_running(script: str) -> None:
+    """Neither one that ended, nor one that ignores its end."""
+    mark = f"defib-{os.getpid()}-{len(script)}"
+    began = asyncio.get_running_loop().time()
+    await LocalShell(looking=True).run(["sh", "-c", script, mark], timeout=0.5)
+    assert asyncio.get_running_loop().time() - began < 1.8
+
+    async def gone() -> bool:
+        return not [path for path in Path("/proc").glob("[0-9]*/cmdline") if mark in _text_of(path)]
+
+    await eventually(gone, 5)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -13,9 +13,12 @@ from prometheus_client import CollectorRegistry
 
 from defib.cli import parser
 from defib.kinds import KINDS
+from exporter import collection
 from exporter.metrics import Metrics as ExporterMetrics
+from exporter.probes import PROBES
 from exporter.results import Reason
 from exporter.series import FAMILIES
+from fleet.endpoints import Part
 from fleet.model import json_schema
 from remediator.metrics import Metrics as RemediatorMetrics
 from remediator.policy import Refusal, Wait
@@ -31,9 +34,12 @@ def own_metrics(registry: CollectorRegistry) -> set[str]:
 
 
 def test_every_metric_has_a_line_and_every_line_a_metric() -> None:
-    there = {family.name for family in FAMILIES}
+    there = {family.name for family in (*FAMILIES, *collection.FAMILIES)}
     there |= own_metrics(ExporterMetrics().registry) | own_metrics(RemediatorMetrics().registry)
-    assert set(re.findall(r"^\| `([a-z_]+)", DOCS["metrics"], re.MULTILINE)) == there
+    assert (
+        set(re.findall(r"^\| `((?:service|host|gpu|provider|defib)_[a-z0-9_]+)", DOCS["metrics"], re.MULTILINE))
+        == there
+    )
 
 
 def test_every_alert_has_a_line_and_every_line_an_alert() -> None:
@@ -47,7 +53,7 @@ def test_every_refusal_and_wait_has_a_line(name: str) -> None:
     assert f"| `{name}` |" in DOCS["remediation"]
 
 
-@pytest.mark.parametrize("reason", set(get_args(Reason)) - {"json", "state"})
+@pytest.mark.parametrize("reason", get_args(Reason))
 def test_every_reason_is_explained(reason: str) -> None:
     assert f"`{reason}`" in DOCS["metrics"]
 
@@ -62,9 +68,32 @@ def keys(part: Any) -> set[str]:
     return found | {key for item in part.values() for key in keys(item)}
 
 
-@pytest.mark.parametrize("key", sorted(keys(json_schema(KINDS)) - {"mode"}))
+def keys_of(options: type[Part]) -> set[str]:
+    return keys(options.model_json_schema(by_alias=True))
+
+
+OF_PROBES = {key for kind in PROBES.values() for key in keys_of(kind.options)}
+
+
+@pytest.mark.parametrize("key", sorted(keys(json_schema(KINDS)) - OF_PROBES - {"mode"}))
 def test_every_configuration_key_is_documented(key: str) -> None:
     assert re.search(rf"\b{key}\b", DOCS["configuration"])
+
+
+SHARED, *PARTS = DOCS["probes"].split("\n## `")
+SECTIONS = {part.split("`")[0]: part for part in PARTS}
+
+
+@pytest.mark.parametrize("kind", PROBES)
+def test_every_key_of_a_probe_is_documented_in_its_section(kind: str) -> None:
+    assert f"| [`{kind}`](#{kind}) |" in SHARED
+    missing = [key for key in keys_of(PROBES[kind].options) if not re.search(rf"\b{key}\b", SHARED + SECTIONS[kind])]
+    assert missing == []
+
+
+def test_the_readme_names_every_kind_of_probe() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert [kind for kind in PROBES if f"| `{kind}` |" not in readme] == []
 
 
 def test_every_command_and_option_is_documented() -> None:

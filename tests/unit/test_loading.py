@@ -43,11 +43,11 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {every: 3s}}}",
-            "a.yaml:1: services.web.probe: wants exactly one of http, tcp, command",
+            "a.yaml:1: services.web.probe: wants exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, command, status, python",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/'}, tcp: {address: 'h:1'}}}}",
-            "a.yaml:1: services.web.probe: wants exactly one of http, tcp, command (found http, tcp)",
+            "a.yaml:1: services.web.probe: wants exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, command, status, python (found http, tcp)",
         ),
         (
             "services: {Web: {" + SERVICE + "}}",

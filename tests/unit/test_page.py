@@ -17,6 +17,10 @@ parse_openmetrics: Callable[[str], Iterable[Any]] = _parse_openmetrics
 parse_text: Callable[[str], Iterable[Any]] = _parse_text
 
 
+def text_of(page: Page, *, openmetrics: bool = False) -> str:
+    return b"".join(page.chunks(openmetrics=openmetrics)).decode()
+
+
 @pytest.fixture
 def service(tmp_path: Path) -> Service:
     written = {"name": 'a "b"\\c\nd', "provider": "nginx", "probe": {"http": {"url": "http://h/"}}}
@@ -26,7 +30,12 @@ def service(tmp_path: Path) -> Service:
 @pytest.fixture
 def page(service: Service) -> Page:
     made = Page(FAMILIES)
-    seen = Seen(phases={"connect": 0.25, "transfer": 0.5}, status_code=503, certificate_expiry=2e9)
+    seen = Seen(
+        phases={"connect": 0.25, "transfer": 0.5},
+        gauges={"service_http_status_code": 503, "service_tls_certificate_expiry_timestamp_seconds": 2e9},
+        tls=('CN="x"', "TLSv1.3"),
+        components={"a": True, "b\n": False},
+    )
     result = Result(False, "status", "answered 503", 1000.0, 0.75, seen)
     state = State().after(result, fail_after=1, recover_after=1)
     made.put("web", ServiceSeries(service).render(state, result, {"status": 1}))
@@ -35,15 +44,15 @@ def page(service: Service) -> Page:
 
 
 def test_both_formats_say_the_same(page: Page) -> None:
-    text = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_text(page.render()) for s in f.samples}
-    rendered = page.render(openmetrics=True) + "# EOF\n"
+    text = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_text(text_of(page)) for s in f.samples}
+    rendered = text_of(page, openmetrics=True) + "# EOF\n"
     other = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_openmetrics(rendered) for s in f.samples}
     assert text == other
-    assert len(text) == 17
+    assert len(text) == 20
 
 
 def test_labels_and_values(page: Page) -> None:
-    found = {family.name: family for family in parse_text(page.render())}
+    found = {family.name: family for family in parse_text(text_of(page))}
     (info,) = found["service_info"].samples
     assert info.labels["name"] == 'a "b"\\c\nd'
     assert set(info.labels) == {
@@ -59,7 +68,7 @@ def test_labels_and_values(page: Page) -> None:
 def test_what_was_not_measured_is_absent(service: Service) -> None:
     made = Page(FAMILIES)
     made.put("web", ServiceSeries(service).render(State(), None, {}))
-    names = {sample.name for family in parse_text(made.render()) for sample in family.samples}
+    names = {sample.name for family in parse_text(text_of(made)) for sample in family.samples}
     assert "service_up" not in names
     assert "service_probe_success" not in names
     assert "service_last_success_timestamp_seconds" not in names
@@ -69,4 +78,4 @@ def test_what_was_not_measured_is_absent(service: Service) -> None:
 def test_what_leaves_takes_its_lines_along(page: Page) -> None:
     page.drop("web")
     page.drop("host h")
-    assert page.render() == ""
+    assert text_of(page) == ""

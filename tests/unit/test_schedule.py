@@ -10,9 +10,20 @@ EVERY = st.floats(0.5, 7200)
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1), EVERY)
 def test_the_first_probe_comes_within_a_minute_and_at_a_stable_phase(service: str, every: float) -> None:
-    one, other = (Schedule.starting(service, now, every, every) for now in (0.0, 1000.0))
-    assert 0 <= one.anchor < min(every, 60)
-    assert abs((other.anchor - 1000) - one.anchor) < 1e-6
+    schedule = Schedule.of(service, every, every)
+    for now in (0.0, 1000.0, 12345.6):
+        first = schedule.first(now)
+        assert 0 <= first - now <= min(every, 60) + 1e-6
+        following, _ = schedule.following(first, first, settled=True)
+        turns = (following - schedule.anchor) / every
+        assert abs(turns - round(turns)) < 1e-6
+
+
+def test_those_of_one_key_are_due_together_whenever_they_were_added() -> None:
+    one, other = Schedule.of("host", 15.0, 15.0), Schedule.of("host", 30.0, 15.0)
+    first = one.first(100.0)
+    assert abs((one.first(107.0) - first) % 15.0) < 1e-6
+    assert 0 <= other.first(100.0) - 100.0 <= 30.0
 
 
 def test_phases_spread() -> None:

@@ -1,0 +1,210 @@
+"""`defib host setup`: the steps that make a new host ready, as one script for its administrator."""
+
+import asyncio
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import asyncssh
+
+from exporter.collectors import COLLECTORS
+from exporter.probes.host import HostOptions
+from fleet.loading import Loaded
+from fleet.model import Host, Inventory
+from fleet.readings import Section
+from fleet.shells import Completed
+from fleet.wrapper import allowed, wrapper
+from remediator.controls import CONTROLS
+from remediator.controls.hands import VERBS, Hands, UnknownVerb
+from runtime.errors import DefibError
+
+ACCOUNT = "defib"
+WRAPPER = "/usr/local/sbin/defib-shell"
+# sudo reads patterns, and has its own ideas of backslashes: what is not as plain as this cannot stand in sudoers.
+_PLAIN = re.compile(r"[A-Za-z0-9_./@%+{},:=-]([A-Za-z0-9_./@%+{},:= -]*[A-Za-z0-9_./@%+{},:=-])?")
+_PROGRAM = re.compile(r"/[A-Za-z0-9._+@/-]+|[A-Za-z0-9._+@-]+")
+_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+
+
+def setup(load: Callable[[], Loaded], name: str, *, sources: str, apply: str | None) -> int:
+    """Print the script, or run it with `apply` as `ssh USER@HOST sudo sh`. Raises DefibError."""
+    inventory = load().inventory
+    host = inventory.hosts.get(name)
+    if host is None or host.ssh is None:
+        raise DefibError(f"the inventory has no {'ssh of the host' if host else 'host'} {name!r}")
+    script = script_for(inventory, host, sources)
+    if apply is None:
+        print(script, end="")
+        return 0
+    ssh = ["ssh", "-p", str(host.ssh.port), f"{apply}@{host.address}", "sudo", "sh", "-s"]
+    print(f"running {shlex.join(ssh)}", file=sys.stderr)
+    return subprocess.run(ssh, input=script, text=True, check=False).returncode
+
+
+def script_for(inventory: Inventory, host: Host, sources: str) -> str:
+    """The script: account, wrapper, allow-list, keys, sudoers, and how to pin the host's key."""
+    read, control = host.ssh_for(control=False), host.ssh_for(control=True)
+    account = read.user or ACCOUNT
+    if _USER.fullmatch(account) is None or account == "root" or "\n" in str(read.known_hosts):
+        raise DefibError(f"{account!r} cannot be the account: it is to be one of its own, for this alone")
+    if (control.user or ACCOUNT) != account:
+        raise DefibError("control_ssh.user is another account than ssh.user: set that one up by hand")
+    steps = [_ACCOUNT.format(account=account)]
+    restricted = f'restrict,from="{sources}"' if sources else "restrict"
+    keys = []
+    if read.wrapper:
+        steps.append(_here(WRAPPER, wrapper(), "755"))
+        steps.append(_here("/etc/defib/allowed", allowed(sections_of(inventory, host)), "644"))
+        # As root it may ask docker and read the kernel's log, which would otherwise want far more than this.
+        restricted_read = f'{restricted},command="sudo -n {WRAPPER}"'
+    else:
+        restricted_read = restricted
+    keys.append(f"{restricted_read} {_public(read.key_file)}")
+    if host.control_ssh is not None and control.key_file != read.key_file:
+        keys.append(f"{restricted} {_public(control.key_file)}")
+    steps.append(_KEYS.format(account=account, keys="\n".join(keys)))
+    lines = [_WRAPPER_SUDO.format(wrapper=WRAPPER, account=account)] if read.wrapper else []
+    if host.sudo.mode != "none":
+        lines += [_sudoers_line(argv) for argv in commands_of(inventory, host)]
+    if lines:
+        tag = "PASSWD:" if host.sudo.mode == "password" else "NOPASSWD:"
+        steps.append(_SUDOERS.format(account=control.user or account, tag=tag, lines="\n".join(lines)))
+    port = read.port
+    place = host.address if port == 22 else f"[{host.address}]:{port}"  # noqa: PLR2004
+    return _HEAD.format(name=host.name, place=place, known_hosts=read.known_hosts) + "\n".join(steps)
+
+
+def sections_of(inventory: Inventory, host: Host) -> list[Section]:
+    """All that is read of a host, by collectors and by probes."""
+    found: list[Section] = []
+    for name, options in host.collect:
+        if options is not None:
+            found += COLLECTORS[name].make(options, host.name).sections()
+    for service in inventory.services.values():
+        if service.host == host.name and isinstance(service.probe.options, HostOptions):
+            found.append(service.probe.options.section)
+    return found
+
+
+class _Recorder:
+    """A shell that runs nothing, and remembers what it was asked to."""
+
+    wrapped = False
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+
+    async def run(self, argv: Sequence[str], **_: object) -> Completed:
+        self.asked.append(tuple(argv))
+        return Completed(0, "running", "")
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+def commands_of(inventory: Inventory, host: Host) -> list[tuple[str, ...]]:
+    """Every command that the controls of a host's services would run, each once."""
+    recorder = _Recorder()
+
+    async def rehearse() -> None:
+        for service in inventory.services.values():
+            if service.host != host.name or service.control is None:
+                continue
+            for verb in sorted(VERBS):
+                try:
+                    hands = Hands(recorder, type(host.sudo)(), service.control.timeout)
+                    await CONTROLS[service.control.kind].control(verb, service.control.options, hands)
+                except UnknownVerb:
+                    continue
+
+    asyncio.run(rehearse())
+    return sorted(set(recorder.asked))
+
+
+def _public(key_file: Path | None) -> str:
+    if key_file is None:
+        raise DefibError("the host has no ssh.key_file: make one with ssh-keygen -t ed25519")
+    try:
+        return asyncssh.read_private_key(str(key_file)).export_public_key().decode().strip()
+    except (OSError, asyncssh.KeyImportError) as error:
+        raise DefibError(f"{key_file}: {error}") from error
+
+
+def _here(path: str, text: str, mode: str) -> str:
+    return (
+        f"install -d -m 755 {shlex.quote(str(Path(path).parent))}\n"
+        f"cat > {path}.new <<'END_OF_FILE'\n{text}END_OF_FILE\n"
+        f"chown root:root {path}.new && chmod {mode} {path}.new && mv {path}.new {path}\n"
+    )
+
+
+def _sudoers_line(argv: Sequence[str]) -> str:
+    """A call of `allow` in the script; sudo compares the arguments as one text, with these characters escaped."""
+    if _PROGRAM.fullmatch(argv[0]) is None or not all(map(_PLAIN.fullmatch, argv[1:])):
+        return f"# cannot stand in sudoers, write it by hand: {shlex.join(argv)!r}"
+    arguments = " ".join(re.sub("([,:= ])", r"\\\1", argument) for argument in argv[1:]) or '""'
+    return shlex.join(["allow", argv[0], arguments])
+
+
+_HEAD = """\
+#!/bin/sh
+# What makes {name} ready for Defib; run it there as root. It may be run again.
+#
+# First, where the exporter and the remediator run, pin the host's key: compare it with what the host's console prints
+# for `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`, then add it to {known_hosts}, as
+#     {place} ssh-ed25519 AAAA…
+set -eu
+umask 022
+"""
+_ACCOUNT = """
+# The account: it has no password, and belongs to no group but its own.
+install -d -m 755 /etc/defib
+if id {account} >/dev/null 2>&1; then
+    [ "$(cat /etc/defib/account 2>/dev/null)" = {account} ] || {{
+        echo "there is an account {account} that this script has not made; it would be changed beyond repair" >&2
+        exit 1
+    }}
+else
+    useradd --system --create-home --shell /bin/sh {account}
+    echo {account} > /etc/defib/account
+fi
+home=$(getent passwd {account} | cut -d: -f6)
+"""
+_KEYS = """
+# Its keys: root's, as is its home, so that whoever has the account cannot add any.
+chown root:root "$home"
+chmod 755 "$home"
+[ ! -L "$home/.ssh" ] || exit 1
+install -d -m 755 -o root -g root "$home/.ssh"
+rm -f "$home/.ssh/authorized_keys.new"
+cat > "$home/.ssh/authorized_keys.new" <<'END_OF_FILE'
+{keys}
+END_OF_FILE
+chown root:root "$home/.ssh/authorized_keys.new" && chmod 644 "$home/.ssh/authorized_keys.new"
+mv "$home/.ssh/authorized_keys.new" "$home/.ssh/authorized_keys"
+"""
+_WRAPPER_SUDO = """\
+echo 'Defaults!{wrapper} env_keep += "SSH_ORIGINAL_COMMAND"'
+echo '{account} ALL=(root) NOPASSWD: {wrapper} ""'"""
+_SUDOERS = """
+# What it may do as root: these commands, as they stand here.
+allow() {{
+    case $1 in
+    /*) path=$1 ;;
+    *) path=$(IFS=:; for folder in $PATH; do [ -x "$folder/$1" ] && echo "$folder/$1" && break; done) || : ;;
+    esac
+    case $path in
+    '' | *[!A-Za-z0-9._+@/-]*) echo "there is no $1 on this host that could stand in sudoers" >&2; return ;;
+    esac
+    printf '%s ALL=(root) {tag} %s %s\\n' {account} "$path" "$2"
+}}
+{{
+:
+{lines}
+}} > /etc/sudoers.d/.defib.new
+visudo -cf /etc/sudoers.d/.defib.new
+chmod 440 /etc/sudoers.d/.defib.new && mv /etc/sudoers.d/.defib.new /etc/sudoers.d/defib
+"""

@@ -1,0 +1,73 @@
+"""What every collector is."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from exporter.samples import Samples
+from fleet.endpoints import Part
+from fleet.readings import Output, Section
+from fleet.shells import ENDED_BY_TIMEOUT
+from fleet.units import PositiveDuration
+
+Read = Callable[[Sequence[Section]], Awaitable[Mapping[str, Output]]]
+
+
+class Every(Part):
+    """How often a collector runs; `30s` stands for `{every: 30s}`."""
+
+    every: PositiveDuration
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"every": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """The short form too."""
+        part = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [dict(part["properties"]["every"]), part]} if "properties" in part else part
+
+
+Options = TypeVar("Options", bound=Every)
+
+
+class CollectFailure(Exception):  # noqa: N818 - the counterpart of a probe's failure
+    """A collector could not read all that it should; what it could is in the samples. `late`: something hangs there."""
+
+    def __init__(self, message: str, *, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
+
+
+class Collecting(Generic[Options]):
+    """One collector of one host. `shared` are those whose sections also answer probes of the host."""
+
+    shared: ClassVar[bool] = False
+
+    def __init__(self, options: Options, host: str) -> None:
+        self.options, self.host = options, host
+
+    def sections(self) -> list[Section]:
+        """Everything that it may want to be read."""
+        raise NotImplementedError
+
+    async def collect(self, read: Read, samples: Samples) -> None:
+        """Read and add samples. Raises CollectFailure and ShellError."""
+        raise NotImplementedError
+
+
+def good(outputs: Mapping[str, Output], name: str) -> str:
+    """The text of a section that ended well. Raises CollectFailure."""
+    output = outputs.get(name)
+    if output is None:
+        raise CollectFailure(f"{name} was not read to its end")
+    if output.status in ENDED_BY_TIMEOUT:
+        raise CollectFailure(f"{name} did not answer in time", late=True)
+    if output.status != 0:
+        raise CollectFailure(f"{name}: exit {output.status}: {output.last_line}")
+    return output.text

@@ -1,0 +1,174 @@
+"""The `gpu` collector: what nvidia-smi tells of every card, and the kernel of their faults."""
+
+from collections.abc import Mapping
+
+from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
+from exporter.page import Family
+from exporter.samples import Samples
+from fleet import gpu
+from fleet.readings import Output, Section
+from fleet.shells import ENDED_BY_TIMEOUT
+
+MIB, MHZ, PERCENT, MICROSECOND = 2.0**20, 1e6, 0.01, 1e-6
+FIELDS, QUERY = "fields", "query"
+
+FAMILIES = (
+    Family("gpu_info", "gauge", "A card that answered; always 1."),
+    Family("gpu_count", "gauge", "Cards that answered."),
+    Family("gpu_healthy", "gauge", "Whether a card answered without a fault."),
+    Family("gpu_mig_instance_info", "gauge", "A MIG instance of a card; always 1."),
+    Family("gpu_utilization_ratio", "gauge", "Share of the time in which a kernel ran."),
+    Family("gpu_memory_utilization_ratio", "gauge", "Share of the time in which memory was read or written."),
+    Family("gpu_memory_total_bytes", "gauge", "Memory of the card."),
+    Family("gpu_memory_used_bytes", "gauge", "Memory that is used."),
+    Family("gpu_memory_reserved_bytes", "gauge", "Memory that driver and firmware keep."),
+    Family("gpu_memory_free_bytes", "gauge", "Memory that is free."),
+    Family("gpu_temperature_celsius", "gauge", "Temperature by sensor."),
+    Family("gpu_power_watts", "gauge", "Power that is drawn."),
+    Family("gpu_power_limit_watts", "gauge", "Power that may be drawn."),
+    Family("gpu_clock_hertz", "gauge", "Clocks as they are."),
+    Family("gpu_fan_speed_ratio", "gauge", "Speed of the fan that is asked for."),
+    Family("gpu_performance_state", "gauge", "0 is the fastest."),
+    Family("gpu_throttle_active", "gauge", "Whether a reason holds the clocks down."),
+    Family("gpu_throttle_seconds_total", "counter", "How long a reason has held the clocks down."),
+    Family("gpu_ecc_errors_total", "counter", "ECC errors: volatile since the driver was loaded, aggregate ever."),
+    Family("gpu_remapped_rows", "gauge", "Rows of memory remapped; pending and failure are 0 or 1."),
+    Family("gpu_retired_pages", "gauge", "Pages of memory retired; pending is 0 or 1."),
+    Family("gpu_recovery_needed", "gauge", "Whether the driver asks for an action; 1 with the action."),
+    Family("gpu_process_memory_bytes", "gauge", "Memory that processes hold, by container; host where in none."),
+    Family("gpu_xid_last_timestamp_seconds", "gauge", "When the kernel log told of an XID last."),
+)
+
+# What is a number times a unit: field, metric, unit, more labels.
+_MEASURED: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
+    ("utilization", "gpu_utilization_ratio", PERCENT, {}),
+    ("memory_utilization", "gpu_memory_utilization_ratio", PERCENT, {}),
+    *((f"memory_{name}", f"gpu_memory_{name}_bytes", MIB, {}) for name in ("total", "used", "reserved", "free")),
+    ("temperature", "gpu_temperature_celsius", 1.0, {"sensor": "gpu"}),
+    ("memory_temperature", "gpu_temperature_celsius", 1.0, {"sensor": "memory"}),
+    ("power", "gpu_power_watts", 1.0, {}),
+    ("power_limit", "gpu_power_limit_watts", 1.0, {}),
+    *((f"clock_{name}", "gpu_clock_hertz", MHZ, {"clock": name}) for name in ("sm", "memory", "graphics", "video")),
+    ("fan", "gpu_fan_speed_ratio", PERCENT, {}),
+    *(
+        (f"ecc_{kind}_{scope}", "gpu_ecc_errors_total", 1.0, {"kind": kind, "scope": scope})
+        for kind in ("corrected", "uncorrected")
+        for scope in ("volatile", "aggregate")
+    ),
+    *((f"remapped_{kind}", "gpu_remapped_rows", 1.0, {"kind": kind}) for kind in ("correctable", "uncorrectable")),
+    *((f"retired_{kind}", "gpu_retired_pages", 1.0, {"kind": kind}) for kind in ("single_bit", "double_bit")),
+)
+_YES = {"Yes": 1, "Active": 1, "1": 1, "No": 0, "Not Active": 0, "0": 0}
+
+
+class Gpu(Collecting[Every]):
+    """Keeps which fields the driver offers, where each card is, and whether cards are split."""
+
+    _fields: Mapping[str, str] | None = None
+    _driver = ""
+    _split = False
+
+    def __init__(self, options: Every, host: str) -> None:
+        super().__init__(options, host)
+        self._index_of: dict[str, str] = {}  # by PCI address
+
+    def sections(self) -> list[Section]:
+        return [gpu.HELP, gpu.query(()), gpu.PROCESSES, gpu.XIDS, gpu.INSTANCES]
+
+    async def collect(self, read: Read, samples: Samples) -> None:
+        if self._fields is None:
+            self._fields = await self._offered(read)
+        outputs = await read(self._sections(self._fields))
+        queried = outputs.get(QUERY)
+        if queried is not None and "is not a valid field" in queried.text:
+            # Another driver than the one that was asked for its fields.
+            self._fields = await self._offered(read)
+            outputs = await read(self._sections(self._fields))
+        self._add(outputs, list(self._fields), samples)
+
+    async def _offered(self, read: Read) -> Mapping[str, str]:
+        found = gpu.offered(good(await read((gpu.HELP,)), FIELDS))
+        if "index" not in found:
+            raise CollectFailure("nvidia-smi --help-query-gpu names none of the fields that we know")
+        return found
+
+    def _sections(self, fields: Mapping[str, str]) -> list[Section]:
+        more = [gpu.INSTANCES] if self._split else []
+        # The kernel's log first: it answers where a driver hangs, and then it is what one wants to know.
+        return [gpu.XIDS, gpu.query(fields.values()), gpu.PROCESSES, *more]
+
+    def _add(self, outputs: Mapping[str, Output], fields: list[str], samples: Samples) -> None:
+        self._add_xids(outputs, samples)
+        queried = outputs.get(QUERY)
+        if queried is None or queried.status in ENDED_BY_TIMEOUT:
+            raise CollectFailure("nvidia-smi did not answer in time", late=True)
+        answer = gpu.answer(queried.text, fields)
+        self._remember(answer)
+        for card in answer.cards:
+            self._add_card(card, samples)
+        alive = {card.values["index"] for card in answer.cards}
+        lost = {index or self._index_of.get(address, address) for address, index in answer.lost}
+        for index in sorted(lost - alive):
+            samples.add("gpu_healthy", 0, gpu=index)
+        samples.add("gpu_count", len(answer.cards) if answer.cards or answer.lost else None)
+        uuids = {card.values["uuid"]: card.values["index"] for card in answer.cards if "uuid" in card.values}
+        self._add_processes(outputs, uuids, samples)
+        if queried.status not in gpu.GOOD:
+            raise CollectFailure(f"nvidia-smi: exit {queried.status}: {answer.said or queried.last_line}")
+        if not answer.cards:
+            raise CollectFailure(f"nvidia-smi told of no card: {queried.last_line}")
+
+    def _add_card(self, card: gpu.Card, samples: Samples) -> None:
+        index, values = card.values["index"], card.values
+        samples.add(
+            "gpu_info", 1, gpu=index, uuid=values.get("uuid", ""), name=values.get("name", ""),
+            driver_version=values.get("driver", ""), pci_bus_id=values.get("pci", ""),
+        )  # fmt: skip
+        samples.add("gpu_healthy", int(not card.faults), gpu=index)
+        for name, metric, unit, more in _MEASURED:
+            number = card.number(name)
+            samples.add(metric, None if number is None else number * unit, gpu=index, **more)
+        pstate = values.get("pstate", "").removeprefix("P")
+        samples.add("gpu_performance_state", float(pstate) if pstate.isdigit() else None, gpu=index)
+        for name, text in values.items():
+            group, _, reason = name.partition("_")
+            if group == "throttle":
+                samples.add("gpu_throttle_active", _YES.get(text), gpu=index, reason=reason)
+            elif group == "throttled" and (number := card.number(name)) is not None:
+                samples.add("gpu_throttle_seconds_total", number * MICROSECOND, gpu=index, reason=reason)
+        for metric, of in (("gpu_remapped_rows", "remapped"), ("gpu_retired_pages", "retired")):
+            for kind in ("pending", "failure"):
+                samples.add(metric, _YES.get(values.get(f"{of}_{kind}", "")), gpu=index, kind=kind)
+        if "recovery" in values:
+            samples.add("gpu_recovery_needed", int(values["recovery"] != "None"), gpu=index, action=values["recovery"])
+
+    def _add_processes(self, outputs: Mapping[str, Output], uuids: Mapping[str, str], samples: Samples) -> None:
+        processes = outputs.get(gpu.PROCESSES.name)
+        held = gpu.memory_by_container(processes.text) if processes is not None else {}
+        for uuid, containers in held.items():
+            for container, size in sorted(containers.items()):
+                samples.add("gpu_process_memory_bytes", size, gpu=uuids.get(uuid, uuid), container=container)
+        listed = outputs.get(gpu.INSTANCES.name)
+        for uuid, instances in (gpu.instances(listed.text) if listed is not None else {}).items():
+            for each in instances:
+                profile, _, instance = each.partition(" ")
+                index = uuids.get(uuid, uuid)
+                samples.add("gpu_mig_instance_info", 1, gpu=index, instance=instance, profile=profile)
+
+    def _add_xids(self, outputs: Mapping[str, Output], samples: Samples) -> None:
+        told = outputs.get(gpu.XIDS.name)
+        for (address, xid), at in sorted((gpu.xids(told.text) if told is not None else {}).items()):
+            index = next((index for pci, index in self._index_of.items() if pci.startswith(address)), address)
+            samples.add("gpu_xid_last_timestamp_seconds", at, gpu=index, xid=xid)
+
+    def _remember(self, answer: gpu.Answer) -> None:
+        for card in answer.cards:
+            if "pci" in card.values:
+                index = card.values["index"]
+                others = {address: known for address, known in self._index_of.items() if known != index}
+                self._index_of = {**others, gpu.pci_address(card.values["pci"]): index}
+        self._split = any(card.values.get("mig") == "Enabled" for card in answer.cards)
+        driver = next((card.values["driver"] for card in answer.cards if "driver" in card.values), self._driver)
+        if driver != self._driver and self._driver:
+            self._fields = None  # another driver has other fields
+        self._driver = driver

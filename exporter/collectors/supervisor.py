@@ -1,0 +1,41 @@
+"""The `supervisor` collector: the programs of every supervisord that is named, or of the one that has no name."""
+
+from pathlib import Path
+
+from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
+from exporter.page import Family
+from exporter.samples import Samples
+from fleet import supervisor
+from fleet.readings import Section
+
+FAMILIES = (Family("host_program_running", "gauge", "Whether a program of supervisor is RUNNING."),)
+
+
+class SupervisorOptions(Every):
+    configs: list[Path] = []
+
+
+class Supervisor(Collecting[SupervisorOptions]):
+    shared = True
+
+    @property
+    def _names(self) -> list[str]:
+        return [supervisor.named(config) for config in self.options.configs] or [supervisor.named(None)]
+
+    def sections(self) -> list[Section]:
+        configs: list[Path | None] = [*self.options.configs]
+        return [supervisor.reading(config) for config in configs or [None]]
+
+    async def collect(self, read: Read, samples: Samples) -> None:
+        outputs = await read(self.sections())
+        everyone = supervisor.told(good(outputs, "supervisor"))
+        told = {name: one for name, one in everyone.items() if name in self._names}
+        programs: dict[str, bool] = {}
+        for one in told.values():
+            for name, (state, _) in one.programs.items():
+                programs[name] = programs.get(name, True) and state == "RUNNING"
+        for name, running in sorted(programs.items()):
+            samples.add("host_program_running", int(running), program=name)
+        refused = [one.failed for one in told.values() if one.failed]
+        if refused:
+            raise CollectFailure(f"supervisor: {refused[0]}")

@@ -1,0 +1,31 @@
+"""The `systemd` collector: the units that are named, and all that have failed."""
+
+from exporter.collectors.collecting import Collecting, Every, Read, good
+from exporter.page import Family
+from exporter.samples import Samples
+from fleet import systemd
+from fleet.readings import Section
+
+FAMILIES = (
+    Family("host_unit_active", "gauge", "Whether a unit is active: those that are named, and 0 for all that failed."),
+)
+
+
+class SystemdOptions(Every):
+    units: list[systemd.UnitName] = []
+
+
+class Systemd(Collecting[SystemdOptions]):
+    shared = True
+
+    def sections(self) -> list[Section]:
+        return [systemd.reading(*self.options.units), systemd.FAILED]
+
+    async def collect(self, read: Read, samples: Samples) -> None:
+        outputs = await read(self.sections())
+        failed = systemd.failed(good(outputs, systemd.FAILED.name))
+        units = systemd.units(good(outputs, "systemd"))
+        own = {name: units.get(name) for name in self.options.units}
+        active = {name: unit.is_active for name, unit in own.items() if isinstance(unit, systemd.Unit)}
+        for name, is_active in sorted({**dict.fromkeys(failed, False), **active}.items()):
+            samples.add("host_unit_active", int(is_active), unit=name)

@@ -1,0 +1,1 @@
+"""Talking to what is probed: connections, TLS, HTTP, dialogues."""

@@ -1,0 +1,73 @@
+"""What we know of systemd: what to ask, and how its answers read."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+from fleet.readings import Section
+
+_SUFFIXES = ("service", "socket", "timer", "mount", "automount", "swap", "target", "path", "slice", "scope", "device")
+# systemctl would expand *, ? and [ itself.
+_NAME = re.compile(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,200}")
+
+
+def _unit(name: str) -> str:
+    if _NAME.fullmatch(name) is None or name.endswith("@") or "@." in name:
+        raise ValueError("is not a unit of systemd (write name.service, or name)")
+    return name if name.rpartition(".")[2] in _SUFFIXES else f"{name}.service"
+
+
+UnitName = Annotated[str, AfterValidator(_unit)]
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A unit as `systemctl show` tells of it."""
+
+    load: str
+    active: str
+    sub: str
+    result: str
+
+    @property
+    def is_active(self) -> bool:
+        return self.active in ("active", "reloading")
+
+
+SECTION = "systemd"
+SCRIPT = """
+for unit; do
+    echo "unit: $unit"
+    systemctl show --property=LoadState,ActiveState,SubState,Result -- "$unit"
+done
+"""
+
+
+def reading(*units: str) -> Section:
+    """These units; several such are one section."""
+    return Section(SECTION, SCRIPT, units, rank=2)
+
+
+def units(output: str) -> dict[str, Unit | str]:
+    """Units by name, from what a reading printed; of one that systemd did not tell of, what it said instead."""
+    found: dict[str, Unit | str] = {}
+    for block in output.split("unit: ")[1:]:
+        name, _, rest = block.partition("\n")
+        told = dict(line.split("=", 1) for line in rest.splitlines() if "=" in line)
+        if "ActiveState" in told:
+            found[name.strip()] = Unit(
+                told.get("LoadState", ""), told["ActiveState"], told.get("SubState", ""), told.get("Result", "")
+            )
+        else:
+            found[name.strip()] = rest.strip() or "it said nothing"
+    return found
+
+
+FAILED = Section("failed-units", "systemctl list-units --state=failed --plain --no-legend --no-pager", rank=2)
+
+
+def failed(output: str) -> list[str]:
+    """The units that have failed, from what `FAILED` printed."""
+    return [words[0] for line in output.splitlines() if len(words := line.split()) > 3]  # noqa: PLR2004 - unit, load, active, sub

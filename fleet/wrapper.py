@@ -1,0 +1,110 @@
+"""The forced command of a hardened host: it holds the scripts itself, and takes only their names and what is allowed.
+
+`python -m fleet.wrapper` prints it; it stands in deploy/ssh/defib-shell.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from fleet import docker, gpu, ports, supervisor, system, systemd
+from fleet.readings import LIBRARY, Section
+
+SCRIPTS: Mapping[str, str] = {
+    **{each.name: each.script for each in (docker.READING, ports.READING, system.PROC, system.FILESYSTEMS)},
+    **{each.name: each.script for each in (gpu.HELP, gpu.INSTANCES, gpu.PROCESSES, gpu.XIDS, systemd.FAILED)},
+    gpu.query(()).name: gpu.QUERY,
+    systemd.SECTION: systemd.SCRIPT,
+    supervisor.SECTION: supervisor.SCRIPT,
+}
+# Their names are of things of the host, and must be allowed one by one; the fields of a card need not.
+NAMED = (systemd.SECTION, supervisor.SECTION)
+
+_HEAD = r"""#!/bin/sh
+# The only command that Defib's key may run on this host. Made by `python -m fleet.wrapper`; do not edit.
+#
+# In authorized_keys:  restrict,from="EXPORTER",command="sudo -n /usr/local/sbin/defib-shell" ssh-ed25519 …
+# In sudoers:          Defaults!/usr/local/sbin/defib-shell env_keep += "SSH_ORIGINAL_COMMAND"
+#                      defib ALL=(root) NOPASSWD: /usr/local/sbin/defib-shell ""
+# Its arguments, if any, are another allow-list than /etc/defib/allowed and more folders for PATH.
+# It takes `read MARK SECTION:SECONDS:NAME,NAME …`, and runs its own scripts for the sections and names that stand in
+# the allow-list, one on a line: `SECTION`, or `SECTION NAME`. Nothing of what it is sent is evaluated.
+set -f
+cd / || exit 126
+LC_ALL=C PATH=${2:+$2:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export LC_ALL PATH
+allowed=${1:-/etc/defib/allowed}
+
+refuse() {
+    echo "defib-shell: $1" >&2
+    exit 126
+}
+may() { grep -Fqx -e "$1" "$allowed" 2>/dev/null || refuse "$1 is not in $allowed"; }
+
+case $SSH_ORIGINAL_COMMAND in
+'' | *[!A-Za-z0-9@:._,/\ -]*) refuse "it takes read MARK SECTION:SECONDS:NAMES …" ;;
+esac
+set -- $SSH_ORIGINAL_COMMAND
+[ "$1" = read ] && [ $# -ge 3 ] && [ $# -le 14 ] || refuse "it takes read MARK SECTION:SECONDS:NAMES …"
+mark=$2
+shift 2
+"""
+
+_CHECK = r"""
+# supervisorctl runs what its configuration says: as root, only root may have written that.
+for_root_alone() {
+    [ "$(id -u)" -eq 0 ] || return 0
+    IFS=,
+    set -- $1
+    unset IFS
+    for config; do
+        [ "$config" = - ] && continue
+        for path in "$config" "${config%/*}/"; do
+            case $(ls -ldn "$path" 2>/dev/null) in
+            [-d]????-??-?*" 0 "*) ;;
+            *) refuse "$path is not root's alone" ;;
+            esac
+        done
+    done
+}
+for item; do
+    rest=${item#*:}
+    section=${item%%:*} limit=${rest%%:*} names=${rest#*:}
+    case $limit in
+    '' | *[!0-9.]* | 0 | 0.0* | 00* | .* | [6-9][0-9]* | [1-9][0-9][0-9]*) refuse "$limit is not a time below 60 s" ;;
+    esac
+    case $section in
+    @NAMED@)
+        IFS=,
+        for name in $names; do may "$section $name"; done
+        unset IFS
+        if [ "$section" = supervisor ]; then for_root_alone "$names"; fi ;;
+    *) may "$section" ;;
+    esac
+done
+in_order "$@"
+"""
+
+
+def wrapper() -> str:
+    """The program, POSIX sh."""
+    cases = "".join(
+        f"    {name}) script=$(cat <<'END_OF_SCRIPT'\n{text.strip()}\nEND_OF_SCRIPT\n) ;;\n"
+        for name, text in SCRIPTS.items()
+    )
+    one = (
+        "one() {\n    rest=${1#*:}\n    section=${1%%:*} limit=${rest%%:*} names=${rest#*:}\n"
+        f'    case $section in\n{cases}    *) refuse "there is no section $section" ;;\n    esac\n'
+        '    IFS=,\n    set -- $names\n    unset IFS\n    section "$section" "$limit" "$script" "$@"\n}\n'
+    )
+    return f"{_HEAD}\n{LIBRARY}\n{one}{_CHECK.replace('@NAMED@', ' | '.join(NAMED))}"
+
+
+def allowed(sections: Iterable[Section]) -> str:
+    """The allow-list of a host of which these sections are read."""
+    lines: set[str] = set()
+    for section in sections:
+        lines |= {f"{section.name} {name}" for name in section.names} if section.name in NAMED else {section.name}
+    return "".join(f"{line}\n" for line in sorted(lines))
+
+
+if __name__ == "__main__":
+    print(wrapper(), end="")  # noqa: T201 - what it is for

@@ -1,0 +1,56 @@
+"""What the benches have in common: a web server to be probed, and waiting until something answers."""
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+
+import httpx
+import trustme
+
+from defib.demo.keeper import Keeper
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def write_certificate(folder: Path) -> None:
+    authority = trustme.CA(key_type=trustme.KeyType.ECDSA)
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    own = authority.issue_cert("127.0.0.1", key_type=trustme.KeyType.ECDSA)
+    own.private_key_and_cert_chain_pem.write_to_path(folder / "own.pem")
+
+
+async def start_nginx(keeper: Keeper, folder: Path, port: int, scheme: str) -> None:
+    places = "".join(
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    tls = f" ssl; ssl_certificate {folder}/own.pem; ssl_certificate_key {folder}/own.pem" if scheme == "https" else ""
+    config = folder / "nginx.conf"
+    config.write_text(
+        f"daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr warn;"
+        "events { worker_connections 4096; }"
+        f"http {{ access_log off; {places} server {{ listen 127.0.0.1:{port} backlog=4096{tls};"
+        ' location / { default_type text/plain; return 200 "the heart beats\\n"; } } }'
+    )
+    await keeper.start(["nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)], folder / "nginx.log")
+
+
+async def answers(client: httpx.AsyncClient, url: str) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                if (await client.get(url)).is_success:
+                    return
+            await asyncio.sleep(0.1)
+
+
+def cpu(pid: int) -> float:
+    """CPU seconds of a process so far, all threads, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def resident(pid: int) -> float:
+    """The most megabytes of a process that were ever resident."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6

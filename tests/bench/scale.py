@@ -1,0 +1,100 @@
+"""10,000 services every 15 s from one exporter on one core: when it is ready, how late its probes are, what it holds."""
+
+import asyncio
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx
+import uvloop
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from defib.demo.keeper import Keeper
+from defib.demo.stack import free_ports
+from tests.bench import peers
+
+SERVICES = 10_000
+WINDOWS = 5
+SECONDS = 15.0
+READY, LAG, RESIDENT = 10.0, 1.0, 400.0  # at most: seconds, seconds, megabytes
+
+
+def run() -> bool:
+    return uvloop.run(_run())
+
+
+async def _run() -> bool:
+    keeper = await Keeper.begin()
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            return await _measure(keeper, Path(name))
+    finally:
+        await keeper.end()
+
+
+async def _measure(keeper: Keeper, folder: Path) -> bool:
+    nginx, port = free_ports(2)
+    await peers.start_nginx(keeper, folder, nginx, "http")
+    _configure(folder / "config", nginx)
+    argv = [sys.executable, "-m", "defib", "exporter", "--config", str(folder / "config"), "--listen"]
+    core = str(max(os.sched_getaffinity(0)))
+    began = time.monotonic()
+    pid = await keeper.start(["taskset", "-c", core, *argv, f"127.0.0.1:{port}"], folder / "exporter.log")
+    async with httpx.AsyncClient(trust_env=False, timeout=30, base_url=f"http://127.0.0.1:{port}") as client:
+        await peers.answers(client, "/-/ready")
+        ready = time.monotonic() - began
+        await asyncio.sleep(2 * SECONDS)  # the first turn of each, and the second
+        before, lags, done = await _lags(client), [], []
+        for _ in range(WINDOWS):
+            await asyncio.sleep(SECONDS)
+            after = await _lags(client)
+            lags.append(_quantile(0.99, before, after))
+            done.append(after[float("inf")] - before[float("inf")])
+            before = after
+    resident = peers.resident(pid)
+    lag = statistics.median(lags)
+    good = ready <= READY and lag <= LAG and resident <= RESIDENT
+    print(
+        f"{SERVICES} services at {SECONDS:g} s on one core: ready in {ready:.1f} s (at most {READY:g});"
+        f" p99 lag at most {lag:g} s, median of {WINDOWS} (worst {max(lags):g}; at most {LAG:g});"
+        f" {resident:.0f} MB resident (at most {RESIDENT:g}); {statistics.median(done) / SECONDS:.0f} probes/s:"
+        f" {'good' if good else 'NOT GOOD ENOUGH'}"
+    )
+    return good
+
+
+def _configure(directory: Path, port: int) -> None:
+    directory.mkdir()
+    probe = {
+        "every": "15s",
+        "timeout": "5s",
+        "http": {"url": f"http://127.0.0.1:{port}/", "expect": {"body_matches": "heart"}},
+    }
+    providers = ("vllm", "mineru", "nginx", "other")
+    services = {
+        f"service-{number}": {"provider": providers[number % 4], "category": "web", "team": "a team", "probe": probe}
+        for number in range(SERVICES)
+    }
+    yaml.Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
+    (directory / "services.yaml").write_text(yaml.dump({"services": services}))
+
+
+async def _lags(client: httpx.AsyncClient) -> dict[float, float]:
+    """Probes so far by the upper bound of how late they began; the scrape is as Prometheus makes it."""
+    page = (await client.get("/metrics")).text
+    own = page[page.index("# HELP defib_exporter_schedule_lag_seconds") :]
+    (family,) = (
+        each for each in text_string_to_metric_families(own) if each.name == "defib_exporter_schedule_lag_seconds"
+    )
+    return {float(each.labels["le"]): each.value for each in family.samples if each.name.endswith("_bucket")}
+
+
+def _quantile(share: float, before: dict[float, float], after: dict[float, float]) -> float:
+    """The bound of the first bucket that holds `share` of what came between."""
+    infinite = float("inf")
+    wanted = share * (after[infinite] - before[infinite])
+    return next(bound for bound in sorted(after) if after[bound] - before[bound] >= wanted)

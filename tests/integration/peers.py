@@ -1,0 +1,250 @@
+"""Real servers of every protocol that is probed, on loopback."""
+
+import asyncio
+import contextlib
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dnslib
+import dnslib.server
+import grpc
+import trustme
+from aiohttp import WSMsgType, web
+from aiosmtpd.smtp import SMTP
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from defib.demo.stack import free_ports
+
+Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority and its file, to be trusted."""
+
+    own: trustme.CA
+    file: Path
+
+    @classmethod
+    def made(cls, file: Path) -> "Authority":
+        own = trustme.CA()
+        own.cert_pem.write_to_path(file)
+        return cls(own, file)
+
+    def server(self, *names: str, **options: Any) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.own.issue_cert(*names, **options).configure_cert(context)
+        return context
+
+
+@contextlib.asynccontextmanager
+async def web_server(handle: Handle, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
+    """A web server whose every path `handle` answers; gives its port."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context).start()
+        yield int(runner.addresses[0][1])
+    finally:
+        await runner.cleanup()
+
+
+@contextlib.asynccontextmanager
+async def raw_server(
+    handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **options: Any
+) -> AsyncIterator[int]:
+    """A TCP server of one function; gives its port."""
+
+    async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handle(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(guarded, "127.0.0.1", 0, **options)
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
+async def mail_server(context: ssl.SSLContext | None) -> AsyncIterator[int]:
+    """A mail server that offers STARTTLS."""
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(
+        lambda: SMTP(object(), hostname="mail.test", tls_context=context, loop=loop), "127.0.0.1", 0
+    )
+    try:
+        yield int(server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+
+
+@contextlib.asynccontextmanager
+async def chat_server() -> AsyncIterator[int]:
+    """What an IRC server asks of a client before it welcomes it (RFC 2812, 3.1)."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b":irc NOTICE * :*** Looking up your hostname\r\n")
+        await reader.readuntil(b"USER ")
+        await reader.readline()
+        writer.write(b"PING :cookie-4711\r\n")
+        if await reader.readline() == b"PONG :cookie-4711\r\n":
+            writer.write(b":irc 001 probe :Welcome\r\n")
+        await writer.drain()
+        await reader.read()
+
+    async with raw_server(handle) as port:
+        yield port
+
+
+class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc]
+    """Answers by the first label of the name."""
+
+    def resolve(self, request: Any, handler: Any) -> Any:
+        reply = request.reply()
+        first = str(request.q.qname).split(".")[0]
+        name = str(request.q.qname)
+        if first in ("servfail", "nxdomain"):
+            reply.header.rcode = getattr(dnslib.RCODE, first.upper())
+        elif first == "www":
+            reply.add_answer(*dnslib.RR.fromZone(f"{name} 60 A 192.0.2.1\n{name} 60 A 192.0.2.2"))
+            reply.add_auth(*dnslib.RR.fromZone("test. 60 NS ns.test."))
+            reply.add_ar(*dnslib.RR.fromZone("ns.test. 60 A 192.0.2.53"))
+        elif first == "text":
+            reply.add_answer(*dnslib.RR.fromZone(f'{name} 60 TXT "v=spf1 -all"'))
+        elif first == "many":
+            reply.add_answer(
+                *dnslib.RR.fromZone("\n".join(f"{name} 60 A 10.0.{n // 250}.{n % 250}" for n in range(300)))
+            )
+        elif first == "norecursion":
+            reply.header.rcode = dnslib.RCODE.REFUSED if request.header.rd else dnslib.RCODE.NOERROR
+        elif first == "silent":
+            raise dnslib.DNSError("it says nothing")
+        return reply
+
+
+class _Quiet(dnslib.server.DNSLogger):  # type: ignore[misc]
+    def log_pass(self, *_: Any) -> None:
+        pass
+
+    log_prefix = log_request = log_reply = log_truncated = log_error = log_data = log_recv = log_send = log_pass
+
+
+@contextlib.contextmanager
+def name_server() -> Iterator[int]:
+    """A name server of `test.`, over UDP and TCP on one port."""
+    zone = _Zone()
+    (port,) = free_ports(1)  # one of the kernel's choice for UDP may be an outgoing connection's in TCP
+    servers = [
+        dnslib.server.DNSServer(zone, port=port, address="127.0.0.1", tcp=tcp, logger=_Quiet()) for tcp in (False, True)
+    ]
+    for server in servers:
+        server.start_thread()
+    try:
+        yield port
+    finally:
+        for server in servers:
+            server.server.shutdown()
+            server.server.server_close()
+            server.thread.join(5)
+
+
+@contextlib.asynccontextmanager
+async def health_server(credentials: Any = None) -> AsyncIterator[int]:
+    """A gRPC server with the standard health service: `well` serves, `ill` does not."""
+    server = grpc.aio.server()
+    servicer = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    statuses = health_pb2.HealthCheckResponse
+    for name, status in (("", statuses.SERVING), ("well", statuses.SERVING), ("ill", statuses.NOT_SERVING)):
+        await servicer.set(name, status)
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    try:
+        yield int(port)
+    finally:
+        await server.stop(None)
+
+
+async def echoing(request: web.Request) -> web.StreamResponse:
+    """A WebSocket that answers a ping of its own making, and says everything else back."""
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    async for message in socket:
+        if message.type is WSMsgType.TEXT:
+            asked = message.data
+            await socket.send_str('{"op": "pong"}' if asked == '{"op": "ping"}' else asked)
+    return socket
+
+
+class ModelServer:
+    """An OpenAI-compatible server, as strict as vLLM about what it is asked; `misbehave` is what it does instead."""
+
+    def __init__(self, key: str = "", misbehave: str = "") -> None:
+        self.key, self.misbehave = key, misbehave
+        self.asked: list[dict[str, Any]] = []
+        self.sent = 0
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
+            return web.json_response({"error": {"message": "no such key"}}, status=401)
+        if self.misbehave.isdigit():
+            return web.json_response({"error": {"message": "refused"}}, status=int(self.misbehave))
+        if request.path != "/v1/chat/completions" or request.method != "POST":
+            return web.json_response({"error": {"message": "no such path"}}, status=404)
+        asked = await request.json()
+        self.asked.append(asked)
+        words = ["", "4", " is", " the", " sum"] if self.misbehave != "empty" else [""]
+        if self.misbehave != "endless":
+            words = words[: asked["max_tokens"] + 1]
+        usage = {"prompt_tokens": 9, "completion_tokens": len(words) - 1, "total_tokens": 8 + len(words)}
+        if not asked["stream"]:
+            message = {"role": "assistant", "content": "".join(words)}
+            return web.json_response(
+                {"choices": [{"index": 0, "message": message, "finish_reason": "length"}], "usage": usage}
+            )
+        return await self._stream(request, words, usage, with_usage="stream_options" in asked)
+
+    async def _stream(
+        self, request: web.Request, words: list[str], usage: dict[str, int], *, with_usage: bool
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+
+        async def event(data: Any) -> None:
+            text = data if isinstance(data, str) else json.dumps(data)
+            await response.write(f"data: {text}\n\n".encode())
+
+        for word in words:
+            await event({"choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]})
+            self.sent += 1
+            await asyncio.sleep(0.02)
+        while self.misbehave == "endless":
+            await event({"choices": [{"index": 0, "delta": {"content": " more"}, "finish_reason": None}]})
+            self.sent += 1
+            await asyncio.sleep(0.005)
+        if self.misbehave == "error":
+            await event({"error": {"message": "out of memory", "code": 500}})
+        if self.misbehave == "cut":
+            assert request.transport
+            request.transport.abort()
+            return response
+        if self.misbehave not in ("error", "unended"):
+            await event({"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]})
+            if with_usage:
+                await event({"choices": [], "usage": usage})
+            await event("[DONE]")
+        return response

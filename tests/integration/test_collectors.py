@@ -1,0 +1,392 @@
+"""The collectors over a real sshd and on this machine: what stands on the page."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from defib.demo import sshd
+from defib.demo.keeper import Keeper
+from defib.demo.sshd import Sshd
+from defib.demo.stack import free_ports
+from exporter.metrics import Metrics
+from exporter.watch import Watcher
+from fleet.shells.ssh import Login, SshShell
+from fleet.wrapper import wrapper
+from runtime.redaction import Redactor
+from tests.gpu import CARD, write_nvidia_smi
+from tests.integration.conftest import start_supervisord
+from tests.support import eventually, inventory_of
+
+LOCAL = {"address": "127.0.0.1", "shell": "local"}
+Samples = dict[tuple[str, ...], float]
+WRAPPER = Path(__file__).parents[2] / "deploy" / "ssh" / "defib-shell"
+SHARED = Path(__file__).parents[3] / "shared" / "gpu"
+ERRORS = {
+    "mismatch": ("Failed to initialize NVML: Driver/library version mismatch\nNVML library version: 550.144\n", 18),
+    "not running": ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.\n", 9),
+    "no devices": ("No devices were found\n", 6),
+    "lost": ("Unable to determine the device handle for GPU 0000:07:00.0: GPU is lost.\n", 15),
+}
+
+
+class Collected:
+    """A watcher of hosts, and what it has on its page."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.watcher = Watcher(Metrics(), Redactor())
+
+    async def of(self, hosts: dict[str, Any], services: dict[str, Any] | None = None) -> None:
+        written = {"hosts": hosts, "services": services or {}}
+        known = await asyncio.to_thread(inventory_of, self._folder, written)
+        await self.watcher.apply(known.inventory)
+
+    @property
+    def samples(self) -> Samples:
+        """Values by metric and labels but for the host's, in the order that they stand there."""
+        text = b"".join(self.watcher.page.chunks()).decode()
+        return {
+            (
+                sample.name,
+                *(value for name, value in sample.labels.items() if name not in ("host", "group")),
+            ): sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }
+
+    async def value(self, *key: str, within: float = 20.0) -> float:
+        async def there() -> bool:
+            return key in self.samples
+
+        await eventually(there, within)
+        return self.samples[key]
+
+
+@pytest.fixture
+async def collected(tmp_path: Path) -> AsyncIterator[Collected]:
+    made = Collected(tmp_path / "config")
+    yield made
+    await made.watcher.close()
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is first on PATH."""
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return folder
+
+
+def hardened(host: Sshd, path: str, allowed: str) -> None:
+    """Have the account's key run the wrapper alone."""
+    folder = host.key_file.parent
+    (folder / "allowed").write_text(allowed)
+    key = (folder / "authorized").read_text()
+    command = f"{WRAPPER} {folder}/allowed {path}"
+    (folder / "authorized").write_text(f'restrict,command="{command}" {key}')
+
+
+async def over_ssh(keeper: Keeper, folder: Path, path: str, **environment: str) -> tuple[Sshd, dict[str, Any]]:
+    (port,) = free_ports(1)
+    host = await sshd.start(keeper, folder / "sshd", port, {"PATH": path, **environment})
+    ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
+    return host, {"address": "127.0.0.1", "ssh": ssh}
+
+
+@pytest.mark.needs("sshd")
+@pytest.mark.parametrize("over", ["ssh", "wrapper", "local"])
+async def test_cards(keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, over: str) -> None:
+    other = {**CARD, "index": "1", "uuid": "GPU-2", "pci.bus_id": "00000000:0B:00.0", "memory.used": "[Unknown Error]"}
+    write_nvidia_smi(tools / "nvidia-smi", (CARD, other), apps=f"GPU-1, {os.getpid()}, 1000, /usr/bin/x, y\n")
+    host: dict[str, Any] = dict(LOCAL)
+    if over != "local":
+        made, host = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+        if over == "wrapper":
+            hardened(made, os.environ["PATH"], "fields\nquery\nprocesses\nxids\n")
+            host = {**host, "ssh": {**host["ssh"], "wrapper": True}}
+    await collected.of({"h": {**host, "collect": {"gpu": "1s"}}})
+    assert await collected.value("host_collect_success", "gpu") == 1
+    samples = collected.samples
+    mib = 2.0**20
+    expected = {
+        ("gpu_info", "0", "GPU-1", "NVIDIA A100-SXM4-80GB", "550.54.15", "00000000:07:00.0"): 1,
+        ("gpu_count",): 2, ("gpu_healthy", "0"): 1,
+        ("gpu_utilization_ratio", "0"): 0.93, ("gpu_memory_utilization_ratio", "0"): 0.41,
+        ("gpu_memory_total_bytes", "0"): 81920 * mib, ("gpu_memory_used_bytes", "0"): 70000 * mib,
+        ("gpu_memory_reserved_bytes", "0"): 600 * mib, ("gpu_memory_free_bytes", "0"): 11320 * mib,
+        ("gpu_temperature_celsius", "0", "gpu"): 66, ("gpu_power_watts", "0"): 388.12,
+        ("gpu_power_limit_watts", "0"): 400, ("gpu_clock_hertz", "0", "sm"): 1410e6,
+        ("gpu_clock_hertz", "0", "memory"): 1593e6, ("gpu_performance_state", "0"): 0,
+        ("gpu_throttle_active", "0", "sw_power_cap"): 1, ("gpu_throttle_active", "0", "hw_slowdown"): 0,
+        ("gpu_throttle_seconds_total", "0", "sw_power_cap"): 1.5,
+        ("gpu_ecc_errors_total", "0", "corrected", "volatile"): 3,
+        ("gpu_ecc_errors_total", "0", "uncorrected", "volatile"): 0,
+        ("gpu_remapped_rows", "0", "correctable"): 1, ("gpu_remapped_rows", "0", "pending"): 0,
+        ("gpu_remapped_rows", "0", "failure"): 0, ("gpu_recovery_needed", "0", "None"): 0,
+        ("gpu_process_memory_bytes", "0", "host"): 1000 * mib,
+    }  # fmt: skip
+    there = {key: value for key, value in samples.items() if key[0].startswith("gpu_") and key[1:2] != ("1",)}
+    assert there == {key: pytest.approx(value) for key, value in expected.items()}
+    assert samples["gpu_healthy", "1"] == 0
+    assert ("gpu_memory_used_bytes", "1") not in samples
+    assert samples["host_up",] == 1
+
+
+@pytest.mark.parametrize("name", ERRORS)
+async def test_drivers_and_cards_that_fail(tools: Path, collected: Collected, name: str) -> None:
+    """The metric says so, and what still answers is not hidden."""
+    text, status = ERRORS[name]
+    write_nvidia_smi(tools / "nvidia-smi", (CARD,))
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": "500ms"}}})
+    assert await collected.value("gpu_healthy", "0") == 1
+    write_nvidia_smi(tools / "nvidia-smi", (CARD,) if name == "x" else (), before=text, status=status)
+    _answers_without_cards(tools / "nvidia-smi")
+
+    async def failed() -> bool:
+        return collected.samples.get(("host_collect_success", "gpu")) == 0
+
+    await eventually(failed)
+    assert collected.samples["host_up",] == 1
+    # A card that is lost is the one that had its address before.
+    assert collected.samples.get(("gpu_healthy", "0")) == (0 if name == "lost" else None)
+    assert ("gpu_utilization_ratio", "0") not in collected.samples
+
+
+def _answers_without_cards(path: Path) -> None:
+    path.write_text(path.read_text().replace("if name not in cards[0]", "if cards and name not in cards[0]"))
+
+
+async def test_one_lost_card_does_not_hide_the_others(tools: Path, collected: Collected) -> None:
+    lost = "Unable to determine the device handle for GPU1: 0000:34:00.0: Unknown Error\n"
+    write_nvidia_smi(tools / "nvidia-smi", (CARD,), before=lost)
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": "1s"}}})
+    assert await collected.value("gpu_healthy", "0") == 1
+    assert collected.samples["gpu_healthy", "1"] == 0
+    assert collected.samples["gpu_utilization_ratio", "0"] == pytest.approx(0.93)
+
+
+async def test_an_inforom_that_is_corrupted_is_told_with_good_output(tools: Path, collected: Collected) -> None:
+    write_nvidia_smi(tools / "nvidia-smi", (CARD,), status=14)
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": "1s"}}})
+    assert await collected.value("host_collect_success", "gpu") == 1
+
+
+async def test_another_driver_is_asked_anew_for_its_fields(tools: Path, collected: Collected) -> None:
+    write_nvidia_smi(tools / "nvidia-smi", (CARD,))
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": "500ms"}}})
+    assert await collected.value("gpu_throttle_active", "0", "hw_slowdown") == 0
+    older = {name.replace("event_reasons.", "throttle_reasons."): text for name, text in CARD.items()}
+    older["clocks_throttle_reasons.hw_slowdown"] = "Active"
+    write_nvidia_smi(tools / "nvidia-smi", (older,))
+
+    async def seen() -> bool:
+        return collected.samples.get(("gpu_throttle_active", "0", "hw_slowdown")) == 1
+
+    await eventually(seen)
+    assert collected.samples["host_collect_success", "gpu"] == 1
+
+
+async def test_a_driver_that_hangs_costs_the_others_nothing(tools: Path, collected: Collected) -> None:
+    (tools / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": "1s", "system": "1s"}}})
+    assert await collected.value("host_collect_success", "gpu") == 0
+    assert await collected.value("host_collect_success", "system") == 1
+    assert collected.samples["host_collect_duration_seconds", "gpu"] < 3
+
+
+@pytest.mark.needs("sshd")
+async def test_the_machine(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
+    _, host = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+    await collected.of({"h": {**host, "collect": {"system": "1s"}}})
+    assert 0 <= await collected.value("host_cpu_usage_ratio") <= 1
+    samples = collected.samples
+    booted = int(Path("/proc/stat").read_text().split("btime ")[1].split()[0])
+    total = int(Path("/proc/meminfo").read_text().split()[1]) * 1024
+    assert samples["host_boot_timestamp_seconds",] == booted
+    assert samples["host_memory_total_bytes",] == total
+    assert samples["host_cpu_count",] == os.cpu_count()
+    assert abs(samples["host_clock_offset_seconds",]) < 1
+    sizes = {key[1]: value for key, value in samples.items() if key[0] == "host_filesystem_size_bytes"}
+    for mountpoint, size in sizes.items():
+        found = os.statvfs(mountpoint)
+        assert size == found.f_blocks * found.f_frsize
+
+
+@pytest.mark.needs("sshd", "dockerd", "busybox", "systemd")
+@pytest.mark.parametrize("by_wrapper", [False, True])
+async def test_containers_units_and_programs_in_one_round_trip_with_their_probes(
+    keeper: Keeper, tmp_path: Path, container: str, systemd: Path, collected: Collected, by_wrapper: bool
+) -> None:
+    programs = (
+        "[program:well]\ncommand=/bin/sleep 1000\nstartsecs=0\n[program:ill]\ncommand=/bin/false\nstartretries=99\n"
+    )
+    config = await start_supervisord(keeper, tmp_path, programs)
+    path = f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    made, host = await over_ssh(keeper, tmp_path, path, DOCKER_HOST=os.environ["DOCKER_HOST"])
+    if by_wrapper:
+        hardened(made, path, f"docker\nfailed-units\nsystemd well.service\nsupervisor {config}\n")
+        host = {**host, "ssh": {**host["ssh"], "wrapper": True}}
+    collect = {
+        "docker": "2s", "systemd": {"every": "2s", "units": ["well"]},
+        "supervisor": {"every": "2s", "configs": [str(config)]},
+    }  # fmt: skip
+    services = {"c": {"host": "h", "probe": {"every": "2s", "retry_every": "2s", "container": {"name": container}}}}
+    log = tmp_path / "sshd" / "log"
+    sessions, began = log.read_text().count("Starting session"), time.monotonic()
+    await collected.of({"h": {**host, "collect": collect}}, services)
+    assert await collected.value("host_container_up", container) == 1
+
+    async def some_rounds() -> bool:
+        return collected.watcher.watches["c"].state.successes >= 3
+
+    await eventually(some_rounds)
+    rounds = (time.monotonic() - began) / 2 + 1
+    assert log.read_text().count("Starting session") - sessions <= rounds
+    samples = collected.samples
+    assert samples["host_container_restarts_total", container] == 0
+    started = subprocess.run(
+        ["docker", "inspect", "--format", "{{.State.StartedAt}}", container], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    assert samples["host_container_started_timestamp_seconds", container] > 1.6e9, started
+    assert samples["host_container_info", container, container] == 1
+    assert (samples["host_unit_active", "well.service"], samples["host_unit_active", "broken.service"]) == (1, 0)
+    assert (samples["host_program_running", "well"], samples["host_program_running", "ill"]) == (1, 0)
+
+
+async def test_a_host_that_cannot_be_reached_is_told_once(
+    collected: Collected, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unreachable = {"address": "127.0.0.1", "ssh": {"port": 1, "user": "u", "known_hosts": str(tmp_path / "none")}}
+    (tmp_path / "none").write_text("")
+    await collected.of({"h": {**unreachable, "collect": {"system": "300ms"}}})
+    assert await collected.value("host_up") == 0
+    await asyncio.sleep(2)
+    assert collected.samples["host_collect_success", "system"] == 0
+    logged = capsys.readouterr()
+    assert (logged.out + logged.err).count("collector") == 1
+
+
+async def test_a_thousand_hosts_that_cannot_be_reached(
+    collected: Collected, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has its metric and its one line in the log; they are asked ever more rarely, and hold nothing."""
+    (tmp_path / "none").write_text("")
+    ssh = {"port": 1, "user": "u", "known_hosts": str(tmp_path / "none")}
+    hosts = {f"h{n}": {"address": "127.0.0.1", "ssh": ssh, "collect": {"system": "2s"}} for n in range(1000)}
+    files, tasks = len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
+    await collected.of(hosts)
+
+    async def all_told() -> bool:
+        return b"".join(collected.watcher.page.chunks()).count(b"\nhost_up{") == 1000
+
+    await eventually(all_told, 30)
+    text = b"".join(collected.watcher.page.chunks()).decode()
+    assert [line for line in text.splitlines() if line.startswith("host_up{") and not line.endswith(" 0")] == []
+    await asyncio.sleep(3)
+    logged = capsys.readouterr()
+    assert (logged.out + logged.err).count("Connection refused") == 1000
+    assert len(list(Path("/proc/self/fd").iterdir())) - files < 200
+    assert len(asyncio.all_tasks()) - tasks <= 1000 + 200
+
+
+@pytest.mark.needs("sshd")
+async def test_a_banner_and_a_login_shell_of_another_kind(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
+    """What greets on stdout does not disturb, and csh is as good as sh."""
+    csh = next((path for path in map(shutil.which, ("tcsh", "csh", "fish")) if path), None)
+    login = tmp_path / "login"
+    run = f'exec {csh} -c "$2"' if csh else 'exec sh -c "$2"'
+    login.write_text(f"#!/bin/sh\necho 'Welcome to this host!'\necho '@defib nonsense'\n{run}\n")
+    login.chmod(0o755)
+    host, written = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+    passwd = tmp_path / "sshd" / "passwd"
+    if passwd.is_file():
+        passwd.write_text(passwd.read_text().replace(":/bin/sh\n", f":{login}\n", 1))
+    await collected.of({"h": {**written, "collect": {"system": "1s"}}})
+    assert await collected.value("host_collect_success", "system") == 1
+    assert host.port
+
+
+def captures() -> list[Path]:
+    with contextlib.suppress(OSError):
+        return sorted((SHARED / "captures").iterdir())
+    return []
+
+
+def _number(text: str) -> float | None:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return None
+
+
+SAME: dict[str, tuple[tuple[str, ...], Callable[[float], float]]] = {
+    "utilization.gpu": (("gpu_utilization_ratio", "0"), lambda value: value / 100),
+    "utilization.memory": (("gpu_memory_utilization_ratio", "0"), lambda value: value / 100),
+    "memory.total": (("gpu_memory_total_bytes", "0"), lambda value: value * 2**20),
+    "memory.used": (("gpu_memory_used_bytes", "0"), lambda value: value * 2**20),
+    "memory.reserved": (("gpu_memory_reserved_bytes", "0"), lambda value: value * 2**20),
+    "memory.free": (("gpu_memory_free_bytes", "0"), lambda value: value * 2**20),
+    "temperature.gpu": (("gpu_temperature_celsius", "0", "gpu"), lambda value: value),
+    "temperature.memory": (("gpu_temperature_celsius", "0", "memory"), lambda value: value),
+    "power.draw.instant": (("gpu_power_watts", "0"), lambda value: value),
+    "enforced.power.limit": (("gpu_power_limit_watts", "0"), lambda value: value),
+    "clocks.current.sm": (("gpu_clock_hertz", "0", "sm"), lambda value: value * 1e6),
+    "clocks.current.memory": (("gpu_clock_hertz", "0", "memory"), lambda value: value * 1e6),
+    "clocks.current.graphics": (("gpu_clock_hertz", "0", "graphics"), lambda value: value * 1e6),
+    "clocks.current.video": (("gpu_clock_hertz", "0", "video"), lambda value: value * 1e6),
+    "fan.speed": (("gpu_fan_speed_ratio", "0"), lambda value: value / 100),
+    "ecc.errors.corrected.volatile.total": (("gpu_ecc_errors_total", "0", "corrected", "volatile"), lambda value: value),
+    "ecc.errors.uncorrected.aggregate.total": (("gpu_ecc_errors_total", "0", "uncorrected", "aggregate"), lambda value: value),
+    "remapped_rows.correctable": (("gpu_remapped_rows", "0", "correctable"), lambda value: value),
+    "clocks_event_reasons_counters.sw_power_cap": (("gpu_throttle_seconds_total", "0", "sw_power_cap"), lambda value: value / 1e6),
+}  # fmt: skip
+
+
+if captures():  # they are kept beside the project, not in it
+
+    @pytest.mark.needs("sshd")
+    @pytest.mark.parametrize("phase", ["idle", "load"])
+    @pytest.mark.parametrize("capture", captures(), ids=lambda path: path.stem)
+    async def test_captures_of_real_cards(
+        keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, capture: Path, phase: str
+    ) -> None:
+        (tools / "nvidia-smi").symlink_to(SHARED / "nvidia-smi")
+        environment = {"NVIDIA_SMI_CAPTURE": str(capture), "NVIDIA_SMI_PHASE": phase}
+        _, host = await over_ssh(keeper, tmp_path, os.environ["PATH"], **environment)
+        await collected.of({"h": {**host, "collect": {"gpu": "2s"}}})
+        assert await collected.value("host_collect_success", "gpu") == 1
+        argv: list[Any] = [tools / "nvidia-smi", f"--query-gpu={','.join(SAME)}", "--format=csv,noheader,nounits"]
+        asked = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+        for text, (key, unit) in zip(asked.stdout.strip().split(", "), SAME.values(), strict=True):
+            number = _number(text)
+            assert collected.samples.get(key) == (None if number is None else pytest.approx(unit(number))), (key, text)
+        assert collected.samples["gpu_count",] == 1
+
+
+@pytest.mark.needs("sshd")
+async def test_a_wrapper_takes_nothing_else(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
+    host, written = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+    hardened(host, "", "df\n")
+    await collected.of({"h": {**written, "ssh": {**written["ssh"], "wrapper": True}, "collect": {"system": "1s"}}})
+    assert await collected.value("host_collect_success", "system") == 0
+    for asked in ("id", "read @m df:5:; id", "read @m $(id):5:", "read @m proc:5:", "", "read @m systemd:5:x"):
+        shell = SshShell(Login("127.0.0.1", host.port, host.user, host.key_file, host.known_hosts, wrapper=True))
+        done = await shell.run(["sh", "-c", asked], timeout=5)
+        await shell.close()
+        assert (done.status, done.stdout, "defib-shell:" in done.stderr) == (126, "", True), asked
+
+
+def test_the_wrapper_is_current() -> None:
+    assert WRAPPER.read_text() == wrapper()
+    assert os.access(WRAPPER, os.X_OK)

@@ -1,0 +1,178 @@
+"""`defib host setup` and `defib doctor`, the first on a copy of this machine with a real sudo."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from defib.demo import sshd
+from defib.demo.keeper import Keeper
+from defib.demo.stack import free_ports
+
+UNPACKED = Path(__file__).parents[2] / ".parts" / "root"
+SUDO = (
+    "usr/bin/sudo",
+    "usr/sbin/visudo",
+    "usr/libexec/sudo",
+    "etc/sudoers",
+    "etc/sudoers.d",
+    "etc/pam.d/sudo",
+    "etc/sudo.conf",
+)
+
+# What is tried inside: the script twice, then what the account may do and what it may not.
+INSIDE = r"""
+mount -t proc proc /proc || exit 23
+sh -eu /tmp/setup.sh || exit 1
+sh -eu /tmp/setup.sh || exit 2
+as_defib() { setpriv --reuid "$(id -u defib)" --regid "$(id -g defib)" --clear-groups env -i PATH=/usr/bin:/bin "$@"; }
+as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-shell | grep -q '^@m proc 0$' || exit 3
+as_defib SSH_ORIGINAL_COMMAND="read @m df:5:" sudo -n /usr/local/sbin/defib-shell 2>/dev/null
+[ $? -eq 126 ] || exit 4
+as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-shell /tmp/other 2>/dev/null && exit 5
+as_defib sudo -n id 2>/dev/null && exit 6
+[ "$(as_defib sudo -n echo restart mineru)" = "restart mineru" ] || exit 7
+as_defib sudo -n echo restart other 2>/dev/null && exit 8
+[ "$(as_defib sudo -n echo 'a, b:c=d' e)" = "a, b:c=d e" ] || exit 9
+as_defib sudo -n echo 'any*' 2>/dev/null && exit 12
+as_defib sudo -n echo 'anything' 2>/dev/null && exit 13
+as_defib sh -c 'echo key >> /home/defib/.ssh/authorized_keys' 2>/dev/null && exit 10
+as_defib sh -c 'mv /home/defib/.ssh /home/defib/x' 2>/dev/null && exit 11
+cat /home/defib/.ssh/authorized_keys
+"""
+OUTSIDE = """
+mount -t tmpfs -o mode=755 tmpfs "$1" && mkdir "$1/upper" "$1/work" "$1/root" "$1/sudo" || exit 20
+for path in $SUDO; do
+    [ -e "$2/$path" ] && mkdir -p "$1/sudo/${path%/*}" && cp -a "$2/$path" "$1/sudo/$path"
+done
+mount -t overlay overlay -o "lowerdir=$1/sudo:/,upperdir=$1/upper,workdir=$1/work" "$1/root" || exit 21
+mkdir -p "$1/root/tmp" && cp "$3" "$1/root/tmp/setup.sh" && cp "$4" "$1/root/tmp/inside.sh" || exit 22
+exec chroot "$1/root" sh /tmp/inside.sh
+"""
+
+
+def defib(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "defib", *arguments, "--config", str(folder)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+def configure(folder: Path, hosts: dict[str, Any], services: dict[str, Any] | None = None) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "a.yaml").write_text(yaml.safe_dump({"hosts": hosts, "services": services or {}}))
+
+
+def keys(folder: Path, *names: str) -> None:
+    for name in names:
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+
+
+@pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
+def test_a_host_that_was_set_up(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    control = {
+        "command": {
+            "restart": ["echo", "restart", "mineru"],
+            "status": ["echo", "a, b:c=d", "e"],
+            "logs": ["echo", "any*"],
+        }
+    }
+    host = {
+        "address": "10.0.0.11", "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known", "wrapper": True},
+        "control_ssh": {"key_file": "control"}, "sudo": "passwordless",
+    }  # fmt: skip
+    probe = {"unit": {"name": "nginx"}}
+    configure(config, {"gpu-01": host}, {"mineru": {"host": "gpu-01", "probe": probe, "control": control}})
+    keys(config, "read", "control")
+    text = (
+        (config / "a.yaml")
+        .read_text()
+        .replace("sudo: passwordless", "sudo: passwordless\n    collect: {supervisor: 30s}")
+    )
+    (config / "a.yaml").write_text(text)
+    made = defib(config, "host", "setup", "gpu-01", "--from", "10.0.0.5")
+    assert made.returncode == 0, made.stderr
+    assert "supervisor -\nsystemd nginx.service\n" in made.stdout
+    # Only what is on every machine can be read on the copy of this one.
+    (tmp_path / "setup.sh").write_text(made.stdout.replace("supervisor -\n", "supervisor -\nproc\n"))
+    (tmp_path / "inside.sh").write_text(INSIDE)
+    (tmp_path / "root").mkdir()
+    argv: list[Any] = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        OUTSIDE,
+        "sh",
+        tmp_path / "root",
+        UNPACKED,
+    ]
+    environment = {**os.environ, "SUDO": "" if shutil.which("sudo", path="/usr/bin") else " ".join(SUDO)}
+    done = subprocess.run(
+        [*argv, tmp_path / "setup.sh", tmp_path / "inside.sh"], capture_output=True, text=True, env=environment,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    first, second = done.stdout.splitlines()[-2:]
+    assert first.startswith('restrict,from="10.0.0.5",command="sudo -n /usr/local/sbin/defib-shell" ssh-ed25519 ')
+    assert second.startswith('restrict,from="10.0.0.5" ssh-ed25519 ')
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["host", "setup", "nowhere"], "the inventory has no host 'nowhere'"),
+        (["host", "setup", "here"], "the inventory has no ssh of the host 'here'"),
+        (["host", "setup", "keyless"], "no ssh.key_file"),
+        (["host", "setup", "roots"], "'root' cannot be the account"),
+        (["doctor", "nowhere"], "the inventory has no host nowhere"),
+    ],
+)
+def test_what_cannot_be_set_up(tmp_path: Path, arguments: list[str], said: str) -> None:
+    hosts: dict[str, Any] = {
+        "here": {"address": "127.0.0.1", "shell": "local"},
+        "keyless": {"address": "10.0.0.1", "ssh": {"user": "u"}},
+        "roots": {"address": "10.0.0.1", "ssh": {"user": "root"}},
+    }
+    configure(tmp_path, hosts)
+    done = defib(tmp_path, *arguments)
+    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+
+
+@pytest.mark.needs("sshd")
+async def test_the_doctor(keeper: Keeper, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    host = await sshd.start(keeper, tmp_path / "sshd", port, {"PATH": os.environ["PATH"]})
+    ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
+    (tmp_path / "other").write_text(
+        host.known_hosts.read_text().replace("AAAAC3NzaC1lZDI1NTE5AAAAI", "AAAAC3NzaC1lZDI1NTE5AAAAJ")
+    )
+    (tmp_path / "open").write_bytes(host.key_file.read_bytes())
+    (tmp_path / "open").chmod(0o644)
+    hosts = {
+        "well": {"address": "127.0.0.1", "ssh": ssh, "collect": {"system": "30s"}},
+        "no-gpu": {"address": "127.0.0.1", "shell": "local", "collect": {"gpu": "30s"}},
+        "unpinned": {"address": "127.0.0.1", "ssh": {**ssh, "known_hosts": str(tmp_path / "none")}},
+        "open": {"address": "127.0.0.1", "ssh": {**ssh, "key_file": str(tmp_path / "open")}},
+        "gone": {"address": "127.0.0.1", "ssh": {**ssh, "port": 1}},
+    }
+    await asyncio.to_thread(configure, tmp_path / "config", hosts)
+    well = await asyncio.to_thread(defib, tmp_path / "config", "doctor", "well")
+    assert (well.returncode, "BAD" in well.stdout, "ok  collector system" in well.stdout) == (0, False, True), (
+        well.stdout
+    )
+    ill = await asyncio.to_thread(defib, tmp_path / "config", "doctor")
+    assert ill.returncode == 1
+    for said in (
+        "BAD collector gpu", "none: there is no such file", "others may read it (644)", "chmod 600", "Connection refused",
+        "→ pin the host's key there",
+    ):  # fmt: skip
+        assert said in ill.stdout, (said, ill.stdout)
+    assert "Traceback" not in ill.stderr

@@ -1,0 +1,203 @@
+"""Servers that misbehave in every way we know: each gives its reason in time, and leaves nothing behind."""
+
+import asyncio
+import gc
+import gzip
+import itertools
+import os
+import ssl
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import brotli
+import pytest
+import pytest_asyncio
+
+from exporter.probing import probe
+from exporter.results import Result
+from fleet.loading import Loaded
+from runtime.redaction import Redactor
+from tests.integration import peers
+from tests.integration.peers import Authority
+from tests.support import inventory_of
+
+Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+TIMEOUT = 0.4
+OK = b"HTTP/1.1 200 OK\r\n"
+BOMB = gzip.compress(b"\0" * 20_000_000)
+
+
+def says(*pieces: bytes, every: float = 0.0, forever: bool = False, close: bool = True) -> Handle:
+    """A server that reads a request, says `pieces` one after the other, and closes or waits."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        for piece in itertools.chain(pieces, itertools.repeat(pieces[-1])) if forever else pieces:
+            writer.write(piece)
+            await writer.drain()
+            if every:
+                await asyncio.sleep(every)
+        if not close:
+            await reader.read()
+
+    return handle
+
+
+async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+
+
+async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+    writer.transport.abort()
+
+
+async def half_a_handshake(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read(1)
+    writer.write(b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76\x03\x03")
+    await writer.drain()
+
+
+def body(content: bytes, coding: str) -> bytes:
+    return OK + b"Content-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s" % (coding.encode(), len(content), content)
+
+
+@dataclass(frozen=True)
+class Hostile:
+    handle: Handle
+    reason: str
+    said: str = ""
+    options: Any = None
+    scheme: str = "http"
+    certificate: str = ""
+
+
+HOSTILE = {
+    "silent": Hostile(silent, "timeout", "no answer within 0.4 s (got as far as processing)"),
+    "reset": Hostile(reset, "protocol", "the connection was lost before any answer"),
+    "closing": Hostile(says(b""), "protocol", "before any answer"),
+    "dripping a body": Hostile(says(OK + b"Content-Length: 999\r\n\r\n", b"x", every=0.05, forever=True), "timeout"),
+    "dripping headers": Hostile(says(b"H", b"T", b"T", b"P", every=0.2, forever=True), "timeout"),
+    "endless headers": Hostile(says(OK, b"X-A: " + b"a" * 8000 + b"\r\n", forever=True), "protocol", "longer than 262144"),
+    "an endless header": Hostile(says(OK + b"X-A: ", b"a" * 8000, forever=True), "protocol", "longer than 262144"),
+    "endless interim answers": Hostile(says(b"HTTP/1.1 103 Early\r\nX: y\r\n\r\n" * 100, forever=True), "protocol"),
+    "an endless body": Hostile(says(OK + b"\r\n", b"x" * 65536, forever=True), "body", "longer than max_body, 1048576"),
+    "endless chunks": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 9999, forever=True), "body"),
+    "endless trailers": Hostile(
+        says(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-A: b\r\n" * 1000, forever=True), "protocol"
+    ),
+    "a gzip bomb": Hostile(says(body(BOMB, "gzip")), "body", "decoded, is longer than max_body"),
+    "a deflate bomb": Hostile(says(body(zlib.compress(b"\0" * 20_000_000), "deflate")), "body", "decoded"),
+    "a brotli bomb": Hostile(says(body(brotli.compress(b"\0" * 20_000_000), "br")), "body", "decoded"),
+    "bombs in a bomb": Hostile(says(body(gzip.compress(BOMB), "gzip, gzip")), "body", "decoded"),
+    "a redirect loop": Hostile(
+        says(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"), "protocol", "more than 10 times"
+    ),
+    "too long a Content-Length": Hostile(says(OK + b"Content-Length: 99\r\n\r\nok"), "protocol", "cut short after 2 bytes"),
+    "two lengths": Hostile(says(OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok"), "protocol"),
+    "a negative length": Hostile(says(OK + b"Content-Length: -2\r\n\r\nok"), "protocol"),
+    "a bad chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n0\r\n\r\n"), "protocol", "not HTTP"),
+    "an unended chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nok"), "protocol", "cut short"),
+    "broken gzip": Hostile(says(body(b"no gzip", "gzip")), "protocol", "the body is not gzip"),
+    "gzip cut short": Hostile(says(body(gzip.compress(b"hello" * 99)[:-9], "gzip")), "protocol", "cut short"),
+    "brotli cut short": Hostile(says(body(brotli.compress(b"hello" * 99)[:-3], "br")), "protocol", "cut short"),
+    "gzip of many members": Hostile(says(body(gzip.compress(b"") * 5000, "gzip")), "protocol", "more than 100 members"),
+    "a charset that is slow": Hostile(
+        says(OK + b"Content-Type: text/html; charset=punycode\r\nContent-Length: 120000\r\n\r\n" + b"a-b" * 40000),
+        "body", "does not match", {"expect": {"body_matches": "hello"}},
+    ),
+    "an unknown coding": Hostile(says(body(b"hello", "zstd")), "protocol", "encoded as 'zstd'"),
+    "broken UTF-8": Hostile(
+        says(OK + b"Content-Length: 4\r\n\r\n\xff\xfe\xc3("), "body", "begins '", {"expect": {"body_matches": "hello"}}
+    ),
+    "another protocol": Hostile(says(b"SSH-2.0-OpenSSH_9.2\r\n"), "protocol", "the answer is not HTTP"),
+    "no TLS": Hostile(says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "timeout", "", None, "https"),
+    "half a handshake": Hostile(half_a_handshake, "tls", "", None, "https"),
+    "a silent handshake": Hostile(silent, "timeout", "got as far as tls", None, "https"),
+    "an expired certificate": Hostile(silent, "tls", "certificate has expired", {"tls": "ca"}, "https", "expired"),
+    "an unknown authority": Hostile(silent, "tls", "certificate is refused", None, "https", "127.0.0.1"),
+    "another's certificate": Hostile(silent, "tls", "IP address mismatch", {"tls": "ca"}, "https", "other.test"),
+}  # fmt: skip
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loaded]:
+    """All of these servers, and a service for each."""
+    folder = tmp_path_factory.mktemp("hostile")
+    authority = Authority.made(folder / "ca.pem")
+    services: dict[str, Any] = {}
+    async with AsyncExitStack() as stack:
+        for number, (name, each) in enumerate(HOSTILE.items()):
+            context = _context(authority, each.certificate) if each.certificate else None
+            port = await stack.enter_async_context(peers.raw_server(each.handle, ssl=context))
+            options = dict(each.options or {})
+            if options.get("tls") == "ca":
+                options["tls"] = {"ca_file": str(authority.file)}
+            http = {"url": f"{each.scheme}://127.0.0.1:{port}/", "max_body": "1MiB", **options}
+            services[f"s{number}"] = {"name": name, "probe": {"timeout": f"{TIMEOUT * 1000:.0f}ms", "http": http}}
+        yield inventory_of(folder / "config", {"services": services})
+
+
+def _context(authority: Authority, certificate: str) -> ssl.SSLContext:
+    if certificate == "expired":
+        begun, ended = datetime(2020, 1, 1, tzinfo=UTC), datetime(2021, 1, 1, tzinfo=UTC)
+        return authority.server("127.0.0.1", not_before=begun, not_after=ended)
+    return authority.server(certificate)
+
+
+async def run(world: Loaded, number: int) -> Result:
+    service = world.inventory.services[f"s{number}"]
+    nobody: Any = None
+    return await probe(service, nobody, nobody, Redactor(world.secrets))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_each_gives_its_reason_in_time(world: Loaded, name: str) -> None:
+    expected = HOSTILE[name]
+    result = await run(world, list(HOSTILE).index(name))
+    assert (result.reason, expected.said in result.message) == (expected.reason, True), result.message
+    assert result.duration < TIMEOUT + 0.5
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.timeout(240)
+async def test_nothing_is_left_of_ten_thousand(world: Loaded) -> None:
+    """Sockets, tasks and memory are as they were, once the servers have noticed that we are gone."""
+    rounds = 10_000 // len(HOSTILE) + 1
+
+    async def some(count: int) -> None:
+        gate = asyncio.Semaphore(150)
+
+        async def one(number: int) -> None:
+            async with gate:
+                assert not (await run(world, number)).success
+
+        await asyncio.gather(*(one(number) for _ in range(count) for number in range(len(HOSTILE))))
+
+    await some(rounds // 3)  # the allocator has then seen what there is to see
+    before = await _held()
+    await some(rounds - rounds // 3)
+    after = await _held()
+    assert after[0] - before[0] <= 5, "sockets"
+    assert after[1] - before[1] <= 5, "tasks"
+    assert after[2] - before[2] < 40_000_000, "bytes"
+
+
+async def _held() -> tuple[int, int, int]:
+    """Open files, tasks, and resident bytes, when no more of them go."""
+    held = (10**9, 10**9)
+    for _ in range(100):
+        await asyncio.sleep(0.1)
+        gc.collect()
+        now = (len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks()))
+        if now == held:
+            break
+        held = now
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return (*held, pages * os.sysconf("SC_PAGE_SIZE"))

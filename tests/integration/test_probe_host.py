@@ -1,0 +1,220 @@
+"""Probes of what a host knows, over a real sshd: a real dockerd, systemd and supervisord, and the kernel's sockets."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defib.demo import sshd
+from defib.demo.keeper import Keeper
+from defib.demo.sshd import Sshd
+from defib.demo.stack import free_ports
+from exporter.metrics import Metrics
+from exporter.watch import Watcher
+from runtime.redaction import Redactor
+from tests.integration.conftest import start_supervisord
+from tests.support import eventually, inventory_of, probed
+
+LOCAL = {"address": "127.0.0.1", "shell": "local"}
+
+
+@pytest.fixture(scope="module")
+def containers(container: str) -> Iterator[str]:
+    """Containers in several states, named by them; one that just runs has the name alone."""
+    run = ["docker", "run", "--detach", "--network", "host"]
+    check = ["--health-interval", "100ms", "--health-retries", "1", "--health-cmd"]
+    states: dict[str, tuple[list[str], list[str]]] = {
+        "exited": ([], ["/bin/sh", "-c", "exit 3"]),
+        "healthy": ([*check, "true"], ["/bin/sleep", "1000"]),
+        "unhealthy": ([*check, "false"], ["/bin/sleep", "1000"]),
+    }
+    for state, (options, command) in states.items():
+        argv = [*run, "--name", f"{container}-{state}", *options, container, *command]
+        subprocess.run(argv, check=True, capture_output=True)
+    yield container
+    names = [f"{container}-{state}" for state in states]
+    subprocess.run(["docker", "rm", "--force", *names], capture_output=True, check=True)
+
+
+@pytest.fixture
+async def supervised(keeper: Keeper, tmp_path: Path) -> Path:
+    """A supervisord with a program that runs and one that cannot."""
+    programs = (
+        "[program:well]\ncommand=/bin/sleep 1000\nstartsecs=0\n[program:broken]\ncommand=/bin/false\nstartretries=1000\n"
+        "[group:stack]\nprograms=well\n"
+    )
+    return await start_supervisord(keeper, tmp_path, programs)
+
+
+@pytest.fixture
+async def equipped(keeper: Keeper, tmp_path: Path, docker: None, systemd: Path) -> Sshd:
+    """An sshd whose account finds docker, systemctl and supervisorctl."""
+    path = f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    (port,) = free_ports(1)
+    environment = {"PATH": path, "DOCKER_HOST": os.environ["DOCKER_HOST"]}
+    return await sshd.start(keeper, tmp_path / "sshd", port, environment)
+
+
+def ssh_of(host: Sshd) -> dict[str, Any]:
+    known = {"key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
+    return {"address": "127.0.0.1", "ssh": {"user": host.user, "port": host.port, **known}}
+
+
+@pytest.mark.needs("dockerd", "busybox", "systemd", "sshd")
+async def test_what_the_host_says(
+    tmp_path: Path, containers: str, supervised: Path, equipped: Sshd, systemd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    config = str(supervised)
+    table: list[tuple[str, dict[str, Any], str | None, str]] = [
+        ("container", {"name": containers}, None, ""),
+        ("container", {"name": f"{containers}-healthy"}, None, ""),
+        ("container", {"name": f"{containers}-exited"}, "state", "is exited (exit 3), expected running"),
+        ("container", {"name": f"{containers}-unhealthy"}, "state", "is running, but its health is unhealthy"),
+        ("container", {"name": "nothing"}, "state", "there is no container nothing on h"),
+        ("unit", {"name": "well"}, None, ""),
+        ("unit", {"name": "done.service"}, None, ""),
+        ("unit", {"name": "broken.service"}, "state", "is failed (failed, exit-code), expected active"),
+        ("unit", {"name": "missing.service"}, "state", "there is no unit missing.service on h"),
+        ("program", {"name": "stack:well", "config": config}, None, ""),
+        ("program", {"name": "broken", "config": config}, "state", "expected RUNNING"),
+        ("program", {"name": "missing", "config": config}, "state", "there is no program missing"),
+        ("program", {"name": "well", "config": "/nowhere"}, "shell", "supervisor cannot be asked"),
+    ]
+
+    async def healthy() -> bool:
+        here = await probed(tmp_path, "container", {"name": f"{containers}-healthy"}, host=LOCAL)
+        ill = await probed(tmp_path, "container", {"name": f"{containers}-unhealthy"}, host=LOCAL)
+        running = await probed(tmp_path, "program", {"name": "stack:well", "config": config}, host=LOCAL)
+        return here.success and "unhealthy" in ill.message and running.success
+
+    await eventually(healthy)
+    for host in (LOCAL, ssh_of(equipped)):
+        for kind, options, reason, said in table:
+            result = await probed(tmp_path, kind, options, "5s", host)
+            assert (result.reason, said in result.message) == (reason, True), (kind, options, result.message)
+
+
+async def test_ports(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert (await probed(tmp_path, "port", {"listening": port})).success
+    closed = await probed(tmp_path, "port", {"listening": port})
+    assert (closed.reason, closed.message) == ("state", f"nothing listens on port {port} of h")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listening:
+        assert (await probed(tmp_path, "port", {"listening": listening.getsockname()[1]})).success
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "kind", "options", "reason", "said"),
+    [
+        ("docker", "echo 'permission denied while trying to connect' >&2; exit 1", "container", {"name": "it"}, "shell", "h: docker cannot be asked: permission denied"),
+        ("docker", "sleep 60", "container", {"name": "it"}, "timeout", "docker did not answer in time"),
+        ("docker", "", "container", {"name": "it"}, "state", "no container it"),
+        ("systemctl", "echo 'System has not been booted with systemd' >&2; exit 1", "unit", {"name": "it"}, "shell", "not been booted"),
+        ("supervisorctl", "echo 'unix:///s.sock refused connection'; exit 4", "program", {"name": "it"}, "shell", "refused connection"),
+        ("supervisorctl", "echo 'it   BACKOFF   Exited too quickly'; exit 3", "program", {"name": "it"}, "state", "is BACKOFF (Exited too quickly)"),
+    ],
+)  # fmt: skip
+async def test_tools_that_cannot_tell(
+    tmp_path: Path, name: str, script: str, kind: str, options: Any, reason: str, said: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """What these programs say when they fail is what the table has; only their failing is made."""
+    tool = tmp_path / "bin" / name
+    tool.parent.mkdir()
+    tool.write_text(f"#!/bin/sh\n{script}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    result = await probed(tmp_path, kind, options, "1s")
+    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert result.duration < 1.5
+
+
+async def test_a_docker_that_hangs_does_not_hold_up_the_others(
+    tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin" / "docker"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\nsleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        services: dict[str, Any] = {
+            "container": {"host": "h", "probe": {"timeout": "8s", "container": {"name": "it"}}},
+            "port": {"host": "h", "probe": {"timeout": "2s", "port": {"listening": port}}},
+        }
+        known = await asyncio.to_thread(inventory_of, tmp_path / "c", {"hosts": {"h": LOCAL}, "services": services})
+        await watcher.apply(known.inventory)
+        hanging = asyncio.create_task(watcher.probe_now(watcher.watches["container"]))
+        result = await watcher.probe_now(watcher.watches["port"])
+        assert (result.success, result.duration < 1.5) == (True, True), result.message
+        assert (await hanging).reason == "timeout"
+
+
+async def test_docker_that_lists_but_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words are dockerd's, of an authorization plugin."""
+    tool = tmp_path / "bin" / "docker"
+    tool.parent.mkdir()
+    tool.write_text(
+        "#!/bin/sh\n[ $1 != ps ] || { echo abc; exit; }\necho 'authorization denied by plugin' >&2; exit 1\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    result = await probed(tmp_path, "container", {"name": "it"})
+    assert (result.reason, "authorization denied" in result.message) == ("shell", True), result.message
+
+
+@pytest.fixture
+async def watcher() -> AsyncIterator[Watcher]:
+    made = Watcher(Metrics(), Redactor())
+    yield made
+    await made.close()
+
+
+@pytest.mark.needs("sshd", "dockerd", "busybox", "systemd")
+async def test_one_round_trip_per_host_and_interval(
+    tmp_path: Path, containers: str, equipped: Sshd, watcher: Watcher
+) -> None:
+    probes: list[dict[str, Any]] = [
+        {"container": {"name": containers}}, {"container": {"name": f"{containers}-exited"}},
+        {"unit": {"name": "well"}}, {"unit": {"name": "broken"}}, {"port": {"listening": equipped.port}},
+    ]  # fmt: skip
+    services = {
+        f"s{number}": {"host": "h", "probe": {"every": "2s", "retry_every": "2s", **probe}}
+        for number, probe in enumerate(probes * 3)
+    }
+    known = await asyncio.to_thread(
+        inventory_of, tmp_path / "c", {"hosts": {"h": ssh_of(equipped)}, "services": services}
+    )
+    log = tmp_path / "sshd" / "log"
+    await watcher.apply(known.inventory)
+
+    async def probed_three_times() -> bool:
+        return all(watch.state.successes + watch.state.failures >= 3 for watch in watcher.watches.values())
+
+    before = log.read_text().count("Accepted publickey")
+    sessions = log.read_text().count("Starting session")
+    await eventually(probed_three_times)
+    assert log.read_text().count("Starting session") - sessions <= 4
+    assert log.read_text().count("Accepted publickey") - before == 1
+    assert {name: watch.state.up for name, watch in watcher.watches.items() if name in ("s0", "s1", "s2", "s3", "s4")} == {
+        "s0": True, "s1": False, "s2": True, "s3": False, "s4": True,
+    }  # fmt: skip
+
+    # Asked now, a host is read anew, whatever was read a moment ago.
+    watch = watcher.watches["s0"]
+    subprocess.run(["docker", "stop", "--time", "0", containers], check=True, capture_output=True)
+    try:
+        stopped = await watcher.probe_now(watch)
+        assert (stopped.reason, "is exited" in stopped.message) == ("state", True)
+    finally:
+        subprocess.run(["docker", "start", containers], check=True, capture_output=True)
+    assert (await watcher.probe_now(watch)).success

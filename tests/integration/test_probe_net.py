@@ -1,0 +1,358 @@
+"""The probes of network protocols, each against a real server of it."""
+
+import asyncio
+import ssl
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import trustme
+from aiohttp import web
+
+from tests.integration import peers
+from tests.integration.peers import Authority
+from tests.support import probed
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority.made(tmp_path / "ca.pem")
+
+
+STARTTLS: list[dict[str, Any]] = [
+    {"expect": "^220 "}, {"send": "EHLO probe\r\n"}, {"expect": "^250[ -]STARTTLS"}, {"expect": "^250 "},
+    {"send": "STARTTLS\r\n"}, {"expect": "^220 "}, {"starttls": True}, {"send": "EHLO probe\r\n"}, {"expect": "^250 "},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("tls", "dialogue", "reason", "said"),
+    [
+        ({"ca_file": "ca.pem", "server_name": "mail.test"}, STARTTLS, None, ""),
+        ({"verify": False}, STARTTLS, None, ""),
+        ({"ca_file": "ca.pem", "server_name": "other.test"}, STARTTLS, "tls", "certificate is not valid for 'other.test'"),
+        (None, [{"expect": "^220 "}, {"send": "NOOP\r\n"}, {"expect": "^354"}], "protocol",
+         "step 3 of the dialogue: expected '^354', got '250 OK'"),
+    ],
+)  # fmt: skip
+async def test_smtp(
+    tmp_path: Path, authority: Authority, tls: Any, dialogue: Any, reason: str | None, said: str
+) -> None:
+    async with peers.mail_server(authority.server("mail.test")) as port:
+        options = {"address": f"127.0.0.1:{port}", "tls": tls, "dialogue": dialogue}
+        result = await probed(tmp_path, "tcp", options, "1s")
+    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.seen.tls is not None) == (tls is not None and reason is None)
+
+
+async def test_what_a_group_found_is_sent_back(tmp_path: Path) -> None:
+    dialogue = [
+        {"send": "NICK probe\r\nUSER probe 0 * :probe\r\n"}, {"expect": "^PING :(\\S+)"}, {"send": "PONG :{1}\r\n"},
+        {"expect": "^:irc 001 "},
+    ]  # fmt: skip
+    async with peers.chat_server() as port:
+        address = f"127.0.0.1:{port}"
+        assert (await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue})).success
+        dialogue[2] = {"send": "PONG :{2}\r\n"}
+        wrong = await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, "300ms")
+    said = "step 4 of the dialogue: expected '^:irc 001 ', and nothing came in time"
+    assert (wrong.reason, wrong.message) == ("timeout", said)
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "server_name", "expect", "reason", "said"),
+    [
+        ("www.test", True, "www.test", {}, None, ""),
+        ("www.test", True, "www.test", {"valid_for": "36500d"}, "tls", "days more, expected 36500.0"),
+        ("www.test", False, "www.test", {}, "tls", "certificate is refused"),
+        ("www.test", True, "other.test", {}, "tls", "certificate is not valid for 'other.test'"),
+    ],
+)
+async def test_certificates_are_told_whatever_is_wrong_with_them(
+    tmp_path: Path,
+    authority: Authority,
+    name: str,
+    trusted: bool,
+    server_name: str,
+    expect: Any,
+    reason: str,
+    said: str,
+) -> None:
+    async def hello(_request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    if "valid_for" in expect:
+        expect = {"valid_for": "360d"}
+        said = "expected 360.0"
+    async with peers.web_server(hello, authority.server(name, not_after=_soon())) as port:
+        tls = {"ca_file": "ca.pem"} if trusted else {}
+        options = {"address": f"127.0.0.1:{port}", "server_name": server_name, "tls": tls, "expect": expect}
+        result = await probed(tmp_path, "tls", options)
+        assert (result.reason, said in result.message) == (reason, True), result.message
+        web_tls = {**tls, "server_name": server_name}
+        by_web = await probed(tmp_path, "http", {"url": f"https://127.0.0.1:{port}/", "tls": web_tls})
+        assert by_web.reason == (None if expect else reason)
+    for each in (result, by_web):
+        gauges = each.seen.gauges
+        assert gauges["service_tls_certificate_expiry_timestamp_seconds"] == _soon().timestamp()
+        assert gauges["service_tls_certificate_not_before_timestamp_seconds"] < _soon().timestamp()
+        assert each.seen.tls is not None
+        assert "trustme" in each.seen.tls[0]
+        assert each.seen.tls[1] == "TLSv1.3"
+    assert result.seen.gauges["service_tls_chain_expiry_timestamp_seconds"] == _soon().timestamp()
+    assert "valid" in result.seen.evidence["chain"][0]
+
+
+def _soon() -> Any:
+    from datetime import UTC, datetime, timedelta  # noqa: PLC0415
+
+    return (datetime.now(UTC) + timedelta(days=200)).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+async def test_an_expired_certificate(tmp_path: Path, authority: Authority) -> None:
+    from datetime import UTC, datetime  # noqa: PLC0415
+
+    ended = datetime(2021, 1, 1, tzinfo=UTC)
+    context = authority.server("www.test", not_before=datetime(2020, 1, 1, tzinfo=UTC), not_after=ended)
+    async with peers.mail_server(None) as _, peers.raw_server(_hold, ssl=context) as port:
+        options = {"address": f"127.0.0.1:{port}", "tls": {"ca_file": "ca.pem", "server_name": "www.test"}}
+        result = await probed(tmp_path, "tls", options)
+    assert (result.reason, "certificate has expired" in result.message) == ("tls", True), result.message
+    assert result.seen.gauges["service_tls_certificate_expiry_timestamp_seconds"] == ended.timestamp()
+
+
+async def _hold(reader: Any, _writer: Any) -> None:
+    await reader.read()
+
+
+async def test_a_server_that_wants_a_certificate_of_ours(tmp_path: Path, authority: Authority) -> None:
+    context = authority.server("www.test")
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority.own.configure_trust(context)
+    ours = authority.own.issue_cert("probe.test")
+    ours.private_key_and_cert_chain_pem.write_to_path(tmp_path / "ours.pem")
+
+    async def hello(_request: web.Request) -> web.Response:
+        return web.Response(text="hello")
+
+    async with peers.web_server(hello, context) as port:
+        tls: dict[str, Any] = {"ca_file": "ca.pem", "server_name": "www.test"}
+        url = f"https://127.0.0.1:{port}/"
+        without = await probed(tmp_path, "http", {"url": url, "tls": tls})
+        assert without.reason in ("tls", "protocol"), without.message
+        own = {**tls, "cert_file": "ours.pem", "key_file": "ours.pem"}
+        assert (await probed(tmp_path, "http", {"url": url, "tls": own})).success
+        chain = await probed(tmp_path, "tls", {"address": f"127.0.0.1:{port}", "tls": own})
+        assert (chain.success, len(chain.seen.evidence["chain"])) == (True, 2)
+        old = ssl.TLSVersion.TLSv1_2
+        context.maximum_version = old
+        newer = await probed(tmp_path, "http", {"url": url, "tls": {**own, "min_version": "1.3"}})
+        assert newer.reason == "tls"
+
+
+@pytest.fixture(scope="module")
+def name_server() -> Any:
+    with peers.name_server() as port:
+        yield port
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "said"),
+    [
+        ({"name": "www.test"}, None, ""),
+        ({"name": "www.test", "transport": "tcp", "expect": {"answer": "IN A 192"}}, None, ""),
+        ({"name": "www.test", "expect": {"answer": ["\\.1$", "\\.2$"]}}, None, ""),
+        ({"name": "www.test", "expect": {"answer": "\\.3$"}}, "body", "no record of the answer matches '\\\\.3$'; it holds www.test. 60 IN A 192.0.2.1"),
+        ({"name": "www.test", "expect": {"answer": {"lacks": "\\.2$"}}}, "body", "which none must"),
+        ({"name": "www.test", "expect": {"answer": {"all_match": "\\.1$"}}}, "body", "not every record"),
+        ({"name": "www.test", "expect": {"answer": {"all_match": "192", "not_all_match": "\\.1$"}}}, None, ""),
+        ({"name": "www.test", "expect": {"answer": {"not_all_match": "192"}}}, "body", "every record"),
+        ({"name": "www.test", "expect": {"authority": "NS ns", "additional": "A 192.0.2.53"}}, None, ""),
+        ({"name": "text.test", "type": "TXT", "expect": {"answer": "spf1"}}, None, ""),
+        ({"name": "nothing1.test", "expect": {"answer": {"all_match": "."}}}, "body", "nothing"),
+        ({"name": "nothing1.test"}, None, ""),
+        ({"name": "servfail.test"}, "status", "answered SERVFAIL, expected NOERROR"),
+        ({"name": "nxdomain.test"}, "status", "answered NXDOMAIN, expected NOERROR"),
+        ({"name": "nxdomain.test", "expect": {"rcode": ["NXDOMAIN", "REFUSED"]}}, None, ""),
+        ({"name": "norecursion.test"}, "status", "REFUSED"),
+        ({"name": "norecursion.test", "recursion": False}, None, ""),
+        ({"name": "many.test", "expect": {"answer": "10.0.1.49"}}, None, ""),
+        ({"name": "silent.test"}, "timeout", "no answer within 0.5 s"),
+        ({"name": "www.test", "expect": {"faster_than": "1ms"}, "transport": "tcp"}, "latency", "expected less than 0.001 s"),
+    ],
+)  # fmt: skip
+async def test_dns(tmp_path: Path, name_server: int, options: Any, reason: str | None, said: str) -> None:
+    result = await probed(tmp_path, "dns", {"server": f"127.0.0.1:{name_server}", **options}, "500ms")
+    assert (result.reason, said in result.message) == (reason, True), result.message
+
+
+@pytest.mark.needs("ping sockets")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"address": "127.0.0.1"}, None),
+        ({"address": "::1", "count": 2, "expect": {"replies": 2}}, None),
+        ({"address": "localhost", "ip": 4, "ttl": 3, "size": 999, "dont_fragment": True}, None),
+        ({"address": "127.0.0.1", "expect": {"faster_than": "1ms"}, "count": 3}, None),
+        ({"address": "nowhere.invalid"}, "resolve"),
+        ({"address": "127.0.0.1", "ip": 6}, "resolve"),
+        ({"address": "127.0.0.1", "source": "192.0.2.1"}, "connect"),
+    ],
+)
+async def test_icmp(tmp_path: Path, options: Any, reason: str | None) -> None:
+    result = await probed(tmp_path, "icmp", options, "1s")
+    assert result.reason == reason, result.message
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "said"),
+    [
+        ({}, None, ""),
+        ({"service": "well"}, None, ""),
+        ({"service": "ill"}, "state", "the service 'ill' is NOT_SERVING, expected SERVING"),
+        ({"service": "unknown"}, "status", "NOT_FOUND"),
+        ({"address": "127.0.0.1:1"}, "connect", "Connection refused"),
+        ({"tls": True}, "tls", ""),
+    ],
+)
+async def test_grpc(tmp_path: Path, options: Any, reason: str | None, said: str) -> None:
+    async with peers.health_server() as port:
+        result = await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}", **options})
+    assert (result.reason, said in result.message) == (reason, True), result.message
+
+
+async def test_grpc_with_tls_and_of_other_servers(tmp_path: Path, authority: Authority) -> None:
+    own: trustme.LeafCert = authority.own.issue_cert("ranker.test")
+    pair = (own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())
+    async with peers.health_server(grpc.ssl_server_credentials([pair])) as port:
+        options = {"address": f"127.0.0.1:{port}", "tls": {"ca_file": "ca.pem", "server_name": "ranker.test"}}
+        assert (await probed(tmp_path, "grpc", options)).success
+        wrong = await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}", "tls": True})
+        assert (wrong.reason, "certificate is refused" in wrong.message) == ("tls", True), wrong.message
+    async with peers.mail_server(None) as port:
+        assert (await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}"})).reason == "protocol"
+    async with peers.raw_server(_hold) as port:
+        assert (await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}"}, "500ms")).reason == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("dialogue", "reason", "said"),
+    [
+        ([], None, ""),
+        ([{"send": '{"op": "ping"}'}, {"expect": '"op": ?"pong"'}], None, ""),
+        ([{"send": "hello"}, {"expect": "^bye$"}], "protocol", "step 2 of the dialogue: expected '^bye$', got 'hello'"),
+        ([{"expect": "."}], "timeout", ""),
+    ],
+)
+async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, reason: str | None, said: str) -> None:
+    async with peers.web_server(peers.echoing) as port:
+        options: dict[str, Any] = {"url": f"ws://127.0.0.1:{port}/x", "dialogue": dialogue}
+        result = await probed(tmp_path, "websocket", options, "500ms")
+    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert list(result.seen.phases) == ["connect", "processing", "transfer"]
+    async with peers.web_server(peers.echoing, authority.server("live.test")) as port:
+        url = f"wss://127.0.0.1:{port}/"
+        tls = {"ca_file": "ca.pem", "server_name": "live.test"}
+        assert (await probed(tmp_path, "websocket", {"url": url, "tls": tls})).success
+        refused = await probed(tmp_path, "websocket", {"url": url})
+        assert (refused.reason, refused.seen.tls is not None) == ("tls", True)
+
+
+async def test_what_is_no_websocket(tmp_path: Path) -> None:
+    async def refuse(_request: web.Request) -> web.Response:
+        return web.Response(status=403)
+
+    async with peers.web_server(refuse) as port:
+        url = f"ws://127.0.0.1:{port}/"
+        assert (await probed(tmp_path, "websocket", {"url": url})).reason == "status"
+        with_key = {"url": url, "headers": {"Authorization": "Bearer x1234567"}}
+        assert (await probed(tmp_path, "websocket", with_key)).reason == "auth"
+    async with peers.mail_server(None) as port:
+        assert (await probed(tmp_path, "websocket", {"url": f"ws://127.0.0.1:{port}/"})).reason == "protocol"
+    assert (await probed(tmp_path, "websocket", {"url": "ws://127.0.0.1:1/"})).reason == "connect"
+
+
+@pytest.mark.parametrize(
+    ("greeting", "reason", "said"),
+    [
+        (b"220 hello\r\n250 injected\r\n", "protocol", "step 2 of the dialogue: before TLS, the peer went on in plain text"),
+        (b"220 hello\r\n", "timeout", "step 2 of the dialogue: no TLS in time"),
+        (b"login: ", "protocol", "step 1 of the dialogue: expected '^220 ', got 'login: '"),
+        (b"", "timeout", "step 1 of the dialogue: expected '^220 ', and nothing came in time"),
+    ],
+)  # fmt: skip
+async def test_what_stands_around_starttls(tmp_path: Path, greeting: bytes, reason: str, said: str) -> None:
+    async def handle(reader: Any, writer: Any) -> None:
+        writer.write(greeting)
+        await writer.drain()
+        await reader.read(1)
+        await reader.read()
+
+    async with peers.raw_server(handle) as port:
+        dialogue = [{"expect": "^220 "}, {"starttls": True}, {"expect": "^250"}]
+        result = await probed(tmp_path, "tcp", {"address": f"127.0.0.1:{port}", "dialogue": dialogue}, "400ms")
+    assert (result.reason, said in result.message) == (reason, True), result.message
+
+
+async def test_endless_lines_and_pings(tmp_path: Path) -> None:
+    async def lines(_reader: Any, writer: Any) -> None:
+        while True:
+            writer.write(b"no\r\n" * 1000)
+            await writer.drain()
+
+    async def pings(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        while True:
+            await socket.ping(b"x")
+
+    async with peers.raw_server(lines) as port:
+        options = {"address": f"127.0.0.1:{port}", "dialogue": [{"expect": "^yes"}]}
+        assert (await probed(tmp_path, "tcp", options)).reason == "protocol"
+    async with peers.web_server(pings) as port:
+        asked = {"url": f"ws://127.0.0.1:{port}/", "dialogue": [{"expect": "yes"}]}
+        result = await probed(tmp_path, "websocket", asked)
+        assert (result.reason, "pings without end" in result.message) == ("protocol", True), result.message
+
+
+async def test_a_websocket_is_not_followed_to_another_server(tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    async def other(request: web.Request) -> web.Response:
+        heard.append(request.headers)
+        return web.Response()
+
+    async with peers.web_server(other) as elsewhere:
+
+        async def own(_request: web.Request) -> web.Response:
+            raise web.HTTPFound(f"http://127.0.0.1:{elsewhere}/")
+
+        async with peers.web_server(own) as port:
+            asked = {"url": f"ws://127.0.0.1:{port}/", "headers": {"X-Key": "k3y12345"}}
+            result = await probed(tmp_path, "websocket", asked)
+    assert (result.reason, "another server" in result.message, heard) == ("protocol", True, [])
+
+
+async def test_dns_over_tls_of_an_unknown_authority(tmp_path: Path, authority: Authority) -> None:
+    async with peers.raw_server(_hold, ssl=authority.server("127.0.0.1")) as port:
+        options = {"server": f"127.0.0.1:{port}", "name": "www.test", "transport": "tls"}
+        result = await probed(tmp_path, "dns", options)
+    assert (result.reason, "certificate is refused" in result.message) == ("tls", True), result.message
+
+
+async def test_processes_beside_grpc(tmp_path: Path) -> None:
+    """Grpc's threads and its handlers of forks must not harm the processes that other probes start."""
+    async with peers.health_server() as port:
+
+        async def both(number: int) -> None:
+            folder = tmp_path / f"p{number}"
+            folder.mkdir()
+            (folder / "fine.py").write_text("def fine(context): pass\n")
+            asked = probed(tmp_path / f"g{number}", "grpc", {"address": f"127.0.0.1:{port}"}, "10s")
+            called = probed(folder, "python", {"call": "fine:fine"}, "20s")
+            for result in await asyncio.gather(asked, called):
+                assert result.success, result.message
+
+        for start in range(0, 40, 8):
+            await asyncio.gather(*(both(number) for number in range(start, start + 8)))

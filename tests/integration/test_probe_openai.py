@@ -1,0 +1,106 @@
+"""The `openai` probe against a server that speaks as vLLM does, and against one that does not keep to it."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration import peers
+from tests.integration.peers import ModelServer
+from tests.support import probed
+
+ASKED = {"model": "m", "prompt": "2 + 2?"}
+
+
+@pytest.mark.parametrize(
+    ("server", "options", "reason", "said"),
+    [
+        (ModelServer(), {}, None, ""),
+        (ModelServer(), {"stream": False}, None, ""),
+        (ModelServer("k3y12345"), {"api_key": "k3y12345", "expect": {"body_matches": "^4 is the sum$", "body_lacks": "5"}}, None, ""),
+        (ModelServer("k3y12345"), {"api_key": "wrong123"}, "auth", "answered 401, expected 200"),
+        (ModelServer("k3y12345"), {}, "status", "answered 401, expected 200"),
+        (ModelServer(misbehave="429"), {"api_key": "k3y12345"}, "status", "answered 429, expected 200"),
+        (ModelServer(misbehave="503"), {}, "status", "answered 503"),
+        (ModelServer(), {"expect": {"body_matches": "five"}}, "body", "the completion does not match 'five'; it begins '4 is the sum'"),
+        (ModelServer(), {"stream": False, "expect": {"body_matches": "five"}}, "body", "five"),
+        (ModelServer(), {"expect": {"first_token_faster_than": "1ms"}}, "latency", "the first token took"),
+        (ModelServer(), {"expect": {"tokens_per_second_above": 1e6}}, "latency", "tokens per second came"),
+        (ModelServer(), {"expect": {"faster_than": "10ms"}}, "latency", "the completion took"),
+        (ModelServer(misbehave="empty"), {}, "body", "no token"),
+        (ModelServer(misbehave="empty"), {"stream": False}, "body", "no token"),
+        (ModelServer(misbehave="cut"), {}, "protocol", "cut short"),
+        (ModelServer(misbehave="unended"), {}, "protocol", "ended before the completion did"),
+        (ModelServer(misbehave="error"), {}, "status", "out of memory"),
+        (ModelServer(misbehave="endless"), {"max_tokens": 4}, None, ""),
+    ],
+)  # fmt: skip
+async def test_completions(tmp_path: Path, server: ModelServer, options: Any, reason: str | None, said: str) -> None:
+    async with peers.web_server(server.answer) as port:
+        asked = {"url": f"http://127.0.0.1:{port}", **ASKED, **options}
+        result = await probed(tmp_path, "openai", asked)
+    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert "k3y12345" not in result.message
+    if reason is None:
+        assert result.seen.gauges["service_llm_tokens_per_second"] > 1
+        assert ("service_llm_first_token_seconds" in result.seen.gauges) == options.get("stream", True)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+async def test_urls_and_what_is_sent(tmp_path: Path, path: str) -> None:
+    server = ModelServer()
+    async with peers.web_server(server.answer) as port:
+        options = {"url": f"http://127.0.0.1:{port}{path}", **ASKED, "max_tokens": 2, "parameters": {"temperature": 0}}
+        result = await probed(tmp_path, "openai", options)
+    assert result.success, result.message
+    assert server.asked == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "2 + 2?"}],
+            "max_tokens": 2,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "temperature": 0,
+        }
+    ]
+    assert result.seen.evidence["tokens"] == 2
+
+
+async def test_a_server_that_ignores_max_tokens_is_hung_up_on(tmp_path: Path) -> None:
+    server = ModelServer(misbehave="endless")
+    async with peers.web_server(server.answer) as port:
+        options = {"url": f"http://127.0.0.1:{port}", **ASKED, "max_tokens": 10}
+        result = await probed(tmp_path, "openai", options, "10s")
+    assert result.success
+    assert result.duration < 5
+    assert server.sent < 30
+
+
+async def test_what_is_not_such_a_server(tmp_path: Path) -> None:
+    async def page(_request: Any) -> Any:
+        from aiohttp import web  # noqa: PLC0415
+
+        return web.Response(text="<html>hello</html>")
+
+    async with peers.web_server(page) as port:
+        url = f"http://127.0.0.1:{port}"
+        streamed = await probed(tmp_path, "openai", {"url": url, **ASKED})
+        assert (streamed.reason, "<html>hello" in streamed.message) == ("protocol", True), streamed.message
+        assert (await probed(tmp_path, "openai", {"url": url, **ASKED, "stream": False})).reason == "json"
+
+
+@pytest.mark.parametrize("piece", [b"x", b'data: {"choices": []}\n\n' * 100, b": ping\n\n"])
+async def test_streams_without_end_leave_the_event_loop_to_others(tmp_path: Path, piece: bytes) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        chunk = b"%x\r\n%s\r\n" % (len(piece), piece)
+        while True:
+            writer.write(chunk * max(1, 10_000 // len(chunk)))
+            await writer.drain()
+
+    async with peers.raw_server(handle) as port:
+        result = await probed(tmp_path, "openai", {"url": f"http://127.0.0.1:{port}", **ASKED}, "3s")
+    assert result.reason == "protocol", result.message
+    assert result.duration < 3.5

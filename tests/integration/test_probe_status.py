@@ -1,0 +1,182 @@
+"""The `status` and `python` probes."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from prometheus_client.parser import text_string_to_metric_families
+
+from exporter.page import Page
+from exporter.series import FAMILIES, ServiceSeries
+from exporter.state import State
+from tests.integration import peers
+from tests.support import inventory_of, probed
+
+CHANNELS = [{"name": f"ch{n}", "state": "running" if n else "stopped", "fps": 25} for n in range(5)]
+TRANSCODER = {"cpu": {"usage": 37.5}, "channels": CHANNELS}
+EACH = {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running", "$.fps": {"above": 20}}}
+
+
+@pytest.mark.parametrize(
+    ("page", "options", "reason", "said"),
+    [
+        (TRANSCODER, {}, "state", "1 of 5 components are down: ch0; expected all up"),
+        (TRANSCODER, {"up_when": "any"}, None, ""),
+        (TRANSCODER, {"up_when": "80%"}, None, ""),
+        (TRANSCODER, {"up_when": 0.9}, "state", "expected 90% up"),
+        (TRANSCODER, {"up_when": "any", "expect": {"json": {"$.cpu.usage": {"below": 30}}}}, "json", "$.cpu.usage is 37.5, expected below 30"),
+        ({"channels": []}, {}, "json", "$.channels[*] finds no component"),
+        ({"channels": [{"name": "a"}]}, {"up_when": "any"}, "state", "1 of 1"),
+        ("no page", {}, "json", "finds no component"),
+    ],
+)  # fmt: skip
+async def test_a_transcoder_s_channels(tmp_path: Path, page: Any, options: Any, reason: str | None, said: str) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response(page)
+
+    async with peers.web_server(answer) as port:
+        options = {"url": f"http://127.0.0.1:{port}/status", "components": EACH, **options}
+        result = await probed(tmp_path, "status", options)
+    assert (result.reason, said in result.message) == (reason, True), result.message
+    if page is TRANSCODER and reason != "json":
+        assert result.seen.components == {"ch0": False, "ch1": True, "ch2": True, "ch3": True, "ch4": True}
+
+
+async def test_components_are_bounded_and_named_by_their_keys(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"parts": {f"p{n}": n < 290 for n in range(300)}} if request.path == "/a" else "x")
+
+    async with peers.web_server(answer) as port:
+        components = {"each": "$.parts.*", "up": {"$": True}}
+        options = {"url": f"http://127.0.0.1:{port}/a", "components": components}
+        result = await probed(tmp_path, "status", options)
+        assert (result.reason, "10 of 300" in result.message) == ("state", True), result.message
+        assert "p290, p291, p292, p293, p294 and 5 more" in result.message
+        assert len(result.seen.components) == 200
+        none = await probed(tmp_path, "status", {**options, "url": f"http://127.0.0.1:{port}/b"})
+        assert none.reason == "json"
+
+
+async def test_names_that_no_encoding_has_do_no_harm(tmp_path: Path) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(
+            text='{"parts": [{"name": "\\ud800\\u0000\\n\\"", "up": true}, {"name": "b", "up": false}]}'
+        )
+
+    async with peers.web_server(answer) as port:
+        components = {"each": "$.parts[*]", "name": "$.name", "up": {"$.up": True}}
+        result = await probed(tmp_path, "status", {"url": f"http://127.0.0.1:{port}/", "components": components})
+    written = {"services": {"it": {"probe": {"http": {"url": "http://h/"}}}}}
+    service = (await asyncio.to_thread(inventory_of, tmp_path / "c", written)).inventory.services["it"]
+    page = Page(FAMILIES)
+    page.put("it", ServiceSeries(service).render(State(), result, {}))
+    text = b"".join(page.chunks()).decode()
+    assert "service_component_up" in {family.name for family in text_string_to_metric_families(text)}
+    assert json.loads(json.dumps(result.message)).encode()
+
+
+MODULE = """
+import asyncio, os, signal, sys, threading, time
+
+def well(context):
+    print("looking at", context.service)
+    assert (context.service, context.host, context.timeout) == ("it", "h", 2.0)
+    assert context.options == {"at": [1, "a"]}
+
+async def well_too(context):
+    await asyncio.sleep(0)
+    return True
+
+def lingering(context):
+    threading.Thread(target=time.sleep, args=(60,)).start()
+
+def told(context): return "the queue is full"
+def false(context): return False
+def failed(context): context.fail("too slow", "latency")
+def strange(context): context.fail("hm", "no such reason")
+def broken(context): raise KeyError("s3cretkey")
+def leaving(context): sys.exit(3)
+def dying(context): os.kill(os.getpid(), signal.SIGKILL)
+def wrong(context): context.fail(42, None)
+def half(context): return "\\ud800 half"
+def noisy(context): print("x" * 10_000_000)
+def hanging(context):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("call", "reason", "said"),
+    [
+        ("well", None, ""),
+        ("well_too", None, ""),
+        ("lingering", None, ""),
+        ("noisy", None, ""),
+        ("told", "state", "the queue is full"),
+        ("false", "state", "checks.mine:false returned False"),
+        ("failed", "latency", "too slow"),
+        ("strange", "error", "hm"),
+        ("wrong", "error", "42"),
+        ("half", "state", "? half"),
+        ("broken", "error", "checks.mine:broken raised KeyError"),
+        ("leaving", "error", "checks.mine:leaving raised SystemExit: 3"),
+        ("dying", "error", "ended its process with status -9"),
+        ("missing", "error", "AttributeError"),
+        ("hanging", "timeout", "no answer within 2 s"),
+    ],
+)
+async def test_functions_of_the_user(tmp_path: Path, call: str, reason: str | None, said: str) -> None:
+    (tmp_path / "checks").mkdir()
+    (tmp_path / "checks" / "mine.py").write_text(MODULE)
+    result = await probed(tmp_path, "python", {"call": f"checks.mine:{call}", "options": {"at": [1, "a"]}}, "2s")
+    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert result.duration < 2 + 0.8
+    assert ("traceback" in result.seen.evidence) == (call in ("broken", "leaving", "missing"))
+    if call == "well":
+        assert "looking at it" in result.seen.evidence["printed"]
+
+
+@pytest.mark.parametrize(
+    ("expect", "reason", "said"),
+    [
+        ({"$.a": 1}, None, ""),
+        ({"$.a": 1.0}, None, ""),
+        ({"$.a": True}, "json", "$.a is 1, expected true"),
+        ({"$.a": "1"}, "json", '$.a is 1, expected "1"'),
+        ({"$.t": True, "$.n": None, "$.l": [1, "b"]}, None, ""),
+        ({"$.t": 1}, "json", "$.t is true, expected 1"),
+        ({"$.l": [1, 2]}, "json", '$.l is [1, "b"], expected [1, 2]'),
+        ({"$.gone": 1}, "json", "$.gone finds nothing, expected 1"),
+        ({"$.o[*].x": {"above": 0}}, None, ""),
+        ({"$.o[*].x": {"above": 1}}, "json", "$.o[*].x is 1, expected above 1"),
+        ({"$.s": {"matches": "^he"}}, None, ""),
+        ({"$.a": {"matches": "1"}}, "json", "expected a text that matches '1'"),
+        ({"$.s": {"below": 3}}, "json", "expected below 3"),
+        ({"$.o[?@.x > 1].y": "b"}, None, ""),
+        ({"$['o'][0]['x']": 1, "$..y": {"matches": "^[ab]$"}}, None, ""),
+    ],
+)
+async def test_expectations_of_json(tmp_path: Path, expect: Any, reason: str | None, said: str) -> None:
+    page = {"a": 1, "t": True, "n": None, "s": "hello", "l": [1, "b"], "o": [{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]}
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response(page)
+
+    async with peers.web_server(answer) as port:
+        options = {"url": f"http://127.0.0.1:{port}/", "expect": {"json": expect}}
+        result = await probed(tmp_path, "http", options)
+    assert (result.reason, said in result.message) == (reason, True), result.message
+
+
+@pytest.mark.parametrize("body", ["<html>", "", "{", "NaN", "[" * 100_000, '{"a": 1} x'])
+async def test_what_is_not_json(tmp_path: Path, body: str) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text=body)
+
+    async with peers.web_server(answer) as port:
+        result = await probed(tmp_path, "http", {"url": f"http://127.0.0.1:{port}/", "expect": {"json": {"$": 1}}})
+    assert result.reason == "json", result.message

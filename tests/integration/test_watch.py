@@ -1,0 +1,80 @@
+"""Many services at once: who hangs delays nobody else."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from exporter.metrics import Metrics
+from exporter.watch import Watcher
+from runtime.redaction import Redactor
+from tests.integration import peers
+from tests.support import eventually, inventory_of
+
+
+async def test_who_hangs_or_never_ends_delays_nobody_else(tmp_path: Path) -> None:
+    async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(b"x" * 65536)
+            await writer.drain()
+
+    async with peers.raw_server(hang) as hanging, peers.raw_server(flood) as flooding:
+        slow = {"every": "1s", "timeout": "20s", "http": {"url": f"http://127.0.0.1:{hanging}/"}}
+        endless = {"every": "1s", "timeout": "2s", "http": {"url": f"http://127.0.0.1:{flooding}/", "max_body": "1GiB"}}
+        quick: dict[str, Any] = {"every": "200ms", "tcp": {"address": f"127.0.0.1:{hanging}"}}
+        services = {f"slow-{n}": {"probe": slow} for n in range(300)}
+        services |= {f"endless-{n}": {"probe": endless} for n in range(3)}
+        services |= {f"quick-{n}": {"probe": quick} for n in range(20)}
+        known = await asyncio.to_thread(inventory_of, tmp_path, {"services": services})
+        watcher = Watcher(Metrics(), Redactor())
+        await watcher.apply(known.inventory)
+
+        async def probed_often() -> bool:
+            return all(watcher.watches[f"quick-{n}"].state.successes >= 10 for n in range(20))
+
+        try:
+            await eventually(probed_often, 15)
+            assert all(watcher.watches[f"slow-{n}"].last is None for n in range(300))
+        finally:
+            await watcher.close()
+
+
+async def test_a_reload_sees_files_that_changed_and_not_tokens_that_were_fetched(tmp_path: Path) -> None:
+    """What is sent is read anew when its file has changed; a service with a token is the same service."""
+    sent: list[bytes] = []
+
+    async def take(request: web.Request) -> web.Response:
+        if request.path == "/token":
+            return web.json_response({"access_token": "t0ken123", "expires_in": 3600})
+        if request.method == "POST":
+            form = await request.post()
+            assert isinstance(form["f"], web.FileField)
+            sent.append(form["f"].file.read())
+        return web.Response()
+
+    async with peers.web_server(take) as port:
+        url = f"http://127.0.0.1:{port}/"
+        oauth2 = {"token_url": f"{url}token", "client_id": "me", "client_secret": "s3cret99"}
+        services: dict[str, Any] = {
+            "upload": {"probe": {"http": {"url": url, "method": "POST", "files": {"f": {"path": "it.txt"}}}}},
+            "token": {"probe": {"http": {"url": url, "auth": {"oauth2": oauth2}}}},
+        }
+        watcher = Watcher(Metrics(), Redactor())
+        try:
+            for text in ("one", "two, and longer"):
+                (tmp_path / "it.txt").write_text(text)
+                known = await asyncio.to_thread(inventory_of, tmp_path, {"services": services})
+                before = watcher.watches["token"].task if watcher.watches else None
+                await watcher.apply(known.inventory)
+                assert before in (None, watcher.watches["token"].task)
+                for watch in watcher.watches.values():
+                    assert (await watcher.probe_now(watch)).success
+        finally:
+            await watcher.close()
+    assert sent == [b"one", b"two, and longer"]

@@ -1,0 +1,52 @@
+import pytest
+
+from fleet import system
+
+PROC = """now 1700000000.250000000
+cpu  100 10 50 800 40 0 0 0 0 0
+cpu0 50 5 25 400 20 0 0 0 0 0
+cpu1 50 5 25 400 20 0 0 0 0 0
+btime 1690000000
+load 0.50 1.25 2.00 1/234 5678
+MemTotal:       1000 kB
+MemFree:         100 kB
+Buffers:          50 kB
+Cached:          200 kB
+"""
+
+
+def test_proc() -> None:
+    found = system.machine(f"a banner\n{PROC}")
+    assert (found.cpus, found.busy, found.total, found.load) == (2, 160, 1000, (0.5, 1.25, 2.0))
+    assert (found.now, found.booted) == (1700000000.25, 1690000000.0)
+    assert (found.memory_total, found.memory_available) == (1000 * 1024, 350 * 1024)
+    newer = system.machine(f"{PROC}MemAvailable:    400 kB\n")
+    assert newer.memory_available == 400 * 1024
+
+
+@pytest.mark.parametrize(("now", "seconds"), [("now 17", 17.5), ("now 17.%N", 17.5), ("now", None), ("now x", None)])
+def test_clocks_without_nanoseconds(now: str, seconds: float | None) -> None:
+    assert system.machine(PROC.replace("now 1700000000.250000000", now)).now == seconds
+
+
+@pytest.mark.parametrize("gone", ["MemTotal", "btime", "load", "cpu "])
+def test_what_is_missing_is_named(gone: str) -> None:
+    text = "".join(line for line in PROC.splitlines(keepends=True) if not line.startswith(gone))
+    with pytest.raises(ValueError, match="/proc did not tell"):
+        system.machine(text)
+
+
+def test_filesystems() -> None:
+    output = (
+        "mount /dev/sda1 ext4 /\n"
+        "/dev/sda1  1000 600 300 67% /\n"
+        "/dev/sda1  5000 1000 4000 20% /\n"
+        "mount /dev/sdb1 btrfs /with a blank\n"
+        "/dev/sdb1 2000 1 1999 1% /with a blank\n"
+        "/dev/sdb1 0 0 0 - /with a blank\n"
+        "mount /dev/sdc1 xfs /gone\n"
+    )
+    assert system.filesystems(output) == [
+        system.Filesystem("/dev/sda1", "ext4", "/", 1000 * 1024, 300 * 1024, 5000, 4000),
+        system.Filesystem("/dev/sdb1", "btrfs", "/with a blank", 2000 * 1024, 1999 * 1024),
+    ]
