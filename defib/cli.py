@@ -12,17 +12,19 @@ from typing import Any
 
 import uvloop
 
-from defib import check, control, doctor, host, probe
+from defib import asking, check, control, doctor, host, probe, replay
 from defib.demo import demo
 from defib.kinds import KINDS
 from fleet.loading import Loaded, directory, load
 from fleet.references import Program
+from fleet.units import parse_duration
 from runtime import VERSION, logs, webconfig
 from runtime.errors import DefibError
 from runtime.lifecycle import Listen
 from runtime.redaction import Redactor
 
 CANNOT_TELL = 2
+CONFIG = "configuration directory ($DEFIB_CONFIG, ./config, /etc/defib)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -63,9 +65,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, run: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help_, description=help_)
         made.set_defaults(run=run, on_error=1)
-        made.add_argument(
-            "--config", type=Path, metavar="DIR", help="configuration directory ($DEFIB_CONFIG, ./config, /etc/defib)"
-        )
+        made.add_argument("--config", type=Path, metavar="DIR", help=CONFIG)
         return made
 
     checking = command("check", _check, "load the inventory and print every error in it")
@@ -95,7 +95,16 @@ def parser() -> argparse.ArgumentParser:
     controlling = command("control", _control, "start, stop, restart or ask a service, through the remediator")
     controlling.add_argument("service", metavar="SERVICE")
     controlling.add_argument("verb", choices=["status", "start", "stop", "restart", "logs"])
+    controlling.add_argument(
+        "--overrule", action="append", default=[], metavar="WAIT", help="do it though this wait holds it back"
+    )
     controlling.add_argument("--direct", action="store_true", help="go to the host itself: no locks, no record")
+
+    _add_asking(command)
+
+    replaying = command("replay", _replay, "say what the remediator would have done, by Prometheus' history")
+    replaying.add_argument("--since", default="7d", metavar="DURATION", help="how far back, default 7d")
+    replaying.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
 
     hosting = command("host", _host, "make a host ready: print the script for its administrator, or run it")
     hosting.add_argument("verb", choices=["setup"])
@@ -115,6 +124,69 @@ def parser() -> argparse.ArgumentParser:
     showing.add_argument("--json", action="store_true", help="print the timeline as one line of JSON, the last")
     showing.set_defaults(run=_demo, on_error=1)
     return top
+
+
+def _add_asking(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """The commands that ask the remediator."""
+
+    def asks(work: Callable[..., Coroutine[Any, Any, int]], *names: str) -> Callable[[argparse.Namespace], int]:
+        def run(options: argparse.Namespace) -> int:
+            given = {name: getattr(options, name) for name in names}
+            return uvloop.run(work(_loader(options, "client"), **given))
+
+        return run
+
+    told = command("incidents", asks(asking.incidents, "number", "as_json"), "print the incidents, or one in full")
+    told.add_argument("number", metavar="ID", nargs="?", type=int)
+    explained = command(
+        "explain", asks(asking.explain, "service", "as_json"), "say what stands between a service and its restart"
+    )
+    explained.add_argument("service", metavar="SERVICE")
+    for each in (told, explained):
+        each.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
+    approving = command("approve", asks(asking.approve, "action"), "let an action that waits for approval begin")
+    approving.add_argument("action", metavar="ACTION", type=int)
+    resetting = command("reset", asks(asking.reset, "service"), "give a service all its attempts anew")
+    resetting.add_argument("service", metavar="SERVICE")
+    switching = command(
+        "automation", asks(asking.automation, "switch", "reason"), "say whether it acts by itself, or switch that"
+    )
+    switching.add_argument("switch", choices=["on", "off"], nargs="?")
+    switching.add_argument("--reason", default="", help="why, for others to read")
+    holding = command("maintenance", _maintenance, "restart nothing of a service, host or group for a while")
+    holding.set_defaults(verb=None)
+    verbs = holding.add_subparsers(metavar="begin|end")
+    beginning = verbs.add_parser("begin", help="begin one")
+    beginning.add_argument("scope", choices=["service", "host", "group"])
+    beginning.add_argument("name", metavar="NAME")
+    lasts = beginning.add_mutually_exclusive_group(required=True)
+    lasts.add_argument("--for", dest="lasts", metavar="DURATION", help="such as 2h")
+    lasts.add_argument("--until", metavar="TIME", help="such as 2026-11-24T18:00:00+08:00")
+    beginning.add_argument("--reason", required=True)
+    beginning.set_defaults(verb="begin")
+    ending = verbs.add_parser("end", help="end one")
+    ending.add_argument("number", metavar="ID", type=int)
+    ending.set_defaults(verb="end")
+    for each in (beginning, ending):
+        each.add_argument("--config", type=Path, metavar="DIR", default=argparse.SUPPRESS, help=CONFIG)
+
+
+def _maintenance(options: argparse.Namespace) -> int:
+    load_it = _loader(options, "client")
+    if options.verb is None:
+        return uvloop.run(asking.maintenances(load_it))
+    if options.verb == "end":
+        return uvloop.run(asking.end_maintenance(load_it, options.number))
+    lasts = {"for": options.lasts} if options.lasts else {"until": options.until}
+    return uvloop.run(asking.begin_maintenance(load_it, options.scope, options.name, lasts, options.reason))
+
+
+def _replay(options: argparse.Namespace) -> int:
+    try:
+        since = parse_duration(options.since)
+    except ValueError as error:
+        raise DefibError(f"--since {options.since}: {error}") from error
+    return uvloop.run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
 
 
 def _loader(options: argparse.Namespace, *programs: Program) -> Callable[[], Loaded]:
@@ -159,8 +231,10 @@ def _probe(options: argparse.Namespace) -> int:
 
 def _control(options: argparse.Namespace) -> int:
     program: Program = "remediator" if options.direct else "client"
-    run = control.direct if options.direct else control.through_remediator
-    return uvloop.run(run(_loader(options, program), options.service, options.verb))
+    load_it = _loader(options, program)
+    if options.direct:
+        return uvloop.run(control.direct(load_it, options.service, options.verb))
+    return uvloop.run(control.through_remediator(load_it, options.service, options.verb, options.overrule))
 
 
 def _host(options: argparse.Namespace) -> int:

@@ -3,11 +3,12 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from defib.asking import remediator
 from fleet.loading import Loaded
-from fleet.model import Inventory
+from fleet.model import Sudo
 from fleet.shells import Completed
 from fleet.shells.pool import Shells
 from remediator.controls import CONTROLS
@@ -26,10 +27,12 @@ async def direct(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
     service = inventory.services.get(name)
     if service is None or service.control is None:
         raise DefibError(f"the inventory has no {'control for' if service else 'service'} {name!r}")
-    print(f"going to {service.host} itself: no locks, and not on the remediator's record", file=sys.stderr)
+    print(f"going to {service.host or 'it'} itself: no locks, and not on the remediator's record", file=sys.stderr)
     shells = Shells(inventory.hosts, control=True)
     try:
-        hands = Hands(shells.of(service.host), inventory.hosts[service.host].sudo, service.control.timeout)
+        host = inventory.host_of(service)
+        shell = shells.of(service.host) if host is not None else None
+        hands = Hands(shell, host.sudo if host is not None else Sudo(), service.control.timeout)
         done = await CONTROLS[service.control.kind].control(verb, service.control.options, hands)
     finally:
         await shells.close()
@@ -45,25 +48,17 @@ def _print(done: Completed) -> int:
     return done.status
 
 
-async def through_remediator(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
+async def through_remediator(load: Callable[[], Loaded], name: str, verb: Verb, overrule: Sequence[str] = ()) -> int:
     """Ask the remediator, whose locks and record then apply. Raises DefibError."""
-    inventory: Inventory = load().inventory
-    peer = Peer(inventory.remediator.url)
-    try:
+    async with remediator(load, hint=" (--direct goes without it)") as peer:
         if verb in ("status", "logs"):
             answer = await peer.ask("GET", f"/api/v1/services/{name}/{verb}", timeout=300.0)
             return _print(Completed(answer["exit_status"], answer["output"], "", answer["why"]))
-        begun = await peer.ask("POST", f"/api/v1/services/{name}/{verb}")
+        # The host is looked at first, and may hang.
+        begun = await peer.ask("POST", f"/api/v1/services/{name}/{verb}", 60.0, {"overrule": list(overrule)})
         if verb == "stop":
             print(STOPPED, file=sys.stderr)
         return await _follow(peer, begun["action"])
-    except PeerError as error:
-        url = inventory.remediator.url.base
-        raise DefibError(
-            f"the remediator at {url} refused or did not answer: {error} (--direct goes without it)"
-        ) from error
-    finally:
-        await peer.close()
 
 
 async def _follow(peer: Peer, action: int) -> int:

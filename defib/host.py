@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import asyncssh
@@ -13,17 +13,21 @@ import asyncssh
 from exporter.collectors import COLLECTORS
 from exporter.probes.host import HostOptions
 from fleet.loading import Loaded
-from fleet.model import Host, Inventory
+from fleet.model import Host, Inventory, Sudo
 from fleet.readings import Section
 from fleet.shells import Completed
-from fleet.wrapper import allowed, wrapper
+from fleet.shells.ssh import digest
+from fleet.wrapper import allowed, command_file, wrapper
+from remediator import evidence
 from remediator.controls import CONTROLS
-from remediator.controls.hands import VERBS, Hands, UnknownVerb
+from remediator.controls.hands import VERBS, Hands
 from runtime.errors import DefibError
 
 ACCOUNT = "defib"
 WRAPPER = "/usr/local/sbin/defib-shell"
+COMMANDS = "/etc/defib/commands"
 # sudo reads patterns, and has its own ideas of backslashes: what is not as plain as this cannot stand in sudoers.
+WITHIN = 60.0  # seconds; nothing is run that could take any
 _PLAIN = re.compile(r"[A-Za-z0-9_./@%+{},:=-]([A-Za-z0-9_./@%+{},:= -]*[A-Za-z0-9_./@%+{},:=-])?")
 _PROGRAM = re.compile(r"/[A-Za-z0-9._+@/-]+|[A-Za-z0-9._+@-]+")
 _USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -59,15 +63,23 @@ def script_for(inventory: Inventory, host: Host, sources: str) -> str:
         steps.append(_here(WRAPPER, wrapper(), "755"))
         steps.append(_here("/etc/defib/allowed", allowed(sections_of(inventory, host)), "644"))
         # As root it may ask docker and read the kernel's log, which would otherwise want far more than this.
-        restricted_read = f'{restricted},command="sudo -n {WRAPPER}"'
+        restricted_read = f'{restricted},command="sudo -n {WRAPPER} read"'
     else:
         restricted_read = restricted
     keys.append(f"{restricted_read} {_public(read.key_file)}")
-    if host.control_ssh is not None and control.key_file != read.key_file:
+    controls = host.control_ssh is not None and control.key_file != read.key_file
+    modes = ["read"] if read.wrapper else []
+    if controls and control.wrapper:
+        steps += [] if read.wrapper else [_here(WRAPPER, wrapper(), "755")]
+        steps.append(_commands(commands_of(inventory, host)))
+        keys.append(f'{restricted},command="sudo -n {WRAPPER} control" {_public(control.key_file)}')
+        modes.append("control")
+    elif controls:
         keys.append(f"{restricted} {_public(control.key_file)}")
     steps.append(_KEYS.format(account=account, keys="\n".join(keys)))
-    lines = [_WRAPPER_SUDO.format(wrapper=WRAPPER, account=account)] if read.wrapper else []
-    if host.sudo.mode != "none":
+    lines = [_WRAPPER_SUDO.format(wrapper=WRAPPER)] if modes else []
+    lines += [f"echo '{account} ALL=(root) NOPASSWD: {WRAPPER} {mode}'" for mode in modes]
+    if host.sudo.mode != "none" and not control.wrapper:
         lines += [_sudoers_line(argv) for argv in commands_of(inventory, host)]
     if lines:
         tag = "PASSWD:" if host.sudo.mode == "password" else "NOPASSWD:"
@@ -99,7 +111,7 @@ class _Recorder:
 
     async def run(self, argv: Sequence[str], **_: object) -> Completed:
         self.asked.append(tuple(argv))
-        return Completed(0, "running", "")
+        return Completed(0, "", "")
 
     async def close(self) -> None:
         """Nothing is held."""
@@ -113,12 +125,17 @@ def commands_of(inventory: Inventory, host: Host) -> list[tuple[str, ...]]:
         for service in inventory.services.values():
             if service.host != host.name or service.control is None:
                 continue
-            for verb in sorted(VERBS):
-                try:
-                    hands = Hands(recorder, type(host.sudo)(), service.control.timeout)
-                    await CONTROLS[service.control.kind].control(verb, service.control.options, hands)
-                except UnknownVerb:
-                    continue
+            kind, options = CONTROLS[service.control.kind], service.control.options
+            if not kind.options.needs_host:
+                continue
+            for verb in sorted(VERBS & options.verbs):
+                await kind.control(verb, options, Hands(recorder, Sudo(), WITHIN))
+            await kind.facts(options, Hands(recorder, Sudo(), WITHIN))
+            for step in inventory.remediation.of(service).steps:
+                if step.recreate is not None and step.recreate.command:
+                    recorder.asked.append(tuple(step.recreate.command))
+            if recorder.asked and host.ssh_for(control=True).wrapper:
+                recorder.asked += [tuple(argv) for argv in evidence.OF_THE_HOST.values()]
 
     asyncio.run(rehearse())
     return sorted(set(recorder.asked))
@@ -138,6 +155,17 @@ def _here(path: str, text: str, mode: str) -> str:
         f"install -d -m 755 {shlex.quote(str(Path(path).parent))}\n"
         f"cat > {path}.new <<'END_OF_FILE'\n{text}END_OF_FILE\n"
         f"chown root:root {path}.new && chmod {mode} {path}.new && mv {path}.new {path}\n"
+    )
+
+
+def _commands(commands: Iterable[Sequence[str]]) -> str:
+    """Have these commands, and no others, stand in the wrapper's folder; they may hold secrets."""
+    named = {digest(argv): command_file(argv) for argv in commands}
+    files = "".join(f"cat > {COMMANDS}.new/{name} <<'{name}'\n{text}{name}\n" for name, text in named.items())
+    return (
+        f"\n# What the controls may run: a file for each command.\n"
+        f"rm -rf {COMMANDS}.new\ninstall -d -m 700 {COMMANDS}.new\n(\numask 077\n{files})\n"
+        f"rm -rf {COMMANDS} && mv {COMMANDS}.new {COMMANDS}\n"
     )
 
 
@@ -186,9 +214,7 @@ END_OF_FILE
 chown root:root "$home/.ssh/authorized_keys.new" && chmod 644 "$home/.ssh/authorized_keys.new"
 mv "$home/.ssh/authorized_keys.new" "$home/.ssh/authorized_keys"
 """
-_WRAPPER_SUDO = """\
-echo 'Defaults!{wrapper} env_keep += "SSH_ORIGINAL_COMMAND"'
-echo '{account} ALL=(root) NOPASSWD: {wrapper} ""'"""
+_WRAPPER_SUDO = """echo 'Defaults!{wrapper} env_keep += "SSH_ORIGINAL_COMMAND"'"""
 _SUDOERS = """
 # What it may do as root: these commands, as they stand here.
 allow() {{

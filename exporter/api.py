@@ -109,8 +109,13 @@ class _Api:
 
 
 def summary(watch: Watch) -> dict[str, Any]:
-    """One service as the API tells it; `since` is when `up` was decided or last changed."""
+    """One service as the API tells it.
+
+    `since` is when `up` was decided or last changed, and `unchanged_for_seconds` how long ago that is, which no change
+    of a clock changes.
+    """
     service, state = watch.service, watch.state
+    now = asyncio.get_running_loop().time()
     return {
         "id": service.id,
         "name": service.title,
@@ -119,6 +124,7 @@ def summary(watch: Watch) -> dict[str, Any]:
         "category": service.category,
         "up": state.up,
         "since": rfc3339(state.last_change),
+        "unchanged_for_seconds": None if watch.changed is None else now - watch.changed,
         "last_success": rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
         "last": None if watch.last is None else outcome(watch.last),

@@ -43,6 +43,7 @@ class Watch:
         self.asked = asyncio.Event()  # a probe was made out of turn: when the next is due has changed
         self.task: asyncio.Task[None] | None = None
         self._logged = 0.0  # of the event loop's clock
+        self.changed: float | None = None  # when `up` was decided or changed, of the same clock
         self.take(service)
 
     def take(self, service: Service) -> None:
@@ -57,6 +58,8 @@ class Watch:
         rules = self.service.probe
         before = self.state
         self.state = before.after(result, fail_after=rules.fail_after, recover_after=rules.recover_after)
+        if self.state.up is not before.up:
+            self.changed = now
         news = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)
         self.last = result
         trace = result.seen.evidence.get("traceback")

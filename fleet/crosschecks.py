@@ -94,9 +94,7 @@ def _own_key(document: Document, where: Location, name: Any, host: Raw) -> Itera
     ssh, control = host.get("ssh"), host.get("control_ssh")
     own = control.get("key_file") if isinstance(control, dict) else None
     if _is_wrapped(host) and isinstance(ssh, dict) and own in (None, ssh.get("key_file")):
-        yield document.wrong(
-            where, f"{name} needs `control_ssh: {{key_file: …}}`: its ssh.key_file only runs the wrapper"
-        )
+        yield document.wrong(where, f"{name} needs `control_ssh: {{key_file: …}}`: its ssh.key_file only reads")
 
 
 def _is_wrapped(host: Raw) -> bool:

@@ -9,11 +9,27 @@ from fleet.readings import Section
 
 # https://github.com/moby/moby/blob/master/daemon/names/names.go
 ContainerName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$", max_length=255)]
+ComposeService = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.][a-zA-Z0-9_.-]*$", max_length=255)]
 
 
 def verb(name: str, container: str) -> list[str]:
     """`docker start|stop|restart CONTAINER`."""
     return ["docker", name, container]
+
+
+_COMPOSE = {
+    "start": ["up", "--detach", "--no-deps", "--no-recreate"],  # also where its container was removed
+    "stop": ["stop"],
+    "restart": ["restart"],
+    "ps": ["ps", "--all", "--quiet"],
+    "logs": ["logs", "--no-color", "--timestamps"],
+}
+
+
+def compose(directory: str, verb: str, service: str, lines: int = 0) -> list[str]:
+    """`docker compose start|stop|restart|ps|logs` of a service of the project in `directory`."""
+    tail = [f"--tail={lines}"] if lines else []
+    return ["docker", "compose", "--project-directory", directory, *_COMPOSE[verb], *tail, service]
 
 
 def state(container: str) -> list[str]:
@@ -23,6 +39,44 @@ def state(container: str) -> list[str]:
 def is_running(output: str) -> bool:
     """Whether the output of `state` says that the container runs."""
     return output.split(" ", 1)[0] == "running"
+
+
+_FACTS = (
+    "{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}-{{end}} {{.State.Pid}} {{.State.ExitCode}}"
+    " {{.State.OOMKilled}} {{.State.StartedAt}} {{.RestartCount}} {{.HostConfig.RestartPolicy.Name}}"
+)
+
+
+def facts(container: str) -> list[str]:
+    """Asks for what `told` reads."""
+    return ["docker", "inspect", "--type", "container", "--format", _FACTS, container]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One container in detail; `health` is empty where it has no check of its own."""
+
+    state: str
+    health: str
+    pid: int
+    exit_code: int
+    out_of_memory: bool
+    started: str
+    restarts: int
+    policy: str
+
+
+def told(output: str) -> Told | None:
+    """What `facts` printed, or None where it is not that."""
+    words = output.split()
+    try:
+        state, health, pid, exit_code, out_of_memory, started, restarts, *policy = words
+        return Told(
+            state, health.strip("-"), int(pid), int(exit_code), out_of_memory == "true", started, int(restarts),
+            policy[0] if policy else "no",
+        )  # fmt: skip
+    except ValueError:
+        return None
 
 
 def logs(container: str, lines: int) -> list[str]:

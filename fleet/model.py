@@ -17,6 +17,7 @@ from fleet.endpoints import Endpoint, OneOf, Part, RelativePath, Token
 from fleet.units import Duration, Identifier, PositiveDuration
 
 Severity = Literal["critical", "warning", "info"]
+TimeOfDay = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
 OWN_LABELS = ("host", "group", "address")
 
@@ -63,6 +64,60 @@ class Storm(Part):
     at_least: int = Field(3, ge=1)
 
 
+class RestartStep(Part):
+    approve: bool = False
+
+
+class Recreate(Part):
+    """The container anew, from its image and with the arguments it had, or a command of the user's instead."""
+
+    command: Annotated[list[str], Field(min_length=1)] | None = None
+    approve: bool = True
+    attempts: int = Field(1, ge=1)
+
+
+class Step(OneOf):
+    """A step of the ladder; `restart` stands for `{restart: {}}`."""
+
+    choices: ClassVar[tuple[str, ...]] = ("restart", "recreate")
+    restart: RestartStep | None = None
+    recreate: Recreate | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {value: {}} if isinstance(value, str) and value in cls.choices else value
+
+    @property
+    def wants_approval(self) -> bool:
+        return bool(self.options.approve)
+
+
+def _steps(steps: list[Step]) -> list[Step]:
+    kinds = [step.kind for step in steps]
+    if len(set(kinds)) < len(kinds):
+        raise ValueError("names a step twice (give it more attempts)")
+    return steps
+
+
+Steps = Annotated[list[Step], Field(min_length=1), AfterValidator(_steps)]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+class MaintenanceWindow(OneOf):
+    """Every week, in the fleet's time zone; one that ends before it begins ends on the next day."""
+
+    choices: ClassVar[tuple[str, ...]] = ("service", "host", "group")
+    service: str | None = None
+    host: str | None = None
+    group: str | None = None
+    days: list[Day] = list(DAYS)
+    from_: TimeOfDay = Field(alias="from")
+    to: TimeOfDay
+    reason: str = ""
+
+
 class ServiceRemediation(Part):
     """What one service may say otherwise than the fleet."""
 
@@ -72,6 +127,7 @@ class ServiceRemediation(Part):
     window: PositiveDuration | None = None
     backoff: Backoff | None = None
     hold: Duration | None = None
+    steps: Steps | None = None
 
 
 class Remediation(Part):
@@ -82,10 +138,12 @@ class Remediation(Part):
     window: PositiveDuration = 3600.0
     backoff: Backoff = Backoff()
     hold: Duration = 60.0
+    steps: Steps = [Step(restart=RestartStep())]
     actions_per_host: int = Field(1, ge=1)
     actions_in_flight: int = Field(5, ge=1)
     actions_per_10m: int = Field(20, ge=1)
     storm: Storm = Storm()
+    maintenance: list[MaintenanceWindow] = []
 
     def of(self, service: "Service | None") -> "Remediation":
         """These settings as they hold for one service, or for one that is no longer in the inventory."""
@@ -183,9 +241,8 @@ class Host(Part):
         ssh = self.ssh or Ssh()
         if not control or self.control_ssh is None:
             return ssh
-        return ssh.model_copy(
-            update={name: getattr(self.control_ssh, name) for name in self.control_ssh.model_fields_set}
-        )
+        own = {name: getattr(self.control_ssh, name) for name in self.control_ssh.model_fields_set}
+        return ssh.model_copy(update={**own, "wrapper": self.control_ssh.wrapper})  # a key that controls has its own
 
 
 class ExporterSettings(Part):
@@ -200,6 +257,8 @@ class RemediatorSettings(Part):
     prometheus_url: Endpoint | None = None
     alertmanager_url: Endpoint | None = None
     grafana_url: Endpoint | None = None
+    watchdog: Duration = 300.0
+    retention: PositiveDuration = 90 * 86400.0
 
     @field_validator("database", mode="before")
     @classmethod
@@ -325,7 +384,11 @@ def json_schema(kinds: Kinds) -> dict[str, Any]:
             # What the defaults fill in may be left out; one kind must be there, and only one.
             part.pop("required", None)
             part["oneOf"] = [{"required": [kind]} for kind in choices[name]]
-        short = {"Endpoint": {"type": "string"}, "Sudo": {"enum": ["none", "passwordless"]}}.get(name)
+        short = {
+            "Endpoint": {"type": "string"},
+            "Sudo": {"enum": ["none", "passwordless"]},
+            "Step": {"enum": list(Step.choices)},
+        }.get(name)
         if short:
             schema["$defs"][name] = {"anyOf": [short, part]}
     _open_to_references(schema)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from fleet.model import Sudo
+from fleet.shells import Completed
 
 
 def elevated(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
@@ -12,3 +13,13 @@ def elevated(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
     if sudo.password is None:
         return ["sudo", "-n", "--", *argv], b""
     return ["sudo", "-S", "-p", "", "--", *argv], sudo.password.get_secret_value().encode() + b"\n"
+
+
+def refusal(done: Completed, sudo: Sudo) -> str:
+    """What sudo said in place of running a command, or nothing where it ran."""
+    if sudo.mode == "none" or done.status != 1:
+        return ""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith(("sudo: ", "Sorry, "))]
+    asked = ("password is required", "incorrect password", "no password was provided", "try again", "not allowed")
+    return next((line for line in reversed(said) if any(words in line for words in asked)), "")

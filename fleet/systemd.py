@@ -36,6 +36,28 @@ class Unit:
         return self.active in ("active", "reloading")
 
 
+def verb(name: str, unit: str) -> list[str]:
+    """`systemctl start|stop|restart UNIT`."""
+    return ["systemctl", name, "--", unit]
+
+
+def logs(unit: str, lines: int) -> list[str]:
+    return ["journalctl", "--no-pager", "--output=short-iso", f"--lines={lines}", f"--unit={unit}"]
+
+
+_FACTS = "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStatus,ExecMainStartTimestamp"
+
+
+def facts(unit: str) -> list[str]:
+    """Asks for what `told` reads."""
+    return ["systemctl", "show", f"--property={_FACTS}", "--", unit]
+
+
+def told(output: str) -> dict[str, str]:
+    """Properties by name, from what `systemctl show` printed."""
+    return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+
+
 SECTION = "systemd"
 SCRIPT = """
 for unit; do
@@ -55,10 +77,10 @@ def units(output: str) -> dict[str, Unit | str]:
     found: dict[str, Unit | str] = {}
     for block in output.split("unit: ")[1:]:
         name, _, rest = block.partition("\n")
-        told = dict(line.split("=", 1) for line in rest.splitlines() if "=" in line)
-        if "ActiveState" in told:
+        of = told(rest)
+        if "ActiveState" in of:
             found[name.strip()] = Unit(
-                told.get("LoadState", ""), told["ActiveState"], told.get("SubState", ""), told.get("Result", "")
+                of.get("LoadState", ""), of["ActiveState"], of.get("SubState", ""), of.get("Result", "")
             )
         else:
             found[name.strip()] = rest.strip() or "it said nothing"

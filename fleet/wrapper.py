@@ -1,9 +1,11 @@
 """The forced command of a hardened host: it holds the scripts itself, and takes only their names and what is allowed.
 
-`python -m fleet.wrapper` prints it; it stands in deploy/ssh/defib-shell.
+`python -m fleet.wrapper` prints it; it stands in deploy/ssh/defib-shell. For controls it runs commands that root has
+put into a folder of its own, each in a file that is named by the digest of its argv: nothing that it is sent is run.
 """
 
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 
 from fleet import docker, gpu, ports, supervisor, system, systemd
 from fleet.readings import LIBRARY, Section
@@ -19,19 +21,23 @@ SCRIPTS: Mapping[str, str] = {
 NAMED = (systemd.SECTION, supervisor.SECTION)
 
 _HEAD = r"""#!/bin/sh
-# The only command that Defib's key may run on this host. Made by `python -m fleet.wrapper`; do not edit.
+# The only command that Defib's keys may run on this host. Made by `python -m fleet.wrapper`; do not edit.
 #
-# In authorized_keys:  restrict,from="EXPORTER",command="sudo -n /usr/local/sbin/defib-shell" ssh-ed25519 …
+# In authorized_keys:  restrict,from="EXPORTER",command="sudo -n /usr/local/sbin/defib-shell read" ssh-ed25519 …
+#                      restrict,from="REMEDIATOR",command="sudo -n /usr/local/sbin/defib-shell control" ssh-ed25519 …
 # In sudoers:          Defaults!/usr/local/sbin/defib-shell env_keep += "SSH_ORIGINAL_COMMAND"
-#                      defib ALL=(root) NOPASSWD: /usr/local/sbin/defib-shell ""
-# Its arguments, if any, are another allow-list than /etc/defib/allowed and more folders for PATH.
-# It takes `read MARK SECTION:SECONDS:NAME,NAME …`, and runs its own scripts for the sections and names that stand in
-# the allow-list, one on a line: `SECTION`, or `SECTION NAME`. Nothing of what it is sent is evaluated.
+#                      defib ALL=(root) NOPASSWD: /usr/local/sbin/defib-shell read
+#                      defib ALL=(root) NOPASSWD: /usr/local/sbin/defib-shell control
+# Further arguments, if any, are another folder than /etc/defib, and more folders for PATH.
+#
+# `read` takes `read MARK SECTION:SECONDS:NAME,NAME …`, and runs its own scripts for the sections and names that stand
+# in the folder's file `allowed`, one on a line: `SECTION`, or `SECTION NAME`. `control` takes `run SECONDS DIGEST`, and
+# runs the file of that name in the folder's `commands`. Nothing of what it is sent is evaluated.
 set -f
 cd / || exit 126
-LC_ALL=C PATH=${2:+$2:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+LC_ALL=C PATH=${3:+$3:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 export LC_ALL PATH
-allowed=${1:-/etc/defib/allowed}
+mode=$1 allowed=${2:-/etc/defib}/allowed commands=${2:-/etc/defib}/commands
 
 refuse() {
     echo "defib-shell: $1" >&2
@@ -39,6 +45,24 @@ refuse() {
 }
 may() { grep -Fqx -e "$1" "$allowed" 2>/dev/null || refuse "$1 is not in $allowed"; }
 
+if [ "$mode" = control ]; then
+    case $SSH_ORIGINAL_COMMAND in
+    '' | *[!a-z0-9.\ ]*) refuse "it takes run SECONDS DIGEST" ;;
+    esac
+    set -- $SSH_ORIGINAL_COMMAND
+    [ "$1" = run ] && [ $# -eq 3 ] || refuse "it takes run SECONDS DIGEST"
+    case $2 in
+    [1-9] | [1-9][0-9] | [1-9][0-9][0-9] | [1-9][0-9][0-9][0-9]) ;;
+    *) refuse "$2 is not a time of less than 10000 s" ;;
+    esac
+    case $3 in
+    *[!0-9a-f]*) refuse "$3 is not a digest" ;;
+    esac
+    [ -f "$commands/$3" ] || refuse "the command $3 is not in $commands (run defib host setup again)"
+    command -v timeout >/dev/null 2>&1 && exec timeout -k 5 "$2" sh "$commands/$3"
+    exec sh "$commands/$3"
+fi
+[ "$mode" = read ] || refuse "its first argument is read or control"
 case $SSH_ORIGINAL_COMMAND in
 '' | *[!A-Za-z0-9@:._,/\ -]*) refuse "it takes read MARK SECTION:SECONDS:NAMES …" ;;
 esac
@@ -69,7 +93,8 @@ for item; do
     rest=${item#*:}
     section=${item%%:*} limit=${rest%%:*} names=${rest#*:}
     case $limit in
-    '' | *[!0-9.]* | 0 | 0.0* | 00* | .* | [6-9][0-9]* | [1-9][0-9][0-9]*) refuse "$limit is not a time below 60 s" ;;
+    '' | *[!0-9.]* | 0 | 0. | 0.0* | 00* | .* | *.*.* | [6-9][0-9]* | [1-9][0-9][0-9]*)
+        refuse "$limit is not a time below 60 s" ;;
     esac
     case $section in
     @NAMED@)
@@ -96,6 +121,11 @@ def wrapper() -> str:
         '    IFS=,\n    set -- $names\n    unset IFS\n    section "$section" "$limit" "$script" "$@"\n}\n'
     )
     return f"{_HEAD}\n{LIBRARY}\n{one}{_CHECK.replace('@NAMED@', ' | '.join(NAMED))}"
+
+
+def command_file(argv: Sequence[str]) -> str:
+    """What stands in the file of a command."""
+    return f"exec {shlex.join(argv)}\n"
 
 
 def allowed(sections: Iterable[Section]) -> str:

@@ -2,26 +2,29 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
 from sqlalchemy import Connection
 
-from fleet.model import Inventory, Service
-from fleet.shells import Completed, ShellError
+from fleet.model import Inventory, Service, Step, Sudo
+from fleet.shells import Completed, HostKeyRefused, Shell, ShellError
 from fleet.shells.pool import Shells
-from remediator import actions
-from remediator.actions import Claim, CommandOutcome
+from remediator import actions, evidence
+from remediator.actions import Claim, CommandOutcome, Seen
 from remediator.controls import CONTROLS
-from remediator.controls.hands import Hands, UnknownVerb, Verb
+from remediator.controls.hands import Facts, Hands, NotAllowed, UnknownVerb, Verb
+from remediator.controls.recreate import recreate
 from remediator.database import Database, StorageError
 from remediator.metrics import Metrics
 from remediator.peers import Exporter, PeerError
+from remediator.policy import Blocked, Decision, Observation
+from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
 OUTPUT_KEPT = 8000
+FINISH_WITHIN = 15.0  # seconds that commands have to end when we are to stop
 FIRST_LOOK = 0.25
 LONGEST_LOOK = 5.0
 P = ParamSpec("P")
@@ -60,11 +63,17 @@ class Actor:
             self._start(self._resume(action), action)
 
     async def drain(self) -> None:
-        """Begin nothing more, and wait for the commands that run; their verification is taken up at the next start."""
+        """Begin nothing more, and let the commands that run finish; what became of the others is not known.
+
+        All verification is taken up at the next start.
+        """
         async with self._claiming:  # what is being claimed now is begun
             self._group = None
         if self._commanding:
-            await asyncio.wait(self._commanding)
+            _, late = await asyncio.wait(self._commanding, timeout=FINISH_WITHIN)
+            for command in late:
+                command.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
 
     async def close(self) -> None:
         await self._shells.close()
@@ -74,14 +83,16 @@ class Actor:
         self._inventory, self._exporter = inventory, exporter
         await self._shells.reload(inventory.hosts)
 
-    async def act(self, service: Service, verb: Verb, claim: Callable[[Connection], Claim | str]) -> Claim | str:
-        """Claim an action and begin it; the name of what holds it back where something does."""
+    async def act(
+        self, service: Service, doing: "Doing", claim: Callable[[Connection], Claim | str | Decision]
+    ) -> Claim | str | Decision:
+        """Claim an action and begin it; what holds it back where something does."""
         async with self._claiming:
             if self._group is None:
                 return "stopping"
             claimed = await self._database.run(claim)
             if isinstance(claimed, Claim):
-                command = asyncio.create_task(self._command(claimed, service, verb), name=f"command {service.id}")
+                command = asyncio.create_task(self._command(claimed, service, doing), name=f"command {service.id}")
                 self._commanding.add(command)
                 command.add_done_callback(self._commanding.discard)
                 self._start(self._carry_out(command, service), claimed)
@@ -98,48 +109,62 @@ class Actor:
             log.exception("an action broke", service=action.service, action=action.id)
             await self._end(action, "unknown", "an error of ours; the log says more")
 
-    async def act_for_person(self, service: Service, verb: Verb) -> Claim | str:
-        """Begin what a person asked for; the name of the lock where one is held. Raises UnknownVerb."""
-        if service.control is None or verb not in service.control.options.verbs:
-            raise UnknownVerb(f"the service's control has no `{verb}`")
-        inventory, now = self._inventory, time.time()
-        return await self.act(
-            service, verb, lambda connection: actions.claim_for_person(connection, service, verb, inventory, now)
+    async def look(self, service: Service) -> tuple[Seen, Facts | None]:
+        """What is to be seen of a service on its host, before a command destroys it."""
+        return await evidence.look(
+            service, self._inventory.host_of(service), self._shell_of_or_none(service), self._redact
         )
 
-    async def command(self, service: Service, verb: Verb) -> Completed:
-        """Run one verb of a service's control. Raises ShellError and UnknownVerb."""
+    def _shell_of_or_none(self, service: Service) -> Shell | None:
+        with contextlib.suppress(ShellError):
+            return self._shell_of(service)
+        return None
+
+    async def command(self, service: Service, doing: "Doing") -> Completed:
+        """Run one verb of a service's control, or a step beyond. Raises ShellError and UnknownVerb."""
         control = service.control
         if control is None:
             raise UnknownVerb("the service has no control")
-        host = self._inventory.hosts[service.host]
-        hands = Hands(self._shells.of(service.host), host.sudo, control.timeout)
-        return await CONTROLS[control.kind].control(verb, control.options, hands)
+        host = self._inventory.host_of(service)
+        hands = Hands(self._shell_of(service), host.sudo if host else Sudo(), control.timeout)
+        if isinstance(doing, str):
+            return await CONTROLS[control.kind].control(doing, control.options, hands)
+        if doing.recreate is not None and doing.recreate.command:
+            return await hands.run(doing.recreate.command)
+        return await recreate(control.options, hands)
+
+    def _shell_of(self, service: Service) -> Shell | None:
+        """The shell of a service's host; one that has none needs none. Raises ShellError."""
+        return self._shells.of(service.host) if service.host in self._inventory.hosts else None
 
     async def _carry_out(self, command: "asyncio.Task[Claim | None]", service: Service) -> None:
         ended = await asyncio.shield(command)  # a command is ended and kept, also when we are to stop
         if ended is not None:
             await self._see_through(ended, service)
 
-    async def _command(self, action: Claim, service: Service, verb: Verb) -> Claim | None:
+    async def _command(self, action: Claim, service: Service, doing: "Doing") -> Claim | None:
         """Run the command and keep how it ended; None where nothing was run, which has ended the action."""
-        log.info("action", service=service.id, action=action.id, kind=verb)
+        log.info("action", service=service.id, action=action.id, kind=action.kind)
         try:
-            done = await self.command(service, verb)
+            done = await self.command(service, doing)
+        except asyncio.CancelledError:
+            done = Completed(None, "", "", "the remediator was stopped while the command ran")
         except ShellError as error:
             why = self._redact(f"nothing was run: {error}")
-            await self._end(action, "failed", why, reached=False)
+            await self._end(action, "failed", why, reached=False, blocked=_blocked_by(error))
             return None
         outcome: CommandOutcome = "unknown" if done.status is None else "succeeded" if done.status == 0 else "failed"
         output, why = self._redact(done.output)[-OUTPUT_KEPT:], self._redact(done.why)
         log.info("command ended", service=service.id, action=action.id, outcome=outcome, exit_status=done.status)
-        return await self._store(actions.command_ended, action, outcome, done.status, output, why, time.time())
+        now = self._database.clock.now()
+        return await self._store(actions.command_ended, action, outcome, done.status, output, why, now)
 
     async def _resume(self, action: Claim) -> None:
         """Take up an action that we were killed in: what its command did is not known, so look."""
         if action.command is None:
             why = "the remediator was interrupted while the command ran"
-            action = await self._store(actions.command_ended, action, "unknown", None, "", why, time.time())
+            now = self._database.clock.now()
+            action = await self._store(actions.command_ended, action, "unknown", None, "", why, now)
         service = self._inventory.services.get(action.service)
         if service is None:
             await self._end(action, "unknown", "the service is no longer in the inventory")
@@ -155,11 +180,22 @@ class Actor:
             await self._end(action, "failed", action.why or "the command said that it failed")
             return
         why = await self._verify(action, service)
+        await self._keep_after(action, service)
         if why is None:
             await self._end(action, action.command or "unknown", action.why, came_back=True)
         else:
             state: CommandOutcome = "failed" if action.command == "succeeded" else "unknown"
             await self._end(action, state, "; ".join(part for part in (action.why, why) if part))
+
+    async def _keep_after(self, action: Claim, service: Service) -> None:
+        """Keep how the target stands after the command, and what the exporter says of it."""
+        now = self._database.clock.now()
+        with contextlib.suppress(DefibError, TimeoutError):
+            seen = await self._exporter.observe(service.id)
+            await self._store(actions.keep_evidence, action, {"probe after": probed(seen)}, now)
+        facts = await evidence.facts(service, self._inventory.host_of(service), self._shell_of_or_none(service))
+        if facts is not None:
+            await self._store(actions.facts_after, action, facts.told())
 
     async def _verify(self, action: Claim, service: Service) -> str | None:
         """None once the service was up within `start_within` and stayed so for `hold`, else what was seen instead."""
@@ -167,8 +203,7 @@ class Actor:
         start_within = control.start_within if control else 0.0
         began = action.command_ended_at or action.claimed_at
         loop = asyncio.get_running_loop()
-        # Monotonic from here on: a clock that jumps neither cuts the wait short nor draws it out.
-        deadline = loop.time() + max(0.0, start_within - max(0.0, time.time() - began))
+        deadline = loop.time() + max(0.0, start_within - max(0.0, self._database.clock.now() - began))
         last = "it was not probed"
         look = FIRST_LOOK
         while True:
@@ -184,7 +219,7 @@ class Actor:
             await asyncio.sleep(min(look, max(0.05, deadline - loop.time())))
             look = min(LONGEST_LOOK, look * 1.5)
         if action.up_at is None:
-            await self._store(actions.came_up, action, self._inventory, time.time())
+            await self._store(actions.came_up, action, self._inventory, self._database.clock.now())
             log.info("up again", service=service.id, action=action.id)
             self._changed()
         return await self._stays_up(service, rules.hold)
@@ -226,13 +261,37 @@ class Actor:
                 await asyncio.sleep(LONGEST_LOOK)
 
     async def _end(
-        self, action: Claim, state: CommandOutcome, why: str, *, reached: bool = True, came_back: bool = False
+        self,
+        action: Claim,
+        state: CommandOutcome,
+        why: str,
+        *,
+        reached: bool = True,
+        came_back: bool = False,
+        blocked: Blocked | None = None,
     ) -> None:
-        now = time.time()
+        now = self._database.clock.now()
         await self._store(
-            actions.action_ended, action, state, why, self._inventory, now, reached=reached, came_back=came_back
-        )
+            actions.action_ended, action, state, why, self._inventory, now,
+            reached=reached, came_back=came_back, blocked=blocked,
+        )  # fmt: skip
         log.info("action ended", service=action.service, action=action.id, state=state, why=why or None)
         self._metrics.actions.labels(action.service, action.kind, state).inc()
         self._metrics.action_duration.observe(max(0.0, now - action.claimed_at))
         self._changed()
+
+
+Doing = Verb | Step
+
+
+def probed(seen: Observation) -> str:
+    """A probe's outcome in a line."""
+    return f"{seen.reason}: {seen.message}" if seen.reason else "success"
+
+
+def _blocked_by(error: ShellError) -> Blocked | None:
+    """What only a person can mend, where the error is of that."""
+    if isinstance(error, NotAllowed):
+        return "sudo-refused"
+    # A host of which no key was pinned yet is not one whose key has changed.
+    return "host-key-changed" if isinstance(error, HostKeyRefused) and error.changed else None

@@ -1,17 +1,18 @@
 """Actions: claimed with their budget in one transaction, ended with what came of them."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sqlalchemy import Connection, insert, select, update
 
-from fleet.model import Inventory, Remediation, Service
-from remediator.incidents import decided, firing_names, host_is_down, note, tell_of
-from remediator.policy import BUDGET_WINDOW, Past, Present, Situation, attempts_since_refill, decide
-from remediator.schema import actions, incidents
+from fleet.model import Inventory, Service, Step
+from remediator.incidents import cancel_queued, decided, note, open_of, tell_of
+from remediator.policy import Blocked, Decision, Situation, allowed, decide, held_for_person, next_step
+from remediator.schema import actions, evidence, incidents
+from remediator.situations import past_of, situation_now
 
 CommandOutcome = Literal["succeeded", "failed", "unknown"]
-HISTORY = 100  # incidents and actions of a target that are looked back over for its budget
 
 
 @dataclass(frozen=True)
@@ -31,57 +32,13 @@ class Claim:
     why: str = ""
 
 
-def past_of(connection: Connection, service: str, incident: int, window: float) -> Past:
-    """What was tried on a target, for its budget and its back-off."""
-    outages = connection.execute(
-        select(incidents.c.opened_at, incidents.c.closed_at, incidents.c.state)
-        .where(incidents.c.service == service, incidents.c.labels.is_not(None))
-        .order_by(incidents.c.opened_at.desc())
-        .limit(HISTORY)
-    ).all()
-    tried = connection.execute(
-        select(
-            actions.c.id,
-            actions.c.incident_id,
-            actions.c.counts,
-            actions.c.claimed_at,
-            actions.c.ended_at,
-            actions.c.requested_by,
-        )
-        .where(actions.c.service == service)
-        .order_by(actions.c.claimed_at.desc())
-        .limit(HISTORY)
-    ).all()
-    ended = [row.ended_at for row in tried if row.ended_at is not None]
-    return Past(
-        attempts=attempts_since_refill(
-            [row.claimed_at for row in tried if row.counts],
-            # Where nobody saw it up, nothing says that it was.
-            [(row.opened_at, row.closed_at if row.state == "recovered" else None) for row in reversed(outages)],
-            window,
-        ),
-        tries=sum(1 for row in tried if row.incident_id == incident and row.requested_by == "alert"),
-        last_ended=max(ended, default=None),
-        last_action=max((row.id for row in tried), default=0),
-    )
+@dataclass(frozen=True)
+class Seen:
+    """What was seen before a command: facts of the target, and texts by name that the command may destroy."""
 
-
-def present_of(connection: Connection, service: str, host: str, now: float) -> Present:
-    """What is under way, as far as it matters to an action on `service` at `host`."""
-    running = connection.execute(
-        select(actions.c.service, actions.c.host, actions.c.command).where(actions.c.state == "running")
-    ).all()
-    recent = connection.scalars(
-        select(actions.c.claimed_at)
-        .where(actions.c.claimed_at > now - BUDGET_WINDOW, actions.c.counts == 1)
-        .order_by(actions.c.claimed_at)
-    ).all()
-    return Present(
-        target_busy=any(row.service == service for row in running),
-        on_host=sum(1 for row in running if row.host == host),
-        in_flight=sum(1 for row in running if row.command is None),
-        in_budget_window=tuple(recent),
-    )
+    facts: Mapping[str, Any] | None = None
+    texts: Mapping[str, str] | None = None
+    said: str = ""  # what speaks for caution, and did not hold the action back
 
 
 def claim(
@@ -92,62 +49,101 @@ def claim(
     inventory: Inventory,
     *,
     proof_at: float,
+    before: Seen,
     now: float,
 ) -> Claim | str:
-    """Claim a restart and its budget, if the policy still says so with what is in the record now.
+    """Claim the next step and its budget, if the policy still says so with what is in the record now.
 
     `situation` is from before the failed probe was asked for, at `proof_at`: nothing may have been done to the target
     since.
     """
-    rules = inventory.remediation.of(service)
-    again = situation_now(connection, incident, service.id, service.host, situation, rules, now)
-    decision = decide(service, rules, again)
-    if decision.verb != "act":
+    again = situation_now(connection, incident, service.id, inventory, situation, now)
+    decision = decide(service, inventory.remediation.of(service), again)
+    if decision.verb != "act" or decision.step is None:
         return decision.reason or "nothing to act on"
     # Whatever was done since the probe was asked for has made it old; order does not depend on any clock.
     if again.past.last_action != situation.past.last_action:
         return "something was done since the probe"
     decided(connection, incident, decision, now)
-    return _insert_action(connection, incident, service, "restart", "alert", proof_at, now)
+    claimed = _approved(connection, incident, decision.step.kind, proof_at, now)
+    if claimed is None:
+        cancel_queued(connection, incident, now)  # what waits for an approval is another step than this
+        claimed = _insert(
+            connection, incident, service, decision.step.kind, "alert", ", ".join(sorted(again.firing)), now,
+            proof_at=proof_at,
+        )  # fmt: skip
+    _keep(connection, claimed, before, now)
+    return claimed
 
 
-def situation_now(
-    connection: Connection, incident: int, service: str, host: str, situation: Situation, rules: Remediation, now: float
-) -> Situation:
-    """`situation` with everything that the record knows brought up to date."""
-    return replace(
-        situation,
-        now=now,
-        firing=firing_names(connection, incident, rules.alerts),
-        past=past_of(connection, service, incident, rules.window),
-        present=present_of(connection, service, host, now),
-        host_down=bool(host) and host_is_down(connection, host),
+def _approved(connection: Connection, incident: int, kind: str, proof_at: float, now: float) -> Claim | None:
+    """Begin the action that a person has approved, if there is one."""
+    row = connection.execute(
+        select(actions).where(
+            actions.c.incident_id == incident,
+            actions.c.kind == kind,
+            actions.c.state == "queued",
+            actions.c.approved_at.is_not(None),
+        )
+    ).first()
+    if row is None:
+        return None
+    connection.execute(
+        update(actions).where(actions.c.id == row.id).values(state="running", claimed_at=now, proof_at=proof_at)
     )
+    note(connection, incident, now, "action", action=row.id, kind=kind, by="alert", approved_by=row.approved_by)
+    return Claim(row.id, incident, row.service, row.host, kind, now)
+
+
+def _keep(connection: Connection, action: Claim, before: Seen, now: float) -> None:
+    if before.facts is not None:
+        connection.execute(update(actions).where(actions.c.id == action.id).values(before=dict(before.facts)))
+    if before.said and action.incident_id is not None:
+        note(connection, action.incident_id, now, "caution", action=action.id, said=before.said)
+    keep_evidence(connection, action, before.texts or {}, now)
+
+
+def keep_evidence(connection: Connection, action: Claim, texts: Mapping[str, str], now: float) -> None:
+    """Keep what was seen around an action, by name."""
+    for name, text in texts.items():
+        connection.execute(insert(evidence).values(action_id=action.id, name=name, at=now, text=text))
 
 
 def claim_for_person(
-    connection: Connection, service: Service, kind: str, inventory: Inventory, now: float
-) -> Claim | str:
-    """Claim what a person asked for: waits do not hold it back, locks do. The busy lock's name where one holds."""
-    present = present_of(connection, service.id, service.host, now)
-    if present.target_busy:
-        return "target-busy"
-    if present.on_host >= inventory.remediation.actions_per_host:
-        return "host-busy"
-    incident = connection.scalar(
-        select(incidents.c.id).where(incidents.c.service == service.id, incidents.c.state == "open")
-    )
-    return _insert_action(connection, incident, service, kind, "person", None, now)
+    connection: Connection,
+    service: Service,
+    kind: str,
+    inventory: Inventory,
+    situation: Situation,
+    *,
+    overruled: Collection[str],
+    by: str,
+    before: Seen,
+    now: float,
+) -> Claim | Decision:
+    """Claim what a person asked for; what holds it back otherwise: a lock, or a wait that was not overruled."""
+    incident = open_of(connection, service.id)
+    again = situation_now(connection, incident or 0, service.id, inventory, situation, now)
+    held = held_for_person(service, inventory.remediation.of(service), again, overruled)
+    if held is not None:
+        return held
+    claimed = _insert(connection, incident, service, kind, "person", by, now, overruled=overruled)
+    _keep(connection, claimed, before, now)
+    return claimed
 
 
-def _insert_action(
+def _insert(
     connection: Connection,
     incident: int | None,
     service: Service,
     kind: str,
     by: str,
-    proof_at: float | None,
+    who: str,
     now: float,
+    *,
+    state: str = "running",
+    proof_at: float | None = None,
+    overruled: Collection[str] = (),
 ) -> Claim:
     made = connection.execute(
         insert(actions).values(
@@ -156,7 +152,9 @@ def _insert_action(
             host=service.host,
             kind=kind,
             requested_by=by,
-            state="running",
+            asked_by=who,
+            overruled=sorted(overruled),
+            state=state,
             counts=int(by == "alert"),
             proof_at=proof_at,
             claimed_at=now,
@@ -164,8 +162,54 @@ def _insert_action(
     )
     action = int(made.lastrowid)
     if incident is not None:
-        note(connection, incident, now, "action", action=action, kind=kind, by=by)
+        event = "action" if state == "running" else state
+        more = {"overruled": sorted(overruled)} if overruled else {}
+        note(connection, incident, now, event, action=action, kind=kind, by=by, who=who, **more)
     return Claim(action, incident, service.id, service.host, kind, now)
+
+
+def queue(connection: Connection, incident: int, service: Service, step: Step, situation: Situation) -> bool:
+    """Have a step wait for a person's approval, and ask people for it; False where it waits already."""
+    waiting = connection.execute(
+        select(actions.c.id, actions.c.kind).where(actions.c.incident_id == incident, actions.c.state == "queued")
+    ).first()
+    if waiting is not None and waiting.kind == step.kind:
+        return False
+    cancel_queued(connection, incident, situation.now)
+    claimed = _insert(
+        connection, incident, service, step.kind, "alert", ", ".join(sorted(situation.firing)), situation.now,
+        state="queued",
+    )  # fmt: skip
+    content = {"service": service.id, "kind": step.kind, "action": claimed.id}
+    tell_of(connection, incident, "approval", content, situation.now, f"approval action {claimed.id}")
+    return True
+
+
+def approve(connection: Connection, number: int, by: str, now: float) -> Literal["approved", "unknown", "not-queued"]:
+    """Take a person's word that a queued action may be carried out."""
+    row = connection.execute(select(actions).where(actions.c.id == number)).first()
+    if row is None:
+        return "unknown"
+    if row.state != "queued":
+        return "not-queued"
+    if row.approved_at is None:
+        connection.execute(update(actions).where(actions.c.id == number).values(approved_by=by, approved_at=now))
+        note(connection, row.incident_id, now, "approved", action=number, by=by)
+    return "approved"
+
+
+def reset(connection: Connection, service: Service, by: str, now: float) -> int:
+    """Give a target all its attempts anew, at a person's word; the reset's number in the record."""
+    incident = open_of(connection, service.id)
+    done = _insert(connection, incident, service, "reset", "person", by, now, state="succeeded")
+    connection.execute(update(actions).where(actions.c.id == done.id).values(ended_at=now))
+    return done.id
+
+
+def breakers(connection: Connection) -> list[str]:
+    """The services whose attempts are used up, and which are still down."""
+    used_up = (incidents.c.state == "open") & (incidents.c.reason == "attempts-used-up")
+    return list(connection.scalars(select(incidents.c.service).where(used_up)))
 
 
 def running_actions(connection: Connection) -> list[Claim]:
@@ -195,17 +239,14 @@ def command_ended(
         .values(command=outcome, command_ended_at=now, exit_status=status, output=output, why=why or None)
     )
     if action.incident_id is not None:
-        note(
-            connection,
-            action.incident_id,
-            now,
-            "command",
-            action=action.id,
-            outcome=outcome,
-            exit_status=status,
-            why=why,
-        )
+        detail = {"action": action.id, "outcome": outcome, "exit_status": status, "why": why}
+        note(connection, action.incident_id, now, "command", **detail)
     return replace(action, command=outcome, command_ended_at=now, output=output, why=why)
+
+
+def facts_after(connection: Connection, action: Claim, facts: Mapping[str, Any]) -> None:
+    """Keep how the target stood after its command."""
+    connection.execute(update(actions).where(actions.c.id == action.id).values(after=dict(facts)))
 
 
 def came_up(connection: Connection, action: Claim, inventory: Inventory, at: float) -> None:
@@ -228,12 +269,13 @@ def action_ended(
     *,
     reached: bool = True,
     came_back: bool = False,
+    blocked: Blocked | None = None,
 ) -> None:
     """End an action, which frees its locks; that a service did not come back is told.
 
     Not having reached the host costs no attempt.
     """
-    values: dict[str, Any] = {"state": state, "ended_at": now, "why": why or None}
+    values: dict[str, Any] = {"state": state, "ended_at": now, "why": why or None, "blocked": blocked}
     if not reached:
         values |= {"counts": 0, "command": "failed", "command_ended_at": now}
     connection.execute(update(actions).where(actions.c.id == action.id).values(**values))
@@ -242,8 +284,11 @@ def action_ended(
     note(connection, action.incident_id, now, "action-ended", action=action.id, state=state, why=why)
     if not came_back and action.kind != "stop":
         content = _told(connection, action, inventory) | {"why": why, "output": action.output[-1000:]}
+        if blocked is not None:
+            content["last"] = True
         # A host that cannot be reached is tried again and again, and told of once.
-        about = f"could_not_restart action {action.id}" if reached else f"unreached incident {action.incident_id}"
+        once = f"unreached incident {action.incident_id} {blocked or ''}".strip()
+        about = f"could_not_restart action {action.id}" if reached else once
         tell_of(connection, action.incident_id, "could_not_restart", content, now, about)
 
 
@@ -251,10 +296,12 @@ def _told(connection: Connection, action: Claim, inventory: Inventory) -> dict[s
     service = inventory.services.get(action.service)
     rules = inventory.remediation.of(service)
     past = past_of(connection, action.service, action.incident_id or 0, rules.window)
+    step = next((step for step in rules.steps if step.kind == action.kind), None)
     return {
         "service": action.service,
         "kind": action.kind,
         "command": action.command,
-        "attempt": past.attempts,
-        "attempts": rules.attempts,
+        "attempt": past.attempts.get(action.kind, 0),
+        "attempts": allowed(step, rules) if step is not None else 0,
+        "last": service is None or next_step(service, rules, past) is None,
     }

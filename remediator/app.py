@@ -12,6 +12,7 @@ from fleet.model import Inventory
 from remediator.api import add_routes, tell_refusals
 from remediator.database import Database
 from remediator.engine import Engine
+from remediator.housekeeping import keep_house
 from remediator.metrics import Metrics
 from remediator.notices.outbox import Notice
 from remediator.notices.sender import Sender
@@ -73,10 +74,14 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
     app = application(access, web_config, ready=lambda: True, max_body=MAX_BODY, refused=tell_refusals(metrics))
     add_routes(app, engine, database, metrics, redact, reload)
     metrics.reloaded(successful=True)
+
+    async def housekeeping() -> None:
+        await keep_house(database, now_in_force, engine.wake)
+
     try:
         await serve(
             "remediator", app, listen, tls=web_config.ssl_context(),
-            tasks=[engine.run, sender.run], reload=reload, drain=engine.drain,
+            tasks=[engine.run, sender.run, housekeeping], reload=reload, drain=engine.drain,
         )  # fmt: skip
     finally:
         await engine.actor.close()

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,13 +13,20 @@ from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 
+from remediator import clock
+from remediator.clock import SteadyClock
 from runtime.errors import DefibError, StartError
 
 P = ParamSpec("P")
 T = TypeVar("T")
+PLACES = 4  # transactions that may wait for the thread at once: what comes first has no more than these before it
 _MIGRATIONS = Path(__file__).parent / "migrations"
+_MEND = (
+    "nothing was changed. Put a backup in its place; or move it away with its -wal and -shm, and with {path}.lock, to"
+    " begin an empty record: then no one knows any more what was tried, nor which incidents were open"
+)
 
 
 class StorageError(DefibError):
@@ -33,24 +41,31 @@ class Database:
     One process owns the file; a second that opens it is refused.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, calendar: Callable[[], float] = time.time) -> None:
         path = Path(url.removeprefix("sqlite:///"))
         self._lock = _own(path)
+        self._places = asyncio.Semaphore(PLACES)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
         self._engine = create_engine(url, connect_args={"check_same_thread": False})
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
         try:
-            self._thread.submit(self._migrate).result()
+            self.clock = self._thread.submit(self._begin, calendar).result()
         except DBAPIError as error:
             self._release()
-            raise StartError(f"the database {path} cannot be used: {error.orig}") from error
+            raise StartError(f"the database {path} cannot be used: {error.orig}; {_MEND.format(path=path)}") from error
         except CommandError as error:
             self._release()
             raise StartError(f"the database {path} was written by another version of Defib: {error}") from error
+        os.pwrite(self._lock, b"the record was begun\n", 0)
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` in one transaction, durable when this returns. Raises StorageError."""
+        """Run `work` in one transaction, durable when this returns, soon. Raises StorageError."""
+        async with self._places:
+            return await self.run_first(work, *args, **kwargs)
+
+    async def run_first(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `run`, before what waits there: somebody waits for this who gives up. Raises StorageError."""
 
         def transaction() -> T:
             with self._engine.begin() as connection:
@@ -62,6 +77,10 @@ class Database:
         except DBAPIError as error:
             raise StorageError(f"the database refused: {error.orig}") from error
 
+    async def keep_time(self) -> None:
+        """Keep how late it is. Raises StorageError."""
+        await self.run(clock.keep, self.clock.now(), clock.since_boot(), time.time())
+
     def close(self) -> None:
         self._thread.submit(self._engine.dispose).result()
         self._release()
@@ -70,15 +89,26 @@ class Database:
         self._thread.shutdown()
         os.close(self._lock)
 
-    def _migrate(self) -> None:
+    def _begin(self, calendar: Callable[[], float]) -> SteadyClock:
+        """See that the file is whole, bring it up to date, and take up its clock."""
+        with self._engine.begin() as connection:
+            said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            if said != "ok":
+                raise DatabaseError("PRAGMA quick_check", None, ValueError(str(said)))
         config = Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         with self._engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            offset = clock.take_up(connection, clock.boot_id(), clock.since_boot(), calendar())
+        return SteadyClock(offset, calendar=calendar)
 
 
 def _own(path: Path) -> int:
+    """Lock the database; what its lock's file holds tells whether there must be one. Raises StartError."""
+    used = Path(f"{path}.lock")
+    if used.is_file() and used.stat().st_size and not (path.is_file() and path.stat().st_size):
+        raise StartError(f"the database {path} is {'empty' if path.is_file() else 'gone'}; {_MEND.format(path=path)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # It holds what hosts and commands said; SQLite's other files take its mode.

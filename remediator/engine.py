@@ -2,32 +2,34 @@
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
 from fleet.model import Inventory, Remediation, Service
-from remediator import actions, incidents, intake
-from remediator.acting import Actor
-from remediator.actions import Claim
+from remediator import actions, incidents, intake, policy
+from remediator.acting import Actor, probed
+from remediator.actions import Claim, Seen
+from remediator.controls.hands import UnknownVerb, Verb
 from remediator.database import Database, StorageError
 from remediator.metrics import Metrics
 from remediator.notices.outbox import Notice
 from remediator.notices.sender import Sender
+from remediator.observer import REMEMBERS_AFTER, Observer
 from remediator.peers import Alertmanager, Exporter, PeerError
-from remediator.policy import DECIDE_AGAIN, Decision, Observation, Past, Present, Situation, decide, group_of, is_storm
+from remediator.policy import DECIDE_AGAIN, Decision, Situation, decide
 from runtime.redaction import Redactor
 
+TOGETHER = 0.01  # seconds: what changes within them is looked at in one go
 RECONCILE_FIRST = 5.0
 RECONCILE_EVERY = 60.0
 SETTLED = 10.0  # an alert seen this lately may be newer than Alertmanager's list
-REMEMBERS_AFTER = 300.0
 LONG_UP = 300.0
 UNOBSERVED_AFTER = 600.0  # how long an incident without alerts may wait for the exporter's word
-LISTING_HOLDS = 0.5
+SETTLE_AGAIN = 5.0
+BLIND_TOO_LONG = 600.0
 DETAILS_WITHIN = 2.0
 log = structlog.get_logger()
 
@@ -47,26 +49,31 @@ class Engine:
     ) -> None:
         self._database, self.inventory = database, inventory
         self._exporter, self._alertmanager = exporter, alertmanager
-        self._sender = sender
+        self._sender, self._metrics = sender, metrics
+        self._observer = Observer(database, inventory, exporter, alertmanager)
         self.actor = Actor(database, inventory, exporter, metrics, redact, self.wake)
         self._wake = asyncio.Event()
         self._attending: dict[str, asyncio.Task[None]] = {}
         self._look_at: dict[str, float] = {}  # by service: the loop's time at which to decide again
         self._news: set[str] = set()  # services of which something changed while they were attended to
-        self._listing_lock = asyncio.Lock()
-        self._listed: Mapping[str, Observation] | None = None
-        self._listed_at = float("-inf")
 
-    def wake(self) -> None:
-        """Something changed: decide again about everything, and send what there is to tell."""
-        self._look_at.clear()
-        self._news.update(self._busy())
+    def wake(self, services: Collection[str] | None = None) -> None:
+        """Something changed for these services, or for all: decide again, and send what there is to tell."""
+        busy = self._busy()
+        if services is None:
+            self._look_at.clear()
+            self._news.update(busy)
+        else:
+            for service in services:
+                self._look_at.pop(service, None)
+            self._news.update(busy.intersection(services))
         self._wake.set()
         self._sender.wake()
 
     async def take(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
         """Go on with another inventory and other peers."""
         self.inventory, self._exporter, self._alertmanager = inventory, exporter, alertmanager
+        self._observer.take(inventory, exporter, alertmanager)
         await self.actor.take(inventory, exporter)
         self.wake()
 
@@ -78,6 +85,7 @@ class Engine:
             while True:
                 self._wake.clear()
                 await self._attend_to_all(group)
+                await asyncio.sleep(TOGETHER)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._until_next_look()):
                         await self._wake.wait()
@@ -87,12 +95,12 @@ class Engine:
         await self.actor.drain()
         await self._sender.drain()
 
-    def _busy(self) -> list[str]:
-        return [service for service, task in self._attending.items() if not task.done()]
+    def _busy(self) -> set[str]:
+        return set(self._attending)
 
     def _until_next_look(self) -> float:
         now = asyncio.get_running_loop().time()
-        busy = set(self._busy())  # these wake us at their end
+        busy = self._busy()  # these wake us at their end
         return max(0.0, min([DECIDE_AGAIN, *(at - now for name, at in self._look_at.items() if name not in busy)]))
 
     async def _attend_to_all(self, group: asyncio.TaskGroup) -> None:
@@ -106,8 +114,7 @@ class Engine:
         for gone in self._look_at.keys() - services:
             del self._look_at[gone]
         for incident, service in open_now:
-            busy = service in self._attending and not self._attending[service].done()
-            if not busy and self._look_at.get(service, 0.0) <= now:
+            if service not in self._attending and self._look_at.get(service, 0.0) <= now:
                 self._look_at[service] = now + DECIDE_AGAIN
                 self._attending[service] = group.create_task(self._attend(incident, service), name=f"attend {service}")
 
@@ -125,74 +132,73 @@ class Engine:
             self._news.discard(service)
             again = 0.0
         self._look_at[service] = asyncio.get_running_loop().time() + again
+        del self._attending[service]
         self._wake.set()
 
     async def _advance(self, incident: int, service_id: str) -> float:
         """Decide, and act if that is the decision; returns the seconds after which to decide again."""
         service = self.inventory.services.get(service_id)
-        decision, situation = await self._decision(incident, service_id, service)
+        rules = self.inventory.remediation.of(service)
+        # What the exporter saw last decides first; only *act* is worth a fresh probe.
+        situation = await self._observer.situation(incident, service_id)
+        decision = decide(service, rules, situation)
         if decision.verb == "act" and service is not None:
             return await self._try_to_act(incident, service, situation)
-        await self._keep(incident, service_id, decision)
+        await self._keep(incident, service_id, decision, situation)
         if decision.verb == "nothing":
             return await self._settle(incident, service_id, service, situation)
-        return _pause(decision)
+        return self._pause(decision)
 
-    async def _keep(self, incident: int, service: str, decision: Decision) -> None:
-        if await self._database.run(incidents.decided, incident, decision, time.time()):
+    async def _keep(self, incident: int, service_id: str, decision: Decision, situation: Situation) -> None:
+        service = self.inventory.services.get(service_id)
+        now = self._database.clock.now()
+        changed = await self._database.run(incidents.decided, incident, decision, now)
+        if service is not None and decision.reason == "approval":
+            step = policy.next_step(service, self.inventory.remediation.of(service), situation.past)
+            if step is not None:
+                changed |= await self._database.run(actions.queue, incident, service, step, replace(situation, now=now))
+        elif decision.reason == "blind":
+            changed |= await self._database.run(incidents.tell_of_blindness, incident, now - BLIND_TOO_LONG, now)
+        if changed:
             log.info(
-                "decided", service=service, incident=incident, verb=decision.verb,
+                "decided", service=service_id, incident=incident, verb=decision.verb,
                 reason=decision.reason, detail=decision.detail or None,
             )  # fmt: skip
             self._sender.wake()
 
-    async def _decision(self, incident: int, service_id: str, service: Service | None) -> tuple[Decision, Situation]:
-        """What to do by what the exporter last saw; only *act* is worth a fresh probe."""
-        situation = await self._situation(incident, service_id, service)
+    async def explain(self, service: Service) -> dict[str, Any]:
+        """Every gate of a service's next action as it stands now, and when it is decided about next."""
+        found = await self._database.run(incidents.open_of, service.id)
+        situation = await self._observer.situation(found or 0, service.id)
         rules = self.inventory.remediation.of(service)
-        return decide(service, rules, situation), situation
-
-    async def _situation(self, incident: int, service_id: str, service: Service | None) -> Situation:
-        everything = await self._listing()
-        rules = self.inventory.remediation.of(service)
-        known = everything or {}
-        groups = {
-            name: host.group if (host := self.inventory.host_of(each)) else ""
-            for name, each in self.inventory.services.items()
+        # Where nothing fires, it is told what would be if the service were down and its alert fired.
+        firing = situation.firing or frozenset(rules.alerts[:1])
+        silenced, gone, caution = await self._observer.looked_up(service, firing)
+        situation = replace(situation, silenced=silenced, gone=gone and bool(situation.firing))
+        decision = decide(service, rules, situation)
+        step = policy.next_step(service, rules, situation.past)
+        look_at = self._look_at.get(service.id)
+        left = None if look_at is None else max(0.0, look_at - asyncio.get_running_loop().time())
+        gates = policy.explain(service, rules, replace(situation, firing=firing))
+        return {
+            "service": service.id,
+            "incident": found,
+            "firing": sorted(situation.firing),
+            "decision": {"verb": decision.verb, "reason": decision.reason, "detail": decision.detail},
+            "next_step": step.kind if step is not None else None,
+            "attempts": dict(situation.past.attempts),
+            "gates": [
+                {
+                    "gate": each.name,
+                    "open": each.held is None,
+                    "detail": each.held.detail if each.held is not None else "",
+                    "until": each.held.until if each.held is not None else None,
+                }
+                for each in gates
+            ],
+            "caution": caution,
+            "decided_again_in_seconds": left,
         }
-        near = [known[name] for name in group_of(service_id, groups) if name in known]
-        failing = sum(1 for each in near if each.success is False)
-        blank = Situation(
-            time.time(),
-            frozenset(),
-            Past(),
-            Present(),
-            known.get(service_id),
-            dependencies_down=tuple(
-                name for name in (service.depends_on if service else ()) if name in known and known[name].up is False
-            ),
-            storm=(failing, len(near)) if is_storm(rules, failing, len(near)) else None,
-        )
-        return await self._database.run(
-            actions.situation_now,
-            incident,
-            service_id,
-            service.host if service else "",
-            blank,
-            rules,
-            time.time(),
-        )
-
-    async def _listing(self) -> Mapping[str, Observation] | None:
-        """What the exporter says of all services; decisions of one moment share one answer."""
-        async with self._listing_lock:
-            loop = asyncio.get_running_loop()
-            if loop.time() - self._listed_at >= LISTING_HOLDS:
-                self._listed = None
-                with contextlib.suppress(PeerError):
-                    self._listed = await self._exporter.observe_all()
-                self._listed_at = loop.time()
-            return self._listed
 
     async def details(self, notice: Notice) -> Mapping[str, Any]:
         """What a notice of a service that went down can say of it when it is sent."""
@@ -205,35 +211,60 @@ class Engine:
         return {}
 
     async def _try_to_act(self, incident: int, service: Service, situation: Situation) -> float:
-        proof_at = time.time()
-        observed: Observation | None = None
-        with contextlib.suppress(PeerError):
-            observed = await self._exporter.probe(service.id, service.probe.timeout)
-        situation = replace(situation, observed=observed, now=time.time())
+        """Have everyone asked afresh, at once, who may speak against it; then claim and begin."""
+        proof_at = self._database.clock.now()
+        situation, (silenced, gone, caution), (seen, facts) = await asyncio.gather(
+            self._observer.probed(service, situation),
+            self._observer.looked_up(service, situation.firing),
+            self.actor.look(service),
+        )
+        healing = facts.healing if facts is not None else ""
+        situation = replace(situation, silenced=silenced, gone=gone, healing=healing)
         rules = self.inventory.remediation.of(service)
         decision = decide(service, rules, situation)
-        if decision.verb == "act":
-            inventory, now = self.inventory, time.time()
-            claimed = await self.actor.act(
-                service,
-                "restart",
-                lambda connection: actions.claim(
-                    connection, incident, service, situation, inventory, proof_at=proof_at, now=now
-                ),
-            )
-            if claimed == "stopping" or isinstance(claimed, Claim):
-                return DECIDE_AGAIN
-            return 1.0  # the record moved on meanwhile: decide again by what it says now
-        await self._keep(incident, service.id, decision)
-        return _pause(decision)
+        if decision.verb != "act" or decision.step is None:
+            await self._keep(incident, service.id, decision, situation)
+            return self._pause(decision)
+        if situation.observed is not None:
+            seen = replace(seen, texts={"probe before": probed(situation.observed), **(seen.texts or {})}, said=caution)
+        inventory, now, step = self.inventory, self._database.clock.now(), decision.step
+        claimed = await self.actor.act(
+            service,
+            "restart" if step.recreate is None else step,
+            lambda connection: actions.claim(
+                connection, incident, service, situation, inventory, proof_at=proof_at, before=seen, now=now
+            ),
+        )
+        if claimed == "stopping" or isinstance(claimed, Claim):
+            return DECIDE_AGAIN
+        return 1.0  # the record moved on meanwhile: decide again by what it says now
+
+    async def act_for_person(
+        self, service: Service, verb: Verb, overruled: Collection[str], by: str
+    ) -> Claim | Decision | str:
+        """Begin what a person asked for, or tell what holds it back. Raises UnknownVerb and StorageError."""
+        if service.control is None or verb not in service.control.options.verbs:
+            raise UnknownVerb(f"the service's control has no `{verb}`")
+        situation = await self._observer.of(service.id)
+        seen = Seen()
+        if verb in ("stop", "restart"):
+            seen, _ = await self.actor.look(service)
+        inventory, now = self.inventory, self._database.clock.now()
+        return await self.actor.act(
+            service,
+            verb,
+            lambda connection: actions.claim_for_person(
+                connection, service, verb, inventory, situation, overruled=overruled, by=by, before=seen, now=now
+            ),
+        )
 
     async def _settle(self, incident: int, service_id: str, service: Service | None, situation: Situation) -> float:
         """No alert fires any more: close the incident once the exporter has said `up` for `hold`."""
-        now = time.time()
+        now = self._database.clock.now()
         rules = self.inventory.remediation.of(service)
         seen = situation.observed
-        if seen is not None and seen.up and seen.since is not None:
-            left = seen.since + rules.hold - now
+        if seen is not None and seen.up and seen.unchanged_for is not None:
+            left = rules.hold - seen.unchanged_for
             if left > 0:
                 return left
             await self._close(incident, service_id, "recovered", rules)
@@ -241,12 +272,20 @@ class Engine:
             waited = now - await self._database.run(incidents.quiet_since, incident)
             if service is None or waited >= UNOBSERVED_AFTER:
                 await self._close(incident, service_id, "unobserved", rules)
-        return DECIDE_AGAIN
+        return SETTLE_AGAIN
 
     async def _close(self, incident: int, service: str, state: incidents.Closed, rules: Remediation) -> None:
-        if await self._database.run(incidents.close, incident, state, rules.alerts, time.time()):
+        now = self._database.clock.now()
+        closed = await self._database.run(incidents.close, incident, state, rules.alerts, now)
+        if closed is not None:
             log.info("incident closed", service=service, incident=incident, state=state)
+            if closed.by is not None:
+                self._metrics.recovery.labels(closed.by).observe(closed.lasted)
             self._sender.wake()
+
+    def _pause(self, decision: Decision) -> float:
+        """Seconds after which to decide again."""
+        return max(0.0, decision.until - self._database.clock.now()) if decision.until else DECIDE_AGAIN
 
     async def _reconcile_always(self) -> None:
         await asyncio.sleep(RECONCILE_FIRST)
@@ -264,9 +303,10 @@ class Engine:
 
     async def _reconcile(self) -> int:
         """Hold what we believe to fire against who knows; returns how many alerts changed."""
-        now = time.time()
+        clock = self._database.clock
+        now = clock.now()
         if self._alertmanager is not None:
-            seen = await self._alertmanager.alerts(now)
+            seen = await self._alertmanager.alerts(clock.unix(now))
             if seen.up_for < REMEMBERS_AFTER:
                 return 0  # it keeps alerts in memory only, and Prometheus may not have told it again yet
             return await self._database.run(
@@ -275,11 +315,8 @@ class Engine:
         # Nobody else can be asked: what the exporter has seen up for long is over.
         services = await self._exporter.observe_all()
         up = {
-            name for name, each in services.items() if each.up and each.since is not None and now - each.since > LONG_UP
+            name
+            for name, each in services.items()
+            if each.up and each.unchanged_for is not None and each.unchanged_for > LONG_UP
         }
         return await self._database.run(intake.presume_over, up, now - LONG_UP, self.inventory, now)
-
-
-def _pause(decision: Decision) -> float:
-    """Seconds after which to decide again."""
-    return max(0.0, decision.until - time.time()) if decision.until else DECIDE_AGAIN

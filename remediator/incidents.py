@@ -1,13 +1,14 @@
 """Incidents: one open record of trouble per target, with a timeline of all that was decided and done."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sqlalchemy import Connection, and_, func, insert, select, update
 
 from fleet.model import Service
 from remediator.notices import outbox
-from remediator.policy import Decision
+from remediator.policy import QUEUED, Decision
 from remediator.schema import actions, alerts, incidents, timeline
 
 Closed = Literal["recovered", "unobserved"]
@@ -19,15 +20,21 @@ def note(connection: Connection, incident: int, at: float, event: str, **detail:
 
 
 def open_or_new(connection: Connection, service: Service, now: float) -> int:
-    found = connection.scalar(
-        select(incidents.c.id).where(incidents.c.service == service.id, incidents.c.state == "open")
-    )
+    found = open_of(connection, service.id)
     if found is not None:
-        return int(found)
+        return found
     made = connection.execute(insert(incidents).values(service=service.id, state="open", opened_at=now))
     incident = int(made.lastrowid)
     note(connection, incident, now, "opened")
     return incident
+
+
+def open_of(connection: Connection, service: str) -> int | None:
+    """The open incident of a service, if any."""
+    found: int | None = connection.scalar(
+        select(incidents.c.id).where(incidents.c.service == service, incidents.c.state == "open")
+    )
+    return found
 
 
 def open_incidents(connection: Connection) -> list[tuple[int, str]]:
@@ -67,15 +74,42 @@ def decided(connection: Connection, incident: int, decision: Decision, now: floa
     before = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     if (before.verb, before.reason) == (decision.verb, decision.reason):
         return False
-    connection.execute(
-        update(incidents).where(incidents.c.id == incident).values(verb=decision.verb, reason=decision.reason)
-    )
+    queued = decision.reason in QUEUED
+    values: dict[str, Any] = {
+        "verb": decision.verb,
+        "reason": decision.reason,
+        "detail": decision.detail or None,
+        "queued_since": (before.queued_since or now) if queued else None,
+    }
+    if decision.reason == "healing-itself" and before.healing_since is None:
+        values["healing_since"] = now
+    connection.execute(update(incidents).where(incidents.c.id == incident).values(**values))
     if decision.verb != "nothing":
         note(connection, incident, now, decision.verb, reason=decision.reason, detail=decision.detail)
     if decision.reason == "attempts-used-up" and not _last_one_failed(connection, incident):
         # Where the last attempt failed, its own card has said so.
         tell_of(connection, incident, "gave_up", {"service": before.service, "why": decision.detail}, now)
     return True
+
+
+def tell_of_blindness(connection: Connection, incident: int, before: float, now: float) -> bool:
+    """Tell people, once, where nobody has been able to see for long how a service is."""
+    row = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
+    since = connection.scalar(
+        select(func.max(timeline.c.at)).where(timeline.c.incident_id == incident, timeline.c.event == "wait")
+    )
+    if since is None or since > before:
+        return False
+    content = {"service": row.service, "why": row.detail or ""}
+    return tell_of(connection, incident, "blind", content, now)
+
+
+def queued_since(connection: Connection) -> float | None:
+    """Since when the action that has waited longest waits for a place, or for a person's approval."""
+    oldest: float | None = connection.scalar(
+        select(func.min(incidents.c.queued_since)).where(incidents.c.state == "open")
+    )
+    return oldest
 
 
 def _last_one_failed(connection: Connection, incident: int) -> bool:
@@ -88,18 +122,35 @@ def _last_one_failed(connection: Connection, incident: int) -> bool:
     return last in ("failed", "unknown")
 
 
+def cancel_queued(connection: Connection, incident: int, now: float) -> None:
+    """What waits for an approval is not needed any more."""
+    queued = (actions.c.incident_id == incident) & (actions.c.state == "queued")
+    for number in connection.scalars(select(actions.c.id).where(queued)).all():
+        connection.execute(update(actions).where(actions.c.id == number).values(state="cancelled", ended_at=now))
+        note(connection, incident, now, "cancelled", action=number)
+
+
 def quiet_since(connection: Connection, incident: int) -> float:
     """When the last alert of an incident was seen."""
     return float(connection.scalar(select(func.max(alerts.c.last_seen)).where(alerts.c.incident_id == incident)) or 0.0)
 
 
-def close(connection: Connection, incident: int, state: Closed, to_act_on: Collection[str], now: float) -> bool:
-    """Close an incident, and tell of it those who were told of its beginning; False where something came between."""
+@dataclass(frozen=True)
+class Ended:
+    """How long an incident lasted, in seconds, and who brought its service back, if it came back."""
+
+    lasted: float
+    by: str | None
+
+
+def close(connection: Connection, incident: int, state: Closed, to_act_on: Collection[str], now: float) -> Ended | None:
+    """Close an incident, and tell of it those who were told of its beginning; None where something came between."""
     row = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     busy = connection.scalar(select(actions.c.id).where(actions.c.service == row.service, actions.c.state == "running"))
     if row.state != "open" or busy is not None or firing_names(connection, incident, to_act_on):
-        return False
+        return None
     by = _recovered_by(connection, incident) if state == "recovered" else None
+    cancel_queued(connection, incident, now)
     connection.execute(
         update(incidents).where(incidents.c.id == incident).values(state=state, closed_at=now, recovered_by=by)
     )
@@ -107,7 +158,7 @@ def close(connection: Connection, incident: int, state: Closed, to_act_on: Colle
     content = {"service": row.service, "opened_at": row.opened_at, "closed_at": now, "by": by}
     tell_of(connection, incident, state, content, now)
     _carry_over(connection, incident, row.service, now)
-    return True
+    return Ended(now - row.opened_at, by)
 
 
 def _carry_over(connection: Connection, incident: int, service: str, now: float) -> None:
@@ -132,11 +183,12 @@ def _recovered_by(connection: Connection, incident: int) -> str:
 
 def tell_of(
     connection: Connection, incident: int, kind: str, content: Mapping[str, Any], now: float, about: str = ""
-) -> None:
-    """Tell those who were told of an incident's beginning how it goes on."""
+) -> bool:
+    """Tell those who were told of an incident's beginning how it goes on; False where they have been told before."""
     labels = connection.scalar(select(incidents.c.labels).where(incidents.c.id == incident)) or {}
     channels = outbox.told(connection, down_of(incident))
-    outbox.put(connection, channels, kind, about or f"{kind} incident {incident}", labels, content, now, incident)
+    about = about or f"{kind} incident {incident}"
+    return outbox.put(connection, channels, kind, about, labels, content, now, incident) > 0
 
 
 def counts_by_state(connection: Connection) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, func, insert, select, update
 
 from fleet.model import Inventory
+from remediator import marks
 from remediator.incidents import became_down, down_of, note, open_or_new
 from remediator.notices import outbox
 from remediator.schema import alerts
@@ -20,6 +21,8 @@ def receive(connection: Connection, delivered: Sequence[Alert], inventory: Inven
     for alert in delivered:
         if alert.name != WATCHDOG:
             _take(connection, alert, inventory, now)
+        elif alert.status == "firing":
+            marks.put(connection, "watchdog", now)
 
 
 def _take(connection: Connection, alert: Alert, inventory: Inventory, now: float) -> None:

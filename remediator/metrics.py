@@ -24,6 +24,21 @@ class Metrics(ProgramMetrics):
         self.action_duration = Histogram(
             "defib_remediator_action_duration_seconds", "From claim to verified.", buckets=_SECONDS, registry=registry
         )
+        self.recovery = Histogram(
+            "defib_remediator_recovery_seconds",
+            "From an incident's beginning to its end, by who brought the service back.",
+            ["by"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.queue_oldest = Gauge(
+            "defib_remediator_queue_oldest_seconds",
+            "How long an action has waited for a place or for approval.",
+            registry=registry,
+        )
+        self.breaker = Gauge(
+            "defib_remediator_breaker_open", "1 while a service's attempts are used up.", ["service"], registry=registry
+        )
         self.notices = Counter(
             "defib_remediator_notices", "Sends of notices by outcome.", ["channel", "outcome"], registry=registry
         )

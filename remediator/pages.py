@@ -4,7 +4,11 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from remediator.schema import actions, alerts, incidents, timeline
+from remediator.clock import SteadyClock
+from remediator.schema import actions, alerts, evidence, incidents, timeline
+from runtime.times import rfc3339
+
+_TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_seen")
 
 
 def page_of_incidents(connection: Connection, before: int | None, limit: int) -> list[dict[str, Any]]:
@@ -15,7 +19,7 @@ def page_of_incidents(connection: Connection, before: int | None, limit: int) ->
 
 
 def whole_incident(connection: Connection, incident: int) -> dict[str, Any] | None:
-    """An incident with its alerts, actions and timeline."""
+    """An incident with its alerts, its actions with their evidence, and its timeline."""
     row = connection.execute(select(incidents).where(incidents.c.id == incident)).first()
     if row is None:
         return None
@@ -24,10 +28,14 @@ def whole_incident(connection: Connection, incident: int) -> dict[str, Any] | No
         rows = connection.execute(select(table).where(table.c.incident_id == incident).order_by(order))
         return [dict(each._mapping) for each in rows]  # noqa: SLF001
 
+    acted = of(actions, actions.c.id)
+    for each in acted:
+        kept = connection.execute(select(evidence).where(evidence.c.action_id == each["id"]).order_by(evidence.c.id))
+        each["evidence"] = [{"name": one.name, "at": one.at, "text": one.text} for one in kept]
     return {
         **row._mapping,  # noqa: SLF001
         "alerts": of(alerts, alerts.c.id),
-        "actions": of(actions, actions.c.id),
+        "actions": acted,
         "timeline": of(timeline, timeline.c.id),
     }
 
@@ -37,3 +45,16 @@ def page_of_actions(connection: Connection, before: int | None, limit: int) -> l
     if before is not None:
         query = query.where(actions.c.id < before)
     return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
+
+
+def shown(value: Any, clock: SteadyClock) -> Any:
+    """Rows with their times in RFC 3339, by the calendar."""
+    if isinstance(value, dict):
+        return {
+            key: rfc3339(clock.unix(item)) if _is_time(key, item) else shown(item, clock) for key, item in value.items()
+        }
+    return [shown(item, clock) for item in value] if isinstance(value, list) else value
+
+
+def _is_time(key: str, value: Any) -> bool:
+    return isinstance(value, float) and (key in _TIMES or key.endswith("_at"))

@@ -1,11 +1,14 @@
 """The servers that the remediator asks: the exporter for fresh probes, Alertmanager for what fires."""
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 from pydantic import SecretStr
@@ -15,6 +18,8 @@ from remediator.policy import Observation
 from runtime.errors import DefibError, StartError
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
+NONE: Mapping[str, str] = MappingProxyType({})
+LOOKED_UP_WITHIN = 3.0  # seconds that an action waits for Alertmanager's word
 
 
 class PeerError(DefibError):
@@ -26,14 +31,22 @@ class PeerError(DefibError):
 class Peer:
     """JSON over HTTP with one server."""
 
-    def __init__(self, endpoint: Endpoint, token: SecretStr | None = None) -> None:
-        self._client = _client(endpoint, token)
+    def __init__(self, endpoint: Endpoint, token: SecretStr | None = None, headers: Mapping[str, str] = NONE) -> None:
+        self._client = client_for(endpoint, token)
+        self._client.headers.update(headers)
 
-    async def ask(self, method: str, path: str, timeout: float | None = None) -> Any:
-        """The parsed answer. Raises PeerError."""
+    async def ask(
+        self,
+        method: str,
+        path: str,
+        timeout: float | None = None,
+        body: Any = None,
+        form: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The parsed answer; `body` is sent as JSON. Raises PeerError."""
         limits = TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=3.0)
         try:
-            response = await self._client.request(method, path, timeout=limits)
+            response = await self._client.request(method, path, timeout=limits, json=body, data=form)
             response.raise_for_status()
             return response.json()
         except httpx.HTTPStatusError as error:
@@ -53,7 +66,8 @@ def _said(response: httpx.Response) -> str:
         return ""
 
 
-def _client(endpoint: Endpoint, token: SecretStr | None) -> httpx.AsyncClient:
+def client_for(endpoint: Endpoint, token: SecretStr | None = None) -> httpx.AsyncClient:
+    """A client with the endpoint's address, credentials and TLS. Raises StartError."""
     auth = endpoint.auth
     headers: dict[str, str] = {}
     basic = None
@@ -114,13 +128,13 @@ class Exporter:
 
 def _observation(service: Mapping[str, Any]) -> Observation:
     last = service["last"] or {}
-    since = service["since"]
+    unchanged_for = service.get("unchanged_for_seconds")
     return Observation(
         service["up"],
         last.get("success"),
         last.get("reason"),
         last.get("message") or "",
-        datetime.fromisoformat(since).timestamp() if since else None,
+        None if unchanged_for is None else float(unchanged_for),
     )
 
 
@@ -133,6 +147,22 @@ class Listing:
     up_for: float  # seconds since Alertmanager's start, before which it has forgotten everything
 
 
+@dataclass(frozen=True)
+class KnownAlert:
+    """An alert of one service as Alertmanager knows it; `held_by` says what silences or inhibits it, if anything."""
+
+    name: str
+    held_by: str
+
+
+@dataclass(frozen=True)
+class OfService:
+    """All alerts of one service, the silenced and inhibited ones too."""
+
+    alerts: tuple[KnownAlert, ...]
+    up_for: float
+
+
 class Alertmanager:
     """What fires, by Alertmanager's own list."""
 
@@ -141,12 +171,36 @@ class Alertmanager:
         self.close = self._peer.close
 
     async def alerts(self, now: float) -> Listing:
-        """What it knows. Raises PeerError."""
+        """What it knows; `now` is Unix time, by the calendar. Raises PeerError."""
         alerts = await self._peer.ask("GET", "/api/v2/alerts")
         status = await self._peer.ask("GET", "/api/v2/status")
         with _understood():
             return Listing(
                 frozenset(alert["fingerprint"] for alert in alerts if alert["status"]["state"] == "active"),
                 frozenset(alert["fingerprint"] for alert in alerts),
-                now - datetime.fromisoformat(status["uptime"]).timestamp(),
+                _up_for(status, now),
             )
+
+    async def of_service(self, service: str, now: float) -> OfService:
+        """What it knows of one service's alerts. Raises PeerError."""
+        query = urlencode({"filter": f'service="{service}"'})
+        alerts, status = await asyncio.gather(
+            self._peer.ask("GET", f"/api/v2/alerts?{query}", LOOKED_UP_WITHIN),
+            self._peer.ask("GET", "/api/v2/status", LOOKED_UP_WITHIN),
+        )
+        with _understood():
+            return OfService(
+                tuple(KnownAlert(alert["labels"]["alertname"], _held_by(alert["status"])) for alert in alerts),
+                _up_for(status, now),
+            )
+
+
+def _up_for(status: Mapping[str, Any], now: float) -> float:
+    return now - datetime.fromisoformat(status["uptime"]).timestamp()
+
+
+def _held_by(status: Mapping[str, Any]) -> str:
+    for key, words in (("silencedBy", "silenced"), ("inhibitedBy", "inhibited"), ("mutedBy", "muted")):
+        if status.get(key):
+            return f"{words} by {status[key][0]}"
+    return ""

@@ -1,20 +1,30 @@
-"""What to do about an incident. Pure: the same situation gives the same decision."""
+"""What to do about an incident. Pure: the same situation gives the same decision.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+Times are seconds of the record's steady clock, which nobody can set.
+"""
 
-from fleet.model import Backoff, Remediation, Service
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from fleet.model import Backoff, Remediation, Service, Step
 
 DECIDE_AGAIN = 30.0
 BUDGET_WINDOW = 600.0
+Blocked = Literal["host-key-changed", "sudo-refused"]
 Refusal = Literal[
-    "not-an-alert-to-act-on", "notify-only", "no-control", "already-up", "not-restartable", "attempts-used-up"
-]
-Wait = Literal[
-    "automation-off", "host-down", "dependency-down", "storm", "backing-off",
-    "target-busy", "host-busy", "fleet-busy", "blind",
+    "not-an-alert-to-act-on", "notify-only", "no-control", "already-up", "not-restartable", "attempts-used-up",
+    "host-key-changed", "sudo-refused",
 ]  # fmt: skip
+Wait = Literal[
+    "automation-off", "maintenance", "silenced", "alert-gone", "host-down", "dependency-down", "storm", "backing-off",
+    "healing-itself", "approval", "target-busy", "host-busy", "fleet-busy", "blind",
+]  # fmt: skip
+LOCKS: frozenset[Wait] = frozenset({"target-busy", "host-busy"})
+# What keeps an action from beginning though nothing else speaks against it.
+QUEUED: frozenset[Wait] = frozenset({"approval", "host-busy", "fleet-busy"})
+# What a person's own action is held by, unless they overrule it.
+FOR_PEOPLE: frozenset[Wait] = frozenset({"maintenance", "host-down", "dependency-down", "storm", "fleet-busy"})
 
 
 @dataclass(frozen=True)
@@ -25,17 +35,19 @@ class Observation:
     success: bool | None
     reason: str | None
     message: str = ""
-    since: float | None = None  # Unix time of the last change of `up`
+    unchanged_for: float | None = None  # seconds since `up` was decided or changed
 
 
 @dataclass(frozen=True)
 class Past:
-    """What was done to a target. Times are Unix seconds."""
+    """What was done to a target."""
 
-    attempts: int = 0  # of the budget: since the last `window` of continuous up
+    attempts: Mapping[str, int] = field(default_factory=dict)  # by step, since the last `window` of continuous up
     tries: int = 0  # in this incident, the ones that never reached the host too
     last_ended: float | None = None
     last_action: int = 0  # the record's number of the last one
+    blocked: Blocked | None = None  # what only a person can mend, met by the last try in this incident
+    healing_since: float | None = None  # when it was first seen to be healing itself, in this incident
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,13 @@ class Situation:
     past: Past
     present: Present
     observed: Observation | None  # None: the exporter cannot be asked
+    automation: bool = True  # whether the switch is on
+    maintenance: str = ""  # why, where a person began one
+    scheduled: str = ""  # why, where the inventory has one now
+    silenced: str = ""  # by what, where Alertmanager says so
+    gone: bool = False  # Alertmanager does not know the alert any more
+    healing: str = ""  # what on the host is about to bring it back itself
+    approved: bool = False  # a person has approved the step that is next
     host_down: bool = False
     dependencies_down: tuple[str, ...] = ()
     storm: tuple[int, int] | None = None  # failing and all services of the group, where that is a storm
@@ -64,92 +83,227 @@ class Situation:
 
 @dataclass(frozen=True)
 class Decision:
-    """`act`, `wait` (until a Unix time), `refuse` or `nothing`, and why."""
+    """`act` (with a step), `wait` (until a time), `refuse` or `nothing`, and why."""
 
     verb: Literal["act", "wait", "refuse", "nothing"]
     reason: Refusal | Wait | None = None
     until: float | None = None
     detail: str = ""
+    step: Step | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """A gate that is shut: why, and until when where that is known."""
+
+    detail: str = ""
+    until: float | None = None
+
+
+@dataclass(frozen=True)
+class Passed:
+    """One gate as `explain` tells of it; `held` is None where it is open."""
+
+    name: Refusal | Wait
+    held: Held | None
 
 
 def decide(service: Service | None, rules: Remediation, situation: Situation) -> Decision:
     """The decision about a target whose inventory entry is `service`; `rules` are those that hold for it."""
     if service is None or not situation.firing:
         return Decision("nothing")
-    return (
-        _by_inventory(service, rules, situation)
-        or _by_observation(rules, situation)
-        or _by_past(rules, situation)
-        or _by_fleet(situation)
-        or _by_load(rules, situation)
-        or Decision("act")
-    )
+    for name, gate in GATES.items():
+        held = gate(service, rules, situation)
+        if held is not None:
+            return _shut(name, held, situation.now)
+    return Decision("act", step=next_step(service, rules, situation.past))
 
 
-def _by_inventory(service: Service, rules: Remediation, situation: Situation) -> Decision | None:
-    if not situation.firing & set(rules.alerts):
-        return Decision("refuse", "not-an-alert-to-act-on", detail=", ".join(sorted(situation.firing)))
-    if service.on_failure == "notify":
-        return Decision("refuse", "notify-only")
-    if service.control is None or "restart" not in service.control.options.verbs:
-        return Decision("refuse", "no-control")
+def explain(service: Service, rules: Remediation, situation: Situation) -> list[Passed]:
+    """Every gate, in the order in which they are looked at."""
+    return [Passed(name, gate(service, rules, situation)) for name, gate in GATES.items()]
+
+
+def held_for_person(
+    service: Service, rules: Remediation, situation: Situation, overruled: Collection[str]
+) -> Decision | None:
+    """What holds back an action that a person asks for, and that they have not overruled; locks always do."""
+    for name, gate in GATES.items():
+        if name in LOCKS or (name in FOR_PEOPLE and name not in overruled):
+            held = gate(service, rules, situation)
+            if held is not None:
+                return _shut(name, held, situation.now)
     return None
 
 
-def _by_observation(rules: Remediation, situation: Situation) -> Decision | None:
-    if situation.present.target_busy:
-        return _wait(situation, "target-busy")
+def next_step(service: Service, rules: Remediation, past: Past) -> Step | None:
+    """The first step of the ladder that has an attempt left, of those that this service's control can take."""
+    for step in ladder(service, rules):
+        if past.attempts.get(step.kind, 0) < allowed(step, rules):
+            return step
+    return None
+
+
+def ladder(service: Service, rules: Remediation) -> list[Step]:
+    """The steps that can be taken: to recreate without a command of the user's needs a container."""
+    docker = service.control is not None and service.control.kind == "docker"
+    return [step for step in rules.steps if docker or step.recreate is None or step.recreate.command]
+
+
+def allowed(step: Step, rules: Remediation) -> int:
+    """How many attempts a step has."""
+    return rules.attempts if step.recreate is None else step.recreate.attempts
+
+
+def _shut(name: Refusal | Wait, held: Held, now: float) -> Decision:
+    if name in get_args(Refusal):
+        return Decision("refuse", name, detail=held.detail)
+    again = now + DECIDE_AGAIN
+    return Decision("wait", name, min(held.until, again) if held.until is not None else again, held.detail)
+
+
+def _not_an_alert(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+    return None if situation.firing & set(rules.alerts) else Held(", ".join(sorted(situation.firing)))
+
+
+def _notify_only(service: Service, _rules: Remediation, _situation: Situation) -> Held | None:
+    return Held() if service.on_failure == "notify" else None
+
+
+def _no_control(service: Service, _rules: Remediation, _situation: Situation) -> Held | None:
+    return None if service.control is not None and "restart" in service.control.options.verbs else Held()
+
+
+def _target_busy(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    return Held() if situation.present.target_busy else None
+
+
+def _blind(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
     seen = situation.observed
     if seen is None:
-        return _wait(situation, "blind", "the exporter cannot be asked")
-    if seen.success or seen.up:
-        return Decision("refuse", "already-up")
-    if seen.up is None:
-        return _wait(situation, "blind", "the exporter has not decided yet")
-    if seen.reason in rules.never_for:
-        return Decision("refuse", "not-restartable", detail=f"{seen.reason}: {seen.message}")
-    return None
+        return Held("the exporter cannot be asked")
+    return Held("the exporter has not decided yet") if seen.up is None and not seen.success else None
 
 
-def _by_past(rules: Remediation, situation: Situation) -> Decision | None:
-    past = situation.past
-    if past.attempts >= rules.attempts:
-        return Decision("refuse", "attempts-used-up", detail=f"{past.attempts} of {rules.attempts}")
+def _already_up(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    seen = situation.observed
+    return Held() if seen is not None and (seen.success or seen.up) else None
+
+
+def _not_restartable(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+    seen = situation.observed
+    return Held(f"{seen.reason}: {seen.message}") if seen is not None and seen.reason in rules.never_for else None
+
+
+def _blocked_by(reason: Blocked) -> "Gate":
+    def gate(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+        return Held() if situation.past.blocked == reason else None
+
+    return gate
+
+
+def _attempts_used_up(service: Service, rules: Remediation, situation: Situation) -> Held | None:
+    if next_step(service, rules, situation.past) is not None:
+        return None
+    used = situation.past.attempts
+    steps = ladder(service, rules)
+    return Held(", ".join(f"{step.kind}: {used.get(step.kind, 0)} of {allowed(step, rules)}" for step in steps))
+
+
+def _automation_off(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
     if not rules.automatic:
-        return _wait(situation, "automation-off")
-    if past.tries and past.last_ended is not None:
-        until = past.last_ended + backoff(rules.backoff, past.tries)
-        if situation.now < until:
-            return _wait(situation, "backing-off", f"after {past.tries} tries", until)
-    return None
+        return Held("by the inventory")
+    return None if situation.automation else Held("by the switch")
 
 
-def _by_fleet(situation: Situation) -> Decision | None:
-    if situation.host_down:
-        return _wait(situation, "host-down")
-    if situation.dependencies_down:
-        return _wait(situation, "dependency-down", ", ".join(situation.dependencies_down))
-    if situation.storm:
-        failing, total = situation.storm
-        return _wait(situation, "storm", f"{failing} of {total} services of its group are failing")
-    return None
+def _maintenance(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    why = situation.maintenance or situation.scheduled
+    return Held(why) if why else None
 
 
-def _by_load(rules: Remediation, situation: Situation) -> Decision | None:
+def _silenced(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    return Held(situation.silenced) if situation.silenced else None
+
+
+def _alert_gone(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    return Held() if situation.gone else None
+
+
+def _backing_off(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+    past = situation.past
+    if not past.tries or past.last_ended is None:
+        return None
+    until = past.last_ended + backoff(rules.backoff, past.tries)
+    return Held(f"after {past.tries} tries", until) if situation.now < until else None
+
+
+def _healing_itself(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    """What restarts itself is left to, for as long as a start may take; what has not helped by then never will."""
+    patience = service.control.start_within if service.control is not None else 0.0
+    since = situation.past.healing_since
+    long_enough = since is not None and situation.now - since >= patience
+    return Held(situation.healing) if situation.healing and not long_enough else None
+
+
+def _host_down(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    return Held() if situation.host_down else None
+
+
+def _dependency_down(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    return Held(", ".join(situation.dependencies_down)) if situation.dependencies_down else None
+
+
+def _storm(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    if situation.storm is None:
+        return None
+    failing, total = situation.storm
+    return Held(f"{failing} of {total} services of its group are failing")
+
+
+def _approval(service: Service, rules: Remediation, situation: Situation) -> Held | None:
+    step = next_step(service, rules, situation.past)
+    return Held(step.kind) if step is not None and step.wants_approval and not situation.approved else None
+
+
+def _host_busy(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+    return Held() if situation.present.on_host >= rules.actions_per_host else None
+
+
+def _fleet_busy(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
     present = situation.present
-    if present.on_host >= rules.actions_per_host:
-        return _wait(situation, "host-busy")
     if present.in_flight >= rules.actions_in_flight:
-        return _wait(situation, "fleet-busy", f"{present.in_flight} commands are running")
+        return Held(f"{present.in_flight} commands are running")
     if len(present.in_budget_window) >= rules.actions_per_10m:
         oldest = present.in_budget_window[-rules.actions_per_10m]
-        return _wait(situation, "fleet-busy", "the actions of ten minutes are used up", oldest + BUDGET_WINDOW)
+        return Held("the actions of ten minutes are used up", oldest + BUDGET_WINDOW)
     return None
 
 
-def _wait(situation: Situation, reason: Wait, detail: str = "", until: float | None = None) -> Decision:
-    again = situation.now + DECIDE_AGAIN
-    return Decision("wait", reason, min(until, again) if until else again, detail)
+Gate = Callable[[Service, Remediation, Situation], Held | None]
+GATES: Mapping[Refusal | Wait, Gate] = {
+    "not-an-alert-to-act-on": _not_an_alert,
+    "notify-only": _notify_only,
+    "no-control": _no_control,
+    "target-busy": _target_busy,
+    "blind": _blind,
+    "already-up": _already_up,
+    "not-restartable": _not_restartable,
+    "host-key-changed": _blocked_by("host-key-changed"),
+    "sudo-refused": _blocked_by("sudo-refused"),
+    "attempts-used-up": _attempts_used_up,
+    "automation-off": _automation_off,
+    "maintenance": _maintenance,
+    "silenced": _silenced,
+    "alert-gone": _alert_gone,
+    "backing-off": _backing_off,
+    "host-down": _host_down,
+    "dependency-down": _dependency_down,
+    "storm": _storm,
+    "healing-itself": _healing_itself,
+    "approval": _approval,
+    "host-busy": _host_busy,
+    "fleet-busy": _fleet_busy,
+}
 
 
 def backoff(rules: Backoff, tries: int) -> float:
@@ -162,10 +316,8 @@ def is_storm(rules: Remediation, failing: int, total: int) -> bool:
     return failing >= rules.storm.at_least and failing > rules.storm.ratio * total
 
 
-def attempts_since_refill(
-    attempts: Sequence[float], outages: Sequence[tuple[float, float | None]], window: float
-) -> int:
-    """How many of `attempts` count against the budget: those since the last `window` of continuous up.
+def since_refill(outages: Sequence[tuple[float, float | None]], window: float) -> float:
+    """From when attempts count against the budget: the beginning of the last `window` of continuous up.
 
     `outages` are the target's incidents as (opened, closed) in order; between two of them it was up.
     """
@@ -175,7 +327,7 @@ def attempts_since_refill(
         if closed is not None and opened - closed >= window:
             since = closed
         closed = ended
-    return sum(1 for at in attempts if at > since)
+    return since
 
 
 def group_of(service: str, groups: Mapping[str, str]) -> list[str]:

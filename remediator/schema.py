@@ -1,4 +1,4 @@
-"""The tables of the record. Times are Unix seconds; `starts_at` is Alertmanager's own text, to the nanosecond."""
+"""The tables of the record. Times are of the record's clock; `starts_at` is Alertmanager's own text."""
 
 from sqlalchemy import (
     JSON,
@@ -17,6 +17,39 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
+# How the record's clock stood when it was last looked at: the one row there is.
+clock = Table(
+    "clock",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("boot", String, nullable=False),
+    Column("running", Float, nullable=False),  # seconds since the machine's start
+    Column("calendar", Float, nullable=False),  # Unix time
+    Column("steady", Float, nullable=False),
+)
+
+# Moments that are looked back to, by name: when the Watchdog came, when automation was switched, …
+marks = Table(
+    "marks",
+    metadata,
+    Column("name", String, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("detail", JSON, nullable=False),
+)
+
+maintenance = Table(
+    "maintenance",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("scope", String, nullable=False),  # service, host, group
+    Column("name", String, nullable=False),
+    Column("reason", String, nullable=False),
+    Column("asked_by", String, nullable=False),
+    Column("begun_at", Float, nullable=False),
+    Column("until", Float, nullable=False),
+    Column("ended_at", Float),  # where a person ended it before
+)
+
 incidents = Table(
     "incidents",
     metadata,
@@ -24,14 +57,18 @@ incidents = Table(
     Column("service", String, nullable=False),
     Column("state", String, nullable=False),  # open, recovered, unobserved
     Column("opened_at", Float, nullable=False),
-    Column("closed_at", Float),
+    Column("closed_at", Float),  # NULL while it is open
     Column("recovered_by", String),  # defib, person, self
     Column("labels", JSON(none_as_null=True)),  # of the first alert to act on; NULL while there was none
     # The last decision, so that only a change of it is news.
     Column("verb", String),
     Column("reason", String),
+    Column("detail", Text),
+    Column("queued_since", Float),  # since when nothing but a place or an approval is waited for
+    Column("healing_since", Float),  # since when something on the host was seen to be bringing it back
     Index("one_open_incident", "service", unique=True, sqlite_where=text("state = 'open'")),
     Index("incidents_of_service", "service", "opened_at"),
+    Index("incidents_by_end", "closed_at"),
 )
 
 alerts = Table(
@@ -73,9 +110,13 @@ actions = Table(
     Column("incident_id", Integer, ForeignKey("incidents.id")),
     Column("service", String, nullable=False),
     Column("host", String, nullable=False),
-    Column("kind", String, nullable=False),  # restart, start, stop
+    Column("kind", String, nullable=False),  # restart, recreate, start, stop, reset
     Column("requested_by", String, nullable=False),  # alert, person
-    Column("state", String, nullable=False),  # running, then succeeded, failed, unknown
+    Column("asked_by", String, nullable=False),  # the alert's name, or who the person is
+    Column("overruled", JSON, nullable=False),  # the waits that a person overruled
+    Column("approved_by", String),
+    Column("approved_at", Float),
+    Column("state", String, nullable=False),  # queued, running, then succeeded, failed, unknown, cancelled
     Column("counts", Integer, nullable=False),  # 1: an attempt; 0: a person's, or the host was never reached
     Column("proof_at", Float),  # when the failed probe that allowed it was asked for
     Column("claimed_at", Float, nullable=False),
@@ -86,10 +127,26 @@ actions = Table(
     Column("up_at", Float),  # the first successful probe after the command
     Column("ended_at", Float),
     Column("why", Text),
+    Column("blocked", String),  # what only a person can mend: host-key-changed, sudo-refused
+    Column("before", JSON(none_as_null=True)),  # the target's state, start, process, restarts
+    Column("after", JSON(none_as_null=True)),
     Index("one_running_action", "service", unique=True, sqlite_where=text("state = 'running'")),
+    Index("one_queued_action", "incident_id", unique=True, sqlite_where=text("state = 'queued'")),
     Index("actions_of_service", "service", "claimed_at"),
     Index("actions_by_time", "claimed_at"),
     Index("actions_of_incident", "incident_id"),
+)
+
+# What a restart would have destroyed, and the probes around it.
+evidence = Table(
+    "evidence",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("action_id", Integer, ForeignKey("actions.id"), nullable=False),
+    Column("name", String, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("text", Text, nullable=False),
+    Index("evidence_of_action", "action_id"),
 )
 
 notices = Table(
@@ -110,6 +167,7 @@ notices = Table(
     Column("answer", Text),
     UniqueConstraint("channel", "about"),
     Index("notices_to_send", "state", "channel", "id"),
+    Index("notices_of_incident", "incident_id"),
 )
 
 sends = Table(
@@ -122,4 +180,5 @@ sends = Table(
     Column("outcome", String),  # NULL: the answer never came to be recorded
     Column("answer", Text),
     Index("sends_of_bot", "bot", "at"),
+    Index("sends_of_notice", "notice_id"),
 )

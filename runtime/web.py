@@ -21,6 +21,7 @@ from runtime.webconfig import WebConfig
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
 
+WEB_USER = "user"  # the request's key of the web user's name
 _NOBODY = bcrypt.hashpw(b"nobody", bcrypt.gensalt(10))
 
 
@@ -51,7 +52,7 @@ class Access:
     _seen: dict[bytes, None] = field(default_factory=dict, repr=False)
 
     async def check(self, request: web.Request, needs: Needs) -> None:
-        """Raise Problem 401 or 403 unless the caller may."""
+        """Raise Problem 401 or 403 unless the caller may; a web user is named on the request."""
         if needs is Needs.NOTHING or (needs is Needs.READER and not self.users):
             return
         token = self.token if needs is Needs.TOKEN else None
@@ -62,32 +63,42 @@ class Access:
         scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
         if token is not None and scheme.lower() == "bearer" and _same(credential.strip(), token.get_secret_value()):
             return
-        if self.users and scheme.lower() == "basic" and await self._is_user(credential.strip()):
+        name = await self._user(credential.strip()) if self.users and scheme.lower() == "basic" else None
+        if name is not None:
+            request[WEB_USER] = name
             return
         realm = "Basic" if self.users else "Bearer"
         raise Problem(401, "unauthorized", "no or wrong credentials", {"WWW-Authenticate": f'{realm} realm="defib"'})
 
-    async def _is_user(self, credential: str) -> bool:
+    async def _user(self, credential: str) -> str | None:
+        """The user's name, where the password is theirs."""
         try:
             name, _, password = base64.b64decode(credential, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
-            return False
+            return None
         hashed = self.users.get(name, "").encode() or _NOBODY
         # bcrypt is slow on purpose; who was let in once is remembered by a digest.
         digest = hashlib.sha256(hashed + b"\0" + name.encode() + b"\0" + password.encode()).digest()
         if digest in self._seen:
-            return True
+            return name
         given = password.encode()[:72]  # what bcrypt reads of it
         right = await asyncio.to_thread(bcrypt.checkpw, given, hashed) and name in self.users
         if right:
             if len(self._seen) >= 100:  # noqa: PLR2004
                 self._seen.clear()
             self._seen[digest] = None
-        return right
+        return name if right else None
 
 
 def _same(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
+
+
+def caller(request: web.Request) -> str:
+    """Who asks: a web user's name, or where there are none, what a caller from this machine calls itself."""
+    said = request.get(WEB_USER) or request.headers.get("X-Defib-User", "")
+    shown = "".join(character for character in str(said) if character.isprintable()).strip()[:60]
+    return shown or f"somebody at {request.remote}"
 
 
 def is_loopback(address: str) -> bool:

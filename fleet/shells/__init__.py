@@ -19,9 +19,13 @@ class ShellError(DefibError):
 
 
 class HostKeyRefused(ShellError):  # noqa: N818 - what happened, in the words of the field
-    """The host showed a key that is not the pinned one: nothing was sent."""
+    """The host showed a key that is not pinned: nothing was sent. `changed`: another one is."""
 
     retryable = False
+
+    def __init__(self, message: str, *, changed: bool = False) -> None:
+        super().__init__(message)
+        self.changed = changed
 
 
 class LoginRefused(ShellError):  # noqa: N818

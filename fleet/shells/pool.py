@@ -9,7 +9,7 @@ import asyncssh
 from fleet.model import Host
 from fleet.shells import Shell, ShellError
 from fleet.shells.local import LocalShell
-from fleet.shells.ssh import Login, SshShell
+from fleet.shells.ssh import Login, SshShell, Wrapper
 
 
 class Shells:
@@ -34,9 +34,9 @@ class Shells:
         if host.shell == "local":
             return LocalShell(looking=not self._control)
         ssh = host.ssh_for(control=self._control)
-        login = Login(
-            host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts, ssh.wrapper and not self._control
-        )
+        end: Wrapper = "control" if self._control else "read"
+        wrapper = end if ssh.wrapper else None
+        login = Login(host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts, wrapper)
         return SshShell(login, self._tunnel(ssh.via) if ssh.via else None)
 
     def _tunnel(self, via: str) -> Callable[[], Awaitable[asyncssh.SSHClientConnection]]:

@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import hashlib
+import math
 import shlex
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import asyncssh
 
@@ -39,6 +42,21 @@ _WITH_DEADLINE = (
 )
 
 
+Wrapper = Literal["read", "control"]
+WRAPPER_REFUSED = 126
+
+
+def digest(argv: Sequence[str]) -> str:
+    """What names a command where a wrapper runs it."""
+    return hashlib.sha256(shlex.join(argv).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def refused_by_wrapper(done: Completed) -> str:
+    """What a wrapper said in place of running a command, or nothing where it ran."""
+    said = done.stderr.strip()
+    return said if done.status == WRAPPER_REFUSED and said.startswith("defib-shell: ") else ""
+
+
 @dataclass(frozen=True)
 class Login:
     """Where and as whom to log in."""
@@ -48,7 +66,7 @@ class Login:
     user: str | None
     key_file: Path | None
     known_hosts: Path
-    wrapper: bool = False  # the key may only run deploy/ssh/defib-shell
+    wrapper: Wrapper | None = None  # the key may only run deploy/ssh/defib-shell, to this end
 
 
 class _Slot:
@@ -91,8 +109,7 @@ class SshShell:
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
     ) -> Completed:
-        own = [] if self.wrapped else ["sh", "-c", _WITH_DEADLINE, "sh", f"{KILL_AFTER:g}", f"{timeout:g}"]
-        command = shlex.join([*own, *argv])
+        command = self._command(argv, timeout)
         started = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
@@ -110,7 +127,14 @@ class SshShell:
 
     @property
     def wrapped(self) -> bool:
-        return self._login.wrapper
+        return self._login.wrapper is not None
+
+    def _command(self, argv: Sequence[str], timeout: float) -> str:
+        """What is sent to the host's login shell, or to its wrapper."""
+        if self._login.wrapper == "control":
+            return f"run {math.ceil(timeout)} {digest(argv)}"
+        own = [] if self.wrapped else ["sh", "-c", _WITH_DEADLINE, "sh", f"{KILL_AFTER:g}", f"{timeout:g}"]
+        return shlex.join([*own, *argv])
 
     @property
     def state(self) -> str:
@@ -214,18 +238,19 @@ class SshShell:
         except TimeoutError:
             raise ShellError(f"{where}: no SSH connection within {CONNECT_WITHIN:g} s") from None
         except asyncssh.HostKeyNotVerifiable as error:
-            raise HostKeyRefused(f"{where}: {self._what_of_the_key(pinned)}") from error
+            changed = self._is_pinned(pinned)
+            what = (
+                "HOST KEY CHANGED: the host's key is not the one pinned" if changed else "no host key is pinned for it"
+            )
+            raise HostKeyRefused(f"{where}: {what} in {login.known_hosts}", changed=changed) from error
         except (asyncssh.PermissionDenied, asyncssh.KeyImportError) as error:
             raise LoginRefused(f"{where}: {_text(error)}") from error
         except (asyncssh.Error, OSError, ValueError) as error:
             raise ShellError(f"{where}: {_text(error)}") from error
 
-    def _what_of_the_key(self, pinned: asyncssh.SSHKnownHosts | None) -> str:
+    def _is_pinned(self, pinned: asyncssh.SSHKnownHosts | None) -> bool:
         """An unknown and a changed key raise the same error; the file tells them apart."""
-        login = self._login
-        if pinned is not None and any(pinned.match(login.address, "", login.port)):
-            return f"HOST KEY CHANGED: the host's key is not the one pinned in {login.known_hosts}"
-        return f"no host key is pinned for it in {login.known_hosts}"
+        return pinned is not None and any(pinned.match(self._login.address, "", self._login.port))
 
     def _drop(self, connection: asyncssh.SSHClientConnection) -> None:
         """Use a connection for nothing new; it goes with the last session on it, which has a deadline of its own."""

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from fleet.endpoints import Part
 from fleet.shells import Completed
-from remediator.controls.hands import VERBS, Hands, UnknownVerb, Verb
+from remediator.controls.hands import VERBS, Facts, Hands, UnknownVerb, Verb
 
 Argv = Annotated[list[str], Field(min_length=1)]
 
@@ -39,3 +39,11 @@ async def control_command(verb: Verb, options: CommandOptions, hands: Hands) -> 
         stopped = await hands.run(options.stop)
         return stopped if stopped.status is None else await hands.run(options.start)
     raise UnknownVerb(f"the control has no `{verb}`")
+
+
+async def facts_command(options: CommandOptions, hands: Hands) -> Facts | None:
+    if options.status is None:
+        return None
+    done = await hands.run(options.status)
+    said = done.output.splitlines()
+    return Facts(state=said[-1][:200] if said else f"exit {done.status}", exit_status=done.status)

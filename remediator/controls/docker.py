@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 from fleet import docker
 from fleet.endpoints import Part
 from fleet.shells import Completed
-from remediator.controls.hands import LOG_LINES, VERBS, Hands, Verb, good
+from remediator.controls.hands import LOG_LINES, VERBS, Facts, Hands, Verb, good
 
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -37,8 +37,11 @@ async def control_docker(verb: Verb, options: DockerOptions, hands: Hands) -> Co
     if verb == "logs":
         return await _logs(options, hands)
     done = await hands.run(docker.verb(verb, options.container))
-    if verb == "stop" or not good(done):
-        return done
+    return done if verb == "stop" or not good(done) else await after_start(options, hands, done)
+
+
+async def after_start(options: DockerOptions, hands: Hands, done: Completed) -> Completed:
+    """Start what is to be started inside; what came of it, or `done` where nothing failed."""
     for step in options.after_start:
         started = await hands.run(_exec(options.container, step))
         if not good(started):
@@ -62,3 +65,25 @@ async def _logs(options: DockerOptions, hands: Hands) -> Completed:
             more = await hands.run(["docker", "exec", options.container, "tail", "-n", str(LOG_LINES), step.log])
             done = Completed(0, f"{done.stdout}\n==> {step.log} <==\n{more.stdout}", done.stderr + more.stderr)
     return done
+
+
+async def facts_docker(options: DockerOptions, hands: Hands) -> Facts | None:
+    done = await hands.run(docker.facts(options.container))
+    return of_container(done.stdout) if good(done) else None
+
+
+def of_container(output: str) -> Facts | None:
+    """What `docker inspect` told of one container."""
+    told = docker.told(output)
+    if told is None:
+        return None
+    healing = ""
+    if told.state == "restarting":
+        healing = f"docker restarts it itself (restart policy {told.policy}, {told.restarts} times so far)"
+    elif told.state == "running" and told.health == "starting":
+        healing = "it has been started, and its health check has not come to a verdict"
+    return Facts(
+        state=f"{told.state} ({told.health})" if told.health else told.state,
+        started=told.started, pid=told.pid or None, restarts=told.restarts,
+        exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
+    )  # fmt: skip

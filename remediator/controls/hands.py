@@ -2,11 +2,13 @@
 
 import time
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from fleet.model import Sudo
 from fleet.shells import Completed, Shell, ShellError
-from fleet.sudo import elevated
+from fleet.shells.ssh import refused_by_wrapper
+from fleet.sudo import elevated, refusal
 from runtime.errors import DefibError
 
 Verb = Literal["status", "start", "stop", "restart", "logs"]
@@ -18,10 +20,33 @@ class UnknownVerb(DefibError):  # noqa: N818
     """The service's control does not say how to do this."""
 
 
-class Hands:
-    """Runs the commands of one action on one host until `timeout` seconds have passed."""
+class NotAllowed(ShellError):  # noqa: N818
+    """The host's sudo, or its wrapper, does not allow the command: nothing was run."""
 
-    def __init__(self, shell: Shell, sudo: Sudo, timeout: float) -> None:
+    retryable = False
+
+
+@dataclass(frozen=True)
+class Facts:
+    """How a target stands. `healing` is what on the host is about to bring it back itself, in words, or nothing."""
+
+    state: str
+    started: str = ""
+    pid: int | None = None
+    restarts: int | None = None
+    exit_status: int | None = None
+    out_of_memory: bool | None = None
+    healing: str = ""
+
+    def told(self) -> dict[str, Any]:
+        """What is known of it."""
+        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+
+
+class Hands:
+    """Runs the commands of one action on one host until `timeout` seconds have passed; without a shell, none."""
+
+    def __init__(self, shell: Shell | None, sudo: Sudo, timeout: float) -> None:
         self._shell, self._sudo = shell, sudo
         self._ran = False
         self._ends = time.monotonic() + timeout
@@ -34,13 +59,19 @@ class Hands:
         """Run one command; past the deadline nothing more is started. Raises ShellError if nothing at all was run."""
         if self.left <= 0:
             return Completed(None, "", "", "the deadline passed")
-        command, stdin = elevated(argv, self._sudo)
+        if self._shell is None:
+            raise ShellError("the service has no host to run commands on")
+        # A wrapper is root already.
+        command, stdin = (argv, b"") if self._shell.wrapped else elevated(argv, self._sudo)
         try:
             done = await self._shell.run(command, timeout=self.left, stdin=stdin)
         except ShellError as error:
             if not self._ran:
                 raise
             return Completed(None, "", "", f"the host was lost half-way: {error}")  # the steps before have been done
+        refused = refused_by_wrapper(done) if self._shell.wrapped else refusal(done, self._sudo)
+        if refused and not self._ran:
+            raise NotAllowed(f"{argv[0]} is not allowed there: {refused}")
         self._ran = True
         return done
 

@@ -1,12 +1,13 @@
 """The `supervisor` control: one program of supervisord."""
 
+import re
 from pathlib import Path
 from typing import ClassVar
 
 from fleet import supervisor
 from fleet.endpoints import Part
 from fleet.shells import Completed
-from remediator.controls.hands import VERBS, Hands, Verb, good
+from remediator.controls.hands import VERBS, Facts, Hands, Verb, good
 
 LOG_BYTES = 20_000
 
@@ -28,3 +29,18 @@ async def control_supervisor(verb: Verb, options: SupervisorOptions, hands: Hand
     if good(done) and refusal is not None:
         return Completed(1, done.stdout, done.stderr)
     return done
+
+
+async def facts_supervisor(options: SupervisorOptions, hands: Hands) -> Facts | None:
+    done = await hands.run(supervisor.verb("status", options.program, options.config))
+    _, state, description = (*done.stdout.split(None, 2), "", "", "")[:3]
+    if not state.isupper():
+        return None
+    pid = re.search(r"\bpid (\d+)", description)
+    uptime = re.search(r"\buptime (.+)", description)
+    return Facts(
+        state=state,
+        started=f"{uptime[1].strip()} ago" if uptime else "",
+        pid=int(pid[1]) if pid else None,
+        healing=f"supervisor starts it itself ({state})" if state in ("STARTING", "BACKOFF") else "",
+    )

@@ -24,9 +24,24 @@ _COLOURS = {
     "recovered": "green",
     "unobserved": "grey",
     "alert_over": "green",
+    "approval": "orange",
+    "blind": "red",
+    "watchdog_missing": "red",
+    "watchdog_back": "green",
+    "automation_off": "orange",
+    "automation_on": "green",
 }
+_OF_ITSELF = {"watchdog_missing", "watchdog_back", "automation_off", "automation_on"}  # news of Defib, of no service
 _SEVERITY_COLOURS = {"critical": "red", "warning": "orange", "info": "blue"}
-_CALLING = {"down", "could_not_restart", "gave_up", "alert"}  # what may mention people
+_CALLING = {
+    "down",
+    "could_not_restart",
+    "gave_up",
+    "alert",
+    "approval",
+    "blind",
+    "watchdog_missing",
+}  # what may mention people
 
 _WORDS: Mapping[str, Mapping[str, str]] = {
     "zh": {
@@ -38,6 +53,15 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
         "unobserved": "告警已结束，但未观察到恢复",
         "alert": "告警",
         "alert_over": "告警已解除",
+        "approval": "等待批准",
+        "blind": "无法观察到服务状态",
+        "watchdog_missing": "监控链路中断：收不到 Watchdog",
+        "watchdog_back": "监控链路已恢复",
+        "automation_off": "自动处理已关闭",
+        "automation_on": "自动处理已开启",
+        "step": "步骤",
+        "approve": "批准命令",
+        "who": "操作人",
         "service": "服务",
         "host": "主机",
         "alertname": "告警名",
@@ -67,6 +91,15 @@ _WORDS: Mapping[str, Mapping[str, str]] = {
         "unobserved": "The alert is over, but no recovery was seen",
         "alert": "Alert",
         "alert_over": "Alert resolved",
+        "approval": "Waits for approval",
+        "blind": "Nobody can see how it is",
+        "watchdog_missing": "Monitoring is broken: the Watchdog does not come",
+        "watchdog_back": "Monitoring works again",
+        "automation_off": "Automation is off",
+        "automation_on": "Automation is on",
+        "step": "Step",
+        "approve": "To approve",
+        "who": "By",
         "service": "Service",
         "host": "Host",
         "alertname": "Alert",
@@ -143,7 +176,7 @@ def _title(notice: Notice, service: Service | None, words: Mapping[str, str]) ->
     if notice.kind in ("alert", "alert_over"):
         name = labels.get("alertname", "")
         about = name if about in ("", name) else f"{name} · {about}"
-    return _clip(f"{words[notice.kind]}: {about}", 150)
+    return _clip(f"{words[notice.kind]}: {about}" if notice.kind not in _OF_ITSELF else words[notice.kind], 150)
 
 
 def _colour(notice: Notice) -> str:
@@ -172,12 +205,16 @@ def _facts(
         facts.append((words["attempt"], words["of"].format(used, allowed)))
     if "seconds" in content:
         facts.append((words["took"], f"{content['seconds']:.1f} s"))
+    if content.get("since"):
+        facts.append((words["since"], _time(content["since"], zone)))
+    if notice.kind == "approval":
+        facts += [(words["step"], str(content["kind"])), (words["approve"], f"defib approve {content['action']}")]
     if content.get("by"):
         facts.append((words["by"], words.get(content["by"], content["by"])))
     if "closed_at" in content:
         facts.append((words["lasted"], f"{content['closed_at'] - content['opened_at']:.0f} s"))
-    facts += [(words[key], str(content.get(key) or "")) for key in ("probe", "why", "output")]
-    if notice.kind == "could_not_restart" and content.get("attempt", 0) >= content.get("attempts", 1):
+    facts += [(words[key], str(content.get(key) or "")) for key in ("probe", "who", "why", "output")]
+    if notice.kind == "could_not_restart" and content.get("last"):
         facts.append(("⚠", words["last_attempt"]))
     return [(_clip(name, 60), _clip(value)) for name, value in facts if value]
 

@@ -52,11 +52,12 @@ def put(
     content: Mapping[str, Any],
     now: float,
     incident: int | None,
-) -> None:
-    """Write a notice for each of `channels`; what one was told `about` it is not told again."""
+) -> int:
+    """Write a notice for each of `channels`; what one was told `about` it is not told again. How many were written."""
     severity = labels.get("severity", "")
+    written = 0
     for channel in channels:
-        connection.execute(
+        made = connection.execute(
             sqlite_insert(notices)
             .values(
                 channel=channel,
@@ -72,6 +73,8 @@ def put(
             )
             .on_conflict_do_nothing()
         )
+        written += made.rowcount
+    return written
 
 
 def told(connection: Connection, about: str) -> list[str]:

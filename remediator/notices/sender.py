@@ -38,10 +38,10 @@ class Sender:
         metrics: Metrics,
         redact: Redactor,
         details: Callable[[Notice], Awaitable[Mapping[str, Any]]],
-        now: Callable[[], float] = time.time,
     ) -> None:
         self._database, self._inventory, self._client = database, inventory, client
-        self._metrics, self._redact, self._details, self._now = metrics, redact, details, now
+        self._metrics, self._redact, self._details = metrics, redact, details
+        self._now = database.clock.now
         self._sending: set[asyncio.Task[None]] = set()
         self._wakes: dict[str, asyncio.Event] = {}
         self._changed = asyncio.Event()
@@ -127,14 +127,21 @@ class Sender:
         send = await self._reserve(notice, options.bot)
         if send is None:
             return
-        told = replace(notice, content={**notice.content, **await self._details(notice)})
-        message = self._redact.within(kind.message(told, self._inventory(), options))
-        answer = await kind.send(self._client, options, message, self._now())
+        message = self._redact.within(kind.message(await self._dated(notice), self._inventory(), options))
+        answer = await kind.send(self._client, options, message, time.time())
         state, after, content = _what_next(notice, answer, self._now())
         self._metrics.notices.labels(name, state if state != "pending" else "retried").inc()
         say = log.info if state == "sent" else log.warning
         say("notice", notice=notice.id, kind=notice.kind, channel=name, state=state, answer=answer.words)
         await self._record(notice, send, answer, state, after, content)
+
+    async def _dated(self, notice: Notice) -> Notice:
+        """The notice with all that is to be told, and with its times by the calendar."""
+        unix = self._database.clock.unix
+        content = {**notice.content, **await self._details(notice)}
+        if "since" in content:
+            content["since"] = unix(content["since"])
+        return replace(notice, content=content, created_at=unix(notice.created_at))
 
     async def _reserve(self, notice: Notice, bot: str) -> int | None:
         """Wait for room within the bot's limits; the send's id, or None when we are to stop."""

@@ -20,6 +20,7 @@ from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
 from fleet.shells.ssh import Login, SshShell
+from tests.integration.loop import Loop
 from tests.integration.peers import raw_server
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -94,3 +95,11 @@ async def start_supervisord(keeper: Keeper, folder: Path, programs: str) -> Path
     )
     await keeper.start([f"{Path(sys.executable).parent}/supervisord", "-c", str(config)], folder / "supervisord.out")
     return config
+
+
+@pytest.fixture
+async def loop(keeper: Keeper, tmp_path: Path, host: Sshd) -> AsyncIterator[Loop]:
+    made = Loop(keeper, tmp_path, host)
+    yield made
+    await made.feishu.stop()
+    await made.stack.client.aclose()

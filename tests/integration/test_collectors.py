@@ -93,7 +93,7 @@ def hardened(host: Sshd, path: str, allowed: str) -> None:
     folder = host.key_file.parent
     (folder / "allowed").write_text(allowed)
     key = (folder / "authorized").read_text()
-    command = f"{WRAPPER} {folder}/allowed {path}"
+    command = f"{WRAPPER} read {folder} {path}"
     (folder / "authorized").write_text(f'restrict,command="{command}" {key}')
 
 
@@ -381,7 +381,7 @@ async def test_a_wrapper_takes_nothing_else(keeper: Keeper, tmp_path: Path, coll
     await collected.of({"h": {**written, "ssh": {**written["ssh"], "wrapper": True}, "collect": {"system": "1s"}}})
     assert await collected.value("host_collect_success", "system") == 0
     for asked in ("id", "read @m df:5:; id", "read @m $(id):5:", "read @m proc:5:", "", "read @m systemd:5:x"):
-        shell = SshShell(Login("127.0.0.1", host.port, host.user, host.key_file, host.known_hosts, wrapper=True))
+        shell = SshShell(Login("127.0.0.1", host.port, host.user, host.key_file, host.known_hosts, wrapper="read"))
         done = await shell.run(["sh", "-c", asked], timeout=5)
         await shell.close()
         assert (done.status, done.stdout, "defib-shell:" in done.stderr) == (126, "", True), asked

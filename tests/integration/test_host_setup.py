@@ -14,6 +14,7 @@ import yaml
 from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
+from fleet.shells.ssh import digest
 
 UNPACKED = Path(__file__).parents[2] / ".parts" / "root"
 SUDO = (
@@ -32,10 +33,10 @@ mount -t proc proc /proc || exit 23
 sh -eu /tmp/setup.sh || exit 1
 sh -eu /tmp/setup.sh || exit 2
 as_defib() { setpriv --reuid "$(id -u defib)" --regid "$(id -g defib)" --clear-groups env -i PATH=/usr/bin:/bin "$@"; }
-as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-shell | grep -q '^@m proc 0$' || exit 3
-as_defib SSH_ORIGINAL_COMMAND="read @m df:5:" sudo -n /usr/local/sbin/defib-shell 2>/dev/null
+as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-shell read | grep -q '^@m proc 0$' || exit 3
+as_defib SSH_ORIGINAL_COMMAND="read @m df:5:" sudo -n /usr/local/sbin/defib-shell read 2>/dev/null
 [ $? -eq 126 ] || exit 4
-as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-shell /tmp/other 2>/dev/null && exit 5
+as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-shell read /tmp/other 2>/dev/null && exit 5
 as_defib sudo -n id 2>/dev/null && exit 6
 [ "$(as_defib sudo -n echo restart mineru)" = "restart mineru" ] || exit 7
 as_defib sudo -n echo restart other 2>/dev/null && exit 8
@@ -72,6 +73,56 @@ def keys(folder: Path, *names: str) -> None:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
 
 
+def inside_a_copy(folder: Path, setup: str, inside: str) -> subprocess.CompletedProcess[str]:
+    """Run a host's script, then what is tried of it, as root on a copy of this machine's files that is thrown away."""
+    (folder / "setup.sh").write_text(setup)
+    (folder / "inside.sh").write_text(inside)
+    (folder / "root").mkdir()
+    argv: list[Any] = ["unshare", "--mount", "--propagation", "private", "sh", "-c", OUTSIDE, "sh"]
+    environment = {**os.environ, "SUDO": "" if shutil.which("sudo", path="/usr/bin") else " ".join(SUDO)}
+    return subprocess.run(
+        [*argv, folder / "root", UNPACKED, folder / "setup.sh", folder / "inside.sh"],
+        capture_output=True, text=True, env=environment, timeout=60, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
+def test_a_host_whose_controls_go_through_the_wrapper(tmp_path: Path) -> None:
+    """Only the commands of the inventory are run, each by its digest, and the account sees none of their files."""
+    config = tmp_path / "config"
+    restart = ["sh", "-c", 'echo "$0" restarted; id -u', "it's $HOME"]
+    host = {
+        "address": "10.0.0.11", "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known"},
+        "control_ssh": {"key_file": "control", "wrapper": True},
+    }  # fmt: skip
+    probe = {"unit": {"name": "nginx"}}
+    configure(
+        config,
+        {"gpu-01": host},
+        {"it": {"host": "gpu-01", "probe": probe, "control": {"command": {"restart": restart}}}},
+    )
+    keys(config, "read", "control")
+    made = defib(config, "host", "setup", "gpu-01")
+    assert made.returncode == 0, made.stderr
+    tried = f"""{INSIDE.partition("as_defib SSH")[0]}
+shell() {{ as_defib SSH_ORIGINAL_COMMAND="$1" sudo -n /usr/local/sbin/defib-shell control; }}
+[ "$(shell 'run 5 {digest(restart)}')" = "it's \\$HOME restarted
+0" ] || exit 3
+for asked in 'run 5 {digest(["id"])}' 'run 0 {digest(restart)}' 'run 5 ../../bin/id' 'run 5 {digest(restart)} x' 'id' ''; do
+    shell "$asked" 2>/dev/null
+    [ $? -eq 126 ] || exit 4
+done
+as_defib ls /etc/defib/commands 2>/dev/null && exit 5
+as_defib sudo -n /usr/local/sbin/defib-shell read 2>/dev/null && exit 6
+cat /home/defib/.ssh/authorized_keys
+"""
+    done = inside_a_copy(tmp_path, made.stdout, tried)
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    reads, controls = done.stdout.splitlines()[-2:]
+    assert reads.startswith("restrict ssh-ed25519 ")
+    assert controls.startswith('restrict,command="sudo -n /usr/local/sbin/defib-shell control" ssh-ed25519 ')
+
+
 @pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
 def test_a_host_that_was_set_up(tmp_path: Path) -> None:
     config = tmp_path / "config"
@@ -99,29 +150,10 @@ def test_a_host_that_was_set_up(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     assert "supervisor -\nsystemd nginx.service\n" in made.stdout
     # Only what is on every machine can be read on the copy of this one.
-    (tmp_path / "setup.sh").write_text(made.stdout.replace("supervisor -\n", "supervisor -\nproc\n"))
-    (tmp_path / "inside.sh").write_text(INSIDE)
-    (tmp_path / "root").mkdir()
-    argv: list[Any] = [
-        "unshare",
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        OUTSIDE,
-        "sh",
-        tmp_path / "root",
-        UNPACKED,
-    ]
-    environment = {**os.environ, "SUDO": "" if shutil.which("sudo", path="/usr/bin") else " ".join(SUDO)}
-    done = subprocess.run(
-        [*argv, tmp_path / "setup.sh", tmp_path / "inside.sh"], capture_output=True, text=True, env=environment,
-        timeout=60, check=False,
-    )  # fmt: skip
+    done = inside_a_copy(tmp_path, made.stdout.replace("supervisor -\n", "supervisor -\nproc\n"), INSIDE)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     first, second = done.stdout.splitlines()[-2:]
-    assert first.startswith('restrict,from="10.0.0.5",command="sudo -n /usr/local/sbin/defib-shell" ssh-ed25519 ')
+    assert first.startswith('restrict,from="10.0.0.5",command="sudo -n /usr/local/sbin/defib-shell read" ssh-ed25519 ')
     assert second.startswith('restrict,from="10.0.0.5" ssh-ed25519 ')
 
 

@@ -10,9 +10,9 @@ import pytest
 from sqlalchemy import Connection, select
 
 from fleet.model import Inventory
-from remediator import actions, incidents, intake
+from remediator import actions, incidents, intake, situations
 from remediator.database import Database
-from remediator.policy import Observation, Past, Present, Situation
+from remediator.policy import Decision, Observation, Past, Present, Situation
 from remediator.schema import notices
 from remediator.webhook import Alert
 from tests.support import inventory_of
@@ -60,15 +60,24 @@ class Record:
 
     async def close(self, incident: int) -> bool:
         self.now += 1
-        return await self.database.run(incidents.close, incident, "recovered", ["ServiceDown"], self.now)
+        ended = await self.database.run(incidents.close, incident, "recovered", ["ServiceDown"], self.now)
+        return ended is not None
 
     async def claim(self, before: Past | None = None, **changed: Any) -> actions.Claim | str:
-        seen = await self.database.run(actions.past_of, "web", 1, 3600.0) if before is None else before
+        seen = await self.database.run(situations.past_of, "web", 1, 3600.0) if before is None else before
         situation = Situation(self.now, frozenset({"ServiceDown"}), seen, Present(), DOWN)
         service = self.inventory.services["web"]
         return await self.database.run(
-            actions.claim, 1, service, replace(situation, **changed), self.inventory, proof_at=self.now, now=self.now
-        )
+            actions.claim, 1, service, replace(situation, **changed), self.inventory,
+            proof_at=self.now, before=actions.Seen(), now=self.now,
+        )  # fmt: skip
+
+    async def claim_for_person(self, service: str, *overruled: str, **changed: Any) -> actions.Claim | Decision:
+        situation = replace(Situation(self.now, frozenset(), Past(), Present(), DOWN), **changed)
+        return await self.database.run(
+            actions.claim_for_person, self.inventory.services[service], "restart", self.inventory, situation,
+            overruled=overruled, by="ann", before=actions.Seen(), now=self.now,
+        )  # fmt: skip
 
     async def end(self, action: actions.Claim) -> None:
         await self.database.run(actions.action_ended, action, "failed", "", self.inventory, self.now)
@@ -168,10 +177,12 @@ async def test_a_claim_wants_a_failed_probe_newer_than_whatever_was_done_last(re
     assert isinstance(await record.claim(), actions.Claim)
 
 
-async def test_a_person_is_held_back_by_locks_only(record: Record) -> None:
-    web, db = record.inventory.services["web"], record.inventory.services["db"]
-    claimed = await record.database.run(actions.claim_for_person, web, "restart", record.inventory, record.now)
-    assert isinstance(claimed, actions.Claim)
-    for service, lock in ((web, "target-busy"), (db, "host-busy")):
-        held = await record.database.run(actions.claim_for_person, service, "restart", record.inventory, record.now)
-        assert held == lock
+async def test_a_person_is_held_back_by_locks_and_by_waits_that_were_not_overruled(record: Record) -> None:
+    held = await record.claim_for_person("web", storm=(3, 4))
+    assert isinstance(held, Decision)
+    assert (held.reason, held.detail) == ("storm", "3 of 4 services of its group are failing")
+    assert isinstance(await record.claim_for_person("web", "storm", storm=(3, 4)), actions.Claim)
+    for service, lock in (("web", "target-busy"), ("db", "host-busy")):
+        held = await record.claim_for_person(service, "storm", lock)
+        assert isinstance(held, Decision)
+        assert held.reason == lock

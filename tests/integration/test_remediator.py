@@ -1,161 +1,18 @@
 """The remediator as a program, with a real exporter and a real sshd; deliveries are posted as Alertmanager would."""
 
 import asyncio
-import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from defib.demo.feishu import SECRET, StandIn
-from defib.demo.keeper import Keeper
-from defib.demo.sshd import Sshd
-from defib.demo.stack import WEBHOOK_TOKEN, Stack
+from defib.demo.stack import WEBHOOK_TOKEN
+from tests.integration.loop import TOKEN, Loop, alert, delivery
 from tests.support import eventually
 
 pytestmark = pytest.mark.needs("sshd")
-TOKEN = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
-
-
-class Loop:
-    """A stack without Prometheus: services are files that are there or not, restarts are lines in a log."""
-
-    def __init__(self, keeper: Keeper, folder: Path, host: Sshd) -> None:
-        self.keeper, self.folder, self.host = keeper, folder, host
-        self.stack = Stack(keeper, folder)
-        self.feishu = StandIn()
-
-    def service(self, name: str, restart: str = "touch {alive}", **more: Any) -> dict[str, Any]:
-        alive, log = self.folder / f"{name}.alive", self.folder / "restarts"
-        alive.touch()
-        script = f"echo {name} >> {log}; " + restart.format(alive=alive)
-        probe = {
-            "every": "200ms",
-            "retry_every": "200ms",
-            "timeout": "2s",
-            "command": {"run": ["test", "-e", str(alive)]},
-        }
-        control = {"command": {"restart": ["sh", "-c", script]}, "timeout": "5s", "start_within": "2s"}
-        return {"host": "h", "probe": probe, "control": control, "on_failure": "restart", **more}
-
-    async def start(self, services: dict[str, Any], **remediation: Any) -> None:
-        hosts = {
-            "h": {
-                "address": "127.0.0.1",
-                "ssh": {
-                    "user": self.host.user, "port": self.host.port,
-                    "key_file": str(self.host.key_file), "known_hosts": str(self.host.known_hosts),
-                },
-            },
-            "unreachable": {"address": "127.0.0.1", "ssh": {"port": 1, "user": "u", "known_hosts": "/dev/null"}},
-            "here": {"address": "127.0.0.1", "shell": "local"},
-        }  # fmt: skip
-        webhook = await self.feishu.start()
-        self.stack.configuration(
-            {
-                "hosts": hosts,
-                "services": services,
-                "remediation": {"hold": "500ms", "backoff": {"first": "500ms", "factor": 1}, **remediation},
-                "notify": {
-                    "language": "en",
-                    "channels": {"ops": {"feishu": {"webhook": webhook, "secret": SECRET}}},
-                    "routes": [{"channels": ["ops"]}],
-                },
-            }
-        )
-        path = self.folder / "config" / "defib.yaml"
-        # There is no Alertmanager here to ask.
-        path.write_text("".join(line for line in path.read_text().splitlines(True) if "alertmanager_url" not in line))
-        await self.stack.start_ours("exporter")
-        await self.stack.start_ours("remediator")
-        for name in services:
-            await eventually(lambda name=name: self._decided(name))  # type: ignore[misc]
-
-    async def _decided(self, name: str) -> bool:
-        return (await self.stack.get("exporter", f"/api/v1/services/{name}"))["up"] is not None
-
-    async def kill(self, name: str) -> None:
-        (self.folder / f"{name}.alive").unlink()
-
-        async def down() -> bool:
-            return (await self.stack.get("exporter", f"/api/v1/services/{name}"))["up"] is False
-
-        await eventually(down)
-
-    async def post(self, body: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        url = f"{self.stack.url('remediator')}/webhook/alertmanager"
-        return await self.stack.client.post(
-            url, content=content, headers=TOKEN if headers is None else headers, timeout=30
-        )
-
-    async def fire(
-        self, service: str, name: str = "ServiceDown", status: str = "firing", starts: str = "1"
-    ) -> httpx.Response:
-        return await self.post(delivery(alert(service, name, status, starts)))
-
-    async def incident(self, number: int = 1) -> dict[str, Any]:
-        return dict(await self.stack.get("remediator", f"/api/v1/incidents/{number}") or {})
-
-    async def until(self, state: str, number: int = 1) -> dict[str, Any]:
-        async def reached() -> dict[str, Any] | None:
-            incident = await self.incident(number)
-            return incident if incident.get("state") == state else None
-
-        return (await eventually(reached)) or {}
-
-    async def until_event(self, event: str, reason: str | None = None) -> dict[str, Any]:
-        async def seen() -> dict[str, Any] | None:
-            for entry in (await self.incident()).get("timeline", []):
-                if entry["event"] == event and (reason is None or entry["detail"].get("reason") == reason):
-                    return dict(entry)
-            return None
-
-        return (await eventually(seen)) or {}
-
-    async def until_cards(self, *titles: str) -> None:
-        async def told() -> bool:
-            return [card.title for card in self.feishu.received] == list(titles)
-
-        try:
-            await eventually(told)
-        except AssertionError:
-            assert [card.title for card in self.feishu.received] == list(titles)
-
-    async def begun(self) -> bool:
-        return bool(self.restarts())
-
-    def restarts(self) -> list[str]:
-        log = self.folder / "restarts"
-        return log.read_text().split() if log.exists() else []
-
-
-def alert(service: str, name: str = "ServiceDown", status: str = "firing", starts: str = "1") -> dict[str, Any]:
-    return {
-        "status": status,
-        "labels": {"alertname": name, "service": service, "severity": "critical"},
-        "annotations": {"summary": f"{service} is down"},
-        "startsAt": f"2026-11-22T03:39:0{starts}Z",
-        "endsAt": "0001-01-01T00:00:00Z",
-        "fingerprint": f"{name}-{service}",
-    }
-
-
-def delivery(*alerts: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"version": "4", "status": "firing", "receiver": "defib", "alerts": list(alerts), **more}
-
-
-@pytest.fixture
-async def loop(keeper: Keeper, tmp_path: Path, host: Sshd) -> AsyncIterator[Loop]:
-    made = Loop(keeper, tmp_path, host)
-    yield made
-    await made.feishu.stop()
-    await made.stack.client.aclose()
 
 
 async def test_a_dead_service_is_restarted_once_and_told(loop: Loop) -> None:

@@ -1,0 +1,157 @@
+"""The commands that ask the remediator: incidents, explain, approve, reset, automation, maintenance."""
+
+import getpass
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fleet.loading import Loaded
+from remediator.peers import Peer, PeerError
+from runtime.errors import DefibError
+
+Load = Callable[[], Loaded]
+
+
+@asynccontextmanager
+async def remediator(load: Load, hint: str = "") -> AsyncIterator[Peer]:
+    """The remediator of the configuration, asked in the name of who runs this. Raises DefibError."""
+    endpoint = load().inventory.remediator.url
+    peer = Peer(endpoint, headers={"X-Defib-User": getpass.getuser()})
+    try:
+        yield peer
+    except PeerError as error:
+        raise DefibError(f"the remediator at {endpoint.base} refused or did not answer: {error}{hint}") from error
+    finally:
+        await peer.close()
+
+
+async def incidents(load: Load, number: int | None, *, as_json: bool) -> int:
+    """Print the newest incidents, or all that is on record of one."""
+    async with remediator(load) as peer:
+        told = await peer.ask("GET", f"/api/v1/incidents{'' if number is None else f'/{number}'}")
+    if as_json:
+        print(json.dumps(told, ensure_ascii=False))
+    elif number is not None:
+        print(_incident(told))
+    else:
+        print("\n".join(map(_line, told["incidents"])) or "no incidents")
+    return 0
+
+
+def _line(incident: Mapping[str, Any]) -> str:
+    decided = " ".join(str(incident[key]) for key in ("verb", "reason") if incident[key])
+    ended = f"to {_second(incident['closed_at'])}" if incident["closed_at"] else decided
+    opened = _second(incident["opened_at"])
+    return f"{incident['id']:>6}  {incident['state']:<10}  {opened}  {incident['service']}  {ended}"
+
+
+def _second(time: str | None) -> str:
+    """RFC 3339 without fractions."""
+    return "" if time is None else f"{time[:19]}Z"
+
+
+def _incident(incident: Mapping[str, Any]) -> str:
+    lines = [_line(incident)]
+    for event in incident["timeline"]:
+        detail = ", ".join(f"{name} {value}" for name, value in event["detail"].items() if value not in (None, ""))
+        lines.append(f"    {_second(event['at'])}  {event['event']:<13} {detail}".rstrip())
+    for action in incident["actions"]:
+        asked = f"asked by {action['asked_by']}" + (
+            f", approved by {action['approved_by']}" if action["approved_by"] else ""
+        )
+        lines.append(f"  action {action['id']}: {action['kind']}, {action['state']}, {asked}")
+        for name in ("before", "after"):
+            facts = ", ".join(f"{key} {value}" for key, value in (action[name] or {}).items())
+            lines += [f"    {name}: {facts}"] if facts else []
+        for kept in [*action["evidence"], {"name": "output", "text": action["output"] or ""}]:
+            lines += [f"    {kept['name']}:", *(f"      {line}" for line in kept["text"].strip().splitlines()[-10:])]
+    return "\n".join(lines)
+
+
+async def explain(load: Load, service: str, *, as_json: bool) -> int:
+    """Print every gate of a service's next action."""
+    async with remediator(load) as peer:
+        told = await peer.ask("GET", f"/api/v1/services/{service}/explain", timeout=30.0)
+    print(json.dumps(told, ensure_ascii=False) if as_json else _explained(told))
+    return 0
+
+
+def _explained(told: Mapping[str, Any]) -> str:
+    decision = told["decision"]
+    words = " ".join(str(decision[key]) for key in ("verb", "reason") if decision[key])
+    lines = [f"{told['service']}: {words}{_because(decision['detail'])}"]
+    if not told["firing"]:
+        lines.append("  no alert fires for it; this is how the gates would stand if its alert fired now")
+    for gate in told["gates"]:
+        until = f" (until {_second(gate['until'])})" if gate["until"] else ""
+        mark = "passed" if gate["open"] else "SHUT  "
+        lines.append(f"  {mark} {gate['gate']}{_because(gate['detail'])}{until}")
+    used = ", ".join(f"{kind} {count}" for kind, count in told["attempts"].items()) or "none"
+    lines.append(f"  attempts used: {used}; next step: {told['next_step'] or 'none is left'}")
+    lines.append("  what the host itself says (healing-itself) is looked at right before an action")
+    if told["caution"]:
+        lines.append(f"  {told['caution']}")
+    if told["decided_again_in_seconds"] is not None:
+        lines.append(f"  decided again in {told['decided_again_in_seconds']:.0f} s, or when something changes")
+    return "\n".join(lines)
+
+
+def _because(detail: str) -> str:
+    return f": {detail}" if detail else ""
+
+
+async def approve(load: Load, action: int) -> int:
+    async with remediator(load) as peer:
+        await peer.ask("POST", f"/api/v1/actions/{action}/approve")
+    print(f"action {action} is approved: it begins once nothing else speaks against it")
+    return 0
+
+
+async def reset(load: Load, service: str) -> int:
+    async with remediator(load) as peer:
+        await peer.ask("POST", f"/api/v1/services/{service}/reset")
+    print(f"{service} has all its attempts again")
+    return 0
+
+
+async def automation(load: Load, switch: str | None, reason: str) -> int:
+    """Print whether it acts by itself, or switch that."""
+    async with remediator(load) as peer:
+        if switch is None:
+            told = await peer.ask("GET", "/api/v1/automation")
+        else:
+            told = await peer.ask("PUT", "/api/v1/automation", body={"enabled": switch == "on", "reason": reason})
+    since = f" since {_second(told['at'])}, by {told['by']}{_because(told['reason'])}" if told["at"] else ""
+    print(f"automation is {'on' if told['enabled'] else 'off'}{since}")
+    if not told["by_inventory"]:
+        print("the inventory says `remediation: {automatic: false}`, whatever the switch says")
+    return 0
+
+
+async def maintenances(load: Load) -> int:
+    async with remediator(load) as peer:
+        told = await peer.ask("GET", "/api/v1/maintenance")
+    for each in told["maintenance"]:
+        until = _second(each["until"])
+        print(
+            f"{each['id']:>6}  {each['scope']} {each['name']}, until {until}, by {each['asked_by']}: {each['reason']}"
+        )
+    if not told["maintenance"]:
+        print("no maintenance")
+    return 0
+
+
+async def begin_maintenance(load: Load, scope: str, name: str, lasts: Mapping[str, str], reason: str) -> int:
+    async with remediator(load) as peer:
+        body = {"scope": scope, "name": name, "reason": reason, **lasts}
+        told = await peer.ask("POST", "/api/v1/maintenance", body=body)
+    print(f"maintenance {told['id']} of {scope} {name} until {_second(told['until'])}: nothing is restarted there")
+    return 0
+
+
+async def end_maintenance(load: Load, number: int) -> int:
+    async with remediator(load) as peer:
+        await peer.ask("DELETE", f"/api/v1/maintenance/{number}")
+    print(f"maintenance {number} is over")
+    return 0

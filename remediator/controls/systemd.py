@@ -1,0 +1,46 @@
+"""The `systemd` control: one unit."""
+
+from typing import ClassVar
+
+from fleet import systemd
+from fleet.endpoints import Part
+from fleet.shells import Completed
+from remediator.controls.hands import LOG_LINES, VERBS, Facts, Hands, Verb, good
+
+
+class SystemdOptions(Part):
+    needs_host: ClassVar[bool] = True
+    verbs: ClassVar[frozenset[Verb]] = VERBS
+    unit: systemd.UnitName
+
+
+async def control_systemd(verb: Verb, options: SystemdOptions, hands: Hands) -> Completed:
+    if verb == "logs":
+        return await hands.run(systemd.logs(options.unit, LOG_LINES))
+    if verb != "status":
+        return await hands.run(systemd.verb(verb, options.unit))
+    done = await hands.run(systemd.facts(options.unit))
+    told = systemd.told(done.stdout)
+    running = good(done) and told.get("ActiveState") in ("active", "reloading")
+    return done if running or not good(done) else Completed(3, done.stdout, done.stderr)
+
+
+async def facts_systemd(options: SystemdOptions, hands: Hands) -> Facts | None:
+    done = await hands.run(systemd.facts(options.unit))
+    told = systemd.told(done.stdout)
+    if not good(done) or "ActiveState" not in told:
+        return None
+    active, sub = told["ActiveState"], told.get("SubState", "")
+    return Facts(
+        state=f"{active} ({sub}), result {told.get('Result', '')}",
+        started=told.get("ExecMainStartTimestamp", ""),
+        pid=_number(told.get("MainPID")) or None,
+        restarts=_number(told.get("NRestarts")),
+        exit_status=_number(told.get("ExecMainStatus")),
+        out_of_memory=told.get("Result") == "oom-kill",
+        healing=f"systemd starts it itself ({active}, {sub})" if active == "activating" else "",
+    )
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdigit() else None

@@ -1,0 +1,66 @@
+"""What is looked at before a command destroys it: how the target stands, its logs, its host's cards and processes."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from fleet.model import Host, Service, Sudo
+from fleet.shells import Shell
+from remediator.actions import Seen
+from remediator.controls import CONTROLS
+from remediator.controls.hands import Facts, Hands
+from runtime.errors import DefibError
+
+T = TypeVar("T")
+WITHIN = 5.0  # seconds for each look; a restart waits no longer for what hangs
+KEPT = 8000  # characters of each text, its last ones
+# Of the host, as the account that the controls use: what needs more than that is not worth it.
+OF_THE_HOST = {
+    "nvidia-smi": ["sh", "-c", "command -v nvidia-smi >/dev/null || exit 0; exec nvidia-smi"],
+    "processes": ["sh", "-c", "ps aux --sort=-%cpu 2>/dev/null | head -n 15 || top -b -n 1 | head -n 20"],
+}
+
+
+async def facts(service: Service, host: Host | None, shell: Shell | None) -> Facts | None:
+    """How the target stands, where that can be seen in time."""
+    control = service.control
+    if control is None:
+        return None
+    hands = Hands(shell, host.sudo if host is not None else Sudo(), WITHIN)
+    return await _seen(lambda: CONTROLS[control.kind].facts(control.options, hands))
+
+
+async def look(
+    service: Service, host: Host | None, shell: Shell | None, redact: Callable[[str], str]
+) -> tuple[Seen, Facts | None]:
+    """All that can be seen in time, each look in a session of its own; what cannot is left out."""
+    looks: dict[str, Callable[[], Awaitable[str]]] = {"logs": lambda: _logs(service, host, shell)}
+    if shell is not None:
+        looks |= {name: partial(_of_the_host, shell, argv) for name, argv in OF_THE_HOST.items()}
+    found, said = await asyncio.gather(
+        facts(service, host, shell), asyncio.gather(*(_seen(each) for each in looks.values()))
+    )
+    kept = {name: redact(text)[-KEPT:] for name, text in zip(looks, said, strict=True) if text}
+    return Seen(found.told() if found is not None else None, kept), found
+
+
+async def _logs(service: Service, host: Host | None, shell: Shell | None) -> str:
+    control = service.control
+    if control is None or "logs" not in control.options.verbs:
+        return ""
+    hands = Hands(shell, host.sudo if host is not None else Sudo(), WITHIN)
+    return (await CONTROLS[control.kind].control("logs", control.options, hands)).output
+
+
+async def _of_the_host(shell: Shell, argv: Sequence[str]) -> str:
+    return (await shell.run(argv, timeout=WITHIN)).output
+
+
+async def _seen(see: Callable[[], Awaitable[T]]) -> T | None:
+    """What a look gives, or None where it does not come in time, or not at all."""
+    try:
+        async with asyncio.timeout(WITHIN + 1.0):
+            return await see()
+    except (DefibError, TimeoutError):
+        return None

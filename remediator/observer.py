@@ -1,0 +1,112 @@
+"""What the exporter and Alertmanager say, put together with the record: the situation that a decision is about."""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from fleet.model import Inventory, Service
+from remediator import situations, switches
+from remediator.database import Database
+from remediator.peers import Alertmanager, Exporter, PeerError
+from remediator.policy import Observation, Past, Present, Situation, group_of, is_storm
+
+LISTING_HOLDS = 0.5
+REMEMBERS_AFTER = 300.0  # seconds after its start from which Alertmanager's list can be taken for whole
+
+
+class Observer:
+    """Asks those who know; what nobody says is left as not known."""
+
+    def __init__(
+        self, database: Database, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None
+    ) -> None:
+        self._database = database
+        self._lock = asyncio.Lock()
+        self._listed: Mapping[str, Observation] | None = None
+        self._listed_at = float("-inf")
+        self.take(inventory, exporter, alertmanager)
+
+    def take(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
+        """Go on with another inventory and other peers."""
+        self._inventory, self._exporter, self._alertmanager = inventory, exporter, alertmanager
+        groups = {name: inventory.host_of(each) for name, each in inventory.services.items()}
+        self._groups = {name: host.group if host is not None else "" for name, host in groups.items()}
+
+    async def situation(self, incident: int, service_id: str) -> Situation:
+        """What there is to know without a fresh probe. Raises StorageError."""
+        blank = await self.of(service_id)
+        now = self._database.clock.now()
+        return await self._database.run(situations.situation_now, incident, service_id, self._inventory, blank, now)
+
+    async def of(self, service_id: str) -> Situation:
+        """What the exporter and the inventory say; nothing of the record."""
+        service = self._inventory.services.get(service_id)
+        rules = self._inventory.remediation.of(service)
+        known = await self._listing()
+        seen = known or {}
+        near = [seen[name] for name in group_of(service_id, self._groups) if name in seen]
+        failing = sum(1 for each in near if each.success is False)
+        return Situation(
+            self._database.clock.now(),
+            frozenset(),
+            Past(),
+            Present(),
+            seen.get(service_id),
+            scheduled=self._scheduled(service_id, service),
+            dependencies_down=tuple(
+                name for name in (service.depends_on if service else ()) if name in seen and seen[name].up is False
+            ),
+            storm=(failing, len(near)) if is_storm(rules, failing, len(near)) else None,
+        )
+
+    def _scheduled(self, service_id: str, service: Service | None) -> str:
+        windows = self._inventory.remediation.maintenance
+        if not windows:
+            return ""
+        at = datetime.fromtimestamp(self._calendar(), ZoneInfo(self._inventory.notify.timezone))
+        return switches.scheduled(windows, service_id, self._inventory.host_of(service) if service else None, at)
+
+    def _calendar(self) -> float:
+        return self._database.clock.unix(self._database.clock.now())
+
+    async def _listing(self) -> Mapping[str, Observation] | None:
+        """What the exporter says of all services; decisions of one moment share one answer."""
+        async with self._lock:
+            loop = asyncio.get_running_loop()
+            if loop.time() - self._listed_at >= LISTING_HOLDS:
+                self._listed = None
+                with contextlib.suppress(PeerError):
+                    self._listed = await self._exporter.observe_all()
+                self._listed_at = loop.time()
+            return self._listed
+
+    async def probed(self, service: Service, situation: Situation) -> Situation:
+        """The same situation after a fresh probe."""
+        observed: Observation | None = None
+        with contextlib.suppress(PeerError):
+            observed = await self._exporter.probe(service.id, service.probe.timeout)
+        return replace(situation, observed=observed, now=self._database.clock.now())
+
+    async def looked_up(self, service: Service, firing: frozenset[str]) -> tuple[str, bool, str]:
+        """What Alertmanager says of a service's alerts to act on: (silenced by what, whether all are gone, a caution).
+
+        One alert that is active is enough to act on.
+        """
+        if self._alertmanager is None:
+            return "", False, ""
+        names = firing & set(self._inventory.remediation.of(service).alerts)
+        try:
+            listing = await self._alertmanager.of_service(service.id, self._calendar())
+        except PeerError as error:
+            return "", False, f"Alertmanager could not be asked: {error}"
+        told = [alert for alert in listing.alerts if alert.name in names]
+        if any(alert.held_by == "" for alert in told):
+            return "", False, ""
+        if told:
+            return told[0].held_by, False, ""
+        if listing.up_for < REMEMBERS_AFTER:
+            return "", False, "Alertmanager was started too lately to know every alert"
+        return "", True, ""

@@ -1,0 +1,232 @@
+"""The policy over Prometheus' history: what the remediator would have done. Times are Unix seconds."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from fleet.model import Inventory, Service
+from remediator import switches
+from remediator.peers import Peer, PeerError
+from remediator.policy import (
+    BUDGET_WINDOW,
+    Decision,
+    Observation,
+    Past,
+    Present,
+    Situation,
+    decide,
+    group_of,
+    is_storm,
+    since_refill,
+)
+
+STEP = 30.0
+POINTS = 10_000  # of a series in one answer; Prometheus gives 11,000
+ASKED_WITHIN = 60.0
+
+Series = Mapping[tuple[str, ...], Mapping[float, float]]
+
+
+@dataclass(frozen=True)
+class History:
+    """What Prometheus kept, by the moment: alerts by name and service, hosts down, and what the probes said."""
+
+    moments: Sequence[float]
+    alerts: Series  # (alertname, service)
+    hosts_down: Series  # (host,)
+    up: Series  # (service,)
+    success: Series  # (service,)
+    failures: Series  # (service, reason), a counter
+
+
+@dataclass(frozen=True)
+class Event:
+    """A decision that differs from the one before, or the end of an alert (`nothing`)."""
+
+    at: float
+    service: str
+    verb: str
+    reason: str
+    detail: str
+
+
+@dataclass
+class _Target:
+    """What would have been done to a service so far."""
+
+    attempts: list[tuple[float, str]] = field(default_factory=list)
+    outages: list[tuple[float, float | None]] = field(default_factory=list)
+    tries: int = 0  # in this outage
+    busy_until: float = float("-inf")
+    last_ended: float | None = None
+    told: tuple[str, str | None] = ("nothing", None)
+    reason: str | None = None  # of the last failure
+
+
+async def history(peer: Peer, inventory: Inventory, since: float, until: float) -> History:
+    """Ask Prometheus. Raises PeerError."""
+    names = sorted({name for each in inventory.services.values() for name in inventory.remediation.of(each).alerts})
+    told = f'ALERTS{{alertstate="firing",alertname=~"{"|".join(names)}"}}'
+    alerts = await _ranges(peer, f"max by (alertname, service) ({told})", ("alertname", "service"), since, until)
+    groups = _groups(inventory)
+    alerted = {service for _, service in alerts if service in inventory.services}
+    near = sorted({name for service in alerted for name in (*group_of(service, groups), *_needs(inventory, service))})
+    # Service identifiers hold no character that a regular expression or a string of PromQL would read, but the dot.
+    of = f'{{service=~"{"|".join(name.replace(".", "[.]") for name in near)}"}}'
+
+    async def ask(query: str, *labels: str) -> Series:
+        return await _ranges(peer, query, labels, since, until) if near else {}
+
+    return History(
+        list(_moments(since, until)),
+        alerts,
+        await ask('max by (host) (ALERTS{alertstate="firing",alertname="HostDown"})', "host"),
+        await ask(f"max by (service) (service_up{of})", "service"),
+        await ask(f"max by (service) (service_probe_success{of})", "service"),
+        await ask(f"max by (service, reason) (service_probe_failures_total{of})", "service", "reason"),
+    )
+
+
+def _groups(inventory: Inventory) -> dict[str, str]:
+    hosts = {name: inventory.host_of(service) for name, service in inventory.services.items()}
+    return {name: host.group if host is not None else "" for name, host in hosts.items()}
+
+
+def _needs(inventory: Inventory, service: str) -> list[str]:
+    return inventory.services[service].depends_on
+
+
+def _moments(since: float, until: float) -> Iterator[float]:
+    at = since - since % STEP
+    while at <= until:
+        yield at
+        at += STEP
+
+
+async def _ranges(peer: Peer, query: str, labels: Sequence[str], since: float, until: float) -> Series:
+    """The series of a query by the values of `labels`, each by the moment."""
+    found: dict[tuple[str, ...], dict[float, float]] = {}
+    moments = list(_moments(since, until))
+    for start in range(0, len(moments), POINTS):
+        part = moments[start : start + POINTS]
+        form = {"query": query, "start": part[0], "end": part[-1], "step": STEP}
+        answer = await peer.ask("POST", "/api/v1/query_range", ASKED_WITHIN, form=form)
+        try:
+            for series in answer["data"]["result"]:
+                key = tuple(str(series["metric"].get(label, "")) for label in labels)
+                found.setdefault(key, {}).update((float(at), float(value)) for at, value in series["values"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise PeerError("an answer of Prometheus that is not understood") from error
+    return found
+
+
+def replay(inventory: Inventory, known: History) -> list[Event]:
+    """What the policy would have decided, in order; automation is taken to be on.
+
+    An attempt that was not made cannot be seen to help: it is over when the service came up, or has failed when that
+    took longer than `start_within`.
+    """
+    targets = {service: _Target() for _, service in known.alerts if service in inventory.services}
+    events: list[Event] = []
+    for at in known.moments:
+        for (service, reason), values in known.failures.items():
+            if service in targets and values.get(at, 0.0) > values.get(at - STEP, 0.0):
+                targets[service].reason = reason
+        for service, target in targets.items():
+            event = _decided(inventory, known, targets, service, target, at)
+            if event is not None:
+                events.append(event)
+    return events
+
+
+def _decided(
+    inventory: Inventory, known: History, targets: Mapping[str, _Target], name: str, target: _Target, at: float
+) -> Event | None:
+    service = inventory.services[name]
+    firing = frozenset(alert for (alert, of), values in known.alerts.items() if of == name and at in values)
+    _note_outage(target, at, firing=bool(firing))
+    rules = inventory.remediation.of(service).model_copy(update={"automatic": True})
+    situation = _situation(inventory, known, targets, service, target, firing, at)
+    decision = decide(service, rules, situation)
+    if decision.verb == "act" and decision.step is not None:
+        target.attempts.append((at, decision.step.kind))
+        target.tries += 1
+        target.busy_until = target.last_ended = _ends(known, service, at, rules.hold)
+        used = situation.past.attempts.get(decision.step.kind, 0) + 1
+        target.told = ("act", None)
+        return Event(at, name, "act", decision.step.kind, f"attempt {used}")
+    return _news(target, name, decision, at)
+
+
+def _news(target: _Target, name: str, decision: Decision, at: float) -> Event | None:
+    now = (decision.verb, decision.reason)
+    if now == target.told or decision.reason == "target-busy":
+        return None
+    target.told = now
+    return Event(at, name, decision.verb, decision.reason or "", decision.detail)
+
+
+def _note_outage(target: _Target, at: float, *, firing: bool) -> None:
+    is_open = bool(target.outages) and target.outages[-1][1] is None
+    if firing and not is_open:
+        target.outages.append((at, None))
+        target.tries = 0
+    elif not firing and is_open:
+        target.outages[-1] = (target.outages[-1][0], at)
+
+
+def _ends(known: History, service: Service, at: float, hold: float) -> float:
+    """When an attempt that began at `at` would have been verified, or given up."""
+    deadline = at + (service.control.start_within if service.control is not None else 0.0)
+    ups = known.up.get((service.id,), {})
+    later = [moment for moment in known.moments if at < moment <= deadline]
+    return next((moment + hold for moment in later if ups.get(moment) == 1.0), deadline)
+
+
+def _situation(
+    inventory: Inventory,
+    known: History,
+    targets: Mapping[str, _Target],
+    service: Service,
+    target: _Target,
+    firing: frozenset[str],
+    at: float,
+) -> Situation:
+    rules = inventory.remediation.of(service)
+    host = inventory.host_of(service)
+    near = [name for name in group_of(service.id, _groups(inventory)) if at in known.success.get((name,), {})]
+    failing = sum(1 for name in near if known.success[(name,)][at] == 0.0)
+    since = since_refill(target.outages, rules.window)
+    counted = [kind for moment, kind in target.attempts if moment > since]
+    claimed = sorted(moment for each in targets.values() for moment, _ in each.attempts if moment > at - BUDGET_WINDOW)
+    busy = [name for name, each in targets.items() if each.busy_until > at]
+    return Situation(
+        at,
+        firing,
+        Past({kind: counted.count(kind) for kind in counted}, target.tries, target.last_ended),
+        Present(
+            target_busy=service.id in busy,
+            on_host=sum(1 for name in busy if service.host and inventory.services[name].host == service.host),
+            in_budget_window=tuple(claimed),
+        ),
+        _observed(known, service.id, target, at),
+        scheduled=switches.scheduled(
+            inventory.remediation.maintenance, service.id, host,
+            datetime.fromtimestamp(at, ZoneInfo(inventory.notify.timezone)),
+        ),
+        host_down=host is not None and at in known.hosts_down.get((host.name,), {}),
+        dependencies_down=tuple(name for name in service.depends_on if known.up.get((name,), {}).get(at) == 0.0),
+        storm=(failing, len(near)) if is_storm(rules, failing, len(near)) else None,
+    )  # fmt: skip
+
+
+def _observed(known: History, service: str, target: _Target, at: float) -> Observation | None:
+    up, success = (series.get((service,), {}).get(at) for series in (known.up, known.success))
+    if up is None and success is None:
+        return None
+    failed = success == 0.0
+    return replace(
+        Observation(None if up is None else up == 1.0, None if success is None else not failed, None),
+        reason=target.reason if failed else None,
+    )

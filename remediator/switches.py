@@ -1,0 +1,132 @@
+"""What people hold the remediator back with: automation off, maintenance."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from sqlalchemy import Connection, and_, insert, or_, select, update
+
+from fleet.model import DAYS, Host, MaintenanceWindow, Notify
+from remediator import marks
+from remediator.notices import outbox
+from remediator.schema import maintenance
+
+Scope = Literal["service", "host", "group"]
+REMIND_EVERY = 6 * 3600.0
+OFF_LABELS = {"alertname": "AutomationOff", "severity": "warning"}
+
+
+@dataclass(frozen=True)
+class Automation:
+    enabled: bool
+    at: float | None = None
+    by: str = ""
+    reason: str = ""
+
+
+def automation(connection: Connection) -> Automation:
+    """The switch as it was last set; on where it never was."""
+    mark = marks.get(connection, "automation")
+    return Automation(True) if mark is None else Automation(at=mark.at, **mark.detail)
+
+
+def switch_automation(
+    connection: Connection, notify: Notify, *, enabled: bool, by: str, reason: str, now: float
+) -> Automation:
+    """Set the switch, and tell people where that changes it."""
+    if enabled is not automation(connection).enabled:
+        marks.put(connection, "automation", now, enabled=enabled, by=by, reason=reason)
+        kind = "automation_on" if enabled else "automation_off"
+        content = {"who": by, "why": reason}
+        outbox.tell(connection, notify, kind, f"{kind} {now}", OFF_LABELS, content, now, None)
+        marks.put(connection, "automation-told", now)
+    return automation(connection)
+
+
+def remind(connection: Connection, notify: Notify, now: float, *, automatic: bool) -> bool:
+    """Tell people again, now and then, that automation is off; `automatic` is what the inventory says."""
+    switch = automation(connection)
+    told = marks.get(connection, "automation-told")
+    if switch.enabled and automatic:
+        if told is not None:
+            marks.remove(connection, "automation-told")
+        return False
+    if told is None:
+        marks.put(connection, "automation-told", now)  # by the inventory, which its owner has just written
+        return False
+    if now - told.at < REMIND_EVERY:
+        return False
+    since = {"since": switch.at} if switch.at is not None and not switch.enabled else {}
+    content = {"who": switch.by if not switch.enabled else "", "why": switch.reason, **since}
+    outbox.tell(connection, notify, "automation_off", f"automation_off still {now}", OFF_LABELS, content, now, None)
+    marks.put(connection, "automation-told", now)
+    return True
+
+
+def begin_maintenance(
+    connection: Connection, scope: Scope, name: str, *, until: float, reason: str, by: str, now: float
+) -> int:
+    made = connection.execute(
+        insert(maintenance).values(scope=scope, name=name, until=until, reason=reason, asked_by=by, begun_at=now)
+    )
+    return int(made.lastrowid)
+
+
+def end_maintenance(connection: Connection, number: int, now: float) -> bool:
+    """False where there is no such maintenance under way."""
+    ended = connection.execute(
+        update(maintenance)
+        .where(maintenance.c.id == number, maintenance.c.ended_at.is_(None), maintenance.c.until > now)
+        .values(ended_at=now)
+    )
+    return bool(ended.rowcount)
+
+
+def maintenances(connection: Connection, now: float) -> list[dict[str, Any]]:
+    """Those under way."""
+    under_way = select(maintenance).where(maintenance.c.ended_at.is_(None), maintenance.c.until > now)
+    rows = connection.execute(under_way.order_by(maintenance.c.id))
+    return [dict(row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
+
+
+def maintenance_of(connection: Connection, service: str, host: str, group: str, now: float) -> str:
+    """What there is to say of the maintenance that a service is in by a person's word, or nothing."""
+    of_it = or_(
+        *(
+            and_(maintenance.c.scope == scope, maintenance.c.name == name)
+            for scope, name in (("service", service), ("host", host), ("group", group))
+            if name
+        )
+    )
+    row = connection.execute(
+        select(maintenance)
+        .where(of_it, maintenance.c.ended_at.is_(None), maintenance.c.until > now)
+        .order_by(maintenance.c.until.desc())
+    ).first()
+    return "" if row is None else f"{row.scope} {row.name}, by {row.asked_by}: {row.reason}"
+
+
+def scheduled(windows: Sequence[MaintenanceWindow], service: str, host: Host | None, at: datetime) -> str:
+    """What there is to say of the inventory's maintenance that a service is in at `at`, or nothing."""
+    names = {"service": service, "host": host.name if host else "", "group": host.group if host else ""}
+    for window in windows:
+        if window.options == names[window.kind] and _is_open(window, at):
+            return f"{window.kind} {window.options}, {window.from_} to {window.to}{_because(window.reason)}"
+    return ""
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _is_open(window: MaintenanceWindow, at: datetime) -> bool:
+    now, begins, ends = f"{at:%H:%M}", window.from_, window.to
+    if begins < ends:
+        return _is_on(window.days, at) and begins <= now < ends
+    # It ends on the day after the one that it belongs to.
+    return (_is_on(window.days, at) and now >= begins) or (_is_on(window.days, at - timedelta(days=1)) and now < ends)
+
+
+def _is_on(days: Iterable[str], at: datetime) -> bool:
+    return DAYS[at.weekday()] in days

@@ -1,0 +1,378 @@
+"""What makes the remediator safe to be left alone: switches, approval, evidence, refusals, a record that is not lost."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+
+from defib.demo.stack import WEBHOOK_TOKEN
+from runtime.errors import StartError
+from tests.integration.loop import TOKEN, Loop, alert, delivery
+from tests.support import eventually
+
+pytestmark = pytest.mark.needs("sshd")
+
+
+async def metric(loop: Loop, name: str) -> float | None:
+    page = (await loop.stack.client.get(f"{loop.stack.url('remediator')}/metrics", headers=TOKEN)).text
+    return next((float(line.split()[-1]) for line in page.splitlines() if line.startswith(f"{name} ")), None)
+
+
+def defib(loop: Loop, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command of ours on the loop's configuration."""
+    argv = [sys.executable, "-m", "defib", *arguments, "--config", str(loop.folder / "config")]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+
+
+async def until_restarted(loop: Loop, times: int = 1) -> None:
+    async def enough() -> bool:
+        return len(loop.restarts()) >= times
+
+    await eventually(enough)
+
+
+async def test_automation_off_holds_through_a_restart_and_is_told(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web")})
+    off = await asyncio.to_thread(defib, loop, "automation", "off", "--reason", "moving racks")
+    assert (off.returncode, off.stdout.startswith("automation is off since")) == (0, True), off
+    await loop.restart_remediator()
+    assert await metric(loop, "defib_remediator_automation_enabled") == 0
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("wait", "automation-off")
+    assert loop.restarts() == []
+    on = await loop.ask("PUT", "/api/v1/automation", {"enabled": True, "reason": "done"})
+    assert (on.json()["enabled"], on.json()["by"]) == (True, "ann")
+    await until_restarted(loop)
+    assert [card.title for card in loop.feishu.received][:2] == ["Automation is off", "Service down: web"]
+    assert "moving racks" in loop.feishu.received[0].text
+    assert await metric(loop, "defib_remediator_automation_enabled") == 1
+
+
+async def test_maintenance_of_a_host_holds_until_it_is_ended(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web")})
+    begun = await asyncio.to_thread(
+        defib, loop, "maintenance", "begin", "host", "h", "--for", "2h", "--reason", "new disks"
+    )
+    assert begun.returncode == 0, begun
+    await loop.kill("web")
+    await loop.fire("web")
+    held = await loop.until_event("wait", "maintenance")
+    assert "new disks" in held["detail"]["detail"]
+    told = await asyncio.to_thread(defib, loop, "explain", "web")
+    assert "SHUT   maintenance: host h, by " in told.stdout
+    by_hand = await loop.ask("POST", "/api/v1/services/web/restart")
+    assert (by_hand.status_code, by_hand.json()["error"]["code"]) == (409, "maintenance")
+    assert "new disks" in (await asyncio.to_thread(defib, loop, "maintenance")).stdout
+    assert loop.restarts() == []
+    ended = await asyncio.to_thread(defib, loop, "maintenance", "end", "1")
+    assert ended.returncode == 0, ended
+    await until_restarted(loop)
+
+
+async def test_a_person_may_overrule_a_wait_by_name_and_that_is_on_the_record(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web")})
+    await loop.ask("POST", "/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "r", "for": "1h"})
+    done = await asyncio.to_thread(defib, loop, "control", "web", "restart", "--overrule", "maintenance")
+    assert done.returncode == 0, done
+    (action,) = (await loop.stack.get("remediator", "/api/v1/actions"))["actions"]
+    assert (action["requested_by"], action["overruled"]) == ("person", ["maintenance"])
+    assert action["asked_by"]
+    wrong = await loop.ask("POST", "/api/v1/services/web/restart", {"overrule": ["host-busy"]})
+    assert (wrong.status_code, "cannot be overruled" in wrong.json()["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/api/v1/maintenance", {"scope": "service", "name": "nothing", "reason": "r", "for": "1h"}, 404),
+        ("/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "r"}, 400),
+        (
+            "/api/v1/maintenance",
+            {"scope": "service", "name": "web", "reason": "r", "until": "2020-01-01T00:00:00Z"},
+            400,
+        ),
+        (
+            "/api/v1/maintenance",
+            {"scope": "service", "name": "web", "reason": "r", "until": "2090-01-01T00:00:00"},
+            400,
+        ),
+        ("/api/v1/maintenance", {"scope": "fleet", "name": "web", "reason": "r", "for": "1h"}, 400),
+        ("/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "", "for": "1h"}, 400),
+        ("/api/v1/services/web/restart", [], 400),
+        ("/api/v1/services/web/restart", {"force": True}, 400),
+        ("/api/v1/actions/7/approve", None, 404),
+        ("/api/v1/services/nothing/reset", None, 404),
+    ],
+)
+async def test_nonsense_of_people_is_refused(loop: Loop, path: str, body: Any, status: int) -> None:
+    await loop.start({"web": loop.service("web")})
+    answer = await loop.ask("POST", path, body)
+    assert (answer.status_code, set(answer.json()["error"])) == (status, {"code", "message"})
+    assert loop.restarts() == []
+
+
+async def test_what_is_beyond_restart_waits_for_approval(loop: Loop) -> None:
+    remake = ["sh", "-c", f"echo remade >> {loop.folder}/restarts; touch {loop.folder}/web.alive"]
+    web = loop.service("web", restart="exit 1", remediation={"steps": ["restart", {"recreate": {"command": remake}}]})
+    await loop.start({"web": web}, attempts=1)
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("wait", "approval")
+    await asyncio.sleep(1)
+    assert loop.restarts() == ["web"]
+    assert (await metric(loop, "defib_remediator_queue_oldest_seconds") or 0) > 0
+    await loop.restart_remediator()
+    queued = next(each for each in (await loop.incident())["actions"] if each["state"] == "queued")
+    approved = await asyncio.to_thread(defib, loop, "approve", str(queued["id"]))
+    assert approved.returncode == 0, approved
+    await loop.until_event("up")
+    assert loop.restarts() == ["web", "remade"]
+    await loop.fire("web", status="resolved")
+    incident = await loop.until("recovered")
+    done = next(each for each in incident["actions"] if each["kind"] == "recreate")
+    assert (done["id"], done["state"], bool(done["approved_by"])) == (queued["id"], "succeeded", True)
+    assert (await loop.ask("POST", f"/api/v1/actions/{done['id']}/approve")).status_code == 409
+    assert "Waits for approval: web" in [card.title for card in loop.feishu.received]
+
+
+async def test_what_waits_for_approval_is_cancelled_when_the_service_comes_back(loop: Loop) -> None:
+    web = loop.service("web", remediation={"steps": [{"restart": {"approve": True}}]})
+    await loop.start({"web": web})
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("wait", "approval")
+    (loop.folder / "web.alive").touch()
+
+    async def up() -> bool:
+        return bool((await loop.stack.get("exporter", "/api/v1/services/web"))["up"])
+
+    await eventually(up)
+    await loop.fire("web", status="resolved")
+    incident = await loop.until("recovered")
+    assert [action["state"] for action in incident["actions"]] == ["cancelled"]
+    assert loop.restarts() == []
+
+
+async def test_a_person_resets_the_attempts(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web", restart="exit 1")}, attempts=1)
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("refuse", "attempts-used-up")
+    assert await metric(loop, 'defib_remediator_breaker_open{service="web"}') == 1
+    assert (
+        "attempts used: restart 1; next step: none is left"
+        in (await asyncio.to_thread(defib, loop, "explain", "web")).stdout
+    )
+    assert (await asyncio.to_thread(defib, loop, "reset", "web")).returncode == 0
+    await until_restarted(loop, 2)
+
+
+async def test_what_a_restart_destroys_is_kept(loop: Loop) -> None:
+    web = loop.service("web")
+    web["control"]["command"] |= {
+        "status": ["echo", "dead since noon"],
+        "logs": ["echo", f"token {WEBHOOK_TOKEN} lost"],
+    }
+    await loop.start({"web": web})
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("up")
+    await loop.fire("web", status="resolved")
+    (action,) = (await loop.until("recovered"))["actions"]
+    kept = {each["name"]: each["text"] for each in action["evidence"]}
+    assert action["before"] == {"state": "dead since noon", "exit_status": 0}
+    assert kept["logs"] == "token *** lost"
+    assert kept["probe before"] == "exit: test exited 1, expected 0"
+    assert kept["probe after"] == "success"
+    assert "PID" in kept["processes"]
+    assert action["asked_by"] == "ServiceDown"
+    assert await metric(loop, 'defib_remediator_recovery_seconds_count{by="defib"}') == 1
+    told = await asyncio.to_thread(defib, loop, "incidents", "1")
+    assert "token *** lost" in told.stdout
+    assert WEBHOOK_TOKEN not in told.stdout
+
+
+async def test_a_sudo_that_refuses_is_told_and_not_tried_again(loop: Loop, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    sudo = tmp_path / "bin" / "sudo"
+    sudo.write_text("#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
+    sudo.chmod(0o755)
+    old = os.environ["PATH"]
+    os.environ["PATH"] = f"{tmp_path}/bin:{old}"
+    try:
+        await loop.start({"web": loop.service("web", host="here")})
+    finally:
+        os.environ["PATH"] = old
+    config = loop.folder / "config" / "defib.yaml"
+    config.write_text(config.read_text().replace("shell: local", "shell: local\n    sudo: passwordless"))
+    await loop.ask("POST", "/-/reload")
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("refuse", "sudo-refused")
+    (action,) = (await loop.incident())["actions"]
+    assert (action["blocked"], action["counts"], loop.restarts()) == ("sudo-refused", 0, [])
+    await loop.until_cards("Service down: web", "Could not restart: web")
+    assert "a password is required" in loop.feishu.received[1].text
+
+
+async def test_a_host_whose_key_has_changed_gets_no_command(loop: Loop) -> None:
+    web = loop.service("web")
+    await loop.start({"web": {**web, "host": "here"}})
+    pinned = loop.host.known_hosts
+    kept = pinned.read_text()
+    another = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
+    pinned.write_text(f"{kept.split()[0]} {another}\n")
+    config = loop.folder / "config" / "defib.yaml"
+    config.write_text(config.read_text().replace("    host: here\n", "    host: h\n"))
+    await loop.ask("POST", "/-/reload")
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("refuse", "host-key-changed")
+    assert loop.restarts() == []
+    await loop.until_cards("Service down: web", "Could not restart: web")
+    assert "HOST KEY CHANGED" in loop.feishu.received[1].text
+
+
+async def test_people_are_told_when_the_watchdog_stops_and_when_it_comes_again(loop: Loop) -> None:
+    await loop.start({}, remediator={"watchdog": "1s"})
+    await loop.until_cards("Monitoring is broken: the Watchdog does not come")
+    await loop.fire("", "Watchdog")
+
+    async def back() -> bool:
+        await loop.fire("", "Watchdog", starts="2")
+        return "Monitoring works again" in [card.title for card in loop.feishu.received]
+
+    await eventually(back)
+    assert (await metric(loop, "defib_remediator_watchdog_last_timestamp_seconds") or 0) > 1.7e9
+
+
+async def test_sigterm_records_as_unknown_what_does_not_end(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web", restart="sleep 60")}, attempts=1)
+    config = loop.folder / "config" / "defib.yaml"
+    config.write_text(config.read_text().replace("timeout: 5s", "timeout: 60s"))
+    await loop.ask("POST", "/-/reload")
+    await loop.kill("web")
+    await loop.fire("web")
+    await eventually(loop.begun)
+    started = asyncio.get_running_loop().time()
+    os.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+
+    async def stopped() -> bool:
+        return '"event": "stopped"' in loop.stack.log("remediator").read_text()
+
+    await eventually(stopped, 30)
+    assert asyncio.get_running_loop().time() - started < 30
+    with sqlite3.connect(loop.folder / "remediator.db") as record:
+        (row,) = record.execute("SELECT command, why FROM actions").fetchall()
+    assert row == ("unknown", "the remediator was stopped while the command ran")
+
+
+@pytest.mark.parametrize("damage", ["zeroes", "text", "gone", "empty"])
+async def test_a_record_that_is_damaged_or_gone_is_never_replaced_by_an_empty_one(loop: Loop, damage: str) -> None:
+    await loop.start({"web": loop.service("web")})
+    await loop.fire("web")
+    await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+    path = loop.folder / "remediator.db"
+    for rest in ("-wal", "-shm"):
+        Path(f"{path}{rest}").unlink(missing_ok=True)
+    if damage == "zeroes":
+        whole = path.read_bytes()
+        path.write_bytes(whole[:4096] + bytes(8192) + whole[12288:])
+    elif damage == "text":
+        path.write_text("this is no database, whatever its name says\n" * 100)
+    elif damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"")
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(StartError, match=r"backup"):
+        await loop.stack.wait_for("the remediator to refuse", lambda: _refused(loop), within=20)
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+async def _refused(loop: Loop) -> bool:
+    done = await asyncio.to_thread(defib, loop, "remediator", "--listen", "127.0.0.1:0")
+    assert done.returncode == 1, done
+    assert "Traceback" not in done.stderr
+    raise StartError(done.stderr)
+
+
+@pytest.fixture
+async def small_disk(loop: Loop) -> AsyncIterator[Path]:
+    """A filesystem of 4 MiB, for the record."""
+    path = loop.folder / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], check=True)
+    yield path
+    if "remediator" in loop.stack.pids:
+        await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+    subprocess.run(["umount", path], check=True)
+
+
+@pytest.mark.needs("root", "mount")
+async def test_a_full_disk_is_answered_503_and_recovers_unaided(loop: Loop, small_disk: Path) -> None:
+    await loop.start({"web": loop.service("web")}, remediator={"database": f"sqlite:///{small_disk}/r.db"})
+    await loop.kill("web")
+    filler = small_disk / "filler"
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(bytes(4096))
+                file.flush()
+        except OSError:
+            pass
+    refused = 0
+    for number in range(200):  # until the pages that the journal has already are used up
+        text = "x" * 20_000
+        one = alert("", "Other", starts=str(number)) | {"annotations": {"text": text}, "fingerprint": str(number)}
+        refused = (await loop.post(delivery(one))).status_code
+        if refused != 200:
+            break
+    assert refused == 503
+    assert (await loop.fire("web")).status_code == 503
+    await asyncio.sleep(1)
+    assert loop.restarts() == []
+    filler.unlink()
+    assert (await loop.fire("web")).status_code == 200
+    await until_restarted(loop)
+
+
+async def test_a_resolved_alert_that_hides_others_closes_nothing(loop: Loop) -> None:
+    """Alertmanager cuts the list before it computes the status."""
+    await loop.start({"web": loop.service("web", on_failure="notify")})
+    await loop.kill("web")
+    await loop.fire("web")
+    other = delivery(alert("other", status="resolved"), status="resolved", truncatedAlerts=5)
+    assert (await loop.post(other)).status_code == 200
+    assert (await loop.incident())["state"] == "open"
+
+
+async def test_a_frozen_sshd_costs_its_deadline_and_no_more(loop: Loop) -> None:
+    web = loop.service("web")
+    web["control"] |= {"timeout": "1s", "start_within": "1s"}
+    await loop.start({"web": web}, attempts=1)
+    await loop.kill("web")
+    pid = loop.host.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await loop.fire("web")
+
+        async def tried() -> bool:
+            acted = (await loop.incident()).get("actions", [])
+            return bool(acted) and acted[0]["state"] != "running"
+
+        await eventually(tried, 40)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")).status_code == 200
+    assert loop.restarts() == []
