@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PATH := $(PARTS)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help install deps check format test demo bench lock clean
+.PHONY: help install deps check format test chaos demo bench lock clean
 
 help: ## Show this
 	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ format: $(VENV)/developed ## Format the code
 
 test: deps check ## Check, then run every test
 	$(BIN)/pytest $(ARGS)
+
+chaos: deps ## Kill the remediator 200 times in a storm (ARGS="KILLS SEED")
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 demo: install $(PARTS)/demo ## Show the whole loop on this machine (ARGS="--once --json")
 	@$(BIN)/defib demo $(ARGS)

@@ -1,19 +1,22 @@
 """`defib doctor`: what an installation needs of its hosts, what is missing, and how to mend it."""
 
 import asyncio
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from defib.host import commands_of
 from exporter.collectors import COLLECTORS
 from exporter.collectors.collecting import CollectFailure, Every
 from exporter.samples import Samples
 from fleet.loading import Loaded
-from fleet.model import Host, Ssh
+from fleet.model import Host, Inventory, Ssh
 from fleet.readings import Output, Section, read
 from fleet.shells import HostKeyRefused, LoginRefused, Shell, ShellError
 from fleet.shells.pool import Shells
+from fleet.shells.ssh import refused_by_wrapper
 from fleet.sudo import elevated
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
@@ -46,7 +49,7 @@ async def doctor(load: Callable[[], Loaded], names: Sequence[str]) -> int:
 
     async def one(host: Host) -> list[Finding]:
         async with gate:
-            return await check(host, hosts)
+            return await check(host, loaded.inventory)
 
     well = True
     for host, findings in zip(chosen, await asyncio.gather(*map(one, chosen)), strict=True):
@@ -59,12 +62,14 @@ async def doctor(load: Callable[[], Loaded], names: Sequence[str]) -> int:
     return 0 if well else 1
 
 
-async def check(host: Host, hosts: Mapping[str, Host]) -> list[Finding]:
+async def check(host: Host, inventory: Inventory) -> list[Finding]:
     """All findings of one host."""
     findings: list[Finding] = []
+    if not host.has_shell:
+        return [Finding("a shell", False, "it has none", "give it `ssh:` or `shell: local`")]
     if host.shell == "ssh":
         findings += _files(host.ssh_for(control=False), "reading")
-    shells = Shells(hosts)
+    shells = Shells(inventory.hosts)
     try:
         reached = await _reach(host, shells, "its shell answers")
         findings.append(reached)
@@ -74,7 +79,7 @@ async def check(host: Host, hosts: Mapping[str, Host]) -> list[Finding]:
                     findings.append(await _collector(host, name, options, shells.of(host.name)))
     finally:
         await shells.close()
-    return findings + await _control(host, hosts)
+    return findings + await _control(host, inventory)
 
 
 def _files(ssh: Ssh, purpose: str) -> list[Finding]:
@@ -105,14 +110,18 @@ async def _reach(host: Host, shells: Shells, what: str) -> Finding:
         # A wrapper takes no command of ours; that it refuses one is its answer.
         done = await shell.run(["true"], timeout=WITHIN)
     except HostKeyRefused as error:
-        return Finding(what, False, str(error), "find out why the host's key is another, then pin it by hand")
+        mend = "find out why the host's key is another, then pin it" if error.changed else "pin the host's key"
+        return Finding(what, False, str(error), f"{mend} by hand: `defib host setup` says how")
     except LoginRefused as error:
         return Finding(what, False, str(error), f"let the key in: defib host setup {host.name}")
     except ShellError as error:
         return Finding(
             what, False, str(error), "see that the host is up, and that its SSH port can be reached from here"
         )
-    answered = done.status == 0 or (shell.wrapped and "defib-shell:" in done.stderr)
+    if shell.wrapped and done.status == 0:
+        open_ = "the key may run anything, not the wrapper alone"
+        return Finding(what, False, open_, f"defib host setup {host.name}")
+    answered = done.status == 0 or bool(shell.wrapped and refused_by_wrapper(done))
     return Finding(what, answered, "" if answered else done.why or done.output, f"defib host setup {host.name}")
 
 
@@ -142,23 +151,32 @@ async def _collector(host: Host, name: str, options: Every, shell: Shell) -> Fin
     return Finding(f"collector {name}", True, took)
 
 
-async def _control(host: Host, hosts: Mapping[str, Host]) -> list[Finding]:
+async def _control(host: Host, inventory: Inventory) -> list[Finding]:
     """What the remediator needs, where it uses other keys or sudo."""
     if host.control_ssh is None and host.sudo.mode == "none":
         return []
     control = host.ssh_for(control=True)
     findings = [_key(control.key_file, "controlling")] if host.control_ssh is not None and control.key_file else []
-    shells = Shells(hosts, control=True)
+    shells = Shells(inventory.hosts, control=True)
     try:
         findings.append(await _reach(host, shells, "its shell answers to the controls"))
-        if findings[-1].well and host.sudo.mode != "none":
-            argv, stdin = elevated(["-l"], host.sudo)
-            argv = [word for word in argv if word != "--"]
-            done = await shells.of(host.name).run(argv, timeout=WITHIN, stdin=stdin)
-            mend = f"write its sudoers: defib host setup {host.name}"
-            findings.append(
-                Finding("sudo", done.status == 0, "" if done.status == 0 else done.output or done.why, mend)
-            )
+        if findings[-1].well and host.sudo.mode != "none" and not control.wrapper:
+            findings.append(await _sudo(host, inventory, shells.of(host.name)))
     finally:
         await shells.close()
     return findings
+
+
+async def _sudo(host: Host, inventory: Inventory, shell: Shell) -> Finding:
+    """Whether sudo allows each command of the controls; it is asked, and runs none."""
+    refused: list[str] = []
+    for command in await asyncio.to_thread(commands_of, inventory, host):
+        argv, stdin = elevated(command, host.sudo)
+        at = argv.index("--")
+        done = await shell.run([*argv[:at], "-l", *argv[at:]], timeout=WITHIN, stdin=stdin)
+        if done.status != 0:
+            said = (done.output or done.why or "it is not allowed").splitlines()[-1]
+            refused.append(f"{shlex.join(command)}: {said}")
+    more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
+    mend = "allow its account that in sudoers" if host.shell == "local" else f"defib host setup {host.name}"
+    return Finding("sudo", not refused, f"{refused[0]}{more}" if refused else "", mend)

@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import asyncssh
@@ -30,7 +30,8 @@ COMMANDS = "/etc/defib/commands"
 WITHIN = 60.0  # seconds; nothing is run that could take any
 _PLAIN = re.compile(r"[A-Za-z0-9_./@%+{},:=-]([A-Za-z0-9_./@%+{},:= -]*[A-Za-z0-9_./@%+{},:=-])?")
 _PROGRAM = re.compile(r"/[A-Za-z0-9._+@/-]+|[A-Za-z0-9._+@-]+")
-_USER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+_USER = re.compile(r"[a-z_][a-z0-9_.-]*")  # in capitals it would be an alias of sudo's, or everybody
+_SOURCES = re.compile(r"[0-9A-Za-z.:,/*!-]*")
 
 
 def setup(load: Callable[[], Loaded], name: str, *, sources: str, apply: str | None) -> int:
@@ -54,39 +55,64 @@ def script_for(inventory: Inventory, host: Host, sources: str) -> str:
     account = read.user or ACCOUNT
     if _USER.fullmatch(account) is None or account == "root" or "\n" in str(read.known_hosts):
         raise DefibError(f"{account!r} cannot be the account: it is to be one of its own, for this alone")
+    if _SOURCES.fullmatch(sources) is None:
+        raise DefibError(f"--from {sources!r} is not a list of addresses (write 10.0.0.5,10.0.1.0/24)")
     if (control.user or ACCOUNT) != account:
         raise DefibError("control_ssh.user is another account than ssh.user: set that one up by hand")
-    steps = [_ACCOUNT.format(account=account)]
-    restricted = f'restrict,from="{sources}"' if sources else "restrict"
-    keys = []
-    if read.wrapper:
-        steps.append(_here(WRAPPER, wrapper(), "755"))
-        steps.append(_here("/etc/defib/allowed", allowed(sections_of(inventory, host)), "644"))
+    place = host.address if read.port == 22 else f"[{host.address}]:{read.port}"  # noqa: PLR2004
+    modes = [mode for mode, ssh in (("read", read), ("control", control)) if ssh.wrapper]
+    steps = [
+        _ACCOUNT.format(account=account),
+        *_wrapper(inventory, host, modes),
+        _KEYS.format(account=account, keys="\n".join(_keys(inventory, host, sources))),
+        *_rights(inventory, host, account, modes),
+    ]
+    return _HEAD.format(name=host.name, place=place, known_hosts=read.known_hosts) + "\n".join(steps)
+
+
+def _wrapper(inventory: Inventory, host: Host, modes: Sequence[str]) -> Iterator[str]:
+    """The wrapper and what it may do; what is not wanted any more goes."""
+    if not modes:
+        yield f"\n# It needs no wrapper.\nrm -rf {WRAPPER} /etc/defib/allowed {COMMANDS}\n"
+        return
+    yield _here(WRAPPER, wrapper(), "755")
+    yield _here("/etc/defib/allowed", allowed(sections_of(inventory, host)) if "read" in modes else "", "644")
+    yield _commands(commands_of(inventory, host) if "control" in modes else ())
+
+
+def _keys(inventory: Inventory, host: Host, sources: str) -> Iterator[str]:
+    """The lines of authorized_keys."""
+    read, control = host.ssh_for(control=False), host.ssh_for(control=True)
+    limits = ",".join(["restrict", *([f'from="{sources}"'] if sources else []), *_forwarding(inventory, host)])
+    for mode, ssh in (("read", read), ("control", control)):
+        if mode == "control" and (host.control_ssh is None or control.key_file == read.key_file):
+            continue
         # As root it may ask docker and read the kernel's log, which would otherwise want far more than this.
-        restricted_read = f'{restricted},command="sudo -n {WRAPPER} read"'
-    else:
-        restricted_read = restricted
-    keys.append(f"{restricted_read} {_public(read.key_file)}")
-    controls = host.control_ssh is not None and control.key_file != read.key_file
-    modes = ["read"] if read.wrapper else []
-    if controls and control.wrapper:
-        steps += [] if read.wrapper else [_here(WRAPPER, wrapper(), "755")]
-        steps.append(_commands(commands_of(inventory, host)))
-        keys.append(f'{restricted},command="sudo -n {WRAPPER} control" {_public(control.key_file)}')
-        modes.append("control")
-    elif controls:
-        keys.append(f"{restricted} {_public(control.key_file)}")
-    steps.append(_KEYS.format(account=account, keys="\n".join(keys)))
+        forced = f',command="sudo -n {WRAPPER} {mode}"' if ssh.wrapper else ""
+        yield f"{limits}{forced} {_public(ssh.key_file)}"
+
+
+def _rights(inventory: Inventory, host: Host, account: str, modes: Sequence[str]) -> Iterator[str]:
+    """What the account may do as root; what it may not any more goes."""
     lines = [_WRAPPER_SUDO.format(wrapper=WRAPPER)] if modes else []
     lines += [f"echo '{account} ALL=(root) NOPASSWD: {WRAPPER} {mode}'" for mode in modes]
-    if host.sudo.mode != "none" and not control.wrapper:
+    by_sudo = host.sudo.mode != "none" and "control" not in modes
+    if by_sudo:
         lines += [_sudoers_line(argv) for argv in commands_of(inventory, host)]
+    if by_sudo and host.sudo.mode == "password":
+        yield _ASKS.format(account=account)
     if lines:
         tag = "PASSWD:" if host.sudo.mode == "password" else "NOPASSWD:"
-        steps.append(_SUDOERS.format(account=control.user or account, tag=tag, lines="\n".join(lines)))
-    port = read.port
-    place = host.address if port == 22 else f"[{host.address}]:{port}"  # noqa: PLR2004
-    return _HEAD.format(name=host.name, place=place, known_hosts=read.known_hosts) + "\n".join(steps)
+        yield _SUDOERS.format(account=account, tag=tag, lines="\n".join(lines))
+    else:
+        yield "\n# It may do nothing as root.\nrm -f /etc/sudoers.d/defib\n"
+
+
+def _forwarding(inventory: Inventory, host: Host) -> list[str]:
+    """What the keys of a host may forward to, which others are reached through."""
+    behind = [other for other in inventory.hosts.values() if other.ssh is not None and other.ssh.via == host.name]
+    opens = sorted({f'permitopen="{other.address}:{other.ssh.port}"' for other in behind if other.ssh is not None})
+    return ["port-forwarding", *opens] if opens else []
 
 
 def sections_of(inventory: Inventory, host: Host) -> list[Section]:
@@ -196,8 +222,8 @@ if id {account} >/dev/null 2>&1; then
         exit 1
     }}
 else
-    useradd --system --create-home --shell /bin/sh {account}
     echo {account} > /etc/defib/account
+    useradd --system --create-home --shell /bin/sh {account}
 fi
 home=$(getent passwd {account} | cut -d: -f6)
 """
@@ -213,6 +239,10 @@ cat > "$home/.ssh/authorized_keys.new" <<'END_OF_FILE'
 END_OF_FILE
 chown root:root "$home/.ssh/authorized_keys.new" && chmod 644 "$home/.ssh/authorized_keys.new"
 mv "$home/.ssh/authorized_keys.new" "$home/.ssh/authorized_keys"
+"""
+_ASKS = """
+[ "$(passwd -S {account} | cut -d' ' -f2)" = P ] ||
+    echo "sudo asks for a password: give it the one of the inventory with: passwd {account}" >&2
 """
 _WRAPPER_SUDO = """echo 'Defaults!{wrapper} env_keep += "SSH_ORIGINAL_COMMAND"'"""
 _SUDOERS = """

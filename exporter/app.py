@@ -18,7 +18,7 @@ from runtime.redaction import Redactor
 from runtime.web import Access, application, is_loopback
 from runtime.webconfig import WebConfig
 
-RESOLVER_THREADS = "64"
+RESOLVER_THREADS = "1024"  # libuv lets half of them wait for name servers
 log = structlog.get_logger()
 
 
@@ -34,8 +34,9 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
     reloading = asyncio.Lock()
 
     async def start() -> None:
-        await watcher.apply(loaded.inventory)
-        _settle()
+        async with reloading:
+            await watcher.apply(loaded.inventory)
+            _settle()
         metrics.reloaded(successful=True)
         started.set()
 

@@ -15,8 +15,8 @@ from exporter.readings import SHARED_FOR, Readings
 from exporter.samples import Samples
 from exporter.schedule import Schedule, jittered
 from fleet.model import Host
-from fleet.readings import NotRead, Output, Section, read
-from fleet.shells import ShellError
+from fleet.readings import NOT_READ, NotRead, Output, Section, read
+from fleet.shells import ENDED_BY_TIMEOUT, HostKeyRefused, ShellError
 from fleet.shells.pool import Shells
 from fleet.shells.ssh import CONNECT_WITHIN
 from runtime.redaction import Redactor
@@ -28,6 +28,9 @@ log = structlog.get_logger()
 
 FAMILIES = (
     Family("host_up", "gauge", "Whether the host's shell answers."),
+    Family(
+        "host_key_changed", "gauge", "Whether the host shows another key than the one pinned; nothing is sent then."
+    ),
     Family("host_collect_success", "gauge", "Whether a collector read all that it should."),
     Family("host_collect_duration_seconds", "gauge", "Duration of a collector's last run."),
     *(family for kind in COLLECTORS.values() for family in kind.families),
@@ -49,6 +52,11 @@ class Run:
     @property
     def key(self) -> str:
         return f"{self.name} {self.host.name}"
+
+    def goes_on_as(self, other: "Run") -> bool:
+        """Whether it reads the same, of the same host, under the same name."""
+        mine, others = self.host, other.host
+        return self.options == other.options and (mine.reach, mine.group) == (others.reach, others.group)
 
     @property
     def deadline(self) -> float:
@@ -76,16 +84,15 @@ class Collection:
     async def apply(self, hosts: Mapping[str, Host]) -> None:
         """Collect what `hosts` say; a collector of a host that is as it was is not touched."""
         fresh = {run.key: run for run in _runs(hosts)}
-        gone = [
-            run
-            for key, run in self._runs.items()
-            if key not in fresh or (fresh[key].host, fresh[key].options) != (run.host, run.options)
-        ]
+        gone = [run for key, run in self._runs.items() if key not in fresh or not run.goes_on_as(fresh[key])]
         await _end(gone)
         for run in gone:
             del self._runs[run.key]
-            self._page.drop(run.key)
-        for name in {run.host.name for run in gone} - {run.host.name for run in self._runs.values()}:
+            if run.key not in fresh:  # else what it measured stands until the new one has measured
+                self._page.drop(run.key)
+        for key, run in self._runs.items():
+            run.host = fresh[key].host  # with other labels, perhaps
+        for name in {run.host.name for run in gone} - {run.host.name for run in fresh.values()}:
             self._page.drop(f"up {name}")
         for key, run in fresh.items():
             if key not in self._runs:
@@ -115,7 +122,7 @@ class Collection:
         samples = Samples(run.host.name)
         started = time.perf_counter()
         why: str | None = None
-        answered, late = True, False
+        answered, late, key_changed = True, False, False
         try:
             async with asyncio.timeout(run.deadline + CONNECT_WITHIN):
                 await run.collector.collect(lambda sections: self._read(run, sections), samples)
@@ -123,8 +130,10 @@ class Collection:
             why, late = str(failure), failure.late
         except ShellError as error:
             why, answered = str(error), False
+            key_changed = isinstance(error, HostKeyRefused) and error.changed
         except TimeoutError:
-            why, late = "it did not end in time", True
+            # Whatever hangs on a host, its shell ends it: it is the shell that does not answer.
+            why, late, answered = "it did not end in time", True, False
         except Exception as error:
             why = f"the collector itself failed: {type(error).__name__}"
             if why != run.why:
@@ -135,8 +144,13 @@ class Collection:
         samples.add("host_collect_duration_seconds", took, collector=run.name)
         self._page.put(run.key, samples.lines)
         up = labels({"host": run.host.name, "group": run.host.group})
-        self._page.put(f"up {run.host.name}", {"host_up": f"host_up{{{up}}} {int(answered)}\n"})
-        if why != run.why:
+        told = {"host_up": f"host_up{{{up}}} {int(answered)}\n"}
+        if answered or key_changed:
+            told["host_key_changed"] = f"host_key_changed{{{up}}} {int(key_changed)}\n"
+        self._page.put(f"up {run.host.name}", told)
+        if why != run.why and key_changed:
+            log.error("host key changed", host=run.host.name, collector=run.name, why=self._told(why))
+        elif why != run.why:
             log.info("collected", host=run.host.name, collector=run.name, success=why is None, why=self._told(why))
         run.why = why
 
@@ -144,7 +158,7 @@ class Collection:
         return None if why is None else self._redact(why)[:500]
 
     async def _read(self, run: Run, sections: Sequence[Section]) -> Mapping[str, Output]:
-        """The outputs of all sections that came in time. Raises ShellError where the host was not reached."""
+        """The outputs of all sections, of those that did not come why. Raises ShellError where none came."""
         found: dict[str, Output] = {}
         if run.collector.shared:
             reading = self._readings.of(run.host.name, since=asyncio.get_running_loop().time() - SHARED_FOR)
@@ -157,7 +171,9 @@ class Collection:
         error = await read(shell, limited, timeout=run.deadline, tell=found.__setitem__)
         if not found:
             raise error
-        return found
+        late = isinstance(error, NotRead) and error.late
+        missing = Output(ENDED_BY_TIMEOUT[0] if late else NOT_READ, str(error))
+        return {section.name: missing for section in sections} | found
 
 
 def _runs(hosts: Mapping[str, Host]) -> Iterator[Run]:

@@ -43,7 +43,7 @@ async def probe(
     duration = time.perf_counter() - started
     if seen.began is not None:
         started_at = min(started_at, seen.began)
-    line = sayable(seen.redact(" ".join(message.split())))[:MESSAGE_LIMIT]
+    line = sayable(" ".join(seen.redact(message).split()))[:MESSAGE_LIMIT]
     return Result(reason is None, reason, line, started_at, duration, seen)
 
 

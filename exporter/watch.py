@@ -63,7 +63,9 @@ class Watch:
         news = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)
         self.last = result
         trace = result.seen.evidence.get("traceback")
-        result.seen.evidence.clear()  # for `defib probe` only; of 10,000 services it would be much
+        # For `defib probe` only, or for while it ran: of 10,000 services it would be much.
+        result.seen.evidence.clear()
+        result.seen.overdue = None  # an exception holds all that it has passed through
         if result.reason is not None:
             self.failures[result.reason] += 1
             self.recent.append(result)

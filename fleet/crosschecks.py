@@ -4,6 +4,7 @@ Works on the raw maps, so that a mistake elsewhere does not hide these.
 """
 
 import difflib
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -12,6 +13,7 @@ from fleet.documents import Document, Location, Wrong
 from fleet.model import Kinds
 
 Raw = Mapping[str, Any]
+CARRIES = re.compile(r"[A-Za-z0-9@:._/-]+")  # what the wrapper of a host takes as a name
 FEW = 20_000  # names among which a near one is looked for
 
 
@@ -60,11 +62,14 @@ def _hosts(document: Document, hosts: Mapping[str, Raw]) -> Iterator[Wrong]:
     for name, host in hosts.items():
         if host.get("collect"):
             yield from _shell(document, ("hosts", name, "collect"), hosts, name)
+            yield from _carried(document, ("hosts", name, "collect"), host, host["collect"])
         for key in ("ssh", "control_ssh"):
             ssh = host.get(key)
             if isinstance(ssh, dict) and isinstance(ssh.get("via"), str):
                 where = ("hosts", name, key, "via")
                 yield from _unknown(document, where, ssh["via"], hosts, "host")
+                if _is_wrapped(hosts.get(ssh["via"], {})):
+                    yield document.wrong(where, f"{ssh['via']} only runs its wrapper (ssh.wrapper)")
                 if hosts.get(ssh["via"], {}).get("shell") == "local":
                     yield document.wrong(where, f"{ssh['via']} is not reached over SSH")
 
@@ -83,10 +88,24 @@ def _services(
                 where = ("services", name, part, kind)
                 if getattr(table.get(kind), "needs_host", False):
                     yield from _shell(document, where, hosts, host)
+                if part == "probe" and kind in ("unit", "program"):
+                    yield from _carried(document, where, hosts.get(str(host), {}), {kind: service[part][kind]})
                 if part == "control" and getattr(table.get(kind), "needs_host", False):
                     yield from _own_key(document, where, host, hosts.get(str(host), {}))
                 if getattr(table.get(kind), "needs_plain_shell", False) and _is_wrapped(hosts.get(str(host), {})):
                     yield document.wrong(where, f"{host} takes no commands but its wrapper's (ssh.wrapper)")
+
+
+def _carried(document: Document, where: Location, host: Raw, kinds: Raw) -> Iterator[Wrong]:
+    """Names that the wrapper of a host cannot be asked for."""
+    if not _is_wrapped(host):
+        return
+    for kind, key in (("systemd", "units"), ("supervisor", "configs"), ("unit", "name"), ("program", "config")):
+        options = kinds.get(kind)
+        names = options.get(key) if isinstance(options, dict) else None
+        for name in names if isinstance(names, list) else [names] if names else []:
+            if CARRIES.fullmatch(str(name)) is None:
+                yield document.wrong(where, f"{str(name)!r} holds what the host's wrapper does not take (ssh.wrapper)")
 
 
 def _own_key(document: Document, where: Location, name: Any, host: Raw) -> Iterator[Wrong]:

@@ -1,6 +1,7 @@
 """What every HTTP or TLS peer may ask of us: credentials, certificates, an address."""
 
 import base64
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
@@ -102,9 +103,9 @@ SecretUrl = Annotated[SecretStr, AfterValidator(_check_secret_url)]
 
 
 def check_address(address: str) -> str:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:  # noqa: PLR2004
-        raise ValueError("is not an address (write host:port)")
+    found = re.fullmatch(r"(?:\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]{}]+):(\d+)", address)
+    if found is None or not 0 < int(found[1]) < 65536:  # noqa: PLR2004
+        raise ValueError("is not an address (write host:port, or [v6]:port)")
     return address
 
 
@@ -149,6 +150,12 @@ class Tls(Part):
     cert_file: ExistingFile | None = None
     key_file: ExistingFile | None = None
     server_name: ServerName | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Tls":
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file is of no use without cert_file")
+        return self
 
 
 class Endpoint(Part):

@@ -7,6 +7,7 @@ which there are. Good rows may stand beside lines about cards that are lost, and
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from fleet.readings import Section
 
@@ -15,8 +16,8 @@ _ABSENT = {"[N/A]", "N/A", "[Not Supported]", "[Insufficient Permissions]", "[Fu
 _FAULTS = {"[Unknown Error]", "[GPU requires reset]", "ERR!", "[GPU is lost]"}
 _DEPRECATED = "[Requested functionality has been deprecated]"
 _HEX_ID = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?(?:$|/)")
-_LOST = re.compile(r"handle for GPU\s*(\d+)?:?\s*([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f])")
-_XID = re.compile(r"^\[\s*(\d+\.\d+)\].*?NVRM: Xid \(((?:PCI:)?[0-9a-fA-F:.]+)\).*?: (\d+),")
+_LOST = re.compile(r"handle for GPU\s*(?:(\d+):\s+)?([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f])")
+_XID = re.compile(r"^(?:<\d+>)?\[\s*([^\]]+?)\].*?NVRM: Xid \(((?:PCI:)?[0-9a-fA-F:.]+)\).*?: (\d+),")
 
 # The fields that we publish, each by the names that drivers have had for it, the newest first.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -120,6 +121,7 @@ exit 0
 
 XIDS = Section("xids", """
 grep '^btime ' /proc/stat
+date '+zone %z'
 dmesg 2>/dev/null | grep 'NVRM: Xid' | tail -n 200
 exit 0
 """)  # fmt: skip
@@ -196,13 +198,27 @@ def memory_by_container(output: str) -> dict[str, dict[str, float]]:
 
 def xids(output: str) -> dict[tuple[str, str], float]:
     """When each XID was last seen, in Unix time, by PCI address (without its function) and number."""
-    booted = 0.0
+    booted, zone = 0.0, "+0000"
     found: dict[tuple[str, str], float] = {}
     for line in output.splitlines():
         if line.startswith("btime "):
             booted = float(line.split()[1])
-        elif (seen := _XID.match(line)) is not None:
+        elif line.startswith("zone "):
+            zone = line.split()[1]
+        elif (seen := _XID.match(line)) is not None and (at := _logged(seen[1], booted, zone)) is not None:
             address = pci_address(seen[2].removeprefix("PCI:"))
             key = (address.partition(".")[0], seen[3])
-            found[key] = max(found.get(key, 0.0), booted + float(seen[1]))
+            found[key] = max(found.get(key, 0.0), at)
     return found
+
+
+def _logged(text: str, booted: float, zone: str) -> float | None:
+    """Unix time of a line of the kernel's log: seconds since the start, or what dmesg makes of them in a time zone."""
+    try:
+        return booted + float(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.strptime(f"{text} {zone}", "%a %b %d %H:%M:%S %Y %z").timestamp()
+    except ValueError:
+        return None

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from fleet.shells import OUTPUT_LIMIT, Shell, ShellError
 
 T = TypeVar("T")
+WRAPPER_LIMIT = 59.0  # seconds that it gives a section at most
 SHARE = 0.8  # of a section's time that its script may take
 
 
@@ -28,6 +29,9 @@ class Section:
     names: tuple[str, ...] = ()
     timeout: float = 10.0  # seconds, of which the script may take most
     rank: int = 0  # those that are more likely to hang come later, so that the others need not wait for them
+
+
+NOT_READ = -1  # the status of a section whose end did not come; its text is why
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ section() {
     section=$1 limit=$2 script=$3
     shift 3
     output=$(limited "$limit" sh -c "$script" sh "$@" </dev/null 2>&1)
-    printf '\\n%s %s\\n%s\\n%s %s %s\\n' "$mark" "$section" "$output" "$mark" "$section" "$?"
+    printf '\\n%s %s\\n%s\\n%s %s %s\\n' "$mark" "$section" "$output$more" "$mark" "$section" "$?"
 }
 in_order() {
     first=$1
@@ -133,7 +137,7 @@ async def read(shell: Shell, sections: Sequence[Section], *, timeout: float, tel
         stdin = script(sections, marker).encode()
         done = await shell.run(["sh", "-s"], timeout=timeout, stdin=stdin, heard=listener.hear)
     why = done.why or (done.stderr.strip().splitlines() or ["it was cut short"])[-1]
-    if done.status is None and not done.stdout:
+    if done.status is None and not done.stdout and not done.late:
         return ShellError(why)
     return NotRead(why, late=done.late)
 
@@ -145,12 +149,13 @@ def script(sections: Sequence[Section], marker: str) -> str:
         for number, each in enumerate(sections)
     )
     numbers = " ".join(map(str, range(len(sections))))
-    return f"mark={shlex.quote(marker)}\n{LIBRARY}one() {{ case $1 in\n{cases}esac; }}\nin_order {numbers}\n"
+    return f"mark={shlex.quote(marker)} more=\n{LIBRARY}one() {{ case $1 in\n{cases}esac; }}\nin_order {numbers}\n"
 
 
 def item(section: Section) -> str:
     """A section as the wrapper on a host is asked for it (deploy/ssh/defib-shell)."""
-    return f"{section.name}:{limit_of(section)}:{','.join(section.names)}"
+    limit = min(max(SHARE * section.timeout, 0.1), WRAPPER_LIMIT)
+    return f"{section.name}:{limit:.3g}:{','.join(section.names)}"
 
 
 def limit_of(section: Section) -> str:

@@ -22,6 +22,15 @@ def _program(name: str) -> str:
 Program = Annotated[str, AfterValidator(_program)]
 
 
+def _config(path: Path) -> Path:
+    if not path.is_absolute() or any(character.isspace() or character == "," for character in str(path)):
+        raise ValueError("is not the path of a configuration on the host (write /etc/supervisord.conf)")
+    return path
+
+
+Config = Annotated[Path, AfterValidator(_config)]
+
+
 def verb(name: str, program: str, config: Path | None) -> list[str]:
     """`supervisorctl start|stop|restart|status PROGRAM`."""
     return [*_supervisorctl(config), name, program]

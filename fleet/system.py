@@ -27,9 +27,12 @@ done
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Seconds, bytes, and Unix times; `busy` and `total` are jiffies of all CPUs since the start."""
+    """Seconds, bytes, and Unix times; `busy` and `total` are jiffies of all CPUs since the start.
 
-    now: float | None
+    `now` is between which times the clock was: busybox's date tells whole seconds.
+    """
+
+    now: tuple[float, float] | None
     load: tuple[float, float, float]
     cpus: int
     busy: int
@@ -80,12 +83,12 @@ def machine(output: str) -> Machine:
         raise ValueError(f"/proc did not tell {error}") from None
 
 
-def _time(words: list[str]) -> float | None:
-    """Seconds; busybox's date knows no nanoseconds, and then the half of a second is the best guess."""
+def _time(words: list[str]) -> tuple[float, float] | None:
     seconds, _, rest = (words[0] if words else "").partition(".")
     if not seconds.isdigit():
         return None
-    return float(f"{seconds}.{rest}") if rest.isdigit() else int(seconds) + 0.5
+    exact = float(f"{seconds}.{rest}") if rest.isdigit() else None
+    return (float(seconds), float(seconds) + 1.0) if exact is None else (exact, exact)
 
 
 def filesystems(output: str) -> list[Filesystem]:

@@ -38,7 +38,7 @@ def format_duration(seconds: float) -> str:
 def parse_size(value: object) -> int:
     """Bytes of `64KiB`, `10MiB`. Raises ValueError."""
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
+    if match is None or not int(match[1]):
         raise ValueError("is not a size (write 64KiB or 10MiB)")
     return int(match[1]) * _BYTES[match[2]]
 

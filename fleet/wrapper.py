@@ -43,8 +43,6 @@ refuse() {
     echo "defib-shell: $1" >&2
     exit 126
 }
-may() { grep -Fqx -e "$1" "$allowed" 2>/dev/null || refuse "$1 is not in $allowed"; }
-
 if [ "$mode" = control ]; then
     case $SSH_ORIGINAL_COMMAND in
     '' | *[!a-z0-9.\ ]*) refuse "it takes run SECONDS DIGEST" ;;
@@ -63,6 +61,8 @@ if [ "$mode" = control ]; then
     exec sh "$commands/$3"
 fi
 [ "$mode" = read ] || refuse "its first argument is read or control"
+# Whatever hangs in the kernel, this ends.
+[ "$4" = bounded ] || ! command -v timeout >/dev/null 2>&1 || exec timeout -k 1 70 sh "$0" read "$2" "$3" bounded
 case $SSH_ORIGINAL_COMMAND in
 '' | *[!A-Za-z0-9@:._,/\ -]*) refuse "it takes read MARK SECTION:SECONDS:NAMES …" ;;
 esac
@@ -72,40 +72,66 @@ mark=$2
 shift 2
 """
 
-_CHECK = r"""
-# supervisorctl runs what its configuration says: as root, only root may have written that.
-for_root_alone() {
-    [ "$(id -u)" -eq 0 ] || return 0
-    IFS=,
-    set -- $1
-    unset IFS
-    for config; do
-        [ "$config" = - ] && continue
-        for path in "$config" "${config%/*}/"; do
-            case $(ls -ldn "$path" 2>/dev/null) in
-            [-d]????-??-?*" 0 "*) ;;
-            *) refuse "$path is not root's alone" ;;
-            esac
-        done
+_CHECKS = r"""
+# What is refused is a section, or one of its names: the others are none the worse for it.
+refused() { printf '\n%s %s\n%s\n%s %s 126\n' "$mark" "$section" "defib-shell: $1" "$mark" "$section"; }
+may() { grep -Fqx -e "$1" "$allowed" 2>/dev/null; }
+is_a_time() { # below 60 s, and longer than none
+    case $1 in
+    *[!0-9.]* | *.*.* | .* | *.) return 1 ;;
+    esac
+    case ${1%%.*} in
+    0 | [1-9] | [1-5][0-9]) ;;
+    *) return 1 ;;
+    esac
+    case $1 in
+    *[1-9]*) ;;
+    *) return 1 ;;
+    esac
+}
+# supervisorctl runs what its configuration says: as root, nobody else may have a say in that, nor in where it lies.
+is_root_s_alone() {
+    [ "$1" != - ] && [ "$(id -u)" -eq 0 ] || return 0
+    path=$(readlink -f "$1") && [ -f "$path" ] || return 1
+    while :; do
+        set -- $(ls -ldn "$path" 2>/dev/null)
+        case $1 in
+        [-d]????-??-?*) ;;
+        *) return 1 ;;
+        esac
+        [ "$3" = 0 ] || return 1
+        [ "$path" != / ] || return 0
+        path=${path%/*}
+        path=${path:-/}
     done
 }
-for item; do
-    rest=${item#*:}
-    section=${item%%:*} limit=${rest%%:*} names=${rest#*:}
-    case $limit in
-    '' | *[!0-9.]* | 0 | 0. | 0.0* | 00* | .* | *.*.* | [6-9][0-9]* | [1-9][0-9][0-9]*)
-        refuse "$limit is not a time below 60 s" ;;
-    esac
+why_not() { # section, name
+    if ! may "$1 $2"; then echo "defib-shell: $1 $2 is not in $allowed"
+    elif [ "$1" = supervisor ] && ! is_root_s_alone "$2"; then echo "defib-shell: $2 is not root's alone"; fi
+}
+"""
+
+# What tells of a name that is refused, as the section's own script tells of one that it cannot read.
+_TOLD = """
+    more=
     case $section in
-    @NAMED@)
-        IFS=,
-        for name in $names; do may "$section $name"; done
-        unset IFS
-        if [ "$section" = supervisor ]; then for_root_alone "$names"; fi ;;
-    *) may "$section" ;;
+    systemd | supervisor)
+        for name; do
+            shift
+            why=$(why_not "$section" "$name")
+            case $why$section in
+            systemd | supervisor) set -- "$@" "$name" ;;
+            *systemd) more="$more
+unit: $name
+$why" ;;
+            *supervisor) more="$more
+config: $name
+$why
+failed: 126" ;;
+            esac
+        done ;;
+    *) may "$section" || { refused "$section is not in $allowed"; return; } ;;
     esac
-done
-in_order "$@"
 """
 
 
@@ -117,10 +143,11 @@ def wrapper() -> str:
     )
     one = (
         "one() {\n    rest=${1#*:}\n    section=${1%%:*} limit=${rest%%:*} names=${rest#*:}\n"
-        f'    case $section in\n{cases}    *) refuse "there is no section $section" ;;\n    esac\n'
-        '    IFS=,\n    set -- $names\n    unset IFS\n    section "$section" "$limit" "$script" "$@"\n}\n'
+        f'    case $section in\n{cases}    *) refused "there is no section $section"; return ;;\n    esac\n'
+        '    is_a_time "$limit" || { refused "$limit is not a time below 60 s"; return; }\n'
+        f'    IFS=,\n    set -- $names\n    unset IFS{_TOLD}    section "$section" "$limit" "$script" "$@"\n}}\n'
     )
-    return f"{_HEAD}\n{LIBRARY}\n{one}{_CHECK.replace('@NAMED@', ' | '.join(NAMED))}"
+    return f'{_HEAD}\n{LIBRARY}{_CHECKS}{one}in_order "$@"\n'
 
 
 def command_file(argv: Sequence[str]) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import asyncssh
@@ -47,16 +47,25 @@ async def start(keeper: Keeper, folder: Path, port: int, env: Mapping[str, str])
     real = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
     if real is None or (os.geteuid() == 0 and wrapper is None):
         return await _asyncssh(keeper, folder, made, env)
-    if os.geteuid() == 0 and not _PRIVILEGE_SEPARATION.exists():
-        await keeper.own_folder(_PRIVILEGE_SEPARATION)
-        _PRIVILEGE_SEPARATION.mkdir(mode=0o755)
+    if os.geteuid() == 0:
+        _PRIVILEGE_SEPARATION.mkdir(mode=0o755, exist_ok=True)  # stays: another sshd may have come to need it
     (folder / "home").mkdir()
     (folder / "config").write_text(_config(folder, made, env))
-    pid = await keeper.start(
-        [real, "-D", "-e", "-f", str(folder / "config")], folder / "log", _wrapped(folder, wrapper)
-    )
+    return await _real(keeper, folder, made, real, _wrapped(folder, wrapper))
+
+
+async def again(keeper: Keeper, folder: Path, made: Sshd) -> Sshd:
+    """Start a real sshd that has ended once more, as it was."""
+    real = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
+    if real is None:
+        raise StartError("there is no sshd")
+    return await _real(keeper, folder, made, real, _wrapped(folder, _nss_wrapper()))
+
+
+async def _real(keeper: Keeper, folder: Path, made: Sshd, real: str, env: Mapping[str, str]) -> Sshd:
+    pid = await keeper.start([real, "-D", "-e", "-f", str(folder / "config")], folder / "log", env)
     if await answers(made):
-        return Sshd(port, user, made.key_file, made.known_hosts, pid)
+        return replace(made, pid=pid)
     raise StartError(f"sshd does not answer: {(folder / 'log').read_text()[-500:]}")
 
 

@@ -1,25 +1,32 @@
 """What every collector is."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
-from pydantic import GetJsonSchemaHandler, model_validator
+from pydantic import AfterValidator, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from exporter.samples import Samples
 from fleet.endpoints import Part
-from fleet.readings import Output, Section
+from fleet.readings import NOT_READ, Output, Section
 from fleet.shells import ENDED_BY_TIMEOUT
 from fleet.units import PositiveDuration
 
+SHORTEST = 0.2  # seconds between two runs
 Read = Callable[[Sequence[Section]], Awaitable[Mapping[str, Output]]]
+
+
+def _not_too_often(every: float) -> float:
+    if every < SHORTEST:
+        raise ValueError(f"is too often (at least {SHORTEST * 1000:g}ms)")
+    return every
 
 
 class Every(Part):
     """How often a collector runs; `30s` stands for `{every: 30s}`."""
 
-    every: PositiveDuration
+    every: Annotated[PositiveDuration, AfterValidator(_not_too_often)]
 
     @model_validator(mode="before")
     @classmethod
@@ -66,6 +73,8 @@ def good(outputs: Mapping[str, Output], name: str) -> str:
     output = outputs.get(name)
     if output is None:
         raise CollectFailure(f"{name} was not read to its end")
+    if output.status == NOT_READ:
+        raise CollectFailure(f"{name} was not read to its end: {output.text}")
     if output.status in ENDED_BY_TIMEOUT:
         raise CollectFailure(f"{name} did not answer in time", late=True)
     if output.status != 0:

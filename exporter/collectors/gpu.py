@@ -6,7 +6,7 @@ from exporter.collectors.collecting import CollectFailure, Collecting, Every, Re
 from exporter.page import Family
 from exporter.samples import Samples
 from fleet import gpu
-from fleet.readings import Output, Section
+from fleet.readings import NOT_READ, Output, Section
 from fleet.shells import ENDED_BY_TIMEOUT
 
 MIB, MHZ, PERCENT, MICROSECOND = 2.0**20, 1e6, 0.01, 1e-6
@@ -77,17 +77,23 @@ class Gpu(Collecting[Every]):
 
     async def collect(self, read: Read, samples: Samples) -> None:
         if self._fields is None:
-            self._fields = await self._offered(read)
+            self._fields = await self._offered(read, samples)
         outputs = await read(self._sections(self._fields))
         queried = outputs.get(QUERY)
         if queried is not None and "is not a valid field" in queried.text:
             # Another driver than the one that was asked for its fields.
-            self._fields = await self._offered(read)
+            self._fields = await self._offered(read, samples)
             outputs = await read(self._sections(self._fields))
         self._add(outputs, list(self._fields), samples)
 
-    async def _offered(self, read: Read) -> Mapping[str, str]:
-        found = gpu.offered(good(await read((gpu.HELP,)), FIELDS))
+    async def _offered(self, read: Read, samples: Samples) -> Mapping[str, str]:
+        # Where the driver hangs already, the kernel's log is all that there is to be had.
+        outputs = await read((gpu.XIDS, gpu.HELP))
+        try:
+            found = gpu.offered(good(outputs, FIELDS))
+        except CollectFailure:
+            self._add_xids(outputs, samples)
+            raise
         if "index" not in found:
             raise CollectFailure("nvidia-smi --help-query-gpu names none of the fields that we know")
         return found
@@ -98,12 +104,14 @@ class Gpu(Collecting[Every]):
         return [gpu.XIDS, gpu.query(fields.values()), gpu.PROCESSES, *more]
 
     def _add(self, outputs: Mapping[str, Output], fields: list[str], samples: Samples) -> None:
-        self._add_xids(outputs, samples)
         queried = outputs.get(QUERY)
-        if queried is None or queried.status in ENDED_BY_TIMEOUT:
-            raise CollectFailure("nvidia-smi did not answer in time", late=True)
+        if queried is None or queried.status in (NOT_READ, *ENDED_BY_TIMEOUT):
+            self._add_xids(outputs, samples)
+            good(outputs, QUERY)
+        assert queried is not None  # noqa: S101 - good() has seen to that
         answer = gpu.answer(queried.text, fields)
-        self._remember(answer)
+        self._remember(answer)  # first: by what was remembered, XIDs find their card
+        self._add_xids(outputs, samples)
         for card in answer.cards:
             self._add_card(card, samples)
         alive = {card.values["index"] for card in answer.cards}
@@ -117,6 +125,7 @@ class Gpu(Collecting[Every]):
             raise CollectFailure(f"nvidia-smi: exit {queried.status}: {answer.said or queried.last_line}")
         if not answer.cards:
             raise CollectFailure(f"nvidia-smi told of no card: {queried.last_line}")
+        good(outputs, gpu.PROCESSES.name)
 
     def _add_card(self, card: gpu.Card, samples: Samples) -> None:
         index, values = card.values["index"], card.values
@@ -158,7 +167,8 @@ class Gpu(Collecting[Every]):
     def _add_xids(self, outputs: Mapping[str, Output], samples: Samples) -> None:
         told = outputs.get(gpu.XIDS.name)
         for (address, xid), at in sorted((gpu.xids(told.text) if told is not None else {}).items()):
-            index = next((index for pci, index in self._index_of.items() if pci.startswith(address)), address)
+            known = (index for pci, index in self._index_of.items() if pci.startswith(address))
+            index = next(known, f"{address}.0")  # as a lost card is called
             samples.add("gpu_xid_last_timestamp_seconds", at, gpu=index, xid=xid)
 
     def _remember(self, answer: gpu.Answer) -> None:

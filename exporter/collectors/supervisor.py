@@ -1,7 +1,5 @@
 """The `supervisor` collector: the programs of every supervisord that is named, or of the one that has no name."""
 
-from pathlib import Path
-
 from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
 from exporter.page import Family
 from exporter.samples import Samples
@@ -12,7 +10,7 @@ FAMILIES = (Family("host_program_running", "gauge", "Whether a program of superv
 
 
 class SupervisorOptions(Every):
-    configs: list[Path] = []
+    configs: list[supervisor.Config] = []
 
 
 class Supervisor(Collecting[SupervisorOptions]):
@@ -23,7 +21,7 @@ class Supervisor(Collecting[SupervisorOptions]):
         return [supervisor.named(config) for config in self.options.configs] or [supervisor.named(None)]
 
     def sections(self) -> list[Section]:
-        configs: list[Path | None] = [*self.options.configs]
+        configs: list[supervisor.Config | None] = [*self.options.configs]
         return [supervisor.reading(config) for config in configs or [None]]
 
     async def collect(self, read: Read, samples: Samples) -> None:

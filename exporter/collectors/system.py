@@ -59,7 +59,8 @@ class System(Collecting[Every]):
         samples.add("host_boot_timestamp_seconds", found.booted)
         if found.now is not None:
             # The clock was read between the question and the answer: no offset, if it could be so.
-            offset = min(0.0, found.now - asked) or max(0.0, found.now - answered)
+            earliest, latest = found.now
+            offset = min(0.0, latest - asked) or max(0.0, earliest - answered)
             samples.add("host_clock_offset_seconds", offset)
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
-from OpenSSL import SSL
+from OpenSSL import SSL, crypto
 
 from exporter.results import Seen
 from fleet.endpoints import Tls
@@ -48,11 +47,14 @@ def is_literal(host: str) -> bool:
 @lru_cache(maxsize=4096)
 def facts(der: bytes) -> Facts:
     """Read a certificate; raises ValueError where it is none."""
-    certificate = x509.load_der_x509_certificate(der)
-    subject, issuer = (name.rfc4514_string()[:NAME_LIMIT] for name in (certificate.subject, certificate.issuer))
-    before, after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    told = f"{subject or _names(certificate)}, issued by {issuer}, valid {before:%F} to {after:%F}"
-    return Facts(subject, issuer, before.timestamp(), after.timestamp(), told)
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        subject, issuer = (name.rfc4514_string()[:NAME_LIMIT] for name in (certificate.subject, certificate.issuer))
+        before, after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        told = f"{subject or _names(certificate)}, issued by {issuer}, valid {before:%F} to {after:%F}"
+        return Facts(subject, issuer, before.timestamp(), after.timestamp(), told)
+    except Exception as error:  # the parser has errors of many kinds for what a stranger made
+        raise ValueError(f"the certificate cannot be read: {error}") from error
 
 
 def _names(certificate: x509.Certificate) -> str:
@@ -88,11 +90,11 @@ async def note_chain(
     connection.set_connect_state()
     with contextlib.suppress(SSL.Error, OSError):  # a server that wants a certificate of ours has shown its own before
         await _shake_hands(connection, reader, transport)
-    chain = connection.get_peer_cert_chain(as_cryptography=True) or []
+    chain = connection.get_peer_cert_chain() or []
     if not chain:
         return
     try:
-        found = [facts(certificate.public_bytes(Encoding.DER)) for certificate in chain]
+        found = [facts(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)) for certificate in chain]
     except ValueError:
         return
     found[0].note(seen, connection.get_protocol_version_name())

@@ -87,7 +87,7 @@ async def resolve(host: str, port: int, seen: Seen, dial: Addresses = ANY) -> li
         return [host]
     started = time.perf_counter()
     try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await _looked_up(host, port)
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ProbeFailure("resolve", f"cannot resolve {host}: {why}") from error
@@ -100,6 +100,23 @@ async def resolve(host: str, port: int, seen: Seen, dial: Addresses = ANY) -> li
     if not addresses:
         raise ProbeFailure("resolve", f"{host} has no address of IP version {' or '.join(map(str, dial.ip))}")
     return addresses
+
+
+_LOOKUPS: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[Any]] = {}
+
+
+async def _looked_up(host: str, port: int) -> list[tuple[Any, ...]]:
+    """What the system's resolver says; one that hangs holds a thread, so a name is asked for once at a time.
+
+    Raises OSError and UnicodeError.
+    """
+    loop = asyncio.get_running_loop()
+    key = loop, host, port
+    if key not in _LOOKUPS:
+        lookup = asyncio.ensure_future(loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        lookup.add_done_callback(lambda done: (_LOOKUPS.pop(key, None), done.cancelled() or done.exception()))
+        _LOOKUPS[key] = lookup
+    return list(await asyncio.shield(_LOOKUPS[key]))
 
 
 async def connect(

@@ -30,6 +30,7 @@ class Exchange(asyncio.Protocol):
         self._listen = on_body  # takes the body as it comes, in place of `body`
         self._head = 0  # bytes of headers and trailers
         self._unparsed = 0  # bytes of a head that has not ended
+        self._heard = False  # something of the body, in what came last
         self._framed = False  # the response itself tells where it ends
         self._parser = httptools.HttpResponseParser(self)
 
@@ -45,8 +46,9 @@ class Exchange(asyncio.Protocol):
         except httptools.HttpParserError as error:
             began = excerpt(data, self._seen)
             self.end(ProbeFailure("protocol", f"the answer is not HTTP: {error}; it begins {began}"))
-        # The parser tells of a name or value only once it has ended.
-        self._unparsed = 0 if self.status_known else self._unparsed + len(data)
+        # The parser tells of a name, a value or a chunk's extension only once it has ended.
+        self._unparsed = 0 if self._heard else self._unparsed + len(data)
+        self._heard = False
         self._bound_head(self._unparsed)
 
     def _bound_head(self, size: int) -> None:
@@ -83,6 +85,7 @@ class Exchange(asyncio.Protocol):
     def on_body(self, data: bytes) -> None:
         if self.done.done():
             return
+        self._heard = True
         self._size += len(data)
         if self._size <= self._max_body and self._listen is None:
             self.body += data

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import CookieJar
 from yarl import URL
 
-from exporter.expectations import EXAMINED, excerpt, parse_json
+from exporter.expectations import EXAMINED, apart, excerpt, parse_json
 from exporter.peers.connecting import connect, context_for, secure
 from exporter.peers.encodings import decoded
 from exporter.peers.exchange import Exchange, header
@@ -57,7 +57,7 @@ async def fetch(options: RequestOptions, seen: Seen, on_body: OnBody | None = No
     seen.evidence["body"] = body[:EXAMINED]
     encodings = exchange.header("content-encoding")
     if encodings is not None and body:
-        body = await asyncio.to_thread(decoded, body, encodings, options.max_body)
+        body = await apart(decoded, body, encodings, options.max_body)
         seen.evidence["body"] = body[:EXAMINED]
     took = time.perf_counter() - started
     return Answer(exchange.status, exchange.version, exchange.headers, body, took, request.secure)
@@ -157,9 +157,10 @@ async def _exchange(request: Request, options: RequestOptions, seen: Seen, on_bo
 
     transport: asyncio.Transport
     if request.proxy is not None:
+        context = context_for(tls) if request.secure else None
         transport, exchange = await _through(request.proxy, request, made, options, seen)
-        if request.secure:
-            transport = await secure(transport, exchange, context_for(tls), tls.server_name or request.host, seen)
+        if context is not None:
+            transport = await secure(transport, exchange, context, tls.server_name or request.host, seen)
     else:
         transport, exchange = await connect(
             request.host, request.port, made, seen, dial=options, tls=tls if request.secure else None

@@ -284,9 +284,10 @@ class Request:
         """The request that follows a redirect (RFC 9110, 15.4); credentials stay with their origin."""
         try:
             url = self.url.join(URL(location))
-        except ValueError:
-            url = URL()
-        if url.scheme not in ("http", "https") or not url.host:
+            good = url.scheme in ("http", "https") and bool(url.host) and url.port != 0
+        except (ValueError, IndexError):  # yarl has both for what is no URL
+            url, good = URL(), False
+        if not good:
             raise ProbeFailure("protocol", f"redirected to {excerpt(location.encode(), seen)}, which is no URL")
         headers = dict(self.headers)
         if url.origin() != self.url.origin():

@@ -1,7 +1,6 @@
 """The probes of what a host itself knows: containers, units, programs, ports. They share one reading of the host."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from pydantic import Field
@@ -45,7 +44,7 @@ class UnitOptions(HostOptions):
 
 class ProgramOptions(HostOptions):
     name: supervisor.Program
-    config: Path | None = None  # on the service's host
+    config: supervisor.Config | None = None  # on the service's host
 
     @property
     def section(self) -> Section:

@@ -1,17 +1,18 @@
 """The `http` probe: one request over a connection of our own, its answer held against what is expected."""
 
-import asyncio
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from exporter.expectations import JsonExpect, compiled, excerpt, judge_json, lacks, matches, parse_json, utf8
+from exporter.expectations import JsonExpect, apart, compiled, excerpt, judge_json, lacks, matches, parse_json, utf8
 from exporter.means import Means
 from exporter.peers.fetching import LONG, Answer, fetch
 from exporter.peers.requests import BodyOptions, HeaderName, RequestOptions
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part
 from fleet.units import Pattern, Patterns, PositiveDuration, as_list
+
+LONG_JSON = 4 * 1024  # bytes: a path may look at much of it, again and again
 
 
 def _statuses(value: object) -> list[tuple[int, int]]:
@@ -73,8 +74,8 @@ async def probe_http(options: HttpOptions, _means: Means, seen: Seen) -> None:
 
 async def judged(options: RequestOptions, expect: HttpExpect, answer: Answer, seen: Seen) -> None:
     """Hold an answer against what is expected; a long body does not hold up the other probes. Raises ProbeFailure."""
-    if len(answer.body) > LONG:
-        await asyncio.to_thread(_judge, options, expect, answer, seen)
+    if len(answer.body) > (LONG_JSON if expect.json_ else LONG):
+        await apart(_judge, options, expect, answer, seen)
     else:
         _judge(options, expect, answer, seen)
 

@@ -1,6 +1,5 @@
 """The `openai` probe: a real chat completion of an OpenAI-compatible server, timed to its first token."""
 
-import asyncio
 import json
 import time
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from exporter.expectations import excerpt, lacks, matches, parse_json
+from exporter.expectations import apart, excerpt, lacks, matches, parse_json
 from exporter.means import Means
 from exporter.peers.exchange import Exchange
 from exporter.peers.fetching import Answer, fetch
@@ -23,6 +22,7 @@ PATH = "/chat/completions"
 LINES_PER_TOKEN = 20  # that a stream may send, comments and blank ones too
 KEPT = 10_000  # bytes of an answer that is no stream
 LINE_LIMIT = 1024 * 1024
+MOST_TOKENS = 10**9  # that a server is believed to have counted
 # What would be more tokens than `max_tokens`, or another request.
 _OURS = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of")
 
@@ -71,11 +71,12 @@ class OpenaiOptions(RequestOptions):
     @property
     def target(self) -> str:
         """`url` may be the server, its API's root (`…/v1`), or the whole path."""
-        url = self.url.rstrip("/")
-        if url.endswith(PATH):
-            return url
-        bare = url.count("/") == 2  # noqa: PLR2004 - of the scheme's
-        return f"{url}/v1{PATH}" if bare else f"{url}{PATH}"
+        url, mark, query = self.url.partition("?")
+        url = url.rstrip("/")
+        if not url.endswith(PATH):
+            bare = url.count("/") == 2  # noqa: PLR2004 - of the scheme's
+            url = f"{url}/v1{PATH}" if bare else f"{url}{PATH}"
+        return f"{url}{mark}{query}"
 
     @property
     def verb(self) -> str:
@@ -165,8 +166,9 @@ class _Completion:
             said = excerpt(json.dumps(told["error"], ensure_ascii=False).encode("utf-8", "replace"), self._seen)
             raise ProbeFailure("status", f"the server told of an error: {said}")
         usage = told.get("usage")
-        if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
-            self._usage = usage["completion_tokens"]
+        counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if type(counted) is int and 0 <= counted <= MOST_TOKENS:
+            self._usage = counted
         choices = told.get("choices")
         if not isinstance(choices, list):
             raise ProbeFailure("json", "the answer has no choices")
@@ -197,7 +199,7 @@ async def probe_openai(options: OpenaiOptions, _means: Means, seen: Seen) -> Non
         seen.evidence["body"] = completion.text or bytes(completion.other)
     judge_status(options, [(200, 200)], _with_body(answer, completion), seen)
     if not options.stream:
-        completion.note(await asyncio.to_thread(parse_json, answer.body), "message")
+        completion.note(await apart(parse_json, answer.body), "message")
     elif not completion.ended:
         began = excerpt(completion.rest, seen)
         raise ProbeFailure("protocol", f"the stream ended before the completion did; beside events it said {began}")
@@ -233,6 +235,8 @@ def _judge(expect: OpenaiExpect, completion: _Completion, took: float, seen: See
     ):
         if seconds is not None and most is not None and seconds > most:
             raise ProbeFailure("latency", f"{what} took {seconds:.3f} s, expected less than {most:g} s")
-    rate, least = seen.gauges.get("service_llm_tokens_per_second"), expect.tokens_per_second_above
-    if rate is not None and least is not None and rate < least:
+    # What came in one piece has no rate of its own but that of the whole.
+    rate = seen.gauges.get("service_llm_tokens_per_second", completion.tokens / took)
+    least = expect.tokens_per_second_above
+    if least is not None and rate < least:
         raise ProbeFailure("latency", f"{rate:.1f} tokens per second came, expected more than {least:g}")

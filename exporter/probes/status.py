@@ -1,12 +1,11 @@
 """The `status` probe: a JSON page that tells of a service's parts, such as a transcoder's channels."""
 
-import asyncio
 from typing import Annotated, Any
 
 from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
 
-from exporter.expectations import JsonExpect, JsonPath, parse_json, unmet_by, utf8, values_at
+from exporter.expectations import EXAMINED, JsonExpect, JsonPath, apart, parse_json, unmet_by, utf8, values_at
 from exporter.means import Means
 from exporter.peers.fetching import Answer, fetch
 from exporter.peers.requests import RequestOptions
@@ -57,12 +56,11 @@ class StatusOptions(RequestOptions):
 async def probe_status(options: StatusOptions, _means: Means, seen: Seen) -> None:
     answer = await fetch(options, seen)
     await judged(options, options.expect, answer, seen)
-    components = await asyncio.to_thread(_components, options.components, answer, seen)
+    components = await apart(_components, options.components, answer, seen)
     seen.components = dict(list(components.items())[:SHOWN])
     down = [name for name, up in components.items() if not up]
     seen.evidence["components"] = f"{len(components) - len(down)} of {len(components)} up"
-    ratio = 1 - len(down) / len(components)
-    if ratio < options.wanted_ratio or len(down) == len(components):
+    if (len(components) - len(down)) / len(components) < options.wanted_ratio or len(down) == len(components):
         more = f" and {len(down) - NAMED} more" if len(down) > NAMED else ""
         wanted = options.up_when if isinstance(options.up_when, str) else f"{options.up_when:.0%}"
         names = seen.redact(", ".join(down[:NAMED]))
@@ -76,7 +74,7 @@ def _components(wanted: Components, answer: Answer, seen: Seen) -> dict[str, boo
     page = parse_json(utf8(answer.header("content-type"), answer.body))
     found: dict[str, bool] = {}
     for node in values_at(wanted.each, page):
-        name = _name(wanted, node)
+        name = seen.redact(_name(wanted, node))[:NAME_LIMIT]
         found[name] = found.get(name, True) and all(
             _meets(values_at(path, node.value), expected, seen) for path, expected in wanted.up.items()
         )
@@ -89,7 +87,7 @@ def _name(wanted: Components, node: JSONPathNode) -> str:
     """What `name` finds in the part, or else its key or index in the page."""
     names = values_at(wanted.name, node.value).values() if wanted.name else []
     name = names[0] if names else node.location[-1] if node.location else "page"
-    return sayable(str(name))[:NAME_LIMIT]
+    return sayable(str(name)[:EXAMINED])
 
 
 def _meets(found: list[JSONPathNode], expected: Any, seen: Seen) -> bool:

@@ -163,6 +163,8 @@ class SshShell:
                 await session.ended()
         except TimeoutError:
             self._drop(connection)  # a peer that keeps no deadline is not asked again on this connection
+            if not any(each.channel is not None for each in tried):
+                raise ShellError(f"{self._login.address}: no SSH session within {timeout:g} s") from None
             return Completed(None, "", "", f"no answer within {timeout:g} s", late=True)
         except asyncssh.ChannelOpenError as error:
             raise ShellError(f"{self._login.address}: no SSH session: {error.reason}") from error

@@ -1,7 +1,6 @@
 """The `supervisor` control: one program of supervisord."""
 
 import re
-from pathlib import Path
 from typing import ClassVar
 
 from fleet import supervisor
@@ -16,7 +15,7 @@ class SupervisorOptions(Part):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     program: supervisor.Program
-    config: Path | None = None  # on the service's host
+    config: supervisor.Config | None = None  # on the service's host
 
 
 async def control_supervisor(verb: Verb, options: SupervisorOptions, hands: Hands) -> Completed:

@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import collect, hosts, loop, probes, scale, scrape
+from tests.bench import collect, hosts, loop, probes, remediator, scale, scrape
 
 BENCHES = {
     "probes": probes.run,
@@ -10,6 +10,7 @@ BENCHES = {
     "scrape": scrape.run,
     "hosts": hosts.run,
     "collect": collect.run,
+    "remediator": remediator.run,
     "loop": loop.run,
 }
 

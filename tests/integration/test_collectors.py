@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import asyncssh
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,7 +21,8 @@ from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
 from exporter.metrics import Metrics
 from exporter.watch import Watcher
-from fleet.shells.ssh import Login, SshShell
+from fleet.systemd import Unit
+from fleet.systemd import units as systemd_units
 from fleet.wrapper import wrapper
 from runtime.redaction import Redactor
 from tests.gpu import CARD, write_nvidia_smi
@@ -232,7 +234,12 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
     programs = (
         "[program:well]\ncommand=/bin/sleep 1000\nstartsecs=0\n[program:ill]\ncommand=/bin/false\nstartretries=99\n"
     )
-    config = await start_supervisord(keeper, tmp_path, programs)
+    own = Path(
+        f"/run/defib-test-{os.getpid()}-{by_wrapper}"
+    )  # no temporary folder is root's alone, as the wrapper wants
+    own.mkdir()
+    await keeper.own_folder(own)
+    config = await start_supervisord(keeper, own, programs)
     path = f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     made, host = await over_ssh(keeper, tmp_path, path, DOCKER_HOST=os.environ["DOCKER_HOST"])
     if by_wrapper:
@@ -353,18 +360,31 @@ SAME: dict[str, tuple[tuple[str, ...], Callable[[float], float]]] = {
 }  # fmt: skip
 
 
+GPU_SECTIONS = "fields\ninstances\nprocesses\nquery\nxids\n"
+
+
+async def gpu_host(keeper: Keeper, folder: Path, *, by_wrapper: bool, **environment: str) -> dict[str, Any]:
+    """A host of which the `gpu` collector reads, plainly or through the wrapper."""
+    made, host = await over_ssh(keeper, folder, os.environ["PATH"], **environment)
+    if by_wrapper:
+        hardened(made, os.environ["PATH"], GPU_SECTIONS)
+        host = {**host, "ssh": {**host["ssh"], "wrapper": True}}
+    return {**host, "collect": {"gpu": "1s"}}
+
+
 if captures():  # they are kept beside the project, not in it
 
     @pytest.mark.needs("sshd")
+    @pytest.mark.parametrize("by_wrapper", [False, True])
     @pytest.mark.parametrize("phase", ["idle", "load"])
     @pytest.mark.parametrize("capture", captures(), ids=lambda path: path.stem)
     async def test_captures_of_real_cards(
-        keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, capture: Path, phase: str
+        keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, capture: Path, phase: str, by_wrapper: bool
     ) -> None:
         (tools / "nvidia-smi").symlink_to(SHARED / "nvidia-smi")
         environment = {"NVIDIA_SMI_CAPTURE": str(capture), "NVIDIA_SMI_PHASE": phase}
-        _, host = await over_ssh(keeper, tmp_path, os.environ["PATH"], **environment)
-        await collected.of({"h": {**host, "collect": {"gpu": "2s"}}})
+        host = await gpu_host(keeper, tmp_path, by_wrapper=by_wrapper, **environment)
+        await collected.of({"h": host})
         assert await collected.value("host_collect_success", "gpu") == 1
         argv: list[Any] = [tools / "nvidia-smi", f"--query-gpu={','.join(SAME)}", "--format=csv,noheader,nounits"]
         asked = subprocess.run(argv, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
@@ -373,6 +393,168 @@ if captures():  # they are kept beside the project, not in it
             assert collected.samples.get(key) == (None if number is None else pytest.approx(unit(number))), (key, text)
         assert collected.samples["gpu_count",] == 1
 
+    @pytest.mark.needs("sshd")
+    @pytest.mark.parametrize("by_wrapper", [False, True])
+    @pytest.mark.parametrize("answer", sorted((SHARED / "errors").glob("*_rc*.txt")), ids=lambda path: path.stem)
+    async def test_answers_of_broken_drivers_and_cards(
+        keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, answer: Path, by_wrapper: bool
+    ) -> None:
+        """What worked before tells where a lost card is; the collector fails, and the host is up."""
+        broken = tmp_path / "broken"
+        (tools / "nvidia-smi").write_text(
+            f'#!/bin/sh\n[ ! -e {broken} ] || export NVIDIA_SMI_ANSWER={answer}\nexec {SHARED}/nvidia-smi "$@"\n'
+        )
+        (tools / "nvidia-smi").chmod(0o755)
+        await collected.of({"h": await gpu_host(keeper, tmp_path, by_wrapper=by_wrapper)})
+        assert await collected.value("host_collect_success", "gpu") == 1
+        broken.touch()
+
+        async def failed() -> bool:
+            return collected.samples.get(("host_collect_success", "gpu")) == 0
+
+        await eventually(failed)
+        samples = collected.samples
+        assert samples["host_up",] == 1
+        assert not any(key[0] == "gpu_utilization_ratio" for key in samples)
+        lost = [key for key, value in samples.items() if key[0] == "gpu_healthy" and value == 0]
+        assert bool(lost) is ("handle for GPU" in answer.read_text())
+
+    @pytest.mark.needs("sshd")
+    @pytest.mark.parametrize(
+        ("log", "xid", "card"),
+        [
+            ("dmesg-xid119.log", "119", "00000000:9B:00.0"),
+            ("dmesg-xid-lines.log", "79", "00000000:05:00.0"),
+            ("dmesg-xid-lines.log", "63", "00000000:10:1C.0"),
+        ],
+    )
+    async def test_faults_in_the_kernel_s_log(
+        keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, log: str, xid: str, card: str
+    ) -> None:
+        (tools / "nvidia-smi").symlink_to(SHARED / "nvidia-smi")
+        (tools / "dmesg").write_text(f"#!/bin/sh\nexec cat {SHARED}/errors/{log}\n")
+        (tools / "dmesg").chmod(0o755)
+        await collected.of({"h": await gpu_host(keeper, tmp_path, by_wrapper=False)})
+        at = await collected.value("gpu_xid_last_timestamp_seconds", card, xid)
+        assert at == (1740328213 if xid == "119" else pytest.approx(_booted() + 100, abs=1))
+
+
+def _booted() -> float:
+    return float(Path("/proc/stat").read_text().split("btime ")[1].split()[0])
+
+
+async def test_a_driver_that_hangs_from_the_start_leaves_the_host_up_and_its_log_read(
+    tools: Path, collected: Collected
+) -> None:
+    """nvidia-smi that the kernel does not let go of, nor its pipe: no signal helps."""
+    (tools / "nvidia-smi").write_text("#!/bin/sh\n(trap '' TERM; setsid sleep 30) &\nsleep 30\n")
+    (tools / "dmesg").write_text("#!/bin/sh\necho '[  100.5] NVRM: Xid (PCI:0000:05:00): 79, fallen off the bus.'\n")
+    for each in ("nvidia-smi", "dmesg"):
+        (tools / each).chmod(0o755)
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": "1s"}}})
+    assert await collected.value("host_collect_success", "gpu", within=30) == 0
+    assert collected.samples["host_up",] == 1
+    assert ("gpu_xid_last_timestamp_seconds", "00000000:05:00.0", "79") in collected.samples
+
+
+@pytest.mark.needs("sshd")
+async def test_a_host_whose_key_has_changed_is_sent_nothing_and_told_as_a_matter_of_security(
+    keeper: Keeper, tmp_path: Path, collected: Collected, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host, written = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+    another = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
+    sessions = (tmp_path / "sshd" / "log").read_text().count("Starting session")
+    host.known_hosts.write_text(f"[127.0.0.1]:{host.port} {another}\n")
+    await collected.of({"h": {**written, "collect": {"system": "1s"}}})
+    assert await collected.value("host_key_changed") == 1
+    assert collected.samples["host_up",] == 0
+    logged = capsys.readouterr()
+    assert (logged.out + logged.err).count("host key changed") == 1
+    assert (tmp_path / "sshd" / "log").read_text().count("Starting session") == sessions
+
+
+async def test_other_labels_do_not_disturb_a_collector(tools: Path, collected: Collected) -> None:
+    write_nvidia_smi(tools / "nvidia-smi", (CARD,))
+    host: dict[str, Any] = {**LOCAL, "collect": {"gpu": "10s"}}
+    await collected.of({"h": host})
+    before = await collected.value("host_collect_duration_seconds", "gpu")
+    await collected.of({"h": {**host, "labels": {"rack": "a3"}}})
+    assert collected.samples["host_collect_duration_seconds", "gpu"] == before
+    assert collected.samples["gpu_healthy", "0"] == 1
+    await collected.of({"h": {**host, "collect": {"gpu": "20s"}}})
+    assert collected.samples["gpu_healthy", "0"] == 1  # until it was measured anew
+
+
+def asked_of_the_wrapper(folder: Path, asked: str, tools: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [WRAPPER, "read", folder, tools], env={"PATH": "/usr/bin:/bin", "SSH_ORIGINAL_COMMAND": asked},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["", "id", "read @m proc:5:; id", "read @m $(id):5:", "read @m 'proc:5:'", "read", "read @m", "run 5 abc"],
+)
+def test_what_the_wrapper_refuses_as_a_whole(tmp_path: Path, asked: str) -> None:
+    (tmp_path / "allowed").write_text("proc\n")
+    done = asked_of_the_wrapper(tmp_path, asked, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr.startswith("defib-shell: ")) == (126, "", True)
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        ("df:5:", "df is not in"), ("nothing:5:", "there is no section nothing"),
+        *((f"proc:{limit}:", "not a time below 60 s") for limit in ("0", "0.", "0.0", "60", "099", "062", "1.2.3", ".5", "")),
+    ],
+)  # fmt: skip
+def test_what_the_wrapper_refuses_alone(tmp_path: Path, item: str, said: str) -> None:
+    (tmp_path / "allowed").write_text("proc\n")
+    done = asked_of_the_wrapper(tmp_path, f"read @m {item} proc:5:", tmp_path)
+    section = item.split(":", maxsplit=1)[0]
+    assert f"\n@m {section} 126\n" in done.stdout
+    assert said in done.stdout
+    assert done.stdout.endswith("@m proc 0\n")
+
+
+def test_a_name_that_is_not_allowed_costs_only_itself(tmp_path: Path) -> None:
+    (tmp_path / "systemctl").write_text('#!/bin/sh\necho "ActiveState=active"\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    (tmp_path / "allowed").write_text("systemd a.service\nsystemd b.service\n")
+    done = asked_of_the_wrapper(tmp_path, "read @m systemd:5:a.service,new.service,b.service", tmp_path)
+    told = systemd_units(done.stdout.partition("@m systemd\n")[2].rpartition("\n@m")[0])
+    assert {name: isinstance(unit, Unit) for name, unit in told.items()} == {
+        "a.service": True, "b.service": True, "new.service": False,
+    }  # fmt: skip
+    assert "new.service is not in" in str(told["new.service"])
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    ("change", "taken"),
+    [
+        ("", True), ("chown 1000:0 s.conf", False), ("chown 1000:1000 s.conf; : > s.conf", False),
+        ("chown 0:1000 s.conf", True), ("chmod g+w s.conf", False), ("chown 1000:0 .", False), ("chown 1000:0 ..", False),
+        ("mv s.conf t.conf; ln -s t.conf s.conf", True), ("mv s.conf t.conf; chown 1000 t.conf; ln -s t.conf s.conf", False),
+    ],
+)  # fmt: skip
+def test_root_runs_no_configuration_that_others_may_have_written(change: str, taken: bool) -> None:
+    """Below /run, since no temporary folder is root's alone."""
+    top = Path(f"/run/defib-test-{os.getpid()}")
+    folder = top / "a" / "b"
+    folder.mkdir(parents=True)
+    try:
+        (folder / "s.conf").write_text("[supervisorctl]\n")
+        (top / "supervisorctl").write_text("#!/bin/sh\necho 'web RUNNING pid 1'\n")
+        (top / "supervisorctl").chmod(0o755)
+        (top / "allowed").write_text(f"supervisor {folder}/s.conf\n")
+        subprocess.run(["sh", "-ec", f"cd {folder}; {change or ':'}"], check=True)
+        done = asked_of_the_wrapper(top, f"read @m supervisor:5:{folder}/s.conf", top)
+        assert ("web RUNNING" in done.stdout, "is not root's alone" in done.stdout) == (taken, not taken), done.stdout
+    finally:
+        shutil.rmtree(top)
+
 
 @pytest.mark.needs("sshd")
 async def test_a_wrapper_takes_nothing_else(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
@@ -380,11 +562,6 @@ async def test_a_wrapper_takes_nothing_else(keeper: Keeper, tmp_path: Path, coll
     hardened(host, "", "df\n")
     await collected.of({"h": {**written, "ssh": {**written["ssh"], "wrapper": True}, "collect": {"system": "1s"}}})
     assert await collected.value("host_collect_success", "system") == 0
-    for asked in ("id", "read @m df:5:; id", "read @m $(id):5:", "read @m proc:5:", "", "read @m systemd:5:x"):
-        shell = SshShell(Login("127.0.0.1", host.port, host.user, host.key_file, host.known_hosts, wrapper="read"))
-        done = await shell.run(["sh", "-c", asked], timeout=5)
-        await shell.close()
-        assert (done.status, done.stdout, "defib-shell:" in done.stderr) == (126, "", True), asked
 
 
 def test_the_wrapper_is_current() -> None:

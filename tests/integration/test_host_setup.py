@@ -34,8 +34,7 @@ sh -eu /tmp/setup.sh || exit 1
 sh -eu /tmp/setup.sh || exit 2
 as_defib() { setpriv --reuid "$(id -u defib)" --regid "$(id -g defib)" --clear-groups env -i PATH=/usr/bin:/bin "$@"; }
 as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-shell read | grep -q '^@m proc 0$' || exit 3
-as_defib SSH_ORIGINAL_COMMAND="read @m df:5:" sudo -n /usr/local/sbin/defib-shell read 2>/dev/null
-[ $? -eq 126 ] || exit 4
+as_defib SSH_ORIGINAL_COMMAND="read @m df:5:" sudo -n /usr/local/sbin/defib-shell read | grep -q '^@m df 126$' || exit 4
 as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-shell read /tmp/other 2>/dev/null && exit 5
 as_defib sudo -n id 2>/dev/null && exit 6
 [ "$(as_defib sudo -n echo restart mineru)" = "restart mineru" ] || exit 7
@@ -46,6 +45,12 @@ as_defib sudo -n echo 'anything' 2>/dev/null && exit 13
 as_defib sh -c 'echo key >> /home/defib/.ssh/authorized_keys' 2>/dev/null && exit 10
 as_defib sh -c 'mv /home/defib/.ssh /home/defib/x' 2>/dev/null && exit 11
 cat /home/defib/.ssh/authorized_keys
+"""
+# After the script of the same host, of which nothing is wanted as root any more.
+TAKEN_BACK = r"""
+sh -eu /tmp/bare.sh >/dev/null || exit 30
+as_defib sudo -n echo restart mineru 2>/dev/null && exit 31
+[ ! -e /etc/sudoers.d/defib ] && [ ! -e /etc/defib/allowed ] && [ ! -e /usr/local/sbin/defib-shell ] || exit 32
 """
 OUTSIDE = """
 mount -t tmpfs -o mode=755 tmpfs "$1" && mkdir "$1/upper" "$1/work" "$1/root" "$1/sudo" || exit 20
@@ -133,7 +138,7 @@ def test_a_host_that_was_set_up(tmp_path: Path) -> None:
             "logs": ["echo", "any*"],
         }
     }
-    host = {
+    host: dict[str, Any] = {
         "address": "10.0.0.11", "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known", "wrapper": True},
         "control_ssh": {"key_file": "control"}, "sudo": "passwordless",
     }  # fmt: skip
@@ -150,7 +155,13 @@ def test_a_host_that_was_set_up(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     assert "supervisor -\nsystemd nginx.service\n" in made.stdout
     # Only what is on every machine can be read on the copy of this one.
-    done = inside_a_copy(tmp_path, made.stdout.replace("supervisor -\n", "supervisor -\nproc\n"), INSIDE)
+    bare = {**host, "sudo": "none", "ssh": {**host["ssh"], "wrapper": False}}
+    configure(tmp_path / "bare", {"gpu-01": bare})
+    keys(tmp_path / "bare", "read", "control")
+    after = defib(tmp_path / "bare", "host", "setup", "gpu-01").stdout
+    taken_back = f"cat > /tmp/bare.sh <<'END_OF_BARE'\n{after}END_OF_BARE\n{TAKEN_BACK}"
+    setup = made.stdout.replace("supervisor -\n", "supervisor -\nproc\n")
+    done = inside_a_copy(tmp_path, setup, f"{INSIDE}({taken_back}) >&2\n")
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     first, second = done.stdout.splitlines()[-2:]
     assert first.startswith('restrict,from="10.0.0.5",command="sudo -n /usr/local/sbin/defib-shell read" ssh-ed25519 ')

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from tests.integration import peers
 from tests.integration.peers import ModelServer
@@ -67,6 +68,33 @@ async def test_urls_and_what_is_sent(tmp_path: Path, path: str) -> None:
     assert result.seen.evidence["tokens"] == 2
 
 
+@pytest.mark.parametrize("counted", [10**400, -5, True, "7"])
+async def test_a_count_of_tokens_that_cannot_be_is_not_believed(tmp_path: Path, counted: Any) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        told = {
+            "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}],
+            "usage": {"completion_tokens": counted},
+        }
+        return web.json_response(told)
+
+    async with peers.web_server(answer) as port:
+        result = await probed(tmp_path, "openai", {"url": f"http://127.0.0.1:{port}", **ASKED, "stream": False})
+    assert (result.success, result.seen.evidence["tokens"]) == (True, 1), result.message
+
+
+async def test_a_url_with_a_query_keeps_it(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path_qs)
+        return web.json_response({"choices": [{"message": {"content": "hi"}}]})
+
+    async with peers.web_server(answer) as port:
+        url = f"http://127.0.0.1:{port}/openai/deployments/x/chat/completions?api-version=1"
+        await probed(tmp_path, "openai", {"url": url, **ASKED, "stream": False})
+    assert asked == ["/openai/deployments/x/chat/completions?api-version=1"]
+
+
 async def test_a_server_that_ignores_max_tokens_is_hung_up_on(tmp_path: Path) -> None:
     server = ModelServer(misbehave="endless")
     async with peers.web_server(server.answer) as port:
@@ -79,8 +107,6 @@ async def test_a_server_that_ignores_max_tokens_is_hung_up_on(tmp_path: Path) ->
 
 async def test_what_is_not_such_a_server(tmp_path: Path) -> None:
     async def page(_request: Any) -> Any:
-        from aiohttp import web  # noqa: PLC0415
-
         return web.Response(text="<html>hello</html>")
 
     async with peers.web_server(page) as port:

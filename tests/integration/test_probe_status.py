@@ -27,6 +27,9 @@ EACH = {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running", 
         (TRANSCODER, {"up_when": "any"}, None, ""),
         (TRANSCODER, {"up_when": "80%"}, None, ""),
         (TRANSCODER, {"up_when": 0.9}, "state", "expected 90% up"),
+        ({"channels": CHANNELS[:1] * 4 + CHANNELS[1:2]}, {"up_when": "50%"}, None, ""),
+        ({"channels": [*({"name": str(n)} for n in range(9)), CHANNELS[1]]}, {"up_when": "10%"}, None, ""),
+        ({"channels": [*({"name": str(n)} for n in range(4)), CHANNELS[1]]}, {"up_when": "20%"}, None, ""),
         (TRANSCODER, {"up_when": "any", "expect": {"json": {"$.cpu.usage": {"below": 30}}}}, "json", "$.cpu.usage is 37.5, expected below 30"),
         ({"channels": []}, {}, "json", "$.channels[*] finds no component"),
         ({"channels": [{"name": "a"}]}, {"up_when": "any"}, "state", "1 of 1"),
@@ -58,6 +61,28 @@ async def test_components_are_bounded_and_named_by_their_keys(tmp_path: Path) ->
         assert len(result.seen.components) == 200
         none = await probed(tmp_path, "status", {**options, "url": f"http://127.0.0.1:{port}/b"})
         assert none.reason == "json"
+
+
+async def test_what_a_page_repeats_of_our_secrets_is_no_component_s_name(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"parts": [{"name": request.headers["X-Key"]}]})
+
+    async with peers.web_server(answer) as port:
+        options = {"url": f"http://127.0.0.1:{port}", "headers": {"X-Key": "hunter2-secret"}}
+        result = await probed(
+            tmp_path, "status", {**options, "components": {"each": "$.parts[*]", "name": "$.name", "up": {"$.x": 1}}}
+        )
+    assert (list(result.seen.components), "hunter2" in result.message) == (["***"], False)
+
+
+async def test_a_page_too_long_to_be_read_as_json(tmp_path: Path) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(body=b"[" + b"[]," * 400_000 + b"1]")
+
+    async with peers.web_server(answer) as port:
+        http = {"url": f"http://127.0.0.1:{port}", "expect": {"json": {"$..x": 1}}}
+        result = await probed(tmp_path, "http", http)
+    assert (result.reason, "longer than the 1048576 bytes" in result.message) == ("json", True), result.message
 
 
 async def test_names_that_no_encoding_has_do_no_harm(tmp_path: Path) -> None:

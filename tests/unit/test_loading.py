@@ -59,7 +59,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {tcp: {address: h}}}}",
-            "a.yaml:1: services.web.probe.tcp.address: is not an address (write host:port)",
+            "a.yaml:1: services.web.probe.tcp.address: is not an address (write host:port, or [v6]:port)",
         ),
         (
             "services: {web: {host: db, " + SERVICE + "}}\nhosts: {db1: {address: h}}",
@@ -146,7 +146,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "x: &t {probe: {tcp: {address: 'h:1'}}}\nservices:\n  web:\n    <<: *t\n    probe:\n      tcp: {address: h}",
-            "a.yaml:6: services.web.probe.tcp.address: is not an address (write host:port)",
+            "a.yaml:6: services.web.probe.tcp.address: is not an address (write host:port, or [v6]:port)",
         ),
         (
             "exporter: {token: '${file:nowhere}'}",

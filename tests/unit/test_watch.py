@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from exporter.results import Reason, Result, Seen
+from exporter.results import ProbeFailure, Reason, Result, Seen
 from exporter.watch import Watch
 from fleet.model import Service
 from tests.support import inventory_of
@@ -16,7 +16,7 @@ def service(tmp_path: Path) -> Service:
 
 
 def result(reason: Reason | None) -> Result:
-    return Result(reason is None, reason, "", 0.0, 0.1, Seen(evidence={"body": b"x"}))
+    return Result(reason is None, reason, "", 0.0, 0.1, Seen(evidence={"body": b"x"}, overdue=ProbeFailure("tls", "")))
 
 
 async def test_a_failure_is_logged_when_it_changes_and_then_every_ten_minutes(
@@ -39,4 +39,4 @@ async def test_the_last_twenty_failures_are_kept_without_their_evidence(service:
     for now in range(30):
         watch.record(result("connect"), now)
     assert len(watch.recent) == 20
-    assert not any(each.seen.evidence for each in watch.recent)
+    assert not any(each.seen.evidence or each.seen.overdue for each in watch.recent)

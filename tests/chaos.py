@@ -1,0 +1,266 @@
+"""A storm of alerts, deaths and kills over a real sshd that records every restart, and what must be true afterwards.
+
+`make chaos` makes 200 kills; `make chaos ARGS="500 7"` another number of them, by another seed.
+"""
+
+import asyncio
+import random
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvloop
+
+from defib.demo import sshd
+from defib.demo.keeper import Keeper
+from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
+from tests.support import eventually
+
+SERVICES, HOSTS = 8, 4
+KILLS, SEED = 200, 1
+COMMAND_WITHIN = 2.0
+HEADERS = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
+
+# A probe and a restart as they begin and end, in one file that is appended to: its order is the order of events.
+_PROBE = """#!/bin/sh
+if [ -e {folder}/$1.alive ]; then echo "probe $1 up" >> {log}; else echo "probe $1 down" >> {log}; exit 1; fi
+"""
+_RESTART = """#!/bin/sh
+echo "begin $1" >> {log}
+luck=$(od -An -N1 -tu1 /dev/urandom)
+[ $luck -gt 20 ] || sleep 5
+[ $luck -lt 200 ] && touch {folder}/$1.alive
+echo "end $1" >> {log}
+[ $luck -lt 230 ]
+"""
+# The forced command of the key: it records what it is asked to do, whatever comes of that.
+_FORCED = """#!/bin/sh
+case $SSH_ORIGINAL_COMMAND in *{folder}/restart*) echo "asked $SSH_ORIGINAL_COMMAND" >> {folder}/asked ;; esac
+exec sh -c "$SSH_ORIGINAL_COMMAND"
+"""
+
+
+@dataclass
+class Report:
+    """What came of a storm."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    accepted: set[tuple[str, str]] = field(default_factory=set)  # (fingerprint, startsAt)
+    restarts: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+class Storm:
+    """Eight services on four hosts behind one sshd, and everything that happens to them."""
+
+    def __init__(self, keeper: Keeper, folder: Path, seed: int, attempts: int) -> None:
+        self.keeper, self.folder, self.attempts = keeper, folder, attempts
+        self.random = random.Random(seed)
+        self.stack = Stack(keeper, folder)
+        self.names = [f"s{number}" for number in range(SERVICES)]
+        self.firing: dict[str, int] = {}  # by service: which of its alerts it is
+        self.alerts = Counter[str]()
+        self.report = Report()
+        self.log = folder / "events"
+
+    async def begin(self) -> None:
+        self.log.touch()
+        for name, text in (("probe", _PROBE), ("restart", _RESTART), ("forced", _FORCED)):
+            path = self.folder / name
+            path.write_text(text.format(folder=self.folder, log=self.log))
+            path.chmod(0o755)
+        for name in self.names:
+            self._alive(name).touch()
+        (port,) = free_ports(1)
+        self.host = await sshd.start(self.keeper, self.folder / "sshd", port, {"PATH": "/usr/bin:/bin"})
+        authorized = self.folder / "sshd" / "authorized"
+        authorized.write_text(f'restrict,command="{self.folder}/forced" {authorized.read_text()}')
+        self._configure()
+        await self.stack.start_ours("exporter")
+        await self.stack.start_ours("remediator")
+
+    def _alive(self, name: str) -> Path:
+        return self.folder / f"{name}.alive"
+
+    def _configure(self) -> None:
+        keys = {"key_file": str(self.host.key_file), "known_hosts": str(self.host.known_hosts)}
+        ssh = {"user": self.host.user, "port": self.host.port, **keys}
+        hosts: dict[str, Any] = {f"h{n}": {"address": "127.0.0.1", "ssh": dict(ssh)} for n in range(HOSTS)}
+        services = {
+            name: {
+                "host": f"h{number % HOSTS}",
+                "probe": {
+                    "every": "300ms", "retry_every": "300ms", "timeout": "2s", "fail_after": 1,
+                    "command": {"run": [f"{self.folder}/probe", name]},
+                },
+                "control": {
+                    "command": {"restart": [f"{self.folder}/restart", name]},
+                    "timeout": f"{COMMAND_WITHIN:g}s", "start_within": "1s",
+                },
+                "on_failure": "restart",
+            }
+            for number, name in enumerate(self.names)
+        }  # fmt: skip
+        self.stack.configuration(
+            {
+                "hosts": hosts,
+                "services": services,
+                "remediation": {
+                    "attempts": self.attempts, "hold": "300ms", "backoff": {"first": "200ms", "factor": 1},
+                    "actions_per_10m": 10_000, "storm": {"at_least": SERVICES + 1},
+                },
+            }
+        )  # fmt: skip
+        path = self.folder / "config" / "defib.yaml"
+        path.write_text("".join(line for line in path.read_text().splitlines(True) if "alertmanager_url" not in line))
+
+    async def rage(self, kills: int) -> None:
+        """Deaths, alerts and kills until there were as many as that."""
+        while self.report.kills.total() < kills:
+            for _ in range(self.random.randint(1, 6)):
+                await self._something()
+            await asyncio.sleep(self.random.uniform(0.0, 0.8))
+            await self._kill()
+
+    async def _something(self) -> None:
+        name = self.random.choice(self.names)
+        what = self.random.random()
+        if what < 0.4:
+            self._alive(name).unlink(missing_ok=True)
+            await self._fire(name)
+        elif what < 0.6:
+            await self._fire(name)  # whether or not anything is wrong with it
+        elif what < 0.8:
+            await self._resolve(name)
+        else:
+            await asyncio.gather(*(self._fire(name) for _ in range(5)))
+
+    async def _fire(self, name: str) -> None:
+        if name not in self.firing:
+            self.alerts[name] += 1
+            self.firing[name] = self.alerts[name]
+        key = await self._deliver(name, self.firing[name], "firing")
+        if key is not None:
+            self.report.accepted.add(key)
+
+    async def _resolve(self, name: str) -> None:
+        if name in self.firing and await self._deliver(name, self.firing[name], "resolved") is not None:
+            del self.firing[name]
+
+    async def _deliver(self, name: str, number: int, status: str) -> tuple[str, str] | None:
+        """The alert's key where the delivery was accepted."""
+        starts = f"2026-11-24T00:00:00.{number:06}Z"
+        alert = {
+            "status": status, "labels": {"alertname": "ServiceDown", "service": name}, "annotations": {},
+            "startsAt": starts, "endsAt": "", "fingerprint": name,
+        }  # fmt: skip
+        url = f"{self.stack.url('remediator')}/webhook/alertmanager"
+        try:
+            answer = await self.stack.client.post(url, json={"version": "4", "alerts": [alert]}, headers=HEADERS)
+        except httpx.HTTPError:
+            return None  # Alertmanager would send it again; nobody has said that it was taken
+        return (name, starts) if answer.status_code == 200 else None
+
+    async def _kill(self) -> None:
+        what = self.random.choices(["remediator", "sshd", "frozen sshd"], [8, 1, 1])[0]
+        self.report.kills[what] += 1
+        assert self.host.pid is not None
+        if what == "remediator":
+            await self.keeper.kill(self.stack.pids["remediator"], signal.SIGKILL)
+            await self.stack.start_ours("remediator")
+        elif what == "frozen sshd":
+            await self.keeper.kill(self.host.pid, signal.SIGSTOP)
+            await asyncio.sleep(1.0)
+            await self.keeper.kill(self.host.pid, signal.SIGCONT)
+        else:
+            await self.keeper.kill(self.host.pid, signal.SIGKILL)
+            self.host = await sshd.again(self.keeper, self.folder / "sshd", self.host)
+
+    async def calm_down(self) -> None:
+        """Everything comes back, and all alerts are over."""
+        for name in self.names:
+            self._alive(name).touch()
+
+        async def over() -> bool:
+            for name in list(self.firing):
+                await self._resolve(name)
+            listed = await self.stack.get("remediator", "/api/v1/incidents")
+            return not self.firing and bool(listed) and all(each["state"] != "open" for each in listed["incidents"])
+
+        await eventually(over, 90)
+
+    def judge(self) -> Report:
+        """Hold the log and the record against what must be true."""
+        report = self.report
+        events = [line.split() for line in self.log.read_text().splitlines()]
+        seen_down: dict[str, bool] = dict.fromkeys(self.names, False)  # since the last restart
+        attempts = Counter[str]()
+        for event in events:
+            kind, name = event[:2]
+            if kind == "probe" and event[2] == "down":
+                seen_down[name] = True
+            elif kind == "begin":
+                attempts[name] += 1
+                if not seen_down[name]:
+                    report.wrong.append(f"{name} was restarted without a failed probe newer than its last restart")
+                seen_down[name] = False
+        report.restarts = attempts.total()
+        report.wrong += [
+            f"{name} was restarted {count} times" for name, count in attempts.items() if count > self.attempts
+        ]
+        with sqlite3.connect(f"file:{self.folder}/remediator.db?mode=ro", uri=True) as record:
+            kept = set(record.execute("SELECT fingerprint, starts_at FROM alerts"))
+            report.wrong += [f"the alert {key} was accepted and is not kept" for key in report.accepted - kept]
+            left = record.execute("SELECT service, kind FROM actions WHERE state IN ('running', 'queued')").fetchall()
+            report.wrong += [f"{service} is still locked by a {kind}" for service, kind in left]
+            overlapping = record.execute(
+                "SELECT a.id, b.id FROM actions a JOIN actions b ON a.host = b.host AND a.id < b.id"
+                " WHERE b.claimed_at < a.ended_at"
+            ).fetchall()
+            report.wrong += [f"actions {one} and {other} were on one host at once" for one, other in overlapping]
+        asked = (self.folder / "asked").read_text().count("\n") if (self.folder / "asked").exists() else 0
+        if asked < report.restarts:
+            report.wrong.append(f"{report.restarts} restarts began, and sshd was asked for {asked}")
+        return report
+
+
+async def storm(keeper: Keeper, folder: Path, kills: int, seed: int, attempts: int) -> Report:
+    """Make a storm, let it calm down, and judge."""
+    made = Storm(keeper, folder, seed, attempts)
+    await made.begin()
+    try:
+        await made.rage(kills)
+        await made.calm_down()
+    finally:
+        await made.stack.client.aclose()
+    return made.judge()
+
+
+async def main(kills: int, seed: int) -> int:
+    keeper = await Keeper.begin()
+    began = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            report = await storm(keeper, Path(folder), kills, seed, attempts=kills)
+    finally:
+        await keeper.end()
+    told = ", ".join(f"{count} of {what}" for what, count in report.kills.items())
+    print(
+        f"{report.kills.total()} kills ({told}), seed {seed}, {len(report.accepted)} alerts accepted,"
+        f" {report.restarts} restarts in {time.monotonic() - began:.0f} s: {len(report.wrong)} wrong"
+    )
+    for wrong in report.wrong:
+        print(f"  {wrong}")
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    kills, seed = ([int(argument) for argument in sys.argv[1:3]] + [KILLS, SEED][len(sys.argv) - 1 :])[:2]
+    sys.exit(uvloop.run(main(kills, seed)))
