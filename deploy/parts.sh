@@ -26,8 +26,9 @@ done
 wrapper=$(ls "$folder"/root/usr/lib/*/libnss_wrapper.so /usr/lib/*/libnss_wrapper.so 2>/dev/null | head -n 1)
 [ -n "$wrapper" ] || missing="$missing libnss_wrapper.so"
 if [ "${2:-demo}" = test ]; then
-    packages="$packages systemd libsystemd-shared sudo"
+    packages="$packages systemd libsystemd-shared sudo docker-compose"
     [ -x /usr/bin/sudo ] || [ -x "$folder/root/usr/bin/sudo" ] || missing="$missing sudo"
+    command -v docker-compose >/dev/null 2>&1 || missing="$missing docker-compose"
     [ -x /lib/systemd/systemd ] || [ -x "$folder/root/lib/systemd/systemd" ] || missing="$missing systemd"
 fi
 [ -n "$missing" ] || exit 0
@@ -72,6 +73,12 @@ for name in $programs; do
         [ -x "$folder/root/$place/$name" ] && bring "$name" "$place/$name"
     done
 done
+# Python modules of Debian's are not where a script looks that was only unpacked.
+if [ -x "$folder/root/usr/bin/docker-compose" ]; then
+    printf '#!/bin/sh\nPYTHONPATH=%s exec /usr/bin/python3 %s "$@"\n' "$folder/root/usr/lib/python3/dist-packages" \
+        "$folder/root/usr/bin/docker-compose" >"$folder/bin/docker-compose"
+    chmod 755 "$folder/bin/docker-compose"
+fi
 # The file that docker mounts into containers as their init must be a real one, not a script.
 [ -x "$folder/root/usr/bin/tini-static" ] && ln -sfn "$folder/root/usr/bin/tini-static" "$folder/bin/docker-init"
 # Debian's Alertmanager has the path of its default template compiled in; one of the same length, relative to root, works.

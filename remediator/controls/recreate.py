@@ -228,6 +228,7 @@ def _connects(name: str, old: Doc) -> Iterator[list[str]]:
 _OF_ITS_OWN = {
     "Binds", "Mounts", "ContainerIDFile", "ConsoleSize", "MaskedPaths", "ReadonlyPaths", "Hostname", "Image",
     "Entrypoint", "Cmd", "Volumes", "AttachStdin", "AttachStdout", "AttachStderr", "StdinOnce", "ArgsEscaped",
+    "NetworkDisabled",
 }  # fmt: skip
 
 

@@ -229,13 +229,13 @@ async def _one(stack: Stack, folder: Path, number: int) -> float:
     async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
         await client.get(f"{stack.url('remediator')}/api/v1/services/{service}/status")
         await client.post(f"{stack.url('remediator')}/api/v1/services/{service}/restart", json={})
-        before = len((folder / "restarts").read_text().splitlines())
 
         async def idle() -> bool:
             told = (await client.get(f"{stack.url('remediator')}/api/v1/actions")).json()["actions"]
             return all(each["state"] != "running" for each in told)
 
         await eventually(idle, 30)
+        before = len((folder / "restarts").read_text().splitlines())
         posted = time.time()
         await _post(stack, client, _alert(service, 1))
         await eventually(lambda: _lines(folder, before + 1), 30)

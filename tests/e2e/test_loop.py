@@ -1,10 +1,13 @@
 """The whole loop with real Prometheus, Alertmanager, sshd and docker."""
 
+import asyncio
 import os
 import secrets
 import signal
 import subprocess
+import sys
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +179,48 @@ async def test_killed_between_the_command_and_its_record_it_restarts_nothing_twi
         return world.titles() == ["Service down: web", "Restarted, being watched: web", "Recovered: web"]
 
     await eventually(told)
+
+
+async def test_what_alertmanager_has_silenced_is_left_alone_until_it_has_not(world: World) -> None:
+    await world.start("restart")
+    held = {"scope": "service", "name": "web", "reason": "to have the time", "for": "1h"}
+    begun = await world.stack.client.post(f"{world.stack.url('remediator')}/api/v1/maintenance", json=held)
+    world.kill()
+    await world.until("wait")
+    matcher = {"name": "service", "value": "web", "isRegex": False}
+    now = datetime.now(UTC)
+    silence = {
+        "matchers": [matcher], "startsAt": now.isoformat(), "endsAt": (now + timedelta(hours=1)).isoformat(),
+        "createdBy": "ann", "comment": "known",
+    }  # fmt: skip
+    url = f"{world.stack.url('alertmanager')}/api/v2"
+    made = (await world.stack.client.post(f"{url}/silences", json=silence)).json()["silenceID"]
+    ended = await world.stack.client.delete(f"{world.stack.url('remediator')}/api/v1/maintenance/{begun.json()['id']}")
+    assert ended.status_code == 200
+
+    async def silenced() -> bool:
+        return bool((await world.incident())["reason"] == "silenced")
+
+    await eventually(silenced, 60)
+    explained = await world.stack.get("remediator", "/api/v1/services/web/explain")
+    shut = [(gate["gate"], gate["detail"]) for gate in explained["gates"] if not gate["open"]]
+    assert shut == [("silenced", f"silenced by {made}")]
+    assert world.started_at().split()[1] == "false"
+    await world.stack.client.delete(f"{url}/silence/{made}")
+    await world.until("recovered", 90)
+    assert world.started_at().split()[1] == "true"
+
+
+async def test_replay_says_what_would_have_been_done(world: World) -> None:
+    await world.start("restart")
+    config = world.folder / "config" / "defib.yaml"
+    config.write_text(config.read_text().replace("remediation:\n", "remediation:\n  automatic: false\n"))
+    await world.stack.client.post(f"{world.stack.url('remediator')}/-/reload")
+    world.kill()
+    await world.until("wait")
+    await asyncio.sleep(31)  # until a moment that is replayed has gone by with the alert firing
+    argv = [sys.executable, "-m", "defib", "replay", "--since", "5m", "--config", str(world.folder / "config")]
+    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, check=True)
+    assert "  web  would restart (attempt 1)" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("1 actions: web 1")
+    assert world.started_at().split()[1] == "false"

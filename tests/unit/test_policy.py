@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -10,21 +10,28 @@ from hypothesis import strategies as st
 
 from fleet.model import Backoff, Remediation, Service
 from remediator.policy import (
+    GATES,
     Decision,
     Observation,
     Past,
     Present,
+    Refusal,
     Situation,
+    Wait,
     backoff,
     decide,
+    explain,
     group_of,
+    held_for_person,
     is_storm,
+    next_step,
     since_refill,
 )
 from tests.support import inventory_of
 
 NOW = 1_000_000.0
 DOWN = Observation(up=False, success=False, reason="connect", message="refused")
+LADDER = {"steps": ["restart", {"recreate": {"command": ["remake"]}}]}
 SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
 
 
@@ -68,6 +75,21 @@ def _services(folder: Path) -> dict[str, Service]:
         ("web", {}, {"past": Past({"restart": 3})}, "refuse", "attempts-used-up"),
         ("web", {"attempts": 4}, {"past": Past({"restart": 3})}, "act", None),
         ("web", {"automatic": False}, {}, "wait", "automation-off"),
+        ("web", {}, {"automation": False}, "wait", "automation-off"),
+        ("web", {}, {"maintenance": "host h, by ann: disks"}, "wait", "maintenance"),
+        ("web", {}, {"scheduled": "group gpu, 02:00 to 04:00"}, "wait", "maintenance"),
+        ("web", {}, {"silenced": "silenced by 1"}, "wait", "silenced"),
+        ("web", {}, {"gone": True}, "wait", "alert-gone"),
+        ("web", {}, {"healing": "docker restarts it itself"}, "wait", "healing-itself"),
+        ("web", {}, {"healing": "docker …", "past": Past(healing_since=NOW - 299)}, "wait", "healing-itself"),
+        ("web", {}, {"healing": "docker …", "past": Past(healing_since=NOW - 300)}, "act", None),
+        ("web", {}, {"past": Past(blocked="host-key-changed")}, "refuse", "host-key-changed"),
+        ("web", {}, {"past": Past(blocked="sudo-refused")}, "refuse", "sudo-refused"),
+        ("web", LADDER, {"past": Past({"restart": 3})}, "wait", "approval"),
+        ("web", LADDER, {"past": Past({"restart": 3}), "approved": True}, "act", None),
+        ("web", LADDER, {"past": Past({"restart": 3, "recreate": 1})}, "refuse", "attempts-used-up"),
+        ("web", {"steps": [{"recreate": {}}]}, {}, "refuse", "attempts-used-up"),
+        ("web", {"steps": [{"restart": {"approve": True}}]}, {}, "wait", "approval"),
         ("web", {}, {"host_down": True}, "wait", "host-down"),
         ("web", {}, {"dependencies_down": ("db",)}, "wait", "dependency-down"),
         ("web", {}, {"storm": (3, 5)}, "wait", "storm"),
@@ -92,6 +114,45 @@ def test_decisions(
 ) -> None:
     decision = decide(services.get(service), Remediation(**rules), replace(SITUATION, **change))
     assert (decision.verb, decision.reason) == (verb, reason)
+    if service == "web":
+        # What is explained is what is decided by: the first gate that is shut.
+        shut = [
+            each.name
+            for each in explain(services["web"], Remediation(**rules), replace(SITUATION, **change))
+            if each.held
+        ]
+        assert verb == "nothing" or (shut[0] if shut else None) == reason
+
+
+def test_every_refusal_and_wait_is_a_gate() -> None:
+    assert set(GATES) == {*get_args(Refusal), *get_args(Wait)}
+
+
+def test_the_ladder_is_climbed_step_by_step(services: dict[str, Service]) -> None:
+    rules = Remediation(**LADDER)
+    steps = [
+        next_step(services["web"], rules, Past({"restart": n, "recreate": m}))
+        for n, m in ((0, 0), (2, 0), (3, 0), (3, 1))
+    ]
+    assert [step.kind if step else None for step in steps] == ["restart", "restart", "recreate", None]
+
+
+@pytest.mark.parametrize(
+    ("change", "overruled", "reason"),
+    [
+        ({}, [], None), ({"storm": (3, 4)}, [], "storm"), ({"storm": (3, 4)}, ["storm"], None),
+        ({"maintenance": "m", "storm": (3, 4)}, ["storm"], "maintenance"), ({"automation": False}, [], None),
+        ({"present": Present(target_busy=True)}, ["target-busy"], "target-busy"),
+        ({"present": Present(on_host=1)}, ["host-busy"], "host-busy"),
+        ({"observed": None}, [], None), ({"observed": Observation(True, True, None)}, [], None),
+        ({"past": Past({"restart": 9}, 9, NOW)}, [], None),
+    ],
+)  # fmt: skip
+def test_what_holds_a_person_back(
+    services: dict[str, Service], change: dict[str, Any], overruled: list[str], reason: str | None
+) -> None:
+    held = held_for_person(services["web"], Remediation(), replace(SITUATION, **change), overruled)
+    assert (held.reason if held else None) == reason
 
 
 def test_waits_end_when_they_said_or_are_looked_at_again(services: dict[str, Service]) -> None:
@@ -108,7 +169,8 @@ situations = st.builds(
     firing=st.frozensets(st.sampled_from(["ServiceDown", "ServiceSlow"])),
     past=st.builds(
         Past, attempts=st.fixed_dictionaries({}, optional={"restart": st.integers(0, 5), "recreate": st.integers(0, 2)}),
-        tries=st.integers(0, 5), last_ended=st.none() | st.floats(0, 2e9)
+        tries=st.integers(0, 5), last_ended=st.none() | st.floats(0, 2e9),
+        blocked=st.sampled_from([None, None, "sudo-refused"]),
     ),
     present=st.builds(
         Present, target_busy=st.booleans(), on_host=st.integers(0, 2), in_flight=st.integers(0, 6),
@@ -118,6 +180,8 @@ situations = st.builds(
         Observation, up=st.none() | st.booleans(), success=st.none() | st.booleans(),
         reason=st.none() | st.sampled_from(["connect", "timeout", "tls", "error", "status"]),
     ),
+    automation=st.booleans(), maintenance=st.sampled_from(["", "m"]), scheduled=st.sampled_from(["", "s"]),
+    silenced=st.sampled_from(["", "s"]), gone=st.booleans(), healing=st.sampled_from(["", "h"]), approved=st.booleans(),
     host_down=st.booleans(),
     dependencies_down=st.sampled_from([(), ("db",)]),
     storm=st.none() | st.just((3, 4)),
@@ -128,7 +192,7 @@ situations = st.builds(
 def test_what_must_never_happen(
     services: dict[str, Service], situation: Situation, automatic: bool, service: str
 ) -> None:
-    rules = Remediation(automatic=automatic)
+    rules = Remediation(automatic=automatic, **LADDER)
     decision = decide(services.get(service), rules, situation)
     assert isinstance(decision, Decision)
     if decision.verb == "wait":
@@ -145,7 +209,15 @@ def test_what_must_never_happen(
     assert situation.observed.reason not in rules.never_for
     assert not situation.present.target_busy
     assert situation.present.on_host < 1
-    assert situation.past.attempts.get("restart", 0) < 3
+    assert decision.step is not None
+    used = situation.past.attempts.get(decision.step.kind, 0)
+    assert used < (3 if decision.step.kind == "restart" else 1)
+    assert decision.step.kind == "restart" or situation.approved
+    assert situation.automation
+    assert not any((situation.maintenance, situation.scheduled, situation.silenced, situation.gone))
+    assert situation.past.blocked is None
+    assert not situation.host_down
+    assert situation.storm is None
     assert len(situation.present.in_budget_window) < 20
 
 
