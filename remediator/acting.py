@@ -35,7 +35,7 @@ log = structlog.get_logger()
 class Actor:
     """Carries out what was claimed, each action in a task of `group`, and keeps every step on the record first.
 
-    `changed` is called whenever an action has come to something.
+    `changed` is called with its service whenever an action has come to something.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Actor:
         exporter: Exporter,
         metrics: Metrics,
         redact: Redactor,
-        changed: Callable[[], None],
+        changed: Callable[[str], None],
     ) -> None:
         self._database, self._inventory, self._exporter = database, inventory, exporter
         self._metrics, self._redact, self._changed = metrics, redact, changed
@@ -57,7 +57,7 @@ class Actor:
     async def begin(self, group: asyncio.TaskGroup) -> None:
         """Act from now on; what a crash left half done is taken up."""
         async with self._claiming:  # what is claimed from now on was not left by a crash
-            left = await self._database.run(actions.running_actions)
+            left = await self._database.run_first(actions.running_actions)
             self._group = group
         for action in left:
             self._start(self._resume(action), action)
@@ -90,7 +90,7 @@ class Actor:
         async with self._claiming:
             if self._group is None:
                 return "stopping"
-            claimed = await self._database.run(claim)
+            claimed = await self._database.run_first(claim)
             if isinstance(claimed, Claim):
                 command = asyncio.create_task(self._command(claimed, service, doing), name=f"command {service.id}")
                 self._commanding.add(command)
@@ -221,7 +221,7 @@ class Actor:
         if action.up_at is None:
             await self._store(actions.came_up, action, self._inventory, self._database.clock.now())
             log.info("up again", service=service.id, action=action.id)
-            self._changed()
+            self._changed(action.service)
         return await self._stays_up(service, rules.hold)
 
     async def _stays_up(self, service: Service, hold: float) -> str | None:
@@ -255,7 +255,7 @@ class Actor:
         """Keep what happened, however long the database takes to accept it: an action's outcome is not dropped."""
         while True:
             try:
-                return await self._database.run(work, *args, **kwargs)
+                return await self._database.run_first(work, *args, **kwargs)
             except StorageError as error:
                 log.error("an outcome cannot be stored yet", error=str(error))  # noqa: TRY400
                 await asyncio.sleep(LONGEST_LOOK)
@@ -278,7 +278,7 @@ class Actor:
         log.info("action ended", service=action.service, action=action.id, state=state, why=why or None)
         self._metrics.actions.labels(action.service, action.kind, state).inc()
         self._metrics.action_duration.observe(max(0.0, now - action.claimed_at))
-        self._changed()
+        self._changed(action.service)
 
 
 Doing = Verb | Step

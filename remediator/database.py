@@ -65,7 +65,7 @@ class Database:
             return await self.run_first(work, *args, **kwargs)
 
     async def run_first(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `run`, before what waits there: somebody waits for this who gives up. Raises StorageError."""
+        """As `run`, before what waits there: deliveries and actions come before decisions. Raises StorageError."""
 
         def transaction() -> T:
             with self._engine.begin() as connection:

@@ -23,6 +23,7 @@ from remediator.policy import DECIDE_AGAIN, Decision, Situation, decide
 from runtime.redaction import Redactor
 
 TOGETHER = 0.01  # seconds: what changes within them is looked at in one go
+BY_ACTIONS = ("target-busy", "host-busy", "fleet-busy", "dependency-down")
 RECONCILE_FIRST = 5.0
 RECONCILE_EVERY = 60.0
 SETTLED = 10.0  # an alert seen this lately may be newer than Alertmanager's list
@@ -51,24 +52,30 @@ class Engine:
         self._exporter, self._alertmanager = exporter, alertmanager
         self._sender, self._metrics = sender, metrics
         self._observer = Observer(database, inventory, exporter, alertmanager)
-        self.actor = Actor(database, inventory, exporter, metrics, redact, self.wake)
+        self.actor = Actor(database, inventory, exporter, metrics, redact, self._acted)
         self._wake = asyncio.Event()
         self._attending: dict[str, asyncio.Task[None]] = {}
         self._look_at: dict[str, float] = {}  # by service: the loop's time at which to decide again
+        self._held: set[str] = set()  # services that wait for what an action's end may give them
+        self._due: set[str] = set()  # services to decide about now, whatever stands there
+        self._all = True
         self._news: set[str] = set()  # services of which something changed while they were attended to
 
     def wake(self, services: Collection[str] | None = None) -> None:
         """Something changed for these services, or for all: decide again, and send what there is to tell."""
         busy = self._busy()
         if services is None:
-            self._look_at.clear()
+            self._all = True
             self._news.update(busy)
         else:
-            for service in services:
-                self._look_at.pop(service, None)
+            self._due.update(services)
             self._news.update(busy.intersection(services))
         self._wake.set()
         self._sender.wake()
+
+    def _acted(self, service: str) -> None:
+        """An action on a service has come to something."""
+        self.wake({service, *self._held})
 
     async def take(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
         """Go on with another inventory and other peers."""
@@ -104,17 +111,21 @@ class Engine:
         return max(0.0, min([DECIDE_AGAIN, *(at - now for name, at in self._look_at.items() if name not in busy)]))
 
     async def _attend_to_all(self, group: asyncio.TaskGroup) -> None:
+        """Attend to all open incidents that something has changed for, or whose time has come."""
+        now = asyncio.get_running_loop().time()
+        wanted = None if self._all else self._due | {name for name, at in self._look_at.items() if at <= now}
+        self._all, self._due = False, set()
         try:
-            open_now = await self._database.run(incidents.open_incidents)
+            open_now = dict(await self._database.run(incidents.open_incidents, wanted))
         except StorageError as error:
             log.error("the record cannot be read", error=str(error))  # noqa: TRY400 - it is its own explanation
+            self._all = True
+            self._look_at.clear()
             return
-        now = asyncio.get_running_loop().time()
-        services = {service for _, service in open_now}
-        for gone in self._look_at.keys() - services:
-            del self._look_at[gone]
-        for incident, service in open_now:
-            if service not in self._attending and self._look_at.get(service, 0.0) <= now:
+        for gone in (self._look_at.keys() if wanted is None else wanted) - open_now.keys():
+            self._look_at.pop(gone, None)
+        for service, incident in open_now.items():
+            if service not in self._attending:
                 self._look_at[service] = now + DECIDE_AGAIN
                 self._attending[service] = group.create_task(self._attend(incident, service), name=f"attend {service}")
 
@@ -152,6 +163,7 @@ class Engine:
     async def _keep(self, incident: int, service_id: str, decision: Decision, situation: Situation) -> None:
         service = self.inventory.services.get(service_id)
         now = self._database.clock.now()
+        (self._held.add if decision.reason in BY_ACTIONS else self._held.discard)(service_id)
         changed = await self._database.run(incidents.decided, incident, decision, now)
         if service is not None and decision.reason == "approval":
             step = policy.next_step(service, self.inventory.remediation.of(service), situation.past)

@@ -37,10 +37,12 @@ def open_of(connection: Connection, service: str) -> int | None:
     return found
 
 
-def open_incidents(connection: Connection) -> list[tuple[int, str]]:
-    """(id, service) of every open incident."""
-    rows = connection.execute(select(incidents.c.id, incidents.c.service).where(incidents.c.state == "open"))
-    return [(row.id, row.service) for row in rows]
+def open_incidents(connection: Connection, services: Collection[str] | None = None) -> list[tuple[str, int]]:
+    """(service, id) of every open incident, or of those of these services."""
+    query = select(incidents.c.service, incidents.c.id).where(incidents.c.state == "open")
+    if services is not None:
+        query = query.where(incidents.c.service.in_(services))
+    return [(row.service, row.id) for row in connection.execute(query)]
 
 
 def down_of(incident: int) -> str:

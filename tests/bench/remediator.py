@@ -113,7 +113,7 @@ async def _measure_deliveries(stack: Stack, folder: Path) -> bool:
         for n in range(RESTARTED):
             await _post(stack, client, _alert(f"down-{n}", 0))
         await eventually(lambda: _lines(folder, 5), 60)
-        rates, p99s, number, acted = [], [], 0, 0
+        rates, p99s, acted, number = [], [], [], 0
         for _ in range(ROUNDS):
             took: list[float] = []
             ends = time.monotonic() + SECONDS
@@ -124,9 +124,9 @@ async def _measure_deliveries(stack: Stack, folder: Path) -> bool:
                     number += 1
                     took.append(await _post(stack, client, _alert(f"told-{number % TOLD}", number)))
 
-            acted = len((folder / "restarts").read_text().splitlines())
+            before = len((folder / "restarts").read_text().splitlines())
             await asyncio.gather(*(deliver() for _ in range(CONNECTIONS)))
-            acted = len((folder / "restarts").read_text().splitlines()) - acted
+            acted.append((len((folder / "restarts").read_text().splitlines()) - before) / SECONDS)
             rates.append(len(took) / SECONDS)
             p99s.append(statistics.quantiles(took, n=100)[98])
         great = [
@@ -134,10 +134,10 @@ async def _measure_deliveries(stack: Stack, folder: Path) -> bool:
             for round_ in range(ROUNDS)
         ]
     rate, p99, most = statistics.median(rates), statistics.median(p99s), statistics.median(great)
-    good = rate >= PER_SECOND and p99 <= P99 and most <= GREAT and acted > 0
+    good = rate >= PER_SECOND and p99 <= P99 and most <= GREAT and min(acted) > 0
     print(
         f"webhook on one core: {rate:.0f} single-alert deliveries/s (at least {PER_SECOND:g}), p99 {p99 * 1000:.0f} ms (at most"
-        f" {P99 * 1000:g}), medians of {ROUNDS}, while {acted / SECONDS:.1f} restarts/s ran; 1,000 alerts in one: {most:.2f} s"
+        f" {P99 * 1000:g}), medians of {ROUNDS}, while {statistics.median(acted):.1f} restarts/s ran; 1,000 alerts in one: {most:.2f} s"
         f" (at most {GREAT:g}): {'good' if good else 'NOT GOOD ENOUGH'}"
     )
     return good

@@ -50,7 +50,7 @@ class Record:
         )
 
     async def open(self) -> list[tuple[int, str]]:
-        return await self.database.run(incidents.open_incidents)
+        return [(number, service) for service, number in await self.database.run(incidents.open_incidents)]
 
     async def told(self) -> list[str]:
         def kinds(connection: Connection) -> list[str]:

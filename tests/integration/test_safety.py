@@ -1,6 +1,7 @@
 """What makes the remediator safe to be left alone: switches, approval, evidence, refusals, a record that is not lost."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sqlite3
@@ -308,10 +309,10 @@ async def _refused(loop: Loop) -> bool:
 
 @pytest.fixture
 async def small_disk(loop: Loop) -> AsyncIterator[Path]:
-    """A filesystem of 4 MiB, for the record."""
+    """A filesystem of 16 MiB, for the record."""
     path = loop.folder / "small"
     path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", path], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=True)
     yield path
     if "remediator" in loop.stack.pids:
         await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
@@ -323,15 +324,11 @@ async def test_a_full_disk_is_answered_503_and_recovers_unaided(loop: Loop, smal
     await loop.start({"web": loop.service("web")}, remediator={"database": f"sqlite:///{small_disk}/r.db"})
     await loop.kill("web")
     filler = small_disk / "filler"
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-                file.flush()
-        except OSError:
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
             pass
     refused = 0
-    for number in range(200):  # until the pages that the journal has already are used up
+    for number in range(1000):  # until the pages that the journal has already are used up
         text = "x" * 20_000
         one = alert("", "Other", starts=str(number)) | {"annotations": {"text": text}, "fingerprint": str(number)}
         refused = (await loop.post(delivery(one))).status_code
