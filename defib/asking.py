@@ -5,11 +5,14 @@ import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote
 
+from defib.probe import printable
 from fleet.loading import Loaded
 from remediator.peers import Peer, PeerError
 from runtime.errors import DefibError
 
+SHOWN = 12  # lines of each piece of evidence
 Load = Callable[[], Loaded]
 
 
@@ -65,15 +68,18 @@ def _incident(incident: Mapping[str, Any]) -> str:
             facts = ", ".join(f"{key} {value}" for key, value in (action[name] or {}).items())
             lines += [f"    {name}: {facts}"] if facts else []
         for kept in [*action["evidence"], {"name": "output", "text": action["output"] or ""}]:
-            lines += [f"    {kept['name']}:", *(f"      {line}" for line in kept["text"].strip().splitlines()[-10:])]
-    return "\n".join(lines)
+            text = kept["text"].strip().splitlines()
+            # The end of what goes on, the beginning of what was sorted.
+            shown = text[-SHOWN:] if kept["name"] in ("logs", "output") else text[:SHOWN]
+            lines += [f"    {kept['name']}:", *(f"      {line}" for line in shown)]
+    return "\n".join(map(printable, lines))
 
 
 async def explain(load: Load, service: str, *, as_json: bool) -> int:
     """Print every gate of a service's next action."""
     async with remediator(load) as peer:
-        told = await peer.ask("GET", f"/api/v1/services/{service}/explain", timeout=30.0)
-    print(json.dumps(told, ensure_ascii=False) if as_json else _explained(told))
+        told = await peer.ask("GET", f"/api/v1/services/{quote(service, safe='')}/explain", timeout=30.0)
+    print(json.dumps(told, ensure_ascii=False) if as_json else printable(_explained(told)))
     return 0
 
 
@@ -110,7 +116,7 @@ async def approve(load: Load, action: int) -> int:
 
 async def reset(load: Load, service: str) -> int:
     async with remediator(load) as peer:
-        await peer.ask("POST", f"/api/v1/services/{service}/reset")
+        await peer.ask("POST", f"/api/v1/services/{quote(service, safe='')}/reset")
     print(f"{service} has all its attempts again")
     return 0
 
@@ -134,9 +140,8 @@ async def maintenances(load: Load) -> int:
         told = await peer.ask("GET", "/api/v1/maintenance")
     for each in told["maintenance"]:
         until = _second(each["until"])
-        print(
-            f"{each['id']:>6}  {each['scope']} {each['name']}, until {until}, by {each['asked_by']}: {each['reason']}"
-        )
+        said = f"{each['scope']} {each['name']}, until {until}, by {each['asked_by']}: {each['reason']}"
+        print(f"{each['id']:>6}  {printable(said)}")
     if not told["maintenance"]:
         print("no maintenance")
     return 0

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from defib.asking import remediator
 from fleet.loading import Loaded
@@ -52,10 +53,12 @@ async def through_remediator(load: Callable[[], Loaded], name: str, verb: Verb, 
     """Ask the remediator, whose locks and record then apply. Raises DefibError."""
     async with remediator(load, hint=" (--direct goes without it)") as peer:
         if verb in ("status", "logs"):
-            answer = await peer.ask("GET", f"/api/v1/services/{name}/{verb}", timeout=300.0)
+            answer = await peer.ask("GET", f"/api/v1/services/{quote(name, safe='')}/{verb}", timeout=300.0)
             return _print(Completed(answer["exit_status"], answer["output"], "", answer["why"]))
         # The host is looked at first, and may hang.
-        begun = await peer.ask("POST", f"/api/v1/services/{name}/{verb}", 60.0, {"overrule": list(overrule)})
+        begun = await peer.ask(
+            "POST", f"/api/v1/services/{quote(name, safe='')}/{verb}", 60.0, {"overrule": list(overrule)}
+        )
         if verb == "stop":
             print(STOPPED, file=sys.stderr)
         return await _follow(peer, begun["action"])

@@ -81,9 +81,9 @@ def _as_text(told: dict[str, Any]) -> str:
             lines += [f"  {key}", *(f"    {item}" for item in value)]
         else:
             lines.append(f"  {key:<12}{value}")
-    return "\n".join(map(_printable, lines))
+    return "\n".join(map(printable, lines))
 
 
-def _printable(line: str) -> str:
-    """A line without what would do something to a terminal."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in line)
+def printable(text: str) -> str:
+    """Text without what would do something to a terminal, but begin a line."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)

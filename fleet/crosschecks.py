@@ -25,6 +25,8 @@ def check_references(document: Document, raw: Raw, kinds: Kinds) -> list[Wrong]:
     return [
         *_hosts(document, hosts),
         *_services(document, services, hosts, kinds),
+        *_recreated(document, services, hosts, _maps({"all": raw.get("remediation")}).get("all", {})),
+        *_maintenance(document, raw.get("remediation"), hosts, services),
         *_routes(document, notify, _maps(notify.get("channels"))),
         *_circles(document, "hosts", ("ssh", "via"), {name: _via(host) for name, host in hosts.items()}),
         *_circles(document, "services", ("depends_on",), {name: _needs(each) for name, each in services.items()}),
@@ -106,6 +108,36 @@ def _carried(document: Document, where: Location, host: Raw, kinds: Raw) -> Iter
         for name in names if isinstance(names, list) else [names] if names else []:
             if CARRIES.fullmatch(str(name)) is None:
                 yield document.wrong(where, f"{str(name)!r} holds what the host's wrapper does not take (ssh.wrapper)")
+
+
+def _recreated(
+    document: Document, services: Mapping[str, Raw], hosts: Mapping[str, Raw], fleet: Raw
+) -> Iterator[Wrong]:
+    """What makes a container anew cannot be listed beforehand, where a wrapper only runs what is."""
+    for name, service in services.items():
+        own = service.get("remediation")
+        steps = own.get("steps") if isinstance(own, dict) and "steps" in own else fleet.get("steps")
+        control, host = service.get("control"), hosts.get(str(service.get("host")), {})
+        by_wrapper = isinstance(host.get("control_ssh"), dict) and host["control_ssh"].get("wrapper") is True
+        if not by_wrapper or not isinstance(control, dict) or "docker" not in control or not isinstance(steps, list):
+            continue
+        for step in steps:
+            options = step.get("recreate") if isinstance(step, dict) else {} if step == "recreate" else None
+            if options is not None and not (isinstance(options, dict) and options.get("command")):
+                where = ("services", name, "control", "docker")
+                yield document.wrong(where, "recreate wants a `command:` where the host's wrapper controls it")
+
+
+def _maintenance(
+    document: Document, remediation: Any, hosts: Mapping[str, Raw], services: Mapping[str, Raw]
+) -> Iterator[Wrong]:
+    windows = remediation.get("maintenance") if isinstance(remediation, dict) else None
+    groups: dict[str, Raw] = {str(host["group"]): {} for host in hosts.values() if host.get("group")}
+    for index, window in enumerate(windows if isinstance(windows, list) else ()):
+        for scope, known in (("service", services), ("host", hosts), ("group", groups)):
+            name = window.get(scope) if isinstance(window, dict) else None
+            if isinstance(name, str):
+                yield from _unknown(document, ("remediation", "maintenance", index, scope), name, known, scope)
 
 
 def _own_key(document: Document, where: Location, name: Any, host: Raw) -> Iterator[Wrong]:

@@ -3,6 +3,7 @@
 The kinds of probes, controls and channels bring their own options; `inventory_model` puts all together.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,7 +18,15 @@ from fleet.endpoints import Endpoint, OneOf, Part, RelativePath, Token
 from fleet.units import Duration, Identifier, PositiveDuration
 
 Severity = Literal["critical", "warning", "info"]
-TimeOfDay = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+
+
+def _time_of_day(text: str) -> str:
+    if re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", text) is None:
+        raise ValueError("is not a time of day (write 02:30, in quotes)")
+    return text
+
+
+TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
 OWN_LABELS = ("host", "group", "address")
 
@@ -338,6 +347,13 @@ class Inventory(Part):
             host._name = key  # noqa: SLF001 - the map is where a host has its name
         for key, service in self.services.items():
             service._id = key  # noqa: SLF001
+        return self
+
+    @model_validator(mode="after")
+    def _remember_long_enough(self) -> "Inventory":
+        windows = [self.remediation.of(service).window for service in self.services.values()]
+        if self.remediator.retention < max([600.0, self.remediation.window, *windows]):
+            raise ValueError("remediator.retention: is shorter than a remediation.window, or than ten minutes")
         return self
 
     def host_of(self, service: Service) -> Host | None:

@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy import Connection
 
 from fleet.model import Inventory, Service, Step, Sudo
-from fleet.shells import Completed, HostKeyRefused, Shell, ShellError
+from fleet.shells import KILL_AFTER, Completed, HostKeyRefused, Shell, ShellError
 from fleet.shells.pool import Shells
 from remediator import actions, evidence
 from remediator.actions import Claim, CommandOutcome, Seen
@@ -201,9 +201,12 @@ class Actor:
         """None once the service was up within `start_within` and stayed so for `hold`, else what was seen instead."""
         control, rules = service.control, self._inventory.remediation.of(service)
         start_within = control.start_within if control else 0.0
-        began = action.command_ended_at or action.claimed_at
+        ends = (action.command_ended_at or action.claimed_at) + start_within
+        if action.command == "unknown" and control is not None:
+            # It may be running still: until it cannot be any more, nothing else is done to the target.
+            ends = max(ends, action.claimed_at + control.timeout + KILL_AFTER)
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + max(0.0, start_within - max(0.0, self._database.clock.now() - began))
+        deadline = loop.time() + max(0.0, ends - self._database.clock.now())
         last = "it was not probed"
         look = FIRST_LOOK
         while True:

@@ -61,7 +61,7 @@ def claim(
     decision = decide(service, inventory.remediation.of(service), again)
     if decision.verb != "act" or decision.step is None:
         return decision.reason or "nothing to act on"
-    # Whatever was done since the probe was asked for has made it old; order does not depend on any clock.
+    # Whatever was done since the probe was asked for has made it old.
     if again.past.last_action != situation.past.last_action:
         return "something was done since the probe"
     decided(connection, incident, decision, now)
@@ -171,15 +171,16 @@ def _insert(
 def queue(connection: Connection, incident: int, service: Service, step: Step, situation: Situation) -> bool:
     """Have a step wait for a person's approval, and ask people for it; False where it waits already."""
     waiting = connection.execute(
-        select(actions.c.id, actions.c.kind).where(actions.c.incident_id == incident, actions.c.state == "queued")
+        select(actions.c.step).where(actions.c.incident_id == incident, actions.c.state == "queued")
     ).first()
-    if waiting is not None and waiting.kind == step.kind:
+    if waiting is not None and waiting.step == step.model_dump():
         return False
     cancel_queued(connection, incident, situation.now)
     claimed = _insert(
         connection, incident, service, step.kind, "alert", ", ".join(sorted(situation.firing)), situation.now,
         state="queued",
     )  # fmt: skip
+    connection.execute(update(actions).where(actions.c.id == claimed.id).values(step=step.model_dump()))
     content = {"service": service.id, "kind": step.kind, "action": claimed.id}
     tell_of(connection, incident, "approval", content, situation.now, f"approval action {claimed.id}")
     return True

@@ -49,6 +49,7 @@ def add_routes(
     add_route(app, "GET", "/api/v1/incidents", api.incidents, Needs.USER)
     add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", api.incident, Needs.USER)
     add_route(app, "GET", "/api/v1/actions", api.actions, Needs.USER)
+    add_route(app, "GET", "/api/v1/alerts", api.alerts, Needs.USER)
     people.add_routes(app, engine, database, metrics, redact)
 
 
@@ -67,7 +68,8 @@ class _Api:
 
     async def webhook(self, request: web.Request) -> web.Response:
         try:
-            alerts = parse(await _body(request))
+            delivery = parse(await _body(request))
+            alerts = delivery.alerts
             now = self._database.clock.now()
             await self._database.run_first(intake.receive, alerts, self._engine.inventory, now)
         except NotADelivery as error:
@@ -80,8 +82,11 @@ class _Api:
         for alert in alerts:
             self._metrics.received.labels(alert.status).inc()
         services = self._engine.inventory.services
-        unknown = sum(1 for alert in alerts if alert.labels.get("service", "") not in services)
-        log.info("delivery", alerts=len(alerts), of_no_service_of_ours=unknown)
+        strangers = sum(1 for alert in alerts if alert.labels.get("service", "") not in services)
+        log.info("delivery", alerts=len(alerts), of_no_service_of_ours=strangers)
+        if delivery.truncated:
+            self._metrics.truncated.inc(delivery.truncated)
+            log.warning("Alertmanager left alerts out of a delivery (max_alerts)", alerts=delivery.truncated)
         # A host that is down matters to all that runs there.
         of_hosts = any("service" not in alert.labels for alert in alerts)
         self._engine.wake(None if of_hosts else {alert.labels["service"] for alert in alerts})
@@ -125,6 +130,10 @@ class _Api:
     async def actions(self, request: web.Request) -> web.Response:
         rows = await self._database.run(pages.page_of_actions, _before(request), PAGE)
         return web.json_response({"actions": self._redact.within(pages.shown(rows, self._database.clock))})
+
+    async def alerts(self, request: web.Request) -> web.Response:
+        rows = await self._database.run(pages.page_of_alerts, _before(request), PAGE)
+        return web.json_response({"alerts": self._redact.within(pages.shown(rows, self._database.clock))})
 
 
 async def _body(request: web.Request) -> bytes:

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import sqlite3
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +25,12 @@ T = TypeVar("T")
 PLACES = 4  # transactions that may wait for the thread at once: what comes first has no more than these before it
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MEND = (
-    "nothing was changed. Put a backup in its place; or move it away with its -wal and -shm, and with {path}.lock, to"
-    " begin an empty record: then no one knows any more what was tried, nor which incidents were open"
+    "nothing was changed. Move what there is of it away, {path}-wal and {path}-shm too; then put a backup in its place,"
+    " or move {path}.lock away as well to begin an empty record: then no one knows any more what was tried, nor which"
+    " incidents were open"
 )
+_ROOM = "it is as it was. Look at the room on its disk and at who may write there, and start again"
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class StorageError(DefibError):
@@ -53,7 +57,9 @@ class Database:
             self.clock = self._thread.submit(self._begin, calendar).result()
         except DBAPIError as error:
             self._release()
-            raise StartError(f"the database {path} cannot be used: {error.orig}; {_MEND.format(path=path)}") from error
+            code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+            mend = _MEND.format(path=path) if code in _DAMAGED else _ROOM
+            raise StartError(f"the database {path} cannot be used: {error.orig}; {mend}") from error
         except CommandError as error:
             self._release()
             raise StartError(f"the database {path} was written by another version of Defib: {error}") from error

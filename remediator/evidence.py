@@ -14,11 +14,12 @@ from runtime.errors import DefibError
 
 T = TypeVar("T")
 WITHIN = 5.0  # seconds for each look; a restart waits no longer for what hangs
-KEPT = 8000  # characters of each text, its last ones
+KEPT = 8000  # characters of each text: the last ones of logs, the first ones of others
 # Of the host, as the account that the controls use: what needs more than that is not worth it.
 OF_THE_HOST = {
     "nvidia-smi": ["sh", "-c", "command -v nvidia-smi >/dev/null || exit 0; exec nvidia-smi"],
-    "processes": ["sh", "-c", "ps aux --sort=-%cpu 2>/dev/null | head -n 15 || top -b -n 1 | head -n 20"],
+    # Without their arguments, which may hold others' secrets.
+    "processes": ["sh", "-c", "ps -eo pid,user,pcpu,pmem,rss,etime,comm --sort=-pcpu 2>/dev/null | head -n 15"],
 }
 
 
@@ -41,7 +42,8 @@ async def look(
     found, said = await asyncio.gather(
         facts(service, host, shell), asyncio.gather(*(_seen(each) for each in looks.values()))
     )
-    kept = {name: redact(text)[-KEPT:] for name, text in zip(looks, said, strict=True) if text}
+    told = {name: redact(text) for name, text in zip(looks, said, strict=True) if text}
+    kept = {name: text[-KEPT:] if name == "logs" else text[:KEPT] for name, text in told.items()}
     return Seen(found.told() if found is not None else None, kept), found
 
 

@@ -14,6 +14,9 @@ class Metrics(ProgramMetrics):
         self.received = Counter(
             "defib_remediator_alerts_received", "Alerts of deliveries by status.", ["status"], registry=registry
         )
+        self.truncated = Counter(
+            "defib_remediator_alerts_truncated", "Alerts that Alertmanager left out of deliveries.", registry=registry
+        )
         self.refusals = Counter(
             "defib_remediator_webhook_refusals", "Deliveries refused by HTTP status.", ["code"], registry=registry
         )

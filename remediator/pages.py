@@ -18,6 +18,16 @@ def page_of_incidents(connection: Connection, before: int | None, limit: int) ->
     return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name
 
 
+def page_of_alerts(connection: Connection, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Alerts, and what is decided about those that open no incident."""
+    query = select(alerts).order_by(alerts.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(alerts.c.id < before)
+    told = "told, and never acted on: it names no service of the inventory"
+    rows = (dict(row._mapping) for row in connection.execute(query))  # noqa: SLF001
+    return [{**row, "decided": f"incident {row['incident_id']}" if row["incident_id"] else told} for row in rows]
+
+
 def whole_incident(connection: Connection, incident: int) -> dict[str, Any] | None:
     """An incident with its alerts, its actions with their evidence, and its timeline."""
     row = connection.execute(select(incidents).where(incidents.c.id == incident)).first()

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.model import Service
 from fleet.shells import Completed, ShellError
-from fleet.units import PositiveDuration
+from fleet.units import FOREVER, PositiveDuration
 from remediator import actions, pages, switches
 from remediator.actions import Claim
 from remediator.controls.hands import UnknownVerb, Verb
@@ -193,9 +193,15 @@ class _People:
         if asked.until.tzinfo is None:
             raise Problem(400, "bad_request", "until: says no time zone (write 2026-11-24T18:00:00+08:00)")
         clock = self._database.clock
-        left = asked.until.timestamp() - clock.unix(clock.now())
+        try:
+            at = asked.until.timestamp()
+        except OverflowError as error:
+            raise Problem(400, "bad_request", "until: is no time") from error
+        left = at - clock.unix(clock.now())
         if left <= 0:
             raise Problem(400, "bad_request", "until: is over")
+        if left > FOREVER:
+            raise Problem(400, "bad_request", "until: is more than a year away")
         return left
 
     async def end_maintenance(self, request: web.Request) -> web.Response:

@@ -45,7 +45,7 @@ class Past:
     attempts: Mapping[str, int] = field(default_factory=dict)  # by step, since the last `window` of continuous up
     tries: int = 0  # in this incident, the ones that never reached the host too
     last_ended: float | None = None
-    last_action: int = 0  # the record's number of the last one
+    last_action: float = 0.0  # when the last one was claimed
     blocked: Blocked | None = None  # what only a person can mend, met by the last try in this incident
     healing_since: float | None = None  # when it was first seen to be healing itself, in this incident
 

@@ -128,26 +128,41 @@ def replay(inventory: Inventory, known: History) -> list[Event]:
     took longer than `start_within`.
     """
     targets = {service: _Target() for _, service in known.alerts if service in inventory.services}
+    groups = _groups(inventory)
+    near = {service: group_of(service, groups) for service in targets}
+    failures = [
+        (targets[service], reason, values, min(values, default=0.0))
+        for (service, reason), values in known.failures.items()
+        if service in targets
+    ]
     events: list[Event] = []
-    for at in known.moments:
-        for (service, reason), values in known.failures.items():
-            if service in targets and values.get(at, 0.0) > values.get(at - STEP, 0.0):
-                targets[service].reason = reason
+    for number, at in enumerate(known.moments):
+        for target, reason, values, began in failures:
+            before = values.get(at - STEP)
+            # A series that begins has failed for the first time; what was there before we look tells nothing.
+            if at in values and (values[at] > before if before is not None else number > 0 and at == began):
+                target.reason = reason
         for service, target in targets.items():
-            event = _decided(inventory, known, targets, service, target, at)
-            if event is not None:
-                events.append(event)
+            firing = frozenset(alert for (alert, of), values in known.alerts.items() if of == service and at in values)
+            if firing or target.told[0] != "nothing":
+                event = _decided(inventory, known, targets, inventory.services[service], firing, near[service], at)
+                events += [event] if event is not None else []
     return events
 
 
 def _decided(
-    inventory: Inventory, known: History, targets: Mapping[str, _Target], name: str, target: _Target, at: float
+    inventory: Inventory,
+    known: History,
+    targets: Mapping[str, _Target],
+    service: Service,
+    firing: frozenset[str],
+    near: Sequence[str],
+    at: float,
 ) -> Event | None:
-    service = inventory.services[name]
-    firing = frozenset(alert for (alert, of), values in known.alerts.items() if of == name and at in values)
+    target = targets[service.id]
     _note_outage(target, at, firing=bool(firing))
     rules = inventory.remediation.of(service).model_copy(update={"automatic": True})
-    situation = _situation(inventory, known, targets, service, target, firing, at)
+    situation = _situation(inventory, known, targets, service, firing, near, at)
     decision = decide(service, rules, situation)
     if decision.verb == "act" and decision.step is not None:
         target.attempts.append((at, decision.step.kind))
@@ -155,8 +170,8 @@ def _decided(
         target.busy_until = target.last_ended = _ends(known, service, at, rules.hold)
         used = situation.past.attempts.get(decision.step.kind, 0) + 1
         target.told = ("act", None)
-        return Event(at, name, "act", decision.step.kind, f"attempt {used}")
-    return _news(target, name, decision, at)
+        return Event(at, service.id, "act", decision.step.kind, f"attempt {used}")
+    return _news(target, service.id, decision, at)
 
 
 def _news(target: _Target, name: str, decision: Decision, at: float) -> Event | None:
@@ -189,14 +204,14 @@ def _situation(
     known: History,
     targets: Mapping[str, _Target],
     service: Service,
-    target: _Target,
     firing: frozenset[str],
+    near: Sequence[str],
     at: float,
 ) -> Situation:
-    rules = inventory.remediation.of(service)
+    rules, target = inventory.remediation.of(service), targets[service.id]
     host = inventory.host_of(service)
-    near = [name for name in group_of(service.id, _groups(inventory)) if at in known.success.get((name,), {})]
-    failing = sum(1 for name in near if known.success[(name,)][at] == 0.0)
+    probed = [known.success[(name,)][at] for name in near if at in known.success.get((name,), {})]
+    failing = probed.count(0.0)
     since = since_refill(target.outages, rules.window)
     counted = [kind for moment, kind in target.attempts if moment > since]
     claimed = sorted(moment for each in targets.values() for moment, _ in each.attempts if moment > at - BUDGET_WINDOW)
@@ -217,7 +232,7 @@ def _situation(
         ),
         host_down=host is not None and at in known.hosts_down.get((host.name,), {}),
         dependencies_down=tuple(name for name in service.depends_on if known.up.get((name,), {}).get(at) == 0.0),
-        storm=(failing, len(near)) if is_storm(rules, failing, len(near)) else None,
+        storm=(failing, len(probed)) if is_storm(rules, failing, len(probed)) else None,
     )  # fmt: skip
 
 

@@ -114,6 +114,7 @@ actions = Table(
     Column("requested_by", String, nullable=False),  # alert, person
     Column("asked_by", String, nullable=False),  # the alert's name, or who the person is
     Column("overruled", JSON, nullable=False),  # the waits that a person overruled
+    Column("step", JSON(none_as_null=True)),  # what a person is asked to approve
     Column("approved_by", String),
     Column("approved_at", Float),
     Column("state", String, nullable=False),  # queued, running, then succeeded, failed, unknown, cancelled

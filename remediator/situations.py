@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, func, select
 
-from fleet.model import Inventory
+from fleet.model import Inventory, Step
 from remediator import switches
 from remediator.incidents import firing_names, host_is_down
-from remediator.policy import BUDGET_WINDOW, Past, Present, Situation, since_refill
+from remediator.policy import BUDGET_WINDOW, Past, Present, Situation, next_step, since_refill
 from remediator.schema import actions, incidents
 
-HISTORY = 100  # incidents and actions of a target that are looked back over for its budget
+HISTORY = 100  # incidents of a target that are looked back over for its budget, and tries for its back-off
 
 
 def past_of(connection: Connection, service: str, incident: int, window: float) -> Past:
@@ -21,29 +21,31 @@ def past_of(connection: Connection, service: str, incident: int, window: float) 
         .order_by(incidents.c.opened_at.desc())
         .limit(HISTORY)
     ).all()
-    tried = connection.execute(
-        select(
-            actions.c.id, actions.c.incident_id, actions.c.kind, actions.c.counts, actions.c.claimed_at,
-            actions.c.ended_at, actions.c.requested_by, actions.c.blocked,
-        )
-        .where(actions.c.service == service, actions.c.state.not_in(("queued", "cancelled")))
-        .order_by(actions.c.id.desc())
-        .limit(HISTORY)
-    ).all()  # fmt: skip
+    done = (actions.c.service == service) & actions.c.state.not_in(("queued", "cancelled"))
+    reset = connection.scalar(select(func.max(actions.c.claimed_at)).where(done, actions.c.kind == "reset"))
     # Where nobody saw it up, nothing says that it was.
     up_between = [(row.opened_at, row.closed_at if row.state == "recovered" else None) for row in reversed(outages)]
-    reset = max((row.id for row in tried if row.kind == "reset"), default=0)
-    since = since_refill(up_between, window)
-    counted = [row.kind for row in tried if row.counts and row.claimed_at > since and row.id > reset]
-    of_incident = [row for row in tried if row.incident_id == incident and row.id > reset]
-    ended = [row.ended_at for row in tried if row.ended_at is not None and row.kind != "reset"]
-    last = next((row for row in tried if row.kind != "reset"), None)
+    since = max(since_refill(up_between, window), reset if reset is not None else float("-inf"))
+    counted = connection.execute(
+        select(actions.c.kind, func.count())
+        .where(done, actions.c.counts == 1, actions.c.claimed_at > since)
+        .group_by(actions.c.kind)
+    )
+    tried = connection.execute(
+        select(
+            actions.c.incident_id, actions.c.claimed_at, actions.c.ended_at, actions.c.requested_by, actions.c.blocked
+        )
+        .where(done, actions.c.kind != "reset")
+        .order_by(actions.c.claimed_at.desc())
+        .limit(HISTORY)
+    ).all()
+    of_incident = [row for row in tried if row.incident_id == incident and (reset is None or row.claimed_at > reset)]
     return Past(
-        attempts={kind: counted.count(kind) for kind in counted},
+        attempts={kind: int(count) for kind, count in counted},
         tries=sum(1 for row in of_incident if row.requested_by == "alert"),
-        last_ended=max(ended, default=None),
-        last_action=max((row.id for row in tried), default=0),
-        blocked=last.blocked if last is not None and last in of_incident else None,
+        last_ended=max((row.ended_at for row in tried if row.ended_at is not None), default=None),
+        last_action=connection.scalar(select(func.max(actions.c.claimed_at)).where(done)) or 0.0,
+        blocked=tried[0].blocked if tried and tried[0] in of_incident else None,
         healing_since=connection.scalar(select(incidents.c.healing_since).where(incidents.c.id == incident)),
     )
 
@@ -75,23 +77,28 @@ def situation_now(
     rules = inventory.remediation.of(known)
     host = inventory.host_of(known) if known is not None else None
     name, group = (host.name, host.group) if host is not None else ("", "")
+    past = past_of(connection, service, incident, rules.window)
+    step = next_step(known, rules, past) if known is not None else None
     return replace(
         situation,
         now=now,
         firing=firing_names(connection, incident, rules.alerts),
-        past=past_of(connection, service, incident, rules.window),
+        past=past,
         present=present_of(connection, service, name, now),
         automation=switches.automation(connection).enabled,
         maintenance=switches.maintenance_of(connection, service, name, group, now),
-        approved=_approved(connection, incident),
+        approved=_approved(connection, incident, step),
         host_down=bool(name) and host_is_down(connection, name),
     )
 
 
-def _approved(connection: Connection, incident: int) -> bool:
-    found = connection.scalar(
-        select(actions.c.id).where(
+def _approved(connection: Connection, incident: int, step: Step | None) -> bool:
+    """Whether a person has approved just this step; what it was changed to meanwhile they have not."""
+    if step is None:
+        return False
+    row = connection.execute(
+        select(actions.c.kind, actions.c.step).where(
             actions.c.incident_id == incident, actions.c.state == "queued", actions.c.approved_at.is_not(None)
         )
-    )
-    return found is not None
+    ).first()
+    return row is not None and row.kind == step.kind and row.step == step.model_dump()

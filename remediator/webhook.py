@@ -39,8 +39,16 @@ class Alert:
         return self.labels.get("alertname", "")
 
 
-def parse(body: bytes) -> list[Alert]:
-    """The alerts of a delivery; unknown fields are let be. Raises NotADelivery and TooManyAlerts."""
+@dataclass(frozen=True)
+class Delivery:
+    """Alerts, and how many Alertmanager has left out: those may fire, whatever the others do."""
+
+    alerts: list[Alert]
+    truncated: int = 0
+
+
+def parse(body: bytes) -> Delivery:
+    """Read a delivery; unknown fields are let be. Raises NotADelivery and TooManyAlerts."""
     try:
         payload = json.loads(body)
     except (ValueError, RecursionError):
@@ -54,7 +62,8 @@ def parse(body: bytes) -> list[Alert]:
         raise NotADelivery("there is no list of alerts")
     if len(alerts) > MAX_ALERTS:
         raise TooManyAlerts(f"more than {MAX_ALERTS} alerts (set max_alerts in Alertmanager)")
-    return [_alert(item) for item in alerts]
+    truncated = payload.get("truncatedAlerts")
+    return Delivery([_alert(item) for item in alerts], truncated if type(truncated) is int and truncated > 0 else 0)
 
 
 def _alert(item: Any) -> Alert:

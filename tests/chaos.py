@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import contextlib
 import random
 import signal
 import sqlite3
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ import uvloop
 from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
+from fleet.shells import KILL_AFTER
+from remediator.policy import BUDGET_WINDOW
 from tests.support import eventually
 
 SERVICES, HOSTS = 8, 4
@@ -30,14 +34,16 @@ HEADERS = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
 
 # A probe and a restart as they begin and end, in one file that is appended to: its order is the order of events.
 _PROBE = """#!/bin/sh
-if [ -e {folder}/$1.alive ]; then echo "probe $1 up" >> {log}; else echo "probe $1 down" >> {log}; exit 1; fi
+[ -e {folder}/$1.alive ] && state=up || state=down
+echo "$state $1 $(date +%s.%N)" >> {log}
+[ $state = up ]
 """
 _RESTART = """#!/bin/sh
-echo "begin $1" >> {log}
+echo "begin $1 $(date +%s.%N)" >> {log}
 luck=$(od -An -N1 -tu1 /dev/urandom)
 [ $luck -gt 20 ] || sleep 5
 [ $luck -lt 200 ] && touch {folder}/$1.alive
-echo "end $1" >> {log}
+echo "end $1 $(date +%s.%N)" >> {log}
 [ $luck -lt 230 ]
 """
 # The forced command of the key: it records what it is asked to do, whatever comes of that.
@@ -60,8 +66,8 @@ class Report:
 class Storm:
     """Eight services on four hosts behind one sshd, and everything that happens to them."""
 
-    def __init__(self, keeper: Keeper, folder: Path, seed: int, attempts: int) -> None:
-        self.keeper, self.folder, self.attempts = keeper, folder, attempts
+    def __init__(self, keeper: Keeper, folder: Path, seed: int, attempts: int, budget: int) -> None:
+        self.keeper, self.folder, self.attempts, self.budget = keeper, folder, attempts, budget
         self.random = random.Random(seed)
         self.stack = Stack(keeper, folder)
         self.names = [f"s{number}" for number in range(SERVICES)]
@@ -85,6 +91,8 @@ class Storm:
         self._configure()
         await self.stack.start_ours("exporter")
         await self.stack.start_ours("remediator")
+        for name in self.names:
+            await self._probe(name)
 
     def _alive(self, name: str) -> Path:
         return self.folder / f"{name}.alive"
@@ -97,7 +105,8 @@ class Storm:
             name: {
                 "host": f"h{number % HOSTS}",
                 "probe": {
-                    "every": "300ms", "retry_every": "300ms", "timeout": "2s", "fail_after": 1,
+                    # Deaths are told to the exporter, so that every other probe is one that the remediator asked for.
+                    "every": "1h", "retry_every": "1h", "timeout": "2s", "fail_after": 1,
                     "command": {"run": [f"{self.folder}/probe", name]},
                 },
                 "control": {
@@ -114,7 +123,7 @@ class Storm:
                 "services": services,
                 "remediation": {
                     "attempts": self.attempts, "hold": "300ms", "backoff": {"first": "200ms", "factor": 1},
-                    "actions_per_10m": 10_000, "storm": {"at_least": SERVICES + 1},
+                    "actions_per_10m": self.budget, "storm": {"at_least": SERVICES + 1},
                 },
             }
         )  # fmt: skip
@@ -134,6 +143,7 @@ class Storm:
         what = self.random.random()
         if what < 0.4:
             self._alive(name).unlink(missing_ok=True)
+            await self._probe(name)
             await self._fire(name)
         elif what < 0.6:
             await self._fire(name)  # whether or not anything is wrong with it
@@ -149,6 +159,10 @@ class Storm:
         key = await self._deliver(name, self.firing[name], "firing")
         if key is not None:
             self.report.accepted.add(key)
+
+    async def _probe(self, name: str) -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            await self.stack.client.post(f"{self.stack.url('exporter')}/api/v1/services/{name}/probe", timeout=10)
 
     async def _resolve(self, name: str) -> None:
         if name in self.firing and await self._deliver(name, self.firing[name], "resolved") is not None:
@@ -189,6 +203,8 @@ class Storm:
             self._alive(name).touch()
 
         async def over() -> bool:
+            for name in self.names:
+                await self._probe(name)
             for name in list(self.firing):
                 await self._resolve(name)
             listed = await self.stack.get("remediator", "/api/v1/incidents")
@@ -199,22 +215,9 @@ class Storm:
     def judge(self) -> Report:
         """Hold the log and the record against what must be true."""
         report = self.report
-        events = [line.split() for line in self.log.read_text().splitlines()]
-        seen_down: dict[str, bool] = dict.fromkeys(self.names, False)  # since the last restart
-        attempts = Counter[str]()
-        for event in events:
-            kind, name = event[:2]
-            if kind == "probe" and event[2] == "down":
-                seen_down[name] = True
-            elif kind == "begin":
-                attempts[name] += 1
-                if not seen_down[name]:
-                    report.wrong.append(f"{name} was restarted without a failed probe newer than its last restart")
-                seen_down[name] = False
-        report.restarts = attempts.total()
-        report.wrong += [
-            f"{name} was restarted {count} times" for name, count in attempts.items() if count > self.attempts
-        ]
+        events = [(kind, name, float(at)) for kind, name, at in map(str.split, self.log.read_text().splitlines())]
+        report.restarts = sum(kind == "begin" for kind, _, _ in events)
+        report.wrong += judged(events, self.attempts, self.budget)
         with sqlite3.connect(f"file:{self.folder}/remediator.db?mode=ro", uri=True) as record:
             kept = set(record.execute("SELECT fingerprint, starts_at FROM alerts"))
             report.wrong += [f"the alert {key} was accepted and is not kept" for key in report.accepted - kept]
@@ -231,9 +234,38 @@ class Storm:
         return report
 
 
-async def storm(keeper: Keeper, folder: Path, kills: int, seed: int, attempts: int) -> Report:
-    """Make a storm, let it calm down, and judge."""
-    made = Storm(keeper, folder, seed, attempts)
+def judged(events: Sequence[tuple[str, str, float]], attempts: int, budget: int) -> list[str]:
+    """What of a log of probes (`up`, `down`) and restarts (`begin`, `end`) must not be, with when each was written.
+
+    A restart is over when it has ended, or when its deadline has passed.
+    """
+    wrong: list[str] = []
+    over_at: dict[str, float] = {}  # by service: when its last restart was over
+    seen_down: dict[str, float] = {}  # by service: when it was last seen down
+    begun: dict[str, list[float]] = {}
+    for kind, name, at in events:
+        if kind == "down":
+            seen_down[name] = at
+        elif kind == "end":
+            over_at[name] = min(at, over_at[name])
+        elif kind == "begin":
+            before = over_at.get(name)
+            if before is not None and at < before:
+                wrong.append(f"{name} was restarted at {at} while it was being restarted")
+            if name not in seen_down or (before is not None and seen_down[name] < before):
+                wrong.append(f"{name} was restarted at {at} without a failed probe newer than its last restart")
+            begun.setdefault(name, []).append(at)
+            over_at[name] = at + COMMAND_WITHIN + KILL_AFTER
+    wrong += [f"{name} was restarted {len(times)} times" for name, times in begun.items() if len(times) > attempts]
+    every = sorted(at for times in begun.values() for at in times)
+    if any(late - early < BUDGET_WINDOW for early, late in zip(every, every[budget:], strict=False)):
+        wrong.append(f"more than {budget} restarts in ten minutes")
+    return wrong
+
+
+async def storm(keeper: Keeper, folder: Path, kills: int, seed: int) -> Report:
+    """Make a storm, let it calm down, and judge; the budgets are such that they are used up."""
+    made = Storm(keeper, folder, seed, attempts=max(3, kills // 8), budget=max(10, kills // 2))
     await made.begin()
     try:
         await made.rage(kills)
@@ -248,7 +280,7 @@ async def main(kills: int, seed: int) -> int:
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            report = await storm(keeper, Path(folder), kills, seed, attempts=kills)
+            report = await storm(keeper, Path(folder), kills, seed)
     finally:
         await keeper.end()
     told = ", ".join(f"{count} of {what}" for what, count in report.kills.items())

@@ -7,7 +7,7 @@ import httpx
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fleet.endpoints import Endpoint, Part
-from fleet.shells import Completed
+from fleet.shells import Completed, ShellError
 from remediator.controls.hands import Facts, Hands, UnknownVerb, Verb
 from remediator.peers import client_for
 
@@ -65,8 +65,11 @@ async def control_http(verb: Verb, options: HttpOptions, hands: Hands) -> Comple
     if request is not None:
         return await _ask(request, "GET" if verb == "status" else "POST", hands.left)
     if verb == "restart" and options.stop and options.start:
-        stopped = await _ask(options.stop, "POST", hands.left)
-        # What is dead may refuse to be stopped; only what has not answered may still be stopping.
+        try:
+            stopped = await _ask(options.stop, "POST", hands.left)
+        except ShellError:
+            stopped = Completed(1, "", "")  # what is dead may not even be there to be stopped
+        # It may refuse to be stopped, too; only what has not answered may still be stopping.
         return stopped if stopped.status is None else await _ask(options.start, "POST", hands.left)
     raise UnknownVerb(f"the control has no `{verb}`")
 
@@ -74,7 +77,7 @@ async def control_http(verb: Verb, options: HttpOptions, hands: Hands) -> Comple
 async def _ask(request: Request, method: str, within: float) -> Completed:
     """What came of a request, as a command's: 0 for 2xx, 1 for another answer, None where none came.
 
-    One that could not connect was never made.
+    Raises ShellError where it was never made.
     """
     headers = {name: value.get_secret_value() for name, value in request.headers.items()}
     body: dict[str, Any] = {"content": request.body.encode()} if request.body is not None else {}
@@ -84,7 +87,7 @@ async def _ask(request: Request, method: str, within: float) -> Completed:
         async with asyncio.timeout(within), await asyncio.to_thread(client_for, request) as client:
             answer = await client.request(request.method or method, request.url, headers=headers, timeout=None, **body)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        return Completed(1, "", f"cannot connect to {request.url}: {type(error).__name__}")
+        raise ShellError(f"cannot connect to {request.url}: {type(error).__name__}") from error
     except TimeoutError:
         return Completed(None, "", "", f"no answer within {within:g} s", late=True)
     except httpx.HTTPError as error:

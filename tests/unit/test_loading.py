@@ -62,6 +62,43 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
             "a.yaml:1: services.web.probe.tcp.address: is not an address (write host:port, or [v6]:port)",
         ),
         (
+            "services: {web: {probe: {tcp: {address: 'http://h:25'}}}}",
+            "a.yaml:1: services.web.probe.tcp.address: is not an address (write host:port, or [v6]:port)",
+        ),
+        (
+            "services: {web: {probe: {tcp: {address: 'h:25', tls: {key_file: a.yaml}}}}}",
+            "a.yaml:1: services.web.probe.tcp.tls: key_file is of no use without cert_file",
+        ),
+        (
+            "hosts: {h: {address: h, ssh: {wrapper: true}, collect: {systemd: {every: 30s, units: ['mnt-a\\x2db.mount']}}}}",
+            "a.yaml:1: hosts.h.collect: 'mnt-a\\\\x2db.mount' holds what the host's wrapper does not take (ssh.wrapper)",
+        ),
+        (
+            "hosts: {h: {address: h, shell: local, collect: {gpu: 1ms}}}",
+            "a.yaml:1: hosts.h.collect.gpu.every: is too often (at least 200ms)",
+        ),
+        (
+            "remediator: {retention: 30m}",
+            "a.yaml:1: remediator.retention: is shorter than a remediation.window, or than ten minutes",
+        ),
+        (
+            "hosts: {h: {address: h, ssh: {}, control_ssh: {key_file: k, wrapper: true}}}\n"
+            "services: {web: {host: h, " + SERVICE + ", control: {docker: {container: web}}, remediation: {steps: [recreate]}}}",
+            "a.yaml:2: services.web.control.docker: recreate wants a `command:` where the host's wrapper controls it",
+        ),
+        (
+            "remediation: {steps: [restart, restart]}",
+            "a.yaml:1: remediation.steps: names a step twice (give it more attempts)",
+        ),
+        (
+            "remediation: {maintenance: [{host: h, from: '25:00', to: '01:00'}]}",
+            "a.yaml:1: remediation.maintenance[0].from: is not a time of day (write 02:30, in quotes)",
+        ),
+        (
+            "hosts: {gpu-01: {address: h}}\nremediation: {maintenance: [{host: gpu-1, from: '02:00', to: '03:00'}]}",
+            "a.yaml:2: remediation.maintenance[0].host: there is no host 'gpu-1'; did you mean gpu-01?",
+        ),
+        (
             "services: {web: {host: db, " + SERVICE + "}}\nhosts: {db1: {address: h}}",
             "a.yaml:1: services.web.host: there is no host 'db'; did you mean db1?",
         ),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.webhook import NotADelivery, parse
+from remediator.webhook import Alert, NotADelivery, parse
 
 ALERT = {
     "status": "firing",
@@ -22,14 +22,23 @@ def delivery(*alerts: Any, **changed: Any) -> bytes:
     return json.dumps({"version": "4", "status": "firing", "alerts": list(alerts), **changed}).encode()
 
 
+def alerts_of(body: bytes) -> list[Alert]:
+    return parse(body).alerts
+
+
+@pytest.mark.parametrize(("told", "count"), [(5, 5), (0, 0), (-1, 0), ("x", 0), (True, 0), (None, 0)])
+def test_what_alertmanager_left_out_is_counted(told: Any, count: int) -> None:
+    assert parse(delivery(ALERT, truncatedAlerts=told)).truncated == count
+
+
 def test_a_delivery_gives_its_alerts() -> None:
-    (alert,) = parse(delivery(ALERT))
+    (alert,) = alerts_of(delivery(ALERT))
     assert (alert.name, alert.status, alert.starts_at) == ("ServiceDown", "firing", ALERT["startsAt"])
 
 
 def test_unknown_and_missing_optional_fields_are_let_be() -> None:
     bare = {key: value for key, value in ALERT.items() if key in ("status", "startsAt", "fingerprint")}
-    assert parse(delivery(bare, notification_reason="x", routeLabels={}))[0].labels == {}
+    assert alerts_of(delivery(bare, notification_reason="x", routeLabels={}))[0].labels == {}
 
 
 @pytest.mark.parametrize(
@@ -62,16 +71,16 @@ def test_any_json_is_a_delivery_or_is_refused(payload: Any) -> None:
 
 @given(st.dictionaries(st.text(), st.text(), max_size=5))
 def test_labels_of_any_text_can_be_stored(labels: dict[str, str]) -> None:
-    (alert,) = parse(delivery({**ALERT, "labels": labels}))
+    (alert,) = alerts_of(delivery({**ALERT, "labels": labels}))
     json.dumps(dict(alert.labels), ensure_ascii=False).encode()
 
 
 def test_a_lone_surrogate_becomes_text() -> None:
-    (alert,) = parse(delivery({**ALERT, "labels": {"a": "\ud800"}}))
+    (alert,) = alerts_of(delivery({**ALERT, "labels": {"a": "\ud800"}}))
     assert alert.labels == {"a": "?"}
 
 
 def test_captured_deliveries(shared: Path) -> None:
     for path in shared.glob("alertmanager/*.json"):
         body = json.loads(path.read_text())["body"]
-        assert len(parse(json.dumps(body).encode())) == len(body["alerts"])
+        assert len(alerts_of(json.dumps(body).encode())) == len(body["alerts"])

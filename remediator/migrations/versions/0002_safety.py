@@ -60,6 +60,7 @@ def upgrade() -> None:
     of_actions: list[sa.Column[Any]] = [
         sa.Column("asked_by", sa.String(), nullable=False, server_default=""),
         sa.Column("overruled", sa.JSON(), nullable=False, server_default="[]"),
+        sa.Column("step", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("approved_by", sa.String(), nullable=True),
         sa.Column("approved_at", sa.Float(), nullable=True),
         sa.Column("blocked", sa.String(), nullable=True),
