@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-CHUNK = 2000  # services, or hosts, of one family
+CHUNK = 500  # services, or hosts, of one family
 
 
 @dataclass(frozen=True)

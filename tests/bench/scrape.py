@@ -116,21 +116,24 @@ async def _longest_hold(page: Page) -> float:
     app = application(Access({}, None, loopback=True), WebConfig(), ready=lambda: True)
     add_routes(app, watcher, metrics, watcher.close)
     async with TestServer(app) as server:
-        scrapes = asyncio.create_task(_scrape(str(server.make_url("/metrics"))))
+        scraper = await _scraper(str(server.make_url("/metrics")))
+        scrapes = asyncio.create_task(scraper.communicate(b"go\n"))
         longest, last = 0.0, time.perf_counter()
         while not scrapes.done():
             await asyncio.sleep(0)
             now = time.perf_counter()
             longest, last = max(longest, now - last), now
-        assert await scrapes == 0
+        await scrapes
+        assert scraper.returncode == 0
     return longest
 
 
-async def _scrape(url: str) -> int:
-    """Scrape from another process, plain and compressed."""
+async def _scraper(url: str) -> asyncio.subprocess.Process:
+    """Another process, which scrapes plain and compressed once it is told to: to start it takes a while in itself."""
     code = (
         "import sys, urllib.request as u\n"
+        "sys.stdin.readline()\n"
         "for coding in ('identity', 'gzip'):\n"
         "    u.urlopen(u.Request(sys.argv[1], headers={'Accept-Encoding': coding})).read()"
     )
-    return await (await asyncio.create_subprocess_exec(sys.executable, "-c", code, url)).wait()
+    return await asyncio.create_subprocess_exec(sys.executable, "-c", code, url, stdin=asyncio.subprocess.PIPE)
