@@ -22,7 +22,7 @@ from runtime.errors import DefibError, StartError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-PLACES = 4  # transactions that may wait for the thread at once: what comes first has no more than these before it
+PLACES = 2  # transactions that may wait for the thread at once: what comes first has no more than these before it
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _MEND = (
     "nothing was changed. Move what there is of it away, {path}-wal and {path}-shm too; then put a backup in its place,"
