@@ -306,13 +306,14 @@ async def test_endless_lines_and_pings(tmp_path: Path) -> None:
         await socket.prepare(request)
         while True:
             await socket.ping(b"x")
+            await asyncio.sleep(0)  # `ping` only waits once 64 KiB stand unsent: the probe shares this loop
 
     async with peers.raw_server(lines) as port:
         options = {"address": f"127.0.0.1:{port}", "dialogue": [{"expect": "^yes"}]}
         assert (await probed(tmp_path, "tcp", options)).reason == "protocol"
     async with peers.web_server(pings) as port:
         asked = {"url": f"ws://127.0.0.1:{port}/", "dialogue": [{"expect": "yes"}]}
-        result = await probed(tmp_path, "websocket", asked)
+        result = await probed(tmp_path, "websocket", asked, "20s")
         assert (result.reason, "pings without end" in result.message) == ("protocol", True), result.message
 
 
