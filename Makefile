@@ -43,7 +43,7 @@ bench: deps ## Measure against peers in the same run
 
 lock: $(VENV)/developed ## Renew the lock files from pyproject.toml
 	$(BIN)/uv pip compile -q pyproject.toml --no-header --generate-hashes --upgrade -o requirements.lock
-	$(BIN)/uv pip compile -q pyproject.toml --no-header --generate-hashes --extra dev --extra grpc -c requirements.lock -o requirements-dev.lock
+	$(BIN)/uv pip compile -q pyproject.toml --no-header --generate-hashes --extra dev --extra feishu --extra grpc -c requirements.lock -o requirements-dev.lock
 
 clean: ## Remove what make made
 	rm -rf $(VENV) $(PARTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

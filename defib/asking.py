@@ -1,4 +1,4 @@
-"""The commands that ask the remediator: incidents, explain, approve, reset, automation, maintenance."""
+"""The commands that ask the remediator: incidents, explain, acknowledge, approve, reset, automation, maintenance."""
 
 import getpass
 import json
@@ -44,6 +44,8 @@ async def incidents(load: Load, number: int | None, *, as_json: bool) -> int:
 
 def _line(incident: Mapping[str, Any]) -> str:
     decided = " ".join(str(incident[key]) for key in ("verb", "reason") if incident[key])
+    if incident["acknowledged_by"]:
+        decided += f", acknowledged by {incident['acknowledged_by']}"
     ended = f"to {_second(incident['closed_at'])}" if incident["closed_at"] else decided
     opened = _second(incident["opened_at"])
     return f"{incident['id']:>6}  {incident['state']:<10}  {opened}  {incident['service']}  {ended}"
@@ -105,6 +107,13 @@ def _explained(told: Mapping[str, Any]) -> str:
 
 def _because(detail: str) -> str:
     return f": {detail}" if detail else ""
+
+
+async def acknowledge(load: Load, number: int) -> int:
+    async with remediator(load) as peer:
+        told = await peer.ask("POST", f"/api/v1/incidents/{number}/acknowledge", body={})
+    print(printable(f"incident {number} is acknowledged by {told['acknowledged_by']}"))
+    return 0
 
 
 async def approve(load: Load, action: int) -> int:

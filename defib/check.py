@@ -1,6 +1,7 @@
 """`defib check`: every error in the configuration, or what it comes to."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,18 @@ from defib.kinds import KINDS
 from fleet.loading import PROGRAMS, load
 from fleet.model import json_schema
 from fleet.references import Program
+from remediator.notices import samples
 from runtime.redaction import Redactor
 
 
 def check(directory: Path, program: Program | None, *, show: bool) -> int:
-    """Load for `program`, or for all. Raises ConfigurationError."""
+    """Load for `program`, or for all, and try the templates of cards. Raises ConfigurationError."""
     loaded = load(directory, KINDS, programs=(program,) if program else PROGRAMS)
     inventory = loaded.inventory
+    wrongs = list(samples.check(inventory)) if program != "exporter" else []
+    if wrongs:
+        print("\n".join(wrongs), file=sys.stderr)
+        return 1
     if show:
         shown: Any = json.loads(inventory.model_dump_json(by_alias=True, exclude_none=True))
         print(Redactor(loaded.secrets)(yaml.safe_dump(shown, allow_unicode=True, sort_keys=False)), end="")

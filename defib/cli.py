@@ -12,7 +12,7 @@ from typing import Any
 
 import uvloop
 
-from defib import asking, check, control, doctor, host, probe, replay
+from defib import asking, check, control, doctor, host, notify, probe, replay
 from defib.demo import demo
 from defib.kinds import KINDS
 from fleet.loading import Loaded, directory, load
@@ -68,11 +68,31 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("--config", type=Path, metavar="DIR", help=CONFIG)
         return made
 
+    _add_serving(command)
+    _add_services(command)
+    _add_asking(command)
+    _add_setting_up(command)
+
+    showing = commands.add_parser(
+        "demo", help="the whole loop on this machine", description="The whole loop, on this machine."
+    )
+    showing.add_argument(
+        "--once", action="store_true", help="end after one round; exit 0 if the service was brought back"
+    )
+    showing.add_argument("--json", action="store_true", help="print the timeline as one line of JSON, the last")
+    showing.set_defaults(run=_demo, on_error=1)
+    return top
+
+
+Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+
+def _add_serving(command: Command) -> None:
+    """The two servers, and the check of what they are given."""
     checking = command("check", _check, "load the inventory and print every error in it")
     checking.add_argument("--show", action="store_true", help="print the resolved inventory, secrets masked")
     checking.add_argument("--for", dest="program", choices=["exporter", "remediator"], help="resolve only what it uses")
     checking.add_argument("--schema", action="store_true", help="print the JSON Schema of configuration files")
-
     for name, serve, listen in (
         ("exporter", _exporter, "0.0.0.0:9999"),
         ("remediator", _remediator, "127.0.0.1:9095"),
@@ -87,6 +107,9 @@ def parser() -> argparse.ArgumentParser:
             help="TLS and users, as Prometheus exporters",
         )
 
+
+def _add_services(command: Command) -> None:
+    """The commands about one service."""
     probing = command("probe", _probe, "probe a service once, now, from here")
     probing.add_argument("service", metavar="SERVICE")
     probing.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -100,8 +123,9 @@ def parser() -> argparse.ArgumentParser:
     )
     controlling.add_argument("--direct", action="store_true", help="go to the host itself: no locks, no record")
 
-    _add_asking(command)
 
+def _add_setting_up(command: Command) -> None:
+    """The commands that help to set Defib up."""
     replaying = command("replay", _replay, "say what the remediator would have done, by Prometheus' history")
     replaying.add_argument("--since", default="7d", metavar="DURATION", help="how far back, default 7d")
     replaying.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
@@ -112,21 +136,15 @@ def parser() -> argparse.ArgumentParser:
     hosting.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help="where logins may come from")
     hosting.add_argument("--apply", metavar="USER", help="run it there, as `ssh USER@HOST sudo sh`")
 
+    telling = command("notify", _notify, "send a test to a channel, or to each, and say what was answered")
+    telling.add_argument("verb", choices=["test"])
+    telling.add_argument("channel", metavar="CHANNEL", nargs="?")
+
     examining = command("doctor", _doctor, "check what the hosts need, and say what to mend")
     examining.add_argument("hosts", metavar="HOST", nargs="*")
 
-    showing = commands.add_parser(
-        "demo", help="the whole loop on this machine", description="The whole loop, on this machine."
-    )
-    showing.add_argument(
-        "--once", action="store_true", help="end after one round; exit 0 if the service was brought back"
-    )
-    showing.add_argument("--json", action="store_true", help="print the timeline as one line of JSON, the last")
-    showing.set_defaults(run=_demo, on_error=1)
-    return top
 
-
-def _add_asking(command: Callable[..., argparse.ArgumentParser]) -> None:
+def _add_asking(command: Command) -> None:
     """The commands that ask the remediator."""
 
     def asks(work: Callable[..., Coroutine[Any, Any, int]], *names: str) -> Callable[[argparse.Namespace], int]:
@@ -144,6 +162,10 @@ def _add_asking(command: Callable[..., argparse.ArgumentParser]) -> None:
     explained.add_argument("service", metavar="SERVICE")
     for each in (told, explained):
         each.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
+    acknowledging = command(
+        "acknowledge", asks(asking.acknowledge, "number"), "say that you look after an incident: it is not escalated"
+    )
+    acknowledging.add_argument("number", metavar="INCIDENT", type=int)
     approving = command("approve", asks(asking.approve, "action"), "let an action that waits for approval begin")
     approving.add_argument("action", metavar="ACTION", type=int)
     resetting = command("reset", asks(asking.reset, "service"), "give a service all its attempts anew")
@@ -239,6 +261,10 @@ def _control(options: argparse.Namespace) -> int:
 
 def _host(options: argparse.Namespace) -> int:
     return host.setup(_loader(options), options.host, sources=options.sources, apply=options.apply)
+
+
+def _notify(options: argparse.Namespace) -> int:
+    return uvloop.run(notify.test(_loader(options, "remediator"), options.channel))
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -163,13 +163,24 @@ def _shell(document: Document, where: Location, hosts: Mapping[str, Raw], host: 
 
 
 def _routes(document: Document, notify: Raw, channels: Mapping[str, Raw]) -> Iterator[Wrong]:
+    people = _maps(notify.get("people"))
     routes = notify.get("routes")
     for index, route in enumerate(routes if isinstance(routes, list) else ()):
-        names = route.get("channels") if isinstance(route, dict) else None
-        for place, channel in enumerate(names if isinstance(names, list) else ()):
-            if isinstance(channel, str):
-                where = ("notify", "routes", index, "channels", place)
-                yield from _unknown(document, where, channel, channels, "channel")
+        if not isinstance(route, dict):
+            continue
+        where = ("notify", "routes", index)
+        yield from _named(document, (*where, "channels"), route.get("channels"), channels, "channel")
+        yield from _named(document, (*where, "on_call"), route.get("on_call"), people, "person")
+        further = route["escalate"].get("channels") if isinstance(route.get("escalate"), dict) else None
+        yield from _named(document, (*where, "escalate", "channels"), further, channels, "channel")
+
+
+def _named(
+    document: Document, where: tuple[str | int, ...], names: Any, known: Mapping[str, Raw], what: str
+) -> Iterator[Wrong]:
+    for place, name in enumerate(names if isinstance(names, list) else ()):
+        if isinstance(name, str):
+            yield from _unknown(document, (*where, place), name, known, what)
 
 
 def _circles(document: Document, section: str, key: tuple[str, ...], edges: Mapping[str, list[str]]) -> Iterator[Wrong]:

@@ -73,7 +73,15 @@ def _existing(value: object) -> object:
     return path
 
 
+def _directory(value: object) -> object:
+    path = _path(value)
+    if isinstance(value, Text) and value.checked and isinstance(path, Path) and not path.is_dir():
+        raise ValueError(f"there is no directory {path}")
+    return path
+
+
 RelativePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string"})]
+ExistingDirectory = Annotated[Path, BeforeValidator(_directory), WithJsonSchema({"type": "string"})]
 ExistingFile = Annotated[Path, BeforeValidator(_existing), WithJsonSchema({"type": "string"})]
 
 

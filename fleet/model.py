@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, Field, SecretStr, create_model, field_validator, model_validator
 
 from fleet.documents import Text
 from fleet.endpoints import Endpoint, OneOf, Part, RelativePath, Token
+from fleet.notify import Channel, Notify, Severity
 from fleet.units import Duration, Identifier, PositiveDuration
-
-Severity = Literal["critical", "warning", "info"]
 
 
 def _time_of_day(text: str) -> str:
@@ -294,42 +292,6 @@ class ControlDefaults(Part):
 class Defaults(Part):
     probe: ProbeDefaults = ProbeDefaults()
     control: ControlDefaults = ControlDefaults()
-
-
-class Channel(OneOf):
-    """A place where people are told; the kind's options stand under its key."""
-
-
-class Route(Part):
-    match: dict[str, str] = Field(default_factory=dict)
-    channels: list[str]
-    continue_: bool = Field(False, alias="continue")
-
-
-def _timezone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError("is not a time zone (write Asia/Shanghai)") from None
-    return name
-
-
-class Notify(Part):
-    language: Literal["zh", "en"] = "zh"
-    # Validating reads the zone's file, so that nobody has to later, in the event loop.
-    timezone: Annotated[str, AfterValidator(_timezone)] = Field("Asia/Shanghai", validate_default=True)
-    channels: dict[Identifier, Channel] = Field(default_factory=dict)
-    routes: list[Route] = []
-
-    def channels_for(self, labels: Mapping[str, str]) -> list[str]:
-        """Name the channels that hear of an alert: those of the first route that matches, and on while it continues."""
-        chosen: list[str] = []
-        for route in self.routes:
-            if all(labels.get(name, "") == value for name, value in route.match.items()):
-                chosen += [channel for channel in route.channels if channel not in chosen]
-                if not route.continue_:
-                    break
-        return chosen
 
 
 class Inventory(Part):

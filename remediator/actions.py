@@ -7,6 +7,7 @@ from typing import Any, Literal
 from sqlalchemy import Connection, insert, select, update
 
 from fleet.model import Inventory, Service, Step
+from fleet.notify import Notify
 from remediator.incidents import cancel_queued, decided, note, open_of, tell_of
 from remediator.policy import Blocked, Decision, Situation, allowed, decide, held_for_person, next_step
 from remediator.schema import actions, evidence, incidents
@@ -64,7 +65,7 @@ def claim(
     # Whatever was done since the probe was asked for has made it old.
     if again.past.last_action != situation.past.last_action:
         return "something was done since the probe"
-    decided(connection, incident, decision, now)
+    decided(connection, inventory.notify, incident, decision, now)
     claimed = _approved(connection, incident, decision.step.kind, proof_at, now)
     if claimed is None:
         cancel_queued(connection, incident, now)  # what waits for an approval is another step than this
@@ -168,7 +169,9 @@ def _insert(
     return Claim(action, incident, service.id, service.host, kind, now)
 
 
-def queue(connection: Connection, incident: int, service: Service, step: Step, situation: Situation) -> bool:
+def queue(
+    connection: Connection, notify: Notify, incident: int, service: Service, step: Step, situation: Situation
+) -> bool:
     """Have a step wait for a person's approval, and ask people for it; False where it waits already."""
     waiting = connection.execute(
         select(actions.c.step).where(actions.c.incident_id == incident, actions.c.state == "queued")
@@ -182,7 +185,7 @@ def queue(connection: Connection, incident: int, service: Service, step: Step, s
     )  # fmt: skip
     connection.execute(update(actions).where(actions.c.id == claimed.id).values(step=step.model_dump()))
     content = {"service": service.id, "kind": step.kind, "action": claimed.id}
-    tell_of(connection, incident, "approval", content, situation.now, f"approval action {claimed.id}")
+    tell_of(connection, notify, incident, "approval", content, situation.now, f"approval action {claimed.id}")
     return True
 
 
@@ -257,7 +260,7 @@ def came_up(connection: Connection, action: Claim, inventory: Inventory, at: flo
         note(connection, action.incident_id, at, "up", action=action.id)
         content = _told(connection, action, inventory) | {"seconds": at - action.claimed_at}
         about = f"restarted action {action.id}"
-        tell_of(connection, action.incident_id, "restarted", content, at, about)
+        tell_of(connection, inventory.notify, action.incident_id, "restarted", content, at, about)
 
 
 def action_ended(
@@ -290,7 +293,7 @@ def action_ended(
         # A host that cannot be reached is tried again and again, and told of once.
         once = f"unreached incident {action.incident_id} {blocked or ''}".strip()
         about = f"could_not_restart action {action.id}" if reached else once
-        tell_of(connection, action.incident_id, "could_not_restart", content, now, about)
+        tell_of(connection, inventory.notify, action.incident_id, "could_not_restart", content, now, about)
 
 
 def _told(connection: Connection, action: Claim, inventory: Inventory) -> dict[str, Any]:

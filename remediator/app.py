@@ -2,19 +2,25 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import structlog
+from aiohttp import web
 
 from fleet.loading import Loaded
 from fleet.model import Inventory
+from remediator import console
+from remediator.answers import callback
+from remediator.answers.connection import LongConnections
+from remediator.answers.presses import Presses
 from remediator.api import add_routes, tell_refusals
 from remediator.database import Database
 from remediator.engine import Engine
 from remediator.housekeeping import keep_house
 from remediator.metrics import Metrics
-from remediator.notices.outbox import Notice
+from remediator.notices.outbox import Batch
 from remediator.notices.sender import Sender
 from remediator.peers import Alertmanager, Exporter
 from remediator.webhook import MAX_BODY
@@ -24,10 +30,12 @@ from runtime.redaction import Redactor
 from runtime.web import Access, application, is_loopback
 from runtime.webconfig import WebConfig
 
+Load = Callable[[], Loaded]
+Peers = tuple[Exporter, Alertmanager | None]
 log = structlog.get_logger()
 
 
-async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
+async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
     """Serve until a signal says stop. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
     redact.learn(loaded.secrets)
@@ -39,58 +47,94 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
         )
     peers = _peers(inventory)
     database = await asyncio.to_thread(Database, inventory.remediator.database)
-    metrics = Metrics()
-    client = httpx.AsyncClient(trust_env=True)
+    parts = _Parts.built(inventory, peers, database, redact)
+    reload = _Reload(load, parts, peers, access)
+    app = application(access, web_config, ready=lambda: True, max_body=MAX_BODY, refused=tell_refusals(parts.metrics))
+    parts.add_routes(app, reload)
+    parts.metrics.reloaded(successful=True)
+    try:
+        await serve(
+            "remediator", app, listen, tls=web_config.ssl_context(),
+            tasks=[parts.engine.run, parts.sender.run, parts.keep_house, parts.connections.run],
+            reload=reload, drain=parts.drain,
+        )  # fmt: skip
+    finally:
+        await parts.engine.actor.close()
+        await _close(*reload.peers)
+        await parts.client.aclose()
+        await asyncio.to_thread(database.close)
 
-    # The two need each other: the engine wakes the sender, which asks it for what there is to tell.
-    async def details(notice: Notice) -> Mapping[str, Any]:
-        return await engine.details(notice)
 
-    def now_in_force() -> Inventory:
-        return engine.inventory
+@dataclass(frozen=True)
+class _Parts:
+    """What the program is made of."""
 
-    sender = Sender(database, now_in_force, client, metrics, redact, details)
-    engine = Engine(database, inventory, *peers, sender, metrics, redact)
-    reloading = asyncio.Lock()
+    database: Database
+    redact: Redactor
+    metrics: Metrics
+    client: httpx.AsyncClient
+    engine: Engine
+    sender: Sender
+    presses: Presses
+    connections: LongConnections
 
-    async def reload() -> None:
-        nonlocal peers
-        async with reloading:
+    @classmethod
+    def built(cls, inventory: Inventory, peers: Peers, database: Database, redact: Redactor) -> "_Parts":
+        metrics, client = Metrics(), httpx.AsyncClient(trust_env=True)
+
+        # The two need each other: the engine wakes the sender, which asks it for what there is to tell.
+        async def details(batch: Batch) -> Mapping[str, Any]:
+            return await engine.details(batch)
+
+        def now_in_force() -> Inventory:
+            return engine.inventory
+
+        sender = Sender(database, now_in_force, client, metrics, redact, details)
+        engine = Engine(database, inventory, *peers, sender, metrics, redact)
+        presses = Presses(engine, database, metrics)
+        connections = LongConnections(now_in_force, presses, metrics)
+        return cls(database, redact, metrics, client, engine, sender, presses, connections)
+
+    def add_routes(self, app: web.Application, reload: "_Reload") -> None:
+        add_routes(app, self.engine, self.database, self.metrics, self.redact, reload)
+        callback.add_routes(app, self.engine, self.database, self.presses)
+        console.add_routes(app, self.engine, self.database, self.redact)
+
+    async def keep_house(self) -> None:
+        await keep_house(self.database, lambda: self.engine.inventory, self.engine.wake)
+
+    async def drain(self) -> None:
+        await self.presses.drain()
+        await self.engine.drain()
+
+
+class _Reload:
+    """Takes up the configuration as it is now, or leaves the old one whole."""
+
+    def __init__(self, load: Load, parts: _Parts, peers: Peers, access: Access) -> None:
+        self._load, self._parts, self.peers, self._access = load, parts, peers, access
+        self._one_at_a_time = asyncio.Lock()
+
+    async def __call__(self) -> None:
+        metrics = self._parts.metrics
+        async with self._one_at_a_time:
             try:
-                fresh = await asyncio.to_thread(load)
+                fresh = await asyncio.to_thread(self._load)
                 fresh_peers = _peers(fresh.inventory)
             except DefibError as error:
                 metrics.reloaded(successful=False)
                 log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
                 raise
-            redact.learn(fresh.secrets)
-            access.token = fresh.inventory.remediator.webhook_token
-            before, peers = peers, fresh_peers
-            await engine.take(fresh.inventory, *peers)
+            self._parts.redact.learn(fresh.secrets)
+            self._access.token = fresh.inventory.remediator.webhook_token
+            before, self.peers = self.peers, fresh_peers
+            await self._parts.engine.take(fresh.inventory, *self.peers)
             await _close(*before)
             metrics.reloaded(successful=True)
             log.info("reloaded", services=len(fresh.inventory.services))
 
-    app = application(access, web_config, ready=lambda: True, max_body=MAX_BODY, refused=tell_refusals(metrics))
-    add_routes(app, engine, database, metrics, redact, reload)
-    metrics.reloaded(successful=True)
 
-    async def housekeeping() -> None:
-        await keep_house(database, now_in_force, engine.wake)
-
-    try:
-        await serve(
-            "remediator", app, listen, tls=web_config.ssl_context(),
-            tasks=[engine.run, sender.run, housekeeping], reload=reload, drain=engine.drain,
-        )  # fmt: skip
-    finally:
-        await engine.actor.close()
-        await _close(*peers)
-        await client.aclose()
-        await asyncio.to_thread(database.close)
-
-
-def _peers(inventory: Inventory) -> tuple[Exporter, Alertmanager | None]:
+def _peers(inventory: Inventory) -> Peers:
     exporter, alertmanager = inventory.exporter, inventory.remediator.alertmanager_url
     return Exporter(exporter.url, exporter.token), Alertmanager(alertmanager) if alertmanager else None
 

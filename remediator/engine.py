@@ -15,7 +15,7 @@ from remediator.actions import Claim, Seen
 from remediator.controls.hands import UnknownVerb, Verb
 from remediator.database import Database, StorageError
 from remediator.metrics import Metrics
-from remediator.notices.outbox import Notice
+from remediator.notices.outbox import Batch
 from remediator.notices.sender import Sender
 from remediator.observer import REMEMBERS_AFTER, Observer
 from remediator.peers import Alertmanager, Exporter, PeerError
@@ -162,15 +162,19 @@ class Engine:
 
     async def _keep(self, incident: int, service_id: str, decision: Decision, situation: Situation) -> None:
         service = self.inventory.services.get(service_id)
-        now = self._database.clock.now()
+        now, notify = self._database.clock.now(), self.inventory.notify
         (self._held.add if decision.reason in BY_ACTIONS else self._held.discard)(service_id)
-        changed = await self._database.run(incidents.decided, incident, decision, now)
+        changed = await self._database.run(incidents.decided, notify, incident, decision, now)
         if service is not None and decision.reason == "approval":
             step = policy.next_step(service, self.inventory.remediation.of(service), situation.past)
             if step is not None:
-                changed |= await self._database.run(actions.queue, incident, service, step, replace(situation, now=now))
+                changed |= await self._database.run(
+                    actions.queue, notify, incident, service, step, replace(situation, now=now)
+                )
         elif decision.reason == "blind":
-            changed |= await self._database.run(incidents.tell_of_blindness, incident, now - BLIND_TOO_LONG, now)
+            changed |= await self._database.run(
+                incidents.tell_of_blindness, notify, incident, now - BLIND_TOO_LONG, now
+            )
         if changed:
             log.info(
                 "decided", service=service_id, incident=incident, verb=decision.verb,
@@ -212,13 +216,13 @@ class Engine:
             "decided_again_in_seconds": left,
         }
 
-    async def details(self, notice: Notice) -> Mapping[str, Any]:
-        """What a notice of a service that went down can say of it when it is sent."""
-        if notice.kind != "down":
+    async def details(self, batch: Batch) -> Mapping[str, Any]:
+        """What a message of a service that is down can say of it when it is sent."""
+        if batch.form != "one" or batch.first.kind != "down":
             return {}
         with contextlib.suppress(PeerError, TimeoutError):
             async with asyncio.timeout(DETAILS_WITHIN):
-                seen = await self._exporter.observe(str(notice.content["labels"].get("service", "")))
+                seen = await self._exporter.observe(str(batch.first.content["labels"].get("service", "")))
                 return {"probe": f"{seen.reason}: {seen.message}"} if seen.reason else {}
         return {}
 
@@ -288,7 +292,7 @@ class Engine:
 
     async def _close(self, incident: int, service: str, state: incidents.Closed, rules: Remediation) -> None:
         now = self._database.clock.now()
-        closed = await self._database.run(incidents.close, incident, state, rules.alerts, now)
+        closed = await self._database.run(incidents.close, self.inventory.notify, incident, state, rules.alerts, now)
         if closed is not None:
             log.info("incident closed", service=service, incident=incident, state=state)
             if closed.by is not None:

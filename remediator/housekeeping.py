@@ -6,11 +6,12 @@ from collections.abc import Callable
 import structlog
 from sqlalchemy import Connection, delete, or_, select
 
-from fleet.model import Inventory, Notify
+from fleet.model import Inventory
+from fleet.notify import Notify
 from remediator import marks, switches
 from remediator.database import Database, StorageError
-from remediator.notices import outbox
-from remediator.schema import actions, alerts, evidence, incidents, maintenance, notices, sends, timeline
+from remediator.notices import escalation, outbox
+from remediator.schema import actions, alerts, evidence, incidents, maintenance, notices, presses, sends, timeline
 
 EVERY = 5.0
 KEEP_TIME_EVERY = 60.0
@@ -42,9 +43,10 @@ async def keep_house(database: Database, inventory: Callable[[], Inventory], tol
 
 
 def _look_after(connection: Connection, inventory: Inventory, started: float, now: float) -> bool:
-    watched = watch(connection, inventory.notify, inventory.remediator.watchdog, started, now)
-    automatic = inventory.remediation.automatic
-    return switches.remind(connection, inventory.notify, now, automatic=automatic) or watched
+    notify, automatic = inventory.notify, inventory.remediation.automatic
+    watched = watch(connection, notify, inventory.remediator.watchdog, started, now)
+    told_again = escalation.look_after(connection, notify, now)
+    return switches.remind(connection, notify, now, automatic=automatic) or watched or told_again
 
 
 def watch(connection: Connection, notify: Notify, within: float, started: float, now: float) -> bool:
@@ -59,13 +61,13 @@ def watch(connection: Connection, notify: Notify, within: float, started: float,
         if missed is None:
             marks.put(connection, "watchdog-missed", now)
             content = {"since": seen.at} if seen is not None else {}
-            outbox.tell(connection, notify, "watchdog_missing", f"watchdog missing {now}", MISSING, content, now, None)
+            outbox.tell(connection, notify, "watchdog_missing", f"watchdog missing {now}", MISSING, content, now)
             log.error("the Watchdog does not come: Prometheus, Alertmanager or the way here is broken")
             return True
     elif missed is not None and seen is not None and seen.at > missed.at:
         marks.remove(connection, "watchdog-missed")
         content = {"opened_at": missed.at, "closed_at": now}
-        outbox.tell(connection, notify, "watchdog_back", f"watchdog back {now}", MISSING, content, now, None)
+        outbox.tell(connection, notify, "watchdog_back", f"watchdog back {now}", MISSING, content, now)
         log.info("the Watchdog comes again")
         return True
     return False
@@ -103,6 +105,7 @@ def forget(connection: Connection, before: float) -> int:
             )
         ).rowcount,
         connection.execute(delete(maintenance).where(maintenance.c.until < before)).rowcount,
+        connection.execute(delete(presses).where(presses.c.at < before)).rowcount,
     ]
     # What still refers to an incident, such as a notice that was never sent, keeps it.
     referring = [

@@ -4,9 +4,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, and_, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, func, insert, select, update
 
 from fleet.model import Service
+from fleet.notify import Notify, Told
 from remediator.notices import outbox
 from remediator.policy import QUEUED, Decision
 from remediator.schema import actions, alerts, incidents, timeline
@@ -15,8 +16,9 @@ Closed = Literal["recovered", "unobserved"]
 
 
 def note(connection: Connection, incident: int, at: float, event: str, **detail: Any) -> None:
-    """Add an event to an incident's timeline."""
+    """Add an event to an incident's timeline; its cards show it."""
     connection.execute(insert(timeline).values(incident_id=incident, at=at, event=event, detail=detail))
+    outbox.changed(connection, at, incident=incident)
 
 
 def open_or_new(connection: Connection, service: Service, now: float) -> int:
@@ -45,11 +47,6 @@ def open_incidents(connection: Connection, services: Collection[str] | None = No
     return [(row.service, row.id) for row in connection.execute(query)]
 
 
-def down_of(incident: int) -> str:
-    """What the notice of an incident's beginning is about."""
-    return f"down incident {incident}"
-
-
 def became_down(connection: Connection, incident: int, labels: Mapping[str, str]) -> None:
     """An alert to act on joined: from now on only those keep the incident open."""
     connection.execute(
@@ -71,7 +68,7 @@ def host_is_down(connection: Connection, host: str) -> bool:
     return any(labels.get("host") == host for labels in rows)
 
 
-def decided(connection: Connection, incident: int, decision: Decision, now: float) -> bool:
+def decided(connection: Connection, notify: Notify, incident: int, decision: Decision, now: float) -> bool:
     """Keep a decision; True, and an entry on the timeline, when it differs from the one before."""
     before = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     if (before.verb, before.reason) == (decision.verb, decision.reason):
@@ -90,11 +87,11 @@ def decided(connection: Connection, incident: int, decision: Decision, now: floa
         note(connection, incident, now, decision.verb, reason=decision.reason, detail=decision.detail)
     if decision.reason == "attempts-used-up" and not _last_one_failed(connection, incident):
         # Where the last attempt failed, its own card has said so.
-        tell_of(connection, incident, "gave_up", {"service": before.service, "why": decision.detail}, now)
+        tell_of(connection, notify, incident, "gave_up", {"service": before.service, "why": decision.detail}, now)
     return True
 
 
-def tell_of_blindness(connection: Connection, incident: int, before: float, now: float) -> bool:
+def tell_of_blindness(connection: Connection, notify: Notify, incident: int, before: float, now: float) -> bool:
     """Tell people, once, where nobody has been able to see for long how a service is."""
     row = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     since = connection.scalar(
@@ -103,7 +100,7 @@ def tell_of_blindness(connection: Connection, incident: int, before: float, now:
     if since is None or since > before:
         return False
     content = {"service": row.service, "why": row.detail or ""}
-    return tell_of(connection, incident, "blind", content, now)
+    return tell_of(connection, notify, incident, "blind", content, now)
 
 
 def queued_since(connection: Connection) -> float | None:
@@ -145,7 +142,9 @@ class Ended:
     by: str | None
 
 
-def close(connection: Connection, incident: int, state: Closed, to_act_on: Collection[str], now: float) -> Ended | None:
+def close(
+    connection: Connection, notify: Notify, incident: int, state: Closed, to_act_on: Collection[str], now: float
+) -> Ended | None:
     """Close an incident, and tell of it those who were told of its beginning; None where something came between."""
     row = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     busy = connection.scalar(select(actions.c.id).where(actions.c.service == row.service, actions.c.state == "running"))
@@ -158,7 +157,7 @@ def close(connection: Connection, incident: int, state: Closed, to_act_on: Colle
     )
     note(connection, incident, now, state, **({"by": by} if by else {}))
     content = {"service": row.service, "opened_at": row.opened_at, "closed_at": now, "by": by}
-    tell_of(connection, incident, state, content, now)
+    tell_of(connection, notify, incident, state, content, now)
     _carry_over(connection, incident, row.service, now)
     return Ended(now - row.opened_at, by)
 
@@ -183,14 +182,29 @@ def _recovered_by(connection: Connection, incident: int) -> str:
     return {"alert": "defib", "person": "person"}.get(who or "", "self")
 
 
+def acknowledge(connection: Connection, incident: int, by: str, now: float) -> Row[Any] | None:
+    """Take a person's word that they look after it; the incident as it is then, or None where there is none."""
+    mine = and_(incidents.c.id == incident, incidents.c.state == "open", incidents.c.acknowledged_at.is_(None))
+    values = {"acknowledged_by": by, "acknowledged_at": now}
+    if connection.execute(update(incidents).where(mine).values(**values)).rowcount:
+        note(connection, incident, now, "acknowledged", by=by)
+    return connection.execute(select(incidents).where(incidents.c.id == incident)).first()
+
+
 def tell_of(
-    connection: Connection, incident: int, kind: str, content: Mapping[str, Any], now: float, about: str = ""
+    connection: Connection,
+    notify: Notify,
+    incident: int,
+    kind: Told,
+    content: Mapping[str, Any],
+    now: float,
+    about: str = "",
 ) -> bool:
-    """Tell those who were told of an incident's beginning how it goes on; False where they have been told before."""
+    """Tell how an incident goes on; False where everybody has been told before."""
     labels = connection.scalar(select(incidents.c.labels).where(incidents.c.id == incident)) or {}
-    channels = outbox.told(connection, down_of(incident))
+    channels = notify.channels_after(outbox.told(connection, outbox.about_incident(incident)), labels, kind)
     about = about or f"{kind} incident {incident}"
-    return outbox.put(connection, channels, kind, about, labels, content, now, incident) > 0
+    return outbox.put(connection, notify, channels, kind, about, labels, content, now, incident=incident) > 0
 
 
 def counts_by_state(connection: Connection) -> dict[str, int]:

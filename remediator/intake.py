@@ -7,8 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, func, insert, select, update
 
 from fleet.model import Inventory
+from fleet.notify import Told
 from remediator import marks
-from remediator.incidents import became_down, down_of, note, open_or_new
+from remediator.incidents import became_down, note, open_or_new
 from remediator.notices import outbox
 from remediator.schema import alerts
 from remediator.webhook import Alert
@@ -49,7 +50,7 @@ def _take(connection: Connection, alert: Alert, inventory: Inventory, now: float
             _fire(connection, known, inventory, now)
     elif alert.status == "resolved":
         if known.status == "firing":
-            _resolve(connection, known, "alertmanager", alert.ends_at, now)
+            _resolve(connection, known, "alertmanager", alert.ends_at, inventory, now)
     elif known.status == "firing":
         connection.execute(update(alerts).where(key).values(last_seen=now))
         if known.incident_id is None and alert.labels.get("service", "") in inventory.services:
@@ -71,23 +72,23 @@ def _fire(connection: Connection, known: Row[Any], inventory: Inventory, now: fl
     )
     if service is not None and incident is not None:
         note(connection, incident, now, "firing", alert=known.name, starts_at=known.starts_at)
+    about: str
+    kind: Told
     if service is not None and incident is not None and known.name in inventory.remediation.of(service).alerts:
         became_down(connection, incident, known.labels)
-        about, kind = down_of(incident), "down"
+        about, kind = outbox.about_incident(incident), "down"
     else:
-        about, kind = _about(known.fingerprint, known.starts_at, known.times + 1), "alert"
-    outbox.tell(connection, inventory.notify, kind, about, known.labels, _content(known), now, incident)
-
-
-def _about(fingerprint: str, starts_at: str, times: int) -> str:
-    return f"alert {fingerprint} {starts_at} {times}"
+        about, kind = outbox.about_alert(known.fingerprint, known.starts_at, known.times + 1), "alert"
+    outbox.tell(
+        connection, inventory.notify, kind, about, known.labels, _content(known), now, incident=incident, alert=known.id
+    )
 
 
 def _content(known: Row[Any]) -> dict[str, Any]:
     return {"annotations": known.annotations, "starts_at": known.starts_at}
 
 
-def _resolve(connection: Connection, known: Row[Any], by: str, ends_at: str, now: float) -> None:
+def _resolve(connection: Connection, known: Row[Any], by: str, ends_at: str, inventory: Inventory, now: float) -> None:
     connection.execute(
         update(alerts)
         .where(alerts.c.id == known.id)
@@ -95,11 +96,22 @@ def _resolve(connection: Connection, known: Row[Any], by: str, ends_at: str, now
     )
     if known.incident_id is not None:
         note(connection, known.incident_id, now, "resolved", alert=known.name, by=by, ends_at=ends_at)
-    about = _about(known.fingerprint, known.starts_at, known.times)
-    channels = outbox.told(connection, about)
+    outbox.changed(connection, now, alert=known.id)
+    about = outbox.about_alert(known.fingerprint, known.starts_at, known.times)
+    channels = inventory.notify.channels_after(outbox.told(connection, about), known.labels, "alert_over")
     outbox.put(
-        connection, channels, "alert_over", f"{about} over", known.labels, _content(known), now, known.incident_id
-    )
+        connection, inventory.notify, channels, "alert_over", f"{about} over", known.labels, _content(known), now,
+        incident=known.incident_id, alert=known.id,
+    )  # fmt: skip
+
+
+def acknowledge(connection: Connection, alert: int, by: str, now: float) -> Row[Any] | None:
+    """Take a person's word that they look after an alert; the alert as it is then, or None where there is none."""
+    mine = and_(alerts.c.id == alert, alerts.c.status == "firing", alerts.c.acknowledged_at.is_(None))
+    values = {"acknowledged_by": by, "acknowledged_at": now}
+    if connection.execute(update(alerts).where(mine).values(**values)).rowcount:
+        outbox.changed(connection, now, alert=alert)
+    return connection.execute(select(alerts).where(alerts.c.id == alert)).first()
 
 
 def reconcile(
@@ -119,7 +131,7 @@ def reconcile(
     stale = connection.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.last_seen < before)).all()
     over = [row for row in stale if row.fingerprint not in still]
     for row in over:
-        _resolve(connection, row, "reconciliation", "", now)
+        _resolve(connection, row, "reconciliation", "", inventory, now)
     again = _wrongly_over(connection, active, before)
     for row in again:
         _fire(connection, row, inventory, now)
@@ -147,5 +159,5 @@ def presume_over(connection: Connection, up: AbstractSet[str], before: float, in
     stale = connection.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.last_seen < before)).all()
     over = [row for row in stale if row.labels.get("service") in up and _to_act_on(row, inventory)]
     for row in over:
-        _resolve(connection, row, "reconciliation", "", now)
+        _resolve(connection, row, "reconciliation", "", inventory, now)
     return len(over)

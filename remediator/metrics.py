@@ -48,6 +48,18 @@ class Metrics(ProgramMetrics):
         self.outbox_oldest = Gauge(
             "defib_remediator_outbox_oldest_seconds", "Age of the oldest unsent notice.", registry=registry
         )
+        self.clock_offset = Gauge(
+            "defib_remediator_feishu_clock_offset_seconds",
+            "How far our clock is ahead of Feishu's, by the date of its last answer.",
+            registry=registry,
+        )
+        self.presses = Counter(
+            "defib_remediator_presses", "Buttons pressed on cards by outcome.", ["answer", "outcome"], registry=registry
+        )
+        self.connected = Gauge(
+            "defib_remediator_feishu_connected", "Whether a channel's long connection stands.", ["channel"],
+            registry=registry,
+        )  # fmt: skip
         self.automation = Gauge("defib_remediator_automation_enabled", "Whether it acts by itself.", registry=registry)
         self.watchdog = Gauge(
             "defib_remediator_watchdog_last_timestamp_seconds", "When the Watchdog last arrived.", registry=registry

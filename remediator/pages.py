@@ -18,6 +18,12 @@ def page_of_incidents(connection: Connection, before: int | None, limit: int) ->
     return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name
 
 
+def open_incidents(connection: Connection) -> list[dict[str, Any]]:
+    """Those that are open, the oldest first."""
+    rows = connection.execute(select(incidents).where(incidents.c.state == "open").order_by(incidents.c.opened_at))
+    return [dict(row._mapping) for row in rows]  # noqa: SLF001
+
+
 def page_of_alerts(connection: Connection, before: int | None, limit: int) -> list[dict[str, Any]]:
     """Alerts, and what is decided about those that open no incident."""
     query = select(alerts).order_by(alerts.c.id.desc()).limit(limit)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleet.model import Service
 from fleet.shells import Completed, ShellError
 from fleet.units import FOREVER, PositiveDuration
-from remediator import actions, pages, switches
+from remediator import actions, incidents, intake, pages, switches
 from remediator.actions import Claim
 from remediator.controls.hands import UnknownVerb, Verb
 from remediator.database import Database, StorageError
@@ -62,6 +62,9 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
     add_route(app, "POST", f"{service}/reset", people.reset, Needs.USER)
     add_route(app, "GET", f"{service}/explain", people.explain, Needs.USER)
     add_route(app, "POST", f"{action}/approve", people.approve, Needs.USER)
+    add_route(
+        app, "POST", "/api/v1/{what:incidents|alerts}/{number:[0-9]{1,15}}/acknowledge", people.acknowledge, Needs.USER
+    )
     add_route(app, "GET", "/api/v1/automation", people.automation, Needs.USER)
     add_route(app, "PUT", "/api/v1/automation", people.switch_automation, Needs.USER)
     add_route(app, "GET", "/api/v1/maintenance", people.maintenances, Needs.USER)
@@ -128,6 +131,19 @@ class _People:
         log.info("approved", action=number, by=caller(request))
         self._engine.wake()
         return web.json_response({"action": number, "approved": True})
+
+    async def acknowledge(self, request: web.Request) -> web.Response:
+        what, number = request.match_info["what"], int(request.match_info["number"])
+        work = incidents.acknowledge if what == "incidents" else intake.acknowledge
+        row = await self._stored(work, number, caller(request), self._database.clock.now())
+        if row is None:
+            raise Problem(404, f"unknown_{what[:-1]}", f"there is no such {what[:-1]}")
+        if row.acknowledged_by is None:
+            raise Problem(409, "over", f"the {what[:-1]} is over")
+        log.info("acknowledged", what=what, number=number, by=row.acknowledged_by)
+        self._engine.wake(())
+        told = {"acknowledged_by": row.acknowledged_by, "acknowledged_at": row.acknowledged_at}
+        return web.json_response({"id": number, **pages.shown(told, self._database.clock)})
 
     async def automation(self, _request: web.Request) -> web.Response:
         return web.json_response(self._told(await self._stored(switches.automation)))

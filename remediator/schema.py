@@ -66,6 +66,8 @@ incidents = Table(
     Column("detail", Text),
     Column("queued_since", Float),  # since when nothing but a place or an approval is waited for
     Column("healing_since", Float),  # since when something on the host was seen to be bringing it back
+    Column("acknowledged_by", String),
+    Column("acknowledged_at", Float),
     Index("one_open_incident", "service", unique=True, sqlite_where=text("state = 'open'")),
     Index("incidents_of_service", "service", "opened_at"),
     Index("incidents_by_end", "closed_at"),
@@ -87,6 +89,8 @@ alerts = Table(
     Column("ends_at", String),
     Column("first_seen", Float, nullable=False),
     Column("last_seen", Float, nullable=False),
+    Column("acknowledged_by", String),
+    Column("acknowledged_at", Float),
     UniqueConstraint("fingerprint", "starts_at"),
     Index("alerts_of_incident", "incident_id"),
     Index("alerts_by_status", "status", "name"),
@@ -156,19 +160,33 @@ notices = Table(
     Column("id", Integer, primary_key=True),
     Column("channel", String, nullable=False),
     Column("about", String, nullable=False),  # what it tells of; told once per channel
-    Column("kind", String, nullable=False),  # down, restarted, could_not_restart, recovered, unobserved, alert
+    Column("kind", String, nullable=False),  # down, restarted, could_not_restart, recovered, unobserved, alert, …
+    Column("topic", String, nullable=False),  # of an alert of no service of ours: its name, else empty
     Column("severity", String, nullable=False),
     Column("incident_id", Integer, ForeignKey("incidents.id")),
+    Column("alert_id", Integer),
     Column("content", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("pending_since", Float, nullable=False),
     Column("state", String, nullable=False),  # pending, sent, dead
     Column("tries", Integer, nullable=False),
     Column("not_before", Float, nullable=False),
     Column("ended_at", Float),
     Column("answer", Text),
+    Column("told_in", Integer),  # the notice whose message told this one too
+    Column("degraded", Integer, nullable=False),  # 1: smaller, plain, without mentions, since it was refused as it was
+    Column("signed_again", Integer, nullable=False),
+    # A card that is kept true in its place: what changes what it shows raises its version, and makes it pending.
+    Column("card", Integer, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("message_id", String),
+    Column("message_at", Float),
     UniqueConstraint("channel", "about"),
     Index("notices_to_send", "state", "channel", "id"),
+    Index("notices_about", "about"),
     Index("notices_of_incident", "incident_id"),
+    Index("notices_of_alert", "alert_id"),
+    Index("notices_of_message", "message_id"),
 )
 
 sends = Table(
@@ -182,4 +200,18 @@ sends = Table(
     Column("answer", Text),
     Index("sends_of_bot", "bot", "at"),
     Index("sends_of_notice", "notice_id"),
+)
+
+# What people pressed on cards; the event's id is Feishu's.
+presses = Table(
+    "presses",
+    metadata,
+    Column("event_id", String, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("channel", String, nullable=False),
+    Column("open_id", String, nullable=False),
+    Column("who", String, nullable=False),  # the person's name in the inventory; empty where there is none
+    Column("answer", String, nullable=False),
+    Column("about", JSON, nullable=False),
+    Column("outcome", String),  # NULL while it is carried out
 )

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, and_, insert, or_, select, update
 
-from fleet.model import DAYS, Host, MaintenanceWindow, Notify
+from fleet.model import DAYS, Host, MaintenanceWindow
+from fleet.notify import Notify, Told
 from remediator import marks
 from remediator.notices import outbox
 from remediator.schema import maintenance
@@ -37,9 +38,9 @@ def switch_automation(
     """Set the switch, and tell people where that changes it."""
     if enabled is not automation(connection).enabled:
         marks.put(connection, "automation", now, enabled=enabled, by=by, reason=reason)
-        kind = "automation_on" if enabled else "automation_off"
+        kind: Told = "automation_on" if enabled else "automation_off"
         content = {"who": by, "why": reason}
-        outbox.tell(connection, notify, kind, f"{kind} {now}", OFF_LABELS, content, now, None)
+        outbox.tell(connection, notify, kind, f"{kind} {now}", OFF_LABELS, content, now)
         marks.put(connection, "automation-told", now)
     return automation(connection)
 
@@ -59,7 +60,7 @@ def remind(connection: Connection, notify: Notify, now: float, *, automatic: boo
         return False
     since = {"since": switch.at} if switch.at is not None and not switch.enabled else {}
     content = {"who": switch.by if not switch.enabled else "", "why": switch.reason, **since}
-    outbox.tell(connection, notify, "automation_off", f"automation_off still {now}", OFF_LABELS, content, now, None)
+    outbox.tell(connection, notify, "automation_off", f"automation_off still {now}", OFF_LABELS, content, now)
     marks.put(connection, "automation-told", now)
     return True
 

@@ -1,4 +1,4 @@
-"""A stand-in for Feishu's custom bots that enforces their rules and keeps the cards.
+"""A stand-in for Feishu that enforces its documented rules and keeps what it was sent: custom bots and app bots.
 
 It is what the demo and the tests send to, since the real service may not be reached from either.
 """
@@ -10,10 +10,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
+from defib.demo import feishu_cards
+from defib.demo.feishu_app import Apps
 from remediator.notices.feishu import sign
 
 BODY_LIMIT = 20 * 1024
@@ -21,10 +23,18 @@ PER_SECOND, PER_MINUTE = 5, 100
 CLOCK_TOLERANCE = 3600
 TOKEN = "demo-token"  # noqa: S105 - a stand-in's
 SECRET = "demo-secret"  # noqa: S105
+HANG = 30.0  # seconds: longer than any sender waits
 _STYLE = """
-body { font-family: sans-serif; max-width: 50em; margin: auto }
-.red { color: #c00 } .green { color: #080 } .orange { color: #c60 }
+body { font-family: sans-serif; max-width: 45em; margin: 1em auto; background: #f5f6f7 }
+article { background: #fff; border: 1px solid #dee0e3; border-radius: 8px; margin: 1em 0; overflow: hidden }
+article article { margin: .5em 1em } p { padding: 0 1em; line-height: 1.6; overflow-wrap: anywhere }
+h2 { margin: 0; padding: .5em 1em; font-size: 1em; background: #e1eaff }
+button { margin: 0 0 1em 1em; padding: .4em 1em }
+.red, .carmine { background: #fde2e2 } .green, .turquoise { background: #d9f5d6 } .grey { background: #eff0f1 }
+.orange, .yellow { background: #feead2 } .violet, .purple, .indigo { background: #ece2fe }
+button.primary { color: #1456f0; border-color: #1456f0 } button.danger { color: #d83931; border-color: #d83931 }
 """
+Fault = tuple[int, Mapping[str, str], bytes] | Literal["hang", "reset", "take and hang"]
 
 
 @dataclass(frozen=True)
@@ -51,23 +61,29 @@ class Received:
 
 @dataclass
 class StandIn:
-    """One bot; `misbehave` holds answers (status, headers, body) to give instead of accepting, in order."""
+    """One custom bot, and the apps; `misbehave` holds what is to be done instead of answering, in order."""
 
     secret: str | None = SECRET
+    keyword: str | None = None
+    all_disabled: bool = False
     now: Callable[[], float] = time.time
     received: list[Received] = field(default_factory=list)
     refused: list[tuple[float, str]] = field(default_factory=list)
-    misbehave: deque[tuple[int, Mapping[str, str], bytes]] = field(default_factory=deque)
+    misbehave: deque[Fault] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     _times: deque[float] = field(default_factory=deque)
     _runner: web.AppRunner | None = None
 
+    def __post_init__(self) -> None:
+        self.apps = Apps(self)
+
     async def start(self, port: int = 0) -> str:
-        """Listen on loopback; returns the bot's webhook address."""
-        app = web.Application()
+        """Listen on loopback; returns the custom bot's webhook address. `url` is the base of all."""
+        app = web.Application(middlewares=[self._faulty])
         app.router.add_post("/open-apis/bot/v2/hook/{token}", self._hook)
         app.router.add_get("/", self._page)
-        self._runner = web.AppRunner(app, access_log=None)
+        self.apps.add_routes(app)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", port).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
@@ -77,20 +93,38 @@ class StandIn:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    @web.middleware
+    async def _faulty(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Do what it was told to, instead of what Feishu does."""
+        if not self.misbehave or request.method == "GET":
+            return await handler(request)  # type: ignore[no-any-return] # aiohttp's own type is as vague
+        fault = self.misbehave.popleft()
+        if isinstance(fault, tuple):
+            status, headers, body = fault
+            return web.Response(status=status, headers=dict(headers), body=body)
+        if fault == "take and hang":
+            await handler(request)
+        if fault != "reset":
+            await asyncio.sleep(HANG)
+        if request.transport is not None:
+            request.transport.abort()
+        return web.Response()
+
     async def _hook(self, request: web.Request) -> web.Response:
         body = await request.read()
-        if self.misbehave:
-            status, headers, answer = self.misbehave.popleft()
-            return web.Response(status=status, headers=dict(headers), body=answer)
         code, why = self._judge(request.match_info["token"], body)
         if code:
-            self.refused.append((self.now(), f"{code}: {why}"))
-            return web.json_response({"code": code, "msg": why, "data": {}})
+            return self.refuse(code, why)
         self.received.append(Received(self.now(), json.loads(body)))
         self.arrived.set()
         return web.json_response({"StatusCode": 0, "StatusMessage": "success", "code": 0, "data": {}, "msg": "success"})
 
-    def _judge(self, token: str, body: bytes) -> tuple[int, str]:
+    def refuse(self, code: int, why: str, status: int = 200) -> web.Response:
+        """Answer with an error, and keep that."""
+        self.refused.append((self.now(), f"{code}: {why}"))
+        return web.json_response({"code": code, "msg": why, "data": {}}, status=status)
+
+    def _judge(self, token: str, body: bytes) -> tuple[int, str]:  # noqa: PLR0911 - a rule each
         if token != TOKEN:
             return 19001, "param invalid: incoming webhook access token invalid"
         if len(body) > BODY_LIMIT:
@@ -103,7 +137,20 @@ class StandIn:
             return 9499, "Bad Request"
         if self.secret is not None and not self._signed(message):
             return 19021, "sign match fail or timestamp is not within one hour from current time"
-        return (0, "") if _well_formed(message) else (19002, "params error, msg_type need")
+        if not _well_formed(message):
+            return 19002, "params error, msg_type need"
+        if self.keyword is not None and self.keyword not in json.dumps(message, ensure_ascii=False):
+            return 19024, "Key Words Not Found"
+        wrong = self.wrong_mention(message)
+        return (11246, wrong) if wrong else (0, "")
+
+    def wrong_mention(self, message: Any) -> str:
+        """What is wrong with the mentions of a message, if anything."""
+        for mention in feishu_cards.mentions(message):
+            good = feishu_cards.GOOD_MENTION.fullmatch(mention)
+            if good is None or (good[1] == "all" and self.all_disabled):
+                return f"invalid mention {mention}"
+        return ""
 
     def _within_rates(self) -> bool:
         now = self.now()
@@ -122,13 +169,18 @@ class StandIn:
         return fresh and message.get("sign") == sign(self.secret or "", int(timestamp))
 
     async def _page(self, _request: web.Request) -> web.Response:
-        cards = "".join(
-            f"<article><h2 class={html.escape(each.colour)}>{html.escape(each.title)}</h2>"
-            f"<pre>{html.escape(json.dumps(each.message, ensure_ascii=False, indent=1))}</pre></article>"
-            for each in reversed(self.received)
-        )
+        shown = [(each.at, _shown(each.message)) for each in self.received]
+        shown += [(each.at, each.as_html()) for each in self.apps.messages.values() if each.root is None]
         head = f"<!doctype html><meta charset=utf-8><title>Feishu (stand-in)</title><style>{_STYLE}</style>"
-        return web.Response(text=head + cards, content_type="text/html")
+        return web.Response(
+            text=head + "".join(text for _, text in sorted(shown, reverse=True)), content_type="text/html"
+        )
+
+
+def _shown(message: Mapping[str, Any]) -> str:
+    if message["msg_type"] == "text":
+        return f"<article><p>{html.escape(message['content']['text'])}</p></article>"
+    return feishu_cards.as_html(message["card"])
 
 
 def _well_formed(message: Any) -> bool:
@@ -136,10 +188,4 @@ def _well_formed(message: Any) -> bool:
         return False
     if message.get("msg_type") == "text":
         return isinstance(message.get("content", {}).get("text"), str)
-    card = message.get("card")
-    return (
-        message.get("msg_type") == "interactive"
-        and isinstance(card, dict)
-        and isinstance(card.get("elements"), list)
-        and isinstance(card.get("header", {}).get("title", {}).get("content"), str)
-    )
+    return message.get("msg_type") == "interactive" and not feishu_cards.fault_of_version_1(message.get("card"))

@@ -1,230 +1,199 @@
-"""What people read: a notice as a Feishu card, or as plain text where a card is refused.
+"""What people read: stories become a card, and a card becomes Feishu's JSON, no larger than Feishu takes.
 
-Cards are of version 1.0, which ignores what it does not know. Everything that came from outside is escaped.
+Custom bots get cards of version 1.0, which ignores what it does not know; app bots get version 2.0, whose buttons can
+answer.
+https://open.feishu.cn/document/feishu-cards/card-json-v2-structure
 """
 
 import json
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
-from zoneinfo import ZoneInfo
 
-from fleet.model import Inventory, Service
-from remediator.notices.feishu import BODY_LIMIT
-from remediator.notices.outbox import Notice
+from fleet.notify import Answer, Told
+from remediator.notices.outbox import Form
+from remediator.notices.stories import State, Story
+from remediator.notices.templates import Templates, clean
 
-VALUE_LIMIT = 600
-SIGNATURE_ROOM = 500  # bytes that signing and masking may add
-_ENTITIES = {character: f"&#{ord(character)};" for character in "*<>[]()\\_~`&"}
-_COLOURS = {
-    "down": "red",
-    "could_not_restart": "red",
-    "gave_up": "red",
-    "restarted": "orange",
-    "recovered": "green",
-    "unobserved": "grey",
-    "alert_over": "green",
-    "approval": "orange",
-    "blind": "red",
-    "watchdog_missing": "red",
-    "watchdog_back": "green",
-    "automation_off": "orange",
-    "automation_on": "green",
-}
-_OF_ITSELF = {"watchdog_missing", "watchdog_back", "automation_off", "automation_on"}  # news of Defib, of no service
+SIZE_LIMIT = 19_000  # bytes of UTF-8; Feishu takes 20 KB, signing and masking add some
+TEXT_LINES = 25
+# What may call people: that somebody is needed.
+CALLING: frozenset[Told] = frozenset(
+    {"down", "could_not_restart", "gave_up", "alert", "approval", "blind", "reminder", "watchdog_missing"}
+)
 _SEVERITY_COLOURS = {"critical": "red", "warning": "orange", "info": "blue"}
-_CALLING = {
-    "down",
-    "could_not_restart",
-    "gave_up",
-    "alert",
-    "approval",
-    "blind",
-    "watchdog_missing",
-}  # what may mention people
-
-_WORDS: Mapping[str, Mapping[str, str]] = {
-    "zh": {
-        "down": "服务故障",
-        "restarted": "已重启，正在观察",
-        "could_not_restart": "重启失败",
-        "gave_up": "不再自动重启，需要人工处理",
-        "recovered": "已恢复",
-        "unobserved": "告警已结束，但未观察到恢复",
-        "alert": "告警",
-        "alert_over": "告警已解除",
-        "approval": "等待批准",
-        "blind": "无法观察到服务状态",
-        "watchdog_missing": "监控链路中断：收不到 Watchdog",
-        "watchdog_back": "监控链路已恢复",
-        "automation_off": "自动处理已关闭",
-        "automation_on": "自动处理已开启",
-        "step": "步骤",
-        "approve": "批准命令",
-        "who": "操作人",
-        "service": "服务",
-        "host": "主机",
-        "alertname": "告警名",
-        "severity": "级别",
-        "since": "开始",
-        "at": "时间",
-        "lasted": "持续",
-        "attempt": "尝试",
-        "took": "恢复用时",
-        "by": "恢复方式",
-        "defib": "由 Defib 重启",
-        "person": "由人工重启",
-        "self": "自行恢复",
-        "why": "原因",
-        "output": "输出",
-        "probe": "探测",
-        "runbook": "处理手册",
-        "last_attempt": "已无重试机会，需要人工处理",
-        "of": "{0}/{1}",
-    },
-    "en": {
-        "down": "Service down",
-        "restarted": "Restarted, being watched",
-        "could_not_restart": "Could not restart",
-        "gave_up": "No more restarts: a person is needed",
-        "recovered": "Recovered",
-        "unobserved": "The alert is over, but no recovery was seen",
-        "alert": "Alert",
-        "alert_over": "Alert resolved",
-        "approval": "Waits for approval",
-        "blind": "Nobody can see how it is",
-        "watchdog_missing": "Monitoring is broken: the Watchdog does not come",
-        "watchdog_back": "Monitoring works again",
-        "automation_off": "Automation is off",
-        "automation_on": "Automation is on",
-        "step": "Step",
-        "approve": "To approve",
-        "who": "By",
-        "service": "Service",
-        "host": "Host",
-        "alertname": "Alert",
-        "severity": "Severity",
-        "since": "Since",
-        "at": "At",
-        "lasted": "Lasted",
-        "attempt": "Attempt",
-        "took": "Up after",
-        "by": "Brought back by",
-        "defib": "Defib's restart",
-        "person": "a person's restart",
-        "self": "itself",
-        "why": "Why",
-        "output": "Output",
-        "probe": "Probe",
-        "runbook": "Runbook",
-        "last_attempt": "No attempts are left: a person is needed",
-        "of": "{0} of {1}",
-    },
-}
+_COLOURS: Mapping[State, str] = {
+    "acting": "yellow", "restarted": "orange", "could_not_restart": "red", "gave_up": "carmine",
+    "approval": "violet", "blind": "red", "recovered": "green", "unobserved": "grey", "alert_over": "green",
+    "test": "blue", "watchdog_missing": "red", "watchdog_back": "green", "automation_off": "orange",
+    "automation_on": "green",
+}  # fmt: skip
+_LOOK: Mapping[Answer, str] = {"acknowledge": "primary", "restart": "danger", "automation": "danger"}
 
 
-def message(notice: Notice, inventory: Inventory, mention: list[str]) -> dict[str, Any]:
-    """The message to send for a notice, no larger than Feishu takes."""
-    words = _WORDS[inventory.notify.language]
-    service = inventory.services.get(_service_id(notice))
-    title = _title(notice, service, words)
-    facts = _facts(notice, inventory, service, words)
-    if notice.content.get("plain"):
-        return _plain(title, facts)
-    called = [f"<at id={name}></at>" for name in mention] if notice.kind in _CALLING else []
-    card = {
+@dataclass(frozen=True)
+class Button:
+    """A link, or what pressing it sends back."""
+
+    text: str
+    url: str = ""
+    value: Mapping[str, Any] | None = None
+    look: str = "default"
+
+
+@dataclass(frozen=True)
+class Card:
+    """A message before it takes Feishu's form; `body` is markup by lines, `text` the same as plain text."""
+
+    title: str
+    colour: str
+    body: tuple[str, ...]
+    text: tuple[str, ...]
+    more: str  # what stands for lines that were cut, with a place for their number
+    calls: tuple[str, ...] = ()
+    buttons: tuple[Button, ...] = ()
+
+    def plainer(self) -> "Card":
+        """The same, with nothing in it that Feishu may refuse: no mentions, no buttons, less text."""
+        return replace(self, body=cut(self.body, TEXT_LINES, self.more), calls=(), buttons=())
+
+
+def card(
+    stories: Sequence[Story],
+    form: Form,
+    templates: Templates,
+    mention: Iterable[str] | Mapping[str, Iterable[str]],
+    *,
+    answers: bool,
+) -> Card:
+    """The card of one story, or of several; `answers` says whether its buttons can answer. Raises TemplateError."""
+    first, words = stories[0], templates.words
+    return Card(
+        templates.title(stories, form),
+        _colour(stories),
+        tuple(templates.body(stories, form)),
+        tuple(templates.body(stories, form, plain=True)),
+        words["more"],
+        tuple(_calls(stories, mention)),
+        (*(_answers(first, words) if answers and form == "one" else ()), *_links(first, form, words)),
+    )
+
+
+def _colour(stories: Sequence[Story]) -> str:
+    """That of the gravest: green only once all are over."""
+    lasting = [each for each in stories if each.state not in ("recovered", "alert_over", "unobserved")]
+    worst = lasting[0] if lasting else stories[0]
+    return _COLOURS.get(worst.state) or _SEVERITY_COLOURS.get(worst.severity, "blue")
+
+
+def _calls(stories: Sequence[Story], mention: Iterable[str] | Mapping[str, Iterable[str]]) -> list[str]:
+    """Whom the card calls: nobody once somebody has acknowledged, or once it is over."""
+    names: dict[str, None] = {}
+    for story in stories:
+        if story.state not in CALLING or story.acknowledged is not None:
+            continue
+        wanted = mention.get(story.severity, ()) if isinstance(mention, Mapping) else mention
+        for name in wanted:
+            names |= dict.fromkeys([each.open_id for each in story.on_call] if name == "on_call" else [name])
+    return list(names)
+
+
+def _answers(story: Story, words: Mapping[str, Any]) -> list[Button]:
+    return [
+        Button(words["answers"][answer], value={"answer": answer, **about}, look=_LOOK.get(answer, "default"))
+        for answer, about in story.answers.items()
+    ]
+
+
+def _links(story: Story, form: Form, words: Mapping[str, Any]) -> list[Button]:
+    shown = {name: url for name, url in story.links.items() if form == "one" or name == "runbook"}
+    return [Button(words["links"][name], url=url) for name, url in shown.items()]
+
+
+def cut(lines: Sequence[str], most: int, more: str) -> tuple[str, ...]:
+    """No more than so many lines, and then how many were left out."""
+    if len(lines) <= most:
+        return tuple(lines)
+    return (*lines[:most], more.format(len(lines) - most))
+
+
+def fitted(made: Card, wrap: Callable[[Card], dict[str, Any]]) -> dict[str, Any]:
+    """What `wrap` makes of a card, with as many of its lines as there is room for."""
+    wrapped = wrap(made)
+    if size(wrapped) <= SIZE_LIMIT:
+        return wrapped
+    low, high = 0, max(len(made.body), len(made.text))  # so many lines fit, and so many do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        if size(wrap(_shorter(made, middle))) <= SIZE_LIMIT:
+            low = middle
+        else:
+            high = middle
+    shortest = wrap(_shorter(made, low))
+    return shortest if size(shortest) <= SIZE_LIMIT else wrap(replace(_shorter(made, 0), calls=(), buttons=()))
+
+
+def _shorter(made: Card, lines: int) -> Card:
+    return replace(made, body=cut(made.body, lines, made.more), text=cut(made.text, lines, made.more))
+
+
+def size(message: Mapping[str, Any]) -> int:
+    """Bytes that a message takes when it is sent."""
+    return len(json.dumps(message, ensure_ascii=False).encode())
+
+
+def version_1(made: Card) -> dict[str, Any]:
+    """A card of version 1.0, whose buttons are links."""
+    buttons = [
+        {"tag": "button", "text": _plain(button.text), "url": button.url, "type": button.look}
+        for button in made.buttons
+        if button.url
+    ]
+    return {
         "config": {"wide_screen_mode": True},
-        "header": {"template": _colour(notice), "title": {"tag": "plain_text", "content": title}},
+        "header": {"template": made.colour, "title": _plain(made.title)},
         "elements": [
-            *({"tag": "div", "text": _markdown(f"**{name}** {escape(value)}")} for name, value in facts),
-            *([{"tag": "div", "text": _markdown(" ".join(called))}] if called else []),
-            *_buttons(service, words),
+            *({"tag": "div", "text": {"tag": "lark_md", "content": content}} for content in _paragraphs(made)),
+            *([{"tag": "action", "actions": buttons}] if buttons else []),
         ],
     }
-    made = {"msg_type": "interactive", "card": card}
-    size = len(json.dumps(made, ensure_ascii=False).encode())
-    return made if size < BODY_LIMIT - SIGNATURE_ROOM else _plain(title, facts)
 
 
-def _plain(title: str, facts: list[tuple[str, str]]) -> dict[str, Any]:
-    lines = [title, *(f"{name}: {_clip(value, 200)}" for name, value in facts[:20])]
-    # In text, too, `<at …>` would call people.
-    return {"msg_type": "text", "content": {"text": "\n".join(lines).replace("<", "‹")}}
+def version_2(made: Card) -> dict[str, Any]:
+    """A card of version 2.0, which can be changed later, and whose buttons may send a value back."""
+    columns = [{"tag": "column", "width": "auto", "elements": [_button(button)]} for button in made.buttons]
+    return {
+        "schema": "2.0",
+        "config": {"update_multi": True},
+        "header": {"template": made.colour, "title": _plain(made.title)},
+        "body": {
+            "elements": [
+                *({"tag": "markdown", "content": content} for content in _paragraphs(made)),
+                *([{"tag": "column_set", "flex_mode": "flow", "columns": columns}] if columns else []),
+            ]
+        },
+    }
 
 
-def _markdown(content: str) -> dict[str, str]:
-    return {"tag": "lark_md", "content": content}
+def _button(button: Button) -> dict[str, Any]:
+    does: dict[str, Any] = (
+        {"type": "callback", "value": dict(button.value)}
+        if button.value is not None
+        else {"type": "open_url", "default_url": button.url}
+    )
+    return {"tag": "button", "text": _plain(button.text), "type": button.look, "behaviors": [does]}
 
 
-def escape(value: str) -> str:
-    """Text that shows as it is in a card: nothing in it is markup, a mention or a link."""
-    return "".join(_ENTITIES.get(character, character) for character in value)
+def _paragraphs(made: Card) -> list[str]:
+    called = " ".join(f"<at id={name}></at>" for name in made.calls)
+    return [part for part in ("\n".join(made.body), called) if part]
 
 
-def _clip(value: str, limit: int = VALUE_LIMIT) -> str:
-    shown = "".join(character if character.isprintable() else " " for character in value)
-    return shown if len(shown) <= limit else f"{shown[:limit]}…"
+def _plain(text: str) -> dict[str, str]:
+    return {"tag": "plain_text", "content": text}
 
 
-def _service_id(notice: Notice) -> str:
-    return str(notice.content.get("service") or notice.content.get("labels", {}).get("service", ""))
-
-
-def _title(notice: Notice, service: Service | None, words: Mapping[str, str]) -> str:
-    labels = notice.content.get("labels", {})
-    about = service.title if service else labels.get("service") or labels.get("alertname", "")
-    if notice.kind in ("alert", "alert_over"):
-        name = labels.get("alertname", "")
-        about = name if about in ("", name) else f"{name} · {about}"
-    return _clip(f"{words[notice.kind]}: {about}" if notice.kind not in _OF_ITSELF else words[notice.kind], 150)
-
-
-def _colour(notice: Notice) -> str:
-    return _COLOURS.get(notice.kind) or _SEVERITY_COLOURS.get(notice.severity, "blue")
-
-
-def _facts(
-    notice: Notice, inventory: Inventory, service: Service | None, words: Mapping[str, str]
-) -> list[tuple[str, str]]:
-    """What the card says, line by line."""
-    content = notice.content
-    labels, annotations = content.get("labels", {}), content.get("annotations", {})
-    zone = ZoneInfo(inventory.notify.timezone)
-    facts = [
-        (words["service"], f"{service.title} ({service.id})" if service else labels.get("service", "")),
-        (words["host"], service.host if service else labels.get("host", "")),
-        (words["severity"], labels.get("severity", "") if notice.kind in _CALLING else ""),
-        (words["since" if notice.kind == "down" else "at"], _time(notice.created_at, zone)),
-    ]
-    if notice.kind in ("alert", "alert_over"):
-        hidden = ("service", "host", "severity", "alertname")
-        facts += [(name, value) for name, value in sorted(labels.items()) if name not in hidden][:15]
-    facts += [(name, text) for name, text in sorted(annotations.items()) if name != "runbook_url"][:6]
-    if "attempt" in content:
-        used, allowed = content["attempt"], content["attempts"]
-        facts.append((words["attempt"], words["of"].format(used, allowed)))
-    if "seconds" in content:
-        facts.append((words["took"], f"{content['seconds']:.1f} s"))
-    if content.get("since"):
-        facts.append((words["since"], _time(content["since"], zone)))
-    if notice.kind == "approval":
-        facts += [(words["step"], str(content["kind"])), (words["approve"], f"defib approve {content['action']}")]
-    if content.get("by"):
-        facts.append((words["by"], words.get(content["by"], content["by"])))
-    if "closed_at" in content:
-        facts.append((words["lasted"], f"{content['closed_at'] - content['opened_at']:.0f} s"))
-    facts += [(words[key], str(content.get(key) or "")) for key in ("probe", "who", "why", "output")]
-    if notice.kind == "could_not_restart" and content.get("last"):
-        facts.append(("⚠", words["last_attempt"]))
-    return [(_clip(name, 60), _clip(value)) for name, value in facts if value]
-
-
-def _time(at: float, zone: ZoneInfo) -> str:
-    return datetime.fromtimestamp(at, zone).strftime("%Y-%m-%d %H:%M:%S %Z")
-
-
-def _buttons(service: Service | None, words: Mapping[str, str]) -> list[dict[str, Any]]:
-    if service is None or not service.runbook.startswith(("http://", "https://")):
-        return []
-    text = {"tag": "plain_text", "content": words["runbook"]}
-    return [{"tag": "action", "actions": [{"tag": "button", "text": text, "url": service.runbook, "type": "default"}]}]
+def text(made: Card) -> str:
+    """The card as plain text that calls nobody: in text, too, `<at …>` would."""
+    lines = cut(made.text, TEXT_LINES, made.more)
+    return "\n".join([made.title, *(clean(line, 200) for line in lines)]).replace("<", "‹")

@@ -1,35 +1,49 @@
-"""The `feishu` channel: a signed custom bot, and what its answers mean.
+"""The `feishu` channel: a signed custom bot, and what Feishu's answers mean.
 
 Reference: https://open.feishu.cn/document/client-docs/bot-v3/add-custom-bot
 """
 
 import base64
+import email.utils
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
 import httpx
 from pydantic import AfterValidator
 
 from fleet.endpoints import Part, SecretUrl, Token
+from fleet.notify import Severity
+from remediator.notices.cards import Card, fitted, text, version_1
 
-BODY_LIMIT = 20_000
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
+ANSWER_LIMIT = 64 * 1024
 What = Literal["sent", "again", "sign again", "degrade", "dead"]
 
 _WORDS = {
     9499: "malformed or too large",
     11232: "the bot is busy",
-    11246: "a mention is wrong",
+    11246: "a mention is wrong, or mentioning all is not allowed in the chat",
     19001: "the webhook's token is wrong",
     19002: "the parameters are wrong",
     19021: "the signature or the clock is wrong",
     19022: "this machine's address is not on the bot's list",
     19024: "the bot wants one of its keywords in the text",
     100290: "a mention is wrong",
+    230002: "the bot is not in the chat",
+    230020: "the chat gets too many messages",
+    230025: "the message is too long",
+    230034: "the receiver is not there",
+    230049: "the message is still being sent",
+    230099: "the card is not one that Feishu takes",
+    232009: "the chat was dissolved",
+    99991400: "too many requests",
+    99991663: "the access token is not valid",
 }
 _AGAIN = {11232, 99991400, 230020, 230049}
 _DEGRADE = {9499, 11246, 100290, 230025, 230099}
@@ -37,15 +51,20 @@ _SIGN_AGAIN = 19021
 
 
 def _mention(name: str) -> str:
-    if name != "all" and not name.startswith("ou_"):
-        raise ValueError("is neither all nor an open_id (ou_…)")
+    if name not in ("all", "on_call") and not name.startswith("ou_"):
+        raise ValueError("is none of all, on_call, an open_id (ou_…)")
     return name
 
 
+Mention = list[Annotated[str, AfterValidator(_mention)]]
+
+
 class FeishuOptions(Part):
+    keeps_cards: ClassVar[bool] = False
+    answers: ClassVar[bool] = False
     webhook: SecretUrl
     secret: Token | None = None
-    mention: list[Annotated[str, AfterValidator(_mention)]] = []
+    mention: Mention | dict[Severity, Mention] = []
 
     @property
     def bot(self) -> str:
@@ -55,11 +74,73 @@ class FeishuOptions(Part):
 
 @dataclass(frozen=True)
 class Answer:
-    """What to do after a send, in our words and with Feishu's code; `after` is a wait in seconds it asked for."""
+    """What to do after a send, in our words and with Feishu's code.
+
+    `after` is a wait in seconds it asked for, `message_id` names what was made, and `offset` is how many seconds our
+    clock is ahead of Feishu's.
+    """
 
     what: What
     words: str
     after: float | None = None
+    code: int | None = None
+    message_id: str | None = None
+    offset: float | None = None
+
+
+@dataclass(frozen=True)
+class Letter:
+    """A card on its way: to be sent, put in the place of `message_id`, or told in the thread of `reply_to`."""
+
+    card: Card
+    uuid: str = ""
+    message_id: str | None = None
+    reply_to: str | None = None
+    degraded: bool = False
+
+
+@dataclass
+class Session:
+    """What all sends share: the client, and the access tokens of app bots with the time until which they hold."""
+
+    client: httpx.AsyncClient
+    tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
+
+    async def ask(self, method: str, url: str, body: Any, headers: Mapping[str, str] | None = None) -> "Heard":
+        """One request, and whatever came of it."""
+        content = json.dumps(body, ensure_ascii=False).encode()
+        said = {"Content-Type": "application/json; charset=utf-8", **(headers or {})}
+        try:
+            async with self.client.stream(method, url, content=content, headers=said, timeout=TIMEOUT) as response:
+                heard = b""
+                async for chunk in response.aiter_bytes():
+                    heard += chunk
+                    if len(heard) > ANSWER_LIMIT:
+                        break
+                return Heard(response.status_code, response.headers, heard)
+        except httpx.TimeoutException:
+            return Heard(why=f"no answer in time from {urlsplit(url).netloc}")
+        except httpx.HTTPError as error:
+            # The error's own text may hold the address, and so the token.
+            return Heard(why=f"{urlsplit(url).netloc} was not reached: {type(error).__name__}")
+
+
+@dataclass(frozen=True)
+class Heard:
+    """An answer; `why` says why there is none."""
+
+    status: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    why: str = ""
+
+    @property
+    def parsed(self) -> dict[str, Any]:
+        try:
+            parsed = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return parsed if isinstance(parsed, dict) else {}
 
 
 def sign(secret: str, timestamp: int) -> str:
@@ -68,61 +149,66 @@ def sign(secret: str, timestamp: int) -> str:
     return base64.b64encode(hmac.new(key, b"", hashlib.sha256).digest()).decode()
 
 
-def body_of(message: Mapping[str, Any], options: FeishuOptions, now: float) -> bytes:
-    """The request's body, signed where the bot has a secret."""
-    signed = dict(message)
+def message(letter: Letter) -> dict[str, Any]:
+    """The message of a custom bot: a card, or plain text where cards were refused."""
+    if letter.degraded:
+        return {"msg_type": "text", "content": {"text": text(letter.card)}}
+    return fitted(letter.card, lambda made: {"msg_type": "interactive", "card": version_1(made)})
+
+
+async def send(session: Session, options: FeishuOptions, letter: Letter, now: float) -> Answer:
+    """Send one message at the Unix time `now`; every outcome is an Answer."""
+    body = message(letter)
     if options.secret is not None:
         timestamp = int(now)
-        signed |= {"timestamp": str(timestamp), "sign": sign(options.secret.get_secret_value(), timestamp)}
-    return json.dumps(signed, ensure_ascii=False).encode()
+        body |= {"timestamp": str(timestamp), "sign": sign(options.secret.get_secret_value(), timestamp)}
+    return read(await session.ask("POST", options.webhook.get_secret_value(), body))
 
 
-async def send(client: httpx.AsyncClient, options: FeishuOptions, message: Mapping[str, Any], now: float) -> Answer:
-    """Send one message; every outcome is an Answer."""
-    try:
-        response = await client.post(
-            options.webhook.get_secret_value(),
-            content=body_of(message, options, now),
-            headers={"Content-Type": "application/json; charset=utf-8"},
-            timeout=TIMEOUT,
-        )
-    except httpx.TimeoutException:
-        return Answer("again", "no answer in time")
-    except httpx.HTTPError as error:
-        # The error's own text may hold the address, and so the token.
-        return Answer("again", f"not reached: {type(error).__name__}")
-    return read(response.status_code, response.headers, response.content)
-
-
-def read(status: int, headers: Mapping[str, str], body: bytes) -> Answer:
+def read(heard: Heard) -> Answer:
     """What an answer means: only `code` counts, and only 0 is success."""
-    try:
-        parsed = json.loads(body)
-    except (ValueError, RecursionError):
-        parsed = None
-    code = parsed.get("code") if isinstance(parsed, dict) else None
-    after = _seconds(headers.get("x-ogw-ratelimit-reset"))
-    if status == 429 or status >= 500:  # noqa: PLR2004
-        return Answer("again", f"HTTP {status}", after)
+    if heard.why:
+        return Answer("again", heard.why)
+    found = _read(heard)
+    offset = clock_offset(heard.headers)
+    if found.code == _SIGN_AGAIN and offset is not None:
+        words = f"{found.words}; this machine's clock is {offset:+.0f} s off Feishu's"
+        return replace(found, words=words, offset=offset)
+    return replace(found, offset=offset)
+
+
+def _read(heard: Heard) -> Answer:
+    parsed = heard.parsed
+    code = parsed.get("code")
+    after = _seconds(heard.headers.get("x-ogw-ratelimit-reset"))
     if not isinstance(code, int) or isinstance(code, bool):
-        return Answer("again", f"HTTP {status} without a code")
-    words = f"{code}: {_WORDS.get(code, _said(parsed))}"
-    if code == 0 and status < 300:  # noqa: PLR2004
-        return Answer("sent", "0: success")
+        return Answer("again", f"HTTP {heard.status} without a code", after)
+    words = f"{code}: {_WORDS.get(code) or _said(parsed)}"
+    if heard.status == 429 or heard.status >= 500:  # noqa: PLR2004
+        return Answer("again", f"HTTP {heard.status}, {words}", after, code)
+    if code == 0 and heard.status < 300:  # noqa: PLR2004
+        return Answer("sent", "0: success", code=0)
     if code in _AGAIN:
-        return Answer("again", words, after)
+        return Answer("again", words, after, code)
     if code == _SIGN_AGAIN:
-        return Answer("sign again", words)
-    return Answer("degrade" if code in _DEGRADE else "dead", words)
+        return Answer("sign again", words, code=code)
+    return Answer("degrade" if code in _DEGRADE else "dead", words, code=code)
 
 
-def _said(parsed: Any) -> str:
-    said = parsed.get("msg") if isinstance(parsed, dict) else None
-    return " ".join(str(said or "refused").split())[:200]
+def _said(parsed: Mapping[str, Any]) -> str:
+    return " ".join(str(parsed.get("msg") or "refused").split())[:200]
 
 
 def _seconds(text: str | None) -> float | None:
     try:
         return min(max(float(text), 0.0), 3600.0) if text else None
     except ValueError:
+        return None
+
+
+def clock_offset(headers: Mapping[str, str]) -> float | None:
+    """How many seconds our clock is ahead of the one that an answer was dated by."""
+    try:
+        return time.time() - email.utils.parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -9,13 +10,16 @@ from typing import Any
 
 import httpx
 import structlog
+from sqlalchemy import Connection
 
-from fleet.model import Channel, Inventory
+from fleet.model import Inventory
+from fleet.notify import Channel
 from remediator.database import Database, StorageError
 from remediator.metrics import Metrics
-from remediator.notices import CHANNELS, outbox
-from remediator.notices.feishu import Answer
-from remediator.notices.outbox import Notice, State
+from remediator.notices import CHANNELS, cards, outbox, stories, templates
+from remediator.notices.feishu import Answer, Letter, Session
+from remediator.notices.outbox import Batch, State
+from remediator.notices.stories import Story
 from runtime.redaction import Redactor
 
 LOOK_AGAIN = 15.0
@@ -37,9 +41,9 @@ class Sender:
         client: httpx.AsyncClient,
         metrics: Metrics,
         redact: Redactor,
-        details: Callable[[Notice], Awaitable[Mapping[str, Any]]],
+        details: Callable[[Batch], Awaitable[Mapping[str, Any]]],
     ) -> None:
-        self._database, self._inventory, self._client = database, inventory, client
+        self._database, self._inventory, self._session = database, inventory, Session(client)
         self._metrics, self._redact, self._details = metrics, redact, details
         self._now = database.clock.now
         self._sending: set[asyncio.Task[None]] = set()
@@ -74,30 +78,36 @@ class Sender:
                 log.warning("notices of channels that were removed are given up", notices=buried)
 
     async def _serve(self, name: str, wake: asyncio.Event) -> None:
-        while (channel := self._inventory().notify.channels.get(name)) is not None:
+        while name in self._inventory().notify.channels:
             wake.clear()
-            pause = await self._drain(name, channel)
+            pause = await self._drain(name)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await wake.wait()
         del self._wakes[name]
 
-    async def _drain(self, name: str, channel: Channel) -> float:
+    async def _drain(self, name: str) -> float:
         """Send what a channel has; returns the seconds after which to look again."""
         try:
-            while not self._stopping:
-                ready, later = await self._database.run(outbox.pending, name, self._now())
-                for notice in ready:
-                    # A send that has begun is ended and kept, also when we are to stop: else it would be sent twice.
-                    task = asyncio.create_task(self._try(name, channel, notice))
-                    self._sending.add(task)
-                    task.add_done_callback(self._sending.discard)
-                    await asyncio.shield(task)
-                if not ready:
-                    return LOOK_AGAIN if later is None else min(max(later - self._now(), 0.05), LOOK_AGAIN)
+            while not self._stopping and (channel := self._inventory().notify.channels.get(name)) is not None:
+                chosen = await self._database.run(self._choose, name, channel)
+                if not isinstance(chosen, tuple):
+                    return min(max(chosen - self._now(), 0.01), LOOK_AGAIN)
+                # A send that has begun is ended and kept, also when we are to stop: else it would be sent twice.
+                task = asyncio.create_task(self._try(name, channel, *chosen))
+                self._sending.add(task)
+                task.add_done_callback(self._sending.discard)
+                await asyncio.shield(task)
         except StorageError as error:
             log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
         return LOOK_AGAIN
+
+    def _choose(self, connection: Connection, name: str, channel: Channel) -> tuple[Batch, list[Story]] | float:
+        """What is to be told next and what there is to tell of it, or the time at which to look again."""
+        chosen = outbox.choose(connection, name, channel.options.bot, self._now())
+        if not isinstance(chosen, Batch):
+            return chosen
+        return chosen, stories.read(connection, chosen, self._inventory(), self._database.clock)
 
     async def drain(self) -> None:
         """Begin no more sends, and wait for those that have begun."""
@@ -105,63 +115,60 @@ class Sender:
         if self._sending:
             await asyncio.wait(self._sending)
 
-    async def _try(self, name: str, channel: Channel, notice: Notice) -> None:
-        """Send a notice; one that cannot even be made into a message must not hold the others back."""
+    async def _try(self, name: str, channel: Channel, batch: Batch, told: list[Story]) -> None:
+        """Send a batch; one that cannot even be made into a message must not hold the others back."""
         now = self._now()
-        if now - notice.created_at > GIVE_UP_AFTER:
-            await self._database.run(outbox.put_off, notice, now, dead=True, why="too old to be news")
-            return
         try:
-            await self._send(name, channel, notice)
+            await self._send(name, channel, batch, told)
         except StorageError:
             raise
         except Exception:  # a send is where a task begins
-            log.exception("sending broke", channel=name, notice=notice.id)
-            later, last = now + LOOK_AGAIN, notice.tries + 1 >= BROKEN_TRIES
+            log.exception("sending broke", channel=name, notice=batch.first.id)
+            state: State = "dead" if batch.first.tries + 1 >= BROKEN_TRIES else "pending"
             await self._database.run(
-                outbox.put_off, notice, later, dead=last, why="an error of ours; the log says more"
-            )
+                outbox.settle, batch, "an error of ours; the log says more",
+                state=state, not_before=now + LOOK_AGAIN, now=now,
+            )  # fmt: skip
 
-    async def _send(self, name: str, channel: Channel, notice: Notice) -> None:
-        kind, options = CHANNELS[channel.kind], channel.options
-        send = await self._reserve(notice, options.bot)
+    async def _send(self, name: str, channel: Channel, batch: Batch, told: list[Story]) -> None:
+        inventory, kind, options = self._inventory(), CHANNELS[channel.kind], channel.options
+        more = await self._details(batch)
+        told = [self._masked(replace(story, facts={**story.facts, **more})) for story in told]
+        card = await asyncio.to_thread(_made, told, batch, inventory, options)
+        # The limits are looked at last, so that nothing stands between that and the send.
+        send = await self._database.run(outbox.reserve, batch, options.bot, self._now())
         if send is None:
             return
-        message = self._redact.within(kind.message(await self._dated(notice), self._inventory(), options))
-        answer = await kind.send(self._client, options, message, time.time())
-        state, after, content = _what_next(notice, answer, self._now())
+        letter = Letter(card, _uuid(name, batch), batch.message_id, batch.reply_to, batch.degraded)
+        answer = await kind.send(self._session, options, letter, time.time())
+        state, after = self._what_next(batch, answer)
         self._metrics.notices.labels(name, state if state != "pending" else "retried").inc()
+        if answer.offset is not None:
+            self._metrics.clock_offset.set(answer.offset)
         say = log.info if state == "sent" else log.warning
-        say("notice", notice=notice.id, kind=notice.kind, channel=name, state=state, answer=answer.words)
-        await self._record(notice, send, answer, state, after, content)
+        say(
+            "notice", notice=batch.first.id, kind=batch.first.kind, told=len(batch.ids), channel=name, state=state,
+            answer=answer.words,
+        )  # fmt: skip
+        await self._record(batch, send, answer, state, after)
 
-    async def _dated(self, notice: Notice) -> Notice:
-        """The notice with all that is to be told, and with its times by the calendar."""
-        unix = self._database.clock.unix
-        content = {**notice.content, **await self._details(notice)}
-        if "since" in content:
-            content["since"] = unix(content["since"])
-        return replace(notice, content=content, created_at=unix(notice.created_at))
+    def _masked(self, story: Story) -> Story:
+        """A story without secrets in what came from outside; once escaped, they would not be known any more."""
+        mask = self._redact
+        return replace(
+            story, labels=mask.within(story.labels), annotations=mask.within(story.annotations),
+            facts=mask.within(story.facts), decision=mask.within(story.decision), links=mask.within(story.links),
+            attempts=[replace(each, why=mask(each.why)) for each in story.attempts],
+        )  # fmt: skip
 
-    async def _reserve(self, notice: Notice, bot: str) -> int | None:
-        """Wait for room within the bot's limits; the send's id, or None when we are to stop."""
-        while not self._stopping:
-            send, at = await self._database.run(outbox.reserve, notice.id, bot, self._now())
-            if send is not None:
-                return send
-            await asyncio.sleep(min(max(at - self._now(), 0.01), 1.0))  # and look whether we are to stop
-        return None
-
-    async def _record(
-        self, notice: Notice, send: int, answer: Answer, state: State, after: float, content: Mapping[str, Any] | None
-    ) -> None:
+    async def _record(self, batch: Batch, send: int, answer: Answer, state: State, after: float) -> None:
         """Keep what became of a send, however long the database takes to accept it."""
         while True:
             now = self._now()
             try:
                 await self._database.run(
-                    outbox.record, notice, send, answer.what, answer.words,
-                    state=state, not_before=now + after, now=now, content=content,
+                    outbox.record, batch, send, answer.what, self._redact(answer.words),
+                    state=state, not_before=now + after, now=now, message_id=answer.message_id,
                 )  # fmt: skip
             except StorageError as error:
                 log.error("a send cannot be recorded yet", error=str(error))  # noqa: TRY400
@@ -169,20 +176,33 @@ class Sender:
             else:
                 return
 
+    def _what_next(self, batch: Batch, answer: Answer) -> tuple[State, float]:
+        """(the state of what was told, seconds to wait) after an answer."""
+        if answer.what == "sent":
+            return "sent", 0.0
+        if answer.what == "dead" or self._now() - batch.since > GIVE_UP_AFTER:
+            return "dead", 0.0
+        if answer.what == "again":
+            pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(batch.first.tries, 16))
+            return "pending", max(pause, answer.after or 0.0)
+        # Both may help once: a plainer message, a new signature.
+        if not (batch.degraded if answer.what == "degrade" else batch.signed_again):
+            return "pending", 0.0
+        if answer.what == "sign again":
+            log.error("Feishu refuses our signature: look at this machine's clock, and at the bot's secret")
+        return "dead", 0.0
 
-def _what_next(notice: Notice, answer: Answer, now: float) -> tuple[State, float, dict[str, object] | None]:
-    """(the notice's next state, seconds to wait, its changed content) after an answer."""
-    if answer.what == "sent":
-        return "sent", 0.0, None
-    if answer.what == "dead" or now - notice.created_at > GIVE_UP_AFTER:
-        return "dead", 0.0, None
-    if answer.what == "again":
-        pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(notice.tries, 16))
-        return "pending", max(pause, answer.after or 0.0), None
-    # Both may help once: a plainer message, a new signature.
-    done = "plain" if answer.what == "degrade" else "signed_again"
-    if not notice.content.get(done):
-        return "pending", 0.0, {**notice.content, done: True}
-    if done == "signed_again":
-        log.error("Feishu refuses our signature: look at this machine's clock, and at the bot's secret")
-    return "dead", 0.0, None
+
+def _made(told: list[Story], batch: Batch, inventory: Inventory, options: Any) -> cards.Card:
+    """A batch's card; by our own templates where the user's fail."""
+    try:
+        return cards.card(told, batch.form, templates.of(inventory), options.mention, answers=options.answers)
+    except Exception:
+        if inventory.notify.templates is None:
+            raise
+        log.exception("the templates of notify.templates cannot be used: see `defib check`", form=batch.form)
+        return cards.card(told, batch.form, templates.ours(inventory), options.mention, answers=options.answers)
+
+
+def _uuid(channel: str, batch: Batch) -> str:
+    return hashlib.sha256(f"{channel} {batch.uuid}".encode()).hexdigest()[:40]

@@ -92,7 +92,7 @@ class World:
         await eventually(seen, within)
 
     def titles(self) -> list[str]:
-        return [card.title for card in self.feishu.received]
+        return [card.title.split(" (")[0] for card in self.feishu.received]
 
 
 @pytest.fixture

@@ -128,12 +128,12 @@ class Loop:
 
     async def until_cards(self, *titles: str) -> None:
         async def told() -> bool:
-            return [card.title for card in self.feishu.received] == list(titles)
+            return [card.title.split(" (")[0] for card in self.feishu.received] == list(titles)
 
         try:
             await eventually(told)
         except AssertionError:
-            assert [card.title for card in self.feishu.received] == list(titles)
+            assert [card.title.split(" (")[0] for card in self.feishu.received] == list(titles)
 
     async def begun(self) -> bool:
         return bool(self.restarts())

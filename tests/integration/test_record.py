@@ -60,7 +60,9 @@ class Record:
 
     async def close(self, incident: int) -> bool:
         self.now += 1
-        ended = await self.database.run(incidents.close, incident, "recovered", ["ServiceDown"], self.now)
+        ended = await self.database.run(
+            incidents.close, self.inventory.notify, incident, "recovered", ["ServiceDown"], self.now
+        )
         return ended is not None
 
     async def claim(self, before: Past | None = None, **changed: Any) -> actions.Claim | str:

@@ -1,7 +1,6 @@
 """The sender against the stand-in that enforces Feishu's rules, behaving and not."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from fleet.model import Inventory
 from remediator.database import Database
 from remediator.metrics import Metrics
 from remediator.notices import outbox, sender
-from remediator.notices.outbox import Notice
+from remediator.notices.outbox import Batch
 from remediator.notices.sender import Sender
 from remediator.schema import notices
 from runtime.redaction import Redactor
@@ -24,7 +23,7 @@ from tests.support import eventually, inventory_of
 LABELS = {"alertname": "DiskFull", "severity": "warning"}
 
 
-async def no_details(_notice: Notice) -> Mapping[str, Any]:
+async def no_details(_batch: Batch) -> Mapping[str, Any]:
     return {}
 
 
@@ -43,8 +42,8 @@ class Post:
 
     async def tell(self, number: int, text: str = "", labels: Mapping[str, str] = LABELS) -> None:
         content = {"annotations": {"summary": text or f"number {number}"}}
-        arguments = (self.inventory.notify, "alert", f"about {number}", labels, content, time.time(), None)
-        await self.database.run(outbox.tell, *arguments)
+        now = self.database.clock.now()
+        await self.database.run(outbox.tell, self.inventory.notify, "alert", f"about {number}", labels, content, now)
         self.sender.wake()
 
     async def rows(self) -> list[Any]:
@@ -180,8 +179,8 @@ async def test_secrets_are_masked_in_what_people_read(post: Post) -> None:
 
 
 async def test_a_notice_that_breaks_does_not_hold_the_others_back(post: Post) -> None:
-    async def broken(notice: Notice) -> Mapping[str, Any]:
-        if "number 1" in str(notice.content):
+    async def broken(batch: Batch) -> Mapping[str, Any]:
+        if "number 1" in str(batch.first.content):
             raise ValueError("broken")
         return {}
 

@@ -1,15 +1,15 @@
-import json
-from typing import Any
+"""Feishu's protocol: signatures, answers, what is sent where."""
+
+import time
+from email.utils import formatdate
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fleet.model import Inventory
-from remediator.notices.cards import escape, message
-from remediator.notices.feishu import BODY_LIMIT, read, sign
-from remediator.notices.outbox import Notice
-from tests.support import inventory_of
+from defib.demo import feishu_cards
+from remediator.notices import feishu_app
+from remediator.notices.cards import SIZE_LIMIT, Button, Card, fitted, size, version_1, version_2
+from remediator.notices.feishu import Heard, Letter, message, read, sign
+from remediator.notices.feishu_app import FeishuAppOptions
 
 
 def test_the_signature_is_the_documented_one() -> None:
@@ -27,97 +27,106 @@ OK = b'{"StatusCode":0,"StatusMessage":"success","code":0,"data":{},"msg":"succe
         (429, {}, b"", "again"),
         (400, {"x-ogw-ratelimit-reset": "7"}, b'{"code":99991400}', "again"),
         (200, {}, b'{"code":230020}', "again"),
+        (200, {}, b'{"code":230049}', "again"),
         (500, {}, OK, "again"),
+        (500, {}, b'{"code":19001}', "again"),
         (200, {}, b"<html>", "again"),
         (200, {}, b"{}", "again"),
+        (200, {}, b"[1]", "again"),
         (200, {}, b'{"StatusCode":0}', "again"),
         (200, {}, b'{"code":true}', "again"),
+        (200, {}, b'{"code":"0"}', "again"),
         (200, {}, b'{"code":19021,"msg":"sign match fail"}', "sign again"),
         (200, {}, b'{"code":9499,"msg":"Bad Request"}', "degrade"),
         (200, {}, b'{"code":11246}', "degrade"),
+        (200, {}, b'{"code":100290}', "degrade"),
+        (400, {}, b'{"code":230025}', "degrade"),
+        (400, {}, b'{"code":230099}', "degrade"),
         (200, {}, b'{"code":19001}', "dead"),
+        (200, {}, b'{"code":19022}', "dead"),
         (200, {}, b'{"code":19024}', "dead"),
         (400, {}, b'{"code":19002}', "dead"),
+        (400, {}, b'{"code":230002}', "dead"),
+        (400, {}, b'{"code":230034}', "dead"),
+        (400, {}, b'{"code":232009}', "dead"),
     ],
 )
 def test_what_an_answer_means(status: int, headers: dict[str, str], body: bytes, what: str) -> None:
-    answer = read(status, headers, body)
+    answer = read(Heard(status, headers, body))
     assert answer.what == what
     assert answer.after == (7.0 if headers else None)
 
 
-@pytest.fixture(scope="module")
-def inventory(tmp_path_factory: pytest.TempPathFactory) -> Inventory:
-    service = {"name": "Web page", "host": "h", "probe": {"http": {"url": "http://h/"}}, "runbook": "https://wiki/web"}
-    written = {"hosts": {"h": {"address": "h"}}, "services": {"web": service}, "notify": {"language": "en"}}
-    return inventory_of(tmp_path_factory.mktemp("config"), written).inventory
+def test_an_answer_in_words() -> None:
+    assert read(Heard(200, {}, b'{"code":19024}')).words == "19024: the bot wants one of its keywords in the text"
+    assert read(Heard(200, {}, b'{"code":55555,"msg":"new\\n  thing"}')).words == "55555: new thing"
 
 
-def notice(kind: str, **content: Any) -> Notice:
-    return Notice(1, kind, "critical", 1, {"labels": {"service": "web", "alertname": "ServiceDown"}, **content}, 1e9, 0)
+def test_a_refused_signature_tells_how_far_the_clocks_are_apart() -> None:
+    dated = {"date": formatdate(time.time() - 7200, usegmt=True)}
+    answer = read(Heard(200, dated, b'{"code":19021}'))
+    assert "clock is +7200 s off" in answer.words or "clock is +7201 s off" in answer.words
+    assert answer.offset is not None
+    assert read(Heard(200, {"date": "nonsense"}, b'{"code":19021}')).offset is None
 
 
-@pytest.mark.parametrize(
-    ("kind", "colour", "title"),
-    [
-        ("down", "red", "Service down: Web page"),
-        ("restarted", "orange", "Restarted, being watched: Web page"),
-        ("could_not_restart", "red", "Could not restart: Web page"),
-        ("recovered", "green", "Recovered: Web page"),
-    ],
+LINES = tuple(f"line {n}" for n in range(40))
+CARD = Card(
+    "title",
+    "red",
+    LINES,
+    LINES,
+    "and {0} more",
+    ("all",),
+    (Button("Page", "https://x/"), Button("Do", value={"answer": "acknowledge"})),
 )
-def test_cards(inventory: Inventory, kind: str, colour: str, title: str) -> None:
-    made = message(notice(kind), inventory, ["all"])
-    header = made["card"]["header"]
-    assert (header["template"], header["title"]["content"]) == (colour, title)
-    called = "<at id=all></at>" in json.dumps(made)
-    assert called is (kind in ("down", "could_not_restart"))
-    assert made["card"]["elements"][-1]["actions"][0]["url"] == "https://wiki/web"
 
 
-HOSTILE = [
-    "<at id=all></at>",
-    "[x](javascript:alert(1))",
-    "**bold** `code` ~no~",
-    'a\\b"c\nd\0e',
-    "\u202eevil",
-    "{{x}}",
-]
+def test_a_custom_bot_is_sent_a_card_or_plain_text() -> None:
+    whole = message(Letter(CARD))
+    assert not feishu_cards.fault_of_version_1(whole["card"])
+    assert "<at id=all></at>" in whole["card"]["elements"][1]["text"]["content"]
+    assert [each["text"]["content"] for each in feishu_cards.buttons(whole["card"])] == ["Page"]  # it takes no answers
+    plain = message(Letter(CARD, degraded=True))
+    assert plain["msg_type"] == "text"
+    assert plain["content"]["text"].splitlines()[-1] == "and 15 more"
+    assert "<" not in plain["content"]["text"]
 
 
-@pytest.mark.parametrize("text", HOSTILE)
-def test_nothing_from_outside_is_markup(inventory: Inventory, text: str) -> None:
-    labels = {"alertname": text, "service": text, "x": text}
-    made = message(
-        Notice(1, "alert", "info", None, {"labels": labels, "annotations": {"y": text}}, 1e9, 0), inventory, []
+def app(**more: str) -> FeishuAppOptions:
+    return FeishuAppOptions.model_validate({"app_id": "cli_x", "app_secret": "s", **(more or {"chat_id": "oc_x"})})
+
+
+def test_where_an_app_s_letters_go() -> None:
+    assert feishu_app.request(app(), Letter(CARD, uuid="u"))[:2] == (
+        "POST",
+        "/open-apis/im/v1/messages?receive_id_type=chat_id",
     )
-    shown = json.dumps(made["card"]["elements"], ensure_ascii=False)
-    assert "<at" not in shown
-    assert "](" not in shown
-    assert "\u202e" not in shown
+    _method, path, body = feishu_app.request(app(email="a@b.cn"), Letter(CARD, uuid="u"))
+    assert (path, body["receive_id"], body["uuid"]) == (
+        "/open-apis/im/v1/messages?receive_id_type=email",
+        "a@b.cn",
+        "u",
+    )
+    assert feishu_app.request(app(), Letter(CARD, message_id="om_1"))[:2] == ("PATCH", "/open-apis/im/v1/messages/om_1")
+    _method, path, body = feishu_app.request(app(), Letter(CARD, reply_to="om_1"))
+    assert (path, body["reply_in_thread"]) == ("/open-apis/im/v1/messages/om_1/reply", True)
 
 
-@given(st.text())
-def test_escaped_text_has_no_markup_left(text: str) -> None:
-    assert not set(escape(text)) & set("*<>[]()\\_~`")
+def test_cards_of_version_2_are_taken() -> None:
+    assert not feishu_cards.fault_of_version_2(version_2(CARD))
+    assert version_2(CARD)["config"]["update_multi"] is True
+    assert not feishu_cards.fault_of_version_2(version_2(CARD.plainer()))
+    assert "<at" not in str(version_2(CARD.plainer()))
 
 
-@pytest.mark.parametrize("character", ["x", "字", "*", "\U0001f600"])
-def test_no_message_is_larger_than_feishu_takes(inventory: Inventory, character: str) -> None:
-    labels = {f"label{n}": character * 50_000 for n in range(40)}
-    for plain in (False, True):
-        content = {"labels": labels, "annotations": labels, "plain": plain}
-        made = message(Notice(1, "alert", "info", None, content, 1e9, 0), inventory, ["all"])
-        assert len(json.dumps(made, ensure_ascii=False).encode()) < BODY_LIMIT - 200
-
-
-def test_a_degraded_message_calls_nobody(inventory: Inventory) -> None:
-    made = message(notice("down", plain=True, annotations={"x": '<at user_id="all"></at>'}), inventory, ["all"])
-    assert made["msg_type"] == "text"
-    assert "<" not in made["content"]["text"]
-
-
-def test_captured_words_exist_in_both_languages() -> None:
-    from remediator.notices.cards import _WORDS  # noqa: PLC0415
-
-    assert _WORDS["zh"].keys() == _WORDS["en"].keys()
+@pytest.mark.parametrize("character", ["x", "字", "&#42;", "\U0001f600"])
+def test_what_is_too_long_is_cut_by_lines_and_counted(character: str) -> None:
+    lines = tuple(character * 500 for _ in range(400))
+    made = Card("t", "red", lines, lines, "… {0} more")
+    for wrap in (version_1, version_2):
+        fits = fitted(made, lambda card: {"card": wrap(card)})  # noqa: B023 - it is called here
+        assert size(fits) <= SIZE_LIMIT
+        content = str(fits)
+        assert "more" in content
+        assert content.count(character * 500) > SIZE_LIMIT // (len((character * 500).encode()) + 50) - 3

@@ -1,0 +1,120 @@
+"""What Feishu takes as a card, and how a card looks: the stand-in's own reading of the documented rules."""
+
+import html
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+TEMPLATES = frozenset(
+    {"blue", "wathet", "turquoise", "green", "yellow", "orange", "red", "carmine", "violet", "purple", "indigo", "grey"}
+)
+ELEMENTS_LIMIT = 200
+MENTION = re.compile(r"<at\s+[^>]*>")
+GOOD_MENTION = re.compile(r"<at id=(all|ou_[0-9A-Za-z_-]+)>")
+_KNOWN: Mapping[str, frozenset[str]] = {
+    "card": frozenset({"schema", "config", "header", "body", "card_link"}),
+    "config": frozenset({"update_multi", "width_mode", "enable_forward", "summary", "streaming_mode"}),
+    "header": frozenset({"title", "subtitle", "template", "text_tag_list", "icon", "padding"}),
+    "body": frozenset({"elements", "direction", "padding", "vertical_spacing", "horizontal_spacing"}),
+    "markdown": frozenset({"tag", "content", "text_align", "text_size", "icon", "margin", "element_id"}),
+    "column_set": frozenset({"tag", "flex_mode", "columns", "background_style", "horizontal_spacing", "margin"}),
+    "column": frozenset({"tag", "width", "weight", "elements", "vertical_align", "vertical_spacing"}),
+    "button": frozenset({"tag", "text", "type", "size", "width", "behaviors", "confirm", "disabled", "name"}),
+    "hr": frozenset({"tag", "margin"}),
+}
+
+
+def mentions(value: Any) -> list[str]:
+    """Every mention in a card or a text."""
+    return MENTION.findall(json.dumps(value, ensure_ascii=False).replace('\\"', '"'))
+
+
+def fault_of_version_1(card: Any) -> str:
+    """What Feishu would refuse in a card of version 1.0, which ignores what it does not know; or nothing."""
+    if not isinstance(card, dict) or not isinstance(card.get("elements"), list):
+        return "no elements"
+    if not isinstance(card.get("header", {}).get("title", {}).get("content"), str):
+        return "no title"
+    return ""
+
+
+def fault_of_version_2(card: Any) -> str:
+    """What Feishu would refuse in a card of version 2.0, where every unknown property is an error; or nothing."""
+    if not isinstance(card, dict) or card.get("schema") != "2.0":
+        return "schema is not 2.0"
+    body = card.get("body")
+    if not isinstance(body, dict) or not isinstance(body.get("elements"), list):
+        return "no body.elements"
+    for name in ("card", "config", "header", "body"):
+        unknown = set(card if name == "card" else card.get(name, {})) - _KNOWN[name]
+        if unknown:
+            return f"unknown property {', '.join(sorted(unknown))} of {name}"
+    if card["header"].get("template", "blue") not in TEMPLATES:
+        return "unknown template"
+    if _count(body["elements"]) > ELEMENTS_LIMIT:
+        return "more than 200 elements"
+    return next(filter(None, map(_fault_of_element, body["elements"])), "")
+
+
+def _fault_of_element(element: Any) -> str:
+    tag = str(element.get("tag")) if isinstance(element, dict) else ""
+    if tag not in _KNOWN:
+        return f"unsupported tag {tag}"
+    unknown = set(element) - _KNOWN[tag]
+    if unknown:
+        return f"unknown property {', '.join(sorted(unknown))} of {tag}"
+    if tag == "markdown" and not isinstance(element.get("content"), str):
+        return "no content"
+    if tag == "button" and not element.get("behaviors"):
+        return "a button without behaviors"
+    inner = element.get("columns" if tag == "column_set" else "elements", [])
+    return next(filter(None, map(_fault_of_element, inner)), "")
+
+
+def _count(elements: list[Any]) -> int:
+    inner = (each.get("columns") or each.get("elements") or [] for each in elements if isinstance(each, dict))
+    return len(elements) + sum(_count(each) for each in inner)
+
+
+def buttons(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every button of a card of either version."""
+    found = []
+    left = [*card.get("elements", []), *card.get("body", {}).get("elements", [])]
+    while left:
+        element = left.pop(0)
+        if element.get("tag") == "button":
+            found.append(element)
+        left += [*element.get("actions", []), *element.get("columns", []), *element.get("elements", [])]
+    return found
+
+
+def text_of(card: Mapping[str, Any]) -> str:
+    """What a person reads of a card, its title first."""
+    elements = [*card.get("elements", []), *card.get("body", {}).get("elements", [])]
+    written = [each.get("content") or each.get("text", {}).get("content", "") for each in elements]
+    return "\n".join([card["header"]["title"]["content"], *(html.unescape(each) for each in written if each)])
+
+
+def as_html(card: Mapping[str, Any]) -> str:
+    """A card much as Feishu shows it."""
+    elements = [*card.get("elements", []), *card.get("body", {}).get("elements", [])]
+    written = [each.get("content") or each.get("text", {}).get("content", "") for each in elements]
+    shown = "".join(f"<p>{_markup(each)}</p>" for each in written if each)
+    pressed = "".join(
+        f"<button class={html.escape(each.get('type', 'default'))}>{html.escape(each['text']['content'])}</button>"
+        for each in buttons(card)
+    )
+    title, colour = card["header"]["title"]["content"], card["header"].get("template", "blue")
+    return f"<article><h2 class={html.escape(colour)}>{html.escape(title)}</h2>{shown}{pressed}</article>"
+
+
+def _markup(content: str) -> str:
+    """Bold and mentions as HTML, all else as it is."""
+    parts = re.split(r"\*\*(.+?)\*\*", content)
+    shown = "".join(
+        f"<b>{html.escape(html.unescape(part))}</b>" if index % 2 else html.escape(html.unescape(part))
+        for index, part in enumerate(parts)
+    )
+    shown = re.sub(r"&lt;at id=(\w+)&gt;&lt;/at&gt;", r"<i>@\1</i>", shown)
+    return shown.replace("\n", "<br>")

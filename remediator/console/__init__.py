@@ -1,0 +1,69 @@
+"""The console: open incidents and what is on record of one, as pages to read. Nothing on them acts."""
+
+import asyncio
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from aiohttp import web
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from remediator import pages, switches
+from remediator.database import Database
+from remediator.engine import Engine
+from remediator.notices import templates
+from runtime.redaction import Redactor
+from runtime.web import Needs, Problem, add_route
+
+SHOWN = 50
+# Nothing is loaded from anywhere, and nothing runs.
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def add_routes(app: web.Application, engine: Engine, database: Database, redact: Redactor) -> None:
+    console = _Console(engine, database, redact)
+    add_route(app, "GET", "/", console.index, Needs.USER)
+    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.incident, Needs.USER)
+
+
+class _Console:
+    def __init__(self, engine: Engine, database: Database, redact: Redactor) -> None:
+        self._engine, self._database, self._redact = engine, database, redact
+        loader = PackageLoader("remediator", "console")
+        self._templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+    async def index(self, _request: web.Request) -> web.Response:
+        rows = await self._database.run(pages.open_incidents)
+        latest = await self._database.run(pages.page_of_incidents, None, SHOWN)
+        automation = await self._database.run(switches.automation)
+        held = await self._database.run(switches.maintenances, self._database.clock.now())
+        automatic = automation.enabled and self._engine.inventory.remediation.automatic
+        closed = [each for each in latest if each["state"] != "open"]
+        return await self._page(
+            "index.html", open=rows, closed=closed, automatic=automatic, automation=automation, held=held
+        )
+
+    async def incident(self, request: web.Request) -> web.Response:
+        whole = await self._database.run(pages.whole_incident, int(request.match_info["id"]))
+        if whole is None:
+            raise Problem(404, "unknown_incident", "there is no such incident")
+        return await self._page("incident.html", incident=self._redact.within(whole))
+
+    async def _page(self, name: str, **shown: Any) -> web.Response:
+        text = await asyncio.to_thread(self._rendered, name, shown)
+        return web.Response(text=text, content_type="text/html", headers=_HEADERS)
+
+    def _rendered(self, name: str, shown: dict[str, Any]) -> str:
+        inventory, clock = self._engine.inventory, self._database.clock
+        zone, words = ZoneInfo(inventory.notify.timezone), templates.ours(inventory).words
+
+        def time(at: float | None) -> str:
+            return "" if at is None else datetime.fromtimestamp(clock.unix(at), zone).strftime("%Y-%m-%d %H:%M:%S")
+
+        return self._templates.get_template(name).render(
+            **shown, time=time, words=words, language=inventory.notify.language, services=inventory.services,
+            lasted=lambda row: templates.duration(words, (row["closed_at"] or clock.now()) - row["opened_at"]),
+        )  # fmt: skip

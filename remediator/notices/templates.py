@@ -1,0 +1,214 @@
+"""The Jinja2 templates of cards: ours, or a user's in their place, with everything escaped that they print.
+
+A directory of the user's own (`notify.templates`) may hold any of NAMES. There, `{% include "defib/card.j2" %}` still finds
+ours, and what its `words` leave out is said in ours.
+"""
+
+import traceback
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+from jinja2 import (
+    ChoiceLoader,
+    FileSystemLoader,
+    PackageLoader,
+    PrefixLoader,
+    StrictUndefined,
+    TemplateError,
+    TemplateSyntaxError,
+)
+from jinja2.sandbox import SandboxedEnvironment
+from markupsafe import Markup
+
+from fleet.model import Inventory
+from remediator.notices.outbox import Form
+from remediator.notices.stories import State, Story
+
+VALUE_LIMIT = 600  # characters of one thing that is printed
+HOSTS_SHOWN = 5
+NAMES = ("title.j2", "card.j2", "group.j2", "summary.j2", "en.j2", "zh.j2")
+Language = Literal["zh", "en"]
+_ENTITIES = {character: f"&#{ord(character)};" for character in "*<>[]()\\_~`&"}
+
+
+def escape(text: str) -> str:
+    """Text that shows as it is in a card: nothing in it is markup, a mention or a link."""
+    return "".join(_ENTITIES.get(character, character) for character in text)
+
+
+def clean(text: str, limit: int = VALUE_LIMIT) -> str:
+    """Text in one line, without what cannot be seen or turns the writing's direction."""
+    shown = "".join(character if character.isprintable() else " " for character in text[: limit + 1])
+    return shown if len(shown) <= limit else f"{shown[:limit]}…"
+
+
+class Templates:
+    """The templates of one language, as markup or as plain text."""
+
+    def __init__(self, language: Language, timezone: str, own: Path | None = None) -> None:
+        self._zone = ZoneInfo(timezone)
+        ours = PackageLoader("remediator.notices")
+        loaders = [FileSystemLoader(own)] if own is not None else []
+        loader = ChoiceLoader([*loaders, ours, PrefixLoader({"defib": ours})])
+        self._markup = self._environment(loader, markup=True)
+        self._plain = self._environment(loader, markup=False)
+        self.words = _merged(self._words(f"defib/{language}.j2"), self._words(f"{language}.j2"))
+        for environment in (self._markup, self._plain):
+            environment.globals["words"] = self.words
+
+    def _words(self, name: str) -> Mapping[str, Any]:
+        said = getattr(self._plain.get_template(name).module, "words", None)
+        if not isinstance(said, dict):
+            raise TemplateError(f"{name} sets no `words`")
+        return said
+
+    def _environment(self, loader: ChoiceLoader, *, markup: bool) -> SandboxedEnvironment:
+        # With `autoescape`, what `finalize` has made safe is told from what it has not seen.
+        environment = SandboxedEnvironment(
+            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+            finalize=_escaped if markup else _cleaned,
+        )  # fmt: skip
+        environment.globals |= {
+            "bold": _bold if markup else _plain_bold, "shared_labels": _shared_labels,
+            "counted": _counted, "busiest_hosts": _busiest_hosts,
+        }  # fmt: skip
+        environment.filters |= {
+            "time": _time, "duration": self._duration, "calendar": self._calendar,
+            "lines": _lines if markup else _plain_lines,
+        }  # fmt: skip
+        return environment
+
+    def _duration(self, seconds: float) -> str:
+        return duration(self.words, seconds)
+
+    def _calendar(self, unix: float) -> str:
+        return _time(datetime.fromtimestamp(unix, self._zone))
+
+    def title(self, stories: Sequence[Story], form: Form) -> str:
+        said = self._plain.get_template("title.j2").render(stories=_lenient(stories), form=form)
+        return clean(" ".join(said.split()), 150)
+
+    def body(self, stories: Sequence[Story], form: Form, *, plain: bool = False) -> list[str]:
+        """The lines of a card; those of plain text where it is `plain`."""
+        environment = self._plain if plain else self._markup
+        template = environment.get_template({"one": "card.j2"}.get(form, f"{form}.j2"))
+        told = _lenient(stories)
+        said = template.render(stories=told, story=told[0], form=form)
+        return [line.rstrip() for line in said.splitlines() if line.strip()]
+
+
+@lru_cache(maxsize=8)
+def _made(language: Language, timezone: str, own: Path | None, _changed: tuple[float, ...]) -> Templates:
+    return Templates(language, timezone, own)
+
+
+def of(inventory: Inventory) -> Templates:
+    """The templates as they are now. Raises TemplateError."""
+    notify = inventory.notify
+    files = [notify.templates / name for name in NAMES] if notify.templates is not None else []
+    changed = tuple(file.stat().st_mtime for file in files if file.is_file())
+    return _made(notify.language, notify.timezone, notify.templates, changed)
+
+
+def ours(inventory: Inventory) -> Templates:
+    """Our own templates, whatever the user's directory holds."""
+    return _made(inventory.notify.language, inventory.notify.timezone, None, ())
+
+
+def fault(error: Exception, own: Path) -> str:
+    """What is wrong with the user's templates, with the file and the line where that can be told."""
+    if isinstance(error, TemplateSyntaxError):
+        return f"{error.filename or own}:{error.lineno}: {error.message}"
+    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(f"{own}/")]
+    where = f"{places[-1].filename}:{places[-1].lineno}" if places else str(own)
+    return f"{where}: {error if isinstance(error, TemplateError) else f'{type(error).__name__}: {error}'}"
+
+
+def _merged(ours: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _merged(value, own[key])
+        if isinstance(value, dict) and isinstance(own.get(key), dict)
+        else own.get(key, value)
+        for key, value in ours.items()
+    }
+
+
+def duration(words: Mapping[str, Any], seconds: float) -> str:
+    """Seconds in words, in no more than two units."""
+    whole = max(0, round(seconds))
+    second, minute, hour, day = words["units"]
+    if whole < 60:  # noqa: PLR2004
+        return str(second.format(whole))
+    if whole < 3600:  # noqa: PLR2004
+        return str(minute.format(*divmod(whole, 60)))
+    if whole < 86400:  # noqa: PLR2004
+        return str(hour.format(whole // 3600, whole % 3600 // 60))
+    return str(day.format(whole // 86400, whole % 86400 // 3600))
+
+
+class _Lenient(dict[str, Any]):
+    """What a label, an annotation or a fact is that is not there: nothing."""
+
+    def __missing__(self, _key: str) -> str:
+        return ""
+
+
+def _lenient(stories: Sequence[Story]) -> list[Story]:
+    return [
+        replace(each, labels=_Lenient(each.labels), annotations=_Lenient(each.annotations), facts=_Lenient(each.facts))
+        for each in stories
+    ]
+
+
+def _escaped(value: Any) -> Any:
+    return value if hasattr(value, "__html__") else Markup(escape(clean(str(value))))  # noqa: S704 - it is escaped
+
+
+def _cleaned(value: Any) -> Any:
+    return value if hasattr(value, "__html__") else Markup(clean(str(value)))  # noqa: S704 - it is no markup at all
+
+
+def _bold(name: Any) -> Markup:
+    return Markup(f"**{escape(clean(str(name), 60))}**")  # noqa: S704 - it is escaped
+
+
+def _plain_bold(name: Any) -> Markup:
+    return Markup(f"{clean(str(name), 60)}:")  # noqa: S704 - it is no markup at all
+
+
+def _lines(text: str, most: int) -> Markup:
+    return Markup("\n".join(f"› {escape(line)}" for line in _last(text, most)))  # noqa: S704 - it is escaped
+
+
+def _plain_lines(text: str, most: int) -> Markup:
+    return Markup("\n".join(f"› {line}" for line in _last(text, most)))  # noqa: S704 - it is no markup at all
+
+
+def _last(text: str, most: int) -> list[str]:
+    return [clean(line, 200) for line in text.splitlines() if line.strip()][-most:]
+
+
+def _time(at: datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def _shared_labels(stories: Sequence[Story]) -> dict[str, str]:
+    """The labels that all have, with the same value."""
+    first = dict(stories[0].labels)
+    return {name: value for name, value in first.items() if all(each.labels.get(name) == value for each in stories)}
+
+
+def _counted(stories: Sequence[Story]) -> list[tuple[State, int]]:
+    return Counter(story.state for story in stories).most_common()
+
+
+def _busiest_hosts(stories: Sequence[Story]) -> list[tuple[str, int]]:
+    """The hosts that most of them are on, where hosts say anything."""
+    hosts = Counter(story.host for story in stories if story.host)
+    return hosts.most_common(HOSTS_SHOWN) if len(hosts) < len(stories) else []

@@ -1,0 +1,71 @@
+"""Who hears of what."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleet.notify import Notify
+from tests.support import inventory_of, write, wrongs
+
+A, B = {"feishu": {"webhook": "http://f/a"}}, {"feishu": {"webhook": "http://f/b"}}
+CRITICAL = {"severity": "critical", "team": "docs"}
+
+
+def notify(folder: Path, *routes: dict[str, Any], **more: Any) -> Notify:
+    written = {"channels": {"a": A, "b": B, "c": A}, "routes": list(routes), **more}
+    return inventory_of(folder, {"notify": written}).inventory.notify
+
+
+def test_the_first_route_wins_unless_it_continues(tmp_path: Path) -> None:
+    told = notify(tmp_path, {"match": {"team": ["docs", "web"]}, "channels": ["a"], "continue": True},
+                  {"match": {"severity": "critical"}, "channels": ["b", "a"]}, {"channels": ["c"]})  # fmt: skip
+    assert told.channels_for(CRITICAL, "down") == ["a", "b"]
+    assert told.channels_for({"team": "web"}, "down") == ["a", "c"]
+    assert told.channels_for({}, "alert") == ["c"]
+
+
+def test_states_choose_routes(tmp_path: Path) -> None:
+    told = notify(tmp_path, {"states": ["gave_up"], "channels": ["b"], "continue": True},
+                  {"states": ["down", "recovered"], "channels": ["a"], "continue": True}, {"channels": ["c"]})  # fmt: skip
+    assert told.channels_for(CRITICAL, "down") == ["a", "c"]
+    # Those told of the beginning hear how it goes on, but for what their route leaves out.
+    assert told.channels_after(["a", "c"], CRITICAL, "gave_up") == ["c", "b"]
+    assert told.channels_after(["a", "c"], CRITICAL, "recovered") == ["a", "c"]
+    # Who was told by a route that is there no more, or by escalation, hears the end.
+    assert told.channels_after(["b"], CRITICAL, "recovered") == ["b", "a"]
+
+
+def test_on_call_is_who_the_routes_name(tmp_path: Path) -> None:
+    people = {"ann": {"open_id": "ou_a", "name": "安"}, "bob": {"open_id": "ou_b"}}
+    told = notify(tmp_path, {"match": {"team": "docs"}, "channels": ["a"], "on_call": ["ann"]},
+                  {"channels": ["b"], "on_call": ["bob"]}, people=people)  # fmt: skip
+    assert [person.open_id for person in told.on_call(CRITICAL)] == ["ou_a"]
+    assert [person.open_id for person in told.on_call({})] == ["ou_b"]
+    found = told.person("ou_a")
+    assert found is not None
+    assert found[0] == "ann"
+    assert told.person("ou_c") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("routes: [{channels: [x]}]", "there is no channel 'x'"),
+        ("routes: [{channels: [], on_call: [ann]}]", "there is no person 'ann'"),
+        ("routes: [{channels: [], escalate: {after: 5m, channels: [x]}}]", "there is no channel 'x'"),
+        ("routes: [{channels: [], escalate: {after: 5m, channels: []}}]", "list should have at least 1 item"),
+        ("routes: [{channels: [], states: [broken]}]", "should be 'down'"),
+        ("people: {a: {open_id: ou_x}, b: {open_id: ou_x}}", "have the same open_id"),
+        ("people: {a: {open_id: x}}", "open_id"),
+        ("people: {a: {open_id: ou_x, may: [dance]}}", "'acknowledge'"),
+        ("channels: {a: {feishu: {webhook: http://f/, mention: [bob]}}}", "none of all, on_call, an open_id"),
+        ("channels: {a: {feishu: {webhook: http://f/, mention: {grave: [all]}}}}", "grave"),
+        ("channels: {a: {feishu_app: {app_id: cli_x, app_secret: s}}}", "exactly one of chat_id, open_id, email"),
+        ("channels: {a: {feishu_app: {app_id: cli_x, app_secret: s, chat_id: oc_x, email: a@b}}}", "exactly one of"),
+        ("channels: {a: {feishu_app: {app_id: cli_x, app_secret: s, chat_id: y}}}", "chat_id"),
+        ("templates: nowhere", "there is no directory"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, wrong: str) -> None:
+    assert any(wrong in each for each in wrongs(write(tmp_path, a=f"notify: {{{text}}}"))), wrongs(tmp_path)
