@@ -4,7 +4,7 @@ from exporter.collectors import COLLECTORS
 from exporter.probes import PROBES
 from fleet.model import Kinds
 from remediator.controls import CONTROLS
-from remediator.notices import CHANNELS
+from remediator.notices.channels import CHANNELS
 
 KINDS = Kinds(
     probes={name: kind.options for name, kind in PROBES.items()},

@@ -13,7 +13,8 @@ from defib.probe import printable
 from fleet.loading import Loaded
 from fleet.model import Inventory
 from fleet.notify import Channel
-from remediator.notices import CHANNELS, cards, templates
+from remediator.notices import cards, templates
+from remediator.notices.channels import CHANNELS
 from remediator.notices.feishu import Answer, Letter, Session
 from remediator.notices.stories import Story
 from runtime.errors import DefibError

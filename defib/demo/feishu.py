@@ -71,6 +71,7 @@ class StandIn:
     refused: list[tuple[float, str]] = field(default_factory=list)
     misbehave: deque[Fault] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    also: list[Callable[[web.Application], None]] = field(default_factory=list)  # what else it is to serve
     _times: deque[float] = field(default_factory=deque)
     _runner: web.AppRunner | None = None
 
@@ -82,11 +83,17 @@ class StandIn:
         app = web.Application(middlewares=[self._faulty])
         app.router.add_post("/open-apis/bot/v2/hook/{token}", self._hook)
         app.router.add_get("/", self._page)
-        self.apps.add_routes(app)
+        for add_routes in (self.apps.add_routes, *self.also):
+            add_routes(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", port).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
+        return self.webhook
+
+    @property
+    def webhook(self) -> str:
+        """The custom bot's address."""
         return f"{self.url}/open-apis/bot/v2/hook/{TOKEN}"
 
     async def stop(self) -> None:

@@ -16,7 +16,8 @@ from fleet.model import Inventory
 from fleet.notify import Channel
 from remediator.database import Database, StorageError
 from remediator.metrics import Metrics
-from remediator.notices import CHANNELS, cards, outbox, stories, templates
+from remediator.notices import cards, outbox, stories, templates
+from remediator.notices.channels import CHANNELS
 from remediator.notices.feishu import Answer, Letter, Session
 from remediator.notices.outbox import Batch, State
 from remediator.notices.stories import Story
@@ -78,6 +79,8 @@ class Sender:
                 log.warning("notices of channels that were removed are given up", notices=buried)
 
     async def _serve(self, name: str, wake: asyncio.Event) -> None:
+        for outcome in ("sent", "retried", "dead"):
+            self._metrics.notices.labels(name, outcome)  # from nothing there is no increase
         while name in self._inventory().notify.channels:
             wake.clear()
             pause = await self._drain(name)

@@ -1,7 +1,7 @@
 """The Jinja2 templates of cards: ours, or a user's in their place, with everything escaped that they print.
 
-A directory of the user's own (`notify.templates`) may hold any of NAMES. There, `{% include "defib/card.j2" %}` still finds
-ours, and what its `words` leave out is said in ours.
+A directory of the user's own (`notify.templates`) may hold any of NAMES. There `{% include "defib/card.j2" %}` still
+finds ours, and what its `words` leave out is said in ours.
 """
 
 import traceback

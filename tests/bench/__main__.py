@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import collect, hosts, loop, probes, remediator, scale, scrape
+from tests.bench import collect, hosts, loop, notices, probes, remediator, scale, scrape
 
 BENCHES = {
     "probes": probes.run,
@@ -11,6 +11,7 @@ BENCHES = {
     "hosts": hosts.run,
     "collect": collect.run,
     "remediator": remediator.run,
+    "notices": notices.run,
     "loop": loop.run,
 }
 

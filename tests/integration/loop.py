@@ -39,7 +39,12 @@ class Loop:
         return {"host": "h", "probe": probe, "control": control, "on_failure": "restart", **more}
 
     async def start(
-        self, services: dict[str, Any], *, remediator: dict[str, Any] | None = None, **remediation: Any
+        self,
+        services: dict[str, Any],
+        *,
+        remediator: dict[str, Any] | None = None,
+        notify: dict[str, Any] | None = None,
+        **remediation: Any,
     ) -> None:
         hosts = {
             "h": {
@@ -52,7 +57,9 @@ class Loop:
             "unreachable": {"address": "127.0.0.1", "ssh": {"port": 1, "user": "u", "known_hosts": "/dev/null"}},
             "here": {"address": "127.0.0.1", "shell": "local"},
         }  # fmt: skip
-        webhook = await self.feishu.start()
+        if not hasattr(self.feishu, "url"):
+            await self.feishu.start()
+        webhook = self.feishu.webhook
         self.stack.configuration(
             {
                 "hosts": hosts,
@@ -62,6 +69,7 @@ class Loop:
                     "language": "en",
                     "channels": {"ops": {"feishu": {"webhook": webhook, "secret": SECRET}}},
                     "routes": [{"channels": ["ops"]}],
+                    **(notify or {}),
                 },
             }
         )

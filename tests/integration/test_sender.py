@@ -5,57 +5,14 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-from sqlalchemy import select
 
 from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, StandIn
-from fleet.model import Inventory
 from remediator.database import Database
-from remediator.metrics import Metrics
-from remediator.notices import outbox, sender
+from remediator.notices import sender
 from remediator.notices.outbox import Batch
-from remediator.notices.sender import Sender
-from remediator.schema import notices
-from runtime.redaction import Redactor
+from tests.integration.post import LABELS, Post
 from tests.support import eventually, inventory_of
-
-LABELS = {"alertname": "DiskFull", "severity": "warning"}
-
-
-async def no_details(_batch: Batch) -> Mapping[str, Any]:
-    return {}
-
-
-class Post:
-    """A sender, its database and its bot."""
-
-    def __init__(self, folder: Path, feishu: StandIn, inventory: Inventory) -> None:
-        self.folder, self.feishu, self.inventory = folder, feishu, inventory
-        self.client = httpx.AsyncClient(trust_env=False)
-        self.database = Database(f"sqlite:///{folder}/record.db")
-
-    async def open(self) -> None:
-        redact = Redactor(["hunter2-secret"])
-        self.sender = Sender(self.database, lambda: self.inventory, self.client, Metrics(), redact, no_details)
-        self.task = asyncio.create_task(self.sender.run())
-
-    async def tell(self, number: int, text: str = "", labels: Mapping[str, str] = LABELS) -> None:
-        content = {"annotations": {"summary": text or f"number {number}"}}
-        now = self.database.clock.now()
-        await self.database.run(outbox.tell, self.inventory.notify, "alert", f"about {number}", labels, content, now)
-        self.sender.wake()
-
-    async def rows(self) -> list[Any]:
-        return list(await self.database.run(lambda c: c.execute(select(notices).order_by(notices.c.id)).all()))
-
-    async def settled(self) -> bool:
-        return all(row.state != "pending" for row in await self.rows())
-
-    async def close(self) -> None:
-        await self.sender.drain()
-        self.task.cancel()
-        await asyncio.gather(self.task, return_exceptions=True)
 
 
 @pytest.fixture

@@ -20,9 +20,11 @@ from exporter.results import Reason
 from exporter.series import FAMILIES
 from fleet.endpoints import Part
 from fleet.model import json_schema
+from fleet.notify import Told
 from remediator.metrics import Metrics as RemediatorMetrics
+from remediator.notices import feishu, samples
 from remediator.policy import Refusal, Wait
-from tests.support import loaded, write
+from tests.support import inventory_of, loaded, write
 
 ROOT = Path(__file__).parents[2]
 DOCS = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
@@ -127,3 +129,32 @@ def test_the_readme_s_commands_are_there() -> None:
     for command in re.findall(r"defib ([a-z]+)\b", readme):
         if command in ("check", "probe", "exporter", "remediator", "control", "demo"):
             assert command in told
+
+
+@pytest.mark.parametrize("text", examples(DOCS["feishu"], "yaml"))
+def test_the_configuration_of_the_feishu_page_loads(tmp_path: Path, text: str) -> None:
+    names = re.findall(r"\$\{(\w+)\}", text)
+    assert loaded(write(tmp_path, a=text), dict.fromkeys(names, "http://f/")).inventory.notify.channels
+
+
+def test_the_templates_of_the_feishu_page_are_good(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for text in examples(DOCS["feishu"], "jinja"):
+        name, _, template = text.partition("\n")
+        (tmp_path / "own" / name.removeprefix("{# ").removesuffix(" #}")).write_text(template)
+    inventory = inventory_of(tmp_path / "config", {"notify": {"templates": str(tmp_path / "own")}}).inventory
+    assert list(samples.check(inventory)) == []
+    (tmp_path / "own" / "card.j2").write_text("{{ story.labels.rack }}\n{{ story.nothing }}")
+    (wrong,) = samples.check(inventory)
+    assert wrong.startswith(f"{tmp_path}/own/card.j2:2: ")
+    (tmp_path / "own" / "card.j2").write_text("{% if %}")
+    assert [each.startswith(f"{tmp_path}/own/card.j2:1: ") for each in samples.check(inventory)] == [True]
+
+
+def test_every_code_that_has_words_is_on_the_feishu_page() -> None:
+    missing = [code for code in feishu._WORDS if f"`{code}`" not in DOCS["feishu"]]
+    assert missing == []
+
+
+def test_every_state_that_routes_may_name_is_on_the_feishu_page() -> None:
+    assert [state for state in get_args(Told) if not re.search(rf"\b{state}\b", DOCS["feishu"])] == []

@@ -1,0 +1,219 @@
+"""Telling people: from an incident to its card, a burst of 200 in real time, and of 1,000 at a simulated clock."""
+
+import asyncio
+import json
+import logging
+import statistics
+import tempfile
+import time
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import httpx
+import structlog
+import uvloop
+from sqlalchemy import Connection, func, select
+
+from defib.demo.feishu import SECRET, StandIn
+from defib.demo.keeper import Keeper
+from defib.demo.stack import WEBHOOK_TOKEN, Stack
+from fleet.model import Inventory
+from remediator.database import Database
+from remediator.metrics import Metrics
+from remediator.notices import cards, feishu, outbox, stories, templates
+from remediator.notices.feishu import Heard, Letter
+from remediator.notices.outbox import Batch
+from remediator.notices.sender import Sender
+from remediator.schema import notices
+from runtime.redaction import Redactor
+from tests.support import eventually, inventory_of
+
+TO_CARD, PER_SECOND, PER_MINUTE = 0.200, 5, 100
+INCIDENTS, BURST, GREAT_BURST = 40, 200, 1000
+SEVERITIES = ("info", "warning", "critical")
+
+
+def run() -> bool:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    return all([uvloop.run(_to_card()), uvloop.run(_simulated()), uvloop.run(_burst())])
+
+
+async def _to_card() -> bool:
+    """From posting an alert to the card's arrival, by a remediator with its exporter."""
+    feishu_, keeper = StandIn(), await Keeper.begin()
+    try:
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+            webhook, stack = await feishu_.start(), Stack(keeper, Path(name))
+            probe = {"every": "1h", "http": {"url": "http://127.0.0.1:1/"}}
+            stack.configuration({
+                "services": {f"s{n}": {"probe": probe} for n in range(INCIDENTS)},
+                "notify": {"channels": {"ops": {"feishu": {"webhook": webhook, "secret": SECRET}}}, "routes": [{"channels": ["ops"]}]},
+            })  # fmt: skip
+            path = Path(name) / "config" / "defib.yaml"
+            path.write_text(
+                "".join(line for line in path.read_text().splitlines(True) if "alertmanager_url" not in line)
+            )
+            await stack.start_ours("exporter")
+            await stack.start_ours("remediator")
+            took = [await _one_card(stack, feishu_, n) for n in range(INCIDENTS)]
+    finally:
+        await keeper.end()
+        await feishu_.stop()
+    median = statistics.median(took)
+    good = median <= TO_CARD
+    print(
+        f"from an alert to its card: median {median * 1000:.0f} ms of {len(took)} (at most {TO_CARD * 1000:g}; {min(took) * 1000:.0f} to"
+        f" {max(took) * 1000:.0f}): {'good' if good else 'TOO SLOW'}"
+    )
+    return good
+
+
+async def _one_card(stack: Stack, feishu_: StandIn, number: int) -> float:
+    alert = {
+        "status": "firing", "labels": {"alertname": "ServiceDown", "service": f"s{number}", "severity": "critical"},
+        "annotations": {}, "startsAt": "2026-11-24T00:00:00Z", "endsAt": "", "fingerprint": f"f{number}",
+    }  # fmt: skip
+    await asyncio.sleep(0.7)  # so that the limits of the bot are far
+    feishu_.arrived.clear()
+    began = time.perf_counter()
+    answer = await stack.client.post(
+        f"{stack.url('remediator')}/webhook/alertmanager", json={"version": "4", "alerts": [alert]},
+        headers={"Authorization": f"Bearer {WEBHOOK_TOKEN}"},
+    )  # fmt: skip
+    assert answer.status_code == 200, answer.text
+    async with asyncio.timeout(10):
+        await feishu_.arrived.wait()
+    return time.perf_counter() - began
+
+
+def _written(webhook: str) -> dict[str, Any]:
+    channels = {"ops": {"feishu": {"webhook": webhook, "secret": SECRET}}}
+    return {"notify": {"language": "en", "channels": channels, "routes": [{"channels": ["ops"]}]}}
+
+
+def _tell(connection: Connection, inventory: Inventory, numbers: range, now: float) -> None:
+    for number in numbers:
+        labels = {"alertname": f"alert {number}", "severity": SEVERITIES[number % 3]}
+        outbox.tell(connection, inventory.notify, "alert", f"about {number}", labels, {}, now)
+
+
+def _worst(times: list[float]) -> tuple[int, int]:
+    """The most sends in any window of a second, and of a minute."""
+    ends = sorted(times)
+    return tuple(
+        max((sum(1 for at in ends if end - span < at <= end) for end in ends), default=0) for span in (1.0, 60.0)
+    )  # type: ignore[return-value]
+
+
+async def _burst() -> bool:
+    """Real time, one by one: nothing is folded, so that the rate is what counts."""
+    folded, outbox.FOLD_OVER = outbox.FOLD_OVER, 10**9
+    feishu_ = StandIn()
+    try:
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+            inventory = inventory_of(Path(name) / "config", _written(await feishu_.start())).inventory
+            database = await asyncio.to_thread(Database, f"sqlite:///{name}/record.db")
+
+            async def details(_batch: Batch) -> dict[str, Any]:
+                return {}
+
+            async with httpx.AsyncClient(trust_env=False) as client:
+                sender = Sender(database, lambda: inventory, client, Metrics(), Redactor(), details)
+                task = asyncio.create_task(sender.run())
+                await database.run(_tell, inventory, range(BURST), database.clock.now())
+                sender.wake()
+                await eventually(lambda: _all_sent(database, BURST), 300)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            await asyncio.to_thread(database.close)
+    finally:
+        outbox.FOLD_OVER = folded
+        await feishu_.stop()
+    times = [each.at for each in feishu_.received]
+    colours = [each.colour for each in feishu_.received]
+    ordered = colours == sorted(colours, key=["red", "orange", "blue"].index)
+    second, minute = _worst(times)
+    good = len(times) == BURST and ordered and second <= PER_SECOND and minute <= PER_MINUTE and not feishu_.refused
+    print(
+        f"a burst of {BURST} in real time: {len(times)} cards in {times[-1] - times[0]:.0f} s, at most {second} in a second (5) and"
+        f" {minute} in a minute (100), {len(feishu_.refused)} refused, critical first: {'good' if good else 'NOT GOOD'}"
+    )
+    return good
+
+
+async def _all_sent(database: Database, count: int) -> bool:
+    query = select(func.count()).where(notices.c.state == "sent")
+    return bool(await database.run(lambda c: c.scalar(query)) == count)
+
+
+async def _simulated() -> bool:
+    """A clock that jumps to when the outbox says: with folding as it is, and without."""
+    return all([await _simulate(outbox.FOLD_OVER), await _simulate(10**9)])
+
+
+async def _simulate(fold_over: int) -> bool:
+    folded, outbox.FOLD_OVER = outbox.FOLD_OVER, fold_over
+    try:
+        with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
+            inventory = inventory_of(Path(name) / "config", _written("http://127.0.0.1:1/hook")).inventory
+            database = await asyncio.to_thread(Database, f"sqlite:///{name}/record.db")
+            return await _simulation(database, inventory, folds=fold_over < GREAT_BURST)
+    finally:
+        outbox.FOLD_OVER = folded
+
+
+async def _simulation(database: Database, inventory: Inventory, *, folds: bool) -> bool:
+    options = inventory.notify.channels["ops"].options
+    made, now, began = templates.of(inventory), database.clock.now(), time.perf_counter()
+    clock = [now]
+    bot = StandIn(now=lambda: clock[0])
+    await database.run(_tell, inventory, range(GREAT_BURST), now)
+    tracemalloc.start()
+    at_first = most = 0
+    refused: list[str] = []
+    told_of = bytes_sent = 0
+    times: list[float] = []
+    while True:
+        chosen = await database.run(outbox.choose, "ops", options.bot, clock[0])
+        if isinstance(chosen, float):
+            if chosen > clock[0] + 3600:
+                break
+            clock[0] = max(chosen, clock[0] + 0.001)
+            continue
+        told = await database.run(stories.read, chosen, inventory, database.clock)
+        send = await database.run(outbox.reserve, chosen, options.bot, clock[0])
+        assert send is not None
+        letter = Letter(cards.card(told, chosen.form, made, options.mention, answers=False))
+        body = feishu.message(letter)
+        body |= {"timestamp": str(int(clock[0])), "sign": feishu.sign(SECRET, int(clock[0]))}
+        code, why = bot._judge("demo-token", json.dumps(body, ensure_ascii=False).encode())
+        answer = feishu.read(Heard(200, {}, json.dumps({"code": code, "msg": why}).encode()))
+        refused += [why] if code else []
+        times.append(clock[0])
+        told_of += len(chosen.ids)
+        bytes_sent = max(bytes_sent, cards.size(body))
+        await database.run(
+            outbox.record, chosen, send, answer.what, answer.words, state="sent", not_before=clock[0], now=clock[0]
+        )
+        clock[0] += 0.02  # the time that a send takes
+        size = tracemalloc.get_traced_memory()[0]
+        at_first, most = at_first or size, max(most, size)
+    tracemalloc.stop()
+    left = await database.run(lambda c: c.scalar(select(func.count()).where(notices.c.state != "sent")))
+    await asyncio.to_thread(database.close)
+    second, minute = _worst(times)
+    good = (
+        not refused
+        and left == 0
+        and second <= PER_SECOND
+        and minute <= PER_MINUTE
+        and told_of == GREAT_BURST
+        and most - at_first < 4e6
+    )
+    print(
+        f"{GREAT_BURST} at a simulated clock, {'folded as they are' if folds else 'one by one'}: {len(times)} messages in"
+        f" {times[-1] - times[0]:.0f} s of it, at most {second} in a second and {minute} in a minute, {len(refused)} refused, {left} left, {told_of}"
+        f" told of, none over {bytes_sent} bytes, {(most - at_first) / 1e6:+.1f} MB meanwhile, {time.perf_counter() - began:.0f} s: {'good' if good else 'NOT GOOD'}"
+    )
+    return good

@@ -1,0 +1,255 @@
+"""Pressed buttons, by callback and by long connection, through a real remediator."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, ENCRYPT_KEY, VERIFICATION_TOKEN, Message
+from tests.integration.long_connection import TICKET, LongConnection
+from tests.integration.loop import TOKEN, Loop, alert, delivery
+from tests.support import eventually
+
+pytestmark = pytest.mark.needs("sshd")
+PEOPLE = {"ann": {"open_id": "ou_ann"}, "bob": {"open_id": "ou_bob", "may": ["acknowledge"]}}
+
+
+async def begin(
+    loop: Loop, *, service: dict[str, Any] | None = None, remediator: dict[str, Any] | None = None, **options: Any
+) -> Message:
+    """A service that is down and only told of, and its card."""
+    await loop.feishu.start()
+    app = {"app_id": APP_ID, "app_secret": APP_SECRET, "chat_id": CHAT, "url": loop.feishu.url, **options}
+    notify = {"people": PEOPLE, "channels": {"app": {"feishu_app": app}}, "routes": [{"channels": ["app"]}]}
+    await loop.start(
+        {"web": loop.service("web", **(service or {"on_failure": "notify"}))}, notify=notify, remediator=remediator
+    )
+    await loop.kill("web")
+    await loop.fire("web")
+    return await card_with(loop, "acknowledge")
+
+
+async def card_with(loop: Loop, answer: str) -> Message:
+    async def there() -> Message | None:
+        cards = loop.feishu.apps.in_chat
+        return cards[0] if cards and answer in cards[0].values else None
+
+    found = await eventually(there)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+async def card(loop: Loop) -> Message:
+    return await begin(loop, encrypt_key=ENCRYPT_KEY, verification_token=VERIFICATION_TOKEN)
+
+
+async def tell(loop: Loop, event: Any, key: str = ENCRYPT_KEY, **headers: str) -> tuple[int, Any]:
+    body, signed = loop.feishu.apps.callback(event, key)
+    return await post(loop, body, {**signed, **headers})
+
+
+async def post(loop: Loop, body: bytes, headers: dict[str, str], channel: str = "app") -> tuple[int, Any]:
+    url = f"{loop.stack.url('remediator')}/webhook/feishu/{channel}"
+    answer = await loop.stack.client.post(url, content=body, headers=headers)
+    return answer.status_code, answer.json()
+
+
+async def press(loop: Loop, card: Message, answer: str, person: str = "ou_ann") -> str:
+    """What is shown to who presses."""
+    began = time.monotonic()
+    status, told = await tell(loop, loop.feishu.apps.event(card, answer, person))
+    assert status == 200
+    assert time.monotonic() - began < 3
+    return str(told["toast"]["content"])
+
+
+async def test_the_address_is_checked(loop: Loop, card: Message) -> None:
+    event = {"type": "url_verification", "challenge": "c-1", "token": VERIFICATION_TOKEN}
+    assert await tell(loop, event) == (200, {"challenge": "c-1"})
+    assert (await tell(loop, {**event, "token": "another"}))[0] == 401
+
+
+async def test_acknowledged_once_by_who_pressed_first(loop: Loop, card: Message) -> None:
+    assert await press(loop, card, "acknowledge", "ou_bob") == "Acknowledged by bob"
+    assert (
+        await press(loop, loop.feishu.apps.messages[card.id], "restart", "ou_bob")
+        == "You may not do that (your open_id is ou_bob)"
+    )
+    incident = await loop.incident()
+    assert incident["acknowledged_by"] == "bob"
+    assert [each["detail"]["by"] for each in incident["timeline"] if each["event"] == "acknowledged"] == ["bob"]
+
+    async def shown() -> bool:
+        return "Acknowledged by** bob" in card.text and "acknowledge" not in card.values
+
+    await eventually(shown)
+    assert loop.restarts() == []
+
+
+async def test_restarted_by_a_press(loop: Loop, card: Message) -> None:
+    said = {await press(loop, card, "restart") for _ in range(2)}
+    assert "The restart has begun" in said
+    await loop.until_event("up")
+    await loop.fire("web", status="resolved")
+
+    async def green() -> bool:
+        return card.colour == "green"
+
+    await eventually(green)
+    assert loop.restarts() == ["web"]
+    incident = await loop.incident()
+    assert incident["recovered_by"] == "person"
+    assert [each["asked_by"] for each in incident["actions"]] == ["ann"]
+    assert card.titles[-1].startswith("Recovered: web (after")
+    # A card of what is over, as it was before, does nothing any more.
+    old = Message(card.id, card.at, [next(each for each in card.cards if "restart" in json.dumps(each))])
+    assert await press(loop, old, "restart") == "That is over"
+    assert await press(loop, old, "acknowledge") == "That is over"
+    assert loop.restarts() == ["web"]
+
+
+async def test_automation_is_stopped_by_a_press(loop: Loop, card: Message) -> None:
+    assert await press(loop, card, "automation") == "Automation is off, by ann"
+    told = (await loop.ask("GET", "/api/v1/automation")).json()
+    assert (told["enabled"], told["by"]) == (False, "ann")
+
+
+async def test_silencing_without_alertmanager_is_told(loop: Loop, card: Message) -> None:
+    assert "silence" not in card.values
+    event = loop.feishu.apps.event(card, "acknowledge")
+    event["event"]["action"]["value"]["answer"] = "silence"
+    assert (await tell(loop, event))[1]["toast"]["content"] == "Not silenced: remediator.alertmanager_url"
+
+
+@pytest.mark.needs("prometheus-alertmanager")
+async def test_silenced_in_alertmanager(loop: Loop) -> None:
+    loop.stack._folder.mkdir(exist_ok=True)
+    (loop.folder / "token").write_text("x")
+    await loop.stack._start_alertmanager()
+    card = await begin(loop, encrypt_key=ENCRYPT_KEY, remediator={"alertmanager_url": loop.stack.url("alertmanager")})
+    assert (await press(loop, card, "silence")).startswith("Silenced until ")
+    (silence,) = await loop.stack.get("alertmanager", "/api/v2/silences")
+    assert [(each["name"], each["value"]) for each in silence["matchers"]] == [("service", "web")]
+    assert silence["createdBy"] == "ann"
+    assert "silenced" in [each["event"] for each in (await loop.incident())["timeline"]]
+
+
+async def test_approved_by_a_press(loop: Loop) -> None:
+    steps = [{"recreate": {"command": ["sh", "-c", f"touch {loop.folder}/web.alive"], "attempts": 1}}]
+    service = {"on_failure": "restart", "remediation": {"steps": steps}}
+    card = await begin(loop, service=service, encrypt_key=ENCRYPT_KEY)
+    card = await card_with(loop, "approve")
+    assert await press(loop, card, "approve") == "Approved"
+    await loop.until_event("up")
+    (action,) = (await loop.incident())["actions"]
+    assert action["approved_by"] == "ann"
+
+
+async def test_an_alert_of_no_service_is_acknowledged_too(loop: Loop, card: Message) -> None:
+    await loop.post(delivery({**alert("", "DiskFull"), "labels": {"alertname": "DiskFull", "severity": "warning"}}))
+
+    async def there() -> Message | None:
+        return next((each for each in loop.feishu.apps.in_chat if "DiskFull" in each.title), None)
+
+    found = await eventually(there)
+    assert found is not None
+    assert await press(loop, found, "acknowledge") == "Acknowledged by ann"
+
+    async def shown() -> bool:
+        return "Acknowledged by" in found.text
+
+    await eventually(shown)
+
+
+STALE = str(int(time.time()) - 3600)
+
+
+FORGED: list[tuple[dict[str, Any], str, dict[str, str], str]] = [
+    ({}, "another-key", {}, "not encrypted with"),
+    ({}, ENCRYPT_KEY, {"X-Lark-Signature": "0" * 64}, "signature is another"),
+    ({}, ENCRYPT_KEY, {"X-Lark-Signature": "ü"}, "signature is another"),
+    ({}, ENCRYPT_KEY, {"X-Lark-Request-Timestamp": STALE}, "signature is another"),
+    ({"token": "another"}, ENCRYPT_KEY, {}, "verification token is another"),
+    ({"app_id": "cli_another"}, ENCRYPT_KEY, {}, "for another app"),
+    ({"event_type": "im.message.receive_v1"}, ENCRYPT_KEY, {}, "no card.action.trigger"),
+    ({"event_id": ""}, ENCRYPT_KEY, {}, "names no event"),
+]
+
+
+async def test_forged_presses_do_nothing(loop: Loop, card: Message) -> None:
+    for event, key, headers, why in FORGED:
+        body, signed = loop.feishu.apps.callback(loop.feishu.apps.event(card, "restart", **event), key)
+        sent: dict[str, Any] = {**signed, **{name: value.encode() for name, value in headers.items()}}
+        status, told = await post(loop, body, sent)
+        assert (status, why in told["error"]["message"]) == (401, True), told
+    assert loop.restarts() == []
+
+
+async def test_stale_doubled_unknown_and_nonsense(loop: Loop, card: Message) -> None:
+    apps = loop.feishu.apps
+    # Signed long ago: recorded once and played again.
+    loop.feishu.now = lambda: time.time() - 3600
+    body, headers = apps.callback(apps.event(card, "restart"))
+    old = apps.event(card, "restart")
+    loop.feishu.now = time.time
+    status, told = await post(loop, body, headers)
+    assert (status, "too long ago" in told["error"]["message"]) == (401, True)
+    assert (await tell(loop, old))[1]["toast"]["content"] == "That button is too old"
+    # The same event again does nothing again.
+    event = apps.event(card, "acknowledge")
+    body, headers = apps.callback(event)
+    assert (await post(loop, body, headers))[1]["toast"]["content"] == "Acknowledged by ann"
+    assert (await post(loop, body, headers))[1]["toast"]["content"] == "That press was taken before"
+    assert (await tell(loop, event))[1]["toast"]["content"] == "That press was taken before"
+    # Somebody whom the inventory does not know.
+    assert "ou_stranger" in await press(loop, card, "restart", "ou_stranger")
+    for value in ({}, {"answer": "dance"}, {"answer": "restart"}, {"answer": "restart", "incident": "1"}, {"answer": "approve", "action": 2**80},
+                  {"answer": "acknowledge", "incident": -1}, {"answer": "silence", "alert": True}):  # fmt: skip
+        event = apps.event(card, "acknowledge")
+        event["event"]["action"]["value"] = value
+        status, told = await tell(loop, event)
+        assert (status, told["toast"]["type"]) in ((200, "error"), (200, "warning")), (value, told)
+    for raw in (
+        b"",
+        b"{}",
+        b"[]",
+        b'{"encrypt": 7}',
+        b'{"encrypt": "AAAA"}',
+        b"\xff" * 100,
+        b"[" * 100_000,
+        b"x" * 70_000,
+    ):
+        assert (await post(loop, raw, {}))[0] in (401, 413)
+    assert (await post(loop, b"{}", {}, "gone"))[0] == 404
+    assert loop.restarts() == []
+
+
+async def test_the_long_connection(loop: Loop) -> None:
+    connection = LongConnection()
+    loop.feishu.also.append(connection.add_routes)
+    card = await begin(loop, long_connection=True)
+
+    async def connected() -> bool:
+        return bool(connection.sockets)
+
+    await eventually(connected)
+    told = await connection.tell(loop.feishu.apps.event(card, "acknowledge"))
+    assert told["toast"]["content"] == "Acknowledged by ann"
+    assert await connection.tell(loop.feishu.apps.event(card, "restart", event_type="im.message.receive_v1")) is None
+    # A lost connection is made anew, by another process.
+    await connection.cut()
+
+    async def again() -> bool:
+        return connection.connections == 2 and bool(connection.sockets)
+
+    await eventually(again)
+    told = await connection.tell(loop.feishu.apps.event(card, "restart"))
+    assert told["toast"]["content"] == "The restart has begun"
+    page = (await loop.stack.client.get(f"{loop.stack.url('remediator')}/metrics", headers=TOKEN)).text
+    assert 'defib_remediator_feishu_connected{channel="app"} 1.0' in page
+    assert 'defib_remediator_presses_total{answer="acknowledge",outcome="acknowledged"} 1.0' in page
+    text = loop.stack.log("remediator").read_text()
+    assert TICKET not in text
+    assert APP_SECRET not in text

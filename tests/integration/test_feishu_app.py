@@ -1,0 +1,243 @@
+"""App bots against the stand-in that enforces Feishu's rules: cards kept true, tokens, threads, faults."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, update
+
+from defib.demo.feishu import StandIn
+from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, Message
+from remediator import incidents, intake
+from remediator.notices import feishu, outbox, sender
+from remediator.notices.outbox import Batch
+from remediator.policy import Decision
+from remediator.schema import notices
+from remediator.webhook import Alert
+from tests.integration.post import Post
+from tests.support import eventually, inventory_of
+
+
+class AppPost(Post):
+    """One whose channel is an app's bot."""
+
+    async def fire(self, name: str = "ServiceDown", **labels: str) -> None:
+        labels = {"alertname": name, "service": "web", "severity": "critical", **labels}
+        alert = Alert(name + labels["service"], "1", "", "firing", labels, {"summary": "no answer"})
+        await self.run(intake.receive, [alert], self.inventory, self.database.clock.now())
+
+    async def decide(self, verb: Any, reason: Any) -> None:
+        await self.run(incidents.decided, self.inventory.notify, 1, Decision(verb, reason), self.database.clock.now())
+
+    async def run(self, work: Any, *args: Any) -> None:
+        await self.database.run(work, *args)
+        self.sender.wake()
+
+    async def card(self, number: int = 0) -> Message:
+        async def there() -> Message | None:
+            return self.feishu.apps.in_chat[number] if len(self.feishu.apps.in_chat) > number else None
+
+        found = await eventually(there)
+        assert found is not None
+        return found
+
+    async def until_title(self, title: str) -> Message:
+        card = await self.card()
+
+        async def shown() -> bool:
+            return card.title.startswith(title)
+
+        await eventually(shown)
+        return card
+
+
+async def opened(folder: Path, **options: Any) -> AppPost:
+    feishu = StandIn()
+    await feishu.start()
+    app = {
+        "app_id": APP_ID,
+        "app_secret": APP_SECRET,
+        "chat_id": CHAT,
+        "url": feishu.url,
+        "mention": ["all"],
+        **options,
+    }
+    probe, control = {"command": {"run": ["true"]}}, {"command": {"restart": ["true"]}}
+    service = {"host": "h", "probe": probe, "control": control, "on_failure": "restart"}
+    written = {
+        "hosts": {"h": {"address": "h", "shell": "local"}}, "services": {"web": service, "db": service},
+        "notify": {"language": "en", "channels": {"app": {"feishu_app": app}}, "routes": [{"channels": ["app"]}]},
+    }  # fmt: skip
+    inventory = (await asyncio.to_thread(inventory_of, folder / "config", written)).inventory
+    post = await asyncio.to_thread(AppPost, folder, feishu, inventory)
+    await post.open()
+    return post
+
+
+@pytest.fixture
+async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AppPost]:
+    monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
+    monkeypatch.setattr(outbox, "CHANGE_AGAIN", 0.05)
+    made = await opened(tmp_path)
+    yield made
+    await finish(made)
+
+
+async def finish(made: AppPost) -> None:
+    await made.close()
+    await made.client.aclose()
+    await asyncio.to_thread(made.database.close)
+    await made.feishu.stop()
+
+
+async def test_a_card_is_changed_in_its_place_and_told_more_in_its_thread(post: AppPost) -> None:
+    await post.fire()
+    card = await post.until_title("Service down: web")
+    assert "<at id=all></at>" in card.text
+    await post.decide("wait", "storm")
+    await eventually(lambda: _holds(card, "too much is failing at once"))
+    await post.decide("refuse", "attempts-used-up")
+    await post.until_title("No more restarts")
+    await eventually(post.settled)
+    assert len(post.feishu.apps.in_chat) == 1
+    assert [each.title for each in card.replies] == ["No more restarts: a person is needed: web"]
+    assert not post.feishu.refused
+
+
+async def _holds(card: Message, text: str) -> bool:
+    return text in card.text
+
+
+INVALID: Any = (400, {}, b'{"code":99991663,"msg":"Invalid access token"}')
+BUSY: Any = (400, {"x-ogw-ratelimit-reset": "0.1"}, b'{"code":99991400,"msg":"request trigger frequency limit"}')
+
+
+@pytest.mark.parametrize(
+    ("faults", "state"),
+    [
+        ([BUSY], "sent"),
+        ([(500, {}, b"")], "sent"),
+        (["reset"], "sent"),
+        ([(400, {}, b'{"code":230020}')], "sent"),
+        ([(400, {}, b'{"code":230049}')], "sent"),
+        ([(200, {}, b"<html>")], "sent"),
+        ([(200, {}, b"{}")], "sent"),
+        ([INVALID], "sent"),
+        ([(400, {}, b'{"code":230099,"msg":"ErrMsg: bad"}')], "sent"),
+        ([(400, {}, b'{"code":230099,"msg":"ErrMsg: bad"}')] * 2, "dead"),
+        ([(400, {}, b'{"code":230002}')], "dead"),
+    ],
+)
+async def test_what_becomes_of_a_refused_card(post: AppPost, faults: list[Any], state: str) -> None:
+    post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-old","expire":7200}'))
+    post.feishu.misbehave.extend(faults)
+    post.feishu.apps._tokens["t-old"] = time.time() + 7200
+    await post.fire()
+    await eventually(post.settled)
+    (row,) = await post.rows()
+    assert row.state == state, row.answer
+    assert len(post.feishu.apps.in_chat) == (state == "sent")
+
+
+async def test_a_token_is_kept_and_a_revoked_one_renewed_at_once(post: AppPost) -> None:
+    await post.fire()
+    await post.fire(service="db")
+    await eventually(post.settled)
+    assert post.feishu.apps.token_asked == 1
+    post.feishu.apps.revoke()
+    await post.decide("wait", "storm")
+    await eventually(lambda: _holds(post.feishu.apps.in_chat[0], "too much"))
+    assert post.feishu.apps.token_asked == 2
+    assert [why.split(":")[0] for _, why in post.feishu.refused] == ["99991663"]
+
+
+async def test_a_token_that_ends_soon_is_renewed(post: AppPost) -> None:
+    post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-short","expire":500}'))
+    post.feishu.apps._tokens["t-short"] = time.time() + 500
+    await post.fire()
+    await eventually(post.settled)
+    await post.fire(service="db")
+    await eventually(post.settled)
+    assert post.feishu.apps.token_asked == 1
+    assert len(post.feishu.apps.in_chat) == 2
+
+
+async def test_a_wrong_secret_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
+    post = await opened(tmp_path, app_secret="wrong-app-secret")
+    await post.fire()
+
+    async def tried() -> bool:
+        return bool((await post.rows())[0].tries > 1)
+
+    await eventually(tried)
+    (row,) = await post.rows()
+    assert row.state == "pending"
+    assert row.answer == "no access token for the app: 10014: app secret invalid"
+    await finish(post)
+
+
+async def test_a_card_whose_answer_was_lost_is_not_sent_twice(post: AppPost, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feishu, "TIMEOUT", 0.3)
+    post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-1","expire":7200}'))
+    post.feishu.apps._tokens["t-1"] = time.time() + 7200
+    post.feishu.misbehave.append("take and hang")
+    await post.fire()
+    await eventually(post.settled)
+    assert len(post.feishu.apps.in_chat) == 1
+    (row,) = await post.rows()
+    assert row.message_id == post.feishu.apps.in_chat[0].id
+
+
+async def test_a_disabled_at_all_sends_the_card_without_it(post: AppPost) -> None:
+    post.feishu.all_disabled = True
+    await post.fire()
+    await eventually(post.settled)
+    card = await post.card()
+    assert "<at" not in card.text
+    assert "Service down: web" in card.title
+    # What was refused once is not tried again with each change.
+    await post.decide("wait", "storm")
+    await eventually(lambda: _holds(card, "too much"))
+    assert len(post.feishu.refused) == 1
+
+
+async def test_changes_go_on_after_a_restart_of_ours(post: AppPost) -> None:
+    await post.fire()
+    card = await post.until_title("Service down")
+    await post.close()
+    await post.decide("wait", "storm")
+    await post.open()
+    await eventually(lambda: _holds(card, "too much"))
+    assert len(post.feishu.apps.in_chat) == 1
+
+
+async def test_a_message_that_is_too_old_is_begun_anew(post: AppPost) -> None:
+    await post.fire()
+    card = await post.until_title("Service down")
+    await eventually(post.settled)
+    long_ago = post.database.clock.now() - 15 * 86400
+    card.at -= 15 * 86400
+
+    def age(connection: Connection) -> None:
+        connection.execute(update(notices).values(message_at=long_ago))
+
+    await post.run(age)
+    await post.decide("wait", "storm")
+    second = await post.card(1)
+    assert "too much" in second.text
+
+
+async def test_what_breaks_in_a_card_does_not_hold_others_back(post: AppPost) -> None:
+    async def broken(batch: Batch) -> Mapping[str, Any]:
+        if batch.first.content["labels"]["service"] == "web":
+            raise ValueError("broken")
+        return {}
+
+    post.sender._details = broken
+    await post.fire()
+    await post.fire(service="db")
+    assert (await post.card()).title == "Service down: db"

@@ -1,0 +1,414 @@
+"""The outbox on a real record at a made-up clock: order, folding, cards that change, escalation, reminders."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, create_engine, insert, select, update
+
+from fleet.model import Inventory
+from remediator import incidents, intake
+from remediator.database import Database
+from remediator.notices import escalation, outbox, stories
+from remediator.notices.outbox import FOLD_OVER, Batch
+from remediator.notices.stories import Story
+from remediator.policy import Decision
+from remediator.schema import actions, metadata, notices, sends
+from remediator.schema import incidents as incident_rows
+from remediator.webhook import Alert
+from tests.support import inventory_of
+
+APP = {"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x"}
+
+
+def written(*routes: dict[str, Any]) -> dict[str, Any]:
+    probe = {"command": {"run": ["true"]}}
+    control = {"command": {"restart": ["true"]}}
+    services = {
+        name: {"host": "h", "probe": probe, "control": control, "on_failure": "restart"}
+        for name in ("web", "db", *(f"s{n}" for n in range(60)))
+    }
+    channels = {
+        "ops": {"feishu": {"webhook": "http://f/ops"}}, "lead": {"feishu": {"webhook": "http://f/lead"}},
+        "boss": {"feishu": {"webhook": "http://f/boss"}}, "app": {"feishu_app": APP},
+    }  # fmt: skip
+    return {
+        "hosts": {"h": {"address": "h", "shell": "local"}},
+        "services": services,
+        "notify": {"language": "en", "channels": channels, "routes": list(routes or [{"channels": ["ops", "app"]}])},
+    }
+
+
+class Desk:
+    """A record, an inventory and a clock that stands where it is put."""
+
+    def __init__(self, folder: Path, *routes: dict[str, Any]) -> None:
+        self.database = Database(f"sqlite:///{folder}/record.db")
+        self.inventory: Inventory = inventory_of(folder / "config", written(*routes)).inventory
+        self.now = self.database.clock.now()
+        self.messages = 0
+
+    async def run(self, work: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        return await self.database.run(work, *args, **more)
+
+    async def fire(
+        self, service: str, name: str = "ServiceDown", status: Literal["firing", "resolved"] = "firing", **labels: str
+    ) -> None:
+        labels = {"alertname": name, "service": service, "severity": "critical", **labels}
+        fingerprint = f"{name}-{service}-{labels.get('instance', '')}"
+        alert = Alert(fingerprint, "1", "", status, labels, {"summary": "x"})
+        await self.run(intake.receive, [alert], self.inventory, self.now)
+
+    async def choose(self, channel: str) -> Batch | float:
+        bot = self.inventory.notify.channels[channel].options.bot
+        return await self.run(outbox.choose, channel, bot, self.now)  # type: ignore[no-any-return]
+
+    async def read(self, batch: Batch) -> list[Story]:
+        return await self.run(stories.read, batch, self.inventory, self.database.clock)  # type: ignore[no-any-return]
+
+    async def send(
+        self, channel: str, outcome: str = "sent", state: str = "sent", after: float = 0.0
+    ) -> tuple[Batch, list[Story]]:
+        """Send what is to be told next in a channel, once it may be."""
+        while not isinstance(batch := await self.choose(channel), Batch):
+            assert batch < self.now + 3600, "there is nothing to be told"
+            self.now = batch
+        told = await self.read(batch)
+        bot = self.inventory.notify.channels[channel].options.bot
+        number = await self.run(outbox.reserve, batch, bot, self.now)
+        assert number is not None
+        self.messages += 1
+        message = f"om_{self.messages}" if channel == "app" and batch.message_id is None else None
+        await self.run(
+            outbox.record, batch, number, outcome, outcome,
+            state=state, not_before=self.now + after, now=self.now, message_id=message if state == "sent" else None,
+        )  # fmt: skip
+        return batch, told
+
+    async def all_sent(self, channel: str) -> list[tuple[Batch, list[Story]]]:
+        sent = []
+        while isinstance(chosen := await self.choose(channel), Batch) or chosen < self.now + 3600:
+            sent.append(await self.send(channel))
+        return sent
+
+    async def rows(self, channel: str) -> list[Any]:
+        query = select(notices).where(notices.c.channel == channel).order_by(notices.c.id)
+        return list(await self.run(lambda c: c.execute(query).all()))
+
+    async def decide(self, incident: int, verb: Any, reason: Any) -> None:
+        await self.run(incidents.decided, self.inventory.notify, incident, Decision(verb, reason), self.now)
+
+    async def act(self, incident: int, **row: Any) -> None:
+        def begin(connection: Connection) -> None:
+            values = {
+                "incident_id": incident, "service": "web", "host": "h", "kind": "restart", "requested_by": "alert", "asked_by": "ServiceDown",
+                "overruled": [], "state": "running", "counts": 1, "claimed_at": self.now, **row,
+            }  # fmt: skip
+            connection.execute(insert(actions).values(**values))
+            incidents.note(connection, incident, self.now, "action")
+
+        await self.run(begin)
+
+    async def close(self, incident: int, service: str = "web") -> None:
+        await self.fire(service, status="resolved")
+        rules = self.inventory.remediation.alerts
+        await self.run(incidents.close, self.inventory.notify, incident, "recovered", rules, self.now)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    made = await asyncio.to_thread(Desk, tmp_path)
+    yield made
+    await asyncio.to_thread(made.database.close)
+
+
+def titles(sent: list[tuple[Batch, list[Story]]]) -> list[str]:
+    return [f"{batch.form} {told[0].state} {len(told)}" for batch, told in sent]
+
+
+async def test_the_gravest_goes_first_then_the_oldest(desk: Desk) -> None:
+    for number, severity in enumerate(["info", "warning", "critical", "warning", "critical"]):
+        await desk.fire(f"s{number}", severity=severity)
+        desk.now += 1
+    told = [(await desk.send("ops"))[1][0] for _ in range(5)]
+    assert [(each.severity, each.service.id if each.service else "") for each in told] == [
+        ("critical", "s2"), ("critical", "s4"), ("warning", "s1"), ("warning", "s3"), ("info", "s0"),
+    ]  # fmt: skip
+
+
+async def test_what_fails_waits_and_lets_others_go(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.fire("db")
+    first, _ = await desk.send("ops", "again", "pending", after=30)
+    second, _ = await desk.send("ops")
+    assert first.first.id != second.first.id
+    later = await desk.choose("ops")
+    assert later == desk.now + 30
+    again, _ = await desk.send("ops")
+    assert (again.first.id, again.first.tries) == (first.first.id, 1)
+
+
+async def test_many_of_a_kind_are_folded_and_none_is_lost(desk: Desk) -> None:
+    for number in range(60):
+        await desk.fire(f"s{number}")
+    await desk.fire("web", "Other", severity="info")
+    sent = await desk.all_sent("ops")
+    assert titles(sent) == ["summary down 60", "one alert 1"]
+    assert {each.service.id for each in sent[0][1] if each.service} == {f"s{n}" for n in range(60)}
+    rows = await desk.rows("ops")
+    assert {row.state for row in rows} == {"sent"}
+    assert [row.told_in for row in rows[:2]] == [None, rows[0].id]
+
+
+async def test_what_can_be_said_in_time_is_said_one_by_one(desk: Desk) -> None:
+    for number in range(FOLD_OVER):
+        await desk.fire(f"s{number}")
+    assert titles(await desk.all_sent("ops")) == ["one down 1"] * FOLD_OVER
+
+
+async def test_the_last_of_a_story_tells_for_those_before_it(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.act(1, state="succeeded", up_at=desk.now + 3)
+    await desk.close(1)
+    ((batch, told),) = await desk.all_sent("ops")
+    assert told[0].state == "recovered"
+    assert len(batch.told_by_it) == 1
+    assert [(row.kind, row.state) for row in await desk.rows("ops")] == [("down", "sent"), ("recovered", "sent")]
+
+
+async def test_strangers_of_one_name_are_told_together(desk: Desk) -> None:
+    for number in range(3):
+        await desk.fire("", "DiskFull", instance=f"n{number}")
+        desk.now += 0.5
+    await desk.fire("", "Other")
+    assert await desk.choose("ops") == pytest.approx(desk.now - 1.5 + desk.inventory.notify.group_wait)
+    assert titles(await desk.all_sent("ops")) == ["group alert 3", "one alert 1"]
+    await desk.fire("", "DiskFull", "resolved", instance="n1")
+    sent = await desk.all_sent("ops")
+    assert titles(sent) == ["one alert_over 1"]
+    assert sent[0][1][0].labels["instance"] == "n1"
+
+
+async def test_one_card_for_an_incident_that_stays_true(desk: Desk) -> None:
+    await desk.fire("web")
+    batch, told = await desk.send("app")
+    assert (told[0].state, batch.message_id, batch.reply_to) == ("down", None, None)
+    await desk.decide(1, "wait", "storm")
+    batch, told = await desk.send("app")
+    assert (told[0].state, told[0].decision[1], batch.message_id) == ("down", "storm", "om_1")
+    await desk.act(1)
+    assert [told[0].state for _, told in await desk.all_sent("app")] == ["acting"]
+    await desk.run(lambda c: c.execute(update(actions).values(up_at=actions.c.claimed_at + 3, state="succeeded")))
+    await desk.close(1)
+    ((batch, told),) = await desk.all_sent("app")
+    assert (told[0].state, told[0].facts["seconds"], batch.message_id) == ("recovered", pytest.approx(3.0), "om_1")
+    assert len(await desk.rows("app")) == 1
+    attempts = await desk.run(lambda c: c.execute(select(sends.c.outcome)).all())
+    assert len(attempts) == 4
+
+
+async def test_what_calls_for_people_is_told_in_the_card_s_thread(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app")
+    await desk.decide(1, "refuse", "attempts-used-up")
+    sent = await desk.all_sent("app")
+    assert [(told[0].state, batch.message_id, batch.reply_to) for batch, told in sent] == [
+        ("gave_up", "om_1", None), ("gave_up", None, "om_1"),
+    ]  # fmt: skip
+    await desk.fire("web", "ServiceSlow", severity="warning")
+    sent = await desk.all_sent("app")
+    assert [(told[0].state, batch.reply_to) for batch, told in sent if batch.message_id is None] == [("alert", "om_1")]
+
+
+async def test_what_changes_while_it_is_sent_is_sent_after(desk: Desk) -> None:
+    await desk.fire("web")
+    batch = await desk.choose("app")
+    assert isinstance(batch, Batch)
+    number = await desk.run(outbox.reserve, batch, "b", desk.now)
+    await desk.act(1)
+    await desk.run(
+        outbox.record, batch, number, "sent", "", state="sent", not_before=0, now=desk.now, message_id="om_9"
+    )
+    ((again, told),) = await desk.all_sent("app")
+    assert (told[0].state, again.message_id) == ("acting", "om_9")
+
+
+async def test_a_card_that_may_have_been_sent_before_is_put_right(desk: Desk) -> None:
+    """The first try was taken, its answer lost: the second is held for the same, and shows what was so before."""
+    await desk.fire("web")
+    first, _ = await desk.send("app", "again", "pending", after=2)
+    await desk.act(1)
+    second, _ = await desk.send("app")
+    assert first.uuid == second.uuid
+    ((third, told),) = await desk.all_sent("app")
+    assert (third.message_id is not None, told[0].state) == (True, "acting")
+
+
+async def test_a_card_of_many_is_changed_as_one(desk: Desk) -> None:
+    for number in range(3):
+        await desk.fire("", "DiskFull", instance=f"n{number}")
+    assert titles(await desk.all_sent("app")) == ["group alert 3"]
+    await desk.fire("", "DiskFull", "resolved", instance="n1")
+    ((batch, told),) = await desk.all_sent("app")
+    assert [each.state for each in told] == ["alert", "alert_over", "alert"]
+    assert batch.message_id == "om_1"
+
+
+async def test_an_old_card_is_begun_anew(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app")
+    desk.now += 13.5 * 86400
+    await desk.decide(1, "wait", "storm")
+    batch, _ = await desk.send("app")
+    assert batch.message_id is None
+    assert {row.message_id for row in await desk.rows("app")} == {"om_2"}
+
+
+async def test_a_dead_card_stays_dead_and_its_story_is_told_without_it(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app", "dead", "dead")
+    await desk.decide(1, "refuse", "attempts-used-up")
+    ((batch, told),) = await desk.all_sent("app")
+    assert (told[0].state, batch.reply_to) == ("gave_up", None)
+
+
+ESCALATED = {"channels": ["ops"], "escalate": {"after": "10m", "channels": ["lead", "boss"]}, "remind": "1h"}
+
+
+async def test_escalation_until_somebody_acknowledges(tmp_path: Path) -> None:
+    desk = await asyncio.to_thread(Desk, tmp_path, ESCALATED)
+    await desk.fire("web")
+    await desk.fire("", "DiskFull")
+    began = desk.now
+    told = []
+    for minutes in (9, 11, 21, 50):
+        desk.now = began + minutes * 60
+        await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
+        told.append([len(await desk.rows(name)) for name in ("lead", "boss")])
+        if minutes == 11:
+            assert (await desk.run(incidents.acknowledge, 1, "ann", desk.now)).acknowledged_by == "ann"
+            assert (await desk.run(incidents.acknowledge, 1, "bob", desk.now)).acknowledged_by == "ann"
+    assert told == [[0, 0], [2, 0], [2, 1], [2, 1]]  # the stranger goes on, the incident does not
+    _, stories_ = await desk.send("lead")
+    assert stories_[0].facts["unacknowledged"] == 600.0
+    desk.now = began + 3700
+    await desk.close(1)
+    assert sorted(row.kind for row in await desk.rows("lead")) == ["alert", "down", "recovered"]  # they hear the end
+    await asyncio.to_thread(desk.database.close)
+
+
+async def test_reminders_while_it_lasts(tmp_path: Path) -> None:
+    desk = await asyncio.to_thread(Desk, tmp_path, ESCALATED)
+    await desk.fire("web")
+    began = desk.now
+    for minutes in (59, 61, 62, 121, 250):
+        desk.now = began + minutes * 60
+        await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
+    await desk.close(1)
+    desk.now += 7200
+    assert await desk.run(escalation.look_after, desk.inventory.notify, desk.now) is False
+    assert [row.kind for row in await desk.rows("ops")] == ["down", "reminder", "reminder", "reminder", "recovered"]
+    await asyncio.to_thread(desk.database.close)
+
+
+async def test_nothing_is_escalated_that_was_told_to_nobody(tmp_path: Path) -> None:
+    desk = await asyncio.to_thread(Desk, tmp_path, {"channels": [], "escalate": ESCALATED["escalate"]})
+    await desk.fire("web")
+    desk.now += 3600
+    assert await desk.run(escalation.look_after, desk.inventory.notify, desk.now) is False
+    await asyncio.to_thread(desk.database.close)
+
+
+KINDS = ["fire", "close", "act", "decide", "send ops", "send app", "fail ops", "fail app", "wait"]
+STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 3)), max_size=40)
+
+
+class Course:
+    """Things that happen in any order, and what the app's cards show last."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self.shown: dict[str, str] = {}
+
+    async def step(self, what: str, number: int) -> None:
+        service = f"s{number}"
+        found = await self.desk.run(incidents.open_of, service)
+        if what == "fire":
+            await self.desk.fire(service)
+        elif found and what == "close":
+            await self.desk.close(found, service)
+        elif found and what == "act":
+            await self.desk.run(lambda c: c.execute(update(actions).values(state="failed")))
+            await self.desk.act(found, service=service)
+        elif found and what == "decide":
+            await self.desk.decide(found, "wait", "storm" if number % 2 else "maintenance")
+        elif what.startswith("send"):
+            await self.send(what.split()[1])
+        elif what.startswith("fail"):
+            await self.send(what.split()[1], outcome="again", state="pending", after=2.0)
+        self.desk.now += number
+
+    async def send(self, channel: str, **more: Any) -> None:
+        if not isinstance(await self.desk.choose(channel), Batch):
+            return
+        batch, told = await self.desk.send(channel, **more)
+        if more:
+            return
+        abouts = {row.id: row.about for row in await self.desk.rows("app")}
+        for notice, story in zip(batch.notices, told, strict=True):
+            if notice.card:
+                self.shown[abouts[notice.id]] = story.state
+
+    async def to_its_end(self, channel: str) -> None:
+        while isinstance(chosen := await self.desk.choose(channel), Batch) or chosen < self.desk.now + 3600:
+            if isinstance(chosen, float):
+                self.desk.now = chosen
+            await self.send(channel)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=STEPS)
+async def test_whatever_happens_in_the_end_all_is_told_and_true(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    desk = await asyncio.to_thread(Desk, tmp_path_factory.mktemp("desk"))
+    course = Course(desk)
+    for what, number in steps:
+        await course.step(what, number)
+    for channel in ("ops", "app"):
+        await course.to_its_end(channel)
+        assert {row.state for row in await desk.rows(channel)} <= {"sent"}
+    for row in await desk.run(lambda c: c.execute(select(incident_rows)).all()):
+        wanted = {"recovered"} if row.state == "recovered" else {"down", "acting"}
+        assert course.shown[outbox.about_incident(row.id)] in wanted
+    await asyncio.to_thread(desk.database.close)
+
+
+async def test_migrations_make_the_tables_that_the_code_knows(desk: Desk, tmp_path: Path) -> None:
+    def shape(url: str) -> Mapping[str, Any]:
+        engine = create_engine(url)
+        with engine.connect() as connection:
+            tables = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").scalars().all()
+            found = {
+                name: sorted(
+                    (row[1], row[2], row[3]) for row in connection.exec_driver_sql(f"PRAGMA table_info({name})")
+                )
+                for name in tables
+                if name != "alembic_version"
+            }
+            indexes = connection.exec_driver_sql(
+                "SELECT name FROM sqlite_master WHERE type = 'index' AND sql IS NOT NULL"
+            )
+            found["indexes"] = sorted(indexes.scalars().all())
+        engine.dispose()
+        return found
+
+    other = f"sqlite:///{tmp_path}/other.db"
+    engine = create_engine(other)
+    metadata.create_all(engine)
+    engine.dispose()
+    assert await asyncio.to_thread(shape, f"sqlite:///{tmp_path}/record.db") == await asyncio.to_thread(shape, other)

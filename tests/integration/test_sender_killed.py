@@ -1,0 +1,84 @@
+"""Killed in every phase of a send: nothing is lost, and nothing told twice beyond what a lost answer makes unknowable."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from defib.demo.feishu import SECRET, StandIn
+from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
+from remediator.database import Database
+from remediator.notices import outbox
+from tests.sending import PHASES
+from tests.support import eventually, loaded
+
+
+@pytest.fixture
+async def feishu() -> AsyncIterator[StandIn]:
+    made = StandIn()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("channel", ["bot", "app"])
+async def test_killed_in_every_phase(tmp_path: Path, feishu: StandIn, channel: str, phase: str) -> None:
+    options: dict[str, Any] = {
+        "bot": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}},
+        "app": {"feishu_app": {"app_id": APP_ID, "app_secret": APP_SECRET, "chat_id": CHAT, "url": feishu.url}},
+    }
+    config = tmp_path / "config"
+    config.mkdir()
+    notify = {"channels": {"it": options[channel]}, "routes": [{"channels": ["it"]}]}
+    await asyncio.to_thread((config / "defib.yaml").write_text, yaml.safe_dump({"notify": notify}))
+    url = f"sqlite:///{tmp_path}/record.db"
+    await asyncio.to_thread(tell, config, url)
+
+    async def started(*more: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.sending", str(config), url, *more)
+
+    def received() -> list[str]:
+        return [each.text for each in feishu.received] + [each.text for each in feishu.apps.in_chat]
+
+    assert await (await started(phase)).wait() == -signal.SIGKILL
+    assert len(received()) == (phase in ("answered", "recorded"))
+    process = await started()
+
+    async def all_told() -> bool:
+        return all(any(f"number {number}" in text for text in received()) for number in range(3))
+
+    await eventually(all_told)
+    # A custom bot cannot tell a notice that it has been told before.
+    unknowable = channel == "bot" and phase == "answered"
+
+    async def settled() -> bool:
+        return len(received()) == 3 + unknowable
+
+    await eventually(settled)
+    await asyncio.sleep(0.5)
+    assert len(received()) == 3 + unknowable
+    assert not feishu.refused
+    process.kill()
+    await process.wait()
+
+
+def tell(config: Path, url: str) -> None:
+    """Three notices for the channel."""
+    notify = loaded(config).inventory.notify
+    database = Database(url)
+    now = database.clock.now()
+
+    def write(connection: Any) -> None:
+        for number in range(3):
+            labels = {"alertname": "DiskFull", "severity": "warning"}
+            content = {"annotations": {"summary": f"number {number}"}}
+            outbox.tell(connection, notify, "alert", f"about {number}", labels, content, now)
+
+    asyncio.run(database.run_first(write))
+    database.close()

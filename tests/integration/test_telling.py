@@ -1,0 +1,136 @@
+"""What people see of telling: `defib notify test`, `defib check` of templates, `defib acknowledge`, the console."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from defib.demo.feishu import SECRET, StandIn
+from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
+from tests.integration.loop import Loop
+from tests.support import eventually
+
+
+@pytest.fixture
+async def feishu() -> AsyncIterator[StandIn]:
+    made = StandIn()
+    await made.start()
+    yield made
+    await made.stop()
+
+
+async def defib(folder: Path, *arguments: str) -> tuple[int, str, str]:
+    """(exit status, stdout, stderr) of a command."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "defib", *arguments, "--config", str(folder),
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, err = await process.communicate()
+    return process.returncode or 0, out.decode(), err.decode()
+
+
+async def configured(folder: Path, feishu: StandIn, **notify: Any) -> Path:
+    app = {"app_id": APP_ID, "app_secret": APP_SECRET, "chat_id": CHAT, "url": feishu.url}
+    channels = {"bot": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}}, "app": {"feishu_app": app}}
+    written = {"notify": {"language": "en", "channels": channels, "routes": [{"channels": ["bot"]}], **notify}}
+    await asyncio.to_thread((folder / "defib.yaml").write_text, yaml.safe_dump(written))
+    return folder
+
+
+async def test_a_test_of_every_channel(tmp_path: Path, feishu: StandIn) -> None:
+    config = await configured(tmp_path, feishu)
+    assert await defib(config, "notify", "test") == (0, "app: 0: success\nbot: 0: success\n", "")
+    assert feishu.received[0].title == "A test by Defib: this channel works"
+    assert feishu.apps.in_chat[0].title == "A test by Defib: this channel works"
+
+
+async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: StandIn) -> None:
+    config = await configured(tmp_path, feishu)
+    feishu.keyword = "on fire"
+    said = await defib(config, "notify", "test", "bot")
+    assert said == (1, "bot: 19024: the bot wants one of its keywords in the text\n", "")
+    feishu.keyword, feishu.secret = None, "another"
+    status, out, _ = await defib(config, "notify", "test", "bot")
+    assert (status, out.startswith("bot: 19021: the signature or the clock is wrong; this machine's clock is")) == (
+        1,
+        True,
+    )
+    feishu.apps.receivers.clear()
+    assert (await defib(config, "notify", "test", "app"))[:2] == (1, "app: 230002: the bot is not in the chat\n")
+    await feishu.stop()
+    status, out, err = await defib(config, "notify", "test", "bot")
+    assert (status, out) == (1, f"bot: {feishu.url.removeprefix('http://')} was not reached: ConnectError\n")
+    assert "demo-token" not in out + err
+    status, _, err = await defib(config, "notify", "test", "nowhere")
+    assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (there are app, bot)\n")
+
+
+async def test_check_tries_the_templates(tmp_path: Path, feishu: StandIn) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "group.j2").write_text(
+        "{% for story in stories %}\n{{ story.labels.nothing }}{{ story.bogus }}\n{% endfor %}"
+    )
+    config = await configured(tmp_path, feishu, templates="own")
+    status, _, err = await defib(config, "check")
+    assert (status, err.splitlines()) == (
+        1, [f"{own}/group.j2:2: 'remediator.notices.stories.Story object' has no attribute 'bogus'"],
+    )  # fmt: skip
+    assert (await defib(config, "check", "--for", "exporter"))[0] == 0
+
+
+@pytest.mark.needs("sshd")
+async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop: Loop) -> None:
+    hostile = "<script>alert(1)</script>"
+    service = {**loop.service("web", on_failure="notify"), "name": hostile}
+    await loop.start({"web": service})
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("refuse")
+    config = loop.folder / "config"
+    status, out, _ = await defib(config, "acknowledge", "1")
+    assert (status, out.startswith("incident 1 is acknowledged by ")) == (0, True)
+    assert "acknowledged by" in (await defib(config, "incidents"))[1]
+    assert "404" in (await defib(config, "acknowledge", "99"))[2]
+    page = await loop.ask("GET", "/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "Open incidents (1)" in page.text
+    assert "the inventory says: only tell" in page.text
+    whole = await loop.ask("GET", "/incidents/1")
+    assert "acknowledged" in whole.text
+    assert hostile not in page.text + whole.text
+    assert "&lt;script&gt;" in page.text
+    assert (await loop.ask("GET", "/incidents/99")).status_code == 404
+    await loop.ask("PUT", "/api/v1/automation", {"enabled": False, "reason": "a <b>change</b>"})
+    (loop.folder / "web.alive").touch()
+    await loop.fire("web", status="resolved")
+    await loop.until("recovered")
+    page = await loop.ask("GET", "/")
+    assert "Nothing is wrong." in page.text
+    assert "a &lt;b&gt;change" in page.text
+    answer = await loop.ask("POST", "/api/v1/incidents/1/acknowledge", {})
+    assert (answer.status_code, answer.json()["acknowledged_by"] != "") == (200, True)
+
+
+@pytest.mark.needs("sshd")
+async def test_escalated_and_reminded_by_a_running_remediator(loop: Loop) -> None:
+    await loop.feishu.start()
+    bot = {"feishu": {"webhook": loop.feishu.webhook, "secret": SECRET}}
+    route = {"channels": ["ops"], "escalate": {"after": "1s", "channels": ["lead"]}, "remind": "3s"}
+    await loop.start(
+        {"web": loop.service("web", on_failure="notify")},
+        notify={"channels": {"ops": bot, "lead": bot}, "routes": [route]},
+    )
+    await loop.kill("web")
+    await loop.fire("web")
+
+    async def told() -> bool:
+        titles = [card.title for card in loop.feishu.received]
+        return titles.count("Service down: web") == 2 and "Still not over: web" in titles
+
+    await eventually(told)
+    assert any("nobody has acknowledged for" in card.text for card in loop.feishu.received)
