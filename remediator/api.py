@@ -50,6 +50,7 @@ def add_routes(
     add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", api.incident, Needs.USER)
     add_route(app, "GET", "/api/v1/actions", api.actions, Needs.USER)
     add_route(app, "GET", "/api/v1/alerts", api.alerts, Needs.USER)
+    add_route(app, "GET", "/api/v1/notices", api.notices, Needs.USER)
     people.add_routes(app, engine, database, metrics, redact)
 
 
@@ -134,6 +135,10 @@ class _Api:
     async def alerts(self, request: web.Request) -> web.Response:
         rows = await self._database.run(pages.page_of_alerts, _before(request), PAGE)
         return web.json_response({"alerts": self._redact.within(pages.shown(rows, self._database.clock))})
+
+    async def notices(self, request: web.Request) -> web.Response:
+        rows = await self._database.run(pages.page_of_notices, _before(request), PAGE)
+        return web.json_response({"notices": self._redact.within(pages.shown(rows, self._database.clock))})
 
 
 async def _body(request: web.Request) -> bytes:

@@ -2,12 +2,15 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Select, select
 
 from remediator.clock import SteadyClock
-from remediator.schema import actions, alerts, evidence, incidents, timeline
+from remediator.schema import actions, alerts, evidence, incidents, notices, sends, timeline
 from runtime.times import rfc3339
 
+_OF_NOTICES = (
+    "id", "channel", "kind", "severity", "incident_id", "created_at", "state", "tries", "ended_at", "answer", "told_in",
+)  # fmt: skip
 _TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_seen")
 
 
@@ -53,7 +56,30 @@ def whole_incident(connection: Connection, incident: int) -> dict[str, Any] | No
         "alerts": of(alerts, alerts.c.id),
         "actions": acted,
         "timeline": of(timeline, timeline.c.id),
+        "notices": _notices(
+            connection, select(notices).where(notices.c.incident_id == incident).order_by(notices.c.id)
+        ),
     }
+
+
+def page_of_notices(connection: Connection, before: int | None, limit: int) -> list[dict[str, Any]]:
+    query = select(notices).order_by(notices.c.id.desc()).limit(limit)
+    return _notices(connection, query if before is None else query.where(notices.c.id < before))
+
+
+def _notices(connection: Connection, query: Select[Any]) -> list[dict[str, Any]]:
+    """Notices with every attempt to send them."""
+    found = [{name: row._mapping[name] for name in _OF_NOTICES} for row in connection.execute(query)]  # noqa: SLF001
+    tried = connection.execute(
+        select(sends.c.notice_id, sends.c.at, sends.c.outcome, sends.c.answer)
+        .where(sends.c.notice_id.in_([each["id"] for each in found]))
+        .order_by(sends.c.id)
+    ).all()
+    for each in found:
+        each["sends"] = [
+            {"at": row.at, "outcome": row.outcome, "answer": row.answer} for row in tried if row.notice_id == each["id"]
+        ]
+    return found
 
 
 def page_of_actions(connection: Connection, before: int | None, limit: int) -> list[dict[str, Any]]:

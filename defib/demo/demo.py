@@ -17,6 +17,7 @@ import uvloop
 
 from defib.demo import service, sshd
 from defib.demo.feishu import SECRET, StandIn
+from defib.demo.feishu_app import APP, CHAT, PRESSER
 from defib.demo.keeper import Keeper
 from defib.demo.stack import Stack, free_ports
 
@@ -59,7 +60,9 @@ async def _show(keeper: Keeper, feishu: StandIn, *, once: bool, as_json: bool) -
     victim = await service.start(keeper, folder, web, f"defib-demo-{secrets.token_hex(4)}")
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     host = await sshd.start(keeper, folder / "sshd", ssh, {"PATH": path, **_docker_environment()})
-    stack.configuration(_inventory(host, victim, web, await feishu.start()))
+    await feishu.start()
+    feishu.apps.callback_url = f"{stack.url('remediator')}/webhook/feishu/chat"
+    stack.configuration(_inventory(host, victim, web, feishu))
     await stack.start()
     await stack.wait_for("the service to be seen up", lambda: _is_up(stack))
     _say(f"the service is {victim.how} on http://127.0.0.1:{web}; now it is killed")
@@ -78,7 +81,7 @@ def _docker_environment() -> Mapping[str, str]:
     return {name: os.environ[name] for name in ("DOCKER_HOST",) if name in os.environ}
 
 
-def _inventory(host: sshd.Sshd, victim: service.Victim, port: int, webhook: str) -> Mapping[str, Any]:
+def _inventory(host: sshd.Sshd, victim: service.Victim, port: int, feishu: StandIn) -> Mapping[str, Any]:
     return {
         "hosts": {
             "demo": {
@@ -111,8 +114,12 @@ def _inventory(host: sshd.Sshd, victim: service.Victim, port: int, webhook: str)
         "notify": {
             "language": "en",
             "timezone": "UTC",
-            "channels": {"oncall": {"feishu": {"webhook": webhook, "secret": SECRET}}},
-            "routes": [{"channels": ["oncall"]}],
+            "people": {"you": {"open_id": PRESSER}},
+            "channels": {
+                "oncall": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}},
+                "chat": {"feishu_app": {**APP, "chat_id": CHAT, "url": feishu.url}},
+            },
+            "routes": [{"channels": ["oncall", "chat"]}],
         },
     }
 
@@ -130,8 +137,8 @@ async def _stay(stack: Stack, feishu: StandIn, folder: Path, port: int) -> None:
         ("exporter", f"{stack.url('exporter')}/metrics"),
         ("prometheus", f"{stack.url('prometheus')}/alerts"),
         ("alertmanager", stack.url("alertmanager")),
-        ("incidents", f"{stack.url('remediator')}/api/v1/incidents"),
-        ("feishu", f"{feishu.url}/"),
+        ("console", f"{stack.url('remediator')}/"),
+        ("feishu", f"{feishu.url}/ (its buttons work)"),
         ("configuration", str(folder / "config")),
     ):
         _say(f"  {name:<14}{url}")

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any, Literal
 
 from aiohttp import web
@@ -29,10 +30,12 @@ body { font-family: sans-serif; max-width: 45em; margin: 1em auto; background: #
 article { background: #fff; border: 1px solid #dee0e3; border-radius: 8px; margin: 1em 0; overflow: hidden }
 article article { margin: .5em 1em } p { padding: 0 1em; line-height: 1.6; overflow-wrap: anywhere }
 h2 { margin: 0; padding: .5em 1em; font-size: 1em; background: #e1eaff }
-button { margin: 0 0 1em 1em; padding: .4em 1em }
+form { padding: 0 0 1em 1em }
+form > * { display: inline-block; margin: 0 .6em .4em 0; padding: .35em 1em; font: inherit; font-size: .9em }
+form > * { color: #1f2329; background: #fff; border: 1px solid #d0d3d6; border-radius: 6px; text-decoration: none }
 .red, .carmine { background: #fde2e2 } .green, .turquoise { background: #d9f5d6 } .grey { background: #eff0f1 }
 .orange, .yellow { background: #feead2 } .violet, .purple, .indigo { background: #ece2fe }
-button.primary { color: #1456f0; border-color: #1456f0 } button.danger { color: #d83931; border-color: #d83931 }
+form > .primary { color: #1456f0; border-color: #1456f0 } form > .danger { color: #d83931; border-color: #d83931 }
 """
 Fault = tuple[int, Mapping[str, str], bytes] | Literal["hang", "reset", "take and hang"]
 
@@ -80,7 +83,7 @@ class StandIn:
 
     async def start(self, port: int = 0) -> str:
         """Listen on loopback; returns the custom bot's webhook address. `url` is the base of all."""
-        app = web.Application(middlewares=[self._faulty])
+        app = web.Application(middlewares=[self._dated, self._faulty])
         app.router.add_post("/open-apis/bot/v2/hook/{token}", self._hook)
         app.router.add_get("/", self._page)
         for add_routes in (self.apps.add_routes, *self.also):
@@ -99,6 +102,13 @@ class StandIn:
     async def stop(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+    @web.middleware
+    async def _dated(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Date every answer by the stand-in's own clock."""
+        response: web.StreamResponse = await handler(request)
+        response.headers["Date"] = formatdate(self.now(), usegmt=True)
+        return response
 
     @web.middleware
     async def _faulty(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -175,13 +185,14 @@ class StandIn:
         fresh = abs(self.now() - int(timestamp)) <= CLOCK_TOLERANCE
         return fresh and message.get("sign") == sign(self.secret or "", int(timestamp))
 
-    async def _page(self, _request: web.Request) -> web.Response:
+    async def _page(self, request: web.Request) -> web.Response:
         shown = [(each.at, _shown(each.message)) for each in self.received]
         shown += [(each.at, each.as_html()) for each in self.apps.messages.values() if each.root is None]
         head = f"<!doctype html><meta charset=utf-8><title>Feishu (stand-in)</title><style>{_STYLE}</style>"
-        return web.Response(
-            text=head + "".join(text for _, text in sorted(shown, reverse=True)), content_type="text/html"
-        )
+        said = request.query.get("said", "")
+        head += f"<p><b>{html.escape(said)}</b></p>" if said else ""
+        cards = "".join(text for _, text in sorted(shown, reverse=True))
+        return web.Response(text=head + cards, content_type="text/html")
 
 
 def _shown(message: Mapping[str, Any]) -> str:

@@ -9,8 +9,10 @@ from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 from uuid import uuid4
 
+import httpx
 from aiohttp import web
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 APP_ID, APP_SECRET = "cli_demo", "demo-app-secret"
 CHAT = "oc_demo"
 ENCRYPT_KEY, VERIFICATION_TOKEN = "demo-encrypt-key", "demo-verification"
+PRESSER = "ou_ann"  # who presses the buttons of the page
+APP = {
+    "app_id": APP_ID, "app_secret": APP_SECRET, "encrypt_key": ENCRYPT_KEY, "verification_token": VERIFICATION_TOKEN,
+}  # fmt: skip
 CARD_LIMIT = 30 * 1024
 PER_SECOND = 5
 TOKEN_LASTS, TOKEN_RENEWED = 7200, 1800
@@ -70,7 +76,7 @@ class Message:
         return {value["answer"]: value for value in sent}
 
     def as_html(self) -> str:
-        shown = feishu_cards.as_html(self.card)
+        shown = feishu_cards.as_html(self.card, f"/press/{self.id}/")
         return shown.removesuffix("</article>") + "".join(each.as_html() for each in self.replies) + "</article>"
 
 
@@ -82,6 +88,7 @@ class Apps:
         self.receivers = {CHAT, "ou_ann", "ann@example.org"}
         self.messages: dict[str, Message] = {}
         self.token_asked = 0
+        self.callback_url = ""  # where pressed buttons are told
         self._tokens: dict[str, float] = {}  # until when each holds
         self._by_uuid: dict[str, Message] = {}
         self._times: defaultdict[str, deque[float]] = defaultdict(deque)
@@ -92,6 +99,7 @@ class Apps:
         app.router.add_post("/open-apis/im/v1/messages", self._create)
         app.router.add_post("/open-apis/im/v1/messages/{id}/reply", self._reply)
         app.router.add_patch("/open-apis/im/v1/messages/{id}", self._patch)
+        app.router.add_post("/press/{id}/{answer}", self._press)
 
     @property
     def in_chat(self) -> list[Message]:
@@ -194,7 +202,17 @@ class Apps:
     def _refuse(self, code: int, why: str) -> web.Response:
         return self._stand_in.refuse(code, why, 400)
 
-    def event(self, message: Message, answer: str, person: str = "ou_ann", **changed: Any) -> dict[str, Any]:
+    async def _press(self, request: web.Request) -> web.Response:
+        """A button of the stand-in's page: Feishu tells the app, and shows what it answers."""
+        message, answer = self.messages.get(request.match_info["id"]), request.match_info["answer"]
+        if message is None or answer not in message.values:
+            raise web.HTTPNotFound
+        body, headers = self.callback(self.event(message, answer))
+        async with httpx.AsyncClient(trust_env=False, timeout=3.0) as client:
+            told = (await client.post(self.callback_url, content=body, headers=headers)).json()
+        raise web.HTTPSeeOther(f"/?{urlencode({'said': told['toast']['content']})}")
+
+    def event(self, message: Message, answer: str, person: str = PRESSER, **changed: Any) -> dict[str, Any]:
         """What Feishu tells of a pressed button; `changed` are other keys of its header."""
         header = {
             "event_id": uuid4().hex, "token": VERIFICATION_TOKEN, "event_type": "card.action.trigger",

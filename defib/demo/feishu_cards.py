@@ -96,17 +96,23 @@ def text_of(card: Mapping[str, Any]) -> str:
     return "\n".join([card["header"]["title"]["content"], *(html.unescape(each) for each in written if each)])
 
 
-def as_html(card: Mapping[str, Any]) -> str:
-    """A card much as Feishu shows it."""
+def as_html(card: Mapping[str, Any], press: str = "") -> str:
+    """A card much as Feishu shows it; its answers are pressed at the address that begins with `press`."""
     elements = [*card.get("elements", []), *card.get("body", {}).get("elements", [])]
     written = [each.get("content") or each.get("text", {}).get("content", "") for each in elements]
     shown = "".join(f"<p>{_markup(each)}</p>" for each in written if each)
-    pressed = "".join(
-        f"<button class={html.escape(each.get('type', 'default'))}>{html.escape(each['text']['content'])}</button>"
-        for each in buttons(card)
-    )
+    pressed = "".join(_button(each, press) for each in buttons(card))
     title, colour = card["header"]["title"]["content"], card["header"].get("template", "blue")
-    return f"<article><h2 class={html.escape(colour)}>{html.escape(title)}</h2>{shown}{pressed}</article>"
+    head = f"<h2 class={html.escape(colour)}>{html.escape(title)}</h2>"
+    return f"<article>{head}{shown}<form method=post>{pressed}</form></article>"
+
+
+def _button(button: Mapping[str, Any], press: str) -> str:
+    look, text = html.escape(button.get("type", "default")), html.escape(button["text"]["content"])
+    does = button.get("behaviors", [{"default_url": button.get("url", "")}])[0]
+    if "value" in does:
+        return f'<button class={look} formaction="{press}{html.escape(does["value"]["answer"])}">{text}</button>'
+    return f'<a class={look} href="{html.escape(does["default_url"])}">{text}</a>'
 
 
 def _markup(content: str) -> str:

@@ -21,6 +21,7 @@ TEXT_LINES = 25
 CALLING: frozenset[Told] = frozenset(
     {"down", "could_not_restart", "gave_up", "alert", "approval", "blind", "reminder", "watchdog_missing"}
 )
+_OVER = ("recovered", "alert_over", "unobserved")
 _SEVERITY_COLOURS = {"critical": "red", "warning": "orange", "info": "blue"}
 _COLOURS: Mapping[State, str] = {
     "acting": "yellow", "restarted": "orange", "could_not_restart": "red", "gave_up": "carmine",
@@ -81,7 +82,7 @@ def card(
 
 def _colour(stories: Sequence[Story]) -> str:
     """That of the gravest: green only once all are over."""
-    lasting = [each for each in stories if each.state not in ("recovered", "alert_over", "unobserved")]
+    lasting = [each for each in stories if each.state not in _OVER]
     worst = lasting[0] if lasting else stories[0]
     return _COLOURS.get(worst.state) or _SEVERITY_COLOURS.get(worst.severity, "blue")
 
@@ -106,7 +107,10 @@ def _answers(story: Story, words: Mapping[str, Any]) -> list[Button]:
 
 
 def _links(story: Story, form: Form, words: Mapping[str, Any]) -> list[Button]:
-    shown = {name: url for name, url in story.links.items() if form == "one" or name == "runbook"}
+    useless = ("silence",) if story.state in _OVER else ()
+    shown = {
+        name: url for name, url in story.links.items() if (form == "one" or name == "runbook") and name not in useless
+    }
     return [Button(words["links"][name], url=url) for name, url in shown.items()]
 
 

@@ -116,7 +116,7 @@ def put(
     written = 0
     for channel in channels:
         keeps = notify.keeps_cards(channel)
-        if keeps and kind in SHOWN_BY_CARDS:
+        if keeps and kind in SHOWN_BY_CARDS and _has_card(connection, channel, incident, alert):
             continue
         made = connection.execute(
             sqlite_insert(notices)
@@ -147,10 +147,13 @@ def put(
 
 def _is_told_in(connection: Connection, channel: str, kind: Told, incident: int | None) -> bool:
     """Whether a further alert of an incident has the incident's card to be told under."""
-    if kind == "down" or incident is None:
-        return False
-    card = and_(notices.c.channel == channel, notices.c.incident_id == incident, notices.c.card == 1)
-    return connection.scalar(select(notices.c.id).where(card, notices.c.state != "dead").limit(1)) is not None
+    return kind != "down" and incident is not None and _has_card(connection, channel, incident, None)
+
+
+def _has_card(connection: Connection, channel: str, incident: int | None, alert: int | None) -> bool:
+    of = notices.c.incident_id == incident if incident is not None else notices.c.alert_id == alert
+    card = and_(notices.c.channel == channel, of, notices.c.card == 1, notices.c.state != "dead")
+    return connection.scalar(select(notices.c.id).where(card).limit(1)) is not None
 
 
 def told(connection: Connection, about: str) -> list[str]:
@@ -378,6 +381,14 @@ def bury(connection: Connection, channels: Collection[str], now: float) -> int:
         .values(state="dead", ended_at=now, answer="the channel was removed")
     )
     return int(buried.rowcount)
+
+
+def retire_cards(connection: Connection, channels: Collection[str]) -> None:
+    """Let the cards of channels be that cannot change any there, such as those that have become a custom bot's."""
+    cards = and_(notices.c.channel.in_(channels), notices.c.card == 1)
+    told_before = and_(cards, notices.c.state == "pending", notices.c.message_id.is_not(None))
+    connection.execute(update(notices).where(told_before).values(state="sent"))
+    connection.execute(update(notices).where(cards).values(card=0, message_id=None))
 
 
 def oldest_pending(connection: Connection) -> float | None:

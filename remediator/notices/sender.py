@@ -13,7 +13,7 @@ import structlog
 from sqlalchemy import Connection
 
 from fleet.model import Inventory
-from fleet.notify import Channel
+from fleet.notify import Channel, Notify
 from remediator.database import Database, StorageError
 from remediator.metrics import Metrics
 from remediator.notices import cards, outbox, stories, templates
@@ -50,6 +50,7 @@ class Sender:
         self._sending: set[asyncio.Task[None]] = set()
         self._wakes: dict[str, asyncio.Event] = {}
         self._changed = asyncio.Event()
+        self._known: Notify | None = None  # by which what stands in the outbox was looked through
         self._stopping = False
 
     def wake(self) -> None:
@@ -70,8 +71,14 @@ class Sender:
                 await self._changed.wait()
 
     async def _bury(self) -> None:
+        """Give up what cannot be told any more as it was to be."""
+        notify = self._inventory().notify
         try:
-            buried = await self._database.run(outbox.bury, list(self._inventory().notify.channels), self._now())
+            buried = await self._database.run(outbox.bury, list(notify.channels), self._now())
+            if notify is not self._known:
+                plain = [name for name in notify.channels if not notify.keeps_cards(name)]
+                await self._database.run(outbox.retire_cards, plain)
+                self._known = notify
         except StorageError as error:
             log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
         else:

@@ -69,6 +69,11 @@ class Story:
         return self.service.host if self.service is not None else self.labels.get("host", "")
 
     @property
+    def over(self) -> bool:
+        """Whether what its alerts said of a service is not so any more."""
+        return self.state in ("restarted", "recovered", "unobserved")
+
+    @property
     def alertname(self) -> str:
         return self.labels.get("alertname", "")
 

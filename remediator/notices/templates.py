@@ -142,9 +142,10 @@ def _merged(ours: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 def duration(words: Mapping[str, Any], seconds: float) -> str:
     """Seconds in words, in no more than two units."""
     whole = max(0, round(seconds))
+    short = max(0.0, round(seconds, 1))
     second, minute, hour, day = words["units"]
     if whole < 60:  # noqa: PLR2004
-        return str(second.format(whole))
+        return str(second.format(f"{short:g}" if short < 10 else whole))  # noqa: PLR2004
     if whole < 3600:  # noqa: PLR2004
         return str(minute.format(*divmod(whole, 60)))
     if whole < 86400:  # noqa: PLR2004

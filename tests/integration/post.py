@@ -35,7 +35,8 @@ class Post:
 
     async def open(self) -> None:
         redact = Redactor(["hunter2-secret"])
-        self.sender = Sender(self.database, lambda: self.inventory, self.client, Metrics(), redact, no_details)
+        self.metrics = Metrics()
+        self.sender = Sender(self.database, lambda: self.inventory, self.client, self.metrics, redact, no_details)
         self.task = asyncio.create_task(self.sender.run())
 
     async def tell(self, number: int, text: str = "", labels: Mapping[str, str] = LABELS) -> None:

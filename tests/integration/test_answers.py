@@ -167,7 +167,7 @@ STALE = str(int(time.time()) - 3600)
 
 
 FORGED: list[tuple[dict[str, Any], str, dict[str, str], str]] = [
-    ({}, "another-key", {}, "not encrypted with"),
+    ({}, "another-key", {}, "signature is another"),
     ({}, ENCRYPT_KEY, {"X-Lark-Signature": "0" * 64}, "signature is another"),
     ({}, ENCRYPT_KEY, {"X-Lark-Signature": "ü"}, "signature is another"),
     ({}, ENCRYPT_KEY, {"X-Lark-Request-Timestamp": STALE}, "signature is another"),
@@ -184,6 +184,11 @@ async def test_forged_presses_do_nothing(loop: Loop, card: Message) -> None:
         sent: dict[str, Any] = {**signed, **{name: value.encode() for name, value in headers.items()}}
         status, told = await post(loop, body, sent)
         assert (status, why in told["error"]["message"]) == (401, True), told
+    body, signed = loop.feishu.apps.callback(loop.feishu.apps.event(card, "restart"))
+    del signed["X-Lark-Signature"]
+    status, told = await post(loop, body, signed)
+    assert (status, told["error"]["message"]) == (401, "it is not signed")
+    assert (await post(loop, json.dumps({"encrypt": "AAAA" * 8}).encode(), {}))[0] == 401
     assert loop.restarts() == []
 
 

@@ -274,6 +274,32 @@ async def test_a_dead_card_stays_dead_and_its_story_is_told_without_it(desk: Des
     await desk.decide(1, "refuse", "attempts-used-up")
     ((batch, told),) = await desk.all_sent("app")
     assert (told[0].state, batch.reply_to) == ("gave_up", None)
+    await desk.close(1)
+    ((batch, told),) = await desk.all_sent("app")
+    assert (told[0].state, batch.message_id) == ("recovered", None)
+
+
+async def test_a_channel_that_becomes_a_custom_bot_s_lets_its_cards_be(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.fire("db")
+    await desk.send("app")
+    await desk.decide(1, "wait", "storm")
+    await desk.run(outbox.retire_cards, ["app"])
+    assert [(row.state, row.card, row.message_id) for row in await desk.rows("app")] == [
+        ("sent", 0, None),
+        ("pending", 0, None),
+    ]
+    await desk.decide(1, "wait", "maintenance")
+    assert [told[0].service.id for _, told in await desk.all_sent("app") if told[0].service] == ["db"]
+
+
+async def test_a_channel_that_becomes_an_app_s_hears_the_end_of_what_it_was_told(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app")
+    await desk.run(outbox.retire_cards, ["app"])
+    await desk.close(1)
+    ((batch, told),) = await desk.all_sent("app")
+    assert (told[0].state, batch.message_id) == ("recovered", None)
 
 
 ESCALATED = {"channels": ["ops"], "escalate": {"after": "10m", "channels": ["lead", "boss"]}, "remind": "1h"}

@@ -1,6 +1,8 @@
 """The sender against the stand-in that enforces Feishu's rules, behaving and not."""
 
 import asyncio
+import re
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,19 @@ async def test_what_becomes_of_a_refused_notice(post: Post, answers: list[Any], 
     (row,) = await post.rows()
     assert (row.state, row.tries) == (state, sends)
     assert len(post.feishu.received) == (state == "sent")
+
+
+async def test_a_clock_two_hours_off_is_told_as_what_it_is(post: Post) -> None:
+    post.feishu.now = lambda: time.time() + 7200
+    await post.tell(1)
+    await eventually(post.settled)
+    (row,) = await post.rows()
+    assert (row.state, row.tries) == ("dead", 2)
+    assert re.search(
+        r"^19021: the signature or the clock is wrong; this machine's clock is -7\d\d\d s off Feishu's$", row.answer
+    )
+    offset = post.metrics.clock_offset._value.get()
+    assert offset == pytest.approx(-7200, abs=5)
 
 
 async def test_a_refused_card_is_sent_plain_and_calls_nobody(post: Post) -> None:

@@ -102,6 +102,9 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     assert "the inventory says: only tell" in page.text
     whole = await loop.ask("GET", "/incidents/1")
     assert "acknowledged" in whole.text
+    assert "0: success" in whole.text
+    (notice,) = (await loop.ask("GET", "/api/v1/notices")).json()["notices"]
+    assert [each["answer"] for each in notice["sends"]] == ["0: success"]
     assert hostile not in page.text + whole.text
     assert "&lt;script&gt;" in page.text
     assert (await loop.ask("GET", "/incidents/99")).status_code == 404
