@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from fleet.endpoints import ExistingDirectory, OneOf, Part, Url
 from fleet.units import Duration, Identifier, PositiveDuration
@@ -16,6 +16,17 @@ Told = Literal[
 ]  # fmt: skip
 Answer = Literal["acknowledge", "silence", "restart", "approve", "automation"]
 OpenId = Annotated[str, Field(pattern=r"^ou_[0-9A-Za-z_-]{1,80}$")]
+
+
+def _one_or_more(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Wanted = Annotated[
+    list[str],
+    BeforeValidator(_one_or_more),
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
 
 
 class Channel(OneOf):
@@ -46,7 +57,7 @@ class Links(Part):
 
 
 class Route(Part):
-    match: dict[str, str | list[str]] = Field(default_factory=dict)
+    match: dict[str, Wanted] = Field(default_factory=dict)
     states: list[Told] = []
     channels: list[str]
     on_call: list[str] = []
@@ -57,8 +68,7 @@ class Route(Part):
     def takes(self, labels: Mapping[str, str], told: Told) -> bool:
         """Whether labels and what is told are of this route."""
         return (not self.states or told in self.states) and all(
-            labels.get(name, "") in ([wanted] if isinstance(wanted, str) else wanted)
-            for name, wanted in self.match.items()
+            labels.get(name, "") in wanted for name, wanted in self.match.items()
         )
 
 

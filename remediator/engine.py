@@ -31,7 +31,7 @@ LONG_UP = 300.0
 UNOBSERVED_AFTER = 600.0  # how long an incident without alerts may wait for the exporter's word
 SETTLE_AGAIN = 5.0
 BLIND_TOO_LONG = 600.0
-DETAILS_WITHIN = 2.0
+DETAILS_WITHIN, DETAILS_AGAIN = 2.0, 15.0
 log = structlog.get_logger()
 
 
@@ -59,6 +59,7 @@ class Engine:
         self._held: set[str] = set()  # services that wait for what an action's end may give them
         self._due: set[str] = set()  # services to decide about now, whatever stands there
         self._all = True
+        self._ask_details_from = 0.0
         self._news: set[str] = set()  # services of which something changed while they were attended to
 
     def wake(self, services: Collection[str] | None = None) -> None:
@@ -218,13 +219,16 @@ class Engine:
 
     async def details(self, batch: Batch) -> Mapping[str, Any]:
         """What a message of a service that is down can say of it when it is sent."""
-        if batch.form != "one" or batch.first.kind != "down":
+        loop = asyncio.get_running_loop()
+        if batch.form != "one" or batch.first.kind != "down" or loop.time() < self._ask_details_from:
             return {}
-        with contextlib.suppress(PeerError, TimeoutError):
+        try:
             async with asyncio.timeout(DETAILS_WITHIN):
                 seen = await self._exporter.observe(str(batch.first.content["labels"].get("service", "")))
-                return {"probe": f"{seen.reason}: {seen.message}"} if seen.reason else {}
-        return {}
+        except (PeerError, TimeoutError):
+            self._ask_details_from = loop.time() + DETAILS_AGAIN  # people are not to wait for it each time
+            return {}
+        return {"probe": f"{seen.reason}: {seen.message}"} if seen.reason else {}
 
     async def _try_to_act(self, incident: int, service: Service, situation: Situation) -> float:
         """Have everyone asked afresh, at once, who may speak against it; then claim and begin."""

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 import structlog
-from sqlalchemy import Connection, delete, or_, select
+from sqlalchemy import Connection, and_, delete, or_, select
 
 from fleet.model import Inventory
 from fleet.notify import Notify
@@ -87,9 +87,16 @@ def forget(connection: Connection, before: float) -> int:
     ).all()
     of_gone = or_(actions.c.incident_id.in_(gone), actions.c.incident_id.is_(None) & (actions.c.ended_at < before))
     acted = connection.scalars(select(actions.c.id).where(of_gone).limit(AT_ONCE * 10)).all()
+    # Those of what still goes on are what its end is told by.
+    lasting = select(incidents.c.id).where(incidents.c.state == "open")
+    firing = select(alerts.c.id).where(alerts.c.status == "firing")
+    over = and_(
+        or_(notices.c.incident_id.is_(None), notices.c.incident_id.not_in(lasting)),
+        or_(notices.c.alert_id.is_(None), notices.c.alert_id.not_in(firing)),
+    )
     told = connection.scalars(
         select(notices.c.id)
-        .where(or_(notices.c.incident_id.in_(gone), notices.c.ended_at < before), notices.c.state != "pending")
+        .where(or_(notices.c.incident_id.in_(gone), notices.c.ended_at < before), notices.c.state != "pending", over)
         .limit(AT_ONCE * 10)
     ).all()
     counts = [

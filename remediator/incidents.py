@@ -157,6 +157,7 @@ def close(
     )
     note(connection, incident, now, state, **({"by": by} if by else {}))
     content = {"service": row.service, "opened_at": row.opened_at, "closed_at": now, "by": by}
+    outbox.outgrown(connection, now, incident=incident)
     tell_of(connection, notify, incident, state, content, now)
     _carry_over(connection, incident, row.service, now)
     return Ended(now - row.opened_at, by)
@@ -188,6 +189,8 @@ def acknowledge(connection: Connection, incident: int, by: str, now: float) -> R
     values = {"acknowledged_by": by, "acknowledged_at": now}
     if connection.execute(update(incidents).where(mine).values(**values)).rowcount:
         note(connection, incident, now, "acknowledged", by=by)
+        for alert in connection.scalars(select(alerts.c.id).where(alerts.c.incident_id == incident)).all():
+            outbox.changed(connection, now, alert=alert)
     return connection.execute(select(incidents).where(incidents.c.id == incident)).first()
 
 

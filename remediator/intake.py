@@ -97,6 +97,7 @@ def _resolve(connection: Connection, known: Row[Any], by: str, ends_at: str, inv
     if known.incident_id is not None:
         note(connection, known.incident_id, now, "resolved", alert=known.name, by=by, ends_at=ends_at)
     outbox.changed(connection, now, alert=known.id)
+    outbox.outgrown(connection, now, alert=known.id)
     about = outbox.about_alert(known.fingerprint, known.starts_at, known.times)
     channels = inventory.notify.channels_after(outbox.told(connection, about), known.labels, "alert_over")
     outbox.put(

@@ -173,7 +173,7 @@ notices = Table(
     Column("not_before", Float, nullable=False),
     Column("ended_at", Float),
     Column("answer", Text),
-    Column("told_in", Integer),  # the notice whose message told this one too
+    Column("told_in", Integer),  # the notice whose message tells this one too
     Column("degraded", Integer, nullable=False),  # 1: smaller, plain, without mentions, since it was refused as it was
     Column("signed_again", Integer, nullable=False),
     # A card that is kept true in its place: what changes what it shows raises its version, and makes it pending.
@@ -181,6 +181,7 @@ notices = Table(
     Column("version", Integer, nullable=False),
     Column("message_id", String),
     Column("message_at", Float),
+    Column("renewed", Integer, nullable=False),  # how often what it was told by could not be changed or replied to
     UniqueConstraint("channel", "about"),
     Index("notices_to_send", "state", "channel", "id"),
     Index("notices_about", "about"),

@@ -4,6 +4,7 @@ It is what the demo and the tests send to, since the real service may not be rea
 """
 
 import asyncio
+import contextlib
 import html
 import json
 import time
@@ -37,7 +38,7 @@ form > * { color: #1f2329; background: #fff; border: 1px solid #d0d3d6; border-r
 .orange, .yellow { background: #feead2 } .violet, .purple, .indigo { background: #ece2fe }
 form > .primary { color: #1456f0; border-color: #1456f0 } form > .danger { color: #d83931; border-color: #d83931 }
 """
-Fault = tuple[int, Mapping[str, str], bytes] | Literal["hang", "reset", "take and hang"]
+Fault = tuple[int, Mapping[str, str], bytes] | Literal["hang", "reset", "drip", "take and hang"]
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,8 @@ class StandIn:
             return web.Response(status=status, headers=dict(headers), body=body)
         if fault == "take and hang":
             await handler(request)
+        if fault == "drip":
+            await _drip(request)
         if fault != "reset":
             await asyncio.sleep(HANG)
         if request.transport is not None:
@@ -193,6 +196,16 @@ class StandIn:
         head += f"<p><b>{html.escape(said)}</b></p>" if said else ""
         cards = "".join(text for _, text in sorted(shown, reverse=True))
         return web.Response(text=head + cards, content_type="text/html")
+
+
+async def _drip(request: web.Request) -> None:
+    """Answer a space every tenth of a second."""
+    response = web.StreamResponse()
+    await response.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        for _ in range(int(HANG * 10)):
+            await response.write(b" ")
+            await asyncio.sleep(0.1)
 
 
 def _shown(message: Mapping[str, Any]) -> str:

@@ -75,9 +75,8 @@ def opened(headers: Mapping[str, str], raw: bytes, key: str, now: float) -> dict
 def verify(headers: Mapping[str, str], raw: bytes, key: str, now: float) -> None:
     """Raise NotAPress unless a request was signed with the key, lately; `now` is Unix time."""
     timestamp, nonce = headers.get("X-Lark-Request-Timestamp", ""), headers.get("X-Lark-Request-Nonce", "")
-    if not hmac.compare_digest(
-        headers.get("X-Lark-Signature", "").encode(), signature(timestamp, nonce, key, raw).encode()
-    ):
+    given = headers.get("X-Lark-Signature", "").encode("utf-8", "surrogateescape")
+    if not hmac.compare_digest(given, signature(timestamp, nonce, key, raw).encode()):
         raise NotAPress("its signature is another")
     if not timestamp.isascii() or not timestamp.isdigit() or abs(now - int(timestamp[:15])) > FRESH_FOR:
         raise NotAPress("it was signed too long ago, or this machine's clock is wrong")

@@ -23,6 +23,7 @@ FIRST_AGAIN, LONGEST_AGAIN = 1.0, 60.0
 LASTED = 60.0  # seconds after which a connection was a good one
 LOOK_AGAIN = 5.0
 END_WITHIN = 5.0
+ANSWER_WITHIN = 0.8  # seconds: the SDK takes events one after another, and each has three
 LINE_LIMIT = 256 * 1024
 log = structlog.get_logger()
 
@@ -109,7 +110,9 @@ class LongConnections:
     async def _answer(self, name: str, options: FeishuAppOptions, event: Any) -> dict[str, Any]:
         wanted = options.verification_token.get_secret_value() if options.verification_token else None
         try:
-            return await self._presses.take(name, read(event, options.app_id, wanted))
+            return await self._presses.take(name, read(event, options.app_id, wanted), ANSWER_WITHIN)
         except NotAPress as error:
             log.info("an event was not taken", channel=name, why=str(error))
-            return {}
+        except Exception:  # one event must not end the connection
+            log.exception("an event broke", channel=name)
+        return {}

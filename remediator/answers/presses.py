@@ -12,7 +12,7 @@ from typing import Any, Literal, cast, get_args
 from zoneinfo import ZoneInfo
 
 import structlog
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, or_, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from fleet.model import Inventory
@@ -26,7 +26,7 @@ from remediator.metrics import Metrics
 from remediator.notices import templates
 from remediator.peers import Alertmanager, PeerError
 from remediator.policy import Decision
-from remediator.schema import alerts, presses
+from remediator.schema import alerts, notices, presses
 from remediator.schema import incidents as incident_rows
 
 ANSWER_WITHIN = 2.0  # seconds; Feishu waits for three
@@ -61,8 +61,10 @@ class NotAPress(ValueError):  # noqa: N818 - it is an answer as much as an error
     """What arrived is no press of a button of ours."""
 
 
-def read(event: Mapping[str, Any], app_id: str, verification_token: str | None) -> Press:
+def read(event: Any, app_id: str, verification_token: str | None) -> Press:
     """The press in an event `card.action.trigger`. Raises NotAPress."""
+    if not isinstance(event, dict):
+        raise NotAPress("it is no event")
     header, body = _map(event, "header"), _map(event, "event")
     if header.get("event_type") != "card.action.trigger":
         raise NotAPress("it is no card.action.trigger")
@@ -96,7 +98,7 @@ class Presses:
         self._engine, self._database, self._metrics = engine, database, metrics
         self._running: set[asyncio.Task[Toast]] = set()
 
-    async def take(self, channel: str, press: Press) -> dict[str, Any]:
+    async def take(self, channel: str, press: Press, within: float = ANSWER_WITHIN) -> dict[str, Any]:
         """The answer to a press, as Feishu wants it, in time; what takes longer goes on."""
         inventory = self._engine.inventory
         answer = press.value.get("answer")
@@ -105,7 +107,7 @@ class Presses:
         task.add_done_callback(self._running.discard)
         toast = Toast("info", "underway")
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ANSWER_WITHIN):
+            async with asyncio.timeout(within):
                 toast = await asyncio.shield(task)
         known = answer if answer in get_args(Answer) else "unknown"
         self._metrics.presses.labels(known, toast.key).inc()
@@ -165,6 +167,8 @@ class Presses:
 
     async def _acknowledge(self, about: Mapping[str, int], who: str) -> Toast:
         now = self._database.clock.now()
+        if "notice" in about:
+            return await self._acknowledge_all(about["notice"], who)
         if "incident" in about:
             row = await self._database.run_first(incidents.acknowledge, about["incident"], who, now)
             ended = row is not None and row.state != "open"
@@ -177,6 +181,13 @@ class Presses:
         if ended and row.acknowledged_by is None:
             return Toast("warning", "over")
         return Toast("success" if row.acknowledged_by == who else "info", "acknowledged", (row.acknowledged_by,))
+
+    async def _acknowledge_all(self, notice: int, who: str) -> Toast:
+        """Everything that one card of many tells."""
+        now = self._database.clock.now()
+        found = await self._database.run_first(acknowledge_told, notice, who, now)
+        self._engine.wake(())
+        return Toast("success", "acknowledged", (who,)) if found else Toast("warning", "over")
 
     async def _silence(self, about: Mapping[str, int], who: str, inventory: Inventory) -> Toast:
         labels = await self._database.run_first(_labels_of, about)
@@ -237,7 +248,7 @@ class Presses:
 
 def _about(press: Press) -> dict[str, int]:
     """What the button was about: numbers of the record."""
-    known = ((name, press.value.get(name)) for name in ("incident", "alert", "action"))
+    known = ((name, press.value.get(name)) for name in ("incident", "alert", "action", "notice"))
     return {name: number for name, number in known if isinstance(number, int) and abs(number) < BIGGEST}
 
 
@@ -257,6 +268,22 @@ def _end(connection: Connection, event_id: str, outcome: str) -> None:
 
 def _incident(connection: Connection, number: int) -> Any:
     return connection.execute(select(incident_rows).where(incident_rows.c.id == number)).first()
+
+
+def acknowledge_told(connection: Connection, notice: int, by: str, now: float) -> int:
+    """Acknowledge all that the message of a notice tells and that lasts; how many there were."""
+    message = select(notices.c.message_id).where(notices.c.id == notice).scalar_subquery()
+    rows = connection.execute(
+        select(notices.c.incident_id, notices.c.alert_id).where(
+            or_(notices.c.id == notice, notices.c.message_id == message)
+        )
+    ).all()
+    of_incidents = {row.incident_id for row in rows if row.incident_id is not None}
+    of_alerts = {row.alert_id for row in rows if row.incident_id is None and row.alert_id is not None}
+    found = [incidents.acknowledge(connection, each, by, now) for each in sorted(of_incidents)]
+    taken = sum(1 for row in found if row is not None and row.state == "open")
+    strangers = [intake.acknowledge(connection, each, by, now) for each in sorted(of_alerts)]
+    return taken + sum(1 for row in strangers if row is not None and row.status == "firing")
 
 
 def _labels_of(connection: Connection, about: Mapping[str, int]) -> Mapping[str, str] | None:

@@ -1,6 +1,7 @@
 """The console: open incidents and what is on record of one, as pages to read. Nothing on them acts."""
 
 import asyncio
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -43,17 +44,17 @@ class _Console:
         automatic = automation.enabled and self._engine.inventory.remediation.automatic
         closed = [each for each in latest if each["state"] != "open"]
         return await self._page(
-            "index.html", open=rows, closed=closed, automatic=automatic, automation=automation, held=held
+            "index.html", open=rows, closed=closed, automatic=automatic, automation=asdict(automation), held=held
         )
 
     async def incident(self, request: web.Request) -> web.Response:
         whole = await self._database.run(pages.whole_incident, int(request.match_info["id"]))
         if whole is None:
             raise Problem(404, "unknown_incident", "there is no such incident")
-        return await self._page("incident.html", incident=self._redact.within(whole))
+        return await self._page("incident.html", incident=whole)
 
     async def _page(self, name: str, **shown: Any) -> web.Response:
-        text = await asyncio.to_thread(self._rendered, name, shown)
+        text = await asyncio.to_thread(self._rendered, name, self._redact.within(shown))
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 
     def _rendered(self, name: str, shown: dict[str, Any]) -> str:

@@ -6,11 +6,11 @@ https://open.feishu.cn/document/feishu-cards/card-json-v2-structure
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
-from fleet.notify import Answer, Told
+from fleet.notify import Answer, Severity, Told
 from remediator.notices.outbox import Form
 from remediator.notices.stories import State, Story
 from remediator.notices.templates import Templates, clean
@@ -24,7 +24,7 @@ CALLING: frozenset[Told] = frozenset(
 _OVER = ("recovered", "alert_over", "unobserved")
 _SEVERITY_COLOURS = {"critical": "red", "warning": "orange", "info": "blue"}
 _COLOURS: Mapping[State, str] = {
-    "acting": "yellow", "restarted": "orange", "could_not_restart": "red", "gave_up": "carmine",
+    "acting": "yellow", "watched": "turquoise", "restarted": "orange", "could_not_restart": "red", "gave_up": "carmine",
     "approval": "violet", "blind": "red", "recovered": "green", "unobserved": "grey", "alert_over": "green",
     "test": "blue", "watchdog_missing": "red", "watchdog_back": "green", "automation_off": "orange",
     "automation_on": "green",
@@ -54,6 +54,9 @@ class Card:
     calls: tuple[str, ...] = ()
     buttons: tuple[Button, ...] = ()
 
+    def without_calls(self) -> "Card":
+        return replace(self, calls=())
+
     def plainer(self) -> "Card":
         """The same, with nothing in it that Feishu may refuse: no mentions, no buttons, less text."""
         return replace(self, body=cut(self.body, TEXT_LINES, self.more), calls=(), buttons=())
@@ -63,11 +66,15 @@ def card(
     stories: Sequence[Story],
     form: Form,
     templates: Templates,
-    mention: Iterable[str] | Mapping[str, Iterable[str]],
+    mention: Mapping[Severity, Sequence[str]],
     *,
     answers: bool,
+    notice: int = 0,
 ) -> Card:
-    """The card of one story, or of several; `answers` says whether its buttons can answer. Raises TemplateError."""
+    """The card of one story, or of several, first of all of the notice `notice`. Raises TemplateError.
+
+    `answers` says whether its buttons can answer.
+    """
     first, words = stories[0], templates.words
     return Card(
         templates.title(stories, form),
@@ -76,7 +83,7 @@ def card(
         tuple(templates.body(stories, form, plain=True)),
         words["more"],
         tuple(_calls(stories, mention)),
-        (*(_answers(first, words) if answers and form == "one" else ()), *_links(first, form, words)),
+        (*(_answers(stories, form, words, notice) if answers else ()), *_links(first, form, words)),
     )
 
 
@@ -87,30 +94,32 @@ def _colour(stories: Sequence[Story]) -> str:
     return _COLOURS.get(worst.state) or _SEVERITY_COLOURS.get(worst.severity, "blue")
 
 
-def _calls(stories: Sequence[Story], mention: Iterable[str] | Mapping[str, Iterable[str]]) -> list[str]:
+def _calls(stories: Sequence[Story], mention: Mapping[Severity, Sequence[str]]) -> list[str]:
     """Whom the card calls: nobody once somebody has acknowledged, or once it is over."""
     names: dict[str, None] = {}
     for story in stories:
-        if story.state not in CALLING or story.acknowledged is not None:
-            continue
-        wanted = mention.get(story.severity, ()) if isinstance(mention, Mapping) else mention
-        for name in wanted:
-            names |= dict.fromkeys([each.open_id for each in story.on_call] if name == "on_call" else [name])
+        if story.state in CALLING and story.acknowledged is None and story.lasted is None:
+            for name in mention.get(cast("Severity", story.severity), ()):
+                names |= dict.fromkeys([each.open_id for each in story.on_call] if name == "on_call" else [name])
     return list(names)
 
 
-def _answers(story: Story, words: Mapping[str, Any]) -> list[Button]:
+def _answers(stories: Sequence[Story], form: Form, words: Mapping[str, Any], notice: int) -> list[Button]:
+    found = stories[0].answers
+    if form != "one":  # many are looked after by one press
+        found = {"acknowledge": {"notice": notice}} if any("acknowledge" in each.answers for each in stories) else {}
     return [
         Button(words["answers"][answer], value={"answer": answer, **about}, look=_LOOK.get(answer, "default"))
-        for answer, about in story.answers.items()
+        for answer, about in found.items()
     ]
 
 
 def _links(story: Story, form: Form, words: Mapping[str, Any]) -> list[Button]:
-    useless = ("silence",) if story.state in _OVER else ()
-    shown = {
-        name: url for name, url in story.links.items() if (form == "one" or name == "runbook") and name not in useless
-    }
+    shown = dict(story.links)
+    if form != "one":  # what is about the first alone is of no use
+        shown = {name: url.partition("incidents/")[0] for name, url in shown.items() if name in ("runbook", "console")}
+    elif story.state in _OVER:
+        shown.pop("silence", None)
     return [Button(words["links"][name], url=url) for name, url in shown.items()]
 
 

@@ -1,9 +1,10 @@
 """What is told again while a trouble lasts: to further channels where nobody acknowledged, and as a reminder."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, or_, select
 
 from fleet.notify import Notify, Route, Told
 from remediator.notices import outbox
@@ -14,7 +15,7 @@ AT_ONCE = 10_000  # abouts that one query looks up
 
 @dataclass(frozen=True)
 class Trouble:
-    """What goes on, and of which people were told at the time `told_at`."""
+    """What goes on, and whether somebody has said that they look after it."""
 
     kind: Told
     about: str
@@ -23,7 +24,6 @@ class Trouble:
     acknowledged: bool
     incident: int | None = None
     alert: int | None = None
-    told_at: float = 0.0
 
 
 def look_after(connection: Connection, notify: Notify, now: float) -> bool:
@@ -31,60 +31,75 @@ def look_after(connection: Connection, notify: Notify, now: float) -> bool:
     if not any(route.escalate or route.remind for route in notify.routes):
         return False
     written = 0
-    for trouble in list(_troubles(connection)):
-        for route in notify.routes_for(trouble.labels, trouble.kind):
-            written += _escalate(connection, notify, route, trouble, now)
-            written += _remind(connection, notify, route, trouble, now)
+    for some in _batched(_troubles(connection)):
+        told = _told(connection, [trouble.about for trouble in some])
+        due = [
+            each
+            for trouble in some
+            if trouble.about in told
+            for route in notify.routes_for(trouble.labels, trouble.kind)
+            for each in _due(notify, route, trouble, told[trouble.about], now)
+        ]
+        known = _told(connection, [about for _, about, _, _, _ in due])
+        for trouble, about, kind, channels, content in due:
+            left = [channel for channel in channels if channel not in known.get(about, ((), 0.0))[0]]
+            written += outbox.put(
+                connection, notify, left, kind, about, trouble.labels, content, now,
+                incident=trouble.incident, alert=trouble.alert,
+            )  # fmt: skip
     return written > 0
 
 
-def _troubles(connection: Connection) -> Iterator[Trouble]:
-    """Open incidents of services that are down, and firing alerts of no service of ours, that people were told of."""
+def _troubles(connection: Connection) -> list[Trouble]:
+    """Open incidents of services that are down, and alerts that fire of what is not down."""
     down = select(incidents).where(incidents.c.state == "open", incidents.c.labels.is_not(None))
     of_services = [
         Trouble("down", outbox.about_incident(row.id), row.labels, {}, row.acknowledged_at is not None, row.id)
         for row in connection.execute(down)
     ]
-    firing = select(alerts).where(alerts.c.status == "firing", alerts.c.incident_id.is_(None))
-    strangers = [
+    firing = (
+        select(alerts, incidents.c.acknowledged_at.label("incident_acknowledged_at"))
+        .join(incidents, alerts.c.incident_id == incidents.c.id, isouter=True)
+        .where(alerts.c.status == "firing", or_(alerts.c.incident_id.is_(None), incidents.c.labels.is_(None)))
+    )
+    others = [
         Trouble(
             "alert", outbox.about_alert(row.fingerprint, row.starts_at, row.times), row.labels, row.annotations,
-            row.acknowledged_at is not None, alert=row.id,
+            (row.acknowledged_at or row.incident_acknowledged_at) is not None, row.incident_id, row.id,
         )
         for row in connection.execute(firing)
     ]  # fmt: skip
-    for some in _batched([*of_services, *strangers]):
-        by_about = {trouble.about: trouble for trouble in some}
-        told = select(notices.c.about, func.min(notices.c.created_at)).where(notices.c.about.in_(by_about))
-        for about, at in connection.execute(told.group_by(notices.c.about)):
-            yield replace(by_about[about], told_at=at)
+    return [*of_services, *others]
+
+
+def _told(connection: Connection, abouts: Sequence[str]) -> dict[str, tuple[list[str], float]]:
+    """By what it was about: the channels that were told, and when first."""
+    found: dict[str, tuple[list[str], float]] = {}
+    query = select(notices.c.about, notices.c.channel, notices.c.created_at).where(notices.c.about.in_(abouts))
+    for about, channel, at in connection.execute(query.order_by(notices.c.id)):
+        channels, first = found.setdefault(about, ([], at))
+        channels.append(channel)
+        found[about] = (channels, min(first, at))
+    return found
+
+
+def _due(
+    notify: Notify, route: Route, trouble: Trouble, told: tuple[list[str], float], now: float
+) -> Iterator[tuple[Trouble, str, Told, list[str], dict[str, Any]]]:
+    """(trouble, about, kind, channels, content) of what a route says is to be told by now."""
+    channels, at = told
+    content = {"annotations": dict(trouble.annotations)}
+    if route.escalate is not None and not trouble.acknowledged:
+        steps = int((now - at) // route.escalate.after)
+        waited = {"unacknowledged": steps * route.escalate.after}
+        if steps:
+            yield trouble, trouble.about, trouble.kind, route.escalate.channels[:steps], content | waited
+    times = int((now - at) // route.remind) if route.remind is not None else 0
+    if times:
+        begun = [name for name in channels if name in route.channels]
+        reminded = notify.channels_after(begun, trouble.labels, "reminder")
+        yield trouble, f"reminder {times} of {trouble.about}", "reminder", reminded, content
 
 
 def _batched(troubles: list[Trouble]) -> Iterator[list[Trouble]]:
     return (troubles[start : start + AT_ONCE] for start in range(0, len(troubles), AT_ONCE))
-
-
-def _escalate(connection: Connection, notify: Notify, route: Route, trouble: Trouble, now: float) -> int:
-    if route.escalate is None or trouble.acknowledged:
-        return 0
-    steps = int((now - trouble.told_at) // route.escalate.after)
-    content = {"annotations": dict(trouble.annotations), "unacknowledged": steps * route.escalate.after}
-    return outbox.put(
-        connection, notify, route.escalate.channels[:steps], trouble.kind, trouble.about, trouble.labels, content, now,
-        incident=trouble.incident, alert=trouble.alert,
-    )  # fmt: skip
-
-
-def _remind(connection: Connection, notify: Notify, route: Route, trouble: Trouble, now: float) -> int:
-    if route.remind is None:
-        return 0
-    times = int((now - trouble.told_at) // route.remind)
-    if times == 0:
-        return 0
-    begun = [name for name in outbox.told(connection, trouble.about) if name in route.channels]
-    channels = notify.channels_after(begun, trouble.labels, "reminder")
-    content = {"annotations": dict(trouble.annotations)}
-    return outbox.put(
-        connection, notify, channels, "reminder", f"reminder {times} of {trouble.about}", trouble.labels, content, now,
-        incident=trouble.incident, alert=trouble.alert,
-    )  # fmt: skip

@@ -3,6 +3,7 @@
 Reference: https://open.feishu.cn/document/client-docs/bot-v3/add-custom-bot
 """
 
+import asyncio
 import base64
 import email.utils
 import hashlib
@@ -11,19 +12,20 @@ import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 import httpx
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from fleet.endpoints import Part, SecretUrl, Token
 from fleet.notify import Severity
 from remediator.notices.cards import Card, fitted, text, version_1
 
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
+DEADLINE = 15.0  # seconds for the whole of an answer, however it drips
 ANSWER_LIMIT = 64 * 1024
-What = Literal["sent", "again", "sign again", "degrade", "dead"]
+What = Literal["sent", "again", "sign again", "degrade", "dead", "unknown"]
 
 _WORDS = {
     9499: "malformed or too large",
@@ -45,8 +47,11 @@ _WORDS = {
     99991400: "too many requests",
     99991663: "the access token is not valid",
 }
+_BAD_MENTION = {11246, 100290}
+_DEAD = {10014, 19001, 19002, 19022, 19024, 230002, 230034, 232009}
 _AGAIN = {11232, 99991400, 230020, 230049}
-_DEGRADE = {9499, 11246, 100290, 230025, 230099}
+_DEGRADE = {9499, 230025, 230099} | _BAD_MENTION
+PLAIN = 2
 _SIGN_AGAIN = 19021
 
 
@@ -56,7 +61,16 @@ def _mention(name: str) -> str:
     return name
 
 
-Mention = list[Annotated[str, AfterValidator(_mention)]]
+def _for_all(value: Any) -> Any:
+    return dict.fromkeys(get_args(Severity), value) if isinstance(value, list) else value
+
+
+_Called = list[Annotated[str, AfterValidator(_mention)]]
+Mention = Annotated[
+    dict[Severity, _Called],
+    BeforeValidator(_for_all),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "object"}]}),
+]
 
 
 class FeishuOptions(Part):
@@ -64,7 +78,7 @@ class FeishuOptions(Part):
     answers: ClassVar[bool] = False
     webhook: SecretUrl
     secret: Token | None = None
-    mention: Mention | dict[Severity, Mention] = []
+    mention: Mention = {}
 
     @property
     def bot(self) -> str:
@@ -87,6 +101,11 @@ class Answer:
     message_id: str | None = None
     offset: float | None = None
 
+    @property
+    def wants(self) -> int:
+        """How far a card is to be degraded after this answer."""
+        return (1 if self.code in _BAD_MENTION else PLAIN) if self.what == "degrade" else 0
+
 
 @dataclass(frozen=True)
 class Letter:
@@ -96,7 +115,7 @@ class Letter:
     uuid: str = ""
     message_id: str | None = None
     reply_to: str | None = None
-    degraded: bool = False
+    degraded: int = 0  # 1: without mentions, which were refused; 2: plain
 
 
 @dataclass
@@ -111,14 +130,17 @@ class Session:
         content = json.dumps(body, ensure_ascii=False).encode()
         said = {"Content-Type": "application/json; charset=utf-8", **(headers or {})}
         try:
-            async with self.client.stream(method, url, content=content, headers=said, timeout=TIMEOUT) as response:
+            async with (
+                asyncio.timeout(DEADLINE),
+                self.client.stream(method, url, content=content, headers=said, timeout=TIMEOUT) as response,
+            ):
                 heard = b""
                 async for chunk in response.aiter_bytes():
                     heard += chunk
                     if len(heard) > ANSWER_LIMIT:
                         break
                 return Heard(response.status_code, response.headers, heard)
-        except httpx.TimeoutException:
+        except (httpx.TimeoutException, TimeoutError):
             return Heard(why=f"no answer in time from {urlsplit(url).netloc}")
         except httpx.HTTPError as error:
             # The error's own text may hold the address, and so the token.
@@ -151,9 +173,10 @@ def sign(secret: str, timestamp: int) -> str:
 
 def message(letter: Letter) -> dict[str, Any]:
     """The message of a custom bot: a card, or plain text where cards were refused."""
-    if letter.degraded:
-        return {"msg_type": "text", "content": {"text": text(letter.card)}}
-    return fitted(letter.card, lambda made: {"msg_type": "interactive", "card": version_1(made)})
+    if letter.degraded == PLAIN:
+        return fitted(letter.card, lambda made: {"msg_type": "text", "content": {"text": text(made)}})
+    card = letter.card.without_calls() if letter.degraded else letter.card
+    return fitted(card, lambda made: {"msg_type": "interactive", "card": version_1(made)})
 
 
 async def send(session: Session, options: FeishuOptions, letter: Letter, now: float) -> Answer:
@@ -192,7 +215,7 @@ def _read(heard: Heard) -> Answer:
         return Answer("again", words, after, code)
     if code == _SIGN_AGAIN:
         return Answer("sign again", words, code=code)
-    return Answer("degrade" if code in _DEGRADE else "dead", words, code=code)
+    return Answer("degrade" if code in _DEGRADE else "dead" if code in _DEAD else "unknown", words, code=code)
 
 
 def _said(parsed: Mapping[str, Any]) -> str:

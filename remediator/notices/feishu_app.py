@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, model_validator
 
 from fleet.endpoints import Part, Token, Url
-from fleet.notify import OpenId, Severity
+from fleet.notify import OpenId
 from remediator.notices.cards import Card, fitted, version_2
-from remediator.notices.feishu import Answer, Heard, Letter, Mention, Session, read
+from remediator.notices.feishu import PLAIN, Answer, Heard, Letter, Mention, Session, read
 
 RENEW_BEFORE = 600.0  # seconds before a token ends
 _REFUSED_TOKENS = {99991663, 99991664, 99991665, 99991666, 99991668}
@@ -26,7 +26,7 @@ class FeishuAppOptions(Part):
     open_id: OpenId | None = None
     email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")] | None = None
     url: Url = "https://open.feishu.cn"
-    mention: Mention | dict[Severity, Mention] = []
+    mention: Mention = {}
     encrypt_key: Token | None = None
     verification_token: Token | None = None
     long_connection: bool = False
@@ -99,7 +99,9 @@ async def _sent(session: Session, options: FeishuAppOptions, letter: Letter, tok
 
 def request(options: FeishuAppOptions, letter: Letter) -> tuple[str, str, dict[str, Any]]:
     """(method, path, body) of a letter."""
-    made = letter.card.plainer() if letter.degraded else letter.card
+    made = letter.card
+    if letter.degraded:
+        made = made.plainer() if letter.degraded == PLAIN else made.without_calls()
     kind, receiver = options.receiver
     if letter.message_id is not None:
         return "PATCH", f"/open-apis/im/v1/messages/{letter.message_id}", fitted(made, _content)

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, and_, case, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func, insert, or_, select, update
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from fleet.notify import Notify, Told
@@ -19,10 +19,13 @@ PER_SECOND = 4  # Feishu takes 5
 PER_MINUTE = 90  # Feishu takes 100
 FOLD_OVER = 30  # notices that wait: more than these are not told one by one
 FOLD_FROM = 3
+AT_ONCE = 1000  # notices that are looked at, and told in one message, at most
+RENEWALS = 2  # new cards in the place of one that cannot be changed; after that its story is told by notices
 CHANGE_AGAIN = 1.0  # seconds between two changes of one card
 CHANGED_WITHIN = 13 * 86400.0  # Feishu lets a card be changed for 14 days
 SEVERITIES = ("critical", "warning", "info")
 BEGINNINGS = ("down", "alert")
+CALLS_OF_COURSE = ("could_not_restart", "gave_up", "approval", "blind", "reminder")
 SHOWN_BY_CARDS = ("restarted", "recovered", "unobserved", "alert_over")
 State = Literal["pending", "sent", "dead"]
 Form = Literal["one", "group", "summary"]
@@ -54,7 +57,7 @@ class Batch:
     message_id: str | None = None  # the card that is to be changed
     reply_to: str | None = None  # the card in whose thread it is told
     uuid: str = ""  # the same as long as this may have been sent without our knowing
-    degraded: bool = False
+    degraded: int = 0
     signed_again: bool = False
     since: float = 0.0  # when it came to wait
 
@@ -116,7 +119,7 @@ def put(
     written = 0
     for channel in channels:
         keeps = notify.keeps_cards(channel)
-        if keeps and kind in SHOWN_BY_CARDS and _has_card(connection, channel, incident, alert):
+        if keeps and kind in SHOWN_BY_CARDS and _is_shown(connection, channel, kind, incident, alert):
             continue
         made = connection.execute(
             sqlite_insert(notices)
@@ -138,6 +141,7 @@ def put(
                 signed_again=0,
                 card=int(keeps and kind in BEGINNINGS and not _is_told_in(connection, channel, kind, incident)),
                 version=0,
+                renewed=0,
             )
             .on_conflict_do_nothing()
         )
@@ -147,12 +151,21 @@ def put(
 
 def _is_told_in(connection: Connection, channel: str, kind: Told, incident: int | None) -> bool:
     """Whether a further alert of an incident has the incident's card to be told under."""
-    return kind != "down" and incident is not None and _has_card(connection, channel, incident, None)
+    return kind == "alert" and incident is not None and _has_card(connection, channel, incident, None, "down")
 
 
-def _has_card(connection: Connection, channel: str, incident: int | None, alert: int | None) -> bool:
+def _is_shown(connection: Connection, channel: str, kind: Told, incident: int | None, alert: int | None) -> bool:
+    """Whether a card that is there shows it: an incident's its course, an alert's its end."""
+    if kind == "alert_over":
+        return _has_card(connection, channel, None, alert, "alert")
+    return _has_card(connection, channel, incident, None, "down")
+
+
+def _has_card(connection: Connection, channel: str, incident: int | None, alert: int | None, kind: Told) -> bool:
     of = notices.c.incident_id == incident if incident is not None else notices.c.alert_id == alert
-    card = and_(notices.c.channel == channel, of, notices.c.card == 1, notices.c.state != "dead")
+    card = and_(
+        notices.c.channel == channel, of, notices.c.card == 1, notices.c.kind == kind, notices.c.state != "dead"
+    )
     return connection.scalar(select(notices.c.id).where(card).limit(1)) is not None
 
 
@@ -162,8 +175,9 @@ def told(connection: Connection, about: str) -> list[str]:
 
 
 def changed(connection: Connection, now: float, *, incident: int | None = None, alert: int | None = None) -> None:
-    """What the cards of an incident, or of an alert, show has changed."""
-    of = notices.c.incident_id == incident if incident is not None else notices.c.alert_id == alert
+    """What the card of an incident, or of an alert, shows has changed."""
+    of_incident = and_(notices.c.incident_id == incident, notices.c.kind == "down")
+    of = of_incident if incident is not None else and_(notices.c.alert_id == alert, notices.c.kind == "alert")
     was_sent = notices.c.state == "sent"
     connection.execute(
         update(notices)
@@ -181,17 +195,34 @@ def changed(connection: Connection, now: float, *, incident: int | None = None, 
     )
 
 
+def outgrown(connection: Connection, now: float, *, incident: int | None = None, alert: int | None = None) -> None:
+    """What still waits to be told of something that is over, its card has said by being over."""
+    of = notices.c.incident_id == incident if incident is not None else notices.c.alert_id == alert
+    cards = select(notices.c.channel).where(of, notices.c.card == 1, notices.c.state != "dead")
+    left = and_(of, notices.c.card == 0, notices.c.state == "pending", notices.c.kind.in_(CALLS_OF_COURSE))
+    connection.execute(
+        update(notices)
+        .where(left, notices.c.channel.in_(cards))
+        .values(state="sent", ended_at=now, answer="it was over before it could be told: its card says so")
+    )
+
+
 _LIGHT = (
     notices.c.id, notices.c.kind, notices.c.topic, notices.c.severity, notices.c.incident_id, notices.c.not_before,
     notices.c.pending_since, notices.c.message_id, notices.c.message_at, notices.c.tries, notices.c.card,
+    notices.c.told_in, notices.c.renewed,
 )  # fmt: skip
+
+
+# What is new goes before cards that change, the gravest first, then the oldest.
+_RANK = case({name: rank for rank, name in enumerate(SEVERITIES)}, value=notices.c.severity, else_=len(SEVERITIES))
+_ORDER = (notices.c.message_id.is_not(None), _RANK, notices.c.pending_since, notices.c.id)
 
 
 def choose(connection: Connection, channel: str, bot: str, now: float) -> Batch | float:
     """What is to be told next, the gravest first, then the oldest; or the time at which to look again."""
-    waiting: Any = connection.execute(
-        select(*_LIGHT).where(notices.c.channel == channel, notices.c.state == "pending").order_by(notices.c.id)
-    ).all()
+    pending = and_(notices.c.channel == channel, notices.c.state == "pending")
+    waiting: Any = connection.execute(select(*_LIGHT).where(pending).order_by(*_ORDER).limit(AT_ONCE)).all()
     ready, later = _ready(waiting, now)
     if not ready:
         return later
@@ -200,91 +231,106 @@ def choose(connection: Connection, channel: str, bot: str, now: float) -> Batch 
         return at
     lead = ready[0]
     if lead.message_id is not None and lead.message_at > now - CHANGED_WITHIN:
-        card = select(notices).where(notices.c.channel == channel, notices.c.message_id == lead.message_id)
-        rows = connection.execute(card.order_by(notices.c.id)).all()
-        form: Form = "one" if len(rows) == 1 else "group" if lead.topic else "summary"
-        return _batch(rows, form, message_id=lead.message_id)
-    if lead.topic:  # those that came after it, and still wait for others, have found it
-        alike = [row for row in waiting if _alike(row, lead) and (row.not_before <= now or row.tries == 0)]
-        return _batch(_whole(connection, alike), "group" if len(alike) > 1 else "one")
-    alike = [row for row in ready if _alike(row, lead)]
-    if len(ready) > FOLD_OVER and len(alike) >= FOLD_FROM:
-        return _batch(_whole(connection, alike), "summary")
+        card = and_(notices.c.channel == channel, notices.c.message_id == lead.message_id)
+        return _batch(connection, select(notices).where(card), message_id=lead.message_id)
+    alike = _alike(ready, waiting, lead)
+    if len(alike) > 1:
+        return _batch(connection, _whole(alike))
     story = _story(waiting, lead, now)
-    return _batch(
-        _whole(connection, story[-1:]), "one", told_by_it=tuple(row.id for row in story[:-1]),
-        reply_to=_card_of(connection, channel, story[-1]),
-    )  # fmt: skip
+    told_by_it = tuple(row.id for row in story[:-1])
+    reply_to = _card_of(connection, channel, story[-1])
+    return _batch(connection, _whole(story[-1:]), told_by_it=told_by_it, reply_to=reply_to)
 
 
 def _ready(waiting: Sequence[Row[Any]], now: float) -> tuple[list[Row[Any]], float]:
-    """Notices that may go, in order, and when the next one may. One waits for those before it of its incident."""
-    ready: list[Row[Any]] = []
-    before: set[int] = set()
-    later = math.inf
+    """Notices that may go, in order, and when the next one may. One waits for those before it of its incident.
+
+    What has begun an incident's card is waited for; that it changes is not.
+    """
+    first: dict[int, int] = {}
     for row in waiting:
-        if row.incident_id in before:
-            continue
-        if row.not_before > now:
-            later = min(later, row.not_before)
-        else:
-            ready.append(row)
-        if row.incident_id is not None:
-            before.add(row.incident_id)
-    # A card that changes waits for those that are new.
-    ready.sort(key=lambda row: (SEVERITIES.index(row.severity), row.message_id is not None, row.pending_since, row.id))
-    return ready, later
+        if row.incident_id is not None and row.message_id is None:
+            first[row.incident_id] = min(row.id, first.get(row.incident_id, row.id))
+    free = [row for row in waiting if row.message_id is not None or row.id == first.get(row.incident_id, row.id)]
+    ready = [row for row in free if row.not_before <= now]
+    return ready, min((row.not_before for row in free if row.not_before > now), default=math.inf)
 
 
-def _alike(row: Row[Any], lead: Row[Any]) -> bool:
-    return all(getattr(row, key) == getattr(lead, key) for key in ("kind", "topic", "severity", "message_id"))
+def _alike(ready: Sequence[Row[Any]], waiting: Sequence[Row[Any]], lead: Row[Any]) -> Sequence[Row[Any]]:
+    """What is told together with `lead`.
+
+    What was tried together stays together, since it may have been told.
+    """
+    if lead.tries:
+        whole = lead.told_in or lead.id
+        return [row for row in waiting if row.tries and row.message_id is None and (row.told_in or row.id) == whole]
+    fresh = [row for row in ready if not row.tries and _key(row) == _key(lead)]
+    if len(ready) > FOLD_OVER and len(fresh) >= FOLD_FROM:
+        return fresh
+    if not lead.topic:
+        return [lead]
+    # Those that came after it, and still wait for others, have found it.
+    return [row for row in waiting if not row.tries and _key(row) == _key(lead) and row.topic == lead.topic]
+
+
+def _key(row: Row[Any]) -> tuple[Any, ...]:
+    return row.kind, row.severity, row.message_id
 
 
 def _story(waiting: Sequence[Row[Any]], lead: Row[Any], now: float) -> list[Row[Any]]:
     """The notices of one incident's course that may go: the last one tells what those before it would have told."""
     if lead.incident_id is None or lead.card or lead.kind.startswith("alert"):
         return [lead]
-    course = [row for row in waiting if row.incident_id == lead.incident_id and not row.kind.startswith("alert")]
-    ready = [row for row in course if row.not_before <= now]
+    course = [
+        row for row in waiting
+        if row.incident_id == lead.incident_id and row.message_id is None and not row.kind.startswith("alert")
+    ]  # fmt: skip
+    ready = sorted((row for row in course if row.not_before <= now), key=lambda row: row.id)
     return ready if len(ready) == len(course) else [lead]
 
 
-def _whole(connection: Connection, rows: Sequence[Row[Any]]) -> Sequence[Row[Any]]:
-    ids = [row.id for row in rows]
-    return connection.execute(select(notices).where(notices.c.id.in_(ids)).order_by(notices.c.id)).all()
+def _whole(rows: Sequence[Row[Any]]) -> Select[Any]:
+    return select(notices).where(notices.c.id.in_([row.id for row in rows]))
 
 
 def _card_of(connection: Connection, channel: str, row: Row[Any]) -> str | None:
     """The card under which a notice of an incident is told, where the incident has one."""
-    if row.incident_id is None or row.card:
+    if row.incident_id is None or row.card or row.renewed:
         return None
-    card = and_(notices.c.channel == channel, notices.c.incident_id == row.incident_id, notices.c.card == 1)
+    of = and_(notices.c.channel == channel, notices.c.incident_id == row.incident_id)
+    card = and_(of, notices.c.card == 1, notices.c.kind == "down", notices.c.state != "dead")
     found: str | None = connection.scalar(
         select(notices.c.message_id)
         .where(card, notices.c.message_id.is_not(None))
-        .order_by((notices.c.kind == "down").desc(), notices.c.id.desc())
+        .order_by(notices.c.id.desc())
         .limit(1)
     )
     return found
 
 
 def _batch(
-    rows: Sequence[Row[Any]],
-    form: Form,
+    connection: Connection,
+    query: Select[Any],
     *,
     told_by_it: tuple[int, ...] = (),
     message_id: str | None = None,
     reply_to: str | None = None,
 ) -> Batch:
+    rows = connection.execute(query.order_by(notices.c.id)).all()
     first = rows[0]
+    form: Form = "one" if len(rows) == 1 else "group" if first.topic and _are_of_one_topic(rows) else "summary"
     return Batch(
         tuple(_notice(row) for row in rows), form, told_by_it, message_id, reply_to,
         # Ids begin anew in another record; times do not.
-        uuid=f"{first.id}-{first.created_at:.3f}-{first.degraded}",
-        degraded=any(row.degraded for row in rows),
+        uuid=f"{first.id}-{first.created_at:.3f}-{first.degraded}-{first.renewed}",
+        degraded=max(row.degraded for row in rows),
         signed_again=bool(first.signed_again),
-        since=min(row.pending_since for row in rows),
+        since=min((row.pending_since for row in rows if row.state == "pending"), default=first.pending_since),
     )  # fmt: skip
+
+
+def _are_of_one_topic(rows: Sequence[Row[Any]]) -> bool:
+    return len({row.topic for row in rows}) == 1
 
 
 def _notice(row: Row[Any]) -> Notice:
@@ -309,11 +355,22 @@ def next_slot(recent: Sequence[float], now: float) -> float:
 
 
 def reserve(connection: Connection, batch: Batch, bot: str, now: float) -> int | None:
-    """Count a send against its bot's limits before it is made: its id, or None where there is no room any more."""
+    """Count a send against its bot's limits before it is made: its id, or None where there is no room any more.
+
+    From now on it may have been told, whatever becomes of us.
+    """
     if next_slot(_sent_lately(connection, bot, now), now) > now:
         return None
     made = connection.execute(insert(sends).values(notice_id=batch.first.id, bot=bot, at=now))
+    others = and_(_of(batch), notices.c.id != batch.first.id)
+    connection.execute(update(notices).where(_of(batch)).values(tries=notices.c.tries + 1))
+    connection.execute(update(notices).where(others).values(told_in=batch.first.id))
     return int(made.lastrowid)
+
+
+def _of(batch: Batch) -> ColumnElement[bool]:
+    """The notices of a batch, but for those that were given up meanwhile."""
+    return and_(notices.c.id.in_(batch.ids), notices.c.state != "dead")
 
 
 def record(
@@ -327,40 +384,57 @@ def record(
     not_before: float,
     now: float,
     message_id: str | None = None,
+    degraded: int = 0,
 ) -> None:
     """Keep an attempt's answer and what becomes of what it told."""
     connection.execute(update(sends).where(sends.c.id == send).values(outcome=outcome, answer=answer))
-    settle(connection, batch, answer, state=state, not_before=not_before, now=now, message_id=message_id)
-    if outcome in ("degrade", "sign again"):
-        column = notices.c.degraded if outcome == "degrade" else notices.c.signed_again
-        connection.execute(update(notices).where(notices.c.id.in_(batch.ids)).values({column: 1}))
+    if state == "sent":
+        _sent(connection, batch, answer, now, message_id)
+    elif state == "pending":
+        put_off(connection, batch, answer, not_before)
+        if outcome in ("degrade", "sign again"):
+            then: dict[str, Any] = {"degraded": degraded} if outcome == "degrade" else {"signed_again": 1}
+            connection.execute(update(notices).where(_of(batch)).values(**then))
+    elif batch.message_id is not None or batch.reply_to is not None:
+        _renew(connection, batch, answer, now)
+    else:
+        give_up(connection, batch, answer, now)
 
 
-def settle(
-    connection: Connection,
-    batch: Batch,
-    answer: str,
-    *,
-    state: State,
-    not_before: float,
-    now: float,
-    message_id: str | None = None,
-) -> None:
-    """Let the notices of a batch be sent, dead, or try again. One that was given up meanwhile stays so."""
-    values: dict[str, Any] = {"tries": batch.first.tries + 1, "not_before": not_before, "answer": answer}
-    mine = and_(notices.c.id.in_(batch.ids), notices.c.state != "dead")
-    if state == "pending":
-        connection.execute(update(notices).where(mine).values(**values))
-        return
-    values |= {"state": state, "ended_at": now}
-    others = and_(mine, notices.c.id != batch.first.id)
-    connection.execute(update(notices).where(mine).values(**values))
-    connection.execute(update(notices).where(others).values(told_in=batch.first.id))
-    if state != "sent":
-        return
+def put_off(connection: Connection, batch: Batch, why: str, not_before: float) -> None:
+    """Let others go first."""
+    connection.execute(update(notices).where(_of(batch)).values(not_before=not_before, answer=why))
+
+
+def broke(connection: Connection, batch: Batch, why: str, not_before: float, *, most: int) -> None:
+    """We could not even make a message of it: let others go first; after so many tries it is given up."""
+    put_off(connection, batch, why, not_before)
+    connection.execute(update(notices).where(_of(batch)).values(tries=notices.c.tries + 1))
+    worn_out = and_(_of(batch), notices.c.tries >= most)
+    connection.execute(update(notices).where(worn_out).values(state="dead", ended_at=not_before))
+
+
+def give_up(connection: Connection, batch: Batch, why: str, now: float) -> None:
+    connection.execute(update(notices).where(_of(batch)).values(state="dead", ended_at=now, answer=why))
+
+
+def _renew(connection: Connection, batch: Batch, answer: str, now: float) -> None:
+    """The card cannot be changed, or not be replied to any more: tell it by a message of its own."""
+    values: dict[str, Any] = {
+        "message_id": None, "renewed": notices.c.renewed + 1, "tries": 0, "told_in": None, "degraded": 0,
+        "signed_again": 0, "not_before": now, "answer": answer,
+    }  # fmt: skip
+    connection.execute(update(notices).where(_of(batch)).values(**values, state="pending"))
+
+
+def _sent(connection: Connection, batch: Batch, answer: str, now: float, message_id: str | None) -> None:
+    values: dict[str, Any] = {"state": "sent", "ended_at": now, "answer": answer, "degraded": 0, "signed_again": 0}
+    connection.execute(update(notices).where(_of(batch)).values(**values))
     if message_id is not None and batch.message_id is None:
-        cards = and_(mine, notices.c.card == 1)
-        connection.execute(update(notices).where(cards).values(message_id=message_id, message_at=now))
+        cards = and_(_of(batch), notices.c.card == 1)
+        # One that could never be changed is not tried for ever: how it goes on is told by notices.
+        kept = {"card": case((notices.c.renewed < RENEWALS, 1), else_=0), "message_id": message_id, "message_at": now}
+        connection.execute(update(notices).where(cards).values(**kept))
     # What changed while it was being told is still to be told; so is what an earlier try may have told otherwise.
     by_version: dict[int, list[int]] = {}
     for notice in batch.notices:
@@ -368,7 +442,7 @@ def settle(
             known = notice.version if notice.tries == 0 or batch.message_id is not None else notice.version - 1
             by_version.setdefault(known, []).append(notice.id)
     for version, ids in by_version.items():
-        newer = and_(notices.c.id.in_(ids), notices.c.version > version, notices.c.state == "sent")
+        newer = and_(notices.c.id.in_(ids), notices.c.card == 1, notices.c.version > version, notices.c.state == "sent")
         again = {"state": "pending", "tries": 0, "pending_since": now, "not_before": now + CHANGE_AGAIN}
         connection.execute(update(notices).where(newer).values(**again))
 

@@ -11,7 +11,7 @@ from remediator.notices import templates
 from remediator.notices.outbox import Form
 from remediator.notices.stories import Attempt, State, Story, links
 
-STATES: tuple[State, ...] = (*get_args(Told), "acting", "test")
+STATES: tuple[State, ...] = (*get_args(Told), "acting", "watched", "test")
 _OVER = ("recovered", "unobserved", "alert_over")
 
 
@@ -30,7 +30,7 @@ def story(state: State, inventory: Inventory, service: Service | None, at: datet
         [Person(open_id="ou_somebody", name="Somebody")],
         {
             "probe": "timeout: no answer within 10 s", "why": "exit status 1", "output": "line\nline", "who": "ann",
-            "seconds": 3.2, "action": 3, "kind": "recreate", "last": True, "unacknowledged": 600.0, "since": 0.0,
+            "seconds": 3.2, "action": 3, "kind": "recreate", "last": True, "unacknowledged": 600.0,
         },
         attempts, 2, (2, 3), ("wait", "storm", "3 of 4"), "defib", ("ann", at), ["ServiceDown", "ServiceSlow"], 7,
         links(inventory, service, labels, annotations, 7), {"acknowledge": {"incident": 7}},

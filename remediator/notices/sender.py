@@ -4,13 +4,13 @@ import asyncio
 import contextlib
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 import structlog
-from sqlalchemy import Connection
 
 from fleet.model import Inventory
 from fleet.notify import Channel, Notify
@@ -21,15 +21,33 @@ from remediator.notices.channels import CHANNELS
 from remediator.notices.feishu import Answer, Letter, Session
 from remediator.notices.outbox import Batch, State
 from remediator.notices.stories import Story
+from remediator.notices.templates import Templates
 from runtime.redaction import Redactor
 
 LOOK_AGAIN = 15.0
 FIRST_RETRY = 2.0
 LONGEST_RETRY = 300.0
+LONGEST_PAUSE = 60.0
+STILL_SENT = 230049  # the answer that is about one message alone
 GIVE_UP_AFTER = 24 * 3600.0
 RECORD_AGAIN = 5.0
-BROKEN_TRIES = 5
+BROKEN_TRIES = UNKNOWN_TRIES = 5  # of what we cannot make a message of, or Feishu answers what nobody knows
 log = structlog.get_logger()
+
+
+@dataclass
+class _Pace:
+    """When a bot may be tried again that is busy, or cannot be reached: it is so for all that it is to tell."""
+
+    until: float = 0.0
+    failures: int = 0
+
+    def after(self, answer: Answer, now: float) -> None:
+        if answer.what != "again" or answer.code == STILL_SENT:
+            self.failures = 0
+            return
+        self.until = now + max(answer.after or 0.0, min(LONGEST_PAUSE, FIRST_RETRY * 2.0 ** min(self.failures, 16)))
+        self.failures += 1
 
 
 class Sender:
@@ -47,6 +65,7 @@ class Sender:
         self._database, self._inventory, self._session = database, inventory, Session(client)
         self._metrics, self._redact, self._details = metrics, redact, details
         self._now = database.clock.now
+        self._paces: defaultdict[str, _Pace] = defaultdict(_Pace)
         self._sending: set[asyncio.Task[None]] = set()
         self._wakes: dict[str, asyncio.Event] = {}
         self._changed = asyncio.Event()
@@ -100,11 +119,14 @@ class Sender:
         """Send what a channel has; returns the seconds after which to look again."""
         try:
             while not self._stopping and (channel := self._inventory().notify.channels.get(name)) is not None:
-                chosen = await self._database.run(self._choose, name, channel)
-                if not isinstance(chosen, tuple):
+                bot = channel.options.bot
+                chosen = await self._database.run(outbox.choose, name, bot, self._now())
+                if isinstance(chosen, Batch) and self._paces[bot].until > self._now():
+                    chosen = self._paces[bot].until
+                if not isinstance(chosen, Batch):
                     return min(max(chosen - self._now(), 0.01), LOOK_AGAIN)
                 # A send that has begun is ended and kept, also when we are to stop: else it would be sent twice.
-                task = asyncio.create_task(self._try(name, channel, *chosen))
+                task = asyncio.create_task(self._try(name, channel, chosen))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
                 await asyncio.shield(task)
@@ -112,36 +134,26 @@ class Sender:
             log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
         return LOOK_AGAIN
 
-    def _choose(self, connection: Connection, name: str, channel: Channel) -> tuple[Batch, list[Story]] | float:
-        """What is to be told next and what there is to tell of it, or the time at which to look again."""
-        chosen = outbox.choose(connection, name, channel.options.bot, self._now())
-        if not isinstance(chosen, Batch):
-            return chosen
-        return chosen, stories.read(connection, chosen, self._inventory(), self._database.clock)
-
     async def drain(self) -> None:
         """Begin no more sends, and wait for those that have begun."""
         self._stopping = True
         if self._sending:
             await asyncio.wait(self._sending)
 
-    async def _try(self, name: str, channel: Channel, batch: Batch, told: list[Story]) -> None:
+    async def _try(self, name: str, channel: Channel, batch: Batch) -> None:
         """Send a batch; one that cannot even be made into a message must not hold the others back."""
-        now = self._now()
         try:
-            await self._send(name, channel, batch, told)
+            await self._send(name, channel, batch)
         except StorageError:
             raise
         except Exception:  # a send is where a task begins
             log.exception("sending broke", channel=name, notice=batch.first.id)
-            state: State = "dead" if batch.first.tries + 1 >= BROKEN_TRIES else "pending"
-            await self._database.run(
-                outbox.settle, batch, "an error of ours; the log says more",
-                state=state, not_before=now + LOOK_AGAIN, now=now,
-            )  # fmt: skip
+            why, later = "an error of ours; the log says more", self._now() + LOOK_AGAIN
+            await self._database.run(outbox.broke, batch, why, later, most=BROKEN_TRIES)
 
-    async def _send(self, name: str, channel: Channel, batch: Batch, told: list[Story]) -> None:
+    async def _send(self, name: str, channel: Channel, batch: Batch) -> None:
         inventory, kind, options = self._inventory(), CHANNELS[channel.kind], channel.options
+        told = await self._database.run(stories.read, batch, inventory, self._database.clock)
         more = await self._details(batch)
         told = [self._masked(replace(story, facts={**story.facts, **more})) for story in told]
         card = await asyncio.to_thread(_made, told, batch, inventory, options)
@@ -151,6 +163,7 @@ class Sender:
             return
         letter = Letter(card, _uuid(name, batch), batch.message_id, batch.reply_to, batch.degraded)
         answer = await kind.send(self._session, options, letter, time.time())
+        self._paces[options.bot].after(answer, self._now())
         state, after = self._what_next(batch, answer)
         self._metrics.notices.labels(name, state if state != "pending" else "retried").inc()
         if answer.offset is not None:
@@ -178,7 +191,7 @@ class Sender:
             try:
                 await self._database.run(
                     outbox.record, batch, send, answer.what, self._redact(answer.words),
-                    state=state, not_before=now + after, now=now, message_id=answer.message_id,
+                    state=state, not_before=now + after, now=now, message_id=answer.message_id, degraded=answer.wants,
                 )  # fmt: skip
             except StorageError as error:
                 log.error("a send cannot be recorded yet", error=str(error))  # noqa: TRY400
@@ -192,11 +205,13 @@ class Sender:
             return "sent", 0.0
         if answer.what == "dead" or self._now() - batch.since > GIVE_UP_AFTER:
             return "dead", 0.0
-        if answer.what == "again":
+        if answer.what == "unknown" and batch.first.tries + 1 >= UNKNOWN_TRIES:
+            return "dead", 0.0
+        if answer.what in ("again", "unknown"):
             pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(batch.first.tries, 16))
             return "pending", max(pause, answer.after or 0.0)
         # Both may help once: a plainer message, a new signature.
-        if not (batch.degraded if answer.what == "degrade" else batch.signed_again):
+        if batch.degraded < answer.wants if answer.what == "degrade" else not batch.signed_again:
             return "pending", 0.0
         if answer.what == "sign again":
             log.error("Feishu refuses our signature: look at this machine's clock, and at the bot's secret")
@@ -206,12 +221,18 @@ class Sender:
 def _made(told: list[Story], batch: Batch, inventory: Inventory, options: Any) -> cards.Card:
     """A batch's card; by our own templates where the user's fail."""
     try:
-        return cards.card(told, batch.form, templates.of(inventory), options.mention, answers=options.answers)
+        return _card(told, batch, templates.of(inventory), options)
     except Exception:
         if inventory.notify.templates is None:
             raise
         log.exception("the templates of notify.templates cannot be used: see `defib check`", form=batch.form)
-        return cards.card(told, batch.form, templates.ours(inventory), options.mention, answers=options.answers)
+        return _card(told, batch, templates.ours(inventory), options)
+
+
+def _card(told: list[Story], batch: Batch, words: Templates, options: Any) -> cards.Card:
+    # That a card is changed calls nobody, whatever stands in it.
+    mention = options.mention if batch.message_id is None else {}
+    return cards.card(told, batch.form, words, mention, answers=options.answers, notice=batch.first.id)
 
 
 def _uuid(channel: str, batch: Batch) -> str:

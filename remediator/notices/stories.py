@@ -18,7 +18,7 @@ from remediator.policy import allowed, next_step
 from remediator.schema import actions, alerts, incidents
 from remediator.situations import past_of
 
-State = Told | Literal["acting", "test"]
+State = Told | Literal["acting", "watched", "test"]
 ATTEMPTS_SHOWN = 5
 LINK_LIMIT = 2000  # characters
 OUTPUT_SHOWN = 600  # characters of a command's end
@@ -71,7 +71,7 @@ class Story:
     @property
     def over(self) -> bool:
         """Whether what its alerts said of a service is not so any more."""
-        return self.state in ("restarted", "recovered", "unobserved")
+        return self.state in ("restarted", "watched", "recovered", "unobserved")
 
     @property
     def alertname(self) -> str:
@@ -79,7 +79,9 @@ class Story:
 
     @property
     def name(self) -> str:
-        """What it is about, for a title."""
+        """What it is about, for a title; news of Defib itself is about nothing else."""
+        if self.state.startswith(("watchdog", "automation", "test")):
+            return ""
         if self.state in ("alert", "alert_over") or (self.service is None and self.alertname):
             about = self.service.title if self.service else self.labels.get("service", "") or self.host
             return " · ".join(part for part in (self.alertname, about) if part)
@@ -115,13 +117,16 @@ class _Reader:
     def _common(self, notice: Notice) -> dict[str, Any]:
         labels = dict(notice.content.get("labels", {}))
         service = self._inventory.services.get(str(notice.content.get("service") or labels.get("service", "")))
+        facts = dict(notice.content)
+        if isinstance(facts.get("since"), float):
+            facts["since"] = self._at(facts["since"])
         return {
             "severity": notice.severity,
             "labels": labels,
             "annotations": dict(notice.content.get("annotations", {})),
             "service": service,
             "on_call": self._inventory.notify.on_call(labels),
-            "facts": notice.content,
+            "facts": facts,
         }
 
     def _of_alert(self, notice: Notice, alert: Row[Any] | None) -> Story:
@@ -136,17 +141,22 @@ class _Reader:
         urls = links(self._inventory, common["service"], common["labels"], common["annotations"], notice.incident_id)
         return Story(
             state=state, **common, since=self._at(began), lasted=None if ended is None else ended - began,
-            open_for=max(0.0, self._now - began), acknowledged=self._acknowledged(alert), incident=notice.incident_id,
+            open_for=max(0.0, self._now - began), incident=notice.incident_id,
+            acknowledged=self._acknowledged(self._looked_after(alert) if alert is not None else None),
             links=urls, answers=self._answers_to_alert(alert) if state != "alert_over" else {},
         )  # fmt: skip
+
+    def _looked_after(self, alert: Row[Any]) -> Row[Any]:
+        """What is acknowledged for an alert: its incident, or itself where it has none."""
+        return self._row(incidents, alert.incident_id) or alert
 
     def _answers_to_alert(self, alert: Row[Any] | None) -> dict[Answer, Mapping[str, Any]]:
         if alert is None:
             return {}
         about: dict[str, Any] = {"alert": alert.id}
         answers: dict[Answer, Mapping[str, Any]] = {}
-        if alert.acknowledged_at is None and alert.incident_id is None:
-            answers["acknowledge"] = about
+        if self._looked_after(alert).acknowledged_at is None:
+            answers["acknowledge"] = about if alert.incident_id is None else {"incident": alert.incident_id}
         if self._inventory.remediator.alertmanager_url is not None:
             answers["silence"] = about
         return answers
@@ -161,7 +171,7 @@ class _Reader:
         ).all()
         state = _state_of(row, done) if notice.card else notice.kind
         tried = [each for each in done if each.state != "queued"]
-        facts = dict(notice.content)
+        facts = dict(common["facts"])
         if notice.card:
             facts |= self._of_last(state, done)
         ended = row.closed_at
@@ -188,7 +198,7 @@ class _Reader:
             return {"action": last.id, "kind": last.kind}
         if state in ("down", "gave_up") and last.state in ("failed", "unknown"):
             return {"why": last.why or "", "output": (last.output or "")[-OUTPUT_SHOWN:]}
-        if last.up_at is not None and state in ("restarted", "recovered"):
+        if last.up_at is not None and state in ("restarted", "watched", "recovered"):
             return {"seconds": last.up_at - last.claimed_at}
         return {}
 
@@ -249,13 +259,14 @@ def _state_of(row: Row[Any], done: Sequence[Row[Any]]) -> State:
     if row.state != "open":
         return "recovered" if row.state == "recovered" else "unobserved"
     last = done[-1] if done else None
-    if last is not None and last.state == "running":
+    if last is not None and last.state == "running" and last.kind != "stop":
         return "acting" if last.up_at is None else "restarted"
     if last is not None and last.state == "queued" and last.approved_at is None:
         return "approval"
     if row.verb == "refuse" and row.reason in ("attempts-used-up", "host-key-changed", "sudo-refused"):
         return "gave_up"
-    return "down"
+    # Its alerts are over, or it answers though they are not: what is left is to see it stay so.
+    return "watched" if row.verb == "nothing" or row.reason == "already-up" else "down"
 
 
 def links(
@@ -281,8 +292,8 @@ def links(
         found["runbook"] = runbook
     if ours and service is not None and service.control is not None and "logs" in service.control.options.verbs:
         found["logs"] = f"{ours.rstrip('/')}/api/v1/services/{quote(service.id, safe='')}/logs"
-    if ours and incident is not None:
-        found["console"] = f"{ours.rstrip('/')}/incidents/{incident}"
+    if ours:
+        found["console"] = f"{ours.rstrip('/')}/{f'incidents/{incident}' if incident is not None else ''}"
     if alertmanager:
         matchers = quote(_matchers(service, labels), safe="")
         found["silence"] = f"{alertmanager.rstrip('/')}/#/silences/new?filter={matchers}"

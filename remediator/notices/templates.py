@@ -12,7 +12,6 @@ from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
 
 from jinja2 import (
     ChoiceLoader,
@@ -51,8 +50,7 @@ def clean(text: str, limit: int = VALUE_LIMIT) -> str:
 class Templates:
     """The templates of one language, as markup or as plain text."""
 
-    def __init__(self, language: Language, timezone: str, own: Path | None = None) -> None:
-        self._zone = ZoneInfo(timezone)
+    def __init__(self, language: Language, own: Path | None = None) -> None:
         ours = PackageLoader("remediator.notices")
         loaders = [FileSystemLoader(own)] if own is not None else []
         loader = ChoiceLoader([*loaders, ours, PrefixLoader({"defib": ours})])
@@ -79,7 +77,7 @@ class Templates:
             "counted": _counted, "busiest_hosts": _busiest_hosts,
         }  # fmt: skip
         environment.filters |= {
-            "time": _time, "duration": self._duration, "calendar": self._calendar,
+            "time": _time, "duration": self._duration,
             "lines": _lines if markup else _plain_lines,
         }  # fmt: skip
         return environment
@@ -87,12 +85,9 @@ class Templates:
     def _duration(self, seconds: float) -> str:
         return duration(self.words, seconds)
 
-    def _calendar(self, unix: float) -> str:
-        return _time(datetime.fromtimestamp(unix, self._zone))
-
     def title(self, stories: Sequence[Story], form: Form) -> str:
         said = self._plain.get_template("title.j2").render(stories=_lenient(stories), form=form)
-        return clean(" ".join(said.split()), 150)
+        return clean(" ".join(said.split()), 150).replace("<", "‹")  # in a title, too, `<at …>` may call people
 
     def body(self, stories: Sequence[Story], form: Form, *, plain: bool = False) -> list[str]:
         """The lines of a card; those of plain text where it is `plain`."""
@@ -104,8 +99,8 @@ class Templates:
 
 
 @lru_cache(maxsize=8)
-def _made(language: Language, timezone: str, own: Path | None, _changed: tuple[float, ...]) -> Templates:
-    return Templates(language, timezone, own)
+def _made(language: Language, own: Path | None, _changed: tuple[float, ...]) -> Templates:
+    return Templates(language, own)
 
 
 def of(inventory: Inventory) -> Templates:
@@ -113,12 +108,12 @@ def of(inventory: Inventory) -> Templates:
     notify = inventory.notify
     files = [notify.templates / name for name in NAMES] if notify.templates is not None else []
     changed = tuple(file.stat().st_mtime for file in files if file.is_file())
-    return _made(notify.language, notify.timezone, notify.templates, changed)
+    return _made(notify.language, notify.templates, changed)
 
 
 def ours(inventory: Inventory) -> Templates:
     """Our own templates, whatever the user's directory holds."""
-    return _made(inventory.notify.language, inventory.notify.timezone, None, ())
+    return _made(inventory.notify.language, None, ())
 
 
 def fault(error: Exception, own: Path) -> str:

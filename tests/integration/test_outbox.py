@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, insert, select, update
 
 from fleet.model import Inventory
-from remediator import incidents, intake
+from remediator import housekeeping, incidents, intake
+from remediator.answers import presses
 from remediator.database import Database
 from remediator.notices import escalation, outbox, stories
 from remediator.notices.outbox import FOLD_OVER, Batch
@@ -85,7 +86,7 @@ class Desk:
         message = f"om_{self.messages}" if channel == "app" and batch.message_id is None else None
         await self.run(
             outbox.record, batch, number, outcome, outcome,
-            state=state, not_before=self.now + after, now=self.now, message_id=message if state == "sent" else None,
+            state=state, not_before=self.now + after, now=self.now, message_id=message if state == "sent" else None, degraded=2,
         )  # fmt: skip
         return batch, told
 
@@ -217,7 +218,7 @@ async def test_what_calls_for_people_is_told_in_the_card_s_thread(desk: Desk) ->
     await desk.decide(1, "refuse", "attempts-used-up")
     sent = await desk.all_sent("app")
     assert [(told[0].state, batch.message_id, batch.reply_to) for batch, told in sent] == [
-        ("gave_up", "om_1", None), ("gave_up", None, "om_1"),
+        ("gave_up", None, "om_1"), ("gave_up", "om_1", None),
     ]  # fmt: skip
     await desk.fire("web", "ServiceSlow", severity="warning")
     sent = await desk.all_sent("app")
@@ -246,6 +247,162 @@ async def test_a_card_that_may_have_been_sent_before_is_put_right(desk: Desk) ->
     assert first.uuid == second.uuid
     ((third, told),) = await desk.all_sent("app")
     assert (third.message_id is not None, told[0].state) == (True, "acting")
+
+
+async def test_killed_after_a_card_was_taken_it_is_put_right_too(desk: Desk) -> None:
+    await desk.fire("web")
+    first = await desk.choose("app")
+    assert isinstance(first, Batch)
+    assert await desk.run(outbox.reserve, first, "bot", desk.now)  # sent, and then we are no more
+    await desk.close(1)
+    second, _ = await desk.send("app")
+    assert second.uuid == first.uuid  # so that Feishu holds it for the first, which shows a service that is down
+    ((third, told),) = await desk.all_sent("app")
+    assert (third.message_id, told[0].state) == ("om_1", "recovered")
+
+
+async def test_what_may_have_been_told_together_is_tried_just_so_again(desk: Desk) -> None:
+    for number in range(FOLD_OVER + 5):
+        await desk.fire(f"s{number}")
+    tried, _ = await desk.send("ops", "again", "pending", after=2)
+    await desk.fire("web")
+    sent = await desk.all_sent("ops")
+    assert sorted(titles(sent)) == ["one down 1", f"summary down {FOLD_OVER + 5}"]
+    assert tried.uuid in {batch.uuid for batch, _ in sent}
+
+
+async def test_a_card_that_cannot_be_changed_is_sent_anew_and_not_for_ever(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app")
+    seen = []
+    for reason in ("storm", "maintenance", "storm", "maintenance"):
+        await desk.decide(1, "wait", reason)
+        while isinstance(chosen := await desk.choose("app"), Batch) or chosen < desk.now + 3600:
+            if isinstance(chosen, float):
+                desk.now = chosen
+            else:
+                batch, _ = await desk.send("app", *(("dead", "dead") if chosen.message_id is not None else ()))
+                seen.append(batch.message_id)
+    assert seen == ["om_1", None, "om_3", None]  # and then no more
+    await desk.close(1)
+    ((batch, told),) = await desk.all_sent("app")
+    assert (told[0].state, batch.message_id) == ("recovered", None)
+
+
+async def test_a_reply_to_a_message_that_is_gone_is_told_by_itself(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app")
+    await desk.decide(1, "refuse", "attempts-used-up")
+    batch, _ = await desk.send("app", "dead", "dead")
+    assert batch.reply_to == "om_1"
+    sent = await desk.all_sent("app")
+    assert ("gave_up", None, None) in [(told[0].state, batch.message_id, batch.reply_to) for batch, told in sent]
+
+
+async def test_what_calls_for_people_does_not_wait_for_a_card_to_change(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app")
+    await desk.decide(1, "wait", "storm")
+    await desk.send("app", "again", "pending", after=300)
+    await desk.decide(1, "refuse", "attempts-used-up")
+    batch = await desk.choose("app")
+    assert isinstance(batch, Batch)
+    assert (batch.first.kind, batch.reply_to) == ("gave_up", "om_1")
+
+
+async def test_what_is_over_before_it_could_be_told_is_told_by_its_card_alone(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app")
+    await desk.decide(1, "refuse", "attempts-used-up")
+    await desk.close(1)
+    ((batch, told),) = await desk.all_sent("app")
+    assert (told[0].state, batch.message_id) == ("recovered", "om_1")
+
+
+async def test_states_may_be_told_to_an_app_that_has_no_card_of_it(tmp_path: Path) -> None:
+    desk = await asyncio.to_thread(
+        Desk, tmp_path, {"states": ["recovered"], "channels": ["app"], "continue": True}, {"channels": ["ops"]}
+    )
+    await desk.fire("web")
+    await desk.close(1)
+    assert titles(await desk.all_sent("app")) == ["one recovered 1"]
+    await asyncio.to_thread(desk.database.close)
+
+
+async def test_an_alert_in_a_thread_is_told_to_be_over_there(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app")
+    await desk.fire("web", "ServiceSlow")
+    await desk.all_sent("app")
+    await desk.fire("web", "ServiceSlow", "resolved")
+    assert ("alert_over", "om_1") in [(told[0].state, batch.reply_to) for batch, told in await desk.all_sent("app")]
+
+
+async def test_alerts_of_many_names_are_folded_too(desk: Desk) -> None:
+    for number in range(100):
+        await desk.fire("", f"Alert{number}")
+    desk.now += 5
+    ((batch, _),) = await desk.all_sent("ops")
+    assert (batch.form, len(batch.notices)) == ("summary", 100)
+
+
+async def test_new_notices_go_before_cards_that_change(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.send("app")
+    await desk.decide(1, "wait", "storm")
+    desk.now += 5
+    await desk.fire("db", severity="info")
+    assert [batch.message_id for batch, _ in await desk.all_sent("app")] == [None, "om_1"]
+
+
+@pytest.mark.parametrize(
+    ("verb", "reason", "last", "state"),
+    [
+        ("refuse", "already-up", {"state": "succeeded", "up_at": 1.0}, "watched"),
+        ("nothing", None, {"state": "succeeded", "up_at": 1.0}, "watched"),
+        ("wait", "backing-off", {"state": "succeeded", "up_at": 1.0}, "down"),
+        ("wait", "target-busy", {"state": "running", "kind": "stop"}, "down"),
+        ("wait", "target-busy", {"state": "running"}, "acting"),
+        ("wait", "target-busy", {"state": "running", "up_at": 1.0}, "restarted"),
+        ("wait", "approval", {"state": "queued"}, "approval"),
+        ("refuse", "sudo-refused", {"state": "failed"}, "gave_up"),
+    ],
+)
+async def test_what_a_card_shows_an_incident_to_be(
+    desk: Desk, verb: str, reason: Any, last: dict[str, Any], state: str
+) -> None:
+    await desk.fire("web")
+    await desk.act(1, **last)
+    await desk.decide(1, verb, reason)
+    _, told = await desk.send("app")
+    assert told[0].state == state
+
+
+async def test_many_are_acknowledged_by_one_press(desk: Desk) -> None:
+    for number in range(3):
+        await desk.fire("", "DiskFull", instance=f"n{number}")
+    ((batch, told),) = await desk.all_sent("app")
+    assert all("acknowledge" in each.answers for each in told)
+    assert await desk.run(presses.acknowledge_told, batch.first.id, "ann", desk.now) == 3
+    ((_, told),) = await desk.all_sent("app")
+    assert [each.acknowledged[0] for each in told if each.acknowledged] == ["ann"] * 3
+    assert await desk.run(presses.acknowledge_told, 10**6, "ann", desk.now) == 0
+
+
+async def test_what_lasts_is_not_forgotten(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.fire("", "DiskFull")
+    await desk.all_sent("app")
+    await desk.all_sent("ops")
+    desk.now += 86400
+    assert await desk.run(housekeeping.forget, desk.now) == 0
+    await desk.close(1)
+    await desk.fire("", "DiskFull", "resolved")
+    await desk.all_sent("app")
+    await desk.all_sent("ops")
+    desk.now += 86400
+    await desk.run(housekeeping.forget, desk.now)
+    assert [*await desk.rows("app"), *await desk.rows("ops")] == []
 
 
 async def test_a_card_of_many_is_changed_as_one(desk: Desk) -> None:
@@ -338,6 +495,21 @@ async def test_reminders_while_it_lasts(tmp_path: Path) -> None:
     desk.now += 7200
     assert await desk.run(escalation.look_after, desk.inventory.notify, desk.now) is False
     assert [row.kind for row in await desk.rows("ops")] == ["down", "reminder", "reminder", "reminder", "recovered"]
+    await asyncio.to_thread(desk.database.close)
+
+
+async def test_alerts_that_are_not_acted_on_are_escalated_and_acknowledged(tmp_path: Path) -> None:
+    desk = await asyncio.to_thread(Desk, tmp_path, ESCALATED)
+    await desk.fire("web", "ServiceSlow")
+    desk.now += 660
+    await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
+    _, told = await desk.send("lead")
+    assert (told[0].state, told[0].answers["acknowledge"]) == ("alert", {"incident": 1})
+    await desk.run(incidents.acknowledge, 1, "ann", desk.now)
+    desk.now += 3600
+    await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
+    assert [len(await desk.rows(name)) for name in ("lead", "boss")] == [1, 0]
+    assert [row.kind for row in await desk.rows("ops")] == ["alert", "reminder"]
     await asyncio.to_thread(desk.database.close)
 
 

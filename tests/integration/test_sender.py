@@ -11,7 +11,7 @@ import pytest
 
 from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, StandIn
 from remediator.database import Database
-from remediator.notices import sender
+from remediator.notices import feishu, sender
 from remediator.notices.outbox import Batch
 from tests.integration.post import LABELS, Post
 from tests.support import eventually, inventory_of
@@ -93,12 +93,48 @@ async def test_a_clock_two_hours_off_is_told_as_what_it_is(post: Post) -> None:
 
 
 async def test_a_refused_card_is_sent_plain_and_calls_nobody(post: Post) -> None:
-    post.feishu.misbehave.append((200, {}, b'{"code":11246}'))
+    post.feishu.misbehave.append((200, {}, b'{"code":9499}'))
     await post.tell(1, labels={**LABELS, "severity": "critical"})
     await eventually(post.settled)
     (card,) = post.feishu.received
     assert card.message["msg_type"] == "text"
     assert "at id" not in card.text
+
+
+async def test_where_mentions_are_refused_the_card_is_sent_without(post: Post) -> None:
+    post.feishu.all_disabled = True
+    await post.tell(1, labels={**LABELS, "severity": "critical"})
+    await eventually(post.settled)
+    (card,) = post.feishu.received
+    assert (card.message["msg_type"], "at id" in card.text) == ("interactive", False)
+    assert len(post.feishu.refused) == 1
+
+
+async def test_a_busy_bot_is_left_alone_for_all_that_it_is_to_tell(post: Post) -> None:
+    post.feishu.misbehave.append((429, {"x-ogw-ratelimit-reset": "1.5"}, b""))
+    began = time.time()
+    for number in range(3):
+        await post.tell(number)
+    await eventually(post.settled)
+    assert min(card.at for card in post.feishu.received) - began > 1.4
+    assert not post.feishu.misbehave
+
+
+async def test_a_dripping_answer_is_no_answer(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feishu, "DEADLINE", 0.3)
+    post.feishu.misbehave.append("drip")
+    await post.tell(1)
+    await eventually(post.settled, 10)
+    (row,) = await post.rows()
+    assert (row.state, row.tries) == ("sent", 2)
+
+
+async def test_what_nobody_knows_is_tried_a_few_times(post: Post) -> None:
+    post.feishu.misbehave.extend([(400, {}, b'{"code":2200}')] * 9)
+    await post.tell(1)
+    await eventually(post.settled)
+    (row,) = await post.rows()
+    assert (row.state, row.tries, row.answer) == ("dead", 5, "2200: refused")
 
 
 async def test_a_bot_that_is_not_there_delays_and_loses_nothing(post: Post) -> None:

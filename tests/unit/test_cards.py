@@ -26,8 +26,9 @@ from tests.support import inventory_of
 
 ZONE = "Asia/Shanghai"
 AT = datetime(2026, 11, 24, 3, 0, tzinfo=ZoneInfo(ZONE))
-STATES: list[State] = [*get_args(get_args(State)[0]), "acting", "test"]
-LANGUAGES: dict[str, Templates] = {"en": Templates("en", ZONE), "zh": Templates("zh", ZONE)}
+STATES: list[State] = [*get_args(get_args(State)[0]), "acting", "watched", "test"]
+LANGUAGES: dict[str, Templates] = {"en": Templates("en"), "zh": Templates("zh")}
+MENTION = {"critical": ["all"], "warning": ["all"], "info": ["all"]}
 APP = feishu_app.FeishuAppOptions.model_validate({"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x"})
 
 
@@ -57,12 +58,12 @@ def story(state: State, inventory: Inventory, **more: Any) -> Story:
 
 
 def both(
-    told: list[Story], language: str, form: Form = "one", mention: Any = ("all",)
+    told: list[Story], language: str, form: Form = "one", mention: Any = MENTION
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """(a custom bot's card, an app's card, the plain text) of stories; what Feishu would refuse fails here."""
     card = cards.card(told, form, LANGUAGES[language], mention, answers=True)
     custom = feishu.message(Letter(card))
-    plain = feishu.message(Letter(card, degraded=True))
+    plain = feishu.message(Letter(card, degraded=2))
     request = feishu_app.request(APP, Letter(card, uuid="u"))[2]
     of_app = json.loads(request["content"])
     assert feishu_cards.fault_of_version_1(custom["card"]) == feishu_cards.fault_of_version_2(of_app) == ""
@@ -171,8 +172,8 @@ def test_no_button_leads_elsewhere_than_to_the_web(inventory: Inventory) -> None
 @pytest.mark.parametrize(
     ("mention", "severity", "called"),
     [
-        (["all"], "info", ["all"]),
-        (["on_call", "ou_bob"], "critical", ["ou_ann", "ou_bob"]),
+        (MENTION, "info", ["all"]),
+        ({"critical": ["on_call", "ou_bob"]}, "critical", ["ou_ann", "ou_bob"]),
         ({"critical": ["all"], "warning": ["on_call"]}, "critical", ["all"]),
         ({"critical": ["all"], "warning": ["on_call"]}, "warning", ["ou_ann"]),
         ({"critical": ["all"]}, "info", []),
@@ -203,11 +204,61 @@ def test_a_group_says_what_they_share_once(inventory: Inventory) -> None:
     told[1] = replace(told[1], state="alert_over")
     custom, _, plain = both(told, "en", "group")
     text = feishu_cards.text_of(custom)
-    assert custom["header"]["title"]["content"] == "Alert × 3: DiskFull"
+    assert custom["header"]["title"]["content"] == "Alert × 2 of 3: DiskFull"
     assert text.count("node") == 1
     assert all(f"n{n}" in text and f"disk {n}" in text for n in range(3))
     assert "**Alert resolved** 1 of 3" in text
     assert "instance: n2" in plain
+
+
+def test_what_lasts_stands_first_in_a_group_and_gives_it_its_title(inventory: Inventory) -> None:
+    def told(over: int) -> list[Story]:
+        labels = [{"alertname": "DiskFull", "instance": f"n{n}"} for n in range(200)]
+        states: list[State] = ["alert_over" if n < over else "alert" for n in range(200)]
+        return [story(state, inventory, service=None, labels=each) for state, each in zip(states, labels, strict=True)]
+
+    custom, _, _ = both(told(199), "en", "group")
+    assert custom["header"] == {
+        "template": "red",
+        "title": {"tag": "plain_text", "content": "Alert × 1 of 200: DiskFull"},
+    }
+    assert "n199" in feishu_cards.text_of(custom)
+    custom, of_app, _ = both(told(200), "en", "group")
+    assert custom["header"] == {
+        "template": "green",
+        "title": {"tag": "plain_text", "content": "Alert resolved × 200: DiskFull"},
+    }
+    assert "<at" not in feishu_cards.text_of(of_app)
+
+
+def test_a_group_is_acknowledged_by_one_press(inventory: Inventory) -> None:
+    told = [story("down", inventory, answers={"acknowledge": {"incident": n}}) for n in (1, 2)]
+    card = cards.card(told, "summary", LANGUAGES["en"], {}, answers=True, notice=5)
+    assert [(each.text, each.value or each.url) for each in card.buttons] == [
+        ("Acknowledge", {"answer": "acknowledge", "notice": 5}), ("Runbook", "https://wiki/web"), ("Console", "http://defib:9095/"),
+    ]  # fmt: skip
+    told = [replace(each, answers={}) for each in told]
+    assert cards.card(told, "summary", LANGUAGES["en"], {}, answers=True, notice=5).buttons[0].text == "Runbook"
+
+
+def test_what_is_over_calls_nobody_and_silences_nothing(inventory: Inventory) -> None:
+    late = story("gave_up", inventory, lasted=30.0)
+    assert cards.card([late], "one", LANGUAGES["en"], {"critical": ["all"]}, answers=True).calls == ()
+    custom, _, _ = both([story("recovered", inventory)], "en")
+    assert [each["text"]["content"] for each in feishu_cards.buttons(custom)] == [
+        "Grafana",
+        "Runbook",
+        "Logs",
+        "Console",
+    ]
+    assert "**Summary**" not in feishu_cards.text_of(custom)  # what the alert said is not so any more
+
+
+def test_a_mention_in_a_title_is_none(inventory: Inventory) -> None:
+    _, of_app, _ = both(
+        [story("alert", inventory, service=None, labels={"alertname": "<at id=all></at>"})], "en", mention={}
+    )
+    assert of_app["header"]["title"]["content"] == "Alert: ‹at id=all>‹/at>"
 
 
 def test_a_summary_names_all_it_has_room_for_and_counts_the_rest(inventory: Inventory) -> None:
@@ -252,11 +303,11 @@ def test_nothing_from_outside_is_markup(inventory: Inventory, state: State, text
         state, inventory, service=None, labels=labels, annotations={"summary": text, text: text}, facts=facts,
         decision=("wait", text, text), attempts=[Attempt(text, text, text, text, AT, 1.0)], firing=[text, "b"], acknowledged=(text, AT),
     )  # fmt: skip
-    custom, of_app, plain = both([told], language, mention=())
+    custom, of_app, plain = both([told], language, mention={})
     assert forged({"elements": custom["elements"], "body": of_app["body"]["elements"][0]}) == []
     assert "<" not in plain
     for form in ("group", "summary"):
-        custom, of_app, _ = both([told, told], language, form, mention=())
+        custom, of_app, _ = both([told, told], language, form, mention={})
         assert forged({"elements": custom["elements"], "body": of_app["body"]["elements"][0]}) == []
 
 
@@ -264,7 +315,7 @@ def test_nothing_from_outside_is_markup(inventory: Inventory, state: State, text
 @given(st.dictionaries(st.text(max_size=30), st.text(max_size=300), max_size=8), st.sampled_from(["en", "zh"]))
 def test_whatever_labels_hold_is_shown_as_it_is(labels: dict[str, str], language: str) -> None:
     told = Story("alert", "info", {"alertname": "A", **labels}, labels, None, AT, None, 1.0, [], {})
-    card = cards.card([told], "one", LANGUAGES[language], (), answers=False)
+    card = cards.card([told], "one", LANGUAGES[language], {}, answers=False)
     assert not any(set(line) & set("<>[]()\\_~`") for line in card.body)
     # All that is left of markup is what makes names bold.
     for line in card.body:
@@ -291,6 +342,13 @@ def test_both_languages_have_the_same_words() -> None:
     assert set(english["answers"]) == set(get_args(Answer))
 
 
+def test_plain_text_is_no_larger_than_feishu_takes(inventory: Inventory) -> None:
+    labels = {f"label{n}": "\U0001f600" * 600 for n in range(60)}
+    told = [story("alert", inventory, service=None, labels=labels)] * 3
+    _, _, plain = both(told, "zh", "group")
+    assert len(plain.encode()) < SIZE_LIMIT
+
+
 def test_durations() -> None:
     words = LANGUAGES["en"].words
     said = [templates.duration(words, seconds) for seconds in (0.2, 41.4, 61, 3599, 7260, 90000, -5)]
@@ -302,8 +360,8 @@ def test_a_user_s_templates_stand_in_place_of_ours(inventory: Inventory, tmp_pat
     (tmp_path / "card.j2").write_text(
         "{{ bold('Rack') }} {{ story.labels.rack }}\n{% include 'defib/card.j2' %}\n{{ story.service.id }}"
     )
-    own = Templates("en", ZONE, tmp_path)
-    card = cards.card([story("down", inventory, labels={"rack": "<a3>"})], "one", own, (), answers=False)
+    own = Templates("en", tmp_path)
+    card = cards.card([story("down", inventory, labels={"rack": "<a3>"})], "one", own, {}, answers=False)
     assert card.title == "[ops] Service down: Web page"
     assert card.body[0] == "**Rack** &#60;a3&#62;"
     assert card.body[-1] == "web"

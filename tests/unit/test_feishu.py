@@ -49,6 +49,8 @@ OK = b'{"StatusCode":0,"StatusMessage":"success","code":0,"data":{},"msg":"succe
         (400, {}, b'{"code":230002}', "dead"),
         (400, {}, b'{"code":230034}', "dead"),
         (400, {}, b'{"code":232009}', "dead"),
+        (200, {}, b'{"code":10014}', "dead"),
+        (400, {}, b'{"code":2200,"msg":"Internal Error"}', "unknown"),
     ],
 )
 def test_what_an_answer_means(status: int, headers: dict[str, str], body: bytes, what: str) -> None:
@@ -87,7 +89,9 @@ def test_a_custom_bot_is_sent_a_card_or_plain_text() -> None:
     assert not feishu_cards.fault_of_version_1(whole["card"])
     assert "<at id=all></at>" in whole["card"]["elements"][1]["text"]["content"]
     assert [each["text"]["content"] for each in feishu_cards.buttons(whole["card"])] == ["Page"]  # it takes no answers
-    plain = message(Letter(CARD, degraded=True))
+    calm = message(Letter(CARD, degraded=1))
+    assert (calm["msg_type"], "<at" in str(calm)) == ("interactive", False)
+    plain = message(Letter(CARD, degraded=2))
     assert plain["msg_type"] == "text"
     assert plain["content"]["text"].splitlines()[-1] == "and 15 more"
     assert "<" not in plain["content"]["text"]

@@ -24,6 +24,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False, server_default="0"),
         sa.Column("message_id", sa.String(), nullable=True),
         sa.Column("message_at", sa.Float(), nullable=True),
+        sa.Column("renewed", sa.Integer(), nullable=False, server_default="0"),
     ]
     for column in of_notices:
         op.add_column("notices", column)
