@@ -123,9 +123,11 @@ class Notify(Part):
         asked = (channel for route in self.routes_for(labels, told) if route.states for channel in route.channels)
         return _once([*(channel for channel in begun if channel not in left_out), *asked])
 
-    def on_call(self, labels: Mapping[str, str]) -> list[Person]:
-        """Who is on call for a trouble, by the routes that tell of its beginning."""
-        names = _once(name for route in self.routes_for(labels, "down") for name in route.on_call)
+    def on_call(self, labels: Mapping[str, str], told: Told) -> list[Person]:
+        """Who is on call for a trouble, by the routes that tell this of it, or its beginning."""
+        begins: tuple[Told, ...] = (told, "down", "alert")
+        routes = (route for each in begins for route in self.routes_for(labels, each))
+        names = _once(name for route in routes for name in route.on_call)
         return [self.people[name] for name in names if name in self.people]
 
     def person(self, open_id: str) -> tuple[str, Person] | None:

@@ -107,6 +107,8 @@ def forget(connection: Connection, before: float) -> int:
         connection.execute(delete(notices).where(notices.c.id.in_(told))).rowcount,
         connection.execute(
             delete(alerts).where(
+                # Its number may be given to another: what refers to it goes first.
+                alerts.c.id.not_in(select(notices.c.alert_id).where(notices.c.alert_id.is_not(None))),
                 alerts.c.status == "resolved",
                 or_(alerts.c.incident_id.in_(gone), alerts.c.incident_id.is_(None) & (alerts.c.last_seen < before)),
             )

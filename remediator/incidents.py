@@ -48,9 +48,14 @@ def open_incidents(connection: Connection, services: Collection[str] | None = No
 
 
 def became_down(connection: Connection, incident: int, labels: Mapping[str, str]) -> None:
-    """An alert to act on joined: from now on only those keep the incident open."""
+    """An alert to act on joined: from now on only those keep the incident open.
+
+    Who acknowledged what was milder has not acknowledged this.
+    """
     connection.execute(
-        update(incidents).where(incidents.c.id == incident, incidents.c.labels.is_(None)).values(labels=dict(labels))
+        update(incidents)
+        .where(incidents.c.id == incident, incidents.c.labels.is_(None))
+        .values(labels=dict(labels), acknowledged_by=None, acknowledged_at=None)
     )
 
 
@@ -83,6 +88,7 @@ def decided(connection: Connection, notify: Notify, incident: int, decision: Dec
     if decision.reason == "healing-itself" and before.healing_since is None:
         values["healing_since"] = now
     connection.execute(update(incidents).where(incidents.c.id == incident).values(**values))
+    outbox.changed(connection, now, incident=incident)
     if decision.verb != "nothing":
         note(connection, incident, now, decision.verb, reason=decision.reason, detail=decision.detail)
     if decision.reason == "attempts-used-up" and not _last_one_failed(connection, incident):

@@ -155,6 +155,8 @@ class Presses:
 
     async def _carried_out(self, press: Press, answer: Answer, who: str, inventory: Inventory) -> Toast:
         about = _about(press)
+        if not await self._database.run_first(_is_the_same, about):
+            return Toast("warning", "over")
         if answer == "acknowledge":
             return await self._acknowledge(about, who)
         if answer == "silence":
@@ -207,6 +209,7 @@ class Presses:
         finally:
             await alertmanager.close()
         await self._database.run_first(_silenced, about, who, silence, clock.now())
+        await self._acknowledge(about, who)
         self._engine.wake()
         until = datetime.fromtimestamp(ends, ZoneInfo(inventory.notify.timezone))
         return Toast("success", "silenced", (until.strftime("%H:%M"),))
@@ -248,7 +251,7 @@ class Presses:
 
 def _about(press: Press) -> dict[str, int]:
     """What the button was about: numbers of the record."""
-    known = ((name, press.value.get(name)) for name in ("incident", "alert", "action", "notice"))
+    known = ((name, press.value.get(name)) for name in ("incident", "alert", "action", "notice", "since"))
     return {name: number for name, number in known if isinstance(number, int) and abs(number) < BIGGEST}
 
 
@@ -273,17 +276,31 @@ def _incident(connection: Connection, number: int) -> Any:
 def acknowledge_told(connection: Connection, notice: int, by: str, now: float) -> int:
     """Acknowledge all that the message of a notice tells and that lasts; how many there were."""
     message = select(notices.c.message_id).where(notices.c.id == notice).scalar_subquery()
+    together = or_(notices.c.id == notice, notices.c.told_in == notice, notices.c.message_id == message)
     rows = connection.execute(
-        select(notices.c.incident_id, notices.c.alert_id).where(
-            or_(notices.c.id == notice, notices.c.message_id == message)
+        select(
+            notices.c.kind, notices.c.incident_id, notices.c.alert_id, alerts.c.incident_id.label("alert_s_incident")
         )
+        .join(alerts, notices.c.alert_id == alerts.c.id, isouter=True)
+        .where(together)
     ).all()
-    of_incidents = {row.incident_id for row in rows if row.incident_id is not None}
-    of_alerts = {row.alert_id for row in rows if row.incident_id is None and row.alert_id is not None}
+    # An alert's incident may be another than it was told with.
+    of_incidents = {row.alert_s_incident if row.kind == "alert" else row.incident_id for row in rows} - {None}
+    of_alerts = {row.alert_id for row in rows if row.kind == "alert" and row.alert_s_incident is None}
     found = [incidents.acknowledge(connection, each, by, now) for each in sorted(of_incidents)]
     taken = sum(1 for row in found if row is not None and row.state == "open")
     strangers = [intake.acknowledge(connection, each, by, now) for each in sorted(of_alerts)]
     return taken + sum(1 for row in strangers if row is not None and row.status == "firing")
+
+
+def _is_the_same(connection: Connection, about: Mapping[str, int]) -> bool:
+    """Whether a button's numbers are still of what it was made for: those of a lost record begin anew."""
+    of = {"incident": incident_rows.c.opened_at, "alert": alerts.c.first_seen, "notice": notices.c.created_at}
+    for name, began in of.items():
+        if name in about:
+            at = connection.scalar(select(began).where(began.table.c.id == about[name]))
+            return at is not None and int(at) == about.get("since")
+    return True
 
 
 def _labels_of(connection: Connection, about: Mapping[str, int]) -> Mapping[str, str] | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from fleet.notify import Answer, Severity, Told
+from fleet.notify import Answer, Severity
 from remediator.notices.outbox import Form
 from remediator.notices.stories import State, Story
 from remediator.notices.templates import Templates, clean
@@ -18,8 +18,8 @@ from remediator.notices.templates import Templates, clean
 SIZE_LIMIT = 19_000  # bytes of UTF-8; Feishu takes 20 KB, signing and masking add some
 TEXT_LINES = 25
 # What may call people: that somebody is needed.
-CALLING: frozenset[Told] = frozenset(
-    {"down", "could_not_restart", "gave_up", "alert", "approval", "blind", "reminder", "watchdog_missing"}
+CALLING: frozenset[State] = frozenset(
+    {"down", "acting", "could_not_restart", "gave_up", "alert", "approval", "blind", "reminder", "watchdog_missing"}
 )
 _OVER = ("recovered", "alert_over", "unobserved")
 _SEVERITY_COLOURS = {"critical": "red", "warning": "orange", "info": "blue"}
@@ -70,10 +70,12 @@ def card(
     *,
     answers: bool,
     notice: int = 0,
+    told_at: float = 0.0,
 ) -> Card:
-    """The card of one story, or of several, first of all of the notice `notice`. Raises TemplateError.
+    """The card of one story, or of several. Raises TemplateError.
 
-    `answers` says whether its buttons can answer.
+    `answers` says whether its buttons can answer; `notice` is what it tells first, made at `told_at` by the record's
+    clock.
     """
     first, words = stories[0], templates.words
     return Card(
@@ -83,7 +85,7 @@ def card(
         tuple(templates.body(stories, form, plain=True)),
         words["more"],
         tuple(_calls(stories, mention)),
-        (*(_answers(stories, form, words, notice) if answers else ()), *_links(first, form, words)),
+        (*(_answers(stories, form, words, notice, told_at) if answers else ()), *_links(first, form, words)),
     )
 
 
@@ -104,10 +106,13 @@ def _calls(stories: Sequence[Story], mention: Mapping[Severity, Sequence[str]]) 
     return list(names)
 
 
-def _answers(stories: Sequence[Story], form: Form, words: Mapping[str, Any], notice: int) -> list[Button]:
+def _answers(
+    stories: Sequence[Story], form: Form, words: Mapping[str, Any], notice: int, told_at: float
+) -> list[Button]:
     found = stories[0].answers
     if form != "one":  # many are looked after by one press
-        found = {"acknowledge": {"notice": notice}} if any("acknowledge" in each.answers for each in stories) else {}
+        about = {"notice": notice, "since": int(told_at)}
+        found = {"acknowledge": about} if any("acknowledge" in each.answers for each in stories) else {}
     return [
         Button(words["answers"][answer], value={"answer": answer, **about}, look=_LOOK.get(answer, "default"))
         for answer, about in found.items()

@@ -60,6 +60,7 @@ class Batch:
     degraded: int = 0
     signed_again: bool = False
     since: float = 0.0  # when it came to wait
+    tries: int = 0
 
     @property
     def first(self) -> Notice:
@@ -177,7 +178,9 @@ def told(connection: Connection, about: str) -> list[str]:
 def changed(connection: Connection, now: float, *, incident: int | None = None, alert: int | None = None) -> None:
     """What the card of an incident, or of an alert, shows has changed."""
     of_incident = and_(notices.c.incident_id == incident, notices.c.kind == "down")
-    of = of_incident if incident is not None else and_(notices.c.alert_id == alert, notices.c.kind == "alert")
+    # An alert that fires again has a card of its own for that; the one before is of what was.
+    latest = select(func.max(notices.c.id)).where(notices.c.alert_id == alert, notices.c.kind == "alert")
+    of = of_incident if incident is not None else notices.c.id.in_(latest.group_by(notices.c.channel))
     was_sent = notices.c.state == "sent"
     connection.execute(
         update(notices)
@@ -210,11 +213,11 @@ def outgrown(connection: Connection, now: float, *, incident: int | None = None,
 _LIGHT = (
     notices.c.id, notices.c.kind, notices.c.topic, notices.c.severity, notices.c.incident_id, notices.c.not_before,
     notices.c.pending_since, notices.c.message_id, notices.c.message_at, notices.c.tries, notices.c.card,
-    notices.c.told_in, notices.c.renewed,
+    notices.c.told_in, notices.c.renewed, notices.c.alert_id,
 )  # fmt: skip
 
 
-# What is new goes before cards that change, the gravest first, then the oldest.
+# What may go; of that what is new before cards that change, the gravest first, then the oldest.
 _RANK = case({name: rank for rank, name in enumerate(SEVERITIES)}, value=notices.c.severity, else_=len(SEVERITIES))
 _ORDER = (notices.c.message_id.is_not(None), _RANK, notices.c.pending_since, notices.c.id)
 
@@ -222,18 +225,23 @@ _ORDER = (notices.c.message_id.is_not(None), _RANK, notices.c.pending_since, not
 def choose(connection: Connection, channel: str, bot: str, now: float) -> Batch | float:
     """What is to be told next, the gravest first, then the oldest; or the time at which to look again."""
     pending = and_(notices.c.channel == channel, notices.c.state == "pending")
-    waiting: Any = connection.execute(select(*_LIGHT).where(pending).order_by(*_ORDER).limit(AT_ONCE)).all()
-    ready, later = _ready(waiting, now)
+    order = (notices.c.not_before > now, *_ORDER)
+    waiting: Any = connection.execute(select(*_LIGHT).where(pending).order_by(*order).limit(AT_ONCE)).all()
+    free = _free(waiting)
+    ready = [row for row in free if row.not_before <= now]
     if not ready:
-        return later
+        return min((row.not_before for row in free), default=math.inf)
     at = next_slot(_sent_lately(connection, bot, now), now)
     if at > now:
         return at
     lead = ready[0]
-    if lead.message_id is not None and lead.message_at > now - CHANGED_WITHIN:
+    if lead.message_id is not None and lead.message_at <= now - CHANGED_WITHIN:
+        _begin_anew(connection, channel, lead.message_id)
+        return choose(connection, channel, bot, now)
+    if lead.message_id is not None:
         card = and_(notices.c.channel == channel, notices.c.message_id == lead.message_id)
         return _batch(connection, select(notices).where(card), message_id=lead.message_id)
-    alike = _alike(ready, waiting, lead)
+    alike = _tried_with(connection, channel, lead) if lead.tries else _alike(free, lead, now)
     if len(alike) > 1:
         return _batch(connection, _whole(alike))
     story = _story(waiting, lead, now)
@@ -242,39 +250,58 @@ def choose(connection: Connection, channel: str, bot: str, now: float) -> Batch 
     return _batch(connection, _whole(story[-1:]), told_by_it=told_by_it, reply_to=reply_to)
 
 
-def _ready(waiting: Sequence[Row[Any]], now: float) -> tuple[list[Row[Any]], float]:
-    """Notices that may go, in order, and when the next one may. One waits for those before it of its incident.
+def _begin_anew(connection: Connection, channel: str, message_id: str) -> None:
+    """A card is too old to be changed: what it tells is told by another."""
+    card = and_(notices.c.channel == channel, notices.c.message_id == message_id, notices.c.state != "dead")
+    connection.execute(update(notices).where(card).values(message_id=None, state="pending", tries=0, told_in=None))
 
-    What has begun an incident's card is waited for; that it changes is not.
+
+def _free(waiting: Sequence[Row[Any]]) -> list[Row[Any]]:
+    """Notices that need not wait for those before them of their incident, or of their alert.
+
+    What has begun a card is waited for; that it changes is not.
     """
-    first: dict[int, int] = {}
+    first: dict[tuple[str, int], int] = {}
     for row in waiting:
-        if row.incident_id is not None and row.message_id is None:
-            first[row.incident_id] = min(row.id, first.get(row.incident_id, row.id))
-    free = [row for row in waiting if row.message_id is not None or row.id == first.get(row.incident_id, row.id)]
-    ready = [row for row in free if row.not_before <= now]
-    return ready, min((row.not_before for row in free if row.not_before > now), default=math.inf)
+        if (of := _of_what(row)) is not None and row.message_id is None:
+            first[of] = min(row.id, first.get(of, row.id))
+    return [
+        row for row in waiting
+        if row.message_id is not None or (of := _of_what(row)) is None or row.id == first[of]
+    ]  # fmt: skip
 
 
-def _alike(ready: Sequence[Row[Any]], waiting: Sequence[Row[Any]], lead: Row[Any]) -> Sequence[Row[Any]]:
-    """What is told together with `lead`.
+def _of_what(row: Row[Any]) -> tuple[str, int] | None:
+    if row.incident_id is not None:
+        return "incident", row.incident_id
+    return ("alert", row.alert_id) if row.alert_id is not None else None
 
-    What was tried together stays together, since it may have been told.
-    """
-    if lead.tries:
-        whole = lead.told_in or lead.id
-        return [row for row in waiting if row.tries and row.message_id is None and (row.told_in or row.id) == whole]
-    fresh = [row for row in ready if not row.tries and _key(row) == _key(lead)]
-    if len(ready) > FOLD_OVER and len(fresh) >= FOLD_FROM:
-        return fresh
+
+def _tried_with(connection: Connection, channel: str, lead: Row[Any]) -> Sequence[Row[Any]]:
+    """What was tried together stays together, since it may have been told."""
+    whole = lead.told_in or lead.id
+    mine = and_(notices.c.channel == channel, notices.c.state == "pending", notices.c.message_id.is_(None))
+    together = and_(mine, notices.c.tries > 0, or_(notices.c.told_in == whole, notices.c.id == whole))
+    tried: Any = connection.execute(select(*_LIGHT).where(together)).all()
+    of_one_story = lead.incident_id is not None and all(row.incident_id == lead.incident_id for row in tried)
+    return [lead] if of_one_story or not tried else tried
+
+
+def _alike(free: Sequence[Row[Any]], lead: Row[Any], now: float) -> Sequence[Row[Any]]:
+    """What is told together with `lead`, that was not tried yet."""
+    fresh = [row for row in free if not row.tries and row.message_id is None]
+    ready = [row for row in fresh if row.not_before <= now]
+    alike = [row for row in ready if _key(row) == _key(lead)]
+    if len(ready) > FOLD_OVER and len(alike) >= FOLD_FROM:
+        return alike
     if not lead.topic:
         return [lead]
     # Those that came after it, and still wait for others, have found it.
-    return [row for row in waiting if not row.tries and _key(row) == _key(lead) and row.topic == lead.topic]
+    return [row for row in fresh if _key(row) == _key(lead) and row.topic == lead.topic]
 
 
 def _key(row: Row[Any]) -> tuple[Any, ...]:
-    return row.kind, row.severity, row.message_id
+    return row.kind, row.severity
 
 
 def _story(waiting: Sequence[Row[Any]], lead: Row[Any], now: float) -> list[Row[Any]]:
@@ -325,6 +352,7 @@ def _batch(
         uuid=f"{first.id}-{first.created_at:.3f}-{first.degraded}-{first.renewed}",
         degraded=max(row.degraded for row in rows),
         signed_again=bool(first.signed_again),
+        tries=max((row.tries for row in rows if row.state == "pending"), default=0),
         since=min((row.pending_since for row in rows if row.state == "pending"), default=first.pending_since),
     )  # fmt: skip
 
@@ -362,9 +390,9 @@ def reserve(connection: Connection, batch: Batch, bot: str, now: float) -> int |
     if next_slot(_sent_lately(connection, bot, now), now) > now:
         return None
     made = connection.execute(insert(sends).values(notice_id=batch.first.id, bot=bot, at=now))
-    others = and_(_of(batch), notices.c.id != batch.first.id)
-    connection.execute(update(notices).where(_of(batch)).values(tries=notices.c.tries + 1))
-    connection.execute(update(notices).where(others).values(told_in=batch.first.id))
+    waiting = and_(_of(batch), notices.c.state == "pending")
+    told_in = case((notices.c.id == batch.first.id, None), else_=batch.first.id)
+    connection.execute(update(notices).where(waiting).values(tries=notices.c.tries + 1, told_in=told_in))
     return int(made.lastrowid)
 
 
@@ -410,7 +438,7 @@ def broke(connection: Connection, batch: Batch, why: str, not_before: float, *, 
     """We could not even make a message of it: let others go first; after so many tries it is given up."""
     put_off(connection, batch, why, not_before)
     connection.execute(update(notices).where(_of(batch)).values(tries=notices.c.tries + 1))
-    worn_out = and_(_of(batch), notices.c.tries >= most)
+    worn_out = and_(_of(batch), notices.c.state == "pending", notices.c.tries >= most)
     connection.execute(update(notices).where(worn_out).values(state="dead", ended_at=not_before))
 
 
@@ -424,27 +452,31 @@ def _renew(connection: Connection, batch: Batch, answer: str, now: float) -> Non
         "message_id": None, "renewed": notices.c.renewed + 1, "tries": 0, "told_in": None, "degraded": 0,
         "signed_again": 0, "not_before": now, "answer": answer,
     }  # fmt: skip
-    connection.execute(update(notices).where(_of(batch)).values(**values, state="pending"))
+    lives = or_(notices.c.state == "pending", notices.c.card == 1)
+    connection.execute(update(notices).where(_of(batch), lives).values(**values, state="pending"))
 
 
 def _sent(connection: Connection, batch: Batch, answer: str, now: float, message_id: str | None) -> None:
     values: dict[str, Any] = {"state": "sent", "ended_at": now, "answer": answer, "degraded": 0, "signed_again": 0}
     connection.execute(update(notices).where(_of(batch)).values(**values))
+    cards = and_(_of(batch), notices.c.card == 1)
     if message_id is not None and batch.message_id is None:
-        cards = and_(_of(batch), notices.c.card == 1)
-        # One that could never be changed is not tried for ever: how it goes on is told by notices.
-        kept = {"card": case((notices.c.renewed < RENEWALS, 1), else_=0), "message_id": message_id, "message_at": now}
-        connection.execute(update(notices).where(cards).values(**kept))
+        connection.execute(update(notices).where(cards).values(message_id=message_id, message_at=now))
+    elif batch.message_id is None:
+        connection.execute(update(notices).where(cards).values(card=0))  # it cannot be found again to be changed
     # What changed while it was being told is still to be told; so is what an earlier try may have told otherwise.
     by_version: dict[int, list[int]] = {}
     for notice in batch.notices:
         if notice.card:
-            known = notice.version if notice.tries == 0 or batch.message_id is not None else notice.version - 1
+            known = notice.version if batch.tries == 0 or batch.message_id is not None else notice.version - 1
             by_version.setdefault(known, []).append(notice.id)
     for version, ids in by_version.items():
         newer = and_(notices.c.id.in_(ids), notices.c.card == 1, notices.c.version > version, notices.c.state == "sent")
         again = {"state": "pending", "tries": 0, "pending_since": now, "not_before": now + CHANGE_AGAIN}
         connection.execute(update(notices).where(newer).values(**again))
+    # One that could never be changed is not tried for ever: how it goes on is told by notices.
+    given_up = and_(cards, notices.c.renewed >= RENEWALS, notices.c.state == "sent")
+    connection.execute(update(notices).where(given_up).values(card=0))
 
 
 def bury(connection: Connection, channels: Collection[str], now: float) -> int:

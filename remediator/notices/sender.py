@@ -205,10 +205,10 @@ class Sender:
             return "sent", 0.0
         if answer.what == "dead" or self._now() - batch.since > GIVE_UP_AFTER:
             return "dead", 0.0
-        if answer.what == "unknown" and batch.first.tries + 1 >= UNKNOWN_TRIES:
+        if answer.what == "unknown" and batch.tries + 1 >= UNKNOWN_TRIES:
             return "dead", 0.0
         if answer.what in ("again", "unknown"):
-            pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(batch.first.tries, 16))
+            pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(batch.tries, 16))
             return "pending", max(pause, answer.after or 0.0)
         # Both may help once: a plainer message, a new signature.
         if batch.degraded < answer.wants if answer.what == "degrade" else not batch.signed_again:
@@ -232,7 +232,10 @@ def _made(told: list[Story], batch: Batch, inventory: Inventory, options: Any) -
 def _card(told: list[Story], batch: Batch, words: Templates, options: Any) -> cards.Card:
     # That a card is changed calls nobody, whatever stands in it.
     mention = options.mention if batch.message_id is None else {}
-    return cards.card(told, batch.form, words, mention, answers=options.answers, notice=batch.first.id)
+    first = batch.first
+    return cards.card(
+        told, batch.form, words, mention, answers=options.answers, notice=first.id, told_at=first.created_at
+    )
 
 
 def _uuid(channel: str, batch: Batch) -> str:

@@ -125,7 +125,7 @@ class _Reader:
             "labels": labels,
             "annotations": dict(notice.content.get("annotations", {})),
             "service": service,
-            "on_call": self._inventory.notify.on_call(labels),
+            "on_call": self._inventory.notify.on_call(labels, notice.kind),
             "facts": facts,
         }
 
@@ -153,10 +153,11 @@ class _Reader:
     def _answers_to_alert(self, alert: Row[Any] | None) -> dict[Answer, Mapping[str, Any]]:
         if alert is None:
             return {}
-        about: dict[str, Any] = {"alert": alert.id}
+        about: dict[str, Any] = {"alert": alert.id, "since": int(alert.first_seen)}
         answers: dict[Answer, Mapping[str, Any]] = {}
         if self._looked_after(alert).acknowledged_at is None:
-            answers["acknowledge"] = about if alert.incident_id is None else {"incident": alert.incident_id}
+            of = self._looked_after(alert)
+            answers["acknowledge"] = about if of is alert else {"incident": of.id, "since": int(of.opened_at)}
         if self._inventory.remediator.alertmanager_url is not None:
             answers["silence"] = about
         return answers
@@ -236,7 +237,7 @@ class _Reader:
     ) -> dict[Answer, Mapping[str, Any]]:
         if row.state != "open":
             return {}
-        about: dict[str, Any] = {"incident": row.id}
+        about: dict[str, Any] = {"incident": row.id, "since": int(row.opened_at)}
         answers: dict[Answer, Mapping[str, Any]] = {}
         if row.acknowledged_at is None:
             answers["acknowledge"] = about

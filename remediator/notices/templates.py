@@ -29,7 +29,7 @@ from fleet.model import Inventory
 from remediator.notices.outbox import Form
 from remediator.notices.stories import State, Story
 
-VALUE_LIMIT = 600  # characters of one thing that is printed
+VALUE_LIMIT = 2000  # characters of one thing that is printed
 HOSTS_SHOWN = 5
 NAMES = ("title.j2", "card.j2", "group.j2", "summary.j2", "en.j2", "zh.j2")
 Language = Literal["zh", "en"]
@@ -42,9 +42,9 @@ def escape(text: str) -> str:
 
 
 def clean(text: str, limit: int = VALUE_LIMIT) -> str:
-    """Text in one line, without what cannot be seen or turns the writing's direction."""
-    shown = "".join(character if character.isprintable() else " " for character in text[: limit + 1])
-    return shown if len(shown) <= limit else f"{shown[:limit]}…"
+    """Text in one line, without what cannot be seen or turns the writing's direction; what is cut is counted."""
+    shown = "".join(character if character.isprintable() else " " for character in text[:limit])
+    return shown if len(text) <= limit else f"{shown}… (+{len(text) - limit})"
 
 
 class Templates:

@@ -211,7 +211,7 @@ async def test_stale_doubled_unknown_and_nonsense(loop: Loop, card: Message) -> 
     # Somebody whom the inventory does not know.
     assert "ou_stranger" in await press(loop, card, "restart", "ou_stranger")
     for value in ({}, {"answer": "dance"}, {"answer": "restart"}, {"answer": "restart", "incident": "1"}, {"answer": "approve", "action": 2**80},
-                  {"answer": "acknowledge", "incident": -1}, {"answer": "silence", "alert": True}):  # fmt: skip
+                  {"answer": "acknowledge", "incident": -1}, {"answer": "acknowledge", "incident": 1, "since": 7}, {"answer": "silence", "alert": True}):  # fmt: skip
         event = apps.event(card, "acknowledge")
         event["event"]["action"]["value"] = value
         status, told = await tell(loop, event)

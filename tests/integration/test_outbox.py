@@ -64,6 +64,9 @@ class Desk:
         alert = Alert(fingerprint, "1", "", status, labels, {"summary": "x"})
         await self.run(intake.receive, [alert], self.inventory, self.now)
 
+    async def reconciled(self, active: set[str]) -> None:
+        await self.run(intake.reconcile, active, active, self.now - 10, self.inventory, self.now)
+
     async def choose(self, channel: str) -> Batch | float:
         bot = self.inventory.notify.channels[channel].options.bot
         return await self.run(outbox.choose, channel, bot, self.now)  # type: ignore[no-any-return]
@@ -179,6 +182,16 @@ async def test_the_last_of_a_story_tells_for_those_before_it(desk: Desk) -> None
     assert told[0].state == "recovered"
     assert len(batch.told_by_it) == 1
     assert [(row.kind, row.state) for row in await desk.rows("ops")] == [("down", "sent"), ("recovered", "sent")]
+
+
+async def test_a_story_that_failed_is_told_again_as_one(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.act(1, state="succeeded", up_at=desk.now + 3)
+    await desk.close(1)
+    first, _ = await desk.send("ops", "again", "pending", after=2)
+    second, told = await desk.send("ops")
+    assert (second.form, told[0].state, second.ids, len(second.told_by_it)) == ("one", "recovered", first.ids, 1)
+    assert [row.state for row in await desk.rows("ops")] == ["sent", "sent"]
 
 
 async def test_strangers_of_one_name_are_told_together(desk: Desk) -> None:
@@ -389,6 +402,93 @@ async def test_many_are_acknowledged_by_one_press(desk: Desk) -> None:
     assert await desk.run(presses.acknowledge_told, 10**6, "ann", desk.now) == 0
 
 
+async def test_who_acknowledged_a_mild_alert_is_still_called_when_the_service_goes_down(desk: Desk) -> None:
+    await desk.fire("web", "ServiceSlow", severity="warning")
+    await desk.run(incidents.acknowledge, 1, "ann", desk.now)
+    await desk.fire("web")
+    sent = await desk.all_sent("app")
+    assert [story.acknowledged for _, told in sent for story in told if story.state == "down"] == [None]
+
+
+async def test_many_told_in_a_thread_are_acknowledged_by_one_press_too(desk: Desk) -> None:
+    for number in range(40):
+        await desk.fire(f"s{number}")
+    await desk.all_sent("app")
+    for number in range(40):
+        await desk.decide(number + 1, "refuse", "attempts-used-up")
+    batch = next(
+        batch for batch, told in await desk.all_sent("app") if told[0].state == "gave_up" and batch.message_id is None
+    )
+    assert await desk.run(presses.acknowledge_told, batch.first.id, "ann", desk.now) == 40
+
+
+async def test_an_alert_is_not_told_to_be_over_before_it_was_told(desk: Desk) -> None:
+    await desk.fire("", "DiskFull")
+    await desk.send("ops", "again", "pending", after=300)
+    await desk.fire("", "DiskFull", "resolved")
+    assert [told[0].state for _, told in await desk.all_sent("ops")] == ["alert", "alert_over"]
+
+
+async def test_what_was_put_off_does_not_hide_what_may_go(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "AT_ONCE", 20)
+    for number in range(30):
+        await desk.fire("", f"Alert{number}")
+    desk.now += 5
+    while isinstance(chosen := await desk.choose("ops"), Batch):
+        await desk.send("ops", "again", "pending", after=300)
+    assert isinstance(chosen, float)
+    await desk.fire("web", severity="info")
+    batch = await desk.choose("ops")
+    assert isinstance(batch, Batch) or batch < desk.now + 60
+
+
+async def test_each_change_of_a_card_of_many_has_its_own_tries(desk: Desk) -> None:
+    for number in range(5):
+        await desk.fire("", "DiskFull", instance=f"n{number}")
+    await desk.all_sent("app")
+    for number in range(4):
+        await desk.fire("", "DiskFull", "resolved", instance=f"n{number}")
+        ((batch, _),) = await desk.all_sent("app")
+        assert batch.tries == 0
+
+
+async def test_a_card_that_is_given_up_while_it_is_over_is_told_once_more(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.run(lambda c: c.execute(update(notices).where(notices.c.channel == "app").values(renewed=2)))
+    batch = await desk.choose("app")
+    assert isinstance(batch, Batch)
+    number = await desk.run(outbox.reserve, batch, "b", desk.now)
+    await desk.close(1)  # its card is thought to show it
+    await desk.run(
+        outbox.record, batch, number, "sent", "", state="sent", not_before=0, now=desk.now, message_id="om_9"
+    )
+    ((again, told),) = await desk.all_sent("app")
+    assert (told[0].state, again.message_id) == ("recovered", "om_9")
+
+
+async def test_a_card_shows_every_change_of_what_is_decided(desk: Desk) -> None:
+    await desk.fire("web")
+    await desk.fire("web", status="resolved")
+    assert [told[0].state for _, told in await desk.all_sent("app")] == ["down"]
+    await desk.decide(1, "nothing", None)
+    assert [told[0].state for _, told in await desk.all_sent("app")] == ["watched"]
+
+
+async def test_an_alert_that_fires_again_has_a_card_of_its_own(desk: Desk) -> None:
+    await desk.fire("", "DiskFull")
+    await desk.all_sent("app")
+    desk.now += 100
+    await desk.reconciled(set())
+    assert [told[0].state for _, told in await desk.all_sent("app")] == ["alert_over"]
+    desk.now += 100
+    await desk.reconciled({"DiskFull--"})
+    ((batch, told),) = await desk.all_sent("app")
+    assert (told[0].state, batch.message_id) == ("alert", None)
+    await desk.run(intake.acknowledge, 1, "ann", desk.now)
+    ((batch, _),) = await desk.all_sent("app")
+    assert batch.message_id == "om_3"
+
+
 async def test_what_lasts_is_not_forgotten(desk: Desk) -> None:
     await desk.fire("web")
     await desk.fire("", "DiskFull")
@@ -504,7 +604,7 @@ async def test_alerts_that_are_not_acted_on_are_escalated_and_acknowledged(tmp_p
     desk.now += 660
     await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
     _, told = await desk.send("lead")
-    assert (told[0].state, told[0].answers["acknowledge"]) == ("alert", {"incident": 1})
+    assert (told[0].state, told[0].answers["acknowledge"]["incident"]) == ("alert", 1)
     await desk.run(incidents.acknowledge, 1, "ann", desk.now)
     desk.now += 3600
     await desk.run(escalation.look_after, desk.inventory.notify, desk.now)

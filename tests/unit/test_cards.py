@@ -233,9 +233,9 @@ def test_what_lasts_stands_first_in_a_group_and_gives_it_its_title(inventory: In
 
 def test_a_group_is_acknowledged_by_one_press(inventory: Inventory) -> None:
     told = [story("down", inventory, answers={"acknowledge": {"incident": n}}) for n in (1, 2)]
-    card = cards.card(told, "summary", LANGUAGES["en"], {}, answers=True, notice=5)
+    card = cards.card(told, "summary", LANGUAGES["en"], {}, answers=True, notice=5, told_at=9.5)
     assert [(each.text, each.value or each.url) for each in card.buttons] == [
-        ("Acknowledge", {"answer": "acknowledge", "notice": 5}), ("Runbook", "https://wiki/web"), ("Console", "http://defib:9095/"),
+        ("Acknowledge", {"answer": "acknowledge", "notice": 5, "since": 9}), ("Runbook", "https://wiki/web"), ("Console", "http://defib:9095/"),
     ]  # fmt: skip
     told = [replace(each, answers={}) for each in told]
     assert cards.card(told, "summary", LANGUAGES["en"], {}, answers=True, notice=5).buttons[0].text == "Runbook"
