@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, Row, and_, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, update
 
 from fleet.model import Service
 from fleet.notify import Notify, Told
@@ -12,12 +12,19 @@ from remediator.notices import outbox
 from remediator.policy import QUEUED, Decision
 from remediator.schema import actions, alerts, incidents, timeline
 
+_NOTE = insert(timeline)
+_OPEN = select(incidents.c.id).where(incidents.c.service == bindparam("of"), incidents.c.state == "open")
+_BECAME_DOWN = (
+    update(incidents)
+    .where(incidents.c.id == bindparam("of"), incidents.c.labels.is_(None))
+    .values(labels=bindparam("said"), acknowledged_by=None, acknowledged_at=None)
+)
 Closed = Literal["recovered", "unobserved"]
 
 
 def note(connection: Connection, incident: int, at: float, event: str, **detail: Any) -> None:
     """Add an event to an incident's timeline; its cards show it."""
-    connection.execute(insert(timeline).values(incident_id=incident, at=at, event=event, detail=detail))
+    connection.execute(_NOTE, {"incident_id": incident, "at": at, "event": event, "detail": detail})
     outbox.changed(connection, at, incident=incident)
 
 
@@ -33,9 +40,7 @@ def open_or_new(connection: Connection, service: Service, now: float) -> int:
 
 def open_of(connection: Connection, service: str) -> int | None:
     """The open incident of a service, if any."""
-    found: int | None = connection.scalar(
-        select(incidents.c.id).where(incidents.c.service == service, incidents.c.state == "open")
-    )
+    found: int | None = connection.scalar(_OPEN, {"of": service})
     return found
 
 
@@ -52,11 +57,7 @@ def became_down(connection: Connection, incident: int, labels: Mapping[str, str]
 
     Who acknowledged what was milder has not acknowledged this.
     """
-    connection.execute(
-        update(incidents)
-        .where(incidents.c.id == incident, incidents.c.labels.is_(None))
-        .values(labels=dict(labels), acknowledged_by=None, acknowledged_at=None)
-    )
+    connection.execute(_BECAME_DOWN, {"of": incident, "said": dict(labels)})
 
 
 def firing_names(connection: Connection, incident: int, to_act_on: Collection[str]) -> frozenset[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, update
 
 from fleet.model import Inventory
 from fleet.notify import Told
@@ -15,6 +15,20 @@ from remediator.schema import alerts
 from remediator.webhook import Alert
 
 WATCHDOG = "Watchdog"
+# Made once: a delivery may hold thousands of alerts.
+_KNOWN = select(alerts).where(
+    alerts.c.fingerprint == bindparam("fingerprint"), alerts.c.starts_at == bindparam("starts_at")
+)
+_NEW = insert(alerts)
+_NUMBERED = select(alerts).where(alerts.c.id == bindparam("number"))
+_FIRES = (
+    update(alerts)
+    .where(alerts.c.id == bindparam("number"))
+    .values(
+        status="firing", resolved_by=None, times=alerts.c.times + 1, incident_id=bindparam("incident"),
+        last_seen=bindparam("now"),
+    )
+)  # fmt: skip
 
 
 def receive(connection: Connection, delivered: Sequence[Alert], inventory: Inventory, now: float) -> None:
@@ -27,32 +41,32 @@ def receive(connection: Connection, delivered: Sequence[Alert], inventory: Inven
 
 
 def _take(connection: Connection, alert: Alert, inventory: Inventory, now: float) -> None:
-    key = and_(alerts.c.fingerprint == alert.fingerprint, alerts.c.starts_at == alert.starts_at)
-    known = connection.execute(select(alerts).where(key)).first()
+    known = connection.execute(_KNOWN, {"fingerprint": alert.fingerprint, "starts_at": alert.starts_at}).first()
     if known is None:
         made = connection.execute(
-            insert(alerts).values(
-                fingerprint=alert.fingerprint,
-                starts_at=alert.starts_at,
-                status=alert.status,
-                resolved_by="alertmanager" if alert.status == "resolved" else None,
-                times=0,
-                name=alert.name,
-                labels=dict(alert.labels),
-                annotations=dict(alert.annotations),
-                ends_at=alert.ends_at,
-                first_seen=now,
-                last_seen=now,
-            )
+            _NEW,
+            {
+                "fingerprint": alert.fingerprint,
+                "starts_at": alert.starts_at,
+                "status": alert.status,
+                "resolved_by": "alertmanager" if alert.status == "resolved" else None,
+                "times": 0,
+                "name": alert.name,
+                "labels": dict(alert.labels),
+                "annotations": dict(alert.annotations),
+                "ends_at": alert.ends_at,
+                "first_seen": now,
+                "last_seen": now,
+            },
         )
-        known = connection.execute(select(alerts).where(alerts.c.id == made.lastrowid)).one()
+        known = connection.execute(_NUMBERED, {"number": made.lastrowid}).one()
         if alert.status == "firing":
             _fire(connection, known, inventory, now)
     elif alert.status == "resolved":
         if known.status == "firing":
             _resolve(connection, known, "alertmanager", alert.ends_at, inventory, now)
     elif known.status == "firing":
-        connection.execute(update(alerts).where(key).values(last_seen=now))
+        connection.execute(update(alerts).where(alerts.c.id == known.id).values(last_seen=now))
         if known.incident_id is None and alert.labels.get("service", "") in inventory.services:
             _fire(connection, known, inventory, now)  # its service came into the inventory meanwhile
     elif known.resolved_by == "reconciliation":
@@ -65,11 +79,7 @@ def _fire(connection: Connection, known: Row[Any], inventory: Inventory, now: fl
     """Let an alert fire, for the first time or again: its service has an incident, and people are told."""
     service = inventory.services.get(known.labels.get("service", ""))
     incident = open_or_new(connection, service, now) if service else None
-    connection.execute(
-        update(alerts)
-        .where(alerts.c.id == known.id)
-        .values(status="firing", resolved_by=None, times=known.times + 1, incident_id=incident, last_seen=now)
-    )
+    connection.execute(_FIRES, {"number": known.id, "incident": incident, "now": now})
     if service is not None and incident is not None:
         note(connection, incident, now, "firing", alert=known.name, starts_at=known.starts_at)
     about: str

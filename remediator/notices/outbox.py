@@ -9,7 +9,21 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, and_, case, func, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Update,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from fleet.notify import Notify, Told
@@ -175,27 +189,34 @@ def told(connection: Connection, about: str) -> list[str]:
     return list(connection.scalars(select(notices.c.channel).where(notices.c.about == about)))
 
 
-def changed(connection: Connection, now: float, *, incident: int | None = None, alert: int | None = None) -> None:
-    """What the card of an incident, or of an alert, shows has changed."""
-    of_incident = and_(notices.c.incident_id == incident, notices.c.kind == "down")
-    # An alert that fires again has a card of its own for that; the one before is of what was.
-    latest = select(func.max(notices.c.id)).where(notices.c.alert_id == alert, notices.c.kind == "alert")
-    of = of_incident if incident is not None else notices.c.id.in_(latest.group_by(notices.c.channel))
+def _changes(of: ColumnElement[bool]) -> Update:
+    """Makes the cards pending again that are `of` something which has changed `now`."""
     was_sent = notices.c.state == "sent"
-    connection.execute(
+    later: Any = func.max(bindparam("now"), func.coalesce(notices.c.ended_at, 0.0) + CHANGE_AGAIN)
+    return (
         update(notices)
         .where(of, notices.c.card == 1, or_(was_sent, notices.c.state == "pending"))
         .values(
             version=notices.c.version + 1,
             state="pending",
             tries=case((was_sent, 0), else_=notices.c.tries),
-            pending_since=case((was_sent, now), else_=notices.c.pending_since),
-            not_before=case(
-                (was_sent, func.max(now, func.coalesce(notices.c.ended_at, 0.0) + CHANGE_AGAIN)),
-                else_=notices.c.not_before,
-            ),
+            pending_since=case((was_sent, bindparam("now")), else_=notices.c.pending_since),
+            not_before=case((was_sent, later), else_=notices.c.not_before),
         )
     )
+
+
+# Made once: every event of every incident executes them.
+_OF_INCIDENT = _changes(and_(notices.c.incident_id == bindparam("of"), notices.c.kind == "down"))
+# An alert that fires again has a card of its own for that; the one before is of what was.
+_LATEST = select(func.max(notices.c.id)).where(notices.c.alert_id == bindparam("of"), notices.c.kind == "alert")
+_OF_ALERT = _changes(notices.c.id.in_(_LATEST.group_by(notices.c.channel)))
+
+
+def changed(connection: Connection, now: float, *, incident: int | None = None, alert: int | None = None) -> None:
+    """What the card of an incident, or of an alert, shows has changed."""
+    statement, of = (_OF_INCIDENT, incident) if incident is not None else (_OF_ALERT, alert)
+    connection.execute(statement, {"of": of, "now": now})
 
 
 def outgrown(connection: Connection, now: float, *, incident: int | None = None, alert: int | None = None) -> None:
