@@ -54,7 +54,7 @@ class LongConnection:
         self._answers[number] = asyncio.get_running_loop().create_future()
         headers = {"type": "event", "message_id": number, "trace_id": "t", "sum": "1", "seq": "0"}
         await self.sockets[-1].send_bytes(frame(headers, json.dumps(event).encode()))
-        answer = await asyncio.wait_for(self._answers[number], 5)
+        answer = await asyncio.wait_for(self._answers[number], 15)
         assert answer["code"] == 200
         return json.loads(base64.b64decode(answer["data"])) if answer.get("data") else None
 
