@@ -89,8 +89,9 @@ def decided(connection: Connection, notify: Notify, incident: int, decision: Dec
     if decision.reason == "healing-itself" and before.healing_since is None:
         values["healing_since"] = now
     connection.execute(update(incidents).where(incidents.c.id == incident).values(**values))
-    outbox.changed(connection, now, incident=incident)
-    if decision.verb != "nothing":
+    if decision.verb == "nothing":
+        outbox.changed(connection, now, incident=incident)  # no event, and yet its cards show it
+    else:
         note(connection, incident, now, decision.verb, reason=decision.reason, detail=decision.detail)
     if decision.reason == "attempts-used-up" and not _last_one_failed(connection, incident):
         # Where the last attempt failed, its own card has said so.

@@ -80,7 +80,7 @@ def _count(elements: list[Any]) -> int:
 def buttons(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every button of a card of either version."""
     found = []
-    left = [*card.get("elements", []), *card.get("body", {}).get("elements", [])]
+    left = _elements(card)
     while left:
         element = left.pop(0)
         if element.get("tag") == "button":
@@ -89,18 +89,24 @@ def buttons(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def _elements(card: Mapping[str, Any]) -> list[Any]:
+    return [*card.get("elements", []), *card.get("body", {}).get("elements", [])]
+
+
+def _written(card: Mapping[str, Any]) -> list[str]:
+    """The markup of each element that has any."""
+    found = (each.get("content") or each.get("text", {}).get("content", "") for each in _elements(card))
+    return [each for each in found if each]
+
+
 def text_of(card: Mapping[str, Any]) -> str:
     """What a person reads of a card, its title first."""
-    elements = [*card.get("elements", []), *card.get("body", {}).get("elements", [])]
-    written = [each.get("content") or each.get("text", {}).get("content", "") for each in elements]
-    return "\n".join([card["header"]["title"]["content"], *(html.unescape(each) for each in written if each)])
+    return "\n".join([card["header"]["title"]["content"], *map(html.unescape, _written(card))])
 
 
 def as_html(card: Mapping[str, Any], press: str = "") -> str:
     """A card much as Feishu shows it; its answers are pressed at the address that begins with `press`."""
-    elements = [*card.get("elements", []), *card.get("body", {}).get("elements", [])]
-    written = [each.get("content") or each.get("text", {}).get("content", "") for each in elements]
-    shown = "".join(f"<p>{_markup(each)}</p>" for each in written if each)
+    shown = "".join(f"<p>{_markup(each)}</p>" for each in _written(card))
     pressed = "".join(_button(each, press) for each in buttons(card))
     title, colour = card["header"]["title"]["content"], card["header"].get("template", "blue")
     head = f"<h2 class={html.escape(colour)}>{html.escape(title)}</h2>"

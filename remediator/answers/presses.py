@@ -126,10 +126,8 @@ class Presses:
         try:
             if not await self._database.run_first(_begin, channel, press, who, self._database.clock.now()):
                 toast = Toast("info", "again")
-            elif toast is None:
-                toast = await self._carried_out(press, cast("Answer", press.value["answer"]), who, inventory)
-                await self._database.run_first(_end, press.event_id, toast.key)
             else:
+                toast = toast or await self._carried_out(press, cast("Answer", press.value["answer"]), who, inventory)
                 await self._database.run_first(_end, press.event_id, toast.key)
         except StorageError as error:
             log.error("a press cannot be taken", error=str(error))  # noqa: TRY400 - it is its own explanation

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Row, select
 
+from fleet.endpoints import Endpoint
 from fleet.model import Inventory, Service
 from fleet.notify import Answer, Person, Told
 from remediator import switches
@@ -139,24 +140,21 @@ class _Reader:
         ended = notice.content.get("closed_at", alert.last_seen if over and alert is not None else None)
         began = notice.content.get("opened_at", since)
         urls = links(self._inventory, common["service"], common["labels"], common["annotations"], notice.incident_id)
+        # What is acknowledged for an alert is its incident, or itself where it has none.
+        of = (self._row(incidents, alert.incident_id) or alert) if alert is not None else None
         return Story(
             state=state, **common, since=self._at(began), lasted=None if ended is None else ended - began,
             open_for=max(0.0, self._now - began), incident=notice.incident_id,
-            acknowledged=self._acknowledged(self._looked_after(alert) if alert is not None else None),
-            links=urls, answers=self._answers_to_alert(alert) if state != "alert_over" else {},
+            acknowledged=self._acknowledged(of), links=urls,
+            answers=self._answers_to_alert(alert, of) if state != "alert_over" else {},
         )  # fmt: skip
 
-    def _looked_after(self, alert: Row[Any]) -> Row[Any]:
-        """What is acknowledged for an alert: its incident, or itself where it has none."""
-        return self._row(incidents, alert.incident_id) or alert
-
-    def _answers_to_alert(self, alert: Row[Any] | None) -> dict[Answer, Mapping[str, Any]]:
-        if alert is None:
+    def _answers_to_alert(self, alert: Row[Any] | None, of: Row[Any] | None) -> dict[Answer, Mapping[str, Any]]:
+        if alert is None or of is None:
             return {}
         about: dict[str, Any] = {"alert": alert.id, "since": int(alert.first_seen)}
         answers: dict[Answer, Mapping[str, Any]] = {}
-        if self._looked_after(alert).acknowledged_at is None:
-            of = self._looked_after(alert)
+        if of.acknowledged_at is None:
             answers["acknowledge"] = about if of is alert else {"incident": of.id, "since": int(of.opened_at)}
         if self._inventory.remediator.alertmanager_url is not None:
             answers["silence"] = about
@@ -279,26 +277,31 @@ def links(
 ) -> dict[str, str]:
     """Addresses for people's browsers, by name; those that the inventory gives no base for are left out."""
     own, remediator = inventory.notify.links, inventory.remediator
-    grafana = own.grafana or (remediator.grafana_url.base if remediator.grafana_url else "")
-    alertmanager = own.alertmanager or (remediator.alertmanager_url.base if remediator.alertmanager_url else "")
-    ours = own.remediator or (remediator.url.base if "url" in remediator.model_fields_set else "")
+    grafana = _base(own.grafana, remediator.grafana_url)
+    alertmanager = _base(own.alertmanager, remediator.alertmanager_url)
+    ours = _base(own.remediator, remediator.url if "url" in remediator.model_fields_set else None)
     host = service.host if service is not None else labels.get("host", "")
     found: dict[str, str] = {}
     if grafana and (service is not None or host):
         board, name, value = ("service", "service", service.id) if service is not None else ("hosts", "host", host)
-        found["grafana"] = f"{grafana.rstrip('/')}/d/defib-{board}?{urlencode({f'var-{name}': value})}"
+        found["grafana"] = f"{grafana}/d/defib-{board}?{urlencode({f'var-{name}': value})}"
     runbook = service.runbook if service is not None else ""
     runbook = runbook or annotations.get("runbook_url", "")
     if runbook.startswith(("http://", "https://")):
         found["runbook"] = runbook
     if ours and service is not None and service.control is not None and "logs" in service.control.options.verbs:
-        found["logs"] = f"{ours.rstrip('/')}/api/v1/services/{quote(service.id, safe='')}/logs"
+        found["logs"] = f"{ours}/api/v1/services/{quote(service.id, safe='')}/logs"
     if ours:
-        found["console"] = f"{ours.rstrip('/')}/{f'incidents/{incident}' if incident is not None else ''}"
+        found["console"] = f"{ours}/{f'incidents/{incident}' if incident is not None else ''}"
     if alertmanager:
         matchers = quote(_matchers(service, labels), safe="")
-        found["silence"] = f"{alertmanager.rstrip('/')}/#/silences/new?filter={matchers}"
+        found["silence"] = f"{alertmanager}/#/silences/new?filter={matchers}"
     return {name: url for name, url in found.items() if len(url) <= LINK_LIMIT and url.isprintable()}
+
+
+def _base(own: str | None, endpoint: Endpoint | None) -> str:
+    """Where people reach a program: as the inventory says of links, else where we reach it."""
+    return own.rstrip("/") if own else endpoint.base if endpoint is not None else ""
 
 
 def _matchers(service: Service | None, labels: Mapping[str, str]) -> str:

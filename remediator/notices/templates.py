@@ -6,10 +6,10 @@ finds ours, and what its `words` leave out is said in ours.
 
 import traceback
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,10 +67,11 @@ class Templates:
         return said
 
     def _environment(self, loader: ChoiceLoader, *, markup: bool) -> SandboxedEnvironment:
+        shown = escape if markup else str
         # With `autoescape`, what `finalize` has made safe is told from what it has not seen.
         environment = SandboxedEnvironment(
             loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            finalize=_escaped if markup else _cleaned,
+            finalize=partial(_printed, shown),
         )  # fmt: skip
         environment.globals |= {
             "bold": _bold if markup else _plain_bold, "shared_labels": _shared_labels,
@@ -78,7 +79,7 @@ class Templates:
         }  # fmt: skip
         environment.filters |= {
             "time": _time, "duration": self._duration,
-            "lines": _lines if markup else _plain_lines,
+            "lines": partial(_lines, shown),
         }  # fmt: skip
         return environment
 
@@ -162,12 +163,8 @@ def _lenient(stories: Sequence[Story]) -> list[Story]:
     ]
 
 
-def _escaped(value: Any) -> Any:
-    return value if hasattr(value, "__html__") else Markup(escape(clean(str(value))))  # noqa: S704 - it is escaped
-
-
-def _cleaned(value: Any) -> Any:
-    return value if hasattr(value, "__html__") else Markup(clean(str(value)))  # noqa: S704 - it is no markup at all
+def _printed(shown: Callable[[str], str], value: Any) -> Any:
+    return value if hasattr(value, "__html__") else Markup(shown(clean(str(value))))  # noqa: S704 - it is safe now
 
 
 def _bold(name: Any) -> Markup:
@@ -178,16 +175,9 @@ def _plain_bold(name: Any) -> Markup:
     return Markup(f"{clean(str(name), 60)}:")  # noqa: S704 - it is no markup at all
 
 
-def _lines(text: str, most: int) -> Markup:
-    return Markup("\n".join(f"› {escape(line)}" for line in _last(text, most)))  # noqa: S704 - it is escaped
-
-
-def _plain_lines(text: str, most: int) -> Markup:
-    return Markup("\n".join(f"› {line}" for line in _last(text, most)))  # noqa: S704 - it is no markup at all
-
-
-def _last(text: str, most: int) -> list[str]:
-    return [clean(line, 200) for line in text.splitlines() if line.strip()][-most:]
+def _lines(shown: Callable[[str], str], text: str, most: int) -> Markup:
+    last = [line for line in text.splitlines() if line.strip()][-most:]
+    return Markup("\n".join(f"› {shown(clean(line, 200))}" for line in last))  # noqa: S704 - it is safe now
 
 
 def _time(at: datetime) -> str:

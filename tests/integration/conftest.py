@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from defib.demo import service, sshd
+from defib.demo.feishu import StandIn
 from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
@@ -95,6 +96,15 @@ async def start_supervisord(keeper: Keeper, folder: Path, programs: str) -> Path
     )
     await keeper.start([f"{Path(sys.executable).parent}/supervisord", "-c", str(config)], folder / "supervisord.out")
     return config
+
+
+@pytest.fixture
+async def feishu() -> AsyncIterator[StandIn]:
+    """A stand-in for Feishu that listens."""
+    made = StandIn()
+    await made.start()
+    yield made
+    await made.stop()
 
 
 @pytest.fixture

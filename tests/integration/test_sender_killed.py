@@ -3,7 +3,6 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,6 @@ from remediator.database import Database
 from remediator.notices import outbox
 from tests.sending import PHASES
 from tests.support import eventually, loaded
-
-
-@pytest.fixture
-async def feishu() -> AsyncIterator[StandIn]:
-    made = StandIn()
-    await made.start()
-    yield made
-    await made.stop()
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from defib.demo.feishu import SECRET, StandIn
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
 from tests.integration.loop import Loop
 from tests.support import eventually
-
-
-@pytest.fixture
-async def feishu() -> AsyncIterator[StandIn]:
-    made = StandIn()
-    await made.start()
-    yield made
-    await made.stop()
 
 
 async def defib(folder: Path, *arguments: str) -> tuple[int, str, str]:
