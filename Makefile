@@ -24,6 +24,7 @@ check: $(VENV)/developed $(PARTS)/test ## Lint, types, import directions, rules,
 	promtool check rules alerts/rules/*.yml
 	promtool test rules alerts/tests/*.yml
 	amtool check-config alerts/alertmanager.yml
+	$(BIN)/pytest -q -p no:cacheprovider tests/unit/test_rules.py tests/unit/test_dashboards.py
 
 format: $(VENV)/developed ## Format the code
 	$(BIN)/ruff check --fix .

@@ -31,12 +31,20 @@ FAMILIES = (
     Family("service_last_success_timestamp_seconds", "gauge", "When the last successful probe ended."),
     Family("service_last_change_timestamp_seconds", "gauge", "When service_up was decided or changed."),
     Family("service_probe_interval_seconds", "gauge", "The configured interval between probes."),
+    Family(
+        "service_probe_slow_seconds", "gauge", "The duration from which the service counts as slow, where one is set."
+    ),
+    Family("service_objective_ratio", "gauge", "The share of its time that it should be up, where one is set."),
     *(Family(name, "gauge", help_) for name, help_ in _MEASURED.items()),
     Family("service_tls_info", "gauge", "Issuer of the certificate served last, and the protocol's version; always 1."),
     Family("service_component_up", "gauge", "Whether each part that the last status page told of is up."),
     Family("service_info", "gauge", "What the inventory says of the service; always 1."),
     Family("host_info", "gauge", "What the inventory says of the host; always 1."),
 )
+
+
+def _ratio(percent: float | None) -> float | None:
+    return None if percent is None else round(percent / 100, 9)
 
 
 class ServiceSeries:
@@ -54,6 +62,8 @@ class ServiceSeries:
         self._own = labels(own)
         self._fixed = {
             "service_probe_interval_seconds": self._line("service_probe_interval_seconds", service.probe.every),
+            "service_probe_slow_seconds": self._line("service_probe_slow_seconds", service.probe.slow_after),
+            "service_objective_ratio": self._line("service_objective_ratio", _ratio(service.objective)),
             "service_info": f"service_info{{{self._own},{labels(info)}}} 1\n",
         }
 

@@ -51,6 +51,7 @@ class Probe(OneOf):
     timeout: PositiveDuration
     fail_after: int = Field(ge=1)
     recover_after: int = Field(ge=1)
+    slow_after: PositiveDuration | None = None
 
 
 class Control(OneOf):
@@ -170,6 +171,7 @@ class Service(Part):
     probe: Probe
     control: Control | None = None
     on_failure: Literal["notify", "restart"] = "notify"
+    objective: float | None = Field(None, gt=0, lt=100)
     depends_on: list[str] = []
     runbook: str = ""
     remediation: ServiceRemediation = ServiceRemediation()
@@ -282,6 +284,7 @@ class ProbeDefaults(Part):
     timeout: PositiveDuration = 10.0
     fail_after: int = Field(2, ge=1)
     recover_after: int = Field(1, ge=1)
+    slow_after: PositiveDuration | None = None
 
 
 class ControlDefaults(Part):

@@ -10,6 +10,7 @@ from fleet.endpoints import ExistingDirectory, OneOf, Part, Url
 from fleet.units import Duration, Identifier, PositiveDuration
 
 Severity = Literal["critical", "warning", "info"]
+Language = Literal["zh", "en"]
 Told = Literal[
     "down", "restarted", "could_not_restart", "gave_up", "approval", "blind", "recovered", "unobserved", "reminder",
     "alert", "alert_over", "watchdog_missing", "watchdog_back", "automation_off", "automation_on",
@@ -54,6 +55,7 @@ class Links(Part):
     remediator: Url | None = None
     alertmanager: Url | None = None
     grafana: Url | None = None
+    docs: Url | None = None
 
 
 class Route(Part):
@@ -81,7 +83,7 @@ def _timezone(name: str) -> str:
 
 
 class Notify(Part):
-    language: Literal["zh", "en"] = "zh"
+    language: Language = "zh"
     # Validating reads the zone's file, so that nobody has to later, in the event loop.
     timezone: Annotated[str, AfterValidator(_timezone)] = Field("Asia/Shanghai", validate_default=True)
     templates: ExistingDirectory | None = None

@@ -20,6 +20,8 @@ class Metrics(ProgramMetrics):
         self.refusals = Counter(
             "defib_remediator_webhook_refusals", "Deliveries refused by HTTP status.", ["code"], registry=registry
         )
+        for code in ("400", "401", "413", "503"):
+            self.refusals.labels(code)  # from nothing there is no increase
         self.incidents = Gauge("defib_remediator_incidents", "Incidents by state.", ["state"], registry=registry)
         self.actions = Counter(
             "defib_remediator_actions", "Actions by outcome.", ["service", "kind", "outcome"], registry=registry

@@ -13,6 +13,7 @@ from remediator import pages, switches
 from remediator.database import Database
 from remediator.engine import Engine
 from remediator.notices import templates
+from remediator.notices.stories import in_language
 from runtime.redaction import Redactor
 from runtime.web import Needs, Problem, add_route
 
@@ -66,5 +67,6 @@ class _Console:
 
         return self._templates.get_template(name).render(
             **shown, time=time, words=words, language=inventory.notify.language, services=inventory.services,
+            said=lambda annotations: in_language(annotations, inventory.notify.language),
             lasted=lambda row: templates.duration(words, (row["closed_at"] or clock.now()) - row["opened_at"]),
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, select
 
 from fleet.endpoints import Endpoint
 from fleet.model import Inventory, Service
-from fleet.notify import Answer, Person, Told
+from fleet.notify import Answer, Language, Person, Told
 from remediator import switches
 from remediator.clock import SteadyClock
 from remediator.notices.outbox import Batch, Notice
@@ -124,7 +124,7 @@ class _Reader:
         return {
             "severity": notice.severity,
             "labels": labels,
-            "annotations": dict(notice.content.get("annotations", {})),
+            "annotations": in_language(notice.content.get("annotations", {}), self._inventory.notify.language),
             "service": service,
             "on_call": self._inventory.notify.on_call(labels, notice.kind),
             "facts": facts,
@@ -287,6 +287,8 @@ def links(
         found["grafana"] = f"{grafana}/d/defib-{board}?{urlencode({f'var-{name}': value})}"
     runbook = service.runbook if service is not None else ""
     runbook = runbook or annotations.get("runbook_url", "")
+    if own.docs and runbook.startswith("docs/"):  # as our own rules name their pages
+        runbook = own.docs.rstrip("/") + runbook.removeprefix("docs")
     if runbook.startswith(("http://", "https://")):
         found["runbook"] = runbook
     if ours and service is not None and service.control is not None and "logs" in service.control.options.verbs:
@@ -297,6 +299,14 @@ def links(
         matchers = quote(_matchers(service, labels), safe="")
         found["silence"] = f"{alertmanager}/#/silences/new?filter={matchers}"
     return {name: url for name, url in found.items() if len(url) <= LINK_LIMIT and url.isprintable()}
+
+
+def in_language(annotations: Mapping[str, str], language: Language) -> dict[str, str]:
+    """The annotations in one language: what `summary_zh` says is the summary where Chinese is read."""
+    endings = {each: f"_{each}" for each in get_args(Language)}
+    plain = {name: text for name, text in annotations.items() if not name.endswith(tuple(endings.values()))}
+    own = {name: text for name, text in annotations.items() if name.endswith(endings[language])}
+    return {**plain, **{name.removesuffix(endings[language]): text for name, text in own.items()}}
 
 
 def _base(own: str | None, endpoint: Endpoint | None) -> str:

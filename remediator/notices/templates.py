@@ -11,7 +11,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jinja2 import (
     ChoiceLoader,
@@ -26,13 +26,13 @@ from jinja2.sandbox import SandboxedEnvironment
 from markupsafe import Markup
 
 from fleet.model import Inventory
+from fleet.notify import Language
 from remediator.notices.outbox import Form
 from remediator.notices.stories import State, Story
 
 VALUE_LIMIT = 2000  # characters of one thing that is printed
 HOSTS_SHOWN = 5
 NAMES = ("title.j2", "card.j2", "group.j2", "summary.j2", "en.j2", "zh.j2")
-Language = Literal["zh", "en"]
 _ENTITIES = {character: f"&#{ord(character)};" for character in "*<>[]()\\_~`&"}
 
 

@@ -366,3 +366,18 @@ def test_a_user_s_templates_stand_in_place_of_ours(inventory: Inventory, tmp_pat
     assert card.body[0] == "**Rack** &#60;a3&#62;"
     assert card.body[-1] == "web"
     assert card.text[0] == "Rack: <a3>"
+
+
+def test_a_rule_s_words_are_told_in_the_language_of_the_fleet() -> None:
+    said = {"summary": "down", "summary_zh": "不可用", "description": "why", "runbook_url": "docs/alerts.md#x"}
+    plain = {name: said[name] for name in ("description", "runbook_url")}
+    assert stories.in_language(said, "en") == {**plain, "summary": "down"}
+    assert stories.in_language(said, "zh") == {**plain, "summary": "不可用"}
+
+
+def test_the_runbook_of_our_own_rules_is_where_the_documentation_is(tmp_path: Path) -> None:
+    written = {"notify": {"links": {"docs": "https://git.example/defib/docs/"}}}
+    ours = {"runbook_url": "docs/alerts.md#hostdown"}
+    found = stories.links(inventory_of(tmp_path / "a", written).inventory, None, {}, ours, None)
+    assert found["runbook"] == "https://git.example/defib/docs/alerts.md#hostdown"
+    assert "runbook" not in stories.links(inventory_of(tmp_path / "b", {}).inventory, None, {}, ours, None)

@@ -1,0 +1,71 @@
+"""Which metrics there are, and which of them an expression of PromQL names."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import yaml
+from prometheus_client import CollectorRegistry
+
+from exporter import collection
+from exporter.metrics import Metrics as ExporterMetrics
+from exporter.series import FAMILIES
+from remediator.metrics import Metrics as RemediatorMetrics
+
+RULES = sorted((Path(__file__).parents[1] / "alerts" / "rules").glob("*.yml"))
+# Of Prometheus and Alertmanager themselves; that they exist is seen on the real ones (tests/e2e/test_fleet.py).
+THEIRS = {
+    "up", "ALERTS", "scrape_duration_seconds", "scrape_samples_scraped",
+    "alertmanager_alerts", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
+    "alertmanager_notifications_total", "prometheus_config_last_reload_successful",
+    "prometheus_notifications_dropped_total", "prometheus_rule_evaluation_failures_total",
+    "prometheus_rule_group_last_duration_seconds", "prometheus_tsdb_head_series",
+    "prometheus_tsdb_wal_corruptions_total",
+}  # fmt: skip
+
+
+def rules() -> list[dict[str, Any]]:
+    """Every rule of the rule files."""
+    files = [yaml.safe_load(path.read_text()) for path in RULES]
+    return [rule for file in files for group in file["groups"] for rule in group["rules"]]
+
+
+def own_metrics(registry: CollectorRegistry) -> set[str]:
+    """What stands in one of our registries, counters with `_total`."""
+    counters = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
+    return {name for name in counters if not name.endswith("_created")}
+
+
+def ours() -> set[str]:
+    """Every metric that our programs publish."""
+    own = own_metrics(ExporterMetrics().registry) | own_metrics(RemediatorMetrics().registry)
+    return {family.name for family in (*FAMILIES, *collection.FAMILIES)} | own
+
+
+def known() -> set[str]:
+    """Every name that an expression may use: metrics, the parts of histograms, what rules record, and others' own."""
+    registries = (ExporterMetrics().registry, RemediatorMetrics().registry)
+    histograms = {family.name for registry in registries for family in registry.collect() if family.type == "histogram"}
+    parts = {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
+    return ours() | parts | {rule["record"] for rule in rules() if "record" in rule} | THEIRS
+
+
+def named(expression: str) -> set[str]:
+    """The metrics that an expression names. Raises ValueError where it is no PromQL."""
+    return set(_named(promql_parser.parse(expression)))
+
+
+def _named(node: Any) -> Iterator[str]:
+    if isinstance(node, promql_parser.VectorSelector):
+        if node.name:
+            yield node.name
+        for matcher in node.matchers.matchers:
+            if matcher.name == "__name__":
+                yield from re.findall(r"[a-zA-Z_:][a-zA-Z0-9_:]*", matcher.value)
+    for part in ("lhs", "rhs", "expr", "param", "vector_selector", "args"):
+        below = getattr(node, part, None)
+        for each in below if isinstance(below, list) else [below]:
+            if each is not None:
+                yield from _named(each)

@@ -1,0 +1,65 @@
+"""The alert rules agree with the metrics, the documentation and their own tests."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.names import RULES, known, named, rules
+
+ROOT = Path(__file__).parents[2]
+ALERTS = [rule for rule in rules() if "alert" in rule]
+NAMES = sorted({rule["alert"] for rule in ALERTS})
+TESTS: list[dict[str, Any]] = [
+    case
+    for path in sorted((ROOT / "alerts" / "tests").glob("*.yml"))
+    for test in yaml.safe_load(path.read_text())["tests"]
+    for case in (*test.get("promql_expr_test", []), *test.get("alert_rule_test", []))
+]
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert", rule.get("record"))))
+def test_a_rule_names_only_metrics_that_exist(rule: dict[str, Any]) -> None:
+    assert named(rule["expr"]) - known() == set()
+
+
+def test_what_does_not_exist_is_seen() -> None:
+    assert named('sum(rate(nope_total{a="b"}[5m])) > on () max_over_time(up[1h:1m])') - known() == {"nope_total"}
+    assert named('{__name__=~"nope_a|up"}') - known() == {"nope_a"}
+    with pytest.raises(ValueError, match="promql"):
+        named("a +")
+
+
+@pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
+def test_an_alert_says_what_is_wrong_in_both_languages_and_where_to_read_on(rule: dict[str, Any]) -> None:
+    said = rule["annotations"]
+    assert set(said) == {"summary", "description", "summary_zh", "description_zh", "runbook_url"}
+    assert all(re.search("[一-鿿]", said[name]) for name in ("summary_zh", "description_zh"))
+    assert said["runbook_url"] == f"docs/alerts.md#{rule['alert'].lower()}"
+    severity = rule.get("labels", {}).get("severity")
+    assert severity in ("critical", "warning", "info") or (severity is None and rule["alert"] == "ServiceDown")
+
+
+def cases(alert: str) -> tuple[int, int]:
+    """How many of the cases that ask for an alert see it fire, and how many do not."""
+    fires = quiet = 0
+    for case in TESTS:
+        asked = case.get("alertname") or re.findall(r'alertname=~?"([^"]*)"', case["expr"])
+        expected = case.get("exp_alerts", case.get("exp_samples"))
+        if any(re.fullmatch(pattern, alert) for pattern in ([asked] if isinstance(asked, str) else asked)):
+            fires += bool(expected) and (asked in (alert, [alert]) or f'alertname="{alert}"' in str(expected))
+            quiet += not expected
+    return fires, quiet
+
+
+@pytest.mark.parametrize("alert", NAMES)
+def test_every_alert_has_a_test_that_fires_it_and_one_that_does_not(alert: str) -> None:
+    fires, quiet = cases(alert)
+    assert fires
+    assert quiet or alert == "Watchdog"  # it fires always
+
+
+def test_the_files_are_by_subject() -> None:
+    assert [path.stem for path in RULES] == ["certificates", "gpus", "hosts", "monitoring", "services"]
