@@ -8,11 +8,12 @@ from aiohttp import web
 from prometheus_client import generate_latest
 from sqlalchemy import Connection
 
-from remediator import actions, incidents, intake, marks, pages, people, switches
+from remediator import actions, incidents, intake, marks, pages, people, situations, switches
 from remediator.database import Database, StorageError
 from remediator.engine import Engine
 from remediator.metrics import Metrics
 from remediator.notices import outbox
+from remediator.policy import Present
 from remediator.webhook import NotADelivery, TooManyAlerts, parse
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
@@ -95,14 +96,21 @@ class _Api:
 
     async def metrics(self, _request: web.Request) -> web.Response:
         inventory, clock = self._engine.inventory, self._database.clock
-        told = await self._database.run(_gauges)
         metrics, now = self._metrics, clock.now()
+        told = await self._database.run(_gauges, now)
         for state in ("open", "recovered", "unobserved"):
             metrics.incidents.labels(state).set(told.incidents.get(state, 0))
         metrics.outbox_oldest.set(max(0.0, now - told.unsent) if told.unsent is not None else 0.0)
         metrics.queue_oldest.set(max(0.0, now - told.queued) if told.queued is not None else 0.0)
         metrics.automation.set(int(inventory.remediation.automatic and told.automation))
         metrics.watchdog.set(clock.unix(told.watchdog) if told.watchdog is not None else 0.0)
+        rules = inventory.remediation
+        for budget, used, limit in (
+            ("in_flight", told.present.in_flight, rules.actions_in_flight),
+            ("10m", len(told.present.in_budget_window), rules.actions_per_10m),
+        ):
+            metrics.budget_used.labels(budget).set(used)
+            metrics.budget_limit.labels(budget).set(limit)
         metrics.breaker.clear()
         for service in told.breakers:
             metrics.breaker.labels(service).set(1)
@@ -158,9 +166,10 @@ class _Gauges:
     automation: bool
     watchdog: float | None
     breakers: list[str]
+    present: Present
 
 
-def _gauges(connection: Connection) -> _Gauges:
+def _gauges(connection: Connection, now: float) -> _Gauges:
     watchdog = marks.get(connection, "watchdog")
     return _Gauges(
         incidents.counts_by_state(connection),
@@ -169,6 +178,7 @@ def _gauges(connection: Connection) -> _Gauges:
         switches.automation(connection).enabled,
         watchdog.at if watchdog is not None else None,
         actions.breakers(connection),
+        situations.present_of(connection, "", "", now),
     )
 
 

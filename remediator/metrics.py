@@ -36,11 +36,21 @@ class Metrics(ProgramMetrics):
             buckets=_SECONDS,
             registry=registry,
         )
+        for by in ("defib", "person", "self"):
+            self.recovery.labels(by)
         self.queue_oldest = Gauge(
             "defib_remediator_queue_oldest_seconds",
             "How long an action has waited for a place or for approval.",
             registry=registry,
         )
+        self.budget_used = Gauge(
+            "defib_remediator_budget_used", "Actions that count against a budget of the fleet.", ["budget"],
+            registry=registry,
+        )  # fmt: skip
+        self.budget_limit = Gauge(
+            "defib_remediator_budget_limit", "How many actions a budget of the fleet allows.", ["budget"],
+            registry=registry,
+        )  # fmt: skip
         self.breaker = Gauge(
             "defib_remediator_breaker_open", "1 while a service's attempts are used up.", ["service"], registry=registry
         )

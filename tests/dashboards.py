@@ -1,0 +1,51 @@
+"""The dashboards as Grafana reads them: every query of a panel, a variable or an annotation."""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[1] / "grafana" / "dashboards"
+WRITTEN = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("*.json"))}
+
+
+@dataclass(frozen=True)
+class Query:
+    """One query: where it stands, its text, and whether it asks for label values instead of samples."""
+
+    where: str
+    text: str
+    of_labels: bool = False
+
+    def filled(self, interval: str = "5m") -> str:
+        """The query as Grafana sends it while everything is chosen."""
+        text = self.text.replace("$__rate_interval", interval).replace("$__range", "1h")
+        return re.sub(r"\$\{?[a-z]\w*\}?", ".*", text)
+
+    @property
+    def metric(self) -> str:
+        """Of label values: the series that are looked through."""
+        found = re.fullmatch(r"label_values\((.+), \w+\)", self.text)
+        assert found, self.text
+        return found[1]
+
+
+def panels(dashboard: Any) -> Iterator[Any]:
+    """Every panel that is no row, those in folded rows too."""
+    for panel in dashboard["panels"]:
+        yield from (each for each in (panel, *panel.get("panels", [])) if each["type"] != "row")
+
+
+def queries() -> list[Query]:
+    """Every query there is."""
+    found = []
+    for name, dashboard in WRITTEN.items():
+        for panel in panels(dashboard):
+            found += [Query(f"{name}: {panel['title']}", target["expr"]) for target in panel["targets"]]
+        for mark in dashboard.get("annotations", {}).get("list", []):
+            found.append(Query(f"{name}: {mark['name']}", mark["expr"]))
+        for choice in dashboard.get("templating", {}).get("list", []):
+            found.append(Query(f"{name}: ${choice['name']}", choice["query"]["query"], of_labels=True))
+    return found
