@@ -18,6 +18,7 @@ from runtime.errors import StartError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "alerts"
 READY_WITHIN = 40.0
+UNHURRIED_WITHIN = 180.0
 PORTS = (12_000, 32_000)
 NEEDED = ("prometheus", "prometheus-alertmanager")
 WEBHOOK_TOKEN = "demo-webhook-token"  # noqa: S105 - on loopback, for as long as the demo lasts
@@ -36,10 +37,15 @@ def free_ports(count: int) -> list[int]:
 
 
 class Stack:
-    """Prometheus, Alertmanager, the exporter and the remediator, kept by a keeper in one folder."""
+    """Prometheus, Alertmanager, the exporter and the remediator, kept by a keeper in one folder.
 
-    def __init__(self, keeper: Keeper, folder: Path) -> None:
+    Unless `hurried`, the shipped files' intervals are left as they are. `fallback` is a webhook's address for the
+    receiver of that name.
+    """
+
+    def __init__(self, keeper: Keeper, folder: Path, *, hurried: bool = True, fallback: str = "") -> None:
         self._keeper, self._folder = keeper, folder
+        self._hurried, self._fallback = hurried, fallback
         names = ("exporter", "remediator", "prometheus", "alertmanager")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.pids: dict[str, int] = {}
@@ -76,9 +82,10 @@ class Stack:
         (self._folder / "token").write_text(WEBHOOK_TOKEN)
         await self.start_ours("exporter")
         await self.start_ours("remediator")
-        await self._start_alertmanager()
+        await self.start_alertmanager()
         await self._start_prometheus()
-        await self.wait_for("the Watchdog, from Prometheus to the remediator", self._watchdog_arrived)
+        within = READY_WITHIN if self._hurried else UNHURRIED_WITHIN
+        await self.wait_for("the Watchdog, from Prometheus to the remediator", self._watchdog_arrived, within)
 
     async def start_ours(self, program: str) -> None:
         """Start the exporter or the remediator."""
@@ -94,7 +101,8 @@ class Stack:
 
     async def _start_prometheus(self) -> None:
         config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
-        config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+        if self._hurried:
+            config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
         config["rule_files"] = [str(SHIPPED / "rules" / "*.yml")]
         self._readdressed(config, "prometheus.yml")
         await self._run(
@@ -104,15 +112,20 @@ class Stack:
                 f"--config.file={self._folder}/prometheus.yml",
                 f"--storage.tsdb.path={self._folder}/prometheus",
                 f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}",
-                "--rules.alert.resend-delay=1s",
+                f"--rules.alert.resend-delay={'1s' if self._hurried else '15s'}",
                 "--log.level=warn",
             ],
         )
         await self.wait_for("prometheus", lambda: self._is_ready("prometheus"))
 
-    async def _start_alertmanager(self) -> None:
+    async def start_alertmanager(self) -> None:
+        """Start Alertmanager."""
         config = yaml.safe_load((SHIPPED / "alertmanager.yml").read_text())
-        config["route"]["group_interval"] = "1s"
+        if self._hurried:
+            config["route"]["group_interval"] = "1s"
+        if self._fallback:
+            (fallback,) = (each for each in config["receivers"] if each["name"] == "fallback")
+            fallback["webhook_configs"] = [{"url": self._fallback}]
         self._readdressed(config, "alertmanager.yml")
         await self._run(
             "alertmanager",

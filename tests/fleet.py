@@ -1,0 +1,377 @@
+"""A small fleet on this machine, on the shipped files as they are, and ways to break every part of it.
+
+Services are pages of one server whose mode a test sets; hosts are sshds; cards are told of by a stand-in's nvidia-smi.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import trustme
+from aiohttp import web
+
+from defib.demo import service, sshd
+from defib.demo.feishu import SECRET, StandIn
+from defib.demo.keeper import Keeper
+from defib.demo.sshd import Sshd
+from defib.demo.stack import Stack, free_ports
+from tests.gpu import CARD, write_nvidia_smi
+from tests.integration.conftest import start_supervisord
+from tests.integration.peers import ModelServer
+
+HOSTS = ("box", "gone", "mute", "swapped", "late")
+PAGES = ("page", "flap", "burn", "slow", "stale", "never", "alive")
+MIB = 2**20
+
+
+def card(index: int, **more: str) -> dict[str, str]:
+    """A card of the stand-in's nvidia-smi."""
+    address = f"00000000:0{index}:00.0"
+    return {**CARD, "index": str(index), "uuid": f"GPU-{index}", "pci.bus_id": address, **more}
+
+
+class Pages:
+    """One server on loopback; each service has a path, and does what its mode says."""
+
+    def __init__(self) -> None:
+        self.modes: dict[str, str] = dict.fromkeys((*PAGES, "channels"), "up")
+        self.modes["never"] = "hang"
+        self.model = ModelServer()
+        self._runner = web.AppRunner(web.Application(), access_log=None, shutdown_timeout=0.1)
+
+    async def start(self) -> int:
+        self._runner.app.router.add_get("/{service}", self._page)
+        self._runner.app.router.add_post("/v1/chat/completions", self.model.answer)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return int(self._runner.addresses[0][1])
+
+    async def tls(self, context: ssl.SSLContext) -> int:
+        """One more address, with TLS."""
+        await web.TCPSite(self._runner, "127.0.0.1", 0, ssl_context=context).start()
+        return int(self._runner.addresses[-1][1])
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    async def _page(self, request: web.Request) -> web.Response:
+        name = request.match_info["service"]
+        mode = self.modes.get(name, "up")
+        if mode == "hang":
+            await asyncio.sleep(3600)
+        if mode == "slow":
+            await asyncio.sleep(0.6)
+        if name == "channels":
+            states = [
+                {"name": "1", "state": "running"},
+                {"name": "2", "state": "running" if mode == "up" else "stopped"},
+            ]
+            return web.json_response({"channels": states})
+        return web.Response(status=500 if mode == "down" else 200, text="a heart beats")
+
+
+class Fallback:
+    """Receives what must not pass through the remediator."""
+
+    def __init__(self) -> None:
+        self.alerts: dict[tuple[str, str], dict[str, Any]] = {}
+        self._runner = web.AppRunner(web.Application(), access_log=None, shutdown_timeout=0.1)
+
+    async def start(self) -> str:
+        self._runner.app.router.add_post("/", self._take)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0).start()
+        return f"http://127.0.0.1:{self._runner.addresses[0][1]}/"
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    async def _take(self, request: web.Request) -> web.Response:
+        for alert in (await request.json())["alerts"]:
+            self.alerts[alert["fingerprint"], alert["startsAt"]] = alert
+        return web.Response()
+
+
+class Certificate:
+    """A served certificate that can be renewed."""
+
+    def __init__(self, authority: trustme.CA, expires: timedelta) -> None:
+        self._authority = authority
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.renew(expires)
+
+    def renew(self, expires: timedelta) -> None:
+        now = datetime.now(UTC)
+        made = self._authority.issue_cert("127.0.0.1", not_before=now - timedelta(days=90), not_after=now + expires)
+        made.configure_cert(self.context)
+
+
+class Disk:
+    """A filesystem of its own, which counts as a disk of the machine: its device is not called a loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self.mountpoint = folder / "data"
+        self._image, self._device = folder / "disk.img", folder / "disk"
+
+    def mount(self) -> None:
+        self.mountpoint.mkdir()
+        with self._image.open("wb") as image:
+            image.truncate(32 * MIB)
+        _run("mkfs.ext4", "-q", "-N", "512", str(self._image))
+        loop = Path(_run("losetup", "--find", "--show", str(self._image)))
+        device = loop.stat().st_rdev
+        _run("mknod", str(self._device), "b", str(os.major(device)), str(os.minor(device)))
+        self._loop = loop
+        _run("mount", "-t", "ext4", str(self._device), str(self.mountpoint))
+
+    def fill(self) -> None:
+        for index in range(480):
+            (self.mountpoint / f"small-{index}").touch()
+        with contextlib.suppress(OSError), (self.mountpoint / "large").open("wb") as large:
+            large.write(bytes(30 * MIB))
+
+    def empty(self) -> None:
+        for path in self.mountpoint.glob("[sl]*-*"):
+            path.unlink()
+        (self.mountpoint / "large").unlink()
+
+    def unmount(self) -> None:
+        subprocess.run(["umount", "--lazy", self.mountpoint], check=False, capture_output=True)
+        if hasattr(self, "_loop"):
+            subprocess.run(["losetup", "--detach", self._loop], check=False, capture_output=True)
+
+
+def _run(*argv: str) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+
+
+class Fleet:
+    """Everything, started; `stack` has its addresses."""
+
+    def __init__(self, keeper: Keeper, folder: Path, systemd: Path) -> None:
+        self.keeper, self.folder, self.systemd = keeper, folder, systemd
+        self.pages, self.fallback, self.feishu, self.stuck = Pages(), Fallback(), StandIn(), StandIn()
+        self.container = f"defib-fleet-{secrets.token_hex(4)}"
+        self.tools, self.pinned = folder / "tools", folder / "pinned"
+        self.disk = Disk(folder)
+        authority = trustme.CA()
+        self.expiring = Certificate(authority, timedelta(days=3))
+        self.expired = Certificate(authority, timedelta(days=300))
+        self.sshds: dict[str, Sshd] = {}
+
+    async def start(self) -> None:
+        self.tools.mkdir()
+        self.cards([card(index) for index in range(4)])
+        self.kernel_log()
+        self.clock(0)
+        await asyncio.to_thread(self.disk.mount)
+        await self.keeper.own_docker("image", self.container)
+        await self.keeper.own_docker("container", self.container)
+        programs = "[program:worker]\ncommand=/bin/sleep 100000\nstartsecs=0\n[program:api]\ncommand=/bin/sleep 100000\nstartsecs=0\n"
+        self.supervisor = await start_supervisord(self.keeper, self.folder, programs)
+        (web_port,) = free_ports(1)
+        httpd = ["/bin/httpd", "-f", "-p", f"127.0.0.1:{web_port}", "-h", "/www"]
+        await service.run_container(self.container, self.container, httpd)
+        await self._start_hosts()
+        self.pin_key()
+        await self.feishu.start()
+        self.stuck_port, pages = free_ports(1)[0], await self.pages.start()
+        expiring, expired = await self.pages.tls(self.expiring.context), await self.pages.tls(self.expired.context)
+        self.stack = Stack(self.keeper, self.folder, hurried=False, fallback=await self.fallback.start())
+        written = {
+            "hosts": {name: self._host(name) for name in HOSTS},
+            "services": self._services(web_port, pages, expiring, expired),
+            "notify": self._notify(),
+            "remediation": {"hold": "10s"},
+        }
+        self.config = self.stack.configuration(written) / "defib.yaml"
+        await self.stack.start()
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.disk.unmount)
+        for each in (self.pages, self.fallback, self.feishu, self.stuck):
+            await each.stop()
+        if hasattr(self, "stack"):
+            await self.stack.client.aclose()
+
+    def cards(self, cards: Sequence[Mapping[str, str]], *, lost: str = "") -> None:
+        """What nvidia-smi tells of from now on."""
+        apps = "".join(f"GPU-{index}, {os.getpid()}, python, 4096\n" for index in range(len(cards)))
+        write_nvidia_smi(self.tools / "nvidia-smi", cards, apps=apps, before=lost)
+
+    def kernel_log(self, text: str = "") -> None:
+        """What dmesg prints from now on."""
+        (self.tools / "dmesg").write_text(f"#!/bin/sh\necho '{text}'\n")
+        (self.tools / "dmesg").chmod(0o755)
+
+    def clock(self, offset: int) -> None:
+        """What date says on the host `late`, that many seconds off."""
+        folder = self.folder / "late-tools"
+        folder.mkdir(exist_ok=True)
+        (folder / "date").write_text(f'#!/bin/sh\nexec /bin/date -d "{offset} seconds" "$@"\n')
+        (folder / "date").chmod(0o755)
+
+    async def _start_hosts(self) -> None:
+        path = f"{self.tools}:{self.systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        for name in HOSTS:
+            environment = {"PATH": path, "DOCKER_HOST": os.environ["DOCKER_HOST"]}
+            if name == "late":
+                environment["PATH"] = f"{self.folder}/late-tools:{path}"
+            (port,) = free_ports(1)
+            self.sshds[name] = await sshd.start(self.keeper, self.folder / f"sshd-{name}", port, environment)
+
+    def _host(self, name: str) -> dict[str, Any]:
+        known = self.sshds[name]
+        pins = self.pinned if name == "swapped" else known.known_hosts
+        login = {"user": known.user, "port": known.port, "key_file": str(known.key_file), "known_hosts": str(pins)}
+        collect: dict[str, Any] = {"system": "10s"}
+        if name == "box":
+            collect |= {
+                "gpu": "10s", "docker": "10s", "systemd": {"every": "10s", "units": ["well.service"]},
+                "supervisor": {"every": "10s", "configs": [str(self.supervisor)]},
+            }  # fmt: skip
+        return {"address": "127.0.0.1", "group": "test", "ssh": login, "collect": collect}
+
+    def _services(self, web_port: int, pages: int, expiring: int, expired: int) -> dict[str, Any]:
+        base = f"http://127.0.0.1:{pages}"
+        often: dict[str, Any] = {"every": "2s", "retry_every": "2s", "timeout": "5s"}
+
+        def page(name: str, **more: Any) -> dict[str, Any]:
+            return {
+                "provider": "nginx",
+                "category": "web",
+                "team": "test",
+                "probe": {**often, "http": {"url": f"{base}/{name}"}, **more},
+            }
+
+        unverified = {"verify": False}
+        return {
+            "web": {
+                "provider": "nginx", "category": "web", "host": "box", "on_failure": "restart",
+                "probe": {**often, "http": {"url": f"http://127.0.0.1:{web_port}/", "expect": {"body_matches": "heart"}}},
+                "control": {"docker": {"container": self.container}, "timeout": "30s", "start_within": "15s"},
+            },
+            "hopeless": {
+                "provider": "nginx", "category": "web", "host": "box", "on_failure": "restart",
+                "probe": {**often, "http": {"url": f"{base}/hopeless"}},
+                "control": {"command": {"restart": ["false"]}, "start_within": "2s"},
+                "remediation": {"attempts": 1, "hold": "2s"},
+            },
+            "page": {**page("page"), "host": "box", "objective": 99.9},
+            "flap": page("flap", every="1s", retry_every="1s", fail_after=1),
+            "burn": page("burn"),
+            "slow": page("slow", slow_after="300ms"),
+            "stale": page("stale", timeout="30m"),
+            "never": page("never", timeout="2h"),
+            "alive": {**page("alive"), "host": "mute"},
+            "expiring": page("", http={"url": f"https://127.0.0.1:{expiring}/x", "tls": unverified}),
+            "expired": page("", http={"url": f"https://127.0.0.1:{expired}/x", "tls": unverified}),
+            "channels": {
+                "provider": "transcoder", "category": "video",
+                "probe": {**often, "status": {
+                    "url": f"{base}/channels", "up_when": "any",
+                    "components": {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running"}},
+                }},
+            },
+            "llm": {
+                "provider": "vllm", "category": "llm", "host": "box",
+                "probe": {**often, "openai": {"url": base, "model": "m"}},
+            },
+        }  # fmt: skip
+
+    def _notify(self) -> dict[str, Any]:
+        bot = {"webhook": self.feishu.webhook, "secret": SECRET}
+        return {
+            "language": "zh",
+            "channels": {
+                "ops": {"feishu": bot},
+                "refused": {"feishu": {**bot, "secret": "another"}},
+                "stuck": {"feishu": {**bot, "webhook": bot["webhook"].replace(self.feishu.url, f"http://127.0.0.1:{self.stuck_port}")}},
+            },
+            "routes": [
+                {"match": {"alertname": "ServiceDown", "service": "page"}, "channels": ["refused", "stuck"], "continue": True},
+                {"channels": ["ops"]},
+            ],
+        }  # fmt: skip
+
+    # What is known of it
+
+    async def received(self, where: str, alert: str, labels: Mapping[str, str]) -> dict[str, Any] | None:
+        """The last alert of that name with these labels that arrived at the remediator, or at `fallback`."""
+        if where == "fallback":
+            rows = sorted(self.fallback.alerts.values(), key=lambda row: str(row["startsAt"]), reverse=True)
+        else:
+            rows = await self._rows()
+        wanted = {"alertname": alert, **labels}
+        return next((row for row in rows if wanted.items() <= row["labels"].items()), None)
+
+    async def _rows(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
+        while True:
+            before = f"?before={rows[-1]['id']}" if rows else ""
+            page = await self.stack.get("remediator", f"/api/v1/alerts{before}")
+            if not page or not page["alerts"]:
+                return rows
+            rows += page["alerts"]
+
+    async def ask(self, expression: str) -> list[Any]:
+        """What Prometheus answers now. Raises AssertionError where it does not."""
+        url = f"{self.stack.url('prometheus')}/api/v1/query"
+        answer = await self.stack.client.post(url, data={"query": expression})
+        assert answer.is_success, f"{expression}: {answer.text}"
+        return list(answer.json()["data"]["result"])
+
+    # How hosts are broken, and mended
+
+    def fell(self, name: str) -> None:
+        """End a host's sshd and all its sessions."""
+        pid = self.sshds[name].pid
+        assert pid is not None
+        for each in (pid, *_descendants(pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(each, signal.SIGKILL)
+
+    async def rise(self, name: str) -> None:
+        self.sshds[name] = await sshd.again(self.keeper, self.folder / f"sshd-{name}", self.sshds[name])
+
+    async def swap_key(self) -> None:
+        """Have `swapped` show another key than the one that is pinned."""
+        port, other = self.sshds["swapped"].port, self.sshds["box"].known_hosts.read_text().split(maxsplit=1)[1]
+        self.pinned.write_text(f"[127.0.0.1]:{port} {other}")
+        self.fell("swapped")
+        await self.rise("swapped")
+
+    def pin_key(self) -> None:
+        """Pin the key that `swapped` shows."""
+        self.pinned.write_text(self.sshds["swapped"].known_hosts.read_text())
+
+
+def _descendants(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [each for child in map(int, listed) for each in (child, *_descendants(child))]
+
+
+@contextlib.asynccontextmanager
+async def running(keeper: Keeper, folder: Path, systemd: Path) -> AsyncIterator[Fleet]:
+    fleet = Fleet(keeper, folder, systemd)
+    try:
+        await fleet.start()
+        yield fleet
+    finally:
+        await fleet.stop()
+
+
+def logged(seconds_ago: float, xid: int, address: str) -> str:
+    """A line of the kernel's log that tells of an XID."""
+    uptime = time.clock_gettime(time.CLOCK_BOOTTIME) - seconds_ago
+    return f"[{uptime:12.6f}] NVRM: Xid (PCI:{address}): {xid}, pid=1, name=python"
