@@ -12,18 +12,20 @@ from typing import Any
 
 import uvloop
 
-from defib import asking, check, control, doctor, host, notify, probe, replay
+from defib import asking, check, control, doctor, host, notify, probe, replay, starter
 from defib.demo import demo
 from defib.kinds import KINDS
 from fleet.loading import Loaded, directory, load
 from fleet.references import Program
 from fleet.units import parse_duration
+from remediator import backup
 from runtime import VERSION, logs, webconfig
 from runtime.errors import DefibError
 from runtime.lifecycle import Listen
 from runtime.redaction import Redactor
 
 CANNOT_TELL = 2
+INIT = "write a first configuration, with comments, and secrets of its own"
 CONFIG = "configuration directory ($DEFIB_CONFIG, ./config, /etc/defib)"
 
 
@@ -71,7 +73,8 @@ def parser() -> argparse.ArgumentParser:
     _add_serving(command)
     _add_services(command)
     _add_asking(command)
-    _add_setting_up(command)
+    _add_setting_up(command, commands)
+    _add_keeping(command)
 
     showing = commands.add_parser(
         "demo", help="the whole loop on this machine", description="The whole loop, on this machine."
@@ -124,7 +127,7 @@ def _add_services(command: Command) -> None:
     controlling.add_argument("--direct", action="store_true", help="go to the host itself: no locks, no record")
 
 
-def _add_setting_up(command: Command) -> None:
+def _add_setting_up(command: Command, commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The commands that help to set Defib up."""
     replaying = command("replay", _replay, "say what the remediator would have done, by Prometheus' history")
     replaying.add_argument("--since", default="7d", metavar="DURATION", help="how far back, default 7d")
@@ -140,8 +143,23 @@ def _add_setting_up(command: Command) -> None:
     telling.add_argument("verb", choices=["test"])
     telling.add_argument("channel", metavar="CHANNEL", nargs="?")
 
-    examining = command("doctor", _doctor, "check what the hosts need, and say what to mend")
-    examining.add_argument("hosts", metavar="HOST", nargs="*")
+    examining = command("doctor", _doctor, "check all that an installation needs, and say what to mend")
+    examining.add_argument("hosts", metavar="HOST", nargs="*", help="these hosts alone")
+    examining.add_argument("--send", action="store_true", help="send each channel a test")
+    examining.add_argument("--json", dest="as_json", action="store_true", help="print the findings as JSON")
+
+    starting = commands.add_parser("init", help=INIT, description=f"{INIT}.".capitalize())
+    starting.add_argument("directory", metavar="DIR", type=Path)
+    starting.add_argument("--compose", action="store_true", help="with the addresses of docker-compose.yml")
+    starting.set_defaults(run=lambda options: starter.init(options.directory, compose=options.compose), on_error=1)
+
+
+def _add_keeping(command: Command) -> None:
+    """The commands that keep the record safe."""
+    keeping = command("backup", _backup, "write all of the remediator's record to a new file, while it runs")
+    keeping.add_argument("to", metavar="FILE", type=Path, help="or a folder, where it is named by the time")
+    restoring = command("restore", _restore, "put a backup in the record's place; the remediator must not run")
+    restoring.add_argument("source", metavar="FILE", type=Path)
 
 
 def _add_asking(command: Command) -> None:
@@ -268,7 +286,20 @@ def _notify(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    return uvloop.run(doctor.doctor(_loader(options, "exporter", "remediator"), options.hosts))
+    load_it = _loader(options, "exporter", "remediator")
+    return uvloop.run(doctor.doctor(load_it, options.hosts, send=options.send, as_json=options.as_json))
+
+
+def _backup(options: argparse.Namespace) -> int:
+    made = backup.back_up(_loader(options, "client")().inventory.remediator.database, options.to)
+    print(f"{made.path}: {made.incidents} incidents, {made.size} bytes")
+    return 0
+
+
+def _restore(options: argparse.Namespace) -> int:
+    made, kept = backup.restore(_loader(options, "client")().inventory.remediator.database, options.source)
+    print(f"{made.path}: {made.incidents} incidents{f'; what was there is {kept}' if kept else ''}")
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

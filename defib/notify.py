@@ -35,13 +35,14 @@ async def test(load: Callable[[], Loaded], channel: str | None) -> int:
     redact, good = Redactor(loaded.secrets), True
     async with httpx.AsyncClient(trust_env=True) as client:
         for name, each in chosen.items():
-            answer = await _sent(Session(client), loaded.inventory, each)
+            answer = await sent(Session(client), loaded.inventory, each)
             good = good and answer.what == "sent"
             print(printable(redact(f"{name}: {answer.words}{_clock(answer)}")))
     return 0 if good else 1
 
 
-async def _sent(session: Session, inventory: Inventory, channel: Channel) -> Answer:
+async def sent(session: Session, inventory: Inventory, channel: Channel) -> Answer:
+    """Send one test to a channel."""
     now = datetime.now(ZoneInfo(inventory.notify.timezone))
     story = Story("test", "info", {}, {}, None, now, None, 0.0, [], {"who": getpass.getuser()})
     options = channel.options

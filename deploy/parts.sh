@@ -26,7 +26,8 @@ done
 wrapper=$(ls "$folder"/root/usr/lib/*/libnss_wrapper.so /usr/lib/*/libnss_wrapper.so 2>/dev/null | head -n 1)
 [ -n "$wrapper" ] || missing="$missing libnss_wrapper.so"
 if [ "${2:-demo}" = test ]; then
-    packages="$packages systemd libsystemd-shared sudo docker-compose"
+    packages="$packages systemd libsystemd-shared sudo docker-compose debootstrap"
+    command -v debootstrap >/dev/null 2>&1 || missing="$missing debootstrap"
     [ -x /usr/bin/sudo ] || [ -x "$folder/root/usr/bin/sudo" ] || missing="$missing sudo"
     command -v docker-compose >/dev/null 2>&1 || missing="$missing docker-compose"
     [ -x /lib/systemd/systemd ] || [ -x "$folder/root/lib/systemd/systemd" ] || missing="$missing systemd"
@@ -78,6 +79,12 @@ if [ -x "$folder/root/usr/bin/docker-compose" ]; then
     printf '#!/bin/sh\nPYTHONPATH=%s exec /usr/bin/python3 %s "$@"\n' "$folder/root/usr/lib/python3/dist-packages" \
         "$folder/root/usr/bin/docker-compose" >"$folder/bin/docker-compose"
     chmod 755 "$folder/bin/docker-compose"
+fi
+# A script that looks for its own parts.
+if [ -x "$folder/root/usr/sbin/debootstrap" ]; then
+    printf '#!/bin/sh\nDEBOOTSTRAP_DIR=%s exec sh %s "$@"\n' "$folder/root/usr/share/debootstrap" \
+        "$folder/root/usr/sbin/debootstrap" >"$folder/bin/debootstrap"
+    chmod 755 "$folder/bin/debootstrap"
 fi
 # The file that docker mounts into containers as their init must be a real one, not a script.
 [ -x "$folder/root/usr/bin/tini-static" ] && ln -sfn "$folder/root/usr/bin/tini-static" "$folder/bin/docker-init"

@@ -175,7 +175,8 @@ def _secrets(value: Any) -> Iterator[str]:
     if hasattr(value, "get_secret_value"):
         yield value.get_secret_value()
     elif isinstance(value, BaseModel):
-        if isinstance(value, Basic):
+        # A password that is none yet is of a section that this program does not resolve.
+        if isinstance(value, Basic) and hasattr(value.password, "get_secret_value"):
             yield value.encoded
         for _name, item in value:
             yield from _secrets(item)

@@ -73,8 +73,8 @@ def _remediator(made: Dashboard) -> Dashboard:
 
 
 def _others(made: Dashboard) -> Dashboard:
-    sent = f"sum by (integration) (increase(alertmanager_notifications_total{EVERY}))"
-    failed = f"sum by (integration) (increase(alertmanager_notifications_failed_total{EVERY}))"
+    sent = f"sum(increase(alertmanager_notifications_total{EVERY}))"
+    failed = f"sum(increase(alertmanager_notifications_failed_total{EVERY}))"
     return parts.add(
         made,
         lines("Series in Prometheus", "short", query("max by (instance) (prometheus_tsdb_head_series)", "{{instance}}"), width=8),
@@ -84,6 +84,6 @@ def _others(made: Dashboard) -> Dashboard:
               query(f"sum(increase(prometheus_rule_evaluation_failures_total{EVERY}))", "rules"),
               query(f"sum(increase(prometheus_notifications_dropped_total{EVERY}))", "alerts", "B"), width=8),
         lines("Alertmanager: alerts", "none", query("max by (state) (alertmanager_alerts)", "{{state}}"), width=12),
-        lines("Alertmanager: deliveries", "none", query(f"{sent} > 0", "{{integration}}"),
-              query(f"{failed} > 0", "{{integration}}, failed", "B"), width=12, steps=((None, ORANGE),))
+        lines("Alertmanager: deliveries", "none", query(sent, "sent"),
+              query(failed, "failed", "B"), width=12)
     )  # fmt: skip

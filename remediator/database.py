@@ -23,7 +23,7 @@ from runtime.errors import DefibError, StartError
 P = ParamSpec("P")
 T = TypeVar("T")
 PLACES = 2  # transactions that may wait for the thread at once: what comes first has no more than these before it
-_MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
 _MEND = (
     "nothing was changed. Move what there is of it away, {path}-wal and {path}-shm too; then put a backup in its place,"
     " or move {path}.lock away as well to begin an empty record: then no one knows any more what was tried, nor which"
@@ -63,7 +63,7 @@ class Database:
         except CommandError as error:
             self._release()
             raise StartError(f"the database {path} was written by another version of Defib: {error}") from error
-        os.pwrite(self._lock, b"the record was begun\n", 0)
+        mark_begun(self._lock)
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one transaction, durable when this returns, soon. Raises StorageError."""
@@ -102,7 +102,7 @@ class Database:
             if said != "ok":
                 raise DatabaseError("PRAGMA quick_check", None, ValueError(str(said)))
         config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS))
+        config.set_main_option("script_location", str(MIGRATIONS))
         with self._engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -115,19 +115,29 @@ def _own(path: Path) -> int:
     used = Path(f"{path}.lock")
     if used.is_file() and used.stat().st_size and not (path.is_file() and path.stat().st_size):
         raise StartError(f"the database {path} is {'empty' if path.is_file() else 'gone'}; {_MEND.format(path=path)}")
+    return lock(path)
+
+
+def mark_begun(held: int) -> None:
+    """Note in a lock's file that there is a record from now on."""
+    os.pwrite(held, b"the record was begun\n", 0)
+
+
+def lock(path: Path) -> int:
+    """Own the database at `path`, there or not, until what is returned is closed. Raises StartError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # It holds what hosts and commands said; SQLite's other files take its mode.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        held = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StartError(f"the database {path} cannot be used: {error.strerror}") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(lock)
+        os.close(held)
         raise StartError(f"another remediator uses the database {path}") from None
-    return lock
+    return held
 
 
 def _configure(connection: Any, _record: Any) -> None:

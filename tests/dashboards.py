@@ -13,11 +13,12 @@ WRITTEN = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glo
 
 @dataclass(frozen=True)
 class Query:
-    """One query: where it stands, its text, and whether it asks for label values instead of samples."""
+    """One query: where it stands, its text, and whether it asks for label values, or for one moment."""
 
     where: str
     text: str
     of_labels: bool = False
+    instant: bool = False
 
     def filled(self, interval: str = "5m") -> str:
         """The query as Grafana sends it while everything is chosen."""
@@ -25,9 +26,9 @@ class Query:
         return re.sub(r"\$\{?[a-z]\w*\}?", ".*", text)
 
     @property
-    def metric(self) -> str:
+    def series(self) -> str:
         """Of label values: the series that are looked through."""
-        found = re.fullmatch(r"label_values\((.+), \w+\)", self.text)
+        found = re.fullmatch(r"label_values\((.+), \w+\)", self.filled())
         assert found, self.text
         return found[1]
 
@@ -43,7 +44,8 @@ def queries() -> list[Query]:
     found = []
     for name, dashboard in WRITTEN.items():
         for panel in panels(dashboard):
-            found += [Query(f"{name}: {panel['title']}", target["expr"]) for target in panel["targets"]]
+            where = f"{name}: {panel['title']}"
+            found += [Query(where, each["expr"], instant=each.get("instant", False)) for each in panel["targets"]]
         for mark in dashboard.get("annotations", {}).get("list", []):
             found.append(Query(f"{name}: {mark['name']}", mark["expr"]))
         for choice in dashboard.get("templating", {}).get("list", []):

@@ -206,7 +206,7 @@ class Fleet:
 
     def cards(self, cards: Sequence[Mapping[str, str]], *, lost: str = "") -> None:
         """What nvidia-smi tells of from now on."""
-        apps = "".join(f"GPU-{index}, {os.getpid()}, python, 4096\n" for index in range(len(cards)))
+        apps = "".join(f"GPU-{index}, {os.getpid()}, 4096, python\n" for index in range(len(cards)))
         write_nvidia_smi(self.tools / "nvidia-smi", cards, apps=apps, before=lost)
 
     def kernel_log(self, text: str = "") -> None:
@@ -326,8 +326,16 @@ class Fleet:
 
     async def ask(self, expression: str) -> list[Any]:
         """What Prometheus answers now. Raises AssertionError where it does not."""
-        url = f"{self.stack.url('prometheus')}/api/v1/query"
-        answer = await self.stack.client.post(url, data={"query": expression})
+        return await self._answer("query", expression, {})
+
+    async def ask_of_last_hour(self, expression: str) -> list[Any]:
+        """What Prometheus answers for a panel that shows the last hour. Raises AssertionError where it does not."""
+        span = {"start": str(time.time() - 3600), "end": str(time.time()), "step": "15"}
+        return await self._answer("query_range", expression, span)
+
+    async def _answer(self, path: str, expression: str, more: Mapping[str, str]) -> list[Any]:
+        url = f"{self.stack.url('prometheus')}/api/v1/{path}"
+        answer = await self.stack.client.post(url, data={"query": expression, **more})
         assert answer.is_success, f"{expression}: {answer.text}"
         return list(answer.json()["data"]["result"])
 

@@ -85,6 +85,11 @@ class FeishuOptions(Part):
         """A name for the bot that tells nothing of its token; limits hold per bot."""
         return hashlib.sha256(self.webhook.get_secret_value().encode()).hexdigest()[:16]
 
+    @property
+    def address(self) -> str:
+        """Where it is sent to; it holds the token."""
+        return self.webhook.get_secret_value()
+
 
 @dataclass(frozen=True)
 class Answer:

@@ -47,6 +47,10 @@ class FeishuAppOptions(Part):
         return self.url.rstrip("/")
 
     @property
+    def address(self) -> str:
+        return self.url
+
+    @property
     def answers(self) -> bool:
         """Whether pressed buttons can reach us."""
         return self.long_connection or self.encrypt_key is not None

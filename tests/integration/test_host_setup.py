@@ -208,13 +208,12 @@ async def test_the_doctor(keeper: Keeper, tmp_path: Path) -> None:
     }
     await asyncio.to_thread(configure, tmp_path / "config", hosts)
     well = await asyncio.to_thread(defib, tmp_path / "config", "doctor", "well")
-    assert (well.returncode, "BAD" in well.stdout, "ok  collector system" in well.stdout) == (0, False, True), (
-        well.stdout
-    )
-    ill = await asyncio.to_thread(defib, tmp_path / "config", "doctor")
+    passed = "PASS  well: collector system" in well.stdout
+    assert (well.returncode, "FAIL" in well.stdout, passed) == (0, False, True), well.stdout
+    ill = await asyncio.to_thread(defib, tmp_path / "config", "doctor", *hosts)
     assert ill.returncode == 1
     for said in (
-        "BAD collector gpu", "none: there is no such file", "others may read it (644)", "chmod 600", "Connection refused",
+        "FAIL  no-gpu: collector gpu", "none: there is no such file", "others may read it (644)", "chmod 600", "Connection refused",
         "→ pin the host's key there",
     ):  # fmt: skip
         assert said in ill.stdout, (said, ill.stdout)

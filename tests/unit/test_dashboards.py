@@ -31,7 +31,7 @@ def test_the_schema_knows_all_that_is_in_it(name: str) -> None:
 
 @pytest.mark.parametrize("query", queries(), ids=lambda query: str(query.where))
 def test_a_query_names_only_metrics_that_exist(query: Query) -> None:
-    assert named(query.metric if query.of_labels else query.filled()) - known() == set()
+    assert named(query.series if query.of_labels else query.filled()) - known() == set()
 
 
 @pytest.mark.parametrize("name", NAMES)

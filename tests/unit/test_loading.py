@@ -277,11 +277,13 @@ def test_each_program_resolves_only_what_it_uses(tmp_path: Path) -> None:
         "http://f/1",
         "s3cret",
     }
+    basic = "remediator: {url: {url: 'http://r/', auth: {basic: {username: admin, password: '${PASSWORD}'}}}}"
     assert len(wrongs(tmp_path)) == 3
     assert wrongs(tmp_path, {"BEARER": "b"}, ["remediator"]) == [
         "a.yaml:1: notify.channels.ops.feishu.webhook: the environment variable HOOK is not set",
         "a.yaml:2: hosts.h.sudo.password: the environment variable SUDO is not set",
     ]
+    assert loaded(write(tmp_path / "basic", a=basic), {}, ["exporter"]).secrets == set()
 
 
 def test_references(tmp_path: Path) -> None:

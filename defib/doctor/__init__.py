@@ -1,0 +1,74 @@
+"""`defib doctor`: what an installation needs, what is missing, and how to mend it."""
+
+import asyncio
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import chain
+
+from defib.doctor import here, hosts, servers
+from defib.doctor.findings import Finding, within
+from fleet.documents import ConfigurationError
+from fleet.loading import Loaded
+from fleet.model import Host
+from runtime.errors import DefibError
+from runtime.redaction import Redactor
+
+HOSTS_AT_ONCE = 100
+HOST_WITHIN, REST_WITHIN = 25.0, 25.0  # seconds
+
+
+async def doctor(load: Callable[[], Loaded], names: Sequence[str], *, send: bool, as_json: bool) -> int:
+    """Check everything, or the hosts named alone, and print a line for each finding; 1 where something fails.
+
+    With `send`, each channel is sent a test.
+    """
+    try:
+        loaded = load()
+    except ConfigurationError as error:
+        mend = "mend it; `defib check` says all that is wrong, `defib init DIR` writes a first one"
+        return _told([Finding("configuration", "loads", "fail", str(wrong), mend) for wrong in error.wrongs], as_json)
+    except DefibError as error:
+        mend = "`defib init DIR` writes a first one; --config or $DEFIB_CONFIG says where it is"
+        return _told([Finding("configuration", "is there", "fail", str(error), mend)], as_json)
+    known = loaded.inventory.hosts
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise DefibError(f"the inventory has no host {', '.join(unknown)}")
+    chosen = [known[name] for name in names] or [host for host in known.values() if host.has_shell]
+    looks = [_hosts(loaded, chosen)]
+    if not names:
+        looks += [_rest(loaded, send=send)]
+    found = list(chain.from_iterable(reversed(await asyncio.gather(*looks))))
+    redact = Redactor(loaded.secrets)
+    return _told([replace(each, seen=redact(each.seen)) for each in found], as_json)
+
+
+def _told(findings: Sequence[Finding], as_json: bool) -> int:
+    if as_json:
+        print(json.dumps({"findings": [asdict(each) for each in findings]}, ensure_ascii=False))
+    else:
+        counts = {result: sum(1 for each in findings if each.result == result) for result in ("pass", "warn", "fail")}
+        print("\n".join(map(str, findings)))
+        print(", ".join(f"{count} {result}" for result, count in counts.items()))
+    return int(any(each.result == "fail" for each in findings))
+
+
+async def _hosts(loaded: Loaded, chosen: Sequence[Host]) -> Sequence[Finding]:
+    gate = asyncio.Semaphore(HOSTS_AT_ONCE)
+
+    async def one(host: Host) -> Sequence[Finding]:
+        async with gate:
+            return await within(HOST_WITHIN, host.name, partial(hosts.check, host, loaded.inventory))
+
+    return list(chain.from_iterable(await asyncio.gather(*map(one, chosen))))
+
+
+async def _rest(loaded: Loaded, *, send: bool) -> Sequence[Finding]:
+    inventory, redact = loaded.inventory, Redactor(loaded.secrets)
+    size = f"{len(inventory.hosts)} hosts, {len(inventory.services)} services"
+    asked = [within(REST_WITHIN, name, partial(servers.guarded, name, look, inventory)) for name, look in servers.ALL]
+    asked.append(within(REST_WITHIN, "notify", partial(here.channels, inventory, redact, send=send)))
+    found = [Finding("configuration", "loads", "pass", size), *await asyncio.to_thread(here.record, inventory)]
+    return [*found, *chain.from_iterable(await asyncio.gather(*asked))]

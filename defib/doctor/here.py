@@ -1,0 +1,90 @@
+"""What the doctor looks at on this machine: the record, its disk, the channels."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+from defib import notify
+from defib.doctor.findings import Finding, Result
+from fleet.model import Inventory
+from fleet.notify import Channel
+from remediator.notices.feishu import Session
+from runtime.redaction import Redactor
+
+WITHIN = 8.0  # seconds for each channel
+ROOM, SHARE = 2**30, 0.1  # of a disk, free
+
+
+def record(inventory: Inventory) -> list[Finding]:
+    """Whether the record's place is there, may be written, has room, and is whole."""
+    path = Path(inventory.remediator.database.removeprefix("sqlite:///"))
+    folder = path.parent
+    if not folder.is_dir():
+        mend = f"install -d -o defib -m 700 {folder}, or set remediator.database"
+        return [
+            Finding("database", "its folder", "warn", f"{folder} is not there: the remediator makes it if it may", mend)
+        ]
+    findings = []
+    writable = os.access(folder, os.W_OK) and (not path.exists() or os.access(path, os.W_OK))
+    seen = "" if writable else f"{path} may not be written by who runs this"
+    mend = "run this as the remediator's user, or chown it"
+    findings.append(Finding("database", "may be written", "pass" if writable else "warn", seen, mend))
+    disk = shutil.disk_usage(folder)
+    low = disk.free < min(ROOM, SHARE * disk.total)
+    seen = f"{disk.free / 2**30:.1f} GiB free at {folder}"
+    findings.append(Finding("disk", "has room for the record", "fail" if low else "pass", seen, "make room"))
+    if path.is_file() and os.access(path, os.R_OK):
+        said = _whole(path)
+        mend = "stop the remediator and put a backup in its place: defib restore"
+        findings.append(Finding("database", "is whole", "fail" if said else "pass", said, mend))
+    return findings
+
+
+def _whole(path: Path) -> str:
+    """What is wrong with a database, if anything."""
+    try:
+        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+            said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
+    except sqlite3.Error as error:
+        return str(error)
+    return "" if said == "ok" else str(said)
+
+
+async def channels(inventory: Inventory, redact: Redactor, *, send: bool) -> Sequence[Finding]:
+    """Whether Feishu is reached from here; and where a test is sent, what it answers."""
+    told = inventory.notify
+    if not told.channels:
+        return [Finding("notify", "channels", "warn", "there are none: nobody is told", "docs/feishu.md says how")]
+    findings = []
+    if not told.routes:
+        findings.append(
+            Finding("notify", "routes", "fail", "there are none: nobody is told", "add `- {channels: […]}`")
+        )
+    async with httpx.AsyncClient(trust_env=True, timeout=WITHIN) as client:
+        for name, channel in told.channels.items():
+            findings.append(await _channel(Session(client), inventory, name, channel, redact, send=send))
+    return findings
+
+
+async def _channel(
+    session: Session, inventory: Inventory, name: str, channel: Channel, redact: Redactor, *, send: bool
+) -> Finding:
+    subject = f"channel {name}"
+    if send:
+        answer = await notify.sent(session, inventory, channel)
+        result: Result = "pass" if answer.what == "sent" else "fail"
+        mend = "docs/feishu.md#when-feishu-refuses says what it means"
+        return Finding(subject, "takes a test", result, redact(answer.words), mend)
+    url = urlsplit(channel.options.address)
+    try:
+        await session.client.get(f"{url.scheme}://{url.netloc}/")
+    except httpx.HTTPError as error:
+        mend = "see that this machine may connect there: a firewall, a proxy ($HTTPS_PROXY), a name server"
+        return Finding(subject, "is reached", "fail", f"{url.netloc}: {type(error).__name__}", mend)
+    return Finding(subject, "is reached", "pass", f"{url.netloc}; `defib doctor --send` sends it a test")

@@ -1,0 +1,215 @@
+"""What the doctor asks the servers: ours, Prometheus, Alertmanager, Grafana."""
+
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+import yaml
+from pydantic import SecretStr
+
+from defib.doctor.findings import Finding, Result
+from fleet.endpoints import Endpoint
+from fleet.model import Inventory
+from remediator.peers import client_for
+from runtime.errors import DefibError
+
+WITHIN = 5.0  # seconds for each answer
+CLOCK = 5.0  # seconds; a date in a header has whole ones
+CERTIFICATE_DAYS = 30
+WATCHDOG, UNSENT = 120.0, 300.0  # seconds, as the alerts have them
+OURS = ("defib-exporter", "defib-remediator")
+WEBHOOK = "/webhook/alertmanager"
+
+
+class _Server:
+    """One server that is asked, and the findings about it so far."""
+
+    def __init__(self, name: str, endpoint: Endpoint, token: SecretStr | None = None) -> None:
+        self.name, self.endpoint = name, endpoint
+        self.findings: list[Finding] = []
+        self.client = client_for(endpoint, token)
+
+    def found(self, check: str, problem: str = "", mend: str = "", *, seen: str = "", grave: bool = True) -> bool:
+        """Note a check, which passed unless there is a problem; tells whether it did."""
+        result: Result = "pass" if not problem else "fail" if grave else "warn"
+        self.findings.append(Finding(self.name, check, result, problem or seen, mend))
+        return not problem
+
+    async def get(self, path: str) -> httpx.Response | None:
+        """An answer of success, or None and a finding."""
+        try:
+            async with self.client.stream("GET", path, timeout=WITHIN) as response:
+                await response.aread()
+                self._certificate(response)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            said = str(error) or type(error).__name__
+            self.found("answers", f"{self.endpoint.base}: {said}", "start it, or mend the inventory's address of it")
+            return None
+        if not response.is_success:
+            problem = f"{self.endpoint.base}{path}: HTTP {response.status_code}"
+            mend = "mend its credentials in the inventory" if response.status_code in (401, 403) else "see its log"
+            self.found("answers", problem, mend)
+            return None
+        self._clock(response)
+        return response
+
+    def _clock(self, response: httpx.Response) -> None:
+        said = response.headers.get("Date")
+        offset = time.time() - parsedate_to_datetime(said).timestamp() if said else 0.0
+        if abs(offset) > CLOCK:
+            self.found("its clock", f"this machine is {offset:+.0f} s off it", "run NTP on both", grave=False)
+
+    def _certificate(self, response: httpx.Response) -> None:
+        stream = response.extensions.get("network_stream")
+        tls = stream.get_extra_info("ssl_object") if stream is not None else None
+        ends = (tls.getpeercert() or {}).get("notAfter") if tls is not None else None
+        if ends:
+            days = (ssl.cert_time_to_seconds(ends) - time.time()) / 86400
+            problem = f"it expires in {days:.0f} days" if days < CERTIFICATE_DAYS else ""
+            self.found("its certificate", problem, "renew it", seen=f"{days:.0f} days left", grave=False)
+
+
+async def exporter(inventory: Inventory) -> Sequence[Finding]:
+    server = _Server("exporter", inventory.exporter.url, inventory.exporter.token)
+    async with server.client:
+        if await server.get("/-/ready") is not None:
+            listed = await server.get("/api/v1/services")
+            if listed is not None:
+                there = {each["id"] for each in listed.json()["services"]}
+                missing = sorted(inventory.services.keys() ^ there)
+                problem = f"it does not have the same services: {', '.join(missing[:5])}" if missing else ""
+                mend = "reload it: kill -HUP, or POST /-/reload"
+                server.found("answers", problem, mend, seen=f"{len(there)} services", grave=False)
+    return server.findings
+
+
+async def remediator(inventory: Inventory) -> Sequence[Finding]:
+    settings = inventory.remediator
+    server = _Server("remediator", settings.url, settings.webhook_token)
+    async with server.client:
+        if await server.get("/-/ready") is None:
+            return server.findings
+        page = await server.get("/metrics")
+        if page is None:
+            return server.findings
+        server.found("answers")
+        values = _values(page.text)
+        arrived = values.get("defib_remediator_watchdog_last_timestamp_seconds", 0.0)
+        ago = time.time() - arrived
+        late = f"not for {ago:.0f} s" if arrived else "it has not come"
+        problem = late if ago > max(settings.watchdog, WATCHDOG) else ""
+        mend = "see that Prometheus has alerts/rules, and that Alertmanager's receiver is this remediator"
+        server.found("the Watchdog arrives", problem, mend, seen=f"{ago:.0f} s ago")
+        off = values.get("defib_remediator_automation_enabled") == 0
+        server.found("automation", "it is off" if off else "", "defib automation says why", grave=False)
+        unsent = values.get("defib_remediator_outbox_oldest_seconds", 0.0)
+        problem = f"the oldest has waited {unsent:.0f} s" if unsent > UNSENT else ""
+        server.found("notices are sent", problem, "see its log, and `defib notify test`")
+    return server.findings
+
+
+async def prometheus(inventory: Inventory) -> Sequence[Finding]:
+    endpoint = inventory.remediator.prometheus_url
+    if endpoint is None:
+        return [_unset("prometheus", "prometheus_url", "`defib replay` cannot ask it, nor can this")]
+    server = _Server("prometheus", endpoint)
+    async with server.client:
+        targets = await server.get("/api/v1/targets?state=active")
+        if targets is None:
+            return server.findings
+        server.found("answers")
+        health = {each["labels"]["job"]: each for each in targets.json()["data"]["activeTargets"]}
+        for job in OURS:
+            told = health.get(job)
+            problem = "it has no such job" if told is None else "" if told["health"] == "up" else told["lastError"]
+            server.found(f"scrapes {job}", problem, "see scrape_configs in alerts/prometheus.yml, and its token")
+        rules = await server.get("/api/v1/rules?type=alert")
+        if rules is not None:
+            _rules(server, rules.json()["data"]["groups"])
+        managers = await server.get("/api/v1/alertmanagers")
+        if managers is not None:
+            known = managers.json()["data"]["activeAlertmanagers"]
+            server.found("knows an Alertmanager", "" if known else "it knows none", "see `alerting:` in prometheus.yml")
+    return server.findings
+
+
+def _rules(server: _Server, groups: list[Any]) -> None:
+    rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
+    missing = [name for name in ("ServiceDown", "Watchdog") if name not in rules]
+    problem = f"it has no {' and no '.join(missing)}" if missing else ""
+    server.found("has the rules", problem, "give it alerts/rules as rule_files", seen=f"{len(rules)} alerts")
+    broken = [f"{name}: {rule.get('lastError', '')}" for name, rule in rules.items() if rule["health"] == "err"]
+    if broken:
+        server.found("its rules work", broken[0], "see its log")
+
+
+async def alertmanager(inventory: Inventory) -> Sequence[Finding]:
+    endpoint = inventory.remediator.alertmanager_url
+    if endpoint is None:
+        return [_unset("alertmanager", "alertmanager_url", "missed resolves and silences are not seen")]
+    server = _Server("alertmanager", endpoint)
+    async with server.client:
+        status = await server.get("/api/v2/status")
+        if status is None:
+            return server.findings
+        server.found("answers", seen=f"version {status.json()['versionInfo']['version']}")
+        config = yaml.safe_load(status.json()["config"]["original"]) or {}
+    receivers = {each["name"]: each for each in config.get("receivers") or []}
+    urls = [str(hook.get("url", "")) for each in receivers.values() for hook in each.get("webhook_configs") or []]
+    told = any(WEBHOOK in url or "secret" in url for url in urls)
+    problem = "" if told else f"no receiver's webhook ends in {WEBHOOK}"
+    server.found("tells the remediator", problem, "see the receiver `defib` in alerts/alertmanager.yml")
+    fallback = receivers.get("fallback")
+    ways = [name for name, value in (fallback or {}).items() if name.endswith("_configs") and value]
+    problem = "there is no such receiver" if fallback is None else "" if ways else "it leads nowhere"
+    mend = "give it mail, or another webhook: by it you hear that the remediator is down"
+    server.found("the receiver `fallback`", problem, mend, grave=False)
+    return server.findings
+
+
+async def grafana(inventory: Inventory) -> Sequence[Finding]:
+    endpoint = inventory.remediator.grafana_url
+    if endpoint is None:
+        return [_unset("grafana", "grafana_url", "cards have no button for it")]
+    server = _Server("grafana", endpoint)
+    async with server.client:
+        health = await server.get("/api/health")
+        if health is not None:
+            problem = "" if health.json().get("database") == "ok" else "its database is not well"
+            server.found("answers", problem, "see its log", seen=f"version {health.json().get('version', '?')}")
+    return server.findings
+
+
+Look = Callable[[Inventory], Awaitable[Sequence[Finding]]]
+ALL: tuple[tuple[str, Look], ...] = (
+    ("exporter", exporter), ("remediator", remediator), ("prometheus", prometheus), ("alertmanager", alertmanager),
+    ("grafana", grafana),
+)  # fmt: skip
+
+
+def _unset(name: str, key: str, without: str) -> Finding:
+    return Finding(name, "is known", "warn", f"remediator.{key} is not set: {without}", f"set remediator.{key}")
+
+
+def _values(page: str) -> dict[str, float]:
+    """The samples without labels of a page of metrics."""
+    found = {}
+    for line in page.splitlines():
+        name, _, value = line.partition(" ")
+        if not line.startswith("#") and "{" not in name:
+            found[name] = float(value)
+    return found
+
+
+async def guarded(name: str, look: Look, inventory: Inventory) -> Sequence[Finding]:
+    """What one of these finds; an answer that makes no sense is a finding, too."""
+    try:
+        return await look(inventory)
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+        seen = f"what answers there is something else ({type(error).__name__})"
+        return [Finding(name, "answers", "fail", seen, "mend its address in the inventory")]
+    except DefibError as error:
+        return [Finding(name, "answers", "fail", str(error), "mend it in the inventory")]

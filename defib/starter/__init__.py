@@ -1,0 +1,87 @@
+"""`defib init`: a first configuration, with comments, that is whole as it stands."""
+
+import os
+import secrets
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+
+import bcrypt
+
+from runtime.errors import DefibError
+
+_HERE = {
+    "exporter": "http://127.0.0.1:9999", "prometheus": "http://127.0.0.1:9090",
+    "alertmanager": "http://127.0.0.1:9093", "grafana": "http://127.0.0.1:3000",
+}  # fmt: skip
+USER = "admin"
+
+
+def init(directory: Path, *, compose: bool) -> int:
+    """Write the files, for this machine or for docker-compose.yml, and say what comes next. Raises DefibError.
+
+    What is there already is never written over. Secrets are random; for containers, whose users are not ours, their
+    files may be read by all, but their folder by its owner alone.
+    """
+    texts = {f"{name}.yaml": _text(name, compose=compose) for name in ("defib", "hosts", "services", "notify")}
+    texts |= {f"secrets/{name}": text for name, text in _secrets(compose=compose).items()}
+    there = [str(directory / name) for name in texts if (directory / name).exists()]
+    if there:
+        raise DefibError(f"{', '.join(there)}: there already; nothing was written")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "secrets").mkdir(mode=0o700, exist_ok=True)
+        for name, text in texts.items():
+            secret = name.startswith("secrets/")
+            _write(directory / name, text, 0o600 if secret and not compose else 0o644)
+    except OSError as error:
+        raise DefibError(f"{error.filename}: {error.strerror}") from error
+    print(f"{directory}: {', '.join(texts)}")
+    print(_NEXT[compose].format(directory=directory))
+    return 0
+
+
+def _text(name: str, *, compose: bool) -> str:
+    text = resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    for server, url in _HERE.items():
+        text = text.replace(f"@{server}@", url.replace("127.0.0.1", server) if compose else url)
+    login = f'auth: {{basic: {{username: {USER}, password: "${{file:secrets/console_password}}"}}}}'
+    url = f"\n    url: http://remediator:9095\n    {login}" if compose else " http://127.0.0.1:9095"
+    return text.replace(" @remediator@", url)
+
+
+def _secrets(*, compose: bool) -> Mapping[str, str]:
+    """Random secrets by the names of their files."""
+    made = {name: secrets.token_urlsafe(32) for name in ("webhook_token", "exporter_token")}
+    if compose:
+        password = secrets.token_urlsafe(16)
+        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()
+        made |= {
+            "console_password": password,
+            "web_config": f"basic_auth_users:\n  {USER}: {hashed}\n",
+            "grafana_password": secrets.token_urlsafe(16),
+        }
+    return made
+
+
+def _write(path: Path, text: str, mode: int) -> None:
+    with os.fdopen(
+        os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode), "w", encoding="utf-8"
+    ) as file:
+        os.fchmod(file.fileno(), mode)  # whatever the umask is
+        file.write(text)
+
+
+_NEXT = {
+    False: """\
+next:
+  defib check --config {directory}        says what is wrong with it
+  defib doctor --config {directory}       says what is missing around it
+  defib exporter --config {directory}     serves metrics; defib remediator acts on alerts
+Prometheus and Alertmanager send the token in {directory}/secrets/webhook_token.""",
+    True: """\
+next:
+  cp .env.example .env                     says where this is, and who owns it
+  docker compose up --detach               starts everything
+The console's password for "admin" is in {directory}/secrets/console_password, Grafana's in grafana_password.""",
+}

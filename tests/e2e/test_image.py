@@ -1,0 +1,167 @@
+"""The image, built on a base of debootstrap's where no registry is reached, and run as docker-compose.yml runs it."""
+
+import contextlib
+import functools
+import http.server
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from defib.demo.stack import free_ports
+
+ROOT = Path(__file__).parents[2]
+BASE, IMAGE = "defib-test-base", "defib-test"
+OWNER = 12345
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+pytestmark = [
+    pytest.mark.needs("dockerd", "debootstrap"),
+    pytest.mark.timeout(600),
+    pytest.mark.usefixtures("docker"),
+]
+
+
+def run(*argv: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, check=False, **more)
+
+
+def well(*argv: str, **more: Any) -> str:
+    done = run(*argv, **more)
+    assert done.returncode == 0, f"{argv}: {done.stdout[-3000:]}{done.stderr[-3000:]}"
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def base(docker: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Debian with Python, as an image."""
+    folder = tmp_path_factory.mktemp("base")
+    packages = "--include=python3,python3-venv,ca-certificates"
+    well("debootstrap", "--variant=minbase", packages, "bookworm", str(folder / "root"))
+    well("sh", "-c", 'tar -C "$0" -c . | docker import - "$1"', str(folder / "root"), BASE)
+    return BASE
+
+
+@pytest.fixture(scope="module")
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a folder of all wheels that the image needs, as a site without an index keeps them."""
+    folder = tmp_path_factory.mktemp("wheels")
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
+    well(*pip, "--require-hashes", "--requirement", str(ROOT / "requirements.lock"))
+    well(*pip, "--no-deps", "setuptools>=77", "wheel")
+    handler = functools.partial(_Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/"
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def image(base: str, wheels: str) -> str:
+    arguments = {"BASE_IMAGE": base, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels}
+    given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+    well("docker", "build", "--quiet", "--network", "host", *given, "--tag", IMAGE, str(ROOT))
+    return IMAGE
+
+
+@contextlib.contextmanager
+def container(service: str, config: Path, *more: str) -> Iterator[str]:
+    """Run a service of docker-compose.yml with all that it asks for there; but on the host's network, as another user."""
+    asked = COMPOSE["services"][service]
+    assert asked["read_only"]
+    assert asked["cap_drop"] == ["ALL"]
+    options = [
+        "--read-only",
+        "--cap-drop",
+        "ALL",
+        "--init",
+        "--memory",
+        asked["mem_limit"],
+        "--user",
+        f"{OWNER}:{OWNER}",
+    ]
+    options += [word for each in asked["security_opt"] for word in ("--security-opt", each)]
+    options += [word for each in asked.get("cap_add", []) for word in ("--cap-add", each)]
+    options += [word for each in asked["tmpfs"] for word in ("--tmpfs", each)]
+    name = f"defib-test-{service}"
+    mounts = ["--volume", f"{config}:/etc/defib:ro", "--volume", f"{name}:/var/lib/defib"]
+    well("docker", "run", "--detach", "--name", name, "--network", "host", *options, *mounts, IMAGE, *more)
+    try:
+        yield name
+    finally:
+        run("docker", "rm", "--force", "--volumes", name)
+
+
+def answer(url: str, name: str, **more: Any) -> httpx.Response:
+    """What a page answers once it does."""
+    ends = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(url, timeout=2, trust_env=False, **more)
+        assert time.monotonic() < ends, run("docker", "logs", name).stderr[-3000:]
+        time.sleep(0.2)
+
+
+def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    work = ["--volume", f"{tmp_path}:/work", "--workdir", "/work", "--user", f"{OWNER}:{OWNER}"]
+    tmp_path.chmod(0o777)
+    for above in list(tmp_path.parents)[:2]:
+        above.chmod(0o755)
+    well("docker", "run", "--rm", "--network", "host", *work, image, "init", "--compose", "config")
+    well("docker", "run", "--rm", "--network", "host", *work, image, "check")
+    assert {(config / "secrets" / name).stat().st_uid for name in ("webhook_token", "web_config")} == {OWNER}
+    exporter_port, remediator_port = free_ports(2)
+    for path in config.glob("*.yaml"):
+        path.write_text(path.read_text().replace("http://exporter:9999", f"http://127.0.0.1:{exporter_port}"))
+    with container("exporter", config, "exporter", "--listen", f"127.0.0.1:{exporter_port}") as name:
+        page = answer(f"http://127.0.0.1:{exporter_port}/metrics", name)
+        assert 'service_info{service="prometheus"' in page.text
+        web = ["--web.config.file", "/etc/defib/secrets/web_config", "--listen", f"127.0.0.1:{remediator_port}"]
+        with container("remediator", config, "remediator", *web) as other:
+            console = f"http://127.0.0.1:{remediator_port}/"
+            assert answer(console, other).status_code == 401
+            password = (config / "secrets" / "console_password").read_text()
+            assert answer(console, other, auth=("admin", password)).status_code == 200
+            token = (config / "secrets" / "webhook_token").read_text()
+            assert (
+                "defib_remediator"
+                in answer(f"{console}metrics", other, headers={"Authorization": f"Bearer {token}"}).text
+            )
+            assert password not in well("docker", "logs", other)
+            well("docker", "stop", "--time", "30", other)
+            assert well("docker", "inspect", "--format", "{{.State.ExitCode}}", other) == "0"
+            backup = ["--volumes-from", other, *work, image, "backup", "--config", "/work/config", "/work/kept.db"]
+            assert "0 incidents" in well("docker", "run", "--rm", *backup)
+        well("docker", "exec", name, *COMPOSE["services"]["exporter"]["healthcheck"]["test"][1:3], "import sys")
+        well("docker", "stop", "--time", "30", name)
+        assert well("docker", "inspect", "--format", "{{.State.ExitCode}}", name) == "0"
+
+
+def test_what_is_in_the_image(image: str) -> None:
+    told = well("docker", "image", "inspect", "--format", "{{.Config.User}} {{json .Config.Entrypoint}}", image)
+    assert told == '10001:10001 ["defib"]'
+    ls = ["--entrypoint", "sh", image, "-c", "ls /opt/defib/lib/python3*/site-packages"]
+    listed = well("docker", "run", "--rm", "--network", "host", *ls).splitlines()
+    assert {"defib", "exporter", "fleet", "remediator", "runtime"} <= set(listed)
+    assert not {"tests", "grafana", "pytest"} & set(listed)
+    assert well("docker", "run", "--rm", "--network", "host", image, "--version").startswith("defib ")
+
+
+def test_an_image_that_cannot_reach_an_index_says_so(base: str, tmp_path: Path) -> None:
+    given = ["--build-arg", f"BASE_IMAGE={base}", "--build-arg", "PIP_NO_INDEX=1"]
+    done = run("docker", "build", "--quiet", "--network", "host", *given, str(ROOT), env={**os.environ})
+    assert done.returncode != 0
+    assert "No matching distribution found" in done.stdout + done.stderr

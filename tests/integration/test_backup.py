@@ -1,0 +1,130 @@
+"""`defib backup` and `defib restore`, on a record that is in use."""
+
+import asyncio
+import contextlib
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from sqlalchemy import Connection, insert
+
+from remediator.database import Database
+from remediator.schema import incidents
+
+
+def defib(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "defib", *arguments, "--config", str(config)]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+def opened(connection: Connection, service: str) -> None:
+    connection.execute(insert(incidents).values(service=service, state="open", opened_at=1.0))
+
+
+def store(database: Database, service: str) -> None:
+    asyncio.run(database.run(opened, service))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    folder = tmp_path / "config"
+    folder.mkdir()
+    written = {"remediator": {"database": f"sqlite:///{tmp_path}/record.db"}}
+    (folder / "defib.yaml").write_text(yaml.safe_dump(written))
+    return folder
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Iterator[Database]:
+    made = Database(f"sqlite:///{tmp_path}/record.db")
+    yield made
+    with contextlib.suppress(RuntimeError):  # a test may have closed it
+        made.close()
+
+
+def services(path: Path) -> list[str]:
+    with closing(sqlite3.connect(path)) as there:
+        return [name for (name,) in there.execute("SELECT service FROM incidents ORDER BY id")]
+
+
+def test_a_record_in_use_is_backed_up_whole_and_comes_back(config: Path, database: Database, tmp_path: Path) -> None:
+    store(database, "web")
+    done = defib(config, "backup", str(tmp_path / "kept.db"))
+    assert (done.returncode, done.stdout.startswith(f"{tmp_path}/kept.db: 1 incidents, ")) == (0, True), done.stderr
+    assert stat.S_IMODE((tmp_path / "kept.db").stat().st_mode) == 0o600
+    assert sorted(path.name for path in tmp_path.glob("*kept*")) == ["kept.db"]
+    store(database, "later")
+    refused = defib(config, "restore", str(tmp_path / "kept.db"))
+    assert (refused.returncode, "another remediator uses the database" in refused.stderr) == (1, True)
+    database.close()
+    restored = defib(config, "restore", str(tmp_path / "kept.db"))
+    assert restored.returncode == 0, restored.stderr
+    assert services(tmp_path / "record.db") == ["web"]
+    aside = min(tmp_path.glob("record.db.before-*"), key=lambda path: len(path.name))
+    assert services(aside) == ["web", "later"]
+    again = Database(f"sqlite:///{tmp_path}/record.db")
+    store(again, "after")
+    again.close()
+
+
+def test_a_folder_names_the_backup_by_the_time(config: Path, database: Database, tmp_path: Path) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    assert defib(config, "backup", str(folder)).returncode == 0
+    (made,) = folder.iterdir()
+    assert made.name.startswith("defib-2")
+
+
+def test_a_record_that_was_lost_is_restored(config: Path, database: Database, tmp_path: Path) -> None:
+    store(database, "web")
+    assert defib(config, "backup", str(tmp_path / "kept.db")).returncode == 0
+    database.close()
+    for path in tmp_path.glob("record.db*"):
+        if path.suffix != ".lock":
+            path.unlink()
+    assert defib(config, "restore", str(tmp_path / "kept.db")).returncode == 0
+    assert services(tmp_path / "record.db") == ["web"]
+    Database(f"sqlite:///{tmp_path}/record.db").close()
+
+
+def test_what_is_no_backup_is_refused_and_nothing_changes(config: Path, database: Database, tmp_path: Path) -> None:
+    store(database, "web")
+    good = tmp_path / "good.db"
+    assert defib(config, "backup", str(good)).returncode == 0
+    over = defib(config, "backup", str(good))
+    assert (over.returncode, "exists already" in over.stderr) == (1, True)
+    database.close()
+    (tmp_path / "text.db").write_text("not a database, but rather long for a text" * 100)
+    (tmp_path / "empty.db").touch()
+    (tmp_path / "cut.db").write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    newer = tmp_path / "newer.db"
+    newer.write_bytes(good.read_bytes())
+    with closing(sqlite3.connect(newer)) as there:
+        there.execute("UPDATE alembic_version SET version_num = '9999'")
+        there.commit()
+    before = services(tmp_path / "record.db")
+    for name, said in (
+        ("none.db", "there is no file"), ("text.db", "is no record of Defib"), ("empty.db", "is no record of Defib"),
+        ("cut.db", "damaged"), ("newer.db", "newer version of Defib"),
+    ):  # fmt: skip
+        done = defib(config, "restore", str(tmp_path / name))
+        assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+        assert said in done.stderr or (name == "cut.db" and "is no record" in done.stderr), done.stderr
+        assert services(tmp_path / "record.db") == before
+    unwritable = defib(config, "backup", str(tmp_path / "nowhere" / "kept.db"))
+    assert (unwritable.returncode, "could not be copied" in unwritable.stderr) == (1, True), unwritable.stderr
+
+
+def test_nothing_to_back_up(config: Path, tmp_path: Path) -> None:
+    done = defib(config, "backup", str(tmp_path / "kept.db"))
+    assert (done.returncode, "there is no database" in done.stderr, [path.name for path in tmp_path.iterdir()]) == (
+        1,
+        True,
+        ["config"],
+    )

@@ -1,0 +1,178 @@
+"""`defib doctor` and `defib init`: what they say of a machine where nothing works, and of one where all does."""
+
+import asyncio
+import contextlib
+import json
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from defib.demo import sshd
+from defib.demo.feishu import SECRET, StandIn
+from defib.demo.keeper import Keeper
+from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
+from tests.support import eventually, inventory_of
+
+NOWHERE = "http://127.0.0.1:1"
+
+
+def defib(*arguments: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "defib", *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, check=False)
+
+
+async def found(config: Path, *arguments: str) -> tuple[int, list[dict[str, str]]]:
+    done = await asyncio.to_thread(defib, "doctor", "--json", "--config", str(config), *arguments)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout)["findings"]
+
+
+def result_of(findings: list[dict[str, str]], subject: str, check: str) -> str:
+    (result,) = {each["result"] for each in findings if (each["subject"], each["check"]) == (subject, check)}
+    return result
+
+
+@pytest.mark.parametrize("more", [[], ["--compose"]])
+def test_what_init_writes_is_whole_and_secret(tmp_path: Path, more: list[str]) -> None:
+    folder = tmp_path / "config"
+    made = defib("init", str(folder), *more)
+    assert made.returncode == 0, made.stderr
+    checked = defib("check", "--config", str(folder))
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert stat.S_IMODE((folder / "secrets").stat().st_mode) == 0o700
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (folder / "secrets").iterdir()}
+    assert modes == ({0o644} if more else {0o600})
+    tokens = {path.read_text() for path in (folder / "secrets").iterdir()}
+    assert len(tokens) == len(list((folder / "secrets").iterdir()))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    again = defib("init", str(folder), *more)
+    assert (again.returncode, "there already; nothing was written" in again.stderr) == (1, True)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    every = [line for path in folder.glob("*.yaml") for line in path.read_text().splitlines()]
+    assert not any("@" in line for line in every)
+
+
+def test_init_where_nothing_may_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = defib("init", str(tmp_path / "file" / "config"))
+    assert (done.returncode, "Not a directory" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+
+
+async def test_without_a_configuration(tmp_path: Path) -> None:
+    status, findings = await found(tmp_path / "none")
+    assert (status, findings[0]["result"]) == (1, "fail")
+    assert "defib init" in findings[0]["mend"]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.yaml").write_text("services: {web: {probes: {}}}\nnotify: {langauge: en}\n")
+    status, findings = await found(tmp_path / "bad")
+    assert status == 1
+    assert {"fail"} == {each["result"] for each in findings}
+    assert any("langauge" in each["seen"] for each in findings)
+
+
+async def test_where_nothing_works_it_ends_soon_and_says_what_to_do(tmp_path: Path) -> None:
+    """A server that takes connections and never answers, hosts that are not there, a disk that is."""
+    waiting: set[asyncio.StreamWriter] = set()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        waiting.add(writer)
+        await reader.read()
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+        waiting.discard(writer)
+
+    async def left_alone() -> bool:
+        return not waiting
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    port = silent.sockets[0].getsockname()[1]
+    ssh = {"user": "nobody", "port": port, "key_file": str(tmp_path / "none"), "known_hosts": str(tmp_path / "none")}
+    written: dict[str, Any] = {
+        "exporter": {"url": NOWHERE},
+        "remediator": {
+            "url": f"http://127.0.0.1:{port}", "prometheus_url": f"http://127.0.0.1:{port}",
+            "alertmanager_url": NOWHERE, "database": f"sqlite:///{tmp_path}/none/record.db",
+        },
+        "hosts": {f"h{index}": {"address": "127.0.0.1", "ssh": ssh, "collect": {"system": "30s"}} for index in range(40)},
+        "notify": {"channels": {"ops": {"feishu": {"webhook": f"{NOWHERE}/open-apis/bot/v2/hook/secret-token"}}}},
+    }  # fmt: skip
+    await asyncio.to_thread(inventory_of, tmp_path / "config", written)
+    began = time.monotonic()
+    status, findings = await found(tmp_path / "config", "--send")
+    assert time.monotonic() - began < 30
+    silent.close()
+    await eventually(left_alone)
+    assert status == 1
+    assert all(each["mend"] for each in findings if each["result"] != "pass")
+    for subject in ("exporter", "remediator", "prometheus", "alertmanager"):
+        assert result_of(findings, subject, "answers") == "fail"
+    for subject, check in (("h7", "its shell answers"), ("notify", "routes"), ("channel ops", "takes a test")):
+        assert result_of(findings, subject, check) == "fail"
+    assert result_of(findings, "grafana", "is known") == "warn"
+    assert "secret-token" not in json.dumps(findings)
+
+
+@pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd")
+@pytest.mark.timeout(120)
+async def test_where_all_is_well(keeper: Keeper, tmp_path: Path) -> None:
+    feishu, stack = StandIn(), Stack(keeper, tmp_path)
+    await feishu.start()
+    (port,) = free_ports(1)
+    host = await sshd.start(keeper, tmp_path / "sshd", port, {"PATH": "/usr/bin:/bin"})
+    ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
+    config = stack.configuration(
+        {
+            "hosts": {"h": {"address": "127.0.0.1", "ssh": ssh, "collect": {"system": "30s"}}},
+            "services": {"web": {"probe": {"every": "1s", "http": {"url": feishu.url}}}},
+            "notify": {
+                "channels": {"ops": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}}}, "routes": [{"channels": ["ops"]}],
+            },
+        }
+    )  # fmt: skip
+    await stack.start()
+
+    async def scraped() -> bool:
+        targets = await stack.get("prometheus", "/api/v1/targets?state=active")
+        return all(each["health"] == "up" for each in targets["data"]["activeTargets"])
+
+    await eventually(scraped)
+    status, findings = await found(config, "--send")
+    wrong = [each for each in findings if each["result"] != "pass"]
+    assert status == 0, wrong
+    # The shipped file has no fallback of its own, and the demo has no Grafana.
+    assert {(each["subject"], each["check"]) for each in wrong} == {
+        ("grafana", "is known"),
+        ("alertmanager", "the receiver `fallback`"),
+    }
+    assert len(feishu.received) == 1
+    quiet, _ = await found(config)
+    assert (quiet, len(feishu.received)) == (0, 1)
+    await _broken(stack, config)
+    await feishu.stop()
+    await stack.client.aclose()
+
+
+async def _broken(stack: Stack, config: Path) -> None:
+    """What is asked instead of what should be is seen."""
+    said = (config / "defib.yaml").read_text()
+    swapped = said.replace(stack.url("prometheus"), "x").replace(stack.url("alertmanager"), stack.url("prometheus"))
+    (config / "defib.yaml").write_text(
+        swapped.replace("prometheus_url: x", f"prometheus_url: {stack.url('alertmanager')}").replace(
+            WEBHOOK_TOKEN, "another"
+        )
+    )
+    status, findings = await found(config)
+    assert status == 1
+    seen: Mapping[str, str] = {each["subject"]: each["seen"] for each in findings if each["result"] == "fail"}
+    assert {"prometheus", "alertmanager", "remediator"} <= set(seen), seen
+    assert "401" in seen["remediator"]
+    async with httpx.AsyncClient(trust_env=False) as client:
+        assert (await client.get(f"{stack.url('exporter')}/-/ready")).is_success

@@ -1,0 +1,86 @@
+"""docker-compose.yml: what it asks for, by the compose specification and as compose reads it."""
+
+import json
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+SCHEMA = Path(__file__).parents[2] / ".parts/root/usr/lib/python3/dist-packages/compose/config/compose_spec.json"
+INSTALLED = Path("/usr/lib/python3/dist-packages/compose/config/compose_spec.json")
+ENVIRONMENT = dict(
+    line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if line and not line.startswith("#")
+)
+
+
+def compose(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    with tempfile.NamedTemporaryFile() as empty:  # so that no .env of a developer's is read
+        argv = ["docker-compose", "--env-file", empty.name, *arguments]
+        return subprocess.run(argv, cwd=ROOT, env={**clean, **environment}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.needs("docker-compose")
+def test_it_is_what_the_specification_allows() -> None:
+    path = next(path for path in (SCHEMA, INSTALLED) if path.is_file())
+    schema = jsonschema.Draft201909Validator(json.loads(path.read_text()))
+    schema.validate(COMPOSE)
+    with pytest.raises(jsonschema.ValidationError):
+        schema.validate({**COMPOSE, "services": {"x": {"imagee": "y"}}})
+
+
+@pytest.mark.needs("docker-compose")
+def test_compose_reads_it_with_what_the_example_says() -> None:
+    done = compose(ENVIRONMENT, "config")
+    assert done.returncode == 0, done.stderr
+    assert set(yaml.safe_load(done.stdout)["services"]) == set(SERVICES)
+    mirrored = compose({**ENVIRONMENT, "REGISTRY": "registry.example/hub"}, "config")
+    images = {each["image"] for each in yaml.safe_load(mirrored.stdout)["services"].values()}
+    assert all(image.startswith("registry.example/hub/") or image == "defib:latest" for image in images)
+
+
+@pytest.mark.needs("docker-compose")
+@pytest.mark.parametrize("name", ["DEFIB_UID", "DEFIB_GID", "DEFIB_SECRETS"])
+def test_what_is_missing_is_named(name: str) -> None:
+    done = compose({key: value for key, value in ENVIRONMENT.items() if key != name}, "config")
+    assert done.returncode != 0
+    assert name in done.stderr
+    if name == "DEFIB_SECRETS":
+        for secret in ("webhook_token", "exporter_token", "web_config", "console_password", "grafana_password"):
+            assert secret in done.stderr
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_held_on_a_short_lead(name: str) -> None:
+    service = SERVICES[name]
+    assert service["restart"] == "unless-stopped"
+    assert service["read_only"] is True
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["mem_limit"]
+    assert service["cpus"]
+    assert service["healthcheck"]["test"]
+    assert re.search(r":v?\d+\.\d+\.\d+$|^\$\{DEFIB_IMAGE:-defib:latest\}$", service["image"]), service["image"]
+    for port in service.get("ports", []):
+        assert port.startswith("${LISTEN:-127.0.0.1}:")
+
+
+def test_variables_are_explained_in_the_example() -> None:
+    used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
+    explained = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+    assert used == explained - {"COMPOSE_PROJECT_NAME"}
+
+
+def test_no_secret_is_in_it() -> None:
+    for service in SERVICES.values():
+        for key, value in (service.get("environment") or {}).items():
+            assert "PASSWORD" not in key or key.endswith("__FILE"), (key, value)
