@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PATH := $(PARTS)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help install deps check format test chaos demo bench lock clean
+.PHONY: help install deps check format test chaos demo bench fleet dashboards lock clean
 
 help: ## Show this
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## Make .venv/bin/defib
 
@@ -35,6 +35,12 @@ test: deps check ## Check, then run every test
 
 chaos: deps ## Kill the remediator 200 times in a storm (ARGS="KILLS SEED")
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+fleet: deps ## Break a small fleet on the shipped files in every way, for an hour and a half
+	DEFIB_FLEET=long $(BIN)/pytest tests/e2e/test_fleet.py $(ARGS)
+
+dashboards: $(VENV)/developed ## Write the dashboards' JSON anew
+	$(BIN)/python -m grafana
 
 demo: install $(PARTS)/demo ## Show the whole loop on this machine (ARGS="--once --json")
 	@$(BIN)/defib demo $(ARGS)

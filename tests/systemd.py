@@ -56,7 +56,7 @@ def systemd() -> Iterator[Path]:
         "XDG_RUNTIME_DIR": str(run),
         "SYSTEMD_UNIT_PATH": str(units),
         "SYSTEMD_LOG_TARGET": "null",
-        **_libraries(),
+        **libraries(),
     }
     namespaces = ["--cgroup", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child=KILL"]
     process = subprocess.Popen(
@@ -76,7 +76,7 @@ def systemd() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _libraries() -> dict[str, str]:
+def libraries() -> dict[str, str]:
     if manager() == INSTALLED:
         return {}
     return {"LD_LIBRARY_PATH": ":".join(map(str, UNPACKED.glob("usr/lib/*/systemd")))}
@@ -85,7 +85,7 @@ def _libraries() -> dict[str, str]:
 def _write_systemctl(path: Path, pid: int, run: Path) -> None:
     own = "systemctl" if manager() == INSTALLED else str(UNPACKED / "bin" / "systemctl")
     real = shutil.which(own)
-    variables = [f"{name}={value}" for name, value in {"XDG_RUNTIME_DIR": str(run), **_libraries()}.items()]
+    variables = [f"{name}={value}" for name, value in {"XDG_RUNTIME_DIR": str(run), **libraries()}.items()]
     inside = ["nsenter", f"--pid=/proc/{pid}/ns/pid_for_children", "--", "env", *variables, str(real), "--user"]
     path.write_text(f'#!/bin/sh\nexec {shlex.join(inside)} "$@"\n')
     path.chmod(0o755)

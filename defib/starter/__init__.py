@@ -81,7 +81,6 @@ next:
 Prometheus and Alertmanager send the token in {directory}/secrets/webhook_token.""",
     True: """\
 next:
-  cp .env.example .env                     says where this is, and who owns it
-  docker compose up --detach               starts everything
+  docker compose up --detach               starts everything that .env is right for (.env.example)
 The console's password for "admin" is in {directory}/secrets/console_password, Grafana's in grafana_password.""",
 }

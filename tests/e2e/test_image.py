@@ -165,3 +165,78 @@ def test_an_image_that_cannot_reach_an_index_says_so(base: str, tmp_path: Path) 
     done = run("docker", "build", "--quiet", "--network", "host", *given, str(ROOT), env={**os.environ})
     assert done.returncode != 0
     assert "No matching distribution found" in done.stdout + done.stderr
+
+
+def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, tmp_path: Path) -> None:
+    """In a Debian of its own, without systemd running: what it writes, what stays, and what is refused."""
+    given = ["--env", "PIP_NO_INDEX=1", "--env", f"PIP_FIND_LINKS={wheels}"]
+    mounts = ["--volume", f"{ROOT}:/checkout:ro"]
+    name = "defib-test-install"
+    well(
+        "docker",
+        "run",
+        "--detach",
+        "--name",
+        name,
+        "--network",
+        "host",
+        "--init",
+        *given,
+        *mounts,
+        base,
+        "sleep",
+        "600",
+    )
+    try:
+        inside = ["docker", "exec", name]
+        copy = "mkdir /source && cd /checkout && cp -r defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements.lock /source/"
+        well(*inside, "sh", "-c", f"{copy} && mkdir -p /etc/systemd/system")
+        first = well(*inside, "/source/deploy/install.sh")
+        assert "systemctl enable --now" in first
+        assert well(*inside, "defib", "--version").startswith("defib ")
+        well(
+            *inside,
+            "setpriv",
+            "--reuid",
+            "defib",
+            "--regid",
+            "defib",
+            "--clear-groups",
+            "defib",
+            "check",
+            "--config",
+            "/etc/defib",
+        )
+        well(*inside, "sh", "-c", "echo '# mine' >>/etc/defib/services.yaml")
+        state = [
+            "sh",
+            "-c",
+            "find /etc/defib /var/lib/defib /etc/systemd/system -type f -exec md5sum {} + | sort; stat -c '%n %U:%G %a' /etc/defib /etc/defib/* /etc/defib/secrets/* /var/lib/defib; getent passwd defib",
+        ]
+        before = well(*inside, *state)
+        well(*inside, "/source/deploy/install.sh")
+        assert well(*inside, *state) == before
+        assert "defib defib:defib 700" in before.replace("/var/lib/defib", "defib")
+        assert "webhook_token root:defib 640" in before.replace("/etc/defib/secrets/", "")
+        version = well(*inside, "readlink", "/opt/defib/current")
+        well(*inside, "sh", "-c", "sed -i 's/^version = .*/version = \"9.9.9\"/' /source/pyproject.toml")
+        well(*inside, "/source/deploy/install.sh")
+        assert well(*inside, "readlink", "/opt/defib/current") == "9.9.9"
+        well(*inside, "/source/deploy/install.sh", "--rollback", version)
+        assert well(*inside, "readlink", "/opt/defib/current") == version
+        none = run(*inside, "/source/deploy/install.sh", "--rollback", "0.0.0")
+        assert (none.returncode, "there is no /opt/defib/0.0.0" in none.stderr) == (1, True)
+        # One that fails half way leaves nothing that looks whole, and what runs runs on.
+        well(
+            *inside,
+            "sh",
+            "-c",
+            "sed -i 's/9.9.9/9.9.10/' /source/pyproject.toml && echo 'no-such-package==1' >>/source/requirements.lock",
+        )
+        failed = run(*inside, "/source/deploy/install.sh")
+        assert failed.returncode != 0
+        assert run(*inside, "ls", "/opt/defib/9.9.10").returncode != 0
+        assert well(*inside, "readlink", "/opt/defib/current") == version
+        assert run(*inside, "setpriv", "--reuid", "1", "/source/deploy/install.sh").stderr.strip() == "run it as root"
+    finally:
+        run("docker", "rm", "--force", name)

@@ -148,3 +148,35 @@ def test_every_code_that_has_words_is_on_the_feishu_page() -> None:
 
 def test_every_state_that_routes_may_name_is_on_the_feishu_page() -> None:
     assert [state for state in get_args(Told) if not re.search(rf"\b{state}\b", DOCS["feishu"])] == []
+
+
+def test_the_index_leads_to_every_page() -> None:
+    assert set(re.findall(r"\]\((\w[\w-]*)\.md\)", DOCS["index"])) == set(DOCS) - {"index"}
+
+
+@pytest.mark.parametrize("page", [*DOCS, "README"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / "README.md").read_text().replace("](docs/", "](") if page == "README" else DOCS[page]
+    for name, anchor in re.findall(r"\]\((?:([\w-]+)\.md)?(?:#([\w-]+))?\)", text):
+        there = DOCS[name or page]
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", there, re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{page}: {name}#{anchor}"
+
+
+@pytest.mark.parametrize("page", [*DOCS, "README"])
+def test_commands_that_are_shown_exist(page: str) -> None:
+    (commands,) = (each for each in parser()._actions if isinstance(each, argparse._SubParsersAction))
+    text = (ROOT / "README.md").read_text() if page == "README" else DOCS[page]
+    shown = re.findall(r"(?:^|`|exec exporter )defib ([a-z]+)\b", "\n".join(examples(text, "sh")), re.MULTILINE)
+    shown += re.findall(r"`defib ([a-z]+)\b", text)
+    assert set(shown) <= set(commands.choices)
+
+
+def test_the_example_configuration_loads() -> None:
+    inventory = loaded(ROOT / "deploy" / "examples", {"LLM_API_KEY": "x"}).inventory
+    kinds = {service.probe.kind for service in inventory.services.values()}
+    assert {"http", "openai", "status", "program", "unit", "tcp"} <= kinds
+    controls = {service.control.kind for service in inventory.services.values() if service.control}
+    assert {"docker", "systemd", "supervisor", "http"} <= controls
