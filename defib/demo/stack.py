@@ -149,6 +149,7 @@ class Stack:
         }  # fmt: skip
         for shipped, program in own.items():
             text = text.replace(shipped, f"127.0.0.1:{self.ports[program]}")
+        text = text.replace("node-exporter:9100", "127.0.0.1:9100")
         (self._folder / name).write_text(text.replace("secrets/webhook_token", str(self._folder / "token")))
 
     async def get(self, name: str, path: str) -> Any:

@@ -1,5 +1,6 @@
 """What the doctor asks the servers: ours, Prometheus, Alertmanager, Grafana."""
 
+import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -108,6 +109,10 @@ async def remediator(inventory: Inventory) -> Sequence[Finding]:
         unsent = values.get("defib_remediator_outbox_oldest_seconds", 0.0)
         problem = f"the oldest has waited {unsent:.0f} s" if unsent > UNSENT else ""
         server.found("notices are sent", problem, "see its log, and `defib notify test`")
+        connections = re.findall(r'^defib_remediator_feishu_connected{channel="(.+)"} (\S+)', page.text, re.MULTILINE)
+        for channel, connected in connections:
+            problem = "" if float(connected) else "it does not stand: buttons do nothing"
+            server.found(f"the long connection of {channel}", problem, "see its log", grave=False)
     return server.findings
 
 

@@ -50,7 +50,7 @@ class Fault:
     where: str = "remediator"
     lingers: bool = False
     long: bool = False
-    after: float = field(default=480)  # seconds in which it must have arrived
+    after: float = field(default=600)  # seconds in which it must have arrived
 
 
 def mode(service: str, broken: str) -> dict[str, Any]:
@@ -209,7 +209,7 @@ FAULTS = [
     Fault("Feishu refuses", (("NoticesDead", {"channel": "refused"}),), nothing, nothing, "fallback", lingers=True),
     Fault(
         "a notice cannot be sent", (("NoticesUnsent", CRITICAL),), nothing, lambda fleet: fleet.stuck.start(fleet.stuck_port),
-        "fallback", after=600,
+        "fallback", after=900,
     ),
     Fault("a page is slow", (("ServiceSlow", {"service": "slow", "against": "limit"}),), **mode("slow", "slow"), long=True, lingers=True, after=1500),
     Fault(
@@ -217,8 +217,8 @@ FAULTS = [
     ),
     Fault(
         "a collector fails", (("HostCollectFailing", {"host": "late", "collector": "system"}),),
-        lambda fleet: (fleet.folder / "late-tools" / "awk").symlink_to("/bin/false"),
-        lambda fleet: (fleet.folder / "late-tools" / "awk").unlink(), long=True, lingers=True, after=1500,
+        lambda fleet: (fleet.folder / "late-tools" / "grep").symlink_to("/bin/false"),
+        lambda fleet: (fleet.folder / "late-tools" / "grep").unlink(), long=True, lingers=True, after=1500,
     ),
     Fault(
         "automation is off", (("AutomationOff", WARNING),), lambda fleet: automation(fleet, enabled=False),

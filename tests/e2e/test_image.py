@@ -93,7 +93,6 @@ def container(service: str, config: Path, *more: str) -> Iterator[str]:
         f"{OWNER}:{OWNER}",
     ]
     options += [word for each in asked["security_opt"] for word in ("--security-opt", each)]
-    options += [word for each in asked.get("cap_add", []) for word in ("--cap-add", each)]
     options += [word for each in asked["tmpfs"] for word in ("--tmpfs", each)]
     name = f"defib-test-{service}"
     mounts = ["--volume", f"{config}:/etc/defib:ro", "--volume", f"{name}:/var/lib/defib"]

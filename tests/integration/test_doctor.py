@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from defib.demo import sshd
 from defib.demo.feishu import SECRET, StandIn
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
+from defib.doctor.servers import OURS
 from tests.support import eventually, inventory_of
 
 NOWHERE = "http://127.0.0.1:1"
@@ -107,8 +108,9 @@ async def test_where_nothing_works_it_ends_soon_and_says_what_to_do(tmp_path: Pa
     await asyncio.to_thread(inventory_of, tmp_path / "config", written)
     began = time.monotonic()
     status, findings = await found(tmp_path / "config", "--send")
-    assert time.monotonic() - began < 30
+    ended = time.monotonic()
     silent.close()
+    assert ended - began < 30
     await eventually(left_alone)
     assert status == 1
     assert all(each["mend"] for each in findings if each["result"] != "pass")
@@ -120,11 +122,16 @@ async def test_where_nothing_works_it_ends_soon_and_says_what_to_do(tmp_path: Pa
     assert "secret-token" not in json.dumps(findings)
 
 
+@pytest.fixture
+async def stack(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Stack]:
+    made = Stack(keeper, tmp_path)
+    yield made
+    await made.client.aclose()
+
+
 @pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd")
 @pytest.mark.timeout(120)
-async def test_where_all_is_well(keeper: Keeper, tmp_path: Path) -> None:
-    feishu, stack = StandIn(), Stack(keeper, tmp_path)
-    await feishu.start()
+async def test_where_all_is_well(keeper: Keeper, tmp_path: Path, stack: Stack, feishu: StandIn) -> None:
     (port,) = free_ports(1)
     host = await sshd.start(keeper, tmp_path / "sshd", port, {"PATH": "/usr/bin:/bin"})
     ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
@@ -141,7 +148,8 @@ async def test_where_all_is_well(keeper: Keeper, tmp_path: Path) -> None:
 
     async def scraped() -> bool:
         targets = await stack.get("prometheus", "/api/v1/targets?state=active")
-        return all(each["health"] == "up" for each in targets["data"]["activeTargets"])
+        health = {each["labels"]["job"]: each["health"] for each in targets["data"]["activeTargets"]}
+        return all(health.get(job) == "up" for job in OURS)
 
     await eventually(scraped)
     status, findings = await found(config, "--send")
@@ -156,8 +164,6 @@ async def test_where_all_is_well(keeper: Keeper, tmp_path: Path) -> None:
     quiet, _ = await found(config)
     assert (quiet, len(feishu.received)) == (0, 1)
     await _broken(stack, config)
-    await feishu.stop()
-    await stack.client.aclose()
 
 
 async def _broken(stack: Stack, config: Path) -> None:
