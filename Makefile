@@ -37,7 +37,7 @@ chaos: deps ## Kill the remediator 200 times in a storm (ARGS="KILLS SEED")
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 fleet: deps ## Break a small fleet on the shipped files in every way, for an hour and a half
-	DEFIB_FLEET=long $(BIN)/pytest tests/e2e/test_fleet.py $(ARGS)
+	DEFIB_FLEET=long $(BIN)/pytest -o faulthandler_timeout=9300 tests/e2e/test_fleet.py $(ARGS)
 
 dashboards: $(VENV)/developed ## Write the dashboards' JSON anew
 	$(BIN)/python -m grafana

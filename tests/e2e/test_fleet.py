@@ -133,6 +133,12 @@ async def automation(fleet: Fleet, *, enabled: bool) -> None:
     assert answer.is_success, answer.text
 
 
+async def automation_off(fleet: Fleet) -> None:
+    """Once a breaker is open: while nothing is tried, no attempts are used up."""
+    await eventually(lambda: fleet.ask("defib_remediator_breaker_open == 1"), 600)
+    await automation(fleet, enabled=False)
+
+
 async def stutter(fleet: Fleet) -> None:
     """Stop the exporter for seconds at a time, so that its probes begin late."""
     for _ in range(120):
@@ -221,8 +227,8 @@ FAULTS = [
         lambda fleet: (fleet.folder / "late-tools" / "grep").unlink(), long=True, lingers=True, after=1500,
     ),
     Fault(
-        "automation is off", (("AutomationOff", WARNING),), lambda fleet: automation(fleet, enabled=False),
-        lambda fleet: automation(fleet, enabled=True), long=True, after=2700,
+        "automation is off", (("AutomationOff", WARNING),), automation_off,
+        lambda fleet: automation(fleet, enabled=True), long=True, after=3600,
     ),
     Fault("a card idles", (("GPUIdleHeld", {"host": "box", "gpu": "0"}),), nothing, nothing, long=True, after=4500),
 ]  # fmt: skip
