@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import ssl
 import subprocess
@@ -22,15 +23,17 @@ from aiohttp import web
 
 from defib.demo import service, sshd
 from defib.demo.feishu import SECRET, StandIn
+from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
 from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import Stack, free_ports
 from tests.gpu import CARD, write_nvidia_smi
 from tests.integration.conftest import start_supervisord
+from tests.integration.long_connection import LongConnection
 from tests.integration.peers import ModelServer
 
-HOSTS = ("box", "gone", "mute", "swapped", "late")
-PAGES = ("page", "flap", "burn", "slow", "stale", "never", "alive")
+HOSTS = ("box", "gone", "mute", "swapped", "late", "odd", "strained")
+PAGES = ("page", "flap", "burn", "slow", "stale", "never", "alive", "asking")
 MIB = 2**20
 
 
@@ -67,8 +70,8 @@ class Pages:
     async def _page(self, request: web.Request) -> web.Response:
         name = request.match_info["service"]
         mode = self.modes.get(name, "up")
-        if mode == "hang":
-            await asyncio.sleep(3600)
+        while self.modes.get(name) == "hang":
+            await asyncio.sleep(0.2)
         if mode == "slow":
             await asyncio.sleep(0.6)
         if name == "channels":
@@ -160,7 +163,8 @@ class Fleet:
 
     def __init__(self, keeper: Keeper, folder: Path, systemd: Path) -> None:
         self.keeper, self.folder, self.systemd = keeper, folder, systemd
-        self.pages, self.fallback, self.feishu, self.stuck = Pages(), Fallback(), StandIn(), StandIn()
+        self.pages, self.fallback = Pages(), Fallback()
+        self.feishu, self.app, self.stuck = StandIn(), StandIn(also=[LongConnection().add_routes]), StandIn()
         self.container = f"defib-fleet-{secrets.token_hex(4)}"
         self.tools, self.pinned = folder / "tools", folder / "pinned"
         self.disk = Disk(folder)
@@ -185,7 +189,9 @@ class Fleet:
         await self._start_hosts()
         self.pin_key()
         await self.feishu.start()
-        self.stuck_port, pages = free_ports(1)[0], await self.pages.start()
+        self.app_port, self.stuck_port = free_ports(2)
+        await self.app.start(self.app_port)
+        pages = await self.pages.start()
         expiring, expired = await self.pages.tls(self.expiring.context), await self.pages.tls(self.expired.context)
         self.stack = Stack(self.keeper, self.folder, hurried=False, fallback=await self.fallback.start())
         written = {
@@ -199,7 +205,7 @@ class Fleet:
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.disk.unmount)
-        for each in (self.pages, self.fallback, self.feishu, self.stuck):
+        for each in (self.pages, self.fallback, self.feishu, self.app, self.stuck):
             await each.stop()
         if hasattr(self, "stack"):
             await self.stack.client.aclose()
@@ -216,17 +222,40 @@ class Fleet:
 
     def clock(self, offset: int) -> None:
         """What date says on the host `late`, that many seconds off."""
-        folder = self.folder / "late-tools"
+        date = self.tools_of("late") / "date"
+        date.write_text(f'#!/bin/sh\nexec /bin/date -d "{offset} seconds" "$@"\n')
+        date.chmod(0o755)
+
+    def feishu_ahead(self, seconds: float) -> None:
+        """How far Feishu's clock is ahead from now on."""
+        self.feishu.now = lambda: time.time() + seconds
+
+    def strain(self) -> None:
+        """Have the host `strained` tell of little memory, much load, and a start a moment ago."""
+        programs = {
+            "grep": f'{shutil.which("grep")} "$@" | sed -E "s/^(MemAvailable:).*/\\\\1 1000 kB/; s/^btime .*/btime $(date +%s)/"',
+            "cat": f'[ "$*" != /proc/loadavg ] && exec {shutil.which("cat")} "$@"\necho 99 99 99 1/1 1',
+        }
+        for name, program in programs.items():
+            tool = self.tools_of("strained") / name
+            tool.write_text(f"#!/bin/sh\n{program}\n")
+            tool.chmod(0o755)
+
+    def relieve(self) -> None:
+        """Have it tell of this machine."""
+        for tool in self.tools_of("strained").iterdir():
+            tool.unlink()
+
+    def tools_of(self, host: str) -> Path:
+        """The folder of the programs that a host has for itself."""
+        folder = self.folder / f"tools-{host}"
         folder.mkdir(exist_ok=True)
-        (folder / "date").write_text(f'#!/bin/sh\nexec /bin/date -d "{offset} seconds" "$@"\n')
-        (folder / "date").chmod(0o755)
+        return folder
 
     async def _start_hosts(self) -> None:
         path = f"{self.tools}:{self.systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         for name in HOSTS:
-            environment = {"PATH": path, "DOCKER_HOST": os.environ["DOCKER_HOST"]}
-            if name == "late":
-                environment["PATH"] = f"{self.folder}/late-tools:{path}"
+            environment = {"PATH": f"{self.tools_of(name)}:{path}", "DOCKER_HOST": os.environ["DOCKER_HOST"]}
             (port,) = free_ports(1)
             self.sshds[name] = await sshd.start(self.keeper, self.folder / f"sshd-{name}", port, environment)
 
@@ -270,6 +299,10 @@ class Fleet:
             "page": {**page("page"), "host": "box", "objective": 99.9},
             "flap": page("flap", every="1s", retry_every="1s", fail_after=1),
             "burn": page("burn"),
+            "asking": {
+                **page("asking"), "host": "box", "on_failure": "restart", "control": {"command": {"restart": ["true"]}},
+                "remediation": {"steps": [{"restart": {"approve": True}}]},
+            },
             "slow": page("slow", slow_after="300ms"),
             "stale": page("stale", timeout="30m"),
             "never": page("never", timeout="2h"),
@@ -291,15 +324,24 @@ class Fleet:
 
     def _notify(self) -> dict[str, Any]:
         bot = {"webhook": self.feishu.webhook, "secret": SECRET}
+        app = {
+            "app_id": APP_ID,
+            "app_secret": APP_SECRET,
+            "chat_id": CHAT,
+            "url": self.app.url,
+            "long_connection": True,
+        }
         return {
             "language": "zh",
             "channels": {
                 "ops": {"feishu": bot},
+                "app": {"feishu_app": app},
                 "refused": {"feishu": {**bot, "secret": "another"}},
                 "stuck": {"feishu": {**bot, "webhook": bot["webhook"].replace(self.feishu.url, f"http://127.0.0.1:{self.stuck_port}")}},
             },
             "routes": [
                 {"match": {"alertname": "ServiceDown", "service": "page"}, "channels": ["refused", "stuck"], "continue": True},
+                {"match": {"service": "asking"}, "channels": ["app"]},
                 {"channels": ["ops"]},
             ],
         }  # fmt: skip
@@ -307,12 +349,16 @@ class Fleet:
     # What is known of it
 
     async def received(self, where: str, alert: str, labels: Mapping[str, str]) -> dict[str, Any] | None:
-        """The last alert of that name with these labels that arrived at the remediator, or at `fallback`."""
+        """The last alert of that name with these labels that arrived at the remediator, or at `fallback`.
+
+        In the labels, {disk} stands for where the disk is mounted.
+        """
         if where == "fallback":
             rows = sorted(self.fallback.alerts.values(), key=lambda row: str(row["startsAt"]), reverse=True)
         else:
             rows = await self._rows()
-        wanted = {"alertname": alert, **labels}
+        named = {label: value.format(disk=self.disk.mountpoint) for label, value in labels.items()}
+        wanted = {"alertname": alert, **named}
         return next((row for row in rows if wanted.items() <= row["labels"].items()), None)
 
     async def _rows(self) -> list[dict[str, Any]]:
