@@ -57,6 +57,8 @@ if [ ! -x "/opt/defib/$version/bin/defib" ]; then
     "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check "$source${extras:+[$extras]}"
     "/opt/defib/$version/bin/defib" --version >/dev/null
     trap - EXIT
+else
+    echo "/opt/defib/$version is there already and stays as it is; to make it anew, remove it first"
 fi
 
 if [ -z "$(ls -A /etc/defib)" ]; then

@@ -233,7 +233,7 @@ class Fleet:
     def strain(self) -> None:
         """Have the host `strained` tell of little memory, much load, and a start a moment ago."""
         programs = {
-            "grep": f'{shutil.which("grep")} "$@" | sed -E "s/^(MemAvailable:).*/\\\\1 1000 kB/; s/^btime .*/btime $(date +%s)/"',
+            "grep": f'{shutil.which("grep")} "$@" | sed "s/^MemAvailable:.*/MemAvailable: 1000 kB/; s/^btime .*/btime $(date +%s)/"',
             "cat": f'[ "$*" != /proc/loadavg ] && exec {shutil.which("cat")} "$@"\necho 99 99 99 1/1 1',
         }
         for name, program in programs.items():
