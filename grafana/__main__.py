@@ -27,6 +27,8 @@ def rendered(dashboard: Dashboard) -> str:
         for each in (panel, *panel.get("panels", [])):
             number += 1
             each["id"] = number
+    for mark in written.get("annotations", {}).get("list", []):
+        mark |= {"titleFormat": mark["name"], "textFormat": "{{service}} {{kind}} {{outcome}}"}  # the SDK has none
     return json.dumps(written, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 

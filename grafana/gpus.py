@@ -16,7 +16,7 @@ def build() -> Dashboard:
         "gpus", "GPUs", "GPUs by host and card, and which containers hold their memory",
         [
             parts.variable("group", "Group", "label_values(host_info, group)"),
-            parts.variable("host", "Host", 'label_values(host_info{group=~"$group"}, host)'),
+            parts.variable("host", "Host", 'label_values(host_info{group=~"$group"}, host)', offered=True),
             parts.variable("gpu", "GPU", 'label_values(gpu_info{host=~"$host"}, gpu)'),
         ],
     )  # fmt: skip

@@ -14,7 +14,7 @@ def build() -> Dashboard:
         "hosts", "Hosts", "What the collectors read of the hosts, and what runs on them",
         [
             parts.variable("group", "Group", "label_values(host_info, group)"),
-            parts.variable("host", "Host", 'label_values(host_info{group=~"$group"}, host)'),
+            parts.variable("host", "Host", 'label_values(host_info{group=~"$group"}, host)', offered=True),
         ],
     )  # fmt: skip
     made = _overview(made)
@@ -101,5 +101,5 @@ def _reading(made: Dashboard) -> Dashboard:
         lines("Time that collecting takes", "s",
               query(f"max by (host, collector) (host_collect_duration_seconds{{{HOST}}})", who), width=12),
         lines("Clocks, against the exporter's", "s",
-              query(f"max by (host) (host_clock_offset_seconds{{{HOST}}})", "{{host}}"), width=24, height=6).min(-1)
+              query(f"max by (host) (host_clock_offset_seconds{{{HOST}}})", "{{host}}"), width=24, height=6, least=None)
     )  # fmt: skip

@@ -42,9 +42,9 @@ def query(expression: str, legend: str = "", ref: str = "A") -> Dataquery:
 
 
 def now(expression: str, ref: str = "A", legend: str = "") -> Dataquery:
-    """A query of the last moment that is shown, as a table."""
+    """A query of the last moment that is shown: what is not known then is not shown as it was."""
     asked = Dataquery().expr(expression).ref_id(ref).instant().datasource(SOURCE)
-    return asked.format(prometheus.PromQueryFormat.TABLE).legend_format(legend or "__auto")
+    return asked.legend_format(legend or "__auto")
 
 
 def thresholds(steps: Steps) -> ThresholdsConfig:
@@ -75,11 +75,12 @@ def lines(
     steps: Steps = (),
     stacked: bool = False,
     top: float | None = None,
+    least: float | None = 0,
     bars: bool = False,
     about: str = "",
 ) -> timeseries.Panel:
     """Values over time."""
-    panel = _placed(timeseries.Panel(), title, unit, width, height, about).min(0).fill_opacity(40 if stacked else 8)
+    panel = _placed(timeseries.Panel(), title, unit, width, height, about).fill_opacity(40 if stacked else 8)
     for each in queries:
         panel = panel.with_target(each)
     if steps:
@@ -92,6 +93,8 @@ def lines(
         panel = panel.draw_style(common.GraphDrawStyle.BARS).fill_opacity(60)
     if top is not None:
         panel = panel.max(top)
+    if least is not None:
+        panel = panel.min(least)
     legend = VizLegendOptions().show_legend(show_legend=True).placement(common.LegendPlacement.BOTTOM)
     legend = legend.display_mode(common.LegendDisplayMode.LIST)
     tooltip = VizTooltipOptions().mode(common.TooltipDisplayMode.MULTI).sort(common.SortOrder.DESCENDING)
@@ -112,7 +115,7 @@ def number(
 ) -> stat.Panel:
     """One value, or one for each series, as it is now."""
     panel = _placed(stat.Panel(), title, unit, width, height, about).thresholds(thresholds(steps))
-    panel = panel.with_target(query(expression, legend)).reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
+    panel = panel.with_target(now(expression, legend=legend)).reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
     panel = panel.color_mode(common.BigValueColorMode.BACKGROUND).graph_mode(common.BigValueGraphMode.NONE)
     return panel.mappings(meaning) if meaning else panel
 
@@ -131,7 +134,7 @@ def gauges(
     """A bar for each series, as it is now."""
     panel = _placed(bargauge.Panel(), title, unit, width, height, about).thresholds(thresholds(steps)).min(0)
     panel = panel.max(1) if unit == "percentunit" else panel
-    panel = panel.with_target(query(expression, legend)).reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
+    panel = panel.with_target(now(expression, legend=legend)).reduce_options(ReduceDataOptions().calcs(["lastNotNull"]))
     return panel.orientation(common.VizOrientation.HORIZONTAL).display_mode(common.BarGaugeDisplayMode.BASIC)
 
 
@@ -161,14 +164,16 @@ def rows(
 ) -> table.Panel:
     """A table of what is so now.
 
-    `queries` are expressions by the title of their value's column, joined by the labels they share; `columns` the
-    labels that are shown, by name, with their titles, in order. The rest is by a column's title.
+    `queries` are expressions by the title of their value's column, joined by the labels they share; where the title is
+    empty, the labels alone are shown. `columns` are the labels that are shown, by name, with their titles, in order.
+    The rest is by a column's title.
     """
     panel = _placed(table.Panel(), title, "none", width, height, about).filterable(filterable=True)
     refs = {value: chr(ord("A") + index) for index, value in enumerate(queries)}
     for value, expression in queries.items():
-        panel = panel.with_target(now(expression, refs[value]))
+        panel = panel.with_target(now(expression, refs[value]).format(prometheus.PromQueryFormat.TABLE))
     fields = {f"Value #{refs[value]}" if len(queries) > 1 else "Value": value for value in queries}
+    fields = {name: value for name, value in fields.items() if value}
     order = [*columns, *fields]
     names = {**columns, **fields}
     if len(queries) > 1:
@@ -201,23 +206,27 @@ def _properties(
         cell = {"type": "color-text"}
         found.append(model.DynamicConfigValue(id_val="custom.cellOptions", value=cell))
     if links and name in links:
-        link = {"title": "Open", "url": links[name]}
+        link = {"title": "Open", "url": links[name] + "&${__url_time_range}"}
         found.append(model.DynamicConfigValue(id_val="links", value=[link]))
     return found
 
 
-def variable(name: str, label: str, values: str, *, one: bool = False) -> QueryVariable:
-    """A choice among a label's values; several and all, unless `one`."""
+def variable(name: str, label: str, values: str, *, one: bool = False, offered: bool = False) -> QueryVariable:
+    """A choice among a label's values; several and all, unless `one`.
+
+    All means whatever there is, an empty label too; where it is only what is `offered`, all of the choices before it count.
+    """
     made = QueryVariable(name).label(label).datasource(SOURCE).query({"query": values, "refId": name})
     made = made.refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(model.VariableSort.ALPHABETICAL_ASC)
     if one:
         return made
-    made = made.multi(multi=True).include_all(include_all=True).all_value(ALL)
+    made = made.multi(multi=True).include_all(include_all=True)
+    made = made if offered else made.all_value(ALL)
     return made.current(model.VariableOption(text="All", value="$__all"))
 
 
 def marks(name: str, expression: str, colour: str) -> AnnotationQuery:
-    """Marks on every panel where an expression is not 0; each has its `alertname` for a title."""
+    """Marks on every panel where an expression is not 0; `python -m grafana` gives them their words, from their labels."""
     return AnnotationQuery().name(name).expr(expression).datasource(SOURCE).enable(enable=True).icon_color(colour)
 
 

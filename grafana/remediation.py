@@ -22,7 +22,7 @@ def _now(made: Dashboard) -> Dashboard:
         ("Open incidents", "none", 'max(defib_remediator_incidents{state="open"})', [(None, GREEN), (1, ORANGE)]),
         ("Oldest action that waits", "s", "max(defib_remediator_queue_oldest_seconds)", waiting),
         ("Oldest notice unsent", "s", "max(defib_remediator_outbox_oldest_seconds)", [(None, GREEN), (60, ORANGE), (300, RED)]),
-        ("Breakers open", "none", "count(max by (service) (defib_remediator_breaker_open) == 1) or vector(0)", NONE_IS_WELL),
+        ("Breakers open", "none", "count(max by (service) (defib_remediator_breaker_open) == 1) or 0 * max(defib_remediator_automation_enabled)", NONE_IS_WELL),
     ):  # fmt: skip
         made = parts.add(made, number(title, unit, expression, steps))
     on = parts.words({"1": ("on", GREEN), "0": ("off", ORANGE)})

@@ -16,7 +16,7 @@ from grafana.parts import (
     query,
 )
 
-IT = 'service=~"$service"'
+IT = 'service="$service"'
 
 
 def build() -> Dashboard:
@@ -37,11 +37,8 @@ def build() -> Dashboard:
     )
     # A counter that has just appeared has no increase yet.
     begun = f"(({done} - {before}) > 0 or {done} unless {before})"
-    made = made.annotation(
-        parts.marks("Incidents", f'ALERTS{{alertname="ServiceDown", alertstate="firing", {IT}}}', RED)
-    ).annotation(
-        parts.marks("Restarts", f'label_replace({begun}, "alertname", "$1", "kind", "(.*)")', ORANGE)
-    )  # fmt: skip
+    down = f'ALERTS{{alertname="ServiceDown", alertstate="firing", {IT}}}'
+    made = made.annotation(parts.marks("Incidents", down, RED)).annotation(parts.marks("Restarts", begun, ORANGE))
     made = _availability(made)
     made = _probes(made.with_row(Row("Probes")))
     made = _remediation(made.with_row(Row("What Defib did")))
@@ -84,7 +81,9 @@ def _probes(made: Dashboard) -> Dashboard:
             stacked=True,
         )
     )  # fmt: skip
-    failures = f"sum by (reason) (increase(service_probe_failures_total{{{IT}}}[$__rate_interval]))"
+    failed = f"service_probe_failures_total{{{IT}}}"
+    # The first failure for a reason is where its series begins: there has been no increase yet.
+    failures = f"sum by (reason) (increase({failed}[$__rate_interval]) > 0 or {failed} unless {failed} offset 1m)"
     results = f"sum by (result) (increase(service_probes_total{{{IT}}}[$__rate_interval]))"
     return parts.add(
         made,
@@ -103,7 +102,7 @@ def _remediation(made: Dashboard) -> Dashboard:
         lines("Actions since the remediator's start", "none", query(done, "{{kind}} {{outcome}}"), width=12),
         number("Changes of state in a day", "none",
                f"sum(increase(service_state_changes_total{{{IT}}}[1d]))", [(None, GREEN), (6, ORANGE)]),
-        number("Attempts used up", "none", f"max(defib_remediator_breaker_open{{{IT}}}) or vector(0)", NONE_IS_WELL,
+        number("Attempts used up", "none", f"max(defib_remediator_breaker_open{{{IT}}}) or 0 * max(defib_remediator_automation_enabled)", NONE_IS_WELL,
                meaning=parts.words({"0": ("no", GREEN), "1": ("yes", RED)})),
         number("Last success", "s", f"time() - max(service_last_success_timestamp_seconds{{{IT}}})", [(None, "text")])
     )  # fmt: skip

@@ -26,11 +26,14 @@ class Query:
         return re.sub(r"\$\{?[a-z]\w*\}?", ".*", text)
 
     @property
-    def series(self) -> str:
-        """Of label values: the series that are looked through."""
-        found = re.fullmatch(r"label_values\((.+), \w+\)", self.filled())
+    def asked(self) -> str:
+        """What is to have an answer: of label values, the series that have such a label; no more than was known anyway."""
+        if not self.of_labels:
+            return self.filled("1m").replace(" or vector(0)", "")
+        found = re.fullmatch(r"label_values\((\w+)(?:{(.+)})?, (\w+)\)", self.filled())
         assert found, self.text
-        return found[1]
+        series, chosen, label = found.groups()
+        return f'count by ({label}) ({series}{{{chosen + ", " if chosen else ""}{label}!=""}})'
 
 
 def panels(dashboard: Any) -> Iterator[Any]:

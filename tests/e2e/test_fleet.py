@@ -161,7 +161,7 @@ FAULTS = [
     # Mended first: what is sent afterwards tells that it is.
     Fault(
         "Feishu's clock is another", (("FeishuClockSkew", WARNING),), lambda fleet: fleet.feishu_ahead(400),
-        lambda fleet: fleet.feishu_ahead(0), "fallback",
+        lambda fleet: fleet.feishu_ahead(0),
     ),
     Fault("a page is down", (("ServiceDown", {"service": "page", "team": "test", **CRITICAL}),), **mode("page", "down")),
     Fault("a page flaps", (("ServiceFlapping", {"service": "flap"}),), flap, nothing, lingers=True),
@@ -219,7 +219,8 @@ FAULTS = [
         (
             ("GPUUnhealthy", {"host": "box", "gpu": "3"}), ("GPUUnhealthy", {"gpu": "2", "fault": "recovery"}),
             ("GPUMissing", {"host": "box"}), ("GPUErrors", {"gpu": "2", "fault": "uncorrected"}),
-            ("GPUErrors", {"gpu": "2", "fault": "remap_failure"}), ("GPUErrors", {"gpu": "3", "fault": "xid", "xid": "79"}),
+            ("GPUErrors", {"gpu": "2", "fault": "remap_failure"}), ("GPUErrors", {"gpu": "2", "fault": "memory_pending"}),
+            ("GPUErrors", {"gpu": "3", "fault": "xid", "xid": "79"}),
             ("GPUHot", {"gpu": "1"}), ("GPUThrottled", {"gpu": "1", "reason": "hw_slowdown"}),
         ),
         broken_cards, whole_cards,
@@ -233,7 +234,7 @@ FAULTS = [
     ),
     Fault(
         "the long connection is lost", (("FeishuDisconnected", {"channel": "app"}),), lambda fleet: fleet.app.stop(),
-        lambda fleet: fleet.app.start(fleet.app_port), "fallback", long=True, after=1500,
+        lambda fleet: fleet.app.start(fleet.app_port), long=True, after=1500,
     ),
     Fault("nobody approves", (("ActionsQueued", WARNING),), **mode("asking", "down"), long=True, after=1500),
     Fault("a page is slow", (("ServiceSlow", {"service": "slow", "against": "limit"}),), **mode("slow", "slow"), long=True, lingers=True, after=1500),
@@ -340,10 +341,8 @@ async def every_query_is_answered(fleet: Fleet) -> None:
     """No query of a dashboard is an error, nor empty."""
     empty = []
     for query in queries():
-        if query.of_labels:
-            asked = await fleet.ask(f"count({query.series})")
-        else:
-            asked = await (fleet.ask if query.instant else fleet.ask_of_last_hour)(query.filled("1m"))
+        now = query.instant or query.of_labels
+        asked = await (fleet.ask if now else fleet.ask_of_last_hour)(query.asked)
         if not asked and not query.text.startswith(EMPTY_AT_FIRST):
             empty.append(f"{query.where}: {query.text}")
     assert not empty, "\n".join(empty)

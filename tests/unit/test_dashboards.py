@@ -31,7 +31,7 @@ def test_the_schema_knows_all_that_is_in_it(name: str) -> None:
 
 @pytest.mark.parametrize("query", queries(), ids=lambda query: str(query.where))
 def test_a_query_names_only_metrics_that_exist(query: Query) -> None:
-    assert named(query.series if query.of_labels else query.filled()) - known() == set()
+    assert named(query.asked) - known() == set()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,7 +78,7 @@ def test_links_lead_to_dashboards_that_exist_and_to_choices_that_they_have() -> 
     found = {url for dashboard in WRITTEN.values() for url in links(dashboard) if url}
     assert found
     for url in found:
-        leads = re.fullmatch(r"/d/defib-(\w+)\?var-(\w+)=\$\{__data\.fields\.(\w+)\}", url)
+        leads = re.fullmatch(r"/d/defib-(\w+)\?var-(\w+)=\$\{__data\.fields\.(\w+)\}&\$\{__url_time_range\}", url)
         assert leads, url
         choices = WRITTEN[leads[1]]["templating"]["list"]
         assert leads[2] in {choice["name"] for choice in choices}

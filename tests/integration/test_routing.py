@@ -1,0 +1,108 @@
+"""The shipped alertmanager.yml in a real Alertmanager: who is told of what, and what mutes what."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defib.demo.keeper import Keeper
+from defib.demo.stack import Stack
+from tests.support import eventually
+
+pytestmark = pytest.mark.needs("prometheus-alertmanager")
+WEB = {"service": "web", "host": "h", "severity": "critical"}
+
+
+@pytest.fixture
+async def stack(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Stack]:
+    made = Stack(keeper, tmp_path, hurried=False, fallback="http://127.0.0.1:1/")
+    (tmp_path / "token").write_text("token")
+    await made.start_alertmanager()
+    yield made
+    await made.client.aclose()
+
+
+async def told(stack: Stack, *alerts: dict[str, str]) -> list[tuple[str, str]]:
+    """The state of each alert, and its receiver, in order."""
+    url = f"{stack.url('alertmanager')}/api/v2/alerts"
+    posted = [{"labels": labels} for labels in alerts]
+    assert (await stack.client.post(url, json=posted)).is_success
+
+    async def seen() -> list[tuple[str, str]]:
+        found: dict[str, Any] = {
+            str(sorted(each["labels"].items())): each for each in (await stack.client.get(url)).json()
+        }
+        listed = [found.get(str(sorted(labels.items()))) for labels in alerts]
+        if any(each is None or each["status"]["state"] == "unprocessed" for each in listed):
+            return []
+        return [(each["status"]["state"], each["receivers"][0]["name"]) for each in listed if each]
+
+    return await eventually(seen)
+
+
+@pytest.mark.parametrize(
+    ("source", "muted", "heard"),
+    [
+        (
+            {"alertname": "HostDown", "host": "h", "severity": "critical"},
+            [
+                {"alertname": "ServiceDown", **WEB},
+                {"alertname": "BreakerOpen", **WEB, "severity": "warning"},
+                {"alertname": "HostDiskFull", "host": "h", "mountpoint": "/", "severity": "critical"},
+            ],
+            [
+                {"alertname": "ServiceDown", **WEB, "host": "other"},
+                {"alertname": "ServiceDown", "service": "nowhere", "severity": "critical"},
+                {"alertname": "ActionsQueued", "severity": "warning"},
+            ],
+        ),
+        (
+            {"alertname": "ServiceDown", **WEB},
+            [
+                {"alertname": name, **WEB, "severity": "warning"}
+                for name in ("ServiceSlow", "ServiceComponentDown", "ServiceErrorBudgetBurn", "LLMSlow")
+            ],
+            [
+                {"alertname": "ServiceFlapping", **WEB, "severity": "warning"},
+                {"alertname": "ServiceSlow", "service": "other", "severity": "warning"},
+                {"alertname": "HostDiskFull", "host": "h", "mountpoint": "/", "severity": "warning"},
+            ],
+        ),
+        (
+            {"alertname": "HostDiskFull", "host": "h", "mountpoint": "/", "severity": "critical"},
+            [{"alertname": "HostDiskFull", "host": "h", "mountpoint": "/", "severity": "warning"}],
+            [
+                {"alertname": "HostDiskFull", "host": "h", "mountpoint": "/data", "severity": "warning"},
+                {"alertname": "HostInodesFull", "host": "h", "mountpoint": "/", "severity": "warning"},
+            ],
+        ),
+        (
+            {"alertname": "GPUErrors", "host": "h", "gpu": "0", "fault": "uncorrected", "severity": "critical"},
+            [],
+            [{"alertname": "GPUErrors", "host": "h", "gpu": "0", "fault": "memory_pending", "severity": "warning"}],
+        ),
+        # Neither has a host or a service: labels that both lack count as equal.
+        (
+            {"alertname": "ExporterDown", "severity": "critical"},
+            [],
+            [{"alertname": "AutomationOff", "severity": "warning"}, {"alertname": "NoticesUnsent", "severity": "warning"}],
+        ),
+    ],
+    ids=["host", "service", "disk", "card", "strangers"],
+)  # fmt: skip
+async def test_what_mutes_what(
+    stack: Stack, source: dict[str, str], muted: list[dict[str, str]], heard: list[dict[str, str]]
+) -> None:
+    states = [state for state, _ in await told(stack, source, *muted, *heard)]
+    assert states == ["active", *["suppressed"] * len(muted), *["active"] * len(heard)]
+
+
+async def test_what_must_not_pass_through_the_remediator_goes_another_way(stack: Stack) -> None:
+    elsewhere = ("RemediatorDown", "WebhookRefused", "NoticesUnsent", "NoticesDead")
+    by_integration = [{"alertname": "NotificationsFailing", "integration": name} for name in ("webhook", "email")]
+    names = ("ServiceDown", "Watchdog", "FeishuDisconnected", "AlertmanagerDown")
+    found = await told(stack, *({"alertname": name} for name in (*elsewhere, *names)), *by_integration)
+    assert [receiver for _, receiver in found] == [
+        *["fallback"] * len(elsewhere), *["defib"] * len(names), "fallback", "defib",
+    ]  # fmt: skip
