@@ -295,6 +295,8 @@ async def test_everything_that_breaks_is_told_of_and_ends(fleet: Fleet) -> None:
     for fault in CHOSEN:
         await call(fault.undo, fleet)
     await all_arrive(fleet, alerts_of([fault for fault in CHOSEN if not fault.lingers]), "resolved", 240)
+    if LONG:
+        await all_arrive(fleet, alerts_of([fault for fault in CHOSEN if fault.lingers]), "resolved", 2700)
     await without_the_exporter(fleet)
     await without_the_remediator(fleet)
     await without_alertmanager(fleet)
