@@ -87,7 +87,7 @@ HOSTILE = {
     "an endless header": Hostile(says(OK + b"X-A: ", b"a" * 8000, forever=True), "protocol", "longer than 262144"),
     "endless interim answers": Hostile(says(b"HTTP/1.1 103 Early\r\nX: y\r\n\r\n" * 100, forever=True), "protocol"),
     "an endless body": Hostile(says(OK + b"\r\n", b"x" * 65536, forever=True), "body", "longer than max_body, 1048576"),
-    "endless chunks": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n" * 9999, forever=True), "body"),
+    "endless chunks": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10\r\nxxxxxxxxxxxxxxxx\r\n" * 9999, forever=True), "body"),
     "endless trailers": Hostile(
         says(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-A: b\r\n" * 1000, forever=True), "protocol"
     ),
