@@ -23,6 +23,7 @@ class Query:
     def filled(self, interval: str = "5m") -> str:
         """The query as Grafana sends it while everything is chosen."""
         text = self.text.replace("$__rate_interval", interval).replace("$__range", "1h")
+        text = re.sub(r'="\$', '=~"$', text)  # where one alone is chosen
         return re.sub(r"\$\{?[a-z]\w*\}?", ".*", text)
 
     @property
