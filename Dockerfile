@@ -32,7 +32,6 @@ COPY --from=built /opt/defib /opt/defib
 ENV PATH=/opt/defib/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 10001:10001
 WORKDIR /var/lib/defib
-VOLUME /var/lib/defib
 EXPOSE 9999 9095
 ENTRYPOINT ["defib"]
 CMD ["--help"]

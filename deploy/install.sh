@@ -1,9 +1,12 @@
 #!/bin/sh
 # Installs Defib, or another version of it, for systemd: an account, /opt/defib/VERSION, /etc/defib, units. Run it as root
 # from a checkout; run it again whenever you like. What it finds in /etc/defib stays as it is, and nothing is restarted
-# unless it runs already. A version before it stays in /opt/defib: `install.sh --rollback VERSION` goes back to it.
+# unless it runs already. A VERSION is its number and what it was made of; those before it stay in /opt/defib, and
+# `install.sh --rollback VERSION` goes back to one.
 # Where no index can be reached: PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels deploy/install.sh
 set -eu
+umask 022
+trap 'exit 1' HUP INT TERM
 
 usage="usage: $0 [--rollback VERSION] [--extras feishu,grpc]"
 source=$(cd "$(dirname "$0")/.." && pwd)
@@ -21,6 +24,7 @@ done
 activate() { # version
     ln -sfn "$1" /opt/defib/next && mv -Tf /opt/defib/next /opt/defib/current
     ln -sfn /opt/defib/current/bin/defib /usr/local/bin/defib
+    install -m 644 "/opt/defib/$1"/units/*.service /etc/systemd/system/
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload
         for unit in defib-exporter defib-remediator; do
@@ -40,25 +44,36 @@ fi
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Defib needs Python 3.11 or newer; name one: PYTHON=python3.12 $0" >&2; exit 1; }
 version=$("$python" -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["project"]["version"])' "$source/pyproject.toml")
+made_of() {
+    cd "$source"
+    find defib exporter fleet remediator runtime deploy/systemd pyproject.toml requirements.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
+    echo "$extras"
+    "$python" -V
+}
+version=$version-$(made_of | sha256sum | cut -c1-8)
 
 getent group defib >/dev/null || groupadd --system defib
 getent passwd defib >/dev/null ||
     useradd --system --gid defib --home-dir /var/lib/defib --no-create-home --shell /usr/sbin/nologin defib
 install -d -m 755 /opt/defib
 install -d -o root -g defib -m 750 /etc/defib
-install -d -o defib -g defib -m 700 /var/lib/defib
+install -d -o defib -g defib -m 700 /var/lib/defib /var/backups/defib
 
-# Made beside and moved: a version that is there is whole, and one that runs is not changed under it.
-if [ ! -x "/opt/defib/$version/bin/defib" ]; then
-    trap 'rm -rf "/opt/defib/$version"' EXIT
+# Its units come last: a version that has them is whole. One that runs is not changed under it.
+if [ ! -d "/opt/defib/$version/units" ]; then
+    build=$(mktemp -d)
+    trap 'rm -rf "$build" "/opt/defib/$version"' EXIT
     rm -rf "/opt/defib/$version"
+    # Built from a copy: what is left of an earlier build would come along, and this would be left in the checkout.
+    (cd "$source" && cp -r defib exporter fleet remediator runtime pyproject.toml README.md "$build/")
     "$python" -m venv "/opt/defib/$version"
     "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$source/requirements.lock"
-    "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check "$source${extras:+[$extras]}"
-    "/opt/defib/$version/bin/defib" --version >/dev/null
+    "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check "$build${extras:+[$extras]}"
+    setpriv --reuid defib --regid defib --clear-groups "/opt/defib/$version/bin/defib" --version >/dev/null
+    install -d "/opt/defib/$version/units"
+    install -m 644 "$source"/deploy/systemd/*.service "/opt/defib/$version/units/"
     trap - EXIT
-else
-    echo "/opt/defib/$version is there already and stays as it is; to make it anew, remove it first"
+    rm -rf "$build"
 fi
 
 if [ -z "$(ls -A /etc/defib)" ]; then
@@ -67,6 +82,5 @@ if [ -z "$(ls -A /etc/defib)" ]; then
     chown -R root:defib /etc/defib
     find /etc/defib -type d -exec chmod 750 {} + && find /etc/defib -type f -exec chmod 640 {} +
 fi
-install -m 644 "$source/deploy/systemd/defib-exporter.service" "$source/deploy/systemd/defib-remediator.service" /etc/systemd/system/
 activate "$version"
-echo "next: defib check, then: systemctl enable --now defib-exporter defib-remediator"
+echo "next: sudo -u defib defib check --config /etc/defib, then: systemctl enable --now defib-exporter defib-remediator"

@@ -1,5 +1,6 @@
 """Reading a directory of YAML files into one document that remembers where everything stands."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,8 +156,15 @@ def _descend(key: yaml.Node, value: yaml.Node, location: Location) -> yaml.Node:
 def read(directory: Path) -> Document:
     """Read every `*.yaml` and `*.yml` below `directory`; what cannot be read is in `wrongs`."""
     document = Document()
-    if not directory.is_dir():
+    try:
+        there = directory.is_dir()
+    except PermissionError:
+        there = True  # for all that this user may see
+    if not there:
         raise ConfigurationError([Wrong(str(directory), 1, "", "is not a directory (name one with --config)")])
+    if not os.access(directory, os.R_OK | os.X_OK):
+        why = "cannot be read by this user; the programs' own can: sudo -u defib defib …"
+        raise ConfigurationError([Wrong(str(directory), 1, "", why)])
     paths = sorted(_files(directory))
     if not paths:
         raise ConfigurationError([Wrong(str(directory), 1, "", "holds no YAML file")])

@@ -1,5 +1,6 @@
 """From a directory of YAML files to a validated inventory, or every error at once."""
 
+import contextlib
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -37,8 +38,9 @@ def directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> P
     if environ.get("DEFIB_CONFIG"):
         return Path(environ["DEFIB_CONFIG"])
     for path in (Path("config"), Path("/etc/defib")):
-        if path.is_dir():
-            return path
+        with contextlib.suppress(PermissionError):  # of the folder that this was begun in
+            if path.is_dir():
+                return path
     raise StartError(
         "no configuration: name its directory with --config or DEFIB_CONFIG (looked for ./config, /etc/defib)"
     )

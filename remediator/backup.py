@@ -4,7 +4,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -16,11 +16,16 @@ from alembic.util import CommandError
 from remediator.database import MIGRATIONS, lock, mark_begun
 from runtime.errors import DefibError
 
+PATIENCE = 30.0  # seconds for which a locked record is waited for
 _BESIDE = ("", "-wal", "-shm")  # what SQLite may have beside a database, and the database
 
 
 class BackupError(DefibError):
     """Nothing was backed up or restored; all is as it was."""
+
+
+class RecordBusyError(BackupError):
+    """Somebody holds the database; it may be had later."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ def back_up(database: str, to: Path) -> Backup:
 
     Raises BackupError.
     """
+    if not to.is_dir() and to.suffix != ".db":
+        raise BackupError(f"there is no folder {to}, and a file's name would end in .db")
     path = to / f"defib-{time.strftime('%Y%m%dT%H%M%S')}.db" if to.is_dir() else to
     if path.exists():
         raise BackupError(f"{path} exists already; nothing was overwritten")
@@ -49,7 +56,7 @@ def restore(database: str, source: Path) -> tuple[Backup, Path | None]:
     Raises BackupError, and StartError while a remediator has the record.
     """
     path = _path_of(database)
-    _check(source)  # before anything is touched
+    check(source)  # before anything is touched
     held = lock(path)
     try:
         part = path.with_name(f"{path.name}.part")
@@ -93,25 +100,48 @@ def _copied(source: Path, path: Path) -> Backup:
     """A copy of a database, checked, and on the disk before it has its name."""
     if not source.is_file():
         raise BackupError(f"there is no database {source}")
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(".defib.db.part")  # one name: what a kill left is not left for ever
     try:
-        os.close(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        _unlink(part)
+        os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         with _opened(source) as there, contextlib.closing(sqlite3.connect(part)) as copy:
-            there.backup(copy)
+            there.backup(copy, progress=_not_for_ever())
             copy.execute("PRAGMA journal_mode=DELETE")
-        incidents = _check(part)
+        incidents = check(part)
         _sync(part)
         part.replace(path)
         _sync(path.parent)
     except (OSError, sqlite3.Error) as error:
         raise BackupError(f"{source} could not be copied to {path}: {_said(error)}") from error
     finally:
-        part.unlink(missing_ok=True)
+        _unlink(part)
     return Backup(path, path.stat().st_size, incidents)
 
 
-def _check(path: Path) -> int:
-    """See that a file is a whole record which this version can read; gives the number of its incidents."""
+def _unlink(part: Path) -> None:
+    for ending in ("", "-journal"):
+        Path(f"{part}{ending}").unlink(missing_ok=True)
+
+
+def _not_for_ever() -> Callable[[int, int, int], None]:
+    """Ends a backup that gets no further: SQLite waits without end where the source is locked."""
+    got, since = -1, time.monotonic()
+
+    def progress(_status: int, remaining: int, _total: int) -> None:
+        nonlocal got, since
+        if remaining != got:
+            got, since = remaining, time.monotonic()
+        elif time.monotonic() - since > PATIENCE:
+            raise sqlite3.OperationalError("database is locked")
+
+    return progress
+
+
+def check(path: Path) -> int:
+    """See that a file is a whole record which this version can read; gives the number of its incidents.
+
+    Raises BackupError, and RecordBusyError where it is held just now.
+    """
     if not path.is_file():
         raise BackupError(f"there is no file {path}")
     try:
@@ -119,9 +149,13 @@ def _check(path: Path) -> int:
             said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if said != "ok":
                 raise BackupError(f"{path} is damaged: {said}")
-            (revision,) = database.execute("SELECT version_num FROM alembic_version").fetchone() or ("",)
+            (revision,) = database.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
+            if not revision:
+                raise BackupError(f"{path} is no record of Defib: it has no schema's number")
             (incidents,) = database.execute("SELECT count(*) FROM incidents").fetchone()
     except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise RecordBusyError(f"{path} is held by another program: {_said(error)}") from error
         raise BackupError(f"{path} is no record of Defib: {_said(error)}") from error
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))

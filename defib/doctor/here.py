@@ -1,12 +1,11 @@
 """What the doctor looks at on this machine: the record, its disk, the channels."""
 
+import asyncio
 import os
 import shutil
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -14,6 +13,7 @@ from defib import notify
 from defib.doctor.findings import Finding, Result
 from fleet.model import Inventory
 from fleet.notify import Channel
+from remediator.backup import BackupError, RecordBusyError, check
 from remediator.notices.feishu import Session
 from runtime.redaction import Redactor
 
@@ -40,20 +40,19 @@ def record(inventory: Inventory) -> list[Finding]:
     seen = f"{disk.free / 2**30:.1f} GiB free at {folder}"
     findings.append(Finding("disk", "has room for the record", "fail" if low else "pass", seen, "make room"))
     if path.is_file() and os.access(path, os.R_OK):
-        said = _whole(path)
-        mend = "stop the remediator and put a backup in its place: defib restore"
-        findings.append(Finding("database", "is whole", "fail" if said else "pass", said, mend))
+        findings.append(_whole(path))
     return findings
 
 
-def _whole(path: Path) -> str:
-    """What is wrong with a database, if anything."""
+def _whole(path: Path) -> Finding:
+    mend = "stop the remediator and put a backup in its place: defib restore"
     try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
-            said = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-    except sqlite3.Error as error:
-        return str(error)
-    return "" if said == "ok" else str(said)
+        check(path)
+    except RecordBusyError as error:
+        return Finding("database", "is whole", "warn", str(error), "try again; if it stays so, see who holds it")
+    except BackupError as error:
+        return Finding("database", "is whole", "fail", str(error), mend)
+    return Finding("database", "is whole", "pass")
 
 
 async def channels(inventory: Inventory, redact: Redactor, *, send: bool) -> Sequence[Finding]:
@@ -67,9 +66,8 @@ async def channels(inventory: Inventory, redact: Redactor, *, send: bool) -> Seq
             Finding("notify", "routes", "fail", "there are none: nobody is told", "add `- {channels: […]}`")
         )
     async with httpx.AsyncClient(trust_env=True, timeout=WITHIN) as client:
-        for name, channel in told.channels.items():
-            findings.append(await _channel(Session(client), inventory, name, channel, redact, send=send))
-    return findings
+        asked = [_channel(Session(client), inventory, *each, redact, send=send) for each in told.channels.items()]
+        return [*findings, *await asyncio.gather(*asked)]
 
 
 async def _channel(

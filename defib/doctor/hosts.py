@@ -1,6 +1,7 @@
 """What the doctor looks at on each host: keys, login, collectors, the clock, sudo."""
 
 import asyncio
+import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -68,10 +69,15 @@ def _key(host: Host, path: Path, purpose: str) -> Finding:
     try:
         mode = path.stat().st_mode & 0o777
         path.open("rb").close()
-    except OSError as error:
+    except FileNotFoundError as error:
         mend = f"ssh-keygen -t ed25519 -N '' -f {path}"
         return _finding(host, what, well=False, seen=str(error.strerror), mend=mend)
-    seen = f"others may read it ({mode:o})" if mode & 0o077 else ""
+    except OSError as error:
+        mend = f"run this as the user of the programs, or let that user read it: chown defib {path}"
+        return _finding(host, what, well=False, seen=str(error.strerror), mend=mend)
+    # Root may own it and let a group read it, which is then that of the programs.
+    open_to = mode & (0o007 if path.stat().st_uid != os.geteuid() else 0o077)
+    seen = f"others may read it ({mode:o})" if open_to else ""
     return _finding(host, what, well=not seen, seen=seen, mend=f"chmod 600 {path}")
 
 

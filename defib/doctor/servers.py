@@ -126,10 +126,11 @@ async def prometheus(inventory: Inventory) -> Sequence[Finding]:
         if targets is None:
             return server.findings
         server.found("answers")
-        health = {each["labels"]["job"]: each for each in targets.json()["data"]["activeTargets"]}
+        active = targets.json()["data"]["activeTargets"]
         for job in OURS:
-            told = health.get(job)
-            problem = "it has no such job" if told is None else "" if told["health"] == "up" else told["lastError"]
+            told = [each for each in active if each["labels"]["job"] == job]
+            down = [f"{each['scrapeUrl']}: {each['lastError']}" for each in told if each["health"] != "up"]
+            problem = ", ".join(down) if told else "it has no such job"
             server.found(f"scrapes {job}", problem, "see scrape_configs in alerts/prometheus.yml, and its token")
         rules = await server.get("/api/v1/rules?type=alert")
         if rules is not None:
@@ -142,11 +143,12 @@ async def prometheus(inventory: Inventory) -> Sequence[Finding]:
 
 
 def _rules(server: _Server, groups: list[Any]) -> None:
-    rules = {rule["name"]: rule for group in groups for rule in group["rules"]}
-    missing = [name for name in ("ServiceDown", "Watchdog") if name not in rules]
+    rules = [rule for group in groups for rule in group["rules"]]
+    names = {rule["name"] for rule in rules}
+    missing = [name for name in ("ServiceDown", "Watchdog") if name not in names]
     problem = f"it has no {' and no '.join(missing)}" if missing else ""
-    server.found("has the rules", problem, "give it alerts/rules as rule_files", seen=f"{len(rules)} alerts")
-    broken = [f"{name}: {rule.get('lastError', '')}" for name, rule in rules.items() if rule["health"] == "err"]
+    server.found("has the rules", problem, "give it alerts/rules as rule_files", seen=f"{len(names)} alerts")
+    broken = [f"{rule['name']}: {rule.get('lastError', '')}" for rule in rules if rule["health"] == "err"]
     if broken:
         server.found("its rules work", broken[0], "see its log")
 
@@ -164,9 +166,14 @@ async def alertmanager(inventory: Inventory) -> Sequence[Finding]:
         config = yaml.safe_load(status.json()["config"]["original"]) or {}
     receivers = {each["name"]: each for each in config.get("receivers") or []}
     urls = [str(hook.get("url", "")) for each in receivers.values() for hook in each.get("webhook_configs") or []]
-    told = any(WEBHOOK in url or "secret" in url for url in urls)
-    problem = "" if told else f"no receiver's webhook ends in {WEBHOOK}"
-    server.found("tells the remediator", problem, "see the receiver `defib` in alerts/alertmanager.yml")
+    mend = "see the receiver `defib` in alerts/alertmanager.yml"
+    if any(WEBHOOK in url for url in urls) or not any("secret" in url for url in urls):
+        told = any(WEBHOOK in url for url in urls)
+        server.found("tells the remediator", "" if told else f"no receiver's webhook ends in {WEBHOOK}", mend)
+    else:
+        there = bool(receivers.get("defib", {}).get("webhook_configs"))
+        problem = "" if there else "it hides where its webhooks lead, and none is of a receiver `defib`"
+        server.found("tells the remediator", problem, mend, seen="it hides the address")
     fallback = receivers.get("fallback")
     ways = [name for name, value in (fallback or {}).items() if name.endswith("_configs") and value]
     problem = "there is no such receiver" if fallback is None else "" if ways else "it leads nowhere"

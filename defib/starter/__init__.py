@@ -1,6 +1,7 @@
 """`defib init`: a first configuration, with comments, that is whole as it stands."""
 
 import os
+import re
 import secrets
 from collections.abc import Mapping
 from importlib import resources
@@ -25,12 +26,13 @@ def init(directory: Path, *, compose: bool) -> int:
     """
     texts = {f"{name}.yaml": _text(name, compose=compose) for name in ("defib", "hosts", "services", "notify")}
     texts |= {f"secrets/{name}": text for name, text in _secrets(compose=compose).items()}
-    there = [str(directory / name) for name in texts if (directory / name).exists()]
-    if there:
-        raise DefibError(f"{', '.join(there)}: there already; nothing was written")
     try:
+        there = [str(directory / name) for name in texts if (directory / name).exists()]
+        if there:
+            raise DefibError(f"{', '.join(there)}: there already; nothing was written")
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "secrets").mkdir(mode=0o700, exist_ok=True)
+        (directory / "secrets").mkdir(exist_ok=True)
+        (directory / "secrets").chmod(0o700)
         for name, text in texts.items():
             secret = name.startswith("secrets/")
             _write(directory / name, text, 0o600 if secret and not compose else 0o644)
@@ -47,6 +49,10 @@ def _text(name: str, *, compose: bool) -> str:
         text = text.replace(f"@{server}@", url.replace("127.0.0.1", server) if compose else url)
     login = f'auth: {{basic: {{username: {USER}, password: "${{file:secrets/console_password}}"}}}}'
     url = f"\n    url: http://remediator:9095\n    {login}" if compose else " http://127.0.0.1:9095"
+    if compose and name == "hosts":
+        # A container's shell would read the container; node-exporter reads this machine.
+        text = text.replace("  here:\n", "  # here:\n").replace("hosts:\n", "hosts: {}\n", 1)
+        text = re.sub(r"^    (?=\S)", "  #   ", text, flags=re.MULTILINE)
     return text.replace(" @remediator@", url)
 
 

@@ -220,7 +220,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         version = well(*inside, "readlink", "/opt/defib/current")
         well(*inside, "sh", "-c", "sed -i 's/^version = .*/version = \"9.9.9\"/' /source/pyproject.toml")
         well(*inside, "/source/deploy/install.sh")
-        assert well(*inside, "readlink", "/opt/defib/current") == "9.9.9"
+        assert well(*inside, "readlink", "/opt/defib/current").startswith("9.9.9-")
         well(*inside, "/source/deploy/install.sh", "--rollback", version)
         assert well(*inside, "readlink", "/opt/defib/current") == version
         none = run(*inside, "/source/deploy/install.sh", "--rollback", "0.0.0")
@@ -234,7 +234,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         )
         failed = run(*inside, "/source/deploy/install.sh")
         assert failed.returncode != 0
-        assert run(*inside, "ls", "/opt/defib/9.9.10").returncode != 0
+        assert "9.9.10" not in well(*inside, "ls", "/opt/defib")
         assert well(*inside, "readlink", "/opt/defib/current") == version
         assert run(*inside, "setpriv", "--reuid", "1", "/source/deploy/install.sh").stderr.strip() == "run it as root"
     finally:

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from sqlalchemy import Connection, insert
 
+from remediator import backup
 from remediator.database import Database
 from remediator.schema import incidents
 
@@ -51,6 +52,51 @@ def database(tmp_path: Path) -> Iterator[Database]:
 def services(path: Path) -> list[str]:
     with closing(sqlite3.connect(path)) as there:
         return [name for (name,) in there.execute("SELECT service FROM incidents ORDER BY id")]
+
+
+def test_a_folder_that_is_not_there_is_no_file(config: Path, database: Database, tmp_path: Path) -> None:
+    store(database, "web")
+    done = defib(config, "backup", str(tmp_path / "backups"))
+    assert (done.returncode, "there is no folder" in done.stderr) == (1, True)
+    assert not (tmp_path / "backups").exists()
+
+
+def test_what_a_kill_left_is_not_left_for_ever(config: Path, database: Database, tmp_path: Path) -> None:
+    store(database, "web")
+    (tmp_path / "backups").mkdir()
+    for name in (".defib.db.part", ".defib.db.part-journal"):
+        (tmp_path / "backups" / name).write_bytes(b"half")
+    assert defib(config, "backup", str(tmp_path / "backups")).returncode == 0
+    (kept,) = (tmp_path / "backups").iterdir()
+    assert services(kept) == ["web"]
+
+
+def test_a_record_that_is_locked_is_not_waited_for_without_end(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "PATIENCE", 0.5)
+    store(database, "web")
+    database.close()
+    path = tmp_path / "record.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("PRAGMA journal_mode=DELETE")
+        holder.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(backup.BackupError, match="locked"):
+            backup.back_up(f"sqlite:///{path}", tmp_path)
+        with pytest.raises(backup.RecordBusyError):
+            backup.check(path)
+    assert not list(tmp_path.glob(".*part*"))
+
+
+def test_a_file_without_a_schema_is_no_record(config: Path, database: Database, tmp_path: Path) -> None:
+    store(database, "web")
+    assert defib(config, "backup", str(tmp_path / "kept.db")).returncode == 0
+    with closing(sqlite3.connect(tmp_path / "kept.db")) as kept:
+        kept.execute("DELETE FROM alembic_version")
+        kept.commit()
+    database.close()
+    done = defib(config, "restore", str(tmp_path / "kept.db"))
+    assert (done.returncode, "is no record of Defib" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
 
 
 def test_a_record_in_use_is_backed_up_whole_and_comes_back(config: Path, database: Database, tmp_path: Path) -> None:

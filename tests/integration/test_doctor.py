@@ -13,13 +13,15 @@ from typing import Any
 
 import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from defib.demo import sshd
 from defib.demo.feishu import SECRET, StandIn
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
-from defib.doctor.servers import OURS
-from tests.support import eventually, inventory_of
+from defib.doctor.servers import OURS, prometheus
+from tests.support import eventually, inventory_of, loaded
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -58,6 +60,42 @@ def test_what_init_writes_is_whole_and_secret(tmp_path: Path, more: list[str]) -
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     every = [line for path in folder.glob("*.yaml") for line in path.read_text().splitlines()]
     assert not any("@" in line for line in every)
+
+
+def test_init_for_compose_leaves_reading_this_machine_to_node_exporter(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir(mode=0o755)
+    assert defib("init", str(tmp_path), "--compose").returncode == 0
+    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
+    assert not loaded(tmp_path).inventory.hosts
+
+
+async def test_targets_and_rules_of_one_name_are_all_looked_at(tmp_path: Path) -> None:
+    """Of two exporters one is down, and of two rules one fails."""
+    targets = [
+        {"labels": {"job": job}, "health": health, "lastError": "refused", "scrapeUrl": f"http://{health}/metrics"}
+        for job, health in (("defib-exporter", "down"), ("defib-exporter", "up"), ("defib-remediator", "up"))
+    ]
+    rules = [
+        {"name": name, "health": health, "lastError": "many-to-many"}
+        for name, health in (("ServiceDown", "err"), ("ServiceDown", "ok"), ("Watchdog", "ok"))
+    ]
+    answers = {
+        "targets": {"activeTargets": targets}, "rules": {"groups": [{"rules": rules}]},
+        "alertmanagers": {"activeAlertmanagers": [{}]},
+    }  # fmt: skip
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.json_response({"data": answers[request.match_info["what"]]})
+
+    app = web.Application()
+    app.router.add_get("/api/v1/{what}", answer)
+    async with TestServer(app) as server:
+        written = {"remediator": {"prometheus_url": str(server.make_url("")).rstrip("/")}}
+        made = await asyncio.to_thread(inventory_of, tmp_path, written)
+        found = {each.check: each for each in await prometheus(made.inventory)}
+    assert found["scrapes defib-exporter"].result == "fail"
+    assert "http://down/metrics: refused" in found["scrapes defib-exporter"].seen
+    assert "many-to-many" in found["its rules work"].seen
 
 
 def test_init_where_nothing_may_be_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -174,8 +175,11 @@ def test_commands_that_are_shown_exist(page: str) -> None:
     assert set(shown) <= set(commands.choices)
 
 
-def test_the_example_configuration_loads() -> None:
-    inventory = loaded(ROOT / "deploy" / "examples", {"LLM_API_KEY": "x"}).inventory
+def test_the_example_configuration_loads(tmp_path: Path) -> None:
+    config = shutil.copytree(ROOT / "deploy" / "examples", tmp_path / "config")
+    (config / "secrets").mkdir()
+    (config / "secrets" / "llm_api_key").write_text("a key")
+    inventory = loaded(config).inventory
     kinds = {service.probe.kind for service in inventory.services.values()}
     assert {"http", "openai", "status", "program", "unit", "tcp"} <= kinds
     controls = {service.control.kind for service in inventory.services.values() if service.control}
