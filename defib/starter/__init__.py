@@ -51,7 +51,9 @@ def _text(name: str, *, compose: bool) -> str:
     url = f"\n    url: http://remediator:9095\n    {login}" if compose else " http://127.0.0.1:9095"
     if compose and name == "hosts":
         # A container's shell would read the container; node-exporter reads this machine.
-        text = text.replace("  here:\n", "  # here:\n").replace("hosts:\n", "hosts: {}\n", 1)
+        text = text.replace("  here:\n", "  # here:\n").replace(
+            "hosts:\n", "hosts: {}   # the braces go when the first host comes\n", 1
+        )
         text = re.sub(r"^    (?=\S)", "  #   ", text, flags=re.MULTILINE)
     return text.replace(" @remediator@", url)
 
