@@ -19,6 +19,8 @@ from fleet.shells import HostKeyRefused, LoginRefused, Shell, ShellError
 from fleet.shells.pool import Shells
 from fleet.shells.ssh import refused_by_wrapper
 from fleet.sudo import elevated
+from remediator.controls import CONTROLS
+from remediator.controls.hands import Hands
 
 REACHED_WITHIN = 6.0  # seconds
 READ_WITHIN = 10.0  # seconds for each collector, and each question to sudo
@@ -129,18 +131,41 @@ async def _collector(host: Host, name: str, options: Every, shell: Shell) -> Fin
 
 
 async def _controlling(host: Host, inventory: Inventory) -> list[Finding]:
-    """What the remediator needs, where it uses other keys or sudo."""
-    if host.control_ssh is None and host.sudo.mode == "none":
-        return []
+    """What the remediator needs: its keys and its sudo, where it has others, and an answer to each control."""
     control = host.ssh_for(control=True)
     findings = [_key(host, control.key_file, "controlling")] if host.control_ssh and control.key_file else []
     shells = Shells(inventory.hosts, control=True)
     try:
-        findings.append(await _reach(host, shells, "its shell answers to the controls"))
-        if findings[-1].result == "pass" and host.sudo.mode != "none" and not control.wrapper:
-            findings.append(await _sudo(host, inventory, shells.of(host.name)))
+        reached = await _reach(host, shells, "its shell answers to the controls")
+        if host.control_ssh is not None or host.sudo.mode != "none":
+            findings.append(reached)
+        if reached.result == "pass":
+            shell = shells.of(host.name)
+            if host.sudo.mode != "none" and not control.wrapper:
+                findings.append(await _sudo(host, inventory, shell))
+            findings += await _controls(host, inventory, shell)
     finally:
         await shells.close()
+    return findings
+
+
+async def _controls(host: Host, inventory: Inventory, shell: Shell) -> list[Finding]:
+    """Whether docker, systemd and the like tell of what the services' controls restart; however that is."""
+    findings = []
+    for service in inventory.services.values():
+        if service.host != host.name or service.control is None or "status" not in service.control.options.verbs:
+            continue
+        kind, options = CONTROLS[service.control.kind], service.control.options
+        if not kind.options.needs_host or service.control.kind == "command":
+            continue
+        hands = Hands(shell, host.sudo, READ_WITHIN)
+        try:
+            facts = await kind.facts(options, hands)
+            seen = facts.state if facts else (await kind.control("status", options, hands)).output
+        except ShellError as error:
+            facts, seen = None, str(error)
+        mend = f"see that {service.control.kind} has it, and that the host's account may ask: docs/remediation.md"
+        findings.append(_finding(host, f"the control of {service.id}", well=facts is not None, seen=seen, mend=mend))
     return findings
 
 

@@ -69,6 +69,22 @@ def test_init_for_compose_leaves_reading_this_machine_to_node_exporter(tmp_path:
     assert not loaded(tmp_path).inventory.hosts
 
 
+@pytest.mark.usefixtures("docker")
+@pytest.mark.needs("dockerd", "busybox")
+async def test_what_controls_restart_is_asked_of(tmp_path: Path, container: str) -> None:
+    def service(name: str) -> dict[str, Any]:
+        return {"host": "h", "probe": {"command": {"run": ["true"]}}, "control": {"docker": {"container": name}}}
+
+    host = {"address": "127.0.0.1", "shell": "local"}
+    written = {"hosts": {"h": host}, "services": {"there": service(container), "gone": service("no-such-container")}}
+    await asyncio.to_thread(inventory_of, tmp_path, written)
+    status, findings = await found(tmp_path, "h")
+    assert status == 1
+    assert result_of(findings, "h", "the control of there") == "pass"
+    (gone,) = (each for each in findings if each["check"] == "the control of gone")
+    assert (gone["result"], "no-such-container" in gone["seen"].lower()) == ("fail", True), gone
+
+
 async def test_targets_and_rules_of_one_name_are_all_looked_at(tmp_path: Path) -> None:
     """Of two exporters one is down, and of two rules one fails."""
     targets = [
