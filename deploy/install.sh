@@ -37,7 +37,8 @@ activate() { # version
 }
 
 if [ -n "$rollback" ]; then
-    [ -x "/opt/defib/$rollback/bin/defib" ] || { echo "there is no /opt/defib/$rollback" >&2; exit 1; }
+    case $rollback in current | next | */*) echo "$rollback is no version" >&2; exit 1 ;; esac
+    [ -d "/opt/defib/$rollback/units" ] || { echo "there is no /opt/defib/$rollback" >&2; exit 1; }
     activate "$rollback"
     exit 0
 fi

@@ -17,7 +17,7 @@ from remediator.database import MIGRATIONS, lock, mark_begun
 from runtime.errors import DefibError
 
 PATIENCE = 30.0  # seconds for which a locked record is waited for
-_BESIDE = ("", "-wal", "-shm")  # what SQLite may have beside a database, and the database
+_BESIDE = ("", "-wal", "-shm", "-journal")  # what SQLite may have beside a database, and the database
 
 
 class BackupError(DefibError):
@@ -37,6 +37,15 @@ class Backup:
     incidents: int
 
 
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BackupError(f"{error.filename}: {error.strerror}") from error
+
+
+@_told()
 def back_up(database: str, to: Path) -> Backup:
     """Write all of the record to a new file, while the remediator runs or not; into a folder by a name of today.
 
@@ -50,6 +59,7 @@ def back_up(database: str, to: Path) -> Backup:
     return _copied(_path_of(database), path)
 
 
+@_told()
 def restore(database: str, source: Path) -> tuple[Backup, Path | None]:
     """Put a backup in the record's place, and tell where what stood there is kept.
 
@@ -85,15 +95,16 @@ def _give(path: Path) -> None:
 
 
 def _put_aside(path: Path) -> Path | None:
-    """Move what is there out of the way, with what belongs to it; tells where it is now."""
-    if not path.exists() or not path.stat().st_size:
-        path.unlink(missing_ok=True)
-        return None
+    """Move what is there out of the way, with what belongs to it; tells where it is now.
+
+    A log goes even where its database is gone: SQLite would play it into whatever lies there next.
+    """
+    there = path.is_file() and path.stat().st_size > 0
     kept = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
     for ending in _BESIDE:
         with contextlib.suppress(FileNotFoundError):
             Path(f"{path}{ending}").rename(f"{kept}{ending}")
-    return kept
+    return kept if there else None
 
 
 def _copied(source: Path, path: Path) -> Backup:
@@ -154,7 +165,10 @@ def check(path: Path) -> int:
                 raise BackupError(f"{path} is no record of Defib: it has no schema's number")
             (incidents,) = database.execute("SELECT count(*) FROM incidents").fetchone()
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_CANTOPEN:
+            raise BackupError(f"{path} cannot be read") from error
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise RecordBusyError(f"{path} is held by another program: {_said(error)}") from error
         raise BackupError(f"{path} is no record of Defib: {_said(error)}") from error
     config = Config()

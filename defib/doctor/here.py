@@ -24,6 +24,14 @@ ROOM, SHARE = 2**30, 0.1  # of a disk, free
 def record(inventory: Inventory) -> list[Finding]:
     """Whether the record's place is there, may be written, has room, and is whole."""
     path = Path(inventory.remediator.database.removeprefix("sqlite:///"))
+    try:
+        return _record(path)
+    except PermissionError as error:
+        mend = "run this as the remediator's user"
+        return [Finding("database", "may be written", "warn", f"{error.filename}: {error.strerror}", mend)]
+
+
+def _record(path: Path) -> list[Finding]:
     folder = path.parent
     if not folder.is_dir():
         mend = f"install -d -o defib -m 700 {folder}, or set remediator.database"

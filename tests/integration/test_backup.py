@@ -54,6 +54,45 @@ def services(path: Path) -> list[str]:
         return [name for (name,) in there.execute("SELECT service FROM incidents ORDER BY id")]
 
 
+@pytest.mark.parametrize("left", ["gone", "empty"])
+def test_what_was_not_in_the_backup_does_not_come_back_with_it(
+    config: Path, database: Database, tmp_path: Path, left: str
+) -> None:
+    """The record is lost, but not the log beside it, which SQLite would play into whatever lies there."""
+    store(database, "web")
+    assert defib(config, "backup", str(tmp_path / "kept.db")).returncode == 0
+    store(database, "later")
+    path = tmp_path / "record.db"
+    beside = {ending: Path(f"{path}{ending}").read_bytes() for ending in ("-wal", "-shm")}
+    database.close()
+    for ending, content in beside.items():
+        Path(f"{path}{ending}").write_bytes(content)
+    path.write_bytes(b"") if left == "empty" else path.unlink()
+    done = defib(config, "restore", str(tmp_path / "kept.db"))
+    assert done.returncode == 0, done.stderr
+    assert not any(Path(f"{path}{ending}").exists() for ending in beside)
+    assert services(path) == ["web"]
+    (aside,) = tmp_path.glob("record.db.before-*-wal")
+    assert aside.read_bytes() == beside["-wal"]
+
+
+@pytest.mark.parametrize("command", ["backup", "restore", "doctor"])
+def test_who_may_not_is_told_so(tmp_path: Path, config: Path, command: str) -> None:
+    """As a user to whom the record's folder is closed."""
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    written = {"remediator": {"database": f"sqlite:///{closed}/record.db"}}
+    (config / "defib.yaml").write_text(yaml.safe_dump(written))
+    for each in (tmp_path, *tmp_path.parents):
+        if each.is_relative_to("/tmp/"):
+            each.chmod(0o755)
+    named = [] if command == "doctor" else [str(closed / "kept.db")]
+    argv = ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-m", "defib", command, *named]
+    done = subprocess.run([*argv, "--config", str(config)], capture_output=True, text=True, check=False, cwd="/")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
+    assert "Permission denied" in done.stdout + done.stderr
+
+
 def test_a_folder_that_is_not_there_is_no_file(config: Path, database: Database, tmp_path: Path) -> None:
     store(database, "web")
     done = defib(config, "backup", str(tmp_path / "backups"))
