@@ -9,9 +9,8 @@ import yaml
 
 from defib.kinds import KINDS
 from fleet.loading import PROGRAMS, load
-from fleet.model import json_schema
+from fleet.model import Inventory, json_schema
 from fleet.references import Program
-from remediator.notices import samples
 from runtime.redaction import Redactor
 
 
@@ -19,7 +18,7 @@ def check(directory: Path, program: Program | None, *, show: bool) -> int:
     """Load for `program`, or for all, and try the templates of cards. Raises ConfigurationError."""
     loaded = load(directory, KINDS, programs=(program,) if program else PROGRAMS)
     inventory = loaded.inventory
-    wrongs = list(samples.check(inventory)) if program != "exporter" else []
+    wrongs = _wrong_templates(inventory) if program != "exporter" else []
     if wrongs:
         print("\n".join(wrongs), file=sys.stderr)
         return 1
@@ -29,6 +28,14 @@ def check(directory: Path, program: Program | None, *, show: bool) -> int:
     else:
         print(f"{directory}: {len(inventory.hosts)} hosts, {len(inventory.services)} services, no errors")
     return 0
+
+
+def _wrong_templates(inventory: Inventory) -> list[str]:
+    if inventory.notify.templates is None:
+        return []
+    from remediator.notices import samples
+
+    return list(samples.check(inventory))
 
 
 def schema() -> int:

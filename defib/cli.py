@@ -1,4 +1,7 @@
-"""The commands: what each takes, and which function carries it out."""
+"""The commands: what each takes, and which function carries it out.
+
+A command's modules are imported when it runs, so that each loads only what it needs.
+"""
 
 import argparse
 import getpass
@@ -8,30 +11,33 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import uvloop
-
-from defib import asking, check, control, doctor, host, notify, probe, replay, starter
-from defib.demo import demo
-from defib.kinds import KINDS
-from fleet.loading import Loaded, directory, load
-from fleet.references import Program
-from fleet.units import parse_duration
-from remediator import backup
-from runtime import VERSION, logs, webconfig
+from runtime import VERSION
 from runtime.errors import DefibError
-from runtime.lifecycle import Listen
-from runtime.redaction import Redactor
 
+if TYPE_CHECKING:
+    from fleet.loading import Loaded
+    from fleet.references import Program
+    from runtime.lifecycle import Listen
+    from runtime.redaction import Redactor
+    from runtime.webconfig import WebConfig
+
+T = TypeVar("T")
 CANNOT_TELL = 2
 INIT = "write a first configuration, with comments, and secrets of its own"
+COMPLETION = "print the script that completes commands and names in a shell"
 CONFIG = "configuration directory ($DEFIB_CONFIG, ./config, /etc/defib)"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
-    options = parser().parse_args(argv)
+    commands = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        from defib import completion
+
+        completion.answer(commands)
+    options = commands.parse_args(argv)
     have_a_name()
     try:
         sys.exit(options.run(options))
@@ -90,6 +96,17 @@ def parser() -> argparse.ArgumentParser:
 Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
 
 
+def _from_inventory(argument: argparse.Action, section: str = "") -> None:
+    """Have the shell complete an argument with the names of a section, by default that of the argument `scope`."""
+
+    def complete(parsed_args: argparse.Namespace, **_more: object) -> list[str]:
+        from defib import completion
+
+        return completion.names(section or f"{parsed_args.scope}s", parsed_args)
+
+    argument.completer = complete  # type: ignore[attr-defined] # argcomplete's own attribute
+
+
 def _add_serving(command: Command) -> None:
     """The two servers, and the check of what they are given."""
     checking = command("check", _check, "load the inventory and print every error in it")
@@ -114,12 +131,12 @@ def _add_serving(command: Command) -> None:
 def _add_services(command: Command) -> None:
     """The commands about one service."""
     probing = command("probe", _probe, "probe a service once, now, from here")
-    probing.add_argument("service", metavar="SERVICE")
+    _from_inventory(probing.add_argument("service", metavar="SERVICE"), "services")
     probing.add_argument("--json", action="store_true", help="print the result as JSON")
     probing.set_defaults(on_error=CANNOT_TELL)
 
     controlling = command("control", _control, "start, stop, restart or ask a service, through the remediator")
-    controlling.add_argument("service", metavar="SERVICE")
+    _from_inventory(controlling.add_argument("service", metavar="SERVICE"), "services")
     controlling.add_argument("verb", choices=["status", "start", "stop", "restart", "logs"])
     controlling.add_argument(
         "--overrule", action="append", default=[], metavar="WAIT", help="do it though this wait holds it back"
@@ -135,23 +152,27 @@ def _add_setting_up(command: Command, commands: "argparse._SubParsersAction[argp
 
     hosting = command("host", _host, "make a host ready: print the script for its administrator, or run it")
     hosting.add_argument("verb", choices=["setup"])
-    hosting.add_argument("host", metavar="HOST")
+    _from_inventory(hosting.add_argument("host", metavar="HOST"), "hosts")
     hosting.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help="where logins may come from")
     hosting.add_argument("--apply", metavar="USER", help="run it there, as `ssh USER@HOST sudo sh`")
 
     telling = command("notify", _notify, "send a test to a channel, or to each, and say what was answered")
     telling.add_argument("verb", choices=["test"])
-    telling.add_argument("channel", metavar="CHANNEL", nargs="?")
+    _from_inventory(telling.add_argument("channel", metavar="CHANNEL", nargs="?"), "channels")
 
     examining = command("doctor", _doctor, "check all that an installation needs, and say what to mend")
-    examining.add_argument("hosts", metavar="HOST", nargs="*", help="these hosts alone")
+    _from_inventory(examining.add_argument("hosts", metavar="HOST", nargs="*", help="these hosts alone"), "hosts")
     examining.add_argument("--send", action="store_true", help="send each channel a test")
     examining.add_argument("--json", dest="as_json", action="store_true", help="print the findings as JSON")
 
     starting = commands.add_parser("init", help=INIT, description=f"{INIT}.".capitalize())
     starting.add_argument("directory", metavar="DIR", type=Path)
     starting.add_argument("--compose", action="store_true", help="with the addresses of docker-compose.yml")
-    starting.set_defaults(run=lambda options: starter.init(options.directory, compose=options.compose), on_error=1)
+    starting.set_defaults(run=_init, on_error=1)
+
+    completing = commands.add_parser("completion", help=COMPLETION, description=f"{COMPLETION}.".capitalize())
+    completing.add_argument("shell", choices=["bash", "zsh"])
+    completing.set_defaults(run=_completion, on_error=1)
 
 
 def _add_keeping(command: Command) -> None:
@@ -165,31 +186,34 @@ def _add_keeping(command: Command) -> None:
 def _add_asking(command: Command) -> None:
     """The commands that ask the remediator."""
 
-    def asks(work: Callable[..., Coroutine[Any, Any, int]], *names: str) -> Callable[[argparse.Namespace], int]:
+    def asks(function: str, *names: str) -> Callable[[argparse.Namespace], int]:
         def run(options: argparse.Namespace) -> int:
+            from defib import asking
+
             given = {name: getattr(options, name) for name in names}
-            return uvloop.run(work(_loader(options, "client"), **given))
+            work: Callable[..., Coroutine[Any, Any, int]] = getattr(asking, function)
+            return _run(work(_loader(options, "client"), **given))
 
         return run
 
-    told = command("incidents", asks(asking.incidents, "number", "as_json"), "print the incidents, or one in full")
+    told = command("incidents", asks("incidents", "number", "as_json"), "print the incidents, or one in full")
     told.add_argument("number", metavar="ID", nargs="?", type=int)
     explained = command(
-        "explain", asks(asking.explain, "service", "as_json"), "say what stands between a service and its restart"
+        "explain", asks("explain", "service", "as_json"), "say what stands between a service and its restart"
     )
-    explained.add_argument("service", metavar="SERVICE")
+    _from_inventory(explained.add_argument("service", metavar="SERVICE"), "services")
     for each in (told, explained):
         each.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
     acknowledging = command(
-        "acknowledge", asks(asking.acknowledge, "number"), "say that you look after an incident: it is not escalated"
+        "acknowledge", asks("acknowledge", "number"), "say that you look after an incident: it is not escalated"
     )
     acknowledging.add_argument("number", metavar="INCIDENT", type=int)
-    approving = command("approve", asks(asking.approve, "action"), "let an action that waits for approval begin")
+    approving = command("approve", asks("approve", "action"), "let an action that waits for approval begin")
     approving.add_argument("action", metavar="ACTION", type=int)
-    resetting = command("reset", asks(asking.reset, "service"), "give a service all its attempts anew")
-    resetting.add_argument("service", metavar="SERVICE")
+    resetting = command("reset", asks("reset", "service"), "give a service all its attempts anew")
+    _from_inventory(resetting.add_argument("service", metavar="SERVICE"), "services")
     switching = command(
-        "automation", asks(asking.automation, "switch", "reason"), "say whether it acts by itself, or switch that"
+        "automation", asks("automation", "switch", "reason"), "say whether it acts by itself, or switch that"
     )
     switching.add_argument("switch", choices=["on", "off"], nargs="?")
     switching.add_argument("--reason", default="", help="why, for others to read")
@@ -198,7 +222,7 @@ def _add_asking(command: Command) -> None:
     verbs = holding.add_subparsers(metavar="begin|end")
     beginning = verbs.add_parser("begin", help="begin one")
     beginning.add_argument("scope", choices=["service", "host", "group"])
-    beginning.add_argument("name", metavar="NAME")
+    _from_inventory(beginning.add_argument("name", metavar="NAME"))
     lasts = beginning.add_mutually_exclusive_group(required=True)
     lasts.add_argument("--for", dest="lasts", metavar="DURATION", help="such as 2h")
     lasts.add_argument("--until", metavar="TIME", help="such as 2026-11-24T18:00:00+08:00")
@@ -211,96 +235,146 @@ def _add_asking(command: Command) -> None:
         each.add_argument("--config", type=Path, metavar="DIR", default=argparse.SUPPRESS, help=CONFIG)
 
 
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    import uvloop
+
+    return uvloop.run(work)
+
+
 def _maintenance(options: argparse.Namespace) -> int:
+    from defib import asking
+
     load_it = _loader(options, "client")
     if options.verb is None:
-        return uvloop.run(asking.maintenances(load_it))
+        return _run(asking.maintenances(load_it))
     if options.verb == "end":
-        return uvloop.run(asking.end_maintenance(load_it, options.number))
+        return _run(asking.end_maintenance(load_it, options.number))
     lasts = {"for": options.lasts} if options.lasts else {"until": options.until}
-    return uvloop.run(asking.begin_maintenance(load_it, options.scope, options.name, lasts, options.reason))
+    return _run(asking.begin_maintenance(load_it, options.scope, options.name, lasts, options.reason))
 
 
 def _replay(options: argparse.Namespace) -> int:
+    from defib import replay
+    from fleet.units import parse_duration
+
     try:
         since = parse_duration(options.since)
     except ValueError as error:
         raise DefibError(f"--since {options.since}: {error}") from error
-    return uvloop.run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
+    return _run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
 
 
-def _loader(options: argparse.Namespace, *programs: Program) -> Callable[[], Loaded]:
+def _loader(options: argparse.Namespace, *programs: "Program") -> "Callable[[], Loaded]":
+    from defib.kinds import KINDS
+    from fleet.documents import directory
+    from fleet.loading import load
+
     return partial(load, directory(options.config), KINDS, programs=programs)
 
 
 def _check(options: argparse.Namespace) -> int:
+    from defib import check
+    from fleet.documents import directory
+
     if options.schema:
         return check.schema()
     return check.check(directory(options.config), options.program, show=options.show)
 
 
 def _exporter(options: argparse.Namespace) -> int:
-    from exporter import app  # noqa: PLC0415 - a command loads what it needs
+    from exporter import app
 
     app.prepare_process()
-    redact = Redactor()
-    logs.configure(redact)
-    web = webconfig.load(options.web_config)
-    return _serve(app.run(_loader(options, "exporter"), Listen.parse(options.listen), web, redact))
+    return _serve(options, "exporter", app.run)
 
 
 def _remediator(options: argparse.Namespace) -> int:
-    from remediator import app  # noqa: PLC0415 - a command loads what it needs
+    from remediator import app
+
+    return _serve(options, "remediator", app.run)
+
+
+Server = Callable[["Callable[[], Loaded]", "Listen", "WebConfig", "Redactor"], Coroutine[Any, Any, None]]
+
+
+def _serve(options: argparse.Namespace, program: "Program", server: Server) -> int:
+    from runtime import logs, webconfig
+    from runtime.lifecycle import Listen
+    from runtime.redaction import Redactor
 
     redact = Redactor()
     logs.configure(redact)
     web = webconfig.load(options.web_config)
-    return _serve(app.run(_loader(options, "remediator"), Listen.parse(options.listen), web, redact))
-
-
-def _serve(server: Coroutine[Any, Any, None]) -> int:
     # A reload that is asked for before we serve would end us; what is being loaded is as new as it gets.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    uvloop.run(server)
+    _run(server(_loader(options, program), Listen.parse(options.listen), web, redact))
     return 0
 
 
 def _probe(options: argparse.Namespace) -> int:
-    return uvloop.run(probe.probe(_loader(options, "exporter"), options.service, as_json=options.json))
+    from defib import probe
+
+    return _run(probe.probe(_loader(options, "exporter"), options.service, as_json=options.json))
 
 
 def _control(options: argparse.Namespace) -> int:
+    from defib import control
+
     program: Program = "remediator" if options.direct else "client"
     load_it = _loader(options, program)
     if options.direct:
-        return uvloop.run(control.direct(load_it, options.service, options.verb))
-    return uvloop.run(control.through_remediator(load_it, options.service, options.verb, options.overrule))
+        return _run(control.direct(load_it, options.service, options.verb))
+    return _run(control.through_remediator(load_it, options.service, options.verb, options.overrule))
 
 
 def _host(options: argparse.Namespace) -> int:
+    from defib import host
+
     return host.setup(_loader(options), options.host, sources=options.sources, apply=options.apply)
 
 
 def _notify(options: argparse.Namespace) -> int:
-    return uvloop.run(notify.test(_loader(options, "remediator"), options.channel))
+    from defib import notify
+
+    return _run(notify.test(_loader(options, "remediator"), options.channel))
+
+
+def _init(options: argparse.Namespace) -> int:
+    from defib import starter
+
+    return starter.init(options.directory, compose=options.compose)
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from defib import completion
+
+    return completion.script(options.shell)
 
 
 def _doctor(options: argparse.Namespace) -> int:
+    from defib import doctor
+
     load_it = _loader(options, "exporter", "remediator")
-    return uvloop.run(doctor.doctor(load_it, options.hosts, send=options.send, as_json=options.as_json))
+    return _run(doctor.doctor(load_it, options.hosts, send=options.send, as_json=options.as_json))
 
 
 def _backup(options: argparse.Namespace) -> int:
+    from remediator import backup
+
     made = backup.back_up(_loader(options, "client")().inventory.remediator.database, options.to)
     print(f"{made.path}: {made.incidents} incidents, {made.size} bytes")
     return 0
 
 
 def _restore(options: argparse.Namespace) -> int:
+    from remediator import backup
+
     made, kept = backup.restore(_loader(options, "client")().inventory.remediator.database, options.source)
     print(f"{made.path}: {made.incidents} incidents{f'; what was there is {kept}' if kept else ''}")
     return 0
 
 
 def _demo(options: argparse.Namespace) -> int:
+    from defib.demo import demo
+
     return demo.run(once=options.once, as_json=options.json)

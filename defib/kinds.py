@@ -2,13 +2,8 @@
 
 from exporter.collectors import COLLECTORS
 from exporter.probes import PROBES
-from fleet.model import Kinds
+from fleet.kinds import Kinds
 from remediator.controls import CONTROLS
 from remediator.notices.channels import CHANNELS
 
-KINDS = Kinds(
-    probes={name: kind.options for name, kind in PROBES.items()},
-    controls={name: kind.options for name, kind in CONTROLS.items()},
-    collectors={name: kind.options for name, kind in COLLECTORS.items()},
-    channels={name: kind.options for name, kind in CHANNELS.items()},
-)
+KINDS = Kinds(probes=PROBES, controls=CONTROLS, collectors=COLLECTORS, channels=CHANNELS)

@@ -9,9 +9,9 @@ demo) programs="prometheus promtool prometheus-alertmanager amtool prometheus-bl
     packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
         busybox-static libnss-wrapper" ;;
 test) programs="prometheus promtool prometheus-alertmanager amtool prometheus-blackbox-exporter sshd ssh-keygen busybox
-        dockerd docker containerd containerd-shim-runc-v2 runc docker-init tini nginx"
+        dockerd docker containerd containerd-shim-runc-v2 runc docker-init tini nginx zsh"
     packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
-        busybox-static libnss-wrapper docker.io containerd runc tini nginx" ;;
+        busybox-static libnss-wrapper docker.io containerd runc tini nginx zsh" ;;
 *) echo "usage: $0 FOLDER demo|test" >&2; exit 2 ;;
 esac
 umask 022

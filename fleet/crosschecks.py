@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from fleet.documents import Document, Location, Wrong
-from fleet.model import Kinds
+from fleet.kinds import Kinds
 
 Raw = Mapping[str, Any]
 CARRIES = re.compile(r"[A-Za-z0-9@:._/-]+")  # what the wrapper of a host takes as a name
@@ -88,13 +88,14 @@ def _services(
         for part, table in (("probe", kinds.probes), ("control", kinds.controls)):
             for kind in service[part] if isinstance(service.get(part), dict) else ():
                 where = ("services", name, part, kind)
-                if getattr(table.get(kind), "needs_host", False):
+                options = table[kind].options if kind in table else None
+                if getattr(options, "needs_host", False):
                     yield from _shell(document, where, hosts, host)
                 if part == "probe" and kind in ("unit", "program"):
                     yield from _carried(document, where, hosts.get(str(host), {}), {kind: service[part][kind]})
-                if part == "control" and getattr(table.get(kind), "needs_host", False):
+                if part == "control" and getattr(options, "needs_host", False):
                     yield from _own_key(document, where, host, hosts.get(str(host), {}))
-                if getattr(table.get(kind), "needs_plain_shell", False) and _is_wrapped(hosts.get(str(host), {})):
+                if getattr(options, "needs_plain_shell", False) and _is_wrapped(hosts.get(str(host), {})):
                     yield document.wrong(where, f"{host} takes no commands but its wrapper's (ssh.wrapper)")
 
 

@@ -1,14 +1,15 @@
 """Reading a directory of YAML files into one document that remembers where everything stands."""
 
+import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
-from runtime.errors import DefibError
+from runtime.errors import DefibError, StartError
 
 Location = Sequence[str | int]
 DEPTH_LIMIT = 100
@@ -151,6 +152,21 @@ def _descend(key: yaml.Node, value: yaml.Node, location: Location) -> yaml.Node:
         elif isinstance(value, yaml.SequenceNode) and isinstance(part, int) and part < len(value.value):
             key = value = value.value[part]
     return key
+
+
+def directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """The configuration directory: as chosen, `$DEFIB_CONFIG`, `./config`, `/etc/defib`. Raises StartError."""
+    if chosen is not None:
+        return chosen
+    if environ.get("DEFIB_CONFIG"):
+        return Path(environ["DEFIB_CONFIG"])
+    for path in (Path("config"), Path("/etc/defib")):
+        with contextlib.suppress(PermissionError):  # of the folder that this was begun in
+            if path.is_dir():
+                return path
+    raise StartError(
+        "no configuration: name its directory with --config or DEFIB_CONFIG (looked for ./config, /etc/defib)"
+    )
 
 
 def read(directory: Path) -> Document:

@@ -1,6 +1,5 @@
 """From a directory of YAML files to a validated inventory, or every error at once."""
 
-import contextlib
 import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,10 +13,10 @@ from pydantic.fields import FieldInfo
 from fleet.crosschecks import check_references
 from fleet.documents import ConfigurationError, Document, Location, Wrong, read
 from fleet.endpoints import Basic, Part
-from fleet.model import ControlDefaults, Inventory, Kinds, ProbeDefaults, inventory_model
+from fleet.kinds import Kinds, OptionsOf
+from fleet.model import ControlDefaults, Inventory, ProbeDefaults, inventory_model
 from fleet.references import Program, Resolver, substitute
 from fleet.units import parse_duration
-from runtime.errors import StartError
 from runtime.redaction import Redactor
 
 PROGRAMS: tuple[Program, ...] = get_args(Program)
@@ -29,21 +28,6 @@ class Loaded:
 
     inventory: Inventory
     secrets: frozenset[str] = field(repr=False)
-
-
-def directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The configuration directory: as chosen, `$DEFIB_CONFIG`, `./config`, `/etc/defib`. Raises StartError."""
-    if chosen is not None:
-        return chosen
-    if environ.get("DEFIB_CONFIG"):
-        return Path(environ["DEFIB_CONFIG"])
-    for path in (Path("config"), Path("/etc/defib")):
-        with contextlib.suppress(PermissionError):  # of the folder that this was begun in
-            if path.is_dir():
-                return path
-    raise StartError(
-        "no configuration: name its directory with --config or DEFIB_CONFIG (looked for ./config, /etc/defib)"
-    )
 
 
 def load(
@@ -156,9 +140,14 @@ def _model_at(model: type[BaseModel], location: Location) -> Mapping[str, FieldI
             keyed = False
         elif here is not None:
             found = {info.alias or name: info for name, info in here.model_fields.items()}.get(str(part))
-            here = _inner(found.annotation) if found else None
+            here = _model_of(found) if found else None
             keyed = found is not None and any(get_origin(each) in (dict, list) for each in _options(found.annotation))
     return here.model_fields if here is not None else {}
+
+
+def _model_of(info: FieldInfo) -> type[BaseModel] | None:
+    kind = next((each for each in info.metadata if isinstance(each, OptionsOf)), None)
+    return kind.model if kind is not None else _inner(info.annotation)
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:

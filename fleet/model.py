@@ -5,7 +5,6 @@ The kinds of probes, controls and channels bring their own options; `inventory_m
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -14,6 +13,7 @@ from pydantic import AfterValidator, Field, SecretStr, create_model, field_valid
 
 from fleet.documents import Text
 from fleet.endpoints import Endpoint, OneOf, Part, RelativePath, Token
+from fleet.kinds import Kind, Kinds, OptionsOf
 from fleet.notify import Channel, Notify, Severity
 from fleet.units import Duration, Identifier, PositiveDuration
 
@@ -27,16 +27,6 @@ def _time_of_day(text: str) -> str:
 TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
 OWN_LABELS = ("host", "group", "address")
-
-
-@dataclass(frozen=True, eq=False)
-class Kinds:
-    """The options of every kind of probe, control and channel, by the key that names the kind."""
-
-    probes: Mapping[str, type[Part]] = field(default_factory=dict)
-    controls: Mapping[str, type[Part]] = field(default_factory=dict)
-    channels: Mapping[str, type[Part]] = field(default_factory=dict)
-    collectors: Mapping[str, type[Part]] = field(default_factory=dict)
 
 
 class Collect(Part):
@@ -334,8 +324,7 @@ def inventory_model(kinds: Kinds) -> type[Inventory]:
     probe: Any = _one_of("Probe", Probe, kinds.probes)
     control: Any = _one_of("Control", Control, kinds.controls)
     channel: Any = _one_of("Channel", Channel, kinds.channels)
-    collected: dict[str, Any] = {name: (options | None, None) for name, options in kinds.collectors.items()}
-    collect: Any = create_model("Collect", __base__=Collect, **collected)
+    collect: Any = create_model("Collect", __base__=Collect, **_fields(kinds.collectors))
     host: Any = create_model("Host", __base__=Host, collect=(collect, Field(default_factory=collect)))
     service: Any = create_model("Service", __base__=Service, probe=(probe, ...), control=(control | None, None))
     channels: Any = (dict[Identifier, channel], Field(default_factory=dict))
@@ -346,12 +335,16 @@ def inventory_model(kinds: Kinds) -> type[Inventory]:
     return create_model("Inventory", __base__=Inventory, notify=(notify, wanted), services=services, hosts=hosts)
 
 
-def _one_of(name: str, base: type[OneOf], kinds: Mapping[str, type[Part]]) -> type[OneOf]:
+def _one_of(name: str, base: type[OneOf], kinds: Mapping[str, Kind]) -> type[OneOf]:
     class Chosen(base):  # type: ignore[misc, valid-type]
         choices: ClassVar[tuple[str, ...]] = tuple(kinds)
 
-    fields: dict[str, Any] = {kind: (options | None, None) for kind, options in kinds.items()}
-    return cast("type[OneOf]", create_model(name, __base__=Chosen, **fields))
+    return cast("type[OneOf]", create_model(name, __base__=Chosen, **_fields(kinds)))
+
+
+def _fields(kinds: Mapping[str, Kind]) -> dict[str, Any]:
+    """One optional field for each kind."""
+    return {name: (Annotated[Any, OptionsOf(kinds, name)], None) for name in kinds}
 
 
 def json_schema(kinds: Kinds) -> dict[str, Any]:

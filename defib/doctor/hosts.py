@@ -15,9 +15,8 @@ from exporter.collectors.collecting import CollectFailure, Every
 from exporter.samples import Samples
 from fleet.model import Host, Inventory, Ssh
 from fleet.readings import Output, Section, read
-from fleet.shells import HostKeyRefused, LoginRefused, Shell, ShellError
+from fleet.shells import HostKeyRefused, LoginRefused, Shell, ShellError, refused_by_wrapper
 from fleet.shells.pool import Shells
-from fleet.shells.ssh import refused_by_wrapper
 from fleet.sudo import elevated
 from remediator.controls import CONTROLS
 from remediator.controls.hands import Hands

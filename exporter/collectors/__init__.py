@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.collectors import docker, gpu, supervisor, system, systemd
 from exporter.collectors.collecting import Collecting, Every
 from exporter.page import Family
+from fleet.kinds import Table
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,12 @@ class Kind:
     make: type[Collecting[Any]]
 
 
-COLLECTORS: Mapping[str, Kind] = {
-    "system": Kind(Every, system.FAMILIES, system.System),
-    "gpu": Kind(Every, gpu.FAMILIES, gpu.Gpu),
-    "docker": Kind(Every, docker.FAMILIES, docker.Docker),
-    "systemd": Kind(systemd.SystemdOptions, systemd.FAMILIES, systemd.Systemd),
-    "supervisor": Kind(supervisor.SupervisorOptions, supervisor.FAMILIES, supervisor.Supervisor),
-}
+COLLECTORS: Mapping[str, Kind] = Table(
+    {
+        "system": "exporter.collectors.system:SYSTEM",
+        "gpu": "exporter.collectors.gpu:GPU",
+        "docker": "exporter.collectors.docker:DOCKER",
+        "systemd": "exporter.collectors.systemd:SYSTEMD",
+        "supervisor": "exporter.collectors.supervisor:SUPERVISOR",
+    }
+)

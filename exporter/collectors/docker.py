@@ -2,6 +2,7 @@
 
 from datetime import datetime
 
+from exporter.collectors import Kind
 from exporter.collectors.collecting import Collecting, Every, Read, good
 from exporter.page import Family
 from exporter.samples import Samples
@@ -38,3 +39,6 @@ def _started(text: str) -> float | None:
         return None if text.startswith(NEVER) else datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
+
+
+DOCKER = Kind(Every, FAMILIES, Docker)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from exporter.collectors import Kind
 from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
 from exporter.page import Family
 from exporter.samples import Samples
@@ -182,3 +183,6 @@ class Gpu(Collecting[Every]):
         if driver != self._driver and self._driver:
             self._fields = None  # another driver has other fields
         self._driver = driver
+
+
+GPU = Kind(Every, FAMILIES, Gpu)

@@ -1,5 +1,6 @@
 """The `supervisor` collector: the programs of every supervisord that is named, or of the one that has no name."""
 
+from exporter.collectors import Kind
 from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
 from exporter.page import Family
 from exporter.samples import Samples
@@ -37,3 +38,6 @@ class Supervisor(Collecting[SupervisorOptions]):
         refused = [one.failed for one in told.values() if one.failed]
         if refused:
             raise CollectFailure(f"supervisor: {refused[0]}")
+
+
+SUPERVISOR = Kind(SupervisorOptions, FAMILIES, Supervisor)

@@ -2,6 +2,7 @@
 
 import time
 
+from exporter.collectors import Kind
 from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
 from exporter.page import Family
 from exporter.samples import Samples
@@ -71,3 +72,6 @@ def _add_filesystems(output: str, samples: Samples) -> None:
         samples.add("host_filesystem_available_bytes", each.available, **names)
         samples.add("host_filesystem_files", each.files, **names)
         samples.add("host_filesystem_files_free", each.files_free, **names)
+
+
+SYSTEM = Kind(Every, FAMILIES, System)

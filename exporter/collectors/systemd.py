@@ -1,5 +1,6 @@
 """The `systemd` collector: the units that are named, and all that have failed."""
 
+from exporter.collectors import Kind
 from exporter.collectors.collecting import Collecting, Every, Read, good
 from exporter.page import Family
 from exporter.samples import Samples
@@ -29,3 +30,6 @@ class Systemd(Collecting[SystemdOptions]):
         active = {name: unit.is_active for name, unit in own.items() if isinstance(unit, systemd.Unit)}
         for name, is_active in sorted({**dict.fromkeys(failed, False), **active}.items()):
             samples.add("host_unit_active", int(is_active), unit=name)
+
+
+SYSTEMD = Kind(SystemdOptions, FAMILIES, Systemd)

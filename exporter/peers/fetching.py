@@ -5,9 +5,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from aiohttp import CookieJar
 from yarl import URL
 
 from exporter.expectations import EXAMINED, apart, excerpt, parse_json
@@ -16,6 +15,9 @@ from exporter.peers.encodings import decoded
 from exporter.peers.exchange import Exchange, header
 from exporter.peers.requests import OAuth2, Proxy, Request, RequestOptions, token_request
 from exporter.results import ProbeFailure, Seen
+
+if TYPE_CHECKING:
+    from aiohttp import CookieJar
 
 REDIRECTS = 10
 LONG = 128 * 1024  # bytes of a body that is worth a thread of its own
@@ -140,12 +142,18 @@ async def _follow(
             )
         set_cookies = [value for name, value in exchange.headers if name == "set-cookie"]
         if set_cookies:
-            jar = jar or CookieJar(unsafe=True, quote_cookie=False)
+            jar = jar or _cookie_jar()
             jar.update_cookies_from_headers(set_cookies, request.url)
         request = request.redirected(exchange.status, location, seen)
         asked = request.with_cookies(jar.filter_cookies(request.url)) if jar else request
         exchange = await _exchange(asked, options, seen, on_body)
     return request, exchange
+
+
+def _cookie_jar() -> "CookieJar":
+    from aiohttp import CookieJar
+
+    return CookieJar(unsafe=True, quote_cookie=False)
 
 
 async def _exchange(request: Request, options: RequestOptions, seen: Seen, on_body: OnBody | None) -> Exchange:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from exporter.expectations import EXAMINED, excerpt, lacks, matches
 from exporter.means import Means
+from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part
 from fleet.shells import ShellError
@@ -44,3 +45,6 @@ async def probe_command(options: CommandOptions, means: Means, seen: Seen) -> No
     text = done.stdout.rstrip("\n").encode()  # as $(…) has it, so that `$` means the end of the last line
     matches(expect.stdout_matches, text, "stdout", seen)
     lacks(expect.stdout_lacks, text, "stdout", seen)
+
+
+COMMAND = Kind(CommandOptions, probe_command)

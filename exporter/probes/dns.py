@@ -22,6 +22,7 @@ from exporter.expectations import compiled
 from exporter.means import Means
 from exporter.peers.connecting import Dial, ProbeTls, context_for, resolve, tls_why
 from exporter.peers.connecting import why as why_of
+from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part, split_address
 from fleet.units import Patterns, PositiveDuration, as_list
@@ -259,3 +260,6 @@ def _judge_records(section: str, wanted: RecordsExpect, records: list[str]) -> N
     for pattern in wanted.not_all_match:
         if records and len(matching(pattern)) == len(records):
             raise ProbeFailure("body", f"every record of the {section} matches {pattern!r}{shown}")
+
+
+DNS = Kind(DnsOptions, probe_dns)

@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, field_validator
 
 from exporter.means import Means
 from exporter.peers.connecting import Addresses, Dial, connect, resolve
+from exporter.probes import Kind
 from exporter.probes.tcp import shortened
 from exporter.results import ProbeFailure, Reason, Seen
 from fleet.documents import Text
@@ -46,8 +47,8 @@ class GrpcOptions(Addresses):
 
 
 async def probe_grpc(options: GrpcOptions, _means: Means, seen: Seen) -> None:
-    import grpc  # noqa: PLC0415 - an extra, and slow to load
-    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     host, port = split_address(options.address)
     addresses = await resolve(host, port, seen, options)
@@ -69,7 +70,7 @@ async def probe_grpc(options: GrpcOptions, _means: Means, seen: Seen) -> None:
 
 
 async def _channel(options: GrpcOptions, target: str, host: str) -> Any:
-    import grpc  # noqa: PLC0415
+    import grpc
 
     settings: list[tuple[str, Any]] = [
         ("grpc.enable_http_proxy", 0),
@@ -93,7 +94,7 @@ def _files(*paths: Path | None) -> list[bytes | None]:
 
 async def _failure(options: GrpcOptions, error: Any, seen: Seen) -> ProbeFailure:
     """What went wrong, in our words: grpc says of refusals and of certificates alike that it is unavailable."""
-    import grpc  # noqa: PLC0415
+    import grpc
 
     code = error.code()
     if code is not grpc.StatusCode.UNAVAILABLE:
@@ -108,3 +109,6 @@ async def _failure(options: GrpcOptions, error: Any, seen: Seen) -> ProbeFailure
         return failure
     transport.abort()
     return late
+
+
+GRPC = Kind(GrpcOptions, probe_grpc)

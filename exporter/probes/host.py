@@ -6,6 +6,7 @@ from typing import ClassVar, TypeVar
 from pydantic import Field
 
 from exporter.means import Means
+from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
 from fleet import docker, ports, supervisor, systemd
 from fleet.endpoints import Part
@@ -118,3 +119,9 @@ async def _read(options: HostOptions, means: Means, seen: Seen, parse: Callable[
     if output.status != 0:
         raise ProbeFailure("shell", f"{means.host}: {name} cannot be asked: {seen.redact(output.last_line)}")
     return told
+
+
+CONTAINER = Kind(ContainerOptions, probe_container)
+UNIT = Kind(UnitOptions, probe_unit)
+PROGRAM = Kind(ProgramOptions, probe_program)
+PORT = Kind(PortOptions, probe_port)

@@ -8,6 +8,7 @@ from exporter.expectations import JsonExpect, apart, compiled, excerpt, judge_js
 from exporter.means import Means
 from exporter.peers.fetching import LONG, Answer, fetch
 from exporter.peers.requests import BodyOptions, HeaderName, RequestOptions
+from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part
 from fleet.units import Pattern, Patterns, PositiveDuration, as_list
@@ -122,3 +123,6 @@ def _judge_header(name: str, wanted: HeaderExpect, value: str | None, seen: Seen
         raise ProbeFailure("header", f"the header {name} is {excerpt(text, seen)}, expected {wanted.matches!r}")
     if wanted.lacks is not None and compiled(wanted.lacks).search(text) is not None:
         raise ProbeFailure("header", f"the header {name} is {excerpt(text, seen)}, expected no {wanted.lacks!r}")
+
+
+HTTP = Kind(HttpOptions, probe_http)

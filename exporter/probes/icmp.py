@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from exporter.means import Means
 from exporter.peers.connecting import Dial, resolve
 from exporter.peers.connecting import why as why_of
+from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part
 from fleet.units import PositiveDuration
@@ -136,3 +137,6 @@ def checksum(packet: bytes) -> int:
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
+
+
+ICMP = Kind(IcmpOptions, probe_icmp)

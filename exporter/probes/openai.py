@@ -13,6 +13,7 @@ from exporter.means import Means
 from exporter.peers.exchange import Exchange
 from exporter.peers.fetching import Answer, fetch
 from exporter.peers.requests import ProbeAuth, RequestOptions
+from exporter.probes import Kind
 from exporter.probes.http import judge_status
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part, Token
@@ -240,3 +241,6 @@ def _judge(expect: OpenaiExpect, completion: _Completion, took: float, seen: See
     least = expect.tokens_per_second_above
     if least is not None and rate < least:
         raise ProbeFailure("latency", f"{rate:.1f} tokens per second came, expected more than {least:g}")
+
+
+OPENAI = Kind(OpenaiOptions, probe_openai)

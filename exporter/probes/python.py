@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, WithJson
 
 from exporter.expectations import EXAMINED
 from exporter.means import Means
+from exporter.probes import Kind
 from exporter.results import ProbeFailure, Reason, Seen
 from fleet.documents import Text
 from fleet.endpoints import Part
@@ -89,3 +90,6 @@ async def probe_python(options: PythonOptions, means: Means, seen: Seen) -> None
     if told.reason is not None:
         known: dict[str, Reason] = {name: name for name in get_args(Reason)}
         raise ProbeFailure(known.get(told.reason, "error"), told.message)
+
+
+PYTHON = Kind(PythonOptions, probe_python)

@@ -9,6 +9,7 @@ from exporter.expectations import EXAMINED, JsonExpect, JsonPath, apart, parse_j
 from exporter.means import Means
 from exporter.peers.fetching import Answer, fetch
 from exporter.peers.requests import RequestOptions
+from exporter.probes import Kind
 from exporter.probes.http import HttpExpect, judged
 from exporter.results import ProbeFailure, Seen, sayable
 from fleet.endpoints import Part
@@ -92,3 +93,6 @@ def _name(wanted: Components, node: JSONPathNode) -> str:
 
 def _meets(found: list[JSONPathNode], expected: Any, seen: Seen) -> bool:
     return bool(found) and not any(unmet_by(expected, node.value, seen) for node in found)
+
+
+STATUS = Kind(StatusOptions, probe_status)

@@ -9,6 +9,7 @@ from exporter.expectations import excerpt
 from exporter.means import Means
 from exporter.peers.connecting import Dial, ProbeTls, connect, context_for, secure
 from exporter.peers.dialogue import Dialogue, Lines, Step
+from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Address, split_address
 
@@ -71,3 +72,6 @@ async def _secured(
     lines.connection_made(secured)
     seen.overdue = None
     return secured
+
+
+TCP = Kind(TcpOptions, probe_tcp)

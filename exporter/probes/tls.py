@@ -5,6 +5,7 @@ import time
 
 from exporter.means import Means
 from exporter.peers.connecting import Dial, ProbeTls, connect, note_served
+from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Address, Part, ServerName, split_address
 from fleet.units import Duration
@@ -38,3 +39,6 @@ async def probe_tls(options: TlsOptions, _means: Means, seen: Seen) -> None:
     if left < options.expect.valid_for:
         days, expected = left / 86400, options.expect.valid_for / 86400
         raise ProbeFailure("tls", f"the certificate is valid for {days:.1f} days more, expected {expected:.1f}")
+
+
+TLS = Kind(TlsOptions, probe_tls)

@@ -14,6 +14,7 @@ from exporter.means import Means
 from exporter.peers.connecting import Dial, ProbeTls, connect
 from exporter.peers.dialogue import HEARD_LIMIT, Dialogue, Step
 from exporter.peers.requests import Headers
+from exporter.probes import Kind
 from exporter.results import ProbeFailure, Reason, Seen
 from fleet.endpoints import check_url
 
@@ -130,3 +131,6 @@ async def _converse(options: WebsocketOptions, socket: aiohttp.ClientWebSocketRe
                 await socket.send_str(dialogue.filled(step.send).decode("utf-8", "replace"))
             except (aiohttp.ClientError, OSError) as error:
                 raise ProbeFailure("protocol", f"{where}: the peer closed the connection") from error
+
+
+WEBSOCKET = Kind(WebsocketOptions, probe_websocket)

@@ -8,6 +8,7 @@ from runtime.errors import DefibError
 
 KILL_AFTER = 5.0  # seconds between the polite and the impolite end of a command
 ENDED_BY_TIMEOUT = (124, 137, 143)  # exit statuses of what `timeout` ended, coreutils' and busybox's
+WRAPPER_REFUSED = 126  # exit status of a wrapper that does not run what it was sent
 OUTPUT_LIMIT = 1024 * 1024
 REST_WITHIN = 1.0  # seconds for the rest of the output of a command that has ended, but left something running
 
@@ -51,6 +52,12 @@ class Completed:
     @property
     def output(self) -> str:
         return "\n".join(part.strip() for part in (self.stdout, self.stderr) if part.strip())
+
+
+def refused_by_wrapper(done: Completed) -> str:
+    """What a wrapper said in place of running a command, or nothing where it ran."""
+    said = done.stderr.strip()
+    return said if done.status == WRAPPER_REFUSED and said.startswith("defib-shell: ") else ""
 
 
 Heard = Callable[[bytes], None]

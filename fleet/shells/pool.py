@@ -3,13 +3,17 @@
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-
-import asyncssh
+from typing import TYPE_CHECKING
 
 from fleet.model import Host
 from fleet.shells import Shell, ShellError
 from fleet.shells.local import LocalShell
-from fleet.shells.ssh import Login, SshShell, Wrapper
+
+# The SSH client takes long to load: only who reaches a host over SSH loads it.
+if TYPE_CHECKING:
+    import asyncssh
+
+    from fleet.shells.ssh import SshShell
 
 
 class Shells:
@@ -18,10 +22,13 @@ class Shells:
     def __init__(self, hosts: Mapping[str, Host], *, control: bool = False) -> None:
         self._hosts = hosts
         self._control = control
-        self._shells: dict[str, tuple[Host, Shell]] = {}
+        self._shells: dict[str, tuple[Host, LocalShell | SshShell]] = {}
 
     def of(self, name: str) -> Shell:
         """The shell of a host. Raises ShellError where the host has none."""
+        return self._of(name)
+
+    def _of(self, name: str) -> "LocalShell | SshShell":
         host = self._hosts.get(name)
         if host is None or not host.has_shell:
             raise ShellError(f"{name or 'no host'}: the inventory has no shell for it")
@@ -30,19 +37,21 @@ class Shells:
             made = self._shells[name] = (host, self._make(host))
         return made[1]
 
-    def _make(self, host: Host) -> Shell:
+    def _make(self, host: Host) -> "LocalShell | SshShell":
         if host.shell == "local":
             return LocalShell(looking=not self._control)
+        from fleet.shells.ssh import Login, SshShell, Wrapper
+
         ssh = host.ssh_for(control=self._control)
         end: Wrapper = "control" if self._control else "read"
         wrapper = end if ssh.wrapper else None
         login = Login(host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts, wrapper)
         return SshShell(login, self._tunnel(ssh.via) if ssh.via else None)
 
-    def _tunnel(self, via: str) -> Callable[[], Awaitable[asyncssh.SSHClientConnection]]:
-        async def open_tunnel() -> asyncssh.SSHClientConnection:
-            shell = self.of(via)
-            if not isinstance(shell, SshShell):
+    def _tunnel(self, via: str) -> Callable[[], "Awaitable[asyncssh.SSHClientConnection]"]:
+        async def open_tunnel() -> "asyncssh.SSHClientConnection":
+            shell = self._of(via)
+            if isinstance(shell, LocalShell):
                 raise ShellError(f"{via}: `via` needs a host that is reached over SSH")
             return await shell.connection()
 
@@ -63,7 +72,7 @@ class Shells:
 
     def connections(self) -> Counter[str]:
         """How many SSH connections there are, by state: connecting, connected."""
-        return Counter(shell.state for _, shell in self._shells.values() if isinstance(shell, SshShell))
+        return Counter(shell.state for _, shell in self._shells.values() if not isinstance(shell, LocalShell))
 
     async def close(self) -> None:
         shells, self._shells = self._shells, {}

@@ -43,18 +43,11 @@ _WITH_DEADLINE = (
 
 
 Wrapper = Literal["read", "control"]
-WRAPPER_REFUSED = 126
 
 
 def digest(argv: Sequence[str]) -> str:
     """What names a command where a wrapper runs it."""
     return hashlib.sha256(shlex.join(argv).encode("utf-8", "surrogateescape")).hexdigest()[:32]
-
-
-def refused_by_wrapper(done: Completed) -> str:
-    """What a wrapper said in place of running a command, or nothing where it ran."""
-    said = done.stderr.strip()
-    return said if done.status == WRAPPER_REFUSED and said.startswith("defib-shell: ") else ""
 
 
 @dataclass(frozen=True)

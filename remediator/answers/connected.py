@@ -17,8 +17,8 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the SDK prints is not for our reader
     told = json.loads(sys.stdin.readline())
 
-    from lark_oapi.core.enum import LogLevel  # noqa: PLC0415 - the SDK takes a second to load, and is an extra
-    from lark_oapi.ws import Client  # noqa: PLC0415
+    from lark_oapi.core.enum import LogLevel
+    from lark_oapi.ws import Client
 
     client = Client(
         told["app_id"], told["app_secret"], domain=told["url"], log_level=LogLevel.CRITICAL,

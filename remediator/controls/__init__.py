@@ -5,14 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from fleet.endpoints import Part
+from fleet.kinds import Table
 from fleet.shells import Completed
-from remediator.controls.command import CommandOptions, control_command, facts_command
-from remediator.controls.compose import ComposeOptions, control_compose, facts_compose
-from remediator.controls.docker import DockerOptions, control_docker, facts_docker
 from remediator.controls.hands import Facts, Hands, Verb
-from remediator.controls.http import HttpOptions, control_http, facts_http
-from remediator.controls.supervisor import SupervisorOptions, control_supervisor, facts_supervisor
-from remediator.controls.systemd import SystemdOptions, control_systemd, facts_systemd
 
 Options = TypeVar("Options", bound=Part)
 
@@ -29,11 +24,13 @@ class Kind(Generic[Options]):
     facts: Callable[[Options, Hands], Awaitable[Facts | None]]
 
 
-CONTROLS: Mapping[str, Kind[Any]] = {
-    "docker": Kind(DockerOptions, control_docker, facts_docker),
-    "compose": Kind(ComposeOptions, control_compose, facts_compose),
-    "systemd": Kind(SystemdOptions, control_systemd, facts_systemd),
-    "supervisor": Kind(SupervisorOptions, control_supervisor, facts_supervisor),
-    "command": Kind(CommandOptions, control_command, facts_command),
-    "http": Kind(HttpOptions, control_http, facts_http),
-}
+CONTROLS: Mapping[str, Kind[Any]] = Table(
+    {
+        "docker": "remediator.controls.docker:DOCKER",
+        "compose": "remediator.controls.compose:COMPOSE",
+        "systemd": "remediator.controls.systemd:SYSTEMD",
+        "supervisor": "remediator.controls.supervisor:SUPERVISOR",
+        "command": "remediator.controls.command:COMMAND",
+        "http": "remediator.controls.http:HTTP",
+    }
+)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from fleet.endpoints import Part
 from fleet.shells import Completed
+from remediator.controls import Kind
 from remediator.controls.hands import VERBS, Facts, Hands, UnknownVerb, Verb
 
 Argv = Annotated[list[str], Field(min_length=1)]
@@ -47,3 +48,6 @@ async def facts_command(options: CommandOptions, hands: Hands) -> Facts | None:
     done = await hands.run(options.status)
     said = done.output.splitlines()
     return Facts(state=said[-1][:200] if said else f"exit {done.status}", exit_status=done.status)
+
+
+COMMAND = Kind(CommandOptions, control_command, facts_command)

@@ -7,6 +7,7 @@ from pydantic import StringConstraints
 from fleet import docker
 from fleet.endpoints import Part
 from fleet.shells import Completed
+from remediator.controls import Kind
 from remediator.controls.docker import of_container
 from remediator.controls.hands import LOG_LINES, VERBS, Facts, Hands, Verb, good
 
@@ -42,3 +43,6 @@ async def _inspect(options: ComposeOptions, hands: Hands) -> Completed:
 async def facts_compose(options: ComposeOptions, hands: Hands) -> Facts | None:
     done = await _inspect(options, hands)
     return of_container(done.stdout) if good(done) else None
+
+
+COMPOSE = Kind(ComposeOptions, control_compose, facts_compose)

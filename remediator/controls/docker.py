@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints
 from fleet import docker
 from fleet.endpoints import Part
 from fleet.shells import Completed
+from remediator.controls import Kind
 from remediator.controls.hands import LOG_LINES, VERBS, Facts, Hands, Verb, good
 
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
@@ -87,3 +88,6 @@ def of_container(output: str) -> Facts | None:
         started=told.started, pid=told.pid or None, restarts=told.restarts,
         exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
     )  # fmt: skip
+
+
+DOCKER = Kind(DockerOptions, control_docker, facts_docker)

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fleet.model import Sudo
-from fleet.shells import Completed, Shell, ShellError
-from fleet.shells.ssh import refused_by_wrapper
+from fleet.shells import Completed, Shell, ShellError, refused_by_wrapper
 from fleet.sudo import elevated, refusal
 from runtime.errors import DefibError
 

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fleet.endpoints import Endpoint, Part
 from fleet.shells import Completed, ShellError
+from remediator.controls import Kind
 from remediator.controls.hands import Facts, Hands, UnknownVerb, Verb
 from remediator.peers import client_for
 
@@ -101,3 +102,6 @@ async def facts_http(options: HttpOptions, hands: Hands) -> Facts | None:
         return None
     done = await _ask(options.status, "GET", hands.left)
     return Facts(state=(done.output or done.why).splitlines()[0][:200])
+
+
+HTTP = Kind(HttpOptions, control_http, facts_http)

@@ -6,6 +6,7 @@ from typing import ClassVar
 from fleet import supervisor
 from fleet.endpoints import Part
 from fleet.shells import Completed
+from remediator.controls import Kind
 from remediator.controls.hands import VERBS, Facts, Hands, Verb, good
 
 LOG_BYTES = 20_000
@@ -43,3 +44,6 @@ async def facts_supervisor(options: SupervisorOptions, hands: Hands) -> Facts | 
         pid=int(pid[1]) if pid else None,
         healing=f"supervisor starts it itself ({state})" if state in ("STARTING", "BACKOFF") else "",
     )
+
+
+SUPERVISOR = Kind(SupervisorOptions, control_supervisor, facts_supervisor)

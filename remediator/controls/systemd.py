@@ -5,6 +5,7 @@ from typing import ClassVar
 from fleet import systemd
 from fleet.endpoints import Part
 from fleet.shells import Completed
+from remediator.controls import Kind
 from remediator.controls.hands import LOG_LINES, VERBS, Facts, Hands, Verb, good
 
 
@@ -44,3 +45,6 @@ async def facts_systemd(options: SystemdOptions, hands: Hands) -> Facts | None:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdigit() else None
+
+
+SYSTEMD = Kind(SystemdOptions, control_systemd, facts_systemd)

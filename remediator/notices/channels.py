@@ -2,11 +2,13 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from fleet.endpoints import Part
-from remediator.notices import feishu, feishu_app
-from remediator.notices.feishu import Answer, Letter, Session
+from fleet.kinds import Table
+
+if TYPE_CHECKING:
+    from remediator.notices.feishu import Answer, Letter, Session
 
 Options = TypeVar("Options", bound=Part)
 
@@ -20,10 +22,12 @@ class Kind(Generic[Options]):
     """
 
     options: type[Options]
-    send: Callable[[Session, Options, Letter, float], Awaitable[Answer]]
+    send: "Callable[[Session, Options, Letter, float], Awaitable[Answer]]"
 
 
-CHANNELS: Mapping[str, Kind[Any]] = {
-    "feishu": Kind(feishu.FeishuOptions, feishu.send),
-    "feishu_app": Kind(feishu_app.FeishuAppOptions, feishu_app.send),
-}
+CHANNELS: Mapping[str, Kind[Any]] = Table(
+    {
+        "feishu": "remediator.notices.feishu:FEISHU",
+        "feishu_app": "remediator.notices.feishu_app:FEISHU_APP",
+    }
+)

@@ -20,7 +20,8 @@ from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from fleet.endpoints import Part, SecretUrl, Token
 from fleet.notify import Severity
-from remediator.notices.cards import Card, fitted, text, version_1
+from remediator.notices.channels import Kind
+from remediator.notices.feishu_messages import Card, fitted, text, version_1
 
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 DEADLINE = 15.0  # seconds for the whole of an answer, however it drips
@@ -240,3 +241,6 @@ def clock_offset(headers: Mapping[str, str]) -> float | None:
         return time.time() - email.utils.parsedate_to_datetime(headers.get("date", "")).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+FEISHU = Kind(FeishuOptions, send)

@@ -11,8 +11,9 @@ from pydantic import Field, model_validator
 
 from fleet.endpoints import Part, Token, Url
 from fleet.notify import OpenId
-from remediator.notices.cards import Card, fitted, version_2
+from remediator.notices.channels import Kind
 from remediator.notices.feishu import PLAIN, Answer, Heard, Letter, Mention, Session, read
+from remediator.notices.feishu_messages import Card, fitted, version_2
 
 RENEW_BEFORE = 600.0  # seconds before a token ends
 _REFUSED_TOKENS = {99991663, 99991664, 99991665, 99991666, 99991668}
@@ -129,3 +130,6 @@ def _message_id(heard: Heard) -> str | None:
     data = heard.parsed.get("data")
     found = data.get("message_id") if isinstance(data, dict) else None
     return found if isinstance(found, str) and found.isascii() and found.replace("_", "").isalnum() else None
+
+
+FEISHU_APP = Kind(FeishuAppOptions, send)

@@ -19,6 +19,7 @@ from remediator.metrics import Metrics
 from remediator.notices import cards, outbox, stories, templates
 from remediator.notices.channels import CHANNELS
 from remediator.notices.feishu import Answer, Letter, Session
+from remediator.notices.feishu_messages import Card
 from remediator.notices.outbox import Batch, State
 from remediator.notices.stories import Story
 from remediator.notices.templates import Templates
@@ -218,7 +219,7 @@ class Sender:
         return "dead", 0.0
 
 
-def _made(told: list[Story], batch: Batch, inventory: Inventory, options: Any) -> cards.Card:
+def _made(told: list[Story], batch: Batch, inventory: Inventory, options: Any) -> Card:
     """A batch's card; by our own templates where the user's fail."""
     try:
         return _card(told, batch, templates.of(inventory), options)
@@ -229,7 +230,7 @@ def _made(told: list[Story], batch: Batch, inventory: Inventory, options: Any) -
         return _card(told, batch, templates.ours(inventory), options)
 
 
-def _card(told: list[Story], batch: Batch, words: Templates, options: Any) -> cards.Card:
+def _card(told: list[Story], batch: Batch, words: Templates, options: Any) -> Card:
     # That a card is changed calls nobody, whatever stands in it.
     mention = options.mention if batch.message_id is None else {}
     first = batch.first

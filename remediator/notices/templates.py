@@ -27,10 +27,10 @@ from markupsafe import Markup
 
 from fleet.model import Inventory
 from fleet.notify import Language
+from remediator.notices.feishu_messages import clean
 from remediator.notices.outbox import Form
 from remediator.notices.stories import State, Story
 
-VALUE_LIMIT = 2000  # characters of one thing that is printed
 HOSTS_SHOWN = 5
 NAMES = ("title.j2", "card.j2", "group.j2", "summary.j2", "en.j2", "zh.j2")
 _ENTITIES = {character: f"&#{ord(character)};" for character in "*<>[]()\\_~`&"}
@@ -39,12 +39,6 @@ _ENTITIES = {character: f"&#{ord(character)};" for character in "*<>[]()\\_~`&"}
 def escape(text: str) -> str:
     """Text that shows as it is in a card: nothing in it is markup, a mention or a link."""
     return "".join(_ENTITIES.get(character, character) for character in text)
-
-
-def clean(text: str, limit: int = VALUE_LIMIT) -> str:
-    """Text in one line, without what cannot be seen or turns the writing's direction; what is cut is counted."""
-    shown = "".join(character if character.isprintable() else " " for character in text[:limit])
-    return shown if len(text) <= limit else f"{shown}… (+{len(text) - limit})"
 
 
 class Templates:

@@ -2,9 +2,10 @@
 
 import sys
 
-from tests.bench import collect, hosts, loop, notices, probes, remediator, scale, scrape
+from tests.bench import collect, hosts, loop, notices, probes, remediator, scale, scrape, start
 
 BENCHES = {
+    "start": start.run,
     "probes": probes.run,
     "scale": scale.run,
     "scrape": scrape.run,

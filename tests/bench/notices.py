@@ -21,7 +21,7 @@ from defib.demo.stack import WEBHOOK_TOKEN, Stack
 from fleet.model import Inventory
 from remediator.database import Database
 from remediator.metrics import Metrics
-from remediator.notices import cards, feishu, outbox, stories, templates
+from remediator.notices import cards, feishu, feishu_messages, outbox, stories, templates
 from remediator.notices.feishu import Heard, Letter
 from remediator.notices.outbox import Batch
 from remediator.notices.sender import Sender
@@ -192,7 +192,7 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
         refused += [why] if code else []
         times.append(clock[0])
         told_of += len(chosen.ids)
-        bytes_sent = max(bytes_sent, cards.size(body))
+        bytes_sent = max(bytes_sent, feishu_messages.size(body))
         await database.run(
             outbox.record, chosen, send, answer.what, answer.words, state="sent", not_before=clock[0], now=clock[0]
         )

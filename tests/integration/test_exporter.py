@@ -214,7 +214,7 @@ async def test_posts_ask_for_the_token_where_there_is_one(exporter: Exporter) ->
 
 
 async def test_users_of_a_web_configuration(exporter: Exporter) -> None:
-    import bcrypt  # noqa: PLC0415
+    import bcrypt
 
     hashed = (await asyncio.to_thread(bcrypt.hashpw, b"secret", bcrypt.gensalt(4))).decode()
     web = exporter.folder / "web.yml"
@@ -278,7 +278,7 @@ def test_what_keeps_it_from_starting(tmp_path: Path, text: str, arguments: list[
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    import socket  # noqa: PLC0415
+    import socket
 
     write(tmp_path, a="{}")
     with socket.create_server(("127.0.0.1", 0)) as taken:

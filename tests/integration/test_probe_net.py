@@ -105,13 +105,13 @@ async def test_certificates_are_told_whatever_is_wrong_with_them(
 
 
 def _soon() -> Any:
-    from datetime import UTC, datetime, timedelta  # noqa: PLC0415
+    from datetime import UTC, datetime, timedelta
 
     return (datetime.now(UTC) + timedelta(days=200)).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 async def test_an_expired_certificate(tmp_path: Path, authority: Authority) -> None:
-    from datetime import UTC, datetime  # noqa: PLC0415
+    from datetime import UTC, datetime
 
     ended = datetime(2021, 1, 1, tzinfo=UTC)
     context = authority.server("www.test", not_before=datetime(2020, 1, 1, tzinfo=UTC), not_after=ended)

@@ -258,7 +258,7 @@ async def test_a_second_remediator_on_the_same_record_refuses(loop: Loop) -> Non
 
 
 async def _second(loop: Loop) -> bool:
-    import sys  # noqa: PLC0415
+    import sys
 
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "defib", "remediator", "--config", str(loop.folder / "config"), "--listen", "127.0.0.1:0",

@@ -16,8 +16,8 @@ from defib.demo import feishu_cards
 from fleet.model import Inventory
 from fleet.notify import Answer, Person
 from remediator.notices import cards, feishu, feishu_app, stories, templates
-from remediator.notices.cards import SIZE_LIMIT, size
 from remediator.notices.feishu import Letter
+from remediator.notices.feishu_messages import SIZE_LIMIT, size
 from remediator.notices.outbox import Form
 from remediator.notices.stories import Attempt, State, Story
 from remediator.notices.templates import Templates, escape

@@ -1,0 +1,115 @@
+"""Completion as a person at a terminal has it: a real shell, the script that is printed, and the tab key."""
+
+import os
+import pty
+import re
+import select
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import write
+from tests.systemd import UNPACKED
+
+TAB, CLEAR = "\t", "\x15"
+
+
+class Terminal:
+    """An interactive shell behind a pseudo-terminal."""
+
+    def __init__(self, argv: list[str], env: dict[str, str], folder: Path) -> None:
+        self._master, slave = pty.openpty()
+        self._process = subprocess.Popen(
+            argv, stdin=slave, stdout=slave, stderr=slave, env=env, cwd=folder, start_new_session=True
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def type(self, text: str) -> None:
+        self.seen = ""
+        os.write(self._master, text.encode())
+
+    def until(self, pattern: str, within: float = 30.0) -> None:
+        ends = time.monotonic() + within
+        while not re.search(pattern, self.seen):
+            assert time.monotonic() < ends, self.seen
+            if select.select([self._master], [], [], 0.1)[0]:
+                self.seen += os.read(self._master, 4096).decode(errors="replace")
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._master)
+
+
+def started(shell: str, folder: Path) -> Terminal:
+    """A shell that has sourced what `defib completion` prints."""
+    tools = Path(sys.executable).parent
+    env = {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "TERM": "dumb",
+        "PS1": "$ ",
+        "INPUTRC": "/dev/null",
+    }
+    sourced = folder / "defib.sh"
+    sourced.write_bytes(subprocess.run(["defib", "completion", shell], env=env, capture_output=True, check=True).stdout)
+    if shell == "bash":
+        terminal = Terminal(["bash", "--norc", "--noprofile", "-i"], env, folder)
+        terminal.type(f"source {shlex.quote(str(sourced))}; echo rea''dy\n")
+    else:
+        (folder / ".zshenv").write_text(
+            f"[[ -d {UNPACKED}/usr/share/zsh ]] && module_path=({UNPACKED}/usr/lib/*/zsh/*(/N))"
+            f" && fpath=({UNPACKED}/usr/share/zsh/functions/**/*(/N))\nunsetopt global_rcs\n"
+        )
+        terminal = Terminal(["zsh", "-i"], {**env, "ZDOTDIR": str(folder)}, folder)
+        terminal.type(
+            f"PS1='$ '; autoload -Uz compinit && compinit -D -u; source {shlex.quote(str(sourced))}; echo rea''dy\n"
+        )
+    terminal.until(r"(?m)^ready")
+    return terminal
+
+
+@pytest.fixture(params=["bash", pytest.param("zsh", marks=pytest.mark.needs("zsh"))])
+def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Terminal]:
+    write(
+        tmp_path / "config",
+        defib="""
+        hosts: {gpu-07: {address: 10.0.0.7, group: gpus}}
+        services:
+          transcoder: {probe: {tcp: {address: "10.0.0.7:80"}}}
+          wiki: {probe: {tcp: {address: "10.0.0.7:81"}}}
+        notify: {channels: {oncall: {feishu: {webhook: "https://chat.example/${UNSET}"}}}}
+        """,
+    )
+    made = started(request.param, tmp_path)
+    yield made
+    made.close()
+
+
+def test_the_tab_key_completes_commands_and_names(terminal: Terminal) -> None:
+    for typed, completed in [
+        ("defib mainten", "defib maintenance "),
+        ("defib probe wi", "defib probe wiki "),
+        ("defib control trans", "defib control transcoder "),
+        ("defib host setup gpu", "defib host setup gpu-07 "),
+        ("defib notify test on", "defib notify test oncall "),
+        ("defib maintenance begin group g", "defib maintenance begin group gpus "),
+        ("defib probe wiki --js", "defib probe wiki --json "),
+    ]:
+        terminal.type(f"{typed}{TAB}")
+        terminal.until(re.escape(completed))
+        terminal.type(CLEAR)
+
+
+def test_a_configuration_that_cannot_be_read_says_nothing(terminal: Terminal, tmp_path: Path) -> None:
+    (tmp_path / "config" / "defib.yaml").write_text("services: [\n")
+    terminal.type(f"defib probe wi{TAB}ki; echo do''ne\n")
+    terminal.until(r"(?m)^(defib: |.*error|.*Traceback|done)")
+    terminal.until("done")
+    assert "Traceback" not in terminal.seen
