@@ -4,40 +4,43 @@ VENV := .venv
 PARTS := $(CURDIR)/.parts
 BIN := $(VENV)/bin
 ARGS ?=
+# Most tests wait for something most of the time.
+WORKERS ?= $(shell echo $$(( $$(nproc) * 4 )))
 export PATH := $(PARTS)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help install deps check format test chaos demo bench fleet dashboards lock clean
+.PHONY: help install deps check format test test-all chaos demo bench fleet dashboards lock clean
 
 help: ## Show this
-	@awk -F':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## Make .venv/bin/defib
 
 deps: $(VENV)/developed $(PARTS)/test ## Bring all that developing and testing need
 
-check: $(VENV)/developed $(PARTS)/test ## Lint, types, import directions, rules, configuration
+check: $(VENV)/developed $(PARTS)/test ## Lint, types, import directions, syntax of rules and configuration
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	promtool check config --syntax-only alerts/prometheus.yml
 	promtool check rules alerts/rules/*.yml
-	promtool test rules alerts/tests/*.yml
 	amtool check-config alerts/alertmanager.yml
-	$(BIN)/pytest -q -p no:cacheprovider tests/unit/test_rules.py tests/unit/test_dashboards.py
 
 format: $(VENV)/developed ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: deps check ## Check, then run every test
-	$(BIN)/pytest $(ARGS)
+test: deps check ## Check, then run every test but the long ones
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-all: deps check ## Check, then run every test, for up to an hour
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "long or not long" $(ARGS)
 
 chaos: deps ## Kill the remediator 200 times in a storm (ARGS="KILLS SEED")
 	$(BIN)/python -m tests.chaos $(ARGS)
 
 fleet: deps ## Break a small fleet on the shipped files in every way, for an hour and a half
-	DEFIB_FLEET=long $(BIN)/pytest -o faulthandler_timeout=9300 tests/e2e/test_fleet.py $(ARGS)
+	DEFIB_FLEET=long $(BIN)/pytest -o faulthandler_timeout=9300 -m long tests/e2e/test_fleet.py $(ARGS)
 
 dashboards: $(VENV)/developed ## Write the dashboards' JSON anew
 	$(BIN)/python -m grafana

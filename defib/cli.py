@@ -4,6 +4,7 @@ A command's modules are imported when it runs, so that each loads only what it n
 """
 
 import argparse
+import gc
 import getpass
 import os
 import signal
@@ -32,6 +33,7 @@ CONFIG = "configuration directory ($DEFIB_CONFIG, ./config, /etc/defib)"
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
+    gc.disable()  # while modules are loaded, which are not garbage: collecting takes a fifth of the time
     commands = parser()
     if "_ARGCOMPLETE" in os.environ:
         from defib import completion
@@ -238,6 +240,8 @@ def _add_asking(command: Command) -> None:
 def _run(work: Coroutine[Any, Any, T]) -> T:
     import uvloop
 
+    gc.freeze()
+    gc.enable()
     return uvloop.run(work)
 
 

@@ -1,5 +1,6 @@
 """The policy over Prometheus' history: what the remediator would have done. Times are Unix seconds."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,7 +22,7 @@ from remediator.policy import (
     since_refill,
 )
 
-STEP = 30.0
+STEP = 30.0  # seconds between two moments at most; fewer where the whole time then still fits into one answer
 POINTS = 10_000  # of a series in one answer; Prometheus gives 11,000
 ASKED_WITHIN = 60.0
 
@@ -98,10 +99,15 @@ def _needs(inventory: Inventory, service: str) -> list[str]:
 
 
 def _moments(since: float, until: float) -> Iterator[float]:
-    at = since - since % STEP
+    step = _step(since, until)
+    at = since - since % step
     while at <= until:
         yield at
-        at += STEP
+        at += step
+
+
+def _step(since: float, until: float) -> float:
+    return min(STEP, max(1.0, math.ceil((until - since) / POINTS)))
 
 
 async def _ranges(peer: Peer, query: str, labels: Sequence[str], since: float, until: float) -> Series:
@@ -110,7 +116,7 @@ async def _ranges(peer: Peer, query: str, labels: Sequence[str], since: float, u
     moments = list(_moments(since, until))
     for start in range(0, len(moments), POINTS):
         part = moments[start : start + POINTS]
-        form = {"query": query, "start": part[0], "end": part[-1], "step": STEP}
+        form = {"query": query, "start": part[0], "end": part[-1], "step": _step(since, until)}
         answer = await peer.ask("POST", "/api/v1/query_range", ASKED_WITHIN, form=form)
         try:
             for series in answer["data"]["result"]:
@@ -138,7 +144,7 @@ def replay(inventory: Inventory, known: History) -> list[Event]:
     events: list[Event] = []
     for number, at in enumerate(known.moments):
         for target, reason, values, began in failures:
-            before = values.get(at - STEP)
+            before = values.get(known.moments[number - 1]) if number else None
             # A series that begins has failed for the first time; what was there before we look tells nothing.
             if at in values and (values[at] > before if before is not None else number > 0 and at == began):
                 target.reason = reason

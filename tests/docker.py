@@ -16,15 +16,36 @@ from tests.cgroups import remove
 
 
 @pytest.fixture(scope="session")
-def docker() -> Iterator[None]:
+def dockerd() -> Iterator[str]:
+    """The address of a docker daemon."""
+    with _running() as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def docker(dockerd: str) -> Iterator[None]:
     """A docker daemon that the client finds."""
-    with running_docker():
+    with _found(dockerd):
         yield
 
 
 @contextlib.contextmanager
 def running_docker() -> Iterator[None]:
-    """Start dockerd in namespaces of its own, so that nothing of it is left whatever happens; the client finds it."""
+    """Start a docker daemon that the client finds."""
+    with _running() as address, _found(address):
+        yield
+
+
+@contextlib.contextmanager
+def _found(address: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", address)
+        yield
+
+
+@contextlib.contextmanager
+def _running() -> Iterator[str]:
+    """Start dockerd in namespaces of its own, so that nothing of it is left whatever happens; gives its address."""
     folder = Path(tempfile.mkdtemp(prefix="defib-docker-"))
     socket, group = folder / "docker.sock", f"/defib-{os.getpid()}"
     (folder / "daemon.json").write_text("{}")
@@ -46,12 +67,10 @@ def running_docker() -> Iterator[None]:
     mounted = ["sh", "-c", 'mount -n -t tmpfs -o mode=755 tmpfs /run && exec "$@"', "sh", "tini", "-s", "-g", "--"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([*namespaces, *mounted, *dockerd], stdout=log, stderr=log, start_new_session=True)
-    os.environ["DOCKER_HOST"] = f"unix://{socket}"
     try:
-        _wait_for_docker(folder / "log")
-        yield
+        _wait_for_docker(f"unix://{socket}", folder / "log")
+        yield f"unix://{socket}"
     finally:
-        del os.environ["DOCKER_HOST"]
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for cgroup in Path("/sys/fs/cgroup").glob(f"*{group}"):
@@ -59,8 +78,8 @@ def running_docker() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_for_docker(log: Path) -> None:
-    ends = time.monotonic() + 30
-    while subprocess.run(["docker", "version"], capture_output=True, check=False).returncode:
+def _wait_for_docker(address: str, log: Path) -> None:
+    ends = time.monotonic() + 120
+    while subprocess.run(["docker", "--host", address, "version"], capture_output=True, check=False).returncode:
         assert time.monotonic() < ends, log.read_text()[-2000:]
         time.sleep(0.1)

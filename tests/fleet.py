@@ -161,8 +161,8 @@ def _run(*argv: str) -> str:
 class Fleet:
     """Everything, started; `stack` has its addresses."""
 
-    def __init__(self, keeper: Keeper, folder: Path, systemd: Path) -> None:
-        self.keeper, self.folder, self.systemd = keeper, folder, systemd
+    def __init__(self, keeper: Keeper, folder: Path, systemd: Path, *, hurried: bool = False) -> None:
+        self.keeper, self.folder, self.systemd, self.hurried = keeper, folder, systemd, hurried
         self.pages, self.fallback = Pages(), Fallback()
         self.feishu, self.app, self.stuck = StandIn(), StandIn(also=[LongConnection().add_routes]), StandIn()
         self.container = f"defib-fleet-{secrets.token_hex(4)}"
@@ -193,7 +193,7 @@ class Fleet:
         await self.app.start(self.app_port)
         pages = await self.pages.start()
         expiring, expired = await self.pages.tls(self.expiring.context), await self.pages.tls(self.expired.context)
-        self.stack = Stack(self.keeper, self.folder, hurried=False, fallback=await self.fallback.start())
+        self.stack = Stack(self.keeper, self.folder, hurried=self.hurried, fallback=await self.fallback.start())
         written = {
             "hosts": {name: self._host(name) for name in HOSTS},
             "services": self._services(web_port, pages, expiring, expired),
@@ -416,8 +416,9 @@ def _descendants(pid: int) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def running(keeper: Keeper, folder: Path, systemd: Path) -> AsyncIterator[Fleet]:
-    fleet = Fleet(keeper, folder, systemd)
+async def running(keeper: Keeper, folder: Path, systemd: Path, *, hurried: bool = False) -> AsyncIterator[Fleet]:
+    """Run a fleet; unless `hurried`, Prometheus and Alertmanager keep the shipped intervals."""
+    fleet = Fleet(keeper, folder, systemd, hurried=hurried)
     try:
         await fleet.start()
         yield fleet

@@ -26,9 +26,9 @@ THEIRS = {
 }  # fmt: skip
 
 
-def rules() -> list[dict[str, Any]]:
-    """Every rule of the rule files."""
-    files = [yaml.safe_load(path.read_text()) for path in RULES]
+def rules(*paths: Path) -> list[dict[str, Any]]:
+    """Every rule of these files, or of all."""
+    files = [yaml.safe_load(path.read_text()) for path in paths or RULES]
     return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 

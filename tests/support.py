@@ -49,8 +49,18 @@ def inventory_of(folder: Path, written: Mapping[str, Any]) -> Loaded:
     return loaded(folder)
 
 
+def patience(reason: str | None, short: str, said: str = "") -> str:
+    """A probe's timeout: `short` where it is to pass, and else long enough for a machine that is busy.
+
+    `said` is what the probe is to say: a dialogue waits until its timeout for what it expects.
+    """
+    if "of the dialogue: expected" in said and reason == "protocol":
+        return "3s"
+    return short if reason == "timeout" else "30s"
+
+
 async def probed(
-    folder: Path, kind: str, options: Any, timeout: str = "2s", host: Mapping[str, Any] | None = None
+    folder: Path, kind: str, options: Any, timeout: str = "30s", host: Mapping[str, Any] | None = None
 ) -> Result:
     """One probe of a service on this host, or on another."""
     service = {"host": "h", "probe": {"timeout": timeout, kind: options}}
@@ -59,7 +69,7 @@ async def probed(
     return await probe_alone(known.inventory.services["it"], known.inventory.hosts, Redactor(known.secrets))
 
 
-async def eventually(look: Callable[[], Awaitable[T]], within: float = 20.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], within: float = 60.0) -> T:
     """Wait until `look` gives something true, and give it."""
     ends = time.monotonic() + within
     while True:

@@ -12,9 +12,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from runtime.errors import DefibError
 
@@ -26,20 +26,23 @@ class KeeperError(DefibError):
 
 
 class Keeper:
-    """The demo's end: orders to the keeper's process."""
+    """The demo's end: orders to the keeper's process over its standard input, answers from its standard output."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+    def __init__(
+        self, orders: asyncio.StreamWriter, answers: asyncio.StreamReader, ended: Callable[[], Awaitable[object]]
+    ) -> None:
+        self._orders, self._answers, self._ended = orders, answers, ended
         self._lock = asyncio.Lock()
 
     @classmethod
     async def begin(cls) -> "Keeper":
-        return cls(
-            await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "defib.demo.keeper",
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
-            )
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "defib.demo.keeper",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
+        assert process.stdin is not None  # noqa: S101 - asked for above
+        assert process.stdout is not None  # noqa: S101
+        return cls(process.stdin, process.stdout, process.wait)
 
     async def start(
         self, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None, cwd: Path | None = None
@@ -58,39 +61,55 @@ class Keeper:
 
     async def own_docker(self, kind: str, name: str) -> None:
         """Remove this container or image at the end."""
-        await self._order({"docker": kind, "name": name})
+        await self._order({"docker": kind, "name": name, "env": dict(os.environ)})
 
     async def end(self) -> None:
         """Undo everything."""
-        assert self._process.stdin is not None  # noqa: S101 - asked for in begin()
-        self._process.stdin.close()
-        await self._process.wait()
+        self._orders.write_eof()
+        await self._ended()
 
     async def _order(self, order: Mapping[str, Any]) -> Any:
-        assert self._process.stdin is not None  # noqa: S101 - asked for in begin()
-        assert self._process.stdout is not None  # noqa: S101
         async with self._lock:
-            self._process.stdin.write(json.dumps(order).encode() + b"\n")
-            answer = json.loads(await self._process.stdout.readline() or b'{"error": "the keeper died"}')
+            self._orders.write(json.dumps(order).encode() + b"\n")
+            answer = json.loads(await self._answers.readline() or b'{"error": "the keeper died"}')
         if "error" in answer:
             raise KeeperError(answer["error"])
         return answer
 
 
+class Process(Protocol):
+    """A child process, as subprocess.Popen has it."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+
+
+Start = Callable[[Mapping[str, Any]], Process]
+
+
+def start(order: Mapping[str, Any]) -> Process:
+    """Start the program of an order: `start` is its argv, `log` the file that takes its output."""
+    with Path(order["log"]).open("ab") as log:
+        return subprocess.Popen(
+            order["start"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            env=order["env"], cwd=order["cwd"], start_new_session=True,
+        )  # fmt: skip
+
+
 class _Kept:
     """The keeper's end: what it was told to undo, in order."""
 
-    def __init__(self) -> None:
-        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+    def __init__(self, start: Start) -> None:
+        self._start = start
+        self._processes: dict[int, Process] = {}
         self._undo: list[Mapping[str, Any]] = []
 
     def obey(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
         if "start" in order:
-            with Path(order["log"]).open("ab") as log:
-                process = subprocess.Popen(
-                    order["start"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                    env=order["env"], cwd=order["cwd"], start_new_session=True,
-                )  # fmt: skip
+            process = self._start(order)
             self._processes[process.pid] = process
             self._undo.append({"stop": process.pid})
             return {"pid": process.pid}
@@ -110,13 +129,14 @@ class _Kept:
             elif "docker" in order:
                 verb = ["rm", "--force"] if order["docker"] == "container" else ["image", "rm", "--force"]
                 subprocess.run(
-                    ["docker", *verb, order["name"]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
-                )
+                    ["docker", *verb, order["name"]],
+                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=order["env"], check=False,
+                )  # fmt: skip
             else:
                 shutil.rmtree(order["folder"], ignore_errors=True)
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: Process) -> None:
     """End a process and its session's group; politely first."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
@@ -126,10 +146,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
                 process.wait(STOP_WITHIN)
 
 
-def main() -> None:
+def main(start: Start = start) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    kept = _Kept()
+    kept = _Kept(start)
     try:
         for line in sys.stdin:
             try:

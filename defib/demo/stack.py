@@ -1,11 +1,13 @@
 """The whole stack on loopback: the shipped files with shorter intervals and other addresses."""
 
 import asyncio
+import atexit
 import contextlib
 import random
 import shutil
 import socket
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,20 +22,46 @@ SHIPPED = Path(__file__).resolve().parents[2] / "alerts"
 READY_WITHIN = 40.0
 UNHURRIED_WITHIN = 180.0
 PORTS = (12_000, 32_000)
+RESERVED = 200  # ports that a process holds at most
 NEEDED = ("prometheus", "prometheus-alertmanager")
 WEBHOOK_TOKEN = "demo-webhook-token"  # noqa: S105 - on loopback, for as long as the demo lasts
 
 
+_reserved: deque[socket.socket] = deque()
+
+
+@atexit.register
+def _release() -> None:
+    while _reserved:
+        _reserved.popleft().close()
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nobody listens on now, below those that outgoing connections are given."""
+    """Free ports on loopback, below those that outgoing connections are given; no other process is given the same."""
     found: list[int] = []
-    for port in random.sample(range(*PORTS), PORTS[1] - PORTS[0]):
-        if len(found) == count:
-            break
-        with socket.socket() as tried, contextlib.suppress(OSError):
-            tried.bind(("127.0.0.1", port))
+    while len(found) < count:
+        port = random.randrange(*PORTS)  # noqa: S311 - any will do
+        with contextlib.suppress(OSError):
+            _reserve(port)
             found.append(port)
     return found
+
+
+def _reserve(port: int) -> None:
+    """Bind a port without listening on it, so that nobody else finds it free. Raises OSError where it is not.
+
+    A server that sets SO_REUSEADDR, as all of ours do, can still listen there.
+    """
+    reservation = socket.socket()
+    try:
+        reservation.bind(("127.0.0.1", port))
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    except OSError:
+        reservation.close()
+        raise
+    _reserved.append(reservation)
+    if len(_reserved) > RESERVED:
+        _reserved.popleft().close()
 
 
 class Stack:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd"), pytest.mark.timeout(600)]
 DEMO = [sys.executable, "-m", "defib", "demo"]
 
 

@@ -23,8 +23,9 @@ BASE, IMAGE = "defib-test-base", "defib-test"
 OWNER = 12345
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 pytestmark = [
+    pytest.mark.long,
     pytest.mark.needs("dockerd", "debootstrap"),
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.usefixtures("docker"),
 ]
 

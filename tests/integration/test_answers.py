@@ -115,7 +115,7 @@ async def test_what_takes_longer_is_answered_in_time_and_goes_on(loop: Loop) -> 
     control = {**service["control"], "command": {**service["control"]["command"], "logs": ["sleep", "30"]}}
     card = await begin(loop, service={"on_failure": "notify", "control": control}, encrypt_key=ENCRYPT_KEY)
     assert await press(loop, card, "restart") == UNDER_WAY  # what is to be seen before it takes a while
-    await eventually(loop.begun, 30)
+    await eventually(loop.begun)
 
 
 async def test_automation_is_stopped_by_a_press(loop: Loop, card: Message) -> None:

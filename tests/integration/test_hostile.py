@@ -24,10 +24,10 @@ from fleet.loading import Loaded
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority
-from tests.support import inventory_of
+from tests.support import inventory_of, patience
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-TIMEOUT = 0.4
+TIMEOUT = "400ms"
 OK = b"HTTP/1.1 200 OK\r\n"
 BOMB = gzip.compress(b"\0" * 20_000_000)
 
@@ -155,7 +155,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loade
             if options.get("tls") == "ca":
                 options["tls"] = {"ca_file": str(authority.file)}
             http = {"url": f"{each.scheme}://127.0.0.1:{port}/", "max_body": "1MiB", **options}
-            services[f"s{number}"] = {"name": name, "probe": {"timeout": f"{TIMEOUT * 1000:.0f}ms", "http": http}}
+            services[f"s{number}"] = {"name": name, "probe": {"timeout": patience(each.reason, TIMEOUT), "http": http}}
         yield inventory_of(folder / "config", {"services": services})
 
 
@@ -178,14 +178,14 @@ async def test_each_gives_its_reason_in_time(world: Loaded, name: str) -> None:
     expected = HOSTILE[name]
     result = await run(world, list(HOSTILE).index(name))
     assert (result.reason, expected.said in result.message) == (expected.reason, True), result.message
-    assert result.duration < TIMEOUT + 0.5
+    assert result.duration < 20
 
 
 @pytest.mark.asyncio(loop_scope="module")
-@pytest.mark.timeout(300)
-async def test_nothing_is_left_of_ten_thousand(world: Loaded) -> None:
+@pytest.mark.parametrize("probes", [1000, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
+async def test_nothing_is_left_of_many(world: Loaded, probes: int) -> None:
     """Sockets, tasks and memory are as they were, once the servers have noticed that we are gone."""
-    rounds = 10_000 // len(HOSTILE) + 1
+    rounds = probes // len(HOSTILE) + 1
 
     async def some(count: int) -> None:
         gate = asyncio.Semaphore(150)

@@ -322,7 +322,8 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         names = await _servers(stack, folder)
         cases = list(CASES.values())
         modules = {
-            f"m{n}": {"prober": c.kind, "timeout": "2s", c.kind: filled(c.theirs, names)} for n, c in enumerate(cases)
+            f"m{n}": {"prober": c.kind, "timeout": _timeout(c), c.kind: filled(c.theirs, names)}
+            for n, c in enumerate(cases)
         }
         (folder / "blackbox.yml").write_text(yaml.safe_dump({"modules": modules}))
         services = {}
@@ -330,7 +331,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         for number, case in enumerate(cases):
             where = {"http": "url", "tcp": "address", "dns": "server"}[case.kind]
             options = {where: targets[number], **filled(case.ours, names)}
-            services[f"m{number}"] = {"probe": {"timeout": "2s", case.kind: options}}
+            services[f"m{number}"] = {"probe": {"timeout": _timeout(case), case.kind: options}}
         known = await asyncio.to_thread(inventory_of, folder / "config", {"services": services})
         keeper = await Keeper.begin()
         stack.push_async_callback(keeper.end)
@@ -347,6 +348,11 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
         await eventually(lambda: _healthy(client))
         yield World(client, known, targets)
+
+
+def _timeout(case: Case) -> str:
+    """Long enough for a machine that is busy, but where it may be what ends the probe."""
+    return "15s" if case.up else "2s"
 
 
 async def _healthy(client: httpx.AsyncClient) -> bool:

@@ -55,7 +55,7 @@ async def run(folder: Path, kind: str, replaced: Replaced) -> None:
             return last[0].success
 
         try:
-            await eventually(up, 10)
+            await eventually(up)
         except AssertionError:
             raise AssertionError(f"{each.id}: {last[0].message}") from None
 

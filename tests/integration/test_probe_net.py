@@ -12,7 +12,7 @@ from aiohttp import web
 
 from tests.integration import peers
 from tests.integration.peers import Authority
-from tests.support import probed
+from tests.support import patience, probed
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ async def test_smtp(
 ) -> None:
     async with peers.mail_server(authority.server("mail.test")) as port:
         options = {"address": f"127.0.0.1:{port}", "tls": tls, "dialogue": dialogue}
-        result = await probed(tmp_path, "tcp", options, "1s")
+        result = await probed(tmp_path, "tcp", options, patience(reason, "1s", said))
     assert (result.reason, said in result.message) == (reason, True), result.message
     assert (result.seen.tls is not None) == (tls is not None and reason is None)
 
@@ -183,7 +183,7 @@ def name_server() -> Any:
     ],
 )  # fmt: skip
 async def test_dns(tmp_path: Path, name_server: int, options: Any, reason: str | None, said: str) -> None:
-    result = await probed(tmp_path, "dns", {"server": f"127.0.0.1:{name_server}", **options}, "500ms")
+    result = await probed(tmp_path, "dns", {"server": f"127.0.0.1:{name_server}", **options}, patience(reason, "500ms"))
     assert (result.reason, said in result.message) == (reason, True), result.message
 
 
@@ -201,7 +201,7 @@ async def test_dns(tmp_path: Path, name_server: int, options: Any, reason: str |
     ],
 )
 async def test_icmp(tmp_path: Path, options: Any, reason: str | None) -> None:
-    result = await probed(tmp_path, "icmp", options, "1s")
+    result = await probed(tmp_path, "icmp", options)
     assert result.reason == reason, result.message
 
 
@@ -248,7 +248,7 @@ async def test_grpc_with_tls_and_of_other_servers(tmp_path: Path, authority: Aut
 async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, reason: str | None, said: str) -> None:
     async with peers.web_server(peers.echoing) as port:
         options: dict[str, Any] = {"url": f"ws://127.0.0.1:{port}/x", "dialogue": dialogue}
-        result = await probed(tmp_path, "websocket", options, "500ms")
+        result = await probed(tmp_path, "websocket", options, patience(reason, "500ms", said))
     assert (result.reason, said in result.message) == (reason, True), result.message
     assert list(result.seen.phases) == ["connect", "processing", "transfer"]
     async with peers.web_server(peers.echoing, authority.server("live.test")) as port:
@@ -291,7 +291,9 @@ async def test_what_stands_around_starttls(tmp_path: Path, greeting: bytes, reas
 
     async with peers.raw_server(handle) as port:
         dialogue = [{"expect": "^220 "}, {"starttls": True}, {"expect": "^250"}]
-        result = await probed(tmp_path, "tcp", {"address": f"127.0.0.1:{port}", "dialogue": dialogue}, "400ms")
+        result = await probed(
+            tmp_path, "tcp", {"address": f"127.0.0.1:{port}", "dialogue": dialogue}, patience(reason, "400ms", said)
+        )
     assert (result.reason, said in result.message) == (reason, True), result.message
 
 

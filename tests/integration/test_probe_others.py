@@ -8,7 +8,7 @@ import pytest
 
 from defib.demo.sshd import Sshd
 from tests.integration.conftest import Handler, Serve
-from tests.support import probed
+from tests.support import patience, probed
 
 
 def greeting(*lines: bytes, then: bytes = b"") -> Handler:
@@ -42,7 +42,7 @@ async def test_dialogues(
     serve: Serve, tmp_path: Path, handler: Handler, dialogue: Any, reason: str | None, said: str
 ) -> None:
     address = f"127.0.0.1:{await serve(handler)}"
-    result = await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, "1s")
+    result = await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, patience(reason, "1s", said))
     assert (result.reason, said in result.message) == (reason, True), result.message
 
 
@@ -63,7 +63,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize(("options", "reason", "said"), COMMANDS)
 async def test_commands_here(tmp_path: Path, options: Any, reason: str | None, said: str) -> None:
-    result = await probed(tmp_path, "command", options, "1s")
+    result = await probed(tmp_path, "command", options, patience(reason, "1s"))
     assert (result.reason, said in result.message) == (reason, True), result.message
 
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -139,46 +140,47 @@ async def test_a_command_that_hangs_is_unknown_within_its_deadline(loop: Loop) -
     started = time.monotonic()
     await loop.fire("web")
     await loop.until_event("refuse", "attempts-used-up")
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 45
     (action,) = (await loop.incident())["actions"]
     assert (action["command"], action["state"], action["counts"]) == ("unknown", "unknown", 1)
 
 
-@pytest.mark.parametrize(
-    ("body", "headers", "status", "code"),
-    [
-        (b"{}", {}, 401, "unauthorized"),
-        (b"{}", {"Authorization": "Bearer wrong"}, 401, "unauthorized"),
-        (b"{}", None, 400, "not_a_delivery"),
-        (b"[" * 1000, None, 400, "not_a_delivery"),
-        (delivery(version="3"), None, 400, "not_a_delivery"),
-        (b" " * 11_000_000, None, 413, "too_large"),
-        (b" " * 50_000_000, None, 413, "too_large"),
-    ],
-)
-async def test_what_is_refused(loop: Loop, body: Any, headers: dict[str, str] | None, status: int, code: str) -> None:
+REFUSED: list[tuple[Any, dict[str, str] | None, int, str]] = [
+    (b"{}", {}, 401, "unauthorized"),
+    (b"{}", {"Authorization": "Bearer wrong"}, 401, "unauthorized"),
+    (b"{}", None, 400, "not_a_delivery"),
+    (b"[" * 1000, None, 400, "not_a_delivery"),
+    (delivery(version="3"), None, 400, "not_a_delivery"),
+    (b" " * 11_000_000, None, 413, "too_large"),
+    (b" " * 50_000_000, None, 413, "too_large"),
+]
+
+
+async def test_what_is_refused(loop: Loop) -> None:
     await loop.start({})
-    answer = await loop.post(body, headers)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    assert WEBHOOK_TOKEN not in answer.text
-    assert (await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")).status_code == 200
+    for number, (body, headers, status, code) in enumerate(REFUSED, 1):
+        answer = await loop.post(body, headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), body[:20]
+        assert WEBHOOK_TOKEN not in answer.text
+        assert (await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")).status_code == 200
+        assert loop.stack.log("remediator").read_text().count("delivery refused") == number
     assert (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"] == []
-    log = loop.stack.log("remediator").read_text()
-    assert "Traceback" not in log
+    assert "Traceback" not in loop.stack.log("remediator").read_text()
     metrics = (await loop.stack.client.get(f"{loop.stack.url('remediator')}/metrics", headers=TOKEN)).text
-    assert f'defib_remediator_webhook_refusals_total{{code="{status}"}} 1.0' in metrics
-    assert sum("delivery refused" in line for line in log.splitlines()) == 1
+    for status, count in Counter(status for _, _, status, _ in REFUSED).items():
+        assert f'defib_remediator_webhook_refusals_total{{code="{status}"}} {count}.0' in metrics
 
 
-@pytest.mark.parametrize("service", ["", "unknown", "a;reboot", "$(x)", "-f", "web*", "a\nb", "\0", "x" * 10_000])
-async def test_an_alert_of_no_service_of_ours_is_told_and_never_acted_on(loop: Loop, service: str) -> None:
-    await loop.start({"web": loop.service("web")})
-    assert (await loop.fire(service)).status_code == 200
+async def test_an_alert_of_no_service_of_ours_is_told_and_never_acted_on(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web")}, notify={"group_wait": "100ms"})
+    services = ["", "unknown", "a;reboot", "$(x)", "-f", "web*", "a\nb", "\0", "x" * 10_000]
+    for number, service in enumerate(services, 1):
+        assert (await loop.fire(service)).status_code == 200
 
-    async def told() -> int:
-        return len(loop.feishu.received)
+        async def told(number: int = number) -> bool:
+            return len(loop.feishu.received) == number
 
-    await eventually(told)
+        await eventually(told)
     assert (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"] == []
     assert loop.restarts() == []
 
@@ -253,7 +255,7 @@ async def test_a_second_remediator_on_the_same_record_refuses(loop: Loop) -> Non
     await loop.start({})
     first = loop.stack.pids["remediator"]
     with pytest.raises(Exception, match="another remediator uses the database"):
-        await loop.stack.wait_for("a second", lambda: _second(loop), within=8)
+        await loop.stack.wait_for("a second", lambda: _second(loop), within=60)
     os.kill(first, 0)
 
 

@@ -91,38 +91,38 @@ async def test_a_person_may_overrule_a_wait_by_name_and_that_is_on_the_record(lo
     assert (wrong.status_code, "cannot be overruled" in wrong.json()["error"]["message"]) == (400, True)
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status"),
-    [
-        ("/api/v1/maintenance", {"scope": "service", "name": "nothing", "reason": "r", "for": "1h"}, 404),
-        ("/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "r"}, 400),
-        (
-            "/api/v1/maintenance",
-            {"scope": "service", "name": "web", "reason": "r", "until": "9999-12-31T23:59:59-14:00"},
-            400,
-        ),
-        (
-            "/api/v1/maintenance",
-            {"scope": "service", "name": "web", "reason": "r", "until": "2020-01-01T00:00:00Z"},
-            400,
-        ),
-        (
-            "/api/v1/maintenance",
-            {"scope": "service", "name": "web", "reason": "r", "until": "2090-01-01T00:00:00"},
-            400,
-        ),
-        ("/api/v1/maintenance", {"scope": "fleet", "name": "web", "reason": "r", "for": "1h"}, 400),
-        ("/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "", "for": "1h"}, 400),
-        ("/api/v1/services/web/restart", [], 400),
-        ("/api/v1/services/web/restart", {"force": True}, 400),
-        ("/api/v1/actions/7/approve", None, 404),
-        ("/api/v1/services/nothing/reset", None, 404),
-    ],
-)
-async def test_nonsense_of_people_is_refused(loop: Loop, path: str, body: Any, status: int) -> None:
+NONSENSE: list[tuple[str, Any, int]] = [
+    ("/api/v1/maintenance", {"scope": "service", "name": "nothing", "reason": "r", "for": "1h"}, 404),
+    ("/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "r"}, 400),
+    (
+        "/api/v1/maintenance",
+        {"scope": "service", "name": "web", "reason": "r", "until": "9999-12-31T23:59:59-14:00"},
+        400,
+    ),
+    (
+        "/api/v1/maintenance",
+        {"scope": "service", "name": "web", "reason": "r", "until": "2020-01-01T00:00:00Z"},
+        400,
+    ),
+    (
+        "/api/v1/maintenance",
+        {"scope": "service", "name": "web", "reason": "r", "until": "2090-01-01T00:00:00"},
+        400,
+    ),
+    ("/api/v1/maintenance", {"scope": "fleet", "name": "web", "reason": "r", "for": "1h"}, 400),
+    ("/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "", "for": "1h"}, 400),
+    ("/api/v1/services/web/restart", [], 400),
+    ("/api/v1/services/web/restart", {"force": True}, 400),
+    ("/api/v1/actions/7/approve", None, 404),
+    ("/api/v1/services/nothing/reset", None, 404),
+]
+
+
+async def test_nonsense_of_people_is_refused(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")})
-    answer = await loop.ask("POST", path, body)
-    assert (answer.status_code, set(answer.json()["error"])) == (status, {"code", "message"})
+    for path, body, status in NONSENSE:
+        answer = await loop.ask("POST", path, body)
+        assert (answer.status_code, set(answer.json()["error"])) == (status, {"code", "message"}), (path, body)
     assert loop.restarts() == []
 
 
@@ -316,8 +316,8 @@ async def test_sigterm_records_as_unknown_what_does_not_end(loop: Loop) -> None:
     async def stopped() -> bool:
         return '"event": "stopped"' in loop.stack.log("remediator").read_text()
 
-    await eventually(stopped, 30)
-    assert asyncio.get_running_loop().time() - started < 30
+    await eventually(stopped)
+    assert asyncio.get_running_loop().time() - started < 60
     with sqlite3.connect(loop.folder / "remediator.db") as record:
         (row,) = record.execute("SELECT command, why FROM actions").fetchall()
     assert row == ("unknown", "the remediator was stopped while the command ran")
@@ -342,7 +342,7 @@ async def test_a_record_that_is_damaged_or_gone_is_never_replaced_by_an_empty_on
         path.write_bytes(b"")
     before = path.read_bytes() if path.exists() else None
     with pytest.raises(StartError, match=r"backup"):
-        await loop.stack.wait_for("the remediator to refuse", lambda: _refused(loop), within=20)
+        await loop.stack.wait_for("the remediator to refuse", lambda: _refused(loop), within=60)
     assert (path.read_bytes() if path.exists() else None) == before
 
 
@@ -419,7 +419,7 @@ async def test_a_frozen_sshd_costs_its_deadline_and_no_more(loop: Loop) -> None:
             acted = (await loop.incident()).get("actions", [])
             return bool(acted) and acted[0]["state"] != "running"
 
-        await eventually(tried, 40)
+        await eventually(tried)
     finally:
         os.kill(pid, signal.SIGCONT)
     assert (await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")).status_code == 200

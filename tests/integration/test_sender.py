@@ -124,7 +124,7 @@ async def test_a_dripping_answer_is_no_answer(post: Post, monkeypatch: pytest.Mo
     monkeypatch.setattr(feishu, "DEADLINE", 0.3)
     post.feishu.misbehave.append("drip")
     await post.tell(1)
-    await eventually(post.settled, 10)
+    await eventually(post.settled)
     (row,) = await post.rows()
     assert (row.state, row.tries) == ("sent", 2)
 

@@ -84,7 +84,7 @@ async def test_the_exporter_loads_nothing_of_the_record(config: Path, tmp_path: 
                 except httpx.HTTPError:
                     return False
 
-            await eventually(probed, 60)
+            await eventually(probed)
     finally:
         process.send_signal(signal.SIGTERM)
         await process.wait()

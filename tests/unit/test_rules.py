@@ -1,6 +1,7 @@
 """The alert rules agree with the metrics, the documentation and their own tests."""
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,20 @@ from tests.names import RULES, known, named, rules
 ROOT = Path(__file__).parents[2]
 ALERTS = [rule for rule in rules() if "alert" in rule]
 NAMES = sorted({rule["alert"] for rule in ALERTS})
+FILES = sorted((ROOT / "alerts" / "tests").glob("*.yml"))
 TESTS: list[dict[str, Any]] = [
     case
-    for path in sorted((ROOT / "alerts" / "tests").glob("*.yml"))
+    for path in FILES
     for test in yaml.safe_load(path.read_text())["tests"]
     for case in (*test.get("promql_expr_test", []), *test.get("alert_rule_test", []))
 ]
+
+
+@pytest.mark.needs("promtool")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
+def test_promtool_finds_that_the_rules_pass_their_tests(path: Path) -> None:
+    done = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert", rule.get("record"))))
