@@ -6,7 +6,7 @@ from typing import Any, Literal
 from runtime.redaction import Redactor
 
 Reason = Literal[
-    "resolve", "connect", "timeout", "tls", "status", "body", "header", "json",
+    "resolve", "connect", "timeout", "tls", "redirect", "status", "body", "header", "json",
     "latency", "protocol", "auth", "shell", "exit", "state", "error",
 ]  # fmt: skip
 

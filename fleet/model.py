@@ -131,7 +131,7 @@ class ServiceRemediation(Part):
 class Remediation(Part):
     automatic: bool = True
     alerts: list[str] = ["ServiceDown"]
-    never_for: list[str] = ["resolve", "tls", "auth", "shell", "error"]
+    never_for: list[str] = ["resolve", "tls", "redirect", "auth", "shell", "error"]
     attempts: int = Field(3, ge=1)
     window: PositiveDuration = 3600.0
     backoff: Backoff = Backoff()

@@ -127,10 +127,16 @@ async def connect(
     *,
     dial: Dial = ANY,
     tls: Tls | None = None,
+    allowed: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[asyncio.Transport, P]:
-    """Resolve, connect, and with `tls` secure; times each phase and reads the certificate. Raises ProbeFailure."""
+    """Resolve, connect, and with `tls` secure; times each phase and reads the certificate. Raises ProbeFailure.
+
+    `allowed` chooses those of the addresses that may be connected to.
+    """
     context = context_for(tls) if tls else None
     addresses = await resolve(host, port, seen, dial)
+    if allowed is not None:
+        addresses = allowed(addresses)
     transport, made = await _connect_any(addresses, port, protocol, seen, dial)
     if context is None or tls is None:
         return transport, made

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from yarl import URL
 
 from exporter.expectations import EXAMINED, apart, excerpt, parse_json
+from exporter.peers import redirects
 from exporter.peers.connecting import connect, context_for, secure
 from exporter.peers.encodings import decoded
 from exporter.peers.exchange import Exchange, header
@@ -111,7 +112,7 @@ async def _token_exchange(oauth2: OAuth2, options: RequestOptions, aside: Seen) 
 
     async def ask(*, in_body: bool) -> Exchange:
         request = token_request(oauth2, options.proxy, in_body=in_body)
-        return await _exchange(request, options.for_tokens, aside, None)
+        return (await _exchange(request, options.for_tokens, aside, None))[0]
 
     exchange = await ask(in_body=False)
     if exchange.status in (400, 401):  # servers may take the client's credentials in either place (RFC 6749, 2.3.1)
@@ -125,18 +126,18 @@ async def _token_exchange(oauth2: OAuth2, options: RequestOptions, aside: Seen) 
 async def _follow(
     request: Request, options: RequestOptions, seen: Seen, on_body: OnBody | None
 ) -> tuple[Request, Exchange]:
-    exchange = await _exchange(request, options, seen, on_body)
+    exchange, peer = await _exchange(request, options, seen, on_body)
     if not options.follow_redirects:
         return request, exchange
-    redirects = 0
+    followed = 0
     jar: CookieJar | None = None
     while exchange.status in (301, 302, 303, 307, 308):
         location = exchange.header("location")
         if location is None:
             break
-        redirects += 1
-        seen.gauges["service_http_redirects"] = redirects
-        if redirects > REDIRECTS:
+        followed += 1
+        seen.gauges["service_http_redirects"] = followed
+        if followed > REDIRECTS:
             raise ProbeFailure(
                 "protocol", f"redirected more than {REDIRECTS} times, last to {excerpt(location.encode(), seen)}"
             )
@@ -146,7 +147,7 @@ async def _follow(
             jar.update_cookies_from_headers(set_cookies, request.url)
         request = request.redirected(exchange.status, location, seen)
         asked = request.with_cookies(jar.filter_cookies(request.url)) if jar else request
-        exchange = await _exchange(asked, options, seen, on_body)
+        exchange, _ = await _exchange(asked, options, seen, on_body, after=peer)
     return request, exchange
 
 
@@ -156,23 +157,35 @@ def _cookie_jar() -> "CookieJar":
     return CookieJar(unsafe=True, quote_cookie=False)
 
 
-async def _exchange(request: Request, options: RequestOptions, seen: Seen, on_body: OnBody | None) -> Exchange:
+async def _exchange(
+    request: Request, options: RequestOptions, seen: Seen, on_body: OnBody | None, after: str | None = None
+) -> tuple[Exchange, str]:
+    """An exchange, and the address of the server, or its host where a proxy connects to it. Raises ProbeFailure.
+
+    `after` is that of the configured URL, where this request follows a redirect.
+    """
     own = request.url.origin() == options.first.url.origin()
     tls = options.tls if own else options.tls.model_copy(update=_NOT_FOR_OTHERS)
 
     def made() -> Exchange:
         return Exchange(request.method, options.max_body, seen, on_body)
 
+    def allowed(addresses: list[str]) -> list[str]:
+        return addresses if after is None else redirects.allowed(addresses, request.host, redirects.kind_of_host(after))
+
     transport: asyncio.Transport
     if request.proxy is not None:
+        if after is not None:
+            allowed(await redirects.known_addresses(request.host, request.port))
         context = context_for(tls) if request.secure else None
         transport, exchange = await _through(request.proxy, request, made, options, seen)
         if context is not None:
             transport = await secure(transport, exchange, context, tls.server_name or request.host, seen)
     else:
         transport, exchange = await connect(
-            request.host, request.port, made, seen, dial=options, tls=tls if request.secure else None
+            request.host, request.port, made, seen, dial=options, tls=tls if request.secure else None, allowed=allowed
         )
+    peer = request.host if request.proxy is not None else str(transport.get_extra_info("peername")[0])
     sent = time.perf_counter()
     try:
         transport.write(request.data)
@@ -188,7 +201,7 @@ async def _exchange(request: Request, options: RequestOptions, seen: Seen, on_bo
         if exchange.status:
             seen.gauges["service_http_status_code"] = exchange.status
         raise failure
-    return exchange
+    return exchange, peer
 
 
 async def _through(

@@ -22,7 +22,7 @@ from fleet.units import Size
 from runtime import VERSION
 
 _OURS = ("content-length", "transfer-encoding", "connection", "upgrade", "sec-websocket-key", "sec-websocket-version")
-_HARMLESS = ("user-agent", "accept", "accept-encoding", "content-type")
+_DEFAULT_HEADERS = {"User-Agent": f"defib/{VERSION}", "Accept": "*/*"}
 TOKEN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # noqa: S105 - RFC 9110 calls a method's or header's name a token
 HeaderName = Annotated[str, Field(pattern=TOKEN)]
 
@@ -144,7 +144,7 @@ class RequestOptions(Dial):
     def first(self) -> "Request":
         """The request as it is sent to the URL, but for a token of OAuth 2."""
         body, content_type = self.content
-        headers = {"user-agent": ("User-Agent", f"defib/{VERSION}"), "accept": ("Accept", "*/*")}
+        headers = {name.lower(): (name, value) for name, value in _DEFAULT_HEADERS.items()}
         if body:
             headers["content-type"] = ("Content-Type", content_type)
         auth = self.credentials
@@ -281,7 +281,11 @@ class Request:
         self.data = "\r\n".join([*lines, "", ""]).encode() + body
 
     def redirected(self, status: int, location: str, seen: Seen) -> "Request":
-        """The request that follows a redirect (RFC 9110, 15.4); credentials stay with their origin."""
+        """The request that follows a redirect (RFC 9110, 15.4). Raises ProbeFailure.
+
+        What was configured stays with its origin: headers, any of which may be a credential, and a request that could
+        change something there.
+        """
         try:
             url = self.url.join(URL(location))
             good = url.scheme in ("http", "https") and bool(url.host) and url.port != 0
@@ -291,8 +295,11 @@ class Request:
             raise ProbeFailure("protocol", f"redirected to {excerpt(location.encode(), seen)}, which is no URL")
         headers = dict(self.headers)
         if url.origin() != self.url.origin():
-            # Any header of the user's may be a credential.
-            headers = {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
+            if self.body or self.method not in ("GET", "HEAD"):
+                what = f"a {self.method} request{' with a body' if self.body else ''}"
+                to = excerpt(str(url.origin()).encode(), seen)
+                raise ProbeFailure("redirect", f"{what} was redirected to another origin, {to}, which is refused")
+            headers = dict(_DEFAULT_HEADERS)
         if status == 303 or (status in (301, 302) and self.method == "POST"):  # noqa: PLR2004
             headers = {k: v for k, v in headers.items() if k.lower() != "content-type"}
             return Request(url, "HEAD" if self.method == "HEAD" else "GET", headers, b"", self.proxy)

@@ -132,7 +132,7 @@ async def test_tools_that_cannot_tell(
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-    result = await probed(tmp_path, kind, options, patience(reason, "1s"))
+    result = await probed(tmp_path, kind, options, patience(reason, "10s"))
     assert (result.reason, said in result.message) == (reason, True), result.message
     assert result.duration < 30
 

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from exporter.peers import connecting
+from exporter.peers.redirects import kind_of
 from exporter.probing import probe_alone
 from exporter.results import Result
 from runtime.redaction import Redactor
@@ -314,6 +315,68 @@ async def test_what_redirects_take_along(tmp_path: Path) -> None:
     assert heard["/b"]["X-Key"] == "k3y12345"
     assert not {"Cookie", "X-Key", "Authorization"} & heard["other"].keys()
     assert result.seen.gauges["service_http_redirects"] == 2
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    "options", [{"method": "POST", "json": {"a": 1}}, {"method": "DELETE"}, {"body": "a body of a GET"}]
+)
+async def test_what_may_change_something_goes_to_its_own_origin_alone(
+    tmp_path: Path, status: int, options: dict[str, Any]
+) -> None:
+    asked: list[str] = []
+
+    async def other(request: web.Request) -> web.Response:
+        asked.append(request.method)
+        return web.Response()
+
+    async with peers.web_server(other) as elsewhere:
+
+        async def own(_request: web.Request) -> web.Response:
+            return web.Response(status=status, headers={"Location": f"http://127.0.0.1:{elsewhere}/stop"})
+
+        async with peers.web_server(own) as port:
+            result = await run(tmp_path, f"http://127.0.0.1:{port}/", **options)
+    assert (result.reason, "another origin" in result.message) == ("redirect", True), result.message
+    assert asked == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"])
+async def test_a_server_elsewhere_does_not_lead_a_probe_to_this_machine(tmp_path: Path, host: str) -> None:
+    """A proxy stands for the network on which the probed server is."""
+    asked: list[str] = []
+
+    async def proxy(request: web.Request) -> web.Response:
+        asked.append(f"{request.url}")
+        return web.Response(status=302, headers={"Location": f"http://{host}:9095/api/v1/incidents"})
+
+    async with peers.web_server(proxy) as port:
+        result = await run(tmp_path, "http://shop.test/", proxy={"url": f"http://127.0.0.1:{port}"})
+    assert (result.reason, "refused" in result.message) == ("redirect", True), result.message
+    assert asked == ["http://shop.test/"]
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[fd00:ec2::254]", "100.100.100.200"])
+async def test_nor_to_what_only_this_machine_reaches(tmp_path: Path, host: str) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=302, headers={"Location": f"http://{host}/latest/meta-data/"})
+
+    async with peers.web_server(answer) as port:
+        result = await run(tmp_path, f"http://127.0.0.1:{port}/")
+    assert (result.reason, "refused" in result.message) == ("redirect", True), result.message
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        ("10.0.0.7", ""), ("192.168.1.1", ""), ("2001:db8::1", ""), ("127.8.8.8", "loopback"), ("::1", "loopback"),
+        ("::ffff:127.0.0.1", "loopback"), ("64:ff9b::7f00:1", "loopback"), ("2002:7f00:1::", "loopback"),
+        ("0.0.0.0", "loopback"), ("::", "loopback"), ("169.254.1.1", "link-local"), ("fe80::1%eth0", "link-local"),
+        ("168.63.129.16", "metadata"),
+    ],
+)  # fmt: skip
+def test_kinds_of_addresses(address: str, kind: str) -> None:
+    assert kind_of(address) == kind
 
 
 async def test_all_addresses_of_a_name_are_tried(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -218,7 +218,7 @@ async def test_killed_at_any_moment_it_goes_on_where_it_was(loop: Loop, moment: 
     assert len(incident["actions"]) == 1
     titles = [card.title for card in loop.feishu.received]
     assert titles[0] == "Service down: web"
-    await loop.until_cards("Service down: web", "Restarted, being watched: web", "Recovered: web")
+    await loop.until_cards("Service down: web", "Restarted, being watched: web", "Recovered: web", killed=True)
 
 
 async def test_sigterm_lets_a_running_command_finish(loop: Loop) -> None:
