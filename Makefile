@@ -5,7 +5,8 @@ PARTS := $(CURDIR)/.parts
 BIN := $(VENV)/bin
 ARGS ?=
 # Most tests wait for something most of the time.
-WORKERS ?= $(shell echo $$(( $$(nproc) * 4 )))
+WORKERS ?= $(shell n=$$(( $$(nproc) * 4 )); echo $$(( n > 16 ? 16 : n )))
+PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=20
 export PATH := $(PARTS)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .PHONY: help install deps check format test test-all chaos demo bench fleet dashboards lock clean
@@ -31,10 +32,10 @@ format: $(VENV)/developed ## Format the code
 	$(BIN)/ruff format .
 
 test: deps check ## Check, then run every test but the long ones
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-all: deps check ## Check, then run every test, for up to an hour
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "long or not long" $(ARGS)
+	$(PYTEST) -m "long or not long" $(ARGS)
 
 chaos: deps ## Kill the remediator 200 times in a storm (ARGS="KILLS SEED")
 	$(BIN)/python -m tests.chaos $(ARGS)

@@ -381,4 +381,4 @@ def _restore(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from defib.demo import demo
 
-    return demo.run(once=options.once, as_json=options.json)
+    return _run(demo.run(once=options.once, as_json=options.json))

@@ -9,6 +9,7 @@ import httpx
 import structlog
 from aiohttp import web
 
+import fleet.shells.ssh  # noqa: F401 - loaded at the start, not in the middle of an incident
 from fleet.loading import Loaded
 from fleet.model import Inventory
 from remediator import console

@@ -38,14 +38,15 @@ class Backup:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _os_errors_named() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise BackupError(f"{error.filename}: {error.strerror}") from error
+        where = f"{error.filename}: " if error.filename else ""
+        raise BackupError(f"{where}{error.strerror}") from error
 
 
-@_told()
+@_os_errors_named()
 def back_up(database: str, to: Path) -> Backup:
     """Write all of the record to a new file, while the remediator runs or not; into a folder by a name of today.
 
@@ -59,7 +60,7 @@ def back_up(database: str, to: Path) -> Backup:
     return _copied(_path_of(database), path)
 
 
-@_told()
+@_os_errors_named()
 def restore(database: str, source: Path) -> tuple[Backup, Path | None]:
     """Put a backup in the record's place, and tell where what stood there is kept.
 
@@ -73,10 +74,14 @@ def restore(database: str, source: Path) -> tuple[Backup, Path | None]:
         part.unlink(missing_ok=True)
         restored = _copied(source, part)
         kept = _put_aside(path)
-        part.replace(path)
-        _sync(path.parent)
-        mark_begun(held)
-        _give(path)
+        try:
+            part.replace(path)
+            _sync(path.parent)
+            mark_begun(held)
+            _give(path)
+        except OSError as error:
+            was = f"; what was there is {kept}" if kept else ""
+            raise BackupError(f"{path} may not be restored: {error.strerror}{was}") from error
     finally:
         os.close(held)
     return Backup(path, restored.size, restored.incidents), kept
@@ -99,12 +104,13 @@ def _put_aside(path: Path) -> Path | None:
 
     A log goes even where its database is gone: SQLite would play it into whatever lies there next.
     """
-    there = path.is_file() and path.stat().st_size > 0
     kept = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
-    for ending in _BESIDE:
-        with contextlib.suppress(FileNotFoundError):
-            Path(f"{path}{ending}").rename(f"{kept}{ending}")
-    return kept if there else None
+    moved = False
+    for each in (Path(f"{path}{ending}") for ending in _BESIDE):
+        if each.is_file():
+            moved |= each.stat().st_size > 0
+            each.rename(f"{kept}{str(each).removeprefix(str(path))}")
+    return kept if moved else None
 
 
 def _copied(source: Path, path: Path) -> Backup:

@@ -80,7 +80,7 @@ async def history(peer: Peer, inventory: Inventory, since: float, until: float) 
         return await _ranges(peer, query, labels, since, until) if near else {}
 
     return History(
-        list(_moments(since, until)),
+        list(moments(since, until)),
         alerts,
         await ask('max by (host) (ALERTS{alertstate="firing",alertname="HostDown"})', "host"),
         await ask(f"max by (service) (service_up{of})", "service"),
@@ -98,7 +98,8 @@ def _needs(inventory: Inventory, service: str) -> list[str]:
     return inventory.services[service].depends_on
 
 
-def _moments(since: float, until: float) -> Iterator[float]:
+def moments(since: float, until: float) -> Iterator[float]:
+    """The times that are looked at."""
     step = _step(since, until)
     at = since - since % step
     while at <= until:
@@ -107,15 +108,15 @@ def _moments(since: float, until: float) -> Iterator[float]:
 
 
 def _step(since: float, until: float) -> float:
-    return min(STEP, max(1.0, math.ceil((until - since) / POINTS)))
+    return min(STEP, max(1.0, math.ceil((until - since) / (POINTS - 1))))
 
 
 async def _ranges(peer: Peer, query: str, labels: Sequence[str], since: float, until: float) -> Series:
     """The series of a query by the values of `labels`, each by the moment."""
     found: dict[tuple[str, ...], dict[float, float]] = {}
-    moments = list(_moments(since, until))
-    for start in range(0, len(moments), POINTS):
-        part = moments[start : start + POINTS]
+    times = list(moments(since, until))
+    for start in range(0, len(times), POINTS):
+        part = times[start : start + POINTS]
         form = {"query": query, "start": part[0], "end": part[-1], "step": _step(since, until)}
         answer = await peer.ask("POST", "/api/v1/query_range", ASKED_WITHIN, form=form)
         try:

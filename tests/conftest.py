@@ -49,6 +49,7 @@ def pytest_configure() -> None:
     have_a_name()
 
 
+@pytest.hookimpl(trylast=True)  # after what was not asked for is gone
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what cannot run on this machine, and remember it."""
     left_out: dict[str, list[str]] = {}

@@ -5,8 +5,10 @@ A server of ours takes 0.6 to 0.8 s of CPU to load, and the tests start hundreds
 """
 
 import asyncio
+import atexit
 import contextlib
 import gc
+import importlib
 import os
 import random
 import select
@@ -15,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -49,11 +52,7 @@ async def begin(path: Path) -> Keeper:
     """A keeper of that process."""
     answers, orders = await asyncio.open_unix_connection(str(path))
 
-    async def ended() -> None:
-        await answers.read()
-        orders.close()
-
-    return Keeper(orders, answers, ended)
+    return Keeper(orders, answers, answers.read)
 
 
 class Forked:
@@ -84,12 +83,14 @@ class Forked:
             os.kill(self.pid, sig)
 
 
-def start(order: Mapping[str, Any]) -> keeper.Process:
-    """Fork what is ours, and start the rest."""
-    if order["start"][: len(DEFIB)] != DEFIB:
-        return keeper.start(order)
-    pid = os.fork()
-    return Forked(pid) if pid else _defib(order)
+class Kept(keeper.Kept):
+    """Forks what is ours, and starts the rest."""
+
+    def launch(self, order: Mapping[str, Any]) -> keeper.Process:
+        if order["start"][: len(DEFIB)] != DEFIB:
+            return super().launch(order)
+        pid = os.fork()
+        return Forked(pid) if pid else _defib(order)
 
 
 def _defib(order: Mapping[str, Any]) -> NoReturn:
@@ -115,6 +116,9 @@ def _defib(order: Mapping[str, Any]) -> NoReturn:
     except BaseException:  # noqa: BLE001 - as the interpreter does it
         traceback.print_exc()
     finally:
+        # What the interpreter does at its end: wait for threads, then call what was registered.
+        threading._shutdown()  # type: ignore[attr-defined] # the interpreter calls it
+        atexit._run_exitfuncs()
         with contextlib.suppress(OSError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -125,6 +129,8 @@ def main(listener: socket.socket) -> None:
     """Load everything, then fork a keeper for each connection until standard input ends."""
     from defib.kinds import KINDS
 
+    for module in ("exporter.app", "remediator.app"):
+        importlib.import_module(module)
     for table in (KINDS.probes, KINDS.controls, KINDS.channels, KINDS.collectors):
         list(table.values())
     gc.collect()
@@ -143,7 +149,7 @@ def main(listener: socket.socket) -> None:
                 os.dup2(connection.fileno(), 0)
                 os.dup2(connection.fileno(), 1)
                 connection.close()
-                keeper.main(start)
+                keeper.main(Kept())
                 os._exit(0)
 
 

@@ -67,6 +67,7 @@ class Keeper:
         """Undo everything."""
         self._orders.write_eof()
         await self._ended()
+        self._orders.close()
 
     async def _order(self, order: Mapping[str, Any]) -> Any:
         async with self._lock:
@@ -87,29 +88,16 @@ class Process(Protocol):
     def send_signal(self, sig: int) -> None: ...
 
 
-Start = Callable[[Mapping[str, Any]], Process]
-
-
-def start(order: Mapping[str, Any]) -> Process:
-    """Start the program of an order: `start` is its argv, `log` the file that takes its output."""
-    with Path(order["log"]).open("ab") as log:
-        return subprocess.Popen(
-            order["start"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-            env=order["env"], cwd=order["cwd"], start_new_session=True,
-        )  # fmt: skip
-
-
-class _Kept:
+class Kept:
     """The keeper's end: what it was told to undo, in order."""
 
-    def __init__(self, start: Start) -> None:
-        self._start = start
+    def __init__(self) -> None:
         self._processes: dict[int, Process] = {}
         self._undo: list[Mapping[str, Any]] = []
 
     def obey(self, order: Mapping[str, Any]) -> Mapping[str, Any]:
         if "start" in order:
-            process = self._start(order)
+            process = self.launch(order)
             self._processes[process.pid] = process
             self._undo.append({"stop": process.pid})
             return {"pid": process.pid}
@@ -121,6 +109,14 @@ class _Kept:
             return {}
         self._undo.append(order)
         return {}
+
+    def launch(self, order: Mapping[str, Any]) -> Process:
+        """Start the program of an order: `start` is its argv, `log` the file that takes its output."""
+        with Path(order["log"]).open("ab") as log:
+            return subprocess.Popen(
+                order["start"], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                env=order["env"], cwd=order["cwd"], start_new_session=True,
+            )  # fmt: skip
 
     def undo(self) -> None:
         for order in reversed(self._undo):
@@ -146,10 +142,10 @@ def _stop(process: Process) -> None:
                 process.wait(STOP_WITHIN)
 
 
-def main(start: Start = start) -> None:
+def main(kept: Kept) -> None:
+    """Obey orders until standard input ends, then undo everything."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    kept = _Kept(start)
     try:
         for line in sys.stdin:
             try:
@@ -164,4 +160,4 @@ def main(start: Start = start) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(Kept())

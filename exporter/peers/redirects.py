@@ -1,7 +1,7 @@
 """Which redirects a probe follows: a probed server must not choose what else is asked.
 
-A redirect to this machine, to a link-local address or to a cloud's metadata service is refused, unless the configured URL
-is of the same kind. Private networks stay allowed: most probes are for them.
+A redirect to this machine, to a link-local address or to a cloud's metadata service is refused, unless the address of
+the configured URL is of the same kind. Private networks stay allowed: most probes are for them.
 """
 
 import ipaddress

@@ -9,7 +9,7 @@ from fleet.model import Host
 from fleet.shells import Shell, ShellError
 from fleet.shells.local import LocalShell
 
-# The SSH client takes long to load: only who reaches a host over SSH loads it.
+# The SSH client takes long to load: a command that reaches no host over SSH does without it.
 if TYPE_CHECKING:
     import asyncssh
 

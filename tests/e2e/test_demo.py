@@ -26,8 +26,8 @@ def folder() -> Iterator[Path]:
     made.rmdir()
 
 
-def environment(folder: Path) -> dict[str, str]:
-    return {**os.environ, "TMPDIR": str(folder), "DOCKER_HOST": os.environ.get("DOCKER_HOST", "unix:///nowhere")}
+def environment(folder: Path, docker: str = "unix:///nowhere") -> dict[str, str]:
+    return {**os.environ, "TMPDIR": str(folder), "DOCKER_HOST": docker}
 
 
 def of_the_demo(folder: Path) -> list[str]:
@@ -56,7 +56,7 @@ def check(done: "subprocess.CompletedProcess[str]", folder: Path) -> None:
     assert names[0] == "killed"
     assert [name for name in names if name != "notice"][1:] == ["down", "firing", "action", "recovered", "resolved"]
     assert names.count("notice") == 3
-    assert dict(told)["action"] <= 6
+    assert dict(told)["action"] <= 60  # 3 on an idle machine: `make bench ARGS=loop`
     assert not of_the_demo(folder)
 
 
@@ -72,7 +72,11 @@ def test_under_supervisor(folder: Path) -> None:
 @pytest.mark.usefixtures("docker")
 def test_in_a_container(folder: Path) -> None:
     done = subprocess.run(
-        [*DEMO, "--once", "--json"], env=environment(folder), capture_output=True, text=True, check=False
+        [*DEMO, "--once", "--json"],
+        env=environment(folder, os.environ["DOCKER_HOST"]),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     check(done, folder)
     assert "a docker container" in done.stderr
@@ -85,11 +89,11 @@ def test_in_a_container(folder: Path) -> None:
 def test_nothing_is_left_however_it_ends(folder: Path, number: signal.Signals) -> None:
     with (folder.parent / f"{folder.name}.log").open("w+") as log:
         process = subprocess.Popen(DEMO, env=environment(folder), stdout=log, stderr=log, text=True)
-        _until(lambda: "now it is killed" in Path(log.name).read_text(), 60, "the demo to be under way")
+        _until(lambda: "now it is killed" in Path(log.name).read_text(), 300, "the demo to be under way")
         process.send_signal(number)
-        process.wait(30)
+        process.wait(120)
     Path(log.name).unlink()
-    _until(lambda: not of_the_demo(folder) and not list(folder.iterdir()), 30, "everything to be gone")
+    _until(lambda: not of_the_demo(folder) and not list(folder.iterdir()), 120, "everything to be gone")
 
 
 def _until(condition: Callable[[], bool], within: float, what: str) -> None:

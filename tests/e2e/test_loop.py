@@ -207,7 +207,7 @@ async def test_what_alertmanager_has_silenced_is_left_alone_until_it_has_not(wor
     assert ended.status_code == 200
 
     async def silenced() -> bool:
-        return bool((await world.incident())["reason"] == "silenced")
+        return bool((await world.incident()).get("reason") == "silenced")
 
     await eventually(silenced, 120)
     explained = await world.stack.get("remediator", "/api/v1/services/web/explain")

@@ -33,10 +33,10 @@ class Loop:
         probe = {
             "every": "200ms",
             "retry_every": "200ms",
-            "timeout": "2s",
+            "timeout": "10s",
             "command": {"run": ["test", "-e", str(alive)]},
         }
-        control = {"command": {"restart": ["sh", "-c", script]}, "timeout": "5s", "start_within": "2s"}
+        control = {"command": {"restart": ["sh", "-c", script]}, "timeout": "60s", "start_within": "6s"}
         return {"host": "h", "probe": probe, "control": control, "on_failure": "restart", **more}
 
     async def start(
@@ -85,13 +85,13 @@ class Loop:
             await eventually(lambda name=name: self._decided(name))  # type: ignore[misc]
 
     async def _decided(self, name: str) -> bool:
-        return (await self.stack.get("exporter", f"/api/v1/services/{name}"))["up"] is not None
+        return (await self.stack.get("exporter", f"/api/v1/services/{name}") or {}).get("up") is not None
 
     async def kill(self, name: str) -> None:
         (self.folder / f"{name}.alive").unlink()
 
         async def down() -> bool:
-            return (await self.stack.get("exporter", f"/api/v1/services/{name}"))["up"] is False
+            return (await self.stack.get("exporter", f"/api/v1/services/{name}") or {}).get("up") is False
 
         await eventually(down)
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import bcrypt
 import httpx
 import pytest
 import yaml
@@ -178,7 +180,7 @@ async def test_after_a_standstill_there_is_no_burst(exporter: Exporter) -> None:
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     tcp = {"address": f"127.0.0.1:{server.sockets[0].getsockname()[1]}"}
-    exporter.configure({f"s{n}": {"probe": {"every": "2s", "retry_every": "2s", "tcp": tcp}} for n in range(200)})
+    exporter.configure({f"s{n}": {"probe": {"every": "4s", "retry_every": "4s", "tcp": tcp}} for n in range(200)})
     await exporter.start()
 
     async def all_up() -> bool:
@@ -186,7 +188,7 @@ async def test_after_a_standstill_there_is_no_burst(exporter: Exporter) -> None:
 
     await eventually(all_up)
     os.kill(exporter.pid, signal.SIGSTOP)
-    await asyncio.sleep(4)
+    await asyncio.sleep(8)
     os.kill(exporter.pid, signal.SIGCONT)
     went_on = loop.time()
 
@@ -214,8 +216,6 @@ async def test_posts_ask_for_the_token_where_there_is_one(exporter: Exporter) ->
 
 
 async def test_users_of_a_web_configuration(exporter: Exporter) -> None:
-    import bcrypt
-
     hashed = (await asyncio.to_thread(bcrypt.hashpw, b"secret", bcrypt.gensalt(4))).decode()
     web = exporter.folder / "web.yml"
     web.write_text(yaml.safe_dump({"basic_auth_users": {"prometheus": hashed}}))
@@ -278,8 +278,6 @@ def test_what_keeps_it_from_starting(tmp_path: Path, text: str, arguments: list[
 
 
 def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    import socket
-
     write(tmp_path, a="{}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -105,14 +106,10 @@ async def test_certificates_are_told_whatever_is_wrong_with_them(
 
 
 def _soon() -> Any:
-    from datetime import UTC, datetime, timedelta
-
     return (datetime.now(UTC) + timedelta(days=200)).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 async def test_an_expired_certificate(tmp_path: Path, authority: Authority) -> None:
-    from datetime import UTC, datetime
-
     ended = datetime(2021, 1, 1, tzinfo=UTC)
     context = authority.server("www.test", not_before=datetime(2020, 1, 1, tzinfo=UTC), not_after=ended)
     async with peers.mail_server(None) as _, peers.raw_server(_hold, ssl=context) as port:

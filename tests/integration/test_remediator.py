@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -178,7 +179,7 @@ async def test_an_alert_of_no_service_of_ours_is_told_and_never_acted_on(loop: L
         assert (await loop.fire(service)).status_code == 200
 
         async def told(number: int = number) -> bool:
-            return len(loop.feishu.received) == number
+            return len(loop.feishu.received) >= number
 
         await eventually(told)
     assert (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"] == []
@@ -260,8 +261,6 @@ async def test_a_second_remediator_on_the_same_record_refuses(loop: Loop) -> Non
 
 
 async def _second(loop: Loop) -> bool:
-    import sys
-
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "defib", "remediator", "--config", str(loop.folder / "config"), "--listen", "127.0.0.1:0",
         stderr=asyncio.subprocess.PIPE,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from remediator.replay import STEP, History, replay
+from remediator.replay import POINTS, STEP, History, moments, replay
 from tests.support import inventory_of
 
 Values = dict[float, float]
@@ -63,3 +63,12 @@ def test_a_service_that_came_up_by_itself_is_not_restarted_again(tmp_path: Path)
     known = {**DOWN, "alerts": {("ServiceDown", "web"): run(5, 8)}, "up": {("web",): {**run(5, 7, 0.0), **run(7, 30)}}}
     assert replayed(tmp_path, known)[0] == (5, "web", "act", "restart")
     assert [event[2] for event in replayed(tmp_path, known)].count("act") == 1
+
+
+@pytest.mark.parametrize(
+    ("span", "step"), [(300, 1.0), (POINTS - 1, 1.0), (POINTS, 2.0), (86_400, 9.0), (7 * 86_400, STEP)]
+)
+def test_a_short_time_is_looked_at_more_closely(span: float, step: float) -> None:
+    at = list(moments(1_000_000.0, 1_000_000.0 + span))
+    assert at[1] - at[0] == step
+    assert step == STEP or len(at) <= POINTS + 1
