@@ -1,5 +1,6 @@
 """What we know of docker: argv, and how its answers read."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -105,10 +106,15 @@ _INSPECT = (
     "\t{{.State.StartedAt}}\t{{.RestartCount}}\t{{.Config.Image}}"
 )
 
+_LISTED = "listed\t{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Image}}\t{{.Status}}"
+
+# The list comes first: `docker inspect` may hang at one container, and then tells of none.
 # A container that is removed between the two commands makes the second one fail, and says nothing of the others.
 READING = Section("docker", rank=3, script=f"""
-ids=$(docker ps --all --quiet --no-trunc) || exit $?
-[ -n "$ids" ] || exit 0
+list=$(docker ps --all --no-trunc --format '{_LISTED}') || exit $?
+[ -n "$list" ] || exit 0
+printf '%s\\n' "$list"
+ids=$(printf '%s\\n' "$list" | cut -f 2)
 {{ said=$(docker inspect --type container --format '{_INSPECT}' $ids 2>&1 >&3); s=$?; }} 3>&1
 printf '%s\\n' "$said"
 case $said in *"No such "*) ;; *) exit $s ;; esac
@@ -116,11 +122,17 @@ case $said in *"No such "*) ;; *) exit $s ;; esac
 
 
 def containers(output: str) -> dict[str, Container]:
-    """Every container by name, from what `READING` printed."""
+    """Every container by name, from what `READING` printed; of one that is only listed, what the list says."""
     found = {}
     for line in output.splitlines():
         fields = line.split("\t")
-        if len(fields) == 7 and fields[3].lstrip("-").isdigit() and fields[5].isdigit():  # noqa: PLR2004
+        if fields[0] == "listed" and len(fields) == 6:  # noqa: PLR2004
+            _, _, names, state, image, status = fields
+            code, checked = re.search(r"\((\d+)\)", status), re.search(r"\((?:health: )?([a-z]+)\)$", status)
+            found[next(name for name in names.split(",") if "/" not in name)] = Container(
+                state, checked[1] if checked and state == "running" else "", int(code[1]) if code else 0, "", 0, image
+            )
+        elif len(fields) == 7 and fields[3].lstrip("-").isdigit() and fields[5].isdigit():  # noqa: PLR2004
             name, state, health, exit_code, started, restarts, image = fields
             found[name.lstrip("/")] = Container(state, health, int(exit_code), started, int(restarts), image)
     return found

@@ -1,5 +1,6 @@
 """What we know of supervisor: argv, and how its answers read."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -72,6 +73,9 @@ def named(config: Path | None) -> str:
     return str(config or "-")
 
 
+_NO_SUPERVISORD = re.compile(r"no such file|refused connection|^error: |Connection refused|HTTP error", re.IGNORECASE)
+
+
 def reading(config: Path | None) -> Section:
     """All programs of a supervisord; several are one section."""
     return Section(SECTION, SCRIPT, (named(config),), rank=1)
@@ -98,5 +102,8 @@ def told(output: str) -> dict[str, Told]:
             name, state, description = (*line.split(None, 2), "", "", "")[:3]
             if state.isupper():
                 here.programs[name] = (state, description)
-            last = line.strip()
+            last = line.strip() or last
+            # Its version 3 ends with status 0 where there is no supervisord, and says so in place of programs.
+            if not here.programs and not here.failed and _NO_SUPERVISORD.search(line):
+                here.failed = line.strip()
     return found

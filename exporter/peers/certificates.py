@@ -79,15 +79,7 @@ async def note_chain(
 
     A handshake that fails still tells what it had come to; one that came to nothing notes nothing.
     """
-    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
-    context.set_verify(SSL.VERIFY_NONE)
-    if tls.cert_file:
-        context.use_certificate_chain_file(str(tls.cert_file))
-        context.use_privatekey_file(str(tls.key_file or tls.cert_file))
-    connection = SSL.Connection(context, None)
-    if not is_literal(server_name):
-        connection.set_tlsext_host_name(server_name.encode("idna"))
-    connection.set_connect_state()
+    connection = _unverified(server_name, tls)
     with contextlib.suppress(SSL.Error, OSError):  # a server that wants a certificate of ours has shown its own before
         await _shake_hands(connection, reader, transport)
     chain = connection.get_peer_cert_chain() or []
@@ -100,6 +92,41 @@ async def note_chain(
     found[0].note(seen, connection.get_protocol_version_name())
     seen.gauges["service_tls_chain_expiry_timestamp_seconds"] = min(each.not_after for each in found)
     seen.evidence["chain"] = [each.told for each in found]
+
+
+async def alert_after_handshake(
+    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls
+) -> str:
+    """What a server says that ends a TLS connection right after the handshake, or nothing.
+
+    In TLS 1.3 it learns only then that it is shown no certificate, or not the one it wants.
+    """
+    connection = _unverified(server_name, tls)
+    try:
+        await _shake_hands(connection, reader, transport)
+        while received := await reader.read(RECORD):
+            connection.bio_write(received)
+            with contextlib.suppress(SSL.WantReadError):
+                connection.recv(1)
+                return ""
+    except SSL.Error as error:
+        return str(error.args[0][0][2]) if error.args and error.args[0] else ""
+    except OSError:
+        pass
+    return ""
+
+
+def _unverified(server_name: str, tls: Tls) -> SSL.Connection:
+    context = SSL.Context(SSL.TLS_CLIENT_METHOD)
+    context.set_verify(SSL.VERIFY_NONE)
+    if tls.cert_file:
+        context.use_certificate_chain_file(str(tls.cert_file))
+        context.use_privatekey_file(str(tls.key_file or tls.cert_file))
+    connection = SSL.Connection(context, None)
+    if not is_literal(server_name):
+        connection.set_tlsext_host_name(server_name.encode("idna"))
+    connection.set_connect_state()
+    return connection
 
 
 async def _shake_hands(connection: SSL.Connection, reader: asyncio.StreamReader, transport: asyncio.Transport) -> None:

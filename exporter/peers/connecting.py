@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal, TypeVar
 import aiohappyeyeballs
 from pydantic import BeforeValidator, Field, IPvAnyAddress
 
-from exporter.peers.certificates import is_literal, note_chain, note_leaf
+from exporter.peers.certificates import alert_after_handshake, is_literal, note_chain, note_leaf
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part, Tls
 from fleet.units import as_list
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
+ALERT_WITHIN = 2.0  # seconds that a server has to say why it ended a connection
 NEXT_ADDRESS_AFTER = 0.25  # seconds, of RFC 8305
 _VERSIONS = {
     "1.0": ssl.TLSVersion.TLSv1,
@@ -202,6 +203,26 @@ async def secure(
     peer: Any = secured.get_extra_info("ssl_object")
     note_leaf(peer.getpeercert(binary_form=True), peer.version(), seen)
     return secured
+
+
+async def refused_after_handshake(
+    address: str, port: int, server_name: str, tls: Tls, dial: Dial
+) -> ProbeFailure | None:
+    """Why a server ended a TLS connection before it said anything, where that is TLS' own matter.
+
+    The event loop does not tell; another connection does.
+    """
+    reader = asyncio.StreamReader()
+    try:
+        async with asyncio.timeout(ALERT_WITHIN):
+            again, _ = await _connect_any([address], port, lambda: asyncio.StreamReaderProtocol(reader), Seen(), dial)
+            try:
+                said = await alert_after_handshake(reader, again, server_name, tls)
+            finally:
+                again.abort()
+    except (ProbeFailure, TimeoutError):
+        return None
+    return ProbeFailure("tls", f"no TLS with {server_name}: {said}") if said else None
 
 
 async def note_served(host: str, port: int, server_name: str, seen: Seen, *, dial: Dial, tls: Tls) -> None:

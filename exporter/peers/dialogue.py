@@ -93,7 +93,7 @@ class Lines(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.unread = b""
-        self._closed = False
+        self._heard = self._closed = False
         self._more = asyncio.Event()
         self._transport: asyncio.Transport | None = None
 
@@ -101,10 +101,16 @@ class Lines(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
+        self._heard = True
         self.unread += data
         self._more.set()
         if len(self.unread) > LINE_LIMIT and self._transport is not None:
             self._transport.pause_reading()
+
+    @property
+    def ended_silently(self) -> bool:
+        """Whether the peer closed the connection before it said anything."""
+        return self._closed and not self._heard
 
     def eof_received(self) -> None:
         self._close()

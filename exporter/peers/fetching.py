@@ -11,7 +11,7 @@ from yarl import URL
 
 from exporter.expectations import EXAMINED, apart, excerpt, parse_json
 from exporter.peers import redirects
-from exporter.peers.connecting import connect, context_for, secure
+from exporter.peers.connecting import connect, context_for, refused_after_handshake, secure
 from exporter.peers.encodings import decoded
 from exporter.peers.exchange import Exchange, header
 from exporter.peers.requests import OAuth2, Proxy, Request, RequestOptions, token_request
@@ -200,6 +200,9 @@ async def _exchange(
     if failure is not None:
         if exchange.status:
             seen.gauges["service_http_status_code"] = exchange.status
+        if first is None and request.secure and request.proxy is None:
+            name = tls.server_name or request.host
+            failure = await refused_after_handshake(peer, request.port, name, tls, options) or failure
         raise failure
     return exchange, peer
 

@@ -1,6 +1,6 @@
 """The probes of what a host itself knows: containers, units, programs, ports. They share one reading of the host."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar
 
 from pydantic import Field
@@ -61,7 +61,7 @@ class PortOptions(HostOptions):
 
 
 async def probe_container(options: ContainerOptions, means: Means, seen: Seen) -> None:
-    found = (await _read(options, means, seen, docker.containers)).get(options.name)
+    found = (await _read(options, means, seen, docker.containers, partly=options.name)).get(options.name)
     if found is None:
         raise ProbeFailure("state", f"there is no container {options.name} on {means.host}")
     seen.evidence["container"] = f"{found.state}, {found.health or 'no health check'}, started {found.started}"
@@ -103,8 +103,13 @@ async def probe_port(options: PortOptions, means: Means, seen: Seen) -> None:
         raise ProbeFailure("state", f"nothing listens on port {options.listening} of {means.host}")
 
 
-async def _read(options: HostOptions, means: Means, seen: Seen, parse: Callable[[str], T]) -> T:
-    """What a reading of the host says for this probe. Raises ProbeFailure."""
+async def _read(
+    options: HostOptions, means: Means, seen: Seen, parse: Callable[[str], T], partly: str | None = None
+) -> T:
+    """What a reading of the host says for this probe. Raises ProbeFailure.
+
+    A reading that was not finished in time is good enough where it has come as far as the key `partly`.
+    """
     name = options.section.name
     try:
         reading = means.reading()
@@ -114,7 +119,9 @@ async def _read(options: HostOptions, means: Means, seen: Seen, parse: Callable[
         raise ProbeFailure("shell", str(error)) from error
     seen.phase("processing", took)
     if output.status in ENDED_BY_TIMEOUT:
-        raise ProbeFailure("timeout", f"{means.host}: {name} did not answer in time")
+        if isinstance(told, Mapping) and partly in told:
+            return told
+        raise ProbeFailure("shell", f"{means.host}: {name} did not answer in time")
     seen.evidence[name] = output.last_line
     if output.status != 0:
         raise ProbeFailure("shell", f"{means.host}: {name} cannot be asked: {seen.redact(output.last_line)}")

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator
 
 from exporter.expectations import excerpt
 from exporter.means import Means
-from exporter.peers.connecting import Dial, ProbeTls, connect, context_for, secure
+from exporter.peers.connecting import Dial, ProbeTls, connect, context_for, refused_after_handshake, secure
 from exporter.peers.dialogue import Dialogue, Lines, Step
 from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
@@ -38,6 +38,18 @@ async def probe_tcp(options: TcpOptions, _means: Means, seen: Seen) -> None:
     # What a dialogue turns to TLS later is not TLS at first.
     later = any(step.starttls for step in options.dialogue)
     transport, lines = await connect(host, port, Lines, seen, dial=options, tls=None if later else options.tls)
+    address = str(transport.get_extra_info("peername")[0])
+    try:
+        await _converse(options, transport, lines, seen)
+    except ProbeFailure as failure:
+        tls = options.tls
+        if tls is None or later or not lines.ended_silently or failure.reason != "protocol":
+            raise
+        refused = await refused_after_handshake(address, port, tls.server_name or host, tls, options)
+        raise refused or failure from failure
+
+
+async def _converse(options: TcpOptions, transport: asyncio.Transport, lines: Lines, seen: Seen) -> None:
     dialogue = Dialogue(lines.next, seen)
     try:
         for step in options.dialogue:

@@ -20,7 +20,7 @@ from exporter.metrics import Metrics
 from exporter.watch import Watcher
 from runtime.redaction import Redactor
 from tests.integration.conftest import start_supervisord
-from tests.support import eventually, inventory_of, patience, probed
+from tests.support import eventually, inventory_of, probed
 
 LOCAL = {"address": "127.0.0.1", "shell": "local"}
 
@@ -116,10 +116,14 @@ async def test_ports(tmp_path: Path) -> None:
     ("name", "script", "kind", "options", "reason", "said"),
     [
         ("docker", "echo 'permission denied while trying to connect' >&2; exit 1", "container", {"name": "it"}, "shell", "h: docker cannot be asked: permission denied"),
-        ("docker", "sleep 60", "container", {"name": "it"}, "timeout", "docker did not answer in time"),
+        ("docker", "sleep 60", "container", {"name": "it"}, "shell", "docker did not answer in time"),
+        ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tother/x,it\\trunning\\timage\\tUp 3 hours (healthy)\\n'", "container", {"name": "it"}, None, ""),
+        ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\texited\\timage\\tExited (137) 3 hours ago\\n'", "container", {"name": "it"}, "state", "is exited (exit 137), expected running"),
+        ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\trunning\\timage\\tUp 3 hours (unhealthy)\\n'", "container", {"name": "it"}, "state", "its health is unhealthy"),
         ("docker", "", "container", {"name": "it"}, "state", "no container it"),
         ("systemctl", "echo 'System has not been booted with systemd' >&2; exit 1", "unit", {"name": "it"}, "shell", "not been booted"),
         ("supervisorctl", "echo 'unix:///s.sock refused connection'; exit 4", "program", {"name": "it"}, "shell", "refused connection"),
+        ("supervisorctl", "echo 'unix:///s.sock no such file'", "program", {"name": "it"}, "shell", "no such file"),
         ("supervisorctl", "echo 'it   BACKOFF   Exited too quickly'; exit 3", "program", {"name": "it"}, "state", "is BACKOFF (Exited too quickly)"),
     ],
 )  # fmt: skip
@@ -133,7 +137,7 @@ async def test_tools_that_cannot_tell(
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
-    result = await probed(tmp_path, kind, options, patience(reason, "10s"))
+    result = await probed(tmp_path, kind, options, "10s")
     assert (result.reason, said in result.message) == (reason, True), result.message
     assert result.duration < 30
 
