@@ -111,6 +111,8 @@ async def _read(
     A reading that was not finished in time is good enough where it has come as far as the key `partly`.
     """
     name = options.section.name
+    late = ProbeFailure("shell", f"{means.host}: {name} did not answer in time")
+    seen.overdue = late  # the deadline says nothing of the service either
     try:
         reading = means.reading()
         seen.began = reading.began
@@ -121,7 +123,7 @@ async def _read(
     if output.status in ENDED_BY_TIMEOUT:
         if isinstance(told, Mapping) and partly in told:
             return told
-        raise ProbeFailure("shell", f"{means.host}: {name} did not answer in time")
+        raise late
     seen.evidence[name] = output.last_line
     if output.status != 0:
         raise ProbeFailure("shell", f"{means.host}: {name} cannot be asked: {seen.redact(output.last_line)}")
