@@ -26,7 +26,7 @@ def _time_of_day(text: str) -> str:
 
 TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
-OWN_LABELS = ("host", "group", "address")
+OWN_LABELS = ("host", "group", "address", "job", "instance")  # the last two are Prometheus' own
 
 
 class Collect(Part):

@@ -34,7 +34,11 @@ def _wrong(made: Dashboard) -> Dashboard:
         ("Services down", f"service:up:max{{{CHOSEN}}} == 0 {OF_GROUP}", "service:up:max"),
         ("Hosts down", f'ALERTS{{alertname="HostDown", alertstate="firing", {hosts}}}', "host_info"),
         ("GPUs unhealthy", f'max by (host, gpu) (gpu_healthy{{host=~"$host"}}) == 0 {OF_GROUP}', "gpu_healthy"),
-        ("Critical alerts", f'ALERTS{{alertstate="firing", severity="critical", host=~"$host"}} {OF_GROUP}', "up"),
+        (
+            "Critical alerts",
+            f'ALERTS{{alertstate="firing", severity="critical", host=~"$host"}} {OF_GROUP}',
+            'up{job="prometheus"}',
+        ),
         ("Breakers open", "max by (service) (defib_remediator_breaker_open) == 1", AUTOMATION),
     ):
         made = parts.add(made, number(title, "none", f"count({expression}) or 0 * count({known})", NONE_IS_WELL))

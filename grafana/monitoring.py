@@ -6,6 +6,7 @@ from grafana import parts
 from grafana.parts import GREEN, ORANGE, RED, UP_DOWN_WORDS, lines, number, query, rows
 
 EVERY = "[$__rate_interval]"
+PROGRAMS = 'job=~"defib-exporter|defib-remediator|prometheus|alertmanager"'
 
 
 def build() -> Dashboard:
@@ -18,9 +19,9 @@ def build() -> Dashboard:
 
 def _targets(made: Dashboard) -> Dashboard:
     values = {
-        "State": 'up{job=~"defib-.*|prometheus|alertmanager"}',
-        "Scrape": 'scrape_duration_seconds{job=~"defib-.*|prometheus|alertmanager"}',
-        "Samples": 'scrape_samples_scraped{job=~"defib-.*|prometheus|alertmanager"}',
+        "State": f"up{{{PROGRAMS}}}",
+        "Scrape": f"scrape_duration_seconds{{{PROGRAMS}}}",
+        "Samples": f"scrape_samples_scraped{{{PROGRAMS}}}",
     }
     loaded = parts.words({"1": ("taken", GREEN), "0": ("refused", RED)})
     configuration = (

@@ -1,5 +1,6 @@
 """What the dashboards are put together from: queries, panels with units and thresholds, variables, links."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -33,17 +34,39 @@ UP_OR_DOWN: Steps = ((None, RED), (1, GREEN))
 NONE_IS_WELL: Steps = ((None, GREEN), (1, RED))
 FULL: Steps = ((None, GREEN), (0.8, ORANGE), (0.9, RED))
 AVAILABILITY: Steps = ((None, RED), (0.99, ORANGE), (0.995, GREEN))
+# The job that publishes a metric: what other jobs serve under its name is not ours.
+JOBS = {
+    r"(service|provider|host|gpu|defib_exporter)_\w+": 'job="defib-exporter"',
+    r"defib_remediator_\w+": 'job="defib-remediator"',
+    r"defib_(build|config)_\w+": 'job=~"defib-(exporter|remediator)"',
+    r"prometheus_\w+": 'job="prometheus"',
+    r"alertmanager_\w+": 'job="alertmanager"',
+}
+STRING_OR_NAME = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<name>[a-zA-Z_][\w:]*)(?P<brace>{)?')
 Panel = TypeVar("Panel", timeseries.Panel, stat.Panel, table.Panel, statetimeline.Panel, bargauge.Panel)
+
+
+def of_job(expression: str) -> str:
+    """The expression with each metric selected from the job that publishes it."""
+
+    def selected(found: re.Match[str]) -> str:
+        name = found["name"] or ""
+        job = next((job for names, job in JOBS.items() if re.fullmatch(names, name)), "")
+        if not job:
+            return found[0]
+        return f"{name}{{{job}, " if found["brace"] else f"{name}{{{job}}}"
+
+    return STRING_OR_NAME.sub(selected, expression)
 
 
 def query(expression: str, legend: str = "", ref: str = "A") -> Dataquery:
     """A query over the time that is shown."""
-    return Dataquery().expr(expression).legend_format(legend or "__auto").ref_id(ref).range().datasource(SOURCE)
+    return Dataquery().expr(of_job(expression)).legend_format(legend or "__auto").ref_id(ref).range().datasource(SOURCE)
 
 
 def now(expression: str, ref: str = "A", legend: str = "") -> Dataquery:
     """A query of the last moment that is shown: what is not known then is not shown as it was."""
-    asked = Dataquery().expr(expression).ref_id(ref).instant().datasource(SOURCE)
+    asked = Dataquery().expr(of_job(expression)).ref_id(ref).instant().datasource(SOURCE)
     return asked.legend_format(legend or "__auto")
 
 
@@ -216,7 +239,7 @@ def variable(name: str, label: str, values: str, *, one: bool = False, offered: 
 
     All means whatever there is, an empty label too; where it is only what is `offered`, all of the choices before it count.
     """
-    made = QueryVariable(name).label(label).datasource(SOURCE).query({"query": values, "refId": name})
+    made = QueryVariable(name).label(label).datasource(SOURCE).query({"query": of_job(values), "refId": name})
     made = made.refresh(model.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(model.VariableSort.ALPHABETICAL_ASC)
     if one:
         return made
@@ -227,7 +250,9 @@ def variable(name: str, label: str, values: str, *, one: bool = False, offered: 
 
 def marks(name: str, expression: str, colour: str) -> AnnotationQuery:
     """Marks on every panel where an expression is not 0; `python -m grafana` gives them their words, from their labels."""
-    return AnnotationQuery().name(name).expr(expression).datasource(SOURCE).enable(enable=True).icon_color(colour)
+    return (
+        AnnotationQuery().name(name).expr(of_job(expression)).datasource(SOURCE).enable(enable=True).icon_color(colour)
+    )
 
 
 def add(made: Dashboard, *panels: Builder[model.Panel]) -> Dashboard:

@@ -74,7 +74,7 @@ async def history(peer: Peer, inventory: Inventory, since: float, until: float) 
     alerted = {service for _, service in alerts if service in inventory.services}
     near = sorted({name for service in alerted for name in (*group_of(service, groups), *_needs(inventory, service))})
     # Service identifiers hold no character that a regular expression or a string of PromQL would read, but the dot.
-    of = f'{{service=~"{"|".join(name.replace(".", "[.]") for name in near)}"}}'
+    of = f'{{job="defib-exporter",service=~"{"|".join(name.replace(".", "[.]") for name in near)}"}}'
 
     async def ask(query: str, *labels: str) -> Series:
         return await _ranges(peer, query, labels, since, until) if near else {}

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ THEIRS = {
     "alertmanager_alerts", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
     "alertmanager_notifications_total", "prometheus_config_last_reload_successful",
     "prometheus_notifications_dropped_total", "prometheus_rule_evaluation_failures_total",
-    "prometheus_rule_group_last_duration_seconds", "prometheus_tsdb_head_series",
-    "prometheus_tsdb_wal_corruptions_total",
+    "prometheus_rule_group_interval_seconds", "prometheus_rule_group_last_duration_seconds", "prometheus_tsdb_head_series",
 }  # fmt: skip
+EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER = "defib-exporter", "defib-remediator", "prometheus", "alertmanager"
+TRUSTED = {EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER}
 
 
 def rules(*paths: Path) -> list[dict[str, Any]]:
@@ -44,6 +46,18 @@ def ours() -> set[str]:
     return {family.name for family in (*FAMILIES, *collection.FAMILIES)} | own
 
 
+@cache
+def jobs() -> dict[str, set[str]]:
+    """The jobs that may publish each metric that is scraped; Prometheus itself adds `up` and the like to all of them."""
+    exporter = {family.name for family in (*FAMILIES, *collection.FAMILIES)} | own_metrics(ExporterMetrics().registry)
+    found = {name: {EXPORTER} for name in exporter}
+    for name in own_metrics(RemediatorMetrics().registry):
+        found[name] = found.get(name, set()) | {REMEDIATOR}
+    for name in THEIRS - {"ALERTS"}:
+        found[name] = {PROMETHEUS, ALERTMANAGER} & {name.partition("_")[0]} or TRUSTED
+    return found
+
+
 def known() -> set[str]:
     """Every name that an expression may use: metrics, the parts of histograms, what rules record, and others' own."""
     registries = (ExporterMetrics().registry, RemediatorMetrics().registry)
@@ -57,15 +71,47 @@ def named(expression: str) -> set[str]:
     return set(_named(promql_parser.parse(expression)))
 
 
+def taken_from_others(expression: str) -> set[str]:
+    """The metrics that an expression selects from jobs that do not publish them."""
+    publish = jobs()
+    return {
+        name
+        for selector in _selectors(promql_parser.parse(expression))
+        for name in _names(selector)
+        for allowed in [publish.get(name, publish.get(re.sub("_(bucket|sum|count)$", "", name)))]
+        if allowed is not None and not _jobs(selector) <= allowed
+    }
+
+
+def _jobs(selector: promql_parser.VectorSelector) -> set[str]:
+    """The jobs that a selector takes, among ours and some that might be anywhere."""
+    taken = {*TRUSTED, "node", "defib-other"}
+    for matcher in selector.matchers.matchers:
+        if matcher.name == "job" and matcher.op == promql_parser.MatchOp.Equal:
+            taken &= {matcher.value}
+        elif matcher.name == "job" and matcher.op == promql_parser.MatchOp.Re:
+            taken = {job for job in taken if re.fullmatch(matcher.value, job)}
+    return taken
+
+
 def _named(node: Any) -> Iterator[str]:
+    for selector in _selectors(node):
+        yield from _names(selector)
+
+
+def _names(selector: promql_parser.VectorSelector) -> Iterator[str]:
+    if selector.name:
+        yield selector.name
+    for matcher in selector.matchers.matchers:
+        if matcher.name == "__name__":
+            yield from re.findall(r"[a-zA-Z_:][a-zA-Z0-9_:]*", matcher.value)
+
+
+def _selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
     if isinstance(node, promql_parser.VectorSelector):
-        if node.name:
-            yield node.name
-        for matcher in node.matchers.matchers:
-            if matcher.name == "__name__":
-                yield from re.findall(r"[a-zA-Z_:][a-zA-Z0-9_:]*", matcher.value)
+        yield node
     for part in ("lhs", "rhs", "expr", "param", "vector_selector", "args"):
         below = getattr(node, part, None)
         for each in below if isinstance(below, list) else [below]:
             if each is not None:
-                yield from _named(each)
+                yield from _selectors(each)

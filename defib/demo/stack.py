@@ -76,7 +76,7 @@ class Stack:
     def __init__(self, keeper: Keeper, folder: Path, *, hurried: bool = True, fallback: str = "") -> None:
         self._keeper, self._folder = keeper, folder
         self._hurried, self._fallback = hurried, fallback
-        names = ("exporter", "remediator", "prometheus", "alertmanager")
+        names = ("exporter", "remediator", "prometheus", "alertmanager", "node")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.pids: dict[str, int] = {}
         self.client = httpx.AsyncClient(trust_env=False, timeout=30.0)
@@ -113,7 +113,7 @@ class Stack:
         await self.start_ours("exporter")
         await self.start_ours("remediator")
         await self.start_alertmanager()
-        await self._start_prometheus()
+        await self.start_prometheus()
         within = READY_WITHIN if self._hurried else UNHURRIED_WITHIN
         await self.wait_for("the Watchdog, from Prometheus to the remediator", self._watchdog_arrived, within)
 
@@ -129,7 +129,8 @@ class Stack:
     def log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
 
-    async def _start_prometheus(self) -> None:
+    async def start_prometheus(self) -> None:
+        """Start Prometheus."""
         config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
         if self._hurried:
             config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
@@ -175,11 +176,10 @@ class Stack:
         text = yaml.safe_dump(config, sort_keys=False)
         own = {
             "exporter:9999": "exporter", "remediator:9095": "remediator",
-            "alertmanager:9093": "alertmanager", "localhost:9090": "prometheus",
+            "alertmanager:9093": "alertmanager", "localhost:9090": "prometheus", "node-exporter:9100": "node",
         }  # fmt: skip
         for shipped, program in own.items():
             text = text.replace(shipped, f"127.0.0.1:{self.ports[program]}")
-        text = text.replace("node-exporter:9100", "127.0.0.1:9100")
         (self._folder / name).write_text(text.replace("secrets/webhook_token", str(self._folder / "token")))
 
     async def get(self, name: str, path: str) -> Any:

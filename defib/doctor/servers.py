@@ -6,8 +6,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
+import re2
 import yaml
 from pydantic import SecretStr
 
@@ -20,8 +22,10 @@ from runtime.errors import DefibError
 WITHIN = 5.0  # seconds for each answer
 CLOCK = 5.0  # seconds; a date in a header has whole ones
 CERTIFICATE_DAYS = 30
+LATELY = 300.0  # seconds; for that long Prometheus takes a sample as current
 WATCHDOG, UNSENT = 120.0, 300.0  # seconds, as the alerts have them
 OURS = ("defib-exporter", "defib-remediator")
+RECORDED = ("service:up:max", "host:up:max", "ALERTS")  # some of what an alert or a dashboard is made from
 WEBHOOK = "/webhook/alertmanager"
 
 
@@ -132,6 +136,10 @@ async def prometheus(inventory: Inventory) -> Sequence[Finding]:
             down = [f"{each['scrapeUrl']}: {each['lastError']}" for each in told if each["health"] != "up"]
             problem = ", ".join(down) if told else "it has no such job"
             server.found(f"scrapes {job}", problem, "see scrape_configs in alerts/prometheus.yml, and its token")
+        await _labels(server)
+        config = await server.get("/api/v1/status/config")
+        if config is not None:
+            _recorded(server, yaml.safe_load(config.json()["data"]["yaml"]).get("scrape_configs") or [])
         rules = await server.get("/api/v1/rules?type=alert")
         if rules is not None:
             _rules(server, rules.json()["data"]["groups"])
@@ -140,6 +148,43 @@ async def prometheus(inventory: Inventory) -> Sequence[Finding]:
             known = managers.json()["data"]["activeAlertmanagers"]
             server.found("knows an Alertmanager", "" if known else "it knows none", "see `alerting:` in prometheus.yml")
     return server.findings
+
+
+async def _labels(server: _Server) -> None:
+    """Whether Prometheus keeps our labels: where a target has one of the same name, ours is renamed to `exported_…`."""
+    ours = f'job=~"{"|".join(OURS)}"'
+    lately = urlencode({"match[]": f"{{{ours}}}", "start": int(time.time() - LATELY)})
+    listed = await server.get(f"/api/v1/labels?{lately}")
+    if listed is None:
+        return
+    replaced = []
+    for name in filter(None, (re.fullmatch(r"exported_(\w+)", label) for label in listed.json()["data"])):
+        query = f'count by (job, {name[1]}) ({{{ours}, {name[0]}!="", {name[1]}!=""}})'
+        counted = await server.get(f"/api/v1/query?{urlencode({'query': query})}")
+        for series in counted.json()["data"]["result"] if counted is not None else ():
+            labels, count = series["metric"], series["value"][1]
+            target = f'the target\'s {name[1]}="{labels[name[1]]}" replaces that label'
+            replaced.append(f"{target} of {count} series of {labels['job']} (now {name[0]})")
+    mend = "set honor_labels: true for the job in prometheus.yml, or remove that label there: docs/alerts.md"
+    server.found("keeps our labels", ", ".join(replaced), mend, grave=False)
+
+
+def _recorded(server: _Server, jobs: list[Any]) -> None:
+    """Whether a job can serve what rules record: what it scrapes could then raise alerts, or end them."""
+    may = {job["job_name"]: [name for name in RECORDED if _is_taken(name, job)] for job in jobs}
+    problem = "; ".join(f"{job} may serve {', '.join(names)}" for job, names in may.items() if names)
+    mend = "give each the metric_relabel_configs of alerts/prometheus.yml: docs/alerts.md"
+    server.found("takes recorded names from no job", problem, mend, grave=False)
+
+
+def _is_taken(name: str, job: Any) -> bool:
+    """Whether a job's samples of that name are stored."""
+    for rule in job.get("metric_relabel_configs") or []:
+        if rule.get("source_labels") == ["__name__"]:
+            matches = re2.fullmatch(rule.get("regex", ".*"), name) is not None
+            if (rule.get("action") == "drop" and matches) or (rule.get("action") == "keep" and not matches):
+                return False
+    return True
 
 
 def _rules(server: _Server, groups: list[Any]) -> None:

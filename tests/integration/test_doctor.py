@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import signal
 import stat
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
@@ -97,14 +99,14 @@ async def test_targets_and_rules_of_one_name_are_all_looked_at(tmp_path: Path) -
     ]
     answers = {
         "targets": {"activeTargets": targets}, "rules": {"groups": [{"rules": rules}]},
-        "alertmanagers": {"activeAlertmanagers": [{}]},
+        "alertmanagers": {"activeAlertmanagers": [{}]}, "labels": [], "status/config": {"yaml": "{}"},
     }  # fmt: skip
 
     async def answer(request: web.Request) -> web.Response:
         return web.json_response({"data": answers[request.match_info["what"]]})
 
     app = web.Application()
-    app.router.add_get("/api/v1/{what}", answer)
+    app.router.add_get("/api/v1/{what:.+}", answer)
     async with TestServer(app) as server:
         written = {"remediator": {"prometheus_url": str(server.make_url("")).rstrip("/")}}
         made = await asyncio.to_thread(inventory_of, tmp_path, written)
@@ -181,6 +183,52 @@ async def stack(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Stack]:
     made = Stack(keeper, tmp_path)
     yield made
     await made.client.aclose()
+
+
+@pytest.mark.needs("prometheus")
+@pytest.mark.timeout(180)
+async def test_labels_of_a_target_in_prometheus(keeper: Keeper, tmp_path: Path, stack: Stack) -> None:
+    """As shipped they change no label of ours; without `honor_labels` they do, and the doctor says so.
+
+    It also says which job may serve what rules record.
+    """
+    config = stack.configuration({"services": {"web": {"probe": {"every": "1s", "http": {"url": NOWHERE}}}}})
+    await stack.start_ours("exporter")
+    await stack.start_prometheus()
+    path = tmp_path / "prometheus.yml"
+    written = yaml.safe_load(path.read_text())
+    (job,) = (job for job in written["scrape_configs"] if job["job_name"] == "defib-exporter")
+    (target,) = job["static_configs"]
+
+    async def take(service: str, ours: str) -> None:
+        """Have Prometheus take a target with a label `service`, and wait until it has scraped it."""
+        target["labels"] = {"service": service}
+        path.write_text(yaml.safe_dump(written))
+        await keeper.kill(stack.pids["prometheus"], signal.SIGHUP)
+        await eventually(lambda: answered(f'up{{job="defib-exporter", service="{service}"}} == 1'))
+        await eventually(lambda: answered(f'service_up{{{ours}="web"}} == 0'))
+
+    async def answered(query: str) -> bool:
+        answer = await stack.client.get(f"{stack.url('prometheus')}/api/v1/query", params={"query": query})
+        return bool(answer.json()["data"]["result"])
+
+    await take("platform", "service")
+    _, findings = await found(config)
+    for check in ("keeps our labels", "takes recorded names from no job"):
+        assert result_of(findings, "prometheus", check) == "pass"
+    del job["honor_labels"]
+    del job["metric_relabel_configs"]
+    await take("billing", "exported_service")
+    _, findings = await found(config)
+    (label,) = (each for each in findings if each["check"] == "keeps our labels")
+    assert label["result"] == "warn"
+    assert 'service="billing"' in label["seen"]
+    assert "exported_service" in label["seen"]
+    assert "platform" not in label["seen"]
+    assert "honor_labels: true" in label["mend"]
+    (names,) = (each for each in findings if each["check"] == "takes recorded names from no job")
+    assert names["result"] == "warn"
+    assert names["seen"] == "defib-exporter may serve service:up:max, host:up:max, ALERTS"
 
 
 @pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd")

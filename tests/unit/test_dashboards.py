@@ -9,8 +9,9 @@ import yaml
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from grafana.__main__ import DASHBOARDS, FOLDER, rendered
+from grafana.parts import of_job
 from tests.dashboards import WRITTEN, Query, panels, queries
-from tests.names import known, named
+from tests.names import known, named, taken_from_others
 
 NAMES = sorted(DASHBOARDS)
 WIDTH = 24
@@ -32,6 +33,19 @@ def test_the_schema_knows_all_that_is_in_it(name: str) -> None:
 @pytest.mark.parametrize("query", queries(), ids=lambda query: str(query.where))
 def test_a_query_names_only_metrics_that_exist(query: Query) -> None:
     assert named(query.asked) - known() == set()
+
+
+@pytest.mark.parametrize("query", queries(), ids=lambda query: str(query.where))
+def test_a_query_selects_the_job_that_publishes_a_metric(query: Query) -> None:
+    assert taken_from_others(query.asked) == set()
+
+
+def test_jobs_are_selected_outside_of_strings_and_of_recorded_names() -> None:
+    asked = 'sum(service_up) / gpu_count{host="service_up"} > service:up:max and on (host) host_info{}'
+    assert of_job(asked) == (
+        'sum(service_up{job="defib-exporter"}) / gpu_count{job="defib-exporter", host="service_up"}'
+        ' > service:up:max and on (host) host_info{job="defib-exporter", }'
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -170,6 +170,10 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
             "a.yaml:1: hosts.a.labels: host is a label of its own already, or reserved",
         ),
         (
+            "hosts: {a: {address: h, labels: {job: x}}}",
+            "a.yaml:1: hosts.a.labels: job is a label of its own already, or reserved",
+        ),
+        (
             "services: {web: {probe: {http: {url: 'http://u:p@h/'}}}}",
             "a.yaml:1: services.web.probe.http.url: holds credentials: write them as `auth:`",
         ),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.names import RULES, known, named, rules
+from tests.names import RULES, TRUSTED, known, named, rules, taken_from_others
 
 ROOT = Path(__file__).parents[2]
 ALERTS = [rule for rule in rules() if "alert" in rule]
@@ -39,6 +39,45 @@ def test_what_does_not_exist_is_seen() -> None:
     assert named('{__name__=~"nope_a|up"}') - known() == {"nope_a"}
     with pytest.raises(ValueError, match="promql"):
         named("a +")
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert", rule.get("record"))))
+def test_a_rule_selects_the_job_that_publishes_a_metric(rule: dict[str, Any]) -> None:
+    assert taken_from_others(rule["expr"]) == set()
+
+
+def test_what_is_taken_from_another_job_is_seen() -> None:
+    for expression in (
+        "service_up", 'rate(service_up{job=~".+"}[5m])', 'service_up{job="node"}', 'service_up{job=~"defib-.*"}',
+        'service_up{job="defib-exporter"} or on () (sum(max_over_time(service_up[1h:1m])))',
+        '{__name__=~"service_up|service_info", job="defib-exporter"} or service_up{service="web"}',
+    ):  # fmt: skip
+        assert taken_from_others(expression) == {"service_up"}, expression
+    assert taken_from_others("defib_remediator_action_duration_seconds_bucket + up") == {
+        "defib_remediator_action_duration_seconds_bucket",
+        "up",
+    }
+    assert taken_from_others('service_up{job="defib-exporter"} * service:up:max * ALERTS') == set()
+    assert taken_from_others('defib_build_info{job=~"defib-(exporter|remediator)"}') == set()
+
+
+def test_no_job_can_serve_what_the_rules_record_and_the_node_job_serves_its_own_names_only() -> None:
+    jobs = {
+        job["job_name"]: job
+        for job in yaml.safe_load((ROOT / "alerts" / "prometheus.yml").read_text())["scrape_configs"]
+    }
+    assert set(jobs) == {*TRUSTED, "node"}
+    recorded = {rule["record"] for rule in rules() if "record" in rule} | {"ALERTS", "ALERTS_FOR_STATE"}
+    for job in jobs.values():
+        (dropped,) = (each for each in job["metric_relabel_configs"] if each["action"] == "drop")
+        assert dropped["source_labels"] == ["__name__"]
+        assert all(re.fullmatch(dropped["regex"], name) for name in recorded)
+        assert not any(re.fullmatch(dropped["regex"], name) for name in known() - recorded)
+    node = jobs["node"]
+    assert {"source_labels": ["__name__"], "regex": "node_.*", "action": "keep"} in node["metric_relabel_configs"]
+    assert (node["honor_labels"], node["honor_timestamps"], node["follow_redirects"]) == (False, False, False)
+    assert {"body_size_limit", "sample_limit", "label_limit", "label_value_length_limit"} <= set(node)
+    assert {name for name, job in jobs.items() if job.get("honor_labels")} == {"defib-exporter", "defib-remediator"}
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
