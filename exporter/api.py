@@ -78,7 +78,7 @@ class _Api:
         await response.write(b'{"services": [')
         watches = list(self._watcher.watches.values())
         for start in range(0, len(watches), TOLD_AT_ONCE):
-            told = ", ".join(json.dumps(summary(watch)) for watch in watches[start : start + TOLD_AT_ONCE])
+            told = ", ".join(json.dumps(self._summary(watch)) for watch in watches[start : start + TOLD_AT_ONCE])
             await response.write(f"{', ' if start else ''}{told}".encode())
             await asyncio.sleep(0)
         await response.write(b"]}")
@@ -87,12 +87,13 @@ class _Api:
 
     async def service(self, request: web.Request) -> web.Response:
         watch = self._watch(request)
-        return web.json_response({**summary(watch), "failures": [outcome(each) for each in watch.recent]})
+        return web.json_response({**self._summary(watch), "failures": [outcome(each) for each in watch.recent]})
 
     async def probe(self, request: web.Request) -> web.Response:
         watch = self._watch(request)
         result = await self._watcher.probe_now(watch)
-        return web.json_response({"service": watch.service.id, "up": watch.state.up, **outcome(result)})
+        known = {"digest": watch.service.digest, "host_up": self._watcher.host_up(watch.service.host)}
+        return web.json_response({"service": watch.service.id, "up": watch.state.up, **outcome(result), **known})
 
     async def reload(self, _request: web.Request) -> web.Response:
         try:
@@ -101,6 +102,9 @@ class _Api:
             raise Problem(400, "bad_configuration", f"the old configuration stays: {error}") from error
         return web.json_response({"services": len(self._watcher.watches)})
 
+    def _summary(self, watch: Watch) -> dict[str, Any]:
+        return summary(watch, self._watcher.host_up(watch.service.host))
+
     def _watch(self, request: web.Request) -> Watch:
         watch = self._watcher.watches.get(request.match_info["id"])
         if watch is None:
@@ -108,11 +112,11 @@ class _Api:
         return watch
 
 
-def summary(watch: Watch) -> dict[str, Any]:
+def summary(watch: Watch, host_up: bool | None) -> dict[str, Any]:
     """One service as the API tells it.
 
     `since` is when `up` was decided or last changed, and `unchanged_for_seconds` how long ago that is, which no change
-    of a clock changes.
+    of a clock changes. `host_up` is whether its host's shell answered last, None where that is not known.
     """
     service, state = watch.service, watch.state
     now = asyncio.get_running_loop().time()
@@ -128,6 +132,8 @@ def summary(watch: Watch) -> dict[str, Any]:
         "last_success": rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
         "last": None if watch.last is None else outcome(watch.last),
+        "digest": service.digest,
+        "host_up": host_up,
     }
 
 

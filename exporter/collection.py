@@ -72,6 +72,7 @@ class Collection:
         self._page, self._shells, self._readings, self._redact = page, shells, readings, redact
         self._random = randomness
         self._runs: dict[str, Run] = {}
+        self.answered: dict[str, bool] = {}  # by host: whether its shell answered last
 
     def wanted(self, hosts: Mapping[str, Host]) -> dict[str, list[Section]]:
         """What shared collectors want to be read of each host, beside what probes do."""
@@ -94,6 +95,7 @@ class Collection:
             run.host = fresh[key].host  # with other labels, perhaps
         for name in {run.host.name for run in gone} - {run.host.name for run in fresh.values()}:
             self._page.drop(f"up {name}")
+            self.answered.pop(name, None)
         for key, run in fresh.items():
             if key not in self._runs:
                 self._runs[key] = run
@@ -144,6 +146,7 @@ class Collection:
         samples.add("host_collect_duration_seconds", took, collector=run.name)
         self._page.put(run.key, samples.lines)
         up = labels({"host": run.host.name, "group": run.host.group})
+        self.answered[run.host.name] = answered
         told = {"host_up": f"host_up{{{up}}} {int(answered)}\n"}
         if answered or key_changed:
             told["host_key_changed"] = f"host_key_changed{{{up}}} {int(key_changed)}\n"

@@ -143,6 +143,10 @@ class Watcher:
     def ssh_connections(self) -> Mapping[str, int]:
         return self._shells.connections()
 
+    def host_up(self, name: str) -> bool | None:
+        """Whether a host's shell answered its collectors last; None where none has asked it yet."""
+        return self._collection.answered.get(name)
+
     async def probe_now(self, watch: Watch) -> Result:
         """Probe after this call began, whatever the schedule; a probe in flight is waited for, never reused."""
         async with watch.lock:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fleet.crosschecks import check_references
+from fleet.digests import digest
 from fleet.documents import ConfigurationError, Document, Location, Wrong, read
 from fleet.endpoints import Basic, Part
 from fleet.kinds import Kinds, OptionsOf
@@ -52,7 +53,15 @@ def load(
         raise ConfigurationError(_ordered(wrongs, Redactor(resolver.secrets))) from None
     if wrongs:
         raise ConfigurationError(_ordered(wrongs, Redactor(resolver.secrets)))
+    _digest(document, inventory)
     return Loaded(inventory, frozenset(resolver.secrets | set(_secrets(inventory))))
+
+
+def _digest(document: Document, inventory: Inventory) -> None:
+    """Give every service the digest of its probe and host as they were written."""
+    services, hosts = (document.value.get(section, {}) for section in ("services", "hosts"))
+    for name, service in inventory.services.items():
+        service._digest = digest(service, services[name]["probe"], inventory.hosts, hosts)  # noqa: SLF001
 
 
 def _ordered(wrongs: list[Wrong], redact: Redactor) -> list[Wrong]:

@@ -166,6 +166,12 @@ class Service(Part):
     runbook: str = ""
     remediation: ServiceRemediation = ServiceRemediation()
     _id: str = ""
+    _digest: str = ""
+
+    @property
+    def digest(self) -> str:
+        """What its probe and host say, as `fleet.digests` makes it; empty where they were not loaded from files."""
+        return self._digest
 
     @property
     def id(self) -> str:

@@ -53,6 +53,7 @@ class Actor:
         self._group: asyncio.TaskGroup | None = None  # there is none before the start and after the stop
         self._claiming = asyncio.Lock()
         self._commanding: set[asyncio.Task[Any]] = set()
+        self._running: dict[int, tuple[Claim, asyncio.Task[None]]] = {}  # by action
 
     async def begin(self, group: asyncio.TaskGroup) -> None:
         """Act from now on; what a crash left half done is taken up."""
@@ -79,8 +80,12 @@ class Actor:
         await self._shells.close()
 
     async def take(self, inventory: Inventory, exporter: Exporter) -> None:
-        """Go on with another inventory."""
+        """Go on with another inventory; what runs on a service that it does not have any more is given up."""
         self._inventory, self._exporter = inventory, exporter
+        for action, task in list(self._running.values()):
+            if action.service not in inventory.services:
+                task.cancel()
+                await self._end(action, "unknown", "the service was removed from the inventory, or renamed, meanwhile")
         await self._shells.reload(inventory.hosts)
 
     async def act(
@@ -100,7 +105,9 @@ class Actor:
 
     def _start(self, work: Coroutine[Any, Any, None], action: Claim) -> None:
         assert self._group is not None  # noqa: S101 - nothing is claimed where nothing may act
-        self._group.create_task(self._guarded(work, action), name=f"{action.kind} {action.service}")
+        task = self._group.create_task(self._guarded(work, action), name=f"{action.kind} {action.service}")
+        self._running[action.id] = action, task
+        task.add_done_callback(lambda _task: self._running.pop(action.id, None))
 
     async def _guarded(self, work: Coroutine[Any, Any, None], action: Claim) -> None:
         try:
@@ -179,13 +186,17 @@ class Actor:
         if action.command == "failed":
             await self._end(action, "failed", action.why or "the command said that it failed")
             return
-        why = await self._verify(action, service)
+        why, seen = "", True
+        try:
+            why = await self._verify(action, service) or ""
+        except _NotSeen as error:
+            why, seen = str(error), False
         await self._keep_after(action, service)
-        if why is None:
+        if not why:
             await self._end(action, action.command or "unknown", action.why, came_back=True)
         else:
-            state: CommandOutcome = "failed" if action.command == "succeeded" else "unknown"
-            await self._end(action, state, "; ".join(part for part in (action.why, why) if part))
+            state: CommandOutcome = "failed" if action.command == "succeeded" and seen else "unknown"
+            await self._end(action, state, "; ".join(part for part in (action.why, why) if part), seen=seen)
 
     async def _keep_after(self, action: Claim, service: Service) -> None:
         """Keep how the target stands after the command, and what the exporter says of it."""
@@ -198,7 +209,10 @@ class Actor:
             await self._store(actions.facts_after, action, facts.told())
 
     async def _verify(self, action: Claim, service: Service) -> str | None:
-        """None once the service was up within `start_within` and stayed so for `hold`, else what was seen instead."""
+        """None once the service was up within `start_within` and stayed so for `hold`, else what was seen instead.
+
+        Raises _NotSeen where nobody could see it.
+        """
         control, rules = service.control, self._inventory.remediation.of(service)
         start_within = control.start_within if control else 0.0
         ends = (action.command_ended_at or action.claimed_at) + start_within
@@ -207,7 +221,6 @@ class Actor:
             ends = max(ends, action.claimed_at + control.timeout + KILL_AFTER)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + max(0.0, ends - self._database.clock.now())
-        last = "it was not probed"
         look = FIRST_LOOK
         while True:
             try:
@@ -215,8 +228,11 @@ class Actor:
                 if seen.success and seen.up:
                     break
                 last = f"{seen.reason}: {seen.message}" if not seen.success else "not up for long enough"
+                checked = seen.success or seen.reason not in rules.never_for
             except PeerError as error:
-                last = f"the exporter could not be asked: {error}"
+                last, checked = f"the exporter could not be asked: {error}", False
+            if loop.time() >= deadline and not checked:
+                raise _NotSeen(f"whether it is up could not be seen; {last}")
             if loop.time() >= deadline:
                 return f"not up within {start_within:g} s; {last}"
             await asyncio.sleep(min(look, max(0.05, deadline - loop.time())))
@@ -244,7 +260,9 @@ class Actor:
                 seen = await self._exporter.probe(service.id, service.probe.timeout)
             except PeerError as error:
                 if loop.time() > patience:
-                    return f"not seen up after {hold:g} s: the exporter could not be asked: {error}"
+                    raise _NotSeen(
+                        f"whether it is up after {hold:g} s could not be seen; the exporter could not be asked: {error}"
+                    ) from error
             else:
                 looks += 1
                 if seen.success:
@@ -270,14 +288,17 @@ class Actor:
         why: str,
         *,
         reached: bool = True,
+        seen: bool = True,
         came_back: bool = False,
         blocked: Blocked | None = None,
     ) -> None:
         now = self._database.clock.now()
-        await self._store(
+        ended = await self._store(
             actions.action_ended, action, state, why, self._inventory, now,
-            reached=reached, came_back=came_back, blocked=blocked,
+            reached=reached, seen=seen, came_back=came_back, blocked=blocked,
         )  # fmt: skip
+        if not ended:
+            return
         log.info("action ended", service=action.service, action=action.id, state=state, why=why or None)
         self._metrics.actions.labels(action.service, action.kind, state).inc()
         self._metrics.action_duration.observe(max(0.0, now - action.claimed_at))
@@ -285,6 +306,10 @@ class Actor:
 
 
 Doing = Verb | Step
+
+
+class _NotSeen(DefibError):  # noqa: N818 - no error of ours
+    """A verification could not be made: whether the service is up is not known."""
 
 
 def probed(seen: Observation) -> str:

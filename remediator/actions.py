@@ -10,7 +10,7 @@ from fleet.model import Inventory, Service, Step
 from fleet.notify import Notify
 from remediator.incidents import cancel_queued, decided, note, open_of, tell_of
 from remediator.policy import Blocked, Decision, Situation, allowed, decide, held_for_person, next_step
-from remediator.schema import actions, evidence, incidents
+from remediator.schema import actions, evidence
 from remediator.situations import past_of, situation_now
 
 CommandOutcome = Literal["succeeded", "failed", "unknown"]
@@ -210,12 +210,6 @@ def reset(connection: Connection, service: Service, by: str, now: float) -> int:
     return done.id
 
 
-def breakers(connection: Connection) -> list[str]:
-    """The services whose attempts are used up, and which are still down."""
-    used_up = (incidents.c.state == "open") & (incidents.c.reason == "attempts-used-up")
-    return list(connection.scalars(select(incidents.c.service).where(used_up)))
-
-
 def running_actions(connection: Connection) -> list[Claim]:
     rows = connection.execute(select(actions).where(actions.c.state == "running").order_by(actions.c.id))
     return [
@@ -272,21 +266,28 @@ def action_ended(
     now: float,
     *,
     reached: bool = True,
+    seen: bool = True,
     came_back: bool = False,
     blocked: Blocked | None = None,
-) -> None:
-    """End an action, which frees its locks; that a service did not come back is told.
+) -> bool:
+    """End an action, which frees its locks; that a service did not come back is told. False where it has ended before.
 
-    Not having reached the host costs no attempt.
+    Not having reached the host costs no attempt, nor does it where nobody could see what came of it.
     """
     values: dict[str, Any] = {"state": state, "ended_at": now, "why": why or None, "blocked": blocked}
     if not reached:
         values |= {"counts": 0, "command": "failed", "command_ended_at": now}
-    connection.execute(update(actions).where(actions.c.id == action.id).values(**values))
+    if not seen:
+        values["counts"] = 0
+    running = (actions.c.id == action.id) & (actions.c.state == "running")
+    if not connection.execute(update(actions).where(running).values(**values)).rowcount:
+        return False
     if action.incident_id is None:
-        return
+        return True
     note(connection, action.incident_id, now, "action-ended", action=action.id, state=state, why=why)
-    if not came_back and action.kind != "stop":
+    if not seen:
+        tell_of(connection, inventory.notify, action.incident_id, "blind", {"service": action.service, "why": why}, now)
+    elif not came_back and action.kind != "stop":
         content = _told(connection, action, inventory) | {"why": why, "output": action.output[-1000:]}
         if blocked is not None:
             content["last"] = True
@@ -294,6 +295,7 @@ def action_ended(
         once = f"unreached incident {action.incident_id} {blocked or ''}".strip()
         about = f"could_not_restart action {action.id}" if reached else once
         tell_of(connection, inventory.notify, action.incident_id, "could_not_restart", content, now, about)
+    return True
 
 
 def _told(connection: Connection, action: Claim, inventory: Inventory) -> dict[str, Any]:

@@ -8,18 +8,17 @@ from aiohttp import web
 from prometheus_client import generate_latest
 from sqlalchemy import Connection
 
-from remediator import actions, incidents, intake, marks, pages, people, situations, switches
+from remediator import incidents, intake, marks, pages, people, situations, switches
 from remediator.database import Database, StorageError
 from remediator.engine import Engine
 from remediator.metrics import Metrics
 from remediator.notices import outbox
 from remediator.policy import Present
-from remediator.webhook import NotADelivery, TooManyAlerts, parse
+from remediator.webhook import WEBHOOK, NotADelivery, TooManyAlerts, parse
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 from runtime.web import Needs, Problem, add_route
 
-WEBHOOK = "/webhook/alertmanager"
 PAGE = 100
 log = structlog.get_logger()
 
@@ -73,7 +72,7 @@ class _Api:
             delivery = parse(await _body(request))
             alerts = delivery.alerts
             now = self._database.clock.now()
-            await self._database.run_first(intake.receive, alerts, self._engine.inventory, now)
+            await self._database.run_first(intake.receive, alerts, self._engine.inventory, now, delivery.receiver)
         except NotADelivery as error:
             raise Problem(400, "not_a_delivery", str(error)) from error
         except (web.HTTPRequestEntityTooLarge, TooManyAlerts) as error:
@@ -89,6 +88,7 @@ class _Api:
         if delivery.truncated:
             self._metrics.truncated.inc(delivery.truncated)
             log.warning("Alertmanager left alerts out of a delivery (max_alerts)", alerts=delivery.truncated)
+            self._engine.reconcile_soon()
         # A host that is down matters to all that runs there.
         of_hosts = any("service" not in alert.labels for alert in alerts)
         self._engine.wake(None if of_hosts else {alert.labels["service"] for alert in alerts})
@@ -177,7 +177,7 @@ def _gauges(connection: Connection, now: float) -> _Gauges:
         incidents.queued_since(connection),
         switches.automation(connection).enabled,
         watchdog.at if watchdog is not None else None,
-        actions.breakers(connection),
+        situations.breakers(connection),
         situations.present_of(connection, "", "", now),
     )
 

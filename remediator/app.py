@@ -50,7 +50,14 @@ async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redacto
     database = await asyncio.to_thread(Database, inventory.remediator.database)
     parts = _Parts.built(inventory, peers, database, redact)
     reload = _Reload(load, parts, peers, access)
-    app = application(access, web_config, ready=lambda: True, max_body=MAX_BODY, refused=tell_refusals(parts.metrics))
+    app = application(
+        access,
+        web_config,
+        ready=lambda: True,
+        ill=database.lost,
+        max_body=MAX_BODY,
+        refused=tell_refusals(parts.metrics),
+    )
     parts.add_routes(app, reload)
     parts.metrics.reloaded(successful=True)
     try:

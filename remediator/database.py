@@ -64,6 +64,7 @@ class Database:
             self._release()
             raise StartError(f"the database {path} was written by another version of Defib: {error}") from error
         mark_begun(self._lock)
+        self._path, self._file = path, _file_at(path)
 
     async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one transaction, durable when this returns, soon. Raises StorageError."""
@@ -74,6 +75,8 @@ class Database:
         """As `run`, before what waits there: deliveries and actions come before decisions. Raises StorageError."""
 
         def transaction() -> T:
+            if (lost := self.lost()) is not None:
+                raise StorageError(lost)
             with self._engine.begin() as connection:
                 return work(connection, *args, **kwargs)
 
@@ -82,6 +85,17 @@ class Database:
             return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
         except DBAPIError as error:
             raise StorageError(f"the database refused: {error.orig}") from error
+
+    def lost(self) -> str | None:
+        """What is wrong where the file that we opened is not in its place any more: all that we wrote would be lost."""
+        found = _file_at(self._path)
+        if found == self._file:
+            return None
+        how = "deleted" if found is None else "replaced"
+        return (
+            f"the database {self._path} was {how} while the remediator runs: nothing is taken in and nothing is done;"
+            " stop the remediator, put a backup in its place (defib restore) and start it again"
+        )
 
     async def keep_time(self) -> None:
         """Keep how late it is. Raises StorageError."""
@@ -108,6 +122,15 @@ class Database:
             command.upgrade(config, "head")
             offset = clock.take_up(connection, clock.boot_id(), clock.since_boot(), calendar())
         return SteadyClock(offset, calendar=calendar)
+
+
+def _file_at(path: Path) -> tuple[int, int] | None:
+    """The device and the inode of a file, None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _own(path: Path) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 
+from fleet.digests import differ
 from fleet.model import Inventory, Remediation, Service
 from remediator import actions, incidents, intake, policy
 from remediator.acting import Actor, probed
@@ -19,16 +20,18 @@ from remediator.notices.outbox import Batch
 from remediator.notices.sender import Sender
 from remediator.observer import REMEMBERS_AFTER, Observer
 from remediator.peers import Alertmanager, Exporter, PeerError
-from remediator.policy import DECIDE_AGAIN, Decision, Situation, decide
+from remediator.policy import DECIDE_AGAIN, Decision, Observation, Situation, decide
+from remediator.webhook import WATCHDOG
 from runtime.redaction import Redactor
 
 TOGETHER = 0.01  # seconds: what changes within them is looked at in one go
 BY_ACTIONS = ("target-busy", "host-busy", "fleet-busy", "dependency-down")
 RECONCILE_FIRST = 5.0
 RECONCILE_EVERY = 60.0
+RECONCILE_PAUSE = 2.0  # seconds between two rounds at least
 SETTLED = 10.0  # an alert seen this lately may be newer than Alertmanager's list
 LONG_UP = 300.0
-UNOBSERVED_AFTER = 600.0  # how long an incident without alerts may wait for the exporter's word
+DOWN_UNALARMED = 60.0  # how long a service may be down without an alert before people are told
 SETTLE_AGAIN = 5.0
 BLIND_TOO_LONG = 600.0
 DETAILS_WITHIN, DETAILS_AGAIN = 2.0, 15.0
@@ -60,6 +63,9 @@ class Engine:
         self._due: set[str] = set()  # services to decide about now, whatever stands there
         self._all = True
         self._ask_details_from = 0.0
+        self._delivered = asyncio.Event()  # set: alerts may have ended, or fire again
+        self._mismatched: frozenset[str] = frozenset()
+        self._compare = asyncio.Event()  # set: reconcile now
         self._news: set[str] = set()  # services of which something changed while they were attended to
 
     def wake(self, services: Collection[str] | None = None) -> None:
@@ -72,6 +78,7 @@ class Engine:
             self._due.update(services)
             self._news.update(busy.intersection(services))
         self._wake.set()
+        self._delivered.set()
         self._sender.wake()
 
     def _acted(self, service: str) -> None:
@@ -83,13 +90,19 @@ class Engine:
         self.inventory, self._exporter, self._alertmanager = inventory, exporter, alertmanager
         self._observer.take(inventory, exporter, alertmanager)
         await self.actor.take(inventory, exporter)
+        self.reconcile_soon()
         self.wake()
+
+    def reconcile_soon(self) -> None:
+        """Compare with the exporter and with Alertmanager now, not at the next turn."""
+        self._compare.set()
 
     async def run(self) -> None:
         """Take up what a crash left, then attend to open incidents until cancelled."""
         async with asyncio.TaskGroup() as group:
             await self.actor.begin(group)
             group.create_task(self._reconcile_always(), name="reconcile")
+            group.create_task(self._follow_up_always(), name="follow up")
             while True:
                 self._wake.clear()
                 await self._attend_to_all(group)
@@ -156,9 +169,9 @@ class Engine:
         decision = decide(service, rules, situation)
         if decision.verb == "act" and service is not None:
             return await self._try_to_act(incident, service, situation)
-        await self._keep(incident, service_id, decision, situation)
         if decision.verb == "nothing":
             return await self._settle(incident, service_id, service, situation)
+        await self._keep(incident, service_id, decision, situation)
         return self._pause(decision)
 
     async def _keep(self, incident: int, service_id: str, decision: Decision, situation: Situation) -> None:
@@ -173,9 +186,10 @@ class Engine:
                     actions.queue, notify, incident, service, step, replace(situation, now=now)
                 )
         elif decision.reason == "blind":
-            changed |= await self._database.run(
-                incidents.tell_of_blindness, notify, incident, now - BLIND_TOO_LONG, now
-            )
+            # What is held though its alerts are over would look as if it were well.
+            down = situation.observed is not None and situation.observed.up is False
+            patience = BLIND_TOO_LONG if situation.firing else DOWN_UNALARMED if down else 0.0
+            changed |= await self._database.run(incidents.tell_of_blindness, notify, incident, now - patience, now)
         if changed:
             log.info(
                 "decided", service=service_id, incident=incident, verb=decision.verb,
@@ -193,6 +207,8 @@ class Engine:
         silenced, gone, caution = await self._observer.looked_up(service, firing)
         situation = replace(situation, silenced=silenced, gone=gone and bool(situation.firing))
         decision = decide(service, rules, situation)
+        if decision.verb == "nothing" and found is not None:
+            decision = _unseen(service, situation.observed) or decision
         step = policy.next_step(service, rules, situation.past)
         look_at = self._look_at.get(service.id)
         left = None if look_at is None else max(0.0, look_at - asyncio.get_running_loop().time())
@@ -279,19 +295,28 @@ class Engine:
         )
 
     async def _settle(self, incident: int, service_id: str, service: Service | None, situation: Situation) -> float:
-        """No alert fires any more: close the incident once the exporter has said `up` for `hold`."""
-        now = self._database.clock.now()
+        """No alert fires any more: close the incident once a probe made after that shows the service up for `hold`.
+
+        Whatever cannot be seen is not over.
+        """
         rules = self.inventory.remediation.of(service)
+        if service is None:
+            await self._keep(incident, service_id, Decision("nothing"), situation)
+            await self._close(incident, service_id, "unobserved", rules)
+            return SETTLE_AGAIN
         seen = situation.observed
         if seen is not None and seen.up and seen.unchanged_for is not None:
             left = rules.hold - seen.unchanged_for
             if left > 0:
+                await self._keep(incident, service_id, Decision("nothing"), situation)
                 return left
+            situation = await self._observer.probed(service, situation)
+            seen = situation.observed
+        held = _unseen(service, seen)
+        if held is None and seen is not None and seen.up and seen.success:
             await self._close(incident, service_id, "recovered", rules)
-        elif seen is None or seen.up is None:
-            waited = now - await self._database.run(incidents.quiet_since, incident)
-            if service is None or waited >= UNOBSERVED_AFTER:
-                await self._close(incident, service_id, "unobserved", rules)
+        else:
+            await self._keep(incident, service_id, held or Decision("nothing"), situation)
         return SETTLE_AGAIN
 
     async def _close(self, incident: int, service: str, state: incidents.Closed, rules: Remediation) -> None:
@@ -310,7 +335,9 @@ class Engine:
     async def _reconcile_always(self) -> None:
         await asyncio.sleep(RECONCILE_FIRST)
         while True:
+            self._compare.clear()
             try:
+                await self._compare_configurations()
                 changed = await self._reconcile()
                 if changed:
                     log.info("alerts were not as Alertmanager has them", alerts=changed)
@@ -319,24 +346,109 @@ class Engine:
                 log.warning("not reconciled", error=str(error))
             except Exception:  # the next round may do better
                 log.exception("reconciling broke")
-            await asyncio.sleep(RECONCILE_EVERY)
+            await asyncio.sleep(RECONCILE_PAUSE)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RECONCILE_EVERY - RECONCILE_PAUSE):
+                    await self._compare.wait()
+
+    async def _compare_configurations(self) -> None:
+        """Count the services of which the exporter has another configuration, and log them when they change."""
+        names = await self._observer.mismatched()
+        if names is None:
+            return
+        self._metrics.config_mismatch.set(len(names))
+        if names != self._mismatched:
+            self._mismatched = names
+            event = "the exporter has another configuration" if names else "the exporter has the same configuration"
+            log.warning(event, services=len(names), first=sorted(names)[:5])
+            self.wake()
 
     async def _reconcile(self) -> int:
         """Hold what we believe to fire against who knows; returns how many alerts changed."""
-        clock = self._database.clock
-        now = clock.now()
-        if self._alertmanager is not None:
-            seen = await self._alertmanager.alerts(clock.unix(now))
-            if seen.up_for < REMEMBERS_AFTER:
-                return 0  # it keeps alerts in memory only, and Prometheus may not have told it again yet
-            return await self._database.run(
-                intake.reconcile, seen.active, seen.listed, now - SETTLED, self.inventory, now
-            )
-        # Nobody else can be asked: what the exporter has seen up for long is over.
-        services = await self._exporter.observe_all()
-        up = {
-            name
-            for name, each in services.items()
-            if each.up and each.unchanged_for is not None and each.unchanged_for > LONG_UP
-        }
-        return await self._database.run(intake.presume_over, up, now - LONG_UP, self.inventory, now)
+        if self._alertmanager is None:
+            return await self._presume_over()
+        listing = await self._alertmanager.alerts()
+        now = self._database.clock.now()
+        # It keeps alerts in memory only: soon after its start Prometheus may not have told it all of them again.
+        listed = listing.listed if listing.up_for >= REMEMBERS_AFTER else None
+        active = {alert.fingerprint for alert in listing.active if alert.name != WATCHDOG}
+        before = now - SETTLED
+        taken = await self._database.run(intake.take_listed, listing, before, self.inventory, now)
+        return taken + await self._database.run(intake.reconcile, active, listed, before, self.inventory, now)
+
+    async def _presume_over(self) -> int:
+        """Take what the exporter shows to be over, since nobody else can be asked."""
+        seen, now, services = await self._exporter.observe_all(), self._database.clock.now(), self.inventory.services
+        up = {name for name, each in seen.items() if each.up and (each.unchanged_for or 0.0) > LONG_UP}
+        hosts_up = {services[name].host for name, each in seen.items() if name in services and each.host_up}
+        hosts_up |= {services[name].host for name in up if name in services}
+        return await self._database.run(intake.presume_over, up, hosts_up - {""}, now - LONG_UP, self.inventory, now)
+
+    async def _follow_up_always(self) -> None:
+        """Find evidence for ends of alerts that wait for it, and for alerts of which a firing copy is in doubt."""
+        while True:
+            self._delivered.clear()
+            waits = False
+            try:
+                waits = await self._follow_up()
+            except StorageError as error:
+                log.warning("no evidence is looked for", error=str(error))
+                waits = True
+            except Exception:  # the next round may do better
+                log.exception("looking for evidence broke")
+                waits = True
+            if waits:
+                await asyncio.sleep(SETTLE_AGAIN)
+            else:
+                await self._delivered.wait()
+
+    async def _follow_up(self) -> bool:
+        """Look once; whether something waits on."""
+        held, doubted = await self._database.run(intake.held_or_doubted)
+        if held:
+            sent_at = await self._watchdog_sent_at()
+            now = self._database.clock.now()
+            if await self._database.run(intake.release, self.inventory, sent_at, now):
+                self.wake()
+        for service in doubted:
+            await self._settle_doubts(service)
+        if held or doubted:
+            held, doubted = await self._database.run(intake.held_or_doubted)
+        return bool(held or doubted)
+
+    async def _watchdog_sent_at(self) -> float | None:
+        """When Prometheus last sent Alertmanager the Watchdog; None where that is not to be had."""
+        if self._alertmanager is None:
+            return None
+        try:
+            ago = await self._alertmanager.watchdog_sent_ago()
+        except PeerError:
+            return None
+        # A date in a header has whole seconds.
+        return None if ago is None else self._database.clock.now() - ago - 1.0
+
+    async def _settle_doubts(self, name: str) -> None:
+        """Ask the exporter whether a service is down of which an alert fires again that had ended."""
+        service = self.inventory.services.get(name)
+        try:
+            down = service is not None and (await self._exporter.probe(name, service.probe.timeout)).up is False
+        except PeerError:
+            return  # it is asked again
+        now = self._database.clock.now()
+        if await self._database.run(intake.settle_doubts, name, self.inventory, now, down=down):
+            self.wake({name})
+
+
+def _unseen(service: Service, seen: Observation | None) -> Decision | None:
+    """The decision to hold an incident whose alerts are over though nothing shows that its service is up."""
+    if seen is None:
+        why = "the exporter cannot be asked"
+    elif differ(service.digest, seen.digest):
+        why = "the exporter has another configuration of this service"
+    elif seen.up is None:
+        why = "the exporter has not decided yet"
+    elif seen.up:
+        return None
+    else:
+        why = "the exporter says that it is down: see that Prometheus and Alertmanager are there"
+    return Decision("wait", "blind", detail=f"its alerts are over, but {why}")

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, and_, delete, or_, select
 
 from fleet.model import Inventory
 from fleet.notify import Notify
-from remediator import marks, switches
+from remediator import ends, marks, switches
 from remediator.database import Database, StorageError
 from remediator.notices import escalation, outbox
 from remediator.schema import actions, alerts, evidence, incidents, maintenance, notices, presses, sends, timeline
@@ -50,14 +50,14 @@ def _look_after(connection: Connection, inventory: Inventory, started: float, no
 
 
 def watch(connection: Connection, notify: Notify, within: float, started: float, now: float) -> bool:
-    """Tell people, once, when the Watchdog has not come `within` seconds, and when it comes again."""
+    """Tell people, once, when the Watchdog has ended or not come `within` seconds, and when it comes again."""
     if not within:
         return False
     seen = marks.get(connection, "watchdog")
     missed = marks.get(connection, "watchdog-missed")
     # While we did not run, it could not come.
     last = max(seen.at if seen is not None else started, started)
-    if now - last >= within:
+    if now - last >= within or (seen is not None and ends.watchdog_is_over(connection)):
         if missed is None:
             marks.put(connection, "watchdog-missed", now)
             content = {"since": seen.at} if seen is not None else {}

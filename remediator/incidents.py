@@ -137,11 +137,6 @@ def cancel_queued(connection: Connection, incident: int, now: float) -> None:
         note(connection, incident, now, "cancelled", action=number)
 
 
-def quiet_since(connection: Connection, incident: int) -> float:
-    """When the last alert of an incident was seen."""
-    return float(connection.scalar(select(func.max(alerts.c.last_seen)).where(alerts.c.incident_id == incident)) or 0.0)
-
-
 @dataclass(frozen=True)
 class Ended:
     """How long an incident lasted, in seconds, and who brought its service back, if it came back."""

@@ -9,8 +9,9 @@ from sqlalchemy.dialects.sqlite import insert
 
 from remediator.schema import marks
 
-# When the Watchdog came, when people were told that it did not; when automation was switched, and told of.
-Name = Literal["watchdog", "watchdog-missed", "automation", "automation-told"]
+# When the Watchdog came, when it ended, when people were told that it did not come; when automation was switched, and
+# told of; which receivers of Alertmanager lead here.
+Name = Literal["watchdog", "watchdog-over", "watchdog-missed", "automation", "automation-told", "receivers"]
 
 
 @dataclass(frozen=True)

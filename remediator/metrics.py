@@ -54,6 +54,11 @@ class Metrics(ProgramMetrics):
         self.breaker = Gauge(
             "defib_remediator_breaker_open", "1 while a service's attempts are used up.", ["service"], registry=registry
         )
+        self.config_mismatch = Gauge(
+            "defib_remediator_config_mismatch",
+            "Services of which the exporter has another configuration.",
+            registry=registry,
+        )
         self.notices = Counter(
             "defib_remediator_notices", "Sends of notices by outcome.", ["channel", "outcome"], registry=registry
         )

@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-from fleet.model import Inventory, Service
+from fleet.digests import differ
+from fleet.model import Inventory, Remediation, Service
 from remediator import situations, switches
 from remediator.database import Database
 from remediator.peers import Alertmanager, Exporter, PeerError
@@ -47,8 +48,6 @@ class Observer:
         rules = self._inventory.remediation.of(service)
         known = await self._listing()
         seen = known or {}
-        near = [seen[name] for name in group_of(service_id, self._groups) if name in seen]
-        failing = sum(1 for each in near if each.success is False)
         return Situation(
             self._database.clock.now(),
             frozenset(),
@@ -59,8 +58,21 @@ class Observer:
             dependencies_down=tuple(
                 name for name in (service.depends_on if service else ()) if name in seen and seen[name].up is False
             ),
-            storm=(failing, len(near)) if is_storm(rules, failing, len(near)) else None,
+            storm=await self._storm(service_id, rules, seen),
         )
+
+    async def _storm(
+        self, service_id: str, rules: Remediation, seen: Mapping[str, Observation]
+    ) -> tuple[int, int] | None:
+        """Failing and all services of its group, but for those that are known to fail, where that is a storm."""
+        near = [name for name in group_of(service_id, self._groups) if name in seen]
+        failing = [name for name in near if seen[name].success is False]
+        if not is_storm(rules, len(failing), len(near)):
+            return None
+        known = await self._database.run(situations.known_to_fail, failing, self._inventory, self._database.clock.now())
+        known |= {name for name in failing if self._scheduled(name, self._inventory.services.get(name))}
+        left = len(failing) - len(known), len(near) - len(known)
+        return left if is_storm(rules, *left) else None
 
     def _scheduled(self, service_id: str, service: Service | None) -> str:
         windows = self._inventory.remediation.maintenance
@@ -83,6 +95,16 @@ class Observer:
                 self._listed_at = loop.time()
             return self._listed
 
+    async def mismatched(self) -> frozenset[str] | None:
+        """The services of which the exporter has another configuration; None where it cannot be asked."""
+        seen = await self._listing()
+        if seen is None:
+            return None
+        services = self._inventory.services
+        return frozenset(
+            name for name, each in seen.items() if name in services and differ(services[name].digest, each.digest)
+        )
+
     async def probed(self, service: Service, situation: Situation) -> Situation:
         """The same situation after a fresh probe."""
         observed: Observation | None = None
@@ -99,7 +121,7 @@ class Observer:
             return "", False, ""
         names = firing & set(self._inventory.remediation.of(service).alerts)
         try:
-            listing = await self._alertmanager.of_service(service.id, self._calendar())
+            listing = await self._alertmanager.of_service(service.id)
         except PeerError as error:
             return "", False, f"Alertmanager could not be asked: {error}"
         told = [alert for alert in listing.alerts if alert.name in names]

@@ -3,23 +3,28 @@
 import asyncio
 import contextlib
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode
 
 import httpx
+import yaml
 from pydantic import SecretStr
 
 from fleet.endpoints import Endpoint
 from remediator.policy import Observation
+from remediator.webhook import WATCHDOG, WEBHOOK, Alert, Listing
 from runtime.errors import DefibError, StartError
 from runtime.times import rfc3339
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 NONE: Mapping[str, str] = MappingProxyType({})
+SKEW_IGNORED = 2.0  # seconds; a date in a header has whole ones
 LOOKED_UP_WITHIN = 3.0  # seconds that an action waits for Alertmanager's word
 
 
@@ -45,11 +50,23 @@ class Peer:
         form: Mapping[str, Any] | None = None,
     ) -> Any:
         """The parsed answer; `body` is sent as JSON. Raises PeerError."""
+        answer, _ = await self.ask_dated(method, path, timeout, body, form)
+        return answer
+
+    async def ask_dated(
+        self,
+        method: str,
+        path: str,
+        timeout: float | None = None,
+        body: Any = None,
+        form: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, float]:
+        """The parsed answer, and its Unix time by the server's own clock, or by ours where it has no date."""
         limits = TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=3.0)
         try:
             response = await self._client.request(method, path, timeout=limits, json=body, data=form)
             response.raise_for_status()
-            return response.json()
+            return response.json(), _date(response)
         except httpx.HTTPStatusError as error:
             raise PeerError(f"HTTP {error.response.status_code}{_said(error.response)}") from error
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
@@ -57,6 +74,13 @@ class Peer:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def _date(response: httpx.Response) -> float:
+    try:
+        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, ValueError):
+        return time.time()
 
 
 def _said(response: httpx.Response) -> str:
@@ -112,7 +136,10 @@ class Exporter:
         # One in flight is waited for first, so it may take two.
         answer = await self._peer.ask("POST", f"/api/v1/services/{service}/probe", 2 * timeout + 10.0)
         with _understood():
-            return Observation(answer["up"], answer["success"], answer["reason"], answer["message"] or "")
+            return Observation(
+                answer["up"], answer["success"], answer["reason"], answer["message"] or "",
+                digest=answer.get("digest"), host_up=answer.get("host_up"),
+            )  # fmt: skip
 
     async def observe_all(self) -> Mapping[str, Observation]:
         """Every service as it was last seen, without a probe. Raises PeerError."""
@@ -136,16 +163,9 @@ def _observation(service: Mapping[str, Any]) -> Observation:
         last.get("reason"),
         last.get("message") or "",
         None if unchanged_for is None else float(unchanged_for),
+        service.get("digest"),
+        service.get("host_up"),
     )
-
-
-@dataclass(frozen=True)
-class Listing:
-    """Fingerprints of Alertmanager's alerts: those that are `active`, and all, silenced and inhibited ones too."""
-
-    active: frozenset[str]
-    listed: frozenset[str]
-    up_for: float  # seconds since Alertmanager's start, before which it has forgotten everything
 
 
 @dataclass(frozen=True)
@@ -171,32 +191,46 @@ class Alertmanager:
         self._peer = Peer(endpoint)
         self.close = self._peer.close
 
-    async def alerts(self, now: float) -> Listing:
-        """What it knows; `now` is Unix time, by the calendar. Raises PeerError."""
+    async def alerts(self) -> Listing:
+        """What it knows. Raises PeerError."""
         alerts = await self._peer.ask("GET", "/api/v2/alerts")
-        status = await self._peer.ask("GET", "/api/v2/status")
+        status, now = await self._peer.ask_dated("GET", "/api/v2/status")
         with _understood():
+            sent = [now - _unix(each["updatedAt"]) for each in alerts if each["labels"].get("alertname") == WATCHDOG]
             return Listing(
-                frozenset(alert["fingerprint"] for alert in alerts if alert["status"]["state"] == "active"),
+                tuple(_listed(each) for each in alerts if each["status"]["state"] == "active"),
+                {each["fingerprint"]: frozenset(one["name"] for one in each["receivers"]) for each in alerts},
                 frozenset(alert["fingerprint"] for alert in alerts),
-                _up_for(status, now),
+                now - _unix(status["uptime"]),
+                _receivers_to_us(status),
+                min(sent, default=None),
             )
 
-    async def of_service(self, service: str, now: float) -> OfService:
+    async def of_service(self, service: str) -> OfService:
         """What it knows of one service's alerts. Raises PeerError."""
         query = urlencode({"filter": f'service="{service}"'})
-        alerts, status = await asyncio.gather(
+        alerts, (status, now) = await asyncio.gather(
             self._peer.ask("GET", f"/api/v2/alerts?{query}", LOOKED_UP_WITHIN),
-            self._peer.ask("GET", "/api/v2/status", LOOKED_UP_WITHIN),
+            self._peer.ask_dated("GET", "/api/v2/status", LOOKED_UP_WITHIN),
         )
         with _understood():
             return OfService(
                 tuple(KnownAlert(alert["labels"]["alertname"], _held_by(alert["status"])) for alert in alerts),
-                _up_for(status, now),
+                now - _unix(status["uptime"]),
             )
+
+    async def watchdog_sent_ago(self) -> float | None:
+        """Seconds since Prometheus last sent it the Watchdog; None where it has none. Raises PeerError."""
+        query = urlencode({"filter": f'alertname="{WATCHDOG}"'})
+        alerts, now = await self._peer.ask_dated("GET", f"/api/v2/alerts?{query}", LOOKED_UP_WITHIN)
+        with _understood():
+            return min((now - _unix(each["updatedAt"]) for each in alerts), default=None)
 
     async def silence(self, labels: Mapping[str, str], begins: float, ends: float, by: str, comment: str) -> str:
         """Silence alerts with just these labels between two Unix times; the silence's id. Raises PeerError."""
+        _, now = await self._peer.ask_dated("GET", "/api/v2/status", LOOKED_UP_WITHIN)
+        skew = now - time.time()
+        begins, ends = (begins + skew, ends + skew) if abs(skew) > SKEW_IGNORED else (begins, ends)
         body = {
             "matchers": [
                 {"name": name, "value": value, "isRegex": False, "isEqual": True} for name, value in labels.items()
@@ -208,8 +242,27 @@ class Alertmanager:
             return str(answer["silenceID"])
 
 
-def _up_for(status: Mapping[str, Any], now: float) -> float:
-    return now - datetime.fromisoformat(status["uptime"]).timestamp()
+def _unix(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def _listed(alert: Mapping[str, Any]) -> Alert:
+    return Alert(
+        alert["fingerprint"], alert["startsAt"], "", "firing", dict(alert["labels"]), dict(alert["annotations"])
+    )
+
+
+def _receivers_to_us(status: Mapping[str, Any]) -> frozenset[str]:
+    """The receivers with a webhook whose address is ours; newer versions hide addresses."""
+    try:
+        receivers = (yaml.safe_load(status["config"]["original"]) or {}).get("receivers") or []
+    except yaml.YAMLError:
+        return frozenset()
+    return frozenset(
+        each["name"]
+        for each in receivers
+        if any(WEBHOOK in str(hook.get("url", "")) for hook in each.get("webhook_configs") or [])
+    )
 
 
 def _held_by(status: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from fleet.digests import differ
 from fleet.model import Backoff, Remediation, Service, Step
 
 DECIDE_AGAIN = 30.0
@@ -18,7 +19,7 @@ Refusal = Literal[
 ]  # fmt: skip
 Wait = Literal[
     "automation-off", "maintenance", "silenced", "alert-gone", "host-down", "dependency-down", "storm", "backing-off",
-    "healing-itself", "approval", "target-busy", "host-busy", "fleet-busy", "blind",
+    "healing-itself", "approval", "target-busy", "host-busy", "fleet-busy", "blind", "config-mismatch",
 ]  # fmt: skip
 LOCKS: frozenset[Wait] = frozenset({"target-busy", "host-busy"})
 # What keeps an action from beginning though nothing else speaks against it.
@@ -36,6 +37,8 @@ class Observation:
     reason: str | None
     message: str = ""
     unchanged_for: float | None = None  # seconds since `up` was decided or changed
+    digest: str | None = None  # of the probe and the host by the exporter's configuration
+    host_up: bool | None = None  # whether the host's shell answers; None: not known
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,13 @@ def _blind(_service: Service, _rules: Remediation, situation: Situation) -> Held
     return Held("the exporter has not decided yet") if seen.up is None and not seen.success else None
 
 
+def _config_mismatch(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    seen = situation.observed
+    if seen is None or not differ(service.digest, seen.digest):
+        return None
+    return Held("the exporter has another configuration of this service: reload the exporter or the remediator")
+
+
 def _already_up(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
     seen = situation.observed
     return Held() if seen is not None and (seen.success or seen.up) else None
@@ -286,6 +296,7 @@ GATES: Mapping[Refusal | Wait, Gate] = {
     "no-control": _no_control,
     "target-busy": _target_busy,
     "blind": _blind,
+    "config-mismatch": _config_mismatch,
     "already-up": _already_up,
     "not-restartable": _not_restartable,
     "host-key-changed": _blocked_by("host-key-changed"),

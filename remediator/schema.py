@@ -91,7 +91,11 @@ alerts = Table(
     Column("last_seen", Float, nullable=False),
     Column("acknowledged_by", String),
     Column("acknowledged_at", Float),
+    Column("starts", JSON(none_as_null=True)),  # by startsAt, whether it still fires; NULL: the one in `starts_at`
+    Column("held_at", Float),  # when its end came that waits for evidence; NULL: none does
+    Column("doubted_at", Float),  # when a firing copy came after its end, of which the exporter is to be asked
     UniqueConstraint("fingerprint", "starts_at"),
+    Index("alerts_in_doubt", "doubted_at", sqlite_where=text("doubted_at IS NOT NULL")),
     Index("alerts_of_incident", "incident_id"),
     Index("alerts_by_status", "status", "name"),
 )

@@ -1,5 +1,6 @@
 """What the record knows that a decision depends on."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from sqlalchemy import Connection, func, select
@@ -88,8 +89,32 @@ def situation_now(
         automation=switches.automation(connection).enabled,
         maintenance=switches.maintenance_of(connection, service, name, group, now),
         approved=_approved(connection, incident, step),
-        host_down=bool(name) and host_is_down(connection, name),
+        # Whatever became of the alert's end: a host whose shell answers is not down.
+        host_down=bool(name)
+        and not (situation.observed is not None and situation.observed.host_up)
+        and host_is_down(connection, name),
     )
+
+
+def known_to_fail(connection: Connection, services: Iterable[str], inventory: Inventory, now: float) -> set[str]:
+    """Those of some failing services that no storm has taken: in maintenance by a person's word, or given up."""
+    known = set(breakers(connection)).intersection(services)
+    under_way = {(each["scope"], each["name"]) for each in switches.maintenances(connection, now)}
+    for name in services:
+        service = inventory.services.get(name)
+        host = inventory.host_of(service) if service is not None else None
+        of_it = {("service", name)}
+        if host is not None:
+            of_it |= {("host", host.name), ("group", host.group)}
+        if of_it & under_way:
+            known.add(name)
+    return known
+
+
+def breakers(connection: Connection) -> list[str]:
+    """The services whose attempts are used up, and which are still down."""
+    used_up = (incidents.c.state == "open") & (incidents.c.reason == "attempts-used-up")
+    return list(connection.scalars(select(incidents.c.service).where(used_up)))
 
 
 def _approved(connection: Connection, incident: int, step: Step | None) -> bool:

@@ -1,9 +1,10 @@
-"""Alertmanager's webhook, version 4: from bytes to alerts.
+"""What Alertmanager tells: its webhook, version 4, from bytes to alerts, and what it lists.
 
 Format: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -12,6 +13,8 @@ from runtime.errors import DefibError
 
 MAX_BODY = 10 * 1024 * 1024
 MAX_ALERTS = 5000
+WEBHOOK = "/webhook/alertmanager"
+WATCHDOG = "Watchdog"
 Status = Literal["firing", "resolved"]
 
 
@@ -45,6 +48,19 @@ class Delivery:
 
     alerts: list[Alert]
     truncated: int = 0
+    receiver: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Alertmanager's alerts. All times are differences by its own clock, so that ours need not agree with it."""
+
+    active: tuple[Alert, ...]  # those that neither a silence nor another alert mutes
+    receivers: Mapping[str, frozenset[str]]  # by fingerprint: whom each is routed to
+    listed: frozenset[str]  # all fingerprints, those of muted alerts too
+    up_for: float  # seconds since Alertmanager's start, before which it has forgotten everything
+    ours: frozenset[str]  # the receivers whose webhooks lead here, as far as its configuration shows them
+    watchdog_sent_ago: float | None  # seconds since Prometheus last sent the Watchdog; None: it is not there
 
 
 def parse(body: bytes) -> Delivery:
@@ -63,7 +79,13 @@ def parse(body: bytes) -> Delivery:
     if len(alerts) > MAX_ALERTS:
         raise TooManyAlerts(f"more than {MAX_ALERTS} alerts (set max_alerts in Alertmanager)")
     truncated = payload.get("truncatedAlerts")
-    return Delivery([_alert(item) for item in alerts], truncated if type(truncated) is int and truncated > 0 else 0)
+    receiver = payload.get("receiver")
+    return Delivery(
+        [_alert(item) for item in alerts],
+        truncated if type(truncated) is int and truncated > 0 else 0,
+        # Alertmanager escapes it as for a regular expression.
+        re.sub(r"\\(.)", r"\1", _clean(receiver)) if isinstance(receiver, str) else "",
+    )
 
 
 def _alert(item: Any) -> Alert:

@@ -115,12 +115,13 @@ def application(
     config: WebConfig,
     *,
     ready: Callable[[], bool],
+    ill: Callable[[], str | None] = lambda: None,
     max_body: int = 64 * 1024,
     refused: Callable[[web.Request, Problem], None] = lambda _request, _problem: None,
 ) -> web.Application:
     """An application with health, readiness, uniform errors and access control, ready for `add_route`.
 
-    `refused` hears of every request that ended with a Problem.
+    `ill` says what only a person can mend, if anything is; `refused` hears of every request that ended with a Problem.
     """
     app = web.Application(client_max_size=max_body, middlewares=[_errors, _access])
     app[_ACCESS] = access
@@ -134,7 +135,8 @@ def application(
     app.on_response_prepare.append(add_headers)
 
     async def healthy(_request: web.Request) -> web.Response:
-        return web.Response(text="healthy\n")
+        what = ill()
+        return web.Response(text="healthy\n") if what is None else web.Response(status=503, text=f"{what}\n")
 
     async def is_ready(_request: web.Request) -> web.Response:
         return web.Response(text="ready\n") if ready() else web.Response(status=503, text="not ready\n")

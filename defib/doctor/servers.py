@@ -3,7 +3,7 @@
 import re
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -14,6 +14,7 @@ import yaml
 from pydantic import SecretStr
 
 from defib.doctor.findings import Finding, Result
+from fleet.digests import differ
 from fleet.endpoints import Endpoint
 from fleet.model import Inventory
 from remediator.peers import client_for
@@ -83,19 +84,30 @@ async def exporter(inventory: Inventory) -> Sequence[Finding]:
         if await server.get("/-/ready") is not None:
             listed = await server.get("/api/v1/services")
             if listed is not None:
-                there = {each["id"] for each in listed.json()["services"]}
+                services = listed.json()["services"]
+                there = {each["id"] for each in services}
                 missing = sorted(inventory.services.keys() ^ there)
                 problem = f"it does not have the same services: {', '.join(missing[:5])}" if missing else ""
                 mend = "reload it: kill -HUP, or POST /-/reload"
                 server.found("answers", problem, mend, seen=f"{len(there)} services", grave=False)
+                others = _configured_otherwise(inventory, services)
+                problem = f"it has another configuration of {', '.join(others[:5])}" if others else ""
+                server.found("has this configuration", problem, mend, grave=False)
     return server.findings
+
+
+def _configured_otherwise(inventory: Inventory, services: Sequence[Mapping[str, Any]]) -> list[str]:
+    known = inventory.services
+    return sorted(
+        each["id"] for each in services if each["id"] in known and differ(known[each["id"]].digest, each.get("digest"))
+    )
 
 
 async def remediator(inventory: Inventory) -> Sequence[Finding]:
     settings = inventory.remediator
     server = _Server("remediator", settings.url, settings.webhook_token)
     async with server.client:
-        if await server.get("/-/ready") is None:
+        if await server.get("/-/ready") is None or not await _is_healthy(server):
             return server.findings
         page = await server.get("/metrics")
         if page is None:
@@ -110,6 +122,10 @@ async def remediator(inventory: Inventory) -> Sequence[Finding]:
         server.found("the Watchdog arrives", problem, mend, seen=f"{ago:.0f} s ago")
         off = values.get("defib_remediator_automation_enabled") == 0
         server.found("automation", "it is off" if off else "", "defib automation says why", grave=False)
+        count = values.get("defib_remediator_config_mismatch", 0.0)
+        problem = f"the exporter has another configuration of {count:.0f} services: nothing is done to them"
+        mend = "reload the program that has the old configuration"
+        server.found("has the exporter's configuration", problem if count else "", mend)
         unsent = values.get("defib_remediator_outbox_oldest_seconds", 0.0)
         problem = f"the oldest has waited {unsent:.0f} s" if unsent > UNSENT else ""
         server.found("notices are sent", problem, "see its log, and `defib notify test`")
@@ -118,6 +134,12 @@ async def remediator(inventory: Inventory) -> Sequence[Finding]:
             problem = "" if float(connected) else "it does not stand: buttons do nothing"
             server.found(f"the long connection of {channel}", problem, "see its log", grave=False)
     return server.findings
+
+
+async def _is_healthy(server: _Server) -> bool:
+    """Whether the remediator says that it is well; else it says what is to be mended."""
+    answer = await server.client.get("/-/healthy", timeout=WITHIN)
+    return server.found("is healthy", "" if answer.is_success else answer.text.strip()[:500], "do as it says")
 
 
 async def prometheus(inventory: Inventory) -> Sequence[Finding]:

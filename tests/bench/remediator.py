@@ -20,7 +20,7 @@ from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
 from fleet.model import Inventory
-from remediator import actions, incidents, pages, situations
+from remediator import incidents, pages, situations
 from remediator.database import Database
 from remediator.policy import Observation, Past, Present, Situation, decide
 from remediator.schema import actions as action_rows
@@ -192,7 +192,7 @@ def _decide(connection: Connection, inventory: Inventory, number: int) -> None:
     incident = incidents.open_of(connection, service.id) or 0
     situation = situations.situation_now(connection, incident, service.id, inventory, blank, 2.0 * INCIDENTS)
     decide(service, inventory.remediation, situation)
-    actions.breakers(connection)
+    situations.breakers(connection)
 
 
 async def _timed(database: Database, work: Callable[..., Any], *args: Any) -> float:

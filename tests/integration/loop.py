@@ -45,16 +45,16 @@ class Loop:
         *,
         remediator: dict[str, Any] | None = None,
         notify: dict[str, Any] | None = None,
+        collect: dict[str, Any] | None = None,
         **remediation: Any,
     ) -> None:
+        ssh = {
+            "user": self.host.user, "port": self.host.port,
+            "key_file": str(self.host.key_file), "known_hosts": str(self.host.known_hosts),
+        }  # fmt: skip
         hosts = {
-            "h": {
-                "address": "127.0.0.1",
-                "ssh": {
-                    "user": self.host.user, "port": self.host.port,
-                    "key_file": str(self.host.key_file), "known_hosts": str(self.host.known_hosts),
-                },
-            },
+            "h": {"address": "127.0.0.1", "ssh": ssh, "collect": collect or {}},
+            "uncontrolled": {"address": "127.0.0.1", "ssh": ssh, "control_ssh": {"port": 1}},
             "unreachable": {"address": "127.0.0.1", "ssh": {"port": 1, "user": "u", "known_hosts": "/dev/null"}},
             "here": {"address": "127.0.0.1", "shell": "local"},
         }  # fmt: skip
