@@ -1,6 +1,7 @@
 """`defib host setup`: the steps that make a new host ready, as one script for its administrator."""
 
 import asyncio
+import contextlib
 import re
 import shlex
 import subprocess
@@ -15,7 +16,7 @@ from exporter.probes.host import HostOptions
 from fleet.loading import Loaded
 from fleet.model import Host, Inventory, Sudo
 from fleet.readings import Section
-from fleet.shells import Completed
+from fleet.shells import Completed, ShellError
 from fleet.shells.ssh import digest
 from fleet.wrapper import allowed, command_file, wrapper
 from remediator import evidence
@@ -28,7 +29,7 @@ WRAPPER = "/usr/local/sbin/defib-shell"
 COMMANDS = "/etc/defib/commands"
 # sudo reads patterns, and has its own ideas of backslashes: what is not as plain as this cannot stand in sudoers.
 WITHIN = 60.0  # seconds; nothing is run that could take any
-_PLAIN = re.compile(r"[A-Za-z0-9_./@%+{},:=-]([A-Za-z0-9_./@%+{},:= -]*[A-Za-z0-9_./@%+{},:=-])?")
+_PLAIN = re.compile(r"[A-Za-z0-9_./@%+{},:=$'\"();&|<>-]+( [A-Za-z0-9_./@%+{},:=$'\"();&|<>-]+)*")
 _PROGRAM = re.compile(r"/[A-Za-z0-9._+@/-]+|[A-Za-z0-9._+@-]+")
 _USER = re.compile(r"[a-z_][a-z0-9_.-]*")  # in capitals it would be an alias of sudo's, or everybody
 _SOURCES = re.compile(r"[0-9A-Za-z.:,/*!-]*")
@@ -155,8 +156,10 @@ def commands_of(inventory: Inventory, host: Host) -> list[tuple[str, ...]]:
             if not kind.options.needs_host:
                 continue
             for verb in sorted(VERBS & options.verbs):
-                await kind.control(verb, options, Hands(recorder, Sudo(), WITHIN))
-            await kind.facts(options, Hands(recorder, Sudo(), WITHIN))
+                with contextlib.suppress(ShellError):  # nothing is said by what is not run
+                    await kind.control(verb, options, Hands(recorder, Sudo(), WITHIN))
+            with contextlib.suppress(ShellError):
+                await kind.facts(options, Hands(recorder, Sudo(), WITHIN))
             for step in inventory.remediation.of(service).steps:
                 if step.recreate is not None and step.recreate.command:
                     recorder.asked.append(tuple(step.recreate.command))

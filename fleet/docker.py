@@ -1,11 +1,14 @@
 """What we know of docker: argv, and how its answers read."""
 
 import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import StringConstraints
 
+from fleet.not_run import Variable, Words, quoted, say, script
 from fleet.readings import Section
 
 # https://github.com/moby/moby/blob/master/daemon/names/names.go
@@ -13,9 +16,45 @@ ContainerName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-
 ComposeService = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.][a-zA-Z0-9_.-]*$", max_length=255)]
 
 
+# As docker's client says it, and docker compose before and since it is a plugin.
+WORDS = Words(
+    not_run=(
+        r"Cannot connect to the Docker daemon at .*", r"Couldn't connect to Docker daemon.*",
+        r".*permission denied while trying to connect to the .*", r"error during connect: .*: dial .*",
+        r"docker: '?compose'? is not a docker command.*", r"docker: unknown command: docker compose.*",
+    ),
+    gone=(r"(Error: |Error response from daemon: )No such (container|object): .*", r"[Nn]o such service: .*"),
+)  # fmt: skip
+_ID = Variable("id")
+
+
 def verb(name: str, container: str) -> list[str]:
     """`docker start|stop|restart CONTAINER`."""
-    return ["docker", name, container]
+    return _exactly(container, ["docker", name, _ID])
+
+
+def execute(container: str, options: Sequence[str], command: Sequence[str]) -> list[str]:
+    """`docker exec CONTAINER COMMAND`."""
+    return _exactly(container, ["docker", "exec", *options, _ID, *command])
+
+
+def logs(container: str, lines: int) -> list[str]:
+    return _exactly(container, ["docker", "logs", "--timestamps", "--tail", str(lines), _ID])
+
+
+def _exactly(container: str, argv: Sequence[str]) -> list[str]:
+    """A script that runs `argv` with the identifier of the container of exactly this name.
+
+    Where docker has no container of a name, it takes the name for the beginning of an identifier.
+    """
+    look = quoted(["docker", "inspect", "--type", "container", "--format", _of(container, "{{.Id}}"), container])
+    gone = say(f"Error: No such container: {container}")
+    return script(f"id=$({look}) || halt", f'test -n "$id" || {{ {gone}; halt; }}', f"exec {quoted(argv)}")
+
+
+def _of(container: str, template: str) -> str:
+    """A template of `docker inspect` that gives nothing of a container of another name; podman tells it without `/`."""
+    return f'{{{{if eq .Name "/{container}" "{container}"}}}}{template}{{{{end}}}}'
 
 
 _COMPOSE = {
@@ -25,20 +64,55 @@ _COMPOSE = {
     "ps": ["ps", "--all", "--quiet"],
     "logs": ["logs", "--no-color", "--timestamps"],
 }
+_COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
+_WORKING_DIR = '{{index .Config.Labels "com.docker.compose.project.working_dir"}}'
 
 
 def compose(directory: str, verb: str, service: str, lines: int = 0) -> list[str]:
-    """`docker compose start|stop|restart|ps|logs` of a service of the project in `directory`."""
+    """`docker compose start|stop|restart|logs` of a service of the project in `directory`."""
     tail = [f"--tail={lines}"] if lines else []
-    return ["docker", "compose", "--project-directory", directory, *_COMPOSE[verb], *tail, service]
+    act = quoted(["docker", "compose", "--project-directory", directory, *_COMPOSE[verb], *tail, service])
+    # Only what is started need not be there yet.
+    return script(*_of_project(directory, service, empty=verb == "start"), f"exec {act}")
+
+
+def compose_facts(directory: str, service: str) -> list[str]:
+    """Asks for what `told` reads, of the service's first container."""
+    look = quoted(["docker", "inspect", "--type", "container", "--format", _FACTS, _ID])
+    first = f"for id in $ids; do exec {look}; done"
+    return script(*_of_project(directory, service, empty=False), first)
+
+
+def _of_project(directory: str, service: str, *, empty: bool) -> list[str]:
+    """The steps of a script that make sure of the containers that compose would act on, and leave them in `ids`.
+
+    compose looks for its file in the folders above, too, and knows a project by the last part of its folder's name.
+    """
+    there = [f"test -e {shlex.quote(f'{directory}/{name}')}" for name in _COMPOSE_FILES]
+    there.append(f"grep -qs COMPOSE_FILE {shlex.quote(f'{directory}/.env')}")
+    ps = quoted(["docker", "compose", "--project-directory", directory, *_COMPOSE["ps"], service])
+    look = quoted(["docker", "inspect", "--type", "container", "--format", _WORKING_DIR, _ID])
+    where = shlex.quote(directory)
+    plugin = f"docker compose version >/dev/null 2>&1 || {say('docker has no compose plugin')}"
+    other = say("the container $id is of the compose project in $at and not in $dir")
+    steps = [
+        f"dir={where}",
+        f"{' || '.join(there)} || {{ {say('there is no compose file in $dir')}; halt; }}",
+        f"ids=$({ps}) || {{ {plugin}; halt; }}",
+        f'for id in $ids; do at=$({look}) || halt; test "$at" -ef "$dir" || {{ {other}; halt; }}; done',
+    ]
+    gone = say(f"Error: No such container: {service}")
+    return steps if empty else [*steps, f'test -n "$ids" || {{ {gone}; halt; }}']
 
 
 def state(container: str) -> list[str]:
-    return ["docker", "inspect", "--type", "container", "--format", "{{.State.Status}} {{.State.StartedAt}}", container]
+    """Asks for state and start; nothing is printed where the container is not there under this very name."""
+    template = _of(container, "{{.State.Status}} {{.State.StartedAt}}")
+    return ["docker", "inspect", "--type", "container", "--format", template, container]
 
 
 def is_running(output: str) -> bool:
-    """Whether the output of `state` says that the container runs."""
+    """Whether the output of `state` or of `facts` says that the container runs."""
     return output.split(" ", 1)[0] == "running"
 
 
@@ -49,8 +123,8 @@ _FACTS = (
 
 
 def facts(container: str) -> list[str]:
-    """Asks for what `told` reads."""
-    return ["docker", "inspect", "--type", "container", "--format", _FACTS, container]
+    """Asks for what `told` reads; nothing is printed where the container is not there under this very name."""
+    return ["docker", "inspect", "--type", "container", "--format", _of(container, _FACTS), container]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +152,6 @@ def told(output: str) -> Told | None:
         )  # fmt: skip
     except ValueError:
         return None
-
-
-def logs(container: str, lines: int) -> list[str]:
-    return ["docker", "logs", "--timestamps", "--tail", str(lines), container]
 
 
 @dataclass(frozen=True, slots=True)

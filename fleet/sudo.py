@@ -9,6 +9,12 @@ _REFUSALS = (
     "password is required", "incorrect password", "no password was provided", "try again", "not allowed",
     "is not in the sudoers file", "account validation failure",
 )  # fmt: skip
+_FAILURES = (
+    "you must have a tty", '"no new privileges" flag', "effective uid is not 0", "must be owned by uid 0",
+    "unable to execute", "unable to initialize", "unable to open", "unable to stat", "no valid sudoers sources",
+    "not found",
+)  # fmt: skip
+NOT_FOUND = 127
 
 
 def elevated(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
@@ -21,9 +27,18 @@ def elevated(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
 
 
 def refusal(done: Completed, sudo: Sudo) -> str:
-    """What sudo said in place of running a command, or nothing where it ran."""
-    if sudo.mode == "none" or done.status != 1:
+    """What sudo said in place of running a command that it does not allow, or nothing where it ran."""
+    return _said(done, sudo, _REFUSALS)
+
+
+def failure(done: Completed, sudo: Sudo) -> str:
+    """What sudo said in place of running a command where it cannot run any, or not this one; or nothing."""
+    return _said(done, sudo, _FAILURES)
+
+
+def _said(done: Completed, sudo: Sudo, words: Sequence[str]) -> str:
+    if sudo.mode == "none" or done.status not in (1, NOT_FOUND):
         return ""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith(("sudo: ", "Sorry, ")) or line.endswith(" sudoers file.")]
-    return next((line for line in reversed(said) if any(words in line for words in _REFUSALS)), "")
+    return next((line for line in reversed(said) if any(each in line for each in words)), "")

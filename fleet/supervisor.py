@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from fleet.not_run import Words
 from fleet.readings import Section
 
 
@@ -30,6 +31,19 @@ def _config(path: Path) -> Path:
 
 
 Config = Annotated[Path, AfterValidator(_config)]
+
+
+# supervisorctl 3 prints them with exit status 0. Anything may follow where something was done before.
+WORDS = Words(
+    not_run=(
+        r"unix:\S+ no such file", r"\S+ refused connection", r"Server requires authentication",
+        r"error: <.*>, \[Errno (2|13|111)\] .*", r"error: <.*>, .*SHUTDOWN_STATE.*",
+        r"error: <.*>, .* 401 Unauthorized.*",
+        r"Sorry, supervisord responded but did not recognize .*", r"Error: .*",
+    ),
+    gone=(r"\S+: ERROR \(no such (process|group|process name)\)",),
+    in_spite_of_success=True,
+)  # fmt: skip
 
 
 def verb(name: str, program: str, config: Path | None) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from fleet.not_run import Words, quoted, say, script
 from fleet.readings import Section
 
 _SUFFIXES = ("service", "socket", "timer", "mount", "automount", "swap", "target", "path", "slice", "scope", "device")
@@ -36,9 +37,34 @@ class Unit:
         return self.active in ("active", "reloading")
 
 
+WORDS = Words(
+    not_run=(
+        r"System has not been booted with systemd .*", r"Failed to (connect to|get D-Bus connection).*",
+        r"Failed to (start|stop|restart) .*: (Access denied|Interactive authentication required|Unit .* is masked)\.?",
+    ),
+    gone=(r"the unit .*: .*LoadState=not-found.*", r"Failed to (start|stop|restart) .*: Unit .* not (loaded|found)\.?"),
+)  # fmt: skip
+
+
 def verb(name: str, unit: str) -> list[str]:
-    """`systemctl start|stop|restart UNIT`."""
-    return ["systemctl", name, "--", unit]
+    """`systemctl start|stop|restart UNIT` of a unit that is there, perhaps by an alias.
+
+    What was started too often is not started by systemd, by anybody, until its failures are forgotten.
+    """
+    look = quoted(["systemctl", "show", "--property=Names,LoadState,ActiveState", "--", unit])
+    refuse = f"{{ {say(f'the unit {unit}: $seen')}; halt; }}"
+    notice = (
+        'if test "$word" = "$unit" || test "$word" = "Names=$unit"; then named=yes; fi; '
+        'if test "$word" = LoadState=loaded; then loaded=yes; fi'
+    )
+    steps = [
+        f"seen=$({look}) || halt", "seen=$(echo $seen)", f"unit={quoted([unit])} named= loaded=",
+        f"for word in $seen; do {notice}; done", f'test "$named" = yes || {refuse}',
+    ]  # fmt: skip
+    if name != "stop":  # what has lost its file may still run
+        steps.append(f'test "$loaded" = yes || {refuse}')
+        steps.append(f"{quoted(['systemctl', 'reset-failed', '--', unit])} >/dev/null 2>&1")
+    return script(*steps, f"exec {quoted(['systemctl', name, '--', unit])}")
 
 
 def logs(unit: str, lines: int) -> list[str]:

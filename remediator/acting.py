@@ -133,7 +133,7 @@ class Actor:
         if control is None:
             raise UnknownVerb("the service has no control")
         host = self._inventory.host_of(service)
-        hands = Hands(self._shell_of(service), host.sudo if host else Sudo(), control.timeout)
+        hands = Hands(self._shell_of(service), host.sudo if host else Sudo(), control.timeout, service.host)
         if isinstance(doing, str):
             return await CONTROLS[control.kind].control(doing, control.options, hands)
         if doing.recreate is not None and doing.recreate.command:

@@ -157,7 +157,7 @@ async def _controls(host: Host, inventory: Inventory, shell: Shell) -> list[Find
         kind, options = CONTROLS[service.control.kind], service.control.options
         if not kind.options.needs_host or service.control.kind == "command":
             continue
-        hands = Hands(shell, host.sudo, READ_WITHIN)
+        hands = Hands(shell, host.sudo, READ_WITHIN, host.name)
         try:
             facts = await kind.facts(options, hands)
             seen = facts.state if facts else (await kind.control("status", options, hands)).output

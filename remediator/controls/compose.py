@@ -1,5 +1,6 @@
 """The `compose` control: one service of a docker compose project."""
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import StringConstraints
@@ -24,20 +25,18 @@ async def control_compose(verb: Verb, options: ComposeOptions, hands: Hands) -> 
         facts = await _inspect(options, hands)
         running = good(facts) and docker.is_running(facts.stdout)
         return facts if running or not good(facts) else Completed(1, facts.stdout, facts.stderr)
-    if verb == "logs":
-        return await hands.run(docker.compose(options.directory, "logs", options.service, lines=LOG_LINES))
-    return await hands.run(docker.compose(options.directory, verb, options.service))
+    lines = LOG_LINES if verb == "logs" else 0
+    return await _ask(docker.compose(options.directory, verb, options.service, lines=lines), options, hands)
 
 
 async def _inspect(options: ComposeOptions, hands: Hands) -> Completed:
     """The facts of the service's first container."""
-    listed = await hands.run(docker.compose(options.directory, "ps", options.service))
-    containers = listed.stdout.split()
-    if not good(listed):
-        return listed
-    if not containers:
-        return Completed(1, "", f"{options.service} has no container")
-    return await hands.run(docker.facts(containers[0]))
+    return await _ask(docker.compose_facts(options.directory, options.service), options, hands)
+
+
+async def _ask(argv: Sequence[str], options: ComposeOptions, hands: Hands) -> Completed:
+    target = f"container of the compose service {options.service} of {options.directory}"
+    return await hands.ask(argv, target, docker.WORDS)
 
 
 async def facts_compose(options: ComposeOptions, hands: Hands) -> Facts | None:

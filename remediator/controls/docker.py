@@ -1,7 +1,7 @@
 """The `docker` control: one container, and perhaps what is to be started inside it."""
 
 import shlex
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints
 
@@ -31,13 +31,16 @@ class DockerOptions(Part):
 
 
 async def control_docker(verb: Verb, options: DockerOptions, hands: Hands) -> Completed:
+    target = f"container {options.container}"
     if verb == "status":
-        done = await hands.run(docker.state(options.container))
+        done = await hands.ask(docker.state(options.container), target, docker.WORDS)
+        if good(done) and not done.stdout.strip():
+            raise hands.gone(target)
         running = good(done) and docker.is_running(done.stdout)
         return done if running or not good(done) else Completed(1, done.stdout, done.stderr)
     if verb == "logs":
-        return await _logs(options, hands)
-    done = await hands.run(docker.verb(verb, options.container))
+        return await _logs(options, target, hands)
+    done = await hands.ask(docker.verb(verb, options.container), target, docker.WORDS)
     return done if verb == "stop" or not good(done) else await after_start(options, hands, done)
 
 
@@ -51,19 +54,19 @@ async def after_start(options: DockerOptions, hands: Hands, done: Completed) -> 
 
 
 def _exec(container: str, step: AfterStart) -> list[str]:
-    variables: list[Any] = [part for name, value in step.env.items() for part in ("--env", f"{name}={value}")]
+    variables = [part for name, value in step.env.items() for part in ("--env", f"{name}={value}")]
     command = step.exec
     if step.log:
         # Only a shell in the container can point the output there; the command itself is quoted.
         command = ["sh", "-c", f"exec {shlex.join(step.exec)} >>{shlex.quote(step.log)} 2>&1"]
-    return ["docker", "exec", *(["--detach"] if step.detach else []), *variables, container, *command]
+    return docker.execute(container, [*(["--detach"] if step.detach else []), *variables], command)
 
 
-async def _logs(options: DockerOptions, hands: Hands) -> Completed:
-    done = await hands.run(docker.logs(options.container, LOG_LINES))
+async def _logs(options: DockerOptions, target: str, hands: Hands) -> Completed:
+    done = await hands.ask(docker.logs(options.container, LOG_LINES), target, docker.WORDS)
     for step in options.after_start:
         if step.log and good(done):
-            more = await hands.run(["docker", "exec", options.container, "tail", "-n", str(LOG_LINES), step.log])
+            more = await hands.run(docker.execute(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
             done = Completed(0, f"{done.stdout}\n==> {step.log} <==\n{more.stdout}", done.stderr + more.stderr)
     return done
 

@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fleet.model import Sudo
+from fleet.not_run import Words, not_run
 from fleet.shells import Completed, Shell, ShellError, refused_by_wrapper
-from fleet.sudo import elevated, refusal
+from fleet.sudo import elevated, failure, refusal
 from runtime.errors import DefibError
 
 Verb = Literal["status", "start", "stop", "restart", "logs"]
@@ -23,6 +24,10 @@ class NotAllowed(ShellError):  # noqa: N818
     """The host's sudo, or its wrapper, does not allow the command: nothing was run."""
 
     retryable = False
+
+
+class Gone(ShellError):  # noqa: N818
+    """The host has no such target: nothing was run."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,8 @@ class Facts:
 class Hands:
     """Runs the commands of one action on one host until `timeout` seconds have passed; without a shell, none."""
 
-    def __init__(self, shell: Shell | None, sudo: Sudo, timeout: float) -> None:
-        self._shell, self._sudo = shell, sudo
+    def __init__(self, shell: Shell | None, sudo: Sudo, timeout: float, host: str = "the host") -> None:
+        self._shell, self._sudo, self._host = shell, sudo, host
         self._ran = False
         self._ends = time.monotonic() + timeout
 
@@ -54,8 +59,11 @@ class Hands:
     def left(self) -> float:
         return max(0.0, self._ends - time.monotonic())
 
-    async def run(self, argv: Sequence[str]) -> Completed:
-        """Run one command; past the deadline nothing more is started. Raises ShellError if nothing at all was run."""
+    async def run(self, argv: Sequence[str], *, acts: bool = True) -> Completed:
+        """Run one command; past the deadline nothing more is started. Raises ShellError if nothing at all was run.
+
+        What is not said to act changes nothing of the target, and does not count as run.
+        """
         if self.left <= 0:
             return Completed(None, "", "", "the deadline passed")
         if self._shell is None:
@@ -68,11 +76,33 @@ class Hands:
             if not self._ran:
                 raise
             return Completed(None, "", "", f"the host was lost half-way: {error}")  # the steps before have been done
-        refused = refused_by_wrapper(done) if self._shell.wrapped else refusal(done, self._sudo)
-        if refused and not self._ran:
-            raise NotAllowed(f"{argv[0]} is not allowed there: {refused}")
-        self._ran = True
+        if not self._ran:
+            self._refused(done, wrapped=self._shell.wrapped)
+        self._ran = self._ran or acts
         return done
+
+    def _refused(self, done: Completed, *, wrapped: bool) -> None:
+        """Raises ShellError where the host's sudo, or its wrapper, has not run the command."""
+        refused = refused_by_wrapper(done) if wrapped else refusal(done, self._sudo)
+        if refused:
+            raise NotAllowed(f"the command is not allowed on {self._host}: {refused}")
+        failed = "" if wrapped else failure(done, self._sudo)
+        if failed:
+            raise ShellError(f"{self._host}: {failed}")
+
+    async def ask(self, argv: Sequence[str], target: str, words: Words, *, acts: bool = True) -> Completed:
+        """Run a command of which its manager says whether it did anything. Raises ShellError where it did not."""
+        ran = self._ran
+        done = await self.run(argv, acts=acts)
+        found = None if ran else not_run(done, words)
+        if found is None:
+            return done
+        self._ran = False
+        raise self.gone(target) if found.gone else ShellError(f"{self._host}: {found.why}")
+
+    def gone(self, target: str) -> Gone:
+        """The error that says that there is no such target."""
+        return Gone(f"there is no {target} on {self._host}")
 
 
 def good(done: Completed) -> bool:

@@ -16,12 +16,15 @@ class SystemdOptions(Part):
 
 
 async def control_systemd(verb: Verb, options: SystemdOptions, hands: Hands) -> Completed:
+    target = f"unit {options.unit}"
     if verb == "logs":
         return await hands.run(systemd.logs(options.unit, LOG_LINES))
     if verb != "status":
-        return await hands.run(systemd.verb(verb, options.unit))
-    done = await hands.run(systemd.facts(options.unit))
+        return await hands.ask(systemd.verb(verb, options.unit), target, systemd.WORDS)
+    done = await hands.ask(systemd.facts(options.unit), target, systemd.WORDS)
     told = systemd.told(done.stdout)
+    if told.get("LoadState") == "not-found" and told.get("ActiveState") == "inactive":
+        raise hands.gone(target)
     running = good(done) and told.get("ActiveState") in ("active", "reloading")
     return done if running or not good(done) else Completed(3, done.stdout, done.stderr)
 

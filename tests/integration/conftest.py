@@ -1,6 +1,7 @@
 """Real peers on loopback: sshd, and servers that misbehave."""
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -82,6 +83,23 @@ def container(docker: None) -> Iterator[str]:
     yield name
     subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=True)
     subprocess.run(["docker", "image", "rm", "--force", name], capture_output=True, check=True)
+
+
+@pytest.fixture
+def compose_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`docker compose` by Debian's docker-compose, which is of the version before the plugin."""
+    plugins = tmp_path / "docker" / "cli-plugins"
+    plugins.mkdir(parents=True)
+    told = {"SchemaVersion": "0.1.0", "Vendor": "x", "Version": "1", "ShortDescription": "x"}
+    (plugins / "docker-compose").write_text(
+        f"""#!/bin/sh
+if [ "$1" = docker-cli-plugin-metadata ]; then echo '{json.dumps(told)}'; exit; fi
+[ "$1 $2" = "compose version" ] && exit
+[ "$1 $2" = "compose --project-directory" ] && cd "$3" && shift 3 && exec docker-compose "$@"
+"""
+    )
+    (plugins / "docker-compose").chmod(0o755)
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
 
 
 async def start_supervisord(keeper: Keeper, folder: Path, programs: str) -> Path:

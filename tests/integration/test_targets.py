@@ -1,0 +1,329 @@
+"""Controls act on the target of the inventory, on no other, and say so where nothing was run."""
+
+import asyncio
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defib.demo.keeper import Keeper
+from fleet import docker, supervisor
+from fleet.model import Sudo
+from fleet.not_run import not_run
+from fleet.shells import Completed, ShellError
+from fleet.shells.local import LocalShell
+from fleet.shells.ssh import digest
+from fleet.sudo import failure, refusal
+from remediator.controls import CONTROLS
+from remediator.controls.hands import VERBS, Gone, Hands, Verb
+from tests.integration.conftest import start_supervisord
+from tests.integration.loop import Loop
+from tests.integration.test_host_setup import configure, defib, inside_a_copy, keys
+from tests.support import eventually
+
+
+async def control(kind: str, verb: Verb, options: object) -> Completed:
+    chosen = CONTROLS[kind]
+    made = chosen.options.model_validate(options)
+    return await chosen.control(verb, made, Hands(LocalShell(), Sudo(), 60.0, "gpu-01"))
+
+
+async def facts(kind: str, options: object) -> object:
+    chosen = CONTROLS[kind]
+    return await chosen.facts(chosen.options.model_validate(options), Hands(LocalShell(), Sudo(), 60.0))
+
+
+def state_of(container: str) -> str:
+    argv = ["docker", "inspect", "--format", "{{.Id}} {{.Name}} {{json .State}}", container]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.needs("dockerd", "busybox")
+def test_the_beginning_of_an_identifier_is_no_name(container: str) -> None:
+    """Docker takes a name that it does not know for the beginning of an identifier."""
+    before = state_of(container)
+    neighbour = before[:6]
+    options = {"container": neighbour, "after_start": [{"exec": ["sh", "-c", "kill 1"], "log": "/log"}]}
+
+    async def all_verbs() -> None:
+        for verb in sorted(VERBS):
+            with pytest.raises(Gone, match=f"^there is no container {neighbour} on gpu-01$"):
+                await control("docker", verb, options)
+        assert await facts("docker", options) is None
+
+    asyncio.run(all_verbs())
+    assert state_of(container) == before
+    assert neighbour not in docker.containers(f"/{container}\trunning\t\t0\tnow\t0\timage\n")
+
+
+@pytest.mark.needs("dockerd", "busybox", "docker-compose")
+@pytest.mark.usefixtures("compose_plugin")
+def test_a_compose_project_of_the_same_name(container: str, tmp_path: Path) -> None:
+    """Compose knows a project by the last part of its folder, and looks for its file in the folders above."""
+    one, other = tmp_path / "one" / f"app{os.getpid()}", tmp_path / "other" / f"app{os.getpid()}"
+    for folder in (one, other):
+        (folder / "below").mkdir(parents=True)
+        (folder / "docker-compose.yml").write_text(
+            f"version: '3'\nservices:\n  web: {{image: {container}, command: sleep 1000, network_mode: host}}\n"
+        )
+
+    async def tried() -> None:
+        assert (await control("compose", "start", {"directory": str(one), "service": "web"})).status == 0
+        found = subprocess.run(["docker-compose", "ps", "-q"], cwd=one, capture_output=True, text=True, check=True)
+        before = state_of(found.stdout.strip())
+        for verb in sorted(VERBS):
+            with pytest.raises(ShellError, match=f"is of the compose project in {one} and not in {other}"):
+                await control("compose", verb, {"directory": str(other), "service": "web"})
+        for verb in ("start", "restart"):
+            with pytest.raises(ShellError, match="there is no compose file in"):
+                await control("compose", verb, {"directory": str(one / "below"), "service": "web"})
+        assert state_of(found.stdout.strip()) == before
+
+    try:
+        asyncio.run(tried())
+    finally:
+        subprocess.run(["docker-compose", "down", "-t", "0"], cwd=one, capture_output=True, check=True)
+
+
+@pytest.fixture
+def units(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the units of a systemd that systemctl asks."""
+    monkeypatch.setenv("PATH", f"{systemd}:{os.environ['PATH']}")
+    return systemd.parent / "units"
+
+
+def unit(units: Path, name: str, text: str) -> None:
+    (units / name).write_text(f"[Unit]\nDefaultDependencies=no\n{text}")
+
+
+@pytest.mark.needs("systemd")
+async def test_units_that_are_not_there_and_other_names_of_those_that_are(units: Path) -> None:
+    unit(units, "real.service", "[Service]\nExecStart=/bin/sleep infinity\n")
+    (units / "alias.service").symlink_to("real.service")
+    (units / "masked.service").symlink_to("/dev/null")
+    await LocalShell().run(["systemctl", "daemon-reload"], timeout=20)
+    assert (await control("systemd", "restart", {"unit": "alias"})).status == 0
+    assert (await control("systemd", "status", {"unit": "real"})).status == 0
+    for verb in ("status", "start", "stop", "restart"):
+        with pytest.raises(Gone, match=r"^there is no unit no-such\.service on gpu-01$"):
+            await control("systemd", verb, {"unit": "no-such"})
+    with pytest.raises(ShellError, match=r"gpu-01: the unit masked\.service: .*LoadState=masked"):
+        await control("systemd", "restart", {"unit": "masked"})
+
+
+@pytest.mark.needs("systemd")
+async def test_a_unit_that_was_started_too_often_is_started(units: Path, tmp_path: Path) -> None:
+    mended = tmp_path / "mended"
+    unit(
+        units,
+        "limited.service",
+        "StartLimitIntervalSec=1h\nStartLimitBurst=2\n"
+        f"[Service]\nExecStart=/bin/sh -c 'test -e {mended} && exec sleep infinity; exit 1'\nRestart=always\nRestartSec=0\n",
+    )
+    shell = LocalShell()
+    for argv in (["systemctl", "daemon-reload"], ["systemctl", "start", "limited.service"]):
+        await shell.run(argv, timeout=20)
+
+    async def at_its_limit() -> bool:
+        shown = await shell.run(["systemctl", "show", "--property=ActiveState", "limited.service"], timeout=20)
+        return "ActiveState=failed" in shown.stdout
+
+    await eventually(at_its_limit)
+    await asyncio.to_thread(mended.touch)
+    for _ in range(4):
+        done = await control("systemd", "restart", {"unit": "limited"})
+        assert done.status == 0, done
+    assert (await control("systemd", "status", {"unit": "limited"})).status == 0
+
+
+async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_away_runs_nothing(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    programs = "".join(f"[program:{name}]\ncommand=/bin/sleep 1000\nstartsecs=0\n" for name in "ab")
+    config = tmp_path / "supervisord.conf"
+    options = {"program": "web", "config": str(config)}
+    with pytest.raises(ShellError, match="gpu-01: Error: could not find config file"):
+        await control("supervisor", "restart", options)
+    await start_supervisord(keeper, tmp_path, f"{programs}[group:web]\nprograms=a,b\n")
+
+    async def answers() -> bool:
+        done = await LocalShell().run(supervisor.verb("status", "web:a", config), timeout=20)
+        return "RUNNING" in done.stdout
+
+    await eventually(answers)
+    status = supervisor.verb("status", "web:a", config)
+    before = (await LocalShell().run(status, timeout=20)).stdout.split()[3]
+    for verb in sorted(VERBS):
+        with pytest.raises(Gone, match=r"^there is no program web in supervisor on gpu-01$"):
+            await control("supervisor", verb, options)
+    assert (await LocalShell().run(status, timeout=20)).stdout.split()[3] == before  # its pid
+    assert (await control("supervisor", "restart", {**options, "program": "web:a"})).status == 0
+    socket = tmp_path / "supervisor.sock"
+    socket.rename(tmp_path / "away.sock")
+    for verb in ("status", "start", "restart", "logs"):
+        with pytest.raises(ShellError, match=r"gpu-01: unix://.* no such file"):
+            await control("supervisor", verb, {**options, "program": "web:a"})
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unix:///var/run/supervisor/supervisor.sock no such file",
+        "error: <class 'socket.error'>, [Errno 111] Connection refused: file: /usr/lib/python2.7/socket.py line: 224",
+    ],
+)
+async def test_a_supervisorctl_3_without_a_supervisord(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    """Its exit status is 0."""
+    program = tmp_path / "supervisorctl"
+    program.write_text(f'#!/bin/sh\necho "{said}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for verb in ("status", "start", "stop", "restart"):
+        with pytest.raises(ShellError, match="gpu-01: "):
+            await control("supervisor", verb, {"program": "web"})
+    assert await facts("supervisor", {"program": "web"}) is None
+
+
+@pytest.mark.needs("docker", "systemd")
+async def test_a_manager_that_is_away_or_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
+    for verb in sorted(VERBS):
+        with pytest.raises(ShellError, match=r"^gpu-01: Cannot connect to the Docker daemon at "):
+            await control("docker", verb, {"container": "web"})
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    project = {"directory": str(tmp_path), "service": "web"}
+    (tmp_path / "compose.yaml").touch()
+    for kind, options, said in (
+        ("docker", {"container": "web"}, "docker: not found"),
+        ("compose", project, "docker has no compose plugin"),
+        ("systemd", {"unit": "web"}, "systemctl: not found"),
+        ("supervisor", {"program": "web"}, "supervisorctl: not found"),
+    ):
+        with pytest.raises(ShellError, match=said):
+            await control(kind, "restart", options)
+
+
+def test_words_of_managers_after_something_was_run_count_for_nothing() -> None:
+    """A program's log, or the second half of a restart, is no proof that nothing was run."""
+    half = Completed(1, "web: stopped\nunix:///run/supervisor.sock refused connection\n", "")
+    assert not_run(half, supervisor.WORDS) is None
+    log = Completed(0, "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", "")
+    assert not_run(log, docker.WORDS) is None
+    assert not_run(Completed(None, "", "", "no answer within 5 s", late=True), docker.WORDS) is None
+
+
+SUDO = r"""
+mount -t proc proc /proc || exit 23
+useradd --system --create-home --shell /bin/sh ops || exit 24
+as_ops() { setpriv --reuid "$(id -u ops)" --regid "$(id -g ops)" --clear-groups $1 env -i PATH=/usr/bin:/bin sudo -n -- id 2>&1; }
+for rule in 'Defaults requiretty' 'ops ALL=(ALL) NOPASSWD: ALL' '# nothing'; do
+    printf '%s\n' 'root ALL=(ALL:ALL) ALL' "$rule" > /etc/sudoers
+    echo "rule $rule"
+    as_ops
+done
+printf 'ops ALL=(ALL) NOPASSWD: ALL\n' > /etc/sudoers
+echo rule no-new-privs
+as_ops --no-new-privs
+exit 0
+"""
+
+
+@pytest.mark.needs("root", "sudo", "unshare")
+def test_a_sudo_that_cannot_run_anything(tmp_path: Path) -> None:
+    """By the words of a real one."""
+    done = inside_a_copy(tmp_path, "", SUDO)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    said = {part.partition("\n")[0]: part.partition("\n")[2] for part in done.stdout.split("rule ")[1:]}
+    sudo = Sudo.model_validate("passwordless")
+    told = {
+        rule: (refusal(made, sudo), failure(made, sudo))
+        for rule, text in said.items()
+        for made in (Completed(1, "", text),)
+    }
+    assert told["Defaults requiretty"] == ("", "sudo: sorry, you must have a tty to run sudo")
+    assert told["ops ALL=(ALL) NOPASSWD: ALL"] == ("", "")
+    assert told["# nothing"] == ("sudo: a password is required", "")
+    assert "no new privileges" in told["no-new-privs"][1]
+    warned = Completed(
+        1, "", "sudo: unable to resolve host gpu-01: Name or service not known\nError: No such container: x"
+    )
+    assert failure(warned, sudo) == ""
+
+
+DOCKER = r"""#!/bin/sh
+echo "docker $*" >> /tmp/asked
+case "$1 $*" in
+inspect*) echo 4d5c7c9d3f6a ;;
+esac
+"""
+HARDENED = r"""
+mount -t proc proc /proc || exit 23
+cat > /usr/local/sbin/docker <<'END'
+{docker}END
+chmod 755 /usr/local/sbin/docker
+sh -eu /tmp/setup.sh || exit 1
+as_defib() {{ setpriv --reuid "$(id -u defib)" --regid "$(id -g defib)" --clear-groups env -i PATH=/usr/bin:/bin "$@"; }}
+as_defib {run} || exit 2
+grep -qx 'docker restart 4d5c7c9d3f6a' /tmp/asked || exit 3
+rm /tmp/asked
+try() {{ as_defib sudo -n "$@" 2>/dev/null && exit 4; }}
+{parts}
+[ ! -e /tmp/asked ] || exit 5
+"""
+
+
+@pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
+@pytest.mark.parametrize("wrapper", [False, True], ids=["sudoers", "wrapper"])
+def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper: bool) -> None:
+    """By sudoers, or by the wrapper; no part of the script can be run."""
+    ssh = {"user": "defib", "key_file": "read", "known_hosts": "known"}
+    host: dict[str, Any] = {
+        "address": "10.0.0.11",
+        "ssh": ssh,
+        "control_ssh": {"key_file": "control", "wrapper": wrapper},
+    }
+    if not wrapper:
+        host["sudo"] = "passwordless"
+    service = {"host": "gpu-01", "probe": {"container": {"name": "web"}}, "control": {"docker": {"container": "web"}}}
+    configure(tmp_path / "config", {"gpu-01": host}, {"web": service})
+    keys(tmp_path / "config", "read", "control")
+    made = defib(tmp_path / "config", "host", "setup", "gpu-01")
+    assert made.returncode == 0, made.stderr
+    argv = docker.verb("restart", "web")
+    script = argv[2]
+    run = shlex.join(["sudo", "-n", *argv])
+    if wrapper:
+        run = f'SSH_ORIGINAL_COMMAND="run 5 {digest(argv)}" sudo -n /usr/local/sbin/defib-shell control'
+    # sudo compares the arguments as one text, so that it may be divided at any blank.
+    ends = [at for at, character in enumerate(script) if character == " "]
+    divided = [["try", *argv[:2], script[:at], script[at + 1 :]] for at in ends[:: len(ends) // 10]]
+    parts = "\n".join(map(shlex.join, divided))
+    done = inside_a_copy(tmp_path, made.stdout, HARDENED.format(docker=DOCKER, run=run, parts=parts))
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+
+
+async def test_a_target_that_is_gone_costs_no_attempt_and_is_told_once(loop: Loop) -> None:
+    """Nothing is run, again and again with a back-off, until there is something to be run."""
+    config = await start_supervisord(loop.keeper, loop.folder, "[program:other]\ncommand=/bin/sleep 1000\n")
+    gone = loop.service("web", control={"supervisor": {"program": "web", "config": str(config)}, "start_within": "2s"})
+    await loop.start({"web": gone}, attempts=1)
+    await loop.kill("web")
+    await loop.fire("web")
+
+    async def tried_twice() -> bool:
+        return len((await loop.incident())["actions"]) >= 3
+
+    await eventually(tried_twice)
+    tried = [action for action in (await loop.incident())["actions"] if action["state"] != "running"]
+    assert {(action["state"], action["counts"], action["why"]) for action in tried} == {
+        ("failed", 0, "nothing was run: there is no program web in supervisor on h")
+    }
+    await loop.until_cards("Service down: web", "Could not restart: web")
