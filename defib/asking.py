@@ -97,7 +97,9 @@ def _explained(told: Mapping[str, Any]) -> str:
         lines.append(f"  {mark} {gate['gate']}{_because(gate['detail'])}{until}")
     used = ", ".join(f"{kind} {count}" for kind, count in told["attempts"].items()) or "none"
     lines.append(f"  attempts used: {used}; next step: {told['next_step'] or 'none is left'}")
-    lines.append("  what the host itself says (healing-itself) is looked at right before an action")
+    lines.append(
+        "  stopped-by-hand, healing-itself and starting are asked of the host, and pass where it does not answer"
+    )
     if told["caution"]:
         lines.append(f"  {told['caution']}")
     if told["decided_again_in_seconds"] is not None:

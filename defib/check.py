@@ -18,6 +18,8 @@ def check(directory: Path, program: Program | None, *, show: bool) -> int:
     """Load for `program`, or for all, and try the templates of cards. Raises ConfigurationError."""
     loaded = load(directory, KINDS, programs=(program,) if program else PROGRAMS)
     inventory = loaded.inventory
+    for warning in loaded.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     wrongs = _wrong_templates(inventory) if program != "exporter" else []
     if wrongs:
         print("\n".join(wrongs), file=sys.stderr)

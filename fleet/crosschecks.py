@@ -11,6 +11,7 @@ from typing import Any
 
 from fleet.documents import Document, Location, Wrong
 from fleet.kinds import Kinds
+from fleet.model import Inventory
 
 Raw = Mapping[str, Any]
 CARRIES = re.compile(r"[A-Za-z0-9@:._/-]+")  # what the wrapper of a host takes as a name
@@ -31,6 +32,19 @@ def check_references(document: Document, raw: Raw, kinds: Kinds) -> list[Wrong]:
         *_circles(document, "hosts", ("ssh", "via"), {name: _via(host) for name, host in hosts.items()}),
         *_circles(document, "services", ("depends_on",), {name: _needs(each) for name, each in services.items()}),
     ]
+
+
+def shared_targets(document: Document, inventory: Inventory) -> Iterator[Wrong]:
+    """Services whose controls act on what another one's does."""
+    first: dict[tuple[str, str], str] = {}
+    for name, service in inventory.services.items():
+        other = first.setdefault((service.host, service.target), name)
+        if other != name and service.control is not None:
+            where = f" on {service.host}" if service.host else ""
+            what = (
+                f"acts on the same target as that of {other} ({service.target}{where}): one action at a time for both"
+            )
+            yield document.wrong(("services", name, "control"), what)
 
 
 def _maps(value: Any) -> dict[str, Raw]:

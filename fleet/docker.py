@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import StringConstraints
@@ -118,7 +119,7 @@ def is_running(output: str) -> bool:
 
 _FACTS = (
     "{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}-{{end}} {{.State.Pid}} {{.State.ExitCode}}"
-    " {{.State.OOMKilled}} {{.State.StartedAt}} {{.RestartCount}} {{.HostConfig.RestartPolicy.Name}}"
+    " {{.State.OOMKilled}} {{.State.StartedAt}} {{.RestartCount}} {{.ID}} {{.Name}} {{.HostConfig.RestartPolicy.Name}}"
 )
 
 
@@ -138,6 +139,8 @@ class Told:
     out_of_memory: bool
     started: str
     restarts: int
+    id: str
+    name: str
     policy: str
 
 
@@ -145,13 +148,47 @@ def told(output: str) -> Told | None:
     """What `facts` printed, or None where it is not that."""
     words = output.split()
     try:
-        state, health, pid, exit_code, out_of_memory, started, restarts, *policy = words
+        state, health, pid, exit_code, out_of_memory, started, restarts, id_, name, *policy = words
         return Told(
             state, health.strip("-"), int(pid), int(exit_code), out_of_memory == "true", started, int(restarts),
-            policy[0] if policy else "no",
+            id_, name.removeprefix("/"), policy[0] if policy else "no",
         )  # fmt: skip
     except ValueError:
         return None
+
+
+CLOCK = ["date", "+%s"]
+
+
+def stops(container: str) -> list[str]:
+    """Asks for a container's stops among the daemon's last 256 events; a daemon that is restarted forgets them."""
+    bounds = ["--since", "168h", "--until", "0s", "--filter", f"container={container}", "--filter", "event=stop"]
+    return ["docker", "events", *bounds, "--format", "{{.Actor.ID}} {{.TimeNano}}"]
+
+
+def stopped_at(output: str, container: Told) -> float | None:
+    """When a container was asked to stop that has not been started since, by what `stops` printed."""
+    started = unix(container.started)
+    if container.state != "exited" or started is None:
+        return None
+    found = [words[1] for line in output.splitlines() if len(words := line.split()) == 2 and words[0] == container.id]  # noqa: PLR2004
+    times = [int(text) / 1e9 for text in found if text.isdigit()]
+    return max((at for at in times if at > started), default=None)
+
+
+def unix(time: str) -> float | None:
+    """The Unix time of one of docker's; None of what never was."""
+    try:
+        at = datetime.fromisoformat(time).timestamp()
+    except ValueError:
+        return None
+    return at if at > 0 else None
+
+
+def seconds(output: str) -> float | None:
+    """What `CLOCK` printed."""
+    text = output.strip()
+    return float(text) if text.isascii() and text.isdigit() else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -10,7 +10,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from fleet.crosschecks import check_references
+from fleet.crosschecks import check_references, shared_targets
 from fleet.digests import digest
 from fleet.documents import ConfigurationError, Document, Location, Wrong, read
 from fleet.endpoints import Basic, Part
@@ -29,6 +29,7 @@ class Loaded:
 
     inventory: Inventory
     secrets: frozenset[str] = field(repr=False)
+    warnings: Sequence[Wrong] = ()  # what may be meant, and is more often a mistake
 
 
 def load(
@@ -54,7 +55,9 @@ def load(
     if wrongs:
         raise ConfigurationError(_ordered(wrongs, Redactor(resolver.secrets)))
     _digest(document, inventory)
-    return Loaded(inventory, frozenset(resolver.secrets | set(_secrets(inventory))))
+    secrets = frozenset(resolver.secrets | set(_secrets(inventory)))
+    inventory.mask_targets(Redactor(secrets))
+    return Loaded(inventory, secrets, _ordered([*shared_targets(document, inventory)], Redactor(secrets)))
 
 
 def _digest(document: Document, inventory: Inventory) -> None:

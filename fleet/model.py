@@ -4,7 +4,7 @@ The kinds of probes, controls and channels bring their own options; `inventory_m
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -126,6 +126,7 @@ class ServiceRemediation(Part):
     backoff: Backoff | None = None
     hold: Duration | None = None
     steps: Steps | None = None
+    respect_stop: bool | None = None
 
 
 class Remediation(Part):
@@ -137,6 +138,7 @@ class Remediation(Part):
     backoff: Backoff = Backoff()
     hold: Duration = 60.0
     steps: Steps = [Step(restart=RestartStep())]
+    respect_stop: bool = True
     actions_per_host: int = Field(1, ge=1)
     actions_in_flight: int = Field(5, ge=1)
     actions_per_10m: int = Field(20, ge=1)
@@ -167,6 +169,7 @@ class Service(Part):
     remediation: ServiceRemediation = ServiceRemediation()
     _id: str = ""
     _digest: str = ""
+    _target: str = ""
 
     @property
     def digest(self) -> str:
@@ -180,6 +183,11 @@ class Service(Part):
     @property
     def title(self) -> str:
         return self.name or self._id
+
+    @property
+    def target(self) -> str:
+        """What its control acts on, on its host; without secrets. Services that share one are locked together."""
+        return self._target
 
 
 class Ssh(Part):
@@ -308,7 +316,14 @@ class Inventory(Part):
             host._name = key  # noqa: SLF001 - the map is where a host has its name
         for key, service in self.services.items():
             service._id = key  # noqa: SLF001
+            target = service.control.options.target if isinstance(service.control, Control) else ""
+            service._target = target or f"service:{key}"  # noqa: SLF001
         return self
+
+    def mask_targets(self, redact: Callable[[str], str]) -> None:
+        """Take the secrets out of what the targets of services are called."""
+        for service in self.services.values():
+            service._target = redact(service._target)  # noqa: SLF001
 
     @model_validator(mode="after")
     def _remember_long_enough(self) -> "Inventory":

@@ -12,8 +12,9 @@ from fleet.units import Duration, Identifier, PositiveDuration
 Severity = Literal["critical", "warning", "info"]
 Language = Literal["zh", "en"]
 Told = Literal[
-    "down", "restarted", "could_not_restart", "gave_up", "approval", "blind", "recovered", "unobserved", "reminder",
-    "alert", "alert_over", "watchdog_missing", "watchdog_back", "automation_off", "automation_on",
+    "down", "restarted", "could_not_restart", "gave_up", "approval", "blind", "stopped_by_hand", "recovered",
+    "unobserved", "reminder", "alert", "alert_over", "watchdog_missing", "watchdog_back", "automation_off",
+    "automation_on",
 ]  # fmt: skip
 Answer = Literal["acknowledge", "silence", "restart", "approve", "automation"]
 OpenId = Annotated[str, Field(pattern=r"^ou_[0-9A-Za-z_-]{1,80}$")]

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -70,6 +71,39 @@ def is_running(output: str) -> bool:
     """Whether `status` says that the program runs; STARTING and BACKOFF do not."""
     words = output.split()
     return len(words) > 1 and words[1] == "RUNNING"
+
+
+CLOCK = ["date", "+%Y-%m-%dT%H:%M:%S"]
+
+
+def local_time(output: str) -> datetime | None:
+    """What `CLOCK` printed: the host's time, in its own zone."""
+    try:
+        return datetime.fromisoformat(output.strip()).replace(tzinfo=None)
+    except ValueError:
+        return None
+
+
+def uptime(text: str) -> float | None:
+    """Seconds of an uptime such as `1:02:03` or `2 days, 1:02:03`."""
+    found = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", text.strip())
+    if found is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def ago(description: str, now: datetime | None) -> float | None:
+    """Seconds since the middle of the minute of a program's end, as supervisor tells of it: `Nov 29 12:31 AM`."""
+    if now is None:
+        return None
+    try:
+        at = datetime.strptime(f"{now.year} {description.strip()}", "%Y %b %d %I:%M %p")  # noqa: DTZ007 - as `now`
+    except ValueError:
+        return None
+    if at > now:
+        at = at.replace(year=now.year - 1)
+    return max(0.0, (now - at).total_seconds() - 30)
 
 
 SECTION = "supervisor"

@@ -1,6 +1,7 @@
 """What we know of systemd: what to ask, and how its answers read."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -71,7 +72,11 @@ def logs(unit: str, lines: int) -> list[str]:
     return ["journalctl", "--no-pager", "--output=short-iso", f"--lines={lines}", f"--unit={unit}"]
 
 
-_FACTS = "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStatus,ExecMainStartTimestamp"
+_FACTS = (
+    "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStatus,ExecMainStartTimestamp,Restart"
+    ",ActiveEnterTimestampMonotonic,InactiveEnterTimestampMonotonic,ExecMainStartTimestampMonotonic"
+)
+UPTIME = ["cat", "/proc/uptime"]  # the clock of the monotonic timestamps, on a machine that never sleeps
 
 
 def facts(unit: str) -> list[str]:
@@ -82,6 +87,36 @@ def facts(unit: str) -> list[str]:
 def told(output: str) -> dict[str, str]:
     """Properties by name, from what `systemctl show` printed."""
     return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+
+
+def uptime(output: str) -> float | None:
+    """What `UPTIME` printed first: seconds since the host's start."""
+    words = output.split()
+    try:
+        return float(words[0]) if words else None
+    except ValueError:
+        return None
+
+
+def moment(told: Mapping[str, str], name: str) -> float | None:
+    """A monotonic timestamp in seconds; None of what has not happened since the host's start."""
+    text = told.get(f"{name}TimestampMonotonic", "")
+    return int(text) / 1e6 if text.isdigit() and int(text) > 0 else None
+
+
+def stopped_by_hand(told: Mapping[str, str]) -> str:
+    """Why a unit deliberately does not run, or nothing.
+
+    systemd records that a unit is masked, and not that somebody stopped it. It restarts a unit that has ended well
+    where `Restart=` is `always` or `on-success`: such a unit that is inactive, and has not failed, was stopped. When is
+    known only as long as something wants it, since it is unloaded otherwise.
+    """
+    if told.get("LoadState") == "masked":
+        return "it is masked (systemctl mask)"
+    ended_well = told.get("ActiveState") == "inactive" and told.get("Result") == "success"
+    if ended_well and told.get("Restart") in ("always", "on-success"):
+        return f"it was stopped (systemctl stop): systemd would have restarted it otherwise (Restart={told['Restart']})"
+    return ""
 
 
 SECTION = "systemd"

@@ -122,6 +122,10 @@ class Actor:
             service, self._inventory.host_of(service), self._shell_of_or_none(service), self._redact
         )
 
+    async def facts(self, service: Service) -> Facts | None:
+        """How a service's target stands, by its host."""
+        return await evidence.facts(service, self._inventory.host_of(service), self._shell_of_or_none(service))
+
     def _shell_of_or_none(self, service: Service) -> Shell | None:
         with contextlib.suppress(ShellError):
             return self._shell_of(service)
@@ -204,7 +208,7 @@ class Actor:
         with contextlib.suppress(DefibError, TimeoutError):
             seen = await self._exporter.observe(service.id)
             await self._store(actions.keep_evidence, action, {"probe after": probed(seen)}, now)
-        facts = await evidence.facts(service, self._inventory.host_of(service), self._shell_of_or_none(service))
+        facts = await self.facts(service)
         if facts is not None:
             await self._store(actions.facts_after, action, facts.told())
 

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from fleet.model import Inventory, Service, Step
 from fleet.notify import Notify
+from remediator import stops
 from remediator.incidents import cancel_queued, decided, note, open_of, tell_of
 from remediator.policy import Blocked, Decision, Situation, allowed, decide, held_for_person, next_step
 from remediator.schema import actions, evidence
@@ -66,7 +67,7 @@ def claim(
     if again.past.last_action != situation.past.last_action:
         return "something was done since the probe"
     decided(connection, inventory.notify, incident, decision, now)
-    claimed = _approved(connection, incident, decision.step.kind, proof_at, now)
+    claimed = _approved(connection, incident, service, decision.step.kind, proof_at, now)
     if claimed is None:
         cancel_queued(connection, incident, now)  # what waits for an approval is another step than this
         claimed = _insert(
@@ -77,7 +78,9 @@ def claim(
     return claimed
 
 
-def _approved(connection: Connection, incident: int, kind: str, proof_at: float, now: float) -> Claim | None:
+def _approved(
+    connection: Connection, incident: int, service: Service, kind: str, proof_at: float, now: float
+) -> Claim | None:
     """Begin the action that a person has approved, if there is one."""
     row = connection.execute(
         select(actions).where(
@@ -89,11 +92,12 @@ def _approved(connection: Connection, incident: int, kind: str, proof_at: float,
     ).first()
     if row is None:
         return None
-    connection.execute(
-        update(actions).where(actions.c.id == row.id).values(state="running", claimed_at=now, proof_at=proof_at)
-    )
+    # It may have moved since it was queued.
+    place = {"host": service.host, "target": service.target}
+    begun = {"state": "running", "claimed_at": now, "proof_at": proof_at, **place}
+    connection.execute(update(actions).where(actions.c.id == row.id).values(**begun))
     note(connection, incident, now, "action", action=row.id, kind=kind, by="alert", approved_by=row.approved_by)
-    return Claim(row.id, incident, row.service, row.host, kind, now)
+    return Claim(row.id, incident, row.service, service.host, kind, now)
 
 
 def _keep(connection: Connection, action: Claim, before: Seen, now: float) -> None:
@@ -130,6 +134,8 @@ def claim_for_person(
         return held
     claimed = _insert(connection, incident, service, kind, "person", by, now, overruled=overruled)
     _keep(connection, claimed, before, now)
+    if kind == "stop":
+        stops.put(connection, stops.sharing(inventory, service), claimed.id, by, now)
     return claimed
 
 
@@ -151,6 +157,7 @@ def _insert(
             incident_id=incident,
             service=service.id,
             host=service.host,
+            target=service.target,
             kind=kind,
             requested_by=by,
             asked_by=who,
@@ -239,6 +246,8 @@ def command_ended(
     if action.incident_id is not None:
         detail = {"action": action.id, "outcome": outcome, "exit_status": status, "why": why}
         note(connection, action.incident_id, now, "command", **detail)
+    if outcome == "failed":
+        stops.withdraw(connection, action.id)
     return replace(action, command=outcome, command_ended_at=now, output=output, why=why)
 
 
@@ -282,6 +291,10 @@ def action_ended(
     running = (actions.c.id == action.id) & (actions.c.state == "running")
     if not connection.execute(update(actions).where(running).values(**values)).rowcount:
         return False
+    if not reached:
+        stops.withdraw(connection, action.id)
+    if came_back:
+        stops.remove(connection, action.service)
     if action.incident_id is None:
         return True
     note(connection, action.incident_id, now, "action-ended", action=action.id, state=state, why=why)

@@ -10,10 +10,10 @@ import structlog
 
 from fleet.digests import differ
 from fleet.model import Inventory, Remediation, Service
-from remediator import actions, incidents, intake, policy
+from remediator import actions, incidents, intake, policy, stops
 from remediator.acting import Actor, probed
 from remediator.actions import Claim, Seen
-from remediator.controls.hands import UnknownVerb, Verb
+from remediator.controls.hands import Facts, UnknownVerb, Verb
 from remediator.database import Database, StorageError
 from remediator.metrics import Metrics
 from remediator.notices.outbox import Batch
@@ -21,6 +21,7 @@ from remediator.notices.sender import Sender
 from remediator.observer import REMEMBERS_AFTER, Observer
 from remediator.peers import Alertmanager, Exporter, PeerError
 from remediator.policy import DECIDE_AGAIN, Decision, Observation, Situation, decide
+from remediator.stops import Stop
 from remediator.webhook import WATCHDOG
 from runtime.redaction import Redactor
 
@@ -34,6 +35,7 @@ LONG_UP = 300.0
 DOWN_UNALARMED = 60.0  # how long a service may be down without an alert before people are told
 SETTLE_AGAIN = 5.0
 BLIND_TOO_LONG = 600.0
+STOPS_EVERY = 5.0
 DETAILS_WITHIN, DETAILS_AGAIN = 2.0, 15.0
 log = structlog.get_logger()
 
@@ -103,6 +105,7 @@ class Engine:
             await self.actor.begin(group)
             group.create_task(self._reconcile_always(), name="reconcile")
             group.create_task(self._follow_up_always(), name="follow up")
+            group.create_task(self._watch_stops(), name="watch stops")
             while True:
                 self._wake.clear()
                 await self._attend_to_all(group)
@@ -200,7 +203,10 @@ class Engine:
     async def explain(self, service: Service) -> dict[str, Any]:
         """Every gate of a service's next action as it stands now, and when it is decided about next."""
         found = await self._database.run(incidents.open_of, service.id)
-        situation = await self._observer.situation(found or 0, service.id)
+        situation, facts = await asyncio.gather(
+            self._observer.situation(found or 0, service.id), self.actor.facts(service)
+        )
+        situation = _as_it_stands(situation, facts)
         rules = self.inventory.remediation.of(service)
         # Where nothing fires, it is told what would be if the service were down and its alert fired.
         firing = situation.firing or frozenset(rules.alerts[:1])
@@ -249,13 +255,13 @@ class Engine:
     async def _try_to_act(self, incident: int, service: Service, situation: Situation) -> float:
         """Have everyone asked afresh, at once, who may speak against it; then claim and begin."""
         proof_at = self._database.clock.now()
-        situation, (silenced, gone, caution), (seen, facts) = await asyncio.gather(
+        situation, (silenced, gone, caution), (seen, facts), down = await asyncio.gather(
             self._observer.probed(service, situation),
             self._observer.looked_up(service, situation.firing),
             self.actor.look(service),
+            self._observer.dependencies_down(service),
         )
-        healing = facts.healing if facts is not None else ""
-        situation = replace(situation, silenced=silenced, gone=gone, healing=healing)
+        situation = replace(_as_it_stands(situation, facts), silenced=silenced, gone=gone, dependencies_down=down)
         rules = self.inventory.remediation.of(service)
         decision = decide(service, rules, situation)
         if decision.verb != "act" or decision.step is None:
@@ -285,6 +291,8 @@ class Engine:
         seen = Seen()
         if verb in ("stop", "restart"):
             seen, _ = await self.actor.look(service)
+        if verb in ("start", "restart"):
+            situation = replace(situation, dependencies_down=await self._observer.dependencies_down(service))
         inventory, now = self.inventory, self._database.clock.now()
         return await self.actor.act(
             service,
@@ -331,6 +339,34 @@ class Engine:
     def _pause(self, decision: Decision) -> float:
         """Seconds after which to decide again."""
         return max(0.0, decision.until - self._database.clock.now()) if decision.until else DECIDE_AGAIN
+
+    async def _watch_stops(self) -> None:
+        """Forget that a person stopped a service once it is up again, whoever started it."""
+        while True:
+            await asyncio.sleep(STOPS_EVERY)
+            try:
+                for stop in await self._database.run(stops.ended):
+                    service = self.inventory.services.get(stop.service)
+                    if service is not None and await self._runs_again(service, stop):
+                        await self._database.run(stops.remove, service.id)
+                        log.info("runs again", service=service.id)
+                        self.wake({service.id})
+            except (PeerError, StorageError) as error:
+                log.warning("what was stopped is not looked at", error=str(error))
+            except Exception:  # the next round may do better
+                log.exception("looking at what was stopped broke")
+
+    async def _runs_again(self, service: Service, stop: Stop) -> bool:
+        """Whether a service that was stopped has been up for `hold` since. Raises PeerError."""
+        seen = await self._exporter.observe(service.id)
+        if not seen.up or seen.unchanged_for is None:
+            return False
+        now, wanted = self._database.clock.now(), self.inventory.remediation.of(service).hold
+        if seen.unchanged_for > now - stop.at and service.control is not None:
+            wanted += service.control.start_within  # it was never seen down: it may be stopping still
+        if min(seen.unchanged_for, now - stop.ended) < wanted:
+            return False
+        return bool((await self._exporter.probe(service.id, service.probe.timeout)).success)
 
     async def _reconcile_always(self) -> None:
         await asyncio.sleep(RECONCILE_FIRST)
@@ -452,3 +488,12 @@ def _unseen(service: Service, seen: Observation | None) -> Decision | None:
     else:
         why = "the exporter says that it is down: see that Prometheus and Alertmanager are there"
     return Decision("wait", "blind", detail=f"its alerts are over, but {why}")
+
+
+def _as_it_stands(situation: Situation, facts: Facts | None) -> Situation:
+    """The same situation with what the host says of the target."""
+    if facts is None:
+        return situation
+    return replace(
+        situation, healing=facts.healing, age=facts.age, stopped_by_hand=facts.stopped, stopped_for=facts.stopped_for
+    )

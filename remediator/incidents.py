@@ -8,6 +8,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, u
 
 from fleet.model import Service
 from fleet.notify import Notify, Told
+from remediator import stops
 from remediator.notices import outbox
 from remediator.policy import QUEUED, Decision
 from remediator.schema import actions, alerts, incidents, timeline
@@ -19,6 +20,7 @@ _BECAME_DOWN = (
     .where(incidents.c.id == bindparam("of"), incidents.c.labels.is_(None))
     .values(labels=bindparam("said"), acknowledged_by=None, acknowledged_at=None)
 )
+ENDS: tuple[Told, ...] = ("recovered", "unobserved", "alert_over")
 Closed = Literal["recovered", "unobserved"]
 
 
@@ -60,6 +62,23 @@ def became_down(connection: Connection, incident: int, labels: Mapping[str, str]
     connection.execute(_BECAME_DOWN, {"of": incident, "said": dict(labels)})
 
 
+def keep_quiet(connection: Connection, incident: int, service: str) -> bool:
+    """Whether an alert that fires now is not told, since a person stopped the service."""
+    stopped = bool(stops.of(connection, service))
+    quiet = stopped and not outbox.is_told(connection, incident)
+    connection.execute(update(incidents).where(incidents.c.id == incident).values(quiet=int(quiet)))
+    return stopped
+
+
+def is_quiet(connection: Connection, incident: int, kind: Told) -> bool:
+    """Whether nobody is told of an incident, since a person stopped its service.
+
+    Who was told of its beginning, before the stop, is told of its end.
+    """
+    row = connection.execute(select(incidents.c.service, incidents.c.quiet).where(incidents.c.id == incident)).one()
+    return bool(row.quiet) or (kind not in ENDS and bool(stops.of(connection, row.service)))
+
+
 def firing_names(connection: Connection, incident: int, to_act_on: Collection[str]) -> frozenset[str]:
     """The alerts that keep an incident open: those to act on, or any where none of those ever joined."""
     rows = connection.scalars(
@@ -86,8 +105,9 @@ def decided(connection: Connection, notify: Notify, incident: int, decision: Dec
         "detail": decision.detail or None,
         "queued_since": (before.queued_since or now) if queued else None,
     }
-    if decision.reason == "healing-itself" and before.healing_since is None:
-        values["healing_since"] = now
+    since = {"healing-itself": "healing_since", "starting": "starting_since"}.get(decision.reason or "")
+    if since is not None and getattr(before, since) is None:
+        values[since] = now
     connection.execute(update(incidents).where(incidents.c.id == incident).values(**values))
     if decision.verb == "nothing":
         outbox.changed(connection, now, incident=incident)  # no event, and yet its cards show it
@@ -96,6 +116,9 @@ def decided(connection: Connection, notify: Notify, incident: int, decision: Dec
     if decision.reason == "attempts-used-up" and not _last_one_failed(connection, incident):
         # Where the last attempt failed, its own card has said so.
         tell_of(connection, notify, incident, "gave_up", {"service": before.service, "why": decision.detail}, now)
+    if decision.reason == "stopped-by-hand":
+        content = {"service": before.service, "why": decision.detail}
+        tell_of(connection, notify, incident, "stopped_by_hand", content, now)
     return True
 
 
@@ -206,7 +229,9 @@ def tell_of(
     now: float,
     about: str = "",
 ) -> bool:
-    """Tell how an incident goes on; False where everybody has been told before."""
+    """Tell how an incident goes on; False where everybody has been told before, or nobody is to be."""
+    if is_quiet(connection, incident, kind):
+        return False
     labels = connection.scalar(select(incidents.c.labels).where(incidents.c.id == incident)) or {}
     channels = notify.channels_after(outbox.told(connection, outbox.about_incident(incident)), labels, kind)
     about = about or f"{kind} incident {incident}"

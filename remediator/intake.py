@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, and_, bindparam, insert, select, update
 from fleet.model import Inventory
 from fleet.notify import Told
 from remediator import ends, marks
-from remediator.incidents import became_down, note, open_or_new
+from remediator.incidents import became_down, is_quiet, keep_quiet, note, open_or_new
 from remediator.notices import outbox
 from remediator.schema import alerts
 from remediator.webhook import WATCHDOG, Alert, Listing, Status
@@ -209,6 +209,8 @@ def _fire(connection: Connection, known: Row[Any], inventory: Inventory, now: fl
         about, kind = outbox.about_incident(incident), "down"
     else:
         about, kind = outbox.about_alert(known.fingerprint, known.starts_at, known.times + 1), "alert"
+    if service is not None and incident is not None and keep_quiet(connection, incident, service.id):
+        return
     outbox.tell(
         connection, inventory.notify, kind, about, known.labels, _content(known), now, incident=incident, alert=known.id
     )
@@ -270,6 +272,8 @@ def _resolve(connection: Connection, known: Row[Any], by: str, ends_at: str, inv
         note(connection, known.incident_id, now, "resolved", alert=known.name, by=by, ends_at=ends_at)
     outbox.changed(connection, now, alert=known.id)
     outbox.outgrown(connection, now, alert=known.id)
+    if known.incident_id is not None and is_quiet(connection, known.incident_id, "alert_over"):
+        return
     about = outbox.about_alert(known.fingerprint, known.starts_at, known.times)
     channels = inventory.notify.channels_after(outbox.told(connection, about), known.labels, "alert_over")
     outbox.put(

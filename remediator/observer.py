@@ -15,6 +15,7 @@ from remediator.peers import Alertmanager, Exporter, PeerError
 from remediator.policy import Observation, Past, Present, Situation, group_of, is_storm
 
 LISTING_HOLDS = 0.5
+UNDETERMINED = ("shell", "tls", "error")  # reasons of a probe that could not be carried out
 REMEMBERS_AFTER = 300.0  # seconds after its start from which Alertmanager's list can be taken for whole
 
 
@@ -111,6 +112,22 @@ class Observer:
         with contextlib.suppress(PeerError):
             observed = await self._exporter.probe(service.id, service.probe.timeout)
         return replace(situation, observed=observed, now=self._database.clock.now())
+
+    async def dependencies_down(self, service: Service) -> tuple[str, ...]:
+        """Probe afresh what a service depends on: those that fail, or that the exporter holds to be down."""
+        known = await self._listing() or {}
+
+        async def is_down(name: str) -> bool:
+            seen = known.get(name)
+            with contextlib.suppress(PeerError):
+                seen = await self._exporter.probe(name, self._inventory.services[name].probe.timeout)
+            if seen is None:
+                return False
+            return seen.up is False or (seen.success is False and seen.reason not in UNDETERMINED)
+
+        names = [name for name in service.depends_on if name in self._inventory.services]
+        down = await asyncio.gather(*map(is_down, names))
+        return tuple(name for name, each in zip(names, down, strict=True) if each)
 
     async def looked_up(self, service: Service, firing: frozenset[str]) -> tuple[str, bool, str]:
         """What Alertmanager says of a service's alerts to act on: (silenced by what, whether all are gone, a caution).

@@ -12,6 +12,8 @@ from fleet.model import Backoff, Remediation, Service, Step
 
 DECIDE_AGAIN = 30.0
 BUDGET_WINDOW = 600.0
+# Seconds by which a host's account may differ from ours, of a start, and of a stop: supervisor tells it by the minute.
+START_DIFFERS, STOP_DIFFERS = 5.0, 45.0
 Blocked = Literal["host-key-changed", "sudo-refused"]
 Refusal = Literal[
     "not-an-alert-to-act-on", "notify-only", "no-control", "already-up", "not-restartable", "attempts-used-up",
@@ -19,7 +21,8 @@ Refusal = Literal[
 ]  # fmt: skip
 Wait = Literal[
     "automation-off", "maintenance", "silenced", "alert-gone", "host-down", "dependency-down", "storm", "backing-off",
-    "healing-itself", "approval", "target-busy", "host-busy", "fleet-busy", "blind", "config-mismatch",
+    "healing-itself", "approval", "target-busy", "host-busy", "fleet-busy", "blind", "config-mismatch", "stopped",
+    "stopped-by-hand", "starting",
 ]  # fmt: skip
 LOCKS: frozenset[Wait] = frozenset({"target-busy", "host-busy"})
 # What keeps an action from beginning though nothing else speaks against it.
@@ -42,6 +45,19 @@ class Observation:
 
 
 @dataclass(frozen=True)
+class Done:
+    """The last action on a target, whichever service it was for: when its command ran, and whether it succeeded."""
+
+    began: float
+    ended: float | None  # None while it runs
+    succeeded: bool = False
+
+    def covers(self, at: float, differs: float) -> bool:
+        """Whether what happened on the host at `at` may have been this action's doing."""
+        return self.began - differs <= at and (self.ended is None or at <= self.ended + differs)
+
+
+@dataclass(frozen=True)
 class Past:
     """What was done to a target."""
 
@@ -51,6 +67,8 @@ class Past:
     last_action: float = 0.0  # when the last one was claimed
     blocked: Blocked | None = None  # what only a person can mend, met by the last try in this incident
     healing_since: float | None = None  # when it was first seen to be healing itself, in this incident
+    starting_since: float | None = None  # when it was first left alone as just started, in this incident
+    done: Done | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,10 @@ class Situation:
     silenced: str = ""  # by what, where Alertmanager says so
     gone: bool = False  # Alertmanager does not know the alert any more
     healing: str = ""  # what on the host is about to bring it back itself
+    age: float | None = None  # seconds since the target was started, by its host's clock
+    stopped: str = ""  # who stopped it through Defib
+    stopped_by_hand: str = ""  # why it deliberately does not run, by what its host says
+    stopped_for: float | None = None  # seconds since that stop, by the host's clock
     approved: bool = False  # a person has approved the step that is next
     host_down: bool = False
     dependencies_down: tuple[str, ...] = ()
@@ -177,6 +199,10 @@ def _no_control(service: Service, _rules: Remediation, _situation: Situation) ->
     return None if service.control is not None and "restart" in service.control.options.verbs else Held()
 
 
+def _stopped(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    return Held(situation.stopped) if situation.stopped and not situation.approved else None
+
+
 def _target_busy(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
     return Held() if situation.present.target_busy else None
 
@@ -255,6 +281,27 @@ def _healing_itself(service: Service, _rules: Remediation, situation: Situation)
     return Held(situation.healing) if situation.healing and not long_enough else None
 
 
+def _stopped_by_hand(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+    """What a person stopped is not started; what our own action stopped, and could not start again, is."""
+    if not situation.stopped_by_hand or situation.approved or not rules.respect_stop:
+        return None
+    done, since = situation.past.done, situation.stopped_for
+    if done is None or done.succeeded or since is None or not done.covers(situation.now - since, STOP_DIFFERS):
+        return Held(situation.stopped_by_hand)
+    return None
+
+
+def _starting(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    """What somebody else has just started is left alone for as long as a start may take, once in an incident."""
+    patience = service.control.start_within if service.control is not None else 0.0
+    now, age, past = situation.now, situation.age, situation.past
+    if age is None or age >= patience or (past.done is not None and past.done.covers(now - age, START_DIFFERS)):
+        return None
+    if past.starting_since is not None and now - past.starting_since >= patience:
+        return None
+    return Held(f"it was started {age:.0f} s ago, and has {patience:g} s to come up", now + patience - age)
+
+
 def _host_down(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
     return Held() if situation.host_down else None
 
@@ -294,6 +341,7 @@ GATES: Mapping[Refusal | Wait, Gate] = {
     "not-an-alert-to-act-on": _not_an_alert,
     "notify-only": _notify_only,
     "no-control": _no_control,
+    "stopped": _stopped,
     "target-busy": _target_busy,
     "blind": _blind,
     "config-mismatch": _config_mismatch,
@@ -310,7 +358,9 @@ GATES: Mapping[Refusal | Wait, Gate] = {
     "host-down": _host_down,
     "dependency-down": _dependency_down,
     "storm": _storm,
+    "stopped-by-hand": _stopped_by_hand,
     "healing-itself": _healing_itself,
+    "starting": _starting,
     "approval": _approval,
     "host-busy": _host_busy,
     "fleet-busy": _fleet_busy,

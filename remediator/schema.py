@@ -50,6 +50,16 @@ maintenance = Table(
     Column("ended_at", Float),  # where a person ended it before
 )
 
+# Services that a person stopped through Defib, until they are up again.
+stops = Table(
+    "stops",
+    metadata,
+    Column("service", String, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("asked_by", String, nullable=False),
+    Column("action_id", Integer, nullable=False),  # the stop; it is forgotten before this is
+)
+
 incidents = Table(
     "incidents",
     metadata,
@@ -66,6 +76,8 @@ incidents = Table(
     Column("detail", Text),
     Column("queued_since", Float),  # since when nothing but a place or an approval is waited for
     Column("healing_since", Float),  # since when something on the host was seen to be bringing it back
+    Column("starting_since", Float),  # since when it was left alone because it had just been started
+    Column("quiet", Integer, nullable=False, server_default="0"),  # 1: its service was stopped on purpose: not told
     Column("acknowledged_by", String),
     Column("acknowledged_at", Float),
     Index("one_open_incident", "service", unique=True, sqlite_where=text("state = 'open'")),
@@ -118,6 +130,7 @@ actions = Table(
     Column("incident_id", Integer, ForeignKey("incidents.id")),
     Column("service", String, nullable=False),
     Column("host", String, nullable=False),
+    Column("target", String, nullable=False, server_default=""),  # what is acted on, on the host
     Column("kind", String, nullable=False),  # restart, recreate, start, stop, reset
     Column("requested_by", String, nullable=False),  # alert, person
     Column("asked_by", String, nullable=False),  # the alert's name, or who the person is
@@ -140,8 +153,10 @@ actions = Table(
     Column("before", JSON(none_as_null=True)),  # the target's state, start, process, restarts
     Column("after", JSON(none_as_null=True)),
     Index("one_running_action", "service", unique=True, sqlite_where=text("state = 'running'")),
+    Index("one_action_on_a_target", "host", "target", unique=True, sqlite_where=text("state = 'running'")),
     Index("one_queued_action", "incident_id", unique=True, sqlite_where=text("state = 'queued'")),
     Index("actions_of_service", "service", "claimed_at"),
+    Index("actions_of_target", "host", "target", "claimed_at"),
     Index("actions_by_time", "claimed_at"),
     Index("actions_of_incident", "incident_id"),
 )

@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from dataclasses import replace
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, and_, func, or_, select
 
 from fleet.model import Inventory, Step
-from remediator import switches
+from remediator import stops, switches
 from remediator.incidents import firing_names, host_is_down
-from remediator.policy import BUDGET_WINDOW, Past, Present, Situation, next_step, since_refill
+from remediator.policy import BUDGET_WINDOW, Done, Past, Present, Situation, next_step, since_refill
 from remediator.schema import actions, incidents
 
 HISTORY = 100  # incidents of a target that are looked back over for its budget, and tries for its back-off
@@ -41,20 +41,44 @@ def past_of(connection: Connection, service: str, incident: int, window: float) 
         .limit(HISTORY)
     ).all()
     of_incident = [row for row in tried if row.incident_id == incident and (reset is None or row.claimed_at > reset)]
+    left_alone = connection.execute(
+        select(incidents.c.healing_since, incidents.c.starting_since).where(incidents.c.id == incident)
+    ).first()
     return Past(
         attempts={kind: int(count) for kind, count in counted},
         tries=sum(1 for row in of_incident if row.requested_by == "alert"),
         last_ended=max((row.ended_at for row in tried if row.ended_at is not None), default=None),
         last_action=connection.scalar(select(func.max(actions.c.claimed_at)).where(done)) or 0.0,
         blocked=tried[0].blocked if tried and tried[0] in of_incident else None,
-        healing_since=connection.scalar(select(incidents.c.healing_since).where(incidents.c.id == incident)),
+        healing_since=left_alone.healing_since if left_alone is not None else None,
+        starting_since=left_alone.starting_since if left_alone is not None else None,
     )
 
 
-def present_of(connection: Connection, service: str, host: str, now: float) -> Present:
-    """What is under way, as far as it matters to an action on `service` at `host`."""
+def done_to(connection: Connection, service: str, host: str, target: str) -> Done | None:
+    """The last action on a target, whichever service it was for."""
+    row = connection.execute(
+        select(actions.c.claimed_at, actions.c.command, actions.c.command_ended_at, actions.c.ended_at)
+        .where(
+            or_(actions.c.service == service, and_(actions.c.host == host, actions.c.target == target)),
+            actions.c.state.not_in(("queued", "cancelled")),
+            actions.c.kind != "reset",
+        )
+        .order_by(actions.c.claimed_at.desc())
+        .limit(1)
+    ).first()
+    if row is None:
+        return None
+    ended = row.command_ended_at if row.command_ended_at is not None else row.ended_at
+    return Done(row.claimed_at, ended, row.command == "succeeded")
+
+
+def present_of(connection: Connection, service: str, host: str, now: float, target: str = "") -> Present:
+    """What is under way, as far as it matters to an action on `target`, for `service`, at `host`."""
     running = connection.execute(
-        select(actions.c.service, actions.c.host, actions.c.command).where(actions.c.state == "running")
+        select(actions.c.service, actions.c.host, actions.c.target, actions.c.command).where(
+            actions.c.state == "running"
+        )
     ).all()
     recent = connection.scalars(
         select(actions.c.claimed_at)
@@ -62,7 +86,7 @@ def present_of(connection: Connection, service: str, host: str, now: float) -> P
         .order_by(actions.c.claimed_at)
     ).all()
     return Present(
-        target_busy=any(row.service == service for row in running),
+        target_busy=any(row.service == service or (row.host, row.target) == (host, target) for row in running),
         # What needs no host is held by its own lock alone.
         on_host=sum(1 for row in running if host and row.host == host),
         in_flight=sum(1 for row in running if row.command is None),
@@ -78,14 +102,19 @@ def situation_now(
     rules = inventory.remediation.of(known)
     host = inventory.host_of(known) if known is not None else None
     name, group = (host.name, host.group) if host is not None else ("", "")
-    past = past_of(connection, service, incident, rules.window)
+    target = known.target if known is not None else ""
+    done = done_to(connection, service, name, target)
+    past = replace(past_of(connection, service, incident, rules.window), done=done)
+    if done is not None:
+        past = replace(past, last_action=max(past.last_action, done.began))
     step = next_step(known, rules, past) if known is not None else None
     return replace(
         situation,
         now=now,
         firing=firing_names(connection, incident, rules.alerts),
         past=past,
-        present=present_of(connection, service, name, now),
+        present=present_of(connection, service, name, now, target),
+        stopped=stops.of(connection, service),
         automation=switches.automation(connection).enabled,
         maintenance=switches.maintenance_of(connection, service, name, group, now),
         approved=_approved(connection, incident, step),

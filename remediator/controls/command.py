@@ -1,5 +1,6 @@
 """The `command` control: the user's own commands."""
 
+import shlex
 from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
@@ -30,6 +31,13 @@ class CommandOptions(Part):
     def verbs(self) -> frozenset[Verb]:
         said = {verb for verb in VERBS if getattr(self, verb) is not None}
         return frozenset(said | ({"restart"} if {"start", "stop"} <= said else set()))
+
+    @property
+    def target(self) -> str:
+        """The command that makes it run; what runs the same one acts on the same thing."""
+        argv = self.restart or self.start or self.stop or self.status or self.logs
+        # A reference that this program does not resolve is a text still.
+        return f"command:{shlex.join(argv) if isinstance(argv, list) else argv}"
 
 
 async def control_command(verb: Verb, options: CommandOptions, hands: Hands) -> Completed:

@@ -1,5 +1,6 @@
 """The `compose` control: one service of a docker compose project."""
 
+import posixpath
 from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
@@ -18,6 +19,10 @@ class ComposeOptions(Part):
     verbs: ClassVar[frozenset[Verb]] = VERBS
     directory: Annotated[str, StringConstraints(pattern=r"^/[^\x00\n]*$")]  # on the service's host
     service: docker.ComposeService
+
+    @property
+    def target(self) -> str:
+        return f"compose:{posixpath.normpath(self.directory)}:{self.service}"
 
 
 async def control_compose(verb: Verb, options: ComposeOptions, hands: Hands) -> Completed:
@@ -41,7 +46,8 @@ async def _ask(argv: Sequence[str], options: ComposeOptions, hands: Hands) -> Co
 
 async def facts_compose(options: ComposeOptions, hands: Hands) -> Facts | None:
     done = await _inspect(options, hands)
-    return of_container(done.stdout) if good(done) else None
+    told = docker.told(done.stdout) if good(done) else None
+    return await of_container(told, told.id, hands) if told is not None else None
 
 
 COMPOSE = Kind(ComposeOptions, control_compose, facts_compose)

@@ -29,6 +29,10 @@ class DockerOptions(Part):
     container: docker.ContainerName
     after_start: list[AfterStart] = []
 
+    @property
+    def target(self) -> str:
+        return f"docker:{self.container}"
+
 
 async def control_docker(verb: Verb, options: DockerOptions, hands: Hands) -> Completed:
     target = f"container {options.container}"
@@ -73,14 +77,26 @@ async def _logs(options: DockerOptions, target: str, hands: Hands) -> Completed:
 
 async def facts_docker(options: DockerOptions, hands: Hands) -> Facts | None:
     done = await hands.run(docker.facts(options.container))
-    return of_container(done.stdout) if good(done) else None
+    if not good(done):
+        return None
+    told = docker.told(done.stdout)
+    # Docker takes the beginning of an identifier for a name, too.
+    if told is not None and told.name != options.container:
+        return None
+    return await of_container(told, options.container, hands)
 
 
-def of_container(output: str) -> Facts | None:
-    """What `docker inspect` told of one container."""
-    told = docker.told(output)
+async def of_container(told: docker.Told | None, container: str, hands: Hands) -> Facts | None:
+    """How a container stands by what `docker inspect` told, the host's clock, and the daemon's last events."""
+    now = docker.seconds((await hands.run(docker.CLOCK)).stdout)
+    # A host that is made ready is asked for all that may be needed later.
+    stops = "" if told is not None and told.state != "exited" else (await hands.run(docker.stops(container))).stdout
     if told is None:
         return None
+    stopped_at = docker.stopped_at(stops, told)
+    stopped = "it is paused (docker pause)" if told.state == "paused" else ""
+    if stopped_at is not None:
+        stopped = "docker was asked to stop it (docker stop), and not to start it again"
     healing = ""
     if told.state == "restarting":
         healing = f"docker restarts it itself (restart policy {told.policy}, {told.restarts} times so far)"
@@ -90,7 +106,13 @@ def of_container(output: str) -> Facts | None:
         state=f"{told.state} ({told.health})" if told.health else told.state,
         started=told.started, pid=told.pid or None, restarts=told.restarts,
         exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
+        age=_since(docker.unix(told.started), now) if told.state == "running" else None,
+        stopped=stopped, stopped_for=_since(stopped_at, now),
     )  # fmt: skip
+
+
+def _since(at: float | None, now: float | None) -> float | None:
+    return None if at is None or now is None else max(0.0, now - at)
 
 
 DOCKER = Kind(DockerOptions, control_docker, facts_docker)

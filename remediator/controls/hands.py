@@ -32,7 +32,11 @@ class Gone(ShellError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Facts:
-    """How a target stands. `healing` is what on the host is about to bring it back itself, in words, or nothing."""
+    """How a target stands; what is not known is None, or empty.
+
+    In words: `healing` is what on the host is about to bring it back itself, `stopped` why it does not run on purpose.
+    `age` and `stopped_for` are seconds since its start and since that stop, by the host's own clock.
+    """
 
     state: str
     started: str = ""
@@ -41,6 +45,9 @@ class Facts:
     exit_status: int | None = None
     out_of_memory: bool | None = None
     healing: str = ""
+    age: float | None = None
+    stopped: str = ""
+    stopped_for: float | None = None
 
     def told(self) -> dict[str, Any]:
         """What is known of it."""

@@ -1,6 +1,7 @@
 """The `http` control: requests to something that starts and stops the service, such as a transcoder's channel."""
 
 import asyncio
+import json
 from typing import Annotated, Any, ClassVar
 
 import httpx
@@ -59,6 +60,15 @@ class HttpOptions(Part):
         }  # fmt: skip
         said: set[Verb] = {verb for verb, request in named.items() if request is not None}
         return frozenset(said | ({"restart"} if {"start", "stop"} <= said else set()))
+
+    @property
+    def target(self) -> str:
+        """The request that makes it run; what sends the same one acts on the same thing."""
+        request = self.restart or self.start or self.stop or self.status
+        if not isinstance(request, Request):  # a reference that this program does not resolve
+            return f"http:{request}"
+        body = request.body or (json.dumps(request.json_, sort_keys=True) if request.json_ is not None else "")
+        return " ".join(part for part in (f"http:{request.method or 'POST'}", request.url, body) if part)
 
 
 async def control_http(verb: Verb, options: HttpOptions, hands: Hands) -> Completed:

@@ -18,6 +18,13 @@ class SupervisorOptions(Part):
     program: supervisor.Program
     config: supervisor.Config | None = None  # on the service's host
 
+    @property
+    def target(self) -> str:
+        group, _, program = self.program.rpartition(":")
+        # A program that is in no group is one of its own name.
+        name = program if group in ("", program) else self.program
+        return f"supervisor:{supervisor.named(self.config)}:{name}"
+
 
 async def control_supervisor(verb: Verb, options: SupervisorOptions, hands: Hands) -> Completed:
     target = f"program {options.program} in supervisor"
@@ -35,16 +42,21 @@ async def control_supervisor(verb: Verb, options: SupervisorOptions, hands: Hand
 
 async def facts_supervisor(options: SupervisorOptions, hands: Hands) -> Facts | None:
     done = await hands.run(supervisor.verb("status", options.program, options.config))
+    now = supervisor.local_time((await hands.run(supervisor.CLOCK)).stdout)
     _, state, description = (*done.stdout.split(None, 2), "", "", "")[:3]
     if not state.isupper():
         return None
     pid = re.search(r"\bpid (\d+)", description)
     uptime = re.search(r"\buptime (.+)", description)
+    stopped = state == "STOPPED" and description.strip() != "Not started"
     return Facts(
         state=state,
         started=f"{uptime[1].strip()} ago" if uptime else "",
         pid=int(pid[1]) if pid else None,
         healing=f"supervisor starts it itself ({state})" if state in ("STARTING", "BACKOFF") else "",
+        age=supervisor.uptime(uptime[1]) if uptime else None,
+        stopped="supervisor was asked to stop it (STOPPED)" if stopped else "",
+        stopped_for=supervisor.ago(description, now) if stopped else None,
     )
 
 

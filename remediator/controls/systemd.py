@@ -1,5 +1,6 @@
 """The `systemd` control: one unit."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from fleet import systemd
@@ -13,6 +14,10 @@ class SystemdOptions(Part):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     unit: systemd.UnitName
+
+    @property
+    def target(self) -> str:
+        return f"systemd:{self.unit}"
 
 
 async def control_systemd(verb: Verb, options: SystemdOptions, hands: Hands) -> Completed:
@@ -32,7 +37,10 @@ async def control_systemd(verb: Verb, options: SystemdOptions, hands: Hands) -> 
 async def facts_systemd(options: SystemdOptions, hands: Hands) -> Facts | None:
     done = await hands.run(systemd.facts(options.unit))
     told = systemd.told(done.stdout)
-    if not good(done) or "ActiveState" not in told:
+    if not good(done):
+        return None
+    now = systemd.uptime((await hands.run(systemd.UPTIME)).stdout)
+    if "ActiveState" not in told:
         return None
     active, sub = told["ActiveState"], told.get("SubState", "")
     return Facts(
@@ -43,7 +51,15 @@ async def facts_systemd(options: SystemdOptions, hands: Hands) -> Facts | None:
         exit_status=_number(told.get("ExecMainStatus")),
         out_of_memory=told.get("Result") == "oom-kill",
         healing=f"systemd starts it itself ({active}, {sub})" if active == "activating" else "",
+        age=_since(told, "ExecMainStart", now) or _since(told, "ActiveEnter", now) if active == "active" else None,
+        stopped=systemd.stopped_by_hand(told),
+        stopped_for=_since(told, "InactiveEnter", now) if active == "inactive" else None,
     )
+
+
+def _since(told: Mapping[str, str], name: str, now: float | None) -> float | None:
+    at = systemd.moment(told, name)
+    return None if at is None or now is None else max(0.0, now - at)
 
 
 def _number(text: str | None) -> int | None:

@@ -13,11 +13,13 @@ from remediator.notices.templates import Templates
 CALLING: frozenset[State] = frozenset(
     {"down", "acting", "could_not_restart", "gave_up", "alert", "approval", "blind", "reminder", "watchdog_missing"}
 )
+STOPPED = ("stopped", "stopped-by-hand")  # reasons
 _OVER = ("recovered", "alert_over", "unobserved")
 _SEVERITY_COLOURS = {"critical": "red", "warning": "orange", "info": "blue"}
 _COLOURS: Mapping[State, str] = {
     "acting": "yellow", "watched": "turquoise", "restarted": "orange", "could_not_restart": "red", "gave_up": "carmine",
-    "approval": "violet", "blind": "red", "recovered": "green", "unobserved": "grey", "alert_over": "green",
+    "approval": "violet", "blind": "red", "stopped_by_hand": "grey", "recovered": "green", "unobserved": "grey",
+    "alert_over": "green",
     "test": "blue", "watchdog_missing": "red", "watchdog_back": "green", "automation_off": "orange",
     "automation_on": "green",
 }  # fmt: skip
@@ -75,8 +77,10 @@ def _answers(
     if form != "one":  # many are looked after by one press
         about = {"notice": notice, "since": int(told_at)}
         found = {"acknowledge": about} if any("acknowledge" in each.answers for each in stories) else {}
+    # To restart what does not run on purpose is to start it.
+    named = {**words["answers"], **({"restart": words["start"]} if stories[0].decision[1] in STOPPED else {})}
     return [
-        Button(words["answers"][answer], value={"answer": answer, **about}, look=_LOOK.get(answer, "default"))
+        Button(named[answer], value={"answer": answer, **about}, look=_LOOK.get(answer, "default"))
         for answer, about in found.items()
     ]
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, and_, or_, select
 
 from fleet.notify import Notify, Route, Told
 from remediator.notices import outbox
-from remediator.schema import alerts, incidents, notices
+from remediator.schema import alerts, incidents, notices, stops
 
 AT_ONCE = 10_000  # abouts that one query looks up
 
@@ -52,7 +52,8 @@ def look_after(connection: Connection, notify: Notify, now: float) -> bool:
 
 def _troubles(connection: Connection) -> list[Trouble]:
     """Open incidents of services that are down, and alerts that fire of what is not down."""
-    down = select(incidents).where(incidents.c.state == "open", incidents.c.labels.is_not(None))
+    on_purpose = incidents.c.service.in_(select(stops.c.service))
+    down = select(incidents).where(incidents.c.state == "open", incidents.c.labels.is_not(None), ~on_purpose)
     of_services = [
         Trouble("down", outbox.about_incident(row.id), row.labels, {}, row.acknowledged_at is not None, row.id)
         for row in connection.execute(down)
@@ -60,7 +61,10 @@ def _troubles(connection: Connection) -> list[Trouble]:
     firing = (
         select(alerts, incidents.c.acknowledged_at.label("incident_acknowledged_at"))
         .join(incidents, alerts.c.incident_id == incidents.c.id, isouter=True)
-        .where(alerts.c.status == "firing", or_(alerts.c.incident_id.is_(None), incidents.c.labels.is_(None)))
+        .where(
+            alerts.c.status == "firing",
+            or_(alerts.c.incident_id.is_(None), and_(incidents.c.labels.is_(None), ~on_purpose)),
+        )
     )
     others = [
         Trouble(

@@ -39,7 +39,7 @@ CHANGE_AGAIN = 1.0  # seconds between two changes of one card
 CHANGED_WITHIN = 13 * 86400.0  # Feishu lets a card be changed for 14 days
 SEVERITIES = ("critical", "warning", "info")
 BEGINNINGS = ("down", "alert")
-CALLS_OF_COURSE = ("could_not_restart", "gave_up", "approval", "blind", "reminder")
+CALLS_OF_COURSE = ("could_not_restart", "gave_up", "approval", "blind", "stopped_by_hand", "reminder")
 SHOWN_BY_CARDS = ("restarted", "recovered", "unobserved", "alert_over")
 State = Literal["pending", "sent", "dead"]
 Form = Literal["one", "group", "summary"]
@@ -187,6 +187,11 @@ def _has_card(connection: Connection, channel: str, incident: int | None, alert:
 def told(connection: Connection, about: str) -> list[str]:
     """The channels that were told about it, or will be."""
     return list(connection.scalars(select(notices.c.channel).where(notices.c.about == about)))
+
+
+def is_told(connection: Connection, incident: int) -> bool:
+    """Whether anybody was told of an incident, or will be."""
+    return connection.scalar(select(notices.c.id).where(notices.c.incident_id == incident).limit(1)) is not None
 
 
 def _changes(of: ColumnElement[bool]) -> Update:

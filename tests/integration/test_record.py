@@ -22,11 +22,16 @@ DOWN = Observation(up=False, success=False, reason="connect")
 
 def written(*services: str) -> dict[str, Any]:
     probe = {"command": {"run": ["true"]}}
-    control = {"command": {"restart": ["true"]}}
     return {
         "hosts": {"h": {"address": "h", "shell": "local"}},
         "services": {
-            name: {"host": "h", "probe": probe, "control": control, "on_failure": "restart"} for name in services
+            name: {
+                "host": "h",
+                "probe": probe,
+                "control": {"command": {"restart": ["true", name]}},
+                "on_failure": "restart",
+            }
+            for name in services
         },
         "notify": {"channels": {"ops": {"feishu": {"webhook": "http://f/"}}}, "routes": [{"channels": ["ops"]}]},
     }

@@ -321,6 +321,47 @@ def test_secrets_print_masked(tmp_path: Path) -> None:
     assert yaml.safe_load(shown)["services"]["web"]["probe"]["http"]["url"] == "http://h/?key=***"
 
 
+SHARED = """
+hosts: {h: {address: h, shell: local}, other: {address: o, shell: local}}
+services:
+  a: {host: h, probe: {http: {url: 'http://h/'}}, control: {CONTROL}}
+  b: {host: h, probe: {http: {url: 'http://h/'}}, control: {CONTROL}}
+  c: {host: other, probe: {http: {url: 'http://h/'}}, control: {CONTROL}}
+  d: {host: h, probe: {http: {url: 'http://h/'}}}
+  e: {host: h, probe: {http: {url: 'http://h/'}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("control", "target"),
+    [
+        ("docker: {container: ocr}", "docker:ocr"),
+        ("compose: {directory: /srv//app/, service: web}", "compose:/srv/app:web"),
+        ("systemd: {unit: web}", "systemd:web.service"),
+        ("supervisor: {program: 'web:web'}", "supervisor:-:web"),
+        ("supervisor: {program: 'grp:web', config: /etc/s.conf}", "supervisor:/etc/s.conf:grp:web"),
+        ("command: {restart: [remake, 'a b', '${KEY}'], status: [x]}", "command:remake 'a b' ***"),
+        (
+            "http: {start: 'http://h/start?key=${KEY}', stop: {url: 'http://h/stop', json: {n: 1}}}",
+            "http:POST http://h/start?key=***",
+        ),
+        ("http: {restart: {url: 'http://h/7', method: PUT, json: {n: 1}}}", 'http:PUT http://h/7 {"n": 1}'),
+    ],
+)
+def test_services_that_share_a_target_are_warned_of(tmp_path: Path, control: str, target: str) -> None:
+    write(tmp_path, a=SHARED.replace("CONTROL", control))
+    (warning,) = loaded(tmp_path, {"KEY": "k3y-value"}).warnings
+    assert str(warning) == (
+        f"{tmp_path}/a.yaml:4: services.b.control: acts on the same target as that of a ({target} on h):"
+        " one action at a time for both"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "defib", "check", "--config", tmp_path],
+        env={"KEY": "k3y-value", "PATH": ""}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stderr == f"warning: {warning}\n"
+
+
 def test_the_first_service_of_the_design_loads(tmp_path: Path) -> None:
     (tmp_path / "services").mkdir()
     (tmp_path / "services" / "sample.pdf").write_bytes(b"%PDF-1.4")

@@ -12,6 +12,7 @@ from fleet.model import Backoff, Remediation, Service
 from remediator.policy import (
     GATES,
     Decision,
+    Done,
     Observation,
     Past,
     Present,
@@ -32,6 +33,8 @@ from tests.support import inventory_of
 NOW = 1_000_000.0
 DOWN = Observation(up=False, success=False, reason="connect", message="refused")
 LADDER = {"steps": ["restart", {"recreate": {"command": ["remake"]}}]}
+DONE = Done(NOW - 80, NOW - 60, succeeded=True)
+HALF_DONE = replace(DONE, succeeded=False)
 SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
 
 
@@ -83,6 +86,44 @@ def _services(folder: Path) -> dict[str, Service]:
         ("web", {}, {"healing": "docker restarts it itself"}, "wait", "healing-itself"),
         ("web", {}, {"healing": "docker …", "past": Past(healing_since=NOW - 299)}, "wait", "healing-itself"),
         ("web", {}, {"healing": "docker …", "past": Past(healing_since=NOW - 300)}, "act", None),
+        ("web", {}, {"stopped": "by ann, through Defib"}, "wait", "stopped"),
+        ("web", {"respect_stop": False}, {"stopped": "by ann, through Defib"}, "wait", "stopped"),
+        ("web", {}, {"stopped": "by ann", "past": Past({"restart": 3}), "observed": None}, "wait", "stopped"),
+        ("web", {}, {"stopped": "by ann, through Defib", "approved": True}, "act", None),
+        ("web", {}, {"stopped_by_hand": "it is paused"}, "wait", "stopped-by-hand"),
+        ("web", {"respect_stop": False}, {"stopped_by_hand": "it is paused"}, "act", None),
+        ("web", {}, {"stopped_by_hand": "it is paused", "approved": True}, "act", None),
+        # Our own restart stopped it, and could not start it again; before, after, and of one that succeeded it is not so.
+        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(done=HALF_DONE)}, "act", None),
+        (
+            "web",
+            {},
+            {"stopped_by_hand": "s", "stopped_for": 200.0, "past": Past(done=HALF_DONE)},
+            "wait",
+            "stopped-by-hand",
+        ),
+        (
+            "web",
+            {},
+            {"stopped_by_hand": "s", "stopped_for": 5.0, "past": Past(done=HALF_DONE)},
+            "wait",
+            "stopped-by-hand",
+        ),
+        (
+            "web",
+            {},
+            {"stopped_by_hand": "s", "stopped_for": None, "past": Past(done=HALF_DONE)},
+            "wait",
+            "stopped-by-hand",
+        ),
+        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(done=DONE)}, "wait", "stopped-by-hand"),
+        ("web", {}, {"age": 299.0}, "wait", "starting"),
+        ("web", {}, {"age": 300.0}, "act", None),
+        ("web", {}, {"age": 70.0, "past": Past(done=DONE)}, "act", None),
+        ("web", {}, {"age": 40.0, "past": Past(done=DONE)}, "wait", "starting"),
+        ("web", {}, {"age": 100.0, "past": Past(done=DONE)}, "wait", "starting"),
+        ("web", {}, {"age": 5.0, "past": Past(starting_since=NOW - 299)}, "wait", "starting"),
+        ("web", {}, {"age": 5.0, "past": Past(starting_since=NOW - 300)}, "act", None),
         ("web", {}, {"past": Past(blocked="host-key-changed")}, "refuse", "host-key-changed"),
         ("web", {}, {"past": Past(blocked="sudo-refused")}, "refuse", "sudo-refused"),
         ("web", LADDER, {"past": Past({"restart": 3})}, "wait", "approval"),
@@ -146,6 +187,7 @@ def test_the_ladder_is_climbed_step_by_step(services: dict[str, Service]) -> Non
         ({"present": Present(on_host=1)}, ["host-busy"], "host-busy"),
         ({"observed": None}, [], None), ({"observed": Observation(True, True, None)}, [], None),
         ({"past": Past({"restart": 9}, 9, NOW)}, [], None),
+        ({"stopped": "by ann", "stopped_by_hand": "it is paused", "age": 1.0}, [], None),
     ],
 )  # fmt: skip
 def test_what_holds_a_person_back(
@@ -161,6 +203,7 @@ def test_waits_end_when_they_said_or_are_looked_at_again(services: dict[str, Ser
     assert waits.until == NOW + 10
     waits = decide(services["web"], rules, replace(SITUATION, past=Past({"restart": 2}, 2, NOW - 50)))
     assert waits.until == NOW + 30
+    assert decide(services["web"], rules, replace(SITUATION, age=290.0)).until == NOW + 10
 
 
 situations = st.builds(
@@ -185,6 +228,9 @@ situations = st.builds(
     host_down=st.booleans(),
     dependencies_down=st.sampled_from([(), ("db",)]),
     storm=st.none() | st.just((3, 4)),
+    age=st.none() | st.floats(0, 600),
+    stopped=st.sampled_from(["", "", "s"]),
+    stopped_by_hand=st.sampled_from(["", "", "s"]),
 )  # fmt: skip
 
 
@@ -216,6 +262,8 @@ def test_what_must_never_happen(
     assert situation.automation
     assert not any((situation.maintenance, situation.scheduled, situation.silenced, situation.gone))
     assert situation.past.blocked is None
+    assert situation.approved or not (situation.stopped or situation.stopped_by_hand)
+    assert situation.age is None or situation.age >= 300
     assert not situation.host_down
     assert situation.storm is None
     assert len(situation.present.in_budget_window) < 20

@@ -1,0 +1,58 @@
+"""Services that a person stopped through Defib: until they are up again, nothing is done and nobody is told."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, func, select
+from sqlalchemy.dialects.sqlite import insert
+
+from fleet.model import Inventory, Service
+from remediator.schema import actions, stops
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A service that is stopped: when that was asked for, and when its command ended."""
+
+    service: str
+    at: float
+    ended: float
+
+
+def put(connection: Connection, services: Iterable[str], action: int, by: str, now: float) -> None:
+    """Record that these services are stopped by an action; of one that is already, who stopped it first stays."""
+    for service in services:
+        row = {"service": service, "at": now, "asked_by": by, "action_id": action}
+        connection.execute(insert(stops).values(**row).on_conflict_do_nothing())
+
+
+def sharing(inventory: Inventory, service: Service) -> list[str]:
+    """The services that run where `service` does: those whose controls act on the same target of the same host."""
+    place = (service.host, service.target)
+    return [name for name, each in inventory.services.items() if (each.host, each.target) == place]
+
+
+def of(connection: Connection, service: str) -> str:
+    """Who stopped a service through Defib, or nothing."""
+    by: str | None = connection.scalar(select(stops.c.asked_by).where(stops.c.service == service))
+    return "" if by is None else f"by {by}, through Defib"
+
+
+def ended(connection: Connection) -> list[Stop]:
+    """The services that are stopped, but for those whose stop is still under way."""
+    rows = connection.execute(
+        select(stops.c.service, stops.c.at, func.coalesce(actions.c.ended_at, stops.c.at).label("ended"))
+        .join(actions, actions.c.id == stops.c.action_id, isouter=True)
+        .where(func.coalesce(actions.c.state, "") != "running")
+    )
+    return [Stop(row.service, row.at, row.ended) for row in rows]
+
+
+def remove(connection: Connection, service: str) -> None:
+    """Record that a service runs again."""
+    connection.execute(delete(stops).where(stops.c.service == service))
+
+
+def withdraw(connection: Connection, action: int) -> None:
+    """Record that a stop stopped nothing."""
+    connection.execute(delete(stops).where(stops.c.action_id == action))

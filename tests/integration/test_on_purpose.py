@@ -1,0 +1,314 @@
+"""What is stopped, started or shared on purpose: real managers, and a real remediator that leaves them alone."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, ENCRYPT_KEY, VERIFICATION_TOKEN, Message
+from defib.demo.keeper import Keeper
+from remediator.controls.hands import Facts
+from tests.integration.conftest import start_supervisord
+from tests.integration.loop import Loop
+from tests.integration.test_controls import control, facts
+from tests.integration.test_safety import defib
+from tests.support import eventually
+
+BIN = Path(sys.executable).parent
+
+
+def docker(*arguments: str) -> str:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.needs("dockerd", "busybox")
+def test_docker_says_what_a_person_stopped_and_when_it_was_started(container: str) -> None:
+    name = f"{container}-purpose"
+    options = {"container": name}
+    sleeps = ["run", "-d", "--network", "host", "--name", name, "--stop-timeout", "0", container, "/bin/sleep", "1000"]
+
+    async def look() -> None:
+        docker(*sleeps)
+        told = await facts("docker", options)
+        assert told is not None
+        assert (told.stopped, told.age is not None and told.age < 60) == ("", True)
+        docker("pause", name)
+        told = await facts("docker", options)
+        assert told is not None
+        assert (told.state, told.stopped, told.age) == ("paused", "it is paused (docker pause)", None)
+        docker("unpause", name)
+        docker("kill", name)
+        told = await facts("docker", options)
+        assert told is not None
+        assert (told.state, told.stopped) == ("exited", "")  # it may as well have crashed
+        docker("start", name)
+        docker("stop", name)
+
+        async def stopped() -> Facts | None:  # docker's client leaves out the events of this very second
+            told = await facts("docker", options)
+            return told if told is not None and told.stopped else None
+
+        told = await eventually(stopped)
+        assert told is not None
+        assert told.stopped == "docker was asked to stop it (docker stop), and not to start it again"
+        assert told.stopped_for is not None
+        assert told.stopped_for < 60
+        docker("start", name)
+        docker("kill", name)
+        told = await facts("docker", options)
+        assert told is not None
+        assert told.stopped == ""  # that it was stopped before it was started is over
+        docker("rm", name)
+        docker(*sleeps)
+        docker("kill", name)
+        told = await facts("docker", options)
+        assert told is not None
+        assert told.stopped == ""  # nor does it matter how the one before it ended
+        identifier = docker("inspect", "--format", "{{.Id}}", name)
+        assert await facts("docker", {"container": identifier[:12]}) is None
+
+    try:
+        asyncio.run(look())
+    finally:
+        subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=True)
+
+
+async def test_supervisor_says_what_a_person_stopped_and_when_it_was_started(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
+    programs = (
+        "[program:web]\ncommand=sleep 1000\nstartsecs=0\n"
+        "[program:once]\ncommand=true\nautorestart=false\nstartsecs=0\n"
+        "[program:never]\ncommand=sleep 1000\nautostart=false\n"
+    )
+    config = str(await start_supervisord(keeper, tmp_path, programs))
+
+    async def state(program: str) -> str:
+        told = await facts("supervisor", {"program": program, "config": config})
+        return told.state if told is not None else ""
+
+    async def is_in(program: str, wanted: str) -> bool:
+        return await state(program) == wanted
+
+    await eventually(lambda: is_in("web", "RUNNING"))
+    await eventually(lambda: is_in("once", "EXITED"))
+    running = await facts("supervisor", {"program": "web", "config": config})
+    assert running is not None
+    assert (running.stopped, running.age is not None and running.age < 60) == ("", True)
+    assert (await control("supervisor", "stop", {"program": "web", "config": config})).status == 0
+    stopped = await facts("supervisor", {"program": "web", "config": config})
+    assert stopped is not None
+    assert stopped.stopped == "supervisor was asked to stop it (STOPPED)"
+    assert stopped.stopped_for is not None
+    assert stopped.stopped_for < 120
+    for program, expected in (("once", "EXITED"), ("never", "STOPPED")):
+        told = await facts("supervisor", {"program": program, "config": config})
+        assert told is not None
+        assert (told.state, told.stopped) == (expected, ""), told
+
+
+@pytest.mark.needs("systemd")
+async def test_systemd_says_what_a_person_stopped_and_when_it_was_started(
+    systemd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{systemd}:{os.environ['PATH']}")
+    units = systemd.parent / "units"
+    unit = "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart={}\nRestart={}\n"
+    for name, restart in (("kept", "always"), ("rests", "no")):
+        (units / f"{name}.service").write_text(unit.format("/bin/sleep infinity", restart))
+    # What is wanted by something is not unloaded.
+    (units / "all.target").write_text("[Unit]\nDefaultDependencies=no\nWants=kept.service\n")
+    systemctl("daemon-reload")
+    systemctl("start", "kept", "rests", "all.target")
+    running = await facts("systemd", {"unit": "kept"})
+    assert running is not None
+    assert (running.stopped, running.age is not None and running.age < 60) == ("", True)
+    systemctl("stop", "kept", "rests")
+    stopped = await facts("systemd", {"unit": "kept"})
+    assert stopped is not None
+    assert stopped.stopped.startswith("it was stopped (systemctl stop)")
+    assert stopped.stopped_for is not None
+    assert stopped.stopped_for < 60
+    ended = await facts("systemd", {"unit": "rests"})
+    assert ended is not None
+    assert (ended.state, ended.stopped) == ("inactive (dead), result success", "")  # it may have ended by itself
+    (units / "masked.service").symlink_to("/dev/null")
+    systemctl("daemon-reload")
+    masked = await facts("systemd", {"unit": "masked"})
+    assert masked is not None
+    assert masked.stopped == "it is masked (systemctl mask)"
+
+
+def systemctl(*arguments: str) -> None:
+    subprocess.run(["systemctl", *arguments], capture_output=True, check=True)
+
+
+def supervised(config: Path, **more: Any) -> dict[str, Any]:
+    """A service that is up while supervisor runs its program."""
+    running = ["sh", "-c", f"supervisorctl -c {config} status web | grep -q RUNNING"]
+    return {
+        "host": "h",
+        "probe": {"every": "200ms", "retry_every": "200ms", "timeout": "5s", "command": {"run": running}},
+        "control": {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "2s"},
+        "on_failure": "restart",
+        **more,
+    }
+
+
+PROGRAM = "[program:web]\ncommand=sleep 1000\nstartsecs=0\n"
+
+
+async def is_up(loop: Loop, name: str, expected: bool) -> bool:
+    return bool((await loop.stack.get("exporter", f"/api/v1/services/{name}"))["up"] is expected)
+
+
+@pytest.mark.needs("sshd")
+async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
+    loop: Loop, keeper: Keeper, tmp_path: Path
+) -> None:
+    config = await start_supervisord(keeper, tmp_path, PROGRAM)
+    await loop.feishu.start()
+    app = {
+        "app_id": APP_ID, "app_secret": APP_SECRET, "chat_id": CHAT, "url": loop.feishu.url,
+        "encrypt_key": ENCRYPT_KEY, "verification_token": VERIFICATION_TOKEN,
+    }  # fmt: skip
+    notify = {
+        "people": {"ann": {"open_id": "ou_ann"}}, "channels": {"app": {"feishu_app": app}},
+        "routes": [{"channels": ["app"]}],
+    }  # fmt: skip
+    await loop.start({"web": supervised(config)}, notify=notify)
+    await eventually(lambda: is_up(loop, "web", True))
+    stop = await asyncio.create_subprocess_exec(BIN / "supervisorctl", "-c", config, "stop", "web")
+    await stop.wait()
+    await eventually(lambda: is_up(loop, "web", False))
+    await loop.fire("web")
+    held = await loop.until_event("wait", "stopped-by-hand")
+    assert held["detail"]["detail"] == "supervisor was asked to stop it (STOPPED)"
+
+    async def told() -> Message | None:
+        cards = loop.feishu.apps.in_chat
+        return cards[0] if cards and cards[0].replies and "Start it" in str(cards[0].card) else None
+
+    card = await eventually(told)
+    assert card is not None
+    assert "it was stopped by hand: supervisor was asked to stop it (STOPPED)" in card.text
+    await loop.fire("web", "ServiceSlow")  # something else moves: it is decided about again
+    explained = await asyncio.to_thread(defib, loop, "explain", "web")
+    assert "SHUT   stopped-by-hand: supervisor was asked to stop it (STOPPED)" in explained.stdout
+    assert (await loop.incident())["actions"] == []
+    body, headers = loop.feishu.apps.callback(loop.feishu.apps.event(card, "restart", "ou_ann"), ENCRYPT_KEY)
+    url = f"{loop.stack.url('remediator')}/webhook/feishu/app"
+    assert (await loop.stack.client.post(url, content=body, headers=headers)).status_code == 200
+    await eventually(lambda: is_up(loop, "web", True))
+    await loop.until_event("action-ended")
+    replies = [each.title for each in card.replies]
+    assert replies.count("Stopped by hand, not started again: web") == 1
+    (action,) = (await loop.incident())["actions"]
+    assert (action["requested_by"], action["counts"], action["state"]) == ("person", 0, "succeeded")
+
+
+@pytest.mark.needs("sshd")
+async def test_a_stop_is_not_respected_where_the_inventory_says_so(loop: Loop, keeper: Keeper, tmp_path: Path) -> None:
+    config = await start_supervisord(keeper, tmp_path, PROGRAM)
+    await loop.start({"web": supervised(config, remediation={"respect_stop": False})})
+    stop = await asyncio.create_subprocess_exec(BIN / "supervisorctl", "-c", config, "stop", "web")
+    await stop.wait()
+    await eventually(lambda: is_up(loop, "web", False))
+    await loop.fire("web")
+    await loop.until_event("up")
+
+
+@pytest.mark.needs("sshd")
+async def test_what_somebody_has_just_started_is_left_alone(loop: Loop, keeper: Keeper, tmp_path: Path) -> None:
+    config = await start_supervisord(keeper, tmp_path, PROGRAM)
+    web = loop.service("web")
+    web["control"] = {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "5m"}
+    await loop.start({"web": web})
+    await loop.kill("web")
+    await loop.fire("web")
+    held = await loop.until_event("wait", "starting")
+    assert "has 300 s to come up" in held["detail"]["detail"]
+    assert (await loop.incident())["actions"] == []
+
+
+@pytest.mark.needs("sshd")
+async def test_what_is_stopped_through_defib_stays_so_in_silence_until_it_is_up_again(loop: Loop) -> None:
+    web = loop.service("web")
+    web["control"]["command"]["stop"] = ["rm", str(loop.folder / "web.alive")]
+    await loop.start({"web": web})
+    await eventually(lambda: is_up(loop, "web", True))
+    stopped = await asyncio.to_thread(defib, loop, "control", "web", "stop")
+    assert stopped.returncode == 0, stopped
+    await eventually(lambda: is_up(loop, "web", False))
+    await loop.fire("web")
+    await loop.fire("web", "ServiceFlapping")
+    held = await loop.until_event("wait", "stopped")
+    assert held["detail"]["detail"].endswith(", through Defib")
+    await loop.restart_remediator()
+    explained = await asyncio.to_thread(defib, loop, "explain", "web")
+    assert "SHUT   stopped: by " in explained.stdout
+    assert "wait stopped" in (await asyncio.to_thread(defib, loop, "incidents")).stdout
+    assert loop.restarts() == []
+    (loop.folder / "web.alive").touch()  # somebody starts it on the host
+
+    async def forgotten() -> bool:
+        gates = (await loop.ask("GET", "/api/v1/services/web/explain")).json()["gates"]
+        return next(bool(each["open"]) for each in gates if each["gate"] == "stopped")
+
+    await eventually(forgotten)
+    await loop.fire("web", status="resolved")
+    await loop.fire("web", "ServiceFlapping", "resolved")
+    await loop.until("recovered")
+    assert loop.feishu.received == []
+    await loop.kill("web")
+    await loop.fire("web", starts="2")
+    await loop.until_cards("Service down: web", "Restarted, being watched: web")
+    assert loop.restarts() == ["web"]
+
+
+@pytest.mark.needs("sshd")
+async def test_a_dependency_is_probed_afresh_before_a_restart(loop: Loop) -> None:
+    db, web = loop.service("db"), loop.service("web", depends_on=["db"])
+    db["probe"] |= {"every": "1h", "retry_every": "1h"}
+    await loop.start({"db": db, "web": web})
+    await eventually(lambda: is_up(loop, "db", True))
+    (loop.folder / "db.alive").unlink()  # the exporter has not seen it yet
+    await loop.kill("web")
+    await loop.fire("web")
+    held = await loop.until_event("wait", "dependency-down")
+    assert (held["detail"]["detail"], await is_up(loop, "db", True), loop.restarts()) == ("db", True, [])
+    (loop.folder / "db.alive").touch()
+    await loop.fire("web", "ServiceSlow")  # something changes: it is decided about again
+    await loop.until_event("up")
+    assert loop.restarts() == ["web"]
+
+
+@pytest.mark.needs("sshd")
+async def test_services_that_share_a_target_are_never_acted_on_together(loop: Loop) -> None:
+    names = ("a", "b")
+    spans, alive = loop.folder / "spans", " ".join(str(loop.folder / f"{name}.alive") for name in names)
+    script = f"echo begin >> {spans}; sleep 1; touch {alive}; echo end >> {spans}"
+    services = {name: loop.service(name) for name in names}
+    for service in services.values():
+        service["control"]["command"] = {"restart": ["sh", "-c", script]}
+    await loop.start(services, actions_per_host=5)
+    for name in names:
+        await loop.kill(name)
+    await asyncio.gather(*(loop.fire(name) for name in names))
+
+    async def both_decided() -> bool:
+        timelines = [(await loop.incident(number)).get("timeline", []) for number in (1, 2)]
+        seen = {(entry["event"], entry["detail"].get("reason")) for entries in timelines for entry in entries}
+        return {("wait", "target-busy"), ("command", None)} <= seen
+
+    await eventually(both_decided)
+    assert spans.read_text().split() == ["begin", "end"]
+    actions = (await loop.stack.get("remediator", "/api/v1/actions"))["actions"]
+    assert {action["target"] for action in actions} == {f"command:sh -c '{script}'"}
+    checked = await asyncio.to_thread(defib, loop, "check")
+    assert (checked.returncode, checked.stderr.count("warning: ")) == (0, 1)
