@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fleet.shells import OUTPUT_LIMIT, Shell, ShellError
+from fleet.shells.proof import LIMITED
 
 T = TypeVar("T")
 WRAPPER_LIMIT = 59.0  # seconds that it gives a section at most
@@ -101,13 +102,19 @@ def merged(sections: Iterable[Section]) -> tuple[Section, ...]:
 
 # The parts of every script: a section with its deadline and its marks, written in one piece so that it travels in few
 # packets, and sections side by side whose outputs wait in pipes of their own until those before them are printed.
-LIBRARY = """\
-limited() { if command -v timeout >/dev/null 2>&1; then timeout -k 1 "$@"; else shift; "$@"; fi; }
+LIBRARY = (
+    LIMITED
+    + """\
 section() {
     section=$1 limit=$2 script=$3
     shift 3
-    output=$(limited "$limit" sh -c "$script" sh "$@" </dev/null 2>&1)
-    printf '\\n%s %s\\n%s\\n%s %s %s\\n' "$mark" "$section" "$output$more" "$mark" "$section" "$?"
+    output=$(limited 1 "$limit" sh -c "$script" sh "$@" </dev/null 2>&1)
+    status=$?
+    if [ "$status" -eq 1 ] && old_timeout; then
+        output=$(limited_by_old 1 "$limit" sh -c "$script" sh "$@" </dev/null 2>&1)
+        status=$?
+    fi
+    printf '\\n%s %s\\n%s\\n%s %s %s\\n' "$mark" "$section" "$output$more" "$mark" "$section" "$status"
 }
 in_order() {
     first=$1
@@ -115,6 +122,7 @@ in_order() {
     if [ $# -eq 0 ]; then one "$first"; else one "$first" | { exec 3<&0; in_order "$@" | { cat <&3; cat; }; }; fi
 }
 """
+)
 
 
 class NotRead(ShellError):  # noqa: N818
@@ -133,9 +141,7 @@ async def read(shell: Shell, sections: Sequence[Section], *, timeout: float, tel
         asked = ["read", marker, *(item(section) for section in sections)]
         done = await shell.run(asked, timeout=timeout, heard=listener.hear)
     else:
-        # On stdin, since not every login shell takes several lines in quotes.
-        stdin = script(sections, marker).encode()
-        done = await shell.run(["sh", "-s"], timeout=timeout, stdin=stdin, heard=listener.hear)
+        done = await shell.run(["sh", "-c", script(sections, marker)], timeout=timeout, heard=listener.hear)
     why = done.why or (done.stderr.strip().splitlines() or ["it was cut short"])[-1]
     if done.status is None and not done.stdout and not done.late:
         return ShellError(why)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from fleet import docker, gpu, ports, supervisor, system, systemd
 from fleet.readings import LIBRARY, Section
+from fleet.shells.proof import PROOF
 
 SCRIPTS: Mapping[str, str] = {
     **{each.name: each.script for each in (docker.READING, ports.READING, system.PROC, system.FILESYSTEMS)},
@@ -31,8 +32,9 @@ _HEAD = r"""#!/bin/sh
 # Further arguments, if any, are another folder than /etc/defib, and more folders for PATH.
 #
 # `read` takes `read MARK SECTION:SECONDS:NAME,NAME …`, and runs its own scripts for the sections and names that stand
-# in the folder's file `allowed`, one on a line: `SECTION`, or `SECTION NAME`. `control` takes `run SECONDS DIGEST`, and
-# runs the file of that name in the folder's `commands`. Nothing of what it is sent is evaluated.
+# in the folder's file `allowed`, one on a line: `SECTION`, or `SECTION NAME`. `control` takes `run SECONDS DIGEST FIRST
+# SECOND`, and runs the file of that name in the folder's `commands`, with marks around its outputs that are made of
+# FIRST and SECOND; without the two, as earlier versions ask, it prints none. Nothing of what it is sent is evaluated.
 set -f
 cd / || exit 126
 LC_ALL=C PATH=${3:+$3:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -43,12 +45,14 @@ refuse() {
     echo "defib-shell: $1" >&2
     exit 126
 }
-if [ "$mode" = control ]; then
+"""
+
+_MODES = r"""if [ "$mode" = control ]; then
     case $SSH_ORIGINAL_COMMAND in
-    '' | *[!a-z0-9.\ ]*) refuse "it takes run SECONDS DIGEST" ;;
+    '' | *[!a-z0-9.@\ -]*) refuse "it takes run SECONDS DIGEST FIRST SECOND" ;;
     esac
     set -- $SSH_ORIGINAL_COMMAND
-    [ "$1" = run ] && [ $# -eq 3 ] || refuse "it takes run SECONDS DIGEST"
+    [ "$1" = run ] && { [ $# -eq 3 ] || [ $# -eq 5 ]; } || refuse "it takes run SECONDS DIGEST FIRST SECOND"
     case $2 in
     [1-9] | [1-9][0-9] | [1-9][0-9][0-9] | [1-9][0-9][0-9][0-9]) ;;
     *) refuse "$2 is not a time of less than 10000 s" ;;
@@ -57,12 +61,21 @@ if [ "$mode" = control ]; then
     *[!0-9a-f]*) refuse "$3 is not a digest" ;;
     esac
     [ -f "$commands/$3" ] || refuse "the command $3 is not in $commands (run defib host setup again)"
-    command -v timeout >/dev/null 2>&1 && exec timeout -k 5 "$2" sh "$commands/$3"
-    exec sh "$commands/$3"
+    first=$4 second=$5
+    if [ $# -eq 3 ]; then
+        bounded 5 "$2" sh "$commands/$3"
+        exit
+    fi
+    kept marked bounded 5 "$2" sh "$commands/$3" </dev/null
+    exit
 fi
 [ "$mode" = read ] || refuse "its first argument is read or control"
 # Whatever hangs in the kernel, this ends.
-[ "$4" = bounded ] || ! command -v timeout >/dev/null 2>&1 || exec timeout -k 1 70 sh "$0" read "$2" "$3" bounded
+if [ "$4" != bounded ] && command -v timeout >/dev/null 2>&1; then
+    timeout -k 1 70 sh "$0" read "$2" "$3" bounded
+    status=$?
+    [ "$status" -eq 1 ] && old_timeout || exit "$status"
+fi
 case $SSH_ORIGINAL_COMMAND in
 '' | *[!A-Za-z0-9@:._,/\ -]*) refuse "it takes read MARK SECTION:SECONDS:NAMES …" ;;
 esac
@@ -147,7 +160,7 @@ def wrapper() -> str:
         '    is_a_time "$limit" || { refused "$limit is not a time below 60 s"; return; }\n'
         f'    IFS=,\n    set -- $names\n    unset IFS{_TOLD}    section "$section" "$limit" "$script" "$@"\n}}\n'
     )
-    return f'{_HEAD}\n{LIBRARY}{_CHECKS}{one}in_order "$@"\n'
+    return f'{_HEAD}{PROOF}{LIBRARY}{_MODES}{_CHECKS}{one}in_order "$@"\n'
 
 
 def command_file(argv: Sequence[str]) -> str:

@@ -15,7 +15,15 @@ from exporter.collectors.collecting import CollectFailure, Every
 from exporter.samples import Samples
 from fleet.model import Host, Inventory, Ssh
 from fleet.readings import Output, Section, read
-from fleet.shells import HostKeyRefused, LoginRefused, Shell, ShellError, refused_by_wrapper
+from fleet.shells import (
+    CommandNotRun,
+    HostKeyRefused,
+    LoginRefused,
+    Shell,
+    ShellError,
+    WrapperOutdated,
+    refused_by_wrapper,
+)
 from fleet.shells.pool import Shells
 from fleet.sudo import elevated
 from remediator.controls import CONTROLS
@@ -91,8 +99,8 @@ async def _reach(host: Host, shells: Shells, what: str) -> Finding:
     except HostKeyRefused as error:
         mend = "find out why the host's key is another, then pin it" if error.changed else "pin the host's key"
         return ill(seen=str(error), mend=f"{mend} by hand: `defib host setup` says how")
-    except LoginRefused as error:
-        return ill(seen=str(error), mend=f"let the key in: defib host setup {host.name}")
+    except (CommandNotRun, LoginRefused, WrapperOutdated) as error:
+        return ill(seen=str(error), mend=f"let the key in, and run commands: defib host setup {host.name}")
     except ShellError as error:
         return ill(seen=str(error), mend="see that the host is up, and that its SSH port can be reached from here")
     if shell.wrapped and done.status == 0:

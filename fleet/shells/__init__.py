@@ -9,6 +9,7 @@ from runtime.errors import DefibError
 KILL_AFTER = 5.0  # seconds between the polite and the impolite end of a command
 ENDED_BY_TIMEOUT = (124, 137, 143)  # exit statuses of what `timeout` ended, coreutils' and busybox's
 WRAPPER_REFUSED = 126  # exit status of a wrapper that does not run what it was sent
+REFUSAL = "defib-shell: "  # what a wrapper says then begins with this
 OUTPUT_LIMIT = 1024 * 1024
 REST_WITHIN = 1.0  # seconds for the rest of the output of a command that has ended, but left something running
 
@@ -35,12 +36,25 @@ class LoginRefused(ShellError):  # noqa: N818
     retryable = False
 
 
+class CommandNotRun(ShellError):  # noqa: N818
+    """The host let us in, but its login shell did not run what it was sent."""
+
+    retryable = False
+
+
+class WrapperOutdated(ShellError):  # noqa: N818
+    """The host's wrapper is of an earlier version, and was asked for what it does not know: nothing was run."""
+
+    retryable = False
+
+
 @dataclass(frozen=True, slots=True)
 class Completed:
     """What became of a command.
 
     `status` is its exit status, or None where that is unknown: the connection died or the deadline passed, and the
-    command may have done its work, part of it, or none. `why` then says so, and `late` whether it was the deadline.
+    command may have done its work, part of it, or none. `why` then says so, and `late` whether it was the deadline. A
+    signal that was meant for the command from outside leaves it unknown, too.
     """
 
     status: int | None
@@ -57,7 +71,7 @@ class Completed:
 def refused_by_wrapper(done: Completed) -> str:
     """What a wrapper said in place of running a command, or nothing where it ran."""
     said = done.stderr.strip()
-    return said if done.status == WRAPPER_REFUSED and said.startswith("defib-shell: ") else ""
+    return said if done.status == WRAPPER_REFUSED and said.startswith(REFUSAL) else ""
 
 
 Heard = Callable[[bytes], None]
@@ -72,9 +86,9 @@ class Shell(Protocol):
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
     ) -> Completed:
-        """Run `argv` without a shell's interpretation, for at most `timeout` seconds; raises ShellError.
+        """Run `argv` without a shell's interpretation, for at most `timeout` seconds.
 
-        `heard` is given the standard output as it comes.
+        `heard` is given the standard output as it comes. Raises ShellError where nothing was run.
         """
 
     async def close(self) -> None:

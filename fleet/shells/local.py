@@ -6,7 +6,8 @@ import os
 import signal
 from collections.abc import Sequence
 
-from fleet.shells import KILL_AFTER, REST_WITHIN, Completed, Heard, Kept
+from fleet.shells import KILL_AFTER, REST_WITHIN, CommandNotRun, Completed, Heard
+from fleet.shells.proof import Between, Marks, Outputs, script
 from runtime.tasks import cancel
 
 NOT_FOUND = 127
@@ -17,6 +18,7 @@ class LocalShell:
     """Runs commands on the machine that we run on.
 
     With `looking`, commands only look: at the deadline they are killed, and what they leave running ends with them.
+    Otherwise what they leave running keeps its outputs when we are gone.
     """
 
     wrapped = False
@@ -27,9 +29,11 @@ class LocalShell:
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
     ) -> Completed:
+        marks = None if self._looking else Marks()
+        text = script(argv, marks, timeout=None, stays=True, reads=bool(stdin)) if marks else b""
         try:
             process = await asyncio.create_subprocess_exec(
-                *argv,
+                *(["sh", "-c", text] if marks else argv),
                 stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
@@ -42,15 +46,20 @@ class LocalShell:
             return Completed(NOT_EXECUTABLE, "", f"{argv[0]}: {getattr(error, 'strerror', None) or error}")
         assert process.stdout is not None  # noqa: S101 - asked for above
         assert process.stderr is not None  # noqa: S101
-        out, err = Kept(heard), Kept()
+        outputs = Outputs(marks, heard)
+        out, err = outputs.out, outputs.err
         reading = [asyncio.create_task(_read(process.stdout, out)), asyncio.create_task(_read(process.stderr, err))]
         try:
             async with asyncio.timeout(timeout):
                 if process.stdin:
                     await _feed(process.stdin, stdin)
                 status = await process.wait()
+                if marks:  # they travel through other processes, perhaps later
+                    await asyncio.wait(reading)
             await asyncio.wait(reading, timeout=REST_WITHIN)
-            return Completed(status, out.text, err.text)
+            if not outputs.begun:
+                raise CommandNotRun(f"sh did not run the command: {outputs.instead}")
+            return outputs.completed(outputs.status_or(status))
         except TimeoutError:
             return Completed(None, out.text, err.text, f"it did not end within {timeout:g} s", late=True)
         finally:
@@ -65,9 +74,9 @@ class LocalShell:
         """Nothing is held."""
 
 
-async def _read(stream: asyncio.StreamReader, kept: Kept) -> None:
-    while chunk := await stream.read(65536):
-        kept.add(chunk)
+async def _read(stream: asyncio.StreamReader, output: Between) -> None:
+    while output.status is None and (chunk := await stream.read(65536)):
+        output.add(chunk)
 
 
 async def _feed(writer: asyncio.StreamWriter, text: bytes) -> None:

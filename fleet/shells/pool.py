@@ -46,7 +46,7 @@ class Shells:
         end: Wrapper = "control" if self._control else "read"
         wrapper = end if ssh.wrapper else None
         login = Login(host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts, wrapper)
-        return SshShell(login, self._tunnel(ssh.via) if ssh.via else None)
+        return SshShell(login, self._tunnel(ssh.via) if ssh.via else None, control=self._control)
 
     def _tunnel(self, via: str) -> Callable[[], "Awaitable[asyncssh.SSHClientConnection]"]:
         async def open_tunnel() -> "asyncssh.SSHClientConnection":

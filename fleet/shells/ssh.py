@@ -18,13 +18,16 @@ from fleet.shells import (
     ENDED_BY_TIMEOUT,
     KILL_AFTER,
     REST_WITHIN,
+    WRAPPER_REFUSED,
+    CommandNotRun,
     Completed,
     Heard,
     HostKeyRefused,
-    Kept,
     LoginRefused,
     ShellError,
+    WrapperOutdated,
 )
+from fleet.shells.proof import Marks, Outputs, script
 
 CONNECT_WITHIN = 10.0
 SESSIONS = 8  # sshd's MaxSessions is 10
@@ -36,10 +39,8 @@ CIPHERS = (
 ANSWER_WITHIN = 2.0  # how much longer than the remote deadline an answer may travel
 OPEN_AGAIN = (0.02, 0.1, 0.5)  # pauses before a refused session is asked for again
 
-# The remote end keeps the deadline too, where it can: what we stop waiting for would otherwise run on.
-_WITH_DEADLINE = (
-    'LC_ALL=C; export LC_ALL; command -v timeout >/dev/null 2>&1 && exec timeout -k "$@"; shift 2; exec "$@"'
-)
+# What a wrapper of an earlier version says of a command that it is asked to prove.
+_OLDER = "defib-shell: it takes run SECONDS DIGEST"
 
 
 Wrapper = Literal["read", "control"]
@@ -89,9 +90,15 @@ class SshShell:
     """Runs commands on one host over one connection, made when first needed and again when it is lost."""
 
     def __init__(
-        self, login: Login, tunnel: Callable[[], Awaitable[asyncssh.SSHClientConnection]] | None = None
+        self,
+        login: Login,
+        tunnel: Callable[[], Awaitable[asyncssh.SSHClientConnection]] | None = None,
+        *,
+        control: bool = False,
     ) -> None:
+        """With `control`, what a command leaves running keeps its outputs when the session is gone."""
         self._login = login
+        self._control = control
         self._tunnel = tunnel
         self._connection: asyncssh.SSHClientConnection | None = None
         self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
@@ -102,7 +109,7 @@ class SshShell:
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
     ) -> Completed:
-        command = self._command(argv, timeout)
+        request = self._request(argv, timeout, stdin, heard)
         started = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
@@ -114,7 +121,7 @@ class SshShell:
             connection = await self.connection(timeout - (time.monotonic() - started))
             self._in_use[connection] += 1
             held.at_last(lambda: self._left(connection))
-            return await self._run(connection, command, timeout, stdin, held, heard)
+            return await self._run(connection, request, timeout, held)
         finally:
             held.release()
 
@@ -122,12 +129,18 @@ class SshShell:
     def wrapped(self) -> bool:
         return self._login.wrapper is not None
 
-    def _command(self, argv: Sequence[str], timeout: float) -> str:
+    def _request(self, argv: Sequence[str], timeout: float, stdin: bytes, heard: Heard | None) -> "_Request":
         """What is sent to the host's login shell, or to its wrapper."""
+        if self._login.wrapper == "read":  # its answer holds marks of its own
+            return _Request(shlex.join(argv), b"", stdin, None, heard)
+        marks = Marks()
         if self._login.wrapper == "control":
-            return f"run {math.ceil(timeout)} {digest(argv)}"
-        own = [] if self.wrapped else ["sh", "-c", _WITH_DEADLINE, "sh", f"{KILL_AFTER:g}", f"{timeout:g}"]
-        return shlex.join([*own, *argv])
+            command = f"run {math.ceil(timeout)} {digest(argv)} {marks.first} {marks.second}"
+            return _Request(command, b"", b"", marks, heard)
+        # On stdin, so that the login shell has nothing to interpret, of whatever kind it is.
+        # The host keeps the deadline too, where it can: what we stop waiting for would otherwise run on.
+        text = script(argv, marks, timeout=timeout, stays=self._control, reads=bool(stdin))
+        return _Request("sh -s", text, stdin, marks, heard)
 
     @property
     def state(self) -> str:
@@ -136,28 +149,22 @@ class SshShell:
         return "connecting" if self._connecting is not None and not self._connecting.done() else "closed"
 
     async def _run(
-        self,
-        connection: asyncssh.SSHClientConnection,
-        command: str,
-        timeout: float,
-        stdin: bytes,
-        slot: "_Slot",
-        heard: Heard | None,
+        self, connection: asyncssh.SSHClientConnection, request: "_Request", timeout: float, slot: "_Slot"
     ) -> Completed:
         started = time.monotonic()
         tried: list[_Session] = []
         try:
             async with asyncio.timeout(timeout + KILL_AFTER + ANSWER_WITHIN):
-                channel, session = await _open(connection, command, heard, tried)
+                channel, session = await _open(connection, request, tried)
                 with contextlib.suppress(BrokenPipeError):  # it may have ended without reading anything
-                    if stdin:
-                        channel.write(stdin)
-                    channel.write_eof()
+                    await session.feed(channel, request)
                 await session.ended()
         except TimeoutError:
             self._drop(connection)  # a peer that keeps no deadline is not asked again on this connection
             if not any(each.channel is not None for each in tried):
                 raise ShellError(f"{self._login.address}: no SSH session within {timeout:g} s") from None
+            if not tried[-1].outputs.begun:
+                return Completed(None, "", "", f"the host's shell did not begin the command within {timeout:g} s")
             return Completed(None, "", "", f"no answer within {timeout:g} s", late=True)
         except asyncssh.ChannelOpenError as error:
             raise ShellError(f"{self._login.address}: no SSH session: {error.reason}") from error
@@ -170,12 +177,25 @@ class SshShell:
                 each.close()
             if left:
                 slot.release_after(self._closed(connection, left[-1], timeout))
-        out, err, status = session.out.text, session.err.text, session.status
-        if status is None:
-            return Completed(None, out, err, "the connection was lost, or a signal ended the command")
+        if session.exited and session.all_said and not session.outputs.begun:
+            return self._not_run(session)
+        outputs, status = session.outputs, session.outputs.status_or(session.status)
         if status in ENDED_BY_TIMEOUT and time.monotonic() - started >= timeout - 0.5:
+            out, err = outputs.out.text, outputs.err.text
             return Completed(None, out, err, f"it did not end within {timeout:g} s and was ended", late=True)
-        return Completed(status, out, err)
+        return outputs.completed(status)
+
+    def _not_run(self, session: "_Session") -> Completed:
+        """What the wrapper said in place of running the command. Raises ShellError where it was not the wrapper."""
+        refusal = session.outputs.refusal
+        if not self.wrapped or session.status != WRAPPER_REFUSED or not refusal:
+            said = session.outputs.instead
+            raise CommandNotRun(f"{self._login.address}: the host's shell did not run the command: {said}")
+        if refusal == _OLDER:
+            raise WrapperOutdated(
+                f"{self._login.address}: the host's defib-shell is of an earlier version: run defib host setup again"
+            )
+        return Completed(WRAPPER_REFUSED, "", refusal)
 
     async def _closed(self, connection: asyncssh.SSHClientConnection, session: "_Session", timeout: float) -> None:
         """Wait until a session is no more: a command that we wait for no longer still holds one of sshd's."""
@@ -276,15 +296,30 @@ class SshShell:
                 await asyncio.gather(*(connection.wait_closed() for connection in held))
 
 
+@dataclass(frozen=True)
+class _Request:
+    """A command as it is sent: what the login shell gets, the script, and the command's own input."""
+
+    command: str
+    script: bytes
+    stdin: bytes
+    marks: Marks | None  # None: what answers proves by itself that it has run
+    heard: Heard | None
+
+
 class _Session(asyncssh.SSHClientSession[bytes]):
     """One command: what it prints, and how it ends. Leaner than asyncssh's own process, of which we need little."""
 
-    def __init__(self, heard: Heard | None) -> None:
-        self.out, self.err = Kept(heard), Kept()
+    def __init__(self, request: _Request) -> None:
+        self.outputs = Outputs(request.marks, request.heard)
+        self._raw = request.marks is None
         self.channel: asyncssh.SSHClientChannel[bytes] | None = None
         self.status: int | None = None  # None where a signal ended it, or the connection
+        self.exited = False
         self.gone = asyncio.Event()
+        self._begun = asyncio.Event()
         self._over = asyncio.Event()
+        self._told = asyncio.Event()  # how the command ended, where there are marks to tell of it
         self._silent = asyncio.Event()
 
     def connection_made(self, chan: "asyncssh.SSHClientChannel[bytes]") -> None:
@@ -295,33 +330,62 @@ class _Session(asyncssh.SSHClientSession[bytes]):
             self.channel.close()
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
-        (self.err if datatype == asyncssh.EXTENDED_DATA_STDERR else self.out).add(data)
+        outputs = self.outputs
+        (outputs.err if datatype == asyncssh.EXTENDED_DATA_STDERR else outputs.out).add(data)
+        if outputs.begun or outputs.sent_back:  # whoever sends back what comes may be waiting for the end of it
+            self._begun.set()
+        if outputs.ended:
+            self._over.set()
+            self._told.set()
 
     def eof_received(self) -> bool:
+        self._told.set()
         self._silent.set()
         return True
 
     def exit_status_received(self, status: int) -> None:
         self.status = status
-        self._over.set()
+        self._exit()
 
     def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:  # noqa: ARG002
+        self._exit()
+
+    def _exit(self) -> None:
+        self.exited = True
         self._over.set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        for event in (self._over, self._silent, self.gone):
+        for event in (self._begun, self._over, self._told, self._silent, self.gone):
             event.set()
+
+    @property
+    def all_said(self) -> bool:
+        """Whether nothing more will come."""
+        return self._silent.is_set()
+
+    async def feed(self, channel: "asyncssh.SSHClientChannel[bytes]", request: _Request) -> None:
+        """Send the script, and the command's own input once it is the command that reads."""
+        if request.script:
+            channel.write(request.script)
+        if request.stdin:
+            if request.script:
+                await self._begun.wait()
+            if self.outputs.begun:
+                channel.write(request.stdin)
+        channel.write_eof()
 
     async def ended(self) -> None:
         """Wait for the command's end, and a little for the rest of its output: it may have left something running."""
         await self._over.wait()
+        if not self._raw:  # the marks travel through other processes, perhaps later
+            await self._told.wait()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(REST_WITHIN):
                 await self._silent.wait()
 
 
 async def _open(
-    connection: asyncssh.SSHClientConnection, command: str, heard: Heard | None, tried: list[_Session]
+    connection: asyncssh.SSHClientConnection, request: _Request, tried: list[_Session]
 ) -> "tuple[asyncssh.SSHClientChannel[bytes], _Session]":
     """Start a command; sshd may still be clearing away a session that we have seen the end of.
 
@@ -329,17 +393,17 @@ async def _open(
     """
 
     def made() -> _Session:
-        tried.append(_Session(heard))
+        tried.append(_Session(request))
         return tried[-1]
 
     for pause in OPEN_AGAIN:
         try:
-            channel, _ = await connection.create_session(made, command, encoding=None)
+            channel, _ = await connection.create_session(made, request.command, encoding=None)
         except asyncssh.ChannelOpenError:
             await asyncio.sleep(pause)
         else:
             return channel, tried[-1]
-    channel, _ = await connection.create_session(made, command, encoding=None)
+    channel, _ = await connection.create_session(made, request.command, encoding=None)
     return channel, tried[-1]
 
 

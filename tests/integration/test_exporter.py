@@ -98,6 +98,7 @@ async def test_probe_now_counts_and_decides(exporter: Exporter) -> None:
     answer = await exporter.client.post("/api/v1/services/rare/probe")
     assert answer.json().keys() == {
         "service", "success", "up", "reason", "message", "duration_seconds", "phases", "started_at",
+        "digest", "host_up",
     }  # fmt: skip
     assert (answer.json()["success"], answer.json()["up"], answer.json()["reason"]) == (True, True, None)
     assert await exporter.value('service_probes_total{service="rare"') == 1

@@ -113,7 +113,11 @@ def test_a_host_whose_controls_go_through_the_wrapper(tmp_path: Path) -> None:
 shell() {{ as_defib SSH_ORIGINAL_COMMAND="$1" sudo -n /usr/local/sbin/defib-shell control; }}
 [ "$(shell 'run 5 {digest(restart)}')" = "it's \\$HOME restarted
 0" ] || exit 3
-for asked in 'run 5 {digest(["id"])}' 'run 0 {digest(restart)}' 'run 5 ../../bin/id' 'run 5 {digest(restart)} x' 'id' ''; do
+[ "$(shell 'run 5 {digest(restart)} @a @b' 2>/dev/null)" = "@a@b
+it's \\$HOME restarted
+0
+@b@a 0" ] || exit 7
+for asked in 'run 5 {digest(["id"])}' 'run 0 {digest(restart)}' 'run 5 ../../bin/id' 'run 5 {digest(restart)} x' 'run 5 {digest(restart)} x y z' 'id' ''; do
     shell "$asked" 2>/dev/null
     [ $? -eq 126 ] || exit 4
 done

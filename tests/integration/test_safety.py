@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncssh
 import pytest
+import yaml
 
 from defib.demo.stack import WEBHOOK_TOKEN
 from runtime.errors import StartError
@@ -272,14 +273,15 @@ async def test_a_sudo_that_refuses_is_told_and_not_tried_again(loop: Loop, tmp_p
 
 
 async def test_a_host_whose_key_has_changed_gets_no_command(loop: Loop) -> None:
-    web = loop.service("web")
-    await loop.start({"web": {**web, "host": "here"}})
-    pinned = loop.host.known_hosts
-    kept = pinned.read_text()
+    await loop.start({"web": loop.service("web")})
+    kept = loop.host.known_hosts.read_text()
     another = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
+    pinned = loop.folder / "pinned"
     pinned.write_text(f"{kept.split()[0]} {another}\n")
     config = loop.folder / "config" / "defib.yaml"
-    config.write_text(config.read_text().replace("    host: here\n", "    host: h\n"))
+    written = yaml.safe_load(config.read_text())
+    written["hosts"]["h"]["control_ssh"] = {"known_hosts": str(pinned)}  # what the exporter reads stays as it is
+    config.write_text(yaml.safe_dump(written))
     await loop.ask("POST", "/-/reload")
     await loop.kill("web")
     await loop.fire("web")

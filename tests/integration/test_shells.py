@@ -3,8 +3,12 @@
 import asyncio
 import contextlib
 import os
+import shlex
+import shutil
 import signal
+import sys
 import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +18,77 @@ import pytest
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
 from fleet.model import Host, Ssh
-from fleet.shells import Completed, HostKeyRefused, LoginRefused, Shell, ShellError
+from fleet.readings import Output, read
+from fleet.shells import (
+    CommandNotRun,
+    Completed,
+    HostKeyRefused,
+    LoginRefused,
+    Shell,
+    ShellError,
+    WrapperOutdated,
+    refused_by_wrapper,
+)
 from fleet.shells.local import LocalShell
 from fleet.shells.pool import Shells
-from fleet.shells.ssh import Login, SshShell
-from tests.support import eventually
+from fleet.shells.ssh import Login, SshShell, Wrapper, digest
+from fleet.system import PROC
+from fleet.wrapper import command_file
+from tests.support import eventually, inventory_of, probed
 
 pytestmark = pytest.mark.needs("sshd")
+WRAPPER = Path(__file__).parents[2] / "deploy" / "ssh" / "defib-shell"
 AWKWARD = ["a b", "$(id)", "`id`", "x;y", "'", '"', "\\", "*", "-n", "\n", "é字", "!", "#", "~", "{a,b}"]
 
 
-@pytest.fixture(params=["local", "ssh"])
-def any_shell(request: pytest.FixtureRequest, shell: SshShell) -> Shell:
-    return LocalShell() if request.param == "local" else shell
+Connect = Callable[..., SshShell]
+
+
+@pytest.fixture
+async def connect(host: Sshd) -> AsyncIterator[Connect]:
+    """Make shells of the host; they are closed at the end."""
+    async with contextlib.AsyncExitStack() as stack:
+
+        def made(wrapper: Wrapper | None = None, *, control: bool = False) -> SshShell:
+            login = Login("127.0.0.1", host.port, host.user, host.key_file, host.known_hosts, wrapper)
+            shell = SshShell(login, control=control)
+            stack.push_async_callback(shell.close)
+            return shell
+
+        yield made
+
+
+@pytest.fixture(params=["local", "local look", "ssh", "ssh look"])
+def any_shell(request: pytest.FixtureRequest, connect: Connect) -> Shell:
+    """A shell of this machine and of another, to control and only to look."""
+    looking = request.param.endswith("look")
+    return LocalShell(looking=looking) if request.param.startswith("local") else connect(control=not looking)
+
+
+def forced(host: Sshd, command: str) -> None:
+    """Have the account's key run this alone."""
+    authorized = host.key_file.parent / "authorized"
+    quoted = command.replace('"', '\\"')
+    authorized.write_text(f'restrict,command="{quoted}" {authorized.read_text()}')
+
+
+def hardened(host: Sshd, *commands: list[str], also: str = "") -> None:
+    """Have the account's key run the wrapper, which may run these commands; `also` is run before it."""
+    folder = host.key_file.parent
+    (folder / "commands").mkdir()
+    for argv in commands:
+        (folder / "commands" / digest(argv)).write_text(command_file(argv))
+    forced(host, f"{also}exec sh {WRAPPER} control {folder} {os.environ['PATH']}")
+
+
+def logs_in_with(host: Sshd, script: str) -> None:
+    """Have the account's login shell be this script, which is given `-c` and the command."""
+    folder = host.key_file.parent
+    if not (folder / "passwd").is_file():
+        pytest.skip("needs libnss_wrapper")
+    (folder / "login").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "login").chmod(0o755)
+    (folder / "passwd").write_text((folder / "passwd").read_text().replace(":/bin/sh\n", f":{folder}/login\n", 1))
 
 
 async def test_an_argv_arrives_as_it_was_written(any_shell: Shell) -> None:
@@ -215,3 +277,170 @@ def _text_of(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+@pytest.mark.parametrize("kind", ["sh", "bash", "zsh", "tcsh", "fish"])
+async def test_a_login_shell_changes_neither_arguments_nor_output(host: Sshd, connect: Connect, kind: str) -> None:
+    """What it prints of its own is none of the command's."""
+    program = shutil.which(kind)
+    if program is None:
+        pytest.skip(f"needs {kind}")
+    greeting = "echo 'Welcome to web-01, ERROR count: 0'; echo '@defib-0 nonsense'; echo 'no tty' >&2"
+    logs_in_with(host, f'{greeting}\nexec {program} -c "$2"')
+    for control in (False, True):
+        shell = connect(control=control)
+        done = await shell.run(["printf", "%s|", *AWKWARD], timeout=60)
+        assert (done.status, done.stdout, done.stderr) == (0, "".join(f"{word}|" for word in AWKWARD), "")
+        done = await shell.run(["sh", "-c", "cat; echo oops >&2; exit 3"], timeout=60, stdin=b"s3cret\0\n")
+        assert (done.status, done.stdout, done.stderr) == (3, "s3cret\0\n", "oops\n")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("echo 'Please login as the user ubuntu.'; exit 0", "Please login as the user ubuntu."),
+        ("echo 'Please login as the user ubuntu.' >&2; exit 142", "Please login as the user ubuntu."),
+        ("exit 0", "it said nothing"),
+        ("tee {sent}", "it sent back what it was sent"),
+        ("cat >&2", "it sent back what it was sent"),
+    ],
+)
+async def test_a_command_that_was_not_run_has_no_status(
+    host: Sshd, connect: Connect, tmp_path: Path, command: str, said: str
+) -> None:
+    """A key that runs something else: whatever that exits with, and prints, nothing was run, nor any password sent."""
+    sent = tmp_path / "sent"
+    forced(host, command.format(sent=sent))
+    for control in (False, True):
+        shell = connect(control=control)
+        for stdin in (b"", b"s3cret\n"):
+            with pytest.raises(CommandNotRun, match="did not run the command") as raised:
+                await shell.run(["touch", str(tmp_path / "done")], timeout=60, stdin=stdin)
+            assert said in str(raised.value)
+    assert not (tmp_path / "done").exists()
+    assert not sent.exists() or "s3cret" not in sent.read_text()
+    ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
+    for run, expect in ((["false"], {}), (["true"], {}), (["true"], {"exit": 142})):
+        result = await probed(
+            tmp_path / "config", "command", {"run": run, "expect": expect}, host={"address": "127.0.0.1", "ssh": ssh}
+        )
+        assert (result.success, result.reason) == (False, "shell"), result.message
+
+
+async def test_a_control_that_was_not_run_says_so(host: Sshd, tmp_path: Path) -> None:
+    """It is neither done nor failed, and the doctor says what to look at."""
+    forced(host, "echo 'Please login as the user ubuntu.'; exit 0")
+    ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
+    services = {
+        "job": {"host": "h", "probe": {"command": {"run": ["false"]}}, "control": {"docker": {"container": "web"}}}
+    }
+    folder = tmp_path / "config"
+    inventory_of(folder, {"hosts": {"h": {"address": "127.0.0.1", "ssh": ssh}}, "services": services})
+    for arguments in (["control", "job", "restart", "--direct"], ["doctor", "h"]):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "defib", *arguments, "--config", str(folder),
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        )  # fmt: skip
+        said = (await process.communicate())[0].decode()
+        assert process.returncode == 1, said
+        assert "did not run the command: Please login as the user ubuntu." in said
+
+
+async def test_what_a_login_shell_prints_at_its_end_is_no_output(host: Sshd, connect: Connect) -> None:
+    logs_in_with(host, 'sh -c "$2"\nstatus=$?\necho bye; echo bye >&2\nexit $status')
+    done = await connect().run(["sh", "-c", "echo it; exit 3"], timeout=60)
+    assert (done.status, done.stdout, done.stderr) == (3, "it\n", "")
+
+
+async def test_a_login_shell_that_hangs_is_not_a_command_that_does(host: Sshd, connect: Connect) -> None:
+    logs_in_with(host, "exec sleep 60")
+    done = await connect().run(["true"], timeout=0.5)
+    assert (done.status, done.late) == (None, False)
+    assert "did not begin the command" in done.why
+
+
+@pytest.mark.parametrize("signal_", ["HUP", "KILL", "TERM"])
+async def test_a_command_that_somebody_ended_is_unknown(any_shell: Shell, signal_: str) -> None:
+    done = await any_shell.run(["sh", "-c", f"kill -{signal_} $$"], timeout=60)
+    assert (done.status, done.late) == (None, False)
+    assert (await any_shell.run(["sh", "-c", "kill -SEGV $$"], timeout=60)).status == 128 + signal.SIGSEGV
+
+
+async def test_the_wrapper_proves_that_it_ran(host: Sshd, connect: Connect) -> None:
+    """Only what the command prints is its output; one that the wrapper does not run is refused, by name."""
+    argv = ["sh", "-c", "echo it; echo oops >&2; cat; exit 3"]
+    hardened(host, argv, also="echo Welcome; echo 'no tty' >&2; ")
+    shell = connect("control", control=True)
+    done = await shell.run(argv, timeout=60)
+    assert (done.status, done.stdout, done.stderr) == (3, "it\n", "oops\n")
+    refused = await shell.run(["id"], timeout=60)
+    assert "run defib host setup again" in refused_by_wrapper(refused)
+
+
+async def test_a_wrapper_that_sends_back_what_it_is_asked(host: Sshd, connect: Connect) -> None:
+    forced(host, "echo $SSH_ORIGINAL_COMMAND; printf '%s\\n' $SSH_ORIGINAL_COMMAND")
+    shell = connect("control", control=True)
+    with pytest.raises(CommandNotRun, match="sent back"):
+        await shell.run(["id"], timeout=60)
+
+
+async def test_a_wrapper_of_an_earlier_version_asks_for_another_setup(host: Sshd, connect: Connect) -> None:
+    forced(host, "echo 'defib-shell: it takes run SECONDS DIGEST' >&2; exit 126")
+    shell = connect("control", control=True)
+    with pytest.raises(WrapperOutdated, match="run defib host setup again"):
+        await shell.run(["id"], timeout=60)
+
+
+@pytest.mark.parametrize("over", ["local", "ssh", "wrapper"])
+async def test_what_a_control_leaves_running_keeps_its_outputs(
+    host: Sshd, connect: Connect, tmp_path: Path, over: str
+) -> None:
+    """It goes on writing after the command has ended and the connection is gone, and no write fails."""
+    log, stop = tmp_path / "writes", tmp_path / "stop"
+    daemon = (
+        f"trap '' PIPE; while [ ! -e {stop} ]; do"
+        f" {{ echo out && echo err >&2; }} 2>&1 >&1 && echo well >> {log} || echo failed >> {log}; sleep 0.1; done"
+    )
+    argv = ["sh", "-c", f"echo starting; ({daemon}) & echo started"]
+    if over == "wrapper":
+        hardened(host, argv)
+    shell = LocalShell() if over == "local" else connect("control" if over == "wrapper" else None, control=True)
+    done = await shell.run(argv, timeout=60)
+    assert (done.status, [line for line in done.stdout.split() if line.startswith("start")]) == (
+        0,
+        ["starting", "started"],
+    )
+    await shell.close()
+    written = len(log.read_text().split()) if log.exists() else 0
+
+    async def went_on() -> bool:
+        return log.exists() and len(log.read_text().split()) > written + 20
+
+    try:
+        await eventually(went_on)
+        assert set(log.read_text().split()) == {"well"}
+    finally:
+        stop.touch()
+
+
+@pytest.mark.parametrize("kind", ["no -k", "none"])
+async def test_a_host_whose_timeout_is_an_old_busybox_s(
+    host: Sshd, connect: Connect, tmp_path: Path, kind: str
+) -> None:
+    """Before 1.35 it has no -k, and runs nothing where it is asked for it."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    real = shlex.quote(shutil.which("timeout") or "timeout")
+    usage = "echo 'timeout: unrecognized option: k' >&2; echo 'Usage: timeout SECS PROG' >&2; exit 1"
+    (tools / "timeout").write_text(f'#!/bin/sh\ncase $1 in -k*) {usage} ;; esac\nexec {real} "$@"\n')
+    if kind == "none":
+        (tools / "timeout").write_text(f"#!/bin/sh\n{usage}\n")
+    (tools / "timeout").chmod(0o755)
+    logs_in_with(host, f'PATH={tools}:$PATH\nexport PATH\nexec sh -c "$2"')
+    for control in (False, True):
+        shell = connect(control=control)
+        done = await shell.run(["sh", "-c", "cat; echo oops >&2; exit 1"], timeout=60, stdin=b"given")
+        assert (done.status, done.stdout, done.stderr) == (1, "given", "oops\n")
+        found: dict[str, Output] = {}
+        await read(shell, [PROC], timeout=60, tell=found.__setitem__)
+        assert found[PROC.name].status == 0
