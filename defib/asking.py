@@ -46,8 +46,10 @@ def _line(incident: Mapping[str, Any]) -> str:
     decided = " ".join(str(incident[key]) for key in ("verb", "reason") if incident[key])
     if incident["acknowledged_by"]:
         decided += f", acknowledged by {incident['acknowledged_by']}"
+    if incident["probe"]:
+        decided += f" ({incident['probe']})"
     ended = f"to {_second(incident['closed_at'])}" if incident["closed_at"] else decided
-    opened = _second(incident["opened_at"])
+    opened = _second(incident["down_at"] or incident["opened_at"])
     return f"{incident['id']:>6}  {incident['state']:<10}  {opened}  {incident['service']}  {ended}"
 
 
@@ -58,6 +60,8 @@ def _second(time: str | None) -> str:
 
 def _incident(incident: Mapping[str, Any]) -> str:
     lines = [_line(incident)]
+    if incident["probe"]:
+        lines.append(f"    last failed probe: {incident['probe']}")
     for event in incident["timeline"]:
         detail = ", ".join(f"{name} {value}" for name, value in event["detail"].items() if value not in (None, ""))
         lines.append(f"    {_second(event['at'])}  {event['event']:<13} {detail}".rstrip())
@@ -158,9 +162,9 @@ async def maintenances(load: Load) -> int:
     return 0
 
 
-async def begin_maintenance(load: Load, scope: str, name: str, lasts: Mapping[str, str], reason: str) -> int:
+async def begin_maintenance(load: Load, scope: str, name: str, asked: Mapping[str, Any]) -> int:
     async with remediator(load) as peer:
-        body = {"scope": scope, "name": name, "reason": reason, **lasts}
+        body = {"scope": scope, "name": name, **asked}
         told = await peer.ask("POST", "/api/v1/maintenance", body=body)
     print(f"maintenance {told['id']} of {scope} {name} until {_second(told['until'])}: nothing is restarted there")
     return 0

@@ -229,6 +229,7 @@ def _add_asking(command: Command) -> None:
     lasts.add_argument("--for", dest="lasts", metavar="DURATION", help="such as 2h")
     lasts.add_argument("--until", metavar="TIME", help="such as 2026-11-24T18:00:00+08:00")
     beginning.add_argument("--reason", required=True)
+    beginning.add_argument("--notify", action="store_true", help="call people in it as usual")
     beginning.set_defaults(verb="begin")
     ending = verbs.add_parser("end", help="end one")
     ending.add_argument("number", metavar="ID", type=int)
@@ -254,7 +255,8 @@ def _maintenance(options: argparse.Namespace) -> int:
     if options.verb == "end":
         return _run(asking.end_maintenance(load_it, options.number))
     lasts = {"for": options.lasts} if options.lasts else {"until": options.until}
-    return _run(asking.begin_maintenance(load_it, options.scope, options.name, lasts, options.reason))
+    more = {**lasts, "reason": options.reason, "notify": options.notify}
+    return _run(asking.begin_maintenance(load_it, options.scope, options.name, more))
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -114,6 +114,7 @@ class MaintenanceWindow(OneOf):
     from_: TimeOfDay = Field(alias="from")
     to: TimeOfDay
     reason: str = ""
+    notify: bool = False
 
 
 class ServiceRemediation(Part):

@@ -12,10 +12,11 @@ from fleet.units import Duration, Identifier, PositiveDuration
 Severity = Literal["critical", "warning", "info"]
 Language = Literal["zh", "en"]
 Told = Literal[
-    "down", "restarted", "could_not_restart", "gave_up", "approval", "blind", "stopped_by_hand", "recovered",
-    "unobserved", "reminder", "alert", "alert_over", "watchdog_missing", "watchdog_back", "automation_off",
-    "automation_on",
+    "down", "restarted", "could_not_restart", "person_needed", "approval", "waiting", "blind", "stopped_by_hand",
+    "recovered", "unobserved", "reminder", "alert", "alert_over", "watchdog_missing", "watchdog_back",
+    "automation_off", "automation_on",
 ]  # fmt: skip
+FORMER_STATES: Mapping[str, Told] = {"gave_up": "person_needed"}
 Answer = Literal["acknowledge", "silence", "restart", "approve", "automation"]
 OpenId = Annotated[str, Field(pattern=r"^ou_[0-9A-Za-z_-]{1,80}$")]
 
@@ -28,6 +29,16 @@ Wanted = Annotated[
     list[str],
     BeforeValidator(_one_or_more),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
+]
+
+
+def _renamed(state: object) -> object:
+    return FORMER_STATES.get(state, state) if isinstance(state, str) else state
+
+
+# A state as a route names it: one that was renamed keeps its former name.
+RoutedState = Annotated[
+    Told, BeforeValidator(_renamed), WithJsonSchema({"type": "string", "enum": [*get_args(Told), *FORMER_STATES]})
 ]
 
 
@@ -61,7 +72,7 @@ class Links(Part):
 
 class Route(Part):
     match: dict[str, Wanted] = Field(default_factory=dict)
-    states: list[Told] = []
+    states: list[RoutedState] = []
     channels: list[str]
     on_call: list[str] = []
     escalate: Escalation | None = None
@@ -114,7 +125,9 @@ class Notify(Part):
 
     def channels_for(self, labels: Mapping[str, str], told: Told) -> list[str]:
         """Name the channels that hear of it."""
-        return _once(channel for route in self.routes_for(labels, told) for channel in route.channels)
+        return self._one_for_each_place(
+            channel for route in self.routes_for(labels, told) for channel in route.channels
+        )
 
     def channels_after(self, begun: Iterable[str], labels: Mapping[str, str], told: Told) -> list[str]:
         """Name the channels that hear how something goes on, of whose beginning the channels `begun` were told.
@@ -124,7 +137,21 @@ class Notify(Part):
         now = self.channels_for(labels, told)
         left_out = {*self.channels_for(labels, "down"), *self.channels_for(labels, "alert")} - set(now)
         asked = (channel for route in self.routes_for(labels, told) if route.states for channel in route.channels)
-        return _once([*(channel for channel in begun if channel not in left_out), *asked])
+        return self._one_for_each_place([*(channel for channel in begun if channel not in left_out), *asked])
+
+    def remind_every(self, channel: str, labels: Mapping[str, str], told: Told, default: float) -> float:
+        """How often a channel is reminded, by the first of its routes that says so."""
+        routes = [*self.routes_for(labels, told), *self.routes_for(labels, "down")]
+        said = (route.remind for route in routes if channel in route.channels and route.remind is not None)
+        return next(said, default)
+
+    def _one_for_each_place(self, names: Iterable[str]) -> list[str]:
+        """Each channel once, and of those that lead to one place the first: nobody is told twice."""
+        first: dict[object, str] = {}
+        for name in names:
+            known = self.channels.get(name)
+            first.setdefault(getattr(known.options, "place", name) if known is not None else name, name)
+        return list(first.values())
 
     def on_call(self, labels: Mapping[str, str], told: Told) -> list[Person]:
         """Who is on call for a trouble, by the routes that tell this of it, or its beginning."""

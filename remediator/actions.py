@@ -9,8 +9,8 @@ from sqlalchemy import Connection, insert, select, update
 from fleet.model import Inventory, Service, Step
 from fleet.notify import Notify
 from remediator import stops
-from remediator.incidents import cancel_queued, decided, note, open_of, tell_of
-from remediator.policy import Blocked, Decision, Situation, allowed, decide, held_for_person, next_step
+from remediator.incidents import automation_goes_on, cancel_queued, decided, note, open_of, person_needed, tell_of
+from remediator.policy import Blocked, Decision, Refusal, Situation, allowed, decide, held_for_person, next_step
 from remediator.schema import actions, evidence
 from remediator.situations import past_of, situation_now
 
@@ -66,7 +66,7 @@ def claim(
     # Whatever was done since the probe was asked for has made it old.
     if again.past.last_action != situation.past.last_action:
         return "something was done since the probe"
-    decided(connection, inventory.notify, incident, decision, now)
+    decided(connection, inventory.notify, incident, decision, now, situation.observed)
     claimed = _approved(connection, incident, service, decision.step.kind, proof_at, now)
     if claimed is None:
         cancel_queued(connection, incident, now)  # what waits for an approval is another step than this
@@ -214,6 +214,8 @@ def reset(connection: Connection, service: Service, by: str, now: float) -> int:
     incident = open_of(connection, service.id)
     done = _insert(connection, incident, service, "reset", "person", by, now, state="succeeded")
     connection.execute(update(actions).where(actions.c.id == done.id).values(ended_at=now))
+    if incident is not None:
+        automation_goes_on(connection, incident)
     return done.id
 
 
@@ -279,7 +281,9 @@ def action_ended(
     came_back: bool = False,
     blocked: Blocked | None = None,
 ) -> bool:
-    """End an action, which frees its locks; that a service did not come back is told. False where it has ended before.
+    """End an action, which frees its locks; that a service did not come back is told, and whether a person is needed.
+
+    False where it has ended before.
 
     Not having reached the host costs no attempt, nor does it where nobody could see what came of it.
     """
@@ -302,8 +306,10 @@ def action_ended(
         tell_of(connection, inventory.notify, action.incident_id, "blind", {"service": action.service, "why": why}, now)
     elif not came_back and action.kind != "stop":
         content = _told(connection, action, inventory) | {"why": why, "output": action.output[-1000:]}
-        if blocked is not None:
-            content["last"] = True
+        reason = blocked or _used_up(connection, action, inventory)
+        if reason is not None and _is_automatic(connection, action):
+            person_needed(connection, inventory.notify, action.incident_id, content | {"reason": reason}, now)
+            return True
         # A host that cannot be reached is tried again and again, and told of once.
         once = f"unreached incident {action.incident_id} {blocked or ''}".strip()
         about = f"could_not_restart action {action.id}" if reached else once
@@ -322,5 +328,17 @@ def _told(connection: Connection, action: Claim, inventory: Inventory) -> dict[s
         "command": action.command,
         "attempt": past.attempts.get(action.kind, 0),
         "attempts": allowed(step, rules) if step is not None else 0,
-        "last": service is None or next_step(service, rules, past) is None,
     }
+
+
+def _used_up(connection: Connection, action: Claim, inventory: Inventory) -> Refusal | None:
+    """`attempts-used-up` where nothing is left to be tried on an action's service."""
+    service = inventory.services.get(action.service)
+    rules = inventory.remediation.of(service)
+    past = past_of(connection, action.service, action.incident_id or 0, rules.window)
+    return "attempts-used-up" if service is None or next_step(service, rules, past) is None else None
+
+
+def _is_automatic(connection: Connection, action: Claim) -> bool:
+    """Whether no person is at it: what one has asked for, one looks after."""
+    return connection.scalar(select(actions.c.requested_by).where(actions.c.id == action.id)) == "alert"

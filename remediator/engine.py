@@ -34,7 +34,6 @@ SETTLED = 10.0  # an alert seen this lately may be newer than Alertmanager's lis
 LONG_UP = 300.0
 DOWN_UNALARMED = 60.0  # how long a service may be down without an alert before people are told
 SETTLE_AGAIN = 5.0
-BLIND_TOO_LONG = 600.0
 STOPS_EVERY = 5.0
 DETAILS_WITHIN, DETAILS_AGAIN = 2.0, 15.0
 log = structlog.get_logger()
@@ -181,17 +180,17 @@ class Engine:
         service = self.inventory.services.get(service_id)
         now, notify = self._database.clock.now(), self.inventory.notify
         (self._held.add if decision.reason in BY_ACTIONS else self._held.discard)(service_id)
-        changed = await self._database.run(incidents.decided, notify, incident, decision, now)
+        changed = await self._database.run(incidents.decided, notify, incident, decision, now, situation.observed)
         if service is not None and decision.reason == "approval":
             step = policy.next_step(service, self.inventory.remediation.of(service), situation.past)
             if step is not None:
                 changed |= await self._database.run(
                     actions.queue, notify, incident, service, step, replace(situation, now=now)
                 )
-        elif decision.reason == "blind":
+        elif decision.reason == "blind" and not situation.firing:
             # What is held though its alerts are over would look as if it were well.
             down = situation.observed is not None and situation.observed.up is False
-            patience = BLIND_TOO_LONG if situation.firing else DOWN_UNALARMED if down else 0.0
+            patience = DOWN_UNALARMED if down else 0.0
             changed |= await self._database.run(incidents.tell_of_blindness, notify, incident, now - patience, now)
         if changed:
             log.info(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, update
 
@@ -10,7 +10,7 @@ from fleet.model import Service
 from fleet.notify import Notify, Told
 from remediator import stops
 from remediator.notices import outbox
-from remediator.policy import QUEUED, Decision
+from remediator.policy import NEEDS_PERSON, QUEUED, Decision, Observation
 from remediator.schema import actions, alerts, incidents, timeline
 
 _NOTE = insert(timeline)
@@ -18,9 +18,26 @@ _OPEN = select(incidents.c.id).where(incidents.c.service == bindparam("of"), inc
 _BECAME_DOWN = (
     update(incidents)
     .where(incidents.c.id == bindparam("of"), incidents.c.labels.is_(None))
-    .values(labels=bindparam("said"), acknowledged_by=None, acknowledged_at=None)
+    .values(
+        labels=bindparam("said"),
+        down_at=bindparam("now"),
+        acknowledged_by=None,
+        acknowledged_at=None,
+        # What was decided and seen before is not of this outage.
+        verb=None,
+        reason=None,
+        detail=None,
+        queued_since=None,
+        healing_since=None,
+        probe=None,
+        person_needed_at=None,
+    )
 )
 ENDS: tuple[Told, ...] = ("recovered", "unobserved", "alert_over")
+WAIT_TOO_LONG = 120.0  # seconds of one wait after which people are told of it
+# What is told otherwise, or not at all: an approval is asked for at once, and the action itself is on the card.
+_TOLD_OTHERWISE = ("approval", "target-busy", "stopped", "stopped-by-hand")
+PROBE_KEPT = 1000  # characters
 Closed = Literal["recovered", "unobserved"]
 
 
@@ -54,12 +71,12 @@ def open_incidents(connection: Connection, services: Collection[str] | None = No
     return [(row.service, row.id) for row in connection.execute(query)]
 
 
-def became_down(connection: Connection, incident: int, labels: Mapping[str, str]) -> None:
-    """An alert to act on joined: from now on only those keep the incident open.
+def became_down(connection: Connection, incident: int, labels: Mapping[str, str], now: float) -> None:
+    """An alert to act on joined: the outage begins, and from now on only those alerts keep the incident open.
 
     Who acknowledged what was milder has not acknowledged this.
     """
-    connection.execute(_BECAME_DOWN, {"of": incident, "said": dict(labels)})
+    connection.execute(_BECAME_DOWN, {"of": incident, "said": dict(labels), "now": now})
 
 
 def keep_quiet(connection: Connection, incident: int, service: str) -> bool:
@@ -93,11 +110,19 @@ def host_is_down(connection: Connection, host: str) -> bool:
     return any(labels.get("host") == host for labels in rows)
 
 
-def decided(connection: Connection, notify: Notify, incident: int, decision: Decision, now: float) -> bool:
-    """Keep a decision; True, and an entry on the timeline, when it differs from the one before."""
+def decided(
+    connection: Connection,
+    notify: Notify,
+    incident: int,
+    decision: Decision,
+    now: float,
+    observed: Observation | None = None,
+) -> bool:
+    """Keep a decision, and what was `observed`; True where it differs from the one before, or people are told of it."""
     before = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
+    _keep_probe(connection, before, observed)
     if (before.verb, before.reason) == (decision.verb, decision.reason):
-        return False
+        return decision.verb == "wait" and _tell_of_wait(connection, notify, before, decision, now)
     queued = decision.reason in QUEUED
     values: dict[str, Any] = {
         "verb": decision.verb,
@@ -108,22 +133,67 @@ def decided(connection: Connection, notify: Notify, incident: int, decision: Dec
     since = {"healing-itself": "healing_since", "starting": "starting_since"}.get(decision.reason or "")
     if since is not None and getattr(before, since) is None:
         values[since] = now
+    if decision.verb == "act":
+        values["person_needed_at"] = None  # automation goes on
     connection.execute(update(incidents).where(incidents.c.id == incident).values(**values))
     if decision.verb == "nothing":
         outbox.changed(connection, now, incident=incident)  # no event, and yet its cards show it
     else:
         note(connection, incident, now, decision.verb, reason=decision.reason, detail=decision.detail)
-    if decision.reason == "attempts-used-up" and not _last_one_failed(connection, incident):
-        # Where the last attempt failed, its own card has said so.
-        tell_of(connection, notify, incident, "gave_up", {"service": before.service, "why": decision.detail}, now)
     if decision.reason == "stopped-by-hand":
         content = {"service": before.service, "why": decision.detail}
         tell_of(connection, notify, incident, "stopped_by_hand", content, now)
+    if decision.reason in NEEDS_PERSON:
+        content = {"service": before.service, "reason": decision.reason, "why": decision.detail}
+        person_needed(connection, notify, incident, content, now)
     return True
 
 
+def _keep_probe(connection: Connection, before: Row[Any], observed: Observation | None) -> None:
+    """Keep how the last failed probe failed."""
+    if observed is None or not observed.reason:
+        return
+    probe = f"{observed.reason}: {observed.message}"[:PROBE_KEPT]
+    if probe != before.probe:
+        connection.execute(update(incidents).where(incidents.c.id == before.id).values(probe=probe))
+
+
+def person_needed(
+    connection: Connection, notify: Notify, incident: int, content: Mapping[str, Any], now: float
+) -> None:
+    """Automation has ended without recovery: keep that, and tell people, once until it goes on again."""
+    goes_on = and_(incidents.c.id == incident, incidents.c.state == "open", incidents.c.person_needed_at.is_(None))
+    if connection.execute(update(incidents).where(goes_on).values(person_needed_at=now)).rowcount:
+        note(connection, incident, now, "person-needed", reason=content["reason"])
+        about = outbox.about_person_needed(incident, now)
+        tell_of(connection, notify, incident, "person_needed", content, now, about)
+
+
+def automation_goes_on(connection: Connection, incident: int) -> None:
+    """A person has given it new attempts: nobody is needed until those have failed too."""
+    connection.execute(update(incidents).where(incidents.c.id == incident).values(person_needed_at=None))
+
+
+def _tell_of_wait(connection: Connection, notify: Notify, row: Row[Any], decision: Decision, now: float) -> bool:
+    """Tell people, once, of a wait that has become long, and until when it lasts where that is known."""
+    if decision.reason in _TOLD_OTHERWISE:
+        return False
+    since = connection.scalar(
+        select(func.max(timeline.c.at)).where(timeline.c.incident_id == row.id, timeline.c.event == "wait")
+    )
+    if since is None or now - since < WAIT_TOO_LONG:
+        return False
+    content = {"service": row.service, "reason": decision.reason, "why": decision.detail, "until": decision.ends}
+    if decision.reason == "blind":
+        return tell_of(connection, notify, row.id, "blind", content, now)
+    # After each attempt it is another wait.
+    tried = connection.scalar(select(func.count()).select_from(actions).where(actions.c.incident_id == row.id))
+    about = f"waiting incident {row.id} {decision.reason} {tried}"
+    return tell_of(connection, notify, row.id, "waiting", content, now, about)
+
+
 def tell_of_blindness(connection: Connection, notify: Notify, incident: int, before: float, now: float) -> bool:
-    """Tell people, once, where nobody has been able to see for long how a service is."""
+    """Tell people, once, that nobody has been able to see since `before` how a service is."""
     row = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     since = connection.scalar(
         select(func.max(timeline.c.at)).where(timeline.c.incident_id == incident, timeline.c.event == "wait")
@@ -142,16 +212,6 @@ def queued_since(connection: Connection) -> float | None:
     return oldest
 
 
-def _last_one_failed(connection: Connection, incident: int) -> bool:
-    last = connection.scalar(
-        select(actions.c.state)
-        .where(actions.c.incident_id == incident, actions.c.counts == 1)
-        .order_by(actions.c.id.desc())
-        .limit(1)
-    )
-    return last in ("failed", "unknown")
-
-
 def cancel_queued(connection: Connection, incident: int, now: float) -> None:
     """What waits for an approval is not needed any more."""
     queued = (actions.c.incident_id == incident) & (actions.c.state == "queued")
@@ -160,9 +220,14 @@ def cancel_queued(connection: Connection, incident: int, now: float) -> None:
         note(connection, incident, now, "cancelled", action=number)
 
 
+def began_at(row: Row[Any]) -> float:
+    """When what an incident is about began: its outage, where there was one."""
+    return float(row.down_at if row.down_at is not None else row.opened_at)
+
+
 @dataclass(frozen=True)
 class Ended:
-    """How long an incident lasted, in seconds, and who brought its service back, if it came back."""
+    """How long an incident's outage lasted, in seconds, and who brought its service back, if it came back."""
 
     lasted: float
     by: str | None
@@ -182,11 +247,12 @@ def close(
         update(incidents).where(incidents.c.id == incident).values(state=state, closed_at=now, recovered_by=by)
     )
     note(connection, incident, now, state, **({"by": by} if by else {}))
-    content = {"service": row.service, "opened_at": row.opened_at, "closed_at": now, "by": by}
+    began = began_at(row)
+    content = {"service": row.service, "opened_at": began, "closed_at": now, "by": by}
     outbox.outgrown(connection, now, incident=incident)
     tell_of(connection, notify, incident, state, content, now)
     _carry_over(connection, incident, row.service, now)
-    return Ended(now - row.opened_at, by)
+    return Ended(now - began, by)
 
 
 def _carry_over(connection: Connection, incident: int, service: str, now: float) -> None:
@@ -233,7 +299,10 @@ def tell_of(
     if is_quiet(connection, incident, kind):
         return False
     labels = connection.scalar(select(incidents.c.labels).where(incidents.c.id == incident)) or {}
-    channels = notify.channels_after(outbox.told(connection, outbox.about_incident(incident)), labels, kind)
+    begun = outbox.told(connection, outbox.about_incident(incident))
+    if kind in get_args(Closed):  # who was told that a person is needed is told that nobody is any more
+        begun += outbox.told_of_incident(connection, incident, "person_needed")
+    channels = notify.channels_after(begun, labels, kind)
     about = about or f"{kind} incident {incident}"
     return outbox.put(connection, notify, channels, kind, about, labels, content, now, incident=incident) > 0
 

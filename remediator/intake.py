@@ -205,7 +205,7 @@ def _fire(connection: Connection, known: Row[Any], inventory: Inventory, now: fl
     about: str
     kind: Told
     if service is not None and incident is not None and known.name in inventory.remediation.of(service).alerts:
-        became_down(connection, incident, known.labels)
+        became_down(connection, incident, known.labels, now)
         about, kind = outbox.about_incident(incident), "down"
     else:
         about, kind = outbox.about_alert(known.fingerprint, known.starts_at, known.times + 1), "alert"

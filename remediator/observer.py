@@ -4,8 +4,6 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
-from zoneinfo import ZoneInfo
 
 from fleet.digests import differ
 from fleet.model import Inventory, Remediation, Service
@@ -49,13 +47,16 @@ class Observer:
         rules = self._inventory.remediation.of(service)
         known = await self._listing()
         seen = known or {}
+        scheduled = self._scheduled(service_id, service)
+        now = self._database.clock.now()
         return Situation(
-            self._database.clock.now(),
+            now,
             frozenset(),
             Past(),
             Present(),
             seen.get(service_id),
-            scheduled=self._scheduled(service_id, service),
+            scheduled=scheduled.why if scheduled is not None else "",
+            maintenance_ends=now + scheduled.left if scheduled is not None else None,
             dependencies_down=tuple(
                 name for name in (service.depends_on if service else ()) if name in seen and seen[name].up is False
             ),
@@ -75,12 +76,9 @@ class Observer:
         left = len(failing) - len(known), len(near) - len(known)
         return left if is_storm(rules, *left) else None
 
-    def _scheduled(self, service_id: str, service: Service | None) -> str:
-        windows = self._inventory.remediation.maintenance
-        if not windows:
-            return ""
-        at = datetime.fromtimestamp(self._calendar(), ZoneInfo(self._inventory.notify.timezone))
-        return switches.scheduled(windows, service_id, self._inventory.host_of(service) if service else None, at)
+    def _scheduled(self, service_id: str, service: Service | None) -> switches.Maintenance | None:
+        host = self._inventory.host_of(service) if service else None
+        return switches.scheduled_now(self._inventory, service_id, host, self._calendar())
 
     def _calendar(self) -> float:
         return self._database.clock.unix(self._database.clock.now())

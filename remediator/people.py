@@ -42,13 +42,14 @@ class _Automation(_Asked):
 
 
 class _Maintenance(_Asked):
-    """Of one service, host or group: `for` so long, or `until` a time in RFC 3339."""
+    """Of one service, host or group: `for` so long, or `until` a time in RFC 3339; with `notify` people are called."""
 
     scope: Literal["service", "host", "group"]
     name: str
     reason: Annotated[str, Field(min_length=1, max_length=300)]
     for_: PositiveDuration | None = Field(None, alias="for")
     until: datetime | None = None
+    notify: bool = False
 
 
 A = TypeVar("A", bound=_Asked)
@@ -182,8 +183,9 @@ class _People:
 
         def begin(connection: Any) -> int:
             return switches.begin_maintenance(
-                connection, asked.scope, asked.name, until=until, reason=asked.reason, by=caller(request), now=now
-            )
+                connection, asked.scope, asked.name, until=until, reason=asked.reason, by=caller(request), now=now,
+                notify=asked.notify,
+            )  # fmt: skip
 
         number = await self._stored(begin)
         log.warning("maintenance", scope=asked.scope, name=asked.name, by=caller(request), reason=asked.reason)

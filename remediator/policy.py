@@ -27,6 +27,10 @@ Wait = Literal[
 LOCKS: frozenset[Wait] = frozenset({"target-busy", "host-busy"})
 # What keeps an action from beginning though nothing else speaks against it.
 QUEUED: frozenset[Wait] = frozenset({"approval", "host-busy", "fleet-busy"})
+# After these nothing is tried any more, though the service is down and automation is to restart it.
+NEEDS_PERSON: frozenset[Refusal] = frozenset(
+    {"no-control", "not-restartable", "host-key-changed", "sudo-refused", "attempts-used-up"}
+)
 # What a person's own action is held by, unless they overrule it.
 FOR_PEOPLE: frozenset[Wait] = frozenset({"maintenance", "host-down", "dependency-down", "storm", "fleet-busy"})
 
@@ -93,6 +97,7 @@ class Situation:
     automation: bool = True  # whether the switch is on
     maintenance: str = ""  # why, where a person began one
     scheduled: str = ""  # why, where the inventory has one now
+    maintenance_ends: float | None = None
     silenced: str = ""  # by what, where Alertmanager says so
     gone: bool = False  # Alertmanager does not know the alert any more
     healing: str = ""  # what on the host is about to bring it back itself
@@ -108,13 +113,17 @@ class Situation:
 
 @dataclass(frozen=True)
 class Decision:
-    """`act` (with a step), `wait` (until a time), `refuse` or `nothing`, and why."""
+    """`act` (with a step), `wait` (until a time), `refuse` or `nothing`, and why.
+
+    `until` is when to decide again; `ends` is when the wait is over, where that is known.
+    """
 
     verb: Literal["act", "wait", "refuse", "nothing"]
     reason: Refusal | Wait | None = None
     until: float | None = None
     detail: str = ""
     step: Step | None = None
+    ends: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +193,8 @@ def _shut(name: Refusal | Wait, held: Held, now: float) -> Decision:
     if name in get_args(Refusal):
         return Decision("refuse", name, detail=held.detail)
     again = now + DECIDE_AGAIN
-    return Decision("wait", name, min(held.until, again) if held.until is not None else again, held.detail)
+    until = min(held.until, again) if held.until is not None else again
+    return Decision("wait", name, until, held.detail, ends=held.until)
 
 
 def _not_an_alert(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
@@ -254,7 +264,7 @@ def _automation_off(_service: Service, rules: Remediation, situation: Situation)
 
 def _maintenance(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
     why = situation.maintenance or situation.scheduled
-    return Held(why) if why else None
+    return Held(why, situation.maintenance_ends) if why else None
 
 
 def _silenced(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
@@ -277,8 +287,9 @@ def _healing_itself(service: Service, _rules: Remediation, situation: Situation)
     """What restarts itself is left to, for as long as a start may take; what has not helped by then never will."""
     patience = service.control.start_within if service.control is not None else 0.0
     since = situation.past.healing_since
-    long_enough = since is not None and situation.now - since >= patience
-    return Held(situation.healing) if situation.healing and not long_enough else None
+    ends = since + patience if since is not None else None
+    long_enough = ends is not None and situation.now >= ends
+    return Held(situation.healing, ends) if situation.healing and not long_enough else None
 
 
 def _stopped_by_hand(_service: Service, rules: Remediation, situation: Situation) -> Held | None:

@@ -3,8 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from zoneinfo import ZoneInfo
 
 from fleet.model import Inventory, Service
 from remediator import switches
@@ -223,6 +221,7 @@ def _situation(
     counted = [kind for moment, kind in target.attempts if moment > since]
     claimed = sorted(moment for each in targets.values() for moment, _ in each.attempts if moment > at - BUDGET_WINDOW)
     busy = [name for name, each in targets.items() if each.busy_until > at]
+    scheduled = switches.scheduled_now(inventory, service.id, host, at)
     return Situation(
         at,
         firing,
@@ -233,10 +232,7 @@ def _situation(
             in_budget_window=tuple(claimed),
         ),
         _observed(known, service.id, target, at),
-        scheduled=switches.scheduled(
-            inventory.remediation.maintenance, service.id, host,
-            datetime.fromtimestamp(at, ZoneInfo(inventory.notify.timezone)),
-        ),
+        scheduled=scheduled.why if scheduled is not None else "",
         host_down=host is not None and at in known.hosts_down.get((host.name,), {}),
         dependencies_down=tuple(name for name in service.depends_on if known.up.get((name,), {}).get(at) == 0.0),
         storm=(failing, len(probed)) if is_storm(rules, failing, len(probed)) else None,

@@ -48,6 +48,7 @@ maintenance = Table(
     Column("begun_at", Float, nullable=False),
     Column("until", Float, nullable=False),
     Column("ended_at", Float),  # where a person ended it before
+    Column("notify", Integer, nullable=False, server_default="0"),  # 1: what happens in it calls people as usual
 )
 
 # Services that a person stopped through Defib, until they are up again.
@@ -70,6 +71,8 @@ incidents = Table(
     Column("closed_at", Float),  # NULL while it is open
     Column("recovered_by", String),  # defib, person, self
     Column("labels", JSON(none_as_null=True)),  # of the first alert to act on; NULL while there was none
+    Column("down_at", Float),  # when that alert came: the outage's start, which may be later than the incident's
+    Column("probe", Text),  # the reason and message of the last failed probe
     # The last decision, so that only a change of it is news.
     Column("verb", String),
     Column("reason", String),
@@ -78,6 +81,7 @@ incidents = Table(
     Column("healing_since", Float),  # since when something on the host was seen to be bringing it back
     Column("starting_since", Float),  # since when it was left alone because it had just been started
     Column("quiet", Integer, nullable=False, server_default="0"),  # 1: its service was stopped on purpose: not told
+    Column("person_needed_at", Float),  # since when automation has ended without recovery; NULL while it goes on
     Column("acknowledged_by", String),
     Column("acknowledged_at", Float),
     Index("one_open_incident", "service", unique=True, sqlite_where=text("state = 'open'")),
@@ -179,7 +183,7 @@ notices = Table(
     Column("id", Integer, primary_key=True),
     Column("channel", String, nullable=False),
     Column("about", String, nullable=False),  # what it tells of; told once per channel
-    Column("kind", String, nullable=False),  # down, restarted, could_not_restart, recovered, unobserved, alert, …
+    Column("kind", String, nullable=False),  # down, restarted, person_needed, recovered, unobserved, alert, …
     Column("topic", String, nullable=False),  # of an alert of no service of ours: its name, else empty
     Column("severity", String, nullable=False),
     Column("incident_id", Integer, ForeignKey("incidents.id")),

@@ -108,6 +108,7 @@ def situation_now(
     if done is not None:
         past = replace(past, last_action=max(past.last_action, done.began))
     step = next_step(known, rules, past) if known is not None else None
+    held = switches.maintenance_of(connection, service, name, group, now)
     return replace(
         situation,
         now=now,
@@ -116,7 +117,8 @@ def situation_now(
         present=present_of(connection, service, name, now, target),
         stopped=stops.of(connection, service),
         automation=switches.automation(connection).enabled,
-        maintenance=switches.maintenance_of(connection, service, name, group, now),
+        maintenance=held.why if held is not None else "",
+        maintenance_ends=now + held.left if held is not None else situation.maintenance_ends,
         approved=_approved(connection, incident, step),
         # Whatever became of the alert's end: a host whose shell answers is not down.
         host_down=bool(name)

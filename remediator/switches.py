@@ -4,12 +4,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, and_, insert, or_, select, update
 
-from fleet.model import DAYS, Host, MaintenanceWindow
+from fleet.model import DAYS, Host, Inventory, MaintenanceWindow, Service
 from fleet.notify import Notify, Told
 from remediator import marks
+from remediator.clock import SteadyClock
 from remediator.notices import outbox
 from remediator.schema import maintenance
 
@@ -65,11 +67,43 @@ def remind(connection: Connection, notify: Notify, now: float, *, automatic: boo
     return True
 
 
+@dataclass(frozen=True)
+class Maintenance:
+    """What there is to say of the maintenance that something is in.
+
+    `left` is how many seconds it lasts yet; with `notify` what happens in it calls people as usual.
+    """
+
+    why: str
+    left: float
+    notify: bool
+
+
+@dataclass(frozen=True)
+class Hold:
+    """What people hold the remediator back with, for one service or host."""
+
+    reason: Literal["maintenance", "automation-off"]
+    why: str
+    left: float | None
+    notify: bool
+
+
 def begin_maintenance(
-    connection: Connection, scope: Scope, name: str, *, until: float, reason: str, by: str, now: float
+    connection: Connection,
+    scope: Scope,
+    name: str,
+    *,
+    until: float,
+    reason: str,
+    by: str,
+    now: float,
+    notify: bool = False,
 ) -> int:
     made = connection.execute(
-        insert(maintenance).values(scope=scope, name=name, until=until, reason=reason, asked_by=by, begun_at=now)
+        insert(maintenance).values(
+            scope=scope, name=name, until=until, reason=reason, asked_by=by, begun_at=now, notify=int(notify)
+        )
     )
     return int(made.lastrowid)
 
@@ -91,8 +125,32 @@ def maintenances(connection: Connection, now: float) -> list[dict[str, Any]]:
     return [dict(row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's public name
 
 
-def maintenance_of(connection: Connection, service: str, host: str, group: str, now: float) -> str:
-    """What there is to say of the maintenance that a service is in by a person's word, or nothing."""
+def hold_of(
+    connection: Connection,
+    inventory: Inventory,
+    name: str,
+    service: Service | None,
+    host: Host | None,
+    clock: SteadyClock,
+) -> Hold | None:
+    """What holds the remediator back from the service `name`, or from a host where that is empty."""
+    now = clock.now()
+    own = (host.name, host.group) if host is not None else ("", "")
+    held = maintenance_of(connection, name, *own, now) or scheduled_now(inventory, name, host, clock.unix(now))
+    if held is not None:
+        return Hold("maintenance", held.why, held.left, held.notify)
+    if service is None or service.on_failure != "restart":
+        return None  # automation has no part in it
+    switch = automation(connection)
+    if not inventory.remediation.automatic:
+        return Hold("automation-off", "remediation.automatic: false", None, notify=False)
+    return (
+        None if switch.enabled else Hold("automation-off", f"{switch.by}{_because(switch.reason)}", None, notify=False)
+    )
+
+
+def maintenance_of(connection: Connection, service: str, host: str, group: str, now: float) -> Maintenance | None:
+    """The maintenance that a service is in by a person's word."""
     of_it = or_(
         *(
             and_(maintenance.c.scope == scope, maintenance.c.name == name)
@@ -105,16 +163,39 @@ def maintenance_of(connection: Connection, service: str, host: str, group: str, 
         .where(of_it, maintenance.c.ended_at.is_(None), maintenance.c.until > now)
         .order_by(maintenance.c.until.desc())
     ).first()
-    return "" if row is None else f"{row.scope} {row.name}, by {row.asked_by}: {row.reason}"
+    if row is None:
+        return None
+    why = f"{row.scope} {row.name}, by {row.asked_by}: {row.reason}"
+    return Maintenance(why, row.until - now, bool(row.notify))
 
 
-def scheduled(windows: Sequence[MaintenanceWindow], service: str, host: Host | None, at: datetime) -> str:
-    """What there is to say of the inventory's maintenance that a service is in at `at`, or nothing."""
+def scheduled_now(inventory: Inventory, service: str, host: Host | None, unix: float) -> Maintenance | None:
+    """The inventory's maintenance that a service is in at a Unix time."""
+    windows = inventory.remediation.maintenance
+    if not windows:
+        return None
+    return scheduled(windows, service, host, datetime.fromtimestamp(unix, ZoneInfo(inventory.notify.timezone)))
+
+
+def scheduled(
+    windows: Sequence[MaintenanceWindow], service: str, host: Host | None, at: datetime
+) -> Maintenance | None:
+    """The inventory's maintenance that a service is in at `at`, in the fleet's time zone."""
     names = {"service": service, "host": host.name if host else "", "group": host.group if host else ""}
     for window in windows:
         if window.options == names[window.kind] and _is_open(window, at):
-            return f"{window.kind} {window.options}, {window.from_} to {window.to}{_because(window.reason)}"
-    return ""
+            why = f"{window.kind} {window.options}, {window.from_} to {window.to}{_because(window.reason)}"
+            return Maintenance(why, _left(window, at), window.notify)
+    return None
+
+
+def _left(window: MaintenanceWindow, at: datetime) -> float:
+    """Seconds until an open window ends."""
+    hour, minute = map(int, window.to.split(":"))
+    ends = at.replace(hour=hour, minute=minute, second=0, microsecond=0, fold=0)
+    if f"{at:%H:%M}" >= window.to:
+        ends += timedelta(days=1)
+    return ends.timestamp() - at.timestamp()
 
 
 def _because(reason: str) -> str:

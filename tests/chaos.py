@@ -228,6 +228,12 @@ class Storm:
                 " WHERE b.claimed_at < a.ended_at"
             ).fetchall()
             report.wrong += [f"actions {one} and {other} were on one host at once" for one, other in overlapping]
+            unsaid = record.execute(
+                "SELECT DISTINCT incident_id FROM timeline AS refused WHERE event = 'refuse'"
+                " AND json_extract(detail, '$.reason') = 'attempts-used-up' AND NOT EXISTS (SELECT 1 FROM timeline"
+                " WHERE incident_id = refused.incident_id AND event = 'person-needed' AND id <= refused.id + 1)"
+            ).fetchall()
+            report.wrong += [f"incident {one} ended without saying that a person is needed" for (one,) in unsaid]
         asked = (self.folder / "asked").read_text().count("\n") if (self.folder / "asked").exists() else 0
         if asked < report.restarts:
             report.wrong.append(f"{report.restarts} restarts began, and sshd was asked for {asked}")

@@ -113,7 +113,11 @@ def _inventory(host: sshd.Sshd, victim: service.Victim, port: int, feishu: Stand
                 "oncall": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}},
                 "chat": {"feishu_app": {**APP, "chat_id": CHAT, "url": feishu.url}},
             },
-            "routes": [{"channels": ["oncall", "chat"]}],
+            # What is of no service is told in one of the two chats.
+            "routes": [
+                {"match": {"service": SERVICE}, "channels": ["chat"], "continue": True},
+                {"channels": ["oncall"]},
+            ],
         },
     }
 

@@ -27,7 +27,8 @@ TOKEN = "demo-token"  # noqa: S105 - a stand-in's
 SECRET = "demo-secret"  # noqa: S105
 HANG = 30.0  # seconds: longer than any sender waits
 _STYLE = """
-body { font-family: sans-serif; max-width: 45em; margin: 1em auto; background: #f5f6f7 }
+body { font-family: sans-serif; margin: 1em; background: #f5f6f7 }
+main { display: flex; flex-wrap: wrap; gap: 2em } section { flex: 1 1 30em } h1 { font-size: 1.1em }
 article { background: #fff; border: 1px solid #dee0e3; border-radius: 8px; margin: 1em 0; overflow: hidden }
 article article { margin: .5em 1em } p { padding: 0 1em; line-height: 1.6; overflow-wrap: anywhere }
 h2 { margin: 0; padding: .5em 1em; font-size: 1em; background: #e1eaff }
@@ -65,11 +66,16 @@ class Received:
 
 @dataclass
 class StandIn:
-    """One custom bot, and the apps; `misbehave` holds what is to be done instead of answering, in order."""
+    """One custom bot, and the apps; `misbehave` holds what is to be done instead of answering, in order.
+
+    With `old` the bot answers as older ones do: success without a `code`, and 9499 for too many requests too.
+    """
 
     secret: str | None = SECRET
     keyword: str | None = None
     all_disabled: bool = False
+    old: bool = False
+    undated: bool = False
     now: Callable[[], float] = time.time
     received: list[Received] = field(default_factory=list)
     refused: list[tuple[float, str]] = field(default_factory=list)
@@ -108,7 +114,7 @@ class StandIn:
     async def _dated(self, request: web.Request, handler: Any) -> web.StreamResponse:
         """Date every answer by the stand-in's own clock."""
         response: web.StreamResponse = await handler(request)
-        response.headers["Date"] = formatdate(self.now(), usegmt=True)
+        response.headers["Date"] = "" if self.undated else formatdate(self.now(), usegmt=True)
         return response
 
     @web.middleware
@@ -137,7 +143,8 @@ class StandIn:
             return self.refuse(code, why)
         self.received.append(Received(self.now(), json.loads(body)))
         self.arrived.set()
-        return web.json_response({"StatusCode": 0, "StatusMessage": "success", "code": 0, "data": {}, "msg": "success"})
+        success = {"StatusCode": 0, "StatusMessage": "success"}
+        return web.json_response(success if self.old else {**success, "code": 0, "data": {}, "msg": "success"})
 
     def refuse(self, code: int, why: str, status: int = 200) -> web.Response:
         """Answer with an error, and keep that."""
@@ -150,6 +157,8 @@ class StandIn:
         if len(body) > BODY_LIMIT:
             return 9499, "Bad Request"
         if not self._within_rates():
+            if self.old:
+                return 9499, "too many request"
             return 11232, "frequency limited psm[lark.oapi.app_platform_runtime]appID[1500]"
         try:
             message = json.loads(body)
@@ -189,13 +198,19 @@ class StandIn:
         return fresh and message.get("sign") == sign(self.secret or "", int(timestamp))
 
     async def _page(self, request: web.Request) -> web.Response:
-        shown = [(each.at, _shown(each.message)) for each in self.received]
-        shown += [(each.at, each.as_html()) for each in self.apps.messages.values() if each.root is None]
+        """Each bot's chat by itself: they are not the same people's."""
+        chats = {
+            "The chat of the custom bot": [(each.at, _shown(each.message)) for each in self.received],
+            "The chat of the app": [(each.at, each.as_html()) for each in self.apps.in_chat],
+        }
         head = f"<!doctype html><meta charset=utf-8><title>Feishu (stand-in)</title><style>{_STYLE}</style>"
         said = request.query.get("said", "")
         head += f"<p><b>{html.escape(said)}</b></p>" if said else ""
-        cards = "".join(text for _, text in sorted(shown, reverse=True))
-        return web.Response(text=head + cards, content_type="text/html")
+        cards = (
+            f"<section><h1>{name}</h1>{''.join(text for _, text in sorted(shown, reverse=True))}</section>"
+            for name, shown in chats.items()
+        )
+        return web.Response(text=f"{head}<main>{''.join(cards)}</main>", content_type="text/html")
 
 
 async def _drip(request: web.Request) -> None:

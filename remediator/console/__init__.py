@@ -68,5 +68,7 @@ class _Console:
         return self._templates.get_template(name).render(
             **shown, time=time, words=words, language=inventory.notify.language, services=inventory.services,
             said=lambda annotations: in_language(annotations, inventory.notify.language),
-            lasted=lambda row: templates.duration(words, (row["closed_at"] or clock.now()) - row["opened_at"]),
+            lasted=lambda row: templates.duration(
+                words, (row["closed_at"] or clock.now()) - (row["down_at"] or row["opened_at"])
+            ),
         )  # fmt: skip

@@ -11,15 +11,19 @@ from remediator.notices.templates import Templates
 
 # What may call people: that somebody is needed.
 CALLING: frozenset[State] = frozenset(
-    {"down", "acting", "could_not_restart", "gave_up", "alert", "approval", "blind", "reminder", "watchdog_missing"}
-)
+    {
+        "down", "acting", "could_not_restart", "person_needed", "alert", "approval", "blind", "reminder",
+        "watchdog_missing",
+    }
+)  # fmt: skip
 STOPPED = ("stopped", "stopped-by-hand")  # reasons
+CALLING_ALL: frozenset[State] = frozenset({"person_needed"})
 _OVER = ("recovered", "alert_over", "unobserved")
 _SEVERITY_COLOURS = {"critical": "red", "warning": "orange", "info": "blue"}
 _COLOURS: Mapping[State, str] = {
-    "acting": "yellow", "watched": "turquoise", "restarted": "orange", "could_not_restart": "red", "gave_up": "carmine",
-    "approval": "violet", "blind": "red", "stopped_by_hand": "grey", "recovered": "green", "unobserved": "grey",
-    "alert_over": "green",
+    "acting": "yellow", "watched": "turquoise", "restarted": "orange", "could_not_restart": "red",
+    "person_needed": "carmine", "approval": "violet", "waiting": "wathet", "blind": "red",
+    "stopped_by_hand": "grey", "recovered": "green", "unobserved": "grey", "alert_over": "green",
     "test": "blue", "watchdog_missing": "red", "watchdog_back": "green", "automation_off": "orange",
     "automation_on": "green",
 }  # fmt: skip
@@ -61,12 +65,19 @@ def _colour(stories: Sequence[Story]) -> str:
 
 
 def _calls(stories: Sequence[Story], mention: Mapping[Severity, Sequence[str]]) -> list[str]:
-    """Whom the card calls: nobody once somebody has acknowledged, or once it is over."""
+    """Whom the card calls: nobody once somebody has acknowledged, or once it is over, or where it is to be quiet.
+
+    All are called where a person is needed, and for nothing else.
+    """
     names: dict[str, None] = {}
     for story in stories:
-        if story.state in CALLING and story.acknowledged is None and story.lasted is None:
-            for name in mention.get(cast("Severity", story.severity), ()):
-                names |= dict.fromkeys([each.open_id for each in story.on_call] if name == "on_call" else [name])
+        if story.state not in CALLING or story.quiet or story.acknowledged is not None or story.lasted is not None:
+            continue
+        for name in mention.get(cast("Severity", story.severity), ()):
+            if name == "on_call":
+                names |= dict.fromkeys(each.open_id for each in story.on_call)
+            elif name != "all" or story.state in CALLING_ALL:
+                names[name] = None
     return list(names)
 
 

@@ -17,8 +17,8 @@ Options = TypeVar("Options", bound=Part)
 class Kind(Generic[Options]):
     """A kind of channel, and how a letter is sent there at a Unix time.
 
-    Its options say `bot`, what limits hold for; `mention`; `keeps_cards`, whether what was told can be changed; and
-    `answers`, whether buttons can be pressed there.
+    Its options say `bot`, what limits hold for; `place`, where it leads to; `mention`; `keeps_cards`, whether what was
+    told can be changed; and `answers`, whether buttons can be pressed there.
     """
 
     options: type[Options]

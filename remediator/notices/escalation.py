@@ -1,16 +1,21 @@
-"""What is told again while a trouble lasts: to further channels where nobody acknowledged, and as a reminder."""
+"""What is told again while a trouble lasts: to further channels where nobody acknowledged, and as a reminder.
+
+That a person is needed is told again and again, whatever the routes say, until somebody has acknowledged it.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, or_, select
+from sqlalchemy import Connection, Row, and_, func, or_, select
 
 from fleet.notify import Notify, Route, Told
 from remediator.notices import outbox
 from remediator.schema import alerts, incidents, notices, stops
 
 AT_ONCE = 10_000  # abouts that one query looks up
+_UP = "already-up"
+PERSON_NEEDED_EVERY = 1800.0  # where the route says nothing of reminders
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,14 @@ class Trouble:
     acknowledged: bool
     incident: int | None = None
     alert: int | None = None
+    person_needed: bool = False
 
 
 def look_after(connection: Connection, notify: Notify, now: float) -> bool:
     """Tell what is due; whether there was something."""
+    written = _call_again(connection, notify, now)
     if not any(route.escalate or route.remind for route in notify.routes):
-        return False
-    written = 0
+        return written > 0
     for some in _batched(_troubles(connection)):
         told = _told(connection, [trouble.about for trouble in some])
         due = [
@@ -50,14 +56,47 @@ def look_after(connection: Connection, notify: Notify, now: float) -> bool:
     return written > 0
 
 
+def _call_again(connection: Connection, notify: Notify, now: float) -> int:
+    """Tell again that a person is needed, where nobody has acknowledged it; how many notices were written."""
+    # One that answers, or whose alerts are over, is watched: it needs nobody unless it goes down again.
+    is_down = and_(func.coalesce(incidents.c.verb, "") != "nothing", func.coalesce(incidents.c.reason, "") != _UP)
+    needed = and_(incidents.c.state == "open", incidents.c.acknowledged_at.is_(None), is_down)
+    told: Any = connection.execute(
+        select(
+            incidents.c.id, incidents.c.labels, incidents.c.person_needed_at, notices.c.channel,
+            func.max(notices.c.created_at).label("last"),
+        )
+        .join(notices, notices.c.incident_id == incidents.c.id)
+        .where(needed, notices.c.kind == "person_needed", notices.c.created_at >= incidents.c.person_needed_at)
+        .group_by(incidents.c.id, notices.c.channel)
+    ).all()  # fmt: skip
+    return sum(_call_again_in(connection, notify, row, now) for row in told if row.channel in notify.channels)
+
+
+def _call_again_in(connection: Connection, notify: Notify, row: Row[Any], now: float) -> int:
+    """Tell one channel again, if it is time; how many notices were written."""
+    labels = row.labels or {}
+    if now - row.last < notify.remind_every(row.channel, labels, "person_needed", PERSON_NEEDED_EVERY):
+        return 0
+    about = outbox.about_person_needed(row.id, row.person_needed_at)
+    content = connection.scalar(select(notices.c.content).where(notices.c.about == about).limit(1)) or {}
+    return outbox.put(
+        connection, notify, [row.channel], "person_needed", f"{about} again {now:.3f}", labels, content, now,
+        incident=row.id,
+    )  # fmt: skip
+
+
 def _troubles(connection: Connection) -> list[Trouble]:
     """Open incidents of services that are down, and alerts that fire of what is not down."""
     on_purpose = incidents.c.service.in_(select(stops.c.service))
     down = select(incidents).where(incidents.c.state == "open", incidents.c.labels.is_not(None), ~on_purpose)
     of_services = [
-        Trouble("down", outbox.about_incident(row.id), row.labels, {}, row.acknowledged_at is not None, row.id)
+        Trouble(
+            "down", outbox.about_incident(row.id), row.labels, {}, row.acknowledged_at is not None, row.id,
+            person_needed=row.person_needed_at is not None and row.acknowledged_at is None,
+        )
         for row in connection.execute(down)
-    ]
+    ]  # fmt: skip
     firing = (
         select(alerts, incidents.c.acknowledged_at.label("incident_acknowledged_at"))
         .join(incidents, alerts.c.incident_id == incidents.c.id, isouter=True)
@@ -99,7 +138,7 @@ def _due(
         if steps:
             yield trouble, trouble.about, trouble.kind, route.escalate.channels[:steps], content | waited
     times = int((now - at) // route.remind) if route.remind is not None else 0
-    if times:
+    if times and not trouble.person_needed:  # that is told again by itself
         begun = [name for name in channels if name in route.channels]
         reminded = notify.channels_after(begun, trouble.labels, "reminder")
         yield trouble, f"reminder {times} of {trouble.about}", "reminder", reminded, content

@@ -9,6 +9,7 @@ import email.utils
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from remediator.notices.feishu_messages import Card, fitted, text, version_1
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 DEADLINE = 15.0  # seconds for the whole of an answer, however it drips
 ANSWER_LIMIT = 64 * 1024
+OFFSET_HOLDS = 60.0  # seconds: a clock that is no further from where it was known to be is the same
 What = Literal["sent", "again", "sign again", "degrade", "dead", "unknown"]
 
 _WORDS = {
@@ -54,6 +56,8 @@ _AGAIN = {11232, 99991400, 230020, 230049}
 _DEGRADE = {9499, 230025, 230099} | _BAD_MENTION
 PLAIN = 2
 _SIGN_AGAIN = 19021
+_MALFORMED = 9499
+_TOO_MANY = re.compile("too many requests?", re.IGNORECASE)
 
 
 def _mention(name: str) -> str:
@@ -85,6 +89,11 @@ class FeishuOptions(Part):
     def bot(self) -> str:
         """A name for the bot that tells nothing of its token; limits hold per bot."""
         return hashlib.sha256(self.webhook.get_secret_value().encode()).hexdigest()[:16]
+
+    @property
+    def place(self) -> str:
+        """A name for where it leads to: two channels with the same one tell the same people."""
+        return self.bot
 
     @property
     def address(self) -> str:
@@ -126,10 +135,15 @@ class Letter:
 
 @dataclass
 class Session:
-    """What all sends share: the client, and the access tokens of app bots with the time until which they hold."""
+    """What all sends share: the client, and what was learned of each bot.
+
+    `tokens` are the access tokens of app bots with the time until which they hold; `offsets` are how many seconds our
+    clock was ahead of Feishu's at the bot's last answer.
+    """
 
     client: httpx.AsyncClient
     tokens: dict[str, tuple[str, float]] = field(default_factory=dict)
+    offsets: dict[str, float] = field(default_factory=dict)
 
     async def ask(self, method: str, url: str, body: Any, headers: Mapping[str, str] | None = None) -> "Heard":
         """One request, and whatever came of it."""
@@ -186,16 +200,37 @@ def message(letter: Letter) -> dict[str, Any]:
 
 
 async def send(session: Session, options: FeishuOptions, letter: Letter, now: float) -> Answer:
-    """Send one message at the Unix time `now`; every outcome is an Answer."""
+    """Send one message at the Unix time `now`; every outcome is an Answer.
+
+    It is signed with Feishu's time, as far as that is known: an answer that refuses the signature tells it, and the
+    message is then signed once more. A refusal is final only for a signature that was made with Feishu's time.
+    """
     body = message(letter)
+    known = session.offsets.get(options.bot)
+    answer = await _sent(session, options, body, now - (known or 0.0))
+    if answer.code != _SIGN_AGAIN:
+        return answer
+    learned = session.offsets.get(options.bot)
+    if learned is not None and (known is None or abs(learned - known) > OFFSET_HOLDS):
+        known = learned
+        answer = await _sent(session, options, body, now - known)
+    return replace(answer, what="again") if answer.code == _SIGN_AGAIN and known is None else answer
+
+
+async def _sent(session: Session, options: FeishuOptions, body: Mapping[str, Any], at: float) -> Answer:
+    """Send a message that is signed with the Unix time `at`; the answer tells Feishu's time for the next."""
+    signed = dict(body)
     if options.secret is not None:
-        timestamp = int(now)
-        body |= {"timestamp": str(timestamp), "sign": sign(options.secret.get_secret_value(), timestamp)}
-    return read(await session.ask("POST", options.webhook.get_secret_value(), body))
+        timestamp = int(at)
+        signed |= {"timestamp": str(timestamp), "sign": sign(options.secret.get_secret_value(), timestamp)}
+    answer = read(await session.ask("POST", options.webhook.get_secret_value(), signed))
+    if answer.offset is not None:
+        session.offsets[options.bot] = answer.offset
+    return answer
 
 
 def read(heard: Heard) -> Answer:
-    """What an answer means: only `code` counts, and only 0 is success."""
+    """What an answer means: `code` counts, or `StatusCode` where an older bot answers with that alone; 0 is success."""
     if heard.why:
         return Answer("again", heard.why)
     found = _read(heard)
@@ -208,16 +243,18 @@ def read(heard: Heard) -> Answer:
 
 def _read(heard: Heard) -> Answer:
     parsed = heard.parsed
-    code = parsed.get("code")
+    code = parsed["code"] if "code" in parsed else parsed.get("StatusCode")
     after = _seconds(heard.headers.get("x-ogw-ratelimit-reset"))
-    if not isinstance(code, int) or isinstance(code, bool):
+    if not isinstance(code, int) or isinstance(code, bool) or ("code" not in parsed and code != 0):
         return Answer("again", f"HTTP {heard.status} without a code", after)
-    words = f"{code}: {_WORDS.get(code) or _said(parsed)}"
+    # Feishu has one code for what is malformed and for too many requests, which only its text tells apart.
+    busy = code == _MALFORMED and _TOO_MANY.search(_said(parsed)) is not None
+    words = f"{code}: {'too many requests' if busy else _WORDS.get(code) or _said(parsed)}"
     if heard.status == 429 or heard.status >= 500:  # noqa: PLR2004
         return Answer("again", f"HTTP {heard.status}, {words}", after, code)
     if code == 0 and heard.status < 300:  # noqa: PLR2004
         return Answer("sent", "0: success", code=0)
-    if code in _AGAIN:
+    if busy or code in _AGAIN:
         return Answer("again", words, after, code)
     if code == _SIGN_AGAIN:
         return Answer("sign again", words, code=code)

@@ -44,6 +44,11 @@ class FeishuAppOptions(Part):
         return f"{self.app_id} at {self.base}"
 
     @property
+    def place(self) -> str:
+        """A name for where it leads to: two channels with the same one tell the same people."""
+        return " ".join((self.bot, *self.receiver))
+
+    @property
     def base(self) -> str:
         return self.url.rstrip("/")
 

@@ -39,7 +39,9 @@ CHANGE_AGAIN = 1.0  # seconds between two changes of one card
 CHANGED_WITHIN = 13 * 86400.0  # Feishu lets a card be changed for 14 days
 SEVERITIES = ("critical", "warning", "info")
 BEGINNINGS = ("down", "alert")
-CALLS_OF_COURSE = ("could_not_restart", "gave_up", "approval", "blind", "stopped_by_hand", "reminder")
+CALLS_OF_COURSE = (
+    "could_not_restart", "person_needed", "approval", "blind", "stopped_by_hand", "waiting", "reminder",
+)  # fmt: skip
 SHOWN_BY_CARDS = ("restarted", "recovered", "unobserved", "alert_over")
 State = Literal["pending", "sent", "dead"]
 Form = Literal["one", "group", "summary"]
@@ -88,6 +90,11 @@ class Batch:
 def about_incident(incident: int) -> str:
     """What the notices of an incident's beginning are about."""
     return f"down incident {incident}"
+
+
+def about_person_needed(incident: int, at: float) -> str:
+    """What the notices are about that a person is needed, since `at`."""
+    return f"person_needed incident {incident} {at:.3f}"
 
 
 def about_alert(fingerprint: str, starts_at: str, times: int) -> str:
@@ -192,6 +199,12 @@ def told(connection: Connection, about: str) -> list[str]:
 def is_told(connection: Connection, incident: int) -> bool:
     """Whether anybody was told of an incident, or will be."""
     return connection.scalar(select(notices.c.id).where(notices.c.incident_id == incident).limit(1)) is not None
+
+
+def told_of_incident(connection: Connection, incident: int, kind: Told) -> list[str]:
+    """The channels that were told something of an incident, or will be."""
+    of = and_(notices.c.incident_id == incident, notices.c.kind == kind)
+    return list(connection.scalars(select(notices.c.channel).where(of).distinct()))
 
 
 def _changes(of: ColumnElement[bool]) -> Update:

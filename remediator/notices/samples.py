@@ -30,9 +30,11 @@ def story(state: State, inventory: Inventory, service: Service | None, at: datet
         [Person(open_id="ou_somebody", name="Somebody")],
         {
             "probe": "timeout: no answer within 10 s", "why": "exit status 1", "output": "line\nline", "who": "ann",
-            "seconds": 3.2, "action": 3, "kind": "recreate", "last": True, "unacknowledged": 600.0,
+            "seconds": 3.2, "action": 3, "kind": "recreate", "reason": "attempts-used-up", "unacknowledged": 600.0,
+            "until": at,
         },
-        attempts, 2, (2, 3), ("wait", "storm", "3 of 4"), "defib", ("ann", at), ["ServiceDown", "ServiceSlow"], 7,
+        attempts, 2, (2, 3), ("wait", "storm", "3 of 4"), at, ("maintenance", "host h, by ann: disks"), False,
+        "defib", ("ann", at), ["ServiceDown", "ServiceSlow"], 7,
         links(inventory, service, labels, annotations, 7), {"acknowledge": {"incident": 7}},
     )  # fmt: skip
 

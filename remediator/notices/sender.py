@@ -214,8 +214,6 @@ class Sender:
         # Both may help once: a plainer message, a new signature.
         if batch.degraded < answer.wants if answer.what == "degrade" else not batch.signed_again:
             return "pending", 0.0
-        if answer.what == "sign again":
-            log.error("Feishu refuses our signature: look at this machine's clock, and at the bot's secret")
         return "dead", 0.0
 
 

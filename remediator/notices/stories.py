@@ -14,13 +14,15 @@ from fleet.model import Inventory, Service
 from fleet.notify import Answer, Language, Person, Told
 from remediator import switches
 from remediator.clock import SteadyClock
+from remediator.incidents import began_at
 from remediator.notices.outbox import Batch, Notice
 from remediator.policy import allowed, next_step
-from remediator.schema import actions, alerts, incidents
+from remediator.schema import actions, alerts, incidents, timeline
 from remediator.situations import past_of
 
 State = Told | Literal["acting", "watched", "test"]
 ATTEMPTS_SHOWN = 5
+_IS_OVER = ("restarted", "watched", "recovered", "unobserved")
 LINK_LIMIT = 2000  # characters
 OUTPUT_SHOWN = 600  # characters of a command's end
 
@@ -57,7 +59,10 @@ class Story:
     attempts: Sequence[Attempt] = ()
     earlier_attempts: int = 0
     attempt: tuple[int, int] | None = None  # (used, allowed) of the step that is tried, or was last
-    decision: tuple[str, str, str] = ("", "", "")  # (verb, reason, detail)
+    decision: tuple[str, str, str] = ("", "", "")  # (verb, reason, detail), as it was then
+    until: datetime | None = None  # when what holds a restart back ends
+    held: tuple[str, str] | None = None  # (maintenance or automation-off, why), where people hold Defib back
+    quiet: bool = False  # nobody is to be called
     recovered_by: str = ""
     acknowledged: tuple[str, datetime] | None = None
     firing: Sequence[str] = ()
@@ -72,7 +77,7 @@ class Story:
     @property
     def over(self) -> bool:
         """Whether what its alerts said of a service is not so any more."""
-        return self.state in ("restarted", "watched", "recovered", "unobserved")
+        return self.state in _IS_OVER
 
     @property
     def alertname(self) -> str:
@@ -119,8 +124,10 @@ class _Reader:
         labels = dict(notice.content.get("labels", {}))
         service = self._inventory.services.get(str(notice.content.get("service") or labels.get("service", "")))
         facts = dict(notice.content)
-        if isinstance(facts.get("since"), float):
-            facts["since"] = self._at(facts["since"])
+        for name in ("since", "until"):
+            if isinstance(facts.get(name), float):
+                facts[name] = self._at(facts[name])
+        hold = self._hold(service, labels)
         return {
             "severity": notice.severity,
             "labels": labels,
@@ -128,7 +135,18 @@ class _Reader:
             "service": service,
             "on_call": self._inventory.notify.on_call(labels, notice.kind),
             "facts": facts,
+            "held": (hold.reason, hold.why) if hold is not None else None,
+            "until": self._at(self._now + hold.left) if hold is not None and hold.left is not None else None,
+            "quiet": _is_quiet(hold, notice.kind),
         }
+
+    def _hold(self, service: Service | None, labels: Mapping[str, str]) -> switches.Hold | None:
+        """What people hold Defib back with from a service, or from a host."""
+        host = self._inventory.hosts.get(service.host if service is not None else labels.get("host", ""))
+        if service is None and host is None:
+            return None
+        name = service.id if service is not None else ""
+        return switches.hold_of(self._connection, self._inventory, name, service, host, self._clock)
 
     def _of_alert(self, notice: Notice, alert: Row[Any] | None) -> Story:
         common = self._common(notice)
@@ -171,22 +189,43 @@ class _Reader:
         state = _state_of(row, done) if notice.card else notice.kind
         tried = [each for each in done if each.state != "queued"]
         facts = dict(common["facts"])
+        if row.probe and state not in _IS_OVER:
+            facts["probe"] = row.probe
         if notice.card:
             facts |= self._of_last(state, done)
-        ended = row.closed_at
+        ended, began = row.closed_at, began_at(row)
         return Story(
             state=state, **{**common, "service": service, "facts": facts},
-            since=self._at(row.opened_at), lasted=None if ended is None else ended - row.opened_at,
-            open_for=max(0.0, self._now - row.opened_at),
+            since=self._at(began), lasted=None if ended is None else ended - began,
+            open_for=max(0.0, self._now - began),
             attempts=[self._attempt(each) for each in tried[-ATTEMPTS_SHOWN:]],
             earlier_attempts=max(0, len(tried) - ATTEMPTS_SHOWN),
             attempt=self._counted(notice, service, row.id, tried),
-            decision=(row.verb or "", row.reason or "", row.detail or ""),
+            decision=self._decision(notice, row),
             recovered_by=row.recovered_by or "", acknowledged=self._acknowledged(row),
             firing=self._firing(row.id), incident=row.id,
             links=links(self._inventory, service, common["labels"], common["annotations"], row.id),
             answers=self._answers_to_incident(row, service, done),
         )  # fmt: skip
+
+    def _decision(self, notice: Notice, row: Row[Any]) -> tuple[str, str, str]:
+        """What was decided: a card that is kept true shows how it is now, a notice how it was when it was made.
+
+        One that is made when the outage has just begun shows the first decision about it.
+        """
+        if notice.card:
+            return row.verb or "", row.reason or "", row.detail or ""
+        of = (timeline.c.incident_id == row.id) & (timeline.c.at >= began_at(row))
+        made = self._connection.execute(
+            select(timeline.c.at, timeline.c.event, timeline.c.detail)
+            .where(of, timeline.c.event.in_(("act", "wait", "refuse")))
+            .order_by(timeline.c.id)
+        ).all()
+        then = [each for each in made if each.at <= notice.created_at][-1:] or made[:1]
+        return next(
+            ((each.event, each.detail.get("reason") or "", each.detail.get("detail") or "") for each in then),
+            ("", "", ""),
+        )
 
     def _of_last(self, state: State, done: Sequence[Row[Any]]) -> dict[str, Any]:
         """What a card that is kept true says of the last action."""
@@ -195,7 +234,7 @@ class _Reader:
         last = done[-1]
         if state == "approval":
             return {"action": last.id, "kind": last.kind}
-        if state in ("down", "gave_up") and last.state in ("failed", "unknown"):
+        if state in ("down", "person_needed") and last.state in ("failed", "unknown"):
             return {"why": last.why or "", "output": (last.output or "")[-OUTPUT_SHOWN:]}
         if last.up_at is not None and state in ("restarted", "watched", "recovered"):
             return {"seconds": last.up_at - last.claimed_at}
@@ -262,10 +301,17 @@ def _state_of(row: Row[Any], done: Sequence[Row[Any]]) -> State:
         return "acting" if last.up_at is None else "restarted"
     if last is not None and last.state == "queued" and last.approved_at is None:
         return "approval"
-    if row.verb == "refuse" and row.reason in ("attempts-used-up", "host-key-changed", "sudo-refused"):
-        return "gave_up"
     # Its alerts are over, or it answers though they are not: what is left is to see it stay so.
-    return "watched" if row.verb == "nothing" or row.reason == "already-up" else "down"
+    if row.verb == "nothing" or row.reason == "already-up":
+        return "watched"
+    return "person_needed" if row.person_needed_at is not None else "down"
+
+
+def _is_quiet(hold: switches.Hold | None, kind: Told) -> bool:
+    """Whether nobody is to be called: in maintenance, and while automation is off unless a person is needed."""
+    if hold is None or hold.notify:
+        return False
+    return hold.reason == "maintenance" or kind != "person_needed"
 
 
 def links(

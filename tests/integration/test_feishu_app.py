@@ -6,12 +6,16 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import Connection, update
 
+from defib.demo import demo
 from defib.demo.feishu import StandIn
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, Message
-from remediator import incidents, intake
+from defib.demo.service import Victim
+from defib.demo.sshd import Sshd
+from remediator import incidents, intake, switches
 from remediator.notices import feishu, outbox, sender
 from remediator.notices.outbox import Batch
 from remediator.policy import Decision
@@ -62,7 +66,7 @@ async def opened(folder: Path, **options: Any) -> AppPost:
         "app_secret": APP_SECRET,
         "chat_id": CHAT,
         "url": feishu.url,
-        "mention": ["all"],
+        "mention": ["all", "ou_ann"],
         **options,
     }
     probe, control = {"command": {"run": ["true"]}}, {"command": {"restart": ["true"]}}
@@ -96,14 +100,16 @@ async def finish(made: AppPost) -> None:
 async def test_a_card_is_changed_in_its_place_and_told_more_in_its_thread(post: AppPost) -> None:
     await post.fire()
     card = await post.until_title("Service down: web")
-    assert "<at id=all></at>" in card.text
+    assert "<at id=ou_ann></at>" in card.text
+    assert "<at id=all>" not in card.text
     await post.decide("wait", "storm")
     await eventually(lambda: _holds(card, "too much is failing at once"))
     await post.decide("refuse", "attempts-used-up")
-    await post.until_title("No more restarts")
+    await post.until_title("A person is needed")
     await eventually(post.settled)
     assert len(post.feishu.apps.in_chat) == 1
-    assert [each.title for each in card.replies] == ["No more restarts: a person is needed: web"]
+    assert [each.title for each in card.replies] == ["A person is needed: web"]
+    assert "<at id=all></at>" in card.replies[0].text
     assert not post.feishu.refused
 
 
@@ -194,15 +200,19 @@ async def test_a_card_whose_answer_was_lost_is_not_sent_twice(post: AppPost, mon
 
 async def test_a_disabled_at_all_sends_the_card_without_it(post: AppPost) -> None:
     post.feishu.all_disabled = True
+    await post.close()
     await post.fire()
+    await post.decide("refuse", "attempts-used-up")
+    await post.open()
     await eventually(post.settled)
     card = await post.card()
-    assert "<at" not in card.text
-    assert "Service down: web" in card.title
+    for each in (card, *card.replies):
+        assert "<at" not in each.text
+        assert "A person is needed: web" in each.title
     # What was refused once is not tried again with each change.
-    await post.decide("wait", "storm")
-    await eventually(lambda: _holds(card, "too much"))
-    assert len(post.feishu.refused) == 1
+    await post.run(incidents.acknowledge, 1, "ann", post.database.clock.now())
+    await eventually(lambda: _holds(card, "Acknowledged"))
+    assert len(post.feishu.refused) == 2
 
 
 async def test_changes_go_on_after_a_restart_of_ours(post: AppPost) -> None:
@@ -241,3 +251,30 @@ async def test_what_breaks_in_a_card_does_not_hold_others_back(post: AppPost) ->
     await post.fire()
     await post.fire(service="db")
     assert (await post.card()).title == "Service down: db"
+
+
+async def test_the_demo_announces_a_switch_once(tmp_path: Path) -> None:
+    feishu = StandIn()
+    await feishu.start()
+    for name in ("key", "known"):
+        await asyncio.to_thread((tmp_path / name).touch)
+    host = Sshd(22, "u", tmp_path / "key", tmp_path / "known")
+    victim = Victim("a command", {"command": {"restart": ["true"]}}, [])
+    written = demo._inventory(host, victim, 80, feishu)
+    inventory = (await asyncio.to_thread(inventory_of, tmp_path / "config", written)).inventory
+    post = await asyncio.to_thread(Post, tmp_path, feishu, inventory)
+    await post.open()
+    for enabled in (False, True, True):
+        await post.database.run(
+            switches.switch_automation, inventory.notify, enabled=enabled, by="ann", reason="",
+            now=post.database.clock.now(),
+        )  # fmt: skip
+    post.sender.wake()
+    await eventually(post.settled)
+    async with httpx.AsyncClient(trust_env=False) as client:
+        page = (await client.get(feishu.url)).text
+    assert [page.count(f"Automation is {word}</h2>") for word in ("off", "on")] == [1, 1]
+    await post.close()
+    await post.client.aclose()
+    await asyncio.to_thread(post.database.close)
+    await feishu.stop()

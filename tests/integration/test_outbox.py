@@ -231,7 +231,7 @@ async def test_what_calls_for_people_is_told_in_the_card_s_thread(desk: Desk) ->
     await desk.decide(1, "refuse", "attempts-used-up")
     sent = await desk.all_sent("app")
     assert [(told[0].state, batch.message_id, batch.reply_to) for batch, told in sent] == [
-        ("gave_up", None, "om_1"), ("gave_up", "om_1", None),
+        ("person_needed", None, "om_1"), ("person_needed", "om_1", None),
     ]  # fmt: skip
     await desk.fire("web", "ServiceSlow", severity="warning")
     sent = await desk.all_sent("app")
@@ -309,7 +309,7 @@ async def test_a_reply_to_a_message_that_is_gone_is_told_by_itself(desk: Desk) -
     batch, _ = await desk.send("app", "dead", "dead")
     assert batch.reply_to == "om_1"
     sent = await desk.all_sent("app")
-    assert ("gave_up", None, None) in [(told[0].state, batch.message_id, batch.reply_to) for batch, told in sent]
+    assert ("person_needed", None, None) in [(told[0].state, batch.message_id, batch.reply_to) for batch, told in sent]
 
 
 async def test_what_calls_for_people_does_not_wait_for_a_card_to_change(desk: Desk) -> None:
@@ -320,7 +320,7 @@ async def test_what_calls_for_people_does_not_wait_for_a_card_to_change(desk: De
     await desk.decide(1, "refuse", "attempts-used-up")
     batch = await desk.choose("app")
     assert isinstance(batch, Batch)
-    assert (batch.first.kind, batch.reply_to) == ("gave_up", "om_1")
+    assert (batch.first.kind, batch.reply_to) == ("person_needed", "om_1")
 
 
 async def test_what_is_over_before_it_could_be_told_is_told_by_its_card_alone(desk: Desk) -> None:
@@ -378,7 +378,7 @@ async def test_new_notices_go_before_cards_that_change(desk: Desk) -> None:
         ("wait", "target-busy", {"state": "running"}, "acting"),
         ("wait", "target-busy", {"state": "running", "up_at": 1.0}, "restarted"),
         ("wait", "approval", {"state": "queued"}, "approval"),
-        ("refuse", "sudo-refused", {"state": "failed"}, "gave_up"),
+        ("refuse", "sudo-refused", {"state": "failed"}, "person_needed"),
     ],
 )
 async def test_what_a_card_shows_an_incident_to_be(
@@ -417,7 +417,9 @@ async def test_many_told_in_a_thread_are_acknowledged_by_one_press_too(desk: Des
     for number in range(40):
         await desk.decide(number + 1, "refuse", "attempts-used-up")
     batch = next(
-        batch for batch, told in await desk.all_sent("app") if told[0].state == "gave_up" and batch.message_id is None
+        batch
+        for batch, told in await desk.all_sent("app")
+        if told[0].state == "person_needed" and batch.message_id is None
     )
     assert await desk.run(presses.acknowledge_told, batch.first.id, "ann", desk.now) == 40
 
@@ -530,7 +532,7 @@ async def test_a_dead_card_stays_dead_and_its_story_is_told_without_it(desk: Des
     await desk.send("app", "dead", "dead")
     await desk.decide(1, "refuse", "attempts-used-up")
     ((batch, told),) = await desk.all_sent("app")
-    assert (told[0].state, batch.reply_to) == ("gave_up", None)
+    assert (told[0].state, batch.reply_to) == ("person_needed", None)
     await desk.close(1)
     ((batch, told),) = await desk.all_sent("app")
     assert (told[0].state, batch.message_id) == ("recovered", None)

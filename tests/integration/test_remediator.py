@@ -80,8 +80,8 @@ async def test_attempts_are_used_up_and_people_told(loop: Loop) -> None:
     await loop.until_event("refuse", "attempts-used-up")
     assert loop.restarts() == ["web", "web"]
     assert [action["exit_status"] for action in (await loop.incident())["actions"]] == [7, 7]
-    await loop.until_cards("Service down: web", "Could not restart: web", "Could not restart: web")
-    assert "No attempts are left" in loop.feishu.received[-1].text
+    await loop.until_cards("Service down: web", "Could not restart: web", "A person is needed: web")
+    assert "all attempts are used up" in loop.feishu.received[-1].text
 
 
 async def test_a_restart_that_said_0_and_did_not_help_has_failed(loop: Loop) -> None:

@@ -268,7 +268,7 @@ async def test_a_sudo_that_refuses_is_told_and_not_tried_again(loop: Loop, tmp_p
     await loop.until_event("refuse", "sudo-refused")
     (action,) = (await loop.incident())["actions"]
     assert (action["blocked"], action["counts"], loop.restarts()) == ("sudo-refused", 0, [])
-    await loop.until_cards("Service down: web", "Could not restart: web")
+    await loop.until_cards("Service down: web", "A person is needed: web")
     assert "a password is required" in loop.feishu.received[1].text
 
 
@@ -287,7 +287,7 @@ async def test_a_host_whose_key_has_changed_gets_no_command(loop: Loop) -> None:
     await loop.fire("web")
     await loop.until_event("refuse", "host-key-changed")
     assert loop.restarts() == []
-    await loop.until_cards("Service down: web", "Could not restart: web")
+    await loop.until_cards("Service down: web", "A person is needed: web")
     assert "HOST KEY CHANGED" in loop.feishu.received[1].text
 
 

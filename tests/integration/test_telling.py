@@ -85,13 +85,21 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     config = loop.folder / "config"
     status, out, _ = await defib(config, "acknowledge", "1")
     assert (status, out.startswith("incident 1 is acknowledged by ")) == (0, True)
-    assert "acknowledged by" in (await defib(config, "incidents"))[1]
+    listed, shown = [(await defib(config, "incidents", *number))[1] for number in ((), ("1",))]
+    assert "acknowledged by" in listed
+    failed = "exit: test exited 1, expected 0"
+    assert f"({failed})" in listed
+    assert f"last failed probe: {failed}" in shown
     assert "404" in (await defib(config, "acknowledge", "99"))[2]
     page = await loop.ask("GET", "/")
     assert page.headers["content-type"].startswith("text/html")
     assert "Open incidents (1)" in page.text
     assert "the inventory says: only tell" in page.text
     whole = await loop.ask("GET", "/incidents/1")
+    assert failed in page.text
+    assert failed in whole.text
+    assert failed in loop.feishu.received[0].text
+    assert loop.restarts() == []
     assert "acknowledged" in whole.text
     assert "0: success" in whole.text
     (notice,) = (await loop.ask("GET", "/api/v1/notices")).json()["notices"]

@@ -87,7 +87,7 @@ def test_every_state_in_both_languages(inventory: Inventory, state: State, langu
         text = feishu_cards.text_of(card)
         assert "h" in text
         assert "2026-11-24 03:00:00 CST" in text
-        assert ("<at id=all>" in text) is (state in cards.CALLING)
+        assert ("<at id=all>" in text) is (state == "person_needed")
     assert words["states"][state] in plain
     assert "**" not in plain
     assert "&#" not in plain
@@ -102,7 +102,6 @@ TEXTS = {
             "**Tried** 03:00:00 restart: failed: exit status 1\n**Tried** 03:00:00 restart: succeeded, up after 3 s (ann)\n"
             "**Not restarted** too much is failing at once: the network, or the exporter?: 3 of 4\n**On call** Ann"
         ),
-        "<at id=all></at>",
     ],
     "zh": [
         "服务故障: Web page",
@@ -112,7 +111,6 @@ TEXTS = {
             "**已尝试** 03:00:00 重启: 失败: exit status 1\n**已尝试** 03:00:00 重启: 成功, 3 秒后恢复 (ann)\n"
             "**未重启** 同时故障过多：可能是网络或探测器问题: 3 of 4\n**值班** Ann"
         ),
-        "<at id=all></at>",
     ],
 }
 
@@ -129,7 +127,7 @@ def test_a_card_in_full(inventory: Inventory, language: str) -> None:
         ("down", "red", "Service down: Web page"),
         ("acting", "yellow", "Restarting: Web page (attempt 2 of 3)"),
         ("recovered", "green", "Recovered: Web page (after 41 s)"),
-        ("gave_up", "carmine", "No more restarts: a person is needed: Web page"),
+        ("person_needed", "carmine", "A person is needed: Web page"),
         ("alert", "red", "Alert: ServiceDown · Web page"),
         ("alert_over", "green", "Alert resolved: ServiceDown · Web page"),
     ],
@@ -180,8 +178,21 @@ def test_no_button_leads_elsewhere_than_to_the_web(inventory: Inventory) -> None
     ],
 )
 def test_mention_by_severity(inventory: Inventory, mention: Any, severity: str, called: list[str]) -> None:
-    card = cards.card([story("down", inventory, severity=severity)], "one", LANGUAGES["en"], mention, answers=False)
-    assert list(card.calls) == called
+    assert calls(story("person_needed", inventory, severity=severity), mention) == called
+
+
+def calls(told: Story, mention: Any) -> list[str]:
+    return list(cards.card([told], "one", LANGUAGES["en"], mention, answers=False).calls)
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_all_are_called_only_where_a_person_is_needed_and_nobody_where_it_is_to_be_quiet(
+    inventory: Inventory, state: State
+) -> None:
+    mention = {"critical": ["all", "on_call", "ou_bob"]}
+    some = ["ou_ann", "ou_bob"] if state in cards.CALLING else []
+    assert calls(story(state, inventory), mention) == (["all", *some] if state == "person_needed" else some)
+    assert calls(story(state, inventory, quiet=True), mention) == []
 
 
 def test_nobody_is_called_once_somebody_has_acknowledged(inventory: Inventory) -> None:
@@ -242,7 +253,7 @@ def test_a_group_is_acknowledged_by_one_press(inventory: Inventory) -> None:
 
 
 def test_what_is_over_calls_nobody_and_silences_nothing(inventory: Inventory) -> None:
-    late = story("gave_up", inventory, lasted=30.0)
+    late = story("person_needed", inventory, lasted=30.0)
     assert cards.card([late], "one", LANGUAGES["en"], {"critical": ["all"]}, answers=True).calls == ()
     custom, _, _ = both([story("recovered", inventory)], "en")
     assert [each["text"]["content"] for each in feishu_cards.buttons(custom)] == [

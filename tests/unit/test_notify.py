@@ -8,12 +8,12 @@ import pytest
 from fleet.notify import Notify
 from tests.support import inventory_of, write, wrongs
 
-A, B = {"feishu": {"webhook": "http://f/a"}}, {"feishu": {"webhook": "http://f/b"}}
+A, B, C = ({"feishu": {"webhook": f"http://f/{name}"}} for name in "abc")
 CRITICAL = {"severity": "critical", "team": "docs"}
 
 
 def notify(folder: Path, *routes: dict[str, Any], **more: Any) -> Notify:
-    written = {"channels": {"a": A, "b": B, "c": A}, "routes": list(routes), **more}
+    written = {"channels": {"a": A, "b": B, "c": C, "also_a": A}, "routes": list(routes), **more}
     return inventory_of(folder, {"notify": written}).inventory.notify
 
 
@@ -26,14 +26,41 @@ def test_the_first_route_wins_unless_it_continues(tmp_path: Path) -> None:
 
 
 def test_states_choose_routes(tmp_path: Path) -> None:
-    told = notify(tmp_path, {"states": ["gave_up"], "channels": ["b"], "continue": True},
+    told = notify(tmp_path, {"states": ["person_needed"], "channels": ["b"], "continue": True},
                   {"states": ["down", "recovered"], "channels": ["a"], "continue": True}, {"channels": ["c"]})  # fmt: skip
     assert told.channels_for(CRITICAL, "down") == ["a", "c"]
     # Those told of the beginning hear how it goes on, but for what their route leaves out.
-    assert told.channels_after(["a", "c"], CRITICAL, "gave_up") == ["c", "b"]
+    assert told.channels_after(["a", "c"], CRITICAL, "person_needed") == ["c", "b"]
     assert told.channels_after(["a", "c"], CRITICAL, "recovered") == ["a", "c"]
     # Who was told by a route that is there no more, or by escalation, hears the end.
     assert told.channels_after(["b"], CRITICAL, "recovered") == ["b", "a"]
+
+
+def test_a_state_s_former_name_is_taken(tmp_path: Path) -> None:
+    told = notify(tmp_path, {"states": ["gave_up"], "channels": ["b"]})
+    assert told.routes[0].states == ["person_needed"]
+    assert told.channels_for({}, "person_needed") == ["b"]
+
+
+APP = {"app_id": "cli_x", "app_secret": "s"}
+
+
+def test_a_place_is_told_once_however_many_channels_and_routes_lead_there(tmp_path: Path) -> None:
+    channels = {
+        "one": A, "again": {"feishu": {**A["feishu"], "secret": "s"}}, "other": B,
+        "chat": {"feishu_app": {**APP, "chat_id": "oc_x"}}, "same": {"feishu_app": {**APP, "chat_id": "oc_x"}},
+        "person": {"feishu_app": {**APP, "open_id": "ou_x"}},
+    }  # fmt: skip
+    told = notify(tmp_path, {"channels": ["one", "chat"], "continue": True},
+                  {"channels": ["again", "one", "same", "person", "other"]}, channels=channels)  # fmt: skip
+    assert told.channels_for({}, "automation_on") == ["one", "chat", "person", "other"]
+    assert told.channels_after(["again"], {}, "recovered") == ["again"]
+
+
+def test_reminders_are_as_often_as_the_channel_s_route_says(tmp_path: Path) -> None:
+    told = notify(tmp_path, {"states": ["person_needed"], "channels": ["a"], "remind": "5m", "continue": True},
+                  {"channels": ["b"], "remind": "1h", "continue": True}, {"channels": ["c"]})  # fmt: skip
+    assert [told.remind_every(name, {}, "person_needed", 7.0) for name in "abc"] == [300.0, 3600.0, 7.0]
 
 
 def test_on_call_is_who_the_routes_name(tmp_path: Path) -> None:
