@@ -3,24 +3,35 @@
 import getpass
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from pydantic import SecretStr
+
 from defib.probe import printable
 from fleet.loading import Loaded
+from fleet.model import RemediatorSettings
 from remediator.peers import Peer, PeerError
+from runtime import tokens
 from runtime.errors import DefibError
+from runtime.tokens import ApiToken, TokenError
 
 SHOWN = 12  # lines of each piece of evidence
-Load = Callable[[], Loaded]
+Connect = Callable[..., AbstractAsyncContextManager[Peer]]
+USE_OTHER = "run this as the remediator's user (such as `sudo -u defib defib …`), or name a file with --token-file"
 
 
 @asynccontextmanager
-async def remediator(load: Load, hint: str = "") -> AsyncIterator[Peer]:
+async def remediator(load: Callable[[], Loaded], token_file: Path | None, *, hint: str = "") -> AsyncIterator[Peer]:
     """The remediator of the configuration, asked in the name of who runs this. Raises DefibError."""
-    endpoint = load().inventory.remediator.url
-    peer = Peer(endpoint, headers={"X-Defib-User": getpass.getuser()})
+    settings = load().inventory.remediator
+    endpoint = settings.url
+    if token_file is not None:
+        endpoint = endpoint.model_copy(update={"auth": None})
+    token = None if endpoint.auth is not None else _token(settings, token_file)
+    peer = Peer(endpoint, token, headers={"X-Defib-User": getpass.getuser()})
     try:
         yield peer
     except PeerError as error:
@@ -29,9 +40,19 @@ async def remediator(load: Load, hint: str = "") -> AsyncIterator[Peer]:
         await peer.close()
 
 
-async def incidents(load: Load, number: int | None, *, as_json: bool) -> int:
+def _token(settings: RemediatorSettings, token_file: Path | None) -> SecretStr:
+    """The API token: of the file named, else as the remediator itself finds it. Raises DefibError."""
+    if token_file is not None:
+        return tokens.read(token_file)
+    try:
+        return ApiToken("remediator.token", settings.token, settings.token_file).get()
+    except TokenError as error:
+        raise DefibError(f"{error}; {USE_OTHER}") from error
+
+
+async def incidents(connect: Connect, number: int | None, *, as_json: bool) -> int:
     """Print the newest incidents, or all that is on record of one."""
-    async with remediator(load) as peer:
+    async with connect() as peer:
         told = await peer.ask("GET", f"/api/v1/incidents{'' if number is None else f'/{number}'}")
     if as_json:
         print(json.dumps(told, ensure_ascii=False))
@@ -81,9 +102,9 @@ def _incident(incident: Mapping[str, Any]) -> str:
     return "\n".join(map(printable, lines))
 
 
-async def explain(load: Load, service: str, *, as_json: bool) -> int:
+async def explain(connect: Connect, service: str, *, as_json: bool) -> int:
     """Print every gate of a service's next action."""
-    async with remediator(load) as peer:
+    async with connect() as peer:
         told = await peer.ask("GET", f"/api/v1/services/{quote(service, safe='')}/explain", timeout=30.0)
     print(json.dumps(told, ensure_ascii=False) if as_json else printable(_explained(told)))
     return 0
@@ -115,30 +136,30 @@ def _because(detail: str) -> str:
     return f": {detail}" if detail else ""
 
 
-async def acknowledge(load: Load, number: int) -> int:
-    async with remediator(load) as peer:
+async def acknowledge(connect: Connect, number: int) -> int:
+    async with connect() as peer:
         told = await peer.ask("POST", f"/api/v1/incidents/{number}/acknowledge", body={})
     print(printable(f"incident {number} is acknowledged by {told['acknowledged_by']}"))
     return 0
 
 
-async def approve(load: Load, action: int) -> int:
-    async with remediator(load) as peer:
+async def approve(connect: Connect, action: int) -> int:
+    async with connect() as peer:
         await peer.ask("POST", f"/api/v1/actions/{action}/approve")
     print(f"action {action} is approved: it begins once nothing else speaks against it")
     return 0
 
 
-async def reset(load: Load, service: str) -> int:
-    async with remediator(load) as peer:
+async def reset(connect: Connect, service: str) -> int:
+    async with connect() as peer:
         await peer.ask("POST", f"/api/v1/services/{quote(service, safe='')}/reset")
     print(f"{service} has all its attempts again")
     return 0
 
 
-async def automation(load: Load, switch: str | None, reason: str) -> int:
+async def automation(connect: Connect, switch: str | None, reason: str) -> int:
     """Print whether it acts by itself, or switch that."""
-    async with remediator(load) as peer:
+    async with connect() as peer:
         if switch is None:
             told = await peer.ask("GET", "/api/v1/automation")
         else:
@@ -150,8 +171,8 @@ async def automation(load: Load, switch: str | None, reason: str) -> int:
     return 0
 
 
-async def maintenances(load: Load) -> int:
-    async with remediator(load) as peer:
+async def maintenances(connect: Connect) -> int:
+    async with connect() as peer:
         told = await peer.ask("GET", "/api/v1/maintenance")
     for each in told["maintenance"]:
         until = _second(each["until"])
@@ -162,16 +183,16 @@ async def maintenances(load: Load) -> int:
     return 0
 
 
-async def begin_maintenance(load: Load, scope: str, name: str, asked: Mapping[str, Any]) -> int:
-    async with remediator(load) as peer:
+async def begin_maintenance(connect: Connect, scope: str, name: str, asked: Mapping[str, Any]) -> int:
+    async with connect() as peer:
         body = {"scope": scope, "name": name, **asked}
         told = await peer.ask("POST", "/api/v1/maintenance", body=body)
     print(f"maintenance {told['id']} of {scope} {name} until {_second(told['until'])}: nothing is restarted there")
     return 0
 
 
-async def end_maintenance(load: Load, number: int) -> int:
-    async with remediator(load) as peer:
+async def end_maintenance(connect: Connect, number: int) -> int:
+    async with connect() as peer:
         await peer.ask("DELETE", f"/api/v1/maintenance/{number}")
     print(f"maintenance {number} is over")
     return 0

@@ -18,6 +18,7 @@ from runtime import VERSION
 from runtime.errors import DefibError
 
 if TYPE_CHECKING:
+    from defib.asking import Connect
     from fleet.loading import Loaded
     from fleet.references import Program
     from runtime.lifecycle import Listen
@@ -143,6 +144,7 @@ def _add_services(command: Command) -> None:
     controlling.add_argument(
         "--overrule", action="append", default=[], metavar="WAIT", help="do it though this wait holds it back"
     )
+    _takes_token(controlling)
     controlling.add_argument("--direct", action="store_true", help="go to the host itself: no locks, no record")
 
 
@@ -165,6 +167,7 @@ def _add_setting_up(command: Command, commands: "argparse._SubParsersAction[argp
     examining = command("doctor", _doctor, "check all that an installation needs, and say what to mend")
     _from_inventory(examining.add_argument("hosts", metavar="HOST", nargs="*", help="these hosts alone"), "hosts")
     examining.add_argument("--send", action="store_true", help="send each channel a test")
+    _takes_token(examining)
     examining.add_argument("--json", dest="as_json", action="store_true", help="print the findings as JSON")
 
     starting = commands.add_parser("init", help=INIT, description=f"{INIT}.".capitalize())
@@ -185,6 +188,11 @@ def _add_keeping(command: Command) -> None:
     restoring.add_argument("source", metavar="FILE", type=Path)
 
 
+def _takes_token(command: argparse.ArgumentParser, default: str | None = None) -> None:
+    help_ = "the file of the API token (default: remediator.token, else `token` beside the record)"
+    command.add_argument("--token-file", type=Path, metavar="FILE", default=default, help=help_)
+
+
 def _add_asking(command: Command) -> None:
     """The commands that ask the remediator."""
 
@@ -194,7 +202,7 @@ def _add_asking(command: Command) -> None:
 
             given = {name: getattr(options, name) for name in names}
             work: Callable[..., Coroutine[Any, Any, int]] = getattr(asking, function)
-            return _run(work(_loader(options, "client"), **given))
+            return _run(work(_remediator_of(options), **given))
 
         return run
 
@@ -236,6 +244,9 @@ def _add_asking(command: Command) -> None:
     ending.set_defaults(verb="end")
     for each in (beginning, ending):
         each.add_argument("--config", type=Path, metavar="DIR", default=argparse.SUPPRESS, help=CONFIG)
+        _takes_token(each, argparse.SUPPRESS)
+    for each in (told, explained, acknowledging, approving, resetting, switching, holding):
+        _takes_token(each)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
@@ -246,17 +257,24 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     return uvloop.run(work)
 
 
+def _remediator_of(options: argparse.Namespace) -> "Connect":
+    """How the remediator of the configuration is asked, with the API token."""
+    from defib import asking
+
+    return partial(asking.remediator, _loader(options, "client"), options.token_file)
+
+
 def _maintenance(options: argparse.Namespace) -> int:
     from defib import asking
 
-    load_it = _loader(options, "client")
+    connect = _remediator_of(options)
     if options.verb is None:
-        return _run(asking.maintenances(load_it))
+        return _run(asking.maintenances(connect))
     if options.verb == "end":
-        return _run(asking.end_maintenance(load_it, options.number))
+        return _run(asking.end_maintenance(connect, options.number))
     lasts = {"for": options.lasts} if options.lasts else {"until": options.until}
     more = {**lasts, "reason": options.reason, "notify": options.notify}
-    return _run(asking.begin_maintenance(load_it, options.scope, options.name, more))
+    return _run(asking.begin_maintenance(connect, options.scope, options.name, more))
 
 
 def _replay(options: argparse.Namespace) -> int:
@@ -326,11 +344,9 @@ def _probe(options: argparse.Namespace) -> int:
 def _control(options: argparse.Namespace) -> int:
     from defib import control
 
-    program: Program = "remediator" if options.direct else "client"
-    load_it = _loader(options, program)
     if options.direct:
-        return _run(control.direct(load_it, options.service, options.verb))
-    return _run(control.through_remediator(load_it, options.service, options.verb, options.overrule))
+        return _run(control.direct(_loader(options, "remediator"), options.service, options.verb))
+    return _run(control.through_remediator(_remediator_of(options), options.service, options.verb, options.overrule))
 
 
 def _host(options: argparse.Namespace) -> int:
@@ -361,7 +377,9 @@ def _doctor(options: argparse.Namespace) -> int:
     from defib import doctor
 
     load_it = _loader(options, "exporter", "remediator")
-    return _run(doctor.doctor(load_it, options.hosts, send=options.send, as_json=options.as_json))
+    return _run(
+        doctor.doctor(load_it, options.hosts, token_file=options.token_file, send=options.send, as_json=options.as_json)
+    )
 
 
 def _backup(options: argparse.Namespace) -> int:

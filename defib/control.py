@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from defib.asking import remediator
+from defib.asking import Connect
 from fleet.loading import Loaded
 from fleet.model import Sudo
 from fleet.shells import Completed
@@ -49,9 +49,9 @@ def _print(done: Completed) -> int:
     return done.status
 
 
-async def through_remediator(load: Callable[[], Loaded], name: str, verb: Verb, overrule: Sequence[str] = ()) -> int:
+async def through_remediator(connect: Connect, name: str, verb: Verb, overrule: Sequence[str] = ()) -> int:
     """Ask the remediator, whose locks and record then apply. Raises DefibError."""
-    async with remediator(load, hint=" (--direct goes without it)") as peer:
+    async with connect(hint=" (--direct goes without it)") as peer:
         if verb in ("status", "logs"):
             answer = await peer.ask("GET", f"/api/v1/services/{quote(name, safe='')}/{verb}", timeout=300.0)
             return _print(Completed(answer["exit_status"], answer["output"], "", answer["why"]))

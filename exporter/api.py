@@ -17,7 +17,7 @@ from exporter.results import Result
 from exporter.watch import Watch, Watcher
 from fleet.documents import ConfigurationError
 from runtime.times import rfc3339
-from runtime.web import Needs, Problem, add_route
+from runtime.web import Needs, Problem, add_route, is_authenticated
 
 TOLD_AT_ONCE = 200  # services
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,12 +25,12 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 def add_routes(app: web.Application, watcher: Watcher, metrics: Metrics, reload: Callable[[], Awaitable[None]]) -> None:
     api = _Api(watcher, metrics, reload)
-    add_route(app, "GET", "/metrics", api.metrics, Needs.READER)
-    add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Needs.READER)
-    add_route(app, "GET", "/api/v1/services", api.services, Needs.READER)
-    add_route(app, "GET", "/api/v1/services/{id}", api.service, Needs.READER)
-    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, Needs.TOKEN)
-    add_route(app, "POST", "/-/reload", api.reload, Needs.TOKEN)
+    add_route(app, "GET", "/metrics", api.metrics, Needs.SCRAPE)
+    add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Needs.SCRAPE)
+    add_route(app, "GET", "/api/v1/services", api.services, Needs.READ)
+    add_route(app, "GET", "/api/v1/services/{id}", api.service, Needs.READ)
+    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, Needs.CREDENTIAL)
+    add_route(app, "POST", "/-/reload", api.reload, Needs.CREDENTIAL)
 
 
 class _Api:
@@ -50,6 +50,8 @@ class _Api:
             headers["Content-Encoding"] = "gzip"
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
+        if request.method == "HEAD":
+            return response
         # Piece by piece: of 10,000 services it is many megabytes, and the probes must not wait for them.
         for chunk in itertools.chain(
             self._watcher.page.chunks(openmetrics=openmetrics), map(own, [self._metrics.registry])
@@ -75,10 +77,15 @@ class _Api:
     async def services(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
         await response.prepare(request)
+        if request.method == "HEAD":
+            return response
         await response.write(b'{"services": [')
+        messages = is_authenticated(request)
         watches = list(self._watcher.watches.values())
         for start in range(0, len(watches), TOLD_AT_ONCE):
-            told = ", ".join(json.dumps(self._summary(watch)) for watch in watches[start : start + TOLD_AT_ONCE])
+            told = ", ".join(
+                json.dumps(self._summary(watch, messages=messages)) for watch in watches[start : start + TOLD_AT_ONCE]
+            )
             await response.write(f"{', ' if start else ''}{told}".encode())
             await asyncio.sleep(0)
         await response.write(b"]}")
@@ -86,14 +93,16 @@ class _Api:
         return response
 
     async def service(self, request: web.Request) -> web.Response:
-        watch = self._watch(request)
-        return web.json_response({**self._summary(watch), "failures": [outcome(each) for each in watch.recent]})
+        watch, messages = self._watch(request), is_authenticated(request)
+        failures = [outcome(each, messages=messages) for each in watch.recent]
+        return web.json_response({**self._summary(watch, messages=messages), "failures": failures})
 
     async def probe(self, request: web.Request) -> web.Response:
         watch = self._watch(request)
         result = await self._watcher.probe_now(watch)
         known = {"digest": watch.service.digest, "host_up": self._watcher.host_up(watch.service.host)}
-        return web.json_response({"service": watch.service.id, "up": watch.state.up, **outcome(result), **known})
+        told = {**outcome(result, messages=True), **known}
+        return web.json_response({"service": watch.service.id, "up": watch.state.up, **told})
 
     async def reload(self, _request: web.Request) -> web.Response:
         try:
@@ -102,8 +111,8 @@ class _Api:
             raise Problem(400, "bad_configuration", f"the old configuration stays: {error}") from error
         return web.json_response({"services": len(self._watcher.watches)})
 
-    def _summary(self, watch: Watch) -> dict[str, Any]:
-        return summary(watch, self._watcher.host_up(watch.service.host))
+    def _summary(self, watch: Watch, *, messages: bool) -> dict[str, Any]:
+        return summary(watch, self._watcher.host_up(watch.service.host), messages=messages)
 
     def _watch(self, request: web.Request) -> Watch:
         watch = self._watcher.watches.get(request.match_info["id"])
@@ -112,7 +121,7 @@ class _Api:
         return watch
 
 
-def summary(watch: Watch, host_up: bool | None) -> dict[str, Any]:
+def summary(watch: Watch, host_up: bool | None, *, messages: bool) -> dict[str, Any]:
     """One service as the API tells it.
 
     `since` is when `up` was decided or last changed, and `unchanged_for_seconds` how long ago that is, which no change
@@ -131,17 +140,18 @@ def summary(watch: Watch, host_up: bool | None) -> dict[str, Any]:
         "unchanged_for_seconds": None if watch.changed is None else now - watch.changed,
         "last_success": rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
-        "last": None if watch.last is None else outcome(watch.last),
+        "last": None if watch.last is None else outcome(watch.last, messages=messages),
         "digest": service.digest,
         "host_up": host_up,
     }
 
 
-def outcome(result: Result) -> dict[str, Any]:
+def outcome(result: Result, *, messages: bool) -> dict[str, Any]:
+    """One probe as the API tells it; a message may quote what the service or a command said, so not all may see it."""
     return {
         "success": result.success,
         "reason": result.reason,
-        "message": result.message,
+        "message": result.message if messages else None,
         "duration_seconds": result.duration,
         "phases": result.seen.phases,
         "started_at": rfc3339(result.started_at),

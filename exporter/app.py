@@ -13,9 +13,11 @@ from exporter.metrics import Metrics
 from exporter.peers.connecting import tls_context
 from exporter.watch import Watcher
 from fleet.loading import Loaded
+from fleet.model import Inventory
 from runtime.lifecycle import Listen, serve
 from runtime.redaction import Redactor
-from runtime.web import Access, application, is_loopback
+from runtime.tokens import ApiToken, TokenError
+from runtime.web import Access, application
 from runtime.webconfig import WebConfig
 
 RESOLVER_THREADS = "1024"  # libuv lets half of them wait for name servers
@@ -28,7 +30,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
     redact.learn(loaded.secrets)
     metrics = Metrics()
     watcher = Watcher(metrics, redact, in_flight=_room_for_probes())
-    access = Access(web_config.basic_auth_users, loaded.inventory.exporter.token, is_loopback(listen.host))
+    access = Access(await _api_token(loaded.inventory, redact), web_config.basic_auth_users)
     started = asyncio.Event()
     app = application(access, web_config, ready=started.is_set)
     reloading = asyncio.Lock()
@@ -49,7 +51,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
                 log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
                 raise
             redact.learn(fresh.secrets)
-            access.token = fresh.inventory.exporter.token
+            access.token = await _api_token(fresh.inventory, redact)
             tls_context.cache_clear()  # certificate files may have been renewed
             await watcher.apply(fresh.inventory)
             _settle()
@@ -60,6 +62,16 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
     await serve(
         "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=watcher.close
     )
+
+
+async def _api_token(inventory: Inventory, redact: Redactor) -> ApiToken:
+    """What callers must show; the file beside the record may come later, when the remediator writes it."""
+    token = ApiToken("exporter.token", inventory.exporter.token, inventory.remediator.token_file)
+    try:
+        redact.learn([(await asyncio.to_thread(token.get)).get_secret_value()])
+    except TokenError as error:
+        log.warning("no API token: POST requests are refused until there is one", why=str(error))
+    return token
 
 
 def _settle() -> None:

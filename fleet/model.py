@@ -267,6 +267,7 @@ class ExporterSettings(Part):
 class RemediatorSettings(Part):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9095")
     database: str = "sqlite:////var/lib/defib/remediator.db"
+    token: Token | None = None
     webhook_token: Token | None = None
     prometheus_url: Endpoint | None = None
     alertmanager_url: Endpoint | None = None
@@ -281,6 +282,13 @@ class RemediatorSettings(Part):
             raise ValueError("is not sqlite:///PATH (four slashes before an absolute path)")
         path = url.removeprefix("sqlite:///")
         return f"sqlite:///{url.base / path}" if isinstance(url, Text) else url
+
+    @property
+    def token_file(self) -> Path | None:
+        """Where the API token is if no setting has it: beside the record; None where that is not known."""
+        if "${" in self.database:  # a reference that this program does not resolve
+            return None
+        return Path(self.database.removeprefix("sqlite:///")).parent / "token"
 
 
 class ProbeDefaults(Part):

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from aiohttp import web
@@ -17,7 +18,7 @@ from remediator.policy import Present
 from remediator.webhook import WEBHOOK, NotADelivery, TooManyAlerts, parse
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
-from runtime.web import Needs, Problem, add_route
+from runtime.web import Needs, Problem, add_route, is_authenticated
 
 PAGE = 100
 log = structlog.get_logger()
@@ -43,14 +44,14 @@ def add_routes(
     reload: Callable[[], Awaitable[None]],
 ) -> None:
     api = _Api(engine, database, metrics, redact, reload)
-    add_route(app, "POST", WEBHOOK, api.webhook, Needs.TOKEN)
-    add_route(app, "GET", "/metrics", api.metrics, Needs.TOKEN)
-    add_route(app, "POST", "/-/reload", api.reload, Needs.USER)
-    add_route(app, "GET", "/api/v1/incidents", api.incidents, Needs.USER)
-    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", api.incident, Needs.USER)
-    add_route(app, "GET", "/api/v1/actions", api.actions, Needs.USER)
-    add_route(app, "GET", "/api/v1/alerts", api.alerts, Needs.USER)
-    add_route(app, "GET", "/api/v1/notices", api.notices, Needs.USER)
+    add_route(app, "POST", WEBHOOK, api.webhook, Needs.DELIVERY)
+    add_route(app, "GET", "/metrics", api.metrics, Needs.SCRAPE)
+    add_route(app, "POST", "/-/reload", api.reload, Needs.CREDENTIAL)
+    add_route(app, "GET", "/api/v1/incidents", api.incidents, Needs.READ)
+    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", api.incident, Needs.READ)
+    add_route(app, "GET", "/api/v1/actions", api.actions, Needs.READ)
+    add_route(app, "GET", "/api/v1/alerts", api.alerts, Needs.READ)
+    add_route(app, "GET", "/api/v1/notices", api.notices, Needs.READ)
     people.add_routes(app, engine, database, metrics, redact)
 
 
@@ -128,25 +129,30 @@ class _Api:
 
     async def incidents(self, request: web.Request) -> web.Response:
         rows = await self._database.run(pages.page_of_incidents, _before(request), PAGE)
-        return web.json_response({"incidents": pages.shown(rows, self._database.clock)})
+        return self._answer(request, {"incidents": rows})
 
     async def incident(self, request: web.Request) -> web.Response:
         whole = await self._database.run(pages.whole_incident, int(request.match_info["id"]))
         if whole is None:
             raise Problem(404, "unknown_incident", "there is no such incident")
-        return web.json_response(self._redact.within(pages.shown(whole, self._database.clock)))
+        return self._answer(request, whole)
 
     async def actions(self, request: web.Request) -> web.Response:
         rows = await self._database.run(pages.page_of_actions, _before(request), PAGE)
-        return web.json_response({"actions": self._redact.within(pages.shown(rows, self._database.clock))})
+        return self._answer(request, {"actions": rows})
 
     async def alerts(self, request: web.Request) -> web.Response:
         rows = await self._database.run(pages.page_of_alerts, _before(request), PAGE)
-        return web.json_response({"alerts": self._redact.within(pages.shown(rows, self._database.clock))})
+        return self._answer(request, {"alerts": rows})
 
     async def notices(self, request: web.Request) -> web.Response:
         rows = await self._database.run(pages.page_of_notices, _before(request), PAGE)
-        return web.json_response({"notices": self._redact.within(pages.shown(rows, self._database.clock))})
+        return self._answer(request, {"notices": rows})
+
+    def _answer(self, request: web.Request, rows: dict[str, Any]) -> web.Response:
+        """Rows as JSON, masked; for callers without a credential without the texts that hosts and servers gave."""
+        found = rows if is_authenticated(request) else pages.open_part(rows)
+        return web.json_response(self._redact.within(pages.shown(found, self._database.clock)))
 
 
 async def _body(request: web.Request) -> bytes:

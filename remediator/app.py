@@ -25,9 +25,11 @@ from remediator.notices.outbox import Batch
 from remediator.notices.sender import Sender
 from remediator.peers import Alertmanager, Exporter
 from remediator.webhook import MAX_BODY
-from runtime.errors import DefibError, StartError
+from runtime import tokens
+from runtime.errors import DefibError
 from runtime.lifecycle import Listen, serve
 from runtime.redaction import Redactor
+from runtime.tokens import ApiToken
 from runtime.web import Access, application, is_loopback
 from runtime.webconfig import WebConfig
 
@@ -41,13 +43,16 @@ async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redacto
     loaded = await asyncio.to_thread(load)
     redact.learn(loaded.secrets)
     inventory = loaded.inventory
-    access = Access(web_config.basic_auth_users, inventory.remediator.webhook_token, is_loopback(listen.host))
-    if not access.loopback and not access.users and access.token is None:
-        raise StartError(
-            "beyond loopback the remediator needs remediator.webhook_token or a --web.config.file with users"
-        )
-    peers = _peers(inventory)
-    database = await asyncio.to_thread(Database, inventory.remediator.database)
+    settings = inventory.remediator
+    access = Access(
+        _api_token(inventory), web_config.basic_auth_users, settings.webhook_token, open=is_loopback(listen.host)
+    )
+    database = await asyncio.to_thread(Database, settings.database)
+    try:
+        peers = await asyncio.to_thread(_peers, inventory, redact)
+    except DefibError:
+        await asyncio.to_thread(database.close)
+        raise
     parts = _Parts.built(inventory, peers, database, redact)
     reload = _Reload(load, parts, peers, access)
     app = application(
@@ -128,13 +133,14 @@ class _Reload:
         async with self._one_at_a_time:
             try:
                 fresh = await asyncio.to_thread(self._load)
-                fresh_peers = _peers(fresh.inventory)
+                fresh_peers = await asyncio.to_thread(_peers, fresh.inventory, self._parts.redact)
             except DefibError as error:
                 metrics.reloaded(successful=False)
                 log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
                 raise
             self._parts.redact.learn(fresh.secrets)
-            self._access.token = fresh.inventory.remediator.webhook_token
+            self._access.token = _api_token(fresh.inventory)
+            self._access.webhook_token = fresh.inventory.remediator.webhook_token
             before, self.peers = self.peers, fresh_peers
             await self._parts.engine.take(fresh.inventory, *self.peers)
             await _close(*before)
@@ -142,9 +148,21 @@ class _Reload:
             log.info("reloaded", services=len(fresh.inventory.services))
 
 
-def _peers(inventory: Inventory) -> Peers:
-    exporter, alertmanager = inventory.exporter, inventory.remediator.alertmanager_url
-    return Exporter(exporter.url, exporter.token), Alertmanager(alertmanager) if alertmanager else None
+def _api_token(inventory: Inventory) -> ApiToken:
+    settings = inventory.remediator
+    return ApiToken("remediator.token", settings.token, settings.token_file)
+
+
+def _peers(inventory: Inventory, redact: Redactor) -> Peers:
+    """The servers that are asked; the token's file is written first where it is needed. Raises DefibError."""
+    exporter, settings = inventory.exporter, inventory.remediator
+    token = exporter.token
+    if (token is None or settings.token is None) and settings.token_file is not None:
+        own = tokens.ensure(settings.token_file)
+        redact.learn([own.get_secret_value()])
+        token = token or own
+    alertmanager = settings.alertmanager_url
+    return Exporter(exporter.url, token), Alertmanager(alertmanager) if alertmanager else None
 
 
 async def _close(exporter: Exporter, alertmanager: Alertmanager | None) -> None:

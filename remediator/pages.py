@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Select, Text, select
 
 from remediator.clock import SteadyClock
 from remediator.schema import actions, alerts, evidence, incidents, notices, sends, timeline
@@ -11,6 +11,13 @@ from runtime.times import rfc3339
 _OF_NOTICES = (
     "id", "channel", "kind", "severity", "incident_id", "created_at", "state", "tries", "ended_at", "answer", "told_in",
 )  # fmt: skip
+# Free text is of the type Text in the tables; some of it is in the details of the timeline too, by the same names.
+_WITHHELD = frozenset(
+    column.name
+    for table in (incidents, actions, evidence, notices, sends)
+    for column in table.columns
+    if isinstance(column.type, Text)
+) | {"evidence", "said", "message"}
 _TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_seen")
 
 
@@ -87,6 +94,19 @@ def page_of_actions(connection: Connection, before: int | None, limit: int) -> l
     if before is not None:
         query = query.where(actions.c.id < before)
     return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
+
+
+def open_part(value: Any) -> Any:
+    """Rows without the texts that hosts, services and servers gave, which only callers with a credential may see."""
+    if isinstance(value, dict):
+        return {key: _without(item) if key in _WITHHELD else open_part(item) for key, item in value.items()}
+    return [open_part(item) for item in value] if isinstance(value, list) else value
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, dict):
+        return open_part(value)
+    return [] if isinstance(value, list) else None
 
 
 def shown(value: Any, clock: SteadyClock) -> Any:

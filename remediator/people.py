@@ -58,19 +58,18 @@ A = TypeVar("A", bound=_Asked)
 def add_routes(app: web.Application, engine: Engine, database: Database, metrics: Metrics, redact: Redactor) -> None:
     people = _People(engine, database, metrics, redact)
     service, action = "/api/v1/services/{id}", "/api/v1/actions/{number:[0-9]{1,15}}"
-    add_route(app, "POST", f"{service}/{{verb:start|stop|restart}}", people.act, Needs.USER)
-    add_route(app, "GET", f"{service}/{{verb:status|logs}}", people.ask, Needs.USER)
-    add_route(app, "POST", f"{service}/reset", people.reset, Needs.USER)
-    add_route(app, "GET", f"{service}/explain", people.explain, Needs.USER)
-    add_route(app, "POST", f"{action}/approve", people.approve, Needs.USER)
-    add_route(
-        app, "POST", "/api/v1/{what:incidents|alerts}/{number:[0-9]{1,15}}/acknowledge", people.acknowledge, Needs.USER
-    )
-    add_route(app, "GET", "/api/v1/automation", people.automation, Needs.USER)
-    add_route(app, "PUT", "/api/v1/automation", people.switch_automation, Needs.USER)
-    add_route(app, "GET", "/api/v1/maintenance", people.maintenances, Needs.USER)
-    add_route(app, "POST", "/api/v1/maintenance", people.begin_maintenance, Needs.USER)
-    add_route(app, "DELETE", "/api/v1/maintenance/{number:[0-9]{1,15}}", people.end_maintenance, Needs.USER)
+    add_route(app, "POST", f"{service}/{{verb:start|stop|restart}}", people.act, Needs.CREDENTIAL)
+    add_route(app, "GET", f"{service}/{{verb:status|logs}}", people.ask, Needs.CREDENTIAL)
+    add_route(app, "POST", f"{service}/reset", people.reset, Needs.CREDENTIAL)
+    add_route(app, "GET", f"{service}/explain", people.explain, Needs.CREDENTIAL)
+    add_route(app, "POST", f"{action}/approve", people.approve, Needs.CREDENTIAL)
+    acknowledging = "/api/v1/{what:incidents|alerts}/{number:[0-9]{1,15}}/acknowledge"
+    add_route(app, "POST", acknowledging, people.acknowledge, Needs.CREDENTIAL)
+    add_route(app, "GET", "/api/v1/automation", people.automation, Needs.READ)
+    add_route(app, "PUT", "/api/v1/automation", people.switch_automation, Needs.CREDENTIAL)
+    add_route(app, "GET", "/api/v1/maintenance", people.maintenances, Needs.READ)
+    add_route(app, "POST", "/api/v1/maintenance", people.begin_maintenance, Needs.CREDENTIAL)
+    add_route(app, "DELETE", "/api/v1/maintenance/{number:[0-9]{1,15}}", people.end_maintenance, Needs.CREDENTIAL)
 
 
 class _People:

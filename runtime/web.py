@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -16,12 +17,14 @@ import structlog
 from aiohttp import web
 from pydantic import SecretStr
 
+from runtime.tokens import ApiToken, TokenError
 from runtime.webconfig import WebConfig
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
 
 WEB_USER = "user"  # the request's key of the web user's name
+_AUTHENTICATED = "authenticated"
 _NOBODY = bcrypt.hashpw(b"nobody", bcrypt.gensalt(10))
 
 
@@ -36,39 +39,70 @@ class Problem(Exception):  # noqa: N818 - it is an answer as much as an error
 class Needs(Enum):
     """What a route asks of a caller."""
 
-    NOTHING = auto()
-    READER = auto()  # a web user where users are configured
-    TOKEN = auto()  # the token or a web user; open on loopback where there is neither
-    USER = auto()  # a web user; open on loopback where there are none
+    NOTHING = auto()  # health, and requests that carry a signature of their own
+    SCRAPE = auto()  # as READ, but any credential is ignored where none is needed; or the webhook's token
+    READ = auto()  # a credential, unless reading is open; without one, no text of a service, host or peer is shown
+    CREDENTIAL = auto()  # the API token or a web user, on loopback too: it changes something, or runs a command
+    DELIVERY = auto()  # that, or the webhook's token
 
 
 @dataclass
 class Access:
-    """Who may call: bcrypt users of the web configuration, and perhaps one bearer token."""
+    """Who may call: the API token, bcrypt users of the web configuration, and the webhook's token.
 
+    `open` says whether reading asks for nothing where there are no users.
+    """
+
+    token: ApiToken
     users: Mapping[str, str] = field(default_factory=dict)
-    token: SecretStr | None = None
-    loopback: bool = True
+    webhook_token: SecretStr | None = None
+    open: bool = True
     _seen: dict[bytes, None] = field(default_factory=dict, repr=False)
 
     async def check(self, request: web.Request, needs: Needs) -> None:
-        """Raise Problem 401 or 403 unless the caller may; a web user is named on the request."""
-        if needs is Needs.NOTHING or (needs is Needs.READER and not self.users):
+        """Raise Problem 401 or 403 unless the caller may; who showed a credential is known by the request."""
+        if needs is Needs.NOTHING:
             return
-        token = self.token if needs is Needs.TOKEN else None
-        if not self.users and token is None:
-            if self.loopback:
-                return
-            raise Problem(403, "forbidden", "beyond loopback this needs a web user (--web.config.file)")
         scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
-        if token is not None and scheme.lower() == "bearer" and _same(credential.strip(), token.get_secret_value()):
+        if scheme and await self._accepts(request, needs, scheme.lower(), credential.strip()):
             return
-        name = await self._user(credential.strip()) if self.users and scheme.lower() == "basic" else None
-        if name is not None:
-            request[WEB_USER] = name
-            return
+        # A wrong credential is refused, so that nobody takes the open parts for all there is.
+        if not self._is_open(needs) or (scheme and needs is not Needs.SCRAPE):
+            raise await self._refusal()
+
+    def _is_open(self, needs: Needs) -> bool:
+        if self.users or not self.open:
+            return False
+        return needs is Needs.READ or (needs is Needs.SCRAPE and self.webhook_token is None)
+
+    async def _accepts(self, request: web.Request, needs: Needs, scheme: str, credential: str) -> bool:
+        if scheme == "basic" and self.users:
+            name = await self._user(credential)
+            if name is not None:
+                request[WEB_USER] = name
+            request[_AUTHENTICATED] = name is not None
+            return name is not None
+        if scheme != "bearer":
+            return False
+        own = self.webhook_token if needs in (Needs.SCRAPE, Needs.DELIVERY) else None
+        if own is not None and _same(credential, own.get_secret_value()):
+            return True
+        with contextlib.suppress(TokenError):
+            token = await asyncio.to_thread(self.token.get)
+            request[_AUTHENTICATED] = _same(credential, token.get_secret_value())
+        return is_authenticated(request)
+
+    async def _refusal(self) -> Problem:
+        if not self.users:
+            try:
+                await asyncio.to_thread(self.token.get)
+            except TokenError as error:
+                log.warning("there is no API token to compare with", why=str(error))
+                said = f"there is no API token here that can be used: set {self.token.setting} (the log says more)"
+                return Problem(403, "no_token", said)
         realm = "Basic" if self.users else "Bearer"
-        raise Problem(401, "unauthorized", "no or wrong credentials", {"WWW-Authenticate": f'{realm} realm="defib"'})
+        said = "no or wrong credentials: this needs the API token as bearer, or a web user"
+        return Problem(401, "unauthorized", said, {"WWW-Authenticate": f'{realm} realm="defib"'})
 
     async def _user(self, credential: str) -> str | None:
         """The user's name, where the password is theirs."""
@@ -94,8 +128,13 @@ def _same(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
 
 
+def is_authenticated(request: web.Request) -> bool:
+    """Whether the caller showed the API token or is a web user, and may see everything."""
+    return bool(request.get(_AUTHENTICATED, False))
+
+
 def caller(request: web.Request) -> str:
-    """Who asks: a web user's name, or where there are none, what a caller from this machine calls itself."""
+    """Who asks: a web user's name, or what a caller with the API token calls itself."""
     said = request.get(WEB_USER) or request.headers.get("X-Defib-User", "")
     shown = "".join(character for character in str(said) if character.isprintable()).strip()[:60]
     return shown or f"somebody at {request.remote}"

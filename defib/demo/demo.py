@@ -138,6 +138,8 @@ async def _stay(stack: Stack, feishu: StandIn, folder: Path, port: int) -> None:
         ("console", f"{stack.url('remediator')}/"),
         ("feishu", f"{feishu.url}/ (its buttons work)"),
         ("configuration", str(folder / "config")),
+        ("API token", str(stack.token_file)),
+        ("ask it", f"defib incidents 1 --config {folder / 'config'}"),
     ):
         _say(f"  {name:<14}{url}")
     await asyncio.Event().wait()

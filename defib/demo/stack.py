@@ -4,11 +4,12 @@ import asyncio
 import atexit
 import contextlib
 import random
+import secrets
 import shutil
 import socket
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def _reserve(port: int) -> None:
         _reserved.popleft().close()
 
 
+class Credential(httpx.Auth):
+    """The API token, sent to the exporter and the remediator alone, where a request has no other credential."""
+
+    def __init__(self, token: str, ports: Iterable[int]) -> None:
+        self._token, self._ports = token, frozenset(ports)
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        if request.url.port in self._ports and "Authorization" not in request.headers:
+            request.headers["Authorization"] = f"Bearer {self._token}"
+        yield request
+
+
 class Stack:
     """Prometheus, Alertmanager, the exporter and the remediator, kept by a keeper in one folder.
 
@@ -79,7 +92,10 @@ class Stack:
         names = ("exporter", "remediator", "prometheus", "alertmanager", "node")
         self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         self.pids: dict[str, int] = {}
-        self.client = httpx.AsyncClient(trust_env=False, timeout=30.0)
+        self.token_file = folder / "token"  # beside the record
+        self.token = secrets.token_urlsafe(32)
+        self.credential = Credential(self.token, (self.ports[name] for name in ("exporter", "remediator")))
+        self.client = httpx.AsyncClient(trust_env=False, timeout=30.0, auth=self.credential)
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.ports[name]}"
@@ -88,6 +104,8 @@ class Stack:
         """Write the configuration directory; `extra` joins what the stack itself needs."""
         directory = self._folder / "config"
         directory.mkdir(exist_ok=True)
+        self.token_file.touch(mode=0o600)
+        self.token_file.write_text(self.token)
         written = {
             "exporter": {"url": self.url("exporter")},
             "remediator": {
@@ -109,7 +127,7 @@ class Stack:
             raise StartError(
                 f"not on PATH: {', '.join(missing)} (run `make demo`, or install Prometheus and Alertmanager)"
             )
-        (self._folder / "token").write_text(WEBHOOK_TOKEN)
+        (self._folder / "webhook_token").write_text(WEBHOOK_TOKEN)
         await self.start_ours("exporter")
         await self.start_ours("remediator")
         await self.start_alertmanager()
@@ -180,7 +198,7 @@ class Stack:
         }  # fmt: skip
         for shipped, program in own.items():
             text = text.replace(shipped, f"127.0.0.1:{self.ports[program]}")
-        (self._folder / name).write_text(text.replace("secrets/webhook_token", str(self._folder / "token")))
+        (self._folder / name).write_text(text.replace("secrets/webhook_token", str(self._folder / "webhook_token")))
 
     async def get(self, name: str, path: str) -> Any:
         """JSON from one of the four; None where there is none to be had."""

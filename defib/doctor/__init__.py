@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
+
+from pydantic import SecretStr
 
 from defib.doctor import here, hosts, servers
 from defib.doctor.findings import Finding, within
 from fleet.documents import ConfigurationError
 from fleet.loading import Loaded
 from fleet.model import Host
+from runtime import tokens
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
@@ -19,7 +23,9 @@ HOSTS_AT_ONCE = 500
 HOSTS_WITHIN, REST_WITHIN = 25.0, 25.0  # seconds, for all of them
 
 
-async def doctor(load: Callable[[], Loaded], names: Sequence[str], *, send: bool, as_json: bool) -> int:
+async def doctor(
+    load: Callable[[], Loaded], names: Sequence[str], *, token_file: Path | None, send: bool, as_json: bool
+) -> int:
     """Check everything, or the hosts named alone, and print a line for each finding; 1 where something fails.
 
     With `send`, each channel is sent a test.
@@ -32,6 +38,8 @@ async def doctor(load: Callable[[], Loaded], names: Sequence[str], *, send: bool
     except DefibError as error:
         mend = "`defib init DIR` writes a first one; --config or $DEFIB_CONFIG says where it is"
         return _told([Finding("configuration", "is there", "fail", str(error), mend)], as_json)
+    if token_file is not None:
+        loaded = _with_token(loaded, tokens.read(token_file))
     known = loaded.inventory.hosts
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -43,6 +51,12 @@ async def doctor(load: Callable[[], Loaded], names: Sequence[str], *, send: bool
     found = list(chain.from_iterable(reversed(await asyncio.gather(*looks))))
     redact = Redactor(loaded.secrets)
     return _told([replace(each, seen=redact(each.seen)) for each in found], as_json)
+
+
+def _with_token(loaded: Loaded, token: SecretStr) -> Loaded:
+    settings = loaded.inventory.remediator.model_copy(update={"token": token})
+    inventory = loaded.inventory.model_copy(update={"remediator": settings})
+    return Loaded(inventory, loaded.secrets | {token.get_secret_value()})
 
 
 def _told(findings: Sequence[Finding], as_json: bool) -> int:

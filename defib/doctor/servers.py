@@ -1,10 +1,12 @@
 """What the doctor asks the servers: ours, Prometheus, Alertmanager, Grafana."""
 
+import contextlib
 import re
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlencode
 
@@ -19,6 +21,7 @@ from fleet.endpoints import Endpoint
 from fleet.model import Inventory
 from remediator.peers import client_for
 from runtime.errors import DefibError
+from runtime.tokens import ApiToken, TokenError
 
 WITHIN = 5.0  # seconds for each answer
 CLOCK = 5.0  # seconds; a date in a header has whole ones
@@ -28,6 +31,7 @@ WATCHDOG, UNSENT = 120.0, 300.0  # seconds, as the alerts have them
 OURS = ("defib-exporter", "defib-remediator")
 RECORDED = ("service:up:max", "host:up:max", "ALERTS")  # some of what an alert or a dashboard is made from
 WEBHOOK = "/webhook/alertmanager"
+NOBODY = "-"  # what no service is called
 
 
 class _Server:
@@ -62,6 +66,23 @@ class _Server:
         self._clock(response)
         return response
 
+    async def takes(self, token: ApiToken, path: str) -> None:
+        """Note whether it takes the API token; `path` is of a change to something that is not there."""
+        try:
+            shown = {"Authorization": f"Bearer {token.get().get_secret_value()}"} if self.endpoint.auth is None else {}
+        except TokenError as error:
+            mend = f"run this as the remediator's user, name a file with --token-file, or set {token.setting}"
+            self.found("takes the API token", str(error), mend, grave=False)
+            return
+        try:
+            answer = await self.client.post(path, headers=shown, timeout=WITHIN)
+        except httpx.HTTPError as error:
+            self.found("takes the API token", type(error).__name__, "see its log")
+            return
+        problem = f"HTTP {answer.status_code}" if answer.status_code != HTTPStatus.NOT_FOUND else ""
+        mend = f"give it the same {token.setting} as here, or have it read the same token file, and reload it"
+        self.found("takes the API token", problem, mend)
+
     def _clock(self, response: httpx.Response) -> None:
         said = response.headers.get("Date")
         offset = time.time() - parsedate_to_datetime(said).timestamp() if said else 0.0
@@ -93,6 +114,8 @@ async def exporter(inventory: Inventory) -> Sequence[Finding]:
                 others = _configured_otherwise(inventory, services)
                 problem = f"it has another configuration of {', '.join(others[:5])}" if others else ""
                 server.found("has this configuration", problem, mend, grave=False)
+                token = ApiToken("exporter.token", inventory.exporter.token, inventory.remediator.token_file)
+                await server.takes(token, f"/api/v1/services/{NOBODY}/probe")
     return server.findings
 
 
@@ -105,10 +128,16 @@ def _configured_otherwise(inventory: Inventory, services: Sequence[Mapping[str, 
 
 async def remediator(inventory: Inventory) -> Sequence[Finding]:
     settings = inventory.remediator
-    server = _Server("remediator", settings.url, settings.webhook_token)
+    token = ApiToken("remediator.token", settings.token, settings.token_file)
+    shown = settings.webhook_token
+    if shown is None:
+        with contextlib.suppress(TokenError):
+            shown = token.get()
+    server = _Server("remediator", settings.url, shown)
     async with server.client:
         if await server.get("/-/ready") is None or not await _is_healthy(server):
             return server.findings
+        await server.takes(token, f"/api/v1/services/{NOBODY}/reset")
         page = await server.get("/metrics")
         if page is None:
             return server.findings

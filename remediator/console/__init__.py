@@ -15,7 +15,7 @@ from remediator.engine import Engine
 from remediator.notices import templates
 from remediator.notices.stories import in_language
 from runtime.redaction import Redactor
-from runtime.web import Needs, Problem, add_route
+from runtime.web import Needs, Problem, add_route, is_authenticated
 
 SHOWN = 50
 # Nothing is loaded from anywhere, and nothing runs.
@@ -27,8 +27,8 @@ _HEADERS = {
 
 def add_routes(app: web.Application, engine: Engine, database: Database, redact: Redactor) -> None:
     console = _Console(engine, database, redact)
-    add_route(app, "GET", "/", console.index, Needs.USER)
-    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.incident, Needs.USER)
+    add_route(app, "GET", "/", console.index, Needs.READ)
+    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.incident, Needs.READ)
 
 
 class _Console:
@@ -37,7 +37,7 @@ class _Console:
         loader = PackageLoader("remediator", "console")
         self._templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
-    async def index(self, _request: web.Request) -> web.Response:
+    async def index(self, request: web.Request) -> web.Response:
         rows = await self._database.run(pages.open_incidents)
         latest = await self._database.run(pages.page_of_incidents, None, SHOWN)
         automation = await self._database.run(switches.automation)
@@ -45,17 +45,25 @@ class _Console:
         automatic = automation.enabled and self._engine.inventory.remediation.automatic
         closed = [each for each in latest if each["state"] != "open"]
         return await self._page(
-            "index.html", open=rows, closed=closed, automatic=automatic, automation=asdict(automation), held=held
+            request,
+            "index.html",
+            open=rows,
+            closed=closed,
+            automatic=automatic,
+            automation=asdict(automation),
+            held=held,
         )
 
     async def incident(self, request: web.Request) -> web.Response:
         whole = await self._database.run(pages.whole_incident, int(request.match_info["id"]))
         if whole is None:
             raise Problem(404, "unknown_incident", "there is no such incident")
-        return await self._page("incident.html", incident=whole)
+        return await self._page(request, "incident.html", incident=whole)
 
-    async def _page(self, name: str, **shown: Any) -> web.Response:
-        text = await asyncio.to_thread(self._rendered, name, self._redact.within(shown))
+    async def _page(self, request: web.Request, name: str, **shown: Any) -> web.Response:
+        whole = is_authenticated(request)
+        found = self._redact.within(shown if whole else pages.open_part(shown))
+        text = await asyncio.to_thread(self._rendered, name, {**found, "whole": whole})
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 
     def _rendered(self, name: str, shown: dict[str, Any]) -> str:

@@ -226,7 +226,7 @@ async def _to_command() -> bool:
 async def _one(stack: Stack, folder: Path, number: int) -> float:
     """Seconds from posting an alert to its restart's first line; the connection is there already."""
     service = f"down-{number}"
-    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+    async with httpx.AsyncClient(trust_env=False, timeout=30, auth=stack.credential) as client:
         await client.get(f"{stack.url('remediator')}/api/v1/services/{service}/status")
         await client.post(f"{stack.url('remediator')}/api/v1/services/{service}/restart", json={})
 

@@ -125,7 +125,8 @@ def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Pa
     assert {(config / "secrets" / name).stat().st_uid for name in ("webhook_token", "web_config")} == {OWNER}
     exporter_port, remediator_port = free_ports(2)
     for path in config.glob("*.yaml"):
-        path.write_text(path.read_text().replace("http://exporter:9999", f"http://127.0.0.1:{exporter_port}"))
+        text = path.read_text().replace("http://exporter:9999", f"http://127.0.0.1:{exporter_port}")
+        path.write_text(text.replace("http://remediator:9095", f"http://127.0.0.1:{remediator_port}"))
     with container("exporter", config, "exporter", "--listen", f"127.0.0.1:{exporter_port}") as name:
         page = answer(f"http://127.0.0.1:{exporter_port}/metrics", name)
         assert 'service_info{service="prometheus"' in page.text
@@ -140,6 +141,8 @@ def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Pa
                 "defib_remediator"
                 in answer(f"{console}metrics", other, headers={"Authorization": f"Bearer {token}"}).text
             )
+            for each in (other, name):  # commands find the API token in either container
+                assert "automation is off" in well("docker", "exec", each, "defib", "automation", "off")
             assert password not in well("docker", "logs", other)
             well("docker", "stop", "--time", "30", other)
             assert well("docker", "inspect", "--format", "{{.State.ExitCode}}", other) == "0"

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,9 @@ class Loop:
         del written["remediator"]["alertmanager_url"]  # there is none here to ask
         written["remediator"] |= remediator or {}
         path.write_text(yaml.safe_dump(written, sort_keys=False))
+        beside = Path(written["remediator"]["database"].removeprefix("sqlite:///")).parent / "token"
+        if beside != self.stack.token_file:
+            shutil.copy2(self.stack.token_file, beside)
         await self.stack.start_ours("exporter")
         await self.stack.start_ours("remediator")
         for name in services:
@@ -98,9 +102,8 @@ class Loop:
     async def post(self, body: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         url = f"{self.stack.url('remediator')}/webhook/alertmanager"
-        return await self.stack.client.post(
-            url, content=content, headers=TOKEN if headers is None else headers, timeout=30
-        )
+        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+            return await client.post(url, content=content, headers=TOKEN if headers is None else headers)
 
     async def fire(
         self, service: str, name: str = "ServiceDown", status: str = "firing", starts: str = "1"

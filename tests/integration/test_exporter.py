@@ -21,6 +21,7 @@ from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
 from tests.support import eventually, write
 
+TOKEN = {"Authorization": "Bearer t0ken"}
 SERVICES = {
     "up": {"probe": {"every": "200ms", "tcp": {"address": "127.0.0.1:{port}"}}, "provider": "p"},
     "down": {"probe": {"every": "200ms", "tcp": {"address": "127.0.0.1:1"}}},
@@ -32,11 +33,13 @@ class Exporter:
     def __init__(self, keeper: Keeper, folder: Path) -> None:
         self.keeper, self.folder = keeper, folder
         (self.port,) = free_ports(1)
-        self.client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", trust_env=False, timeout=10)
+        base = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.AsyncClient(base_url=base, headers=TOKEN, trust_env=False, timeout=10)
 
     def configure(self, services: dict[str, Any], **more: Any) -> None:
         (self.folder / "config").mkdir(exist_ok=True)
-        (self.folder / "config" / "a.yaml").write_text(yaml.safe_dump({"services": services, **more}))
+        written = {"exporter": {"token": "t0ken"}, "services": services, **more}
+        (self.folder / "config" / "a.yaml").write_text(yaml.safe_dump(written))
 
     async def start(self, *arguments: str) -> None:
         argv = [sys.executable, "-m", "defib", "exporter", "--config", str(self.folder / "config")]
@@ -203,17 +206,26 @@ async def test_after_a_standstill_there_is_no_burst(exporter: Exporter) -> None:
     assert (await exporter.value("defib_exporter_probes_skipped_total") or 0) >= 100
 
 
-async def test_posts_ask_for_the_token_where_there_is_one(exporter: Exporter) -> None:
+async def test_without_a_token_nothing_is_changed_until_there_is_one_beside_the_record(exporter: Exporter) -> None:
     written = yaml.safe_load((exporter.folder / "config" / "a.yaml").read_text())["services"]
-    exporter.configure(written, exporter={"token": "t0ken"})
+    database = {"database": f"sqlite:///{exporter.folder}/record.db"}
+    exporter.configure(written, exporter={}, remediator=database)
     await exporter.start()
-    refused = await exporter.client.post("/api/v1/services/up/probe")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "unauthorized")
-    allowed = await exporter.client.post("/api/v1/services/up/probe", headers={"Authorization": "Bearer t0ken"})
-    assert allowed.status_code == 200
-    assert (await exporter.client.get("/metrics")).status_code == 200
-    foreign = {"Authorization": "Bearer t0ken", "Origin": "http://evil"}
-    assert (await exporter.client.post("/api/v1/services/up/probe", headers=foreign)).status_code == 403
+    del exporter.client.headers["Authorization"]
+    for path in ("/api/v1/services/up/probe", "/-/reload"):
+        refused = await exporter.client.post(path)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (403, "no_token")
+        assert "set exporter.token" in refused.json()["error"]["message"]
+    assert (await exporter.client.get("/api/v1/services/up")).status_code == 200
+    token = exporter.folder / "token"
+    assert f"there is no token file {token}" in (exporter.folder / "log").read_text()
+    token.write_text("later\n")
+    token.chmod(0o644)  # others may have read it
+    exporter.client.headers["Authorization"] = "Bearer later"
+    assert (await exporter.client.post("/-/reload")).status_code == 403
+    token.chmod(0o600)
+    assert (await exporter.client.post("/-/reload")).status_code == 200
+    assert "later" not in (exporter.folder / "log").read_text().replace("until there is one", "")
 
 
 async def test_users_of_a_web_configuration(exporter: Exporter) -> None:
@@ -221,6 +233,7 @@ async def test_users_of_a_web_configuration(exporter: Exporter) -> None:
     web = exporter.folder / "web.yml"
     web.write_text(yaml.safe_dump({"basic_auth_users": {"prometheus": hashed}}))
     await exporter.start("--web.config.file", str(web))
+    del exporter.client.headers["Authorization"]
     assert (await exporter.client.get("/-/healthy")).status_code == 200
     for auth, status in ((None, 401), (("prometheus", "wrong"), 401), (("nobody", "secret"), 401), (("prometheus", "secret"), 200)):  # fmt: skip
         assert (await exporter.client.get("/metrics", auth=auth)).status_code == status

@@ -1,0 +1,228 @@
+"""What callers of the two programs may do without a credential, with a wrong one, and with the right one."""
+
+import asyncio
+import json
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import httpx
+import pytest
+from aiohttp import web
+
+from defib.demo.keeper import Keeper
+from defib.demo.stack import Stack
+from exporter import api as exporter_api
+from remediator import api as remediator_api
+from remediator import console
+from remediator.answers import callback
+from runtime.tokens import ApiToken
+from runtime.web import Access, application
+from runtime.webconfig import WebConfig
+from tests.integration.loop import TOKEN, Loop
+
+# What a route asks for on loopback, where no users are configured: nothing; nothing, but a wrong credential is refused;
+# the API token; that, or the webhook's token.
+Asks = Literal["nothing", "reading", "token", "webhook"]
+ROUTES: dict[str, dict[tuple[str, str], Asks]] = {
+    "exporter": {
+        ("GET", "/-/healthy"): "nothing",
+        ("GET", "/-/ready"): "nothing",
+        ("GET", "/metrics"): "nothing",
+        ("GET", "/api/v1/sd/node-exporter"): "nothing",
+        ("GET", "/api/v1/services"): "reading",
+        ("GET", "/api/v1/services/{id}"): "reading",
+        ("POST", "/api/v1/services/{id}/probe"): "token",
+        ("POST", "/-/reload"): "token",
+    },
+    "remediator": {
+        ("GET", "/-/healthy"): "nothing",
+        ("GET", "/-/ready"): "nothing",
+        ("POST", "/webhook/feishu/{channel}"): "nothing",  # but Feishu's signature
+        ("POST", "/webhook/alertmanager"): "webhook",
+        ("GET", "/metrics"): "webhook",
+        ("GET", "/"): "reading",
+        ("GET", "/incidents/{id}"): "reading",
+        ("GET", "/api/v1/incidents"): "reading",
+        ("GET", "/api/v1/incidents/{id}"): "reading",
+        ("GET", "/api/v1/actions"): "reading",
+        ("GET", "/api/v1/alerts"): "reading",
+        ("GET", "/api/v1/notices"): "reading",
+        ("GET", "/api/v1/automation"): "reading",
+        ("GET", "/api/v1/maintenance"): "reading",
+        ("GET", "/api/v1/services/{id}/explain"): "token",
+        ("GET", "/api/v1/services/{id}/{verb}"): "token",
+        ("POST", "/api/v1/services/{id}/{verb}"): "token",
+        ("POST", "/api/v1/services/{id}/reset"): "token",
+        ("POST", "/api/v1/actions/{number}/approve"): "token",
+        ("POST", "/api/v1/{what}/{number}/acknowledge"): "token",
+        ("PUT", "/api/v1/automation"): "token",
+        ("POST", "/api/v1/maintenance"): "token",
+        ("DELETE", "/api/v1/maintenance/{number}"): "token",
+        ("POST", "/-/reload"): "token",
+    },
+}
+NOT_THERE = {"{id}": "999", "{number}": "999", "{what}": "incidents", "{channel}": "none"}
+SAID = "what-only-the-service-said"
+
+
+def empty(program: str) -> web.Application:
+    """One of the two applications with all its routes and nothing behind them."""
+    app = application(Access(ApiToken("t", None, None)), WebConfig(), ready=lambda: True)
+    nothing = cast("Any", None)
+    if program == "exporter":
+        exporter_api.add_routes(app, nothing, nothing, nothing)
+    else:
+        remediator_api.add_routes(app, nothing, nothing, nothing, nothing, nothing)
+        callback.add_routes(app, nothing, nothing, nothing)
+        console.add_routes(app, nothing, nothing, nothing)
+    return app
+
+
+@pytest.mark.parametrize("program", ROUTES)
+def test_the_table_has_every_route_and_only_reading_is_open(program: str) -> None:
+    resources = [(route.method, route.resource) for route in empty(program).router.routes() if route.resource]
+    there = {(method, resource.canonical) for method, resource in resources if method != "HEAD"}
+    assert there == ROUTES[program].keys()
+    open_ones = {method for (method, path), asks in ROUTES[program].items() if asks in ("nothing", "reading")}
+    assert open_ones <= {"GET"} | ({"POST"} if program == "remediator" else set())  # the signed one
+
+
+def requests(program: str) -> Iterator[tuple[str, str, Asks]]:
+    """Every route, of something that is not there, so that the right credential changes nothing."""
+    for (method, path), asks in ROUTES[program].items():
+        verb = "restart" if method == "POST" else "logs"
+        for name, value in {**NOT_THERE, "{verb}": verb}.items():
+            path = path.replace(name, value)  # noqa: PLW2901
+        yield method, path, asks
+        if method == "GET":
+            yield "HEAD", path, asks
+
+
+@pytest.fixture
+async def anyone() -> AsyncIterator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        yield client
+
+
+async def test_every_route_on_loopback_by_what_is_shown(loop: Loop, anyone: httpx.AsyncClient) -> None:
+    await loop.start({"web": loop.service("web")})
+    right = {"Authorization": f"Bearer {loop.stack.token}"}
+    shown: dict[str, dict[str, str]] = {
+        "none": {}, "empty": {"Authorization": "Bearer"}, "wrong": {"Authorization": f"Bearer {loop.stack.token}x"},
+        "basic": {"Authorization": "Basic YWRtaW46YWRtaW4="}, "webhook": TOKEN, "right": right,
+        "foreign": {**right, "Origin": "http://evil.test"},
+    }  # fmt: skip
+    allowed: dict[Asks, set[str]] = {
+        "nothing": set(shown), "reading": {"none", "right", "foreign"}, "token": {"right", "foreign"},
+        "webhook": {"webhook", "right", "foreign"},
+    }  # fmt: skip
+    for program in ROUTES:
+        for method, path, asks in requests(program):
+            url = f"{loop.stack.url(program)}{path}"
+            for name, headers in shown.items():
+                body = {"content": b"[]"} if method in ("POST", "PUT") else {}
+                answer = await anyone.request(method, url, headers=headers, **body)  # type: ignore[arg-type]
+                may = name in allowed[asks] and not (name == "foreign" and method not in ("GET", "HEAD"))
+                assert (answer.status_code not in (401, 403)) is may, (program, method, path, name, answer.text)
+                assert loop.stack.token not in answer.text
+    for name in ("exporter", "remediator"):
+        assert loop.stack.token not in loop.stack.log(name).read_text()
+
+
+async def test_open_answers_hold_nothing_that_a_service_or_a_command_said(
+    loop: Loop, anyone: httpx.AsyncClient
+) -> None:
+    script = f"echo {SAID} >&2; touch {{alive}}"
+    web_ = loop.service("web", script, host="here")
+    web_["probe"]["command"]["run"] = ["sh", "-c", f"test -e {loop.folder}/web.alive || {{ echo {SAID}; exit 1; }}"]
+    web_["control"]["command"]["logs"] = ["echo", SAID]
+    await loop.start({"web": web_})
+    await loop.kill("web")
+    assert SAID in (await loop.stack.get("exporter", "/api/v1/services/web"))["last"]["message"]
+    assert SAID in json.dumps(await loop.stack.get("exporter", "/api/v1/services"))
+    open_ = (await anyone.get(f"{loop.stack.url('exporter')}/api/v1/services/web")).json()
+    assert (open_["last"]["reason"], open_["last"]["message"]) == ("exit", None)
+    await loop.fire("web")
+    await loop.until_event("up")
+    await loop.fire("web", status="resolved")
+    await loop.until("recovered")
+    whole = await loop.incident()
+    assert {SAID in json.dumps(whole["actions"][0][part]) for part in ("output", "evidence")} == {True}
+    assert SAID in (await loop.ask("GET", "/incidents/1")).text
+    paths = {
+        "exporter": ("/metrics", "/api/v1/services", "/api/v1/services/web"),
+        "remediator": (
+            "/", "/incidents/1", "/api/v1/incidents", "/api/v1/incidents/1", "/api/v1/actions", "/api/v1/alerts",
+            "/api/v1/notices",
+        ),
+    }  # fmt: skip
+    for program, each in paths.items():
+        for path in each:
+            answer = await anyone.get(f"{loop.stack.url(program)}{path}")
+            assert answer.status_code == 200, path
+            assert SAID not in answer.text, path
+    part = (await anyone.get(f"{loop.stack.url('remediator')}/api/v1/incidents/1")).json()
+    assert part.keys() == whole.keys()
+    (action,) = part["actions"]
+    assert (action["state"], action["output"], action["why"], action["evidence"]) == ("succeeded", None, None, [])
+    assert "defib incidents 1" in (await anyone.get(f"{loop.stack.url('remediator')}/incidents/1")).text
+
+
+@pytest.fixture
+async def stack(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Stack]:
+    made = Stack(keeper, tmp_path)
+    yield made
+    await made.client.aclose()
+
+
+async def test_the_first_start_writes_the_token_that_commands_find(stack: Stack, tmp_path: Path) -> None:
+    config = stack.configuration({"services": {"web": {"probe": {"every": "1h", "tcp": {"address": "127.0.0.1:1"}}}}})
+    stack.token_file.unlink()
+
+    async def defib(*arguments: str) -> tuple[int, str]:
+        argv = [sys.executable, "-m", "defib", *arguments, "--config", str(config)]
+        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    status, said = await defib("automation", "off")
+    assert status == 1
+    assert f"there is no token file {stack.token_file}" in said
+    assert "sudo -u defib" in said
+    await stack.start_ours("remediator")
+    assert stat.S_IMODE(stack.token_file.stat().st_mode) == 0o600
+    token = stack.token_file.read_text().strip()
+    assert await defib("automation", "off") == (0, (await defib("automation"))[1])
+    other = tmp_path / "other"
+    other.touch(mode=0o600)
+    other.write_text("an-other-token")
+    status, said = await defib("automation", "on", "--token-file", str(other))
+    assert (status, "HTTP 401" in said, "an-other" in said) == (1, True, False)
+    other.write_text(token)
+    assert (await defib("automation", "on", "--token-file", str(other)))[0] == 0
+    other.chmod(0o644)
+    status, said = await defib("incidents", "--token-file", str(other))
+    assert (status, f"{other} has the mode 0644" in said) == (1, True)
+    # The file is what counts while it runs, and another start does not write over it.
+    stack.token_file.write_text("one-of-our-own")
+    assert (await defib("automation"))[0] == 0
+    assert (await defib("automation", "on", "--token-file", str(other)))[0] == 1
+    log = stack.log("remediator").read_text()
+    assert token not in log
+    assert "one-of-our-own" not in log
+
+
+def test_a_remediator_whose_token_others_may_read_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"remediator: {{database: 'sqlite:///{tmp_path}/record.db'}}\n")
+    (tmp_path / "token").write_text("s3cret-token")
+    (tmp_path / "token").chmod(0o640)
+    argv = [sys.executable, "-m", "defib", "remediator", "--config", str(tmp_path), "--listen", "127.0.0.1:0"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert f"{tmp_path}/token has the mode 0640" in done.stderr
+    assert "s3cret" not in done.stderr
+    assert (tmp_path / "token").read_text() == "s3cret-token"
