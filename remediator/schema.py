@@ -134,7 +134,7 @@ actions = Table(
     Column("incident_id", Integer, ForeignKey("incidents.id")),
     Column("service", String, nullable=False),
     Column("host", String, nullable=False),
-    Column("target", String, nullable=False, server_default=""),  # what is acted on, on the host
+    Column("target", Text, nullable=False, server_default=""),  # what is acted on, on the host
     Column("kind", String, nullable=False),  # restart, recreate, start, stop, reset
     Column("requested_by", String, nullable=False),  # alert, person
     Column("asked_by", String, nullable=False),  # the alert's name, or who the person is

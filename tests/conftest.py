@@ -13,6 +13,7 @@ import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
+import exporter.probes.grpc  # noqa: F401 - sets what grpc reads of the environment before it is loaded
 from defib.cli import have_a_name
 from defib.demo.keeper import Keeper
 from tests import preloaded

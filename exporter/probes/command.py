@@ -7,10 +7,12 @@ from pydantic import Field
 from exporter.expectations import EXAMINED, excerpt, lacks, matches
 from exporter.means import Means
 from exporter.probes import Kind
-from exporter.results import ProbeFailure, Seen
+from exporter.results import ProbeFailure, Reason, Seen
 from fleet.endpoints import Part
 from fleet.shells import ShellError
 from fleet.units import Patterns
+
+CANNOT_RUN = (126, 127)  # a shell's exit statuses of a program that may not be run, or is not there
 
 
 class CommandExpect(Part):
@@ -39,9 +41,10 @@ async def probe_command(options: CommandOptions, means: Means, seen: Seen) -> No
     seen.evidence.update(exit=done.status, stdout=done.stdout[:EXAMINED], stderr=done.stderr[:EXAMINED])
     expect = options.expect
     if done.status != expect.exit:
+        reason: Reason = "shell" if done.status in CANNOT_RUN else "exit"
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
         tail = f": {excerpt(said[-1].encode(), seen)}" if said else ""
-        raise ProbeFailure("exit", f"{options.run[0]} exited {done.status}, expected {expect.exit}{tail}")
+        raise ProbeFailure(reason, f"{options.run[0]} exited {done.status}, expected {expect.exit}{tail}")
     text = done.stdout.rstrip("\n").encode()  # as $(…) has it, so that `$` means the end of the last line
     matches(expect.stdout_matches, text, "stdout", seen)
     lacks(expect.stdout_lacks, text, "stdout", seen)

@@ -79,8 +79,10 @@ async def probe_python(options: PythonOptions, means: Means, seen: Seen) -> None
     argv = [sys.executable, "-P", str(CHILD)]
     done = await LocalShell(looking=True).run(argv, timeout=means.timeout, stdin=json.dumps(wanted).encode())
     seen.evidence["printed"] = seen.redact(done.stderr[-EXAMINED:])[-1000:]
-    if done.status is None:
+    if done.status is None and done.late:
         raise ProbeFailure("timeout", f"{options.call} did not end within {means.timeout:g} s")
+    if done.status is None:
+        raise ProbeFailure("error", f"{options.call}: {done.why}")
     try:
         told = _Told.model_validate_json(done.stdout)
     except ValueError:

@@ -439,6 +439,7 @@ def test_no_alert_is_forgotten() -> None:
         "ExporterOverloaded",
     }  # fmt: skip
     elsewhere = {
+        "ConfigMismatch": "would hold every restart; tests/integration/test_lifecycle.py has it",
         "LLMSlow": "compares with two hours before",
         "HostDiskFilling": "looks back over hours",
     }

@@ -79,6 +79,10 @@ class World:
         ]
         return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
 
+    def identifier(self) -> str:
+        argv = ["docker", "inspect", "--format", "{{.Id}}", self.container]
+        return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+
     def kill(self) -> None:
         subprocess.run(["docker", "kill", self.container], capture_output=True, check=True)
 
@@ -119,7 +123,7 @@ async def test_a_container_that_dies_is_restarted_once_and_people_are_told(world
     incident = await world.incident()
     assert (incident["state"], incident["recovered_by"]) == ("recovered", "defib")
     (action,) = incident["actions"]
-    assert (action["state"], action["exit_status"], action["output"]) == ("succeeded", 0, world.container)
+    assert (action["state"], action["exit_status"], action["output"]) == ("succeeded", 0, world.identifier())
     after = world.started_at()
     assert after != before
     assert after.split()[1:] == ["true", "0"]

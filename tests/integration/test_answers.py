@@ -134,7 +134,7 @@ async def test_silencing_without_alertmanager_is_told(loop: Loop, card: Message)
 @pytest.mark.needs("prometheus-alertmanager")
 async def test_silenced_in_alertmanager(loop: Loop) -> None:
     loop.stack._folder.mkdir(exist_ok=True)
-    (loop.folder / "token").write_text("x")
+    (loop.folder / "webhook_token").write_text("x")
     await loop.stack.start_alertmanager()
     card = await begin(loop, encrypt_key=ENCRYPT_KEY, remediator={"alertmanager_url": loop.stack.url("alertmanager")})
     assert (await press(loop, card, "silence")).startswith("Silenced until ")

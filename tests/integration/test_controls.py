@@ -26,7 +26,7 @@ from tests.support import eventually
 async def control(kind: str, verb: Verb, options: object, shell: Shell | None = None) -> Completed:
     chosen = CONTROLS[kind]
     made = chosen.options.model_validate(options)
-    return await chosen.control(verb, made, Hands(shell or LocalShell(), Sudo(), 20.0))
+    return await chosen.control(verb, made, Hands(shell or LocalShell(), Sudo(), 60.0))
 
 
 def started_at(container: str) -> str:
@@ -98,7 +98,7 @@ async def test_compose(container: str, tmp_path: Path) -> None:
     project = tmp_path / f"project{os.getpid()}"
     project.mkdir()
     (project / "docker-compose.yml").write_text(
-        f"version: '3'\nservices:\n  worker: {{image: {container}, command: sleep 1000, network_mode: host}}\n"
+        f"version: '3'\nservices:\n  worker: {{image: {container}, command: sleep 1000, network_mode: host, stop_signal: KILL}}\n"
     )
     options = {"directory": str(project), "service": "worker"}
     with pytest.raises(Gone, match=f"there is no container of the compose service worker of {project} on the host"):

@@ -76,7 +76,8 @@ async def test_an_incident_is_held_while_nobody_can_see_its_service(loop: Loop) 
     await loop.keeper.kill(loop.stack.pids["exporter"], signal.SIGKILL)
     await loop.fire("web", status="resolved")
     held = await loop.until_event("wait", "blind")
-    assert held["detail"]["detail"] == "its alerts are over, but the exporter cannot be asked"
+    # It may have been asked a moment before it was killed.
+    assert held["detail"]["detail"].startswith("its alerts are over, but the exporter ")
     await loop.until_cards("Service down: web", "Nobody can see how it is: web")
     (loop.folder / "web.alive").touch()
     await loop.stack.start_ours("exporter")
@@ -278,7 +279,7 @@ async def test_with_prometheus_gone_host_down_is_not_called_over(loop: Loop) -> 
 
 
 async def start_alertmanager_of_shipped(loop: Loop) -> None:
-    (loop.folder / "token").write_text(WEBHOOK_TOKEN)
+    (loop.folder / "webhook_token").write_text(WEBHOOK_TOKEN)
     await loop.stack.start_alertmanager()
 
 

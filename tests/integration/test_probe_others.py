@@ -55,7 +55,7 @@ COMMANDS = [
     ({"run": ["echo", "all well"], "expect": {"stdout_lacks": "well"}}, "body", "must not"),
     ({"run": ["sh", "-c", "echo why >&2; exit 3"]}, "exit", "sh exited 3, expected 0: 'why'"),
     ({"run": ["sh", "-c", "exit 3"], "expect": {"exit": 3}}, None, ""),
-    ({"run": ["no-such-program"]}, "exit", "no-such-program exited 127"),
+    ({"run": ["no-such-program"]}, "shell", "no-such-program exited 127"),
     ({"run": ["sleep", "60"]}, "timeout", "within 1 s"),
     ({"run": ["echo", "$HOME;`id`"], "expect": {"stdout_matches": "^\\$HOME;`id`$"}}, None, ""),
 ]

@@ -149,7 +149,7 @@ def hanging(context):
         ("half", "state", "? half"),
         ("broken", "error", "checks.mine:broken raised KeyError"),
         ("leaving", "error", "checks.mine:leaving raised SystemExit: 3"),
-        ("dying", "error", "ended its process with status -9"),
+        ("dying", "error", "signal 9 ended"),
         ("missing", "error", "AttributeError"),
         ("hanging", "timeout", "no answer within 2 s"),
     ],

@@ -91,7 +91,7 @@ async def test_a_restart_that_said_0_and_did_not_help_has_failed(loop: Loop) -> 
     await loop.until_event("refuse", "attempts-used-up")
     (action,) = (await loop.incident())["actions"]
     assert (action["command"], action["state"]) == ("succeeded", "failed")
-    assert "not up within 2 s; exit: test exited 1" in action["why"]
+    assert "not up within 6 s; exit: test exited 1" in action["why"]
 
 
 async def test_a_service_that_dies_again_within_hold_was_not_brought_back(loop: Loop) -> None:

@@ -17,7 +17,7 @@ WEB = {"service": "web", "host": "h", "severity": "critical"}
 @pytest.fixture
 async def stack(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Stack]:
     made = Stack(keeper, tmp_path, hurried=False, fallback="http://127.0.0.1:1/")
-    (tmp_path / "token").write_text("token")
+    (tmp_path / "webhook_token").write_text("token")
     await made.start_alertmanager()
     yield made
     await made.client.aclose()

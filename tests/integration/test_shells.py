@@ -335,7 +335,9 @@ async def test_a_control_that_was_not_run_says_so(host: Sshd, tmp_path: Path) ->
         "job": {"host": "h", "probe": {"command": {"run": ["false"]}}, "control": {"docker": {"container": "web"}}}
     }
     folder = tmp_path / "config"
-    inventory_of(folder, {"hosts": {"h": {"address": "127.0.0.1", "ssh": ssh}}, "services": services})
+    await asyncio.to_thread(
+        inventory_of, folder, {"hosts": {"h": {"address": "127.0.0.1", "ssh": ssh}}, "services": services}
+    )
     for arguments in (["control", "job", "restart", "--direct"], ["doctor", "h"]):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "defib", *arguments, "--config", str(folder),

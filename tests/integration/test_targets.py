@@ -68,7 +68,7 @@ def test_a_compose_project_of_the_same_name(container: str, tmp_path: Path) -> N
     for folder in (one, other):
         (folder / "below").mkdir(parents=True)
         (folder / "docker-compose.yml").write_text(
-            f"version: '3'\nservices:\n  web: {{image: {container}, command: sleep 1000, network_mode: host}}\n"
+            f"version: '3'\nservices:\n  web: {{image: {container}, command: sleep 1000, network_mode: host, stop_signal: KILL}}\n"
         )
 
     async def tried() -> None:
@@ -197,7 +197,8 @@ async def test_a_manager_that_is_away_or_not_installed(tmp_path: Path, monkeypat
     for verb in sorted(VERBS):
         with pytest.raises(ShellError, match=r"^gpu-01: Cannot connect to the Docker daemon at "):
             await control("docker", verb, {"container": "web"})
-    (tmp_path / "sh").symlink_to("/bin/sh")
+    for tool in ("sh", "cat"):  # all that is there
+        (tmp_path / tool).symlink_to(f"/bin/{tool}")
     monkeypatch.setenv("PATH", str(tmp_path))
     project = {"directory": str(tmp_path), "service": "web"}
     (tmp_path / "compose.yaml").touch()

@@ -18,7 +18,7 @@ def upgrade() -> None:
     )
     op.add_column("incidents", sa.Column("starting_since", sa.Float(), nullable=True))
     op.add_column("incidents", sa.Column("quiet", sa.Integer(), nullable=False, server_default="0"))
-    op.add_column("actions", sa.Column("target", sa.String(), nullable=False, server_default=""))
+    op.add_column("actions", sa.Column("target", sa.Text(), nullable=False, server_default=""))
     # What was done before is known by its service alone.
     op.execute("UPDATE actions SET target = 'service:' || service")
     op.create_index("actions_of_target", "actions", ["host", "target", "claimed_at"])
