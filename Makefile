@@ -5,7 +5,7 @@ PARTS := $(CURDIR)/.parts
 BIN := $(VENV)/bin
 ARGS ?=
 # Most tests wait for something most of the time.
-WORKERS ?= $(shell n=$$(( $$(nproc) * 4 )); echo $$(( n > 16 ? 16 : n )))
+WORKERS ?= $(shell n=$$(( $$(nproc) * 3 )); echo $$(( n > 16 ? 16 : n )))
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=20
 export PATH := $(PARTS)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 

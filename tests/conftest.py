@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import shutil
 import socket
@@ -65,6 +66,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
     config.stash[LEFT_OUT] = left_out
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of items live until the end: looking through them again and again takes long
 
 
 @pytest.hookimpl(optionalhook=True)
