@@ -100,7 +100,7 @@ class _Api:
     async def probe(self, request: web.Request) -> web.Response:
         watch = self._watch(request)
         result = await self._watcher.probe_now(watch)
-        known = {"digest": watch.service.digest, "host_up": self._watcher.host_up(watch.service.host)}
+        known = {"digest": watch.digest, "host_up": self._watcher.host_up(watch.service.host)}
         told = {**outcome(result, messages=True), **known}
         return web.json_response({"service": watch.service.id, "up": watch.state.up, **told})
 
@@ -141,7 +141,7 @@ def summary(watch: Watch, host_up: bool | None, *, messages: bool) -> dict[str, 
         "last_success": rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
         "last": None if watch.last is None else outcome(watch.last, messages=messages),
-        "digest": service.digest,
+        "digest": watch.digest if watch.last is not None else service.digest,
         "host_up": host_up,
     }
 

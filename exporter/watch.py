@@ -37,6 +37,7 @@ class Watch:
     def __init__(self, service: Service) -> None:
         self.state = State()
         self.last: Result | None = None
+        self.digest = service.digest  # of the configuration that the last result is of
         self.failures: Counter[Reason] = Counter()
         self.recent: deque[Result] = deque(maxlen=FAILURES_KEPT)
         self.lock = asyncio.Lock()
@@ -53,15 +54,15 @@ class Watch:
     def lines(self) -> dict[str, str]:
         return self.series.render(self.state, self.last, self.failures)
 
-    def record(self, result: Result, now: float) -> None:
-        """Take a result at `now` of the event loop's clock."""
+    def record(self, result: Result, now: float, digest: str) -> None:
+        """Take a result of the configuration `digest`, at `now` of the event loop's clock."""
         rules = self.service.probe
         before = self.state
         self.state = before.after(result, fail_after=rules.fail_after, recover_after=rules.recover_after)
         if self.state.up is not before.up:
             self.changed = now
         news = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)
-        self.last = result
+        self.last, self.digest = result, digest
         trace = result.seen.evidence.get("traceback")
         # For `defib probe` only, or for while it ran: of 10,000 services it would be much.
         result.seen.evidence.clear()
@@ -206,7 +207,7 @@ class Watcher:
             )
         finally:
             self._metrics.in_flight.dec()
-        watch.record(result, asyncio.get_running_loop().time())
+        watch.record(result, asyncio.get_running_loop().time(), service.digest)
         if self.watches.get(service.id) is watch:
             self.page.put(service.id, watch.lines())
         self._metrics.latency.labels(service.provider, service.category).observe(result.duration)

@@ -52,7 +52,7 @@ class Actor:
         self._shells = Shells(inventory.hosts, control=True)
         self._group: asyncio.TaskGroup | None = None  # there is none before the start and after the stop
         self._claiming = asyncio.Lock()
-        self._commanding: set[asyncio.Task[Any]] = set()
+        self._commanding: dict[asyncio.Task[Any], tuple[str, str]] = {}  # the host and target of each
         self._running: dict[int, tuple[Claim, asyncio.Task[None]]] = {}  # by action
 
     async def begin(self, group: asyncio.TaskGroup) -> None:
@@ -95,11 +95,14 @@ class Actor:
         async with self._claiming:
             if self._group is None:
                 return "stopping"
+            # A command goes on though its service has left the inventory, and its action has ended.
+            if (service.host, service.target) in self._commanding.values():
+                return Decision("wait", "target-busy")
             claimed = await self._database.run_first(claim)
             if isinstance(claimed, Claim):
                 command = asyncio.create_task(self._command(claimed, service, doing), name=f"command {service.id}")
-                self._commanding.add(command)
-                command.add_done_callback(self._commanding.discard)
+                self._commanding[command] = service.host, service.target
+                command.add_done_callback(lambda done: self._commanding.pop(done, None))
                 self._start(self._carry_out(command, service), claimed)
             return claimed
 
@@ -226,13 +229,15 @@ class Actor:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + max(0.0, ends - self._database.clock.now())
         look = FIRST_LOOK
+        told = False  # whether a probe since the command has said something of the service
         while True:
             try:
                 seen = await self._exporter.probe(service.id, service.probe.timeout)
                 if seen.success and seen.up:
                     break
                 last = f"{seen.reason}: {seen.message}" if not seen.success else "not up for long enough"
-                checked = seen.success or seen.reason not in rules.never_for
+                told = told or seen.success or seen.reason not in rules.never_for
+                checked = told
             except PeerError as error:
                 last, checked = f"the exporter could not be asked: {error}", False
             if loop.time() >= deadline and not checked:

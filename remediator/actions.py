@@ -135,6 +135,8 @@ def claim_for_person(
     claimed = _insert(connection, incident, service, kind, "person", by, now, overruled=overruled)
     _keep(connection, claimed, before, now)
     if kind == "stop":
+        if incident is not None:
+            cancel_queued(connection, incident, now)  # what was approved before is overtaken
         stops.put(connection, stops.sharing(inventory, service), claimed.id, by, now)
     return claimed
 

@@ -122,6 +122,8 @@ def decided(
     before = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     _keep_probe(connection, before, observed)
     if (before.verb, before.reason) == (decision.verb, decision.reason):
+        if decision.reason in NEEDS_PERSON:
+            return _tell_of_need(connection, notify, before, decision, now)
         return decision.verb == "wait" and _tell_of_wait(connection, notify, before, decision, now)
     queued = decision.reason in QUEUED
     values: dict[str, Any] = {
@@ -144,9 +146,29 @@ def decided(
         content = {"service": before.service, "why": decision.detail}
         tell_of(connection, notify, incident, "stopped_by_hand", content, now)
     if decision.reason in NEEDS_PERSON:
-        content = {"service": before.service, "reason": decision.reason, "why": decision.detail}
-        person_needed(connection, notify, incident, content, now)
+        _tell_of_need(connection, notify, before, decision, now)
     return True
+
+
+def _tell_of_need(connection: Connection, notify: Notify, row: Row[Any], decision: Decision, now: float) -> bool:
+    """Tell that a person is needed, unless that is known; a reason that may pass by itself must have lasted."""
+    if row.person_needed_at is not None:
+        return False
+    if decision.reason == "not-restartable":
+        since = _since(connection, row, "refuse")
+        if since is None or now - since < WAIT_TOO_LONG:
+            return False
+    content = {"service": row.service, "reason": decision.reason, "why": decision.detail}
+    person_needed(connection, notify, row.id, content, now)
+    return True
+
+
+def _since(connection: Connection, row: Row[Any], event: str) -> float | None:
+    """When the last event of this kind was noted."""
+    at: float | None = connection.scalar(
+        select(func.max(timeline.c.at)).where(timeline.c.incident_id == row.id, timeline.c.event == event)
+    )
+    return at
 
 
 def _keep_probe(connection: Connection, before: Row[Any], observed: Observation | None) -> None:
@@ -178,9 +200,7 @@ def _tell_of_wait(connection: Connection, notify: Notify, row: Row[Any], decisio
     """Tell people, once, of a wait that has become long, and until when it lasts where that is known."""
     if decision.reason in _TOLD_OTHERWISE:
         return False
-    since = connection.scalar(
-        select(func.max(timeline.c.at)).where(timeline.c.incident_id == row.id, timeline.c.event == "wait")
-    )
+    since = _since(connection, row, "wait")
     if since is None or now - since < WAIT_TOO_LONG:
         return False
     content = {"service": row.service, "reason": decision.reason, "why": decision.detail, "until": decision.ends}
@@ -303,6 +323,8 @@ def tell_of(
     if kind in get_args(Closed):  # who was told that a person is needed is told that nobody is any more
         begun += outbox.told_of_incident(connection, incident, "person_needed")
     channels = notify.channels_after(begun, labels, kind)
+    if kind == "person_needed":  # whoever has heard of it, or has not: those of today's routes hear this
+        channels = list(dict.fromkeys([*notify.channels_for(labels, kind), *channels]))
     about = about or f"{kind} incident {incident}"
     return outbox.put(connection, notify, channels, kind, about, labels, content, now, incident=incident) > 0
 

@@ -18,6 +18,7 @@ _WITHHELD = frozenset(
     for column in table.columns
     if isinstance(column.type, Text)
 ) | {"evidence", "said", "message"}
+_FACTS = frozenset({"before", "after"})  # of a target: their state may quote an answer or a command's output
 _TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_seen")
 
 
@@ -99,7 +100,10 @@ def page_of_actions(connection: Connection, before: int | None, limit: int) -> l
 def open_part(value: Any) -> Any:
     """Rows without the texts that hosts, services and servers gave, which only callers with a credential may see."""
     if isinstance(value, dict):
-        return {key: _without(item) if key in _WITHHELD else open_part(item) for key, item in value.items()}
+        return {
+            key: None if key in _FACTS else _without(item) if key in _WITHHELD else open_part(item)
+            for key, item in value.items()
+        }
     return [open_part(item) for item in value] if isinstance(value, list) else value
 
 

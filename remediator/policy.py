@@ -50,7 +50,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Done:
-    """The last action on a target, whichever service it was for: when its command ran, and whether it succeeded."""
+    """An action on a target, whichever service it was for: when its command ran, and whether it succeeded."""
 
     began: float
     ended: float | None  # None while it runs
@@ -72,7 +72,7 @@ class Past:
     blocked: Blocked | None = None  # what only a person can mend, met by the last try in this incident
     healing_since: float | None = None  # when it was first seen to be healing itself, in this incident
     starting_since: float | None = None  # when it was first left alone as just started, in this incident
-    done: Done | None = None
+    done: Sequence[Done] = ()  # the last actions on the target
 
 
 @dataclass(frozen=True)
@@ -296,17 +296,18 @@ def _stopped_by_hand(_service: Service, rules: Remediation, situation: Situation
     """What a person stopped is not started; what our own action stopped, and could not start again, is."""
     if not situation.stopped_by_hand or situation.approved or not rules.respect_stop:
         return None
-    done, since = situation.past.done, situation.stopped_for
-    if done is None or done.succeeded or since is None or not done.covers(situation.now - since, STOP_DIFFERS):
-        return Held(situation.stopped_by_hand)
-    return None
+    since = situation.stopped_for
+    half_done = [done for done in situation.past.done if not done.succeeded]
+    if since is not None and any(done.covers(situation.now - since, STOP_DIFFERS) for done in half_done):
+        return None
+    return Held(situation.stopped_by_hand)
 
 
 def _starting(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
     """What somebody else has just started is left alone for as long as a start may take, once in an incident."""
     patience = service.control.start_within if service.control is not None else 0.0
     now, age, past = situation.now, situation.age, situation.past
-    if age is None or age >= patience or (past.done is not None and past.done.covers(now - age, START_DIFFERS)):
+    if age is None or age >= patience or any(done.covers(now - age, START_DIFFERS) for done in past.done):
         return None
     if past.starting_since is not None and now - past.starting_since >= patience:
         return None
@@ -357,6 +358,7 @@ GATES: Mapping[Refusal | Wait, Gate] = {
     "blind": _blind,
     "config-mismatch": _config_mismatch,
     "already-up": _already_up,
+    "host-down": _host_down,  # before what a host that is down makes of every probe
     "not-restartable": _not_restartable,
     "host-key-changed": _blocked_by("host-key-changed"),
     "sudo-refused": _blocked_by("sudo-refused"),
@@ -366,7 +368,6 @@ GATES: Mapping[Refusal | Wait, Gate] = {
     "silenced": _silenced,
     "alert-gone": _alert_gone,
     "backing-off": _backing_off,
-    "host-down": _host_down,
     "dependency-down": _dependency_down,
     "storm": _storm,
     "stopped-by-hand": _stopped_by_hand,

@@ -11,6 +11,7 @@ from remediator.incidents import firing_names, host_is_down
 from remediator.policy import BUDGET_WINDOW, Done, Past, Present, Situation, next_step, since_refill
 from remediator.schema import actions, incidents
 
+DONE = 20  # actions on a target that are looked back over for a stop or start of our own
 HISTORY = 100  # incidents of a target that are looked back over for its budget, and tries for its back-off
 
 
@@ -55,9 +56,9 @@ def past_of(connection: Connection, service: str, incident: int, window: float) 
     )
 
 
-def done_to(connection: Connection, service: str, host: str, target: str) -> Done | None:
-    """The last action on a target, whichever service it was for."""
-    row = connection.execute(
+def done_to(connection: Connection, service: str, host: str, target: str) -> list[Done]:
+    """The last actions on a target, whichever service they were for, the newest first."""
+    rows = connection.execute(
         select(actions.c.claimed_at, actions.c.command, actions.c.command_ended_at, actions.c.ended_at)
         .where(
             or_(actions.c.service == service, and_(actions.c.host == host, actions.c.target == target)),
@@ -65,12 +66,16 @@ def done_to(connection: Connection, service: str, host: str, target: str) -> Don
             actions.c.kind != "reset",
         )
         .order_by(actions.c.claimed_at.desc())
-        .limit(1)
-    ).first()
-    if row is None:
-        return None
-    ended = row.command_ended_at if row.command_ended_at is not None else row.ended_at
-    return Done(row.claimed_at, ended, row.command == "succeeded")
+        .limit(DONE)
+    )
+    return [
+        Done(
+            row.claimed_at,
+            row.command_ended_at if row.command_ended_at is not None else row.ended_at,
+            row.command == "succeeded",
+        )
+        for row in rows
+    ]
 
 
 def present_of(connection: Connection, service: str, host: str, now: float, target: str = "") -> Present:
@@ -105,8 +110,8 @@ def situation_now(
     target = known.target if known is not None else ""
     done = done_to(connection, service, name, target)
     past = replace(past_of(connection, service, incident, rules.window), done=done)
-    if done is not None:
-        past = replace(past, last_action=max(past.last_action, done.began))
+    if done:
+        past = replace(past, last_action=max(past.last_action, done[0].began))
     step = next_step(known, rules, past) if known is not None else None
     held = switches.maintenance_of(connection, service, name, group, now)
     return replace(

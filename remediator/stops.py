@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, select
+from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from fleet.model import Inventory, Service
-from remediator.schema import actions, stops
+from remediator.schema import actions, incidents, stops
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,17 @@ def ended(connection: Connection) -> list[Stop]:
 def remove(connection: Connection, service: str) -> None:
     """Record that a service runs again."""
     connection.execute(delete(stops).where(stops.c.service == service))
+    _speak_again(connection, [service])
 
 
 def withdraw(connection: Connection, action: int) -> None:
     """Record that a stop stopped nothing."""
+    found = list(connection.scalars(select(stops.c.service).where(stops.c.action_id == action)))
     connection.execute(delete(stops).where(stops.c.action_id == action))
+    _speak_again(connection, found)
+
+
+def _speak_again(connection: Connection, services: Iterable[str]) -> None:
+    """What comes of their open incidents from now on is told."""
+    mine = incidents.c.service.in_(list(services)) & (incidents.c.state == "open")
+    connection.execute(update(incidents).where(mine).values(quiet=0))

@@ -16,11 +16,12 @@ Kind = Literal["loopback", "link-local", "metadata", ""]
 _METADATA = frozenset(
     map(
         ipaddress.ip_address,
-        # AWS (IPv6), Alibaba Cloud, Azure's WireServer, Oracle Cloud; the others are link-local.
-        ("fd00:ec2::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
+        # AWS and Google (IPv6), Alibaba Cloud, Azure's WireServer, Oracle Cloud; the others are link-local.
+        ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
     )
 )
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the IPv4 address stands in the last 32 bits
+# NAT64 (RFC 6052, RFC 8215), IPv4-compatible and IPv4-translated: the IPv4 address stands in the last 32 bits.
+_EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")))
 
 
 def kind_of(address: str) -> Kind:
@@ -39,7 +40,7 @@ def _embedded(
     """The IPv4 address that an IPv6 address stands for, where it does."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
-    if address in _NAT64:
+    if any(address in network for network in _EMBEDDING) and int(address) > 1:  # but :: and ::1
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or address
 

@@ -15,6 +15,7 @@ from remediator.schema import alerts, incidents, notices, stops
 
 AT_ONCE = 10_000  # abouts that one query looks up
 _UP = "already-up"
+ON_PURPOSE = ("stopped", "stopped-by-hand")  # reasons
 PERSON_NEEDED_EVERY = 1800.0  # where the route says nothing of reminders
 
 
@@ -60,7 +61,11 @@ def _call_again(connection: Connection, notify: Notify, now: float) -> int:
     """Tell again that a person is needed, where nobody has acknowledged it; how many notices were written."""
     # One that answers, or whose alerts are over, is watched: it needs nobody unless it goes down again.
     is_down = and_(func.coalesce(incidents.c.verb, "") != "nothing", func.coalesce(incidents.c.reason, "") != _UP)
-    needed = and_(incidents.c.state == "open", incidents.c.acknowledged_at.is_(None), is_down)
+    on_purpose = incidents.c.service.in_(select(stops.c.service))
+    by_hand = func.coalesce(incidents.c.reason, "").in_(ON_PURPOSE)
+    needed = and_(
+        incidents.c.state == "open", incidents.c.acknowledged_at.is_(None), is_down, ~on_purpose, ~by_hand
+    )  # fmt: skip
     told: Any = connection.execute(
         select(
             incidents.c.id, incidents.c.labels, incidents.c.person_needed_at, notices.c.channel,
@@ -89,7 +94,8 @@ def _call_again_in(connection: Connection, notify: Notify, row: Row[Any], now: f
 def _troubles(connection: Connection) -> list[Trouble]:
     """Open incidents of services that are down, and alerts that fire of what is not down."""
     on_purpose = incidents.c.service.in_(select(stops.c.service))
-    down = select(incidents).where(incidents.c.state == "open", incidents.c.labels.is_not(None), ~on_purpose)
+    by_hand = func.coalesce(incidents.c.reason, "").in_(ON_PURPOSE)
+    down = select(incidents).where(incidents.c.state == "open", incidents.c.labels.is_not(None), ~on_purpose, ~by_hand)
     of_services = [
         Trouble(
             "down", outbox.about_incident(row.id), row.labels, {}, row.acknowledged_at is not None, row.id,

@@ -372,7 +372,8 @@ async def test_nor_to_what_only_this_machine_reaches(tmp_path: Path, host: str) 
         ("10.0.0.7", ""), ("192.168.1.1", ""), ("2001:db8::1", ""), ("127.8.8.8", "loopback"), ("::1", "loopback"),
         ("::ffff:127.0.0.1", "loopback"), ("64:ff9b::7f00:1", "loopback"), ("2002:7f00:1::", "loopback"),
         ("0.0.0.0", "loopback"), ("::", "loopback"), ("169.254.1.1", "link-local"), ("fe80::1%eth0", "link-local"),
-        ("168.63.129.16", "metadata"),
+        ("168.63.129.16", "metadata"), ("::127.0.0.1", "loopback"), ("::ffff:0:7f00:1", "loopback"), ("fd20:ce::254", "metadata"),
+        ("64:ff9b:1::a9fe:a9fe", "link-local"),
     ],
 )  # fmt: skip
 def test_kinds_of_addresses(address: str, kind: str) -> None:

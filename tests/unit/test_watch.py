@@ -28,7 +28,7 @@ async def test_a_failure_is_logged_when_it_changes_and_then_every_ten_minutes(
         (0, "connect"), (30, "connect"), (599, "connect"), (600, "connect"), (601, "timeout"), (1200, "timeout"),
         (1201, "timeout"), (1800, None), (9999, None),
     ):  # fmt: skip
-        watch.record(result(reason), now)  # type: ignore[arg-type]
+        watch.record(result(reason), now, "")  # type: ignore[arg-type]
         if capsys.readouterr().out:
             told.append(now)
     assert told == [0, 600, 601, 1201, 1800]
@@ -37,6 +37,6 @@ async def test_a_failure_is_logged_when_it_changes_and_then_every_ten_minutes(
 async def test_the_last_twenty_failures_are_kept_without_their_evidence(service: Service) -> None:
     watch = Watch(service)
     for now in range(30):
-        watch.record(result("connect"), now)
+        watch.record(result("connect"), now, "")
     assert len(watch.recent) == 20
     assert not any(each.seen.evidence or each.seen.overdue for each in watch.recent)
