@@ -298,6 +298,8 @@ async def test_one_fault_for_each_file_of_rules(keeper: Keeper, tmp_path: Path, 
     files = {path.stem for path in RULES for rule in rules(path) if rule.get("alert") in AT_ONCE.values()}
     assert files == {path.stem for path in RULES}
     async with running(keeper, tmp_path, systemd, hurried=True) as fleet:
+        # Where a card is that is lost afterwards is known only once it has been seen.
+        await eventually(lambda: fleet.ask('gpu_healthy{gpu="3"} == 1'))
         for fault in faults:
             await call(fault.do, fleet)
         await all_arrive(fleet, told, "firing", 240)
