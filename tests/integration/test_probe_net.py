@@ -191,7 +191,7 @@ async def test_dns(tmp_path: Path, name_server: int, options: Any, reason: str |
         ({"address": "127.0.0.1"}, None),
         ({"address": "::1", "count": 2, "expect": {"replies": 2}}, None),
         ({"address": "localhost", "ip": 4, "ttl": 3, "size": 999, "dont_fragment": True}, None),
-        ({"address": "127.0.0.1", "expect": {"faster_than": "1ms"}, "count": 3}, None),
+        ({"address": "127.0.0.1", "expect": {"faster_than": "5s"}, "count": 3}, None),
         ({"address": "nowhere.invalid"}, "resolve"),
         ({"address": "127.0.0.1", "ip": 6}, "resolve"),
         ({"address": "127.0.0.1", "source": "192.0.2.1"}, "connect"),
