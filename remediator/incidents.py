@@ -215,9 +215,7 @@ def _tell_of_wait(connection: Connection, notify: Notify, row: Row[Any], decisio
 def tell_of_blindness(connection: Connection, notify: Notify, incident: int, before: float, now: float) -> bool:
     """Tell people, once, that nobody has been able to see since `before` how a service is."""
     row = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
-    since = connection.scalar(
-        select(func.max(timeline.c.at)).where(timeline.c.incident_id == incident, timeline.c.event == "wait")
-    )
+    since = _since(connection, row, "wait")
     if since is None or since > before:
         return False
     content = {"service": row.service, "why": row.detail or ""}
