@@ -55,15 +55,16 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what cannot run on this machine, and remember it."""
     left_out: dict[str, list[str]] = {}
-    kept = []
+    kept, dropped = [], []
     for item in items:
         wanted = [program for mark in item.iter_markers("needs") for program in mark.args]
         missing = sorted({program for program in wanted if _missing(program)})
         if missing:
             left_out.setdefault(", ".join(missing), []).append(item.nodeid)
+            dropped.append(item)
         else:
             kept.append(item)
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    config.hook.pytest_deselected(items=dropped)
     items[:] = kept
     config.stash[LEFT_OUT] = left_out
 

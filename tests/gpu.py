@@ -27,7 +27,7 @@ if asked == "--help-query-gpu":
 elif asked.startswith("--query-gpu="):
     fields = asked.partition("=")[2].split(",")
     for name in fields:
-        if name not in cards[0]:
+        if cards and name not in cards[0]:
             print('Field "%s" is not a valid field to query.\\n' % name)
             sys.exit(2)
     print(before, end="")
@@ -45,5 +45,8 @@ def write_nvidia_smi(
     """Write a program that tells of these cards, after the lines `before`, and exits with `status`."""
     table = json.dumps([list(cards), apps, before, status])
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_PROGRAM.format(python=sys.executable, table=table))
-    path.chmod(0o755)
+    # What reads it meanwhile finds a whole program.
+    made = path.with_suffix(".new")
+    made.write_text(_PROGRAM.format(python=sys.executable, table=table))
+    made.chmod(0o755)
+    made.replace(path)
