@@ -119,7 +119,8 @@ def is_running(output: str) -> bool:
 
 _FACTS = (
     "{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}-{{end}} {{.State.Pid}} {{.State.ExitCode}}"
-    " {{.State.OOMKilled}} {{.State.StartedAt}} {{.RestartCount}} {{.ID}} {{.Name}} {{.HostConfig.RestartPolicy.Name}}"
+    " {{.State.OOMKilled}} {{.State.StartedAt}} {{.State.FinishedAt}} {{if .State.Error}}error{{else}}-{{end}}"
+    " {{.RestartCount}} {{.ID}} {{.Name}} {{.HostConfig.RestartPolicy.Name}}"
 )
 
 
@@ -130,7 +131,7 @@ def facts(container: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """One container in detail; `health` is empty where it has no check of its own."""
+    """One container in detail; `health` is empty where it has no check of its own, `failed` where docker failed."""
 
     state: str
     health: str
@@ -138,6 +139,8 @@ class Told:
     exit_code: int
     out_of_memory: bool
     started: str
+    finished: str
+    failed: bool
     restarts: int
     id: str
     name: str
@@ -148,10 +151,10 @@ def told(output: str) -> Told | None:
     """What `facts` printed, or None where it is not that."""
     words = output.split()
     try:
-        state, health, pid, exit_code, out_of_memory, started, restarts, id_, name, *policy = words
+        state, health, pid, exit_code, out_of_memory, started, finished, failed, restarts, id_, name, *policy = words
         return Told(
-            state, health.strip("-"), int(pid), int(exit_code), out_of_memory == "true", started, int(restarts),
-            id_, name.removeprefix("/"), policy[0] if policy else "no",
+            state, health.strip("-"), int(pid), int(exit_code), out_of_memory == "true", started, finished,
+            failed == "error", int(restarts), id_, name.removeprefix("/"), policy[0] if policy else "no",
         )  # fmt: skip
     except ValueError:
         return None
@@ -160,20 +163,38 @@ def told(output: str) -> Told | None:
 CLOCK = ["date", "+%s"]
 
 
-def stops(container: str) -> list[str]:
-    """Asks for a container's stops among the daemon's last 256 events; a daemon that is restarted forgets them."""
-    bounds = ["--since", "168h", "--until", "0s", "--filter", f"container={container}", "--filter", "event=stop"]
-    return ["docker", "events", *bounds, "--format", "{{.Actor.ID}} {{.TimeNano}}"]
+RESTARTED_ALWAYS = ("always", "unless-stopped")  # restart policies by which docker restarts whatever ends
 
 
-def stopped_at(output: str, container: Told) -> float | None:
-    """When a container was asked to stop that has not been started since, by what `stops` printed."""
-    started = unix(container.started)
-    if container.state != "exited" or started is None:
-        return None
-    found = [words[1] for line in output.splitlines() if len(words := line.split()) == 2 and words[0] == container.id]  # noqa: PLR2004
-    times = [int(text) / 1e9 for text in found if text.isdigit()]
-    return max((at for at in times if at > started), default=None)
+def ends(container: str) -> list[str]:
+    """Asks for a container's ends among the daemon's last 256 events; a daemon that is restarted forgets them."""
+    bounds = ["--since", "168h", "--until", "0s", "--filter", f"container={container}"]
+    kinds = ["--filter", "event=stop", "--filter", "event=die"]
+    return ["docker", "events", *bounds, *kinds, "--format", "{{.Actor.ID}} {{.TimeNano}} {{.Action}}"]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How the last run of a container ended: whether somebody stopped it (None: not known), and when (Unix time)."""
+
+    by_hand: bool | None
+    at: float | None = None
+
+
+def end(output: str, container: Told) -> End:
+    """How an exited container ended, by what `ends` printed.
+
+    docker tells of `die`, and then of `stop` where it was asked to stop the container. It restarts whatever ends by
+    policies such as `always`, unless it was asked to stop or to kill it, or has failed to start it.
+    """
+    started = unix(container.started) or 0.0
+    found = [words for line in output.splitlines() if len(words := line.split()) == 3 and words[0] == container.id]  # noqa: PLR2004
+    after = {what: int(at) / 1e9 for _, at, what in found if at.isdigit() and int(at) / 1e9 > started}
+    if "stop" in after:
+        return End(by_hand=True, at=after["stop"])
+    if container.policy in RESTARTED_ALWAYS and not container.failed:
+        return End(by_hand=True, at=unix(container.finished))
+    return End(by_hand=False if "die" in after else None)
 
 
 def unix(time: str) -> float | None:

@@ -73,7 +73,7 @@ def logs(unit: str, lines: int) -> list[str]:
 
 
 _FACTS = (
-    "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStatus,ExecMainStartTimestamp,Restart"
+    "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStatus,ExecMainStartTimestamp,Restart,WantedBy,RequiredBy"
     ",ActiveEnterTimestampMonotonic,InactiveEnterTimestampMonotonic,ExecMainStartTimestampMonotonic"
 )
 UPTIME = ["cat", "/proc/uptime"]  # the clock of the monotonic timestamps, on a machine that never sleeps
@@ -104,19 +104,26 @@ def moment(told: Mapping[str, str], name: str) -> float | None:
     return int(text) / 1e6 if text.isdigit() and int(text) > 0 else None
 
 
-def stopped_by_hand(told: Mapping[str, str]) -> str:
-    """Why a unit deliberately does not run, or nothing.
+def is_masked(told: Mapping[str, str]) -> bool:
+    return told.get("LoadState") == "masked"
 
-    systemd records that a unit is masked, and not that somebody stopped it. It restarts a unit that has ended well
-    where `Restart=` is `always` or `on-success`: such a unit that is inactive, and has not failed, was stopped. When is
-    known only as long as something wants it, since it is unloaded otherwise.
+
+def stopped_by_hand(told: Mapping[str, str]) -> str:
+    """Why a unit that does not run was stopped on purpose, or nothing.
+
+    systemd does not record that somebody stopped a unit. It restarts one that has ended well where `Restart=` is
+    `always` or `on-success`: such a unit that has run, is inactive, and has not failed, was stopped. It forgets that a
+    unit has run when it unloads it, which it does where no other unit wants it; what is enabled is wanted.
     """
-    if told.get("LoadState") == "masked":
-        return "it is masked (systemctl mask)"
     ended_well = told.get("ActiveState") == "inactive" and told.get("Result") == "success"
-    if ended_well and told.get("Restart") in ("always", "on-success"):
+    restarted = told.get("Restart") in ("always", "on-success")
+    if is_masked(told) or not ended_well or not restarted:
+        return ""
+    if moment(told, "InactiveEnter") is not None:
         return f"it was stopped (systemctl stop): systemd would have restarted it otherwise (Restart={told['Restart']})"
-    return ""
+    if told.get("WantedBy") or told.get("RequiredBy"):
+        return ""  # it has not run since the host's start
+    return "it was stopped, or never started: no unit wants it (systemctl enable)"
 
 
 SECTION = "systemd"

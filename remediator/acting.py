@@ -331,4 +331,6 @@ def _blocked_by(error: ShellError) -> Blocked | None:
     if isinstance(error, NotAllowed):
         return "sudo-refused"
     # A host of which no key was pinned yet is not one whose key has changed.
-    return "host-key-changed" if isinstance(error, HostKeyRefused) and error.changed else None
+    if isinstance(error, HostKeyRefused) and error.changed:
+        return "host-key-changed"
+    return None if error.retryable else "shell-refused"

@@ -9,7 +9,16 @@ from sqlalchemy import Connection, insert, select, update
 from fleet.model import Inventory, Service, Step
 from fleet.notify import Notify
 from remediator import stops
-from remediator.incidents import automation_goes_on, cancel_queued, decided, note, open_of, person_needed, tell_of
+from remediator.incidents import (
+    automation_goes_on,
+    cancel_queued,
+    decided,
+    note,
+    open_of,
+    person_needed,
+    tell_of,
+    tell_of_blindness,
+)
 from remediator.policy import Blocked, Decision, Refusal, Situation, allowed, decide, held_for_person, next_step
 from remediator.schema import actions, evidence
 from remediator.situations import past_of, situation_now
@@ -250,6 +259,8 @@ def command_ended(
     if action.incident_id is not None:
         detail = {"action": action.id, "outcome": outcome, "exit_status": status, "why": why}
         note(connection, action.incident_id, now, "command", **detail)
+        if _is_automatic(connection, action):
+            automation_goes_on(connection, action.incident_id)
     if outcome == "failed":
         stops.withdraw(connection, action.id)
     return replace(action, command=outcome, command_ended_at=now, output=output, why=why)
@@ -300,12 +311,14 @@ def action_ended(
     if not reached:
         stops.withdraw(connection, action.id)
     if came_back:
-        stops.remove(connection, action.service)
+        service = inventory.services.get(action.service)
+        stops.remove(connection, stops.sharing(inventory, service) if service is not None else [action.service])
     if action.incident_id is None:
         return True
     note(connection, action.incident_id, now, "action-ended", action=action.id, state=state, why=why)
     if not seen:
-        tell_of(connection, inventory.notify, action.incident_id, "blind", {"service": action.service, "why": why}, now)
+        content = {"service": action.service, "why": why}
+        tell_of_blindness(connection, inventory.notify, action.incident_id, content, now)
     elif not came_back and action.kind != "stop":
         content = _told(connection, action, inventory) | {"why": why, "output": action.output[-1000:]}
         reason = blocked or _used_up(connection, action, inventory)
@@ -334,11 +347,13 @@ def _told(connection: Connection, action: Claim, inventory: Inventory) -> dict[s
 
 
 def _used_up(connection: Connection, action: Claim, inventory: Inventory) -> Refusal | None:
-    """`attempts-used-up` where nothing is left to be tried on an action's service."""
+    """`attempts-used-up` where nothing is left to be tried on an action's service; one that was removed has none."""
     service = inventory.services.get(action.service)
+    if service is None:
+        return None
     rules = inventory.remediation.of(service)
     past = past_of(connection, action.service, action.incident_id or 0, rules.window)
-    return "attempts-used-up" if service is None or next_step(service, rules, past) is None else None
+    return "attempts-used-up" if next_step(service, rules, past) is None else None
 
 
 def _is_automatic(connection: Connection, action: Claim) -> bool:

@@ -191,7 +191,9 @@ class Engine:
             # What is held though its alerts are over would look as if it were well.
             down = situation.observed is not None and situation.observed.up is False
             patience = DOWN_UNALARMED if down else 0.0
-            changed |= await self._database.run(incidents.tell_of_blindness, notify, incident, now - patience, now)
+            changed |= await self._database.run(incidents.tell_of_unseen_end, notify, incident, now - patience, now)
+        elif decision.reason == "stopped-by-hand" and situation.started and situation.stopped_by_hand:
+            await self._database.run(incidents.keep_stop, incident, situation.started, situation.stopped_by_hand)
         if changed:
             log.info(
                 "decided", service=service_id, incident=incident, verb=decision.verb,
@@ -267,7 +269,8 @@ class Engine:
             await self._keep(incident, service.id, decision, situation)
             return self._pause(decision)
         if situation.observed is not None:
-            seen = replace(seen, texts={"probe before": probed(situation.observed), **(seen.texts or {})}, said=caution)
+            said = "; ".join(filter(None, (caution, facts.unsure if facts is not None else "")))
+            seen = replace(seen, texts={"probe before": probed(situation.observed), **(seen.texts or {})}, said=said)
         inventory, now, step = self.inventory, self._database.clock.now(), decision.step
         claimed = await self.actor.act(
             service,
@@ -347,7 +350,7 @@ class Engine:
                 for stop in await self._database.run(stops.ended):
                     service = self.inventory.services.get(stop.service)
                     if service is not None and await self._runs_again(service, stop):
-                        await self._database.run(stops.remove, service.id)
+                        await self._database.run(stops.remove, [service.id])
                         log.info("runs again", service=service.id)
                         self.wake({service.id})
             except (PeerError, StorageError) as error:
@@ -465,12 +468,15 @@ class Engine:
     async def _settle_doubts(self, name: str) -> None:
         """Ask the exporter whether a service is down of which an alert fires again that had ended."""
         service = self.inventory.services.get(name)
-        try:
-            down = service is not None and (await self._exporter.probe(name, service.probe.timeout)).up is False
-        except PeerError:
+        up: bool | None = True  # nobody asks about a service that was removed
+        if service is not None:
+            with contextlib.suppress(PeerError):
+                up = None
+                up = (await self._exporter.probe(name, service.probe.timeout)).up
+        if up is None:
             return  # it is asked again
         now = self._database.clock.now()
-        if await self._database.run(intake.settle_doubts, name, self.inventory, now, down=down):
+        if await self._database.run(intake.settle_doubts, name, self.inventory, now, down=not up):
             self.wake({name})
 
 
@@ -494,5 +500,6 @@ def _as_it_stands(situation: Situation, facts: Facts | None) -> Situation:
     if facts is None:
         return situation
     return replace(
-        situation, healing=facts.healing, age=facts.age, stopped_by_hand=facts.stopped, stopped_for=facts.stopped_for
-    )
+        situation, healing=facts.healing, age=facts.age, started=facts.started, withheld=facts.withheld,
+        stopped_by_hand=facts.stopped, stopped_for=facts.stopped_for,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, and_, delete, or_, select
 
 from fleet.model import Inventory
 from fleet.notify import Notify
-from remediator import ends, marks, switches
+from remediator import ends, marks, stops, switches
 from remediator.database import Database, StorageError
 from remediator.notices import escalation, outbox
 from remediator.schema import actions, alerts, evidence, incidents, maintenance, notices, presses, sends, timeline
@@ -36,6 +36,7 @@ async def keep_house(database: Database, inventory: Callable[[], Inventory], tol
                 kept = now
             if now - forgot >= FORGET_EVERY:
                 await _forget_all(database, now - known.remediator.retention)
+                await database.run(stops.forget, known.services, now - known.remediator.retention)
                 forgot = now
         except StorageError as error:
             log.warning("housekeeping is put off", error=str(error))

@@ -37,6 +37,7 @@ ENDS: tuple[Told, ...] = ("recovered", "unobserved", "alert_over")
 WAIT_TOO_LONG = 120.0  # seconds of one wait after which people are told of it
 # What is told otherwise, or not at all: an approval is asked for at once, and the action itself is on the card.
 _TOLD_OTHERWISE = ("approval", "target-busy", "stopped", "stopped-by-hand")
+_WITHOUT_SIGHT = ("blind", "stopped", "target-busy")  # waits that are decided on before the exporter is asked
 PROBE_KEPT = 1000  # characters
 Closed = Literal["recovered", "unobserved"]
 
@@ -135,8 +136,6 @@ def decided(
     since = {"healing-itself": "healing_since", "starting": "starting_since"}.get(decision.reason or "")
     if since is not None and getattr(before, since) is None:
         values[since] = now
-    if decision.verb == "act":
-        values["person_needed_at"] = None  # automation goes on
     connection.execute(update(incidents).where(incidents.c.id == incident).values(**values))
     if decision.verb == "nothing":
         outbox.changed(connection, now, incident=incident)  # no event, and yet its cards show it
@@ -191,8 +190,14 @@ def person_needed(
         tell_of(connection, notify, incident, "person_needed", content, now, about)
 
 
+def keep_stop(connection: Connection, incident: int, started: str, why: str) -> None:
+    """Keep that somebody stopped a target after a start of it: its manager may forget that."""
+    seen = {"stopped_start": started, "stopped_why": why}
+    connection.execute(update(incidents).where(incidents.c.id == incident).values(**seen))
+
+
 def automation_goes_on(connection: Connection, incident: int) -> None:
-    """A person has given it new attempts: nobody is needed until those have failed too."""
+    """A command has run, or a person has given it new attempts: nobody is needed until those have failed too."""
     connection.execute(update(incidents).where(incidents.c.id == incident).values(person_needed_at=None))
 
 
@@ -205,21 +210,32 @@ def _tell_of_wait(connection: Connection, notify: Notify, row: Row[Any], decisio
         return False
     content = {"service": row.service, "reason": decision.reason, "why": decision.detail, "until": decision.ends}
     if decision.reason == "blind":
-        return tell_of(connection, notify, row.id, "blind", content, now)
-    # After each attempt it is another wait.
-    tried = connection.scalar(select(func.count()).select_from(actions).where(actions.c.incident_id == row.id))
+        return tell_of_blindness(connection, notify, row.id, content, now)
+    # After each attempt it is another wait; what ran nothing was none.
+    attempts = (actions.c.incident_id == row.id) & (actions.c.counts == 1)
+    tried = connection.scalar(select(func.count()).select_from(actions).where(attempts))
     about = f"waiting incident {row.id} {decision.reason} {tried}"
     return tell_of(connection, notify, row.id, "waiting", content, now, about)
 
 
-def tell_of_blindness(connection: Connection, notify: Notify, incident: int, before: float, now: float) -> bool:
-    """Tell people, once, that nobody has been able to see since `before` how a service is."""
+def tell_of_blindness(
+    connection: Connection, notify: Notify, incident: int, content: Mapping[str, Any], now: float
+) -> bool:
+    """Tell people that nobody can see how a service is: once, until it was seen again."""
+    of_sight = timeline.c.event.in_(("act", "refuse", "up")) | (
+        (timeline.c.event == "wait") & timeline.c.detail["reason"].as_string().not_in(_WITHOUT_SIGHT)
+    )
+    seen = connection.scalar(select(func.max(timeline.c.id)).where(timeline.c.incident_id == incident, of_sight))
+    return tell_of(connection, notify, incident, "blind", content, now, f"blind incident {incident} {seen or 0}")
+
+
+def tell_of_unseen_end(connection: Connection, notify: Notify, incident: int, before: float, now: float) -> bool:
+    """Tell people that nobody has been able to see since `before` how a service is whose alerts are over."""
     row = connection.execute(select(incidents).where(incidents.c.id == incident)).one()
     since = _since(connection, row, "wait")
     if since is None or since > before:
         return False
-    content = {"service": row.service, "why": row.detail or ""}
-    return tell_of(connection, notify, incident, "blind", content, now)
+    return tell_of_blindness(connection, notify, incident, {"service": row.service, "why": row.detail or ""}, now)
 
 
 def queued_since(connection: Connection) -> float | None:

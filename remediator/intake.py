@@ -89,6 +89,8 @@ def _take(connection: Connection, alert: Alert, inventory: Inventory, now: float
         _go_on(connection, last, alert, start, inventory, now)
     elif alert.status == "firing":
         _fires_after_its_end(connection, last, start, inventory, now)
+    elif last.doubted_at is not None:
+        _doubt(connection, last, starts_after(starts_of(last), start, alert.status), now)
 
 
 def _recent(connection: Connection, fingerprint: str) -> list[Row[Any] | None]:
@@ -154,9 +156,15 @@ def _fires_after_its_end(connection: Connection, known: Row[Any], start: str, in
         _fire(connection, known, inventory, now, start)
     elif _to_act_on(known, inventory):
         # Who knows is the exporter; the engine asks it. That it is to be asked must not be lost.
-        connection.execute(update(alerts).where(alerts.c.id == known.id).values(doubted_at=now))
+        _doubt(connection, known, starts_after(starts_of(known), start, "firing"), now)
     elif now - known.last_seen >= LATE_COPY:
         _fire(connection, known, inventory, now, start)
+
+
+def _doubt(connection: Connection, known: Row[Any], starts: Mapping[str, bool], now: float) -> None:
+    """Keep by which `starts` an alert is said to fire that has ended; where there is none, nothing is in doubt."""
+    values = {"starts": dict(starts), "doubted_at": now if any(starts.values()) else None}
+    connection.execute(update(alerts).where(alerts.c.id == known.id).values(**values))
 
 
 def start_of(starts_at: str) -> str:
@@ -252,8 +260,11 @@ def settle_doubts(connection: Connection, service: str, inventory: Inventory, no
     rows = connection.execute(select(alerts).where(alerts.c.doubted_at.is_not(None))).all()
     settled = [row for row in rows if row.labels.get("service", "") == service]
     for row in settled:
-        if down and row.status == "resolved":
-            _fire(connection, row, inventory, now)
+        said = [start for start, fires in starts_of(row).items() if fires]
+        if down and row.status == "resolved" and said:
+            _fire(connection, row, inventory, now, said[0])
+        elif row.status == "resolved":
+            _doubt(connection, row, dict.fromkeys(starts_of(row), False), now)
         else:
             connection.execute(update(alerts).where(alerts.c.id == row.id).values(doubted_at=None))
     return len(settled) if down else 0
@@ -373,7 +384,7 @@ def presume_over(
     """Resolve what the exporter shows to be over; for where no Alertmanager can be asked.
 
     That is the alerts to act on of services that have long been `up`, and HostDown of `hosts_up`, or where it was not
-    repeated for GATE_LASTS.
+    repeated for GATE_LASTS. ExporterDown is over too: it is the exporter that was asked.
     """
     stale = connection.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.last_seen < before)).all()
     over = [
@@ -381,6 +392,7 @@ def presume_over(
         for row in stale
         if (row.labels.get("service") in up and _to_act_on(row, inventory))
         or (row.name == HOST_DOWN and (row.labels.get("host") in hosts_up or row.last_seen < now - GATE_LASTS))
+        or row.name == ends.EXPORTER_DOWN
     ]
     for row in over:
         _resolve(connection, row, "reconciliation", "", inventory, now)

@@ -14,7 +14,7 @@ DECIDE_AGAIN = 30.0
 BUDGET_WINDOW = 600.0
 # Seconds by which a host's account may differ from ours, of a start, and of a stop: supervisor tells it by the minute.
 START_DIFFERS, STOP_DIFFERS = 5.0, 45.0
-Blocked = Literal["host-key-changed", "sudo-refused"]
+Blocked = Literal["host-key-changed", "sudo-refused", "shell-refused"]
 Refusal = Literal[
     "not-an-alert-to-act-on", "notify-only", "no-control", "already-up", "not-restartable", "attempts-used-up",
     "host-key-changed", "sudo-refused",
@@ -55,6 +55,7 @@ class Done:
     began: float
     ended: float | None  # None while it runs
     succeeded: bool = False
+    after_failure: bool = False  # whether the target was in a failed state before
 
     def covers(self, at: float, differs: float) -> bool:
         """Whether what happened on the host at `at` may have been this action's doing."""
@@ -72,6 +73,8 @@ class Past:
     blocked: Blocked | None = None  # what only a person can mend, met by the last try in this incident
     healing_since: float | None = None  # when it was first seen to be healing itself, in this incident
     starting_since: float | None = None  # when it was first left alone as just started, in this incident
+    stopped_start: str = ""  # the start of the target after which somebody stopped it, by what was seen earlier
+    stopped_why: str = ""
     done: Sequence[Done] = ()  # the last actions on the target
 
 
@@ -103,7 +106,9 @@ class Situation:
     healing: str = ""  # what on the host is about to bring it back itself
     age: float | None = None  # seconds since the target was started, by its host's clock
     stopped: str = ""  # who stopped it through Defib
-    stopped_by_hand: str = ""  # why it deliberately does not run, by what its host says
+    started: str = ""  # the target's last start, as its host tells of it
+    withheld: str = ""  # in which state somebody keeps it from running, by what its host says
+    stopped_by_hand: str = ""  # that somebody stopped it after its last start, by what its host says
     stopped_for: float | None = None  # seconds since that stop, by the host's clock
     approved: bool = False  # a person has approved the step that is next
     host_down: bool = False
@@ -294,13 +299,26 @@ def _healing_itself(service: Service, _rules: Remediation, situation: Situation)
 
 def _stopped_by_hand(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
     """What a person stopped is not started; what our own action stopped, and could not start again, is."""
-    if not situation.stopped_by_hand or situation.approved or not rules.respect_stop:
+    if situation.approved or not rules.respect_stop:
         return None
+    if situation.withheld:
+        return Held(situation.withheld)
+    past = situation.past
+    if not situation.stopped_by_hand:
+        seen_before = bool(situation.started) and situation.started == past.stopped_start
+        return Held(past.stopped_why) if seen_before else None
     since = situation.stopped_for
-    half_done = [done for done in situation.past.done if not done.succeeded]
-    if since is not None and any(done.covers(situation.now - since, STOP_DIFFERS) for done in half_done):
-        return None
-    return Held(situation.stopped_by_hand)
+    at = situation.now - since if since is not None else None
+    return None if any(_stopped_it(done, at) for done in past.done) else Held(situation.stopped_by_hand)
+
+
+def _stopped_it(done: Done, at: float | None) -> bool:
+    """Whether what looks like a stop at a time is what an action without success has left of its target."""
+    if done.succeeded:
+        return False
+    if done.after_failure and (at is None or (done.ended is not None and at <= done.ended)):
+        return True  # its failure was reset, and the target was not started: it has not run since
+    return at is not None and done.covers(at, STOP_DIFFERS)
 
 
 def _starting(service: Service, _rules: Remediation, situation: Situation) -> Held | None:

@@ -80,6 +80,8 @@ incidents = Table(
     Column("queued_since", Float),  # since when nothing but a place or an approval is waited for
     Column("healing_since", Float),  # since when something on the host was seen to be bringing it back
     Column("starting_since", Float),  # since when it was left alone because it had just been started
+    Column("stopped_start", Text),  # the start of the target after which somebody was seen to have stopped it
+    Column("stopped_why", Text),
     Column("quiet", Integer, nullable=False, server_default="0"),  # 1: its service was stopped on purpose: not told
     Column("person_needed_at", Float),  # since when automation has ended without recovery; NULL while it goes on
     Column("acknowledged_by", String),
@@ -153,7 +155,7 @@ actions = Table(
     Column("up_at", Float),  # the first successful probe after the command
     Column("ended_at", Float),
     Column("why", Text),
-    Column("blocked", String),  # what only a person can mend: host-key-changed, sudo-refused
+    Column("blocked", String),  # what only a person can mend: host-key-changed, sudo-refused, shell-refused
     Column("before", JSON(none_as_null=True)),  # the target's state, start, process, restarts
     Column("after", JSON(none_as_null=True)),
     Index("one_running_action", "service", unique=True, sqlite_where=text("state = 'running'")),

@@ -43,7 +43,9 @@ def past_of(connection: Connection, service: str, incident: int, window: float) 
     ).all()
     of_incident = [row for row in tried if row.incident_id == incident and (reset is None or row.claimed_at > reset)]
     left_alone = connection.execute(
-        select(incidents.c.healing_since, incidents.c.starting_since).where(incidents.c.id == incident)
+        select(
+            incidents.c.healing_since, incidents.c.starting_since, incidents.c.stopped_start, incidents.c.stopped_why
+        ).where(incidents.c.id == incident)
     ).first()
     return Past(
         attempts={kind: int(count) for kind, count in counted},
@@ -53,17 +55,22 @@ def past_of(connection: Connection, service: str, incident: int, window: float) 
         blocked=tried[0].blocked if tried and tried[0] in of_incident else None,
         healing_since=left_alone.healing_since if left_alone is not None else None,
         starting_since=left_alone.starting_since if left_alone is not None else None,
+        stopped_start=(left_alone.stopped_start or "") if left_alone is not None else "",
+        stopped_why=(left_alone.stopped_why or "") if left_alone is not None else "",
     )
 
 
 def done_to(connection: Connection, service: str, host: str, target: str) -> list[Done]:
-    """The last actions on a target, whichever service they were for, the newest first."""
+    """The last actions on a target, whichever service they were for, the newest first; not what ran nothing."""
     rows = connection.execute(
-        select(actions.c.claimed_at, actions.c.command, actions.c.command_ended_at, actions.c.ended_at)
+        select(
+            actions.c.claimed_at, actions.c.command, actions.c.command_ended_at, actions.c.ended_at, actions.c.before
+        )
         .where(
             or_(actions.c.service == service, and_(actions.c.host == host, actions.c.target == target)),
             actions.c.state.not_in(("queued", "cancelled")),
             actions.c.kind != "reset",
+            or_(actions.c.command.is_(None), actions.c.command != "failed", actions.c.exit_status.is_not(None)),
         )
         .order_by(actions.c.claimed_at.desc())
         .limit(DONE)
@@ -73,6 +80,7 @@ def done_to(connection: Connection, service: str, host: str, target: str) -> lis
             row.claimed_at,
             row.command_ended_at if row.command_ended_at is not None else row.ended_at,
             row.command == "succeeded",
+            str((row.before or {}).get("state", "")).startswith("failed"),
         )
         for row in rows
     ]

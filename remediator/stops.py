@@ -1,6 +1,6 @@
 """Services that a person stopped through Defib: until they are up again, nothing is done and nobody is told."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, func, select, update
@@ -48,10 +48,16 @@ def ended(connection: Connection) -> list[Stop]:
     return [Stop(row.service, row.at, row.ended) for row in rows]
 
 
-def remove(connection: Connection, service: str) -> None:
-    """Record that a service runs again."""
-    connection.execute(delete(stops).where(stops.c.service == service))
-    _speak_again(connection, [service])
+def remove(connection: Connection, services: Collection[str]) -> None:
+    """Record that these services run again."""
+    connection.execute(delete(stops).where(stops.c.service.in_(services)))
+    _speak_again(connection, services)
+
+
+def forget(connection: Connection, known: Collection[str], before: float) -> int:
+    """Delete what was stopped before a time and is not `known` any more; how many those were."""
+    gone = stops.c.service.not_in(known) & (stops.c.at < before)
+    return int(connection.execute(delete(stops).where(gone)).rowcount)
 
 
 def withdraw(connection: Connection, action: int) -> None:

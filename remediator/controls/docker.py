@@ -89,14 +89,12 @@ async def facts_docker(options: DockerOptions, hands: Hands) -> Facts | None:
 async def of_container(told: docker.Told | None, container: str, hands: Hands) -> Facts | None:
     """How a container stands by what `docker inspect` told, the host's clock, and the daemon's last events."""
     now = docker.seconds((await hands.run(docker.CLOCK)).stdout)
+    exited = told is None or told.state == "exited"
     # A host that is made ready is asked for all that may be needed later.
-    stops = "" if told is not None and told.state != "exited" else (await hands.run(docker.stops(container))).stdout
+    events = await hands.run(docker.ends(container)) if exited else None
     if told is None:
         return None
-    stopped_at = docker.stopped_at(stops, told)
-    stopped = "it is paused (docker pause)" if told.state == "paused" else ""
-    if stopped_at is not None:
-        stopped = "docker was asked to stop it (docker stop), and not to start it again"
+    end = docker.end(events.stdout, told) if events is not None else docker.End(by_hand=False)
     healing = ""
     if told.state == "restarting":
         healing = f"docker restarts it itself (restart policy {told.policy}, {told.restarts} times so far)"
@@ -107,8 +105,18 @@ async def of_container(told: docker.Told | None, container: str, hands: Hands) -
         started=told.started, pid=told.pid or None, restarts=told.restarts,
         exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
         age=_since(docker.unix(told.started), now) if told.state == "running" else None,
-        stopped=stopped, stopped_for=_since(stopped_at, now),
+        withheld="it is paused (docker pause)" if told.state == "paused" else "",
+        stopped="docker was asked to stop it (docker stop), and not to start it again" if end.by_hand else "",
+        stopped_for=_since(end.at, now), unsure=_unsure(end, events),
     )  # fmt: skip
+
+
+def _unsure(end: docker.End, events: Completed | None) -> str:
+    """Why it is not known whether somebody stopped a container, or nothing."""
+    if end.by_hand is not None or events is None:
+        return ""
+    why = "docker keeps its last 256 events only" if good(events) else f"docker events: {events.output or events.why}"
+    return f"whether somebody stopped it is not known: {why}"
 
 
 def _since(at: float | None, now: float | None) -> float | None:

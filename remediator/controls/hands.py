@@ -34,7 +34,8 @@ class Gone(ShellError):  # noqa: N818
 class Facts:
     """How a target stands; what is not known is None, or empty.
 
-    In words: `healing` is what on the host is about to bring it back itself, `stopped` why it does not run on purpose.
+    In words: `healing` is what on the host is about to bring it back itself, `withheld` the state in which somebody
+    keeps it from running, `stopped` that somebody stopped it after its last start, `unsure` why that cannot be told.
     `age` and `stopped_for` are seconds since its start and since that stop, by the host's own clock.
     """
 
@@ -46,8 +47,10 @@ class Facts:
     out_of_memory: bool | None = None
     healing: str = ""
     age: float | None = None
+    withheld: str = ""
     stopped: str = ""
     stopped_for: float | None = None
+    unsure: str = ""
 
     def told(self) -> dict[str, Any]:
         """What is known of it."""

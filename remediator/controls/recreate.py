@@ -110,7 +110,7 @@ async def _exchanged(hands: Hands, name: str, old: str, new: str) -> Completed:
     if renamed:
         done = await _in_order(hands, [["docker", "rename", new, name], ["docker", "start", new]])
         if good(done):
-            return await _in_order(hands, [["docker", "rm", old]])
+            return await _without_old(hands, name, old)
     if done.status is None:
         return done  # nobody knows what was done; the next attempt looks
     # Whatever stood in the way, the one that there was is better than none.
@@ -120,6 +120,15 @@ async def _exchanged(hands: Hands, name: str, old: str, new: str) -> Completed:
     put = "put back" if back else f"NOT put back; it is {name}{ASIDE}"
     runs = "" if good(started) else f", and does not start: {started.output or started.why}"
     return replace(done, stderr=f"{done.stderr}\nthe old container was {put}{runs}")
+
+
+async def _without_old(hands: Hands, name: str, old: str) -> Completed:
+    """Remove the old container. The new one runs, whatever comes of this."""
+    done = await _in_order(hands, [["docker", "rm", old]])
+    if good(done):
+        return done
+    left = f"the new container runs; the old one is left as {name}{ASIDE}: {done.output or done.why}"
+    return Completed(0, done.stdout, left)
 
 
 async def _in_order(hands: Hands, commands: Iterable[list[str]], *, acts: bool = True) -> Completed:

@@ -29,8 +29,9 @@ class SupervisorOptions(Part):
 async def control_supervisor(verb: Verb, options: SupervisorOptions, hands: Hands) -> Completed:
     target = f"program {options.program} in supervisor"
     if verb == "logs":
-        argv = supervisor.logs(options.program, options.config, LOG_BYTES)
-        return await hands.ask(argv, target, supervisor.WORDS)
+        # What a program has written is not judged by supervisor's words: its status is.
+        await hands.ask(supervisor.verb("status", options.program, options.config), target, supervisor.WORDS)
+        return await hands.run(supervisor.logs(options.program, options.config, LOG_BYTES))
     done = await hands.ask(supervisor.verb(verb, options.program, options.config), target, supervisor.WORDS)
     if verb == "status":
         return done if supervisor.is_running(done.stdout) or not good(done) else Completed(3, done.stdout, done.stderr)

@@ -52,6 +52,7 @@ async def facts_systemd(options: SystemdOptions, hands: Hands) -> Facts | None:
         out_of_memory=told.get("Result") == "oom-kill",
         healing=f"systemd starts it itself ({active}, {sub})" if active == "activating" else "",
         age=_since(told, "ExecMainStart", now) or _since(told, "ActiveEnter", now) if active == "active" else None,
+        withheld="it is masked (systemctl mask)" if systemd.is_masked(told) else "",
         stopped=systemd.stopped_by_hand(told),
         stopped_for=_since(told, "InactiveEnter", now) if active == "inactive" else None,
     )

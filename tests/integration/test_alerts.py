@@ -106,6 +106,41 @@ async def test_a_copy_after_the_end_is_in_doubt_until_the_exporter_has_been_aske
         await record.deliver(web())
 
 
+async def test_a_copy_with_another_start_is_over_with_that_start(record: Record) -> None:
+    await record.deliver(web(starts=1))
+    await record.deliver(web(starts=20))
+    for starts in (1, 20):
+        await record.deliver(web("resolved", starts=starts))
+    await record.deliver(web(starts=20))  # in doubt: it had ended
+    await record.database.run(intake.settle_doubts, "web", record.inventory, record.now, down=True)
+    assert await firing(record) == ["ServiceDown"]
+    await record.deliver(web("resolved", starts=20))
+    assert await firing(record) == []
+
+
+async def test_a_copy_in_doubt_that_ends_before_the_exporter_answers_is_over(record: Record) -> None:
+    await record.deliver(web())
+    await record.deliver(web("resolved"))
+    await record.deliver(web())
+    await record.deliver(web("resolved"))
+    assert await record.database.run(intake.held_or_doubted) == (False, [])
+
+
+async def test_without_alertmanager_an_exporter_that_answers_is_not_down(record: Record) -> None:
+    """Its `resolved` was lost; the ends of other alerts wait for it."""
+    await record.deliver(disk(name="ExporterDown"))
+    await record.deliver(disk())
+    await record.deliver(disk("resolved"))
+    assert await firing(record) == ["ExporterDown", "HostDiskFull"]
+    record.now += 400
+    nothing: frozenset[str] = frozenset()
+    over = await record.database.run(
+        intake.presume_over, nothing, nothing, record.now - 300, record.inventory, record.now
+    )
+    await record.database.run(intake.release, record.inventory, None, record.now)
+    assert (over, await firing(record)) == (1, [])
+
+
 async def test_another_alert_fires_again_when_its_end_is_long_past(record: Record) -> None:
     await record.deliver(disk())
     await record.deliver(disk("resolved"))

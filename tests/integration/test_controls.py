@@ -1,6 +1,7 @@
 """The controls on a real dockerd and a real supervisord."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from fleet.sudo import elevated
 from remediator.controls import CONTROLS
 from remediator.controls.hands import Facts, Gone, Hands, UnknownVerb, Verb
 from tests.integration import peers
+from tests.integration.conftest import start_supervisord
 from tests.support import eventually
 
 
@@ -85,6 +87,25 @@ async def test_supervisor(keeper: Keeper, tmp_path: Path, monkeypatch: pytest.Mo
     assert (await control("supervisor", "restart", options)).status == 0
     assert (await control("supervisor", "status", options)).status == 0
     assert "GET /" in (await control("supervisor", "logs", options)).stdout
+
+
+async def test_what_a_program_has_logged_is_not_judged(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its words may be those by which supervisorctl says that it did nothing."""
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    program = "[program:web]\ncommand=sh -c 'echo Error: mine; exec sleep 1000'\nstartsecs=0\n"
+    config = await start_supervisord(keeper, tmp_path, program)
+    options = {"program": "web", "config": str(config)}
+
+    async def logged() -> bool:
+        with contextlib.suppress(ShellError):
+            return "Error: mine" in (await control("supervisor", "logs", options)).stdout
+        return False
+
+    await eventually(logged)
+    with pytest.raises(Gone):
+        await control("supervisor", "logs", {**options, "program": "nothing"})
 
 
 async def facts(kind: str, options: object) -> Facts | None:

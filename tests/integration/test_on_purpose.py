@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,10 +40,15 @@ def test_docker_says_what_a_person_stopped_and_when_it_was_started(container: st
         docker("pause", name)
         told = await facts("docker", options)
         assert told is not None
-        assert (told.state, told.stopped, told.age) == ("paused", "it is paused (docker pause)", None)
+        assert (told.state, told.withheld, told.age) == ("paused", "it is paused (docker pause)", None)
         docker("unpause", name)
         docker("kill", name)
-        told = await facts("docker", options)
+
+        async def sure() -> Facts | None:
+            told = await facts("docker", options)
+            return told if told is not None and not told.unsure else None
+
+        told = await eventually(sure)
         assert told is not None
         assert (told.state, told.stopped) == ("exited", "")  # it may as well have crashed
         docker("start", name)
@@ -75,6 +81,44 @@ def test_docker_says_what_a_person_stopped_and_when_it_was_started(container: st
         asyncio.run(look())
     finally:
         subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=True)
+
+
+@pytest.mark.needs("dockerd", "busybox")
+def test_docker_s_restart_policy_tells_of_a_stop_that_its_events_do_not(container: str, tmp_path: Path) -> None:
+    """Others' events push a stop out of the daemon's last 256: a health check makes three of them."""
+    always, never = f"{container}-always", f"{container}-never"
+    real, folder = shutil.which("docker"), tmp_path / "bin"
+    folder.mkdir()
+    (folder / "docker").write_text(f'#!/bin/sh\n[ "$1" != events ] || exit "${{EVENTS:-0}}"\nexec {real} "$@"\n')
+    (folder / "docker").chmod(0o755)
+    path = os.environ["PATH"]
+
+    async def ended(name: str) -> Facts:
+        told = await facts("docker", {"container": name})
+        assert told is not None
+        return told
+
+    try:
+        for name, policy in ((always, "always"), (never, "no")):
+            docker(
+                "run", "-d", "--network", "host", "--name", name, "--restart", policy, "--stop-timeout", "0",
+                container, "/bin/sleep", "1000",
+            )  # fmt: skip
+            docker("stop", name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", f"{folder}:{path}")
+            told = asyncio.run(ended(always))
+            assert told.stopped == "docker was asked to stop it (docker stop), and not to start it again"
+            assert told.stopped_for is not None
+            assert told.stopped_for < 60
+            told = asyncio.run(ended(never))
+            assert (told.stopped, told.unsure) == (
+                "", "whether somebody stopped it is not known: docker keeps its last 256 events only"
+            )  # fmt: skip
+            patch.setenv("EVENTS", "1")
+            assert "is not known: docker events" in asyncio.run(ended(never)).unsure
+    finally:
+        subprocess.run(["docker", "rm", "--force", always, never], capture_output=True, check=True)
 
 
 async def test_supervisor_says_what_a_person_stopped_and_when_it_was_started(
@@ -141,7 +185,18 @@ async def test_systemd_says_what_a_person_stopped_and_when_it_was_started(
     systemctl("daemon-reload")
     masked = await facts("systemd", {"unit": "masked"})
     assert masked is not None
-    assert masked.stopped == "it is masked (systemctl mask)"
+    assert (masked.withheld, masked.stopped) == ("it is masked (systemctl mask)", "")
+    (units / "new.service").write_text(unit.format("/bin/sleep infinity", "always"))
+    systemctl("daemon-reload")
+    new = await facts("systemd", {"unit": "new"})
+    assert new is not None
+    assert new.stopped.startswith("it was stopped, or never started: no unit wants it")
+    (units / "all.target.wants").mkdir()
+    (units / "all.target.wants" / "new.service").symlink_to(units / "new.service")
+    systemctl("daemon-reload")
+    new = await facts("systemd", {"unit": "new"})
+    assert new is not None
+    assert (new.state, new.stopped) == ("inactive (dead), result success", "")  # something else kept it from starting
 
 
 def systemctl(*arguments: str) -> None:

@@ -107,6 +107,7 @@ async def test_a_refusal_for_good_says_that_a_person_is_needed(desk: Desk, reaso
     [
         ({"reached": False, "blocked": "sudo-refused"}, "person_needed"),
         ({"reached": False, "blocked": "host-key-changed"}, "person_needed"),
+        ({"reached": False, "blocked": "shell-refused"}, "person_needed"),
         ({"reached": False}, "could_not_restart"),
         ({}, "could_not_restart"),
     ],
@@ -117,12 +118,41 @@ async def test_what_an_attempt_s_end_says(desk: Desk, ended: dict[str, Any], wan
     assert await kinds(desk, "ops") == ["down", wanted]
 
 
-async def test_a_service_that_left_the_inventory_needs_a_person(desk: Desk) -> None:
+async def test_a_service_that_left_the_inventory_needs_nobody(desk: Desk) -> None:
     await desk.fire("web")
     services = {name: each for name, each in desk.inventory.services.items() if name != "web"}
     desk.inventory = desk.inventory.model_copy(update={"services": services})
     await attempt(desk, "unknown")
+    assert (await kinds(desk, "ops"), await kinds(desk, "lead")) == (["down", "could_not_restart"], [])
+
+
+async def test_a_lost_login_calls_a_person_once_though_it_is_tried_again(desk: Desk) -> None:
+    await desk.fire("web")
+    for _ in range(3):
+        await attempt(desk, "failed", reached=False, blocked="shell-refused")
+        await desk.decide(1, "wait", "backing-off")
+        desk.now += 400
+        await desk.decide(1, "wait", "backing-off")
     assert await kinds(desk, "lead") == ["person_needed"]
+    assert await kinds(desk, "ops") == ["down", "person_needed", "waiting"]
+    _, told = await desk.send("lead")
+    assert "its host does not run commands for Defib" in await read(told[0])
+
+
+async def test_that_nobody_can_see_a_service_is_told_again_after_it_was_seen(desk: Desk) -> None:
+    await desk.fire("web")
+
+    async def wait(reason: Any) -> None:
+        await desk.decide(1, "wait", reason)
+        desk.now += 125
+        await desk.decide(1, "wait", reason)
+
+    await attempt(desk, "unknown", seen=False)
+    await wait("blind")
+    assert await kinds(desk, "ops") == ["down", "blind"]  # it is the same
+    await wait("backing-off")
+    await wait("blind")
+    assert await kinds(desk, "ops") == ["down", "blind", "waiting", "blind"]
 
 
 async def test_a_person_s_own_restart_that_failed_needs_nobody_else(desk: Desk) -> None:

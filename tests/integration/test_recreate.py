@@ -107,6 +107,22 @@ def test_a_container_is_made_anew_with_the_arguments_that_it_had(
     assert listed(name) == [name]
 
 
+def test_an_old_container_that_cannot_be_removed_is_left_and_named(
+    container: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(name, container)
+    before, real = inspected(name), shutil.which("docker")
+    (tmp_path / "docker").write_text(
+        f'#!/bin/sh\n[ "$*" != "rm {before["Id"]}" ] || {{ echo "device busy" >&2; exit 1; }}\nexec {real} "$@"\n'
+    )
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    done = anew(name)
+    assert (done.status, inspected(name)["State"]["Running"]) == (0, True)
+    assert f"the new container runs; the old one is left as {name}.defib-old: device busy" in done.stderr
+    assert inspected(name)["Id"] != before["Id"]
+
+
 def test_it_has_the_same_place_in_its_networks(container: str, name: str, networks: tuple[str, str, str]) -> None:
     """Addresses, names, links and options, also after the second time."""
     inner, outer, subnet = networks

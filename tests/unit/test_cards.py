@@ -21,7 +21,7 @@ from remediator.notices.feishu_messages import SIZE_LIMIT, size
 from remediator.notices.outbox import Form
 from remediator.notices.stories import Attempt, State, Story
 from remediator.notices.templates import Templates, escape
-from remediator.policy import Refusal, Wait
+from remediator.policy import Blocked, Refusal, Wait
 from tests.support import inventory_of
 
 ZONE = "Asia/Shanghai"
@@ -348,7 +348,7 @@ def test_both_languages_have_the_same_words() -> None:
 
     english, chinese = LANGUAGES["en"].words, LANGUAGES["zh"].words
     assert shape(english) == shape(chinese)
-    assert set(english["reasons"]) == {*get_args(Refusal), *get_args(Wait)}
+    assert set(english["reasons"]) == {*get_args(Refusal), *get_args(Wait), *get_args(Blocked)}
     assert set(english["states"]) == set(STATES)
     assert set(english["answers"]) == set(get_args(Answer))
 

@@ -35,6 +35,7 @@ DOWN = Observation(up=False, success=False, reason="connect", message="refused")
 LADDER = {"steps": ["restart", {"recreate": {"command": ["remake"]}}]}
 DONE = Done(NOW - 80, NOW - 60, succeeded=True)
 HALF_DONE = replace(DONE, succeeded=False)
+OURS = Past(done=(replace(HALF_DONE, after_failure=True),))
 SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
 
 
@@ -90,9 +91,20 @@ def _services(folder: Path) -> dict[str, Service]:
         ("web", {"respect_stop": False}, {"stopped": "by ann, through Defib"}, "wait", "stopped"),
         ("web", {}, {"stopped": "by ann", "past": Past({"restart": 3}), "observed": None}, "wait", "stopped"),
         ("web", {}, {"stopped": "by ann, through Defib", "approved": True}, "act", None),
-        ("web", {}, {"stopped_by_hand": "it is paused"}, "wait", "stopped-by-hand"),
-        ("web", {"respect_stop": False}, {"stopped_by_hand": "it is paused"}, "act", None),
-        ("web", {}, {"stopped_by_hand": "it is paused", "approved": True}, "act", None),
+        ("web", {}, {"stopped_by_hand": "s"}, "wait", "stopped-by-hand"),
+        ("web", {"respect_stop": False}, {"stopped_by_hand": "s"}, "act", None),
+        ("web", {}, {"stopped_by_hand": "s", "approved": True}, "act", None),
+        ("web", {}, {"withheld": "it is paused"}, "wait", "stopped-by-hand"),
+        ("web", {"respect_stop": False}, {"withheld": "it is paused"}, "act", None),
+        ("web", {}, {"withheld": "it is masked", "stopped_for": 70.0, "past": OURS}, "wait", "stopped-by-hand"),
+        # It was seen earlier, and its manager has forgotten; after another start it is over.
+        ("web", {}, {"started": "t1", "past": Past(stopped_start="t1", stopped_why="s")}, "wait", "stopped-by-hand"),
+        ("web", {}, {"started": "t2", "past": Past(stopped_start="t1", stopped_why="s")}, "act", None),
+        ("web", {}, {"past": Past(stopped_why="s")}, "act", None),
+        # We reset its failure, and could not start it: an end before that, or at no known time, is no stop.
+        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 200.0, "past": OURS}, "act", None),
+        ("web", {}, {"stopped_by_hand": "s", "past": OURS}, "act", None),
+        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 5.0, "past": OURS}, "wait", "stopped-by-hand"),
         # Our own restart stopped it, and could not start it again; before, after, and of one that succeeded it is not so.
         ("web", {}, {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(done=(DONE, HALF_DONE))}, "act", None),
         (
@@ -193,7 +205,7 @@ def test_the_ladder_is_climbed_step_by_step(services: dict[str, Service]) -> Non
         ({"present": Present(on_host=1)}, ["host-busy"], "host-busy"),
         ({"observed": None}, [], None), ({"observed": Observation(True, True, None)}, [], None),
         ({"past": Past({"restart": 9}, 9, NOW)}, [], None),
-        ({"stopped": "by ann", "stopped_by_hand": "it is paused", "age": 1.0}, [], None),
+        ({"stopped": "by ann", "stopped_by_hand": "s", "withheld": "it is paused", "age": 1.0}, [], None),
     ],
 )  # fmt: skip
 def test_what_holds_a_person_back(
@@ -237,6 +249,7 @@ situations = st.builds(
     age=st.none() | st.floats(0, 600),
     stopped=st.sampled_from(["", "", "s"]),
     stopped_by_hand=st.sampled_from(["", "", "s"]),
+    withheld=st.sampled_from(["", "", "it is paused"]),
 )  # fmt: skip
 
 
@@ -268,7 +281,7 @@ def test_what_must_never_happen(
     assert situation.automation
     assert not any((situation.maintenance, situation.scheduled, situation.silenced, situation.gone))
     assert situation.past.blocked is None
-    assert situation.approved or not (situation.stopped or situation.stopped_by_hand)
+    assert situation.approved or not (situation.stopped or situation.stopped_by_hand or situation.withheld)
     assert situation.age is None or situation.age >= 300
     assert not situation.host_down
     assert situation.storm is None

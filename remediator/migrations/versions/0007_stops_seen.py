@@ -1,0 +1,12 @@
+"""That somebody was seen to have stopped a target outlives what its manager remembers."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0007"
+down_revision = "0006"
+
+
+def upgrade() -> None:
+    for name in ("stopped_start", "stopped_why"):
+        op.add_column("incidents", sa.Column(name, sa.Text(), nullable=True))
