@@ -1,6 +1,6 @@
 """Services that a person stopped through Defib: until they are up again, nothing is done and nobody is told."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, func, select, update
@@ -54,10 +54,11 @@ def remove(connection: Connection, services: Collection[str]) -> None:
     _speak_again(connection, services)
 
 
-def forget(connection: Connection, known: Collection[str], before: float) -> int:
-    """Delete what was stopped before a time and is not `known` any more; how many those were."""
-    gone = stops.c.service.not_in(known) & (stops.c.at < before)
-    return int(connection.execute(delete(stops).where(gone)).rowcount)
+def forget(connection: Connection, known: Container[str], before: float) -> None:
+    """Delete the stops from before a time of services that are not `known` any more."""
+    old = connection.scalars(select(stops.c.service).where(stops.c.at < before)).all()
+    gone = [service for service in old if service not in known]
+    connection.execute(delete(stops).where(stops.c.service.in_(gone)))
 
 
 def withdraw(connection: Connection, action: int) -> None:

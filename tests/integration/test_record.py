@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Connection, select
 
 from fleet.model import Inventory
-from remediator import actions, incidents, intake, situations
+from remediator import actions, incidents, intake, situations, stops
 from remediator.database import Database
 from remediator.policy import Decision, Observation, Past, Present, Situation
 from remediator.schema import notices
@@ -193,3 +193,28 @@ async def test_a_person_is_held_back_by_locks_and_by_waits_that_were_not_overrul
         held = await record.claim_for_person(service, "storm", lock)
         assert isinstance(held, Decision)
         assert held.reason == lock
+
+
+async def stopped(record: Record) -> list[str]:
+    return [name for name in ("web", "db") if await record.database.run(stops.of, name)]
+
+
+async def test_a_start_ends_the_stop_of_every_service_of_its_target(record: Record, tmp_path: Path) -> None:
+    document = written("web", "db")
+    document["services"]["db"]["control"] = document["services"]["web"]["control"]
+    record.inventory = (await asyncio.to_thread(inventory_of, tmp_path / "shared", document)).inventory
+    await record.database.run(stops.put, ["web", "db"], 1, "ann", record.now)
+    started = await record.claim_for_person("web")
+    assert isinstance(started, actions.Claim)
+    await record.database.run(
+        actions.action_ended, started, "succeeded", "", record.inventory, record.now, came_back=True
+    )
+    assert await stopped(record) == []
+
+
+async def test_a_stop_of_a_removed_service_is_forgotten_in_time(record: Record) -> None:
+    await record.database.run(stops.put, ["web", "db"], 1, "ann", record.now)
+    await record.database.run(stops.forget, {"db"}, record.now)
+    assert await stopped(record) == ["web", "db"]
+    await record.database.run(stops.forget, {"db"}, record.now + 1)
+    assert await stopped(record) == ["db"]
