@@ -213,7 +213,7 @@ class Storm:
             listed = await self.stack.get("remediator", "/api/v1/incidents")
             return not self.firing and bool(listed) and all(each["state"] != "open" for each in listed["incidents"])
 
-        await eventually(over, 90)
+        await eventually(over, 600)
 
     def judge(self) -> Report:
         """Hold the log and the record against what must be true."""

@@ -69,7 +69,7 @@ async def probed(
     return await probe_alone(known.inventory.services["it"], known.inventory.hosts, Redactor(known.secrets))
 
 
-async def eventually(look: Callable[[], Awaitable[T]], within: float = 60.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], within: float = 200.0) -> T:
     """Wait until `look` gives something true, and give it."""
     ends = time.monotonic() + within
     while True:

@@ -102,7 +102,7 @@ class Loop:
     async def post(self, body: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         url = f"{self.stack.url('remediator')}/webhook/alertmanager"
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
             return await client.post(url, content=content, headers=TOKEN if headers is None else headers)
 
     async def fire(
@@ -131,7 +131,7 @@ class Loop:
 
     async def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
         return await self.stack.client.request(
-            method, f"{self.stack.url('remediator')}{path}", json=body, headers={"X-Defib-User": "ann"}, timeout=30
+            method, f"{self.stack.url('remediator')}{path}", json=body, headers={"X-Defib-User": "ann"}, timeout=120
         )
 
     async def restart_remediator(self, number: signal.Signals = signal.SIGKILL) -> None:

@@ -59,7 +59,7 @@ async def web_server(handle: Handle, context: ssl.SSLContext | None = None) -> A
 async def raw_server(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **options: Any
 ) -> AsyncIterator[int]:
-    """A TCP server of one function; gives its port."""
+    """A TCP server of one function; gives its port. On a busy machine, many connections wait to be accepted."""
 
     async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -69,7 +69,7 @@ async def raw_server(
         finally:
             writer.close()
 
-    server = await asyncio.start_server(guarded, "127.0.0.1", 0, **options)
+    server = await asyncio.start_server(guarded, "127.0.0.1", 0, **{"backlog": 1000, **options})
     try:
         yield int(server.sockets[0].getsockname()[1])
     finally:

@@ -185,7 +185,7 @@ async def test_the_first_start_writes_the_token_that_commands_find(stack: Stack,
 
     async def defib(*arguments: str) -> tuple[int, str]:
         argv = [sys.executable, "-m", "defib", *arguments, "--config", str(config)]
-        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=60, check=False)
+        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=200, check=False)
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout + done.stderr
 
@@ -221,7 +221,7 @@ def test_a_remediator_whose_token_others_may_read_does_not_start(tmp_path: Path)
     (tmp_path / "token").write_text("s3cret-token")
     (tmp_path / "token").chmod(0o640)
     argv = [sys.executable, "-m", "defib", "remediator", "--config", str(tmp_path), "--listen", "127.0.0.1:0"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1
     assert f"{tmp_path}/token has the mode 0640" in done.stderr
     assert "s3cret" not in done.stderr

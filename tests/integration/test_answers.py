@@ -1,8 +1,10 @@
 """Pressed buttons, by callback and by long connection, through a real remediator."""
 
+import copy
 import json
 import time
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -88,9 +90,14 @@ async def test_acknowledged_once_by_who_pressed_first(loop: Loop, card: Message)
     assert loop.restarts() == []
 
 
-async def test_restarted_by_a_press(loop: Loop, card: Message) -> None:
+async def test_restarted_by_a_press(loop: Loop) -> None:
+    pressed_twice = loop.folder / "pressed twice"
+    slow = f"while [ ! -e '{pressed_twice}' ]; do sleep 0.1; done; touch {{alive}}"
+    service = {"on_failure": "notify", "restart": slow}
+    card = await begin(loop, service=service, encrypt_key=ENCRYPT_KEY, verification_token=VERIFICATION_TOKEN)
     assert await press(loop, card, "restart") in BEGUN
     await press(loop, card, "restart")
+    pressed_twice.touch()
     await loop.until_event("up")
     await loop.fire("web", status="resolved")
 
@@ -220,9 +227,10 @@ async def test_stale_doubled_unknown_and_nonsense(loop: Loop, card: Message) -> 
     assert "ou_stranger" in await press(loop, card, "restart", "ou_stranger")
     for value in ({}, {"answer": "dance"}, {"answer": "restart"}, {"answer": "restart", "incident": "1"}, {"answer": "approve", "action": 2**80},
                   {"answer": "acknowledge", "incident": -1}, {"answer": "acknowledge", "incident": 1, "since": 7}, {"answer": "silence", "alert": True}):  # fmt: skip
-        event = apps.event(card, "acknowledge")
-        event["event"]["action"]["value"] = value
-        status, told = await tell(loop, event)
+        pressed = copy.deepcopy(event)  # the card itself may have been changed meanwhile
+        pressed["header"]["event_id"] = uuid4().hex
+        pressed["event"]["action"]["value"] = value
+        status, told = await tell(loop, pressed)
         assert (status, told["toast"]["type"]) in ((200, "error"), (200, "warning")), (value, told)
     for raw in (
         b"",

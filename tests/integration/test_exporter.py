@@ -34,7 +34,7 @@ class Exporter:
         self.keeper, self.folder = keeper, folder
         (self.port,) = free_ports(1)
         base = f"http://127.0.0.1:{self.port}"
-        self.client = httpx.AsyncClient(base_url=base, headers=TOKEN, trust_env=False, timeout=10)
+        self.client = httpx.AsyncClient(base_url=base, headers=TOKEN, trust_env=False, timeout=60)
 
     def configure(self, services: dict[str, Any], **more: Any) -> None:
         (self.folder / "config").mkdir(exist_ok=True)
@@ -283,7 +283,7 @@ def test_what_keeps_it_from_starting(tmp_path: Path, text: str, arguments: list[
     write(tmp_path, a=text)
     done = subprocess.run(
         [sys.executable, "-m", "defib", "exporter", "--config", tmp_path, *arguments],
-        capture_output=True, text=True, timeout=30, check=False,
+        capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert said in done.stderr
@@ -297,7 +297,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         done = subprocess.run(
             [sys.executable, "-m", "defib", "exporter", "--config", tmp_path, "--listen", address],
-            capture_output=True, text=True, timeout=30, check=False,
+            capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert f"cannot listen on {address}" in done.stderr

@@ -65,7 +65,7 @@ exec chroot "$1/root" sh /tmp/inside.sh
 
 def defib(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     argv = [sys.executable, "-m", "defib", *arguments, "--config", str(folder)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
 
 
 def configure(folder: Path, hosts: dict[str, Any], services: dict[str, Any] | None = None) -> None:
@@ -87,7 +87,7 @@ def inside_a_copy(folder: Path, setup: str, inside: str) -> subprocess.Completed
     environment = {**os.environ, "SUDO": "" if shutil.which("sudo", path="/usr/bin") else " ".join(SUDO)}
     return subprocess.run(
         [*argv, folder / "root", UNPACKED, folder / "setup.sh", folder / "inside.sh"],
-        capture_output=True, text=True, env=environment, timeout=60, check=False,
+        capture_output=True, text=True, env=environment, timeout=200, check=False,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ async def metric(loop: Loop, name: str) -> float | None:
 def defib(loop: Loop, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command of ours on the loop's configuration."""
     argv = [sys.executable, "-m", "defib", *arguments, "--config", str(loop.folder / "config")]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
 
 
 async def until_restarted(loop: Loop, times: int = 1) -> None:

@@ -121,7 +121,7 @@ async def test_a_refused_signature_without_a_time_keeps_the_notice(post: Post) -
 
 async def test_an_old_bot_answers_without_a_code(post: Post) -> None:
     post.feishu.old = True
-    post.feishu._times.extend([time.time()] * PER_SECOND)
+    post.feishu._times.extend([time.time() + 10] * PER_SECOND)  # a busy machine is slow to send
     await post.tell(1)
     await eventually(post.settled)
     assert [row.state for row in await post.rows()] == ["sent"]

@@ -1,8 +1,10 @@
 """Killed in every phase of a send: nothing is lost, and nothing told twice beyond what a lost answer makes unknowable."""
 
 import asyncio
+import contextlib
 import signal
 import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,29 @@ from remediator.notices import outbox
 from tests.sending import PHASES
 from tests.support import eventually, loaded
 
+Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Start senders that end with the test: no event loop can be closed while a process of its own lives."""
+    processes = []
+
+    async def start(*arguments: str) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.sending", *arguments)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("channel", ["bot", "app"])
-async def test_killed_in_every_phase(tmp_path: Path, feishu: StandIn, channel: str, phase: str) -> None:
+async def test_killed_in_every_phase(tmp_path: Path, feishu: StandIn, start: Start, channel: str, phase: str) -> None:
     options: dict[str, Any] = {
         "bot": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}},
         "app": {"feishu_app": {"app_id": APP_ID, "app_secret": APP_SECRET, "chat_id": CHAT, "url": feishu.url}},
@@ -31,15 +52,12 @@ async def test_killed_in_every_phase(tmp_path: Path, feishu: StandIn, channel: s
     url = f"sqlite:///{tmp_path}/record.db"
     await asyncio.to_thread(tell, config, url)
 
-    async def started(*more: str) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.sending", str(config), url, *more)
-
     def received() -> list[str]:
         return [each.text for each in feishu.received] + [each.text for each in feishu.apps.in_chat]
 
-    assert await (await started(phase)).wait() == -signal.SIGKILL
+    assert await (await start(str(config), url, phase)).wait() == -signal.SIGKILL
     assert len(received()) == (phase in ("answered", "recorded"))
-    process = await started()
+    await start(str(config), url)
 
     async def all_told() -> bool:
         return all(any(f"number {number}" in text for text in received()) for number in range(3))
@@ -55,8 +73,6 @@ async def test_killed_in_every_phase(tmp_path: Path, feishu: StandIn, channel: s
     await asyncio.sleep(0.5)
     assert len(received()) == 3 + unknowable
     assert not feishu.refused
-    process.kill()
-    await process.wait()
 
 
 def tell(config: Path, url: str) -> None:

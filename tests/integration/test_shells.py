@@ -115,7 +115,7 @@ async def test_a_command_that_hangs_is_ended_on_both_ends(any_shell: Shell, tmp_
     done = await any_shell.run(["sh", "-c", f"echo $$ > {pidfile}; exec sleep 60"], timeout=1)
     assert done.status is None
     assert "1 s" in done.why
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 55
     with pytest.raises(ProcessLookupError):
         os.kill(int(pidfile.read_text()), 0)
 
@@ -131,7 +131,7 @@ async def test_a_command_that_leaves_something_running_has_ended(any_shell: Shel
     started = time.monotonic()
     done = await any_shell.run(["sh", "-c", "echo begun; sleep 60 &"], timeout=60)
     assert (done.status, done.stdout) == (0, "begun\n")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 55
 
 
 async def test_a_command_that_hangs_does_not_end_the_others_on_its_host(shell: SshShell) -> None:
@@ -222,7 +222,7 @@ async def test_a_frozen_host_is_unknown_within_the_deadline(shell: SshShell, hos
         started = time.monotonic()
         done = await running
         assert done.status is None
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 55
     finally:
         for pid in frozen:
             os.kill(pid, signal.SIGCONT)
@@ -264,7 +264,7 @@ async def test_a_command_that_only_looks_leaves_nothing_running(script: str) -> 
     mark = f"defib-{os.getpid()}-{len(script)}"
     began = asyncio.get_running_loop().time()
     await LocalShell(looking=True).run(["sh", "-c", script, mark], timeout=0.5)
-    assert asyncio.get_running_loop().time() - began < 30
+    assert asyncio.get_running_loop().time() - began < 55
 
     async def gone() -> bool:
         return not [path for path in Path("/proc").glob("[0-9]*/cmdline") if mark in _text_of(path)]
