@@ -128,6 +128,7 @@ class Collection:
         try:
             async with asyncio.timeout(run.deadline + CONNECT_WITHIN):
                 await run.collector.collect(lambda sections: self._read(run, sections), samples)
+            why = samples.fault
         except (CollectFailure, NotRead) as failure:
             why, late = str(failure), failure.late
         except ShellError as error:
@@ -142,9 +143,10 @@ class Collection:
                 log.exception("collector broke", host=run.host.name, collector=run.name)
         took = time.perf_counter() - started
         run.in_vain = 0 if answered and not late else run.in_vain + 1
-        samples.add("host_collect_success", int(why is None), collector=run.name)
-        samples.add("host_collect_duration_seconds", took, collector=run.name)
-        self._page.put(run.key, samples.lines)
+        own = Samples(run.host.name)
+        own.add("host_collect_success", int(why is None), collector=run.name)
+        own.add("host_collect_duration_seconds", took, collector=run.name)
+        self._page.put(run.key, samples.lines | own.lines)
         up = labels({"host": run.host.name, "group": run.host.group})
         self.answered[run.host.name] = answered
         told = {"host_up": f"host_up{{{up}}} {int(answered)}\n"}

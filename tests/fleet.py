@@ -28,6 +28,7 @@ from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import Stack, free_ports
 from tests.gpu import CARD, write_nvidia_smi
+from tests.hostile import Hostile
 from tests.integration.conftest import start_supervisord
 from tests.integration.long_connection import LongConnection
 from tests.integration.peers import ModelServer
@@ -35,6 +36,8 @@ from tests.integration.peers import ModelServer
 HOSTS = ("box", "gone", "mute", "swapped", "late", "odd", "strained")
 PAGES = ("page", "flap", "burn", "slow", "stale", "never", "alive", "asking")
 MIB = 2**20
+# A busy machine makes no service look down.
+OFTEN = {"every": "2s", "retry_every": "2s", "timeout": "30s"}
 
 
 def card(index: int, **more: str) -> dict[str, str]:
@@ -159,15 +162,19 @@ def _run(*argv: str) -> str:
 
 
 class Fleet:
-    """Everything, started; `stack` has its addresses."""
+    """Everything, started; `stack` has its addresses, and `hostile` what lies, if anything does."""
 
-    def __init__(self, keeper: Keeper, folder: Path, systemd: Path, *, hurried: bool = False) -> None:
+    def __init__(
+        self, keeper: Keeper, folder: Path, systemd: Path, *, hurried: bool = False, hostile: bool = False
+    ) -> None:
         self.keeper, self.folder, self.systemd, self.hurried = keeper, folder, systemd, hurried
         self.pages, self.fallback = Pages(), Fallback()
         self.feishu, self.app, self.stuck = StandIn(), StandIn(also=[LongConnection().add_routes]), StandIn()
         self.container = f"defib-fleet-{secrets.token_hex(4)}"
         self.tools, self.pinned = folder / "tools", folder / "pinned"
         self.disk = Disk(folder)
+        self.hostile = Hostile(folder) if hostile else None
+        self.hosts = (*HOSTS, "hostile") if hostile else HOSTS
         authority = trustme.CA()
         self.expiring = Certificate(authority, timedelta(days=3))
         self.expired = Certificate(authority, timedelta(days=300))
@@ -195,16 +202,27 @@ class Fleet:
         expiring, expired = await self.pages.tls(self.expiring.context), await self.pages.tls(self.expired.context)
         self.stack = Stack(self.keeper, self.folder, hurried=self.hurried, fallback=await self.fallback.start())
         written = {
-            "hosts": {name: self._host(name) for name in HOSTS},
+            "hosts": {name: self._host(name) for name in self.hosts},
             "services": self._services(web_port, pages, expiring, expired),
             "notify": self._notify(),
             "remediation": {"hold": "10s"},
         }
+        if self.hostile is not None:
+            await self._add_hostile(self.hostile, written, f"http://127.0.0.1:{pages}")
         self.config = self.stack.configuration(written) / "defib.yaml"
         await self.stack.start()
 
+    async def _add_hostile(self, hostile: Hostile, written: Mapping[str, Any], pages: str) -> None:
+        await hostile.start()
+        hostile.web.lure_to(self.stack.url("remediator"))
+        hostile.corrupt(self.sshds["hostile"], self.tools_of("hostile"))
+        written["hosts"]["outsider"] = {"address": hostile.node_address}
+        written["services"].update(hostile.services(pages, OFTEN))
+
     async def stop(self) -> None:
         await asyncio.to_thread(self.disk.unmount)
+        if self.hostile is not None:
+            await self.hostile.stop()
         for each in (self.pages, self.fallback, self.feishu, self.app, self.stuck):
             await each.stop()
         if hasattr(self, "stack"):
@@ -254,7 +272,7 @@ class Fleet:
 
     async def _start_hosts(self) -> None:
         path = f"{self.tools}:{self.systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        for name in HOSTS:
+        for name in self.hosts:
             environment = {"PATH": f"{self.tools_of(name)}:{path}", "DOCKER_HOST": os.environ["DOCKER_HOST"]}
             (port,) = free_ports(1)
             self.sshds[name] = await sshd.start(self.keeper, self.folder / f"sshd-{name}", port, environment)
@@ -269,30 +287,31 @@ class Fleet:
                 "gpu": "10s", "docker": "10s", "systemd": {"every": "10s", "units": ["well.service"]},
                 "supervisor": {"every": "10s", "configs": [str(self.supervisor)]},
             }  # fmt: skip
+        if name == "hostile":
+            collect |= {"gpu": "10s", "docker": "10s", "supervisor": "10s"}
         return {"address": "127.0.0.1", "group": "test", "ssh": login, "collect": collect}
 
     def _services(self, web_port: int, pages: int, expiring: int, expired: int) -> dict[str, Any]:
         base = f"http://127.0.0.1:{pages}"
-        often: dict[str, Any] = {"every": "2s", "retry_every": "2s", "timeout": "5s"}
 
         def page(name: str, **more: Any) -> dict[str, Any]:
             return {
                 "provider": "nginx",
                 "category": "web",
                 "team": "test",
-                "probe": {**often, "http": {"url": f"{base}/{name}"}, **more},
+                "probe": {**OFTEN, "http": {"url": f"{base}/{name}"}, **more},
             }
 
         unverified = {"verify": False}
         return {
             "web": {
                 "provider": "nginx", "category": "web", "host": "box", "on_failure": "restart",
-                "probe": {**often, "http": {"url": f"http://127.0.0.1:{web_port}/", "expect": {"body_matches": "heart"}}},
+                "probe": {**OFTEN, "http": {"url": f"http://127.0.0.1:{web_port}/", "expect": {"body_matches": "heart"}}},
                 "control": {"docker": {"container": self.container}, "timeout": "30s", "start_within": "15s"},
             },
             "hopeless": {
                 "provider": "nginx", "category": "web", "host": "box", "on_failure": "restart",
-                "probe": {**often, "http": {"url": f"{base}/hopeless"}},
+                "probe": {**OFTEN, "http": {"url": f"{base}/hopeless"}},
                 "control": {"command": {"restart": ["false"]}, "start_within": "2s"},
                 "remediation": {"attempts": 1, "hold": "2s"},
             },
@@ -311,14 +330,14 @@ class Fleet:
             "expired": page("", http={"url": f"https://127.0.0.1:{expired}/x", "tls": unverified}),
             "channels": {
                 "provider": "transcoder", "category": "video",
-                "probe": {**often, "status": {
+                "probe": {**OFTEN, "status": {
                     "url": f"{base}/channels", "up_when": "any",
                     "components": {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running"}},
                 }},
             },
             "llm": {
                 "provider": "vllm", "category": "llm", "host": "box",
-                "probe": {**often, "openai": {"url": base, "model": "m"}},
+                "probe": {**OFTEN, "openai": {"url": base, "model": "m"}},
             },
         }  # fmt: skip
 
@@ -336,7 +355,7 @@ class Fleet:
             "channels": {
                 "ops": {"feishu": bot},
                 "app": {"feishu_app": app},
-                "refused": {"feishu": {**bot, "secret": "another"}},
+                "refused": {"feishu": {**bot, "secret": "not-the-bots"}},
                 "stuck": {"feishu": {**bot, "webhook": bot["webhook"].replace(self.feishu.url, f"http://127.0.0.1:{self.stuck_port}")}},
             },
             "routes": [
@@ -356,12 +375,13 @@ class Fleet:
         if where == "fallback":
             rows = sorted(self.fallback.alerts.values(), key=lambda row: str(row["startsAt"]), reverse=True)
         else:
-            rows = await self._rows()
+            rows = await self.rows()
         named = {label: value.format(disk=self.disk.mountpoint) for label, value in labels.items()}
         wanted = {"alertname": alert, **named}
         return next((row for row in rows if wanted.items() <= row["labels"].items()), None)
 
-    async def _rows(self) -> list[dict[str, Any]]:
+    async def rows(self) -> list[dict[str, Any]]:
+        """Every alert that the remediator has on record, the newest first."""
         rows: list[dict[str, Any]] = []
         while True:
             before = f"?before={rows[-1]['id']}" if rows else ""
@@ -416,9 +436,11 @@ def _descendants(pid: int) -> list[int]:
 
 
 @contextlib.asynccontextmanager
-async def running(keeper: Keeper, folder: Path, systemd: Path, *, hurried: bool = False) -> AsyncIterator[Fleet]:
+async def running(
+    keeper: Keeper, folder: Path, systemd: Path, *, hurried: bool = False, hostile: bool = False
+) -> AsyncIterator[Fleet]:
     """Run a fleet; unless `hurried`, Prometheus and Alertmanager keep the shipped intervals."""
-    fleet = Fleet(keeper, folder, systemd, hurried=hurried)
+    fleet = Fleet(keeper, folder, systemd, hurried=hurried, hostile=hostile)
     try:
         await fleet.start()
         yield fleet

@@ -129,6 +129,9 @@ async def _collector(host: Host, name: str, options: Every, shell: Shell) -> Fin
         if shell.wrapped:
             mend += f"; its allow-list is written by defib host setup {host.name}"
         return _finding(host, f"collector {name}", well=False, seen=str(error), mend=mend)
+    if samples.fault is not None:
+        mend = "see docs/hosts.md for what is taken of a host"
+        return _finding(host, f"collector {name}", well=False, seen=samples.fault, mend=mend)
     took = f"{time.perf_counter() - started:.2f} s, {len(samples.lines)} metrics"
     offset = samples.lines.get("host_clock_offset_seconds", "").strip().rpartition(" ")[2]
     if offset and abs(float(offset)) > CLOCK:

@@ -22,6 +22,7 @@ from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
 from exporter.metrics import Metrics
+from exporter.samples import SERIES_LIMIT
 from exporter.watch import Watcher
 from fleet.systemd import Unit
 from fleet.systemd import units as systemd_units
@@ -124,6 +125,22 @@ async def over_ssh(keeper: Keeper, folder: Path, path: str, **environment: str) 
     host = await sshd.start(keeper, folder / "sshd", port, {"PATH": path, **environment})
     ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
     return host, {"address": "127.0.0.1", "ssh": ssh}
+
+
+async def test_what_a_host_prints_spoils_nothing_else_on_the_page(tools: Path, collected: Collected) -> None:
+    """Prometheus refuses a page with a number that no float holds, and takes as many series as there are."""
+    named = {"well": "1", "huge": "9" * 400, "n" * 2000: "1", **{f"c{number:04}": "1" for number in range(1500)}}
+    lines = "".join(f"/{name}\\trunning\\t\\t0\\t-\\t{restarts}\\ti\n" for name, restarts in named.items())
+    (tools / "told").write_text(lines.replace("\\t", "\t"))
+    script = f"case $1 in ps) echo listed ;; *) cat {tools}/told ;; esac"
+    (tools / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (tools / "docker").chmod(0o755)
+    await collected.of({"h": {**LOCAL, "collect": {"docker": "1s"}}})
+    await collected.becomes(0, "host_collect_success", "docker")
+    samples = collected.samples
+    assert all(abs(value) < float("inf") for value in samples.values())
+    assert samples["host_container_up", "huge"] == 1
+    assert len([key for key in samples if key[0].startswith("host_container_")]) <= SERIES_LIMIT
 
 
 @pytest.mark.needs("sshd")

@@ -7,81 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from defib.demo.keeper import Keeper
 from defib.demo.stack import Stack
+from tests.hostile import TOO_MANY, Outsider, forged
 from tests.support import eventually
 
 NOWHERE = "http://127.0.0.1:1"
 SETTLED = ("service:up:max", "service:info:one", "host:up:max")
-HOSTILE = """\
-service_up{service="down",host="gone",provider="other",category="other"} 1
-service_up{service="well",host="",provider="other",category="other"} 0
-service_up{service="well",host="gone",provider="other",category="other"} 1
-service_up{job="defib-exporter",instance="e",service="down",host="gone",provider="other",category="other"} 1
-service_up{service="down",host="",provider="other",category="other"} 1 {now}
-service_info{service="down",severity="info",team="outsider"} 1
-service_info{service="outsider",severity="critical",team="outsider"} 1
-service_last_probe_timestamp_seconds{service="well"} 1
-service_tls_certificate_expiry_timestamp_seconds{service="well"} 1
-service:info:one{service="down",severity="info"} 1
-service:info:one{service="well"} 1
-service:up:max{service="down",host="",provider="other",category="other"} 1
-service:up:max{service="outsider"} 0
-host:up:max{host="gone",group=""} 1
-host:filesystem_usage:ratio{host="gone",mountpoint="/"} 1
-host_up{host="gone",group=""} 1
-host_up{host="outsider",group=""} 0
-host_key_changed{host="gone",group=""} 1
-host_container_up{host="gone",container="c"} 0
-gpu_healthy{host="gone",gpu="0"} 0
-defib_remediator_breaker_open{service="down"} 1
-defib_remediator_automation_enabled 0
-defib_remediator_outbox_oldest_seconds 9999
-defib_config_last_reload_successful{job="defib-exporter"} 0
-alertmanager_config_last_reload_successful 0
-prometheus_config_last_reload_successful 0
-up{job="defib-remediator"} 1
-up{job="defib-exporter"} 0
-ALERTS{alertname="HostDown",alertstate="firing",host="outsider"} 1
-ALERTS_FOR_STATE{alertname="HostDown",host="gone"} 1
-node_load1{job="defib-exporter",instance="e",service="down",host="gone"} 1
-node_:recorded 1
-"""
 # Pages of which nothing is taken, and the words of Prometheus' error.
 REFUSED = (
-    ("".join(f'node_x{{i="{number}"}} 1\n' for number in range(20_000)), "sample limit exceeded"),
+    (TOO_MANY, "sample limit exceeded"),
     ("node_x{" + ",".join(f'l{number}="1"' for number in range(60)) + "} 1\n", "label_limit"),
     ('node_x{l="' + "x" * 2000 + '"} 1\n', "label_value_length_limit"),
     ("# HELP node_x " + "x" * 11_000_000 + "\n", "body size limit exceeded"),
     ('node_x{__name__="service_up",service="well"} 0\n', "__name__"),
 )
-
-
-class Outsider:
-    """Answers as a node_exporter with the page that a test sets, and counts how often it was asked."""
-
-    def __init__(self) -> None:
-        self.page, self.asked, self.elsewhere = "", 0, ""
-        self._runner = web.AppRunner(web.Application(), access_log=None, shutdown_timeout=0.1)
-
-    async def start(self, port: int) -> None:
-        self._runner.app.router.add_get("/metrics", self._answer)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", port, reuse_address=True).start()
-
-    async def stop(self) -> None:
-        await self._runner.cleanup()
-
-    async def _answer(self, _request: web.Request) -> web.Response:
-        self.asked += 1
-        if self.elsewhere:
-            raise web.HTTPFound(self.elsewhere)
-        page = f"node_asked_total {self.asked}\n{self.page}".replace("{now}", f"{time.time() * 1000:.0f}")
-        response = web.Response(text=page, content_type="text/plain")
-        response.enable_compression()  # the limit is for what comes out of it
-        return response
 
 
 class Watched:
@@ -179,7 +120,7 @@ async def test_what_answers_in_place_of_a_node_exporter_changes_no_alert(watched
     await watched.evaluated()
     alerts, recorded = await watched.alerts(), await watched.recorded()
 
-    watched.outsider.page = HOSTILE
+    watched.outsider.page = forged(well="well", down="down", host="gone")
     await watched.evaluated()
     assert await watched.alerts() == alerts
     assert await watched.recorded() == recorded

@@ -34,6 +34,7 @@ from fleet.shells.pool import Shells
 from fleet.shells.ssh import Login, SshShell, Wrapper, digest
 from fleet.system import PROC
 from fleet.wrapper import command_file
+from tests.logins import logs_in_with
 from tests.support import eventually, inventory_of, probed
 
 pytestmark = pytest.mark.needs("sshd")
@@ -79,16 +80,6 @@ def hardened(host: Sshd, *commands: list[str], also: str = "") -> None:
     for argv in commands:
         (folder / "commands" / digest(argv)).write_text(command_file(argv))
     forced(host, f"{also}exec sh {WRAPPER} control {folder} {os.environ['PATH']}")
-
-
-def logs_in_with(host: Sshd, script: str) -> None:
-    """Have the account's login shell be this script, which is given `-c` and the command."""
-    folder = host.key_file.parent
-    if not (folder / "passwd").is_file():
-        pytest.skip("needs libnss_wrapper")
-    (folder / "login").write_text(f"#!/bin/sh\n{script}\n")
-    (folder / "login").chmod(0o755)
-    (folder / "passwd").write_text((folder / "passwd").read_text().replace(":/bin/sh\n", f":{folder}/login\n", 1))
 
 
 async def test_an_argv_arrives_as_it_was_written(any_shell: Shell) -> None:
