@@ -257,9 +257,11 @@ def containers(output: str) -> dict[str, Container]:
         if fields[0] == "listed" and len(fields) == 6:  # noqa: PLR2004
             _, _, names, state, image, status = fields
             code, checked = re.search(r"\((\d+)\)", status), re.search(r"\((?:health: )?([a-z]+)\)$", status)
-            found[next(name for name in names.split(",") if "/" not in name)] = Container(
-                state, checked[1] if checked and state == "running" else "", int(code[1]) if code else 0, "", 0, image
-            )
+            health = checked[1] if checked and state == "running" else ""
+            container = Container(state, health, int(code[1]) if code else 0, "", 0, image)
+            # A link gives a container a further name, with a slash; a host may print no other.
+            own = [name for name in names.split(",") if "/" not in name]
+            found.update(dict.fromkeys(own[:1], container))
         elif len(fields) == 7 and fields[3].lstrip("-").isdigit() and fields[5].isdigit():  # noqa: PLR2004
             name, state, health, exit_code, started, restarts, image = fields
             found[name.lstrip("/")] = Container(state, health, int(exit_code), started, int(restarts), image)

@@ -118,6 +118,7 @@ async def test_ports(tmp_path: Path) -> None:
         ("docker", "echo 'permission denied while trying to connect' >&2; exit 1", "container", {"name": "it"}, "shell", "h: docker cannot be asked: permission denied"),
         ("docker", "sleep 60", "container", {"name": "it"}, "shell", "docker did not answer in time"),
         ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tother/x,it\\trunning\\timage\\tUp 3 hours (healthy)\\n'", "container", {"name": "it"}, None, ""),
+        ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabd\\tother/y\\trunning\\timage\\tUp 1 hour\\nlisted\\tabc\\tother/x,it\\trunning\\timage\\tUp 3 hours (healthy)\\n'", "container", {"name": "it"}, None, ""),
         ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\texited\\timage\\tExited (137) 3 hours ago\\n'", "container", {"name": "it"}, "state", "is exited (exit 137), expected running"),
         ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\trunning\\timage\\tUp 3 hours (unhealthy)\\n'", "container", {"name": "it"}, "state", "its health is unhealthy"),
         ("docker", "", "container", {"name": "it"}, "state", "no container it"),
