@@ -77,6 +77,7 @@ class _Api:
         except NotADelivery as error:
             raise Problem(400, "not_a_delivery", str(error)) from error
         except (web.HTTPRequestEntityTooLarge, TooManyAlerts) as error:
+            self._engine.reconcile_soon()  # Alertmanager does not send it again, and lists what it held
             said = str(error) if isinstance(error, TooManyAlerts) else "the delivery is longer than 10 MiB"
             raise Problem(413, "too_large", said) from error
         except StorageError as error:

@@ -279,6 +279,9 @@ class Engine:
                 connection, incident, service, situation, inventory, proof_at=proof_at, before=seen, now=now
             ),
         )
+        if isinstance(claimed, Decision):
+            await self._keep(incident, service.id, claimed, situation)
+            return self._pause(claimed)
         if claimed == "stopping" or isinstance(claimed, Claim):
             return DECIDE_AGAIN
         return 1.0  # the record moved on meanwhile: decide again by what it says now

@@ -102,8 +102,9 @@ async def test_a_verification_that_cannot_be_made_is_unknown_and_costs_no_attemp
 
 
 async def test_an_action_on_a_service_that_is_renamed_is_unknown_immediately(loop: Loop) -> None:
-    web = loop.service("web", restart="sleep 40")
-    web["control"] |= {"timeout": "60s", "start_within": "60s"}
+    ends = loop.folder / "ends"
+    web = loop.service("web", restart=f"while [ ! -e {ends} ]; do sleep 0.2; done")
+    web["control"] |= {"timeout": "10m", "start_within": "10m"}
     await loop.start({"web": web, "db": loop.service("db")})
     await loop.kill("web")
     await loop.fire("web")
@@ -125,6 +126,17 @@ async def test_an_action_on_a_service_that_is_renamed_is_unknown_immediately(loo
         return loop.restarts() == ["web", "db"]
 
     await eventually(restarted)
+    # The command runs on under the new name, and nothing is begun beside it.
+    assert (await loop.stack.client.post(f"{loop.stack.url('exporter')}/-/reload")).status_code == 200
+    await loop.fire("site")
+
+    async def held() -> bool:
+        incidents = (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"]
+        return any(each["service"] == "site" and each["reason"] == "target-busy" for each in incidents)
+
+    await eventually(held)
+    assert loop.restarts() == ["web", "db"]
+    ends.touch()
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])

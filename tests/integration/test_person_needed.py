@@ -11,17 +11,17 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, select
 
-from remediator import actions, incidents, switches
-from remediator.actions import Claim
+from remediator import actions, incidents, stops, switches
+from remediator.actions import Claim, Seen
 from remediator.database import MIGRATIONS, Database
 from remediator.notices import cards, escalation
 from remediator.notices.stories import Story
 from remediator.notices.templates import Templates
-from remediator.policy import Decision, Observation
+from remediator.policy import Decision, Observation, Past, Present, Situation
 from remediator.schema import actions as action_rows
 from remediator.schema import incidents as incident_rows
 from tests.integration.loop import Loop
-from tests.integration.test_outbox import APP, Desk
+from tests.integration.test_outbox import APP, Desk, written
 from tests.support import eventually, inventory_of
 
 LEADS = {"states": ["person_needed"], "channels": ["lead"], "continue": True}
@@ -137,6 +137,39 @@ async def test_a_lost_login_calls_a_person_once_though_it_is_tried_again(desk: D
     assert await kinds(desk, "ops") == ["down", "person_needed", "waiting"]
     _, told = await desk.send("lead")
     assert "its host does not run commands for Defib" in await read(told[0])
+
+
+async def test_what_a_person_stopped_needs_nobody_until_it_runs_again(desk: Desk) -> None:
+    await desk.run(stops.put, ["web"], 1, "ann", desk.now)
+    await desk.fire("web")
+    await desk.decide(1, "refuse", "attempts-used-up")
+    assert await kinds(desk, "ops") == []
+    await desk.run(stops.remove, ["web"])  # its incident is still open, and goes on aloud
+    await desk.fire("web", "ServiceSlow")
+    assert await kinds(desk, "ops") == ["alert"]
+
+
+async def test_a_channel_that_was_renamed_is_told_that_a_person_is_needed(desk: Desk, tmp_path: Path) -> None:
+    await desk.fire("web")
+    renamed = written({"channels": ["boss"]})
+    desk.inventory = (await asyncio.to_thread(inventory_of, tmp_path / "renamed", renamed)).inventory
+    await attempt(desk, "failed", count=3)
+    assert await kinds(desk, "boss") == ["person_needed"]
+
+
+async def test_an_approval_before_a_stop_is_overtaken_by_it(desk: Desk) -> None:
+    await desk.fire("web")
+    service = desk.inventory.services["web"]
+    step = desk.inventory.remediation.steps[0]
+    situation = Situation(desk.now, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
+    await desk.run(actions.queue, desk.inventory.notify, 1, service, step, situation)
+    assert await desk.run(actions.approve, 1, "ann", desk.now) == "approved"
+    await desk.run(
+        actions.claim_for_person, service, "stop", desk.inventory, situation,
+        overruled=(), by="bob", before=Seen(), now=desk.now,
+    )  # fmt: skip
+    rows = await desk.run(lambda c: c.execute(action_rows.select()).all())
+    assert [(row.kind, row.state) for row in rows] == [("restart", "cancelled"), ("stop", "running")]
 
 
 async def test_that_nobody_can_see_a_service_is_told_again_after_it_was_seen(desk: Desk) -> None:
