@@ -7,6 +7,8 @@ ARGS ?=
 # Most tests wait for something most of the time.
 WORKERS ?= $(shell n=$$(( $$(nproc) * 3 )); echo $$(( n > 16 ? 16 : n )))
 PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=20
+# Without bytecode, every program that a test starts compiles all of ours, and every worker rewrites all tests.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(PARTS)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
 .PHONY: help install deps check format test test-all chaos demo bench fleet dashboards lock clean

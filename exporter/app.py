@@ -54,6 +54,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
             access.token = await _api_token(fresh.inventory, redact)
             tls_context.cache_clear()  # certificate files may have been renewed
             await watcher.apply(fresh.inventory)
+            gc.unfreeze()  # what was configured before is to go
             _settle()
             metrics.reloaded(successful=True)
             log.info("reloaded", services=len(watcher.watches))
@@ -76,7 +77,6 @@ async def _api_token(inventory: Inventory, redact: Redactor) -> ApiToken:
 
 def _settle() -> None:
     """Have the collector pass over what stays: to look through 10,000 services each time holds up their probes."""
-    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

@@ -28,6 +28,7 @@ EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER = "defib-exporter", "defib-remedi
 TRUSTED = {EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER}
 
 
+@cache
 def rules(*paths: Path) -> list[dict[str, Any]]:
     """Every rule of these files, or of all."""
     files = [yaml.safe_load(path.read_text()) for path in paths or RULES]
@@ -58,6 +59,7 @@ def jobs() -> dict[str, set[str]]:
     return found
 
 
+@cache
 def known() -> set[str]:
     """Every name that an expression may use: metrics, the parts of histograms, what rules record, and others' own."""
     registries = (ExporterMetrics().registry, RemediatorMetrics().registry)

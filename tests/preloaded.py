@@ -129,7 +129,8 @@ def main(listener: socket.socket) -> None:
     """Load everything, then fork a keeper for each connection until standard input ends."""
     from defib.kinds import KINDS
 
-    for module in ("exporter.app", "remediator.app"):
+    # httpcore imports the last with a program's first request.
+    for module in ("exporter.app", "remediator.app", "anyio._backends._asyncio"):
         importlib.import_module(module)
     for table in (KINDS.probes, KINDS.controls, KINDS.channels, KINDS.collectors):
         list(table.values())

@@ -18,7 +18,7 @@ from defib.kinds import KINDS
 from fleet.loading import load
 from remediator.database import Database
 from remediator.metrics import Metrics
-from remediator.notices import outbox, sender
+from remediator.notices import outbox
 from remediator.notices.feishu import Session
 from remediator.notices.outbox import Batch
 from remediator.notices.sender import Sender
@@ -73,10 +73,12 @@ async def main(config: str, url: str, phase: str = "") -> None:
             die()
         return {}
 
-    sender.FIRST_RETRY = 0.05
     database = await asyncio.to_thread(Database, url)
-    async with httpx.AsyncClient(trust_env=False) as client:
-        await Sender(database, lambda: inventory, client, Metrics(), Redactor(), details).run()
+    try:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            await Sender(database, lambda: inventory, client, Metrics(), Redactor(), details).run()
+    finally:
+        await asyncio.to_thread(database.close)
 
 
 if __name__ == "__main__":

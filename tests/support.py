@@ -2,9 +2,11 @@
 
 import asyncio
 import re
+import tempfile
 import textwrap
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +18,7 @@ from exporter.results import Result
 from fleet.documents import ConfigurationError
 from fleet.loading import PROGRAMS, Loaded, load
 from fleet.references import Program
+from remediator.database import Database
 from runtime.redaction import Redactor
 
 T = TypeVar("T")
@@ -47,6 +50,22 @@ def inventory_of(folder: Path, written: Mapping[str, Any]) -> Loaded:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "defib.yaml").write_text(yaml.safe_dump(dict(written), allow_unicode=True), encoding="utf-8")
     return loaded(folder)
+
+
+def new_record(folder: Path) -> Database:
+    """An empty record in a folder."""
+    path = folder / "record.db"
+    path.write_bytes(_migrated())
+    return Database(f"sqlite:///{path}")
+
+
+@cache
+def _migrated() -> bytes:
+    """The file of an empty record: all migrations take several times as long as the rest of its start."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "record.db"
+        Database(f"sqlite:///{path}").close()
+        return path.read_bytes()
 
 
 def patience(reason: str | None, short: str, said: str = "") -> str:

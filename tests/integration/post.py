@@ -10,13 +10,13 @@ from sqlalchemy import select
 
 from defib.demo.feishu import StandIn
 from fleet.model import Inventory
-from remediator.database import Database
 from remediator.metrics import Metrics
 from remediator.notices import outbox
 from remediator.notices.outbox import Batch
 from remediator.notices.sender import Sender
 from remediator.schema import notices
 from runtime.redaction import Redactor
+from tests.support import new_record
 
 LABELS = {"alertname": "DiskFull", "severity": "warning"}
 
@@ -31,7 +31,7 @@ class Post:
     def __init__(self, folder: Path, feishu: StandIn, inventory: Inventory) -> None:
         self.folder, self.feishu, self.inventory = folder, feishu, inventory
         self.client = httpx.AsyncClient(trust_env=False)
-        self.database = Database(f"sqlite:///{folder}/record.db")
+        self.database = new_record(folder)
 
     async def open(self) -> None:
         redact = Redactor(["hunter2-secret"])

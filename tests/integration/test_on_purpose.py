@@ -181,9 +181,9 @@ async def test_systemd_says_what_a_person_stopped_and_when_it_was_started(
     ended = await facts("systemd", {"unit": "rests"})
     assert ended is not None
     assert (ended.state, ended.stopped) == ("inactive (dead), result success", "")  # it may have ended by itself
-    (units / "masked.service").symlink_to("/dev/null")
+    (units / "hidden.service").symlink_to("/dev/null")
     systemctl("daemon-reload")
-    masked = await facts("systemd", {"unit": "masked"})
+    masked = await facts("systemd", {"unit": "hidden"})
     assert masked is not None
     assert (masked.withheld, masked.stopped) == ("it is masked (systemctl mask)", "")
     (units / "new.service").write_text(unit.format("/bin/sleep infinity", "always"))

@@ -1,7 +1,10 @@
 """The outbox on a real record at a made-up clock: order, folding, cards that change, escalation, reminders."""
 
 import asyncio
+import json
+import tempfile
 from collections.abc import AsyncIterator, Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +16,6 @@ from sqlalchemy import Connection, create_engine, insert, select, update
 from fleet.model import Inventory
 from remediator import housekeeping, incidents, intake
 from remediator.answers import presses
-from remediator.database import Database
 from remediator.notices import escalation, outbox, stories
 from remediator.notices.outbox import FOLD_OVER, Batch
 from remediator.notices.stories import Story
@@ -21,7 +23,7 @@ from remediator.policy import Decision
 from remediator.schema import actions, metadata, notices, sends
 from remediator.schema import incidents as incident_rows
 from remediator.webhook import Alert
-from tests.support import inventory_of
+from tests.support import inventory_of, new_record
 
 APP = {"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x"}
 
@@ -44,12 +46,19 @@ def written(*routes: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@cache
+def inventory(routes: str) -> Inventory:
+    """With these routes, in JSON; many services take long to load."""
+    with tempfile.TemporaryDirectory() as folder:
+        return inventory_of(Path(folder), written(*json.loads(routes))).inventory
+
+
 class Desk:
     """A record, an inventory and a clock that stands where it is put."""
 
     def __init__(self, folder: Path, *routes: dict[str, Any]) -> None:
-        self.database = Database(f"sqlite:///{folder}/record.db")
-        self.inventory: Inventory = inventory_of(folder / "config", written(*routes)).inventory
+        self.database = new_record(folder)
+        self.inventory = inventory(json.dumps(routes))
         self.now = self.database.clock.now()
         self.messages = 0
 

@@ -29,7 +29,7 @@ LOCAL = {"address": "127.0.0.1", "shell": "local"}
 def containers(container: str) -> Iterator[str]:
     """Containers in several states, named by them; one that just runs has the name alone."""
     run = ["docker", "run", "--detach", "--network", "host"]
-    check = ["--health-interval", "100ms", "--health-retries", "1", "--health-cmd"]
+    check = ["--health-interval", "1s", "--health-retries", "1", "--health-cmd"]
     states: dict[str, tuple[list[str], list[str]]] = {
         "exited": ([], ["/bin/sh", "-c", "exit 3"]),
         "healthy": ([*check, "true"], ["/bin/sleep", "1000"]),

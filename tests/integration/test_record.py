@@ -11,11 +11,10 @@ from sqlalchemy import Connection, select
 
 from fleet.model import Inventory
 from remediator import actions, incidents, intake, situations, stops
-from remediator.database import Database
 from remediator.policy import Decision, Observation, Past, Present, Situation
 from remediator.schema import notices
 from remediator.webhook import Alert
-from tests.support import inventory_of
+from tests.support import inventory_of, new_record
 
 DOWN = Observation(up=False, success=False, reason="connect")
 
@@ -40,7 +39,7 @@ def written(*services: str) -> dict[str, Any]:
 class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.database = Database(f"sqlite:///{folder}/record.db")
+        self.database = new_record(folder)
         self.inventory: Inventory = inventory_of(folder / "config", written("web", "db")).inventory
         self.now = 1000.0
 
