@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated
@@ -48,9 +48,14 @@ def _exactly(container: str, argv: Sequence[str]) -> list[str]:
 
     Where docker has no container of a name, it takes the name for the beginning of an identifier.
     """
+    return script(*_found(container), f"exec {quoted(argv)}")
+
+
+def _found(container: str) -> list[str]:
+    """The steps of a script that leave the container's identifier in `id`."""
     look = quoted(["docker", "inspect", "--type", "container", "--format", _of(container, "{{.Id}}"), container])
     gone = say(f"Error: No such container: {container}")
-    return script(f"id=$({look}) || halt", f'test -n "$id" || {{ {gone}; halt; }}', f"exec {quoted(argv)}")
+    return [f"id=$({look}) || halt", f'test -n "$id" || {{ {gone}; halt; }}']
 
 
 def _of(container: str, template: str) -> str:
@@ -78,9 +83,8 @@ def compose(directory: str, verb: str, service: str, lines: int = 0) -> list[str
 
 
 def compose_facts(directory: str, service: str) -> list[str]:
-    """Asks for what `told` reads, of the service's first container."""
-    look = quoted(["docker", "inspect", "--type", "container", "--format", _FACTS, _ID])
-    first = f"for id in $ids; do exec {look}; done"
+    """Asks for what `read` reads, of the service's first container."""
+    first = f"for id in $ids; do {'; '.join(_LOOK)}; done"
     return script(*_of_project(directory, service, empty=False), first)
 
 
@@ -124,9 +128,24 @@ _FACTS = (
 )
 
 
+# The container's ends among the daemon's last 256 events; a daemon that is restarted forgets them.
+_EVENTS = ["docker", "events", "--since", "168h", "--until", "0s", "--filter", "event=stop", "--filter", "event=die"]
+_EVENT = "{{.TimeNano}} {{.Action}}"
+
+
 def facts(container: str) -> list[str]:
-    """Asks for what `told` reads; nothing is printed where the container is not there under this very name."""
-    return ["docker", "inspect", "--type", "container", "--format", _of(container, _FACTS), container]
+    """Asks for what `read` reads, of the container of exactly this name."""
+    return script(*_found(container), *_LOOK)
+
+
+def _look() -> list[str]:
+    """The steps of a script that print how the container `id` stands, the host's clock, and the container's ends."""
+    inspect = quoted(["docker", "inspect", "--type", "container", "--format", _FACTS, _ID])
+    events = f'{quoted(_EVENTS)} --filter container="$id" --format {shlex.quote(_EVENT)}'
+    return [f"{inspect} || exit", "date +%s", f"exec {events}"]
+
+
+_LOOK = _look()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,41 +179,62 @@ def told(output: str) -> Told | None:
         return None
 
 
-CLOCK = ["date", "+%s"]
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a host told of a container: how it stands, the host's clock (Unix time), its ends by kind (Unix times)."""
+
+    told: Told
+    now: float | None
+    ends: Mapping[str, float]
+
+
+def read(output: str) -> Look | None:
+    """What `facts` or `compose_facts` printed, or None where it is not that."""
+    first, _, rest = output.partition("\n")
+    clock, _, events = rest.partition("\n")
+    container = told(first)
+    if container is None:
+        return None
+    started = unix(container.started) or 0.0
+    found = [words for line in events.splitlines() if len(words := line.split()) == 2]  # noqa: PLR2004
+    ends = {what: int(at) / 1e9 for at, what in found if at.isdigit() and int(at) / 1e9 > started}
+    return Look(container, _seconds(clock), ends)
 
 
 RESTARTED_ALWAYS = ("always", "unless-stopped")  # restart policies by which docker restarts whatever ends
-
-
-def ends(container: str) -> list[str]:
-    """Asks for a container's ends among the daemon's last 256 events; a daemon that is restarted forgets them."""
-    bounds = ["--since", "168h", "--until", "0s", "--filter", f"container={container}"]
-    kinds = ["--filter", "event=stop", "--filter", "event=die"]
-    return ["docker", "events", *bounds, *kinds, "--format", "{{.Actor.ID}} {{.TimeNano}} {{.Action}}"]
+CRASHES = (134, 139)  # exit codes of an abort and of a segmentation fault
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How the last run of a container ended: whether somebody stopped it (None: not known), and when (Unix time)."""
+    """How the last run of an exited container ended: why it was on purpose, or nothing, and when (Unix time).
 
-    by_hand: bool | None
-    at: float | None = None
-
-
-def end(output: str, container: Told) -> End:
-    """How an exited container ended, by what `ends` printed.
-
-    docker tells of `die`, and then of `stop` where it was asked to stop the container. It restarts whatever ends by
-    policies such as `always`, unless it was asked to stop or to kill it, or has failed to start it.
+    Without `known`, docker does not say how.
     """
-    started = unix(container.started) or 0.0
-    found = [words for line in output.splitlines() if len(words := line.split()) == 3 and words[0] == container.id]  # noqa: PLR2004
-    after = {what: int(at) / 1e9 for _, at, what in found if at.isdigit() and int(at) / 1e9 > started}
-    if "stop" in after:
-        return End(by_hand=True, at=after["stop"])
-    if container.policy in RESTARTED_ALWAYS and not container.failed:
-        return End(by_hand=True, at=unix(container.finished))
-    return End(by_hand=False if "die" in after else None)
+
+    stopped: str = ""
+    at: float | None = None
+    known: bool = True
+
+
+def end(look: Look) -> End:
+    """How a container ended after its last start.
+
+    docker tells of `die`, and then of `stop` where it was asked to stop it. What it has forgotten may show in this: it
+    restarts whatever ends by policies such as `always`, unless it was asked to stop it, or to send it a signal.
+    """
+    container = look.told
+    if container.state != "exited":
+        return End()
+    if "stop" in look.ends:
+        return End("docker was asked to stop it (docker stop), and not to start it again", look.ends["stop"])
+    crashed = container.failed or container.out_of_memory or container.exit_code in CRASHES
+    if "die" in look.ends or (crashed and container.policy in RESTARTED_ALWAYS):
+        return End()
+    if container.policy in RESTARTED_ALWAYS:
+        why = f"docker has not restarted it, though its restart policy is {container.policy}"
+        return End(f"{why}: it was stopped, or sent a signal", unix(container.finished))
+    return End(known=False)
 
 
 def unix(time: str) -> float | None:
@@ -206,8 +246,8 @@ def unix(time: str) -> float | None:
     return at if at > 0 else None
 
 
-def seconds(output: str) -> float | None:
-    """What `CLOCK` printed."""
+def _seconds(output: str) -> float | None:
+    """What `date +%s` printed."""
     text = output.strip()
     return float(text) if text.isascii() and text.isdigit() else None
 

@@ -212,7 +212,7 @@ class Actor:
             seen = await self._exporter.observe(service.id)
             await self._store(actions.keep_evidence, action, {"probe after": probed(seen)}, now)
         facts = await self.facts(service)
-        if facts is not None:
+        if facts is not None and facts.state:
             await self._store(actions.facts_after, action, facts.told())
 
     async def _verify(self, action: Claim, service: Service) -> str | None:

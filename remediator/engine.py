@@ -192,8 +192,10 @@ class Engine:
             down = situation.observed is not None and situation.observed.up is False
             patience = DOWN_UNALARMED if down else 0.0
             changed |= await self._database.run(incidents.tell_of_unseen_end, notify, incident, now - patience, now)
-        elif decision.reason == "stopped-by-hand" and situation.started and situation.stopped_by_hand:
-            await self._database.run(incidents.keep_stop, incident, situation.started, situation.stopped_by_hand)
+        elif decision.reason == "stopped-by-hand" and situation.withheld:
+            await self._database.run(incidents.keep_stop, incident, "", situation.withheld)
+        elif decision.reason == "stopped-by-hand" and situation.stopped_by_hand:
+            await self._database.run(incidents.keep_stop, incident, situation.run, situation.stopped_by_hand)
         if changed:
             log.info(
                 "decided", service=service_id, incident=incident, verb=decision.verb,
@@ -269,7 +271,8 @@ class Engine:
             await self._keep(incident, service.id, decision, situation)
             return self._pause(decision)
         if situation.observed is not None:
-            said = "; ".join(filter(None, (caution, facts.unsure if facts is not None else "")))
+            doubts = (caution, facts.unseen, facts.unsure) if facts is not None else (caution,)
+            said = "; ".join(filter(None, doubts))
             seen = replace(seen, texts={"probe before": probed(situation.observed), **(seen.texts or {})}, said=said)
         inventory, now, step = self.inventory, self._database.clock.now(), decision.step
         claimed = await self.actor.act(
@@ -503,6 +506,6 @@ def _as_it_stands(situation: Situation, facts: Facts | None) -> Situation:
     if facts is None:
         return situation
     return replace(
-        situation, healing=facts.healing, age=facts.age, started=facts.started, withheld=facts.withheld,
-        stopped_by_hand=facts.stopped, stopped_for=facts.stopped_for,
+        situation, healing=facts.healing, age=facts.age, run=facts.started or facts.state, withheld=facts.withheld,
+        stopped_by_hand=facts.stopped, stopped_for=facts.stopped_for, unseen=facts.unseen, refused=facts.refused,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from fleet.model import Host, Service, Sudo
 from fleet.shells import Shell
 from remediator.actions import Seen
 from remediator.controls import CONTROLS
-from remediator.controls.hands import Facts, Hands
+from remediator.controls.hands import Facts, Hands, NotAllowed
 from runtime.errors import DefibError
 
 T = TypeVar("T")
@@ -24,12 +24,20 @@ OF_THE_HOST = {
 
 
 async def facts(service: Service, host: Host | None, shell: Shell | None) -> Facts | None:
-    """How the target stands, where that can be seen in time."""
+    """How the target stands, or why that cannot be seen; None where its control knows of none."""
     control = service.control
     if control is None:
         return None
-    hands = Hands(shell, host.sudo if host is not None else Sudo(), WITHIN)
-    return await _seen(lambda: CONTROLS[control.kind].facts(control.options, hands))
+    hands = Hands(shell, host.sudo if host is not None else Sudo(), WITHIN, host.name if host is not None else "")
+    try:
+        async with asyncio.timeout(WITHIN + 1.0):
+            return await CONTROLS[control.kind].facts(control.options, hands)
+    except NotAllowed as error:
+        return Facts(refused=str(error))
+    except DefibError as error:
+        return Facts(unseen=f"how it stands on its host could not be seen: {error}")
+    except TimeoutError:
+        return Facts(unseen=f"how it stands on its host could not be seen within {WITHIN:g} s")
 
 
 async def look(

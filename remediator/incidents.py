@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal, get_args
 
 from sqlalchemy import Connection, Row, and_, bindparam, func, insert, select, update
@@ -10,7 +11,7 @@ from fleet.model import Service
 from fleet.notify import Notify, Told
 from remediator import stops
 from remediator.notices import outbox
-from remediator.policy import NEEDS_PERSON, QUEUED, Decision, Observation
+from remediator.policy import GATES, NEEDS_PERSON, QUEUED, Decision, Observation
 from remediator.schema import actions, alerts, incidents, timeline
 
 _NOTE = insert(timeline)
@@ -31,13 +32,16 @@ _BECAME_DOWN = (
         healing_since=None,
         probe=None,
         person_needed_at=None,
+        stopped_run=None,
+        stopped_why=None,
     )
 )
 ENDS: tuple[Told, ...] = ("recovered", "unobserved", "alert_over")
 WAIT_TOO_LONG = 120.0  # seconds of one wait after which people are told of it
 # What is told otherwise, or not at all: an approval is asked for at once, and the action itself is on the card.
 _TOLD_OTHERWISE = ("approval", "target-busy", "stopped", "stopped-by-hand")
-_WITHOUT_SIGHT = ("blind", "stopped", "target-busy")  # waits that are decided on before the exporter is asked
+# What is decided before it matters what the exporter sees.
+_WITHOUT_SIGHT = [*takewhile(lambda name: name != "blind", GATES), "blind"]
 PROBE_KEPT = 1000  # characters
 Closed = Literal["recovered", "unobserved"]
 
@@ -136,6 +140,8 @@ def decided(
     since = {"healing-itself": "healing_since", "starting": "starting_since"}.get(decision.reason or "")
     if since is not None and getattr(before, since) is None:
         values[since] = now
+    if decision.verb == "act":
+        values |= {"stopped_run": None, "stopped_why": None}
     connection.execute(update(incidents).where(incidents.c.id == incident).values(**values))
     if decision.verb == "nothing":
         outbox.changed(connection, now, incident=incident)  # no event, and yet its cards show it
@@ -190,9 +196,9 @@ def person_needed(
         tell_of(connection, notify, incident, "person_needed", content, now, about)
 
 
-def keep_stop(connection: Connection, incident: int, started: str, why: str) -> None:
-    """Keep that somebody stopped a target after a start of it: its manager may forget that."""
-    seen = {"stopped_start": started, "stopped_why": why}
+def keep_stop(connection: Connection, incident: int, run: str, why: str) -> None:
+    """Keep that somebody stopped a target after a run of it; without one, only until its host tells of it again."""
+    seen = {"stopped_run": run, "stopped_why": why}
     connection.execute(update(incidents).where(incidents.c.id == incident).values(**seen))
 
 
@@ -212,7 +218,8 @@ def _tell_of_wait(connection: Connection, notify: Notify, row: Row[Any], decisio
     if decision.reason == "blind":
         return tell_of_blindness(connection, notify, row.id, content, now)
     # After each attempt it is another wait; what ran nothing was none.
-    attempts = (actions.c.incident_id == row.id) & (actions.c.counts == 1)
+    begun = (actions.c.incident_id == row.id) & actions.c.state.not_in(("queued", "cancelled"))
+    attempts = begun & (actions.c.counts == 1)
     tried = connection.scalar(select(func.count()).select_from(actions).where(attempts))
     about = f"waiting incident {row.id} {decision.reason} {tried}"
     return tell_of(connection, notify, row.id, "waiting", content, now, about)
@@ -222,8 +229,9 @@ def tell_of_blindness(
     connection: Connection, notify: Notify, incident: int, content: Mapping[str, Any], now: float
 ) -> bool:
     """Tell people that nobody can see how a service is: once, until it was seen again."""
-    of_sight = timeline.c.event.in_(("act", "refuse", "up")) | (
-        (timeline.c.event == "wait") & timeline.c.detail["reason"].as_string().not_in(_WITHOUT_SIGHT)
+    held = timeline.c.event.in_(("wait", "refuse"))
+    of_sight = timeline.c.event.in_(("act", "up")) | (
+        held & timeline.c.detail["reason"].as_string().not_in(_WITHOUT_SIGHT)
     )
     seen = connection.scalar(select(func.max(timeline.c.id)).where(timeline.c.incident_id == incident, of_sight))
     return tell_of(connection, notify, incident, "blind", content, now, f"blind incident {incident} {seen or 0}")

@@ -20,7 +20,7 @@ from remediator.schema import alerts
 from remediator.webhook import WATCHDOG, Alert, Listing, Status
 
 LATE_COPY = 300.0  # seconds after an alert's end from which a firing copy is no late one any more
-GATE_LASTS = 5 * 3600.0  # seconds without a word of HostDown after which it is over; Alertmanager repeats it every 4 h
+GATE_LASTS = 5 * 3600.0  # seconds without a repetition of an alert after which it is over; there is one every 4 h
 RECEIVER_LASTS = 86400.0  # seconds that a receiver counts as ours after its last delivery
 RECEIVER_NOTED = 3600.0  # seconds between two notes of the same receiver
 HOST_DOWN = "HostDown"
@@ -261,8 +261,8 @@ def settle_doubts(connection: Connection, service: str, inventory: Inventory, no
     settled = [row for row in rows if row.labels.get("service", "") == service]
     for row in settled:
         said = [start for start, fires in starts_of(row).items() if fires]
-        if down and row.status == "resolved" and said:
-            _fire(connection, row, inventory, now, said[0])
+        if down and row.status == "resolved":
+            _fire(connection, row, inventory, now, said[0] if said else None)
         elif row.status == "resolved":
             _doubt(connection, row, dict.fromkeys(starts_of(row), False), now)
         else:
@@ -383,16 +383,16 @@ def presume_over(
 ) -> int:
     """Resolve what the exporter shows to be over; for where no Alertmanager can be asked.
 
-    That is the alerts to act on of services that have long been `up`, and HostDown of `hosts_up`, or where it was not
-    repeated for GATE_LASTS. ExporterDown is over too: it is the exporter that was asked.
+    That is the alerts to act on of services that have long been `up`, and HostDown of `hosts_up`. HostDown and
+    ExporterDown hold others back: they are over, too, where they were not repeated for GATE_LASTS.
     """
     stale = connection.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.last_seen < before)).all()
     over = [
         row
         for row in stale
         if (row.labels.get("service") in up and _to_act_on(row, inventory))
-        or (row.name == HOST_DOWN and (row.labels.get("host") in hosts_up or row.last_seen < now - GATE_LASTS))
-        or row.name == ends.EXPORTER_DOWN
+        or (row.name == HOST_DOWN and row.labels.get("host") in hosts_up)
+        or (row.name in (HOST_DOWN, ends.EXPORTER_DOWN) and row.last_seen < now - GATE_LASTS)
     ]
     for row in over:
         _resolve(connection, row, "reconciliation", "", inventory, now)

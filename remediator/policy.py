@@ -5,6 +5,7 @@ Times are seconds of the record's steady clock, which nobody can set.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Literal, get_args
 
 from fleet.digests import differ
@@ -56,6 +57,7 @@ class Done:
     ended: float | None  # None while it runs
     succeeded: bool = False
     after_failure: bool = False  # whether the target was in a failed state before
+    of_incident: bool = False  # whether it was for the incident that is decided about
 
     def covers(self, at: float, differs: float) -> bool:
         """Whether what happened on the host at `at` may have been this action's doing."""
@@ -73,9 +75,9 @@ class Past:
     blocked: Blocked | None = None  # what only a person can mend, met by the last try in this incident
     healing_since: float | None = None  # when it was first seen to be healing itself, in this incident
     starting_since: float | None = None  # when it was first left alone as just started, in this incident
-    stopped_start: str = ""  # the start of the target after which somebody stopped it, by what was seen earlier
+    stopped_run: str = ""  # the run of the target after which somebody stopped it, by what was seen earlier
     stopped_why: str = ""
-    done: Sequence[Done] = ()  # the last actions on the target
+    done: Sequence[Done] = ()  # the last actions on the target, the newest first
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ class Situation:
     healing: str = ""  # what on the host is about to bring it back itself
     age: float | None = None  # seconds since the target was started, by its host's clock
     stopped: str = ""  # who stopped it through Defib
-    started: str = ""  # the target's last start, as its host tells of it
+    run: str = ""  # what tells the target's last run from others, as its host tells of it
+    unseen: str = ""  # why its host does not tell how the target stands
+    refused: str = ""  # by what its host does not allow to look
     withheld: str = ""  # in which state somebody keeps it from running, by what its host says
     stopped_by_hand: str = ""  # that somebody stopped it after its last start, by what its host says
     stopped_for: float | None = None  # seconds since that stop, by the host's clock
@@ -246,11 +250,15 @@ def _not_restartable(_service: Service, rules: Remediation, situation: Situation
     return Held(f"{seen.reason}: {seen.message}") if seen is not None and seen.reason in rules.never_for else None
 
 
-def _blocked_by(reason: Blocked) -> "Gate":
-    def gate(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
-        return Held() if situation.past.blocked == reason else None
+def _host_key_changed(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+    return Held() if situation.past.blocked == "host-key-changed" else None
 
-    return gate
+
+def _sudo_refused(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+    """Not being allowed to act, or to see whether somebody stopped it on purpose."""
+    if situation.past.blocked == "sudo-refused":
+        return Held()
+    return Held(situation.refused) if situation.refused and rules.respect_stop and not situation.approved else None
 
 
 def _attempts_used_up(service: Service, rules: Remediation, situation: Situation) -> Held | None:
@@ -305,20 +313,22 @@ def _stopped_by_hand(_service: Service, rules: Remediation, situation: Situation
         return Held(situation.withheld)
     past = situation.past
     if not situation.stopped_by_hand:
-        seen_before = bool(situation.started) and situation.started == past.stopped_start
-        return Held(past.stopped_why) if seen_before else None
+        # What was seen earlier holds as long as nothing shows that the target has run since.
+        still = bool(situation.unseen) if not situation.run else situation.run == past.stopped_run
+        return Held(past.stopped_why) if past.stopped_why and still else None
     since = situation.stopped_for
     at = situation.now - since if since is not None else None
-    return None if any(_stopped_it(done, at) for done in past.done) else Held(situation.stopped_by_hand)
+    in_vain = takewhile(lambda done: not done.succeeded, past.done)
+    return None if any(_stopped_it(done, at) for done in in_vain) else Held(situation.stopped_by_hand)
 
 
 def _stopped_it(done: Done, at: float | None) -> bool:
     """Whether what looks like a stop at a time is what an action without success has left of its target."""
-    if done.succeeded:
-        return False
-    if done.after_failure and (at is None or (done.ended is not None and at <= done.ended)):
-        return True  # its failure was reset, and the target was not started: it has not run since
-    return at is not None and done.covers(at, STOP_DIFFERS)
+    if at is not None and done.covers(at, STOP_DIFFERS):
+        return True
+    # Its failure was reset, and it was not started: it has not run since.
+    earlier = at is None or (done.ended is not None and at <= done.ended)
+    return done.after_failure and done.of_incident and earlier
 
 
 def _starting(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
@@ -378,8 +388,8 @@ GATES: Mapping[Refusal | Wait, Gate] = {
     "already-up": _already_up,
     "host-down": _host_down,  # before what a host that is down makes of every probe
     "not-restartable": _not_restartable,
-    "host-key-changed": _blocked_by("host-key-changed"),
-    "sudo-refused": _blocked_by("sudo-refused"),
+    "host-key-changed": _host_key_changed,
+    "sudo-refused": _sudo_refused,
     "attempts-used-up": _attempts_used_up,
     "automation-off": _automation_off,
     "maintenance": _maintenance,

@@ -80,7 +80,7 @@ incidents = Table(
     Column("queued_since", Float),  # since when nothing but a place or an approval is waited for
     Column("healing_since", Float),  # since when something on the host was seen to be bringing it back
     Column("starting_since", Float),  # since when it was left alone because it had just been started
-    Column("stopped_start", Text),  # the start of the target after which somebody was seen to have stopped it
+    Column("stopped_run", Text),  # the run of the target after which somebody was seen to have stopped it
     Column("stopped_why", Text),
     Column("quiet", Integer, nullable=False, server_default="0"),  # 1: its service was stopped on purpose: not told
     Column("person_needed_at", Float),  # since when automation has ended without recovery; NULL while it goes on

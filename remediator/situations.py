@@ -43,9 +43,7 @@ def past_of(connection: Connection, service: str, incident: int, window: float) 
     ).all()
     of_incident = [row for row in tried if row.incident_id == incident and (reset is None or row.claimed_at > reset)]
     left_alone = connection.execute(
-        select(
-            incidents.c.healing_since, incidents.c.starting_since, incidents.c.stopped_start, incidents.c.stopped_why
-        ).where(incidents.c.id == incident)
+        select(incidents.c.healing_since, incidents.c.starting_since).where(incidents.c.id == incident)
     ).first()
     return Past(
         attempts={kind: int(count) for kind, count in counted},
@@ -55,16 +53,19 @@ def past_of(connection: Connection, service: str, incident: int, window: float) 
         blocked=tried[0].blocked if tried and tried[0] in of_incident else None,
         healing_since=left_alone.healing_since if left_alone is not None else None,
         starting_since=left_alone.starting_since if left_alone is not None else None,
-        stopped_start=(left_alone.stopped_start or "") if left_alone is not None else "",
-        stopped_why=(left_alone.stopped_why or "") if left_alone is not None else "",
     )
 
 
-def done_to(connection: Connection, service: str, host: str, target: str) -> list[Done]:
+def done_to(connection: Connection, service: str, host: str, target: str, incident: int) -> list[Done]:
     """The last actions on a target, whichever service they were for, the newest first; not what ran nothing."""
     rows = connection.execute(
         select(
-            actions.c.claimed_at, actions.c.command, actions.c.command_ended_at, actions.c.ended_at, actions.c.before
+            actions.c.claimed_at,
+            actions.c.command,
+            actions.c.command_ended_at,
+            actions.c.ended_at,
+            actions.c.before,
+            actions.c.incident_id,
         )
         .where(
             or_(actions.c.service == service, and_(actions.c.host == host, actions.c.target == target)),
@@ -81,9 +82,24 @@ def done_to(connection: Connection, service: str, host: str, target: str) -> lis
             row.command_ended_at if row.command_ended_at is not None else row.ended_at,
             row.command == "succeeded",
             str((row.before or {}).get("state", "")).startswith("failed"),
+            row.incident_id == incident,
         )
         for row in rows
     ]
+
+
+def _stop_seen(connection: Connection, services: Iterable[str]) -> tuple[str, str]:
+    """After which run of a target somebody was seen to have stopped it, and what said so; of services that share it."""
+    row = connection.execute(
+        select(incidents.c.stopped_run, incidents.c.stopped_why)
+        .where(
+            incidents.c.service.in_(list(services)),
+            incidents.c.state == "open",
+            incidents.c.stopped_why.is_not(None),
+        )
+        .order_by(incidents.c.id.desc())
+    ).first()
+    return (row.stopped_run or "", row.stopped_why) if row is not None else ("", "")
 
 
 def present_of(connection: Connection, service: str, host: str, now: float, target: str = "") -> Present:
@@ -116,8 +132,9 @@ def situation_now(
     host = inventory.host_of(known) if known is not None else None
     name, group = (host.name, host.group) if host is not None else ("", "")
     target = known.target if known is not None else ""
-    done = done_to(connection, service, name, target)
-    past = replace(past_of(connection, service, incident, rules.window), done=done)
+    done = done_to(connection, service, name, target, incident)
+    run, why = _stop_seen(connection, stops.sharing(inventory, known) if known is not None else [service])
+    past = replace(past_of(connection, service, incident, rules.window), done=done, stopped_run=run, stopped_why=why)
     if done:
         past = replace(past, last_action=max(past.last_action, done[0].began))
     step = next_step(known, rules, past) if known is not None else None

@@ -28,8 +28,10 @@ class ComposeOptions(Part):
 async def control_compose(verb: Verb, options: ComposeOptions, hands: Hands) -> Completed:
     if verb == "status":
         facts = await _inspect(options, hands)
-        running = good(facts) and docker.is_running(facts.stdout)
-        return facts if running or not good(facts) else Completed(1, facts.stdout, facts.stderr)
+        look = docker.read(facts.stdout)
+        if look is None:
+            return facts if not good(facts) else Completed(1, facts.stdout, facts.stderr)
+        return Completed(0 if look.told.state == "running" else 1, facts.stdout, facts.stderr)
     lines = LOG_LINES if verb == "logs" else 0
     return await _ask(docker.compose(options.directory, verb, options.service, lines=lines), options, hands)
 
@@ -45,9 +47,7 @@ async def _ask(argv: Sequence[str], options: ComposeOptions, hands: Hands) -> Co
 
 
 async def facts_compose(options: ComposeOptions, hands: Hands) -> Facts | None:
-    done = await _inspect(options, hands)
-    told = docker.told(done.stdout) if good(done) else None
-    return await of_container(told, told.id, hands) if told is not None else None
+    return of_container(await _inspect(options, hands))
 
 
 COMPOSE = Kind(ComposeOptions, control_compose, facts_compose)

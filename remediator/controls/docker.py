@@ -76,25 +76,15 @@ async def _logs(options: DockerOptions, target: str, hands: Hands) -> Completed:
 
 
 async def facts_docker(options: DockerOptions, hands: Hands) -> Facts | None:
-    done = await hands.run(docker.facts(options.container))
-    if not good(done):
-        return None
-    told = docker.told(done.stdout)
-    # Docker takes the beginning of an identifier for a name, too.
-    if told is not None and told.name != options.container:
-        return None
-    return await of_container(told, options.container, hands)
+    return of_container(await hands.run(docker.facts(options.container)))
 
 
-async def of_container(told: docker.Told | None, container: str, hands: Hands) -> Facts | None:
-    """How a container stands by what `docker inspect` told, the host's clock, and the daemon's last events."""
-    now = docker.seconds((await hands.run(docker.CLOCK)).stdout)
-    exited = told is None or told.state == "exited"
-    # A host that is made ready is asked for all that may be needed later.
-    events = await hands.run(docker.ends(container)) if exited else None
-    if told is None:
+def of_container(done: Completed) -> Facts | None:
+    """How a container stands, by what its host has printed; None where that was nothing."""
+    look = docker.read(done.stdout)
+    if look is None:
         return None
-    end = docker.end(events.stdout, told) if events is not None else docker.End(by_hand=False)
+    told, end = look.told, docker.end(look)
     healing = ""
     if told.state == "restarting":
         healing = f"docker restarts it itself (restart policy {told.policy}, {told.restarts} times so far)"
@@ -104,18 +94,16 @@ async def of_container(told: docker.Told | None, container: str, hands: Hands) -
         state=f"{told.state} ({told.health})" if told.health else told.state,
         started=told.started, pid=told.pid or None, restarts=told.restarts,
         exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
-        age=_since(docker.unix(told.started), now) if told.state == "running" else None,
+        age=_since(docker.unix(told.started), look.now) if told.state == "running" else None,
         withheld="it is paused (docker pause)" if told.state == "paused" else "",
-        stopped="docker was asked to stop it (docker stop), and not to start it again" if end.by_hand else "",
-        stopped_for=_since(end.at, now), unsure=_unsure(end, events),
+        stopped=end.stopped, stopped_for=_since(end.at, look.now), unsure="" if end.known else _unsure(done),
     )  # fmt: skip
 
 
-def _unsure(end: docker.End, events: Completed | None) -> str:
-    """Why it is not known whether somebody stopped a container, or nothing."""
-    if end.by_hand is not None or events is None:
-        return ""
-    why = "docker keeps its last 256 events only" if good(events) else f"docker events: {events.output or events.why}"
+def _unsure(done: Completed) -> str:
+    """Why it is not known whether somebody stopped a container."""
+    events = f"docker events: {done.stderr.strip() or done.why or f'exit status {done.status}'}"
+    why = "docker keeps its last 256 events only" if good(done) else events
     return f"whether somebody stopped it is not known: {why}"
 
 

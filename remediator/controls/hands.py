@@ -32,14 +32,14 @@ class Gone(ShellError):  # noqa: N818
 
 @dataclass(frozen=True)
 class Facts:
-    """How a target stands; what is not known is None, or empty.
+    """How a target stands; what is not known is None, or empty. `unseen` and `refused` say why nothing is.
 
     In words: `healing` is what on the host is about to bring it back itself, `withheld` the state in which somebody
     keeps it from running, `stopped` that somebody stopped it after its last start, `unsure` why that cannot be told.
     `age` and `stopped_for` are seconds since its start and since that stop, by the host's own clock.
     """
 
-    state: str
+    state: str = ""
     started: str = ""
     pid: int | None = None
     restarts: int | None = None
@@ -51,6 +51,8 @@ class Facts:
     stopped: str = ""
     stopped_for: float | None = None
     unsure: str = ""
+    unseen: str = ""
+    refused: str = ""
 
     def told(self) -> dict[str, Any]:
         """What is known of it."""

@@ -35,7 +35,8 @@ DOWN = Observation(up=False, success=False, reason="connect", message="refused")
 LADDER = {"steps": ["restart", {"recreate": {"command": ["remake"]}}]}
 DONE = Done(NOW - 80, NOW - 60, succeeded=True)
 HALF_DONE = replace(DONE, succeeded=False)
-OURS = Past(done=(replace(HALF_DONE, after_failure=True),))
+LONG_AGO = replace(HALF_DONE, after_failure=True)
+OURS = Past(done=(replace(LONG_AGO, of_incident=True),))
 SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
 
 
@@ -98,15 +99,30 @@ def _services(folder: Path) -> dict[str, Service]:
         ("web", {"respect_stop": False}, {"withheld": "it is paused"}, "act", None),
         ("web", {}, {"withheld": "it is masked", "stopped_for": 70.0, "past": OURS}, "wait", "stopped-by-hand"),
         # It was seen earlier, and its manager has forgotten; after another start it is over.
-        ("web", {}, {"started": "t1", "past": Past(stopped_start="t1", stopped_why="s")}, "wait", "stopped-by-hand"),
-        ("web", {}, {"started": "t2", "past": Past(stopped_start="t1", stopped_why="s")}, "act", None),
-        ("web", {}, {"past": Past(stopped_why="s")}, "act", None),
+        ("web", {}, {"run": "t1", "past": Past(stopped_run="t1", stopped_why="s")}, "wait", "stopped-by-hand"),
+        ("web", {}, {"run": "t2", "past": Past(stopped_run="t1", stopped_why="s")}, "act", None),
+        (
+            "web",
+            {},
+            {"unseen": "no answer", "past": Past(stopped_run="t1", stopped_why="s")},
+            "wait",
+            "stopped-by-hand",
+        ),
+        ("web", {}, {"run": "t1", "past": Past(stopped_why="it is paused")}, "act", None),
+        ("web", {}, {"unseen": "no answer", "past": Past(stopped_why="it is paused")}, "wait", "stopped-by-hand"),
+        ("web", {}, {"unseen": "no answer"}, "act", None),
+        # Who may not look cannot respect a stop.
+        ("web", {}, {"refused": "docker is not in the list"}, "refuse", "sudo-refused"),
+        ("web", {"respect_stop": False}, {"refused": "docker is not in the list"}, "act", None),
         # We reset its failure, and could not start it: an end before that, or at no known time, is no stop.
         ("web", {}, {"stopped_by_hand": "s", "stopped_for": 200.0, "past": OURS}, "act", None),
         ("web", {}, {"stopped_by_hand": "s", "past": OURS}, "act", None),
         ("web", {}, {"stopped_by_hand": "s", "stopped_for": 5.0, "past": OURS}, "wait", "stopped-by-hand"),
+        # Since then it has run; or that was another outage.
+        ("web", {}, {"stopped_by_hand": "s", "past": Past(done=(DONE, *OURS.done))}, "wait", "stopped-by-hand"),
+        ("web", {}, {"stopped_by_hand": "s", "past": Past(done=(LONG_AGO,))}, "wait", "stopped-by-hand"),
         # Our own restart stopped it, and could not start it again; before, after, and of one that succeeded it is not so.
-        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(done=(DONE, HALF_DONE))}, "act", None),
+        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(done=(HALF_DONE, DONE))}, "act", None),
         (
             "web",
             {},
@@ -250,6 +266,7 @@ situations = st.builds(
     stopped=st.sampled_from(["", "", "s"]),
     stopped_by_hand=st.sampled_from(["", "", "s"]),
     withheld=st.sampled_from(["", "", "it is paused"]),
+    refused=st.sampled_from(["", "", "not in the list"]),
 )  # fmt: skip
 
 
@@ -281,6 +298,7 @@ def test_what_must_never_happen(
     assert situation.automation
     assert not any((situation.maintenance, situation.scheduled, situation.silenced, situation.gone))
     assert situation.past.blocked is None
+    assert situation.approved or not situation.refused
     assert situation.approved or not (situation.stopped or situation.stopped_by_hand or situation.withheld)
     assert situation.age is None or situation.age >= 300
     assert not situation.host_down

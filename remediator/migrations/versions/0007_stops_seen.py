@@ -8,5 +8,5 @@ down_revision = "0006"
 
 
 def upgrade() -> None:
-    for name in ("stopped_start", "stopped_why"):
+    for name in ("stopped_run", "stopped_why"):
         op.add_column("incidents", sa.Column(name, sa.Text(), nullable=True))
