@@ -2,17 +2,16 @@
 
 import sys
 from collections.abc import Iterable
-from functools import lru_cache
 
 from exporter.page import labels
 
 SERIES_LIMIT = 5000  # of one collector of one host
 LABEL_LIMIT = 1000  # characters of a label's value
+SIZE_LIMIT = 4 * 1024 * 1024  # characters of all lines of one run
 
 
-@lru_cache(maxsize=100_000)
 def _series(metric: str, host: str, *more: tuple[str, str]) -> str:
-    """A line up to its value, which is the same at every run."""
+    """A line up to its value."""
     return f"{metric}{{{labels({'host': host, **dict(more)})}}} "
 
 
@@ -26,7 +25,8 @@ class Samples:
     def __init__(self, host: str) -> None:
         self._host = host
         self._room = SERIES_LIMIT
-        self.lines: dict[str, str] = {}
+        self._size = 0
+        self._lines: dict[str, list[str]] = {}
         self.fault: str | None = None
 
     def add(self, metric: str, value: float | None, **more: str) -> None:
@@ -36,9 +36,18 @@ class Samples:
         if fault is not None:
             self.fault = fault
             return
+        line = f"{_series(metric, self._host, *more.items())}{value}\n"
+        if self._size + len(line) > SIZE_LIMIT:
+            self.fault = f"all lines together are longer than {SIZE_LIMIT} characters"
+            return
         self._room -= 1
-        series = _series(metric, self._host, *more.items())
-        self.lines[metric] = f"{self.lines.get(metric, '')}{series}{value}\n"
+        self._size += len(line)
+        self._lines.setdefault(metric, []).append(line)
+
+    @property
+    def lines(self) -> dict[str, str]:
+        """By metric; joined once, since each join copies all of them."""
+        return {metric: "".join(lines) for metric, lines in self._lines.items()}
 
     def _fault_of(self, metric: str, value: float, texts: Iterable[str]) -> str | None:
         if not self._room:

@@ -11,6 +11,8 @@ from datetime import datetime
 
 from fleet.readings import Section
 
+CARDS = 256  # of a host that are read
+XIDS_KEPT = 1000
 GOOD = (0, 14)  # 14: an infoROM is corrupted; everything else is as it should be
 _ABSENT = {"[N/A]", "N/A", "[Not Supported]", "[Insufficient Permissions]", "[Function Not Found]", "[Not Found]", ""}
 _FAULTS = {"[Unknown Error]", "[GPU requires reset]", "ERR!", "[GPU is lost]"}
@@ -135,6 +137,8 @@ def answer(output: str, fields: Sequence[str]) -> Answer:
     for line in output.splitlines():
         cells = line.split(", ", len(fields) - 1)
         gone = _LOST.search(line)
+        if len(cards) + len(lost) >= CARDS:
+            break
         if gone is not None:
             lost.append((pci_address(gone[2]), gone[1] or ""))
             said.append(line.strip())
@@ -208,6 +212,8 @@ def xids(output: str) -> dict[tuple[str, str], float]:
         elif (seen := _XID.match(line)) is not None and (at := _logged(seen[1], booted, zone)) is not None:
             address = pci_address(seen[2].removeprefix("PCI:"))
             key = (address.partition(".")[0], seen[3])
+            if key not in found and len(found) >= XIDS_KEPT:
+                continue
             found[key] = max(found.get(key, 0.0), at)
     return found
 

@@ -83,7 +83,8 @@ class Reading:
             self.tell(name, error)
 
 
-_MARK = re.compile(rb"^(@defib-[0-9a-f]+) (\S+)(?: (\d+))?\n", re.MULTILINE)
+_MARK = re.compile(rb"^(@defib-[0-9a-f]+) (\S+)(?: (\d{1,3}))?\n", re.MULTILINE)
+_MARK_LIMIT = 200  # bytes of a line with a mark
 Tell = Callable[[str, Output], None]
 
 
@@ -179,10 +180,11 @@ class Listener:
         self._tell = tell
         self._text = bytearray()
         self._name: str | None = None
+        self._searched = 0  # up to where there is no mark
 
     def hear(self, chunk: bytes) -> None:
         self._text += chunk
-        at = 0
+        at = self._searched
         while found := _MARK.search(self._text, at):
             if found[1] != self._marker:
                 at = found.end()
@@ -194,5 +196,9 @@ class Listener:
             self._name = name if status is None else None
             del self._text[: found.end()]
             at = 0
-        if len(self._text) > OUTPUT_LIMIT:
-            del self._text[:-OUTPUT_LIMIT]
+        line = self._text.rfind(b"\n", at) + 1 or at
+        self._searched = line if len(self._text) - line <= _MARK_LIMIT else len(self._text)
+        over = len(self._text) - OUTPUT_LIMIT
+        if over > 0:
+            del self._text[:over]
+            self._searched = max(0, self._searched - over)

@@ -205,7 +205,10 @@ async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
     if origin and request.method not in ("GET", "HEAD"):
         # A page of somebody else's, in a browser that can reach us, must not restart anything; nor one that has its own
         # name resolve to us, which only a password keeps out.
-        page = urlsplit(origin)
+        try:
+            page = urlsplit(origin)
+        except ValueError:  # no browser sends it
+            page = urlsplit("")
         trusted = bool(request.app[_ACCESS].users) or is_loopback(page.hostname or "")
         if page.netloc != request.host or not trusted:
             raise Problem(403, "cross_origin", "requests from other origins are refused")

@@ -178,6 +178,7 @@ class Gpu(Collecting[Every]):
                 index = card.values["index"]
                 others = {address: known for address, known in self._index_of.items() if known != index}
                 self._index_of = {**others, gpu.pci_address(card.values["pci"]): index}
+        self._index_of = dict(list(self._index_of.items())[-2 * gpu.CARDS :])  # a host may name other cards each time
         self._split = any(card.values.get("mig") == "Enabled" for card in answer.cards)
         driver = next((card.values["driver"] for card in answer.cards if "driver" in card.values), self._driver)
         if driver != self._driver and self._driver:

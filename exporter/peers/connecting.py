@@ -1,6 +1,7 @@
 """Resolving, connecting and securing, each a phase of its own, for every probe that opens a socket."""
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -14,12 +15,14 @@ import aiohappyeyeballs
 from pydantic import BeforeValidator, Field, IPvAnyAddress
 
 from exporter.peers.certificates import alert_after_handshake, is_literal, note_chain, note_leaf
-from exporter.results import ProbeFailure, Seen
+from exporter.results import ProbeFailure, Reason, Seen
 from fleet.endpoints import Part, Tls
 from fleet.units import as_list
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 ALERT_WITHIN = 2.0  # seconds that a server has to say why it ended a connection
+# What this machine has no room for.
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
 NEXT_ADDRESS_AFTER = 0.25  # seconds, of RFC 8305
 _VERSIONS = {
     "1.0": ssl.TLSVersion.TLSv1,
@@ -172,7 +175,7 @@ async def _connect_any(
         return await loop.create_connection(protocol, sock=sock)
     except OSError as error:
         where = " or ".join(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in addresses)
-        raise ProbeFailure("connect", f"cannot connect to {where}: {why(error)}") from error
+        raise unreachable(error, f"cannot connect to {where}") from error
     finally:
         seen.phase("connect", time.perf_counter() - started)
 
@@ -236,6 +239,13 @@ async def note_served(host: str, port: int, server_name: str, seen: Seen, *, dia
         await note_chain(reader, transport, server_name, tls, seen)
     finally:
         transport.abort()
+
+
+def unreachable(error: OSError, what: str) -> ProbeFailure:
+    """The failure to reach a peer: `connect`, or `error` where this machine had no room, which says nothing of it."""
+    causes = getattr(error, "exceptions", None) or (error,)
+    reason: Reason = "error" if all(each.errno in _NO_ROOM for each in causes) else "connect"
+    return ProbeFailure(reason, f"{what}: {why(error)}")
 
 
 def why(error: OSError) -> str:

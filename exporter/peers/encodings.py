@@ -7,13 +7,18 @@ import brotli
 from exporter.results import ProbeFailure
 
 PIECE = 64 * 1024
+CODINGS = 5  # of one body; each is decoded in a thread that nothing can end
 MEMBERS = 100  # each is looked at with all that follow it
 
 
 def decoded(body: bytes, encodings: str | None, limit: int) -> bytes:
     """`body` without its codings, the last applied first. Raises ProbeFailure where that is over `limit` bytes."""
-    for coding in reversed([name.strip().lower() for name in (encodings or "").split(",")]):
-        if not body or coding in ("", "identity"):
+    codings = [name.strip().lower() for name in (encodings or "").split(",")]
+    applied = [coding for coding in codings if coding not in ("", "identity")]
+    if len(applied) > CODINGS:
+        raise ProbeFailure("protocol", f"the body has {len(applied)} codings, more than {CODINGS}")
+    for coding in reversed(applied):
+        if not body:
             continue
         try:
             body = _decoded(body, coding, limit)

@@ -20,8 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from exporter.expectations import compiled
 from exporter.means import Means
-from exporter.peers.connecting import Dial, ProbeTls, context_for, resolve, tls_why
-from exporter.peers.connecting import why as why_of
+from exporter.peers.connecting import Dial, ProbeTls, context_for, resolve, tls_why, unreachable
 from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part, split_address
@@ -157,7 +156,7 @@ async def _ask(
     except (dns.exception.DNSException, EOFError, ValueError) as error:
         raise ProbeFailure("protocol", f"{where} answered what is no answer: {_text(error)}") from error
     except OSError as error:
-        raise ProbeFailure("connect", f"cannot ask {where} over {transport}: {why_of(error)}") from error
+        raise unreachable(error, f"cannot ask {where} over {transport}") from error
 
 
 class _Datagrams(asyncio.DatagramProtocol):
@@ -219,8 +218,8 @@ async def _over_tcp_instead(
     try:
         return await dns.asyncquery.tcp(query, address, port=port, source=source)
     except OSError as error:
-        what = f"the answer over UDP is truncated, and over TCP: {why_of(error)}"
-        raise ProbeFailure("protocol", what) from error
+        failure = unreachable(error, "the answer over UDP is truncated, and over TCP")
+        raise failure if failure.reason == "error" else ProbeFailure("protocol", failure.message) from error
 
 
 def _text(error: Exception) -> str:

@@ -10,8 +10,7 @@ import time
 from pydantic import Field, model_validator
 
 from exporter.means import Means
-from exporter.peers.connecting import Dial, resolve
-from exporter.peers.connecting import why as why_of
+from exporter.peers.connecting import Dial, resolve, unreachable
 from exporter.probes import Kind
 from exporter.results import ProbeFailure, Seen
 from fleet.endpoints import Part
@@ -61,7 +60,7 @@ async def probe_icmp(options: IcmpOptions, means: Means, seen: Seen) -> None:
                 if number + 1 < options.count:
                     await asyncio.sleep(min(INTERVAL, max(0.0, within - (ended - started)) / 2))
     except OSError as error:
-        raise ProbeFailure("connect", f"cannot reach {address}: {why_of(error)}") from error
+        raise unreachable(error, f"cannot reach {address}") from error
     seen.evidence["replies"] = f"{len(times)} of {options.count}"
     wanted = options.expect.replies
     if len(times) < wanted:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from fleet.shells import KILL_AFTER, REFUSAL, Completed, Heard, Kept
 
 _SAID = 4096  # bytes kept of what came before the marks
+_STATUS_LIMIT = 4  # bytes of an exit status and its newline
 _QUOTED = 200  # characters of it that an error quotes
 # What ended such a command is somebody else: HUP, INT, KILL, TERM. What it would have come to is not known.
 _ENDED_BY_SIGNAL = (129, 130, 137, 143)
@@ -119,11 +120,13 @@ class Between:
             self._said, self.begun, self._kept = (self._said + data[:at])[-_SAID:], True, Kept(self._heard)
             data = data[at + len(marks.begin) :]
         at = data.find(marks.end) if self.begun else -1
-        status, newline, _ = data[at + len(marks.end) :].partition(b"\n") if at >= 0 else (b"", b"", b"")
-        if newline:
+        after = data[at + len(marks.end) :][:_STATUS_LIMIT] if at >= 0 else b""
+        status, newline, _ = after.partition(b"\n")
+        if newline and status.isdigit():
             self._rest, self.status = b"", int(status)
         else:
-            at = at if at >= 0 else _start_of_a_mark(data, marks)
+            # What no status follows is no mark: kept as one, it would hold all that comes after it.
+            at = at if at >= 0 and len(after) < _STATUS_LIMIT else _start_of_a_mark(data, marks)
             self._rest = data[at:]
         if self.begun and at:
             self._kept.add(data[:at])

@@ -111,6 +111,9 @@ HOSTILE = {
     "a deflate bomb": Hostile(says(body(zlib.compress(b"\0" * 20_000_000), "deflate")), "body", "decoded"),
     "a brotli bomb": Hostile(says(body(brotli.compress(b"\0" * 20_000_000, quality=5), "br")), "body", "decoded"),
     "bombs in a bomb": Hostile(says(body(gzip.compress(BOMB), "gzip, gzip")), "body", "decoded"),
+    "a thousand codings": Hostile(
+        says(body(b"x", ", ".join(["gzip"] * 1000))), "protocol", "has 1000 codings, more than 5"
+    ),
     "a redirect loop": Hostile(
         says(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"), "protocol", "more than 10 times"
     ),

@@ -1,7 +1,12 @@
 """The probes of network protocols, each against a real server of it."""
 
 import asyncio
+import contextlib
+import json
+import os
+import resource
 import ssl
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,9 +16,48 @@ import pytest
 import trustme
 from aiohttp import web
 
+from exporter.probing import probe_alone
+from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority
-from tests.support import patience, probed
+from tests.support import inventory_of, patience, probed
+
+
+@contextlib.contextmanager
+def no_file_left() -> Iterator[None]:
+    """This process may open no more files, as when strangers hold all its connections."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.ExitStack() as opened:
+        opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
+        highest = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 2, limits[1]))
+        with contextlib.suppress(OSError):
+            while True:
+                opened.enter_context(Path(os.devnull).open("rb"))
+        yield
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [
+        {"tcp": {"address": "127.0.0.1:{port}"}},
+        {"tcp": {"address": "localhost:{port}"}},
+        {"http": {"url": "http://127.0.0.1:{port}/"}},
+        {"dns": {"server": "127.0.0.1:{port}", "name": "a.test"}},
+        {"dns": {"server": "127.0.0.1:{port}", "name": "a.test", "transport": "tcp"}},
+        pytest.param({"icmp": {"address": "127.0.0.1"}}, marks=pytest.mark.needs("ping sockets")),
+    ],
+    ids=str,
+)
+async def test_a_machine_without_room_for_a_connection_says_nothing_of_the_service(
+    tmp_path: Path, probe: dict[str, Any]
+) -> None:
+    async with peers.chat_server() as port:
+        written = json.loads(json.dumps(probe).replace("{port}", str(port)))
+        known = await asyncio.to_thread(inventory_of, tmp_path, {"services": {"it": {"probe": written}}})
+        with no_file_left():
+            result = await probe_alone(known.inventory.services["it"], known.inventory.hosts, Redactor(known.secrets))
+    assert result.reason in ("error", "resolve"), result.message  # neither of them restarts anything
 
 
 @pytest.fixture
@@ -194,7 +238,7 @@ async def test_dns(tmp_path: Path, name_server: int, options: Any, reason: str |
         ({"address": "127.0.0.1", "expect": {"faster_than": "5s"}, "count": 3}, None),
         ({"address": "nowhere.invalid"}, "resolve"),
         ({"address": "127.0.0.1", "ip": 6}, "resolve"),
-        ({"address": "127.0.0.1", "source": "192.0.2.1"}, "connect"),
+        ({"address": "127.0.0.1", "source": "192.0.2.1"}, "error"),
     ],
 )
 async def test_icmp(tmp_path: Path, options: Any, reason: str | None) -> None:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from exporter.samples import LABEL_LIMIT, SERIES_LIMIT, Samples
+from exporter.samples import LABEL_LIMIT, SERIES_LIMIT, SIZE_LIMIT, Samples
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), math.inf, -math.inf, math.nan])
@@ -27,3 +27,11 @@ def test_there_are_no_more_series_than_any_host_has() -> None:
     for number in range(SERIES_LIMIT + 10):
         samples.add("a", number, name=f"{number}")
     assert (samples.lines["a"].count("\n"), samples.fault) == (SERIES_LIMIT, "there are more than 5000 series")
+
+
+def test_all_lines_together_are_bounded() -> None:
+    samples = Samples("h")
+    for number in range(SERIES_LIMIT):
+        samples.add("a", 1, name=f"{number:04}" + "x" * (LABEL_LIMIT - 4))
+    assert sum(map(len, samples.lines.values())) <= SIZE_LIMIT
+    assert samples.fault == f"all lines together are longer than {SIZE_LIMIT} characters"
