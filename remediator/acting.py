@@ -127,7 +127,9 @@ class Actor:
 
     async def facts(self, service: Service) -> Facts | None:
         """How a service's target stands, by its host."""
-        return await evidence.facts(service, self._inventory.host_of(service), self._shell_of_or_none(service))
+        return await evidence.facts(
+            service, self._inventory.host_of(service), self._shell_of_or_none(service), self._redact
+        )
 
     def _shell_of_or_none(self, service: Service) -> Shell | None:
         with contextlib.suppress(ShellError):

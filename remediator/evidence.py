@@ -23,7 +23,7 @@ OF_THE_HOST = {
 }
 
 
-async def facts(service: Service, host: Host | None, shell: Shell | None) -> Facts | None:
+async def facts(service: Service, host: Host | None, shell: Shell | None, redact: Callable[[str], str]) -> Facts | None:
     """How the target stands, or why that cannot be seen; None where its control knows of none."""
     control = service.control
     if control is None:
@@ -33,9 +33,9 @@ async def facts(service: Service, host: Host | None, shell: Shell | None) -> Fac
         async with asyncio.timeout(WITHIN + 1.0):
             return await CONTROLS[control.kind].facts(control.options, hands)
     except NotAllowed as error:
-        return Facts(refused=str(error))
+        return Facts(refused=redact(str(error)))
     except DefibError as error:
-        return Facts(unseen=f"how it stands on its host could not be seen: {error}")
+        return Facts(unseen=redact(f"how it stands on its host could not be seen: {error}"))
     except TimeoutError:
         return Facts(unseen=f"how it stands on its host could not be seen within {WITHIN:g} s")
 
@@ -48,7 +48,7 @@ async def look(
     if shell is not None:
         looks |= {name: partial(_of_the_host, shell, argv) for name, argv in OF_THE_HOST.items()}
     found, said = await asyncio.gather(
-        facts(service, host, shell), asyncio.gather(*(_seen(each) for each in looks.values()))
+        facts(service, host, shell, redact), asyncio.gather(*(_seen(each) for each in looks.values()))
     )
     told = {name: redact(text) for name, text in zip(looks, said, strict=True) if text}
     kept = {name: text[-KEPT:] if name == "logs" else text[:KEPT] for name, text in told.items()}

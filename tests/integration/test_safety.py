@@ -249,20 +249,25 @@ async def test_what_a_restart_destroys_is_kept(loop: Loop) -> None:
     assert WEBHOOK_TOKEN not in told.stdout
 
 
-async def test_a_sudo_that_refuses_is_told_and_not_tried_again(loop: Loop, tmp_path: Path) -> None:
-    (tmp_path / "bin").mkdir()
-    sudo = tmp_path / "bin" / "sudo"
-    sudo.write_text("#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
-    sudo.chmod(0o755)
-    old = os.environ["PATH"]
-    os.environ["PATH"] = f"{tmp_path}/bin:{old}"
-    try:
-        await loop.start({"web": loop.service("web", host="here")})
-    finally:
-        os.environ["PATH"] = old
+async def start_with_sudo(loop: Loop, script: str, **web: Any) -> None:
+    """Start with a service on this machine, whose commands go through a sudo of our own."""
+    folder = loop.folder / "bin"
+    folder.mkdir()
+    (folder / "sudo").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "sudo").chmod(0o755)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        await loop.start({"web": loop.service("web", host="here") | web})
     config = loop.folder / "config" / "defib.yaml"
     config.write_text(config.read_text().replace("shell: local", "shell: local\n    sudo: passwordless"))
     await loop.ask("POST", "/-/reload")
+
+
+NO_PASSWORD = "echo 'sudo: a password is required' >&2; exit 1"
+
+
+async def test_a_sudo_that_refuses_is_told_and_not_tried_again(loop: Loop) -> None:
+    await start_with_sudo(loop, NO_PASSWORD)
     await loop.kill("web")
     await loop.fire("web")
     await loop.until_event("refuse", "sudo-refused")
@@ -270,6 +275,20 @@ async def test_a_sudo_that_refuses_is_told_and_not_tried_again(loop: Loop, tmp_p
     assert (action["blocked"], action["counts"], loop.restarts()) == ("sudo-refused", 0, [])
     await loop.until_cards("Service down: web", "A person is needed: web")
     assert "a password is required" in loop.feishu.received[1].text
+
+
+async def test_where_sudo_does_not_allow_to_look_nothing_is_restarted(loop: Loop) -> None:
+    """Somebody may have stopped it: after an upgrade, what a host allows is of the version before."""
+    restarts = loop.folder / "restarts"
+    control = {"supervisor": {"program": "web"}, "timeout": "60s", "start_within": "6s"}
+    script = f'case "$*" in *" restart "*) echo web >> {restarts}; exit ;; esac\n{NO_PASSWORD}'
+    await start_with_sudo(loop, script, control=control)
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_event("refuse", "sudo-refused")
+    await loop.until_cards("Service down: web", "A person is needed: web")
+    assert "a password is required" in loop.feishu.received[1].text
+    assert ((await loop.incident())["actions"], loop.restarts()) == ([], [])
 
 
 async def test_a_host_whose_key_has_changed_gets_no_command(loop: Loop) -> None:
