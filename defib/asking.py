@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from defib.probe import printable
 from fleet.loading import Loaded
 from fleet.model import RemediatorSettings
-from remediator.peers import Peer, PeerError
+from remediator.peers import Peer, PeerError, Refused
 from runtime import tokens
 from runtime.errors import DefibError
 from runtime.tokens import ApiToken, TokenError
@@ -34,8 +34,10 @@ async def remediator(load: Callable[[], Loaded], token_file: Path | None, *, hin
     peer = Peer(endpoint, token, headers={"X-Defib-User": getpass.getuser()})
     try:
         yield peer
+    except Refused as error:
+        raise DefibError(f"the remediator at {endpoint.base} refused: {error}") from error
     except PeerError as error:
-        raise DefibError(f"the remediator at {endpoint.base} refused or did not answer: {error}{hint}") from error
+        raise DefibError(f"the remediator at {endpoint.base} did not answer: {error}{hint}") from error
     finally:
         await peer.close()
 

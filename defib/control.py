@@ -19,7 +19,7 @@ from runtime.errors import DefibError
 
 ASK_EVERY = 1.0
 DONE, FAILED, UNKNOWN = 0, 1, 2
-STOPPED = "with `on_failure: restart` it will be started again as soon as its absence is seen"
+STOPPED = "it stays stopped, and nobody is told, until it is started and has been up for `hold`"
 
 
 async def direct(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
@@ -59,9 +59,10 @@ async def through_remediator(connect: Connect, name: str, verb: Verb, overrule: 
         begun = await peer.ask(
             "POST", f"/api/v1/services/{quote(name, safe='')}/{verb}", 60.0, {"overrule": list(overrule)}
         )
-        if verb == "stop":
+        ended = await _follow(peer, begun["action"])
+        if verb == "stop" and ended == DONE:
             print(STOPPED, file=sys.stderr)
-        return await _follow(peer, begun["action"])
+        return ended
 
 
 async def _follow(peer: Peer, action: int) -> int:

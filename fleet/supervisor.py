@@ -150,7 +150,8 @@ def told(output: str) -> dict[str, Told]:
             name, state, description = (*line.split(None, 2), "", "", "")[:3]
             if state.isupper():
                 here.programs[name] = (state, description)
-            last = line.strip() or last
+            if not line.startswith("For help, use "):  # which follows what is wrong
+                last = line.strip() or last
             # Its version 3 ends with status 0 where there is no supervisord, and says so in place of programs.
             if not here.programs and not here.failed and _NO_SUPERVISORD.search(line):
                 here.failed = line.strip()

@@ -19,7 +19,17 @@ from remediator.incidents import (
     tell_of,
     tell_of_blindness,
 )
-from remediator.policy import Blocked, Decision, Refusal, Situation, allowed, decide, held_for_person, next_step
+from remediator.policy import (
+    FOR_PEOPLE,
+    Blocked,
+    Decision,
+    Refusal,
+    Situation,
+    allowed,
+    decide,
+    held_for_person,
+    next_step,
+)
 from remediator.schema import actions, evidence
 from remediator.situations import past_of, situation_now
 
@@ -138,7 +148,9 @@ def claim_for_person(
     """Claim what a person asked for; what holds it back otherwise: a lock, or a wait that was not overruled."""
     incident = open_of(connection, service.id)
     again = situation_now(connection, incident or 0, service.id, inventory, situation, now)
-    held = held_for_person(service, inventory.remediation.of(service), again, overruled)
+    # What speaks against a start does not speak against a stop.
+    rules, waits = inventory.remediation.of(service), FOR_PEOPLE if kind == "stop" else overruled
+    held = held_for_person(service, rules, again, waits)
     if held is not None:
         return held
     claimed = _insert(connection, incident, service, kind, "person", by, now, overruled=overruled)

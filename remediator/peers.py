@@ -34,6 +34,10 @@ class PeerError(DefibError):
     retryable = True
 
 
+class Refused(PeerError):  # noqa: N818 - what happened
+    """It answered with an error."""
+
+
 class Peer:
     """JSON over HTTP with one server."""
 
@@ -68,7 +72,7 @@ class Peer:
             response.raise_for_status()
             return response.json(), _date(response)
         except httpx.HTTPStatusError as error:
-            raise PeerError(f"HTTP {error.response.status_code}{_said(error.response)}") from error
+            raise Refused(f"HTTP {error.response.status_code}{_said(error.response)}") from error
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
             raise PeerError(f"{type(error).__name__}") from error
 

@@ -252,7 +252,8 @@ def _held(decision: Decision) -> Problem:
     reason = decision.reason or ""
     detail = f": {decision.detail}" if decision.detail else ""
     if reason in LOCKS:
-        return Problem(409, reason, f"an action is under way there{detail}; see /api/v1/actions")
+        why = f"{reason}: an action is under way there{detail}, which may still be verified"
+        return Problem(409, reason, f"{why}; see /api/v1/actions")
     return Problem(409, reason, f"held back by {reason}{detail}; it can be overruled by that name")
 
 

@@ -379,9 +379,9 @@ def _fleet_busy(_service: Service, rules: Remediation, situation: Situation) -> 
 Gate = Callable[[Service, Remediation, Situation], Held | None]
 GATES: Mapping[Refusal | Wait, Gate] = {
     "not-an-alert-to-act-on": _not_an_alert,
+    "stopped": _stopped,
     "notify-only": _notify_only,
     "no-control": _no_control,
-    "stopped": _stopped,
     "target-busy": _target_busy,
     "blind": _blind,
     "config-mismatch": _config_mismatch,

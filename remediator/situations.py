@@ -158,8 +158,8 @@ def situation_now(
 
 
 def known_to_fail(connection: Connection, services: Iterable[str], inventory: Inventory, now: float) -> set[str]:
-    """Those of some failing services that no storm has taken: in maintenance by a person's word, or given up."""
-    known = set(breakers(connection)).intersection(services)
+    """Those of some failing services that no storm has taken: in maintenance, stopped on purpose, or given up."""
+    known = {*breakers(connection), *_stopped(connection)}.intersection(services)
     under_way = {(each["scope"], each["name"]) for each in switches.maintenances(connection, now)}
     for name in services:
         service = inventory.services.get(name)
@@ -176,6 +176,12 @@ def breakers(connection: Connection) -> list[str]:
     """The services whose attempts are used up, and which are still down."""
     used_up = (incidents.c.state == "open") & (incidents.c.reason == "attempts-used-up")
     return list(connection.scalars(select(incidents.c.service).where(used_up)))
+
+
+def _stopped(connection: Connection) -> list[str]:
+    """The services that a person stopped, through Defib or on their hosts."""
+    on_host = (incidents.c.state == "open") & (incidents.c.reason == "stopped-by-hand")
+    return [*stops.all_of(connection), *connection.scalars(select(incidents.c.service).where(on_host))]
 
 
 def _approved(connection: Connection, incident: int, step: Step | None) -> bool:

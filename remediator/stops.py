@@ -38,6 +38,11 @@ def of(connection: Connection, service: str) -> str:
     return "" if by is None else f"by {by}, through Defib"
 
 
+def all_of(connection: Connection) -> list[str]:
+    """The services that are stopped through Defib."""
+    return list(connection.scalars(select(stops.c.service)))
+
+
 def ended(connection: Connection) -> list[Stop]:
     """The services that are stopped, but for those whose stop is still under way."""
     rows = connection.execute(

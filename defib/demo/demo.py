@@ -133,13 +133,13 @@ async def _stay(stack: Stack, feishu: StandIn, folder: Path, port: int) -> None:
     for name, url in (
         ("service", f"http://127.0.0.1:{port}/"),
         ("exporter", f"{stack.url('exporter')}/metrics"),
-        ("prometheus", f"{stack.url('prometheus')}/alerts"),
+        ("prometheus", f"{stack.url('prometheus')}/graph"),
         ("alertmanager", stack.url("alertmanager")),
         ("console", f"{stack.url('remediator')}/"),
         ("feishu", f"{feishu.url}/ (its buttons work)"),
         ("configuration", str(folder / "config")),
         ("API token", str(stack.token_file)),
-        ("ask it", f"defib incidents 1 --config {folder / 'config'}"),
+        ("ask it", f"{sys.argv[0]} incidents 1 --config {folder / 'config'}"),
     ):
         _say(f"  {name:<14}{url}")
     await asyncio.Event().wait()

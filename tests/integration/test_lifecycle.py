@@ -295,14 +295,24 @@ async def start_alertmanager_of_shipped(loop: Loop) -> None:
     await loop.stack.start_alertmanager()
 
 
-async def test_services_in_maintenance_are_no_storm(loop: Loop) -> None:
+async def test_services_in_maintenance_or_stopped_on_purpose_are_no_storm(loop: Loop) -> None:
+    """A stop is not held back by a maintenance, in which one stops things."""
     names = [f"s{number}" for number in range(4)]
-    await loop.start({name: loop.service(name) for name in names})
+    services = {name: loop.service(name) for name in names}
+    services["s0"]["control"]["command"]["stop"] = ["rm", str(loop.folder / "s0.alive")]
+    services["s0"]["on_failure"] = "notify"
+    await loop.start(services)
     for name in names[:2]:
         asked = {"scope": "service", "name": name, "reason": "new disks", "for": "1h"}
-        assert (await loop.ask("POST", "/api/v1/maintenance", asked)).is_success
-    for name in names[:3]:
+        begun = await loop.ask("POST", "/api/v1/maintenance", asked)
+        if name == "s0":
+            stopped = await asyncio.to_thread(defib, loop, "control", "s0", "stop")
+            assert (stopped.returncode, "it stays stopped" in stopped.stderr) == (0, True), stopped
+            assert (await loop.ask("DELETE", f"/api/v1/maintenance/{begun.json()['id']}")).is_success
+    for name in names[1:3]:
         await loop.kill(name)
+    await loop.fire("s0")
+    await loop.until_event("wait", "stopped")
     await loop.fire("s2")
     await eventually(loop.begun)
     assert loop.restarts() == ["s2"]
