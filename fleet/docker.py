@@ -197,10 +197,11 @@ def read(output: str) -> Look | None:
         return None
     started = unix(container.started) or 0.0
     found = [words for line in events.splitlines() if len(words := line.split()) == 2]  # noqa: PLR2004
-    ends = {what: int(at) / 1e9 for at, what in found if at.isdigit() and int(at) / 1e9 > started}
+    ends = {what: int(at) / 1e9 for at, what in found if _NANOSECONDS.fullmatch(at) and int(at) / 1e9 > started}
     return Look(container, _seconds(clock), ends)
 
 
+_NANOSECONDS = re.compile(r"[0-9]{1,19}")
 RESTARTED_ALWAYS = ("always", "unless-stopped")  # restart policies by which docker restarts whatever ends
 CRASHES = (134, 139)  # exit codes of an abort and of a segmentation fault
 
@@ -241,7 +242,7 @@ def unix(time: str) -> float | None:
     """The Unix time of one of docker's; None of what never was."""
     try:
         at = datetime.fromisoformat(time).timestamp()
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return at if at > 0 else None
 
@@ -249,7 +250,7 @@ def unix(time: str) -> float | None:
 def _seconds(output: str) -> float | None:
     """What `date +%s` printed."""
     text = output.strip()
-    return float(text) if text.isascii() and text.isdigit() else None
+    return float(text) if re.fullmatch("[0-9]{1,19}", text) else None
 
 
 @dataclass(frozen=True, slots=True)

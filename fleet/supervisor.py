@@ -86,7 +86,7 @@ def local_time(output: str) -> datetime | None:
 
 def uptime(text: str) -> float | None:
     """Seconds of an uptime such as `1:02:03` or `2 days, 1:02:03`."""
-    found = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)", text.strip())
+    found = re.fullmatch(r"(?:([0-9]{1,6}) days?, )?([0-9]{1,6}):([0-9]{2}):([0-9]{2})", text.strip())
     if found is None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in found.groups())

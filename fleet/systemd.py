@@ -101,7 +101,7 @@ def uptime(output: str) -> float | None:
 def moment(told: Mapping[str, str], name: str) -> float | None:
     """A monotonic timestamp in seconds; None of what has not happened since the host's start."""
     text = told.get(f"{name}TimestampMonotonic", "")
-    return int(text) / 1e6 if text.isdigit() and int(text) > 0 else None
+    return int(text) / 1e6 if re.fullmatch("[0-9]{1,19}", text) and int(text) > 0 else None
 
 
 def is_masked(told: Mapping[str, str]) -> bool:

@@ -203,6 +203,12 @@ class Engine:
             )  # fmt: skip
             self._sender.wake()
 
+    async def _forget_stop(self, service: Service, situation: Situation) -> None:
+        """Forget a stop that was seen, once its host tells of another run."""
+        past, stopped = situation.past, situation.stopped_by_hand or situation.withheld
+        if past.stopped_why and situation.run not in ("", past.stopped_run) and not stopped:
+            await self._database.run(incidents.forget_stop, stops.sharing(self.inventory, service))
+
     async def explain(self, service: Service) -> dict[str, Any]:
         """Every gate of a service's next action as it stands now, and when it is decided about next."""
         found = await self._database.run(incidents.open_of, service.id)
@@ -265,6 +271,7 @@ class Engine:
             self._observer.dependencies_down(service),
         )
         situation = replace(_as_it_stands(situation, facts), silenced=silenced, gone=gone, dependencies_down=down)
+        await self._forget_stop(service, situation)
         rules = self.inventory.remediation.of(service)
         decision = decide(service, rules, situation)
         if decision.verb != "act" or decision.step is None:

@@ -29,11 +29,15 @@ async def facts(service: Service, host: Host | None, shell: Shell | None, redact
     if control is None:
         return None
     hands = Hands(shell, host.sudo if host is not None else Sudo(), WITHIN, host.name if host is not None else "")
+    kind = CONTROLS[control.kind]
     try:
         async with asyncio.timeout(WITHIN + 1.0):
-            return await CONTROLS[control.kind].facts(control.options, hands)
+            found = await kind.facts(control.options, hands)
+            if found is None and kind.tells_of_stops:
+                return Facts(unseen=f"how it stands on its host could not be seen: {control.kind} did not tell")
+            return found
     except NotAllowed as error:
-        return Facts(refused=redact(str(error)))
+        return Facts(refused=redact(str(error))) if kind.tells_of_stops else None
     except DefibError as error:
         return Facts(unseen=redact(f"how it stands on its host could not be seen: {error}"))
     except TimeoutError:

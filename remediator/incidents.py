@@ -40,6 +40,8 @@ ENDS: tuple[Told, ...] = ("recovered", "unobserved", "alert_over")
 WAIT_TOO_LONG = 120.0  # seconds of one wait after which people are told of it
 # What is told otherwise, or not at all: an approval is asked for at once, and the action itself is on the card.
 _TOLD_OTHERWISE = ("approval", "target-busy", "stopped", "stopped-by-hand")
+# Refusals that may pass by themselves; a try that sudo refused has called a person already.
+_MAY_PASS = ("not-restartable", "sudo-refused")
 # What is decided before it matters what the exporter sees.
 _WITHOUT_SIGHT = [*takewhile(lambda name: name != "blind", GATES), "blind"]
 PROBE_KEPT = 1000  # characters
@@ -140,8 +142,6 @@ def decided(
     since = {"healing-itself": "healing_since", "starting": "starting_since"}.get(decision.reason or "")
     if since is not None and getattr(before, since) is None:
         values[since] = now
-    if decision.verb == "act":
-        values |= {"stopped_run": None, "stopped_why": None}
     connection.execute(update(incidents).where(incidents.c.id == incident).values(**values))
     if decision.verb == "nothing":
         outbox.changed(connection, now, incident=incident)  # no event, and yet its cards show it
@@ -159,7 +159,7 @@ def _tell_of_need(connection: Connection, notify: Notify, row: Row[Any], decisio
     """Tell that a person is needed, unless that is known; a reason that may pass by itself must have lasted."""
     if row.person_needed_at is not None:
         return False
-    if decision.reason == "not-restartable":
+    if decision.reason in _MAY_PASS:
         since = _since(connection, row, "refuse")
         if since is None or now - since < WAIT_TOO_LONG:
             return False
@@ -200,6 +200,12 @@ def keep_stop(connection: Connection, incident: int, run: str, why: str) -> None
     """Keep that somebody stopped a target after a run of it; without one, only until its host tells of it again."""
     seen = {"stopped_run": run, "stopped_why": why}
     connection.execute(update(incidents).where(incidents.c.id == incident).values(**seen))
+
+
+def forget_stop(connection: Connection, services: Collection[str]) -> None:
+    """The target of these services has run again."""
+    mine = incidents.c.service.in_(list(services)) & (incidents.c.state == "open")
+    connection.execute(update(incidents).where(mine).values(stopped_run=None, stopped_why=None))
 
 
 def automation_goes_on(connection: Connection, incident: int) -> None:

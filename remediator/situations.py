@@ -180,7 +180,9 @@ def breakers(connection: Connection) -> list[str]:
 
 def _stopped(connection: Connection) -> list[str]:
     """The services that a person stopped, through Defib or on their hosts."""
-    on_host = (incidents.c.state == "open") & (incidents.c.reason == "stopped-by-hand")
+    # Whatever holds it now, such as a storm.
+    seen = (incidents.c.reason == "stopped-by-hand") | incidents.c.stopped_why.is_not(None)
+    on_host = (incidents.c.state == "open") & seen
     return [*stops.all_of(connection), *connection.scalars(select(incidents.c.service).where(on_host))]
 
 

@@ -119,14 +119,11 @@ class Between:
             # Once more where the first try has run nothing: what came before is not the command's.
             self._said, self.begun, self._kept = (self._said + data[:at])[-_SAID:], True, Kept(self._heard)
             data = data[at + len(marks.begin) :]
-        at = data.find(marks.end) if self.begun else -1
-        after = data[at + len(marks.end) :][:_STATUS_LIMIT] if at >= 0 else b""
-        status, newline, _ = after.partition(b"\n")
-        if newline and status.isdigit():
-            self._rest, self.status = b"", int(status)
+        at, status = _end_mark(data, marks) if self.begun else (-1, None)
+        if status is not None:
+            self._rest, self.status = b"", status
         else:
-            # What no status follows is no mark: kept as one, it would hold all that comes after it.
-            at = at if at >= 0 and len(after) < _STATUS_LIMIT else _start_of_a_mark(data, marks)
+            at = at if at >= 0 else _start_of_a_mark(data, marks)
             self._rest = data[at:]
         if self.begun and at:
             self._kept.add(data[:at])
@@ -142,6 +139,23 @@ class Between:
     def said(self) -> str:
         """The end of what came before the marks, or in place of them."""
         return (self._said if self.begun else self._said + self._rest).decode("utf-8", "replace")
+
+
+def _end_mark(data: bytes, marks: Marks) -> tuple[int, int | None]:
+    """Where the end mark is, or may be, and the status that follows it; -1 where there is none.
+
+    What no status follows is no mark: kept as one, it would hold all that comes after it.
+    """
+    at = data.find(marks.end)
+    while at >= 0:
+        after = data[at + len(marks.end) :][:_STATUS_LIMIT]
+        status, newline, _ = after.partition(b"\n")
+        if newline and status.isdigit():
+            return at, int(status)
+        if not newline and len(after) < _STATUS_LIMIT and (status.isdigit() or not status):
+            return at, None
+        at = data.find(marks.end, at + 1)
+    return -1, None
 
 
 def _start_of_a_mark(data: bytes, marks: Marks) -> int:

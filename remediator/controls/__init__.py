@@ -22,6 +22,7 @@ class Kind(Generic[Options]):
     options: type[Options]
     control: Callable[[Verb, Options, Hands], Awaitable[Completed]]
     facts: Callable[[Options, Hands], Awaitable[Facts | None]]
+    tells_of_stops: bool = True  # whether its facts may say that somebody stopped a target
 
 
 CONTROLS: Mapping[str, Kind[Any]] = Table(

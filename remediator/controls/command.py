@@ -58,4 +58,4 @@ async def facts_command(options: CommandOptions, hands: Hands) -> Facts | None:
     return Facts(state=said[-1][:200] if said else f"exit {done.status}", exit_status=done.status)
 
 
-COMMAND = Kind(CommandOptions, control_command, facts_command)
+COMMAND = Kind(CommandOptions, control_command, facts_command, tells_of_stops=False)

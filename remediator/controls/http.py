@@ -114,4 +114,4 @@ async def facts_http(options: HttpOptions, hands: Hands) -> Facts | None:
     return Facts(state=(done.output or done.why).splitlines()[0][:200])
 
 
-HTTP = Kind(HttpOptions, control_http, facts_http)
+HTTP = Kind(HttpOptions, control_http, facts_http, tells_of_stops=False)

@@ -1,5 +1,6 @@
 """The `systemd` control: one unit."""
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -64,7 +65,7 @@ def _since(told: Mapping[str, str], name: str, now: float | None) -> float | Non
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isdigit() else None
+    return int(text) if text and re.fullmatch("[0-9]{1,19}", text) else None
 
 
 SYSTEMD = Kind(SystemdOptions, control_systemd, facts_systemd)

@@ -219,6 +219,8 @@ async def test_labels_of_a_target_in_prometheus(keeper: Keeper, tmp_path: Path, 
     del job["honor_labels"]
     del job["metric_relabel_configs"]
     await take("billing", "exported_service")
+    # The target of before may be scraped once more, by the new configuration.
+    await eventually(lambda: answered('absent({job="defib-exporter", service="platform"})'))
     _, findings = await found(config)
     (label,) = (each for each in findings if each["check"] == "keeps our labels")
     assert label["result"] == "warn"

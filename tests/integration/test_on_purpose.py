@@ -12,12 +12,14 @@ import pytest
 
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, ENCRYPT_KEY, VERIFICATION_TOKEN, Message
 from defib.demo.keeper import Keeper
+from fleet.shells.local import LocalShell
+from remediator import evidence
 from remediator.controls.hands import Facts
 from tests.integration.conftest import start_supervisord
 from tests.integration.loop import Loop
 from tests.integration.test_controls import control, facts
 from tests.integration.test_safety import defib
-from tests.support import eventually
+from tests.support import eventually, inventory_of
 
 BIN = Path(sys.executable).parent
 
@@ -205,6 +207,37 @@ async def test_systemd_says_what_a_person_stopped_and_when_it_was_started(
     new = await facts("systemd", {"unit": "new"})
     assert new is not None
     assert (new.state, new.stopped) == ("inactive (dead), result success", "")  # something else kept it from starting
+
+
+@pytest.mark.parametrize(
+    ("program", "control"),
+    [
+        ("docker", {"docker": {"container": "web"}}),
+        ("docker", {"compose": {"directory": "/srv/web", "service": "web"}}),
+        ("systemctl", {"systemd": {"unit": "web"}}),
+        ("supervisorctl", {"supervisor": {"program": "web"}}),
+    ],
+)
+async def test_a_manager_that_does_not_answer_leaves_its_target_unseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, control: dict[str, Any]
+) -> None:
+    """What was seen of it before still holds then; of a command, nothing is known in any case."""
+    made = tmp_path / "bin" / program
+    made.parent.mkdir()
+    made.write_text("#!/bin/sh\necho 'Cannot connect to it' >&2\nexit 1\n")
+    made.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{made.parent}:{os.environ['PATH']}")
+    host = {"h": {"address": "127.0.0.1", "shell": "local"}}
+    probe = {"tcp": {"address": "127.0.0.1:1"}}
+    written = {"it": {"host": "h", "probe": probe, "control": control}}
+    command = {"restart": ["true"], "status": ["false"]}
+    written["other"] = {"host": "h", "probe": probe, "control": {"command": command}}
+    known = (await asyncio.to_thread(inventory_of, tmp_path / "config", {"hosts": host, "services": written})).inventory
+    seen = await evidence.facts(known.services["it"], known.hosts["h"], LocalShell(), str)
+    assert seen is not None
+    assert (seen.state, seen.unseen.startswith("how it stands on its host could not be seen")) == ("", True)
+    other = await evidence.facts(known.services["other"], known.hosts["h"], LocalShell(), str)
+    assert other is None or not (other.unseen or other.refused)
 
 
 def systemctl(*arguments: str) -> None:

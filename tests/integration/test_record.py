@@ -217,3 +217,25 @@ async def test_a_stop_of_a_removed_service_is_forgotten_in_time(record: Record) 
     assert await stopped(record) == ["web", "db"]
     await record.database.run(stops.forget, {"db"}, record.now + 1)
     assert await stopped(record) == ["db"]
+
+
+async def test_a_stop_that_was_seen_holds_for_a_target_until_it_runs_again(record: Record, tmp_path: Path) -> None:
+    document = written("web", "db")
+    document["services"]["db"]["control"] = document["services"]["web"]["control"]
+    record.inventory = (await asyncio.to_thread(inventory_of, tmp_path / "shared", document)).inventory
+    await record.deliver(alert(), alert(service="db"))
+    await record.database.run(incidents.keep_stop, 1, "t1", "it was stopped")
+    now = Situation(record.now, frozenset(), Past(), Present(), DOWN)
+
+    async def past(service: str, incident: int) -> Past:
+        found = await record.database.run(
+            situations.situation_now, incident, service, record.inventory, now, record.now
+        )
+        return found.past
+
+    assert {(each.stopped_run, each.stopped_why) for each in (await past("web", 1), await past("db", 2))} == {
+        ("t1", "it was stopped")
+    }
+    assert await record.database.run(situations.known_to_fail, ["web", "db"], record.inventory, record.now) == {"web"}
+    await record.database.run(incidents.forget_stop, ["web", "db"])
+    assert (await past("db", 2)).stopped_why == ""

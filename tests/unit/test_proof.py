@@ -29,6 +29,13 @@ def test_a_status_comes_however_it_is_cut(status: bytes) -> None:
         assert (between.text, between.status) == ("output", int(status))
 
 
+def test_a_false_end_mark_does_not_hide_the_true_one() -> None:
+    marks = Marks()
+    sent = marks.begin + b"a" + marks.end + b"oops\n" + marks.end + b"3\n"
+    for size in (1, 7, len(sent)):
+        assert heard(marks, *pieces(sent, size)).status == 3
+
+
 @pytest.mark.parametrize("after", [b"x\n", b"\n", b"99999\n", b"x" * 100])
 def test_an_end_mark_without_a_status_is_output(after: bytes) -> None:
     marks = Marks()
