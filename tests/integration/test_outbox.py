@@ -387,7 +387,7 @@ async def test_new_notices_go_before_cards_that_change(desk: Desk) -> None:
         ("wait", "target-busy", {"state": "running"}, "acting"),
         ("wait", "target-busy", {"state": "running", "up_at": 1.0}, "restarted"),
         ("wait", "approval", {"state": "queued"}, "approval"),
-        ("refuse", "sudo-refused", {"state": "failed"}, "person_needed"),
+        ("refuse", "host-key-changed", {"state": "failed"}, "person_needed"),
     ],
 )
 async def test_what_a_card_shows_an_incident_to_be(
