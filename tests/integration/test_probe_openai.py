@@ -139,4 +139,4 @@ async def test_streams_without_end_leave_the_event_loop_to_others(tmp_path: Path
         result = await probed(tmp_path, "openai", {"url": f"http://127.0.0.1:{port}", **ASKED}, "60s")
         task.cancel()
     assert result.reason == "protocol", result.message
-    assert turns > 10  # one after each piece that is read, of up to 256 KiB
+    assert turns > 5  # there is one after each read, which may hold 256 KiB: some ten in all
