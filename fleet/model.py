@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-from pydantic import AfterValidator, Field, SecretStr, create_model, field_validator, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 
 from fleet.documents import Text
 from fleet.endpoints import Endpoint, OneOf, Part, RelativePath, Token
@@ -318,6 +318,7 @@ class Inventory(Part):
     notify: Notify = Notify()
     hosts: dict[Identifier, Host] = Field(default_factory=dict)
     services: dict[Identifier, Service] = Field(default_factory=dict)
+    _by_target: dict[tuple[str, str], list[str]] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _know_their_names(self) -> "Inventory":
@@ -327,12 +328,23 @@ class Inventory(Part):
             service._id = key  # noqa: SLF001
             target = service.control.options.target if isinstance(service.control, Control) else ""
             service._target = target or f"service:{key}"  # noqa: SLF001
+        self._know_their_targets()
         return self
+
+    def _know_their_targets(self) -> None:
+        self._by_target = {}
+        for name, service in self.services.items():
+            self._by_target.setdefault((service.host, service.target), []).append(name)
 
     def mask_targets(self, redact: Callable[[str], str]) -> None:
         """Take the secrets out of what the targets of services are called."""
         for service in self.services.values():
             service._target = redact(service._target)  # noqa: SLF001
+        self._know_their_targets()
+
+    def sharing(self, service: Service) -> list[str]:
+        """The services whose controls act on the same target of the same host, `service` among them."""
+        return self._by_target[service.host, service.target]
 
     @model_validator(mode="after")
     def _remember_long_enough(self) -> "Inventory":

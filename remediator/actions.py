@@ -158,7 +158,7 @@ def claim_for_person(
     if kind == "stop":
         if incident is not None:
             cancel_queued(connection, incident, now)  # what was approved before is overtaken
-        stops.put(connection, stops.sharing(inventory, service), claimed.id, by, now)
+        stops.put(connection, inventory.sharing(service), claimed.id, by, now)
     return claimed
 
 
@@ -324,7 +324,7 @@ def action_ended(
         stops.withdraw(connection, action.id)
     if came_back:
         service = inventory.services.get(action.service)
-        stops.remove(connection, stops.sharing(inventory, service) if service is not None else [action.service])
+        stops.remove(connection, inventory.sharing(service) if service is not None else [action.service])
     if action.incident_id is None:
         return True
     note(connection, action.incident_id, now, "action-ended", action=action.id, state=state, why=why)

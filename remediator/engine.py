@@ -207,7 +207,7 @@ class Engine:
         """Forget a stop that was seen, once its host tells of another run."""
         past, stopped = situation.past, situation.stopped_by_hand or situation.withheld
         if past.stopped_why and situation.run not in ("", past.stopped_run) and not stopped:
-            await self._database.run(incidents.forget_stop, stops.sharing(self.inventory, service))
+            await self._database.run(incidents.forget_stop, self.inventory.sharing(service))
 
     async def explain(self, service: Service) -> dict[str, Any]:
         """Every gate of a service's next action as it stands now, and when it is decided about next."""

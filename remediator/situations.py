@@ -133,7 +133,7 @@ def situation_now(
     name, group = (host.name, host.group) if host is not None else ("", "")
     target = known.target if known is not None else ""
     done = done_to(connection, service, name, target, incident)
-    run, why = _stop_seen(connection, stops.sharing(inventory, known) if known is not None else [service])
+    run, why = _stop_seen(connection, inventory.sharing(known) if known is not None else [service])
     past = replace(past_of(connection, service, incident, rules.window), done=done, stopped_run=run, stopped_why=why)
     if done:
         past = replace(past, last_action=max(past.last_action, done[0].began))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
-from fleet.model import Inventory, Service
 from remediator.schema import actions, incidents, stops
 
 
@@ -24,12 +23,6 @@ def put(connection: Connection, services: Iterable[str], action: int, by: str, n
     for service in services:
         row = {"service": service, "at": now, "asked_by": by, "action_id": action}
         connection.execute(insert(stops).values(**row).on_conflict_do_nothing())
-
-
-def sharing(inventory: Inventory, service: Service) -> list[str]:
-    """The services that run where `service` does: those whose controls act on the same target of the same host."""
-    place = (service.host, service.target)
-    return [name for name, each in inventory.services.items() if (each.host, each.target) == place]
 
 
 def of(connection: Connection, service: str) -> str:
