@@ -11,9 +11,9 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from defib.probe import printable
-from fleet.loading import Loaded
-from fleet.model import RemediatorSettings
-from remediator.peers import Peer, PeerError, Refused
+from fleet.inventory.loading import Loaded
+from fleet.inventory.model import RemediatorSettings
+from remediator.clients.peers import Peer, PeerError, Refused
 from runtime import tokens
 from runtime.errors import DefibError
 from runtime.tokens import ApiToken, TokenError

@@ -8,9 +8,9 @@ from typing import Any
 import yaml
 
 from defib.kinds import KINDS
-from fleet.loading import PROGRAMS, load
-from fleet.model import Inventory, json_schema
-from fleet.references import Program
+from fleet.inventory.loading import PROGRAMS, load
+from fleet.inventory.model import Inventory, json_schema
+from fleet.inventory.references import Program
 from runtime.redaction import Redactor
 
 
@@ -35,7 +35,7 @@ def check(directory: Path, program: Program | None, *, show: bool) -> int:
 def _wrong_templates(inventory: Inventory) -> list[str]:
     if inventory.notify.templates is None:
         return []
-    from remediator.notices import samples
+    from remediator.notifications import samples
 
     return list(samples.check(inventory))
 

@@ -19,8 +19,8 @@ from runtime.errors import DefibError
 
 if TYPE_CHECKING:
     from defib.asking import Connect
-    from fleet.loading import Loaded
-    from fleet.references import Program
+    from fleet.inventory.loading import Loaded
+    from fleet.inventory.references import Program
     from runtime.lifecycle import Listen
     from runtime.redaction import Redactor
     from runtime.webconfig import WebConfig
@@ -279,7 +279,7 @@ def _maintenance(options: argparse.Namespace) -> int:
 
 def _replay(options: argparse.Namespace) -> int:
     from defib import replay
-    from fleet.units import parse_duration
+    from fleet.inventory.units import parse_duration
 
     try:
         since = parse_duration(options.since)
@@ -290,15 +290,15 @@ def _replay(options: argparse.Namespace) -> int:
 
 def _loader(options: argparse.Namespace, *programs: "Program") -> "Callable[[], Loaded]":
     from defib.kinds import KINDS
-    from fleet.documents import directory
-    from fleet.loading import load
+    from fleet.inventory.documents import directory
+    from fleet.inventory.loading import load
 
     return partial(load, directory(options.config), KINDS, programs=programs)
 
 
 def _check(options: argparse.Namespace) -> int:
     from defib import check
-    from fleet.documents import directory
+    from fleet.inventory.documents import directory
 
     if options.schema:
         return check.schema()
@@ -383,7 +383,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _backup(options: argparse.Namespace) -> int:
-    from remediator import backup
+    from remediator.record import backup
 
     made = backup.back_up(_loader(options, "client")().inventory.remediator.database, options.to)
     print(f"{made.path}: {made.incidents} incidents, {made.size} bytes")
@@ -391,7 +391,7 @@ def _backup(options: argparse.Namespace) -> int:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    from remediator import backup
+    from remediator.record import backup
 
     made, kept = backup.restore(_loader(options, "client")().inventory.remediator.database, options.source)
     print(f"{made.path}: {made.incidents} incidents{f'; what was there is {kept}' if kept else ''}")

@@ -5,7 +5,7 @@ import argparse
 import argcomplete
 from argcomplete.shell_integration import shellcode
 
-from fleet.documents import directory, read
+from fleet.inventory.documents import directory, read
 from runtime.errors import DefibError
 
 

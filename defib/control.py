@@ -8,13 +8,13 @@ from typing import Any
 from urllib.parse import quote
 
 from defib.asking import Connect
-from fleet.loading import Loaded
-from fleet.model import Sudo
+from fleet.inventory.loading import Loaded
+from fleet.inventory.model import Sudo
 from fleet.shells import Completed
 from fleet.shells.pool import Shells
-from remediator.controls import CONTROLS
-from remediator.controls.hands import Hands, Verb
-from remediator.peers import Peer, PeerError
+from remediator.clients.peers import Peer, PeerError
+from remediator.execution.controls import CONTROLS
+from remediator.execution.controls.context import Hands, Verb
 from runtime.errors import DefibError
 
 ASK_EVERY = 1.0

@@ -13,15 +13,15 @@ import asyncssh
 
 from exporter.collectors import COLLECTORS
 from exporter.probes.host import HostOptions
-from fleet.loading import Loaded
-from fleet.model import Host, Inventory, Sudo
-from fleet.readings import Section
+from fleet.host.reading import Section
+from fleet.inventory.loading import Loaded
+from fleet.inventory.model import Host, Inventory, Sudo
 from fleet.shells import Completed, ShellError
 from fleet.shells.ssh import digest
 from fleet.wrapper import allowed, command_file, wrapper
-from remediator import evidence
-from remediator.controls import CONTROLS
-from remediator.controls.hands import VERBS, Hands
+from remediator.execution import evidence
+from remediator.execution.controls import CONTROLS
+from remediator.execution.controls.context import VERBS, Hands
 from runtime.errors import DefibError
 
 ACCOUNT = "defib"

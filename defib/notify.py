@@ -10,13 +10,13 @@ from zoneinfo import ZoneInfo
 import httpx
 
 from defib.probe import printable
-from fleet.loading import Loaded
-from fleet.model import Inventory
-from fleet.notify import Channel
-from remediator.notices import cards, templates
-from remediator.notices.channels import CHANNELS
-from remediator.notices.feishu import Answer, Letter, Session
-from remediator.notices.stories import Story
+from fleet.inventory.loading import Loaded
+from fleet.inventory.model import Inventory
+from fleet.inventory.notify import Channel
+from remediator.notifications import cards, rendering
+from remediator.notifications.channels import CHANNELS
+from remediator.notifications.channels.feishu import Answer, Letter, Session
+from remediator.notifications.reader import Story
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
@@ -46,7 +46,7 @@ async def sent(session: Session, inventory: Inventory, channel: Channel) -> Answ
     now = datetime.now(ZoneInfo(inventory.notify.timezone))
     story = Story("test", "info", {}, {}, None, now, None, 0.0, [], {"who": getpass.getuser()})
     options = channel.options
-    card = cards.card([story], "one", templates.ours(inventory), options.mention, answers=False)
+    card = cards.card([story], "one", rendering.ours(inventory), options.mention, answers=False)
     return await CHANNELS[channel.kind].send(session, options, Letter(card, uuid=uuid4().hex), time.time())
 
 

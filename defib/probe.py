@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from exporter.probing import probe_alone
 from exporter.results import Result, sayable
-from fleet.loading import Loaded
-from fleet.model import Service
+from exporter.scheduler.probe_runner import probe_alone
+from fleet.inventory.loading import Loaded
+from fleet.inventory.model import Service
 from runtime import logs
 from runtime.errors import DefibError
 from runtime.redaction import Redactor

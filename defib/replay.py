@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 
-from fleet.loading import Loaded
-from remediator.peers import Peer, PeerError
+from fleet.inventory.loading import Loaded
+from remediator.clients.peers import Peer, PeerError
 from remediator.replay import Event, history, replay
 from runtime.errors import DefibError
 from runtime.times import rfc3339

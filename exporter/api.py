@@ -14,8 +14,8 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from exporter.metrics import Metrics
 from exporter.results import Result
-from exporter.watch import Watch, Watcher
-from fleet.documents import ConfigurationError
+from exporter.scheduler.watcher import Watch, Watcher
+from fleet.inventory.documents import ConfigurationError
 from runtime.times import rfc3339
 from runtime.web import Needs, Problem, add_route, is_authenticated
 

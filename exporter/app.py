@@ -10,10 +10,10 @@ import structlog
 
 from exporter.api import add_routes
 from exporter.metrics import Metrics
-from exporter.peers.connecting import tls_context
-from exporter.watch import Watcher
-from fleet.loading import Loaded
-from fleet.model import Inventory
+from exporter.probes.net.connections import tls_context
+from exporter.scheduler.watcher import Watcher
+from fleet.inventory.loading import Loaded
+from fleet.inventory.model import Inventory
 from runtime.lifecycle import Listen, serve
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken, TokenError

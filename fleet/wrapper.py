@@ -7,8 +7,9 @@ put into a folder of its own, each in a file that is named by the digest of its 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from fleet import docker, gpu, ports, supervisor, system, systemd
-from fleet.readings import LIBRARY, Section
+from fleet.host import gpu, ports, system
+from fleet.host.reading import LIBRARY, Section
+from fleet.managers import docker, supervisor, systemd
 from fleet.shells.proof import PROOF
 
 SCRIPTS: Mapping[str, str] = {

@@ -10,21 +10,21 @@ import structlog
 from aiohttp import web
 
 import fleet.shells.ssh  # noqa: F401 - loaded at the start, not in the middle of an incident
-from fleet.loading import Loaded
-from fleet.model import Inventory
+from fleet.inventory.loading import Loaded
+from fleet.inventory.model import Inventory
 from remediator import console
-from remediator.answers import callback
-from remediator.answers.connection import LongConnections
-from remediator.answers.presses import Presses
-from remediator.api import add_routes, tell_refusals
-from remediator.database import Database
-from remediator.engine import Engine
-from remediator.housekeeping import keep_house
+from remediator.chat import feishu_callback
+from remediator.chat.buttons import Presses
+from remediator.chat.feishu_connection import LongConnections
+from remediator.clients.peers import Alertmanager, Exporter
+from remediator.clients.webhook import MAX_BODY
+from remediator.engine.engine import Engine
+from remediator.engine.housekeeping import keep_house
+from remediator.http.api import add_routes, tell_refusals
 from remediator.metrics import Metrics
-from remediator.notices.outbox import Batch
-from remediator.notices.sender import Sender
-from remediator.peers import Alertmanager, Exporter
-from remediator.webhook import MAX_BODY
+from remediator.notifications.outbox import Batch
+from remediator.notifications.sender import Sender
+from remediator.record.database import Database
 from runtime import tokens
 from runtime.errors import DefibError
 from runtime.lifecycle import Listen, serve
@@ -110,7 +110,7 @@ class _Parts:
 
     def add_routes(self, app: web.Application, reload: "_Reload") -> None:
         add_routes(app, self.engine, self.database, self.metrics, self.redact, reload)
-        callback.add_routes(app, self.engine, self.database, self.presses)
+        feishu_callback.add_routes(app, self.engine, self.database, self.presses)
         console.add_routes(app, self.engine, self.database, self.redact)
 
     async def keep_house(self) -> None:

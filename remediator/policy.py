@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Literal, get_args
 
-from fleet.digests import differ
-from fleet.model import Backoff, Remediation, Service, Step
+from fleet.inventory.digests import differ
+from fleet.inventory.model import Backoff, Remediation, Service, Step
 
 DECIDE_AGAIN = 30.0
 BUDGET_WINDOW = 600.0

@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fleet.model import Inventory, Service
-from remediator import switches
-from remediator.peers import Peer, PeerError
+from fleet.inventory.model import Inventory, Service
+from remediator.clients.peers import Peer, PeerError
 from remediator.policy import (
     BUDGET_WINDOW,
     Decision,
@@ -19,6 +18,7 @@ from remediator.policy import (
     is_storm,
     since_refill,
 )
+from remediator.record import switches
 
 STEP = 30.0  # seconds between two moments at most; fewer where the whole time then still fits into one answer
 POINTS = 10_000  # of a series in one answer; Prometheus gives 11,000

@@ -25,7 +25,7 @@ from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
 from fleet.shells import KILL_AFTER
-from remediator.intake import start_of
+from remediator.incidents.intake import start_of
 from remediator.policy import BUDGET_WINDOW
 from tests.support import eventually
 

@@ -10,9 +10,9 @@ import promql_parser
 import yaml
 from prometheus_client import CollectorRegistry
 
-from exporter import collection
+from exporter.exposition.series import FAMILIES
 from exporter.metrics import Metrics as ExporterMetrics
-from exporter.series import FAMILIES
+from exporter.scheduler import collection
 from remediator.metrics import Metrics as RemediatorMetrics
 
 RULES = sorted((Path(__file__).parents[1] / "alerts" / "rules").glob("*.yml"))

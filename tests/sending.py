@@ -15,13 +15,13 @@ import httpx
 import uvloop
 
 from defib.kinds import KINDS
-from fleet.loading import load
-from remediator.database import Database
+from fleet.inventory.loading import load
 from remediator.metrics import Metrics
-from remediator.notices import outbox
-from remediator.notices.feishu import Session
-from remediator.notices.outbox import Batch
-from remediator.notices.sender import Sender
+from remediator.notifications import outbox
+from remediator.notifications.channels.feishu import Session
+from remediator.notifications.outbox import Batch
+from remediator.notifications.sender import Sender
+from remediator.record.database import Database
 from runtime.redaction import Redactor
 
 PHASES = ("chosen", "reserved", "answered", "recorded")

@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import yaml
 
 from defib.kinds import KINDS
-from exporter.probing import probe_alone
 from exporter.results import Result
-from fleet.documents import ConfigurationError
-from fleet.loading import PROGRAMS, Loaded, load
-from fleet.references import Program
-from remediator.database import Database
+from exporter.scheduler.probe_runner import probe_alone
+from fleet.inventory.documents import ConfigurationError
+from fleet.inventory.loading import PROGRAMS, Loaded, load
+from fleet.inventory.references import Program
+from remediator.record.database import Database
 from runtime.redaction import Redactor
 
 T = TypeVar("T")

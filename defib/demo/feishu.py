@@ -18,7 +18,7 @@ from aiohttp import web
 
 from defib.demo import feishu_cards
 from defib.demo.feishu_app import Apps
-from remediator.notices.feishu import sign
+from remediator.notifications.channels.feishu import sign
 
 BODY_LIMIT = 20 * 1024
 PER_SECOND, PER_MINUTE = 5, 100

@@ -17,7 +17,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from defib.demo import feishu_cards
-from remediator.answers.callback import signature
+from remediator.chat.feishu_callback import signature
 
 if TYPE_CHECKING:
     from defib.demo.feishu import StandIn

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from defib.doctor import here, hosts, servers
 from defib.doctor.findings import Finding, within
-from fleet.documents import ConfigurationError
-from fleet.loading import Loaded
-from fleet.model import Host
+from fleet.inventory.documents import ConfigurationError
+from fleet.inventory.loading import Loaded
+from fleet.inventory.model import Host
 from runtime import tokens
 from runtime.errors import DefibError
 from runtime.redaction import Redactor

@@ -11,10 +11,10 @@ import httpx
 
 from defib import notify
 from defib.doctor.findings import Finding, Result
-from fleet.model import Inventory
-from fleet.notify import Channel
-from remediator.backup import BackupError, RecordBusyError, check
-from remediator.notices.feishu import Session
+from fleet.inventory.model import Inventory
+from fleet.inventory.notify import Channel
+from remediator.notifications.channels.feishu import Session
+from remediator.record.backup import BackupError, RecordBusyError, check
 from runtime.redaction import Redactor
 
 WITHIN = 8.0  # seconds for each channel

@@ -12,9 +12,9 @@ from defib.doctor.findings import Finding
 from defib.host import commands_of
 from exporter.collectors import COLLECTORS
 from exporter.collectors.collecting import CollectFailure, Every
-from exporter.samples import Samples
-from fleet.model import Host, Inventory, Ssh
-from fleet.readings import Output, Section, read
+from exporter.exposition.samples import Samples
+from fleet.host.reading import Output, Section, read
+from fleet.inventory.model import Host, Inventory, Ssh
 from fleet.shells import (
     CommandNotRun,
     HostKeyRefused,
@@ -25,9 +25,9 @@ from fleet.shells import (
     refused_by_wrapper,
 )
 from fleet.shells.pool import Shells
-from fleet.sudo import elevated
-from remediator.controls import CONTROLS
-from remediator.controls.hands import Hands
+from fleet.shells.sudo import elevated
+from remediator.execution.controls import CONTROLS
+from remediator.execution.controls.context import Hands
 
 REACHED_WITHIN = 6.0  # seconds
 READ_WITHIN = 10.0  # seconds for each collector, and each question to sudo

@@ -16,10 +16,10 @@ import yaml
 from pydantic import SecretStr
 
 from defib.doctor.findings import Finding, Result
-from fleet.digests import differ
-from fleet.endpoints import Endpoint
-from fleet.model import Inventory
-from remediator.peers import client_for
+from fleet.inventory.digests import differ
+from fleet.inventory.endpoints import Endpoint
+from fleet.inventory.model import Inventory
+from remediator.clients.peers import client_for
 from runtime.errors import DefibError
 from runtime.tokens import ApiToken, TokenError
 

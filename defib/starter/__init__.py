@@ -9,7 +9,7 @@ from pathlib import Path
 
 import bcrypt
 
-from fleet.model import RemediatorSettings
+from fleet.inventory.model import RemediatorSettings
 from runtime import tokens
 from runtime.errors import DefibError
 from runtime.tokens import TokenError

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from exporter.collectors.collecting import Collecting, Every
-from exporter.page import Family
-from fleet.kinds import Table
+from exporter.exposition.page import Family
+from fleet.inventory.kinds import Table
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from pydantic import AfterValidator, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from exporter.samples import Samples
-from fleet.endpoints import Part
-from fleet.readings import NOT_READ, Output, Section
+from exporter.exposition.samples import Samples
+from fleet.host.reading import NOT_READ, Output, Section
+from fleet.inventory.endpoints import Part
+from fleet.inventory.units import PositiveDuration
 from fleet.shells import ENDED_BY_TIMEOUT
-from fleet.units import PositiveDuration
 
 SHORTEST = 0.2  # seconds between two runs
 Read = Callable[[Sequence[Section]], Awaitable[Mapping[str, Output]]]

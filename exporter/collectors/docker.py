@@ -4,10 +4,10 @@ from datetime import datetime
 
 from exporter.collectors import Kind
 from exporter.collectors.collecting import Collecting, Every, Read, good
-from exporter.page import Family
-from exporter.samples import Samples
-from fleet import docker
-from fleet.readings import Section
+from exporter.exposition.page import Family
+from exporter.exposition.samples import Samples
+from fleet.host.reading import Section
+from fleet.managers import docker
 
 FAMILIES = (
     Family("host_container_up", "gauge", "Whether a container runs and, if it has a health check, is healthy."),

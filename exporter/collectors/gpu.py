@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from exporter.collectors import Kind
 from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
-from exporter.page import Family
-from exporter.samples import Samples
-from fleet import gpu
-from fleet.readings import NOT_READ, Output, Section
+from exporter.exposition.page import Family
+from exporter.exposition.samples import Samples
+from fleet.host import gpu
+from fleet.host.reading import NOT_READ, Output, Section
 from fleet.shells import ENDED_BY_TIMEOUT
 
 MIB, MHZ, PERCENT, MICROSECOND = 2.0**20, 1e6, 0.01, 1e-6

@@ -2,10 +2,10 @@
 
 from exporter.collectors import Kind
 from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
-from exporter.page import Family
-from exporter.samples import Samples
-from fleet import supervisor
-from fleet.readings import Section
+from exporter.exposition.page import Family
+from exporter.exposition.samples import Samples
+from fleet.host.reading import Section
+from fleet.managers import supervisor
 
 FAMILIES = (Family("host_program_running", "gauge", "Whether a program of supervisor is RUNNING."),)
 

@@ -4,10 +4,10 @@ import time
 
 from exporter.collectors import Kind
 from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
-from exporter.page import Family
-from exporter.samples import Samples
-from fleet import system
-from fleet.readings import Section
+from exporter.exposition.page import Family
+from exporter.exposition.samples import Samples
+from fleet.host import system
+from fleet.host.reading import Section
 
 FAMILIES = (
     Family("host_load1", "gauge", "Load average of one minute."),

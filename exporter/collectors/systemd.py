@@ -2,10 +2,10 @@
 
 from exporter.collectors import Kind
 from exporter.collectors.collecting import Collecting, Every, Read, good
-from exporter.page import Family
-from exporter.samples import Samples
-from fleet import systemd
-from fleet.readings import Section
+from exporter.exposition.page import Family
+from exporter.exposition.samples import Samples
+from fleet.host.reading import Section
+from fleet.managers import systemd
 
 FAMILIES = (
     Family("host_unit_active", "gauge", "Whether a unit is active: those that are named, and 0 for all that failed."),

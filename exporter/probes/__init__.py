@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from exporter.means import Means
+from exporter.probes.context import Means
 from exporter.results import Seen
-from fleet.endpoints import Part
-from fleet.kinds import Table
+from fleet.inventory.endpoints import Part
+from fleet.inventory.kinds import Table
 
 Options = TypeVar("Options", bound=Part)
 

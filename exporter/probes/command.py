@@ -4,13 +4,13 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from exporter.expectations import EXAMINED, excerpt, lacks, matches
-from exporter.means import Means
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.expectations import EXAMINED, excerpt, lacks, matches
 from exporter.results import ProbeFailure, Reason, Seen
-from fleet.endpoints import Part
+from fleet.inventory.endpoints import Part
+from fleet.inventory.units import Patterns
 from fleet.shells import ShellError
-from fleet.units import Patterns
 
 CANNOT_RUN = (126, 127)  # a shell's exit statuses of a program that may not be run, or is not there
 

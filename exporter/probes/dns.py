@@ -18,13 +18,13 @@ import dns.rdataclass
 import dns.rdatatype
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from exporter.expectations import compiled
-from exporter.means import Means
-from exporter.peers.connecting import Dial, ProbeTls, context_for, resolve, tls_why, unreachable
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.expectations import compiled
+from exporter.probes.net.connections import Dial, ProbeTls, context_for, resolve, tls_why, unreachable
 from exporter.results import ProbeFailure, Seen
-from fleet.endpoints import Part, split_address
-from fleet.units import Patterns, PositiveDuration, as_list
+from fleet.inventory.endpoints import Part, split_address
+from fleet.inventory.units import Patterns, PositiveDuration, as_list
 
 PORTS = {"udp": 53, "tcp": 53, "tls": 853}
 SHOWN = 300

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
-from exporter.means import Means
-from exporter.peers.connecting import Addresses, Dial, connect, resolve
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.net.connections import Addresses, Dial, connect, resolve
 from exporter.probes.tcp import shortened
 from exporter.results import ProbeFailure, Reason, Seen
-from fleet.documents import Text
-from fleet.endpoints import Address, Tls, split_address
+from fleet.inventory.documents import Text
+from fleet.inventory.endpoints import Address, Tls, split_address
 
 EXTRA = "grpc_health"
 # We start processes, and grpc's handlers of that break them; its own log is none of ours.

@@ -5,12 +5,13 @@ from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
-from exporter.means import Means
 from exporter.probes import Kind
+from exporter.probes.context import Means
 from exporter.results import ProbeFailure, Seen
-from fleet import docker, ports, supervisor, systemd
-from fleet.endpoints import Part
-from fleet.readings import Section
+from fleet.host import ports
+from fleet.host.reading import Section
+from fleet.inventory.endpoints import Part
+from fleet.managers import docker, supervisor, systemd
 from fleet.shells import ENDED_BY_TIMEOUT, ShellError
 
 T = TypeVar("T")

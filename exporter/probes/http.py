@@ -4,14 +4,24 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from exporter.expectations import JsonExpect, apart, compiled, excerpt, judge_json, lacks, matches, parse_json, utf8
-from exporter.means import Means
-from exporter.peers.fetching import LONG, Answer, fetch
-from exporter.peers.requests import BodyOptions, HeaderName, RequestOptions
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.expectations import (
+    JsonExpect,
+    apart,
+    compiled,
+    excerpt,
+    judge_json,
+    lacks,
+    matches,
+    parse_json,
+    utf8,
+)
+from exporter.probes.net.http_client import LONG, Answer, fetch
+from exporter.probes.net.http_request import BodyOptions, HeaderName, RequestOptions
 from exporter.results import ProbeFailure, Seen
-from fleet.endpoints import Part
-from fleet.units import Pattern, Patterns, PositiveDuration, as_list
+from fleet.inventory.endpoints import Part
+from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
 
 LONG_JSON = 4 * 1024  # bytes: a path may look at much of it, again and again
 

@@ -9,12 +9,12 @@ import time
 
 from pydantic import Field, model_validator
 
-from exporter.means import Means
-from exporter.peers.connecting import Dial, resolve, unreachable
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.net.connections import Dial, resolve, unreachable
 from exporter.results import ProbeFailure, Seen
-from fleet.endpoints import Part
-from fleet.units import PositiveDuration
+from fleet.inventory.endpoints import Part
+from fleet.inventory.units import PositiveDuration
 
 INTERVAL = 0.2  # seconds between two requests
 HEADER = struct.Struct("!BBHHH")

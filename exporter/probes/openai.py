@@ -8,16 +8,16 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from exporter.expectations import apart, excerpt, lacks, matches, parse_json
-from exporter.means import Means
-from exporter.peers.exchange import Exchange
-from exporter.peers.fetching import Answer, fetch
-from exporter.peers.requests import ProbeAuth, RequestOptions
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.expectations import apart, excerpt, lacks, matches, parse_json
 from exporter.probes.http import judge_status
+from exporter.probes.net.http_client import Answer, fetch
+from exporter.probes.net.http_request import ProbeAuth, RequestOptions
+from exporter.probes.net.http_response import Exchange
 from exporter.results import ProbeFailure, Seen
-from fleet.endpoints import Part, Token
-from fleet.units import Patterns, PositiveDuration
+from fleet.inventory.endpoints import Part, Token
+from fleet.inventory.units import Patterns, PositiveDuration
 
 PATH = "/chat/completions"
 LINES_PER_TOKEN = 20  # that a stream may send, comments and blank ones too

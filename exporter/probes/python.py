@@ -9,12 +9,12 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator
 
-from exporter.expectations import EXAMINED
-from exporter.means import Means
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.expectations import EXAMINED
 from exporter.results import ProbeFailure, Reason, Seen
-from fleet.documents import Text
-from fleet.endpoints import Part
+from fleet.inventory.documents import Text
+from fleet.inventory.endpoints import Part
 from fleet.shells.local import LocalShell
 
 CHILD = Path(__file__).with_name("python_child.py")

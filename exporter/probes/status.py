@@ -5,14 +5,14 @@ from typing import Annotated, Any
 from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
 
-from exporter.expectations import EXAMINED, JsonExpect, JsonPath, apart, parse_json, unmet_by, utf8, values_at
-from exporter.means import Means
-from exporter.peers.fetching import Answer, fetch
-from exporter.peers.requests import RequestOptions
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.expectations import EXAMINED, JsonExpect, JsonPath, apart, parse_json, unmet_by, utf8, values_at
 from exporter.probes.http import HttpExpect, judged
+from exporter.probes.net.http_client import Answer, fetch
+from exporter.probes.net.http_request import RequestOptions
 from exporter.results import ProbeFailure, Seen, sayable
-from fleet.endpoints import Part
+from fleet.inventory.endpoints import Part
 
 SHOWN = 200  # components that become series
 NAMED = 5  # components that a message names

@@ -5,13 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from exporter.expectations import excerpt
-from exporter.means import Means
-from exporter.peers.connecting import Dial, ProbeTls, connect, context_for, refused_after_handshake, secure
-from exporter.peers.dialogue import Dialogue, Lines, Step
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.expectations import excerpt
+from exporter.probes.net.connections import Dial, ProbeTls, connect, context_for, refused_after_handshake, secure
+from exporter.probes.net.dialogue import Dialogue, Lines, Step
 from exporter.results import ProbeFailure, Seen
-from fleet.endpoints import Address, split_address
+from fleet.inventory.endpoints import Address, split_address
 
 
 class TcpStep(Step):

@@ -3,12 +3,12 @@
 import asyncio
 import time
 
-from exporter.means import Means
-from exporter.peers.connecting import Dial, ProbeTls, connect, note_served
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.net.connections import Dial, ProbeTls, connect, note_served
 from exporter.results import ProbeFailure, Seen
-from fleet.endpoints import Address, Part, ServerName, split_address
-from fleet.units import Duration
+from fleet.inventory.endpoints import Address, Part, ServerName, split_address
+from fleet.inventory.units import Duration
 
 
 class TlsExpect(Part):

@@ -10,13 +10,13 @@ from aiohttp.client_reqrep import ClientRequest
 from pydantic import AfterValidator, Field
 from yarl import URL
 
-from exporter.means import Means
-from exporter.peers.connecting import Dial, ProbeTls, connect
-from exporter.peers.dialogue import HEARD_LIMIT, Dialogue, Step
-from exporter.peers.requests import Headers
 from exporter.probes import Kind
+from exporter.probes.context import Means
+from exporter.probes.net.connections import Dial, ProbeTls, connect
+from exporter.probes.net.dialogue import HEARD_LIMIT, Dialogue, Step
+from exporter.probes.net.http_request import Headers
 from exporter.results import ProbeFailure, Reason, Seen
-from fleet.endpoints import check_url
+from fleet.inventory.endpoints import check_url
 
 MESSAGE_LIMIT = 1024 * 1024
 

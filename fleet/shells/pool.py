@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING
 
-from fleet.model import Host
+from fleet.inventory.model import Host
 from fleet.shells import Shell, ShellError
 from fleet.shells.local import LocalShell
 

@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from remediator import pages, switches
-from remediator.database import Database
-from remediator.engine import Engine
-from remediator.notices import templates
-from remediator.notices.stories import in_language
+from remediator.engine.engine import Engine
+from remediator.notifications import rendering
+from remediator.notifications.reader import in_language
+from remediator.record import queries, switches
+from remediator.record.database import Database
 from runtime.redaction import Redactor
 from runtime.web import Needs, Problem, add_route, is_authenticated
 
@@ -38,8 +38,8 @@ class _Console:
         self._templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
     async def index(self, request: web.Request) -> web.Response:
-        rows = await self._database.run(pages.open_incidents)
-        latest = await self._database.run(pages.page_of_incidents, None, SHOWN)
+        rows = await self._database.run(queries.open_incidents)
+        latest = await self._database.run(queries.page_of_incidents, None, SHOWN)
         automation = await self._database.run(switches.automation)
         held = await self._database.run(switches.maintenances, self._database.clock.now())
         automatic = automation.enabled and self._engine.inventory.remediation.automatic
@@ -55,20 +55,20 @@ class _Console:
         )
 
     async def incident(self, request: web.Request) -> web.Response:
-        whole = await self._database.run(pages.whole_incident, int(request.match_info["id"]))
+        whole = await self._database.run(queries.whole_incident, int(request.match_info["id"]))
         if whole is None:
             raise Problem(404, "unknown_incident", "there is no such incident")
         return await self._page(request, "incident.html", incident=whole)
 
     async def _page(self, request: web.Request, name: str, **shown: Any) -> web.Response:
         whole = is_authenticated(request)
-        found = self._redact.within(shown if whole else pages.open_part(shown))
+        found = self._redact.within(shown if whole else queries.open_part(shown))
         text = await asyncio.to_thread(self._rendered, name, {**found, "whole": whole})
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 
     def _rendered(self, name: str, shown: dict[str, Any]) -> str:
         inventory, clock = self._engine.inventory, self._database.clock
-        zone, words = ZoneInfo(inventory.notify.timezone), templates.ours(inventory).words
+        zone, words = ZoneInfo(inventory.notify.timezone), rendering.ours(inventory).words
 
         def time(at: float | None) -> str:
             return "" if at is None else datetime.fromtimestamp(clock.unix(at), zone).strftime("%Y-%m-%d %H:%M:%S")
@@ -76,7 +76,7 @@ class _Console:
         return self._templates.get_template(name).render(
             **shown, time=time, words=words, language=inventory.notify.language, services=inventory.services,
             said=lambda annotations: in_language(annotations, inventory.notify.language),
-            lasted=lambda row: templates.duration(
+            lasted=lambda row: rendering.duration(
                 words, (row["closed_at"] or clock.now()) - (row["down_at"] or row["opened_at"])
             ),
         )  # fmt: skip

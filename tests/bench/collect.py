@@ -22,8 +22,9 @@ import yaml
 from defib.demo import service, sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
-from fleet import docker, gpu, system
-from fleet.readings import Section, script
+from fleet.host import gpu, system
+from fleet.host.reading import Section, script
+from fleet.managers import docker
 from tests.bench import peers
 from tests.docker import running_docker
 from tests.gpu import CARD

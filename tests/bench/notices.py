@@ -18,14 +18,15 @@ from sqlalchemy import Connection, func, select
 from defib.demo.feishu import SECRET, StandIn
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack
-from fleet.model import Inventory
-from remediator.database import Database
+from fleet.inventory.model import Inventory
 from remediator.metrics import Metrics
-from remediator.notices import cards, feishu, feishu_messages, outbox, stories, templates
-from remediator.notices.feishu import Heard, Letter
-from remediator.notices.outbox import Batch
-from remediator.notices.sender import Sender
-from remediator.schema import notices
+from remediator.notifications import cards, outbox, reader, rendering
+from remediator.notifications.channels import feishu, feishu_cards
+from remediator.notifications.channels.feishu import Heard, Letter
+from remediator.notifications.outbox import Batch
+from remediator.notifications.sender import Sender
+from remediator.record.database import Database
+from remediator.record.schema import notices
 from runtime.redaction import Redactor
 from tests.support import eventually, inventory_of
 
@@ -165,7 +166,7 @@ async def _simulate(fold_over: int) -> bool:
 
 async def _simulation(database: Database, inventory: Inventory, *, folds: bool) -> bool:
     options = inventory.notify.channels["ops"].options
-    made, now, began = templates.of(inventory), database.clock.now(), time.perf_counter()
+    made, now, began = rendering.of(inventory), database.clock.now(), time.perf_counter()
     clock = [now]
     bot = StandIn(now=lambda: clock[0])
     await database.run(_tell, inventory, range(GREAT_BURST), now)
@@ -181,7 +182,7 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
                 break
             clock[0] = max(chosen, clock[0] + 0.001)
             continue
-        told = await database.run(stories.read, chosen, inventory, database.clock)
+        told = await database.run(reader.read, chosen, inventory, database.clock)
         send = await database.run(outbox.reserve, chosen, options.bot, clock[0])
         assert send is not None
         letter = Letter(cards.card(told, chosen.form, made, options.mention, answers=False))
@@ -192,7 +193,7 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
         refused += [why] if code else []
         times.append(clock[0])
         told_of += len(chosen.ids)
-        bytes_sent = max(bytes_sent, feishu_messages.size(body))
+        bytes_sent = max(bytes_sent, feishu_cards.size(body))
         await database.run(
             outbox.record, chosen, send, answer.what, answer.words, state="sent", not_before=clock[0], now=clock[0]
         )

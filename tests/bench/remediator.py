@@ -19,12 +19,13 @@ from sqlalchemy import Connection, insert
 from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
-from fleet.model import Inventory
-from remediator import incidents, pages, situations
-from remediator.database import Database
+from fleet.inventory.model import Inventory
+from remediator.incidents import lifecycle
 from remediator.policy import Observation, Past, Present, Situation, decide
-from remediator.schema import actions as action_rows
-from remediator.schema import incidents as incident_rows
+from remediator.record import queries, situations
+from remediator.record.database import Database
+from remediator.record.schema import actions as action_rows
+from remediator.record.schema import incidents as incident_rows
 from tests.support import eventually, inventory_of
 
 HEADERS = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
@@ -156,9 +157,9 @@ async def _record() -> bool:
         database = await asyncio.to_thread(Database, f"sqlite:///{folder}/record.db")
         await database.run(_fill)
         decisions = [await _timed(database, _decide, inventory, n) for n in range(200)]
-        shown = [await _timed(database, pages.page_of_incidents, None, 100) for _ in range(50)]
-        shown += [await _timed(database, pages.page_of_actions, INCIDENTS // 2, 100) for _ in range(50)]
-        shown += [await _timed(database, pages.whole_incident, INCIDENTS - n) for n in range(50)]
+        shown = [await _timed(database, queries.page_of_incidents, None, 100) for _ in range(50)]
+        shown += [await _timed(database, queries.page_of_actions, INCIDENTS // 2, 100) for _ in range(50)]
+        shown += [await _timed(database, queries.whole_incident, INCIDENTS - n) for n in range(50)]
         await asyncio.to_thread(database.close)
     decision, page = statistics.median(decisions), statistics.quantiles(shown, n=100)[98]
     good = decision <= DECISION and page <= PAGE
@@ -189,7 +190,7 @@ def _fill(connection: Connection) -> None:
 def _decide(connection: Connection, inventory: Inventory, number: int) -> None:
     service = inventory.services[f"s{number}"]
     blank = Situation(2.0 * INCIDENTS, frozenset(), Past(), Present(), Observation(False, False, "connect"))
-    incident = incidents.open_of(connection, service.id) or 0
+    incident = lifecycle.open_of(connection, service.id) or 0
     situation = situations.situation_now(connection, incident, service.id, inventory, blank, 2.0 * INCIDENTS)
     decide(service, inventory.remediation, situation)
     situations.breakers(connection)

@@ -15,13 +15,13 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from defib.kinds import KINDS
 from exporter.api import add_routes
+from exporter.exposition.page import Page
+from exporter.exposition.series import FAMILIES, ServiceSeries
 from exporter.metrics import Metrics
-from exporter.page import Page
 from exporter.results import Result, Seen
-from exporter.series import FAMILIES, ServiceSeries
+from exporter.scheduler.watcher import Watcher
 from exporter.state import State
-from exporter.watch import Watcher
-from fleet.model import Service, inventory_model
+from fleet.inventory.model import Service, inventory_model
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken
 from runtime.web import Access, application

@@ -9,12 +9,12 @@ import httpx
 from sqlalchemy import select
 
 from defib.demo.feishu import StandIn
-from fleet.model import Inventory
+from fleet.inventory.model import Inventory
 from remediator.metrics import Metrics
-from remediator.notices import outbox
-from remediator.notices.outbox import Batch
-from remediator.notices.sender import Sender
-from remediator.schema import notices
+from remediator.notifications import outbox
+from remediator.notifications.outbox import Batch
+from remediator.notifications.sender import Sender
+from remediator.record.schema import notices
 from runtime.redaction import Redactor
 from tests.support import new_record
 

@@ -16,9 +16,9 @@ from aiohttp import web
 from defib.demo.keeper import Keeper
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
-from remediator import api as remediator_api
 from remediator import console
-from remediator.answers import callback
+from remediator.chat import feishu_callback
+from remediator.http import api as remediator_api
 from runtime.tokens import ApiToken
 from runtime.web import Access, application
 from runtime.webconfig import WebConfig
@@ -77,7 +77,7 @@ def empty(program: str) -> web.Application:
         exporter_api.add_routes(app, nothing, nothing, nothing)
     else:
         remediator_api.add_routes(app, nothing, nothing, nothing, nothing, nothing)
-        callback.add_routes(app, nothing, nothing, nothing)
+        feishu_callback.add_routes(app, nothing, nothing, nothing)
         console.add_routes(app, nothing, nothing, nothing)
     return app
 

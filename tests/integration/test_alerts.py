@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, select
 
-from remediator import housekeeping, intake, situations
-from remediator.intake import start_of, starts_after
+from remediator.clients.webhook import Alert, Listing
+from remediator.engine import housekeeping
+from remediator.incidents import intake
+from remediator.incidents.intake import start_of, starts_after
 from remediator.policy import Observation, Past, Present, Situation
-from remediator.schema import alerts
-from remediator.webhook import Alert, Listing
+from remediator.record import situations
+from remediator.record.schema import alerts
 from tests.integration import test_record
 from tests.integration.test_record import DOWN, Record
 

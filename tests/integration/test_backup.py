@@ -15,9 +15,9 @@ import pytest
 import yaml
 from sqlalchemy import Connection, insert
 
-from remediator import backup
-from remediator.database import Database
-from remediator.schema import incidents
+from remediator.record import backup
+from remediator.record.database import Database
+from remediator.record.schema import incidents
 from tests.support import write
 
 

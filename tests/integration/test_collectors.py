@@ -21,11 +21,11 @@ from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
+from exporter.exposition.samples import SERIES_LIMIT
 from exporter.metrics import Metrics
-from exporter.samples import SERIES_LIMIT
-from exporter.watch import Watcher
-from fleet.systemd import Unit
-from fleet.systemd import units as systemd_units
+from exporter.scheduler.watcher import Watcher
+from fleet.managers.systemd import Unit
+from fleet.managers.systemd import units as systemd_units
 from fleet.wrapper import wrapper
 from runtime.redaction import Redactor
 from tests.gpu import CARD, write_nvidia_smi

@@ -14,12 +14,12 @@ from aiohttp import web
 from defib.demo import service
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
-from fleet.model import Sudo
+from fleet.inventory.model import Sudo
 from fleet.shells import Completed, Shell, ShellError
 from fleet.shells.local import LocalShell
-from fleet.sudo import elevated
-from remediator.controls import CONTROLS
-from remediator.controls.hands import Facts, Gone, Hands, UnknownVerb, Verb
+from fleet.shells.sudo import elevated
+from remediator.execution.controls import CONTROLS
+from remediator.execution.controls.context import Facts, Gone, Hands, UnknownVerb, Verb
 from tests.integration import peers
 from tests.integration.conftest import start_supervisord
 from tests.support import eventually

@@ -15,12 +15,14 @@ from defib.demo.feishu import StandIn
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, Message
 from defib.demo.service import Victim
 from defib.demo.sshd import Sshd
-from remediator import incidents, intake, switches
-from remediator.notices import feishu, outbox, sender
-from remediator.notices.outbox import Batch
+from remediator.clients.webhook import Alert
+from remediator.incidents import intake, lifecycle
+from remediator.notifications import outbox, sender
+from remediator.notifications.channels import feishu
+from remediator.notifications.outbox import Batch
 from remediator.policy import Decision
-from remediator.schema import notices
-from remediator.webhook import Alert
+from remediator.record import switches
+from remediator.record.schema import notices
 from tests.integration.post import Post
 from tests.support import eventually, inventory_of
 
@@ -34,7 +36,7 @@ class AppPost(Post):
         await self.run(intake.receive, [alert], self.inventory, self.database.clock.now())
 
     async def decide(self, verb: Any, reason: Any) -> None:
-        await self.run(incidents.decided, self.inventory.notify, 1, Decision(verb, reason), self.database.clock.now())
+        await self.run(lifecycle.decided, self.inventory.notify, 1, Decision(verb, reason), self.database.clock.now())
 
     async def run(self, work: Any, *args: Any) -> None:
         await self.database.run(work, *args)
@@ -210,7 +212,7 @@ async def test_a_disabled_at_all_sends_the_card_without_it(post: AppPost) -> Non
         assert "<at" not in each.text
         assert "A person is needed: web" in each.title
     # What was refused once is not tried again with each change.
-    await post.run(incidents.acknowledge, 1, "ann", post.database.clock.now())
+    await post.run(lifecycle.acknowledge, 1, "ann", post.database.clock.now())
     await eventually(lambda: _holds(card, "Acknowledged"))
     assert len(post.feishu.refused) == 2
 

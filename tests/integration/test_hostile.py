@@ -18,9 +18,9 @@ import brotli
 import pytest
 import pytest_asyncio
 
-from exporter.probing import probe
 from exporter.results import Result
-from fleet.loading import Loaded
+from exporter.scheduler.probe_runner import probe
+from fleet.inventory.loading import Loaded
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority

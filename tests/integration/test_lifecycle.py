@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from defib.demo.stack import WEBHOOK_TOKEN
-from fleet.endpoints import Endpoint
-from remediator.peers import Alertmanager
+from fleet.inventory.endpoints import Endpoint
+from remediator.clients.peers import Alertmanager
 from tests.integration.loop import Loop, alert, delivery
 from tests.integration.test_safety import defib, metric
 from tests.support import eventually

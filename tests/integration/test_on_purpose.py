@@ -13,8 +13,8 @@ import pytest
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, ENCRYPT_KEY, VERIFICATION_TOKEN, Message
 from defib.demo.keeper import Keeper
 from fleet.shells.local import LocalShell
-from remediator import evidence
-from remediator.controls.hands import Facts
+from remediator.execution import evidence
+from remediator.execution.controls.context import Facts
 from tests.integration.conftest import start_supervisord
 from tests.integration.loop import Loop
 from tests.integration.test_controls import control, facts

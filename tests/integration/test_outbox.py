@@ -13,16 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine, insert, select, update
 
-from fleet.model import Inventory
-from remediator import housekeeping, incidents, intake
-from remediator.answers import presses
-from remediator.notices import escalation, outbox, stories
-from remediator.notices.outbox import FOLD_OVER, Batch
-from remediator.notices.stories import Story
+from fleet.inventory.model import Inventory
+from remediator.chat import buttons
+from remediator.clients.webhook import Alert
+from remediator.engine import housekeeping
+from remediator.incidents import intake, lifecycle
+from remediator.notifications import escalation, outbox, reader
+from remediator.notifications.outbox import FOLD_OVER, Batch
+from remediator.notifications.reader import Story
 from remediator.policy import Decision
-from remediator.schema import actions, metadata, notices, sends
-from remediator.schema import incidents as incident_rows
-from remediator.webhook import Alert
+from remediator.record.schema import actions, metadata, notices, sends
+from remediator.record.schema import incidents as incident_rows
 from tests.support import inventory_of, new_record
 
 APP = {"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x"}
@@ -81,7 +82,7 @@ class Desk:
         return await self.run(outbox.choose, channel, bot, self.now)  # type: ignore[no-any-return]
 
     async def read(self, batch: Batch) -> list[Story]:
-        return await self.run(stories.read, batch, self.inventory, self.database.clock)  # type: ignore[no-any-return]
+        return await self.run(reader.read, batch, self.inventory, self.database.clock)  # type: ignore[no-any-return]
 
     async def send(
         self, channel: str, outcome: str = "sent", state: str = "sent", after: float = 0.0
@@ -113,7 +114,7 @@ class Desk:
         return list(await self.run(lambda c: c.execute(query).all()))
 
     async def decide(self, incident: int, verb: Any, reason: Any) -> None:
-        await self.run(incidents.decided, self.inventory.notify, incident, Decision(verb, reason), self.now)
+        await self.run(lifecycle.decided, self.inventory.notify, incident, Decision(verb, reason), self.now)
 
     async def act(self, incident: int, **row: Any) -> None:
         def begin(connection: Connection) -> None:
@@ -122,14 +123,14 @@ class Desk:
                 "overruled": [], "state": "running", "counts": 1, "claimed_at": self.now, **row,
             }  # fmt: skip
             connection.execute(insert(actions).values(**values))
-            incidents.note(connection, incident, self.now, "action")
+            lifecycle.note(connection, incident, self.now, "action")
 
         await self.run(begin)
 
     async def close(self, incident: int, service: str = "web") -> None:
         await self.fire(service, status="resolved")
         rules = self.inventory.remediation.alerts
-        await self.run(incidents.close, self.inventory.notify, incident, "recovered", rules, self.now)
+        await self.run(lifecycle.close, self.inventory.notify, incident, "recovered", rules, self.now)
 
 
 @pytest.fixture
@@ -405,15 +406,15 @@ async def test_many_are_acknowledged_by_one_press(desk: Desk) -> None:
         await desk.fire("", "DiskFull", instance=f"n{number}")
     ((batch, told),) = await desk.all_sent("app")
     assert all("acknowledge" in each.answers for each in told)
-    assert await desk.run(presses.acknowledge_told, batch.first.id, "ann", desk.now) == 3
+    assert await desk.run(buttons.acknowledge_told, batch.first.id, "ann", desk.now) == 3
     ((_, told),) = await desk.all_sent("app")
     assert [each.acknowledged[0] for each in told if each.acknowledged] == ["ann"] * 3
-    assert await desk.run(presses.acknowledge_told, 10**6, "ann", desk.now) == 0
+    assert await desk.run(buttons.acknowledge_told, 10**6, "ann", desk.now) == 0
 
 
 async def test_who_acknowledged_a_mild_alert_is_still_called_when_the_service_goes_down(desk: Desk) -> None:
     await desk.fire("web", "ServiceSlow", severity="warning")
-    await desk.run(incidents.acknowledge, 1, "ann", desk.now)
+    await desk.run(lifecycle.acknowledge, 1, "ann", desk.now)
     await desk.fire("web")
     sent = await desk.all_sent("app")
     assert [story.acknowledged for _, told in sent for story in told if story.state == "down"] == [None]
@@ -430,7 +431,7 @@ async def test_many_told_in_a_thread_are_acknowledged_by_one_press_too(desk: Des
         for batch, told in await desk.all_sent("app")
         if told[0].state == "person_needed" and batch.message_id is None
     )
-    assert await desk.run(presses.acknowledge_told, batch.first.id, "ann", desk.now) == 40
+    assert await desk.run(buttons.acknowledge_told, batch.first.id, "ann", desk.now) == 40
 
 
 async def test_an_alert_is_not_told_to_be_over_before_it_was_told(desk: Desk) -> None:
@@ -584,8 +585,8 @@ async def test_escalation_until_somebody_acknowledges(tmp_path: Path) -> None:
         await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
         told.append([len(await desk.rows(name)) for name in ("lead", "boss")])
         if minutes == 11:
-            assert (await desk.run(incidents.acknowledge, 1, "ann", desk.now)).acknowledged_by == "ann"
-            assert (await desk.run(incidents.acknowledge, 1, "bob", desk.now)).acknowledged_by == "ann"
+            assert (await desk.run(lifecycle.acknowledge, 1, "ann", desk.now)).acknowledged_by == "ann"
+            assert (await desk.run(lifecycle.acknowledge, 1, "bob", desk.now)).acknowledged_by == "ann"
     assert told == [[0, 0], [2, 0], [2, 1], [2, 1]]  # the stranger goes on, the incident does not
     _, stories_ = await desk.send("lead")
     assert stories_[0].facts["unacknowledged"] == 600.0
@@ -616,7 +617,7 @@ async def test_alerts_that_are_not_acted_on_are_escalated_and_acknowledged(tmp_p
     await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
     _, told = await desk.send("lead")
     assert (told[0].state, told[0].answers["acknowledge"]["incident"]) == ("alert", 1)
-    await desk.run(incidents.acknowledge, 1, "ann", desk.now)
+    await desk.run(lifecycle.acknowledge, 1, "ann", desk.now)
     desk.now += 3600
     await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
     assert [len(await desk.rows(name)) for name in ("lead", "boss")] == [1, 0]
@@ -645,7 +646,7 @@ class Course:
 
     async def step(self, what: str, number: int) -> None:
         service = f"s{number}"
-        found = await self.desk.run(incidents.open_of, service)
+        found = await self.desk.run(lifecycle.open_of, service)
         if what == "fire":
             await self.desk.fire(service)
         elif found and what == "close":

@@ -24,9 +24,9 @@ from aiohttp import web
 
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
-from exporter.probing import probe_alone
 from exporter.results import Result
-from fleet.loading import Loaded
+from exporter.scheduler.probe_runner import probe_alone
+from fleet.inventory.loading import Loaded
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority

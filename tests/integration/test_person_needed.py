@@ -11,15 +11,16 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, select
 
-from remediator import actions, incidents, stops, switches
-from remediator.actions import Claim, Seen
-from remediator.database import MIGRATIONS, Database
-from remediator.notices import cards, escalation
-from remediator.notices.stories import Story
-from remediator.notices.templates import Templates
+from remediator.incidents import actions, lifecycle
+from remediator.incidents.actions import Claim, Seen
+from remediator.notifications import cards, escalation
+from remediator.notifications.reader import Story
+from remediator.notifications.rendering import Templates
 from remediator.policy import Decision, Observation, Past, Present, Situation
-from remediator.schema import actions as action_rows
-from remediator.schema import incidents as incident_rows
+from remediator.record import stops, switches
+from remediator.record.database import MIGRATIONS, Database
+from remediator.record.schema import actions as action_rows
+from remediator.record.schema import incidents as incident_rows
 from tests.integration.loop import Loop
 from tests.integration.test_outbox import APP, Desk, written
 from tests.support import eventually, inventory_of
@@ -233,7 +234,7 @@ async def test_it_is_repeated_until_somebody_acknowledges(
         began = desk.now
         assert await after(desk, began, 29, 31, 32, 61) == told[:4]
         assert set(await kinds(desk, "lead")) == {"person_needed"}
-        await desk.run(incidents.acknowledge, 1, "ann", desk.now)
+        await desk.run(lifecycle.acknowledge, 1, "ann", desk.now)
         assert await after(desk, began, 300) == told[4:]
 
 
@@ -288,7 +289,7 @@ async def test_a_long_wait_is_told_once_and_calls_nobody(desk: Desk) -> None:
     async def wait(reason: Any, seconds: float, ends: float | None = None) -> None:
         decision = Decision("wait", reason, detail="3 of 4", ends=ends)
         for _ in range(2):
-            await desk.run(incidents.decided, desk.inventory.notify, 1, decision, desk.now)
+            await desk.run(lifecycle.decided, desk.inventory.notify, 1, decision, desk.now)
             desk.now += seconds
 
     await wait("storm", 115)
@@ -407,8 +408,8 @@ async def test_a_card_that_is_late_shows_what_was_decided_then(desk: Desk) -> No
 async def test_the_failed_probe_is_kept_and_shown(desk: Desk) -> None:
     await desk.fire("web")
     decision = Decision("wait", "storm")
-    await desk.run(incidents.decided, desk.inventory.notify, 1, decision, desk.now, DOWN)
-    await desk.run(incidents.decided, desk.inventory.notify, 1, decision, desk.now, Observation(None, None, None))
+    await desk.run(lifecycle.decided, desk.inventory.notify, 1, decision, desk.now, DOWN)
+    await desk.run(lifecycle.decided, desk.inventory.notify, 1, decision, desk.now, Observation(None, None, None))
     _, (story,) = await desk.send("ops")
     assert "Probe: timeout: no answer within 10 s" in await read(story)
     await desk.close(1)
@@ -422,7 +423,7 @@ async def test_what_was_told_before_the_upgrade_is_told_by_its_new_name(tmp_path
     database = await asyncio.to_thread(Database, url)
     inventory = (await asyncio.to_thread(inventory_of, tmp_path / "c", _written())).inventory
     await database.run(
-        incidents.decided, inventory.notify, 1, Decision("refuse", "attempts-used-up"), database.clock.now()
+        lifecycle.decided, inventory.notify, 1, Decision("refuse", "attempts-used-up"), database.clock.now()
     )
     rows = await database.run(lambda c: c.execute(select(incident_rows)).all())
     assert rows[0].person_needed_at is not None

@@ -14,8 +14,8 @@ from aiohttp import web
 
 from defib.demo.keeper import Keeper
 from exporter.probes import PROBES
-from exporter.probing import probe_alone
 from exporter.results import Result
+from exporter.scheduler.probe_runner import probe_alone
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.conftest import start_supervisord

@@ -17,7 +17,7 @@ from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
 from exporter.metrics import Metrics
-from exporter.watch import Watcher
+from exporter.scheduler.watcher import Watcher
 from runtime.redaction import Redactor
 from tests.integration.conftest import start_supervisord
 from tests.support import eventually, inventory_of, probed

@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from exporter.peers import connecting
-from exporter.peers.redirects import kind_of
-from exporter.probing import probe_alone
+from exporter.probes.net import connections
+from exporter.probes.net.redirects import kind_of
 from exporter.results import Result
+from exporter.scheduler.probe_runner import probe_alone
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.conftest import Serve
@@ -390,7 +390,7 @@ async def test_all_addresses_of_a_name_are_tried(serve: Serve, tmp_path: Path, m
         return addresses
 
     port = await serve(handler)
-    monkeypatch.setattr(connecting, "resolve", resolve)
+    monkeypatch.setattr(connections, "resolve", resolve)
     assert (await run(tmp_path, f"http://many.test:{port}/")).success
     addresses[0] = "::1"
     nobody = await run(tmp_path, "http://many.test:1/")

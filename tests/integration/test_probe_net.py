@@ -16,7 +16,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from exporter.probing import probe_alone
+from exporter.scheduler.probe_runner import probe_alone
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority

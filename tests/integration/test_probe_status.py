@@ -9,8 +9,8 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.page import Page
-from exporter.series import FAMILIES, ServiceSeries
+from exporter.exposition.page import Page
+from exporter.exposition.series import FAMILIES, ServiceSeries
 from exporter.state import State
 from tests.integration import peers
 from tests.support import inventory_of, patience, probed

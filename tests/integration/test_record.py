@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, select
 
-from fleet.model import Inventory
-from remediator import actions, incidents, intake, situations, stops
+from fleet.inventory.model import Inventory
+from remediator.clients.webhook import Alert
+from remediator.incidents import actions, intake, lifecycle
 from remediator.policy import Decision, Observation, Past, Present, Situation
-from remediator.schema import notices
-from remediator.webhook import Alert
+from remediator.record import situations, stops
+from remediator.record.schema import notices
 from tests.support import inventory_of, new_record
 
 DOWN = Observation(up=False, success=False, reason="connect")
@@ -54,7 +55,7 @@ class Record:
         )
 
     async def open(self) -> list[tuple[int, str]]:
-        return [(number, service) for service, number in await self.database.run(incidents.open_incidents)]
+        return [(number, service) for service, number in await self.database.run(lifecycle.open_incidents)]
 
     async def told(self) -> list[str]:
         def kinds(connection: Connection) -> list[str]:
@@ -65,7 +66,7 @@ class Record:
     async def close(self, incident: int) -> bool:
         self.now += 1
         ended = await self.database.run(
-            incidents.close, self.inventory.notify, incident, "recovered", ["ServiceDown"], self.now
+            lifecycle.close, self.inventory.notify, incident, "recovered", ["ServiceDown"], self.now
         )
         return ended is not None
 
@@ -224,7 +225,7 @@ async def test_a_stop_that_was_seen_holds_for_a_target_until_it_runs_again(recor
     document["services"]["db"]["control"] = document["services"]["web"]["control"]
     record.inventory = (await asyncio.to_thread(inventory_of, tmp_path / "shared", document)).inventory
     await record.deliver(alert(), alert(service="db"))
-    await record.database.run(incidents.keep_stop, 1, "t1", "it was stopped")
+    await record.database.run(lifecycle.keep_stop, 1, "t1", "it was stopped")
     now = Situation(record.now, frozenset(), Past(), Present(), DOWN)
 
     async def past(service: str, incident: int) -> Past:
@@ -237,5 +238,5 @@ async def test_a_stop_that_was_seen_holds_for_a_target_until_it_runs_again(recor
         ("t1", "it was stopped")
     }
     assert await record.database.run(situations.known_to_fail, ["web", "db"], record.inventory, record.now) == {"web"}
-    await record.database.run(incidents.forget_stop, ["web", "db"])
+    await record.database.run(lifecycle.forget_stop, ["web", "db"])
     assert (await past("db", 2)).stopped_why == ""

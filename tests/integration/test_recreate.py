@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from fleet.model import Sudo
+from fleet.inventory.model import Sudo
 from fleet.shells import Completed
 from fleet.shells.local import LocalShell
-from remediator.controls.docker import DockerOptions
-from remediator.controls.hands import Gone, Hands
-from remediator.controls.recreate import differences, recreate
+from remediator.execution.controls.context import Gone, Hands
+from remediator.execution.controls.docker import DockerOptions
+from remediator.execution.controls.recreate import differences, recreate
 
 pytestmark = pytest.mark.needs("dockerd", "busybox")
 RICH = [

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, StandIn
-from remediator.database import Database
-from remediator.notices import feishu, sender
-from remediator.notices.outbox import Batch
+from remediator.notifications import sender
+from remediator.notifications.channels import feishu
+from remediator.notifications.outbox import Batch
+from remediator.record.database import Database
 from tests.integration.post import LABELS, Post
 from tests.support import eventually, inventory_of
 

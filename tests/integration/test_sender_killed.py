@@ -13,8 +13,8 @@ import yaml
 
 from defib.demo.feishu import SECRET, StandIn
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
-from remediator.database import Database
-from remediator.notices import outbox, sender
+from remediator.notifications import outbox, sender
+from remediator.record.database import Database
 from tests import sending
 from tests.support import eventually, loaded
 

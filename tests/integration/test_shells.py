@@ -17,8 +17,9 @@ import pytest
 
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
-from fleet.model import Host, Ssh
-from fleet.readings import Output, read
+from fleet.host.reading import Output, read
+from fleet.host.system import PROC
+from fleet.inventory.model import Host, Ssh
 from fleet.shells import (
     CommandNotRun,
     Completed,
@@ -32,7 +33,6 @@ from fleet.shells import (
 from fleet.shells.local import LocalShell
 from fleet.shells.pool import Shells
 from fleet.shells.ssh import Login, SshShell, Wrapper, digest
-from fleet.system import PROC
 from fleet.wrapper import command_file
 from tests.logins import logs_in_with
 from tests.support import eventually, inventory_of, probed

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from defib.demo.keeper import Keeper
-from fleet import docker, supervisor
-from fleet.model import Sudo
-from fleet.not_run import not_run
+from fleet.inventory.model import Sudo
+from fleet.managers import docker, supervisor
+from fleet.managers.not_run import not_run
 from fleet.shells import Completed, ShellError
 from fleet.shells.local import LocalShell
 from fleet.shells.ssh import digest
-from fleet.sudo import failure, refusal
-from remediator.controls import CONTROLS
-from remediator.controls.hands import VERBS, Gone, Hands, Verb
+from fleet.shells.sudo import failure, refusal
+from remediator.execution.controls import CONTROLS
+from remediator.execution.controls.context import VERBS, Gone, Hands, Verb
 from tests.integration.conftest import start_supervisord
 from tests.integration.loop import Loop
 from tests.integration.test_host_setup import configure, defib, inside_a_copy, keys

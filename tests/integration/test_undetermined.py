@@ -12,7 +12,7 @@ import yaml
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
 from exporter.probes import PROBES
-from fleet.model import Remediation
+from fleet.inventory.model import Remediation
 from remediator.policy import Observation, Past, Present, Situation, decide
 from tests.integration.peers import Authority
 from tests.support import eventually, inventory_of, probed

@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from exporter.metrics import Metrics
-from exporter.watch import Watcher
+from exporter.scheduler.watcher import Watcher
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.support import eventually, inventory_of

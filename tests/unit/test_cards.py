@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defib.demo import feishu_cards
-from fleet.model import Inventory
-from fleet.notify import Answer, Person
-from remediator.notices import cards, feishu, feishu_app, stories, templates
-from remediator.notices.feishu import Letter
-from remediator.notices.feishu_messages import SIZE_LIMIT, size
-from remediator.notices.outbox import Form
-from remediator.notices.stories import Attempt, State, Story
-from remediator.notices.templates import Templates, escape
+from fleet.inventory.model import Inventory
+from fleet.inventory.notify import ButtonAction, Person
+from remediator.notifications import cards, reader, rendering
+from remediator.notifications.channels import feishu, feishu_app
+from remediator.notifications.channels.feishu import Letter
+from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, size
+from remediator.notifications.outbox import Form
+from remediator.notifications.reader import Attempt, State, Story
+from remediator.notifications.rendering import Templates, escape
 from remediator.policy import Blocked, Refusal, Wait
 from tests.support import inventory_of
 
@@ -52,7 +53,7 @@ def story(state: State, inventory: Inventory, **more: Any) -> Story:
         "on_call": [Person(open_id="ou_ann", name="Ann")], "facts": {"probe": "timeout: no answer within 10 s"},
         "attempts": [Attempt("restart", "failed", "exit status 1", "", AT, None), Attempt("restart", "succeeded", "", "ann", AT, 3.0)],
         "attempt": (2, 3), "firing": ["ServiceDown"], "incident": 7,
-        "links": stories.links(inventory, service, labels, {}, 7), "answers": {"acknowledge": {"incident": 7}},
+        "links": reader.links(inventory, service, labels, {}, 7), "answers": {"acknowledge": {"incident": 7}},
         **more,
     })  # fmt: skip
 
@@ -162,9 +163,9 @@ def test_buttons(inventory: Inventory) -> None:
 
 def test_no_button_leads_elsewhere_than_to_the_web(inventory: Inventory) -> None:
     for url in ("javascript:alert(1)", "file:///etc/passwd", "data:x", "http://x/" + "a" * 5000, "http://x/\u202e"):
-        assert "runbook" not in stories.links(inventory, None, {}, {"runbook_url": url}, None)
+        assert "runbook" not in reader.links(inventory, None, {}, {"runbook_url": url}, None)
     hostile = {"a": 'x"}\n\\', "service": "gone"}
-    assert "%5Cn%5C%5C%22%2C" in stories.links(inventory, None, hostile, {}, None)["silence"]
+    assert "%5Cn%5C%5C%22%2C" in reader.links(inventory, None, hostile, {}, None)["silence"]
 
 
 @pytest.mark.parametrize(
@@ -350,7 +351,7 @@ def test_both_languages_have_the_same_words() -> None:
     assert shape(english) == shape(chinese)
     assert set(english["reasons"]) == {*get_args(Refusal), *get_args(Wait), *get_args(Blocked)}
     assert set(english["states"]) == set(STATES)
-    assert set(english["answers"]) == set(get_args(Answer))
+    assert set(english["answers"]) == set(get_args(ButtonAction))
 
 
 def test_plain_text_is_no_larger_than_feishu_takes(inventory: Inventory) -> None:
@@ -362,7 +363,7 @@ def test_plain_text_is_no_larger_than_feishu_takes(inventory: Inventory) -> None
 
 def test_durations() -> None:
     words = LANGUAGES["en"].words
-    said = [templates.duration(words, seconds) for seconds in (0.2, 41.4, 61, 3599, 7260, 90000, -5)]
+    said = [rendering.duration(words, seconds) for seconds in (0.2, 41.4, 61, 3599, 7260, 90000, -5)]
     assert said == ["0.2 s", "41 s", "1 min 1 s", "59 min 59 s", "2 h 1 min", "1 d 1 h", "0 s"]
 
 
@@ -382,13 +383,13 @@ def test_a_user_s_templates_stand_in_place_of_ours(inventory: Inventory, tmp_pat
 def test_a_rule_s_words_are_told_in_the_language_of_the_fleet() -> None:
     said = {"summary": "down", "summary_zh": "不可用", "description": "why", "runbook_url": "docs/alerts.md#x"}
     plain = {name: said[name] for name in ("description", "runbook_url")}
-    assert stories.in_language(said, "en") == {**plain, "summary": "down"}
-    assert stories.in_language(said, "zh") == {**plain, "summary": "不可用"}
+    assert reader.in_language(said, "en") == {**plain, "summary": "down"}
+    assert reader.in_language(said, "zh") == {**plain, "summary": "不可用"}
 
 
 def test_the_runbook_of_our_own_rules_is_where_the_documentation_is(tmp_path: Path) -> None:
     written = {"notify": {"links": {"docs": "https://git.example/defib/docs/"}}}
     ours = {"runbook_url": "docs/alerts.md#hostdown"}
-    found = stories.links(inventory_of(tmp_path / "a", written).inventory, None, {}, ours, None)
+    found = reader.links(inventory_of(tmp_path / "a", written).inventory, None, {}, ours, None)
     assert found["runbook"] == "https://git.example/defib/docs/alerts.md#hostdown"
-    assert "runbook" not in stories.links(inventory_of(tmp_path / "b", {}).inventory, None, {}, ours, None)
+    assert "runbook" not in reader.links(inventory_of(tmp_path / "b", {}).inventory, None, {}, ours, None)

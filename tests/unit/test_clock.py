@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine
 
-from fleet.model import Remediation, Service
-from remediator import clock
-from remediator.clock import SteadyClock
+from fleet.inventory.model import Remediation, Service
 from remediator.policy import Observation, Past, Present, Situation, decide
-from remediator.schema import metadata
+from remediator.record import clock
+from remediator.record.clock import SteadyClock
+from remediator.record.schema import metadata
 from tests.unit.test_policy import _services
 
 HOUR = 3600.0

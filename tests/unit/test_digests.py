@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from defib.kinds import KINDS
-from fleet.digests import differ
-from fleet.loading import load
-from fleet.references import Program
+from fleet.inventory.digests import differ
+from fleet.inventory.loading import load
+from fleet.inventory.references import Program
 from tests.support import write
 
 WRITTEN = """

@@ -14,10 +14,11 @@ from defib.cli import parser
 from defib.kinds import KINDS
 from exporter.probes import PROBES
 from exporter.results import Reason
-from fleet.endpoints import Part
-from fleet.model import json_schema
-from fleet.notify import Told
-from remediator.notices import feishu, samples
+from fleet.inventory.endpoints import Part
+from fleet.inventory.model import json_schema
+from fleet.inventory.notify import NotificationKind
+from remediator.notifications import samples
+from remediator.notifications.channels import feishu
 from remediator.policy import Refusal, Wait
 from tests.names import ours, rules
 from tests.support import inventory_of, loaded, write
@@ -148,7 +149,7 @@ def test_every_code_that_has_words_is_on_the_feishu_page() -> None:
 
 
 def test_every_state_that_routes_may_name_is_on_the_feishu_page() -> None:
-    assert [state for state in get_args(Told) if not re.search(rf"\b{state}\b", DOCS["feishu"])] == []
+    assert [state for state in get_args(NotificationKind) if not re.search(rf"\b{state}\b", DOCS["feishu"])] == []
 
 
 def test_the_index_leads_to_every_page() -> None:

@@ -6,10 +6,10 @@ from email.utils import formatdate
 import pytest
 
 from defib.demo import feishu_cards
-from remediator.notices import feishu_app
-from remediator.notices.feishu import Heard, Letter, message, read, sign
-from remediator.notices.feishu_app import FeishuAppOptions
-from remediator.notices.feishu_messages import SIZE_LIMIT, Button, Card, fitted, size, version_1, version_2
+from remediator.notifications.channels import feishu_app
+from remediator.notifications.channels.feishu import Heard, Letter, message, read, sign
+from remediator.notifications.channels.feishu_app import FeishuAppOptions
+from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, Button, Card, fitted, size, version_1, version_2
 
 
 def test_the_signature_is_the_documented_one() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from fleet import gpu
-from fleet.gpu import Answer
+from fleet.host import gpu
+from fleet.host.gpu import Answer
 
 BASIC = ["index", "uuid", "temperature", "utilization", "name"]
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from defib.kinds import KINDS
-from fleet.model import json_schema
+from fleet.inventory.model import json_schema
 from tests.support import loaded, write, wrongs
 
 BOMB = "a: &a [x, x]\n" + "".join(

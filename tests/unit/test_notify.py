@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fleet.notify import Notify
+from fleet.inventory.notify import Notify
 from tests.support import inventory_of, write, wrongs
 
 A, B, C = ({"feishu": {"webhook": f"http://f/{name}"}} for name in "abc")

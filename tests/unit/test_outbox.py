@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.notices.outbox import PER_MINUTE, PER_SECOND, next_slot
+from remediator.notifications.outbox import PER_MINUTE, PER_SECOND, next_slot
 
 
 @given(st.lists(st.floats(0, 3), min_size=1, max_size=300))

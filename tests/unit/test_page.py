@@ -6,11 +6,11 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as _parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as _parse_text
 
-from exporter.page import Page
+from exporter.exposition.page import Page
+from exporter.exposition.series import FAMILIES, ServiceSeries, host_lines
 from exporter.results import Result, Seen
-from exporter.series import FAMILIES, ServiceSeries, host_lines
 from exporter.state import State
-from fleet.model import Host, Service
+from fleet.inventory.model import Host, Service
 from tests.support import inventory_of
 
 parse_openmetrics: Callable[[str], Iterable[Any]] = _parse_openmetrics

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.model import Backoff, Remediation, Service
+from fleet.inventory.model import Backoff, Remediation, Service
 from remediator.policy import (
     GATES,
     Decision,

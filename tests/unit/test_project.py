@@ -9,8 +9,8 @@ from alembic.migration import MigrationContext
 from packaging.requirements import Requirement
 from sqlalchemy import create_engine
 
-from remediator.database import Database
-from remediator.schema import metadata
+from remediator.record.database import Database
+from remediator.record.schema import metadata
 
 ROOT = Path(__file__).parents[2]
 

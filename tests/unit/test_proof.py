@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet.readings import Listener, Output
+from fleet.host.reading import Listener, Output
 from fleet.shells import OUTPUT_LIMIT
 from fleet.shells.proof import Between, Marks
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from remediator.controls.recreate import _connects, create, differences
+from remediator.execution.controls.recreate import _connects, create, differences
 
 ID = "4d5c7c9d3f6a" + 52 * "0"
 

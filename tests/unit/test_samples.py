@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from exporter.samples import LABEL_LIMIT, SERIES_LIMIT, SIZE_LIMIT, Samples
+from exporter.exposition.samples import LABEL_LIMIT, SERIES_LIMIT, SIZE_LIMIT, Samples
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), math.inf, -math.inf, math.nan])

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.schedule import Schedule, jittered, phase_of
+from exporter.scheduler.schedule import Schedule, jittered, phase_of
 
 EVERY = st.floats(0.5, 7200)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fleet import system
+from fleet.host import system
 
 PROC = """now 1700000000.250000000
 cpu  100 10 50 800 40 0 0 0 0 0

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleet.units import format_duration, parse_duration, parse_size
+from fleet.inventory.units import format_duration, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(

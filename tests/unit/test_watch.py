@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 
 from exporter.results import ProbeFailure, Reason, Result, Seen
-from exporter.watch import Watch
-from fleet.model import Service
+from exporter.scheduler.watcher import Watch
+from fleet.inventory.model import Service
 from tests.support import inventory_of
 
 

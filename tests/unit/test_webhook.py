@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.webhook import Alert, NotADelivery, parse
+from remediator.clients.webhook import Alert, NotADelivery, parse
 
 ALERT = {
     "status": "firing",

@@ -1,1 +1,0 @@
-"""Talking to what is probed: connections, TLS, HTTP, dialogues."""

@@ -1,0 +1,1 @@
+"""HTTP, TLS and TCP for probes: connections, requests, responses and certificates."""

@@ -1,0 +1,1 @@
+"""Run probes and collectors on their schedules and keep their results."""

@@ -1,0 +1,1 @@
+"""Read a host: several sections in one round trip, and parsers for their output."""

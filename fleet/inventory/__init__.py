@@ -1,0 +1,1 @@
+"""The inventory: its model, how it is loaded from YAML files, and how it is checked."""

@@ -1,0 +1,183 @@
+"""What every HTTP or TLS peer may ask of us: credentials, certificates, an address."""
+
+import base64
+import re
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from fleet.inventory.documents import Text
+
+
+class Part(BaseModel):
+    """A part of the configuration: frozen, no unknown keys, references of other programs left as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _leave_pending(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        if isinstance(value, Text) and value.pending:
+            return value
+        return handler(value)
+
+
+class OneOf(Part):
+    """A part that is exactly one of its optional fields named in `choices`."""
+
+    choices: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "OneOf":
+        chosen = [name for name in self.choices if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            found = f" (found {', '.join(chosen)})" if chosen else ""
+            raise ValueError(f"wants exactly one of {', '.join(self.choices)}{found}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return next(name for name in self.choices if getattr(self, name) is not None)
+
+    @property
+    def options(self) -> Any:
+        return getattr(self, self.kind)
+
+
+def _path(value: object) -> object:
+    if not isinstance(value, Text):
+        return value
+    try:
+        return value.base / Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{value} has no meaning here: {error}") from error
+
+
+def _existing(value: object) -> object:
+    path = _path(value)
+    if isinstance(value, Text) and value.checked and isinstance(path, Path) and not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return path
+
+
+def _directory(value: object) -> object:
+    path = _path(value)
+    if isinstance(value, Text) and value.checked and isinstance(path, Path) and not path.is_dir():
+        raise ValueError(f"there is no directory {path}")
+    return path
+
+
+RelativePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string"})]
+ExistingDirectory = Annotated[Path, BeforeValidator(_directory), WithJsonSchema({"type": "string"})]
+ExistingFile = Annotated[Path, BeforeValidator(_existing), WithJsonSchema({"type": "string"})]
+
+
+def check_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if good and "@" in urlsplit(url).netloc:
+        raise ValueError("holds credentials: write them as `auth:`")
+    if good and "{" in urlsplit(url).netloc:
+        raise ValueError("holds braces that stand for nothing (there are {host.address}, {host.name} and {service})")
+    if not good or any(character <= " " or character == "\x7f" for character in url):
+        raise ValueError("is not a URL (write http://host:port/path)")
+    return url
+
+
+def _check_secret_url(url: SecretStr) -> SecretStr:
+    check_url(url.get_secret_value())
+    return url
+
+
+Token = Annotated[SecretStr, Field(min_length=1)]
+Url = Annotated[str, AfterValidator(check_url)]
+SecretUrl = Annotated[SecretStr, AfterValidator(_check_secret_url)]
+
+
+def check_address(address: str) -> str:
+    found = re.fullmatch(r"(?:\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]{}]+):(\d+)", address)
+    if found is None or not 0 < int(found[1]) < 65536:  # noqa: PLR2004
+        raise ValueError("is not an address (write host:port, or [v6]:port)")
+    return address
+
+
+Address = Annotated[str, AfterValidator(check_address)]
+
+
+def split_address(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+class Basic(Part):
+    username: Annotated[str, Field(pattern=r"^[^:]*$")]
+    password: SecretStr
+
+    @property
+    def encoded(self) -> str:
+        """The credentials as they are sent (RFC 7617, UTF-8)."""
+        return base64.b64encode(f"{self.username}:{self.password.get_secret_value()}".encode()).decode()
+
+
+class Auth(OneOf):
+    choices: ClassVar[tuple[str, ...]] = ("basic", "bearer")
+    basic: Basic | None = None
+    bearer: Token | None = None
+
+
+def _server_name(name: str) -> str:
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        raise ValueError("is not the name of a server") from None
+    return name
+
+
+ServerName = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_server_name)]
+
+
+class Tls(Part):
+    verify: bool = True
+    ca_file: ExistingFile | None = None
+    cert_file: ExistingFile | None = None
+    key_file: ExistingFile | None = None
+    server_name: ServerName | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "Tls":
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file is of no use without cert_file")
+        return self
+
+
+class Endpoint(Part):
+    """An HTTP server of ours or of our tools: `http://host:port`, or that with `auth` and `tls`."""
+
+    url: Url
+    auth: Auth | None = None
+    tls: Tls = Tls()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"url": value} if isinstance(value, str) else value
+
+    @property
+    def base(self) -> str:
+        return self.url.rstrip("/")

@@ -1,0 +1,1 @@
+"""Buttons of chat cards: callbacks over HTTP and by long connection."""

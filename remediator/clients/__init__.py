@@ -1,0 +1,1 @@
+"""Clients of the exporter, Alertmanager and Prometheus, and the webhook's format."""

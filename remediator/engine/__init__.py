@@ -1,0 +1,1 @@
+"""Decide about open incidents, reconcile with Alertmanager, and do periodic work."""

@@ -1,0 +1,1 @@
+"""Carry out actions on hosts, verify their result, and collect evidence."""

@@ -1,0 +1,114 @@
+"""The `docker` control: one container, and perhaps what is to be started inside it."""
+
+import shlex
+from typing import Annotated, ClassVar
+
+from pydantic import Field, StringConstraints
+
+from fleet.inventory.endpoints import Part
+from fleet.managers import docker
+from fleet.shells import Completed
+from remediator.execution.controls import Kind
+from remediator.execution.controls.context import LOG_LINES, VERBS, Facts, Hands, Verb, good
+
+Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+
+
+class AfterStart(Part):
+    """A command inside the container once it is up; `log` is a file in the container for its output."""
+
+    exec: list[str] = Field(min_length=1)
+    env: dict[Variable, str] = Field(default_factory=dict)
+    detach: bool = False
+    log: Annotated[str, StringConstraints(pattern=r"^/")] | None = None
+
+
+class DockerOptions(Part):
+    needs_host: ClassVar[bool] = True
+    verbs: ClassVar[frozenset[Verb]] = VERBS
+    container: docker.ContainerName
+    after_start: list[AfterStart] = []
+
+    @property
+    def target(self) -> str:
+        return f"docker:{self.container}"
+
+
+async def control_docker(verb: Verb, options: DockerOptions, hands: Hands) -> Completed:
+    target = f"container {options.container}"
+    if verb == "status":
+        done = await hands.ask(docker.state(options.container), target, docker.WORDS)
+        if good(done) and not done.stdout.strip():
+            raise hands.gone(target)
+        running = good(done) and docker.is_running(done.stdout)
+        return done if running or not good(done) else Completed(1, done.stdout, done.stderr)
+    if verb == "logs":
+        return await _logs(options, target, hands)
+    done = await hands.ask(docker.verb(verb, options.container), target, docker.WORDS)
+    return done if verb == "stop" or not good(done) else await after_start(options, hands, done)
+
+
+async def after_start(options: DockerOptions, hands: Hands, done: Completed) -> Completed:
+    """Start what is to be started inside; what came of it, or `done` where nothing failed."""
+    for step in options.after_start:
+        started = await hands.run(_exec(options.container, step))
+        if not good(started):
+            return started
+    return done
+
+
+def _exec(container: str, step: AfterStart) -> list[str]:
+    variables = [part for name, value in step.env.items() for part in ("--env", f"{name}={value}")]
+    command = step.exec
+    if step.log:
+        # Only a shell in the container can point the output there; the command itself is quoted.
+        command = ["sh", "-c", f"exec {shlex.join(step.exec)} >>{shlex.quote(step.log)} 2>&1"]
+    return docker.execute(container, [*(["--detach"] if step.detach else []), *variables], command)
+
+
+async def _logs(options: DockerOptions, target: str, hands: Hands) -> Completed:
+    done = await hands.ask(docker.logs(options.container, LOG_LINES), target, docker.WORDS)
+    for step in options.after_start:
+        if step.log and good(done):
+            more = await hands.run(docker.execute(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
+            done = Completed(0, f"{done.stdout}\n==> {step.log} <==\n{more.stdout}", done.stderr + more.stderr)
+    return done
+
+
+async def facts_docker(options: DockerOptions, hands: Hands) -> Facts | None:
+    return of_container(await hands.run(docker.facts(options.container)))
+
+
+def of_container(done: Completed) -> Facts | None:
+    """How a container stands, by what its host has printed; None where that was nothing."""
+    look = docker.read(done.stdout)
+    if look is None:
+        return None
+    told, end = look.told, docker.end(look)
+    healing = ""
+    if told.state == "restarting":
+        healing = f"docker restarts it itself (restart policy {told.policy}, {told.restarts} times so far)"
+    elif told.state == "running" and told.health == "starting":
+        healing = "it has been started, and its health check has not come to a verdict"
+    return Facts(
+        state=f"{told.state} ({told.health})" if told.health else told.state,
+        started=told.started, pid=told.pid or None, restarts=told.restarts,
+        exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
+        age=_since(docker.unix(told.started), look.now) if told.state == "running" else None,
+        withheld="it is paused (docker pause)" if told.state == "paused" else "",
+        stopped=end.stopped, stopped_for=_since(end.at, look.now), unsure="" if end.known else _unsure(done),
+    )  # fmt: skip
+
+
+def _unsure(done: Completed) -> str:
+    """Why it is not known whether somebody stopped a container."""
+    events = f"docker events: {done.stderr.strip() or done.why or f'exit status {done.status}'}"
+    why = "docker keeps its last 256 events only" if good(done) else events
+    return f"whether somebody stopped it is not known: {why}"
+
+
+def _since(at: float | None, now: float | None) -> float | None:
+    return None if at is None or now is None else max(0.0, now - at)
+
+
+DOCKER = Kind(DockerOptions, control_docker, facts_docker)

@@ -1,0 +1,64 @@
+"""The `supervisor` control: one program of supervisord."""
+
+import re
+from typing import ClassVar
+
+from fleet.inventory.endpoints import Part
+from fleet.managers import supervisor
+from fleet.shells import Completed
+from remediator.execution.controls import Kind
+from remediator.execution.controls.context import VERBS, Facts, Hands, Verb, good
+
+LOG_BYTES = 20_000
+
+
+class SupervisorOptions(Part):
+    needs_host: ClassVar[bool] = True
+    verbs: ClassVar[frozenset[Verb]] = VERBS
+    program: supervisor.Program
+    config: supervisor.Config | None = None  # on the service's host
+
+    @property
+    def target(self) -> str:
+        group, _, program = self.program.rpartition(":")
+        # A program that is in no group is one of its own name.
+        name = program if group in ("", program) else self.program
+        return f"supervisor:{supervisor.named(self.config)}:{name}"
+
+
+async def control_supervisor(verb: Verb, options: SupervisorOptions, hands: Hands) -> Completed:
+    target = f"program {options.program} in supervisor"
+    if verb == "logs":
+        # What a program has written is not judged by supervisor's words: its status is.
+        await hands.ask(supervisor.verb("status", options.program, options.config), target, supervisor.WORDS)
+        return await hands.run(supervisor.logs(options.program, options.config, LOG_BYTES))
+    done = await hands.ask(supervisor.verb(verb, options.program, options.config), target, supervisor.WORDS)
+    if verb == "status":
+        return done if supervisor.is_running(done.stdout) or not good(done) else Completed(3, done.stdout, done.stderr)
+    refusal = supervisor.refused(done.stdout)
+    if good(done) and refusal is not None:
+        return Completed(1, done.stdout, done.stderr)
+    return done
+
+
+async def facts_supervisor(options: SupervisorOptions, hands: Hands) -> Facts | None:
+    done = await hands.run(supervisor.verb("status", options.program, options.config))
+    now = supervisor.local_time((await hands.run(supervisor.CLOCK)).stdout)
+    _, state, description = (*done.stdout.split(None, 2), "", "", "")[:3]
+    if not state.isupper():
+        return None
+    pid = re.search(r"\bpid (\d+)", description)
+    uptime = re.search(r"\buptime (.+)", description)
+    stopped = state == "STOPPED" and description.strip() != "Not started"
+    return Facts(
+        state=state,
+        started=f"{uptime[1].strip()} ago" if uptime else "",
+        pid=int(pid[1]) if pid else None,
+        healing=f"supervisor starts it itself ({state})" if state in ("STARTING", "BACKOFF") else "",
+        age=supervisor.uptime(uptime[1]) if uptime else None,
+        stopped="supervisor was asked to stop it (STOPPED)" if stopped else "",
+        stopped_for=supervisor.ago(description, now) if stopped else None,
+    )
+
+
+SUPERVISOR = Kind(SupervisorOptions, control_supervisor, facts_supervisor)

@@ -1,0 +1,71 @@
+"""The `systemd` control: one unit."""
+
+import re
+from collections.abc import Mapping
+from typing import ClassVar
+
+from fleet.inventory.endpoints import Part
+from fleet.managers import systemd
+from fleet.shells import Completed
+from remediator.execution.controls import Kind
+from remediator.execution.controls.context import LOG_LINES, VERBS, Facts, Hands, Verb, good
+
+
+class SystemdOptions(Part):
+    needs_host: ClassVar[bool] = True
+    verbs: ClassVar[frozenset[Verb]] = VERBS
+    unit: systemd.UnitName
+
+    @property
+    def target(self) -> str:
+        return f"systemd:{self.unit}"
+
+
+async def control_systemd(verb: Verb, options: SystemdOptions, hands: Hands) -> Completed:
+    target = f"unit {options.unit}"
+    if verb == "logs":
+        return await hands.run(systemd.logs(options.unit, LOG_LINES))
+    if verb != "status":
+        return await hands.ask(systemd.verb(verb, options.unit), target, systemd.WORDS)
+    done = await hands.ask(systemd.facts(options.unit), target, systemd.WORDS)
+    told = systemd.told(done.stdout)
+    if told.get("LoadState") == "not-found" and told.get("ActiveState") == "inactive":
+        raise hands.gone(target)
+    running = good(done) and told.get("ActiveState") in ("active", "reloading")
+    return done if running or not good(done) else Completed(3, done.stdout, done.stderr)
+
+
+async def facts_systemd(options: SystemdOptions, hands: Hands) -> Facts | None:
+    done = await hands.run(systemd.facts(options.unit))
+    told = systemd.told(done.stdout)
+    if not good(done):
+        return None
+    now = systemd.uptime((await hands.run(systemd.UPTIME)).stdout)
+    if "ActiveState" not in told:
+        return None
+    active, sub = told["ActiveState"], told.get("SubState", "")
+    return Facts(
+        state=f"{active} ({sub}), result {told.get('Result', '')}",
+        started=told.get("ExecMainStartTimestamp", ""),
+        pid=_number(told.get("MainPID")) or None,
+        restarts=_number(told.get("NRestarts")),
+        exit_status=_number(told.get("ExecMainStatus")),
+        out_of_memory=told.get("Result") == "oom-kill",
+        healing=f"systemd starts it itself ({active}, {sub})" if active == "activating" else "",
+        age=_since(told, "ExecMainStart", now) or _since(told, "ActiveEnter", now) if active == "active" else None,
+        withheld="it is masked (systemctl mask)" if systemd.is_masked(told) else "",
+        stopped=systemd.stopped_by_hand(told),
+        stopped_for=_since(told, "InactiveEnter", now) if active == "inactive" else None,
+    )
+
+
+def _since(told: Mapping[str, str], name: str, now: float | None) -> float | None:
+    at = systemd.moment(told, name)
+    return None if at is None or now is None else max(0.0, now - at)
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and re.fullmatch("[0-9]{1,19}", text) else None
+
+
+SYSTEMD = Kind(SystemdOptions, control_systemd, facts_systemd)

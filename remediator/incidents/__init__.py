@@ -1,0 +1,1 @@
+"""The life of alerts, incidents and actions: each change is one transaction."""

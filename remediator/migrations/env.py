@@ -1,9 +1,0 @@
-"""Alembic's entry: the connection comes from `remediator.database`."""
-
-from alembic import context
-
-from remediator.schema import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
-with context.begin_transaction():
-    context.run_migrations()
