@@ -13,30 +13,32 @@ from pydantic import SecretStr
 from defib.probe import printable
 from fleet.inventory.loading import Loaded
 from fleet.inventory.model import RemediatorSettings
-from remediator.clients.peers import Peer, PeerError, Refused
+from remediator.clients.json_client import ClientError, HttpStatusError, JsonClient
 from runtime import tokens
 from runtime.errors import DefibError
 from runtime.tokens import ApiToken, TokenError
 
 SHOWN = 12  # lines of each piece of evidence
-Connect = Callable[..., AbstractAsyncContextManager[Peer]]
+Connect = Callable[..., AbstractAsyncContextManager[JsonClient]]
 USE_OTHER = "run this as the remediator's user (such as `sudo -u defib defib …`), or name a file with --token-file"
 
 
 @asynccontextmanager
-async def remediator(load: Callable[[], Loaded], token_file: Path | None, *, hint: str = "") -> AsyncIterator[Peer]:
+async def remediator(
+    load: Callable[[], Loaded], token_file: Path | None, *, hint: str = ""
+) -> AsyncIterator[JsonClient]:
     """The remediator of the configuration, asked in the name of who runs this. Raises DefibError."""
     settings = load().inventory.remediator
     endpoint = settings.url
     if token_file is not None:
         endpoint = endpoint.model_copy(update={"auth": None})
     token = None if endpoint.auth is not None else _token(settings, token_file)
-    peer = Peer(endpoint, token, headers={"X-Defib-User": getpass.getuser()})
+    peer = JsonClient(endpoint, token, headers={"X-Defib-User": getpass.getuser()})
     try:
         yield peer
-    except Refused as error:
+    except HttpStatusError as error:
         raise DefibError(f"the remediator at {endpoint.base} refused: {error}") from error
-    except PeerError as error:
+    except ClientError as error:
         raise DefibError(f"the remediator at {endpoint.base} did not answer: {error}{hint}") from error
     finally:
         await peer.close()
@@ -55,7 +57,7 @@ def _token(settings: RemediatorSettings, token_file: Path | None) -> SecretStr:
 async def incidents(connect: Connect, number: int | None, *, as_json: bool) -> int:
     """Print the newest incidents, or all that is on record of one."""
     async with connect() as peer:
-        told = await peer.ask("GET", f"/api/v1/incidents{'' if number is None else f'/{number}'}")
+        told = await peer.request("GET", f"/api/v1/incidents{'' if number is None else f'/{number}'}")
     if as_json:
         print(json.dumps(told, ensure_ascii=False))
     elif number is not None:
@@ -107,7 +109,7 @@ def _incident(incident: Mapping[str, Any]) -> str:
 async def explain(connect: Connect, service: str, *, as_json: bool) -> int:
     """Print every gate of a service's next action."""
     async with connect() as peer:
-        told = await peer.ask("GET", f"/api/v1/services/{quote(service, safe='')}/explain", timeout=30.0)
+        told = await peer.request("GET", f"/api/v1/services/{quote(service, safe='')}/explain", timeout=30.0)
     print(json.dumps(told, ensure_ascii=False) if as_json else printable(_explained(told)))
     return 0
 
@@ -140,21 +142,21 @@ def _because(detail: str) -> str:
 
 async def acknowledge(connect: Connect, number: int) -> int:
     async with connect() as peer:
-        told = await peer.ask("POST", f"/api/v1/incidents/{number}/acknowledge", body={})
+        told = await peer.request("POST", f"/api/v1/incidents/{number}/acknowledge", body={})
     print(printable(f"incident {number} is acknowledged by {told['acknowledged_by']}"))
     return 0
 
 
 async def approve(connect: Connect, action: int) -> int:
     async with connect() as peer:
-        await peer.ask("POST", f"/api/v1/actions/{action}/approve")
+        await peer.request("POST", f"/api/v1/actions/{action}/approve")
     print(f"action {action} is approved: it begins once nothing else speaks against it")
     return 0
 
 
 async def reset(connect: Connect, service: str) -> int:
     async with connect() as peer:
-        await peer.ask("POST", f"/api/v1/services/{quote(service, safe='')}/reset")
+        await peer.request("POST", f"/api/v1/services/{quote(service, safe='')}/reset")
     print(f"{service} has all its attempts again")
     return 0
 
@@ -163,9 +165,9 @@ async def automation(connect: Connect, switch: str | None, reason: str) -> int:
     """Print whether it acts by itself, or switch that."""
     async with connect() as peer:
         if switch is None:
-            told = await peer.ask("GET", "/api/v1/automation")
+            told = await peer.request("GET", "/api/v1/automation")
         else:
-            told = await peer.ask("PUT", "/api/v1/automation", body={"enabled": switch == "on", "reason": reason})
+            told = await peer.request("PUT", "/api/v1/automation", body={"enabled": switch == "on", "reason": reason})
     since = f" since {_second(told['at'])}, by {told['by']}{_because(told['reason'])}" if told["at"] else ""
     print(f"automation is {'on' if told['enabled'] else 'off'}{since}")
     if not told["by_inventory"]:
@@ -175,7 +177,7 @@ async def automation(connect: Connect, switch: str | None, reason: str) -> int:
 
 async def maintenances(connect: Connect) -> int:
     async with connect() as peer:
-        told = await peer.ask("GET", "/api/v1/maintenance")
+        told = await peer.request("GET", "/api/v1/maintenance")
     for each in told["maintenance"]:
         until = _second(each["until"])
         said = f"{each['scope']} {each['name']}, until {until}, by {each['asked_by']}: {each['reason']}"
@@ -188,13 +190,13 @@ async def maintenances(connect: Connect) -> int:
 async def begin_maintenance(connect: Connect, scope: str, name: str, asked: Mapping[str, Any]) -> int:
     async with connect() as peer:
         body = {"scope": scope, "name": name, **asked}
-        told = await peer.ask("POST", "/api/v1/maintenance", body=body)
+        told = await peer.request("POST", "/api/v1/maintenance", body=body)
     print(f"maintenance {told['id']} of {scope} {name} until {_second(told['until'])}: nothing is restarted there")
     return 0
 
 
 async def end_maintenance(connect: Connect, number: int) -> int:
     async with connect() as peer:
-        await peer.ask("DELETE", f"/api/v1/maintenance/{number}")
+        await peer.request("DELETE", f"/api/v1/maintenance/{number}")
     print(f"maintenance {number} is over")
     return 0

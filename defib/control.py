@@ -12,9 +12,9 @@ from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Sudo
 from fleet.shells import Completed
 from fleet.shells.pool import Shells
-from remediator.clients.peers import Peer, PeerError
+from remediator.clients.json_client import ClientError, JsonClient
 from remediator.execution.controls import CONTROLS
-from remediator.execution.controls.context import Hands, Verb
+from remediator.execution.controls.runner import ControlRunner, Verb
 from runtime.errors import DefibError
 
 ASK_EVERY = 1.0
@@ -33,8 +33,8 @@ async def direct(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
     try:
         host = inventory.host_of(service)
         shell = shells.of(service.host) if host is not None else None
-        hands = Hands(shell, host.sudo if host is not None else Sudo(), service.control.timeout)
-        done = await CONTROLS[service.control.kind].control(verb, service.control.options, hands)
+        runner = ControlRunner(shell, host.sudo if host is not None else Sudo(), service.control.timeout)
+        done = await CONTROLS[service.control.kind].run(verb, service.control.options, runner)
     finally:
         await shells.close()
     return _print(done)
@@ -53,10 +53,10 @@ async def through_remediator(connect: Connect, name: str, verb: Verb, overrule: 
     """Ask the remediator, whose locks and record then apply. Raises DefibError."""
     async with connect(hint=" (--direct goes without it)") as peer:
         if verb in ("status", "logs"):
-            answer = await peer.ask("GET", f"/api/v1/services/{quote(name, safe='')}/{verb}", timeout=300.0)
+            answer = await peer.request("GET", f"/api/v1/services/{quote(name, safe='')}/{verb}", timeout=300.0)
             return _print(Completed(answer["exit_status"], answer["output"], "", answer["why"]))
         # The host is looked at first, and may hang.
-        begun = await peer.ask(
+        begun = await peer.request(
             "POST", f"/api/v1/services/{quote(name, safe='')}/{verb}", 60.0, {"overrule": list(overrule)}
         )
         ended = await _follow(peer, begun["action"])
@@ -65,13 +65,13 @@ async def through_remediator(connect: Connect, name: str, verb: Verb, overrule: 
         return ended
 
 
-async def _follow(peer: Peer, action: int) -> int:
+async def _follow(peer: JsonClient, action: int) -> int:
     """Wait until an action's command has ended; its verification goes on without us."""
     started = time.monotonic()
     while True:
         try:
-            answer = await peer.ask("GET", f"/api/v1/actions?before={action + 1}")
-        except PeerError as error:
+            answer = await peer.request("GET", f"/api/v1/actions?before={action + 1}")
+        except ClientError as error:
             print(f"action {action} was begun; what became of it is unknown: {error}", file=sys.stderr)
             return UNKNOWN
         found: dict[str, Any] = next(each for each in answer["actions"] if each["id"] == action)

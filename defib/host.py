@@ -21,7 +21,7 @@ from fleet.shells.ssh import digest
 from fleet.wrapper import allowed, command_file, wrapper
 from remediator.execution import evidence
 from remediator.execution.controls import CONTROLS
-from remediator.execution.controls.context import VERBS, Hands
+from remediator.execution.controls.runner import VERBS, ControlRunner
 from runtime.errors import DefibError
 
 ACCOUNT = "defib"
@@ -157,14 +157,14 @@ def commands_of(inventory: Inventory, host: Host) -> list[tuple[str, ...]]:
                 continue
             for verb in sorted(VERBS & options.verbs):
                 with contextlib.suppress(ShellError):  # nothing is said by what is not run
-                    await kind.control(verb, options, Hands(recorder, Sudo(), WITHIN))
+                    await kind.run(verb, options, ControlRunner(recorder, Sudo(), WITHIN))
             with contextlib.suppress(ShellError):
-                await kind.facts(options, Hands(recorder, Sudo(), WITHIN))
+                await kind.read_state(options, ControlRunner(recorder, Sudo(), WITHIN))
             for step in inventory.remediation.of(service).steps:
                 if step.recreate is not None and step.recreate.command:
                     recorder.asked.append(tuple(step.recreate.command))
             if recorder.asked and host.ssh_for(control=True).wrapper:
-                recorder.asked += [tuple(argv) for argv in evidence.OF_THE_HOST.values()]
+                recorder.asked += [tuple(argv) for argv in evidence.HOST_COMMANDS.values()]
 
     asyncio.run(rehearse())
     return sorted(set(recorder.asked))

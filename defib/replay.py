@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 from fleet.inventory.loading import Loaded
-from remediator.clients.peers import Peer, PeerError
+from remediator.clients.json_client import ClientError, JsonClient
 from remediator.replay import Event, history, replay
 from runtime.errors import DefibError
 from runtime.times import rfc3339
@@ -22,10 +22,10 @@ async def run(load: Callable[[], Loaded], since: float, *, as_json: bool) -> int
     if endpoint is None:
         raise DefibError("replay asks Prometheus: set remediator.prometheus_url")
     now = time.time()
-    peer = Peer(endpoint)
+    peer = JsonClient(endpoint)
     try:
         events = replay(inventory, await history(peer, inventory, now - since, now))
-    except PeerError as error:
+    except ClientError as error:
         raise DefibError(f"Prometheus at {endpoint.base} refused or did not answer: {error}") from error
     finally:
         await peer.close()

@@ -1,4 +1,4 @@
-"""The remediator as a program: load, open the record, take up what was left, serve, drain, stop."""
+"""The remediator as a program: load the configuration, open the record, serve, drain, stop."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -9,21 +9,23 @@ import httpx
 import structlog
 from aiohttp import web
 
-import fleet.shells.ssh  # noqa: F401 - loaded at the start, not in the middle of an incident
+import fleet.shells.ssh  # noqa: F401 - loaded at the start, not during an incident
 from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Inventory
 from remediator import console
 from remediator.chat import feishu_callback
-from remediator.chat.buttons import Presses
+from remediator.chat.buttons import ButtonHandler
 from remediator.chat.feishu_connection import LongConnections
-from remediator.clients.peers import Alertmanager, Exporter
-from remediator.clients.webhook import MAX_BODY
+from remediator.clients.alertmanager import Alertmanager
+from remediator.clients.alerts import MAX_BODY
+from remediator.clients.exporter import Exporter
 from remediator.engine.engine import Engine
-from remediator.engine.housekeeping import keep_house
-from remediator.http.api import add_routes, tell_refusals
+from remediator.engine.housekeeping import run_housekeeping
+from remediator.http import read_api, webhook, write_api
 from remediator.metrics import Metrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
+from remediator.operations import Operations
 from remediator.record.database import Database
 from runtime import tokens
 from runtime.errors import DefibError
@@ -34,12 +36,12 @@ from runtime.web import Access, application, is_loopback
 from runtime.webconfig import WebConfig
 
 Load = Callable[[], Loaded]
-Peers = tuple[Exporter, Alertmanager | None]
+Clients = tuple[Exporter, Alertmanager | None]
 log = structlog.get_logger()
 
 
 async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
-    """Serve until a signal says stop. Raises ConfigurationError and StartError before anything is started."""
+    """Serve until a signal stops it. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
     redact.learn(loaded.secrets)
     inventory = loaded.inventory
@@ -47,105 +49,106 @@ async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redacto
     access = Access(
         _api_token(inventory), web_config.basic_auth_users, settings.webhook_token, open=is_loopback(listen.host)
     )
-    database = await asyncio.to_thread(Database, settings.database)
+    database = await asyncio.to_thread(Database, settings.database, inventory)
     try:
-        peers = await asyncio.to_thread(_peers, inventory, redact)
+        clients = await asyncio.to_thread(_create_clients, inventory, redact)
     except DefibError:
         await asyncio.to_thread(database.close)
         raise
-    parts = _Parts.built(inventory, peers, database, redact)
-    reload = _Reload(load, parts, peers, access)
+    parts = _Parts.create(clients, database, redact)
+    reload = _Reload(load, parts, clients, access)
     app = application(
         access,
         web_config,
         ready=lambda: True,
         ill=database.lost,
         max_body=MAX_BODY,
-        refused=tell_refusals(parts.metrics),
+        refused=webhook.count_refusals(parts.metrics),
     )
     parts.add_routes(app, reload)
     parts.metrics.reloaded(successful=True)
     try:
         await serve(
             "remediator", app, listen, tls=web_config.ssl_context(),
-            tasks=[parts.engine.run, parts.sender.run, parts.keep_house, parts.connections.run],
+            tasks=[parts.engine.run, parts.sender.run, parts.run_housekeeping, parts.connections.run],
             reload=reload, drain=parts.drain,
         )  # fmt: skip
     finally:
-        await parts.engine.actor.close()
-        await _close(*reload.peers)
-        await parts.client.aclose()
+        await parts.engine.executor.close()
+        await _close(*reload.clients)
+        await parts.http_client.aclose()
         await asyncio.to_thread(database.close)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What the program is made of."""
+    """The parts of the program, wired."""
 
     database: Database
     redact: Redactor
     metrics: Metrics
-    client: httpx.AsyncClient
+    http_client: httpx.AsyncClient
     engine: Engine
+    operations: Operations
     sender: Sender
-    presses: Presses
+    buttons: ButtonHandler
     connections: LongConnections
 
     @classmethod
-    def built(cls, inventory: Inventory, peers: Peers, database: Database, redact: Redactor) -> "_Parts":
-        metrics, client = Metrics(), httpx.AsyncClient(trust_env=True)
+    def create(cls, clients: Clients, database: Database, redact: Redactor) -> "_Parts":
+        metrics, http_client = Metrics(), httpx.AsyncClient(trust_env=True)
 
-        # The two need each other: the engine wakes the sender, which asks it for what there is to tell.
+        # The engine wakes the sender, which asks the engine for details.
         async def details(batch: Batch) -> Mapping[str, Any]:
             return await engine.details(batch)
 
-        def now_in_force() -> Inventory:
-            return engine.inventory
-
-        sender = Sender(database, now_in_force, client, metrics, redact, details)
-        engine = Engine(database, inventory, *peers, sender, metrics, redact)
-        presses = Presses(engine, database, metrics)
-        connections = LongConnections(now_in_force, presses, metrics)
-        return cls(database, redact, metrics, client, engine, sender, presses, connections)
+        sender = Sender(database, http_client, metrics, redact, details)
+        engine = Engine(database, *clients, sender, metrics, redact)
+        operations = Operations(engine, database)
+        buttons = ButtonHandler(operations, database, metrics)
+        connections = LongConnections(database, buttons, metrics)
+        return cls(database, redact, metrics, http_client, engine, operations, sender, buttons, connections)
 
     def add_routes(self, app: web.Application, reload: "_Reload") -> None:
-        add_routes(app, self.engine, self.database, self.metrics, self.redact, reload)
-        feishu_callback.add_routes(app, self.engine, self.database, self.presses)
-        console.add_routes(app, self.engine, self.database, self.redact)
+        webhook.add_routes(app, self.engine, self.database, self.metrics)
+        read_api.add_routes(app, self.database, self.metrics, self.redact)
+        write_api.add_routes(app, self.operations, self.database, self.redact, reload)
+        feishu_callback.add_routes(app, self.database, self.buttons)
+        console.add_routes(app, self.database, self.redact)
 
-    async def keep_house(self) -> None:
-        await keep_house(self.database, lambda: self.engine.inventory, self.engine.wake)
+    async def run_housekeeping(self) -> None:
+        await run_housekeeping(self.database, self.engine.wake)
 
     async def drain(self) -> None:
-        await self.presses.drain()
+        await self.buttons.drain()
         await self.engine.drain()
 
 
 class _Reload:
-    """Takes up the configuration as it is now, or leaves the old one whole."""
+    """Loads the configuration again and puts it in force; if it is invalid, the previous one stays in force."""
 
-    def __init__(self, load: Load, parts: _Parts, peers: Peers, access: Access) -> None:
-        self._load, self._parts, self.peers, self._access = load, parts, peers, access
-        self._one_at_a_time = asyncio.Lock()
+    def __init__(self, load: Load, parts: _Parts, clients: Clients, access: Access) -> None:
+        self._load, self._parts, self.clients, self._access = load, parts, clients, access
+        self._lock = asyncio.Lock()
 
     async def __call__(self) -> None:
         metrics = self._parts.metrics
-        async with self._one_at_a_time:
+        async with self._lock:
             try:
-                fresh = await asyncio.to_thread(self._load)
-                fresh_peers = await asyncio.to_thread(_peers, fresh.inventory, self._parts.redact)
+                loaded = await asyncio.to_thread(self._load)
+                new_clients = await asyncio.to_thread(_create_clients, loaded.inventory, self._parts.redact)
             except DefibError as error:
                 metrics.reloaded(successful=False)
-                log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
+                log.error("reload_failed", errors=str(error).splitlines())  # noqa: TRY400 - no traceback needed
                 raise
-            self._parts.redact.learn(fresh.secrets)
-            self._access.token = _api_token(fresh.inventory)
-            self._access.webhook_token = fresh.inventory.remediator.webhook_token
-            before, self.peers = self.peers, fresh_peers
-            await self._parts.engine.take(fresh.inventory, *self.peers)
-            await _close(*before)
+            self._parts.redact.learn(loaded.secrets)
+            self._access.token = _api_token(loaded.inventory)
+            self._access.webhook_token = loaded.inventory.remediator.webhook_token
+            old_clients, self.clients = self.clients, new_clients
+            await self._parts.engine.reload(loaded.inventory, *self.clients)
+            await _close(*old_clients)
             metrics.reloaded(successful=True)
-            log.info("reloaded", services=len(fresh.inventory.services))
+            log.info("configuration_reloaded", services=len(loaded.inventory.services))
 
 
 def _api_token(inventory: Inventory) -> ApiToken:
@@ -153,14 +156,14 @@ def _api_token(inventory: Inventory) -> ApiToken:
     return ApiToken("remediator.token", settings.token, settings.token_file)
 
 
-def _peers(inventory: Inventory, redact: Redactor) -> Peers:
-    """The servers that are asked; the token's file is written first where it is needed. Raises DefibError."""
+def _create_clients(inventory: Inventory, redact: Redactor) -> Clients:
+    """Create the clients of the exporter and Alertmanager, and the token file if it is needed. Raises DefibError."""
     exporter, settings = inventory.exporter, inventory.remediator
     token = exporter.token
     if (token is None or settings.token is None) and settings.token_file is not None:
-        own = tokens.ensure(settings.token_file)
-        redact.learn([own.get_secret_value()])
-        token = token or own
+        own_token = tokens.ensure(settings.token_file)
+        redact.learn([own_token.get_secret_value()])
+        token = token or own_token
     alertmanager = settings.alertmanager_url
     return Exporter(exporter.url, token), Alertmanager(alertmanager) if alertmanager else None
 

@@ -5,20 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fleet.inventory.model import Inventory, Service
-from remediator.clients.peers import Peer, PeerError
-from remediator.policy import (
-    BUDGET_WINDOW,
-    Decision,
-    Observation,
-    Past,
-    Present,
-    Situation,
-    decide,
-    group_of,
-    is_storm,
-    since_refill,
-)
-from remediator.record import switches
+from remediator.clients.json_client import ClientError, JsonClient
+from remediator.policy.attempts import counted_since
+from remediator.policy.decisions import decide
+from remediator.policy.gates import BUDGET_WINDOW
+from remediator.policy.maintenance_windows import find_window
+from remediator.policy.situation import Decision, Observation, Past, Present, Situation
+from remediator.policy.storm import is_storm, services_in_group
 
 STEP = 30.0  # seconds between two moments at most; fewer where the whole time then still fits into one answer
 POINTS = 10_000  # of a series in one answer; Prometheus gives 11,000
@@ -63,14 +56,16 @@ class _Target:
     reason: str | None = None  # of the last failure
 
 
-async def history(peer: Peer, inventory: Inventory, since: float, until: float) -> History:
-    """Ask Prometheus. Raises PeerError."""
+async def history(peer: JsonClient, inventory: Inventory, since: float, until: float) -> History:
+    """Ask Prometheus. Raises ClientError."""
     names = sorted({name for each in inventory.services.values() for name in inventory.remediation.of(each).alerts})
     told = f'ALERTS{{alertstate="firing",alertname=~"{"|".join(names)}"}}'
     alerts = await _ranges(peer, f"max by (alertname, service) ({told})", ("alertname", "service"), since, until)
     groups = _groups(inventory)
     alerted = {service for _, service in alerts if service in inventory.services}
-    near = sorted({name for service in alerted for name in (*group_of(service, groups), *_needs(inventory, service))})
+    near = sorted(
+        {name for service in alerted for name in (*services_in_group(service, groups), *_needs(inventory, service))}
+    )
     # Service identifiers hold no character that a regular expression or a string of PromQL would read, but the dot.
     of = f'{{job="defib-exporter",service=~"{"|".join(name.replace(".", "[.]") for name in near)}"}}'
 
@@ -109,20 +104,20 @@ def _step(since: float, until: float) -> float:
     return min(STEP, max(1.0, math.ceil((until - since) / (POINTS - 1))))
 
 
-async def _ranges(peer: Peer, query: str, labels: Sequence[str], since: float, until: float) -> Series:
+async def _ranges(peer: JsonClient, query: str, labels: Sequence[str], since: float, until: float) -> Series:
     """The series of a query by the values of `labels`, each by the moment."""
     found: dict[tuple[str, ...], dict[float, float]] = {}
     times = list(moments(since, until))
     for start in range(0, len(times), POINTS):
         part = times[start : start + POINTS]
         form = {"query": query, "start": part[0], "end": part[-1], "step": _step(since, until)}
-        answer = await peer.ask("POST", "/api/v1/query_range", ASKED_WITHIN, form=form)
+        answer = await peer.request("POST", "/api/v1/query_range", ASKED_WITHIN, form=form)
         try:
             for series in answer["data"]["result"]:
                 key = tuple(str(series["metric"].get(label, "")) for label in labels)
                 found.setdefault(key, {}).update((float(at), float(value)) for at, value in series["values"])
         except (KeyError, TypeError, ValueError) as error:
-            raise PeerError("an answer of Prometheus that is not understood") from error
+            raise ClientError("an answer of Prometheus that is not understood") from error
     return found
 
 
@@ -134,7 +129,7 @@ def replay(inventory: Inventory, known: History) -> list[Event]:
     """
     targets = {service: _Target() for _, service in known.alerts if service in inventory.services}
     groups = _groups(inventory)
-    near = {service: group_of(service, groups) for service in targets}
+    near = {service: services_in_group(service, groups) for service in targets}
     failures = [
         (targets[service], reason, values, min(values, default=0.0))
         for (service, reason), values in known.failures.items()
@@ -217,11 +212,11 @@ def _situation(
     host = inventory.host_of(service)
     probed = [known.success[(name,)][at] for name in near if at in known.success.get((name,), {})]
     failing = probed.count(0.0)
-    since = since_refill(target.outages, rules.window)
+    since = counted_since(target.outages, rules.window, at)
     counted = [kind for moment, kind in target.attempts if moment > since]
     claimed = sorted(moment for each in targets.values() for moment, _ in each.attempts if moment > at - BUDGET_WINDOW)
     busy = [name for name, each in targets.items() if each.busy_until > at]
-    scheduled = switches.scheduled_now(inventory, service.id, host, at)
+    scheduled = find_window(inventory, service.id, host, at)
     return Situation(
         at,
         firing,

@@ -25,8 +25,8 @@ from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
 from fleet.shells import KILL_AFTER
-from remediator.incidents.intake import start_of
-from remediator.policy import BUDGET_WINDOW
+from remediator.incidents.alert_starts import normalize
+from remediator.policy.gates import BUDGET_WINDOW
 from tests.support import eventually
 
 SERVICES, HOSTS = 8, 4
@@ -183,7 +183,7 @@ class Storm:
             answer = await self.stack.client.post(url, json={"version": "4", "alerts": [alert]}, headers=HEADERS)
         except httpx.HTTPError:
             return None  # Alertmanager would send it again; nobody has said that it was taken
-        return (name, start_of(starts)) if answer.status_code == 200 else None
+        return (name, normalize(starts)) if answer.status_code == 200 else None
 
     async def _kill(self) -> None:
         what = self.random.choices(["remediator", "sshd", "frozen sshd"], [8, 1, 1])[0]
@@ -224,7 +224,9 @@ class Storm:
         with sqlite3.connect(f"file:{self.folder}/remediator.db?mode=ro", uri=True) as record:
             # An alert of several starts is one; each start is kept with it.
             rows = record.execute("SELECT fingerprint, starts_at, starts FROM alerts").fetchall()
-            kept = {(name, start_of(at)) for name, first, starts in rows for at in (first, *json.loads(starts or "{}"))}
+            kept = {
+                (name, normalize(at)) for name, first, starts in rows for at in (first, *json.loads(starts or "{}"))
+            }
             report.wrong += [f"the alert {key} was accepted and is not kept" for key in report.accepted - kept]
             left = record.execute("SELECT service, kind FROM actions WHERE state IN ('running', 'queued')").fetchall()
             report.wrong += [f"{service} is still locked by a {kind}" for service, kind in left]

@@ -34,19 +34,19 @@ def die(*_: Any) -> None:
 def after(module: Any, name: str) -> None:
     """Be killed once a function of a transaction has been committed."""
     real: Callable[..., Any] = getattr(module, name)
-    run = Database.run
+    write = Database.write
 
     def marked(*args: Any, **kwargs: Any) -> Any:
         return real(*args, **kwargs)
 
-    async def run_and_die(self: Database, work: Any, *args: Any, **kwargs: Any) -> Any:
-        done = await run(self, work, *args, **kwargs)
+    async def write_and_die(self: Database, work: Any, *args: Any, **kwargs: Any) -> Any:
+        done = await write(self, work, *args, **kwargs)
         if work is marked:
             die()
         return done
 
     setattr(module, name, marked)
-    Database.run = run_and_die  # type: ignore[method-assign]
+    Database.write = write_and_die  # type: ignore[method-assign]
 
 
 def prepare(phase: str) -> None:
@@ -73,10 +73,10 @@ async def main(config: str, url: str, phase: str = "") -> None:
             die()
         return {}
 
-    database = await asyncio.to_thread(Database, url)
+    database = await asyncio.to_thread(Database, url, inventory)
     try:
         async with httpx.AsyncClient(trust_env=False) as client:
-            await Sender(database, lambda: inventory, client, Metrics(), Redactor(), details).run()
+            await Sender(database, client, Metrics(), Redactor(), details).run()
     finally:
         await asyncio.to_thread(database.close)
 

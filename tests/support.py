@@ -17,7 +17,9 @@ from exporter.results import Result
 from exporter.scheduler.probe_runner import probe_alone
 from fleet.inventory.documents import ConfigurationError
 from fleet.inventory.loading import PROGRAMS, Loaded, load
+from fleet.inventory.model import Inventory
 from fleet.inventory.references import Program
+from remediator.record.clock import SteadyClock
 from remediator.record.database import Database
 from runtime.redaction import Redactor
 
@@ -52,11 +54,25 @@ def inventory_of(folder: Path, written: Mapping[str, Any]) -> Loaded:
     return loaded(folder)
 
 
-def new_record(folder: Path) -> Database:
-    """An empty record in a folder."""
+def new_record(folder: Path, inventory: Inventory | None = None) -> Database:
+    """Create an empty record in a folder."""
     path = folder / "record.db"
     path.write_bytes(_migrated())
-    return Database(f"sqlite:///{path}")
+    return Database(f"sqlite:///{path}", inventory or Inventory())
+
+
+class ManualClock(SteadyClock):
+    """A clock that stands at `at` until it is set."""
+
+    def __init__(self, at: float) -> None:
+        super().__init__(0.0)
+        self.at = at
+
+    def now(self) -> float:
+        return self.at
+
+    def unix(self, at: float) -> float:
+        return at
 
 
 @cache
@@ -64,7 +80,7 @@ def _migrated() -> bytes:
     """The file of an empty record: all migrations take several times as long as the rest of its start."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "record.db"
-        Database(f"sqlite:///{path}").close()
+        Database(f"sqlite:///{path}", Inventory()).close()
         return path.read_bytes()
 
 

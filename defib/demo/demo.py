@@ -206,7 +206,7 @@ class _Story:
             if action["up_at"]:
                 self._event("recovered", _unix(action["up_at"]), "the first successful probe", key=action["id"])
         for entry in incident["timeline"]:
-            if entry["event"] == "resolved":
+            if entry["event"] == "alert_resolved":
                 self._event("resolved", _unix(entry["at"]), f"by {entry['detail']['by']}", key=entry["id"])
 
     def _event(self, event: str, at: float, what: str, key: Any = None) -> None:

@@ -27,7 +27,7 @@ from fleet.shells import (
 from fleet.shells.pool import Shells
 from fleet.shells.sudo import elevated
 from remediator.execution.controls import CONTROLS
-from remediator.execution.controls.context import Hands
+from remediator.execution.controls.runner import ControlRunner
 
 REACHED_WITHIN = 6.0  # seconds
 READ_WITHIN = 10.0  # seconds for each collector, and each question to sudo
@@ -168,10 +168,10 @@ async def _controls(host: Host, inventory: Inventory, shell: Shell) -> list[Find
         kind, options = CONTROLS[service.control.kind], service.control.options
         if not kind.options.needs_host or service.control.kind == "command":
             continue
-        hands = Hands(shell, host.sudo, READ_WITHIN, host.name)
+        runner = ControlRunner(shell, host.sudo, READ_WITHIN, host.name)
         try:
-            facts = await kind.facts(options, hands)
-            seen = facts.state if facts else (await kind.control("status", options, hands)).output
+            facts = await kind.read_state(options, runner)
+            seen = facts.state if facts else (await kind.run("status", options, runner)).output
         except ShellError as error:
             facts, seen = None, str(error)
         mend = f"see that {service.control.kind} has it, and that the host's account may ask: docs/remediation.md"

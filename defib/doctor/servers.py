@@ -19,7 +19,7 @@ from defib.doctor.findings import Finding, Result
 from fleet.inventory.digests import differ
 from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import Inventory
-from remediator.clients.peers import client_for
+from remediator.clients.json_client import http_client
 from runtime.errors import DefibError
 from runtime.tokens import ApiToken, TokenError
 
@@ -30,7 +30,7 @@ LATELY = 300.0  # seconds; for that long Prometheus takes a sample as current
 WATCHDOG, UNSENT = 120.0, 300.0  # seconds, as the alerts have them
 OURS = ("defib-exporter", "defib-remediator")
 RECORDED = ("service:up:max", "host:up:max", "ALERTS")  # some of what an alert or a dashboard is made from
-WEBHOOK = "/webhook/alertmanager"
+WEBHOOK_PATH = "/webhook/alertmanager"
 NOBODY = "-"  # what no service is called
 
 
@@ -40,7 +40,7 @@ class _Server:
     def __init__(self, name: str, endpoint: Endpoint, token: SecretStr | None = None) -> None:
         self.name, self.endpoint = name, endpoint
         self.findings: list[Finding] = []
-        self.client = client_for(endpoint, token)
+        self.client = http_client(endpoint, token)
 
     def found(self, check: str, problem: str = "", mend: str = "", *, seen: str = "", grave: bool = True) -> bool:
         """Note a check, which passed unless there is a problem; tells whether it did."""
@@ -263,9 +263,9 @@ async def alertmanager(inventory: Inventory) -> Sequence[Finding]:
     receivers = {each["name"]: each for each in config.get("receivers") or []}
     urls = [str(hook.get("url", "")) for each in receivers.values() for hook in each.get("webhook_configs") or []]
     mend = "see the receiver `defib` in alerts/alertmanager.yml"
-    if any(WEBHOOK in url for url in urls) or not any("secret" in url for url in urls):
-        told = any(WEBHOOK in url for url in urls)
-        server.found("tells the remediator", "" if told else f"no receiver's webhook ends in {WEBHOOK}", mend)
+    if any(WEBHOOK_PATH in url for url in urls) or not any("secret" in url for url in urls):
+        told = any(WEBHOOK_PATH in url for url in urls)
+        server.found("tells the remediator", "" if told else f"no receiver's webhook ends in {WEBHOOK_PATH}", mend)
     else:
         there = bool(receivers.get("defib", {}).get("webhook_configs"))
         problem = "" if there else "it hides where its webhooks lead, and none is of a receiver `defib`"

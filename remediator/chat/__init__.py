@@ -1,1 +1,1 @@
-"""Buttons of chat cards: callbacks over HTTP and by long connection."""
+"""Buttons of chat cards: pressed buttons arrive as HTTP callbacks or over a long connection."""

@@ -1,4 +1,4 @@
-"""Presses over HTTP: signed, fresh, encrypted requests of Feishu's, one address for each channel of an app's bot.
+"""Pressed buttons as HTTP callbacks: signed and encrypted requests of Feishu, one URL for each app channel.
 
 Reference: https://open.feishu.cn/document/event-subscription-guide/callback-subscription/callback-overview
 """
@@ -15,8 +15,7 @@ import structlog
 from aiohttp import web
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from remediator.chat.buttons import FRESH_FOR, NotAPress, Presses, read
-from remediator.engine.engine import Engine
+from remediator.chat.buttons import MAX_AGE, ButtonHandler, InvalidPressError, parse_press
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
 from runtime.web import Needs, Problem, add_route
@@ -26,87 +25,87 @@ BLOCK = 16
 log = structlog.get_logger()
 
 
-def add_routes(app: web.Application, engine: Engine, database: Database, presses: Presses) -> None:
-    """What opens this address is Feishu's signature, so nobody logs in."""
+def add_routes(app: web.Application, database: Database, buttons: ButtonHandler) -> None:
+    """Add the callback's route. The request's signature is its credential."""
 
     async def callback(request: web.Request) -> web.Response:
         name = request.match_info["channel"]
-        channel = engine.inventory.notify.channels.get(name)
+        channel = database.inventory.notify.channels.get(name)
         options = channel.options if channel is not None else None
         if not isinstance(options, FeishuAppOptions) or options.encrypt_key is None:
-            raise Problem(404, "no_callback", "there is no such channel, or it has no encrypt_key")
+            raise Problem(404, "no_callback", f"there is no channel {name!r} with an encrypt_key")
         raw = await _body(request)
         clock = database.clock
-        wanted = options.verification_token.get_secret_value() if options.verification_token else None
+        expected_token = options.verification_token.get_secret_value() if options.verification_token else None
         try:
-            event = opened(request.headers, raw, options.encrypt_key.get_secret_value(), clock.unix(clock.now()))
+            event = decrypt_event(request.headers, raw, options.encrypt_key.get_secret_value(), clock.unix(clock.now()))
             if event.get("type") == "url_verification":
-                return web.json_response({"challenge": _challenge(event, wanted)})
-            press = read(event, options.app_id, wanted)
-        except NotAPress as error:
-            log.warning("a callback was refused", channel=name, why=str(error))
+                return web.json_response({"challenge": _challenge(event, expected_token)})
+            press = parse_press(event, options.app_id, expected_token)
+        except InvalidPressError as error:
+            log.warning("callback_refused", channel=name, error=str(error))
             raise Problem(401, "not_verified", str(error)) from error
-        return web.json_response(await presses.take(name, press))
+        return web.json_response(await buttons.handle(name, press))
 
     add_route(app, "POST", "/webhook/feishu/{channel}", callback, Needs.NOTHING)
 
 
 async def _body(request: web.Request) -> bytes:
-    """The body of a request. Raises Problem."""
+    """Return the body. Raises Problem if it is too large."""
     raw = b""
     async for chunk in request.content.iter_any():
         raw += chunk
         if len(raw) > BODY_LIMIT:
-            raise Problem(413, "too_large", "no press is that long")
+            raise Problem(413, "too_large", "the body is larger than 64 KiB")
     return raw
 
 
-def opened(headers: Mapping[str, str], raw: bytes, key: str, now: float) -> dict[str, Any]:
-    """The event of a callback; only the check of a new address may come unsigned. Raises NotAPress."""
+def decrypt_event(headers: Mapping[str, str], raw: bytes, key: str, now: float) -> dict[str, Any]:
+    """Verify and decrypt a callback; only the check of a new URL may be unsigned. Raises InvalidPressError."""
     signed = "X-Lark-Signature" in headers
     if signed:
         verify(headers, raw, key, now)
-    event = decrypted(raw, key)
+    event = decrypt(raw, key)
     if not signed and event.get("type") != "url_verification":
-        raise NotAPress("it is not signed")
+        raise InvalidPressError("the callback is not signed")
     return event
 
 
 def verify(headers: Mapping[str, str], raw: bytes, key: str, now: float) -> None:
-    """Raise NotAPress unless a request was signed with the key, lately; `now` is Unix time."""
+    """Raise InvalidPressError unless the request was signed with the key recently; `now` is a Unix time."""
     timestamp, nonce = headers.get("X-Lark-Request-Timestamp", ""), headers.get("X-Lark-Request-Nonce", "")
     given = headers.get("X-Lark-Signature", "").encode("utf-8", "surrogateescape")
     if not hmac.compare_digest(given, signature(timestamp, nonce, key, raw).encode()):
-        raise NotAPress("its signature is another")
-    if not timestamp.isascii() or not timestamp.isdigit() or abs(now - int(timestamp[:15])) > FRESH_FOR:
-        raise NotAPress("it was signed too long ago, or this machine's clock is wrong")
+        raise InvalidPressError("the signature is wrong")
+    if not timestamp.isascii() or not timestamp.isdigit() or abs(now - int(timestamp[:15])) > MAX_AGE:
+        raise InvalidPressError("the signature is too old, or this machine's clock is wrong")
 
 
 def signature(timestamp: str, nonce: str, key: str, raw: bytes) -> str:
-    """Feishu's signature of a callback, in hexadecimal."""
+    """Compute Feishu's signature of a callback, in hexadecimal."""
     return hashlib.sha256((timestamp + nonce + key).encode("utf-8", "surrogateescape") + raw).hexdigest()
 
 
-def decrypted(raw: bytes, key: str) -> dict[str, Any]:
-    """The event in a callback's body. Raises NotAPress.
+def decrypt(raw: bytes, key: str) -> dict[str, Any]:
+    """Decrypt the event in a callback's body. Raises InvalidPressError.
 
-    It is AES-256-CBC: the key is the SHA-256 of ours, the first block the IV.
+    AES-256-CBC; its key is the SHA-256 of the channel's, and the first block is the IV.
     """
     try:
-        sealed = base64.b64decode(json.loads(raw)["encrypt"], validate=True)
-        cipher = Cipher(algorithms.AES(hashlib.sha256(key.encode()).digest()), modes.CBC(sealed[:BLOCK]))
-        unsealing = cipher.decryptor()
-        padded = unsealing.update(sealed[BLOCK:]) + unsealing.finalize()
+        ciphertext = base64.b64decode(json.loads(raw)["encrypt"], validate=True)
+        cipher = Cipher(algorithms.AES(hashlib.sha256(key.encode()).digest()), modes.CBC(ciphertext[:BLOCK]))
+        decryptor = cipher.decryptor()
+        padded = decryptor.update(ciphertext[BLOCK:]) + decryptor.finalize()
         event = json.loads(padded[: -padded[-1]])
     except (ValueError, KeyError, TypeError, IndexError, RecursionError, binascii.Error) as error:
-        raise NotAPress("it is not encrypted with the channel's encrypt_key") from error
+        raise InvalidPressError("the body is not encrypted with the channel's encrypt_key") from error
     if not isinstance(event, dict):
-        raise NotAPress("it holds no event")
+        raise InvalidPressError("the decrypted body is not a JSON object")
     return event
 
 
-def _challenge(event: Mapping[str, Any], wanted: str | None) -> str:
-    """What the check of a new address is answered with. Raises NotAPress."""
-    if wanted is not None and event.get("token") != wanted:
-        raise NotAPress("its verification token is another")
+def _challenge(event: Mapping[str, Any], expected_token: str | None) -> str:
+    """Return the response to the check of a new URL. Raises InvalidPressError."""
+    if expected_token is not None and event.get("token") != expected_token:
+        raise InvalidPressError("the verification token is wrong")
     return str(event.get("challenge", ""))

@@ -1,4 +1,4 @@
-"""Presses by long connection, for where Feishu cannot reach us: one process for each channel, watched over and renewed.
+"""Pressed buttons over a long connection, where Feishu cannot reach the remediator: one process for each channel.
 
 The process has the SDK (`pip install 'defib[feishu]'`) to itself, since that brings its own event loop and globals. It
 is told its secrets on stdin, writes one line of JSON for each event, and is written one for each answer.
@@ -14,10 +14,10 @@ from typing import Any
 
 import structlog
 
-from fleet.inventory.model import Inventory
-from remediator.chat.buttons import NotAPress, Presses, read
+from remediator.chat.buttons import ButtonHandler, InvalidPressError, parse_press
 from remediator.metrics import Metrics
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
+from remediator.record.database import Database
 
 FIRST_AGAIN, LONGEST_AGAIN = 1.0, 60.0
 LASTED = 60.0  # seconds after which a connection was a good one
@@ -31,8 +31,8 @@ log = structlog.get_logger()
 class LongConnections:
     """A task and a process for each channel that wants a long connection."""
 
-    def __init__(self, inventory: Callable[[], Inventory], presses: Presses, metrics: Metrics) -> None:
-        self._inventory, self._presses, self._metrics = inventory, presses, metrics
+    def __init__(self, database: Database, buttons: ButtonHandler, metrics: Metrics) -> None:
+        self._database, self._buttons, self._metrics = database, buttons, metrics
 
     async def run(self) -> None:
         """Keep them until cancelled; what a reload changes is taken up within a few seconds."""
@@ -51,7 +51,7 @@ class LongConnections:
                 await asyncio.sleep(LOOK_AGAIN)
 
     def _wanted(self) -> dict[str, FeishuAppOptions]:
-        channels = self._inventory().notify.channels.items()
+        channels = self._database.inventory.notify.channels.items()
         found = {name: channel.options for name, channel in channels if channel.kind == "feishu_app"}
         return {name: options for name, options in found.items() if options.long_connection}
 
@@ -110,8 +110,8 @@ class LongConnections:
     async def _answer(self, name: str, options: FeishuAppOptions, event: Any) -> dict[str, Any]:
         wanted = options.verification_token.get_secret_value() if options.verification_token else None
         try:
-            return await self._presses.take(name, read(event, options.app_id, wanted), ANSWER_WITHIN)
-        except NotAPress as error:
+            return await self._buttons.handle(name, parse_press(event, options.app_id, wanted), ANSWER_WITHIN)
+        except InvalidPressError as error:
             log.info("an event was not taken", channel=name, why=str(error))
         except Exception:  # one event must not end the connection
             log.exception("an event broke", channel=name)

@@ -9,10 +9,11 @@ from zoneinfo import ZoneInfo
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from remediator.engine.engine import Engine
+from remediator.http.views import without_private_texts
 from remediator.notifications import rendering
 from remediator.notifications.reader import in_language
-from remediator.record import queries, switches
+from remediator.record import maintenance, queries
+from remediator.record.automation import read_switch
 from remediator.record.database import Database
 from runtime.redaction import Redactor
 from runtime.web import Needs, Problem, add_route, is_authenticated
@@ -25,24 +26,24 @@ _HEADERS = {
 }
 
 
-def add_routes(app: web.Application, engine: Engine, database: Database, redact: Redactor) -> None:
-    console = _Console(engine, database, redact)
+def add_routes(app: web.Application, database: Database, redact: Redactor) -> None:
+    console = _Console(database, redact)
     add_route(app, "GET", "/", console.index, Needs.READ)
     add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.incident, Needs.READ)
 
 
 class _Console:
-    def __init__(self, engine: Engine, database: Database, redact: Redactor) -> None:
-        self._engine, self._database, self._redact = engine, database, redact
+    def __init__(self, database: Database, redact: Redactor) -> None:
+        self._database, self._redact = database, redact
         loader = PackageLoader("remediator", "console")
         self._templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
     async def index(self, request: web.Request) -> web.Response:
-        rows = await self._database.run(queries.open_incidents)
-        latest = await self._database.run(queries.page_of_incidents, None, SHOWN)
-        automation = await self._database.run(switches.automation)
-        held = await self._database.run(switches.maintenances, self._database.clock.now())
-        automatic = automation.enabled and self._engine.inventory.remediation.automatic
+        rows = await self._database.read(queries.open_incidents)
+        latest = await self._database.read(queries.page_of_incidents, None, SHOWN)
+        switch = await self._database.read(read_switch)
+        held = await self._database.read(maintenance.current)
+        automatic = switch.enabled and self._database.inventory.remediation.automatic
         closed = [each for each in latest if each["state"] != "open"]
         return await self._page(
             request,
@@ -50,24 +51,24 @@ class _Console:
             open=rows,
             closed=closed,
             automatic=automatic,
-            automation=asdict(automation),
+            automation=asdict(switch),
             held=held,
         )
 
     async def incident(self, request: web.Request) -> web.Response:
-        whole = await self._database.run(queries.whole_incident, int(request.match_info["id"]))
+        whole = await self._database.read(queries.read_incident, int(request.match_info["id"]))
         if whole is None:
             raise Problem(404, "unknown_incident", "there is no such incident")
         return await self._page(request, "incident.html", incident=whole)
 
     async def _page(self, request: web.Request, name: str, **shown: Any) -> web.Response:
         whole = is_authenticated(request)
-        found = self._redact.within(shown if whole else queries.open_part(shown))
+        found = self._redact.within(shown if whole else without_private_texts(shown))
         text = await asyncio.to_thread(self._rendered, name, {**found, "whole": whole})
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 
     def _rendered(self, name: str, shown: dict[str, Any]) -> str:
-        inventory, clock = self._engine.inventory, self._database.clock
+        inventory, clock = self._database.inventory, self._database.clock
         zone, words = ZoneInfo(inventory.notify.timezone), rendering.ours(inventory).words
 
         def time(at: float | None) -> str:

@@ -1,149 +1,161 @@
-"""What the exporter and Alertmanager say, put together with the record: the situation that a decision is about."""
+"""Build the situation of a service from what the exporter, Alertmanager, the inventory and the record know."""
 
 import asyncio
 import contextlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fleet.inventory.digests import differ
 from fleet.inventory.model import Inventory, Remediation, Service
-from remediator.clients.peers import Alertmanager, Exporter, PeerError
-from remediator.policy import Observation, Past, Present, Situation, group_of, is_storm
-from remediator.record import situations, switches
+from remediator.clients.alertmanager import Alertmanager
+from remediator.clients.exporter import Exporter
+from remediator.clients.json_client import ClientError
+from remediator.policy.maintenance_windows import Maintenance, find_window
+from remediator.policy.situation import Observation, Past, Present, Situation
+from remediator.policy.storm import is_storm, services_in_group
+from remediator.record import situations
 from remediator.record.database import Database
 
-LISTING_HOLDS = 0.5
-UNDETERMINED = ("shell", "tls", "error")  # reasons of a probe that could not be carried out
-REMEMBERS_AFTER = 300.0  # seconds after its start from which Alertmanager's list can be taken for whole
+SHARED_FOR = 0.5  # seconds for which one response of the exporter serves all decisions
+UNDETERMINED = ("shell", "tls", "error")  # reasons of probes that could not be carried out
+COMPLETE_AFTER = 300.0  # seconds after its start from which Alertmanager's list is complete
+
+
+@dataclass(frozen=True)
+class AlertLookup:
+    """What Alertmanager knows of a service's alerts to act on.
+
+    `silenced` names what mutes all of them; `gone` says that there are none; `caution` why this is not known.
+    """
+
+    silenced: str = ""
+    gone: bool = False
+    caution: str = ""
 
 
 class Observer:
-    """Asks those who know; what nobody says is left as not known."""
+    """Queries the exporter and Alertmanager. What they do not report is left unknown."""
 
     def __init__(
         self, database: Database, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None
     ) -> None:
         self._database = database
         self._lock = asyncio.Lock()
-        self._listed: Mapping[str, Observation] | None = None
-        self._listed_at = float("-inf")
-        self.take(inventory, exporter, alertmanager)
+        self._observations: Mapping[str, Observation] | None = None
+        self._observed_at = float("-inf")
+        self.reload(inventory, exporter, alertmanager)
 
-    def take(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
-        """Go on with another inventory and other peers."""
+    def reload(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
+        """Use another inventory and other clients from now on."""
         self._inventory, self._exporter, self._alertmanager = inventory, exporter, alertmanager
-        groups = {name: inventory.host_of(each) for name, each in inventory.services.items()}
-        self._groups = {name: host.group if host is not None else "" for name, host in groups.items()}
+        hosts = {name: inventory.host_of(each) for name, each in inventory.services.items()}
+        self._groups = {name: host.group if host is not None else "" for name, host in hosts.items()}
 
     async def situation(self, incident: int, service_id: str) -> Situation:
-        """What there is to know without a fresh probe. Raises StorageError."""
-        blank = await self.of(service_id)
-        now = self._database.clock.now()
-        return await self._database.run(situations.situation_now, incident, service_id, self._inventory, blank, now)
+        """Return the situation without a fresh probe. Raises StorageError."""
+        observed = await self.observe(service_id)
+        return await self._database.read(situations.complete, incident, service_id, observed)
 
-    async def of(self, service_id: str) -> Situation:
-        """What the exporter and the inventory say; nothing of the record."""
+    async def observe(self, service_id: str) -> Situation:
+        """Return what the exporter and the inventory know, without the record."""
         service = self._inventory.services.get(service_id)
         rules = self._inventory.remediation.of(service)
-        known = await self._listing()
-        seen = known or {}
-        scheduled = self._scheduled(service_id, service)
+        observations = await self._observe_all() or {}
+        window = self._find_window(service_id, service)
         now = self._database.clock.now()
+        dependencies = service.depends_on if service else ()
         return Situation(
             now,
             frozenset(),
             Past(),
             Present(),
-            seen.get(service_id),
-            scheduled=scheduled.why if scheduled is not None else "",
-            maintenance_ends=now + scheduled.left if scheduled is not None else None,
+            observations.get(service_id),
+            scheduled=window.why if window is not None else "",
+            maintenance_ends=now + window.remaining if window is not None else None,
             dependencies_down=tuple(
-                name for name in (service.depends_on if service else ()) if name in seen and seen[name].up is False
+                name for name in dependencies if name in observations and observations[name].up is False
             ),
-            storm=await self._storm(service_id, rules, seen),
+            storm=await self._find_storm(service_id, rules, observations),
         )
 
-    async def _storm(
-        self, service_id: str, rules: Remediation, seen: Mapping[str, Observation]
+    async def _find_storm(
+        self, service_id: str, rules: Remediation, observations: Mapping[str, Observation]
     ) -> tuple[int, int] | None:
-        """Failing and all services of its group, but for those that are known to fail, where that is a storm."""
-        near = [name for name in group_of(service_id, self._groups) if name in seen]
-        failing = [name for name in near if seen[name].success is False]
-        if not is_storm(rules, len(failing), len(near)):
+        """Return the (failing, all) services of the group if that is a storm, without expected failures."""
+        group = [name for name in services_in_group(service_id, self._groups) if name in observations]
+        failing = [name for name in group if observations[name].success is False]
+        if not is_storm(rules, len(failing), len(group)):
             return None
-        known = await self._database.run(situations.known_to_fail, failing, self._inventory, self._database.clock.now())
-        known |= {name for name in failing if self._scheduled(name, self._inventory.services.get(name))}
-        left = len(failing) - len(known), len(near) - len(known)
-        return left if is_storm(rules, *left) else None
+        expected = await self._database.read(situations.expected_failures, failing)
+        expected |= {name for name in failing if self._find_window(name, self._inventory.services.get(name))}
+        counts = len(failing) - len(expected), len(group) - len(expected)
+        return counts if is_storm(rules, *counts) else None
 
-    def _scheduled(self, service_id: str, service: Service | None) -> switches.Maintenance | None:
+    def _find_window(self, service_id: str, service: Service | None) -> Maintenance | None:
         host = self._inventory.host_of(service) if service else None
-        return switches.scheduled_now(self._inventory, service_id, host, self._calendar())
+        clock = self._database.clock
+        return find_window(self._inventory, service_id, host, clock.unix(clock.now()))
 
-    def _calendar(self) -> float:
-        return self._database.clock.unix(self._database.clock.now())
-
-    async def _listing(self) -> Mapping[str, Observation] | None:
-        """What the exporter says of all services; decisions of one moment share one answer."""
+    async def _observe_all(self) -> Mapping[str, Observation] | None:
+        """Return the exporter's observations of all services; None if it cannot be reached."""
         async with self._lock:
             loop = asyncio.get_running_loop()
-            if loop.time() - self._listed_at >= LISTING_HOLDS:
-                self._listed = None
-                with contextlib.suppress(PeerError):
-                    self._listed = await self._exporter.observe_all()
-                self._listed_at = loop.time()
-            return self._listed
+            if loop.time() - self._observed_at >= SHARED_FOR:
+                self._observations = None
+                with contextlib.suppress(ClientError):
+                    self._observations = await self._exporter.observe_all()
+                self._observed_at = loop.time()
+            return self._observations
 
-    async def mismatched(self) -> frozenset[str] | None:
-        """The services of which the exporter has another configuration; None where it cannot be asked."""
-        seen = await self._listing()
-        if seen is None:
+    async def mismatched_services(self) -> frozenset[str] | None:
+        """Return the services whose configuration differs in the exporter; None if it cannot be reached."""
+        observations = await self._observe_all()
+        if observations is None:
             return None
         services = self._inventory.services
         return frozenset(
-            name for name, each in seen.items() if name in services and differ(services[name].digest, each.digest)
+            name
+            for name, observed in observations.items()
+            if name in services and differ(services[name].digest, observed.digest)
         )
 
-    async def probed(self, service: Service, situation: Situation) -> Situation:
-        """The same situation after a fresh probe."""
+    async def probe(self, service: Service, situation: Situation) -> Situation:
+        """Return the situation after a fresh probe."""
         observed: Observation | None = None
-        with contextlib.suppress(PeerError):
+        with contextlib.suppress(ClientError):
             observed = await self._exporter.probe(service.id, service.probe.timeout)
         return replace(situation, observed=observed, now=self._database.clock.now())
 
-    async def dependencies_down(self, service: Service) -> tuple[str, ...]:
-        """Probe afresh what a service depends on: those that fail, or that the exporter holds to be down."""
-        known = await self._listing() or {}
+    async def probe_dependencies(self, service: Service) -> tuple[str, ...]:
+        """Probe the services that a service depends on, and return those that are down."""
+        observations = await self._observe_all() or {}
 
         async def is_down(name: str) -> bool:
-            seen = known.get(name)
-            with contextlib.suppress(PeerError):
-                seen = await self._exporter.probe(name, self._inventory.services[name].probe.timeout)
-            if seen is None:
+            observed = observations.get(name)
+            with contextlib.suppress(ClientError):
+                observed = await self._exporter.probe(name, self._inventory.services[name].probe.timeout)
+            if observed is None:
                 return False
-            return seen.up is False or (seen.success is False and seen.reason not in UNDETERMINED)
+            return observed.up is False or (observed.success is False and observed.reason not in UNDETERMINED)
 
         names = [name for name in service.depends_on if name in self._inventory.services]
         down = await asyncio.gather(*map(is_down, names))
         return tuple(name for name, each in zip(names, down, strict=True) if each)
 
-    async def looked_up(self, service: Service, firing: frozenset[str]) -> tuple[str, bool, str]:
-        """What Alertmanager says of a service's alerts to act on: (silenced by what, whether all are gone, a caution).
-
-        One alert that is active is enough to act on.
-        """
+    async def look_up_alerts(self, service: Service, firing: frozenset[str]) -> AlertLookup:
+        """Look up a service's firing alerts to act on in Alertmanager. One that is active is enough to act."""
         if self._alertmanager is None:
-            return "", False, ""
+            return AlertLookup()
         names = firing & set(self._inventory.remediation.of(service).alerts)
         try:
-            listing = await self._alertmanager.of_service(service.id)
-        except PeerError as error:
-            return "", False, f"Alertmanager could not be asked: {error}"
-        told = [alert for alert in listing.alerts if alert.name in names]
-        if any(alert.held_by == "" for alert in told):
-            return "", False, ""
-        if told:
-            return told[0].held_by, False, ""
-        if listing.up_for < REMEMBERS_AFTER:
-            return "", False, "Alertmanager was started too lately to know every alert"
-        return "", True, ""
+            known = await self._alertmanager.alerts_of(service.id)
+        except ClientError as error:
+            return AlertLookup(caution=f"cannot query Alertmanager: {error}")
+        matching = [alert for alert in known.alerts if alert.name in names]
+        if any(alert.muted_by == "" for alert in matching):
+            return AlertLookup()
+        if matching:
+            return AlertLookup(silenced=matching[0].muted_by)
+        if known.uptime < COMPLETE_AFTER:
+            return AlertLookup(caution="Alertmanager has just started and may not have all alerts yet")
+        return AlertLookup(gone=True)

@@ -1,80 +1,81 @@
-"""What is looked at before a command destroys it: how the target stands, its logs, its host's cards and processes."""
+"""Evidence of a failure, collected before a command destroys it: the target's state, its logs, GPUs and processes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import TypeVar
 
 from fleet.inventory.model import Host, Service, Sudo
 from fleet.shells import Shell
 from remediator.execution.controls import CONTROLS
-from remediator.execution.controls.context import Facts, Hands, NotAllowed
-from remediator.incidents.actions import Seen
+from remediator.execution.controls.runner import CommandRefusedError, ControlRunner, TargetState
+from remediator.incidents.actions import Evidence
 from runtime.errors import DefibError
 
-T = TypeVar("T")
-WITHIN = 5.0  # seconds for each look; a restart waits no longer for what hangs
-KEPT = 8000  # characters of each text: the last ones of logs, the first ones of others
-# Of the host, as the account that the controls use: what needs more than that is not worth it.
-OF_THE_HOST = {
+TIMEOUT = 5.0  # seconds for each item; a restart does not wait longer for them
+TEXT_LIMIT = 8000  # characters of each text: the last ones of logs, the first ones of others
+# Run as the account of the controls, without sudo.
+HOST_COMMANDS = {
     "nvidia-smi": ["sh", "-c", "command -v nvidia-smi >/dev/null || exit 0; exec nvidia-smi"],
-    # Without their arguments, which may hold others' secrets.
+    # Without arguments, which may contain secrets.
     "processes": ["sh", "-c", "ps -eo pid,user,pcpu,pmem,rss,etime,comm --sort=-pcpu 2>/dev/null | head -n 15"],
 }
 
 
-async def facts(service: Service, host: Host | None, shell: Shell | None, redact: Callable[[str], str]) -> Facts | None:
-    """How the target stands, or why that cannot be seen; None where its control knows of none."""
+async def read_target_state(
+    service: Service, host: Host | None, shell: Shell | None, redact: Callable[[str], str]
+) -> TargetState | None:
+    """Read the state of a service's target, or why it cannot be read; None if its control has none to read."""
     control = service.control
     if control is None:
         return None
-    hands = Hands(shell, host.sudo if host is not None else Sudo(), WITHIN, host.name if host is not None else "")
+    runner = ControlRunner(shell, host.sudo if host is not None else Sudo(), TIMEOUT, host.name if host else "")
     kind = CONTROLS[control.kind]
     try:
-        async with asyncio.timeout(WITHIN + 1.0):
-            found = await kind.facts(control.options, hands)
-            if found is None and kind.tells_of_stops:
-                return Facts(unseen=f"how it stands on its host could not be seen: {control.kind} did not tell")
-            return found
-    except NotAllowed as error:
-        return Facts(refused=redact(str(error))) if kind.tells_of_stops else None
+        async with asyncio.timeout(TIMEOUT + 1.0):
+            state = await kind.read_state(control.options, runner)
+    except CommandRefusedError as error:
+        return TargetState(refused=redact(str(error))) if kind.reports_stops else None
     except DefibError as error:
-        return Facts(unseen=redact(f"how it stands on its host could not be seen: {error}"))
+        return TargetState(unseen=redact(f"cannot read the target's state: {error}"))
     except TimeoutError:
-        return Facts(unseen=f"how it stands on its host could not be seen within {WITHIN:g} s")
+        return TargetState(unseen=f"cannot read the target's state: no response within {TIMEOUT:g} s")
+    if state is None and kind.reports_stops:
+        return TargetState(unseen=f"cannot read the target's state: unexpected output of {control.kind}")
+    return state
 
 
-async def look(
+async def collect(
     service: Service, host: Host | None, shell: Shell | None, redact: Callable[[str], str]
-) -> tuple[Seen, Facts | None]:
-    """All that can be seen in time, each look in a session of its own; what cannot is left out."""
-    looks: dict[str, Callable[[], Awaitable[str]]] = {"logs": lambda: _logs(service, host, shell)}
+) -> tuple[Evidence, TargetState | None]:
+    """Collect all evidence in parallel; what cannot be read in time is left out."""
+    readers: dict[str, Callable[[], Awaitable[str]]] = {"logs": lambda: _read_logs(service, host, shell)}
     if shell is not None:
-        looks |= {name: partial(_of_the_host, shell, argv) for name, argv in OF_THE_HOST.items()}
-    found, said = await asyncio.gather(
-        facts(service, host, shell, redact), asyncio.gather(*(_seen(each) for each in looks.values()))
+        readers |= {name: partial(_run_on_host, shell, argv) for name, argv in HOST_COMMANDS.items()}
+    state, texts = await asyncio.gather(
+        read_target_state(service, host, shell, redact),
+        asyncio.gather(*(_read_in_time(read) for read in readers.values())),
     )
-    told = {name: redact(text) for name, text in zip(looks, said, strict=True) if text}
-    kept = {name: text[-KEPT:] if name == "logs" else text[:KEPT] for name, text in told.items()}
-    return Seen(found.told() if found is not None else None, kept), found
+    redacted = {name: redact(text) for name, text in zip(readers, texts, strict=True) if text}
+    shortened = {name: text[-TEXT_LIMIT:] if name == "logs" else text[:TEXT_LIMIT] for name, text in redacted.items()}
+    return Evidence(state.known_fields() if state is not None else None, shortened), state
 
 
-async def _logs(service: Service, host: Host | None, shell: Shell | None) -> str:
+async def _read_logs(service: Service, host: Host | None, shell: Shell | None) -> str:
     control = service.control
     if control is None or "logs" not in control.options.verbs:
         return ""
-    hands = Hands(shell, host.sudo if host is not None else Sudo(), WITHIN)
-    return (await CONTROLS[control.kind].control("logs", control.options, hands)).output
+    runner = ControlRunner(shell, host.sudo if host is not None else Sudo(), TIMEOUT)
+    return (await CONTROLS[control.kind].run("logs", control.options, runner)).output
 
 
-async def _of_the_host(shell: Shell, argv: Sequence[str]) -> str:
-    return (await shell.run(argv, timeout=WITHIN)).output
+async def _run_on_host(shell: Shell, argv: Sequence[str]) -> str:
+    return (await shell.run(argv, timeout=TIMEOUT)).output
 
 
-async def _seen(see: Callable[[], Awaitable[T]]) -> T | None:
-    """What a look gives, or None where it does not come in time, or not at all."""
+async def _read_in_time(read: Callable[[], Awaitable[str]]) -> str:
+    """Return the text, empty if it cannot be read in time."""
     try:
-        async with asyncio.timeout(WITHIN + 1.0):
-            return await see()
+        async with asyncio.timeout(TIMEOUT + 1.0):
+            return await read()
     except (DefibError, TimeoutError):
-        return None
+        return ""

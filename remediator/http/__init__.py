@@ -1,1 +1,1 @@
-"""The HTTP API: webhook, metrics, reading and operations."""
+"""The remediator's HTTP API."""

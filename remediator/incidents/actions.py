@@ -1,44 +1,35 @@
-"""Actions: claimed with their budget in one transaction, ended with what came of them."""
+"""Actions: claimed together with their budget in one transaction, and ended with their outcome."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import insert, select, update
 
-from fleet.inventory.model import Inventory, Service, Step
-from fleet.inventory.notify import Notify
+from fleet.inventory.model import Service, Step
+from remediator.incidents.decisions import notify_blind, record_decision
 from remediator.incidents.lifecycle import (
-    automation_goes_on,
-    cancel_queued,
-    decided,
-    note,
-    open_of,
-    person_needed,
-    tell_of,
-    tell_of_blindness,
+    automation_resumed,
+    cancel_queued_actions,
+    find_open,
+    notify_of_incident,
+    set_person_needed,
 )
-from remediator.policy import (
-    FOR_PEOPLE,
-    Blocked,
-    Decision,
-    Refusal,
-    Situation,
-    allowed,
-    decide,
-    held_for_person,
-    next_step,
-)
+from remediator.incidents.timeline import add_event
+from remediator.policy.attempts import max_attempts, next_step
+from remediator.policy.decisions import decide, find_hold
+from remediator.policy.situation import OVERRULABLE, Blocked, Decision, Refusal, Situation
 from remediator.record import stops
 from remediator.record.schema import actions, evidence
-from remediator.record.situations import past_of, situation_now
+from remediator.record.situations import complete, read_past
+from remediator.record.transaction import Transaction
 
 CommandOutcome = Literal["succeeded", "failed", "unknown"]
 
 
 @dataclass(frozen=True)
 class Claim:
-    """An action that was claimed: it holds the target and a place on the host until it has ended."""
+    """A running action: it holds its target and one of the host's places until it ends."""
 
     id: int
     incident_id: int | None
@@ -54,54 +45,44 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What was seen before a command: facts of the target, and texts by name that the command may destroy."""
+class Evidence:
+    """What was collected before a command: facts of the target, and texts by name that the command may destroy.
+
+    `caution` is what could not be checked and did not hold the action.
+    """
 
     facts: Mapping[str, Any] | None = None
     texts: Mapping[str, str] | None = None
-    said: str = ""  # what speaks for caution, and did not hold the action back
+    caution: str = ""
 
 
 def claim(
-    connection: Connection,
-    incident: int,
-    service: Service,
-    situation: Situation,
-    inventory: Inventory,
-    *,
-    proof_at: float,
-    before: Seen,
-    now: float,
+    tx: Transaction, incident: int, service: Service, situation: Situation, *, probed_at: float, evidence: Evidence
 ) -> Claim | str:
-    """Claim the next step and its budget, if the policy still says so with what is in the record now.
+    """Claim the next step if the policy still allows it; otherwise return why not.
 
-    `situation` is from before the failed probe was asked for, at `proof_at`: nothing may have been done to the target
-    since.
+    `situation` is of before the failed probe was requested, at `probed_at`: no action may have run since.
     """
-    again = situation_now(connection, incident, service.id, inventory, situation, now)
-    decision = decide(service, inventory.remediation.of(service), again)
+    rules = tx.inventory.remediation.of(service)
+    current = complete(tx, incident, service.id, situation)
+    decision = decide(service, rules, current)
     if decision.verb != "act" or decision.step is None:
         return decision.reason or "nothing to act on"
-    # Whatever was done since the probe was asked for has made it old.
-    if again.past.last_action != situation.past.last_action:
-        return "something was done since the probe"
-    decided(connection, inventory.notify, incident, decision, now, situation.observed)
-    claimed = _approved(connection, incident, service, decision.step.kind, proof_at, now)
+    if current.past.last_action != situation.past.last_action:
+        return "another action ran since the probe"
+    record_decision(tx, incident, decision, situation.observed)
+    claimed = _claim_approved(tx, incident, service, decision.step.kind, probed_at)
     if claimed is None:
-        cancel_queued(connection, incident, now)  # what waits for an approval is another step than this
-        claimed = _insert(
-            connection, incident, service, decision.step.kind, "alert", ", ".join(sorted(again.firing)), now,
-            proof_at=proof_at,
-        )  # fmt: skip
-    _keep(connection, claimed, before, now)
+        cancel_queued_actions(tx, incident)  # an action that waits for approval is another step
+        firing = ", ".join(sorted(current.firing))
+        claimed = _insert(tx, incident, service, decision.step.kind, "alert", firing, probed_at=probed_at)
+    _store_evidence(tx, claimed, evidence)
     return claimed
 
 
-def _approved(
-    connection: Connection, incident: int, service: Service, kind: str, proof_at: float, now: float
-) -> Claim | None:
-    """Begin the action that a person has approved, if there is one."""
-    row = connection.execute(
+def _claim_approved(tx: Transaction, incident: int, service: Service, kind: str, probed_at: float) -> Claim | None:
+    """Start the queued action that an operator approved, if there is one."""
+    row = tx.execute(
         select(actions).where(
             actions.c.incident_id == incident,
             actions.c.kind == kind,
@@ -111,139 +92,131 @@ def _approved(
     ).first()
     if row is None:
         return None
-    # It may have moved since it was queued.
-    place = {"host": service.host, "target": service.target}
-    begun = {"state": "running", "claimed_at": now, "proof_at": proof_at, **place}
-    connection.execute(update(actions).where(actions.c.id == row.id).values(**begun))
-    note(connection, incident, now, "action", action=row.id, kind=kind, by="alert", approved_by=row.approved_by)
-    return Claim(row.id, incident, row.service, service.host, kind, now)
+    # The inventory may have moved the service since the action was queued.
+    started = {
+        "state": "running", "claimed_at": tx.now, "proof_at": probed_at, "host": service.host, "target": service.target,
+    }  # fmt: skip
+    tx.execute(update(actions).where(actions.c.id == row.id).values(**started))
+    add_event(tx, incident, "action_started", action=row.id, kind=kind, by="alert", approved_by=row.approved_by)
+    return Claim(row.id, incident, row.service, service.host, kind, tx.now)
 
 
-def _keep(connection: Connection, action: Claim, before: Seen, now: float) -> None:
-    if before.facts is not None:
-        connection.execute(update(actions).where(actions.c.id == action.id).values(before=dict(before.facts)))
-    if before.said and action.incident_id is not None:
-        note(connection, action.incident_id, now, "caution", action=action.id, said=before.said)
-    keep_evidence(connection, action, before.texts or {}, now)
+def _store_evidence(tx: Transaction, action: Claim, collected: Evidence) -> None:
+    if collected.facts is not None:
+        tx.execute(update(actions).where(actions.c.id == action.id).values(before=dict(collected.facts)))
+    if collected.caution and action.incident_id is not None:
+        add_event(tx, action.incident_id, "caution", action=action.id, message=collected.caution)
+    add_evidence(tx, action, collected.texts or {})
 
 
-def keep_evidence(connection: Connection, action: Claim, texts: Mapping[str, str], now: float) -> None:
-    """Keep what was seen around an action, by name."""
+def add_evidence(tx: Transaction, action: Claim, texts: Mapping[str, str]) -> None:
+    """Add texts, by name, to the evidence of an action."""
     for name, text in texts.items():
-        connection.execute(insert(evidence).values(action_id=action.id, name=name, at=now, text=text))
+        tx.execute(insert(evidence).values(action_id=action.id, name=name, at=tx.now, text=text))
 
 
-def claim_for_person(
-    connection: Connection,
+def claim_for_operator(
+    tx: Transaction,
     service: Service,
     kind: str,
-    inventory: Inventory,
     situation: Situation,
     *,
     overruled: Collection[str],
     by: str,
-    before: Seen,
-    now: float,
+    evidence: Evidence,
 ) -> Claim | Decision:
-    """Claim what a person asked for; what holds it back otherwise: a lock, or a wait that was not overruled."""
-    incident = open_of(connection, service.id)
-    again = situation_now(connection, incident or 0, service.id, inventory, situation, now)
-    # What speaks against a start does not speak against a stop.
-    rules, waits = inventory.remediation.of(service), FOR_PEOPLE if kind == "stop" else overruled
-    held = held_for_person(service, rules, again, waits)
+    """Claim an action that an operator requested; otherwise return what holds it."""
+    incident = find_open(tx, service.id)
+    current = complete(tx, incident or 0, service.id, situation)
+    # Only locks hold a stop.
+    overruled_gates = OVERRULABLE if kind == "stop" else overruled
+    held = find_hold(service, tx.inventory.remediation.of(service), current, overruled_gates)
     if held is not None:
         return held
-    claimed = _insert(connection, incident, service, kind, "person", by, now, overruled=overruled)
-    _keep(connection, claimed, before, now)
+    claimed = _insert(tx, incident, service, kind, "person", by, overruled=overruled)
+    _store_evidence(tx, claimed, evidence)
     if kind == "stop":
         if incident is not None:
-            cancel_queued(connection, incident, now)  # what was approved before is overtaken
-        stops.put(connection, inventory.sharing(service), claimed.id, by, now)
+            cancel_queued_actions(tx, incident)
+        stops.add(tx, tx.inventory.sharing(service), claimed.id, by)
     return claimed
 
 
 def _insert(
-    connection: Connection,
+    tx: Transaction,
     incident: int | None,
     service: Service,
     kind: str,
-    by: str,
-    who: str,
-    now: float,
+    requested_by: str,
+    asked_by: str,
     *,
-    state: str = "running",
-    proof_at: float | None = None,
+    state: Literal["running", "queued", "succeeded"] = "running",
+    probed_at: float | None = None,
     overruled: Collection[str] = (),
 ) -> Claim:
-    made = connection.execute(
-        insert(actions).values(
-            incident_id=incident,
-            service=service.id,
-            host=service.host,
-            target=service.target,
-            kind=kind,
-            requested_by=by,
-            asked_by=who,
-            overruled=sorted(overruled),
-            state=state,
-            counts=int(by == "alert"),
-            proof_at=proof_at,
-            claimed_at=now,
-        )
-    )
-    action = int(made.lastrowid)
+    row = {
+        "incident_id": incident,
+        "service": service.id,
+        "host": service.host,
+        "target": service.target,
+        "kind": kind,
+        "requested_by": requested_by,
+        "asked_by": asked_by,
+        "overruled": sorted(overruled),
+        "state": state,
+        "counts": int(requested_by == "alert"),
+        "proof_at": probed_at,
+        "claimed_at": tx.now,
+    }
+    action = int(tx.execute(insert(actions).values(**row)).lastrowid)
     if incident is not None:
-        event = "action" if state == "running" else state
-        more = {"overruled": sorted(overruled)} if overruled else {}
-        note(connection, incident, now, event, action=action, kind=kind, by=by, who=who, **more)
-    return Claim(action, incident, service.id, service.host, kind, now)
+        events: Any = {"running": "action_started", "queued": "action_queued", "succeeded": "attempts_reset"}
+        optional = {"overruled": sorted(overruled)} if overruled else {}
+        add_event(tx, incident, events[state], action=action, kind=kind, by=requested_by, who=asked_by, **optional)
+    return Claim(action, incident, service.id, service.host, kind, tx.now)
 
 
-def queue(
-    connection: Connection, notify: Notify, incident: int, service: Service, step: Step, situation: Situation
-) -> bool:
-    """Have a step wait for a person's approval, and ask people for it; False where it waits already."""
-    waiting = connection.execute(
+def queue(tx: Transaction, incident: int, service: Service, step: Step, situation: Situation) -> bool:
+    """Queue a step for an operator's approval and notify of it; False if it is queued already."""
+    queued = tx.execute(
         select(actions.c.step).where(actions.c.incident_id == incident, actions.c.state == "queued")
     ).first()
-    if waiting is not None and waiting.step == step.model_dump():
+    if queued is not None and queued.step == step.model_dump():
         return False
-    cancel_queued(connection, incident, situation.now)
-    claimed = _insert(
-        connection, incident, service, step.kind, "alert", ", ".join(sorted(situation.firing)), situation.now,
-        state="queued",
-    )  # fmt: skip
-    connection.execute(update(actions).where(actions.c.id == claimed.id).values(step=step.model_dump()))
+    cancel_queued_actions(tx, incident)
+    firing = ", ".join(sorted(situation.firing))
+    claimed = _insert(tx, incident, service, step.kind, "alert", firing, state="queued")
+    tx.execute(update(actions).where(actions.c.id == claimed.id).values(step=step.model_dump()))
     content = {"service": service.id, "kind": step.kind, "action": claimed.id}
-    tell_of(connection, notify, incident, "approval", content, situation.now, f"approval action {claimed.id}")
+    notify_of_incident(tx, incident, "approval", content, f"approval action {claimed.id}")
     return True
 
 
-def approve(connection: Connection, number: int, by: str, now: float) -> Literal["approved", "unknown", "not-queued"]:
-    """Take a person's word that a queued action may be carried out."""
-    row = connection.execute(select(actions).where(actions.c.id == number)).first()
+def approve(tx: Transaction, number: int, by: str) -> Literal["approved", "unknown", "not-queued"]:
+    """Approve a queued action."""
+    row = tx.execute(select(actions).where(actions.c.id == number)).first()
     if row is None:
         return "unknown"
     if row.state != "queued":
         return "not-queued"
     if row.approved_at is None:
-        connection.execute(update(actions).where(actions.c.id == number).values(approved_by=by, approved_at=now))
-        note(connection, row.incident_id, now, "approved", action=number, by=by)
+        tx.execute(update(actions).where(actions.c.id == number).values(approved_by=by, approved_at=tx.now))
+        add_event(tx, row.incident_id, "action_approved", action=number, by=by)
     return "approved"
 
 
-def reset(connection: Connection, service: Service, by: str, now: float) -> int:
-    """Give a target all its attempts anew, at a person's word; the reset's number in the record."""
-    incident = open_of(connection, service.id)
-    done = _insert(connection, incident, service, "reset", "person", by, now, state="succeeded")
-    connection.execute(update(actions).where(actions.c.id == done.id).values(ended_at=now))
+def reset_attempts(tx: Transaction, service: Service, by: str) -> int:
+    """Give a service all its attempts again; returns the id of the reset."""
+    incident = find_open(tx, service.id)
+    reset = _insert(tx, incident, service, "reset", "person", by, state="succeeded")
+    tx.execute(update(actions).where(actions.c.id == reset.id).values(ended_at=tx.now))
     if incident is not None:
-        automation_goes_on(connection, incident)
-    return done.id
+        automation_resumed(tx, incident)
+    return reset.id
 
 
-def running_actions(connection: Connection) -> list[Claim]:
-    rows = connection.execute(select(actions).where(actions.c.state == "running").order_by(actions.c.id))
+def running_actions(tx: Transaction) -> list[Claim]:
+    rows = tx.execute(select(actions).where(actions.c.state == "running").order_by(actions.c.id))
     return [
         Claim(
             row.id, row.incident_id, row.service, row.host, row.kind, row.claimed_at, row.command, row.command_ended_at,
@@ -253,121 +226,115 @@ def running_actions(connection: Connection) -> list[Claim]:
     ]  # fmt: skip
 
 
-def command_ended(
-    connection: Connection,
-    action: Claim,
-    outcome: CommandOutcome,
-    status: int | None,
-    output: str,
-    why: str,
-    now: float,
+def end_command(
+    tx: Transaction, action: Claim, outcome: CommandOutcome, status: int | None, output: str, why: str
 ) -> Claim:
-    """Keep how the command ended; the action goes on until it is verified."""
-    connection.execute(
-        update(actions)
-        .where(actions.c.id == action.id)
-        .values(command=outcome, command_ended_at=now, exit_status=status, output=output, why=why or None)
-    )
+    """Record the outcome of the command. The action is still running until it is verified."""
+    values = {
+        "command": outcome, "command_ended_at": tx.now, "exit_status": status, "output": output, "why": why or None,
+    }  # fmt: skip
+    tx.execute(update(actions).where(actions.c.id == action.id).values(**values))
     if action.incident_id is not None:
         detail = {"action": action.id, "outcome": outcome, "exit_status": status, "why": why}
-        note(connection, action.incident_id, now, "command", **detail)
-        if _is_automatic(connection, action):
-            automation_goes_on(connection, action.incident_id)
+        add_event(tx, action.incident_id, "command_ended", **detail)
+        if _is_automatic(tx, action):
+            automation_resumed(tx, action.incident_id)
     if outcome == "failed":
-        stops.withdraw(connection, action.id)
-    return replace(action, command=outcome, command_ended_at=now, output=output, why=why)
+        stops.remove_of_action(tx, action.id)
+    return replace(action, command=outcome, command_ended_at=tx.now, output=output, why=why)
 
 
-def facts_after(connection: Connection, action: Claim, facts: Mapping[str, Any]) -> None:
-    """Keep how the target stood after its command."""
-    connection.execute(update(actions).where(actions.c.id == action.id).values(after=dict(facts)))
+def store_facts_after(tx: Transaction, action: Claim, facts: Mapping[str, Any]) -> None:
+    """Record the target's state after the command."""
+    tx.execute(update(actions).where(actions.c.id == action.id).values(after=dict(facts)))
 
 
-def came_up(connection: Connection, action: Claim, inventory: Inventory, at: float) -> None:
-    """The first successful probe after the command: tell that the restart helped, so far."""
-    connection.execute(update(actions).where(actions.c.id == action.id).values(up_at=at))
+def record_up(tx: Transaction, action: Claim) -> None:
+    """Record the first successful probe after the command, and notify of it."""
+    tx.execute(update(actions).where(actions.c.id == action.id).values(up_at=tx.now))
     if action.incident_id is not None:
-        note(connection, action.incident_id, at, "up", action=action.id)
-        content = _told(connection, action, inventory) | {"seconds": at - action.claimed_at}
-        about = f"restarted action {action.id}"
-        tell_of(connection, inventory.notify, action.incident_id, "restarted", content, at, about)
+        add_event(tx, action.incident_id, "service_up", action=action.id)
+        content = _attempt_content(tx, action) | {"seconds": tx.now - action.claimed_at}
+        notify_of_incident(tx, action.incident_id, "restarted", content, f"restarted action {action.id}")
 
 
-def action_ended(
-    connection: Connection,
+def end_action(
+    tx: Transaction,
     action: Claim,
     state: CommandOutcome,
     why: str,
-    inventory: Inventory,
-    now: float,
     *,
     reached: bool = True,
-    seen: bool = True,
-    came_back: bool = False,
+    verified: bool = True,
+    recovered: bool = False,
     blocked: Blocked | None = None,
 ) -> bool:
-    """End an action, which frees its locks; that a service did not come back is told, and whether a person is needed.
+    """End an action, which releases its locks, and notify if the service did not recover; False if it has ended before.
 
-    False where it has ended before.
-
-    Not having reached the host costs no attempt, nor does it where nobody could see what came of it.
+    An action that did not reach the host (`reached`), or whose result could not be seen (`verified`), does not count
+    as an attempt.
     """
-    values: dict[str, Any] = {"state": state, "ended_at": now, "why": why or None, "blocked": blocked}
+    values: dict[str, Any] = {"state": state, "ended_at": tx.now, "why": why or None, "blocked": blocked}
     if not reached:
-        values |= {"counts": 0, "command": "failed", "command_ended_at": now}
-    if not seen:
+        values |= {"counts": 0, "command": "failed", "command_ended_at": tx.now}
+    if not verified:
         values["counts"] = 0
-    running = (actions.c.id == action.id) & (actions.c.state == "running")
-    if not connection.execute(update(actions).where(running).values(**values)).rowcount:
+    is_running = (actions.c.id == action.id) & (actions.c.state == "running")
+    if not tx.execute(update(actions).where(is_running).values(**values)).rowcount:
         return False
     if not reached:
-        stops.withdraw(connection, action.id)
-    if came_back:
-        service = inventory.services.get(action.service)
-        stops.remove(connection, inventory.sharing(service) if service is not None else [action.service])
+        stops.remove_of_action(tx, action.id)
+    if recovered:
+        service = tx.inventory.services.get(action.service)
+        stops.remove(tx, tx.inventory.sharing(service) if service is not None else [action.service])
     if action.incident_id is None:
         return True
-    note(connection, action.incident_id, now, "action-ended", action=action.id, state=state, why=why)
-    if not seen:
-        content = {"service": action.service, "why": why}
-        tell_of_blindness(connection, inventory.notify, action.incident_id, content, now)
-    elif not came_back and action.kind != "stop":
-        content = _told(connection, action, inventory) | {"why": why, "output": action.output[-1000:]}
-        reason = blocked or _used_up(connection, action, inventory)
-        if reason is not None and _is_automatic(connection, action):
-            person_needed(connection, inventory.notify, action.incident_id, content | {"reason": reason}, now)
-            return True
-        # A host that cannot be reached is tried again and again, and told of once.
-        once = f"unreached incident {action.incident_id} {blocked or ''}".strip()
-        about = f"could_not_restart action {action.id}" if reached else once
-        tell_of(connection, inventory.notify, action.incident_id, "could_not_restart", content, now, about)
+    add_event(tx, action.incident_id, "action_ended", action=action.id, state=state, why=why)
+    if not verified:
+        notify_blind(tx, action.incident_id, {"service": action.service, "why": why})
+    elif not recovered and action.kind != "stop":
+        _notify_not_recovered(tx, action, action.incident_id, why, reached=reached, blocked=blocked)
     return True
 
 
-def _told(connection: Connection, action: Claim, inventory: Inventory) -> dict[str, Any]:
-    service = inventory.services.get(action.service)
-    rules = inventory.remediation.of(service)
-    past = past_of(connection, action.service, action.incident_id or 0, rules.window)
+def _notify_not_recovered(
+    tx: Transaction, action: Claim, incident: int, why: str, *, reached: bool, blocked: Blocked | None
+) -> None:
+    content = _attempt_content(tx, action) | {"why": why, "output": action.output[-1000:]}
+    reason = blocked or _used_up(tx, action)
+    if reason is not None and _is_automatic(tx, action):
+        set_person_needed(tx, incident, content | {"reason": reason})
+        return
+    # A host that cannot be reached is tried many times and notified once.
+    once = f"unreached incident {incident} {blocked or ''}".strip()
+    key = f"could_not_restart action {action.id}" if reached else once
+    notify_of_incident(tx, incident, "could_not_restart", content, key)
+
+
+def _attempt_content(tx: Transaction, action: Claim) -> dict[str, Any]:
+    service = tx.inventory.services.get(action.service)
+    rules = tx.inventory.remediation.of(service)
+    past = read_past(tx, action.service, action.incident_id or 0, rules.window)
     step = next((step for step in rules.steps if step.kind == action.kind), None)
     return {
         "service": action.service,
         "kind": action.kind,
         "command": action.command,
         "attempt": past.attempts.get(action.kind, 0),
-        "attempts": allowed(step, rules) if step is not None else 0,
+        "attempts": max_attempts(step, rules) if step is not None else 0,
     }
 
 
-def _used_up(connection: Connection, action: Claim, inventory: Inventory) -> Refusal | None:
-    """`attempts-used-up` where nothing is left to be tried on an action's service; one that was removed has none."""
-    service = inventory.services.get(action.service)
+def _used_up(tx: Transaction, action: Claim) -> Refusal | None:
+    """Return `attempts-used-up` if no step is left for the action's service."""
+    service = tx.inventory.services.get(action.service)
     if service is None:
         return None
-    rules = inventory.remediation.of(service)
-    past = past_of(connection, action.service, action.incident_id or 0, rules.window)
+    rules = tx.inventory.remediation.of(service)
+    past = read_past(tx, action.service, action.incident_id or 0, rules.window)
     return "attempts-used-up" if next_step(service, rules, past) is None else None
 
 
-def _is_automatic(connection: Connection, action: Claim) -> bool:
-    """Whether no person is at it: what one has asked for, one looks after."""
-    return connection.scalar(select(actions.c.requested_by).where(actions.c.id == action.id)) == "alert"
+def _is_automatic(tx: Transaction, action: Claim) -> bool:
+    """Whether an alert, not an operator, requested the action."""
+    return bool(tx.scalar(select(actions.c.requested_by).where(actions.c.id == action.id)) == "alert")

@@ -1,52 +1,50 @@
-"""When the end of an alert is believed: with Prometheus or the exporter gone, alerts end though nothing is over.
+"""Whether the end of an alert is believed: if Prometheus or the exporter fails, alerts resolve without a recovery.
 
-The end of an alert that is told of by itself is held until Prometheus is seen to have been there after it, and while
-ExporterDown fires. The alerts to act on need none of that: their incident ends by a probe.
+The end of a notify-only alert is held until Prometheus was seen to work after it, and while ExporterDown fires. The
+alerts to act on need no such evidence, because a probe closes their incident.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Row, select
 
-from fleet.inventory.model import Inventory
 from remediator.record import timestamps
 from remediator.record.schema import alerts
+from remediator.record.transaction import Transaction
 
 EXPORTER_DOWN = "ExporterDown"
-# Alertmanager repeats the Watchdog for up to so long after Prometheus' death than it keeps another alert.
-REPEATED_FOR = 90.0
+# Alertmanager repeats the Watchdog for this much longer after Prometheus fails than it keeps other alerts.
+WATCHDOG_OUTLASTS = 90.0  # seconds
 
 
-def watchdog_is_over(connection: Connection) -> bool:
-    """Whether Alertmanager has said that the Watchdog does not fire any more, which it always does."""
-    seen, over = timestamps.get(connection, "watchdog"), timestamps.get(connection, "watchdog-over")
-    return over is not None and (seen is None or over.at >= seen.at)
+def is_watchdog_resolved(tx: Transaction) -> bool:
+    """Whether Alertmanager reported the Watchdog, which always fires, as resolved."""
+    firing, resolved = timestamps.get(tx, "watchdog"), timestamps.get(tx, "watchdog-resolved")
+    return resolved is not None and (firing is None or resolved.at >= firing.at)
 
 
-def is_believed(
-    connection: Connection, name: str, ended_at: float, inventory: Inventory, watchdog_sent_at: float | None = None
-) -> bool:
-    """Whether an alert that ended at `ended_at` is over.
+def is_believed(tx: Transaction, name: str, ended_at: float, watchdog_sent_at: float | None = None) -> bool:
+    """Whether an alert that ended at `ended_at` is resolved.
 
-    `watchdog_sent_at` is when Prometheus last sent Alertmanager the Watchdog, where Alertmanager could be asked.
+    `watchdog_sent_at` is when Prometheus last sent the Watchdog to Alertmanager, if Alertmanager could be queried.
     """
-    if name != EXPORTER_DOWN and _exporter_is_down(connection):
+    if name != EXPORTER_DOWN and _is_exporter_down(tx):
         return False
-    heard = timestamps.get(connection, "watchdog")
-    if heard is None or not inventory.remediator.watchdog:
-        return True  # there is none to go by
+    received = timestamps.get(tx, "watchdog")
+    if received is None or not tx.inventory.remediator.watchdog:
+        return True  # without a Watchdog there is no evidence to wait for
     if watchdog_sent_at is not None and watchdog_sent_at > ended_at:
         return True
-    return heard.at >= ended_at + REPEATED_FOR and not watchdog_is_over(connection)
+    return received.at >= ended_at + WATCHDOG_OUTLASTS and not is_watchdog_resolved(tx)
 
 
-def _exporter_is_down(connection: Connection) -> bool:
-    firing = select(alerts.c.id).where(alerts.c.status == "firing", alerts.c.name == EXPORTER_DOWN).limit(1)
-    return connection.scalar(firing) is not None
+def _is_exporter_down(tx: Transaction) -> bool:
+    is_firing = select(alerts.c.id).where(alerts.c.status == "firing", alerts.c.name == EXPORTER_DOWN).limit(1)
+    return tx.scalar(is_firing) is not None
 
 
-def held(connection: Connection) -> Sequence[Row[Any]]:
-    """The alerts whose end waits for evidence, ExporterDown first: others wait for its end."""
-    rows = connection.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.held_at.is_not(None))).all()
+def alerts_with_held_end(tx: Transaction) -> Sequence[Row[Any]]:
+    """Return the alerts whose end is held, ExporterDown first because it holds others."""
+    rows = tx.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.held_at.is_not(None))).all()
     return sorted(rows, key=lambda row: (row.name != EXPORTER_DOWN, row.id))

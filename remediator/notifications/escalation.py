@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, or_, select
+from sqlalchemy import Row, and_, func, or_, select
 
 from fleet.inventory.notify import NotificationKind, Notify, Route
-from remediator.notifications import outbox
-from remediator.record.schema import alerts, incidents, notices, stops
+from remediator.record import notifications as notification_rows
+from remediator.record.schema import alerts, incidents, notifications, stops
+from remediator.record.transaction import Transaction
 
 AT_ONCE = 10_000  # abouts that one query looks up
 _UP = "already-up"
@@ -33,31 +34,31 @@ class Trouble:
     person_needed: bool = False
 
 
-def look_after(connection: Connection, notify: Notify, now: float) -> bool:
+def notify_again(tx: Transaction) -> bool:
     """Tell what is due; whether there was something."""
-    written = _call_again(connection, notify, now)
-    if not any(route.escalate or route.remind for route in notify.routes):
+    written = _call_again(tx)
+    if not any(route.escalate or route.remind for route in tx.inventory.notify.routes):
         return written > 0
-    for some in _batched(_troubles(connection)):
-        told = _told(connection, [trouble.about for trouble in some])
+    for some in _batched(_troubles(tx)):
+        told = _told(tx, [trouble.about for trouble in some])
         due = [
             each
             for trouble in some
             if trouble.about in told
-            for route in notify.routes_for(trouble.labels, trouble.kind)
-            for each in _due(notify, route, trouble, told[trouble.about], now)
+            for route in tx.inventory.notify.routes_for(trouble.labels, trouble.kind)
+            for each in _due(tx.inventory.notify, route, trouble, told[trouble.about], tx.now)
         ]
-        known = _told(connection, [about for _, about, _, _, _ in due])
+        known = _told(tx, [about for _, about, _, _, _ in due])
         for trouble, about, kind, channels, content in due:
             left = [channel for channel in channels if channel not in known.get(about, ((), 0.0))[0]]
-            written += outbox.put(
-                connection, notify, left, kind, about, trouble.labels, content, now,
+            written += notification_rows.add(
+                tx, left, kind, about, trouble.labels, content,
                 incident=trouble.incident, alert=trouble.alert,
             )  # fmt: skip
     return written > 0
 
 
-def _call_again(connection: Connection, notify: Notify, now: float) -> int:
+def _call_again(tx: Transaction) -> int:
     """Tell again that a person is needed, where nobody has acknowledged it; how many notices were written."""
     # One that answers, or whose alerts are over, is watched: it needs nobody unless it goes down again.
     is_down = and_(func.coalesce(incidents.c.verb, "") != "nothing", func.coalesce(incidents.c.reason, "") != _UP)
@@ -66,42 +67,45 @@ def _call_again(connection: Connection, notify: Notify, now: float) -> int:
     needed = and_(
         incidents.c.state == "open", incidents.c.acknowledged_at.is_(None), is_down, ~on_purpose, ~by_hand
     )  # fmt: skip
-    told: Any = connection.execute(
+    told: Any = tx.execute(
         select(
-            incidents.c.id, incidents.c.labels, incidents.c.person_needed_at, notices.c.channel,
-            func.max(notices.c.created_at).label("last"),
+            incidents.c.id, incidents.c.labels, incidents.c.person_needed_at, notifications.c.channel,
+            func.max(notifications.c.created_at).label("last"),
         )
-        .join(notices, notices.c.incident_id == incidents.c.id)
-        .where(needed, notices.c.kind == "person_needed", notices.c.created_at >= incidents.c.person_needed_at)
-        .group_by(incidents.c.id, notices.c.channel)
+        .join(notifications, notifications.c.incident_id == incidents.c.id)
+        .where(
+            needed, notifications.c.kind == "person_needed",
+            notifications.c.created_at >= incidents.c.person_needed_at,
+        )
+        .group_by(incidents.c.id, notifications.c.channel)
     ).all()  # fmt: skip
-    return sum(_call_again_in(connection, notify, row, now) for row in told if row.channel in notify.channels)
+    return sum(_call_again_in(tx, row) for row in told if row.channel in tx.inventory.notify.channels)
 
 
-def _call_again_in(connection: Connection, notify: Notify, row: Row[Any], now: float) -> int:
+def _call_again_in(tx: Transaction, row: Row[Any]) -> int:
     """Tell one channel again, if it is time; how many notices were written."""
     labels = row.labels or {}
-    if now - row.last < notify.remind_every(row.channel, labels, "person_needed", PERSON_NEEDED_EVERY):
+    if tx.now - row.last < tx.inventory.notify.remind_every(row.channel, labels, "person_needed", PERSON_NEEDED_EVERY):
         return 0
-    about = outbox.about_person_needed(row.id, row.person_needed_at)
-    content = connection.scalar(select(notices.c.content).where(notices.c.about == about).limit(1)) or {}
-    return outbox.put(
-        connection, notify, [row.channel], "person_needed", f"{about} again {now:.3f}", labels, content, now,
+    about = notification_rows.person_needed_key(row.id, row.person_needed_at)
+    content = tx.scalar(select(notifications.c.content).where(notifications.c.about == about).limit(1)) or {}
+    return notification_rows.add(
+        tx, [row.channel], "person_needed", f"{about} again {tx.now:.3f}", labels, content,
         incident=row.id,
     )  # fmt: skip
 
 
-def _troubles(connection: Connection) -> list[Trouble]:
+def _troubles(tx: Transaction) -> list[Trouble]:
     """Open incidents of services that are down, and alerts that fire of what is not down."""
     on_purpose = incidents.c.service.in_(select(stops.c.service))
     by_hand = func.coalesce(incidents.c.reason, "").in_(ON_PURPOSE)
     down = select(incidents).where(incidents.c.state == "open", incidents.c.labels.is_not(None), ~on_purpose, ~by_hand)
     of_services = [
         Trouble(
-            "down", outbox.about_incident(row.id), row.labels, {}, row.acknowledged_at is not None, row.id,
+            "down", notification_rows.incident_key(row.id), row.labels, {}, row.acknowledged_at is not None, row.id,
             person_needed=row.person_needed_at is not None and row.acknowledged_at is None,
         )
-        for row in connection.execute(down)
+        for row in tx.execute(down)
     ]  # fmt: skip
     firing = (
         select(alerts, incidents.c.acknowledged_at.label("incident_acknowledged_at"))
@@ -113,22 +117,25 @@ def _troubles(connection: Connection) -> list[Trouble]:
     )
     others = [
         Trouble(
-            "alert", outbox.about_alert(row.fingerprint, row.starts_at, row.times), row.labels, row.annotations,
+            "alert", notification_rows.alert_key(row.fingerprint, row.starts_at, row.times), row.labels,
+            row.annotations,
             (row.acknowledged_at or row.incident_acknowledged_at) is not None, row.incident_id, row.id,
         )
-        for row in connection.execute(firing)
+        for row in tx.execute(firing)
     ]  # fmt: skip
     return [*of_services, *others]
 
 
-def _told(connection: Connection, abouts: Sequence[str]) -> dict[str, tuple[list[str], float]]:
+def _told(tx: Transaction, abouts: Sequence[str]) -> dict[str, tuple[list[str], float]]:
     """By what it was about: the channels that were told, and when first."""
     found: dict[str, tuple[list[str], float]] = {}
-    query = select(notices.c.about, notices.c.channel, notices.c.created_at).where(notices.c.about.in_(abouts))
-    for about, channel, at in connection.execute(query.order_by(notices.c.id)):
-        channels, first = found.setdefault(about, ([], at))
-        channels.append(channel)
-        found[about] = (channels, min(first, at))
+    query = select(notifications.c.about, notifications.c.channel, notifications.c.created_at).where(
+        notifications.c.about.in_(abouts)
+    )
+    for row in tx.execute(query.order_by(notifications.c.id)):
+        channels, first = found.setdefault(row.about, ([], row.created_at))
+        channels.append(row.channel)
+        found[row.about] = (channels, min(first, row.created_at))
     return found
 
 

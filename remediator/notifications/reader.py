@@ -7,18 +7,18 @@ from typing import Any, Literal, get_args
 from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Row, select
 
 from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import Inventory, Service
 from fleet.inventory.notify import ButtonAction, Language, NotificationKind, Person
-from remediator.incidents.lifecycle import began_at
 from remediator.notifications.outbox import Batch, Notice
-from remediator.policy import allowed, next_step
-from remediator.record import switches
-from remediator.record.clock import SteadyClock
+from remediator.policy.attempts import max_attempts, next_step
+from remediator.record import maintenance
+from remediator.record.automation import read_switch
 from remediator.record.schema import actions, alerts, incidents, timeline
-from remediator.record.situations import past_of
+from remediator.record.situations import began_at, read_past
+from remediator.record.transaction import Transaction
 
 State = NotificationKind | Literal["acting", "watched", "test"]
 ATTEMPTS_SHOWN = 5
@@ -94,17 +94,17 @@ class Story:
         return self.service.title if self.service else self.labels.get("service", "")
 
 
-def read(connection: Connection, batch: Batch, inventory: Inventory, clock: SteadyClock) -> list[Story]:
+def read(tx: Transaction, batch: Batch) -> list[Story]:
     """The stories of a batch's notices, as they stand now."""
-    zone = ZoneInfo(inventory.notify.timezone)
-    reader = _Reader(connection, inventory, clock, zone)
+    zone = ZoneInfo(tx.inventory.notify.timezone)
+    reader = _Reader(tx, zone)
     return [reader.story(notice) for notice in batch.notices]
 
 
 class _Reader:
-    def __init__(self, connection: Connection, inventory: Inventory, clock: SteadyClock, zone: ZoneInfo) -> None:
-        self._connection, self._inventory, self._clock, self._zone = connection, inventory, clock, zone
-        self._now = clock.now()
+    def __init__(self, tx: Transaction, zone: ZoneInfo) -> None:
+        self._tx, self._zone = tx, zone
+        self._inventory, self._now = tx.inventory, tx.now
 
     def story(self, notice: Notice) -> Story:
         incident, alert = self._row(incidents, notice.incident_id), self._row(alerts, notice.alert_id)
@@ -115,10 +115,10 @@ class _Reader:
         return self._of_incident(notice, incident)
 
     def _row(self, table: Any, number: int | None) -> Row[Any] | None:
-        return None if number is None else self._connection.execute(select(table).where(table.c.id == number)).first()
+        return None if number is None else self._tx.execute(select(table).where(table.c.id == number)).first()
 
     def _at(self, at: float) -> datetime:
-        return datetime.fromtimestamp(self._clock.unix(at), self._zone)
+        return datetime.fromtimestamp(self._tx.clock.unix(at), self._zone)
 
     def _common(self, notice: Notice) -> dict[str, Any]:
         labels = dict(notice.content.get("labels", {}))
@@ -136,17 +136,17 @@ class _Reader:
             "on_call": self._inventory.notify.on_call(labels, notice.kind),
             "facts": facts,
             "held": (hold.reason, hold.why) if hold is not None else None,
-            "until": self._at(self._now + hold.left) if hold is not None and hold.left is not None else None,
+            "until": self._at(self._now + hold.remaining) if hold is not None and hold.remaining is not None else None,
             "quiet": _is_quiet(hold, notice.kind),
         }
 
-    def _hold(self, service: Service | None, labels: Mapping[str, str]) -> switches.Hold | None:
+    def _hold(self, service: Service | None, labels: Mapping[str, str]) -> maintenance.OperatorHold | None:
         """What people hold Defib back with from a service, or from a host."""
         host = self._inventory.hosts.get(service.host if service is not None else labels.get("host", ""))
         if service is None and host is None:
             return None
         name = service.id if service is not None else ""
-        return switches.hold_of(self._connection, self._inventory, name, service, host, self._clock)
+        return maintenance.find_hold(self._tx, name, service, host)
 
     def _of_alert(self, notice: Notice, alert: Row[Any] | None) -> Story:
         common = self._common(notice)
@@ -181,7 +181,7 @@ class _Reader:
     def _of_incident(self, notice: Notice, row: Row[Any]) -> Story:
         common = self._common(notice)
         service = common["service"] or self._inventory.services.get(row.service)
-        done = self._connection.execute(
+        done = self._tx.execute(
             select(actions)
             .where(actions.c.incident_id == row.id, actions.c.kind != "reset", actions.c.state != "cancelled")
             .order_by(actions.c.id)
@@ -216,14 +216,12 @@ class _Reader:
         if notice.card:
             return row.verb or "", row.reason or "", row.detail or ""
         of = (timeline.c.incident_id == row.id) & (timeline.c.at >= began_at(row))
-        made = self._connection.execute(
-            select(timeline.c.at, timeline.c.event, timeline.c.detail)
-            .where(of, timeline.c.event.in_(("act", "wait", "refuse")))
-            .order_by(timeline.c.id)
+        made = self._tx.execute(
+            select(timeline.c.at, timeline.c.detail).where(of, timeline.c.event == "decision").order_by(timeline.c.id)
         ).all()
         then = [each for each in made if each.at <= notice.created_at][-1:] or made[:1]
         return next(
-            ((each.event, each.detail.get("reason") or "", each.detail.get("detail") or "") for each in then),
+            ((each.detail["verb"], each.detail.get("reason") or "", each.detail.get("detail") or "") for each in then),
             ("", "", ""),
         )
 
@@ -254,9 +252,9 @@ class _Reader:
         if service is None or not own:
             return None
         rules = self._inventory.remediation.of(service)
-        past = past_of(self._connection, service.id, incident, rules.window)
+        past = read_past(self._tx, service.id, incident, rules.window)
         step = next((step for step in rules.steps if step.kind == own[-1].kind), next_step(service, rules, past))
-        return None if step is None else (past.attempts.get(step.kind, 0), allowed(step, rules))
+        return None if step is None else (past.attempts.get(step.kind, 0), max_attempts(step, rules))
 
     def _acknowledged(self, row: Row[Any] | None) -> tuple[str, datetime] | None:
         if row is None or row.acknowledged_at is None:
@@ -264,7 +262,7 @@ class _Reader:
         return row.acknowledged_by, self._at(row.acknowledged_at)
 
     def _firing(self, incident: int) -> list[str]:
-        names = self._connection.scalars(
+        names = self._tx.scalars(
             select(alerts.c.name).where(alerts.c.incident_id == incident, alerts.c.status == "firing").distinct()
         )
         return sorted(names)
@@ -287,7 +285,7 @@ class _Reader:
         if service is not None and service.control is not None and "restart" in service.control.options.verbs:
             if not running:
                 answers["restart"] = about
-            if switches.automation(self._connection).enabled:
+            if read_switch(self._tx).enabled:
                 answers["automation"] = about
         return answers
 
@@ -307,7 +305,7 @@ def _state_of(row: Row[Any], done: Sequence[Row[Any]]) -> State:
     return "person_needed" if row.person_needed_at is not None else "down"
 
 
-def _is_quiet(hold: switches.Hold | None, kind: NotificationKind) -> bool:
+def _is_quiet(hold: maintenance.OperatorHold | None, kind: NotificationKind) -> bool:
     """Whether nobody is to be called: in maintenance, and while automation is off unless a person is needed."""
     if hold is None or hold.notify:
         return False

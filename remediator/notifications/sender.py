@@ -57,13 +57,12 @@ class Sender:
     def __init__(
         self,
         database: Database,
-        inventory: Callable[[], Inventory],
         client: httpx.AsyncClient,
         metrics: Metrics,
         redact: Redactor,
         details: Callable[[Batch], Awaitable[Mapping[str, Any]]],
     ) -> None:
-        self._database, self._inventory, self._session = database, inventory, Session(client)
+        self._database, self._session = database, Session(client)
         self._metrics, self._redact, self._details = metrics, redact, details
         self._now = database.clock.now
         self._paces: defaultdict[str, _Pace] = defaultdict(_Pace)
@@ -85,19 +84,19 @@ class Sender:
             while True:
                 self._changed.clear()
                 await self._bury()
-                for name in self._inventory().notify.channels.keys() - self._wakes.keys():
+                for name in self._database.inventory.notify.channels.keys() - self._wakes.keys():
                     self._wakes[name] = asyncio.Event()
                     group.create_task(self._serve(name, self._wakes[name]), name=f"send {name}")
                 await self._changed.wait()
 
     async def _bury(self) -> None:
         """Give up what cannot be told any more as it was to be."""
-        notify = self._inventory().notify
+        notify = self._database.inventory.notify
         try:
-            buried = await self._database.run(outbox.bury, list(notify.channels), self._now())
+            buried = await self._database.write(outbox.bury, list(notify.channels))
             if notify is not self._known:
                 plain = [name for name in notify.channels if not notify.keeps_cards(name)]
-                await self._database.run(outbox.retire_cards, plain)
+                await self._database.write(outbox.retire_cards, plain)
                 self._known = notify
         except StorageError as error:
             log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
@@ -108,7 +107,7 @@ class Sender:
     async def _serve(self, name: str, wake: asyncio.Event) -> None:
         for outcome in ("sent", "retried", "dead"):
             self._metrics.notices.labels(name, outcome)  # from nothing there is no increase
-        while name in self._inventory().notify.channels:
+        while name in self._database.inventory.notify.channels:
             wake.clear()
             pause = await self._drain(name)
             with contextlib.suppress(TimeoutError):
@@ -119,9 +118,9 @@ class Sender:
     async def _drain(self, name: str) -> float:
         """Send what a channel has; returns the seconds after which to look again."""
         try:
-            while not self._stopping and (channel := self._inventory().notify.channels.get(name)) is not None:
+            while not self._stopping and (channel := self._database.inventory.notify.channels.get(name)) is not None:
                 bot = channel.options.bot
-                chosen = await self._database.run(outbox.choose, name, bot, self._now())
+                chosen = await self._database.write(outbox.choose, name, bot)
                 if isinstance(chosen, Batch) and self._paces[bot].until > self._now():
                     chosen = self._paces[bot].until
                 if not isinstance(chosen, Batch):
@@ -149,17 +148,17 @@ class Sender:
             raise
         except Exception:  # a send is where a task begins
             log.exception("sending broke", channel=name, notice=batch.first.id)
-            why, later = "an error of ours; the log says more", self._now() + LOOK_AGAIN
-            await self._database.run(outbox.broke, batch, why, later, most=BROKEN_TRIES)
+            why, later = "internal error; see the log", self._now() + LOOK_AGAIN
+            await self._database.write(outbox.broke, batch, why, later, most=BROKEN_TRIES)
 
     async def _send(self, name: str, channel: Channel, batch: Batch) -> None:
-        inventory, kind, options = self._inventory(), CHANNELS[channel.kind], channel.options
-        told = await self._database.run(reader.read, batch, inventory, self._database.clock)
+        inventory, kind, options = self._database.inventory, CHANNELS[channel.kind], channel.options
+        told = await self._database.read(reader.read, batch)
         more = await self._details(batch)
         told = [self._masked(replace(story, facts={**story.facts, **more})) for story in told]
         card = await asyncio.to_thread(_made, told, batch, inventory, options)
         # The limits are looked at last, so that nothing stands between that and the send.
-        send = await self._database.run(outbox.reserve, batch, options.bot, self._now())
+        send = await self._database.write(outbox.reserve, batch, options.bot)
         if send is None:
             return
         letter = Letter(card, _uuid(name, batch), batch.message_id, batch.reply_to, batch.degraded)
@@ -190,9 +189,9 @@ class Sender:
         while True:
             now = self._now()
             try:
-                await self._database.run(
+                await self._database.write(
                     outbox.record, batch, send, answer.what, self._redact(answer.words),
-                    state=state, not_before=now + after, now=now, message_id=answer.message_id, degraded=answer.wants,
+                    state=state, not_before=now + after, message_id=answer.message_id, degraded=answer.wants,
                 )  # fmt: skip
             except StorageError as error:
                 log.error("a send cannot be recorded yet", error=str(error))  # noqa: TRY400

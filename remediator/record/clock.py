@@ -1,7 +1,7 @@
-"""The record's clock: it runs on through every change of the calendar's, and through our own restarts.
+"""The record's clock, which does not jump when the system time is set, and continues over restarts.
 
-Back-offs, budgets and windows are reckoned by it. People are told the calendar's time of what happened, as it is
-reckoned back from now, so that a clock that was set right sets right what was recorded before, too.
+Back-offs, budgets and windows use it. Times are shown in system time as it is now, so that a corrected system time also
+corrects the times of earlier events.
 """
 
 import time
@@ -16,12 +16,12 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def since_boot() -> float:
-    """Seconds since the machine was started, suspended ones included."""
+    """Return the seconds since the machine was started, including suspended time."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def boot_id() -> str:
-    """What names this run of the machine; without one, every start of ours counts as a start of the machine's."""
+    """Return the id of this run of the machine; empty if there is none, and then every start counts as a reboot."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -29,7 +29,7 @@ def boot_id() -> str:
 
 
 class SteadyClock:
-    """Seconds that nobody can set. They began as Unix time, when the record was made."""
+    """Seconds that cannot be set. They began as the Unix time at which the record was created."""
 
     def __init__(
         self, offset: float, running: Callable[[], float] = since_boot, calendar: Callable[[], float] = time.time
@@ -40,26 +40,26 @@ class SteadyClock:
         return self._running() + self._offset
 
     def unix(self, at: float) -> float:
-        """The Unix time of what happened at `at`, by the calendar's clock as it is now."""
+        """Convert a time of this clock to Unix time, by the system time as it is now."""
         return self._calendar() - (self.now() - at)
 
 
-def take_up(connection: Connection, boot: str, running: float, calendar: float) -> float:
-    """The offset with which the record's clock goes on where it was; it never goes back.
+def resume(connection: Connection, boot: str, running: float, calendar: float) -> float:
+    """Return the offset with which the clock continues; it never goes back.
 
-    While the machine was off, only the calendar's clock can say how long that was.
+    After a reboot, only the system time shows how long the machine was off.
     """
-    kept = connection.execute(select(clock)).first()
-    if kept is None:
+    stored = connection.execute(select(clock)).first()
+    if stored is None:
         connection.execute(insert(clock).values(id=1, boot=boot, running=running, calendar=calendar, steady=calendar))
         return calendar - running
-    if boot and kept.boot == boot:
-        return float(kept.steady - kept.running)
-    steady = float(kept.steady + max(0.0, calendar - kept.calendar))
+    if boot and stored.boot == boot:
+        return float(stored.steady - stored.running)
+    steady = float(stored.steady + max(0.0, calendar - stored.calendar))
     connection.execute(update(clock).values(boot=boot, running=running, calendar=calendar, steady=steady))
     return steady - running
 
 
-def keep(connection: Connection, now: float, running: float, calendar: float) -> None:
-    """Keep how late it is, for after the machine's next start."""
+def store(connection: Connection, now: float, running: float, calendar: float) -> None:
+    """Store the time, for after the next reboot."""
     connection.execute(update(clock).values(running=running, calendar=calendar, steady=now))

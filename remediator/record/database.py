@@ -9,20 +9,24 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Connection, create_engine, event
+from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, DBAPIError
 
+from fleet.inventory.model import Inventory
 from remediator.record import clock
 from remediator.record.clock import SteadyClock
+from remediator.record.transaction import Transaction
 from runtime.errors import DefibError, StartError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-PLACES = 2  # transactions that may wait for the thread at once: what comes first has no more than these before it
+WAITING_WRITERS = 2  # in the writer's queue: what is urgent waits for no more than these
+READERS = 2
 MIGRATIONS = Path(__file__).parent / "migrations"
 _MEND = (
     "nothing was changed. Move what there is of it away, {path}-wal and {path}-shm too; then put a backup in its place,"
@@ -40,21 +44,23 @@ class StorageError(DefibError):
 
 
 class Database:
-    """Runs functions of a connection, each in one transaction, one after another, off the event loop.
+    """Runs functions of a transaction off the event loop: writers one after another, readers beside them.
 
-    One process owns the file; a second that opens it is refused.
+    `inventory` is the one in force, which a reload replaces. One process owns the file; a second one that opens it is
+    refused.
     """
 
-    def __init__(self, url: str, calendar: Callable[[], float] = time.time) -> None:
+    def __init__(self, url: str, inventory: Inventory, calendar: Callable[[], float] = time.time) -> None:
         path = Path(url.removeprefix("sqlite:///"))
-        self._lock = _own(path)
-        self._places = asyncio.Semaphore(PLACES)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
-        self._engine = create_engine(url, connect_args={"check_same_thread": False})
-        event.listen(self._engine, "connect", _configure)
-        event.listen(self._engine, "begin", _begin)
+        self.inventory = inventory
+        self._lock = _lock_existing(path)
+        self._waiting = asyncio.Semaphore(WAITING_WRITERS)
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="record writer")
+        self._readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="record reader")
+        self._write_engine = _engine(url, _configure_writer, "BEGIN IMMEDIATE")
+        self._read_engine = _engine(f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true", _configure_reader, "BEGIN")
         try:
-            self.clock = self._thread.submit(self._begin, calendar).result()
+            self.clock = self._writer.submit(self._open, calendar).result()
         except DBAPIError as error:
             self._release()
             code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
@@ -66,62 +72,83 @@ class Database:
         mark_begun(self._lock)
         self._path, self._file = path, _file_at(path)
 
-    async def run(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run `work` in one transaction, durable when this returns, soon. Raises StorageError."""
-        async with self._places:
-            return await self.run_first(work, *args, **kwargs)
+    async def write(self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` in one transaction, which is durable when this returns. Raises StorageError."""
+        async with self._waiting:
+            return await self.write_first(work, *args, **kwargs)
 
-    async def run_first(self, work: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `run`, before what waits there: deliveries and actions come before decisions. Raises StorageError."""
+    async def write_first(self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `write`, ahead of its queue: webhooks and actions come before decisions. Raises StorageError."""
+        return await self._run(self._writer, self._write_engine, work, *args, **kwargs)
 
+    async def read(self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run `work` on a read-only connection, without waiting for writers. Raises StorageError."""
+        return await self._run(self._readers, self._read_engine, work, *args, **kwargs)
+
+    async def _run(
+        self,
+        threads: ThreadPoolExecutor,
+        engine: Engine,
+        work: Callable[Concatenate[Transaction, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
         def transaction() -> T:
             if (lost := self.lost()) is not None:
                 raise StorageError(lost)
-            with self._engine.begin() as connection:
-                return work(connection, *args, **kwargs)
+            with engine.begin() as connection:
+                return work(Transaction(connection, self.clock, self.clock.now(), self.inventory), *args, **kwargs)
 
         try:
-            # A cancelled caller must not cut a transaction in two: the thread ends it either way.
-            return await asyncio.get_running_loop().run_in_executor(self._thread, transaction)
+            # The thread finishes the transaction even if the caller is cancelled.
+            return await asyncio.get_running_loop().run_in_executor(threads, transaction)
         except DBAPIError as error:
             raise StorageError(f"the database refused: {error.orig}") from error
 
     def lost(self) -> str | None:
-        """What is wrong where the file that we opened is not in its place any more: all that we wrote would be lost."""
+        """Return what is wrong if the file that was opened is no longer at its path, since writes would be lost."""
         found = _file_at(self._path)
         if found == self._file:
             return None
         how = "deleted" if found is None else "replaced"
         return (
-            f"the database {self._path} was {how} while the remediator runs: nothing is taken in and nothing is done;"
-            " stop the remediator, put a backup in its place (defib restore) and start it again"
+            f"the database {self._path} was {how} while the remediator is running: it accepts no alerts and takes no"
+            " actions;"
+            " stop the remediator, restore a backup (defib restore) and start it again"
         )
 
-    async def keep_time(self) -> None:
+    async def store_time(self) -> None:
         """Keep how late it is. Raises StorageError."""
-        await self.run(clock.keep, self.clock.now(), clock.since_boot(), time.time())
+        await self.write(_store_time)
 
     def close(self) -> None:
-        self._thread.submit(self._engine.dispose).result()
+        self._readers.shutdown()
+        self._read_engine.dispose()
+        self._writer.submit(self._write_engine.dispose).result()
         self._release()
 
     def _release(self) -> None:
-        self._thread.shutdown()
+        self._readers.shutdown()
+        self._writer.shutdown()
         os.close(self._lock)
 
-    def _begin(self, calendar: Callable[[], float]) -> SteadyClock:
+    def _open(self, calendar: Callable[[], float]) -> SteadyClock:
         """See that the file is whole, bring it up to date, and take up its clock."""
-        with self._engine.begin() as connection:
+        with self._write_engine.begin() as connection:
             said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
             if said != "ok":
                 raise DatabaseError("PRAGMA quick_check", None, ValueError(str(said)))
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with self._engine.begin() as connection:
+        with self._write_engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            offset = clock.take_up(connection, clock.boot_id(), clock.since_boot(), calendar())
+            offset = clock.resume(connection, clock.boot_id(), clock.since_boot(), calendar())
         return SteadyClock(offset, calendar=calendar)
+
+
+def _store_time(tx: Transaction) -> None:
+    clock.store(tx.connection, tx.now, clock.since_boot(), time.time())
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
@@ -133,7 +160,7 @@ def _file_at(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _own(path: Path) -> int:
+def _lock_existing(path: Path) -> int:
     """Lock the database; what its lock's file holds tells whether there must be one. Raises StartError."""
     used = Path(f"{path}.lock")
     if used.is_file() and used.stat().st_size and not (path.is_file() and path.stat().st_size):
@@ -163,11 +190,20 @@ def lock(path: Path) -> int:
     return held
 
 
-def _configure(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves: Python's sqlite3 would say it too late
+def _engine(url: str, configure: Callable[[Any, Any], None], begin: str) -> Engine:
+    engine = create_engine(url, connect_args={"check_same_thread": False})
+    event.listen(engine, "connect", configure)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    return engine
+
+
+def _configure_writer(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # Python's sqlite3 would begin the transaction too late
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=5000"):
         connection.execute(f"PRAGMA {pragma}")
 
 
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _configure_reader(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    for pragma in ("query_only=ON", "busy_timeout=5000"):
+        connection.execute(f"PRAGMA {pragma}")

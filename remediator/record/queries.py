@@ -1,126 +1,90 @@
-"""Reading the record, for the API and the command line."""
+"""Read incidents, actions, alerts and notifications as dictionaries, for the API and the console."""
 
 from typing import Any
 
-from sqlalchemy import Connection, Select, Text, select
+from sqlalchemy import Select, Table, select
 
-from remediator.record.clock import SteadyClock
-from remediator.record.schema import actions, alerts, evidence, incidents, notices, sends, timeline
-from runtime.times import rfc3339
+from remediator.record.schema import actions, alerts, deliveries, evidence, incidents, notifications, timeline
+from remediator.record.transaction import Transaction
 
-_OF_NOTICES = (
+_NOTIFICATION_COLUMNS = (
     "id", "channel", "kind", "severity", "incident_id", "created_at", "state", "tries", "ended_at", "answer", "told_in",
 )  # fmt: skip
-# Free text is of the type Text in the tables; some of it is in the details of the timeline too, by the same names.
-_WITHHELD = frozenset(
-    column.name
-    for table in (incidents, actions, evidence, notices, sends)
-    for column in table.columns
-    if isinstance(column.type, Text)
-) | {"evidence", "said", "message"}
-_FACTS = frozenset({"before", "after"})  # of a target: their state may quote an answer or a command's output
-_TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_seen")
 
 
-def page_of_incidents(connection: Connection, before: int | None, limit: int) -> list[dict[str, Any]]:
-    query = select(incidents).order_by(incidents.c.id.desc()).limit(limit)
-    if before is not None:
-        query = query.where(incidents.c.id < before)
-    return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001 - SQLAlchemy's public name
+def page_of_incidents(tx: Transaction, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Return the newest incidents with an id below `before`."""
+    return _page(tx, incidents, before, limit)
 
 
-def open_incidents(connection: Connection) -> list[dict[str, Any]]:
-    """Those that are open, the oldest first."""
-    rows = connection.execute(select(incidents).where(incidents.c.state == "open").order_by(incidents.c.opened_at))
-    return [dict(row._mapping) for row in rows]  # noqa: SLF001
+def page_of_actions(tx: Transaction, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Return the newest actions with an id below `before`."""
+    return _page(tx, actions, before, limit)
 
 
-def page_of_alerts(connection: Connection, before: int | None, limit: int) -> list[dict[str, Any]]:
-    """Alerts, and what is decided about those that open no incident."""
-    query = select(alerts).order_by(alerts.c.id.desc()).limit(limit)
-    if before is not None:
-        query = query.where(alerts.c.id < before)
-    told = "told, and never acted on: it names no service of the inventory"
-    rows = (dict(row._mapping) for row in connection.execute(query))  # noqa: SLF001
-    return [{**row, "decided": f"incident {row['incident_id']}" if row["incident_id"] else told} for row in rows]
+def page_of_alerts(tx: Transaction, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Return the newest alerts with an id below `before`, and what they lead to."""
+    notify_only = "notification only: it has no service of the inventory"
+    return [
+        {**row, "decided": f"incident {row['incident_id']}" if row["incident_id"] else notify_only}
+        for row in _page(tx, alerts, before, limit)
+    ]
 
 
-def whole_incident(connection: Connection, incident: int) -> dict[str, Any] | None:
-    """An incident with its alerts, its actions with their evidence, and its timeline."""
-    row = connection.execute(select(incidents).where(incidents.c.id == incident)).first()
+def page_of_notifications(tx: Transaction, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Return the newest notifications with an id below `before`, with their deliveries."""
+    query = select(notifications).order_by(notifications.c.id.desc()).limit(limit)
+    return _with_deliveries(tx, query if before is None else query.where(notifications.c.id < before))
+
+
+def open_incidents(tx: Transaction) -> list[dict[str, Any]]:
+    """Return the open incidents, oldest first."""
+    rows = tx.execute(select(incidents).where(incidents.c.state == "open").order_by(incidents.c.opened_at))
+    return [dict(row) for row in rows.mappings()]
+
+
+def read_incident(tx: Transaction, incident: int) -> dict[str, Any] | None:
+    """Return an incident with its alerts, actions, evidence, timeline and notifications; None if there is none."""
+    row = tx.execute(select(incidents).where(incidents.c.id == incident)).mappings().first()
     if row is None:
         return None
 
-    def of(table: Any, order: Any) -> list[dict[str, Any]]:
-        rows = connection.execute(select(table).where(table.c.incident_id == incident).order_by(order))
-        return [dict(each._mapping) for each in rows]  # noqa: SLF001
+    def rows_of(table: Table) -> list[dict[str, Any]]:
+        rows = tx.execute(select(table).where(table.c.incident_id == incident).order_by(table.c.id))
+        return [dict(each) for each in rows.mappings()]
 
-    acted = of(actions, actions.c.id)
-    for each in acted:
-        kept = connection.execute(select(evidence).where(evidence.c.action_id == each["id"]).order_by(evidence.c.id))
-        each["evidence"] = [{"name": one.name, "at": one.at, "text": one.text} for one in kept]
+    action_rows = rows_of(actions)
+    for action in action_rows:
+        texts = tx.execute(select(evidence).where(evidence.c.action_id == action["id"]).order_by(evidence.c.id))
+        action["evidence"] = [{"name": text.name, "at": text.at, "text": text.text} for text in texts]
+    of_incident = select(notifications).where(notifications.c.incident_id == incident).order_by(notifications.c.id)
     return {
-        **row._mapping,  # noqa: SLF001
-        "alerts": of(alerts, alerts.c.id),
-        "actions": acted,
-        "timeline": of(timeline, timeline.c.id),
-        "notices": _notices(
-            connection, select(notices).where(notices.c.incident_id == incident).order_by(notices.c.id)
-        ),
+        **row,
+        "alerts": rows_of(alerts),
+        "actions": action_rows,
+        "timeline": rows_of(timeline),
+        "notifications": _with_deliveries(tx, of_incident),
     }
 
 
-def page_of_notices(connection: Connection, before: int | None, limit: int) -> list[dict[str, Any]]:
-    query = select(notices).order_by(notices.c.id.desc()).limit(limit)
-    return _notices(connection, query if before is None else query.where(notices.c.id < before))
-
-
-def _notices(connection: Connection, query: Select[Any]) -> list[dict[str, Any]]:
-    """Notices with every attempt to send them."""
-    found = [{name: row._mapping[name] for name in _OF_NOTICES} for row in connection.execute(query)]  # noqa: SLF001
-    tried = connection.execute(
-        select(sends.c.notice_id, sends.c.at, sends.c.outcome, sends.c.answer)
-        .where(sends.c.notice_id.in_([each["id"] for each in found]))
-        .order_by(sends.c.id)
-    ).all()
-    for each in found:
-        each["sends"] = [
-            {"at": row.at, "outcome": row.outcome, "answer": row.answer} for row in tried if row.notice_id == each["id"]
-        ]
-    return found
-
-
-def page_of_actions(connection: Connection, before: int | None, limit: int) -> list[dict[str, Any]]:
-    query = select(actions).order_by(actions.c.id.desc()).limit(limit)
+def _page(tx: Transaction, table: Table, before: int | None, limit: int) -> list[dict[str, Any]]:
+    query = select(table).order_by(table.c.id.desc()).limit(limit)
     if before is not None:
-        query = query.where(actions.c.id < before)
-    return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
+        query = query.where(table.c.id < before)
+    return [dict(row) for row in tx.execute(query).mappings()]
 
 
-def open_part(value: Any) -> Any:
-    """Rows without the texts that hosts, services and servers gave, which only callers with a credential may see."""
-    if isinstance(value, dict):
-        return {
-            key: None if key in _FACTS else _without(item) if key in _WITHHELD else open_part(item)
-            for key, item in value.items()
-        }
-    return [open_part(item) for item in value] if isinstance(value, list) else value
-
-
-def _without(value: Any) -> Any:
-    if isinstance(value, dict):
-        return open_part(value)
-    return [] if isinstance(value, list) else None
-
-
-def shown(value: Any, clock: SteadyClock) -> Any:
-    """Rows with their times in RFC 3339, by the calendar."""
-    if isinstance(value, dict):
-        return {
-            key: rfc3339(clock.unix(item)) if _is_time(key, item) else shown(item, clock) for key, item in value.items()
-        }
-    return [shown(item, clock) for item in value] if isinstance(value, list) else value
-
-
-def _is_time(key: str, value: Any) -> bool:
-    return isinstance(value, float) and (key in _TIMES or key.endswith("_at"))
+def _with_deliveries(tx: Transaction, query: Select[Any]) -> list[dict[str, Any]]:
+    rows = [{name: row[name] for name in _NOTIFICATION_COLUMNS} for row in tx.execute(query).mappings()]
+    attempts = tx.execute(
+        select(deliveries.c.notice_id, deliveries.c.at, deliveries.c.outcome, deliveries.c.answer)
+        .where(deliveries.c.notice_id.in_([row["id"] for row in rows]))
+        .order_by(deliveries.c.id)
+    ).all()
+    for row in rows:
+        row["deliveries"] = [
+            {"at": each.at, "outcome": each.outcome, "answer": each.answer}
+            for each in attempts
+            if each.notice_id == row["id"]
+        ]
+    return rows

@@ -29,8 +29,8 @@ clock = Table(
 )
 
 # Moments that are looked back to, by name: when the Watchdog came, when automation was switched, …
-marks = Table(
-    "marks",
+timestamps = Table(
+    "timestamps",
     metadata,
     Column("name", String, primary_key=True),
     Column("at", Float, nullable=False),
@@ -179,8 +179,8 @@ evidence = Table(
     Index("evidence_of_action", "action_id"),
 )
 
-notices = Table(
-    "notices",
+notifications = Table(
+    "notifications",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("channel", String, nullable=False),
@@ -215,11 +215,11 @@ notices = Table(
     Index("notices_of_message", "message_id"),
 )
 
-sends = Table(
-    "sends",
+deliveries = Table(
+    "deliveries",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("notice_id", Integer, ForeignKey("notices.id"), nullable=False),
+    Column("notice_id", Integer, ForeignKey("notifications.id"), nullable=False),
     Column("bot", String, nullable=False),  # a digest of where it was sent to: limits are per bot
     Column("at", Float, nullable=False),
     Column("outcome", String),  # NULL: the answer never came to be recorded
@@ -229,8 +229,8 @@ sends = Table(
 )
 
 # What people pressed on cards; the event's id is Feishu's.
-presses = Table(
-    "presses",
+button_presses = Table(
+    "button_presses",
     metadata,
     Column("event_id", String, primary_key=True),
     Column("at", Float, nullable=False),

@@ -1,64 +1,71 @@
-"""What the record knows that a decision depends on."""
+"""Build the situation that a decision depends on from the record."""
 
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
-from sqlalchemy import Connection, and_, func, or_, select
+from sqlalchemy import Row, and_, func, or_, select
 
-from fleet.inventory.model import Inventory, Step
-from remediator.incidents.lifecycle import firing_names, host_is_down
-from remediator.policy import BUDGET_WINDOW, Done, Past, Present, Situation, next_step, since_refill
-from remediator.record import stops, switches
-from remediator.record.schema import actions, incidents
+from fleet.inventory.model import Step
+from remediator.policy.attempts import counted_since, next_step
+from remediator.policy.gates import BUDGET_WINDOW
+from remediator.policy.situation import Past, PastAction, Present, Situation
+from remediator.record import maintenance, stops
+from remediator.record.automation import read_switch
+from remediator.record.schema import actions, alerts, incidents
+from remediator.record.transaction import Transaction
 
-DONE = 20  # actions on a target that are looked back over for a stop or start of our own
-HISTORY = 100  # incidents of a target that are looked back over for its budget, and tries for its back-off
+HOST_DOWN = "HostDown"
+ACTIONS_READ = 20  # of a target, to tell stops and starts of Defib from those of others
+HISTORY_READ = 100  # incidents of a service for its attempts, and actions for its back-off
 
 
-def past_of(connection: Connection, service: str, incident: int, window: float) -> Past:
-    """What was tried on a target, for its budget and its back-off."""
-    outages = connection.execute(
+def read_past(tx: Transaction, service: str, incident: int, window: float) -> Past:
+    """Return the earlier actions on a service: its attempts and its back-off."""
+    outages = tx.execute(
         select(incidents.c.opened_at, incidents.c.closed_at, incidents.c.state)
         .where(incidents.c.service == service, incidents.c.labels.is_not(None))
         .order_by(incidents.c.opened_at.desc())
-        .limit(HISTORY)
+        .limit(HISTORY_READ)
     ).all()
-    done = (actions.c.service == service) & actions.c.state.not_in(("queued", "cancelled"))
-    reset = connection.scalar(select(func.max(actions.c.claimed_at)).where(done, actions.c.kind == "reset"))
-    # Where nobody saw it up, nothing says that it was.
-    up_between = [(row.opened_at, row.closed_at if row.state == "recovered" else None) for row in reversed(outages)]
-    since = max(since_refill(up_between, window), reset if reset is not None else float("-inf"))
-    counted = connection.execute(
-        select(actions.c.kind, func.count())
-        .where(done, actions.c.counts == 1, actions.c.claimed_at > since)
+    was_run = (actions.c.service == service) & actions.c.state.not_in(("queued", "cancelled"))
+    reset_at = tx.scalar(select(func.max(actions.c.claimed_at)).where(was_run, actions.c.kind == "reset"))
+    # An incident that was closed without an observed recovery does not show that the service was up.
+    outage_times = [(row.opened_at, row.closed_at if row.state == "recovered" else None) for row in reversed(outages)]
+    since = max(counted_since(outage_times, window, tx.now), reset_at if reset_at is not None else float("-inf"))
+    counted = tx.execute(
+        select(actions.c.kind, func.count().label("number"))
+        .where(was_run, actions.c.counts == 1, actions.c.claimed_at > since)
         .group_by(actions.c.kind)
     )
-    tried = connection.execute(
+    tries = tx.execute(
         select(
             actions.c.incident_id, actions.c.claimed_at, actions.c.ended_at, actions.c.requested_by, actions.c.blocked
         )
-        .where(done, actions.c.kind != "reset")
+        .where(was_run, actions.c.kind != "reset")
         .order_by(actions.c.claimed_at.desc())
-        .limit(HISTORY)
+        .limit(HISTORY_READ)
     ).all()
-    of_incident = [row for row in tried if row.incident_id == incident and (reset is None or row.claimed_at > reset)]
-    left_alone = connection.execute(
+    in_incident = [
+        row for row in tries if row.incident_id == incident and (reset_at is None or row.claimed_at > reset_at)
+    ]
+    row = tx.execute(
         select(incidents.c.healing_since, incidents.c.starting_since).where(incidents.c.id == incident)
     ).first()
     return Past(
-        attempts={kind: int(count) for kind, count in counted},
-        tries=sum(1 for row in of_incident if row.requested_by == "alert"),
-        last_ended=max((row.ended_at for row in tried if row.ended_at is not None), default=None),
-        last_action=connection.scalar(select(func.max(actions.c.claimed_at)).where(done)) or 0.0,
-        blocked=tried[0].blocked if tried and tried[0] in of_incident else None,
-        healing_since=left_alone.healing_since if left_alone is not None else None,
-        starting_since=left_alone.starting_since if left_alone is not None else None,
+        attempts={row.kind: row.number for row in counted},
+        tries=sum(1 for row in in_incident if row.requested_by == "alert"),
+        last_ended=max((row.ended_at for row in tries if row.ended_at is not None), default=None),
+        last_action=tx.scalar(select(func.max(actions.c.claimed_at)).where(was_run)) or 0.0,
+        blocked=tries[0].blocked if tries and tries[0] in in_incident else None,
+        healing_since=row.healing_since if row is not None else None,
+        starting_since=row.starting_since if row is not None else None,
     )
 
 
-def done_to(connection: Connection, service: str, host: str, target: str, incident: int) -> list[Done]:
-    """The last actions on a target, whichever service they were for, the newest first; not what ran nothing."""
-    rows = connection.execute(
+def _read_actions(tx: Transaction, service: str, host: str, target: str, incident: int) -> list[PastAction]:
+    """Return the last actions on a target that ran a command, newest first, for any service that shares it."""
+    rows = tx.execute(
         select(
             actions.c.claimed_at,
             actions.c.command,
@@ -74,10 +81,10 @@ def done_to(connection: Connection, service: str, host: str, target: str, incide
             or_(actions.c.command.is_(None), actions.c.command != "failed", actions.c.exit_status.is_not(None)),
         )
         .order_by(actions.c.claimed_at.desc())
-        .limit(DONE)
+        .limit(ACTIONS_READ)
     )
     return [
-        Done(
+        PastAction(
             row.claimed_at,
             row.command_ended_at if row.command_ended_at is not None else row.ended_at,
             row.command == "succeeded",
@@ -88,9 +95,9 @@ def done_to(connection: Connection, service: str, host: str, target: str, incide
     ]
 
 
-def _stop_seen(connection: Connection, services: Iterable[str]) -> tuple[str, str]:
-    """After which run of a target somebody was seen to have stopped it, and what said so; of services that share it."""
-    row = connection.execute(
+def _read_observed_stop(tx: Transaction, services: Iterable[str]) -> tuple[str, str]:
+    """Return (run, why) of the stop of a target by somebody, as observed in an open incident of these services."""
+    row = tx.execute(
         select(incidents.c.stopped_run, incidents.c.stopped_why)
         .where(
             incidents.c.service.in_(list(services)),
@@ -102,95 +109,118 @@ def _stop_seen(connection: Connection, services: Iterable[str]) -> tuple[str, st
     return (row.stopped_run or "", row.stopped_why) if row is not None else ("", "")
 
 
-def present_of(connection: Connection, service: str, host: str, now: float, target: str = "") -> Present:
-    """What is under way, as far as it matters to an action on `target`, for `service`, at `host`."""
-    running = connection.execute(
+def read_present(tx: Transaction, service: str, host: str, target: str = "") -> Present:
+    """Return the actions in progress, seen from an action on `target` for `service` on `host`."""
+    running = tx.execute(
         select(actions.c.service, actions.c.host, actions.c.target, actions.c.command).where(
             actions.c.state == "running"
         )
     ).all()
-    recent = connection.scalars(
+    recent = tx.scalars(
         select(actions.c.claimed_at)
-        .where(actions.c.claimed_at > now - BUDGET_WINDOW, actions.c.counts == 1, actions.c.state != "queued")
+        .where(actions.c.claimed_at > tx.now - BUDGET_WINDOW, actions.c.counts == 1, actions.c.state != "queued")
         .order_by(actions.c.claimed_at)
     ).all()
     return Present(
         target_busy=any(row.service == service or (row.host, row.target) == (host, target) for row in running),
-        # What needs no host is held by its own lock alone.
         on_host=sum(1 for row in running if host and row.host == host),
         in_flight=sum(1 for row in running if row.command is None),
         in_budget_window=tuple(recent),
     )
 
 
-def situation_now(
-    connection: Connection, incident: int, service: str, inventory: Inventory, situation: Situation, now: float
-) -> Situation:
-    """`situation` with everything that the record knows brought up to date."""
-    known = inventory.services.get(service)
-    rules = inventory.remediation.of(known)
-    host = inventory.host_of(known) if known is not None else None
-    name, group = (host.name, host.group) if host is not None else ("", "")
-    target = known.target if known is not None else ""
-    done = done_to(connection, service, name, target, incident)
-    run, why = _stop_seen(connection, inventory.sharing(known) if known is not None else [service])
-    past = replace(past_of(connection, service, incident, rules.window), done=done, stopped_run=run, stopped_why=why)
-    if done:
-        past = replace(past, last_action=max(past.last_action, done[0].began))
-    step = next_step(known, rules, past) if known is not None else None
-    held = switches.maintenance_of(connection, service, name, group, now)
+def complete(tx: Transaction, incident: int, service: str, situation: Situation) -> Situation:
+    """Return `situation` with everything that the record knows, as of this transaction."""
+    entry = tx.inventory.services.get(service)
+    rules = tx.inventory.remediation.of(entry)
+    host = tx.inventory.host_of(entry) if entry is not None else None
+    host_name, group = (host.name, host.group) if host is not None else ("", "")
+    target = entry.target if entry is not None else ""
+    past_actions = _read_actions(tx, service, host_name, target, incident)
+    run, why = _read_observed_stop(tx, tx.inventory.sharing(entry) if entry is not None else [service])
+    past = replace(
+        read_past(tx, service, incident, rules.window), actions=past_actions, stopped_run=run, stopped_why=why
+    )
+    if past_actions:
+        past = replace(past, last_action=max(past.last_action, past_actions[0].began))
+    step = next_step(entry, rules, past) if entry is not None else None
+    held = maintenance.find_maintenance(tx, service, host_name, group)
+    # A host whose shell responds is not down, even if its alert has not been resolved yet.
+    shell_responds = situation.observed is not None and situation.observed.host_up
     return replace(
         situation,
-        now=now,
-        firing=firing_names(connection, incident, rules.alerts),
+        now=tx.now,
+        firing=firing_names(tx, incident, rules.alerts),
         past=past,
-        present=present_of(connection, service, name, now, target),
-        stopped=stops.of(connection, service),
-        automation=switches.automation(connection).enabled,
+        present=read_present(tx, service, host_name, target),
+        stopped=stops.describe(tx, service),
+        automation=read_switch(tx).enabled,
         maintenance=held.why if held is not None else "",
-        maintenance_ends=now + held.left if held is not None else situation.maintenance_ends,
-        approved=_approved(connection, incident, step),
-        # Whatever became of the alert's end: a host whose shell answers is not down.
-        host_down=bool(name)
-        and not (situation.observed is not None and situation.observed.host_up)
-        and host_is_down(connection, name),
+        maintenance_ends=tx.now + held.remaining if held is not None else situation.maintenance_ends,
+        approved=_is_approved(tx, incident, step),
+        host_down=bool(host_name) and not shell_responds and is_host_down(tx, host_name),
     )
 
 
-def known_to_fail(connection: Connection, services: Iterable[str], inventory: Inventory, now: float) -> set[str]:
-    """Those of some failing services that no storm has taken: in maintenance, stopped on purpose, or given up."""
-    known = {*breakers(connection), *_stopped(connection)}.intersection(services)
-    under_way = {(each["scope"], each["name"]) for each in switches.maintenances(connection, now)}
+def began_at(row: Row[Any]) -> float:
+    """Return when the outage of an incident's row began, or when the incident was opened if there was none."""
+    return float(row.down_at if row.down_at is not None else row.opened_at)
+
+
+def firing_names(tx: Transaction, incident: int, alerts_to_act_on: Iterable[str]) -> frozenset[str]:
+    """Return the names of the alerts that keep an incident open.
+
+    These are `alerts_to_act_on`, or any alert if none of those ever fired in the incident.
+    """
+    is_firing = and_(alerts.c.incident_id == incident, alerts.c.status == "firing")
+    names = frozenset(tx.scalars(select(alerts.c.name).where(is_firing)))
+    was_down = tx.scalar(select(incidents.c.labels.is_not(None)).where(incidents.c.id == incident))
+    return names & frozenset(alerts_to_act_on) if was_down else names
+
+
+def is_host_down(tx: Transaction, host: str) -> bool:
+    rows = tx.scalars(select(alerts.c.labels).where(alerts.c.status == "firing", alerts.c.name == HOST_DOWN))
+    return any(labels.get("host") == host for labels in rows)
+
+
+def expected_failures(tx: Transaction, services: Iterable[str]) -> set[str]:
+    """Return those of some failing services that are no sign of a storm.
+
+    They are in maintenance, were stopped on purpose, or have used up their attempts.
+    """
+    services = list(services)
+    expected = {*services_without_attempts(tx), *_stopped_services(tx)}.intersection(services)
+    in_maintenance = {(row["scope"], row["name"]) for row in maintenance.current(tx)}
     for name in services:
-        service = inventory.services.get(name)
-        host = inventory.host_of(service) if service is not None else None
-        of_it = {("service", name)}
+        service = tx.inventory.services.get(name)
+        host = tx.inventory.host_of(service) if service is not None else None
+        scopes = {("service", name)}
         if host is not None:
-            of_it |= {("host", host.name), ("group", host.group)}
-        if of_it & under_way:
-            known.add(name)
-    return known
+            scopes |= {("host", host.name), ("group", host.group)}
+        if scopes & in_maintenance:
+            expected.add(name)
+    return expected
 
 
-def breakers(connection: Connection) -> list[str]:
-    """The services whose attempts are used up, and which are still down."""
+def services_without_attempts(tx: Transaction) -> list[str]:
+    """Return the services that are down and whose attempts are used up."""
     used_up = (incidents.c.state == "open") & (incidents.c.reason == "attempts-used-up")
-    return list(connection.scalars(select(incidents.c.service).where(used_up)))
+    return list(tx.scalars(select(incidents.c.service).where(used_up)))
 
 
-def _stopped(connection: Connection) -> list[str]:
-    """The services that a person stopped, through Defib or on their hosts."""
-    # Whatever holds it now, such as a storm.
-    seen = (incidents.c.reason == "stopped-by-hand") | incidents.c.stopped_why.is_not(None)
-    on_host = (incidents.c.state == "open") & seen
-    return [*stops.all_of(connection), *connection.scalars(select(incidents.c.service).where(on_host))]
+def _stopped_services(tx: Transaction) -> list[str]:
+    """Return the services that somebody stopped, through Defib or on their hosts."""
+    # The latest decision may have another reason, such as a storm.
+    is_stopped = (incidents.c.reason == "stopped-by-hand") | incidents.c.stopped_why.is_not(None)
+    on_hosts = select(incidents.c.service).where(incidents.c.state == "open", is_stopped)
+    return [*stops.stopped_services(tx), *tx.scalars(on_hosts)]
 
 
-def _approved(connection: Connection, incident: int, step: Step | None) -> bool:
-    """Whether a person has approved just this step; what it was changed to meanwhile they have not."""
+def _is_approved(tx: Transaction, incident: int, step: Step | None) -> bool:
+    """Whether an operator approved this step. An approval of another step, or of other options, does not count."""
     if step is None:
         return False
-    row = connection.execute(
+    row = tx.execute(
         select(actions.c.kind, actions.c.step).where(
             actions.c.incident_id == incident, actions.c.state == "queued", actions.c.approved_at.is_not(None)
         )

@@ -1,44 +1,44 @@
-"""Services that a person stopped through Defib: until they are up again, nothing is done and nobody is told."""
+"""Services that an operator stopped through Defib. Until they are up again, there are no actions or notifications."""
 
 from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from remediator.record.schema import actions, incidents, stops
+from remediator.record.transaction import Transaction
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A service that is stopped: when that was asked for, and when its command ended."""
+    """A stopped service, when the stop was requested, and when its command ended."""
 
     service: str
     at: float
     ended: float
 
 
-def put(connection: Connection, services: Iterable[str], action: int, by: str, now: float) -> None:
-    """Record that these services are stopped by an action; of one that is already, who stopped it first stays."""
+def add(tx: Transaction, services: Iterable[str], action: int, by: str) -> None:
+    """Record that an action stops these services; an earlier stop of a service stays as it is."""
     for service in services:
-        row = {"service": service, "at": now, "asked_by": by, "action_id": action}
-        connection.execute(insert(stops).values(**row).on_conflict_do_nothing())
+        row = {"service": service, "at": tx.now, "asked_by": by, "action_id": action}
+        tx.execute(insert(stops).values(**row).on_conflict_do_nothing())
 
 
-def of(connection: Connection, service: str) -> str:
-    """Who stopped a service through Defib, or nothing."""
-    by: str | None = connection.scalar(select(stops.c.asked_by).where(stops.c.service == service))
+def describe(tx: Transaction, service: str) -> str:
+    """Return who stopped a service through Defib; empty if it is not stopped."""
+    by: str | None = tx.scalar(select(stops.c.asked_by).where(stops.c.service == service))
     return "" if by is None else f"by {by}, through Defib"
 
 
-def all_of(connection: Connection) -> list[str]:
-    """The services that are stopped through Defib."""
-    return list(connection.scalars(select(stops.c.service)))
+def stopped_services(tx: Transaction) -> list[str]:
+    return list(tx.scalars(select(stops.c.service)))
 
 
-def ended(connection: Connection) -> list[Stop]:
-    """The services that are stopped, but for those whose stop is still under way."""
-    rows = connection.execute(
+def completed(tx: Transaction) -> list[Stop]:
+    """Return the stopped services whose stop command has ended."""
+    rows = tx.execute(
         select(stops.c.service, stops.c.at, func.coalesce(actions.c.ended_at, stops.c.at).label("ended"))
         .join(actions, actions.c.id == stops.c.action_id, isouter=True)
         .where(func.coalesce(actions.c.state, "") != "running")
@@ -46,27 +46,27 @@ def ended(connection: Connection) -> list[Stop]:
     return [Stop(row.service, row.at, row.ended) for row in rows]
 
 
-def remove(connection: Connection, services: Collection[str]) -> None:
-    """Record that these services run again."""
-    connection.execute(delete(stops).where(stops.c.service.in_(services)))
-    _speak_again(connection, services)
+def remove(tx: Transaction, services: Collection[str]) -> None:
+    """Record that these services are up again."""
+    tx.execute(delete(stops).where(stops.c.service.in_(services)))
+    _unmute_incidents(tx, services)
 
 
-def forget(connection: Connection, known: Container[str], before: float) -> None:
-    """Delete the stops from before a time of services that are not `known` any more."""
-    old = connection.scalars(select(stops.c.service).where(stops.c.at < before)).all()
-    gone = [service for service in old if service not in known]
-    connection.execute(delete(stops).where(stops.c.service.in_(gone)))
+def remove_of_action(tx: Transaction, action: int) -> None:
+    """Record that a stop action did not stop anything."""
+    services = list(tx.scalars(select(stops.c.service).where(stops.c.action_id == action)))
+    tx.execute(delete(stops).where(stops.c.action_id == action))
+    _unmute_incidents(tx, services)
 
 
-def withdraw(connection: Connection, action: int) -> None:
-    """Record that a stop stopped nothing."""
-    found = list(connection.scalars(select(stops.c.service).where(stops.c.action_id == action)))
-    connection.execute(delete(stops).where(stops.c.action_id == action))
-    _speak_again(connection, found)
+def delete_removed(tx: Transaction, services: Container[str], before: float) -> None:
+    """Delete the stops before a time of services that are no longer in the inventory."""
+    old = tx.scalars(select(stops.c.service).where(stops.c.at < before)).all()
+    removed = [service for service in old if service not in services]
+    tx.execute(delete(stops).where(stops.c.service.in_(removed)))
 
 
-def _speak_again(connection: Connection, services: Iterable[str]) -> None:
-    """What comes of their open incidents from now on is told."""
-    mine = incidents.c.service.in_(list(services)) & (incidents.c.state == "open")
-    connection.execute(update(incidents).where(mine).values(quiet=0))
+def _unmute_incidents(tx: Transaction, services: Iterable[str]) -> None:
+    """Notify of the open incidents of these services from now on."""
+    is_open = incidents.c.service.in_(list(services)) & (incidents.c.state == "open")
+    tx.execute(update(incidents).where(is_open).values(quiet=0))

@@ -1,36 +1,41 @@
-"""Moments that are looked back to, by name."""
+"""Named points in time, each with details: when the last Watchdog alert was received, when automation was switched."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects.sqlite import insert
 
-from remediator.record.schema import marks
+from remediator.record.schema import timestamps
+from remediator.record.transaction import Transaction
 
-# When the Watchdog came, when it ended, when people were told that it did not come; when automation was switched, and
-# told of; which receivers of Alertmanager lead here.
-Name = Literal["watchdog", "watchdog-over", "watchdog-missed", "automation", "automation-told", "receivers"]
+TimestampName = Literal[
+    "watchdog",  # the last firing Watchdog alert was received
+    "watchdog-resolved",  # the Watchdog alert was received as resolved
+    "watchdog-missed",  # a notification about a missing Watchdog was added
+    "automation",  # the automation switch was set
+    "automation-notified",  # the last notification that automation is off was added
+    "receivers",  # the Alertmanager receivers that deliver to this remediator were stored
+]
 
 
 @dataclass(frozen=True)
-class Mark:
+class Timestamp:
     at: float
     detail: Mapping[str, Any]
 
 
-def get(connection: Connection, name: Name) -> Mark | None:
-    row = connection.execute(select(marks).where(marks.c.name == name)).first()
-    return Mark(row.at, row.detail) if row is not None else None
+def get(tx: Transaction, name: TimestampName) -> Timestamp | None:
+    row = tx.execute(select(timestamps).where(timestamps.c.name == name)).first()
+    return Timestamp(row.at, row.detail) if row is not None else None
 
 
-def put(connection: Connection, name: Name, at: float, **detail: Any) -> None:
+def put(tx: Transaction, name: TimestampName, at: float, **detail: Any) -> None:
     values = {"at": at, "detail": detail}
-    connection.execute(
-        insert(marks).values(name=name, **values).on_conflict_do_update(index_elements=["name"], set_=values)
-    )
+    upsert = insert(timestamps).values(name=name, **values)
+    tx.execute(upsert.on_conflict_do_update(index_elements=["name"], set_=values))
 
 
-def remove(connection: Connection, name: Name) -> None:
-    connection.execute(delete(marks).where(marks.c.name == name))
+def remove(tx: Transaction, name: TimestampName) -> None:
+    tx.execute(delete(timestamps).where(timestamps.c.name == name))

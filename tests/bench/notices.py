@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import structlog
 import uvloop
-from sqlalchemy import Connection, func, select
+from sqlalchemy import func, select
 
 from defib.demo.feishu import SECRET, StandIn
 from defib.demo.keeper import Keeper
@@ -25,8 +25,10 @@ from remediator.notifications.channels import feishu, feishu_cards
 from remediator.notifications.channels.feishu import Heard, Letter
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
+from remediator.record import notifications as notification_rows
 from remediator.record.database import Database
-from remediator.record.schema import notices
+from remediator.record.schema import notifications
+from remediator.record.transaction import Transaction
 from runtime.redaction import Redactor
 from tests.support import eventually, inventory_of
 
@@ -93,10 +95,10 @@ def _written(webhook: str) -> dict[str, Any]:
     return {"notify": {"language": "en", "channels": channels, "routes": [{"channels": ["ops"]}]}}
 
 
-def _tell(connection: Connection, inventory: Inventory, numbers: range, now: float) -> None:
+def _tell(tx: Transaction, numbers: range) -> None:
     for number in numbers:
         labels = {"alertname": f"alert {number}", "severity": SEVERITIES[number % 3]}
-        outbox.tell(connection, inventory.notify, "alert", f"about {number}", labels, {}, now)
+        notification_rows.notify(tx, "alert", f"about {number}", labels, {})
 
 
 def _worst(times: list[float]) -> tuple[int, int]:
@@ -114,15 +116,15 @@ async def _burst() -> bool:
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
             inventory = inventory_of(Path(name) / "config", _written(await feishu_.start())).inventory
-            database = await asyncio.to_thread(Database, f"sqlite:///{name}/record.db")
+            database = await asyncio.to_thread(Database, f"sqlite:///{name}/record.db", inventory)
 
             async def details(_batch: Batch) -> dict[str, Any]:
                 return {}
 
             async with httpx.AsyncClient(trust_env=False) as client:
-                sender = Sender(database, lambda: inventory, client, Metrics(), Redactor(), details)
+                sender = Sender(database, client, Metrics(), Redactor(), details)
                 task = asyncio.create_task(sender.run())
-                await database.run(_tell, inventory, range(BURST), database.clock.now())
+                await database.write(_tell, range(BURST))
                 sender.wake()
                 await eventually(lambda: _all_sent(database, BURST), 300)
                 task.cancel()
@@ -144,8 +146,8 @@ async def _burst() -> bool:
 
 
 async def _all_sent(database: Database, count: int) -> bool:
-    query = select(func.count()).where(notices.c.state == "sent")
-    return bool(await database.run(lambda c: c.scalar(query)) == count)
+    query = select(func.count()).where(notifications.c.state == "sent")
+    return bool(await database.write(lambda c: c.scalar(query)) == count)
 
 
 async def _simulated() -> bool:
@@ -158,7 +160,7 @@ async def _simulate(fold_over: int) -> bool:
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
             inventory = inventory_of(Path(name) / "config", _written("http://127.0.0.1:1/hook")).inventory
-            database = await asyncio.to_thread(Database, f"sqlite:///{name}/record.db")
+            database = await asyncio.to_thread(Database, f"sqlite:///{name}/record.db", inventory)
             return await _simulation(database, inventory, folds=fold_over < GREAT_BURST)
     finally:
         outbox.FOLD_OVER = folded
@@ -169,21 +171,21 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
     made, now, began = rendering.of(inventory), database.clock.now(), time.perf_counter()
     clock = [now]
     bot = StandIn(now=lambda: clock[0])
-    await database.run(_tell, inventory, range(GREAT_BURST), now)
+    await database.write(_tell, range(GREAT_BURST))
     tracemalloc.start()
     at_first = most = 0
     refused: list[str] = []
     told_of = bytes_sent = 0
     times: list[float] = []
     while True:
-        chosen = await database.run(outbox.choose, "ops", options.bot, clock[0])
+        chosen = await database.write(outbox.choose, "ops", options.bot)
         if isinstance(chosen, float):
             if chosen > clock[0] + 3600:
                 break
             clock[0] = max(chosen, clock[0] + 0.001)
             continue
-        told = await database.run(reader.read, chosen, inventory, database.clock)
-        send = await database.run(outbox.reserve, chosen, options.bot, clock[0])
+        told = await database.write(reader.read, chosen)
+        send = await database.write(outbox.reserve, chosen, options.bot)
         assert send is not None
         letter = Letter(cards.card(told, chosen.form, made, options.mention, answers=False))
         body = feishu.message(letter)
@@ -194,14 +196,12 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
         times.append(clock[0])
         told_of += len(chosen.ids)
         bytes_sent = max(bytes_sent, feishu_cards.size(body))
-        await database.run(
-            outbox.record, chosen, send, answer.what, answer.words, state="sent", not_before=clock[0], now=clock[0]
-        )
+        await database.write(outbox.record, chosen, send, answer.what, answer.words, state="sent", not_before=clock[0])
         clock[0] += 0.02  # the time that a send takes
         size = tracemalloc.get_traced_memory()[0]
         at_first, most = at_first or size, max(most, size)
     tracemalloc.stop()
-    left = await database.run(lambda c: c.scalar(select(func.count()).where(notices.c.state != "sent")))
+    left = await database.write(lambda c: c.scalar(select(func.count()).where(notifications.c.state != "sent")))
     await asyncio.to_thread(database.close)
     second, minute = _worst(times)
     good = (

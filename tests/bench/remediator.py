@@ -14,18 +14,19 @@ from typing import Any
 
 import httpx
 import uvloop
-from sqlalchemy import Connection, insert
+from sqlalchemy import insert
 
 from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
-from fleet.inventory.model import Inventory
 from remediator.incidents import lifecycle
-from remediator.policy import Observation, Past, Present, Situation, decide
+from remediator.policy.decisions import decide
+from remediator.policy.situation import Observation, Past, Present, Situation
 from remediator.record import queries, situations
 from remediator.record.database import Database
 from remediator.record.schema import actions as action_rows
 from remediator.record.schema import incidents as incident_rows
+from remediator.record.transaction import Transaction
 from tests.support import eventually, inventory_of
 
 HEADERS = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
@@ -154,12 +155,12 @@ async def _record() -> bool:
         inventory = inventory_of(folder / "config", {
             "hosts": {"h": {"address": "h", "shell": "local"}}, "services": {f"s{n}": _service("h", folder, "x") for n in range(1000)},
         }).inventory  # fmt: skip
-        database = await asyncio.to_thread(Database, f"sqlite:///{folder}/record.db")
-        await database.run(_fill)
-        decisions = [await _timed(database, _decide, inventory, n) for n in range(200)]
+        database = await asyncio.to_thread(Database, f"sqlite:///{folder}/record.db", inventory)
+        await database.write(_fill)
+        decisions = [await _timed(database, _decide, n) for n in range(200)]
         shown = [await _timed(database, queries.page_of_incidents, None, 100) for _ in range(50)]
         shown += [await _timed(database, queries.page_of_actions, INCIDENTS // 2, 100) for _ in range(50)]
-        shown += [await _timed(database, queries.whole_incident, INCIDENTS - n) for n in range(50)]
+        shown += [await _timed(database, queries.read_incident, INCIDENTS - n) for n in range(50)]
         await asyncio.to_thread(database.close)
     decision, page = statistics.median(decisions), statistics.quantiles(shown, n=100)[98]
     good = decision <= DECISION and page <= PAGE
@@ -171,34 +172,34 @@ async def _record() -> bool:
     return good
 
 
-def _fill(connection: Connection) -> None:
+def _fill(tx: Transaction) -> None:
     rows = [
         {"id": n, "service": f"s{n % 1000}", "state": "open" if n > INCIDENTS - 500 else "recovered", "opened_at": float(n),
          "closed_at": None if n > INCIDENTS - 500 else n + 0.5, "labels": {"service": f"s{n % 1000}"}}
         for n in range(1, INCIDENTS + 1)
     ]  # fmt: skip
-    connection.execute(insert(incident_rows), rows)
+    tx.execute(insert(incident_rows), rows)
     acted = [
         {"id": n, "incident_id": n, "service": f"s{n % 1000}", "host": "h", "kind": "restart", "requested_by": "alert",
          "asked_by": "ServiceDown", "overruled": [], "state": "succeeded", "counts": 1, "claimed_at": float(n),
          "command": "succeeded", "ended_at": n + 0.4, "output": "x" * 200}
         for n in range(1, INCIDENTS + 1)
     ]  # fmt: skip
-    connection.execute(insert(action_rows), acted)
+    tx.execute(insert(action_rows), acted)
 
 
-def _decide(connection: Connection, inventory: Inventory, number: int) -> None:
-    service = inventory.services[f"s{number}"]
+def _decide(tx: Transaction, number: int) -> None:
+    service = tx.inventory.services[f"s{number}"]
     blank = Situation(2.0 * INCIDENTS, frozenset(), Past(), Present(), Observation(False, False, "connect"))
-    incident = lifecycle.open_of(connection, service.id) or 0
-    situation = situations.situation_now(connection, incident, service.id, inventory, blank, 2.0 * INCIDENTS)
-    decide(service, inventory.remediation, situation)
-    situations.breakers(connection)
+    incident = lifecycle.find_open(tx, service.id) or 0
+    situation = situations.complete(tx, incident, service.id, blank)
+    decide(service, tx.inventory.remediation, situation)
+    situations.services_without_attempts(tx)
 
 
 async def _timed(database: Database, work: Callable[..., Any], *args: Any) -> float:
     began = time.perf_counter()
-    await database.run(work, *args)
+    await database.write(work, *args)
     return time.perf_counter() - began
 
 

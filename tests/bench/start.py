@@ -79,17 +79,17 @@ def _measure(config: Path) -> bool:
         "defib probe": [*defib, "probe", "s0", "--config", str(config)],
     }
     rounds = [{name: _cpu(argv) for name, argv in commands.items()} for _ in range(ROUNDS + 1)][1:]
-    good = True
+    succeeded = True
     for name, seconds in AT_MOST.items():
         ratio = statistics.median(each[name] / each["python -c pass"] for each in rounds)
         well = ratio <= seconds / PASS
-        good = good and well
+        succeeded = succeeded and well
         print(
             f"{name}: CPU {statistics.median(each[name] for each in rounds):.3f} s, python -c pass"
             f" {statistics.median(each['python -c pass'] for each in rounds):.3f} s; ratio {ratio:.1f}, median of {ROUNDS}"
-            f" (at most {seconds / PASS:.1f}): {'good' if well else 'TOO SLOW'}"
+            f" (at most {seconds / PASS:.1f}): {'succeeded' if well else 'TOO SLOW'}"
         )
-    return good
+    return succeeded
 
 
 def _cpu(argv: Sequence[str]) -> float:

@@ -135,8 +135,10 @@ async def test_a_container_that_dies_is_restarted_once_and_people_are_told(world
     assert world.titles() == ["Service down: web", "Restarted, being watched: web", "Recovered: web"]
     assert [card.colour for card in world.feishu.received] == ["red", "orange", "green"]
     assert not world.feishu.refused
-    assert [entry["event"] for entry in incident["timeline"] if entry["event"] not in ("resolved", "up", "action-ended", "wait", "refuse")] == [
-        "opened", "firing", "act", "action", "command", "recovered",
+    assert [entry["event"] for entry in incident["timeline"] if entry["event"] not in ("alert_resolved", "service_up", "action_ended")
+        and entry["detail"].get("verb") not in ("wait", "refuse")
+    ] == [
+        "incident_opened", "alert_firing", "decision", "action_started", "command_ended", "incident_closed",
     ]  # fmt: skip
 
 

@@ -120,14 +120,19 @@ class Loop:
 
         return (await eventually(reached)) or {}
 
-    async def until_event(self, event: str, reason: str | None = None) -> dict[str, Any]:
-        async def seen() -> dict[str, Any] | None:
+    async def until_event(self, event: str, **detail: Any) -> dict[str, Any]:
+        """Wait for an event of the first incident with these details, and return it."""
+
+        async def find() -> dict[str, Any] | None:
             for entry in (await self.incident()).get("timeline", []):
-                if entry["event"] == event and (reason is None or entry["detail"].get("reason") == reason):
+                if entry["event"] == event and detail.items() <= entry["detail"].items():
                     return dict(entry)
             return None
 
-        return (await eventually(seen)) or {}
+        return (await eventually(find)) or {}
+
+    async def until_decision(self, verb: str, reason: str | None = None) -> dict[str, Any]:
+        return await self.until_event("decision", verb=verb, **({} if reason is None else {"reason": reason}))
 
     async def ask(self, method: str, path: str, body: Any = None) -> httpx.Response:
         return await self.stack.client.request(

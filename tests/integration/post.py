@@ -11,10 +11,10 @@ from sqlalchemy import select
 from defib.demo.feishu import StandIn
 from fleet.inventory.model import Inventory
 from remediator.metrics import Metrics
-from remediator.notifications import outbox
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
-from remediator.record.schema import notices
+from remediator.record import notifications as notification_rows
+from remediator.record.schema import notifications
 from runtime.redaction import Redactor
 from tests.support import new_record
 
@@ -29,24 +29,33 @@ class Post:
     """A sender, its database and its bot."""
 
     def __init__(self, folder: Path, feishu: StandIn, inventory: Inventory) -> None:
-        self.folder, self.feishu, self.inventory = folder, feishu, inventory
+        self.folder, self.feishu = folder, feishu
         self.client = httpx.AsyncClient(trust_env=False)
-        self.database = new_record(folder)
+        self.database = new_record(folder, inventory)
+
+    @property
+    def inventory(self) -> Inventory:
+        return self.database.inventory
+
+    @inventory.setter
+    def inventory(self, inventory: Inventory) -> None:
+        self.database.inventory = inventory
 
     async def open(self) -> None:
         redact = Redactor(["hunter2-secret"])
         self.metrics = Metrics()
-        self.sender = Sender(self.database, lambda: self.inventory, self.client, self.metrics, redact, no_details)
+        self.sender = Sender(self.database, self.client, self.metrics, redact, no_details)
         self.task = asyncio.create_task(self.sender.run())
 
     async def tell(self, number: int, text: str = "", labels: Mapping[str, str] = LABELS) -> None:
         content = {"annotations": {"summary": text or f"number {number}"}}
-        now = self.database.clock.now()
-        await self.database.run(outbox.tell, self.inventory.notify, "alert", f"about {number}", labels, content, now)
+        await self.database.write(notification_rows.notify, "alert", f"about {number}", labels, content)
         self.sender.wake()
 
     async def rows(self) -> list[Any]:
-        return list(await self.database.run(lambda c: c.execute(select(notices).order_by(notices.c.id)).all()))
+        return list(
+            await self.database.write(lambda c: c.execute(select(notifications).order_by(notifications.c.id)).all())
+        )
 
     async def settled(self) -> bool:
         return all(row.state != "pending" for row in await self.rows())

@@ -18,7 +18,7 @@ from defib.demo.stack import Stack
 from exporter import api as exporter_api
 from remediator import console
 from remediator.chat import feishu_callback
-from remediator.http import api as remediator_api
+from remediator.http import read_api, webhook, write_api
 from runtime.tokens import ApiToken
 from runtime.web import Access, application
 from runtime.webconfig import WebConfig
@@ -50,7 +50,7 @@ ROUTES: dict[str, dict[tuple[str, str], Asks]] = {
         ("GET", "/api/v1/incidents/{id}"): "reading",
         ("GET", "/api/v1/actions"): "reading",
         ("GET", "/api/v1/alerts"): "reading",
-        ("GET", "/api/v1/notices"): "reading",
+        ("GET", "/api/v1/notifications"): "reading",
         ("GET", "/api/v1/automation"): "reading",
         ("GET", "/api/v1/maintenance"): "reading",
         ("GET", "/api/v1/services/{id}/explain"): "token",
@@ -58,14 +58,15 @@ ROUTES: dict[str, dict[tuple[str, str], Asks]] = {
         ("POST", "/api/v1/services/{id}/{verb}"): "token",
         ("POST", "/api/v1/services/{id}/reset"): "token",
         ("POST", "/api/v1/actions/{number}/approve"): "token",
-        ("POST", "/api/v1/{what}/{number}/acknowledge"): "token",
+        ("POST", "/api/v1/{subject}s/{number}/acknowledge"): "token",
+        ("POST", "/api/v1/{subject}s/{number}/silence"): "token",
         ("PUT", "/api/v1/automation"): "token",
         ("POST", "/api/v1/maintenance"): "token",
         ("DELETE", "/api/v1/maintenance/{number}"): "token",
         ("POST", "/-/reload"): "token",
     },
 }
-NOT_THERE = {"{id}": "999", "{number}": "999", "{what}": "incidents", "{channel}": "none"}
+NOT_THERE = {"{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none"}
 SAID = "what-only-the-service-said"
 
 
@@ -76,9 +77,11 @@ def empty(program: str) -> web.Application:
     if program == "exporter":
         exporter_api.add_routes(app, nothing, nothing, nothing)
     else:
-        remediator_api.add_routes(app, nothing, nothing, nothing, nothing, nothing)
-        feishu_callback.add_routes(app, nothing, nothing, nothing)
-        console.add_routes(app, nothing, nothing, nothing)
+        webhook.add_routes(app, nothing, nothing, nothing)
+        read_api.add_routes(app, nothing, nothing, nothing)
+        write_api.add_routes(app, nothing, nothing, nothing, nothing)
+        feishu_callback.add_routes(app, nothing, nothing)
+        console.add_routes(app, nothing, nothing)
     return app
 
 
@@ -149,7 +152,7 @@ async def test_open_answers_hold_nothing_that_a_service_or_a_command_said(
     open_ = (await anyone.get(f"{loop.stack.url('exporter')}/api/v1/services/web")).json()
     assert (open_["last"]["reason"], open_["last"]["message"]) == ("exit", None)
     await loop.fire("web")
-    await loop.until_event("up")
+    await loop.until_event("service_up")
     await loop.fire("web", status="resolved")
     await loop.until("recovered")
     whole = await loop.incident()
@@ -159,7 +162,7 @@ async def test_open_answers_hold_nothing_that_a_service_or_a_command_said(
         "exporter": ("/metrics", "/api/v1/services", "/api/v1/services/web"),
         "remediator": (
             "/", "/incidents/1", "/api/v1/incidents", "/api/v1/incidents/1", "/api/v1/actions", "/api/v1/alerts",
-            "/api/v1/notices",
+            "/api/v1/notifications",
         ),
     }  # fmt: skip
     for program, each in paths.items():

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
-from remediator.clients.webhook import Alert, Listing
-from remediator.engine import housekeeping
-from remediator.incidents import intake
-from remediator.incidents.intake import start_of, starts_after
-from remediator.policy import Observation, Past, Present, Situation
+from remediator.clients.alerts import Alert, AlertList
+from remediator.engine import reminders
+from remediator.incidents import intake, reconciliation
+from remediator.incidents.alert_starts import add_copy, normalize
+from remediator.policy.situation import Observation, Past, Present, Situation
 from remediator.record import situations
 from remediator.record.schema import alerts
+from remediator.record.transaction import Transaction
 from tests.integration import test_record
 from tests.integration.test_record import DOWN, Record
 
@@ -40,10 +41,10 @@ def web(status: Any = "firing", starts: float = 1) -> Alert:
 
 
 async def firing(record: Record) -> list[str]:
-    def names(connection: Connection) -> list[str]:
-        return list(connection.scalars(select(alerts.c.name).where(alerts.c.status == "firing").order_by(alerts.c.id)))
+    def names(tx: Transaction) -> list[str]:
+        return list(tx.scalars(select(alerts.c.name).where(alerts.c.status == "firing").order_by(alerts.c.id)))
 
-    return await record.database.run(names)
+    return await record.database.write(names)
 
 
 async def test_one_fingerprint_with_two_starts_is_one_alert_and_over_with_the_last(record: Record) -> None:
@@ -74,7 +75,7 @@ async def test_two_starts_of_a_service_are_one_incident_told_once(record: Record
     assert (await record.open(), await record.told()) == ([(1, "web")], ["down"])
 
 
-moments = st.integers(0, 5).map(lambda second: start_of(at(second)))
+moments = st.integers(0, 5).map(lambda second: normalize(at(second)))
 
 
 @given(st.lists(st.tuples(moments, st.sampled_from(["firing", "resolved"]))))
@@ -82,7 +83,7 @@ def test_an_alert_fires_as_long_as_a_start_does(copies: Sequence[tuple[str, Any]
     starts: dict[str, bool] = {}
     for start, status in copies:
         known, before = start in starts, [each for each, fires in starts.items() if fires]
-        starts = starts_after(starts, start, status)
+        starts = add_copy(starts, start, status)
         assert starts[start] == (status == "firing")
         if status == "firing":
             assert any(starts.values())
@@ -91,8 +92,8 @@ def test_an_alert_fires_as_long_as_a_start_does(copies: Sequence[tuple[str, Any]
 
 
 def test_starts_of_the_webhook_and_of_the_api_are_the_same() -> None:
-    assert start_of("2026-11-22T03:39:44.743142112Z") == start_of("2026-11-22T03:39:44.743Z")
-    assert start_of("whenever") == "whenever"
+    assert normalize("2026-11-22T03:39:44.743142112Z") == normalize("2026-11-22T03:39:44.743Z")
+    assert normalize("whenever") == "whenever"
 
 
 async def test_a_copy_after_the_end_is_in_doubt_until_the_exporter_has_been_asked(record: Record) -> None:
@@ -100,10 +101,10 @@ async def test_a_copy_after_the_end_is_in_doubt_until_the_exporter_has_been_aske
     await record.deliver(web("resolved"))
     assert await record.close(1)
     await record.deliver(web())
-    assert await record.database.run(intake.held_or_doubted) == (False, ["web"])
+    assert await record.database.write(reconciliation.read_open_questions) == (False, ["web"])
     for down, told in ((False, ["down", "recovered"]), (True, ["down", "recovered", "down"])):
-        await record.database.run(intake.settle_doubts, "web", record.inventory, record.now, down=down)
-        assert await record.database.run(intake.held_or_doubted) == (False, [])
+        await record.database.write(reconciliation.settle_doubts, "web", down=down)
+        assert await record.database.write(reconciliation.read_open_questions) == (False, [])
         assert await record.told() == told
         await record.deliver(web())
 
@@ -114,7 +115,7 @@ async def test_a_copy_with_another_start_is_over_with_that_start(record: Record)
     for starts in (1, 20):
         await record.deliver(web("resolved", starts=starts))
     await record.deliver(web(starts=20))  # in doubt: it had ended
-    await record.database.run(intake.settle_doubts, "web", record.inventory, record.now, down=True)
+    await record.database.write(reconciliation.settle_doubts, "web", down=True)
     assert await firing(record) == ["ServiceDown"]
     await record.deliver(web("resolved", starts=20))
     assert await firing(record) == []
@@ -125,7 +126,7 @@ async def test_a_copy_in_doubt_that_ends_before_the_exporter_answers_is_over(rec
     await record.deliver(web("resolved"))
     await record.deliver(web())
     await record.deliver(web("resolved"))
-    assert await record.database.run(intake.held_or_doubted) == (False, [])
+    assert await record.database.write(reconciliation.read_open_questions) == (False, [])
 
 
 async def test_without_alertmanager_exporter_down_ends_when_it_is_not_repeated(record: Record) -> None:
@@ -135,11 +136,11 @@ async def test_without_alertmanager_exporter_down_ends_when_it_is_not_repeated(r
     await record.deliver(disk("resolved"))
     assert await firing(record) == ["ExporterDown", "HostDiskFull"]
     nothing: frozenset[str] = frozenset()
-    for later, over in ((intake.GATE_LASTS - 100, 0), (200, 1)):
+    for later, over in ((reconciliation.INHIBITING_EXPIRES - 100, 0), (200, 1)):
         record.now += later
-        known = nothing, nothing, record.now - 300, record.inventory, record.now
-        assert await record.database.run(intake.presume_over, *known) == over
-    await record.database.run(intake.release, record.inventory, None, record.now)
+        known = nothing, nothing, record.now - 300
+        assert await record.database.write(reconciliation.resolve_recovered, *known) == over
+    await record.database.write(reconciliation.release_held_ends, None)
     assert await firing(record) == []
 
 
@@ -153,19 +154,19 @@ async def test_another_alert_fires_again_when_its_end_is_long_past(record: Recor
     assert await record.told() == ["alert", "alert_over", "alert"]
 
 
-def listing(*active: Alert, receiver: str = "our.hook", **more: Any) -> Listing:
+def listing(*active: Alert, receiver: str = "our.hook", **more: Any) -> AlertList:
     fingerprints = frozenset(each.fingerprint for each in active)
     receivers = dict.fromkeys(fingerprints, frozenset({receiver}))
-    return replace(Listing(active, receivers, fingerprints, 1000.0, frozenset(), None), **more)
+    return replace(AlertList(active, receivers, fingerprints, 1000.0, frozenset(), None), **more)
 
 
-async def take(record: Record, known: Listing) -> int:
+async def take(record: Record, known: AlertList) -> int:
     record.now += 100
-    return await record.database.run(intake.take_listed, known, record.now - 10, record.inventory, record.now)
+    return await record.database.write(reconciliation.add_listed, known, record.now - 10)
 
 
 async def test_what_alertmanager_lists_and_never_delivered_is_taken_in_once(record: Record) -> None:
-    await record.database.run(intake.receive, [WATCHDOG], record.inventory, record.now, "our.hook")
+    await record.database.write(intake.receive, [WATCHDOG], "our.hook")
     assert await take(record, listing(web(), WATCHDOG, receiver="mail")) == 0
     assert await take(record, listing(web(), WATCHDOG)) == 1
     assert await take(record, listing(web(), WATCHDOG)) == 0
@@ -181,7 +182,7 @@ async def test_an_end_is_held_until_prometheus_was_there_after_it(record: Record
     assert (await firing(record), await record.told()) == (["HostDiskFull"], ["alert"])
 
     async def release(sent_at: float | None) -> list[str]:
-        await record.database.run(intake.release, record.inventory, sent_at, record.now)
+        await record.database.write(reconciliation.release_held_ends, sent_at)
         return await firing(record)
 
     assert await release(record.now - 5) == ["HostDiskFull"]
@@ -203,7 +204,7 @@ async def test_ends_are_held_while_the_exporter_is_down(record: Record) -> None:
     await record.deliver(disk("resolved"))
     assert await firing(record) == ["HostDiskFull", "ExporterDown"]
     await record.deliver(replace(exporter, status="resolved"))
-    await record.database.run(intake.release, record.inventory, None, record.now)
+    await record.database.write(reconciliation.release_held_ends, None)
     assert await firing(record) == []
 
 
@@ -211,13 +212,13 @@ async def test_an_end_that_is_held_is_none_where_the_alert_fires_on(record: Reco
     await record.deliver(WATCHDOG, disk())
     await record.deliver(disk("resolved"))
     assert await record.reconcile({"HostDiskFull-h"}) == 1
-    assert await record.database.run(intake.held_or_doubted) == (False, [])
+    assert await record.database.write(reconciliation.read_open_questions) == (False, [])
     assert (await firing(record), await record.told()) == (["HostDiskFull"], ["alert"])
 
 
 async def test_the_end_of_the_watchdog_is_told_immediately(record: Record) -> None:
     async def look() -> bool:
-        return await record.database.run(housekeeping.watch, record.inventory.notify, 300.0, record.now - 1, record.now)
+        return await record.database.write(reminders.check_watchdog, 300.0, record.now - 1)
 
     await record.deliver(WATCHDOG)
     assert not await look()
@@ -230,14 +231,15 @@ async def test_the_end_of_the_watchdog_is_told_immediately(record: Record) -> No
 
 
 @pytest.mark.parametrize(
-    ("hosts_up", "later", "left"), [(set(), 400.0, 1), ({"h"}, 400.0, 0), (set(), intake.GATE_LASTS + 1, 0)]
+    ("hosts_up", "later", "left"),
+    [(set(), 400.0, 1), ({"h"}, 400.0, 0), (set(), reconciliation.INHIBITING_EXPIRES + 1, 0)],
 )
 async def test_host_down_does_not_last_for_ever_without_alertmanager(
     record: Record, hosts_up: set[str], later: float, left: int
 ) -> None:
     await record.deliver(disk(name="HostDown"))
     record.now += later
-    await record.database.run(intake.presume_over, set(), hosts_up, record.now - 300, record.inventory, record.now)
+    await record.database.write(reconciliation.resolve_recovered, set(), hosts_up, record.now - 300)
     assert len(await firing(record)) == left
 
 
@@ -248,5 +250,5 @@ async def test_the_gate_of_a_host_is_open_when_its_shell_answers(
     await record.deliver(web(), disk(name="HostDown"))
     observed: Observation = replace(DOWN, host_up=host_up)
     situation = Situation(record.now, frozenset(), Past(), Present(), observed)
-    known = await record.database.run(situations.situation_now, 1, "web", record.inventory, situation, record.now)
+    known = await record.database.write(situations.complete, 1, "web", situation)
     assert known.host_down is held

@@ -98,7 +98,7 @@ async def test_restarted_by_a_press(loop: Loop) -> None:
     assert await press(loop, card, "restart") in BEGUN
     await press(loop, card, "restart")
     pressed_twice.touch()
-    await loop.until_event("up")
+    await loop.until_event("service_up")
     await loop.fire("web", status="resolved")
 
     async def green() -> bool:
@@ -135,7 +135,7 @@ async def test_silencing_without_alertmanager_is_told(loop: Loop, card: Message)
     assert "silence" not in card.values
     event = loop.feishu.apps.event(card, "acknowledge")
     event["event"]["action"]["value"]["answer"] = "silence"
-    assert (await tell(loop, event))[1]["toast"]["content"] == "Not silenced: remediator.alertmanager_url"
+    assert (await tell(loop, event))[1]["toast"]["content"] == "Not silenced: remediator.alertmanager_url is not set"
 
 
 @pytest.mark.needs("prometheus-alertmanager")
@@ -157,7 +157,7 @@ async def test_approved_by_a_press(loop: Loop) -> None:
     card = await begin(loop, service=service, encrypt_key=ENCRYPT_KEY)
     card = await card_with(loop, "approve")
     assert await press(loop, card, "approve") == "Approved"
-    await loop.until_event("up")
+    await loop.until_event("service_up")
     (action,) = (await loop.incident())["actions"]
     assert action["approved_by"] == "ann"
 
@@ -182,14 +182,14 @@ STALE = str(int(time.time()) - 3600)
 
 
 FORGED: list[tuple[dict[str, Any], str, dict[str, str], str]] = [
-    ({}, "another-key", {}, "signature is another"),
-    ({}, ENCRYPT_KEY, {"X-Lark-Signature": "0" * 64}, "signature is another"),
-    ({}, ENCRYPT_KEY, {"X-Lark-Signature": "ü"}, "signature is another"),
-    ({}, ENCRYPT_KEY, {"X-Lark-Request-Timestamp": STALE}, "signature is another"),
-    ({"token": "another"}, ENCRYPT_KEY, {}, "verification token is another"),
+    ({}, "another-key", {}, "signature is wrong"),
+    ({}, ENCRYPT_KEY, {"X-Lark-Signature": "0" * 64}, "signature is wrong"),
+    ({}, ENCRYPT_KEY, {"X-Lark-Signature": "ü"}, "signature is wrong"),
+    ({}, ENCRYPT_KEY, {"X-Lark-Request-Timestamp": STALE}, "signature is wrong"),
+    ({"token": "another"}, ENCRYPT_KEY, {}, "verification token is wrong"),
     ({"app_id": "cli_another"}, ENCRYPT_KEY, {}, "for another app"),
-    ({"event_type": "im.message.receive_v1"}, ENCRYPT_KEY, {}, "no card.action.trigger"),
-    ({"event_id": ""}, ENCRYPT_KEY, {}, "names no event"),
+    ({"event_type": "im.message.receive_v1"}, ENCRYPT_KEY, {}, "not card.action.trigger"),
+    ({"event_id": ""}, ENCRYPT_KEY, {}, "no event_id"),
 ]
 
 
@@ -202,7 +202,7 @@ async def test_forged_presses_do_nothing(loop: Loop, card: Message) -> None:
     body, signed = loop.feishu.apps.callback(loop.feishu.apps.event(card, "restart"))
     del signed["X-Lark-Signature"]
     status, told = await post(loop, body, signed)
-    assert (status, told["error"]["message"]) == (401, "it is not signed")
+    assert (status, told["error"]["message"]) == (401, "the callback is not signed")
     assert (await post(loop, json.dumps({"encrypt": "AAAA" * 8}).encode(), {}))[0] == 401
     assert loop.restarts() == []
 
@@ -215,7 +215,7 @@ async def test_stale_doubled_unknown_and_nonsense(loop: Loop, card: Message) -> 
     old = apps.event(card, "restart")
     loop.feishu.now = time.time
     status, told = await post(loop, body, headers)
-    assert (status, "too long ago" in told["error"]["message"]) == (401, True)
+    assert (status, "too old" in told["error"]["message"]) == (401, True)
     assert (await tell(loop, old))[1]["toast"]["content"] == "That button is too old"
     # The same event again does nothing again.
     event = apps.event(card, "acknowledge")
@@ -269,7 +269,7 @@ async def test_the_long_connection(loop: Loop) -> None:
     await eventually(again)
     told = await connection.tell(loop.feishu.apps.event(card, "restart"))
     assert told["toast"]["content"] in BEGUN
-    await loop.until_event("action")
+    await loop.until_event("action_started")
     page = (await loop.stack.client.get(f"{loop.stack.url('remediator')}/metrics", headers=TOKEN)).text
     assert 'defib_remediator_feishu_connected{channel="app"} 1.0' in page
     assert 'defib_remediator_presses_total{answer="acknowledge",outcome="' in page

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sqlalchemy import Connection, insert
+from sqlalchemy import insert
 
+from fleet.inventory.model import Inventory
 from remediator.record import backup
 from remediator.record.database import Database
 from remediator.record.schema import incidents
+from remediator.record.transaction import Transaction
 from tests.support import write
 
 
@@ -26,12 +28,12 @@ def defib(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
-def opened(connection: Connection, service: str) -> None:
-    connection.execute(insert(incidents).values(service=service, state="open", opened_at=1.0))
+def opened(tx: Transaction, service: str) -> None:
+    tx.execute(insert(incidents).values(service=service, state="open", opened_at=1.0))
 
 
 def store(database: Database, service: str) -> None:
-    asyncio.run(database.run(opened, service))
+    asyncio.run(database.write(opened, service))
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database(f"sqlite:///{tmp_path}/record.db")
+    made = Database(f"sqlite:///{tmp_path}/record.db", Inventory())
     yield made
     with contextlib.suppress(RuntimeError):  # a test may have closed it
         made.close()
@@ -156,7 +158,7 @@ def test_a_record_in_use_is_backed_up_whole_and_comes_back(config: Path, databas
     assert services(tmp_path / "record.db") == ["web"]
     aside = min(tmp_path.glob("record.db.before-*"), key=lambda path: len(path.name))
     assert services(aside) == ["web", "later"]
-    again = Database(f"sqlite:///{tmp_path}/record.db")
+    again = Database(f"sqlite:///{tmp_path}/record.db", Inventory())
     store(again, "after")
     again.close()
 
@@ -178,7 +180,7 @@ def test_a_record_that_was_lost_is_restored(config: Path, database: Database, tm
             path.unlink()
     assert defib(config, "restore", str(tmp_path / "kept.db")).returncode == 0
     assert services(tmp_path / "record.db") == ["web"]
-    Database(f"sqlite:///{tmp_path}/record.db").close()
+    Database(f"sqlite:///{tmp_path}/record.db", Inventory()).close()
 
 
 def test_what_is_no_backup_is_refused_and_nothing_changes(config: Path, database: Database, tmp_path: Path) -> None:

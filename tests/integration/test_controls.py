@@ -19,7 +19,7 @@ from fleet.shells import Completed, Shell, ShellError
 from fleet.shells.local import LocalShell
 from fleet.shells.sudo import elevated
 from remediator.execution.controls import CONTROLS
-from remediator.execution.controls.context import Facts, Gone, Hands, UnknownVerb, Verb
+from remediator.execution.controls.runner import ControlRunner, TargetNotFoundError, TargetState, UnknownVerbError, Verb
 from tests.integration import peers
 from tests.integration.conftest import start_supervisord
 from tests.support import eventually
@@ -28,7 +28,7 @@ from tests.support import eventually
 async def control(kind: str, verb: Verb, options: object, shell: Shell | None = None) -> Completed:
     chosen = CONTROLS[kind]
     made = chosen.options.model_validate(options)
-    return await chosen.control(verb, made, Hands(shell or LocalShell(), Sudo(), 60.0))
+    return await chosen.run(verb, made, ControlRunner(shell or LocalShell(), Sudo(), 60.0))
 
 
 def started_at(container: str) -> str:
@@ -104,13 +104,13 @@ async def test_what_a_program_has_logged_is_not_judged(
         return False
 
     await eventually(logged)
-    with pytest.raises(Gone):
+    with pytest.raises(TargetNotFoundError):
         await control("supervisor", "logs", {**options, "program": "nothing"})
 
 
-async def facts(kind: str, options: object) -> Facts | None:
+async def facts(kind: str, options: object) -> TargetState | None:
     chosen = CONTROLS[kind]
-    return await chosen.facts(chosen.options.model_validate(options), Hands(LocalShell(), Sudo(), 20.0))
+    return await chosen.read_state(chosen.options.model_validate(options), ControlRunner(LocalShell(), Sudo(), 20.0))
 
 
 @pytest.mark.needs("dockerd", "busybox", "docker-compose")
@@ -122,7 +122,9 @@ async def test_compose(container: str, tmp_path: Path) -> None:
         f"version: '3'\nservices:\n  worker: {{image: {container}, command: sleep 1000, network_mode: host, stop_signal: KILL}}\n"
     )
     options = {"directory": str(project), "service": "worker"}
-    with pytest.raises(Gone, match=f"there is no container of the compose service worker of {project} on the host"):
+    with pytest.raises(
+        TargetNotFoundError, match=f"there is no container of the compose service worker of {project} on the host"
+    ):
         await control("compose", "status", options)
     assert (await control("compose", "start", options)).status == 0
     try:
@@ -136,7 +138,7 @@ async def test_compose(container: str, tmp_path: Path) -> None:
         assert (await control("compose", "logs", options)).status == 0
         assert (await control("compose", "stop", options)).status == 0
         assert (await control("compose", "status", options)).status == 1
-        with pytest.raises(Gone, match="there is no container of the compose service nothing"):
+        with pytest.raises(TargetNotFoundError, match="there is no container of the compose service nothing"):
             await control("compose", "restart", {**options, "service": "nothing"})
     finally:
         subprocess.run(["docker-compose", "down", "-t", "0"], cwd=project, capture_output=True, check=True)
@@ -193,7 +195,7 @@ async def test_http_stops_then_starts() -> None:
     for verb, verbs in (("start", {"start": nowhere}), ("restart", {"stop": nowhere, "start": nowhere})):
         with pytest.raises(ShellError, match="cannot connect"):  # nothing was done: it costs no attempt
             await control("http", verb, verbs)  # type: ignore[arg-type] # verbs are texts to mypy here
-    with pytest.raises(UnknownVerb):
+    with pytest.raises(UnknownVerbError):
         await control("http", "logs", options)
 
 
@@ -205,7 +207,7 @@ async def test_a_request_that_is_not_answered_is_unknown() -> None:
     async with peers.raw_server(silent) as port:
         chosen = CONTROLS["http"]
         made = chosen.options.model_validate({"restart": f"http://127.0.0.1:{port}/"})
-        done = await chosen.control("restart", made, Hands(None, Sudo(), 0.5))
+        done = await chosen.run("restart", made, ControlRunner(None, Sudo(), 0.5))
     assert (done.status, done.late) == (None, True)
 
 
@@ -230,7 +232,7 @@ def test_a_container_that_restarts_itself_is_left_to_it(container: str) -> None:
     subprocess.run(argv, capture_output=True, check=True)
     try:
 
-        async def restarting() -> Facts | None:
+        async def restarting() -> TargetState | None:
             told = await facts("docker", {"container": name})
             return told if told is not None and told.state == "restarting" else None
 
@@ -259,7 +261,7 @@ async def test_commands(tmp_path: Path) -> None:
     options = {"stop": ["sh", "-c", f"echo stop >> {log}"], "start": ["sh", "-c", f"echo start >> {log}"]}
     assert (await control("command", "restart", options)).status == 0
     assert log.read_text() == "stop\nstart\n"
-    with pytest.raises(UnknownVerb):
+    with pytest.raises(UnknownVerbError):
         await control("command", "logs", options)
 
 
@@ -284,7 +286,7 @@ class LostHalfWay:
 async def test_a_host_that_is_lost_half_way_is_unknown_not_untouched() -> None:
     options = {"stop": ["true"], "start": ["true"]}
     done = await control("command", "restart", options, LostHalfWay())
-    assert (done.status, "half-way" in done.why) == (None, True)
+    assert (done.status, "connection was lost" in done.why) == (None, True)
 
 
 def test_a_sudo_password_is_on_stdin_only() -> None:

@@ -8,21 +8,23 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Connection, update
+from sqlalchemy import update
 
 from defib.demo import demo
 from defib.demo.feishu import StandIn
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, Message
 from defib.demo.service import Victim
 from defib.demo.sshd import Sshd
-from remediator.clients.webhook import Alert
-from remediator.incidents import intake, lifecycle
+from remediator.clients.alerts import Alert
+from remediator.incidents import acknowledgement, decisions, intake
 from remediator.notifications import outbox, sender
 from remediator.notifications.channels import feishu
 from remediator.notifications.outbox import Batch
-from remediator.policy import Decision
-from remediator.record import switches
-from remediator.record.schema import notices
+from remediator.operations import set_automation
+from remediator.policy.situation import Decision
+from remediator.record import notifications as notification_rows
+from remediator.record.schema import notifications
+from remediator.record.transaction import Transaction
 from tests.integration.post import Post
 from tests.support import eventually, inventory_of
 
@@ -33,13 +35,13 @@ class AppPost(Post):
     async def fire(self, name: str = "ServiceDown", **labels: str) -> None:
         labels = {"alertname": name, "service": "web", "severity": "critical", **labels}
         alert = Alert(name + labels["service"], "1", "", "firing", labels, {"summary": "no answer"})
-        await self.run(intake.receive, [alert], self.inventory, self.database.clock.now())
+        await self.run(intake.receive, [alert])
 
     async def decide(self, verb: Any, reason: Any) -> None:
-        await self.run(lifecycle.decided, self.inventory.notify, 1, Decision(verb, reason), self.database.clock.now())
+        await self.run(decisions.record_decision, 1, Decision(verb, reason))
 
     async def run(self, work: Any, *args: Any) -> None:
-        await self.database.run(work, *args)
+        await self.database.write(work, *args)
         self.sender.wake()
 
     async def card(self, number: int = 0) -> Message:
@@ -86,7 +88,8 @@ async def opened(folder: Path, **options: Any) -> AppPost:
 @pytest.fixture
 async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AppPost]:
     monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
-    monkeypatch.setattr(outbox, "CHANGE_AGAIN", 0.05)
+    monkeypatch.setattr(outbox, "UPDATE_INTERVAL", 0.05)
+    monkeypatch.setattr(notification_rows, "UPDATE_INTERVAL", 0.05)
     made = await opened(tmp_path)
     yield made
     await finish(made)
@@ -212,7 +215,7 @@ async def test_a_disabled_at_all_sends_the_card_without_it(post: AppPost) -> Non
         assert "<at" not in each.text
         assert "A person is needed: web" in each.title
     # What was refused once is not tried again with each change.
-    await post.run(lifecycle.acknowledge, 1, "ann", post.database.clock.now())
+    await post.run(acknowledgement.acknowledge_incident, 1, "ann")
     await eventually(lambda: _holds(card, "Acknowledged"))
     assert len(post.feishu.refused) == 2
 
@@ -234,8 +237,8 @@ async def test_a_message_that_is_too_old_is_begun_anew(post: AppPost) -> None:
     long_ago = post.database.clock.now() - 15 * 86400
     card.at -= 15 * 86400
 
-    def age(connection: Connection) -> None:
-        connection.execute(update(notices).values(message_at=long_ago))
+    def age(tx: Transaction) -> None:
+        tx.execute(update(notifications).values(message_at=long_ago))
 
     await post.run(age)
     await post.decide("wait", "storm")
@@ -267,9 +270,8 @@ async def test_the_demo_announces_a_switch_once(tmp_path: Path) -> None:
     post = await asyncio.to_thread(Post, tmp_path, feishu, inventory)
     await post.open()
     for enabled in (False, True, True):
-        await post.database.run(
-            switches.switch_automation, inventory.notify, enabled=enabled, by="ann", reason="",
-            now=post.database.clock.now(),
+        await post.database.write(
+            set_automation, enabled=enabled, by="ann", reason="",
         )  # fmt: skip
     post.sender.wake()
     await eventually(post.settled)

@@ -13,7 +13,7 @@ import yaml
 
 from defib.demo.stack import WEBHOOK_TOKEN
 from fleet.inventory.endpoints import Endpoint
-from remediator.clients.peers import Alertmanager
+from remediator.clients.alertmanager import Alertmanager
 from tests.integration.loop import Loop, alert, delivery
 from tests.integration.test_safety import defib, metric
 from tests.support import eventually
@@ -37,20 +37,20 @@ async def test_an_exporter_with_another_configuration_holds_actions(loop: Loop) 
     for name in ("web", "db"):
         await loop.kill(name)
         await loop.fire(name)
-    await loop.until_event("wait", "config-mismatch")
+    await loop.until_decision("wait", "config-mismatch")
 
     async def other_restarted() -> bool:
         return loop.restarts() == ["db"]
 
     await eventually(other_restarted)
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "SHUT   config-mismatch: the exporter has another configuration" in explained.stdout
+    assert "SHUT   config-mismatch: the exporter and the remediator have different configurations" in explained.stdout
     found = await asyncio.to_thread(defib, loop, "doctor")
     assert "exporter: has this configuration: it has another configuration of web" in found.stdout
     assert "FAIL  remediator: has the exporter's configuration" in found.stdout
     url = f"{loop.stack.url('exporter')}/-/reload"
     assert (await loop.stack.client.post(url)).status_code == 200
-    await loop.until_event("refuse", "already-up")
+    await loop.until_decision("refuse", "already-up")
     assert loop.restarts() == ["db"]
 
 
@@ -72,12 +72,12 @@ async def test_an_incident_is_held_while_nobody_can_see_its_service(loop: Loop) 
     await loop.start({"web": loop.service("web", on_failure="notify")})
     await loop.kill("web")
     await loop.fire("web")
-    await loop.until_event("refuse", "notify-only")
+    await loop.until_decision("refuse", "notify-only")
     await loop.keeper.kill(loop.stack.pids["exporter"], signal.SIGKILL)
     await loop.fire("web", status="resolved")
-    held = await loop.until_event("wait", "blind")
+    held = await loop.until_decision("wait", "blind")
     # It may have been asked a moment before it was killed.
-    assert held["detail"]["detail"].startswith("its alerts are over, but the exporter ")
+    assert held["detail"]["detail"].startswith("its alerts are resolved, but ")
     await loop.until_cards("Service down: web", "Nobody can see how it is: web")
     (loop.folder / "web.alive").touch()
     await loop.stack.start_ours("exporter")
@@ -93,9 +93,9 @@ async def test_a_verification_that_cannot_be_made_is_unknown_and_costs_no_attemp
     await loop.fire("web")
     await eventually(loop.begun)
     await loop.keeper.kill(loop.stack.pids["exporter"], signal.SIGKILL)
-    ended = await loop.until_event("action-ended")
+    ended = await loop.until_event("action_ended")
     assert ended["detail"]["state"] == "unknown"
-    assert "could not be seen; the exporter could not be asked" in ended["detail"]["why"]
+    assert "cannot determine whether the service is up; cannot query the exporter" in ended["detail"]["why"]
     (action,) = (await loop.incident())["actions"]
     assert (action["command"], action["counts"]) == ("succeeded", 0)
     await loop.until_cards("Service down: web", "Nobody can see how it is: web")
@@ -148,7 +148,7 @@ async def test_a_record_that_is_lost_under_the_running_program_is_noticed(loop: 
         path.write_bytes((loop.folder / "moved.db").read_bytes())
     assert (await loop.fire("web")).status_code == 503
     healthy = await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")
-    assert (healthy.status_code, f"was {how} while the remediator runs" in healthy.text) == (503, True)
+    assert (healthy.status_code, f"was {how} while the remediator is running" in healthy.text) == (503, True)
     found = await asyncio.to_thread(defib, loop, "doctor")
     assert f"FAIL  remediator: is healthy: the database {path} was {how}" in found.stdout
     (loop.folder / "moved.db").rename(path)
@@ -247,9 +247,9 @@ async def test_the_clock_of_alertmanager_need_not_agree_with_ours(
     asked = Alertmanager(Endpoint(url=url))
     try:
         listing = await asked.alerts()
-        assert -2 <= listing.up_for < 120  # not old enough for its list to be whole
-        assert (await asked.of_service("web")).up_for < 120
-        ago = await asked.watchdog_sent_ago()
+        assert -2 <= listing.uptime < 120  # not old enough for its list to be whole
+        assert (await asked.alerts_of("web")).uptime < 120
+        ago = await asked.watchdog_age()
         assert ago is not None
         assert -2 <= ago < 120
         made = await asked.silence(labels, time.time(), time.time() + 60, "ann", "until it is mended")
@@ -312,7 +312,7 @@ async def test_services_in_maintenance_or_stopped_on_purpose_are_no_storm(loop: 
     for name in names[1:3]:
         await loop.kill(name)
     await loop.fire("s0")
-    await loop.until_event("wait", "stopped")
+    await loop.until_decision("wait", "stopped")
     await loop.fire("s2")
     await eventually(loop.begun)
     assert loop.restarts() == ["s2"]

@@ -14,7 +14,7 @@ from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, ENCRYPT_KEY, VERIFIC
 from defib.demo.keeper import Keeper
 from fleet.shells.local import LocalShell
 from remediator.execution import evidence
-from remediator.execution.controls.context import Facts
+from remediator.execution.controls.runner import TargetState
 from tests.integration.conftest import start_supervisord
 from tests.integration.loop import Loop
 from tests.integration.test_controls import control, facts
@@ -46,7 +46,7 @@ def test_docker_says_what_a_person_stopped_and_when_it_was_started(container: st
         docker("unpause", name)
         docker("kill", name)
 
-        async def sure() -> Facts | None:
+        async def sure() -> TargetState | None:
             told = await facts("docker", options)
             return told if told is not None and not told.unsure else None
 
@@ -56,7 +56,7 @@ def test_docker_says_what_a_person_stopped_and_when_it_was_started(container: st
         docker("start", name)
         docker("stop", name)
 
-        async def stopped() -> Facts | None:  # docker's client leaves out the events of this very second
+        async def stopped() -> TargetState | None:  # docker's client leaves out the events of this very second
             told = await facts("docker", options)
             return told if told is not None and told.stopped else None
 
@@ -95,7 +95,7 @@ def test_docker_s_restart_policy_tells_of_a_stop_that_its_events_do_not(containe
     (folder / "docker").chmod(0o755)
     path = os.environ["PATH"]
 
-    async def ended(name: str) -> Facts:
+    async def ended(name: str) -> TargetState:
         told = await facts("docker", {"container": name})
         assert told is not None
         return told
@@ -122,7 +122,7 @@ def test_docker_s_restart_policy_tells_of_a_stop_that_its_events_do_not(containe
         docker("start", always)
         docker("kill", always)  # docker does not restart it, and yet nobody asked for a stop
 
-        async def known() -> Facts | None:
+        async def known() -> TargetState | None:
             told = await ended(always)
             return told if not told.stopped else None
 
@@ -233,10 +233,10 @@ async def test_a_manager_that_does_not_answer_leaves_its_target_unseen(
     command = {"restart": ["true"], "status": ["false"]}
     written["other"] = {"host": "h", "probe": probe, "control": {"command": command}}
     known = (await asyncio.to_thread(inventory_of, tmp_path / "config", {"hosts": host, "services": written})).inventory
-    seen = await evidence.facts(known.services["it"], known.hosts["h"], LocalShell(), str)
+    seen = await evidence.read_target_state(known.services["it"], known.hosts["h"], LocalShell(), str)
     assert seen is not None
-    assert (seen.state, seen.unseen.startswith("how it stands on its host could not be seen")) == ("", True)
-    other = await evidence.facts(known.services["other"], known.hosts["h"], LocalShell(), str)
+    assert (seen.state, seen.unseen.startswith("cannot read the target's state")) == ("", True)
+    other = await evidence.read_target_state(known.services["other"], known.hosts["h"], LocalShell(), str)
     assert other is None or not (other.unseen or other.refused)
 
 
@@ -283,7 +283,7 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
     await stop.wait()
     await eventually(lambda: is_up(loop, "web", False))
     await loop.fire("web")
-    held = await loop.until_event("wait", "stopped-by-hand")
+    held = await loop.until_decision("wait", "stopped-by-hand")
     assert held["detail"]["detail"] == "supervisor was asked to stop it (STOPPED)"
 
     async def told() -> Message | None:
@@ -301,7 +301,7 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
     url = f"{loop.stack.url('remediator')}/webhook/feishu/app"
     assert (await loop.stack.client.post(url, content=body, headers=headers)).status_code == 200
     await eventually(lambda: is_up(loop, "web", True))
-    await loop.until_event("action-ended")
+    await loop.until_event("action_ended")
     replies = [each.title for each in card.replies]
     assert replies.count("Stopped by hand, not started again: web") == 1
     (action,) = (await loop.incident())["actions"]
@@ -316,7 +316,7 @@ async def test_a_stop_is_not_respected_where_the_inventory_says_so(loop: Loop, k
     await stop.wait()
     await eventually(lambda: is_up(loop, "web", False))
     await loop.fire("web")
-    await loop.until_event("up")
+    await loop.until_event("service_up")
 
 
 @pytest.mark.needs("sshd")
@@ -327,7 +327,7 @@ async def test_what_somebody_has_just_started_is_left_alone(loop: Loop, keeper: 
     await loop.start({"web": web})
     await loop.kill("web")
     await loop.fire("web")
-    held = await loop.until_event("wait", "starting")
+    held = await loop.until_decision("wait", "starting")
     assert "has 300 s to come up" in held["detail"]["detail"]
     assert (await loop.incident())["actions"] == []
 
@@ -343,7 +343,7 @@ async def test_what_is_stopped_through_defib_stays_so_in_silence_until_it_is_up_
     await eventually(lambda: is_up(loop, "web", False))
     await loop.fire("web")
     await loop.fire("web", "ServiceFlapping")
-    held = await loop.until_event("wait", "stopped")
+    held = await loop.until_decision("wait", "stopped")
     assert held["detail"]["detail"].endswith(", through Defib")
     await loop.restart_remediator()
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
@@ -376,11 +376,11 @@ async def test_a_dependency_is_probed_afresh_before_a_restart(loop: Loop) -> Non
     (loop.folder / "db.alive").unlink()  # the exporter has not seen it yet
     await loop.kill("web")
     await loop.fire("web")
-    held = await loop.until_event("wait", "dependency-down")
+    held = await loop.until_decision("wait", "dependency-down")
     assert (held["detail"]["detail"], await is_up(loop, "db", True), loop.restarts()) == ("db", True, [])
     (loop.folder / "db.alive").touch()
     await loop.fire("web", "ServiceSlow")  # something changes: it is decided about again
-    await loop.until_event("up")
+    await loop.until_event("service_up")
     assert loop.restarts() == ["web"]
 
 
@@ -400,7 +400,7 @@ async def test_services_that_share_a_target_are_never_acted_on_together(loop: Lo
     async def both_decided() -> bool:
         timelines = [(await loop.incident(number)).get("timeline", []) for number in (1, 2)]
         seen = {(entry["event"], entry["detail"].get("reason")) for entries in timelines for entry in entries}
-        return {("wait", "target-busy"), ("command", None)} <= seen
+        return {("decision", "target-busy"), ("command_ended", None)} <= seen
 
     await eventually(both_decided)
     assert spans.read_text().split() == ["begin", "end"]

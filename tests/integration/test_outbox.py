@@ -11,20 +11,21 @@ from typing import Any, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, create_engine, insert, select, update
+from sqlalchemy import create_engine, insert, select, update
 
 from fleet.inventory.model import Inventory
-from remediator.chat import buttons
-from remediator.clients.webhook import Alert
-from remediator.engine import housekeeping
-from remediator.incidents import intake, lifecycle
+from remediator.clients.alerts import Alert
+from remediator.incidents import acknowledgement, decisions, intake, lifecycle, reconciliation, timeline
 from remediator.notifications import escalation, outbox, reader
 from remediator.notifications.outbox import FOLD_OVER, Batch
 from remediator.notifications.reader import Story
-from remediator.policy import Decision
-from remediator.record.schema import actions, metadata, notices, sends
+from remediator.policy.situation import Decision
+from remediator.record import notifications as notification_rows
+from remediator.record import retention
+from remediator.record.schema import actions, deliveries, metadata, notifications
 from remediator.record.schema import incidents as incident_rows
-from tests.support import inventory_of, new_record
+from remediator.record.transaction import Transaction
+from tests.support import ManualClock, inventory_of, new_record
 
 APP = {"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x"}
 
@@ -58,13 +59,28 @@ class Desk:
     """A record, an inventory and a clock that stands where it is put."""
 
     def __init__(self, folder: Path, *routes: dict[str, Any]) -> None:
-        self.database = new_record(folder)
-        self.inventory = inventory(json.dumps(routes))
-        self.now = self.database.clock.now()
+        self.database = new_record(folder, inventory(json.dumps(routes)))
+        self.database.clock = self.clock = ManualClock(self.database.clock.now())
         self.messages = 0
 
+    @property
+    def inventory(self) -> Inventory:
+        return self.database.inventory
+
+    @inventory.setter
+    def inventory(self, inventory: Inventory) -> None:
+        self.database.inventory = inventory
+
+    @property
+    def now(self) -> float:
+        return self.clock.at
+
+    @now.setter
+    def now(self, at: float) -> None:
+        self.clock.at = at
+
     async def run(self, work: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        return await self.database.run(work, *args, **more)
+        return await self.database.write(work, *args, **more)
 
     async def fire(
         self, service: str, name: str = "ServiceDown", status: Literal["firing", "resolved"] = "firing", **labels: str
@@ -72,17 +88,17 @@ class Desk:
         labels = {"alertname": name, "service": service, "severity": "critical", **labels}
         fingerprint = f"{name}-{service}-{labels.get('instance', '')}"
         alert = Alert(fingerprint, "1", "", status, labels, {"summary": "x"})
-        await self.run(intake.receive, [alert], self.inventory, self.now)
+        await self.run(intake.receive, [alert])
 
     async def reconciled(self, active: set[str]) -> None:
-        await self.run(intake.reconcile, active, active, self.now - 10, self.inventory, self.now)
+        await self.run(reconciliation.reconcile, active, active, self.now - 10)
 
     async def choose(self, channel: str) -> Batch | float:
         bot = self.inventory.notify.channels[channel].options.bot
-        return await self.run(outbox.choose, channel, bot, self.now)  # type: ignore[no-any-return]
+        return await self.run(outbox.choose, channel, bot)  # type: ignore[no-any-return]
 
     async def read(self, batch: Batch) -> list[Story]:
-        return await self.run(reader.read, batch, self.inventory, self.database.clock)  # type: ignore[no-any-return]
+        return await self.run(reader.read, batch)  # type: ignore[no-any-return]
 
     async def send(
         self, channel: str, outcome: str = "sent", state: str = "sent", after: float = 0.0
@@ -93,13 +109,13 @@ class Desk:
             self.now = batch
         told = await self.read(batch)
         bot = self.inventory.notify.channels[channel].options.bot
-        number = await self.run(outbox.reserve, batch, bot, self.now)
+        number = await self.run(outbox.reserve, batch, bot)
         assert number is not None
         self.messages += 1
         message = f"om_{self.messages}" if channel == "app" and batch.message_id is None else None
         await self.run(
             outbox.record, batch, number, outcome, outcome,
-            state=state, not_before=self.now + after, now=self.now, message_id=message if state == "sent" else None, degraded=2,
+            state=state, not_before=self.now + after, message_id=message if state == "sent" else None, degraded=2,
         )  # fmt: skip
         return batch, told
 
@@ -110,27 +126,27 @@ class Desk:
         return sent
 
     async def rows(self, channel: str) -> list[Any]:
-        query = select(notices).where(notices.c.channel == channel).order_by(notices.c.id)
+        query = select(notifications).where(notifications.c.channel == channel).order_by(notifications.c.id)
         return list(await self.run(lambda c: c.execute(query).all()))
 
     async def decide(self, incident: int, verb: Any, reason: Any) -> None:
-        await self.run(lifecycle.decided, self.inventory.notify, incident, Decision(verb, reason), self.now)
+        await self.run(decisions.record_decision, incident, Decision(verb, reason))
 
     async def act(self, incident: int, **row: Any) -> None:
-        def begin(connection: Connection) -> None:
+        def begin(tx: Transaction) -> None:
             values = {
                 "incident_id": incident, "service": "web", "host": "h", "kind": "restart", "requested_by": "alert", "asked_by": "ServiceDown",
                 "overruled": [], "state": "running", "counts": 1, "claimed_at": self.now, **row,
             }  # fmt: skip
-            connection.execute(insert(actions).values(**values))
-            lifecycle.note(connection, incident, self.now, "action")
+            tx.execute(insert(actions).values(**values))
+            timeline.add_event(tx, incident, "action_started")
 
         await self.run(begin)
 
     async def close(self, incident: int, service: str = "web") -> None:
         await self.fire(service, status="resolved")
         rules = self.inventory.remediation.alerts
-        await self.run(lifecycle.close, self.inventory.notify, incident, "recovered", rules, self.now)
+        await self.run(lifecycle.close, incident, "recovered", rules)
 
 
 @pytest.fixture
@@ -231,7 +247,7 @@ async def test_one_card_for_an_incident_that_stays_true(desk: Desk) -> None:
     ((batch, told),) = await desk.all_sent("app")
     assert (told[0].state, told[0].facts["seconds"], batch.message_id) == ("recovered", pytest.approx(3.0), "om_1")
     assert len(await desk.rows("app")) == 1
-    attempts = await desk.run(lambda c: c.execute(select(sends.c.outcome)).all())
+    attempts = await desk.run(lambda c: c.execute(select(deliveries.c.outcome)).all())
     assert len(attempts) == 4
 
 
@@ -252,11 +268,9 @@ async def test_what_changes_while_it_is_sent_is_sent_after(desk: Desk) -> None:
     await desk.fire("web")
     batch = await desk.choose("app")
     assert isinstance(batch, Batch)
-    number = await desk.run(outbox.reserve, batch, "b", desk.now)
+    number = await desk.run(outbox.reserve, batch, "b")
     await desk.act(1)
-    await desk.run(
-        outbox.record, batch, number, "sent", "", state="sent", not_before=0, now=desk.now, message_id="om_9"
-    )
+    await desk.run(outbox.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
     ((again, told),) = await desk.all_sent("app")
     assert (told[0].state, again.message_id) == ("acting", "om_9")
 
@@ -276,7 +290,7 @@ async def test_killed_after_a_card_was_taken_it_is_put_right_too(desk: Desk) -> 
     await desk.fire("web")
     first = await desk.choose("app")
     assert isinstance(first, Batch)
-    assert await desk.run(outbox.reserve, first, "bot", desk.now)  # sent, and then we are no more
+    assert await desk.run(outbox.reserve, first, "bot")  # sent, and then we are no more
     await desk.close(1)
     second, _ = await desk.send("app")
     assert second.uuid == first.uuid  # so that Feishu holds it for the first, which shows a service that is down
@@ -406,15 +420,15 @@ async def test_many_are_acknowledged_by_one_press(desk: Desk) -> None:
         await desk.fire("", "DiskFull", instance=f"n{number}")
     ((batch, told),) = await desk.all_sent("app")
     assert all("acknowledge" in each.answers for each in told)
-    assert await desk.run(buttons.acknowledge_told, batch.first.id, "ann", desk.now) == 3
+    assert await desk.run(acknowledgement.acknowledge_message, batch.first.id, "ann") == 3
     ((_, told),) = await desk.all_sent("app")
     assert [each.acknowledged[0] for each in told if each.acknowledged] == ["ann"] * 3
-    assert await desk.run(buttons.acknowledge_told, 10**6, "ann", desk.now) == 0
+    assert await desk.run(acknowledgement.acknowledge_message, 10**6, "ann") == 0
 
 
 async def test_who_acknowledged_a_mild_alert_is_still_called_when_the_service_goes_down(desk: Desk) -> None:
     await desk.fire("web", "ServiceSlow", severity="warning")
-    await desk.run(lifecycle.acknowledge, 1, "ann", desk.now)
+    await desk.run(acknowledgement.acknowledge_incident, 1, "ann")
     await desk.fire("web")
     sent = await desk.all_sent("app")
     assert [story.acknowledged for _, told in sent for story in told if story.state == "down"] == [None]
@@ -431,7 +445,7 @@ async def test_many_told_in_a_thread_are_acknowledged_by_one_press_too(desk: Des
         for batch, told in await desk.all_sent("app")
         if told[0].state == "person_needed" and batch.message_id is None
     )
-    assert await desk.run(buttons.acknowledge_told, batch.first.id, "ann", desk.now) == 40
+    assert await desk.run(acknowledgement.acknowledge_message, batch.first.id, "ann") == 40
 
 
 async def test_an_alert_is_not_told_to_be_over_before_it_was_told(desk: Desk) -> None:
@@ -466,14 +480,12 @@ async def test_each_change_of_a_card_of_many_has_its_own_tries(desk: Desk) -> No
 
 async def test_a_card_that_is_given_up_while_it_is_over_is_told_once_more(desk: Desk) -> None:
     await desk.fire("web")
-    await desk.run(lambda c: c.execute(update(notices).where(notices.c.channel == "app").values(renewed=2)))
+    await desk.run(lambda c: c.execute(update(notifications).where(notifications.c.channel == "app").values(renewed=2)))
     batch = await desk.choose("app")
     assert isinstance(batch, Batch)
-    number = await desk.run(outbox.reserve, batch, "b", desk.now)
+    number = await desk.run(outbox.reserve, batch, "b")
     await desk.close(1)  # its card is thought to show it
-    await desk.run(
-        outbox.record, batch, number, "sent", "", state="sent", not_before=0, now=desk.now, message_id="om_9"
-    )
+    await desk.run(outbox.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
     ((again, told),) = await desk.all_sent("app")
     assert (told[0].state, again.message_id) == ("recovered", "om_9")
 
@@ -496,7 +508,7 @@ async def test_an_alert_that_fires_again_has_a_card_of_its_own(desk: Desk) -> No
     await desk.reconciled({"DiskFull--"})
     ((batch, told),) = await desk.all_sent("app")
     assert (told[0].state, batch.message_id) == ("alert", None)
-    await desk.run(intake.acknowledge, 1, "ann", desk.now)
+    await desk.run(acknowledgement.acknowledge_alert, 1, "ann")
     ((batch, _),) = await desk.all_sent("app")
     assert batch.message_id == "om_3"
 
@@ -507,13 +519,13 @@ async def test_what_lasts_is_not_forgotten(desk: Desk) -> None:
     await desk.all_sent("app")
     await desk.all_sent("ops")
     desk.now += 86400
-    assert await desk.run(housekeeping.forget, desk.now) == 0
+    assert await desk.run(retention.delete_before, desk.now) == 0
     await desk.close(1)
     await desk.fire("", "DiskFull", "resolved")
     await desk.all_sent("app")
     await desk.all_sent("ops")
     desk.now += 86400
-    await desk.run(housekeeping.forget, desk.now)
+    await desk.run(retention.delete_before, desk.now)
     assert [*await desk.rows("app"), *await desk.rows("ops")] == []
 
 
@@ -582,11 +594,11 @@ async def test_escalation_until_somebody_acknowledges(tmp_path: Path) -> None:
     told = []
     for minutes in (9, 11, 21, 50):
         desk.now = began + minutes * 60
-        await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
+        await desk.run(escalation.notify_again)
         told.append([len(await desk.rows(name)) for name in ("lead", "boss")])
         if minutes == 11:
-            assert (await desk.run(lifecycle.acknowledge, 1, "ann", desk.now)).acknowledged_by == "ann"
-            assert (await desk.run(lifecycle.acknowledge, 1, "bob", desk.now)).acknowledged_by == "ann"
+            assert (await desk.run(acknowledgement.acknowledge_incident, 1, "ann")).acknowledged_by == "ann"
+            assert (await desk.run(acknowledgement.acknowledge_incident, 1, "bob")).acknowledged_by == "ann"
     assert told == [[0, 0], [2, 0], [2, 1], [2, 1]]  # the stranger goes on, the incident does not
     _, stories_ = await desk.send("lead")
     assert stories_[0].facts["unacknowledged"] == 600.0
@@ -602,10 +614,10 @@ async def test_reminders_while_it_lasts(tmp_path: Path) -> None:
     began = desk.now
     for minutes in (59, 61, 62, 121, 250):
         desk.now = began + minutes * 60
-        await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
+        await desk.run(escalation.notify_again)
     await desk.close(1)
     desk.now += 7200
-    assert await desk.run(escalation.look_after, desk.inventory.notify, desk.now) is False
+    assert await desk.run(escalation.notify_again) is False
     assert [row.kind for row in await desk.rows("ops")] == ["down", "reminder", "reminder", "reminder", "recovered"]
     await asyncio.to_thread(desk.database.close)
 
@@ -614,12 +626,12 @@ async def test_alerts_that_are_not_acted_on_are_escalated_and_acknowledged(tmp_p
     desk = await asyncio.to_thread(Desk, tmp_path, ESCALATED)
     await desk.fire("web", "ServiceSlow")
     desk.now += 660
-    await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
+    await desk.run(escalation.notify_again)
     _, told = await desk.send("lead")
     assert (told[0].state, told[0].answers["acknowledge"]["incident"]) == ("alert", 1)
-    await desk.run(lifecycle.acknowledge, 1, "ann", desk.now)
+    await desk.run(acknowledgement.acknowledge_incident, 1, "ann")
     desk.now += 3600
-    await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
+    await desk.run(escalation.notify_again)
     assert [len(await desk.rows(name)) for name in ("lead", "boss")] == [1, 0]
     assert [row.kind for row in await desk.rows("ops")] == ["alert", "reminder"]
     await asyncio.to_thread(desk.database.close)
@@ -629,7 +641,7 @@ async def test_nothing_is_escalated_that_was_told_to_nobody(tmp_path: Path) -> N
     desk = await asyncio.to_thread(Desk, tmp_path, {"channels": [], "escalate": ESCALATED["escalate"]})
     await desk.fire("web")
     desk.now += 3600
-    assert await desk.run(escalation.look_after, desk.inventory.notify, desk.now) is False
+    assert await desk.run(escalation.notify_again) is False
     await asyncio.to_thread(desk.database.close)
 
 
@@ -646,7 +658,7 @@ class Course:
 
     async def step(self, what: str, number: int) -> None:
         service = f"s{number}"
-        found = await self.desk.run(lifecycle.open_of, service)
+        found = await self.desk.run(lifecycle.find_open, service)
         if what == "fire":
             await self.desk.fire(service)
         elif found and what == "close":
@@ -694,7 +706,7 @@ async def test_whatever_happens_in_the_end_all_is_told_and_true(
         assert {row.state for row in await desk.rows(channel)} <= {"sent"}
     for row in await desk.run(lambda c: c.execute(select(incident_rows)).all()):
         wanted = {"recovered"} if row.state == "recovered" else {"down", "acting"}
-        assert course.shown[outbox.about_incident(row.id)] in wanted
+        assert course.shown[notification_rows.incident_key(row.id)] in wanted
     await asyncio.to_thread(desk.database.close)
 
 

@@ -11,13 +11,14 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import create_engine, select
 
-from remediator.incidents import actions, lifecycle
-from remediator.incidents.actions import Claim, Seen
+from remediator.incidents import acknowledgement, actions, decisions
+from remediator.incidents.actions import Claim, Evidence
 from remediator.notifications import cards, escalation
 from remediator.notifications.reader import Story
 from remediator.notifications.rendering import Templates
-from remediator.policy import Decision, Observation, Past, Present, Situation
-from remediator.record import stops, switches
+from remediator.operations import set_automation
+from remediator.policy.situation import Decision, Observation, Past, Present, Situation
+from remediator.record import maintenance, stops
 from remediator.record.database import MIGRATIONS, Database
 from remediator.record.schema import actions as action_rows
 from remediator.record.schema import incidents as incident_rows
@@ -53,7 +54,7 @@ async def attempt(desk: Desk, state: Any, *, by: str = "alert", count: int = 1, 
         claim = Claim(number_of, 1, "web", "h", "restart", desk.now)
         last = number == count - 1
         await desk.run(
-            actions.action_ended, claim, state if last else "failed", "exit status 7", desk.inventory, desk.now,
+            actions.end_action, claim, state if last else "failed", "exit status 7",
             **(ended if last else {}),
         )  # fmt: skip
 
@@ -142,7 +143,7 @@ async def test_a_lost_login_calls_a_person_once_though_it_is_tried_again(desk: D
 
 
 async def test_what_a_person_stopped_needs_nobody_until_it_runs_again(desk: Desk) -> None:
-    await desk.run(stops.put, ["web"], 1, "ann", desk.now)
+    await desk.run(stops.add, ["web"], 1, "ann")
     await desk.fire("web")
     await desk.decide(1, "refuse", "attempts-used-up")
     assert await kinds(desk, "ops") == []
@@ -164,11 +165,11 @@ async def test_an_approval_before_a_stop_is_overtaken_by_it(desk: Desk) -> None:
     service = desk.inventory.services["web"]
     step = desk.inventory.remediation.steps[0]
     situation = Situation(desk.now, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
-    await desk.run(actions.queue, desk.inventory.notify, 1, service, step, situation)
-    assert await desk.run(actions.approve, 1, "ann", desk.now) == "approved"
+    await desk.run(actions.queue, 1, service, step, situation)
+    assert await desk.run(actions.approve, 1, "ann") == "approved"
     await desk.run(
-        actions.claim_for_person, service, "stop", desk.inventory, situation,
-        overruled=(), by="bob", before=Seen(), now=desk.now,
+        actions.claim_for_operator, service, "stop", situation,
+        overruled=(), by="bob", evidence=Evidence(),
     )  # fmt: skip
     rows = await desk.run(lambda c: c.execute(action_rows.select()).all())
     assert [(row.kind, row.state) for row in rows] == [("restart", "cancelled"), ("stop", "running")]
@@ -182,7 +183,7 @@ async def test_that_nobody_can_see_a_service_is_told_again_after_it_was_seen(des
         desk.now += 125
         await desk.decide(1, "wait", reason)
 
-    await attempt(desk, "unknown", seen=False)
+    await attempt(desk, "unknown", verified=False)
     await wait("blind")
     assert await kinds(desk, "ops") == ["down", "blind"]  # it is the same
     await wait("backing-off")
@@ -208,7 +209,7 @@ async def test_after_a_reset_it_is_said_again(desk: Desk) -> None:
     await desk.fire("web")
     await attempt(desk, "failed", count=3)
     desk.now += 10
-    await desk.run(actions.reset, desk.inventory.services["web"], "ann", desk.now)
+    await desk.run(actions.reset_attempts, desk.inventory.services["web"], "ann")
     desk.now += 10
     await attempt(desk, "failed", count=3)
     assert await kinds(desk, "lead") == ["person_needed"] * 2
@@ -219,7 +220,7 @@ async def after(desk: Desk, began: float, *minutes: int) -> list[int]:
     told = []
     for each in minutes:
         desk.now = began + each * 60
-        await desk.run(escalation.look_after, desk.inventory.notify, desk.now)
+        await desk.run(escalation.notify_again)
         told.append(len(await desk.rows("lead")))
     return told
 
@@ -234,7 +235,7 @@ async def test_it_is_repeated_until_somebody_acknowledges(
         began = desk.now
         assert await after(desk, began, 29, 31, 32, 61) == told[:4]
         assert set(await kinds(desk, "lead")) == {"person_needed"}
-        await desk.run(lifecycle.acknowledge, 1, "ann", desk.now)
+        await desk.run(acknowledgement.acknowledge_incident, 1, "ann")
         assert await after(desk, began, 300) == told[4:]
 
 
@@ -272,7 +273,7 @@ async def test_killed_before_it_could_be_sent_it_is_sent_by_the_next(loop: Loop)
 
     await eventually(told)
     loop.feishu.misbehave.extend(["reset"] * 3)
-    await loop.until_event("person-needed")
+    await loop.until_event("person_needed")
     await loop.restart_remediator()
     loop.feishu.misbehave.clear()
 
@@ -280,7 +281,7 @@ async def test_killed_before_it_could_be_sent_it_is_sent_by_the_next(loop: Loop)
         return [card.title for card in loop.feishu.received] == ["Service down: web", "A person is needed: web"]
 
     await eventually(called)
-    assert [row["kind"] for row in (await loop.incident())["notices"]] == ["down", "person_needed"]
+    assert [row["kind"] for row in (await loop.incident())["notifications"]] == ["down", "person_needed"]
 
 
 async def test_a_long_wait_is_told_once_and_calls_nobody(desk: Desk) -> None:
@@ -289,7 +290,7 @@ async def test_a_long_wait_is_told_once_and_calls_nobody(desk: Desk) -> None:
     async def wait(reason: Any, seconds: float, ends: float | None = None) -> None:
         decision = Decision("wait", reason, detail="3 of 4", ends=ends)
         for _ in range(2):
-            await desk.run(lifecycle.decided, desk.inventory.notify, 1, decision, desk.now)
+            await desk.run(decisions.record_decision, 1, decision)
             desk.now += seconds
 
     await wait("storm", 115)
@@ -326,7 +327,7 @@ async def test_in_maintenance_cards_say_so_and_call_nobody_unless_it_notifies(
 ) -> None:
     if by == "person":
         await desk.run(
-            switches.begin_maintenance, "host", "h", until=desk.now + 3600, reason="disks", by="ann", now=desk.now,
+            maintenance.begin, "host", "h", until=desk.now + 3600, reason="disks", by="ann",
             notify=notify,
         )  # fmt: skip
     else:
@@ -357,9 +358,7 @@ def _windows(folder: Path, *, notify: bool) -> Any:
 
 
 async def test_while_automation_is_off_cards_say_so_and_only_a_needed_person_is_called(desk: Desk) -> None:
-    await desk.run(
-        switches.switch_automation, desk.inventory.notify, enabled=False, by="ann", reason="a change", now=desk.now
-    )
+    await desk.run(set_automation, enabled=False, by="ann", reason="a change")
     await desk.fire("web")
     _, (down,) = await desk.send("ops")
     text = await read(down)
@@ -408,8 +407,8 @@ async def test_a_card_that_is_late_shows_what_was_decided_then(desk: Desk) -> No
 async def test_the_failed_probe_is_kept_and_shown(desk: Desk) -> None:
     await desk.fire("web")
     decision = Decision("wait", "storm")
-    await desk.run(lifecycle.decided, desk.inventory.notify, 1, decision, desk.now, DOWN)
-    await desk.run(lifecycle.decided, desk.inventory.notify, 1, decision, desk.now, Observation(None, None, None))
+    await desk.run(decisions.record_decision, 1, decision, DOWN)
+    await desk.run(decisions.record_decision, 1, decision, Observation(None, None, None))
     _, (story,) = await desk.send("ops")
     assert "Probe: timeout: no answer within 10 s" in await read(story)
     await desk.close(1)
@@ -420,12 +419,10 @@ async def test_the_failed_probe_is_kept_and_shown(desk: Desk) -> None:
 async def test_what_was_told_before_the_upgrade_is_told_by_its_new_name(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/record.db"
     await asyncio.to_thread(_before, url)
-    database = await asyncio.to_thread(Database, url)
     inventory = (await asyncio.to_thread(inventory_of, tmp_path / "c", _written())).inventory
-    await database.run(
-        lifecycle.decided, inventory.notify, 1, Decision("refuse", "attempts-used-up"), database.clock.now()
-    )
-    rows = await database.run(lambda c: c.execute(select(incident_rows)).all())
+    database = await asyncio.to_thread(Database, url, inventory)
+    await database.write(decisions.record_decision, 1, Decision("refuse", "attempts-used-up"))
+    rows = await database.write(lambda c: c.execute(select(incident_rows)).all())
     assert rows[0].person_needed_at is not None
     assert rows[0].down_at == rows[0].opened_at
     await asyncio.to_thread(database.close)

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
 from fleet.inventory.model import Inventory
-from remediator.clients.webhook import Alert
-from remediator.incidents import actions, intake, lifecycle
-from remediator.policy import Decision, Observation, Past, Present, Situation
+from remediator.clients.alerts import Alert
+from remediator.incidents import actions, decisions, intake, lifecycle, reconciliation
+from remediator.policy.situation import Decision, Observation, Past, Present, Situation
 from remediator.record import situations, stops
-from remediator.record.schema import notices
-from tests.support import inventory_of, new_record
+from remediator.record.schema import notifications
+from remediator.record.transaction import Transaction
+from tests.support import ManualClock, inventory_of, new_record
 
 DOWN = Observation(up=False, success=False, reason="connect")
 
@@ -40,54 +41,65 @@ def written(*services: str) -> dict[str, Any]:
 class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.database = new_record(folder)
-        self.inventory: Inventory = inventory_of(folder / "config", written("web", "db")).inventory
-        self.now = 1000.0
+        self.database = new_record(folder, inventory_of(folder / "config", written("web", "db")).inventory)
+        self.database.clock = self.clock = ManualClock(1000.0)
+
+    @property
+    def inventory(self) -> Inventory:
+        return self.database.inventory
+
+    @inventory.setter
+    def inventory(self, inventory: Inventory) -> None:
+        self.database.inventory = inventory
+
+    @property
+    def now(self) -> float:
+        return self.clock.at
+
+    @now.setter
+    def now(self, at: float) -> None:
+        self.clock.at = at
 
     async def deliver(self, *alerts: Alert) -> None:
         self.now += 1
-        await self.database.run(intake.receive, alerts, self.inventory, self.now)
+        await self.database.write(intake.receive, alerts)
 
     async def reconcile(self, active: set[str], listed: set[str] | None = None) -> int:
         self.now += 100
-        return await self.database.run(
-            intake.reconcile, active, active | (listed or set()), self.now - 10, self.inventory, self.now
-        )
+        return await self.database.write(reconciliation.reconcile, active, active | (listed or set()), self.now - 10)
 
     async def open(self) -> list[tuple[int, str]]:
-        return [(number, service) for service, number in await self.database.run(lifecycle.open_incidents)]
+        return [(number, service) for service, number in (await self.database.write(lifecycle.open_incidents)).items()]
 
     async def told(self) -> list[str]:
-        def kinds(connection: Connection) -> list[str]:
-            return list(connection.scalars(select(notices.c.kind).order_by(notices.c.id)))
+        def kinds(tx: Transaction) -> list[str]:
+            return list(tx.scalars(select(notifications.c.kind).order_by(notifications.c.id)))
 
-        return await self.database.run(kinds)
+        return await self.database.write(kinds)
 
     async def close(self, incident: int) -> bool:
         self.now += 1
-        ended = await self.database.run(
-            lifecycle.close, self.inventory.notify, incident, "recovered", ["ServiceDown"], self.now
-        )
+        ended = await self.database.write(lifecycle.close, incident, "recovered", ["ServiceDown"])
         return ended is not None
 
     async def claim(self, before: Past | None = None, **changed: Any) -> actions.Claim | str:
-        seen = await self.database.run(situations.past_of, "web", 1, 3600.0) if before is None else before
+        seen = await self.database.write(situations.read_past, "web", 1, 3600.0) if before is None else before
         situation = Situation(self.now, frozenset({"ServiceDown"}), seen, Present(), DOWN)
         service = self.inventory.services["web"]
-        return await self.database.run(
-            actions.claim, 1, service, replace(situation, **changed), self.inventory,
-            proof_at=self.now, before=actions.Seen(), now=self.now,
+        return await self.database.write(
+            actions.claim, 1, service, replace(situation, **changed),
+            probed_at=self.now, evidence=actions.Evidence(),
         )  # fmt: skip
 
     async def claim_for_person(self, service: str, *overruled: str, **changed: Any) -> actions.Claim | Decision:
         situation = replace(Situation(self.now, frozenset(), Past(), Present(), DOWN), **changed)
-        return await self.database.run(
-            actions.claim_for_person, self.inventory.services[service], "restart", self.inventory, situation,
-            overruled=overruled, by="ann", before=actions.Seen(), now=self.now,
+        return await self.database.write(
+            actions.claim_for_operator, self.inventory.services[service], "restart", situation,
+            overruled=overruled, by="ann", evidence=actions.Evidence(),
         )  # fmt: skip
 
     async def end(self, action: actions.Claim) -> None:
-        await self.database.run(actions.action_ended, action, "failed", "", self.inventory, self.now)
+        await self.database.write(actions.end_action, action, "failed", "")
 
 
 def alert(name: str = "ServiceDown", service: str = "web", status: Any = "firing", starts: str = "1") -> Alert:
@@ -126,7 +138,7 @@ async def test_what_was_called_resolved_and_is_active_fires_again(record: Record
 
 async def test_what_was_just_seen_is_newer_than_the_list(record: Record) -> None:
     await record.deliver(alert())
-    changed = await record.database.run(intake.reconcile, set(), set(), record.now - 10, record.inventory, record.now)
+    changed = await record.database.write(reconciliation.reconcile, set(), set(), record.now - 10)
     assert changed == 0
 
 
@@ -179,7 +191,7 @@ async def test_a_claim_wants_a_failed_probe_newer_than_whatever_was_done_last(re
     record.now += 5
     await record.end(first)
     record.now += 1000
-    assert await record.claim(Past()) == "something was done since the probe"
+    assert await record.claim(Past()) == "another action ran since the probe"
     assert await record.claim(observed=replace(DOWN, success=True, up=True)) == "already-up"
     assert isinstance(await record.claim(), actions.Claim)
 
@@ -187,7 +199,7 @@ async def test_a_claim_wants_a_failed_probe_newer_than_whatever_was_done_last(re
 async def test_a_person_is_held_back_by_locks_and_by_waits_that_were_not_overruled(record: Record) -> None:
     held = await record.claim_for_person("web", storm=(3, 4))
     assert isinstance(held, Decision)
-    assert (held.reason, held.detail) == ("storm", "3 of 4 services of its group are failing")
+    assert (held.reason, held.detail) == ("storm", "3 of 4 services in its group are failing")
     assert isinstance(await record.claim_for_person("web", "storm", storm=(3, 4)), actions.Claim)
     for service, lock in (("web", "target-busy"), ("db", "host-busy")):
         held = await record.claim_for_person(service, "storm", lock)
@@ -196,27 +208,25 @@ async def test_a_person_is_held_back_by_locks_and_by_waits_that_were_not_overrul
 
 
 async def stopped(record: Record) -> list[str]:
-    return [name for name in ("web", "db") if await record.database.run(stops.of, name)]
+    return [name for name in ("web", "db") if await record.database.write(stops.describe, name)]
 
 
 async def test_a_start_ends_the_stop_of_every_service_of_its_target(record: Record, tmp_path: Path) -> None:
     document = written("web", "db")
     document["services"]["db"]["control"] = document["services"]["web"]["control"]
     record.inventory = (await asyncio.to_thread(inventory_of, tmp_path / "shared", document)).inventory
-    await record.database.run(stops.put, ["web", "db"], 1, "ann", record.now)
+    await record.database.write(stops.add, ["web", "db"], 1, "ann")
     started = await record.claim_for_person("web")
     assert isinstance(started, actions.Claim)
-    await record.database.run(
-        actions.action_ended, started, "succeeded", "", record.inventory, record.now, came_back=True
-    )
+    await record.database.write(actions.end_action, started, "succeeded", "", recovered=True)
     assert await stopped(record) == []
 
 
 async def test_a_stop_of_a_removed_service_is_forgotten_in_time(record: Record) -> None:
-    await record.database.run(stops.put, ["web", "db"], 1, "ann", record.now)
-    await record.database.run(stops.forget, {"db"}, record.now)
+    await record.database.write(stops.add, ["web", "db"], 1, "ann")
+    await record.database.write(stops.delete_removed, {"db"}, record.now)
     assert await stopped(record) == ["web", "db"]
-    await record.database.run(stops.forget, {"db"}, record.now + 1)
+    await record.database.write(stops.delete_removed, {"db"}, record.now + 1)
     assert await stopped(record) == ["db"]
 
 
@@ -225,18 +235,16 @@ async def test_a_stop_that_was_seen_holds_for_a_target_until_it_runs_again(recor
     document["services"]["db"]["control"] = document["services"]["web"]["control"]
     record.inventory = (await asyncio.to_thread(inventory_of, tmp_path / "shared", document)).inventory
     await record.deliver(alert(), alert(service="db"))
-    await record.database.run(lifecycle.keep_stop, 1, "t1", "it was stopped")
+    await record.database.write(decisions.record_observed_stop, 1, "t1", "it was stopped")
     now = Situation(record.now, frozenset(), Past(), Present(), DOWN)
 
     async def past(service: str, incident: int) -> Past:
-        found = await record.database.run(
-            situations.situation_now, incident, service, record.inventory, now, record.now
-        )
+        found = await record.database.write(situations.complete, incident, service, now)
         return found.past
 
     assert {(each.stopped_run, each.stopped_why) for each in (await past("web", 1), await past("db", 2))} == {
         ("t1", "it was stopped")
     }
-    assert await record.database.run(situations.known_to_fail, ["web", "db"], record.inventory, record.now) == {"web"}
-    await record.database.run(lifecycle.forget_stop, ["web", "db"])
+    assert await record.database.write(situations.expected_failures, ["web", "db"]) == {"web"}
+    await record.database.write(decisions.clear_observed_stop, ["web", "db"])
     assert (await past("db", 2)).stopped_why == ""

@@ -14,9 +14,9 @@ import pytest
 from fleet.inventory.model import Sudo
 from fleet.shells import Completed
 from fleet.shells.local import LocalShell
-from remediator.execution.controls.context import Gone, Hands
 from remediator.execution.controls.docker import DockerOptions
 from remediator.execution.controls.recreate import differences, recreate
+from remediator.execution.controls.runner import ControlRunner, TargetNotFoundError
 
 pytestmark = pytest.mark.needs("dockerd", "busybox")
 RICH = [
@@ -85,7 +85,7 @@ def inspected(name: str) -> Any:
 
 
 def anew(name: str) -> Completed:
-    return asyncio.run(recreate(DockerOptions(container=name), Hands(LocalShell(), Sudo(), 60.0)))
+    return asyncio.run(recreate(DockerOptions(container=name), ControlRunner(LocalShell(), Sudo(), 60.0)))
 
 
 def listed(name: str) -> list[str]:
@@ -224,7 +224,7 @@ def test_an_attempt_that_was_cut_short_is_undone(container: str, name: str) -> N
 
 def test_the_beginning_of_an_identifier_is_not_a_name(container: str) -> None:
     before = inspected(container)
-    with pytest.raises(Gone, match=f"there is no container {before['Id'][:6]} on the host"):
+    with pytest.raises(TargetNotFoundError, match=f"there is no container {before['Id'][:6]} on the host"):
         anew(before["Id"][:6])
     after = inspected(container)
     assert (after["Id"], after["Name"], after["State"]) == (before["Id"], before["Name"], before["State"])

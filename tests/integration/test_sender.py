@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, StandIn
+from fleet.inventory.model import Inventory
 from remediator.notifications import sender
 from remediator.notifications.channels import feishu
 from remediator.notifications.outbox import Batch
@@ -258,4 +259,4 @@ async def test_notices_of_a_removed_channel_are_given_up(post: Post) -> None:
 
 async def test_a_second_owner_of_the_record_is_refused(post: Post) -> None:
     with pytest.raises(Exception, match="another remediator uses"):
-        await asyncio.to_thread(Database, f"sqlite:///{post.folder}/record.db")
+        await asyncio.to_thread(Database, f"sqlite:///{post.folder}/record.db", Inventory())

@@ -13,7 +13,8 @@ import yaml
 
 from defib.demo.feishu import SECRET, StandIn
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
-from remediator.notifications import outbox, sender
+from remediator.notifications import sender
+from remediator.record import notifications as notification_rows
 from remediator.record.database import Database
 from tests import sending
 from tests.support import eventually, loaded
@@ -91,15 +92,13 @@ async def test_killed_in_every_phase(
 
 def tell(config: Path, url: str) -> None:
     """Three notices for the channel."""
-    notify = loaded(config).inventory.notify
-    database = Database(url)
-    now = database.clock.now()
+    database = Database(url, loaded(config).inventory)
 
     def write(connection: Any) -> None:
         for number in range(3):
             labels = {"alertname": "DiskFull", "severity": "warning"}
             content = {"annotations": {"summary": f"number {number}"}}
-            outbox.tell(connection, notify, "alert", f"about {number}", labels, content, now)
+            notification_rows.notify(connection, "alert", f"about {number}", labels, content)
 
-    asyncio.run(database.run_first(write))
+    asyncio.run(database.write_first(write))
     database.close()

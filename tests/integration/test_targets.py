@@ -19,7 +19,7 @@ from fleet.shells.local import LocalShell
 from fleet.shells.ssh import digest
 from fleet.shells.sudo import failure, refusal
 from remediator.execution.controls import CONTROLS
-from remediator.execution.controls.context import VERBS, Gone, Hands, Verb
+from remediator.execution.controls.runner import VERBS, ControlRunner, TargetNotFoundError, Verb
 from tests.integration.conftest import start_supervisord
 from tests.integration.loop import Loop
 from tests.integration.test_host_setup import configure, defib, inside_a_copy, keys
@@ -29,12 +29,12 @@ from tests.support import eventually
 async def control(kind: str, verb: Verb, options: object) -> Completed:
     chosen = CONTROLS[kind]
     made = chosen.options.model_validate(options)
-    return await chosen.control(verb, made, Hands(LocalShell(), Sudo(), 60.0, "gpu-01"))
+    return await chosen.run(verb, made, ControlRunner(LocalShell(), Sudo(), 60.0, "gpu-01"))
 
 
 async def facts(kind: str, options: object) -> object:
     chosen = CONTROLS[kind]
-    return await chosen.facts(chosen.options.model_validate(options), Hands(LocalShell(), Sudo(), 60.0))
+    return await chosen.read_state(chosen.options.model_validate(options), ControlRunner(LocalShell(), Sudo(), 60.0))
 
 
 def state_of(container: str) -> str:
@@ -51,7 +51,7 @@ def test_the_beginning_of_an_identifier_is_no_name(container: str) -> None:
 
     async def all_verbs() -> None:
         for verb in sorted(VERBS):
-            with pytest.raises(Gone, match=f"^there is no container {neighbour} on gpu-01$"):
+            with pytest.raises(TargetNotFoundError, match=f"^there is no container {neighbour} on gpu-01$"):
                 await control("docker", verb, options)
         assert await facts("docker", options) is None
 
@@ -109,7 +109,7 @@ async def test_units_that_are_not_there_and_other_names_of_those_that_are(units:
     assert (await control("systemd", "restart", {"unit": "alias"})).status == 0
     assert (await control("systemd", "status", {"unit": "real"})).status == 0
     for verb in ("status", "start", "stop", "restart"):
-        with pytest.raises(Gone, match=r"^there is no unit no-such\.service on gpu-01$"):
+        with pytest.raises(TargetNotFoundError, match=r"^there is no unit no-such\.service on gpu-01$"):
             await control("systemd", verb, {"unit": "no-such"})
     with pytest.raises(ShellError, match=r"gpu-01: the unit masked\.service: .*LoadState=masked"):
         await control("systemd", "restart", {"unit": "masked"})
@@ -159,7 +159,7 @@ async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_awa
     status = supervisor.verb("status", "web:a", config)
     before = (await LocalShell().run(status, timeout=20)).stdout.split()[3]
     for verb in sorted(VERBS):
-        with pytest.raises(Gone, match=r"^there is no program web in supervisor on gpu-01$"):
+        with pytest.raises(TargetNotFoundError, match=r"^there is no program web in supervisor on gpu-01$"):
             await control("supervisor", verb, options)
     assert (await LocalShell().run(status, timeout=20)).stdout.split()[3] == before  # its pid
     assert (await control("supervisor", "restart", {**options, "program": "web:a"})).status == 0

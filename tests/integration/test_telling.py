@@ -69,7 +69,7 @@ async def test_check_tries_the_templates(tmp_path: Path, feishu: StandIn) -> Non
     config = await configured(tmp_path, feishu, templates="own")
     status, _, err = await defib(config, "check")
     assert (status, err.splitlines()) == (
-        1, [f"{own}/group.j2:2: 'remediator.notices.stories.Story object' has no attribute 'bogus'"],
+        1, [f"{own}/group.j2:2: 'remediator.notifications.reader.Story object' has no attribute 'bogus'"],
     )  # fmt: skip
     assert (await defib(config, "check", "--for", "exporter"))[0] == 0
 
@@ -81,7 +81,7 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     await loop.start({"web": service})
     await loop.kill("web")
     await loop.fire("web")
-    await loop.until_event("refuse")
+    await loop.until_decision("refuse")
     config = loop.folder / "config"
     status, out, _ = await defib(config, "acknowledge", "1")
     assert (status, out.startswith("incident 1 is acknowledged by ")) == (0, True)
@@ -102,8 +102,8 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     assert loop.restarts() == []
     assert "acknowledged" in whole.text
     assert "0: success" in whole.text
-    (notice,) = (await loop.ask("GET", "/api/v1/notices")).json()["notices"]
-    assert [each["answer"] for each in notice["sends"]] == ["0: success"]
+    (notice,) = (await loop.ask("GET", "/api/v1/notifications")).json()["notifications"]
+    assert [each["answer"] for each in notice["deliveries"]] == ["0: success"]
     assert hostile not in page.text + whole.text
     assert "&lt;script&gt;" in page.text
     assert (await loop.ask("GET", "/incidents/99")).status_code == 404

@@ -13,7 +13,8 @@ from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
 from exporter.probes import PROBES
 from fleet.inventory.model import Remediation
-from remediator.policy import Observation, Past, Present, Situation, decide
+from remediator.policy.decisions import decide
+from remediator.policy.situation import Observation, Past, Present, Situation
 from tests.integration.peers import Authority
 from tests.support import eventually, inventory_of, probed
 

@@ -22,7 +22,7 @@ from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, size
 from remediator.notifications.outbox import Form
 from remediator.notifications.reader import Attempt, State, Story
 from remediator.notifications.rendering import Templates, escape
-from remediator.policy import Blocked, Refusal, Wait
+from remediator.policy.situation import Blocked, Refusal, Wait
 from tests.support import inventory_of
 
 ZONE = "Asia/Shanghai"

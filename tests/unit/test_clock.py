@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, create_engine
 
 from fleet.inventory.model import Remediation, Service
-from remediator.policy import Observation, Past, Present, Situation, decide
+from remediator.policy.decisions import decide
+from remediator.policy.situation import Observation, Past, Present, Situation
 from remediator.record import clock
 from remediator.record.clock import SteadyClock
 from remediator.record.schema import metadata
@@ -27,20 +28,20 @@ def connection() -> Iterator[Connection]:
 
 
 def test_it_begins_as_unix_time_and_goes_on_in_the_same_run_of_the_machine(connection: Connection) -> None:
-    offset = clock.take_up(connection, "boot-1", running=100.0, calendar=1_000_000.0)
+    offset = clock.resume(connection, "boot-1", running=100.0, calendar=1_000_000.0)
     assert SteadyClock(offset, lambda: 100.0).now() == 1_000_000.0
     # An hour is taken off the calendar while we do not run, of which ten seconds have passed.
-    offset = clock.take_up(connection, "boot-1", running=110.0, calendar=1_000_010.0 - HOUR)
+    offset = clock.resume(connection, "boot-1", running=110.0, calendar=1_000_010.0 - HOUR)
     assert SteadyClock(offset, lambda: 110.0).now() == 1_000_010.0
 
 
 def test_after_the_machine_s_next_start_the_calendar_says_how_long_it_was_off(connection: Connection) -> None:
-    clock.take_up(connection, "boot-1", running=100.0, calendar=1_000_000.0)
-    clock.keep(connection, now=1_000_060.0, running=160.0, calendar=1_000_060.0)
-    offset = clock.take_up(connection, "boot-2", running=5.0, calendar=1_000_360.0)
+    clock.resume(connection, "boot-1", running=100.0, calendar=1_000_000.0)
+    clock.store(connection, now=1_000_060.0, running=160.0, calendar=1_000_060.0)
+    offset = clock.resume(connection, "boot-2", running=5.0, calendar=1_000_360.0)
     assert SteadyClock(offset, lambda: 5.0).now() == 1_000_360.0
-    clock.keep(connection, now=1_000_360.0, running=5.0, calendar=1_000_360.0)
-    offset = clock.take_up(connection, "boot-3", running=5.0, calendar=1_000_360.0 - HOUR)
+    clock.store(connection, now=1_000_360.0, running=5.0, calendar=1_000_360.0)
+    offset = clock.resume(connection, "boot-3", running=5.0, calendar=1_000_360.0 - HOUR)
     assert SteadyClock(offset, lambda: 5.0).now() == 1_000_360.0  # it never goes back
 
 

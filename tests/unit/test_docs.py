@@ -19,7 +19,7 @@ from fleet.inventory.model import json_schema
 from fleet.inventory.notify import NotificationKind
 from remediator.notifications import samples
 from remediator.notifications.channels import feishu
-from remediator.policy import Refusal, Wait
+from remediator.policy.situation import Refusal, Wait
 from tests.names import ours, rules
 from tests.support import inventory_of, loaded, write
 

@@ -1,4 +1,4 @@
-"""One bad file per rule, with the exact words; and what a good one comes to."""
+"""One bad file per rule, with the exact words; and what a succeeded one comes to."""
 
 import json
 import subprocess
@@ -417,7 +417,7 @@ def test_a_secret_is_not_in_the_error_that_it_causes(tmp_path: Path) -> None:
 def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
     schema = json_schema(KINDS)
     jsonschema.Draft202012Validator.check_schema(schema)
-    good = {
+    succeeded = {
         "exporter": {"url": "http://e:1"},
         "hosts": {"h": {"address": "h", "sudo": "passwordless"}},
         "services": {
@@ -428,7 +428,7 @@ def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
         "notify": None,
         "remediation": {"attempts": "${N}", "hold": "${HOLD}"},
     }
-    jsonschema.validate(json.loads(json.dumps(good)), schema)
+    jsonschema.validate(json.loads(json.dumps(succeeded)), schema)
     two_kinds = {"services": {"web": {"probe": {"http": {"url": "http://h/"}, "tcp": {"address": "h:1"}}}}}
     refused: list[dict[str, Any]] = [
         {"servces": {}},

@@ -9,34 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.inventory.model import Backoff, Remediation, Service
-from remediator.policy import (
-    GATES,
-    Decision,
-    Done,
-    Observation,
-    Past,
-    Present,
-    Refusal,
-    Situation,
-    Wait,
-    backoff,
-    decide,
-    explain,
-    group_of,
-    held_for_person,
-    is_storm,
-    next_step,
-    since_refill,
-)
+from remediator.policy.attempts import backoff, counted_since, next_step
+from remediator.policy.decisions import decide, explain, find_hold
+from remediator.policy.gates import GATES
+from remediator.policy.situation import Decision, Observation, Past, PastAction, Present, Refusal, Situation, Wait
+from remediator.policy.storm import is_storm, services_in_group
 from tests.support import inventory_of
 
 NOW = 1_000_000.0
 DOWN = Observation(up=False, success=False, reason="connect", message="refused")
 LADDER = {"steps": ["restart", {"recreate": {"command": ["remake"]}}]}
-DONE = Done(NOW - 80, NOW - 60, succeeded=True)
+DONE = PastAction(NOW - 80, NOW - 60, succeeded=True)
 HALF_DONE = replace(DONE, succeeded=False)
 LONG_AGO = replace(HALF_DONE, after_failure=True)
-OURS = Past(done=(replace(LONG_AGO, of_incident=True),))
+OURS = Past(actions=(replace(LONG_AGO, of_incident=True),))
 SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
 
 
@@ -119,43 +105,49 @@ def _services(folder: Path) -> dict[str, Service]:
         ("web", {}, {"stopped_by_hand": "s", "past": OURS}, "act", None),
         ("web", {}, {"stopped_by_hand": "s", "stopped_for": 5.0, "past": OURS}, "wait", "stopped-by-hand"),
         # Since then it has run; or that was another outage.
-        ("web", {}, {"stopped_by_hand": "s", "past": Past(done=(DONE, *OURS.done))}, "wait", "stopped-by-hand"),
-        ("web", {}, {"stopped_by_hand": "s", "past": Past(done=(LONG_AGO,))}, "wait", "stopped-by-hand"),
+        ("web", {}, {"stopped_by_hand": "s", "past": Past(actions=(DONE, *OURS.actions))}, "wait", "stopped-by-hand"),
+        ("web", {}, {"stopped_by_hand": "s", "past": Past(actions=(LONG_AGO,))}, "wait", "stopped-by-hand"),
         # Our own restart stopped it, and could not start it again; before, after, and of one that succeeded it is not so.
-        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(done=(HALF_DONE, DONE))}, "act", None),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 200.0, "past": Past(done=(DONE, HALF_DONE))},
+            {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(actions=(HALF_DONE, DONE))},
+            "act",
+            None,
+        ),
+        (
+            "web",
+            {},
+            {"stopped_by_hand": "s", "stopped_for": 200.0, "past": Past(actions=(DONE, HALF_DONE))},
             "wait",
             "stopped-by-hand",
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 5.0, "past": Past(done=(DONE, HALF_DONE))},
+            {"stopped_by_hand": "s", "stopped_for": 5.0, "past": Past(actions=(DONE, HALF_DONE))},
             "wait",
             "stopped-by-hand",
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": None, "past": Past(done=(DONE, HALF_DONE))},
+            {"stopped_by_hand": "s", "stopped_for": None, "past": Past(actions=(DONE, HALF_DONE))},
             "wait",
             "stopped-by-hand",
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(done=(DONE,))},
+            {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(actions=(DONE,))},
             "wait",
             "stopped-by-hand",
         ),
         ("web", {}, {"age": 299.0}, "wait", "starting"),
         ("web", {}, {"age": 300.0}, "act", None),
-        ("web", {}, {"age": 70.0, "past": Past(done=(DONE,))}, "act", None),
-        ("web", {}, {"age": 40.0, "past": Past(done=(DONE,))}, "wait", "starting"),
-        ("web", {}, {"age": 100.0, "past": Past(done=(DONE,))}, "wait", "starting"),
+        ("web", {}, {"age": 70.0, "past": Past(actions=(DONE,))}, "act", None),
+        ("web", {}, {"age": 40.0, "past": Past(actions=(DONE,))}, "wait", "starting"),
+        ("web", {}, {"age": 100.0, "past": Past(actions=(DONE,))}, "wait", "starting"),
         ("web", {}, {"age": 5.0, "past": Past(starting_since=NOW - 299)}, "wait", "starting"),
         ("web", {}, {"age": 5.0, "past": Past(starting_since=NOW - 300)}, "act", None),
         ("web", {}, {"past": Past(blocked="host-key-changed")}, "refuse", "host-key-changed"),
@@ -227,7 +219,7 @@ def test_the_ladder_is_climbed_step_by_step(services: dict[str, Service]) -> Non
 def test_what_holds_a_person_back(
     services: dict[str, Service], change: dict[str, Any], overruled: list[str], reason: str | None
 ) -> None:
-    held = held_for_person(services["web"], Remediation(), replace(SITUATION, **change), overruled)
+    held = find_hold(services["web"], Remediation(), replace(SITUATION, **change), overruled)
     assert (held.reason if held else None) == reason
 
 
@@ -324,8 +316,14 @@ def test_back_off_grows_to_its_cap() -> None:
 def test_attempts_are_refilled_by_an_hour_of_up(
     attempts: list[float], outages: list[tuple[float, float | None]], count: int
 ) -> None:
-    since = since_refill(outages, 3600.0)
+    since = counted_since(outages, 3600.0, outages[-1][0] if outages else 0.0)
     assert len([at for at in attempts if at > since]) == count
+
+
+@pytest.mark.parametrize(("now", "count"), [(3000.0, 1), (3700.0, 0)])
+def test_attempts_are_refilled_while_the_service_stays_up(now: float, count: int) -> None:
+    since = counted_since([(5, 100)], 3600.0, now)
+    assert len([at for at in [10] if at > since]) == count
 
 
 @pytest.mark.parametrize(("failing", "total", "storm"), [(2, 2, False), (3, 6, False), (4, 6, True), (3, 3, True)])
@@ -335,5 +333,5 @@ def test_a_storm_is_more_than_half_and_at_least_three(failing: int, total: int, 
 
 def test_a_service_without_a_group_is_one_with_the_fleet() -> None:
     groups = {"a": "gpu", "b": "gpu", "c": ""}
-    assert group_of("a", groups) == ["a", "b"]
-    assert group_of("c", groups) == ["a", "b", "c"]
+    assert services_in_group("a", groups) == ["a", "b"]
+    assert services_in_group("c", groups) == ["a", "b", "c"]

@@ -9,6 +9,7 @@ from alembic.migration import MigrationContext
 from packaging.requirements import Requirement
 from sqlalchemy import create_engine
 
+from fleet.inventory.model import Inventory
 from remediator.record.database import Database
 from remediator.record.schema import metadata
 
@@ -28,7 +29,7 @@ def test_the_locks_hold_what_is_declared() -> None:
 
 
 def test_the_migrations_make_the_schema(tmp_path: Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/a.db")
+    database = Database(f"sqlite:///{tmp_path}/a.db", Inventory())
     database.close()
     engine = create_engine(f"sqlite:///{tmp_path}/a.db")
     with engine.connect() as connection:

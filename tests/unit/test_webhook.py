@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from remediator.clients.webhook import Alert, NotADelivery, parse
+from remediator.clients.alerts import Alert, InvalidPayloadError, parse_webhook
 
 ALERT = {
     "status": "firing",
@@ -23,12 +23,12 @@ def delivery(*alerts: Any, **changed: Any) -> bytes:
 
 
 def alerts_of(body: bytes) -> list[Alert]:
-    return parse(body).alerts
+    return parse_webhook(body).alerts
 
 
 @pytest.mark.parametrize(("told", "count"), [(5, 5), (0, 0), (-1, 0), ("x", 0), (True, 0), (None, 0)])
 def test_what_alertmanager_left_out_is_counted(told: Any, count: int) -> None:
-    assert parse(delivery(ALERT, truncatedAlerts=told)).truncated == count
+    assert parse_webhook(delivery(ALERT, truncatedAlerts=told)).truncated == count
 
 
 def test_a_delivery_gives_its_alerts() -> None:
@@ -51,8 +51,8 @@ def test_unknown_and_missing_optional_fields_are_let_be() -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_delivery(body: bytes) -> None:
-    with pytest.raises(NotADelivery):
-        parse(body)
+    with pytest.raises(InvalidPayloadError):
+        parse_webhook(body)
 
 
 json_values = st.recursive(
@@ -64,8 +64,8 @@ json_values = st.recursive(
 @given(st.dictionaries(st.sampled_from(["version", "alerts", "status"]), json_values))
 def test_any_json_is_a_delivery_or_is_refused(payload: Any) -> None:
     try:
-        parse(json.dumps(payload).encode())
-    except NotADelivery as error:
+        parse_webhook(json.dumps(payload).encode())
+    except InvalidPayloadError as error:
         assert len(str(error)) < 100
 
 

@@ -1,4 +1,4 @@
-"""The kinds of controls: the options of each, the function that carries out a verb, and the one that tells facts."""
+"""Control kinds: the options of each, and the functions that run a verb and read the target's state."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -7,25 +7,26 @@ from typing import Any, Generic, TypeVar
 from fleet.inventory.endpoints import Part
 from fleet.inventory.kinds import Table
 from fleet.shells import Completed
-from remediator.execution.controls.context import Facts, Hands, Verb
+from remediator.execution.controls.runner import ControlRunner, TargetState, Verb
 
-Options = TypeVar("Options", bound=Part)
+OptionsT = TypeVar("OptionsT", bound=Part)
 
 
 @dataclass(frozen=True)
-class Kind(Generic[Options]):
-    """A kind of control: `control(verb, options, hands)` and `facts(options, hands)`.
+class ControlKind(Generic[OptionsT]):
+    """A kind of control. Both functions raise ShellError if no command was run.
 
-    Both raise ShellError where nothing was run; `control` raises UnknownVerb, `facts` gives None where it knows none.
+    `run(verb, options, runner)` raises UnknownVerbError; `read_state(options, runner)` returns None if the kind has no
+    state to read. `reports_stops` says whether the state may show that somebody stopped the target.
     """
 
-    options: type[Options]
-    control: Callable[[Verb, Options, Hands], Awaitable[Completed]]
-    facts: Callable[[Options, Hands], Awaitable[Facts | None]]
-    tells_of_stops: bool = True  # whether its facts may say that somebody stopped a target
+    options: type[OptionsT]
+    run: Callable[[Verb, OptionsT, ControlRunner], Awaitable[Completed]]
+    read_state: Callable[[OptionsT, ControlRunner], Awaitable[TargetState | None]]
+    reports_stops: bool = True
 
 
-CONTROLS: Mapping[str, Kind[Any]] = Table(
+CONTROLS: Mapping[str, ControlKind[Any]] = Table(
     {
         "docker": "remediator.execution.controls.docker:DOCKER",
         "compose": "remediator.execution.controls.compose:COMPOSE",

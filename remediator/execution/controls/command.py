@@ -7,8 +7,8 @@ from pydantic import Field, model_validator
 
 from fleet.inventory.endpoints import Part
 from fleet.shells import Completed
-from remediator.execution.controls import Kind
-from remediator.execution.controls.context import VERBS, Facts, Hands, UnknownVerb, Verb
+from remediator.execution.controls import ControlKind
+from remediator.execution.controls.runner import VERBS, ControlRunner, TargetState, UnknownVerbError, Verb
 
 Argv = Annotated[list[str], Field(min_length=1)]
 
@@ -40,22 +40,22 @@ class CommandOptions(Part):
         return f"command:{shlex.join(argv) if isinstance(argv, list) else argv}"
 
 
-async def control_command(verb: Verb, options: CommandOptions, hands: Hands) -> Completed:
+async def control_command(verb: Verb, options: CommandOptions, runner: ControlRunner) -> Completed:
     argv: list[str] | None = getattr(options, verb)
     if argv is not None:
-        return await hands.run(argv)
+        return await runner.run(argv)
     if verb == "restart" and options.stop and options.start:
-        stopped = await hands.run(options.stop)
-        return stopped if stopped.status is None else await hands.run(options.start)
-    raise UnknownVerb(f"the control has no `{verb}`")
+        stopped = await runner.run(options.stop)
+        return stopped if stopped.status is None else await runner.run(options.start)
+    raise UnknownVerbError(f"the control has no `{verb}`")
 
 
-async def facts_command(options: CommandOptions, hands: Hands) -> Facts | None:
+async def facts_command(options: CommandOptions, runner: ControlRunner) -> TargetState | None:
     if options.status is None:
         return None
-    done = await hands.run(options.status)
+    done = await runner.run(options.status)
     said = done.output.splitlines()
-    return Facts(state=said[-1][:200] if said else f"exit {done.status}", exit_status=done.status)
+    return TargetState(state=said[-1][:200] if said else f"exit {done.status}", exit_status=done.status)
 
 
-COMMAND = Kind(CommandOptions, control_command, facts_command, tells_of_stops=False)
+COMMAND = ControlKind(CommandOptions, control_command, facts_command, reports_stops=False)

@@ -9,9 +9,9 @@ from pydantic import StringConstraints
 from fleet.inventory.endpoints import Part
 from fleet.managers import docker
 from fleet.shells import Completed
-from remediator.execution.controls import Kind
-from remediator.execution.controls.context import LOG_LINES, VERBS, Facts, Hands, Verb, good
+from remediator.execution.controls import ControlKind
 from remediator.execution.controls.docker import of_container
+from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
 
 class ComposeOptions(Part):
@@ -25,29 +25,29 @@ class ComposeOptions(Part):
         return f"compose:{posixpath.normpath(self.directory)}:{self.service}"
 
 
-async def control_compose(verb: Verb, options: ComposeOptions, hands: Hands) -> Completed:
+async def control_compose(verb: Verb, options: ComposeOptions, runner: ControlRunner) -> Completed:
     if verb == "status":
-        facts = await _inspect(options, hands)
+        facts = await _inspect(options, runner)
         look = docker.read(facts.stdout)
         if look is None:
-            return facts if not good(facts) else Completed(1, facts.stdout, facts.stderr)
+            return facts if not succeeded(facts) else Completed(1, facts.stdout, facts.stderr)
         return Completed(0 if look.told.state == "running" else 1, facts.stdout, facts.stderr)
     lines = LOG_LINES if verb == "logs" else 0
-    return await _ask(docker.compose(options.directory, verb, options.service, lines=lines), options, hands)
+    return await _ask(docker.compose(options.directory, verb, options.service, lines=lines), options, runner)
 
 
-async def _inspect(options: ComposeOptions, hands: Hands) -> Completed:
+async def _inspect(options: ComposeOptions, runner: ControlRunner) -> Completed:
     """The facts of the service's first container."""
-    return await _ask(docker.compose_facts(options.directory, options.service), options, hands)
+    return await _ask(docker.compose_facts(options.directory, options.service), options, runner)
 
 
-async def _ask(argv: Sequence[str], options: ComposeOptions, hands: Hands) -> Completed:
+async def _ask(argv: Sequence[str], options: ComposeOptions, runner: ControlRunner) -> Completed:
     target = f"container of the compose service {options.service} of {options.directory}"
-    return await hands.ask(argv, target, docker.WORDS)
+    return await runner.run_manager(argv, target, docker.WORDS)
 
 
-async def facts_compose(options: ComposeOptions, hands: Hands) -> Facts | None:
-    return of_container(await _inspect(options, hands))
+async def facts_compose(options: ComposeOptions, runner: ControlRunner) -> TargetState | None:
+    return of_container(await _inspect(options, runner))
 
 
-COMPOSE = Kind(ComposeOptions, control_compose, facts_compose)
+COMPOSE = ControlKind(ComposeOptions, control_compose, facts_compose)

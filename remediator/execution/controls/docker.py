@@ -8,8 +8,8 @@ from pydantic import Field, StringConstraints
 from fleet.inventory.endpoints import Part
 from fleet.managers import docker
 from fleet.shells import Completed
-from remediator.execution.controls import Kind
-from remediator.execution.controls.context import LOG_LINES, VERBS, Facts, Hands, Verb, good
+from remediator.execution.controls import ControlKind
+from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
@@ -34,25 +34,25 @@ class DockerOptions(Part):
         return f"docker:{self.container}"
 
 
-async def control_docker(verb: Verb, options: DockerOptions, hands: Hands) -> Completed:
+async def control_docker(verb: Verb, options: DockerOptions, runner: ControlRunner) -> Completed:
     target = f"container {options.container}"
     if verb == "status":
-        done = await hands.ask(docker.state(options.container), target, docker.WORDS)
-        if good(done) and not done.stdout.strip():
-            raise hands.gone(target)
-        running = good(done) and docker.is_running(done.stdout)
-        return done if running or not good(done) else Completed(1, done.stdout, done.stderr)
+        done = await runner.run_manager(docker.state(options.container), target, docker.WORDS)
+        if succeeded(done) and not done.stdout.strip():
+            raise runner.not_found(target)
+        running = succeeded(done) and docker.is_running(done.stdout)
+        return done if running or not succeeded(done) else Completed(1, done.stdout, done.stderr)
     if verb == "logs":
-        return await _logs(options, target, hands)
-    done = await hands.ask(docker.verb(verb, options.container), target, docker.WORDS)
-    return done if verb == "stop" or not good(done) else await after_start(options, hands, done)
+        return await _logs(options, target, runner)
+    done = await runner.run_manager(docker.verb(verb, options.container), target, docker.WORDS)
+    return done if verb == "stop" or not succeeded(done) else await after_start(options, runner, done)
 
 
-async def after_start(options: DockerOptions, hands: Hands, done: Completed) -> Completed:
+async def after_start(options: DockerOptions, runner: ControlRunner, done: Completed) -> Completed:
     """Start what is to be started inside; what came of it, or `done` where nothing failed."""
     for step in options.after_start:
-        started = await hands.run(_exec(options.container, step))
-        if not good(started):
+        started = await runner.run(_exec(options.container, step))
+        if not succeeded(started):
             return started
     return done
 
@@ -66,20 +66,20 @@ def _exec(container: str, step: AfterStart) -> list[str]:
     return docker.execute(container, [*(["--detach"] if step.detach else []), *variables], command)
 
 
-async def _logs(options: DockerOptions, target: str, hands: Hands) -> Completed:
-    done = await hands.ask(docker.logs(options.container, LOG_LINES), target, docker.WORDS)
+async def _logs(options: DockerOptions, target: str, runner: ControlRunner) -> Completed:
+    done = await runner.run_manager(docker.logs(options.container, LOG_LINES), target, docker.WORDS)
     for step in options.after_start:
-        if step.log and good(done):
-            more = await hands.run(docker.execute(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
+        if step.log and succeeded(done):
+            more = await runner.run(docker.execute(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
             done = Completed(0, f"{done.stdout}\n==> {step.log} <==\n{more.stdout}", done.stderr + more.stderr)
     return done
 
 
-async def facts_docker(options: DockerOptions, hands: Hands) -> Facts | None:
-    return of_container(await hands.run(docker.facts(options.container)))
+async def facts_docker(options: DockerOptions, runner: ControlRunner) -> TargetState | None:
+    return of_container(await runner.run(docker.facts(options.container)))
 
 
-def of_container(done: Completed) -> Facts | None:
+def of_container(done: Completed) -> TargetState | None:
     """How a container stands, by what its host has printed; None where that was nothing."""
     look = docker.read(done.stdout)
     if look is None:
@@ -90,7 +90,7 @@ def of_container(done: Completed) -> Facts | None:
         healing = f"docker restarts it itself (restart policy {told.policy}, {told.restarts} times so far)"
     elif told.state == "running" and told.health == "starting":
         healing = "it has been started, and its health check has not come to a verdict"
-    return Facts(
+    return TargetState(
         state=f"{told.state} ({told.health})" if told.health else told.state,
         started=told.started, pid=told.pid or None, restarts=told.restarts,
         exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
@@ -103,7 +103,7 @@ def of_container(done: Completed) -> Facts | None:
 def _unsure(done: Completed) -> str:
     """Why it is not known whether somebody stopped a container."""
     events = f"docker events: {done.stderr.strip() or done.why or f'exit status {done.status}'}"
-    why = "docker keeps its last 256 events only" if good(done) else events
+    why = "docker keeps its last 256 events only" if succeeded(done) else events
     return f"whether somebody stopped it is not known: {why}"
 
 
@@ -111,4 +111,4 @@ def _since(at: float | None, now: float | None) -> float | None:
     return None if at is None or now is None else max(0.0, now - at)
 
 
-DOCKER = Kind(DockerOptions, control_docker, facts_docker)
+DOCKER = ControlKind(DockerOptions, control_docker, facts_docker)

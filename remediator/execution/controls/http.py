@@ -9,9 +9,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fleet.inventory.endpoints import Endpoint, Part
 from fleet.shells import Completed, ShellError
-from remediator.clients.peers import client_for
-from remediator.execution.controls import Kind
-from remediator.execution.controls.context import Facts, Hands, UnknownVerb, Verb
+from remediator.clients.json_client import http_client
+from remediator.execution.controls import ControlKind
+from remediator.execution.controls.runner import ControlRunner, TargetState, UnknownVerbError, Verb
 
 SAID = 4000  # characters of an answer that are kept
 TOKEN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # noqa: S105 - RFC 9110 calls a method's or header's name a token
@@ -71,18 +71,18 @@ class HttpOptions(Part):
         return " ".join(part for part in (f"http:{request.method or 'POST'}", request.url, body) if part)
 
 
-async def control_http(verb: Verb, options: HttpOptions, hands: Hands) -> Completed:
+async def control_http(verb: Verb, options: HttpOptions, runner: ControlRunner) -> Completed:
     request: Request | None = getattr(options, verb, None)
     if request is not None:
-        return await _ask(request, "GET" if verb == "status" else "POST", hands.left)
+        return await _ask(request, "GET" if verb == "status" else "POST", runner.remaining)
     if verb == "restart" and options.stop and options.start:
         try:
-            stopped = await _ask(options.stop, "POST", hands.left)
+            stopped = await _ask(options.stop, "POST", runner.remaining)
         except ShellError:
             stopped = Completed(1, "", "")  # what is dead may not even be there to be stopped
         # It may refuse to be stopped, too; only what has not answered may still be stopping.
-        return stopped if stopped.status is None else await _ask(options.start, "POST", hands.left)
-    raise UnknownVerb(f"the control has no `{verb}`")
+        return stopped if stopped.status is None else await _ask(options.start, "POST", runner.remaining)
+    raise UnknownVerbError(f"the control has no `{verb}`")
 
 
 async def _ask(request: Request, method: str, within: float) -> Completed:
@@ -95,7 +95,7 @@ async def _ask(request: Request, method: str, within: float) -> Completed:
     if "json_" in request.model_fields_set:
         body = {"json": request.json_}
     try:
-        async with asyncio.timeout(within), await asyncio.to_thread(client_for, request) as client:
+        async with asyncio.timeout(within), await asyncio.to_thread(http_client, request) as client:
             answer = await client.request(request.method or method, request.url, headers=headers, timeout=None, **body)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise ShellError(f"cannot connect to {request.url}: {type(error).__name__}") from error
@@ -107,11 +107,11 @@ async def _ask(request: Request, method: str, within: float) -> Completed:
     return Completed(0 if answer.is_success else 1, said, "")
 
 
-async def facts_http(options: HttpOptions, hands: Hands) -> Facts | None:
+async def facts_http(options: HttpOptions, runner: ControlRunner) -> TargetState | None:
     if options.status is None:
         return None
-    done = await _ask(options.status, "GET", hands.left)
-    return Facts(state=(done.output or done.why).splitlines()[0][:200])
+    done = await _ask(options.status, "GET", runner.remaining)
+    return TargetState(state=(done.output or done.why).splitlines()[0][:200])
 
 
-HTTP = Kind(HttpOptions, control_http, facts_http, tells_of_stops=False)
+HTTP = ControlKind(HttpOptions, control_http, facts_http, reports_stops=False)

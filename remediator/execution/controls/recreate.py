@@ -12,8 +12,8 @@ from typing import Any
 
 from fleet.managers import docker
 from fleet.shells import Completed
-from remediator.execution.controls.context import Gone, Hands, good
 from remediator.execution.controls.docker import DockerOptions, after_start
+from remediator.execution.controls.runner import ControlRunner, TargetNotFoundError, succeeded
 
 ASIDE, NEW = ".defib-old", ".defib-new"
 WORDS = replace(docker.WORDS, gone=())  # what is not there may be another container than the one that is made anew
@@ -28,54 +28,54 @@ class _Ended(Exception):  # noqa: N818
         self.done = done
 
 
-async def recreate(options: DockerOptions, hands: Hands) -> Completed:
+async def recreate(options: DockerOptions, runner: ControlRunner) -> Completed:
     """Raises ShellError where nothing was done to the container."""
     name = options.container
     try:
-        old = await _taken_up(hands, name)
-        await _check(hands, name, old)
-        new = await _made_alike(hands, name, old)
+        old = await _taken_up(runner, name)
+        await _check(runner, name, old)
+        new = await _made_alike(runner, name, old)
     except _Ended as ended:
         return ended.done
-    done = await _exchanged(hands, name, str(old["Id"]), str(new["Id"]))
-    return await after_start(options, hands, done) if good(done) else done
+    done = await _exchanged(runner, name, str(old["Id"]), str(new["Id"]))
+    return await after_start(options, runner, done) if succeeded(done) else done
 
 
-async def _taken_up(hands: Hands, name: str) -> Doc:
+async def _taken_up(runner: ControlRunner, name: str) -> Doc:
     """What docker tells of the container, after an earlier attempt that was cut short was undone."""
-    new, aside, here = [await _inspected(hands, name + end) for end in (NEW, ASIDE, "")]
+    new, aside, here = [await _inspected(runner, name + end) for end in (NEW, ASIDE, "")]
     for left, end in ((new, NEW), (here if aside is not None else None, "")):
         if left is None:
             continue
         if left["State"]["Status"] != "created":
             raise _Ended(_refusal(f"{name}{end or ASIDE} is left of an earlier attempt: remove it, or {name}"))
-        await _in_order(hands, [["docker", "rm", left["Id"]]], acts=bool(aside))
+        await _in_order(runner, [["docker", "rm", left["Id"]]], acts=bool(aside))
     if aside is not None:
-        back = await _in_order(hands, [["docker", "rename", aside["Id"], name]])
-        if not good(back):
+        back = await _in_order(runner, [["docker", "rename", aside["Id"], name]])
+        if not succeeded(back):
             raise _Ended(back)
         here = aside
     if here is None:
-        raise hands.gone(f"container {name}")
+        raise runner.not_found(f"container {name}")
     return here
 
 
-async def _check(hands: Hands, name: str, old: Doc) -> None:
+async def _check(runner: ControlRunner, name: str, old: Doc) -> None:
     """Raises _Ended where the container cannot be exchanged for another."""
     if old["HostConfig"].get("AutoRemove"):
         raise _Ended(_refusal(f"{name} removes itself when it ends: give the step a command of its own"))
     shared = _shared_with(old)
-    other = await _inspected(hands, shared) if shared else None
+    other = await _inspected(runner, shared) if shared else None
     if shared and (other is None or not other["State"]["Running"]):
         why = "does not run" if other else "is not there any more"
         raise _Ended(
             _refusal(f"{name} is in the network of the container {shared}, which {why}: HostConfig.NetworkMode")
         )
-    listed = await hands.ask(["docker", "ps", "--all", "--quiet", "--no-trunc"], "", WORDS, acts=False)
-    if not good(listed):
+    listed = await runner.run_manager(["docker", "ps", "--all", "--quiet", "--no-trunc"], "", WORDS, acts=False)
+    if not succeeded(listed):
         raise _Ended(listed)
     modes = ["docker", "inspect", "--type", "container", "--format", "{{.HostConfig.NetworkMode}} {{.Name}}"]
-    told = await hands.run([*modes, *listed.stdout.split()], acts=False)
+    told = await runner.run([*modes, *listed.stdout.split()], acts=False)
     inside = [
         line.partition(" /")[2] for line in told.stdout.splitlines() if line.startswith(f"container:{old['Id']} ")
     ]
@@ -84,74 +84,74 @@ async def _check(hands: Hands, name: str, old: Doc) -> None:
         raise _Ended(_refusal(f"{why}: give the step a command of its own"))
 
 
-async def _made_alike(hands: Hands, name: str, old: Doc) -> Doc:
+async def _made_alike(runner: ControlRunner, name: str, old: Doc) -> Doc:
     """The new container, which was never started. Raises _Ended where it would not be the same, and is gone again."""
     new = None
-    done = await _in_order(hands, [create(name + NEW, old), *_connects(name + NEW, old)], acts=False)
-    if good(done):
-        new = await _inspected(hands, name + NEW)
+    done = await _in_order(runner, [create(name + NEW, old), *_connects(name + NEW, old)], acts=False)
+    if succeeded(done):
+        new = await _inspected(runner, name + NEW)
         wrong = differences(old, new) if new is not None else ["it is not there"]
         if new is not None and not wrong:
             return new
         done = Completed(1, "", f"the new container would not be the same: {'; '.join(wrong)}")
-    new = new or await _inspected(hands, name + NEW)
+    new = new or await _inspected(runner, name + NEW)
     if new is not None:
-        await _in_order(hands, [["docker", "rm", "--force", new["Id"]]], acts=False)
+        await _in_order(runner, [["docker", "rm", "--force", new["Id"]]], acts=False)
     raise _Ended(replace(done, stderr=f"{done.stderr}\n{name} was not touched"))
 
 
-async def _exchanged(hands: Hands, name: str, old: str, new: str) -> Completed:
+async def _exchanged(runner: ControlRunner, name: str, old: str, new: str) -> Completed:
     """Put the new container in the place of the old one; the old one back where that fails."""
-    done = await _in_order(hands, [["docker", "stop", old]])
+    done = await _in_order(runner, [["docker", "stop", old]])
     renamed = False
-    if good(done):
-        done = await _in_order(hands, [["docker", "rename", old, name + ASIDE]])
-        renamed = good(done)
+    if succeeded(done):
+        done = await _in_order(runner, [["docker", "rename", old, name + ASIDE]])
+        renamed = succeeded(done)
     if renamed:
-        done = await _in_order(hands, [["docker", "rename", new, name], ["docker", "start", new]])
-        if good(done):
-            return await _without_old(hands, name, old)
+        done = await _in_order(runner, [["docker", "rename", new, name], ["docker", "start", new]])
+        if succeeded(done):
+            return await _without_old(runner, name, old)
     if done.status is None:
         return done  # nobody knows what was done; the next attempt looks
     # Whatever stood in the way, the one that there was is better than none.
-    await _in_order(hands, [["docker", "rm", "--force", new]])
-    back = not renamed or good(await _in_order(hands, [["docker", "rename", old, name]]))
-    started = await _in_order(hands, [["docker", "start", old]])
+    await _in_order(runner, [["docker", "rm", "--force", new]])
+    back = not renamed or succeeded(await _in_order(runner, [["docker", "rename", old, name]]))
+    started = await _in_order(runner, [["docker", "start", old]])
     put = "put back" if back else f"NOT put back; it is {name}{ASIDE}"
-    runs = "" if good(started) else f", and does not start: {started.output or started.why}"
+    runs = "" if succeeded(started) else f", and does not start: {started.output or started.why}"
     return replace(done, stderr=f"{done.stderr}\nthe old container was {put}{runs}")
 
 
-async def _without_old(hands: Hands, name: str, old: str) -> Completed:
+async def _without_old(runner: ControlRunner, name: str, old: str) -> Completed:
     """Remove the old container. The new one runs, whatever comes of this."""
-    done = await _in_order(hands, [["docker", "rm", old]])
-    if good(done):
+    done = await _in_order(runner, [["docker", "rm", old]])
+    if succeeded(done):
         return done
     left = f"the new container runs; the old one is left as {name}{ASIDE}: {done.output or done.why}"
     return Completed(0, done.stdout, left)
 
 
-async def _in_order(hands: Hands, commands: Iterable[list[str]], *, acts: bool = True) -> Completed:
+async def _in_order(runner: ControlRunner, commands: Iterable[list[str]], *, acts: bool = True) -> Completed:
     done = Completed(0, "", "")
     for argv in commands:
-        done = await hands.ask(argv, "", WORDS, acts=acts)
-        if not good(done):
+        done = await runner.run_manager(argv, "", WORDS, acts=acts)
+        if not succeeded(done):
             return done
     return done
 
 
-async def _inspected(hands: Hands, which: str) -> Doc | None:
+async def _inspected(runner: ControlRunner, which: str) -> Doc | None:
     """What docker tells of the container of this very name, or identifier; None where there is none."""
     try:
         argv = ["docker", "inspect", "--type", "container", which]
-        done = await hands.ask(argv, f"container {which}", docker.WORDS, acts=False)
-    except Gone:
+        done = await runner.run_manager(argv, f"container {which}", docker.WORDS, acts=False)
+    except TargetNotFoundError:
         return None
     try:
         found = json.loads(done.stdout)[0]
         told = which in (str(found["Name"]).removeprefix("/"), found["Id"])
     except (ValueError, LookupError, TypeError):
-        if good(done):
+        if succeeded(done):
             done = _refusal(f"what docker tells of {which} cannot be understood: give the step a command of its own")
         raise _Ended(done) from None
     return found if told else None

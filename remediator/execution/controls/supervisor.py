@@ -6,8 +6,8 @@ from typing import ClassVar
 from fleet.inventory.endpoints import Part
 from fleet.managers import supervisor
 from fleet.shells import Completed
-from remediator.execution.controls import Kind
-from remediator.execution.controls.context import VERBS, Facts, Hands, Verb, good
+from remediator.execution.controls import ControlKind
+from remediator.execution.controls.runner import VERBS, ControlRunner, TargetState, Verb, succeeded
 
 LOG_BYTES = 20_000
 
@@ -26,31 +26,35 @@ class SupervisorOptions(Part):
         return f"supervisor:{supervisor.named(self.config)}:{name}"
 
 
-async def control_supervisor(verb: Verb, options: SupervisorOptions, hands: Hands) -> Completed:
+async def control_supervisor(verb: Verb, options: SupervisorOptions, runner: ControlRunner) -> Completed:
     target = f"program {options.program} in supervisor"
     if verb == "logs":
         # What a program has written is not judged by supervisor's words: its status is.
-        await hands.ask(supervisor.verb("status", options.program, options.config), target, supervisor.WORDS)
-        return await hands.run(supervisor.logs(options.program, options.config, LOG_BYTES))
-    done = await hands.ask(supervisor.verb(verb, options.program, options.config), target, supervisor.WORDS)
+        await runner.run_manager(supervisor.verb("status", options.program, options.config), target, supervisor.WORDS)
+        return await runner.run(supervisor.logs(options.program, options.config, LOG_BYTES))
+    done = await runner.run_manager(supervisor.verb(verb, options.program, options.config), target, supervisor.WORDS)
     if verb == "status":
-        return done if supervisor.is_running(done.stdout) or not good(done) else Completed(3, done.stdout, done.stderr)
+        return (
+            done
+            if supervisor.is_running(done.stdout) or not succeeded(done)
+            else Completed(3, done.stdout, done.stderr)
+        )
     refusal = supervisor.refused(done.stdout)
-    if good(done) and refusal is not None:
+    if succeeded(done) and refusal is not None:
         return Completed(1, done.stdout, done.stderr)
     return done
 
 
-async def facts_supervisor(options: SupervisorOptions, hands: Hands) -> Facts | None:
-    done = await hands.run(supervisor.verb("status", options.program, options.config))
-    now = supervisor.local_time((await hands.run(supervisor.CLOCK)).stdout)
+async def facts_supervisor(options: SupervisorOptions, runner: ControlRunner) -> TargetState | None:
+    done = await runner.run(supervisor.verb("status", options.program, options.config))
+    now = supervisor.local_time((await runner.run(supervisor.CLOCK)).stdout)
     _, state, description = (*done.stdout.split(None, 2), "", "", "")[:3]
     if not state.isupper():
         return None
     pid = re.search(r"\bpid (\d+)", description)
     uptime = re.search(r"\buptime (.+)", description)
     stopped = state == "STOPPED" and description.strip() != "Not started"
-    return Facts(
+    return TargetState(
         state=state,
         started=f"{uptime[1].strip()} ago" if uptime else "",
         pid=int(pid[1]) if pid else None,
@@ -61,4 +65,4 @@ async def facts_supervisor(options: SupervisorOptions, hands: Hands) -> Facts | 
     )
 
 
-SUPERVISOR = Kind(SupervisorOptions, control_supervisor, facts_supervisor)
+SUPERVISOR = ControlKind(SupervisorOptions, control_supervisor, facts_supervisor)

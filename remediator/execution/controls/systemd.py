@@ -7,8 +7,8 @@ from typing import ClassVar
 from fleet.inventory.endpoints import Part
 from fleet.managers import systemd
 from fleet.shells import Completed
-from remediator.execution.controls import Kind
-from remediator.execution.controls.context import LOG_LINES, VERBS, Facts, Hands, Verb, good
+from remediator.execution.controls import ControlKind
+from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
 
 class SystemdOptions(Part):
@@ -21,30 +21,30 @@ class SystemdOptions(Part):
         return f"systemd:{self.unit}"
 
 
-async def control_systemd(verb: Verb, options: SystemdOptions, hands: Hands) -> Completed:
+async def control_systemd(verb: Verb, options: SystemdOptions, runner: ControlRunner) -> Completed:
     target = f"unit {options.unit}"
     if verb == "logs":
-        return await hands.run(systemd.logs(options.unit, LOG_LINES))
+        return await runner.run(systemd.logs(options.unit, LOG_LINES))
     if verb != "status":
-        return await hands.ask(systemd.verb(verb, options.unit), target, systemd.WORDS)
-    done = await hands.ask(systemd.facts(options.unit), target, systemd.WORDS)
+        return await runner.run_manager(systemd.verb(verb, options.unit), target, systemd.WORDS)
+    done = await runner.run_manager(systemd.facts(options.unit), target, systemd.WORDS)
     told = systemd.told(done.stdout)
     if told.get("LoadState") == "not-found" and told.get("ActiveState") == "inactive":
-        raise hands.gone(target)
-    running = good(done) and told.get("ActiveState") in ("active", "reloading")
-    return done if running or not good(done) else Completed(3, done.stdout, done.stderr)
+        raise runner.not_found(target)
+    running = succeeded(done) and told.get("ActiveState") in ("active", "reloading")
+    return done if running or not succeeded(done) else Completed(3, done.stdout, done.stderr)
 
 
-async def facts_systemd(options: SystemdOptions, hands: Hands) -> Facts | None:
-    done = await hands.run(systemd.facts(options.unit))
+async def facts_systemd(options: SystemdOptions, runner: ControlRunner) -> TargetState | None:
+    done = await runner.run(systemd.facts(options.unit))
     told = systemd.told(done.stdout)
-    if not good(done):
+    if not succeeded(done):
         return None
-    now = systemd.uptime((await hands.run(systemd.UPTIME)).stdout)
+    now = systemd.uptime((await runner.run(systemd.UPTIME)).stdout)
     if "ActiveState" not in told:
         return None
     active, sub = told["ActiveState"], told.get("SubState", "")
-    return Facts(
+    return TargetState(
         state=f"{active} ({sub}), result {told.get('Result', '')}",
         started=told.get("ExecMainStartTimestamp", ""),
         pid=_number(told.get("MainPID")) or None,
@@ -68,4 +68,4 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch("[0-9]{1,19}", text) else None
 
 
-SYSTEMD = Kind(SystemdOptions, control_systemd, facts_systemd)
+SYSTEMD = ControlKind(SystemdOptions, control_systemd, facts_systemd)

@@ -1,0 +1,120 @@
+"""Alerts as Alertmanager sends them: the webhook's payload, version 4.
+
+Format: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from runtime.errors import DefibError
+
+MAX_BODY = 10 * 1024 * 1024
+MAX_ALERTS = 5000
+WEBHOOK_PATH = "/webhook/alertmanager"
+WATCHDOG = "Watchdog"
+Status = Literal["firing", "resolved"]
+
+
+class InvalidPayloadError(DefibError):
+    """The body is not a version-4 payload."""
+
+
+class TooManyAlertsError(DefibError):
+    """The payload has more alerts than the record can store in reasonable time."""
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One alert; times are Alertmanager's own text."""
+
+    fingerprint: str
+    starts_at: str
+    ends_at: str
+    status: Status
+    labels: Mapping[str, str]
+    annotations: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.labels.get("alertname", "")
+
+
+@dataclass(frozen=True)
+class WebhookPayload:
+    """The alerts, and how many Alertmanager left out (`max_alerts`), whose status is unknown."""
+
+    alerts: list[Alert]
+    truncated: int = 0
+    receiver: str = ""
+
+
+@dataclass(frozen=True)
+class AlertList:
+    """The alerts in Alertmanager's API. Times are differences by Alertmanager's clock, which may differ from ours."""
+
+    active: tuple[Alert, ...]  # neither silenced nor inhibited
+    receivers: Mapping[str, frozenset[str]]  # the names of the receivers that an alert is routed to, by fingerprint
+    fingerprints: frozenset[str]  # of all alerts, including silenced and inhibited ones
+    uptime: float  # seconds since Alertmanager started, without its earlier alerts
+    own_receivers: frozenset[str]  # receivers with a webhook to this remediator, as far as the configuration shows
+    watchdog_age: float | None  # seconds since Prometheus last sent the Watchdog; None: there is none
+
+
+def parse_webhook(body: bytes) -> WebhookPayload:
+    """Parse a webhook's body; unknown fields are ignored. Raises InvalidPayloadError and TooManyAlertsError."""
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        raise InvalidPayloadError("the body is not JSON") from None
+    if not isinstance(payload, dict):
+        raise InvalidPayloadError("the body is not a JSON object")
+    if payload.get("version") != "4":
+        raise InvalidPayloadError("`version` is not 4")
+    alerts = payload.get("alerts")
+    if not isinstance(alerts, list):
+        raise InvalidPayloadError("`alerts` is not a list")
+    if len(alerts) > MAX_ALERTS:
+        raise TooManyAlertsError(f"more than {MAX_ALERTS} alerts; set max_alerts in Alertmanager")
+    truncated = payload.get("truncatedAlerts")
+    receiver = payload.get("receiver")
+    return WebhookPayload(
+        [_parse_alert(item) for item in alerts],
+        truncated if type(truncated) is int and truncated > 0 else 0,
+        # Alertmanager escapes it as for a regular expression.
+        re.sub(r"\\(.)", r"\1", _clean(receiver)) if isinstance(receiver, str) else "",
+    )
+
+
+def _parse_alert(item: Any) -> Alert:
+    if not isinstance(item, dict):
+        raise InvalidPayloadError("an alert is not a JSON object")
+    status, fingerprint, starts_at = item.get("status"), item.get("fingerprint"), item.get("startsAt")
+    if status not in ("firing", "resolved"):
+        raise InvalidPayloadError("the `status` of an alert is neither firing nor resolved")
+    if not isinstance(fingerprint, str) or not fingerprint or not isinstance(starts_at, str) or not starts_at:
+        raise InvalidPayloadError("an alert has no `fingerprint` or no `startsAt`")
+    ends_at = item.get("endsAt")
+    return Alert(
+        _clean(fingerprint),
+        _clean(starts_at),
+        _clean(ends_at) if isinstance(ends_at, str) else "",
+        cast("Status", status),
+        _parse_map(item.get("labels")),
+        _parse_map(item.get("annotations")),
+    )
+
+
+def _parse_map(value: Any) -> Mapping[str, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
+        raise InvalidPayloadError("`labels` and `annotations` must map strings to strings")
+    return {_clean(key): _clean(text) for key, text in value.items()}
+
+
+def _clean(text: str) -> str:
+    """Replace lone surrogates, which are valid in JSON but cannot be stored or sent."""
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,118 @@
+"""JSON over HTTP with one server of the fleet."""
+
+import contextlib
+import ssl
+import time
+from collections.abc import Iterator, Mapping
+from email.utils import parsedate_to_datetime
+from types import MappingProxyType
+from typing import Any
+
+import httpx
+from pydantic import SecretStr
+
+from fleet.inventory.endpoints import Endpoint
+from runtime.errors import DefibError, StartError
+
+TIMEOUT = httpx.Timeout(10.0, connect=3.0)
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class ClientError(DefibError):
+    """The server did not respond as expected."""
+
+    retryable = True
+
+
+class HttpStatusError(ClientError):
+    """The server responded with an HTTP error status."""
+
+
+class JsonClient:
+    def __init__(
+        self, endpoint: Endpoint, token: SecretStr | None = None, headers: Mapping[str, str] = NO_HEADERS
+    ) -> None:
+        self._client = http_client(endpoint, token)
+        self._client.headers.update(headers)
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        timeout: float | None = None,
+        body: Any = None,
+        form: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return the parsed response; `body` is sent as JSON. Raises ClientError."""
+        response, _ = await self.request_with_date(method, path, timeout, body, form)
+        return response
+
+    async def request_with_date(
+        self,
+        method: str,
+        path: str,
+        timeout: float | None = None,
+        body: Any = None,
+        form: Mapping[str, Any] | None = None,
+    ) -> tuple[Any, float]:
+        """Return the parsed response and the Unix time of its Date header, or of our clock without one."""
+        limits = TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=3.0)
+        try:
+            response = await self._client.request(method, path, timeout=limits, json=body, data=form)
+            response.raise_for_status()
+            return response.json(), _date(response)
+        except httpx.HTTPStatusError as error:
+            raise HttpStatusError(f"HTTP {error.response.status_code}{_error_message(error.response)}") from error
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
+            raise ClientError(f"{type(error).__name__}") from error
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+
+def _date(response: httpx.Response) -> float:
+    try:
+        return parsedate_to_datetime(response.headers["Date"]).timestamp()
+    except (KeyError, ValueError):
+        return time.time()
+
+
+def _error_message(response: httpx.Response) -> str:
+    """Return the message of an error response of Defib."""
+    try:
+        return f": {str(response.json()['error']['message'])[:300]}"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def http_client(endpoint: Endpoint, token: SecretStr | None = None) -> httpx.AsyncClient:
+    """Create a client with the endpoint's URL, credentials and TLS settings. Raises StartError."""
+    auth = endpoint.auth
+    headers: dict[str, str] = {}
+    basic = None
+    if auth is not None and auth.basic is not None:
+        basic = httpx.BasicAuth(auth.basic.username, auth.basic.password.get_secret_value())
+    elif (bearer := auth.bearer if auth is not None else token) is not None:
+        headers["Authorization"] = f"Bearer {bearer.get_secret_value()}"
+    verify: ssl.SSLContext | bool = False
+    if endpoint.url.startswith("https:"):
+        tls = endpoint.tls
+        try:
+            verify = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
+            if tls.cert_file:
+                verify.load_cert_chain(tls.cert_file, tls.key_file)
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"{endpoint.url}: cannot use its certificate files: {error}") from error
+        if not tls.verify:
+            verify.check_hostname, verify.verify_mode = False, ssl.CERT_NONE
+    # The proxy variables of the environment are not for servers of the fleet.
+    return httpx.AsyncClient(base_url=endpoint.base, auth=basic, headers=headers, verify=verify, trust_env=False)
+
+
+@contextlib.contextmanager
+def parsing_response() -> Iterator[None]:
+    """Raise ClientError where a response lacks a field or has one of another type."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ClientError(f"unexpected response ({type(error).__name__})") from error

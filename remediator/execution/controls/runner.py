@@ -1,0 +1,120 @@
+"""Run the commands of a control on a host: with its shell and its sudo, and one deadline for all steps."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from fleet.inventory.model import Sudo
+from fleet.managers.not_run import Words, not_run
+from fleet.shells import Completed, Shell, ShellError, refused_by_wrapper
+from fleet.shells.sudo import elevated, failure, refusal
+from runtime.errors import DefibError
+
+Verb = Literal["status", "start", "stop", "restart", "logs"]
+VERBS: frozenset[Verb] = frozenset({"status", "start", "stop", "restart", "logs"})
+LOG_LINES = 200
+
+
+class UnknownVerbError(DefibError):
+    """The service's control does not support the verb."""
+
+
+class CommandRefusedError(ShellError):
+    """The host's sudo or its wrapper refused the command; nothing was run."""
+
+    retryable = False
+
+
+class TargetNotFoundError(ShellError):
+    """The host has no such target; nothing was run."""
+
+
+@dataclass(frozen=True)
+class TargetState:
+    """The state of a target as its host reports it. Unknown fields are None or empty.
+
+    `healing` is what on the host is about to restart the target, `withheld` the state in which somebody keeps it from
+    running, `stopped` the evidence that somebody stopped it after its last start, `unsure` why that is not known.
+    `unseen` and `refused` say why nothing is known. `age` and `stopped_for` are seconds since the last start and since
+    that stop, by the host's clock.
+    """
+
+    state: str = ""
+    started: str = ""
+    pid: int | None = None
+    restarts: int | None = None
+    exit_status: int | None = None
+    out_of_memory: bool | None = None
+    healing: str = ""
+    age: float | None = None
+    withheld: str = ""
+    stopped: str = ""
+    stopped_for: float | None = None
+    unsure: str = ""
+    unseen: str = ""
+    refused: str = ""
+
+    def known_fields(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+
+
+class ControlRunner:
+    """Runs the commands of one action on one host, until `timeout` seconds have passed."""
+
+    def __init__(self, shell: Shell | None, sudo: Sudo, timeout: float, host: str = "the host") -> None:
+        self._shell, self._sudo, self._host = shell, sudo, host
+        self._has_run = False
+        self._deadline = time.monotonic() + timeout
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline."""
+        return max(0.0, self._deadline - time.monotonic())
+
+    async def run(self, argv: Sequence[str], *, acts: bool = True) -> Completed:
+        """Run one command; after the deadline no command is started. Raises ShellError if no command was run at all.
+
+        With `acts=False` the command only reads, and does not count as run.
+        """
+        if self.remaining <= 0:
+            return Completed(None, "", "", "the deadline passed")
+        if self._shell is None:
+            raise ShellError("the service has no host to run commands on")
+        # A wrapper runs as root already.
+        command, stdin = (argv, b"") if self._shell.wrapped else elevated(argv, self._sudo)
+        try:
+            completed = await self._shell.run(command, timeout=self.remaining, stdin=stdin)
+        except ShellError as error:
+            if not self._has_run:
+                raise
+            return Completed(None, "", "", f"the connection was lost after the first command: {error}")
+        if not self._has_run:
+            self._raise_if_refused(completed, wrapped=self._shell.wrapped)
+        self._has_run = self._has_run or acts
+        return completed
+
+    def _raise_if_refused(self, completed: Completed, *, wrapped: bool) -> None:
+        reason = refused_by_wrapper(completed) if wrapped else refusal(completed, self._sudo)
+        if reason:
+            raise CommandRefusedError(f"the command is not allowed on {self._host}: {reason}")
+        sudo_failure = "" if wrapped else failure(completed, self._sudo)
+        if sudo_failure:
+            raise ShellError(f"{self._host}: {sudo_failure}")
+
+    async def run_manager(self, argv: Sequence[str], target: str, words: Words, *, acts: bool = True) -> Completed:
+        """As `run`, for a process manager whose output says if it did nothing. Raises ShellError in that case."""
+        had_run = self._has_run
+        completed = await self.run(argv, acts=acts)
+        reason = None if had_run else not_run(completed, words)
+        if reason is None:
+            return completed
+        self._has_run = False
+        raise self.not_found(target) if reason.gone else ShellError(f"{self._host}: {reason.why}")
+
+    def not_found(self, target: str) -> TargetNotFoundError:
+        return TargetNotFoundError(f"there is no {target} on {self._host}")
+
+
+def succeeded(completed: Completed) -> bool:
+    return completed.status == 0

@@ -1,0 +1,116 @@
+"""Reading over HTTP: the record's pages, and metrics."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import generate_latest
+
+from remediator.http import views
+from remediator.incidents import lifecycle
+from remediator.metrics import Metrics
+from remediator.policy.situation import Present
+from remediator.record import notifications, queries, situations, timestamps
+from remediator.record.automation import read_switch
+from remediator.record.database import Database
+from remediator.record.transaction import Transaction
+from runtime.redaction import Redactor
+from runtime.web import Handler, Needs, Problem, add_route
+
+PAGE_SIZE = 100
+INCIDENT_STATES = ("open", "recovered", "unobserved")
+PAGES = {
+    "incidents": queries.page_of_incidents,
+    "actions": queries.page_of_actions,
+    "alerts": queries.page_of_alerts,
+    "notifications": queries.page_of_notifications,
+}
+
+
+def add_routes(app: web.Application, database: Database, metrics: Metrics, redact: Redactor) -> None:
+    async def read_metrics(_request: web.Request) -> web.Response:
+        await _update(metrics, database)
+        return web.Response(
+            body=generate_latest(metrics.registry),
+            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
+        )
+
+    def page_handler(name: str) -> Handler:
+        async def read_page(request: web.Request) -> web.Response:
+            rows = await database.read(PAGES[name], _parse_before(request), PAGE_SIZE)
+            return views.respond(request, {name: rows}, redact, database.clock)
+
+        return read_page
+
+    async def read_incident(request: web.Request) -> web.Response:
+        number = int(request.match_info["id"])
+        incident = await database.read(queries.read_incident, number)
+        if incident is None:
+            raise Problem(404, "unknown_incident", f"there is no incident {number}")
+        return views.respond(request, incident, redact, database.clock)
+
+    add_route(app, "GET", "/metrics", read_metrics, Needs.SCRAPE)
+    for name in PAGES:
+        add_route(app, "GET", f"/api/v1/{name}", page_handler(name), Needs.READ)
+    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", read_incident, Needs.READ)
+
+
+def _parse_before(request: web.Request) -> int | None:
+    text = request.query.get("before")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 15:  # noqa: PLR2004 - ids are smaller
+        raise Problem(400, "bad_request", "`before` must be the id of an entry")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class _Gauges:
+    """What the record knows for metrics; times are of its clock."""
+
+    incidents: Mapping[str, int]
+    oldest_pending: float | None
+    oldest_queued: float | None
+    automation: bool
+    watchdog: float | None
+    services_without_attempts: list[str]
+    present: Present
+
+
+def _read_gauges(tx: Transaction) -> _Gauges:
+    watchdog = timestamps.get(tx, "watchdog")
+    return _Gauges(
+        lifecycle.counts_by_state(tx),
+        notifications.oldest_pending(tx),
+        lifecycle.oldest_queued(tx),
+        read_switch(tx).enabled,
+        watchdog.at if watchdog is not None else None,
+        situations.services_without_attempts(tx),
+        situations.read_present(tx, "", ""),
+    )
+
+
+async def _update(metrics: Metrics, database: Database) -> None:
+    """Set the gauges that are read from the record."""
+    gauges: Any = await database.read(_read_gauges)
+    rules, now = database.inventory.remediation, database.clock.now()
+    for state in INCIDENT_STATES:
+        metrics.incidents.labels(state).set(gauges.incidents.get(state, 0))
+    metrics.outbox_oldest.set(_age(gauges.oldest_pending, now))
+    metrics.queue_oldest.set(_age(gauges.oldest_queued, now))
+    metrics.automation.set(int(rules.automatic and gauges.automation))
+    metrics.watchdog.set(database.clock.unix(gauges.watchdog) if gauges.watchdog is not None else 0.0)
+    for budget, used, limit in (
+        ("in_flight", gauges.present.in_flight, rules.actions_in_flight),
+        ("10m", len(gauges.present.in_budget_window), rules.actions_per_10m),
+    ):
+        metrics.budget_used.labels(budget).set(used)
+        metrics.budget_limit.labels(budget).set(limit)
+    metrics.breaker.clear()
+    for service in gauges.services_without_attempts:
+        metrics.breaker.labels(service).set(1)
+
+
+def _age(since: float | None, now: float) -> float:
+    return max(0.0, now - since) if since is not None else 0.0

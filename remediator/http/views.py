@@ -1,0 +1,56 @@
+"""Rows of the record as JSON: times in RFC 3339, and without texts that only authenticated callers may read."""
+
+from typing import Any
+
+from aiohttp import web
+from sqlalchemy import Text
+
+from remediator.record.clock import SteadyClock
+from remediator.record.schema import actions, deliveries, evidence, incidents, notifications
+from runtime.redaction import Redactor
+from runtime.times import rfc3339
+from runtime.web import is_authenticated
+
+# Texts from hosts, services and servers have the column type Text. The timeline's details have some by the same names.
+_PRIVATE = frozenset(
+    column.name
+    for table in (incidents, actions, evidence, notifications, deliveries)
+    for column in table.columns
+    if isinstance(column.type, Text)
+) | {"evidence", "message"}
+_TARGET_FACTS = frozenset({"before", "after"})  # may quote a command's output
+_TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_seen")
+
+
+def respond(request: web.Request, rows: dict[str, Any], redact: Redactor, clock: SteadyClock) -> web.Response:
+    """Return rows as a JSON response, without private texts if the caller is not authenticated."""
+    visible = rows if is_authenticated(request) else without_private_texts(rows)
+    return web.json_response(redact.within(format_times(visible, clock)))
+
+
+def without_private_texts(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_private(key, item) for key, item in value.items()}
+    return [without_private_texts(item) for item in value] if isinstance(value, list) else value
+
+
+def _without_private(key: str, value: Any) -> Any:
+    if key in _TARGET_FACTS:
+        return None
+    if key not in _PRIVATE or isinstance(value, dict):
+        return without_private_texts(value)
+    return [] if isinstance(value, list) else None
+
+
+def format_times(value: Any, clock: SteadyClock) -> Any:
+    """Convert times of the record's clock to RFC 3339, in UTC."""
+    if isinstance(value, dict):
+        return {
+            key: rfc3339(clock.unix(item)) if _is_time(key, item) else format_times(item, clock)
+            for key, item in value.items()
+        }
+    return [format_times(item, clock) for item in value] if isinstance(value, list) else value
+
+
+def _is_time(key: str, value: Any) -> bool:
+    return isinstance(value, float) and (key in _TIMES or key.endswith("_at"))

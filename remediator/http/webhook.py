@@ -1,0 +1,75 @@
+"""The webhook that Alertmanager calls."""
+
+from collections.abc import Callable
+
+import structlog
+from aiohttp import web
+
+from remediator.clients.alerts import (
+    WEBHOOK_PATH,
+    InvalidPayloadError,
+    TooManyAlertsError,
+    WebhookPayload,
+    parse_webhook,
+)
+from remediator.engine.engine import Engine
+from remediator.incidents import intake
+from remediator.metrics import Metrics
+from remediator.record.database import Database, StorageError
+from runtime.web import Needs, Problem, add_route
+
+log = structlog.get_logger()
+
+
+def count_refusals(metrics: Metrics) -> Callable[[web.Request, Problem], None]:
+    """Return a function that counts and logs the webhooks that are refused, including unauthorized ones."""
+
+    def on_refusal(request: web.Request, problem: Problem) -> None:
+        if request.path == WEBHOOK_PATH:
+            metrics.refusals.labels(str(problem.status)).inc()
+            log.warning("webhook_refused", status=problem.status, error=problem.message)
+
+    return on_refusal
+
+
+def add_routes(app: web.Application, engine: Engine, database: Database, metrics: Metrics) -> None:
+    async def receive(request: web.Request) -> web.Response:
+        try:
+            payload = parse_webhook(await _read_body(request))
+            await database.write_first(intake.receive, payload.alerts, payload.receiver)
+        except InvalidPayloadError as error:
+            raise Problem(400, "not_a_delivery", str(error)) from error
+        except (web.HTTPRequestEntityTooLarge, TooManyAlertsError) as error:
+            # Alertmanager does not send it again, but its API has the alerts.
+            engine.reconcile_soon()
+            too_many = isinstance(error, TooManyAlertsError)
+            message = str(error) if too_many else "the body is larger than 10 MiB; set max_alerts in Alertmanager"
+            raise Problem(413, "too_large", message) from error
+        except StorageError as error:
+            raise Problem(503, "not_stored", "cannot store the alerts; send them again") from error
+        _count(payload)
+        if payload.truncated:
+            engine.reconcile_soon()
+        # An alert of a host concerns every service that runs there.
+        has_host_alert = any("service" not in alert.labels for alert in payload.alerts)
+        engine.wake(None if has_host_alert else {alert.labels["service"] for alert in payload.alerts})
+        return web.json_response({"alerts": len(payload.alerts)})
+
+    def _count(payload: WebhookPayload) -> None:
+        for alert in payload.alerts:
+            metrics.received.labels(alert.status).inc()
+        services = database.inventory.services
+        unknown = sum(1 for alert in payload.alerts if alert.labels.get("service", "") not in services)
+        log.info("webhook_received", alerts=len(payload.alerts), unknown_services=unknown)
+        if payload.truncated:
+            metrics.truncated.inc(payload.truncated)
+            log.warning("webhook_truncated", alerts=payload.truncated, hint="raise max_alerts in Alertmanager")
+
+    add_route(app, "POST", WEBHOOK_PATH, receive, Needs.DELIVERY)
+
+
+async def _read_body(request: web.Request) -> bytes:
+    try:
+        return await request.read()
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise InvalidPayloadError("cannot read the body") from error

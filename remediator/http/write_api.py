@@ -1,0 +1,257 @@
+"""Operations over HTTP: parse the request, call the operation, translate its errors to status codes."""
+
+import json
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fleet.inventory.units import FOREVER, PositiveDuration
+from fleet.shells import Completed
+from remediator import operations
+from remediator.execution.controls.runner import Verb
+from remediator.http.views import format_times
+from remediator.operations import OperationError, Operations, Subject
+from remediator.record import maintenance
+from remediator.record.automation import AutomationSwitch, read_switch
+from remediator.record.database import Database
+from runtime.errors import DefibError
+from runtime.redaction import Redactor
+from runtime.times import rfc3339
+from runtime.web import Needs, Problem, add_route, caller
+
+STATUS_OF: dict[type[OperationError], int] = {
+    operations.InvalidOperationError: 400,
+    operations.NotFoundError: 404,
+    operations.ConflictError: 409,
+    operations.HostUnreachableError: 502,
+    operations.UnavailableError: 503,
+}
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _ActionBody(_Body):
+    overrule: list[str] = Field(default_factory=list)
+
+
+Comment = Annotated[str, Field(max_length=300)]
+
+
+class _AutomationBody(_Body):
+    enabled: bool
+    reason: Comment = ""
+
+
+class _SilenceBody(_Body):
+    for_: PositiveDuration = Field(alias="for")
+    comment: Comment = ""
+
+
+class _MaintenanceBody(_Body):
+    """Maintenance `for` a duration or `until` a time in RFC 3339; with `notify`, notifications mention people."""
+
+    scope: Literal["service", "host", "group"]
+    name: str
+    reason: Annotated[str, Field(min_length=1, max_length=300)]
+    for_: PositiveDuration | None = Field(None, alias="for")
+    until: datetime | None = None
+    notify: bool = False
+
+
+B = TypeVar("B", bound=_Body)
+
+
+def add_routes(
+    app: web.Application,
+    operations: Operations,
+    database: Database,
+    redact: Redactor,
+    reload: Callable[[], Awaitable[None]],
+) -> None:
+    api = _WriteApi(operations, database, redact, reload)
+    service, action = "/api/v1/services/{id}", "/api/v1/actions/{number:[0-9]{1,15}}"
+    subject = "/api/v1/{subject:incident|alert}s/{number:[0-9]{1,15}}"
+    for method, path, handler, needs in (
+        ("POST", "/-/reload", api.reload, Needs.CREDENTIAL),
+        ("POST", f"{service}/{{verb:start|stop|restart}}", api.start_action, Needs.CREDENTIAL),
+        ("GET", f"{service}/{{verb:status|logs}}", api.read_from_host, Needs.CREDENTIAL),
+        ("POST", f"{service}/reset", api.reset_attempts, Needs.CREDENTIAL),
+        ("GET", f"{service}/explain", api.explain, Needs.CREDENTIAL),
+        ("POST", f"{action}/approve", api.approve, Needs.CREDENTIAL),
+        ("POST", f"{subject}/acknowledge", api.acknowledge, Needs.CREDENTIAL),
+        ("POST", f"{subject}/silence", api.silence, Needs.CREDENTIAL),
+        ("GET", "/api/v1/automation", api.read_automation, Needs.READ),
+        ("PUT", "/api/v1/automation", api.switch_automation, Needs.CREDENTIAL),
+        ("GET", "/api/v1/maintenance", api.read_maintenance, Needs.READ),
+        ("POST", "/api/v1/maintenance", api.begin_maintenance, Needs.CREDENTIAL),
+        ("DELETE", "/api/v1/maintenance/{number:[0-9]{1,15}}", api.end_maintenance, Needs.CREDENTIAL),
+    ):
+        add_route(app, method, path, _translating_errors(handler), needs)
+
+
+def _translating_errors(
+    handler: Callable[[web.Request], Awaitable[web.Response]],
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def handle(request: web.Request) -> web.Response:
+        try:
+            return await handler(request)
+        except OperationError as error:
+            status = next(status for kind, status in STATUS_OF.items() if isinstance(error, kind))
+            raise Problem(status, error.code, str(error)) from error
+
+    return handle
+
+
+class _WriteApi:
+    def __init__(
+        self,
+        operations: Operations,
+        database: Database,
+        redact: Redactor,
+        reload: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._operations, self._database, self._redact, self._reload = operations, database, redact, reload
+
+    async def reload(self, _request: web.Request) -> web.Response:
+        try:
+            await self._reload()
+        except DefibError as error:
+            message = f"the previous configuration stays in force: {error}"
+            raise Problem(400, "bad_configuration", message) from error
+        return web.json_response({"services": len(self._database.inventory.services)})
+
+    async def start_action(self, request: web.Request) -> web.Response:
+        service, verb = request.match_info["id"], _verb(request)
+        self._operations.controlled_service(service)  # before the body is parsed
+        body = await _parse_body(request, _ActionBody)
+        claimed = await self._operations.start_action(service, verb, body.overrule, caller(request))
+        return web.json_response({"action": claimed.id, "service": service, "kind": verb}, status=202)
+
+    async def read_from_host(self, request: web.Request) -> web.Response:
+        service, verb = request.match_info["id"], _verb(request)
+        completed = await self._operations.read_from_host(service, verb)
+        return web.json_response(self._redact.within(command_result(service, verb, completed)))
+
+    async def reset_attempts(self, request: web.Request) -> web.Response:
+        service = request.match_info["id"]
+        number = await self._operations.reset_attempts(service, caller(request))
+        return web.json_response({"action": number, "service": service})
+
+    async def explain(self, request: web.Request) -> web.Response:
+        explanation = await self._operations.explain(request.match_info["id"])
+        return web.json_response(self._redact.within(format_times(explanation, self._database.clock)))
+
+    async def approve(self, request: web.Request) -> web.Response:
+        number = _number(request)
+        await self._operations.approve(number, caller(request))
+        return web.json_response({"action": number, "approved": True})
+
+    async def acknowledge(self, request: web.Request) -> web.Response:
+        subject, number = _subject(request), _number(request)
+        acknowledged = await self._operations.acknowledge(subject, number, caller(request))
+        row = {"id": number, "acknowledged_by": acknowledged.by, "acknowledged_at": acknowledged.at}
+        return web.json_response(format_times(row, self._database.clock))
+
+    async def silence(self, request: web.Request) -> web.Response:
+        subject, number = _subject(request), _number(request)
+        body = await _parse_body(request, _SilenceBody)
+        until = await self._operations.silence(subject, number, body.for_, caller(request), body.comment)
+        return web.json_response({"id": number, "until": rfc3339(until)})
+
+    async def read_automation(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._automation(await self._database.read(read_switch)))
+
+    async def switch_automation(self, request: web.Request) -> web.Response:
+        body = await _parse_body(request, _AutomationBody)
+        switched = await self._operations.switch_automation(
+            enabled=body.enabled, by=caller(request), reason=body.reason
+        )
+        return web.json_response(self._automation(switched))
+
+    def _automation(self, switch: AutomationSwitch) -> dict[str, Any]:
+        automatic = self._database.inventory.remediation.automatic
+        row = {
+            "enabled": switch.enabled and automatic, "by_inventory": automatic, "by_switch": switch.enabled,
+            "at": switch.at, "by": switch.by, "reason": switch.reason,
+        }  # fmt: skip
+        return dict(format_times(row, self._database.clock))
+
+    async def read_maintenance(self, _request: web.Request) -> web.Response:
+        rows = await self._database.read(maintenance.current)
+        return web.json_response({"maintenance": format_times(rows, self._database.clock)})
+
+    async def begin_maintenance(self, request: web.Request) -> web.Response:
+        body = await _parse_body(request, _MaintenanceBody)
+        number, until = await self._operations.begin_maintenance(
+            body.scope, body.name, seconds=self._duration(body), reason=body.reason, by=caller(request),
+            notify=body.notify,
+        )  # fmt: skip
+        return web.json_response(format_times({"id": number, "until": until}, self._database.clock), status=201)
+
+    def _duration(self, body: _MaintenanceBody) -> float:
+        """Return the seconds from now until the maintenance ends. Raises Problem."""
+        if body.for_ is not None and body.until is None:
+            return body.for_
+        if body.until is None or body.for_ is not None:
+            raise Problem(400, "bad_request", "set either `for` or `until`")
+        if body.until.tzinfo is None:
+            raise Problem(400, "bad_request", "until: the time zone is missing (write 2026-11-24T18:00:00+08:00)")
+        clock = self._database.clock
+        try:
+            at = body.until.timestamp()
+        except OverflowError as error:
+            raise Problem(400, "bad_request", "until: the time is out of range") from error
+        seconds = at - clock.unix(clock.now())
+        if seconds <= 0:
+            raise Problem(400, "bad_request", "until: the time is in the past")
+        if seconds > FOREVER:
+            raise Problem(400, "bad_request", "until: the time is more than a year away")
+        return seconds
+
+    async def end_maintenance(self, request: web.Request) -> web.Response:
+        number = _number(request)
+        await self._operations.end_maintenance(number, caller(request))
+        return web.json_response({"id": number})
+
+
+def command_result(service: str, verb: Verb, completed: Completed) -> dict[str, Any]:
+    """Return the result of a control's command as the API and the command line print it."""
+    return {
+        "service": service,
+        "verb": verb,
+        "exit_status": completed.status,
+        "why": completed.why,
+        "output": completed.output,
+    }
+
+
+def _verb(request: web.Request) -> Verb:
+    verb: Verb = request.match_info["verb"]  # type: ignore[assignment] # the route matches only verbs
+    return verb
+
+
+def _subject(request: web.Request) -> Subject:
+    subject: Subject = request.match_info["subject"]  # type: ignore[assignment] # the route matches only subjects
+    return subject
+
+
+def _number(request: web.Request) -> int:
+    return int(request.match_info["number"])
+
+
+async def _parse_body(request: web.Request, model: type[B]) -> B:
+    """Parse the JSON body; an empty body is an empty object. Raises Problem."""
+    text = await request.read()
+    try:
+        return model.model_validate(json.loads(text or b"{}"))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise Problem(400, "bad_request", f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "bad_request", "the body is not JSON") from error

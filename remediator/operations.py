@@ -1,0 +1,264 @@
+"""Operations: what operators can do, one method each. The HTTP API, chat buttons and the console call these.
+
+Every operation is recorded with who requested it, and raises an OperationError if it cannot be done.
+"""
+
+import contextlib
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import structlog
+
+from fleet.inventory.model import Service
+from fleet.shells import Completed, ShellError
+from remediator.clients.alertmanager import Alertmanager
+from remediator.clients.json_client import ClientError
+from remediator.engine import reminders
+from remediator.engine.engine import Engine
+from remediator.execution.controls.runner import UnknownVerbError, Verb
+from remediator.incidents import acknowledgement, actions
+from remediator.incidents.actions import Claim
+from remediator.incidents.timeline import add_event
+from remediator.policy.situation import LOCKS, OVERRULABLE, Decision
+from remediator.record import automation, maintenance
+from remediator.record.automation import AutomationSwitch
+from remediator.record.database import Database, StorageError
+from remediator.record.maintenance import MaintenanceScope
+from remediator.record.schema import alerts, incidents
+from remediator.record.transaction import Transaction
+from runtime.errors import DefibError
+
+Subject = Literal["incident", "alert"]
+log = structlog.get_logger()
+
+
+class OperationError(DefibError):
+    """The operation was not done. `code` identifies the reason for programs."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class InvalidOperationError(OperationError):
+    """The request is wrong, whatever the state of the fleet."""
+
+
+class NotFoundError(OperationError):
+    """There is no such service, incident, alert, action or maintenance."""
+
+
+class ConflictError(OperationError):
+    """The present state does not allow it."""
+
+
+class UnavailableError(OperationError):
+    """A part of Defib, or another server, cannot be used now."""
+
+    retryable = True
+
+
+class HostUnreachableError(OperationError):
+    """The host cannot be reached."""
+
+    retryable = True
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    by: str
+    at: float
+
+
+class Operations:
+    def __init__(self, engine: Engine, database: Database) -> None:
+        self._engine, self._database = engine, database
+
+    async def start_action(self, service_id: str, verb: Verb, overruled: Collection[str], by: str) -> Claim:
+        """Start, stop or restart a service; `overruled` are the gates that do not hold it."""
+        service = self.controlled_service(service_id)
+        unknown = sorted({*overruled} - OVERRULABLE)
+        if unknown:
+            gates = ", ".join(sorted(OVERRULABLE))
+            raise InvalidOperationError("bad_request", f"cannot overrule {', '.join(unknown)}; possible are {gates}")
+        try:
+            claimed = await self._engine.act_for_operator(service, verb, overruled, by)
+        except UnknownVerbError as error:
+            raise InvalidOperationError("unknown_verb", str(error)) from error
+        except StorageError as error:
+            raise _not_stored() from error
+        if claimed == "stopping":
+            raise UnavailableError("stopping", "the remediator is shutting down")
+        if isinstance(claimed, Decision):
+            raise _held(claimed)
+        assert isinstance(claimed, Claim)  # noqa: S101 - the last of the possible types
+        return claimed
+
+    async def read_from_host(self, service_id: str, verb: Verb) -> Completed:
+        """Run the `status` or `logs` command of a service's control."""
+        service = self.controlled_service(service_id)
+        try:
+            return await self._engine.executor.run_command(service, verb)
+        except UnknownVerbError as error:
+            raise InvalidOperationError("unknown_verb", str(error)) from error
+        except ShellError as error:
+            raise HostUnreachableError("unreachable", str(error)) from error
+
+    async def reset_attempts(self, service_id: str, by: str) -> int:
+        """Give a service all its attempts again; returns the id of the reset."""
+        service = self.controlled_service(service_id)
+        number: int = await self._write(actions.reset_attempts, service, by)
+        log.info("attempts_reset", service=service.id, by=by)
+        self._engine.wake()
+        return number
+
+    async def explain(self, service_id: str) -> dict[str, Any]:
+        """Return the state of every gate of a service; times are of the record's clock."""
+        return await self._engine.explain(self.service(service_id))
+
+    async def approve(self, action: int, by: str) -> None:
+        """Approve a queued action."""
+        outcome = await self._write(actions.approve, action, by)
+        if outcome == "unknown":
+            raise NotFoundError("unknown_action", f"there is no action {action}")
+        if outcome == "not-queued":
+            raise ConflictError("not_queued", f"action {action} is not waiting for approval")
+        log.info("action_approved", action=action, by=by)
+        self._engine.wake()
+
+    async def acknowledge(self, subject: Subject, number: int, by: str) -> Acknowledgement:
+        """Acknowledge an incident or an alert. The first acknowledgement counts and is returned."""
+        work = acknowledgement.acknowledge_incident if subject == "incident" else acknowledgement.acknowledge_alert
+        row = await self._write(work, number, by)
+        if row is None:
+            raise NotFoundError(f"unknown_{subject}", f"there is no {subject} {number}")
+        if row.acknowledged_by is None:
+            raise ConflictError("over", f"{subject} {number} has ended")
+        log.info("acknowledged", subject=subject, number=number, by=row.acknowledged_by)
+        self._engine.wake(())
+        return Acknowledgement(row.acknowledged_by, row.acknowledged_at)
+
+    async def acknowledge_message(self, notification: int, by: str) -> None:
+        """Acknowledge everything in the message of a notification that has not ended."""
+        if not await self._write(acknowledgement.acknowledge_message, notification, by):
+            raise ConflictError("over", "everything in the message has ended")
+        self._engine.wake(())
+
+    async def silence(self, subject: Subject, number: int, seconds: float, by: str, comment: str) -> float:
+        """Silence and acknowledge an alert or an incident's service; returns when the silence ends, in Unix time."""
+        labels = await self._read(_labels_to_silence, subject, number)
+        if labels is None:
+            raise ConflictError("over", f"{subject} {number} has ended, or there is none")
+        endpoint = self._database.inventory.remediator.alertmanager_url
+        if endpoint is None:
+            raise ConflictError("not_silenced", "remediator.alertmanager_url is not set")
+        clock = self._database.clock
+        begins = clock.unix(clock.now())
+        alertmanager = Alertmanager(endpoint)
+        try:
+            silence = await alertmanager.silence(labels, begins, begins + seconds, by, comment)
+        except ClientError as error:
+            raise UnavailableError("not_silenced", str(error)) from error
+        finally:
+            await alertmanager.close()
+        if subject == "incident":
+            await self._write(_record_silence, number, by, silence)
+        log.info("silenced", subject=subject, number=number, by=by, silence=silence)
+        with contextlib.suppress(ConflictError, NotFoundError):  # it may have ended meanwhile
+            await self.acknowledge(subject, number, by)
+        self._engine.wake()
+        return begins + seconds
+
+    async def switch_automation(self, *, enabled: bool, by: str, reason: str) -> AutomationSwitch:
+        """Switch automation on or off, and notify if that changes it."""
+        switched: AutomationSwitch = await self._write(set_automation, enabled=enabled, by=by, reason=reason)
+        log.warning("automation_switched", enabled=enabled, by=by, reason=reason)
+        self._engine.wake()
+        return switched
+
+    async def begin_maintenance(
+        self, scope: MaintenanceScope, name: str, *, seconds: float, reason: str, by: str, notify: bool
+    ) -> tuple[int, float]:
+        """Begin maintenance of a service, host or group; returns its id and its end by the record's clock."""
+        inventory = self._database.inventory
+        names: dict[str, Collection[str]] = {
+            "service": inventory.services, "host": inventory.hosts,
+            "group": {host.group for host in inventory.hosts.values() if host.group},
+        }  # fmt: skip
+        if name not in names[scope]:
+            raise NotFoundError(f"unknown_{scope}", f"the inventory has no {scope} {name!r}")
+        until = self._database.clock.now() + seconds
+        number = await self._write(maintenance.begin, scope, name, until=until, reason=reason, by=by, notify=notify)
+        log.warning("maintenance_begun", scope=scope, name=name, by=by, reason=reason)
+        self._engine.wake()
+        return number, until
+
+    async def end_maintenance(self, number: int, by: str) -> None:
+        if not await self._write(maintenance.end, number):
+            raise NotFoundError("unknown_maintenance", f"maintenance {number} is not in effect")
+        log.warning("maintenance_ended", number=number, by=by)
+        self._engine.wake()
+
+    def service(self, service_id: str) -> Service:
+        """Return a service of the inventory. Raises NotFoundError."""
+        service = self._database.inventory.services.get(service_id)
+        if service is None:
+            raise NotFoundError("unknown_service", f"the inventory has no service {service_id!r}")
+        return service
+
+    def controlled_service(self, service_id: str) -> Service:
+        """Return a service that has a control. Raises NotFoundError and InvalidOperationError."""
+        service = self.service(service_id)
+        if service.control is None:
+            raise InvalidOperationError("no-control", f"service {service_id!r} has no `control` in the inventory")
+        return service
+
+    async def _write(self, work: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await self._database.write_first(work, *args, **kwargs)
+        except StorageError as error:
+            raise _not_stored() from error
+
+    async def _read(self, work: Any, *args: Any) -> Any:
+        try:
+            return await self._database.read(work, *args)
+        except StorageError as error:
+            raise UnavailableError("not_stored", "cannot read the record") from error
+
+
+def _not_stored() -> UnavailableError:
+    return UnavailableError("not_stored", "cannot write to the record; nothing was started")
+
+
+class HeldError(ConflictError):
+    """A gate holds the action."""
+
+
+def _held(decision: Decision) -> HeldError:
+    reason = decision.reason or ""
+    detail = f": {decision.detail}" if decision.detail else ""
+    if reason in LOCKS:
+        return HeldError(reason, f"{reason}: another action is in progress{detail}; see /api/v1/actions")
+    return HeldError(reason, f"held by {reason}{detail}; overrule it by this name")
+
+
+def set_automation(tx: Transaction, *, enabled: bool, by: str, reason: str) -> AutomationSwitch:
+    """Set the automation switch, and notify if that changes it."""
+    if enabled is not automation.read_switch(tx).enabled:
+        automation.write_switch(tx, enabled=enabled, by=by, reason=reason)
+        reminders.notify_automation_switched(tx, enabled=enabled, by=by, reason=reason)
+    return automation.read_switch(tx)
+
+
+def _labels_to_silence(tx: Transaction, subject: Subject, number: int) -> dict[str, str] | None:
+    """Return the labels of the alerts to silence: all of an incident's service, or one alert; None if it has ended."""
+    if subject == "incident":
+        row = tx.execute(incidents.select().where(incidents.c.id == number)).first()
+        return {"service": row.service} if row is not None and row.state == "open" else None
+    row = tx.execute(alerts.select().where(alerts.c.id == number)).first()
+    return dict(row.labels) if row is not None and row.status == "firing" else None
+
+
+def _record_silence(tx: Transaction, incident: int, by: str, silence: str) -> None:
+    add_event(tx, incident, "silenced", by=by, silence=silence)

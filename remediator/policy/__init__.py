@@ -1,0 +1,1 @@
+"""The policy: pure functions that decide what to do about an incident. Times are seconds of the record's clock."""

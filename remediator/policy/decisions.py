@@ -1,0 +1,56 @@
+"""Decide what to do about an incident: the first gate that is closed holds the action."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import get_args
+
+from fleet.inventory.model import Remediation, Service
+from remediator.policy.attempts import next_step
+from remediator.policy.gates import GATES, Held
+from remediator.policy.situation import LOCKS, OVERRULABLE, Decision, GateName, Refusal, Situation
+
+DECIDE_AGAIN = 30.0  # seconds
+
+
+@dataclass(frozen=True)
+class GateState:
+    """A gate as `explain` shows it; `held` is None if it is open."""
+
+    name: GateName
+    held: Held | None
+
+
+def decide(service: Service | None, rules: Remediation, situation: Situation) -> Decision:
+    """Decide about a service, None if it is not in the inventory; `rules` are those in force for it."""
+    if service is None or not situation.firing:
+        return Decision("nothing")
+    for name, gate in GATES.items():
+        held = gate(service, rules, situation)
+        if held is not None:
+            return _hold(name, held, situation.now)
+    return Decision("act", step=next_step(service, rules, situation.past))
+
+
+def explain(service: Service, rules: Remediation, situation: Situation) -> list[GateState]:
+    """Return the state of every gate, in the order in which they are checked."""
+    return [GateState(name, gate(service, rules, situation)) for name, gate in GATES.items()]
+
+
+def find_hold(
+    service: Service, rules: Remediation, situation: Situation, overruled: Collection[str]
+) -> Decision | None:
+    """Return what holds an operator's action: a lock, or an overrulable gate that is not in `overruled`."""
+    for name, gate in GATES.items():
+        if name in LOCKS or (name in OVERRULABLE and name not in overruled):
+            held = gate(service, rules, situation)
+            if held is not None:
+                return _hold(name, held, situation.now)
+    return None
+
+
+def _hold(name: GateName, held: Held, now: float) -> Decision:
+    if name in get_args(Refusal):
+        return Decision("refuse", name, detail=held.detail)
+    again = now + DECIDE_AGAIN
+    until = min(held.until, again) if held.until is not None else again
+    return Decision("wait", name, until, held.detail, ends=held.until)

@@ -1,0 +1,81 @@
+"""Maintenance that an operator began, and whether maintenance or the automation switch holds a service."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from sqlalchemy import and_, insert, or_, select, update
+
+from fleet.inventory.model import Host, Service
+from remediator.policy.maintenance_windows import Maintenance, find_window
+from remediator.record.automation import read_switch
+from remediator.record.schema import maintenance
+from remediator.record.transaction import Transaction
+
+MaintenanceScope = Literal["service", "host", "group"]
+
+
+@dataclass(frozen=True)
+class OperatorHold:
+    """Why operators hold Defib back from a service or a host, and for how many more seconds if that is known."""
+
+    reason: Literal["maintenance", "automation-off"]
+    why: str
+    remaining: float | None
+    notify: bool
+
+
+def begin(
+    tx: Transaction, scope: MaintenanceScope, name: str, *, until: float, reason: str, by: str, notify: bool = False
+) -> int:
+    """Begin maintenance; returns its id."""
+    row = {
+        "scope": scope, "name": name, "until": until, "reason": reason, "asked_by": by, "begun_at": tx.now,
+        "notify": int(notify),
+    }  # fmt: skip
+    return int(tx.execute(insert(maintenance).values(**row)).lastrowid)
+
+
+def end(tx: Transaction, number: int) -> bool:
+    """End maintenance; False if there is no such maintenance now."""
+    is_current = and_(maintenance.c.ended_at.is_(None), maintenance.c.until > tx.now)
+    ended = tx.execute(update(maintenance).where(maintenance.c.id == number, is_current).values(ended_at=tx.now))
+    return bool(ended.rowcount)
+
+
+def current(tx: Transaction) -> list[dict[str, Any]]:
+    """Return the rows of the maintenance that is in effect now."""
+    is_current = and_(maintenance.c.ended_at.is_(None), maintenance.c.until > tx.now)
+    rows = tx.execute(select(maintenance).where(is_current).order_by(maintenance.c.id))
+    return [dict(row) for row in rows.mappings()]
+
+
+def find_maintenance(tx: Transaction, service: str, host: str, group: str) -> Maintenance | None:
+    """Return the maintenance that an operator began for a service, its host or its group."""
+    scopes = [("service", service), ("host", host), ("group", group)]
+    is_match = or_(*(and_(maintenance.c.scope == scope, maintenance.c.name == name) for scope, name in scopes if name))
+    row = tx.execute(
+        select(maintenance)
+        .where(is_match, maintenance.c.ended_at.is_(None), maintenance.c.until > tx.now)
+        .order_by(maintenance.c.until.desc())
+    ).first()
+    if row is None:
+        return None
+    why = f"{row.scope} {row.name}, by {row.asked_by}: {row.reason}"
+    return Maintenance(why, row.until - tx.now, bool(row.notify))
+
+
+def find_hold(tx: Transaction, name: str, service: Service | None, host: Host | None) -> OperatorHold | None:
+    """Return the hold of the service `name`, or of a host if that is empty."""
+    host_name, group = (host.name, host.group) if host is not None else ("", "")
+    held = find_maintenance(tx, name, host_name, group) or find_window(tx.inventory, name, host, tx.clock.unix(tx.now))
+    if held is not None:
+        return OperatorHold("maintenance", held.why, held.remaining, held.notify)
+    if service is None or service.on_failure != "restart":
+        return None
+    if not tx.inventory.remediation.automatic:
+        return OperatorHold("automation-off", "remediation.automatic: false", None, notify=False)
+    switch = read_switch(tx)
+    if switch.enabled:
+        return None
+    why = f"{switch.by}: {switch.reason}" if switch.reason else switch.by
+    return OperatorHold("automation-off", why, None, notify=False)
