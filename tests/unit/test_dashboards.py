@@ -8,8 +8,8 @@ import pytest
 import yaml
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
-from grafana.__main__ import DASHBOARDS, FOLDER, rendered
-from grafana.parts import of_job
+from grafana.__main__ import DASHBOARDS, FOLDER, render
+from grafana.panels import select_job
 from tests.dashboards import WRITTEN, Query, panels, queries
 from tests.names import known, named, taken_from_others
 
@@ -20,7 +20,7 @@ WIDTH = 24
 @pytest.mark.parametrize("name", NAMES)
 def test_the_json_is_current(name: str) -> None:
     """Else: `python -m grafana`."""
-    assert (FOLDER / f"{name}.json").read_text() == rendered(DASHBOARDS[name]())
+    assert (FOLDER / f"{name}.json").read_text() == render(DASHBOARDS[name]())
     assert {path.stem for path in FOLDER.iterdir()} == set(NAMES)
 
 
@@ -42,7 +42,7 @@ def test_a_query_selects_the_job_that_publishes_a_metric(query: Query) -> None:
 
 def test_jobs_are_selected_outside_of_strings_and_of_recorded_names() -> None:
     asked = 'sum(service_up) / gpu_count{host="service_up"} > service:up:max and on (host) host_info{}'
-    assert of_job(asked) == (
+    assert select_job(asked) == (
         'sum(service_up{job="defib-exporter"}) / gpu_count{job="defib-exporter", host="service_up"}'
         ' > service:up:max and on (host) host_info{job="defib-exporter", }'
     )
