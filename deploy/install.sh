@@ -66,7 +66,7 @@ if [ ! -d "/opt/defib/$version/units" ]; then
     trap 'rm -rf "$build" "/opt/defib/$version"' EXIT
     rm -rf "/opt/defib/$version"
     # Built from a copy: what is left of an earlier build would come along, and this would be left in the checkout.
-    (cd "$source" && cp -r defib exporter fleet remediator runtime pyproject.toml README.md "$build/")
+    (cd "$source" && cp -r defib exporter fleet remediator runtime pyproject.toml README.md LICENSE "$build/")
     "$python" -m venv "/opt/defib/$version"
     "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$source/requirements.lock"
     "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check "$build${extras:+[$extras]}"
