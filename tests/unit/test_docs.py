@@ -156,15 +156,15 @@ def test_the_index_leads_to_every_page() -> None:
     assert set(re.findall(r"\]\((\w[\w-]*)\.md\)", DOCS["index"])) == set(DOCS) - {"index"}
 
 
-@pytest.mark.parametrize("page", [*DOCS, "README"])
-def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / "README.md").read_text().replace("](docs/", "](") if page == "README" else DOCS[page]
-    for name, anchor in re.findall(r"\]\((?:([\w-]+)\.md)?(?:#([\w-]+))?\)", text):
-        there = DOCS[name or page]
+@pytest.mark.parametrize("page", [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")], ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for path, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", page.read_text()):
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: {path}"
         if anchor:
-            headings = re.findall(r"^#+ (.+)$", there, re.MULTILINE)
+            headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-            assert anchor in anchors, f"{page}: {name}#{anchor}"
+            assert anchor in anchors, f"{page.name}: {path}#{anchor}"
 
 
 @pytest.mark.parametrize("page", [*DOCS, "README"])
