@@ -1,4 +1,4 @@
-"""The project's own files agree with each other."""
+"""The project's own files are consistent."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from remediator.record.schema import metadata
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_locks_hold_what_is_declared() -> None:
+def test_the_lock_files_satisfy_the_declared_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for lock, declared in (
         ("requirements.lock", project["dependencies"]),
@@ -25,11 +25,11 @@ def test_the_locks_hold_what_is_declared() -> None:
     ):
         locked = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^ \\]+)", (ROOT / lock).read_text(), re.MULTILINE))
         for text in declared:
-            wanted = Requirement(text)
-            assert wanted.specifier.contains(locked[wanted.name]), text
+            requirement = Requirement(text)
+            assert requirement.specifier.contains(locked[requirement.name]), text
 
 
-def test_the_migrations_make_the_schema(tmp_path: Path) -> None:
+def test_the_migrations_create_the_schema(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/a.db")
     database.close()
     engine = create_engine(f"sqlite:///{tmp_path}/a.db")
