@@ -1,22 +1,22 @@
-# One image for both programs; docker-compose.yml says which one runs.
-# BASE_IMAGE: whatever has Python 3.11 or newer as `python3`, with its venv module.
+# One image for the exporter and the remediator; docker-compose.yml selects the command.
+# BASE_IMAGE: any image with Python 3.11 or newer as `python3`, and its venv module.
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS built
-# pip takes these from its environment: a mirror, or wheels that lie on a server, where no index can be reached.
+# pip reads these from its environment: a mirror, or a server with wheels, for builds without internet access.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
 ARG PIP_FIND_LINKS
 ARG PIP_NO_INDEX
-# Such as `feishu` (the long connection) or `feishu,grpc`.
+# Extras, such as `feishu` (long connection) or `feishu,grpc`.
 ARG EXTRAS=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python3 -m venv /opt/defib
 WORKDIR /source
 COPY requirements.lock ./
 RUN /opt/defib/bin/pip install --require-hashes -r requirements.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml README.md LICENSE ./
 COPY defib defib
 COPY exporter exporter
 COPY fleet fleet
@@ -25,7 +25,7 @@ COPY runtime runtime
 RUN /opt/defib/bin/pip install "/source${EXTRAS:+[$EXTRAS]}" && /opt/defib/bin/python -m compileall -q /opt/defib
 
 FROM ${BASE_IMAGE}
-# Any user may run it: docker-compose.yml runs it as the owner of the configuration.
+# Any user can run the image: docker-compose.yml runs it as the owner of the configuration.
 RUN printf 'defib:x:10001:10001::/var/lib/defib:/usr/sbin/nologin\n' >>/etc/passwd \
     && mkdir -p /etc/defib /var/lib/defib && chmod 1777 /var/lib/defib
 COPY --from=built /opt/defib /opt/defib

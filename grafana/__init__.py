@@ -1,1 +1,1 @@
-"""Grafana's provisioning, and the dashboards, which are written in Python and kept as JSON for Grafana to load."""
+"""Grafana's provisioning and dashboards. The dashboards are defined in Python; Grafana loads the generated JSON."""

@@ -1,4 +1,4 @@
-"""`python -m grafana`: writes the dashboards' JSON anew."""
+"""`python -m grafana`: write the dashboards' JSON."""
 
 import json
 from pathlib import Path
@@ -19,22 +19,25 @@ DASHBOARDS = {
 }
 
 
-def rendered(dashboard: Dashboard) -> str:
-    """A dashboard as Grafana reads it; its panels numbered in their order."""
+def render(dashboard: Dashboard) -> str:
+    """Return a dashboard's JSON, with its panels numbered in order."""
     written = json.loads(json.dumps(dashboard.build(), cls=JSONEncoder))
     number = 0
     for panel in written["panels"]:
         for each in (panel, *panel.get("panels", [])):
             number += 1
             each["id"] = number
-    for mark in written.get("annotations", {}).get("list", []):
-        mark |= {"titleFormat": mark["name"], "textFormat": "{{service}} {{kind}} {{outcome}}"}  # the SDK has none
+    for annotation in written.get("annotations", {}).get("list", []):
+        annotation |= {
+            "titleFormat": annotation["name"],
+            "textFormat": "{{service}} {{kind}} {{outcome}}",
+        }  # missing in the SDK
     return json.dumps(written, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
 
 
 def main() -> None:
-    for name, make in DASHBOARDS.items():
-        (FOLDER / f"{name}.json").write_text(rendered(make()), encoding="utf-8")
+    for name, build in DASHBOARDS.items():
+        (FOLDER / f"{name}.json").write_text(render(build()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,90 +1,168 @@
-"""*Monitoring*: the pipeline itself, from the exporter's schedule to Alertmanager's deliveries."""
+"""The *Monitoring* dashboard: the pipeline itself, from the exporter's schedule to Alertmanager's deliveries."""
 
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
-from grafana import parts
-from grafana.parts import GREEN, ORANGE, RED, UP_DOWN_WORDS, lines, number, query, rows
+from grafana import panels
+from grafana.panels import GREEN, ORANGE, RED, UP_DOWN_MAPPINGS, graph, range_query, stat_panel, table_panel
 
-EVERY = "[$__rate_interval]"
-PROGRAMS = 'job=~"defib-exporter|defib-remediator|prometheus|alertmanager"'
+INTERVAL = "[$__rate_interval]"
+PROCESSES = 'job=~"defib-exporter|defib-remediator|prometheus|alertmanager"'
 
 
 def build() -> Dashboard:
-    made = parts.dashboard("monitoring", "Monitoring", "Whether the monitoring itself is well")
-    made = _targets(made)
-    made = _exporter(made.with_row(Row("Exporter")))
-    made = _remediator(made.with_row(Row("Remediator")))
-    return _others(made.with_row(Row("Prometheus and Alertmanager")))
+    board = panels.dashboard("monitoring", "Monitoring", "Health of the monitoring itself")
+    board = _targets(board)
+    board = _exporter(board.with_row(Row("Exporter")))
+    board = _remediator(board.with_row(Row("Remediator")))
+    return _prometheus(board.with_row(Row("Prometheus and Alertmanager")))
 
 
-def _targets(made: Dashboard) -> Dashboard:
+def _targets(board: Dashboard) -> Dashboard:
     values = {
-        "State": f"up{{{PROGRAMS}}}",
-        "Scrape": f"scrape_duration_seconds{{{PROGRAMS}}}",
-        "Samples": f"scrape_samples_scraped{{{PROGRAMS}}}",
+        "State": f"up{{{PROCESSES}}}",
+        "Scrape": f"scrape_duration_seconds{{{PROCESSES}}}",
+        "Samples": f"scrape_samples_scraped{{{PROCESSES}}}",
     }
-    loaded = parts.words({"1": ("taken", GREEN), "0": ("refused", RED)})
+    loaded = panels.value_mappings({"1": ("loaded", GREEN), "0": ("failed", RED)})
     configuration = (
         "defib_config_last_reload_successful or prometheus_config_last_reload_successful"
         " or alertmanager_config_last_reload_successful"
     )
-    return parts.add(
-        made,
-        rows("Programs", values, {"job": "Job", "instance": "Instance"}, width=10, sort="State", units={"Scrape": "s"},
-             meaning={"State": UP_DOWN_WORDS}),
-        rows("Configuration", {"State": configuration}, {"job": "Job", "instance": "Instance"}, width=8,
-             meaning={"State": loaded}),
-        rows("Versions", {"": "defib_build_info"}, {"job": "Job", "version": "Version"}, width=6)
-    )  # fmt: skip
+    return panels.add_panels(
+        board,
+        table_panel(
+            "Processes",
+            values,
+            {"job": "Job", "instance": "Instance"},
+            width=10,
+            sort="State",
+            units={"Scrape": "s"},
+            mappings={"State": UP_DOWN_MAPPINGS},
+        ),
+        table_panel(
+            "Configuration",
+            {"State": configuration},
+            {"job": "Job", "instance": "Instance"},
+            width=8,
+            mappings={"State": loaded},
+        ),
+        table_panel("Versions", {"": "defib_build_info"}, {"job": "Job", "version": "Version"}, width=6),
+    )
 
 
-def _exporter(made: Dashboard) -> Dashboard:
-    lag = f"sum by (le) (rate(defib_exporter_schedule_lag_seconds_bucket{EVERY}))"
-    made = parts.add(
-        made,
-        lines("Probes per second", "none",
-              query(f"sum by (result) (rate(service_probes_total{EVERY}))", "{{result}}"), stacked=True, width=8),
-        lines("Probes begin late by", "s", query(f"histogram_quantile(0.5, {lag})", "half"),
-              query(f"histogram_quantile(0.99, {lag})", "99 in 100", "B"), width=8, steps=((None, GREEN), (1, RED))),
-        lines("Under way, and left out", "none", query("sum(defib_exporter_probes_in_flight)", "under way"),
-              query(f"sum(increase(defib_exporter_probes_skipped_total{EVERY}))", "left out", "B"), width=8)
-    )  # fmt: skip
-    return parts.add(
-        made,
-        lines("SSH connections", "none",
-              query("sum by (state) (defib_exporter_ssh_connections)", "{{state}}"), width=12, height=6),
-        lines("Oldest probe, against its interval", "none",
-              query("max((time() - service_last_probe_timestamp_seconds) / service_probe_interval_seconds)", "intervals"),
-              width=12, height=6, about="Above 1 some probe is late; ServiceProbeStale fires above 2 and five minutes.")
-    )  # fmt: skip
+def _exporter(board: Dashboard) -> Dashboard:
+    lag = f"sum by (le) (rate(defib_exporter_schedule_lag_seconds_bucket{INTERVAL}))"
+    board = panels.add_panels(
+        board,
+        graph(
+            "Probes per second",
+            "none",
+            range_query(f"sum by (result) (rate(service_probes_total{INTERVAL}))", "{{result}}"),
+            stacked=True,
+            width=8,
+        ),
+        graph(
+            "Schedule lag of probes",
+            "s",
+            range_query(f"histogram_quantile(0.5, {lag})", "50th percentile"),
+            range_query(f"histogram_quantile(0.99, {lag})", "99th percentile", "B"),
+            width=8,
+            steps=((None, GREEN), (1, RED)),
+        ),
+        graph(
+            "Probes in flight and skipped",
+            "none",
+            range_query("sum(defib_exporter_probes_in_flight)", "in flight"),
+            range_query(f"sum(increase(defib_exporter_probes_skipped_total{INTERVAL}))", "skipped", "B"),
+            width=8,
+        ),
+    )
+    return panels.add_panels(
+        board,
+        graph(
+            "SSH connections",
+            "none",
+            range_query("sum by (state) (defib_exporter_ssh_connections)", "{{state}}"),
+            width=12,
+            height=6,
+        ),
+        graph(
+            "Age of the oldest probe, in intervals",
+            "none",
+            range_query(
+                "max((time() - service_last_probe_timestamp_seconds) / service_probe_interval_seconds)", "intervals"
+            ),
+            width=12,
+            height=6,
+            description="Above 1, a probe is late. ServiceProbeStale fires above 2 intervals plus 5 minutes.",
+        ),
+    )
 
 
-def _remediator(made: Dashboard) -> Dashboard:
-    return parts.add(
-        made,
-        lines("Alerts received", "none",
-              query(f"sum by (status) (increase(defib_remediator_alerts_received_total{EVERY}))", "{{status}}"), width=8),
-        lines("Deliveries refused", "none",
-              query(f"sum by (code) (increase(defib_remediator_webhook_refusals_total{EVERY}))", "{{code}}"), width=8),
-        number("Watchdog, ago", "s", "time() - max(defib_remediator_watchdog_last_timestamp_seconds)",
-               [(None, GREEN), (180, ORANGE), (300, RED)], height=8),
-        number("Clock, against Feishu's", "s", "max(defib_remediator_feishu_clock_offset_seconds)",
-               [(None, RED), (-300, GREEN), (300, RED)], height=8)
-    )  # fmt: skip
+def _remediator(board: Dashboard) -> Dashboard:
+    return panels.add_panels(
+        board,
+        graph(
+            "Alerts received",
+            "none",
+            range_query(f"sum by (status) (increase(defib_remediator_alerts_received_total{INTERVAL}))", "{{status}}"),
+            width=8,
+        ),
+        graph(
+            "Deliveries rejected",
+            "none",
+            range_query(f"sum by (code) (increase(defib_remediator_webhook_refusals_total{INTERVAL}))", "{{code}}"),
+            width=8,
+        ),
+        stat_panel(
+            "Time since the last Watchdog",
+            "s",
+            "time() - max(defib_remediator_watchdog_last_timestamp_seconds)",
+            [(None, GREEN), (180, ORANGE), (300, RED)],
+            height=8,
+        ),
+        stat_panel(
+            "Clock offset from Feishu",
+            "s",
+            "max(defib_remediator_feishu_clock_offset_seconds)",
+            [(None, RED), (-300, GREEN), (300, RED)],
+            height=8,
+        ),
+    )
 
 
-def _others(made: Dashboard) -> Dashboard:
-    sent = f"sum(increase(alertmanager_notifications_total{EVERY}))"
-    failed = f"sum(increase(alertmanager_notifications_failed_total{EVERY}))"
-    return parts.add(
-        made,
-        lines("Series in Prometheus", "short", query("max by (instance) (prometheus_tsdb_head_series)", "{{instance}}"), width=8),
-        lines("Rules: time that a group takes", "s",
-              query("max by (rule_group) (prometheus_rule_group_last_duration_seconds)", "{{rule_group}}"), width=8),
-        lines("Rules that failed, alerts that were dropped", "none",
-              query(f"sum(increase(prometheus_rule_evaluation_failures_total{EVERY}))", "rules"),
-              query(f"sum(increase(prometheus_notifications_dropped_total{EVERY}))", "alerts", "B"), width=8),
-        lines("Alertmanager: alerts", "none", query("max by (state) (alertmanager_alerts)", "{{state}}"), width=12),
-        lines("Alertmanager: deliveries", "none", query(sent, "sent"),
-              query(failed, "failed", "B"), width=12)
-    )  # fmt: skip
+def _prometheus(board: Dashboard) -> Dashboard:
+    sent = f"sum(increase(alertmanager_notifications_total{INTERVAL}))"
+    failed = f"sum(increase(alertmanager_notifications_failed_total{INTERVAL}))"
+    return panels.add_panels(
+        board,
+        graph(
+            "Series in Prometheus",
+            "short",
+            range_query("max by (instance) (prometheus_tsdb_head_series)", "{{instance}}"),
+            width=8,
+        ),
+        graph(
+            "Rule evaluation time by group",
+            "s",
+            range_query("max by (rule_group) (prometheus_rule_group_last_duration_seconds)", "{{rule_group}}"),
+            width=8,
+        ),
+        graph(
+            "Failed rule evaluations and dropped alerts",
+            "none",
+            range_query(f"sum(increase(prometheus_rule_evaluation_failures_total{INTERVAL}))", "rules"),
+            range_query(f"sum(increase(prometheus_notifications_dropped_total{INTERVAL}))", "alerts", "B"),
+            width=8,
+        ),
+        graph(
+            "Alerts in Alertmanager", "none", range_query("max by (state) (alertmanager_alerts)", "{{state}}"), width=12
+        ),
+        graph(
+            "Deliveries by Alertmanager",
+            "none",
+            range_query(sent, "sent"),
+            range_query(failed, "failed", "B"),
+            width=12,
+        ),
+    )

@@ -10,7 +10,7 @@ from defib.demo import feishu_cards
 from tests import hostile
 from tests.fleet import Fleet
 from tests.hostile import DOWN, FRAMED, HEALTHY, LURED, MENDED
-from tests.names import RULES, rules
+from tests.metric_names import RULES, rules
 from tests.support import eventually
 
 DOWN_STATE, NEEDED, WATCHED, OVER = "服务故障", "需要人工处理", "已重启，正在观察", "已恢复"

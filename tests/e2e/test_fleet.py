@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 
 from defib.demo.keeper import Keeper
-from tests.dashboards import queries
+from tests.dashboard_queries import queries
 from tests.fleet import Fleet, card, logged, running
-from tests.names import RULES, rules
+from tests.metric_names import RULES, rules
 from tests.support import eventually
 from tests.unharmed import nothing_hostile_is_believed
 
@@ -376,7 +376,7 @@ async def every_query_is_answered(fleet: Fleet) -> None:
     empty = []
     for query in queries():
         now = query.instant or query.of_labels
-        asked = await (fleet.ask if now else fleet.ask_of_last_hour)(query.asked)
+        asked = await (fleet.ask if now else fleet.ask_of_last_hour)(query.expression)
         if not asked and not query.text.startswith(EMPTY_AT_FIRST):
             empty.append(f"{query.where}: {query.text}")
     assert not empty, "\n".join(empty)

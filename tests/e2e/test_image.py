@@ -192,7 +192,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
     )
     try:
         inside = ["docker", "exec", name]
-        copy = "mkdir /source && cd /checkout && cp -r defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements.lock /source/"
+        copy = "mkdir /source && cd /checkout && cp -r defib exporter fleet remediator runtime deploy pyproject.toml README.md LICENSE requirements.lock /source/"
         well(*inside, "sh", "-c", f"{copy} && mkdir -p /etc/systemd/system")
         first = well(*inside, "/source/deploy/install.sh")
         assert "systemctl enable --now" in first
@@ -228,7 +228,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         well(*inside, "/source/deploy/install.sh", "--rollback", version)
         assert well(*inside, "readlink", "/opt/defib/current") == version
         none = run(*inside, "/source/deploy/install.sh", "--rollback", "0.0.0")
-        assert (none.returncode, "there is no /opt/defib/0.0.0" in none.stderr) == (1, True)
+        assert (none.returncode, "version not found: /opt/defib/0.0.0" in none.stderr) == (1, True)
         # One that fails half way leaves nothing that looks whole, and what runs runs on.
         well(
             *inside,

@@ -1,9 +1,11 @@
-"""The project's own files agree with each other."""
+"""The project's own files are consistent."""
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
+import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from packaging.requirements import Requirement
@@ -16,7 +18,7 @@ from remediator.record.schema import metadata
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_locks_hold_what_is_declared() -> None:
+def test_the_lock_files_satisfy_the_declared_dependencies() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for lock, declared in (
         ("requirements.lock", project["dependencies"]),
@@ -24,14 +26,40 @@ def test_the_locks_hold_what_is_declared() -> None:
     ):
         locked = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^ \\]+)", (ROOT / lock).read_text(), re.MULTILINE))
         for text in declared:
-            wanted = Requirement(text)
-            assert wanted.specifier.contains(locked[wanted.name]), text
+            requirement = Requirement(text)
+            assert requirement.specifier.contains(locked[requirement.name]), text
 
 
-def test_the_migrations_make_the_schema(tmp_path: Path) -> None:
+def test_the_migrations_create_the_schema(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path}/a.db", Inventory())
     database.close()
     engine = create_engine(f"sqlite:///{tmp_path}/a.db")
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     engine.dispose()
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert re.search(rf"^## {re.escape(version)}\b", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    for name in (".env.example", "docs/operations.md"):
+        assert set(re.findall(r"defib:(\d+\.\d+\.\d+)", (ROOT / name).read_text())) == {version}
+
+
+def test_every_package_is_typed_and_is_shipped_with_the_licence() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = [name.removesuffix("*") for name in settings["tool"]["setuptools"]["packages"]["find"]["include"]]
+    for package in packages:
+        assert (ROOT / package / "py.typed").exists()
+        assert "py.typed" in settings["tool"]["setuptools"]["package-data"][package]
+    assert [(ROOT / name).exists() for name in settings["project"]["license-files"]] == [True]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_git_ignores_secrets_and_nothing_that_is_tracked() -> None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, text=True, check=False).stdout
+
+    assert git("ls-files", "--cached", "--ignored", "--exclude-standard") == ""
+    private = ["config/hosts.yaml", "alerts/secrets/webhook_token", ".env", "defib.db", "backups/defib-1.db"]
+    assert git("check-ignore", *private).split() == private

@@ -1,4 +1,4 @@
-"""The alert rules agree with the metrics, the documentation and their own tests."""
+"""The alert rules match the metrics, the documentation and their promtool tests."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.names import RULES, TRUSTED, known, named, rules, taken_from_others
+from tests.metric_names import RULES, TRUSTED_JOBS, known_metrics, metrics_in, metrics_of_wrong_job, rules
 
 ROOT = Path(__file__).parents[2]
 ALERTS = [rule for rule in rules() if "alert" in rule]
@@ -24,55 +24,57 @@ TESTS: list[dict[str, Any]] = [
 
 @pytest.mark.needs("promtool")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
-def test_promtool_finds_that_the_rules_pass_their_tests(path: Path) -> None:
+def test_the_rules_pass_their_promtool_tests(path: Path) -> None:
     done = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert", rule.get("record"))))
-def test_a_rule_names_only_metrics_that_exist(rule: dict[str, Any]) -> None:
-    assert named(rule["expr"]) - known() == set()
+def test_a_rule_uses_only_metrics_that_exist(rule: dict[str, Any]) -> None:
+    assert metrics_in(rule["expr"]) - known_metrics() == set()
 
 
-def test_what_does_not_exist_is_seen() -> None:
-    assert named('sum(rate(nope_total{a="b"}[5m])) > on () max_over_time(up[1h:1m])') - known() == {"nope_total"}
-    assert named('{__name__=~"nope_a|up"}') - known() == {"nope_a"}
+def test_unknown_metrics_are_detected() -> None:
+    assert metrics_in('sum(rate(nope_total{a="b"}[5m])) > on () max_over_time(up[1h:1m])') - known_metrics() == {
+        "nope_total"
+    }
+    assert metrics_in('{__name__=~"nope_a|up"}') - known_metrics() == {"nope_a"}
     with pytest.raises(ValueError, match="promql"):
-        named("a +")
+        metrics_in("a +")
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert", rule.get("record"))))
 def test_a_rule_selects_the_job_that_publishes_a_metric(rule: dict[str, Any]) -> None:
-    assert taken_from_others(rule["expr"]) == set()
+    assert metrics_of_wrong_job(rule["expr"]) == set()
 
 
-def test_what_is_taken_from_another_job_is_seen() -> None:
+def test_metrics_of_another_job_are_detected() -> None:
     for expression in (
         "service_up", 'rate(service_up{job=~".+"}[5m])', 'service_up{job="node"}', 'service_up{job=~"defib-.*"}',
         'service_up{job="defib-exporter"} or on () (sum(max_over_time(service_up[1h:1m])))',
         '{__name__=~"service_up|service_info", job="defib-exporter"} or service_up{service="web"}',
     ):  # fmt: skip
-        assert taken_from_others(expression) == {"service_up"}, expression
-    assert taken_from_others("defib_remediator_action_duration_seconds_bucket + up") == {
+        assert metrics_of_wrong_job(expression) == {"service_up"}, expression
+    assert metrics_of_wrong_job("defib_remediator_action_duration_seconds_bucket + up") == {
         "defib_remediator_action_duration_seconds_bucket",
         "up",
     }
-    assert taken_from_others('service_up{job="defib-exporter"} * service:up:max * ALERTS') == set()
-    assert taken_from_others('defib_build_info{job=~"defib-(exporter|remediator)"}') == set()
+    assert metrics_of_wrong_job('service_up{job="defib-exporter"} * service:up:max * ALERTS') == set()
+    assert metrics_of_wrong_job('defib_build_info{job=~"defib-(exporter|remediator)"}') == set()
 
 
-def test_no_job_can_serve_what_the_rules_record_and_the_node_job_serves_its_own_names_only() -> None:
+def test_no_job_can_serve_recorded_series_and_the_node_job_serves_node_metrics_only() -> None:
     jobs = {
         job["job_name"]: job
         for job in yaml.safe_load((ROOT / "alerts" / "prometheus.yml").read_text())["scrape_configs"]
     }
-    assert set(jobs) == {*TRUSTED, "node"}
+    assert set(jobs) == {*TRUSTED_JOBS, "node"}
     recorded = {rule["record"] for rule in rules() if "record" in rule} | {"ALERTS", "ALERTS_FOR_STATE"}
     for job in jobs.values():
         (dropped,) = (each for each in job["metric_relabel_configs"] if each["action"] == "drop")
         assert dropped["source_labels"] == ["__name__"]
         assert all(re.fullmatch(dropped["regex"], name) for name in recorded)
-        assert not any(re.fullmatch(dropped["regex"], name) for name in known() - recorded)
+        assert not any(re.fullmatch(dropped["regex"], name) for name in known_metrics() - recorded)
     node = jobs["node"]
     assert {"source_labels": ["__name__"], "regex": "node_.*", "action": "keep"} in node["metric_relabel_configs"]
     assert (node["honor_labels"], node["honor_timestamps"], node["follow_redirects"]) == (False, False, False)
@@ -81,33 +83,33 @@ def test_no_job_can_serve_what_the_rules_record_and_the_node_job_serves_its_own_
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
-def test_an_alert_says_what_is_wrong_in_both_languages_and_where_to_read_on(rule: dict[str, Any]) -> None:
-    said = rule["annotations"]
-    assert set(said) == {"summary", "description", "summary_zh", "description_zh", "runbook_url"}
-    assert all(re.search("[一-鿿]", said[name]) for name in ("summary_zh", "description_zh"))
-    assert said["runbook_url"] == f"docs/alerts.md#{rule['alert'].lower()}"
+def test_an_alert_has_texts_in_both_languages_and_a_runbook(rule: dict[str, Any]) -> None:
+    annotations = rule["annotations"]
+    assert set(annotations) == {"summary", "description", "summary_zh", "description_zh", "runbook_url"}
+    assert all(re.search("[一-鿿]", annotations[name]) for name in ("summary_zh", "description_zh"))
+    assert annotations["runbook_url"] == f"docs/alerts.md#{rule['alert'].lower()}"
     severity = rule.get("labels", {}).get("severity")
     assert severity in ("critical", "warning", "info") or (severity is None and rule["alert"] == "ServiceDown")
 
 
-def cases(alert: str) -> tuple[int, int]:
-    """How many of the cases that ask for an alert see it fire, and how many do not."""
+def count_cases(alert: str) -> tuple[int, int]:
+    """Return how many test cases expect the alert to fire, and how many expect it not to."""
     fires = quiet = 0
     for case in TESTS:
-        asked = case.get("alertname") or re.findall(r'alertname=~?"([^"]*)"', case["expr"])
+        queried = case.get("alertname") or re.findall(r'alertname=~?"([^"]*)"', case["expr"])
         expected = case.get("exp_alerts", case.get("exp_samples"))
-        if any(re.fullmatch(pattern, alert) for pattern in ([asked] if isinstance(asked, str) else asked)):
-            fires += bool(expected) and (asked in (alert, [alert]) or f'alertname="{alert}"' in str(expected))
+        if any(re.fullmatch(pattern, alert) for pattern in ([queried] if isinstance(queried, str) else queried)):
+            fires += bool(expected) and (queried in (alert, [alert]) or f'alertname="{alert}"' in str(expected))
             quiet += not expected
     return fires, quiet
 
 
 @pytest.mark.parametrize("alert", NAMES)
-def test_every_alert_has_a_test_that_fires_it_and_one_that_does_not(alert: str) -> None:
-    fires, quiet = cases(alert)
+def test_every_alert_has_a_firing_and_a_quiet_test_case(alert: str) -> None:
+    fires, quiet = count_cases(alert)
     assert fires
-    assert quiet or alert == "Watchdog"  # it fires always
+    assert quiet or alert == "Watchdog"  # always fires
 
 
-def test_the_files_are_by_subject() -> None:
+def test_rule_files_are_split_by_subject() -> None:
     assert [path.stem for path in RULES] == ["certificates", "gpus", "hosts", "monitoring", "services"]

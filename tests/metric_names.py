@@ -1,4 +1,4 @@
-"""Which metrics there are, and which of them an expression of PromQL names."""
+"""The names of all metrics, and those that a PromQL expression uses."""
 
 import re
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from exporter.scheduler import collection
 from remediator.metrics import Metrics as RemediatorMetrics
 
 RULES = sorted((Path(__file__).parents[1] / "alerts" / "rules").glob("*.yml"))
-# Of Prometheus and Alertmanager themselves; that they exist is seen on the real ones (tests/e2e/test_fleet.py).
-THEIRS = {
+# Published by Prometheus and Alertmanager; tests/e2e/test_fleet.py verifies that they exist.
+EXTERNAL_METRICS = {
     "up", "ALERTS", "scrape_duration_seconds", "scrape_samples_scraped",
     "alertmanager_alerts", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
     "alertmanager_notifications_total", "prometheus_config_last_reload_successful",
@@ -25,24 +25,24 @@ THEIRS = {
     "prometheus_rule_group_interval_seconds", "prometheus_rule_group_last_duration_seconds", "prometheus_tsdb_head_series",
 }  # fmt: skip
 EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER = "defib-exporter", "defib-remediator", "prometheus", "alertmanager"
-TRUSTED = {EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER}
+TRUSTED_JOBS = {EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER}
 
 
 @cache
 def rules(*paths: Path) -> list[dict[str, Any]]:
-    """Every rule of these files, or of all."""
+    """Return the rules of these files, or of all files."""
     files = [yaml.safe_load(path.read_text()) for path in paths or RULES]
     return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 
 def own_metrics(registry: CollectorRegistry) -> set[str]:
-    """What stands in one of our registries, counters with `_total`."""
+    """Return the metric names in a registry, counters with `_total`."""
     counters = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
     return {name for name in counters if not name.endswith("_created")}
 
 
-def ours() -> set[str]:
-    """Every metric that our programs publish."""
+def published_metrics() -> set[str]:
+    """Return the names of all metrics that the exporter and the remediator publish."""
     own = own_metrics(ExporterMetrics().registry) | own_metrics(RemediatorMetrics().registry)
     return {family.name for family in (*FAMILIES, *collection.FAMILIES)} | own
 
@@ -54,27 +54,27 @@ def jobs() -> dict[str, set[str]]:
     found = {name: {EXPORTER} for name in exporter}
     for name in own_metrics(RemediatorMetrics().registry):
         found[name] = found.get(name, set()) | {REMEDIATOR}
-    for name in THEIRS - {"ALERTS"}:
-        found[name] = {PROMETHEUS, ALERTMANAGER} & {name.partition("_")[0]} or TRUSTED
+    for name in EXTERNAL_METRICS - {"ALERTS"}:
+        found[name] = {PROMETHEUS, ALERTMANAGER} & {name.partition("_")[0]} or TRUSTED_JOBS
     return found
 
 
 @cache
-def known() -> set[str]:
-    """Every name that an expression may use: metrics, the parts of histograms, what rules record, and others' own."""
+def known_metrics() -> set[str]:
+    """Return all names that an expression may use: metrics, histogram parts, recorded series, external metrics."""
     registries = (ExporterMetrics().registry, RemediatorMetrics().registry)
     histograms = {family.name for registry in registries for family in registry.collect() if family.type == "histogram"}
     parts = {f"{name}_{part}" for name in histograms for part in ("bucket", "sum", "count")}
-    return ours() | parts | {rule["record"] for rule in rules() if "record" in rule} | THEIRS
+    return published_metrics() | parts | {rule["record"] for rule in rules() if "record" in rule} | EXTERNAL_METRICS
 
 
-def named(expression: str) -> set[str]:
-    """The metrics that an expression names. Raises ValueError where it is no PromQL."""
-    return set(_named(promql_parser.parse(expression)))
+def metrics_in(expression: str) -> set[str]:
+    """Return the metrics that an expression uses. Raises ValueError if it is not PromQL."""
+    return set(_metrics_in(promql_parser.parse(expression)))
 
 
-def taken_from_others(expression: str) -> set[str]:
-    """The metrics that an expression selects from jobs that do not publish them."""
+def metrics_of_wrong_job(expression: str) -> set[str]:
+    """Return the metrics that an expression selects from jobs that do not publish them."""
     publish = jobs()
     return {
         name
@@ -86,17 +86,17 @@ def taken_from_others(expression: str) -> set[str]:
 
 
 def _jobs(selector: promql_parser.VectorSelector) -> set[str]:
-    """The jobs that a selector takes, among ours and some that might be anywhere."""
-    taken = {*TRUSTED, "node", "defib-other"}
+    """Return the jobs that a selector matches, among the trusted ones and two others."""
+    matched = {*TRUSTED_JOBS, "node", "defib-other"}
     for matcher in selector.matchers.matchers:
         if matcher.name == "job" and matcher.op == promql_parser.MatchOp.Equal:
-            taken &= {matcher.value}
+            matched &= {matcher.value}
         elif matcher.name == "job" and matcher.op == promql_parser.MatchOp.Re:
-            taken = {job for job in taken if re.fullmatch(matcher.value, job)}
-    return taken
+            matched = {job for job in matched if re.fullmatch(matcher.value, job)}
+    return matched
 
 
-def _named(node: Any) -> Iterator[str]:
+def _metrics_in(node: Any) -> Iterator[str]:
     for selector in _selectors(node):
         yield from _names(selector)
 
@@ -113,7 +113,7 @@ def _selectors(node: Any) -> Iterator[promql_parser.VectorSelector]:
     if isinstance(node, promql_parser.VectorSelector):
         yield node
     for part in ("lhs", "rhs", "expr", "param", "vector_selector", "args"):
-        below = getattr(node, part, None)
-        for each in below if isinstance(below, list) else [below]:
+        children = getattr(node, part, None)
+        for each in children if isinstance(children, list) else [children]:
             if each is not None:
                 yield from _selectors(each)
