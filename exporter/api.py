@@ -12,9 +12,9 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from exporter.metrics import Metrics
-from exporter.results import Result
-from exporter.scheduler.watcher import Watch, Watcher
+from exporter.metrics import ExporterMetrics
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_scheduler import ProbedService, ProbeScheduler
 from fleet.inventory.documents import ConfigurationError
 from runtime.times import rfc3339
 from runtime.web import Needs, Problem, add_route, is_authenticated
@@ -23,8 +23,10 @@ TOLD_AT_ONCE = 200  # services
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def add_routes(app: web.Application, watcher: Watcher, metrics: Metrics, reload: Callable[[], Awaitable[None]]) -> None:
-    api = _Api(watcher, metrics, reload)
+def add_routes(
+    app: web.Application, scheduler: ProbeScheduler, metrics: ExporterMetrics, reload: Callable[[], Awaitable[None]]
+) -> None:
+    api = _ExporterApi(scheduler, metrics, reload)
     add_route(app, "GET", "/metrics", api.metrics, Needs.SCRAPE)
     add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Needs.SCRAPE)
     add_route(app, "GET", "/api/v1/services", api.services, Needs.READ)
@@ -33,13 +35,15 @@ def add_routes(app: web.Application, watcher: Watcher, metrics: Metrics, reload:
     add_route(app, "POST", "/-/reload", api.reload, Needs.CREDENTIAL)
 
 
-class _Api:
-    def __init__(self, watcher: Watcher, metrics: Metrics, reload: Callable[[], Awaitable[None]]) -> None:
-        self._watcher, self._metrics, self._reload = watcher, metrics, reload
+class _ExporterApi:
+    def __init__(
+        self, scheduler: ProbeScheduler, metrics: ExporterMetrics, reload: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._scheduler, self._metrics, self._reload = scheduler, metrics, reload
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
-        connections = self._watcher.ssh_connections()
+        connections = self._scheduler.ssh_connections()
         for state in ("connecting", "connected"):
             self._metrics.ssh_connections.labels(state).set(connections.get(state, 0))
         own = generate_openmetrics if openmetrics else generate_latest
@@ -54,7 +58,7 @@ class _Api:
             return response
         # Piece by piece: of 10,000 services it is many megabytes, and the probes must not wait for them.
         for chunk in itertools.chain(
-            self._watcher.page.chunks(openmetrics=openmetrics), map(own, [self._metrics.registry])
+            self._scheduler.page.chunks(openmetrics=openmetrics), map(own, [self._metrics.registry])
         ):
             await response.write(await asyncio.to_thread(compressor.compress, chunk) if compressor else chunk)
             await asyncio.sleep(0)
@@ -70,7 +74,7 @@ class _Api:
                 "targets": [f"[{host.address}]:9100" if ":" in host.address else f"{host.address}:9100"],
                 "labels": {**host.labels, "host": host.name, "group": host.group},
             }
-            for host in self._watcher.hosts.values()
+            for host in self._scheduler.hosts.values()
         ]
         return web.json_response(groups)
 
@@ -81,10 +85,11 @@ class _Api:
             return response
         await response.write(b'{"services": [')
         messages = is_authenticated(request)
-        watches = list(self._watcher.watches.values())
-        for start in range(0, len(watches), TOLD_AT_ONCE):
+        services = list(self._scheduler.services.values())
+        for start in range(0, len(services), TOLD_AT_ONCE):
             told = ", ".join(
-                json.dumps(self._summary(watch, messages=messages)) for watch in watches[start : start + TOLD_AT_ONCE]
+                json.dumps(self._summary(probed, messages=messages))
+                for probed in services[start : start + TOLD_AT_ONCE]
             )
             await response.write(f"{', ' if start else ''}{told}".encode())
             await asyncio.sleep(0)
@@ -93,41 +98,41 @@ class _Api:
         return response
 
     async def service(self, request: web.Request) -> web.Response:
-        watch, messages = self._watch(request), is_authenticated(request)
-        failures = [outcome(each, messages=messages) for each in watch.recent]
-        return web.json_response({**self._summary(watch, messages=messages), "failures": failures})
+        probed, messages = self._service(request), is_authenticated(request)
+        failures = [outcome(each, messages=messages) for each in probed.recent_failures]
+        return web.json_response({**self._summary(probed, messages=messages), "failures": failures})
 
     async def probe(self, request: web.Request) -> web.Response:
-        watch = self._watch(request)
-        result = await self._watcher.probe_now(watch)
-        known = {"digest": watch.digest, "host_up": self._watcher.host_up(watch.service.host)}
+        probed = self._service(request)
+        result = await self._scheduler.probe_now(probed)
+        known = {"digest": probed.digest, "host_up": self._scheduler.host_up(probed.service.host)}
         told = {**outcome(result, messages=True), **known}
-        return web.json_response({"service": watch.service.id, "up": watch.state.up, **told})
+        return web.json_response({"service": probed.service.id, "up": probed.state.up, **told})
 
     async def reload(self, _request: web.Request) -> web.Response:
         try:
             await self._reload()
         except ConfigurationError as error:
             raise Problem(400, "bad_configuration", f"the old configuration stays: {error}") from error
-        return web.json_response({"services": len(self._watcher.watches)})
+        return web.json_response({"services": len(self._scheduler.services)})
 
-    def _summary(self, watch: Watch, *, messages: bool) -> dict[str, Any]:
-        return summary(watch, self._watcher.host_up(watch.service.host), messages=messages)
+    def _summary(self, probed: ProbedService, *, messages: bool) -> dict[str, Any]:
+        return summary(probed, self._scheduler.host_up(probed.service.host), messages=messages)
 
-    def _watch(self, request: web.Request) -> Watch:
-        watch = self._watcher.watches.get(request.match_info["id"])
-        if watch is None:
+    def _service(self, request: web.Request) -> ProbedService:
+        probed = self._scheduler.services.get(request.match_info["id"])
+        if probed is None:
             raise Problem(404, "unknown_service", "the inventory has no such service")
-        return watch
+        return probed
 
 
-def summary(watch: Watch, host_up: bool | None, *, messages: bool) -> dict[str, Any]:
+def summary(probed: ProbedService, host_up: bool | None, *, messages: bool) -> dict[str, Any]:
     """One service as the API tells it.
 
     `since` is when `up` was decided or last changed, and `unchanged_for_seconds` how long ago that is, which no change
     of a clock changes. `host_up` is whether its host's shell answered last, None where that is not known.
     """
-    service, state = watch.service, watch.state
+    service, state = probed.service, probed.state
     now = asyncio.get_running_loop().time()
     return {
         "id": service.id,
@@ -137,22 +142,22 @@ def summary(watch: Watch, host_up: bool | None, *, messages: bool) -> dict[str, 
         "category": service.category,
         "up": state.up,
         "since": rfc3339(state.last_change),
-        "unchanged_for_seconds": None if watch.changed is None else now - watch.changed,
+        "unchanged_for_seconds": None if probed.changed_at is None else now - probed.changed_at,
         "last_success": rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
-        "last": None if watch.last is None else outcome(watch.last, messages=messages),
-        "digest": watch.digest if watch.last is not None else service.digest,
+        "last": None if probed.last is None else outcome(probed.last, messages=messages),
+        "digest": probed.digest if probed.last is not None else service.digest,
         "host_up": host_up,
     }
 
 
-def outcome(result: Result, *, messages: bool) -> dict[str, Any]:
+def outcome(result: ProbeResult, *, messages: bool) -> dict[str, Any]:
     """One probe as the API tells it; a message may quote what the service or a command said, so not all may see it."""
     return {
         "success": result.success,
         "reason": result.reason,
         "message": result.message if messages else None,
         "duration_seconds": result.duration,
-        "phases": result.seen.phases,
+        "phases": result.details.phases,
         "started_at": rfc3339(result.started_at),
     }

@@ -1,4 +1,4 @@
-"""The exporter as a program: load, watch, serve, reload, stop."""
+"""The exporter as a program: load, probe, serve, reload, stop."""
 
 import asyncio
 import gc
@@ -9,9 +9,9 @@ from collections.abc import Callable
 import structlog
 
 from exporter.api import add_routes
-from exporter.metrics import Metrics
-from exporter.probes.net.connections import tls_context
-from exporter.scheduler.watcher import Watcher
+from exporter.metrics import ExporterMetrics
+from exporter.probes.net.connections import create_ssl_context
+from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Inventory
 from runtime.lifecycle import Listen, serve
@@ -28,8 +28,8 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
     """Serve until a signal says stop. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
     redact.learn(loaded.secrets)
-    metrics = Metrics()
-    watcher = Watcher(metrics, redact, in_flight=_room_for_probes())
+    metrics = ExporterMetrics()
+    scheduler = ProbeScheduler(metrics, redact, in_flight=_room_for_probes())
     access = Access(await _api_token(loaded.inventory, redact), web_config.basic_auth_users)
     started = asyncio.Event()
     app = application(access, web_config, ready=started.is_set)
@@ -37,7 +37,7 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
 
     async def start() -> None:
         async with reloading:
-            await watcher.apply(loaded.inventory)
+            await scheduler.apply(loaded.inventory)
             _settle()
         metrics.reloaded(successful=True)
         started.set()
@@ -52,16 +52,16 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
                 raise
             redact.learn(fresh.secrets)
             access.token = await _api_token(fresh.inventory, redact)
-            tls_context.cache_clear()  # certificate files may have been renewed
-            await watcher.apply(fresh.inventory)
+            create_ssl_context.cache_clear()  # certificate files may have been renewed
+            await scheduler.apply(fresh.inventory)
             gc.unfreeze()  # what was configured before is to go
             _settle()
             metrics.reloaded(successful=True)
-            log.info("reloaded", services=len(watcher.watches))
+            log.info("reloaded", services=len(scheduler.services))
 
-    add_routes(app, watcher, metrics, reload)
+    add_routes(app, scheduler, metrics, reload)
     await serve(
-        "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=watcher.close
+        "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=scheduler.close
     )
 
 

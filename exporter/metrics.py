@@ -8,7 +8,7 @@ _LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120
 _LAG = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class Metrics(ProgramMetrics):
+class ExporterMetrics(ProgramMetrics):
     def __init__(self) -> None:
         super().__init__()
         registry = self.registry

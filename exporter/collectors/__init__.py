@@ -4,21 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.collectors.collecting import Collecting, Every
-from exporter.exposition.page import Family
+from exporter.collectors.base import Collector, CollectorOptions
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.inventory.kinds import Table
 
 
 @dataclass(frozen=True)
-class Kind:
+class CollectorKind:
     """A kind of collector: `make(options, host)` gives one that keeps what it must know from run to run."""
 
-    options: type[Every]
-    families: tuple[Family, ...]
-    make: type[Collecting[Any]]
+    options: type[CollectorOptions]
+    families: tuple[MetricFamily, ...]
+    make: type[Collector[Any]]
 
 
-COLLECTORS: Mapping[str, Kind] = Table(
+COLLECTORS: Mapping[str, CollectorKind] = Table(
     {
         "system": "exporter.collectors.system:SYSTEM",
         "gpu": "exporter.collectors.gpu:GPU",

@@ -2,31 +2,33 @@
 
 from datetime import datetime
 
-from exporter.collectors import Kind
-from exporter.collectors.collecting import Collecting, Every, Read, good
-from exporter.exposition.page import Family
-from exporter.exposition.samples import Samples
+from exporter.collectors import CollectorKind
+from exporter.collectors.base import Collector, CollectorOptions, ReadSections, require_output
+from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.host.reading import Section
 from fleet.managers import docker
 
 FAMILIES = (
-    Family("host_container_up", "gauge", "Whether a container runs and, if it has a health check, is healthy."),
-    Family("host_container_restarts_total", "counter", "Restarts by docker since the container was started by hand."),
-    Family("host_container_started_timestamp_seconds", "gauge", "When the container was started last."),
-    Family("host_container_info", "gauge", "The container's image; always 1."),
+    MetricFamily("host_container_up", "gauge", "Whether a container runs and, if it has a health check, is healthy."),
+    MetricFamily(
+        "host_container_restarts_total", "counter", "Restarts by docker since the container was started by hand."
+    ),
+    MetricFamily("host_container_started_timestamp_seconds", "gauge", "When the container was started last."),
+    MetricFamily("host_container_info", "gauge", "The container's image; always 1."),
 )
 NEVER = "0001-"  # the year of a container that was never started
 
 
-class Docker(Collecting[Every]):
+class DockerCollector(Collector[CollectorOptions]):
     shared = True
 
     def sections(self) -> list[Section]:
         return [docker.READING]
 
-    async def collect(self, read: Read, samples: Samples) -> None:
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        for name, found in sorted(docker.containers(good(outputs, "docker")).items()):
+        for name, found in sorted(docker.containers(require_output(outputs, "docker")).items()):
             samples.add("host_container_up", int(found.is_up), container=name)
             samples.add("host_container_restarts_total", found.restarts, container=name)
             samples.add("host_container_started_timestamp_seconds", _started(found.started), container=name)
@@ -41,4 +43,4 @@ def _started(text: str) -> float | None:
         return None
 
 
-DOCKER = Kind(Every, FAMILIES, Docker)
+DOCKER = CollectorKind(CollectorOptions, FAMILIES, DockerCollector)

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 
-from exporter.collectors import Kind
-from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
-from exporter.exposition.page import Family
-from exporter.exposition.samples import Samples
+from exporter.collectors import CollectorKind
+from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, ReadSections, require_output
+from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.host import gpu
 from fleet.host.reading import NOT_READ, Output, Section
 from fleet.shells import ENDED_BY_TIMEOUT
@@ -14,30 +14,32 @@ MIB, MHZ, PERCENT, MICROSECOND = 2.0**20, 1e6, 0.01, 1e-6
 FIELDS, QUERY = "fields", "query"
 
 FAMILIES = (
-    Family("gpu_info", "gauge", "A card that answered; always 1."),
-    Family("gpu_count", "gauge", "Cards that answered."),
-    Family("gpu_healthy", "gauge", "Whether a card answered without a fault."),
-    Family("gpu_mig_instance_info", "gauge", "A MIG instance of a card; always 1."),
-    Family("gpu_utilization_ratio", "gauge", "Share of the time in which a kernel ran."),
-    Family("gpu_memory_utilization_ratio", "gauge", "Share of the time in which memory was read or written."),
-    Family("gpu_memory_total_bytes", "gauge", "Memory of the card."),
-    Family("gpu_memory_used_bytes", "gauge", "Memory that is used."),
-    Family("gpu_memory_reserved_bytes", "gauge", "Memory that driver and firmware keep."),
-    Family("gpu_memory_free_bytes", "gauge", "Memory that is free."),
-    Family("gpu_temperature_celsius", "gauge", "Temperature by sensor."),
-    Family("gpu_power_watts", "gauge", "Power that is drawn."),
-    Family("gpu_power_limit_watts", "gauge", "Power that may be drawn."),
-    Family("gpu_clock_hertz", "gauge", "Clocks as they are."),
-    Family("gpu_fan_speed_ratio", "gauge", "Speed of the fan that is asked for."),
-    Family("gpu_performance_state", "gauge", "0 is the fastest."),
-    Family("gpu_throttle_active", "gauge", "Whether a reason holds the clocks down."),
-    Family("gpu_throttle_seconds_total", "counter", "How long a reason has held the clocks down."),
-    Family("gpu_ecc_errors_total", "counter", "ECC errors: volatile since the driver was loaded, aggregate ever."),
-    Family("gpu_remapped_rows", "gauge", "Rows of memory remapped; pending and failure are 0 or 1."),
-    Family("gpu_retired_pages", "gauge", "Pages of memory retired; pending is 0 or 1."),
-    Family("gpu_recovery_needed", "gauge", "Whether the driver asks for an action; 1 with the action."),
-    Family("gpu_process_memory_bytes", "gauge", "Memory that processes hold, by container; host where in none."),
-    Family("gpu_xid_last_timestamp_seconds", "gauge", "When the kernel log told of an XID last."),
+    MetricFamily("gpu_info", "gauge", "A card that answered; always 1."),
+    MetricFamily("gpu_count", "gauge", "Cards that answered."),
+    MetricFamily("gpu_healthy", "gauge", "Whether a card answered without a fault."),
+    MetricFamily("gpu_mig_instance_info", "gauge", "A MIG instance of a card; always 1."),
+    MetricFamily("gpu_utilization_ratio", "gauge", "Share of the time in which a kernel ran."),
+    MetricFamily("gpu_memory_utilization_ratio", "gauge", "Share of the time in which memory was read or written."),
+    MetricFamily("gpu_memory_total_bytes", "gauge", "Memory of the card."),
+    MetricFamily("gpu_memory_used_bytes", "gauge", "Memory that is used."),
+    MetricFamily("gpu_memory_reserved_bytes", "gauge", "Memory that driver and firmware keep."),
+    MetricFamily("gpu_memory_free_bytes", "gauge", "Memory that is free."),
+    MetricFamily("gpu_temperature_celsius", "gauge", "Temperature by sensor."),
+    MetricFamily("gpu_power_watts", "gauge", "Power that is drawn."),
+    MetricFamily("gpu_power_limit_watts", "gauge", "Power that may be drawn."),
+    MetricFamily("gpu_clock_hertz", "gauge", "Clocks as they are."),
+    MetricFamily("gpu_fan_speed_ratio", "gauge", "Speed of the fan that is asked for."),
+    MetricFamily("gpu_performance_state", "gauge", "0 is the fastest."),
+    MetricFamily("gpu_throttle_active", "gauge", "Whether a reason holds the clocks down."),
+    MetricFamily("gpu_throttle_seconds_total", "counter", "How long a reason has held the clocks down."),
+    MetricFamily(
+        "gpu_ecc_errors_total", "counter", "ECC errors: volatile since the driver was loaded, aggregate ever."
+    ),
+    MetricFamily("gpu_remapped_rows", "gauge", "Rows of memory remapped; pending and failure are 0 or 1."),
+    MetricFamily("gpu_retired_pages", "gauge", "Pages of memory retired; pending is 0 or 1."),
+    MetricFamily("gpu_recovery_needed", "gauge", "Whether the driver asks for an action; 1 with the action."),
+    MetricFamily("gpu_process_memory_bytes", "gauge", "Memory that processes hold, by container; host where in none."),
+    MetricFamily("gpu_xid_last_timestamp_seconds", "gauge", "When the kernel log told of an XID last."),
 )
 
 # What is a number times a unit: field, metric, unit, more labels.
@@ -62,21 +64,21 @@ _MEASURED: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
 _YES = {"Yes": 1, "Active": 1, "1": 1, "No": 0, "Not Active": 0, "0": 0}
 
 
-class Gpu(Collecting[Every]):
+class GpuCollector(Collector[CollectorOptions]):
     """Keeps which fields the driver offers, where each card is, and whether cards are split."""
 
     _fields: Mapping[str, str] | None = None
     _driver = ""
     _split = False
 
-    def __init__(self, options: Every, host: str) -> None:
+    def __init__(self, options: CollectorOptions, host: str) -> None:
         super().__init__(options, host)
         self._index_of: dict[str, str] = {}  # by PCI address
 
     def sections(self) -> list[Section]:
         return [gpu.HELP, gpu.query(()), gpu.PROCESSES, gpu.XIDS, gpu.INSTANCES]
 
-    async def collect(self, read: Read, samples: Samples) -> None:
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         if self._fields is None:
             self._fields = await self._offered(read, samples)
         outputs = await read(self._sections(self._fields))
@@ -87,16 +89,16 @@ class Gpu(Collecting[Every]):
             outputs = await read(self._sections(self._fields))
         self._add(outputs, list(self._fields), samples)
 
-    async def _offered(self, read: Read, samples: Samples) -> Mapping[str, str]:
+    async def _offered(self, read: ReadSections, samples: CollectorSamples) -> Mapping[str, str]:
         # Where the driver hangs already, the kernel's log is all that there is to be had.
         outputs = await read((gpu.XIDS, gpu.HELP))
         try:
-            found = gpu.offered(good(outputs, FIELDS))
-        except CollectFailure:
+            found = gpu.offered(require_output(outputs, FIELDS))
+        except CollectorFailure:
             self._add_xids(outputs, samples)
             raise
         if "index" not in found:
-            raise CollectFailure("nvidia-smi --help-query-gpu names none of the fields that we know")
+            raise CollectorFailure("nvidia-smi --help-query-gpu names none of the fields that we know")
         return found
 
     def _sections(self, fields: Mapping[str, str]) -> list[Section]:
@@ -104,12 +106,12 @@ class Gpu(Collecting[Every]):
         # The kernel's log first: it answers where a driver hangs, and then it is what one wants to know.
         return [gpu.XIDS, gpu.query(fields.values()), gpu.PROCESSES, *more]
 
-    def _add(self, outputs: Mapping[str, Output], fields: list[str], samples: Samples) -> None:
+    def _add(self, outputs: Mapping[str, Output], fields: list[str], samples: CollectorSamples) -> None:
         queried = outputs.get(QUERY)
         if queried is None or queried.status in (NOT_READ, *ENDED_BY_TIMEOUT):
             self._add_xids(outputs, samples)
-            good(outputs, QUERY)
-        assert queried is not None  # noqa: S101 - good() has seen to that
+            require_output(outputs, QUERY)
+        assert queried is not None  # noqa: S101 - require_output() has seen to that
         answer = gpu.answer(queried.text, fields)
         self._remember(answer)  # first: by what was remembered, XIDs find their card
         self._add_xids(outputs, samples)
@@ -123,12 +125,12 @@ class Gpu(Collecting[Every]):
         uuids = {card.values["uuid"]: card.values["index"] for card in answer.cards if "uuid" in card.values}
         self._add_processes(outputs, uuids, samples)
         if queried.status not in gpu.GOOD:
-            raise CollectFailure(f"nvidia-smi: exit {queried.status}: {answer.said or queried.last_line}")
+            raise CollectorFailure(f"nvidia-smi: exit {queried.status}: {answer.said or queried.last_line}")
         if not answer.cards:
-            raise CollectFailure(f"nvidia-smi told of no card: {queried.last_line}")
-        good(outputs, gpu.PROCESSES.name)
+            raise CollectorFailure(f"nvidia-smi told of no card: {queried.last_line}")
+        require_output(outputs, gpu.PROCESSES.name)
 
-    def _add_card(self, card: gpu.Card, samples: Samples) -> None:
+    def _add_card(self, card: gpu.Card, samples: CollectorSamples) -> None:
         index, values = card.values["index"], card.values
         samples.add(
             "gpu_info", 1, gpu=index, uuid=values.get("uuid", ""), name=values.get("name", ""),
@@ -152,7 +154,9 @@ class Gpu(Collecting[Every]):
         if "recovery" in values:
             samples.add("gpu_recovery_needed", int(values["recovery"] != "None"), gpu=index, action=values["recovery"])
 
-    def _add_processes(self, outputs: Mapping[str, Output], uuids: Mapping[str, str], samples: Samples) -> None:
+    def _add_processes(
+        self, outputs: Mapping[str, Output], uuids: Mapping[str, str], samples: CollectorSamples
+    ) -> None:
         processes = outputs.get(gpu.PROCESSES.name)
         held = gpu.memory_by_container(processes.text) if processes is not None else {}
         for uuid, containers in held.items():
@@ -165,7 +169,7 @@ class Gpu(Collecting[Every]):
                 index = uuids.get(uuid, uuid)
                 samples.add("gpu_mig_instance_info", 1, gpu=index, instance=instance, profile=profile)
 
-    def _add_xids(self, outputs: Mapping[str, Output], samples: Samples) -> None:
+    def _add_xids(self, outputs: Mapping[str, Output], samples: CollectorSamples) -> None:
         told = outputs.get(gpu.XIDS.name)
         for (address, xid), at in sorted((gpu.xids(told.text) if told is not None else {}).items()):
             known = (index for pci, index in self._index_of.items() if pci.startswith(address))
@@ -186,4 +190,4 @@ class Gpu(Collecting[Every]):
         self._driver = driver
 
 
-GPU = Kind(Every, FAMILIES, Gpu)
+GPU = CollectorKind(CollectorOptions, FAMILIES, GpuCollector)

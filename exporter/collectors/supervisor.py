@@ -1,20 +1,20 @@
 """The `supervisor` collector: the programs of every supervisord that is named, or of the one that has no name."""
 
-from exporter.collectors import Kind
-from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
-from exporter.exposition.page import Family
-from exporter.exposition.samples import Samples
+from exporter.collectors import CollectorKind
+from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, ReadSections, require_output
+from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.host.reading import Section
 from fleet.managers import supervisor
 
-FAMILIES = (Family("host_program_running", "gauge", "Whether a program of supervisor is RUNNING."),)
+FAMILIES = (MetricFamily("host_program_running", "gauge", "Whether a program of supervisor is RUNNING."),)
 
 
-class SupervisorOptions(Every):
+class SupervisorCollectorOptions(CollectorOptions):
     configs: list[supervisor.Config] = []
 
 
-class Supervisor(Collecting[SupervisorOptions]):
+class SupervisorCollector(Collector[SupervisorCollectorOptions]):
     shared = True
 
     @property
@@ -25,9 +25,9 @@ class Supervisor(Collecting[SupervisorOptions]):
         configs: list[supervisor.Config | None] = [*self.options.configs]
         return [supervisor.reading(config) for config in configs or [None]]
 
-    async def collect(self, read: Read, samples: Samples) -> None:
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        everyone = supervisor.told(good(outputs, "supervisor"))
+        everyone = supervisor.told(require_output(outputs, "supervisor"))
         told = {name: one for name, one in everyone.items() if name in self._names}
         programs: dict[str, bool] = {}
         for one in told.values():
@@ -37,7 +37,7 @@ class Supervisor(Collecting[SupervisorOptions]):
             samples.add("host_program_running", int(running), program=name)
         refused = [one.failed for one in told.values() if one.failed]
         if refused:
-            raise CollectFailure(f"supervisor: {refused[0]}")
+            raise CollectorFailure(f"supervisor: {refused[0]}")
 
 
-SUPERVISOR = Kind(SupervisorOptions, FAMILIES, Supervisor)
+SUPERVISOR = CollectorKind(SupervisorCollectorOptions, FAMILIES, SupervisorCollector)

@@ -4,23 +4,23 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from exporter.probes.context import Means
-from exporter.results import Seen
+from exporter.probes.context import ProbeContext
+from exporter.results import ProbeDetails
 from fleet.inventory.endpoints import Part
 from fleet.inventory.kinds import Table
 
-Options = TypeVar("Options", bound=Part)
+ProbeOptionsT = TypeVar("ProbeOptionsT", bound=Part)
 
 
 @dataclass(frozen=True)
-class Kind(Generic[Options]):
-    """A kind of probe: `probe(options, means, seen)` returns, or raises ProbeFailure."""
+class ProbeKind(Generic[ProbeOptionsT]):
+    """A kind of probe: `probe(options, context, details)` returns, or raises ProbeFailure."""
 
-    options: type[Options]
-    probe: Callable[[Options, Means, Seen], Awaitable[None]]
+    options: type[ProbeOptionsT]
+    probe: Callable[[ProbeOptionsT, ProbeContext, ProbeDetails], Awaitable[None]]
 
 
-PROBES: Mapping[str, Kind[Any]] = Table(
+PROBES: Mapping[str, ProbeKind[Any]] = Table(
     {
         "http": "exporter.probes.http:HTTP",
         "tcp": "exporter.probes.tcp:TCP",

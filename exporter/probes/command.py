@@ -4,10 +4,10 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.expectations import EXAMINED, excerpt, lacks, matches
-from exporter.results import ProbeFailure, Reason, Seen
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
+from exporter.probes.expectations import EXAMINED, lacks, matches, quote_excerpt
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part
 from fleet.inventory.units import Patterns
 from fleet.shells import ShellError
@@ -24,30 +24,30 @@ class CommandExpect(Part):
 Argument = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
-class CommandOptions(Part):
+class CommandProbeOptions(Part):
     needs_host: ClassVar[bool] = True
     needs_plain_shell: ClassVar[bool] = True
     run: Annotated[list[Argument], Field(min_length=1)]
     expect: CommandExpect = CommandExpect()
 
 
-async def probe_command(options: CommandOptions, means: Means, seen: Seen) -> None:
+async def probe_command(options: CommandProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
     try:
-        done = await means.shell().run(options.run, timeout=means.timeout)
+        done = await context.shell().run(options.run, timeout=context.timeout)
     except ShellError as error:
         raise ProbeFailure("shell", str(error)) from error
     if done.status is None:
         raise ProbeFailure("timeout" if done.late else "shell", f"{options.run[0]}: {done.why}")
-    seen.evidence.update(exit=done.status, stdout=done.stdout[:EXAMINED], stderr=done.stderr[:EXAMINED])
+    details.evidence.update(exit=done.status, stdout=done.stdout[:EXAMINED], stderr=done.stderr[:EXAMINED])
     expect = options.expect
     if done.status != expect.exit:
-        reason: Reason = "shell" if done.status in CANNOT_RUN else "exit"
+        reason: FailureReason = "shell" if done.status in CANNOT_RUN else "exit"
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        tail = f": {excerpt(said[-1].encode(), seen)}" if said else ""
+        tail = f": {quote_excerpt(said[-1].encode(), details)}" if said else ""
         raise ProbeFailure(reason, f"{options.run[0]} exited {done.status}, expected {expect.exit}{tail}")
     text = done.stdout.rstrip("\n").encode()  # as $(…) has it, so that `$` means the end of the last line
-    matches(expect.stdout_matches, text, "stdout", seen)
-    lacks(expect.stdout_lacks, text, "stdout", seen)
+    matches(expect.stdout_matches, text, "stdout", details)
+    lacks(expect.stdout_lacks, text, "stdout", details)
 
 
-COMMAND = Kind(CommandOptions, probe_command)
+COMMAND = ProbeKind(CommandProbeOptions, probe_command)

@@ -8,7 +8,7 @@ from fleet.shells import Shell
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class ProbeContext:
     """The service's and its host's name, the seconds until the deadline, and ways to ask the host.
 
     `shell` and `reading` raise ShellError.

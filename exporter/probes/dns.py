@@ -18,11 +18,18 @@ import dns.rdataclass
 import dns.rdatatype
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.expectations import compiled
-from exporter.probes.net.connections import Dial, ProbeTls, context_for, resolve, tls_why, unreachable
-from exporter.results import ProbeFailure, Seen
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
+from exporter.probes.expectations import compile_cached
+from exporter.probes.net.connections import (
+    DialOptions,
+    ProbeTls,
+    connection_failure,
+    describe_tls_error,
+    resolve,
+    ssl_context_for,
+)
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part, split_address
 from fleet.inventory.units import Patterns, PositiveDuration, as_list
 
@@ -85,7 +92,7 @@ class DnsExpect(Part):
     faster_than: PositiveDuration | None = None
 
 
-class DnsOptions(Dial):
+class DnsProbeOptions(DialOptions):
     server: Annotated[str, AfterValidator(_server)]
     name: Annotated[str, AfterValidator(_name)]
     type: Annotated[str, _of(dns.rdatatype, "a record type")] = "A"
@@ -96,22 +103,22 @@ class DnsOptions(Dial):
     expect: DnsExpect = DnsExpect()
 
 
-async def probe_dns(options: DnsOptions, _means: Means, seen: Seen) -> None:
+async def probe_dns(options: DnsProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     host, port = _host_and_port(options)
     query = dns.message.make_query(options.name, options.type, options.class_)
     if not options.recursion:
         query.flags &= ~dns.flags.RD
-    addresses = await resolve(host, port, seen, options)
+    addresses = await resolve(host, port, details, options)
     started = time.perf_counter()
     try:
-        response = await _ask_any(options, query, addresses, port, host, seen)
+        response = await _ask_any(options, query, addresses, port, host, details)
     finally:
-        seen.phase("processing", time.perf_counter() - started)
-    seen.evidence["answer"] = response.to_text()
-    _judge(options.expect, response, time.perf_counter() - started)
+        details.add_phase("processing", time.perf_counter() - started)
+    details.evidence["answer"] = response.to_text()
+    _check(options.expect, response, time.perf_counter() - started)
 
 
-def _host_and_port(options: DnsOptions) -> tuple[str, int]:
+def _host_and_port(options: DnsProbeOptions) -> tuple[str, int]:
     server = options.server
     if server.endswith("]") or ":" not in server:
         return server.strip("[]"), PORTS[options.transport]
@@ -119,20 +126,25 @@ def _host_and_port(options: DnsOptions) -> tuple[str, int]:
 
 
 async def _ask_any(
-    options: DnsOptions, query: dns.message.Message, addresses: list[str], port: int, host: str, seen: Seen
+    options: DnsProbeOptions,
+    query: dns.message.Message,
+    addresses: list[str],
+    port: int,
+    host: str,
+    details: ProbeDetails,
 ) -> dns.message.Message:
     """The answer of the first address that is not refused. Raises ProbeFailure."""
     for address in addresses[:-1]:
         try:
-            return await _ask(options, query, address, port, host, seen)
+            return await _ask(options, query, address, port, host, details)
         except ProbeFailure as failure:
             if failure.reason != "connect":
                 raise
-    return await _ask(options, query, addresses[-1], port, host, seen)
+    return await _ask(options, query, addresses[-1], port, host, details)
 
 
 async def _ask(
-    options: DnsOptions, query: dns.message.Message, address: str, port: int, host: str, seen: Seen
+    options: DnsProbeOptions, query: dns.message.Message, address: str, port: int, host: str, details: ProbeDetails
 ) -> dns.message.Message:
     """The answer; one that UDP truncated is asked for again over TCP, as resolvers do. Raises ProbeFailure."""
     where = f"{address}:{port}"
@@ -143,23 +155,23 @@ async def _ask(
             response = await _over_udp(query, address, port, source)
             if response is not None:
                 return response
-            seen.evidence["truncated"] = "over UDP; asked again over TCP"
+            details.evidence["truncated"] = "over UDP; asked again over TCP"
             return await _over_tcp_instead(query, address, port, source)
         if transport == "tcp":
             return await dns.asyncquery.tcp(query, address, port=port, source=source)
         name = options.tls.server_name or host
         return await dns.asyncquery.tls(
-            query, address, port=port, source=source, ssl_context=context_for(options.tls), server_hostname=name
+            query, address, port=port, source=source, ssl_context=ssl_context_for(options.tls), server_hostname=name
         )
     except ssl.SSLError as error:
-        raise ProbeFailure("tls", f"no TLS with {where}: {tls_why(error)}") from error
+        raise ProbeFailure("tls", f"no TLS with {where}: {describe_tls_error(error)}") from error
     except (dns.exception.DNSException, EOFError, ValueError) as error:
         raise ProbeFailure("protocol", f"{where} answered what is no answer: {_text(error)}") from error
     except OSError as error:
-        raise unreachable(error, f"cannot ask {where} over {transport}") from error
+        raise connection_failure(error, f"cannot ask {where} over {transport}") from error
 
 
-class _Datagrams(asyncio.DatagramProtocol):
+class _DnsDatagramProtocol(asyncio.DatagramProtocol):
     """Waits for the answer to one question, None for one that is truncated; what answers another is not ours."""
 
     def __init__(self, query: dns.message.Message) -> None:
@@ -201,7 +213,7 @@ async def _over_udp(
         sock.close()
         raise
     loop = asyncio.get_running_loop()
-    transport, datagrams = await loop.create_datagram_endpoint(lambda: _Datagrams(query), sock=sock)
+    transport, datagrams = await loop.create_datagram_endpoint(lambda: _DnsDatagramProtocol(query), sock=sock)
     try:
         transport.sendto(query.to_wire())
         response = await datagrams.answer
@@ -218,7 +230,7 @@ async def _over_tcp_instead(
     try:
         return await dns.asyncquery.tcp(query, address, port=port, source=source)
     except OSError as error:
-        failure = unreachable(error, "the answer over UDP is truncated, and over TCP")
+        failure = connection_failure(error, "the answer over UDP is truncated, and over TCP")
         raise failure if failure.reason == "error" else ProbeFailure("protocol", failure.message) from error
 
 
@@ -226,7 +238,7 @@ def _text(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _judge(expect: DnsExpect, response: dns.message.Message, took: float) -> None:
+def _check(expect: DnsExpect, response: dns.message.Message, took: float) -> None:
     code = dns.rcode.to_text(response.rcode())
     if code not in expect.rcode:
         raise ProbeFailure("status", f"answered {code}, expected {' or '.join(expect.rcode)}")
@@ -236,16 +248,16 @@ def _judge(expect: DnsExpect, response: dns.message.Message, took: float) -> Non
         ("additional", expect.additional, response.additional),
     ):
         records = [line for rrset in rrsets for line in rrset.to_text().splitlines()]
-        _judge_records(section, wanted, records)
+        _check_records(section, wanted, records)
     if expect.faster_than is not None and took > expect.faster_than:
         raise ProbeFailure("latency", f"took {took:.3f} s, expected less than {expect.faster_than:g} s")
 
 
-def _judge_records(section: str, wanted: RecordsExpect, records: list[str]) -> None:
+def _check_records(section: str, wanted: RecordsExpect, records: list[str]) -> None:
     shown = f"; it holds {'; '.join(records)[:SHOWN] or 'nothing'}"
 
     def matching(pattern: str) -> list[str]:
-        return [record for record in records if compiled(pattern).search(record.encode())]
+        return [record for record in records if compile_cached(pattern).search(record.encode())]
 
     for pattern in wanted.matches:
         if not matching(pattern):
@@ -261,4 +273,4 @@ def _judge_records(section: str, wanted: RecordsExpect, records: list[str]) -> N
             raise ProbeFailure("body", f"every record of the {section} matches {pattern!r}{shown}")
 
 
-DNS = Kind(DnsOptions, probe_dns)
+DNS = ProbeKind(DnsProbeOptions, probe_dns)

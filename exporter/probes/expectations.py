@@ -12,7 +12,7 @@ import jsonpath_rfc9535
 from jsonpath_rfc9535 import JSONPathError, JSONPathNodeList, JSONPathQuery
 from pydantic import BeforeValidator, Field, ValidationError
 
-from exporter.results import ProbeFailure, Seen
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part
 from fleet.inventory.units import Pattern, compile_pattern
 
@@ -44,7 +44,7 @@ T = TypeVar("T")
 _JUDGES = ThreadPoolExecutor(2, thread_name_prefix="judge")
 
 
-async def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def run_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Do what takes long where it holds up neither the event loop nor what else wants a thread.
 
     It cannot be ended, so it must end by itself; what waits for its turn is given up with the probe.
@@ -53,36 +53,36 @@ async def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 @lru_cache(maxsize=50_000)
-def compiled(pattern: str) -> Any:
+def compile_cached(pattern: str) -> Any:
     return compile_pattern(pattern)
 
 
-def matches(patterns: Iterable[str], text: bytes, what: str, seen: Seen) -> None:
+def matches(patterns: Iterable[str], text: bytes, what: str, details: ProbeDetails) -> None:
     """Raise ProbeFailure unless every pattern is found in `text` (UTF-8)."""
     for pattern in patterns:
-        if compiled(pattern).search(text) is None:
-            raise ProbeFailure("body", f"{what} does not match {pattern!r}; it begins {excerpt(text, seen)}")
+        if compile_cached(pattern).search(text) is None:
+            raise ProbeFailure("body", f"{what} does not match {pattern!r}; it begins {quote_excerpt(text, details)}")
 
 
-def lacks(patterns: Iterable[str], text: bytes, what: str, seen: Seen) -> None:
+def lacks(patterns: Iterable[str], text: bytes, what: str, details: ProbeDetails) -> None:
     """Raise ProbeFailure if any pattern is found in `text` (UTF-8)."""
     for pattern in patterns:
-        found = compiled(pattern).search(text)
+        found = compile_cached(pattern).search(text)
         if found is not None:
             # Masked as a whole first: what is found may be a part of a secret.
-            shown = compiled(pattern).search(seen.redact(text.decode("utf-8", "replace")).encode())
-            told = excerpt(shown.group(), seen) if shown is not None else "a secret"
+            shown = compile_cached(pattern).search(details.redact(text.decode("utf-8", "replace")).encode())
+            told = quote_excerpt(shown.group(), details) if shown is not None else "a secret"
             raise ProbeFailure("body", f"{what} matches {pattern!r}, which it must not: {told}")
 
 
-def excerpt(text: bytes, seen: Seen) -> str:
+def quote_excerpt(text: bytes, details: ProbeDetails) -> str:
     """The beginning of what a peer said, quoted; secrets that it repeats are masked before it is cut."""
-    room = 4 * (SHOWN + seen.redact.longest)  # bytes of that many characters
-    shown = seen.redact(text[:room].decode("utf-8", "replace"))
+    room = 4 * (SHOWN + details.redact.longest)  # bytes of that many characters
+    shown = details.redact(text[:room].decode("utf-8", "replace"))
     return repr(shown[:SHOWN]) + ("…" if len(shown) > SHOWN else "")
 
 
-def utf8(content_type: str | None, body: bytes) -> bytes:
+def recode_as_utf8(content_type: str | None, body: bytes) -> bytes:
     """The body as UTF-8, which is what patterns are matched against; a charset that no browser knows is UTF-8."""
     _, found, charset = (content_type or "").lower().partition("charset=")
     name = charset.split(";")[0][:40].strip(" \"'").replace("_", "").replace("-", "") if found else ""
@@ -93,21 +93,21 @@ def _json_path(path: object) -> str:
     if not isinstance(path, str):
         raise ValueError("is not a JSONPath (write $.status)")  # noqa: TRY004 - pydantic reads ValueErrors
     try:
-        compiled_path(path)
+        compile_json_path(path)
     except JSONPathError as error:
         raise ValueError(f"is not a JSONPath of RFC 9535: {error}") from None
     return path
 
 
 @lru_cache(maxsize=10_000)
-def compiled_path(path: str) -> JSONPathQuery:
+def compile_json_path(path: str) -> JSONPathQuery:
     return jsonpath_rfc9535.compile(path)
 
 
 JsonPath = Annotated[str, BeforeValidator(_json_path)]
 
 
-class Condition(Part):
+class JsonCondition(Part):
     """What a value of JSON must be, where it is not one certain value."""
 
     matches: Pattern | None = None
@@ -117,7 +117,7 @@ class Condition(Part):
     def unmet(self, value: Any) -> str:
         """What was expected and is not so, or nothing."""
         if self.matches is not None and not (
-            isinstance(value, str) and compiled(self.matches).search(value.encode("utf-8", "replace"))
+            isinstance(value, str) and compile_cached(self.matches).search(value.encode("utf-8", "replace"))
         ):
             return f"a text that matches {self.matches!r}"
         if self.above is not None and not (_is_number(value) and value > self.above):
@@ -132,7 +132,7 @@ def _expected(value: Any) -> Any:
         if not value:
             raise ValueError("wants a value, or matches, above or below")
         try:
-            return Condition.model_validate(value)
+            return JsonCondition.model_validate(value)
         except ValidationError as error:
             what = error.errors()[0]
             where = f"{what['loc'][0]}: " if what["loc"] else ""
@@ -162,10 +162,10 @@ def _no_json(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
-def values_at(path: str, document: Any) -> JSONPathNodeList:
+def find_values(path: str, document: Any) -> JSONPathNodeList:
     """All that `path` finds, within reason. Raises ProbeFailure."""
     try:
-        found = JSONPathNodeList(islice(compiled_path(path).finditer(document), NODES_LIMIT + 1))
+        found = JSONPathNodeList(islice(compile_json_path(path).finditer(document), NODES_LIMIT + 1))
     except (JSONPathError, RecursionError) as error:
         raise ProbeFailure("json", f"{path} cannot be followed: {error}") from error
     if len(found) > NODES_LIMIT:
@@ -173,23 +173,23 @@ def values_at(path: str, document: Any) -> JSONPathNodeList:
     return found
 
 
-def judge_json(expect: Mapping[str, Any], document: Any, seen: Seen) -> None:
+def check_json(expect: Mapping[str, Any], document: Any, details: ProbeDetails) -> None:
     """Raise ProbeFailure unless every path finds something, and all that it finds is as expected."""
     for path, wanted in expect.items():
-        found = values_at(path, document)
+        found = find_values(path, document)
         if not found:
-            raise ProbeFailure("json", f"{path} finds nothing, expected {_shown(wanted, seen)}")
+            raise ProbeFailure("json", f"{path} finds nothing, expected {_shown(wanted, details)}")
         for node in found:
-            unmet = unmet_by(wanted, node.value, seen)
+            unmet = describe_mismatch(wanted, node.value, details)
             if unmet:
-                raise ProbeFailure("json", f"{path} is {_shown(node.value, seen)}, expected {unmet}")
+                raise ProbeFailure("json", f"{path} is {_shown(node.value, details)}, expected {unmet}")
 
 
-def unmet_by(wanted: Any, value: Any, seen: Seen) -> str:
+def describe_mismatch(wanted: Any, value: Any, details: ProbeDetails) -> str:
     """What was expected of `value` and is not so, or nothing."""
-    if isinstance(wanted, Condition):
+    if isinstance(wanted, JsonCondition):
         return wanted.unmet(value)
-    return "" if _same(wanted, value) else _shown(wanted, seen)
+    return "" if _same(wanted, value) else _shown(wanted, details)
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -205,11 +205,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _shown(value: Any, seen: Seen) -> str:
-    if isinstance(value, Condition):
+def _shown(value: Any, details: ProbeDetails) -> str:
+    if isinstance(value, JsonCondition):
         return "a value"
     try:
-        shown = seen.redact(json.dumps(value, ensure_ascii=False)[:EXAMINED])
+        shown = details.redact(json.dumps(value, ensure_ascii=False)[:EXAMINED])
     except RecursionError:
         return "what is nested too deep to be shown"
     return shown[:SHOWN] + ("…" if len(shown) > SHOWN else "")

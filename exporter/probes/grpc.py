@@ -12,11 +12,11 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.net.connections import Addresses, Dial, connect, resolve
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
+from exporter.probes.net.connections import AddressOptions, DialOptions, connect, resolve
 from exporter.probes.tcp import shortened
-from exporter.results import ProbeFailure, Reason, Seen
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.documents import Text
 from fleet.inventory.endpoints import Address, Tls, split_address
 
@@ -26,15 +26,15 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
-def _installed(address: object) -> object:
+def _require_extra(address: object) -> object:
     """Only the program that probes needs the stub."""
     if isinstance(address, Text) and address.checked and importlib.util.find_spec(EXTRA) is None:
         raise ValueError("the grpc probe needs an extra that is not installed: pip install 'defib[grpc]'")
     return address
 
 
-class GrpcOptions(Addresses):
-    address: Annotated[Address, BeforeValidator(_installed)]
+class GrpcProbeOptions(AddressOptions):
+    address: Annotated[Address, BeforeValidator(_require_extra)]
     service: str = ""
     tls: Annotated[Tls | None, BeforeValidator(shortened, json_schema_input_type=bool | Tls | None)] = None
 
@@ -46,12 +46,12 @@ class GrpcOptions(Addresses):
         return tls
 
 
-async def probe_grpc(options: GrpcOptions, _means: Means, seen: Seen) -> None:
+async def probe_grpc(options: GrpcProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     host, port = split_address(options.address)
-    addresses = await resolve(host, port, seen, options)
+    addresses = await resolve(host, port, details, options)
     six = ":" in addresses[0]  # grpc takes several addresses, of one version
     target = ",".join(f"[{each}]:{port}" if six else f"{each}:{port}" for each in addresses if (":" in each) == six)
     started = time.perf_counter()
@@ -60,16 +60,16 @@ async def probe_grpc(options: GrpcOptions, _means: Means, seen: Seen) -> None:
         try:
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=options.service))
         except grpc.aio.AioRpcError as error:
-            seen.phase("processing", time.perf_counter() - started)
-            raise await _failure(options, error, seen) from error
-    seen.phase("processing", time.perf_counter() - started)
+            details.add_phase("processing", time.perf_counter() - started)
+            raise await _failure(options, error, details) from error
+    details.add_phase("processing", time.perf_counter() - started)
     known = {value: name for name, value in health_pb2.HealthCheckResponse.ServingStatus.items()}
     status = known.get(answer.status, f"{answer.status}, which nobody knows")
     if status != "SERVING":
         raise ProbeFailure("state", f"the service {options.service!r} is {status}, expected SERVING")
 
 
-async def _channel(options: GrpcOptions, target: str, host: str) -> Any:
+async def _channel(options: GrpcProbeOptions, target: str, host: str) -> Any:
     import grpc
 
     settings: list[tuple[str, Any]] = [
@@ -92,23 +92,25 @@ def _files(*paths: Path | None) -> list[bytes | None]:
         raise ProbeFailure("error", f"the certificate files cannot be used: {error}") from error
 
 
-async def _failure(options: GrpcOptions, error: Any, seen: Seen) -> ProbeFailure:
+async def _failure(options: GrpcProbeOptions, error: Any, details: ProbeDetails) -> ProbeFailure:
     """What went wrong, in our words: grpc says of refusals and of certificates alike that it is unavailable."""
     import grpc
 
     code = error.code()
     if code is not grpc.StatusCode.UNAVAILABLE:
-        reason: Reason = "status"
+        reason: FailureReason = "status"
         return ProbeFailure(reason, f"the health service answered {code.name}: {error.details()}")
     host, port = split_address(options.address)
     late = ProbeFailure("protocol", f"no gRPC at {options.address}: {error.details()}")
-    seen.overdue = late
+    details.timeout_failure = late
     try:
-        transport, _ = await connect(host, port, asyncio.Protocol, seen, dial=Dial(ip=options.ip), tls=options.tls)
+        transport, _ = await connect(
+            host, port, asyncio.Protocol, details, dial=DialOptions(ip=options.ip), tls=options.tls
+        )
     except ProbeFailure as failure:
         return failure
     transport.abort()
     return late
 
 
-GRPC = Kind(GrpcOptions, probe_grpc)
+GRPC = ProbeKind(GrpcProbeOptions, probe_grpc)

@@ -5,9 +5,9 @@ from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.results import ProbeFailure, Seen
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.host import ports
 from fleet.host.reading import Section
 from fleet.inventory.endpoints import Part
@@ -17,8 +17,8 @@ from fleet.shells import ENDED_BY_TIMEOUT, ShellError
 T = TypeVar("T")
 
 
-class HostOptions(Part):
-    """Options of a probe that rests on a reading of the host."""
+class HostProbeOptions(Part):
+    """ProbeOptionsT of a probe that rests on a reading of the host."""
 
     needs_host: ClassVar[bool] = True
 
@@ -28,7 +28,7 @@ class HostOptions(Part):
         raise NotImplementedError
 
 
-class ContainerOptions(HostOptions):
+class ContainerProbeOptions(HostProbeOptions):
     name: docker.ContainerName
 
     @property
@@ -36,7 +36,7 @@ class ContainerOptions(HostOptions):
         return docker.READING
 
 
-class UnitOptions(HostOptions):
+class UnitProbeOptions(HostProbeOptions):
     name: systemd.UnitName
 
     @property
@@ -44,7 +44,7 @@ class UnitOptions(HostOptions):
         return systemd.reading(self.name)
 
 
-class ProgramOptions(HostOptions):
+class ProgramProbeOptions(HostProbeOptions):
     name: supervisor.Program
     config: supervisor.Config | None = None  # on the service's host
 
@@ -53,7 +53,7 @@ class ProgramOptions(HostOptions):
         return supervisor.reading(self.config)
 
 
-class PortOptions(HostOptions):
+class PortProbeOptions(HostProbeOptions):
     listening: int = Field(ge=1, le=65535)
 
     @property
@@ -61,11 +61,11 @@ class PortOptions(HostOptions):
         return ports.READING
 
 
-async def probe_container(options: ContainerOptions, means: Means, seen: Seen) -> None:
-    found = (await _read(options, means, seen, docker.containers, partly=options.name)).get(options.name)
+async def probe_container(options: ContainerProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    found = (await _read(options, context, details, docker.containers, partly=options.name)).get(options.name)
     if found is None:
-        raise ProbeFailure("state", f"there is no container {options.name} on {means.host}")
-    seen.evidence["container"] = f"{found.state}, {found.health or 'no health check'}, started {found.started}"
+        raise ProbeFailure("state", f"there is no container {options.name} on {context.host}")
+    details.evidence["container"] = f"{found.state}, {found.health or 'no health check'}, started {found.started}"
     if found.state != "running":
         ended = f" (exit {found.exit_code})" if found.state == "exited" else ""
         raise ProbeFailure("state", f"the container {options.name} is {found.state}{ended}, expected running")
@@ -73,65 +73,71 @@ async def probe_container(options: ContainerOptions, means: Means, seen: Seen) -
         raise ProbeFailure("state", f"the container {options.name} is running, but its health is {found.health}")
 
 
-async def probe_unit(options: UnitOptions, means: Means, seen: Seen) -> None:
-    found = (await _read(options, means, seen, systemd.units)).get(options.name)
+async def probe_unit(options: UnitProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    found = (await _read(options, context, details, systemd.units)).get(options.name)
     if not isinstance(found, systemd.Unit):
-        said = seen.redact((found or "it said nothing").splitlines()[-1])
-        raise ProbeFailure("shell", f"{means.host}: systemd cannot be asked: {said}")
-    seen.evidence["unit"] = f"{found.load}, {found.active} ({found.sub}), result {found.result}"
+        said = details.redact((found or "it said nothing").splitlines()[-1])
+        raise ProbeFailure("shell", f"{context.host}: systemd cannot be asked: {said}")
+    details.evidence["unit"] = f"{found.load}, {found.active} ({found.sub}), result {found.result}"
     if found.load == "not-found":
-        raise ProbeFailure("state", f"there is no unit {options.name} on {means.host}")
+        raise ProbeFailure("state", f"there is no unit {options.name} on {context.host}")
     if not found.is_active:
         why = f", {found.result}" if found.result not in ("", "success") else ""
         raise ProbeFailure("state", f"the unit {options.name} is {found.active} ({found.sub}{why}), expected active")
 
 
-async def probe_program(options: ProgramOptions, means: Means, seen: Seen) -> None:
-    told = (await _read(options, means, seen, supervisor.told)).get(supervisor.named(options.config), supervisor.Told())
+async def probe_program(options: ProgramProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    told = (await _read(options, context, details, supervisor.told)).get(
+        supervisor.named(options.config), supervisor.Told()
+    )
     if told.failed:
-        raise ProbeFailure("shell", f"{means.host}: supervisor cannot be asked: {seen.redact(told.failed)}")
+        raise ProbeFailure("shell", f"{context.host}: supervisor cannot be asked: {details.redact(told.failed)}")
     found = told.programs.get(options.name)
     if found is None:
-        raise ProbeFailure("state", f"there is no program {options.name} in supervisor on {means.host}")
+        raise ProbeFailure("state", f"there is no program {options.name} in supervisor on {context.host}")
     state, description = found
-    seen.evidence["supervisor"] = f"{state} {description}"
+    details.evidence["supervisor"] = f"{state} {description}"
     if state != "RUNNING":
         raise ProbeFailure("state", f"the program {options.name} is {state} ({description}), expected RUNNING")
 
 
-async def probe_port(options: PortOptions, means: Means, seen: Seen) -> None:
-    if options.listening not in await _read(options, means, seen, ports.listening):
-        raise ProbeFailure("state", f"nothing listens on port {options.listening} of {means.host}")
+async def probe_port(options: PortProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    if options.listening not in await _read(options, context, details, ports.listening):
+        raise ProbeFailure("state", f"nothing listens on port {options.listening} of {context.host}")
 
 
 async def _read(
-    options: HostOptions, means: Means, seen: Seen, parse: Callable[[str], T], partly: str | None = None
+    options: HostProbeOptions,
+    context: ProbeContext,
+    details: ProbeDetails,
+    parse: Callable[[str], T],
+    partly: str | None = None,
 ) -> T:
     """What a reading of the host says for this probe. Raises ProbeFailure.
 
     A reading that was not finished in time is good enough where it has come as far as the key `partly`.
     """
     name = options.section.name
-    late = ProbeFailure("shell", f"{means.host}: {name} did not answer in time")
-    seen.overdue = late  # the deadline says nothing of the service either
+    late = ProbeFailure("shell", f"{context.host}: {name} did not answer in time")
+    details.timeout_failure = late  # the deadline says nothing of the service either
     try:
-        reading = means.reading()
-        seen.began = reading.began
+        reading = context.reading()
+        details.measured_at = reading.began
         output, told, took = await reading.section(name, parse)
     except ShellError as error:
         raise ProbeFailure("shell", str(error)) from error
-    seen.phase("processing", took)
+    details.add_phase("processing", took)
     if output.status in ENDED_BY_TIMEOUT:
         if isinstance(told, Mapping) and partly in told:
             return told
         raise late
-    seen.evidence[name] = output.last_line
+    details.evidence[name] = output.last_line
     if output.status != 0:
-        raise ProbeFailure("shell", f"{means.host}: {name} cannot be asked: {seen.redact(output.last_line)}")
+        raise ProbeFailure("shell", f"{context.host}: {name} cannot be asked: {details.redact(output.last_line)}")
     return told
 
 
-CONTAINER = Kind(ContainerOptions, probe_container)
-UNIT = Kind(UnitOptions, probe_unit)
-PROGRAM = Kind(ProgramOptions, probe_program)
-PORT = Kind(PortOptions, probe_port)
+CONTAINER = ProbeKind(ContainerProbeOptions, probe_container)
+UNIT = ProbeKind(UnitProbeOptions, probe_unit)
+PROGRAM = ProbeKind(ProgramProbeOptions, probe_program)
+PORT = ProbeKind(PortProbeOptions, probe_port)

@@ -4,22 +4,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
 from exporter.probes.expectations import (
     JsonExpect,
-    apart,
-    compiled,
-    excerpt,
-    judge_json,
+    check_json,
+    compile_cached,
     lacks,
     matches,
     parse_json,
-    utf8,
+    quote_excerpt,
+    recode_as_utf8,
+    run_in_thread,
 )
-from exporter.probes.net.http_client import LONG, Answer, fetch
-from exporter.probes.net.http_request import BodyOptions, HeaderName, RequestOptions
-from exporter.results import ProbeFailure, Seen
+from exporter.probes.net.http_client import LONG, HttpResponse, fetch
+from exporter.probes.net.http_request import HeaderName, HttpBodyOptions, HttpRequestOptions
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
 
@@ -75,23 +75,27 @@ class HttpExpect(Part):
     faster_than: PositiveDuration | None = None
 
 
-class HttpOptions(BodyOptions):
+class HttpProbeOptions(HttpBodyOptions):
     expect: HttpExpect = HttpExpect()
 
 
-async def probe_http(options: HttpOptions, _means: Means, seen: Seen) -> None:
-    await judged(options, options.expect, await fetch(options, seen), seen)
+async def probe_http(options: HttpProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
+    await check_response(options, options.expect, await fetch(options, details), details)
 
 
-async def judged(options: RequestOptions, expect: HttpExpect, answer: Answer, seen: Seen) -> None:
+async def check_response(
+    options: HttpRequestOptions, expect: HttpExpect, answer: HttpResponse, details: ProbeDetails
+) -> None:
     """Hold an answer against what is expected; a long body does not hold up the other probes. Raises ProbeFailure."""
     if len(answer.body) > (LONG_JSON if expect.json_ else LONG):
-        await apart(_judge, options, expect, answer, seen)
+        await run_in_thread(_check, options, expect, answer, details)
     else:
-        _judge(options, expect, answer, seen)
+        _check(options, expect, answer, details)
 
 
-def judge_status(options: RequestOptions, expected: list[tuple[int, int]], answer: Answer, seen: Seen) -> None:
+def check_status(
+    options: HttpRequestOptions, expected: list[tuple[int, int]], answer: HttpResponse, details: ProbeDetails
+) -> None:
     """Raise ProbeFailure unless the status is one of the expected ranges."""
     status = answer.status
     if any(low <= status <= high for low, high in expected):
@@ -99,12 +103,12 @@ def judge_status(options: RequestOptions, expected: list[tuple[int, int]], answe
     sent = options.sends_credentials or (status == 407 and options.proxy is not None and options.proxy.sent)  # noqa: PLR2004
     refused = status in (401, 403, 407) and sent
     wanted = ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in expected)
-    began = f"; the body begins {excerpt(answer.body, seen)}" if answer.body else ""
+    began = f"; the body begins {quote_excerpt(answer.body, details)}" if answer.body else ""
     raise ProbeFailure("auth" if refused else "status", f"answered {status}, expected {wanted}{began}")
 
 
-def _judge(options: RequestOptions, expect: HttpExpect, answer: Answer, seen: Seen) -> None:
-    judge_status(options, expect.status, answer, seen)
+def _check(options: HttpRequestOptions, expect: HttpExpect, answer: HttpResponse, details: ProbeDetails) -> None:
+    check_status(options, expect.status, answer, details)
     if expect.http_version and answer.version not in expect.http_version:
         wanted = " or ".join(expect.http_version)
         raise ProbeFailure("protocol", f"answered with HTTP/{answer.version}, expected {wanted}")
@@ -112,27 +116,31 @@ def _judge(options: RequestOptions, expect: HttpExpect, answer: Answer, seen: Se
         came, wanted = ("with TLS", "without") if answer.secure else ("without TLS", "with")
         raise ProbeFailure("tls", f"the answer came {came}, expected {wanted}")
     for name, wanted_of in expect.headers.items():
-        _judge_header(name, wanted_of, answer.header(name), seen)
+        _check_header(name, wanted_of, answer.header(name), details)
     if expect.body_matches or expect.body_lacks or expect.json_:
-        text = utf8(answer.header("content-type"), answer.body)
-        matches(expect.body_matches, text, "the body", seen)
-        lacks(expect.body_lacks, text, "the body", seen)
+        text = recode_as_utf8(answer.header("content-type"), answer.body)
+        matches(expect.body_matches, text, "the body", details)
+        lacks(expect.body_lacks, text, "the body", details)
         if expect.json_:
-            judge_json(expect.json_, parse_json(text), seen)
+            check_json(expect.json_, parse_json(text), details)
     if expect.faster_than is not None and answer.took > expect.faster_than:
         raise ProbeFailure("latency", f"took {answer.took:.3f} s, expected less than {expect.faster_than:g} s")
 
 
-def _judge_header(name: str, wanted: HeaderExpect, value: str | None, seen: Seen) -> None:
+def _check_header(name: str, wanted: HeaderExpect, value: str | None, details: ProbeDetails) -> None:
     if value is None:
         if wanted.optional:
             return
         raise ProbeFailure("header", f"the header {name} is missing")
     text = value.encode()
-    if wanted.matches is not None and compiled(wanted.matches).search(text) is None:
-        raise ProbeFailure("header", f"the header {name} is {excerpt(text, seen)}, expected {wanted.matches!r}")
-    if wanted.lacks is not None and compiled(wanted.lacks).search(text) is not None:
-        raise ProbeFailure("header", f"the header {name} is {excerpt(text, seen)}, expected no {wanted.lacks!r}")
+    if wanted.matches is not None and compile_cached(wanted.matches).search(text) is None:
+        raise ProbeFailure(
+            "header", f"the header {name} is {quote_excerpt(text, details)}, expected {wanted.matches!r}"
+        )
+    if wanted.lacks is not None and compile_cached(wanted.lacks).search(text) is not None:
+        raise ProbeFailure(
+            "header", f"the header {name} is {quote_excerpt(text, details)}, expected no {wanted.lacks!r}"
+        )
 
 
-HTTP = Kind(HttpOptions, probe_http)
+HTTP = ProbeKind(HttpProbeOptions, probe_http)

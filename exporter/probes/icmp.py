@@ -9,10 +9,10 @@ import time
 
 from pydantic import Field, model_validator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.net.connections import Dial, resolve, unreachable
-from exporter.results import ProbeFailure, Seen
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
+from exporter.probes.net.connections import DialOptions, connection_failure, resolve
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part
 from fleet.inventory.units import PositiveDuration
 
@@ -27,7 +27,7 @@ class IcmpExpect(Part):
     faster_than: PositiveDuration | None = None
 
 
-class IcmpOptions(Dial):
+class IcmpProbeOptions(DialOptions):
     address: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._:%-]+$")
     count: int = Field(1, ge=1, le=100)
     size: int = Field(56, ge=8, le=65000)
@@ -36,15 +36,15 @@ class IcmpOptions(Dial):
     expect: IcmpExpect = IcmpExpect()
 
     @model_validator(mode="after")
-    def _possible(self) -> "IcmpOptions":
+    def _possible(self) -> "IcmpProbeOptions":
         if self.expect.replies > self.count:
             raise ValueError(f"{self.expect.replies} replies are more than {self.count} requests")
         return self
 
 
-async def probe_icmp(options: IcmpOptions, means: Means, seen: Seen) -> None:
-    ends = time.perf_counter() + 0.9 * means.timeout  # the rest is for saying what came
-    address = (await resolve(options.address, 0, seen, options))[0]
+async def probe_icmp(options: IcmpProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    ends = time.perf_counter() + 0.9 * context.timeout  # the rest is for saying what came
+    address = (await resolve(options.address, 0, details, options))[0]
     times: list[float] = []
     try:
         with _socket(address, options) as sock:
@@ -54,14 +54,14 @@ async def probe_icmp(options: IcmpOptions, means: Means, seen: Seen) -> None:
                 within = max(0.0, ends - started) / (options.count - number)
                 took = await _echo(sock, address, number, options.size, within)
                 ended = time.perf_counter()
-                seen.phase("processing", ended - started)
+                details.add_phase("processing", ended - started)
                 if took is not None:
                     times.append(took)
                 if number + 1 < options.count:
                     await asyncio.sleep(min(INTERVAL, max(0.0, within - (ended - started)) / 2))
     except OSError as error:
-        raise unreachable(error, f"cannot reach {address}") from error
-    seen.evidence["replies"] = f"{len(times)} of {options.count}"
+        raise connection_failure(error, f"cannot reach {address}") from error
+    details.evidence["replies"] = f"{len(times)} of {options.count}"
     wanted = options.expect.replies
     if len(times) < wanted:
         raise ProbeFailure("timeout", f"{len(times)} of {options.count} requests were answered, expected {wanted}")
@@ -71,7 +71,7 @@ async def probe_icmp(options: IcmpOptions, means: Means, seen: Seen) -> None:
         raise ProbeFailure("latency", f"replies took {average:.4f} s on average, expected less than {most:g} s")
 
 
-def _socket(address: str, options: IcmpOptions) -> socket.socket:
+def _socket(address: str, options: IcmpProbeOptions) -> socket.socket:
     """A ping socket (net.ipv4.ping_group_range), or else a raw one, which wants CAP_NET_RAW. Raises ProbeFailure."""
     six = ":" in address
     family, protocol = (socket.AF_INET6, socket.IPPROTO_ICMPV6) if six else (socket.AF_INET, socket.IPPROTO_ICMP)
@@ -91,7 +91,7 @@ def _socket(address: str, options: IcmpOptions) -> socket.socket:
     )
 
 
-def _set_up(sock: socket.socket, options: IcmpOptions, *, six: bool) -> None:
+def _set_up(sock: socket.socket, options: IcmpProbeOptions, *, six: bool) -> None:
     level = socket.IPPROTO_IPV6 if six else socket.IPPROTO_IP
     if options.source:
         sock.bind((str(options.source), 0))
@@ -138,4 +138,4 @@ def checksum(packet: bytes) -> int:
     return ~total & 0xFFFF
 
 
-ICMP = Kind(IcmpOptions, probe_icmp)
+ICMP = ProbeKind(IcmpProbeOptions, probe_icmp)

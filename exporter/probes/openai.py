@@ -8,14 +8,14 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.expectations import apart, excerpt, lacks, matches, parse_json
-from exporter.probes.http import judge_status
-from exporter.probes.net.http_client import Answer, fetch
-from exporter.probes.net.http_request import ProbeAuth, RequestOptions
-from exporter.probes.net.http_response import Exchange
-from exporter.results import ProbeFailure, Seen
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
+from exporter.probes.expectations import lacks, matches, parse_json, quote_excerpt, run_in_thread
+from exporter.probes.http import check_status
+from exporter.probes.net.http_client import HttpResponse, fetch
+from exporter.probes.net.http_request import HttpRequestOptions, ProbeAuth
+from exporter.probes.net.http_response import HttpResponseReader
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part, Token
 from fleet.inventory.units import Patterns, PositiveDuration
 
@@ -36,7 +36,7 @@ class OpenaiExpect(Part):
     tokens_per_second_above: float | None = Field(None, gt=0)
 
 
-class OpenaiOptions(RequestOptions):
+class OpenaiProbeOptions(HttpRequestOptions):
     model: str = Field(min_length=1)
     api_key: Token | None = None
     prompt: str = "Reply with OK."
@@ -58,7 +58,7 @@ class OpenaiOptions(RequestOptions):
         return parameters
 
     @model_validator(mode="after")
-    def _one_credential(self) -> "OpenaiOptions":
+    def _one_credential(self) -> "OpenaiProbeOptions":
         if self.api_key is not None and self.auth is not None:
             raise ValueError("api_key and auth exclude each other")
         if self.expect.first_token_faster_than is not None and not self.stream:
@@ -96,11 +96,11 @@ class OpenaiOptions(RequestOptions):
         return json.dumps({**self.parameters, **wanted}, ensure_ascii=False).encode(), "application/json"
 
 
-class _Completion:
+class _StreamedCompletion:
     """A completion as it comes: its text, its tokens, and when they came."""
 
-    def __init__(self, max_tokens: int, seen: Seen) -> None:
-        self._seen = seen
+    def __init__(self, max_tokens: int, details: ProbeDetails) -> None:
+        self._details = details
         self.text = ""
         self.pieces = 0
         self.first: float | None = None
@@ -122,7 +122,7 @@ class _Completion:
         """What came beside events."""
         return bytes(self.other + self._line)[:KEPT]
 
-    def take(self, exchange: Exchange, data: bytes) -> None:
+    def take(self, exchange: HttpResponseReader, data: bytes) -> None:
         """Read on in a stream of server-sent events."""
         if exchange.status != 200:  # noqa: PLR2004
             self.other += data[: KEPT - len(self.other)]
@@ -140,7 +140,7 @@ class _Completion:
         except ProbeFailure as failure:
             exchange.end(failure)
 
-    def _event(self, line: bytes, exchange: Exchange) -> None:
+    def _event(self, line: bytes, exchange: HttpResponseReader) -> None:
         self._lines += 1
         if self._lines > LINES_PER_TOKEN * (self._max_tokens + LINES_PER_TOKEN):
             raise ProbeFailure("protocol", f"{self._lines} lines came with {self.pieces} tokens")
@@ -164,7 +164,9 @@ class _Completion:
         if not isinstance(told, dict):
             raise ProbeFailure("json", "the answer is not an object")
         if told.get("error"):
-            said = excerpt(json.dumps(told["error"], ensure_ascii=False).encode("utf-8", "replace"), self._seen)
+            said = quote_excerpt(
+                json.dumps(told["error"], ensure_ascii=False).encode("utf-8", "replace"), self._details
+            )
             raise ProbeFailure("status", f"the server told of an error: {said}")
         usage = told.get("usage")
         counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
@@ -192,55 +194,57 @@ class _Completion:
             self.ended = True
 
 
-async def probe_openai(options: OpenaiOptions, _means: Means, seen: Seen) -> None:
-    completion = _Completion(options.max_tokens, seen)
+async def probe_openai(options: OpenaiProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
+    completion = _StreamedCompletion(options.max_tokens, details)
     started = time.perf_counter()
-    answer = await fetch(options, seen, completion.take if options.stream else None)
+    answer = await fetch(options, details, completion.take if options.stream else None)
     if options.stream:
-        seen.evidence["body"] = completion.text or bytes(completion.other)
-    judge_status(options, [(200, 200)], _with_body(answer, completion), seen)
+        details.evidence["body"] = completion.text or bytes(completion.other)
+    check_status(options, [(200, 200)], _with_body(answer, completion), details)
     if not options.stream:
-        completion.note(await apart(parse_json, answer.body), "message")
+        completion.note(await run_in_thread(parse_json, answer.body), "message")
     elif not completion.ended:
-        began = excerpt(completion.rest, seen)
+        began = quote_excerpt(completion.rest, details)
         raise ProbeFailure("protocol", f"the stream ended before the completion did; beside events it said {began}")
     if not completion.pieces:
         raise ProbeFailure("body", "the completion has no token")
-    _measure(options, completion, started, answer.took, seen)
-    _judge(options.expect, completion, answer.took, seen)
+    _measure(options, completion, started, answer.took, details)
+    _check(options.expect, completion, answer.took, details)
 
 
-def _with_body(answer: Answer, completion: _Completion) -> Answer:
+def _with_body(answer: HttpResponse, completion: _StreamedCompletion) -> HttpResponse:
     body = answer.body or bytes(completion.other)
-    return Answer(answer.status, answer.version, answer.headers, body, answer.took, answer.secure)
+    return HttpResponse(answer.status, answer.version, answer.headers, body, answer.took, answer.secure)
 
 
-def _measure(options: OpenaiOptions, completion: _Completion, started: float, took: float, seen: Seen) -> None:
-    seen.evidence["tokens"] = completion.tokens
+def _measure(
+    options: OpenaiProbeOptions, completion: _StreamedCompletion, started: float, took: float, details: ProbeDetails
+) -> None:
+    details.evidence["tokens"] = completion.tokens
     if not options.stream:
-        seen.gauges["service_llm_tokens_per_second"] = completion.tokens / took
+        details.gauges["service_llm_tokens_per_second"] = completion.tokens / took
     elif completion.first is not None and completion.last is not None:
-        seen.gauges["service_llm_first_token_seconds"] = completion.first - started
+        details.gauges["service_llm_first_token_seconds"] = completion.first - started
         if completion.last > completion.first and completion.tokens > 1:
             rate = (completion.tokens - 1) / (completion.last - completion.first)
-            seen.gauges["service_llm_tokens_per_second"] = rate
+            details.gauges["service_llm_tokens_per_second"] = rate
 
 
-def _judge(expect: OpenaiExpect, completion: _Completion, took: float, seen: Seen) -> None:
+def _check(expect: OpenaiExpect, completion: _StreamedCompletion, took: float, details: ProbeDetails) -> None:
     text = completion.text.encode("utf-8", "replace")
-    matches(expect.body_matches, text, "the completion", seen)
-    lacks(expect.body_lacks, text, "the completion", seen)
+    matches(expect.body_matches, text, "the completion", details)
+    lacks(expect.body_lacks, text, "the completion", details)
     for what, seconds, most in (
-        ("the first token", seen.gauges.get("service_llm_first_token_seconds"), expect.first_token_faster_than),
+        ("the first token", details.gauges.get("service_llm_first_token_seconds"), expect.first_token_faster_than),
         ("the completion", took, expect.faster_than),
     ):
         if seconds is not None and most is not None and seconds > most:
             raise ProbeFailure("latency", f"{what} took {seconds:.3f} s, expected less than {most:g} s")
     # What came in one piece has no rate of its own but that of the whole.
-    rate = seen.gauges.get("service_llm_tokens_per_second", completion.tokens / took)
+    rate = details.gauges.get("service_llm_tokens_per_second", completion.tokens / took)
     least = expect.tokens_per_second_above
     if least is not None and rate < least:
         raise ProbeFailure("latency", f"{rate:.1f} tokens per second came, expected more than {least:g}")
 
 
-OPENAI = Kind(OpenaiOptions, probe_openai)
+OPENAI = ProbeKind(OpenaiProbeOptions, probe_openai)

@@ -9,19 +9,19 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
 from exporter.probes.expectations import EXAMINED
-from exporter.results import ProbeFailure, Reason, Seen
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.documents import Text
 from fleet.inventory.endpoints import Part
 from fleet.shells.local import LocalShell
 
-CHILD = Path(__file__).with_name("python_child.py")
+CHILD = Path(__file__).with_name("python_subprocess.py")
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class PythonFunction:
     """`package.module:function`, and the folder of the file that names it, which is looked in first."""
 
     name: str
@@ -34,15 +34,18 @@ class Call:
 _FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
-def _call(value: object) -> Call:
+def _call(value: object) -> PythonFunction:
     if not isinstance(value, str) or re.fullmatch(_FUNCTION, value) is None:
         raise ValueError("is not a function (write package.module:function)")
-    return Call(str(value), value.base if isinstance(value, Text) else Path())
+    return PythonFunction(str(value), value.base if isinstance(value, Text) else Path())
 
 
-class PythonOptions(Part):
+class PythonProbeOptions(Part):
     call: Annotated[
-        Call, PlainValidator(_call), PlainSerializer(str), WithJsonSchema({"type": "string", "pattern": _FUNCTION})
+        PythonFunction,
+        PlainValidator(_call),
+        PlainSerializer(str),
+        WithJsonSchema({"type": "string", "pattern": _FUNCTION}),
     ]
     options: dict[str, Any] = Field(default_factory=dict)
 
@@ -56,7 +59,7 @@ class PythonOptions(Part):
         return options
 
 
-class _Told(BaseModel):
+class _PythonOutcome(BaseModel):
     """What the child prints; the function may have printed there before it, or in its place."""
 
     reason: str | None
@@ -64,34 +67,34 @@ class _Told(BaseModel):
     traceback: str
 
 
-async def probe_python(options: PythonOptions, means: Means, seen: Seen) -> None:
+async def probe_python(options: PythonProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
     wanted = {
         "call": options.call.name,
         "folder": str(options.call.folder),
         "context": {
-            "service": means.service,
-            "host": means.host,
-            "timeout": means.timeout,
+            "service": context.service,
+            "host": context.host,
+            "timeout": context.timeout,
             "options": options.options,
         },
     }
     # Not `python -m`: the child must start fast, and its folder must not stand in the way of the user's modules.
     argv = [sys.executable, "-P", str(CHILD)]
-    done = await LocalShell(looking=True).run(argv, timeout=means.timeout, stdin=json.dumps(wanted).encode())
-    seen.evidence["printed"] = seen.redact(done.stderr[-EXAMINED:])[-1000:]
+    done = await LocalShell(looking=True).run(argv, timeout=context.timeout, stdin=json.dumps(wanted).encode())
+    details.evidence["printed"] = details.redact(done.stderr[-EXAMINED:])[-1000:]
     if done.status is None and done.late:
-        raise ProbeFailure("timeout", f"{options.call} did not end within {means.timeout:g} s")
+        raise ProbeFailure("timeout", f"{options.call} did not end within {context.timeout:g} s")
     if done.status is None:
         raise ProbeFailure("error", f"{options.call}: {done.why}")
     try:
-        told = _Told.model_validate_json(done.stdout)
+        told = _PythonOutcome.model_validate_json(done.stdout)
     except ValueError:
         raise ProbeFailure("error", f"{options.call} ended its process with status {done.status}") from None
     if told.traceback:
-        seen.evidence["traceback"] = told.traceback
+        details.evidence["traceback"] = told.traceback
     if told.reason is not None:
-        known: dict[str, Reason] = {name: name for name in get_args(Reason)}
+        known: dict[str, FailureReason] = {name: name for name in get_args(FailureReason)}
         raise ProbeFailure(known.get(told.reason, "error"), told.message)
 
 
-PYTHON = Kind(PythonOptions, probe_python)
+PYTHON = ProbeKind(PythonProbeOptions, probe_python)

@@ -5,13 +5,22 @@ from typing import Annotated, Any
 from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.expectations import EXAMINED, JsonExpect, JsonPath, apart, parse_json, unmet_by, utf8, values_at
-from exporter.probes.http import HttpExpect, judged
-from exporter.probes.net.http_client import Answer, fetch
-from exporter.probes.net.http_request import RequestOptions
-from exporter.results import ProbeFailure, Seen, sayable
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
+from exporter.probes.expectations import (
+    EXAMINED,
+    JsonExpect,
+    JsonPath,
+    describe_mismatch,
+    find_values,
+    parse_json,
+    recode_as_utf8,
+    run_in_thread,
+)
+from exporter.probes.http import HttpExpect, check_response
+from exporter.probes.net.http_client import HttpResponse, fetch
+from exporter.probes.net.http_request import HttpRequestOptions
+from exporter.results import ProbeDetails, ProbeFailure, replace_unencodable
 from fleet.inventory.endpoints import Part
 
 SHOWN = 200  # components that become series
@@ -19,7 +28,7 @@ NAMED = 5  # components that a message names
 NAME_LIMIT = 100
 
 
-class Components(Part):
+class StatusComponents(Part):
     """Where the parts stand in the page, what each is called, and when it is up."""
 
     each: JsonPath
@@ -43,8 +52,8 @@ def _up_when(value: object) -> str | float:
 UpWhen = Annotated[str | float, PlainValidator(_up_when, json_schema_input_type=str | float)]
 
 
-class StatusOptions(RequestOptions):
-    components: Components
+class StatusProbeOptions(HttpRequestOptions):
+    components: StatusComponents
     up_when: UpWhen = "all"
     expect: HttpExpect = HttpExpect()
 
@@ -54,45 +63,45 @@ class StatusOptions(RequestOptions):
         return {"all": 1.0, "any": 0.0}.get(self.up_when, 0.0) if isinstance(self.up_when, str) else self.up_when
 
 
-async def probe_status(options: StatusOptions, _means: Means, seen: Seen) -> None:
-    answer = await fetch(options, seen)
-    await judged(options, options.expect, answer, seen)
-    components = await apart(_components, options.components, answer, seen)
-    seen.components = dict(list(components.items())[:SHOWN])
+async def probe_status(options: StatusProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
+    answer = await fetch(options, details)
+    await check_response(options, options.expect, answer, details)
+    components = await run_in_thread(_components, options.components, answer, details)
+    details.components = dict(list(components.items())[:SHOWN])
     down = [name for name, up in components.items() if not up]
-    seen.evidence["components"] = f"{len(components) - len(down)} of {len(components)} up"
+    details.evidence["components"] = f"{len(components) - len(down)} of {len(components)} up"
     if (len(components) - len(down)) / len(components) < options.wanted_ratio or len(down) == len(components):
         more = f" and {len(down) - NAMED} more" if len(down) > NAMED else ""
         wanted = options.up_when if isinstance(options.up_when, str) else f"{options.up_when:.0%}"
-        names = seen.redact(", ".join(down[:NAMED]))
+        names = details.redact(", ".join(down[:NAMED]))
         raise ProbeFailure(
             "state", f"{len(down)} of {len(components)} components are down: {names}{more}; expected {wanted} up"
         )
 
 
-def _components(wanted: Components, answer: Answer, seen: Seen) -> dict[str, bool]:
+def _components(wanted: StatusComponents, answer: HttpResponse, details: ProbeDetails) -> dict[str, bool]:
     """Whether each part is up, by name; parts of one name are up together. Raises ProbeFailure."""
-    page = parse_json(utf8(answer.header("content-type"), answer.body))
+    page = parse_json(recode_as_utf8(answer.header("content-type"), answer.body))
     found: dict[str, bool] = {}
-    for node in values_at(wanted.each, page):
-        name = seen.redact(_name(wanted, node))[:NAME_LIMIT]
+    for node in find_values(wanted.each, page):
+        name = details.redact(_name(wanted, node))[:NAME_LIMIT]
         found[name] = found.get(name, True) and all(
-            _meets(values_at(path, node.value), expected, seen) for path, expected in wanted.up.items()
+            _meets(find_values(path, node.value), expected, details) for path, expected in wanted.up.items()
         )
     if not found:
         raise ProbeFailure("json", f"{wanted.each} finds no component")
     return found
 
 
-def _name(wanted: Components, node: JSONPathNode) -> str:
+def _name(wanted: StatusComponents, node: JSONPathNode) -> str:
     """What `name` finds in the part, or else its key or index in the page."""
-    names = values_at(wanted.name, node.value).values() if wanted.name else []
+    names = find_values(wanted.name, node.value).values() if wanted.name else []
     name = names[0] if names else node.location[-1] if node.location else "page"
-    return sayable(str(name)[:EXAMINED])
+    return replace_unencodable(str(name)[:EXAMINED])
 
 
-def _meets(found: list[JSONPathNode], expected: Any, seen: Seen) -> bool:
-    return bool(found) and not any(unmet_by(expected, node.value, seen) for node in found)
+def _meets(found: list[JSONPathNode], expected: Any, details: ProbeDetails) -> bool:
+    return bool(found) and not any(describe_mismatch(expected, node.value, details) for node in found)
 
 
-STATUS = Kind(StatusOptions, probe_status)
+STATUS = ProbeKind(StatusProbeOptions, probe_status)

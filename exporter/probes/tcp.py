@@ -5,16 +5,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.expectations import excerpt
-from exporter.probes.net.connections import Dial, ProbeTls, connect, context_for, refused_after_handshake, secure
-from exporter.probes.net.dialogue import Dialogue, Lines, Step
-from exporter.results import ProbeFailure, Seen
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
+from exporter.probes.expectations import quote_excerpt
+from exporter.probes.net.connections import (
+    DialOptions,
+    ProbeTls,
+    connect,
+    find_handshake_alert,
+    secure,
+    ssl_context_for,
+)
+from exporter.probes.net.dialogue import Dialogue, DialogueStep, LineReader
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Address, split_address
 
 
-class TcpStep(Step):
+class TcpDialogueStep(DialogueStep):
     choices: ClassVar[tuple[str, ...]] = ("expect", "send", "starttls")
     starttls: Literal[True] | None = None
 
@@ -27,30 +34,32 @@ def shortened(value: Any) -> Any:
 OptionalTls = Annotated[ProbeTls | None, BeforeValidator(shortened, json_schema_input_type=bool | ProbeTls | None)]
 
 
-class TcpOptions(Dial):
+class TcpProbeOptions(DialOptions):
     address: Address
     tls: OptionalTls = None
-    dialogue: list[TcpStep] = []
+    dialogue: list[TcpDialogueStep] = []
 
 
-async def probe_tcp(options: TcpOptions, _means: Means, seen: Seen) -> None:
+async def probe_tcp(options: TcpProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     host, port = split_address(options.address)
     # What a dialogue turns to TLS later is not TLS at first.
     later = any(step.starttls for step in options.dialogue)
-    transport, lines = await connect(host, port, Lines, seen, dial=options, tls=None if later else options.tls)
+    transport, lines = await connect(host, port, LineReader, details, dial=options, tls=None if later else options.tls)
     address = str(transport.get_extra_info("peername")[0])
     try:
-        await _converse(options, transport, lines, seen)
+        await _converse(options, transport, lines, details)
     except ProbeFailure as failure:
         tls = options.tls
         if tls is None or later or not lines.ended_silently or failure.reason != "protocol":
             raise
-        refused = await refused_after_handshake(address, port, tls.server_name or host, tls, options)
+        refused = await find_handshake_alert(address, port, tls.server_name or host, tls, options)
         raise refused or failure from failure
 
 
-async def _converse(options: TcpOptions, transport: asyncio.Transport, lines: Lines, seen: Seen) -> None:
-    dialogue = Dialogue(lines.next, seen)
+async def _converse(
+    options: TcpProbeOptions, transport: asyncio.Transport, lines: LineReader, details: ProbeDetails
+) -> None:
+    dialogue = Dialogue(lines.next, details)
     try:
         for step in options.dialogue:
             where = dialogue.next()
@@ -61,29 +70,29 @@ async def _converse(options: TcpOptions, transport: asyncio.Transport, lines: Li
                     raise ProbeFailure("protocol", f"{where}: the peer closed the connection")
                 transport.write(dialogue.filled(step.send))
             elif step.starttls:
-                transport = await _secured(options, transport, lines, where, seen)
+                transport = await _start_tls(options, transport, lines, where, details)
     finally:
         transport.abort()
 
 
-async def _secured(
-    options: TcpOptions, transport: asyncio.Transport, lines: Lines, where: str, seen: Seen
+async def _start_tls(
+    options: TcpProbeOptions, transport: asyncio.Transport, lines: LineReader, where: str, details: ProbeDetails
 ) -> asyncio.Transport:
     """The connection with TLS from here on. Raises ProbeFailure."""
     if lines.unread:
         # Taken for what was said over TLS later, it would let others put words in the peer's mouth.
-        came = excerpt(lines.unread, seen)
+        came = quote_excerpt(lines.unread, details)
         raise ProbeFailure("protocol", f"{where}: before TLS, the peer went on in plain text: {came}")
     tls = options.tls or ProbeTls()
     name = tls.server_name or split_address(options.address)[0]
-    seen.overdue = ProbeFailure("timeout", f"{where}: no TLS in time")
+    details.timeout_failure = ProbeFailure("timeout", f"{where}: no TLS in time")
     try:
-        secured = await secure(transport, lines, context_for(tls), name, seen)
+        secured = await secure(transport, lines, ssl_context_for(tls), name, details)
     except ProbeFailure as failure:
         raise ProbeFailure(failure.reason, f"{where}: {failure.message}") from failure
     lines.connection_made(secured)
-    seen.overdue = None
+    details.timeout_failure = None
     return secured
 
 
-TCP = Kind(TcpOptions, probe_tcp)
+TCP = ProbeKind(TcpProbeOptions, probe_tcp)

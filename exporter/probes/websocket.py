@@ -10,12 +10,12 @@ from aiohttp.client_reqrep import ClientRequest
 from pydantic import AfterValidator, Field
 from yarl import URL
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.net.connections import Dial, ProbeTls, connect
-from exporter.probes.net.dialogue import HEARD_LIMIT, Dialogue, Step
+from exporter.probes import ProbeKind
+from exporter.probes.context import ProbeContext
+from exporter.probes.net.connections import DialOptions, ProbeTls, connect
+from exporter.probes.net.dialogue import HEARD_LIMIT, Dialogue, DialogueStep
 from exporter.probes.net.http_request import Headers
-from exporter.results import ProbeFailure, Reason, Seen
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import check_url
 
 MESSAGE_LIMIT = 1024 * 1024
@@ -28,19 +28,19 @@ def _websocket_url(url: str) -> str:
     return url
 
 
-class WebsocketOptions(Dial):
+class WebsocketProbeOptions(DialOptions):
     url: Annotated[str, AfterValidator(_websocket_url)]
     headers: Headers = Field(default_factory=dict)
     tls: ProbeTls = ProbeTls()
-    dialogue: list[Step] = []
+    dialogue: list[DialogueStep] = []
 
 
-class _Connector(aiohttp.BaseConnector):
+class _ProbeConnector(aiohttp.BaseConnector):
     """Has aiohttp speak over a connection of ours, with its phases and its reasons."""
 
-    def __init__(self, options: WebsocketOptions, seen: Seen) -> None:
+    def __init__(self, options: WebsocketProbeOptions, details: ProbeDetails) -> None:
         super().__init__(force_close=True)
-        self._options, self._seen = options, seen
+        self._options, self._details = options, details
         self.transport: asyncio.Transport | None = None
 
     async def _create_connection(self, req: ClientRequest, traces: Any, timeout: Any) -> ResponseHandler:  # noqa: ARG002
@@ -51,7 +51,7 @@ class _Connector(aiohttp.BaseConnector):
             raise ProbeFailure("protocol", f"redirected to {url.origin()}, which is another server")
         tls = self._options.tls if req.is_ssl() else None
         self.transport, protocol = await connect(
-            url.raw_host or "", url.port or 0, lambda: ResponseHandler(loop), self._seen, dial=self._options, tls=tls
+            url.raw_host or "", url.port or 0, lambda: ResponseHandler(loop), self._details, dial=self._options, tls=tls
         )
         if tls:
             protocol.connection_made(self.transport)  # the one that it was made with is below TLS
@@ -62,9 +62,9 @@ def _server(url: URL) -> tuple[str | None, int | None, bool]:
     return url.host, url.port, url.scheme in ("wss", "https")
 
 
-async def probe_websocket(options: WebsocketOptions, _means: Means, seen: Seen) -> None:
+async def probe_websocket(options: WebsocketProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     headers = {name: value.get_secret_value() for name, value in options.headers.items()}
-    connector = _Connector(options, seen)
+    connector = _ProbeConnector(options, details)
     async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
         started = time.perf_counter()
         try:
@@ -76,12 +76,12 @@ async def probe_websocket(options: WebsocketOptions, _means: Means, seen: Seen) 
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise ProbeFailure("protocol", f"no WebSocket handshake: {_first_line(str(error))}") from error
         finally:
-            seen.phase("processing", time.perf_counter() - started - sum(seen.phases.values()))
+            details.add_phase("processing", time.perf_counter() - started - sum(details.phases.values()))
         started = time.perf_counter()
         try:
-            await _converse(options, socket, seen)
+            await _converse(options, socket, details)
         finally:
-            seen.phase("transfer", time.perf_counter() - started)
+            details.add_phase("transfer", time.perf_counter() - started)
             if connector.transport is not None:
                 connector.transport.abort()  # nobody waits for the peer's goodbye
 
@@ -90,11 +90,11 @@ def _first_line(text: str) -> str:
     return next(iter(text.strip().splitlines()), "the connection was closed").rstrip(":")
 
 
-def _refused(error: aiohttp.WSServerHandshakeError, options: WebsocketOptions) -> ProbeFailure:
+def _refused(error: aiohttp.WSServerHandshakeError, options: WebsocketProbeOptions) -> ProbeFailure:
     if error.status == 101:  # noqa: PLR2004
         return ProbeFailure("protocol", f"no WebSocket handshake: {error.message}")
     sends_credentials = any(name.lower() in ("authorization", "cookie") for name in options.headers)
-    reason: Reason = "auth" if error.status in (401, 403) and sends_credentials else "status"
+    reason: FailureReason = "auth" if error.status in (401, 403) and sends_credentials else "status"
     return ProbeFailure(reason, f"answered {error.status}, expected 101")
 
 
@@ -110,7 +110,9 @@ async def _message(socket: aiohttp.ClientWebSocketResponse) -> aiohttp.WSMessage
     raise ValueError("pings without end")
 
 
-async def _converse(options: WebsocketOptions, socket: aiohttp.ClientWebSocketResponse, seen: Seen) -> None:
+async def _converse(
+    options: WebsocketProbeOptions, socket: aiohttp.ClientWebSocketResponse, details: ProbeDetails
+) -> None:
     async def hear(_unfinished: object) -> bytes | None:
         message = await _message(socket)
         if message.type is aiohttp.WSMsgType.TEXT:
@@ -121,7 +123,7 @@ async def _converse(options: WebsocketOptions, socket: aiohttp.ClientWebSocketRe
             raise ValueError(f"{message.data}")
         return None
 
-    dialogue = Dialogue(hear, seen)
+    dialogue = Dialogue(hear, details)
     for step in options.dialogue:
         where = dialogue.next()
         if step.expect is not None:
@@ -133,4 +135,4 @@ async def _converse(options: WebsocketOptions, socket: aiohttp.ClientWebSocketRe
                 raise ProbeFailure("protocol", f"{where}: the peer closed the connection") from error
 
 
-WEBSOCKET = Kind(WebsocketOptions, probe_websocket)
+WEBSOCKET = ProbeKind(WebsocketProbeOptions, probe_websocket)

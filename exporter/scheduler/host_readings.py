@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from exporter.probes.host import HostOptions
+from exporter.probes.host import HostProbeOptions
 from fleet.host.reading import Reading, Section, merged, read
 from fleet.inventory.model import Service
 from fleet.shells import ShellError
@@ -15,7 +15,7 @@ from runtime.tasks import cancel
 SHARED_FOR = 1.0  # seconds: how much older than a probe the reading that it rests on may be
 
 
-class Readings:
+class HostReadings:
     """Reads hosts, each at most once for those who ask within a second."""
 
     def __init__(self, shells: Shells) -> None:
@@ -24,13 +24,13 @@ class Readings:
         self._current: dict[str, Reading] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def want(self, wanted: Mapping[str, tuple[Section, ...]]) -> None:
+    def set_sections(self, wanted: Mapping[str, tuple[Section, ...]]) -> None:
         """Read this from now on: all that is wanted of a host travels together."""
         for host in [name for name in self._current if self._wanted.get(name) != wanted.get(name)]:
             self._current.pop(host)
         self._wanted = wanted
 
-    def of(self, host: str, *, since: float) -> Reading:
+    def get(self, host: str, *, since: float) -> Reading:
         """A reading of `host` that began at `since` (of the event loop's clock) or later. Raises ShellError."""
         current = self._current.get(host)
         if current is None or current.asked < since:
@@ -57,13 +57,13 @@ class Readings:
         await cancel(self._tasks)
 
 
-def wanted_by_host(
+def sections_by_host(
     services: Iterable[Service], collected: Mapping[str, Sequence[Section]] = MappingProxyType({})
 ) -> dict[str, tuple[Section, ...]]:
     """What the probes of `services` and the collectors want of each host, within the longest of their timeouts."""
     asked: dict[str, list[Section]] = {host: list(sections) for host, sections in collected.items()}
     for service in services:
-        if isinstance(service.probe.options, HostOptions):
+        if isinstance(service.probe.options, HostProbeOptions):
             section = replace(service.probe.options.section, timeout=service.probe.timeout)
             asked.setdefault(service.host, []).append(section)
     return {host: merged(sections) for host, sections in asked.items()}

@@ -21,9 +21,9 @@ from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
-from exporter.exposition.samples import SERIES_LIMIT
-from exporter.metrics import Metrics
-from exporter.scheduler.watcher import Watcher
+from exporter.exposition.collector_samples import SERIES_LIMIT
+from exporter.metrics import ExporterMetrics
+from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.managers.systemd import Unit
 from fleet.managers.systemd import units as systemd_units
 from fleet.wrapper import wrapper
@@ -45,21 +45,21 @@ ERRORS = {
 
 
 class Collected:
-    """A watcher of hosts, and what it has on its page."""
+    """A scheduler of hosts, and what it has on its page."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.watcher = Watcher(Metrics(), Redactor())
+        self.scheduler = ProbeScheduler(ExporterMetrics(), Redactor())
 
     async def of(self, hosts: dict[str, Any], services: dict[str, Any] | None = None) -> None:
         written = {"hosts": hosts, "services": services or {}}
         known = await asyncio.to_thread(inventory_of, self._folder, written)
-        await self.watcher.apply(known.inventory)
+        await self.scheduler.apply(known.inventory)
 
     @property
     def samples(self) -> Samples:
         """Values by metric and labels but for the host's, in the order that they stand there."""
-        text = b"".join(self.watcher.page.chunks()).decode()
+        text = b"".join(self.scheduler.page.chunks()).decode()
         return {
             (
                 sample.name,
@@ -99,7 +99,7 @@ class Collected:
 async def collected(tmp_path: Path) -> AsyncIterator[Collected]:
     made = Collected(tmp_path / "config")
     yield made
-    await made.watcher.close()
+    await made.scheduler.close()
 
 
 @pytest.fixture
@@ -283,13 +283,16 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
     await collected.becomes(1, "host_container_up", container)
 
     async def some_rounds() -> bool:
-        return collected.watcher.watches["c"].state.successes >= 3
+        return collected.scheduler.services["c"].state.successes >= 3
 
     await eventually(some_rounds)
     rounds = (time.monotonic() - began) / 2 + 1
     assert log.read_text().count("Starting session") - sessions <= rounds
     started = subprocess.run(
-        ["docker", "inspect", "--format", "{{.State.StartedAt}}", container], capture_output=True, text=True, check=True
+        ["docker", "inspect", "--format", "{{.State.StartedAt}}", container],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     samples = await collected.shows(
         {
@@ -329,10 +332,10 @@ async def test_many_hosts_that_cannot_be_reached(
     await collected.of(hosts)
 
     async def all_told() -> bool:
-        return b"".join(collected.watcher.page.chunks()).count(b"\nhost_up{") == count
+        return b"".join(collected.scheduler.page.chunks()).count(b"\nhost_up{") == count
 
     await eventually(all_told)
-    text = b"".join(collected.watcher.page.chunks()).decode()
+    text = b"".join(collected.scheduler.page.chunks()).decode()
     assert [line for line in text.splitlines() if line.startswith("host_up{") and not line.endswith(" 0")] == []
     logged = ""
 

@@ -18,8 +18,8 @@ import brotli
 import pytest
 import pytest_asyncio
 
-from exporter.results import Result
-from exporter.scheduler.probe_runner import probe
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import run_probe
 from fleet.inventory.loading import Loaded
 from runtime.redaction import Redactor
 from tests.integration import peers
@@ -169,10 +169,10 @@ def _context(authority: Authority, certificate: str) -> ssl.SSLContext:
     return authority.server(certificate)
 
 
-async def run(world: Loaded, number: int) -> Result:
+async def run(world: Loaded, number: int) -> ProbeResult:
     service = world.inventory.services[f"s{number}"]
     nobody: Any = None
-    return await probe(service, nobody, nobody, Redactor(world.secrets))
+    return await run_probe(service, nobody, nobody, Redactor(world.secrets))
 
 
 @pytest.mark.asyncio(loop_scope="module")

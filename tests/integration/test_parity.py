@@ -24,8 +24,8 @@ from aiohttp import web
 
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
-from exporter.results import Result
-from exporter.scheduler.probe_runner import probe_alone
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.loading import Loaded
 from runtime.redaction import Redactor
 from tests.integration import peers
@@ -403,7 +403,9 @@ async def _servers(stack: AsyncExitStack, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 async def test_the_same_verdict(world: World, name: str) -> None:
     number, up = list(CASES).index(name), CASES[name].up
-    ours: Result = await probe_alone(world.known.inventory.services[f"m{number}"], {}, Redactor(world.known.secrets))
+    ours: ProbeResult = await probe_once(
+        world.known.inventory.services[f"m{number}"], {}, Redactor(world.known.secrets)
+    )
     assert ours.success == up, ours.message
     asked = {"module": f"m{number}", "target": world.targets[number], "debug": "true"}
     theirs = await world.blackbox.get("/probe", params=asked)

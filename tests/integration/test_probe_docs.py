@@ -14,8 +14,8 @@ from aiohttp import web
 
 from defib.demo.keeper import Keeper
 from exporter.probes import PROBES
-from exporter.results import Result
-from exporter.scheduler.probe_runner import probe_alone
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.conftest import start_supervisord
@@ -48,10 +48,10 @@ async def run(folder: Path, kind: str, replaced: Replaced) -> None:
     for each in known.inventory.services.values():
         assert each.probe.kind == kind
 
-        last: list[Result] = []
+        last: list[ProbeResult] = []
 
-        async def up(one: Any = each, last: list[Result] = last) -> bool:
-            last[:] = [await probe_alone(one, known.inventory.hosts, Redactor(known.secrets))]
+        async def up(one: Any = each, last: list[ProbeResult] = last) -> bool:
+            last[:] = [await probe_once(one, known.inventory.hosts, Redactor(known.secrets))]
             return last[0].success
 
         try:

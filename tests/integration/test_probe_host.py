@@ -16,8 +16,8 @@ from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
-from exporter.metrics import Metrics
-from exporter.scheduler.watcher import Watcher
+from exporter.metrics import ExporterMetrics
+from exporter.scheduler.probe_scheduler import ProbeScheduler
 from runtime.redaction import Redactor
 from tests.integration.conftest import start_supervisord
 from tests.support import eventually, inventory_of, probed
@@ -144,7 +144,7 @@ async def test_tools_that_cannot_tell(
 
 
 async def test_a_docker_that_hangs_does_not_hold_up_the_others(
-    tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, scheduler: ProbeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "bin" / "docker"
     tool.parent.mkdir()
@@ -158,9 +158,9 @@ async def test_a_docker_that_hangs_does_not_hold_up_the_others(
             "port": {"host": "h", "probe": {"timeout": "20s", "port": {"listening": port}}},
         }
         known = await asyncio.to_thread(inventory_of, tmp_path / "c", {"hosts": {"h": LOCAL}, "services": services})
-        await watcher.apply(known.inventory)
-        hanging = asyncio.create_task(watcher.probe_now(watcher.watches["container"]))
-        result = await watcher.probe_now(watcher.watches["port"])
+        await scheduler.apply(known.inventory)
+        hanging = asyncio.create_task(scheduler.probe_now(scheduler.services["container"]))
+        result = await scheduler.probe_now(scheduler.services["port"])
         assert result.success, result.message
         assert not hanging.done()
         hanging.cancel()
@@ -182,15 +182,15 @@ async def test_docker_that_lists_but_does_not_tell(tmp_path: Path, monkeypatch: 
 
 
 @pytest.fixture
-async def watcher() -> AsyncIterator[Watcher]:
-    made = Watcher(Metrics(), Redactor())
+async def scheduler() -> AsyncIterator[ProbeScheduler]:
+    made = ProbeScheduler(ExporterMetrics(), Redactor())
     yield made
     await made.close()
 
 
 @pytest.mark.needs("sshd", "dockerd", "busybox", "systemd")
 async def test_one_round_trip_per_host_and_interval(
-    tmp_path: Path, containers: str, equipped: Sshd, watcher: Watcher
+    tmp_path: Path, containers: str, equipped: Sshd, scheduler: ProbeScheduler
 ) -> None:
     probes: list[dict[str, Any]] = [
         {"container": {"name": containers}}, {"container": {"name": f"{containers}-exited"}},
@@ -204,26 +204,26 @@ async def test_one_round_trip_per_host_and_interval(
         inventory_of, tmp_path / "c", {"hosts": {"h": ssh_of(equipped)}, "services": services}
     )
     log = tmp_path / "sshd" / "log"
-    await watcher.apply(known.inventory)
+    await scheduler.apply(known.inventory)
 
     async def probed_three_times() -> bool:
-        return all(watch.state.successes + watch.state.failures >= 3 for watch in watcher.watches.values())
+        return all(probed.state.successes + probed.state.failures >= 3 for probed in scheduler.services.values())
 
     before = log.read_text().count("Accepted publickey")
     sessions = log.read_text().count("Starting session")
     await eventually(probed_three_times)
     assert log.read_text().count("Starting session") - sessions <= 4
     assert log.read_text().count("Accepted publickey") - before == 1
-    assert {name: watch.state.up for name, watch in watcher.watches.items() if name in ("s0", "s1", "s2", "s3", "s4")} == {
+    assert {name: probed.state.up for name, probed in scheduler.services.items() if name in ("s0", "s1", "s2", "s3", "s4")} == {
         "s0": True, "s1": False, "s2": True, "s3": False, "s4": True,
     }  # fmt: skip
 
     # Asked now, a host is read anew, whatever was read a moment ago.
-    watch = watcher.watches["s0"]
+    probed = scheduler.services["s0"]
     subprocess.run(["docker", "stop", "--time", "0", containers], check=True, capture_output=True)
     try:
-        stopped = await watcher.probe_now(watch)
+        stopped = await scheduler.probe_now(probed)
         assert (stopped.reason, "is exited" in stopped.message) == ("state", True)
     finally:
         subprocess.run(["docker", "start", containers], check=True, capture_output=True)
-    assert (await watcher.probe_now(watch)).success
+    assert (await scheduler.probe_now(probed)).success

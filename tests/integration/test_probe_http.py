@@ -12,16 +12,16 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from exporter.probes.net import connections
-from exporter.probes.net.redirects import kind_of
-from exporter.results import Result
-from exporter.scheduler.probe_runner import probe_alone
+from exporter.probes.net.redirects import classify_address
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.conftest import Serve
 from tests.support import inventory_of, patience, probed
 
 
-async def run(folder: Path, url: str, timeout: str = "30s", **options: Any) -> Result:
+async def run(folder: Path, url: str, timeout: str = "30s", **options: Any) -> ProbeResult:
     return await probed(folder, "http", {"url": url, **options}, timeout)
 
 
@@ -187,10 +187,13 @@ async def test_tls(tmp_path: Path, certificate: Path, tls: dict[str, Any], reaso
         await runner.cleanup()
     assert (result.reason, said in result.message) == (reason, True), result.message
     if reason is None:
-        assert list(result.seen.phases) == ["connect", "tls", "processing", "transfer"]
+        assert list(result.details.phases) == ["connect", "tls", "processing", "transfer"]
         assert (
             29
-            < (result.seen.gauges["service_tls_certificate_expiry_timestamp_seconds"] - datetime.now(UTC).timestamp())
+            < (
+                result.details.gauges["service_tls_certificate_expiry_timestamp_seconds"]
+                - datetime.now(UTC).timestamp()
+            )
             / 86400
             < 31
         )
@@ -239,7 +242,7 @@ async def oauth2(folder: Path, port: int, **more: Any) -> Callable[[], Any]:
     asked = {"token_url": f"http://127.0.0.1:{port}/token", "client_id": "me", "client_secret": "s3cret99", **more}
     http = {"url": f"http://127.0.0.1:{port}/", "auth": {"oauth2": asked}}
     known = await asyncio.to_thread(inventory_of, folder, {"services": {"it": {"probe": {"http": http}}}})
-    return lambda: probe_alone(known.inventory.services["it"], {}, Redactor(known.secrets))
+    return lambda: probe_once(known.inventory.services["it"], {}, Redactor(known.secrets))
 
 
 async def test_a_token_is_kept_while_it_holds(tmp_path: Path) -> None:
@@ -283,7 +286,7 @@ async def test_a_token_is_never_told(tmp_path: Path) -> None:
     async with peers.web_server(answer) as port:
         result = await (await oauth2(tmp_path, port))()
     assert (result.reason, "t0psecret" in result.message, "***" in result.message) == ("auth", False, True)
-    assert "t0psecret" not in str(result.seen.redact.within({"body": result.seen.evidence["body"].decode()}))
+    assert "t0psecret" not in str(result.details.redact.within({"body": result.details.evidence["body"].decode()}))
 
 
 async def test_what_redirects_take_along(tmp_path: Path) -> None:
@@ -314,7 +317,7 @@ async def test_what_redirects_take_along(tmp_path: Path) -> None:
     assert heard["/b"]["Cookie"] == "own=2; a=1"
     assert heard["/b"]["X-Key"] == "k3y12345"
     assert not {"Cookie", "X-Key", "Authorization"} & heard["other"].keys()
-    assert result.seen.gauges["service_http_redirects"] == 2
+    assert result.details.gauges["service_http_redirects"] == 2
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -377,7 +380,7 @@ async def test_nor_to_what_only_this_machine_reaches(tmp_path: Path, host: str) 
     ],
 )  # fmt: skip
 def test_kinds_of_addresses(address: str, kind: str) -> None:
-    assert kind_of(address) == kind
+    assert classify_address(address) == kind
 
 
 async def test_all_addresses_of_a_name_are_tried(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from exporter.scheduler.probe_runner import probe_alone
+from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority
@@ -56,7 +56,7 @@ async def test_a_machine_without_room_for_a_connection_says_nothing_of_the_servi
         written = json.loads(json.dumps(probe).replace("{port}", str(port)))
         known = await asyncio.to_thread(inventory_of, tmp_path, {"services": {"it": {"probe": written}}})
         with no_file_left():
-            result = await probe_alone(known.inventory.services["it"], known.inventory.hosts, Redactor(known.secrets))
+            result = await probe_once(known.inventory.services["it"], known.inventory.hosts, Redactor(known.secrets))
     assert result.reason in ("error", "resolve"), result.message  # neither of them restarts anything
 
 
@@ -88,7 +88,7 @@ async def test_smtp(
         options = {"address": f"127.0.0.1:{port}", "tls": tls, "dialogue": dialogue}
         result = await probed(tmp_path, "tcp", options, patience(reason, "1s", said))
     assert (result.reason, said in result.message) == (reason, True), result.message
-    assert (result.seen.tls is not None) == (tls is not None and reason is None)
+    assert (result.details.tls is not None) == (tls is not None and reason is None)
 
 
 async def test_what_a_group_found_is_sent_back(tmp_path: Path) -> None:
@@ -139,14 +139,14 @@ async def test_certificates_are_told_whatever_is_wrong_with_them(
         by_web = await probed(tmp_path, "http", {"url": f"https://127.0.0.1:{port}/", "tls": web_tls})
         assert by_web.reason == (None if expect else reason)
     for each in (result, by_web):
-        gauges = each.seen.gauges
+        gauges = each.details.gauges
         assert gauges["service_tls_certificate_expiry_timestamp_seconds"] == _soon().timestamp()
         assert gauges["service_tls_certificate_not_before_timestamp_seconds"] < _soon().timestamp()
-        assert each.seen.tls is not None
-        assert "trustme" in each.seen.tls[0]
-        assert each.seen.tls[1] == "TLSv1.3"
-    assert result.seen.gauges["service_tls_chain_expiry_timestamp_seconds"] == _soon().timestamp()
-    assert "valid" in result.seen.evidence["chain"][0]
+        assert each.details.tls is not None
+        assert "trustme" in each.details.tls[0]
+        assert each.details.tls[1] == "TLSv1.3"
+    assert result.details.gauges["service_tls_chain_expiry_timestamp_seconds"] == _soon().timestamp()
+    assert "valid" in result.details.evidence["chain"][0]
 
 
 def _soon() -> Any:
@@ -160,7 +160,7 @@ async def test_an_expired_certificate(tmp_path: Path, authority: Authority) -> N
         options = {"address": f"127.0.0.1:{port}", "tls": {"ca_file": "ca.pem", "server_name": "www.test"}}
         result = await probed(tmp_path, "tls", options)
     assert (result.reason, "certificate has expired" in result.message) == ("tls", True), result.message
-    assert result.seen.gauges["service_tls_certificate_expiry_timestamp_seconds"] == ended.timestamp()
+    assert result.details.gauges["service_tls_certificate_expiry_timestamp_seconds"] == ended.timestamp()
 
 
 async def _hold(reader: Any, _writer: Any) -> None:
@@ -185,7 +185,7 @@ async def test_a_server_that_wants_a_certificate_of_ours(tmp_path: Path, authori
         own = {**tls, "cert_file": "ours.pem", "key_file": "ours.pem"}
         assert (await probed(tmp_path, "http", {"url": url, "tls": own})).success
         chain = await probed(tmp_path, "tls", {"address": f"127.0.0.1:{port}", "tls": own})
-        assert (chain.success, len(chain.seen.evidence["chain"])) == (True, 2)
+        assert (chain.success, len(chain.details.evidence["chain"])) == (True, 2)
         old = ssl.TLSVersion.TLSv1_2
         context.maximum_version = old
         newer = await probed(tmp_path, "http", {"url": url, "tls": {**own, "min_version": "1.3"}})
@@ -291,13 +291,13 @@ async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, re
         options: dict[str, Any] = {"url": f"ws://127.0.0.1:{port}/x", "dialogue": dialogue}
         result = await probed(tmp_path, "websocket", options, patience(reason, "500ms", said))
     assert (result.reason, said in result.message) == (reason, True), result.message
-    assert list(result.seen.phases) == ["connect", "processing", "transfer"]
+    assert list(result.details.phases) == ["connect", "processing", "transfer"]
     async with peers.web_server(peers.echoing, authority.server("live.test")) as port:
         url = f"wss://127.0.0.1:{port}/"
         tls = {"ca_file": "ca.pem", "server_name": "live.test"}
         assert (await probed(tmp_path, "websocket", {"url": url, "tls": tls})).success
         refused = await probed(tmp_path, "websocket", {"url": url})
-        assert (refused.reason, refused.seen.tls is not None) == ("tls", True)
+        assert (refused.reason, refused.details.tls is not None) == ("tls", True)
 
 
 async def test_what_is_no_websocket(tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ async def test_completions(tmp_path: Path, server: ModelServer, options: Any, re
     assert (result.reason, said in result.message) == (reason, True), result.message
     assert "k3y12345" not in result.message
     if reason is None:
-        assert result.seen.gauges["service_llm_tokens_per_second"] > 1
-        assert ("service_llm_first_token_seconds" in result.seen.gauges) == options.get("stream", True)
+        assert result.details.gauges["service_llm_tokens_per_second"] > 1
+        assert ("service_llm_first_token_seconds" in result.details.gauges) == options.get("stream", True)
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
@@ -65,7 +65,7 @@ async def test_urls_and_what_is_sent(tmp_path: Path, path: str) -> None:
             "temperature": 0,
         }
     ]
-    assert result.seen.evidence["tokens"] == 2
+    assert result.details.evidence["tokens"] == 2
 
 
 @pytest.mark.parametrize("counted", [10**400, -5, True, "7"])
@@ -79,7 +79,7 @@ async def test_a_count_of_tokens_that_cannot_be_is_not_believed(tmp_path: Path, 
 
     async with peers.web_server(answer) as port:
         result = await probed(tmp_path, "openai", {"url": f"http://127.0.0.1:{port}", **ASKED, "stream": False})
-    assert (result.success, result.seen.evidence["tokens"]) == (True, 1), result.message
+    assert (result.success, result.details.evidence["tokens"]) == (True, 1), result.message
 
 
 async def test_a_url_with_a_query_keeps_it(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.exposition.page import Page
-from exporter.exposition.series import FAMILIES, ServiceSeries
-from exporter.state import State
+from exporter.exposition.metrics_page import MetricsPage
+from exporter.exposition.service_series import FAMILIES, ServiceSeries
+from exporter.service_state import ServiceState
 from tests.integration import peers
 from tests.support import inventory_of, patience, probed
 
@@ -45,7 +45,7 @@ async def test_a_transcoder_s_channels(tmp_path: Path, page: Any, options: Any, 
         result = await probed(tmp_path, "status", options)
     assert (result.reason, said in result.message) == (reason, True), result.message
     if page is TRANSCODER and reason != "json":
-        assert result.seen.components == {"ch0": False, "ch1": True, "ch2": True, "ch3": True, "ch4": True}
+        assert result.details.components == {"ch0": False, "ch1": True, "ch2": True, "ch3": True, "ch4": True}
 
 
 async def test_components_are_bounded_and_named_by_their_keys(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ async def test_components_are_bounded_and_named_by_their_keys(tmp_path: Path) ->
         result = await probed(tmp_path, "status", options)
         assert (result.reason, "10 of 300" in result.message) == ("state", True), result.message
         assert "p290, p291, p292, p293, p294 and 5 more" in result.message
-        assert len(result.seen.components) == 200
+        assert len(result.details.components) == 200
         none = await probed(tmp_path, "status", {**options, "url": f"http://127.0.0.1:{port}/b"})
         assert none.reason == "json"
 
@@ -72,7 +72,7 @@ async def test_what_a_page_repeats_of_our_secrets_is_no_component_s_name(tmp_pat
         result = await probed(
             tmp_path, "status", {**options, "components": {"each": "$.parts[*]", "name": "$.name", "up": {"$.x": 1}}}
         )
-    assert (list(result.seen.components), "hunter2" in result.message) == (["***"], False)
+    assert (list(result.details.components), "hunter2" in result.message) == (["***"], False)
 
 
 async def test_a_page_too_long_to_be_read_as_json(tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ async def test_names_that_no_encoding_has_do_no_harm(tmp_path: Path) -> None:
         result = await probed(tmp_path, "status", {"url": f"http://127.0.0.1:{port}/", "components": components})
     written = {"services": {"it": {"probe": {"http": {"url": "http://h/"}}}}}
     service = (await asyncio.to_thread(inventory_of, tmp_path / "c", written)).inventory.services["it"]
-    page = Page(FAMILIES)
-    page.put("it", ServiceSeries(service).render(State(), result, {}))
+    page = MetricsPage(FAMILIES)
+    page.put("it", ServiceSeries(service).render(ServiceState(), result, {}))
     text = b"".join(page.chunks()).decode()
     assert "service_component_up" in {family.name for family in text_string_to_metric_families(text)}
     assert json.loads(json.dumps(result.message)).encode()
@@ -162,9 +162,9 @@ async def test_functions_of_the_user(tmp_path: Path, call: str, reason: str | No
     )
     assert (result.reason, said in result.message) == (reason, True), result.message
     assert result.duration < 30
-    assert ("traceback" in result.seen.evidence) == (call in ("broken", "leaving", "missing"))
+    assert ("traceback" in result.details.evidence) == (call in ("broken", "leaving", "missing"))
     if call == "well":
-        assert "looking at it" in result.seen.evidence["printed"]
+        assert "looking at it" in result.details.evidence["printed"]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from functools import lru_cache
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
-from exporter.results import Seen
+from exporter.results import ProbeDetails
 from fleet.inventory.endpoints import Tls
 
 NAME_LIMIT = 200  # characters of a name that stands in a label
@@ -17,7 +17,7 @@ RECORD = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CertificateInfo:
     """A certificate's names and its time, in Unix time."""
 
     subject: str
@@ -26,16 +26,16 @@ class Facts:
     not_after: float
     told: str  # all of it, for people
 
-    def note(self, seen: Seen, version: str) -> None:
+    def note(self, details: ProbeDetails, version: str) -> None:
         """Note it as the leaf of a connection of TLS `version`."""
-        seen.gauges["service_tls_certificate_expiry_timestamp_seconds"] = self.not_after
-        seen.gauges["service_tls_certificate_not_before_timestamp_seconds"] = self.not_before
-        seen.tls = (self.issuer, version)
-        seen.evidence["certificate"] = self.told
+        details.gauges["service_tls_certificate_expiry_timestamp_seconds"] = self.not_after
+        details.gauges["service_tls_certificate_not_before_timestamp_seconds"] = self.not_before
+        details.tls = (self.issuer, version)
+        details.evidence["certificate"] = self.told
 
 
 @lru_cache(maxsize=50_000)
-def is_literal(host: str) -> bool:
+def is_ip_address(host: str) -> bool:
     """Whether `host` is an IP address."""
     try:
         ipaddress.ip_address(host.partition("%")[0])
@@ -45,14 +45,14 @@ def is_literal(host: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def facts(der: bytes) -> Facts:
+def parse_certificate(der: bytes) -> CertificateInfo:
     """Read a certificate; raises ValueError where it is none."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         subject, issuer = (name.rfc4514_string()[:NAME_LIMIT] for name in (certificate.subject, certificate.issuer))
         before, after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         told = f"{subject or _names(certificate)}, issued by {issuer}, valid {before:%F} to {after:%F}"
-        return Facts(subject, issuer, before.timestamp(), after.timestamp(), told)
+        return CertificateInfo(subject, issuer, before.timestamp(), after.timestamp(), told)
     except Exception as error:  # the parser has errors of many kinds for what a stranger made
         raise ValueError(f"the certificate cannot be read: {error}") from error
 
@@ -65,15 +65,15 @@ def _names(certificate: x509.Certificate) -> str:
     return ", ".join(map(str, names.get_values_for_type(x509.DNSName)[:10]))
 
 
-def note_leaf(der: bytes | None, version: str, seen: Seen) -> None:
+def record_leaf(der: bytes | None, version: str, details: ProbeDetails) -> None:
     """Note the certificate of a connection of TLS `version`; one that cannot be read is no reason to fail."""
     with contextlib.suppress(ValueError):
         if der:
-            facts(der).note(seen, version)
+            parse_certificate(der).note(details, version)
 
 
-async def note_chain(
-    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls, seen: Seen
+async def record_chain(
+    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls, details: ProbeDetails
 ) -> None:
     """Shake hands without verifying, and note the chain as it is served: the leaf first.
 
@@ -86,17 +86,15 @@ async def note_chain(
     if not chain:
         return
     try:
-        found = [facts(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)) for certificate in chain]
+        found = [parse_certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)) for certificate in chain]
     except ValueError:
         return
-    found[0].note(seen, connection.get_protocol_version_name())
-    seen.gauges["service_tls_chain_expiry_timestamp_seconds"] = min(each.not_after for each in found)
-    seen.evidence["chain"] = [each.told for each in found]
+    found[0].note(details, connection.get_protocol_version_name())
+    details.gauges["service_tls_chain_expiry_timestamp_seconds"] = min(each.not_after for each in found)
+    details.evidence["chain"] = [each.told for each in found]
 
 
-async def alert_after_handshake(
-    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls
-) -> str:
+async def read_tls_alert(reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls) -> str:
     """What a server says that ends a TLS connection right after the handshake, or nothing.
 
     In TLS 1.3 it learns only then that it is shown no certificate, or not the one it wants.
@@ -123,7 +121,7 @@ def _unverified(server_name: str, tls: Tls) -> SSL.Connection:
         context.use_certificate_chain_file(str(tls.cert_file))
         context.use_privatekey_file(str(tls.key_file or tls.cert_file))
     connection = SSL.Connection(context, None)
-    if not is_literal(server_name):
+    if not is_ip_address(server_name):
         connection.set_tlsext_host_name(server_name.encode("idna"))
     connection.set_connect_state()
     return connection

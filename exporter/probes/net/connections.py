@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import aiohappyeyeballs
 from pydantic import BeforeValidator, Field, IPvAnyAddress
 
-from exporter.probes.net.certificates import alert_after_handshake, is_literal, note_chain, note_leaf
-from exporter.results import ProbeFailure, Reason, Seen
+from exporter.probes.net.certificates import is_ip_address, read_tls_alert, record_chain, record_leaf
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part, Tls
 from fleet.inventory.units import as_list
 
@@ -38,7 +38,7 @@ class ProbeTls(Tls):
     min_version: Literal["1.0", "1.1", "1.2", "1.3"] | None = None
 
 
-class Addresses(Part):
+class AddressOptions(Part):
     """Which addresses are asked: `ip` is 4 or 6, or a list of both in order of preference.
 
     By default all that the resolver gives, in its order.
@@ -51,17 +51,17 @@ class Addresses(Part):
     ] = []
 
 
-class Dial(Addresses):
+class DialOptions(AddressOptions):
     """And from which of ours."""
 
     source: IPvAnyAddress | None = None
 
 
-ANY = Dial()
+ANY = DialOptions()
 
 
 @lru_cache(maxsize=1024)
-def tls_context(
+def create_ssl_context(
     verify: bool, ca_file: Path | None, cert_file: Path | None, key_file: Path | None, min_version: str | None
 ) -> ssl.SSLContext:
     """A client context; one is shared by all probes with the same settings, and loads the system's roots once."""
@@ -76,28 +76,28 @@ def tls_context(
     return context
 
 
-def context_for(tls: Tls) -> ssl.SSLContext:
+def ssl_context_for(tls: Tls) -> ssl.SSLContext:
     """The context of a probe's `tls` options. Raises ProbeFailure."""
     least = tls.min_version if isinstance(tls, ProbeTls) else None
     try:
-        return tls_context(tls.verify, tls.ca_file, tls.cert_file, tls.key_file, least)
+        return create_ssl_context(tls.verify, tls.ca_file, tls.cert_file, tls.key_file, least)
     except (OSError, ssl.SSLError) as error:
         raise ProbeFailure("error", f"the certificate files cannot be used: {error}") from error
 
 
-async def resolve(host: str, port: int, seen: Seen, dial: Addresses = ANY) -> list[str]:
+async def resolve(host: str, port: int, details: ProbeDetails, dial: AddressOptions = ANY) -> list[str]:
     """The addresses of `host` that `dial` allows, in order; literals take no time. Raises ProbeFailure."""
-    if not dial.ip and is_literal(host):
+    if not dial.ip and is_ip_address(host):
         return [host]
     started = time.perf_counter()
     try:
-        found = await _looked_up(host, port)
+        found = await _look_up(host, port)
     except (OSError, UnicodeError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ProbeFailure("resolve", f"cannot resolve {host}: {why}") from error
     finally:
-        if not is_literal(host):
-            seen.phase("resolve", time.perf_counter() - started)
+        if not is_ip_address(host):
+            details.add_phase("resolve", time.perf_counter() - started)
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     if dial.ip:
         addresses = [each for version in dial.ip for each in addresses if (":" in each) == (version == 6)]  # noqa: PLR2004
@@ -109,7 +109,7 @@ async def resolve(host: str, port: int, seen: Seen, dial: Addresses = ANY) -> li
 _LOOKUPS: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[Any]] = {}
 
 
-async def _looked_up(host: str, port: int) -> list[tuple[Any, ...]]:
+async def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
     """What the system's resolver says; one that hangs holds a thread, so a name is asked for once at a time.
 
     Raises OSError and UnicodeError.
@@ -127,9 +127,9 @@ async def connect(
     host: str,
     port: int,
     protocol: Callable[[], P],
-    seen: Seen,
+    details: ProbeDetails,
     *,
-    dial: Dial = ANY,
+    dial: DialOptions = ANY,
     tls: Tls | None = None,
     allowed: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[asyncio.Transport, P]:
@@ -137,27 +137,27 @@ async def connect(
 
     `allowed` chooses those of the addresses that may be connected to.
     """
-    context = context_for(tls) if tls else None
-    addresses = await resolve(host, port, seen, dial)
+    context = ssl_context_for(tls) if tls else None
+    addresses = await resolve(host, port, details, dial)
     if allowed is not None:
         addresses = allowed(addresses)
-    transport, made = await _connect_any(addresses, port, protocol, seen, dial)
+    transport, made = await _connect_any(addresses, port, protocol, details, dial)
     if context is None or tls is None:
         return transport, made
     name = tls.server_name or host
     peer = transport.get_extra_info("peername")
     try:
-        return await secure(transport, made, context, name, seen), made
+        return await secure(transport, made, context, name, details), made
     except ProbeFailure as failure:
         if isinstance(failure.__cause__, ssl.SSLCertVerificationError):
             # Python lets go of a certificate that it refuses; what is wrong with it is worth another connection.
-            seen.overdue = failure
-            await note_served(peer[0], port, name, seen, dial=dial, tls=tls)
+            details.timeout_failure = failure
+            await record_served_chain(peer[0], port, name, details, dial=dial, tls=tls)
         raise
 
 
 async def _connect_any(
-    addresses: list[str], port: int, protocol: Callable[[], P], seen: Seen, dial: Dial
+    addresses: list[str], port: int, protocol: Callable[[], P], details: ProbeDetails, dial: DialOptions
 ) -> tuple[asyncio.Transport, P]:
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
@@ -175,9 +175,9 @@ async def _connect_any(
         return await loop.create_connection(protocol, sock=sock)
     except OSError as error:
         where = " or ".join(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in addresses)
-        raise unreachable(error, f"cannot connect to {where}") from error
+        raise connection_failure(error, f"cannot connect to {where}") from error
     finally:
-        seen.phase("connect", time.perf_counter() - started)
+        details.add_phase("connect", time.perf_counter() - started)
 
 
 def _address_info(address: str, port: int) -> tuple[int, int, int, str, Any]:
@@ -187,7 +187,11 @@ def _address_info(address: str, port: int) -> tuple[int, int, int, str, Any]:
 
 
 async def secure(
-    transport: asyncio.Transport, protocol: asyncio.BaseProtocol, context: ssl.SSLContext, server_name: str, seen: Seen
+    transport: asyncio.Transport,
+    protocol: asyncio.BaseProtocol,
+    context: ssl.SSLContext,
+    server_name: str,
+    details: ProbeDetails,
 ) -> asyncio.Transport:
     """Make a connection a TLS one, and note its certificate. Raises ProbeFailure."""
     started = time.perf_counter()
@@ -198,18 +202,18 @@ async def secure(
         )
     except (ssl.SSLError, OSError, ValueError) as error:
         transport.abort()
-        raise ProbeFailure("tls", f"no TLS with {server_name}: {tls_why(error)}") from error
+        raise ProbeFailure("tls", f"no TLS with {server_name}: {describe_tls_error(error)}") from error
     finally:
-        seen.phase("tls", time.perf_counter() - started)
+        details.add_phase("tls", time.perf_counter() - started)
     if secured is None:
         raise ProbeFailure("tls", f"no TLS with {server_name}: the connection was closed")
     peer: Any = secured.get_extra_info("ssl_object")
-    note_leaf(peer.getpeercert(binary_form=True), peer.version(), seen)
+    record_leaf(peer.getpeercert(binary_form=True), peer.version(), details)
     return secured
 
 
-async def refused_after_handshake(
-    address: str, port: int, server_name: str, tls: Tls, dial: Dial
+async def find_handshake_alert(
+    address: str, port: int, server_name: str, tls: Tls, dial: DialOptions
 ) -> ProbeFailure | None:
     """Why a server ended a TLS connection before it said anything, where that is TLS' own matter.
 
@@ -218,9 +222,11 @@ async def refused_after_handshake(
     reader = asyncio.StreamReader()
     try:
         async with asyncio.timeout(ALERT_WITHIN):
-            again, _ = await _connect_any([address], port, lambda: asyncio.StreamReaderProtocol(reader), Seen(), dial)
+            again, _ = await _connect_any(
+                [address], port, lambda: asyncio.StreamReaderProtocol(reader), ProbeDetails(), dial
+            )
             try:
-                said = await alert_after_handshake(reader, again, server_name, tls)
+                said = await read_tls_alert(reader, again, server_name, tls)
             finally:
                 again.abort()
     except (ProbeFailure, TimeoutError):
@@ -228,23 +234,27 @@ async def refused_after_handshake(
     return ProbeFailure("tls", f"no TLS with {server_name}: {said}") if said else None
 
 
-async def note_served(host: str, port: int, server_name: str, seen: Seen, *, dial: Dial, tls: Tls) -> None:
+async def record_served_chain(
+    host: str, port: int, server_name: str, details: ProbeDetails, *, dial: DialOptions, tls: Tls
+) -> None:
     """Note the whole chain that a server serves, whether or not it can be verified, over a connection of its own."""
     reader = asyncio.StreamReader()
     try:
-        transport, _ = await _connect_any([host], port, lambda: asyncio.StreamReaderProtocol(reader), Seen(), dial)
+        transport, _ = await _connect_any(
+            [host], port, lambda: asyncio.StreamReaderProtocol(reader), ProbeDetails(), dial
+        )
     except ProbeFailure:
         return  # the first connection has its own failure to tell
     try:
-        await note_chain(reader, transport, server_name, tls, seen)
+        await record_chain(reader, transport, server_name, tls, details)
     finally:
         transport.abort()
 
 
-def unreachable(error: OSError, what: str) -> ProbeFailure:
+def connection_failure(error: OSError, what: str) -> ProbeFailure:
     """The failure to reach a peer: `connect`, or `error` where this machine had no room, which says nothing of it."""
     causes = getattr(error, "exceptions", None) or (error,)
-    reason: Reason = "error" if all(each.errno in _NO_ROOM for each in causes) else "connect"
+    reason: FailureReason = "error" if all(each.errno in _NO_ROOM for each in causes) else "connect"
     return ProbeFailure(reason, f"{what}: {why(error)}")
 
 
@@ -256,7 +266,7 @@ def why(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
 
 
-def tls_why(error: Exception) -> str:
+def describe_tls_error(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is refused: {error.verify_message}"
     if isinstance(error, ssl.SSLError):

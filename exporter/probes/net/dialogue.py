@@ -5,8 +5,8 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import ClassVar, cast
 
-from exporter.probes.expectations import compiled, excerpt
-from exporter.results import ProbeFailure, Seen
+from exporter.probes.expectations import compile_cached, quote_excerpt
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import OneOf
 from fleet.inventory.units import Pattern
 
@@ -15,7 +15,7 @@ HEARD_LIMIT = 1000  # lines or messages in one step
 _GROUP = re.compile(r"\{(\d)\}")
 
 
-class Step(OneOf):
+class DialogueStep(OneOf):
     """One step: wait for what matches, or send; `{1}` in a text is the first group of the last match."""
 
     choices: ClassVar[tuple[str, ...]] = ("expect", "send")
@@ -33,8 +33,8 @@ class Dialogue:
     it gives to the function that it is handed.
     """
 
-    def __init__(self, hear: Callable[[Unfinished], Awaitable[bytes | None]], seen: Seen) -> None:
-        self._hear, self._seen = hear, seen
+    def __init__(self, hear: Callable[[Unfinished], Awaitable[bytes | None]], details: ProbeDetails) -> None:
+        self._hear, self._details = hear, details
         self._groups: tuple[bytes | None, ...] = ()
         self._step = 0
 
@@ -61,12 +61,14 @@ class Dialogue:
     async def expect(self, pattern: str) -> None:
         """Wait for what matches; other lines may come first, as in a greeting of many. Raises ProbeFailure."""
         last: bytes | None = None
-        self._seen.overdue = ProbeFailure("timeout", f"{self.where}: expected {pattern!r}, and nothing came in time")
+        self._details.timeout_failure = ProbeFailure(
+            "timeout", f"{self.where}: expected {pattern!r}, and nothing came in time"
+        )
 
         def other(text: bytes) -> None:
             # A peer that said something else and now waits has answered wrongly; it is not silent.
-            came = excerpt(text, self._seen)
-            self._seen.overdue = ProbeFailure("protocol", f"{self.where}: expected {pattern!r}, got {came}")
+            came = quote_excerpt(text, self._details)
+            self._details.timeout_failure = ProbeFailure("protocol", f"{self.where}: expected {pattern!r}, got {came}")
 
         for _ in range(HEARD_LIMIT):
             try:
@@ -77,18 +79,18 @@ class Dialogue:
             if heard is None:
                 break
             last = heard
-            self._seen.evidence["received"] = excerpt(last, self._seen)
-            found = compiled(pattern).search(last)
+            self._details.evidence["received"] = quote_excerpt(last, self._details)
+            found = compile_cached(pattern).search(last)
             if found:
                 self._groups = found.groups()
-                self._seen.overdue = None
+                self._details.timeout_failure = None
                 return
             other(last)
-        came = "a closed connection" if last is None else excerpt(last, self._seen)
+        came = "a closed connection" if last is None else quote_excerpt(last, self._details)
         raise ProbeFailure("protocol", f"{self.where}: expected {pattern!r}, got {came}")
 
 
-class Lines(asyncio.Protocol):
+class LineReader(asyncio.Protocol):
     """A peer's lines, one after the other."""
 
     def __init__(self) -> None:

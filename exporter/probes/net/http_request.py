@@ -14,9 +14,9 @@ from urllib.parse import quote
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, field_validator, model_validator
 from yarl import URL
 
-from exporter.probes.expectations import excerpt
-from exporter.probes.net.connections import Dial, ProbeTls
-from exporter.results import ProbeFailure, Seen
+from exporter.probes.expectations import quote_excerpt
+from exporter.probes.net.connections import DialOptions, ProbeTls
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Auth, Basic, Endpoint, ExistingFile, OneOf, Part, Url
 from fleet.inventory.units import Size
 from runtime import VERSION
@@ -41,7 +41,7 @@ Headers = Annotated[dict[HeaderName, SecretStr], AfterValidator(_sendable)]
 
 
 @dataclass(slots=True)
-class _Kept:
+class _CachedToken:
     """A token; options that differ in nothing else are the same."""
 
     token: str = field(default="", compare=False)
@@ -56,7 +56,7 @@ class OAuth2(Part):
     client_secret: SecretStr
     scopes: list[str] = []
     endpoint_params: dict[str, SecretStr] = Field(default_factory=dict)
-    _kept: _Kept = PrivateAttr(default_factory=_Kept)
+    _kept: _CachedToken = PrivateAttr(default_factory=_CachedToken)
 
     @field_validator("token_url")
     @classmethod
@@ -83,7 +83,7 @@ class ProbeAuth(Auth):
     oauth2: OAuth2 | None = None
 
 
-class Proxy(Endpoint):
+class HttpProxy(Endpoint):
     """An HTTP proxy; `headers` go to it alone."""
 
     tls: ProbeTls = ProbeTls()
@@ -96,7 +96,7 @@ class Proxy(Endpoint):
         return own | {name: value.get_secret_value() for name, value in self.headers.items()}
 
 
-class File(OneOf):
+class UploadedFile(OneOf):
     choices: ClassVar[tuple[str, ...]] = ("path", "content")
     path: ExistingFile | None = None
     content: str | None = None
@@ -111,7 +111,7 @@ class File(OneOf):
             self._version = (found.st_mtime_ns, found.st_size)
 
 
-class RequestOptions(Dial):
+class HttpRequestOptions(DialOptions):
     """What every probe that speaks HTTP may be told of its request."""
 
     url: Url
@@ -119,7 +119,7 @@ class RequestOptions(Dial):
     auth: ProbeAuth | None = None
     follow_redirects: bool = True
     tls: ProbeTls = ProbeTls()
-    proxy: Proxy | None = None
+    proxy: HttpProxy | None = None
     max_body: Size = 10 * 1024 * 1024
 
     @property
@@ -141,7 +141,7 @@ class RequestOptions(Dial):
         return b"", ""
 
     @cached_property
-    def first(self) -> "Request":
+    def first(self) -> "HttpRequest":
         """The request as it is sent to the URL, but for a token of OAuth 2."""
         body, content_type = self.content
         headers = {name.lower(): (name, value) for name, value in _DEFAULT_HEADERS.items()}
@@ -152,31 +152,31 @@ class RequestOptions(Dial):
             headers["authorization"] = ("Authorization", authorization(auth))
         # Whatever the user says stands in place of ours, however it is spelled.
         headers |= {name.lower(): (name, value.get_secret_value()) for name, value in self.headers.items()}
-        return Request(URL(self.target), self.verb, dict(headers.values()), body, self.proxy)
+        return HttpRequest(URL(self.target), self.verb, dict(headers.values()), body, self.proxy)
 
     @cached_property
-    def for_tokens(self) -> "RequestOptions":
+    def for_tokens(self) -> "HttpRequestOptions":
         """How a token is asked for: on the same way, with the TLS of its own URL."""
         endpoint = self.auth.options.token_url if self.auth else Endpoint(url=self.url)
         tls = ProbeTls.model_validate(endpoint.tls.model_dump())
-        return RequestOptions(url=endpoint.url, tls=tls, proxy=self.proxy, ip=self.ip, source=self.source)
+        return HttpRequestOptions(url=endpoint.url, tls=tls, proxy=self.proxy, ip=self.ip, source=self.source)
 
     @property
     def sends_credentials(self) -> bool:
         return self.credentials is not None or any(name.lower() in ("authorization", "cookie") for name in self.headers)
 
 
-class BodyOptions(RequestOptions):
+class HttpBodyOptions(HttpRequestOptions):
     """A request with a method and a body."""
 
     method: Annotated[str, Field(pattern=TOKEN)] = "GET"
     body: str | None = None
     json_: Any = Field(None, alias="json")
     form: dict[str, str] | None = None
-    files: dict[str, File] | None = None
+    files: dict[str, UploadedFile] | None = None
 
     @model_validator(mode="after")
-    def _one_body(self) -> "BodyOptions":
+    def _one_body(self) -> "HttpBodyOptions":
         given = [name for name in ("body", "json", "files") if name.replace("json", "json_") in self.model_fields_set]
         if self.form is not None and self.files is None:
             given.append("form")
@@ -205,7 +205,7 @@ class BodyOptions(RequestOptions):
         return (self.body or "").encode(), "text/plain; charset=utf-8"
 
 
-def token_request(oauth2: OAuth2, proxy: Proxy | None, *, in_body: bool) -> "Request":
+def build_token_request(oauth2: OAuth2, proxy: HttpProxy | None, *, in_body: bool) -> "HttpRequest":
     """The request for a token, the client's credentials in its body or in a header."""
     params = {name: value.get_secret_value() for name, value in oauth2.endpoint_params.items()}
     form = {"grant_type": "client_credentials", **params}
@@ -219,7 +219,7 @@ def token_request(oauth2: OAuth2, proxy: Proxy | None, *, in_body: bool) -> "Req
         client = Basic(username=quote(oauth2.client_id), password=secret)
         headers["Authorization"] = f"Basic {client.encoded}"
     headers["Content-Type"] = "application/x-www-form-urlencoded"
-    return Request(URL(oauth2.token_url.url), "POST", headers, _form(form), proxy)
+    return HttpRequest(URL(oauth2.token_url.url), "POST", headers, _form(form), proxy)
 
 
 def _form(fields: Mapping[str, str]) -> bytes:
@@ -233,7 +233,7 @@ def authorization(auth: Auth) -> str:
     return f"Bearer {auth.options.get_secret_value()}"
 
 
-def _multipart(form: Mapping[str, str], files: Mapping[str, File]) -> tuple[bytes, str]:
+def _multipart(form: Mapping[str, str], files: Mapping[str, UploadedFile]) -> tuple[bytes, str]:
     """A multipart/form-data body (RFC 7578) and its content type."""
     boundary = f"defib{secrets.token_hex(16)}"
     parts = []
@@ -257,13 +257,13 @@ def _quoted(name: str) -> str:
     return name.replace("\\", "\\\\").replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
-class Request:
+class HttpRequest:
     """A request and the bytes of it."""
 
     __slots__ = ("body", "data", "headers", "host", "method", "port", "proxy", "secure", "url")
 
     def __init__(
-        self, url: URL, method: str, headers: Mapping[str, str], body: bytes, proxy: Proxy | None = None
+        self, url: URL, method: str, headers: Mapping[str, str], body: bytes, proxy: HttpProxy | None = None
     ) -> None:
         self.url, self.method, self.headers, self.body, self.proxy = url, method, headers, body, proxy
         self.host = url.raw_host or ""
@@ -280,7 +280,7 @@ class Request:
         lines.append("Connection: close")
         self.data = "\r\n".join([*lines, "", ""]).encode() + body
 
-    def redirected(self, status: int, location: str, seen: Seen) -> "Request":
+    def redirected(self, status: int, location: str, details: ProbeDetails) -> "HttpRequest":
         """The request that follows a redirect (RFC 9110, 15.4). Raises ProbeFailure.
 
         What was configured stays with its origin: headers, any of which may be a credential, and a request that could
@@ -292,26 +292,28 @@ class Request:
         except (ValueError, IndexError):  # yarl has both for what is no URL
             url, good = URL(), False
         if not good:
-            raise ProbeFailure("protocol", f"redirected to {excerpt(location.encode(), seen)}, which is no URL")
+            raise ProbeFailure(
+                "protocol", f"redirected to {quote_excerpt(location.encode(), details)}, which is no URL"
+            )
         headers = dict(self.headers)
         if url.origin() != self.url.origin():
             if self.body or self.method not in ("GET", "HEAD"):
                 what = f"a {self.method} request{' with a body' if self.body else ''}"
-                to = excerpt(str(url.origin()).encode(), seen)
+                to = quote_excerpt(str(url.origin()).encode(), details)
                 raise ProbeFailure("redirect", f"{what} was redirected to another origin, {to}, which is refused")
             headers = dict(_DEFAULT_HEADERS)
         if status == 303 or (status in (301, 302) and self.method == "POST"):  # noqa: PLR2004
             headers = {k: v for k, v in headers.items() if k.lower() != "content-type"}
-            return Request(url, "HEAD" if self.method == "HEAD" else "GET", headers, b"", self.proxy)
-        return Request(url, self.method, headers, self.body, self.proxy)
+            return HttpRequest(url, "HEAD" if self.method == "HEAD" else "GET", headers, b"", self.proxy)
+        return HttpRequest(url, self.method, headers, self.body, self.proxy)
 
-    def with_cookies(self, cookies: BaseCookie[str]) -> "Request":
+    def with_cookies(self, cookies: BaseCookie[str]) -> "HttpRequest":
         """The same request with these cookies beside its own."""
         own = [value for name, value in self.headers.items() if name.lower() == "cookie"]
         pairs = [*own, *(f"{name}={morsel.coded_value}" for name, morsel in cookies.items())]
         return self.with_header("Cookie", "; ".join(pairs)) if pairs else self
 
-    def with_header(self, name: str, value: str) -> "Request":
+    def with_header(self, name: str, value: str) -> "HttpRequest":
         """The same request with one more header, in place of any of that name."""
         others = {key: old for key, old in self.headers.items() if key.lower() != name.lower()}
-        return Request(self.url, self.method, {**others, name: value}, self.body, self.proxy)
+        return HttpRequest(self.url, self.method, {**others, name: value}, self.body, self.proxy)

@@ -6,24 +6,28 @@ from collections.abc import Callable
 
 import httptools
 
-from exporter.probes.expectations import excerpt
-from exporter.results import ProbeFailure, Seen
+from exporter.probes.expectations import quote_excerpt
+from exporter.results import ProbeDetails, ProbeFailure
 
 HEAD_LIMIT = 256 * 1024
 
 
-class Exchange(asyncio.Protocol):
+class HttpResponseReader(asyncio.Protocol):
     """One response, read to its end; `done` is None when it is whole, or the failure it ended with."""
 
     def __init__(
-        self, method: str, max_body: int, seen: Seen, on_body: Callable[["Exchange", bytes], None] | None = None
+        self,
+        method: str,
+        max_body: int,
+        details: ProbeDetails,
+        on_body: Callable[["HttpResponseReader", bytes], None] | None = None,
     ) -> None:
         self.headers: list[tuple[str, str]] = []
         self.body = bytearray()
         self.status = 0
         self.first_byte: float | None = None
         self.done: asyncio.Future[ProbeFailure | None] = asyncio.get_running_loop().create_future()
-        self._seen = seen
+        self._details = details
         self._method = method
         self._max_body = max_body
         self._size = 0  # of the body
@@ -44,7 +48,7 @@ class Exchange(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self.end(None)
         except httptools.HttpParserError as error:
-            began = excerpt(data, self._seen)
+            began = quote_excerpt(data, self._details)
             self.end(ProbeFailure("protocol", f"the answer is not HTTP: {error}; it begins {began}"))
         # The parser tells of a name, a value or a chunk's extension only once it has ended.
         self._unparsed = 0 if self._heard else self._unparsed + len(data)

@@ -8,11 +8,11 @@ import ipaddress
 from collections.abc import Sequence
 from typing import Literal
 
-from exporter.probes.net.certificates import is_literal
+from exporter.probes.net.certificates import is_ip_address
 from exporter.probes.net.connections import resolve
-from exporter.results import ProbeFailure, Seen
+from exporter.results import ProbeDetails, ProbeFailure
 
-Kind = Literal["loopback", "link-local", "metadata", ""]
+AddressKind = Literal["loopback", "link-local", "metadata", ""]
 _METADATA = frozenset(
     map(
         ipaddress.ip_address,
@@ -24,7 +24,7 @@ _METADATA = frozenset(
 _EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")))
 
 
-def kind_of(address: str) -> Kind:
+def classify_address(address: str) -> AddressKind:
     """Which kind of special address a literal is; empty for all others."""
     found = _embedded(ipaddress.ip_address(address.partition("%")[0]))
     if found in _METADATA:
@@ -45,12 +45,12 @@ def _embedded(
     return address.ipv4_mapped or address.sixtofour or address
 
 
-def allowed(addresses: Sequence[str], host: str, configured: Kind) -> list[str]:
+def allowed(addresses: Sequence[str], host: str, configured: AddressKind) -> list[str]:
     """Those of a redirect's addresses that may be asked; `configured` is the kind of the configured URL's address.
 
     Raises ProbeFailure where none may be.
     """
-    kinds = {address: kind_of(address) for address in addresses}
+    kinds = {address: classify_address(address) for address in addresses}
     good = [address for address, kind in kinds.items() if kind in ("", configured)]
     if addresses and not good:
         where = ", ".join(f"{address}, a {kind} address" for address, kind in kinds.items())
@@ -58,18 +58,18 @@ def allowed(addresses: Sequence[str], host: str, configured: Kind) -> list[str]:
     return good
 
 
-def kind_of_host(host: str) -> Kind:
-    """As `kind_of`, of a literal address or of a name, of which only `localhost` is known."""
+def classify_host(host: str) -> AddressKind:
+    """As `classify_address`, of a literal address or of a name, of which only `localhost` is known."""
     if host.rstrip(".").lower().endswith("localhost"):
         return "loopback"
-    return kind_of(host) if is_literal(host) else ""
+    return classify_address(host) if is_ip_address(host) else ""
 
 
-async def known_addresses(host: str, port: int) -> list[str]:
+async def resolve_for_proxy(host: str, port: int) -> list[str]:
     """The addresses of a host that a proxy will connect to, as far as this machine can resolve it."""
-    if is_literal(host):
+    if is_ip_address(host):
         return [host]
     try:
-        return await resolve(host, port, Seen())
+        return await resolve(host, port, ProbeDetails())
     except ProbeFailure:
-        return ["127.0.0.1"] if kind_of_host(host) else []
+        return ["127.0.0.1"] if classify_host(host) else []

@@ -7,14 +7,14 @@ from pydantic import AfterValidator, GetJsonSchemaHandler, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from exporter.exposition.samples import Samples
+from exporter.exposition.collector_samples import CollectorSamples
 from fleet.host.reading import NOT_READ, Output, Section
 from fleet.inventory.endpoints import Part
 from fleet.inventory.units import PositiveDuration
 from fleet.shells import ENDED_BY_TIMEOUT
 
 SHORTEST = 0.2  # seconds between two runs
-Read = Callable[[Sequence[Section]], Awaitable[Mapping[str, Output]]]
+ReadSections = Callable[[Sequence[Section]], Awaitable[Mapping[str, Output]]]
 
 
 def _not_too_often(every: float) -> float:
@@ -23,7 +23,7 @@ def _not_too_often(every: float) -> float:
     return every
 
 
-class Every(Part):
+class CollectorOptions(Part):
     """How often a collector runs; `30s` stands for `{every: 30s}`."""
 
     every: Annotated[PositiveDuration, AfterValidator(_not_too_often)]
@@ -40,10 +40,10 @@ class Every(Part):
         return {"anyOf": [dict(part["properties"]["every"]), part]} if "properties" in part else part
 
 
-Options = TypeVar("Options", bound=Every)
+CollectorOptionsT = TypeVar("CollectorOptionsT", bound=CollectorOptions)
 
 
-class CollectFailure(Exception):  # noqa: N818 - the counterpart of a probe's failure
+class CollectorFailure(Exception):  # noqa: N818 - the counterpart of a probe's failure
     """A collector could not read all that it should; what it could is in the samples. `late`: something hangs there."""
 
     def __init__(self, message: str, *, late: bool = False) -> None:
@@ -51,32 +51,32 @@ class CollectFailure(Exception):  # noqa: N818 - the counterpart of a probe's fa
         self.late = late
 
 
-class Collecting(Generic[Options]):
+class Collector(Generic[CollectorOptionsT]):
     """One collector of one host. `shared` are those whose sections also answer probes of the host."""
 
     shared: ClassVar[bool] = False
 
-    def __init__(self, options: Options, host: str) -> None:
+    def __init__(self, options: CollectorOptionsT, host: str) -> None:
         self.options, self.host = options, host
 
     def sections(self) -> list[Section]:
         """Everything that it may want to be read."""
         raise NotImplementedError
 
-    async def collect(self, read: Read, samples: Samples) -> None:
-        """Read and add samples. Raises CollectFailure and ShellError."""
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
+        """Read and add samples. Raises CollectorFailure and ShellError."""
         raise NotImplementedError
 
 
-def good(outputs: Mapping[str, Output], name: str) -> str:
-    """The text of a section that ended well. Raises CollectFailure."""
+def require_output(outputs: Mapping[str, Output], name: str) -> str:
+    """The text of a section that ended well. Raises CollectorFailure."""
     output = outputs.get(name)
     if output is None:
-        raise CollectFailure(f"{name} was not read to its end")
+        raise CollectorFailure(f"{name} was not read to its end")
     if output.status == NOT_READ:
-        raise CollectFailure(f"{name} was not read to its end: {output.text}")
+        raise CollectorFailure(f"{name} was not read to its end: {output.text}")
     if output.status in ENDED_BY_TIMEOUT:
-        raise CollectFailure(f"{name} did not answer in time", late=True)
+        raise CollectorFailure(f"{name} did not answer in time", late=True)
     if output.status != 0:
-        raise CollectFailure(f"{name}: exit {output.status}: {output.last_line}")
+        raise CollectorFailure(f"{name}: exit {output.status}: {output.last_line}")
     return output.text

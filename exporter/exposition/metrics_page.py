@@ -8,7 +8,7 @@ CHUNK = 500  # services, or hosts, of one family
 
 
 @dataclass(frozen=True)
-class Family:
+class MetricFamily:
     """A metric family; `name` is as it stands on the page, a counter's with `_total`."""
 
     name: str
@@ -20,10 +20,10 @@ class Family:
         return f"# HELP {name} {self.help}\n# TYPE {name} {self.type}\n"
 
 
-class Page:
+class MetricsPage:
     """Lines by family and by key (a service's or a host's), joined at a scrape."""
 
-    def __init__(self, families: Iterable[Family]) -> None:
+    def __init__(self, families: Iterable[MetricFamily]) -> None:
         self._families = {family.name: family for family in families}
         self._lines: dict[str, dict[str, str]] = {name: {} for name in self._families}
         self._names: dict[str, set[str]] = {}  # the families that a key has lines of

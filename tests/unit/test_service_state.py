@@ -1,16 +1,16 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.results import Result, Seen
-from exporter.state import State
+from exporter.results import ProbeDetails, ProbeResult
+from exporter.service_state import ServiceState
 
 
-def result(success: bool, at: float = 0.0) -> Result:
-    return Result(success, None if success else "connect", "", at, 1.0, Seen())
+def result(success: bool, at: float = 0.0) -> ProbeResult:
+    return ProbeResult(success, None if success else "connect", "", at, 1.0, ProbeDetails())
 
 
-def run(outcomes: list[bool], fail_after: int, recover_after: int) -> list[State]:
-    state, states = State(), []
+def run(outcomes: list[bool], fail_after: int, recover_after: int) -> list[ServiceState]:
+    state, states = ServiceState(), []
     for at, success in enumerate(outcomes):
         state = state.after(result(success, at), fail_after=fail_after, recover_after=recover_after)
         states.append(state)

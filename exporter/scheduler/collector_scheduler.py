@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import structlog
 
 from exporter.collectors import COLLECTORS
-from exporter.collectors.collecting import CollectFailure, Collecting, Every
-from exporter.exposition.page import Family, Page, labels
-from exporter.exposition.samples import Samples
-from exporter.scheduler.host_readings import SHARED_FOR, Readings
-from exporter.scheduler.schedule import Schedule, jittered
+from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions
+from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.metrics_page import MetricFamily, MetricsPage, labels
+from exporter.scheduler.host_readings import SHARED_FOR, HostReadings
+from exporter.scheduler.schedule import Schedule, add_jitter
 from fleet.host.reading import NOT_READ, NotRead, Output, Section, read
 from fleet.inventory.model import Host
 from fleet.shells import ENDED_BY_TIMEOUT, HostKeyRefused, ShellError
@@ -27,24 +27,24 @@ LONGEST_PAUSE = 600.0  # seconds between two runs on a host that does not answer
 log = structlog.get_logger()
 
 FAMILIES = (
-    Family("host_up", "gauge", "Whether the host's shell answers."),
-    Family(
+    MetricFamily("host_up", "gauge", "Whether the host's shell answers."),
+    MetricFamily(
         "host_key_changed", "gauge", "Whether the host shows another key than the one pinned; nothing is sent then."
     ),
-    Family("host_collect_success", "gauge", "Whether a collector read all that it should."),
-    Family("host_collect_duration_seconds", "gauge", "Duration of a collector's last run."),
+    MetricFamily("host_collect_success", "gauge", "Whether a collector read all that it should."),
+    MetricFamily("host_collect_duration_seconds", "gauge", "Duration of a collector's last run."),
     *(family for kind in COLLECTORS.values() for family in kind.families),
 )
 
 
 @dataclass
-class Run:
+class ScheduledCollector:
     """One collector of one host, and what is known of it."""
 
     host: Host
     name: str
-    options: Every
-    collector: Collecting[Every]
+    options: CollectorOptions
+    collector: Collector[CollectorOptions]
     why: str | None = ""  # None: it works; what was told last otherwise
     in_vain: int = 0  # runs in a row that the host did not answer
     task: asyncio.Task[None] | None = None
@@ -53,7 +53,7 @@ class Run:
     def key(self) -> str:
         return f"{self.name} {self.host.name}"
 
-    def goes_on_as(self, other: "Run") -> bool:
+    def goes_on_as(self, other: "ScheduledCollector") -> bool:
         """Whether it reads the same, of the same host, under the same name."""
         mine, others = self.host, other.host
         return self.options == other.options and (mine.reach, mine.group) == (others.reach, others.group)
@@ -63,18 +63,18 @@ class Run:
         return min(DEADLINE, self.options.every)
 
 
-class Collection:
+class CollectorScheduler:
     """Runs the collectors of an inventory's hosts until it is closed."""
 
     def __init__(
-        self, page: Page, shells: Shells, readings: Readings, redact: Redactor, randomness: random.Random
+        self, page: MetricsPage, shells: Shells, readings: HostReadings, redact: Redactor, randomness: random.Random
     ) -> None:
         self._page, self._shells, self._readings, self._redact = page, shells, readings, redact
         self._random = randomness
-        self._runs: dict[str, Run] = {}
-        self.answered: dict[str, bool] = {}  # by host: whether its shell answered last
+        self._runs: dict[str, ScheduledCollector] = {}
+        self.shell_answers: dict[str, bool] = {}  # by host: whether its shell answered last
 
-    def wanted(self, hosts: Mapping[str, Host]) -> dict[str, list[Section]]:
+    def shared_sections(self, hosts: Mapping[str, Host]) -> dict[str, list[Section]]:
         """What shared collectors want to be read of each host, beside what probes do."""
         wanted: dict[str, list[Section]] = {}
         for run in _runs(hosts):
@@ -95,7 +95,7 @@ class Collection:
             run.host = fresh[key].host  # with other labels, perhaps
         for name in {run.host.name for run in gone} - {run.host.name for run in fresh.values()}:
             self._page.drop(f"up {name}")
-            self.answered.pop(name, None)
+            self.shell_answers.pop(name, None)
         for key, run in fresh.items():
             if key not in self._runs:
                 self._runs[key] = run
@@ -104,24 +104,24 @@ class Collection:
     async def close(self) -> None:
         await _end(list(self._runs.values()))
 
-    async def _keep(self, run: Run) -> None:
+    async def _keep(self, run: ScheduledCollector) -> None:
         loop = asyncio.get_running_loop()
         every = run.options.every
         shared = run.collector.shared
-        schedule = Schedule.of(run.host.name if shared else run.key, every, every)
-        due = at = schedule.first(loop.time())
+        schedule = Schedule.for_key(run.host.name if shared else run.key, every, every)
+        due = at = schedule.first_due(loop.time())
         while True:
             await asyncio.sleep(max(0.0, at - loop.time()))
             await self._collect(run)
-            due, _ = schedule.following(due, loop.time(), settled=True)
-            at = due if shared else jittered(due, every, self._random)
+            due, _ = schedule.next_due(due, loop.time(), settled=True)
+            at = due if shared else add_jitter(due, every, self._random)
             if run.in_vain:
                 # Asking again and again harms a host that hangs, and those who wait beside it.
                 pause = min(every * 2 ** min(run.in_vain, 10), LONGEST_PAUSE) * self._random.uniform(0.5, 1.0)
                 at = max(at, loop.time() + pause)
 
-    async def _collect(self, run: Run) -> None:
-        samples = Samples(run.host.name)
+    async def _collect(self, run: ScheduledCollector) -> None:
+        samples = CollectorSamples(run.host.name)
         started = time.perf_counter()
         why: str | None = None
         answered, late, key_changed = True, False, False
@@ -129,7 +129,7 @@ class Collection:
             async with asyncio.timeout(run.deadline + CONNECT_WITHIN):
                 await run.collector.collect(lambda sections: self._read(run, sections), samples)
             why = samples.fault
-        except (CollectFailure, NotRead) as failure:
+        except (CollectorFailure, NotRead) as failure:
             why, late = str(failure), failure.late
         except ShellError as error:
             why, answered = str(error), False
@@ -143,12 +143,12 @@ class Collection:
                 log.exception("collector broke", host=run.host.name, collector=run.name)
         took = time.perf_counter() - started
         run.in_vain = 0 if answered and not late else run.in_vain + 1
-        own = Samples(run.host.name)
+        own = CollectorSamples(run.host.name)
         own.add("host_collect_success", int(why is None), collector=run.name)
         own.add("host_collect_duration_seconds", took, collector=run.name)
         self._page.put(run.key, samples.lines | own.lines)
         up = labels({"host": run.host.name, "group": run.host.group})
-        self.answered[run.host.name] = answered
+        self.shell_answers[run.host.name] = answered
         told = {"host_up": f"host_up{{{up}}} {int(answered)}\n"}
         if answered or key_changed:
             told["host_key_changed"] = f"host_key_changed{{{up}}} {int(key_changed)}\n"
@@ -162,11 +162,11 @@ class Collection:
     def _told(self, why: str | None) -> str | None:
         return None if why is None else self._redact(why)[:500]
 
-    async def _read(self, run: Run, sections: Sequence[Section]) -> Mapping[str, Output]:
+    async def _read(self, run: ScheduledCollector, sections: Sequence[Section]) -> Mapping[str, Output]:
         """The outputs of all sections, of those that did not come why. Raises ShellError where none came."""
         found: dict[str, Output] = {}
         if run.collector.shared:
-            reading = self._readings.of(run.host.name, since=asyncio.get_running_loop().time() - SHARED_FOR)
+            reading = self._readings.get(run.host.name, since=asyncio.get_running_loop().time() - SHARED_FOR)
             for section in sections:
                 output, _, _ = await reading.section(section.name, str)
                 found[section.name] = output
@@ -181,12 +181,12 @@ class Collection:
         return {section.name: missing for section in sections} | found
 
 
-def _runs(hosts: Mapping[str, Host]) -> Iterator[Run]:
+def _runs(hosts: Mapping[str, Host]) -> Iterator[ScheduledCollector]:
     for host in hosts.values():
         for name, options in host.collect:
             if options:
-                yield Run(host, name, options, COLLECTORS[name].make(options, host.name))
+                yield ScheduledCollector(host, name, options, COLLECTORS[name].make(options, host.name))
 
 
-async def _end(runs: Sequence[Run]) -> None:
+async def _end(runs: Sequence[ScheduledCollector]) -> None:
     await cancel(run.task for run in runs if run.task is not None)

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable
 
-from exporter.exposition.page import labels
+from exporter.exposition.metrics_page import labels
 
 SERIES_LIMIT = 5000  # of one collector of one host
 LABEL_LIMIT = 1000  # characters of a label's value
@@ -15,7 +15,7 @@ def _series(metric: str, host: str, *more: tuple[str, str]) -> str:
     return f"{metric}{{{labels({'host': host, **dict(more)})}}} "
 
 
-class Samples:
+class CollectorSamples:
     """Lines by metric, all of one host; what has no value has no line.
 
     A host may print anything. What would have Prometheus refuse the page of all hosts, or is more than any host has, is

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.exposition.page import Family, labels
-from exporter.results import Reason, Result
-from exporter.state import State
+from exporter.exposition.metrics_page import MetricFamily, labels
+from exporter.results import FailureReason, ProbeResult
+from exporter.service_state import ServiceState
 from fleet.inventory.model import Host, Service
 
 # What only some kinds of probes measure; absent where the last probe did not.
@@ -19,27 +19,29 @@ _MEASURED = {
     "service_llm_tokens_per_second": "Tokens per second of the last completion.",
 }
 FAMILIES = (
-    Family("service_up", "gauge", "Whether the service is up, debounced; absent until first decided."),
-    Family("service_probe_success", "gauge", "Whether the last probe succeeded."),
-    Family("service_probe_duration_seconds", "gauge", "Duration of the last probe."),
-    Family("service_probe_phase_seconds", "gauge", "Duration of each phase of the last probe."),
-    Family("service_probes_total", "counter", "Probes by result."),
-    Family("service_probe_failures_total", "counter", "Failed probes by reason."),
-    Family("service_consecutive_failures", "gauge", "Failed probes since the last success."),
-    Family("service_state_changes_total", "counter", "Changes of service_up."),
-    Family("service_last_probe_timestamp_seconds", "gauge", "When the last probe ended."),
-    Family("service_last_success_timestamp_seconds", "gauge", "When the last successful probe ended."),
-    Family("service_last_change_timestamp_seconds", "gauge", "When service_up was decided or changed."),
-    Family("service_probe_interval_seconds", "gauge", "The configured interval between probes."),
-    Family(
+    MetricFamily("service_up", "gauge", "Whether the service is up, debounced; absent until first decided."),
+    MetricFamily("service_probe_success", "gauge", "Whether the last probe succeeded."),
+    MetricFamily("service_probe_duration_seconds", "gauge", "Duration of the last probe."),
+    MetricFamily("service_probe_phase_seconds", "gauge", "Duration of each phase of the last probe."),
+    MetricFamily("service_probes_total", "counter", "Probes by result."),
+    MetricFamily("service_probe_failures_total", "counter", "Failed probes by reason."),
+    MetricFamily("service_consecutive_failures", "gauge", "Failed probes since the last success."),
+    MetricFamily("service_state_changes_total", "counter", "Changes of service_up."),
+    MetricFamily("service_last_probe_timestamp_seconds", "gauge", "When the last probe ended."),
+    MetricFamily("service_last_success_timestamp_seconds", "gauge", "When the last successful probe ended."),
+    MetricFamily("service_last_change_timestamp_seconds", "gauge", "When service_up was decided or changed."),
+    MetricFamily("service_probe_interval_seconds", "gauge", "The configured interval between probes."),
+    MetricFamily(
         "service_probe_slow_seconds", "gauge", "The duration from which the service counts as slow, where one is set."
     ),
-    Family("service_objective_ratio", "gauge", "The share of its time that it should be up, where one is set."),
-    *(Family(name, "gauge", help_) for name, help_ in _MEASURED.items()),
-    Family("service_tls_info", "gauge", "Issuer of the certificate served last, and the protocol's version; always 1."),
-    Family("service_component_up", "gauge", "Whether each part that the last status page told of is up."),
-    Family("service_info", "gauge", "What the inventory says of the service; always 1."),
-    Family("host_info", "gauge", "What the inventory says of the host; always 1."),
+    MetricFamily("service_objective_ratio", "gauge", "The share of its time that it should be up, where one is set."),
+    *(MetricFamily(name, "gauge", help_) for name, help_ in _MEASURED.items()),
+    MetricFamily(
+        "service_tls_info", "gauge", "Issuer of the certificate served last, and the protocol's version; always 1."
+    ),
+    MetricFamily("service_component_up", "gauge", "Whether each part that the last status page told of is up."),
+    MetricFamily("service_info", "gauge", "What the inventory says of the service; always 1."),
+    MetricFamily("host_info", "gauge", "What the inventory says of the host; always 1."),
 )
 
 
@@ -73,7 +75,9 @@ class ServiceSeries:
     def _lines(self, name: str, label: str, values: Mapping[Any, float]) -> str:
         return "".join(f'{name}{{{self._own},{label}="{key}"}} {value}\n' for key, value in values.items())
 
-    def render(self, state: State, last: Result | None, failures: Mapping[Reason, int]) -> dict[str, str]:
+    def render(
+        self, state: ServiceState, last: ProbeResult | None, failures: Mapping[FailureReason, int]
+    ) -> dict[str, str]:
         line = self._line
         lines = {
             **self._fixed,
@@ -90,30 +94,30 @@ class ServiceSeries:
             "service_last_change_timestamp_seconds": line("service_last_change_timestamp_seconds", state.last_change),
         }
         if last is not None:
-            seen = last.seen
+            details = last.details
             lines |= {
                 "service_probe_success": line("service_probe_success", int(last.success)),
                 "service_probe_duration_seconds": line("service_probe_duration_seconds", last.duration),
-                "service_probe_phase_seconds": self._lines("service_probe_phase_seconds", "phase", seen.phases),
+                "service_probe_phase_seconds": self._lines("service_probe_phase_seconds", "phase", details.phases),
                 "service_last_probe_timestamp_seconds": line(
                     "service_last_probe_timestamp_seconds", last.started_at + last.duration
                 ),
             }
-            for name, value in seen.gauges.items():
+            for name, value in details.gauges.items():
                 lines[name] = line(name, value)
-            if seen.tls is not None:
-                issuer, version = seen.tls
+            if details.tls is not None:
+                issuer, version = details.tls
                 lines["service_tls_info"] = (
                     f"service_tls_info{{{self._own},{labels({'issuer': issuer, 'version': version})}}} 1\n"
                 )
-            if seen.components:
+            if details.components:
                 lines["service_component_up"] = "".join(
                     f"service_component_up{{{self._own},{labels({'component': name})}}} {int(up)}\n"
-                    for name, up in seen.components.items()
+                    for name, up in details.components.items()
                 )
         return lines
 
 
-def host_lines(host: Host) -> dict[str, str]:
+def render_host_info(host: Host) -> dict[str, str]:
     pairs = {**host.labels, "host": host.name, "group": host.group, "address": host.address}
     return {"host_info": f"host_info{{{labels(pairs)}}} 1\n"}

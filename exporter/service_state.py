@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass, replace
 
-from exporter.results import Result
+from exporter.results import ProbeResult
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class ServiceState:
     """What all probes of a service so far amount to.
 
     `up` is None until `fail_after` failures or `recover_after` successes in a row have decided it. Times are Unix time.
@@ -26,7 +26,7 @@ class State:
         """Up with no doubt: the next probe may wait for the service's full interval."""
         return self.up is True and self.failures_in_a_row == 0
 
-    def after(self, result: Result, *, fail_after: int, recover_after: int) -> "State":
+    def after(self, result: ProbeResult, *, fail_after: int, recover_after: int) -> "ServiceState":
         ended = result.started_at + result.duration
         if result.success:
             row = self.successes_in_a_row + 1

@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import structlog
 
-from exporter.exposition.page import Page
-from exporter.exposition.series import FAMILIES, ServiceSeries, host_lines
-from exporter.metrics import Metrics
-from exporter.probes.host import HostOptions
-from exporter.results import Reason, Result
-from exporter.scheduler import collection
-from exporter.scheduler.collection import Collection
-from exporter.scheduler.host_readings import SHARED_FOR, Readings, wanted_by_host
-from exporter.scheduler.probe_runner import probe
-from exporter.scheduler.schedule import Schedule, jittered
-from exporter.state import State
+from exporter.exposition.metrics_page import MetricsPage
+from exporter.exposition.service_series import FAMILIES, ServiceSeries, render_host_info
+from exporter.metrics import ExporterMetrics
+from exporter.probes.host import HostProbeOptions
+from exporter.results import FailureReason, ProbeResult
+from exporter.scheduler import collector_scheduler
+from exporter.scheduler.collector_scheduler import CollectorScheduler
+from exporter.scheduler.host_readings import SHARED_FOR, HostReadings, sections_by_host
+from exporter.scheduler.probe_runner import run_probe
+from exporter.scheduler.schedule import Schedule, add_jitter
+from exporter.service_state import ServiceState
 from fleet.inventory.model import Host, Inventory, Service
 from fleet.shells.pool import Shells
 from runtime.redaction import Redactor
@@ -31,20 +31,20 @@ YIELD_EVERY = 200  # services that a reload sees to before the probes have their
 log = structlog.get_logger()
 
 
-class Watch:
+class ProbedService:
     """One service: its state, its counters, and the lock that keeps two probes of it apart."""
 
     def __init__(self, service: Service) -> None:
-        self.state = State()
-        self.last: Result | None = None
+        self.state = ServiceState()
+        self.last: ProbeResult | None = None
         self.digest = service.digest  # of the configuration that the last result is of
-        self.failures: Counter[Reason] = Counter()
-        self.recent: deque[Result] = deque(maxlen=FAILURES_KEPT)
+        self.failures: Counter[FailureReason] = Counter()
+        self.recent_failures: deque[ProbeResult] = deque(maxlen=FAILURES_KEPT)
         self.lock = asyncio.Lock()
-        self.asked = asyncio.Event()  # a probe was made out of turn: when the next is due has changed
+        self.probed_out_of_turn = asyncio.Event()  # a probe was made out of turn: when the next is due has changed
         self.task: asyncio.Task[None] | None = None
         self._logged = 0.0  # of the event loop's clock
-        self.changed: float | None = None  # when `up` was decided or changed, of the same clock
+        self.changed_at: float | None = None  # when `up` was decided or changed, of the same clock
         self.take(service)
 
     def take(self, service: Service) -> None:
@@ -54,22 +54,22 @@ class Watch:
     def lines(self) -> dict[str, str]:
         return self.series.render(self.state, self.last, self.failures)
 
-    def record(self, result: Result, now: float, digest: str) -> None:
+    def record(self, result: ProbeResult, now: float, digest: str) -> None:
         """Take a result of the configuration `digest`, at `now` of the event loop's clock."""
         rules = self.service.probe
         before = self.state
         self.state = before.after(result, fail_after=rules.fail_after, recover_after=rules.recover_after)
         if self.state.up is not before.up:
-            self.changed = now
+            self.changed_at = now
         news = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)
         self.last, self.digest = result, digest
-        trace = result.seen.evidence.get("traceback")
+        trace = result.details.evidence.get("traceback")
         # For `defib probe` only, or for while it ran: of 10,000 services it would be much.
-        result.seen.evidence.clear()
-        result.seen.overdue = None  # an exception holds all that it has passed through
+        result.details.evidence.clear()
+        result.details.timeout_failure = None  # an exception holds all that it has passed through
         if result.reason is not None:
             self.failures[result.reason] += 1
-            self.recent.append(result)
+            self.recent_failures.append(result)
         still_failing = not result.success and now - self._logged >= LOG_AGAIN
         if news or self.state.up is not before.up or still_failing:
             self._logged = now
@@ -84,60 +84,60 @@ class Watch:
             )
 
 
-class Watcher:
-    """Watches every service of an inventory until it is closed."""
+class ProbeScheduler:
+    """Probes every service of an inventory until it is closed."""
 
     def __init__(
         self,
-        metrics: Metrics,
+        metrics: ExporterMetrics,
         redact: Redactor,
         *,
         in_flight: int = IN_FLIGHT,
         randomness: random.Random | None = None,
     ) -> None:
-        self.watches: dict[str, Watch] = {}
-        self.page = Page((*FAMILIES, *collection.FAMILIES))
+        self.services: dict[str, ProbedService] = {}
+        self.page = MetricsPage((*FAMILIES, *collector_scheduler.FAMILIES))
         self._metrics = metrics
         self._redact = redact
         self._random = randomness or random.Random()  # noqa: S311 - spreads load, guards nothing
         self._slots = asyncio.Semaphore(in_flight)
         self._shells = Shells({})
-        self._readings = Readings(self._shells)
-        self._collection = Collection(self.page, self._shells, self._readings, redact, self._random)
+        self._readings = HostReadings(self._shells)
+        self._collectors = CollectorScheduler(self.page, self._shells, self._readings, redact, self._random)
         self.hosts: Mapping[str, Host] = {}
 
     async def apply(self, inventory: Inventory) -> None:
-        """Watch what `inventory` says; a service that it leaves as it was is not touched."""
+        """Probe what `inventory` says; a service that it leaves as it was is not touched."""
         for name in self.hosts.keys() - inventory.hosts.keys():
             self.page.drop(f"host {name}")
         for name, host in inventory.hosts.items():
-            self.page.put(f"host {name}", host_lines(host))
+            self.page.put(f"host {name}", render_host_info(host))
         await self._shells.reload(inventory.hosts)
         self.hosts = inventory.hosts
-        gone = [self.watches.pop(name) for name in self.watches.keys() - inventory.services.keys()]
+        gone = [self.services.pop(name) for name in self.services.keys() - inventory.services.keys()]
         changed = [
-            watch
-            async for watch in _unhurried(list(self.watches.values()))
-            if watch.service != inventory.services[watch.service.id]
+            probed
+            async for probed in _yielding(list(self.services.values()))
+            if probed.service != inventory.services[probed.service.id]
         ]
         await _end(*gone, *changed)
-        wanted = self._collection.wanted(inventory.hosts)
-        self._readings.want(wanted_by_host(inventory.services.values(), wanted))
-        await self._collection.apply(inventory.hosts)
-        for watch in gone:
-            self.page.drop(watch.service.id)
-        for watch in changed:
-            watch.take(inventory.services[watch.service.id])
-        for name in inventory.services.keys() - self.watches.keys():
-            self.watches[name] = watch = Watch(inventory.services[name])
-            changed.append(watch)
-        async for watch in _unhurried(changed):
-            self.page.put(watch.service.id, watch.lines())
-            watch.task = asyncio.create_task(self._run(watch), name=f"watch {watch.service.id}")
+        wanted = self._collectors.shared_sections(inventory.hosts)
+        self._readings.set_sections(sections_by_host(inventory.services.values(), wanted))
+        await self._collectors.apply(inventory.hosts)
+        for probed in gone:
+            self.page.drop(probed.service.id)
+        for probed in changed:
+            probed.take(inventory.services[probed.service.id])
+        for name in inventory.services.keys() - self.services.keys():
+            self.services[name] = probed = ProbedService(inventory.services[name])
+            changed.append(probed)
+        async for probed in _yielding(changed):
+            self.page.put(probed.service.id, probed.lines())
+            probed.task = asyncio.create_task(self._run(probed), name=f"probed {probed.service.id}")
 
     async def close(self) -> None:
-        await _end(*self.watches.values())
-        await self._collection.close()
+        await _end(*self.services.values())
+        await self._collectors.close()
         await self._readings.close()
         await self._shells.close()
 
@@ -146,92 +146,92 @@ class Watcher:
 
     def host_up(self, name: str) -> bool | None:
         """Whether a host's shell answered its collectors last; None where none has asked it yet."""
-        return self._collection.answered.get(name)
+        return self._collectors.shell_answers.get(name)
 
-    async def probe_now(self, watch: Watch) -> Result:
+    async def probe_now(self, probed: ProbedService) -> ProbeResult:
         """Probe after this call began, whatever the schedule; a probe in flight is waited for, never reused."""
-        async with watch.lock:
-            result = await self._probe(watch, asyncio.get_running_loop().time())
-        watch.asked.set()
+        async with probed.lock:
+            result = await self._probe(probed, asyncio.get_running_loop().time())
+        probed.probed_out_of_turn.set()
         return result
 
-    async def _run(self, watch: Watch) -> None:
+    async def _run(self, probed: ProbedService) -> None:
         loop = asyncio.get_running_loop()
-        rules = watch.service.probe
-        together = isinstance(rules.options, HostOptions)
+        rules = probed.service.probe
+        together = isinstance(rules.options, HostProbeOptions)
         # Those that share a reading of their host are due together; the others spread.
-        key = watch.service.host if together else watch.service.id
-        schedule = Schedule.of(key, rules.every, rules.retry_every)
-        due = at = schedule.first(loop.time())
+        key = probed.service.host if together else probed.service.id
+        schedule = Schedule.for_key(key, rules.every, rules.retry_every)
+        due = at = schedule.first_due(loop.time())
         while True:
-            if await _asked_before(watch, at):
+            if await _wait_for_unscheduled_probe(probed, at):
                 # What was found out of turn decides when to look again, as if it had been found now.
                 now = loop.time()
-                if not watch.state.settled:
+                if not probed.state.settled:
                     again = now + min(rules.retry_every, rules.every)
                     due = at = min(at, again) if at > now else again
                 elif at <= now:
-                    due, _ = schedule.following(due, now, settled=True)
+                    due, _ = schedule.next_due(due, now, settled=True)
                     at = due
                 continue
             if loop.time() - at > LATE:
                 # We were suspended, or held up. All are late then, and would probe at once.
                 self._metrics.lag.observe(loop.time() - at)
                 self._metrics.skipped.inc()
-                due = at = schedule.first(loop.time())
+                due = at = schedule.first_due(loop.time())
                 continue
             try:
-                async with watch.lock, self._slots:
-                    if watch.asked.is_set():
+                async with probed.lock, self._slots:
+                    if probed.probed_out_of_turn.is_set():
                         continue
                     now = loop.time()
                     self._metrics.lag.observe(max(0.0, now - at))
-                    await self._probe(watch, now - SHARED_FOR)
+                    await self._probe(probed, now - SHARED_FOR)
             except Exception:  # a service that is no longer watched would look like one that is well
-                log.exception("watching broke", service=watch.service.id)
-            due, missed = schedule.following(due, loop.time(), settled=watch.state.settled)
-            at = due if together else jittered(due, rules.every, self._random)
+                log.exception("watching broke", service=probed.service.id)
+            due, missed = schedule.next_due(due, loop.time(), settled=probed.state.settled)
+            at = due if together else add_jitter(due, rules.every, self._random)
             if missed:
                 self._metrics.skipped.inc(missed)
 
-    async def _probe(self, watch: Watch, since: float) -> Result:
+    async def _probe(self, probed: ProbedService, since: float) -> ProbeResult:
         """Probe; a reading of the host that it rests on must have begun at `since` or later."""
-        service = watch.service
+        service = probed.service
         self._metrics.in_flight.inc()
         try:
-            result = await probe(
+            result = await run_probe(
                 service,
                 lambda: self._shells.of(service.host),
-                lambda: self._readings.of(service.host, since=since),
+                lambda: self._readings.get(service.host, since=since),
                 self._redact,
             )
         finally:
             self._metrics.in_flight.dec()
-        watch.record(result, asyncio.get_running_loop().time(), service.digest)
-        if self.watches.get(service.id) is watch:
-            self.page.put(service.id, watch.lines())
+        probed.record(result, asyncio.get_running_loop().time(), service.digest)
+        if self.services.get(service.id) is probed:
+            self.page.put(service.id, probed.lines())
         self._metrics.latency.labels(service.provider, service.category).observe(result.duration)
         return result
 
 
-async def _asked_before(watch: Watch, at: float) -> bool:
+async def _wait_for_unscheduled_probe(probed: ProbedService, at: float) -> bool:
     """Wait until `at`; True where there was a probe out of turn before, or while a probe in turn waited for it."""
     try:
         async with asyncio.timeout_at(at):
-            await watch.asked.wait()
+            await probed.probed_out_of_turn.wait()
     except TimeoutError:
         return False
-    watch.asked.clear()
+    probed.probed_out_of_turn.clear()
     return True
 
 
-async def _unhurried(watches: Sequence[Watch]) -> AsyncIterator[Watch]:
+async def _yielding(services: Sequence[ProbedService]) -> AsyncIterator[ProbedService]:
     """Each in turn; the probes have theirs in between."""
-    for number, watch in enumerate(watches):
+    for number, probed in enumerate(services):
         if number % YIELD_EVERY == 0:
             await asyncio.sleep(0)
-        yield watch
+        yield probed
 
 
-async def _end(*watches: Watch) -> None:
-    await cancel(watch.task for watch in watches if watch.task is not None)
+async def _end(*services: ProbedService) -> None:
+    await cancel(probed.task for probed in services if probed.task is not None)
