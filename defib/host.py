@@ -121,7 +121,7 @@ def sections_of(inventory: Inventory, host: Host) -> list[Section]:
     found: list[Section] = []
     for name, options in host.collect:
         if options is not None:
-            found += COLLECTORS[name].make(options, host.name).sections()
+            found += COLLECTORS[name].create(options, host.name).sections()
     for service in inventory.services.values():
         if service.host == host.name and isinstance(service.probe.options, HostProbeOptions):
             found.append(service.probe.options.section)

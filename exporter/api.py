@@ -1,4 +1,4 @@
-"""The exporter over HTTP: `/metrics`, the services, probe-now, reload."""
+"""HTTP routes of the exporter: `/metrics`, service discovery, services, probe now, reload."""
 
 import asyncio
 import itertools
@@ -14,12 +14,13 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from exporter.metrics import ExporterMetrics
 from exporter.results import ProbeResult
-from exporter.scheduler.probe_scheduler import ProbedService, ProbeScheduler
+from exporter.scheduler.probe_scheduler import ProbeScheduler
+from exporter.scheduler.probed_service import ProbedService
 from fleet.inventory.documents import ConfigurationError
 from runtime.times import rfc3339
 from runtime.web import Needs, Problem, add_route, is_authenticated
 
-TOLD_AT_ONCE = 200  # services
+SERVICES_PER_CHUNK = 200
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -46,7 +47,7 @@ class _ExporterApi:
         connections = self._scheduler.ssh_connections()
         for state in ("connecting", "connected"):
             self._metrics.ssh_connections.labels(state).set(connections.get(state, 0))
-        own = generate_openmetrics if openmetrics else generate_latest
+        generate = generate_openmetrics if openmetrics else generate_latest
         headers = {"Content-Type": OPENMETRICS if openmetrics else TEXT, "Vary": "Accept, Accept-Encoding"}
         compressor = None
         if "gzip" in request.headers.get("Accept-Encoding", ""):
@@ -56,9 +57,9 @@ class _ExporterApi:
         await response.prepare(request)
         if request.method == "HEAD":
             return response
-        # Piece by piece: of 10,000 services it is many megabytes, and the probes must not wait for them.
+        # In chunks: with 10,000 services the page has many megabytes, and writing it must not delay probes.
         for chunk in itertools.chain(
-            self._scheduler.page.chunks(openmetrics=openmetrics), map(own, [self._metrics.registry])
+            self._scheduler.page.chunks(openmetrics=openmetrics), map(generate, [self._metrics.registry])
         ):
             await response.write(await asyncio.to_thread(compressor.compress, chunk) if compressor else chunk)
             await asyncio.sleep(0)
@@ -68,7 +69,7 @@ class _ExporterApi:
         return response
 
     async def node_exporters(self, _request: web.Request) -> web.Response:
-        """Every host, as Prometheus' HTTP service discovery wants it."""
+        """Return all hosts in the format of Prometheus' HTTP service discovery."""
         groups = [
             {
                 "targets": [f"[{host.address}]:9100" if ":" in host.address else f"{host.address}:9100"],
@@ -86,51 +87,57 @@ class _ExporterApi:
         await response.write(b'{"services": [')
         messages = is_authenticated(request)
         services = list(self._scheduler.services.values())
-        for start in range(0, len(services), TOLD_AT_ONCE):
-            told = ", ".join(
+        for start in range(0, len(services), SERVICES_PER_CHUNK):
+            chunk = ", ".join(
                 json.dumps(self._summary(probed, messages=messages))
-                for probed in services[start : start + TOLD_AT_ONCE]
+                for probed in services[start : start + SERVICES_PER_CHUNK]
             )
-            await response.write(f"{', ' if start else ''}{told}".encode())
+            await response.write(f"{', ' if start else ''}{chunk}".encode())
             await asyncio.sleep(0)
         await response.write(b"]}")
         await response.write_eof()
         return response
 
     async def service(self, request: web.Request) -> web.Response:
-        probed, messages = self._service(request), is_authenticated(request)
-        failures = [outcome(each, messages=messages) for each in probed.recent_failures]
+        probed, messages = self._find_service(request), is_authenticated(request)
+        failures = [result_json(failure, messages=messages) for failure in probed.recent_failures]
         return web.json_response({**self._summary(probed, messages=messages), "failures": failures})
 
     async def probe(self, request: web.Request) -> web.Response:
-        probed = self._service(request)
+        probed = self._find_service(request)
         result = await self._scheduler.probe_now(probed)
-        known = {"digest": probed.digest, "host_up": self._scheduler.host_up(probed.service.host)}
-        told = {**outcome(result, messages=True), **known}
-        return web.json_response({"service": probed.service.id, "up": probed.state.up, **told})
+        return web.json_response(
+            {
+                "service": probed.service.id,
+                "up": probed.state.up,
+                **result_json(result, messages=True),
+                "digest": probed.digest,
+                "host_up": self._scheduler.host_up(probed.service.host),
+            }
+        )
 
     async def reload(self, _request: web.Request) -> web.Response:
         try:
             await self._reload()
         except ConfigurationError as error:
-            raise Problem(400, "bad_configuration", f"the old configuration stays: {error}") from error
+            raise Problem(400, "bad_configuration", f"the running configuration is kept: {error}") from error
         return web.json_response({"services": len(self._scheduler.services)})
 
     def _summary(self, probed: ProbedService, *, messages: bool) -> dict[str, Any]:
-        return summary(probed, self._scheduler.host_up(probed.service.host), messages=messages)
+        return service_json(probed, self._scheduler.host_up(probed.service.host), messages=messages)
 
-    def _service(self, request: web.Request) -> ProbedService:
+    def _find_service(self, request: web.Request) -> ProbedService:
         probed = self._scheduler.services.get(request.match_info["id"])
         if probed is None:
-            raise Problem(404, "unknown_service", "the inventory has no such service")
+            raise Problem(404, "unknown_service", f"no service {request.match_info['id']!r} in the inventory")
         return probed
 
 
-def summary(probed: ProbedService, host_up: bool | None, *, messages: bool) -> dict[str, Any]:
-    """One service as the API tells it.
+def service_json(probed: ProbedService, host_up: bool | None, *, messages: bool) -> dict[str, Any]:
+    """Return the JSON representation of a service.
 
-    `since` is when `up` was decided or last changed, and `unchanged_for_seconds` how long ago that is, which no change
-    of a clock changes. `host_up` is whether its host's shell answered last, None where that is not known.
+    `since` is the time at which `up` was first determined or last changed; `unchanged_for_seconds` is the time elapsed
+    since then, unaffected by clock changes. `host_up` is whether the host's shell answered last, None if unknown.
     """
     service, state = probed.service, probed.state
     now = asyncio.get_running_loop().time()
@@ -145,14 +152,17 @@ def summary(probed: ProbedService, host_up: bool | None, *, messages: bool) -> d
         "unchanged_for_seconds": None if probed.changed_at is None else now - probed.changed_at,
         "last_success": rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
-        "last": None if probed.last is None else outcome(probed.last, messages=messages),
+        "last": None if probed.last is None else result_json(probed.last, messages=messages),
         "digest": probed.digest if probed.last is not None else service.digest,
         "host_up": host_up,
     }
 
 
-def outcome(result: ProbeResult, *, messages: bool) -> dict[str, Any]:
-    """One probe as the API tells it; a message may quote what the service or a command said, so not all may see it."""
+def result_json(result: ProbeResult, *, messages: bool) -> dict[str, Any]:
+    """Return the JSON representation of a probe result.
+
+    Messages may quote output of the service or of a command, so `messages` is only set for authenticated callers.
+    """
     return {
         "success": result.success,
         "reason": result.reason,

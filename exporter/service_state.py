@@ -1,4 +1,4 @@
-"""Whether a service is up: its probes, debounced. Pure."""
+"""The debounced state of a service, computed from its probe results."""
 
 from dataclasses import dataclass, replace
 
@@ -7,9 +7,9 @@ from exporter.results import ProbeResult
 
 @dataclass(frozen=True, slots=True)
 class ServiceState:
-    """What all probes of a service so far amount to.
+    """The state of a service after all its probes so far.
 
-    `up` is None until `fail_after` failures or `recover_after` successes in a row have decided it. Times are Unix time.
+    `up` is None until `fail_after` failures or `recover_after` successes in a row have been seen. Times are Unix time.
     """
 
     up: bool | None = None
@@ -22,23 +22,24 @@ class ServiceState:
     failures: int = 0
 
     @property
-    def settled(self) -> bool:
-        """Up with no doubt: the next probe may wait for the service's full interval."""
+    def is_stable(self) -> bool:
+        """Whether the service is up and its last probe succeeded, so that the full interval applies."""
         return self.up is True and self.failures_in_a_row == 0
 
     def after(self, result: ProbeResult, *, fail_after: int, recover_after: int) -> "ServiceState":
+        """Return the state after one more probe result."""
         ended = result.started_at + result.duration
         if result.success:
-            row = self.successes_in_a_row + 1
-            up = True if row >= recover_after else self.up
+            in_a_row = self.successes_in_a_row + 1
+            up = True if in_a_row >= recover_after else self.up
             counted = replace(
-                self, successes_in_a_row=row, failures_in_a_row=0, successes=self.successes + 1, last_success=ended
+                self, successes_in_a_row=in_a_row, failures_in_a_row=0, successes=self.successes + 1, last_success=ended
             )
         else:
-            row = self.failures_in_a_row + 1
-            up = False if row >= fail_after else self.up
-            counted = replace(self, successes_in_a_row=0, failures_in_a_row=row, failures=self.failures + 1)
+            in_a_row = self.failures_in_a_row + 1
+            up = False if in_a_row >= fail_after else self.up
+            counted = replace(self, successes_in_a_row=0, failures_in_a_row=in_a_row, failures=self.failures + 1)
         if up is self.up:
             return counted
-        # The first decision is no change of state: nothing was known before.
+        # Determining `up` for the first time is not counted as a change.
         return replace(counted, up=up, changes=self.changes + (self.up is not None), last_change=ended)

@@ -112,7 +112,7 @@ async def _reach(host: Host, shells: Shells, what: str) -> Finding:
 
 async def _collector(host: Host, name: str, options: CollectorOptions, shell: Shell) -> Finding:
     samples = CollectorSamples(host.name)
-    collector = COLLECTORS[name].make(options, host.name)
+    collector = COLLECTORS[name].create(options, host.name)
 
     async def ask(sections: Sequence[Section]) -> Mapping[str, Output]:
         found: dict[str, Output] = {}

@@ -1,4 +1,4 @@
-"""The collectors: the options of each, what it publishes, and the class that reads it of one host."""
+"""The table of collectors: the options of each, its metric families, and its class."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,11 +11,11 @@ from fleet.inventory.kinds import Table
 
 @dataclass(frozen=True)
 class CollectorKind:
-    """A kind of collector: `make(options, host)` gives one that keeps what it must know from run to run."""
+    """A kind of collector; `create(options, host)` returns a collector, which may keep state between its runs."""
 
     options: type[CollectorOptions]
     families: tuple[MetricFamily, ...]
-    make: type[Collector[Any]]
+    create: type[Collector[Any]]
 
 
 COLLECTORS: Mapping[str, CollectorKind] = Table(

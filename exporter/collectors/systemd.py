@@ -1,4 +1,4 @@
-"""The `systemd` collector: the units that are named, and all that have failed."""
+"""The `systemd` collector: the configured units, and all failed units."""
 
 from exporter.collectors import CollectorKind
 from exporter.collectors.base import Collector, CollectorOptions, ReadSections, require_output
@@ -9,7 +9,9 @@ from fleet.managers import systemd
 
 FAMILIES = (
     MetricFamily(
-        "host_unit_active", "gauge", "Whether a unit is active: those that are named, and 0 for all that failed."
+        "host_unit_active",
+        "gauge",
+        "Whether the unit is active; has a series for every configured and every failed unit.",
     ),
 )
 
@@ -28,8 +30,8 @@ class SystemdCollector(Collector[SystemdCollectorOptions]):
         outputs = await read(self.sections())
         failed = systemd.failed(require_output(outputs, systemd.FAILED.name))
         units = systemd.units(require_output(outputs, "systemd"))
-        own = {name: units.get(name) for name in self.options.units}
-        active = {name: unit.is_active for name, unit in own.items() if isinstance(unit, systemd.Unit)}
+        configured = {name: units.get(name) for name in self.options.units}
+        active = {name: unit.is_active for name, unit in configured.items() if isinstance(unit, systemd.Unit)}
         for name, is_active in sorted({**dict.fromkeys(failed, False), **active}.items()):
             samples.add("host_unit_active", int(is_active), unit=name)
 

@@ -1,47 +1,51 @@
-"""The `service_*` and `host_*` series: which there are and how a service's state is told in them."""
+"""The `service_*` series and `host_info`: their metric families, and how they are rendered."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from exporter.exposition.metrics_page import MetricFamily, labels
+from exporter.exposition.metrics_page import MetricFamily, format_labels
 from exporter.results import FailureReason, ProbeResult
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Host, Service
 
-# What only some kinds of probes measure; absent where the last probe did not.
+# Measured by some probe kinds; absent if the last probe did not measure it.
 _MEASURED = {
-    "service_http_status_code": "Status of the last HTTP answer.",
-    "service_http_redirects": "Redirects that the last probe followed.",
-    "service_tls_certificate_expiry_timestamp_seconds": "When the certificate that was served last expires.",
-    "service_tls_certificate_not_before_timestamp_seconds": "From when the certificate that was served last is valid.",
-    "service_tls_chain_expiry_timestamp_seconds": "When the first certificate of the chain served last expires.",
-    "service_llm_first_token_seconds": "From the request to the first token of the last completion.",
-    "service_llm_tokens_per_second": "Tokens per second of the last completion.",
+    "service_http_status_code": "HTTP status code of the last response.",
+    "service_http_redirects": "Number of redirects that the last probe followed.",
+    "service_tls_certificate_expiry_timestamp_seconds": "Expiry of the last served certificate.",
+    "service_tls_certificate_not_before_timestamp_seconds": "Start of validity of the last served certificate.",
+    "service_tls_chain_expiry_timestamp_seconds": "Earliest expiry in the last served certificate chain.",
+    "service_llm_first_token_seconds": "Time from the request to the first token of the last completion.",
+    "service_llm_tokens_per_second": "Output tokens per second of the last completion.",
 }
 FAMILIES = (
-    MetricFamily("service_up", "gauge", "Whether the service is up, debounced; absent until first decided."),
+    MetricFamily("service_up", "gauge", "Whether the service is up (debounced); absent until first determined."),
     MetricFamily("service_probe_success", "gauge", "Whether the last probe succeeded."),
     MetricFamily("service_probe_duration_seconds", "gauge", "Duration of the last probe."),
     MetricFamily("service_probe_phase_seconds", "gauge", "Duration of each phase of the last probe."),
-    MetricFamily("service_probes_total", "counter", "Probes by result."),
-    MetricFamily("service_probe_failures_total", "counter", "Failed probes by reason."),
-    MetricFamily("service_consecutive_failures", "gauge", "Failed probes since the last success."),
-    MetricFamily("service_state_changes_total", "counter", "Changes of service_up."),
-    MetricFamily("service_last_probe_timestamp_seconds", "gauge", "When the last probe ended."),
-    MetricFamily("service_last_success_timestamp_seconds", "gauge", "When the last successful probe ended."),
-    MetricFamily("service_last_change_timestamp_seconds", "gauge", "When service_up was decided or changed."),
-    MetricFamily("service_probe_interval_seconds", "gauge", "The configured interval between probes."),
+    MetricFamily("service_probes_total", "counter", "Number of probes by result."),
+    MetricFamily("service_probe_failures_total", "counter", "Number of failed probes by reason."),
+    MetricFamily("service_consecutive_failures", "gauge", "Number of failed probes since the last success."),
+    MetricFamily("service_state_changes_total", "counter", "Number of changes of service_up."),
+    MetricFamily("service_last_probe_timestamp_seconds", "gauge", "Unix time at which the last probe ended."),
     MetricFamily(
-        "service_probe_slow_seconds", "gauge", "The duration from which the service counts as slow, where one is set."
+        "service_last_success_timestamp_seconds", "gauge", "Unix time at which the last successful probe ended."
     ),
-    MetricFamily("service_objective_ratio", "gauge", "The share of its time that it should be up, where one is set."),
-    *(MetricFamily(name, "gauge", help_) for name, help_ in _MEASURED.items()),
     MetricFamily(
-        "service_tls_info", "gauge", "Issuer of the certificate served last, and the protocol's version; always 1."
+        "service_last_change_timestamp_seconds",
+        "gauge",
+        "Unix time at which service_up was first determined or last changed.",
     ),
-    MetricFamily("service_component_up", "gauge", "Whether each part that the last status page told of is up."),
-    MetricFamily("service_info", "gauge", "What the inventory says of the service; always 1."),
-    MetricFamily("host_info", "gauge", "What the inventory says of the host; always 1."),
+    MetricFamily("service_probe_interval_seconds", "gauge", "Configured interval between probes."),
+    MetricFamily("service_probe_slow_seconds", "gauge", "Configured duration above which a probe counts as slow."),
+    MetricFamily(
+        "service_objective_ratio", "gauge", "Configured objective: the ratio of time in which the service should be up."
+    ),
+    *(MetricFamily(name, "gauge", help_text) for name, help_text in _MEASURED.items()),
+    MetricFamily("service_tls_info", "gauge", "Issuer of the last served certificate, and the TLS version; always 1."),
+    MetricFamily("service_component_up", "gauge", "Whether each component on the last status page is up."),
+    MetricFamily("service_info", "gauge", "Inventory data of the service; always 1."),
+    MetricFamily("host_info", "gauge", "Inventory data of the host; always 1."),
 )
 
 
@@ -50,10 +54,15 @@ def _ratio(percent: float | None) -> float | None:
 
 
 class ServiceSeries:
-    """Renders one service's lines; its labels are rendered once."""
+    """Renders the lines of one service; its labels are rendered only once."""
 
     def __init__(self, service: Service) -> None:
-        own = {"service": service.id, "host": service.host, "provider": service.provider, "category": service.category}
+        labels = {
+            "service": service.id,
+            "host": service.host,
+            "provider": service.provider,
+            "category": service.category,
+        }
         info = {
             "name": service.title,
             "severity": service.severity,
@@ -61,26 +70,27 @@ class ServiceSeries:
             "on_failure": service.on_failure,
             "probe": service.probe.kind,
         }
-        self._own = labels(own)
-        self._fixed = {
+        self._labels = format_labels(labels)
+        self._constant = {
             "service_probe_interval_seconds": self._line("service_probe_interval_seconds", service.probe.every),
             "service_probe_slow_seconds": self._line("service_probe_slow_seconds", service.probe.slow_after),
             "service_objective_ratio": self._line("service_objective_ratio", _ratio(service.objective)),
-            "service_info": f"service_info{{{self._own},{labels(info)}}} 1\n",
+            "service_info": f"service_info{{{self._labels},{format_labels(info)}}} 1\n",
         }
 
     def _line(self, name: str, value: float | None) -> str:
-        return "" if value is None else f"{name}{{{self._own}}} {value}\n"
+        return "" if value is None else f"{name}{{{self._labels}}} {value}\n"
 
     def _lines(self, name: str, label: str, values: Mapping[Any, float]) -> str:
-        return "".join(f'{name}{{{self._own},{label}="{key}"}} {value}\n' for key, value in values.items())
+        return "".join(f'{name}{{{self._labels},{label}="{key}"}} {value}\n' for key, value in values.items())
 
     def render(
         self, state: ServiceState, last: ProbeResult | None, failures: Mapping[FailureReason, int]
     ) -> dict[str, str]:
+        """Return the lines by metric name."""
         line = self._line
         lines = {
-            **self._fixed,
+            **self._constant,
             "service_probes_total": self._lines(
                 "service_probes_total", "result", {"success": state.successes, "failure": state.failures}
             ),
@@ -108,16 +118,17 @@ class ServiceSeries:
             if details.tls is not None:
                 issuer, version = details.tls
                 lines["service_tls_info"] = (
-                    f"service_tls_info{{{self._own},{labels({'issuer': issuer, 'version': version})}}} 1\n"
+                    f"service_tls_info{{{self._labels},{format_labels({'issuer': issuer, 'version': version})}}} 1\n"
                 )
             if details.components:
                 lines["service_component_up"] = "".join(
-                    f"service_component_up{{{self._own},{labels({'component': name})}}} {int(up)}\n"
+                    f"service_component_up{{{self._labels},{format_labels({'component': name})}}} {int(up)}\n"
                     for name, up in details.components.items()
                 )
         return lines
 
 
 def render_host_info(host: Host) -> dict[str, str]:
-    pairs = {**host.labels, "host": host.name, "group": host.group, "address": host.address}
-    return {"host_info": f"host_info{{{labels(pairs)}}} 1\n"}
+    """Return the line of `host_info` by metric name."""
+    labels = {**host.labels, "host": host.name, "group": host.group, "address": host.address}
+    return {"host_info": f"host_info{{{format_labels(labels)}}} 1\n"}

@@ -1,4 +1,4 @@
-"""One probe of one service: its deadline, its outcome, whatever happens."""
+"""Running one probe of one service: its deadline, and a result whatever happens."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ MESSAGE_LIMIT = 500
 async def run_probe(
     service: Service, shell: Callable[[], Shell], reading: Callable[[], Reading], redact: Redactor
 ) -> ProbeResult:
-    """Probe `service` once; every failure is a ProbeResult, with no secret in its message."""
+    """Probe `service` once. Every failure becomes a result; secrets in its message are redacted."""
     kind = PROBES[service.probe.kind]
     details = ProbeDetails(redact=redact)
     started_at, started = time.time(), time.perf_counter()
@@ -35,11 +35,13 @@ async def run_probe(
     except ProbeFailure as failure:
         reason, message = failure.reason, failure.message
     except TimeoutError:
-        late = details.timeout_failure or ProbeFailure("timeout", f"no answer within {timeout:g} s{_how_far(details)}")
+        late = details.timeout_failure or ProbeFailure(
+            "timeout", f"no answer within {timeout:g} s{_last_phase(details)}"
+        )
         reason, message = late.reason, late.message
-    except Exception as error:  # noqa: BLE001 - one broken probe must not end the others; its traceback is logged
+    except Exception as error:  # noqa: BLE001 - a defect in one probe must not stop others; its traceback is logged
         details.evidence["traceback"] = traceback.format_exc()
-        reason, message = "error", f"the probe itself failed: {type(error).__name__}"
+        reason, message = "error", f"internal error in the probe: {type(error).__name__}; see the log"
     duration = time.perf_counter() - started
     if details.measured_at is not None:
         started_at = min(started_at, details.measured_at)
@@ -48,7 +50,7 @@ async def run_probe(
 
 
 async def probe_once(service: Service, hosts: Mapping[str, Host], redact: Redactor) -> ProbeResult:
-    """Probe `service` once, with shells and readings of its own."""
+    """Probe `service` once outside of a scheduler, with shells and readings of its own."""
     shells = Shells(hosts)
     readings = HostReadings(shells)
     readings.set_sections(sections_by_host([service]))
@@ -61,5 +63,5 @@ async def probe_once(service: Service, hosts: Mapping[str, Host], redact: Redact
         await shells.close()
 
 
-def _how_far(details: ProbeDetails) -> str:
-    return f" (got as far as {list(details.phases)[-1]})" if details.phases else ""
+def _last_phase(details: ProbeDetails) -> str:
+    return f" (last phase: {list(details.phases)[-1]})" if details.phases else ""

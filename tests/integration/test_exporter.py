@@ -151,7 +151,7 @@ async def test_a_bad_configuration_leaves_the_old_one_running(exporter: Exporter
     os.kill(exporter.pid, signal.SIGHUP)
 
     async def refused() -> bool:
-        return (exporter.folder / "log").read_text().count("reload refused") == 2
+        return (exporter.folder / "log").read_text().count("configuration_reload_failed") == 2
 
     await eventually(refused)
     assert await exporter.value("defib_config_last_reload_successful") == 0

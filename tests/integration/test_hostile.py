@@ -78,7 +78,7 @@ class Hostile:
 
 
 HOSTILE = {
-    "silent": Hostile(silent, "timeout", "no answer within 0.4 s (got as far as processing)"),
+    "silent": Hostile(silent, "timeout", "no answer within 0.4 s (last phase: processing)"),
     "reset": Hostile(reset, "protocol", "the connection was lost before any answer"),
     "closing": Hostile(says(b""), "protocol", "before any answer"),
     "dripping a body": Hostile(says(OK + b"Content-Length: 999\r\n\r\n", b"x", every=0.05, forever=True), "timeout"),
@@ -137,7 +137,7 @@ HOSTILE = {
     "another protocol": Hostile(says(b"SSH-2.0-OpenSSH_9.2\r\n"), "protocol", "the answer is not HTTP"),
     "no TLS": Hostile(says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "timeout", "", None, "https"),
     "half a handshake": Hostile(half_a_handshake, "tls", "", None, "https"),
-    "a silent handshake": Hostile(silent, "timeout", "got as far as tls", None, "https"),
+    "a silent handshake": Hostile(silent, "timeout", "last phase: tls", None, "https"),
     "an expired certificate": Hostile(silent, "tls", "certificate has expired", {"tls": "ca"}, "https", "expired"),
     "an unknown authority": Hostile(silent, "tls", "certificate is refused", None, "https", "127.0.0.1"),
     "another's certificate": Hostile(silent, "tls", "IP address mismatch", {"tls": "ca"}, "https", "other.test"),

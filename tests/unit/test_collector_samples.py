@@ -12,7 +12,7 @@ def test_a_number_that_cannot_be_kept_is_left_out(value: float) -> None:
     samples = CollectorSamples("h")
     samples.add("a", value)
     samples.add("b", 1)
-    assert (samples.lines, samples.fault) == ({"b": 'b{host="h"} 1\n'}, "a is no number that can be kept")
+    assert (samples.lines, samples.fault) == ({"b": 'b{host="h"} 1\n'}, "the value of a is not a finite number")
 
 
 def test_a_label_that_is_too_long_is_left_out() -> None:
@@ -34,4 +34,4 @@ def test_all_lines_together_are_bounded() -> None:
     for number in range(SERIES_LIMIT):
         samples.add("a", 1, name=f"{number:04}" + "x" * (LABEL_LIMIT - 4))
     assert sum(map(len, samples.lines.values())) <= SIZE_LIMIT
-    assert samples.fault == f"all lines together are longer than {SIZE_LIMIT} characters"
+    assert samples.fault == f"the samples exceed {SIZE_LIMIT} characters"

@@ -75,7 +75,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "hosts: {h: {address: h, shell: local, collect: {gpu: 1ms}}}",
-            "a.yaml:1: hosts.h.collect.gpu.every: is too often (at least 200ms)",
+            "a.yaml:1: hosts.h.collect.gpu.every: must be at least 200ms",
         ),
         (
             "remediator: {retention: 30m}",

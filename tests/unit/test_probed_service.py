@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure, ProbeResult
-from exporter.scheduler.probe_scheduler import ProbedService
+from exporter.scheduler.probed_service import ProbedService
 from fleet.inventory.model import Service
 from tests.support import inventory_of
 

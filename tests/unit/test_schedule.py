@@ -14,7 +14,7 @@ def test_the_first_probe_comes_within_a_minute_and_at_a_stable_phase(service: st
     for now in (0.0, 1000.0, 12345.6):
         first = schedule.first_due(now)
         assert 0 <= first - now <= min(every, 60) + 1e-6
-        following, _ = schedule.next_due(first, first, settled=True)
+        following, _ = schedule.next_due(first, first, stable=True)
         turns = (following - schedule.anchor) / every
         assert abs(turns - round(turns)) < 1e-6
 
@@ -37,7 +37,7 @@ def test_the_next_turn_is_on_the_grid_after_now_and_nothing_is_made_up_for(
     every: float, anchor: float, late: float
 ) -> None:
     schedule = Schedule(anchor, every, every)
-    due, missed = schedule.next_due(anchor, anchor + late, settled=True)
+    due, missed = schedule.next_due(anchor, anchor + late, stable=True)
     now = anchor + late
     assert now - 1e-6 * now < due <= now + every * (1 + 1e-6)
     assert missed <= late / every + 1
@@ -46,18 +46,18 @@ def test_the_next_turn_is_on_the_grid_after_now_and_nothing_is_made_up_for(
 
 def test_a_failing_service_is_probed_again_soon_and_then_on_its_grid() -> None:
     schedule = Schedule(10.0, 60.0, 5.0)
-    assert schedule.next_due(10.0, 10.2, settled=False) == (15.0, 0)
-    assert schedule.next_due(15.0, 15.2, settled=True) == (70.0, 0)
+    assert schedule.next_due(10.0, 10.2, stable=False) == (15.0, 0)
+    assert schedule.next_due(15.0, 15.2, stable=True) == (70.0, 0)
 
 
 def test_a_probe_that_outlasts_its_interval_gets_a_pause_and_is_counted() -> None:
     schedule = Schedule(0.0, 60.0, 5.0)
-    assert schedule.next_due(0.0, 12.0, settled=False) == (17.0, 2)
+    assert schedule.next_due(0.0, 12.0, stable=False) == (17.0, 2)
 
 
 def test_after_a_suspended_machine_wakes_there_is_no_burst() -> None:
     schedule = Schedule(0.0, 10.0, 5.0)
-    due, missed = schedule.next_due(20.0, 3601.0, settled=True)
+    due, missed = schedule.next_due(20.0, 3601.0, stable=True)
     assert (due, missed) == (3610.0, 358)
 
 

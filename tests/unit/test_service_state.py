@@ -29,8 +29,8 @@ def test_a_single_failure_does_not_bring_a_service_down() -> None:
     assert states[-1].last_change == 6.0
 
 
-def test_only_a_service_that_is_up_without_doubt_is_settled() -> None:
-    assert [state.settled for state in run([True, False, True], 2, 1)] == [True, False, True]
+def test_only_a_service_that_is_up_without_doubt_is_stable() -> None:
+    assert [state.is_stable for state in run([True, False, True], 2, 1)] == [True, False, True]
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 4), st.integers(1, 4))
