@@ -1,4 +1,4 @@
-"""The kinds of probes: the options of each and the function that carries it out."""
+"""The table of probes: the options of each kind, and the function that carries it out."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ ProbeOptionsT = TypeVar("ProbeOptionsT", bound=Part)
 
 @dataclass(frozen=True)
 class ProbeKind(Generic[ProbeOptionsT]):
-    """A kind of probe: `probe(options, context, details)` returns, or raises ProbeFailure."""
+    """A kind of probe; `probe(options, context, details)` returns on success and raises ProbeFailure otherwise."""
 
     options: type[ProbeOptionsT]
     probe: Callable[[ProbeOptionsT, ProbeContext, ProbeDetails], Awaitable[None]]

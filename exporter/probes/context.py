@@ -1,4 +1,4 @@
-"""What a probe has besides its own options."""
+"""The context of a probe: what it receives besides its own options."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from fleet.shells import Shell
 
 @dataclass(frozen=True, slots=True)
 class ProbeContext:
-    """The service's and its host's name, the seconds until the deadline, and ways to ask the host.
+    """The names of the service and its host, the timeout in seconds, and access to the host.
 
     `shell` and `reading` raise ShellError.
     """

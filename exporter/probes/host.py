@@ -1,4 +1,4 @@
-"""The probes of what a host itself knows: containers, units, programs, ports. They share one reading of the host."""
+"""The probes of a host's own state: `container`, `unit`, `program`, `port`. Probes of a host share its readings."""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar
@@ -18,13 +18,13 @@ T = TypeVar("T")
 
 
 class HostProbeOptions(Part):
-    """ProbeOptionsT of a probe that rests on a reading of the host."""
+    """Options of a probe that uses a reading of the host."""
 
     needs_host: ClassVar[bool] = True
 
     @property
     def section(self) -> Section:
-        """What is to be read of the host."""
+        """The section that must be read from the host."""
         raise NotImplementedError
 
 
@@ -46,7 +46,7 @@ class UnitProbeOptions(HostProbeOptions):
 
 class ProgramProbeOptions(HostProbeOptions):
     name: supervisor.Program
-    config: supervisor.Config | None = None  # on the service's host
+    config: supervisor.Config | None = None  # a path on the service's host
 
     @property
     def section(self) -> Section:
@@ -62,79 +62,80 @@ class PortProbeOptions(HostProbeOptions):
 
 
 async def probe_container(options: ContainerProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    found = (await _read(options, context, details, docker.containers, partly=options.name)).get(options.name)
-    if found is None:
-        raise ProbeFailure("state", f"there is no container {options.name} on {context.host}")
-    details.evidence["container"] = f"{found.state}, {found.health or 'no health check'}, started {found.started}"
-    if found.state != "running":
-        ended = f" (exit {found.exit_code})" if found.state == "exited" else ""
-        raise ProbeFailure("state", f"the container {options.name} is {found.state}{ended}, expected running")
-    if not found.is_up:
-        raise ProbeFailure("state", f"the container {options.name} is running, but its health is {found.health}")
+    containers = await _read_section(options, context, details, docker.containers, sufficient_key=options.name)
+    container = containers.get(options.name)
+    if container is None:
+        raise ProbeFailure("state", f"no container {options.name} on {context.host}")
+    health = container.health or "no health check"
+    details.evidence["container"] = f"{container.state}, {health}, started {container.started}"
+    if container.state != "running":
+        exit_code = f" (exit code {container.exit_code})" if container.state == "exited" else ""
+        raise ProbeFailure("state", f"the container {options.name} is {container.state}{exit_code}, expected running")
+    if not container.is_up:
+        raise ProbeFailure("state", f"the container {options.name} is running, but its health is {container.health}")
 
 
 async def probe_unit(options: UnitProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    found = (await _read(options, context, details, systemd.units)).get(options.name)
-    if not isinstance(found, systemd.Unit):
-        said = details.redact((found or "it said nothing").splitlines()[-1])
-        raise ProbeFailure("shell", f"{context.host}: systemd cannot be asked: {said}")
-    details.evidence["unit"] = f"{found.load}, {found.active} ({found.sub}), result {found.result}"
-    if found.load == "not-found":
-        raise ProbeFailure("state", f"there is no unit {options.name} on {context.host}")
-    if not found.is_active:
-        why = f", {found.result}" if found.result not in ("", "success") else ""
-        raise ProbeFailure("state", f"the unit {options.name} is {found.active} ({found.sub}{why}), expected active")
+    unit = (await _read_section(options, context, details, systemd.units)).get(options.name)
+    if not isinstance(unit, systemd.Unit):
+        error = details.redact((unit or "no output").splitlines()[-1])
+        raise ProbeFailure("shell", f"{context.host}: cannot query systemd: {error}")
+    details.evidence["unit"] = f"{unit.load}, {unit.active} ({unit.sub}), result {unit.result}"
+    if unit.load == "not-found":
+        raise ProbeFailure("state", f"no unit {options.name} on {context.host}")
+    if not unit.is_active:
+        result = f", {unit.result}" if unit.result not in ("", "success") else ""
+        raise ProbeFailure("state", f"the unit {options.name} is {unit.active} ({unit.sub}{result}), expected active")
 
 
 async def probe_program(options: ProgramProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    told = (await _read(options, context, details, supervisor.told)).get(
-        supervisor.named(options.config), supervisor.Told()
-    )
-    if told.failed:
-        raise ProbeFailure("shell", f"{context.host}: supervisor cannot be asked: {details.redact(told.failed)}")
-    found = told.programs.get(options.name)
-    if found is None:
-        raise ProbeFailure("state", f"there is no program {options.name} in supervisor on {context.host}")
-    state, description = found
+    instances = await _read_section(options, context, details, supervisor.told)
+    instance = instances.get(supervisor.named(options.config), supervisor.Told())
+    if instance.failed:
+        raise ProbeFailure("shell", f"{context.host}: cannot query supervisor: {details.redact(instance.failed)}")
+    program = instance.programs.get(options.name)
+    if program is None:
+        raise ProbeFailure("state", f"no program {options.name} in supervisor on {context.host}")
+    state, description = program
     details.evidence["supervisor"] = f"{state} {description}"
     if state != "RUNNING":
         raise ProbeFailure("state", f"the program {options.name} is {state} ({description}), expected RUNNING")
 
 
 async def probe_port(options: PortProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    if options.listening not in await _read(options, context, details, ports.listening):
+    if options.listening not in await _read_section(options, context, details, ports.listening):
         raise ProbeFailure("state", f"nothing listens on port {options.listening} of {context.host}")
 
 
-async def _read(
+async def _read_section(
     options: HostProbeOptions,
     context: ProbeContext,
     details: ProbeDetails,
     parse: Callable[[str], T],
-    partly: str | None = None,
+    sufficient_key: str | None = None,
 ) -> T:
-    """What a reading of the host says for this probe. Raises ProbeFailure.
+    """Return the probe's section of a reading of the host, parsed. Raises ProbeFailure.
 
-    A reading that was not finished in time is good enough where it has come as far as the key `partly`.
+    An incomplete section of a reading that timed out suffices if it has the key `sufficient_key`.
     """
     name = options.section.name
     late = ProbeFailure("shell", f"{context.host}: {name} did not answer in time")
-    details.timeout_failure = late  # the deadline says nothing of the service either
+    details.timeout_failure = late  # reading the host timed out, which says nothing about the service
     try:
         reading = context.reading()
         details.measured_at = reading.began
-        output, told, took = await reading.section(name, parse)
+        output, parsed, duration = await reading.section(name, parse)
     except ShellError as error:
         raise ProbeFailure("shell", str(error)) from error
-    details.add_phase("processing", took)
+    details.add_phase("processing", duration)
     if output.status in ENDED_BY_TIMEOUT:
-        if isinstance(told, Mapping) and partly in told:
-            return told
+        if isinstance(parsed, Mapping) and sufficient_key in parsed:
+            return parsed
         raise late
     details.evidence[name] = output.last_line
     if output.status != 0:
-        raise ProbeFailure("shell", f"{context.host}: {name} cannot be asked: {details.redact(output.last_line)}")
-    return told
+        raise ProbeFailure("shell", f"{context.host}: cannot query {name}: {details.redact(output.last_line)}")
+    return parsed
 
 
 CONTAINER = ProbeKind(ContainerProbeOptions, probe_container)

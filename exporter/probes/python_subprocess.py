@@ -1,4 +1,6 @@
-"""The process of a `python` probe: reads what to call, calls it, prints what came of it. Imports nothing of ours."""
+"""The subprocess of a `python` probe: calls a function of the user and prints its outcome. Imports only the standard
+library, so that it starts quickly.
+"""
 
 import asyncio
 import importlib
@@ -10,11 +12,11 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-LIMIT = 10_000  # characters of what is told
+OUTPUT_LIMIT = 10_000  # characters of a message or traceback
 
 
-class Failed(Exception):  # noqa: N818 - it says what became of the service
-    """What `Context.fail` raises."""
+class Failed(Exception):  # noqa: N818 - a failed probe is an expected result
+    """Raised by `Context.fail`."""
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -23,7 +25,7 @@ class Failed(Exception):  # noqa: N818 - it says what became of the service
 
 @dataclass(frozen=True)
 class Context:
-    """What the function is given. `timeout` is in seconds."""
+    """The argument of the user's function. `timeout` is in seconds."""
 
     service: str
     host: str
@@ -31,44 +33,49 @@ class Context:
     options: dict[str, Any] = field(default_factory=dict)
 
     def fail(self, message: str, reason: str = "state") -> NoReturn:
-        """The service is not well: end the probe with one of Defib's reasons, and one line that says why."""
+        """End the probe as failed, with a one-line message and one of Defib's reasons."""
         raise Failed(message, reason)
 
 
 def main() -> None:
-    wanted = json.load(sys.stdin)
-    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # what the function prints is for people, and must not mix with the result
-    sys.path.insert(0, wanted["folder"])
-    reason, message, trace = _outcome(wanted["call"], Context(**wanted["context"]))
-    with results:
-        told = {"reason": reason, "message": _sayable(message[:LIMIT]), "traceback": _sayable(trace[-LIMIT:])}
-        json.dump(told, results)
+    call = json.load(sys.stdin)
+    result_file = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # the function's output goes to stderr, so that it cannot mix with the result
+    sys.path.insert(0, call["folder"])
+    reason, message, trace = _call(call["call"], Context(**call["context"]))
+    with result_file:
+        outcome = {
+            "reason": reason,
+            "message": _replace_unencodable(message[:OUTPUT_LIMIT]),
+            "traceback": _replace_unencodable(trace[-OUTPUT_LIMIT:]),
+        }
+        json.dump(outcome, result_file)
     sys.stdout.flush()
-    os._exit(0)  # threads that the function left running are of no use to anyone
+    os._exit(0)  # does not wait for threads that the function left running
 
 
-def _outcome(call: str, context: Context) -> tuple[str | None, str, str]:
-    module, _, name = call.partition(":")
+def _call(function: str, context: Context) -> tuple[str | None, str, str]:
+    """Call the function; return a reason (None for a success), a message and a traceback."""
+    module, _, name = function.partition(":")
     try:
-        said = getattr(importlib.import_module(module), name)(context)
-        if inspect.isawaitable(said):
-            said = asyncio.run(_awaited(said))
+        returned = getattr(importlib.import_module(module), name)(context)
+        if inspect.isawaitable(returned):
+            returned = asyncio.run(_await(returned))
     except Failed as failure:
         return failure.reason, failure.message, ""
-    except BaseException as error:  # noqa: BLE001 - whatever the function ends with is its result
-        return "error", f"{call} raised {type(error).__name__}: {error}", traceback.format_exc()
-    if said is None or said is True:
+    except BaseException as error:  # noqa: BLE001 - whatever the function raises is its outcome
+        return "error", f"{function} raised {type(error).__name__}: {error}", traceback.format_exc()
+    if returned is None or returned is True:
         return None, "", ""
-    return "state", said if isinstance(said, str) else f"{call} returned {said!r}", ""
+    return "state", returned if isinstance(returned, str) else f"{function} returned {returned!r}", ""
 
 
-def _sayable(text: str) -> str:
+def _replace_unencodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-async def _awaited(said: Any) -> Any:
-    return await said
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The `status` probe: a JSON page that tells of a service's parts, such as a transcoder's channels."""
+"""The `status` probe: a JSON page that reports the components of a service, such as a transcoder's channels."""
 
 from typing import Annotated, Any
 
@@ -18,25 +18,26 @@ from exporter.probes.expectations import (
     run_in_thread,
 )
 from exporter.probes.http import HttpExpect, check_response
-from exporter.probes.net.http_client import HttpResponse, fetch
+from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions
+from exporter.probes.net.http_response import HttpResponse
 from exporter.results import ProbeDetails, ProbeFailure, replace_unencodable
 from fleet.inventory.endpoints import Part
 
-SHOWN = 200  # components that become series
-NAMED = 5  # components that a message names
+SERIES_LIMIT = 200  # components that become series
+NAMED_IN_MESSAGE = 5  # components
 NAME_LIMIT = 100
 
 
 class StatusComponents(Part):
-    """Where the parts stand in the page, what each is called, and when it is up."""
+    """Where the components are in the page, the name of each, and when it is up."""
 
     each: JsonPath
     name: JsonPath | None = None
     up: JsonExpect = Field(min_length=1)
 
 
-def _up_when(value: object) -> str | float:
+def _parse_up_when(value: object) -> str | float:
     if value in ("all", "any"):
         return str(value)
     text = str(value)
@@ -45,11 +46,11 @@ def _up_when(value: object) -> str | float:
     except ValueError:
         ratio = 0.0
     if isinstance(value, bool) or not 0 < ratio <= 1:
-        raise ValueError("is not all, any, or a ratio (write 0.8 or 80%)")
+        raise ValueError("must be all, any, or a ratio (write 0.8 or 80%)")
     return ratio
 
 
-UpWhen = Annotated[str | float, PlainValidator(_up_when, json_schema_input_type=str | float)]
+UpWhen = Annotated[str | float, PlainValidator(_parse_up_when, json_schema_input_type=str | float)]
 
 
 class StatusProbeOptions(HttpRequestOptions):
@@ -58,50 +59,51 @@ class StatusProbeOptions(HttpRequestOptions):
     expect: HttpExpect = HttpExpect()
 
     @property
-    def wanted_ratio(self) -> float:
-        """The share of the components that must be up; 0 stands for any one."""
+    def required_ratio(self) -> float:
+        """The ratio of components that must be up; 0 stands for at least one."""
         return {"all": 1.0, "any": 0.0}.get(self.up_when, 0.0) if isinstance(self.up_when, str) else self.up_when
 
 
 async def probe_status(options: StatusProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
-    answer = await fetch(options, details)
-    await check_response(options, options.expect, answer, details)
-    components = await run_in_thread(_components, options.components, answer, details)
-    details.components = dict(list(components.items())[:SHOWN])
+    response = await fetch(options, details)
+    await check_response(options, options.expect, response, details)
+    components = await run_in_thread(_parse_components, options.components, response, details)
+    details.components = dict(list(components.items())[:SERIES_LIMIT])
     down = [name for name, up in components.items() if not up]
-    details.evidence["components"] = f"{len(components) - len(down)} of {len(components)} up"
-    if (len(components) - len(down)) / len(components) < options.wanted_ratio or len(down) == len(components):
-        more = f" and {len(down) - NAMED} more" if len(down) > NAMED else ""
-        wanted = options.up_when if isinstance(options.up_when, str) else f"{options.up_when:.0%}"
-        names = details.redact(", ".join(down[:NAMED]))
+    up_count = len(components) - len(down)
+    details.evidence["components"] = f"{up_count} of {len(components)} up"
+    if up_count / len(components) < options.required_ratio or not up_count:
+        more = f" and {len(down) - NAMED_IN_MESSAGE} more" if len(down) > NAMED_IN_MESSAGE else ""
+        required = options.up_when if isinstance(options.up_when, str) else f"{options.up_when:.0%}"
+        names = details.redact(", ".join(down[:NAMED_IN_MESSAGE]))
         raise ProbeFailure(
-            "state", f"{len(down)} of {len(components)} components are down: {names}{more}; expected {wanted} up"
+            "state", f"{len(down)} of {len(components)} components are down: {names}{more}; expected {required} up"
         )
 
 
-def _components(wanted: StatusComponents, answer: HttpResponse, details: ProbeDetails) -> dict[str, bool]:
-    """Whether each part is up, by name; parts of one name are up together. Raises ProbeFailure."""
-    page = parse_json(recode_as_utf8(answer.header("content-type"), answer.body))
-    found: dict[str, bool] = {}
-    for node in find_values(wanted.each, page):
-        name = details.redact(_name(wanted, node))[:NAME_LIMIT]
-        found[name] = found.get(name, True) and all(
-            _meets(find_values(path, node.value), expected, details) for path, expected in wanted.up.items()
+def _parse_components(options: StatusComponents, response: HttpResponse, details: ProbeDetails) -> dict[str, bool]:
+    """Return by name whether each component is up; components of one name are combined. Raises ProbeFailure."""
+    page = parse_json(recode_as_utf8(response.header("content-type"), response.body))
+    components: dict[str, bool] = {}
+    for node in find_values(options.each, page):
+        name = details.redact(_component_name(options, node))[:NAME_LIMIT]
+        components[name] = components.get(name, True) and all(
+            _is_as_expected(find_values(path, node.value), expected, details) for path, expected in options.up.items()
         )
-    if not found:
-        raise ProbeFailure("json", f"{wanted.each} finds no component")
-    return found
+    if not components:
+        raise ProbeFailure("json", f"{options.each} selects no component")
+    return components
 
 
-def _name(wanted: StatusComponents, node: JSONPathNode) -> str:
-    """What `name` finds in the part, or else its key or index in the page."""
-    names = find_values(wanted.name, node.value).values() if wanted.name else []
+def _component_name(options: StatusComponents, node: JSONPathNode) -> str:
+    """Return what `name` selects in the component, or else its key or index in the page."""
+    names = find_values(options.name, node.value).values() if options.name else []
     name = names[0] if names else node.location[-1] if node.location else "page"
     return replace_unencodable(str(name)[:EXAMINED])
 
 
-def _meets(found: list[JSONPathNode], expected: Any, details: ProbeDetails) -> bool:
-    return bool(found) and not any(describe_mismatch(expected, node.value, details) for node in found)
+def _is_as_expected(nodes: list[JSONPathNode], expected: Any, details: ProbeDetails) -> bool:
+    return bool(nodes) and not any(describe_mismatch(expected, node.value, details) for node in nodes)
 
 
 STATUS = ProbeKind(StatusProbeOptions, probe_status)

@@ -1,4 +1,4 @@
-"""The `tls` probe: a handshake, and all that the certificates which are served say."""
+"""The `tls` probe: a handshake, and the certificates that the server sends."""
 
 import asyncio
 import time
@@ -30,15 +30,16 @@ async def probe_tls(options: TlsProbeOptions, _context: ProbeContext, details: P
     transport, _ = await connect(host, port, asyncio.Protocol, details, dial=options, tls=tls)
     address = transport.get_extra_info("peername")[0]
     transport.abort()
-    # What Python's own TLS shows of a connection is the leaf alone.
+    # Python's ssl module gives access to the leaf certificate only.
     await record_served_chain(address, port, tls.server_name or host, details, dial=options, tls=tls)
     expiry = details.gauges.get("service_tls_certificate_expiry_timestamp_seconds")
     if expiry is None:
-        raise ProbeFailure("tls", "the certificate cannot be read")
+        raise ProbeFailure("tls", "cannot parse the certificate")
     left = expiry - time.time()
     if left < options.expect.valid_for:
         days, expected = left / 86400, options.expect.valid_for / 86400
-        raise ProbeFailure("tls", f"the certificate is valid for {days:.1f} days more, expected {expected:.1f}")
+        expires = f"expires in {days:.1f} days" if left > 0 else f"expired {-days:.1f} days ago"
+        raise ProbeFailure("tls", f"the certificate {expires}, expected at least {expected:.1f} days")
 
 
 TLS = ProbeKind(TlsProbeOptions, probe_tls)

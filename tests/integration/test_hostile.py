@@ -86,7 +86,7 @@ HOSTILE = {
     "endless headers": Hostile(says(OK, b"X-A: " + b"a" * 8000 + b"\r\n", forever=True), "protocol", "longer than 262144"),
     "an endless header": Hostile(says(OK + b"X-A: ", b"a" * 8000, forever=True), "protocol", "longer than 262144"),
     "endless interim answers": Hostile(says(b"HTTP/1.1 103 Early\r\nX: y\r\n\r\n" * 100, forever=True), "protocol"),
-    "an endless body": Hostile(says(OK + b"\r\n", b"x" * 65536, forever=True), "body", "longer than max_body, 1048576"),
+    "an endless body": Hostile(says(OK + b"\r\n", b"x" * 65536, forever=True), "body", "longer than max_body (1048576 bytes)"),
     "endless chunks": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10\r\nxxxxxxxxxxxxxxxx\r\n" * 9999, forever=True), "body"),
     "endless trailers": Hostile(
         says(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-A: b\r\n" * 1000, forever=True), "protocol"
@@ -99,47 +99,47 @@ HOSTILE = {
     ),
     "JSON of very many values": Hostile(
         says(OK + b"Content-Length: 200001\r\n\r\n[" + b"1," * 99_999 + b"1]"),
-        "json", "finds more than 10000 values", {"expect": {"json": {"$[*]": 1}}},
+        "json", "selects more than 10000 values", {"expect": {"json": {"$[*]": 1}}},
     ),
     "a redirect to what is no URL": Hostile(
-        says(b"HTTP/1.1 302 Found\r\nLocation: http://][p@\r\nContent-Length: 0\r\n\r\n"), "protocol", "which is no URL"
+        says(b"HTTP/1.1 302 Found\r\nLocation: http://][p@\r\nContent-Length: 0\r\n\r\n"), "protocol", "which is not a URL"
     ),
     "a redirect to what is no name": Hostile(
         says(b"HTTP/1.1 302 Found\r\nLocation: http://xn--/\r\nContent-Length: 0\r\n\r\n"), "protocol"
     ),
-    "a gzip bomb": Hostile(says(body(BOMB, "gzip")), "body", "decoded, is longer than max_body"),
+    "a gzip bomb": Hostile(says(body(BOMB, "gzip")), "body", "the decoded body is longer than max_body"),
     "a deflate bomb": Hostile(says(body(zlib.compress(b"\0" * 20_000_000), "deflate")), "body", "decoded"),
     "a brotli bomb": Hostile(says(body(brotli.compress(b"\0" * 20_000_000, quality=5), "br")), "body", "decoded"),
     "bombs in a bomb": Hostile(says(body(gzip.compress(BOMB), "gzip, gzip")), "body", "decoded"),
     "a thousand codings": Hostile(
-        says(body(b"x", ", ".join(["gzip"] * 1000))), "protocol", "has 1000 codings, more than 5"
+        says(body(b"x", ", ".join(["gzip"] * 1000))), "protocol", "has 1000 encodings, more than 5"
     ),
     "a redirect loop": Hostile(
         says(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"), "protocol", "more than 10 times"
     ),
-    "too long a Content-Length": Hostile(says(OK + b"Content-Length: 99\r\n\r\nok"), "protocol", "cut short after 2 bytes"),
+    "too long a Content-Length": Hostile(says(OK + b"Content-Length: 99\r\n\r\nok"), "protocol", "the connection was closed after 2 bytes of the body"),
     "two lengths": Hostile(says(OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok"), "protocol"),
     "a negative length": Hostile(says(OK + b"Content-Length: -2\r\n\r\nok"), "protocol"),
     "a bad chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n0\r\n\r\n"), "protocol", "not HTTP"),
-    "an unended chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nok"), "protocol", "cut short"),
-    "broken gzip": Hostile(says(body(b"no gzip", "gzip")), "protocol", "the body is not gzip"),
-    "gzip cut short": Hostile(says(body(gzip.compress(b"hello" * 99)[:-9], "gzip")), "protocol", "cut short"),
-    "brotli cut short": Hostile(says(body(brotli.compress(b"hello" * 99)[:-3], "br")), "protocol", "cut short"),
+    "an unended chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nok"), "protocol", "the connection was closed"),
+    "broken gzip": Hostile(says(body(b"no gzip", "gzip")), "protocol", "the body is not valid gzip"),
+    "gzip cut short": Hostile(says(body(gzip.compress(b"hello" * 99)[:-9], "gzip")), "protocol", "the gzip body is truncated"),
+    "brotli cut short": Hostile(says(body(brotli.compress(b"hello" * 99)[:-3], "br")), "protocol", "the br body is truncated"),
     "gzip of many members": Hostile(says(body(gzip.compress(b"") * 5000, "gzip")), "protocol", "more than 100 members"),
     "a charset that is slow": Hostile(
         says(OK + b"Content-Type: text/html; charset=punycode\r\nContent-Length: 120000\r\n\r\n" + b"a-b" * 40000),
         "body", "does not match", {"expect": {"body_matches": "hello"}},
     ),
-    "an unknown coding": Hostile(says(body(b"hello", "zstd")), "protocol", "encoded as 'zstd'"),
+    "an unknown coding": Hostile(says(body(b"hello", "zstd")), "protocol", "unsupported content encoding 'zstd'"),
     "broken UTF-8": Hostile(
-        says(OK + b"Content-Length: 4\r\n\r\n\xff\xfe\xc3("), "body", "begins '", {"expect": {"body_matches": "hello"}}
+        says(OK + b"Content-Length: 4\r\n\r\n\xff\xfe\xc3("), "body", "begins with '", {"expect": {"body_matches": "hello"}}
     ),
     "another protocol": Hostile(says(b"SSH-2.0-OpenSSH_9.2\r\n"), "protocol", "the answer is not HTTP"),
     "no TLS": Hostile(says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "timeout", "", None, "https"),
     "half a handshake": Hostile(half_a_handshake, "tls", "", None, "https"),
     "a silent handshake": Hostile(silent, "timeout", "last phase: tls", None, "https"),
     "an expired certificate": Hostile(silent, "tls", "certificate has expired", {"tls": "ca"}, "https", "expired"),
-    "an unknown authority": Hostile(silent, "tls", "certificate is refused", None, "https", "127.0.0.1"),
+    "an unknown authority": Hostile(silent, "tls", "certificate verification failed", None, "https", "127.0.0.1"),
     "another's certificate": Hostile(silent, "tls", "IP address mismatch", {"tls": "ca"}, "https", "other.test"),
 }  # fmt: skip
 

@@ -76,17 +76,17 @@ async def test_what_the_host_says(
     table: list[tuple[str, dict[str, Any], str | None, str]] = [
         ("container", {"name": containers}, None, ""),
         ("container", {"name": f"{containers}-healthy"}, None, ""),
-        ("container", {"name": f"{containers}-exited"}, "state", "is exited (exit 3), expected running"),
+        ("container", {"name": f"{containers}-exited"}, "state", "is exited (exit code 3), expected running"),
         ("container", {"name": f"{containers}-unhealthy"}, "state", "is running, but its health is unhealthy"),
-        ("container", {"name": "nothing"}, "state", "there is no container nothing on h"),
+        ("container", {"name": "nothing"}, "state", "no container nothing on h"),
         ("unit", {"name": "well"}, None, ""),
         ("unit", {"name": "done.service"}, None, ""),
         ("unit", {"name": "broken.service"}, "state", "is failed (failed, exit-code), expected active"),
-        ("unit", {"name": "missing.service"}, "state", "there is no unit missing.service on h"),
+        ("unit", {"name": "missing.service"}, "state", "no unit missing.service on h"),
         ("program", {"name": "stack:well", "config": config}, None, ""),
         ("program", {"name": "broken", "config": config}, "state", "expected RUNNING"),
-        ("program", {"name": "missing", "config": config}, "state", "there is no program missing"),
-        ("program", {"name": "well", "config": "/nowhere"}, "shell", "supervisor cannot be asked"),
+        ("program", {"name": "missing", "config": config}, "state", "no program missing"),
+        ("program", {"name": "well", "config": "/nowhere"}, "shell", "cannot query supervisor"),
     ]
 
     async def healthy() -> bool:
@@ -115,11 +115,11 @@ async def test_ports(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "script", "kind", "options", "reason", "said"),
     [
-        ("docker", "echo 'permission denied while trying to connect' >&2; exit 1", "container", {"name": "it"}, "shell", "h: docker cannot be asked: permission denied"),
+        ("docker", "echo 'permission denied while trying to connect' >&2; exit 1", "container", {"name": "it"}, "shell", "h: cannot query docker: permission denied"),
         ("docker", "sleep 60", "container", {"name": "it"}, "shell", "docker did not answer in time"),
         ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tother/x,it\\trunning\\timage\\tUp 3 hours (healthy)\\n'", "container", {"name": "it"}, None, ""),
         ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabd\\tother/y\\trunning\\timage\\tUp 1 hour\\nlisted\\tabc\\tother/x,it\\trunning\\timage\\tUp 3 hours (healthy)\\n'", "container", {"name": "it"}, None, ""),
-        ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\texited\\timage\\tExited (137) 3 hours ago\\n'", "container", {"name": "it"}, "state", "is exited (exit 137), expected running"),
+        ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\texited\\timage\\tExited (137) 3 hours ago\\n'", "container", {"name": "it"}, "state", "is exited (exit code 137), expected running"),
         ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\trunning\\timage\\tUp 3 hours (unhealthy)\\n'", "container", {"name": "it"}, "state", "its health is unhealthy"),
         ("docker", "", "container", {"name": "it"}, "state", "no container it"),
         ("systemctl", "echo 'System has not been booted with systemd' >&2; exit 1", "unit", {"name": "it"}, "shell", "not been booted"),

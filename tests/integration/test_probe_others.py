@@ -31,9 +31,9 @@ SMTP = greeting(b"220-hello\r\n220 ready\r\n", then=b"250 ok\r\n")
     [
         (SMTP, [], None, ""),
         (SMTP, [{"expect": "^220 "}, {"send": "EHLO x\r\n"}, {"expect": "^250 "}], None, ""),
-        (SMTP, [{"expect": "^220 "}, {"send": "EHLO x\r\n"}, {"expect": "^354 "}], "protocol", "step 3 of the dialogue: expected '^354 ', got '250 ok'"),
-        (SMTP, [{"expect": "^SSH"}], "protocol", "step 1 of the dialogue: expected '^SSH', got '220 ready'"),
-        (greeting(), [{"expect": "^SSH"}], "timeout", "step 1 of the dialogue: expected '^SSH', and nothing came in time"),
+        (SMTP, [{"expect": "^220 "}, {"send": "EHLO x\r\n"}, {"expect": "^354 "}], "protocol", "step 3 of the dialogue: expected '^354 ', received '250 ok'"),
+        (SMTP, [{"expect": "^SSH"}], "protocol", "step 1 of the dialogue: expected '^SSH', received '220 ready'"),
+        (greeting(), [{"expect": "^SSH"}], "timeout", "step 1 of the dialogue: expected '^SSH', but received nothing in time"),
         (greeting(b"x" * 100_000), [{"expect": "^SSH"}], "protocol", ""),
         (SMTP, [{"expect": "^220 "}, {"starttls": True}], "tls", ""),
     ],
@@ -53,9 +53,9 @@ async def test_a_port_where_nobody_listens(tmp_path: Path) -> None:
 COMMANDS = [
     ({"run": ["echo", "all well"], "expect": {"stdout_matches": "well$"}}, None, ""),
     ({"run": ["echo", "all well"], "expect": {"stdout_lacks": "well"}}, "body", "must not"),
-    ({"run": ["sh", "-c", "echo why >&2; exit 3"]}, "exit", "sh exited 3, expected 0: 'why'"),
+    ({"run": ["sh", "-c", "echo why >&2; exit 3"]}, "exit", "sh: exit status 3, expected 0: 'why'"),
     ({"run": ["sh", "-c", "exit 3"], "expect": {"exit": 3}}, None, ""),
-    ({"run": ["no-such-program"]}, "shell", "no-such-program exited 127"),
+    ({"run": ["no-such-program"]}, "shell", "no-such-program: exit status 127"),
     ({"run": ["sleep", "60"]}, "timeout", "within 1 s"),
     ({"run": ["echo", "$HOME;`id`"], "expect": {"stdout_matches": "^\\$HOME;`id`$"}}, None, ""),
 ]

@@ -31,9 +31,9 @@ EACH = {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running", 
         ({"channels": [*({"name": str(n)} for n in range(9)), CHANNELS[1]]}, {"up_when": "10%"}, None, ""),
         ({"channels": [*({"name": str(n)} for n in range(4)), CHANNELS[1]]}, {"up_when": "20%"}, None, ""),
         (TRANSCODER, {"up_when": "any", "expect": {"json": {"$.cpu.usage": {"below": 30}}}}, "json", "$.cpu.usage is 37.5, expected below 30"),
-        ({"channels": []}, {}, "json", "$.channels[*] finds no component"),
+        ({"channels": []}, {}, "json", "$.channels[*] selects no component"),
         ({"channels": [{"name": "a"}]}, {"up_when": "any"}, "state", "1 of 1"),
-        ("no page", {}, "json", "finds no component"),
+        ("no page", {}, "json", "selects no component"),
     ],
 )  # fmt: skip
 async def test_a_transcoder_s_channels(tmp_path: Path, page: Any, options: Any, reason: str | None, said: str) -> None:
@@ -82,7 +82,9 @@ async def test_a_page_too_long_to_be_read_as_json(tmp_path: Path) -> None:
     async with peers.web_server(answer) as port:
         http = {"url": f"http://127.0.0.1:{port}", "expect": {"json": {"$..x": 1}}}
         result = await probed(tmp_path, "http", http)
-    assert (result.reason, "longer than the 1048576 bytes" in result.message) == ("json", True), result.message
+    assert (result.reason, "longer than 1048576 bytes, the limit for JSON" in result.message) == ("json", True), (
+        result.message
+    )
 
 
 async def test_names_that_no_encoding_has_do_no_harm(tmp_path: Path) -> None:
@@ -177,11 +179,11 @@ async def test_functions_of_the_user(tmp_path: Path, call: str, reason: str | No
         ({"$.t": True, "$.n": None, "$.l": [1, "b"]}, None, ""),
         ({"$.t": 1}, "json", "$.t is true, expected 1"),
         ({"$.l": [1, 2]}, "json", '$.l is [1, "b"], expected [1, 2]'),
-        ({"$.gone": 1}, "json", "$.gone finds nothing, expected 1"),
+        ({"$.gone": 1}, "json", "$.gone selects nothing, expected 1"),
         ({"$.o[*].x": {"above": 0}}, None, ""),
         ({"$.o[*].x": {"above": 1}}, "json", "$.o[*].x is 1, expected above 1"),
         ({"$.s": {"matches": "^he"}}, None, ""),
-        ({"$.a": {"matches": "1"}}, "json", "expected a text that matches '1'"),
+        ({"$.a": {"matches": "1"}}, "json", "expected a string that matches '1'"),
         ({"$.s": {"below": 3}}, "json", "expected below 3"),
         ({"$.o[?@.x > 1].y": "b"}, None, ""),
         ({"$['o'][0]['x']": 1, "$..y": {"matches": "^[ab]$"}}, None, ""),

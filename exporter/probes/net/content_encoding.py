@@ -1,4 +1,4 @@
-"""Content codings (RFC 9110, 8.4), decoded within a bound."""
+"""Content encodings of HTTP (RFC 9110, 8.4): decoding within limits."""
 
 import zlib
 
@@ -6,71 +6,71 @@ import brotli
 
 from exporter.results import ProbeFailure
 
-PIECE = 64 * 1024
-CODINGS = 5  # of one body; each is decoded in a thread that nothing can end
-MEMBERS = 100  # each is looked at with all that follow it
+CHUNK = 64 * 1024
+ENCODINGS_LIMIT = 5  # of one body; decoding runs in a thread that cannot be cancelled
+GZIP_MEMBERS_LIMIT = 100  # decoding a member copies all members after it
 
 
-def decoded(body: bytes, encodings: str | None, limit: int) -> bytes:
-    """`body` without its codings, the last applied first. Raises ProbeFailure where that is over `limit` bytes."""
-    codings = [name.strip().lower() for name in (encodings or "").split(",")]
-    applied = [coding for coding in codings if coding not in ("", "identity")]
-    if len(applied) > CODINGS:
-        raise ProbeFailure("protocol", f"the body has {len(applied)} codings, more than {CODINGS}")
-    for coding in reversed(applied):
+def decode_body(body: bytes, content_encoding: str | None, limit: int) -> bytes:
+    """Return `body` without its encodings. Raises ProbeFailure, also if the result is longer than `limit` bytes."""
+    names = [name.strip().lower() for name in (content_encoding or "").split(",")]
+    encodings = [name for name in names if name not in ("", "identity")]
+    if len(encodings) > ENCODINGS_LIMIT:
+        raise ProbeFailure("protocol", f"the body has {len(encodings)} encodings, more than {ENCODINGS_LIMIT}")
+    for encoding in reversed(encodings):
         if not body:
             continue
         try:
-            body = _decoded(body, coding, limit)
+            body = _decode(body, encoding, limit)
         except (zlib.error, brotli.error) as error:
-            raise ProbeFailure("protocol", f"the body is not {coding}: {error}") from error
+            raise ProbeFailure("protocol", f"the body is not valid {encoding}: {error}") from error
     return body
 
 
-def _decoded(body: bytes, coding: str, limit: int) -> bytes:
-    if coding in ("gzip", "x-gzip"):
-        return _inflated(body, limit, zlib.MAX_WBITS | 16, "gzip")
-    if coding == "deflate":
+def _decode(body: bytes, encoding: str, limit: int) -> bytes:
+    if encoding in ("gzip", "x-gzip"):
+        return _inflate(body, limit, zlib.MAX_WBITS | 16, "gzip")
+    if encoding == "deflate":
         try:
-            return _inflated(body, limit, zlib.MAX_WBITS, coding)
-        except zlib.error:  # many send it without the wrapper that the standard asks for
-            return _inflated(body, limit, -zlib.MAX_WBITS, coding)
-    if coding == "br":
-        return _unbrotlied(body, limit)
-    raise ProbeFailure("protocol", f"the body is encoded as {coding[:50]!r}; gzip, deflate and br are understood")
+            return _inflate(body, limit, zlib.MAX_WBITS, encoding)
+        except zlib.error:  # many servers omit the zlib header that the standard requires
+            return _inflate(body, limit, -zlib.MAX_WBITS, encoding)
+    if encoding == "br":
+        return _decompress_brotli(body, limit)
+    raise ProbeFailure("protocol", f"unsupported content encoding {encoding[:50]!r} (supported: gzip, deflate, br)")
 
 
-def _inflated(body: bytes, limit: int, wbits: int, coding: str) -> bytes:
-    found = bytearray()
-    for _ in range(MEMBERS):
+def _inflate(body: bytes, limit: int, wbits: int, encoding: str) -> bytes:
+    decoded = bytearray()
+    for _ in range(GZIP_MEMBERS_LIMIT):
         if not body:
-            return bytes(found)
+            return bytes(decoded)
         stream = zlib.decompressobj(wbits)
-        found += stream.decompress(body, limit + 1 - len(found))
-        if len(found) > limit:
+        decoded += stream.decompress(body, limit + 1 - len(decoded))
+        if len(decoded) > limit:
             raise _too_long(limit)
         if not stream.eof:
-            raise _cut_short(coding)
+            raise _truncated(encoding)
         body = stream.unused_data.lstrip(b"\0") if wbits > zlib.MAX_WBITS else b""  # gzip may have several members
-    raise ProbeFailure("protocol", f"the body's {coding} has more than {MEMBERS} members")
+    raise ProbeFailure("protocol", f"the {encoding} body has more than {GZIP_MEMBERS_LIMIT} members")
 
 
-def _unbrotlied(body: bytes, limit: int) -> bytes:
+def _decompress_brotli(body: bytes, limit: int) -> bytes:
     stream = brotli.Decompressor()
-    found = bytearray(stream.process(body, output_buffer_limit=min(PIECE, limit + 1)))
-    while not stream.is_finished() and len(found) <= limit:
-        more = stream.process(b"", output_buffer_limit=PIECE)
+    decoded = bytearray(stream.process(body, output_buffer_limit=min(CHUNK, limit + 1)))
+    while not stream.is_finished() and len(decoded) <= limit:
+        more = stream.process(b"", output_buffer_limit=CHUNK)
         if not more and stream.can_accept_more_data():
-            raise _cut_short("br")
-        found += more
-    if len(found) > limit:
+            raise _truncated("br")
+        decoded += more
+    if len(decoded) > limit:
         raise _too_long(limit)
-    return bytes(found)
+    return bytes(decoded)
 
 
 def _too_long(limit: int) -> ProbeFailure:
-    return ProbeFailure("body", f"the body, decoded, is longer than max_body, {limit} bytes")
+    return ProbeFailure("body", f"the decoded body is longer than max_body ({limit} bytes)")
 
 
-def _cut_short(coding: str) -> ProbeFailure:
-    return ProbeFailure("protocol", f"the body's {coding} was cut short")
+def _truncated(encoding: str) -> ProbeFailure:
+    return ProbeFailure("protocol", f"the {encoding} body is truncated")
