@@ -23,7 +23,7 @@ FAMILIES = (
     ),
     MetricFamily("host_container_info", "gauge", "Image of the container; always 1."),
 )
-NEVER_STARTED = "0001-"  # the year in which Docker lets a container start that never started
+NEVER_STARTED = "0001-"  # start year that Docker reports for a container that was never started
 
 
 class DockerCollector(Collector[CollectorOptions]):

@@ -4,12 +4,27 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from exporter.probes.context import ProbeContext
 from exporter.results import ProbeDetails
+from fleet.host.reading import Reading
 from fleet.inventory.endpoints import Part
 from fleet.inventory.kinds import Table
+from fleet.shells import Shell
 
 ProbeOptionsT = TypeVar("ProbeOptionsT", bound=Part)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeContext:
+    """What a probe receives besides its options: service, host, timeout in seconds, and access to the host.
+
+    `shell` and `reading` raise ShellError.
+    """
+
+    service: str
+    host: str
+    timeout: float
+    shell: Callable[[], Shell]
+    reading: Callable[[], Reading]
 
 
 @dataclass(frozen=True)

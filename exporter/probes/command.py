@@ -4,8 +4,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED, check_lacks, check_matches, quote_excerpt
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part

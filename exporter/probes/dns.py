@@ -18,8 +18,7 @@ import dns.rdataclass
 import dns.rdatatype
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import compile_cached
 from exporter.probes.net.connections import (
     DialOptions,

@@ -12,8 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import AddressOptions, DialOptions, connect, resolve
 from exporter.probes.tcp import expand_tls
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure

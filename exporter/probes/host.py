@@ -5,8 +5,7 @@ from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.host import ports
 from fleet.host.reading import Section

@@ -9,8 +9,7 @@ import time
 
 from pydantic import Field, model_validator
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import DialOptions, connection_failure, resolve
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part

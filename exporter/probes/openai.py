@@ -9,8 +9,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import check_lacks, check_matches, parse_json, quote_excerpt, run_in_thread
 from exporter.probes.http import check_status
 from exporter.probes.net.http_client import fetch
@@ -125,7 +124,7 @@ class _StreamedCompletion:
 
     def receive(self, reader: HttpResponseReader, data: bytes) -> None:
         """Process the next data of a stream of server-sent events."""
-        if reader.status != 200:  # noqa: PLR2004
+        if reader.status != 200:  # noqa: PLR2004 - HTTP status code
             self.other += data[: OTHER_LIMIT - len(self.other)]
             return
         self._line += data

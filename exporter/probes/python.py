@@ -9,8 +9,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.documents import Text

@@ -5,8 +5,7 @@ from typing import Annotated, Any
 from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import (
     EXAMINED,
     JsonExpect,

@@ -3,8 +3,7 @@
 import asyncio
 import time
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import DialOptions, ProbeTls, connect, record_served_chain
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Address, Part, ServerName, split_address

@@ -10,8 +10,7 @@ from aiohttp.client_reqrep import ClientRequest
 from pydantic import AfterValidator, Field
 from yarl import URL
 
-from exporter.probes import ProbeKind
-from exporter.probes.context import ProbeContext
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import DialOptions, ProbeTls, connect
 from exporter.probes.net.dialogue import MESSAGES_PER_STEP, Dialogue, DialogueStep
 from exporter.probes.net.http_request import Headers

@@ -5,8 +5,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 
-from exporter.probes import PROBES
-from exporter.probes.context import ProbeContext
+from exporter.probes import PROBES, ProbeContext
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure, ProbeResult, replace_unencodable
 from exporter.scheduler.host_readings import HostReadings, sections_by_host
 from fleet.host.reading import Reading

@@ -257,7 +257,7 @@ async def test_tls_of_a_web_configuration(exporter: Exporter, certificate: Path)
             except httpx.HTTPError:
                 return False
 
-        exporter.is_ready = is_ready  # type: ignore[method-assign]
+        exporter.is_ready = is_ready  # type: ignore[method-assign] # this test has its own
         await exporter.start("--web.config.file", str(web))
         assert "https://127.0.0.1" in (exporter.folder / "log").read_text()
 

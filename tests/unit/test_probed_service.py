@@ -35,7 +35,7 @@ async def test_a_failure_is_logged_when_it_changes_and_then_every_ten_minutes(
         (0, "connect"), (30, "connect"), (599, "connect"), (600, "connect"), (601, "timeout"), (1200, "timeout"),
         (1201, "timeout"), (1800, None), (9999, None),
     ):  # fmt: skip
-        probed.record(result(reason), now, "")  # type: ignore[arg-type]
+        probed.record(result(reason), now, "")  # type: ignore[arg-type] # a str, not a literal
         if capsys.readouterr().out:
             told.append(now)
     assert told == [0, 600, 601, 1201, 1800]
