@@ -1,4 +1,4 @@
-"""Servers that misbehave in every way we know: each gives its reason in time, and leaves nothing behind."""
+"""Misbehaving servers: each leads to its reason within the timeout, and leaks nothing."""
 
 import asyncio
 import gc
@@ -33,7 +33,7 @@ BOMB = gzip.compress(b"\0" * 20_000_000)
 
 
 def says(*pieces: bytes, every: float = 0.0, forever: bool = False, close: bool = True) -> Handle:
-    """A server that reads a request, says `pieces` one after the other, and closes or waits."""
+    """Return a server that reads a request, sends `pieces`, and closes the connection or waits."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -71,7 +71,7 @@ def body(content: bytes, coding: str) -> bytes:
 class Hostile:
     handle: Handle
     reason: str
-    said: str = ""
+    message: str = ""
     options: Any = None
     scheme: str = "http"
     certificate: str = ""
@@ -146,7 +146,7 @@ HOSTILE = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loaded]:
-    """All of these servers, and a service for each."""
+    """All of these servers, with a service for each."""
     folder = tmp_path_factory.mktemp("hostile")
     authority = Authority.made(folder / "ca.pem")
     services: dict[str, Any] = {}
@@ -177,17 +177,17 @@ async def run(world: Loaded, number: int) -> ProbeResult:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_each_gives_its_reason_in_time(world: Loaded, name: str) -> None:
+async def test_reasons_of_hostile_peers(world: Loaded, name: str) -> None:
     expected = HOSTILE[name]
     result = await run(world, list(HOSTILE).index(name))
-    assert (result.reason, expected.said in result.message) == (expected.reason, True), result.message
+    assert (result.reason, expected.message in result.message) == (expected.reason, True), result.message
     assert result.duration < 20
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("probes", [500, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
-async def test_nothing_is_left_of_many(world: Loaded, probes: int) -> None:
-    """Sockets, tasks and memory are as they were, once the servers have noticed that we are gone."""
+async def test_no_resources_leak(world: Loaded, probes: int) -> None:
+    """Sockets, tasks and memory return to their previous numbers once the servers have closed."""
     rounds = probes // len(HOSTILE) + 1
 
     async def some(count: int) -> None:
@@ -209,7 +209,7 @@ async def test_nothing_is_left_of_many(world: Loaded, probes: int) -> None:
 
 
 async def _held() -> tuple[int, int, int]:
-    """Open files, tasks, and resident bytes, when no more of them go."""
+    """Return open files, tasks, and resident bytes once they are stable."""
     held = (10**9, 10**9)
     for _ in range(100):
         await asyncio.sleep(0.1)

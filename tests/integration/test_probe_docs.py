@@ -1,4 +1,4 @@
-"""Every example of docs/probes.md, loaded and run against a server of its kind."""
+"""Every example in docs/probes.md, loaded and run against a real server."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ def example(kind: str) -> str:
 
 
 async def run(folder: Path, kind: str, replaced: Replaced) -> None:
-    """Load and probe every service of a kind's example, with the addresses of servers here."""
+    """Load a kind's example with the addresses of local servers, and probe its services."""
     text = example(kind)
     for old, new in replaced.items():
         assert old in text
@@ -165,5 +165,5 @@ async def test_python(tmp_path: Path) -> None:
     await run(tmp_path, "python", {})
 
 
-def test_every_kind_has_an_example_that_is_run() -> None:
+def test_every_kind_has_an_example() -> None:
     assert [kind for kind in PROBES if f"test_{kind}" not in globals()] == []

@@ -1,4 +1,4 @@
-"""Probes of what a host knows, over a real sshd: a real dockerd, systemd and supervisord, and the kernel's sockets."""
+"""Probes of a host's own state over a real sshd: dockerd, systemd, supervisord, and the kernel's sockets."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ LOCAL = {"address": "127.0.0.1", "shell": "local"}
 
 @pytest.fixture(scope="module")
 def containers(container: str) -> Iterator[str]:
-    """Containers in several states, named by them; one that just runs has the name alone."""
+    """Containers in several states, with the state as a suffix of the name, except for running."""
     run = ["docker", "run", "--detach", "--network", "host"]
     check = ["--health-interval", "1s", "--health-retries", "1", "--health-cmd"]
     states: dict[str, tuple[list[str], list[str]]] = {
@@ -45,7 +45,7 @@ def containers(container: str) -> Iterator[str]:
 
 @pytest.fixture
 async def supervised(keeper: Keeper, tmp_path: Path) -> Path:
-    """A supervisord with a program that runs and one that cannot."""
+    """A supervisord with a running and a failing program."""
     programs = (
         "[program:well]\ncommand=/bin/sleep 1000\nstartsecs=0\n[program:broken]\ncommand=/bin/false\nstartretries=1000\n"
         "[group:stack]\nprograms=well\n"
@@ -55,7 +55,7 @@ async def supervised(keeper: Keeper, tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def equipped(keeper: Keeper, tmp_path: Path, docker: None, systemd: Path) -> Sshd:
-    """An sshd whose account finds docker, systemctl and supervisorctl."""
+    """An sshd with docker, systemctl and supervisorctl in the PATH of its account."""
     path = f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     (port,) = free_ports(1)
     environment = {"PATH": path, "DOCKER_HOST": os.environ["DOCKER_HOST"]}
@@ -68,7 +68,7 @@ def ssh_of(host: Sshd) -> dict[str, Any]:
 
 
 @pytest.mark.needs("dockerd", "busybox", "systemd", "sshd")
-async def test_what_the_host_says(
+async def test_states_on_a_host(
     tmp_path: Path, containers: str, supervised: Path, equipped: Sshd, systemd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -97,9 +97,9 @@ async def test_what_the_host_says(
 
     await eventually(healthy)
     for host in (LOCAL, ssh_of(equipped)):
-        for kind, options, reason, said in table:
+        for kind, options, reason, message in table:
             result = await probed(tmp_path, kind, options, "30s", host)
-            assert (result.reason, said in result.message) == (reason, True), (kind, options, result.message)
+            assert (result.reason, message in result.message) == (reason, True), (kind, options, result.message)
 
 
 async def test_ports(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ async def test_ports(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "script", "kind", "options", "reason", "said"),
+    ("name", "script", "kind", "options", "reason", "message"),
     [
         ("docker", "echo 'permission denied while trying to connect' >&2; exit 1", "container", {"name": "it"}, "shell", "h: cannot query docker: permission denied"),
         ("docker", "sleep 60", "container", {"name": "it"}, "shell", "docker did not answer in time"),
@@ -128,22 +128,22 @@ async def test_ports(tmp_path: Path) -> None:
         ("supervisorctl", "echo 'it   BACKOFF   Exited too quickly'; exit 3", "program", {"name": "it"}, "state", "is BACKOFF (Exited too quickly)"),
     ],
 )  # fmt: skip
-async def test_tools_that_cannot_tell(
-    tmp_path: Path, name: str, script: str, kind: str, options: Any, reason: str, said: str,
+async def test_failing_tools(
+    tmp_path: Path, name: str, script: str, kind: str, options: Any, reason: str, message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """What these programs say when they fail is what the table has; only their failing is made."""
+    """The outputs are those of the real programs; only the failures are simulated."""
     tool = tmp_path / "bin" / name
     tool.parent.mkdir()
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     result = await probed(tmp_path, kind, options, "10s")
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
     assert result.duration < 30
 
 
-async def test_a_docker_that_hangs_does_not_hold_up_the_others(
+async def test_a_hanging_docker_does_not_delay_other_probes(
     tmp_path: Path, scheduler: ProbeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "bin" / "docker"
@@ -168,8 +168,8 @@ async def test_a_docker_that_hangs_does_not_hold_up_the_others(
             await hanging
 
 
-async def test_docker_that_lists_but_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The words are dockerd's, of an authorization plugin."""
+async def test_docker_ps_works_but_docker_inspect_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message is dockerd's, about an authorization plugin."""
     tool = tmp_path / "bin" / "docker"
     tool.parent.mkdir()
     tool.write_text(

@@ -1,4 +1,4 @@
-"""The probes of network protocols, each against a real server of it."""
+"""Probes of network protocols, each against a real server."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from tests.support import inventory_of, patience, probed
 
 @contextlib.contextmanager
 def no_file_left() -> Iterator[None]:
-    """This process may open no more files, as when strangers hold all its connections."""
+    """Let this process open no more files, as if all its file descriptors were in use."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.ExitStack() as opened:
         opened.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
@@ -49,9 +49,7 @@ def no_file_left() -> Iterator[None]:
     ],
     ids=str,
 )
-async def test_a_machine_without_room_for_a_connection_says_nothing_of_the_service(
-    tmp_path: Path, probe: dict[str, Any]
-) -> None:
+async def test_exhausted_file_descriptors_are_an_error_of_this_machine(tmp_path: Path, probe: dict[str, Any]) -> None:
     async with peers.chat_server() as port:
         written = json.loads(json.dumps(probe).replace("{port}", str(port)))
         known = await asyncio.to_thread(inventory_of, tmp_path, {"services": {"it": {"probe": written}}})
@@ -72,7 +70,7 @@ STARTTLS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize(
-    ("tls", "dialogue", "reason", "said"),
+    ("tls", "dialogue", "reason", "message"),
     [
         ({"ca_file": "ca.pem", "server_name": "mail.test"}, STARTTLS, None, ""),
         ({"verify": False}, STARTTLS, None, ""),
@@ -82,16 +80,16 @@ STARTTLS: list[dict[str, Any]] = [
     ],
 )  # fmt: skip
 async def test_smtp(
-    tmp_path: Path, authority: Authority, tls: Any, dialogue: Any, reason: str | None, said: str
+    tmp_path: Path, authority: Authority, tls: Any, dialogue: Any, reason: str | None, message: str
 ) -> None:
     async with peers.mail_server(authority.server("mail.test")) as port:
         options = {"address": f"127.0.0.1:{port}", "tls": tls, "dialogue": dialogue}
-        result = await probed(tmp_path, "tcp", options, patience(reason, "1s", said))
-    assert (result.reason, said in result.message) == (reason, True), result.message
+        result = await probed(tmp_path, "tcp", options, patience(reason, "1s", message))
+    assert (result.reason, message in result.message) == (reason, True), result.message
     assert (result.details.tls is not None) == (tls is not None and reason is None)
 
 
-async def test_what_a_group_found_is_sent_back(tmp_path: Path) -> None:
+async def test_groups_of_a_match_are_sent(tmp_path: Path) -> None:
     dialogue = [
         {"send": "NICK probe\r\nUSER probe 0 * :probe\r\n"}, {"expect": "^PING :(\\S+)"}, {"send": "PONG :{1}\r\n"},
         {"expect": "^:irc 001 "},
@@ -101,12 +99,12 @@ async def test_what_a_group_found_is_sent_back(tmp_path: Path) -> None:
         assert (await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue})).success
         dialogue[2] = {"send": "PONG :{2}\r\n"}
         wrong = await probed(tmp_path, "tcp", {"address": address, "dialogue": dialogue}, "300ms")
-    said = "step 4 of the dialogue: expected '^:irc 001 ', but received nothing in time"
-    assert (wrong.reason, wrong.message) == ("timeout", said)
+    message = "step 4 of the dialogue: expected '^:irc 001 ', but received nothing in time"
+    assert (wrong.reason, wrong.message) == ("timeout", message)
 
 
 @pytest.mark.parametrize(
-    ("name", "trusted", "server_name", "expect", "reason", "said"),
+    ("name", "trusted", "server_name", "expect", "reason", "message"),
     [
         ("www.test", True, "www.test", {}, None, ""),
         ("www.test", True, "www.test", {"valid_for": "360d"}, "tls", "expected at least 360.0 days"),
@@ -114,7 +112,7 @@ async def test_what_a_group_found_is_sent_back(tmp_path: Path) -> None:
         ("www.test", True, "other.test", {}, "tls", "certificate is not valid for 'other.test'"),
     ],
 )
-async def test_certificates_are_told_whatever_is_wrong_with_them(
+async def test_certificates_are_recorded_even_if_invalid(
     tmp_path: Path,
     authority: Authority,
     name: str,
@@ -122,7 +120,7 @@ async def test_certificates_are_told_whatever_is_wrong_with_them(
     server_name: str,
     expect: Any,
     reason: str,
-    said: str,
+    message: str,
 ) -> None:
     async def hello(_request: web.Request) -> web.Response:
         return web.Response(text="hello")
@@ -131,7 +129,7 @@ async def test_certificates_are_told_whatever_is_wrong_with_them(
         tls = {"ca_file": "ca.pem"} if trusted else {}
         options = {"address": f"127.0.0.1:{port}", "server_name": server_name, "tls": tls, "expect": expect}
         result = await probed(tmp_path, "tls", options)
-        assert (result.reason, said in result.message) == (reason, True), result.message
+        assert (result.reason, message in result.message) == (reason, True), result.message
         web_tls = {**tls, "server_name": server_name}
         by_web = await probed(tmp_path, "http", {"url": f"https://127.0.0.1:{port}/", "tls": web_tls})
         assert by_web.reason == (None if expect else reason)
@@ -164,7 +162,7 @@ async def _hold(reader: Any, _writer: Any) -> None:
     await reader.read()
 
 
-async def test_a_server_that_wants_a_certificate_of_ours(tmp_path: Path, authority: Authority) -> None:
+async def test_client_certificates(tmp_path: Path, authority: Authority) -> None:
     context = authority.server("www.test")
     context.verify_mode = ssl.CERT_REQUIRED
     authority.own.configure_trust(context)
@@ -196,7 +194,7 @@ def name_server() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("options", "reason", "said"),
+    ("options", "reason", "message"),
     [
         ({"name": "www.test"}, None, ""),
         ({"name": "www.test", "transport": "tcp", "expect": {"answer": "IN A 192"}}, None, ""),
@@ -220,9 +218,9 @@ def name_server() -> Any:
         ({"name": "www.test", "expect": {"faster_than": "1ms"}, "transport": "tcp"}, "latency", "expected less than 0.001 s"),
     ],
 )  # fmt: skip
-async def test_dns(tmp_path: Path, name_server: int, options: Any, reason: str | None, said: str) -> None:
+async def test_dns(tmp_path: Path, name_server: int, options: Any, reason: str | None, message: str) -> None:
     result = await probed(tmp_path, "dns", {"server": f"127.0.0.1:{name_server}", **options}, patience(reason, "500ms"))
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
 
 
 @pytest.mark.needs("ping sockets")
@@ -244,7 +242,7 @@ async def test_icmp(tmp_path: Path, options: Any, reason: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "reason", "said"),
+    ("options", "reason", "message"),
     [
         ({}, None, ""),
         ({"service": "well"}, None, ""),
@@ -254,13 +252,13 @@ async def test_icmp(tmp_path: Path, options: Any, reason: str | None) -> None:
         ({"tls": True}, "tls", ""),
     ],
 )
-async def test_grpc(tmp_path: Path, options: Any, reason: str | None, said: str) -> None:
+async def test_grpc(tmp_path: Path, options: Any, reason: str | None, message: str) -> None:
     async with peers.health_server() as port:
         result = await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}", **options})
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
 
 
-async def test_grpc_with_tls_and_of_other_servers(tmp_path: Path, authority: Authority) -> None:
+async def test_grpc_with_tls_and_other_servers(tmp_path: Path, authority: Authority) -> None:
     own: trustme.LeafCert = authority.own.issue_cert("ranker.test")
     pair = (own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())
     async with peers.health_server(grpc.ssl_server_credentials([pair])) as port:
@@ -275,7 +273,7 @@ async def test_grpc_with_tls_and_of_other_servers(tmp_path: Path, authority: Aut
 
 
 @pytest.mark.parametrize(
-    ("dialogue", "reason", "said"),
+    ("dialogue", "reason", "message"),
     [
         ([], None, ""),
         ([{"send": '{"op": "ping"}'}, {"expect": '"op": ?"pong"'}], None, ""),
@@ -287,11 +285,11 @@ async def test_grpc_with_tls_and_of_other_servers(tmp_path: Path, authority: Aut
         ([{"expect": "."}], "timeout", ""),
     ],
 )
-async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, reason: str | None, said: str) -> None:
+async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, reason: str | None, message: str) -> None:
     async with peers.web_server(peers.echoing) as port:
         options: dict[str, Any] = {"url": f"ws://127.0.0.1:{port}/x", "dialogue": dialogue}
-        result = await probed(tmp_path, "websocket", options, patience(reason, "500ms", said))
-    assert (result.reason, said in result.message) == (reason, True), result.message
+        result = await probed(tmp_path, "websocket", options, patience(reason, "500ms", message))
+    assert (result.reason, message in result.message) == (reason, True), result.message
     assert list(result.details.phases) == ["connect", "processing", "transfer"]
     async with peers.web_server(peers.echoing, authority.server("live.test")) as port:
         url = f"wss://127.0.0.1:{port}/"
@@ -301,7 +299,7 @@ async def test_websocket(tmp_path: Path, authority: Authority, dialogue: Any, re
         assert (refused.reason, refused.details.tls is not None) == ("tls", True)
 
 
-async def test_what_is_no_websocket(tmp_path: Path) -> None:
+async def test_websocket_handshake_failures(tmp_path: Path) -> None:
     async def refuse(_request: web.Request) -> web.Response:
         return web.Response(status=403)
 
@@ -316,7 +314,7 @@ async def test_what_is_no_websocket(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("greeting", "reason", "said"),
+    ("greeting", "reason", "message"),
     [
         (b"220 hello\r\n250 injected\r\n", "protocol", "step 2 of the dialogue: unexpected plain text before TLS"),
         (b"220 hello\r\n", "timeout", "step 2 of the dialogue: the TLS handshake timed out"),
@@ -324,7 +322,7 @@ async def test_what_is_no_websocket(tmp_path: Path) -> None:
         (b"", "timeout", "step 1 of the dialogue: expected '^220 ', but received nothing in time"),
     ],
 )  # fmt: skip
-async def test_what_stands_around_starttls(tmp_path: Path, greeting: bytes, reason: str, said: str) -> None:
+async def test_starttls_failures(tmp_path: Path, greeting: bytes, reason: str, message: str) -> None:
     async def handle(reader: Any, writer: Any) -> None:
         writer.write(greeting)
         await writer.drain()
@@ -334,9 +332,9 @@ async def test_what_stands_around_starttls(tmp_path: Path, greeting: bytes, reas
     async with peers.raw_server(handle) as port:
         dialogue = [{"expect": "^220 "}, {"starttls": True}, {"expect": "^250"}]
         result = await probed(
-            tmp_path, "tcp", {"address": f"127.0.0.1:{port}", "dialogue": dialogue}, patience(reason, "400ms", said)
+            tmp_path, "tcp", {"address": f"127.0.0.1:{port}", "dialogue": dialogue}, patience(reason, "400ms", message)
         )
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
 
 
 async def test_endless_lines_and_pings(tmp_path: Path) -> None:
@@ -361,7 +359,7 @@ async def test_endless_lines_and_pings(tmp_path: Path) -> None:
         assert (result.reason, "more than 1000 pings" in result.message) == ("protocol", True), result.message
 
 
-async def test_a_websocket_is_not_followed_to_another_server(tmp_path: Path) -> None:
+async def test_websocket_redirect_to_another_server_is_not_followed(tmp_path: Path) -> None:
     heard: list[Any] = []
 
     async def other(request: web.Request) -> web.Response:
@@ -379,15 +377,15 @@ async def test_a_websocket_is_not_followed_to_another_server(tmp_path: Path) -> 
     assert (result.reason, "another server" in result.message, heard) == ("protocol", True, [])
 
 
-async def test_dns_over_tls_of_an_unknown_authority(tmp_path: Path, authority: Authority) -> None:
+async def test_dns_over_tls_with_an_unknown_authority(tmp_path: Path, authority: Authority) -> None:
     async with peers.raw_server(_hold, ssl=authority.server("127.0.0.1")) as port:
         options = {"server": f"127.0.0.1:{port}", "name": "www.test", "transport": "tls"}
         result = await probed(tmp_path, "dns", options)
     assert (result.reason, "certificate verification failed" in result.message) == ("tls", True), result.message
 
 
-async def test_processes_beside_grpc(tmp_path: Path) -> None:
-    """Grpc's threads and its handlers of forks must not harm the processes that other probes start."""
+async def test_grpc_does_not_break_subprocesses(tmp_path: Path) -> None:
+    """Threads and fork handlers of grpc must not break the processes that other probes start."""
     async with peers.health_server() as port:
 
         async def both(number: int) -> None:

@@ -1,4 +1,4 @@
-"""Many services at once: who hangs delays nobody else."""
+"""The probe scheduler with many services: hanging services do not delay others."""
 
 import asyncio
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.integration import peers
 from tests.support import eventually, inventory_of
 
 
-async def test_who_hangs_or_never_ends_delays_nobody_else(tmp_path: Path) -> None:
+async def test_hanging_services_do_not_delay_others(tmp_path: Path) -> None:
     async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -45,8 +45,8 @@ async def test_who_hangs_or_never_ends_delays_nobody_else(tmp_path: Path) -> Non
             await scheduler.close()
 
 
-async def test_a_reload_sees_files_that_changed_and_not_tokens_that_were_fetched(tmp_path: Path) -> None:
-    """What is sent is read anew when its file has changed; a service with a token is the same service."""
+async def test_a_reload_notices_changed_files_and_keeps_cached_tokens(tmp_path: Path) -> None:
+    """A changed file is read again; a cached token does not make a service count as changed."""
     sent: list[bytes] = []
 
     async def take(request: web.Request) -> web.Response:

@@ -21,7 +21,7 @@ EACH = {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running", 
 
 
 @pytest.mark.parametrize(
-    ("page", "options", "reason", "said"),
+    ("page", "options", "reason", "message"),
     [
         (TRANSCODER, {}, "state", "1 of 5 components are down: ch0; expected all up"),
         (TRANSCODER, {"up_when": "any"}, None, ""),
@@ -36,19 +36,21 @@ EACH = {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running", 
         ("no page", {}, "json", "selects no component"),
     ],
 )  # fmt: skip
-async def test_a_transcoder_s_channels(tmp_path: Path, page: Any, options: Any, reason: str | None, said: str) -> None:
+async def test_components_of_a_transcoder(
+    tmp_path: Path, page: Any, options: Any, reason: str | None, message: str
+) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.json_response(page)
 
     async with peers.web_server(answer) as port:
         options = {"url": f"http://127.0.0.1:{port}/status", "components": EACH, **options}
         result = await probed(tmp_path, "status", options)
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
     if page is TRANSCODER and reason != "json":
         assert result.details.components == {"ch0": False, "ch1": True, "ch2": True, "ch3": True, "ch4": True}
 
 
-async def test_components_are_bounded_and_named_by_their_keys(tmp_path: Path) -> None:
+async def test_components_are_limited_and_named_by_their_keys(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.json_response({"parts": {f"p{n}": n < 290 for n in range(300)}} if request.path == "/a" else "x")
 
@@ -63,7 +65,7 @@ async def test_components_are_bounded_and_named_by_their_keys(tmp_path: Path) ->
         assert none.reason == "json"
 
 
-async def test_what_a_page_repeats_of_our_secrets_is_no_component_s_name(tmp_path: Path) -> None:
+async def test_secrets_are_redacted_in_component_names(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.json_response({"parts": [{"name": request.headers["X-Key"]}]})
 
@@ -75,7 +77,7 @@ async def test_what_a_page_repeats_of_our_secrets_is_no_component_s_name(tmp_pat
     assert (list(result.details.components), "hunter2" in result.message) == (["***"], False)
 
 
-async def test_a_page_too_long_to_be_read_as_json(tmp_path: Path) -> None:
+async def test_json_size_limit(tmp_path: Path) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(body=b"[" + b"[]," * 400_000 + b"1]")
 
@@ -87,7 +89,7 @@ async def test_a_page_too_long_to_be_read_as_json(tmp_path: Path) -> None:
     )
 
 
-async def test_names_that_no_encoding_has_do_no_harm(tmp_path: Path) -> None:
+async def test_unencodable_component_names(tmp_path: Path) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(
             text='{"parts": [{"name": "\\ud800\\u0000\\n\\"", "up": true}, {"name": "b", "up": false}]}'
@@ -137,7 +139,7 @@ def hanging(context):
 
 
 @pytest.mark.parametrize(
-    ("call", "reason", "said"),
+    ("call", "reason", "message"),
     [
         ("well", None, ""),
         ("well_too", None, ""),
@@ -156,13 +158,13 @@ def hanging(context):
         ("hanging", "timeout", "no answer within 2 s"),
     ],
 )
-async def test_functions_of_the_user(tmp_path: Path, call: str, reason: str | None, said: str) -> None:
+async def test_python_functions(tmp_path: Path, call: str, reason: str | None, message: str) -> None:
     (tmp_path / "checks").mkdir()
     (tmp_path / "checks" / "mine.py").write_text(MODULE)
     result = await probed(
         tmp_path, "python", {"call": f"checks.mine:{call}", "options": {"at": [1, "a"]}}, patience(reason, "2s")
     )
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
     assert result.duration < 30
     assert ("traceback" in result.details.evidence) == (call in ("broken", "leaving", "missing"))
     if call == "well":
@@ -170,7 +172,7 @@ async def test_functions_of_the_user(tmp_path: Path, call: str, reason: str | No
 
 
 @pytest.mark.parametrize(
-    ("expect", "reason", "said"),
+    ("expect", "reason", "message"),
     [
         ({"$.a": 1}, None, ""),
         ({"$.a": 1.0}, None, ""),
@@ -189,7 +191,7 @@ async def test_functions_of_the_user(tmp_path: Path, call: str, reason: str | No
         ({"$['o'][0]['x']": 1, "$..y": {"matches": "^[ab]$"}}, None, ""),
     ],
 )
-async def test_expectations_of_json(tmp_path: Path, expect: Any, reason: str | None, said: str) -> None:
+async def test_expectations_of_json(tmp_path: Path, expect: Any, reason: str | None, message: str) -> None:
     page = {"a": 1, "t": True, "n": None, "s": "hello", "l": [1, "b"], "o": [{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]}
 
     async def answer(_request: web.Request) -> web.Response:
@@ -198,11 +200,11 @@ async def test_expectations_of_json(tmp_path: Path, expect: Any, reason: str | N
     async with peers.web_server(answer) as port:
         options = {"url": f"http://127.0.0.1:{port}/", "expect": {"json": expect}}
         result = await probed(tmp_path, "http", options)
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
 
 
 @pytest.mark.parametrize("body", ["<html>", "", "{", "NaN", "[" * 100_000, '{"a": 1} x'])
-async def test_what_is_not_json(tmp_path: Path, body: str) -> None:
+async def test_invalid_json(tmp_path: Path, body: str) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(text=body)
 

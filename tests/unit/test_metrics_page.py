@@ -43,7 +43,7 @@ def page(service: Service) -> MetricsPage:
     return made
 
 
-def test_both_formats_say_the_same(page: MetricsPage) -> None:
+def test_both_formats_have_the_same_samples(page: MetricsPage) -> None:
     text = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_text(text_of(page)) for s in f.samples}
     rendered = text_of(page, openmetrics=True) + "# EOF\n"
     other = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_openmetrics(rendered) for s in f.samples}
@@ -65,7 +65,7 @@ def test_labels_and_values(page: MetricsPage) -> None:
     }  # fmt: skip
 
 
-def test_what_was_not_measured_is_absent(service: Service) -> None:
+def test_unmeasured_metrics_are_absent(service: Service) -> None:
     made = MetricsPage(FAMILIES)
     made.put("web", ServiceSeries(service).render(ServiceState(), None, {}))
     names = {sample.name for family in parse_text(text_of(made)) for sample in family.samples}
@@ -75,7 +75,7 @@ def test_what_was_not_measured_is_absent(service: Service) -> None:
     assert {"service_probes_total", "service_info", "service_probe_interval_seconds"} <= names
 
 
-def test_what_leaves_takes_its_lines_along(page: MetricsPage) -> None:
+def test_dropped_keys_have_no_lines(page: MetricsPage) -> None:
     page.drop("web")
     page.drop("host h")
     assert text_of(page) == ""

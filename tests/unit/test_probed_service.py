@@ -41,7 +41,7 @@ async def test_a_failure_is_logged_when_it_changes_and_then_every_ten_minutes(
     assert told == [0, 600, 601, 1201, 1800]
 
 
-async def test_the_last_twenty_failures_are_kept_without_their_evidence(service: Service) -> None:
+async def test_recent_failures_are_limited_and_without_evidence(service: Service) -> None:
     probed = ProbedService(service)
     for now in range(30):
         probed.record(result("connect"), now, "")
