@@ -46,7 +46,9 @@ async def probe_command(options: CommandProbeOptions, context: ProbeContext, det
         reason: FailureReason = "shell" if completed.status in CANNOT_RUN else "exit"
         output = (completed.stderr.strip() or completed.stdout.strip()).splitlines()
         last_line = f": {quote_excerpt(output[-1].encode(), details)}" if output else ""
-        raise ProbeFailure(reason, f"{program}: exit status {completed.status}, expected {expect.exit}{last_line}")
+        raise ProbeFailure(
+            reason, f"{program} exited with status {completed.status}, expected {expect.exit}{last_line}"
+        )
     stdout = completed.stdout.rstrip("\n").encode()  # as in $(…), so that `$` matches the end of the last line
     check_matches(expect.stdout_matches, stdout, "stdout", details)
     check_lacks(expect.stdout_lacks, stdout, "stdout", details)

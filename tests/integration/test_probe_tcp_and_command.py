@@ -53,9 +53,9 @@ async def test_closed_port(tmp_path: Path) -> None:
 COMMANDS = [
     ({"run": ["echo", "all well"], "expect": {"stdout_matches": "well$"}}, None, ""),
     ({"run": ["echo", "all well"], "expect": {"stdout_lacks": "well"}}, "body", "must not"),
-    ({"run": ["sh", "-c", "echo why >&2; exit 3"]}, "exit", "sh: exit status 3, expected 0: 'why'"),
+    ({"run": ["sh", "-c", "echo why >&2; exit 3"]}, "exit", "sh exited with status 3, expected 0: 'why'"),
     ({"run": ["sh", "-c", "exit 3"], "expect": {"exit": 3}}, None, ""),
-    ({"run": ["no-such-program"]}, "shell", "no-such-program: exit status 127"),
+    ({"run": ["no-such-program"]}, "shell", "no-such-program exited with status 127"),
     ({"run": ["sleep", "60"]}, "timeout", "within 1 s"),
     ({"run": ["echo", "$HOME;`id`"], "expect": {"stdout_matches": "^\\$HOME;`id`$"}}, None, ""),
 ]
