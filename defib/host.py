@@ -12,7 +12,7 @@ from pathlib import Path
 import asyncssh
 
 from exporter.collectors import COLLECTORS
-from exporter.probes.host import HostOptions
+from exporter.probes.host import HostProbeOptions
 from fleet.host.reading import Section
 from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Host, Inventory, Sudo
@@ -121,9 +121,9 @@ def sections_of(inventory: Inventory, host: Host) -> list[Section]:
     found: list[Section] = []
     for name, options in host.collect:
         if options is not None:
-            found += COLLECTORS[name].make(options, host.name).sections()
+            found += COLLECTORS[name].create(options, host.name).sections()
     for service in inventory.services.values():
-        if service.host == host.name and isinstance(service.probe.options, HostOptions):
+        if service.host == host.name and isinstance(service.probe.options, HostProbeOptions):
             found.append(service.probe.options.section)
     return found
 

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from exporter.results import Result, sayable
-from exporter.scheduler.probe_runner import probe_alone
+from exporter.results import ProbeResult, replace_unencodable
+from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Service
 from runtime import logs
@@ -24,8 +24,8 @@ async def probe(load: Callable[[], Loaded], name: str, *, as_json: bool) -> int:
     service = named(loaded, name)
     redact = Redactor(loaded.secrets)
     logs.configure(redact)
-    result = await probe_alone(service, loaded.inventory.hosts, redact)
-    told = result.seen.redact.within(_told(service, result))
+    result = await probe_once(service, loaded.inventory.hosts, redact)
+    told = result.details.redact.within(_told(service, result))
     print(json.dumps(told, ensure_ascii=False) if as_json else _as_text(told))
     if result.success:
         return UP
@@ -39,8 +39,8 @@ def named(loaded: Loaded, name: str) -> Service:
     return service
 
 
-def _told(service: Service, result: Result) -> dict[str, Any]:
-    seen = result.seen
+def _told(service: Service, result: ProbeResult) -> dict[str, Any]:
+    details = result.details
     return {
         "service": service.id,
         "probe": service.probe.kind,
@@ -48,12 +48,12 @@ def _told(service: Service, result: Result) -> dict[str, Any]:
         "reason": result.reason,
         "message": result.message,
         "duration_seconds": result.duration,
-        "phases": seen.phases,
+        "phases": details.phases,
         "started_at": rfc3339(result.started_at),
-        "measured": {name: rfc3339(value) if "timestamp" in name else value for name, value in seen.gauges.items()},
-        **({"tls": dict(zip(("issuer", "version"), seen.tls, strict=True))} if seen.tls else {}),
-        **({"components": seen.components} if seen.components else {}),
-        "evidence": {key: _readable(value, seen.redact) for key, value in seen.evidence.items()},
+        "measured": {name: rfc3339(value) if "timestamp" in name else value for name, value in details.gauges.items()},
+        **({"tls": dict(zip(("issuer", "version"), details.tls, strict=True))} if details.tls else {}),
+        **({"components": details.components} if details.components else {}),
+        "evidence": {key: _readable(value, details.redact) for key, value in details.evidence.items()},
     }
 
 
@@ -64,7 +64,7 @@ def _readable(value: Any, redact: Redactor) -> Any:
     if isinstance(value, int | float):
         return value
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return sayable(redact(text))[:SHOWN]
+    return replace_unencodable(redact(text))[:SHOWN]
 
 
 def _as_text(told: dict[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""Probes every service on its own clock and publishes what it saw on `/metrics`."""
+"""The exporter: probes services, collects from hosts, and publishes the results on `/metrics`."""

@@ -1,4 +1,4 @@
-"""The exporter over HTTP: `/metrics`, the services, probe-now, reload."""
+"""HTTP routes of the exporter: `/metrics`, service discovery, services, probe now, reload."""
 
 import asyncio
 import itertools
@@ -12,19 +12,22 @@ from prometheus_client import generate_latest
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST as OPENMETRICS
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
-from exporter.metrics import Metrics
-from exporter.results import Result
-from exporter.scheduler.watcher import Watch, Watcher
+from exporter.metrics import ExporterMetrics
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_scheduler import ProbeScheduler
+from exporter.scheduler.probed_service import ProbedService
 from fleet.inventory.documents import ConfigurationError
 from runtime.times import rfc3339
 from runtime.web import Needs, Problem, add_route, is_authenticated
 
-TOLD_AT_ONCE = 200  # services
+SERVICES_PER_CHUNK = 200
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def add_routes(app: web.Application, watcher: Watcher, metrics: Metrics, reload: Callable[[], Awaitable[None]]) -> None:
-    api = _Api(watcher, metrics, reload)
+def add_routes(
+    app: web.Application, scheduler: ProbeScheduler, metrics: ExporterMetrics, reload: Callable[[], Awaitable[None]]
+) -> None:
+    api = _ExporterApi(scheduler, metrics, reload)
     add_route(app, "GET", "/metrics", api.metrics, Needs.SCRAPE)
     add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Needs.SCRAPE)
     add_route(app, "GET", "/api/v1/services", api.services, Needs.READ)
@@ -33,16 +36,18 @@ def add_routes(app: web.Application, watcher: Watcher, metrics: Metrics, reload:
     add_route(app, "POST", "/-/reload", api.reload, Needs.CREDENTIAL)
 
 
-class _Api:
-    def __init__(self, watcher: Watcher, metrics: Metrics, reload: Callable[[], Awaitable[None]]) -> None:
-        self._watcher, self._metrics, self._reload = watcher, metrics, reload
+class _ExporterApi:
+    def __init__(
+        self, scheduler: ProbeScheduler, metrics: ExporterMetrics, reload: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._scheduler, self._metrics, self._reload = scheduler, metrics, reload
 
     async def metrics(self, request: web.Request) -> web.StreamResponse:
         openmetrics = "application/openmetrics-text" in request.headers.get("Accept", "")
-        connections = self._watcher.ssh_connections()
+        connections = self._scheduler.ssh_connections()
         for state in ("connecting", "connected"):
             self._metrics.ssh_connections.labels(state).set(connections.get(state, 0))
-        own = generate_openmetrics if openmetrics else generate_latest
+        generate = generate_openmetrics if openmetrics else generate_latest
         headers = {"Content-Type": OPENMETRICS if openmetrics else TEXT, "Vary": "Accept, Accept-Encoding"}
         compressor = None
         if "gzip" in request.headers.get("Accept-Encoding", ""):
@@ -52,9 +57,9 @@ class _Api:
         await response.prepare(request)
         if request.method == "HEAD":
             return response
-        # Piece by piece: of 10,000 services it is many megabytes, and the probes must not wait for them.
+        # In chunks: with 10,000 services the page has many megabytes, and writing it must not delay probes.
         for chunk in itertools.chain(
-            self._watcher.page.chunks(openmetrics=openmetrics), map(own, [self._metrics.registry])
+            self._scheduler.page.chunks(openmetrics=openmetrics), map(generate, [self._metrics.registry])
         ):
             await response.write(await asyncio.to_thread(compressor.compress, chunk) if compressor else chunk)
             await asyncio.sleep(0)
@@ -64,13 +69,13 @@ class _Api:
         return response
 
     async def node_exporters(self, _request: web.Request) -> web.Response:
-        """Every host, as Prometheus' HTTP service discovery wants it."""
+        """Return all hosts in the format of Prometheus' HTTP service discovery."""
         groups = [
             {
                 "targets": [f"[{host.address}]:9100" if ":" in host.address else f"{host.address}:9100"],
                 "labels": {**host.labels, "host": host.name, "group": host.group},
             }
-            for host in self._watcher.hosts.values()
+            for host in self._scheduler.hosts.values()
         ]
         return web.json_response(groups)
 
@@ -81,53 +86,60 @@ class _Api:
             return response
         await response.write(b'{"services": [')
         messages = is_authenticated(request)
-        watches = list(self._watcher.watches.values())
-        for start in range(0, len(watches), TOLD_AT_ONCE):
-            told = ", ".join(
-                json.dumps(self._summary(watch, messages=messages)) for watch in watches[start : start + TOLD_AT_ONCE]
+        services = list(self._scheduler.services.values())
+        for start in range(0, len(services), SERVICES_PER_CHUNK):
+            chunk = ", ".join(
+                json.dumps(self._summary(probed, messages=messages))
+                for probed in services[start : start + SERVICES_PER_CHUNK]
             )
-            await response.write(f"{', ' if start else ''}{told}".encode())
+            await response.write(f"{', ' if start else ''}{chunk}".encode())
             await asyncio.sleep(0)
         await response.write(b"]}")
         await response.write_eof()
         return response
 
     async def service(self, request: web.Request) -> web.Response:
-        watch, messages = self._watch(request), is_authenticated(request)
-        failures = [outcome(each, messages=messages) for each in watch.recent]
-        return web.json_response({**self._summary(watch, messages=messages), "failures": failures})
+        probed, messages = self._find_service(request), is_authenticated(request)
+        failures = [result_json(failure, messages=messages) for failure in probed.recent_failures]
+        return web.json_response({**self._summary(probed, messages=messages), "failures": failures})
 
     async def probe(self, request: web.Request) -> web.Response:
-        watch = self._watch(request)
-        result = await self._watcher.probe_now(watch)
-        known = {"digest": watch.digest, "host_up": self._watcher.host_up(watch.service.host)}
-        told = {**outcome(result, messages=True), **known}
-        return web.json_response({"service": watch.service.id, "up": watch.state.up, **told})
+        probed = self._find_service(request)
+        result = await self._scheduler.probe_now(probed)
+        return web.json_response(
+            {
+                "service": probed.service.id,
+                "up": probed.state.up,
+                **result_json(result, messages=True),
+                "digest": probed.digest,
+                "host_up": self._scheduler.host_up(probed.service.host),
+            }
+        )
 
     async def reload(self, _request: web.Request) -> web.Response:
         try:
             await self._reload()
         except ConfigurationError as error:
-            raise Problem(400, "bad_configuration", f"the old configuration stays: {error}") from error
-        return web.json_response({"services": len(self._watcher.watches)})
+            raise Problem(400, "bad_configuration", f"the running configuration is kept: {error}") from error
+        return web.json_response({"services": len(self._scheduler.services)})
 
-    def _summary(self, watch: Watch, *, messages: bool) -> dict[str, Any]:
-        return summary(watch, self._watcher.host_up(watch.service.host), messages=messages)
+    def _summary(self, probed: ProbedService, *, messages: bool) -> dict[str, Any]:
+        return service_json(probed, self._scheduler.host_up(probed.service.host), messages=messages)
 
-    def _watch(self, request: web.Request) -> Watch:
-        watch = self._watcher.watches.get(request.match_info["id"])
-        if watch is None:
-            raise Problem(404, "unknown_service", "the inventory has no such service")
-        return watch
+    def _find_service(self, request: web.Request) -> ProbedService:
+        probed = self._scheduler.services.get(request.match_info["id"])
+        if probed is None:
+            raise Problem(404, "unknown_service", f"no service {request.match_info['id']!r} in the inventory")
+        return probed
 
 
-def summary(watch: Watch, host_up: bool | None, *, messages: bool) -> dict[str, Any]:
-    """One service as the API tells it.
+def service_json(probed: ProbedService, host_up: bool | None, *, messages: bool) -> dict[str, Any]:
+    """Return the JSON representation of a service.
 
-    `since` is when `up` was decided or last changed, and `unchanged_for_seconds` how long ago that is, which no change
-    of a clock changes. `host_up` is whether its host's shell answered last, None where that is not known.
+    `since` is the time at which `up` was first determined or last changed; `unchanged_for_seconds` is the time elapsed
+    since then, unaffected by clock changes. `host_up` is whether the host's shell answered last, None if unknown.
     """
-    service, state = watch.service, watch.state
+    service, state = probed.service, probed.state
     now = asyncio.get_running_loop().time()
     return {
         "id": service.id,
@@ -137,22 +149,25 @@ def summary(watch: Watch, host_up: bool | None, *, messages: bool) -> dict[str, 
         "category": service.category,
         "up": state.up,
         "since": rfc3339(state.last_change),
-        "unchanged_for_seconds": None if watch.changed is None else now - watch.changed,
+        "unchanged_for_seconds": None if probed.changed_at is None else now - probed.changed_at,
         "last_success": rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
-        "last": None if watch.last is None else outcome(watch.last, messages=messages),
-        "digest": watch.digest if watch.last is not None else service.digest,
+        "last": None if probed.last is None else result_json(probed.last, messages=messages),
+        "digest": probed.digest if probed.last is not None else service.digest,
         "host_up": host_up,
     }
 
 
-def outcome(result: Result, *, messages: bool) -> dict[str, Any]:
-    """One probe as the API tells it; a message may quote what the service or a command said, so not all may see it."""
+def result_json(result: ProbeResult, *, messages: bool) -> dict[str, Any]:
+    """Return the JSON representation of a probe result.
+
+    Messages may quote output of the service or of a command, so `messages` is only set for authenticated callers.
+    """
     return {
         "success": result.success,
         "reason": result.reason,
         "message": result.message if messages else None,
         "duration_seconds": result.duration,
-        "phases": result.seen.phases,
+        "phases": result.details.phases,
         "started_at": rfc3339(result.started_at),
     }

@@ -1,4 +1,4 @@
-"""The exporter as a program: load, watch, serve, reload, stop."""
+"""The exporter process: load the configuration, probe, serve, reload, stop."""
 
 import asyncio
 import gc
@@ -9,9 +9,9 @@ from collections.abc import Callable
 import structlog
 
 from exporter.api import add_routes
-from exporter.metrics import Metrics
-from exporter.probes.net.connections import tls_context
-from exporter.scheduler.watcher import Watcher
+from exporter.metrics import ExporterMetrics
+from exporter.probes.net.connections import create_ssl_context
+from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Inventory
 from runtime.lifecycle import Listen, serve
@@ -20,16 +20,16 @@ from runtime.tokens import ApiToken, TokenError
 from runtime.web import Access, application
 from runtime.webconfig import WebConfig
 
-RESOLVER_THREADS = "1024"  # libuv lets half of them wait for name servers
+RESOLVER_THREADS = "1024"  # libuv uses at most half of them for DNS lookups
 log = structlog.get_logger()
 
 
 async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
-    """Serve until a signal says stop. Raises ConfigurationError and StartError before anything is started."""
+    """Serve until a signal stops the process. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
     redact.learn(loaded.secrets)
-    metrics = Metrics()
-    watcher = Watcher(metrics, redact, in_flight=_room_for_probes())
+    metrics = ExporterMetrics()
+    scheduler = ProbeScheduler(metrics, redact, in_flight=_max_concurrent_probes())
     access = Access(await _api_token(loaded.inventory, redact), web_config.basic_auth_users)
     started = asyncio.Event()
     app = application(access, web_config, ready=started.is_set)
@@ -37,58 +37,59 @@ async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig,
 
     async def start() -> None:
         async with reloading:
-            await watcher.apply(loaded.inventory)
-            _settle()
+            await scheduler.apply(loaded.inventory)
+            _freeze_garbage_collector()
         metrics.reloaded(successful=True)
         started.set()
 
     async def reload() -> None:
         async with reloading:
             try:
-                fresh = await asyncio.to_thread(load)
+                new = await asyncio.to_thread(load)
             except Exception as error:
                 metrics.reloaded(successful=False)
-                log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
+                errors = str(error).splitlines()
+                log.error("configuration_reload_failed", errors=errors)  # noqa: TRY400 - the message suffices
                 raise
-            redact.learn(fresh.secrets)
-            access.token = await _api_token(fresh.inventory, redact)
-            tls_context.cache_clear()  # certificate files may have been renewed
-            await watcher.apply(fresh.inventory)
-            gc.unfreeze()  # what was configured before is to go
-            _settle()
+            redact.learn(new.secrets)
+            access.token = await _api_token(new.inventory, redact)
+            create_ssl_context.cache_clear()  # certificate files may have been renewed
+            await scheduler.apply(new.inventory)
+            gc.unfreeze()  # so that the previous configuration can be collected
+            _freeze_garbage_collector()
             metrics.reloaded(successful=True)
-            log.info("reloaded", services=len(watcher.watches))
+            log.info("configuration_reloaded", services=len(scheduler.services))
 
-    add_routes(app, watcher, metrics, reload)
+    add_routes(app, scheduler, metrics, reload)
     await serve(
-        "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=watcher.close
+        "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=scheduler.close
     )
 
 
 async def _api_token(inventory: Inventory, redact: Redactor) -> ApiToken:
-    """What callers must show; the file beside the record may come later, when the remediator writes it."""
+    """Return the API token; the remediator may create its file later."""
     token = ApiToken("exporter.token", inventory.exporter.token, inventory.remediator.token_file)
     try:
         redact.learn([(await asyncio.to_thread(token.get)).get_secret_value()])
     except TokenError as error:
-        log.warning("no API token: POST requests are refused until there is one", why=str(error))
+        log.warning("api_token_unavailable", error=str(error), effect="POST requests are refused")
     return token
 
 
-def _settle() -> None:
-    """Have the collector pass over what stays: to look through 10,000 services each time holds up their probes."""
+def _freeze_garbage_collector() -> None:
+    """Freeze long-lived objects: traversing 10,000 services in each garbage collection would delay probes."""
     gc.collect()
     gc.freeze()
 
 
-def _room_for_probes() -> int:
-    """How many probes may run at once: most of the files that we may open, each being a socket."""
+def _max_concurrent_probes() -> int:
+    """Return the limit of concurrent probes, derived from the limit of open files: each probe opens a socket."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(100, min(soft - 256, 10_000))
 
 
 def prepare_process() -> None:
-    """What must be set before the event loop exists: room for sockets, threads for slow name servers."""
+    """Raise the limit of open files and the number of resolver threads; call before the event loop is created."""
     os.environ.setdefault("UV_THREADPOOL_SIZE", RESOLVER_THREADS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:

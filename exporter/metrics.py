@@ -1,34 +1,38 @@
-"""The exporter's metrics of itself, and what it sums up over providers."""
+"""Prometheus metrics of the exporter process, and probe durations by provider."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from runtime.metrics import ProgramMetrics
 
-_LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-_LAG = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_LAG_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class Metrics(ProgramMetrics):
+class ExporterMetrics(ProgramMetrics):
     def __init__(self) -> None:
         super().__init__()
         registry = self.registry
-        self.latency = Histogram(
+        self.probe_duration = Histogram(
             "provider_probe_duration_seconds",
             "Duration of probes.",
             ["provider", "category"],
-            buckets=_LATENCY,
+            buckets=_DURATION_BUCKETS,
             registry=registry,
         )
-        self.lag = Histogram(
+        self.schedule_lag = Histogram(
             "defib_exporter_schedule_lag_seconds",
-            "How long after its time a probe began.",
-            buckets=_LAG,
+            "Delay between the scheduled time and the start of a probe.",
+            buckets=_LAG_BUCKETS,
             registry=registry,
         )
-        self.in_flight = Gauge("defib_exporter_probes_in_flight", "Probes running now.", registry=registry)
+        self.in_flight = Gauge(
+            "defib_exporter_probes_in_flight", "Number of probes currently running.", registry=registry
+        )
         self.ssh_connections = Gauge(
-            "defib_exporter_ssh_connections", "SSH connections by state.", ["state"], registry=registry
+            "defib_exporter_ssh_connections", "Number of SSH connections by state.", ["state"], registry=registry
         )
         self.skipped = Counter(
-            "defib_exporter_probes_skipped", "Probes left out because their time had passed.", registry=registry
+            "defib_exporter_probes_skipped",
+            "Number of scheduled probes that were skipped because their time had passed.",
+            registry=registry,
         )

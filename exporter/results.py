@@ -1,59 +1,59 @@
-"""What a probe found."""
+"""Probe results: success or failure, the reason, and the details that the probe recorded."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runtime.redaction import Redactor
 
-Reason = Literal[
+FailureReason = Literal[
     "resolve", "connect", "timeout", "tls", "redirect", "status", "body", "header", "json",
     "latency", "protocol", "auth", "shell", "exit", "state", "error",
 ]  # fmt: skip
 
 
-class ProbeFailure(Exception):  # noqa: N818 - the vocabulary's word: a probe gives success or a failure
-    """A probe failed: one reason, and one line that names what was expected and what came."""
+class ProbeFailure(Exception):  # noqa: N818 - a failed probe is an expected result, not an error of the program
+    """A failed probe: its reason, and one line that says what was expected and what was received."""
 
-    def __init__(self, reason: Reason, message: str) -> None:
+    def __init__(self, reason: FailureReason, message: str) -> None:
         super().__init__(message)
-        self.reason: Reason = reason
+        self.reason: FailureReason = reason
         self.message = message
 
 
-def sayable(text: str) -> str:
-    """`text` without what no encoding has: JSON may hold half a character."""
+def replace_unencodable(text: str) -> str:
+    """Return `text` with lone surrogates, which JSON may contain and UTF-8 cannot encode, replaced."""
     return text.encode("utf-8", "replace").decode()
 
 
 @dataclass(slots=True)
-class Seen:
-    """What a probe notes while it runs, so that a failure half-way still tells how far it came.
+class ProbeDetails:
+    """What a probe records while it runs; a failed probe keeps what it had recorded before it failed.
 
-    `phases` are seconds by name, in order; `gauges` are values by metric; `evidence` is for people (`defib probe`),
-    never for labels.
+    `phases` maps phase names to seconds, in order; `gauges` maps metric names to values. `evidence` is shown by
+    `defib probe` and never becomes a label.
     """
 
     phases: dict[str, float] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
-    tls: tuple[str, str] | None = None  # the certificate's issuer and the protocol's version
+    tls: tuple[str, str] | None = None  # the certificate's issuer and the TLS version
     components: dict[str, bool] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
     redact: Redactor = field(default_factory=Redactor)
-    overdue: ProbeFailure | None = None  # what to tell at the deadline instead of a bare timeout
-    began: float | None = None  # Unix time of what the result rests on, where that is older than the probe
+    timeout_failure: ProbeFailure | None = None  # reported instead of a plain timeout if the deadline passes now
+    measured_at: float | None = None  # Unix time of the data that the result is based on, if older than the probe
 
-    def phase(self, name: str, seconds: float) -> None:
-        """Note a phase; one that happens again, after a redirect, takes its time again."""
+    def add_phase(self, name: str, seconds: float) -> None:
+        """Add the duration of a phase; durations of a repeated phase (after a redirect) are summed."""
         self.phases[name] = self.phases.get(name, 0.0) + seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One probe's outcome; `reason` is None for a success. Times are seconds and Unix time."""
+class ProbeResult:
+    """The result of one probe; `reason` is None for a success. `started_at` is Unix time, `duration` seconds."""
 
     success: bool
-    reason: Reason | None
+    reason: FailureReason | None
     message: str
     started_at: float
     duration: float
-    seen: Seen
+    details: ProbeDetails

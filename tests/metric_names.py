@@ -10,9 +10,9 @@ import promql_parser
 import yaml
 from prometheus_client import CollectorRegistry
 
-from exporter.exposition.series import FAMILIES
-from exporter.metrics import Metrics as ExporterMetrics
-from exporter.scheduler import collection
+from exporter.exposition.service_series import FAMILIES
+from exporter.metrics import ExporterMetrics
+from exporter.scheduler import collector_scheduler
 from remediator.metrics import Metrics as RemediatorMetrics
 
 RULES = sorted((Path(__file__).parents[1] / "alerts" / "rules").glob("*.yml"))
@@ -44,13 +44,15 @@ def own_metrics(registry: CollectorRegistry) -> set[str]:
 def published_metrics() -> set[str]:
     """Return the names of all metrics that the exporter and the remediator publish."""
     own = own_metrics(ExporterMetrics().registry) | own_metrics(RemediatorMetrics().registry)
-    return {family.name for family in (*FAMILIES, *collection.FAMILIES)} | own
+    return {family.name for family in (*FAMILIES, *collector_scheduler.FAMILIES)} | own
 
 
 @cache
 def jobs() -> dict[str, set[str]]:
     """The jobs that may publish each metric that is scraped; Prometheus itself adds `up` and the like to all of them."""
-    exporter = {family.name for family in (*FAMILIES, *collection.FAMILIES)} | own_metrics(ExporterMetrics().registry)
+    exporter = {family.name for family in (*FAMILIES, *collector_scheduler.FAMILIES)} | own_metrics(
+        ExporterMetrics().registry
+    )
     found = {name: {EXPORTER} for name in exporter}
     for name in own_metrics(RemediatorMetrics().registry):
         found[name] = found.get(name, set()) | {REMEDIATOR}

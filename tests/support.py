@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import yaml
 
 from defib.kinds import KINDS
-from exporter.results import Result
-from exporter.scheduler.probe_runner import probe_alone
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.documents import ConfigurationError
 from fleet.inventory.loading import PROGRAMS, Loaded, load
 from fleet.inventory.model import Inventory
@@ -96,12 +96,12 @@ def patience(reason: str | None, short: str, said: str = "") -> str:
 
 async def probed(
     folder: Path, kind: str, options: Any, timeout: str = "30s", host: Mapping[str, Any] | None = None
-) -> Result:
+) -> ProbeResult:
     """One probe of a service on this host, or on another."""
     service = {"host": "h", "probe": {"timeout": timeout, kind: options}}
     hosts = {"h": host or {"address": "127.0.0.1", "shell": "local"}}
     known = await asyncio.to_thread(inventory_of, folder, {"hosts": hosts, "services": {"it": service}})
-    return await probe_alone(known.inventory.services["it"], known.inventory.hosts, Redactor(known.secrets))
+    return await probe_once(known.inventory.services["it"], known.inventory.hosts, Redactor(known.secrets))
 
 
 async def eventually(look: Callable[[], Awaitable[T]], within: float = 200.0) -> T:

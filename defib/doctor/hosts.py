@@ -11,8 +11,8 @@ from pathlib import Path
 from defib.doctor.findings import Finding
 from defib.host import commands_of
 from exporter.collectors import COLLECTORS
-from exporter.collectors.collecting import CollectFailure, Every
-from exporter.exposition.samples import Samples
+from exporter.collectors.base import CollectorFailure, CollectorOptions
+from exporter.exposition.collector_samples import CollectorSamples
 from fleet.host.reading import Output, Section, read
 from fleet.inventory.model import Host, Inventory, Ssh
 from fleet.shells import (
@@ -110,9 +110,9 @@ async def _reach(host: Host, shells: Shells, what: str) -> Finding:
     return _finding(host, what, well=answered, seen=seen, mend=f"defib host setup {host.name}")
 
 
-async def _collector(host: Host, name: str, options: Every, shell: Shell) -> Finding:
-    samples = Samples(host.name)
-    collector = COLLECTORS[name].make(options, host.name)
+async def _collector(host: Host, name: str, options: CollectorOptions, shell: Shell) -> Finding:
+    samples = CollectorSamples(host.name)
+    collector = COLLECTORS[name].create(options, host.name)
 
     async def ask(sections: Sequence[Section]) -> Mapping[str, Output]:
         found: dict[str, Output] = {}
@@ -124,7 +124,7 @@ async def _collector(host: Host, name: str, options: Every, shell: Shell) -> Fin
     started = time.perf_counter()
     try:
         await collector.collect(ask, samples)
-    except (CollectFailure, ShellError) as error:
+    except (CollectorFailure, ShellError) as error:
         mend = "see docs/hosts.md for what this collector wants on the host"
         if shell.wrapped:
             mend += f"; its allow-list is written by defib host setup {host.name}"

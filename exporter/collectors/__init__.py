@@ -1,24 +1,24 @@
-"""The collectors: the options of each, what it publishes, and the class that reads it of one host."""
+"""The table of collectors: the options of each, its metric families, and its class."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from exporter.collectors.collecting import Collecting, Every
-from exporter.exposition.page import Family
+from exporter.collectors.base import Collector, CollectorOptions
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.inventory.kinds import Table
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A kind of collector: `make(options, host)` gives one that keeps what it must know from run to run."""
+class CollectorKind:
+    """A kind of collector; `create(options, host)` returns a collector, which may keep state between its runs."""
 
-    options: type[Every]
-    families: tuple[Family, ...]
-    make: type[Collecting[Any]]
+    options: type[CollectorOptions]
+    families: tuple[MetricFamily, ...]
+    create: type[Collector[Any]]
 
 
-COLLECTORS: Mapping[str, Kind] = Table(
+COLLECTORS: Mapping[str, CollectorKind] = Table(
     {
         "system": "exporter.collectors.system:SYSTEM",
         "gpu": "exporter.collectors.gpu:GPU",

@@ -1,44 +1,52 @@
-"""The `docker` collector: every container's state, health, restarts and start."""
+"""The `docker` collector: state, health, restart count and start time of every container."""
 
 from datetime import datetime
 
-from exporter.collectors import Kind
-from exporter.collectors.collecting import Collecting, Every, Read, good
-from exporter.exposition.page import Family
-from exporter.exposition.samples import Samples
+from exporter.collectors import CollectorKind
+from exporter.collectors.base import Collector, CollectorOptions, ReadSections, require_output
+from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.host.reading import Section
 from fleet.managers import docker
 
 FAMILIES = (
-    Family("host_container_up", "gauge", "Whether a container runs and, if it has a health check, is healthy."),
-    Family("host_container_restarts_total", "counter", "Restarts by docker since the container was started by hand."),
-    Family("host_container_started_timestamp_seconds", "gauge", "When the container was started last."),
-    Family("host_container_info", "gauge", "The container's image; always 1."),
+    MetricFamily(
+        "host_container_up", "gauge", "Whether the container is running and, if it has a health check, healthy."
+    ),
+    MetricFamily(
+        "host_container_restarts_total",
+        "counter",
+        "Number of restarts by Docker since the container was started manually.",
+    ),
+    MetricFamily(
+        "host_container_started_timestamp_seconds", "gauge", "Unix time at which the container was last started."
+    ),
+    MetricFamily("host_container_info", "gauge", "Image of the container; always 1."),
 )
-NEVER = "0001-"  # the year of a container that was never started
+NEVER_STARTED = "0001-"  # start year that Docker reports for a container that was never started
 
 
-class Docker(Collecting[Every]):
+class DockerCollector(Collector[CollectorOptions]):
     shared = True
 
     def sections(self) -> list[Section]:
         return [docker.READING]
 
-    async def collect(self, read: Read, samples: Samples) -> None:
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        for name, found in sorted(docker.containers(good(outputs, "docker")).items()):
-            samples.add("host_container_up", int(found.is_up), container=name)
-            samples.add("host_container_restarts_total", found.restarts, container=name)
-            samples.add("host_container_started_timestamp_seconds", _started(found.started), container=name)
-            samples.add("host_container_info", 1, container=name, image=found.image)
+        for name, container in sorted(docker.containers(require_output(outputs, "docker")).items()):
+            samples.add("host_container_up", int(container.is_up), container=name)
+            samples.add("host_container_restarts_total", container.restarts, container=name)
+            samples.add("host_container_started_timestamp_seconds", _start_time(container.started), container=name)
+            samples.add("host_container_info", 1, container=name, image=container.image)
 
 
-def _started(text: str) -> float | None:
-    """Unix time of docker's RFC 3339, whose fractions are longer than Python reads before 3.11."""
+def _start_time(text: str) -> float | None:
+    """Return the Unix time of an RFC 3339 time, or None if the container was never started."""
     try:
-        return None if text.startswith(NEVER) else datetime.fromisoformat(text).timestamp()
+        return None if text.startswith(NEVER_STARTED) else datetime.fromisoformat(text).timestamp()
     except ValueError:
         return None
 
 
-DOCKER = Kind(Every, FAMILIES, Docker)
+DOCKER = CollectorKind(CollectorOptions, FAMILIES, DockerCollector)

@@ -1,11 +1,11 @@
-"""The `gpu` collector: what nvidia-smi tells of every card, and the kernel of their faults."""
+"""The `gpu` collector: the metrics that nvidia-smi reports for every GPU, and XIDs from the kernel log."""
 
 from collections.abc import Mapping
 
-from exporter.collectors import Kind
-from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
-from exporter.exposition.page import Family
-from exporter.exposition.samples import Samples
+from exporter.collectors import CollectorKind
+from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, ReadSections, require_output
+from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.host import gpu
 from fleet.host.reading import NOT_READ, Output, Section
 from fleet.shells import ENDED_BY_TIMEOUT
@@ -14,34 +14,48 @@ MIB, MHZ, PERCENT, MICROSECOND = 2.0**20, 1e6, 0.01, 1e-6
 FIELDS, QUERY = "fields", "query"
 
 FAMILIES = (
-    Family("gpu_info", "gauge", "A card that answered; always 1."),
-    Family("gpu_count", "gauge", "Cards that answered."),
-    Family("gpu_healthy", "gauge", "Whether a card answered without a fault."),
-    Family("gpu_mig_instance_info", "gauge", "A MIG instance of a card; always 1."),
-    Family("gpu_utilization_ratio", "gauge", "Share of the time in which a kernel ran."),
-    Family("gpu_memory_utilization_ratio", "gauge", "Share of the time in which memory was read or written."),
-    Family("gpu_memory_total_bytes", "gauge", "Memory of the card."),
-    Family("gpu_memory_used_bytes", "gauge", "Memory that is used."),
-    Family("gpu_memory_reserved_bytes", "gauge", "Memory that driver and firmware keep."),
-    Family("gpu_memory_free_bytes", "gauge", "Memory that is free."),
-    Family("gpu_temperature_celsius", "gauge", "Temperature by sensor."),
-    Family("gpu_power_watts", "gauge", "Power that is drawn."),
-    Family("gpu_power_limit_watts", "gauge", "Power that may be drawn."),
-    Family("gpu_clock_hertz", "gauge", "Clocks as they are."),
-    Family("gpu_fan_speed_ratio", "gauge", "Speed of the fan that is asked for."),
-    Family("gpu_performance_state", "gauge", "0 is the fastest."),
-    Family("gpu_throttle_active", "gauge", "Whether a reason holds the clocks down."),
-    Family("gpu_throttle_seconds_total", "counter", "How long a reason has held the clocks down."),
-    Family("gpu_ecc_errors_total", "counter", "ECC errors: volatile since the driver was loaded, aggregate ever."),
-    Family("gpu_remapped_rows", "gauge", "Rows of memory remapped; pending and failure are 0 or 1."),
-    Family("gpu_retired_pages", "gauge", "Pages of memory retired; pending is 0 or 1."),
-    Family("gpu_recovery_needed", "gauge", "Whether the driver asks for an action; 1 with the action."),
-    Family("gpu_process_memory_bytes", "gauge", "Memory that processes hold, by container; host where in none."),
-    Family("gpu_xid_last_timestamp_seconds", "gauge", "When the kernel log told of an XID last."),
+    MetricFamily("gpu_info", "gauge", "Information about a GPU that responded; always 1."),
+    MetricFamily("gpu_count", "gauge", "Number of GPUs that responded."),
+    MetricFamily("gpu_healthy", "gauge", "Whether the GPU responded without reporting a fault."),
+    MetricFamily("gpu_mig_instance_info", "gauge", "A MIG instance of the GPU; always 1."),
+    MetricFamily("gpu_utilization_ratio", "gauge", "Ratio of time in which at least one kernel was running."),
+    MetricFamily(
+        "gpu_memory_utilization_ratio", "gauge", "Ratio of time in which GPU memory was being read or written."
+    ),
+    MetricFamily("gpu_memory_total_bytes", "gauge", "Total GPU memory."),
+    MetricFamily("gpu_memory_used_bytes", "gauge", "Used GPU memory."),
+    MetricFamily("gpu_memory_reserved_bytes", "gauge", "GPU memory reserved by driver and firmware."),
+    MetricFamily("gpu_memory_free_bytes", "gauge", "Free GPU memory."),
+    MetricFamily("gpu_temperature_celsius", "gauge", "Temperature by sensor."),
+    MetricFamily("gpu_power_watts", "gauge", "Power draw."),
+    MetricFamily("gpu_power_limit_watts", "gauge", "Power limit."),
+    MetricFamily("gpu_clock_hertz", "gauge", "Current clock frequency by clock."),
+    MetricFamily("gpu_fan_speed_ratio", "gauge", "Requested fan speed relative to its maximum."),
+    MetricFamily("gpu_performance_state", "gauge", "Performance state (P-state); 0 is the highest performance."),
+    MetricFamily("gpu_throttle_active", "gauge", "Whether clocks are currently reduced, by reason."),
+    MetricFamily("gpu_throttle_seconds_total", "counter", "Time for which clocks have been reduced, by reason."),
+    MetricFamily(
+        "gpu_ecc_errors_total",
+        "counter",
+        "Number of ECC errors: volatile since the driver was loaded, aggregate over the lifetime of the GPU.",
+    ),
+    MetricFamily("gpu_remapped_rows", "gauge", "Number of remapped memory rows; pending and failure are 0 or 1."),
+    MetricFamily("gpu_retired_pages", "gauge", "Number of retired memory pages; pending is 0 or 1."),
+    MetricFamily(
+        "gpu_recovery_needed", "gauge", "Whether the driver requests a recovery action; 1 with the action as a label."
+    ),
+    MetricFamily(
+        "gpu_process_memory_bytes",
+        "gauge",
+        "GPU memory used by processes, by container; host for processes outside of containers.",
+    ),
+    MetricFamily(
+        "gpu_xid_last_timestamp_seconds", "gauge", "Unix time at which the XID last appeared in the kernel log."
+    ),
 )
 
-# What is a number times a unit: field, metric, unit, more labels.
-_MEASURED: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
+# Fields that become a sample: field, metric name, factor, labels.
+_NUMBERS: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
     ("utilization", "gpu_utilization_ratio", PERCENT, {}),
     ("memory_utilization", "gpu_memory_utilization_ratio", PERCENT, {}),
     *((f"memory_{name}", f"gpu_memory_{name}_bytes", MIB, {}) for name in ("total", "used", "reserved", "free")),
@@ -59,117 +73,119 @@ _MEASURED: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
     *((f"remapped_{kind}", "gpu_remapped_rows", 1.0, {"kind": kind}) for kind in ("correctable", "uncorrectable")),
     *((f"retired_{kind}", "gpu_retired_pages", 1.0, {"kind": kind}) for kind in ("single_bit", "double_bit")),
 )
-_YES = {"Yes": 1, "Active": 1, "1": 1, "No": 0, "Not Active": 0, "0": 0}
+_BOOLEANS = {"Yes": 1, "Active": 1, "1": 1, "No": 0, "Not Active": 0, "0": 0}
 
 
-class Gpu(Collecting[Every]):
-    """Keeps which fields the driver offers, where each card is, and whether cards are split."""
+class GpuCollector(Collector[CollectorOptions]):
+    """Keeps the fields that the driver supports, the index of each PCI address, and whether MIG is enabled."""
 
     _fields: Mapping[str, str] | None = None
     _driver = ""
-    _split = False
+    _mig_enabled = False
 
-    def __init__(self, options: Every, host: str) -> None:
+    def __init__(self, options: CollectorOptions, host: str) -> None:
         super().__init__(options, host)
-        self._index_of: dict[str, str] = {}  # by PCI address
+        self._index_of: dict[str, str] = {}  # index by PCI address
 
     def sections(self) -> list[Section]:
         return [gpu.HELP, gpu.query(()), gpu.PROCESSES, gpu.XIDS, gpu.INSTANCES]
 
-    async def collect(self, read: Read, samples: Samples) -> None:
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         if self._fields is None:
-            self._fields = await self._offered(read, samples)
+            self._fields = await self._read_supported_fields(read, samples)
         outputs = await read(self._sections(self._fields))
-        queried = outputs.get(QUERY)
-        if queried is not None and "is not a valid field" in queried.text:
-            # Another driver than the one that was asked for its fields.
-            self._fields = await self._offered(read, samples)
+        query = outputs.get(QUERY)
+        if query is not None and "is not a valid field" in query.text:
+            # The driver was replaced after its fields were read.
+            self._fields = await self._read_supported_fields(read, samples)
             outputs = await read(self._sections(self._fields))
         self._add(outputs, list(self._fields), samples)
 
-    async def _offered(self, read: Read, samples: Samples) -> Mapping[str, str]:
-        # Where the driver hangs already, the kernel's log is all that there is to be had.
+    async def _read_supported_fields(self, read: ReadSections, samples: CollectorSamples) -> Mapping[str, str]:
+        # If the driver hangs, only the kernel log can be read.
         outputs = await read((gpu.XIDS, gpu.HELP))
         try:
-            found = gpu.offered(good(outputs, FIELDS))
-        except CollectFailure:
+            fields = gpu.offered(require_output(outputs, FIELDS))
+        except CollectorFailure:
             self._add_xids(outputs, samples)
             raise
-        if "index" not in found:
-            raise CollectFailure("nvidia-smi --help-query-gpu names none of the fields that we know")
-        return found
+        if "index" not in fields:
+            raise CollectorFailure("nvidia-smi --help-query-gpu lists no known fields")
+        return fields
 
     def _sections(self, fields: Mapping[str, str]) -> list[Section]:
-        more = [gpu.INSTANCES] if self._split else []
-        # The kernel's log first: it answers where a driver hangs, and then it is what one wants to know.
-        return [gpu.XIDS, gpu.query(fields.values()), gpu.PROCESSES, *more]
+        mig = [gpu.INSTANCES] if self._mig_enabled else []
+        # The kernel log first: it can be read, and explains the fault, when the driver hangs.
+        return [gpu.XIDS, gpu.query(fields.values()), gpu.PROCESSES, *mig]
 
-    def _add(self, outputs: Mapping[str, Output], fields: list[str], samples: Samples) -> None:
-        queried = outputs.get(QUERY)
-        if queried is None or queried.status in (NOT_READ, *ENDED_BY_TIMEOUT):
+    def _add(self, outputs: Mapping[str, Output], fields: list[str], samples: CollectorSamples) -> None:
+        query = outputs.get(QUERY)
+        if query is None or query.status in (NOT_READ, *ENDED_BY_TIMEOUT):
             self._add_xids(outputs, samples)
-            good(outputs, QUERY)
-        assert queried is not None  # noqa: S101 - good() has seen to that
-        answer = gpu.answer(queried.text, fields)
-        self._remember(answer)  # first: by what was remembered, XIDs find their card
+            require_output(outputs, QUERY)
+        assert query is not None  # noqa: S101 - require_output() has raised otherwise
+        answer = gpu.answer(query.text, fields)
+        self._remember(answer)  # before _add_xids(), which looks up indexes by PCI address
         self._add_xids(outputs, samples)
         for card in answer.cards:
             self._add_card(card, samples)
-        alive = {card.values["index"] for card in answer.cards}
+        responding = {card.values["index"] for card in answer.cards}
         lost = {index or self._index_of.get(address, address) for address, index in answer.lost}
-        for index in sorted(lost - alive):
+        for index in sorted(lost - responding):
             samples.add("gpu_healthy", 0, gpu=index)
         samples.add("gpu_count", len(answer.cards) if answer.cards or answer.lost else None)
         uuids = {card.values["uuid"]: card.values["index"] for card in answer.cards if "uuid" in card.values}
         self._add_processes(outputs, uuids, samples)
-        if queried.status not in gpu.GOOD:
-            raise CollectFailure(f"nvidia-smi: exit {queried.status}: {answer.said or queried.last_line}")
+        if query.status not in gpu.GOOD:
+            raise CollectorFailure(f"nvidia-smi: exit status {query.status}: {answer.said or query.last_line}")
         if not answer.cards:
-            raise CollectFailure(f"nvidia-smi told of no card: {queried.last_line}")
-        good(outputs, gpu.PROCESSES.name)
+            raise CollectorFailure(f"nvidia-smi reports no GPU: {query.last_line}")
+        require_output(outputs, gpu.PROCESSES.name)
 
-    def _add_card(self, card: gpu.Card, samples: Samples) -> None:
+    def _add_card(self, card: gpu.Card, samples: CollectorSamples) -> None:
         index, values = card.values["index"], card.values
         samples.add(
             "gpu_info", 1, gpu=index, uuid=values.get("uuid", ""), name=values.get("name", ""),
             driver_version=values.get("driver", ""), pci_bus_id=values.get("pci", ""),
         )  # fmt: skip
         samples.add("gpu_healthy", int(not card.faults), gpu=index)
-        for name, metric, unit, more in _MEASURED:
+        for name, metric, factor, labels in _NUMBERS:
             number = card.number(name)
-            samples.add(metric, None if number is None else number * unit, gpu=index, **more)
+            samples.add(metric, None if number is None else number * factor, gpu=index, **labels)
         pstate = values.get("pstate", "").removeprefix("P")
         samples.add("gpu_performance_state", float(pstate) if pstate.isdigit() else None, gpu=index)
         for name, text in values.items():
             group, _, reason = name.partition("_")
             if group == "throttle":
-                samples.add("gpu_throttle_active", _YES.get(text), gpu=index, reason=reason)
+                samples.add("gpu_throttle_active", _BOOLEANS.get(text), gpu=index, reason=reason)
             elif group == "throttled" and (number := card.number(name)) is not None:
                 samples.add("gpu_throttle_seconds_total", number * MICROSECOND, gpu=index, reason=reason)
-        for metric, of in (("gpu_remapped_rows", "remapped"), ("gpu_retired_pages", "retired")):
+        for metric, prefix in (("gpu_remapped_rows", "remapped"), ("gpu_retired_pages", "retired")):
             for kind in ("pending", "failure"):
-                samples.add(metric, _YES.get(values.get(f"{of}_{kind}", "")), gpu=index, kind=kind)
+                samples.add(metric, _BOOLEANS.get(values.get(f"{prefix}_{kind}", "")), gpu=index, kind=kind)
         if "recovery" in values:
             samples.add("gpu_recovery_needed", int(values["recovery"] != "None"), gpu=index, action=values["recovery"])
 
-    def _add_processes(self, outputs: Mapping[str, Output], uuids: Mapping[str, str], samples: Samples) -> None:
+    def _add_processes(
+        self, outputs: Mapping[str, Output], uuids: Mapping[str, str], samples: CollectorSamples
+    ) -> None:
         processes = outputs.get(gpu.PROCESSES.name)
-        held = gpu.memory_by_container(processes.text) if processes is not None else {}
-        for uuid, containers in held.items():
+        memory = gpu.memory_by_container(processes.text) if processes is not None else {}
+        for uuid, containers in memory.items():
             for container, size in sorted(containers.items()):
                 samples.add("gpu_process_memory_bytes", size, gpu=uuids.get(uuid, uuid), container=container)
-        listed = outputs.get(gpu.INSTANCES.name)
-        for uuid, instances in (gpu.instances(listed.text) if listed is not None else {}).items():
-            for each in instances:
-                profile, _, instance = each.partition(" ")
+        instance_list = outputs.get(gpu.INSTANCES.name)
+        for uuid, instances in (gpu.instances(instance_list.text) if instance_list is not None else {}).items():
+            for described in instances:
+                profile, _, instance = described.partition(" ")
                 index = uuids.get(uuid, uuid)
                 samples.add("gpu_mig_instance_info", 1, gpu=index, instance=instance, profile=profile)
 
-    def _add_xids(self, outputs: Mapping[str, Output], samples: Samples) -> None:
-        told = outputs.get(gpu.XIDS.name)
-        for (address, xid), at in sorted((gpu.xids(told.text) if told is not None else {}).items()):
-            known = (index for pci, index in self._index_of.items() if pci.startswith(address))
-            index = next(known, f"{address}.0")  # as a lost card is called
+    def _add_xids(self, outputs: Mapping[str, Output], samples: CollectorSamples) -> None:
+        kernel_log = outputs.get(gpu.XIDS.name)
+        for (address, xid), at in sorted((gpu.xids(kernel_log.text) if kernel_log is not None else {}).items()):
+            indexes = (index for pci, index in self._index_of.items() if pci.startswith(address))
+            index = next(indexes, f"{address}.0")  # the name of a lost GPU
             samples.add("gpu_xid_last_timestamp_seconds", at, gpu=index, xid=xid)
 
     def _remember(self, answer: gpu.Answer) -> None:
@@ -178,12 +194,14 @@ class Gpu(Collecting[Every]):
                 index = card.values["index"]
                 others = {address: known for address, known in self._index_of.items() if known != index}
                 self._index_of = {**others, gpu.pci_address(card.values["pci"]): index}
-        self._index_of = dict(list(self._index_of.items())[-2 * gpu.CARDS :])  # a host may name other cards each time
-        self._split = any(card.values.get("mig") == "Enabled" for card in answer.cards)
+        self._index_of = dict(
+            list(self._index_of.items())[-2 * gpu.CARDS :]
+        )  # limited, as a host may report other GPUs each time
+        self._mig_enabled = any(card.values.get("mig") == "Enabled" for card in answer.cards)
         driver = next((card.values["driver"] for card in answer.cards if "driver" in card.values), self._driver)
         if driver != self._driver and self._driver:
-            self._fields = None  # another driver has other fields
+            self._fields = None  # another driver supports other fields
         self._driver = driver
 
 
-GPU = Kind(Every, FAMILIES, Gpu)
+GPU = CollectorKind(CollectorOptions, FAMILIES, GpuCollector)

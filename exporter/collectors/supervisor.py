@@ -1,20 +1,20 @@
-"""The `supervisor` collector: the programs of every supervisord that is named, or of the one that has no name."""
+"""The `supervisor` collector: the programs of the configured instances of supervisord, or of the default one."""
 
-from exporter.collectors import Kind
-from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
-from exporter.exposition.page import Family
-from exporter.exposition.samples import Samples
+from exporter.collectors import CollectorKind
+from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, ReadSections, require_output
+from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.host.reading import Section
 from fleet.managers import supervisor
 
-FAMILIES = (Family("host_program_running", "gauge", "Whether a program of supervisor is RUNNING."),)
+FAMILIES = (MetricFamily("host_program_running", "gauge", "Whether the program of supervisord is RUNNING."),)
 
 
-class SupervisorOptions(Every):
+class SupervisorCollectorOptions(CollectorOptions):
     configs: list[supervisor.Config] = []
 
 
-class Supervisor(Collecting[SupervisorOptions]):
+class SupervisorCollector(Collector[SupervisorCollectorOptions]):
     shared = True
 
     @property
@@ -25,19 +25,19 @@ class Supervisor(Collecting[SupervisorOptions]):
         configs: list[supervisor.Config | None] = [*self.options.configs]
         return [supervisor.reading(config) for config in configs or [None]]
 
-    async def collect(self, read: Read, samples: Samples) -> None:
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        everyone = supervisor.told(good(outputs, "supervisor"))
-        told = {name: one for name, one in everyone.items() if name in self._names}
+        instances = supervisor.told(require_output(outputs, "supervisor"))
+        configured = [instance for name, instance in instances.items() if name in self._names]
         programs: dict[str, bool] = {}
-        for one in told.values():
-            for name, (state, _) in one.programs.items():
+        for instance in configured:
+            for name, (state, _) in instance.programs.items():
                 programs[name] = programs.get(name, True) and state == "RUNNING"
         for name, running in sorted(programs.items()):
             samples.add("host_program_running", int(running), program=name)
-        refused = [one.failed for one in told.values() if one.failed]
-        if refused:
-            raise CollectFailure(f"supervisor: {refused[0]}")
+        errors = [instance.failed for instance in configured if instance.failed]
+        if errors:
+            raise CollectorFailure(f"supervisor: {errors[0]}")
 
 
-SUPERVISOR = Kind(SupervisorOptions, FAMILIES, Supervisor)
+SUPERVISOR = CollectorKind(SupervisorCollectorOptions, FAMILIES, SupervisorCollector)

@@ -1,77 +1,77 @@
-"""The `system` collector: CPU, load, memory, filesystems, and how a host's clock differs from ours."""
+"""The `system` collector: CPU, load, memory, filesystems, and the offset of the host's clock."""
 
 import time
 
-from exporter.collectors import Kind
-from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
-from exporter.exposition.page import Family
-from exporter.exposition.samples import Samples
+from exporter.collectors import CollectorKind
+from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, ReadSections, require_output
+from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.host import system
 from fleet.host.reading import Section
 
 FAMILIES = (
-    Family("host_load1", "gauge", "Load average of one minute."),
-    Family("host_load5", "gauge", "Load average of five minutes."),
-    Family("host_load15", "gauge", "Load average of fifteen minutes."),
-    Family("host_cpu_count", "gauge", "CPUs."),
-    Family("host_cpu_usage_ratio", "gauge", "Share of all CPUs' time that was used since the last run."),
-    Family("host_memory_total_bytes", "gauge", "Memory."),
-    Family("host_memory_available_bytes", "gauge", "Memory that programs could have."),
-    Family("host_boot_timestamp_seconds", "gauge", "When the host was started."),
-    Family("host_clock_offset_seconds", "gauge", "The host's clock minus ours."),
-    Family("host_filesystem_size_bytes", "gauge", "Size of a filesystem."),
-    Family("host_filesystem_available_bytes", "gauge", "What users other than root may still write."),
-    Family("host_filesystem_files", "gauge", "Inodes of a filesystem."),
-    Family("host_filesystem_files_free", "gauge", "Inodes that are free."),
+    MetricFamily("host_load1", "gauge", "Load average over 1 minute."),
+    MetricFamily("host_load5", "gauge", "Load average over 5 minutes."),
+    MetricFamily("host_load15", "gauge", "Load average over 15 minutes."),
+    MetricFamily("host_cpu_count", "gauge", "Number of CPUs."),
+    MetricFamily("host_cpu_usage_ratio", "gauge", "Ratio of CPU time used since the previous run, over all CPUs."),
+    MetricFamily("host_memory_total_bytes", "gauge", "Total memory."),
+    MetricFamily("host_memory_available_bytes", "gauge", "Memory available to processes."),
+    MetricFamily("host_boot_timestamp_seconds", "gauge", "Unix time at which the host was booted."),
+    MetricFamily("host_clock_offset_seconds", "gauge", "Clock of the host minus clock of the exporter."),
+    MetricFamily("host_filesystem_size_bytes", "gauge", "Size of a filesystem."),
+    MetricFamily("host_filesystem_available_bytes", "gauge", "Space available to users other than root."),
+    MetricFamily("host_filesystem_files", "gauge", "Number of inodes of a filesystem."),
+    MetricFamily("host_filesystem_files_free", "gauge", "Number of free inodes."),
 )
 
 
-class System(Collecting[Every]):
-    """Keeps the CPU's times of the last run."""
+class SystemCollector(Collector[CollectorOptions]):
+    """Keeps the CPU times of the previous run."""
 
-    _before: system.Machine | None = None
+    _previous: system.Machine | None = None
 
     def sections(self) -> list[Section]:
         return [system.PROC, system.FILESYSTEMS]
 
-    async def collect(self, read: Read, samples: Samples) -> None:
-        asked = time.time()
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
+        sent_at = time.time()
         outputs = await read(self.sections())
-        answered = time.time()
+        received_at = time.time()
         try:
-            found = system.machine(good(outputs, "proc"))
+            machine = system.machine(require_output(outputs, "proc"))
         except ValueError as error:
-            raise CollectFailure(str(error)) from error
-        self._add(found, asked, answered, samples)
-        # df may be stuck where /proc is not.
+            raise CollectorFailure(str(error)) from error
+        self._add(machine, sent_at, received_at, samples)
+        # df may hang on a filesystem while /proc can be read.
         if "df" in outputs:
             _add_filesystems(outputs["df"].text, samples)
-        good(outputs, "df")
+        require_output(outputs, "df")
 
-    def _add(self, found: system.Machine, asked: float, answered: float, samples: Samples) -> None:
-        for name, load in zip(("host_load1", "host_load5", "host_load15"), found.load, strict=True):
+    def _add(self, machine: system.Machine, sent_at: float, received_at: float, samples: CollectorSamples) -> None:
+        for name, load in zip(("host_load1", "host_load5", "host_load15"), machine.load, strict=True):
             samples.add(name, load)
-        samples.add("host_cpu_count", found.cpus)
-        before, self._before = self._before, found
-        if before is not None and found.booted == before.booted and found.total > before.total:
-            samples.add("host_cpu_usage_ratio", (found.busy - before.busy) / (found.total - before.total))
-        samples.add("host_memory_total_bytes", found.memory_total)
-        samples.add("host_memory_available_bytes", found.memory_available)
-        samples.add("host_boot_timestamp_seconds", found.booted)
-        if found.now is not None:
-            # The clock was read between the question and the answer: no offset, if it could be so.
-            earliest, latest = found.now
-            offset = min(0.0, latest - asked) or max(0.0, earliest - answered)
+        samples.add("host_cpu_count", machine.cpus)
+        previous, self._previous = self._previous, machine
+        if previous is not None and machine.booted == previous.booted and machine.total > previous.total:
+            samples.add("host_cpu_usage_ratio", (machine.busy - previous.busy) / (machine.total - previous.total))
+        samples.add("host_memory_total_bytes", machine.memory_total)
+        samples.add("host_memory_available_bytes", machine.memory_available)
+        samples.add("host_boot_timestamp_seconds", machine.booted)
+        if machine.now is not None:
+            # The clock was read between request and response; the offset is 0 if that can explain the difference.
+            earliest, latest = machine.now
+            offset = min(0.0, latest - sent_at) or max(0.0, earliest - received_at)
             samples.add("host_clock_offset_seconds", offset)
 
 
-def _add_filesystems(output: str, samples: Samples) -> None:
-    for each in system.filesystems(output):
-        names = {"mountpoint": each.mountpoint, "device": each.device, "fstype": each.type}
-        samples.add("host_filesystem_size_bytes", each.size, **names)
-        samples.add("host_filesystem_available_bytes", each.available, **names)
-        samples.add("host_filesystem_files", each.files, **names)
-        samples.add("host_filesystem_files_free", each.files_free, **names)
+def _add_filesystems(output: str, samples: CollectorSamples) -> None:
+    for filesystem in system.filesystems(output):
+        labels = {"mountpoint": filesystem.mountpoint, "device": filesystem.device, "fstype": filesystem.type}
+        samples.add("host_filesystem_size_bytes", filesystem.size, **labels)
+        samples.add("host_filesystem_available_bytes", filesystem.available, **labels)
+        samples.add("host_filesystem_files", filesystem.files, **labels)
+        samples.add("host_filesystem_files_free", filesystem.files_free, **labels)
 
 
-SYSTEM = Kind(Every, FAMILIES, System)
+SYSTEM = CollectorKind(CollectorOptions, FAMILIES, SystemCollector)

@@ -1,35 +1,39 @@
-"""The `systemd` collector: the units that are named, and all that have failed."""
+"""The `systemd` collector: the configured units, and all failed units."""
 
-from exporter.collectors import Kind
-from exporter.collectors.collecting import Collecting, Every, Read, good
-from exporter.exposition.page import Family
-from exporter.exposition.samples import Samples
+from exporter.collectors import CollectorKind
+from exporter.collectors.base import Collector, CollectorOptions, ReadSections, require_output
+from exporter.exposition.collector_samples import CollectorSamples
+from exporter.exposition.metrics_page import MetricFamily
 from fleet.host.reading import Section
 from fleet.managers import systemd
 
 FAMILIES = (
-    Family("host_unit_active", "gauge", "Whether a unit is active: those that are named, and 0 for all that failed."),
+    MetricFamily(
+        "host_unit_active",
+        "gauge",
+        "Whether the unit is active; has a series for every configured and every failed unit.",
+    ),
 )
 
 
-class SystemdOptions(Every):
+class SystemdCollectorOptions(CollectorOptions):
     units: list[systemd.UnitName] = []
 
 
-class Systemd(Collecting[SystemdOptions]):
+class SystemdCollector(Collector[SystemdCollectorOptions]):
     shared = True
 
     def sections(self) -> list[Section]:
         return [systemd.reading(*self.options.units), systemd.FAILED]
 
-    async def collect(self, read: Read, samples: Samples) -> None:
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        failed = systemd.failed(good(outputs, systemd.FAILED.name))
-        units = systemd.units(good(outputs, "systemd"))
-        own = {name: units.get(name) for name in self.options.units}
-        active = {name: unit.is_active for name, unit in own.items() if isinstance(unit, systemd.Unit)}
+        failed = systemd.failed(require_output(outputs, systemd.FAILED.name))
+        units = systemd.units(require_output(outputs, "systemd"))
+        configured = {name: units.get(name) for name in self.options.units}
+        active = {name: unit.is_active for name, unit in configured.items() if isinstance(unit, systemd.Unit)}
         for name, is_active in sorted({**dict.fromkeys(failed, False), **active}.items()):
             samples.add("host_unit_active", int(is_active), unit=name)
 
 
-SYSTEMD = Kind(SystemdOptions, FAMILIES, Systemd)
+SYSTEMD = CollectorKind(SystemdCollectorOptions, FAMILIES, SystemdCollector)

@@ -1,1 +1,1 @@
-"""The pre-rendered part of /metrics: series of services and hosts."""
+"""The pre-rendered part of `/metrics`: series of services and hosts."""

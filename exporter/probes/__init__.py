@@ -1,26 +1,41 @@
-"""The kinds of probes: the options of each and the function that carries it out."""
+"""The table of probes: the options of each kind, and the function that carries it out."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from exporter.probes.context import Means
-from exporter.results import Seen
+from exporter.results import ProbeDetails
+from fleet.host.reading import Reading
 from fleet.inventory.endpoints import Part
 from fleet.inventory.kinds import Table
+from fleet.shells import Shell
 
-Options = TypeVar("Options", bound=Part)
+ProbeOptionsT = TypeVar("ProbeOptionsT", bound=Part)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeContext:
+    """What a probe receives besides its options: service, host, timeout in seconds, and access to the host.
+
+    `shell` and `reading` raise ShellError.
+    """
+
+    service: str
+    host: str
+    timeout: float
+    shell: Callable[[], Shell]
+    reading: Callable[[], Reading]
 
 
 @dataclass(frozen=True)
-class Kind(Generic[Options]):
-    """A kind of probe: `probe(options, means, seen)` returns, or raises ProbeFailure."""
+class ProbeKind(Generic[ProbeOptionsT]):
+    """A kind of probe; `probe(options, context, details)` returns on success and raises ProbeFailure otherwise."""
 
-    options: type[Options]
-    probe: Callable[[Options, Means, Seen], Awaitable[None]]
+    options: type[ProbeOptionsT]
+    probe: Callable[[ProbeOptionsT, ProbeContext, ProbeDetails], Awaitable[None]]
 
 
-PROBES: Mapping[str, Kind[Any]] = Table(
+PROBES: Mapping[str, ProbeKind[Any]] = Table(
     {
         "http": "exporter.probes.http:HTTP",
         "tcp": "exporter.probes.tcp:TCP",

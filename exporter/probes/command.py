@@ -1,18 +1,17 @@
-"""The `command` probe: a command on the service's host, judged by its exit status and output."""
+"""The `command` probe: runs a command on the service's host and checks its exit status and output."""
 
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.expectations import EXAMINED, excerpt, lacks, matches
-from exporter.results import ProbeFailure, Reason, Seen
+from exporter.probes import ProbeContext, ProbeKind
+from exporter.probes.expectations import EXAMINED, check_lacks, check_matches, quote_excerpt
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part
 from fleet.inventory.units import Patterns
 from fleet.shells import ShellError
 
-CANNOT_RUN = (126, 127)  # a shell's exit statuses of a program that may not be run, or is not there
+CANNOT_RUN = (126, 127)  # exit statuses of a POSIX shell: program not executable, program not found
 
 
 class CommandExpect(Part):
@@ -24,30 +23,35 @@ class CommandExpect(Part):
 Argument = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
-class CommandOptions(Part):
+class CommandProbeOptions(Part):
     needs_host: ClassVar[bool] = True
     needs_plain_shell: ClassVar[bool] = True
     run: Annotated[list[Argument], Field(min_length=1)]
     expect: CommandExpect = CommandExpect()
 
 
-async def probe_command(options: CommandOptions, means: Means, seen: Seen) -> None:
+async def probe_command(options: CommandProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
     try:
-        done = await means.shell().run(options.run, timeout=means.timeout)
+        completed = await context.shell().run(options.run, timeout=context.timeout)
     except ShellError as error:
         raise ProbeFailure("shell", str(error)) from error
-    if done.status is None:
-        raise ProbeFailure("timeout" if done.late else "shell", f"{options.run[0]}: {done.why}")
-    seen.evidence.update(exit=done.status, stdout=done.stdout[:EXAMINED], stderr=done.stderr[:EXAMINED])
+    program = options.run[0]
+    if completed.status is None:
+        raise ProbeFailure("timeout" if completed.late else "shell", f"{program}: {completed.why}")
+    details.evidence.update(
+        exit=completed.status, stdout=completed.stdout[:EXAMINED], stderr=completed.stderr[:EXAMINED]
+    )
     expect = options.expect
-    if done.status != expect.exit:
-        reason: Reason = "shell" if done.status in CANNOT_RUN else "exit"
-        said = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        tail = f": {excerpt(said[-1].encode(), seen)}" if said else ""
-        raise ProbeFailure(reason, f"{options.run[0]} exited {done.status}, expected {expect.exit}{tail}")
-    text = done.stdout.rstrip("\n").encode()  # as $(…) has it, so that `$` means the end of the last line
-    matches(expect.stdout_matches, text, "stdout", seen)
-    lacks(expect.stdout_lacks, text, "stdout", seen)
+    if completed.status != expect.exit:
+        reason: FailureReason = "shell" if completed.status in CANNOT_RUN else "exit"
+        output = (completed.stderr.strip() or completed.stdout.strip()).splitlines()
+        last_line = f": {quote_excerpt(output[-1].encode(), details)}" if output else ""
+        raise ProbeFailure(
+            reason, f"{program} exited with status {completed.status}, expected {expect.exit}{last_line}"
+        )
+    stdout = completed.stdout.rstrip("\n").encode()  # as in $(…), so that `$` matches the end of the last line
+    check_matches(expect.stdout_matches, stdout, "stdout", details)
+    check_lacks(expect.stdout_lacks, stdout, "stdout", details)
 
 
-COMMAND = Kind(CommandOptions, probe_command)
+COMMAND = ProbeKind(CommandProbeOptions, probe_command)

@@ -1,4 +1,4 @@
-"""Expectations of text and of JSON, shared by the probes that have them."""
+"""Expectations of text and JSON that several probe kinds share, and how they are checked."""
 
 import asyncio
 import json
@@ -12,16 +12,16 @@ import jsonpath_rfc9535
 from jsonpath_rfc9535 import JSONPathError, JSONPathNodeList, JSONPathQuery
 from pydantic import BeforeValidator, Field, ValidationError
 
-from exporter.results import ProbeFailure, Seen
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part
 from fleet.inventory.units import Pattern, compile_pattern
 
-SHOWN = 120
-JSON_LIMIT = 1024 * 1024  # bytes: a parser lets nothing else run, and what it makes is many times as large
+EXCERPT_LENGTH = 120  # characters
+JSON_LIMIT = 1024 * 1024  # bytes; parsing blocks the event loop, and the result takes many times as much memory
 NODES_LIMIT = 10_000
-EXAMINED = 10_000
-# Those of the WHATWG's Encoding Standard, by Python's names; Python knows others, some of them very slow, and keeps
-# every name that it was ever asked for.
+EXAMINED = 10_000  # characters of a text that become evidence
+# The encodings of the WHATWG's Encoding Standard, by Python's names. Python has others, some very slow, and caches
+# every name that was ever looked up.
 _ISO_8859 = (*range(1, 12), *range(13, 17))
 _CHARSETS = {
     "utf-8", "utf-16", "utf-16-le", "utf-16-be", "ascii", "gbk", "gb2312", "gb18030", "big5", "big5hkscs", "euc_jp",
@@ -41,49 +41,51 @@ _ALIASES = {
 
 P = ParamSpec("P")
 T = TypeVar("T")
-_JUDGES = ThreadPoolExecutor(2, thread_name_prefix="judge")
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="expectations")
 
 
-async def apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do what takes long where it holds up neither the event loop nor what else wants a thread.
+async def run_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `work` in a thread pool of its own, so that it blocks neither the event loop nor other users of threads.
 
-    It cannot be ended, so it must end by itself; what waits for its turn is given up with the probe.
+    It cannot be cancelled once it runs, so it must be bounded; work that still waits is cancelled with the probe.
     """
-    return await asyncio.get_running_loop().run_in_executor(_JUDGES, partial(work, *args, **kwargs))
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(work, *args, **kwargs))
 
 
 @lru_cache(maxsize=50_000)
-def compiled(pattern: str) -> Any:
+def compile_cached(pattern: str) -> Any:
+    """Compile an RE2 pattern, or return the cached result."""
     return compile_pattern(pattern)
 
 
-def matches(patterns: Iterable[str], text: bytes, what: str, seen: Seen) -> None:
-    """Raise ProbeFailure unless every pattern is found in `text` (UTF-8)."""
+def check_matches(patterns: Iterable[str], text: bytes, name: str, details: ProbeDetails) -> None:
+    """Raise ProbeFailure unless every pattern matches `text` (UTF-8)."""
     for pattern in patterns:
-        if compiled(pattern).search(text) is None:
-            raise ProbeFailure("body", f"{what} does not match {pattern!r}; it begins {excerpt(text, seen)}")
+        if compile_cached(pattern).search(text) is None:
+            raise ProbeFailure(
+                "body", f"{name} does not match {pattern!r}; it begins with {quote_excerpt(text, details)}"
+            )
 
 
-def lacks(patterns: Iterable[str], text: bytes, what: str, seen: Seen) -> None:
-    """Raise ProbeFailure if any pattern is found in `text` (UTF-8)."""
+def check_lacks(patterns: Iterable[str], text: bytes, name: str, details: ProbeDetails) -> None:
+    """Raise ProbeFailure if any pattern matches `text` (UTF-8)."""
     for pattern in patterns:
-        found = compiled(pattern).search(text)
-        if found is not None:
-            # Masked as a whole first: what is found may be a part of a secret.
-            shown = compiled(pattern).search(seen.redact(text.decode("utf-8", "replace")).encode())
-            told = excerpt(shown.group(), seen) if shown is not None else "a secret"
-            raise ProbeFailure("body", f"{what} matches {pattern!r}, which it must not: {told}")
+        if compile_cached(pattern).search(text) is not None:
+            # Redact the whole text first: the match may be a part of a secret.
+            match = compile_cached(pattern).search(details.redact(text.decode("utf-8", "replace")).encode())
+            matched = quote_excerpt(match.group(), details) if match is not None else "a secret"
+            raise ProbeFailure("body", f"{name} must not match {pattern!r}, but contains {matched}")
 
 
-def excerpt(text: bytes, seen: Seen) -> str:
-    """The beginning of what a peer said, quoted; secrets that it repeats are masked before it is cut."""
-    room = 4 * (SHOWN + seen.redact.longest)  # bytes of that many characters
-    shown = seen.redact(text[:room].decode("utf-8", "replace"))
-    return repr(shown[:SHOWN]) + ("…" if len(shown) > SHOWN else "")
+def quote_excerpt(text: bytes, details: ProbeDetails) -> str:
+    """Return the beginning of `text`, quoted; secrets are redacted before it is cut."""
+    limit = 4 * (EXCERPT_LENGTH + details.redact.longest)  # bytes; a character takes up to 4
+    redacted = details.redact(text[:limit].decode("utf-8", "replace"))
+    return repr(redacted[:EXCERPT_LENGTH]) + ("…" if len(redacted) > EXCERPT_LENGTH else "")
 
 
-def utf8(content_type: str | None, body: bytes) -> bytes:
-    """The body as UTF-8, which is what patterns are matched against; a charset that no browser knows is UTF-8."""
+def recode_as_utf8(content_type: str | None, body: bytes) -> bytes:
+    """Return the body in UTF-8, in which patterns are matched. An unknown charset is taken for UTF-8."""
     _, found, charset = (content_type or "").lower().partition("charset=")
     name = charset.split(";")[0][:40].strip(" \"'").replace("_", "").replace("-", "") if found else ""
     return body.decode(_ALIASES.get(name, "utf-8"), "replace").encode("utf-8", "replace")
@@ -91,35 +93,35 @@ def utf8(content_type: str | None, body: bytes) -> bytes:
 
 def _json_path(path: object) -> str:
     if not isinstance(path, str):
-        raise ValueError("is not a JSONPath (write $.status)")  # noqa: TRY004 - pydantic reads ValueErrors
+        raise ValueError("must be a JSONPath (write $.status)")  # noqa: TRY004 - pydantic handles ValueError
     try:
-        compiled_path(path)
+        compile_json_path(path)
     except JSONPathError as error:
-        raise ValueError(f"is not a JSONPath of RFC 9535: {error}") from None
+        raise ValueError(f"must be a JSONPath (RFC 9535): {error}") from None
     return path
 
 
 @lru_cache(maxsize=10_000)
-def compiled_path(path: str) -> JSONPathQuery:
+def compile_json_path(path: str) -> JSONPathQuery:
     return jsonpath_rfc9535.compile(path)
 
 
 JsonPath = Annotated[str, BeforeValidator(_json_path)]
 
 
-class Condition(Part):
-    """What a value of JSON must be, where it is not one certain value."""
+class JsonCondition(Part):
+    """A condition on a JSON value, where no exact value is expected."""
 
     matches: Pattern | None = None
     above: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
     below: Annotated[float, Field(strict=True, allow_inf_nan=False)] | None = None
 
-    def unmet(self, value: Any) -> str:
-        """What was expected and is not so, or nothing."""
+    def describe_mismatch(self, value: Any) -> str:
+        """Return the part of the condition that `value` does not meet, or an empty string."""
         if self.matches is not None and not (
-            isinstance(value, str) and compiled(self.matches).search(value.encode("utf-8", "replace"))
+            isinstance(value, str) and compile_cached(self.matches).search(value.encode("utf-8", "replace"))
         ):
-            return f"a text that matches {self.matches!r}"
+            return f"a string that matches {self.matches!r}"
         if self.above is not None and not (_is_number(value) and value > self.above):
             return f"above {self.above:g}"
         if self.below is not None and not (_is_number(value) and value < self.below):
@@ -127,75 +129,77 @@ class Condition(Part):
         return ""
 
 
-def _expected(value: Any) -> Any:
+def _parse_expected(value: Any) -> Any:
     if isinstance(value, dict):
         if not value:
-            raise ValueError("wants a value, or matches, above or below")
+            raise ValueError("must be a value, or have at least one of matches, above, below")
         try:
-            return Condition.model_validate(value)
+            return JsonCondition.model_validate(value)
         except ValidationError as error:
-            what = error.errors()[0]
-            where = f"{what['loc'][0]}: " if what["loc"] else ""
-            why = what["msg"].removeprefix("Value error, ")
-            raise ValueError(f"wants a value, or matches, above, below ({where}{why[:1].lower()}{why[1:]})") from None
+            first = error.errors()[0]
+            where = f"{first['loc'][0]}: " if first["loc"] else ""
+            reason = first["msg"].removeprefix("Value error, ")
+            raise ValueError(
+                f"must be a value, or a map of matches, above, below ({where}{reason[:1].lower()}{reason[1:]})"
+            ) from None
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):
-        raise ValueError("is not a value of JSON (quote it)") from None
+        raise ValueError("must be a JSON value (quote it)") from None
     return value
 
 
-JsonExpect = dict[JsonPath, Annotated[Any, BeforeValidator(_expected)]]
+JsonExpect = dict[JsonPath, Annotated[Any, BeforeValidator(_parse_expected)]]
 
 
 def parse_json(text: bytes) -> Any:
-    """Raises ProbeFailure where `text` (UTF-8) is not JSON, or more than is read as such."""
+    """Parse `text` (UTF-8). Raises ProbeFailure if it is not JSON or exceeds JSON_LIMIT."""
     if len(text) > JSON_LIMIT:
-        raise ProbeFailure("json", f"the body is longer than the {JSON_LIMIT} bytes that are read as JSON")
+        raise ProbeFailure("json", f"the body is longer than {JSON_LIMIT} bytes, the limit for JSON")
     try:
-        return json.loads(text, parse_constant=_no_json)
+        return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise ProbeFailure("json", f"the body is not JSON: {error}") from error
 
 
-def _no_json(name: str) -> None:
-    raise ValueError(f"{name} is no number")
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def values_at(path: str, document: Any) -> JSONPathNodeList:
-    """All that `path` finds, within reason. Raises ProbeFailure."""
+def find_values(path: str, document: Any) -> JSONPathNodeList:
+    """Return the values that `path` selects, at most NODES_LIMIT. Raises ProbeFailure."""
     try:
-        found = JSONPathNodeList(islice(compiled_path(path).finditer(document), NODES_LIMIT + 1))
+        nodes = JSONPathNodeList(islice(compile_json_path(path).finditer(document), NODES_LIMIT + 1))
     except (JSONPathError, RecursionError) as error:
-        raise ProbeFailure("json", f"{path} cannot be followed: {error}") from error
-    if len(found) > NODES_LIMIT:
-        raise ProbeFailure("json", f"{path} finds more than {NODES_LIMIT} values")
-    return found
+        raise ProbeFailure("json", f"{path} cannot be evaluated: {error}") from error
+    if len(nodes) > NODES_LIMIT:
+        raise ProbeFailure("json", f"{path} selects more than {NODES_LIMIT} values")
+    return nodes
 
 
-def judge_json(expect: Mapping[str, Any], document: Any, seen: Seen) -> None:
-    """Raise ProbeFailure unless every path finds something, and all that it finds is as expected."""
-    for path, wanted in expect.items():
-        found = values_at(path, document)
-        if not found:
-            raise ProbeFailure("json", f"{path} finds nothing, expected {_shown(wanted, seen)}")
-        for node in found:
-            unmet = unmet_by(wanted, node.value, seen)
-            if unmet:
-                raise ProbeFailure("json", f"{path} is {_shown(node.value, seen)}, expected {unmet}")
+def check_json(expect: Mapping[str, Any], document: Any, details: ProbeDetails) -> None:
+    """Raise ProbeFailure unless every path selects at least one value, and all its values are as expected."""
+    for path, expected in expect.items():
+        nodes = find_values(path, document)
+        if not nodes:
+            raise ProbeFailure("json", f"{path} selects nothing, expected {_format_value(expected, details)}")
+        for node in nodes:
+            mismatch = describe_mismatch(expected, node.value, details)
+            if mismatch:
+                raise ProbeFailure("json", f"{path} is {_format_value(node.value, details)}, expected {mismatch}")
 
 
-def unmet_by(wanted: Any, value: Any, seen: Seen) -> str:
-    """What was expected of `value` and is not so, or nothing."""
-    if isinstance(wanted, Condition):
-        return wanted.unmet(value)
-    return "" if _same(wanted, value) else _shown(wanted, seen)
+def describe_mismatch(expected: Any, value: Any, details: ProbeDetails) -> str:
+    """Return what was expected instead of `value`, or an empty string if it is as expected."""
+    if isinstance(expected, JsonCondition):
+        return expected.describe_mismatch(value)
+    return "" if _is_equal(expected, value) else _format_value(expected, details)
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equal, and of one type of JSON: true is not 1."""
+def _is_equal(one: Any, other: Any) -> bool:
+    """Return whether two JSON values have the same type and value: true is not 1."""
     if isinstance(one, list):
-        return isinstance(other, list) and len(one) == len(other) and all(map(_same, one, other))
+        return isinstance(other, list) and len(one) == len(other) and all(map(_is_equal, one, other))
     if _is_number(one) or _is_number(other):
         return _is_number(one) and _is_number(other) and one == other
     return type(other) is (str if isinstance(one, str) else type(one)) and one == other
@@ -205,11 +209,11 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _shown(value: Any, seen: Seen) -> str:
-    if isinstance(value, Condition):
+def _format_value(value: Any, details: ProbeDetails) -> str:
+    if isinstance(value, JsonCondition):
         return "a value"
     try:
-        shown = seen.redact(json.dumps(value, ensure_ascii=False)[:EXAMINED])
+        text = details.redact(json.dumps(value, ensure_ascii=False)[:EXAMINED])
     except RecursionError:
-        return "what is nested too deep to be shown"
-    return shown[:SHOWN] + ("…" if len(shown) > SHOWN else "")
+        return "a value nested too deeply to be shown"
+    return text[:EXCERPT_LENGTH] + ("…" if len(text) > EXCERPT_LENGTH else "")

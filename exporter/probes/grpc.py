@@ -1,6 +1,6 @@
-"""The `grpc` probe: the standard health service (grpc.health.v1), asked with grpc's own stub.
+"""The `grpc` probe: the standard health service (grpc.health.v1), called with grpcio.
 
-grpcio is an optional extra; where it is missing, an inventory that needs it is refused.
+grpcio is an optional extra; without it, an inventory with `grpc` probes is refused.
 """
 
 import asyncio
@@ -12,64 +12,63 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, field_validator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.net.connections import Addresses, Dial, connect, resolve
-from exporter.probes.tcp import shortened
-from exporter.results import ProbeFailure, Reason, Seen
+from exporter.probes import ProbeContext, ProbeKind
+from exporter.probes.net.connections import AddressOptions, DialOptions, connect, resolve
+from exporter.probes.tcp import expand_tls
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.documents import Text
 from fleet.inventory.endpoints import Address, Tls, split_address
 
 EXTRA = "grpc_health"
-# We start processes, and grpc's handlers of that break them; its own log is none of ours.
+# grpc's fork handlers break the processes that we start; its log is not part of ours.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 
-def _installed(address: object) -> object:
-    """Only the program that probes needs the stub."""
+def _require_extra(address: object) -> object:
+    """Check that the extra is installed, where the inventory is loaded to run its probes."""
     if isinstance(address, Text) and address.checked and importlib.util.find_spec(EXTRA) is None:
-        raise ValueError("the grpc probe needs an extra that is not installed: pip install 'defib[grpc]'")
+        raise ValueError("requires an extra that is not installed: pip install 'defib[grpc]'")
     return address
 
 
-class GrpcOptions(Addresses):
-    address: Annotated[Address, BeforeValidator(_installed)]
+class GrpcProbeOptions(AddressOptions):
+    address: Annotated[Address, BeforeValidator(_require_extra)]
     service: str = ""
-    tls: Annotated[Tls | None, BeforeValidator(shortened, json_schema_input_type=bool | Tls | None)] = None
+    tls: Annotated[Tls | None, BeforeValidator(expand_tls, json_schema_input_type=bool | Tls | None)] = None
 
     @field_validator("tls")
     @classmethod
-    def _verified(cls, tls: Tls | None) -> Tls | None:
+    def _check_verify(cls, tls: Tls | None) -> Tls | None:
         if tls is not None and not tls.verify:
-            raise ValueError("grpc cannot do without verification: give its ca_file")
+            raise ValueError("verify must not be false, which grpc does not support: set ca_file")
         return tls
 
 
-async def probe_grpc(options: GrpcOptions, _means: Means, seen: Seen) -> None:
+async def probe_grpc(options: GrpcProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     host, port = split_address(options.address)
-    addresses = await resolve(host, port, seen, options)
-    six = ":" in addresses[0]  # grpc takes several addresses, of one version
-    target = ",".join(f"[{each}]:{port}" if six else f"{each}:{port}" for each in addresses if (":" in each) == six)
+    addresses = await resolve(host, port, details, options)
+    ipv6 = ":" in addresses[0]  # grpc accepts several addresses, but of one version only
+    target = ",".join(f"[{each}]:{port}" if ipv6 else f"{each}:{port}" for each in addresses if (":" in each) == ipv6)
     started = time.perf_counter()
-    async with await _channel(options, f"ipv6:{target}" if six else f"ipv4:{target}", host) as channel:
+    async with await _open_channel(options, f"ipv6:{target}" if ipv6 else f"ipv4:{target}", host) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = await stub.Check(health_pb2.HealthCheckRequest(service=options.service))
+            response = await stub.Check(health_pb2.HealthCheckRequest(service=options.service))
         except grpc.aio.AioRpcError as error:
-            seen.phase("processing", time.perf_counter() - started)
-            raise await _failure(options, error, seen) from error
-    seen.phase("processing", time.perf_counter() - started)
-    known = {value: name for name, value in health_pb2.HealthCheckResponse.ServingStatus.items()}
-    status = known.get(answer.status, f"{answer.status}, which nobody knows")
+            details.add_phase("processing", time.perf_counter() - started)
+            raise await _failure(options, error, details) from error
+    details.add_phase("processing", time.perf_counter() - started)
+    names = {value: name for name, value in health_pb2.HealthCheckResponse.ServingStatus.items()}
+    status = names.get(response.status, f"{response.status} (unknown status)")
     if status != "SERVING":
         raise ProbeFailure("state", f"the service {options.service!r} is {status}, expected SERVING")
 
 
-async def _channel(options: GrpcOptions, target: str, host: str) -> Any:
+async def _open_channel(options: GrpcProbeOptions, target: str, host: str) -> Any:
     import grpc
 
     settings: list[tuple[str, Any]] = [
@@ -80,35 +79,37 @@ async def _channel(options: GrpcOptions, target: str, host: str) -> Any:
     tls = options.tls
     if tls is None:
         return grpc.aio.insecure_channel(target, [*settings, ("grpc.default_authority", host)])
-    roots, key, chain = await asyncio.to_thread(_files, tls.ca_file, tls.key_file or tls.cert_file, tls.cert_file)
+    roots, key, chain = await asyncio.to_thread(_read_files, tls.ca_file, tls.key_file or tls.cert_file, tls.cert_file)
     settings.append(("grpc.ssl_target_name_override", tls.server_name or host))
     return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(roots, key, chain), settings)
 
 
-def _files(*paths: Path | None) -> list[bytes | None]:
+def _read_files(*paths: Path | None) -> list[bytes | None]:
     try:
         return [path.read_bytes() if path else None for path in paths]
     except OSError as error:
-        raise ProbeFailure("error", f"the certificate files cannot be used: {error}") from error
+        raise ProbeFailure("error", f"cannot read the certificate files: {error}") from error
 
 
-async def _failure(options: GrpcOptions, error: Any, seen: Seen) -> ProbeFailure:
-    """What went wrong, in our words: grpc says of refusals and of certificates alike that it is unavailable."""
+async def _failure(options: GrpcProbeOptions, error: Any, details: ProbeDetails) -> ProbeFailure:
+    """Find the cause of an error; grpc reports UNAVAILABLE for refused connections and bad certificates alike."""
     import grpc
 
     code = error.code()
     if code is not grpc.StatusCode.UNAVAILABLE:
-        reason: Reason = "status"
+        reason: FailureReason = "status"
         return ProbeFailure(reason, f"the health service answered {code.name}: {error.details()}")
     host, port = split_address(options.address)
-    late = ProbeFailure("protocol", f"no gRPC at {options.address}: {error.details()}")
-    seen.overdue = late
+    no_grpc = ProbeFailure("protocol", f"no gRPC server at {options.address}: {error.details()}")
+    details.timeout_failure = no_grpc
     try:
-        transport, _ = await connect(host, port, asyncio.Protocol, seen, dial=Dial(ip=options.ip), tls=options.tls)
+        transport, _ = await connect(
+            host, port, asyncio.Protocol, details, dial=DialOptions(ip=options.ip), tls=options.tls
+        )
     except ProbeFailure as failure:
         return failure
     transport.abort()
-    return late
+    return no_grpc
 
 
-GRPC = Kind(GrpcOptions, probe_grpc)
+GRPC = ProbeKind(GrpcProbeOptions, probe_grpc)

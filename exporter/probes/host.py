@@ -1,13 +1,12 @@
-"""The probes of what a host itself knows: containers, units, programs, ports. They share one reading of the host."""
+"""The probes of a host's own state: `container`, `unit`, `program`, `port`. Probes of a host share its readings."""
 
 from collections.abc import Callable, Mapping
 from typing import ClassVar, TypeVar
 
 from pydantic import Field
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.results import ProbeFailure, Seen
+from exporter.probes import ProbeContext, ProbeKind
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.host import ports
 from fleet.host.reading import Section
 from fleet.inventory.endpoints import Part
@@ -17,18 +16,18 @@ from fleet.shells import ENDED_BY_TIMEOUT, ShellError
 T = TypeVar("T")
 
 
-class HostOptions(Part):
-    """Options of a probe that rests on a reading of the host."""
+class HostProbeOptions(Part):
+    """Options of a probe that uses a reading of the host."""
 
     needs_host: ClassVar[bool] = True
 
     @property
     def section(self) -> Section:
-        """What is to be read of the host."""
+        """The section that must be read from the host."""
         raise NotImplementedError
 
 
-class ContainerOptions(HostOptions):
+class ContainerProbeOptions(HostProbeOptions):
     name: docker.ContainerName
 
     @property
@@ -36,7 +35,7 @@ class ContainerOptions(HostOptions):
         return docker.READING
 
 
-class UnitOptions(HostOptions):
+class UnitProbeOptions(HostProbeOptions):
     name: systemd.UnitName
 
     @property
@@ -44,16 +43,16 @@ class UnitOptions(HostOptions):
         return systemd.reading(self.name)
 
 
-class ProgramOptions(HostOptions):
+class ProgramProbeOptions(HostProbeOptions):
     name: supervisor.Program
-    config: supervisor.Config | None = None  # on the service's host
+    config: supervisor.Config | None = None  # a path on the service's host
 
     @property
     def section(self) -> Section:
         return supervisor.reading(self.config)
 
 
-class PortOptions(HostOptions):
+class PortProbeOptions(HostProbeOptions):
     listening: int = Field(ge=1, le=65535)
 
     @property
@@ -61,77 +60,84 @@ class PortOptions(HostOptions):
         return ports.READING
 
 
-async def probe_container(options: ContainerOptions, means: Means, seen: Seen) -> None:
-    found = (await _read(options, means, seen, docker.containers, partly=options.name)).get(options.name)
-    if found is None:
-        raise ProbeFailure("state", f"there is no container {options.name} on {means.host}")
-    seen.evidence["container"] = f"{found.state}, {found.health or 'no health check'}, started {found.started}"
-    if found.state != "running":
-        ended = f" (exit {found.exit_code})" if found.state == "exited" else ""
-        raise ProbeFailure("state", f"the container {options.name} is {found.state}{ended}, expected running")
-    if not found.is_up:
-        raise ProbeFailure("state", f"the container {options.name} is running, but its health is {found.health}")
+async def probe_container(options: ContainerProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    containers = await _read_section(options, context, details, docker.containers, sufficient_key=options.name)
+    container = containers.get(options.name)
+    if container is None:
+        raise ProbeFailure("state", f"no container {options.name} on {context.host}")
+    health = container.health or "no health check"
+    details.evidence["container"] = f"{container.state}, {health}, started {container.started}"
+    if container.state != "running":
+        exit_code = f" (exit code {container.exit_code})" if container.state == "exited" else ""
+        raise ProbeFailure("state", f"the container {options.name} is {container.state}{exit_code}, expected running")
+    if not container.is_up:
+        raise ProbeFailure("state", f"the container {options.name} is running, but its health is {container.health}")
 
 
-async def probe_unit(options: UnitOptions, means: Means, seen: Seen) -> None:
-    found = (await _read(options, means, seen, systemd.units)).get(options.name)
-    if not isinstance(found, systemd.Unit):
-        said = seen.redact((found or "it said nothing").splitlines()[-1])
-        raise ProbeFailure("shell", f"{means.host}: systemd cannot be asked: {said}")
-    seen.evidence["unit"] = f"{found.load}, {found.active} ({found.sub}), result {found.result}"
-    if found.load == "not-found":
-        raise ProbeFailure("state", f"there is no unit {options.name} on {means.host}")
-    if not found.is_active:
-        why = f", {found.result}" if found.result not in ("", "success") else ""
-        raise ProbeFailure("state", f"the unit {options.name} is {found.active} ({found.sub}{why}), expected active")
+async def probe_unit(options: UnitProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    unit = (await _read_section(options, context, details, systemd.units)).get(options.name)
+    if not isinstance(unit, systemd.Unit):
+        error = details.redact((unit or "no output").splitlines()[-1])
+        raise ProbeFailure("shell", f"{context.host}: cannot query systemd: {error}")
+    details.evidence["unit"] = f"{unit.load}, {unit.active} ({unit.sub}), result {unit.result}"
+    if unit.load == "not-found":
+        raise ProbeFailure("state", f"no unit {options.name} on {context.host}")
+    if not unit.is_active:
+        result = f", {unit.result}" if unit.result not in ("", "success") else ""
+        raise ProbeFailure("state", f"the unit {options.name} is {unit.active} ({unit.sub}{result}), expected active")
 
 
-async def probe_program(options: ProgramOptions, means: Means, seen: Seen) -> None:
-    told = (await _read(options, means, seen, supervisor.told)).get(supervisor.named(options.config), supervisor.Told())
-    if told.failed:
-        raise ProbeFailure("shell", f"{means.host}: supervisor cannot be asked: {seen.redact(told.failed)}")
-    found = told.programs.get(options.name)
-    if found is None:
-        raise ProbeFailure("state", f"there is no program {options.name} in supervisor on {means.host}")
-    state, description = found
-    seen.evidence["supervisor"] = f"{state} {description}"
+async def probe_program(options: ProgramProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    instances = await _read_section(options, context, details, supervisor.told)
+    instance = instances.get(supervisor.named(options.config), supervisor.Told())
+    if instance.failed:
+        raise ProbeFailure("shell", f"{context.host}: cannot query supervisor: {details.redact(instance.failed)}")
+    program = instance.programs.get(options.name)
+    if program is None:
+        raise ProbeFailure("state", f"no program {options.name} in supervisor on {context.host}")
+    state, description = program
+    details.evidence["supervisor"] = f"{state} {description}"
     if state != "RUNNING":
         raise ProbeFailure("state", f"the program {options.name} is {state} ({description}), expected RUNNING")
 
 
-async def probe_port(options: PortOptions, means: Means, seen: Seen) -> None:
-    if options.listening not in await _read(options, means, seen, ports.listening):
-        raise ProbeFailure("state", f"nothing listens on port {options.listening} of {means.host}")
+async def probe_port(options: PortProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    if options.listening not in await _read_section(options, context, details, ports.listening):
+        raise ProbeFailure("state", f"nothing listens on port {options.listening} of {context.host}")
 
 
-async def _read(
-    options: HostOptions, means: Means, seen: Seen, parse: Callable[[str], T], partly: str | None = None
+async def _read_section(
+    options: HostProbeOptions,
+    context: ProbeContext,
+    details: ProbeDetails,
+    parse: Callable[[str], T],
+    sufficient_key: str | None = None,
 ) -> T:
-    """What a reading of the host says for this probe. Raises ProbeFailure.
+    """Return the probe's section of a reading of the host, parsed. Raises ProbeFailure.
 
-    A reading that was not finished in time is good enough where it has come as far as the key `partly`.
+    An incomplete section of a reading that timed out suffices if it has the key `sufficient_key`.
     """
     name = options.section.name
-    late = ProbeFailure("shell", f"{means.host}: {name} did not answer in time")
-    seen.overdue = late  # the deadline says nothing of the service either
+    late = ProbeFailure("shell", f"{context.host}: {name} did not answer in time")
+    details.timeout_failure = late  # reading the host timed out, which says nothing about the service
     try:
-        reading = means.reading()
-        seen.began = reading.began
-        output, told, took = await reading.section(name, parse)
+        reading = context.reading()
+        details.measured_at = reading.began
+        output, parsed, duration = await reading.section(name, parse)
     except ShellError as error:
         raise ProbeFailure("shell", str(error)) from error
-    seen.phase("processing", took)
+    details.add_phase("processing", duration)
     if output.status in ENDED_BY_TIMEOUT:
-        if isinstance(told, Mapping) and partly in told:
-            return told
+        if isinstance(parsed, Mapping) and sufficient_key in parsed:
+            return parsed
         raise late
-    seen.evidence[name] = output.last_line
+    details.evidence[name] = output.last_line
     if output.status != 0:
-        raise ProbeFailure("shell", f"{means.host}: {name} cannot be asked: {seen.redact(output.last_line)}")
-    return told
+        raise ProbeFailure("shell", f"{context.host}: cannot query {name}: {details.redact(output.last_line)}")
+    return parsed
 
 
-CONTAINER = Kind(ContainerOptions, probe_container)
-UNIT = Kind(UnitOptions, probe_unit)
-PROGRAM = Kind(ProgramOptions, probe_program)
-PORT = Kind(PortOptions, probe_port)
+CONTAINER = ProbeKind(ContainerProbeOptions, probe_container)
+UNIT = ProbeKind(UnitProbeOptions, probe_unit)
+PROGRAM = ProbeKind(ProgramProbeOptions, probe_program)
+PORT = ProbeKind(PortProbeOptions, probe_port)

@@ -1,73 +1,81 @@
-"""The `http` probe: one request over a connection of our own, its answer held against what is expected."""
+"""The `http` probe: sends one request and checks the response."""
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import (
     JsonExpect,
-    apart,
-    compiled,
-    excerpt,
-    judge_json,
-    lacks,
-    matches,
+    check_json,
+    check_lacks,
+    check_matches,
+    compile_cached,
     parse_json,
-    utf8,
+    quote_excerpt,
+    recode_as_utf8,
+    run_in_thread,
 )
-from exporter.probes.net.http_client import LONG, Answer, fetch
-from exporter.probes.net.http_request import BodyOptions, HeaderName, RequestOptions
-from exporter.results import ProbeFailure, Seen
+from exporter.probes.net.http_client import LONG_BODY, fetch
+from exporter.probes.net.http_request import HeaderName, HttpBodyOptions, HttpRequestOptions
+from exporter.probes.net.http_response import HttpResponse
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
 
-LONG_JSON = 4 * 1024  # bytes: a path may look at much of it, again and again
+LONG_JSON = 4 * 1024  # bytes; a JSONPath may traverse the document many times
 
 
-def _statuses(value: object) -> list[tuple[int, int]]:
-    """`200`, `2xx`, `200-299`, or a list of these, as inclusive ranges."""
-    found = []
-    for item in as_list(value):  # type: ignore[attr-defined] # always a list
+def _parse_statuses(value: object) -> list[tuple[int, int]]:
+    """Return `200`, `2xx`, `200-299`, or a list of these, as inclusive ranges."""
+    ranges = []
+    for item in as_list(value):  # type: ignore[attr-defined] # as_list() always returns a list
         text = str(item)
         low, _, high = text.partition("-")
         if text[1:] == "xx" and text[:1] in "12345":
-            found.append((int(text[0]) * 100, int(text[0]) * 100 + 99))
-        elif low.isdigit() and (not high or high.isdigit()) and 100 <= int(low) <= int(high or low) <= 599:  # noqa: PLR2004
-            found.append((int(low), int(high or low)))
+            ranges.append((int(text[0]) * 100, int(text[0]) * 100 + 99))
+        elif low.isdigit() and (not high or high.isdigit()) and 100 <= int(low) <= int(high or low) <= 599:  # noqa: PLR2004 - HTTP status codes
+            ranges.append((int(low), int(high or low)))
         else:
-            raise ValueError(f"{text} is not a status (write 200, 2xx or 200-299)")
-    return found
+            raise ValueError(f"{text} is not a status code (write 200, 2xx or 200-299)")
+    return ranges
 
 
 class HeaderExpect(Part):
-    """What a header must be; `optional` lets it be missing."""
+    """What a response header must be; `optional` accepts that it is missing."""
 
     matches: Pattern | None = None
     lacks: Pattern | None = None
     optional: bool = False
 
+    @model_validator(mode="after")
+    def _can_fail(self) -> "HeaderExpect":
+        if self.optional and self.matches is None and self.lacks is None:
+            raise ValueError("can never fail: add matches or lacks, or remove `optional: true`")
+        return self
 
-def _header(value: object) -> object:
+
+def _expand_header(value: object) -> object:
     return {"matches": value} if isinstance(value, str) else value
 
 
-Version = Literal["1.0", "1.1"]
-Versions = Annotated[list[Version], BeforeValidator(as_list, json_schema_input_type=Version | list[Version])]
+HttpVersion = Literal["1.0", "1.1"]
+HttpVersions = Annotated[
+    list[HttpVersion], BeforeValidator(as_list, json_schema_input_type=HttpVersion | list[HttpVersion])
+]
 
 
 class HttpExpect(Part):
     status: Annotated[
         list[tuple[int, int]],
         Field(min_length=1),
-        BeforeValidator(_statuses, json_schema_input_type=Any),
+        BeforeValidator(_parse_statuses, json_schema_input_type=Any),
         PlainSerializer(lambda ranges: [f"{low}-{high}" for low, high in ranges]),
     ] = [(200, 299)]
-    http_version: Versions = []
+    http_version: HttpVersions = []
     tls: bool | None = None
     headers: dict[
-        HeaderName, Annotated[HeaderExpect, BeforeValidator(_header, json_schema_input_type=str | HeaderExpect)]
+        HeaderName, Annotated[HeaderExpect, BeforeValidator(_expand_header, json_schema_input_type=str | HeaderExpect)]
     ] = Field(default_factory=dict)
     body_matches: Patterns = []
     body_lacks: Patterns = []
@@ -75,64 +83,72 @@ class HttpExpect(Part):
     faster_than: PositiveDuration | None = None
 
 
-class HttpOptions(BodyOptions):
+class HttpProbeOptions(HttpBodyOptions):
     expect: HttpExpect = HttpExpect()
 
 
-async def probe_http(options: HttpOptions, _means: Means, seen: Seen) -> None:
-    await judged(options, options.expect, await fetch(options, seen), seen)
+async def probe_http(options: HttpProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
+    await check_response(options, options.expect, await fetch(options, details), details)
 
 
-async def judged(options: RequestOptions, expect: HttpExpect, answer: Answer, seen: Seen) -> None:
-    """Hold an answer against what is expected; a long body does not hold up the other probes. Raises ProbeFailure."""
-    if len(answer.body) > (LONG_JSON if expect.json_ else LONG):
-        await apart(_judge, options, expect, answer, seen)
+async def check_response(
+    options: HttpRequestOptions, expect: HttpExpect, response: HttpResponse, details: ProbeDetails
+) -> None:
+    """Check a response, in a thread if its body is long, so that other probes are not delayed. Raises ProbeFailure."""
+    if len(response.body) > (LONG_JSON if expect.json_ else LONG_BODY):
+        await run_in_thread(_check, options, expect, response, details)
     else:
-        _judge(options, expect, answer, seen)
+        _check(options, expect, response, details)
 
 
-def judge_status(options: RequestOptions, expected: list[tuple[int, int]], answer: Answer, seen: Seen) -> None:
-    """Raise ProbeFailure unless the status is one of the expected ranges."""
-    status = answer.status
+def check_status(
+    options: HttpRequestOptions, expected: list[tuple[int, int]], response: HttpResponse, details: ProbeDetails
+) -> None:
+    """Raise ProbeFailure unless the status code is in one of the expected ranges."""
+    status = response.status
     if any(low <= status <= high for low, high in expected):
         return
-    sent = options.sends_credentials or (status == 407 and options.proxy is not None and options.proxy.sent)  # noqa: PLR2004
-    refused = status in (401, 403, 407) and sent
-    wanted = ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in expected)
-    began = f"; the body begins {excerpt(answer.body, seen)}" if answer.body else ""
-    raise ProbeFailure("auth" if refused else "status", f"answered {status}, expected {wanted}{began}")
+    sends_credentials = options.sends_credentials or (
+        status == 407 and options.proxy is not None and options.proxy.sent_headers  # noqa: PLR2004 - HTTP status code
+    )
+    refused = status in (401, 403, 407) and sends_credentials
+    ranges = ", ".join(f"{low}" if low == high else f"{low}-{high}" for low, high in expected)
+    body = f"; the body begins with {quote_excerpt(response.body, details)}" if response.body else ""
+    raise ProbeFailure("auth" if refused else "status", f"answered {status}, expected {ranges}{body}")
 
 
-def _judge(options: RequestOptions, expect: HttpExpect, answer: Answer, seen: Seen) -> None:
-    judge_status(options, expect.status, answer, seen)
-    if expect.http_version and answer.version not in expect.http_version:
-        wanted = " or ".join(expect.http_version)
-        raise ProbeFailure("protocol", f"answered with HTTP/{answer.version}, expected {wanted}")
-    if expect.tls is not None and expect.tls != answer.secure:
-        came, wanted = ("with TLS", "without") if answer.secure else ("without TLS", "with")
-        raise ProbeFailure("tls", f"the answer came {came}, expected {wanted}")
-    for name, wanted_of in expect.headers.items():
-        _judge_header(name, wanted_of, answer.header(name), seen)
+def _check(options: HttpRequestOptions, expect: HttpExpect, response: HttpResponse, details: ProbeDetails) -> None:
+    check_status(options, expect.status, response, details)
+    if expect.http_version and response.version not in expect.http_version:
+        versions = " or ".join(expect.http_version)
+        raise ProbeFailure("protocol", f"answered with HTTP/{response.version}, expected {versions}")
+    if expect.tls is not None and expect.tls != response.secure:
+        received, expected = ("with", "without") if response.secure else ("without", "with")
+        raise ProbeFailure("tls", f"answered {received} TLS, expected an answer {expected} TLS")
+    for name, header_expect in expect.headers.items():
+        _check_header(name, header_expect, response.header(name), details)
     if expect.body_matches or expect.body_lacks or expect.json_:
-        text = utf8(answer.header("content-type"), answer.body)
-        matches(expect.body_matches, text, "the body", seen)
-        lacks(expect.body_lacks, text, "the body", seen)
+        text = recode_as_utf8(response.header("content-type"), response.body)
+        check_matches(expect.body_matches, text, "the body", details)
+        check_lacks(expect.body_lacks, text, "the body", details)
         if expect.json_:
-            judge_json(expect.json_, parse_json(text), seen)
-    if expect.faster_than is not None and answer.took > expect.faster_than:
-        raise ProbeFailure("latency", f"took {answer.took:.3f} s, expected less than {expect.faster_than:g} s")
+            check_json(expect.json_, parse_json(text), details)
+    if expect.faster_than is not None and response.duration > expect.faster_than:
+        raise ProbeFailure("latency", f"took {response.duration:.3f} s, expected less than {expect.faster_than:g} s")
 
 
-def _judge_header(name: str, wanted: HeaderExpect, value: str | None, seen: Seen) -> None:
+def _check_header(name: str, expect: HeaderExpect, value: str | None, details: ProbeDetails) -> None:
     if value is None:
-        if wanted.optional:
+        if expect.optional:
             return
         raise ProbeFailure("header", f"the header {name} is missing")
     text = value.encode()
-    if wanted.matches is not None and compiled(wanted.matches).search(text) is None:
-        raise ProbeFailure("header", f"the header {name} is {excerpt(text, seen)}, expected {wanted.matches!r}")
-    if wanted.lacks is not None and compiled(wanted.lacks).search(text) is not None:
-        raise ProbeFailure("header", f"the header {name} is {excerpt(text, seen)}, expected no {wanted.lacks!r}")
+    if expect.matches is not None and compile_cached(expect.matches).search(text) is None:
+        shown = quote_excerpt(text, details)
+        raise ProbeFailure("header", f"the header {name} is {shown}, expected to match {expect.matches!r}")
+    if expect.lacks is not None and compile_cached(expect.lacks).search(text) is not None:
+        shown = quote_excerpt(text, details)
+        raise ProbeFailure("header", f"the header {name} is {shown}, expected not to match {expect.lacks!r}")
 
 
-HTTP = Kind(HttpOptions, probe_http)
+HTTP = ProbeKind(HttpProbeOptions, probe_http)

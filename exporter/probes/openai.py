@@ -1,31 +1,31 @@
-"""The `openai` probe: a real chat completion of an OpenAI-compatible server, timed to its first token."""
+"""The `openai` probe: a chat completion by an OpenAI-compatible server, timed to its first token."""
 
 import json
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.expectations import apart, excerpt, lacks, matches, parse_json
-from exporter.probes.http import judge_status
-from exporter.probes.net.http_client import Answer, fetch
-from exporter.probes.net.http_request import ProbeAuth, RequestOptions
-from exporter.probes.net.http_response import Exchange
-from exporter.results import ProbeFailure, Seen
+from exporter.probes import ProbeContext, ProbeKind
+from exporter.probes.expectations import check_lacks, check_matches, parse_json, quote_excerpt, run_in_thread
+from exporter.probes.http import check_status
+from exporter.probes.net.http_client import fetch
+from exporter.probes.net.http_request import HttpRequestOptions, ProbeAuth
+from exporter.probes.net.http_response import HttpResponse, HttpResponseReader
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part, Token
 from fleet.inventory.units import Patterns, PositiveDuration
 
 PATH = "/chat/completions"
-LINES_PER_TOKEN = 20  # that a stream may send, comments and blank ones too
-KEPT = 10_000  # bytes of an answer that is no stream
+LINES_PER_TOKEN = 20  # limit of the lines of a stream, including comments and blank lines
+OTHER_LIMIT = 10_000  # bytes outside of events
 LINE_LIMIT = 1024 * 1024
-MOST_TOKENS = 10**9  # that a server is believed to have counted
-# What would be more tokens than `max_tokens`, or another request.
-_OURS = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of")
+MAX_USAGE = 10**9  # tokens; a greater number reported by a server is ignored
+# Parameters that the probe sets, or that would produce more than `max_tokens`.
+_RESERVED = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of")
 
 
 class OpenaiExpect(Part):
@@ -36,7 +36,7 @@ class OpenaiExpect(Part):
     tokens_per_second_above: float | None = Field(None, gt=0)
 
 
-class OpenaiOptions(RequestOptions):
+class OpenaiProbeOptions(HttpRequestOptions):
     model: str = Field(min_length=1)
     api_key: Token | None = None
     prompt: str = "Reply with OK."
@@ -47,10 +47,10 @@ class OpenaiOptions(RequestOptions):
 
     @field_validator("parameters")
     @classmethod
-    def _not_ours(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+    def _check_parameters(cls, parameters: dict[str, Any]) -> dict[str, Any]:
         for name in parameters:
-            if name in _OURS:
-                raise ValueError(f"{name} may not stand here")
+            if name in _RESERVED:
+                raise ValueError(f"{name} cannot be set here")
         try:
             json.dumps(parameters, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -58,7 +58,7 @@ class OpenaiOptions(RequestOptions):
         return parameters
 
     @model_validator(mode="after")
-    def _one_credential(self) -> "OpenaiOptions":
+    def _check_combinations(self) -> "OpenaiProbeOptions":
         if self.api_key is not None and self.auth is not None:
             raise ValueError("api_key and auth exclude each other")
         if self.expect.first_token_faster_than is not None and not self.stream:
@@ -71,12 +71,12 @@ class OpenaiOptions(RequestOptions):
 
     @property
     def target(self) -> str:
-        """`url` may be the server, its API's root (`…/v1`), or the whole path."""
+        """The URL of the request; `url` may be the server, the API's root (`…/v1`), or the complete URL."""
         url, mark, query = self.url.partition("?")
         url = url.rstrip("/")
         if not url.endswith(PATH):
-            bare = url.count("/") == 2  # noqa: PLR2004 - of the scheme's
-            url = f"{url}/v1{PATH}" if bare else f"{url}{PATH}"
+            has_path = url.count("/") > 2  # noqa: PLR2004 - the slashes of the scheme
+            url = f"{url}{PATH}" if has_path else f"{url}/v1{PATH}"
         return f"{url}{mark}{query}"
 
     @property
@@ -85,28 +85,28 @@ class OpenaiOptions(RequestOptions):
 
     @cached_property
     def content(self) -> tuple[bytes, str]:
-        wanted: dict[str, Any] = {
+        request: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": self.prompt}],
             "max_tokens": self.max_tokens,
             "stream": self.stream,
         }
         if self.stream:
-            wanted["stream_options"] = {"include_usage": True}
-        return json.dumps({**self.parameters, **wanted}, ensure_ascii=False).encode(), "application/json"
+            request["stream_options"] = {"include_usage": True}
+        return json.dumps({**self.parameters, **request}, ensure_ascii=False).encode(), "application/json"
 
 
-class _Completion:
-    """A completion as it comes: its text, its tokens, and when they came."""
+class _StreamedCompletion:
+    """A completion while it is received: its text, its tokens, and their times."""
 
-    def __init__(self, max_tokens: int, seen: Seen) -> None:
-        self._seen = seen
+    def __init__(self, max_tokens: int, details: ProbeDetails) -> None:
+        self._details = details
         self.text = ""
-        self.pieces = 0
-        self.first: float | None = None
-        self.last: float | None = None
+        self.chunk_count = 0
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
         self.ended = False
-        self.other = bytearray()  # an answer that is no stream
+        self.other = bytearray()  # data outside of events
         self._usage: int | None = None
         self._line = bytearray()
         self._max_tokens = max_tokens
@@ -114,18 +114,18 @@ class _Completion:
 
     @property
     def tokens(self) -> int:
-        """As the server counts them; a server that does not sends one with each piece."""
-        return self.pieces if self._usage is None else self._usage
+        """The number of tokens that the server reports, or else the number of chunks that contained a token."""
+        return self.chunk_count if self._usage is None else self._usage
 
     @property
-    def rest(self) -> bytes:
-        """What came beside events."""
-        return bytes(self.other + self._line)[:KEPT]
+    def outside_events(self) -> bytes:
+        """The data received outside of events."""
+        return bytes(self.other + self._line)[:OTHER_LIMIT]
 
-    def take(self, exchange: Exchange, data: bytes) -> None:
-        """Read on in a stream of server-sent events."""
-        if exchange.status != 200:  # noqa: PLR2004
-            self.other += data[: KEPT - len(self.other)]
+    def receive(self, reader: HttpResponseReader, data: bytes) -> None:
+        """Process the next data of a stream of server-sent events."""
+        if reader.status != 200:  # noqa: PLR2004 - HTTP status code
+            self.other += data[: OTHER_LIMIT - len(self.other)]
             return
         self._line += data
         if b"\n" not in data and len(self._line) <= LINE_LIMIT:
@@ -133,114 +133,119 @@ class _Completion:
         *lines, rest = bytes(self._line).replace(b"\r\n", b"\n").split(b"\n")
         self._line = bytearray(rest)
         if len(rest) > LINE_LIMIT:
-            exchange.end(ProbeFailure("protocol", "an event of the stream has no end"))
+            reader.end(ProbeFailure("protocol", f"an event of the stream is longer than {LINE_LIMIT} bytes"))
         try:
             for line in lines:
-                self._event(line.strip(), exchange)
+                self._process_line(line.strip(), reader)
         except ProbeFailure as failure:
-            exchange.end(failure)
+            reader.end(failure)
 
-    def _event(self, line: bytes, exchange: Exchange) -> None:
+    def _process_line(self, line: bytes, reader: HttpResponseReader) -> None:
         self._lines += 1
         if self._lines > LINES_PER_TOKEN * (self._max_tokens + LINES_PER_TOKEN):
-            raise ProbeFailure("protocol", f"{self._lines} lines came with {self.pieces} tokens")
+            raise ProbeFailure("protocol", f"received {self._lines} lines with only {self.chunk_count} tokens")
         if not line.startswith(b"data:"):
-            self.other += line[: KEPT - len(self.other)]
+            self.other += line[: OTHER_LIMIT - len(self.other)]
             return
         data = line.removeprefix(b"data:").strip()
         if data == b"[DONE]":
             self.ended = True
-            exchange.end(None)
+            reader.end(None)
             return
-        event = parse_json(data)
-        self.note(event, "delta")
-        if self.pieces > self._max_tokens:
-            # It does not keep to what it was asked; we do.
+        self.add_event(parse_json(data), "delta")
+        if self.chunk_count > self._max_tokens:
+            # The server exceeds max_tokens; stop reading.
             self.ended = True
-            exchange.end(None)
+            reader.end(None)
 
-    def note(self, told: Any, part: str) -> None:
-        """Read one event, or a whole completion, whose choices have their text in `part`. Raises ProbeFailure."""
-        if not isinstance(told, dict):
-            raise ProbeFailure("json", "the answer is not an object")
-        if told.get("error"):
-            said = excerpt(json.dumps(told["error"], ensure_ascii=False).encode("utf-8", "replace"), self._seen)
-            raise ProbeFailure("status", f"the server told of an error: {said}")
-        usage = told.get("usage")
-        counted = usage.get("completion_tokens") if isinstance(usage, dict) else None
-        if type(counted) is int and 0 <= counted <= MOST_TOKENS:
-            self._usage = counted
-        choices = told.get("choices")
+    def add_event(self, event: Any, text_key: str) -> None:
+        """Add an event or a complete response, whose choices have their text under `text_key`. Raises ProbeFailure."""
+        if not isinstance(event, dict):
+            raise ProbeFailure("json", "the answer is not a JSON object")
+        if event.get("error"):
+            error = quote_excerpt(
+                json.dumps(event["error"], ensure_ascii=False).encode("utf-8", "replace"), self._details
+            )
+            raise ProbeFailure("status", f"the server reported an error: {error}")
+        usage = event.get("usage")
+        reported = usage.get("completion_tokens") if isinstance(usage, dict) else None
+        if type(reported) is int and 0 <= reported <= MAX_USAGE:
+            self._usage = reported
+        choices = event.get("choices")
         if not isinstance(choices, list):
             raise ProbeFailure("json", "the answer has no choices")
         for choice in choices:
             if isinstance(choice, dict):
-                self._choice(choice, part)
+                self._add_choice(choice, text_key)
 
-    def _choice(self, choice: Mapping[str, Any], part: str) -> None:
-        said = choice.get(part)
-        if isinstance(said, dict):
-            content = said.get("content")
-            # What a model thinks before it answers, or the tools it calls, are tokens too.
-            others = (said.get(name) for name in ("reasoning_content", "reasoning", "tool_calls"))
+    def _add_choice(self, choice: Mapping[str, Any], text_key: str) -> None:
+        message = choice.get(text_key)
+        if isinstance(message, dict):
+            content = message.get("content")
+            # Reasoning and tool calls are tokens, too.
+            others = (message.get(name) for name in ("reasoning_content", "reasoning", "tool_calls"))
             if (content and isinstance(content, str)) or any(others):
-                self.last = time.perf_counter()
-                self.first = self.first or self.last
-                self.pieces += 1
+                self.last_token_at = time.perf_counter()
+                self.first_token_at = self.first_token_at or self.last_token_at
+                self.chunk_count += 1
             self.text += content if isinstance(content, str) else ""
         if choice.get("finish_reason"):
             self.ended = True
 
 
-async def probe_openai(options: OpenaiOptions, _means: Means, seen: Seen) -> None:
-    completion = _Completion(options.max_tokens, seen)
+async def probe_openai(options: OpenaiProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
+    completion = _StreamedCompletion(options.max_tokens, details)
     started = time.perf_counter()
-    answer = await fetch(options, seen, completion.take if options.stream else None)
+    response = await fetch(options, details, completion.receive if options.stream else None)
     if options.stream:
-        seen.evidence["body"] = completion.text or bytes(completion.other)
-    judge_status(options, [(200, 200)], _with_body(answer, completion), seen)
+        details.evidence["body"] = completion.text or bytes(completion.other)
+    check_status(options, [(200, 200)], _with_body(response, completion), details)
     if not options.stream:
-        completion.note(await apart(parse_json, answer.body), "message")
+        completion.add_event(await run_in_thread(parse_json, response.body), "message")
     elif not completion.ended:
-        began = excerpt(completion.rest, seen)
-        raise ProbeFailure("protocol", f"the stream ended before the completion did; beside events it said {began}")
-    if not completion.pieces:
+        beginning = quote_excerpt(completion.outside_events, details)
+        raise ProbeFailure(
+            "protocol", f"the stream ended before the completion; outside of events it contained {beginning}"
+        )
+    if not completion.chunk_count:
         raise ProbeFailure("body", "the completion has no token")
-    _measure(options, completion, started, answer.took, seen)
-    _judge(options.expect, completion, answer.took, seen)
+    _measure(options, completion, started, response.duration, details)
+    _check(options.expect, completion, response.duration, details)
 
 
-def _with_body(answer: Answer, completion: _Completion) -> Answer:
-    body = answer.body or bytes(completion.other)
-    return Answer(answer.status, answer.version, answer.headers, body, answer.took, answer.secure)
+def _with_body(response: HttpResponse, completion: _StreamedCompletion) -> HttpResponse:
+    body = response.body or bytes(completion.other)
+    return replace(response, body=body)
 
 
-def _measure(options: OpenaiOptions, completion: _Completion, started: float, took: float, seen: Seen) -> None:
-    seen.evidence["tokens"] = completion.tokens
+def _measure(
+    options: OpenaiProbeOptions, completion: _StreamedCompletion, started: float, duration: float, details: ProbeDetails
+) -> None:
+    details.evidence["tokens"] = completion.tokens
     if not options.stream:
-        seen.gauges["service_llm_tokens_per_second"] = completion.tokens / took
-    elif completion.first is not None and completion.last is not None:
-        seen.gauges["service_llm_first_token_seconds"] = completion.first - started
-        if completion.last > completion.first and completion.tokens > 1:
-            rate = (completion.tokens - 1) / (completion.last - completion.first)
-            seen.gauges["service_llm_tokens_per_second"] = rate
+        details.gauges["service_llm_tokens_per_second"] = completion.tokens / duration
+    elif completion.first_token_at is not None and completion.last_token_at is not None:
+        details.gauges["service_llm_first_token_seconds"] = completion.first_token_at - started
+        if completion.last_token_at > completion.first_token_at and completion.tokens > 1:
+            rate = (completion.tokens - 1) / (completion.last_token_at - completion.first_token_at)
+            details.gauges["service_llm_tokens_per_second"] = rate
 
 
-def _judge(expect: OpenaiExpect, completion: _Completion, took: float, seen: Seen) -> None:
+def _check(expect: OpenaiExpect, completion: _StreamedCompletion, duration: float, details: ProbeDetails) -> None:
     text = completion.text.encode("utf-8", "replace")
-    matches(expect.body_matches, text, "the completion", seen)
-    lacks(expect.body_lacks, text, "the completion", seen)
-    for what, seconds, most in (
-        ("the first token", seen.gauges.get("service_llm_first_token_seconds"), expect.first_token_faster_than),
-        ("the completion", took, expect.faster_than),
+    check_matches(expect.body_matches, text, "the completion", details)
+    check_lacks(expect.body_lacks, text, "the completion", details)
+    for name, seconds, limit in (
+        ("the first token", details.gauges.get("service_llm_first_token_seconds"), expect.first_token_faster_than),
+        ("the completion", duration, expect.faster_than),
     ):
-        if seconds is not None and most is not None and seconds > most:
-            raise ProbeFailure("latency", f"{what} took {seconds:.3f} s, expected less than {most:g} s")
-    # What came in one piece has no rate of its own but that of the whole.
-    rate = seen.gauges.get("service_llm_tokens_per_second", completion.tokens / took)
-    least = expect.tokens_per_second_above
-    if least is not None and rate < least:
-        raise ProbeFailure("latency", f"{rate:.1f} tokens per second came, expected more than {least:g}")
+        if seconds is not None and limit is not None and seconds > limit:
+            raise ProbeFailure("latency", f"{name} took {seconds:.3f} s, expected less than {limit:g} s")
+    # A completion in one chunk has no rate between tokens; use that of the whole response.
+    rate = details.gauges.get("service_llm_tokens_per_second", completion.tokens / duration)
+    minimum = expect.tokens_per_second_above
+    if minimum is not None and rate < minimum:
+        raise ProbeFailure("latency", f"{rate:.1f} tokens per second, expected more than {minimum:g}")
 
 
-OPENAI = Kind(OpenaiOptions, probe_openai)
+OPENAI = ProbeKind(OpenaiProbeOptions, probe_openai)

@@ -1,4 +1,4 @@
-"""The `python` probe: a function of the user's, in a process of its own that is ended at the deadline."""
+"""The `python` probe: a function of the user, in a subprocess that is killed at the deadline."""
 
 import json
 import re
@@ -9,20 +9,20 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, WithJsonSchema, field_validator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
+from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED
-from exporter.results import ProbeFailure, Reason, Seen
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.documents import Text
 from fleet.inventory.endpoints import Part
 from fleet.shells.local import LocalShell
 
-CHILD = Path(__file__).with_name("python_child.py")
+SUBPROCESS = Path(__file__).with_name("python_subprocess.py")
+PRINTED_LIMIT = 1000  # characters of the function's output that become evidence
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """`package.module:function`, and the folder of the file that names it, which is looked in first."""
+class PythonFunction:
+    """`package.module:function`, and the folder of the configuration file, which is searched for the module first."""
 
     name: str
     folder: Path
@@ -31,67 +31,71 @@ class Call:
         return self.name
 
 
-_FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+_FUNCTION_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 
 
-def _call(value: object) -> Call:
-    if not isinstance(value, str) or re.fullmatch(_FUNCTION, value) is None:
-        raise ValueError("is not a function (write package.module:function)")
-    return Call(str(value), value.base if isinstance(value, Text) else Path())
+def _parse_function(value: object) -> PythonFunction:
+    if not isinstance(value, str) or re.fullmatch(_FUNCTION_PATTERN, value) is None:
+        raise ValueError("must be a function (write package.module:function)")
+    return PythonFunction(str(value), value.base if isinstance(value, Text) else Path())
 
 
-class PythonOptions(Part):
+class PythonProbeOptions(Part):
     call: Annotated[
-        Call, PlainValidator(_call), PlainSerializer(str), WithJsonSchema({"type": "string", "pattern": _FUNCTION})
+        PythonFunction,
+        PlainValidator(_parse_function),
+        PlainSerializer(str),
+        WithJsonSchema({"type": "string", "pattern": _FUNCTION_PATTERN}),
     ]
     options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("options")
     @classmethod
-    def _json(cls, options: dict[str, Any]) -> dict[str, Any]:
+    def _check_json(cls, options: dict[str, Any]) -> dict[str, Any]:
         try:
             json.dumps(options, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"cannot be handed on: {error}") from None
+            raise ValueError(f"must be JSON values: {error}") from None
         return options
 
 
-class _Told(BaseModel):
-    """What the child prints; the function may have printed there before it, or in its place."""
+class _PythonOutcome(BaseModel):
+    """The output of the subprocess. It is untrusted: the function may have written to stdout itself."""
 
     reason: str | None
     message: str
     traceback: str
 
 
-async def probe_python(options: PythonOptions, means: Means, seen: Seen) -> None:
-    wanted = {
+async def probe_python(options: PythonProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
+    call = {
         "call": options.call.name,
         "folder": str(options.call.folder),
         "context": {
-            "service": means.service,
-            "host": means.host,
-            "timeout": means.timeout,
+            "service": context.service,
+            "host": context.host,
+            "timeout": context.timeout,
             "options": options.options,
         },
     }
-    # Not `python -m`: the child must start fast, and its folder must not stand in the way of the user's modules.
-    argv = [sys.executable, "-P", str(CHILD)]
-    done = await LocalShell(looking=True).run(argv, timeout=means.timeout, stdin=json.dumps(wanted).encode())
-    seen.evidence["printed"] = seen.redact(done.stderr[-EXAMINED:])[-1000:]
-    if done.status is None and done.late:
-        raise ProbeFailure("timeout", f"{options.call} did not end within {means.timeout:g} s")
-    if done.status is None:
-        raise ProbeFailure("error", f"{options.call}: {done.why}")
+    # Not `python -m`: the subprocess must start quickly, and this folder must not hide the user's modules.
+    argv = [sys.executable, "-P", str(SUBPROCESS)]
+    completed = await LocalShell(looking=True).run(argv, timeout=context.timeout, stdin=json.dumps(call).encode())
+    details.evidence["printed"] = details.redact(completed.stderr[-EXAMINED:])[-PRINTED_LIMIT:]
+    if completed.status is None and completed.late:
+        raise ProbeFailure("timeout", f"{options.call} did not end within {context.timeout:g} s")
+    if completed.status is None:
+        raise ProbeFailure("error", f"{options.call}: {completed.why}")
     try:
-        told = _Told.model_validate_json(done.stdout)
+        outcome = _PythonOutcome.model_validate_json(completed.stdout)
     except ValueError:
-        raise ProbeFailure("error", f"{options.call} ended its process with status {done.status}") from None
-    if told.traceback:
-        seen.evidence["traceback"] = told.traceback
-    if told.reason is not None:
-        known: dict[str, Reason] = {name: name for name in get_args(Reason)}
-        raise ProbeFailure(known.get(told.reason, "error"), told.message)
+        message = f"{options.call} ended its process without a result (exit status {completed.status})"
+        raise ProbeFailure("error", message) from None
+    if outcome.traceback:
+        details.evidence["traceback"] = outcome.traceback
+    if outcome.reason is not None:
+        reasons: dict[str, FailureReason] = {name: name for name in get_args(FailureReason)}
+        raise ProbeFailure(reasons.get(outcome.reason, "error"), outcome.message)
 
 
-PYTHON = Kind(PythonOptions, probe_python)
+PYTHON = ProbeKind(PythonProbeOptions, probe_python)

@@ -1,33 +1,42 @@
-"""The `status` probe: a JSON page that tells of a service's parts, such as a transcoder's channels."""
+"""The `status` probe: a JSON page that reports the components of a service, such as a transcoder's channels."""
 
 from typing import Annotated, Any
 
 from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.expectations import EXAMINED, JsonExpect, JsonPath, apart, parse_json, unmet_by, utf8, values_at
-from exporter.probes.http import HttpExpect, judged
-from exporter.probes.net.http_client import Answer, fetch
-from exporter.probes.net.http_request import RequestOptions
-from exporter.results import ProbeFailure, Seen, sayable
+from exporter.probes import ProbeContext, ProbeKind
+from exporter.probes.expectations import (
+    EXAMINED,
+    JsonExpect,
+    JsonPath,
+    describe_mismatch,
+    find_values,
+    parse_json,
+    recode_as_utf8,
+    run_in_thread,
+)
+from exporter.probes.http import HttpExpect, check_response
+from exporter.probes.net.http_client import fetch
+from exporter.probes.net.http_request import HttpRequestOptions
+from exporter.probes.net.http_response import HttpResponse
+from exporter.results import ProbeDetails, ProbeFailure, replace_unencodable
 from fleet.inventory.endpoints import Part
 
-SHOWN = 200  # components that become series
-NAMED = 5  # components that a message names
+SERIES_LIMIT = 200  # components that become series
+NAMED_IN_MESSAGE = 5  # components
 NAME_LIMIT = 100
 
 
-class Components(Part):
-    """Where the parts stand in the page, what each is called, and when it is up."""
+class StatusComponents(Part):
+    """Where the components are in the page, the name of each, and when it is up."""
 
     each: JsonPath
     name: JsonPath | None = None
     up: JsonExpect = Field(min_length=1)
 
 
-def _up_when(value: object) -> str | float:
+def _parse_up_when(value: object) -> str | float:
     if value in ("all", "any"):
         return str(value)
     text = str(value)
@@ -36,63 +45,64 @@ def _up_when(value: object) -> str | float:
     except ValueError:
         ratio = 0.0
     if isinstance(value, bool) or not 0 < ratio <= 1:
-        raise ValueError("is not all, any, or a ratio (write 0.8 or 80%)")
+        raise ValueError("must be all, any, or a ratio (write 0.8 or 80%)")
     return ratio
 
 
-UpWhen = Annotated[str | float, PlainValidator(_up_when, json_schema_input_type=str | float)]
+UpWhen = Annotated[str | float, PlainValidator(_parse_up_when, json_schema_input_type=str | float)]
 
 
-class StatusOptions(RequestOptions):
-    components: Components
+class StatusProbeOptions(HttpRequestOptions):
+    components: StatusComponents
     up_when: UpWhen = "all"
     expect: HttpExpect = HttpExpect()
 
     @property
-    def wanted_ratio(self) -> float:
-        """The share of the components that must be up; 0 stands for any one."""
+    def required_ratio(self) -> float:
+        """The ratio of components that must be up; 0 stands for at least one."""
         return {"all": 1.0, "any": 0.0}.get(self.up_when, 0.0) if isinstance(self.up_when, str) else self.up_when
 
 
-async def probe_status(options: StatusOptions, _means: Means, seen: Seen) -> None:
-    answer = await fetch(options, seen)
-    await judged(options, options.expect, answer, seen)
-    components = await apart(_components, options.components, answer, seen)
-    seen.components = dict(list(components.items())[:SHOWN])
+async def probe_status(options: StatusProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
+    response = await fetch(options, details)
+    await check_response(options, options.expect, response, details)
+    components = await run_in_thread(_parse_components, options.components, response, details)
+    details.components = dict(list(components.items())[:SERIES_LIMIT])
     down = [name for name, up in components.items() if not up]
-    seen.evidence["components"] = f"{len(components) - len(down)} of {len(components)} up"
-    if (len(components) - len(down)) / len(components) < options.wanted_ratio or len(down) == len(components):
-        more = f" and {len(down) - NAMED} more" if len(down) > NAMED else ""
-        wanted = options.up_when if isinstance(options.up_when, str) else f"{options.up_when:.0%}"
-        names = seen.redact(", ".join(down[:NAMED]))
+    up_count = len(components) - len(down)
+    details.evidence["components"] = f"{up_count} of {len(components)} up"
+    if up_count / len(components) < options.required_ratio or not up_count:
+        more = f" and {len(down) - NAMED_IN_MESSAGE} more" if len(down) > NAMED_IN_MESSAGE else ""
+        required = options.up_when if isinstance(options.up_when, str) else f"{options.up_when:.0%}"
+        names = details.redact(", ".join(down[:NAMED_IN_MESSAGE]))
         raise ProbeFailure(
-            "state", f"{len(down)} of {len(components)} components are down: {names}{more}; expected {wanted} up"
+            "state", f"{len(down)} of {len(components)} components are down: {names}{more}; expected {required} up"
         )
 
 
-def _components(wanted: Components, answer: Answer, seen: Seen) -> dict[str, bool]:
-    """Whether each part is up, by name; parts of one name are up together. Raises ProbeFailure."""
-    page = parse_json(utf8(answer.header("content-type"), answer.body))
-    found: dict[str, bool] = {}
-    for node in values_at(wanted.each, page):
-        name = seen.redact(_name(wanted, node))[:NAME_LIMIT]
-        found[name] = found.get(name, True) and all(
-            _meets(values_at(path, node.value), expected, seen) for path, expected in wanted.up.items()
+def _parse_components(options: StatusComponents, response: HttpResponse, details: ProbeDetails) -> dict[str, bool]:
+    """Return by name whether each component is up; components of one name are combined. Raises ProbeFailure."""
+    page = parse_json(recode_as_utf8(response.header("content-type"), response.body))
+    components: dict[str, bool] = {}
+    for node in find_values(options.each, page):
+        name = details.redact(_component_name(options, node))[:NAME_LIMIT]
+        components[name] = components.get(name, True) and all(
+            _is_as_expected(find_values(path, node.value), expected, details) for path, expected in options.up.items()
         )
-    if not found:
-        raise ProbeFailure("json", f"{wanted.each} finds no component")
-    return found
+    if not components:
+        raise ProbeFailure("json", f"{options.each} selects no component")
+    return components
 
 
-def _name(wanted: Components, node: JSONPathNode) -> str:
-    """What `name` finds in the part, or else its key or index in the page."""
-    names = values_at(wanted.name, node.value).values() if wanted.name else []
+def _component_name(options: StatusComponents, node: JSONPathNode) -> str:
+    """Return what `name` selects in the component, or else its key or index in the page."""
+    names = find_values(options.name, node.value).values() if options.name else []
     name = names[0] if names else node.location[-1] if node.location else "page"
-    return sayable(str(name)[:EXAMINED])
+    return replace_unencodable(str(name)[:EXAMINED])
 
 
-def _meets(found: list[JSONPathNode], expected: Any, seen: Seen) -> bool:
-    return bool(found) and not any(unmet_by(expected, node.value, seen) for node in found)
+def _is_as_expected(nodes: list[JSONPathNode], expected: Any, details: ProbeDetails) -> bool:
+    return bool(nodes) and not any(describe_mismatch(expected, node.value, details) for node in nodes)
 
 
-STATUS = Kind(StatusOptions, probe_status)
+STATUS = ProbeKind(StatusProbeOptions, probe_status)

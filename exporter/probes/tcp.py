@@ -1,89 +1,98 @@
-"""The `tcp` probe: a connection, perhaps TLS, perhaps a dialogue line by line."""
+"""The `tcp` probe: a connection, optionally with TLS and a dialogue of lines."""
 
 import asyncio
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 
-from exporter.probes import Kind
-from exporter.probes.context import Means
-from exporter.probes.expectations import excerpt
-from exporter.probes.net.connections import Dial, ProbeTls, connect, context_for, refused_after_handshake, secure
-from exporter.probes.net.dialogue import Dialogue, Lines, Step
-from exporter.results import ProbeFailure, Seen
+from exporter.probes import ProbeContext, ProbeKind
+from exporter.probes.expectations import quote_excerpt
+from exporter.probes.net.connections import (
+    DialOptions,
+    ProbeTls,
+    connect,
+    find_handshake_alert,
+    ssl_context_for,
+    start_tls,
+)
+from exporter.probes.net.dialogue import Dialogue, DialogueStep, LineReader
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Address, split_address
 
 
-class TcpStep(Step):
+class TcpDialogueStep(DialogueStep):
     choices: ClassVar[tuple[str, ...]] = ("expect", "send", "starttls")
     starttls: Literal[True] | None = None
 
 
-def shortened(value: Any) -> Any:
-    """`tls: true` asks for TLS with nothing special."""
+def expand_tls(value: Any) -> Any:
+    """Expand `tls: true` to TLS with default options, and `tls: false` to none."""
     return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
 
 
-OptionalTls = Annotated[ProbeTls | None, BeforeValidator(shortened, json_schema_input_type=bool | ProbeTls | None)]
+OptionalTls = Annotated[ProbeTls | None, BeforeValidator(expand_tls, json_schema_input_type=bool | ProbeTls | None)]
 
 
-class TcpOptions(Dial):
+class TcpProbeOptions(DialOptions):
     address: Address
     tls: OptionalTls = None
-    dialogue: list[TcpStep] = []
+    dialogue: list[TcpDialogueStep] = []
 
 
-async def probe_tcp(options: TcpOptions, _means: Means, seen: Seen) -> None:
+async def probe_tcp(options: TcpProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     host, port = split_address(options.address)
-    # What a dialogue turns to TLS later is not TLS at first.
-    later = any(step.starttls for step in options.dialogue)
-    transport, lines = await connect(host, port, Lines, seen, dial=options, tls=None if later else options.tls)
+    uses_starttls = any(step.starttls for step in options.dialogue)
+    transport, lines = await connect(
+        host, port, LineReader, details, dial=options, tls=None if uses_starttls else options.tls
+    )
     address = str(transport.get_extra_info("peername")[0])
     try:
-        await _converse(options, transport, lines, seen)
+        await _converse(options, transport, lines, details)
     except ProbeFailure as failure:
         tls = options.tls
-        if tls is None or later or not lines.ended_silently or failure.reason != "protocol":
+        if tls is None or uses_starttls or not lines.ended_silently or failure.reason != "protocol":
             raise
-        refused = await refused_after_handshake(address, port, tls.server_name or host, tls, options)
-        raise refused or failure from failure
+        alert = await find_handshake_alert(address, port, tls.server_name or host, tls, options)
+        raise alert or failure from failure
 
 
-async def _converse(options: TcpOptions, transport: asyncio.Transport, lines: Lines, seen: Seen) -> None:
-    dialogue = Dialogue(lines.next, seen)
+async def _converse(
+    options: TcpProbeOptions, transport: asyncio.Transport, lines: LineReader, details: ProbeDetails
+) -> None:
+    dialogue = Dialogue(lines.next, details)
     try:
         for step in options.dialogue:
-            where = dialogue.next()
+            step_name = dialogue.next_step()
             if step.expect is not None:
                 await dialogue.expect(step.expect)
             elif step.send is not None:
                 if transport.is_closing():
-                    raise ProbeFailure("protocol", f"{where}: the peer closed the connection")
-                transport.write(dialogue.filled(step.send))
+                    raise ProbeFailure("protocol", f"{step_name}: the peer closed the connection")
+                transport.write(dialogue.fill_groups(step.send))
             elif step.starttls:
-                transport = await _secured(options, transport, lines, where, seen)
+                transport = await _start_tls(options, transport, lines, step_name, details)
     finally:
         transport.abort()
 
 
-async def _secured(
-    options: TcpOptions, transport: asyncio.Transport, lines: Lines, where: str, seen: Seen
+async def _start_tls(
+    options: TcpProbeOptions, transport: asyncio.Transport, lines: LineReader, step_name: str, details: ProbeDetails
 ) -> asyncio.Transport:
-    """The connection with TLS from here on. Raises ProbeFailure."""
+    """Continue the dialogue over TLS. Raises ProbeFailure."""
     if lines.unread:
-        # Taken for what was said over TLS later, it would let others put words in the peer's mouth.
-        came = excerpt(lines.unread, seen)
-        raise ProbeFailure("protocol", f"{where}: before TLS, the peer went on in plain text: {came}")
+        # If unencrypted data were read as part of the TLS session, an attacker could inject responses.
+        unread = quote_excerpt(lines.unread, details)
+        raise ProbeFailure("protocol", f"{step_name}: unexpected plain text before TLS: {unread}")
     tls = options.tls or ProbeTls()
-    name = tls.server_name or split_address(options.address)[0]
-    seen.overdue = ProbeFailure("timeout", f"{where}: no TLS in time")
+    server_name = tls.server_name or split_address(options.address)[0]
+    details.timeout_failure = ProbeFailure("timeout", f"{step_name}: the TLS handshake timed out")
     try:
-        secured = await secure(transport, lines, context_for(tls), name, seen)
+        secured = await start_tls(transport, lines, ssl_context_for(tls), server_name, details)
     except ProbeFailure as failure:
-        raise ProbeFailure(failure.reason, f"{where}: {failure.message}") from failure
+        raise ProbeFailure(failure.reason, f"{step_name}: {failure.message}") from failure
     lines.connection_made(secured)
-    seen.overdue = None
+    details.timeout_failure = None
     return secured
 
 
-TCP = Kind(TcpOptions, probe_tcp)
+TCP = ProbeKind(TcpProbeOptions, probe_tcp)

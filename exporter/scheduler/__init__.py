@@ -1,1 +1,1 @@
-"""Run probes and collectors on their schedules and keep their results."""
+"""Schedules: when probes and collectors run, and their latest results."""

@@ -1,42 +1,42 @@
-"""One reading per host, shared by all probes of that host that need one at the same time."""
+"""Readings of hosts, shared by the probes and collectors of a host that are due at the same time."""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from exporter.probes.host import HostOptions
+from exporter.probes.host import HostProbeOptions
 from fleet.host.reading import Reading, Section, merged, read
 from fleet.inventory.model import Service
 from fleet.shells import ShellError
 from fleet.shells.pool import Shells
 from runtime.tasks import cancel
 
-SHARED_FOR = 1.0  # seconds: how much older than a probe the reading that it rests on may be
+SHARED_FOR = 1.0  # seconds: how much older than a probe the reading that it uses may be
 
 
-class Readings:
-    """Reads hosts, each at most once for those who ask within a second."""
+class HostReadings:
+    """Reads hosts; callers within a second of each other share one reading of a host."""
 
     def __init__(self, shells: Shells) -> None:
         self._shells = shells
-        self._wanted: Mapping[str, tuple[Section, ...]] = {}
+        self._sections: Mapping[str, tuple[Section, ...]] = {}
         self._current: dict[str, Reading] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def want(self, wanted: Mapping[str, tuple[Section, ...]]) -> None:
-        """Read this from now on: all that is wanted of a host travels together."""
-        for host in [name for name in self._current if self._wanted.get(name) != wanted.get(name)]:
+    def set_sections(self, sections: Mapping[str, tuple[Section, ...]]) -> None:
+        """Set the sections to read by host name; all sections of a host are read together."""
+        for host in [name for name in self._current if self._sections.get(name) != sections.get(name)]:
             self._current.pop(host)
-        self._wanted = wanted
+        self._sections = sections
 
-    def of(self, host: str, *, since: float) -> Reading:
-        """A reading of `host` that began at `since` (of the event loop's clock) or later. Raises ShellError."""
+    def get(self, host: str, *, since: float) -> Reading:
+        """Return a reading of `host` started at `since` (event loop's clock) or later. Raises ShellError."""
         current = self._current.get(host)
         if current is None or current.asked < since:
-            sections = self._wanted.get(host)
+            sections = self._sections.get(host)
             if sections is None:
-                raise ShellError(f"{host}: nothing is read of it any more")
+                raise ShellError(f"{host}: no longer in the inventory")
             current = self._current[host] = Reading(sections)
             task = asyncio.create_task(self._read(host, sections, current), name=f"read {host}")
             self._tasks.add(task)
@@ -44,12 +44,12 @@ class Readings:
         return current
 
     async def _read(self, host: str, sections: Sequence[Section], reading: Reading) -> None:
-        error = ShellError(f"{host}: the reading was given up")
+        error = ShellError(f"{host}: reading the host was cancelled")
         try:
             timeout = max(section.timeout for section in sections)
             error = await read(self._shells.of(host), sections, timeout=timeout, tell=reading.tell)
-        except ShellError as failed:
-            error = failed
+        except ShellError as shell_error:
+            error = shell_error
         finally:
             reading.end(error)
 
@@ -57,13 +57,13 @@ class Readings:
         await cancel(self._tasks)
 
 
-def wanted_by_host(
-    services: Iterable[Service], collected: Mapping[str, Sequence[Section]] = MappingProxyType({})
+def sections_by_host(
+    services: Iterable[Service], collector_sections: Mapping[str, Sequence[Section]] = MappingProxyType({})
 ) -> dict[str, tuple[Section, ...]]:
-    """What the probes of `services` and the collectors want of each host, within the longest of their timeouts."""
-    asked: dict[str, list[Section]] = {host: list(sections) for host, sections in collected.items()}
+    """Return by host the sections that probes and collectors read; equal sections are merged."""
+    sections: dict[str, list[Section]] = {host: list(each) for host, each in collector_sections.items()}
     for service in services:
-        if isinstance(service.probe.options, HostOptions):
+        if isinstance(service.probe.options, HostProbeOptions):
             section = replace(service.probe.options.section, timeout=service.probe.timeout)
-            asked.setdefault(service.host, []).append(section)
-    return {host: merged(sections) for host, sections in asked.items()}
+            sections.setdefault(service.host, []).append(section)
+    return {host: merged(each) for host, each in sections.items()}

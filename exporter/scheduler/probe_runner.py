@@ -1,14 +1,13 @@
-"""One probe of one service: its deadline, its outcome, whatever happens."""
+"""Running one probe of one service: its deadline, and a result whatever happens."""
 
 import asyncio
 import time
 import traceback
 from collections.abc import Callable, Mapping
 
-from exporter.probes import PROBES
-from exporter.probes.context import Means
-from exporter.results import ProbeFailure, Reason, Result, Seen, sayable
-from exporter.scheduler.host_readings import Readings, wanted_by_host
+from exporter.probes import PROBES, ProbeContext
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure, ProbeResult, replace_unencodable
+from exporter.scheduler.host_readings import HostReadings, sections_by_host
 from fleet.host.reading import Reading
 from fleet.inventory.model import Host, Service
 from fleet.shells import Shell
@@ -18,48 +17,50 @@ from runtime.redaction import Redactor
 MESSAGE_LIMIT = 500
 
 
-async def probe(
+async def run_probe(
     service: Service, shell: Callable[[], Shell], reading: Callable[[], Reading], redact: Redactor
-) -> Result:
-    """Probe `service` once; every failure is a Result, with no secret in its message."""
+) -> ProbeResult:
+    """Probe `service` once. Every failure becomes a result; secrets in its message are redacted."""
     kind = PROBES[service.probe.kind]
-    seen = Seen(redact=redact)
+    details = ProbeDetails(redact=redact)
     started_at, started = time.time(), time.perf_counter()
-    reason: Reason | None = None
+    reason: FailureReason | None = None
     message = ""
     timeout = service.probe.timeout
-    means = Means(service.id, service.host, timeout, shell, reading)
+    context = ProbeContext(service.id, service.host, timeout, shell, reading)
     try:
         async with asyncio.timeout(timeout):
-            await kind.probe(service.probe.options, means, seen)
+            await kind.probe(service.probe.options, context, details)
     except ProbeFailure as failure:
         reason, message = failure.reason, failure.message
     except TimeoutError:
-        late = seen.overdue or ProbeFailure("timeout", f"no answer within {timeout:g} s{_how_far(seen)}")
+        late = details.timeout_failure or ProbeFailure(
+            "timeout", f"no answer within {timeout:g} s{_last_phase(details)}"
+        )
         reason, message = late.reason, late.message
-    except Exception as error:  # noqa: BLE001 - one broken probe must not end the others; its traceback is logged
-        seen.evidence["traceback"] = traceback.format_exc()
-        reason, message = "error", f"the probe itself failed: {type(error).__name__}"
+    except Exception as error:  # noqa: BLE001 - a defect in one probe must not stop others; its traceback is logged
+        details.evidence["traceback"] = traceback.format_exc()
+        reason, message = "error", f"internal error in the probe: {type(error).__name__}; see the log"
     duration = time.perf_counter() - started
-    if seen.began is not None:
-        started_at = min(started_at, seen.began)
-    line = sayable(" ".join(seen.redact(message).split()))[:MESSAGE_LIMIT]
-    return Result(reason is None, reason, line, started_at, duration, seen)
+    if details.measured_at is not None:
+        started_at = min(started_at, details.measured_at)
+    line = replace_unencodable(" ".join(details.redact(message).split()))[:MESSAGE_LIMIT]
+    return ProbeResult(reason is None, reason, line, started_at, duration, details)
 
 
-async def probe_alone(service: Service, hosts: Mapping[str, Host], redact: Redactor) -> Result:
-    """Probe `service` once, with shells and readings of its own."""
+async def probe_once(service: Service, hosts: Mapping[str, Host], redact: Redactor) -> ProbeResult:
+    """Probe `service` once outside of a scheduler, with shells and readings of its own."""
     shells = Shells(hosts)
-    readings = Readings(shells)
-    readings.want(wanted_by_host([service]))
+    readings = HostReadings(shells)
+    readings.set_sections(sections_by_host([service]))
     try:
-        return await probe(
-            service, lambda: shells.of(service.host), lambda: readings.of(service.host, since=0.0), redact
+        return await run_probe(
+            service, lambda: shells.of(service.host), lambda: readings.get(service.host, since=0.0), redact
         )
     finally:
         await readings.close()
         await shells.close()
 
 
-def _how_far(seen: Seen) -> str:
-    return f" (got as far as {list(seen.phases)[-1]})" if seen.phases else ""
+def _last_phase(details: ProbeDetails) -> str:
+    return f" (last phase: {list(details.phases)[-1]})" if details.phases else ""

@@ -1,4 +1,4 @@
-"""When a service is probed next. Pure; times are seconds of the event loop's clock."""
+"""When a probe or collector runs next. All times are seconds of the event loop's clock."""
 
 import hashlib
 import random
@@ -9,45 +9,45 @@ JITTER = 0.05
 JITTER_LIMIT = 1.0
 
 
-def phase_of(service: str) -> float:
-    """A fraction of the interval, in [0, 1), that is the same at every start."""
-    return int.from_bytes(hashlib.blake2b(service.encode(), digest_size=4).digest()) / 2**32
+def phase_offset(key: str) -> float:
+    """Return a fraction of the interval, in [0, 1), that depends on `key` alone and so survives restarts."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest()) / 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Probes at `anchor + n × every`, and every `retry_every` while a service is failing or undecided."""
+    """Due times: `anchor + n × every` while the service is stable, otherwise every `retry_every`."""
 
     anchor: float
     every: float
     retry_every: float
 
     @classmethod
-    def of(cls, key: str, every: float, retry_every: float) -> "Schedule":
-        """The schedule of all that share a key: the same whenever they were added, and after a restart."""
-        return cls(phase_of(key) * every, every, retry_every)
+    def for_key(cls, key: str, every: float, retry_every: float) -> "Schedule":
+        """Return the schedule of `key`; equal keys and intervals give the same due times, also after a restart."""
+        return cls(phase_offset(key) * every, every, retry_every)
 
-    def first(self, now: float) -> float:
-        """When to begin at `now`, or to begin again after time was lost: its own time, but within a minute."""
+    def first_due(self, now: float) -> float:
+        """Return the first due time after a start or a suspension: on schedule, but at most a minute from now."""
         turns = (now - self.anchor) // self.every + 1
         return min(self.anchor + turns * self.every, now + self.anchor / self.every * FIRST_WITHIN)
 
-    def following(self, due: float, now: float, *, settled: bool) -> tuple[float, int]:
-        """When the next probe is due after the one of `due` ended at `now`, and how many were missed meanwhile.
+    def next_due(self, due: float, now: float, *, stable: bool) -> tuple[float, int]:
+        """Return the due time after a probe that was due at `due` and ended at `now`, and how many were missed.
 
-        What was missed is not made up for: after a suspended machine wakes there is no burst.
+        Missed probes are not made up for, so that a resumed machine does not start a burst.
         """
-        if not settled:
+        if not stable:
             interval = min(self.retry_every, self.every)
             if now <= due + interval:
                 return due + interval, 0
-            # A probe that outlasts its interval gets a pause: hammering helps nobody who is struggling.
+            # A probe that takes longer than its interval is followed by a pause, to spare an overloaded service.
             return now + interval, int((now - due) / interval)
         turns = int((max(now, due) - self.anchor) // self.every)
-        following = self.anchor + (turns + 1) * self.every
-        return following, max(0, int((following - due) / self.every + 1e-9) - 1)
+        next_due = self.anchor + (turns + 1) * self.every
+        return next_due, max(0, int((next_due - due) / self.every + 1e-9) - 1)
 
 
-def jittered(due: float, every: float, randomness: random.Random) -> float:
-    """A little later, so that those of one phase spread."""
+def add_jitter(due: float, every: float, randomness: random.Random) -> float:
+    """Return `due` plus a random delay of up to 5 % of the interval and 1 s, so that probes spread."""
     return due + randomness.uniform(0, min(every * JITTER, JITTER_LIMIT))

@@ -15,12 +15,12 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from defib.kinds import KINDS
 from exporter.api import add_routes
-from exporter.exposition.page import Page
-from exporter.exposition.series import FAMILIES, ServiceSeries
-from exporter.metrics import Metrics
-from exporter.results import Result, Seen
-from exporter.scheduler.watcher import Watcher
-from exporter.state import State
+from exporter.exposition.metrics_page import MetricsPage
+from exporter.exposition.service_series import FAMILIES, ServiceSeries
+from exporter.metrics import ExporterMetrics
+from exporter.results import ProbeDetails, ProbeResult
+from exporter.scheduler.probe_scheduler import ProbeScheduler
+from exporter.service_state import ServiceState
 from fleet.inventory.model import Service, inventory_model
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken
@@ -69,11 +69,11 @@ def run() -> bool:
     return good
 
 
-def _page() -> Page:
-    page = Page(FAMILIES)
+def _page() -> MetricsPage:
+    page = MetricsPage(FAMILIES)
     for number in range(SERVICES):
         service = _service(number)
-        seen = Seen(
+        seen = ProbeDetails(
             phases={"resolve": 0.0012, "connect": 0.00123456, "tls": 0.01, "processing": 0.0234, "transfer": 1e-05}
         )
         seen.gauges = {
@@ -82,8 +82,8 @@ def _page() -> Page:
             "service_tls_certificate_not_before_timestamp_seconds": 1.7e9,
         }
         seen.tls = ("CN=R3,O=Let's Encrypt", "TLSv1.3")
-        result = Result(True, None, "", 1.79e9 + number / 7, 0.0365, seen)
-        state = State().after(result, fail_after=1, recover_after=1)
+        result = ProbeResult(True, None, "", 1.79e9 + number / 7, 0.0365, seen)
+        state = ServiceState().after(result, fail_after=1, recover_after=1)
         page.put(service.id, ServiceSeries(service).render(state, result, {"timeout": 1, "status": 2}))
     return page
 
@@ -109,13 +109,13 @@ def _samples(text: bytes) -> dict[object, float]:
     }
 
 
-async def _longest_hold(page: Page) -> float:
+async def _longest_hold(page: MetricsPage) -> float:
     """The longest time, in seconds, that scrapes over HTTP keep everything else from running."""
-    metrics = Metrics()
-    watcher = Watcher(metrics, Redactor())
-    watcher.page = page
+    metrics = ExporterMetrics()
+    scheduler = ProbeScheduler(metrics, Redactor())
+    scheduler.page = page
     app = application(Access(ApiToken("exporter.token", None, None)), WebConfig(), ready=lambda: True)
-    add_routes(app, watcher, metrics, watcher.close)
+    add_routes(app, scheduler, metrics, scheduler.close)
     async with TestServer(app) as server:
         scraper = await _scraper(str(server.make_url("/metrics")))
         scrapes = asyncio.create_task(scraper.communicate(b"go\n"))

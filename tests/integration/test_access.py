@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -136,6 +137,28 @@ async def test_every_route_on_loopback_by_what_is_shown(loop: Loop, anyone: http
                 assert loop.stack.token not in answer.text
     for name in ("exporter", "remediator"):
         assert loop.stack.token not in loop.stack.log(name).read_text()
+
+
+async def test_head_sends_no_body(loop: Loop) -> None:
+    """What follows the headers on a connection that stays open is the next response; no client hides a body here."""
+    await loop.start({"web": loop.service("web")})
+    for program, routes in ROUTES.items():
+        address = urlsplit(loop.stack.url(program))
+        paths = [path for method, path in routes if method == "GET"]
+        for template in [*paths, "/api/v1/services/unknown", "/unknown"]:
+            path = template.replace("{id}", "web").replace("{verb}", "status").replace("{number}", "999")
+            for accept in ("", "Accept-Encoding: gzip\r\n", "Accept: application/openmetrics-text\r\n"):
+                reader, writer = await asyncio.open_connection(address.hostname, address.port)
+                common = f"Host: {address.netloc}\r\nAuthorization: Bearer {loop.stack.token}\r\n{accept}"
+                writer.write(f"HEAD {path} HTTP/1.1\r\n{common}\r\n".encode())
+                headers = await reader.readuntil(b"\r\n\r\n")
+                assert headers.startswith(b"HTTP/1.1 "), (path, headers)
+                assert b"transfer-encoding" not in headers.lower()
+                writer.write(f"GET /-/healthy HTTP/1.1\r\n{common}Connection: close\r\n\r\n".encode())
+                rest = await reader.read()
+                assert rest.startswith(b"HTTP/1.1 200 OK\r\n"), (program, path, accept, rest[:200])
+                assert rest.endswith(b"\r\n\r\nhealthy\n")
+                writer.close()
 
 
 async def test_open_answers_hold_nothing_that_a_service_or_a_command_said(

@@ -1,4 +1,4 @@
-"""The collectors over a real sshd and on this machine: what stands on the page."""
+"""The collectors over a real sshd and on this machine: the published metrics."""
 
 import asyncio
 import contextlib
@@ -21,9 +21,9 @@ from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
-from exporter.exposition.samples import SERIES_LIMIT
-from exporter.metrics import Metrics
-from exporter.scheduler.watcher import Watcher
+from exporter.exposition.collector_samples import SERIES_LIMIT
+from exporter.metrics import ExporterMetrics
+from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.managers.systemd import Unit
 from fleet.managers.systemd import units as systemd_units
 from fleet.wrapper import wrapper
@@ -45,21 +45,21 @@ ERRORS = {
 
 
 class Collected:
-    """A watcher of hosts, and what it has on its page."""
+    """A scheduler with hosts, and the samples that it publishes."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.watcher = Watcher(Metrics(), Redactor())
+        self.scheduler = ProbeScheduler(ExporterMetrics(), Redactor())
 
     async def of(self, hosts: dict[str, Any], services: dict[str, Any] | None = None) -> None:
         written = {"hosts": hosts, "services": services or {}}
         known = await asyncio.to_thread(inventory_of, self._folder, written)
-        await self.watcher.apply(known.inventory)
+        await self.scheduler.apply(known.inventory)
 
     @property
     def samples(self) -> Samples:
-        """Values by metric and labels but for the host's, in the order that they stand there."""
-        text = b"".join(self.watcher.page.chunks()).decode()
+        """Values by metric and labels (without those of the host), in the order of the page."""
+        text = b"".join(self.scheduler.page.chunks()).decode()
         return {
             (
                 sample.name,
@@ -99,12 +99,12 @@ class Collected:
 async def collected(tmp_path: Path) -> AsyncIterator[Collected]:
     made = Collected(tmp_path / "config")
     yield made
-    await made.watcher.close()
+    await made.scheduler.close()
 
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that is first on PATH."""
+    """A folder at the front of PATH."""
     folder = tmp_path / "tools"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
@@ -112,7 +112,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def hardened(host: Sshd, path: str, allowed: str) -> None:
-    """Have the account's key run the wrapper alone."""
+    """Restrict the account's key to the wrapper."""
     folder = host.key_file.parent
     (folder / "allowed").write_text(allowed)
     key = (folder / "authorized").read_text()
@@ -127,8 +127,8 @@ async def over_ssh(keeper: Keeper, folder: Path, path: str, **environment: str) 
     return host, {"address": "127.0.0.1", "ssh": ssh}
 
 
-async def test_what_a_host_prints_spoils_nothing_else_on_the_page(tools: Path, collected: Collected) -> None:
-    """Prometheus refuses a page with a number that no float holds, and takes as many series as there are."""
+async def test_invalid_samples_of_a_host_do_not_affect_other_metrics(tools: Path, collected: Collected) -> None:
+    """Prometheus rejects a page with a number out of range, and does not limit the number of series."""
     named = {"well": "1", "huge": "9" * 400, "n" * 2000: "1", **{f"c{number:04}": "1" for number in range(1500)}}
     lines = "".join(f"/{name}\\trunning\\t\\t0\\t-\\t{restarts}\\ti\n" for name, restarts in named.items())
     (tools / "told").write_text(lines.replace("\\t", "\t"))
@@ -145,7 +145,7 @@ async def test_what_a_host_prints_spoils_nothing_else_on_the_page(tools: Path, c
 
 @pytest.mark.needs("sshd")
 @pytest.mark.parametrize("over", ["ssh", "wrapper", "local"])
-async def test_cards(keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, over: str) -> None:
+async def test_gpus(keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, over: str) -> None:
     other = {**CARD, "index": "1", "uuid": "GPU-2", "pci.bus_id": "00000000:0B:00.0", "memory.used": "[Unknown Error]"}
     write_nvidia_smi(tools / "nvidia-smi", (CARD, other), apps=f"GPU-1, {os.getpid()}, 1000, /usr/bin/x, y\n")
     host: dict[str, Any] = dict(LOCAL)
@@ -183,8 +183,8 @@ async def test_cards(keeper: Keeper, tmp_path: Path, tools: Path, collected: Col
 
 
 @pytest.mark.parametrize("name", ERRORS)
-async def test_drivers_and_cards_that_fail(tools: Path, collected: Collected, name: str) -> None:
-    """The metric says so, and what still answers is not hidden."""
+async def test_failing_drivers_and_gpus(tools: Path, collected: Collected, name: str) -> None:
+    """The metrics report the failure and keep those of GPUs that still answer."""
     text, status = ERRORS[name]
     write_nvidia_smi(tools / "nvidia-smi", (CARD,))
     await collected.of({"h": {**LOCAL, "collect": {"gpu": "4s"}}})
@@ -201,7 +201,7 @@ async def test_drivers_and_cards_that_fail(tools: Path, collected: Collected, na
     )
 
 
-async def test_one_lost_card_does_not_hide_the_others(tools: Path, collected: Collected) -> None:
+async def test_a_lost_gpu_does_not_hide_the_others(tools: Path, collected: Collected) -> None:
     lost = "Unable to determine the device handle for GPU1: 0000:34:00.0: Unknown Error\n"
     write_nvidia_smi(tools / "nvidia-smi", (CARD,), before=lost)
     await collected.of({"h": {**LOCAL, "collect": {"gpu": "4s"}}})
@@ -210,13 +210,13 @@ async def test_one_lost_card_does_not_hide_the_others(tools: Path, collected: Co
     assert collected.samples["gpu_utilization_ratio", "0"] == pytest.approx(0.93)
 
 
-async def test_an_inforom_that_is_corrupted_is_told_with_good_output(tools: Path, collected: Collected) -> None:
+async def test_a_corrupted_inforom_is_reported_with_the_metrics(tools: Path, collected: Collected) -> None:
     write_nvidia_smi(tools / "nvidia-smi", (CARD,), status=14)
     await collected.of({"h": {**LOCAL, "collect": {"gpu": "4s"}}})
     await collected.becomes(1, "host_collect_success", "gpu")
 
 
-async def test_another_driver_is_asked_anew_for_its_fields(tools: Path, collected: Collected) -> None:
+async def test_fields_are_read_again_after_a_driver_change(tools: Path, collected: Collected) -> None:
     write_nvidia_smi(tools / "nvidia-smi", (CARD,))
     await collected.of({"h": {**LOCAL, "collect": {"gpu": "4s"}}})
     await collected.becomes(0, "gpu_throttle_active", "0", "hw_slowdown")
@@ -226,7 +226,7 @@ async def test_another_driver_is_asked_anew_for_its_fields(tools: Path, collecte
     await collected.shows({("gpu_throttle_active", "0", "hw_slowdown"): 1, ("host_collect_success", "gpu"): 1})
 
 
-async def test_a_driver_that_hangs_costs_the_others_nothing(tools: Path, collected: Collected) -> None:
+async def test_a_hanging_driver_does_not_affect_other_collectors(tools: Path, collected: Collected) -> None:
     (tools / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
     (tools / "nvidia-smi").chmod(0o755)
     await collected.of({"h": {**LOCAL, "collect": {"gpu": "1s", "system": "1s"}}})
@@ -236,7 +236,7 @@ async def test_a_driver_that_hangs_costs_the_others_nothing(tools: Path, collect
 
 
 @pytest.mark.needs("sshd")
-async def test_the_machine(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
+async def test_system_metrics(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
     _, host = await over_ssh(keeper, tmp_path, os.environ["PATH"])
     await collected.of({"h": {**host, "collect": {"system": "1s"}}})
     assert 0 <= await collected.value("host_cpu_usage_ratio") <= 1
@@ -283,13 +283,16 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
     await collected.becomes(1, "host_container_up", container)
 
     async def some_rounds() -> bool:
-        return collected.watcher.watches["c"].state.successes >= 3
+        return collected.scheduler.services["c"].state.successes >= 3
 
     await eventually(some_rounds)
     rounds = (time.monotonic() - began) / 2 + 1
     assert log.read_text().count("Starting session") - sessions <= rounds
     started = subprocess.run(
-        ["docker", "inspect", "--format", "{{.State.StartedAt}}", container], capture_output=True, text=True, check=True
+        ["docker", "inspect", "--format", "{{.State.StartedAt}}", container],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     samples = await collected.shows(
         {
@@ -304,7 +307,7 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
     assert samples["host_container_started_timestamp_seconds", container] > 1.6e9, started
 
 
-async def test_a_host_that_cannot_be_reached_is_told_once(
+async def test_an_unreachable_host_is_logged_once(
     collected: Collected, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     unreachable = {"address": "127.0.0.1", "ssh": {"port": 1, "user": "u", "known_hosts": str(tmp_path / "none")}}
@@ -314,14 +317,14 @@ async def test_a_host_that_cannot_be_reached_is_told_once(
     await asyncio.sleep(2)
     assert collected.samples["host_collect_success", "system"] == 0
     logged = capsys.readouterr()
-    assert (logged.out + logged.err).count("collector") == 1
+    assert (logged.out + logged.err).count("collector_failed") == 1
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(1000, marks=pytest.mark.long)])
-async def test_many_hosts_that_cannot_be_reached(
+async def test_many_unreachable_hosts(
     collected: Collected, tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int
 ) -> None:
-    """Each has its metric and its one line in the log; they are asked ever more rarely, and hold nothing."""
+    """Each has its metric and one log line; retries become rare, and no resources leak."""
     (tmp_path / "none").write_text("")
     ssh = {"port": 1, "user": "u", "known_hosts": str(tmp_path / "none")}
     hosts = {f"h{n}": {"address": "127.0.0.1", "ssh": ssh, "collect": {"system": "2s"}} for n in range(count)}
@@ -329,10 +332,10 @@ async def test_many_hosts_that_cannot_be_reached(
     await collected.of(hosts)
 
     async def all_told() -> bool:
-        return b"".join(collected.watcher.page.chunks()).count(b"\nhost_up{") == count
+        return b"".join(collected.scheduler.page.chunks()).count(b"\nhost_up{") == count
 
     await eventually(all_told)
-    text = b"".join(collected.watcher.page.chunks()).decode()
+    text = b"".join(collected.scheduler.page.chunks()).decode()
     assert [line for line in text.splitlines() if line.startswith("host_up{") and not line.endswith(" 0")] == []
     logged = ""
 
@@ -346,19 +349,20 @@ async def test_many_hosts_that_cannot_be_reached(
     await asyncio.sleep(3)  # in which each was tried again
     captured = capsys.readouterr()
     logged += captured.out + captured.err
-    told: dict[str, list[str]] = {}
-    for host, why in re.findall(r"host=(\S+) success=False why=(.*)", logged):
-        told.setdefault(host, []).append(why)
-    assert len(told) == count
-    # A busy machine may have something else to tell in between.
-    assert [host for host, whys in told.items() if any(one == other for one, other in itertools.pairwise(whys))] == []
+    errors_by_host: dict[str, list[str]] = {}
+    for error, host in re.findall(r"collector_failed .* error=(.*) host=(\S+)", logged):
+        errors_by_host.setdefault(host, []).append(error)
+    assert len(errors_by_host) == count
+    # A busy machine may log another error in between.
+    repeated = [host for host, errors in errors_by_host.items() if any(a == b for a, b in itertools.pairwise(errors))]
+    assert repeated == []
     assert len(list(Path("/proc/self/fd").iterdir())) - files < 200
     assert len(asyncio.all_tasks()) - tasks <= count + 200
 
 
 @pytest.mark.needs("sshd")
-async def test_a_banner_and_a_login_shell_of_another_kind(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
-    """What greets on stdout does not disturb, and csh is as good as sh."""
+async def test_banners_and_other_login_shells(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
+    """Banners on stdout and csh as the login shell do no harm."""
     csh = next((path for path in map(shutil.which, ("tcsh", "csh", "fish")) if path), None)
     login = tmp_path / "login"
     run = f'exec {csh} -c "$2"' if csh else 'exec sh -c "$2"'
@@ -412,7 +416,7 @@ GPU_SECTIONS = "fields\ninstances\nprocesses\nquery\nxids\n"
 
 
 async def gpu_host(keeper: Keeper, folder: Path, *, by_wrapper: bool, **environment: str) -> dict[str, Any]:
-    """A host of which the `gpu` collector reads, plainly or through the wrapper."""
+    """A host for the `gpu` collector, with or without the wrapper."""
     made, host = await over_ssh(keeper, folder, os.environ["PATH"], **environment)
     if by_wrapper:
         hardened(made, os.environ["PATH"], GPU_SECTIONS)
@@ -447,7 +451,7 @@ if captures():  # they are kept beside the project, not in it
     async def test_answers_of_broken_drivers_and_cards(
         keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, answer: Path, by_wrapper: bool
     ) -> None:
-        """What worked before tells where a lost card is; the collector fails, and the host is up."""
+        """Earlier runs give the index of a lost GPU; the collector fails, and the host is up."""
         broken = tmp_path / "broken"
         (tools / "nvidia-smi").write_text(
             f'#!/bin/sh\n[ ! -e {broken} ] || export NVIDIA_SMI_ANSWER={answer}\nexec {SHARED}/nvidia-smi "$@"\n'
@@ -495,10 +499,8 @@ def _booted() -> float:
     return float(Path("/proc/stat").read_text().split("btime ")[1].split()[0])
 
 
-async def test_a_driver_that_hangs_from_the_start_leaves_the_host_up_and_its_log_read(
-    tools: Path, collected: Collected
-) -> None:
-    """nvidia-smi that the kernel does not let go of, nor its pipe: no signal helps."""
+async def test_the_kernel_log_is_read_if_the_driver_hangs_from_the_start(tools: Path, collected: Collected) -> None:
+    """nvidia-smi hangs in the kernel and cannot be killed."""
     (tools / "nvidia-smi").write_text("#!/bin/sh\n(trap '' TERM; setsid sleep 30) &\nsleep 30\n")
     (tools / "dmesg").write_text("#!/bin/sh\necho '[  100.5] NVRM: Xid (PCI:0000:05:00): 79, fallen off the bus.'\n")
     for each in ("nvidia-smi", "dmesg"):
@@ -509,7 +511,7 @@ async def test_a_driver_that_hangs_from_the_start_leaves_the_host_up_and_its_log
 
 
 @pytest.mark.needs("sshd")
-async def test_a_host_whose_key_has_changed_is_sent_nothing_and_told_as_a_matter_of_security(
+async def test_nothing_is_sent_to_a_host_whose_key_has_changed(
     keeper: Keeper, tmp_path: Path, collected: Collected, capsys: pytest.CaptureFixture[str]
 ) -> None:
     host, written = await over_ssh(keeper, tmp_path, os.environ["PATH"])
@@ -520,11 +522,11 @@ async def test_a_host_whose_key_has_changed_is_sent_nothing_and_told_as_a_matter
     await collected.becomes(1, "host_key_changed")
     assert collected.samples["host_up",] == 0
     logged = capsys.readouterr()
-    assert (logged.out + logged.err).count("host key changed") == 1
+    assert (logged.out + logged.err).count("host_key_changed") == 1
     assert (tmp_path / "sshd" / "log").read_text().count("Starting session") == sessions
 
 
-async def test_other_labels_do_not_disturb_a_collector(tools: Path, collected: Collected) -> None:
+async def test_changed_labels_do_not_restart_a_collector(tools: Path, collected: Collected) -> None:
     write_nvidia_smi(tools / "nvidia-smi", (CARD,))
     host: dict[str, Any] = {**LOCAL, "collect": {"gpu": "10s"}}
     await collected.of({"h": host})
@@ -547,29 +549,29 @@ def asked_of_the_wrapper(folder: Path, asked: str, tools: Path) -> subprocess.Co
     "asked",
     ["", "id", "read @m proc:5:; id", "read @m $(id):5:", "read @m 'proc:5:'", "read", "read @m", "run 5 abc"],
 )
-def test_what_the_wrapper_refuses_as_a_whole(tmp_path: Path, asked: str) -> None:
+def test_requests_that_the_wrapper_refuses(tmp_path: Path, asked: str) -> None:
     (tmp_path / "allowed").write_text("proc\n")
     done = asked_of_the_wrapper(tmp_path, asked, tmp_path)
     assert (done.returncode, done.stdout, done.stderr.startswith("defib-shell: ")) == (126, "", True)
 
 
 @pytest.mark.parametrize(
-    ("item", "said"),
+    ("item", "message"),
     [
         ("df:5:", "df is not in"), ("nothing:5:", "there is no section nothing"),
         *((f"proc:{limit}:", "not a time below 60 s") for limit in ("0", "0.", "0.0", "60", "099", "062", "1.2.3", ".5", "")),
     ],
 )  # fmt: skip
-def test_what_the_wrapper_refuses_alone(tmp_path: Path, item: str, said: str) -> None:
+def test_sections_that_the_wrapper_refuses(tmp_path: Path, item: str, message: str) -> None:
     (tmp_path / "allowed").write_text("proc\n")
     done = asked_of_the_wrapper(tmp_path, f"read @m {item} proc:5:", tmp_path)
     section = item.split(":", maxsplit=1)[0]
     assert f"\n@m {section} 126\n" in done.stdout
-    assert said in done.stdout
+    assert message in done.stdout
     assert done.stdout.endswith("@m proc 0\n")
 
 
-def test_a_name_that_is_not_allowed_costs_only_itself(tmp_path: Path) -> None:
+def test_a_refused_name_does_not_affect_other_names(tmp_path: Path) -> None:
     (tmp_path / "systemctl").write_text('#!/bin/sh\necho "ActiveState=active"\n')
     (tmp_path / "systemctl").chmod(0o755)
     (tmp_path / "allowed").write_text("systemd a.service\nsystemd b.service\n")
@@ -590,8 +592,8 @@ def test_a_name_that_is_not_allowed_costs_only_itself(tmp_path: Path) -> None:
         ("mv s.conf t.conf; ln -s t.conf s.conf", True), ("mv s.conf t.conf; chown 1000 t.conf; ln -s t.conf s.conf", False),
     ],
 )  # fmt: skip
-def test_root_runs_no_configuration_that_others_may_have_written(change: str, taken: bool) -> None:
-    """Below /run, since no temporary folder is root's alone."""
+def test_configurations_writable_by_others_are_refused(change: str, taken: bool) -> None:
+    """In /run, since temporary folders are writable by others."""
     top = Path(f"/run/defib-test-{os.getpid()}")
     folder = top / "a" / "b"
     folder.mkdir(parents=True)
@@ -608,7 +610,7 @@ def test_root_runs_no_configuration_that_others_may_have_written(change: str, ta
 
 
 @pytest.mark.needs("sshd")
-async def test_a_wrapper_takes_nothing_else(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
+async def test_the_wrapper_runs_no_other_commands(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
     host, written = await over_ssh(keeper, tmp_path, os.environ["PATH"])
     hardened(host, "", "df\n")
     await collected.of({"h": {**written, "ssh": {**written["ssh"], "wrapper": True}, "collect": {"system": "1s"}}})

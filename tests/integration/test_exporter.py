@@ -1,4 +1,4 @@
-"""The exporter as a program: what a user and Prometheus see of it."""
+"""The exporter process as seen by users and Prometheus."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ async def exporter(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Exporter]:
     server.close()
 
 
-async def test_what_prometheus_sees(exporter: Exporter) -> None:
+async def test_metrics_page(exporter: Exporter) -> None:
     await exporter.start()
     labels = 'service="up",host="",provider="p",category="other"'
 
@@ -96,7 +96,7 @@ async def test_what_prometheus_sees(exporter: Exporter) -> None:
     assert (await exporter.client.get("/-/healthy")).status_code == 200
 
 
-async def test_probe_now_counts_and_decides(exporter: Exporter) -> None:
+async def test_probe_now_updates_the_state(exporter: Exporter) -> None:
     await exporter.start()
     answer = await exporter.client.post("/api/v1/services/rare/probe")
     assert answer.json().keys() == {
@@ -110,7 +110,7 @@ async def test_probe_now_counts_and_decides(exporter: Exporter) -> None:
 
 
 @pytest.mark.parametrize("by", ["signal", "request"])
-async def test_reload_touches_only_what_changed(exporter: Exporter, by: str) -> None:
+async def test_a_reload_keeps_unchanged_services(exporter: Exporter, by: str) -> None:
     await exporter.start()
     await exporter.client.post("/api/v1/services/rare/probe")
     before = await exporter.service("rare")
@@ -142,7 +142,7 @@ async def test_reload_touches_only_what_changed(exporter: Exporter, by: str) -> 
     assert (await exporter.value('service_probes_total{service="up",host="",provider="q"') or 0) >= 2
 
 
-async def test_a_bad_configuration_leaves_the_old_one_running(exporter: Exporter) -> None:
+async def test_a_bad_configuration_is_refused_at_a_reload(exporter: Exporter) -> None:
     await exporter.start()
     write(exporter.folder / "config", b="servces: {}")
     answer = await exporter.client.post("/-/reload")
@@ -151,7 +151,7 @@ async def test_a_bad_configuration_leaves_the_old_one_running(exporter: Exporter
     os.kill(exporter.pid, signal.SIGHUP)
 
     async def refused() -> bool:
-        return (exporter.folder / "log").read_text().count("reload refused") == 2
+        return (exporter.folder / "log").read_text().count("configuration_reload_failed") == 2
 
     await eventually(refused)
     assert await exporter.value("defib_config_last_reload_successful") == 0
@@ -173,8 +173,8 @@ async def test_hosts_for_node_exporter(exporter: Exporter) -> None:
     ]
 
 
-async def test_after_a_standstill_there_is_no_burst(exporter: Exporter) -> None:
-    """Services that were due while the exporter stood still are probed at times of their own again, not all at once."""
+async def test_no_burst_after_a_suspension(exporter: Exporter) -> None:
+    """Services that were due during a suspension are probed at spread times, not all at the same time."""
     came: list[float] = []
     loop = asyncio.get_running_loop()
 
@@ -206,7 +206,7 @@ async def test_after_a_standstill_there_is_no_burst(exporter: Exporter) -> None:
     assert (await exporter.value("defib_exporter_probes_skipped_total") or 0) >= 100
 
 
-async def test_without_a_token_nothing_is_changed_until_there_is_one_beside_the_record(exporter: Exporter) -> None:
+async def test_changes_are_refused_until_the_token_file_exists(exporter: Exporter) -> None:
     written = yaml.safe_load((exporter.folder / "config" / "a.yaml").read_text())["services"]
     database = {"database": f"sqlite:///{exporter.folder}/record.db"}
     exporter.configure(written, exporter={}, remediator=database)
@@ -228,7 +228,7 @@ async def test_without_a_token_nothing_is_changed_until_there_is_one_beside_the_
     assert "later" not in (exporter.folder / "log").read_text().replace("until there is one", "")
 
 
-async def test_users_of_a_web_configuration(exporter: Exporter) -> None:
+async def test_users_in_the_web_configuration(exporter: Exporter) -> None:
     hashed = (await asyncio.to_thread(bcrypt.hashpw, b"secret", bcrypt.gensalt(4))).decode()
     web = exporter.folder / "web.yml"
     web.write_text(yaml.safe_dump({"basic_auth_users": {"prometheus": hashed}}))
@@ -240,7 +240,7 @@ async def test_users_of_a_web_configuration(exporter: Exporter) -> None:
     assert (await exporter.client.post("/api/v1/services/up/probe", auth=("prometheus", "secret"))).status_code == 200
 
 
-async def test_tls_of_a_web_configuration(exporter: Exporter, certificate: Path) -> None:
+async def test_tls_in_the_web_configuration(exporter: Exporter, certificate: Path) -> None:
     web = exporter.folder / "web.yml"
     web.write_text(yaml.safe_dump({"tls_server_config": {"cert_file": certificate.name, "key_file": certificate.name}}))
     context = await asyncio.to_thread(ssl.create_default_context, cafile=str(certificate))
@@ -257,7 +257,7 @@ async def test_tls_of_a_web_configuration(exporter: Exporter, certificate: Path)
             except httpx.HTTPError:
                 return False
 
-        exporter.is_ready = is_ready  # type: ignore[method-assign]
+        exporter.is_ready = is_ready  # type: ignore[method-assign] # this test has its own
         await exporter.start("--web.config.file", str(web))
         assert "https://127.0.0.1" in (exporter.folder / "log").read_text()
 
@@ -271,7 +271,7 @@ async def test_it_stops_cleanly(exporter: Exporter) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "arguments", "said"),
+    ("text", "arguments", "message"),
     [
         ("servces: {}", [], "a.yaml:1: servces: unknown key; did you mean services?"),
         ("exporter: {token: '${GONE}'}", [], "a.yaml:1: exporter.token: the environment variable GONE is not set"),
@@ -279,19 +279,19 @@ async def test_it_stops_cleanly(exporter: Exporter) -> None:
         ("{}", ["--web.config.file", "/nowhere"], "web configuration: cannot read /nowhere"),
     ],
 )
-def test_what_keeps_it_from_starting(tmp_path: Path, text: str, arguments: list[str], said: str) -> None:
+def test_errors_at_startup(tmp_path: Path, text: str, arguments: list[str], message: str) -> None:
     write(tmp_path, a=text)
     done = subprocess.run(
         [sys.executable, "-m", "defib", "exporter", "--config", tmp_path, *arguments],
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 1
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert "listening" not in done.stdout
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
+def test_occupied_port(tmp_path: Path) -> None:
     write(tmp_path, a="{}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

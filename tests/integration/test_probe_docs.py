@@ -1,4 +1,4 @@
-"""Every example of docs/probes.md, loaded and run against a server of its kind."""
+"""Every example in docs/probes.md, loaded and run against a real server."""
 
 import asyncio
 import os
@@ -14,8 +14,8 @@ from aiohttp import web
 
 from defib.demo.keeper import Keeper
 from exporter.probes import PROBES
-from exporter.results import Result
-from exporter.scheduler.probe_runner import probe_alone
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.conftest import start_supervisord
@@ -35,7 +35,7 @@ def example(kind: str) -> str:
 
 
 async def run(folder: Path, kind: str, replaced: Replaced) -> None:
-    """Load and probe every service of a kind's example, with the addresses of servers here."""
+    """Load a kind's example with the addresses of local servers, and probe its services."""
     text = example(kind)
     for old, new in replaced.items():
         assert old in text
@@ -48,10 +48,10 @@ async def run(folder: Path, kind: str, replaced: Replaced) -> None:
     for each in known.inventory.services.values():
         assert each.probe.kind == kind
 
-        last: list[Result] = []
+        last: list[ProbeResult] = []
 
-        async def up(one: Any = each, last: list[Result] = last) -> bool:
-            last[:] = [await probe_alone(one, known.inventory.hosts, Redactor(known.secrets))]
+        async def up(one: Any = each, last: list[ProbeResult] = last) -> bool:
+            last[:] = [await probe_once(one, known.inventory.hosts, Redactor(known.secrets))]
             return last[0].success
 
         try:
@@ -165,5 +165,5 @@ async def test_python(tmp_path: Path) -> None:
     await run(tmp_path, "python", {})
 
 
-def test_every_kind_has_an_example_that_is_run() -> None:
+def test_every_kind_has_an_example() -> None:
     assert [kind for kind in PROBES if f"test_{kind}" not in globals()] == []

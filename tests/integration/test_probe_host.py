@@ -1,4 +1,4 @@
-"""Probes of what a host knows, over a real sshd: a real dockerd, systemd and supervisord, and the kernel's sockets."""
+"""Probes of a host's own state over a real sshd: dockerd, systemd, supervisord, and the kernel's sockets."""
 
 import asyncio
 import contextlib
@@ -16,8 +16,8 @@ from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
-from exporter.metrics import Metrics
-from exporter.scheduler.watcher import Watcher
+from exporter.metrics import ExporterMetrics
+from exporter.scheduler.probe_scheduler import ProbeScheduler
 from runtime.redaction import Redactor
 from tests.integration.conftest import start_supervisord
 from tests.support import eventually, inventory_of, probed
@@ -27,7 +27,7 @@ LOCAL = {"address": "127.0.0.1", "shell": "local"}
 
 @pytest.fixture(scope="module")
 def containers(container: str) -> Iterator[str]:
-    """Containers in several states, named by them; one that just runs has the name alone."""
+    """Containers in several states, with the state as a suffix of the name, except for running."""
     run = ["docker", "run", "--detach", "--network", "host"]
     check = ["--health-interval", "1s", "--health-retries", "1", "--health-cmd"]
     states: dict[str, tuple[list[str], list[str]]] = {
@@ -45,7 +45,7 @@ def containers(container: str) -> Iterator[str]:
 
 @pytest.fixture
 async def supervised(keeper: Keeper, tmp_path: Path) -> Path:
-    """A supervisord with a program that runs and one that cannot."""
+    """A supervisord with a running and a failing program."""
     programs = (
         "[program:well]\ncommand=/bin/sleep 1000\nstartsecs=0\n[program:broken]\ncommand=/bin/false\nstartretries=1000\n"
         "[group:stack]\nprograms=well\n"
@@ -55,7 +55,7 @@ async def supervised(keeper: Keeper, tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def equipped(keeper: Keeper, tmp_path: Path, docker: None, systemd: Path) -> Sshd:
-    """An sshd whose account finds docker, systemctl and supervisorctl."""
+    """An sshd with docker, systemctl and supervisorctl in the PATH of its account."""
     path = f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     (port,) = free_ports(1)
     environment = {"PATH": path, "DOCKER_HOST": os.environ["DOCKER_HOST"]}
@@ -68,7 +68,7 @@ def ssh_of(host: Sshd) -> dict[str, Any]:
 
 
 @pytest.mark.needs("dockerd", "busybox", "systemd", "sshd")
-async def test_what_the_host_says(
+async def test_states_on_a_host(
     tmp_path: Path, containers: str, supervised: Path, equipped: Sshd, systemd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -76,17 +76,17 @@ async def test_what_the_host_says(
     table: list[tuple[str, dict[str, Any], str | None, str]] = [
         ("container", {"name": containers}, None, ""),
         ("container", {"name": f"{containers}-healthy"}, None, ""),
-        ("container", {"name": f"{containers}-exited"}, "state", "is exited (exit 3), expected running"),
+        ("container", {"name": f"{containers}-exited"}, "state", "is exited (exit code 3), expected running"),
         ("container", {"name": f"{containers}-unhealthy"}, "state", "is running, but its health is unhealthy"),
-        ("container", {"name": "nothing"}, "state", "there is no container nothing on h"),
+        ("container", {"name": "nothing"}, "state", "no container nothing on h"),
         ("unit", {"name": "well"}, None, ""),
         ("unit", {"name": "done.service"}, None, ""),
         ("unit", {"name": "broken.service"}, "state", "is failed (failed, exit-code), expected active"),
-        ("unit", {"name": "missing.service"}, "state", "there is no unit missing.service on h"),
+        ("unit", {"name": "missing.service"}, "state", "no unit missing.service on h"),
         ("program", {"name": "stack:well", "config": config}, None, ""),
         ("program", {"name": "broken", "config": config}, "state", "expected RUNNING"),
-        ("program", {"name": "missing", "config": config}, "state", "there is no program missing"),
-        ("program", {"name": "well", "config": "/nowhere"}, "shell", "supervisor cannot be asked"),
+        ("program", {"name": "missing", "config": config}, "state", "no program missing"),
+        ("program", {"name": "well", "config": "/nowhere"}, "shell", "cannot query supervisor"),
     ]
 
     async def healthy() -> bool:
@@ -97,9 +97,9 @@ async def test_what_the_host_says(
 
     await eventually(healthy)
     for host in (LOCAL, ssh_of(equipped)):
-        for kind, options, reason, said in table:
+        for kind, options, reason, message in table:
             result = await probed(tmp_path, kind, options, "30s", host)
-            assert (result.reason, said in result.message) == (reason, True), (kind, options, result.message)
+            assert (result.reason, message in result.message) == (reason, True), (kind, options, result.message)
 
 
 async def test_ports(tmp_path: Path) -> None:
@@ -113,13 +113,13 @@ async def test_ports(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "script", "kind", "options", "reason", "said"),
+    ("name", "script", "kind", "options", "reason", "message"),
     [
-        ("docker", "echo 'permission denied while trying to connect' >&2; exit 1", "container", {"name": "it"}, "shell", "h: docker cannot be asked: permission denied"),
+        ("docker", "echo 'permission denied while trying to connect' >&2; exit 1", "container", {"name": "it"}, "shell", "h: cannot query docker: permission denied"),
         ("docker", "sleep 60", "container", {"name": "it"}, "shell", "docker did not answer in time"),
         ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tother/x,it\\trunning\\timage\\tUp 3 hours (healthy)\\n'", "container", {"name": "it"}, None, ""),
         ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabd\\tother/y\\trunning\\timage\\tUp 1 hour\\nlisted\\tabc\\tother/x,it\\trunning\\timage\\tUp 3 hours (healthy)\\n'", "container", {"name": "it"}, None, ""),
-        ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\texited\\timage\\tExited (137) 3 hours ago\\n'", "container", {"name": "it"}, "state", "is exited (exit 137), expected running"),
+        ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\texited\\timage\\tExited (137) 3 hours ago\\n'", "container", {"name": "it"}, "state", "is exited (exit code 137), expected running"),
         ("docker", "[ $1 = ps ] || exec sleep 60; printf 'listed\\tabc\\tit\\trunning\\timage\\tUp 3 hours (unhealthy)\\n'", "container", {"name": "it"}, "state", "its health is unhealthy"),
         ("docker", "", "container", {"name": "it"}, "state", "no container it"),
         ("systemctl", "echo 'System has not been booted with systemd' >&2; exit 1", "unit", {"name": "it"}, "shell", "not been booted"),
@@ -128,23 +128,23 @@ async def test_ports(tmp_path: Path) -> None:
         ("supervisorctl", "echo 'it   BACKOFF   Exited too quickly'; exit 3", "program", {"name": "it"}, "state", "is BACKOFF (Exited too quickly)"),
     ],
 )  # fmt: skip
-async def test_tools_that_cannot_tell(
-    tmp_path: Path, name: str, script: str, kind: str, options: Any, reason: str, said: str,
+async def test_failing_tools(
+    tmp_path: Path, name: str, script: str, kind: str, options: Any, reason: str, message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """What these programs say when they fail is what the table has; only their failing is made."""
+    """The outputs are those of the real programs; only the failures are simulated."""
     tool = tmp_path / "bin" / name
     tool.parent.mkdir()
     tool.write_text(f"#!/bin/sh\n{script}\n")
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     result = await probed(tmp_path, kind, options, "10s")
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
     assert result.duration < 30
 
 
-async def test_a_docker_that_hangs_does_not_hold_up_the_others(
-    tmp_path: Path, watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+async def test_a_hanging_docker_does_not_delay_other_probes(
+    tmp_path: Path, scheduler: ProbeScheduler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tool = tmp_path / "bin" / "docker"
     tool.parent.mkdir()
@@ -158,9 +158,9 @@ async def test_a_docker_that_hangs_does_not_hold_up_the_others(
             "port": {"host": "h", "probe": {"timeout": "20s", "port": {"listening": port}}},
         }
         known = await asyncio.to_thread(inventory_of, tmp_path / "c", {"hosts": {"h": LOCAL}, "services": services})
-        await watcher.apply(known.inventory)
-        hanging = asyncio.create_task(watcher.probe_now(watcher.watches["container"]))
-        result = await watcher.probe_now(watcher.watches["port"])
+        await scheduler.apply(known.inventory)
+        hanging = asyncio.create_task(scheduler.probe_now(scheduler.services["container"]))
+        result = await scheduler.probe_now(scheduler.services["port"])
         assert result.success, result.message
         assert not hanging.done()
         hanging.cancel()
@@ -168,8 +168,8 @@ async def test_a_docker_that_hangs_does_not_hold_up_the_others(
             await hanging
 
 
-async def test_docker_that_lists_but_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The words are dockerd's, of an authorization plugin."""
+async def test_docker_ps_works_but_docker_inspect_does_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message is dockerd's, about an authorization plugin."""
     tool = tmp_path / "bin" / "docker"
     tool.parent.mkdir()
     tool.write_text(
@@ -182,15 +182,15 @@ async def test_docker_that_lists_but_does_not_tell(tmp_path: Path, monkeypatch: 
 
 
 @pytest.fixture
-async def watcher() -> AsyncIterator[Watcher]:
-    made = Watcher(Metrics(), Redactor())
+async def scheduler() -> AsyncIterator[ProbeScheduler]:
+    made = ProbeScheduler(ExporterMetrics(), Redactor())
     yield made
     await made.close()
 
 
 @pytest.mark.needs("sshd", "dockerd", "busybox", "systemd")
 async def test_one_round_trip_per_host_and_interval(
-    tmp_path: Path, containers: str, equipped: Sshd, watcher: Watcher
+    tmp_path: Path, containers: str, equipped: Sshd, scheduler: ProbeScheduler
 ) -> None:
     probes: list[dict[str, Any]] = [
         {"container": {"name": containers}}, {"container": {"name": f"{containers}-exited"}},
@@ -204,26 +204,26 @@ async def test_one_round_trip_per_host_and_interval(
         inventory_of, tmp_path / "c", {"hosts": {"h": ssh_of(equipped)}, "services": services}
     )
     log = tmp_path / "sshd" / "log"
-    await watcher.apply(known.inventory)
+    await scheduler.apply(known.inventory)
 
     async def probed_three_times() -> bool:
-        return all(watch.state.successes + watch.state.failures >= 3 for watch in watcher.watches.values())
+        return all(probed.state.successes + probed.state.failures >= 3 for probed in scheduler.services.values())
 
     before = log.read_text().count("Accepted publickey")
     sessions = log.read_text().count("Starting session")
     await eventually(probed_three_times)
     assert log.read_text().count("Starting session") - sessions <= 4
     assert log.read_text().count("Accepted publickey") - before == 1
-    assert {name: watch.state.up for name, watch in watcher.watches.items() if name in ("s0", "s1", "s2", "s3", "s4")} == {
+    assert {name: probed.state.up for name, probed in scheduler.services.items() if name in ("s0", "s1", "s2", "s3", "s4")} == {
         "s0": True, "s1": False, "s2": True, "s3": False, "s4": True,
     }  # fmt: skip
 
     # Asked now, a host is read anew, whatever was read a moment ago.
-    watch = watcher.watches["s0"]
+    probed = scheduler.services["s0"]
     subprocess.run(["docker", "stop", "--time", "0", containers], check=True, capture_output=True)
     try:
-        stopped = await watcher.probe_now(watch)
+        stopped = await scheduler.probe_now(probed)
         assert (stopped.reason, "is exited" in stopped.message) == ("state", True)
     finally:
         subprocess.run(["docker", "start", containers], check=True, capture_output=True)
-    assert (await watcher.probe_now(watch)).success
+    assert (await scheduler.probe_now(probed)).success

@@ -1,4 +1,4 @@
-"""The `http` probe against servers that behave, and against every way of not behaving."""
+"""The `http` probe against well-behaved and misbehaving servers."""
 
 import asyncio
 import ssl
@@ -12,16 +12,16 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from exporter.probes.net import connections
-from exporter.probes.net.redirects import kind_of
-from exporter.results import Result
-from exporter.scheduler.probe_runner import probe_alone
+from exporter.probes.net.redirects import classify_address
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.conftest import Serve
 from tests.support import inventory_of, patience, probed
 
 
-async def run(folder: Path, url: str, timeout: str = "30s", **options: Any) -> Result:
+async def run(folder: Path, url: str, timeout: str = "30s", **options: Any) -> ProbeResult:
     return await probed(folder, "http", {"url": url, **options}, timeout)
 
 
@@ -69,7 +69,9 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
          {"expect": {"body_matches": "你好"}}, None),
     ],
 )  # fmt: skip
-async def test_answers(serve: Serve, tmp_path: Path, data: bytes, options: dict[str, Any], reason: str | None) -> None:
+async def test_responses(
+    serve: Serve, tmp_path: Path, data: bytes, options: dict[str, Any], reason: str | None
+) -> None:
     delay = options.pop("_delay", 0.0) if "_delay" in options else 0.0
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -100,7 +102,7 @@ async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 
 @pytest.mark.parametrize(("handler", "reason"), [(silent, "timeout"), (drip, "timeout"), (endless, "body")])
-async def test_servers_without_end(serve: Serve, tmp_path: Path, handler: Callable[..., Any], reason: str) -> None:
+async def test_endless_responses(serve: Serve, tmp_path: Path, handler: Callable[..., Any], reason: str) -> None:
     result = await run(
         tmp_path, f"http://127.0.0.1:{await serve(handler)}/", timeout=patience(reason, "500ms"), max_body="1MiB"
     )
@@ -108,17 +110,17 @@ async def test_servers_without_end(serve: Serve, tmp_path: Path, handler: Callab
     assert result.duration < 60
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
+async def test_connection_refused(tmp_path: Path) -> None:
     result = await run(tmp_path, "http://127.0.0.1:1/")
     assert (result.reason, result.message) == ("connect", "cannot connect to 127.0.0.1:1: Connection refused")
 
 
-async def test_a_name_that_does_not_resolve(tmp_path: Path) -> None:
+async def test_unresolvable_name(tmp_path: Path) -> None:
     assert (await run(tmp_path, "http://nowhere.invalid/")).reason == "resolve"
 
 
-async def test_what_is_sent(tmp_path: Path) -> None:
-    """A real server reads what each kind of body becomes, and follows a redirect."""
+async def test_requests_received_by_a_server(tmp_path: Path) -> None:
+    """A real server parses every kind of body, and redirects."""
     (tmp_path / "sample.pdf").write_bytes(b"%PDF-1.4 \x00\xff")
     got: list[dict[str, Any]] = []
 
@@ -162,7 +164,7 @@ async def test_what_is_sent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tls", "reason", "said"),
+    ("tls", "reason", "expected_message"),
     [
         ({"ca_file": "web.pem", "server_name": "web.test"}, None, ""),
         ({"verify": False}, None, ""),
@@ -170,7 +172,9 @@ async def test_what_is_sent(tmp_path: Path) -> None:
         ({"ca_file": "web.pem", "server_name": "other.test"}, "tls", "Hostname mismatch"),
     ],
 )
-async def test_tls(tmp_path: Path, certificate: Path, tls: dict[str, Any], reason: str | None, said: str) -> None:
+async def test_tls(
+    tmp_path: Path, certificate: Path, tls: dict[str, Any], reason: str | None, expected_message: str
+) -> None:
     async def hello(_request: web.Request) -> web.Response:
         return web.Response(text="hello")
 
@@ -185,18 +189,21 @@ async def test_tls(tmp_path: Path, certificate: Path, tls: dict[str, Any], reaso
         result = await run(tmp_path, f"https://127.0.0.1:{runner.addresses[0][1]}/", tls=tls)
     finally:
         await runner.cleanup()
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, expected_message in result.message) == (reason, True), result.message
     if reason is None:
-        assert list(result.seen.phases) == ["connect", "tls", "processing", "transfer"]
+        assert list(result.details.phases) == ["connect", "tls", "processing", "transfer"]
         assert (
             29
-            < (result.seen.gauges["service_tls_certificate_expiry_timestamp_seconds"] - datetime.now(UTC).timestamp())
+            < (
+                result.details.gauges["service_tls_certificate_expiry_timestamp_seconds"]
+                - datetime.now(UTC).timestamp()
+            )
             / 86400
             < 31
         )
 
 
-async def test_a_handshake_with_who_speaks_no_tls(serve: Serve, tmp_path: Path) -> None:
+async def test_handshake_with_a_server_without_tls(serve: Serve, tmp_path: Path) -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(b"220 hello\r\n")
@@ -205,7 +212,7 @@ async def test_a_handshake_with_who_speaks_no_tls(serve: Serve, tmp_path: Path) 
     assert (await run(tmp_path, f"https://127.0.0.1:{await serve(handler)}/")).reason == "tls"
 
 
-async def test_no_secret_is_in_a_message(serve: Serve, tmp_path: Path) -> None:
+async def test_secrets_are_redacted_in_messages(serve: Serve, tmp_path: Path) -> None:
     async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 500 No\r\nContent-Length: %d\r\n\r\n%s" % (len(head), head))
@@ -219,7 +226,7 @@ async def test_no_secret_is_in_a_message(serve: Serve, tmp_path: Path) -> None:
 
 
 class TokenServer:
-    """Gives tokens, counts what it was asked, and takes only the last one."""
+    """An OAuth 2 server that counts requests and accepts only the last token."""
 
     def __init__(self, **told: Any) -> None:
         self.told = told
@@ -235,14 +242,14 @@ class TokenServer:
 
 
 async def oauth2(folder: Path, port: int, **more: Any) -> Callable[[], Any]:
-    """Probes one service again and again, as the exporter does."""
+    """Return a function that probes one service, so that state is kept between probes."""
     asked = {"token_url": f"http://127.0.0.1:{port}/token", "client_id": "me", "client_secret": "s3cret99", **more}
     http = {"url": f"http://127.0.0.1:{port}/", "auth": {"oauth2": asked}}
     known = await asyncio.to_thread(inventory_of, folder, {"services": {"it": {"probe": {"http": http}}}})
-    return lambda: probe_alone(known.inventory.services["it"], {}, Redactor(known.secrets))
+    return lambda: probe_once(known.inventory.services["it"], {}, Redactor(known.secrets))
 
 
-async def test_a_token_is_kept_while_it_holds(tmp_path: Path) -> None:
+async def test_a_token_is_cached_while_it_is_valid(tmp_path: Path) -> None:
     server = TokenServer(expires_in=3600)
     async with peers.web_server(server.answer) as port:
         probe = await oauth2(tmp_path, port)
@@ -253,7 +260,7 @@ async def test_a_token_is_kept_while_it_holds(tmp_path: Path) -> None:
         assert (server.given, server.asked) == (8, 5)
 
 
-async def test_a_token_that_expires_is_fetched_anew(tmp_path: Path) -> None:
+async def test_an_expired_token_is_fetched_again(tmp_path: Path) -> None:
     server = TokenServer(expires_in=0)
     async with peers.web_server(server.answer) as port:
         probe = await oauth2(tmp_path, port)
@@ -265,7 +272,7 @@ async def test_a_token_that_expires_is_fetched_anew(tmp_path: Path) -> None:
     ("status", "body", "reason"),
     [(401, "{}", "auth"), (400, "{}", "auth"), (503, "", "status"), (200, "<html>", "json"), (200, "{}", "auth"), (200, '{"access_token": "a\\r\\nb"}', "auth")],
 )  # fmt: skip
-async def test_no_token(tmp_path: Path, status: int, body: str, reason: str) -> None:
+async def test_token_endpoint_without_a_token(tmp_path: Path, status: int, body: str, reason: str) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=status, text=body)
 
@@ -274,7 +281,7 @@ async def test_no_token(tmp_path: Path, status: int, body: str, reason: str) -> 
     assert (result.reason, "the token endpoint" in result.message) == (reason, True), result.message
 
 
-async def test_a_token_is_never_told(tmp_path: Path) -> None:
+async def test_tokens_are_redacted(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.Response:
         if request.path == "/token":
             return web.json_response({"access_token": "t0psecret-token"})
@@ -283,11 +290,11 @@ async def test_a_token_is_never_told(tmp_path: Path) -> None:
     async with peers.web_server(answer) as port:
         result = await (await oauth2(tmp_path, port))()
     assert (result.reason, "t0psecret" in result.message, "***" in result.message) == ("auth", False, True)
-    assert "t0psecret" not in str(result.seen.redact.within({"body": result.seen.evidence["body"].decode()}))
+    assert "t0psecret" not in str(result.details.redact.within({"body": result.details.evidence["body"].decode()}))
 
 
-async def test_what_redirects_take_along(tmp_path: Path) -> None:
-    """Cookies go back to who set them, and credentials stay with their origin."""
+async def test_headers_and_cookies_after_redirects(tmp_path: Path) -> None:
+    """Cookies are sent to the server that set them; credentials are not sent to other origins."""
     heard: dict[str, dict[str, str]] = {}
 
     async def other(request: web.Request) -> web.Response:
@@ -314,14 +321,14 @@ async def test_what_redirects_take_along(tmp_path: Path) -> None:
     assert heard["/b"]["Cookie"] == "own=2; a=1"
     assert heard["/b"]["X-Key"] == "k3y12345"
     assert not {"Cookie", "X-Key", "Authorization"} & heard["other"].keys()
-    assert result.seen.gauges["service_http_redirects"] == 2
+    assert result.details.gauges["service_http_redirects"] == 2
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize(
     "options", [{"method": "POST", "json": {"a": 1}}, {"method": "DELETE"}, {"body": "a body of a GET"}]
 )
-async def test_what_may_change_something_goes_to_its_own_origin_alone(
+async def test_unsafe_requests_are_not_redirected_to_another_origin(
     tmp_path: Path, status: int, options: dict[str, Any]
 ) -> None:
     asked: list[str] = []
@@ -342,8 +349,8 @@ async def test_what_may_change_something_goes_to_its_own_origin_alone(
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0"])
-async def test_a_server_elsewhere_does_not_lead_a_probe_to_this_machine(tmp_path: Path, host: str) -> None:
-    """A proxy stands for the network on which the probed server is."""
+async def test_redirects_to_loopback_are_refused(tmp_path: Path, host: str) -> None:
+    """A proxy simulates the network of the probed server."""
     asked: list[str] = []
 
     async def proxy(request: web.Request) -> web.Response:
@@ -357,7 +364,7 @@ async def test_a_server_elsewhere_does_not_lead_a_probe_to_this_machine(tmp_path
 
 
 @pytest.mark.parametrize("host", ["169.254.169.254", "[fe80::1]", "[fd00:ec2::254]", "100.100.100.200"])
-async def test_nor_to_what_only_this_machine_reaches(tmp_path: Path, host: str) -> None:
+async def test_redirects_to_link_local_and_metadata_are_refused(tmp_path: Path, host: str) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": f"http://{host}/latest/meta-data/"})
 
@@ -376,8 +383,8 @@ async def test_nor_to_what_only_this_machine_reaches(tmp_path: Path, host: str) 
         ("64:ff9b:1::a9fe:a9fe", "link-local"),
     ],
 )  # fmt: skip
-def test_kinds_of_addresses(address: str, kind: str) -> None:
-    assert kind_of(address) == kind
+def test_classify_address(address: str, kind: str) -> None:
+    assert classify_address(address) == kind
 
 
 async def test_all_addresses_of_a_name_are_tried(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,14 +404,14 @@ async def test_all_addresses_of_a_name_are_tried(serve: Serve, tmp_path: Path, m
     assert nobody.message == "cannot connect to [::1]:1 or 127.0.0.2:1 or 127.0.0.1:1: Connection refused"
 
 
-async def test_ipv6_that_is_unreachable(tmp_path: Path) -> None:
+async def test_unreachable_ipv6(tmp_path: Path) -> None:
     result = await run(tmp_path, "http://[2001:db8::1]/", timeout="500ms")
     assert result.reason in ("connect", "timeout")
     assert result.duration < 10
     assert (await run(tmp_path, "http://127.0.0.1/", ip=6)).message == "127.0.0.1 has no address of IP version 6"
 
 
-async def test_a_proxy_s_password_stays_with_it(serve: Serve, tmp_path: Path) -> None:
+async def test_proxy_credentials_are_sent_to_the_proxy_only(serve: Serve, tmp_path: Path) -> None:
     heard: list[bytes] = []
 
     async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

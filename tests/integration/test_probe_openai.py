@@ -1,4 +1,4 @@
-"""The `openai` probe against a server that speaks as vLLM does, and against one that does not keep to it."""
+"""The `openai` probe against a server like vLLM, and against misbehaving servers."""
 
 import asyncio
 from pathlib import Path
@@ -15,7 +15,7 @@ ASKED = {"model": "m", "prompt": "2 + 2?"}
 
 
 @pytest.mark.parametrize(
-    ("server", "options", "reason", "said"),
+    ("server", "options", "reason", "message"),
     [
         (ModelServer(), {}, None, ""),
         (ModelServer(), {"stream": False}, None, ""),
@@ -24,28 +24,28 @@ ASKED = {"model": "m", "prompt": "2 + 2?"}
         (ModelServer("k3y12345"), {}, "status", "answered 401, expected 200"),
         (ModelServer(misbehave="429"), {"api_key": "k3y12345"}, "status", "answered 429, expected 200"),
         (ModelServer(misbehave="503"), {}, "status", "answered 503"),
-        (ModelServer(), {"expect": {"body_matches": "five"}}, "body", "the completion does not match 'five'; it begins '4 is the sum'"),
+        (ModelServer(), {"expect": {"body_matches": "five"}}, "body", "the completion does not match 'five'; it begins with '4 is the sum'"),
         (ModelServer(), {"stream": False, "expect": {"body_matches": "five"}}, "body", "five"),
         (ModelServer(), {"expect": {"first_token_faster_than": "1ms"}}, "latency", "the first token took"),
-        (ModelServer(), {"expect": {"tokens_per_second_above": 1e6}}, "latency", "tokens per second came"),
+        (ModelServer(), {"expect": {"tokens_per_second_above": 1e6}}, "latency", "tokens per second, expected more than 1e+06"),
         (ModelServer(), {"expect": {"faster_than": "10ms"}}, "latency", "the completion took"),
         (ModelServer(misbehave="empty"), {}, "body", "no token"),
         (ModelServer(misbehave="empty"), {"stream": False}, "body", "no token"),
-        (ModelServer(misbehave="cut"), {}, "protocol", "cut short"),
-        (ModelServer(misbehave="unended"), {}, "protocol", "ended before the completion did"),
+        (ModelServer(misbehave="cut"), {}, "protocol", "the connection was closed after"),
+        (ModelServer(misbehave="unended"), {}, "protocol", "the stream ended before the completion"),
         (ModelServer(misbehave="error"), {}, "status", "out of memory"),
         (ModelServer(misbehave="endless"), {"max_tokens": 4}, None, ""),
     ],
 )  # fmt: skip
-async def test_completions(tmp_path: Path, server: ModelServer, options: Any, reason: str | None, said: str) -> None:
+async def test_completions(tmp_path: Path, server: ModelServer, options: Any, reason: str | None, message: str) -> None:
     async with peers.web_server(server.answer) as port:
         asked = {"url": f"http://127.0.0.1:{port}", **ASKED, **options}
         result = await probed(tmp_path, "openai", asked)
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
     assert "k3y12345" not in result.message
     if reason is None:
-        assert result.seen.gauges["service_llm_tokens_per_second"] > 1
-        assert ("service_llm_first_token_seconds" in result.seen.gauges) == options.get("stream", True)
+        assert result.details.gauges["service_llm_tokens_per_second"] > 1
+        assert ("service_llm_first_token_seconds" in result.details.gauges) == options.get("stream", True)
 
 
 @pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
@@ -65,11 +65,11 @@ async def test_urls_and_what_is_sent(tmp_path: Path, path: str) -> None:
             "temperature": 0,
         }
     ]
-    assert result.seen.evidence["tokens"] == 2
+    assert result.details.evidence["tokens"] == 2
 
 
 @pytest.mark.parametrize("counted", [10**400, -5, True, "7"])
-async def test_a_count_of_tokens_that_cannot_be_is_not_believed(tmp_path: Path, counted: Any) -> None:
+async def test_implausible_token_counts_are_ignored(tmp_path: Path, counted: Any) -> None:
     async def answer(_request: web.Request) -> web.Response:
         told = {
             "choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}],
@@ -79,7 +79,7 @@ async def test_a_count_of_tokens_that_cannot_be_is_not_believed(tmp_path: Path, 
 
     async with peers.web_server(answer) as port:
         result = await probed(tmp_path, "openai", {"url": f"http://127.0.0.1:{port}", **ASKED, "stream": False})
-    assert (result.success, result.seen.evidence["tokens"]) == (True, 1), result.message
+    assert (result.success, result.details.evidence["tokens"]) == (True, 1), result.message
 
 
 async def test_a_url_with_a_query_keeps_it(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ async def test_a_url_with_a_query_keeps_it(tmp_path: Path) -> None:
     assert asked == ["/openai/deployments/x/chat/completions?api-version=1"]
 
 
-async def test_a_server_that_ignores_max_tokens_is_hung_up_on(tmp_path: Path) -> None:
+async def test_a_server_that_exceeds_max_tokens_is_disconnected(tmp_path: Path) -> None:
     server = ModelServer(misbehave="endless")
     async with peers.web_server(server.answer) as port:
         options = {"url": f"http://127.0.0.1:{port}", **ASKED, "max_tokens": 10}
@@ -105,7 +105,7 @@ async def test_a_server_that_ignores_max_tokens_is_hung_up_on(tmp_path: Path) ->
     assert server.sent < 30
 
 
-async def test_what_is_not_such_a_server(tmp_path: Path) -> None:
+async def test_servers_without_an_openai_api(tmp_path: Path) -> None:
     async def page(_request: Any) -> Any:
         return web.Response(text="<html>hello</html>")
 
@@ -117,7 +117,7 @@ async def test_what_is_not_such_a_server(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("piece", [b"x", b'data: {"choices": []}\n\n' * 100, b": ping\n\n"])
-async def test_streams_without_end_leave_the_event_loop_to_others(tmp_path: Path, piece: bytes) -> None:
+async def test_endless_streams_do_not_block_the_event_loop(tmp_path: Path, piece: bytes) -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")

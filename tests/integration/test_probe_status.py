@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
-from exporter.exposition.page import Page
-from exporter.exposition.series import FAMILIES, ServiceSeries
-from exporter.state import State
+from exporter.exposition.metrics_page import MetricsPage
+from exporter.exposition.service_series import FAMILIES, ServiceSeries
+from exporter.service_state import ServiceState
 from tests.integration import peers
 from tests.support import inventory_of, patience, probed
 
@@ -21,7 +21,7 @@ EACH = {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running", 
 
 
 @pytest.mark.parametrize(
-    ("page", "options", "reason", "said"),
+    ("page", "options", "reason", "message"),
     [
         (TRANSCODER, {}, "state", "1 of 5 components are down: ch0; expected all up"),
         (TRANSCODER, {"up_when": "any"}, None, ""),
@@ -31,24 +31,26 @@ EACH = {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running", 
         ({"channels": [*({"name": str(n)} for n in range(9)), CHANNELS[1]]}, {"up_when": "10%"}, None, ""),
         ({"channels": [*({"name": str(n)} for n in range(4)), CHANNELS[1]]}, {"up_when": "20%"}, None, ""),
         (TRANSCODER, {"up_when": "any", "expect": {"json": {"$.cpu.usage": {"below": 30}}}}, "json", "$.cpu.usage is 37.5, expected below 30"),
-        ({"channels": []}, {}, "json", "$.channels[*] finds no component"),
+        ({"channels": []}, {}, "json", "$.channels[*] selects no component"),
         ({"channels": [{"name": "a"}]}, {"up_when": "any"}, "state", "1 of 1"),
-        ("no page", {}, "json", "finds no component"),
+        ("no page", {}, "json", "selects no component"),
     ],
 )  # fmt: skip
-async def test_a_transcoder_s_channels(tmp_path: Path, page: Any, options: Any, reason: str | None, said: str) -> None:
+async def test_components_of_a_transcoder(
+    tmp_path: Path, page: Any, options: Any, reason: str | None, message: str
+) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.json_response(page)
 
     async with peers.web_server(answer) as port:
         options = {"url": f"http://127.0.0.1:{port}/status", "components": EACH, **options}
         result = await probed(tmp_path, "status", options)
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
     if page is TRANSCODER and reason != "json":
-        assert result.seen.components == {"ch0": False, "ch1": True, "ch2": True, "ch3": True, "ch4": True}
+        assert result.details.components == {"ch0": False, "ch1": True, "ch2": True, "ch3": True, "ch4": True}
 
 
-async def test_components_are_bounded_and_named_by_their_keys(tmp_path: Path) -> None:
+async def test_components_are_limited_and_named_by_their_keys(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.json_response({"parts": {f"p{n}": n < 290 for n in range(300)}} if request.path == "/a" else "x")
 
@@ -58,12 +60,12 @@ async def test_components_are_bounded_and_named_by_their_keys(tmp_path: Path) ->
         result = await probed(tmp_path, "status", options)
         assert (result.reason, "10 of 300" in result.message) == ("state", True), result.message
         assert "p290, p291, p292, p293, p294 and 5 more" in result.message
-        assert len(result.seen.components) == 200
+        assert len(result.details.components) == 200
         none = await probed(tmp_path, "status", {**options, "url": f"http://127.0.0.1:{port}/b"})
         assert none.reason == "json"
 
 
-async def test_what_a_page_repeats_of_our_secrets_is_no_component_s_name(tmp_path: Path) -> None:
+async def test_secrets_are_redacted_in_component_names(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.Response:
         return web.json_response({"parts": [{"name": request.headers["X-Key"]}]})
 
@@ -72,20 +74,22 @@ async def test_what_a_page_repeats_of_our_secrets_is_no_component_s_name(tmp_pat
         result = await probed(
             tmp_path, "status", {**options, "components": {"each": "$.parts[*]", "name": "$.name", "up": {"$.x": 1}}}
         )
-    assert (list(result.seen.components), "hunter2" in result.message) == (["***"], False)
+    assert (list(result.details.components), "hunter2" in result.message) == (["***"], False)
 
 
-async def test_a_page_too_long_to_be_read_as_json(tmp_path: Path) -> None:
+async def test_json_size_limit(tmp_path: Path) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(body=b"[" + b"[]," * 400_000 + b"1]")
 
     async with peers.web_server(answer) as port:
         http = {"url": f"http://127.0.0.1:{port}", "expect": {"json": {"$..x": 1}}}
         result = await probed(tmp_path, "http", http)
-    assert (result.reason, "longer than the 1048576 bytes" in result.message) == ("json", True), result.message
+    assert (result.reason, "longer than 1048576 bytes, the limit for JSON" in result.message) == ("json", True), (
+        result.message
+    )
 
 
-async def test_names_that_no_encoding_has_do_no_harm(tmp_path: Path) -> None:
+async def test_unencodable_component_names(tmp_path: Path) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(
             text='{"parts": [{"name": "\\ud800\\u0000\\n\\"", "up": true}, {"name": "b", "up": false}]}'
@@ -96,8 +100,8 @@ async def test_names_that_no_encoding_has_do_no_harm(tmp_path: Path) -> None:
         result = await probed(tmp_path, "status", {"url": f"http://127.0.0.1:{port}/", "components": components})
     written = {"services": {"it": {"probe": {"http": {"url": "http://h/"}}}}}
     service = (await asyncio.to_thread(inventory_of, tmp_path / "c", written)).inventory.services["it"]
-    page = Page(FAMILIES)
-    page.put("it", ServiceSeries(service).render(State(), result, {}))
+    page = MetricsPage(FAMILIES)
+    page.put("it", ServiceSeries(service).render(ServiceState(), result, {}))
     text = b"".join(page.chunks()).decode()
     assert "service_component_up" in {family.name for family in text_string_to_metric_families(text)}
     assert json.loads(json.dumps(result.message)).encode()
@@ -135,7 +139,7 @@ def hanging(context):
 
 
 @pytest.mark.parametrize(
-    ("call", "reason", "said"),
+    ("call", "reason", "message"),
     [
         ("well", None, ""),
         ("well_too", None, ""),
@@ -154,21 +158,21 @@ def hanging(context):
         ("hanging", "timeout", "no answer within 2 s"),
     ],
 )
-async def test_functions_of_the_user(tmp_path: Path, call: str, reason: str | None, said: str) -> None:
+async def test_python_functions(tmp_path: Path, call: str, reason: str | None, message: str) -> None:
     (tmp_path / "checks").mkdir()
     (tmp_path / "checks" / "mine.py").write_text(MODULE)
     result = await probed(
         tmp_path, "python", {"call": f"checks.mine:{call}", "options": {"at": [1, "a"]}}, patience(reason, "2s")
     )
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
     assert result.duration < 30
-    assert ("traceback" in result.seen.evidence) == (call in ("broken", "leaving", "missing"))
+    assert ("traceback" in result.details.evidence) == (call in ("broken", "leaving", "missing"))
     if call == "well":
-        assert "looking at it" in result.seen.evidence["printed"]
+        assert "looking at it" in result.details.evidence["printed"]
 
 
 @pytest.mark.parametrize(
-    ("expect", "reason", "said"),
+    ("expect", "reason", "message"),
     [
         ({"$.a": 1}, None, ""),
         ({"$.a": 1.0}, None, ""),
@@ -177,17 +181,17 @@ async def test_functions_of_the_user(tmp_path: Path, call: str, reason: str | No
         ({"$.t": True, "$.n": None, "$.l": [1, "b"]}, None, ""),
         ({"$.t": 1}, "json", "$.t is true, expected 1"),
         ({"$.l": [1, 2]}, "json", '$.l is [1, "b"], expected [1, 2]'),
-        ({"$.gone": 1}, "json", "$.gone finds nothing, expected 1"),
+        ({"$.gone": 1}, "json", "$.gone selects nothing, expected 1"),
         ({"$.o[*].x": {"above": 0}}, None, ""),
         ({"$.o[*].x": {"above": 1}}, "json", "$.o[*].x is 1, expected above 1"),
         ({"$.s": {"matches": "^he"}}, None, ""),
-        ({"$.a": {"matches": "1"}}, "json", "expected a text that matches '1'"),
+        ({"$.a": {"matches": "1"}}, "json", "expected a string that matches '1'"),
         ({"$.s": {"below": 3}}, "json", "expected below 3"),
         ({"$.o[?@.x > 1].y": "b"}, None, ""),
         ({"$['o'][0]['x']": 1, "$..y": {"matches": "^[ab]$"}}, None, ""),
     ],
 )
-async def test_expectations_of_json(tmp_path: Path, expect: Any, reason: str | None, said: str) -> None:
+async def test_expectations_of_json(tmp_path: Path, expect: Any, reason: str | None, message: str) -> None:
     page = {"a": 1, "t": True, "n": None, "s": "hello", "l": [1, "b"], "o": [{"x": 1, "y": "a"}, {"x": 2, "y": "b"}]}
 
     async def answer(_request: web.Request) -> web.Response:
@@ -196,11 +200,11 @@ async def test_expectations_of_json(tmp_path: Path, expect: Any, reason: str | N
     async with peers.web_server(answer) as port:
         options = {"url": f"http://127.0.0.1:{port}/", "expect": {"json": expect}}
         result = await probed(tmp_path, "http", options)
-    assert (result.reason, said in result.message) == (reason, True), result.message
+    assert (result.reason, message in result.message) == (reason, True), result.message
 
 
 @pytest.mark.parametrize("body", ["<html>", "", "{", "NaN", "[" * 100_000, '{"a": 1} x'])
-async def test_what_is_not_json(tmp_path: Path, body: str) -> None:
+async def test_invalid_json(tmp_path: Path, body: str) -> None:
     async def answer(_request: web.Request) -> web.Response:
         return web.Response(text=body)
 

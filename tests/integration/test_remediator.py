@@ -31,7 +31,7 @@ async def test_a_dead_service_is_restarted_once_and_told(loop: Loop) -> None:
     assert (action["state"], action["exit_status"], action["counts"]) == ("succeeded", 0, 1)
     assert len(incident["alerts"]) == 1
     await loop.until_cards("Service down: web", "Restarted, being watched: web", "Recovered: web")
-    assert "exit: test exited 1, expected 0" in loop.feishu.received[0].text
+    assert "exit: test exited with status 1, expected 0" in loop.feishu.received[0].text
     assert not loop.feishu.refused
 
 
@@ -91,7 +91,7 @@ async def test_a_restart_that_said_0_and_did_not_help_has_failed(loop: Loop) -> 
     await loop.until_decision("refuse", "attempts-used-up")
     (action,) = (await loop.incident())["actions"]
     assert (action["command"], action["state"]) == ("succeeded", "failed")
-    assert "not up within 6 s; exit: test exited 1" in action["why"]
+    assert "not up within 6 s; exit: test exited with status 1" in action["why"]
 
 
 async def test_a_service_that_dies_again_within_hold_was_not_brought_back(loop: Loop) -> None:

@@ -238,7 +238,7 @@ async def test_what_a_restart_destroys_is_kept(loop: Loop) -> None:
     kept = {each["name"]: each["text"] for each in action["evidence"]}
     assert action["before"] == {"state": "dead since noon", "exit_status": 0}
     assert kept["logs"] == "token *** lost"
-    assert kept["probe before"] == "exit: test exited 1, expected 0"
+    assert kept["probe before"] == "exit: test exited with status 1, expected 0"
     assert kept["probe after"] == "success"
     assert kept["processes"].split()[0] == "PID"
     assert "--config" not in kept["processes"]  # what stands in others' arguments is none of ours

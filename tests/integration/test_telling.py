@@ -87,7 +87,7 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     assert (status, out.startswith("incident 1 is acknowledged by ")) == (0, True)
     listed, shown = [(await defib(config, "incidents", *number))[1] for number in ((), ("1",))]
     assert "acknowledged by" in listed
-    failed = "exit: test exited 1, expected 0"
+    failed = "exit: test exited with status 1, expected 0"
     assert f"({failed})" in listed
     assert f"last failed probe: {failed}" in shown
     assert "404" in (await defib(config, "acknowledge", "99"))[2]

@@ -13,7 +13,7 @@ import pytest
 from defib.cli import parser
 from defib.kinds import KINDS
 from exporter.probes import PROBES
-from exporter.results import Reason
+from exporter.results import FailureReason
 from fleet.inventory.endpoints import Part
 from fleet.inventory.model import json_schema
 from fleet.inventory.notify import NotificationKind
@@ -47,7 +47,7 @@ def test_every_refusal_and_wait_is_documented(name: str) -> None:
     assert f"| `{name}` |" in DOCS["remediation"]
 
 
-@pytest.mark.parametrize("reason", get_args(Reason))
+@pytest.mark.parametrize("reason", get_args(FailureReason))
 def test_every_reason_is_documented(reason: str) -> None:
     assert f"`{reason}`" in DOCS["metrics"]
 

@@ -58,6 +58,10 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
             "a.yaml:1: services.web.probe.http.url: is not a URL (write http://host:port/path)",
         ),
         (
+            "services: {web: {probe: {http: {url: 'http://h/', expect: {headers: {X-A: {optional: true}}}}}}}",
+            "a.yaml:1: services.web.probe.http.expect.headers.X-A: can never fail: add matches or lacks, or remove `optional: true`",
+        ),
+        (
             "services: {web: {probe: {tcp: {address: h}}}}",
             "a.yaml:1: services.web.probe.tcp.address: is not an address (write host:port, or [v6]:port)",
         ),
@@ -75,7 +79,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "hosts: {h: {address: h, shell: local, collect: {gpu: 1ms}}}",
-            "a.yaml:1: hosts.h.collect.gpu.every: is too often (at least 200ms)",
+            "a.yaml:1: hosts.h.collect.gpu.every: must be at least 200ms",
         ),
         (
             "remediator: {retention: 30m}",
@@ -136,11 +140,11 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', expect: {status: 2x}}}}}",
-            "a.yaml:1: services.web.probe.http.expect.status: 2x is not a status (write 200, 2xx or 200-299)",
+            "a.yaml:1: services.web.probe.http.expect.status: 2x is not a status code (write 200, 2xx or 200-299)",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', body: x, json: {}}}}}",
-            "a.yaml:1: services.web.probe.http: body and json exclude each other (only form may join files)",
+            "a.yaml:1: services.web.probe.http: body and json exclude each other (only form and files can be combined)",
         ),
         (
             "remediator: {database: 'mysql://x'}",
@@ -179,7 +183,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', headers: {Content-Length: '1'}}}}}",
-            "a.yaml:1: services.web.probe.http.headers: the header Content-Length is ours to set",
+            "a.yaml:1: services.web.probe.http.headers: the header Content-Length cannot be set: the exporter sets it",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', json: {d: 2024-01-01}}}}}",

@@ -1,4 +1,4 @@
-"""What a served certificate says of itself, also where it cannot be verified."""
+"""Certificates that servers send: names and validity, also of those that fail verification."""
 
 import asyncio
 import contextlib
@@ -9,33 +9,33 @@ from functools import lru_cache
 from cryptography import x509
 from OpenSSL import SSL, crypto
 
-from exporter.results import Seen
+from exporter.results import ProbeDetails
 from fleet.inventory.endpoints import Tls
 
-NAME_LIMIT = 200  # characters of a name that stands in a label
-RECORD = 16 * 1024
+NAME_LIMIT = 200  # characters of a name in a label
+READ_SIZE = 16 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """A certificate's names and its time, in Unix time."""
+class CertificateInfo:
+    """The names and the validity (Unix time) of a certificate."""
 
     subject: str
     issuer: str
     not_before: float
     not_after: float
-    told: str  # all of it, for people
+    description: str
 
-    def note(self, seen: Seen, version: str) -> None:
-        """Note it as the leaf of a connection of TLS `version`."""
-        seen.gauges["service_tls_certificate_expiry_timestamp_seconds"] = self.not_after
-        seen.gauges["service_tls_certificate_not_before_timestamp_seconds"] = self.not_before
-        seen.tls = (self.issuer, version)
-        seen.evidence["certificate"] = self.told
+    def record(self, details: ProbeDetails, version: str) -> None:
+        """Record this as the leaf certificate of a connection with the TLS version `version`."""
+        details.gauges["service_tls_certificate_expiry_timestamp_seconds"] = self.not_after
+        details.gauges["service_tls_certificate_not_before_timestamp_seconds"] = self.not_before
+        details.tls = (self.issuer, version)
+        details.evidence["certificate"] = self.description
 
 
 @lru_cache(maxsize=50_000)
-def is_literal(host: str) -> bool:
+def is_ip_address(host: str) -> bool:
     """Whether `host` is an IP address."""
     try:
         ipaddress.ip_address(host.partition("%")[0])
@@ -45,16 +45,16 @@ def is_literal(host: str) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def facts(der: bytes) -> Facts:
-    """Read a certificate; raises ValueError where it is none."""
+def parse_certificate(der: bytes) -> CertificateInfo:
+    """Parse a certificate. Raises ValueError."""
     try:
         certificate = x509.load_der_x509_certificate(der)
         subject, issuer = (name.rfc4514_string()[:NAME_LIMIT] for name in (certificate.subject, certificate.issuer))
         before, after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        told = f"{subject or _names(certificate)}, issued by {issuer}, valid {before:%F} to {after:%F}"
-        return Facts(subject, issuer, before.timestamp(), after.timestamp(), told)
-    except Exception as error:  # the parser has errors of many kinds for what a stranger made
-        raise ValueError(f"the certificate cannot be read: {error}") from error
+        description = f"{subject or _names(certificate)}, issued by {issuer}, valid {before:%F} to {after:%F}"
+        return CertificateInfo(subject, issuer, before.timestamp(), after.timestamp(), description)
+    except Exception as error:
+        raise ValueError(f"cannot parse the certificate: {error}") from error
 
 
 def _names(certificate: x509.Certificate) -> str:
@@ -65,46 +65,48 @@ def _names(certificate: x509.Certificate) -> str:
     return ", ".join(map(str, names.get_values_for_type(x509.DNSName)[:10]))
 
 
-def note_leaf(der: bytes | None, version: str, seen: Seen) -> None:
-    """Note the certificate of a connection of TLS `version`; one that cannot be read is no reason to fail."""
+def record_leaf(der: bytes | None, version: str, details: ProbeDetails) -> None:
+    """Record the leaf certificate of a connection, if it can be parsed."""
     with contextlib.suppress(ValueError):
         if der:
-            facts(der).note(seen, version)
+            parse_certificate(der).record(details, version)
 
 
-async def note_chain(
-    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls, seen: Seen
+async def record_chain(
+    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls, details: ProbeDetails
 ) -> None:
-    """Shake hands without verifying, and note the chain as it is served: the leaf first.
+    """Record the certificate chain that a server sends, without verifying it.
 
-    A handshake that fails still tells what it had come to; one that came to nothing notes nothing.
+    The chain is also recorded if the handshake fails after the server has sent it.
     """
-    connection = _unverified(server_name, tls)
-    with contextlib.suppress(SSL.Error, OSError):  # a server that wants a certificate of ours has shown its own before
-        await _shake_hands(connection, reader, transport)
+    connection = _create_unverified_connection(server_name, tls)
+    with contextlib.suppress(SSL.Error, OSError):  # a server that requires a client certificate has sent its own before
+        await _do_handshake(connection, reader, transport)
     chain = connection.get_peer_cert_chain() or []
     if not chain:
         return
     try:
-        found = [facts(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)) for certificate in chain]
+        certificates = [
+            parse_certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)) for certificate in chain
+        ]
     except ValueError:
         return
-    found[0].note(seen, connection.get_protocol_version_name())
-    seen.gauges["service_tls_chain_expiry_timestamp_seconds"] = min(each.not_after for each in found)
-    seen.evidence["chain"] = [each.told for each in found]
+    certificates[0].record(details, connection.get_protocol_version_name())
+    details.gauges["service_tls_chain_expiry_timestamp_seconds"] = min(
+        certificate.not_after for certificate in certificates
+    )
+    details.evidence["chain"] = [certificate.description for certificate in certificates]
 
 
-async def alert_after_handshake(
-    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls
-) -> str:
-    """What a server says that ends a TLS connection right after the handshake, or nothing.
+async def read_tls_alert(reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls) -> str:
+    """Return the TLS alert that a server sends right after the handshake, or an empty string.
 
-    In TLS 1.3 it learns only then that it is shown no certificate, or not the one it wants.
+    With TLS 1.3, a server reports a missing or refused client certificate only then.
     """
-    connection = _unverified(server_name, tls)
+    connection = _create_unverified_connection(server_name, tls)
     try:
-        await _shake_hands(connection, reader, transport)
-        while received := await reader.read(RECORD):
+        await _do_handshake(connection, reader, transport)
+        while received := await reader.read(READ_SIZE):
             connection.bio_write(received)
             with contextlib.suppress(SSL.WantReadError):
                 connection.recv(1)
@@ -116,26 +118,26 @@ async def alert_after_handshake(
     return ""
 
 
-def _unverified(server_name: str, tls: Tls) -> SSL.Connection:
+def _create_unverified_connection(server_name: str, tls: Tls) -> SSL.Connection:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_NONE)
     if tls.cert_file:
         context.use_certificate_chain_file(str(tls.cert_file))
         context.use_privatekey_file(str(tls.key_file or tls.cert_file))
     connection = SSL.Connection(context, None)
-    if not is_literal(server_name):
+    if not is_ip_address(server_name):
         connection.set_tlsext_host_name(server_name.encode("idna"))
     connection.set_connect_state()
     return connection
 
 
-async def _shake_hands(connection: SSL.Connection, reader: asyncio.StreamReader, transport: asyncio.Transport) -> None:
+async def _do_handshake(connection: SSL.Connection, reader: asyncio.StreamReader, transport: asyncio.Transport) -> None:
     while True:
         try:
             connection.do_handshake()
         except SSL.WantReadError:
             _send(connection, transport)
-            received = await reader.read(RECORD)
+            received = await reader.read(READ_SIZE)
             if not received:
                 return
             connection.bio_write(received)
@@ -147,6 +149,6 @@ async def _shake_hands(connection: SSL.Connection, reader: asyncio.StreamReader,
 def _send(connection: SSL.Connection, transport: asyncio.Transport) -> None:
     try:
         while True:
-            transport.write(connection.bio_read(RECORD))
+            transport.write(connection.bio_read(READ_SIZE))
     except SSL.WantReadError:
         return

@@ -1,4 +1,4 @@
-"""Resolving, connecting and securing, each a phase of its own, for every probe that opens a socket."""
+"""Connections of probes: DNS lookup, TCP connection and TLS handshake, each timed as a phase."""
 
 import asyncio
 import errno
@@ -14,16 +14,16 @@ from typing import Annotated, Any, Literal, TypeVar
 import aiohappyeyeballs
 from pydantic import BeforeValidator, Field, IPvAnyAddress
 
-from exporter.probes.net.certificates import alert_after_handshake, is_literal, note_chain, note_leaf
-from exporter.results import ProbeFailure, Reason, Seen
+from exporter.probes.net.certificates import is_ip_address, read_tls_alert, record_chain, record_leaf
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import Part, Tls
 from fleet.inventory.units import as_list
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
-ALERT_WITHIN = 2.0  # seconds that a server has to say why it ended a connection
-# What this machine has no room for.
-_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
-NEXT_ADDRESS_AFTER = 0.25  # seconds, of RFC 8305
+ALERT_TIMEOUT = 2.0  # seconds for reading a TLS alert
+# Errors of exhausted resources on this machine.
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.EAGAIN}
+NEXT_ADDRESS_DELAY = 0.25  # seconds (RFC 8305)
 _VERSIONS = {
     "1.0": ssl.TLSVersion.TLSv1,
     "1.1": ssl.TLSVersion.TLSv1_1,
@@ -33,15 +33,15 @@ _VERSIONS = {
 
 
 class ProbeTls(Tls):
-    """TLS as a probe may ask for it."""
+    """TLS options of a probe."""
 
     min_version: Literal["1.0", "1.1", "1.2", "1.3"] | None = None
 
 
-class Addresses(Part):
-    """Which addresses are asked: `ip` is 4 or 6, or a list of both in order of preference.
+class AddressOptions(Part):
+    """Which addresses are used: `ip` is 4 or 6, or a list of both in order of preference.
 
-    By default all that the resolver gives, in its order.
+    By default all addresses that the resolver returns, in its order.
     """
 
     ip: Annotated[
@@ -51,20 +51,20 @@ class Addresses(Part):
     ] = []
 
 
-class Dial(Addresses):
-    """And from which of ours."""
+class DialOptions(AddressOptions):
+    """Which addresses are used, and which local address the connection is made from."""
 
     source: IPvAnyAddress | None = None
 
 
-ANY = Dial()
+DEFAULT_DIAL = DialOptions()
 
 
 @lru_cache(maxsize=1024)
-def tls_context(
+def create_ssl_context(
     verify: bool, ca_file: Path | None, cert_file: Path | None, key_file: Path | None, min_version: str | None
 ) -> ssl.SSLContext:
-    """A client context; one is shared by all probes with the same settings, and loads the system's roots once."""
+    """Create a client context. Cached, since loading the system's root certificates is slow."""
     context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
     if not verify:
         context.check_hostname = False
@@ -76,31 +76,31 @@ def tls_context(
     return context
 
 
-def context_for(tls: Tls) -> ssl.SSLContext:
-    """The context of a probe's `tls` options. Raises ProbeFailure."""
-    least = tls.min_version if isinstance(tls, ProbeTls) else None
+def ssl_context_for(tls: Tls) -> ssl.SSLContext:
+    """Return the SSL context for a probe's `tls` options. Raises ProbeFailure."""
+    min_version = tls.min_version if isinstance(tls, ProbeTls) else None
     try:
-        return tls_context(tls.verify, tls.ca_file, tls.cert_file, tls.key_file, least)
+        return create_ssl_context(tls.verify, tls.ca_file, tls.cert_file, tls.key_file, min_version)
     except (OSError, ssl.SSLError) as error:
-        raise ProbeFailure("error", f"the certificate files cannot be used: {error}") from error
+        raise ProbeFailure("error", f"cannot load the certificate files: {error}") from error
 
 
-async def resolve(host: str, port: int, seen: Seen, dial: Addresses = ANY) -> list[str]:
-    """The addresses of `host` that `dial` allows, in order; literals take no time. Raises ProbeFailure."""
-    if not dial.ip and is_literal(host):
+async def resolve(host: str, port: int, details: ProbeDetails, dial: AddressOptions = DEFAULT_DIAL) -> list[str]:
+    """Return the addresses of `host` that `dial` allows, in order of preference. Raises ProbeFailure."""
+    if not dial.ip and is_ip_address(host):
         return [host]
     started = time.perf_counter()
     try:
-        found = await _looked_up(host, port)
+        address_infos = await _look_up(host, port)
     except (OSError, UnicodeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ProbeFailure("resolve", f"cannot resolve {host}: {why}") from error
+        cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ProbeFailure("resolve", f"cannot resolve {host}: {cause}") from error
     finally:
-        if not is_literal(host):
-            seen.phase("resolve", time.perf_counter() - started)
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        if not is_ip_address(host):
+            details.add_phase("resolve", time.perf_counter() - started)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in address_infos))
     if dial.ip:
-        addresses = [each for version in dial.ip for each in addresses if (":" in each) == (version == 6)]  # noqa: PLR2004
+        addresses = [each for version in dial.ip for each in addresses if (":" in each) == (version == 6)]  # noqa: PLR2004 - IPv6
     if not addresses:
         raise ProbeFailure("resolve", f"{host} has no address of IP version {' or '.join(map(str, dial.ip))}")
     return addresses
@@ -109,8 +109,8 @@ async def resolve(host: str, port: int, seen: Seen, dial: Addresses = ANY) -> li
 _LOOKUPS: dict[tuple[asyncio.AbstractEventLoop, str, int], asyncio.Future[Any]] = {}
 
 
-async def _looked_up(host: str, port: int) -> list[tuple[Any, ...]]:
-    """What the system's resolver says; one that hangs holds a thread, so a name is asked for once at a time.
+async def _look_up(host: str, port: int) -> list[tuple[Any, ...]]:
+    """Look up a name. Concurrent lookups of a name share one, since each blocks a thread while the resolver hangs.
 
     Raises OSError and UnicodeError.
     """
@@ -127,57 +127,57 @@ async def connect(
     host: str,
     port: int,
     protocol: Callable[[], P],
-    seen: Seen,
+    details: ProbeDetails,
     *,
-    dial: Dial = ANY,
+    dial: DialOptions = DEFAULT_DIAL,
     tls: Tls | None = None,
-    allowed: Callable[[list[str]], list[str]] | None = None,
+    filter_addresses: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[asyncio.Transport, P]:
-    """Resolve, connect, and with `tls` secure; times each phase and reads the certificate. Raises ProbeFailure.
+    """Resolve, connect, and with `tls` perform the TLS handshake; record phases and certificate. Raises ProbeFailure.
 
-    `allowed` chooses those of the addresses that may be connected to.
+    `filter_addresses` returns those of the resolved addresses that may be used, or raises ProbeFailure.
     """
-    context = context_for(tls) if tls else None
-    addresses = await resolve(host, port, seen, dial)
-    if allowed is not None:
-        addresses = allowed(addresses)
-    transport, made = await _connect_any(addresses, port, protocol, seen, dial)
+    context = ssl_context_for(tls) if tls else None
+    addresses = await resolve(host, port, details, dial)
+    if filter_addresses is not None:
+        addresses = filter_addresses(addresses)
+    transport, instance = await _connect_any(addresses, port, protocol, details, dial)
     if context is None or tls is None:
-        return transport, made
+        return transport, instance
     name = tls.server_name or host
     peer = transport.get_extra_info("peername")
     try:
-        return await secure(transport, made, context, name, seen), made
+        return await start_tls(transport, instance, context, name, details), instance
     except ProbeFailure as failure:
         if isinstance(failure.__cause__, ssl.SSLCertVerificationError):
-            # Python lets go of a certificate that it refuses; what is wrong with it is worth another connection.
-            seen.overdue = failure
-            await note_served(peer[0], port, name, seen, dial=dial, tls=tls)
+            # Python gives no access to a certificate that it refused; read it over another connection.
+            details.timeout_failure = failure
+            await record_served_chain(peer[0], port, name, details, dial=dial, tls=tls)
         raise
 
 
 async def _connect_any(
-    addresses: list[str], port: int, protocol: Callable[[], P], seen: Seen, dial: Dial
+    addresses: list[str], port: int, protocol: Callable[[], P], details: ProbeDetails, dial: DialOptions
 ) -> tuple[asyncio.Transport, P]:
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
     source = str(dial.source) if dial.source else None
     try:
         if len(addresses) == 1:
-            local = (source, 0) if source else None
-            return await loop.create_connection(protocol, addresses[0], port, local_addr=local)
-        # One address that swallows packets must not use up the time of the others.
+            local_address = (source, 0) if source else None
+            return await loop.create_connection(protocol, addresses[0], port, local_addr=local_address)
+        # An address that drops packets must not use up the time of the others.
         sock = await aiohappyeyeballs.start_connection(
             [_address_info(each, port) for each in addresses],
             local_addr_infos=[_address_info(source, 0)] if source else None,
-            happy_eyeballs_delay=NEXT_ADDRESS_AFTER,
+            happy_eyeballs_delay=NEXT_ADDRESS_DELAY,
         )
         return await loop.create_connection(protocol, sock=sock)
     except OSError as error:
-        where = " or ".join(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in addresses)
-        raise unreachable(error, f"cannot connect to {where}") from error
+        peers = " or ".join(f"[{each}]:{port}" if ":" in each else f"{each}:{port}" for each in addresses)
+        raise connection_failure(error, f"cannot connect to {peers}") from error
     finally:
-        seen.phase("connect", time.perf_counter() - started)
+        details.add_phase("connect", time.perf_counter() - started)
 
 
 def _address_info(address: str, port: int) -> tuple[int, int, int, str, Any]:
@@ -186,79 +186,89 @@ def _address_info(address: str, port: int) -> tuple[int, int, int, str, Any]:
     return socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (address, port)
 
 
-async def secure(
-    transport: asyncio.Transport, protocol: asyncio.BaseProtocol, context: ssl.SSLContext, server_name: str, seen: Seen
+async def start_tls(
+    transport: asyncio.Transport,
+    protocol: asyncio.BaseProtocol,
+    context: ssl.SSLContext,
+    server_name: str,
+    details: ProbeDetails,
 ) -> asyncio.Transport:
-    """Make a connection a TLS one, and note its certificate. Raises ProbeFailure."""
+    """Perform a TLS handshake over a connection, and record the certificate. Raises ProbeFailure."""
     started = time.perf_counter()
     try:
-        # The probe's own deadline ends a handshake that hangs.
+        # A handshake that hangs is ended by the deadline of the probe.
         secured = await asyncio.get_running_loop().start_tls(
             transport, protocol, context, server_hostname=server_name, ssl_handshake_timeout=3600.0
         )
     except (ssl.SSLError, OSError, ValueError) as error:
         transport.abort()
-        raise ProbeFailure("tls", f"no TLS with {server_name}: {tls_why(error)}") from error
+        raise ProbeFailure("tls", f"TLS handshake with {server_name} failed: {describe_tls_error(error)}") from error
     finally:
-        seen.phase("tls", time.perf_counter() - started)
+        details.add_phase("tls", time.perf_counter() - started)
     if secured is None:
-        raise ProbeFailure("tls", f"no TLS with {server_name}: the connection was closed")
+        raise ProbeFailure("tls", f"TLS handshake with {server_name} failed: the connection was closed")
     peer: Any = secured.get_extra_info("ssl_object")
-    note_leaf(peer.getpeercert(binary_form=True), peer.version(), seen)
+    record_leaf(peer.getpeercert(binary_form=True), peer.version(), details)
     return secured
 
 
-async def refused_after_handshake(
-    address: str, port: int, server_name: str, tls: Tls, dial: Dial
+async def find_handshake_alert(
+    address: str, port: int, server_name: str, tls: Tls, dial: DialOptions
 ) -> ProbeFailure | None:
-    """Why a server ended a TLS connection before it said anything, where that is TLS' own matter.
+    """Return the TLS alert with which a server closed a connection after the handshake, as a failure, or None.
 
-    The event loop does not tell; another connection does.
+    The event loop does not report the alert, so the handshake is repeated over another connection.
     """
     reader = asyncio.StreamReader()
     try:
-        async with asyncio.timeout(ALERT_WITHIN):
-            again, _ = await _connect_any([address], port, lambda: asyncio.StreamReaderProtocol(reader), Seen(), dial)
+        async with asyncio.timeout(ALERT_TIMEOUT):
+            transport, _ = await _connect_any(
+                [address], port, lambda: asyncio.StreamReaderProtocol(reader), ProbeDetails(), dial
+            )
             try:
-                said = await alert_after_handshake(reader, again, server_name, tls)
+                alert = await read_tls_alert(reader, transport, server_name, tls)
             finally:
-                again.abort()
+                transport.abort()
     except (ProbeFailure, TimeoutError):
         return None
-    return ProbeFailure("tls", f"no TLS with {server_name}: {said}") if said else None
+    return ProbeFailure("tls", f"TLS with {server_name} was refused: {alert}") if alert else None
 
 
-async def note_served(host: str, port: int, server_name: str, seen: Seen, *, dial: Dial, tls: Tls) -> None:
-    """Note the whole chain that a server serves, whether or not it can be verified, over a connection of its own."""
+async def record_served_chain(
+    host: str, port: int, server_name: str, details: ProbeDetails, *, dial: DialOptions, tls: Tls
+) -> None:
+    """Record the certificate chain that a server sends, over a separate connection and without verifying it."""
     reader = asyncio.StreamReader()
     try:
-        transport, _ = await _connect_any([host], port, lambda: asyncio.StreamReaderProtocol(reader), Seen(), dial)
+        transport, _ = await _connect_any(
+            [host], port, lambda: asyncio.StreamReaderProtocol(reader), ProbeDetails(), dial
+        )
     except ProbeFailure:
-        return  # the first connection has its own failure to tell
+        return  # the probe reports the failure of its own connection
     try:
-        await note_chain(reader, transport, server_name, tls, seen)
+        await record_chain(reader, transport, server_name, tls, details)
     finally:
         transport.abort()
 
 
-def unreachable(error: OSError, what: str) -> ProbeFailure:
-    """The failure to reach a peer: `connect`, or `error` where this machine had no room, which says nothing of it."""
+def connection_failure(error: OSError, message: str) -> ProbeFailure:
+    """Return a failure with the reason `connect`, or `error` if this machine lacks resources such as sockets."""
     causes = getattr(error, "exceptions", None) or (error,)
-    reason: Reason = "error" if all(each.errno in _NO_ROOM for each in causes) else "connect"
-    return ProbeFailure(reason, f"{what}: {why(error)}")
+    reason: FailureReason = "error" if all(each.errno in _EXHAUSTED for each in causes) else "connect"
+    return ProbeFailure(reason, f"{message}: {describe_os_error(error)}")
 
 
-def why(error: OSError) -> str:
-    """What the system says; uvloop and asyncio word the same error differently."""
+def describe_os_error(error: OSError) -> str:
+    """Return the system's text of an error, since uvloop and asyncio format the same error differently."""
     nested = getattr(error, "exceptions", ())
     if nested:
-        return "; ".join(dict.fromkeys(map(why, nested)))
+        return "; ".join(dict.fromkeys(map(describe_os_error, nested)))
     return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
 
 
-def tls_why(error: Exception) -> str:
+def describe_tls_error(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is refused: {error.verify_message}"
+        return f"certificate verification failed: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()
     return str(error) or "the connection was closed during the handshake"

@@ -1,116 +1,118 @@
-"""A dialogue step by step: which step failed, what was expected there, and what came instead."""
+"""Dialogues: steps that wait for a line or message, or send a text."""
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import ClassVar, cast
 
-from exporter.probes.expectations import compiled, excerpt
-from exporter.results import ProbeFailure, Seen
+from exporter.probes.expectations import compile_cached, quote_excerpt
+from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import OneOf
 from fleet.inventory.units import Pattern
 
 LINE_LIMIT = 64 * 1024
-HEARD_LIMIT = 1000  # lines or messages in one step
+MESSAGES_PER_STEP = 1000  # lines or messages
 _GROUP = re.compile(r"\{(\d)\}")
 
 
-class Step(OneOf):
-    """One step: wait for what matches, or send; `{1}` in a text is the first group of the last match."""
+class DialogueStep(OneOf):
+    """One step: wait for a match, or send a text in which `{1}` stands for the first group of the last match."""
 
     choices: ClassVar[tuple[str, ...]] = ("expect", "send")
     expect: Pattern | None = None
     send: str | None = None
 
 
-Unfinished = Callable[[bytes], None]
+OnPartial = Callable[[bytes], None]
 
 
 class Dialogue:
-    """Where a dialogue stands.
+    """The state of a dialogue: the current step, and the groups of the last match.
 
-    `hear` gives the next line or message, or None when the peer has closed; what has come of one that is not yet whole
-    it gives to the function that it is handed.
+    `receive` returns the next line or message, or None if the peer has closed the connection. It passes the beginning
+    of an incomplete one to the function that it is called with.
     """
 
-    def __init__(self, hear: Callable[[Unfinished], Awaitable[bytes | None]], seen: Seen) -> None:
-        self._hear, self._seen = hear, seen
+    def __init__(self, receive: Callable[[OnPartial], Awaitable[bytes | None]], details: ProbeDetails) -> None:
+        self._receive, self._details = receive, details
         self._groups: tuple[bytes | None, ...] = ()
         self._step = 0
 
-    def next(self) -> str:
-        """Begin the next step; gives its name."""
+    def next_step(self) -> str:
+        """Begin the next step, and return its name for messages."""
         self._step += 1
-        return self.where
+        return self.step_name
 
     @property
-    def where(self) -> str:
+    def step_name(self) -> str:
         return f"step {self._step} of the dialogue"
 
-    def filled(self, text: str) -> bytes:
-        """`text` as it is sent."""
+    def fill_groups(self, text: str) -> bytes:
+        """Return `text` with `{1}` and so on replaced by the groups of the last match."""
 
-        def group(found: re.Match[str]) -> str:
-            number = int(found[1])
+        def group(placeholder: re.Match[str]) -> str:
+            number = int(placeholder[1])
             if not 0 < number <= len(self._groups):
-                return found[0]
+                return placeholder[0]
             return (self._groups[number - 1] or b"").decode("utf-8", "surrogateescape")
 
         return _GROUP.sub(group, text).encode("utf-8", "surrogateescape")
 
     async def expect(self, pattern: str) -> None:
-        """Wait for what matches; other lines may come first, as in a greeting of many. Raises ProbeFailure."""
+        """Wait for a match of `pattern`; lines before it, as of a banner, are skipped. Raises ProbeFailure."""
+        expected = f"{self.step_name}: expected {pattern!r}"
         last: bytes | None = None
-        self._seen.overdue = ProbeFailure("timeout", f"{self.where}: expected {pattern!r}, and nothing came in time")
+        self._details.timeout_failure = ProbeFailure("timeout", f"{expected}, but received nothing in time")
 
-        def other(text: bytes) -> None:
-            # A peer that said something else and now waits has answered wrongly; it is not silent.
-            came = excerpt(text, self._seen)
-            self._seen.overdue = ProbeFailure("protocol", f"{self.where}: expected {pattern!r}, got {came}")
+        def on_mismatch(text: bytes) -> None:
+            # A peer that sent something else and then waits has given a wrong answer; it is not silent.
+            received = quote_excerpt(text, self._details)
+            self._details.timeout_failure = ProbeFailure("protocol", f"{expected}, received {received}")
 
-        for _ in range(HEARD_LIMIT):
+        for _ in range(MESSAGES_PER_STEP):
             try:
-                heard = await self._hear(other)
+                message = await self._receive(on_mismatch)
             except (ValueError, OSError) as error:
-                raise ProbeFailure("protocol", f"{self.where}: expected {pattern!r}: {error}") from error
-            await asyncio.sleep(0)  # a peer that never stops must not keep the others waiting
-            if heard is None:
+                raise ProbeFailure("protocol", f"{expected}: {error}") from error
+            await asyncio.sleep(0)  # a peer that never stops sending must not block other probes
+            if message is None:
                 break
-            last = heard
-            self._seen.evidence["received"] = excerpt(last, self._seen)
-            found = compiled(pattern).search(last)
-            if found:
-                self._groups = found.groups()
-                self._seen.overdue = None
+            last = message
+            self._details.evidence["received"] = quote_excerpt(last, self._details)
+            match = compile_cached(pattern).search(last)
+            if match:
+                self._groups = match.groups()
+                self._details.timeout_failure = None
                 return
-            other(last)
-        came = "a closed connection" if last is None else excerpt(last, self._seen)
-        raise ProbeFailure("protocol", f"{self.where}: expected {pattern!r}, got {came}")
+            on_mismatch(last)
+        if last is None:
+            raise ProbeFailure("protocol", f"{expected}, but the peer closed the connection")
+        raise ProbeFailure("protocol", f"{expected}, received {quote_excerpt(last, self._details)}")
 
 
-class Lines(asyncio.Protocol):
-    """A peer's lines, one after the other."""
+class LineReader(asyncio.Protocol):
+    """Reads a peer's lines one by one."""
 
     def __init__(self) -> None:
         self.unread = b""
-        self._heard = self._closed = False
-        self._more = asyncio.Event()
+        self._received = self._closed = False
+        self._changed = asyncio.Event()
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
-        self._heard = True
+        self._received = True
         self.unread += data
-        self._more.set()
+        self._changed.set()
         if len(self.unread) > LINE_LIMIT and self._transport is not None:
             self._transport.pause_reading()
 
     @property
     def ended_silently(self) -> bool:
-        """Whether the peer closed the connection before it said anything."""
-        return self._closed and not self._heard
+        """Whether the peer closed the connection without sending anything."""
+        return self._closed and not self._received
 
     def eof_received(self) -> None:
         self._close()
@@ -120,13 +122,13 @@ class Lines(asyncio.Protocol):
 
     def _close(self) -> None:
         self._closed = True
-        self._more.set()
+        self._changed.set()
 
-    async def next(self, unfinished: Unfinished) -> bytes | None:
-        """The next line, without its end, or None where there is no more. Raises ValueError for one too long."""
+    async def next(self, on_partial: OnPartial) -> bytes | None:
+        """Return the next line without its end, or None at the end. Raises ValueError if it is too long."""
         while True:
-            line, found, rest = self.unread.partition(b"\n")
-            if found:
+            line, newline, rest = self.unread.partition(b"\n")
+            if newline:
                 self.unread = rest
                 return line.rstrip(b"\r")
             if len(self.unread) > LINE_LIMIT:
@@ -135,8 +137,8 @@ class Lines(asyncio.Protocol):
                 self.unread = b""
                 return line or None
             if line:
-                unfinished(line)
+                on_partial(line)
             if self._transport is not None:
                 self._transport.resume_reading()
-            self._more.clear()
-            await self._more.wait()
+            self._changed.clear()
+            await self._changed.wait()

@@ -1,245 +1,265 @@
-"""An HTTP request to its last answer: through a proxy, with a token, after redirects and their cookies."""
+"""The HTTP client of probes: one request, including proxy, OAuth 2 token, redirects and cookies."""
 
 import asyncio
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from yarl import URL
 
-from exporter.probes.expectations import EXAMINED, apart, excerpt, parse_json
+from exporter.probes.expectations import EXAMINED, parse_json, quote_excerpt, run_in_thread
 from exporter.probes.net import redirects
-from exporter.probes.net.connections import connect, context_for, refused_after_handshake, secure
-from exporter.probes.net.encodings import decoded
-from exporter.probes.net.http_request import OAuth2, Proxy, Request, RequestOptions, token_request
-from exporter.probes.net.http_response import Exchange, header
-from exporter.results import ProbeFailure, Seen
+from exporter.probes.net.connections import ProbeTls, connect, find_handshake_alert, ssl_context_for, start_tls
+from exporter.probes.net.content_encoding import decode_body
+from exporter.probes.net.http_request import HttpProxy, HttpRequest, HttpRequestOptions, OAuth2, build_token_request
+from exporter.probes.net.http_response import HttpResponse, HttpResponseReader
+from exporter.results import ProbeDetails, ProbeFailure
 
 if TYPE_CHECKING:
     from aiohttp import CookieJar
 
-REDIRECTS = 10
-LONG = 128 * 1024  # bytes of a body that is worth a thread of its own
-OnBody = Callable[[Exchange, bytes], None]
-_NOT_FOR_OTHERS = {"server_name": None, "cert_file": None, "key_file": None}
+MAX_REDIRECTS = 10
+LONG_BODY = 128 * 1024  # bytes; a longer body is checked in a thread
+OnBody = Callable[[HttpResponseReader, bytes], None]
+_TLS_OF_CONFIGURED_ORIGIN = {"server_name": None, "cert_file": None, "key_file": None}
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The last answer; `body` is decoded, `took` the seconds of all requests, `secure` whether it came by TLS."""
+async def fetch(options: HttpRequestOptions, details: ProbeDetails, on_body: OnBody | None = None) -> HttpResponse:
+    """Send the request and read the response to its end. Raises ProbeFailure.
 
-    status: int
-    version: str
-    headers: list[tuple[str, str]]
-    body: bytes
-    took: float
-    secure: bool
-
-    def header(self, name: str) -> str | None:
-        return header(self.headers, name)
-
-
-async def fetch(options: RequestOptions, seen: Seen, on_body: OnBody | None = None) -> Answer:
-    """Ask, and read the answer to its end. Raises ProbeFailure.
-
-    With `on_body` the body is not kept, but given away as it comes, undecoded.
+    With `on_body`, the body is passed to that function in pieces, not decoded, and not stored.
     """
     started = time.perf_counter()
-    # The first time it may read files.
-    request = options.first if "first" in vars(options) else await asyncio.to_thread(lambda: options.first)
+    # Building the request reads files the first time.
+    request = options.request if "request" in vars(options) else await asyncio.to_thread(lambda: options.request)
     oauth2 = options.auth.oauth2 if options.auth else None
     if oauth2 is None:
-        request, exchange = await _follow(request, options, seen, on_body)
+        request, reader = await _follow(request, options, details, on_body)
     else:
-        request, exchange = await _follow_with_token(request, oauth2, options, seen, on_body)
-    seen.gauges["service_http_status_code"] = exchange.status
-    seen.evidence["headers"] = exchange.headers
-    body = bytes(exchange.body)
-    seen.evidence["body"] = body[:EXAMINED]
-    encodings = exchange.header("content-encoding")
-    if encodings is not None and body:
-        body = await apart(decoded, body, encodings, options.max_body)
-        seen.evidence["body"] = body[:EXAMINED]
-    took = time.perf_counter() - started
-    return Answer(exchange.status, exchange.version, exchange.headers, body, took, request.secure)
+        request, reader = await _follow_with_token(request, oauth2, options, details, on_body)
+    details.gauges["service_http_status_code"] = reader.status
+    details.evidence["headers"] = reader.headers
+    body = bytes(reader.body)
+    details.evidence["body"] = body[:EXAMINED]
+    encoding = reader.header("content-encoding")
+    if encoding is not None and body:
+        body = await run_in_thread(decode_body, body, encoding, options.max_body)
+        details.evidence["body"] = body[:EXAMINED]
+    duration = time.perf_counter() - started
+    return HttpResponse(reader.status, reader.version, reader.headers, body, duration, request.secure)
 
 
 async def _follow_with_token(
-    request: Request, oauth2: OAuth2, options: RequestOptions, seen: Seen, on_body: OnBody | None
-) -> tuple[Request, Exchange]:
-    """As `_follow`; a token that was kept and is refused is fetched anew, once."""
-    plain, kept = seen.redact, oauth2.kept is not None
+    request: HttpRequest, oauth2: OAuth2, options: HttpRequestOptions, details: ProbeDetails, on_body: OnBody | None
+) -> tuple[HttpRequest, HttpResponseReader]:
+    """Send the request with a token; if a cached token is refused, fetch a new one and try once more."""
+    redact, was_cached = details.redact, oauth2.cached_token is not None
     while True:
-        token = oauth2.kept or await _fresh_token(oauth2, options, seen)
-        seen.redact = plain.also(token)
-        asked = request.with_header("Authorization", f"Bearer {token}")
-        followed, exchange = await _follow(asked, options, seen, on_body)
-        if exchange.status not in (401, 403):
-            return followed, exchange
-        oauth2.forget()
-        if not kept:
-            return followed, exchange
-        kept = False
+        token = oauth2.cached_token or await _fetch_token(oauth2, options, details)
+        details.redact = redact.also(token)
+        authorized = request.with_header("Authorization", f"Bearer {token}")
+        followed, reader = await _follow(authorized, options, details, on_body)
+        if reader.status not in (401, 403):
+            return followed, reader
+        oauth2.drop_token()
+        if not was_cached:
+            return followed, reader
+        was_cached = False
 
 
-async def _fresh_token(oauth2: OAuth2, options: RequestOptions, seen: Seen) -> str:
-    """Fetch a token and keep it. Raises ProbeFailure."""
-    where = f"the token endpoint {oauth2.token_url.url}"
+async def _fetch_token(oauth2: OAuth2, options: HttpRequestOptions, details: ProbeDetails) -> str:
+    """Fetch a token and cache it. Raises ProbeFailure."""
+    endpoint = f"the token endpoint {oauth2.token_url.url}"
     try:
-        exchange = await _token_exchange(oauth2, options, Seen(redact=seen.redact))
-        told = parse_json(bytes(exchange.body))
+        reader = await _request_token(oauth2, options, ProbeDetails(redact=details.redact))
+        answer = parse_json(bytes(reader.body))
     except ProbeFailure as failure:
-        raise ProbeFailure(failure.reason, f"{where}: {failure.message}") from failure
-    token = told.get("access_token") if isinstance(told, dict) else None
+        raise ProbeFailure(failure.reason, f"{endpoint}: {failure.message}") from failure
+    token = answer.get("access_token") if isinstance(answer, dict) else None
     if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
-        raise ProbeFailure("auth", f"{where} gave no token")
-    oauth2.keep(token, _seconds(told.get("expires_in")))
+        raise ProbeFailure("auth", f"{endpoint} returned no access token")
+    oauth2.cache_token(token, _parse_lifetime(answer.get("expires_in")))
     return token
 
 
-def _seconds(lifetime: Any) -> float:
-    """What `expires_in` says, which some write as text; without it, until the token is refused."""
+def _parse_lifetime(expires_in: Any) -> float:
+    """Return the seconds of `expires_in`, which some servers send as a string; infinity if it is missing."""
     try:
-        return float(lifetime)
+        return float(expires_in)
     except (TypeError, ValueError, OverflowError):
         return math.inf
 
 
-async def _token_exchange(oauth2: OAuth2, options: RequestOptions, aside: Seen) -> Exchange:
-    """Ask for a token; the phases of this request are none of the service's. Raises ProbeFailure."""
+async def _request_token(
+    oauth2: OAuth2, options: HttpRequestOptions, token_details: ProbeDetails
+) -> HttpResponseReader:
+    """Request a token; `token_details` keep its phases apart from those of the service. Raises ProbeFailure."""
 
-    async def ask(*, in_body: bool) -> Exchange:
-        request = token_request(oauth2, options.proxy, in_body=in_body)
-        return (await _exchange(request, options.for_tokens, aside, None))[0]
+    async def send(*, credentials_in_body: bool) -> HttpResponseReader:
+        request = build_token_request(oauth2, options.proxy, credentials_in_body=credentials_in_body)
+        return (await _exchange(request, options.token_options, token_details, None))[0]
 
-    exchange = await ask(in_body=False)
-    if exchange.status in (400, 401):  # servers may take the client's credentials in either place (RFC 6749, 2.3.1)
-        exchange = await ask(in_body=True)
-    if exchange.status != 200:  # noqa: PLR2004
-        refused = exchange.status in (400, 401, 403)
-        raise ProbeFailure("auth" if refused else "status", f"answered {exchange.status}, expected 200")
-    return exchange
+    reader = await send(credentials_in_body=False)
+    if reader.status in (400, 401):  # servers may accept client credentials in one place only (RFC 6749, 2.3.1)
+        reader = await send(credentials_in_body=True)
+    if reader.status != 200:  # noqa: PLR2004 - HTTP status code
+        refused = reader.status in (400, 401, 403)
+        raise ProbeFailure("auth" if refused else "status", f"answered {reader.status}, expected 200")
+    return reader
 
 
 async def _follow(
-    request: Request, options: RequestOptions, seen: Seen, on_body: OnBody | None
-) -> tuple[Request, Exchange]:
-    exchange, peer = await _exchange(request, options, seen, on_body)
+    request: HttpRequest, options: HttpRequestOptions, details: ProbeDetails, on_body: OnBody | None
+) -> tuple[HttpRequest, HttpResponseReader]:
+    """Send the request and follow redirects; return the last request and its response. Raises ProbeFailure."""
+    reader, configured_peer = await _exchange(request, options, details, on_body)
     if not options.follow_redirects:
-        return request, exchange
+        return request, reader
     followed = 0
     jar: CookieJar | None = None
-    while exchange.status in (301, 302, 303, 307, 308):
-        location = exchange.header("location")
+    while reader.status in (301, 302, 303, 307, 308):
+        location = reader.header("location")
         if location is None:
             break
         followed += 1
-        seen.gauges["service_http_redirects"] = followed
-        if followed > REDIRECTS:
-            raise ProbeFailure(
-                "protocol", f"redirected more than {REDIRECTS} times, last to {excerpt(location.encode(), seen)}"
-            )
-        set_cookies = [value for name, value in exchange.headers if name == "set-cookie"]
+        details.gauges["service_http_redirects"] = followed
+        if followed > MAX_REDIRECTS:
+            target = quote_excerpt(location.encode(), details)
+            raise ProbeFailure("protocol", f"redirected more than {MAX_REDIRECTS} times, last to {target}")
+        set_cookies = [value for name, value in reader.headers if name == "set-cookie"]
         if set_cookies:
-            jar = jar or _cookie_jar()
+            jar = jar or _create_cookie_jar()
             jar.update_cookies_from_headers(set_cookies, request.url)
-        request = request.redirected(exchange.status, location, seen)
-        asked = request.with_cookies(jar.filter_cookies(request.url)) if jar else request
-        exchange, _ = await _exchange(asked, options, seen, on_body, after=peer)
-    return request, exchange
+        request = request.redirected(reader.status, location, details)
+        sent = request.with_cookies(jar.filter_cookies(request.url)) if jar else request
+        reader, _ = await _exchange(sent, options, details, on_body, redirected_from=configured_peer)
+    return request, reader
 
 
-def _cookie_jar() -> "CookieJar":
+def _create_cookie_jar() -> "CookieJar":
     from aiohttp import CookieJar
 
     return CookieJar(unsafe=True, quote_cookie=False)
 
 
 async def _exchange(
-    request: Request, options: RequestOptions, seen: Seen, on_body: OnBody | None, after: str | None = None
-) -> tuple[Exchange, str]:
-    """An exchange, and the address of the server, or its host where a proxy connects to it. Raises ProbeFailure.
+    request: HttpRequest,
+    options: HttpRequestOptions,
+    details: ProbeDetails,
+    on_body: OnBody | None,
+    redirected_from: str | None = None,
+) -> tuple[HttpResponseReader, str]:
+    """Send one request; return its response and the server's address (its name behind a proxy). Raises ProbeFailure.
 
-    `after` is that of the configured URL, where this request follows a redirect.
+    `redirected_from` is the address of the configured URL if the request follows a redirect.
     """
-    own = request.url.origin() == options.first.url.origin()
-    tls = options.tls if own else options.tls.model_copy(update=_NOT_FOR_OTHERS)
+    is_configured_origin = request.url.origin() == options.request.url.origin()
+    tls = options.tls if is_configured_origin else options.tls.model_copy(update=_TLS_OF_CONFIGURED_ORIGIN)
 
-    def made() -> Exchange:
-        return Exchange(request.method, options.max_body, seen, on_body)
+    def create_reader() -> HttpResponseReader:
+        return HttpResponseReader(request.method, options.max_body, details, on_body)
 
-    def allowed(addresses: list[str]) -> list[str]:
-        return addresses if after is None else redirects.allowed(addresses, request.host, redirects.kind_of_host(after))
+    def filter_addresses(addresses: list[str]) -> list[str]:
+        if redirected_from is None:
+            return addresses
+        return redirects.allowed_addresses(addresses, request.host, redirects.classify_host(redirected_from))
 
-    transport: asyncio.Transport
     if request.proxy is not None:
-        if after is not None:
-            allowed(await redirects.known_addresses(request.host, request.port))
-        context = context_for(tls) if request.secure else None
-        transport, exchange = await _through(request.proxy, request, made, options, seen)
-        if context is not None:
-            transport = await secure(transport, exchange, context, tls.server_name or request.host, seen)
+        if redirected_from is not None:
+            filter_addresses(await redirects.resolve_for_proxy(request.host, request.port))
+        transport, reader = await _connect_through_proxy(request.proxy, request, create_reader, options, tls, details)
     else:
-        transport, exchange = await connect(
-            request.host, request.port, made, seen, dial=options, tls=tls if request.secure else None, allowed=allowed
+        transport, reader = await connect(
+            request.host,
+            request.port,
+            create_reader,
+            details,
+            dial=options,
+            tls=tls if request.secure else None,
+            filter_addresses=filter_addresses,
         )
     peer = request.host if request.proxy is not None else str(transport.get_extra_info("peername")[0])
     sent = time.perf_counter()
     try:
         transport.write(request.data)
-        failure = await exchange.done
+        failure = await reader.done
     finally:
         transport.abort()
         ended = time.perf_counter()
-        first = exchange.first_byte
-        seen.phase("processing", (first or ended) - sent)
-        if first is not None:
-            seen.phase("transfer", ended - first)
+        first_byte = reader.first_byte
+        details.add_phase("processing", (first_byte or ended) - sent)
+        if first_byte is not None:
+            details.add_phase("transfer", ended - first_byte)
     if failure is not None:
-        if exchange.status:
-            seen.gauges["service_http_status_code"] = exchange.status
-        if first is None and request.secure and request.proxy is None:
-            name = tls.server_name or request.host
-            failure = await refused_after_handshake(peer, request.port, name, tls, options) or failure
+        if reader.status:
+            details.gauges["service_http_status_code"] = reader.status
+        if first_byte is None and request.secure and request.proxy is None:
+            server_name = tls.server_name or request.host
+            failure = await find_handshake_alert(peer, request.port, server_name, tls, options) or failure
         raise failure
-    return exchange, peer
+    return reader, peer
 
 
-async def _through(
-    proxy: Proxy, request: Request, made: Callable[[], Exchange], options: RequestOptions, seen: Seen
-) -> tuple[asyncio.Transport, Exchange]:
-    """A connection to the proxy, and for https through it (RFC 9110, 9.3.6)."""
+async def _connect_through_proxy(
+    proxy: HttpProxy,
+    request: HttpRequest,
+    create_reader: Callable[[], HttpResponseReader],
+    options: HttpRequestOptions,
+    tls: ProbeTls,
+    details: ProbeDetails,
+) -> tuple[asyncio.Transport, HttpResponseReader]:
+    """Connect to the proxy, and for https through it to the server, with TLS. Raises ProbeFailure."""
+    context = ssl_context_for(tls) if request.secure else None
+    transport, reader = await _connect_to_proxy(proxy, request, create_reader, options, details)
+    if context is not None:
+        transport = await start_tls(transport, reader, context, tls.server_name or request.host, details)
+    return transport, reader
+
+
+async def _connect_to_proxy(
+    proxy: HttpProxy,
+    request: HttpRequest,
+    create_reader: Callable[[], HttpResponseReader],
+    options: HttpRequestOptions,
+    details: ProbeDetails,
+) -> tuple[asyncio.Transport, HttpResponseReader]:
+    """Connect to the proxy, and for https open a tunnel through it (RFC 9110, 9.3.6). Raises ProbeFailure."""
     url = URL(proxy.url)
     tls = proxy.tls if url.scheme == "https" else None
     port = url.port or (443 if tls else 80)
     if not request.secure:
-        return await connect(url.raw_host or "", port, made, seen, dial=options, tls=tls)
+        return await connect(url.raw_host or "", port, create_reader, details, dial=options, tls=tls)
     target = f"{request.url.host_subcomponent}:{request.port}"
-    transport, exchange = await connect(
-        url.raw_host or "", port, lambda: Exchange("CONNECT", options.max_body, seen), seen, dial=options, tls=tls
+    transport, reader = await connect(
+        url.raw_host or "",
+        port,
+        lambda: HttpResponseReader("CONNECT", options.max_body, details),
+        details,
+        dial=options,
+        tls=tls,
     )
     started = time.perf_counter()
     try:
-        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", *(f"{k}: {v}" for k, v in proxy.sent.items())]
+        headers = (f"{name}: {value}" for name, value in proxy.sent_headers.items())
+        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", *headers]
         transport.write("\r\n".join([*lines, "", ""]).encode())
-        failure = await exchange.done or _refusal(proxy, exchange.status, target)
+        failure = await reader.done or _check_connect_status(proxy, reader.status, target)
     except BaseException:
         transport.abort()
         raise
     finally:
-        seen.phase("connect", time.perf_counter() - started)
+        details.add_phase("connect", time.perf_counter() - started)
     if failure is not None:
         transport.abort()
         raise ProbeFailure(failure.reason, f"the proxy {url.host}:{port}: {failure.message}")
-    inner = made()
-    transport.set_protocol(inner)
-    return transport, inner
+    tunneled = create_reader()
+    transport.set_protocol(tunneled)
+    return transport, tunneled
 
 
-def _refusal(proxy: Proxy, status: int, target: str) -> ProbeFailure | None:
-    if 200 <= status < 300:  # noqa: PLR2004
+def _check_connect_status(proxy: HttpProxy, status: int, target: str) -> ProbeFailure | None:
+    if 200 <= status < 300:  # noqa: PLR2004 - HTTP status codes
         return None
-    refused = status in (401, 407) and proxy.sent
+    refused = status in (401, 407) and proxy.sent_headers
     return ProbeFailure("auth" if refused else "connect", f"answered {status} to CONNECT {target}")

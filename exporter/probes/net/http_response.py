@@ -1,37 +1,57 @@
-"""One HTTP/1.1 response, read to its end and within its bounds."""
+"""HTTP/1.1 responses: read to the end and within limits."""
 
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import httptools
 
-from exporter.probes.expectations import excerpt
-from exporter.results import ProbeFailure, Seen
+from exporter.probes.expectations import quote_excerpt
+from exporter.results import ProbeDetails, ProbeFailure
 
-HEAD_LIMIT = 256 * 1024
+HEADERS_LIMIT = 256 * 1024
 
 
-class Exchange(asyncio.Protocol):
-    """One response, read to its end; `done` is None when it is whole, or the failure it ended with."""
+@dataclass(frozen=True, slots=True)
+class HttpResponse:
+    """The final response; `body` is decoded, `duration` is that of all requests, `secure` whether it came over TLS."""
+
+    status: int
+    version: str
+    headers: list[tuple[str, str]]
+    body: bytes
+    duration: float
+    secure: bool
+
+    def header(self, name: str) -> str | None:
+        return join_header(self.headers, name)
+
+
+class HttpResponseReader(asyncio.Protocol):
+    """Reads one response; `done` becomes None when it is complete, or the failure that ended it."""
 
     def __init__(
-        self, method: str, max_body: int, seen: Seen, on_body: Callable[["Exchange", bytes], None] | None = None
+        self,
+        method: str,
+        max_body: int,
+        details: ProbeDetails,
+        on_body: Callable[["HttpResponseReader", bytes], None] | None = None,
     ) -> None:
         self.headers: list[tuple[str, str]] = []
         self.body = bytearray()
         self.status = 0
         self.first_byte: float | None = None
         self.done: asyncio.Future[ProbeFailure | None] = asyncio.get_running_loop().create_future()
-        self._seen = seen
+        self._details = details
         self._method = method
         self._max_body = max_body
-        self._size = 0  # of the body
-        self._listen = on_body  # takes the body as it comes, in place of `body`
-        self._head = 0  # bytes of headers and trailers
-        self._unparsed = 0  # bytes of a head that has not ended
-        self._heard = False  # something of the body, in what came last
-        self._framed = False  # the response itself tells where it ends
+        self._body_size = 0
+        self._on_body = on_body  # receives the body in pieces instead of `body`
+        self._headers_size = 0  # headers and trailers
+        self._unparsed_size = 0  # bytes of headers that are not complete
+        self._body_received = False  # in the last call of data_received()
+        self._has_length = False  # whether the headers determine where the body ends
         self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
@@ -44,16 +64,16 @@ class Exchange(asyncio.Protocol):
         except httptools.HttpParserUpgrade:
             self.end(None)
         except httptools.HttpParserError as error:
-            began = excerpt(data, self._seen)
-            self.end(ProbeFailure("protocol", f"the answer is not HTTP: {error}; it begins {began}"))
-        # The parser tells of a name, a value or a chunk's extension only once it has ended.
-        self._unparsed = 0 if self._heard else self._unparsed + len(data)
-        self._heard = False
-        self._bound_head(self._unparsed)
+            beginning = quote_excerpt(data, self._details)
+            self.end(ProbeFailure("protocol", f"the answer is not HTTP: {error}; it begins with {beginning}"))
+        # The parser reports a name, a value or a chunk extension only when it is complete.
+        self._unparsed_size = 0 if self._body_received else self._unparsed_size + len(data)
+        self._body_received = False
+        self._check_headers_size(self._unparsed_size)
 
-    def _bound_head(self, size: int) -> None:
-        if size > HEAD_LIMIT:
-            self.end(ProbeFailure("protocol", f"the response's headers are longer than {HEAD_LIMIT} bytes"))
+    def _check_headers_size(self, size: int) -> None:
+        if size > HEADERS_LIMIT:
+            self.end(ProbeFailure("protocol", f"the response headers are longer than {HEADERS_LIMIT} bytes"))
 
     @property
     def status_known(self) -> bool:
@@ -61,38 +81,38 @@ class Exchange(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self.done.done():
-            return  # what follows the answer is none of it
-        self._head += len(name) + len(value)
-        self._bound_head(self._head)
-        if not self.status_known:  # trailers count, and tell nothing
-            self.headers.append((name.decode("latin-1").lower(), _text(value)))
+            return  # data after the end of the response
+        self._headers_size += len(name) + len(value)
+        self._check_headers_size(self._headers_size)
+        if not self.status_known:  # trailers count towards the limit, but are not used
+            self.headers.append((name.decode("latin-1").lower(), _decode_value(value)))
 
     def on_headers_complete(self) -> None:
         status = int(self._parser.get_status_code())
         if self.done.done():
             return
-        if status < 200 and status != 101:  # noqa: PLR2004 - an interim answer; the real one follows
+        if status < 200 and status != 101:  # noqa: PLR2004 - an interim response; the final one follows
             self.headers.clear()
             return
         self.status = status
-        self._framed = any(
+        self._has_length = any(
             name == "content-length" or (name == "transfer-encoding" and "chunked" in value.lower())
             for name, value in self.headers
         )
-        if self._method == "HEAD" or (self._method == "CONNECT" and status < 300):  # noqa: PLR2004
+        if self._method == "HEAD" or (self._method == "CONNECT" and status < 300):  # noqa: PLR2004 - HTTP status code
             self.end(None)
 
     def on_body(self, data: bytes) -> None:
         if self.done.done():
             return
-        self._heard = True
-        self._size += len(data)
-        if self._size <= self._max_body and self._listen is None:
+        self._body_received = True
+        self._body_size += len(data)
+        if self._body_size <= self._max_body and self._on_body is None:
             self.body += data
-        elif self._size <= self._max_body and self._listen is not None:
-            self._listen(self, data)
+        elif self._body_size <= self._max_body and self._on_body is not None:
+            self._on_body(self, data)
         else:
-            self.end(ProbeFailure("body", f"the body is longer than max_body, {self._max_body} bytes"))
+            self.end(ProbeFailure("body", f"the body is longer than max_body ({self._max_body} bytes)"))
 
     def on_message_complete(self) -> None:
         if self.status_known:
@@ -101,18 +121,18 @@ class Exchange(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         if self.done.done():
             return
-        if self.status_known and not self._framed and error is None:
-            self.end(None)  # a body without a length ends with its connection
+        if self.status_known and not self._has_length and error is None:
+            self.end(None)  # the end of the connection is the end of a body without a length
         elif self.status_known:
-            self.end(ProbeFailure("protocol", f"the body was cut short after {self._size} bytes"))
+            self.end(ProbeFailure("protocol", f"the connection was closed after {self._body_size} bytes of the body"))
         elif self.first_byte is not None:
-            self.end(ProbeFailure("protocol", "the connection was closed in the middle of the headers"))
+            self.end(ProbeFailure("protocol", "the connection was closed within the response headers"))
         else:
-            why = getattr(error, "strerror", None) or "closed"
-            self.end(ProbeFailure("protocol", f"the connection was lost before any answer: {str(why).lower()}"))
+            cause = getattr(error, "strerror", None) or "closed"
+            self.end(ProbeFailure("protocol", f"the connection was lost before any answer: {str(cause).lower()}"))
 
     def end(self, failure: ProbeFailure | None) -> None:
-        """Read no further."""
+        """Stop reading, with a failure or with what has been read."""
         if not self.done.done():
             self.done.set_result(failure)
 
@@ -121,17 +141,17 @@ class Exchange(asyncio.Protocol):
         return str(self._parser.get_http_version())
 
     def header(self, name: str) -> str | None:
-        return header(self.headers, name)
+        return join_header(self.headers, name)
 
 
-def header(headers: list[tuple[str, str]], name: str) -> str | None:
-    """The values of a header, joined as RFC 9110 has it, or None."""
+def join_header(headers: list[tuple[str, str]], name: str) -> str | None:
+    """Return the values of a header, joined with commas (RFC 9110, 5.3), or None if it is missing."""
     values = [value for key, value in headers if key == name.lower()]
     return ", ".join(values) if values else None
 
 
-def _text(value: bytes) -> str:
-    """UTF-8, as servers write it today, or else Latin-1, which is never wrong."""
+def _decode_value(value: bytes) -> str:
+    """Decode UTF-8, which most servers send, or else Latin-1, which accepts any bytes."""
     try:
         return value.decode()
     except UnicodeDecodeError:

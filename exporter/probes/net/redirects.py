@@ -1,18 +1,18 @@
-"""Which redirects a probe follows: a probed server must not choose what else is asked.
+"""Which redirects a probe may follow, so that a probed server cannot choose what else is requested.
 
-A redirect to this machine, to a link-local address or to a cloud's metadata service is refused, unless the address of
-the configured URL is of the same kind. Private networks stay allowed: most probes are for them.
+A redirect to this machine, to a link-local address or to the metadata service of a cloud is refused, unless the address
+of the configured URL is of the same kind. Private networks are allowed, since most probed services are in them.
 """
 
 import ipaddress
 from collections.abc import Sequence
 from typing import Literal
 
-from exporter.probes.net.certificates import is_literal
+from exporter.probes.net.certificates import is_ip_address
 from exporter.probes.net.connections import resolve
-from exporter.results import ProbeFailure, Seen
+from exporter.results import ProbeDetails, ProbeFailure
 
-Kind = Literal["loopback", "link-local", "metadata", ""]
+AddressKind = Literal["loopback", "link-local", "metadata", ""]
 _METADATA = frozenset(
     map(
         ipaddress.ip_address,
@@ -20,56 +20,56 @@ _METADATA = frozenset(
         ("fd00:ec2::254", "fd20:ce::254", "100.100.100.200", "168.63.129.16", "192.0.0.192"),
     )
 )
-# NAT64 (RFC 6052, RFC 8215), IPv4-compatible and IPv4-translated: the IPv4 address stands in the last 32 bits.
+# NAT64 (RFC 6052, RFC 8215), IPv4-compatible and IPv4-translated: the IPv4 address is in the last 32 bits.
 _EMBEDDING = tuple(map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96")))
 
 
-def kind_of(address: str) -> Kind:
-    """Which kind of special address a literal is; empty for all others."""
-    found = _embedded(ipaddress.ip_address(address.partition("%")[0]))
-    if found in _METADATA:
+def classify_address(address: str) -> AddressKind:
+    """Return the kind of a special IP address, or an empty string for all others."""
+    ip = _extract_ipv4(ipaddress.ip_address(address.partition("%")[0]))
+    if ip in _METADATA:
         return "metadata"
-    if found.is_loopback or found.is_unspecified:
+    if ip.is_loopback or ip.is_unspecified:
         return "loopback"
-    return "link-local" if found.is_link_local else ""
+    return "link-local" if ip.is_link_local else ""
 
 
-def _embedded(
+def _extract_ipv4(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The IPv4 address that an IPv6 address stands for, where it does."""
+    """Return the IPv4 address embedded in an IPv6 address, or else `address`."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
-    if any(address in network for network in _EMBEDDING) and int(address) > 1:  # but :: and ::1
+    if any(address in network for network in _EMBEDDING) and int(address) > 1:  # except :: and ::1
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or address
 
 
-def allowed(addresses: Sequence[str], host: str, configured: Kind) -> list[str]:
-    """Those of a redirect's addresses that may be asked; `configured` is the kind of the configured URL's address.
+def allowed_addresses(addresses: Sequence[str], host: str, configured: AddressKind) -> list[str]:
+    """Return the addresses that a redirect may lead to; `configured` is the kind of the configured URL's address.
 
-    Raises ProbeFailure where none may be.
+    Raises ProbeFailure if all are refused.
     """
-    kinds = {address: kind_of(address) for address in addresses}
-    good = [address for address, kind in kinds.items() if kind in ("", configured)]
-    if addresses and not good:
-        where = ", ".join(f"{address}, a {kind} address" for address, kind in kinds.items())
-        raise ProbeFailure("redirect", f"a redirect to {host} is refused: it is {where}")
-    return good
+    kinds = {address: classify_address(address) for address in addresses}
+    allowed = [address for address, kind in kinds.items() if kind in ("", configured)]
+    if addresses and not allowed:
+        refused = ", ".join(f"{address} ({kind})" for address, kind in kinds.items())
+        raise ProbeFailure("redirect", f"the redirect to {host} is refused, since its address is {refused}")
+    return allowed
 
 
-def kind_of_host(host: str) -> Kind:
-    """As `kind_of`, of a literal address or of a name, of which only `localhost` is known."""
+def classify_host(host: str) -> AddressKind:
+    """Return the kind of an IP address, or of a name, of which only `localhost` is known."""
     if host.rstrip(".").lower().endswith("localhost"):
         return "loopback"
-    return kind_of(host) if is_literal(host) else ""
+    return classify_address(host) if is_ip_address(host) else ""
 
 
-async def known_addresses(host: str, port: int) -> list[str]:
-    """The addresses of a host that a proxy will connect to, as far as this machine can resolve it."""
-    if is_literal(host):
+async def resolve_for_proxy(host: str, port: int) -> list[str]:
+    """Return the addresses of a host that a proxy will connect to, as far as this machine can resolve it."""
+    if is_ip_address(host):
         return [host]
     try:
-        return await resolve(host, port, Seen())
+        return await resolve(host, port, ProbeDetails())
     except ProbeFailure:
-        return ["127.0.0.1"] if kind_of_host(host) else []
+        return ["127.0.0.1"] if classify_host(host) else []

@@ -6,10 +6,10 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as _parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as _parse_text
 
-from exporter.exposition.page import Page
-from exporter.exposition.series import FAMILIES, ServiceSeries, host_lines
-from exporter.results import Result, Seen
-from exporter.state import State
+from exporter.exposition.metrics_page import MetricsPage
+from exporter.exposition.service_series import FAMILIES, ServiceSeries, render_host_info
+from exporter.results import ProbeDetails, ProbeResult
+from exporter.service_state import ServiceState
 from fleet.inventory.model import Host, Service
 from tests.support import inventory_of
 
@@ -17,7 +17,7 @@ parse_openmetrics: Callable[[str], Iterable[Any]] = _parse_openmetrics
 parse_text: Callable[[str], Iterable[Any]] = _parse_text
 
 
-def text_of(page: Page, *, openmetrics: bool = False) -> str:
+def text_of(page: MetricsPage, *, openmetrics: bool = False) -> str:
     return b"".join(page.chunks(openmetrics=openmetrics)).decode()
 
 
@@ -28,22 +28,22 @@ def service(tmp_path: Path) -> Service:
 
 
 @pytest.fixture
-def page(service: Service) -> Page:
-    made = Page(FAMILIES)
-    seen = Seen(
+def page(service: Service) -> MetricsPage:
+    made = MetricsPage(FAMILIES)
+    seen = ProbeDetails(
         phases={"connect": 0.25, "transfer": 0.5},
         gauges={"service_http_status_code": 503, "service_tls_certificate_expiry_timestamp_seconds": 2e9},
         tls=('CN="x"', "TLSv1.3"),
         components={"a": True, "b\n": False},
     )
-    result = Result(False, "status", "answered 503", 1000.0, 0.75, seen)
-    state = State().after(result, fail_after=1, recover_after=1)
+    result = ProbeResult(False, "status", "answered 503", 1000.0, 0.75, seen)
+    state = ServiceState().after(result, fail_after=1, recover_after=1)
     made.put("web", ServiceSeries(service).render(state, result, {"status": 1}))
-    made.put("host h", host_lines(Host(address="10.0.0.1", labels={"rack": "a3"})))
+    made.put("host h", render_host_info(Host(address="10.0.0.1", labels={"rack": "a3"})))
     return made
 
 
-def test_both_formats_say_the_same(page: Page) -> None:
+def test_both_formats_have_the_same_samples(page: MetricsPage) -> None:
     text = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_text(text_of(page)) for s in f.samples}
     rendered = text_of(page, openmetrics=True) + "# EOF\n"
     other = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_openmetrics(rendered) for s in f.samples}
@@ -51,7 +51,7 @@ def test_both_formats_say_the_same(page: Page) -> None:
     assert len(text) == 20
 
 
-def test_labels_and_values(page: Page) -> None:
+def test_labels_and_values(page: MetricsPage) -> None:
     found = {family.name: family for family in parse_text(text_of(page))}
     (info,) = found["service_info"].samples
     assert info.labels["name"] == 'a "b"\\c\nd'
@@ -65,9 +65,9 @@ def test_labels_and_values(page: Page) -> None:
     }  # fmt: skip
 
 
-def test_what_was_not_measured_is_absent(service: Service) -> None:
-    made = Page(FAMILIES)
-    made.put("web", ServiceSeries(service).render(State(), None, {}))
+def test_unmeasured_metrics_are_absent(service: Service) -> None:
+    made = MetricsPage(FAMILIES)
+    made.put("web", ServiceSeries(service).render(ServiceState(), None, {}))
     names = {sample.name for family in parse_text(text_of(made)) for sample in family.samples}
     assert "service_up" not in names
     assert "service_probe_success" not in names
@@ -75,7 +75,7 @@ def test_what_was_not_measured_is_absent(service: Service) -> None:
     assert {"service_probes_total", "service_info", "service_probe_interval_seconds"} <= names
 
 
-def test_what_leaves_takes_its_lines_along(page: Page) -> None:
+def test_dropped_keys_have_no_lines(page: MetricsPage) -> None:
     page.drop("web")
     page.drop("host h")
     assert text_of(page) == ""

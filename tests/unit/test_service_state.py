@@ -1,23 +1,23 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exporter.results import Result, Seen
-from exporter.state import State
+from exporter.results import ProbeDetails, ProbeResult
+from exporter.service_state import ServiceState
 
 
-def result(success: bool, at: float = 0.0) -> Result:
-    return Result(success, None if success else "connect", "", at, 1.0, Seen())
+def result(success: bool, at: float = 0.0) -> ProbeResult:
+    return ProbeResult(success, None if success else "connect", "", at, 1.0, ProbeDetails())
 
 
-def run(outcomes: list[bool], fail_after: int, recover_after: int) -> list[State]:
-    state, states = State(), []
+def run(outcomes: list[bool], fail_after: int, recover_after: int) -> list[ServiceState]:
+    state, states = ServiceState(), []
     for at, success in enumerate(outcomes):
         state = state.after(result(success, at), fail_after=fail_after, recover_after=recover_after)
         states.append(state)
     return states
 
 
-def test_nothing_is_decided_before_enough_was_seen() -> None:
+def test_up_is_undetermined_before_enough_results() -> None:
     assert [state.up for state in run([False, True, False, False], 2, 2)] == [None, None, None, False]
     assert [state.up for state in run([True], 2, 1)] == [True]
 
@@ -29,14 +29,12 @@ def test_a_single_failure_does_not_bring_a_service_down() -> None:
     assert states[-1].last_change == 6.0
 
 
-def test_only_a_service_that_is_up_without_doubt_is_settled() -> None:
-    assert [state.settled for state in run([True, False, True], 2, 1)] == [True, False, True]
+def test_is_stable() -> None:
+    assert [state.is_stable for state in run([True, False, True], 2, 1)] == [True, False, True]
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 4), st.integers(1, 4))
-def test_up_follows_the_last_run_that_was_long_enough(
-    outcomes: list[bool], fail_after: int, recover_after: int
-) -> None:
+def test_up_follows_the_last_sufficient_run(outcomes: list[bool], fail_after: int, recover_after: int) -> None:
     states = run(outcomes, fail_after, recover_after)
     up: bool | None = None
     changes = 0

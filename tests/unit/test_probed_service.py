@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from exporter.results import ProbeFailure, Reason, Result, Seen
-from exporter.scheduler.watcher import Watch
+from exporter.results import FailureReason, ProbeDetails, ProbeFailure, ProbeResult
+from exporter.scheduler.probed_service import ProbedService
 from fleet.inventory.model import Service
 from tests.support import inventory_of
 
@@ -15,28 +15,35 @@ def service(tmp_path: Path) -> Service:
     return inventory_of(tmp_path, {"services": {"web": written}}).inventory.services["web"]
 
 
-def result(reason: Reason | None) -> Result:
-    return Result(reason is None, reason, "", 0.0, 0.1, Seen(evidence={"body": b"x"}, overdue=ProbeFailure("tls", "")))
+def result(reason: FailureReason | None) -> ProbeResult:
+    return ProbeResult(
+        reason is None,
+        reason,
+        "",
+        0.0,
+        0.1,
+        ProbeDetails(evidence={"body": b"x"}, timeout_failure=ProbeFailure("tls", "")),
+    )
 
 
 async def test_a_failure_is_logged_when_it_changes_and_then_every_ten_minutes(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    watch = Watch(service)
+    probed = ProbedService(service)
     told = []
     for now, reason in (
         (0, "connect"), (30, "connect"), (599, "connect"), (600, "connect"), (601, "timeout"), (1200, "timeout"),
         (1201, "timeout"), (1800, None), (9999, None),
     ):  # fmt: skip
-        watch.record(result(reason), now, "")  # type: ignore[arg-type]
+        probed.record(result(reason), now, "")  # type: ignore[arg-type] # a str, not a literal
         if capsys.readouterr().out:
             told.append(now)
     assert told == [0, 600, 601, 1201, 1800]
 
 
-async def test_the_last_twenty_failures_are_kept_without_their_evidence(service: Service) -> None:
-    watch = Watch(service)
+async def test_recent_failures_are_limited_and_without_evidence(service: Service) -> None:
+    probed = ProbedService(service)
     for now in range(30):
-        watch.record(result("connect"), now, "")
-    assert len(watch.recent) == 20
-    assert not any(each.seen.evidence or each.seen.overdue for each in watch.recent)
+        probed.record(result("connect"), now, "")
+    assert len(probed.recent_failures) == 20
+    assert not any(each.details.evidence or each.details.timeout_failure for each in probed.recent_failures)

@@ -1,4 +1,4 @@
-"""Servers that misbehave in every way we know: each gives its reason in time, and leaves nothing behind."""
+"""Misbehaving servers: each leads to its reason within the timeout, and leaks nothing."""
 
 import asyncio
 import gc
@@ -18,8 +18,8 @@ import brotli
 import pytest
 import pytest_asyncio
 
-from exporter.results import Result
-from exporter.scheduler.probe_runner import probe
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import run_probe
 from fleet.inventory.loading import Loaded
 from runtime.redaction import Redactor
 from tests.integration import peers
@@ -33,7 +33,7 @@ BOMB = gzip.compress(b"\0" * 20_000_000)
 
 
 def says(*pieces: bytes, every: float = 0.0, forever: bool = False, close: bool = True) -> Handle:
-    """A server that reads a request, says `pieces` one after the other, and closes or waits."""
+    """Return a server that reads a request, sends `pieces`, and closes the connection or waits."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -71,14 +71,14 @@ def body(content: bytes, coding: str) -> bytes:
 class Hostile:
     handle: Handle
     reason: str
-    said: str = ""
+    message: str = ""
     options: Any = None
     scheme: str = "http"
     certificate: str = ""
 
 
 HOSTILE = {
-    "silent": Hostile(silent, "timeout", "no answer within 0.4 s (got as far as processing)"),
+    "silent": Hostile(silent, "timeout", "no answer within 0.4 s (last phase: processing)"),
     "reset": Hostile(reset, "protocol", "the connection was lost before any answer"),
     "closing": Hostile(says(b""), "protocol", "before any answer"),
     "dripping a body": Hostile(says(OK + b"Content-Length: 999\r\n\r\n", b"x", every=0.05, forever=True), "timeout"),
@@ -86,7 +86,7 @@ HOSTILE = {
     "endless headers": Hostile(says(OK, b"X-A: " + b"a" * 8000 + b"\r\n", forever=True), "protocol", "longer than 262144"),
     "an endless header": Hostile(says(OK + b"X-A: ", b"a" * 8000, forever=True), "protocol", "longer than 262144"),
     "endless interim answers": Hostile(says(b"HTTP/1.1 103 Early\r\nX: y\r\n\r\n" * 100, forever=True), "protocol"),
-    "an endless body": Hostile(says(OK + b"\r\n", b"x" * 65536, forever=True), "body", "longer than max_body, 1048576"),
+    "an endless body": Hostile(says(OK + b"\r\n", b"x" * 65536, forever=True), "body", "longer than max_body (1048576 bytes)"),
     "endless chunks": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n", b"10\r\nxxxxxxxxxxxxxxxx\r\n" * 9999, forever=True), "body"),
     "endless trailers": Hostile(
         says(OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X-A: b\r\n" * 1000, forever=True), "protocol"
@@ -99,54 +99,54 @@ HOSTILE = {
     ),
     "JSON of very many values": Hostile(
         says(OK + b"Content-Length: 200001\r\n\r\n[" + b"1," * 99_999 + b"1]"),
-        "json", "finds more than 10000 values", {"expect": {"json": {"$[*]": 1}}},
+        "json", "selects more than 10000 values", {"expect": {"json": {"$[*]": 1}}},
     ),
     "a redirect to what is no URL": Hostile(
-        says(b"HTTP/1.1 302 Found\r\nLocation: http://][p@\r\nContent-Length: 0\r\n\r\n"), "protocol", "which is no URL"
+        says(b"HTTP/1.1 302 Found\r\nLocation: http://][p@\r\nContent-Length: 0\r\n\r\n"), "protocol", "which is not a URL"
     ),
     "a redirect to what is no name": Hostile(
         says(b"HTTP/1.1 302 Found\r\nLocation: http://xn--/\r\nContent-Length: 0\r\n\r\n"), "protocol"
     ),
-    "a gzip bomb": Hostile(says(body(BOMB, "gzip")), "body", "decoded, is longer than max_body"),
+    "a gzip bomb": Hostile(says(body(BOMB, "gzip")), "body", "the decoded body is longer than max_body"),
     "a deflate bomb": Hostile(says(body(zlib.compress(b"\0" * 20_000_000), "deflate")), "body", "decoded"),
     "a brotli bomb": Hostile(says(body(brotli.compress(b"\0" * 20_000_000, quality=5), "br")), "body", "decoded"),
     "bombs in a bomb": Hostile(says(body(gzip.compress(BOMB), "gzip, gzip")), "body", "decoded"),
     "a thousand codings": Hostile(
-        says(body(b"x", ", ".join(["gzip"] * 1000))), "protocol", "has 1000 codings, more than 5"
+        says(body(b"x", ", ".join(["gzip"] * 1000))), "protocol", "has 1000 encodings, more than 5"
     ),
     "a redirect loop": Hostile(
         says(b"HTTP/1.1 302 Found\r\nLocation: /\r\nContent-Length: 0\r\n\r\n"), "protocol", "more than 10 times"
     ),
-    "too long a Content-Length": Hostile(says(OK + b"Content-Length: 99\r\n\r\nok"), "protocol", "cut short after 2 bytes"),
+    "too long a Content-Length": Hostile(says(OK + b"Content-Length: 99\r\n\r\nok"), "protocol", "the connection was closed after 2 bytes of the body"),
     "two lengths": Hostile(says(OK + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\nok"), "protocol"),
     "a negative length": Hostile(says(OK + b"Content-Length: -2\r\n\r\nok"), "protocol"),
     "a bad chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\nzz\r\nok\r\n0\r\n\r\n"), "protocol", "not HTTP"),
-    "an unended chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nok"), "protocol", "cut short"),
-    "broken gzip": Hostile(says(body(b"no gzip", "gzip")), "protocol", "the body is not gzip"),
-    "gzip cut short": Hostile(says(body(gzip.compress(b"hello" * 99)[:-9], "gzip")), "protocol", "cut short"),
-    "brotli cut short": Hostile(says(body(brotli.compress(b"hello" * 99)[:-3], "br")), "protocol", "cut short"),
+    "an unended chunk": Hostile(says(OK + b"Transfer-Encoding: chunked\r\n\r\n5\r\nok"), "protocol", "the connection was closed"),
+    "broken gzip": Hostile(says(body(b"no gzip", "gzip")), "protocol", "the body is not valid gzip"),
+    "gzip cut short": Hostile(says(body(gzip.compress(b"hello" * 99)[:-9], "gzip")), "protocol", "the gzip body is truncated"),
+    "brotli cut short": Hostile(says(body(brotli.compress(b"hello" * 99)[:-3], "br")), "protocol", "the br body is truncated"),
     "gzip of many members": Hostile(says(body(gzip.compress(b"") * 5000, "gzip")), "protocol", "more than 100 members"),
     "a charset that is slow": Hostile(
         says(OK + b"Content-Type: text/html; charset=punycode\r\nContent-Length: 120000\r\n\r\n" + b"a-b" * 40000),
         "body", "does not match", {"expect": {"body_matches": "hello"}},
     ),
-    "an unknown coding": Hostile(says(body(b"hello", "zstd")), "protocol", "encoded as 'zstd'"),
+    "an unknown coding": Hostile(says(body(b"hello", "zstd")), "protocol", "unsupported content encoding 'zstd'"),
     "broken UTF-8": Hostile(
-        says(OK + b"Content-Length: 4\r\n\r\n\xff\xfe\xc3("), "body", "begins '", {"expect": {"body_matches": "hello"}}
+        says(OK + b"Content-Length: 4\r\n\r\n\xff\xfe\xc3("), "body", "begins with '", {"expect": {"body_matches": "hello"}}
     ),
     "another protocol": Hostile(says(b"SSH-2.0-OpenSSH_9.2\r\n"), "protocol", "the answer is not HTTP"),
     "no TLS": Hostile(says(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "timeout", "", None, "https"),
     "half a handshake": Hostile(half_a_handshake, "tls", "", None, "https"),
-    "a silent handshake": Hostile(silent, "timeout", "got as far as tls", None, "https"),
+    "a silent handshake": Hostile(silent, "timeout", "last phase: tls", None, "https"),
     "an expired certificate": Hostile(silent, "tls", "certificate has expired", {"tls": "ca"}, "https", "expired"),
-    "an unknown authority": Hostile(silent, "tls", "certificate is refused", None, "https", "127.0.0.1"),
+    "an unknown authority": Hostile(silent, "tls", "certificate verification failed", None, "https", "127.0.0.1"),
     "another's certificate": Hostile(silent, "tls", "IP address mismatch", {"tls": "ca"}, "https", "other.test"),
 }  # fmt: skip
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loaded]:
-    """All of these servers, and a service for each."""
+    """All of these servers, with a service for each."""
     folder = tmp_path_factory.mktemp("hostile")
     authority = Authority.made(folder / "ca.pem")
     services: dict[str, Any] = {}
@@ -169,25 +169,25 @@ def _context(authority: Authority, certificate: str) -> ssl.SSLContext:
     return authority.server(certificate)
 
 
-async def run(world: Loaded, number: int) -> Result:
+async def run(world: Loaded, number: int) -> ProbeResult:
     service = world.inventory.services[f"s{number}"]
     nobody: Any = None
-    return await probe(service, nobody, nobody, Redactor(world.secrets))
+    return await run_probe(service, nobody, nobody, Redactor(world.secrets))
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_each_gives_its_reason_in_time(world: Loaded, name: str) -> None:
+async def test_reasons_of_hostile_peers(world: Loaded, name: str) -> None:
     expected = HOSTILE[name]
     result = await run(world, list(HOSTILE).index(name))
-    assert (result.reason, expected.said in result.message) == (expected.reason, True), result.message
+    assert (result.reason, expected.message in result.message) == (expected.reason, True), result.message
     assert result.duration < 20
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("probes", [500, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
-async def test_nothing_is_left_of_many(world: Loaded, probes: int) -> None:
-    """Sockets, tasks and memory are as they were, once the servers have noticed that we are gone."""
+async def test_no_resources_leak(world: Loaded, probes: int) -> None:
+    """Sockets, tasks and memory return to their previous numbers once the servers have closed."""
     rounds = probes // len(HOSTILE) + 1
 
     async def some(count: int) -> None:
@@ -209,7 +209,7 @@ async def test_nothing_is_left_of_many(world: Loaded, probes: int) -> None:
 
 
 async def _held() -> tuple[int, int, int]:
-    """Open files, tasks, and resident bytes, when no more of them go."""
+    """Return open files, tasks, and resident bytes once they are stable."""
     held = (10**9, 10**9)
     for _ in range(100):
         await asyncio.sleep(0.1)

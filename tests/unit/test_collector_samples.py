@@ -1,37 +1,37 @@
-"""What is taken of what a host prints."""
+"""Limits on the samples of a collector."""
 
 import math
 
 import pytest
 
-from exporter.exposition.samples import LABEL_LIMIT, SERIES_LIMIT, SIZE_LIMIT, Samples
+from exporter.exposition.collector_samples import LABEL_LIMIT, SERIES_LIMIT, SIZE_LIMIT, CollectorSamples
 
 
 @pytest.mark.parametrize("value", [10**400, -(10**400), math.inf, -math.inf, math.nan])
-def test_a_number_that_cannot_be_kept_is_left_out(value: float) -> None:
-    samples = Samples("h")
+def test_numbers_that_are_not_finite_are_left_out(value: float) -> None:
+    samples = CollectorSamples("h")
     samples.add("a", value)
     samples.add("b", 1)
-    assert (samples.lines, samples.fault) == ({"b": 'b{host="h"} 1\n'}, "a is no number that can be kept")
+    assert (samples.lines, samples.fault) == ({"b": 'b{host="h"} 1\n'}, "the value of a is not a finite number")
 
 
-def test_a_label_that_is_too_long_is_left_out() -> None:
-    samples = Samples("h")
+def test_too_long_labels_are_left_out() -> None:
+    samples = CollectorSamples("h")
     samples.add("a", 1, name="x" * LABEL_LIMIT)
     samples.add("a", 1, name="y" * (LABEL_LIMIT + 1))
     assert (samples.lines["a"].count("\n"), samples.fault) == (1, "a label of a is longer than 1000 characters")
 
 
-def test_there_are_no_more_series_than_any_host_has() -> None:
-    samples = Samples("h")
+def test_series_limit() -> None:
+    samples = CollectorSamples("h")
     for number in range(SERIES_LIMIT + 10):
         samples.add("a", number, name=f"{number}")
     assert (samples.lines["a"].count("\n"), samples.fault) == (SERIES_LIMIT, "there are more than 5000 series")
 
 
-def test_all_lines_together_are_bounded() -> None:
-    samples = Samples("h")
+def test_size_limit() -> None:
+    samples = CollectorSamples("h")
     for number in range(SERIES_LIMIT):
         samples.add("a", 1, name=f"{number:04}" + "x" * (LABEL_LIMIT - 4))
     assert sum(map(len, samples.lines.values())) <= SIZE_LIMIT
-    assert samples.fault == f"all lines together are longer than {SIZE_LIMIT} characters"
+    assert samples.fault == f"the samples exceed {SIZE_LIMIT} characters"

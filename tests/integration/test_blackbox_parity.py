@@ -1,4 +1,4 @@
-"""The options of blackbox_exporter 0.23, each once passing and once failing: its verdict and ours are the same.
+"""The options of blackbox_exporter 0.23, each passing and failing: both exporters give the same result.
 
 What differs on purpose stands in docs/probes.md.
 """
@@ -24,8 +24,8 @@ from aiohttp import web
 
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
-from exporter.results import Result
-from exporter.scheduler.probe_runner import probe_alone
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.loading import Loaded
 from runtime.redaction import Redactor
 from tests.integration import peers
@@ -80,10 +80,10 @@ async def old_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
 
 
 async def greeter(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Greets by lines, asks for a cookie to be said back, and knows whether it was."""
+    """A line-based server that sends a cookie and checks that it is sent back."""
     writer.write(b"100 hello\r\n200 say c00kie\r\n")
-    said = (await reader.readline()).strip()
-    writer.write(b"300 well\r\n" if said == b"c00kie" else b"400 ill\r\n")
+    message = (await reader.readline()).strip()
+    writer.write(b"300 well\r\n" if message == b"c00kie" else b"400 ill\r\n")
     await writer.drain()
 
 
@@ -351,7 +351,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
 
 
 def _timeout(case: Case) -> str:
-    """Long enough for a machine that is busy, but where it may be what ends the probe."""
+    """Return a timeout that suffices on a busy machine, or a short one where the timeout is under test."""
     return "15s" if case.up else "2s"
 
 
@@ -401,9 +401,11 @@ async def _servers(stack: AsyncExitStack, folder: Path) -> dict[str, Any]:
 @pytest.mark.needs("prometheus-blackbox-exporter")
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", CASES)
-async def test_the_same_verdict(world: World, name: str) -> None:
+async def test_same_result_as_blackbox_exporter(world: World, name: str) -> None:
     number, up = list(CASES).index(name), CASES[name].up
-    ours: Result = await probe_alone(world.known.inventory.services[f"m{number}"], {}, Redactor(world.known.secrets))
+    ours: ProbeResult = await probe_once(
+        world.known.inventory.services[f"m{number}"], {}, Redactor(world.known.secrets)
+    )
     assert ours.success == up, ours.message
     asked = {"module": f"m{number}", "target": world.targets[number], "debug": "true"}
     theirs = await world.blackbox.get("/probe", params=asked)

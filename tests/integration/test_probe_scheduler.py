@@ -1,4 +1,4 @@
-"""Many services at once: who hangs delays nobody else."""
+"""The probe scheduler with many services: hanging services do not delay others."""
 
 import asyncio
 from pathlib import Path
@@ -6,14 +6,14 @@ from typing import Any
 
 from aiohttp import web
 
-from exporter.metrics import Metrics
-from exporter.scheduler.watcher import Watcher
+from exporter.metrics import ExporterMetrics
+from exporter.scheduler.probe_scheduler import ProbeScheduler
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.support import eventually, inventory_of
 
 
-async def test_who_hangs_or_never_ends_delays_nobody_else(tmp_path: Path) -> None:
+async def test_hanging_services_do_not_delay_others(tmp_path: Path) -> None:
     async def hang(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read()
 
@@ -32,21 +32,21 @@ async def test_who_hangs_or_never_ends_delays_nobody_else(tmp_path: Path) -> Non
         services |= {f"endless-{n}": {"probe": endless} for n in range(3)}
         services |= {f"quick-{n}": {"probe": quick} for n in range(20)}
         known = await asyncio.to_thread(inventory_of, tmp_path, {"services": services})
-        watcher = Watcher(Metrics(), Redactor())
-        await watcher.apply(known.inventory)
+        scheduler = ProbeScheduler(ExporterMetrics(), Redactor())
+        await scheduler.apply(known.inventory)
 
         async def probed_often() -> bool:
-            return all(watcher.watches[f"quick-{n}"].state.successes >= 10 for n in range(20))
+            return all(scheduler.services[f"quick-{n}"].state.successes >= 10 for n in range(20))
 
         try:
             await eventually(probed_often)
-            assert all(watcher.watches[f"slow-{n}"].last is None for n in range(300))
+            assert all(scheduler.services[f"slow-{n}"].last is None for n in range(300))
         finally:
-            await watcher.close()
+            await scheduler.close()
 
 
-async def test_a_reload_sees_files_that_changed_and_not_tokens_that_were_fetched(tmp_path: Path) -> None:
-    """What is sent is read anew when its file has changed; a service with a token is the same service."""
+async def test_a_reload_notices_changed_files_and_keeps_cached_tokens(tmp_path: Path) -> None:
+    """A changed file is read again; a cached token does not make a service count as changed."""
     sent: list[bytes] = []
 
     async def take(request: web.Request) -> web.Response:
@@ -65,16 +65,16 @@ async def test_a_reload_sees_files_that_changed_and_not_tokens_that_were_fetched
             "upload": {"probe": {"http": {"url": url, "method": "POST", "files": {"f": {"path": "it.txt"}}}}},
             "token": {"probe": {"http": {"url": url, "auth": {"oauth2": oauth2}}}},
         }
-        watcher = Watcher(Metrics(), Redactor())
+        scheduler = ProbeScheduler(ExporterMetrics(), Redactor())
         try:
             for text in ("one", "two, and longer"):
                 (tmp_path / "it.txt").write_text(text)
                 known = await asyncio.to_thread(inventory_of, tmp_path, {"services": services})
-                before = watcher.watches["token"].task if watcher.watches else None
-                await watcher.apply(known.inventory)
-                assert before in (None, watcher.watches["token"].task)
-                for watch in watcher.watches.values():
-                    assert (await watcher.probe_now(watch)).success
+                before = scheduler.services["token"].task if scheduler.services else None
+                await scheduler.apply(known.inventory)
+                assert before in (None, scheduler.services["token"].task)
+                for probed in scheduler.services.values():
+                    assert (await scheduler.probe_now(probed)).success
         finally:
-            await watcher.close()
+            await scheduler.close()
     assert sent == [b"one", b"two, and longer"]

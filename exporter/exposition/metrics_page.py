@@ -1,15 +1,15 @@
-"""The pre-rendered part of `/metrics`: lines change when a result does, not at each scrape."""
+"""The pre-rendered part of `/metrics`: lines are rendered when a result arrives, not at each scrape."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-CHUNK = 500  # services, or hosts, of one family
+CHUNK = 500  # keys (services or hosts) of one family
 
 
 @dataclass(frozen=True)
-class Family:
-    """A metric family; `name` is as it stands on the page, a counter's with `_total`."""
+class MetricFamily:
+    """A metric family; the `name` of a counter ends in `_total`."""
 
     name: str
     type: Literal["gauge", "counter"]
@@ -20,29 +20,30 @@ class Family:
         return f"# HELP {name} {self.help}\n# TYPE {name} {self.type}\n"
 
 
-class Page:
-    """Lines by family and by key (a service's or a host's), joined at a scrape."""
+class MetricsPage:
+    """Rendered lines by metric family and by key (a service or a host), joined at a scrape."""
 
-    def __init__(self, families: Iterable[Family]) -> None:
+    def __init__(self, families: Iterable[MetricFamily]) -> None:
         self._families = {family.name: family for family in families}
         self._lines: dict[str, dict[str, str]] = {name: {} for name in self._families}
-        self._names: dict[str, set[str]] = {}  # the families that a key has lines of
+        self._names: dict[str, set[str]] = {}  # names of the families in which a key has lines
 
     def put(self, key: str, lines: Mapping[str, str]) -> None:
-        """Replace all lines of `key` by `lines`, whole lines by family name."""
-        there = {name for name, text in lines.items() if text and name in self._lines}
-        for name in self._names.get(key, there) - there:
+        """Replace all lines of `key` by `lines`, which maps family names to complete lines."""
+        names = {name for name, text in lines.items() if text and name in self._lines}
+        for name in self._names.get(key, names) - names:
             del self._lines[name][key]
-        for name in there:
+        for name in names:
             self._lines[name][key] = lines[name]
-        self._names[key] = there
+        self._names[key] = names
 
     def drop(self, key: str) -> None:
+        """Remove all lines of `key`."""
         for name in self._names.pop(key, ()):
             del self._lines[name][key]
 
     def chunks(self, *, openmetrics: bool = False) -> Iterator[bytes]:
-        """The page in pieces, none of which takes long; it may change between two of them, whole lines at a time."""
+        """Yield the page in small chunks of complete lines; lines may change between two chunks."""
         for name, family in self._families.items():
             texts = list(self._lines[name].values())
             if texts:
@@ -51,10 +52,10 @@ class Page:
                 yield "".join(texts[start : start + CHUNK]).encode("utf-8", "replace")
 
 
-def labels(pairs: Mapping[str, str]) -> str:
-    """`a="1",b="2"`, escaped as the text format wants it."""
-    return ",".join(f'{name}="{_escaped(value)}"' for name, value in pairs.items())
+def format_labels(labels: Mapping[str, str]) -> str:
+    """Return `a="1",b="2"`, escaped for the text format."""
+    return ",".join(f'{name}="{_escape(value)}"' for name, value in labels.items())
 
 
-def _escaped(value: str) -> str:
+def _escape(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

@@ -1,0 +1,82 @@
+"""The base class of collectors, their common options, and their failure."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
+
+from pydantic import AfterValidator, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from exporter.exposition.collector_samples import CollectorSamples
+from fleet.host.reading import NOT_READ, Output, Section
+from fleet.inventory.endpoints import Part
+from fleet.inventory.units import PositiveDuration
+from fleet.shells import ENDED_BY_TIMEOUT
+
+MIN_INTERVAL = 0.2  # seconds between two runs
+ReadSections = Callable[[Sequence[Section]], Awaitable[Mapping[str, Output]]]
+
+
+def _check_interval(every: float) -> float:
+    if every < MIN_INTERVAL:
+        raise ValueError(f"must be at least {MIN_INTERVAL * 1000:g}ms")
+    return every
+
+
+class CollectorOptions(Part):
+    """The interval of a collector; `30s` is short for `{every: 30s}`."""
+
+    every: Annotated[PositiveDuration, AfterValidator(_check_interval)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_short_form(cls, value: Any) -> Any:
+        return {"every": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return a schema that allows the short form."""
+        part = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [dict(part["properties"]["every"]), part]} if "properties" in part else part
+
+
+CollectorOptionsT = TypeVar("CollectorOptionsT", bound=CollectorOptions)
+
+
+class CollectorFailure(Exception):  # noqa: N818 - the counterpart of ProbeFailure
+    """A collector could not read everything; what it read is in the samples. `late`: a command did not end in time."""
+
+    def __init__(self, message: str, *, late: bool = False) -> None:
+        super().__init__(message)
+        self.late = late
+
+
+class Collector(Generic[CollectorOptionsT]):
+    """A collector of one host. A `shared` collector uses the readings that probes of the host use, too."""
+
+    shared: ClassVar[bool] = False
+
+    def __init__(self, options: CollectorOptionsT, host: str) -> None:
+        self.options, self.host = options, host
+
+    def sections(self) -> list[Section]:
+        """Return all sections that the collector may read."""
+        raise NotImplementedError
+
+    async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
+        """Read sections and add samples. Raises CollectorFailure and ShellError."""
+        raise NotImplementedError
+
+
+def require_output(outputs: Mapping[str, Output], name: str) -> str:
+    """Return the output of the section `name`. Raises CollectorFailure if it is missing or its script failed."""
+    output = outputs.get(name)
+    if output is None:
+        raise CollectorFailure(f"{name} was not read completely")
+    if output.status == NOT_READ:
+        raise CollectorFailure(f"{name} was not read completely: {output.text}")
+    if output.status in ENDED_BY_TIMEOUT:
+        raise CollectorFailure(f"{name} did not answer in time", late=True)
+    if output.status != 0:
+        raise CollectorFailure(f"{name}: exit status {output.status}: {output.last_line}")
+    return output.text

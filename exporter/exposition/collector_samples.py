@@ -1,0 +1,56 @@
+"""The samples of one collector run, rendered as lines of `/metrics` within limits."""
+
+import sys
+from collections.abc import Iterable
+
+from exporter.exposition.metrics_page import format_labels
+
+SERIES_LIMIT = 5000  # of one collector of one host
+LABEL_LIMIT = 1000  # characters of a label's value
+SIZE_LIMIT = 4 * 1024 * 1024  # characters of all lines of one run
+
+
+class CollectorSamples:
+    """Lines by metric name, all of one host.
+
+    A host may print anything. Samples that exceed a limit, or that would make Prometheus reject the page of all hosts,
+    are left out; `fault` then holds the reason.
+    """
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        self._series_left = SERIES_LIMIT
+        self._size = 0
+        self._lines: dict[str, list[str]] = {}
+        self.fault: str | None = None
+
+    def add(self, metric: str, value: float | None, **labels: str) -> None:
+        """Add a sample, unless `value` is None."""
+        if value is None:
+            return
+        fault = self._find_fault(metric, value, labels.values())
+        if fault is not None:
+            self.fault = fault
+            return
+        line = f"{metric}{{{format_labels({'host': self._host, **labels})}}} {value}\n"
+        if self._size + len(line) > SIZE_LIMIT:
+            self.fault = f"the samples exceed {SIZE_LIMIT} characters"
+            return
+        self._series_left -= 1
+        self._size += len(line)
+        self._lines.setdefault(metric, []).append(line)
+
+    @property
+    def lines(self) -> dict[str, str]:
+        """The lines by metric name. Copies all of them at each access."""
+        return {metric: "".join(lines) for metric, lines in self._lines.items()}
+
+    def _find_fault(self, metric: str, value: float, label_values: Iterable[str]) -> str | None:
+        if not self._series_left:
+            return f"there are more than {SERIES_LIMIT} series"
+        # Prometheus reads floats; Python's integers have no upper limit.
+        if not abs(value) <= sys.float_info.max:
+            return f"the value of {metric} is not a finite number"
+        if any(len(text) > LABEL_LIMIT for text in label_values):
+            return f"a label of {metric} is longer than {LABEL_LIMIT} characters"
+        return None

@@ -1,0 +1,134 @@
+"""The `service_*` series and `host_info`: their metric families, and how they are rendered."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from exporter.exposition.metrics_page import MetricFamily, format_labels
+from exporter.results import FailureReason, ProbeResult
+from exporter.service_state import ServiceState
+from fleet.inventory.model import Host, Service
+
+# Measured by some probe kinds; absent if the last probe did not measure it.
+_MEASURED = {
+    "service_http_status_code": "HTTP status code of the last response.",
+    "service_http_redirects": "Number of redirects that the last probe followed.",
+    "service_tls_certificate_expiry_timestamp_seconds": "Expiry of the last served certificate.",
+    "service_tls_certificate_not_before_timestamp_seconds": "Start of validity of the last served certificate.",
+    "service_tls_chain_expiry_timestamp_seconds": "Earliest expiry in the last served certificate chain.",
+    "service_llm_first_token_seconds": "Time from the request to the first token of the last completion.",
+    "service_llm_tokens_per_second": "Output tokens per second of the last completion.",
+}
+FAMILIES = (
+    MetricFamily("service_up", "gauge", "Whether the service is up (debounced); absent until first determined."),
+    MetricFamily("service_probe_success", "gauge", "Whether the last probe succeeded."),
+    MetricFamily("service_probe_duration_seconds", "gauge", "Duration of the last probe."),
+    MetricFamily("service_probe_phase_seconds", "gauge", "Duration of each phase of the last probe."),
+    MetricFamily("service_probes_total", "counter", "Number of probes by result."),
+    MetricFamily("service_probe_failures_total", "counter", "Number of failed probes by reason."),
+    MetricFamily("service_consecutive_failures", "gauge", "Number of failed probes since the last success."),
+    MetricFamily("service_state_changes_total", "counter", "Number of changes of service_up."),
+    MetricFamily("service_last_probe_timestamp_seconds", "gauge", "Unix time at which the last probe ended."),
+    MetricFamily(
+        "service_last_success_timestamp_seconds", "gauge", "Unix time at which the last successful probe ended."
+    ),
+    MetricFamily(
+        "service_last_change_timestamp_seconds",
+        "gauge",
+        "Unix time at which service_up was first determined or last changed.",
+    ),
+    MetricFamily("service_probe_interval_seconds", "gauge", "Configured interval between probes."),
+    MetricFamily("service_probe_slow_seconds", "gauge", "Configured duration above which a probe counts as slow."),
+    MetricFamily(
+        "service_objective_ratio", "gauge", "Configured objective: the ratio of time in which the service should be up."
+    ),
+    *(MetricFamily(name, "gauge", help_text) for name, help_text in _MEASURED.items()),
+    MetricFamily("service_tls_info", "gauge", "Issuer of the last served certificate, and the TLS version; always 1."),
+    MetricFamily("service_component_up", "gauge", "Whether each component on the last status page is up."),
+    MetricFamily("service_info", "gauge", "Inventory data of the service; always 1."),
+    MetricFamily("host_info", "gauge", "Inventory data of the host; always 1."),
+)
+
+
+def _ratio(percent: float | None) -> float | None:
+    return None if percent is None else round(percent / 100, 9)
+
+
+class ServiceSeries:
+    """Renders the lines of one service; its labels are rendered only once."""
+
+    def __init__(self, service: Service) -> None:
+        labels = {
+            "service": service.id,
+            "host": service.host,
+            "provider": service.provider,
+            "category": service.category,
+        }
+        info = {
+            "name": service.title,
+            "severity": service.severity,
+            "team": service.team,
+            "on_failure": service.on_failure,
+            "probe": service.probe.kind,
+        }
+        self._labels = format_labels(labels)
+        self._constant = {
+            "service_probe_interval_seconds": self._line("service_probe_interval_seconds", service.probe.every),
+            "service_probe_slow_seconds": self._line("service_probe_slow_seconds", service.probe.slow_after),
+            "service_objective_ratio": self._line("service_objective_ratio", _ratio(service.objective)),
+            "service_info": f"service_info{{{self._labels},{format_labels(info)}}} 1\n",
+        }
+
+    def _line(self, name: str, value: float | None) -> str:
+        return "" if value is None else f"{name}{{{self._labels}}} {value}\n"
+
+    def _lines(self, name: str, label: str, values: Mapping[Any, float]) -> str:
+        return "".join(f'{name}{{{self._labels},{label}="{key}"}} {value}\n' for key, value in values.items())
+
+    def render(
+        self, state: ServiceState, last: ProbeResult | None, failures: Mapping[FailureReason, int]
+    ) -> dict[str, str]:
+        """Return the lines by metric name."""
+        line = self._line
+        lines = {
+            **self._constant,
+            "service_probes_total": self._lines(
+                "service_probes_total", "result", {"success": state.successes, "failure": state.failures}
+            ),
+            "service_probe_failures_total": self._lines("service_probe_failures_total", "reason", failures),
+            "service_consecutive_failures": line("service_consecutive_failures", state.failures_in_a_row),
+            "service_state_changes_total": line("service_state_changes_total", state.changes),
+            "service_up": line("service_up", None if state.up is None else int(state.up)),
+            "service_last_success_timestamp_seconds": line(
+                "service_last_success_timestamp_seconds", state.last_success
+            ),
+            "service_last_change_timestamp_seconds": line("service_last_change_timestamp_seconds", state.last_change),
+        }
+        if last is not None:
+            details = last.details
+            lines |= {
+                "service_probe_success": line("service_probe_success", int(last.success)),
+                "service_probe_duration_seconds": line("service_probe_duration_seconds", last.duration),
+                "service_probe_phase_seconds": self._lines("service_probe_phase_seconds", "phase", details.phases),
+                "service_last_probe_timestamp_seconds": line(
+                    "service_last_probe_timestamp_seconds", last.started_at + last.duration
+                ),
+            }
+            for name, value in details.gauges.items():
+                lines[name] = line(name, value)
+            if details.tls is not None:
+                issuer, version = details.tls
+                lines["service_tls_info"] = (
+                    f"service_tls_info{{{self._labels},{format_labels({'issuer': issuer, 'version': version})}}} 1\n"
+                )
+            if details.components:
+                lines["service_component_up"] = "".join(
+                    f"service_component_up{{{self._labels},{format_labels({'component': name})}}} {int(up)}\n"
+                    for name, up in details.components.items()
+                )
+        return lines
+
+
+def render_host_info(host: Host) -> dict[str, str]:
+    """Return the line of `host_info` by metric name."""
+    labels = {**host.labels, "host": host.name, "group": host.group, "address": host.address}
+    return {"host_info": f"host_info{{{format_labels(labels)}}} 1\n"}

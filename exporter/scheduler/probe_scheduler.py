@@ -1,0 +1,185 @@
+"""The probe scheduler: probes every service on its own schedule and publishes the results."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+import structlog
+
+from exporter.exposition.metrics_page import MetricsPage
+from exporter.exposition.service_series import FAMILIES, render_host_info
+from exporter.metrics import ExporterMetrics
+from exporter.probes.host import HostProbeOptions
+from exporter.results import ProbeResult
+from exporter.scheduler import collector_scheduler
+from exporter.scheduler.collector_scheduler import CollectorScheduler
+from exporter.scheduler.host_readings import SHARED_FOR, HostReadings, sections_by_host
+from exporter.scheduler.probe_runner import run_probe
+from exporter.scheduler.probed_service import ProbedService
+from exporter.scheduler.schedule import Schedule, add_jitter
+from fleet.inventory.model import Host, Inventory, Service
+from fleet.shells.pool import Shells
+from runtime.redaction import Redactor
+from runtime.tasks import cancel
+
+CONCURRENT_PROBES = 1000
+LATE = 2.0  # seconds after its due time at which a probe is skipped and gets a new due time
+YIELD_EVERY = 200  # services that a reload handles before it lets probes run
+log = structlog.get_logger()
+
+
+class ProbeScheduler:
+    """Probes the services and runs the collectors of an inventory until it is closed."""
+
+    def __init__(
+        self,
+        metrics: ExporterMetrics,
+        redact: Redactor,
+        *,
+        in_flight: int = CONCURRENT_PROBES,
+        randomness: random.Random | None = None,
+    ) -> None:
+        self.services: dict[str, ProbedService] = {}
+        self.page = MetricsPage((*FAMILIES, *collector_scheduler.FAMILIES))
+        self._metrics = metrics
+        self._redact = redact
+        self._random = randomness or random.Random()  # noqa: S311 - spreads load, not used for security
+        self._slots = asyncio.Semaphore(in_flight)
+        self._shells = Shells({})
+        self._readings = HostReadings(self._shells)
+        self._collectors = CollectorScheduler(self.page, self._shells, self._readings, redact, self._random)
+        self.hosts: Mapping[str, Host] = {}
+
+    async def apply(self, inventory: Inventory) -> None:
+        """Switch to `inventory`; tasks of unchanged services and collectors keep running."""
+        for name in self.hosts.keys() - inventory.hosts.keys():
+            self.page.drop(f"host {name}")
+        for name, host in inventory.hosts.items():
+            self.page.put(f"host {name}", render_host_info(host))
+        await self._shells.reload(inventory.hosts)
+        self.hosts = inventory.hosts
+        removed = [self.services.pop(name) for name in self.services.keys() - inventory.services.keys()]
+        changed = [
+            probed
+            async for probed in _with_pauses(list(self.services.values()))
+            if probed.service != inventory.services[probed.service.id]
+        ]
+        await _cancel_tasks(*removed, *changed)
+        collector_sections = self._collectors.shared_sections(inventory.hosts)
+        self._readings.set_sections(sections_by_host(inventory.services.values(), collector_sections))
+        await self._collectors.apply(inventory.hosts)
+        for probed in removed:
+            self.page.drop(probed.service.id)
+        for probed in changed:
+            probed.set_service(inventory.services[probed.service.id])
+        for name in inventory.services.keys() - self.services.keys():
+            self.services[name] = probed = ProbedService(inventory.services[name])
+            changed.append(probed)
+        async for probed in _with_pauses(changed):
+            self.page.put(probed.service.id, probed.render())
+            probed.task = asyncio.create_task(self._run(probed), name=f"probe {probed.service.id}")
+
+    async def close(self) -> None:
+        await _cancel_tasks(*self.services.values())
+        await self._collectors.close()
+        await self._readings.close()
+        await self._shells.close()
+
+    def ssh_connections(self) -> Mapping[str, int]:
+        """Return the number of SSH connections by state."""
+        return self._shells.connections()
+
+    def host_up(self, name: str) -> bool | None:
+        """Return whether the host's shell answered the last collector run, None before the first."""
+        return self._collectors.shell_answers.get(name)
+
+    async def probe_now(self, probed: ProbedService) -> ProbeResult:
+        """Probe outside the schedule, after a probe in flight has ended, so that the result is newer than the call."""
+        async with probed.lock:
+            result = await self._probe(probed, asyncio.get_running_loop().time())
+        probed.probed_out_of_turn.set()
+        return result
+
+    async def _run(self, probed: ProbedService) -> None:
+        loop = asyncio.get_running_loop()
+        options = probed.service.probe
+        reads_host = isinstance(options.options, HostProbeOptions)
+        # Probes that share a reading of their host are due at the same time; all others are spread.
+        schedule = Schedule.for_key(_schedule_key(probed.service), options.every, options.retry_every)
+        due = at = schedule.first_due(loop.time())
+        while True:
+            if await _probed_out_of_turn(probed, at):
+                # The result counts as if the service had been due now.
+                now = loop.time()
+                if not probed.state.is_stable:
+                    retry_at = now + min(options.retry_every, options.every)
+                    due = at = min(at, retry_at) if at > now else retry_at
+                elif at <= now:
+                    due, _ = schedule.next_due(due, now, stable=True)
+                    at = due
+                continue
+            if loop.time() - at > LATE:
+                # The process was suspended or blocked: all probes are late, and would start at the same time.
+                self._metrics.schedule_lag.observe(loop.time() - at)
+                self._metrics.skipped.inc()
+                due = at = schedule.first_due(loop.time())
+                continue
+            try:
+                async with probed.lock, self._slots:
+                    if probed.probed_out_of_turn.is_set():
+                        continue
+                    now = loop.time()
+                    self._metrics.schedule_lag.observe(max(0.0, now - at))
+                    await self._probe(probed, now - SHARED_FOR)
+            except Exception:  # without its task, the service would keep its last state for ever
+                log.exception("probe_task_failed", service=probed.service.id)
+            due, missed = schedule.next_due(due, loop.time(), stable=probed.state.is_stable)
+            at = due if reads_host else add_jitter(due, options.every, self._random)
+            if missed:
+                self._metrics.skipped.inc(missed)
+
+    async def _probe(self, probed: ProbedService, since: float) -> ProbeResult:
+        """Probe and record the result; a reading of the host that is used must have started at `since` or later."""
+        service = probed.service
+        self._metrics.in_flight.inc()
+        try:
+            result = await run_probe(
+                service,
+                lambda: self._shells.of(service.host),
+                lambda: self._readings.get(service.host, since=since),
+                self._redact,
+            )
+        finally:
+            self._metrics.in_flight.dec()
+        probed.record(result, asyncio.get_running_loop().time(), service.digest)
+        if self.services.get(service.id) is probed:
+            self.page.put(service.id, probed.render())
+        self._metrics.probe_duration.labels(service.provider, service.category).observe(result.duration)
+        return result
+
+
+def _schedule_key(service: Service) -> str:
+    return service.host if isinstance(service.probe.options, HostProbeOptions) else service.id
+
+
+async def _probed_out_of_turn(probed: ProbedService, at: float) -> bool:
+    """Wait until `at`; return True as soon as the service has been probed outside of its schedule."""
+    try:
+        async with asyncio.timeout_at(at):
+            await probed.probed_out_of_turn.wait()
+    except TimeoutError:
+        return False
+    probed.probed_out_of_turn.clear()
+    return True
+
+
+async def _with_pauses(services: Sequence[ProbedService]) -> AsyncIterator[ProbedService]:
+    """Yield the services, and let probes run after every `YIELD_EVERY` of them."""
+    for number, probed in enumerate(services):
+        if number % YIELD_EVERY == 0:
+            await asyncio.sleep(0)
+        yield probed
+
+
+async def _cancel_tasks(*services: ProbedService) -> None:
+    await cancel(probed.task for probed in services if probed.task is not None)

@@ -1,0 +1,69 @@
+"""A probed service: its state, its last result and its recent failures."""
+
+import asyncio
+from collections import Counter, deque
+
+import structlog
+
+from exporter.exposition.service_series import ServiceSeries
+from exporter.results import FailureReason, ProbeResult
+from exporter.service_state import ServiceState
+from fleet.inventory.model import Service
+
+RECENT_FAILURES = 20
+LOG_REPEAT = 600.0  # seconds between two log lines about the same failure
+log = structlog.get_logger()
+
+
+class ProbedService:
+    """The state and counters of one service, and the lock that prevents concurrent probes of it."""
+
+    def __init__(self, service: Service) -> None:
+        self.state = ServiceState()
+        self.last: ProbeResult | None = None
+        self.digest = service.digest  # of the configuration that produced the last result
+        self.failures: Counter[FailureReason] = Counter()
+        self.recent_failures: deque[ProbeResult] = deque(maxlen=RECENT_FAILURES)
+        self.lock = asyncio.Lock()
+        self.probed_out_of_turn = asyncio.Event()  # the next due time has to be computed again
+        self.task: asyncio.Task[None] | None = None
+        self._logged_at = 0.0  # event loop's clock
+        self.changed_at: float | None = None  # when `up` was determined or changed, event loop's clock
+        self.set_service(service)
+
+    def set_service(self, service: Service) -> None:
+        self.service = service
+        self.series = ServiceSeries(service)
+
+    def render(self) -> dict[str, str]:
+        """Return the lines of `/metrics` by metric name."""
+        return self.series.render(self.state, self.last, self.failures)
+
+    def record(self, result: ProbeResult, now: float, digest: str) -> None:
+        """Apply a result of the configuration `digest`; `now` is of the event loop's clock."""
+        options = self.service.probe
+        before = self.state
+        self.state = before.after(result, fail_after=options.fail_after, recover_after=options.recover_after)
+        if self.state.up is not before.up:
+            self.changed_at = now
+        differs = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)
+        self.last, self.digest = result, digest
+        trace = result.details.evidence.get("traceback")
+        # Only `defib probe` and the log use these; for 10,000 services they would take much memory.
+        result.details.evidence.clear()
+        result.details.timeout_failure = None  # an exception references the frames that it passed through
+        if result.reason is not None:
+            self.failures[result.reason] += 1
+            self.recent_failures.append(result)
+        repeat = not result.success and now - self._logged_at >= LOG_REPEAT
+        if differs or self.state.up is not before.up or repeat:
+            self._logged_at = now
+            log.info(
+                "probe_result",
+                service=self.service.id,
+                success=result.success,
+                up=self.state.up,
+                reason=result.reason,
+                message=result.message or None,
+                **({"traceback": trace} if trace else {}),
+            )
