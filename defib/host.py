@@ -18,7 +18,7 @@ from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Host, Inventory, Sudo
 from fleet.shells import Completed, ShellError
 from fleet.shells.ssh import digest
-from fleet.wrapper import allowed, command_file, wrapper
+from fleet.wrapper import render_allow_list, render_command_file, render_wrapper
 from remediator.execution import evidence
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.context import VERBS, Hands
@@ -76,8 +76,8 @@ def _wrapper(inventory: Inventory, host: Host, modes: Sequence[str]) -> Iterator
     if not modes:
         yield f"\n# It needs no wrapper.\nrm -rf {WRAPPER} /etc/defib/allowed {COMMANDS}\n"
         return
-    yield _here(WRAPPER, wrapper(), "755")
-    yield _here("/etc/defib/allowed", allowed(sections_of(inventory, host)) if "read" in modes else "", "644")
+    yield _here(WRAPPER, render_wrapper(), "755")
+    yield _here("/etc/defib/allowed", render_allow_list(sections_of(inventory, host)) if "read" in modes else "", "644")
     yield _commands(commands_of(inventory, host) if "control" in modes else ())
 
 
@@ -189,7 +189,7 @@ def _here(path: str, text: str, mode: str) -> str:
 
 def _commands(commands: Iterable[Sequence[str]]) -> str:
     """Have these commands, and no others, stand in the wrapper's folder; they may hold secrets."""
-    named = {digest(argv): command_file(argv) for argv in commands}
+    named = {digest(argv): render_command_file(argv) for argv in commands}
     files = "".join(f"cat > {COMMANDS}.new/{name} <<'{name}'\n{text}{name}\n" for name, text in named.items())
     return (
         f"\n# What the controls may run: a file for each command.\n"

@@ -13,14 +13,26 @@ from fleet.managers import docker, supervisor, systemd
 from fleet.shells.proof import PROOF
 
 SCRIPTS: Mapping[str, str] = {
-    **{each.name: each.script for each in (docker.READING, ports.READING, system.PROC, system.FILESYSTEMS)},
-    **{each.name: each.script for each in (gpu.HELP, gpu.INSTANCES, gpu.PROCESSES, gpu.XIDS, systemd.FAILED)},
-    gpu.query(()).name: gpu.QUERY,
-    systemd.SECTION: systemd.SCRIPT,
-    supervisor.SECTION: supervisor.SCRIPT,
+    **{
+        each.name: each.script
+        for each in (docker.SECTION, ports.SECTION, system.PROC_SECTION, system.FILESYSTEMS_SECTION)
+    },
+    **{
+        each.name: each.script
+        for each in (
+            gpu.HELP_SECTION,
+            gpu.INSTANCES_SECTION,
+            gpu.PROCESSES_SECTION,
+            gpu.XIDS_SECTION,
+            systemd.FAILED_SECTION,
+        )
+    },
+    gpu.build_query_section(()).name: gpu.QUERY_SCRIPT,
+    systemd.SECTION_NAME: systemd.SECTION_SCRIPT,
+    supervisor.SECTION_NAME: supervisor.SECTION_SCRIPT,
 }
 # Their names are of things of the host, and must be allowed one by one; the fields of a card need not.
-NAMED = (systemd.SECTION, supervisor.SECTION)
+NAMED = (systemd.SECTION_NAME, supervisor.SECTION_NAME)
 
 _HEAD = r"""#!/bin/sh
 # The only command that Defib's keys may run on this host. Made by `python -m fleet.wrapper`; do not edit.
@@ -149,7 +161,7 @@ failed: 126" ;;
 """
 
 
-def wrapper() -> str:
+def render_wrapper() -> str:
     """The program, POSIX sh."""
     cases = "".join(
         f"    {name}) script=$(cat <<'END_OF_SCRIPT'\n{text.strip()}\nEND_OF_SCRIPT\n) ;;\n"
@@ -164,12 +176,12 @@ def wrapper() -> str:
     return f'{_HEAD}{PROOF}{LIBRARY}{_MODES}{_CHECKS}{one}in_order "$@"\n'
 
 
-def command_file(argv: Sequence[str]) -> str:
+def render_command_file(argv: Sequence[str]) -> str:
     """What stands in the file of a command."""
     return f"exec {shlex.join(argv)}\n"
 
 
-def allowed(sections: Iterable[Section]) -> str:
+def render_allow_list(sections: Iterable[Section]) -> str:
     """The allow-list of a host of which these sections are read."""
     lines: set[str] = set()
     for section in sections:
@@ -178,4 +190,4 @@ def allowed(sections: Iterable[Section]) -> str:
 
 
 if __name__ == "__main__":
-    print(wrapper(), end="")  # noqa: T201 - what it is for
+    print(render_wrapper(), end="")  # noqa: T201 - what it is for

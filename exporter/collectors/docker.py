@@ -22,11 +22,11 @@ class Docker(Collecting[Every]):
     shared = True
 
     def sections(self) -> list[Section]:
-        return [docker.READING]
+        return [docker.SECTION]
 
     async def collect(self, read: Read, samples: Samples) -> None:
         outputs = await read(self.sections())
-        for name, found in sorted(docker.containers(good(outputs, "docker")).items()):
+        for name, found in sorted(docker.parse_containers(good(outputs, "docker")).items()):
             samples.add("host_container_up", int(found.is_up), container=name)
             samples.add("host_container_restarts_total", found.restarts, container=name)
             samples.add("host_container_started_timestamp_seconds", _started(found.started), container=name)

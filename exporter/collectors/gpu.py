@@ -74,7 +74,13 @@ class Gpu(Collecting[Every]):
         self._index_of: dict[str, str] = {}  # by PCI address
 
     def sections(self) -> list[Section]:
-        return [gpu.HELP, gpu.query(()), gpu.PROCESSES, gpu.XIDS, gpu.INSTANCES]
+        return [
+            gpu.HELP_SECTION,
+            gpu.build_query_section(()),
+            gpu.PROCESSES_SECTION,
+            gpu.XIDS_SECTION,
+            gpu.INSTANCES_SECTION,
+        ]
 
     async def collect(self, read: Read, samples: Samples) -> None:
         if self._fields is None:
@@ -89,9 +95,9 @@ class Gpu(Collecting[Every]):
 
     async def _offered(self, read: Read, samples: Samples) -> Mapping[str, str]:
         # Where the driver hangs already, the kernel's log is all that there is to be had.
-        outputs = await read((gpu.XIDS, gpu.HELP))
+        outputs = await read((gpu.XIDS_SECTION, gpu.HELP_SECTION))
         try:
-            found = gpu.offered(good(outputs, FIELDS))
+            found = gpu.map_supported_fields(good(outputs, FIELDS))
         except CollectFailure:
             self._add_xids(outputs, samples)
             raise
@@ -100,9 +106,9 @@ class Gpu(Collecting[Every]):
         return found
 
     def _sections(self, fields: Mapping[str, str]) -> list[Section]:
-        more = [gpu.INSTANCES] if self._split else []
+        more = [gpu.INSTANCES_SECTION] if self._split else []
         # The kernel's log first: it answers where a driver hangs, and then it is what one wants to know.
-        return [gpu.XIDS, gpu.query(fields.values()), gpu.PROCESSES, *more]
+        return [gpu.XIDS_SECTION, gpu.build_query_section(fields.values()), gpu.PROCESSES_SECTION, *more]
 
     def _add(self, outputs: Mapping[str, Output], fields: list[str], samples: Samples) -> None:
         queried = outputs.get(QUERY)
@@ -110,7 +116,7 @@ class Gpu(Collecting[Every]):
             self._add_xids(outputs, samples)
             good(outputs, QUERY)
         assert queried is not None  # noqa: S101 - good() has seen to that
-        answer = gpu.answer(queried.text, fields)
+        answer = gpu.parse_query(queried.text, fields)
         self._remember(answer)  # first: by what was remembered, XIDs find their card
         self._add_xids(outputs, samples)
         for card in answer.cards:
@@ -122,13 +128,13 @@ class Gpu(Collecting[Every]):
         samples.add("gpu_count", len(answer.cards) if answer.cards or answer.lost else None)
         uuids = {card.values["uuid"]: card.values["index"] for card in answer.cards if "uuid" in card.values}
         self._add_processes(outputs, uuids, samples)
-        if queried.status not in gpu.GOOD:
+        if queried.status not in gpu.GOOD_STATUSES:
             raise CollectFailure(f"nvidia-smi: exit {queried.status}: {answer.said or queried.last_line}")
         if not answer.cards:
             raise CollectFailure(f"nvidia-smi told of no card: {queried.last_line}")
-        good(outputs, gpu.PROCESSES.name)
+        good(outputs, gpu.PROCESSES_SECTION.name)
 
-    def _add_card(self, card: gpu.Card, samples: Samples) -> None:
+    def _add_card(self, card: gpu.Gpu, samples: Samples) -> None:
         index, values = card.values["index"], card.values
         samples.add(
             "gpu_info", 1, gpu=index, uuid=values.get("uuid", ""), name=values.get("name", ""),
@@ -153,32 +159,34 @@ class Gpu(Collecting[Every]):
             samples.add("gpu_recovery_needed", int(values["recovery"] != "None"), gpu=index, action=values["recovery"])
 
     def _add_processes(self, outputs: Mapping[str, Output], uuids: Mapping[str, str], samples: Samples) -> None:
-        processes = outputs.get(gpu.PROCESSES.name)
-        held = gpu.memory_by_container(processes.text) if processes is not None else {}
+        processes = outputs.get(gpu.PROCESSES_SECTION.name)
+        held = gpu.parse_memory_by_container(processes.text) if processes is not None else {}
         for uuid, containers in held.items():
             for container, size in sorted(containers.items()):
                 samples.add("gpu_process_memory_bytes", size, gpu=uuids.get(uuid, uuid), container=container)
-        listed = outputs.get(gpu.INSTANCES.name)
-        for uuid, instances in (gpu.instances(listed.text) if listed is not None else {}).items():
+        listed = outputs.get(gpu.INSTANCES_SECTION.name)
+        for uuid, instances in (gpu.parse_instances(listed.text) if listed is not None else {}).items():
             for each in instances:
                 profile, _, instance = each.partition(" ")
                 index = uuids.get(uuid, uuid)
                 samples.add("gpu_mig_instance_info", 1, gpu=index, instance=instance, profile=profile)
 
     def _add_xids(self, outputs: Mapping[str, Output], samples: Samples) -> None:
-        told = outputs.get(gpu.XIDS.name)
-        for (address, xid), at in sorted((gpu.xids(told.text) if told is not None else {}).items()):
+        told = outputs.get(gpu.XIDS_SECTION.name)
+        for (address, xid), at in sorted((gpu.parse_xids(told.text) if told is not None else {}).items()):
             known = (index for pci, index in self._index_of.items() if pci.startswith(address))
             index = next(known, f"{address}.0")  # as a lost card is called
             samples.add("gpu_xid_last_timestamp_seconds", at, gpu=index, xid=xid)
 
-    def _remember(self, answer: gpu.Answer) -> None:
+    def _remember(self, answer: gpu.GpuQueryResult) -> None:
         for card in answer.cards:
             if "pci" in card.values:
                 index = card.values["index"]
                 others = {address: known for address, known in self._index_of.items() if known != index}
-                self._index_of = {**others, gpu.pci_address(card.values["pci"]): index}
-        self._index_of = dict(list(self._index_of.items())[-2 * gpu.CARDS :])  # a host may name other cards each time
+                self._index_of = {**others, gpu.normalize_pci_address(card.values["pci"]): index}
+        self._index_of = dict(
+            list(self._index_of.items())[-2 * gpu.GPU_LIMIT :]
+        )  # a host may name other cards each time
         self._split = any(card.values.get("mig") == "Enabled" for card in answer.cards)
         driver = next((card.values["driver"] for card in answer.cards if "driver" in card.values), self._driver)
         if driver != self._driver and self._driver:

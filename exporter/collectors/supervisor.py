@@ -11,7 +11,7 @@ FAMILIES = (Family("host_program_running", "gauge", "Whether a program of superv
 
 
 class SupervisorOptions(Every):
-    configs: list[supervisor.Config] = []
+    configs: list[supervisor.ConfigPath] = []
 
 
 class Supervisor(Collecting[SupervisorOptions]):
@@ -19,15 +19,15 @@ class Supervisor(Collecting[SupervisorOptions]):
 
     @property
     def _names(self) -> list[str]:
-        return [supervisor.named(config) for config in self.options.configs] or [supervisor.named(None)]
+        return [supervisor.config_name(config) for config in self.options.configs] or [supervisor.config_name(None)]
 
     def sections(self) -> list[Section]:
-        configs: list[supervisor.Config | None] = [*self.options.configs]
-        return [supervisor.reading(config) for config in configs or [None]]
+        configs: list[supervisor.ConfigPath | None] = [*self.options.configs]
+        return [supervisor.build_section(config) for config in configs or [None]]
 
     async def collect(self, read: Read, samples: Samples) -> None:
         outputs = await read(self.sections())
-        everyone = supervisor.told(good(outputs, "supervisor"))
+        everyone = supervisor.parse_status(good(outputs, "supervisor"))
         told = {name: one for name, one in everyone.items() if name in self._names}
         programs: dict[str, bool] = {}
         for one in told.values():

@@ -32,14 +32,14 @@ class System(Collecting[Every]):
     _before: system.Machine | None = None
 
     def sections(self) -> list[Section]:
-        return [system.PROC, system.FILESYSTEMS]
+        return [system.PROC_SECTION, system.FILESYSTEMS_SECTION]
 
     async def collect(self, read: Read, samples: Samples) -> None:
         asked = time.time()
         outputs = await read(self.sections())
         answered = time.time()
         try:
-            found = system.machine(good(outputs, "proc"))
+            found = system.parse_machine(good(outputs, "proc"))
         except ValueError as error:
             raise CollectFailure(str(error)) from error
         self._add(found, asked, answered, samples)
@@ -66,7 +66,7 @@ class System(Collecting[Every]):
 
 
 def _add_filesystems(output: str, samples: Samples) -> None:
-    for each in system.filesystems(output):
+    for each in system.parse_filesystems(output):
         names = {"mountpoint": each.mountpoint, "device": each.device, "fstype": each.type}
         samples.add("host_filesystem_size_bytes", each.size, **names)
         samples.add("host_filesystem_available_bytes", each.available, **names)

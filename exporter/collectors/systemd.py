@@ -20,14 +20,14 @@ class Systemd(Collecting[SystemdOptions]):
     shared = True
 
     def sections(self) -> list[Section]:
-        return [systemd.reading(*self.options.units), systemd.FAILED]
+        return [systemd.build_section(*self.options.units), systemd.FAILED_SECTION]
 
     async def collect(self, read: Read, samples: Samples) -> None:
         outputs = await read(self.sections())
-        failed = systemd.failed(good(outputs, systemd.FAILED.name))
-        units = systemd.units(good(outputs, "systemd"))
+        failed = systemd.parse_failed_units(good(outputs, systemd.FAILED_SECTION.name))
+        units = systemd.parse_units(good(outputs, "systemd"))
         own = {name: units.get(name) for name in self.options.units}
-        active = {name: unit.is_active for name, unit in own.items() if isinstance(unit, systemd.Unit)}
+        active = {name: unit.is_active for name, unit in own.items() if isinstance(unit, systemd.UnitStatus)}
         for name, is_active in sorted({**dict.fromkeys(failed, False), **active}.items()):
             samples.add("host_unit_active", int(is_active), unit=name)
 

@@ -33,7 +33,7 @@ class ContainerOptions(HostOptions):
 
     @property
     def section(self) -> Section:
-        return docker.READING
+        return docker.SECTION
 
 
 class UnitOptions(HostOptions):
@@ -41,16 +41,16 @@ class UnitOptions(HostOptions):
 
     @property
     def section(self) -> Section:
-        return systemd.reading(self.name)
+        return systemd.build_section(self.name)
 
 
 class ProgramOptions(HostOptions):
-    name: supervisor.Program
-    config: supervisor.Config | None = None  # on the service's host
+    name: supervisor.ProgramName
+    config: supervisor.ConfigPath | None = None  # on the service's host
 
     @property
     def section(self) -> Section:
-        return supervisor.reading(self.config)
+        return supervisor.build_section(self.config)
 
 
 class PortOptions(HostOptions):
@@ -58,11 +58,11 @@ class PortOptions(HostOptions):
 
     @property
     def section(self) -> Section:
-        return ports.READING
+        return ports.SECTION
 
 
 async def probe_container(options: ContainerOptions, means: Means, seen: Seen) -> None:
-    found = (await _read(options, means, seen, docker.containers, partly=options.name)).get(options.name)
+    found = (await _read(options, means, seen, docker.parse_containers, partly=options.name)).get(options.name)
     if found is None:
         raise ProbeFailure("state", f"there is no container {options.name} on {means.host}")
     seen.evidence["container"] = f"{found.state}, {found.health or 'no health check'}, started {found.started}"
@@ -74,8 +74,8 @@ async def probe_container(options: ContainerOptions, means: Means, seen: Seen) -
 
 
 async def probe_unit(options: UnitOptions, means: Means, seen: Seen) -> None:
-    found = (await _read(options, means, seen, systemd.units)).get(options.name)
-    if not isinstance(found, systemd.Unit):
+    found = (await _read(options, means, seen, systemd.parse_units)).get(options.name)
+    if not isinstance(found, systemd.UnitStatus):
         said = seen.redact((found or "it said nothing").splitlines()[-1])
         raise ProbeFailure("shell", f"{means.host}: systemd cannot be asked: {said}")
     seen.evidence["unit"] = f"{found.load}, {found.active} ({found.sub}), result {found.result}"
@@ -87,7 +87,9 @@ async def probe_unit(options: UnitOptions, means: Means, seen: Seen) -> None:
 
 
 async def probe_program(options: ProgramOptions, means: Means, seen: Seen) -> None:
-    told = (await _read(options, means, seen, supervisor.told)).get(supervisor.named(options.config), supervisor.Told())
+    told = (await _read(options, means, seen, supervisor.parse_status)).get(
+        supervisor.config_name(options.config), supervisor.SupervisordStatus()
+    )
     if told.failed:
         raise ProbeFailure("shell", f"{means.host}: supervisor cannot be asked: {seen.redact(told.failed)}")
     found = told.programs.get(options.name)
@@ -100,7 +102,7 @@ async def probe_program(options: ProgramOptions, means: Means, seen: Seen) -> No
 
 
 async def probe_port(options: PortOptions, means: Means, seen: Seen) -> None:
-    if options.listening not in await _read(options, means, seen, ports.listening):
+    if options.listening not in await _read(options, means, seen, ports.parse_listening_ports):
         raise ProbeFailure("state", f"nothing listens on port {options.listening} of {means.host}")
 
 

@@ -11,9 +11,9 @@ from datetime import datetime
 
 from fleet.host.reading import Section
 
-CARDS = 256  # of a host that are read
-XIDS_KEPT = 1000
-GOOD = (0, 14)  # 14: an infoROM is corrupted; everything else is as it should be
+GPU_LIMIT = 256  # of a host that are read
+XID_LIMIT = 1000
+GOOD_STATUSES = (0, 14)  # 14: an infoROM is corrupted; everything else is as it should be
 _ABSENT = {"[N/A]", "N/A", "[Not Supported]", "[Insufficient Permissions]", "[Function Not Found]", "[Not Found]", ""}
 _FAULTS = {"[Unknown Error]", "[GPU requires reset]", "ERR!", "[GPU is lost]"}
 _DEPRECATED = "[Requested functionality has been deprecated]"
@@ -66,11 +66,11 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "name": ("name", "gpu_name"),  # the last, since it may hold anything
 }  # fmt: skip
 
-HELP = Section("fields", "nvidia-smi --help-query-gpu")
+HELP_SECTION = Section("fields", "nvidia-smi --help-query-gpu")
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class Gpu:
     """One row: fields that have a value, and those that have a fault in place of one."""
 
     values: Mapping[str, str]
@@ -84,33 +84,33 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class GpuQueryResult:
     """The cards that answered, the PCI addresses of those that did not with the index where told, and what was said."""
 
-    cards: list[Card] = field(default_factory=list)
+    cards: list[Gpu] = field(default_factory=list)
     lost: list[tuple[str, str]] = field(default_factory=list)
     said: str = ""
 
 
-def offered(help_text: str) -> dict[str, str]:
+def map_supported_fields(help_text: str) -> dict[str, str]:
     """Which of our fields this driver has, and what it calls them, from `--help-query-gpu`."""
     there = {name for line in help_text.splitlines() if line.startswith('"') for name in re.findall(r'"([^"]+)"', line)}
     chosen = {ours: next((name for name in names if name in there), None) for ours, names in FIELDS.items()}
     return {ours: name for ours, name in chosen.items() if name is not None}
 
 
-QUERY = 'IFS=,; nvidia-smi --query-gpu="$*" --format=csv,noheader,nounits'
+QUERY_SCRIPT = 'IFS=,; nvidia-smi --query-gpu="$*" --format=csv,noheader,nounits'
 
 
-def query(fields: Iterable[str]) -> Section:
+def build_query_section(fields: Iterable[str]) -> Section:
     """The fields of all cards."""
-    return Section("query", QUERY, tuple(fields))
+    return Section("query", QUERY_SCRIPT, tuple(fields))
 
 
-INSTANCES = Section("instances", "nvidia-smi -L")
+INSTANCES_SECTION = Section("instances", "nvidia-smi -L")
 
 # Who holds memory, and in which control group and container it runs.
-PROCESSES = Section("processes", """
+PROCESSES_SECTION = Section("processes", """
 fields=gpu_uuid,pid,used_gpu_memory,process_name
 apps=$(nvidia-smi --query-compute-apps=$fields --format=csv,noheader,nounits) || :
 printf '%s\\n' "$apps" | sed 's/^/app /'
@@ -121,7 +121,7 @@ docker ps --no-trunc --format 'container {{.ID}} {{.Names}}' 2>/dev/null
 exit 0
 """)  # fmt: skip
 
-XIDS = Section("xids", """
+XIDS_SECTION = Section("xids", """
 grep '^btime ' /proc/stat
 date '+zone %z'
 dmesg 2>/dev/null | grep 'NVRM: Xid' | tail -n 200
@@ -129,38 +129,38 @@ exit 0
 """)  # fmt: skip
 
 
-def answer(output: str, fields: Sequence[str]) -> Answer:
+def parse_query(output: str, fields: Sequence[str]) -> GpuQueryResult:
     """Read a query's rows; `fields` are our names, in the order that they were asked for."""
-    cards: list[Card] = []
+    cards: list[Gpu] = []
     lost: list[tuple[str, str]] = []
     said: list[str] = []
     for line in output.splitlines():
         cells = line.split(", ", len(fields) - 1)
         gone = _LOST.search(line)
-        if len(cards) + len(lost) >= CARDS:
+        if len(cards) + len(lost) >= GPU_LIMIT:
             break
         if gone is not None:
-            lost.append((pci_address(gone[2]), gone[1] or ""))
+            lost.append((normalize_pci_address(gone[2]), gone[1] or ""))
             said.append(line.strip())
         elif len(cells) == len(fields) and cells[0].isdigit():
             cards.append(_card(dict(zip(fields, map(str.strip, cells), strict=True))))
         elif line.strip():
             said.append(line.strip())
-    return Answer(cards, lost, " ".join(said))
+    return GpuQueryResult(cards, lost, " ".join(said))
 
 
-def _card(cells: Mapping[str, str]) -> Card:
+def _card(cells: Mapping[str, str]) -> Gpu:
     values = {name: text for name, text in cells.items() if text not in _ABSENT | _FAULTS and text != _DEPRECATED}
-    return Card(values, tuple(name for name, text in cells.items() if text in _FAULTS))
+    return Gpu(values, tuple(name for name, text in cells.items() if text in _FAULTS))
 
 
-def pci_address(text: str) -> str:
+def normalize_pci_address(text: str) -> str:
     """As nvidia-smi's rows have it: eight digits of the domain, upper case."""
     domain, _, rest = text.upper().partition(":")
     return f"{domain:0>8}:{rest}"
 
 
-def instances(output: str) -> dict[str, list[str]]:
+def parse_instances(output: str) -> dict[str, list[str]]:
     """The MIG instances of each card, by its UUID, as `-L` lists them: `3g.40gb Device 0`."""
     found: dict[str, list[str]] = {}
     card = ""
@@ -172,7 +172,7 @@ def instances(output: str) -> dict[str, list[str]]:
     return found
 
 
-def memory_by_container(output: str) -> dict[str, dict[str, float]]:
+def parse_memory_by_container(output: str) -> dict[str, dict[str, float]]:
     """Bytes held by container, by the card's UUID; `host` is what runs in none."""
     names: dict[str, str] = {}
     groups: dict[str, str] = {}
@@ -200,7 +200,7 @@ def memory_by_container(output: str) -> dict[str, dict[str, float]]:
     return held
 
 
-def xids(output: str) -> dict[tuple[str, str], float]:
+def parse_xids(output: str) -> dict[tuple[str, str], float]:
     """When each XID was last seen, in Unix time, by PCI address (without its function) and number."""
     booted, zone = 0.0, "+0000"
     found: dict[tuple[str, str], float] = {}
@@ -210,9 +210,9 @@ def xids(output: str) -> dict[tuple[str, str], float]:
         elif line.startswith("zone "):
             zone = line.split()[1]
         elif (seen := _XID.match(line)) is not None and (at := _logged(seen[1], booted, zone)) is not None:
-            address = pci_address(seen[2].removeprefix("PCI:"))
+            address = normalize_pci_address(seen[2].removeprefix("PCI:"))
             key = (address.partition(".")[0], seen[3])
-            if key not in found and len(found) >= XIDS_KEPT:
+            if key not in found and len(found) >= XID_LIMIT:
                 continue
             found[key] = max(found.get(key, 0.0), at)
     return found

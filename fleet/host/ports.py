@@ -4,13 +4,13 @@ import re
 
 from fleet.host.reading import Section
 
-READING = Section("ports", """
+SECTION = Section("ports", """
 awk '$4 == "0A" {print $2}' /proc/net/tcp || exit $?
 [ ! -r /proc/net/tcp6 ] || awk '$4 == "0A" {print $2}' /proc/net/tcp6
 """)  # fmt: skip
 
 
-def listening(output: str) -> set[int]:
+def parse_listening_ports(output: str) -> set[int]:
     """The TCP ports that something listens on, at any address."""
     ports = (line.rpartition(":")[2] for line in output.split())
     return {int(port, 16) for port in ports if re.fullmatch("[0-9A-F]{4}", port)}

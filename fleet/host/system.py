@@ -7,14 +7,14 @@ from fleet.host.reading import Section
 # Filesystems on disks of the machine. One that a network carries may hang whoever asks for its size.
 _REAL = "ext2|ext3|ext4|xfs|btrfs|zfs|f2fs|jfs|reiserfs|vfat|exfat|ntfs|ntfs3|bcachefs"
 
-PROC = Section("proc", """
+PROC_SECTION = Section("proc", """
 echo now $(date +%s.%N)
 grep -E '^(cpu[0-9]* |btime )' /proc/stat || exit $?
 echo load $(cat /proc/loadavg)
 grep -E '^Mem(Total|Free|Available):|^(Buffers|Cached):' /proc/meminfo
 """)  # fmt: skip
 
-FILESYSTEMS = Section("df", f"""
+FILESYSTEMS_SECTION = Section("df", f"""
 awk '$3 ~ /^({_REAL})$/ && $1 !~ /^\\/dev\\/loop/ && !seen[$1]++ {{print $1, $2, $3}}' /proc/mounts |
 while read -r device mount type; do
     mount=$(printf '%b' "$mount")
@@ -61,8 +61,8 @@ class _Told:
     cpus: int = 0
 
 
-def machine(output: str) -> Machine:
-    """What `PROC` printed. Raises ValueError where something of it is missing."""
+def parse_machine(output: str) -> Machine:
+    """What `PROC_SECTION` printed. Raises ValueError where something of it is missing."""
     told = _Told()
     for line in output.splitlines():
         name, _, rest = line.partition(" ")
@@ -91,8 +91,8 @@ def _time(words: list[str]) -> tuple[float, float] | None:
     return (float(seconds), float(seconds) + 1.0) if exact is None else (exact, exact)
 
 
-def filesystems(output: str) -> list[Filesystem]:
-    """What `FILESYSTEMS` printed; one that df did not tell of is left out."""
+def parse_filesystems(output: str) -> list[Filesystem]:
+    """What `FILESYSTEMS_SECTION` printed; one that df did not tell of is left out."""
     found = []
     for block in f"\n{output}".split("\nmount ")[1:]:
         head, *rows = block.splitlines()

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import StringConstraints
 
 from fleet.host.reading import Section
-from fleet.managers.not_run import Variable, Words, quoted, say, script
+from fleet.managers.guarded_scripts import ManagerMessages, ShellVariable, build_script, echo_to_stderr, quote_command
 
 # https://github.com/moby/moby/blob/master/daemon/names/names.go
 ContainerName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$", max_length=255)]
@@ -18,7 +18,7 @@ ComposeService = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.][a-zA-
 
 
 # As docker's client says it, and docker compose before and since it is a plugin.
-WORDS = Words(
+MESSAGES = ManagerMessages(
     not_run=(
         r"Cannot connect to the Docker daemon at .*", r"Couldn't connect to Docker daemon.*",
         r".*permission denied while trying to connect to the .*", r"error during connect: .*: dial .*",
@@ -26,20 +26,20 @@ WORDS = Words(
     ),
     gone=(r"(Error: |Error response from daemon: )No such (container|object): .*", r"[Nn]o such service: .*"),
 )  # fmt: skip
-_ID = Variable("id")
+_ID = ShellVariable("id")
 
 
-def verb(name: str, container: str) -> list[str]:
+def build_action(name: str, container: str) -> list[str]:
     """`docker start|stop|restart CONTAINER`."""
     return _exactly(container, ["docker", name, _ID])
 
 
-def execute(container: str, options: Sequence[str], command: Sequence[str]) -> list[str]:
+def build_exec(container: str, options: Sequence[str], command: Sequence[str]) -> list[str]:
     """`docker exec CONTAINER COMMAND`."""
     return _exactly(container, ["docker", "exec", *options, _ID, *command])
 
 
-def logs(container: str, lines: int) -> list[str]:
+def build_logs(container: str, lines: int) -> list[str]:
     return _exactly(container, ["docker", "logs", "--timestamps", "--tail", str(lines), _ID])
 
 
@@ -48,13 +48,13 @@ def _exactly(container: str, argv: Sequence[str]) -> list[str]:
 
     Where docker has no container of a name, it takes the name for the beginning of an identifier.
     """
-    return script(*_found(container), f"exec {quoted(argv)}")
+    return build_script(*_found(container), f"exec {quote_command(argv)}")
 
 
 def _found(container: str) -> list[str]:
     """The steps of a script that leave the container's identifier in `id`."""
-    look = quoted(["docker", "inspect", "--type", "container", "--format", _of(container, "{{.Id}}"), container])
-    gone = say(f"Error: No such container: {container}")
+    look = quote_command(["docker", "inspect", "--type", "container", "--format", _of(container, "{{.Id}}"), container])
+    gone = echo_to_stderr(f"Error: No such container: {container}")
     return [f"id=$({look}) || halt", f'test -n "$id" || {{ {gone}; halt; }}']
 
 
@@ -74,18 +74,18 @@ _COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-
 _WORKING_DIR = '{{index .Config.Labels "com.docker.compose.project.working_dir"}}'
 
 
-def compose(directory: str, verb: str, service: str, lines: int = 0) -> list[str]:
+def build_compose_action(directory: str, verb: str, service: str, lines: int = 0) -> list[str]:
     """`docker compose start|stop|restart|logs` of a service of the project in `directory`."""
     tail = [f"--tail={lines}"] if lines else []
-    act = quoted(["docker", "compose", "--project-directory", directory, *_COMPOSE[verb], *tail, service])
+    act = quote_command(["docker", "compose", "--project-directory", directory, *_COMPOSE[verb], *tail, service])
     # Only what is started need not be there yet.
-    return script(*_of_project(directory, service, empty=verb == "start"), f"exec {act}")
+    return build_script(*_of_project(directory, service, empty=verb == "start"), f"exec {act}")
 
 
-def compose_facts(directory: str, service: str) -> list[str]:
-    """Asks for what `read` reads, of the service's first container."""
+def build_compose_inspect(directory: str, service: str) -> list[str]:
+    """Asks for what `parse_inspection` reads, of the service's first container."""
     first = f"for id in $ids; do {'; '.join(_LOOK)}; done"
-    return script(*_of_project(directory, service, empty=False), first)
+    return build_script(*_of_project(directory, service, empty=False), first)
 
 
 def _of_project(directory: str, service: str, *, empty: bool) -> list[str]:
@@ -95,29 +95,29 @@ def _of_project(directory: str, service: str, *, empty: bool) -> list[str]:
     """
     there = [f"test -e {shlex.quote(f'{directory}/{name}')}" for name in _COMPOSE_FILES]
     there.append(f"grep -qs COMPOSE_FILE {shlex.quote(f'{directory}/.env')}")
-    ps = quoted(["docker", "compose", "--project-directory", directory, *_COMPOSE["ps"], service])
-    look = quoted(["docker", "inspect", "--type", "container", "--format", _WORKING_DIR, _ID])
+    ps = quote_command(["docker", "compose", "--project-directory", directory, *_COMPOSE["ps"], service])
+    look = quote_command(["docker", "inspect", "--type", "container", "--format", _WORKING_DIR, _ID])
     where = shlex.quote(directory)
-    plugin = f"docker compose version >/dev/null 2>&1 || {say('docker has no compose plugin')}"
-    other = say("the container $id is of the compose project in $at and not in $dir")
+    plugin = f"docker compose version >/dev/null 2>&1 || {echo_to_stderr('docker has no compose plugin')}"
+    other = echo_to_stderr("the container $id is of the compose project in $at and not in $dir")
     steps = [
         f"dir={where}",
-        f"{' || '.join(there)} || {{ {say('there is no compose file in $dir')}; halt; }}",
+        f"{' || '.join(there)} || {{ {echo_to_stderr('there is no compose file in $dir')}; halt; }}",
         f"ids=$({ps}) || {{ {plugin}; halt; }}",
         f'for id in $ids; do at=$({look}) || halt; test "$at" -ef "$dir" || {{ {other}; halt; }}; done',
     ]
-    gone = say(f"Error: No such container: {service}")
+    gone = echo_to_stderr(f"Error: No such container: {service}")
     return steps if empty else [*steps, f'test -n "$ids" || {{ {gone}; halt; }}']
 
 
-def state(container: str) -> list[str]:
+def build_state_query(container: str) -> list[str]:
     """Asks for state and start; nothing is printed where the container is not there under this very name."""
     template = _of(container, "{{.State.Status}} {{.State.StartedAt}}")
     return ["docker", "inspect", "--type", "container", "--format", template, container]
 
 
 def is_running(output: str) -> bool:
-    """Whether the output of `state` or of `facts` says that the container runs."""
+    """Whether the output of `build_state_query` or of `build_inspect` says that the container runs."""
     return output.split(" ", 1)[0] == "running"
 
 
@@ -133,15 +133,15 @@ _EVENTS = ["docker", "events", "--since", "168h", "--until", "0s", "--filter", "
 _EVENT = "{{.TimeNano}} {{.Action}}"
 
 
-def facts(container: str) -> list[str]:
-    """Asks for what `read` reads, of the container of exactly this name."""
-    return script(*_found(container), *_LOOK)
+def build_inspect(container: str) -> list[str]:
+    """Asks for what `parse_inspection` reads, of the container of exactly this name."""
+    return build_script(*_found(container), *_LOOK)
 
 
 def _look() -> list[str]:
     """The steps of a script that print how the container `id` stands, the host's clock, and the container's ends."""
-    inspect = quoted(["docker", "inspect", "--type", "container", "--format", _FACTS, _ID])
-    events = f'{quoted(_EVENTS)} --filter container="$id" --format {shlex.quote(_EVENT)}'
+    inspect = quote_command(["docker", "inspect", "--type", "container", "--format", _FACTS, _ID])
+    events = f'{quote_command(_EVENTS)} --filter container="$id" --format {shlex.quote(_EVENT)}'
     return [f"{inspect} || exit", "date +%s", f"exec {events}"]
 
 
@@ -149,7 +149,7 @@ _LOOK = _look()
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class ContainerDetails:
     """One container in detail; `health` is empty where it has no check of its own, `failed` where docker failed."""
 
     state: str
@@ -166,12 +166,12 @@ class Told:
     policy: str
 
 
-def told(output: str) -> Told | None:
-    """What `facts` printed, or None where it is not that."""
+def parse_details(output: str) -> ContainerDetails | None:
+    """What `build_inspect` printed, or None where it is not that."""
     words = output.split()
     try:
         state, health, pid, exit_code, out_of_memory, started, finished, failed, restarts, id_, name, *policy = words
-        return Told(
+        return ContainerDetails(
             state, health.strip("-"), int(pid), int(exit_code), out_of_memory == "true", started, finished,
             failed == "error", int(restarts), id_, name.removeprefix("/"), policy[0] if policy else "no",
         )  # fmt: skip
@@ -180,25 +180,25 @@ def told(output: str) -> Told | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class ContainerInspection:
     """What a host told of a container: how it stands, the host's clock (Unix time), its ends by kind (Unix times)."""
 
-    told: Told
+    told: ContainerDetails
     now: float | None
     ends: Mapping[str, float]
 
 
-def read(output: str) -> Look | None:
-    """What `facts` or `compose_facts` printed, or None where it is not that."""
+def parse_inspection(output: str) -> ContainerInspection | None:
+    """What `build_inspect` or `build_compose_inspect` printed, or None where it is not that."""
     first, _, rest = output.partition("\n")
     clock, _, events = rest.partition("\n")
-    container = told(first)
+    container = parse_details(first)
     if container is None:
         return None
-    started = unix(container.started) or 0.0
+    started = parse_time(container.started) or 0.0
     found = [words for line in events.splitlines() if len(words := line.split()) == 2]  # noqa: PLR2004
     ends = {what: int(at) / 1e9 for at, what in found if _NANOSECONDS.fullmatch(at) and int(at) / 1e9 > started}
-    return Look(container, _seconds(clock), ends)
+    return ContainerInspection(container, _seconds(clock), ends)
 
 
 _NANOSECONDS = re.compile(r"[0-9]{1,19}")
@@ -207,7 +207,7 @@ CRASHES = (134, 139)  # exit codes of an abort and of a segmentation fault
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class ContainerEnd:
     """How the last run of an exited container ended: why it was on purpose, or nothing, and when (Unix time).
 
     Without `known`, docker does not say how.
@@ -218,7 +218,7 @@ class End:
     known: bool = True
 
 
-def end(look: Look) -> End:
+def classify_end(look: ContainerInspection) -> ContainerEnd:
     """How a container ended after its last start.
 
     docker tells of `die`, and then of `stop` where it was asked to stop it. What it has forgotten may show in this: it
@@ -226,19 +226,19 @@ def end(look: Look) -> End:
     """
     container = look.told
     if container.state != "exited":
-        return End()
+        return ContainerEnd()
     if "stop" in look.ends:
-        return End("docker was asked to stop it (docker stop), and not to start it again", look.ends["stop"])
+        return ContainerEnd("docker was asked to stop it (docker stop), and not to start it again", look.ends["stop"])
     crashed = container.failed or container.out_of_memory or container.exit_code in CRASHES
     if "die" in look.ends or (crashed and container.policy in RESTARTED_ALWAYS):
-        return End()
+        return ContainerEnd()
     if container.policy in RESTARTED_ALWAYS:
         why = f"docker has not restarted it, though its restart policy is {container.policy}"
-        return End(f"{why}: it was stopped, or sent a signal", unix(container.finished))
-    return End(known=False)
+        return ContainerEnd(f"{why}: it was stopped, or sent a signal", parse_time(container.finished))
+    return ContainerEnd(known=False)
 
 
-def unix(time: str) -> float | None:
+def parse_time(time: str) -> float | None:
     """The Unix time of one of docker's; None of what never was."""
     try:
         at = datetime.fromisoformat(time).timestamp()
@@ -254,7 +254,7 @@ def _seconds(output: str) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
+class ContainerStatus:
     """A container as `docker inspect` tells of it; `health` is empty where it has no check of its own."""
 
     state: str
@@ -279,7 +279,7 @@ _LISTED = "listed\t{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Image}}\t{{.Status}}"
 
 # The list comes first: `docker inspect` may hang at one container, and then tells of none.
 # A container that is removed between the two commands makes the second one fail, and says nothing of the others.
-READING = Section("docker", rank=3, script=f"""
+SECTION = Section("docker", rank=3, script=f"""
 list=$(docker ps --all --no-trunc --format '{_LISTED}') || exit $?
 [ -n "$list" ] || exit 0
 printf '%s\\n' "$list"
@@ -290,8 +290,8 @@ case $said in *"No such "*) ;; *) exit $s ;; esac
 """)  # fmt: skip
 
 
-def containers(output: str) -> dict[str, Container]:
-    """Every container by name, from what `READING` printed; of one that is only listed, what the list says."""
+def parse_containers(output: str) -> dict[str, ContainerStatus]:
+    """Every container by name, from what `SECTION` printed; of one that is only listed, what the list says."""
     found = {}
     for line in output.splitlines():
         fields = line.split("\t")
@@ -299,11 +299,11 @@ def containers(output: str) -> dict[str, Container]:
             _, _, names, state, image, status = fields
             code, checked = re.search(r"\((\d+)\)", status), re.search(r"\((?:health: )?([a-z]+)\)$", status)
             health = checked[1] if checked and state == "running" else ""
-            container = Container(state, health, int(code[1]) if code else 0, "", 0, image)
+            container = ContainerStatus(state, health, int(code[1]) if code else 0, "", 0, image)
             # A link gives a container a further name, with a slash; a host may print no other.
             own = [name for name in names.split(",") if "/" not in name]
             found.update(dict.fromkeys(own[:1], container))
         elif len(fields) == 7 and fields[3].lstrip("-").isdigit() and fields[5].isdigit():  # noqa: PLR2004
             name, state, health, exit_code, started, restarts, image = fields
-            found[name.lstrip("/")] = Container(state, health, int(exit_code), started, int(restarts), image)
+            found[name.lstrip("/")] = ContainerStatus(state, health, int(exit_code), started, int(restarts), image)
     return found

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from fleet.host.reading import Section
-from fleet.managers.not_run import Words
+from fleet.managers.guarded_scripts import ManagerMessages
 
 
 def _program(name: str) -> str:
@@ -22,7 +22,7 @@ def _program(name: str) -> str:
     return name
 
 
-Program = Annotated[str, AfterValidator(_program)]
+ProgramName = Annotated[str, AfterValidator(_program)]
 
 
 def _config(path: Path) -> Path:
@@ -31,11 +31,11 @@ def _config(path: Path) -> Path:
     return path
 
 
-Config = Annotated[Path, AfterValidator(_config)]
+ConfigPath = Annotated[Path, AfterValidator(_config)]
 
 
 # supervisorctl 3 prints them with exit status 0. Anything may follow where something was done before.
-WORDS = Words(
+MESSAGES = ManagerMessages(
     not_run=(
         r"unix:\S+ no such file", r"\S+ refused connection", r"Server requires authentication",
         r"error: <.*>, \[Errno (2|13|111)\] .*", r"error: <.*>, .*SHUTDOWN_STATE.*",
@@ -47,12 +47,12 @@ WORDS = Words(
 )  # fmt: skip
 
 
-def verb(name: str, program: str, config: Path | None) -> list[str]:
+def build_action(name: str, program: str, config: Path | None) -> list[str]:
     """`supervisorctl start|stop|restart|status PROGRAM`."""
     return [*_supervisorctl(config), name, program]
 
 
-def logs(program: str, config: Path | None, size: int) -> list[str]:
+def build_logs(program: str, config: Path | None, size: int) -> list[str]:
     """The last `size` bytes of what the program wrote."""
     return [*_supervisorctl(config), "tail", f"-{size}", program]
 
@@ -61,7 +61,7 @@ def _supervisorctl(config: Path | None) -> list[str]:
     return ["supervisorctl", *(["-c", str(config)] if config else [])]
 
 
-def refused(output: str) -> str | None:
+def find_refusal(output: str) -> str | None:
     """The first refusal in the output of a verb; supervisorctl says some of them with exit status 0."""
     lines = (line.strip() for line in output.splitlines())
     return next((line for line in lines if "ERROR" in line and "(not running)" not in line), None)
@@ -73,18 +73,18 @@ def is_running(output: str) -> bool:
     return len(words) > 1 and words[1] == "RUNNING"
 
 
-CLOCK = ["date", "+%Y-%m-%dT%H:%M:%S"]
+CLOCK_COMMAND = ["date", "+%Y-%m-%dT%H:%M:%S"]
 
 
-def local_time(output: str) -> datetime | None:
-    """What `CLOCK` printed: the host's time, in its own zone."""
+def parse_local_time(output: str) -> datetime | None:
+    """What `CLOCK_COMMAND` printed: the host's time, in its own zone."""
     try:
         return datetime.fromisoformat(output.strip()).replace(tzinfo=None)
     except ValueError:
         return None
 
 
-def uptime(text: str) -> float | None:
+def parse_uptime(text: str) -> float | None:
     """Seconds of an uptime such as `1:02:03` or `2 days, 1:02:03`."""
     found = re.fullmatch(r"(?:([0-9]{1,6}) days?, )?([0-9]{1,6}):([0-9]{2}):([0-9]{2})", text.strip())
     if found is None:
@@ -93,7 +93,7 @@ def uptime(text: str) -> float | None:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
-def ago(description: str, now: datetime | None) -> float | None:
+def parse_seconds_since_end(description: str, now: datetime | None) -> float | None:
     """Seconds since the middle of the minute of a program's end, as supervisor tells of it: `Nov 29 12:31 AM`."""
     if now is None:
         return None
@@ -106,8 +106,8 @@ def ago(description: str, now: datetime | None) -> float | None:
     return max(0.0, (now - at).total_seconds() - 30)
 
 
-SECTION = "supervisor"
-SCRIPT = """
+SECTION_NAME = "supervisor"
+SECTION_SCRIPT = """
 for config; do
     echo "config: $config"
     case $config in -) supervisorctl status ;; *) supervisorctl -c "$config" status ;; esac
@@ -116,7 +116,7 @@ done
 """
 
 
-def named(config: Path | None) -> str:
+def config_name(config: Path | None) -> str:
     """What stands for a supervisord: its configuration, or `-` for the one that supervisorctl finds itself."""
     return str(config or "-")
 
@@ -124,26 +124,26 @@ def named(config: Path | None) -> str:
 _NO_SUPERVISORD = re.compile(r"no such file|refused connection|^error: |Connection refused|HTTP error", re.IGNORECASE)
 
 
-def reading(config: Path | None) -> Section:
+def build_section(config: Path | None) -> Section:
     """All programs of a supervisord; several are one section."""
-    return Section(SECTION, SCRIPT, (named(config),), rank=1)
+    return Section(SECTION_NAME, SECTION_SCRIPT, (config_name(config),), rank=1)
 
 
 @dataclass(slots=True)
-class Told:
+class SupervisordStatus:
     """What one supervisord told: state and description of its programs by name, or why nothing."""
 
     programs: dict[str, tuple[str, str]] = field(default_factory=dict)
     failed: str = ""
 
 
-def told(output: str) -> dict[str, Told]:
+def parse_status(output: str) -> dict[str, SupervisordStatus]:
     """What each supervisord told, by configuration file, from what a reading printed."""
-    found: dict[str, Told] = {}
-    here, last = Told(), ""
+    found: dict[str, SupervisordStatus] = {}
+    here, last = SupervisordStatus(), ""
     for line in output.splitlines():
         if line.startswith("config: "):
-            here = found[line.removeprefix("config: ")] = Told()
+            here = found[line.removeprefix("config: ")] = SupervisordStatus()
         elif line.startswith("failed: "):
             here.failed = last or f"supervisorctl ended with status {line.removeprefix('failed: ')}"
         else:

@@ -92,7 +92,7 @@ async def _measure(keeper: Keeper, folder: Path) -> bool:
 
 
 def _write_nvidia_smi(path: Path) -> None:
-    offered = gpu.offered("".join(f'"{name}"\n' for name in CARD))
+    offered = gpu.map_supported_fields("".join(f'"{name}"\n' for name in CARD))
     rows = "\n".join(
         ", ".join({**CARD, "index": str(index), "uuid": f"GPU-{index}"}[name] for name in offered.values())
         for index in range(CARDS)
@@ -138,10 +138,10 @@ def _ssh_seconds(folder: Path, host: sshd.Sshd) -> float:
 
 def _scripts() -> list[bytes]:
     """What an interval's runs of one host send: two of gpu, one of system and one of docker."""
-    offered = gpu.offered("".join(f'"{name}"\n' for name in CARD)).values()
-    cards: list[Section] = [gpu.query(offered), gpu.PROCESSES, gpu.XIDS]
-    machine = [system.PROC, system.FILESYSTEMS]
-    one_each: list[list[Section]] = [cards, cards, machine, [docker.READING]]
+    offered = gpu.map_supported_fields("".join(f'"{name}"\n' for name in CARD)).values()
+    cards: list[Section] = [gpu.build_query_section(offered), gpu.PROCESSES_SECTION, gpu.XIDS_SECTION]
+    machine = [system.PROC_SECTION, system.FILESYSTEMS_SECTION]
+    one_each: list[list[Section]] = [cards, cards, machine, [docker.SECTION]]
     return [script(sections, "@mark").encode() for sections in one_each * 5]
 
 

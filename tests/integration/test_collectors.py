@@ -24,9 +24,9 @@ from defib.demo.stack import free_ports
 from exporter.exposition.samples import SERIES_LIMIT
 from exporter.metrics import Metrics
 from exporter.scheduler.watcher import Watcher
-from fleet.managers.systemd import Unit
-from fleet.managers.systemd import units as systemd_units
-from fleet.wrapper import wrapper
+from fleet.managers.systemd import UnitStatus
+from fleet.managers.systemd import parse_units as systemd_units
+from fleet.wrapper import render_wrapper
 from runtime.redaction import Redactor
 from tests.gpu import CARD, write_nvidia_smi
 from tests.integration.conftest import start_supervisord
@@ -575,7 +575,7 @@ def test_a_name_that_is_not_allowed_costs_only_itself(tmp_path: Path) -> None:
     (tmp_path / "allowed").write_text("systemd a.service\nsystemd b.service\n")
     done = asked_of_the_wrapper(tmp_path, "read @m systemd:5:a.service,new.service,b.service", tmp_path)
     told = systemd_units(done.stdout.partition("@m systemd\n")[2].rpartition("\n@m")[0])
-    assert {name: isinstance(unit, Unit) for name, unit in told.items()} == {
+    assert {name: isinstance(unit, UnitStatus) for name, unit in told.items()} == {
         "a.service": True, "b.service": True, "new.service": False,
     }  # fmt: skip
     assert "new.service is not in" in str(told["new.service"])
@@ -616,5 +616,5 @@ async def test_a_wrapper_takes_nothing_else(keeper: Keeper, tmp_path: Path, coll
 
 
 def test_the_wrapper_is_current() -> None:
-    assert WRAPPER.read_text() == wrapper()
+    assert WRAPPER.read_text() == render_wrapper()
     assert os.access(WRAPPER, os.X_OK)

@@ -18,7 +18,7 @@ import pytest
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
 from fleet.host.reading import Output, read
-from fleet.host.system import PROC
+from fleet.host.system import PROC_SECTION
 from fleet.inventory.model import Host, Ssh
 from fleet.shells import (
     CommandNotRun,
@@ -33,7 +33,7 @@ from fleet.shells import (
 from fleet.shells.local import LocalShell
 from fleet.shells.pool import Shells
 from fleet.shells.ssh import Login, SshShell, Wrapper, digest
-from fleet.wrapper import command_file
+from fleet.wrapper import render_command_file
 from tests.logins import logs_in_with
 from tests.support import eventually, inventory_of, probed
 
@@ -78,7 +78,7 @@ def hardened(host: Sshd, *commands: list[str], also: str = "") -> None:
     folder = host.key_file.parent
     (folder / "commands").mkdir()
     for argv in commands:
-        (folder / "commands" / digest(argv)).write_text(command_file(argv))
+        (folder / "commands" / digest(argv)).write_text(render_command_file(argv))
     forced(host, f"{also}exec sh {WRAPPER} control {folder} {os.environ['PATH']}")
 
 
@@ -438,5 +438,5 @@ async def test_a_host_whose_timeout_is_an_old_busybox_s(
         done = await shell.run(["sh", "-c", "cat; echo oops >&2; exit 1"], timeout=60, stdin=b"given")
         assert (done.status, done.stdout, done.stderr) == (1, "given", "oops\n")
         found: dict[str, Output] = {}
-        await read(shell, [PROC], timeout=60, tell=found.__setitem__)
-        assert found[PROC.name].status == 0
+        await read(shell, [PROC_SECTION], timeout=60, tell=found.__setitem__)
+        assert found[PROC_SECTION.name].status == 0

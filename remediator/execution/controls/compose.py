@@ -28,22 +28,24 @@ class ComposeOptions(Part):
 async def control_compose(verb: Verb, options: ComposeOptions, hands: Hands) -> Completed:
     if verb == "status":
         facts = await _inspect(options, hands)
-        look = docker.read(facts.stdout)
+        look = docker.parse_inspection(facts.stdout)
         if look is None:
             return facts if not good(facts) else Completed(1, facts.stdout, facts.stderr)
         return Completed(0 if look.told.state == "running" else 1, facts.stdout, facts.stderr)
     lines = LOG_LINES if verb == "logs" else 0
-    return await _ask(docker.compose(options.directory, verb, options.service, lines=lines), options, hands)
+    return await _ask(
+        docker.build_compose_action(options.directory, verb, options.service, lines=lines), options, hands
+    )
 
 
 async def _inspect(options: ComposeOptions, hands: Hands) -> Completed:
     """The facts of the service's first container."""
-    return await _ask(docker.compose_facts(options.directory, options.service), options, hands)
+    return await _ask(docker.build_compose_inspect(options.directory, options.service), options, hands)
 
 
 async def _ask(argv: Sequence[str], options: ComposeOptions, hands: Hands) -> Completed:
     target = f"container of the compose service {options.service} of {options.directory}"
-    return await hands.ask(argv, target, docker.WORDS)
+    return await hands.ask(argv, target, docker.MESSAGES)
 
 
 async def facts_compose(options: ComposeOptions, hands: Hands) -> Facts | None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fleet.inventory.model import Sudo
-from fleet.managers.not_run import Words, not_run
+from fleet.managers.guarded_scripts import ManagerMessages, find_not_run
 from fleet.shells import Completed, Shell, ShellError, refused_by_wrapper
 from fleet.shells.sudo import elevated, failure, refusal
 from runtime.errors import DefibError
@@ -102,11 +102,11 @@ class Hands:
         if failed:
             raise ShellError(f"{self._host}: {failed}")
 
-    async def ask(self, argv: Sequence[str], target: str, words: Words, *, acts: bool = True) -> Completed:
+    async def ask(self, argv: Sequence[str], target: str, words: ManagerMessages, *, acts: bool = True) -> Completed:
         """Run a command of which its manager says whether it did anything. Raises ShellError where it did not."""
         ran = self._ran
         done = await self.run(argv, acts=acts)
-        found = None if ran else not_run(done, words)
+        found = None if ran else find_not_run(done, words)
         if found is None:
             return done
         self._ran = False

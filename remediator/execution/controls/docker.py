@@ -37,14 +37,14 @@ class DockerOptions(Part):
 async def control_docker(verb: Verb, options: DockerOptions, hands: Hands) -> Completed:
     target = f"container {options.container}"
     if verb == "status":
-        done = await hands.ask(docker.state(options.container), target, docker.WORDS)
+        done = await hands.ask(docker.build_state_query(options.container), target, docker.MESSAGES)
         if good(done) and not done.stdout.strip():
             raise hands.gone(target)
         running = good(done) and docker.is_running(done.stdout)
         return done if running or not good(done) else Completed(1, done.stdout, done.stderr)
     if verb == "logs":
         return await _logs(options, target, hands)
-    done = await hands.ask(docker.verb(verb, options.container), target, docker.WORDS)
+    done = await hands.ask(docker.build_action(verb, options.container), target, docker.MESSAGES)
     return done if verb == "stop" or not good(done) else await after_start(options, hands, done)
 
 
@@ -63,28 +63,28 @@ def _exec(container: str, step: AfterStart) -> list[str]:
     if step.log:
         # Only a shell in the container can point the output there; the command itself is quoted.
         command = ["sh", "-c", f"exec {shlex.join(step.exec)} >>{shlex.quote(step.log)} 2>&1"]
-    return docker.execute(container, [*(["--detach"] if step.detach else []), *variables], command)
+    return docker.build_exec(container, [*(["--detach"] if step.detach else []), *variables], command)
 
 
 async def _logs(options: DockerOptions, target: str, hands: Hands) -> Completed:
-    done = await hands.ask(docker.logs(options.container, LOG_LINES), target, docker.WORDS)
+    done = await hands.ask(docker.build_logs(options.container, LOG_LINES), target, docker.MESSAGES)
     for step in options.after_start:
         if step.log and good(done):
-            more = await hands.run(docker.execute(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
+            more = await hands.run(docker.build_exec(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
             done = Completed(0, f"{done.stdout}\n==> {step.log} <==\n{more.stdout}", done.stderr + more.stderr)
     return done
 
 
 async def facts_docker(options: DockerOptions, hands: Hands) -> Facts | None:
-    return of_container(await hands.run(docker.facts(options.container)))
+    return of_container(await hands.run(docker.build_inspect(options.container)))
 
 
 def of_container(done: Completed) -> Facts | None:
     """How a container stands, by what its host has printed; None where that was nothing."""
-    look = docker.read(done.stdout)
+    look = docker.parse_inspection(done.stdout)
     if look is None:
         return None
-    told, end = look.told, docker.end(look)
+    told, end = look.told, docker.classify_end(look)
     healing = ""
     if told.state == "restarting":
         healing = f"docker restarts it itself (restart policy {told.policy}, {told.restarts} times so far)"
@@ -94,7 +94,7 @@ def of_container(done: Completed) -> Facts | None:
         state=f"{told.state} ({told.health})" if told.health else told.state,
         started=told.started, pid=told.pid or None, restarts=told.restarts,
         exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
-        age=_since(docker.unix(told.started), look.now) if told.state == "running" else None,
+        age=_since(docker.parse_time(told.started), look.now) if told.state == "running" else None,
         withheld="it is paused (docker pause)" if told.state == "paused" else "",
         stopped=end.stopped, stopped_for=_since(end.at, look.now), unsure="" if end.known else _unsure(done),
     )  # fmt: skip
