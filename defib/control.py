@@ -32,7 +32,7 @@ async def direct(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
     shells = Shells(inventory.hosts, control=True)
     try:
         host = inventory.host_of(service)
-        shell = shells.of(service.host) if host is not None else None
+        shell = shells.get(service.host) if host is not None else None
         hands = Hands(shell, host.sudo if host is not None else Sudo(), service.control.timeout)
         done = await CONTROLS[service.control.kind].control(verb, service.control.options, hands)
     finally:

@@ -13,11 +13,11 @@ import asyncssh
 
 from exporter.collectors import COLLECTORS
 from exporter.probes.host import HostOptions
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Host, Inventory, Sudo
 from fleet.shells import Completed, ShellError
-from fleet.shells.ssh import digest
+from fleet.shells.ssh import command_digest
 from fleet.wrapper import render_allow_list, render_command_file, render_wrapper
 from remediator.execution import evidence
 from remediator.execution.controls import CONTROLS
@@ -189,7 +189,7 @@ def _here(path: str, text: str, mode: str) -> str:
 
 def _commands(commands: Iterable[Sequence[str]]) -> str:
     """Have these commands, and no others, stand in the wrapper's folder; they may hold secrets."""
-    named = {digest(argv): render_command_file(argv) for argv in commands}
+    named = {command_digest(argv): render_command_file(argv) for argv in commands}
     files = "".join(f"cat > {COMMANDS}.new/{name} <<'{name}'\n{text}{name}\n" for name, text in named.items())
     return (
         f"\n# What the controls may run: a file for each command.\n"

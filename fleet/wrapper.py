@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from fleet.host import gpu, ports, system
-from fleet.host.reading import LIBRARY, Section
+from fleet.host.sections import LIBRARY, Section
 from fleet.managers import docker, supervisor, systemd
-from fleet.shells.proof import PROOF
+from fleet.shells.proof import MARK_FUNCTIONS
 
 SCRIPTS: Mapping[str, str] = {
     **{
@@ -173,7 +173,7 @@ def render_wrapper() -> str:
         '    is_a_time "$limit" || { refused "$limit is not a time below 60 s"; return; }\n'
         f'    IFS=,\n    set -- $names\n    unset IFS{_TOLD}    section "$section" "$limit" "$script" "$@"\n}}\n'
     )
-    return f'{_HEAD}{PROOF}{LIBRARY}{_MODES}{_CHECKS}{one}in_order "$@"\n'
+    return f'{_HEAD}{MARK_FUNCTIONS}{LIBRARY}{_MODES}{_CHECKS}{one}in_order "$@"\n'
 
 
 def render_command_file(argv: Sequence[str]) -> str:

@@ -8,13 +8,13 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from exporter.exposition.samples import Samples
-from fleet.host.reading import NOT_READ, Output, Section
+from fleet.host.sections import NOT_READ, Section, SectionOutput
 from fleet.inventory.endpoints import Part
 from fleet.inventory.units import PositiveDuration
 from fleet.shells import ENDED_BY_TIMEOUT
 
 SHORTEST = 0.2  # seconds between two runs
-Read = Callable[[Sequence[Section]], Awaitable[Mapping[str, Output]]]
+Read = Callable[[Sequence[Section]], Awaitable[Mapping[str, SectionOutput]]]
 
 
 def _not_too_often(every: float) -> float:
@@ -68,7 +68,7 @@ class Collecting(Generic[Options]):
         raise NotImplementedError
 
 
-def good(outputs: Mapping[str, Output], name: str) -> str:
+def good(outputs: Mapping[str, SectionOutput], name: str) -> str:
     """The text of a section that ended well. Raises CollectFailure."""
     output = outputs.get(name)
     if output is None:

@@ -7,7 +7,7 @@ from exporter.collectors.collecting import CollectFailure, Collecting, Every, Re
 from exporter.exposition.page import Family
 from exporter.exposition.samples import Samples
 from fleet.host import gpu
-from fleet.host.reading import NOT_READ, Output, Section
+from fleet.host.sections import NOT_READ, Section, SectionOutput
 from fleet.shells import ENDED_BY_TIMEOUT
 
 MIB, MHZ, PERCENT, MICROSECOND = 2.0**20, 1e6, 0.01, 1e-6
@@ -110,7 +110,7 @@ class Gpu(Collecting[Every]):
         # The kernel's log first: it answers where a driver hangs, and then it is what one wants to know.
         return [gpu.XIDS_SECTION, gpu.build_query_section(fields.values()), gpu.PROCESSES_SECTION, *more]
 
-    def _add(self, outputs: Mapping[str, Output], fields: list[str], samples: Samples) -> None:
+    def _add(self, outputs: Mapping[str, SectionOutput], fields: list[str], samples: Samples) -> None:
         queried = outputs.get(QUERY)
         if queried is None or queried.status in (NOT_READ, *ENDED_BY_TIMEOUT):
             self._add_xids(outputs, samples)
@@ -158,7 +158,7 @@ class Gpu(Collecting[Every]):
         if "recovery" in values:
             samples.add("gpu_recovery_needed", int(values["recovery"] != "None"), gpu=index, action=values["recovery"])
 
-    def _add_processes(self, outputs: Mapping[str, Output], uuids: Mapping[str, str], samples: Samples) -> None:
+    def _add_processes(self, outputs: Mapping[str, SectionOutput], uuids: Mapping[str, str], samples: Samples) -> None:
         processes = outputs.get(gpu.PROCESSES_SECTION.name)
         held = gpu.parse_memory_by_container(processes.text) if processes is not None else {}
         for uuid, containers in held.items():
@@ -171,7 +171,7 @@ class Gpu(Collecting[Every]):
                 index = uuids.get(uuid, uuid)
                 samples.add("gpu_mig_instance_info", 1, gpu=index, instance=instance, profile=profile)
 
-    def _add_xids(self, outputs: Mapping[str, Output], samples: Samples) -> None:
+    def _add_xids(self, outputs: Mapping[str, SectionOutput], samples: Samples) -> None:
         told = outputs.get(gpu.XIDS_SECTION.name)
         for (address, xid), at in sorted((gpu.parse_xids(told.text) if told is not None else {}).items()):
             known = (index for pci, index in self._index_of.items() if pci.startswith(address))

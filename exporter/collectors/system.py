@@ -7,7 +7,7 @@ from exporter.collectors.collecting import CollectFailure, Collecting, Every, Re
 from exporter.exposition.page import Family
 from exporter.exposition.samples import Samples
 from fleet.host import system
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 
 FAMILIES = (
     Family("host_load1", "gauge", "Load average of one minute."),

@@ -4,7 +4,7 @@ from exporter.collectors import Kind
 from exporter.collectors.collecting import Collecting, Every, Read, good
 from exporter.exposition.page import Family
 from exporter.exposition.samples import Samples
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 from fleet.managers import systemd
 
 FAMILIES = (

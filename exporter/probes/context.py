@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fleet.host.reading import Reading
+from fleet.host.sections import HostReading
 from fleet.shells import Shell
 
 
@@ -18,4 +18,4 @@ class Means:
     host: str
     timeout: float
     shell: Callable[[], Shell]
-    reading: Callable[[], Reading]
+    reading: Callable[[], HostReading]

@@ -9,7 +9,7 @@ from exporter.probes import Kind
 from exporter.probes.context import Means
 from exporter.results import ProbeFailure, Seen
 from fleet.host import ports
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 from fleet.inventory.endpoints import Part
 from fleet.managers import docker, supervisor, systemd
 from fleet.shells import ENDED_BY_TIMEOUT, ShellError
@@ -118,7 +118,7 @@ async def _read(
     seen.overdue = late  # the deadline says nothing of the service either
     try:
         reading = means.reading()
-        seen.began = reading.began
+        seen.began = reading.started_at
         output, told, took = await reading.section(name, parse)
     except ShellError as error:
         raise ProbeFailure("shell", str(error)) from error

@@ -77,7 +77,7 @@ async def probe_python(options: PythonOptions, means: Means, seen: Seen) -> None
     }
     # Not `python -m`: the child must start fast, and its folder must not stand in the way of the user's modules.
     argv = [sys.executable, "-P", str(CHILD)]
-    done = await LocalShell(looking=True).run(argv, timeout=means.timeout, stdin=json.dumps(wanted).encode())
+    done = await LocalShell(read_only=True).run(argv, timeout=means.timeout, stdin=json.dumps(wanted).encode())
     seen.evidence["printed"] = seen.redact(done.stderr[-EXAMINED:])[-1000:]
     if done.status is None and done.late:
         raise ProbeFailure("timeout", f"{options.call} did not end within {means.timeout:g} s")

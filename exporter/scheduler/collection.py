@@ -14,11 +14,11 @@ from exporter.exposition.page import Family, Page, labels
 from exporter.exposition.samples import Samples
 from exporter.scheduler.host_readings import SHARED_FOR, Readings
 from exporter.scheduler.schedule import Schedule, jittered
-from fleet.host.reading import NOT_READ, NotRead, Output, Section, read
+from fleet.host.sections import NOT_READ, IncompleteReading, Section, SectionOutput, read_sections
 from fleet.inventory.model import Host
 from fleet.shells import ENDED_BY_TIMEOUT, HostKeyRefused, ShellError
 from fleet.shells.pool import Shells
-from fleet.shells.ssh import CONNECT_WITHIN
+from fleet.shells.ssh import CONNECT_TIMEOUT
 from runtime.redaction import Redactor
 from runtime.tasks import cancel
 
@@ -126,10 +126,10 @@ class Collection:
         why: str | None = None
         answered, late, key_changed = True, False, False
         try:
-            async with asyncio.timeout(run.deadline + CONNECT_WITHIN):
+            async with asyncio.timeout(run.deadline + CONNECT_TIMEOUT):
                 await run.collector.collect(lambda sections: self._read(run, sections), samples)
             why = samples.fault
-        except (CollectFailure, NotRead) as failure:
+        except (CollectFailure, IncompleteReading) as failure:
             why, late = str(failure), failure.late
         except ShellError as error:
             why, answered = str(error), False
@@ -162,22 +162,22 @@ class Collection:
     def _told(self, why: str | None) -> str | None:
         return None if why is None else self._redact(why)[:500]
 
-    async def _read(self, run: Run, sections: Sequence[Section]) -> Mapping[str, Output]:
+    async def _read(self, run: Run, sections: Sequence[Section]) -> Mapping[str, SectionOutput]:
         """The outputs of all sections, of those that did not come why. Raises ShellError where none came."""
-        found: dict[str, Output] = {}
+        found: dict[str, SectionOutput] = {}
         if run.collector.shared:
             reading = self._readings.of(run.host.name, since=asyncio.get_running_loop().time() - SHARED_FOR)
             for section in sections:
                 output, _, _ = await reading.section(section.name, str)
                 found[section.name] = output
             return found
-        shell = self._shells.of(run.host.name)
+        shell = self._shells.get(run.host.name)
         limited = [replace(section, timeout=run.deadline) for section in sections]
-        error = await read(shell, limited, timeout=run.deadline, tell=found.__setitem__)
+        error = await read_sections(shell, limited, timeout=run.deadline, on_section=found.__setitem__)
         if not found:
             raise error
-        late = isinstance(error, NotRead) and error.late
-        missing = Output(ENDED_BY_TIMEOUT[0] if late else NOT_READ, str(error))
+        late = isinstance(error, IncompleteReading) and error.late
+        missing = SectionOutput(ENDED_BY_TIMEOUT[0] if late else NOT_READ, str(error))
         return {section.name: missing for section in sections} | found
 
 

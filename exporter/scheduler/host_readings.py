@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from exporter.probes.host import HostOptions
-from fleet.host.reading import Reading, Section, merged, read
+from fleet.host.sections import HostReading, Section, merge_sections, read_sections
 from fleet.inventory.model import Service
 from fleet.shells import ShellError
 from fleet.shells.pool import Shells
@@ -21,7 +21,7 @@ class Readings:
     def __init__(self, shells: Shells) -> None:
         self._shells = shells
         self._wanted: Mapping[str, tuple[Section, ...]] = {}
-        self._current: dict[str, Reading] = {}
+        self._current: dict[str, HostReading] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def want(self, wanted: Mapping[str, tuple[Section, ...]]) -> None:
@@ -30,28 +30,30 @@ class Readings:
             self._current.pop(host)
         self._wanted = wanted
 
-    def of(self, host: str, *, since: float) -> Reading:
+    def of(self, host: str, *, since: float) -> HostReading:
         """A reading of `host` that began at `since` (of the event loop's clock) or later. Raises ShellError."""
         current = self._current.get(host)
-        if current is None or current.asked < since:
+        if current is None or current.requested_at < since:
             sections = self._wanted.get(host)
             if sections is None:
                 raise ShellError(f"{host}: nothing is read of it any more")
-            current = self._current[host] = Reading(sections)
+            current = self._current[host] = HostReading(sections)
             task = asyncio.create_task(self._read(host, sections, current), name=f"read {host}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return current
 
-    async def _read(self, host: str, sections: Sequence[Section], reading: Reading) -> None:
+    async def _read(self, host: str, sections: Sequence[Section], reading: HostReading) -> None:
         error = ShellError(f"{host}: the reading was given up")
         try:
             timeout = max(section.timeout for section in sections)
-            error = await read(self._shells.of(host), sections, timeout=timeout, tell=reading.tell)
+            error = await read_sections(
+                self._shells.get(host), sections, timeout=timeout, on_section=reading.set_output
+            )
         except ShellError as failed:
             error = failed
         finally:
-            reading.end(error)
+            reading.fail(error)
 
     async def close(self) -> None:
         await cancel(self._tasks)
@@ -66,4 +68,4 @@ def wanted_by_host(
         if isinstance(service.probe.options, HostOptions):
             section = replace(service.probe.options.section, timeout=service.probe.timeout)
             asked.setdefault(service.host, []).append(section)
-    return {host: merged(sections) for host, sections in asked.items()}
+    return {host: merge_sections(sections) for host, sections in asked.items()}

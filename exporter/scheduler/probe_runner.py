@@ -9,7 +9,7 @@ from exporter.probes import PROBES
 from exporter.probes.context import Means
 from exporter.results import ProbeFailure, Reason, Result, Seen, sayable
 from exporter.scheduler.host_readings import Readings, wanted_by_host
-from fleet.host.reading import Reading
+from fleet.host.sections import HostReading
 from fleet.inventory.model import Host, Service
 from fleet.shells import Shell
 from fleet.shells.pool import Shells
@@ -19,7 +19,7 @@ MESSAGE_LIMIT = 500
 
 
 async def probe(
-    service: Service, shell: Callable[[], Shell], reading: Callable[[], Reading], redact: Redactor
+    service: Service, shell: Callable[[], Shell], reading: Callable[[], HostReading], redact: Redactor
 ) -> Result:
     """Probe `service` once; every failure is a Result, with no secret in its message."""
     kind = PROBES[service.probe.kind]
@@ -54,7 +54,7 @@ async def probe_alone(service: Service, hosts: Mapping[str, Host], redact: Redac
     readings.want(wanted_by_host([service]))
     try:
         return await probe(
-            service, lambda: shells.of(service.host), lambda: readings.of(service.host, since=0.0), redact
+            service, lambda: shells.get(service.host), lambda: readings.of(service.host, since=0.0), redact
         )
     finally:
         await readings.close()

@@ -201,7 +201,7 @@ class Watcher:
         try:
             result = await probe(
                 service,
-                lambda: self._shells.of(service.host),
+                lambda: self._shells.get(service.host),
                 lambda: self._readings.of(service.host, since=since),
                 self._redact,
             )

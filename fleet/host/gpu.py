@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 
 GPU_LIMIT = 256  # of a host that are read
 XID_LIMIT = 1000

@@ -2,7 +2,7 @@
 
 import re
 
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 
 SECTION = Section("ports", """
 awk '$4 == "0A" {print $2}' /proc/net/tcp || exit $?

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 
 # Filesystems on disks of the machine. One that a network carries may hang whoever asks for its size.
 _REAL = "ext2|ext3|ext4|xfs|btrfs|zfs|f2fs|jfs|reiserfs|vfat|exfat|ntfs|ntfs3|bcachefs"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 from fleet.managers.guarded_scripts import ManagerMessages, ShellVariable, build_script, echo_to_stderr, quote_command
 
 # https://github.com/moby/moby/blob/master/daemon/names/names.go

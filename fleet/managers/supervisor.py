@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 from fleet.managers.guarded_scripts import ManagerMessages
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 from fleet.managers.guarded_scripts import ManagerMessages, build_script, echo_to_stderr, quote_command
 
 _SUFFIXES = ("service", "socket", "timer", "mount", "automount", "swap", "target", "path", "slice", "scope", "device")

@@ -6,12 +6,14 @@ from typing import Protocol
 
 from runtime.errors import DefibError
 
-KILL_AFTER = 5.0  # seconds between the polite and the impolite end of a command
+KILL_DELAY = 5.0  # seconds between the polite and the impolite end of a command
 ENDED_BY_TIMEOUT = (124, 137, 143)  # exit statuses of what `timeout` ended, coreutils' and busybox's
 WRAPPER_REFUSED = 126  # exit status of a wrapper that does not run what it was sent
 REFUSAL = "defib-shell: "  # what a wrapper says then begins with this
 OUTPUT_LIMIT = 1024 * 1024
-REST_WITHIN = 1.0  # seconds for the rest of the output of a command that has ended, but left something running
+TRAILING_OUTPUT_TIMEOUT = (
+    1.0  # seconds for the rest of the output of a command that has ended, but left something running
+)
 
 
 class ShellError(DefibError):
@@ -68,13 +70,13 @@ class Completed:
         return "\n".join(part.strip() for part in (self.stdout, self.stderr) if part.strip())
 
 
-def refused_by_wrapper(done: Completed) -> str:
+def get_wrapper_refusal(done: Completed) -> str:
     """What a wrapper said in place of running a command, or nothing where it ran."""
     said = done.stderr.strip()
     return said if done.status == WRAPPER_REFUSED and said.startswith(REFUSAL) else ""
 
 
-Heard = Callable[[bytes], None]
+OutputCallback = Callable[[bytes], None]
 
 
 class Shell(Protocol):
@@ -84,27 +86,27 @@ class Shell(Protocol):
     def wrapped(self) -> bool: ...
 
     async def run(
-        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
+        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
     ) -> Completed:
         """Run `argv` without a shell's interpretation, for at most `timeout` seconds.
 
-        `heard` is given the standard output as it comes. Raises ShellError where nothing was run.
+        `on_output` is given the standard output as it comes. Raises ShellError where nothing was run.
         """
 
     async def close(self) -> None:
         """Let go of whatever the shell holds."""
 
 
-class Kept:
-    """The last `limit` bytes of a stream; `heard` is given all of it."""
+class OutputTail:
+    """The last `limit` bytes of a stream; `on_output` is given all of it."""
 
-    def __init__(self, heard: Heard | None = None, limit: int = OUTPUT_LIMIT) -> None:
-        self._heard, self._limit = heard, limit
+    def __init__(self, on_output: OutputCallback | None = None, limit: int = OUTPUT_LIMIT) -> None:
+        self._on_output, self._limit = on_output, limit
         self._kept = bytearray()
 
     def add(self, chunk: bytes) -> None:
-        if self._heard is not None:
-            self._heard(chunk)
+        if self._on_output is not None:
+            self._on_output(chunk)
         self._kept += chunk
         if len(self._kept) > 2 * self._limit:
             del self._kept[: -self._limit]

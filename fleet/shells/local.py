@@ -6,8 +6,8 @@ import os
 import signal
 from collections.abc import Sequence
 
-from fleet.shells import KILL_AFTER, REST_WITHIN, CommandNotRun, Completed, Heard
-from fleet.shells.proof import Between, Marks, Outputs, script
+from fleet.shells import KILL_DELAY, TRAILING_OUTPUT_TIMEOUT, CommandNotRun, Completed, OutputCallback
+from fleet.shells.proof import CommandOutputs, MarkedOutput, Marks, build_script
 from runtime.tasks import cancel
 
 NOT_FOUND = 127
@@ -17,20 +17,20 @@ NOT_EXECUTABLE = 126
 class LocalShell:
     """Runs commands on the machine that we run on.
 
-    With `looking`, commands only look: at the deadline they are killed, and what they leave running ends with them.
+    With `read_only`, commands only look: at the deadline they are killed, and what they leave running ends with them.
     Otherwise what they leave running keeps its outputs when we are gone.
     """
 
     wrapped = False
 
-    def __init__(self, *, looking: bool = False) -> None:
-        self._looking = looking
+    def __init__(self, *, read_only: bool = False) -> None:
+        self._read_only = read_only
 
     async def run(
-        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
+        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
     ) -> Completed:
-        marks = None if self._looking else Marks()
-        text = script(argv, marks, timeout=None, stays=True, reads=bool(stdin)) if marks else b""
+        marks = None if self._read_only else Marks()
+        text = build_script(argv, marks, timeout=None, stays=True, reads=bool(stdin)) if marks else b""
         try:
             process = await asyncio.create_subprocess_exec(
                 *(["sh", "-c", text] if marks else argv),
@@ -46,7 +46,7 @@ class LocalShell:
             return Completed(NOT_EXECUTABLE, "", f"{argv[0]}: {getattr(error, 'strerror', None) or error}")
         assert process.stdout is not None  # noqa: S101 - asked for above
         assert process.stderr is not None  # noqa: S101
-        outputs = Outputs(marks, heard)
+        outputs = CommandOutputs(marks, on_output)
         out, err = outputs.out, outputs.err
         reading = [asyncio.create_task(_read(process.stdout, out)), asyncio.create_task(_read(process.stderr, err))]
         try:
@@ -56,14 +56,14 @@ class LocalShell:
                 status = await process.wait()
                 if marks:  # they travel through other processes, perhaps later
                     await asyncio.wait(reading)
-            await asyncio.wait(reading, timeout=REST_WITHIN)
+            await asyncio.wait(reading, timeout=TRAILING_OUTPUT_TIMEOUT)
             if not outputs.begun:
                 raise CommandNotRun(f"sh did not run the command: {outputs.instead}")
             return outputs.completed(outputs.status_or(status))
         except TimeoutError:
             return Completed(None, out.text, err.text, f"it did not end within {timeout:g} s", late=True)
         finally:
-            if self._looking:
+            if self._read_only:
                 _kill(process)
             await _end(process)
             await cancel(reading)
@@ -74,7 +74,7 @@ class LocalShell:
         """Nothing is held."""
 
 
-async def _read(stream: asyncio.StreamReader, output: Between) -> None:
+async def _read(stream: asyncio.StreamReader, output: MarkedOutput) -> None:
     while output.status is None and (chunk := await stream.read(65536)):
         output.add(chunk)
 
@@ -96,7 +96,7 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(KILL_AFTER):
+            async with asyncio.timeout(KILL_DELAY):
                 await process.wait()
     finally:
         _kill(process)

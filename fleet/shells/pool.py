@@ -24,11 +24,11 @@ class Shells:
         self._control = control
         self._shells: dict[str, tuple[Host, LocalShell | SshShell]] = {}
 
-    def of(self, name: str) -> Shell:
+    def get(self, name: str) -> Shell:
         """The shell of a host. Raises ShellError where the host has none."""
-        return self._of(name)
+        return self._get(name)
 
-    def _of(self, name: str) -> "LocalShell | SshShell":
+    def _get(self, name: str) -> "LocalShell | SshShell":
         host = self._hosts.get(name)
         if host is None or not host.has_shell:
             raise ShellError(f"{name or 'no host'}: the inventory has no shell for it")
@@ -39,18 +39,18 @@ class Shells:
 
     def _make(self, host: Host) -> "LocalShell | SshShell":
         if host.shell == "local":
-            return LocalShell(looking=not self._control)
-        from fleet.shells.ssh import Login, SshShell, Wrapper
+            return LocalShell(read_only=not self._control)
+        from fleet.shells.ssh import Login, SshShell, WrapperMode
 
         ssh = host.ssh_for(control=self._control)
-        end: Wrapper = "control" if self._control else "read"
+        end: WrapperMode = "control" if self._control else "read"
         wrapper = end if ssh.wrapper else None
         login = Login(host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts, wrapper)
         return SshShell(login, self._tunnel(ssh.via) if ssh.via else None, control=self._control)
 
     def _tunnel(self, via: str) -> Callable[[], "Awaitable[asyncssh.SSHClientConnection]"]:
         async def open_tunnel() -> "asyncssh.SSHClientConnection":
-            shell = self._of(via)
+            shell = self._get(via)
             if isinstance(shell, LocalShell):
                 raise ShellError(f"{via}: `via` needs a host that is reached over SSH")
             return await shell.connection()

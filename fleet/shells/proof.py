@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fleet.shells import KILL_AFTER, REFUSAL, Completed, Heard, Kept
+from fleet.shells import KILL_DELAY, REFUSAL, Completed, OutputCallback, OutputTail
 
 _SAID = 4096  # bytes kept of what came before the marks
 _STATUS_LIMIT = 4  # bytes of an exit status and its newline
@@ -20,7 +20,7 @@ _SIGNALS = 128  # a shell's status of a command that a signal ended is this, and
 
 # A command with its deadline. busybox's timeout has no -k before 1.35 (it then runs nothing, and exits 1), and before
 # 1.30 takes other arguments altogether: such a host keeps no deadline. Arguments: KILL_AFTER SECONDS COMMAND…
-LIMITED = """\
+TIMEOUT_FUNCTIONS = """\
 alone() { (exec "$@"); }
 limited() { if command -v timeout >/dev/null 2>&1; then timeout -k "$@"; else shift 2; alone "$@"; fi; }
 old_timeout() { timeout -k 9 9 sh -c : >/dev/null 2>&1; [ $? -eq 1 ]; }
@@ -30,7 +30,7 @@ limited_by_old() { shift; if timeout 9 sh -c : >/dev/null 2>&1; then timeout "$@
 # `marked COMMAND…` prints the marks; `kept marked COMMAND…` also has what the command leaves running write into pipes
 # that are read until the last writer is gone, whoever else has gone before: at first into the session, then into
 # nothing. No file could grow from it. These shells outlive a signal that is meant for the command.
-PROOF = """\
+MARK_FUNCTIONS = """\
 begin() { printf '%s%s\\n' "$first" "$second"; printf '%s%s\\n' "$first" "$second" >&2; }
 bounded() {
     limited "$@"
@@ -77,32 +77,32 @@ class Marks:
         return f"{self.second}{self.first} ".encode()
 
 
-def script(argv: Sequence[str], marks: Marks, *, timeout: float | None, stays: bool, reads: bool) -> bytes:
+def build_script(argv: Sequence[str], marks: Marks, *, timeout: float | None, stays: bool, reads: bool) -> bytes:
     """The script that runs `argv`; with `stays`, what it leaves running keeps its outputs.
 
     Without `reads` the command finds the end of its input. Else it reads what is sent behind the script, after the mark
     that it has begun: the shell, which reads all that is there, may have read on otherwise.
     """
     how = ["kept"] if stays else []
-    how += ["marked", *(["alone"] if timeout is None else ["bounded", f"{KILL_AFTER:g}", f"{timeout:g}"])]
+    how += ["marked", *(["alone"] if timeout is None else ["bounded", f"{KILL_DELAY:g}", f"{timeout:g}"])]
     command = f"{shlex.join([*how, *argv])}{'' if reads else ' </dev/null'}"
     # In one piece, which is read to its end before any of it is run.
     text = (
         f"{{\nLC_ALL=C; export LC_ALL\nfirst={shlex.quote(marks.first)} second={shlex.quote(marks.second)}\n"
-        f"{LIMITED}{PROOF}{command}\nexit\n}}\n"
+        f"{TIMEOUT_FUNCTIONS}{MARK_FUNCTIONS}{command}\nexit\n}}\n"
     )
     return text.encode("utf-8", "surrogateescape")
 
 
-class Between:
+class MarkedOutput:
     """One output of a command: what stands between its marks, or all of it where there are none.
 
-    `heard` is given it as it comes.
+    `on_output` is given it as it comes.
     """
 
-    def __init__(self, marks: Marks | None, heard: Heard | None = None) -> None:
-        self._marks, self._heard = marks, heard
-        self._kept = Kept(heard)
+    def __init__(self, marks: Marks | None, on_output: OutputCallback | None = None) -> None:
+        self._marks, self._on_output = marks, on_output
+        self._kept = OutputTail(on_output)
         self._rest = b""  # may become a mark
         self._said = b""
         self.begun = marks is None
@@ -117,7 +117,7 @@ class Between:
     def _judge(self, data: bytes, marks: Marks) -> None:
         while (at := data.find(marks.begin)) >= 0:
             # Once more where the first try has run nothing: what came before is not the command's.
-            self._said, self.begun, self._kept = (self._said + data[:at])[-_SAID:], True, Kept(self._heard)
+            self._said, self.begun, self._kept = (self._said + data[:at])[-_SAID:], True, OutputTail(self._on_output)
             data = data[at + len(marks.begin) :]
         at, status = _end_mark(data, marks) if self.begun else (-1, None)
         if status is not None:
@@ -167,12 +167,12 @@ def _start_of_a_mark(data: bytes, marks: Marks) -> int:
     return at if at >= 0 else len(data)
 
 
-class Outputs:
+class CommandOutputs:
     """Both outputs of a command."""
 
-    def __init__(self, marks: Marks | None, heard: Heard | None) -> None:
+    def __init__(self, marks: Marks | None, on_output: OutputCallback | None) -> None:
         self._marks = marks
-        self.out, self.err = Between(marks, heard), Between(marks)
+        self.out, self.err = MarkedOutput(marks, on_output), MarkedOutput(marks)
 
     @property
     def begun(self) -> bool:

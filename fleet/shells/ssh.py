@@ -16,37 +16,37 @@ import asyncssh
 
 from fleet.shells import (
     ENDED_BY_TIMEOUT,
-    KILL_AFTER,
-    REST_WITHIN,
+    KILL_DELAY,
+    TRAILING_OUTPUT_TIMEOUT,
     WRAPPER_REFUSED,
     CommandNotRun,
     Completed,
-    Heard,
     HostKeyRefused,
     LoginRefused,
+    OutputCallback,
     ShellError,
     WrapperOutdated,
 )
-from fleet.shells.proof import Marks, Outputs, script
+from fleet.shells.proof import CommandOutputs, Marks, build_script
 
-CONNECT_WITHIN = 10.0
-SESSIONS = 8  # sshd's MaxSessions is 10
+CONNECT_TIMEOUT = 10.0
+SESSION_LIMIT = 8  # sshd's MaxSessions is 10
 # In Python, AES-GCM costs half of what ChaCha20 does, which comes first by default.
 CIPHERS = (
     "aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr", "aes192-ctr",
     "aes128-ctr",
 )  # fmt: skip
-ANSWER_WITHIN = 2.0  # how much longer than the remote deadline an answer may travel
-OPEN_AGAIN = (0.02, 0.1, 0.5)  # pauses before a refused session is asked for again
+ANSWER_GRACE = 2.0  # how much longer than the remote deadline an answer may travel
+SESSION_RETRY_DELAYS = (0.02, 0.1, 0.5)  # pauses before a refused session is asked for again
 
 # What a wrapper of an earlier version says of a command that it is asked to prove.
 _OLDER = "defib-shell: it takes run SECONDS DIGEST"
 
 
-Wrapper = Literal["read", "control"]
+WrapperMode = Literal["read", "control"]
 
 
-def digest(argv: Sequence[str]) -> str:
+def command_digest(argv: Sequence[str]) -> str:
     """What names a command where a wrapper runs it."""
     return hashlib.sha256(shlex.join(argv).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
@@ -60,7 +60,7 @@ class Login:
     user: str | None
     key_file: Path | None
     known_hosts: Path
-    wrapper: Wrapper | None = None  # the key may only run deploy/ssh/defib-shell, to this end
+    wrapper: WrapperMode | None = None  # the key may only run deploy/ssh/defib-shell, to this end
 
 
 class _Slot:
@@ -104,12 +104,12 @@ class SshShell:
         self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
         self._in_use: Counter[asyncssh.SSHClientConnection] = Counter()  # sessions by connection
         self._dropped: set[asyncssh.SSHClientConnection] = set()
-        self._sessions = asyncio.Semaphore(SESSIONS)
+        self._sessions = asyncio.Semaphore(SESSION_LIMIT)
 
     async def run(
-        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
+        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
     ) -> Completed:
-        request = self._request(argv, timeout, stdin, heard)
+        request = self._request(argv, timeout, stdin, on_output)
         started = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
@@ -129,18 +129,20 @@ class SshShell:
     def wrapped(self) -> bool:
         return self._login.wrapper is not None
 
-    def _request(self, argv: Sequence[str], timeout: float, stdin: bytes, heard: Heard | None) -> "_Request":
+    def _request(
+        self, argv: Sequence[str], timeout: float, stdin: bytes, on_output: OutputCallback | None
+    ) -> "_Request":
         """What is sent to the host's login shell, or to its wrapper."""
         if self._login.wrapper == "read":  # its answer holds marks of its own
-            return _Request(shlex.join(argv), b"", stdin, None, heard)
+            return _Request(shlex.join(argv), b"", stdin, None, on_output)
         marks = Marks()
         if self._login.wrapper == "control":
-            command = f"run {math.ceil(timeout)} {digest(argv)} {marks.first} {marks.second}"
-            return _Request(command, b"", b"", marks, heard)
+            command = f"run {math.ceil(timeout)} {command_digest(argv)} {marks.first} {marks.second}"
+            return _Request(command, b"", b"", marks, on_output)
         # On stdin, so that the login shell has nothing to interpret, of whatever kind it is.
         # The host keeps the deadline too, where it can: what we stop waiting for would otherwise run on.
-        text = script(argv, marks, timeout=timeout, stays=self._control, reads=bool(stdin))
-        return _Request("sh -s", text, stdin, marks, heard)
+        text = build_script(argv, marks, timeout=timeout, stays=self._control, reads=bool(stdin))
+        return _Request("sh -s", text, stdin, marks, on_output)
 
     @property
     def state(self) -> str:
@@ -154,7 +156,7 @@ class SshShell:
         started = time.monotonic()
         tried: list[_Session] = []
         try:
-            async with asyncio.timeout(timeout + KILL_AFTER + ANSWER_WITHIN):
+            async with asyncio.timeout(timeout + KILL_DELAY + ANSWER_GRACE):
                 channel, session = await _open(connection, request, tried)
                 with contextlib.suppress(BrokenPipeError):  # it may have ended without reading anything
                     await session.feed(channel, request)
@@ -200,12 +202,12 @@ class SshShell:
     async def _closed(self, connection: asyncssh.SSHClientConnection, session: "_Session", timeout: float) -> None:
         """Wait until a session is no more: a command that we wait for no longer still holds one of sshd's."""
         try:
-            async with asyncio.timeout(timeout + KILL_AFTER + ANSWER_WITHIN):
+            async with asyncio.timeout(timeout + KILL_DELAY + ANSWER_GRACE):
                 await session.gone.wait()
         except TimeoutError:
             self._drop(connection)
 
-    async def connection(self, within: float = CONNECT_WITHIN) -> asyncssh.SSHClientConnection:
+    async def connection(self, within: float = CONNECT_TIMEOUT) -> asyncssh.SSHClientConnection:
         """The connection, opened if there is none; all who wait share one try. Raises ShellError."""
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
@@ -232,7 +234,7 @@ class SshShell:
         where = f"{login.address}:{login.port}"
         pinned = None
         try:
-            async with asyncio.timeout(CONNECT_WITHIN):
+            async with asyncio.timeout(CONNECT_TIMEOUT):
                 pinned, keys = await asyncio.to_thread(_read, login)
                 tunnel = await self._tunnel() if self._tunnel else ()
                 return await asyncssh.connect(
@@ -248,10 +250,10 @@ class SshShell:
                     encryption_algs=CIPHERS,
                     keepalive_interval=15,
                     keepalive_count_max=3,
-                    login_timeout=CONNECT_WITHIN,
+                    login_timeout=CONNECT_TIMEOUT,
                 )
         except TimeoutError:
-            raise ShellError(f"{where}: no SSH connection within {CONNECT_WITHIN:g} s") from None
+            raise ShellError(f"{where}: no SSH connection within {CONNECT_TIMEOUT:g} s") from None
         except asyncssh.HostKeyNotVerifiable as error:
             changed = self._is_pinned(pinned)
             what = (
@@ -304,14 +306,14 @@ class _Request:
     script: bytes
     stdin: bytes
     marks: Marks | None  # None: what answers proves by itself that it has run
-    heard: Heard | None
+    on_output: OutputCallback | None
 
 
 class _Session(asyncssh.SSHClientSession[bytes]):
     """One command: what it prints, and how it ends. Leaner than asyncssh's own process, of which we need little."""
 
     def __init__(self, request: _Request) -> None:
-        self.outputs = Outputs(request.marks, request.heard)
+        self.outputs = CommandOutputs(request.marks, request.on_output)
         self._raw = request.marks is None
         self.channel: asyncssh.SSHClientChannel[bytes] | None = None
         self.status: int | None = None  # None where a signal ended it, or the connection
@@ -380,7 +382,7 @@ class _Session(asyncssh.SSHClientSession[bytes]):
         if not self._raw:  # the marks travel through other processes, perhaps later
             await self._told.wait()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REST_WITHIN):
+            async with asyncio.timeout(TRAILING_OUTPUT_TIMEOUT):
                 await self._silent.wait()
 
 
@@ -396,7 +398,7 @@ async def _open(
         tried.append(_Session(request))
         return tried[-1]
 
-    for pause in OPEN_AGAIN:
+    for pause in SESSION_RETRY_DELAYS:
         try:
             channel, _ = await connection.create_session(made, request.command, encoding=None)
         except asyncssh.ChannelOpenError:

@@ -17,7 +17,7 @@ _FAILURES = (
 NOT_FOUND = 127
 
 
-def elevated(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
+def build_sudo_command(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
     """The argv to run and what to write to its stdin; a password never stands in an argv."""
     if sudo.mode == "none":
         return list(argv), b""
@@ -26,12 +26,12 @@ def elevated(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
     return ["sudo", "-S", "-p", "", "--", *argv], sudo.password.get_secret_value().encode() + b"\n"
 
 
-def refusal(done: Completed, sudo: Sudo) -> str:
+def find_refusal(done: Completed, sudo: Sudo) -> str:
     """What sudo said in place of running a command that it does not allow, or nothing where it ran."""
     return _said(done, sudo, _REFUSALS)
 
 
-def failure(done: Completed, sudo: Sudo) -> str:
+def find_failure(done: Completed, sudo: Sudo) -> str:
     """What sudo said in place of running a command where it cannot run any, or not this one; or nothing."""
     return _said(done, sudo, _FAILURES)
 

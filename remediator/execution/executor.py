@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy import Connection
 
 from fleet.inventory.model import Inventory, Service, Step, Sudo
-from fleet.shells import KILL_AFTER, Completed, HostKeyRefused, Shell, ShellError
+from fleet.shells import KILL_DELAY, Completed, HostKeyRefused, Shell, ShellError
 from fleet.shells.pool import Shells
 from remediator.clients.peers import Exporter, PeerError
 from remediator.execution import evidence
@@ -152,7 +152,7 @@ class Actor:
 
     def _shell_of(self, service: Service) -> Shell | None:
         """The shell of a service's host; one that has none needs none. Raises ShellError."""
-        return self._shells.of(service.host) if service.host in self._inventory.hosts else None
+        return self._shells.get(service.host) if service.host in self._inventory.hosts else None
 
     async def _carry_out(self, command: "asyncio.Task[Claim | None]", service: Service) -> None:
         ended = await asyncio.shield(command)  # a command is ended and kept, also when we are to stop
@@ -228,7 +228,7 @@ class Actor:
         ends = (action.command_ended_at or action.claimed_at) + start_within
         if action.command == "unknown" and control is not None:
             # It may be running still: until it cannot be any more, nothing else is done to the target.
-            ends = max(ends, action.claimed_at + control.timeout + KILL_AFTER)
+            ends = max(ends, action.claimed_at + control.timeout + KILL_DELAY)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + max(0.0, ends - self._database.clock.now())
         look = FIRST_LOOK

@@ -23,7 +23,7 @@ from defib.demo import service, sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
 from fleet.host import gpu, system
-from fleet.host.reading import Section, script
+from fleet.host.sections import Section, build_script
 from fleet.managers import docker
 from tests.bench import peers
 from tests.docker import running_docker
@@ -142,7 +142,7 @@ def _scripts() -> list[bytes]:
     cards: list[Section] = [gpu.build_query_section(offered), gpu.PROCESSES_SECTION, gpu.XIDS_SECTION]
     machine = [system.PROC_SECTION, system.FILESYSTEMS_SECTION]
     one_each: list[list[Section]] = [cards, cards, machine, [docker.SECTION]]
-    return [script(sections, "@mark").encode() for sections in one_each * 5]
+    return [build_script(sections, "@mark").encode() for sections in one_each * 5]
 
 
 def _children() -> float:

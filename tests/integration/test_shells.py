@@ -17,7 +17,7 @@ import pytest
 
 from defib.demo.sshd import Sshd
 from defib.demo.stack import free_ports
-from fleet.host.reading import Output, read
+from fleet.host.sections import SectionOutput, read_sections
 from fleet.host.system import PROC_SECTION
 from fleet.inventory.model import Host, Ssh
 from fleet.shells import (
@@ -28,11 +28,11 @@ from fleet.shells import (
     Shell,
     ShellError,
     WrapperOutdated,
-    refused_by_wrapper,
+    get_wrapper_refusal,
 )
 from fleet.shells.local import LocalShell
 from fleet.shells.pool import Shells
-from fleet.shells.ssh import Login, SshShell, Wrapper, digest
+from fleet.shells.ssh import Login, SshShell, WrapperMode, command_digest
 from fleet.wrapper import render_command_file
 from tests.logins import logs_in_with
 from tests.support import eventually, inventory_of, probed
@@ -50,7 +50,7 @@ async def connect(host: Sshd) -> AsyncIterator[Connect]:
     """Make shells of the host; they are closed at the end."""
     async with contextlib.AsyncExitStack() as stack:
 
-        def made(wrapper: Wrapper | None = None, *, control: bool = False) -> SshShell:
+        def made(wrapper: WrapperMode | None = None, *, control: bool = False) -> SshShell:
             login = Login("127.0.0.1", host.port, host.user, host.key_file, host.known_hosts, wrapper)
             shell = SshShell(login, control=control)
             stack.push_async_callback(shell.close)
@@ -63,7 +63,7 @@ async def connect(host: Sshd) -> AsyncIterator[Connect]:
 def any_shell(request: pytest.FixtureRequest, connect: Connect) -> Shell:
     """A shell of this machine and of another, to control and only to look."""
     looking = request.param.endswith("look")
-    return LocalShell(looking=looking) if request.param.startswith("local") else connect(control=not looking)
+    return LocalShell(read_only=looking) if request.param.startswith("local") else connect(control=not looking)
 
 
 def forced(host: Sshd, command: str) -> None:
@@ -78,7 +78,7 @@ def hardened(host: Sshd, *commands: list[str], also: str = "") -> None:
     folder = host.key_file.parent
     (folder / "commands").mkdir()
     for argv in commands:
-        (folder / "commands" / digest(argv)).write_text(render_command_file(argv))
+        (folder / "commands" / command_digest(argv)).write_text(render_command_file(argv))
     forced(host, f"{also}exec sh {WRAPPER} control {folder} {os.environ['PATH']}")
 
 
@@ -247,7 +247,7 @@ async def test_a_host_behind_another(host: Sshd) -> None:
     inner = ssh.model_copy(update={"via": "outer"})
     shells = Shells({"outer": Host(address="127.0.0.1", ssh=ssh), "inner": Host(address="127.0.0.1", ssh=inner)})
     try:
-        assert (await shells.of("inner").run(["echo", "through"], timeout=60)).stdout == "through\n"
+        assert (await shells.get("inner").run(["echo", "through"], timeout=60)).stdout == "through\n"
     finally:
         await shells.close()
 
@@ -257,7 +257,7 @@ async def test_a_command_that_only_looks_leaves_nothing_running(script: str) -> 
     """Neither one that ended, nor one that ignores its end."""
     mark = f"defib-{os.getpid()}-{len(script)}"
     began = asyncio.get_running_loop().time()
-    await LocalShell(looking=True).run(["sh", "-c", script, mark], timeout=0.5)
+    await LocalShell(read_only=True).run(["sh", "-c", script, mark], timeout=0.5)
     assert asyncio.get_running_loop().time() - began < 55
 
     async def gone() -> bool:
@@ -370,7 +370,7 @@ async def test_the_wrapper_proves_that_it_ran(host: Sshd, connect: Connect) -> N
     done = await shell.run(argv, timeout=60)
     assert (done.status, done.stdout, done.stderr) == (3, "it\n", "oops\n")
     refused = await shell.run(["id"], timeout=60)
-    assert "run defib host setup again" in refused_by_wrapper(refused)
+    assert "run defib host setup again" in get_wrapper_refusal(refused)
 
 
 async def test_a_wrapper_that_sends_back_what_it_is_asked(host: Sshd, connect: Connect) -> None:
@@ -437,6 +437,6 @@ async def test_a_host_whose_timeout_is_an_old_busybox_s(
         shell = connect(control=control)
         done = await shell.run(["sh", "-c", "cat; echo oops >&2; exit 1"], timeout=60, stdin=b"given")
         assert (done.status, done.stdout, done.stderr) == (1, "given", "oops\n")
-        found: dict[str, Output] = {}
-        await read(shell, [PROC_SECTION], timeout=60, tell=found.__setitem__)
+        found: dict[str, SectionOutput] = {}
+        await read_sections(shell, [PROC_SECTION], timeout=60, on_section=found.__setitem__)
         assert found[PROC_SECTION.name].status == 0

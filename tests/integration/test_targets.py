@@ -16,8 +16,8 @@ from fleet.managers import docker, supervisor
 from fleet.managers.guarded_scripts import find_not_run
 from fleet.shells import Completed, ShellError
 from fleet.shells.local import LocalShell
-from fleet.shells.ssh import digest
-from fleet.shells.sudo import failure, refusal
+from fleet.shells.ssh import command_digest
+from fleet.shells.sudo import find_failure, find_refusal
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.context import VERBS, Gone, Hands, Verb
 from tests.integration.conftest import start_supervisord
@@ -245,7 +245,7 @@ def test_a_sudo_that_cannot_run_anything(tmp_path: Path) -> None:
     said = {part.partition("\n")[0]: part.partition("\n")[2] for part in done.stdout.split("rule ")[1:]}
     sudo = Sudo.model_validate("passwordless")
     told = {
-        rule: (refusal(made, sudo), failure(made, sudo))
+        rule: (find_refusal(made, sudo), find_failure(made, sudo))
         for rule, text in said.items()
         for made in (Completed(1, "", text),)
     }
@@ -256,7 +256,7 @@ def test_a_sudo_that_cannot_run_anything(tmp_path: Path) -> None:
     warned = Completed(
         1, "", "sudo: unable to resolve host gpu-01: Name or service not known\nError: No such container: x"
     )
-    assert failure(warned, sudo) == ""
+    assert find_failure(warned, sudo) == ""
 
 
 DOCKER = r"""#!/bin/sh
@@ -302,7 +302,7 @@ def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper:
     script = argv[2]
     run = shlex.join(["sudo", "-n", *argv])
     if wrapper:
-        run = f'SSH_ORIGINAL_COMMAND="run 5 {digest(argv)}" sudo -n /usr/local/sbin/defib-shell control'
+        run = f'SSH_ORIGINAL_COMMAND="run 5 {command_digest(argv)}" sudo -n /usr/local/sbin/defib-shell control'
     # sudo compares the arguments as one text, so that it may be divided at any blank.
     ends = [at for at, character in enumerate(script) if character == " "]
     divided = [["try", *argv[:2], script[:at], script[at + 1 :]] for at in ends[:: len(ends) // 10]]

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from fleet.inventory.model import Sudo
 from fleet.managers.guarded_scripts import ManagerMessages, find_not_run
-from fleet.shells import Completed, Shell, ShellError, refused_by_wrapper
-from fleet.shells.sudo import elevated, failure, refusal
+from fleet.shells import Completed, Shell, ShellError, get_wrapper_refusal
+from fleet.shells.sudo import build_sudo_command, find_failure, find_refusal
 from runtime.errors import DefibError
 
 Verb = Literal["status", "start", "stop", "restart", "logs"]
@@ -81,7 +81,7 @@ class Hands:
         if self._shell is None:
             raise ShellError("the service has no host to run commands on")
         # A wrapper is root already.
-        command, stdin = (argv, b"") if self._shell.wrapped else elevated(argv, self._sudo)
+        command, stdin = (argv, b"") if self._shell.wrapped else build_sudo_command(argv, self._sudo)
         try:
             done = await self._shell.run(command, timeout=self.left, stdin=stdin)
         except ShellError as error:
@@ -95,10 +95,10 @@ class Hands:
 
     def _refused(self, done: Completed, *, wrapped: bool) -> None:
         """Raises ShellError where the host's sudo, or its wrapper, has not run the command."""
-        refused = refused_by_wrapper(done) if wrapped else refusal(done, self._sudo)
+        refused = get_wrapper_refusal(done) if wrapped else find_refusal(done, self._sudo)
         if refused:
             raise NotAllowed(f"the command is not allowed on {self._host}: {refused}")
-        failed = "" if wrapped else failure(done, self._sudo)
+        failed = "" if wrapped else find_failure(done, self._sudo)
         if failed:
             raise ShellError(f"{self._host}: {failed}")
 

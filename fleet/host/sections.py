@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from fleet.shells import OUTPUT_LIMIT, Shell, ShellError
-from fleet.shells.proof import LIMITED
+from fleet.shells.proof import TIMEOUT_FUNCTIONS
 
 T = TypeVar("T")
 WRAPPER_LIMIT = 59.0  # seconds that it gives a section at most
@@ -23,7 +23,7 @@ SHARE = 0.8  # of a section's time that its script may take
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One thing to read; `script` is POSIX sh, and `names` its arguments, of all who ask for it."""
+    """One thing to read; `build_script` is POSIX sh, and `names` its arguments, of all who ask for it."""
 
     name: str
     script: str
@@ -36,7 +36,7 @@ NOT_READ = -1  # the status of a section whose end did not come; its text is why
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class SectionOutput:
     """What a section's script printed, stderr included, and its exit status."""
 
     status: int
@@ -48,17 +48,17 @@ class Output:
         return lines[-1].strip() if lines else "it said nothing"
 
 
-class Reading:
+class HostReading:
     """One reading of a host, under way or done; its sections come one by one. Times are Unix time and seconds."""
 
     def __init__(self, sections: Sequence[Section]) -> None:
-        self.asked = asyncio.get_running_loop().time()
-        self.began = time.time()
+        self.requested_at = asyncio.get_running_loop().time()
+        self.started_at = time.time()
         self._started = time.perf_counter()
         self._futures = {each.name: asyncio.get_running_loop().create_future() for each in sections}
         self._parsed: dict[tuple[str, Callable[[str], Any]], Any] = {}
 
-    async def section(self, name: str, parse: Callable[[str], T]) -> tuple[Output, T, float]:
+    async def section(self, name: str, parse: Callable[[str], T]) -> tuple[SectionOutput, T, float]:
         """A section's output, the same as `parse` reads it, once for all who ask, and how long it took.
 
         Raises ShellError where it was not read.
@@ -71,24 +71,24 @@ class Reading:
             self._parsed[name, parse] = parse(output.text)
         return output, self._parsed[name, parse], took
 
-    def tell(self, name: str, output: Output | ShellError) -> None:
+    def set_output(self, name: str, output: SectionOutput | ShellError) -> None:
         """What came of a section; the first word counts."""
         future = self._futures.get(name)
         if future is not None and not future.done():
             future.set_result((output, time.perf_counter() - self._started))
 
-    def end(self, error: ShellError) -> None:
+    def fail(self, error: ShellError) -> None:
         """Nothing more comes."""
         for name in self._futures:
-            self.tell(name, error)
+            self.set_output(name, error)
 
 
 _MARK = re.compile(rb"^(@defib-[0-9a-f]+) (\S+)(?: (\d{1,3}))?\n", re.MULTILINE)
 _MARK_LIMIT = 200  # bytes of a line with a mark
-Tell = Callable[[str, Output], None]
+SectionCallback = Callable[[str, SectionOutput], None]
 
 
-def merged(sections: Iterable[Section]) -> tuple[Section, ...]:
+def merge_sections(sections: Iterable[Section]) -> tuple[Section, ...]:
     """Sections of one name become one, with the names of all."""
     by_name: dict[str, Section] = {}
     for section in sections:
@@ -104,7 +104,7 @@ def merged(sections: Iterable[Section]) -> tuple[Section, ...]:
 # The parts of every script: a section with its deadline and its marks, written in one piece so that it travels in few
 # packets, and sections side by side whose outputs wait in pipes of their own until those before them are printed.
 LIBRARY = (
-    LIMITED
+    TIMEOUT_FUNCTIONS
     + """\
 section() {
     section=$1 limit=$2 script=$3
@@ -126,7 +126,7 @@ in_order() {
 )
 
 
-class NotRead(ShellError):  # noqa: N818
+class IncompleteReading(ShellError):  # noqa: N818
     """The shell answered, but not all that was asked came; `late`: not in time."""
 
     def __init__(self, message: str, *, late: bool) -> None:
@@ -134,55 +134,60 @@ class NotRead(ShellError):  # noqa: N818
         self.late = late
 
 
-async def read(shell: Shell, sections: Sequence[Section], *, timeout: float, tell: Tell) -> ShellError:
-    """Read, and `tell` of each section as it ends; gives what to say of those that have not. Raises ShellError."""
+async def read_sections(
+    shell: Shell, sections: Sequence[Section], *, timeout: float, on_section: SectionCallback
+) -> ShellError:
+    """Read `sections`, and call `on_section` as each ends.
+
+    Return the error of the sections that did not end. Raises ShellError where nothing was read.
+    """
     marker = f"@defib-{secrets.token_hex(8)}"
-    listener = Listener(marker, tell)
+    parser = SectionParser(marker, on_section)
     if shell.wrapped:
-        asked = ["read", marker, *(item(section) for section in sections)]
-        done = await shell.run(asked, timeout=timeout, heard=listener.hear)
+        asked = ["read", marker, *(format_wrapper_item(section) for section in sections)]
+        done = await shell.run(asked, timeout=timeout, on_output=parser.feed)
     else:
-        done = await shell.run(["sh", "-c", script(sections, marker)], timeout=timeout, heard=listener.hear)
+        done = await shell.run(["sh", "-c", build_script(sections, marker)], timeout=timeout, on_output=parser.feed)
     why = done.why or (done.stderr.strip().splitlines() or ["it was cut short"])[-1]
     if done.status is None and not done.stdout and not done.late:
         return ShellError(why)
-    return NotRead(why, late=done.late)
+    return IncompleteReading(why, late=done.late)
 
 
-def script(sections: Sequence[Section], marker: str) -> str:
+def build_script(sections: Sequence[Section], marker: str) -> str:
     """The script that reads all sections."""
     cases = "".join(
-        f"{number}) {shlex.join(['section', each.name, limit_of(each), each.script, *each.names])} ;;\n"
+        f"{number}) {shlex.join(['section', each.name, format_limit(each), each.script, *each.names])} ;;\n"
         for number, each in enumerate(sections)
     )
     numbers = " ".join(map(str, range(len(sections))))
     return f"mark={shlex.quote(marker)} more=\n{LIBRARY}one() {{ case $1 in\n{cases}esac; }}\nin_order {numbers}\n"
 
 
-def item(section: Section) -> str:
+def format_wrapper_item(section: Section) -> str:
     """A section as the wrapper on a host is asked for it (deploy/ssh/defib-shell)."""
     limit = min(max(SHARE * section.timeout, 0.1), WRAPPER_LIMIT)
     return f"{section.name}:{limit:.3g}:{','.join(section.names)}"
 
 
-def limit_of(section: Section) -> str:
+def format_limit(section: Section) -> str:
     return f"{SHARE * section.timeout:g}"
 
 
-class Listener:
+class SectionParser:
     """Takes a script's output as it comes, and tells of each section once its end has come.
 
     Banners around them and an end that is missing do no harm.
     """
 
-    def __init__(self, marker: str, tell: Tell) -> None:
+    def __init__(self, marker: str, on_section: SectionCallback) -> None:
         self._marker = marker.encode()
-        self._tell = tell
+        self._on_section = on_section
         self._text = bytearray()
         self._name: str | None = None
         self._searched = 0  # up to where there is no mark
 
-    def hear(self, chunk: bytes) -> None:
+    def feed(self, chunk: bytes) -> None:
         self._text += chunk
         at = self._searched
         while found := _MARK.search(self._text, at):
@@ -192,7 +197,7 @@ class Listener:
             name, status = found[2].decode("utf-8", "replace"), found[3]
             if status is not None and name == self._name:
                 text = bytes(self._text[: found.start()]).decode("utf-8", "replace")
-                self._tell(name, Output(int(status), text.removesuffix("\n")))
+                self._on_section(name, SectionOutput(int(status), text.removesuffix("\n")))
             self._name = name if status is None else None
             del self._text[: found.end()]
             at = 0
