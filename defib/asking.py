@@ -11,7 +11,7 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from defib.probe import printable
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import RemediatorSettings
 from remediator.clients.peers import Peer, PeerError, Refused
 from runtime import tokens
@@ -24,7 +24,9 @@ USE_OTHER = "run this as the remediator's user (such as `sudo -u defib defib …
 
 
 @asynccontextmanager
-async def remediator(load: Callable[[], Loaded], token_file: Path | None, *, hint: str = "") -> AsyncIterator[Peer]:
+async def remediator(
+    load: Callable[[], LoadedInventory], token_file: Path | None, *, hint: str = ""
+) -> AsyncIterator[Peer]:
     """The remediator of the configuration, asked in the name of who runs this. Raises DefibError."""
     settings = load().inventory.remediator
     endpoint = settings.url

@@ -19,7 +19,7 @@ from runtime.errors import DefibError
 
 if TYPE_CHECKING:
     from defib.asking import Connect
-    from fleet.inventory.loading import Loaded
+    from fleet.inventory.loading import LoadedInventory
     from fleet.inventory.references import Program
     from runtime.lifecycle import Listen
     from runtime.redaction import Redactor
@@ -288,21 +288,21 @@ def _replay(options: argparse.Namespace) -> int:
     return _run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
 
 
-def _loader(options: argparse.Namespace, *programs: "Program") -> "Callable[[], Loaded]":
+def _loader(options: argparse.Namespace, *programs: "Program") -> "Callable[[], LoadedInventory]":
     from defib.kinds import KINDS
-    from fleet.inventory.documents import directory
+    from fleet.inventory.documents import find_directory
     from fleet.inventory.loading import load
 
-    return partial(load, directory(options.config), KINDS, programs=programs)
+    return partial(load, find_directory(options.config), KINDS, programs=programs)
 
 
 def _check(options: argparse.Namespace) -> int:
     from defib import check
-    from fleet.inventory.documents import directory
+    from fleet.inventory.documents import find_directory
 
     if options.schema:
         return check.schema()
-    return check.check(directory(options.config), options.program, show=options.show)
+    return check.check(find_directory(options.config), options.program, show=options.show)
 
 
 def _exporter(options: argparse.Namespace) -> int:
@@ -318,7 +318,7 @@ def _remediator(options: argparse.Namespace) -> int:
     return _serve(options, "remediator", app.run)
 
 
-Server = Callable[["Callable[[], Loaded]", "Listen", "WebConfig", "Redactor"], Coroutine[Any, Any, None]]
+Server = Callable[["Callable[[], LoadedInventory]", "Listen", "WebConfig", "Redactor"], Coroutine[Any, Any, None]]
 
 
 def _serve(options: argparse.Namespace, program: "Program", server: Server) -> int:

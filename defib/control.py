@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from defib.asking import Connect
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Sudo
 from fleet.shells import Completed
 from fleet.shells.pool import Shells
@@ -22,7 +22,7 @@ DONE, FAILED, UNKNOWN = 0, 1, 2
 STOPPED = "it stays stopped, and nobody is told, until it is started and has been up for `hold`"
 
 
-async def direct(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
+async def direct(load: Callable[[], LoadedInventory], name: str, verb: Verb) -> int:
     """Go to the host ourselves; the remediator does not know. Raises DefibError."""
     inventory = load().inventory
     service = inventory.services.get(name)

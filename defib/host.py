@@ -14,7 +14,7 @@ import asyncssh
 from exporter.collectors import COLLECTORS
 from exporter.probes.host import HostOptions
 from fleet.host.sections import Section
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host, Inventory, Sudo
 from fleet.shells import Completed, ShellError
 from fleet.shells.ssh import command_digest
@@ -35,7 +35,7 @@ _USER = re.compile(r"[a-z_][a-z0-9_.-]*")  # in capitals it would be an alias of
 _SOURCES = re.compile(r"[0-9A-Za-z.:,/*!-]*")
 
 
-def setup(load: Callable[[], Loaded], name: str, *, sources: str, apply: str | None) -> int:
+def setup(load: Callable[[], LoadedInventory], name: str, *, sources: str, apply: str | None) -> int:
     """Print the script, or run it with `apply` as `ssh USER@HOST sudo sh`. Raises DefibError."""
     inventory = load().inventory
     host = inventory.hosts.get(name)
@@ -160,7 +160,7 @@ def commands_of(inventory: Inventory, host: Host) -> list[tuple[str, ...]]:
                     await kind.control(verb, options, Hands(recorder, Sudo(), WITHIN))
             with contextlib.suppress(ShellError):
                 await kind.facts(options, Hands(recorder, Sudo(), WITHIN))
-            for step in inventory.remediation.of(service).steps:
+            for step in inventory.remediation.for_service(service).steps:
                 if step.recreate is not None and step.recreate.command:
                     recorder.asked.append(tuple(step.recreate.command))
             if recorder.asked and host.ssh_for(control=True).wrapper:

@@ -6,7 +6,7 @@ from typing import Any
 
 from exporter.results import Result, sayable
 from exporter.scheduler.probe_runner import probe_alone
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Service
 from runtime import logs
 from runtime.errors import DefibError
@@ -18,7 +18,7 @@ SHOWN = 1000  # characters of each piece of evidence
 NOTHING_SEEN = ("shell", "error")  # reasons that say nothing of the service itself
 
 
-async def probe(load: Callable[[], Loaded], name: str, *, as_json: bool) -> int:
+async def probe(load: Callable[[], LoadedInventory], name: str, *, as_json: bool) -> int:
     """Probe a service and print the result; 0 when it is up, 1 when it is down, 2 when that cannot be told."""
     loaded = load()
     service = named(loaded, name)
@@ -32,7 +32,7 @@ async def probe(load: Callable[[], Loaded], name: str, *, as_json: bool) -> int:
     return CANNOT_TELL if result.reason in NOTHING_SEEN else DOWN
 
 
-def named(loaded: Loaded, name: str) -> Service:
+def named(loaded: LoadedInventory, name: str) -> Service:
     service = loaded.inventory.services.get(name)
     if service is None:
         raise DefibError(f"the inventory has no service {name!r}")

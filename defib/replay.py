@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from remediator.clients.peers import Peer, PeerError
 from remediator.replay import Event, history, replay
 from runtime.errors import DefibError
@@ -15,7 +15,7 @@ from runtime.times import rfc3339
 _WORDS = {"act": "would", "wait": "would wait:", "refuse": "would not:", "nothing": "over"}
 
 
-async def run(load: Callable[[], Loaded], since: float, *, as_json: bool) -> int:
+async def run(load: Callable[[], LoadedInventory], since: float, *, as_json: bool) -> int:
     """Print what would have been decided in the last `since` seconds. Raises DefibError."""
     inventory = load().inventory
     endpoint = inventory.remediator.prometheus_url

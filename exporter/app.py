@@ -12,7 +12,7 @@ from exporter.api import add_routes
 from exporter.metrics import Metrics
 from exporter.probes.net.connections import tls_context
 from exporter.scheduler.watcher import Watcher
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
 from runtime.lifecycle import Listen, serve
 from runtime.redaction import Redactor
@@ -24,7 +24,7 @@ RESOLVER_THREADS = "1024"  # libuv lets half of them wait for name servers
 log = structlog.get_logger()
 
 
-async def run(load: Callable[[], Loaded], listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
+async def run(load: Callable[[], LoadedInventory], listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
     """Serve until a signal says stop. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
     redact.learn(loaded.secrets)

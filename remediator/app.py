@@ -10,7 +10,7 @@ import structlog
 from aiohttp import web
 
 import fleet.shells.ssh  # noqa: F401 - loaded at the start, not in the middle of an incident
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
 from remediator import console
 from remediator.chat import feishu_callback
@@ -33,7 +33,7 @@ from runtime.tokens import ApiToken
 from runtime.web import Access, application, is_loopback
 from runtime.webconfig import WebConfig
 
-Load = Callable[[], Loaded]
+Load = Callable[[], LoadedInventory]
 Peers = tuple[Exporter, Alertmanager | None]
 log = structlog.get_logger()
 

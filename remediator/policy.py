@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Literal, get_args
 
-from fleet.inventory.digests import differ
-from fleet.inventory.model import Backoff, Remediation, Service, Step
+from fleet.inventory.digests import digests_differ
+from fleet.inventory.model import Backoff, Remediation, RemediationStep, Service
 
 DECIDE_AGAIN = 30.0
 BUDGET_WINDOW = 600.0
@@ -131,7 +131,7 @@ class Decision:
     reason: Refusal | Wait | None = None
     until: float | None = None
     detail: str = ""
-    step: Step | None = None
+    step: RemediationStep | None = None
     ends: float | None = None
 
 
@@ -179,7 +179,7 @@ def held_for_person(
     return None
 
 
-def next_step(service: Service, rules: Remediation, past: Past) -> Step | None:
+def next_step(service: Service, rules: Remediation, past: Past) -> RemediationStep | None:
     """The first step of the ladder that has an attempt left, of those that this service's control can take."""
     for step in ladder(service, rules):
         if past.attempts.get(step.kind, 0) < allowed(step, rules):
@@ -187,13 +187,13 @@ def next_step(service: Service, rules: Remediation, past: Past) -> Step | None:
     return None
 
 
-def ladder(service: Service, rules: Remediation) -> list[Step]:
+def ladder(service: Service, rules: Remediation) -> list[RemediationStep]:
     """The steps that can be taken: to recreate without a command of the user's needs a container."""
     docker = service.control is not None and service.control.kind == "docker"
     return [step for step in rules.steps if docker or step.recreate is None or step.recreate.command]
 
 
-def allowed(step: Step, rules: Remediation) -> int:
+def allowed(step: RemediationStep, rules: Remediation) -> int:
     """How many attempts a step has."""
     return rules.attempts if step.recreate is None else step.recreate.attempts
 
@@ -235,7 +235,7 @@ def _blind(_service: Service, _rules: Remediation, situation: Situation) -> Held
 
 def _config_mismatch(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
     seen = situation.observed
-    if seen is None or not differ(service.digest, seen.digest):
+    if seen is None or not digests_differ(service.digest, seen.digest):
         return None
     return Held("the exporter has another configuration of this service: reload the exporter or the remediator")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from exporter.collectors.collecting import Collecting, Every
 from exporter.exposition.page import Family
-from fleet.inventory.kinds import Table
+from fleet.inventory.kinds import LazyTable
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Kind:
     make: type[Collecting[Any]]
 
 
-COLLECTORS: Mapping[str, Kind] = Table(
+COLLECTORS: Mapping[str, Kind] = LazyTable(
     {
         "system": "exporter.collectors.system:SYSTEM",
         "gpu": "exporter.collectors.gpu:GPU",

@@ -9,7 +9,7 @@ from pydantic_core import CoreSchema
 
 from exporter.exposition.samples import Samples
 from fleet.host.sections import NOT_READ, Section, SectionOutput
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import PositiveDuration
 from fleet.shells import ENDED_BY_TIMEOUT
 
@@ -23,7 +23,7 @@ def _not_too_often(every: float) -> float:
     return every
 
 
-class Every(Part):
+class Every(ConfigModel):
     """How often a collector runs; `30s` stands for `{every: 30s}`."""
 
     every: Annotated[PositiveDuration, AfterValidator(_not_too_often)]

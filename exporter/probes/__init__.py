@@ -6,10 +6,10 @@ from typing import Any, Generic, TypeVar
 
 from exporter.probes.context import Means
 from exporter.results import Seen
-from fleet.inventory.endpoints import Part
-from fleet.inventory.kinds import Table
+from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.kinds import LazyTable
 
-Options = TypeVar("Options", bound=Part)
+Options = TypeVar("Options", bound=ConfigModel)
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Kind(Generic[Options]):
     probe: Callable[[Options, Means, Seen], Awaitable[None]]
 
 
-PROBES: Mapping[str, Kind[Any]] = Table(
+PROBES: Mapping[str, Kind[Any]] = LazyTable(
     {
         "http": "exporter.probes.http:HTTP",
         "tcp": "exporter.probes.tcp:TCP",

@@ -8,14 +8,14 @@ from exporter.probes import Kind
 from exporter.probes.context import Means
 from exporter.probes.expectations import EXAMINED, excerpt, lacks, matches
 from exporter.results import ProbeFailure, Reason, Seen
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Patterns
 from fleet.shells import ShellError
 
 CANNOT_RUN = (126, 127)  # a shell's exit statuses of a program that may not be run, or is not there
 
 
-class CommandExpect(Part):
+class CommandExpect(ConfigModel):
     exit: int = Field(0, ge=0, le=255)
     stdout_matches: Patterns = []
     stdout_lacks: Patterns = []
@@ -24,7 +24,7 @@ class CommandExpect(Part):
 Argument = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
-class CommandOptions(Part):
+class CommandOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     needs_plain_shell: ClassVar[bool] = True
     run: Annotated[list[Argument], Field(min_length=1)]

@@ -23,7 +23,7 @@ from exporter.probes.context import Means
 from exporter.probes.expectations import compiled
 from exporter.probes.net.connections import Dial, ProbeTls, context_for, resolve, tls_why, unreachable
 from exporter.results import ProbeFailure, Seen
-from fleet.inventory.endpoints import Part, split_address
+from fleet.inventory.endpoints import ConfigModel, split_address
 from fleet.inventory.units import Patterns, PositiveDuration, as_list
 
 PORTS = {"udp": 53, "tcp": 53, "tls": 853}
@@ -57,7 +57,7 @@ def _of(kind: Any, what: str) -> Any:
     return BeforeValidator(check, json_schema_input_type=str)
 
 
-class RecordsExpect(Part):
+class RecordsExpect(ConfigModel):
     """What the records of a section must be, each as `name ttl class type data`."""
 
     matches: Patterns = []  # some record
@@ -73,7 +73,7 @@ def _records(value: object) -> object:
 Records = Annotated[RecordsExpect, BeforeValidator(_records, json_schema_input_type=str | list[str] | RecordsExpect)]
 
 
-class DnsExpect(Part):
+class DnsExpect(ConfigModel):
     rcode: Annotated[
         list[Annotated[str, _of(dns.rcode, "a response code")]],
         Field(min_length=1),

@@ -13,7 +13,7 @@ from jsonpath_rfc9535 import JSONPathError, JSONPathNodeList, JSONPathQuery
 from pydantic import BeforeValidator, Field, ValidationError
 
 from exporter.results import ProbeFailure, Seen
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, compile_pattern
 
 SHOWN = 120
@@ -107,7 +107,7 @@ def compiled_path(path: str) -> JSONPathQuery:
 JsonPath = Annotated[str, BeforeValidator(_json_path)]
 
 
-class Condition(Part):
+class Condition(ConfigModel):
     """What a value of JSON must be, where it is not one certain value."""
 
     matches: Pattern | None = None

@@ -17,8 +17,8 @@ from exporter.probes.context import Means
 from exporter.probes.net.connections import Addresses, Dial, connect, resolve
 from exporter.probes.tcp import shortened
 from exporter.results import ProbeFailure, Reason, Seen
-from fleet.inventory.documents import Text
-from fleet.inventory.endpoints import Address, Tls, split_address
+from fleet.inventory.documents import ConfigText
+from fleet.inventory.endpoints import Address, TlsSettings, split_address
 
 EXTRA = "grpc_health"
 # We start processes, and grpc's handlers of that break them; its own log is none of ours.
@@ -28,7 +28,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 def _installed(address: object) -> object:
     """Only the program that probes needs the stub."""
-    if isinstance(address, Text) and address.checked and importlib.util.find_spec(EXTRA) is None:
+    if isinstance(address, ConfigText) and address.checked and importlib.util.find_spec(EXTRA) is None:
         raise ValueError("the grpc probe needs an extra that is not installed: pip install 'defib[grpc]'")
     return address
 
@@ -36,11 +36,13 @@ def _installed(address: object) -> object:
 class GrpcOptions(Addresses):
     address: Annotated[Address, BeforeValidator(_installed)]
     service: str = ""
-    tls: Annotated[Tls | None, BeforeValidator(shortened, json_schema_input_type=bool | Tls | None)] = None
+    tls: Annotated[TlsSettings | None, BeforeValidator(shortened, json_schema_input_type=bool | TlsSettings | None)] = (
+        None
+    )
 
     @field_validator("tls")
     @classmethod
-    def _verified(cls, tls: Tls | None) -> Tls | None:
+    def _verified(cls, tls: TlsSettings | None) -> TlsSettings | None:
         if tls is not None and not tls.verify:
             raise ValueError("grpc cannot do without verification: give its ca_file")
         return tls

@@ -10,14 +10,14 @@ from exporter.probes.context import Means
 from exporter.results import ProbeFailure, Seen
 from fleet.host import ports
 from fleet.host.sections import Section
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import docker, supervisor, systemd
 from fleet.shells import ENDED_BY_TIMEOUT, ShellError
 
 T = TypeVar("T")
 
 
-class HostOptions(Part):
+class HostOptions(ConfigModel):
     """Options of a probe that rests on a reading of the host."""
 
     needs_host: ClassVar[bool] = True

@@ -20,7 +20,7 @@ from exporter.probes.expectations import (
 from exporter.probes.net.http_client import LONG, Answer, fetch
 from exporter.probes.net.http_request import BodyOptions, HeaderName, RequestOptions
 from exporter.results import ProbeFailure, Seen
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
 
 LONG_JSON = 4 * 1024  # bytes: a path may look at much of it, again and again
@@ -41,7 +41,7 @@ def _statuses(value: object) -> list[tuple[int, int]]:
     return found
 
 
-class HeaderExpect(Part):
+class HeaderExpect(ConfigModel):
     """What a header must be; `optional` lets it be missing."""
 
     matches: Pattern | None = None
@@ -57,7 +57,7 @@ Version = Literal["1.0", "1.1"]
 Versions = Annotated[list[Version], BeforeValidator(as_list, json_schema_input_type=Version | list[Version])]
 
 
-class HttpExpect(Part):
+class HttpExpect(ConfigModel):
     status: Annotated[
         list[tuple[int, int]],
         Field(min_length=1),

@@ -13,7 +13,7 @@ from exporter.probes import Kind
 from exporter.probes.context import Means
 from exporter.probes.net.connections import Dial, resolve, unreachable
 from exporter.results import ProbeFailure, Seen
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import PositiveDuration
 
 INTERVAL = 0.2  # seconds between two requests
@@ -22,7 +22,7 @@ ECHO, ECHO_REPLY = {False: 8, True: 128}, {False: 0, True: 129}  # by whether it
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h, which Python does not name
 
 
-class IcmpExpect(Part):
+class IcmpExpect(ConfigModel):
     replies: int = Field(1, ge=0)
     faster_than: PositiveDuration | None = None
 

@@ -16,7 +16,7 @@ from exporter.probes.net.http_client import Answer, fetch
 from exporter.probes.net.http_request import ProbeAuth, RequestOptions
 from exporter.probes.net.http_response import Exchange
 from exporter.results import ProbeFailure, Seen
-from fleet.inventory.endpoints import Part, Token
+from fleet.inventory.endpoints import ConfigModel, Token
 from fleet.inventory.units import Patterns, PositiveDuration
 
 PATH = "/chat/completions"
@@ -28,7 +28,7 @@ MOST_TOKENS = 10**9  # that a server is believed to have counted
 _OURS = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of")
 
 
-class OpenaiExpect(Part):
+class OpenaiExpect(ConfigModel):
     body_matches: Patterns = []
     body_lacks: Patterns = []
     faster_than: PositiveDuration | None = None

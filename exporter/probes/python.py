@@ -13,8 +13,8 @@ from exporter.probes import Kind
 from exporter.probes.context import Means
 from exporter.probes.expectations import EXAMINED
 from exporter.results import ProbeFailure, Reason, Seen
-from fleet.inventory.documents import Text
-from fleet.inventory.endpoints import Part
+from fleet.inventory.documents import ConfigText
+from fleet.inventory.endpoints import ConfigModel
 from fleet.shells.local import LocalShell
 
 CHILD = Path(__file__).with_name("python_child.py")
@@ -37,10 +37,10 @@ _FUNCTION = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 def _call(value: object) -> Call:
     if not isinstance(value, str) or re.fullmatch(_FUNCTION, value) is None:
         raise ValueError("is not a function (write package.module:function)")
-    return Call(str(value), value.base if isinstance(value, Text) else Path())
+    return Call(str(value), value.base if isinstance(value, ConfigText) else Path())
 
 
-class PythonOptions(Part):
+class PythonOptions(ConfigModel):
     call: Annotated[
         Call, PlainValidator(_call), PlainSerializer(str), WithJsonSchema({"type": "string", "pattern": _FUNCTION})
     ]

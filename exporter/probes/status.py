@@ -12,14 +12,14 @@ from exporter.probes.http import HttpExpect, judged
 from exporter.probes.net.http_client import Answer, fetch
 from exporter.probes.net.http_request import RequestOptions
 from exporter.results import ProbeFailure, Seen, sayable
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 
 SHOWN = 200  # components that become series
 NAMED = 5  # components that a message names
 NAME_LIMIT = 100
 
 
-class Components(Part):
+class Components(ConfigModel):
     """Where the parts stand in the page, what each is called, and when it is up."""
 
     each: JsonPath

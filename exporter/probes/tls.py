@@ -7,11 +7,11 @@ from exporter.probes import Kind
 from exporter.probes.context import Means
 from exporter.probes.net.connections import Dial, ProbeTls, connect, note_served
 from exporter.results import ProbeFailure, Seen
-from fleet.inventory.endpoints import Address, Part, ServerName, split_address
+from fleet.inventory.endpoints import Address, ConfigModel, ServerName, split_address
 from fleet.inventory.units import Duration
 
 
-class TlsExpect(Part):
+class TlsExpect(ConfigModel):
     valid_for: Duration = 0.0
 
 

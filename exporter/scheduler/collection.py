@@ -56,7 +56,10 @@ class Run:
     def goes_on_as(self, other: "Run") -> bool:
         """Whether it reads the same, of the same host, under the same name."""
         mine, others = self.host, other.host
-        return self.options == other.options and (mine.reach, mine.group) == (others.reach, others.group)
+        return self.options == other.options and (mine.connection_settings, mine.group) == (
+            others.connection_settings,
+            others.group,
+        )
 
     @property
     def deadline(self) -> float:

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from fleet.inventory.documents import Document, Location, Wrong
-from fleet.inventory.kinds import Kinds
+from fleet.inventory.documents import ConfigProblem, Document, Location
+from fleet.inventory.kinds import KindTables
 from fleet.inventory.model import Inventory
 
 Raw = Mapping[str, Any]
@@ -18,7 +18,7 @@ CARRIES = re.compile(r"[A-Za-z0-9@:._/-]+")  # what the wrapper of a host takes 
 FEW = 20_000  # names among which a near one is looked for
 
 
-def check_references(document: Document, raw: Raw, kinds: Kinds) -> list[Wrong]:
+def check_references(document: Document, raw: Raw, kinds: KindTables) -> list[ConfigProblem]:
     """Unknown hosts, services and channels; commands without a host to run on; circles."""
     hosts, services = _maps(raw.get("hosts")), _maps(raw.get("services"))
     notify = raw.get("notify")
@@ -34,7 +34,7 @@ def check_references(document: Document, raw: Raw, kinds: Kinds) -> list[Wrong]:
     ]
 
 
-def shared_targets(document: Document, inventory: Inventory) -> Iterator[Wrong]:
+def shared_targets(document: Document, inventory: Inventory) -> Iterator[ConfigProblem]:
     """Services whose controls act on what another one's does."""
     first: dict[tuple[str, str], str] = {}
     for name, service in inventory.services.items():
@@ -44,7 +44,7 @@ def shared_targets(document: Document, inventory: Inventory) -> Iterator[Wrong]:
             what = (
                 f"acts on the same target as that of {other} ({service.target}{where}): one action at a time for both"
             )
-            yield document.wrong(("services", name, "control"), what)
+            yield document.problem_at(("services", name, "control"), what)
 
 
 def _maps(value: Any) -> dict[str, Raw]:
@@ -62,10 +62,12 @@ def _needs(service: Raw) -> list[str]:
     return [name for name in needs if isinstance(name, str)] if isinstance(needs, list) else []
 
 
-def _unknown(document: Document, where: Location, name: str, known: Mapping[str, Raw], what: str) -> Iterator[Wrong]:
+def _unknown(
+    document: Document, where: Location, name: str, known: Mapping[str, Raw], what: str
+) -> Iterator[ConfigProblem]:
     if name not in known:
         hint = _hint(name, tuple(known)) if len(known) <= FEW else ""
-        yield document.wrong(where, f"there is no {what} {str(name)!r}{hint}")
+        yield document.problem_at(where, f"there is no {what} {str(name)!r}{hint}")
 
 
 @lru_cache(maxsize=1000)
@@ -74,7 +76,7 @@ def _hint(name: str, known: tuple[str, ...]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _hosts(document: Document, hosts: Mapping[str, Raw]) -> Iterator[Wrong]:
+def _hosts(document: Document, hosts: Mapping[str, Raw]) -> Iterator[ConfigProblem]:
     for name, host in hosts.items():
         if host.get("collect"):
             yield from _shell(document, ("hosts", name, "collect"), hosts, name)
@@ -85,14 +87,14 @@ def _hosts(document: Document, hosts: Mapping[str, Raw]) -> Iterator[Wrong]:
                 where = ("hosts", name, key, "via")
                 yield from _unknown(document, where, ssh["via"], hosts, "host")
                 if _is_wrapped(hosts.get(ssh["via"], {})):
-                    yield document.wrong(where, f"{ssh['via']} only runs its wrapper (ssh.wrapper)")
+                    yield document.problem_at(where, f"{ssh['via']} only runs its wrapper (ssh.wrapper)")
                 if hosts.get(ssh["via"], {}).get("shell") == "local":
-                    yield document.wrong(where, f"{ssh['via']} is not reached over SSH")
+                    yield document.problem_at(where, f"{ssh['via']} is not reached over SSH")
 
 
 def _services(
-    document: Document, services: Mapping[str, Raw], hosts: Mapping[str, Raw], kinds: Kinds
-) -> Iterator[Wrong]:
+    document: Document, services: Mapping[str, Raw], hosts: Mapping[str, Raw], kinds: KindTables
+) -> Iterator[ConfigProblem]:
     for name, service in services.items():
         host = service.get("host")
         if isinstance(host, str) and host:
@@ -110,10 +112,10 @@ def _services(
                 if part == "control" and getattr(options, "needs_host", False):
                     yield from _own_key(document, where, host, hosts.get(str(host), {}))
                 if getattr(options, "needs_plain_shell", False) and _is_wrapped(hosts.get(str(host), {})):
-                    yield document.wrong(where, f"{host} takes no commands but its wrapper's (ssh.wrapper)")
+                    yield document.problem_at(where, f"{host} takes no commands but its wrapper's (ssh.wrapper)")
 
 
-def _carried(document: Document, where: Location, host: Raw, kinds: Raw) -> Iterator[Wrong]:
+def _carried(document: Document, where: Location, host: Raw, kinds: Raw) -> Iterator[ConfigProblem]:
     """Names that the wrapper of a host cannot be asked for."""
     if not _is_wrapped(host):
         return
@@ -122,12 +124,14 @@ def _carried(document: Document, where: Location, host: Raw, kinds: Raw) -> Iter
         names = options.get(key) if isinstance(options, dict) else None
         for name in names if isinstance(names, list) else [names] if names else []:
             if CARRIES.fullmatch(str(name)) is None:
-                yield document.wrong(where, f"{str(name)!r} holds what the host's wrapper does not take (ssh.wrapper)")
+                yield document.problem_at(
+                    where, f"{str(name)!r} holds what the host's wrapper does not take (ssh.wrapper)"
+                )
 
 
 def _recreated(
     document: Document, services: Mapping[str, Raw], hosts: Mapping[str, Raw], fleet: Raw
-) -> Iterator[Wrong]:
+) -> Iterator[ConfigProblem]:
     """What makes a container anew cannot be listed beforehand, where a wrapper only runs what is."""
     for name, service in services.items():
         own = service.get("remediation")
@@ -140,12 +144,12 @@ def _recreated(
             options = step.get("recreate") if isinstance(step, dict) else {} if step == "recreate" else None
             if options is not None and not (isinstance(options, dict) and options.get("command")):
                 where = ("services", name, "control", "docker")
-                yield document.wrong(where, "recreate wants a `command:` where the host's wrapper controls it")
+                yield document.problem_at(where, "recreate wants a `command:` where the host's wrapper controls it")
 
 
 def _maintenance(
     document: Document, remediation: Any, hosts: Mapping[str, Raw], services: Mapping[str, Raw]
-) -> Iterator[Wrong]:
+) -> Iterator[ConfigProblem]:
     windows = remediation.get("maintenance") if isinstance(remediation, dict) else None
     groups: dict[str, Raw] = {str(host["group"]): {} for host in hosts.values() if host.get("group")}
     for index, window in enumerate(windows if isinstance(windows, list) else ()):
@@ -155,12 +159,12 @@ def _maintenance(
                 yield from _unknown(document, ("remediation", "maintenance", index, scope), name, known, scope)
 
 
-def _own_key(document: Document, where: Location, name: Any, host: Raw) -> Iterator[Wrong]:
+def _own_key(document: Document, where: Location, name: Any, host: Raw) -> Iterator[ConfigProblem]:
     """A key that only runs the wrapper controls nothing."""
     ssh, control = host.get("ssh"), host.get("control_ssh")
     own = control.get("key_file") if isinstance(control, dict) else None
     if _is_wrapped(host) and isinstance(ssh, dict) and own in (None, ssh.get("key_file")):
-        yield document.wrong(where, f"{name} needs `control_ssh: {{key_file: …}}`: its ssh.key_file only reads")
+        yield document.problem_at(where, f"{name} needs `control_ssh: {{key_file: …}}`: its ssh.key_file only reads")
 
 
 def _is_wrapped(host: Raw) -> bool:
@@ -168,16 +172,16 @@ def _is_wrapped(host: Raw) -> bool:
     return isinstance(ssh, dict) and ssh.get("wrapper") is True
 
 
-def _shell(document: Document, where: Location, hosts: Mapping[str, Raw], host: Any) -> Iterator[Wrong]:
+def _shell(document: Document, where: Location, hosts: Mapping[str, Raw], host: Any) -> Iterator[ConfigProblem]:
     if not host:
-        yield document.wrong(where, "runs on a host: the service needs `host:`")
+        yield document.problem_at(where, "runs on a host: the service needs `host:`")
         return
     known = hosts.get(host) if isinstance(host, str) else None
     if known is not None and known.get("shell") != "local" and known.get("ssh") is None:
-        yield document.wrong(where, f"runs on {host}, which has neither `ssh:` nor `shell: local`")
+        yield document.problem_at(where, f"runs on {host}, which has neither `ssh:` nor `shell: local`")
 
 
-def _routes(document: Document, notify: Raw, channels: Mapping[str, Raw]) -> Iterator[Wrong]:
+def _routes(document: Document, notify: Raw, channels: Mapping[str, Raw]) -> Iterator[ConfigProblem]:
     people = _maps(notify.get("people"))
     routes = notify.get("routes")
     for index, route in enumerate(routes if isinstance(routes, list) else ()):
@@ -192,13 +196,15 @@ def _routes(document: Document, notify: Raw, channels: Mapping[str, Raw]) -> Ite
 
 def _named(
     document: Document, where: tuple[str | int, ...], names: Any, known: Mapping[str, Raw], what: str
-) -> Iterator[Wrong]:
+) -> Iterator[ConfigProblem]:
     for place, name in enumerate(names if isinstance(names, list) else ()):
         if isinstance(name, str):
             yield from _unknown(document, (*where, place), name, known, what)
 
 
-def _circles(document: Document, section: str, key: tuple[str, ...], edges: Mapping[str, list[str]]) -> Iterator[Wrong]:
+def _circles(
+    document: Document, section: str, key: tuple[str, ...], edges: Mapping[str, list[str]]
+) -> Iterator[ConfigProblem]:
     """Names that one can walk back to: a depth-first search that tells of each circle at the edge that closes it."""
     done: set[str] = set()
     for start in edges:
@@ -214,6 +220,6 @@ def _circles(document: Document, section: str, key: tuple[str, ...], edges: Mapp
                 left.append((name, True))
                 for other in edges.get(name, []):
                     if other in path:
-                        yield document.wrong((section, name, *key), f"leads back to itself, through {other}")
+                        yield document.problem_at((section, name, *key), f"leads back to itself, through {other}")
                     else:
                         left.append((other, False))

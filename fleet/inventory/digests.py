@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from fleet.inventory.model import Host, ProbeDefaults, Service
 from fleet.inventory.units import parse_duration
 
-VERSION = "1"  # of the canonical form; digests of different versions are not compared
+DIGEST_VERSION = "1"  # of the canonical form; digests of different versions are not compared
 SECRET = "<secret>"  # noqa: S105 - stands for one
 _DURATIONS = ("every", "retry_every", "timeout", "slow_after")
 _OF_PROBES = ("every", "retry_every", "timeout", "fail_after", "recover_after", "slow_after")
@@ -25,17 +25,17 @@ _OF_HOSTS = ("address", "shell", "ssh")
 Written = Mapping[str, Any]
 
 
-def digest(service: Service, probe: Written, hosts: Mapping[str, Host], written: Mapping[str, Written]) -> str:
+def compute_digest(service: Service, probe: Written, hosts: Mapping[str, Host], written: Mapping[str, Written]) -> str:
     """The digest of a service: `probe` and `written` hosts are as in the files, with the fleet's defaults filled in."""
     canonical = {
         "probe": _probe(service, probe),
         "hosts": [_host(name, hosts[name], written[name]) for name in _way_to(service.host, hosts)],
     }
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return f"{VERSION}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+    return f"{DIGEST_VERSION}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
 
-def differ(one: str | None, other: str | None) -> bool:
+def digests_differ(one: str | None, other: str | None) -> bool:
     """Whether two digests show different configurations; where one is missing or of another form they do not."""
     if not one or not other:
         return False

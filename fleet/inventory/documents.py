@@ -18,7 +18,7 @@ _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it i
 
 
 @dataclass(frozen=True)
-class Wrong:
+class ConfigProblem:
     """One thing that is wrong with the configuration, and where."""
 
     file: str
@@ -32,14 +32,14 @@ class Wrong:
 
 
 class ConfigurationError(DefibError):
-    """The configuration cannot be used; `wrongs` has every reason."""
+    """The configuration cannot be used; `problems` has every reason."""
 
-    def __init__(self, wrongs: Sequence[Wrong]) -> None:
-        super().__init__("\n".join(map(str, wrongs)))
-        self.wrongs = list(wrongs)
+    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = list(problems)
 
 
-class Text(str):
+class ConfigText(str):
     """A string of a YAML file, with the directory that its relative paths start from."""
 
     __slots__ = ("base", "checked", "pending")
@@ -58,8 +58,8 @@ class _Loader(_Base):  # type: ignore[misc]
 
     base = Path()
 
-    def construct_text(self, node: yaml.ScalarNode) -> Text:
-        return Text(self.construct_scalar(node), self.base)
+    def construct_text(self, node: yaml.ScalarNode) -> ConfigText:
+        return ConfigText(self.construct_scalar(node), self.base)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
@@ -77,7 +77,7 @@ class Document:
     """The merged top-level maps of all files; `place` finds where a part of them was written."""
 
     value: dict[str, Any] = field(default_factory=dict)
-    wrongs: list[Wrong] = field(default_factory=list)
+    problems: list[ConfigProblem] = field(default_factory=list)
     _origins: dict[tuple[str, ...], tuple[str, yaml.Node, yaml.Node, yaml.Node]] = field(default_factory=dict)
 
     def place(self, location: Location) -> tuple[str, int]:
@@ -90,15 +90,17 @@ class Document:
                 return name, node.start_mark.line + 1
         return (next(iter(self._origins.values()))[0] if self._origins else "configuration"), 1
 
-    def wrong(self, location: Location, what: str) -> Wrong:
-        return Wrong(*self.place(location), dotted(location), what)
+    def problem_at(self, location: Location, what: str) -> ConfigProblem:
+        return ConfigProblem(*self.place(location), format_path(location), what)
 
     def add(self, file: _File) -> None:
         if file.root is None or file.value is None:
             return
         if not isinstance(file.root, yaml.MappingNode) or not isinstance(file.value, dict):
             line = file.root.start_mark.line + 1
-            self.wrongs.append(Wrong(file.name, line, "", "a configuration file holds a map (hosts:, services:, …)"))
+            self.problems.append(
+                ConfigProblem(file.name, line, "", "a configuration file holds a map (hosts:, services:, …)")
+            )
             return
         for key, value in file.root.value:
             if isinstance(key, yaml.ScalarNode):
@@ -110,7 +112,7 @@ class Document:
             return
         self._origins.setdefault((section,), (file.name, key, node, node))
         if not isinstance(value, dict) or not isinstance(node, yaml.MappingNode):
-            self.wrongs.append(Wrong(file.name, key.start_mark.line + 1, section, "must be a map"))
+            self.problems.append(ConfigProblem(file.name, key.start_mark.line + 1, section, "must be a map"))
             return
         merged = self.value.setdefault(section, {})
         # What `<<` brought stands before a map's own keys, which win.
@@ -128,13 +130,15 @@ class Document:
             if first[3] is not root:  # within one map, that was told when the file was read
                 where = f"{first[0]}:{first[1].start_mark.line + 1}"
                 line = key.start_mark.line + 1
-                self.wrongs.append(Wrong(file.name, line, f"{section}.{name}", f"is defined twice, first at {where}"))
+                self.problems.append(
+                    ConfigProblem(file.name, line, f"{section}.{name}", f"is defined twice, first at {where}")
+                )
             return
         merged[name] = file.value[section][name]
         self._origins[(section, name)] = (file.name, key, node, root)
 
 
-def dotted(location: Location) -> str:
+def format_path(location: Location) -> str:
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
@@ -154,7 +158,7 @@ def _descend(key: yaml.Node, value: yaml.Node, location: Location) -> yaml.Node:
     return key
 
 
-def directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+def find_directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
     """The configuration directory: as chosen, `$DEFIB_CONFIG`, `./config`, `/etc/defib`. Raises StartError."""
     if chosen is not None:
         return chosen
@@ -169,23 +173,23 @@ def directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> P
     )
 
 
-def read(directory: Path) -> Document:
-    """Read every `*.yaml` and `*.yml` below `directory`; what cannot be read is in `wrongs`."""
+def read_directory(directory: Path) -> Document:
+    """Read every `*.yaml` and `*.yml` below `find_directory`; what cannot be read is in `problems`."""
     document = Document()
     try:
         there = directory.is_dir()
     except PermissionError:
         there = True  # for all that this user may see
     if not there:
-        raise ConfigurationError([Wrong(str(directory), 1, "", "is not a directory (name one with --config)")])
+        raise ConfigurationError([ConfigProblem(str(directory), 1, "", "is not a directory (name one with --config)")])
     if not os.access(directory, os.R_OK | os.X_OK):
         why = "cannot be read by this user; the programs' own can: sudo -u defib defib …"
-        raise ConfigurationError([Wrong(str(directory), 1, "", why)])
+        raise ConfigurationError([ConfigProblem(str(directory), 1, "", why)])
     paths = sorted(_files(directory))
     if not paths:
-        raise ConfigurationError([Wrong(str(directory), 1, "", "holds no YAML file")])
+        raise ConfigurationError([ConfigProblem(str(directory), 1, "", "holds no YAML file")])
     for path in paths:
-        for file in _read_file(path, document.wrongs):
+        for file in _read_file(path, document.problems):
             document.add(file)
     return document
 
@@ -197,34 +201,34 @@ def _files(directory: Path) -> Iterator[Path]:
             yield path
 
 
-def _read_file(path: Path, wrongs: list[Wrong]) -> Iterator[_File]:
+def _read_file(path: Path, problems: list[ConfigProblem]) -> Iterator[_File]:
     name = str(path)
     try:
         text = path.read_bytes()
         too_deep = _nests_too_deep(text)
         loader = _Loader(text)
     except OSError as error:
-        wrongs.append(Wrong(name, 1, "", f"cannot be read: {error.strerror}"))
+        problems.append(ConfigProblem(name, 1, "", f"cannot be read: {error.strerror}"))
         return
     except yaml.YAMLError as error:
-        wrongs.append(_yaml_wrong(name, error))
+        problems.append(_yaml_wrong(name, error))
         return
     if too_deep:
-        wrongs.append(Wrong(name, 1, "", f"is not usable YAML: it nests deeper than {DEPTH_LIMIT} levels"))
+        problems.append(ConfigProblem(name, 1, "", f"is not usable YAML: it nests deeper than {DEPTH_LIMIT} levels"))
         return
     loader.base = path.parent.absolute()
     try:
         while loader.check_node():
             root = loader.get_node()
             if (why := _endless(root)) is not None:
-                wrongs.append(Wrong(name, 1, "", f"is not usable YAML: {why}"))
+                problems.append(ConfigProblem(name, 1, "", f"is not usable YAML: {why}"))
                 continue
-            wrongs.extend(_bad_keys(name, root))
+            problems.extend(_bad_keys(name, root))
             yield _File(name, root, loader.construct_document(root))
     except yaml.YAMLError as error:
-        wrongs.append(_yaml_wrong(name, error))
+        problems.append(_yaml_wrong(name, error))
     except ValueError as error:  # an impossible date
-        wrongs.append(Wrong(name, 1, "", f"is not usable YAML: {error}"))
+        problems.append(ConfigProblem(name, 1, "", f"is not usable YAML: {error}"))
     finally:
         loader.dispose()
 
@@ -244,7 +248,7 @@ def _nests_too_deep(text: bytes) -> bool:
     return False
 
 
-def _bad_keys(name: str, root: yaml.Node) -> Iterator[Wrong]:
+def _bad_keys(name: str, root: yaml.Node) -> Iterator[ConfigProblem]:
     """Keys that stand twice in one map, which YAML forbids and PyYAML lets pass, and keys that are no text."""
     seen: set[int] = set()
     left: list[tuple[yaml.Node, tuple[str | int, ...]]] = [(root, ())]
@@ -263,9 +267,13 @@ def _bad_keys(name: str, root: yaml.Node) -> Iterator[Wrong]:
             line, where = key.start_mark.line + 1, (*location, key.value)
             left.append((value, where))
             if key.tag != "tag:yaml.org,2002:str":
-                yield Wrong(name, line, dotted(where), f'is no text as a key: write "{key.value}", in quotes')
+                yield ConfigProblem(
+                    name, line, format_path(where), f'is no text as a key: write "{key.value}", in quotes'
+                )
             elif key.value in first:
-                yield Wrong(name, line, dotted(where), f"is defined twice, first at {name}:{first[key.value]}")
+                yield ConfigProblem(
+                    name, line, format_path(where), f"is defined twice, first at {name}:{first[key.value]}"
+                )
             first.setdefault(key.value, line)
 
 
@@ -293,7 +301,7 @@ def _endless(root: yaml.Node) -> str | None:
     return None
 
 
-def _yaml_wrong(name: str, error: yaml.YAMLError) -> Wrong:
+def _yaml_wrong(name: str, error: yaml.YAMLError) -> ConfigProblem:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-    return Wrong(name, mark.line + 1 if mark else 1, "", f"is not YAML: {problem}")
+    return ConfigProblem(name, mark.line + 1 if mark else 1, "", f"is not YAML: {problem}")

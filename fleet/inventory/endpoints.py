@@ -19,10 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from fleet.inventory.documents import Text
+from fleet.inventory.documents import ConfigText
 
 
-class Part(BaseModel):
+class ConfigModel(BaseModel):
     """A part of the configuration: frozen, no unknown keys, references of other programs left as they are."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -30,18 +30,18 @@ class Part(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _leave_pending(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        if isinstance(value, Text) and value.pending:
+        if isinstance(value, ConfigText) and value.pending:
             return value
         return handler(value)
 
 
-class OneOf(Part):
+class ChoiceModel(ConfigModel):
     """A part that is exactly one of its optional fields named in `choices`."""
 
     choices: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "OneOf":
+    def _exactly_one(self) -> "ChoiceModel":
         chosen = [name for name in self.choices if getattr(self, name) is not None]
         if len(chosen) != 1:
             found = f" (found {', '.join(chosen)})" if chosen else ""
@@ -58,7 +58,7 @@ class OneOf(Part):
 
 
 def _path(value: object) -> object:
-    if not isinstance(value, Text):
+    if not isinstance(value, ConfigText):
         return value
     try:
         return value.base / Path(value).expanduser()
@@ -68,14 +68,14 @@ def _path(value: object) -> object:
 
 def _existing(value: object) -> object:
     path = _path(value)
-    if isinstance(value, Text) and value.checked and isinstance(path, Path) and not path.is_file():
+    if isinstance(value, ConfigText) and value.checked and isinstance(path, Path) and not path.is_file():
         raise ValueError(f"there is no file {path}")
     return path
 
 
 def _directory(value: object) -> object:
     path = _path(value)
-    if isinstance(value, Text) and value.checked and isinstance(path, Path) and not path.is_dir():
+    if isinstance(value, ConfigText) and value.checked and isinstance(path, Path) and not path.is_dir():
         raise ValueError(f"there is no directory {path}")
     return path
 
@@ -125,7 +125,7 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-class Basic(Part):
+class BasicAuth(ConfigModel):
     username: Annotated[str, Field(pattern=r"^[^:]*$")]
     password: SecretStr
 
@@ -135,9 +135,9 @@ class Basic(Part):
         return base64.b64encode(f"{self.username}:{self.password.get_secret_value()}".encode()).decode()
 
 
-class Auth(OneOf):
+class HttpAuth(ChoiceModel):
     choices: ClassVar[tuple[str, ...]] = ("basic", "bearer")
-    basic: Basic | None = None
+    basic: BasicAuth | None = None
     bearer: Token | None = None
 
 
@@ -152,7 +152,7 @@ def _server_name(name: str) -> str:
 ServerName = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_server_name)]
 
 
-class Tls(Part):
+class TlsSettings(ConfigModel):
     verify: bool = True
     ca_file: ExistingFile | None = None
     cert_file: ExistingFile | None = None
@@ -160,18 +160,18 @@ class Tls(Part):
     server_name: ServerName | None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> "Tls":
+    def _whole(self) -> "TlsSettings":
         if self.key_file is not None and self.cert_file is None:
             raise ValueError("key_file is of no use without cert_file")
         return self
 
 
-class Endpoint(Part):
+class Endpoint(ConfigModel):
     """An HTTP server of ours or of our tools: `http://host:port`, or that with `auth` and `tls`."""
 
     url: Url
-    auth: Auth | None = None
-    tls: Tls = Tls()
+    auth: HttpAuth | None = None
+    tls: TlsSettings = TlsSettings()
 
     @model_validator(mode="before")
     @classmethod

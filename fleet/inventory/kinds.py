@@ -9,19 +9,19 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 
 K = TypeVar("K")
 
 
-class Kind(Protocol):
+class ConfigurableKind(Protocol):
     """What the inventory must know of a kind: the model of its options."""
 
     @property
-    def options(self) -> type[Part]: ...
+    def options(self) -> type[ConfigModel]: ...
 
 
-class Table(Mapping[str, K]):
+class LazyTable(Mapping[str, K]):
     """Kinds by name. `places` has each one's place as `module:attribute`; the module is imported at first use."""
 
     def __init__(self, places: Mapping[str, str]) -> None:
@@ -45,27 +45,27 @@ class Table(Mapping[str, K]):
 
 
 @dataclass(frozen=True, eq=False)
-class Kinds:
+class KindTables:
     """Every kind of probe, control, channel and collector, by the key that names it in the configuration."""
 
-    probes: Mapping[str, Kind] = field(default_factory=dict)
-    controls: Mapping[str, Kind] = field(default_factory=dict)
-    channels: Mapping[str, Kind] = field(default_factory=dict)
-    collectors: Mapping[str, Kind] = field(default_factory=dict)
+    probes: Mapping[str, ConfigurableKind] = field(default_factory=dict)
+    controls: Mapping[str, ConfigurableKind] = field(default_factory=dict)
+    channels: Mapping[str, ConfigurableKind] = field(default_factory=dict)
+    collectors: Mapping[str, ConfigurableKind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
-class OptionsOf:
+class KindOptions:
     """Annotates a field that holds the options of one kind, or None; the kind is loaded when there is a value."""
 
-    table: Mapping[str, Kind]
+    table: Mapping[str, ConfigurableKind]
     name: str
 
     @property
-    def model(self) -> type[Part]:
+    def model(self) -> type[ConfigModel]:
         return self.table[self.name].options
 
-    def _validate(self, value: Any) -> Part | None:
+    def _validate(self, value: Any) -> ConfigModel | None:
         return None if value is None else self.model.model_validate(value)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fleet.inventory.checks import check_references, shared_targets
-from fleet.inventory.digests import digest
-from fleet.inventory.documents import ConfigurationError, Document, Location, Wrong, read
-from fleet.inventory.endpoints import Basic, Part
-from fleet.inventory.kinds import Kinds, OptionsOf
+from fleet.inventory.digests import compute_digest
+from fleet.inventory.documents import ConfigProblem, ConfigurationError, Document, Location, read_directory
+from fleet.inventory.endpoints import BasicAuth, ConfigModel
+from fleet.inventory.kinds import KindOptions, KindTables
 from fleet.inventory.model import ControlDefaults, Inventory, ProbeDefaults, inventory_model
 from fleet.inventory.references import Program, Resolver, substitute
 from fleet.inventory.units import parse_duration
@@ -24,60 +24,60 @@ PROGRAMS: tuple[Program, ...] = get_args(Program)
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedInventory:
     """An inventory, and the secrets in it, to be masked wherever text leaves the program."""
 
     inventory: Inventory
     secrets: frozenset[str] = field(repr=False)
-    warnings: Sequence[Wrong] = ()  # what may be meant, and is more often a mistake
+    warnings: Sequence[ConfigProblem] = ()  # what may be meant, and is more often a mistake
 
 
 def load(
-    path: Path, kinds: Kinds, *, programs: Iterable[Program] = PROGRAMS, environ: Mapping[str, str] = os.environ
-) -> Loaded:
+    path: Path, kinds: KindTables, *, programs: Iterable[Program] = PROGRAMS, environ: Mapping[str, str] = os.environ
+) -> LoadedInventory:
     """Read, resolve for `programs`, validate and check. Raises ConfigurationError with all that is wrong.
 
     With no programs nothing is resolved: references stay as they were written.
     """
-    document = read(path)
-    wrongs = _fill_in(document)
+    document = read_directory(path)
+    problems = _fill_in(document)
     resolver = Resolver(document, environ, frozenset(programs))
     raw = resolver.resolve()
-    wrongs += [*document.wrongs, *resolver.wrongs, *check_references(document, raw, kinds)]
+    problems += [*document.problems, *resolver.problems, *check_references(document, raw, kinds)]
     model = inventory_model(kinds)
     try:
         inventory = model.model_validate(raw)
     except ValidationError as error:
         found = [_explain(document, model, item) for item in error.errors(include_input=False, include_url=False)]
-        told = {(wrong.file, wrong.line, wrong.path) for wrong in wrongs}
-        wrongs += (wrong for wrong in found if (wrong.file, wrong.line, wrong.path) not in told)
-        raise ConfigurationError(_ordered(wrongs, Redactor(resolver.secrets))) from None
-    if wrongs:
-        raise ConfigurationError(_ordered(wrongs, Redactor(resolver.secrets)))
+        told = {(wrong.file, wrong.line, wrong.path) for wrong in problems}
+        problems += (wrong for wrong in found if (wrong.file, wrong.line, wrong.path) not in told)
+        raise ConfigurationError(_ordered(problems, Redactor(resolver.secrets))) from None
+    if problems:
+        raise ConfigurationError(_ordered(problems, Redactor(resolver.secrets)))
     _digest(document, inventory)
     secrets = frozenset(resolver.secrets | set(_secrets(inventory)))
     inventory.mask_targets(Redactor(secrets))
-    return Loaded(inventory, secrets, _ordered([*shared_targets(document, inventory)], Redactor(secrets)))
+    return LoadedInventory(inventory, secrets, _ordered([*shared_targets(document, inventory)], Redactor(secrets)))
 
 
 def _digest(document: Document, inventory: Inventory) -> None:
     """Give every service the digest of its probe and host as they were written."""
     services, hosts = (document.value.get(section, {}) for section in ("services", "hosts"))
     for name, service in inventory.services.items():
-        service._digest = digest(service, services[name]["probe"], inventory.hosts, hosts)  # noqa: SLF001
+        service._digest = compute_digest(service, services[name]["probe"], inventory.hosts, hosts)  # noqa: SLF001
 
 
-def _ordered(wrongs: list[Wrong], redact: Redactor) -> list[Wrong]:
-    told = dict.fromkeys(replace(wrong, what=redact(wrong.what)) for wrong in wrongs)
+def _ordered(problems: list[ConfigProblem], redact: Redactor) -> list[ConfigProblem]:
+    told = dict.fromkeys(replace(wrong, what=redact(wrong.what)) for wrong in problems)
     return sorted(told, key=lambda wrong: (wrong.file, wrong.line, wrong.path))
 
 
-def _fill_in(document: Document) -> list[Wrong]:
+def _fill_in(document: Document) -> list[ConfigProblem]:
     """Give every probe and control the fleet's defaults, and put the host's address in."""
     wrote, services, hosts = (document.value.get(section, {}) for section in ("defaults", "services", "hosts"))
     models = {"probe": ProbeDefaults(), "control": ControlDefaults()}
     own_defaults = {part: _defaults_of(model, wrote.get(part)) for part, model in models.items()}
-    wrongs = []
+    problems = []
     for name, service in services.items():
         if not isinstance(service, dict):
             continue
@@ -87,10 +87,12 @@ def _fill_in(document: Document) -> list[Wrong]:
         for part, defaults in own_defaults.items():
             if isinstance(service.get(part), dict):
                 if not host and _mentions_host(service[part]):
-                    wrongs.append(document.wrong(("services", name, part), "uses {host.…} but the service has no host"))
+                    problems.append(
+                        document.problem_at(("services", name, part), "uses {host.…} but the service has no host")
+                    )
                 own = substitute(service[part], name, str(host), address)
                 service[part] = _with_defaults(own, *defaults)
-    return wrongs
+    return problems
 
 
 def _mentions_host(value: Any) -> bool:
@@ -101,7 +103,7 @@ def _mentions_host(value: Any) -> bool:
     return isinstance(value, str) and ("{host.address}" in value or "{host.name}" in value)
 
 
-def _defaults_of(model: Part, written: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def _defaults_of(model: ConfigModel, written: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Our defaults, and what the fleet's `defaults` say of them."""
     said = written if isinstance(written, dict) else {}
     return model.model_dump(), {name: value for name, value in said.items() if name in type(model).model_fields}
@@ -121,20 +123,20 @@ def _smaller(every: Any, other: str) -> Any:
         return other  # `every` itself is reported
 
 
-def _explain(document: Document, model: type[BaseModel], error: Mapping[str, Any]) -> Wrong:
+def _explain(document: Document, model: type[BaseModel], error: Mapping[str, Any]) -> ConfigProblem:
     location: Location = [part for part in error["loc"] if part != "[key]"]
     kind = error["type"]
     if kind == "extra_forbidden":
-        return document.wrong(location, f"unknown key{_nearest(model, location)}")
+        return document.problem_at(location, f"unknown key{_nearest(model, location)}")
     if kind == "missing":
-        return document.wrong(location, "is missing")
+        return document.problem_at(location, "is missing")
     if kind in ("model_type", "model_attributes_type", "dict_type"):
-        return document.wrong(location, "must be a map")
+        return document.problem_at(location, "must be a map")
     if "[key]" in error["loc"] and "pattern" in error.get("ctx", {}):
         pattern = error["ctx"]["pattern"]
-        return document.wrong(location, f"is not a name that may stand here (it must match {pattern})")
+        return document.problem_at(location, f"is not a name that may stand here (it must match {pattern})")
     message = error["msg"].removeprefix("Value error, ")
-    return document.wrong(location, message[:1].lower() + message[1:])
+    return document.problem_at(location, message[:1].lower() + message[1:])
 
 
 def _nearest(model: type[BaseModel], location: Location) -> str:
@@ -158,7 +160,7 @@ def _model_at(model: type[BaseModel], location: Location) -> Mapping[str, FieldI
 
 
 def _model_of(info: FieldInfo) -> type[BaseModel] | None:
-    kind = next((each for each in info.metadata if isinstance(each, OptionsOf)), None)
+    kind = next((each for each in info.metadata if isinstance(each, KindOptions)), None)
     return kind.model if kind is not None else _inner(info.annotation)
 
 
@@ -179,7 +181,7 @@ def _secrets(value: Any) -> Iterator[str]:
         yield value.get_secret_value()
     elif isinstance(value, BaseModel):
         # A password that is none yet is of a section that this program does not resolve.
-        if isinstance(value, Basic) and hasattr(value.password, "get_secret_value"):
+        if isinstance(value, BasicAuth) and hasattr(value.password, "get_secret_value"):
             yield value.encoded
         for _name, item in value:
             yield from _secrets(item)

@@ -11,9 +11,9 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 
-from fleet.inventory.documents import Text
-from fleet.inventory.endpoints import Endpoint, OneOf, Part, RelativePath, Token
-from fleet.inventory.kinds import Kind, Kinds, OptionsOf
+from fleet.inventory.documents import ConfigText
+from fleet.inventory.endpoints import ChoiceModel, ConfigModel, Endpoint, RelativePath, Token
+from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
 from fleet.inventory.units import Duration, Identifier, PositiveDuration
 
@@ -29,11 +29,11 @@ LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
 OWN_LABELS = ("host", "group", "address", "job", "instance")  # the last two are Prometheus' own
 
 
-class Collect(Part):
+class Collect(ConfigModel):
     """What is read of a host regularly; each kind's options stand under its key."""
 
 
-class Probe(OneOf):
+class Probe(ChoiceModel):
     """When a service is probed and when its state changes; the kind's options stand under its key."""
 
     every: PositiveDuration
@@ -44,29 +44,29 @@ class Probe(OneOf):
     slow_after: PositiveDuration | None = None
 
 
-class Control(OneOf):
+class Control(ChoiceModel):
     """How a service is started and stopped; the kind's options stand under its key."""
 
     timeout: PositiveDuration
     start_within: PositiveDuration
 
 
-class Backoff(Part):
+class Backoff(ConfigModel):
     first: PositiveDuration = 60.0
     factor: float = Field(2.0, ge=1)
     cap: PositiveDuration = 900.0
 
 
-class Storm(Part):
+class Storm(ConfigModel):
     ratio: float = Field(0.5, gt=0, le=1)
     at_least: int = Field(3, ge=1)
 
 
-class RestartStep(Part):
+class RestartStep(ConfigModel):
     approve: bool = False
 
 
-class Recreate(Part):
+class RecreateStep(ConfigModel):
     """The container anew, from its image and with the arguments it had, or a command of the user's instead."""
 
     command: Annotated[list[str], Field(min_length=1)] | None = None
@@ -74,12 +74,12 @@ class Recreate(Part):
     attempts: int = Field(1, ge=1)
 
 
-class Step(OneOf):
+class RemediationStep(ChoiceModel):
     """A step of the ladder; `restart` stands for `{restart: {}}`."""
 
     choices: ClassVar[tuple[str, ...]] = ("restart", "recreate")
     restart: RestartStep | None = None
-    recreate: Recreate | None = None
+    recreate: RecreateStep | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -91,19 +91,19 @@ class Step(OneOf):
         return bool(self.options.approve)
 
 
-def _steps(steps: list[Step]) -> list[Step]:
+def _steps(steps: list[RemediationStep]) -> list[RemediationStep]:
     kinds = [step.kind for step in steps]
     if len(set(kinds)) < len(kinds):
         raise ValueError("names a step twice (give it more attempts)")
     return steps
 
 
-Steps = Annotated[list[Step], Field(min_length=1), AfterValidator(_steps)]
+Steps = Annotated[list[RemediationStep], Field(min_length=1), AfterValidator(_steps)]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
-class MaintenanceWindow(OneOf):
+class MaintenanceWindow(ChoiceModel):
     """Every week, in the fleet's time zone; one that ends before it begins ends on the next day."""
 
     choices: ClassVar[tuple[str, ...]] = ("service", "host", "group")
@@ -117,7 +117,7 @@ class MaintenanceWindow(OneOf):
     notify: bool = False
 
 
-class ServiceRemediation(Part):
+class ServiceRemediation(ConfigModel):
     """What one service may say otherwise than the fleet."""
 
     alerts: list[str] | None = None
@@ -130,7 +130,7 @@ class ServiceRemediation(Part):
     respect_stop: bool | None = None
 
 
-class Remediation(Part):
+class Remediation(ConfigModel):
     automatic: bool = True
     alerts: list[str] = ["ServiceDown"]
     never_for: list[str] = ["resolve", "tls", "redirect", "auth", "shell", "error"]
@@ -138,7 +138,7 @@ class Remediation(Part):
     window: PositiveDuration = 3600.0
     backoff: Backoff = Backoff()
     hold: Duration = 60.0
-    steps: Steps = [Step(restart=RestartStep())]
+    steps: Steps = [RemediationStep(restart=RestartStep())]
     respect_stop: bool = True
     actions_per_host: int = Field(1, ge=1)
     actions_in_flight: int = Field(5, ge=1)
@@ -146,7 +146,7 @@ class Remediation(Part):
     storm: Storm = Storm()
     maintenance: list[MaintenanceWindow] = []
 
-    def of(self, service: "Service | None") -> "Remediation":
+    def for_service(self, service: "Service | None") -> "Remediation":
         """These settings as they hold for one service, or for one that is no longer in the inventory."""
         if service is None:
             return self
@@ -154,7 +154,7 @@ class Remediation(Part):
         return self.model_copy(update=own)
 
 
-class Service(Part):
+class Service(ConfigModel):
     name: str = ""
     category: str = "other"
     provider: str = "other"
@@ -191,7 +191,7 @@ class Service(Part):
         return self._target
 
 
-class Ssh(Part):
+class Ssh(ConfigModel):
     user: str | None = None
     port: int = Field(22, ge=1, le=65535)
     key_file: RelativePath | None = None
@@ -200,7 +200,7 @@ class Ssh(Part):
     wrapper: bool = False
 
 
-class Sudo(Part):
+class Sudo(ConfigModel):
     """`none`, `passwordless`, or `{password: …}`."""
 
     mode: Literal["none", "passwordless", "password"] = "none"
@@ -218,7 +218,7 @@ class Sudo(Part):
         return value
 
 
-class Host(Part):
+class Host(ConfigModel):
     address: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._:%-]+$")
     group: str = ""
     shell: Literal["ssh", "local"] = "ssh"
@@ -238,7 +238,7 @@ class Host(Part):
         return labels
 
     @property
-    def reach(self) -> tuple[object, ...]:
+    def connection_settings(self) -> tuple[object, ...]:
         """All that its shell depends on."""
         return self.address, self.shell, self.ssh, self.control_ssh
 
@@ -259,12 +259,12 @@ class Host(Part):
         return ssh.model_copy(update={**own, "wrapper": self.control_ssh.wrapper})  # a key that controls has its own
 
 
-class ExporterSettings(Part):
+class ExporterSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9999")
     token: Token | None = None
 
 
-class RemediatorSettings(Part):
+class RemediatorSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9095")
     database: str = "sqlite:////var/lib/defib/remediator.db"
     token: Token | None = None
@@ -281,7 +281,7 @@ class RemediatorSettings(Part):
         if not isinstance(url, str) or not url.startswith("sqlite:///") or url == "sqlite:///":
             raise ValueError("is not sqlite:///PATH (four slashes before an absolute path)")
         path = url.removeprefix("sqlite:///")
-        return f"sqlite:///{url.base / path}" if isinstance(url, Text) else url
+        return f"sqlite:///{url.base / path}" if isinstance(url, ConfigText) else url
 
     @property
     def token_file(self) -> Path | None:
@@ -291,7 +291,7 @@ class RemediatorSettings(Part):
         return Path(self.database.removeprefix("sqlite:///")).parent / "token"
 
 
-class ProbeDefaults(Part):
+class ProbeDefaults(ConfigModel):
     every: PositiveDuration = 30.0
     retry_every: PositiveDuration = 30.0
     timeout: PositiveDuration = 10.0
@@ -300,17 +300,17 @@ class ProbeDefaults(Part):
     slow_after: PositiveDuration | None = None
 
 
-class ControlDefaults(Part):
+class ControlDefaults(ConfigModel):
     timeout: PositiveDuration = 120.0
     start_within: PositiveDuration = 300.0
 
 
-class Defaults(Part):
+class Defaults(ConfigModel):
     probe: ProbeDefaults = ProbeDefaults()
     control: ControlDefaults = ControlDefaults()
 
 
-class Inventory(Part):
+class Inventory(ConfigModel):
     exporter: ExporterSettings = ExporterSettings()
     remediator: RemediatorSettings = RemediatorSettings()
     defaults: Defaults = Defaults()
@@ -342,13 +342,13 @@ class Inventory(Part):
             service._target = redact(service._target)  # noqa: SLF001
         self._know_their_targets()
 
-    def sharing(self, service: Service) -> list[str]:
+    def services_sharing_target(self, service: Service) -> list[str]:
         """The services whose controls act on the same target of the same host, `service` among them."""
         return self._by_target[service.host, service.target]
 
     @model_validator(mode="after")
     def _remember_long_enough(self) -> "Inventory":
-        windows = [self.remediation.of(service).window for service in self.services.values()]
+        windows = [self.remediation.for_service(service).window for service in self.services.values()]
         if self.remediator.retention < max([600.0, self.remediation.window, *windows]):
             raise ValueError("remediator.retention: is shorter than a remediation.window, or than ten minutes")
         return self
@@ -358,7 +358,7 @@ class Inventory(Part):
 
 
 @cache
-def inventory_model(kinds: Kinds) -> type[Inventory]:
+def inventory_model(kinds: KindTables) -> type[Inventory]:
     """The inventory with the options of `kinds` as its probes, controls and channels.
 
     The same kinds give the same model, so that what two loads made can be compared.
@@ -377,19 +377,19 @@ def inventory_model(kinds: Kinds) -> type[Inventory]:
     return create_model("Inventory", __base__=Inventory, notify=(notify, wanted), services=services, hosts=hosts)
 
 
-def _one_of(name: str, base: type[OneOf], kinds: Mapping[str, Kind]) -> type[OneOf]:
+def _one_of(name: str, base: type[ChoiceModel], kinds: Mapping[str, ConfigurableKind]) -> type[ChoiceModel]:
     class Chosen(base):  # type: ignore[misc, valid-type]
         choices: ClassVar[tuple[str, ...]] = tuple(kinds)
 
-    return cast("type[OneOf]", create_model(name, __base__=Chosen, **_fields(kinds)))
+    return cast("type[ChoiceModel]", create_model(name, __base__=Chosen, **_fields(kinds)))
 
 
-def _fields(kinds: Mapping[str, Kind]) -> dict[str, Any]:
+def _fields(kinds: Mapping[str, ConfigurableKind]) -> dict[str, Any]:
     """One optional field for each kind."""
-    return {name: (Annotated[Any, OptionsOf(kinds, name)], None) for name in kinds}
+    return {name: (Annotated[Any, KindOptions(kinds, name)], None) for name in kinds}
 
 
-def json_schema(kinds: Kinds) -> dict[str, Any]:
+def json_schema(kinds: KindTables) -> dict[str, Any]:
     """The JSON Schema of a configuration file, for editors."""
     schema = inventory_model(kinds).model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
@@ -403,7 +403,7 @@ def json_schema(kinds: Kinds) -> dict[str, Any]:
         short = {
             "Endpoint": {"type": "string"},
             "Sudo": {"enum": ["none", "passwordless"]},
-            "Step": {"enum": list(Step.choices)},
+            "RemediationStep": {"enum": list(RemediationStep.choices)},
         }.get(name)
         if short:
             schema["$defs"][name] = {"anyOf": [short, part]}

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from fleet.inventory.endpoints import ExistingDirectory, OneOf, Part, Url
+from fleet.inventory.endpoints import ChoiceModel, ConfigModel, ExistingDirectory, Url
 from fleet.inventory.units import Duration, Identifier, PositiveDuration
 
 Severity = Literal["critical", "warning", "info"]
@@ -25,7 +25,7 @@ def _one_or_more(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Wanted = Annotated[
+LabelValues = Annotated[
     list[str],
     BeforeValidator(_one_or_more),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
@@ -44,11 +44,11 @@ RoutedState = Annotated[
 ]
 
 
-class Channel(OneOf):
+class Channel(ChoiceModel):
     """A place where people are told; the kind's options stand under its key."""
 
 
-class Person(Part):
+class Person(ConfigModel):
     """Somebody who may press a card's buttons."""
 
     open_id: OpenId
@@ -56,15 +56,15 @@ class Person(Part):
     may: list[ButtonAction] = list(get_args(ButtonAction))
 
 
-class Escalation(Part):
+class Escalation(ConfigModel):
     """After each `after` in which nobody acknowledged, the next of `channels` is told too."""
 
     after: PositiveDuration
     channels: Annotated[list[str], Field(min_length=1)]
 
 
-class Links(Part):
-    """Where people's browsers reach what the remediator may reach by another name."""
+class Links(ConfigModel):
+    """Where people's browsers connection_settings what the remediator may reach by another name."""
 
     remediator: Url | None = None
     alertmanager: Url | None = None
@@ -72,8 +72,8 @@ class Links(Part):
     docs: Url | None = None
 
 
-class Route(Part):
-    match: dict[str, Wanted] = Field(default_factory=dict)
+class Route(ConfigModel):
+    match: dict[str, LabelValues] = Field(default_factory=dict)
     states: list[RoutedState] = []
     channels: list[str]
     on_call: list[str] = []
@@ -81,7 +81,7 @@ class Route(Part):
     remind: PositiveDuration | None = None
     continue_: bool = Field(False, alias="continue")
 
-    def takes(self, labels: Mapping[str, str], told: NotificationKind) -> bool:
+    def matches(self, labels: Mapping[str, str], told: NotificationKind) -> bool:
         """Whether labels and what is told are of this route."""
         return (not self.states or told in self.states) and all(
             labels.get(name, "") in wanted for name, wanted in self.match.items()
@@ -96,7 +96,7 @@ def _timezone(name: str) -> str:
     return name
 
 
-class Notify(Part):
+class Notify(ConfigModel):
     language: Language = "zh"
     # Validating reads the zone's file, so that nobody has to later, in the event loop.
     timezone: Annotated[str, AfterValidator(_timezone)] = Field("Asia/Shanghai", validate_default=True)
@@ -119,7 +119,7 @@ class Notify(Part):
         """The first route that takes it, and those after it while each continues."""
         chosen: list[Route] = []
         for route in self.routes:
-            if route.takes(labels, told):
+            if route.matches(labels, told):
                 chosen.append(route)
                 if not route.continue_:
                     break
@@ -131,7 +131,7 @@ class Notify(Part):
             channel for route in self.routes_for(labels, told) for channel in route.channels
         )
 
-    def channels_after(self, begun: Iterable[str], labels: Mapping[str, str], told: NotificationKind) -> list[str]:
+    def follow_up_channels(self, begun: Iterable[str], labels: Mapping[str, str], told: NotificationKind) -> list[str]:
         """Name the channels that hear how something goes on, of whose beginning the channels `begun` were told.
 
         Those are they, but for what their routes' `states` leave out; and those whose route names just this state.
@@ -141,7 +141,9 @@ class Notify(Part):
         asked = (channel for route in self.routes_for(labels, told) if route.states for channel in route.channels)
         return self._one_for_each_place([*(channel for channel in begun if channel not in left_out), *asked])
 
-    def remind_every(self, channel: str, labels: Mapping[str, str], told: NotificationKind, default: float) -> float:
+    def reminder_interval(
+        self, channel: str, labels: Mapping[str, str], told: NotificationKind, default: float
+    ) -> float:
         """How often a channel is reminded, by the first of its routes that says so."""
         routes = [*self.routes_for(labels, told), *self.routes_for(labels, "down")]
         said = (route.remind for route in routes if channel in route.channels and route.remind is not None)
@@ -166,10 +168,10 @@ class Notify(Part):
         """The person with an open_id, and their name in the inventory."""
         return next(((name, each) for name, each in self.people.items() if each.open_id == open_id), None)
 
-    def keeps_cards(self, channel: str) -> bool:
+    def can_update_cards(self, channel: str) -> bool:
         """Whether what was told in a channel can be kept true in its place."""
         known = self.channels.get(channel)
-        return known is not None and bool(getattr(known.options, "keeps_cards", False))
+        return known is not None and bool(getattr(known.options, "can_update_cards", False))
 
 
 def _once(names: Iterable[str]) -> list[str]:

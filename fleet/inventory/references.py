@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fleet.inventory.documents import Document, Location, Text, Wrong
+from fleet.inventory.documents import ConfigProblem, ConfigText, Document, Location
 
 Program = Literal["exporter", "remediator", "client"]
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)\}")
@@ -35,7 +35,7 @@ class Resolver:
     environ: Mapping[str, str]
     programs: frozenset[Program]
     secrets: set[str] = field(default_factory=set)
-    wrongs: list[Wrong] = field(default_factory=list)
+    problems: list[ConfigProblem] = field(default_factory=list)
 
     def resolve(self) -> dict[str, Any]:
         return {section: self._walk((section,), value) for section, value in self.document.value.items()}
@@ -45,28 +45,28 @@ class Resolver:
             return {key: self._walk((*location, str(key)), item) for key, item in value.items()}
         if isinstance(value, list):
             return [self._walk((*location, index), item) for index, item in enumerate(value)]
-        return self._text(location, value) if isinstance(value, Text) else value
+        return self._text(location, value) if isinstance(value, ConfigText) else value
 
-    def _text(self, location: Location, text: Text) -> Text:
+    def _text(self, location: Location, text: ConfigText) -> ConfigText:
         used = self._is_used(location)
         if "${" not in text:
-            return text if used else Text(text, text.base, checked=False)
+            return text if used else ConfigText(text, text.base, checked=False)
         if not used:
             pending = any(match[0] != "$${" for match in _REFERENCE.finditer(text))
-            return Text(text if pending else text.replace("$${", "${"), text.base, pending=pending, checked=False)
-        return Text(_REFERENCE.sub(lambda match: self._value(location, text, match), text), text.base)
+            return ConfigText(text if pending else text.replace("$${", "${"), text.base, pending=pending, checked=False)
+        return ConfigText(_REFERENCE.sub(lambda match: self._value(location, text, match), text), text.base)
 
     def _is_used(self, location: Location) -> bool:
         return any(not any(_covers(pattern, location) for pattern in _IGNORED[program]) for program in self.programs)
 
-    def _value(self, location: Location, text: Text, match: re.Match[str]) -> str:
+    def _value(self, location: Location, text: ConfigText, match: re.Match[str]) -> str:
         if match[0] == "$${":
             return "${"
         name = match[1]
         try:
             value = self._file(text.base / name[5:].strip()) if name.startswith("file:") else self._variable(name)
         except LookupError as error:
-            self.wrongs.append(self.document.wrong(location, str(error.args[0])))
+            self.problems.append(self.document.problem_at(location, str(error.args[0])))
             return ""
         self.secrets.add(value)
         return value
@@ -102,18 +102,18 @@ def substitute(value: Any, service: str, host: str, address: str) -> Any:
     return _map(value, lambda text: _substituted(text, service, host, address))
 
 
-def _map(value: Any, change: Callable[[Text], Text]) -> Any:
+def _map(value: Any, change: Callable[[ConfigText], ConfigText]) -> Any:
     if isinstance(value, dict):
         return {key: _map(item, change) for key, item in value.items()}
     if isinstance(value, list):
         return [_map(item, change) for item in value]
-    return change(value) if isinstance(value, Text) else value
+    return change(value) if isinstance(value, ConfigText) else value
 
 
 _SUBSTITUTION = re.compile(r"\{(service|host\.name|host\.address)\}(:?)")
 
 
-def _substituted(text: Text, service: str, host: str, address: str) -> Text:
+def _substituted(text: ConfigText, service: str, host: str, address: str) -> ConfigText:
     if "{" not in text:
         return text
 
@@ -125,4 +125,4 @@ def _substituted(text: Text, service: str, host: str, address: str) -> Text:
         in_url = match[2] or text[: match.start()].endswith("//")
         return (f"[{address}]" if ":" in address and in_url else address) + match[2]
 
-    return Text(_SUBSTITUTION.sub(value, text), text.base, pending=text.pending, checked=text.checked)
+    return ConfigText(_SUBSTITUTION.sub(value, text), text.base, pending=text.pending, checked=text.checked)

@@ -60,8 +60,8 @@ class Shells:
     async def reload(self, hosts: Mapping[str, Host]) -> None:
         """Take a new inventory's hosts; the shells of hosts that changed or went are closed."""
         self._hosts = hosts
-        reaches = {name: host.reach for name, host in hosts.items()}
-        gone = [name for name, (host, _) in self._shells.items() if reaches.get(name) != host.reach]
+        reaches = {name: host.connection_settings for name, host in hosts.items()}
+        gone = [name for name, (host, _) in self._shells.items() if reaches.get(name) != host.connection_settings]
         # A changed jump host would leave its passengers on the old one.
         riders = [name for name in self._shells if name not in gone and self._rides(name, gone)]
         await asyncio.gather(*(self._shells.pop(name)[1].close() for name in [*gone, *riders]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from fleet.inventory.digests import differ
+from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory, Remediation, Service
 from remediator import policy
 from remediator.clients.peers import Alertmanager, Exporter, PeerError
@@ -167,7 +167,7 @@ class Engine:
     async def _advance(self, incident: int, service_id: str) -> float:
         """Decide, and act if that is the decision; returns the seconds after which to decide again."""
         service = self.inventory.services.get(service_id)
-        rules = self.inventory.remediation.of(service)
+        rules = self.inventory.remediation.for_service(service)
         # What the exporter saw last decides first; only *act* is worth a fresh probe.
         situation = await self._observer.situation(incident, service_id)
         decision = decide(service, rules, situation)
@@ -184,7 +184,7 @@ class Engine:
         (self._held.add if decision.reason in BY_ACTIONS else self._held.discard)(service_id)
         changed = await self._database.run(lifecycle.decided, notify, incident, decision, now, situation.observed)
         if service is not None and decision.reason == "approval":
-            step = policy.next_step(service, self.inventory.remediation.of(service), situation.past)
+            step = policy.next_step(service, self.inventory.remediation.for_service(service), situation.past)
             if step is not None:
                 changed |= await self._database.run(
                     actions.queue, notify, incident, service, step, replace(situation, now=now)
@@ -209,7 +209,7 @@ class Engine:
         """Forget a stop that was seen, once its host tells of another run."""
         past, stopped = situation.past, situation.stopped_by_hand or situation.withheld
         if past.stopped_why and situation.run not in ("", past.stopped_run) and not stopped:
-            await self._database.run(lifecycle.forget_stop, self.inventory.sharing(service))
+            await self._database.run(lifecycle.forget_stop, self.inventory.services_sharing_target(service))
 
     async def explain(self, service: Service) -> dict[str, Any]:
         """Every gate of a service's next action as it stands now, and when it is decided about next."""
@@ -218,7 +218,7 @@ class Engine:
             self._observer.situation(found or 0, service.id), self.actor.facts(service)
         )
         situation = _as_it_stands(situation, facts)
-        rules = self.inventory.remediation.of(service)
+        rules = self.inventory.remediation.for_service(service)
         # Where nothing fires, it is told what would be if the service were down and its alert fired.
         firing = situation.firing or frozenset(rules.alerts[:1])
         silenced, gone, caution = await self._observer.looked_up(service, firing)
@@ -274,7 +274,7 @@ class Engine:
         )
         situation = replace(_as_it_stands(situation, facts), silenced=silenced, gone=gone, dependencies_down=down)
         await self._forget_stop(service, situation)
-        rules = self.inventory.remediation.of(service)
+        rules = self.inventory.remediation.for_service(service)
         decision = decide(service, rules, situation)
         if decision.verb != "act" or decision.step is None:
             await self._keep(incident, service.id, decision, situation)
@@ -324,7 +324,7 @@ class Engine:
 
         Whatever cannot be seen is not over.
         """
-        rules = self.inventory.remediation.of(service)
+        rules = self.inventory.remediation.for_service(service)
         if service is None:
             await self._keep(incident, service_id, Decision("nothing"), situation)
             await self._close(incident, service_id, "unobserved", rules)
@@ -378,7 +378,7 @@ class Engine:
         seen = await self._exporter.observe(service.id)
         if not seen.up or seen.unchanged_for is None:
             return False
-        now, wanted = self._database.clock.now(), self.inventory.remediation.of(service).hold
+        now, wanted = self._database.clock.now(), self.inventory.remediation.for_service(service).hold
         if seen.unchanged_for > now - stop.at and service.control is not None:
             wanted += service.control.start_within  # it was never seen down: it may be stopping still
         if min(seen.unchanged_for, now - stop.ended) < wanted:
@@ -499,7 +499,7 @@ def _unseen(service: Service, seen: Observation | None) -> Decision | None:
     """The decision to hold an incident whose alerts are over though nothing shows that its service is up."""
     if seen is None:
         why = "the exporter cannot be asked"
-    elif differ(service.digest, seen.digest):
+    elif digests_differ(service.digest, seen.digest):
         why = "the exporter has another configuration of this service"
     elif seen.up is None:
         why = "the exporter has not decided yet"

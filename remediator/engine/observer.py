@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
 
-from fleet.inventory.digests import differ
+from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory, Remediation, Service
 from remediator.clients.peers import Alertmanager, Exporter, PeerError
 from remediator.policy import Observation, Past, Present, Situation, group_of, is_storm
@@ -44,7 +44,7 @@ class Observer:
     async def of(self, service_id: str) -> Situation:
         """What the exporter and the inventory say; nothing of the record."""
         service = self._inventory.services.get(service_id)
-        rules = self._inventory.remediation.of(service)
+        rules = self._inventory.remediation.for_service(service)
         known = await self._listing()
         seen = known or {}
         scheduled = self._scheduled(service_id, service)
@@ -101,7 +101,9 @@ class Observer:
             return None
         services = self._inventory.services
         return frozenset(
-            name for name, each in seen.items() if name in services and differ(services[name].digest, each.digest)
+            name
+            for name, each in seen.items()
+            if name in services and digests_differ(services[name].digest, each.digest)
         )
 
     async def probed(self, service: Service, situation: Situation) -> Situation:
@@ -134,7 +136,7 @@ class Observer:
         """
         if self._alertmanager is None:
             return "", False, ""
-        names = firing & set(self._inventory.remediation.of(service).alerts)
+        names = firing & set(self._inventory.remediation.for_service(service).alerts)
         try:
             listing = await self._alertmanager.of_service(service.id)
         except PeerError as error:

@@ -8,7 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import structlog
 from sqlalchemy import Connection
 
-from fleet.inventory.model import Inventory, Service, Step, Sudo
+from fleet.inventory.model import Inventory, RemediationStep, Service, Sudo
 from fleet.shells import KILL_DELAY, Completed, HostKeyRefused, Shell, ShellError
 from fleet.shells.pool import Shells
 from remediator.clients.peers import Exporter, PeerError
@@ -223,7 +223,7 @@ class Actor:
 
         Raises _NotSeen where nobody could see it.
         """
-        control, rules = service.control, self._inventory.remediation.of(service)
+        control, rules = service.control, self._inventory.remediation.for_service(service)
         start_within = control.start_within if control else 0.0
         ends = (action.command_ended_at or action.claimed_at) + start_within
         if action.command == "unknown" and control is not None:
@@ -317,7 +317,7 @@ class Actor:
         self._changed(action.service)
 
 
-Doing = Verb | Step
+Doing = Verb | RemediationStep
 
 
 class _NotSeen(DefibError):  # noqa: N818 - no error of ours

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, insert, select, update
 
-from fleet.inventory.model import Inventory, Service, Step
+from fleet.inventory.model import Inventory, RemediationStep, Service
 from fleet.inventory.notify import Notify
 from remediator.incidents.lifecycle import (
     automation_goes_on,
@@ -79,7 +79,7 @@ def claim(
     since.
     """
     again = situation_now(connection, incident, service.id, inventory, situation, now)
-    decision = decide(service, inventory.remediation.of(service), again)
+    decision = decide(service, inventory.remediation.for_service(service), again)
     if decision.verb != "act" or decision.step is None:
         return decision.reason or "nothing to act on"
     # Whatever was done since the probe was asked for has made it old.
@@ -149,7 +149,7 @@ def claim_for_person(
     incident = open_of(connection, service.id)
     again = situation_now(connection, incident or 0, service.id, inventory, situation, now)
     # What speaks against a start does not speak against a stop.
-    rules, waits = inventory.remediation.of(service), FOR_PEOPLE if kind == "stop" else overruled
+    rules, waits = inventory.remediation.for_service(service), FOR_PEOPLE if kind == "stop" else overruled
     held = held_for_person(service, rules, again, waits)
     if held is not None:
         return held
@@ -158,7 +158,7 @@ def claim_for_person(
     if kind == "stop":
         if incident is not None:
             cancel_queued(connection, incident, now)  # what was approved before is overtaken
-        stops.put(connection, inventory.sharing(service), claimed.id, by, now)
+        stops.put(connection, inventory.services_sharing_target(service), claimed.id, by, now)
     return claimed
 
 
@@ -200,7 +200,7 @@ def _insert(
 
 
 def queue(
-    connection: Connection, notify: Notify, incident: int, service: Service, step: Step, situation: Situation
+    connection: Connection, notify: Notify, incident: int, service: Service, step: RemediationStep, situation: Situation
 ) -> bool:
     """Have a step wait for a person's approval, and ask people for it; False where it waits already."""
     waiting = connection.execute(
@@ -324,7 +324,9 @@ def action_ended(
         stops.withdraw(connection, action.id)
     if came_back:
         service = inventory.services.get(action.service)
-        stops.remove(connection, inventory.sharing(service) if service is not None else [action.service])
+        stops.remove(
+            connection, inventory.services_sharing_target(service) if service is not None else [action.service]
+        )
     if action.incident_id is None:
         return True
     note(connection, action.incident_id, now, "action-ended", action=action.id, state=state, why=why)
@@ -346,7 +348,7 @@ def action_ended(
 
 def _told(connection: Connection, action: Claim, inventory: Inventory) -> dict[str, Any]:
     service = inventory.services.get(action.service)
-    rules = inventory.remediation.of(service)
+    rules = inventory.remediation.for_service(service)
     past = past_of(connection, action.service, action.incident_id or 0, rules.window)
     step = next((step for step in rules.steps if step.kind == action.kind), None)
     return {
@@ -363,7 +365,7 @@ def _used_up(connection: Connection, action: Claim, inventory: Inventory) -> Ref
     service = inventory.services.get(action.service)
     if service is None:
         return None
-    rules = inventory.remediation.of(service)
+    rules = inventory.remediation.for_service(service)
     past = past_of(connection, action.service, action.incident_id or 0, rules.window)
     return "attempts-used-up" if next_step(service, rules, past) is None else None
 

@@ -213,7 +213,7 @@ def _fire(connection: Connection, known: Row[Any], inventory: Inventory, now: fl
         note(connection, incident, now, "firing", alert=known.name, starts_at=known.starts_at)
     about: str
     kind: NotificationKind
-    if service is not None and incident is not None and known.name in inventory.remediation.of(service).alerts:
+    if service is not None and incident is not None and known.name in inventory.remediation.for_service(service).alerts:
         became_down(connection, incident, known.labels, now)
         about, kind = outbox.about_incident(incident), "down"
     else:
@@ -287,7 +287,7 @@ def _resolve(connection: Connection, known: Row[Any], by: str, ends_at: str, inv
     if known.incident_id is not None and is_quiet(connection, known.incident_id, "alert_over"):
         return
     about = outbox.about_alert(known.fingerprint, known.starts_at, known.times)
-    channels = inventory.notify.channels_after(outbox.told(connection, about), known.labels, "alert_over")
+    channels = inventory.notify.follow_up_channels(outbox.told(connection, about), known.labels, "alert_over")
     outbox.put(
         connection, inventory.notify, channels, "alert_over", f"{about} over", known.labels, _content(known), now,
         incident=known.incident_id, alert=known.id,
@@ -371,7 +371,7 @@ def take_listed(connection: Connection, listing: Listing, before: float, invento
 
 def _to_act_on(known: Row[Any], inventory: Inventory) -> bool:
     service = inventory.services.get(known.labels.get("service", ""))
-    return service is not None and known.name in inventory.remediation.of(service).alerts
+    return service is not None and known.name in inventory.remediation.for_service(service).alerts
 
 
 def presume_over(

@@ -350,7 +350,7 @@ def tell_of(
     begun = outbox.told(connection, outbox.about_incident(incident))
     if kind in get_args(Closed):  # who was told that a person is needed is told that nobody is any more
         begun += outbox.told_of_incident(connection, incident, "person_needed")
-    channels = notify.channels_after(begun, labels, kind)
+    channels = notify.follow_up_channels(begun, labels, kind)
     if kind == "person_needed":  # whoever has heard of it, or has not: those of today's routes hear this
         channels = list(dict.fromkeys([*notify.channels_for(labels, kind), *channels]))
     about = about or f"{kind} incident {incident}"

@@ -81,7 +81,7 @@ def _call_again(connection: Connection, notify: Notify, now: float) -> int:
 def _call_again_in(connection: Connection, notify: Notify, row: Row[Any], now: float) -> int:
     """Tell one channel again, if it is time; how many notices were written."""
     labels = row.labels or {}
-    if now - row.last < notify.remind_every(row.channel, labels, "person_needed", PERSON_NEEDED_EVERY):
+    if now - row.last < notify.reminder_interval(row.channel, labels, "person_needed", PERSON_NEEDED_EVERY):
         return 0
     about = outbox.about_person_needed(row.id, row.person_needed_at)
     content = connection.scalar(select(notices.c.content).where(notices.c.about == about).limit(1)) or {}
@@ -146,7 +146,7 @@ def _due(
     times = int((now - at) // route.remind) if route.remind is not None else 0
     if times and not trouble.person_needed:  # that is told again by itself
         begun = [name for name in channels if name in route.channels]
-        reminded = notify.channels_after(begun, trouble.labels, "reminder")
+        reminded = notify.follow_up_channels(begun, trouble.labels, "reminder")
         yield trouble, f"reminder {times} of {trouble.about}", "reminder", reminded, content
 
 

@@ -140,7 +140,7 @@ def put(
     stranger = incident is None and alert is not None
     written = 0
     for channel in channels:
-        keeps = notify.keeps_cards(channel)
+        keeps = notify.can_update_cards(channel)
         if keeps and kind in SHOWN_BY_CARDS and _is_shown(connection, channel, kind, incident, alert):
             continue
         made = connection.execute(

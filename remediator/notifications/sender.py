@@ -96,7 +96,7 @@ class Sender:
         try:
             buried = await self._database.run(outbox.bury, list(notify.channels), self._now())
             if notify is not self._known:
-                plain = [name for name in notify.channels if not notify.keeps_cards(name)]
+                plain = [name for name in notify.channels if not notify.can_update_cards(name)]
                 await self._database.run(outbox.retire_cards, plain)
                 self._known = notify
         except StorageError as error:

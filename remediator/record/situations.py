@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from sqlalchemy import Connection, and_, func, or_, select
 
-from fleet.inventory.model import Inventory, Step
+from fleet.inventory.model import Inventory, RemediationStep
 from remediator.incidents.lifecycle import firing_names, host_is_down
 from remediator.policy import BUDGET_WINDOW, Done, Past, Present, Situation, next_step, since_refill
 from remediator.record import stops, switches
@@ -128,12 +128,12 @@ def situation_now(
 ) -> Situation:
     """`situation` with everything that the record knows brought up to date."""
     known = inventory.services.get(service)
-    rules = inventory.remediation.of(known)
+    rules = inventory.remediation.for_service(known)
     host = inventory.host_of(known) if known is not None else None
     name, group = (host.name, host.group) if host is not None else ("", "")
     target = known.target if known is not None else ""
     done = done_to(connection, service, name, target, incident)
-    run, why = _stop_seen(connection, inventory.sharing(known) if known is not None else [service])
+    run, why = _stop_seen(connection, inventory.services_sharing_target(known) if known is not None else [service])
     past = replace(past_of(connection, service, incident, rules.window), done=done, stopped_run=run, stopped_why=why)
     if done:
         past = replace(past, last_action=max(past.last_action, done[0].began))
@@ -186,7 +186,7 @@ def _stopped(connection: Connection) -> list[str]:
     return [*stops.all_of(connection), *connection.scalars(select(incidents.c.service).where(on_host))]
 
 
-def _approved(connection: Connection, incident: int, step: Step | None) -> bool:
+def _approved(connection: Connection, incident: int, step: RemediationStep | None) -> bool:
     """Whether a person has approved just this step; what it was changed to meanwhile they have not."""
     if step is None:
         return False

@@ -10,7 +10,7 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from exporter.results import Seen
-from fleet.inventory.endpoints import Tls
+from fleet.inventory.endpoints import TlsSettings
 
 NAME_LIMIT = 200  # characters of a name that stands in a label
 RECORD = 16 * 1024
@@ -73,7 +73,7 @@ def note_leaf(der: bytes | None, version: str, seen: Seen) -> None:
 
 
 async def note_chain(
-    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls, seen: Seen
+    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: TlsSettings, seen: Seen
 ) -> None:
     """Shake hands without verifying, and note the chain as it is served: the leaf first.
 
@@ -95,7 +95,7 @@ async def note_chain(
 
 
 async def alert_after_handshake(
-    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls
+    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: TlsSettings
 ) -> str:
     """What a server says that ends a TLS connection right after the handshake, or nothing.
 
@@ -116,7 +116,7 @@ async def alert_after_handshake(
     return ""
 
 
-def _unverified(server_name: str, tls: Tls) -> SSL.Connection:
+def _unverified(server_name: str, tls: TlsSettings) -> SSL.Connection:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_NONE)
     if tls.cert_file:

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, IPvAnyAddress
 
 from exporter.probes.net.certificates import alert_after_handshake, is_literal, note_chain, note_leaf
 from exporter.results import ProbeFailure, Reason, Seen
-from fleet.inventory.endpoints import Part, Tls
+from fleet.inventory.endpoints import ConfigModel, TlsSettings
 from fleet.inventory.units import as_list
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
@@ -32,13 +32,13 @@ _VERSIONS = {
 }
 
 
-class ProbeTls(Tls):
+class ProbeTls(TlsSettings):
     """TLS as a probe may ask for it."""
 
     min_version: Literal["1.0", "1.1", "1.2", "1.3"] | None = None
 
 
-class Addresses(Part):
+class Addresses(ConfigModel):
     """Which addresses are asked: `ip` is 4 or 6, or a list of both in order of preference.
 
     By default all that the resolver gives, in its order.
@@ -76,7 +76,7 @@ def tls_context(
     return context
 
 
-def context_for(tls: Tls) -> ssl.SSLContext:
+def context_for(tls: TlsSettings) -> ssl.SSLContext:
     """The context of a probe's `tls` options. Raises ProbeFailure."""
     least = tls.min_version if isinstance(tls, ProbeTls) else None
     try:
@@ -130,7 +130,7 @@ async def connect(
     seen: Seen,
     *,
     dial: Dial = ANY,
-    tls: Tls | None = None,
+    tls: TlsSettings | None = None,
     allowed: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[asyncio.Transport, P]:
     """Resolve, connect, and with `tls` secure; times each phase and reads the certificate. Raises ProbeFailure.
@@ -209,7 +209,7 @@ async def secure(
 
 
 async def refused_after_handshake(
-    address: str, port: int, server_name: str, tls: Tls, dial: Dial
+    address: str, port: int, server_name: str, tls: TlsSettings, dial: Dial
 ) -> ProbeFailure | None:
     """Why a server ended a TLS connection before it said anything, where that is TLS' own matter.
 
@@ -228,7 +228,7 @@ async def refused_after_handshake(
     return ProbeFailure("tls", f"no TLS with {server_name}: {said}") if said else None
 
 
-async def note_served(host: str, port: int, server_name: str, seen: Seen, *, dial: Dial, tls: Tls) -> None:
+async def note_served(host: str, port: int, server_name: str, seen: Seen, *, dial: Dial, tls: TlsSettings) -> None:
     """Note the whole chain that a server serves, whether or not it can be verified, over a connection of its own."""
     reader = asyncio.StreamReader()
     try:

@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 
 from exporter.probes.expectations import compiled, excerpt
 from exporter.results import ProbeFailure, Seen
-from fleet.inventory.endpoints import OneOf
+from fleet.inventory.endpoints import ChoiceModel
 from fleet.inventory.units import Pattern
 
 LINE_LIMIT = 64 * 1024
@@ -15,7 +15,7 @@ HEARD_LIMIT = 1000  # lines or messages in one step
 _GROUP = re.compile(r"\{(\d)\}")
 
 
-class Step(OneOf):
+class Step(ChoiceModel):
     """One step: wait for what matches, or send; `{1}` in a text is the first group of the last match."""
 
     choices: ClassVar[tuple[str, ...]] = ("expect", "send")

@@ -17,7 +17,7 @@ from yarl import URL
 from exporter.probes.expectations import excerpt
 from exporter.probes.net.connections import Dial, ProbeTls
 from exporter.results import ProbeFailure, Seen
-from fleet.inventory.endpoints import Auth, Basic, Endpoint, ExistingFile, OneOf, Part, Url
+from fleet.inventory.endpoints import BasicAuth, ChoiceModel, ConfigModel, Endpoint, ExistingFile, HttpAuth, Url
 from fleet.inventory.units import Size
 from runtime import VERSION
 
@@ -48,7 +48,7 @@ class _Kept:
     until: float = field(default=0.0, compare=False)  # of the monotonic clock
 
 
-class OAuth2(Part):
+class OAuth2(ConfigModel):
     """Client credentials (RFC 6749, 4.4); the token is kept until it expires or is refused."""
 
     token_url: Endpoint
@@ -78,7 +78,7 @@ class OAuth2(Part):
         self._kept.token = ""
 
 
-class ProbeAuth(Auth):
+class ProbeAuth(HttpAuth):
     choices = ("basic", "bearer", "oauth2")
     oauth2: OAuth2 | None = None
 
@@ -96,7 +96,7 @@ class Proxy(Endpoint):
         return own | {name: value.get_secret_value() for name, value in self.headers.items()}
 
 
-class File(OneOf):
+class File(ChoiceModel):
     choices: ClassVar[tuple[str, ...]] = ("path", "content")
     path: ExistingFile | None = None
     content: str | None = None
@@ -216,7 +216,7 @@ def token_request(oauth2: OAuth2, proxy: Proxy | None, *, in_body: bool) -> "Req
         form |= {"client_id": oauth2.client_id, "client_secret": oauth2.client_secret.get_secret_value()}
     else:
         secret = SecretStr(quote(oauth2.client_secret.get_secret_value()))
-        client = Basic(username=quote(oauth2.client_id), password=secret)
+        client = BasicAuth(username=quote(oauth2.client_id), password=secret)
         headers["Authorization"] = f"Basic {client.encoded}"
     headers["Content-Type"] = "application/x-www-form-urlencoded"
     return Request(URL(oauth2.token_url.url), "POST", headers, _form(form), proxy)
@@ -226,7 +226,7 @@ def _form(fields: Mapping[str, str]) -> bytes:
     return URL.build(query=fields).raw_query_string.encode()
 
 
-def authorization(auth: Auth) -> str:
+def authorization(auth: HttpAuth) -> str:
     """The value of the header that sends `auth`, basic or bearer."""
     if auth.basic is not None:
         return f"Basic {auth.basic.encoded}"

@@ -4,12 +4,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fleet.inventory.endpoints import Part
-from fleet.inventory.kinds import Table
+from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.kinds import LazyTable
 from fleet.shells import Completed
 from remediator.execution.controls.context import Facts, Hands, Verb
 
-Options = TypeVar("Options", bound=Part)
+Options = TypeVar("Options", bound=ConfigModel)
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Kind(Generic[Options]):
     tells_of_stops: bool = True  # whether its facts may say that somebody stopped a target
 
 
-CONTROLS: Mapping[str, Kind[Any]] = Table(
+CONTROLS: Mapping[str, Kind[Any]] = LazyTable(
     {
         "docker": "remediator.execution.controls.docker:DOCKER",
         "compose": "remediator.execution.controls.compose:COMPOSE",

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import StringConstraints
 
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import docker
 from fleet.shells import Completed
 from remediator.execution.controls import Kind
@@ -14,7 +14,7 @@ from remediator.execution.controls.context import LOG_LINES, VERBS, Facts, Hands
 from remediator.execution.controls.docker import of_container
 
 
-class ComposeOptions(Part):
+class ComposeOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     directory: Annotated[str, StringConstraints(pattern=r"^/[^\x00\n]*$")]  # on the service's host

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, StringConstraints
 
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import docker
 from fleet.shells import Completed
 from remediator.execution.controls import Kind
@@ -14,7 +14,7 @@ from remediator.execution.controls.context import LOG_LINES, VERBS, Facts, Hands
 Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-class AfterStart(Part):
+class AfterStart(ConfigModel):
     """A command inside the container once it is up; `log` is a file in the container for its output."""
 
     exec: list[str] = Field(min_length=1)
@@ -23,7 +23,7 @@ class AfterStart(Part):
     log: Annotated[str, StringConstraints(pattern=r"^/")] | None = None
 
 
-class DockerOptions(Part):
+class DockerOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     container: docker.ContainerName

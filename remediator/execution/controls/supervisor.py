@@ -3,7 +3,7 @@
 import re
 from typing import ClassVar
 
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import supervisor
 from fleet.shells import Completed
 from remediator.execution.controls import Kind
@@ -12,7 +12,7 @@ from remediator.execution.controls.context import VERBS, Facts, Hands, Verb, goo
 LOG_BYTES = 20_000
 
 
-class SupervisorOptions(Part):
+class SupervisorOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     program: supervisor.ProgramName

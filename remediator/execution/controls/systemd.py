@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import systemd
 from fleet.shells import Completed
 from remediator.execution.controls import Kind
 from remediator.execution.controls.context import LOG_LINES, VERBS, Facts, Hands, Verb, good
 
 
-class SystemdOptions(Part):
+class SystemdOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     unit: systemd.UnitName
