@@ -47,7 +47,7 @@ async def remediator(
 def _token(settings: RemediatorSettings, token_file: Path | None) -> SecretStr:
     """The API token: of the file named, else as the remediator itself finds it. Raises DefibError."""
     if token_file is not None:
-        return tokens.read(token_file)
+        return tokens.read_token(token_file)
     try:
         return ApiToken("remediator.token", settings.token, settings.token_file).get()
     except TokenError as error:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from defib.asking import Connect
     from fleet.inventory.loading import LoadedInventory
     from fleet.inventory.references import Program
-    from runtime.lifecycle import Listen
+    from runtime.lifecycle import ListenAddress
     from runtime.redaction import Redactor
     from runtime.webconfig import WebConfig
 
@@ -318,12 +318,14 @@ def _remediator(options: argparse.Namespace) -> int:
     return _serve(options, "remediator", app.run)
 
 
-Server = Callable[["Callable[[], LoadedInventory]", "Listen", "WebConfig", "Redactor"], Coroutine[Any, Any, None]]
+Server = Callable[
+    ["Callable[[], LoadedInventory]", "ListenAddress", "WebConfig", "Redactor"], Coroutine[Any, Any, None]
+]
 
 
 def _serve(options: argparse.Namespace, program: "Program", server: Server) -> int:
     from runtime import logs, webconfig
-    from runtime.lifecycle import Listen
+    from runtime.lifecycle import ListenAddress
     from runtime.redaction import Redactor
 
     redact = Redactor()
@@ -331,7 +333,7 @@ def _serve(options: argparse.Namespace, program: "Program", server: Server) -> i
     web = webconfig.load(options.web_config)
     # A reload that is asked for before we serve would end us; what is being loaded is as new as it gets.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _run(server(_loader(options, program), Listen.parse(options.listen), web, redact))
+    _run(server(_loader(options, program), ListenAddress.parse(options.listen), web, redact))
     return 0
 
 

@@ -11,7 +11,7 @@ from fleet.inventory.model import Service
 from runtime import logs
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
-from runtime.times import rfc3339
+from runtime.times import format_rfc3339
 
 UP, DOWN, CANNOT_TELL = 0, 1, 2
 SHOWN = 1000  # characters of each piece of evidence
@@ -25,7 +25,7 @@ async def probe(load: Callable[[], LoadedInventory], name: str, *, as_json: bool
     redact = Redactor(loaded.secrets)
     logs.configure(redact)
     result = await probe_alone(service, loaded.inventory.hosts, redact)
-    told = result.seen.redact.within(_told(service, result))
+    told = result.seen.redact.redact_all(_told(service, result))
     print(json.dumps(told, ensure_ascii=False) if as_json else _as_text(told))
     if result.success:
         return UP
@@ -49,8 +49,10 @@ def _told(service: Service, result: Result) -> dict[str, Any]:
         "message": result.message,
         "duration_seconds": result.duration,
         "phases": seen.phases,
-        "started_at": rfc3339(result.started_at),
-        "measured": {name: rfc3339(value) if "timestamp" in name else value for name, value in seen.gauges.items()},
+        "started_at": format_rfc3339(result.started_at),
+        "measured": {
+            name: format_rfc3339(value) if "timestamp" in name else value for name, value in seen.gauges.items()
+        },
         **({"tls": dict(zip(("issuer", "version"), seen.tls, strict=True))} if seen.tls else {}),
         **({"components": seen.components} if seen.components else {}),
         "evidence": {key: _readable(value, seen.redact) for key, value in seen.evidence.items()},

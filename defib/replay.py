@@ -10,7 +10,7 @@ from fleet.inventory.loading import LoadedInventory
 from remediator.clients.peers import Peer, PeerError
 from remediator.replay import Event, history, replay
 from runtime.errors import DefibError
-from runtime.times import rfc3339
+from runtime.times import format_rfc3339
 
 _WORDS = {"act": "would", "wait": "would wait:", "refuse": "would not:", "nothing": "over"}
 
@@ -44,4 +44,4 @@ def _as_text(events: list[Event]) -> str:
 def _line(event: Event) -> str:
     said = " ".join(part for part in (_WORDS[event.verb], event.reason) if part)
     detail = f" ({event.detail})" if event.detail else ""
-    return f"{(rfc3339(event.at) or '')[:19]}Z  {event.service}  {said}{detail}"
+    return f"{(format_rfc3339(event.at) or '')[:19]}Z  {event.service}  {said}{detail}"

@@ -16,8 +16,8 @@ from exporter.metrics import Metrics
 from exporter.results import Result
 from exporter.scheduler.watcher import Watch, Watcher
 from fleet.inventory.documents import ConfigurationError
-from runtime.times import rfc3339
-from runtime.web import Needs, Problem, add_route, is_authenticated
+from runtime.times import format_rfc3339
+from runtime.web import ApiError, Requirement, add_route, is_authenticated
 
 TOLD_AT_ONCE = 200  # services
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -25,12 +25,12 @@ TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 def add_routes(app: web.Application, watcher: Watcher, metrics: Metrics, reload: Callable[[], Awaitable[None]]) -> None:
     api = _Api(watcher, metrics, reload)
-    add_route(app, "GET", "/metrics", api.metrics, Needs.SCRAPE)
-    add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Needs.SCRAPE)
-    add_route(app, "GET", "/api/v1/services", api.services, Needs.READ)
-    add_route(app, "GET", "/api/v1/services/{id}", api.service, Needs.READ)
-    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, Needs.CREDENTIAL)
-    add_route(app, "POST", "/-/reload", api.reload, Needs.CREDENTIAL)
+    add_route(app, "GET", "/metrics", api.metrics, Requirement.SCRAPE)
+    add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Requirement.SCRAPE)
+    add_route(app, "GET", "/api/v1/services", api.services, Requirement.READ)
+    add_route(app, "GET", "/api/v1/services/{id}", api.service, Requirement.READ)
+    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, Requirement.CREDENTIAL)
+    add_route(app, "POST", "/-/reload", api.reload, Requirement.CREDENTIAL)
 
 
 class _Api:
@@ -108,7 +108,7 @@ class _Api:
         try:
             await self._reload()
         except ConfigurationError as error:
-            raise Problem(400, "bad_configuration", f"the old configuration stays: {error}") from error
+            raise ApiError(400, "bad_configuration", f"the old configuration stays: {error}") from error
         return web.json_response({"services": len(self._watcher.watches)})
 
     def _summary(self, watch: Watch, *, messages: bool) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class _Api:
     def _watch(self, request: web.Request) -> Watch:
         watch = self._watcher.watches.get(request.match_info["id"])
         if watch is None:
-            raise Problem(404, "unknown_service", "the inventory has no such service")
+            raise ApiError(404, "unknown_service", "the inventory has no such service")
         return watch
 
 
@@ -136,9 +136,9 @@ def summary(watch: Watch, host_up: bool | None, *, messages: bool) -> dict[str, 
         "provider": service.provider,
         "category": service.category,
         "up": state.up,
-        "since": rfc3339(state.last_change),
+        "since": format_rfc3339(state.last_change),
         "unchanged_for_seconds": None if watch.changed is None else now - watch.changed,
-        "last_success": rfc3339(state.last_success),
+        "last_success": format_rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
         "last": None if watch.last is None else outcome(watch.last, messages=messages),
         "digest": watch.digest if watch.last is not None else service.digest,
@@ -154,5 +154,5 @@ def outcome(result: Result, *, messages: bool) -> dict[str, Any]:
         "message": result.message if messages else None,
         "duration_seconds": result.duration,
         "phases": result.seen.phases,
-        "started_at": rfc3339(result.started_at),
+        "started_at": format_rfc3339(result.started_at),
     }

@@ -14,32 +14,34 @@ from exporter.probes.net.connections import tls_context
 from exporter.scheduler.watcher import Watcher
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
-from runtime.lifecycle import Listen, serve
+from runtime.lifecycle import ListenAddress, serve
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken, TokenError
-from runtime.web import Access, application
+from runtime.web import AccessControl, create_application
 from runtime.webconfig import WebConfig
 
 RESOLVER_THREADS = "1024"  # libuv lets half of them wait for name servers
 log = structlog.get_logger()
 
 
-async def run(load: Callable[[], LoadedInventory], listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
+async def run(
+    load: Callable[[], LoadedInventory], listen: ListenAddress, web_config: WebConfig, redact: Redactor
+) -> None:
     """Serve until a signal says stop. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
-    redact.learn(loaded.secrets)
+    redact.add(loaded.secrets)
     metrics = Metrics()
     watcher = Watcher(metrics, redact, in_flight=_room_for_probes())
-    access = Access(await _api_token(loaded.inventory, redact), web_config.basic_auth_users)
+    access = AccessControl(await _api_token(loaded.inventory, redact), web_config.basic_auth_users)
     started = asyncio.Event()
-    app = application(access, web_config, ready=started.is_set)
+    app = create_application(access, web_config, ready=started.is_set)
     reloading = asyncio.Lock()
 
     async def start() -> None:
         async with reloading:
             await watcher.apply(loaded.inventory)
             _settle()
-        metrics.reloaded(successful=True)
+        metrics.record_reload(successful=True)
         started.set()
 
     async def reload() -> None:
@@ -47,16 +49,16 @@ async def run(load: Callable[[], LoadedInventory], listen: Listen, web_config: W
             try:
                 fresh = await asyncio.to_thread(load)
             except Exception as error:
-                metrics.reloaded(successful=False)
+                metrics.record_reload(successful=False)
                 log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
                 raise
-            redact.learn(fresh.secrets)
+            redact.add(fresh.secrets)
             access.token = await _api_token(fresh.inventory, redact)
             tls_context.cache_clear()  # certificate files may have been renewed
             await watcher.apply(fresh.inventory)
             gc.unfreeze()  # what was configured before is to go
             _settle()
-            metrics.reloaded(successful=True)
+            metrics.record_reload(successful=True)
             log.info("reloaded", services=len(watcher.watches))
 
     add_routes(app, watcher, metrics, reload)
@@ -69,7 +71,7 @@ async def _api_token(inventory: Inventory, redact: Redactor) -> ApiToken:
     """What callers must show; the file beside the record may come later, when the remediator writes it."""
     token = ApiToken("exporter.token", inventory.exporter.token, inventory.remediator.token_file)
     try:
-        redact.learn([(await asyncio.to_thread(token.get)).get_secret_value()])
+        redact.add([(await asyncio.to_thread(token.get)).get_secret_value()])
     except TokenError as error:
         log.warning("no API token: POST requests are refused until there is one", why=str(error))
     return token

@@ -27,10 +27,10 @@ from remediator.notifications.sender import Sender
 from remediator.record.database import Database
 from runtime import tokens
 from runtime.errors import DefibError
-from runtime.lifecycle import Listen, serve
+from runtime.lifecycle import ListenAddress, serve
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken
-from runtime.web import Access, application, is_loopback
+from runtime.web import AccessControl, create_application, is_loopback
 from runtime.webconfig import WebConfig
 
 Load = Callable[[], LoadedInventory]
@@ -38,13 +38,13 @@ Peers = tuple[Exporter, Alertmanager | None]
 log = structlog.get_logger()
 
 
-async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
+async def run(load: Load, listen: ListenAddress, web_config: WebConfig, redact: Redactor) -> None:
     """Serve until a signal says stop. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
-    redact.learn(loaded.secrets)
+    redact.add(loaded.secrets)
     inventory = loaded.inventory
     settings = inventory.remediator
-    access = Access(
+    access = AccessControl(
         _api_token(inventory), web_config.basic_auth_users, settings.webhook_token, open=is_loopback(listen.host)
     )
     database = await asyncio.to_thread(Database, settings.database)
@@ -55,16 +55,16 @@ async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redacto
         raise
     parts = _Parts.built(inventory, peers, database, redact)
     reload = _Reload(load, parts, peers, access)
-    app = application(
+    app = create_application(
         access,
         web_config,
         ready=lambda: True,
-        ill=database.lost,
+        get_health_problem=database.lost,
         max_body=MAX_BODY,
-        refused=tell_refusals(parts.metrics),
+        on_error=tell_refusals(parts.metrics),
     )
     parts.add_routes(app, reload)
-    parts.metrics.reloaded(successful=True)
+    parts.metrics.record_reload(successful=True)
     try:
         await serve(
             "remediator", app, listen, tls=web_config.ssl_context(),
@@ -124,7 +124,7 @@ class _Parts:
 class _Reload:
     """Takes up the configuration as it is now, or leaves the old one whole."""
 
-    def __init__(self, load: Load, parts: _Parts, peers: Peers, access: Access) -> None:
+    def __init__(self, load: Load, parts: _Parts, peers: Peers, access: AccessControl) -> None:
         self._load, self._parts, self.peers, self._access = load, parts, peers, access
         self._one_at_a_time = asyncio.Lock()
 
@@ -135,16 +135,16 @@ class _Reload:
                 fresh = await asyncio.to_thread(self._load)
                 fresh_peers = await asyncio.to_thread(_peers, fresh.inventory, self._parts.redact)
             except DefibError as error:
-                metrics.reloaded(successful=False)
+                metrics.record_reload(successful=False)
                 log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
                 raise
-            self._parts.redact.learn(fresh.secrets)
+            self._parts.redact.add(fresh.secrets)
             self._access.token = _api_token(fresh.inventory)
             self._access.webhook_token = fresh.inventory.remediator.webhook_token
             before, self.peers = self.peers, fresh_peers
             await self._parts.engine.take(fresh.inventory, *self.peers)
             await _close(*before)
-            metrics.reloaded(successful=True)
+            metrics.record_reload(successful=True)
             log.info("reloaded", services=len(fresh.inventory.services))
 
 
@@ -158,8 +158,8 @@ def _peers(inventory: Inventory, redact: Redactor) -> Peers:
     exporter, settings = inventory.exporter, inventory.remediator
     token = exporter.token
     if (token is None or settings.token is None) and settings.token_file is not None:
-        own = tokens.ensure(settings.token_file)
-        redact.learn([own.get_secret_value()])
+        own = tokens.ensure_token(settings.token_file)
+        redact.add([own.get_secret_value()])
         token = token or own
     alertmanager = settings.alertmanager_url
     return Exporter(exporter.url, token), Alertmanager(alertmanager) if alertmanager else None

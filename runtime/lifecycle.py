@@ -12,17 +12,17 @@ from aiohttp import web
 
 from runtime.errors import DefibError, StartError
 
-DRAIN_WITHIN = 20.0  # of the 30 s in which everything has ended; the rest is for what does not end by itself
+DRAIN_TIMEOUT = 20.0  # of the 30 s in which everything has ended; the rest is for what does not end by itself
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Listen:
+class ListenAddress:
     host: str
     port: int
 
     @classmethod
-    def parse(cls, text: str) -> "Listen":
+    def parse(cls, text: str) -> "ListenAddress":
         """Read `ADDRESS:PORT`, `[V6]:PORT` or `:PORT`. Raises StartError."""
         host, colon, port = text.rpartition(":")
         if not colon or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
@@ -33,7 +33,7 @@ class Listen:
 async def serve(
     name: str,
     app: web.Application,
-    listen: Listen,
+    listen: ListenAddress,
     *,
     tls: ssl.SSLContext | None = None,
     tasks: Sequence[Callable[[], Awaitable[None]]] = (),
@@ -82,7 +82,7 @@ async def _reload(reload: Callable[[], Awaitable[object]]) -> None:
         log.exception("the reload broke; the old configuration stays")
 
 
-async def _bind(runner: web.AppRunner, listen: Listen, tls: ssl.SSLContext | None) -> str:
+async def _bind(runner: web.AppRunner, listen: ListenAddress, tls: ssl.SSLContext | None) -> str:
     site = web.TCPSite(runner, listen.host, listen.port, ssl_context=tls, backlog=1024)
     try:
         await site.start()
@@ -94,7 +94,7 @@ async def _bind(runner: web.AppRunner, listen: Listen, tls: ssl.SSLContext | Non
 
 async def _stop(runner: web.AppRunner, drain: Callable[[], Awaitable[None]] | None) -> None:
     try:
-        async with asyncio.timeout(DRAIN_WITHIN):
+        async with asyncio.timeout(DRAIN_TIMEOUT):
             for site in list(runner.sites):
                 await site.stop()
             if drain is not None:

@@ -10,7 +10,7 @@ import structlog
 
 from runtime.redaction import Redactor
 
-Event = MutableMapping[str, Any]
+LogEvent = MutableMapping[str, Any]
 
 
 def configure(redactor: Redactor, stream: TextIO | None = None, level: int = logging.INFO) -> None:
@@ -19,8 +19,8 @@ def configure(redactor: Redactor, stream: TextIO | None = None, level: int = log
     terminal = stream.isatty()
     lasting = cast("TextIO", _Lasting(stream))
 
-    def redact(_logger: object, _method: str, event: Event) -> Event:
-        return cast("Event", redactor.within(event))
+    def redact(_logger: object, _method: str, event: LogEvent) -> LogEvent:
+        return cast("LogEvent", redactor.redact_all(event))
 
     renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(default=str)
     structlog.configure(

@@ -21,7 +21,7 @@ class ProgramMetrics:
             "defib_config_last_reload_success_timestamp_seconds", "When it was last taken.", registry=self.registry
         )
 
-    def reloaded(self, *, successful: bool) -> None:
+    def record_reload(self, *, successful: bool) -> None:
         self._reload_ok.set(int(successful))
         if successful:
             self._reload_at.set(time.time())

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 
-async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
     """Cancel tasks and wait until they have ended, whatever they end with."""
     ending = list(tasks)
     for task in ending:

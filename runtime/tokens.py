@@ -34,10 +34,10 @@ class ApiToken:
             return self.configured
         if self.file is None:
             raise TokenError(f"{self.setting} is not set")
-        return read(self.file)
+        return read_token(self.file)
 
 
-def read(path: Path) -> SecretStr:
+def read_token(path: Path) -> SecretStr:
     """The token in a file. Raises TokenError where there is none, or where others may read the file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -63,7 +63,7 @@ def read(path: Path) -> SecretStr:
     return SecretStr(token)
 
 
-def create(path: Path, owner: tuple[int, int] | None = None) -> bool:
+def create_token_file(path: Path, owner: tuple[int, int] | None = None) -> bool:
     """Write a random token to a new file of mode 0600, for a user and group; False where there is a file already.
 
     The file appears whole: of two processes that do this at the same time, one writes it and both can read it.
@@ -89,8 +89,8 @@ def create(path: Path, owner: tuple[int, int] | None = None) -> bool:
     return True
 
 
-def ensure(path: Path) -> SecretStr:
+def ensure_token(path: Path) -> SecretStr:
     """The token in a file, which is written where it is missing. Raises TokenError."""
     if not os.path.lexists(path):
-        create(path)
-    return read(path)
+        create_token_file(path)
+    return read_token(path)

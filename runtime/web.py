@@ -28,7 +28,7 @@ _AUTHENTICATED = "authenticated"
 _NOBODY = bcrypt.hashpw(b"nobody", bcrypt.gensalt(10))
 
 
-class Problem(Exception):  # noqa: N818 - it is an answer as much as an error
+class ApiError(Exception):
     """Ends a request with `{"error": {"code", "message"}}`."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
@@ -36,18 +36,18 @@ class Problem(Exception):  # noqa: N818 - it is an answer as much as an error
         self.status, self.code, self.message, self.headers = status, code, message, headers
 
 
-class Needs(Enum):
+class Requirement(Enum):
     """What a route asks of a caller."""
 
-    NOTHING = auto()  # health, and requests that carry a signature of their own
+    PUBLIC = auto()  # health, and requests that carry a signature of their own
     SCRAPE = auto()  # as READ, but any credential is ignored where none is needed; or the webhook's token
     READ = auto()  # a credential, unless reading is open; without one, no text of a service, host or peer is shown
     CREDENTIAL = auto()  # the API token or a web user, on loopback too: it changes something, or runs a command
-    DELIVERY = auto()  # that, or the webhook's token
+    WEBHOOK = auto()  # that, or the webhook's token
 
 
 @dataclass
-class Access:
+class AccessControl:
     """Who may call: the API token, bcrypt users of the web configuration, and the webhook's token.
 
     `open` says whether reading asks for nothing where there are no users.
@@ -59,23 +59,23 @@ class Access:
     open: bool = True
     _seen: dict[bytes, None] = field(default_factory=dict, repr=False)
 
-    async def check(self, request: web.Request, needs: Needs) -> None:
+    async def check(self, request: web.Request, needs: Requirement) -> None:
         """Raise Problem 401 or 403 unless the caller may; who showed a credential is known by the request."""
-        if needs is Needs.NOTHING:
+        if needs is Requirement.PUBLIC:
             return
         scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
         if scheme and await self._accepts(request, needs, scheme.lower(), credential.strip()):
             return
         # A wrong credential is refused, so that nobody takes the open parts for all there is.
-        if not self._is_open(needs) or (scheme and needs is not Needs.SCRAPE):
+        if not self._is_open(needs) or (scheme and needs is not Requirement.SCRAPE):
             raise await self._refusal()
 
-    def _is_open(self, needs: Needs) -> bool:
+    def _is_open(self, needs: Requirement) -> bool:
         if self.users or not self.open:
             return False
-        return needs is Needs.READ or (needs is Needs.SCRAPE and self.webhook_token is None)
+        return needs is Requirement.READ or (needs is Requirement.SCRAPE and self.webhook_token is None)
 
-    async def _accepts(self, request: web.Request, needs: Needs, scheme: str, credential: str) -> bool:
+    async def _accepts(self, request: web.Request, needs: Requirement, scheme: str, credential: str) -> bool:
         if scheme == "basic" and self.users:
             name = await self._user(credential)
             if name is not None:
@@ -84,7 +84,7 @@ class Access:
             return name is not None
         if scheme != "bearer":
             return False
-        own = self.webhook_token if needs in (Needs.SCRAPE, Needs.DELIVERY) else None
+        own = self.webhook_token if needs in (Requirement.SCRAPE, Requirement.WEBHOOK) else None
         if own is not None and _same(credential, own.get_secret_value()):
             return True
         with contextlib.suppress(TokenError):
@@ -92,17 +92,17 @@ class Access:
             request[_AUTHENTICATED] = _same(credential, token.get_secret_value())
         return is_authenticated(request)
 
-    async def _refusal(self) -> Problem:
+    async def _refusal(self) -> ApiError:
         if not self.users:
             try:
                 await asyncio.to_thread(self.token.get)
             except TokenError as error:
                 log.warning("there is no API token to compare with", why=str(error))
                 said = f"there is no API token here that can be used: set {self.token.setting} (the log says more)"
-                return Problem(403, "no_token", said)
+                return ApiError(403, "no_token", said)
         realm = "Basic" if self.users else "Bearer"
         said = "no or wrong credentials: this needs the API token as bearer, or a web user"
-        return Problem(401, "unauthorized", said, {"WWW-Authenticate": f'{realm} realm="defib"'})
+        return ApiError(401, "unauthorized", said, {"WWW-Authenticate": f'{realm} realm="defib"'})
 
     async def _user(self, credential: str) -> str | None:
         """The user's name, where the password is theirs."""
@@ -133,7 +133,7 @@ def is_authenticated(request: web.Request) -> bool:
     return bool(request.get(_AUTHENTICATED, False))
 
 
-def caller(request: web.Request) -> str:
+def get_caller(request: web.Request) -> str:
     """Who asks: a web user's name, or what a caller with the API token calls itself."""
     said = request.get(WEB_USER) or request.headers.get("X-Defib-User", "")
     shown = "".join(character for character in str(said) if character.isprintable()).strip()[:60]
@@ -149,23 +149,24 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-def application(
-    access: Access,
+def create_application(
+    access: AccessControl,
     config: WebConfig,
     *,
     ready: Callable[[], bool],
-    ill: Callable[[], str | None] = lambda: None,
+    get_health_problem: Callable[[], str | None] = lambda: None,
     max_body: int = 64 * 1024,
-    refused: Callable[[web.Request, Problem], None] = lambda _request, _problem: None,
+    on_error: Callable[[web.Request, ApiError], None] = lambda _request, _problem: None,
 ) -> web.Application:
     """An application with health, readiness, uniform errors and access control, ready for `add_route`.
 
-    `ill` says what only a person can mend, if anything is; `refused` hears of every request that ended with a Problem.
+    `get_health_problem` returns what makes the program unhealthy, or None; `on_error` is called for each request that
+    ended with an ApiError.
     """
     app = web.Application(client_max_size=max_body, middlewares=[_errors, _access])
     app[_ACCESS] = access
     app[_NEEDS] = {}
-    app[_REFUSED] = refused
+    app[_ON_ERROR] = on_error
     headers = config.http_server_config.headers
 
     async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
@@ -174,32 +175,32 @@ def application(
     app.on_response_prepare.append(add_headers)
 
     async def healthy(_request: web.Request) -> web.Response:
-        what = ill()
+        what = get_health_problem()
         return web.Response(text="healthy\n") if what is None else web.Response(status=503, text=f"{what}\n")
 
     async def is_ready(_request: web.Request) -> web.Response:
         return web.Response(text="ready\n") if ready() else web.Response(status=503, text="not ready\n")
 
-    add_route(app, "GET", "/-/healthy", healthy, Needs.NOTHING)
-    add_route(app, "GET", "/-/ready", is_ready, Needs.NOTHING)
+    add_route(app, "GET", "/-/healthy", healthy, Requirement.PUBLIC)
+    add_route(app, "GET", "/-/ready", is_ready, Requirement.PUBLIC)
     return app
 
 
-def add_route(app: web.Application, method: str, path: str, handler: Handler, needs: Needs) -> None:
+def add_route(app: web.Application, method: str, path: str, handler: Handler, needs: Requirement) -> None:
     app[_NEEDS][handler] = needs
     app.router.add_route(method, path, handler)
     if method == "GET":
         app.router.add_route("HEAD", path, handler)
 
 
-_ACCESS = web.AppKey("access", Access)
-_REFUSED: web.AppKey[Callable[[web.Request, Problem], None]] = web.AppKey("refused", Callable)  # type: ignore[arg-type]
-_NEEDS: web.AppKey[dict[Handler, Needs]] = web.AppKey("needs", dict)
+_ACCESS = web.AppKey("access", AccessControl)
+_ON_ERROR: web.AppKey[Callable[[web.Request, ApiError], None]] = web.AppKey("refused", Callable)  # type: ignore[arg-type]
+_NEEDS: web.AppKey[dict[Handler, Requirement]] = web.AppKey("needs", dict)
 
 
 @web.middleware
 async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
-    needs = request.app[_NEEDS].get(request.match_info.handler, Needs.NOTHING)
+    needs = request.app[_NEEDS].get(request.match_info.handler, Requirement.PUBLIC)
     await request.app[_ACCESS].check(request, needs)
     origin = request.headers.get("Origin")
     if origin and request.method not in ("GET", "HEAD"):
@@ -211,7 +212,7 @@ async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
             page = urlsplit("")
         trusted = bool(request.app[_ACCESS].users) or is_loopback(page.hostname or "")
         if page.netloc != request.host or not trusted:
-            raise Problem(403, "cross_origin", "requests from other origins are refused")
+            raise ApiError(403, "cross_origin", "requests from other origins are refused")
     return await handler(request)
 
 
@@ -219,18 +220,18 @@ async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
-    except Problem as refusal:
+    except ApiError as refusal:
         problem = refusal
     except web.HTTPException as error:
         if error.status < 400:  # noqa: PLR2004 - a redirect is an answer
             raise
         code = (error.reason or "error").lower().replace(" ", "_")
-        problem = Problem(error.status, code, error.reason or "error")
+        problem = ApiError(error.status, code, error.reason or "error")
     except asyncio.CancelledError:
         raise
     except Exception:  # a request is where a task begins
         log.exception("request failed", method=request.method, path=request.path)
-        problem = Problem(500, "internal", "an error of ours; the log says more")
-    request.app[_REFUSED](request, problem)
+        problem = ApiError(500, "internal", "an error of ours; the log says more")
+    request.app[_ON_ERROR](request, problem)
     body = {"error": {"code": problem.code, "message": problem.message}}
     return web.json_response(body, status=problem.status, headers=problem.headers)

@@ -39,7 +39,7 @@ async def doctor(
         mend = "`defib init DIR` writes a first one; --config or $DEFIB_CONFIG says where it is"
         return _told([Finding("configuration", "is there", "fail", str(error), mend)], as_json)
     if token_file is not None:
-        loaded = _with_token(loaded, tokens.read(token_file))
+        loaded = _with_token(loaded, tokens.read_token(token_file))
     known = loaded.inventory.hosts
     unknown = [name for name in names if name not in known]
     if unknown:

@@ -20,7 +20,7 @@ from fleet.shells import ENDED_BY_TIMEOUT, HostKeyRefused, ShellError
 from fleet.shells.pool import Shells
 from fleet.shells.ssh import CONNECT_TIMEOUT
 from runtime.redaction import Redactor
-from runtime.tasks import cancel
+from runtime.tasks import cancel_and_wait
 
 DEADLINE = 10.0  # seconds of a run; less where the interval is
 LONGEST_PAUSE = 600.0  # seconds between two runs on a host that does not answer
@@ -192,4 +192,4 @@ def _runs(hosts: Mapping[str, Host]) -> Iterator[Run]:
 
 
 async def _end(runs: Sequence[Run]) -> None:
-    await cancel(run.task for run in runs if run.task is not None)
+    await cancel_and_wait(run.task for run in runs if run.task is not None)

@@ -10,7 +10,7 @@ from fleet.host.sections import HostReading, Section, merge_sections, read_secti
 from fleet.inventory.model import Service
 from fleet.shells import ShellError
 from fleet.shells.pool import Shells
-from runtime.tasks import cancel
+from runtime.tasks import cancel_and_wait
 
 SHARED_FOR = 1.0  # seconds: how much older than a probe the reading that it rests on may be
 
@@ -56,7 +56,7 @@ class Readings:
             reading.fail(error)
 
     async def close(self) -> None:
-        await cancel(self._tasks)
+        await cancel_and_wait(self._tasks)
 
 
 def wanted_by_host(

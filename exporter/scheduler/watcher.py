@@ -21,7 +21,7 @@ from exporter.state import State
 from fleet.inventory.model import Host, Inventory, Service
 from fleet.shells.pool import Shells
 from runtime.redaction import Redactor
-from runtime.tasks import cancel
+from runtime.tasks import cancel_and_wait
 
 IN_FLIGHT = 1000
 FAILURES_KEPT = 20
@@ -234,4 +234,4 @@ async def _unhurried(watches: Sequence[Watch]) -> AsyncIterator[Watch]:
 
 
 async def _end(*watches: Watch) -> None:
-    await cancel(watch.task for watch in watches if watch.task is not None)
+    await cancel_and_wait(watch.task for watch in watches if watch.task is not None)

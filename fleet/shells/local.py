@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from fleet.shells import KILL_DELAY, TRAILING_OUTPUT_TIMEOUT, CommandNotRun, Completed, OutputCallback
 from fleet.shells.proof import CommandOutputs, MarkedOutput, Marks, build_script
-from runtime.tasks import cancel
+from runtime.tasks import cancel_and_wait
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -66,7 +66,7 @@ class LocalShell:
             if self._read_only:
                 _kill(process)
             await _end(process)
-            await cancel(reading)
+            await cancel_and_wait(reading)
             # What the command left running may hold our ends of its pipes open for as long as it runs.
             process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
 

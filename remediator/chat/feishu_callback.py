@@ -19,7 +19,7 @@ from remediator.chat.buttons import FRESH_FOR, NotAPress, Presses, read
 from remediator.engine.engine import Engine
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
-from runtime.web import Needs, Problem, add_route
+from runtime.web import ApiError, Requirement, add_route
 
 BODY_LIMIT = 64 * 1024
 BLOCK = 16
@@ -34,7 +34,7 @@ def add_routes(app: web.Application, engine: Engine, database: Database, presses
         channel = engine.inventory.notify.channels.get(name)
         options = channel.options if channel is not None else None
         if not isinstance(options, FeishuAppOptions) or options.encrypt_key is None:
-            raise Problem(404, "no_callback", "there is no such channel, or it has no encrypt_key")
+            raise ApiError(404, "no_callback", "there is no such channel, or it has no encrypt_key")
         raw = await _body(request)
         clock = database.clock
         wanted = options.verification_token.get_secret_value() if options.verification_token else None
@@ -45,10 +45,10 @@ def add_routes(app: web.Application, engine: Engine, database: Database, presses
             press = read(event, options.app_id, wanted)
         except NotAPress as error:
             log.warning("a callback was refused", channel=name, why=str(error))
-            raise Problem(401, "not_verified", str(error)) from error
+            raise ApiError(401, "not_verified", str(error)) from error
         return web.json_response(await presses.take(name, press))
 
-    add_route(app, "POST", "/webhook/feishu/{channel}", callback, Needs.NOTHING)
+    add_route(app, "POST", "/webhook/feishu/{channel}", callback, Requirement.PUBLIC)
 
 
 async def _body(request: web.Request) -> bytes:
@@ -57,7 +57,7 @@ async def _body(request: web.Request) -> bytes:
     async for chunk in request.content.iter_any():
         raw += chunk
         if len(raw) > BODY_LIMIT:
-            raise Problem(413, "too_large", "no press is that long")
+            raise ApiError(413, "too_large", "no press is that long")
     return raw
 
 

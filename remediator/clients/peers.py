@@ -20,7 +20,7 @@ from fleet.inventory.endpoints import Endpoint
 from remediator.clients.webhook import WATCHDOG, WEBHOOK, Alert, Listing
 from remediator.policy import Observation
 from runtime.errors import DefibError, StartError
-from runtime.times import rfc3339
+from runtime.times import format_rfc3339
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 NONE: Mapping[str, str] = MappingProxyType({})
@@ -239,7 +239,7 @@ class Alertmanager:
             "matchers": [
                 {"name": name, "value": value, "isRegex": False, "isEqual": True} for name, value in labels.items()
             ],
-            "startsAt": rfc3339(begins), "endsAt": rfc3339(ends), "createdBy": by, "comment": comment,
+            "startsAt": format_rfc3339(begins), "endsAt": format_rfc3339(ends), "createdBy": by, "comment": comment,
         }  # fmt: skip
         answer = await self._peer.ask("POST", "/api/v2/silences", LOOKED_UP_WITHIN, body)
         with _understood():

@@ -15,7 +15,7 @@ from remediator.notifications.reader import in_language
 from remediator.record import queries, switches
 from remediator.record.database import Database
 from runtime.redaction import Redactor
-from runtime.web import Needs, Problem, add_route, is_authenticated
+from runtime.web import ApiError, Requirement, add_route, is_authenticated
 
 SHOWN = 50
 # Nothing is loaded from anywhere, and nothing runs.
@@ -27,8 +27,8 @@ _HEADERS = {
 
 def add_routes(app: web.Application, engine: Engine, database: Database, redact: Redactor) -> None:
     console = _Console(engine, database, redact)
-    add_route(app, "GET", "/", console.index, Needs.READ)
-    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.incident, Needs.READ)
+    add_route(app, "GET", "/", console.index, Requirement.READ)
+    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.incident, Requirement.READ)
 
 
 class _Console:
@@ -57,12 +57,12 @@ class _Console:
     async def incident(self, request: web.Request) -> web.Response:
         whole = await self._database.run(queries.whole_incident, int(request.match_info["id"]))
         if whole is None:
-            raise Problem(404, "unknown_incident", "there is no such incident")
+            raise ApiError(404, "unknown_incident", "there is no such incident")
         return await self._page(request, "incident.html", incident=whole)
 
     async def _page(self, request: web.Request, name: str, **shown: Any) -> web.Response:
         whole = is_authenticated(request)
-        found = self._redact.within(shown if whole else queries.open_part(shown))
+        found = self._redact.redact_all(shown if whole else queries.open_part(shown))
         text = await asyncio.to_thread(self._rendered, name, {**found, "whole": whole})
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 

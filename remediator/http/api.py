@@ -20,16 +20,16 @@ from remediator.record import queries, situations, switches, timestamps
 from remediator.record.database import Database, StorageError
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
-from runtime.web import Needs, Problem, add_route, is_authenticated
+from runtime.web import ApiError, Requirement, add_route, is_authenticated
 
 PAGE = 100
 log = structlog.get_logger()
 
 
-def tell_refusals(metrics: Metrics) -> Callable[[web.Request, Problem], None]:
+def tell_refusals(metrics: Metrics) -> Callable[[web.Request, ApiError], None]:
     """Count and log the deliveries that were refused, the unauthorized ones too."""
 
-    def refused(request: web.Request, problem: Problem) -> None:
+    def refused(request: web.Request, problem: ApiError) -> None:
         if request.path == WEBHOOK:
             metrics.refusals.labels(str(problem.status)).inc()
             log.warning("delivery refused", status=problem.status, why=problem.message)
@@ -46,14 +46,14 @@ def add_routes(
     reload: Callable[[], Awaitable[None]],
 ) -> None:
     api = _Api(engine, database, metrics, redact, reload)
-    add_route(app, "POST", WEBHOOK, api.webhook, Needs.DELIVERY)
-    add_route(app, "GET", "/metrics", api.metrics, Needs.SCRAPE)
-    add_route(app, "POST", "/-/reload", api.reload, Needs.CREDENTIAL)
-    add_route(app, "GET", "/api/v1/incidents", api.incidents, Needs.READ)
-    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", api.incident, Needs.READ)
-    add_route(app, "GET", "/api/v1/actions", api.actions, Needs.READ)
-    add_route(app, "GET", "/api/v1/alerts", api.alerts, Needs.READ)
-    add_route(app, "GET", "/api/v1/notices", api.notices, Needs.READ)
+    add_route(app, "POST", WEBHOOK, api.webhook, Requirement.WEBHOOK)
+    add_route(app, "GET", "/metrics", api.metrics, Requirement.SCRAPE)
+    add_route(app, "POST", "/-/reload", api.reload, Requirement.CREDENTIAL)
+    add_route(app, "GET", "/api/v1/incidents", api.incidents, Requirement.READ)
+    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", api.incident, Requirement.READ)
+    add_route(app, "GET", "/api/v1/actions", api.actions, Requirement.READ)
+    add_route(app, "GET", "/api/v1/alerts", api.alerts, Requirement.READ)
+    add_route(app, "GET", "/api/v1/notices", api.notices, Requirement.READ)
     people.add_routes(app, engine, database, metrics, redact)
 
 
@@ -77,13 +77,13 @@ class _Api:
             now = self._database.clock.now()
             await self._database.run_first(intake.receive, alerts, self._engine.inventory, now, delivery.receiver)
         except NotADelivery as error:
-            raise Problem(400, "not_a_delivery", str(error)) from error
+            raise ApiError(400, "not_a_delivery", str(error)) from error
         except (web.HTTPRequestEntityTooLarge, TooManyAlerts) as error:
             self._engine.reconcile_soon()  # Alertmanager does not send it again, and lists what it held
             said = str(error) if isinstance(error, TooManyAlerts) else "the delivery is longer than 10 MiB"
-            raise Problem(413, "too_large", said) from error
+            raise ApiError(413, "too_large", said) from error
         except StorageError as error:
-            raise Problem(503, "not_stored", "the delivery could not be stored; send it again") from error
+            raise ApiError(503, "not_stored", "the delivery could not be stored; send it again") from error
         for alert in alerts:
             self._metrics.received.labels(alert.status).inc()
         services = self._engine.inventory.services
@@ -127,7 +127,7 @@ class _Api:
         try:
             await self._reload()
         except DefibError as error:
-            raise Problem(400, "bad_configuration", f"the old configuration stays: {error}") from error
+            raise ApiError(400, "bad_configuration", f"the old configuration stays: {error}") from error
         return web.json_response({"services": len(self._engine.inventory.services)})
 
     async def incidents(self, request: web.Request) -> web.Response:
@@ -137,7 +137,7 @@ class _Api:
     async def incident(self, request: web.Request) -> web.Response:
         whole = await self._database.run(queries.whole_incident, int(request.match_info["id"]))
         if whole is None:
-            raise Problem(404, "unknown_incident", "there is no such incident")
+            raise ApiError(404, "unknown_incident", "there is no such incident")
         return self._answer(request, whole)
 
     async def actions(self, request: web.Request) -> web.Response:
@@ -155,7 +155,7 @@ class _Api:
     def _answer(self, request: web.Request, rows: dict[str, Any]) -> web.Response:
         """Rows as JSON, masked; for callers without a credential without the texts that hosts and servers gave."""
         found = rows if is_authenticated(request) else queries.open_part(rows)
-        return web.json_response(self._redact.within(queries.shown(found, self._database.clock)))
+        return web.json_response(self._redact.redact_all(queries.shown(found, self._database.clock)))
 
 
 async def _body(request: web.Request) -> bytes:
@@ -196,5 +196,5 @@ def _before(request: web.Request) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()) or len(text) > 15:  # noqa: PLR2004 - ids are that small
-        raise Problem(400, "bad_request", "`before` is the id of an entry")
+        raise ApiError(400, "bad_request", "`before` is the id of an entry")
     return int(text)

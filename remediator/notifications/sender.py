@@ -180,8 +180,9 @@ class Sender:
         """A story without secrets in what came from outside; once escaped, they would not be known any more."""
         mask = self._redact
         return replace(
-            story, labels=mask.within(story.labels), annotations=mask.within(story.annotations),
-            facts=mask.within(story.facts), decision=mask.within(story.decision), links=mask.within(story.links),
+            story, labels=mask.redact_all(story.labels), annotations=mask.redact_all(story.annotations),
+            facts=mask.redact_all(story.facts), decision=mask.redact_all(story.decision),
+            links=mask.redact_all(story.links),
             attempts=[replace(each, why=mask(each.why)) for each in story.attempts],
         )  # fmt: skip
 

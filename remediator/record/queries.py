@@ -6,7 +6,7 @@ from sqlalchemy import Connection, Select, Text, select
 
 from remediator.record.clock import SteadyClock
 from remediator.record.schema import actions, alerts, evidence, incidents, notices, sends, timeline
-from runtime.times import rfc3339
+from runtime.times import format_rfc3339
 
 _OF_NOTICES = (
     "id", "channel", "kind", "severity", "incident_id", "created_at", "state", "tries", "ended_at", "answer", "told_in",
@@ -117,7 +117,8 @@ def shown(value: Any, clock: SteadyClock) -> Any:
     """Rows with their times in RFC 3339, by the calendar."""
     if isinstance(value, dict):
         return {
-            key: rfc3339(clock.unix(item)) if _is_time(key, item) else shown(item, clock) for key, item in value.items()
+            key: format_rfc3339(clock.unix(item)) if _is_time(key, item) else shown(item, clock)
+            for key, item in value.items()
         }
     return [shown(item, clock) for item in value] if isinstance(value, list) else value
 

@@ -24,7 +24,7 @@ from exporter.state import State
 from fleet.inventory.model import Service, inventory_model
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken
-from runtime.web import Access, application
+from runtime.web import AccessControl, create_application
 from runtime.webconfig import WebConfig
 
 SERVICES = 10_000
@@ -114,7 +114,7 @@ async def _longest_hold(page: Page) -> float:
     metrics = Metrics()
     watcher = Watcher(metrics, Redactor())
     watcher.page = page
-    app = application(Access(ApiToken("exporter.token", None, None)), WebConfig(), ready=lambda: True)
+    app = create_application(AccessControl(ApiToken("exporter.token", None, None)), WebConfig(), ready=lambda: True)
     add_routes(app, watcher, metrics, watcher.close)
     async with TestServer(app) as server:
         scraper = await _scraper(str(server.make_url("/metrics")))

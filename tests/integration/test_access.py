@@ -20,7 +20,7 @@ from remediator import console
 from remediator.chat import feishu_callback
 from remediator.http import api as remediator_api
 from runtime.tokens import ApiToken
-from runtime.web import Access, application
+from runtime.web import AccessControl, create_application
 from runtime.webconfig import WebConfig
 from tests.integration.loop import TOKEN, Loop
 
@@ -71,7 +71,7 @@ SAID = "what-only-the-service-said"
 
 def empty(program: str) -> web.Application:
     """One of the two applications with all its routes and nothing behind them."""
-    app = application(Access(ApiToken("t", None, None)), WebConfig(), ready=lambda: True)
+    app = create_application(AccessControl(ApiToken("t", None, None)), WebConfig(), ready=lambda: True)
     nothing = cast("Any", None)
     if program == "exporter":
         exporter_api.add_routes(app, nothing, nothing, nothing)

@@ -73,7 +73,7 @@ async def _follow_with_token(
     plain, kept = seen.redact, oauth2.kept is not None
     while True:
         token = oauth2.kept or await _fresh_token(oauth2, options, seen)
-        seen.redact = plain.also(token)
+        seen.redact = plain.with_secret(token)
         asked = request.with_header("Authorization", f"Bearer {token}")
         followed, exchange = await _follow(asked, options, seen, on_body)
         if exchange.status not in (401, 403):
