@@ -1,5 +1,7 @@
 """The `supervisor` collector: the programs of every supervisord that is named, or of the one that has no name."""
 
+from typing import ClassVar
+
 from exporter.collectors import Kind
 from exporter.collectors.collecting import CollectFailure, Collecting, Every, Read, good
 from exporter.exposition.page import Family
@@ -11,6 +13,7 @@ FAMILIES = (Family("host_program_running", "gauge", "Whether a program of superv
 
 
 class SupervisorOptions(Every):
+    wrapper_argument: ClassVar[str] = "configs"
     configs: list[supervisor.ConfigPath] = []
 
 

@@ -1,5 +1,7 @@
 """The `systemd` collector: the units that are named, and all that have failed."""
 
+from typing import ClassVar
+
 from exporter.collectors import Kind
 from exporter.collectors.collecting import Collecting, Every, Read, good
 from exporter.exposition.page import Family
@@ -13,6 +15,7 @@ FAMILIES = (
 
 
 class SystemdOptions(Every):
+    wrapper_argument: ClassVar[str] = "units"
     units: list[systemd.UnitName] = []
 
 

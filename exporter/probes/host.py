@@ -37,6 +37,7 @@ class ContainerOptions(HostOptions):
 
 
 class UnitOptions(HostOptions):
+    wrapper_argument: ClassVar[str] = "name"
     name: systemd.UnitName
 
     @property
@@ -45,6 +46,7 @@ class UnitOptions(HostOptions):
 
 
 class ProgramOptions(HostOptions):
+    wrapper_argument: ClassVar[str] = "config"
     name: supervisor.ProgramName
     config: supervisor.ConfigPath | None = None  # on the service's host
 

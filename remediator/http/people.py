@@ -10,7 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.inventory.model import Service
-from fleet.inventory.units import FOREVER, PositiveDuration
+from fleet.inventory.units import MAX_DURATION, PositiveDuration
 from fleet.shells import Completed, ShellError
 from remediator.engine.engine import Engine
 from remediator.execution.controls.context import UnknownVerb, Verb
@@ -218,7 +218,7 @@ class _People:
         left = at - clock.unix(clock.now())
         if left <= 0:
             raise ApiError(400, "bad_request", "until: is over")
-        if left > FOREVER:
+        if left > MAX_DURATION:
             raise ApiError(400, "bad_request", "until: is more than a year away")
         return left
 

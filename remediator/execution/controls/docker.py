@@ -25,6 +25,7 @@ class AfterStart(ConfigModel):
 
 class DockerOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
+    can_recreate: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     container: docker.ContainerName
     after_start: list[AfterStart] = []
