@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 from exporter.metrics import Metrics
 from exporter.results import Result
 from exporter.scheduler.watcher import Watch, Watcher
-from fleet.inventory.documents import ConfigurationError
+from runtime.errors import DefibError
 from runtime.times import format_rfc3339
 from runtime.web import ApiError, Requirement, add_route, is_authenticated
 
@@ -107,7 +107,7 @@ class _Api:
     async def reload(self, _request: web.Request) -> web.Response:
         try:
             await self._reload()
-        except ConfigurationError as error:
+        except DefibError as error:
             raise ApiError(400, "bad_configuration", f"the old configuration stays: {error}") from error
         return web.json_response({"services": len(self._watcher.watches)})
 

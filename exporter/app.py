@@ -4,7 +4,7 @@ import asyncio
 import gc
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -14,7 +14,7 @@ from exporter.probes.net.connections import tls_context
 from exporter.scheduler.watcher import Watcher
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
-from runtime.lifecycle import ListenAddress, serve
+from runtime.lifecycle import ListenAddress, Reloader, serve
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken, TokenError
 from runtime.web import AccessControl, create_application
@@ -35,32 +35,32 @@ async def run(
     access = AccessControl(await _api_token(loaded.inventory, redact), web_config.basic_auth_users)
     started = asyncio.Event()
     app = create_application(access, web_config, ready=started.is_set)
-    reloading = asyncio.Lock()
+    current = loaded.inventory
 
     async def start() -> None:
-        async with reloading:
+        async with reload.lock:
             await watcher.apply(loaded.inventory)
             _settle()
         metrics.record_reload(successful=True)
         started.set()
 
-    async def reload() -> None:
-        async with reloading:
-            try:
-                fresh = await asyncio.to_thread(load)
-            except Exception as error:
-                metrics.record_reload(successful=False)
-                log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
-                raise
-            redact.add(fresh.secrets)
-            access.token = await _api_token(fresh.inventory, redact)
-            tls_context.cache_clear()  # certificate files may have been renewed
+    async def apply_configuration() -> Mapping[str, object]:
+        nonlocal current
+        fresh = await asyncio.to_thread(load)
+        redact.add(fresh.secrets)
+        token = await _api_token(fresh.inventory, redact)
+        tls_context.cache_clear()  # certificate files may have been renewed
+        try:
             await watcher.apply(fresh.inventory)
-            gc.unfreeze()  # what was configured before is to go
-            _settle()
-            metrics.record_reload(successful=True)
-            log.info("reloaded", services=len(watcher.watches))
+        except Exception:
+            await watcher.apply(current)
+            raise
+        access.token, current = token, fresh.inventory
+        gc.unfreeze()  # the old configuration can be freed
+        _settle()
+        return {"services": len(watcher.watches)}
 
+    reload = Reloader(apply_configuration, metrics)
     add_routes(app, watcher, metrics, reload)
     await serve(
         "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=watcher.close

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import structlog
 from aiohttp import web
 
 import fleet.shells.ssh  # noqa: F401 - loaded at the start, not in the middle of an incident
@@ -27,7 +26,7 @@ from remediator.notifications.sender import Sender
 from remediator.record.database import Database
 from runtime import tokens
 from runtime.errors import DefibError
-from runtime.lifecycle import ListenAddress, serve
+from runtime.lifecycle import ListenAddress, Reloader, serve
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken
 from runtime.web import AccessControl, create_application, is_loopback
@@ -35,7 +34,6 @@ from runtime.webconfig import WebConfig
 
 Load = Callable[[], LoadedInventory]
 Peers = tuple[Exporter, Alertmanager | None]
-log = structlog.get_logger()
 
 
 async def run(load: Load, listen: ListenAddress, web_config: WebConfig, redact: Redactor) -> None:
@@ -54,7 +52,8 @@ async def run(load: Load, listen: ListenAddress, web_config: WebConfig, redact: 
         await asyncio.to_thread(database.close)
         raise
     parts = _Parts.built(inventory, peers, database, redact)
-    reload = _Reload(load, parts, peers, access)
+    configuration = _Reload(load, parts, peers, access)
+    reload = Reloader(configuration, parts.metrics)
     app = create_application(
         access,
         web_config,
@@ -73,7 +72,7 @@ async def run(load: Load, listen: ListenAddress, web_config: WebConfig, redact: 
         )  # fmt: skip
     finally:
         await parts.engine.actor.close()
-        await _close(*reload.peers)
+        await _close(*configuration.peers)
         await parts.client.aclose()
         await asyncio.to_thread(database.close)
 
@@ -108,7 +107,7 @@ class _Parts:
         connections = LongConnections(now_in_force, presses, metrics)
         return cls(database, redact, metrics, client, engine, sender, presses, connections)
 
-    def add_routes(self, app: web.Application, reload: "_Reload") -> None:
+    def add_routes(self, app: web.Application, reload: Reloader) -> None:
         add_routes(app, self.engine, self.database, self.metrics, self.redact, reload)
         feishu_callback.add_routes(app, self.engine, self.database, self.presses)
         console.add_routes(app, self.engine, self.database, self.redact)
@@ -122,30 +121,28 @@ class _Parts:
 
 
 class _Reload:
-    """Takes up the configuration as it is now, or leaves the old one whole."""
+    """Replaces the configuration by the one in the files, or leaves everything as it is."""
 
     def __init__(self, load: Load, parts: _Parts, peers: Peers, access: AccessControl) -> None:
         self._load, self._parts, self.peers, self._access = load, parts, peers, access
-        self._one_at_a_time = asyncio.Lock()
 
-    async def __call__(self) -> None:
-        metrics = self._parts.metrics
-        async with self._one_at_a_time:
-            try:
-                fresh = await asyncio.to_thread(self._load)
-                fresh_peers = await asyncio.to_thread(_peers, fresh.inventory, self._parts.redact)
-            except DefibError as error:
-                metrics.record_reload(successful=False)
-                log.error("reload refused; the old configuration stays", wrong=str(error).splitlines())  # noqa: TRY400
-                raise
-            self._parts.redact.add(fresh.secrets)
-            self._access.token = _api_token(fresh.inventory)
-            self._access.webhook_token = fresh.inventory.remediator.webhook_token
-            before, self.peers = self.peers, fresh_peers
-            await self._parts.engine.take(fresh.inventory, *self.peers)
-            await _close(*before)
-            metrics.record_reload(successful=True)
-            log.info("reloaded", services=len(fresh.inventory.services))
+    async def __call__(self) -> Mapping[str, object]:
+        engine = self._parts.engine
+        fresh = await asyncio.to_thread(self._load)
+        self._parts.redact.add(fresh.secrets)
+        fresh_peers = await asyncio.to_thread(_peers, fresh.inventory, self._parts.redact)
+        before = engine.inventory
+        try:
+            await engine.take(fresh.inventory, *fresh_peers)
+        except Exception:
+            await engine.take(before, *self.peers)
+            await _close(*fresh_peers)
+            raise
+        self._access.token = _api_token(fresh.inventory)
+        self._access.webhook_token = fresh.inventory.remediator.webhook_token
+        old_peers, self.peers = self.peers, fresh_peers
+        await _close(*old_peers)
+        return {"services": len(fresh.inventory.services)}
 
 
 def _api_token(inventory: Inventory) -> ApiToken:

@@ -107,7 +107,10 @@ class Watcher:
         self.hosts: Mapping[str, Host] = {}
 
     async def apply(self, inventory: Inventory) -> None:
-        """Watch what `inventory` says; a service that it leaves as it was is not touched."""
+        """Watch the services of `inventory`; those that have not changed are left alone.
+
+        Where this fails, it can be called with the former inventory to go on as before.
+        """
         for name in self.hosts.keys() - inventory.hosts.keys():
             self.page.drop(f"host {name}")
         for name, host in inventory.hosts.items():
@@ -118,7 +121,7 @@ class Watcher:
         changed = [
             watch
             async for watch in _unhurried(list(self.watches.values()))
-            if watch.service != inventory.services[watch.service.id]
+            if watch.service != inventory.services[watch.service.id] or watch.task is None or watch.task.done()
         ]
         await _end(*gone, *changed)
         wanted = self._collection.wanted(inventory.hosts)
