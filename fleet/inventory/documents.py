@@ -11,8 +11,8 @@ from typing import Any, Self
 
 import yaml
 
-from fleet.inventory.yaml_errors import explain_yaml_error
 from runtime.errors import DefibError, StartError
+from runtime.yaml_errors import explain_yaml_error
 
 Location = Sequence[str | int]
 DEPTH_LIMIT = 100

@@ -146,7 +146,7 @@ def _fixed(cause: str) -> Explain:
 
 
 _EXPLANATIONS: tuple[tuple[str, Explain], ...] = (
-    ("found character that cannot start any token", _explain_start),
+    ("found character .*cannot start any token", _explain_start),
     ("found undefined alias|did not find expected alphabetic or numeric character", _explain_alias),
     ("found unexpected (end of stream|document indicator)", _explain_open_quote),
     ("did not find expected key", _explain_key),
