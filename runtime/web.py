@@ -208,7 +208,7 @@ def list_requirements(app: web.Application) -> dict[tuple[str, str], Requirement
 
 
 async def _check_routes(app: web.Application) -> None:
-    missing = [f"{method} {path}" for (method, path), each in list_requirements(app).items() if each is None]
+    missing = sorted(f"{method} {path}" for (method, path), each in list_requirements(app).items() if each is None)
     if missing:
         raise StartError(f"routes without an access requirement: {', '.join(missing)}")
 
