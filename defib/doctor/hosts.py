@@ -16,12 +16,12 @@ from exporter.exposition.samples import Samples
 from fleet.host.sections import Section, SectionOutput, read_sections
 from fleet.inventory.model import Host, Inventory, Ssh
 from fleet.shells import (
-    CommandNotRun,
-    HostKeyRefused,
-    LoginRefused,
+    CommandNotRunError,
+    HostKeyError,
+    LoginError,
     Shell,
     ShellError,
-    WrapperOutdated,
+    WrapperOutdatedError,
     get_wrapper_refusal,
 )
 from fleet.shells.pool import Shells
@@ -96,10 +96,10 @@ async def _reach(host: Host, shells: Shells, what: str) -> Finding:
         shell = shells.get(host.name)
         # A wrapper takes no command of ours; that it refuses one is its answer.
         done = await shell.run(["true"], timeout=REACHED_WITHIN)
-    except HostKeyRefused as error:
+    except HostKeyError as error:
         mend = "find out why the host's key is another, then pin it" if error.changed else "pin the host's key"
         return ill(seen=str(error), mend=f"{mend} by hand: `defib host setup` says how")
-    except (CommandNotRun, LoginRefused, WrapperOutdated) as error:
+    except (CommandNotRunError, LoginError, WrapperOutdatedError) as error:
         return ill(seen=str(error), mend=f"let the key in, and run commands: defib host setup {host.name}")
     except ShellError as error:
         return ill(seen=str(error), mend="see that the host is up, and that its SSH port can be reached from here")

@@ -14,9 +14,9 @@ from exporter.exposition.page import Family, Page, labels
 from exporter.exposition.samples import Samples
 from exporter.scheduler.host_readings import SHARED_FOR, Readings
 from exporter.scheduler.schedule import Schedule, jittered
-from fleet.host.sections import NOT_READ, IncompleteReading, Section, SectionOutput, read_sections
+from fleet.host.sections import NOT_READ, IncompleteReadingError, Section, SectionOutput, read_sections
 from fleet.inventory.model import Host
-from fleet.shells import ENDED_BY_TIMEOUT, HostKeyRefused, ShellError
+from fleet.shells import ENDED_BY_TIMEOUT, HostKeyError, ShellError
 from fleet.shells.pool import Shells
 from fleet.shells.ssh import CONNECT_TIMEOUT
 from runtime.redaction import Redactor
@@ -132,11 +132,11 @@ class Collection:
             async with asyncio.timeout(run.deadline + CONNECT_TIMEOUT):
                 await run.collector.collect(lambda sections: self._read(run, sections), samples)
             why = samples.fault
-        except (CollectFailure, IncompleteReading) as failure:
+        except (CollectFailure, IncompleteReadingError) as failure:
             why, late = str(failure), failure.late
         except ShellError as error:
             why, answered = str(error), False
-            key_changed = isinstance(error, HostKeyRefused) and error.changed
+            key_changed = isinstance(error, HostKeyError) and error.changed
         except TimeoutError:
             # Whatever hangs on a host, its shell ends it: it is the shell that does not answer.
             why, late, answered = "it did not end in time", True, False
@@ -179,7 +179,7 @@ class Collection:
         error = await read_sections(shell, limited, timeout=run.deadline, on_section=found.__setitem__)
         if not found:
             raise error
-        late = isinstance(error, IncompleteReading) and error.late
+        late = isinstance(error, IncompleteReadingError) and error.late
         missing = SectionOutput(ENDED_BY_TIMEOUT[0] if late else NOT_READ, str(error))
         return {section.name: missing for section in sections} | found
 

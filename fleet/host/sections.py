@@ -126,7 +126,7 @@ in_order() {
 )
 
 
-class IncompleteReading(ShellError):  # noqa: N818
+class IncompleteReadingError(ShellError):
     """The shell answered, but not all that was asked came; `late`: not in time."""
 
     def __init__(self, message: str, *, late: bool) -> None:
@@ -151,7 +151,7 @@ async def read_sections(
     why = done.why or (done.stderr.strip().splitlines() or ["it was cut short"])[-1]
     if done.status is None and not done.stdout and not done.late:
         return ShellError(why)
-    return IncompleteReading(why, late=done.late)
+    return IncompleteReadingError(why, late=done.late)
 
 
 def build_script(sections: Sequence[Section], marker: str) -> str:

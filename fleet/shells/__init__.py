@@ -22,7 +22,7 @@ class ShellError(DefibError):
     retryable = True
 
 
-class HostKeyRefused(ShellError):  # noqa: N818 - what happened, in the words of the field
+class HostKeyError(ShellError):
     """The host showed a key that is not pinned: nothing was sent. `changed`: another one is."""
 
     retryable = False
@@ -32,19 +32,19 @@ class HostKeyRefused(ShellError):  # noqa: N818 - what happened, in the words of
         self.changed = changed
 
 
-class LoginRefused(ShellError):  # noqa: N818
+class LoginError(ShellError):
     """The host does not let us in."""
 
     retryable = False
 
 
-class CommandNotRun(ShellError):  # noqa: N818
+class CommandNotRunError(ShellError):
     """The host let us in, but its login shell did not run what it was sent."""
 
     retryable = False
 
 
-class WrapperOutdated(ShellError):  # noqa: N818
+class WrapperOutdatedError(ShellError):
     """The host's wrapper is of an earlier version, and was asked for what it does not know: nothing was run."""
 
     retryable = False

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 
-from fleet.shells import KILL_DELAY, TRAILING_OUTPUT_TIMEOUT, CommandNotRun, Completed, OutputCallback
+from fleet.shells import KILL_DELAY, TRAILING_OUTPUT_TIMEOUT, CommandNotRunError, Completed, OutputCallback
 from fleet.shells.proof import CommandOutputs, MarkedOutput, Marks, build_script
 from runtime.tasks import cancel_and_wait
 
@@ -58,7 +58,7 @@ class LocalShell:
                     await asyncio.wait(reading)
             await asyncio.wait(reading, timeout=TRAILING_OUTPUT_TIMEOUT)
             if not outputs.begun:
-                raise CommandNotRun(f"sh did not run the command: {outputs.instead}")
+                raise CommandNotRunError(f"sh did not run the command: {outputs.instead}")
             return outputs.completed(outputs.status_or(status))
         except TimeoutError:
             return Completed(None, out.text, err.text, f"it did not end within {timeout:g} s", late=True)

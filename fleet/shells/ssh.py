@@ -19,13 +19,13 @@ from fleet.shells import (
     KILL_DELAY,
     TRAILING_OUTPUT_TIMEOUT,
     WRAPPER_REFUSED,
-    CommandNotRun,
+    CommandNotRunError,
     Completed,
-    HostKeyRefused,
-    LoginRefused,
+    HostKeyError,
+    LoginError,
     OutputCallback,
     ShellError,
-    WrapperOutdated,
+    WrapperOutdatedError,
 )
 from fleet.shells.proof import CommandOutputs, Marks, build_script
 
@@ -192,9 +192,9 @@ class SshShell:
         refusal = session.outputs.refusal
         if not self.wrapped or session.status != WRAPPER_REFUSED or not refusal:
             said = session.outputs.instead
-            raise CommandNotRun(f"{self._login.address}: the host's shell did not run the command: {said}")
+            raise CommandNotRunError(f"{self._login.address}: the host's shell did not run the command: {said}")
         if refusal == _OLDER:
-            raise WrapperOutdated(
+            raise WrapperOutdatedError(
                 f"{self._login.address}: the host's defib-shell is of an earlier version: run defib host setup again"
             )
         return Completed(WRAPPER_REFUSED, "", refusal)
@@ -259,9 +259,9 @@ class SshShell:
             what = (
                 "HOST KEY CHANGED: the host's key is not the one pinned" if changed else "no host key is pinned for it"
             )
-            raise HostKeyRefused(f"{where}: {what} in {login.known_hosts}", changed=changed) from error
+            raise HostKeyError(f"{where}: {what} in {login.known_hosts}", changed=changed) from error
         except (asyncssh.PermissionDenied, asyncssh.KeyImportError) as error:
-            raise LoginRefused(f"{where}: {_text(error)}") from error
+            raise LoginError(f"{where}: {_text(error)}") from error
         except (asyncssh.Error, OSError, ValueError) as error:
             raise ShellError(f"{where}: {_text(error)}") from error
 

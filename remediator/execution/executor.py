@@ -9,7 +9,7 @@ import structlog
 from sqlalchemy import Connection
 
 from fleet.inventory.model import Inventory, RemediationStep, Service, Sudo
-from fleet.shells import KILL_DELAY, Completed, HostKeyRefused, Shell, ShellError
+from fleet.shells import KILL_DELAY, Completed, HostKeyError, Shell, ShellError
 from fleet.shells.pool import Shells
 from remediator.clients.peers import Exporter, PeerError
 from remediator.execution import evidence
@@ -334,6 +334,6 @@ def _blocked_by(error: ShellError) -> Blocked | None:
     if isinstance(error, NotAllowed):
         return "sudo-refused"
     # A host of which no key was pinned yet is not one whose key has changed.
-    if isinstance(error, HostKeyRefused) and error.changed:
+    if isinstance(error, HostKeyError) and error.changed:
         return "host-key-changed"
     return None if error.retryable else "shell-refused"

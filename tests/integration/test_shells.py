@@ -21,13 +21,13 @@ from fleet.host.sections import SectionOutput, read_sections
 from fleet.host.system import PROC_SECTION
 from fleet.inventory.model import Host, Ssh
 from fleet.shells import (
-    CommandNotRun,
+    CommandNotRunError,
     Completed,
-    HostKeyRefused,
-    LoginRefused,
+    HostKeyError,
+    LoginError,
     Shell,
     ShellError,
-    WrapperOutdated,
+    WrapperOutdatedError,
     get_wrapper_refusal,
 )
 from fleet.shells.local import LocalShell
@@ -182,10 +182,10 @@ async def test_a_changed_host_key_is_refused_and_named(host: Sshd, tmp_path: Pat
     pinned = tmp_path / "pinned"
     pinned.write_text(f"[127.0.0.1]:{host.port} {other}")
     shell = SshShell(Login("127.0.0.1", host.port, host.user, host.key_file, pinned))
-    with pytest.raises(HostKeyRefused, match="HOST KEY CHANGED"):
+    with pytest.raises(HostKeyError, match="HOST KEY CHANGED"):
         await shell.run(["true"], timeout=60)
     pinned.write_text("")
-    with pytest.raises(HostKeyRefused, match="no host key is pinned"):
+    with pytest.raises(HostKeyError, match="no host key is pinned"):
         await shell.run(["true"], timeout=60)
 
 
@@ -193,7 +193,7 @@ async def test_a_key_that_is_not_let_in(host: Sshd, tmp_path: Path) -> None:
     stranger = tmp_path / "stranger"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(stranger))
     shell = SshShell(Login("127.0.0.1", host.port, host.user, stranger, host.known_hosts))
-    with pytest.raises(LoginRefused):
+    with pytest.raises(LoginError):
         await shell.run(["true"], timeout=60)
     missing = SshShell(Login("127.0.0.1", host.port, host.user, tmp_path / "gone", host.known_hosts))
     with pytest.raises(ShellError):
@@ -308,7 +308,7 @@ async def test_a_command_that_was_not_run_has_no_status(
     for control in (False, True):
         shell = connect(control=control)
         for stdin in (b"", b"s3cret\n"):
-            with pytest.raises(CommandNotRun, match="did not run the command") as raised:
+            with pytest.raises(CommandNotRunError, match="did not run the command") as raised:
                 await shell.run(["touch", str(tmp_path / "done")], timeout=60, stdin=stdin)
             assert said in str(raised.value)
     assert not (tmp_path / "done").exists()
@@ -376,14 +376,14 @@ async def test_the_wrapper_proves_that_it_ran(host: Sshd, connect: Connect) -> N
 async def test_a_wrapper_that_sends_back_what_it_is_asked(host: Sshd, connect: Connect) -> None:
     forced(host, "echo $SSH_ORIGINAL_COMMAND; printf '%s\\n' $SSH_ORIGINAL_COMMAND")
     shell = connect("control", control=True)
-    with pytest.raises(CommandNotRun, match="sent back"):
+    with pytest.raises(CommandNotRunError, match="sent back"):
         await shell.run(["id"], timeout=60)
 
 
 async def test_a_wrapper_of_an_earlier_version_asks_for_another_setup(host: Sshd, connect: Connect) -> None:
     forced(host, "echo 'defib-shell: it takes run SECONDS DIGEST' >&2; exit 126")
     shell = connect("control", control=True)
-    with pytest.raises(WrapperOutdated, match="run defib host setup again"):
+    with pytest.raises(WrapperOutdatedError, match="run defib host setup again"):
         await shell.run(["id"], timeout=60)
 
 
