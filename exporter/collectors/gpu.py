@@ -119,18 +119,18 @@ class Gpu(Collecting[Every]):
         answer = gpu.parse_query(queried.text, fields)
         self._remember(answer)  # first: by what was remembered, XIDs find their card
         self._add_xids(outputs, samples)
-        for card in answer.cards:
+        for card in answer.gpus:
             self._add_card(card, samples)
-        alive = {card.values["index"] for card in answer.cards}
+        alive = {card.values["index"] for card in answer.gpus}
         lost = {index or self._index_of.get(address, address) for address, index in answer.lost}
         for index in sorted(lost - alive):
             samples.add("gpu_healthy", 0, gpu=index)
-        samples.add("gpu_count", len(answer.cards) if answer.cards or answer.lost else None)
-        uuids = {card.values["uuid"]: card.values["index"] for card in answer.cards if "uuid" in card.values}
+        samples.add("gpu_count", len(answer.gpus) if answer.gpus or answer.lost else None)
+        uuids = {card.values["uuid"]: card.values["index"] for card in answer.gpus if "uuid" in card.values}
         self._add_processes(outputs, uuids, samples)
         if queried.status not in gpu.GOOD_STATUSES:
-            raise CollectFailure(f"nvidia-smi: exit {queried.status}: {answer.said or queried.last_line}")
-        if not answer.cards:
+            raise CollectFailure(f"nvidia-smi: exit {queried.status}: {answer.messages or queried.last_line}")
+        if not answer.gpus:
             raise CollectFailure(f"nvidia-smi told of no card: {queried.last_line}")
         good(outputs, gpu.PROCESSES_SECTION.name)
 
@@ -179,7 +179,7 @@ class Gpu(Collecting[Every]):
             samples.add("gpu_xid_last_timestamp_seconds", at, gpu=index, xid=xid)
 
     def _remember(self, answer: gpu.GpuQueryResult) -> None:
-        for card in answer.cards:
+        for card in answer.gpus:
             if "pci" in card.values:
                 index = card.values["index"]
                 others = {address: known for address, known in self._index_of.items() if known != index}
@@ -187,8 +187,8 @@ class Gpu(Collecting[Every]):
         self._index_of = dict(
             list(self._index_of.items())[-2 * gpu.GPU_LIMIT :]
         )  # a host may name other cards each time
-        self._split = any(card.values.get("mig") == "Enabled" for card in answer.cards)
-        driver = next((card.values["driver"] for card in answer.cards if "driver" in card.values), self._driver)
+        self._split = any(card.values.get("mig") == "Enabled" for card in answer.gpus)
+        driver = next((card.values["driver"] for card in answer.gpus if "driver" in card.values), self._driver)
         if driver != self._driver and self._driver:
             self._fields = None  # another driver has other fields
         self._driver = driver

@@ -38,7 +38,7 @@ class Supervisor(Collecting[SupervisorOptions]):
                 programs[name] = programs.get(name, True) and state == "RUNNING"
         for name, running in sorted(programs.items()):
             samples.add("host_program_running", int(running), program=name)
-        refused = [one.failed for one in told.values() if one.failed]
+        refused = [one.error for one in told.values() if one.error]
         if refused:
             raise CollectFailure(f"supervisor: {refused[0]}")
 

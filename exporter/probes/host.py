@@ -92,8 +92,8 @@ async def probe_program(options: ProgramOptions, means: Means, seen: Seen) -> No
     told = (await _read(options, means, seen, supervisor.parse_status)).get(
         supervisor.config_name(options.config), supervisor.SupervisordStatus()
     )
-    if told.failed:
-        raise ProbeFailure("shell", f"{means.host}: supervisor cannot be asked: {seen.redact(told.failed)}")
+    if told.error:
+        raise ProbeFailure("shell", f"{means.host}: supervisor cannot be asked: {seen.redact(told.error)}")
     found = told.programs.get(options.name)
     if found is None:
         raise ProbeFailure("state", f"there is no program {options.name} in supervisor on {means.host}")

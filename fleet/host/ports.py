@@ -1,4 +1,4 @@
-"""What the kernel tells of listening sockets (proc_net_tcp in the kernel's documentation)."""
+"""Listening sockets, from /proc/net/tcp (proc_net_tcp in the kernel's documentation)."""
 
 import re
 
@@ -11,6 +11,6 @@ awk '$4 == "0A" {print $2}' /proc/net/tcp || exit $?
 
 
 def parse_listening_ports(output: str) -> set[int]:
-    """The TCP ports that something listens on, at any address."""
+    """Return the TCP ports with a listener, on any address."""
     ports = (line.rpartition(":")[2] for line in output.split())
     return {int(port, 16) for port in ports if re.fullmatch("[0-9A-F]{4}", port)}

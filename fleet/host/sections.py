@@ -1,7 +1,7 @@
-"""Reading several things of a host in one round trip: one shell script, its output in delimited sections.
+"""Reading a host in one round trip: one shell script, whose output has a delimited section for each thing to read.
 
-POSIX sh, busybox included. The sections run side by side, each with its own deadline, so that one that hangs costs the
-others no more than that.
+POSIX sh, busybox included. The sections run in parallel, each with its own timeout, so that one that hangs does not
+hold up the others.
 """
 
 import asyncio
@@ -17,27 +17,27 @@ from fleet.shells import OUTPUT_LIMIT, Shell, ShellError
 from fleet.shells.proof import TIMEOUT_FUNCTIONS
 
 T = TypeVar("T")
-WRAPPER_LIMIT = 59.0  # seconds that it gives a section at most
-SHARE = 0.8  # of a section's time that its script may take
+WRAPPER_LIMIT = 59.0  # seconds: the wrapper's maximum for a section
+SCRIPT_SHARE = 0.8  # of a section's timeout that its script may take
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One thing to read; `build_script` is POSIX sh, and `names` its arguments, of all who ask for it."""
+    """One thing to read; `build_script` is POSIX sh, and `names` are its arguments."""
 
     name: str
     script: str
     names: tuple[str, ...] = ()
-    timeout: float = 10.0  # seconds, of which the script may take most
-    rank: int = 0  # those that are more likely to hang come later, so that the others need not wait for them
+    timeout: float = 10.0  # seconds, of which the script may take `SCRIPT_SHARE`
+    rank: int = 0  # sections that are more likely to hang have a higher rank, and are printed later
 
 
-NOT_READ = -1  # the status of a section whose end did not come; its text is why
+NOT_READ = -1  # the status of a section without an end; its text is the reason
 
 
 @dataclass(frozen=True, slots=True)
 class SectionOutput:
-    """What a section's script printed, stderr included, and its exit status."""
+    """The output of a section's script, stderr included, and its exit status."""
 
     status: int
     text: str
@@ -45,11 +45,11 @@ class SectionOutput:
     @property
     def last_line(self) -> str:
         lines = self.text.strip().splitlines()
-        return lines[-1].strip() if lines else "it said nothing"
+        return lines[-1].strip() if lines else "no output"
 
 
 class HostReading:
-    """One reading of a host, under way or done; its sections come one by one. Times are Unix time and seconds."""
+    """One reading of a host, in progress or done; its sections arrive one by one."""
 
     def __init__(self, sections: Sequence[Section]) -> None:
         self.requested_at = asyncio.get_running_loop().time()
@@ -59,11 +59,11 @@ class HostReading:
         self._parsed: dict[tuple[str, Callable[[str], Any]], Any] = {}
 
     async def section(self, name: str, parse: Callable[[str], T]) -> tuple[SectionOutput, T, float]:
-        """A section's output, the same as `parse` reads it, once for all who ask, and how long it took.
+        """Return a section's output, its parsed form, and the seconds since the start of the reading.
 
-        Raises ShellError where it was not read.
+        The output is parsed once for all callers. Raises ShellError where the section was not read.
         """
-        # Who gives up waiting does not end the waiting of the others.
+        # Cancelling one caller must not cancel the others.
         output, took = await asyncio.shield(self._futures[name])
         if isinstance(output, ShellError):
             raise output
@@ -72,13 +72,13 @@ class HostReading:
         return output, self._parsed[name, parse], took
 
     def set_output(self, name: str, output: SectionOutput | ShellError) -> None:
-        """What came of a section; the first word counts."""
+        """Set a section's output, unless it is set already."""
         future = self._futures.get(name)
         if future is not None and not future.done():
             future.set_result((output, time.perf_counter() - self._started))
 
     def fail(self, error: ShellError) -> None:
-        """Nothing more comes."""
+        """Set the error of all sections without output."""
         for name in self._futures:
             self.set_output(name, error)
 
@@ -89,20 +89,17 @@ SectionCallback = Callable[[str, SectionOutput], None]
 
 
 def merge_sections(sections: Iterable[Section]) -> tuple[Section, ...]:
-    """Sections of one name become one, with the names of all."""
+    """Return the sections with those of the same name merged: all their `names`, and the longest timeout."""
     by_name: dict[str, Section] = {}
     for section in sections:
-        before = by_name.get(section.name)
-        if before is not None:
-            names = tuple(sorted({*section.names, *before.names}))
-            timeout = max(section.timeout, before.timeout)
-            section = replace(section, names=names, timeout=timeout)  # noqa: PLW2901
-        by_name[section.name] = section
+        other = by_name.get(section.name, section)
+        names = tuple(sorted({*section.names, *other.names})) if other is not section else section.names
+        by_name[section.name] = replace(section, names=names, timeout=max(section.timeout, other.timeout))
     return tuple(sorted(by_name.values(), key=lambda section: (section.rank, section.name)))
 
 
-# The parts of every script: a section with its deadline and its marks, written in one piece so that it travels in few
-# packets, and sections side by side whose outputs wait in pipes of their own until those before them are printed.
+# The functions of every script. `section` runs one section with a timeout, and prints it between its marks in a single
+# write, so that it takes few packets. `in_order` runs all in parallel; their outputs wait in pipes for their turn.
 LIBRARY = (
     TIMEOUT_FUNCTIONS
     + """\
@@ -127,7 +124,7 @@ in_order() {
 
 
 class IncompleteReadingError(ShellError):
-    """The shell answered, but not all that was asked came; `late`: not in time."""
+    """The shell answered, but some sections are missing; `late`: they timed out."""
 
     def __init__(self, message: str, *, late: bool) -> None:
         super().__init__(message)
@@ -144,18 +141,18 @@ async def read_sections(
     marker = f"@defib-{secrets.token_hex(8)}"
     parser = SectionParser(marker, on_section)
     if shell.wrapped:
-        asked = ["read", marker, *(format_wrapper_item(section) for section in sections)]
-        done = await shell.run(asked, timeout=timeout, on_output=parser.feed)
+        argv = ["read", marker, *(format_wrapper_item(section) for section in sections)]
+        done = await shell.run(argv, timeout=timeout, on_output=parser.feed)
     else:
         done = await shell.run(["sh", "-c", build_script(sections, marker)], timeout=timeout, on_output=parser.feed)
-    why = done.why or (done.stderr.strip().splitlines() or ["it was cut short"])[-1]
+    reason = done.why or (done.stderr.strip().splitlines() or ["the output is incomplete"])[-1]
     if done.status is None and not done.stdout and not done.late:
-        return ShellError(why)
-    return IncompleteReadingError(why, late=done.late)
+        return ShellError(reason)
+    return IncompleteReadingError(reason, late=done.late)
 
 
 def build_script(sections: Sequence[Section], marker: str) -> str:
-    """The script that reads all sections."""
+    """Return the script that reads all sections."""
     cases = "".join(
         f"{number}) {shlex.join(['section', each.name, format_limit(each), each.script, *each.names])} ;;\n"
         for number, each in enumerate(sections)
@@ -165,19 +162,20 @@ def build_script(sections: Sequence[Section], marker: str) -> str:
 
 
 def format_wrapper_item(section: Section) -> str:
-    """A section as the wrapper on a host is asked for it (deploy/ssh/defib-shell)."""
-    limit = min(max(SHARE * section.timeout, 0.1), WRAPPER_LIMIT)
+    """Return the argument that asks a host's wrapper for a section (deploy/ssh/defib-shell)."""
+    limit = min(max(SCRIPT_SHARE * section.timeout, 0.1), WRAPPER_LIMIT)
     return f"{section.name}:{limit:.3g}:{','.join(section.names)}"
 
 
 def format_limit(section: Section) -> str:
-    return f"{SHARE * section.timeout:g}"
+    """Return the seconds that a section's script may take."""
+    return f"{SCRIPT_SHARE * section.timeout:g}"
 
 
 class SectionParser:
-    """Takes a script's output as it comes, and tells of each section once its end has come.
+    """Parses a script's output as it arrives, and calls `on_section` for each complete section.
 
-    Banners around them and an end that is missing do no harm.
+    Text between sections, such as login banners, is ignored.
     """
 
     def __init__(self, marker: str, on_section: SectionCallback) -> None:
@@ -185,21 +183,22 @@ class SectionParser:
         self._on_section = on_section
         self._text = bytearray()
         self._name: str | None = None
-        self._searched = 0  # up to where there is no mark
+        self._searched = 0  # no mark starts before this offset
 
     def feed(self, chunk: bytes) -> None:
+        """Parse the next part of the output."""
         self._text += chunk
         at = self._searched
-        while found := _MARK.search(self._text, at):
-            if found[1] != self._marker:
-                at = found.end()
+        while mark := _MARK.search(self._text, at):
+            if mark[1] != self._marker:
+                at = mark.end()
                 continue
-            name, status = found[2].decode("utf-8", "replace"), found[3]
+            name, status = mark[2].decode("utf-8", "replace"), mark[3]
             if status is not None and name == self._name:
-                text = bytes(self._text[: found.start()]).decode("utf-8", "replace")
+                text = bytes(self._text[: mark.start()]).decode("utf-8", "replace")
                 self._on_section(name, SectionOutput(int(status), text.removesuffix("\n")))
             self._name = name if status is None else None
-            del self._text[: found.end()]
+            del self._text[: mark.end()]
             at = 0
         line = self._text.rfind(b"\n", at) + 1 or at
         self._searched = line if len(self._text) - line <= _MARK_LIMIT else len(self._text)

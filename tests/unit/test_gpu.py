@@ -25,16 +25,16 @@ def test_rows_and_what_stands_between_them(
     output: str, cards: list[dict[str, str]], lost: list[tuple[str, str]], said: str
 ) -> None:
     found = gpu.parse_query(output, BASIC)
-    assert ([dict(card.values) for card in found.cards], found.lost, found.said) == (cards, lost, said)
-    assert not any(card.faults for card in found.cards)
+    assert ([dict(card.values) for card in found.gpus], found.lost, found.messages) == (cards, lost, said)
+    assert not any(card.faults for card in found.gpus)
 
 
 def test_faults_are_not_absences() -> None:
     found: GpuQueryResult = gpu.parse_query(
         "0, GPU-1, [GPU requires reset], [Unknown Error], X\n1, GPU-2, 43, 95, X\n", BASIC
     )
-    assert [card.faults for card in found.cards] == [("temperature", "utilization"), ()]
-    assert (found.cards[0].number("temperature"), found.cards[1].number("temperature")) == (None, 43.0)
+    assert [card.faults for card in found.gpus] == [("temperature", "utilization"), ()]
+    assert (found.gpus[0].number("temperature"), found.gpus[1].number("temperature")) == (None, 43.0)
 
 
 def test_fields_are_asked_for_by_the_names_that_the_driver_has() -> None:

@@ -31,7 +31,7 @@ async def control_compose(verb: Verb, options: ComposeOptions, hands: Hands) -> 
         look = docker.parse_inspection(facts.stdout)
         if look is None:
             return facts if not good(facts) else Completed(1, facts.stdout, facts.stderr)
-        return Completed(0 if look.told.state == "running" else 1, facts.stdout, facts.stderr)
+        return Completed(0 if look.details.state == "running" else 1, facts.stdout, facts.stderr)
     lines = LOG_LINES if verb == "logs" else 0
     return await _ask(
         docker.build_compose_action(options.directory, verb, options.service, lines=lines), options, hands

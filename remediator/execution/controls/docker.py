@@ -85,7 +85,7 @@ def of_container(done: Completed) -> Facts | None:
     look = docker.parse_inspection(done.stdout)
     if look is None:
         return None
-    told, end = look.told, docker.classify_end(look)
+    told, end = look.details, docker.classify_end(look)
     healing = ""
     if told.state == "restarting":
         healing = f"docker restarts it itself (restart policy {told.policy}, {told.restarts} times so far)"
