@@ -263,7 +263,7 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
     )
     own = Path(
         f"/run/defib-test-{os.getpid()}-{by_wrapper}"
-    )  # no temporary folder is root's alone, as the wrapper wants
+    )  # others can write to temporary folders, which the wrapper refuses
     own.mkdir()
     await keeper.own_folder(own)
     config = await start_supervisord(keeper, own, programs)
@@ -556,8 +556,8 @@ def test_what_the_wrapper_refuses_as_a_whole(tmp_path: Path, asked: str) -> None
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        ("df:5:", "df is not in"), ("nothing:5:", "there is no section nothing"),
-        *((f"proc:{limit}:", "not a time below 60 s") for limit in ("0", "0.", "0.0", "60", "099", "062", "1.2.3", ".5", "")),
+        ("df:5:", "df is not in"), ("nothing:5:", "unknown section nothing"),
+        *((f"proc:{limit}:", "not a number of seconds below 60") for limit in ("0", "0.", "0.0", "60", "099", "062", "1.2.3", ".5", "")),
     ],
 )  # fmt: skip
 def test_what_the_wrapper_refuses_alone(tmp_path: Path, item: str, said: str) -> None:
@@ -591,7 +591,7 @@ def test_a_name_that_is_not_allowed_costs_only_itself(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_root_runs_no_configuration_that_others_may_have_written(change: str, taken: bool) -> None:
-    """Below /run, since no temporary folder is root's alone."""
+    """Below /run, since others can write to temporary folders."""
     top = Path(f"/run/defib-test-{os.getpid()}")
     folder = top / "a" / "b"
     folder.mkdir(parents=True)
@@ -602,7 +602,10 @@ def test_root_runs_no_configuration_that_others_may_have_written(change: str, ta
         (top / "allowed").write_text(f"supervisor {folder}/s.conf\n")
         subprocess.run(["sh", "-ec", f"cd {folder}; {change or ':'}"], check=True)
         done = asked_of_the_wrapper(top, f"read @m supervisor:5:{folder}/s.conf", top)
-        assert ("web RUNNING" in done.stdout, "is not root's alone" in done.stdout) == (taken, not taken), done.stdout
+        assert ("web RUNNING" in done.stdout, "users other than root can change" in done.stdout) == (
+            taken,
+            not taken,
+        ), done.stdout
     finally:
         shutil.rmtree(top)
 
