@@ -44,10 +44,10 @@ _HEAD = r"""#!/bin/sh
 #                      defib ALL=(root) NOPASSWD: /usr/local/sbin/defib-shell control
 # Optional further arguments: a folder in place of /etc/defib, and more folders for PATH.
 #
-# In the mode `read`, the command is `read MARK SECTION:SECONDS:NAME,NAME …`: it runs the script of each section for the
-# names that the file `allowed` of the folder lists, one per line, as `SECTION` or `SECTION NAME`. In the mode
-# `control`, it is `run SECONDS DIGEST FIRST SECOND`: it runs the file DIGEST of the folder's `commands`, and prints marks
-# made of FIRST and SECOND around its outputs (none without the two, for earlier versions). Nothing received is evaluated.
+# Mode `read`: the command is `read MARK SECTION:SECONDS:NAME,NAME …`. It runs the script of each section, for the names
+# that the folder's file `allowed` lists, one per line, as `SECTION` or `SECTION NAME`. Mode `control`: the command is
+# `run SECONDS DIGEST FIRST SECOND`. It runs the file DIGEST of the folder's `commands`, and prints marks of FIRST and
+# SECOND around its outputs; without the two, as earlier versions ask, none. Nothing that it receives is evaluated.
 set -f
 cd / || exit 126
 LC_ALL=C PATH=${3:+$3:}/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
@@ -173,7 +173,8 @@ def render_wrapper() -> str:
         "one() {\n    rest=${1#*:}\n    section=${1%%:*} limit=${rest%%:*} names=${rest#*:}\n"
         f'    case $section in\n{cases}    *) refused "unknown section $section"; return ;;\n    esac\n'
         '    is_timeout "$limit" || { refused "$limit is not a number of seconds below 60"; return; }\n'
-        f'    IFS=,\n    set -- $names\n    unset IFS{_REFUSE_NAMES}    section "$section" "$limit" "$script" "$@"\n}}\n'
+        f"    IFS=,\n    set -- $names\n    unset IFS"
+        f'{_REFUSE_NAMES}    section "$section" "$limit" "$script" "$@"\n}}\n'
     )
     return f'{_HEAD}{MARK_FUNCTIONS}{LIBRARY}{_MODES}{_CHECKS}{one}in_order "$@"\n'
 

@@ -228,7 +228,7 @@ async def test_the_first_start_writes_the_token_that_commands_find(stack: Stack,
     assert (await defib("automation", "on", "--token-file", str(other)))[0] == 0
     other.chmod(0o644)
     status, said = await defib("incidents", "--token-file", str(other))
-    assert (status, f"{other} has the mode 0644" in said) == (1, True)
+    assert (status, f"{other} has mode 0644" in said) == (1, True)
     # The file is what counts while it runs, and another start does not write over it.
     stack.token_file.write_text("one-of-our-own")
     assert (await defib("automation"))[0] == 0
@@ -245,6 +245,6 @@ def test_a_remediator_whose_token_others_may_read_does_not_start(tmp_path: Path)
     argv = [sys.executable, "-m", "defib", "remediator", "--config", str(tmp_path), "--listen", "127.0.0.1:0"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1
-    assert f"{tmp_path}/token has the mode 0640" in done.stderr
+    assert f"{tmp_path}/token has mode 0640" in done.stderr
     assert "s3cret" not in done.stderr
     assert (tmp_path / "token").read_text() == "s3cret-token"

@@ -33,7 +33,7 @@ def test_a_file_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> Non
     path = tmp_path / "token"
     path.write_text("s3cret-token")
     path.chmod(mode)
-    with pytest.raises(TokenError, match=rf"{path} has the mode {mode:04o}") as refused:
+    with pytest.raises(TokenError, match=rf"{path} has mode {mode:04o}") as refused:
         tokens.ensure_token(path)
     assert "s3cret" not in str(refused.value)
     assert path.read_text() == "s3cret-token"
@@ -44,7 +44,7 @@ def test_what_is_no_token_is_refused_and_left_as_it_is(tmp_path: Path, text: str
     path = tmp_path / "token"
     path.touch(mode=0o600)
     path.write_text(text)
-    with pytest.raises(TokenError, match="holds no token"):
+    with pytest.raises(TokenError, match="must contain one line"):
         tokens.ensure_token(path)
     assert path.read_text() == text
 
@@ -53,7 +53,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     for name, said in (
-        ("fifo", "is no file"), ("dangling", "there is no token file"), ("none/token", "cannot be written"),
+        ("fifo", "is not a regular file"), ("dangling", "there is no token file"), ("none/token", "cannot write the token file"),
     ):  # fmt: skip
         with pytest.raises(TokenError, match=said):
             tokens.ensure_token(tmp_path / name)
