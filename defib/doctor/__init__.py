@@ -87,6 +87,5 @@ async def _rest(loaded: LoadedInventory, *, send: bool) -> Sequence[Finding]:
     asked.append(within(REST_WITHIN, "notify", partial(here.channels, inventory, redact, send=send)))
     asked.insert(0, within(REST_WITHIN, "database", partial(asyncio.to_thread, here.record, inventory)))
     found = [Finding("configuration", "loads", "pass", size)]
-    mend = "give them one service, or controls of different targets"
-    found += [Finding("configuration", "targets", "warn", str(warning), mend) for warning in loaded.warnings]
+    found += [Finding("configuration", "warnings", "warn", str(warning)) for warning in loaded.warnings]
     return [*found, *chain.from_iterable(await asyncio.gather(*asked))]

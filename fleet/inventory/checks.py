@@ -39,9 +39,11 @@ def find_errors(document: Document, raw: Raw, kinds: KindTables) -> list[ConfigP
 def find_warnings(document: Document, inventory: Inventory) -> Iterator[ConfigProblem]:
     """Yield what is valid, and more often a mistake than intended."""
     first: dict[tuple[str, str], str] = {}
+    default_timeout = document.is_written(("defaults", "probe", "timeout"))
     for name, service in inventory.services.items():
         probe = service.probe
-        if probe.timeout > probe.every:
+        has_timeout = default_timeout or document.is_written(("services", name, "probe", "timeout"))
+        if has_timeout and probe.timeout > probe.every:
             message = (
                 f"timeout ({format_duration(probe.timeout)}) is longer than every ({format_duration(probe.every)}): "
                 "a slow probe delays the next one"

@@ -94,6 +94,15 @@ class Document:
                 return name, node.start_mark.line + 1
         return (next(iter(self._origins.values()))[0] if self._origins else "configuration"), 1
 
+    def is_written(self, location: Location) -> bool:
+        """Whether the files have a value at `location`, which is not a default."""
+        origin = self._origins.get(tuple(map(str, location[:2])))
+        node = origin[2] if origin is not None else None
+        for part in location[2:]:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+            node = next((value for key, value in reversed(pairs) if getattr(key, "value", None) == part), None)
+        return node is not None
+
     def problem_at(self, location: Location, message: str) -> ConfigProblem:
         return ConfigProblem(*self.locate(location), format_path(location), message)
 

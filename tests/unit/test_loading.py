@@ -338,6 +338,7 @@ def test_likely_mistakes_are_warned_of(tmp_path: Path) -> None:
         services:
           web: {on_failure: restart, probe: {every: 5s, timeout: 6s, http: {url: 'http://h/'}}}
           api: {on_failure: notify, probe: {every: 6s, timeout: 6s, http: {url: 'http://h/'}}}
+          default: {probe: {every: 1s, http: {url: 'http://h/'}}}
         """,
     )
     assert [str(warning).replace(f"{tmp_path}/", "") for warning in loaded(tmp_path).warnings] == [
