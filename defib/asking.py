@@ -11,7 +11,7 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from defib.probe import printable
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import RemediatorSettings
 from remediator.clients.json_client import ClientError, HttpStatusError, JsonClient
 from runtime import tokens
@@ -25,7 +25,7 @@ USE_OTHER = "run this as the remediator's user (such as `sudo -u defib defib …
 
 @asynccontextmanager
 async def remediator(
-    load: Callable[[], Loaded], token_file: Path | None, *, hint: str = ""
+    load: Callable[[], LoadedInventory], token_file: Path | None, *, hint: str = ""
 ) -> AsyncIterator[JsonClient]:
     """The remediator of the configuration, asked in the name of who runs this. Raises DefibError."""
     settings = load().inventory.remediator
@@ -47,7 +47,7 @@ async def remediator(
 def _token(settings: RemediatorSettings, token_file: Path | None) -> SecretStr:
     """The API token: of the file named, else as the remediator itself finds it. Raises DefibError."""
     if token_file is not None:
-        return tokens.read(token_file)
+        return tokens.read_token(token_file)
     try:
         return ApiToken("remediator.token", settings.token, settings.token_file).get()
     except TokenError as error:

@@ -19,9 +19,9 @@ from runtime.errors import DefibError
 
 if TYPE_CHECKING:
     from defib.asking import Connect
-    from fleet.inventory.loading import Loaded
+    from fleet.inventory.loading import LoadedInventory
     from fleet.inventory.references import Program
-    from runtime.lifecycle import Listen
+    from runtime.lifecycle import ListenAddress
     from runtime.redaction import Redactor
     from runtime.webconfig import WebConfig
 
@@ -288,21 +288,21 @@ def _replay(options: argparse.Namespace) -> int:
     return _run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
 
 
-def _loader(options: argparse.Namespace, *programs: "Program") -> "Callable[[], Loaded]":
+def _loader(options: argparse.Namespace, *programs: "Program") -> "Callable[[], LoadedInventory]":
     from defib.kinds import KINDS
-    from fleet.inventory.documents import directory
+    from fleet.inventory.documents import find_directory
     from fleet.inventory.loading import load
 
-    return partial(load, directory(options.config), KINDS, programs=programs)
+    return partial(load, find_directory(options.config), KINDS, programs=programs)
 
 
 def _check(options: argparse.Namespace) -> int:
     from defib import check
-    from fleet.inventory.documents import directory
+    from fleet.inventory.documents import find_directory
 
     if options.schema:
         return check.schema()
-    return check.check(directory(options.config), options.program, show=options.show)
+    return check.check(find_directory(options.config), options.program, show=options.show)
 
 
 def _exporter(options: argparse.Namespace) -> int:
@@ -318,12 +318,14 @@ def _remediator(options: argparse.Namespace) -> int:
     return _serve(options, "remediator", app.run)
 
 
-Server = Callable[["Callable[[], Loaded]", "Listen", "WebConfig", "Redactor"], Coroutine[Any, Any, None]]
+Server = Callable[
+    ["Callable[[], LoadedInventory]", "ListenAddress", "WebConfig", "Redactor"], Coroutine[Any, Any, None]
+]
 
 
 def _serve(options: argparse.Namespace, program: "Program", server: Server) -> int:
     from runtime import logs, webconfig
-    from runtime.lifecycle import Listen
+    from runtime.lifecycle import ListenAddress
     from runtime.redaction import Redactor
 
     redact = Redactor()
@@ -331,7 +333,7 @@ def _serve(options: argparse.Namespace, program: "Program", server: Server) -> i
     web = webconfig.load(options.web_config)
     # A reload that is asked for before we serve would end us; what is being loaded is as new as it gets.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _run(server(_loader(options, program), Listen.parse(options.listen), web, redact))
+    _run(server(_loader(options, program), ListenAddress.parse(options.listen), web, redact))
     return 0
 
 

@@ -5,7 +5,7 @@ import argparse
 import argcomplete
 from argcomplete.shell_integration import shellcode
 
-from fleet.inventory.documents import directory, read
+from fleet.inventory.documents import find_directory, read_directory
 from runtime.errors import DefibError
 
 
@@ -23,7 +23,7 @@ def answer(parser: argparse.ArgumentParser) -> None:
 def names(section: str, options: argparse.Namespace) -> list[str]:
     """The names in a section of the configuration, such as `services`; none where it cannot be read."""
     try:
-        document = read(directory(getattr(options, "config", None)))
+        document = read_directory(find_directory(getattr(options, "config", None)))
     except (DefibError, OSError):
         return []
     if section == "channels":

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from defib.asking import Connect
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Sudo
 from fleet.shells import Completed
 from fleet.shells.pool import Shells
@@ -22,7 +22,7 @@ DONE, FAILED, UNKNOWN = 0, 1, 2
 STOPPED = "it stays stopped, and nobody is told, until it is started and has been up for `hold`"
 
 
-async def direct(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
+async def direct(load: Callable[[], LoadedInventory], name: str, verb: Verb) -> int:
     """Go to the host ourselves; the remediator does not know. Raises DefibError."""
     inventory = load().inventory
     service = inventory.services.get(name)
@@ -32,7 +32,7 @@ async def direct(load: Callable[[], Loaded], name: str, verb: Verb) -> int:
     shells = Shells(inventory.hosts, control=True)
     try:
         host = inventory.host_of(service)
-        shell = shells.of(service.host) if host is not None else None
+        shell = shells.get(service.host) if host is not None else None
         runner = ControlRunner(shell, host.sudo if host is not None else Sudo(), service.control.timeout)
         done = await CONTROLS[service.control.kind].run(verb, service.control.options, runner)
     finally:

@@ -13,12 +13,12 @@ import asyncssh
 
 from exporter.collectors import COLLECTORS
 from exporter.probes.host import HostProbeOptions
-from fleet.host.reading import Section
-from fleet.inventory.loading import Loaded
+from fleet.host.sections import Section
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host, Inventory, Sudo
 from fleet.shells import Completed, ShellError
-from fleet.shells.ssh import digest
-from fleet.wrapper import allowed, command_file, wrapper
+from fleet.shells.ssh import command_digest
+from fleet.wrapper import render_allow_list, render_command_file, render_wrapper
 from remediator.execution import evidence
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import VERBS, ControlRunner
@@ -35,7 +35,7 @@ _USER = re.compile(r"[a-z_][a-z0-9_.-]*")  # in capitals it would be an alias of
 _SOURCES = re.compile(r"[0-9A-Za-z.:,/*!-]*")
 
 
-def setup(load: Callable[[], Loaded], name: str, *, sources: str, apply: str | None) -> int:
+def setup(load: Callable[[], LoadedInventory], name: str, *, sources: str, apply: str | None) -> int:
     """Print the script, or run it with `apply` as `ssh USER@HOST sudo sh`. Raises DefibError."""
     inventory = load().inventory
     host = inventory.hosts.get(name)
@@ -76,8 +76,8 @@ def _wrapper(inventory: Inventory, host: Host, modes: Sequence[str]) -> Iterator
     if not modes:
         yield f"\n# It needs no wrapper.\nrm -rf {WRAPPER} /etc/defib/allowed {COMMANDS}\n"
         return
-    yield _here(WRAPPER, wrapper(), "755")
-    yield _here("/etc/defib/allowed", allowed(sections_of(inventory, host)) if "read" in modes else "", "644")
+    yield _here(WRAPPER, render_wrapper(), "755")
+    yield _here("/etc/defib/allowed", render_allow_list(sections_of(inventory, host)) if "read" in modes else "", "644")
     yield _commands(commands_of(inventory, host) if "control" in modes else ())
 
 
@@ -160,7 +160,7 @@ def commands_of(inventory: Inventory, host: Host) -> list[tuple[str, ...]]:
                     await kind.run(verb, options, ControlRunner(recorder, Sudo(), WITHIN))
             with contextlib.suppress(ShellError):
                 await kind.read_state(options, ControlRunner(recorder, Sudo(), WITHIN))
-            for step in inventory.remediation.of(service).steps:
+            for step in inventory.remediation.for_service(service).steps:
                 if step.recreate is not None and step.recreate.command:
                     recorder.asked.append(tuple(step.recreate.command))
             if recorder.asked and host.ssh_for(control=True).wrapper:
@@ -189,7 +189,7 @@ def _here(path: str, text: str, mode: str) -> str:
 
 def _commands(commands: Iterable[Sequence[str]]) -> str:
     """Have these commands, and no others, stand in the wrapper's folder; they may hold secrets."""
-    named = {digest(argv): command_file(argv) for argv in commands}
+    named = {command_digest(argv): render_command_file(argv) for argv in commands}
     files = "".join(f"cat > {COMMANDS}.new/{name} <<'{name}'\n{text}{name}\n" for name, text in named.items())
     return (
         f"\n# What the controls may run: a file for each command.\n"

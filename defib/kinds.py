@@ -2,8 +2,8 @@
 
 from exporter.collectors import COLLECTORS
 from exporter.probes import PROBES
-from fleet.inventory.kinds import Kinds
+from fleet.inventory.kinds import KindTables
 from remediator.execution.controls import CONTROLS
 from remediator.notifications.channels import CHANNELS
 
-KINDS = Kinds(probes=PROBES, controls=CONTROLS, collectors=COLLECTORS, channels=CHANNELS)
+KINDS = KindTables(probes=PROBES, controls=CONTROLS, collectors=COLLECTORS, channels=CHANNELS)

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import httpx
 
 from defib.probe import printable
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
 from remediator.notifications import cards, rendering
@@ -23,7 +23,7 @@ from runtime.redaction import Redactor
 CLOCKS_APART = 300.0  # seconds; Feishu refuses signatures of an hour
 
 
-async def test(load: Callable[[], Loaded], channel: str | None) -> int:
+async def test(load: Callable[[], LoadedInventory], channel: str | None) -> int:
     """Send a test to one channel, or to each; 0 where all were taken. Raises DefibError."""
     loaded = load()
     channels = loaded.inventory.notify.channels

@@ -6,33 +6,33 @@ from typing import Any
 
 from exporter.results import ProbeResult, replace_unencodable
 from exporter.scheduler.probe_runner import probe_once
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Service
 from runtime import logs
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
-from runtime.times import rfc3339
+from runtime.times import format_rfc3339
 
 UP, DOWN, CANNOT_TELL = 0, 1, 2
 SHOWN = 1000  # characters of each piece of evidence
 NOTHING_SEEN = ("shell", "error")  # reasons that say nothing of the service itself
 
 
-async def probe(load: Callable[[], Loaded], name: str, *, as_json: bool) -> int:
+async def probe(load: Callable[[], LoadedInventory], name: str, *, as_json: bool) -> int:
     """Probe a service and print the result; 0 when it is up, 1 when it is down, 2 when that cannot be told."""
     loaded = load()
     service = named(loaded, name)
     redact = Redactor(loaded.secrets)
     logs.configure(redact)
     result = await probe_once(service, loaded.inventory.hosts, redact)
-    told = result.details.redact.within(_told(service, result))
+    told = result.details.redact.redact_all(_told(service, result))
     print(json.dumps(told, ensure_ascii=False) if as_json else _as_text(told))
     if result.success:
         return UP
     return CANNOT_TELL if result.reason in NOTHING_SEEN else DOWN
 
 
-def named(loaded: Loaded, name: str) -> Service:
+def named(loaded: LoadedInventory, name: str) -> Service:
     service = loaded.inventory.services.get(name)
     if service is None:
         raise DefibError(f"the inventory has no service {name!r}")
@@ -49,8 +49,10 @@ def _told(service: Service, result: ProbeResult) -> dict[str, Any]:
         "message": result.message,
         "duration_seconds": result.duration,
         "phases": details.phases,
-        "started_at": rfc3339(result.started_at),
-        "measured": {name: rfc3339(value) if "timestamp" in name else value for name, value in details.gauges.items()},
+        "started_at": format_rfc3339(result.started_at),
+        "measured": {
+            name: format_rfc3339(value) if "timestamp" in name else value for name, value in details.gauges.items()
+        },
         **({"tls": dict(zip(("issuer", "version"), details.tls, strict=True))} if details.tls else {}),
         **({"components": details.components} if details.components else {}),
         "evidence": {key: _readable(value, details.redact) for key, value in details.evidence.items()},

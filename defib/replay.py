@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from remediator.clients.json_client import ClientError, JsonClient
 from remediator.replay import Event, history, replay
 from runtime.errors import DefibError
-from runtime.times import rfc3339
+from runtime.times import format_rfc3339
 
 _WORDS = {"act": "would", "wait": "would wait:", "refuse": "would not:", "nothing": "over"}
 
 
-async def run(load: Callable[[], Loaded], since: float, *, as_json: bool) -> int:
+async def run(load: Callable[[], LoadedInventory], since: float, *, as_json: bool) -> int:
     """Print what would have been decided in the last `since` seconds. Raises DefibError."""
     inventory = load().inventory
     endpoint = inventory.remediator.prometheus_url
@@ -44,4 +44,4 @@ def _as_text(events: list[Event]) -> str:
 def _line(event: Event) -> str:
     said = " ".join(part for part in (_WORDS[event.verb], event.reason) if part)
     detail = f" ({event.detail})" if event.detail else ""
-    return f"{(rfc3339(event.at) or '')[:19]}Z  {event.service}  {said}{detail}"
+    return f"{(format_rfc3339(event.at) or '')[:19]}Z  {event.service}  {said}{detail}"

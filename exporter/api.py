@@ -17,8 +17,8 @@ from exporter.results import ProbeResult
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.scheduler.probed_service import ProbedService
 from fleet.inventory.documents import ConfigurationError
-from runtime.times import rfc3339
-from runtime.web import Needs, Problem, add_route, is_authenticated
+from runtime.times import format_rfc3339
+from runtime.web import ApiError, Requirement, add_route, is_authenticated
 
 SERVICES_PER_CHUNK = 200
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -28,12 +28,12 @@ def add_routes(
     app: web.Application, scheduler: ProbeScheduler, metrics: ExporterMetrics, reload: Callable[[], Awaitable[None]]
 ) -> None:
     api = _ExporterApi(scheduler, metrics, reload)
-    add_route(app, "GET", "/metrics", api.metrics, Needs.SCRAPE)
-    add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Needs.SCRAPE)
-    add_route(app, "GET", "/api/v1/services", api.services, Needs.READ)
-    add_route(app, "GET", "/api/v1/services/{id}", api.service, Needs.READ)
-    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, Needs.CREDENTIAL)
-    add_route(app, "POST", "/-/reload", api.reload, Needs.CREDENTIAL)
+    add_route(app, "GET", "/metrics", api.metrics, Requirement.SCRAPE)
+    add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Requirement.SCRAPE)
+    add_route(app, "GET", "/api/v1/services", api.services, Requirement.READ)
+    add_route(app, "GET", "/api/v1/services/{id}", api.service, Requirement.READ)
+    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, Requirement.CREDENTIAL)
+    add_route(app, "POST", "/-/reload", api.reload, Requirement.CREDENTIAL)
 
 
 class _ExporterApi:
@@ -120,7 +120,7 @@ class _ExporterApi:
         try:
             await self._reload()
         except ConfigurationError as error:
-            raise Problem(400, "bad_configuration", f"the running configuration is kept: {error}") from error
+            raise ApiError(400, "bad_configuration", f"the running configuration is kept: {error}") from error
         return web.json_response({"services": len(self._scheduler.services)})
 
     def _summary(self, probed: ProbedService, *, messages: bool) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class _ExporterApi:
     def _find_service(self, request: web.Request) -> ProbedService:
         probed = self._scheduler.services.get(request.match_info["id"])
         if probed is None:
-            raise Problem(404, "unknown_service", f"no service {request.match_info['id']!r} in the inventory")
+            raise ApiError(404, "unknown_service", f"no service {request.match_info['id']!r} in the inventory")
         return probed
 
 
@@ -148,9 +148,9 @@ def service_json(probed: ProbedService, host_up: bool | None, *, messages: bool)
         "provider": service.provider,
         "category": service.category,
         "up": state.up,
-        "since": rfc3339(state.last_change),
+        "since": format_rfc3339(state.last_change),
         "unchanged_for_seconds": None if probed.changed_at is None else now - probed.changed_at,
-        "last_success": rfc3339(state.last_success),
+        "last_success": format_rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
         "last": None if probed.last is None else result_json(probed.last, messages=messages),
         "digest": probed.digest if probed.last is not None else service.digest,
@@ -169,5 +169,5 @@ def result_json(result: ProbeResult, *, messages: bool) -> dict[str, Any]:
         "message": result.message if messages else None,
         "duration_seconds": result.duration,
         "phases": result.details.phases,
-        "started_at": rfc3339(result.started_at),
+        "started_at": format_rfc3339(result.started_at),
     }

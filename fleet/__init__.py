@@ -1,1 +1,1 @@
-"""What is watched and how to reach it: the inventory, and shells on its hosts."""
+"""The inventory of hosts and services, shells on the hosts, and their process managers."""

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
-import structlog
 from aiohttp import web
 
 import fleet.shells.ssh  # noqa: F401 - loaded at the start, not during an incident
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
 from remediator import console
 from remediator.chat import feishu_callback
@@ -29,24 +28,23 @@ from remediator.operations import Operations
 from remediator.record.database import Database
 from runtime import tokens
 from runtime.errors import DefibError
-from runtime.lifecycle import Listen, serve
+from runtime.lifecycle import ListenAddress, Reloader, serve
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken
-from runtime.web import Access, application, is_loopback
+from runtime.web import AccessControl, create_application, is_loopback
 from runtime.webconfig import WebConfig
 
-Load = Callable[[], Loaded]
+Load = Callable[[], LoadedInventory]
 Clients = tuple[Exporter, Alertmanager | None]
-log = structlog.get_logger()
 
 
-async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redactor) -> None:
+async def run(load: Load, listen: ListenAddress, web_config: WebConfig, redact: Redactor) -> None:
     """Serve until a signal stops it. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
-    redact.learn(loaded.secrets)
+    redact.add(loaded.secrets)
     inventory = loaded.inventory
     settings = inventory.remediator
-    access = Access(
+    access = AccessControl(
         _api_token(inventory), web_config.basic_auth_users, settings.webhook_token, open=is_loopback(listen.host)
     )
     database = await asyncio.to_thread(Database, settings.database, inventory)
@@ -56,17 +54,18 @@ async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redacto
         await asyncio.to_thread(database.close)
         raise
     parts = _Parts.create(clients, database, redact)
-    reload = _Reload(load, parts, clients, access)
-    app = application(
+    configuration = _Reload(load, parts, clients, access)
+    reload = Reloader(configuration, parts.metrics)
+    app = create_application(
         access,
         web_config,
         ready=lambda: True,
-        ill=database.lost,
+        get_health_problem=database.lost,
         max_body=MAX_BODY,
-        refused=webhook.count_refusals(parts.metrics),
+        on_error=webhook.count_refusals(parts.metrics),
     )
     parts.add_routes(app, reload)
-    parts.metrics.reloaded(successful=True)
+    parts.metrics.record_reload(successful=True)
     try:
         await serve(
             "remediator", app, listen, tls=web_config.ssl_context(),
@@ -75,7 +74,7 @@ async def run(load: Load, listen: Listen, web_config: WebConfig, redact: Redacto
         )  # fmt: skip
     finally:
         await parts.engine.executor.close()
-        await _close(*reload.clients)
+        await _close(*configuration.clients)
         await parts.http_client.aclose()
         await asyncio.to_thread(database.close)
 
@@ -109,7 +108,7 @@ class _Parts:
         connections = LongConnections(database, buttons, metrics)
         return cls(database, redact, metrics, http_client, engine, operations, sender, buttons, connections)
 
-    def add_routes(self, app: web.Application, reload: "_Reload") -> None:
+    def add_routes(self, app: web.Application, reload: Reloader) -> None:
         webhook.add_routes(app, self.engine, self.database, self.metrics)
         read_api.add_routes(app, self.database, self.metrics, self.redact)
         write_api.add_routes(app, self.operations, self.database, self.redact, reload)
@@ -125,30 +124,28 @@ class _Parts:
 
 
 class _Reload:
-    """Loads the configuration again and puts it in force; if it is invalid, the previous one stays in force."""
+    """Loads the configuration again and puts it in force; if that fails, the previous one stays in force."""
 
-    def __init__(self, load: Load, parts: _Parts, clients: Clients, access: Access) -> None:
+    def __init__(self, load: Load, parts: _Parts, clients: Clients, access: AccessControl) -> None:
         self._load, self._parts, self.clients, self._access = load, parts, clients, access
-        self._lock = asyncio.Lock()
 
-    async def __call__(self) -> None:
-        metrics = self._parts.metrics
-        async with self._lock:
-            try:
-                loaded = await asyncio.to_thread(self._load)
-                new_clients = await asyncio.to_thread(_create_clients, loaded.inventory, self._parts.redact)
-            except DefibError as error:
-                metrics.reloaded(successful=False)
-                log.error("reload_failed", errors=str(error).splitlines())  # noqa: TRY400 - no traceback needed
-                raise
-            self._parts.redact.learn(loaded.secrets)
-            self._access.token = _api_token(loaded.inventory)
-            self._access.webhook_token = loaded.inventory.remediator.webhook_token
-            old_clients, self.clients = self.clients, new_clients
-            await self._parts.engine.reload(loaded.inventory, *self.clients)
-            await _close(*old_clients)
-            metrics.reloaded(successful=True)
-            log.info("configuration_reloaded", services=len(loaded.inventory.services))
+    async def __call__(self) -> Mapping[str, object]:
+        engine = self._parts.engine
+        loaded = await asyncio.to_thread(self._load)
+        self._parts.redact.add(loaded.secrets)
+        new_clients = await asyncio.to_thread(_create_clients, loaded.inventory, self._parts.redact)
+        previous = self._parts.database.inventory
+        try:
+            await engine.reload(loaded.inventory, *new_clients)
+        except Exception:
+            await engine.reload(previous, *self.clients)
+            await _close(*new_clients)
+            raise
+        self._access.token = _api_token(loaded.inventory)
+        self._access.webhook_token = loaded.inventory.remediator.webhook_token
+        old_clients, self.clients = self.clients, new_clients
+        await _close(*old_clients)
+        return {"services": len(loaded.inventory.services)}
 
 
 def _api_token(inventory: Inventory) -> ApiToken:
@@ -161,8 +158,8 @@ def _create_clients(inventory: Inventory, redact: Redactor) -> Clients:
     exporter, settings = inventory.exporter, inventory.remediator
     token = exporter.token
     if (token is None or settings.token is None) and settings.token_file is not None:
-        own_token = tokens.ensure(settings.token_file)
-        redact.learn([own_token.get_secret_value()])
+        own_token = tokens.ensure_token(settings.token_file)
+        redact.add([own_token.get_secret_value()])
         token = token or own_token
     alertmanager = settings.alertmanager_url
     return Exporter(exporter.url, token), Alertmanager(alertmanager) if alertmanager else None

@@ -58,7 +58,9 @@ class _Target:
 
 async def history(peer: JsonClient, inventory: Inventory, since: float, until: float) -> History:
     """Ask Prometheus. Raises ClientError."""
-    names = sorted({name for each in inventory.services.values() for name in inventory.remediation.of(each).alerts})
+    names = sorted(
+        {name for each in inventory.services.values() for name in inventory.remediation.for_service(each).alerts}
+    )
     told = f'ALERTS{{alertstate="firing",alertname=~"{"|".join(names)}"}}'
     alerts = await _ranges(peer, f"max by (alertname, service) ({told})", ("alertname", "service"), since, until)
     groups = _groups(inventory)
@@ -161,7 +163,7 @@ def _decided(
 ) -> Event | None:
     target = targets[service.id]
     _note_outage(target, at, firing=bool(firing))
-    rules = inventory.remediation.of(service).model_copy(update={"automatic": True})
+    rules = inventory.remediation.for_service(service).model_copy(update={"automatic": True})
     situation = _situation(inventory, known, targets, service, firing, near, at)
     decision = decide(service, rules, situation)
     if decision.verb == "act" and decision.step is not None:
@@ -208,7 +210,7 @@ def _situation(
     near: Sequence[str],
     at: float,
 ) -> Situation:
-    rules, target = inventory.remediation.of(service), targets[service.id]
+    rules, target = inventory.remediation.for_service(service), targets[service.id]
     host = inventory.host_of(service)
     probed = [known.success[(name,)][at] for name in near if at in known.success.get((name,), {})]
     failing = probed.count(0.0)

@@ -1,4 +1,4 @@
-"""What every program of ours needs: logging, HTTP serving, lifecycle."""
+"""The base of every program: logging, HTTP serving, lifecycle."""
 
 from importlib.metadata import version
 

@@ -1,14 +1,14 @@
-"""The root of every error we raise on purpose."""
+"""The base classes of Defib's errors."""
 
 
 class DefibError(Exception):
-    """Something a person can understand and mend; its text is safe to show.
+    """An error with a message for users, without secrets.
 
-    `retryable` says whether trying the same again can help.
+    `retryable` says whether the same operation may succeed later.
     """
 
     retryable = False
 
 
 class StartError(DefibError):
-    """A program cannot start as it was asked to."""
+    """A program cannot start with these arguments or files."""

@@ -1,49 +1,81 @@
-"""How a server of ours lives: bind, work, serve, reload, drain, stop."""
+"""The life of a server: bind, serve, reload, drain, stop."""
 
 import asyncio
+import contextlib
 import signal
 import ssl
-import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 from aiohttp import web
 
 from runtime.errors import DefibError, StartError
+from runtime.metrics import ProgramMetrics
 
-DRAIN_WITHIN = 20.0  # of the 30 s in which everything has ended; the rest is for what does not end by itself
+DRAIN_TIMEOUT = 20.0  # of the 30 s for the whole shutdown; the rest is for cancelling what has not ended
+MAX_PORT = 65535
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class Listen:
+class ListenAddress:
+    """The address and port of a listener; port 0 stands for any free one."""
+
     host: str
     port: int
 
     @classmethod
-    def parse(cls, text: str) -> "Listen":
-        """Read `ADDRESS:PORT`, `[V6]:PORT` or `:PORT`. Raises StartError."""
+    def parse(cls, text: str) -> "ListenAddress":
+        """Parse `ADDRESS:PORT`, `[V6]:PORT` or `:PORT`. Raises StartError."""
         host, colon, port = text.rpartition(":")
-        if not colon or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004
-            raise StartError(f"--listen wants ADDRESS:PORT, not {text!r}")
-        return cls(host.strip("[]") or "0.0.0.0", int(port))  # noqa: S104 - as the user asked
+        if not colon or not port.isdigit() or int(port) > MAX_PORT:
+            raise StartError(f"--listen must be ADDRESS:PORT, not {text!r}")
+        return cls(host.strip("[]") or "0.0.0.0", int(port))  # noqa: S104 - `:PORT` means all addresses
+
+
+class Reloader:
+    """Reloads a program's configuration: one reload at a time, each outcome in the log and in a metric.
+
+    `reload` replaces the configuration and returns what the log shows of it; where it raises, it has changed nothing.
+    """
+
+    def __init__(self, reload: Callable[[], Awaitable[Mapping[str, object]]], metrics: ProgramMetrics) -> None:
+        self.lock = asyncio.Lock()
+        self._reload = reload
+        self._metrics = metrics
+
+    async def __call__(self) -> None:
+        """Reload. Raises what made it fail, after it was logged."""
+        async with self.lock:
+            try:
+                summary = await self._reload()
+            except Exception as error:
+                self._metrics.record_reload(successful=False)
+                if isinstance(error, DefibError):
+                    problems = str(error).splitlines()
+                    log.error("configuration_reload_refused", problems=problems)  # noqa: TRY400 - not a crash
+                else:
+                    log.exception("configuration_reload_failed")
+                raise
+            self._metrics.record_reload(successful=True)
+            log.info("configuration_reloaded", **summary)
 
 
 async def serve(
     name: str,
     app: web.Application,
-    listen: Listen,
+    listen: ListenAddress,
     *,
     tls: ssl.SSLContext | None = None,
     tasks: Sequence[Callable[[], Awaitable[None]]] = (),
-    reload: Callable[[], Awaitable[object]] | None = None,
+    reload: Reloader | None = None,
     drain: Callable[[], Awaitable[None]] | None = None,
 ) -> None:
     """Serve `app` and run `tasks` beside it until SIGTERM or SIGINT; SIGHUP reloads.
 
-    `drain` runs after the listener closed and before `tasks` are cancelled. Everything ends within 30 s of the
-    signal. A task that fails ends the program with its error: a supervisor starts it anew.
+    `drain` runs after the listener has closed, and before `tasks` are cancelled. Everything ends within 30 s of the
+    signal. A task that fails ends the program with its error, so that its supervisor restarts it.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -56,33 +88,29 @@ async def serve(
         async with asyncio.TaskGroup() as group:
             running = [group.create_task(_run(task), name=getattr(task, "__name__", name)) for task in tasks]
             if reload is not None:
-                loop.add_signal_handler(signal.SIGHUP, lambda: group.create_task(_reload(reload), name="reload"))
-            print(f"defib {name} listening on {address}", flush=True)  # noqa: T201 - promised to whoever starts us
-            log.info("serving", program=name, address=address)
+                loop.add_signal_handler(signal.SIGHUP, lambda: group.create_task(_reload_logged(reload), name="reload"))
+            print(f"defib {name} listening on {address}", flush=True)  # noqa: T201 - documented output
+            log.info("server_started", program=name, address=address)
             await stop.wait()
-            log.info("stopping", program=name)
+            log.info("server_stopping", program=name)
             await _stop(runner, drain)
             for task in running:
                 task.cancel()
     finally:
-        await runner.cleanup()  # ends requests that are still being answered, after `shutdown_timeout`
-    log.info("stopped", program=name)
+        await runner.cleanup()  # cancels open requests after `shutdown_timeout`
+    log.info("server_stopped", program=name)
 
 
 async def _run(task: Callable[[], Awaitable[object]]) -> None:
     await task()
 
 
-async def _reload(reload: Callable[[], Awaitable[object]]) -> None:
-    try:
+async def _reload_logged(reload: Reloader) -> None:
+    with contextlib.suppress(Exception):  # the Reloader has logged it, and the old configuration is still in force
         await reload()
-    except DefibError:
-        pass  # refused, and told by whoever refused it; the old configuration stays
-    except Exception:  # a reload is where a task begins
-        log.exception("the reload broke; the old configuration stays")
 
 
-async def _bind(runner: web.AppRunner, listen: Listen, tls: ssl.SSLContext | None) -> str:
+async def _bind(runner: web.AppRunner, listen: ListenAddress, tls: ssl.SSLContext | None) -> str:
     site = web.TCPSite(runner, listen.host, listen.port, ssl_context=tls, backlog=1024)
     try:
         await site.start()
@@ -94,10 +122,10 @@ async def _bind(runner: web.AppRunner, listen: Listen, tls: ssl.SSLContext | Non
 
 async def _stop(runner: web.AppRunner, drain: Callable[[], Awaitable[None]] | None) -> None:
     try:
-        async with asyncio.timeout(DRAIN_WITHIN):
+        async with asyncio.timeout(DRAIN_TIMEOUT):
             for site in list(runner.sites):
                 await site.stop()
             if drain is not None:
                 await drain()
     except TimeoutError:
-        print("defib: not everything ended in time", file=sys.stderr)  # noqa: T201
+        log.warning("drain_timed_out", seconds=DRAIN_TIMEOUT)

@@ -10,17 +10,17 @@ import structlog
 
 from runtime.redaction import Redactor
 
-Event = MutableMapping[str, Any]
+LogEvent = MutableMapping[str, Any]
 
 
 def configure(redactor: Redactor, stream: TextIO | None = None, level: int = logging.INFO) -> None:
-    """Set up structlog for this process; every string that is logged passes through `redactor`."""
+    """Set up structlog for this process; `redactor` is applied to every string that is logged."""
     stream = stream or sys.stderr
     terminal = stream.isatty()
-    lasting = cast("TextIO", _Lasting(stream))
+    failsafe = cast("TextIO", _FailsafeStream(stream))
 
-    def redact(_logger: object, _method: str, event: Event) -> Event:
-        return cast("Event", redactor.within(event))
+    def redact(_logger: object, _method: str, event: LogEvent) -> LogEvent:
+        return cast("LogEvent", redactor.redact_all(event))
 
     renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(default=str)
     structlog.configure(
@@ -33,28 +33,28 @@ def configure(redactor: Redactor, stream: TextIO | None = None, level: int = log
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(lasting),
+        logger_factory=structlog.PrintLoggerFactory(failsafe),
         cache_logger_on_first_use=False,
     )
-    # Libraries speak through the standard library: only what is worth waking up for.
+    # Libraries log through the standard library: warnings and errors only.
     logging.basicConfig(handlers=[_Forwarding()], level=logging.WARNING, force=True)
-    # A handshake that fails is a result of ours, not an error of our program.
+    # A failed TLS handshake is a probe result, not an error of the program.
     logging.getLogger("asyncio").addFilter(lambda record: "SSL handshake failed" not in record.getMessage())
     logging.getLogger("asyncssh").setLevel(logging.ERROR)
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # our middleware logs what handlers raise
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # runtime.web logs what handlers raise
 
 
 class _Forwarding(logging.Handler):
-    """Has the standard library's records told as our own are."""
+    """Forwards the standard library's log records to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         trace = logging.Formatter().formatException(record.exc_info) if record.exc_info else None
-        more = {"exception": trace} if trace else {}
-        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), logger=record.name, **more)
+        fields = {"exception": trace} if trace else {}
+        structlog.get_logger(record.name).log(record.levelno, record.getMessage(), logger=record.name, **fields)
 
 
-class _Lasting:
-    """A stream whose reader may go away, or whose disk may fill: what we do matters more than what we say of it."""
+class _FailsafeStream:
+    """A stream that ignores write errors: its reader may have gone away, or the disk may be full."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

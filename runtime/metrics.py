@@ -1,4 +1,4 @@
-"""The metrics that each program of ours has of itself."""
+"""The metrics that every program has about itself."""
 
 import time
 
@@ -8,20 +8,24 @@ from runtime import VERSION
 
 
 class ProgramMetrics:
-    """A registry of its own, so that every test has one, with version and configuration on it."""
+    """A metrics registry with the version and the outcome of reloads."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         build = Gauge("defib_build_info", "The running version; always 1.", ["version"], registry=self.registry)
         build.labels(VERSION).set(1)
         self._reload_ok = Gauge(
-            "defib_config_last_reload_successful", "Whether the last configuration was taken.", registry=self.registry
+            "defib_config_last_reload_successful",
+            "Whether the last load or reload of the configuration succeeded.",
+            registry=self.registry,
         )
         self._reload_at = Gauge(
-            "defib_config_last_reload_success_timestamp_seconds", "When it was last taken.", registry=self.registry
+            "defib_config_last_reload_success_timestamp_seconds",
+            "Unix time of the last successful load or reload of the configuration.",
+            registry=self.registry,
         )
 
-    def reloaded(self, *, successful: bool) -> None:
+    def record_reload(self, *, successful: bool) -> None:
         self._reload_ok.set(int(successful))
         if successful:
             self._reload_at.set(time.time())

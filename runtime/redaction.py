@@ -1,4 +1,4 @@
-"""Keeping secrets out of whatever leaves the program as text."""
+"""Redaction of secrets from all text that leaves the program."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,64 +6,65 @@ from typing import Any
 from urllib.parse import quote, quote_plus
 
 MASK = "***"
-_YARL = "!$'()*,/:;?@"  # what yarl leaves as it is in a form
-SHORTEST = 4  # masking every "a" would make all text unreadable and hide nothing
+_YARL = "!$'()*,/:;?@"  # not quoted by yarl in forms
+MIN_SECRET_LENGTH = 4  # masking every "a" would make text unreadable
 
 
 class Redactor:
-    """Replaces every secret it was told of by `***`; a reload only ever adds to what it knows.
+    """Replaces known secrets by `***`; secrets are only ever added.
 
-    What it costs depends on the text, not on how many secrets there are.
+    The time it takes depends on the length of the text, not on the number of secrets.
     """
 
-    def __init__(self, secrets: Iterable[str] = (), beside: "Redactor | None" = None) -> None:
-        self._beside = beside
+    def __init__(self, secrets: Iterable[str] = (), base: "Redactor | None" = None) -> None:
+        self._base = base
         self._known: set[str] = set()
         self._by_start: dict[str, list[str]] = {}  # the longest first
-        self.longest: int = beside.longest if beside is not None else 0  # characters of a secret
-        self.learn(secrets)
+        self.longest: int = base.longest if base is not None else 0  # characters of a secret
+        self.add(secrets)
 
-    def learn(self, secrets: Iterable[str]) -> None:
-        plain = {secret for secret in secrets if len(secret) >= SHORTEST}
-        fresh = {form for secret in plain for form in _forms(secret)} - self._known
-        for form in fresh:
-            of_start = self._by_start.setdefault(form[:SHORTEST], [])
-            of_start.append(form)
-            of_start.sort(key=len, reverse=True)
-        self._known |= fresh
-        self.longest = max([self.longest, *map(len, fresh)])
+    def add(self, secrets: Iterable[str]) -> None:
+        """Add secrets; those shorter than `MIN_SECRET_LENGTH` are ignored."""
+        long_enough = {secret for secret in secrets if len(secret) >= MIN_SECRET_LENGTH}
+        new = {form for secret in long_enough for form in _list_forms(secret)} - self._known
+        for form in new:
+            same_start = self._by_start.setdefault(form[:MIN_SECRET_LENGTH], [])
+            same_start.append(form)
+            same_start.sort(key=len, reverse=True)
+        self._known |= new
+        self.longest = max([self.longest, *map(len, new)])
 
     def __call__(self, text: str) -> str:
-        if self._beside is not None:
-            text = self._beside(text)
-        if not self._by_start or len(text) < SHORTEST:
+        if self._base is not None:
+            text = self._base(text)
+        if not self._by_start or len(text) < MIN_SECRET_LENGTH:
             return text
-        kept: list[str] = []
-        shown = ends = 0  # up to where the text is dealt with, and up to where a secret goes
-        for at in range(len(text) - SHORTEST + 1):
-            for secret in self._by_start.get(text[at : at + SHORTEST], ()):
+        parts: list[str] = []
+        done = end = 0  # where the processed text ends, and where the last secret ends
+        for at in range(len(text) - MIN_SECRET_LENGTH + 1):
+            for secret in self._by_start.get(text[at : at + MIN_SECRET_LENGTH], ()):
                 if text.startswith(secret, at):
-                    if at >= ends:  # else it overlaps the one before, which its mask covers too
-                        kept += [text[shown:at], MASK]
-                    ends = shown = max(ends, at + len(secret))
+                    if at >= end:  # an overlap with the secret before is covered by its mask
+                        parts += [text[done:at], MASK]
+                    end = done = max(end, at + len(secret))
                     break
-        return "".join([*kept, text[shown:]]) if kept else text
+        return "".join([*parts, text[done:]]) if parts else text
 
-    def also(self, secret: str) -> "Redactor":
-        """One that masks this secret too."""
-        return Redactor([secret], beside=self)
+    def with_secret(self, secret: str) -> "Redactor":
+        """Return a redactor that also masks this secret."""
+        return Redactor([secret], base=self)
 
-    def within(self, value: Any) -> Any:
-        """The same maps and lists with every text in them masked."""
+    def redact_all(self, value: Any) -> Any:
+        """Return a copy of maps and lists with every string in them redacted."""
         if isinstance(value, str):
             return self(value)
         if isinstance(value, Mapping):
-            return {key: self.within(item) for key, item in value.items()}
-        return [self.within(item) for item in value] if isinstance(value, list | tuple) else value
+            return {key: self.redact_all(item) for key, item in value.items()}
+        return [self.redact_all(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _forms(secret: str) -> tuple[str, ...]:
-    """A secret as it is, and as it looks once it was quoted: in JSON, in Python, in a URL, in a form."""
+def _list_forms(secret: str) -> tuple[str, ...]:
+    """Return the forms that a secret may have in text: as it is, and quoted for JSON, Python, URLs and HTML forms."""
     quoted = (json.dumps(secret), json.dumps(secret, ensure_ascii=False), repr(secret))
     in_urls = (quote(secret), quote(secret, safe=""), quote_plus(secret), quote_plus(secret, safe=_YARL))
     return secret, *in_urls, *(each[1:-1] for each in quoted)

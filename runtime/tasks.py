@@ -1,13 +1,13 @@
-"""Ending tasks."""
+"""Cancellation of tasks."""
 
 import asyncio
 from collections.abc import Iterable
 from typing import Any
 
 
-async def cancel(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel tasks and wait until they have ended, whatever they end with."""
-    ending = list(tasks)
-    for task in ending:
+async def cancel_and_wait(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel tasks and wait until they have ended; their results and errors are dropped."""
+    cancelled = list(tasks)
+    for task in cancelled:
         task.cancel()
-    await asyncio.gather(*ending, return_exceptions=True)
+    await asyncio.gather(*cancelled, return_exceptions=True)

@@ -1,25 +1,38 @@
-"""The `--web.config.file` of the Prometheus exporters: TLS and basic-auth users.
+"""The `--web.config.file`, as Prometheus exporters have it: TLS, headers and basic-auth users.
 
 Format: https://prometheus.io/docs/prometheus/latest/configuration/https/
 """
 
+import re
 import ssl
 from pathlib import Path
 from typing import Literal
 
+import bcrypt
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from runtime.errors import StartError
+from runtime.yaml_errors import explain_yaml_error
 
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 
 
-class _Part(BaseModel):
+class _WebConfigModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class TlsServer(_Part):
+def _is_bcrypt_hash(text: str) -> bool:
+    if re.fullmatch(r"\$2[aby]\$(0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}", text) is None:
+        return False
+    try:
+        bcrypt.hashpw(b"", f"$2b$04${text[7:29]}".encode())  # refuses a salt with bits that mean nothing
+    except ValueError:
+        return False
+    return True
+
+
+class TlsServer(_WebConfigModel):
     cert_file: Path
     key_file: Path
     client_ca_file: Path | None = None
@@ -27,24 +40,27 @@ class TlsServer(_Part):
     min_version: Literal["TLS12", "TLS13"] = "TLS12"
 
 
-class HttpServer(_Part):
+class HttpServer(_WebConfigModel):
     headers: dict[str, str] = Field(default_factory=dict)
 
 
-class WebConfig(_Part):
+class WebConfig(_WebConfigModel):
     tls_server_config: TlsServer | None = None
     http_server_config: HttpServer = HttpServer()
     basic_auth_users: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("basic_auth_users")
     @classmethod
-    def _bcrypt(cls, users: dict[str, str]) -> dict[str, str]:
+    def _check_hashes(cls, users: dict[str, str]) -> dict[str, str]:
         for name, hashed in users.items():
-            if not hashed.startswith(("$2a$", "$2b$", "$2y$")):
-                raise ValueError(f"the password of {name!r} is not a bcrypt hash (make one with htpasswd -nBC 10)")
+            if not _is_bcrypt_hash(hashed):
+                raise ValueError(
+                    f"the password of {name!r} is not a bcrypt hash; make one with htpasswd -nBC 10 {name}"
+                )
         return users
 
     def ssl_context(self) -> ssl.SSLContext | None:
+        """Return the server's TLS context, or None without TLS. Raises StartError."""
         tls = self.tls_server_config
         if tls is None:
             return None
@@ -55,7 +71,7 @@ class WebConfig(_Part):
             if tls.client_ca_file:
                 context.load_verify_locations(tls.client_ca_file)
         except (OSError, ssl.SSLError) as error:
-            raise StartError(f"web configuration: cannot use the certificate {tls.cert_file}: {error}") from error
+            raise StartError(f"web configuration: cannot load the certificate {tls.cert_file}: {error}") from error
         if tls.client_auth_type == "RequireAndVerifyClientCert":
             context.verify_mode = ssl.CERT_REQUIRED
         elif tls.client_auth_type == "VerifyClientCertIfGiven":
@@ -68,15 +84,22 @@ def load(path: Path | None) -> WebConfig:
     if path is None:
         return WebConfig()
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        config = WebConfig.model_validate(raw)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise StartError(f"web configuration: cannot read {path}: {error}") from error
+        source = path.read_bytes()
+    except OSError as error:
+        raise StartError(f"web configuration: cannot read {path}: {error.strerror}") from error
+    try:
+        config = WebConfig.model_validate(yaml.safe_load(source) or {})
+    except yaml.YAMLError as error:
+        line, cause = explain_yaml_error(source, error)
+        raise StartError(f"{path}:{line}: invalid YAML: {cause}") from error
     except ValidationError as error:
-        # Only where and what: the values may be password hashes.
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        raise StartError(f"{path}: {wrong}") from None
+        # Without the values, which may be password hashes.
+        problems = "; ".join(
+            f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors(include_input=False)
+        )
+        raise StartError(f"{path}: {problems}") from None
     if (tls := config.tls_server_config) is None:
         return config
-    there = {name: path.parent / value for name, value in tls if isinstance(value, Path)}
-    return config.model_copy(update={"tls_server_config": tls.model_copy(update=there)})
+    absolute = {name: path.parent / value for name, value in tls if isinstance(value, Path)}
+    return config.model_copy(update={"tls_server_config": tls.model_copy(update=absolute)})

@@ -24,7 +24,7 @@ import uvloop
 from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
-from fleet.shells import KILL_AFTER
+from fleet.shells import KILL_DELAY
 from remediator.incidents.alert_starts import normalize
 from remediator.policy.gates import BUDGET_WINDOW
 from tests.support import eventually
@@ -268,7 +268,7 @@ def judged(events: Sequence[tuple[str, str, float]], attempts: int, budget: int)
             if name not in seen_down or (before is not None and seen_down[name] < before):
                 wrong.append(f"{name} was restarted at {at} without a failed probe newer than its last restart")
             begun.setdefault(name, []).append(at)
-            over_at[name] = at + COMMAND_WITHIN + KILL_AFTER
+            over_at[name] = at + COMMAND_WITHIN + KILL_DELAY
     wrong += [f"{name} was restarted {len(times)} times" for name, times in begun.items() if len(times) > attempts]
     every = sorted(at for times in begun.values() for at in times)
     if any(late - early < BUDGET_WINDOW for early, late in zip(every, every[budget:], strict=False)):

@@ -16,7 +16,7 @@ from defib.kinds import KINDS
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.documents import ConfigurationError
-from fleet.inventory.loading import PROGRAMS, Loaded, load
+from fleet.inventory.loading import PROGRAMS, LoadedInventory, load
 from fleet.inventory.model import Inventory
 from fleet.inventory.references import Program
 from remediator.record.clock import SteadyClock
@@ -35,7 +35,9 @@ def write(folder: Path, **files: str) -> Path:
     return folder
 
 
-def loaded(folder: Path, environ: Mapping[str, str] | None = None, programs: Iterable[Program] = PROGRAMS) -> Loaded:
+def loaded(
+    folder: Path, environ: Mapping[str, str] | None = None, programs: Iterable[Program] = PROGRAMS
+) -> LoadedInventory:
     return load(folder, KINDS, programs=programs, environ=environ or {})
 
 
@@ -44,11 +46,11 @@ def wrongs(folder: Path, environ: Mapping[str, str] | None = None, programs: Ite
     try:
         loaded(folder, environ, programs)
     except ConfigurationError as error:
-        return [re.sub(rf"{re.escape(str(folder))}/(\S+?\.yaml:)", r"\1", str(wrong)) for wrong in error.wrongs]
+        return [re.sub(rf"{re.escape(str(folder))}/(\S+?\.yaml:)", r"\1", str(wrong)) for wrong in error.problems]
     return []
 
 
-def inventory_of(folder: Path, written: Mapping[str, Any]) -> Loaded:
+def inventory_of(folder: Path, written: Mapping[str, Any]) -> LoadedInventory:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "defib.yaml").write_text(yaml.safe_dump(dict(written), allow_unicode=True), encoding="utf-8")
     return loaded(folder)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from defib.doctor import here, hosts, servers
 from defib.doctor.findings import Finding, within
 from fleet.inventory.documents import ConfigurationError
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host
 from runtime import tokens
 from runtime.errors import DefibError
@@ -24,7 +24,7 @@ HOSTS_WITHIN, REST_WITHIN = 25.0, 25.0  # seconds, for all of them
 
 
 async def doctor(
-    load: Callable[[], Loaded], names: Sequence[str], *, token_file: Path | None, send: bool, as_json: bool
+    load: Callable[[], LoadedInventory], names: Sequence[str], *, token_file: Path | None, send: bool, as_json: bool
 ) -> int:
     """Check everything, or the hosts named alone, and print a line for each finding; 1 where something fails.
 
@@ -34,12 +34,12 @@ async def doctor(
         loaded = load()
     except ConfigurationError as error:
         mend = "mend it; `defib check` says all that is wrong, `defib init DIR` writes a first one"
-        return _told([Finding("configuration", "loads", "fail", str(wrong), mend) for wrong in error.wrongs], as_json)
+        return _told([Finding("configuration", "loads", "fail", str(wrong), mend) for wrong in error.problems], as_json)
     except DefibError as error:
         mend = "`defib init DIR` writes a first one; --config or $DEFIB_CONFIG says where it is"
         return _told([Finding("configuration", "is there", "fail", str(error), mend)], as_json)
     if token_file is not None:
-        loaded = _with_token(loaded, tokens.read(token_file))
+        loaded = _with_token(loaded, tokens.read_token(token_file))
     known = loaded.inventory.hosts
     unknown = [name for name in names if name not in known]
     if unknown:
@@ -53,10 +53,10 @@ async def doctor(
     return _told([replace(each, seen=redact(each.seen)) for each in found], as_json)
 
 
-def _with_token(loaded: Loaded, token: SecretStr) -> Loaded:
+def _with_token(loaded: LoadedInventory, token: SecretStr) -> LoadedInventory:
     settings = loaded.inventory.remediator.model_copy(update={"token": token})
     inventory = loaded.inventory.model_copy(update={"remediator": settings})
-    return Loaded(inventory, loaded.secrets | {token.get_secret_value()})
+    return LoadedInventory(inventory, loaded.secrets | {token.get_secret_value()})
 
 
 def _told(findings: Sequence[Finding], as_json: bool) -> int:
@@ -69,7 +69,7 @@ def _told(findings: Sequence[Finding], as_json: bool) -> int:
     return int(any(each.result == "fail" for each in findings))
 
 
-async def _hosts(loaded: Loaded, chosen: Sequence[Host]) -> Sequence[Finding]:
+async def _hosts(loaded: LoadedInventory, chosen: Sequence[Host]) -> Sequence[Finding]:
     gate = asyncio.Semaphore(HOSTS_AT_ONCE)
 
     async def one(host: Host) -> Sequence[Finding]:
@@ -80,13 +80,12 @@ async def _hosts(loaded: Loaded, chosen: Sequence[Host]) -> Sequence[Finding]:
     return list(chain.from_iterable(await asyncio.gather(*asked)))
 
 
-async def _rest(loaded: Loaded, *, send: bool) -> Sequence[Finding]:
+async def _rest(loaded: LoadedInventory, *, send: bool) -> Sequence[Finding]:
     inventory, redact = loaded.inventory, Redactor(loaded.secrets)
     size = f"{len(inventory.hosts)} hosts, {len(inventory.services)} services"
     asked = [within(REST_WITHIN, name, partial(servers.guarded, name, look, inventory)) for name, look in servers.ALL]
     asked.append(within(REST_WITHIN, "notify", partial(here.channels, inventory, redact, send=send)))
     asked.insert(0, within(REST_WITHIN, "database", partial(asyncio.to_thread, here.record, inventory)))
     found = [Finding("configuration", "loads", "pass", size)]
-    mend = "give them one service, or controls of different targets"
-    found += [Finding("configuration", "targets", "warn", str(warning), mend) for warning in loaded.warnings]
+    found += [Finding("configuration", "warnings", "warn", str(warning)) for warning in loaded.warnings]
     return [*found, *chain.from_iterable(await asyncio.gather(*asked))]

@@ -13,19 +13,19 @@ from defib.host import commands_of
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import CollectorFailure, CollectorOptions
 from exporter.exposition.collector_samples import CollectorSamples
-from fleet.host.reading import Output, Section, read
+from fleet.host.sections import Section, SectionOutput, read_sections
 from fleet.inventory.model import Host, Inventory, Ssh
 from fleet.shells import (
-    CommandNotRun,
-    HostKeyRefused,
-    LoginRefused,
+    CommandNotRunError,
+    HostKeyError,
+    LoginError,
     Shell,
     ShellError,
-    WrapperOutdated,
-    refused_by_wrapper,
+    WrapperOutdatedError,
+    get_wrapper_refusal,
 )
 from fleet.shells.pool import Shells
-from fleet.shells.sudo import elevated
+from fleet.shells.sudo import build_sudo_command
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import ControlRunner
 
@@ -50,7 +50,7 @@ async def _reading(host: Host, inventory: Inventory) -> list[Finding]:
         reached = await _reach(host, shells, "its shell answers")
         findings.append(reached)
         if reached.result == "pass":
-            shell = shells.of(host.name)
+            shell = shells.get(host.name)
             wanted = ((name, options) for name, options in host.collect if options is not None)
             findings += await asyncio.gather(*(_collector(host, name, options, shell) for name, options in wanted))
     finally:
@@ -93,19 +93,19 @@ def _key(host: Host, path: Path, purpose: str) -> Finding:
 async def _reach(host: Host, shells: Shells, what: str) -> Finding:
     ill = partial(_finding, host, what, well=False)
     try:
-        shell = shells.of(host.name)
+        shell = shells.get(host.name)
         # A wrapper takes no command of ours; that it refuses one is its answer.
         done = await shell.run(["true"], timeout=REACHED_WITHIN)
-    except HostKeyRefused as error:
+    except HostKeyError as error:
         mend = "find out why the host's key is another, then pin it" if error.changed else "pin the host's key"
         return ill(seen=str(error), mend=f"{mend} by hand: `defib host setup` says how")
-    except (CommandNotRun, LoginRefused, WrapperOutdated) as error:
+    except (CommandNotRunError, LoginError, WrapperOutdatedError) as error:
         return ill(seen=str(error), mend=f"let the key in, and run commands: defib host setup {host.name}")
     except ShellError as error:
         return ill(seen=str(error), mend="see that the host is up, and that its SSH port can be reached from here")
     if shell.wrapped and done.status == 0:
         return ill(seen="the key may run anything, not the wrapper alone", mend=f"defib host setup {host.name}")
-    answered = done.status == 0 or bool(shell.wrapped and refused_by_wrapper(done))
+    answered = done.status == 0 or bool(shell.wrapped and get_wrapper_refusal(done))
     seen = "" if answered else done.why or done.output
     return _finding(host, what, well=answered, seen=seen, mend=f"defib host setup {host.name}")
 
@@ -114,9 +114,9 @@ async def _collector(host: Host, name: str, options: CollectorOptions, shell: Sh
     samples = CollectorSamples(host.name)
     collector = COLLECTORS[name].create(options, host.name)
 
-    async def ask(sections: Sequence[Section]) -> Mapping[str, Output]:
-        found: dict[str, Output] = {}
-        error = await read(shell, sections, timeout=READ_WITHIN, tell=found.__setitem__)
+    async def ask(sections: Sequence[Section]) -> Mapping[str, SectionOutput]:
+        found: dict[str, SectionOutput] = {}
+        error = await read_sections(shell, sections, timeout=READ_WITHIN, on_section=found.__setitem__)
         if not found:
             raise error
         return found
@@ -150,7 +150,7 @@ async def _controlling(host: Host, inventory: Inventory) -> list[Finding]:
         if host.control_ssh is not None or host.sudo.mode != "none":
             findings.append(reached)
         if reached.result == "pass":
-            shell = shells.of(host.name)
+            shell = shells.get(host.name)
             if host.sudo.mode != "none" and not control.wrapper:
                 findings.append(await _sudo(host, inventory, shell))
             findings += await _controls(host, inventory, shell)
@@ -183,7 +183,7 @@ async def _sudo(host: Host, inventory: Inventory, shell: Shell) -> Finding:
     """Whether sudo allows each command of the controls; it is asked, and runs none."""
     refused: list[str] = []
     for command in await asyncio.to_thread(commands_of, inventory, host):
-        argv, stdin = elevated(command, host.sudo)
+        argv, stdin = build_sudo_command(command, host.sudo)
         at = argv.index("--")
         done = await shell.run([*argv[:at], "-l", *argv[at:]], timeout=READ_WITHIN, stdin=stdin)
         if done.status != 0:

@@ -16,7 +16,7 @@ import yaml
 from pydantic import SecretStr
 
 from defib.doctor.findings import Finding, Result
-from fleet.inventory.digests import differ
+from fleet.inventory.digests import digests_differ
 from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import Inventory
 from remediator.clients.json_client import http_client
@@ -122,7 +122,9 @@ async def exporter(inventory: Inventory) -> Sequence[Finding]:
 def _configured_otherwise(inventory: Inventory, services: Sequence[Mapping[str, Any]]) -> list[str]:
     known = inventory.services
     return sorted(
-        each["id"] for each in services if each["id"] in known and differ(known[each["id"]].digest, each.get("digest"))
+        each["id"]
+        for each in services
+        if each["id"] in known and digests_differ(known[each["id"]].digest, each.get("digest"))
     )
 
 

@@ -101,7 +101,7 @@ def write_token(path: Path) -> bool:
     if not as_root and os.geteuid() != owner.st_uid:
         return False
     try:
-        return tokens.create(path, (owner.st_uid, owner.st_gid) if as_root else None)
+        return tokens.create_token_file(path, (owner.st_uid, owner.st_gid) if as_root else None)
     except TokenError:
         return False  # such as a disk that is mounted read-only: the remediator will say so
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from exporter.collectors.base import Collector, CollectorOptions
 from exporter.exposition.metrics_page import MetricFamily
-from fleet.inventory.kinds import Table
+from fleet.inventory.kinds import LazyTable
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class CollectorKind:
     create: type[Collector[Any]]
 
 
-COLLECTORS: Mapping[str, CollectorKind] = Table(
+COLLECTORS: Mapping[str, CollectorKind] = LazyTable(
     {
         "system": "exporter.collectors.system:SYSTEM",
         "gpu": "exporter.collectors.gpu:GPU",

@@ -8,13 +8,13 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from exporter.exposition.collector_samples import CollectorSamples
-from fleet.host.reading import NOT_READ, Output, Section
-from fleet.inventory.endpoints import Part
+from fleet.host.sections import NOT_READ, Section, SectionOutput
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import PositiveDuration
 from fleet.shells import ENDED_BY_TIMEOUT
 
 MIN_INTERVAL = 0.2  # seconds between two runs
-ReadSections = Callable[[Sequence[Section]], Awaitable[Mapping[str, Output]]]
+ReadSections = Callable[[Sequence[Section]], Awaitable[Mapping[str, SectionOutput]]]
 
 
 def _check_interval(every: float) -> float:
@@ -23,7 +23,7 @@ def _check_interval(every: float) -> float:
     return every
 
 
-class CollectorOptions(Part):
+class CollectorOptions(ConfigModel):
     """The interval of a collector; `30s` is short for `{every: 30s}`."""
 
     every: Annotated[PositiveDuration, AfterValidator(_check_interval)]
@@ -68,7 +68,7 @@ class Collector(Generic[CollectorOptionsT]):
         raise NotImplementedError
 
 
-def require_output(outputs: Mapping[str, Output], name: str) -> str:
+def require_output(outputs: Mapping[str, SectionOutput], name: str) -> str:
     """Return the output of the section `name`. Raises CollectorFailure if it is missing or its script failed."""
     output = outputs.get(name)
     if output is None:

@@ -6,7 +6,7 @@ from exporter.collectors import CollectorKind
 from exporter.collectors.base import Collector, CollectorOptions, ReadSections, require_output
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 from fleet.managers import docker
 
 FAMILIES = (
@@ -30,11 +30,11 @@ class DockerCollector(Collector[CollectorOptions]):
     shared = True
 
     def sections(self) -> list[Section]:
-        return [docker.READING]
+        return [docker.SECTION]
 
     async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        for name, container in sorted(docker.containers(require_output(outputs, "docker")).items()):
+        for name, container in sorted(docker.parse_containers(require_output(outputs, "docker")).items()):
             samples.add("host_container_up", int(container.is_up), container=name)
             samples.add("host_container_restarts_total", container.restarts, container=name)
             samples.add("host_container_started_timestamp_seconds", _start_time(container.started), container=name)

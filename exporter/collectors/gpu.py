@@ -7,7 +7,7 @@ from exporter.collectors.base import Collector, CollectorFailure, CollectorOptio
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily
 from fleet.host import gpu
-from fleet.host.reading import NOT_READ, Output, Section
+from fleet.host.sections import NOT_READ, Section, SectionOutput
 from fleet.shells import ENDED_BY_TIMEOUT
 
 MIB, MHZ, PERCENT, MICROSECOND = 2.0**20, 1e6, 0.01, 1e-6
@@ -88,7 +88,13 @@ class GpuCollector(Collector[CollectorOptions]):
         self._index_of: dict[str, str] = {}  # index by PCI address
 
     def sections(self) -> list[Section]:
-        return [gpu.HELP, gpu.query(()), gpu.PROCESSES, gpu.XIDS, gpu.INSTANCES]
+        return [
+            gpu.HELP_SECTION,
+            gpu.build_query_section(()),
+            gpu.PROCESSES_SECTION,
+            gpu.XIDS_SECTION,
+            gpu.INSTANCES_SECTION,
+        ]
 
     async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         if self._fields is None:
@@ -103,9 +109,9 @@ class GpuCollector(Collector[CollectorOptions]):
 
     async def _read_supported_fields(self, read: ReadSections, samples: CollectorSamples) -> Mapping[str, str]:
         # If the driver hangs, only the kernel log can be read.
-        outputs = await read((gpu.XIDS, gpu.HELP))
+        outputs = await read((gpu.XIDS_SECTION, gpu.HELP_SECTION))
         try:
-            fields = gpu.offered(require_output(outputs, FIELDS))
+            fields = gpu.map_supported_fields(require_output(outputs, FIELDS))
         except CollectorFailure:
             self._add_xids(outputs, samples)
             raise
@@ -114,35 +120,35 @@ class GpuCollector(Collector[CollectorOptions]):
         return fields
 
     def _sections(self, fields: Mapping[str, str]) -> list[Section]:
-        mig = [gpu.INSTANCES] if self._mig_enabled else []
+        mig = [gpu.INSTANCES_SECTION] if self._mig_enabled else []
         # The kernel log first: it can be read, and explains the fault, when the driver hangs.
-        return [gpu.XIDS, gpu.query(fields.values()), gpu.PROCESSES, *mig]
+        return [gpu.XIDS_SECTION, gpu.build_query_section(fields.values()), gpu.PROCESSES_SECTION, *mig]
 
-    def _add(self, outputs: Mapping[str, Output], fields: list[str], samples: CollectorSamples) -> None:
+    def _add(self, outputs: Mapping[str, SectionOutput], fields: list[str], samples: CollectorSamples) -> None:
         query = outputs.get(QUERY)
         if query is None or query.status in (NOT_READ, *ENDED_BY_TIMEOUT):
             self._add_xids(outputs, samples)
             require_output(outputs, QUERY)
         assert query is not None  # noqa: S101 - require_output() has raised otherwise
-        answer = gpu.answer(query.text, fields)
+        answer = gpu.parse_query(query.text, fields)
         self._remember(answer)  # before _add_xids(), which looks up indexes by PCI address
         self._add_xids(outputs, samples)
-        for card in answer.cards:
+        for card in answer.gpus:
             self._add_card(card, samples)
-        responding = {card.values["index"] for card in answer.cards}
+        responding = {card.values["index"] for card in answer.gpus}
         lost = {index or self._index_of.get(address, address) for address, index in answer.lost}
         for index in sorted(lost - responding):
             samples.add("gpu_healthy", 0, gpu=index)
-        samples.add("gpu_count", len(answer.cards) if answer.cards or answer.lost else None)
-        uuids = {card.values["uuid"]: card.values["index"] for card in answer.cards if "uuid" in card.values}
+        samples.add("gpu_count", len(answer.gpus) if answer.gpus or answer.lost else None)
+        uuids = {card.values["uuid"]: card.values["index"] for card in answer.gpus if "uuid" in card.values}
         self._add_processes(outputs, uuids, samples)
-        if query.status not in gpu.GOOD:
-            raise CollectorFailure(f"nvidia-smi: exit status {query.status}: {answer.said or query.last_line}")
-        if not answer.cards:
+        if query.status not in gpu.GOOD_STATUSES:
+            raise CollectorFailure(f"nvidia-smi: exit status {query.status}: {answer.messages or query.last_line}")
+        if not answer.gpus:
             raise CollectorFailure(f"nvidia-smi reports no GPU: {query.last_line}")
-        require_output(outputs, gpu.PROCESSES.name)
+        require_output(outputs, gpu.PROCESSES_SECTION.name)
 
-    def _add_card(self, card: gpu.Card, samples: CollectorSamples) -> None:
+    def _add_card(self, card: gpu.Gpu, samples: CollectorSamples) -> None:
         index, values = card.values["index"], card.values
         samples.add(
             "gpu_info", 1, gpu=index, uuid=values.get("uuid", ""), name=values.get("name", ""),
@@ -167,38 +173,38 @@ class GpuCollector(Collector[CollectorOptions]):
             samples.add("gpu_recovery_needed", int(values["recovery"] != "None"), gpu=index, action=values["recovery"])
 
     def _add_processes(
-        self, outputs: Mapping[str, Output], uuids: Mapping[str, str], samples: CollectorSamples
+        self, outputs: Mapping[str, SectionOutput], uuids: Mapping[str, str], samples: CollectorSamples
     ) -> None:
-        processes = outputs.get(gpu.PROCESSES.name)
-        memory = gpu.memory_by_container(processes.text) if processes is not None else {}
+        processes = outputs.get(gpu.PROCESSES_SECTION.name)
+        memory = gpu.parse_memory_by_container(processes.text) if processes is not None else {}
         for uuid, containers in memory.items():
             for container, size in sorted(containers.items()):
                 samples.add("gpu_process_memory_bytes", size, gpu=uuids.get(uuid, uuid), container=container)
-        instance_list = outputs.get(gpu.INSTANCES.name)
-        for uuid, instances in (gpu.instances(instance_list.text) if instance_list is not None else {}).items():
+        instance_list = outputs.get(gpu.INSTANCES_SECTION.name)
+        for uuid, instances in (gpu.parse_instances(instance_list.text) if instance_list is not None else {}).items():
             for described in instances:
                 profile, _, instance = described.partition(" ")
                 index = uuids.get(uuid, uuid)
                 samples.add("gpu_mig_instance_info", 1, gpu=index, instance=instance, profile=profile)
 
-    def _add_xids(self, outputs: Mapping[str, Output], samples: CollectorSamples) -> None:
-        kernel_log = outputs.get(gpu.XIDS.name)
-        for (address, xid), at in sorted((gpu.xids(kernel_log.text) if kernel_log is not None else {}).items()):
+    def _add_xids(self, outputs: Mapping[str, SectionOutput], samples: CollectorSamples) -> None:
+        kernel_log = outputs.get(gpu.XIDS_SECTION.name)
+        for (address, xid), at in sorted((gpu.parse_xids(kernel_log.text) if kernel_log is not None else {}).items()):
             indexes = (index for pci, index in self._index_of.items() if pci.startswith(address))
             index = next(indexes, f"{address}.0")  # the name of a lost GPU
             samples.add("gpu_xid_last_timestamp_seconds", at, gpu=index, xid=xid)
 
-    def _remember(self, answer: gpu.Answer) -> None:
-        for card in answer.cards:
+    def _remember(self, answer: gpu.GpuQueryResult) -> None:
+        for card in answer.gpus:
             if "pci" in card.values:
                 index = card.values["index"]
                 others = {address: known for address, known in self._index_of.items() if known != index}
-                self._index_of = {**others, gpu.pci_address(card.values["pci"]): index}
+                self._index_of = {**others, gpu.normalize_pci_address(card.values["pci"]): index}
         self._index_of = dict(
-            list(self._index_of.items())[-2 * gpu.CARDS :]
+            list(self._index_of.items())[-2 * gpu.GPU_LIMIT :]
         )  # limited, as a host may report other GPUs each time
-        self._mig_enabled = any(card.values.get("mig") == "Enabled" for card in answer.cards)
-        driver = next((card.values["driver"] for card in answer.cards if "driver" in card.values), self._driver)
+        self._mig_enabled = any(card.values.get("mig") == "Enabled" for card in answer.gpus)
+        driver = next((card.values["driver"] for card in answer.gpus if "driver" in card.values), self._driver)
         if driver != self._driver and self._driver:
             self._fields = None  # another driver supports other fields
         self._driver = driver

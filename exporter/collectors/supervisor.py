@@ -1,17 +1,20 @@
 """The `supervisor` collector: the programs of the configured instances of supervisord, or of the default one."""
 
+from typing import ClassVar
+
 from exporter.collectors import CollectorKind
 from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, ReadSections, require_output
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 from fleet.managers import supervisor
 
 FAMILIES = (MetricFamily("host_program_running", "gauge", "Whether the program of supervisord is RUNNING."),)
 
 
 class SupervisorCollectorOptions(CollectorOptions):
-    configs: list[supervisor.Config] = []
+    wrapper_argument: ClassVar[str] = "configs"
+    configs: list[supervisor.ConfigPath] = []
 
 
 class SupervisorCollector(Collector[SupervisorCollectorOptions]):
@@ -19,15 +22,15 @@ class SupervisorCollector(Collector[SupervisorCollectorOptions]):
 
     @property
     def _names(self) -> list[str]:
-        return [supervisor.named(config) for config in self.options.configs] or [supervisor.named(None)]
+        return [supervisor.config_name(config) for config in self.options.configs] or [supervisor.config_name(None)]
 
     def sections(self) -> list[Section]:
-        configs: list[supervisor.Config | None] = [*self.options.configs]
-        return [supervisor.reading(config) for config in configs or [None]]
+        configs: list[supervisor.ConfigPath | None] = [*self.options.configs]
+        return [supervisor.build_section(config) for config in configs or [None]]
 
     async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        instances = supervisor.told(require_output(outputs, "supervisor"))
+        instances = supervisor.parse_status(require_output(outputs, "supervisor"))
         configured = [instance for name, instance in instances.items() if name in self._names]
         programs: dict[str, bool] = {}
         for instance in configured:
@@ -35,7 +38,7 @@ class SupervisorCollector(Collector[SupervisorCollectorOptions]):
                 programs[name] = programs.get(name, True) and state == "RUNNING"
         for name, running in sorted(programs.items()):
             samples.add("host_program_running", int(running), program=name)
-        errors = [instance.failed for instance in configured if instance.failed]
+        errors = [instance.error for instance in configured if instance.error]
         if errors:
             raise CollectorFailure(f"supervisor: {errors[0]}")
 

@@ -7,7 +7,7 @@ from exporter.collectors.base import Collector, CollectorFailure, CollectorOptio
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily
 from fleet.host import system
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 
 FAMILIES = (
     MetricFamily("host_load1", "gauge", "Load average over 1 minute."),
@@ -32,14 +32,14 @@ class SystemCollector(Collector[CollectorOptions]):
     _previous: system.Machine | None = None
 
     def sections(self) -> list[Section]:
-        return [system.PROC, system.FILESYSTEMS]
+        return [system.PROC_SECTION, system.FILESYSTEMS_SECTION]
 
     async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         sent_at = time.time()
         outputs = await read(self.sections())
         received_at = time.time()
         try:
-            machine = system.machine(require_output(outputs, "proc"))
+            machine = system.parse_machine(require_output(outputs, "proc"))
         except ValueError as error:
             raise CollectorFailure(str(error)) from error
         self._add(machine, sent_at, received_at, samples)
@@ -66,7 +66,7 @@ class SystemCollector(Collector[CollectorOptions]):
 
 
 def _add_filesystems(output: str, samples: CollectorSamples) -> None:
-    for filesystem in system.filesystems(output):
+    for filesystem in system.parse_filesystems(output):
         labels = {"mountpoint": filesystem.mountpoint, "device": filesystem.device, "fstype": filesystem.type}
         samples.add("host_filesystem_size_bytes", filesystem.size, **labels)
         samples.add("host_filesystem_available_bytes", filesystem.available, **labels)

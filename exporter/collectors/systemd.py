@@ -1,10 +1,12 @@
 """The `systemd` collector: the configured units, and all failed units."""
 
+from typing import ClassVar
+
 from exporter.collectors import CollectorKind
 from exporter.collectors.base import Collector, CollectorOptions, ReadSections, require_output
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 from fleet.managers import systemd
 
 FAMILIES = (
@@ -17,6 +19,7 @@ FAMILIES = (
 
 
 class SystemdCollectorOptions(CollectorOptions):
+    wrapper_argument: ClassVar[str] = "units"
     units: list[systemd.UnitName] = []
 
 
@@ -24,14 +27,14 @@ class SystemdCollector(Collector[SystemdCollectorOptions]):
     shared = True
 
     def sections(self) -> list[Section]:
-        return [systemd.reading(*self.options.units), systemd.FAILED]
+        return [systemd.build_section(*self.options.units), systemd.FAILED_SECTION]
 
     async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        failed = systemd.failed(require_output(outputs, systemd.FAILED.name))
-        units = systemd.units(require_output(outputs, "systemd"))
+        failed = systemd.parse_failed_units(require_output(outputs, systemd.FAILED_SECTION.name))
+        units = systemd.parse_units(require_output(outputs, "systemd"))
         configured = {name: units.get(name) for name in self.options.units}
-        active = {name: unit.is_active for name, unit in configured.items() if isinstance(unit, systemd.Unit)}
+        active = {name: unit.is_active for name, unit in configured.items() if isinstance(unit, systemd.UnitStatus)}
         for name, is_active in sorted({**dict.fromkeys(failed, False), **active}.items()):
             samples.add("host_unit_active", int(is_active), unit=name)
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from exporter.results import ProbeDetails
-from fleet.host.reading import Reading
-from fleet.inventory.endpoints import Part
-from fleet.inventory.kinds import Table
+from fleet.host.sections import HostReading
+from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.kinds import LazyTable
 from fleet.shells import Shell
 
-ProbeOptionsT = TypeVar("ProbeOptionsT", bound=Part)
+ProbeOptionsT = TypeVar("ProbeOptionsT", bound=ConfigModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class ProbeContext:
     host: str
     timeout: float
     shell: Callable[[], Shell]
-    reading: Callable[[], Reading]
+    reading: Callable[[], HostReading]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ProbeKind(Generic[ProbeOptionsT]):
     probe: Callable[[ProbeOptionsT, ProbeContext, ProbeDetails], Awaitable[None]]
 
 
-PROBES: Mapping[str, ProbeKind[Any]] = Table(
+PROBES: Mapping[str, ProbeKind[Any]] = LazyTable(
     {
         "http": "exporter.probes.http:HTTP",
         "tcp": "exporter.probes.tcp:TCP",

@@ -7,14 +7,14 @@ from pydantic import Field
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED, check_lacks, check_matches, quote_excerpt
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Patterns
 from fleet.shells import ShellError
 
 CANNOT_RUN = (126, 127)  # exit statuses of a POSIX shell: program not executable, program not found
 
 
-class CommandExpect(Part):
+class CommandExpect(ConfigModel):
     exit: int = Field(0, ge=0, le=255)
     stdout_matches: Patterns = []
     stdout_lacks: Patterns = []
@@ -23,7 +23,7 @@ class CommandExpect(Part):
 Argument = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
-class CommandProbeOptions(Part):
+class CommandProbeOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     needs_plain_shell: ClassVar[bool] = True
     run: Annotated[list[Argument], Field(min_length=1)]

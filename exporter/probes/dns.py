@@ -29,7 +29,7 @@ from exporter.probes.net.connections import (
     ssl_context_for,
 )
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import Part, split_address
+from fleet.inventory.endpoints import ConfigModel, split_address
 from fleet.inventory.units import Patterns, PositiveDuration, as_list
 
 PORTS = {"udp": 53, "tcp": 53, "tls": 853}
@@ -63,7 +63,7 @@ def _enum_validator(enum: Any, description: str) -> Any:
     return BeforeValidator(check, json_schema_input_type=str)
 
 
-class RecordsExpect(Part):
+class RecordsExpect(ConfigModel):
     """Expectations of the records in a section, each in the form `name ttl class type data`."""
 
     matches: Patterns = []  # at least one record
@@ -81,7 +81,7 @@ Records = Annotated[
 ]
 
 
-class DnsExpect(Part):
+class DnsExpect(ConfigModel):
     rcode: Annotated[
         list[Annotated[str, _enum_validator(dns.rcode, "a DNS response code")]],
         Field(min_length=1),

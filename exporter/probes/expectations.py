@@ -13,7 +13,7 @@ from jsonpath_rfc9535 import JSONPathError, JSONPathNodeList, JSONPathQuery
 from pydantic import BeforeValidator, Field, ValidationError
 
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, compile_pattern
 
 EXCERPT_LENGTH = 120  # characters
@@ -109,7 +109,7 @@ def compile_json_path(path: str) -> JSONPathQuery:
 JsonPath = Annotated[str, BeforeValidator(_json_path)]
 
 
-class JsonCondition(Part):
+class JsonCondition(ConfigModel):
     """A condition on a JSON value, where no exact value is expected."""
 
     matches: Pattern | None = None

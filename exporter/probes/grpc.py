@@ -16,8 +16,8 @@ from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import AddressOptions, DialOptions, connect, resolve
 from exporter.probes.tcp import expand_tls
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.documents import Text
-from fleet.inventory.endpoints import Address, Tls, split_address
+from fleet.inventory.documents import ConfigText
+from fleet.inventory.endpoints import Address, TlsSettings, split_address
 
 EXTRA = "grpc_health"
 # grpc's fork handlers break the processes that we start; its log is not part of ours.
@@ -27,7 +27,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 def _require_extra(address: object) -> object:
     """Check that the extra is installed, where the inventory is loaded to run its probes."""
-    if isinstance(address, Text) and address.checked and importlib.util.find_spec(EXTRA) is None:
+    if isinstance(address, ConfigText) and address.checked and importlib.util.find_spec(EXTRA) is None:
         raise ValueError("requires an extra that is not installed: pip install 'defib[grpc]'")
     return address
 
@@ -35,11 +35,13 @@ def _require_extra(address: object) -> object:
 class GrpcProbeOptions(AddressOptions):
     address: Annotated[Address, BeforeValidator(_require_extra)]
     service: str = ""
-    tls: Annotated[Tls | None, BeforeValidator(expand_tls, json_schema_input_type=bool | Tls | None)] = None
+    tls: Annotated[
+        TlsSettings | None, BeforeValidator(expand_tls, json_schema_input_type=bool | TlsSettings | None)
+    ] = None
 
     @field_validator("tls")
     @classmethod
-    def _check_verify(cls, tls: Tls | None) -> Tls | None:
+    def _check_verify(cls, tls: TlsSettings | None) -> TlsSettings | None:
         if tls is not None and not tls.verify:
             raise ValueError("verify must not be false, which grpc does not support: set ca_file")
         return tls

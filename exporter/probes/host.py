@@ -8,15 +8,15 @@ from pydantic import Field
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.host import ports
-from fleet.host.reading import Section
-from fleet.inventory.endpoints import Part
+from fleet.host.sections import Section
+from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import docker, supervisor, systemd
 from fleet.shells import ENDED_BY_TIMEOUT, ShellError
 
 T = TypeVar("T")
 
 
-class HostProbeOptions(Part):
+class HostProbeOptions(ConfigModel):
     """Options of a probe that uses a reading of the host."""
 
     needs_host: ClassVar[bool] = True
@@ -32,24 +32,26 @@ class ContainerProbeOptions(HostProbeOptions):
 
     @property
     def section(self) -> Section:
-        return docker.READING
+        return docker.SECTION
 
 
 class UnitProbeOptions(HostProbeOptions):
+    wrapper_argument: ClassVar[str] = "name"
     name: systemd.UnitName
 
     @property
     def section(self) -> Section:
-        return systemd.reading(self.name)
+        return systemd.build_section(self.name)
 
 
 class ProgramProbeOptions(HostProbeOptions):
-    name: supervisor.Program
-    config: supervisor.Config | None = None  # a path on the service's host
+    wrapper_argument: ClassVar[str] = "config"
+    name: supervisor.ProgramName
+    config: supervisor.ConfigPath | None = None  # a path on the service's host
 
     @property
     def section(self) -> Section:
-        return supervisor.reading(self.config)
+        return supervisor.build_section(self.config)
 
 
 class PortProbeOptions(HostProbeOptions):
@@ -57,11 +59,11 @@ class PortProbeOptions(HostProbeOptions):
 
     @property
     def section(self) -> Section:
-        return ports.READING
+        return ports.SECTION
 
 
 async def probe_container(options: ContainerProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    containers = await _read_section(options, context, details, docker.containers, sufficient_key=options.name)
+    containers = await _read_section(options, context, details, docker.parse_containers, sufficient_key=options.name)
     container = containers.get(options.name)
     if container is None:
         raise ProbeFailure("state", f"no container {options.name} on {context.host}")
@@ -75,8 +77,8 @@ async def probe_container(options: ContainerProbeOptions, context: ProbeContext,
 
 
 async def probe_unit(options: UnitProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    unit = (await _read_section(options, context, details, systemd.units)).get(options.name)
-    if not isinstance(unit, systemd.Unit):
+    unit = (await _read_section(options, context, details, systemd.parse_units)).get(options.name)
+    if not isinstance(unit, systemd.UnitStatus):
         error = details.redact((unit or "no output").splitlines()[-1])
         raise ProbeFailure("shell", f"{context.host}: cannot query systemd: {error}")
     details.evidence["unit"] = f"{unit.load}, {unit.active} ({unit.sub}), result {unit.result}"
@@ -88,10 +90,10 @@ async def probe_unit(options: UnitProbeOptions, context: ProbeContext, details: 
 
 
 async def probe_program(options: ProgramProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    instances = await _read_section(options, context, details, supervisor.told)
-    instance = instances.get(supervisor.named(options.config), supervisor.Told())
-    if instance.failed:
-        raise ProbeFailure("shell", f"{context.host}: cannot query supervisor: {details.redact(instance.failed)}")
+    instances = await _read_section(options, context, details, supervisor.parse_status)
+    instance = instances.get(supervisor.config_name(options.config), supervisor.SupervisordStatus())
+    if instance.error:
+        raise ProbeFailure("shell", f"{context.host}: cannot query supervisor: {details.redact(instance.error)}")
     program = instance.programs.get(options.name)
     if program is None:
         raise ProbeFailure("state", f"no program {options.name} in supervisor on {context.host}")
@@ -102,7 +104,7 @@ async def probe_program(options: ProgramProbeOptions, context: ProbeContext, det
 
 
 async def probe_port(options: PortProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    if options.listening not in await _read_section(options, context, details, ports.listening):
+    if options.listening not in await _read_section(options, context, details, ports.parse_listening_ports):
         raise ProbeFailure("state", f"nothing listens on port {options.listening} of {context.host}")
 
 
@@ -122,7 +124,7 @@ async def _read_section(
     details.timeout_failure = late  # reading the host timed out, which says nothing about the service
     try:
         reading = context.reading()
-        details.measured_at = reading.began
+        details.measured_at = reading.started_at
         output, parsed, duration = await reading.section(name, parse)
     except ShellError as error:
         raise ProbeFailure("shell", str(error)) from error

@@ -20,7 +20,7 @@ from exporter.probes.net.http_client import LONG_BODY, fetch
 from exporter.probes.net.http_request import HeaderName, HttpBodyOptions, HttpRequestOptions
 from exporter.probes.net.http_response import HttpResponse
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import Pattern, Patterns, PositiveDuration, as_list
 
 LONG_JSON = 4 * 1024  # bytes; a JSONPath may traverse the document many times
@@ -41,7 +41,7 @@ def _parse_statuses(value: object) -> list[tuple[int, int]]:
     return ranges
 
 
-class HeaderExpect(Part):
+class HeaderExpect(ConfigModel):
     """What a response header must be; `optional` accepts that it is missing."""
 
     matches: Pattern | None = None
@@ -65,7 +65,7 @@ HttpVersions = Annotated[
 ]
 
 
-class HttpExpect(Part):
+class HttpExpect(ConfigModel):
     status: Annotated[
         list[tuple[int, int]],
         Field(min_length=1),

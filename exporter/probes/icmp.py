@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import DialOptions, connection_failure, resolve
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.units import PositiveDuration
 
 INTERVAL = 0.2  # seconds between two requests
@@ -21,7 +21,7 @@ ECHO, ECHO_REPLY = {False: 8, True: 128}, {False: 0, True: 129}  # by whether IP
 IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, PMTUDISC_DO = 10, 23, 2  # linux/in.h; Python has no names for them
 
 
-class IcmpExpect(Part):
+class IcmpExpect(ConfigModel):
     replies: int = Field(1, ge=0)
     faster_than: PositiveDuration | None = None
 

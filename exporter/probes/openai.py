@@ -16,7 +16,7 @@ from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions, ProbeAuth
 from exporter.probes.net.http_response import HttpResponse, HttpResponseReader
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import Part, Token
+from fleet.inventory.endpoints import ConfigModel, Token
 from fleet.inventory.units import Patterns, PositiveDuration
 
 PATH = "/chat/completions"
@@ -28,7 +28,7 @@ MAX_USAGE = 10**9  # tokens; a greater number reported by a server is ignored
 _RESERVED = ("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "best_of")
 
 
-class OpenaiExpect(Part):
+class OpenaiExpect(ConfigModel):
     body_matches: Patterns = []
     body_lacks: Patterns = []
     faster_than: PositiveDuration | None = None

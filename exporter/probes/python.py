@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, WithJson
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.documents import Text
-from fleet.inventory.endpoints import Part
+from fleet.inventory.documents import ConfigText
+from fleet.inventory.endpoints import ConfigModel
 from fleet.shells.local import LocalShell
 
 SUBPROCESS = Path(__file__).with_name("python_subprocess.py")
@@ -37,10 +37,10 @@ _FUNCTION_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 def _parse_function(value: object) -> PythonFunction:
     if not isinstance(value, str) or re.fullmatch(_FUNCTION_PATTERN, value) is None:
         raise ValueError("must be a function (write package.module:function)")
-    return PythonFunction(str(value), value.base if isinstance(value, Text) else Path())
+    return PythonFunction(str(value), value.base if isinstance(value, ConfigText) else Path())
 
 
-class PythonProbeOptions(Part):
+class PythonProbeOptions(ConfigModel):
     call: Annotated[
         PythonFunction,
         PlainValidator(_parse_function),
@@ -80,7 +80,7 @@ async def probe_python(options: PythonProbeOptions, context: ProbeContext, detai
     }
     # Not `python -m`: the subprocess must start quickly, and this folder must not hide the user's modules.
     argv = [sys.executable, "-P", str(SUBPROCESS)]
-    completed = await LocalShell(looking=True).run(argv, timeout=context.timeout, stdin=json.dumps(call).encode())
+    completed = await LocalShell(read_only=True).run(argv, timeout=context.timeout, stdin=json.dumps(call).encode())
     details.evidence["printed"] = details.redact(completed.stderr[-EXAMINED:])[-PRINTED_LIMIT:]
     if completed.status is None and completed.late:
         raise ProbeFailure("timeout", f"{options.call} did not end within {context.timeout:g} s")

@@ -21,14 +21,14 @@ from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions
 from exporter.probes.net.http_response import HttpResponse
 from exporter.results import ProbeDetails, ProbeFailure, replace_unencodable
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 
 SERIES_LIMIT = 200  # components that become series
 NAMED_IN_MESSAGE = 5  # components
 NAME_LIMIT = 100
 
 
-class StatusComponents(Part):
+class StatusComponents(ConfigModel):
     """Where the components are in the page, the name of each, and when it is up."""
 
     each: JsonPath

@@ -6,11 +6,11 @@ import time
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import DialOptions, ProbeTls, connect, record_served_chain
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import Address, Part, ServerName, split_address
+from fleet.inventory.endpoints import Address, ConfigModel, ServerName, split_address
 from fleet.inventory.units import Duration
 
 
-class TlsExpect(Part):
+class TlsExpect(ConfigModel):
     valid_for: Duration = 0.0
 
 

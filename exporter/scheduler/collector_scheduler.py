@@ -14,13 +14,13 @@ from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily, MetricsPage, format_labels
 from exporter.scheduler.host_readings import SHARED_FOR, HostReadings
 from exporter.scheduler.schedule import Schedule, add_jitter
-from fleet.host.reading import NOT_READ, NotRead, Output, Section, read
+from fleet.host.sections import NOT_READ, IncompleteReadingError, Section, SectionOutput, read_sections
 from fleet.inventory.model import Host
-from fleet.shells import ENDED_BY_TIMEOUT, HostKeyRefused, ShellError
+from fleet.shells import ENDED_BY_TIMEOUT, HostKeyError, ShellError
 from fleet.shells.pool import Shells
-from fleet.shells.ssh import CONNECT_WITHIN
+from fleet.shells.ssh import CONNECT_TIMEOUT
 from runtime.redaction import Redactor
-from runtime.tasks import cancel
+from runtime.tasks import cancel_and_wait
 
 DEADLINE = 10.0  # seconds of a run; the interval, if that is shorter
 MAX_PAUSE = 600.0  # seconds between two runs on a host that does not answer
@@ -59,7 +59,10 @@ class ScheduledCollector:
     def is_same_as(self, other: "ScheduledCollector") -> bool:
         """Return whether it reads the same from the same host, under the same labels."""
         host, other_host = self.host, other.host
-        return self.options == other.options and (host.reach, host.group) == (other_host.reach, other_host.group)
+        return self.options == other.options and (host.connection_settings, host.group) == (
+            other_host.connection_settings,
+            other_host.group,
+        )
 
     @property
     def deadline(self) -> float:
@@ -130,14 +133,14 @@ class CollectorScheduler:
         error: str | None = None
         answered, late, key_changed = True, False, False
         try:
-            async with asyncio.timeout(scheduled.deadline + CONNECT_WITHIN):
+            async with asyncio.timeout(scheduled.deadline + CONNECT_TIMEOUT):
                 await scheduled.collector.collect(lambda sections: self._read(scheduled, sections), samples)
             error = samples.fault
-        except (CollectorFailure, NotRead) as failure:
+        except (CollectorFailure, IncompleteReadingError) as failure:
             error, late = str(failure), failure.late
         except ShellError as shell_error:
             error, answered = str(shell_error), False
-            key_changed = isinstance(shell_error, HostKeyRefused) and shell_error.changed
+            key_changed = isinstance(shell_error, HostKeyError) and shell_error.changed
         except TimeoutError:
             # The shell ends a command that hangs, so it is the shell itself that does not answer.
             error, late, answered = "the host's shell did not answer in time", True, False
@@ -179,9 +182,9 @@ class CollectorScheduler:
         else:
             log.info("collector_failed", **fields)
 
-    async def _read(self, scheduled: ScheduledCollector, sections: Sequence[Section]) -> Mapping[str, Output]:
+    async def _read(self, scheduled: ScheduledCollector, sections: Sequence[Section]) -> Mapping[str, SectionOutput]:
         """Return the output of each section, or why it was not read. Raises ShellError if none was read."""
-        outputs: dict[str, Output] = {}
+        outputs: dict[str, SectionOutput] = {}
         if scheduled.collector.shared:
             since = asyncio.get_running_loop().time() - SHARED_FOR
             reading = self._readings.get(scheduled.host.name, since=since)
@@ -189,13 +192,13 @@ class CollectorScheduler:
                 output, _, _ = await reading.section(section.name, str)
                 outputs[section.name] = output
             return outputs
-        shell = self._shells.of(scheduled.host.name)
+        shell = self._shells.get(scheduled.host.name)
         limited = [replace(section, timeout=scheduled.deadline) for section in sections]
-        error = await read(shell, limited, timeout=scheduled.deadline, tell=outputs.__setitem__)
+        error = await read_sections(shell, limited, timeout=scheduled.deadline, on_section=outputs.__setitem__)
         if not outputs:
             raise error
-        late = isinstance(error, NotRead) and error.late
-        missing = Output(ENDED_BY_TIMEOUT[0] if late else NOT_READ, str(error))
+        late = isinstance(error, IncompleteReadingError) and error.late
+        missing = SectionOutput(ENDED_BY_TIMEOUT[0] if late else NOT_READ, str(error))
         return {section.name: missing for section in sections} | outputs
 
 
@@ -207,4 +210,4 @@ def _collectors_of(hosts: Mapping[str, Host]) -> Iterator[ScheduledCollector]:
 
 
 async def _cancel_tasks(scheduled: Sequence[ScheduledCollector]) -> None:
-    await cancel(each.task for each in scheduled if each.task is not None)
+    await cancel_and_wait(each.task for each in scheduled if each.task is not None)

@@ -6,11 +6,11 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from exporter.probes.host import HostProbeOptions
-from fleet.host.reading import Reading, Section, merged, read
+from fleet.host.sections import HostReading, Section, merge_sections, read_sections
 from fleet.inventory.model import Service
 from fleet.shells import ShellError
 from fleet.shells.pool import Shells
-from runtime.tasks import cancel
+from runtime.tasks import cancel_and_wait
 
 SHARED_FOR = 1.0  # seconds: how much older than a probe the reading that it uses may be
 
@@ -21,7 +21,7 @@ class HostReadings:
     def __init__(self, shells: Shells) -> None:
         self._shells = shells
         self._sections: Mapping[str, tuple[Section, ...]] = {}
-        self._current: dict[str, Reading] = {}
+        self._current: dict[str, HostReading] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def set_sections(self, sections: Mapping[str, tuple[Section, ...]]) -> None:
@@ -30,31 +30,33 @@ class HostReadings:
             self._current.pop(host)
         self._sections = sections
 
-    def get(self, host: str, *, since: float) -> Reading:
+    def get(self, host: str, *, since: float) -> HostReading:
         """Return a reading of `host` started at `since` (event loop's clock) or later. Raises ShellError."""
         current = self._current.get(host)
-        if current is None or current.asked < since:
+        if current is None or current.requested_at < since:
             sections = self._sections.get(host)
             if sections is None:
                 raise ShellError(f"{host}: no longer in the inventory")
-            current = self._current[host] = Reading(sections)
+            current = self._current[host] = HostReading(sections)
             task = asyncio.create_task(self._read(host, sections, current), name=f"read {host}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         return current
 
-    async def _read(self, host: str, sections: Sequence[Section], reading: Reading) -> None:
+    async def _read(self, host: str, sections: Sequence[Section], reading: HostReading) -> None:
         error = ShellError(f"{host}: reading the host was cancelled")
         try:
             timeout = max(section.timeout for section in sections)
-            error = await read(self._shells.of(host), sections, timeout=timeout, tell=reading.tell)
+            error = await read_sections(
+                self._shells.get(host), sections, timeout=timeout, on_section=reading.set_output
+            )
         except ShellError as shell_error:
             error = shell_error
         finally:
-            reading.end(error)
+            reading.fail(error)
 
     async def close(self) -> None:
-        await cancel(self._tasks)
+        await cancel_and_wait(self._tasks)
 
 
 def sections_by_host(
@@ -66,4 +68,4 @@ def sections_by_host(
         if isinstance(service.probe.options, HostProbeOptions):
             section = replace(service.probe.options.section, timeout=service.probe.timeout)
             sections.setdefault(service.host, []).append(section)
-    return {host: merged(each) for host, each in sections.items()}
+    return {host: merge_sections(each) for host, each in sections.items()}

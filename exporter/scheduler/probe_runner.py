@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from exporter.probes import PROBES, ProbeContext
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure, ProbeResult, replace_unencodable
 from exporter.scheduler.host_readings import HostReadings, sections_by_host
-from fleet.host.reading import Reading
+from fleet.host.sections import HostReading
 from fleet.inventory.model import Host, Service
 from fleet.shells import Shell
 from fleet.shells.pool import Shells
@@ -18,7 +18,7 @@ MESSAGE_LIMIT = 500
 
 
 async def run_probe(
-    service: Service, shell: Callable[[], Shell], reading: Callable[[], Reading], redact: Redactor
+    service: Service, shell: Callable[[], Shell], reading: Callable[[], HostReading], redact: Redactor
 ) -> ProbeResult:
     """Probe `service` once. Every failure becomes a result; secrets in its message are redacted."""
     kind = PROBES[service.probe.kind]
@@ -55,7 +55,7 @@ async def probe_once(service: Service, hosts: Mapping[str, Host], redact: Redact
     readings.set_sections(sections_by_host([service]))
     try:
         return await run_probe(
-            service, lambda: shells.of(service.host), lambda: readings.get(service.host, since=0.0), redact
+            service, lambda: shells.get(service.host), lambda: readings.get(service.host, since=0.0), redact
         )
     finally:
         await readings.close()

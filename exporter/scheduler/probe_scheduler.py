@@ -20,7 +20,7 @@ from exporter.scheduler.schedule import Schedule, add_jitter
 from fleet.inventory.model import Host, Inventory, Service
 from fleet.shells.pool import Shells
 from runtime.redaction import Redactor
-from runtime.tasks import cancel
+from runtime.tasks import cancel_and_wait
 
 CONCURRENT_PROBES = 1000
 LATE = 2.0  # seconds after its due time at which a probe is skipped and gets a new due time
@@ -145,7 +145,7 @@ class ProbeScheduler:
         try:
             result = await run_probe(
                 service,
-                lambda: self._shells.of(service.host),
+                lambda: self._shells.get(service.host),
                 lambda: self._readings.get(service.host, since=since),
                 self._redact,
             )
@@ -182,4 +182,4 @@ async def _with_pauses(services: Sequence[ProbedService]) -> AsyncIterator[Probe
 
 
 async def _cancel_tasks(*services: ProbedService) -> None:
-    await cancel(probed.task for probed in services if probed.task is not None)
+    await cancel_and_wait(probed.task for probed in services if probed.task is not None)

@@ -1,1 +1,1 @@
-"""Read a host: several sections in one round trip, and parsers for their output."""
+"""Reading a host: several sections in one round trip, and parsers of their output."""

@@ -1,7 +1,7 @@
-"""What we know of nvidia-smi: what to ask, and how it answers.
+"""nvidia-smi: its queries and parsers of their output.
 
-Its CSV quotes nothing, one unknown field fails a whole query, and fields differ by driver: `--help-query-gpu` says
-which there are. Good rows may stand beside lines about cards that are lost, and exit status 14 comes with good output.
+Its CSV has no quoting, an unknown field fails the whole query, and fields differ by driver: `--help-query-gpu` lists
+them. Rows of GPUs may be mixed with lines about lost ones, and exit status 14 comes with usable output.
 """
 
 import re
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 
-CARDS = 256  # of a host that are read
-XIDS_KEPT = 1000
-GOOD = (0, 14)  # 14: an infoROM is corrupted; everything else is as it should be
+GPU_LIMIT = 256  # GPUs of a host that are read
+XID_LIMIT = 1000
+GOOD_STATUSES = (0, 14)  # 14: an infoROM is corrupted, and the output is complete
 _ABSENT = {"[N/A]", "N/A", "[Not Supported]", "[Insufficient Permissions]", "[Function Not Found]", "[Not Found]", ""}
 _FAULTS = {"[Unknown Error]", "[GPU requires reset]", "ERR!", "[GPU is lost]"}
 _DEPRECATED = "[Requested functionality has been deprecated]"
@@ -21,7 +21,7 @@ _HEX_ID = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?(?:$|/)")
 _LOST = re.compile(r"handle for GPU\s*(?:(\d+):\s+)?([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f])")
 _XID = re.compile(r"^(?:<\d+>)?\[\s*([^\]]+?)\].*?NVRM: Xid \(((?:PCI:)?[0-9a-fA-F:.]+)\).*?: (\d+),")
 
-# The fields that we publish, each by the names that drivers have had for it, the newest first.
+# The fields that are published, with the names that drivers have had for each, the newest first.
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "index": ("index",),
     "uuid": ("uuid", "gpu_uuid"),
@@ -63,20 +63,21 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
     "retired_pending": ("retired_pages.pending",),
     "recovery": ("gpu_recovery_action",),
     "mig": ("mig.mode.current",),
-    "name": ("name", "gpu_name"),  # the last, since it may hold anything
+    "name": ("name", "gpu_name"),  # the last, since it may contain the separator
 }  # fmt: skip
 
-HELP = Section("fields", "nvidia-smi --help-query-gpu")
+HELP_SECTION = Section("fields", "nvidia-smi --help-query-gpu")
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """One row: fields that have a value, and those that have a fault in place of one."""
+class Gpu:
+    """A GPU: its fields with values, and the names of those that report a fault in place of a value."""
 
     values: Mapping[str, str]
     faults: tuple[str, ...] = ()
 
     def number(self, name: str) -> float | None:
+        """Return a field as a number; None where it has no numeric value."""
         try:
             return float(self.values[name])
         except (KeyError, ValueError):
@@ -84,33 +85,34 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The cards that answered, the PCI addresses of those that did not with the index where told, and what was said."""
+class GpuQueryResult:
+    """The GPUs that answered, the lost ones by PCI address and index (if known), and all other lines."""
 
-    cards: list[Card] = field(default_factory=list)
+    gpus: list[Gpu] = field(default_factory=list)
     lost: list[tuple[str, str]] = field(default_factory=list)
-    said: str = ""
+    messages: str = ""
 
 
-def offered(help_text: str) -> dict[str, str]:
-    """Which of our fields this driver has, and what it calls them, from `--help-query-gpu`."""
-    there = {name for line in help_text.splitlines() if line.startswith('"') for name in re.findall(r'"([^"]+)"', line)}
-    chosen = {ours: next((name for name in names if name in there), None) for ours, names in FIELDS.items()}
-    return {ours: name for ours, name in chosen.items() if name is not None}
+def map_supported_fields(help_text: str) -> dict[str, str]:
+    """Return the driver's names of the supported `FIELDS`, from the output of `--help-query-gpu`."""
+    lines = [line for line in help_text.splitlines() if line.startswith('"')]
+    supported = {name for line in lines for name in re.findall(r'"([^"]+)"', line)}
+    chosen = {field: next((name for name in names if name in supported), None) for field, names in FIELDS.items()}
+    return {field: name for field, name in chosen.items() if name is not None}
 
 
-QUERY = 'IFS=,; nvidia-smi --query-gpu="$*" --format=csv,noheader,nounits'
+QUERY_SCRIPT = 'IFS=,; nvidia-smi --query-gpu="$*" --format=csv,noheader,nounits'
 
 
-def query(fields: Iterable[str]) -> Section:
-    """The fields of all cards."""
-    return Section("query", QUERY, tuple(fields))
+def build_query_section(fields: Iterable[str]) -> Section:
+    """Return the section that queries these fields of all GPUs."""
+    return Section("query", QUERY_SCRIPT, tuple(fields))
 
 
-INSTANCES = Section("instances", "nvidia-smi -L")
+INSTANCES_SECTION = Section("instances", "nvidia-smi -L")
 
-# Who holds memory, and in which control group and container it runs.
-PROCESSES = Section("processes", """
+# The processes that use GPU memory, their control groups, and the names of containers.
+PROCESSES_SECTION = Section("processes", """
 fields=gpu_uuid,pid,used_gpu_memory,process_name
 apps=$(nvidia-smi --query-compute-apps=$fields --format=csv,noheader,nounits) || :
 printf '%s\\n' "$apps" | sed 's/^/app /'
@@ -121,7 +123,7 @@ docker ps --no-trunc --format 'container {{.ID}} {{.Names}}' 2>/dev/null
 exit 0
 """)  # fmt: skip
 
-XIDS = Section("xids", """
+XIDS_SECTION = Section("xids", """
 grep '^btime ' /proc/stat
 date '+zone %z'
 dmesg 2>/dev/null | grep 'NVRM: Xid' | tail -n 200
@@ -129,51 +131,51 @@ exit 0
 """)  # fmt: skip
 
 
-def answer(output: str, fields: Sequence[str]) -> Answer:
-    """Read a query's rows; `fields` are our names, in the order that they were asked for."""
-    cards: list[Card] = []
+def parse_query(output: str, fields: Sequence[str]) -> GpuQueryResult:
+    """Parse the output of a query; `fields` are keys of `FIELDS`, in the order of the query."""
+    gpus: list[Gpu] = []
     lost: list[tuple[str, str]] = []
-    said: list[str] = []
+    messages: list[str] = []
     for line in output.splitlines():
         cells = line.split(", ", len(fields) - 1)
-        gone = _LOST.search(line)
-        if len(cards) + len(lost) >= CARDS:
+        lost_gpu = _LOST.search(line)
+        if len(gpus) + len(lost) >= GPU_LIMIT:
             break
-        if gone is not None:
-            lost.append((pci_address(gone[2]), gone[1] or ""))
-            said.append(line.strip())
+        if lost_gpu is not None:
+            lost.append((normalize_pci_address(lost_gpu[2]), lost_gpu[1] or ""))
+            messages.append(line.strip())
         elif len(cells) == len(fields) and cells[0].isdigit():
-            cards.append(_card(dict(zip(fields, map(str.strip, cells), strict=True))))
+            gpus.append(_parse_gpu(dict(zip(fields, map(str.strip, cells), strict=True))))
         elif line.strip():
-            said.append(line.strip())
-    return Answer(cards, lost, " ".join(said))
+            messages.append(line.strip())
+    return GpuQueryResult(gpus, lost, " ".join(messages))
 
 
-def _card(cells: Mapping[str, str]) -> Card:
+def _parse_gpu(cells: Mapping[str, str]) -> Gpu:
     values = {name: text for name, text in cells.items() if text not in _ABSENT | _FAULTS and text != _DEPRECATED}
-    return Card(values, tuple(name for name, text in cells.items() if text in _FAULTS))
+    return Gpu(values, tuple(name for name, text in cells.items() if text in _FAULTS))
 
 
-def pci_address(text: str) -> str:
-    """As nvidia-smi's rows have it: eight digits of the domain, upper case."""
+def normalize_pci_address(text: str) -> str:
+    """Return a PCI address as in nvidia-smi's rows: upper case, with eight digits of the domain."""
     domain, _, rest = text.upper().partition(":")
     return f"{domain:0>8}:{rest}"
 
 
-def instances(output: str) -> dict[str, list[str]]:
-    """The MIG instances of each card, by its UUID, as `-L` lists them: `3g.40gb Device 0`."""
-    found: dict[str, list[str]] = {}
-    card = ""
+def parse_instances(output: str) -> dict[str, list[str]]:
+    """Return the MIG instances by the UUID of their GPU, as `nvidia-smi -L` lists them: `3g.40gb Device 0`."""
+    instances: dict[str, list[str]] = {}
+    uuid = ""
     for line in output.splitlines():
-        if (of := re.match(r"GPU \d+: .*\(UUID: (\S+)\)", line)) is not None:
-            card = of[1]
-        elif (part := re.match(r"\s+MIG (\S+)\s+Device\s+(\d+):", line)) is not None and card:
-            found.setdefault(card, []).append(f"{part[1]} {part[2]}")
-    return found
+        if (gpu := re.match(r"GPU \d+: .*\(UUID: (\S+)\)", line)) is not None:
+            uuid = gpu[1]
+        elif (instance := re.match(r"\s+MIG (\S+)\s+Device\s+(\d+):", line)) is not None and uuid:
+            instances.setdefault(uuid, []).append(f"{instance[1]} {instance[2]}")
+    return instances
 
 
-def memory_by_container(output: str) -> dict[str, dict[str, float]]:
-    """Bytes held by container, by the card's UUID; `host` is what runs in none."""
+def parse_memory_by_container(output: str) -> dict[str, dict[str, float]]:
+    """Return the bytes of GPU memory by GPU UUID and container; `host` stands for processes outside containers."""
     names: dict[str, str] = {}
     groups: dict[str, str] = {}
     apps: list[str] = []
@@ -183,43 +185,43 @@ def memory_by_container(output: str) -> dict[str, dict[str, float]]:
             apps.append(rest)
         elif kind == "cgroup":
             pid, _, group = rest.partition(" ")
-            of = _HEX_ID.search(group.rpartition(":")[2])
-            if of is not None:
-                groups[pid] = of[1]
+            container_id = _HEX_ID.search(group.rpartition(":")[2])
+            if container_id is not None:
+                groups[pid] = container_id[1]
         elif kind == "container" and " " in rest:
             identifier, _, name = rest.partition(" ")
             names[identifier] = name
-    held: dict[str, dict[str, float]] = {}
+    memory_by_uuid: dict[str, dict[str, float]] = {}
     for app in apps:
         uuid, pid, memory = (*app.split(", ", 3), "", "", "")[:3]
         if memory.isdigit():
             group = groups.get(pid, "")
             container = names.get(group, group[:12]) or "host"
-            of_card = held.setdefault(uuid, {})
-            of_card[container] = of_card.get(container, 0.0) + float(memory) * 2**20
-    return held
+            containers = memory_by_uuid.setdefault(uuid, {})
+            containers[container] = containers.get(container, 0.0) + float(memory) * 2**20
+    return memory_by_uuid
 
 
-def xids(output: str) -> dict[tuple[str, str], float]:
-    """When each XID was last seen, in Unix time, by PCI address (without its function) and number."""
+def parse_xids(output: str) -> dict[tuple[str, str], float]:
+    """Return the Unix time of the last XID error by PCI address (without its function) and XID number."""
     booted, zone = 0.0, "+0000"
-    found: dict[tuple[str, str], float] = {}
+    last_seen: dict[tuple[str, str], float] = {}
     for line in output.splitlines():
         if line.startswith("btime "):
             booted = float(line.split()[1])
         elif line.startswith("zone "):
             zone = line.split()[1]
-        elif (seen := _XID.match(line)) is not None and (at := _logged(seen[1], booted, zone)) is not None:
-            address = pci_address(seen[2].removeprefix("PCI:"))
-            key = (address.partition(".")[0], seen[3])
-            if key not in found and len(found) >= XIDS_KEPT:
+        elif (xid := _XID.match(line)) is not None and (at := _parse_log_time(xid[1], booted, zone)) is not None:
+            address = normalize_pci_address(xid[2].removeprefix("PCI:"))
+            key = (address.partition(".")[0], xid[3])
+            if key not in last_seen and len(last_seen) >= XID_LIMIT:
                 continue
-            found[key] = max(found.get(key, 0.0), at)
-    return found
+            last_seen[key] = max(last_seen.get(key, 0.0), at)
+    return last_seen
 
 
-def _logged(text: str, booted: float, zone: str) -> float | None:
-    """Unix time of a line of the kernel's log: seconds since the start, or what dmesg makes of them in a time zone."""
+def _parse_log_time(text: str, booted: float, zone: str) -> float | None:
+    """Return the Unix time of a line of dmesg: seconds since boot, or with `-T` a local time; None for other text."""
     try:
         return booted + float(text)
     except ValueError:

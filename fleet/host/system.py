@@ -1,21 +1,21 @@
-"""What /proc and df tell of a machine: what to read, and how it reads (proc(5))."""
+"""A host's CPU, memory and filesystems, from /proc and df (proc(5))."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from fleet.host.reading import Section
+from fleet.host.sections import Section
 
-# Filesystems on disks of the machine. One that a network carries may hang whoever asks for its size.
-_REAL = "ext2|ext3|ext4|xfs|btrfs|zfs|f2fs|jfs|reiserfs|vfat|exfat|ntfs|ntfs3|bcachefs"
+# Local filesystems. Asking a network filesystem for its size may hang.
+_LOCAL_TYPES = "ext2|ext3|ext4|xfs|btrfs|zfs|f2fs|jfs|reiserfs|vfat|exfat|ntfs|ntfs3|bcachefs"
 
-PROC = Section("proc", """
+PROC_SECTION = Section("proc", """
 echo now $(date +%s.%N)
 grep -E '^(cpu[0-9]* |btime )' /proc/stat || exit $?
 echo load $(cat /proc/loadavg)
 grep -E '^Mem(Total|Free|Available):|^(Buffers|Cached):' /proc/meminfo
 """)  # fmt: skip
 
-FILESYSTEMS = Section("df", f"""
-awk '$3 ~ /^({_REAL})$/ && $1 !~ /^\\/dev\\/loop/ && !seen[$1]++ {{print $1, $2, $3}}' /proc/mounts |
+FILESYSTEMS_SECTION = Section("df", f"""
+awk '$3 ~ /^({_LOCAL_TYPES})$/ && $1 !~ /^\\/dev\\/loop/ && !seen[$1]++ {{print $1, $2, $3}}' /proc/mounts |
 while read -r device mount type; do
     mount=$(printf '%b' "$mount")
     printf 'mount %s %s %s\\n' "$device" "$type" "$mount"
@@ -27,9 +27,10 @@ done
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Seconds, bytes, and Unix times; `busy` and `total` are jiffies of all CPUs since the start.
+    """CPU, memory and clock of a host, in seconds, bytes and Unix time.
 
-    `now` is between which times the clock was: busybox's date tells whole seconds.
+    `busy` and `total` are jiffies of all CPUs since boot. `now` is the earliest and the latest time that the host's
+    clock may have had: busybox's date prints whole seconds.
     """
 
     now: tuple[float, float] | None
@@ -44,7 +45,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Filesystem:
-    """Bytes, and inodes where it has a fixed number of them."""
+    """A filesystem: sizes in bytes, and inodes where their number is fixed."""
 
     device: str
     type: str
@@ -55,35 +56,30 @@ class Filesystem:
     files_free: int | None = None
 
 
-@dataclass(slots=True)
-class _Told:
-    words: dict[str, list[str]] = field(default_factory=dict)
-    cpus: int = 0
-
-
-def machine(output: str) -> Machine:
-    """What `PROC` printed. Raises ValueError where something of it is missing."""
-    told = _Told()
+def parse_machine(output: str) -> Machine:
+    """Parse the output of `PROC_SECTION`. Raises ValueError where a part is missing."""
+    values: dict[str, list[str]] = {}
+    cpus = 0
     for line in output.splitlines():
         name, _, rest = line.partition(" ")
-        told.words[name.rstrip(":")] = rest.split()
-        told.cpus += name[:3] == "cpu" and name[3:].isdigit()
+        values[name.rstrip(":")] = rest.split()
+        cpus += name[:3] == "cpu" and name[3:].isdigit()
     try:
-        jiffies = [int(number) for number in told.words["cpu"][:8]]
+        jiffies = [int(number) for number in values["cpu"][:8]]
         idle = jiffies[3] + jiffies[4]
-        memory = {name: int(words[0]) * 1024 for name, words in told.words.items() if name[:3] in ("Mem", "Buf", "Cac")}
-        # Kernels before 3.14 do not say what is available.
-        rough = memory["MemFree"] + memory.get("Buffers", 0) + memory.get("Cached", 0)
-        one, five, fifteen = (float(number) for number in told.words["load"][:3])
+        memory = {name: int(words[0]) * 1024 for name, words in values.items() if name[:3] in ("Mem", "Buf", "Cac")}
+        # Kernels before 3.14 have no MemAvailable.
+        estimate = memory["MemFree"] + memory.get("Buffers", 0) + memory.get("Cached", 0)
+        one, five, fifteen = (float(number) for number in values["load"][:3])
         return Machine(
-            _time(told.words.get("now", [])), (one, five, fifteen), told.cpus, sum(jiffies) - idle, sum(jiffies),
-            float(told.words["btime"][0]), memory["MemTotal"], memory.get("MemAvailable", rough),
+            _parse_time(values.get("now", [])), (one, five, fifteen), cpus, sum(jiffies) - idle, sum(jiffies),
+            float(values["btime"][0]), memory["MemTotal"], memory.get("MemAvailable", estimate),
         )  # fmt: skip
     except (KeyError, IndexError) as error:
-        raise ValueError(f"/proc did not tell {error}") from None
+        raise ValueError(f"/proc has no {error}") from None
 
 
-def _time(words: list[str]) -> tuple[float, float] | None:
+def _parse_time(words: list[str]) -> tuple[float, float] | None:
     seconds, _, rest = (words[0] if words else "").partition(".")
     if not seconds.isdigit():
         return None
@@ -91,14 +87,14 @@ def _time(words: list[str]) -> tuple[float, float] | None:
     return (float(seconds), float(seconds) + 1.0) if exact is None else (exact, exact)
 
 
-def filesystems(output: str) -> list[Filesystem]:
-    """What `FILESYSTEMS` printed; one that df did not tell of is left out."""
+def parse_filesystems(output: str) -> list[Filesystem]:
+    """Parse the output of `FILESYSTEMS_SECTION`; filesystems without sizes are left out."""
     found = []
     for block in f"\n{output}".split("\nmount ")[1:]:
         head, *rows = block.splitlines()
         device, kind, mountpoint = (*head.split(" ", 2), "", "")[:3]
-        sizes = _numbers(rows[0]) if rows else None
-        files = _numbers(rows[1]) if len(rows) > 1 else None
+        sizes = _parse_row(rows[0]) if rows else None
+        files = _parse_row(rows[1]) if len(rows) > 1 else None
         if sizes is None:
             continue
         fixed = files if files is not None and files[0] > 0 else (None, None)
@@ -106,10 +102,15 @@ def filesystems(output: str) -> list[Filesystem]:
     return found
 
 
-def _numbers(row: str) -> tuple[int, int] | None:
-    """All of it and what is left, of a row of `df -P`: device, all, used, left, share, mount point."""
+def _parse_row(row: str) -> tuple[int, int] | None:
+    """Return total and available from a row of `df -P`: device, total, used, available, percentage, mount point."""
     words = row.split()
-    at = next((index for index, word in enumerate(words) if word.endswith("%") or word == "-"), 0)
-    if at < 4 or not (words[at - 3].isdigit() and words[at - 1].lstrip("-").isdigit()):  # noqa: PLR2004
+    percentage = next((index for index, word in enumerate(words) if word.endswith("%") or word == "-"), 0)
+    total, available = words[percentage - 3 : percentage - 2], words[percentage - 1 : percentage]
+    if (
+        percentage <= len(("total", "used", "available"))
+        or not total[0].isdigit()
+        or not available[0].lstrip("-").isdigit()
+    ):
         return None
-    return int(words[at - 3]), int(words[at - 1])
+    return int(total[0]), int(available[0])

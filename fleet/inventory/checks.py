@@ -1,219 +1,261 @@
-"""Whether the names that parts of the configuration call each other by exist.
+"""Checks across the configuration: names that do not exist, cycles, hosts that cannot run what they must run.
 
-Works on the raw maps, so that a mistake elsewhere does not hide these.
+`find_errors` works on the raw maps, so that an error elsewhere does not hide these.
 """
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from fleet.inventory.documents import Document, Location, Wrong
-from fleet.inventory.kinds import Kinds
+from fleet.inventory.documents import ConfigProblem, Document, Location
+from fleet.inventory.kinds import ConfigurableKind, KindTables
 from fleet.inventory.model import Inventory
+from fleet.inventory.units import format_duration
 
 Raw = Mapping[str, Any]
-CARRIES = re.compile(r"[A-Za-z0-9@:._/-]+")  # what the wrapper of a host takes as a name
-FEW = 20_000  # names among which a near one is looked for
+WRAPPER_ARGUMENT = re.compile(r"[A-Za-z0-9@:._/-]+")  # the names that a host's wrapper accepts
+SUGGESTION_LIMIT = 20_000  # names among which a similar one is searched for
 
 
-def check_references(document: Document, raw: Raw, kinds: Kinds) -> list[Wrong]:
-    """Unknown hosts, services and channels; commands without a host to run on; circles."""
+def find_errors(document: Document, raw: Raw, kinds: KindTables) -> list[ConfigProblem]:
+    """Return unknown hosts, services and channels, commands without a host to run on, and cycles."""
     hosts, services = _maps(raw.get("hosts")), _maps(raw.get("services"))
-    notify = raw.get("notify")
-    notify = notify if isinstance(notify, dict) else {}
+    checker = _Checker(document, hosts, services, kinds)
+    notify, remediation = _map(raw.get("notify")), _map(raw.get("remediation"))
     return [
-        *_hosts(document, hosts),
-        *_services(document, services, hosts, kinds),
-        *_recreated(document, services, hosts, _maps({"all": raw.get("remediation")}).get("all", {})),
-        *_maintenance(document, raw.get("remediation"), hosts, services),
-        *_routes(document, notify, _maps(notify.get("channels"))),
-        *_circles(document, "hosts", ("ssh", "via"), {name: _via(host) for name, host in hosts.items()}),
-        *_circles(document, "services", ("depends_on",), {name: _needs(each) for name, each in services.items()}),
+        *checker.check_hosts(),
+        *checker.check_services(),
+        *checker.check_recreate(remediation),
+        *checker.check_maintenance(remediation),
+        *checker.check_routes(notify),
+        *checker.check_tunnels(),
+        *checker.check_dependencies(),
     ]
 
 
-def shared_targets(document: Document, inventory: Inventory) -> Iterator[Wrong]:
-    """Services whose controls act on what another one's does."""
+def find_warnings(document: Document, inventory: Inventory) -> Iterator[ConfigProblem]:
+    """Yield what is valid, and more often a mistake than intended."""
     first: dict[tuple[str, str], str] = {}
+    default_timeout = document.is_written(("defaults", "probe", "timeout"))
     for name, service in inventory.services.items():
+        probe = service.probe
+        has_timeout = default_timeout or document.is_written(("services", name, "probe", "timeout"))
+        if has_timeout and probe.timeout > probe.every:
+            message = (
+                f"timeout ({format_duration(probe.timeout)}) is longer than every ({format_duration(probe.every)}): "
+                "a slow probe delays the next one"
+            )
+            yield document.problem_at(("services", name, "probe", "timeout"), message)
+        if service.on_failure == "restart" and service.control is None:
+            message = "on_failure is restart, but the service has no `control:`: it is never restarted"
+            yield document.problem_at(("services", name, "on_failure"), message)
         other = first.setdefault((service.host, service.target), name)
         if other != name and service.control is not None:
             where = f" on {service.host}" if service.host else ""
-            what = (
-                f"acts on the same target as that of {other} ({service.target}{where}): one action at a time for both"
-            )
-            yield document.wrong(("services", name, "control"), what)
+            message = f"same target as {other} ({service.target}{where}): only one action at a time runs for both"
+            yield document.problem_at(("services", name, "control"), message)
+
+
+def _map(value: Any) -> Raw:
+    return value if isinstance(value, dict) else {}
 
 
 def _maps(value: Any) -> dict[str, Raw]:
-    return {str(key): item for key, item in value.items() if isinstance(item, dict)} if isinstance(value, dict) else {}
+    return {str(key): item for key, item in _map(value).items() if isinstance(item, dict)}
 
 
-def _via(host: Raw) -> list[str]:
-    ssh = host.get("ssh")
-    via = ssh.get("via") if isinstance(ssh, dict) else None
-    return [via] if isinstance(via, str) else []
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
-def _needs(service: Raw) -> list[str]:
-    needs = service.get("depends_on")
-    return [name for name in needs if isinstance(name, str)] if isinstance(needs, list) else []
+def _via(host: Raw, key: str) -> str | None:
+    via = _map(host.get(key)).get("via")
+    return via if isinstance(via, str) else None
 
 
-def _unknown(document: Document, where: Location, name: str, known: Mapping[str, Raw], what: str) -> Iterator[Wrong]:
-    if name not in known:
-        hint = _hint(name, tuple(known)) if len(known) <= FEW else ""
-        yield document.wrong(where, f"there is no {what} {str(name)!r}{hint}")
+def _dependencies(service: Raw) -> list[str]:
+    return [name for name in _list(service.get("depends_on")) if isinstance(name, str)]
+
+
+def _is_wrapped(host: Raw, key: str = "ssh") -> bool:
+    return _map(host.get(key)).get("wrapper") is True
 
 
 @lru_cache(maxsize=1000)
-def _hint(name: str, known: tuple[str, ...]) -> str:
+def _suggest(name: str, known: tuple[str, ...]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _hosts(document: Document, hosts: Mapping[str, Raw]) -> Iterator[Wrong]:
-    for name, host in hosts.items():
-        if host.get("collect"):
-            yield from _shell(document, ("hosts", name, "collect"), hosts, name)
-            yield from _carried(document, ("hosts", name, "collect"), host, host["collect"])
-        for key in ("ssh", "control_ssh"):
-            ssh = host.get(key)
-            if isinstance(ssh, dict) and isinstance(ssh.get("via"), str):
-                where = ("hosts", name, key, "via")
-                yield from _unknown(document, where, ssh["via"], hosts, "host")
-                if _is_wrapped(hosts.get(ssh["via"], {})):
-                    yield document.wrong(where, f"{ssh['via']} only runs its wrapper (ssh.wrapper)")
-                if hosts.get(ssh["via"], {}).get("shell") == "local":
-                    yield document.wrong(where, f"{ssh['via']} is not reached over SSH")
+@dataclass(frozen=True)
+class _Checker:
+    document: Document
+    hosts: Mapping[str, Raw]
+    services: Mapping[str, Raw]
+    kinds: KindTables
 
+    def check_hosts(self) -> Iterator[ConfigProblem]:
+        for name, host in self.hosts.items():
+            if host.get("collect"):
+                where = ("hosts", name, "collect")
+                yield from self._check_shell(where, name)
+                for kind, options in _map(host["collect"]).items() if _is_wrapped(host) else ():
+                    yield from self._check_wrapper_arguments(where, host, self.kinds.collectors.get(kind), options)
+            for key in ("ssh", "control_ssh"):
+                via = _via(host, key)
+                if via is not None:
+                    yield from self._check_via(("hosts", name, key, "via"), via)
 
-def _services(
-    document: Document, services: Mapping[str, Raw], hosts: Mapping[str, Raw], kinds: Kinds
-) -> Iterator[Wrong]:
-    for name, service in services.items():
-        host = service.get("host")
-        if isinstance(host, str) and host:
-            yield from _unknown(document, ("services", name, "host"), host, hosts, "host")
-        for index, other in enumerate(_needs(service)):
-            yield from _unknown(document, ("services", name, "depends_on", index), other, services, "service")
-        for part, table in (("probe", kinds.probes), ("control", kinds.controls)):
-            for kind in service[part] if isinstance(service.get(part), dict) else ():
-                where = ("services", name, part, kind)
-                options = table[kind].options if kind in table else None
-                if getattr(options, "needs_host", False):
-                    yield from _shell(document, where, hosts, host)
-                if part == "probe" and kind in ("unit", "program"):
-                    yield from _carried(document, where, hosts.get(str(host), {}), {kind: service[part][kind]})
-                if part == "control" and getattr(options, "needs_host", False):
-                    yield from _own_key(document, where, host, hosts.get(str(host), {}))
-                if getattr(options, "needs_plain_shell", False) and _is_wrapped(hosts.get(str(host), {})):
-                    yield document.wrong(where, f"{host} takes no commands but its wrapper's (ssh.wrapper)")
+    def _check_via(self, where: Location, via: str) -> Iterator[ConfigProblem]:
+        yield from self._check_known(where, via, self.hosts, "host")
+        jump_host = self.hosts.get(via, {})
+        if _is_wrapped(jump_host):
+            yield self.document.problem_at(where, f"{via} accepts only its wrapper's commands (ssh.wrapper)")
+        if jump_host.get("shell") == "local":
+            yield self.document.problem_at(where, f"{via} is not reached over SSH (shell: local)")
 
+    def check_services(self) -> Iterator[ConfigProblem]:
+        for name, service in self.services.items():
+            host = service.get("host")
+            if isinstance(host, str) and host:
+                yield from self._check_known(("services", name, "host"), host, self.hosts, "host")
+            for index, other in enumerate(_dependencies(service)):
+                yield from self._check_known(("services", name, "depends_on", index), other, self.services, "service")
+            for kind, options in _map(service.get("probe")).items():
+                yield from self._check_probe(("services", name, "probe", kind), host, kind, options)
+            for kind in _map(service.get("control")):
+                yield from self._check_control(("services", name, "control", kind), host, kind)
 
-def _carried(document: Document, where: Location, host: Raw, kinds: Raw) -> Iterator[Wrong]:
-    """Names that the wrapper of a host cannot be asked for."""
-    if not _is_wrapped(host):
-        return
-    for kind, key in (("systemd", "units"), ("supervisor", "configs"), ("unit", "name"), ("program", "config")):
-        options = kinds.get(kind)
-        names = options.get(key) if isinstance(options, dict) else None
+    def _check_probe(self, where: Location, host: Any, kind: str, written: Any) -> Iterator[ConfigProblem]:
+        known = self.kinds.probes.get(kind)
+        options = known.options if known is not None else None
+        raw_host = self.hosts.get(str(host), {})
+        if getattr(options, "needs_host", False):
+            yield from self._check_shell(where, host)
+        yield from self._check_wrapper_arguments(where, raw_host, known, written)
+        if getattr(options, "needs_plain_shell", False) and _is_wrapped(raw_host):
+            yield self.document.problem_at(where, f"{host} accepts only its wrapper's commands (ssh.wrapper)")
+
+    def _check_control(self, where: Location, name: Any, kind: str) -> Iterator[ConfigProblem]:
+        known = self.kinds.controls.get(kind)
+        if known is None or not getattr(known.options, "needs_host", False):
+            return
+        yield from self._check_shell(where, name)
+        # A key that may only run the wrapper's `read` controls nothing.
+        host = self.hosts.get(str(name), {})
+        key_file, control_key_file = (_map(host.get(key)).get("key_file") for key in ("ssh", "control_ssh"))
+        if _is_wrapped(host) and control_key_file in (None, key_file):
+            message = f"{name} needs `control_ssh: {{key_file: …}}`: its ssh.key_file may only read (ssh.wrapper)"
+            yield self.document.problem_at(where, message)
+
+    def _check_wrapper_arguments(
+        self, where: Location, host: Raw, kind: ConfigurableKind | None, written: Any
+    ) -> Iterator[ConfigProblem]:
+        key = getattr(kind.options, "wrapper_argument", None) if kind is not None else None
+        if key is None or not _is_wrapped(host):
+            return
+        names = _map(written).get(key)
         for name in names if isinstance(names, list) else [names] if names else []:
-            if CARRIES.fullmatch(str(name)) is None:
-                yield document.wrong(where, f"{str(name)!r} holds what the host's wrapper does not take (ssh.wrapper)")
+            if WRAPPER_ARGUMENT.fullmatch(str(name)) is None:
+                message = f"{key}: {str(name)!r} has characters that the host's wrapper does not accept (ssh.wrapper)"
+                yield self.document.problem_at(where, message)
 
+    def check_recreate(self, remediation: Raw) -> Iterator[ConfigProblem]:
+        """Find hosts whose wrapper must recreate a container: it runs only commands that are known beforehand."""
+        for name, service in self.services.items():
+            if not _is_wrapped(self.hosts.get(str(service.get("host")), {}), "control_ssh"):
+                continue
+            own = _map(service.get("remediation"))
+            steps = _list(own.get("steps") if "steps" in own else remediation.get("steps"))
+            controls = self.kinds.controls
+            kinds = [kind for kind in _map(service.get("control")) if kind in controls]
+            recreating = [kind for kind in kinds if getattr(controls[kind].options, "can_recreate", False)]
+            without_command = any(
+                step == "recreate"
+                or (isinstance(step, dict) and "recreate" in step and not _map(step["recreate"]).get("command"))
+                for step in steps
+            )
+            for kind in recreating if without_command else ():
+                message = "the step recreate needs a `command:` where the host's wrapper runs it (control_ssh.wrapper)"
+                yield self.document.problem_at(("services", name, "control", kind), message)
 
-def _recreated(
-    document: Document, services: Mapping[str, Raw], hosts: Mapping[str, Raw], fleet: Raw
-) -> Iterator[Wrong]:
-    """What makes a container anew cannot be listed beforehand, where a wrapper only runs what is."""
-    for name, service in services.items():
-        own = service.get("remediation")
-        steps = own.get("steps") if isinstance(own, dict) and "steps" in own else fleet.get("steps")
-        control, host = service.get("control"), hosts.get(str(service.get("host")), {})
-        by_wrapper = isinstance(host.get("control_ssh"), dict) and host["control_ssh"].get("wrapper") is True
-        if not by_wrapper or not isinstance(control, dict) or "docker" not in control or not isinstance(steps, list):
-            continue
-        for step in steps:
-            options = step.get("recreate") if isinstance(step, dict) else {} if step == "recreate" else None
-            if options is not None and not (isinstance(options, dict) and options.get("command")):
-                where = ("services", name, "control", "docker")
-                yield document.wrong(where, "recreate wants a `command:` where the host's wrapper controls it")
+    def check_maintenance(self, remediation: Raw) -> Iterator[ConfigProblem]:
+        groups: dict[str, Raw] = {str(host["group"]): {} for host in self.hosts.values() if host.get("group")}
+        for index, window in enumerate(_list(remediation.get("maintenance"))):
+            for scope, known in (("service", self.services), ("host", self.hosts), ("group", groups)):
+                name = _map(window).get(scope)
+                if isinstance(name, str):
+                    yield from self._check_known(("remediation", "maintenance", index, scope), name, known, scope)
 
+    def check_routes(self, notify: Raw) -> Iterator[ConfigProblem]:
+        channels, people = _maps(notify.get("channels")), _maps(notify.get("people"))
+        for index, route in enumerate(_list(notify.get("routes"))):
+            where = ("notify", "routes", index)
+            own, escalate = _map(route), _map(_map(route).get("escalate"))
+            yield from self._check_names((*where, "channels"), own.get("channels"), channels, "channel")
+            yield from self._check_names((*where, "on_call"), own.get("on_call"), people, "person")
+            yield from self._check_names(
+                (*where, "escalate", "channels"), escalate.get("channels"), channels, "channel"
+            )
 
-def _maintenance(
-    document: Document, remediation: Any, hosts: Mapping[str, Raw], services: Mapping[str, Raw]
-) -> Iterator[Wrong]:
-    windows = remediation.get("maintenance") if isinstance(remediation, dict) else None
-    groups: dict[str, Raw] = {str(host["group"]): {} for host in hosts.values() if host.get("group")}
-    for index, window in enumerate(windows if isinstance(windows, list) else ()):
-        for scope, known in (("service", services), ("host", hosts), ("group", groups)):
-            name = window.get(scope) if isinstance(window, dict) else None
+    def check_tunnels(self) -> Iterator[ConfigProblem]:
+        """Find cycles of `via`, among the connections that read and among those that control."""
+        reading = {name: [via] if (via := _via(host, "ssh")) else [] for name, host in self.hosts.items()}
+        yield from self._find_cycles("hosts", ("ssh", "via"), reading)
+        controlling: dict[str, list[str]] = {}
+        for name, host in self.hosts.items():
+            own = _via(host, "control_ssh")
+            controlling[name] = [own] if own is not None else reading[name]
+        if controlling != reading:
+            yield from self._find_cycles("hosts", ("control_ssh", "via"), controlling)
+
+    def check_dependencies(self) -> Iterator[ConfigProblem]:
+        dependencies = {name: _dependencies(service) for name, service in self.services.items()}
+        yield from self._find_cycles("services", ("depends_on",), dependencies)
+
+    def _check_known(self, where: Location, name: str, known: Mapping[str, Raw], what: str) -> Iterator[ConfigProblem]:
+        if name not in known:
+            suggestion = _suggest(name, tuple(known)) if len(known) <= SUGGESTION_LIMIT else ""
+            yield self.document.problem_at(where, f"there is no {what} {str(name)!r}{suggestion}")
+
+    def _check_names(
+        self, where: tuple[str | int, ...], names: Any, known: Mapping[str, Raw], what: str
+    ) -> Iterator[ConfigProblem]:
+        for index, name in enumerate(_list(names)):
             if isinstance(name, str):
-                yield from _unknown(document, ("remediation", "maintenance", index, scope), name, known, scope)
+                yield from self._check_known((*where, index), name, known, what)
 
+    def _check_shell(self, where: Location, host: Any) -> Iterator[ConfigProblem]:
+        if not host:
+            yield self.document.problem_at(where, "runs on a host: the service needs `host:`")
+            return
+        known = self.hosts.get(host) if isinstance(host, str) else None
+        if known is not None and known.get("shell") != "local" and known.get("ssh") is None:
+            yield self.document.problem_at(where, f"runs on {host}, which has neither `ssh:` nor `shell: local`")
 
-def _own_key(document: Document, where: Location, name: Any, host: Raw) -> Iterator[Wrong]:
-    """A key that only runs the wrapper controls nothing."""
-    ssh, control = host.get("ssh"), host.get("control_ssh")
-    own = control.get("key_file") if isinstance(control, dict) else None
-    if _is_wrapped(host) and isinstance(ssh, dict) and own in (None, ssh.get("key_file")):
-        yield document.wrong(where, f"{name} needs `control_ssh: {{key_file: …}}`: its ssh.key_file only reads")
-
-
-def _is_wrapped(host: Raw) -> bool:
-    ssh = host.get("ssh")
-    return isinstance(ssh, dict) and ssh.get("wrapper") is True
-
-
-def _shell(document: Document, where: Location, hosts: Mapping[str, Raw], host: Any) -> Iterator[Wrong]:
-    if not host:
-        yield document.wrong(where, "runs on a host: the service needs `host:`")
-        return
-    known = hosts.get(host) if isinstance(host, str) else None
-    if known is not None and known.get("shell") != "local" and known.get("ssh") is None:
-        yield document.wrong(where, f"runs on {host}, which has neither `ssh:` nor `shell: local`")
-
-
-def _routes(document: Document, notify: Raw, channels: Mapping[str, Raw]) -> Iterator[Wrong]:
-    people = _maps(notify.get("people"))
-    routes = notify.get("routes")
-    for index, route in enumerate(routes if isinstance(routes, list) else ()):
-        if not isinstance(route, dict):
-            continue
-        where = ("notify", "routes", index)
-        yield from _named(document, (*where, "channels"), route.get("channels"), channels, "channel")
-        yield from _named(document, (*where, "on_call"), route.get("on_call"), people, "person")
-        further = route["escalate"].get("channels") if isinstance(route.get("escalate"), dict) else None
-        yield from _named(document, (*where, "escalate", "channels"), further, channels, "channel")
-
-
-def _named(
-    document: Document, where: tuple[str | int, ...], names: Any, known: Mapping[str, Raw], what: str
-) -> Iterator[Wrong]:
-    for place, name in enumerate(names if isinstance(names, list) else ()):
-        if isinstance(name, str):
-            yield from _unknown(document, (*where, place), name, known, what)
-
-
-def _circles(document: Document, section: str, key: tuple[str, ...], edges: Mapping[str, list[str]]) -> Iterator[Wrong]:
-    """Names that one can walk back to: a depth-first search that tells of each circle at the edge that closes it."""
-    done: set[str] = set()
-    for start in edges:
-        path: dict[str, None] = {}
-        left: list[tuple[str, bool]] = [(start, False)]
-        while left:
-            name, leaving = left.pop()
-            if leaving:
-                path.pop(name, None)
-                done.add(name)
-            elif name not in done and name not in path:
-                path[name] = None
-                left.append((name, True))
-                for other in edges.get(name, []):
-                    if other in path:
-                        yield document.wrong((section, name, *key), f"leads back to itself, through {other}")
-                    else:
-                        left.append((other, False))
+    def _find_cycles(
+        self, section: str, key: tuple[str, ...], edges: Mapping[str, list[str]]
+    ) -> Iterator[ConfigProblem]:
+        """Search depth first, and report each cycle at the edge that closes it."""
+        done: set[str] = set()
+        for start in edges:
+            path: dict[str, None] = {}
+            left: list[tuple[str, bool]] = [(start, False)]
+            while left:
+                name, leaving = left.pop()
+                if leaving:
+                    path.pop(name, None)
+                    done.add(name)
+                elif name not in done and name not in path:
+                    path[name] = None
+                    left.append((name, True))
+                    for other in edges.get(name, []):
+                        if other in path:
+                            names = list(path)
+                            cycle = " → ".join([*names[names.index(other) :], other])
+                            yield self.document.problem_at((section, name, *key), f"cycle: {cycle}")
+                        else:
+                            left.append((other, False))

@@ -1,8 +1,8 @@
-"""A digest of what the configuration says of a service's probe and host, to compare two programs' configurations.
+"""Digests of a service's probe and host, to compare the configurations of two programs.
 
-It is made from the text as written: references such as `${TOKEN}` are not resolved, so that every program computes the
-same. Secrets that are written out are replaced by a constant. It does not depend on the defaults of this version for
-the options of a kind, so that two versions give the same digest for the same text.
+A digest is computed from the text as written: references such as `${TOKEN}` are not resolved, since not every program
+resolves the same ones, and literal secrets are replaced by a constant. Default options of a kind are not part of it,
+so that two versions of Defib compute the same digest for the same text.
 """
 
 import hashlib
@@ -13,53 +13,51 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from fleet.inventory.model import Host, ProbeDefaults, Service
+from fleet.inventory.model import Host, ProbeSettings, Service
 from fleet.inventory.units import parse_duration
 
-VERSION = "1"  # of the canonical form; digests of different versions are not compared
-SECRET = "<secret>"  # noqa: S105 - stands for one
-_DURATIONS = ("every", "retry_every", "timeout", "slow_after")
-_OF_PROBES = ("every", "retry_every", "timeout", "fail_after", "recover_after", "slow_after")
-_OF_HOSTS = ("address", "shell", "ssh")
+DIGEST_VERSION = "1"  # of the canonical form; digests of different versions are not compared
+SECRET = "<secret>"  # noqa: S105 - a placeholder
+_HOST_KEYS = ("address", "shell", "ssh")
 
 Written = Mapping[str, Any]
 
 
-def digest(service: Service, probe: Written, hosts: Mapping[str, Host], written: Mapping[str, Written]) -> str:
-    """The digest of a service: `probe` and `written` hosts are as in the files, with the fleet's defaults filled in."""
+def compute_digest(service: Service, probe: Written, hosts: Mapping[str, Host], written: Mapping[str, Written]) -> str:
+    """Return a service's digest; `probe` and the `written` hosts are as in the files, with `defaults` filled in."""
     canonical = {
         "probe": _probe(service, probe),
-        "hosts": [_host(name, hosts[name], written[name]) for name in _way_to(service.host, hosts)],
+        "hosts": [_host(name, hosts[name], written[name]) for name in _find_route(service.host, hosts)],
     }
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return f"{VERSION}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+    return f"{DIGEST_VERSION}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
 
-def differ(one: str | None, other: str | None) -> bool:
-    """Whether two digests show different configurations; where one is missing or of another form they do not."""
+def digests_differ(one: str | None, other: str | None) -> bool:
+    """Whether two digests show different configurations; unknown where one is missing or of another version: False."""
     if not one or not other:
         return False
     return one.partition(":")[0] == other.partition(":")[0] and one != other
 
 
 def _probe(service: Service, written: Written) -> dict[str, Any]:
-    """A probe without its secrets; what only says the default is left out."""
-    defaults = ProbeDefaults().model_dump()
+    """Return a probe without its secrets and without `fail_after` and `recover_after` at their defaults."""
+    defaults = ProbeSettings().model_dump()
     canonical = {}
     for name, value in _without_secrets(written, service.probe).items():
-        said = _seconds(value) if name in _DURATIONS else value
-        if said is not None and not (name in _OF_PROBES and name != "retry_every" and said == defaults[name]):
-            canonical[name] = said
+        normal = _seconds(value) if name in defaults else value
+        if normal is not None and (name not in defaults or normal != defaults[name]):
+            canonical[name] = normal
     return canonical
 
 
 def _host(name: str, host: Host, written: Written) -> dict[str, Any]:
-    canonical = _without_secrets({key: written[key] for key in _OF_HOSTS if written.get(key) is not None}, host)
+    canonical = _without_secrets({key: written[key] for key in _HOST_KEYS if written.get(key) is not None}, host)
     return {"name": name, "shell": host.shell, **canonical}
 
 
-def _way_to(name: str, hosts: Mapping[str, Host]) -> list[str]:
-    """A service's host and those that lead to it by `via`, the nearest to it first."""
+def _find_route(name: str, hosts: Mapping[str, Host]) -> list[str]:
+    """Return the names of a service's host and of the jump hosts that lead to it, the nearest first."""
     way: list[str] = []
     while name in hosts and name not in way:
         way.append(name)
@@ -72,11 +70,11 @@ def _seconds(value: Any) -> Any:
     try:
         return parse_duration(value)
     except ValueError:
-        return value  # a reference
+        return value  # a reference, or not a duration
 
 
 def _without_secrets(written: Any, model: Any) -> Any:
-    """`written` with a constant in the place of all that its model calls secret."""
+    """Return `written` with a constant in place of every value that is secret in its model."""
     if isinstance(written, Mapping) and isinstance(model, BaseModel):
         fields = {info.alias or name: (name, info) for name, info in type(model).model_fields.items()}
         return {key: _of_field(value, model, *fields[key]) for key, value in written.items() if key in fields}
@@ -88,11 +86,12 @@ def _without_secrets(written: Any, model: Any) -> Any:
 
 
 def _of_field(written: Any, model: BaseModel, name: str, info: FieldInfo) -> Any:
-    return _masked(written) if _holds_secret(info.annotation) else _without_secrets(written, getattr(model, name))
+    return _masked(written) if holds_secret(info.annotation) else _without_secrets(written, getattr(model, name))
 
 
-def _holds_secret(annotation: Any) -> bool:
-    return annotation is SecretStr or any(map(_holds_secret, get_args(annotation)))
+def holds_secret(annotation: Any) -> bool:
+    """Whether values of a type are secret, or contain secrets."""
+    return annotation is SecretStr or any(map(holds_secret, get_args(annotation)))
 
 
 def _masked(written: Any) -> Any:

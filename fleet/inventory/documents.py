@@ -1,7 +1,9 @@
-"""Reading a directory of YAML files into one document that remembers where everything stands."""
+"""The configuration directory: its YAML files merged into one document that knows file and line of each value."""
 
 import contextlib
 import os
+import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,56 +12,58 @@ from typing import Any, Self
 import yaml
 
 from runtime.errors import DefibError, StartError
+from runtime.yaml_errors import explain_yaml_error
 
 Location = Sequence[str | int]
 DEPTH_LIMIT = 100
 SIZE_LIMIT = 5_000_000
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where it is there: ten times as fast
+_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
+_SURROGATE_PAIR = re.compile(rb"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 
 
 @dataclass(frozen=True)
-class Wrong:
-    """One thing that is wrong with the configuration, and where."""
+class ConfigProblem:
+    """An error or a warning about the configuration, with the file, line and key that it is about."""
 
     file: str
     line: int
     path: str
-    what: str
+    message: str
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
-        return f"{self.file}:{self.line}: {where}{self.what}"
+        return f"{self.file}:{self.line}: {where}{self.message}"
 
 
 class ConfigurationError(DefibError):
-    """The configuration cannot be used; `wrongs` has every reason."""
+    """The configuration has errors; `problems` lists all of them."""
 
-    def __init__(self, wrongs: Sequence[Wrong]) -> None:
-        super().__init__("\n".join(map(str, wrongs)))
-        self.wrongs = list(wrongs)
+    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = list(problems)
 
 
-class Text(str):
-    """A string of a YAML file, with the directory that its relative paths start from."""
+class ConfigText(str):
+    """A string from a YAML file, with the directory that relative paths in it start from."""
 
     __slots__ = ("base", "checked", "pending")
     base: Path
-    pending: bool  # a reference in it is left unresolved: somebody else's business, and no value to validate
-    checked: bool  # this program uses it, so a file it names must be there
+    pending: bool  # it contains a reference that this program does not resolve: not validated
+    checked: bool  # this program uses it, so a file that it names must exist
 
     def __new__(cls, text: str, base: Path, *, pending: bool = False, checked: bool = True) -> Self:
-        made = super().__new__(cls, text)
-        made.base, made.pending, made.checked = base, pending, checked
-        return made
+        instance = super().__new__(cls, text)
+        instance.base, instance.pending, instance.checked = base, pending, checked
+        return instance
 
 
-class _Loader(_Base):  # type: ignore[misc]
-    """Safe YAML whose strings know their directory."""
+class _Loader(_Base):  # type: ignore[misc]  # the base class is chosen at run time
+    """A safe YAML loader whose strings know their directory."""
 
     base = Path()
 
-    def construct_text(self, node: yaml.ScalarNode) -> Text:
-        return Text(self.construct_scalar(node), self.base)
+    def construct_text(self, node: yaml.ScalarNode) -> ConfigText:
+        return ConfigText(self.construct_scalar(node), self.base)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
@@ -74,31 +78,42 @@ class _File:
 
 @dataclass
 class Document:
-    """The merged top-level maps of all files; `place` finds where a part of them was written."""
+    """The merged sections of all files; `locate` finds where a part of them was written."""
 
     value: dict[str, Any] = field(default_factory=dict)
-    wrongs: list[Wrong] = field(default_factory=list)
+    problems: list[ConfigProblem] = field(default_factory=list)
     _origins: dict[tuple[str, ...], tuple[str, yaml.Node, yaml.Node, yaml.Node]] = field(default_factory=dict)
 
-    def place(self, location: Location) -> tuple[str, int]:
-        """File and line of `location`, or of the nearest part above it that was written."""
+    def locate(self, location: Location) -> tuple[str, int]:
+        """Return file and line of `location`, or of its nearest parent that was written."""
         for depth in (2, 1):
             origin = self._origins.get(tuple(map(str, location[:depth])))
             if origin and len(location) >= depth:
                 name, key, value, _root = origin
-                node = _descend(key, value, location[depth:])
+                node = _find_node(key, value, location[depth:])
                 return name, node.start_mark.line + 1
         return (next(iter(self._origins.values()))[0] if self._origins else "configuration"), 1
 
-    def wrong(self, location: Location, what: str) -> Wrong:
-        return Wrong(*self.place(location), dotted(location), what)
+    def is_written(self, location: Location) -> bool:
+        """Whether the files have a value at `location`, which is not a default."""
+        origin = self._origins.get(tuple(map(str, location[:2])))
+        node = origin[2] if origin is not None else None
+        for part in location[2:]:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+            node = next((value for key, value in reversed(pairs) if getattr(key, "value", None) == part), None)
+        return node is not None
+
+    def problem_at(self, location: Location, message: str) -> ConfigProblem:
+        return ConfigProblem(*self.locate(location), format_path(location), message)
 
     def add(self, file: _File) -> None:
+        """Merge a file's sections into the document."""
         if file.root is None or file.value is None:
             return
         if not isinstance(file.root, yaml.MappingNode) or not isinstance(file.value, dict):
-            line = file.root.start_mark.line + 1
-            self.wrongs.append(Wrong(file.name, line, "", "a configuration file holds a map (hosts:, services:, …)"))
+            missing = " (is a space missing after the colon?)" if re.match(r"\w+:\S", str(file.value)) else ""
+            message = f"a configuration file must be a map (hosts:, services:, …){missing}"
+            self.problems.append(ConfigProblem(file.name, file.root.start_mark.line + 1, "", message))
             return
         for key, value in file.root.value:
             if isinstance(key, yaml.ScalarNode):
@@ -110,10 +125,10 @@ class Document:
             return
         self._origins.setdefault((section,), (file.name, key, node, node))
         if not isinstance(value, dict) or not isinstance(node, yaml.MappingNode):
-            self.wrongs.append(Wrong(file.name, key.start_mark.line + 1, section, "must be a map"))
+            self.problems.append(ConfigProblem(file.name, key.start_mark.line + 1, section, "must be a map"))
             return
         merged = self.value.setdefault(section, {})
-        # What `<<` brought stands before a map's own keys, which win.
+        # Keys that `<<` merged come first in node.value, so that a map's own keys replace them here.
         own = {key.value: (key, inner) for key, inner in node.value if isinstance(key, yaml.ScalarNode)}
         for name, (inner_key, inner) in own.items():
             if name in value:
@@ -125,116 +140,151 @@ class Document:
         name = key.value
         first = self._origins.get((section, name))
         if first is not None:
-            if first[3] is not root:  # within one map, that was told when the file was read
-                where = f"{first[0]}:{first[1].start_mark.line + 1}"
-                line = key.start_mark.line + 1
-                self.wrongs.append(Wrong(file.name, line, f"{section}.{name}", f"is defined twice, first at {where}"))
+            if first[3] is not root:  # duplicates within one map were reported when the file was read
+                message = f"duplicate key, first defined at {first[0]}:{first[1].start_mark.line + 1}"
+                self.problems.append(ConfigProblem(file.name, key.start_mark.line + 1, f"{section}.{name}", message))
             return
         merged[name] = file.value[section][name]
         self._origins[(section, name)] = (file.name, key, node, root)
 
 
-def dotted(location: Location) -> str:
+def format_path(location: Location) -> str:
+    """Return a location as it is shown: `notify.routes[0].channels`."""
     text = ""
     for part in location:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
     return text
 
 
-def _descend(key: yaml.Node, value: yaml.Node, location: Location) -> yaml.Node:
-    """The node to point at: the key for maps and what is missing, the value for a list's item."""
+def _find_node(key: yaml.Node, value: yaml.Node, location: Location) -> yaml.Node:
+    """Return the node to point at: the key of a map's entry, or the item of a list."""
     for part in location:
         if isinstance(value, yaml.MappingNode):
             found = next((pair for pair in reversed(value.value) if getattr(pair[0], "value", None) == str(part)), None)
             if found is None:
-                continue  # a key that is missing, or a step of the model that has no key of its own
+                continue  # a missing key, or a part of the location that the file does not spell out
             key, value = found
         elif isinstance(value, yaml.SequenceNode) and isinstance(part, int) and part < len(value.value):
             key = value = value.value[part]
     return key
 
 
-def directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
-    """The configuration directory: as chosen, `$DEFIB_CONFIG`, `./config`, `/etc/defib`. Raises StartError."""
+def find_directory(chosen: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the configuration directory: `chosen`, `$DEFIB_CONFIG`, `./config` or `/etc/defib`. Raises StartError."""
     if chosen is not None:
         return chosen
     if environ.get("DEFIB_CONFIG"):
         return Path(environ["DEFIB_CONFIG"])
     for path in (Path("config"), Path("/etc/defib")):
-        with contextlib.suppress(PermissionError):  # of the folder that this was begun in
+        with contextlib.suppress(PermissionError):  # of the working directory
             if path.is_dir():
                 return path
     raise StartError(
-        "no configuration: name its directory with --config or DEFIB_CONFIG (looked for ./config, /etc/defib)"
+        "no configuration found: set --config or DEFIB_CONFIG to its directory (tried ./config and /etc/defib)"
     )
 
 
-def read(directory: Path) -> Document:
-    """Read every `*.yaml` and `*.yml` below `directory`; what cannot be read is in `wrongs`."""
+def read_directory(directory: Path) -> Document:
+    """Read every `*.yaml` and `*.yml` file below `directory`; `problems` lists what could not be read.
+
+    Raises ConfigurationError where there is nothing to read.
+    """
     document = Document()
     try:
-        there = directory.is_dir()
+        exists = directory.is_dir()
     except PermissionError:
-        there = True  # for all that this user may see
-    if not there:
-        raise ConfigurationError([Wrong(str(directory), 1, "", "is not a directory (name one with --config)")])
+        exists = True  # it may; the next check reports it
+    if not exists:
+        message = "is not a directory; set --config to the configuration directory"
+        raise ConfigurationError([ConfigProblem(str(directory), 1, "", message)])
     if not os.access(directory, os.R_OK | os.X_OK):
-        why = "cannot be read by this user; the programs' own can: sudo -u defib defib …"
-        raise ConfigurationError([Wrong(str(directory), 1, "", why)])
-    paths = sorted(_files(directory))
-    if not paths:
-        raise ConfigurationError([Wrong(str(directory), 1, "", "holds no YAML file")])
+        message = "permission denied; run the command as the user of the service: sudo -u defib defib …"
+        raise ConfigurationError([ConfigProblem(str(directory), 1, "", message)])
+    paths = sorted(_find_files(directory, document.problems))
+    if not paths and not document.problems:
+        raise ConfigurationError([ConfigProblem(str(directory), 1, "", "contains no YAML files (*.yaml, *.yml)")])
     for path in paths:
-        for file in _read_file(path, document.wrongs):
+        for file in _read_file(path, document.problems):
             document.add(file)
     return document
 
 
-def _files(directory: Path) -> Iterator[Path]:
-    for path in directory.rglob("*.y*ml"):
-        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
-        if path.suffix in (".yaml", ".yml") and path.is_file() and not hidden:
-            yield path
+def _find_files(directory: Path, problems: list[ConfigProblem]) -> Iterator[Path]:
+    """Yield the YAML files below a directory; folders and files that cannot be opened are added to `problems`."""
+
+    def report(error: OSError) -> None:
+        problems.append(ConfigProblem(str(error.filename), 1, "", f"cannot be read: {error.strerror}"))
+
+    for folder, subfolders, names in os.walk(directory, onerror=report):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if name.startswith(".") or path.suffix not in (".yaml", ".yml"):
+                continue
+            try:
+                if stat.S_ISREG(path.stat().st_mode):
+                    yield path
+            except OSError as error:
+                report(error)
 
 
-def _read_file(path: Path, wrongs: list[Wrong]) -> Iterator[_File]:
+def _read_file(path: Path, problems: list[ConfigProblem]) -> Iterator[_File]:
     name = str(path)
     try:
-        text = path.read_bytes()
-        too_deep = _nests_too_deep(text)
-        loader = _Loader(text)
+        source = path.read_bytes()
     except OSError as error:
-        wrongs.append(Wrong(name, 1, "", f"cannot be read: {error.strerror}"))
+        problems.append(ConfigProblem(name, 1, "", f"cannot be read: {error.strerror}"))
         return
+    source = _join_surrogates(source)
+    try:
+        too_deep = _nests_too_deep(source)
+        loader = _Loader(source)
     except yaml.YAMLError as error:
-        wrongs.append(_yaml_wrong(name, error))
+        problems.append(_yaml_problem(name, source, error))
         return
     if too_deep:
-        wrongs.append(Wrong(name, 1, "", f"is not usable YAML: it nests deeper than {DEPTH_LIMIT} levels"))
+        problems.append(ConfigProblem(name, 1, "", f"nesting is deeper than {DEPTH_LIMIT} levels"))
         return
     loader.base = path.parent.absolute()
     try:
         while loader.check_node():
             root = loader.get_node()
-            if (why := _endless(root)) is not None:
-                wrongs.append(Wrong(name, 1, "", f"is not usable YAML: {why}"))
+            if (message := _check_aliases(root)) is not None:
+                problems.append(ConfigProblem(name, 1, "", message))
                 continue
-            wrongs.extend(_bad_keys(name, root))
+            problems.extend(_check_keys(name, root))
             yield _File(name, root, loader.construct_document(root))
     except yaml.YAMLError as error:
-        wrongs.append(_yaml_wrong(name, error))
+        problems.append(_yaml_problem(name, source, error))
     except ValueError as error:  # an impossible date
-        wrongs.append(Wrong(name, 1, "", f"is not usable YAML: {error}"))
+        problems.append(ConfigProblem(name, 1, "", f"invalid YAML: {error}"))
     finally:
         loader.dispose()
 
 
-def _nests_too_deep(text: bytes) -> bool:
-    """Whether composing would recurse too deep, which libyaml's loader does not survive."""
-    if text.count(b"[") + text.count(b"{") <= DEPTH_LIMIT:
+def _join_surrogates(source: bytes) -> bytes:
+    r"""Replace the surrogate pairs by which JSON writes characters beyond U+FFFF: YAML has `\U0001f600` for them."""
+    if _SURROGATE_PAIR.search(source) is None:
+        return source
+    try:
+        for _token in yaml.scan(source, Loader=_Base):
+            pass
+    except yaml.YAMLError:
+        return _SURROGATE_PAIR.sub(_join_pair, source)
+    return source  # outside double quotes, a backslash is an ordinary character
+
+
+def _join_pair(match: re.Match[bytes]) -> bytes:
+    high, low = int(match[2], 16), int(match[3], 16)
+    return match[1] + b"\\U%08x" % (0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
+
+
+def _nests_too_deep(source: bytes) -> bool:
+    """Whether the nesting would overflow the stack of libyaml's loader."""
+    if source.count(b"[") + source.count(b"{") <= DEPTH_LIMIT:
         return False  # without flow collections, depth needs indentation
     depth = 0
-    for event in yaml.parse(text, Loader=_Base):
+    for event in yaml.parse(source, Loader=_Base):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEPTH_LIMIT:
@@ -244,8 +294,8 @@ def _nests_too_deep(text: bytes) -> bool:
     return False
 
 
-def _bad_keys(name: str, root: yaml.Node) -> Iterator[Wrong]:
-    """Keys that stand twice in one map, which YAML forbids and PyYAML lets pass, and keys that are no text."""
+def _check_keys(name: str, root: yaml.Node) -> Iterator[ConfigProblem]:
+    """Yield duplicate keys, which PyYAML accepts, and keys that are not strings."""
     seen: set[int] = set()
     left: list[tuple[yaml.Node, tuple[str | int, ...]]] = [(root, ())]
     while left:
@@ -263,16 +313,18 @@ def _bad_keys(name: str, root: yaml.Node) -> Iterator[Wrong]:
             line, where = key.start_mark.line + 1, (*location, key.value)
             left.append((value, where))
             if key.tag != "tag:yaml.org,2002:str":
-                yield Wrong(name, line, dotted(where), f'is no text as a key: write "{key.value}", in quotes')
+                message = f'key must be a string; write "{key.value}", in quotes'
+                yield ConfigProblem(name, line, format_path(where), message)
             elif key.value in first:
-                yield Wrong(name, line, dotted(where), f"is defined twice, first at {name}:{first[key.value]}")
+                message = f"duplicate key, first defined at {name}:{first[key.value]}"
+                yield ConfigProblem(name, line, format_path(where), message)
             first.setdefault(key.value, line)
 
 
-def _endless(root: yaml.Node) -> str | None:
-    """Why a document cannot be walked to its ends, if it cannot."""
+def _check_aliases(root: yaml.Node) -> str | None:
+    """Return why a document cannot be expanded: it contains itself, or is too large with its aliases written out."""
     inside: set[int] = set()
-    sizes: dict[int, int] = {}  # of what is done, with its aliases written out
+    sizes: dict[int, int] = {}  # of finished nodes, with their aliases written out
     left: list[tuple[yaml.Node, bool]] = [(root, False)]
     while left:
         node, leaving = left.pop()
@@ -283,9 +335,9 @@ def _endless(root: yaml.Node) -> str | None:
             inside.discard(id(node))
             sizes[id(node)] = 1 + sum(sizes.get(id(child), 1) for child in children)
             if sizes[id(node)] > SIZE_LIMIT:
-                return "its aliases stand for too much"
+                return f"the aliases expand to more than {SIZE_LIMIT} values"
         elif id(node) in inside:
-            return "an alias stands inside what it names"
+            return "an alias refers to the value that contains it"
         else:
             inside.add(id(node))
             left.append((node, True))
@@ -293,7 +345,6 @@ def _endless(root: yaml.Node) -> str | None:
     return None
 
 
-def _yaml_wrong(name: str, error: yaml.YAMLError) -> Wrong:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
-    return Wrong(name, mark.line + 1 if mark else 1, "", f"is not YAML: {problem}")
+def _yaml_problem(name: str, source: bytes, error: yaml.YAMLError) -> ConfigProblem:
+    line, cause = explain_yaml_error(source, error)
+    return ConfigProblem(name, line, "", f"invalid YAML: {cause}")

@@ -1,7 +1,8 @@
-"""What every HTTP or TLS peer may ask of us: credentials, certificates, an address."""
+"""Building blocks of the configuration: the base models, paths, URLs, addresses, credentials and TLS settings."""
 
 import base64
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import urlsplit
@@ -19,33 +20,36 @@ from pydantic import (
     model_validator,
 )
 
-from fleet.inventory.documents import Text
+from fleet.inventory.documents import ConfigText
 
 
-class Part(BaseModel):
-    """A part of the configuration: frozen, no unknown keys, references of other programs left as they are."""
+class ConfigModel(BaseModel):
+    """A part of the configuration: immutable, without unknown keys.
+
+    Values with references that this program does not resolve are not validated.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _leave_pending(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        if isinstance(value, Text) and value.pending:
+    def _skip_unresolved(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        if isinstance(value, ConfigText) and value.pending:
             return value
         return handler(value)
 
 
-class OneOf(Part):
-    """A part that is exactly one of its optional fields named in `choices`."""
+class ChoiceModel(ConfigModel):
+    """A part of the configuration with exactly one of the optional fields in `choices`."""
 
     choices: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "OneOf":
+    def _exactly_one(self) -> "ChoiceModel":
         chosen = [name for name in self.choices if getattr(self, name) is not None]
         if len(chosen) != 1:
-            found = f" (found {', '.join(chosen)})" if chosen else ""
-            raise ValueError(f"wants exactly one of {', '.join(self.choices)}{found}")
+            found = f", not {' and '.join(chosen)}" if chosen else ""
+            raise ValueError(f"must have exactly one of {', '.join(self.choices)}{found}")
         return self
 
     @property
@@ -58,31 +62,38 @@ class OneOf(Part):
 
 
 def _path(value: object) -> object:
-    if not isinstance(value, Text):
+    if not isinstance(value, ConfigText):
         return value
     try:
         return value.base / Path(value).expanduser()
     except RuntimeError as error:
-        raise ValueError(f"{value} has no meaning here: {error}") from error
+        raise ValueError(f"{str(value)!r} cannot be resolved: {error}") from error
 
 
-def _existing(value: object) -> object:
+def _existing_file(value: object) -> object:
+    return _check_path(value, Path.is_file, "file")
+
+
+def _existing_directory(value: object) -> object:
+    return _check_path(value, Path.is_dir, "directory")
+
+
+def _check_path(value: object, exists: Callable[[Path], bool], what: str) -> object:
     path = _path(value)
-    if isinstance(value, Text) and value.checked and isinstance(path, Path) and not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    return path
-
-
-def _directory(value: object) -> object:
-    path = _path(value)
-    if isinstance(value, Text) and value.checked and isinstance(path, Path) and not path.is_dir():
-        raise ValueError(f"there is no directory {path}")
+    if not isinstance(value, ConfigText) or not value.checked or not isinstance(path, Path):
+        return path
+    try:
+        found = exists(path)
+    except OSError as error:
+        raise ValueError(f"the {what} {path} cannot be read: {error.strerror}") from error
+    if not found:
+        raise ValueError(f"there is no {what} {path}")
     return path
 
 
 RelativePath = Annotated[Path, BeforeValidator(_path), WithJsonSchema({"type": "string"})]
-ExistingDirectory = Annotated[Path, BeforeValidator(_directory), WithJsonSchema({"type": "string"})]
-ExistingFile = Annotated[Path, BeforeValidator(_existing), WithJsonSchema({"type": "string"})]
+ExistingDirectory = Annotated[Path, BeforeValidator(_existing_directory), WithJsonSchema({"type": "string"})]
+ExistingFile = Annotated[Path, BeforeValidator(_existing_file), WithJsonSchema({"type": "string"})]
 
 
 def check_url(url: str) -> str:
@@ -92,11 +103,12 @@ def check_url(url: str) -> str:
     except ValueError:
         good = False
     if good and "@" in urlsplit(url).netloc:
-        raise ValueError("holds credentials: write them as `auth:`")
+        raise ValueError("must not contain credentials; use `auth:`")
     if good and "{" in urlsplit(url).netloc:
-        raise ValueError("holds braces that stand for nothing (there are {host.address}, {host.name} and {service})")
+        placeholder = re.sub(r"[^{]*(\{[^}]*\}?).*", r"\1", urlsplit(url).netloc)
+        raise ValueError(f"unknown placeholder {placeholder} (known: {{host.address}}, {{host.name}}, {{service}})")
     if not good or any(character <= " " or character == "\x7f" for character in url):
-        raise ValueError("is not a URL (write http://host:port/path)")
+        raise ValueError("is not a URL; write http://host:port/path")
     return url
 
 
@@ -110,10 +122,13 @@ Url = Annotated[str, AfterValidator(check_url)]
 SecretUrl = Annotated[SecretStr, AfterValidator(_check_secret_url)]
 
 
+MAX_PORT = 65535
+
+
 def check_address(address: str) -> str:
     found = re.fullmatch(r"(?:\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]{}]+):(\d+)", address)
-    if found is None or not 0 < int(found[1]) < 65536:  # noqa: PLR2004
-        raise ValueError("is not an address (write host:port, or [v6]:port)")
+    if found is None or not 0 < int(found[1]) <= MAX_PORT:
+        raise ValueError(f"{address!r} is not an address; write host:port or [v6]:port")
     return address
 
 
@@ -125,19 +140,19 @@ def split_address(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-class Basic(Part):
+class BasicAuth(ConfigModel):
     username: Annotated[str, Field(pattern=r"^[^:]*$")]
     password: SecretStr
 
     @property
     def encoded(self) -> str:
-        """The credentials as they are sent (RFC 7617, UTF-8)."""
+        """The credentials as in the header (RFC 7617, UTF-8)."""
         return base64.b64encode(f"{self.username}:{self.password.get_secret_value()}".encode()).decode()
 
 
-class Auth(OneOf):
+class HttpAuth(ChoiceModel):
     choices: ClassVar[tuple[str, ...]] = ("basic", "bearer")
-    basic: Basic | None = None
+    basic: BasicAuth | None = None
     bearer: Token | None = None
 
 
@@ -145,14 +160,14 @@ def _server_name(name: str) -> str:
     try:
         name.encode("idna")
     except UnicodeError:
-        raise ValueError("is not the name of a server") from None
+        raise ValueError(f"{name!r} is not a host name") from None
     return name
 
 
 ServerName = Annotated[str, Field(min_length=1, max_length=253), AfterValidator(_server_name)]
 
 
-class Tls(Part):
+class TlsSettings(ConfigModel):
     verify: bool = True
     ca_file: ExistingFile | None = None
     cert_file: ExistingFile | None = None
@@ -160,22 +175,22 @@ class Tls(Part):
     server_name: ServerName | None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> "Tls":
+    def _check_key(self) -> "TlsSettings":
         if self.key_file is not None and self.cert_file is None:
-            raise ValueError("key_file is of no use without cert_file")
+            raise ValueError("key_file needs cert_file")
         return self
 
 
-class Endpoint(Part):
-    """An HTTP server of ours or of our tools: `http://host:port`, or that with `auth` and `tls`."""
+class Endpoint(ConfigModel):
+    """An HTTP server that Defib calls: `http://host:port`, or `{url: …, auth: …, tls: …}`."""
 
     url: Url
-    auth: Auth | None = None
-    tls: Tls = Tls()
+    auth: HttpAuth | None = None
+    tls: TlsSettings = TlsSettings()
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def _expand_short_form(cls, value: Any) -> Any:
         return {"url": value} if isinstance(value, str) else value
 
     @property

@@ -1,4 +1,4 @@
-"""Tables of kinds: the kinds of probes, controls, collectors and channels, each loaded when it is first used."""
+"""Tables of the kinds of probes, controls, collectors and channels; a kind is imported when it is first used."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,63 +9,67 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 
 K = TypeVar("K")
 
 
-class Kind(Protocol):
-    """What the inventory must know of a kind: the model of its options."""
+class ConfigurableKind(Protocol):
+    """A kind whose options stand in the configuration.
+
+    The model of its options may have class variables: `needs_host`, `needs_plain_shell` (the host's wrapper cannot
+    run it), `wrapper_argument` (the key whose values the host's wrapper receives) and `can_recreate`.
+    """
 
     @property
-    def options(self) -> type[Part]: ...
+    def options(self) -> type[ConfigModel]: ...
 
 
-class Table(Mapping[str, K]):
-    """Kinds by name. `places` has each one's place as `module:attribute`; the module is imported at first use."""
+class LazyTable(Mapping[str, K]):
+    """Kinds by name, imported at first use. `locations` maps each name to `module:attribute`."""
 
-    def __init__(self, places: Mapping[str, str]) -> None:
-        self._places = places
+    def __init__(self, locations: Mapping[str, str]) -> None:
+        self._locations = locations
         self._loaded: dict[str, K] = {}
 
     def __getitem__(self, name: str) -> K:
         if name not in self._loaded:
-            module, _, attribute = self._places[name].partition(":")
+            module, _, attribute = self._locations[name].partition(":")
             self._loaded[name] = cast("K", getattr(import_module(module), attribute))
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._places)
+        return iter(self._locations)
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._locations)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._places
+        return name in self._locations
 
 
 @dataclass(frozen=True, eq=False)
-class Kinds:
-    """Every kind of probe, control, channel and collector, by the key that names it in the configuration."""
+class KindTables:
+    """All kinds of probes, controls, channels and collectors, by their keys in the configuration."""
 
-    probes: Mapping[str, Kind] = field(default_factory=dict)
-    controls: Mapping[str, Kind] = field(default_factory=dict)
-    channels: Mapping[str, Kind] = field(default_factory=dict)
-    collectors: Mapping[str, Kind] = field(default_factory=dict)
+    probes: Mapping[str, ConfigurableKind] = field(default_factory=dict)
+    controls: Mapping[str, ConfigurableKind] = field(default_factory=dict)
+    channels: Mapping[str, ConfigurableKind] = field(default_factory=dict)
+    collectors: Mapping[str, ConfigurableKind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
-class OptionsOf:
-    """Annotates a field that holds the options of one kind, or None; the kind is loaded when there is a value."""
+class KindOptions:
+    """Annotation of a field with the options of one kind, or None; the kind is imported when there is a value."""
 
-    table: Mapping[str, Kind]
+    table: Mapping[str, ConfigurableKind]
     name: str
 
     @property
-    def model(self) -> type[Part]:
+    def model(self) -> type[ConfigModel]:
         return self.table[self.name].options
 
-    def _validate(self, value: Any) -> Part | None:
+    def _validate(self, value: Any) -> ConfigModel | None:
         return None if value is None else self.model.model_validate(value)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

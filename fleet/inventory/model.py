@@ -1,6 +1,6 @@
-"""The inventory: what may stand in the configuration, and what it means.
+"""The inventory: the model of the configuration, with its defaults.
 
-The kinds of probes, controls and channels bring their own options; `inventory_model` puts all together.
+Each kind of probe, control, channel and collector defines its own options; `inventory_model` joins them.
 """
 
 import re
@@ -11,79 +11,97 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 
-from fleet.inventory.documents import Text
-from fleet.inventory.endpoints import Endpoint, OneOf, Part, RelativePath, Token
-from fleet.inventory.kinds import Kind, Kinds, OptionsOf
+from fleet.inventory.documents import ConfigText
+from fleet.inventory.endpoints import ChoiceModel, ConfigModel, Endpoint, RelativePath, Token
+from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
-from fleet.inventory.units import Duration, Identifier, PositiveDuration
+from fleet.inventory.units import Duration, Identifier, PositiveDuration, format_duration
 
 
 def _time_of_day(text: str) -> str:
     if re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", text) is None:
-        raise ValueError("is not a time of day (write 02:30, in quotes)")
+        raise ValueError(f"{text!r} is not a time of day; write '02:30', in quotes")
     return text
 
 
 TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
+MIN_INTERVAL = 0.1  # seconds between probes of a service
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
-OWN_LABELS = ("host", "group", "address", "job", "instance")  # the last two are Prometheus' own
+RESERVED_LABELS = ("host", "group", "address", "job", "instance")  # Prometheus sets the last two
 
 
-class Collect(Part):
-    """What is read of a host regularly; each kind's options stand under its key."""
+class Collect(ConfigModel):
+    """The collectors of a host; the options of each are under its key."""
 
 
-class Probe(OneOf):
-    """When a service is probed and when its state changes; the kind's options stand under its key."""
+def _check_interval(seconds: float) -> float:
+    if seconds < MIN_INTERVAL:
+        raise ValueError(f"{format_duration(seconds)} is too short; the minimum is {format_duration(MIN_INTERVAL)}")
+    return seconds
 
-    every: PositiveDuration
-    retry_every: PositiveDuration
-    timeout: PositiveDuration
-    fail_after: int = Field(ge=1)
-    recover_after: int = Field(ge=1)
+
+Interval = Annotated[PositiveDuration, AfterValidator(_check_interval)]
+
+
+class ProbeSettings(ConfigModel):
+    """When a service is probed, and when its state changes."""
+
+    every: Interval = 30.0
+    retry_every: Interval = 30.0
+    timeout: PositiveDuration = 10.0
+    fail_after: int = Field(2, ge=1)
+    recover_after: int = Field(1, ge=1)
     slow_after: PositiveDuration | None = None
 
 
-class Control(OneOf):
-    """How a service is started and stopped; the kind's options stand under its key."""
+class ControlSettings(ConfigModel):
+    """How long an action on a service may take."""
 
-    timeout: PositiveDuration
-    start_within: PositiveDuration
+    timeout: PositiveDuration = 120.0
+    start_within: PositiveDuration = 300.0
 
 
-class Backoff(Part):
+class Probe(ProbeSettings, ChoiceModel):
+    """A service's probe; the options of its kind are under the kind's key."""
+
+
+class Control(ControlSettings, ChoiceModel):
+    """How a service is started and stopped; the options of its kind are under the kind's key."""
+
+
+class Backoff(ConfigModel):
     first: PositiveDuration = 60.0
     factor: float = Field(2.0, ge=1)
     cap: PositiveDuration = 900.0
 
 
-class Storm(Part):
+class Storm(ConfigModel):
     ratio: float = Field(0.5, gt=0, le=1)
     at_least: int = Field(3, ge=1)
 
 
-class RestartStep(Part):
+class RestartStep(ConfigModel):
     approve: bool = False
 
 
-class Recreate(Part):
-    """The container anew, from its image and with the arguments it had, or a command of the user's instead."""
+class RecreateStep(ConfigModel):
+    """Remove a container and run it again from its image and with its arguments, or run a command that does so."""
 
     command: Annotated[list[str], Field(min_length=1)] | None = None
     approve: bool = True
     attempts: int = Field(1, ge=1)
 
 
-class Step(OneOf):
-    """A step of the ladder; `restart` stands for `{restart: {}}`."""
+class RemediationStep(ChoiceModel):
+    """A step of the remediation ladder; `restart` is short for `{restart: {}}`."""
 
     choices: ClassVar[tuple[str, ...]] = ("restart", "recreate")
     restart: RestartStep | None = None
-    recreate: Recreate | None = None
+    recreate: RecreateStep | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def _expand_short_form(cls, value: Any) -> Any:
         return {value: {}} if isinstance(value, str) and value in cls.choices else value
 
     @property
@@ -91,20 +109,20 @@ class Step(OneOf):
         return bool(self.options.approve)
 
 
-def _steps(steps: list[Step]) -> list[Step]:
+def _check_steps(steps: list[RemediationStep]) -> list[RemediationStep]:
     kinds = [step.kind for step in steps]
     if len(set(kinds)) < len(kinds):
-        raise ValueError("names a step twice (give it more attempts)")
+        raise ValueError(f"a step may be listed once; use its attempts (found {', '.join(kinds)})")
     return steps
 
 
-Steps = Annotated[list[Step], Field(min_length=1), AfterValidator(_steps)]
+Steps = Annotated[list[RemediationStep], Field(min_length=1), AfterValidator(_check_steps)]
 Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
 DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
-class MaintenanceWindow(OneOf):
-    """Every week, in the fleet's time zone; one that ends before it begins ends on the next day."""
+class MaintenanceWindow(ChoiceModel):
+    """A weekly maintenance window in `notify.timezone`; where `to` is before `from`, it ends on the next day."""
 
     choices: ClassVar[tuple[str, ...]] = ("service", "host", "group")
     service: str | None = None
@@ -117,8 +135,8 @@ class MaintenanceWindow(OneOf):
     notify: bool = False
 
 
-class ServiceRemediation(Part):
-    """What one service may say otherwise than the fleet."""
+class ServiceRemediation(ConfigModel):
+    """The settings of `remediation` that a service may override."""
 
     alerts: list[str] | None = None
     never_for: list[str] | None = None
@@ -130,7 +148,7 @@ class ServiceRemediation(Part):
     respect_stop: bool | None = None
 
 
-class Remediation(Part):
+class Remediation(ConfigModel):
     automatic: bool = True
     alerts: list[str] = ["ServiceDown"]
     never_for: list[str] = ["resolve", "tls", "redirect", "auth", "shell", "error"]
@@ -138,7 +156,7 @@ class Remediation(Part):
     window: PositiveDuration = 3600.0
     backoff: Backoff = Backoff()
     hold: Duration = 60.0
-    steps: Steps = [Step(restart=RestartStep())]
+    steps: Steps = [RemediationStep(restart=RestartStep())]
     respect_stop: bool = True
     actions_per_host: int = Field(1, ge=1)
     actions_in_flight: int = Field(5, ge=1)
@@ -146,15 +164,15 @@ class Remediation(Part):
     storm: Storm = Storm()
     maintenance: list[MaintenanceWindow] = []
 
-    def of(self, service: "Service | None") -> "Remediation":
-        """These settings as they hold for one service, or for one that is no longer in the inventory."""
+    def for_service(self, service: "Service | None") -> "Remediation":
+        """Return these settings with the overrides of `service`; without any where it has left the inventory."""
         if service is None:
             return self
         own = {name: value for name, value in service.remediation if value is not None}
         return self.model_copy(update=own)
 
 
-class Service(Part):
+class Service(ConfigModel):
     name: str = ""
     category: str = "other"
     provider: str = "other"
@@ -174,7 +192,7 @@ class Service(Part):
 
     @property
     def digest(self) -> str:
-        """Digest of the probe and host, by `fleet.inventory.digests`; empty where they were not loaded from files."""
+        """Digest of probe and host (`fleet.inventory.digests`); empty where they were not loaded from files."""
         return self._digest
 
     @property
@@ -187,11 +205,11 @@ class Service(Part):
 
     @property
     def target(self) -> str:
-        """What its control acts on, on its host; without secrets. Services that share one are locked together."""
+        """What the control acts on, without secrets. Services that share a target on one host are locked together."""
         return self._target
 
 
-class Ssh(Part):
+class Ssh(ConfigModel):
     user: str | None = None
     port: int = Field(22, ge=1, le=65535)
     key_file: RelativePath | None = None
@@ -200,25 +218,25 @@ class Ssh(Part):
     wrapper: bool = False
 
 
-class Sudo(Part):
-    """`none`, `passwordless`, or `{password: …}`."""
+class Sudo(ConfigModel):
+    """How commands become root: `none`, `passwordless`, or `{password: …}`."""
 
     mode: Literal["none", "passwordless", "password"] = "none"
     password: SecretStr | None = None
 
     @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def _expand_short_form(cls, value: Any) -> Any:
         if isinstance(value, str):
             if value not in ("none", "passwordless"):
-                raise ValueError("is none, passwordless or {password: …}")
+                raise ValueError(f"must be none, passwordless or {{password: …}}, not {value!r}")
             return {"mode": value}
         if isinstance(value, dict) and "password" in value:
             return {**value, "mode": "password"}
         return value
 
 
-class Host(Part):
+class Host(ConfigModel):
     address: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._:%-]+$")
     group: str = ""
     shell: Literal["ssh", "local"] = "ssh"
@@ -231,15 +249,15 @@ class Host(Part):
 
     @field_validator("labels")
     @classmethod
-    def _not_ours(cls, labels: dict[str, str]) -> dict[str, str]:
+    def _check_labels(cls, labels: dict[str, str]) -> dict[str, str]:
         for name in labels:
-            if name in OWN_LABELS or name.startswith("__"):
-                raise ValueError(f"{name} is a label of its own already, or reserved")
+            if name in RESERVED_LABELS or name.startswith("__"):
+                raise ValueError(f"the label {name} is reserved; choose another name")
         return labels
 
     @property
-    def reach(self) -> tuple[object, ...]:
-        """All that its shell depends on."""
+    def connection_settings(self) -> tuple[object, ...]:
+        """The settings that the host's shell depends on."""
         return self.address, self.shell, self.ssh, self.control_ssh
 
     @property
@@ -251,20 +269,20 @@ class Host(Part):
         return self.shell == "local" or self.ssh is not None
 
     def ssh_for(self, *, control: bool) -> Ssh:
-        """How to connect: `control_ssh` takes the place of the same keys of `ssh`."""
+        """Return how to connect: for controls, the keys of `control_ssh` replace those of `ssh`."""
         ssh = self.ssh or Ssh()
         if not control or self.control_ssh is None:
             return ssh
         own = {name: getattr(self.control_ssh, name) for name in self.control_ssh.model_fields_set}
-        return ssh.model_copy(update={**own, "wrapper": self.control_ssh.wrapper})  # a key that controls has its own
+        return ssh.model_copy(update={**own, "wrapper": self.control_ssh.wrapper})  # belongs to the key
 
 
-class ExporterSettings(Part):
+class ExporterSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9999")
     token: Token | None = None
 
 
-class RemediatorSettings(Part):
+class RemediatorSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9095")
     database: str = "sqlite:////var/lib/defib/remediator.db"
     token: Token | None = None
@@ -277,40 +295,26 @@ class RemediatorSettings(Part):
 
     @field_validator("database", mode="before")
     @classmethod
-    def _sqlite(cls, url: Any) -> Any:
+    def _check_database(cls, url: Any) -> Any:
         if not isinstance(url, str) or not url.startswith("sqlite:///") or url == "sqlite:///":
-            raise ValueError("is not sqlite:///PATH (four slashes before an absolute path)")
+            raise ValueError("must be sqlite:///PATH (four slashes before an absolute path)")
         path = url.removeprefix("sqlite:///")
-        return f"sqlite:///{url.base / path}" if isinstance(url, Text) else url
+        return f"sqlite:///{url.base / path}" if isinstance(url, ConfigText) else url
 
     @property
     def token_file(self) -> Path | None:
-        """Where the API token is if no setting has it: beside the record; None where that is not known."""
-        if "${" in self.database:  # a reference that this program does not resolve
+        """The file with the API token where no setting has it, in the database's folder; None where that is unknown."""
+        if "${" in self.database:  # a reference that this program leaves unresolved
             return None
         return Path(self.database.removeprefix("sqlite:///")).parent / "token"
 
 
-class ProbeDefaults(Part):
-    every: PositiveDuration = 30.0
-    retry_every: PositiveDuration = 30.0
-    timeout: PositiveDuration = 10.0
-    fail_after: int = Field(2, ge=1)
-    recover_after: int = Field(1, ge=1)
-    slow_after: PositiveDuration | None = None
+class Defaults(ConfigModel):
+    probe: ProbeSettings = ProbeSettings()
+    control: ControlSettings = ControlSettings()
 
 
-class ControlDefaults(Part):
-    timeout: PositiveDuration = 120.0
-    start_within: PositiveDuration = 300.0
-
-
-class Defaults(Part):
-    probe: ProbeDefaults = ProbeDefaults()
-    control: ControlDefaults = ControlDefaults()
-
-
-class Inventory(Part):
+class Inventory(ConfigModel):
     exporter: ExporterSettings = ExporterSettings()
     remediator: RemediatorSettings = RemediatorSettings()
     defaults: Defaults = Defaults()
@@ -321,36 +325,36 @@ class Inventory(Part):
     _by_target: dict[tuple[str, str], list[str]] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
-    def _know_their_names(self) -> "Inventory":
+    def _set_names(self) -> "Inventory":
         for key, host in self.hosts.items():
-            host._name = key  # noqa: SLF001 - the map is where a host has its name
+            host._name = key  # noqa: SLF001 - the name is the map's key
         for key, service in self.services.items():
-            service._id = key  # noqa: SLF001
+            service._id = key  # noqa: SLF001 - as above
             target = service.control.options.target if isinstance(service.control, Control) else ""
-            service._target = target or f"service:{key}"  # noqa: SLF001
-        self._know_their_targets()
+            service._target = target or f"service:{key}"  # noqa: SLF001 - as above
+        self._index_targets()
         return self
 
-    def _know_their_targets(self) -> None:
+    def _index_targets(self) -> None:
         self._by_target = {}
         for name, service in self.services.items():
             self._by_target.setdefault((service.host, service.target), []).append(name)
 
     def mask_targets(self, redact: Callable[[str], str]) -> None:
-        """Take the secrets out of what the targets of services are called."""
+        """Redact the names of the services' targets."""
         for service in self.services.values():
-            service._target = redact(service._target)  # noqa: SLF001
-        self._know_their_targets()
+            service._target = redact(service._target)  # noqa: SLF001 - set by this class only
+        self._index_targets()
 
-    def sharing(self, service: Service) -> list[str]:
-        """The services whose controls act on the same target of the same host, `service` among them."""
+    def services_sharing_target(self, service: Service) -> list[str]:
+        """Return the IDs of the services that share the target of `service` on its host, its own included."""
         return self._by_target[service.host, service.target]
 
     @model_validator(mode="after")
-    def _remember_long_enough(self) -> "Inventory":
-        windows = [self.remediation.of(service).window for service in self.services.values()]
+    def _check_retention(self) -> "Inventory":
+        windows = [self.remediation.for_service(service).window for service in self.services.values()]
         if self.remediator.retention < max([600.0, self.remediation.window, *windows]):
-            raise ValueError("remediator.retention: is shorter than a remediation.window, or than ten minutes")
+            raise ValueError("remediator.retention: must be at least 10m, and no shorter than any remediation.window")
         return self
 
     def host_of(self, service: Service) -> Host | None:
@@ -358,10 +362,10 @@ class Inventory(Part):
 
 
 @cache
-def inventory_model(kinds: Kinds) -> type[Inventory]:
-    """The inventory with the options of `kinds` as its probes, controls and channels.
+def inventory_model(kinds: KindTables) -> type[Inventory]:
+    """Return the inventory's model with the options of `kinds`.
 
-    The same kinds give the same model, so that what two loads made can be compared.
+    The same kinds give the same class, so that two loaded inventories can be compared.
     """
     probe: Any = _one_of("Probe", Probe, kinds.probes)
     control: Any = _one_of("Control", Control, kinds.controls)
@@ -372,42 +376,42 @@ def inventory_model(kinds: Kinds) -> type[Inventory]:
     channels: Any = (dict[Identifier, channel], Field(default_factory=dict))
     notify: Any = create_model("Notify", __base__=Notify, channels=channels)
     services: Any = (dict[Identifier, service], Field(default_factory=dict))
-    wanted = Field(default_factory=notify)
     hosts: Any = (dict[Identifier, host], Field(default_factory=dict))
-    return create_model("Inventory", __base__=Inventory, notify=(notify, wanted), services=services, hosts=hosts)
+    return create_model(
+        "Inventory", __base__=Inventory, notify=(notify, Field(default_factory=notify)), services=services, hosts=hosts
+    )
 
 
-def _one_of(name: str, base: type[OneOf], kinds: Mapping[str, Kind]) -> type[OneOf]:
-    class Chosen(base):  # type: ignore[misc, valid-type]
+def _one_of(name: str, base: type[ChoiceModel], kinds: Mapping[str, ConfigurableKind]) -> type[ChoiceModel]:
+    class Chosen(base):  # type: ignore[misc, valid-type]  # the base class is a parameter
         choices: ClassVar[tuple[str, ...]] = tuple(kinds)
 
-    return cast("type[OneOf]", create_model(name, __base__=Chosen, **_fields(kinds)))
+    return cast("type[ChoiceModel]", create_model(name, __base__=Chosen, **_fields(kinds)))
 
 
-def _fields(kinds: Mapping[str, Kind]) -> dict[str, Any]:
-    """One optional field for each kind."""
-    return {name: (Annotated[Any, OptionsOf(kinds, name)], None) for name in kinds}
+def _fields(kinds: Mapping[str, ConfigurableKind]) -> dict[str, Any]:
+    """Return one optional field for each kind."""
+    return {name: (Annotated[Any, KindOptions(kinds, name)], None) for name in kinds}
 
 
-def json_schema(kinds: Kinds) -> dict[str, Any]:
-    """The JSON Schema of a configuration file, for editors."""
+def json_schema(kinds: KindTables) -> dict[str, Any]:
+    """Return the JSON Schema of a configuration file, for editors."""
     schema = inventory_model(kinds).model_json_schema(by_alias=True)
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "Defib configuration"
     choices = {"Probe": kinds.probes, "Control": kinds.controls, "Channel": kinds.channels}
     for name, part in schema["$defs"].items():
         if name in choices:
-            # What the defaults fill in may be left out; one kind must be there, and only one.
-            part.pop("required", None)
+            part.pop("required", None)  # `defaults` may provide it
             part["oneOf"] = [{"required": [kind]} for kind in choices[name]]
         short = {
             "Endpoint": {"type": "string"},
             "Sudo": {"enum": ["none", "passwordless"]},
-            "Step": {"enum": list(Step.choices)},
+            "RemediationStep": {"enum": list(RemediationStep.choices)},
         }.get(name)
         if short:
             schema["$defs"][name] = {"anyOf": [short, part]}
-    _open_to_references(schema)
+    _allow_references(schema)
     for section in schema["properties"]:
         schema["properties"][section] = {"anyOf": [schema["properties"][section], {"type": "null"}]}
     return schema
@@ -416,11 +420,11 @@ def json_schema(kinds: Kinds) -> dict[str, Any]:
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 
 
-def _open_to_references(part: Any) -> None:
-    """Where a number, a duration or the like stands, `${NAME}` may stand; keys that no pattern allows may not."""
+def _allow_references(part: Any) -> None:
+    """Allow `${NAME}` in place of numbers, booleans and patterns; refuse keys that match no pattern."""
     if isinstance(part, list):
         for item in part:
-            _open_to_references(item)
+            _allow_references(item)
     if not isinstance(part, dict):
         return
     if "patternProperties" in part:
@@ -428,11 +432,11 @@ def _open_to_references(part: Any) -> None:
     for key, item in list(part.items()):
         if key in ("properties", "patternProperties", "$defs"):
             for name, each in list(item.items()):
-                _open_to_references(each)
+                _allow_references(each)
                 if key == "properties" and _is_narrow(each):
                     item[name] = {"anyOf": [each, _REFERENCE]}
         else:
-            _open_to_references(item)
+            _allow_references(item)
 
 
 def _is_narrow(part: Any) -> bool:

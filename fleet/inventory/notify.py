@@ -1,4 +1,4 @@
-"""Who is told what, where: channels, the routes to them, and the people who may answer."""
+"""Notification settings: channels, routes to them, escalation, and the people who may press buttons."""
 
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, get_args
@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
-from fleet.inventory.endpoints import ExistingDirectory, OneOf, Part, Url
+from fleet.inventory.endpoints import ChoiceModel, ConfigModel, ExistingDirectory, Url
 from fleet.inventory.units import Duration, Identifier, PositiveDuration
 
 Severity = Literal["critical", "warning", "info"]
@@ -21,50 +21,50 @@ ButtonAction = Literal["acknowledge", "silence", "restart", "approve", "automati
 OpenId = Annotated[str, Field(pattern=r"^ou_[0-9A-Za-z_-]{1,80}$")]
 
 
-def _one_or_more(value: object) -> object:
+def _list_of_one(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-Wanted = Annotated[
+LabelValues = Annotated[
     list[str],
-    BeforeValidator(_one_or_more),
+    BeforeValidator(_list_of_one),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}),
 ]
 
 
-def _renamed(state: object) -> object:
+def _rename_state(state: object) -> object:
     return FORMER_STATES.get(state, state) if isinstance(state, str) else state
 
 
-# A state as a route names it: one that was renamed keeps its former name.
+# A state as a route names it; former names of states still work.
 RoutedState = Annotated[
     NotificationKind,
-    BeforeValidator(_renamed),
+    BeforeValidator(_rename_state),
     WithJsonSchema({"type": "string", "enum": [*get_args(NotificationKind), *FORMER_STATES]}),
 ]
 
 
-class Channel(OneOf):
-    """A place where people are told; the kind's options stand under its key."""
+class Channel(ChoiceModel):
+    """A channel for notifications; the options of its kind are under the kind's key."""
 
 
-class Person(Part):
-    """Somebody who may press a card's buttons."""
+class Person(ConfigModel):
+    """A person who may press the buttons of cards."""
 
     open_id: OpenId
     name: str = ""
     may: list[ButtonAction] = list(get_args(ButtonAction))
 
 
-class Escalation(Part):
-    """After each `after` in which nobody acknowledged, the next of `channels` is told too."""
+class Escalation(ConfigModel):
+    """Notifies the next of `channels` after each `after` without an acknowledgement."""
 
     after: PositiveDuration
     channels: Annotated[list[str], Field(min_length=1)]
 
 
-class Links(Part):
-    """Where people's browsers reach what the remediator may reach by another name."""
+class Links(ConfigModel):
+    """URLs for browsers, where they differ from those that the remediator uses."""
 
     remediator: Url | None = None
     alertmanager: Url | None = None
@@ -72,8 +72,8 @@ class Links(Part):
     docs: Url | None = None
 
 
-class Route(Part):
-    match: dict[str, Wanted] = Field(default_factory=dict)
+class Route(ConfigModel):
+    match: dict[str, LabelValues] = Field(default_factory=dict)
     states: list[RoutedState] = []
     channels: list[str]
     on_call: list[str] = []
@@ -81,25 +81,24 @@ class Route(Part):
     remind: PositiveDuration | None = None
     continue_: bool = Field(False, alias="continue")
 
-    def takes(self, labels: Mapping[str, str], told: NotificationKind) -> bool:
-        """Whether labels and what is told are of this route."""
-        return (not self.states or told in self.states) and all(
-            labels.get(name, "") in wanted for name, wanted in self.match.items()
+    def matches(self, labels: Mapping[str, str], kind: NotificationKind) -> bool:
+        return (not self.states or kind in self.states) and all(
+            labels.get(name, "") in values for name, values in self.match.items()
         )
 
 
-def _timezone(name: str) -> str:
+def _check_timezone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise ValueError("is not a time zone (write Asia/Shanghai)") from None
+        raise ValueError(f"{name!r} is not a time zone; write Asia/Shanghai") from None
     return name
 
 
-class Notify(Part):
+class Notify(ConfigModel):
     language: Language = "zh"
-    # Validating reads the zone's file, so that nobody has to later, in the event loop.
-    timezone: Annotated[str, AfterValidator(_timezone)] = Field("Asia/Shanghai", validate_default=True)
+    # Validation reads the zone's file, which would otherwise block the event loop later.
+    timezone: Annotated[str, AfterValidator(_check_timezone)] = Field("Asia/Shanghai", validate_default=True)
     templates: ExistingDirectory | None = None
     group_wait: Duration = 2.0
     links: Links = Links()
@@ -108,69 +107,68 @@ class Notify(Part):
     routes: list[Route] = []
 
     @model_validator(mode="after")
-    def _tell_people_apart(self) -> "Notify":
-        of: dict[str, str] = {}
+    def _check_open_ids(self) -> "Notify":
+        names: dict[str, str] = {}
         for name, person in self.people.items():
-            if of.setdefault(person.open_id, name) != name:
-                raise ValueError(f"people: {name} and {of[person.open_id]} have the same open_id")
+            if names.setdefault(person.open_id, name) != name:
+                raise ValueError(f"people: {name} and {names[person.open_id]} have the same open_id")
         return self
 
-    def routes_for(self, labels: Mapping[str, str], told: NotificationKind) -> list[Route]:
-        """The first route that takes it, and those after it while each continues."""
-        chosen: list[Route] = []
+    def routes_for(self, labels: Mapping[str, str], kind: NotificationKind) -> list[Route]:
+        """Return the first route that matches, and those after it while each has `continue`."""
+        routes: list[Route] = []
         for route in self.routes:
-            if route.takes(labels, told):
-                chosen.append(route)
+            if route.matches(labels, kind):
+                routes.append(route)
                 if not route.continue_:
                     break
-        return chosen
+        return routes
 
-    def channels_for(self, labels: Mapping[str, str], told: NotificationKind) -> list[str]:
-        """Name the channels that hear of it."""
-        return self._one_for_each_place(
-            channel for route in self.routes_for(labels, told) for channel in route.channels
-        )
+    def channels_for(self, labels: Mapping[str, str], kind: NotificationKind) -> list[str]:
+        """Return the names of the channels that receive a notification."""
+        return self._drop_same_place(channel for route in self.routes_for(labels, kind) for channel in route.channels)
 
-    def channels_after(self, begun: Iterable[str], labels: Mapping[str, str], told: NotificationKind) -> list[str]:
-        """Name the channels that hear how something goes on, of whose beginning the channels `begun` were told.
+    def follow_up_channels(
+        self, notified: Iterable[str], labels: Mapping[str, str], kind: NotificationKind
+    ) -> list[str]:
+        """Return the names of the channels that receive a follow-up, of an incident that `notified` were told of.
 
-        Those are they, but for what their routes' `states` leave out; and those whose route names just this state.
+        These are the same channels without those that their routes' `states` exclude, and those whose route names
+        this very state.
         """
-        now = self.channels_for(labels, told)
-        left_out = {*self.channels_for(labels, "down"), *self.channels_for(labels, "alert")} - set(now)
-        asked = (channel for route in self.routes_for(labels, told) if route.states for channel in route.channels)
-        return self._one_for_each_place([*(channel for channel in begun if channel not in left_out), *asked])
+        now = self.channels_for(labels, kind)
+        excluded = {*self.channels_for(labels, "down"), *self.channels_for(labels, "alert")} - set(now)
+        added = (channel for route in self.routes_for(labels, kind) if route.states for channel in route.channels)
+        return self._drop_same_place([*(channel for channel in notified if channel not in excluded), *added])
 
-    def remind_every(self, channel: str, labels: Mapping[str, str], told: NotificationKind, default: float) -> float:
-        """How often a channel is reminded, by the first of its routes that says so."""
-        routes = [*self.routes_for(labels, told), *self.routes_for(labels, "down")]
-        said = (route.remind for route in routes if channel in route.channels and route.remind is not None)
-        return next(said, default)
+    def reminder_interval(
+        self, channel: str, labels: Mapping[str, str], kind: NotificationKind, default: float
+    ) -> float:
+        """Return the seconds between reminders to a channel, from its first route with `remind`."""
+        routes = [*self.routes_for(labels, kind), *self.routes_for(labels, "down")]
+        intervals = (route.remind for route in routes if channel in route.channels and route.remind is not None)
+        return next(intervals, default)
 
-    def _one_for_each_place(self, names: Iterable[str]) -> list[str]:
-        """Each channel once, and of those that lead to one place the first: nobody is told twice."""
+    def _drop_same_place(self, names: Iterable[str]) -> list[str]:
+        """Return each channel once, and only the first of those that lead to the same place."""
         first: dict[object, str] = {}
         for name in names:
             known = self.channels.get(name)
             first.setdefault(getattr(known.options, "place", name) if known is not None else name, name)
         return list(first.values())
 
-    def on_call(self, labels: Mapping[str, str], told: NotificationKind) -> list[Person]:
-        """Who is on call for a trouble, by the routes that tell this of it, or its beginning."""
-        begins: tuple[NotificationKind, ...] = (told, "down", "alert")
-        routes = (route for each in begins for route in self.routes_for(labels, each))
-        names = _once(name for route in routes for name in route.on_call)
+    def on_call(self, labels: Mapping[str, str], kind: NotificationKind) -> list[Person]:
+        """Return who is on call, by the routes for this notification and for the start of its incident."""
+        kinds: tuple[NotificationKind, ...] = (kind, "down", "alert")
+        routes = (route for each in kinds for route in self.routes_for(labels, each))
+        names = dict.fromkeys(name for route in routes for name in route.on_call)
         return [self.people[name] for name in names if name in self.people]
 
     def person(self, open_id: str) -> tuple[str, Person] | None:
-        """The person with an open_id, and their name in the inventory."""
+        """Return the person with an open_id, with their name in the inventory."""
         return next(((name, each) for name, each in self.people.items() if each.open_id == open_id), None)
 
-    def keeps_cards(self, channel: str) -> bool:
-        """Whether what was told in a channel can be kept true in its place."""
+    def can_update_cards(self, channel: str) -> bool:
+        """Whether messages that were sent to a channel can be changed."""
         known = self.channels.get(channel)
-        return known is not None and bool(getattr(known.options, "keeps_cards", False))
-
-
-def _once(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
+        return known is not None and bool(getattr(known.options, "can_update_cards", False))

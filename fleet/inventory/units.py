@@ -1,4 +1,4 @@
-"""Durations, sizes and identifiers as people write them, as pydantic types."""
+"""Durations, sizes, identifiers and regular expressions of the configuration, as pydantic types."""
 
 import re
 from typing import Annotated, Any
@@ -11,21 +11,28 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _WHOLE_DURATION = r"^(\d+(\.\d+)?(ms|s|m|h|d))+$"
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)")
-FOREVER = 366 * 86400.0
+MAX_DURATION = 366 * 86400.0
+SHOWN_LENGTH = 60  # characters of a value in an error message
+
+
+def show(value: object) -> str:
+    """Return a value for an error message."""
+    text = repr(str(value) if isinstance(value, str) else value)
+    return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}…"
 
 
 def parse_duration(value: object) -> float:
-    """Seconds of `500ms`, `10s`, `1h30m`, `7d`. Raises ValueError."""
+    """Return the seconds of `500ms`, `10s`, `1h30m` or `7d`. Raises ValueError."""
     if isinstance(value, str) and re.fullmatch(_WHOLE_DURATION, value):
         seconds = sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(value))
-        if seconds > FOREVER:
-            raise ValueError("is longer than a year")
+        if seconds > MAX_DURATION:
+            raise ValueError(f"{value} is longer than a year (366d)")
         return seconds
-    raise ValueError("is not a duration (write 500ms, 10s, 5m, 1h30m or 7d)")
+    raise ValueError(f"{show(value)} is not a duration; write 500ms, 10s, 5m, 1h30m or 7d")
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest text that `parse_duration` reads back."""
+    """Return the shortest text that `parse_duration` accepts."""
     left = round(seconds * 1000)
     parts = []
     for unit, size in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
@@ -36,32 +43,32 @@ def format_duration(seconds: float) -> str:
 
 
 def parse_size(value: object) -> int:
-    """Bytes of `64KiB`, `10MiB`. Raises ValueError."""
+    """Return the bytes of `64KiB` or `10MiB`. Raises ValueError."""
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None or not int(match[1]):
-        raise ValueError("is not a size (write 64KiB or 10MiB)")
+        raise ValueError(f"{show(value)} is not a size; write 64KiB or 10MiB")
     return int(match[1]) * _BYTES[match[2]]
 
 
-def _positive(seconds: float) -> float:
+def _check_positive(seconds: float) -> float:
     if seconds <= 0:
-        raise ValueError("must be longer than nothing")
+        raise ValueError("must be greater than 0")
     return seconds
 
 
-def _pattern(value: object) -> str:
+def _check_pattern(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError("is not a regular expression (write it as text)")  # noqa: TRY004 - pydantic reads ValueErrors
+        raise ValueError(f"{show(value)} is not a regular expression; write it in quotes")  # noqa: TRY004 - for pydantic
     try:
         compile_pattern(value)
     except re2.error as error:
-        why = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
-        raise ValueError(f"is not a regular expression of RE2: {why}") from None
+        reason = error.args[0].decode() if error.args and isinstance(error.args[0], bytes) else str(error)
+        raise ValueError(f"{value!r} is not an RE2 regular expression: {reason}") from None
     return value
 
 
 def compile_pattern(pattern: str) -> Any:
-    """Compile with RE2: linear time, whatever the pattern and the text. Raises re2.error."""
+    """Compile a pattern with RE2, which matches in linear time. Raises re2.error."""
     options = re2.Options()
     options.log_errors = False
     return re2.compile(pattern, options)
@@ -72,7 +79,7 @@ _AS_DURATION: Any = WithJsonSchema({"type": "string", "pattern": _WHOLE_DURATION
 Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration), _AS_DURATION]
 PositiveDuration = Annotated[
     float,
-    BeforeValidator(lambda value: _positive(parse_duration(value))),
+    BeforeValidator(lambda value: _check_positive(parse_duration(value))),
     PlainSerializer(format_duration),
     _AS_DURATION,
 ]
@@ -83,11 +90,11 @@ Size = Annotated[
     WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(B|KiB|MiB|GiB)$"}),
 ]
 Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-Pattern = Annotated[str, BeforeValidator(_pattern), WithJsonSchema({"type": "string", "format": "regex"})]
+Pattern = Annotated[str, BeforeValidator(_check_pattern), WithJsonSchema({"type": "string", "format": "regex"})]
 
 
 def as_list(value: object) -> object:
-    """One value stands for a list of one."""
+    """Return a list as it is, and any other value as a list of one."""
     return value if isinstance(value, list) else [value]
 
 

@@ -1,1 +1,1 @@
-"""Process managers: the command lines of docker, systemd and supervisor, and how to parse their output."""
+"""Process managers: command lines of docker, systemd and supervisor, and parsers of their output."""

@@ -1,4 +1,4 @@
-"""What we know of docker: argv, and how its answers read."""
+"""docker and docker compose: command lines, and parsers of their output."""
 
 import re
 import shlex
@@ -9,16 +9,16 @@ from typing import Annotated
 
 from pydantic import StringConstraints
 
-from fleet.host.reading import Section
-from fleet.managers.not_run import Variable, Words, quoted, say, script
+from fleet.host.sections import Section
+from fleet.managers.guarded_scripts import ManagerMessages, ShellVariable, build_script, echo_to_stderr, quote_command
 
 # https://github.com/moby/moby/blob/master/daemon/names/names.go
 ContainerName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$", max_length=255)]
 ComposeService = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.][a-zA-Z0-9_.-]*$", max_length=255)]
 
 
-# As docker's client says it, and docker compose before and since it is a plugin.
-WORDS = Words(
+# Messages of docker's client, and of docker compose as a program and as a plugin.
+MESSAGES = ManagerMessages(
     not_run=(
         r"Cannot connect to the Docker daemon at .*", r"Couldn't connect to Docker daemon.*",
         r".*permission denied while trying to connect to the .*", r"error during connect: .*: dial .*",
@@ -26,40 +26,42 @@ WORDS = Words(
     ),
     gone=(r"(Error: |Error response from daemon: )No such (container|object): .*", r"[Nn]o such service: .*"),
 )  # fmt: skip
-_ID = Variable("id")
+_ID = ShellVariable("id")
 
 
-def verb(name: str, container: str) -> list[str]:
-    """`docker start|stop|restart CONTAINER`."""
-    return _exactly(container, ["docker", name, _ID])
+def build_action(name: str, container: str) -> list[str]:
+    """Return the argv of `docker start|stop|restart CONTAINER`."""
+    return _build_by_name(container, ["docker", name, _ID])
 
 
-def execute(container: str, options: Sequence[str], command: Sequence[str]) -> list[str]:
-    """`docker exec CONTAINER COMMAND`."""
-    return _exactly(container, ["docker", "exec", *options, _ID, *command])
+def build_exec(container: str, options: Sequence[str], command: Sequence[str]) -> list[str]:
+    """Return the argv of `docker exec CONTAINER COMMAND`."""
+    return _build_by_name(container, ["docker", "exec", *options, _ID, *command])
 
 
-def logs(container: str, lines: int) -> list[str]:
-    return _exactly(container, ["docker", "logs", "--timestamps", "--tail", str(lines), _ID])
+def build_logs(container: str, lines: int) -> list[str]:
+    return _build_by_name(container, ["docker", "logs", "--timestamps", "--tail", str(lines), _ID])
 
 
-def _exactly(container: str, argv: Sequence[str]) -> list[str]:
-    """A script that runs `argv` with the identifier of the container of exactly this name.
+def _build_by_name(container: str, argv: Sequence[str]) -> list[str]:
+    """Return a script that runs `argv` with the ID of the container of exactly this name.
 
-    Where docker has no container of a name, it takes the name for the beginning of an identifier.
+    docker itself also accepts the beginning of another container's ID.
     """
-    return script(*_found(container), f"exec {quoted(argv)}")
+    return build_script(*_find_id_steps(container), f"exec {quote_command(argv)}")
 
 
-def _found(container: str) -> list[str]:
-    """The steps of a script that leave the container's identifier in `id`."""
-    look = quoted(["docker", "inspect", "--type", "container", "--format", _of(container, "{{.Id}}"), container])
-    gone = say(f"Error: No such container: {container}")
-    return [f"id=$({look}) || halt", f'test -n "$id" || {{ {gone}; halt; }}']
+def _find_id_steps(container: str) -> list[str]:
+    """Return the steps that set `id` to the container's ID, or halt."""
+    inspect = quote_command(
+        ["docker", "inspect", "--type", "container", "--format", _if_named(container, "{{.Id}}"), container]
+    )
+    gone = echo_to_stderr(f"Error: No such container: {container}")
+    return [f"id=$({inspect}) || halt", f'test -n "$id" || {{ {gone}; halt; }}']
 
 
-def _of(container: str, template: str) -> str:
-    """A template of `docker inspect` that gives nothing of a container of another name; podman tells it without `/`."""
+def _if_named(container: str, template: str) -> str:
+    """Return a template of `docker inspect` that is empty for other names; podman prints names without `/`."""
     return f'{{{{if eq .Name "/{container}" "{container}"}}}}{template}{{{{end}}}}'
 
 
@@ -74,83 +76,83 @@ _COMPOSE_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-
 _WORKING_DIR = '{{index .Config.Labels "com.docker.compose.project.working_dir"}}'
 
 
-def compose(directory: str, verb: str, service: str, lines: int = 0) -> list[str]:
-    """`docker compose start|stop|restart|logs` of a service of the project in `directory`."""
+def build_compose_action(directory: str, verb: str, service: str, lines: int = 0) -> list[str]:
+    """Return the argv of `docker compose start|stop|restart|logs|ps` for a service of the project in `directory`."""
     tail = [f"--tail={lines}"] if lines else []
-    act = quoted(["docker", "compose", "--project-directory", directory, *_COMPOSE[verb], *tail, service])
-    # Only what is started need not be there yet.
-    return script(*_of_project(directory, service, empty=verb == "start"), f"exec {act}")
+    act = quote_command(["docker", "compose", "--project-directory", directory, *_COMPOSE[verb], *tail, service])
+    # Only `start` may find no container.
+    return build_script(*_find_project_steps(directory, service, empty=verb == "start"), f"exec {act}")
 
 
-def compose_facts(directory: str, service: str) -> list[str]:
-    """Asks for what `read` reads, of the service's first container."""
-    first = f"for id in $ids; do {'; '.join(_LOOK)}; done"
-    return script(*_of_project(directory, service, empty=False), first)
+def build_compose_inspect(directory: str, service: str) -> list[str]:
+    """Return the argv that prints what `parse_inspection` reads, for the service's first container."""
+    first = f"for id in $ids; do {'; '.join(_INSPECT_STEPS)}; done"
+    return build_script(*_find_project_steps(directory, service, empty=False), first)
 
 
-def _of_project(directory: str, service: str, *, empty: bool) -> list[str]:
-    """The steps of a script that make sure of the containers that compose would act on, and leave them in `ids`.
+def _find_project_steps(directory: str, service: str, *, empty: bool) -> list[str]:
+    """Return the steps that set `ids` to the containers that compose would act on, or halt.
 
-    compose looks for its file in the folders above, too, and knows a project by the last part of its folder's name.
+    They check that the containers are of this very folder: compose also uses a file of a parent folder, and
+    identifies a project by its folder's last name only.
     """
-    there = [f"test -e {shlex.quote(f'{directory}/{name}')}" for name in _COMPOSE_FILES]
-    there.append(f"grep -qs COMPOSE_FILE {shlex.quote(f'{directory}/.env')}")
-    ps = quoted(["docker", "compose", "--project-directory", directory, *_COMPOSE["ps"], service])
-    look = quoted(["docker", "inspect", "--type", "container", "--format", _WORKING_DIR, _ID])
-    where = shlex.quote(directory)
-    plugin = f"docker compose version >/dev/null 2>&1 || {say('docker has no compose plugin')}"
-    other = say("the container $id is of the compose project in $at and not in $dir")
+    has_file = [f"test -e {shlex.quote(f'{directory}/{name}')}" for name in _COMPOSE_FILES]
+    has_file.append(f"grep -qs COMPOSE_FILE {shlex.quote(f'{directory}/.env')}")
+    ps = quote_command(["docker", "compose", "--project-directory", directory, *_COMPOSE["ps"], service])
+    folder = quote_command(["docker", "inspect", "--type", "container", "--format", _WORKING_DIR, _ID])
+    plugin = f"docker compose version >/dev/null 2>&1 || {echo_to_stderr('docker has no compose plugin')}"
+    other = echo_to_stderr("the container $id is of the compose project in $at and not in $dir")
     steps = [
-        f"dir={where}",
-        f"{' || '.join(there)} || {{ {say('there is no compose file in $dir')}; halt; }}",
+        f"dir={shlex.quote(directory)}",
+        f"{' || '.join(has_file)} || {{ {echo_to_stderr('there is no compose file in $dir')}; halt; }}",
         f"ids=$({ps}) || {{ {plugin}; halt; }}",
-        f'for id in $ids; do at=$({look}) || halt; test "$at" -ef "$dir" || {{ {other}; halt; }}; done',
+        f'for id in $ids; do at=$({folder}) || halt; test "$at" -ef "$dir" || {{ {other}; halt; }}; done',
     ]
-    gone = say(f"Error: No such container: {service}")
+    gone = echo_to_stderr(f"Error: No such container: {service}")
     return steps if empty else [*steps, f'test -n "$ids" || {{ {gone}; halt; }}']
 
 
-def state(container: str) -> list[str]:
-    """Asks for state and start; nothing is printed where the container is not there under this very name."""
-    template = _of(container, "{{.State.Status}} {{.State.StartedAt}}")
+def build_state_query(container: str) -> list[str]:
+    """Return the argv that prints state and start time; nothing where no container has exactly this name."""
+    template = _if_named(container, "{{.State.Status}} {{.State.StartedAt}}")
     return ["docker", "inspect", "--type", "container", "--format", template, container]
 
 
 def is_running(output: str) -> bool:
-    """Whether the output of `state` or of `facts` says that the container runs."""
+    """Whether the container runs, by the output of `build_state_query` or `build_inspect`."""
     return output.split(" ", 1)[0] == "running"
 
 
-_FACTS = (
+_DETAILS = (
     "{{.State.Status}} {{if .State.Health}}{{.State.Health.Status}}{{else}}-{{end}} {{.State.Pid}} {{.State.ExitCode}}"
     " {{.State.OOMKilled}} {{.State.StartedAt}} {{.State.FinishedAt}} {{if .State.Error}}error{{else}}-{{end}}"
     " {{.RestartCount}} {{.ID}} {{.Name}} {{.HostConfig.RestartPolicy.Name}}"
 )
 
 
-# The container's ends among the daemon's last 256 events; a daemon that is restarted forgets them.
+# The container's ends, among the last 256 events of all containers; a restart of the daemon clears them.
 _EVENTS = ["docker", "events", "--since", "168h", "--until", "0s", "--filter", "event=stop", "--filter", "event=die"]
 _EVENT = "{{.TimeNano}} {{.Action}}"
 
 
-def facts(container: str) -> list[str]:
-    """Asks for what `read` reads, of the container of exactly this name."""
-    return script(*_found(container), *_LOOK)
+def build_inspect(container: str) -> list[str]:
+    """Return the argv that prints what `parse_inspection` reads, for the container of exactly this name."""
+    return build_script(*_find_id_steps(container), *_INSPECT_STEPS)
 
 
-def _look() -> list[str]:
-    """The steps of a script that print how the container `id` stands, the host's clock, and the container's ends."""
-    inspect = quoted(["docker", "inspect", "--type", "container", "--format", _FACTS, _ID])
-    events = f'{quoted(_EVENTS)} --filter container="$id" --format {shlex.quote(_EVENT)}'
+def _build_inspect_steps() -> list[str]:
+    """Return the steps that print the details of the container `id`, the host's clock, and the container's ends."""
+    inspect = quote_command(["docker", "inspect", "--type", "container", "--format", _DETAILS, _ID])
+    events = f'{quote_command(_EVENTS)} --filter container="$id" --format {shlex.quote(_EVENT)}'
     return [f"{inspect} || exit", "date +%s", f"exec {events}"]
 
 
-_LOOK = _look()
+_INSPECT_STEPS = _build_inspect_steps()
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One container in detail; `health` is empty where it has no check of its own, `failed` where docker failed."""
+class ContainerDetails:
+    """A container in detail; `health` is empty without a health check, `failed` where docker could not start it."""
 
     state: str
     health: str
@@ -166,12 +168,12 @@ class Told:
     policy: str
 
 
-def told(output: str) -> Told | None:
-    """What `facts` printed, or None where it is not that."""
+def parse_details(output: str) -> ContainerDetails | None:
+    """Parse the first line of the output of `build_inspect`; None where it has another form."""
     words = output.split()
     try:
         state, health, pid, exit_code, out_of_memory, started, finished, failed, restarts, id_, name, *policy = words
-        return Told(
+        return ContainerDetails(
             state, health.strip("-"), int(pid), int(exit_code), out_of_memory == "true", started, finished,
             failed == "error", int(restarts), id_, name.removeprefix("/"), policy[0] if policy else "no",
         )  # fmt: skip
@@ -180,37 +182,38 @@ def told(output: str) -> Told | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What a host told of a container: how it stands, the host's clock (Unix time), its ends by kind (Unix times)."""
+class ContainerInspection:
+    """A container's details, the host's clock, and the times of its ends by event (`die`, `stop`), in Unix time."""
 
-    told: Told
+    details: ContainerDetails
     now: float | None
     ends: Mapping[str, float]
 
 
-def read(output: str) -> Look | None:
-    """What `facts` or `compose_facts` printed, or None where it is not that."""
+def parse_inspection(output: str) -> ContainerInspection | None:
+    """Parse the output of `build_inspect` or `build_compose_inspect`; None where it has another form."""
     first, _, rest = output.partition("\n")
     clock, _, events = rest.partition("\n")
-    container = told(first)
+    container = parse_details(first)
     if container is None:
         return None
-    started = unix(container.started) or 0.0
-    found = [words for line in events.splitlines() if len(words := line.split()) == 2]  # noqa: PLR2004
-    ends = {what: int(at) / 1e9 for at, what in found if _NANOSECONDS.fullmatch(at) and int(at) / 1e9 > started}
-    return Look(container, _seconds(clock), ends)
+    started = parse_time(container.started) or 0.0
+    rows = [(line.split(" ", 1)) for line in events.splitlines() if line.count(" ") == 1]
+    ends = {action: int(at) / 1e9 for at, action in rows if _NANOSECONDS.fullmatch(at) and int(at) / 1e9 > started}
+    return ContainerInspection(container, _parse_clock(clock), ends)
 
 
 _NANOSECONDS = re.compile(r"[0-9]{1,19}")
-RESTARTED_ALWAYS = ("always", "unless-stopped")  # restart policies by which docker restarts whatever ends
-CRASHES = (134, 139)  # exit codes of an abort and of a segmentation fault
+RESTARTED_ALWAYS = ("always", "unless-stopped")  # restart policies that restart a container however it ends
+CRASHES = (134, 139)  # exit codes: SIGABRT, SIGSEGV
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """How the last run of an exited container ended: why it was on purpose, or nothing, and when (Unix time).
+class ContainerEnd:
+    """How the last run of an exited container ended.
 
-    Without `known`, docker does not say how.
+    `stopped` is why it was stopped on purpose, or empty; `at` is when (Unix time). Without `known`, docker has no
+    information about it.
     """
 
     stopped: str = ""
@@ -218,28 +221,29 @@ class End:
     known: bool = True
 
 
-def end(look: Look) -> End:
-    """How a container ended after its last start.
+def classify_end(inspection: ContainerInspection) -> ContainerEnd:
+    """Return how a container ended after its last start.
 
-    docker tells of `die`, and then of `stop` where it was asked to stop it. What it has forgotten may show in this: it
-    restarts whatever ends by policies such as `always`, unless it was asked to stop it, or to send it a signal.
+    docker has an event `die`, followed by `stop` where it was told to stop the container. Where it has lost the
+    events, the restart policy helps: with `always`, docker restarts a container unless it was told to stop it or to
+    send it a signal.
     """
-    container = look.told
+    container = inspection.details
     if container.state != "exited":
-        return End()
-    if "stop" in look.ends:
-        return End("docker was asked to stop it (docker stop), and not to start it again", look.ends["stop"])
+        return ContainerEnd()
+    if "stop" in inspection.ends:
+        return ContainerEnd("it was stopped with docker stop, and not started again", inspection.ends["stop"])
     crashed = container.failed or container.out_of_memory or container.exit_code in CRASHES
-    if "die" in look.ends or (crashed and container.policy in RESTARTED_ALWAYS):
-        return End()
+    if "die" in inspection.ends or (crashed and container.policy in RESTARTED_ALWAYS):
+        return ContainerEnd()
     if container.policy in RESTARTED_ALWAYS:
-        why = f"docker has not restarted it, though its restart policy is {container.policy}"
-        return End(f"{why}: it was stopped, or sent a signal", unix(container.finished))
-    return End(known=False)
+        reason = f"docker has not restarted it, although its restart policy is {container.policy}"
+        return ContainerEnd(f"{reason}: it was stopped, or sent a signal", parse_time(container.finished))
+    return ContainerEnd(known=False)
 
 
-def unix(time: str) -> float | None:
-    """The Unix time of one of docker's; None of what never was."""
+def parse_time(time: str) -> float | None:
+    """Return the Unix time of a time in docker's output; None for the zero time."""
     try:
         at = datetime.fromisoformat(time).timestamp()
     except (ValueError, OverflowError):
@@ -247,15 +251,15 @@ def unix(time: str) -> float | None:
     return at if at > 0 else None
 
 
-def _seconds(output: str) -> float | None:
-    """What `date +%s` printed."""
+def _parse_clock(output: str) -> float | None:
+    """Parse the output of `date +%s`."""
     text = output.strip()
     return float(text) if re.fullmatch("[0-9]{1,19}", text) else None
 
 
 @dataclass(frozen=True, slots=True)
-class Container:
-    """A container as `docker inspect` tells of it; `health` is empty where it has no check of its own."""
+class ContainerStatus:
+    """A container from `docker inspect`; `health` is empty without a health check."""
 
     state: str
     health: str
@@ -277,9 +281,9 @@ _INSPECT = (
 
 _LISTED = "listed\t{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Image}}\t{{.Status}}"
 
-# The list comes first: `docker inspect` may hang at one container, and then tells of none.
-# A container that is removed between the two commands makes the second one fail, and says nothing of the others.
-READING = Section("docker", rank=3, script=f"""
+# The list comes first: where `docker inspect` hangs at one container, it prints none.
+# A container that is removed between the two commands makes the second fail, but its output has all others.
+SECTION = Section("docker", rank=3, script=f"""
 list=$(docker ps --all --no-trunc --format '{_LISTED}') || exit $?
 [ -n "$list" ] || exit 0
 printf '%s\\n' "$list"
@@ -290,20 +294,20 @@ case $said in *"No such "*) ;; *) exit $s ;; esac
 """)  # fmt: skip
 
 
-def containers(output: str) -> dict[str, Container]:
-    """Every container by name, from what `READING` printed; of one that is only listed, what the list says."""
-    found = {}
+def parse_containers(output: str) -> dict[str, ContainerStatus]:
+    """Parse the output of `SECTION`: containers by name, from `docker inspect`, or else from `docker ps`."""
+    found: dict[str, ContainerStatus] = {}
     for line in output.splitlines():
         fields = line.split("\t")
-        if fields[0] == "listed" and len(fields) == 6:  # noqa: PLR2004
+        if fields[0] == "listed" and len(fields) == len(_LISTED.split("\t")):
             _, _, names, state, image, status = fields
             code, checked = re.search(r"\((\d+)\)", status), re.search(r"\((?:health: )?([a-z]+)\)$", status)
             health = checked[1] if checked and state == "running" else ""
-            container = Container(state, health, int(code[1]) if code else 0, "", 0, image)
-            # A link gives a container a further name, with a slash; a host may print no other.
+            container = ContainerStatus(state, health, int(code[1]) if code else 0, "", 0, image)
+            # Links give a container further names, with a slash.
             own = [name for name in names.split(",") if "/" not in name]
             found.update(dict.fromkeys(own[:1], container))
-        elif len(fields) == 7 and fields[3].lstrip("-").isdigit() and fields[5].isdigit():  # noqa: PLR2004
+        elif len(fields) == len(_INSPECT.split("\t")) and fields[3].lstrip("-").isdigit() and fields[5].isdigit():
             name, state, health, exit_code, started, restarts, image = fields
-            found[name.lstrip("/")] = Container(state, health, int(exit_code), started, int(restarts), image)
+            found[name.lstrip("/")] = ContainerStatus(state, health, int(exit_code), started, int(restarts), image)
     return found

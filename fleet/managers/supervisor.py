@@ -1,4 +1,4 @@
-"""What we know of supervisor: argv, and how its answers read."""
+"""supervisor: command lines, and parsers of their output."""
 
 import re
 from dataclasses import dataclass, field
@@ -8,34 +8,34 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from fleet.host.reading import Section
-from fleet.managers.not_run import Words
+from fleet.host.sections import Section
+from fleet.managers.guarded_scripts import ManagerMessages
 
 
-def _program(name: str) -> str:
+def _check_program(name: str) -> str:
     group, colon, program = name.rpartition(":")
     parts = [group, program] if colon else [program]
     for part in parts:
-        # `all` and `group:*` would mean more than one, and supervisorctl splits at blanks.
+        # `all` and `group:*` stand for several programs, and supervisorctl splits arguments at blanks.
         if not part or part == "all" or part.startswith("-") or any(c.isspace() or c in ":*/[]" for c in part):
-            raise ValueError("is not a program of supervisor (write name or group:name)")
+            raise ValueError(f"{str(name)!r} is not the name of a program in supervisor; write name or group:name")
     return name
 
 
-Program = Annotated[str, AfterValidator(_program)]
+ProgramName = Annotated[str, AfterValidator(_check_program)]
 
 
-def _config(path: Path) -> Path:
+def _check_config(path: Path) -> Path:
     if not path.is_absolute() or any(character.isspace() or character == "," for character in str(path)):
-        raise ValueError("is not the path of a configuration on the host (write /etc/supervisord.conf)")
+        raise ValueError(f"'{path}' is not an absolute path on the host; write /etc/supervisord.conf")
     return path
 
 
-Config = Annotated[Path, AfterValidator(_config)]
+ConfigPath = Annotated[Path, AfterValidator(_check_config)]
 
 
-# supervisorctl 3 prints them with exit status 0. Anything may follow where something was done before.
-WORDS = Words(
+# supervisorctl 3 prints these with exit status 0.
+MESSAGES = ManagerMessages(
     not_run=(
         r"unix:\S+ no such file", r"\S+ refused connection", r"Server requires authentication",
         r"error: <.*>, \[Errno (2|13|111)\] .*", r"error: <.*>, .*SHUTDOWN_STATE.*",
@@ -43,17 +43,17 @@ WORDS = Words(
         r"Sorry, supervisord responded but did not recognize .*", r"Error: .*",
     ),
     gone=(r"\S+: ERROR \(no such (process|group|process name)\)",),
-    in_spite_of_success=True,
+    even_with_status_0=True,
 )  # fmt: skip
 
 
-def verb(name: str, program: str, config: Path | None) -> list[str]:
-    """`supervisorctl start|stop|restart|status PROGRAM`."""
+def build_action(name: str, program: str, config: Path | None) -> list[str]:
+    """Return the argv of `supervisorctl start|stop|restart|status PROGRAM`."""
     return [*_supervisorctl(config), name, program]
 
 
-def logs(program: str, config: Path | None, size: int) -> list[str]:
-    """The last `size` bytes of what the program wrote."""
+def build_logs(program: str, config: Path | None, size: int) -> list[str]:
+    """Return the argv that prints the last `size` bytes of the program's log."""
     return [*_supervisorctl(config), "tail", f"-{size}", program]
 
 
@@ -61,31 +61,31 @@ def _supervisorctl(config: Path | None) -> list[str]:
     return ["supervisorctl", *(["-c", str(config)] if config else [])]
 
 
-def refused(output: str) -> str | None:
-    """The first refusal in the output of a verb; supervisorctl says some of them with exit status 0."""
+def find_refusal(output: str) -> str | None:
+    """Return the first error in the output of an action, or None; supervisorctl may print it with exit status 0."""
     lines = (line.strip() for line in output.splitlines())
     return next((line for line in lines if "ERROR" in line and "(not running)" not in line), None)
 
 
 def is_running(output: str) -> bool:
-    """Whether `status` says that the program runs; STARTING and BACKOFF do not."""
+    """Whether the program is RUNNING, by the output of `status`."""
     words = output.split()
     return len(words) > 1 and words[1] == "RUNNING"
 
 
-CLOCK = ["date", "+%Y-%m-%dT%H:%M:%S"]
+CLOCK_COMMAND = ["date", "+%Y-%m-%dT%H:%M:%S"]
 
 
-def local_time(output: str) -> datetime | None:
-    """What `CLOCK` printed: the host's time, in its own zone."""
+def parse_local_time(output: str) -> datetime | None:
+    """Parse the output of `CLOCK_COMMAND`: the host's local time, without a time zone."""
     try:
         return datetime.fromisoformat(output.strip()).replace(tzinfo=None)
     except ValueError:
         return None
 
 
-def uptime(text: str) -> float | None:
-    """Seconds of an uptime such as `1:02:03` or `2 days, 1:02:03`."""
+def parse_uptime(text: str) -> float | None:
+    """Return the seconds of an uptime such as `1:02:03` or `2 days, 1:02:03`."""
     found = re.fullmatch(r"(?:([0-9]{1,6}) days?, )?([0-9]{1,6}):([0-9]{2}):([0-9]{2})", text.strip())
     if found is None:
         return None
@@ -93,12 +93,12 @@ def uptime(text: str) -> float | None:
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
-def ago(description: str, now: datetime | None) -> float | None:
-    """Seconds since the middle of the minute of a program's end, as supervisor tells of it: `Nov 29 12:31 AM`."""
+def parse_seconds_since_end(description: str, now: datetime | None) -> float | None:
+    """Return the seconds since a program ended, of which supervisor has the minute: `Nov 29 12:31 AM`."""
     if now is None:
         return None
     try:
-        at = datetime.strptime(f"{now.year} {description.strip()}", "%Y %b %d %I:%M %p")  # noqa: DTZ007 - as `now`
+        at = datetime.strptime(f"{now.year} {description.strip()}", "%Y %b %d %I:%M %p")  # noqa: DTZ007 - local time, as `now`
     except ValueError:
         return None
     if at > now:
@@ -106,8 +106,8 @@ def ago(description: str, now: datetime | None) -> float | None:
     return max(0.0, (now - at).total_seconds() - 30)
 
 
-SECTION = "supervisor"
-SCRIPT = """
+SECTION_NAME = "supervisor"
+SECTION_SCRIPT = """
 for config; do
     echo "config: $config"
     case $config in -) supervisorctl status ;; *) supervisorctl -c "$config" status ;; esac
@@ -116,43 +116,43 @@ done
 """
 
 
-def named(config: Path | None) -> str:
-    """What stands for a supervisord: its configuration, or `-` for the one that supervisorctl finds itself."""
+def config_name(config: Path | None) -> str:
+    """Return the name of a supervisord: its configuration file, or `-` for supervisorctl's default."""
     return str(config or "-")
 
 
 _NO_SUPERVISORD = re.compile(r"no such file|refused connection|^error: |Connection refused|HTTP error", re.IGNORECASE)
 
 
-def reading(config: Path | None) -> Section:
-    """All programs of a supervisord; several are one section."""
-    return Section(SECTION, SCRIPT, (named(config),), rank=1)
+def build_section(config: Path | None) -> Section:
+    """Return the section that reads all programs of a supervisord."""
+    return Section(SECTION_NAME, SECTION_SCRIPT, (config_name(config),), rank=1)
 
 
 @dataclass(slots=True)
-class Told:
-    """What one supervisord told: state and description of its programs by name, or why nothing."""
+class SupervisordStatus:
+    """The programs of one supervisord, with state and description, or the error that it gave instead."""
 
     programs: dict[str, tuple[str, str]] = field(default_factory=dict)
-    failed: str = ""
+    error: str = ""
 
 
-def told(output: str) -> dict[str, Told]:
-    """What each supervisord told, by configuration file, from what a reading printed."""
-    found: dict[str, Told] = {}
-    here, last = Told(), ""
+def parse_status(output: str) -> dict[str, SupervisordStatus]:
+    """Parse a section's output: the status of each supervisord, by its configuration file."""
+    by_config: dict[str, SupervisordStatus] = {}
+    current, last = SupervisordStatus(), ""
     for line in output.splitlines():
         if line.startswith("config: "):
-            here = found[line.removeprefix("config: ")] = Told()
+            current = by_config[line.removeprefix("config: ")] = SupervisordStatus()
         elif line.startswith("failed: "):
-            here.failed = last or f"supervisorctl ended with status {line.removeprefix('failed: ')}"
+            current.error = last or f"supervisorctl ended with status {line.removeprefix('failed: ')}"
         else:
             name, state, description = (*line.split(None, 2), "", "", "")[:3]
             if state.isupper():
-                here.programs[name] = (state, description)
-            if not line.startswith("For help, use "):  # which follows what is wrong
+                current.programs[name] = (state, description)
+            if not line.startswith("For help, use "):  # a hint that follows an error
                 last = line.strip() or last
-            # Its version 3 ends with status 0 where there is no supervisord, and says so in place of programs.
-            if not here.programs and not here.failed and _NO_SUPERVISORD.search(line):
-                here.failed = line.strip()
-    return found
+            # Version 3 exits with status 0 even where it reaches no supervisord.
+            if not current.programs and not current.error and _NO_SUPERVISORD.search(line):
+                current.error = line.strip()
+    return by_config

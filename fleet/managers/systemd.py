@@ -1,4 +1,4 @@
-"""What we know of systemd: what to ask, and how its answers read."""
+"""systemd: command lines, and parsers of their output."""
 
 import re
 from collections.abc import Mapping
@@ -7,26 +7,26 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from fleet.host.reading import Section
-from fleet.managers.not_run import Words, quoted, say, script
+from fleet.host.sections import Section
+from fleet.managers.guarded_scripts import ManagerMessages, build_script, echo_to_stderr, quote_command
 
 _SUFFIXES = ("service", "socket", "timer", "mount", "automount", "swap", "target", "path", "slice", "scope", "device")
-# systemctl would expand *, ? and [ itself.
+# systemctl expands *, ? and [ itself.
 _NAME = re.compile(r"[A-Za-z0-9:_.\\@][A-Za-z0-9:_.\\@-]{0,200}")
 
 
-def _unit(name: str) -> str:
+def _check_unit(name: str) -> str:
     if _NAME.fullmatch(name) is None or name.endswith("@") or "@." in name:
-        raise ValueError("is not a unit of systemd (write name.service, or name)")
+        raise ValueError(f"{str(name)!r} is not the name of a systemd unit; write name.service or name")
     return name if name.rpartition(".")[2] in _SUFFIXES else f"{name}.service"
 
 
-UnitName = Annotated[str, AfterValidator(_unit)]
+UnitName = Annotated[str, AfterValidator(_check_unit)]
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """A unit as `systemctl show` tells of it."""
+class UnitStatus:
+    """A unit's state, from `systemctl show`."""
 
     load: str
     active: str
@@ -38,7 +38,7 @@ class Unit:
         return self.active in ("active", "reloading")
 
 
-WORDS = Words(
+MESSAGES = ManagerMessages(
     not_run=(
         r"System has not been booted with systemd .*", r"Failed to (connect to|get D-Bus connection).*",
         r"Failed to (start|stop|restart) .*: (Access denied|Interactive authentication required|Unit .* is masked)\.?",
@@ -47,50 +47,50 @@ WORDS = Words(
 )  # fmt: skip
 
 
-def verb(name: str, unit: str) -> list[str]:
-    """`systemctl start|stop|restart UNIT` of a unit that is there, perhaps by an alias.
+def build_action(name: str, unit: str) -> list[str]:
+    """Return the argv of `systemctl start|stop|restart UNIT`, for a unit that exists under this name or alias.
 
-    What was started too often is not started by systemd, by anybody, until its failures are forgotten.
+    Its failure counter is reset first: systemd refuses to start a unit that was started too often.
     """
-    look = quoted(["systemctl", "show", "--property=Names,LoadState,ActiveState", "--", unit])
-    refuse = f"{{ {say(f'the unit {unit}: $seen')}; halt; }}"
-    notice = (
+    show = quote_command(["systemctl", "show", "--property=Names,LoadState,ActiveState", "--", unit])
+    refuse = f"{{ {echo_to_stderr(f'the unit {unit}: $seen')}; halt; }}"
+    check_word = (
         'if test "$word" = "$unit" || test "$word" = "Names=$unit"; then named=yes; fi; '
         'if test "$word" = LoadState=loaded; then loaded=yes; fi'
     )
     steps = [
-        f"seen=$({look}) || halt", "seen=$(echo $seen)", f"unit={quoted([unit])} named= loaded=",
-        f"for word in $seen; do {notice}; done", f'test "$named" = yes || {refuse}',
+        f"seen=$({show}) || halt", "seen=$(echo $seen)", f"unit={quote_command([unit])} named= loaded=",
+        f"for word in $seen; do {check_word}; done", f'test "$named" = yes || {refuse}',
     ]  # fmt: skip
-    if name != "stop":  # what has lost its file may still run
+    if name != "stop":  # a unit without its file may still run
         steps.append(f'test "$loaded" = yes || {refuse}')
-        steps.append(f"{quoted(['systemctl', 'reset-failed', '--', unit])} >/dev/null 2>&1")
-    return script(*steps, f"exec {quoted(['systemctl', name, '--', unit])}")
+        steps.append(f"{quote_command(['systemctl', 'reset-failed', '--', unit])} >/dev/null 2>&1")
+    return build_script(*steps, f"exec {quote_command(['systemctl', name, '--', unit])}")
 
 
-def logs(unit: str, lines: int) -> list[str]:
+def build_logs(unit: str, lines: int) -> list[str]:
     return ["journalctl", "--no-pager", "--output=short-iso", f"--lines={lines}", f"--unit={unit}"]
 
 
-_FACTS = (
+_PROPERTIES = (
     "LoadState,ActiveState,SubState,Result,MainPID,NRestarts,ExecMainStatus,ExecMainStartTimestamp,Restart,WantedBy,RequiredBy"
     ",ActiveEnterTimestampMonotonic,InactiveEnterTimestampMonotonic,ExecMainStartTimestampMonotonic"
 )
-UPTIME = ["cat", "/proc/uptime"]  # the clock of the monotonic timestamps, on a machine that never sleeps
+UPTIME_COMMAND = ["cat", "/proc/uptime"]  # the clock of the monotonic timestamps, unless the machine was suspended
 
 
-def facts(unit: str) -> list[str]:
-    """Asks for what `told` reads."""
-    return ["systemctl", "show", f"--property={_FACTS}", "--", unit]
+def build_show(unit: str) -> list[str]:
+    """Return the argv that prints what `parse_properties` reads."""
+    return ["systemctl", "show", f"--property={_PROPERTIES}", "--", unit]
 
 
-def told(output: str) -> dict[str, str]:
-    """Properties by name, from what `systemctl show` printed."""
+def parse_properties(output: str) -> dict[str, str]:
+    """Parse the output of `systemctl show`: properties by name."""
     return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
 
 
-def uptime(output: str) -> float | None:
-    """What `UPTIME` printed first: seconds since the host's start."""
+def parse_uptime(output: str) -> float | None:
+    """Parse the output of `UPTIME_COMMAND`: seconds since boot."""
     words = output.split()
     try:
         return float(words[0]) if words else None
@@ -98,36 +98,36 @@ def uptime(output: str) -> float | None:
         return None
 
 
-def moment(told: Mapping[str, str], name: str) -> float | None:
-    """A monotonic timestamp in seconds; None of what has not happened since the host's start."""
-    text = told.get(f"{name}TimestampMonotonic", "")
+def parse_timestamp(properties: Mapping[str, str], name: str) -> float | None:
+    """Return a monotonic timestamp in seconds since boot; None where it has not happened since."""
+    text = properties.get(f"{name}TimestampMonotonic", "")
     return int(text) / 1e6 if re.fullmatch("[0-9]{1,19}", text) and int(text) > 0 else None
 
 
-def is_masked(told: Mapping[str, str]) -> bool:
-    return told.get("LoadState") == "masked"
+def is_masked(properties: Mapping[str, str]) -> bool:
+    return properties.get("LoadState") == "masked"
 
 
-def stopped_by_hand(told: Mapping[str, str]) -> str:
-    """Why a unit that does not run was stopped on purpose, or nothing.
+def explain_manual_stop(properties: Mapping[str, str]) -> str:
+    """Return why a unit that does not run was stopped on purpose; empty where it was not, or where that is unknown.
 
-    systemd does not record that somebody stopped a unit. It restarts one that has ended well where `Restart=` is
-    `always` or `on-success`: such a unit that has run, is inactive, and has not failed, was stopped. It forgets that a
-    unit has run when it unloads it, which it does where no other unit wants it; what is enabled is wanted.
+    systemd does not record manual stops. But with `Restart=always` or `on-success` it restarts a unit that exits
+    successfully: where such a unit has run, is inactive and has not failed, somebody stopped it. systemd forgets that
+    a unit has run when it unloads it, which it does where no other unit wants it; an enabled unit is wanted.
     """
-    ended_well = told.get("ActiveState") == "inactive" and told.get("Result") == "success"
-    restarted = told.get("Restart") in ("always", "on-success")
-    if is_masked(told) or not ended_well or not restarted:
+    succeeded = properties.get("ActiveState") == "inactive" and properties.get("Result") == "success"
+    restart = properties.get("Restart")
+    if is_masked(properties) or not succeeded or restart not in ("always", "on-success"):
         return ""
-    if moment(told, "InactiveEnter") is not None:
-        return f"it was stopped (systemctl stop): systemd would have restarted it otherwise (Restart={told['Restart']})"
-    if told.get("WantedBy") or told.get("RequiredBy"):
-        return ""  # it has not run since the host's start
+    if parse_timestamp(properties, "InactiveEnter") is not None:
+        return f"it was stopped (systemctl stop): systemd would have restarted it otherwise (Restart={restart})"
+    if properties.get("WantedBy") or properties.get("RequiredBy"):
+        return ""  # it has not run since boot
     return "it was stopped, or never started: no unit wants it (systemctl enable)"
 
 
-SECTION = "systemd"
-SCRIPT = """
+SECTION_NAME = "systemd"
+SECTION_SCRIPT = """
 for unit; do
     echo "unit: $unit"
     systemctl show --property=LoadState,ActiveState,SubState,Result -- "$unit"
@@ -135,29 +135,28 @@ done
 """
 
 
-def reading(*units: str) -> Section:
-    """These units; several such are one section."""
-    return Section(SECTION, SCRIPT, units, rank=2)
+def build_section(*units: str) -> Section:
+    """Return the section that reads these units."""
+    return Section(SECTION_NAME, SECTION_SCRIPT, units, rank=2)
 
 
-def units(output: str) -> dict[str, Unit | str]:
-    """Units by name, from what a reading printed; of one that systemd did not tell of, what it said instead."""
-    found: dict[str, Unit | str] = {}
+def parse_units(output: str) -> dict[str, UnitStatus | str]:
+    """Parse a section's output: units by name, or systemd's message where it printed no state."""
+    found: dict[str, UnitStatus | str] = {}
     for block in output.split("unit: ")[1:]:
         name, _, rest = block.partition("\n")
-        of = told(rest)
-        if "ActiveState" in of:
-            found[name.strip()] = Unit(
-                of.get("LoadState", ""), of["ActiveState"], of.get("SubState", ""), of.get("Result", "")
-            )
+        values = parse_properties(rest)
+        if "ActiveState" in values:
+            names = ("LoadState", "ActiveState", "SubState", "Result")
+            found[name.strip()] = UnitStatus(*(values.get(each, "") for each in names))
         else:
-            found[name.strip()] = rest.strip() or "it said nothing"
+            found[name.strip()] = rest.strip() or "no output"
     return found
 
 
-FAILED = Section("failed-units", "systemctl list-units --state=failed --plain --no-legend --no-pager", rank=2)
+FAILED_SECTION = Section("failed-units", "systemctl list-units --state=failed --plain --no-legend --no-pager", rank=2)
 
 
-def failed(output: str) -> list[str]:
-    """The units that have failed, from what `FAILED` printed."""
+def parse_failed_units(output: str) -> list[str]:
+    """Parse the output of `FAILED_SECTION`: the names of failed units."""
     return [words[0] for line in output.splitlines() if len(words := line.split()) > 3]  # noqa: PLR2004 - unit, load, active, sub

@@ -1,4 +1,4 @@
-"""How commands are run on hosts: as local processes or over SSH, alike to whoever asks."""
+"""Shells: commands on hosts, as local processes or over SSH, with the same interface."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,22 +6,24 @@ from typing import Protocol
 
 from runtime.errors import DefibError
 
-KILL_AFTER = 5.0  # seconds between the polite and the impolite end of a command
-ENDED_BY_TIMEOUT = (124, 137, 143)  # exit statuses of what `timeout` ended, coreutils' and busybox's
-WRAPPER_REFUSED = 126  # exit status of a wrapper that does not run what it was sent
-REFUSAL = "defib-shell: "  # what a wrapper says then begins with this
+KILL_DELAY = 5.0  # seconds between SIGTERM and SIGKILL
+ENDED_BY_TIMEOUT = (124, 137, 143)  # exit statuses of commands that `timeout` ended, in coreutils and busybox
+WRAPPER_REFUSED = 126  # exit status of a wrapper that refuses a command
+REFUSAL = "defib-shell: "  # the beginning of its message then
 OUTPUT_LIMIT = 1024 * 1024
-REST_WITHIN = 1.0  # seconds for the rest of the output of a command that has ended, but left something running
+TRAILING_OUTPUT_TIMEOUT = (
+    1.0  # seconds for the rest of the output of a command that has ended, but left something running
+)
 
 
 class ShellError(DefibError):
-    """The host's shell could not be reached: nothing was run."""
+    """The host's shell cannot be reached: nothing was run."""
 
     retryable = True
 
 
-class HostKeyRefused(ShellError):  # noqa: N818 - what happened, in the words of the field
-    """The host showed a key that is not pinned: nothing was sent. `changed`: another one is."""
+class HostKeyError(ShellError):
+    """The host's key is not pinned: nothing was sent. `changed`: another key is pinned."""
 
     retryable = False
 
@@ -30,31 +32,30 @@ class HostKeyRefused(ShellError):  # noqa: N818 - what happened, in the words of
         self.changed = changed
 
 
-class LoginRefused(ShellError):  # noqa: N818
-    """The host does not let us in."""
+class LoginError(ShellError):
+    """The host refused the login."""
 
     retryable = False
 
 
-class CommandNotRun(ShellError):  # noqa: N818
-    """The host let us in, but its login shell did not run what it was sent."""
+class CommandNotRunError(ShellError):
+    """The login succeeded, but the login shell did not run the command."""
 
     retryable = False
 
 
-class WrapperOutdated(ShellError):  # noqa: N818
-    """The host's wrapper is of an earlier version, and was asked for what it does not know: nothing was run."""
+class WrapperOutdatedError(ShellError):
+    """The host's wrapper is too old for the command: nothing was run."""
 
     retryable = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What became of a command.
+    """The result of a command.
 
-    `status` is its exit status, or None where that is unknown: the connection died or the deadline passed, and the
-    command may have done its work, part of it, or none. `why` then says so, and `late` whether it was the deadline. A
-    signal that was meant for the command from outside leaves it unknown, too.
+    `status` is its exit status. It is None where that is unknown: the connection was lost, the deadline passed (`late`)
+    or a signal ended the command, which may have done all of its work, a part or nothing. `why` has the reason then.
     """
 
     status: int | None
@@ -68,48 +69,48 @@ class Completed:
         return "\n".join(part.strip() for part in (self.stdout, self.stderr) if part.strip())
 
 
-def refused_by_wrapper(done: Completed) -> str:
-    """What a wrapper said in place of running a command, or nothing where it ran."""
-    said = done.stderr.strip()
-    return said if done.status == WRAPPER_REFUSED and said.startswith(REFUSAL) else ""
+def get_wrapper_refusal(done: Completed) -> str:
+    """Return the message of a wrapper that refused a command; empty where the command ran."""
+    message = done.stderr.strip()
+    return message if done.status == WRAPPER_REFUSED and message.startswith(REFUSAL) else ""
 
 
-Heard = Callable[[bytes], None]
+OutputCallback = Callable[[bytes], None]
 
 
 class Shell(Protocol):
-    """A way to run commands on one host; `wrapped` is one that only takes what a wrapper on the host knows."""
+    """A shell on one host. Where it is `wrapped`, the host's wrapper runs only the commands that it knows."""
 
     @property
     def wrapped(self) -> bool: ...
 
     async def run(
-        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
+        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
     ) -> Completed:
-        """Run `argv` without a shell's interpretation, for at most `timeout` seconds.
+        """Run `argv` without interpretation by a shell, for at most `timeout` seconds.
 
-        `heard` is given the standard output as it comes. Raises ShellError where nothing was run.
+        `on_output` is called with each part of stdout. Raises ShellError where nothing was run.
         """
 
     async def close(self) -> None:
-        """Let go of whatever the shell holds."""
+        """Close the shell's connection."""
 
 
-class Kept:
-    """The last `limit` bytes of a stream; `heard` is given all of it."""
+class OutputTail:
+    """The last `limit` bytes of a stream; `on_output` is called with all of it."""
 
-    def __init__(self, heard: Heard | None = None, limit: int = OUTPUT_LIMIT) -> None:
-        self._heard, self._limit = heard, limit
-        self._kept = bytearray()
+    def __init__(self, on_output: OutputCallback | None = None, limit: int = OUTPUT_LIMIT) -> None:
+        self._on_output, self._limit = on_output, limit
+        self._tail = bytearray()
 
     def add(self, chunk: bytes) -> None:
-        if self._heard is not None:
-            self._heard(chunk)
-        self._kept += chunk
-        if len(self._kept) > 2 * self._limit:
-            del self._kept[: -self._limit]
+        if self._on_output is not None:
+            self._on_output(chunk)
+        self._tail += chunk
+        if len(self._tail) > 2 * self._limit:
+            del self._tail[: -self._limit]
 
     @property
     def text(self) -> str:
-        """What came so far."""
-        return bytes(self._kept[-self._limit :]).decode("utf-8", "replace")
+        """The tail so far."""
+        return bytes(self._tail[-self._limit :]).decode("utf-8", "replace")

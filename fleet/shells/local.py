@@ -1,4 +1,4 @@
-"""Commands as processes of our own."""
+"""Commands as local processes."""
 
 import asyncio
 import contextlib
@@ -6,31 +6,31 @@ import os
 import signal
 from collections.abc import Sequence
 
-from fleet.shells import KILL_AFTER, REST_WITHIN, CommandNotRun, Completed, Heard
-from fleet.shells.proof import Between, Marks, Outputs, script
-from runtime.tasks import cancel
+from fleet.shells import KILL_DELAY, TRAILING_OUTPUT_TIMEOUT, CommandNotRunError, Completed, OutputCallback
+from fleet.shells.proof import CommandOutputs, MarkedOutput, Marks, build_script
+from runtime.tasks import cancel_and_wait
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
 
 
 class LocalShell:
-    """Runs commands on the machine that we run on.
+    """Runs commands on this machine.
 
-    With `looking`, commands only look: at the deadline they are killed, and what they leave running ends with them.
-    Otherwise what they leave running keeps its outputs when we are gone.
+    With `read_only`, commands are killed at the deadline together with the processes that they started. Otherwise
+    those may keep running, and their output goes on being read when this program has ended.
     """
 
     wrapped = False
 
-    def __init__(self, *, looking: bool = False) -> None:
-        self._looking = looking
+    def __init__(self, *, read_only: bool = False) -> None:
+        self._read_only = read_only
 
     async def run(
-        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
+        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
     ) -> Completed:
-        marks = None if self._looking else Marks()
-        text = script(argv, marks, timeout=None, stays=True, reads=bool(stdin)) if marks else b""
+        marks = None if self._read_only else Marks()
+        text = build_script(argv, marks, timeout=None, keep_output=True, read_stdin=bool(stdin)) if marks else b""
         try:
             process = await asyncio.create_subprocess_exec(
                 *(["sh", "-c", text] if marks else argv),
@@ -44,9 +44,9 @@ class LocalShell:
             return Completed(NOT_FOUND, "", f"{argv[0]}: not found")
         except (OSError, ValueError) as error:
             return Completed(NOT_EXECUTABLE, "", f"{argv[0]}: {getattr(error, 'strerror', None) or error}")
-        assert process.stdout is not None  # noqa: S101 - asked for above
-        assert process.stderr is not None  # noqa: S101
-        outputs = Outputs(marks, heard)
+        assert process.stdout is not None  # noqa: S101 - it is a pipe
+        assert process.stderr is not None  # noqa: S101 - as above
+        outputs = CommandOutputs(marks, on_output)
         out, err = outputs.out, outputs.err
         reading = [asyncio.create_task(_read(process.stdout, out)), asyncio.create_task(_read(process.stderr, err))]
         try:
@@ -54,33 +54,33 @@ class LocalShell:
                 if process.stdin:
                     await _feed(process.stdin, stdin)
                 status = await process.wait()
-                if marks:  # they travel through other processes, perhaps later
+                if marks:  # other processes pass the output on, and may end later
                     await asyncio.wait(reading)
-            await asyncio.wait(reading, timeout=REST_WITHIN)
-            if not outputs.begun:
-                raise CommandNotRun(f"sh did not run the command: {outputs.instead}")
-            return outputs.completed(outputs.status_or(status))
+            await asyncio.wait(reading, timeout=TRAILING_OUTPUT_TIMEOUT)
+            if not outputs.started:
+                raise CommandNotRunError(f"sh did not run the command: {outputs.message}")
+            return outputs.build_result(outputs.status_or(status))
         except TimeoutError:
             return Completed(None, out.text, err.text, f"it did not end within {timeout:g} s", late=True)
         finally:
-            if self._looking:
+            if self._read_only:
                 _kill(process)
             await _end(process)
-            await cancel(reading)
-            # What the command left running may hold our ends of its pipes open for as long as it runs.
+            await cancel_and_wait(reading)
+            # Processes that the command left running would keep the pipes open.
             process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
 
     async def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: there is no connection."""
 
 
-async def _read(stream: asyncio.StreamReader, output: Between) -> None:
+async def _read(stream: asyncio.StreamReader, output: MarkedOutput) -> None:
     while output.status is None and (chunk := await stream.read(65536)):
         output.add(chunk)
 
 
 async def _feed(writer: asyncio.StreamWriter, text: bytes) -> None:
-    """Write all of the standard input, unless the command has ended without reading it."""
+    """Write stdin, unless the command ends without reading it."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         if not writer.transport.is_closing():
             writer.write(text)
@@ -89,14 +89,14 @@ async def _feed(writer: asyncio.StreamWriter, text: bytes) -> None:
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """End what is left of a command's process group, politely at first; whatever interrupts us, it is ended."""
+    """End the command's process group with SIGTERM, then SIGKILL, even where this is cancelled."""
     if process.returncode is not None:
         return
     try:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(KILL_AFTER):
+            async with asyncio.timeout(KILL_DELAY):
                 await process.wait()
     finally:
         _kill(process)

@@ -1,7 +1,7 @@
-"""Proof that a command ran: a POSIX sh script that prints random marks around both its outputs, and what reads them.
+"""Proof that a command ran: a POSIX sh script that prints random marks around both outputs, and a parser of them.
 
-What a login shell prints of its own stands outside the marks. The script holds a mark's two halves only apart, so that
-whoever sends it back, in place of running it, proves nothing.
+What a login shell prints itself is outside the marks. The script contains the two halves of a mark only apart, so that
+a peer that echoes the script, instead of running it, proves nothing.
 """
 
 import secrets
@@ -9,28 +9,28 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fleet.shells import KILL_AFTER, REFUSAL, Completed, Heard, Kept
+from fleet.shells import KILL_DELAY, REFUSAL, Completed, OutputCallback, OutputTail
 
-_SAID = 4096  # bytes kept of what came before the marks
+_PREFIX_LIMIT = 4096  # bytes kept of the output before the marks
 _STATUS_LIMIT = 4  # bytes of an exit status and its newline
-_QUOTED = 200  # characters of it that an error quotes
-# What ended such a command is somebody else: HUP, INT, KILL, TERM. What it would have come to is not known.
+_MESSAGE_LIMIT = 200  # characters of that output in an error
+# Exit statuses after HUP, INT, KILL and TERM, which come from outside: the command's own result is unknown.
 _ENDED_BY_SIGNAL = (129, 130, 137, 143)
-_SIGNALS = 128  # a shell's status of a command that a signal ended is this, and the signal's number
+_SIGNALS = 128  # a shell's exit status after a signal is this plus the signal's number
 
-# A command with its deadline. busybox's timeout has no -k before 1.35 (it then runs nothing, and exits 1), and before
-# 1.30 takes other arguments altogether: such a host keeps no deadline. Arguments: KILL_AFTER SECONDS COMMAND…
-LIMITED = """\
+# A command with a timeout; arguments: KILL_DELAY SECONDS COMMAND… busybox's timeout has no -k before 1.35 (it exits 1
+# without running anything), and other arguments before 1.30: on such a host there is no timeout.
+TIMEOUT_FUNCTIONS = """\
 alone() { (exec "$@"); }
 limited() { if command -v timeout >/dev/null 2>&1; then timeout -k "$@"; else shift 2; alone "$@"; fi; }
 old_timeout() { timeout -k 9 9 sh -c : >/dev/null 2>&1; [ $? -eq 1 ]; }
 limited_by_old() { shift; if timeout 9 sh -c : >/dev/null 2>&1; then timeout "$@"; else shift; alone "$@"; fi; }
 """
 
-# `marked COMMAND…` prints the marks; `kept marked COMMAND…` also has what the command leaves running write into pipes
-# that are read until the last writer is gone, whoever else has gone before: at first into the session, then into
-# nothing. No file could grow from it. These shells outlive a signal that is meant for the command.
-PROOF = """\
+# `marked COMMAND…` prints the marks. `kept marked COMMAND…` also keeps the outputs of processes that the command leaves
+# running: they write to pipes whose readers last until the last writer has ended, and pass the data to the session,
+# then drop it, so that no file grows. These shells survive a signal that is meant for the command.
+MARK_FUNCTIONS = """\
 begin() { printf '%s%s\\n' "$first" "$second"; printf '%s%s\\n' "$first" "$second" >&2; }
 bounded() {
     limited "$@"
@@ -77,74 +77,80 @@ class Marks:
         return f"{self.second}{self.first} ".encode()
 
 
-def script(argv: Sequence[str], marks: Marks, *, timeout: float | None, stays: bool, reads: bool) -> bytes:
-    """The script that runs `argv`; with `stays`, what it leaves running keeps its outputs.
+def build_script(
+    argv: Sequence[str], marks: Marks, *, timeout: float | None, keep_output: bool, read_stdin: bool
+) -> bytes:
+    """Return the script that runs `argv`.
 
-    Without `reads` the command finds the end of its input. Else it reads what is sent behind the script, after the mark
-    that it has begun: the shell, which reads all that is there, may have read on otherwise.
+    With `keep_output`, processes that it leaves running keep their outputs. With `read_stdin`, the command reads what
+    is sent after the start mark: the shell might read earlier input itself. Otherwise its stdin is empty.
     """
-    how = ["kept"] if stays else []
-    how += ["marked", *(["alone"] if timeout is None else ["bounded", f"{KILL_AFTER:g}", f"{timeout:g}"])]
-    command = f"{shlex.join([*how, *argv])}{'' if reads else ' </dev/null'}"
-    # In one piece, which is read to its end before any of it is run.
+    prefix = ["kept"] if keep_output else []
+    prefix += ["marked", *(["alone"] if timeout is None else ["bounded", f"{KILL_DELAY:g}", f"{timeout:g}"])]
+    command = f"{shlex.join([*prefix, *argv])}{'' if read_stdin else ' </dev/null'}"
+    # One compound command, which the shell reads to its end before it runs any of it.
     text = (
         f"{{\nLC_ALL=C; export LC_ALL\nfirst={shlex.quote(marks.first)} second={shlex.quote(marks.second)}\n"
-        f"{LIMITED}{PROOF}{command}\nexit\n}}\n"
+        f"{TIMEOUT_FUNCTIONS}{MARK_FUNCTIONS}{command}\nexit\n}}\n"
     )
     return text.encode("utf-8", "surrogateescape")
 
 
-class Between:
-    """One output of a command: what stands between its marks, or all of it where there are none.
+class MarkedOutput:
+    """One output of a command: the part between its marks, or all of it without marks.
 
-    `heard` is given it as it comes.
+    `on_output` is called with each part of it.
     """
 
-    def __init__(self, marks: Marks | None, heard: Heard | None = None) -> None:
-        self._marks, self._heard = marks, heard
-        self._kept = Kept(heard)
-        self._rest = b""  # may become a mark
-        self._said = b""
-        self.begun = marks is None
-        self.status: int | None = None  # as the end mark has it
+    def __init__(self, marks: Marks | None, on_output: OutputCallback | None = None) -> None:
+        self._marks, self._on_output = marks, on_output
+        self._tail = OutputTail(on_output)
+        self._rest = b""  # may be the start of a mark
+        self._prefix = b""
+        self.started = marks is None
+        self.status: int | None = None  # from the end mark
 
     def add(self, chunk: bytes) -> None:
         if self._marks is None:
-            self._kept.add(chunk)
+            self._tail.add(chunk)
         elif self.status is None:
-            self._judge(self._rest + chunk, self._marks)
+            self._parse(self._rest + chunk, self._marks)
 
-    def _judge(self, data: bytes, marks: Marks) -> None:
+    def _parse(self, data: bytes, marks: Marks) -> None:
         while (at := data.find(marks.begin)) >= 0:
-            # Once more where the first try has run nothing: what came before is not the command's.
-            self._said, self.begun, self._kept = (self._said + data[:at])[-_SAID:], True, Kept(self._heard)
+            # A second start mark follows a first try that ran nothing: the output before it is not the command's.
+            self._prefix, self.started, self._tail = (
+                (self._prefix + data[:at])[-_PREFIX_LIMIT:],
+                True,
+                OutputTail(self._on_output),
+            )
             data = data[at + len(marks.begin) :]
-        at, status = _end_mark(data, marks) if self.begun else (-1, None)
+        at, status = _find_end_mark(data, marks) if self.started else (-1, None)
         if status is not None:
             self._rest, self.status = b"", status
         else:
-            at = at if at >= 0 else _start_of_a_mark(data, marks)
+            at = at if at >= 0 else _find_mark_start(data, marks)
             self._rest = data[at:]
-        if self.begun and at:
-            self._kept.add(data[:at])
-        elif not self.begun:
-            self._said = (self._said + data[:at])[-_SAID:]
+        if self.started and at:
+            self._tail.add(data[:at])
+        elif not self.started:
+            self._prefix = (self._prefix + data[:at])[-_PREFIX_LIMIT:]
 
     @property
     def text(self) -> str:
-        """What came so far."""
-        return self._kept.text
+        """The output so far."""
+        return self._tail.text
 
     @property
-    def said(self) -> str:
-        """The end of what came before the marks, or in place of them."""
-        return (self._said if self.begun else self._said + self._rest).decode("utf-8", "replace")
+    def prefix(self) -> str:
+        """The end of the output before the marks, or without any."""
+        return (self._prefix if self.started else self._prefix + self._rest).decode("utf-8", "replace")
 
 
-def _end_mark(data: bytes, marks: Marks) -> tuple[int, int | None]:
-    """Where the end mark is, or may be, and the status that follows it; -1 where there is none.
+def _find_end_mark(data: bytes, marks: Marks) -> tuple[int, int | None]:
+    """Return the offset of the end mark and the status after it; None where that is incomplete, -1 without a mark.
 
-    What no status follows is no mark: kept as one, it would hold all that comes after it.
+    Text that no status follows is not a mark: waiting for its end would hold back all later output.
     """
     at = data.find(marks.end)
     while at >= 0:
@@ -158,8 +164,8 @@ def _end_mark(data: bytes, marks: Marks) -> tuple[int, int | None]:
     return -1, None
 
 
-def _start_of_a_mark(data: bytes, marks: Marks) -> int:
-    """Where the end of `data` may be the start of a mark, or its length."""
+def _find_mark_start(data: bytes, marks: Marks) -> int:
+    """Return the offset of a possible start of a mark at the end of `data`, or its length."""
     known = (marks.begin, marks.end)
     at = data.find(b"@", max(0, len(data) - max(map(len, known))))
     while at >= 0 and not any(mark.startswith(data[at:]) for mark in known):
@@ -167,52 +173,52 @@ def _start_of_a_mark(data: bytes, marks: Marks) -> int:
     return at if at >= 0 else len(data)
 
 
-class Outputs:
+class CommandOutputs:
     """Both outputs of a command."""
 
-    def __init__(self, marks: Marks | None, heard: Heard | None) -> None:
+    def __init__(self, marks: Marks | None, on_output: OutputCallback | None) -> None:
         self._marks = marks
-        self.out, self.err = Between(marks, heard), Between(marks)
+        self.out, self.err = MarkedOutput(marks, on_output), MarkedOutput(marks)
 
     @property
-    def begun(self) -> bool:
-        return self.out.begun
+    def started(self) -> bool:
+        """Whether the command has started."""
+        return self.out.started
 
     @property
-    def sent_back(self) -> bool:
-        """Whether what was sent to be run came back instead."""
-        return self._marks is not None and self._marks.first in f"{self.out.said}{self.err.said}"
+    def is_echo(self) -> bool:
+        """Whether the peer sent back the script."""
+        return self._marks is not None and self._marks.first in f"{self.out.prefix}{self.err.prefix}"
 
     def status_or(self, exit_status: int | None) -> int | None:
-        """The status that the end mark has; `exit_status` where there are no marks."""
+        """Return the status from the end mark, or `exit_status` without marks."""
         return exit_status if self._marks is None else self.out.status
 
     @property
     def ended(self) -> bool:
-        """Whether both end marks are here."""
+        """Whether both end marks have arrived."""
         return self.out.status is not None and self.err.status is not None
 
-    def completed(self, status: int | None) -> Completed:
-        """What became of the command that ended with `status`; a signal from outside leaves that unknown."""
+    def build_result(self, status: int | None) -> Completed:
+        """Return the result of the command that ended with `status`, which is unknown after a signal from outside."""
         out, err = self.out.text, self.err.text
         if status is None:
             return Completed(None, out, err, "the connection was lost, or a signal ended the command")
-        status = _SIGNALS - status if status < 0 else status  # as processes have it, and as shells do
+        status = _SIGNALS - status if status < 0 else status  # from a process's to a shell's form
         if status in _ENDED_BY_SIGNAL:
             return Completed(None, out, err, f"signal {status - _SIGNALS} ended the command")
         return Completed(status, out, err)
 
     @property
     def refusal(self) -> str:
-        """What a wrapper said in place of running the command, if it did."""
-        lines = (line.strip() for line in self.err.said.splitlines())
+        """The message of a wrapper that refused the command, or empty."""
+        lines = (line.strip() for line in self.err.prefix.splitlines())
         return next((line for line in lines if line.startswith(REFUSAL)), "")
 
     @property
-    def instead(self) -> str:
-        """What a shell that did not run the script said, as an error has it."""
-        said = f"{self.out.said}\n{self.err.said}"
-        if self.sent_back:
-            return "it sent back what it was sent"
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        return lines[-1][:_QUOTED] if lines else "it said nothing"
+    def message(self) -> str:
+        """The last line of a shell that did not run the script, for an error."""
+        if self.is_echo:
+            return "it sent the script back"
+        lines = [line.strip() for line in f"{self.out.prefix}\n{self.err.prefix}".splitlines() if line.strip()]
+        return lines[-1][:_MESSAGE_LIMIT] if lines else "no output"

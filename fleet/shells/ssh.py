@@ -1,4 +1,4 @@
-"""Commands over SSH: one pooled connection per host, pinned keys, deadlines on both ends."""
+"""Commands over SSH: one pooled connection per host, pinned host keys, timeouts on both ends."""
 
 import asyncio
 import contextlib
@@ -16,78 +16,78 @@ import asyncssh
 
 from fleet.shells import (
     ENDED_BY_TIMEOUT,
-    KILL_AFTER,
-    REST_WITHIN,
+    KILL_DELAY,
+    TRAILING_OUTPUT_TIMEOUT,
     WRAPPER_REFUSED,
-    CommandNotRun,
+    CommandNotRunError,
     Completed,
-    Heard,
-    HostKeyRefused,
-    LoginRefused,
+    HostKeyError,
+    LoginError,
+    OutputCallback,
     ShellError,
-    WrapperOutdated,
+    WrapperOutdatedError,
 )
-from fleet.shells.proof import Marks, Outputs, script
+from fleet.shells.proof import CommandOutputs, Marks, build_script
 
-CONNECT_WITHIN = 10.0
-SESSIONS = 8  # sshd's MaxSessions is 10
-# In Python, AES-GCM costs half of what ChaCha20 does, which comes first by default.
+CONNECT_TIMEOUT = 10.0
+SESSION_LIMIT = 8  # sshd's MaxSessions is 10
+# asyncssh prefers ChaCha20, which takes twice the CPU time of AES-GCM.
 CIPHERS = (
     "aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr", "aes192-ctr",
     "aes128-ctr",
 )  # fmt: skip
-ANSWER_WITHIN = 2.0  # how much longer than the remote deadline an answer may travel
-OPEN_AGAIN = (0.02, 0.1, 0.5)  # pauses before a refused session is asked for again
+ANSWER_GRACE = 2.0  # seconds after the remote timeout for the answer to arrive
+SESSION_RETRY_DELAYS = (0.02, 0.1, 0.5)  # seconds before a refused session is requested again
 
-# What a wrapper of an earlier version says of a command that it is asked to prove.
-_OLDER = "defib-shell: it takes run SECONDS DIGEST"
-
-
-Wrapper = Literal["read", "control"]
+# The refusal of a wrapper of an earlier version, which does not know marks.
+_OUTDATED = "defib-shell: it takes run SECONDS DIGEST"
 
 
-def digest(argv: Sequence[str]) -> str:
-    """What names a command where a wrapper runs it."""
+WrapperMode = Literal["read", "control"]
+
+
+def command_digest(argv: Sequence[str]) -> str:
+    """Return the digest by which a wrapper identifies a command."""
     return hashlib.sha256(shlex.join(argv).encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Login:
-    """Where and as whom to log in."""
+    """Address, user and keys of a login."""
 
     address: str
     port: int
     user: str | None
     key_file: Path | None
     known_hosts: Path
-    wrapper: Wrapper | None = None  # the key may only run deploy/ssh/defib-shell, to this end
+    wrapper: WrapperMode | None = None  # the key may only run deploy/ssh/defib-shell in this mode
 
 
 class _Slot:
-    """One of the sessions that a connection may hold; given back once, perhaps later."""
+    """One of the sessions that a connection may have, to be released once, possibly later."""
 
     def __init__(self, sessions: asyncio.Semaphore) -> None:
-        self._steps: list[Callable[[], None]] = [sessions.release]
+        self._callbacks: list[Callable[[], None]] = [sessions.release]
         self._later: asyncio.Task[None] | None = None
 
-    def at_last(self, step: Callable[[], None]) -> None:
-        self._steps.append(step)
+    def on_release(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
 
     def release_after(self, end: Coroutine[object, object, None]) -> None:
         self._later = asyncio.create_task(end)
-        self._later.add_done_callback(lambda _task: self._give_back())
+        self._later.add_done_callback(lambda _task: self._release_now())
 
     def release(self) -> None:
         if self._later is None:
-            self._give_back()
+            self._release_now()
 
-    def _give_back(self) -> None:
-        for step in self._steps:
-            step()
+    def _release_now(self) -> None:
+        for callback in self._callbacks:
+            callback()
 
 
 class SshShell:
-    """Runs commands on one host over one connection, made when first needed and again when it is lost."""
+    """Runs commands on one host over one connection, opened at the first use and again when it is lost."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class SshShell:
         *,
         control: bool = False,
     ) -> None:
-        """With `control`, what a command leaves running keeps its outputs when the session is gone."""
+        """With `control`, processes that a command leaves running keep their outputs after the session."""
         self._login = login
         self._control = control
         self._tunnel = tunnel
@@ -104,43 +104,45 @@ class SshShell:
         self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
         self._in_use: Counter[asyncssh.SSHClientConnection] = Counter()  # sessions by connection
         self._dropped: set[asyncssh.SSHClientConnection] = set()
-        self._sessions = asyncio.Semaphore(SESSIONS)
+        self._sessions = asyncio.Semaphore(SESSION_LIMIT)
 
     async def run(
-        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", heard: Heard | None = None
+        self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
     ) -> Completed:
-        request = self._request(argv, timeout, stdin, heard)
+        request = self._request(argv, timeout, stdin, on_output)
         started = time.monotonic()
         try:
             async with asyncio.timeout(timeout):
                 await self._sessions.acquire()
         except TimeoutError:
             raise ShellError(f"{self._login.address}: no free SSH session within {timeout:g} s") from None
-        held = _Slot(self._sessions)
+        slot = _Slot(self._sessions)
         try:
             connection = await self.connection(timeout - (time.monotonic() - started))
             self._in_use[connection] += 1
-            held.at_last(lambda: self._left(connection))
-            return await self._run(connection, request, timeout, held)
+            slot.on_release(lambda: self._end_session(connection))
+            return await self._run(connection, request, timeout, slot)
         finally:
-            held.release()
+            slot.release()
 
     @property
     def wrapped(self) -> bool:
         return self._login.wrapper is not None
 
-    def _request(self, argv: Sequence[str], timeout: float, stdin: bytes, heard: Heard | None) -> "_Request":
-        """What is sent to the host's login shell, or to its wrapper."""
-        if self._login.wrapper == "read":  # its answer holds marks of its own
-            return _Request(shlex.join(argv), b"", stdin, None, heard)
+    def _request(
+        self, argv: Sequence[str], timeout: float, stdin: bytes, on_output: OutputCallback | None
+    ) -> "_Request":
+        """Return what is sent to the host's login shell, or to its wrapper."""
+        if self._login.wrapper == "read":  # its sections have marks of their own
+            return _Request(shlex.join(argv), b"", stdin, None, on_output)
         marks = Marks()
         if self._login.wrapper == "control":
-            command = f"run {math.ceil(timeout)} {digest(argv)} {marks.first} {marks.second}"
-            return _Request(command, b"", b"", marks, heard)
-        # On stdin, so that the login shell has nothing to interpret, of whatever kind it is.
-        # The host keeps the deadline too, where it can: what we stop waiting for would otherwise run on.
-        text = script(argv, marks, timeout=timeout, stays=self._control, reads=bool(stdin))
-        return _Request("sh -s", text, stdin, marks, heard)
+            command = f"run {math.ceil(timeout)} {command_digest(argv)} {marks.first} {marks.second}"
+            return _Request(command, b"", b"", marks, on_output)
+        # On stdin, so that no login shell, of whatever kind, interprets the command. The host enforces the timeout too:
+        # otherwise the command would keep running.
+        text = build_script(argv, marks, timeout=timeout, keep_output=self._control, read_stdin=bool(stdin))
+        return _Request("sh -s", text, stdin, marks, on_output)
 
     @property
     def state(self) -> str:
@@ -154,59 +156,59 @@ class SshShell:
         started = time.monotonic()
         tried: list[_Session] = []
         try:
-            async with asyncio.timeout(timeout + KILL_AFTER + ANSWER_WITHIN):
+            async with asyncio.timeout(timeout + KILL_DELAY + ANSWER_GRACE):
                 channel, session = await _open(connection, request, tried)
-                with contextlib.suppress(BrokenPipeError):  # it may have ended without reading anything
+                with contextlib.suppress(BrokenPipeError):  # the command may end without reading its stdin
                     await session.feed(channel, request)
-                await session.ended()
+                await session.wait_ended()
         except TimeoutError:
-            self._drop(connection)  # a peer that keeps no deadline is not asked again on this connection
+            self._drop(connection)  # it may be dead: the next command opens another
             if not any(each.channel is not None for each in tried):
                 raise ShellError(f"{self._login.address}: no SSH session within {timeout:g} s") from None
-            if not tried[-1].outputs.begun:
-                return Completed(None, "", "", f"the host's shell did not begin the command within {timeout:g} s")
+            if not tried[-1].outputs.started:
+                return Completed(None, "", "", f"the host's shell did not start the command within {timeout:g} s")
             return Completed(None, "", "", f"no answer within {timeout:g} s", late=True)
         except asyncssh.ChannelOpenError as error:
             raise ShellError(f"{self._login.address}: no SSH session: {error.reason}") from error
         except (asyncssh.Error, OSError) as error:
             self._drop(connection)
-            return Completed(None, "", "", f"the connection was lost: {_text(error)}")
+            return Completed(None, "", "", f"the connection was lost: {_format_error(error)}")
         finally:
-            left = [each for each in tried if each.channel is not None and not each.gone.is_set()]
-            for each in left:
+            remaining = [each for each in tried if each.channel is not None and not each.closed.is_set()]
+            for each in remaining:
                 each.close()
-            if left:
-                slot.release_after(self._closed(connection, left[-1], timeout))
-        if session.exited and session.all_said and not session.outputs.begun:
+            if remaining:
+                slot.release_after(self._wait_closed(connection, remaining[-1], timeout))
+        if session.exited and session.is_closed and not session.outputs.started:
             return self._not_run(session)
         outputs, status = session.outputs, session.outputs.status_or(session.status)
         if status in ENDED_BY_TIMEOUT and time.monotonic() - started >= timeout - 0.5:
             out, err = outputs.out.text, outputs.err.text
-            return Completed(None, out, err, f"it did not end within {timeout:g} s and was ended", late=True)
-        return outputs.completed(status)
+            return Completed(None, out, err, f"timed out after {timeout:g} s and was ended", late=True)
+        return outputs.build_result(status)
 
     def _not_run(self, session: "_Session") -> Completed:
-        """What the wrapper said in place of running the command. Raises ShellError where it was not the wrapper."""
+        """Return the wrapper's refusal. Raises ShellError where it was not the wrapper that answered."""
         refusal = session.outputs.refusal
         if not self.wrapped or session.status != WRAPPER_REFUSED or not refusal:
-            said = session.outputs.instead
-            raise CommandNotRun(f"{self._login.address}: the host's shell did not run the command: {said}")
-        if refusal == _OLDER:
-            raise WrapperOutdated(
-                f"{self._login.address}: the host's defib-shell is of an earlier version: run defib host setup again"
+            message = session.outputs.message
+            raise CommandNotRunError(f"{self._login.address}: the host's shell did not run the command: {message}")
+        if refusal == _OUTDATED:
+            raise WrapperOutdatedError(
+                f"{self._login.address}: the host's defib-shell is outdated: run defib host setup again"
             )
         return Completed(WRAPPER_REFUSED, "", refusal)
 
-    async def _closed(self, connection: asyncssh.SSHClientConnection, session: "_Session", timeout: float) -> None:
-        """Wait until a session is no more: a command that we wait for no longer still holds one of sshd's."""
+    async def _wait_closed(self, connection: asyncssh.SSHClientConnection, session: "_Session", timeout: float) -> None:
+        """Wait until a session is closed: until then it counts against sshd's limit."""
         try:
-            async with asyncio.timeout(timeout + KILL_AFTER + ANSWER_WITHIN):
-                await session.gone.wait()
+            async with asyncio.timeout(timeout + KILL_DELAY + ANSWER_GRACE):
+                await session.closed.wait()
         except TimeoutError:
             self._drop(connection)
 
-    async def connection(self, within: float = CONNECT_WITHIN) -> asyncssh.SSHClientConnection:
-        """The connection, opened if there is none; all who wait share one try. Raises ShellError."""
+    async def connection(self, within: float = CONNECT_TIMEOUT) -> asyncssh.SSHClientConnection:
+        """Return the connection, after opening it if needed; callers share one attempt. Raises ShellError."""
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
         if self._connecting is None or self._connecting.done():
@@ -216,14 +218,14 @@ class SshShell:
             async with asyncio.timeout(max(within, 0.0)):
                 return await asyncio.shield(self._connecting)
         except asyncio.CancelledError:
-            if self._connecting.cancelled():  # not we were cancelled: the shell was closed
-                raise ShellError(f"{self._login.address}: the connection is not wanted any more") from None
+            if self._connecting.cancelled():  # the shell was closed, not this call cancelled
+                raise ShellError(f"{self._login.address}: the shell was closed") from None
             raise
         except TimeoutError:
             raise ShellError(f"{self._login.address}: no SSH connection within {within:.3g} s") from None
 
     async def _establish(self) -> asyncssh.SSHClientConnection:
-        """Connect for whoever asks next, too: those who asked first may have stopped waiting."""
+        """Connect for later callers too: the first ones may have stopped waiting."""
         self._connection = await self._connect()
         return self._connection
 
@@ -232,8 +234,8 @@ class SshShell:
         where = f"{login.address}:{login.port}"
         pinned = None
         try:
-            async with asyncio.timeout(CONNECT_WITHIN):
-                pinned, keys = await asyncio.to_thread(_read, login)
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                pinned, keys = await asyncio.to_thread(_read_keys, login)
                 tunnel = await self._tunnel() if self._tunnel else ()
                 return await asyncssh.connect(
                     login.address,
@@ -248,32 +250,30 @@ class SshShell:
                     encryption_algs=CIPHERS,
                     keepalive_interval=15,
                     keepalive_count_max=3,
-                    login_timeout=CONNECT_WITHIN,
+                    login_timeout=CONNECT_TIMEOUT,
                 )
         except TimeoutError:
-            raise ShellError(f"{where}: no SSH connection within {CONNECT_WITHIN:g} s") from None
+            raise ShellError(f"{where}: no SSH connection within {CONNECT_TIMEOUT:g} s") from None
         except asyncssh.HostKeyNotVerifiable as error:
             changed = self._is_pinned(pinned)
-            what = (
-                "HOST KEY CHANGED: the host's key is not the one pinned" if changed else "no host key is pinned for it"
-            )
-            raise HostKeyRefused(f"{where}: {what} in {login.known_hosts}", changed=changed) from error
+            problem = "HOST KEY CHANGED: the host's key is not the one" if changed else "the host's key is not"
+            raise HostKeyError(f"{where}: {problem} pinned in {login.known_hosts}", changed=changed) from error
         except (asyncssh.PermissionDenied, asyncssh.KeyImportError) as error:
-            raise LoginRefused(f"{where}: {_text(error)}") from error
+            raise LoginError(f"{where}: {_format_error(error)}") from error
         except (asyncssh.Error, OSError, ValueError) as error:
-            raise ShellError(f"{where}: {_text(error)}") from error
+            raise ShellError(f"{where}: {_format_error(error)}") from error
 
     def _is_pinned(self, pinned: asyncssh.SSHKnownHosts | None) -> bool:
-        """An unknown and a changed key raise the same error; the file tells them apart."""
+        """Whether any key is pinned for the host: unknown and changed keys raise the same error."""
         return pinned is not None and any(pinned.match(self._login.address, "", self._login.port))
 
     def _drop(self, connection: asyncssh.SSHClientConnection) -> None:
-        """Use a connection for nothing new; it goes with the last session on it, which has a deadline of its own."""
+        """Stop using a connection; it is closed after its last session."""
         if self._connection is connection:
             self._connection = None
         self._dropped.add(connection)
 
-    def _left(self, connection: asyncssh.SSHClientConnection) -> None:
+    def _end_session(self, connection: asyncssh.SSHClientConnection) -> None:
         self._in_use[connection] -= 1
         if not self._in_use[connection]:
             del self._in_use[connection]
@@ -287,40 +287,40 @@ class SshShell:
     async def close(self) -> None:
         if self._connecting is not None:
             self._connecting.cancel()
-        held = {*self._dropped, *([self._connection] if self._connection else [])}
+        connections = {*self._dropped, *([self._connection] if self._connection else [])}
         self._connection = None
-        for connection in held:
+        for connection in connections:
             self._abort(connection)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                await asyncio.gather(*(connection.wait_closed() for connection in held))
+                await asyncio.gather(*(connection.wait_closed() for connection in connections))
 
 
 @dataclass(frozen=True)
 class _Request:
-    """A command as it is sent: what the login shell gets, the script, and the command's own input."""
+    """A command as it is sent: the command line, the script for the login shell, and the command's own stdin."""
 
     command: str
     script: bytes
     stdin: bytes
-    marks: Marks | None  # None: what answers proves by itself that it has run
-    heard: Heard | None
+    marks: Marks | None  # None: the answer has marks of its own
+    on_output: OutputCallback | None
 
 
 class _Session(asyncssh.SSHClientSession[bytes]):
-    """One command: what it prints, and how it ends. Leaner than asyncssh's own process, of which we need little."""
+    """One command: its output and its end. Leaner than asyncssh's own SSHClientProcess."""
 
     def __init__(self, request: _Request) -> None:
-        self.outputs = Outputs(request.marks, request.heard)
+        self.outputs = CommandOutputs(request.marks, request.on_output)
         self._raw = request.marks is None
         self.channel: asyncssh.SSHClientChannel[bytes] | None = None
-        self.status: int | None = None  # None where a signal ended it, or the connection
+        self.status: int | None = None  # None where a signal or the connection ended it
         self.exited = False
-        self.gone = asyncio.Event()
-        self._begun = asyncio.Event()
-        self._over = asyncio.Event()
-        self._told = asyncio.Event()  # how the command ended, where there are marks to tell of it
-        self._silent = asyncio.Event()
+        self.closed = asyncio.Event()
+        self._started = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._marks_read = asyncio.Event()  # both end marks have arrived, or never will
+        self._eof = asyncio.Event()
 
     def connection_made(self, chan: "asyncssh.SSHClientChannel[bytes]") -> None:
         self.channel = chan
@@ -332,93 +332,93 @@ class _Session(asyncssh.SSHClientSession[bytes]):
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         outputs = self.outputs
         (outputs.err if datatype == asyncssh.EXTENDED_DATA_STDERR else outputs.out).add(data)
-        if outputs.begun or outputs.sent_back:  # whoever sends back what comes may be waiting for the end of it
-            self._begun.set()
+        if outputs.started or outputs.is_echo:  # the peer may send back all of stdin, and wait for its end
+            self._started.set()
         if outputs.ended:
-            self._over.set()
-            self._told.set()
+            self._ended.set()
+            self._marks_read.set()
 
     def eof_received(self) -> bool:
-        self._told.set()
-        self._silent.set()
+        self._marks_read.set()
+        self._eof.set()
         return True
 
     def exit_status_received(self, status: int) -> None:
         self.status = status
         self._exit()
 
-    def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:  # noqa: ARG002
+    def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:  # noqa: ARG002 - asyncssh's interface
         self._exit()
 
     def _exit(self) -> None:
         self.exited = True
-        self._over.set()
+        self._ended.set()
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        for event in (self._begun, self._over, self._told, self._silent, self.gone):
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncssh's interface
+        for event in (self._started, self._ended, self._marks_read, self._eof, self.closed):
             event.set()
 
     @property
-    def all_said(self) -> bool:
-        """Whether nothing more will come."""
-        return self._silent.is_set()
+    def is_closed(self) -> bool:
+        """Whether there is no more output to come."""
+        return self._eof.is_set()
 
     async def feed(self, channel: "asyncssh.SSHClientChannel[bytes]", request: _Request) -> None:
-        """Send the script, and the command's own input once it is the command that reads."""
+        """Send the script, and the command's stdin once the command has started."""
         if request.script:
             channel.write(request.script)
         if request.stdin:
             if request.script:
-                await self._begun.wait()
-            if self.outputs.begun:
+                await self._started.wait()
+            if self.outputs.started:
                 channel.write(request.stdin)
         channel.write_eof()
 
-    async def ended(self) -> None:
-        """Wait for the command's end, and a little for the rest of its output: it may have left something running."""
-        await self._over.wait()
-        if not self._raw:  # the marks travel through other processes, perhaps later
-            await self._told.wait()
+    async def wait_ended(self) -> None:
+        """Wait for the command's end, and a little for further output of processes that it left running."""
+        await self._ended.wait()
+        if not self._raw:  # other processes pass the output on, and may end later
+            await self._marks_read.wait()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(REST_WITHIN):
-                await self._silent.wait()
+            async with asyncio.timeout(TRAILING_OUTPUT_TIMEOUT):
+                await self._eof.wait()
 
 
 async def _open(
     connection: asyncssh.SSHClientConnection, request: _Request, tried: list[_Session]
 ) -> "tuple[asyncssh.SSHClientChannel[bytes], _Session]":
-    """Start a command; sshd may still be clearing away a session that we have seen the end of.
+    """Start a command, with retries: sshd may not have cleaned up an earlier session yet.
 
-    Every session that was begun is in `tried`, whatever becomes of it.
+    Every session that was started is added to `tried`.
     """
 
-    def made() -> _Session:
+    def create() -> _Session:
         tried.append(_Session(request))
         return tried[-1]
 
-    for pause in OPEN_AGAIN:
+    for pause in SESSION_RETRY_DELAYS:
         try:
-            channel, _ = await connection.create_session(made, request.command, encoding=None)
+            channel, _ = await connection.create_session(create, request.command, encoding=None)
         except asyncssh.ChannelOpenError:
             await asyncio.sleep(pause)
         else:
             return channel, tried[-1]
-    channel, _ = await connection.create_session(made, request.command, encoding=None)
+    channel, _ = await connection.create_session(create, request.command, encoding=None)
     return channel, tried[-1]
 
 
-def _read(login: Login) -> tuple[asyncssh.SSHKnownHosts, list[asyncssh.SSHKey]]:
-    """The pinned keys and our own; without a file of them no host is trusted."""
+def _read_keys(login: Login) -> tuple[asyncssh.SSHKnownHosts, list[asyncssh.SSHKey]]:
+    """Return the pinned host keys and the client's own keys. Raises OSError where a file is missing."""
     pinned = asyncssh.read_known_hosts(str(login.known_hosts))
     return pinned, [asyncssh.read_private_key(str(login.key_file))] if login.key_file else []
 
 
 def _retrieve(task: "asyncio.Task[asyncssh.SSHClientConnection]") -> None:
     if not task.cancelled():
-        task.exception()  # whoever waited has it; nobody may be waiting any more
+        task.exception()  # marks it as retrieved: there may be no caller left
 
 
-def _text(error: BaseException) -> str:
+def _format_error(error: BaseException) -> str:
     if isinstance(error, asyncssh.Error):
         return error.reason
     if isinstance(error, OSError) and error.strerror:

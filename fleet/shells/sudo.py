@@ -1,4 +1,4 @@
-"""Running a command as root, the way the inventory says this host allows it."""
+"""Commands as root, in the way that the inventory has for the host."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ _FAILURES = (
 NOT_FOUND = 127
 
 
-def elevated(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
-    """The argv to run and what to write to its stdin; a password never stands in an argv."""
+def build_sudo_command(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
+    """Return the argv to run and its stdin, which carries the password where there is one."""
     if sudo.mode == "none":
         return list(argv), b""
     if sudo.password is None:
@@ -26,19 +26,19 @@ def elevated(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
     return ["sudo", "-S", "-p", "", "--", *argv], sudo.password.get_secret_value().encode() + b"\n"
 
 
-def refusal(done: Completed, sudo: Sudo) -> str:
-    """What sudo said in place of running a command that it does not allow, or nothing where it ran."""
-    return _said(done, sudo, _REFUSALS)
+def find_refusal(done: Completed, sudo: Sudo) -> str:
+    """Return sudo's message where it does not allow the command; empty otherwise."""
+    return _find_message(done, sudo, _REFUSALS)
 
 
-def failure(done: Completed, sudo: Sudo) -> str:
-    """What sudo said in place of running a command where it cannot run any, or not this one; or nothing."""
-    return _said(done, sudo, _FAILURES)
+def find_failure(done: Completed, sudo: Sudo) -> str:
+    """Return sudo's message where it cannot run the command, or any command; empty otherwise."""
+    return _find_message(done, sudo, _FAILURES)
 
 
-def _said(done: Completed, sudo: Sudo, words: Sequence[str]) -> str:
+def _find_message(done: Completed, sudo: Sudo, phrases: Sequence[str]) -> str:
     if sudo.mode == "none" or done.status not in (1, NOT_FOUND):
         return ""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith(("sudo: ", "Sorry, ")) or line.endswith(" sudoers file.")]
-    return next((line for line in reversed(said) if any(each in line for each in words)), "")
+    messages = [line for line in lines if line.startswith(("sudo: ", "Sorry, ")) or line.endswith(" sudoers file.")]
+    return next((line for line in reversed(messages) if any(phrase in line for phrase in phrases)), "")

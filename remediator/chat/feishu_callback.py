@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from remediator.chat.buttons import MAX_AGE, ButtonHandler, InvalidPressError, parse_press
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
-from runtime.web import Needs, Problem, add_route
+from runtime.web import ApiError, Requirement, add_route
 
 BODY_LIMIT = 64 * 1024
 BLOCK = 16
@@ -33,7 +33,7 @@ def add_routes(app: web.Application, database: Database, buttons: ButtonHandler)
         channel = database.inventory.notify.channels.get(name)
         options = channel.options if channel is not None else None
         if not isinstance(options, FeishuAppOptions) or options.encrypt_key is None:
-            raise Problem(404, "no_callback", f"there is no channel {name!r} with an encrypt_key")
+            raise ApiError(404, "no_callback", f"there is no channel {name!r} with an encrypt_key")
         raw = await _body(request)
         clock = database.clock
         expected_token = options.verification_token.get_secret_value() if options.verification_token else None
@@ -44,10 +44,10 @@ def add_routes(app: web.Application, database: Database, buttons: ButtonHandler)
             press = parse_press(event, options.app_id, expected_token)
         except InvalidPressError as error:
             log.warning("callback_refused", channel=name, error=str(error))
-            raise Problem(401, "not_verified", str(error)) from error
+            raise ApiError(401, "not_verified", str(error)) from error
         return web.json_response(await buttons.handle(name, press))
 
-    add_route(app, "POST", "/webhook/feishu/{channel}", callback, Needs.NOTHING)
+    add_route(app, "POST", "/webhook/feishu/{channel}", callback, Requirement.PUBLIC)
 
 
 async def _body(request: web.Request) -> bytes:
@@ -56,7 +56,7 @@ async def _body(request: web.Request) -> bytes:
     async for chunk in request.content.iter_any():
         raw += chunk
         if len(raw) > BODY_LIMIT:
-            raise Problem(413, "too_large", "the body is larger than 64 KiB")
+            raise ApiError(413, "too_large", "the body is larger than 64 KiB")
     return raw
 
 

@@ -13,7 +13,7 @@ import yaml
 from fleet.inventory.endpoints import Endpoint
 from remediator.clients.alerts import WATCHDOG, WEBHOOK_PATH, Alert, AlertList
 from remediator.clients.json_client import JsonClient, parsing_response
-from runtime.times import rfc3339
+from runtime.times import format_rfc3339
 
 MAX_SKEW = 2.0  # seconds; a Date header has whole seconds
 LOOKUP_TIMEOUT = 3.0  # seconds that an action waits for it
@@ -84,7 +84,7 @@ class Alertmanager:
             "matchers": [
                 {"name": name, "value": value, "isRegex": False, "isEqual": True} for name, value in labels.items()
             ],
-            "startsAt": rfc3339(begins), "endsAt": rfc3339(ends), "createdBy": by, "comment": comment,
+            "startsAt": format_rfc3339(begins), "endsAt": format_rfc3339(ends), "createdBy": by, "comment": comment,
         }  # fmt: skip
         response = await self._client.request("POST", "/api/v2/silences", LOOKUP_TIMEOUT, body)
         with parsing_response():

@@ -16,7 +16,7 @@ from remediator.record import maintenance, queries
 from remediator.record.automation import read_switch
 from remediator.record.database import Database
 from runtime.redaction import Redactor
-from runtime.web import Needs, Problem, add_route, is_authenticated
+from runtime.web import ApiError, Requirement, add_route, is_authenticated
 
 SHOWN = 50
 # Nothing is loaded from anywhere, and nothing runs.
@@ -28,8 +28,8 @@ _HEADERS = {
 
 def add_routes(app: web.Application, database: Database, redact: Redactor) -> None:
     console = _Console(database, redact)
-    add_route(app, "GET", "/", console.index, Needs.READ)
-    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.incident, Needs.READ)
+    add_route(app, "GET", "/", console.index, Requirement.READ)
+    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.incident, Requirement.READ)
 
 
 class _Console:
@@ -58,12 +58,12 @@ class _Console:
     async def incident(self, request: web.Request) -> web.Response:
         whole = await self._database.read(queries.read_incident, int(request.match_info["id"]))
         if whole is None:
-            raise Problem(404, "unknown_incident", "there is no such incident")
+            raise ApiError(404, "unknown_incident", "there is no such incident")
         return await self._page(request, "incident.html", incident=whole)
 
     async def _page(self, request: web.Request, name: str, **shown: Any) -> web.Response:
         whole = is_authenticated(request)
-        found = self._redact.within(shown if whole else without_private_texts(shown))
+        found = self._redact.redact_all(shown if whole else without_private_texts(shown))
         text = await asyncio.to_thread(self._rendered, name, {**found, "whole": whole})
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 
-from fleet.inventory.digests import differ
+from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory, Remediation, Service
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.exporter import Exporter
@@ -163,7 +163,7 @@ class Engine:
     async def _advance(self, incident: int, service_id: str) -> float:
         """Decide, and act if that is the decision; returns the seconds after which to decide again."""
         service = self.inventory.services.get(service_id)
-        rules = self.inventory.remediation.of(service)
+        rules = self.inventory.remediation.for_service(service)
         # The exporter's last observation decides first; only `act` needs a fresh probe.
         situation = await self._observer.situation(incident, service_id)
         decision = decide(service, rules, situation)
@@ -180,7 +180,7 @@ class Engine:
         (self._released_by_actions.add if can_be_released else self._released_by_actions.discard)(service_id)
         changed = await write(decisions.record_decision, incident, decision, situation.observed)
         if service is not None and decision.reason == "approval":
-            step = attempts.next_step(service, self.inventory.remediation.of(service), situation.past)
+            step = attempts.next_step(service, self.inventory.remediation.for_service(service), situation.past)
             if step is not None:
                 changed |= await write(actions.queue, incident, service, step, situation)
         elif decision.reason == "blind" and not situation.firing:
@@ -211,7 +211,7 @@ class Engine:
             _with_target_state(situation, state), silenced=lookup.silenced, gone=lookup.gone, dependencies_down=down
         )
         await self._clear_observed_stop(service, situation)
-        decision = decide(service, self.inventory.remediation.of(service), situation)
+        decision = decide(service, self.inventory.remediation.for_service(service), situation)
         step = decision.step
         if decision.verb != "act" or step is None:
             await self._record_decision(incident, service.id, decision, situation)
@@ -234,7 +234,7 @@ class Engine:
         """Remove an observed stop of the target if its host reports another run."""
         past, stopped = situation.past, situation.stopped_by_hand or situation.withheld
         if past.stopped_why and situation.run not in ("", past.stopped_run) and not stopped:
-            await self._database.write(decisions.clear_observed_stop, self.inventory.sharing(service))
+            await self._database.write(decisions.clear_observed_stop, self.inventory.services_sharing_target(service))
 
     async def act_for_operator(
         self, service: Service, verb: Verb, overruled: Collection[str], by: str
@@ -263,7 +263,7 @@ class Engine:
 
         A status that is unknown is no recovery. Returns the seconds after which to decide again.
         """
-        rules = self.inventory.remediation.of(service)
+        rules = self.inventory.remediation.for_service(service)
         if service is None:
             await self._record_decision(incident, service_id, Decision("nothing"), situation)
             await self._close(incident, service_id, "unobserved", rules)
@@ -305,7 +305,7 @@ class Engine:
             self._observer.situation(incident or 0, service.id), self.executor.read_target_state(service)
         )
         situation = _with_target_state(situation, state)
-        rules = self.inventory.remediation.of(service)
+        rules = self.inventory.remediation.for_service(service)
         firing = situation.firing or frozenset(rules.alerts[:1])
         lookup = await self._observer.look_up_alerts(service, firing)
         situation = replace(situation, silenced=lookup.silenced, gone=lookup.gone and bool(situation.firing))
@@ -352,7 +352,7 @@ def _find_unseen(service: Service, observed: Observation | None) -> Decision | N
     """Return the decision to keep an incident without firing alerts open because its service is not seen up."""
     if observed is None:
         why = "cannot connect to the exporter"
-    elif differ(service.digest, observed.digest):
+    elif digests_differ(service.digest, observed.digest):
         why = "the exporter has a different configuration of this service"
     elif observed.up is None:
         why = "the exporter has no result yet"

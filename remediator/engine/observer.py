@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fleet.inventory.digests import differ
+from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory, Remediation, Service
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.exporter import Exporter
@@ -59,7 +59,7 @@ class Observer:
     async def observe(self, service_id: str) -> Situation:
         """Return what the exporter and the inventory know, without the record."""
         service = self._inventory.services.get(service_id)
-        rules = self._inventory.remediation.of(service)
+        rules = self._inventory.remediation.for_service(service)
         observations = await self._observe_all() or {}
         window = self._find_window(service_id, service)
         now = self._database.clock.now()
@@ -116,7 +116,7 @@ class Observer:
         return frozenset(
             name
             for name, observed in observations.items()
-            if name in services and differ(services[name].digest, observed.digest)
+            if name in services and digests_differ(services[name].digest, observed.digest)
         )
 
     async def probe(self, service: Service, situation: Situation) -> Situation:
@@ -146,7 +146,7 @@ class Observer:
         """Look up a service's firing alerts to act on in Alertmanager. One that is active is enough to act."""
         if self._alertmanager is None:
             return AlertLookup()
-        names = firing & set(self._inventory.remediation.of(service).alerts)
+        names = firing & set(self._inventory.remediation.for_service(service).alerts)
         try:
             known = await self._alertmanager.alerts_of(service.id)
         except ClientError as error:

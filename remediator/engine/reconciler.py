@@ -196,7 +196,7 @@ class Reconciler:
         observed = await self._exporter.observe(service.id)
         if not observed.up or observed.unchanged_for is None:
             return False
-        now, required = self._database.clock.now(), self._inventory.remediation.of(service).hold
+        now, required = self._database.clock.now(), self._inventory.remediation.for_service(service).hold
         if observed.unchanged_for > now - stop.at and service.control is not None:
             required += service.control.start_within  # never seen down: it may still be stopping
         if min(observed.unchanged_for, now - stop.ended) < required:

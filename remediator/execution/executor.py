@@ -7,8 +7,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
 
-from fleet.inventory.model import Inventory, Service, Step, Sudo
-from fleet.shells import KILL_AFTER, Completed, HostKeyRefused, Shell, ShellError
+from fleet.inventory.model import Inventory, RemediationStep, Service, Sudo
+from fleet.shells import KILL_DELAY, Completed, HostKeyError, Shell, ShellError
 from fleet.shells.pool import Shells
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
@@ -35,7 +35,7 @@ OUTPUT_LIMIT = 8000  # characters
 DRAIN_TIMEOUT = 15.0  # seconds that running commands have at shutdown
 FIRST_PAUSE = 0.25  # seconds between two probes of a verification, which grow
 LONGEST_PAUSE = 5.0
-Command = Verb | Step  # what an action runs: a verb of the control, or a step beyond it
+Command = Verb | RemediationStep  # what an action runs: a verb of the control, or a step beyond it
 P = ParamSpec("P")
 T = TypeVar("T")
 log = structlog.get_logger()
@@ -145,7 +145,7 @@ class Executor:
 
     def _shell(self, service: Service) -> Shell | None:
         """Return the shell of a service's host; None if it has no host. Raises ShellError."""
-        return self._shells.of(service.host) if service.host in self._inventory.hosts else None
+        return self._shells.get(service.host) if service.host in self._inventory.hosts else None
 
     async def run_command(self, service: Service, command: Command) -> Completed:
         """Run a verb of a service's control, or a step beyond it. Raises ShellError and UnknownVerbError."""
@@ -233,16 +233,16 @@ class Executor:
             await self._store(actions.record_up, action)
             log.info("service_up", service=service.id, action=action.id)
             self._changed(action.service)
-        return await self._watch_hold(service, self._inventory.remediation.of(service).hold)
+        return await self._watch_hold(service, self._inventory.remediation.for_service(service).hold)
 
     async def _wait_until_up(self, action: Claim, service: Service) -> str:
         """Probe until the service is up; returns why not when the deadline has passed."""
-        control, rules = service.control, self._inventory.remediation.of(service)
+        control, rules = service.control, self._inventory.remediation.for_service(service)
         start_within = control.start_within if control else 0.0
         ends = (action.command_ended_at or action.claimed_at) + start_within
         if action.command == "unknown" and control is not None:
             # The command may still be running: keep the target locked until it cannot be.
-            ends = max(ends, action.claimed_at + control.timeout + KILL_AFTER)
+            ends = max(ends, action.claimed_at + control.timeout + KILL_DELAY)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + max(0.0, ends - self._database.clock.now())
         pause = FIRST_PAUSE
@@ -336,6 +336,6 @@ def _blocked_by(error: ShellError) -> Blocked | None:
     if isinstance(error, CommandRefusedError):
         return "sudo-refused"
     # Without a pinned key, the host's key has not changed.
-    if isinstance(error, HostKeyRefused) and error.changed:
+    if isinstance(error, HostKeyError) and error.changed:
         return "host-key-changed"
     return None if error.retryable else "shell-refused"

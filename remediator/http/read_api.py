@@ -16,7 +16,7 @@ from remediator.record.automation import read_switch
 from remediator.record.database import Database
 from remediator.record.transaction import Transaction
 from runtime.redaction import Redactor
-from runtime.web import Handler, Needs, Problem, add_route
+from runtime.web import ApiError, Handler, Requirement, add_route
 
 PAGE_SIZE = 100
 INCIDENT_STATES = ("open", "recovered", "unobserved")
@@ -47,13 +47,13 @@ def add_routes(app: web.Application, database: Database, metrics: Metrics, redac
         number = int(request.match_info["id"])
         incident = await database.read(queries.read_incident, number)
         if incident is None:
-            raise Problem(404, "unknown_incident", f"there is no incident {number}")
+            raise ApiError(404, "unknown_incident", f"there is no incident {number}")
         return views.respond(request, incident, redact, database.clock)
 
-    add_route(app, "GET", "/metrics", read_metrics, Needs.SCRAPE)
+    add_route(app, "GET", "/metrics", read_metrics, Requirement.SCRAPE)
     for name in PAGES:
-        add_route(app, "GET", f"/api/v1/{name}", page_handler(name), Needs.READ)
-    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", read_incident, Needs.READ)
+        add_route(app, "GET", f"/api/v1/{name}", page_handler(name), Requirement.READ)
+    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", read_incident, Requirement.READ)
 
 
 def _parse_before(request: web.Request) -> int | None:
@@ -61,7 +61,7 @@ def _parse_before(request: web.Request) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()) or len(text) > 15:  # noqa: PLR2004 - ids are smaller
-        raise Problem(400, "bad_request", "`before` must be the id of an entry")
+        raise ApiError(400, "bad_request", "`before` must be the id of an entry")
     return int(text)
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Text
 from remediator.record.clock import SteadyClock
 from remediator.record.schema import actions, deliveries, evidence, incidents, notifications
 from runtime.redaction import Redactor
-from runtime.times import rfc3339
+from runtime.times import format_rfc3339
 from runtime.web import is_authenticated
 
 # Texts from hosts, services and servers have the column type Text. The timeline's details have some by the same names.
@@ -25,7 +25,7 @@ _TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_se
 def respond(request: web.Request, rows: dict[str, Any], redact: Redactor, clock: SteadyClock) -> web.Response:
     """Return rows as a JSON response, without private texts if the caller is not authenticated."""
     visible = rows if is_authenticated(request) else without_private_texts(rows)
-    return web.json_response(redact.within(format_times(visible, clock)))
+    return web.json_response(redact.redact_all(format_times(visible, clock)))
 
 
 def without_private_texts(value: Any) -> Any:
@@ -46,7 +46,7 @@ def format_times(value: Any, clock: SteadyClock) -> Any:
     """Convert times of the record's clock to RFC 3339, in UTC."""
     if isinstance(value, dict):
         return {
-            key: rfc3339(clock.unix(item)) if _is_time(key, item) else format_times(item, clock)
+            key: format_rfc3339(clock.unix(item)) if _is_time(key, item) else format_times(item, clock)
             for key, item in value.items()
         }
     return [format_times(item, clock) for item in value] if isinstance(value, list) else value

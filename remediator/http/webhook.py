@@ -16,15 +16,15 @@ from remediator.engine.engine import Engine
 from remediator.incidents import intake
 from remediator.metrics import Metrics
 from remediator.record.database import Database, StorageError
-from runtime.web import Needs, Problem, add_route
+from runtime.web import ApiError, Requirement, add_route
 
 log = structlog.get_logger()
 
 
-def count_refusals(metrics: Metrics) -> Callable[[web.Request, Problem], None]:
+def count_refusals(metrics: Metrics) -> Callable[[web.Request, ApiError], None]:
     """Return a function that counts and logs the webhooks that are refused, including unauthorized ones."""
 
-    def on_refusal(request: web.Request, problem: Problem) -> None:
+    def on_refusal(request: web.Request, problem: ApiError) -> None:
         if request.path == WEBHOOK_PATH:
             metrics.refusals.labels(str(problem.status)).inc()
             log.warning("webhook_refused", status=problem.status, error=problem.message)
@@ -38,15 +38,15 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
             payload = parse_webhook(await _read_body(request))
             await database.write_first(intake.receive, payload.alerts, payload.receiver)
         except InvalidPayloadError as error:
-            raise Problem(400, "not_a_delivery", str(error)) from error
+            raise ApiError(400, "not_a_delivery", str(error)) from error
         except (web.HTTPRequestEntityTooLarge, TooManyAlertsError) as error:
             # Alertmanager does not send it again, but its API has the alerts.
             engine.reconcile_soon()
             too_many = isinstance(error, TooManyAlertsError)
             message = str(error) if too_many else "the body is larger than 10 MiB; set max_alerts in Alertmanager"
-            raise Problem(413, "too_large", message) from error
+            raise ApiError(413, "too_large", message) from error
         except StorageError as error:
-            raise Problem(503, "not_stored", "cannot store the alerts; send them again") from error
+            raise ApiError(503, "not_stored", "cannot store the alerts; send them again") from error
         _count(payload)
         if payload.truncated:
             engine.reconcile_soon()
@@ -65,7 +65,7 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
             metrics.truncated.inc(payload.truncated)
             log.warning("webhook_truncated", alerts=payload.truncated, hint="raise max_alerts in Alertmanager")
 
-    add_route(app, "POST", WEBHOOK_PATH, receive, Needs.DELIVERY)
+    add_route(app, "POST", WEBHOOK_PATH, receive, Requirement.WEBHOOK)
 
 
 async def _read_body(request: web.Request) -> bytes:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from fleet.inventory.units import FOREVER, PositiveDuration
+from fleet.inventory.units import MAX_DURATION, PositiveDuration
 from fleet.shells import Completed
 from remediator import operations
 from remediator.execution.controls.runner import Verb
@@ -19,8 +19,8 @@ from remediator.record.automation import AutomationSwitch, read_switch
 from remediator.record.database import Database
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
-from runtime.times import rfc3339
-from runtime.web import Needs, Problem, add_route, caller
+from runtime.times import format_rfc3339
+from runtime.web import ApiError, Requirement, add_route, get_caller
 
 STATUS_OF: dict[type[OperationError], int] = {
     operations.InvalidOperationError: 400,
@@ -77,19 +77,19 @@ def add_routes(
     service, action = "/api/v1/services/{id}", "/api/v1/actions/{number:[0-9]{1,15}}"
     subject = "/api/v1/{subject:incident|alert}s/{number:[0-9]{1,15}}"
     for method, path, handler, needs in (
-        ("POST", "/-/reload", api.reload, Needs.CREDENTIAL),
-        ("POST", f"{service}/{{verb:start|stop|restart}}", api.start_action, Needs.CREDENTIAL),
-        ("GET", f"{service}/{{verb:status|logs}}", api.read_from_host, Needs.CREDENTIAL),
-        ("POST", f"{service}/reset", api.reset_attempts, Needs.CREDENTIAL),
-        ("GET", f"{service}/explain", api.explain, Needs.CREDENTIAL),
-        ("POST", f"{action}/approve", api.approve, Needs.CREDENTIAL),
-        ("POST", f"{subject}/acknowledge", api.acknowledge, Needs.CREDENTIAL),
-        ("POST", f"{subject}/silence", api.silence, Needs.CREDENTIAL),
-        ("GET", "/api/v1/automation", api.read_automation, Needs.READ),
-        ("PUT", "/api/v1/automation", api.switch_automation, Needs.CREDENTIAL),
-        ("GET", "/api/v1/maintenance", api.read_maintenance, Needs.READ),
-        ("POST", "/api/v1/maintenance", api.begin_maintenance, Needs.CREDENTIAL),
-        ("DELETE", "/api/v1/maintenance/{number:[0-9]{1,15}}", api.end_maintenance, Needs.CREDENTIAL),
+        ("POST", "/-/reload", api.reload, Requirement.CREDENTIAL),
+        ("POST", f"{service}/{{verb:start|stop|restart}}", api.start_action, Requirement.CREDENTIAL),
+        ("GET", f"{service}/{{verb:status|logs}}", api.read_from_host, Requirement.CREDENTIAL),
+        ("POST", f"{service}/reset", api.reset_attempts, Requirement.CREDENTIAL),
+        ("GET", f"{service}/explain", api.explain, Requirement.CREDENTIAL),
+        ("POST", f"{action}/approve", api.approve, Requirement.CREDENTIAL),
+        ("POST", f"{subject}/acknowledge", api.acknowledge, Requirement.CREDENTIAL),
+        ("POST", f"{subject}/silence", api.silence, Requirement.CREDENTIAL),
+        ("GET", "/api/v1/automation", api.read_automation, Requirement.READ),
+        ("PUT", "/api/v1/automation", api.switch_automation, Requirement.CREDENTIAL),
+        ("GET", "/api/v1/maintenance", api.read_maintenance, Requirement.READ),
+        ("POST", "/api/v1/maintenance", api.begin_maintenance, Requirement.CREDENTIAL),
+        ("DELETE", "/api/v1/maintenance/{number:[0-9]{1,15}}", api.end_maintenance, Requirement.CREDENTIAL),
     ):
         add_route(app, method, path, _translating_errors(handler), needs)
 
@@ -102,7 +102,7 @@ def _translating_errors(
             return await handler(request)
         except OperationError as error:
             status = next(status for kind, status in STATUS_OF.items() if isinstance(error, kind))
-            raise Problem(status, error.code, str(error)) from error
+            raise ApiError(status, error.code, str(error)) from error
 
     return handle
 
@@ -122,46 +122,46 @@ class _WriteApi:
             await self._reload()
         except DefibError as error:
             message = f"the previous configuration stays in force: {error}"
-            raise Problem(400, "bad_configuration", message) from error
+            raise ApiError(400, "bad_configuration", message) from error
         return web.json_response({"services": len(self._database.inventory.services)})
 
     async def start_action(self, request: web.Request) -> web.Response:
         service, verb = request.match_info["id"], _verb(request)
         self._operations.controlled_service(service)  # before the body is parsed
         body = await _parse_body(request, _ActionBody)
-        claimed = await self._operations.start_action(service, verb, body.overrule, caller(request))
+        claimed = await self._operations.start_action(service, verb, body.overrule, get_caller(request))
         return web.json_response({"action": claimed.id, "service": service, "kind": verb}, status=202)
 
     async def read_from_host(self, request: web.Request) -> web.Response:
         service, verb = request.match_info["id"], _verb(request)
         completed = await self._operations.read_from_host(service, verb)
-        return web.json_response(self._redact.within(command_result(service, verb, completed)))
+        return web.json_response(self._redact.redact_all(command_result(service, verb, completed)))
 
     async def reset_attempts(self, request: web.Request) -> web.Response:
         service = request.match_info["id"]
-        number = await self._operations.reset_attempts(service, caller(request))
+        number = await self._operations.reset_attempts(service, get_caller(request))
         return web.json_response({"action": number, "service": service})
 
     async def explain(self, request: web.Request) -> web.Response:
         explanation = await self._operations.explain(request.match_info["id"])
-        return web.json_response(self._redact.within(format_times(explanation, self._database.clock)))
+        return web.json_response(self._redact.redact_all(format_times(explanation, self._database.clock)))
 
     async def approve(self, request: web.Request) -> web.Response:
         number = _number(request)
-        await self._operations.approve(number, caller(request))
+        await self._operations.approve(number, get_caller(request))
         return web.json_response({"action": number, "approved": True})
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         subject, number = _subject(request), _number(request)
-        acknowledged = await self._operations.acknowledge(subject, number, caller(request))
+        acknowledged = await self._operations.acknowledge(subject, number, get_caller(request))
         row = {"id": number, "acknowledged_by": acknowledged.by, "acknowledged_at": acknowledged.at}
         return web.json_response(format_times(row, self._database.clock))
 
     async def silence(self, request: web.Request) -> web.Response:
         subject, number = _subject(request), _number(request)
         body = await _parse_body(request, _SilenceBody)
-        until = await self._operations.silence(subject, number, body.for_, caller(request), body.comment)
-        return web.json_response({"id": number, "until": rfc3339(until)})
+        until = await self._operations.silence(subject, number, body.for_, get_caller(request), body.comment)
+        return web.json_response({"id": number, "until": format_rfc3339(until)})
 
     async def read_automation(self, _request: web.Request) -> web.Response:
         return web.json_response(self._automation(await self._database.read(read_switch)))
@@ -169,7 +169,7 @@ class _WriteApi:
     async def switch_automation(self, request: web.Request) -> web.Response:
         body = await _parse_body(request, _AutomationBody)
         switched = await self._operations.switch_automation(
-            enabled=body.enabled, by=caller(request), reason=body.reason
+            enabled=body.enabled, by=get_caller(request), reason=body.reason
         )
         return web.json_response(self._automation(switched))
 
@@ -188,7 +188,7 @@ class _WriteApi:
     async def begin_maintenance(self, request: web.Request) -> web.Response:
         body = await _parse_body(request, _MaintenanceBody)
         number, until = await self._operations.begin_maintenance(
-            body.scope, body.name, seconds=self._duration(body), reason=body.reason, by=caller(request),
+            body.scope, body.name, seconds=self._duration(body), reason=body.reason, by=get_caller(request),
             notify=body.notify,
         )  # fmt: skip
         return web.json_response(format_times({"id": number, "until": until}, self._database.clock), status=201)
@@ -198,24 +198,24 @@ class _WriteApi:
         if body.for_ is not None and body.until is None:
             return body.for_
         if body.until is None or body.for_ is not None:
-            raise Problem(400, "bad_request", "set either `for` or `until`")
+            raise ApiError(400, "bad_request", "set either `for` or `until`")
         if body.until.tzinfo is None:
-            raise Problem(400, "bad_request", "until: the time zone is missing (write 2026-11-24T18:00:00+08:00)")
+            raise ApiError(400, "bad_request", "until: the time zone is missing (write 2026-11-24T18:00:00+08:00)")
         clock = self._database.clock
         try:
             at = body.until.timestamp()
         except OverflowError as error:
-            raise Problem(400, "bad_request", "until: the time is out of range") from error
+            raise ApiError(400, "bad_request", "until: the time is out of range") from error
         seconds = at - clock.unix(clock.now())
         if seconds <= 0:
-            raise Problem(400, "bad_request", "until: the time is in the past")
-        if seconds > FOREVER:
-            raise Problem(400, "bad_request", "until: the time is more than a year away")
+            raise ApiError(400, "bad_request", "until: the time is in the past")
+        if seconds > MAX_DURATION:
+            raise ApiError(400, "bad_request", "until: the time is more than a year away")
         return seconds
 
     async def end_maintenance(self, request: web.Request) -> web.Response:
         number = _number(request)
-        await self._operations.end_maintenance(number, caller(request))
+        await self._operations.end_maintenance(number, get_caller(request))
         return web.json_response({"id": number})
 
 
@@ -252,6 +252,6 @@ async def _parse_body(request: web.Request, model: type[B]) -> B:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise Problem(400, "bad_request", f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise ApiError(400, "bad_request", f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
     except (ValueError, RecursionError) as error:
-        raise Problem(400, "bad_request", "the body is not JSON") from error
+        raise ApiError(400, "bad_request", "the body is not JSON") from error

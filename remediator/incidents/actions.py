@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from sqlalchemy import insert, select, update
 
-from fleet.inventory.model import Service, Step
+from fleet.inventory.model import RemediationStep, Service
 from remediator.incidents.decisions import notify_blind, record_decision
 from remediator.incidents.lifecycle import (
     automation_resumed,
@@ -63,7 +63,7 @@ def claim(
 
     `situation` is of before the failed probe was requested, at `probed_at`: no action may have run since.
     """
-    rules = tx.inventory.remediation.of(service)
+    rules = tx.inventory.remediation.for_service(service)
     current = complete(tx, incident, service.id, situation)
     decision = decide(service, rules, current)
     if decision.verb != "act" or decision.step is None:
@@ -130,7 +130,7 @@ def claim_for_operator(
     current = complete(tx, incident or 0, service.id, situation)
     # Only locks hold a stop.
     overruled_gates = OVERRULABLE if kind == "stop" else overruled
-    held = find_hold(service, tx.inventory.remediation.of(service), current, overruled_gates)
+    held = find_hold(service, tx.inventory.remediation.for_service(service), current, overruled_gates)
     if held is not None:
         return held
     claimed = _insert(tx, incident, service, kind, "person", by, overruled=overruled)
@@ -138,7 +138,7 @@ def claim_for_operator(
     if kind == "stop":
         if incident is not None:
             cancel_queued_actions(tx, incident)
-        stops.add(tx, tx.inventory.sharing(service), claimed.id, by)
+        stops.add(tx, tx.inventory.services_sharing_target(service), claimed.id, by)
     return claimed
 
 
@@ -176,7 +176,7 @@ def _insert(
     return Claim(action, incident, service.id, service.host, kind, tx.now)
 
 
-def queue(tx: Transaction, incident: int, service: Service, step: Step, situation: Situation) -> bool:
+def queue(tx: Transaction, incident: int, service: Service, step: RemediationStep, situation: Situation) -> bool:
     """Queue a step for an operator's approval and notify of it; False if it is queued already."""
     queued = tx.execute(
         select(actions.c.step).where(actions.c.incident_id == incident, actions.c.state == "queued")
@@ -286,7 +286,7 @@ def end_action(
         stops.remove_of_action(tx, action.id)
     if recovered:
         service = tx.inventory.services.get(action.service)
-        stops.remove(tx, tx.inventory.sharing(service) if service is not None else [action.service])
+        stops.remove(tx, tx.inventory.services_sharing_target(service) if service is not None else [action.service])
     if action.incident_id is None:
         return True
     add_event(tx, action.incident_id, "action_ended", action=action.id, state=state, why=why)
@@ -313,7 +313,7 @@ def _notify_not_recovered(
 
 def _attempt_content(tx: Transaction, action: Claim) -> dict[str, Any]:
     service = tx.inventory.services.get(action.service)
-    rules = tx.inventory.remediation.of(service)
+    rules = tx.inventory.remediation.for_service(service)
     past = read_past(tx, action.service, action.incident_id or 0, rules.window)
     step = next((step for step in rules.steps if step.kind == action.kind), None)
     return {
@@ -330,7 +330,7 @@ def _used_up(tx: Transaction, action: Claim) -> Refusal | None:
     service = tx.inventory.services.get(action.service)
     if service is None:
         return None
-    rules = tx.inventory.remediation.of(service)
+    rules = tx.inventory.remediation.for_service(service)
     past = read_past(tx, action.service, action.incident_id or 0, rules.window)
     return "attempts-used-up" if next_step(service, rules, past) is None else None
 

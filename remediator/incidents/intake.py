@@ -163,7 +163,11 @@ def set_firing(tx: Transaction, row: Row[Any], start: str | None = None) -> None
     if incident is not None:
         add_event(tx, incident, "alert_firing", alert=row.name, starts_at=row.starts_at)
     kind: NotificationKind
-    if service is not None and incident is not None and row.name in tx.inventory.remediation.of(service).alerts:
+    if (
+        service is not None
+        and incident is not None
+        and row.name in tx.inventory.remediation.for_service(service).alerts
+    ):
         mark_down(tx, incident, row.labels)
         key, kind = notifications.incident_key(incident), "down"
     else:
@@ -205,7 +209,7 @@ def resolve(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None:
         return
     key = notifications.alert_key(row.fingerprint, row.starts_at, row.times)
     notified = notifications.notified_channels(tx, key)
-    channels = tx.inventory.notify.channels_after(notified, row.labels, "alert_over")
+    channels = tx.inventory.notify.follow_up_channels(notified, row.labels, "alert_over")
     notifications.add(
         tx, channels, "alert_over", f"{key} over", row.labels, _notification_content(row), incident=row.incident_id,
         alert=row.id,
@@ -215,4 +219,4 @@ def resolve(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None:
 def is_to_act_on(row: Row[Any], inventory: Inventory) -> bool:
     """Whether an alert is one of `remediation.alerts` of a service in the inventory."""
     service = inventory.services.get(row.labels.get("service", ""))
-    return service is not None and row.name in inventory.remediation.of(service).alerts
+    return service is not None and row.name in inventory.remediation.for_service(service).alerts

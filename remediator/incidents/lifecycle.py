@@ -174,7 +174,7 @@ def notify_of_incident(
     notified = notifications.notified_channels(tx, notifications.incident_key(incident))
     if kind in get_args(ClosedState):
         notified += notifications.channels_notified_of(tx, incident, "person_needed")
-    channels = tx.inventory.notify.channels_after(notified, labels, kind)
+    channels = tx.inventory.notify.follow_up_channels(notified, labels, kind)
     if kind == "person_needed":  # also channels that the routes select now and that were not notified before
         channels = list(dict.fromkeys([*tx.inventory.notify.channels_for(labels, kind), *channels]))
     key = key or f"{kind} incident {incident}"

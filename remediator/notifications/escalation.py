@@ -85,7 +85,9 @@ def _call_again(tx: Transaction) -> int:
 def _call_again_in(tx: Transaction, row: Row[Any]) -> int:
     """Tell one channel again, if it is time; how many notices were written."""
     labels = row.labels or {}
-    if tx.now - row.last < tx.inventory.notify.remind_every(row.channel, labels, "person_needed", PERSON_NEEDED_EVERY):
+    if tx.now - row.last < tx.inventory.notify.reminder_interval(
+        row.channel, labels, "person_needed", PERSON_NEEDED_EVERY
+    ):
         return 0
     about = notification_rows.person_needed_key(row.id, row.person_needed_at)
     content = tx.scalar(select(notifications.c.content).where(notifications.c.about == about).limit(1)) or {}
@@ -153,7 +155,7 @@ def _due(
     times = int((now - at) // route.remind) if route.remind is not None else 0
     if times and not trouble.person_needed:  # that is told again by itself
         begun = [name for name in channels if name in route.channels]
-        reminded = notify.channels_after(begun, trouble.labels, "reminder")
+        reminded = notify.follow_up_channels(begun, trouble.labels, "reminder")
         yield trouble, f"reminder {times} of {trouble.about}", "reminder", reminded, content
 
 

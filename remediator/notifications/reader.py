@@ -251,7 +251,7 @@ class _Reader:
         own = [each for each in tried if each.counts]
         if service is None or not own:
             return None
-        rules = self._inventory.remediation.of(service)
+        rules = self._inventory.remediation.for_service(service)
         past = read_past(self._tx, service.id, incident, rules.window)
         step = next((step for step in rules.steps if step.kind == own[-1].kind), next_step(service, rules, past))
         return None if step is None else (past.attempts.get(step.kind, 0), max_attempts(step, rules))

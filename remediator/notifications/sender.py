@@ -95,7 +95,7 @@ class Sender:
         try:
             buried = await self._database.write(outbox.bury, list(notify.channels))
             if notify is not self._known:
-                plain = [name for name in notify.channels if not notify.keeps_cards(name)]
+                plain = [name for name in notify.channels if not notify.can_update_cards(name)]
                 await self._database.write(outbox.retire_cards, plain)
                 self._known = notify
         except StorageError as error:
@@ -179,8 +179,9 @@ class Sender:
         """A story without secrets in what came from outside; once escaped, they would not be known any more."""
         mask = self._redact
         return replace(
-            story, labels=mask.within(story.labels), annotations=mask.within(story.annotations),
-            facts=mask.within(story.facts), decision=mask.within(story.decision), links=mask.within(story.links),
+            story, labels=mask.redact_all(story.labels), annotations=mask.redact_all(story.annotations),
+            facts=mask.redact_all(story.facts), decision=mask.redact_all(story.decision),
+            links=mask.redact_all(story.links),
             attempts=[replace(each, why=mask(each.why)) for each in story.attempts],
         )  # fmt: skip
 

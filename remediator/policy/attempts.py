@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from fleet.inventory.model import Backoff, Remediation, Service, Step
+from fleet.inventory.model import Backoff, Remediation, RemediationStep, Service
 from remediator.policy.situation import Past
 
 
-def next_step(service: Service, rules: Remediation, past: Past) -> Step | None:
+def next_step(service: Service, rules: Remediation, past: Past) -> RemediationStep | None:
     """Return the first step that the service's control supports and that has an attempt left."""
     for step in supported_steps(service, rules):
         if past.attempts.get(step.kind, 0) < max_attempts(step, rules):
@@ -14,13 +14,13 @@ def next_step(service: Service, rules: Remediation, past: Past) -> Step | None:
     return None
 
 
-def supported_steps(service: Service, rules: Remediation) -> list[Step]:
+def supported_steps(service: Service, rules: Remediation) -> list[RemediationStep]:
     """Return the steps that the service's control supports: `recreate` needs docker or a command of its own."""
     has_docker = service.control is not None and service.control.kind == "docker"
     return [step for step in rules.steps if has_docker or step.recreate is None or step.recreate.command]
 
 
-def max_attempts(step: Step, rules: Remediation) -> int:
+def max_attempts(step: RemediationStep, rules: Remediation) -> int:
     return rules.attempts if step.recreate is None else step.recreate.attempts
 
 

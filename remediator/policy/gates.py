@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
-from fleet.inventory.digests import differ
+from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Remediation, Service
 from remediator.policy.attempts import backoff, max_attempts, next_step, supported_steps
 from remediator.policy.situation import GateName, PastAction, Situation
@@ -51,7 +51,7 @@ def _blind(_service: Service, _rules: Remediation, situation: Situation) -> Held
 
 def _config_mismatch(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
     seen = situation.observed
-    if seen is None or not differ(service.digest, seen.digest):
+    if seen is None or not digests_differ(service.digest, seen.digest):
         return None
     return Held("the exporter and the remediator have different configurations of it: reload both")
 

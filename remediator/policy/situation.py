@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fleet.inventory.model import Step
+from fleet.inventory.model import RemediationStep
 
 Blocked = Literal["host-key-changed", "sudo-refused", "shell-refused"]
 Refusal = Literal[
@@ -125,5 +125,5 @@ class Decision:
     reason: GateName | None = None
     until: float | None = None
     detail: str = ""
-    step: Step | None = None
+    step: RemediationStep | None = None
     ends: float | None = None

@@ -72,7 +72,7 @@ def add(
     has_no_service = incident is None and alert is not None
     added = 0
     for channel in channels:
-        updates_cards = settings.keeps_cards(channel)
+        updates_cards = settings.can_update_cards(channel)
         if updates_cards and kind in SHOWN_BY_CARDS and _is_shown_by_card(tx, channel, kind, incident, alert):
             continue
         is_card = updates_cards and kind in OPENING_KINDS and not _belongs_to_card(tx, channel, kind, incident)

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import Row, and_, func, or_, select
 
-from fleet.inventory.model import Step
+from fleet.inventory.model import RemediationStep
 from remediator.policy.attempts import counted_since, next_step
 from remediator.policy.gates import BUDGET_WINDOW
 from remediator.policy.situation import Past, PastAction, Present, Situation
@@ -132,12 +132,12 @@ def read_present(tx: Transaction, service: str, host: str, target: str = "") -> 
 def complete(tx: Transaction, incident: int, service: str, situation: Situation) -> Situation:
     """Return `situation` with everything that the record knows, as of this transaction."""
     entry = tx.inventory.services.get(service)
-    rules = tx.inventory.remediation.of(entry)
+    rules = tx.inventory.remediation.for_service(entry)
     host = tx.inventory.host_of(entry) if entry is not None else None
     host_name, group = (host.name, host.group) if host is not None else ("", "")
     target = entry.target if entry is not None else ""
     past_actions = _read_actions(tx, service, host_name, target, incident)
-    run, why = _read_observed_stop(tx, tx.inventory.sharing(entry) if entry is not None else [service])
+    run, why = _read_observed_stop(tx, tx.inventory.services_sharing_target(entry) if entry is not None else [service])
     past = replace(
         read_past(tx, service, incident, rules.window), actions=past_actions, stopped_run=run, stopped_why=why
     )
@@ -216,7 +216,7 @@ def _stopped_services(tx: Transaction) -> list[str]:
     return [*stops.stopped_services(tx), *tx.scalars(on_hosts)]
 
 
-def _is_approved(tx: Transaction, incident: int, step: Step | None) -> bool:
+def _is_approved(tx: Transaction, incident: int, step: RemediationStep | None) -> bool:
     """Whether an operator approved this step. An approval of another step, or of other options, does not count."""
     if step is None:
         return False

@@ -23,7 +23,7 @@ from defib.demo import service, sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
 from fleet.host import gpu, system
-from fleet.host.reading import Section, script
+from fleet.host.sections import Section, build_script
 from fleet.managers import docker
 from tests.bench import peers
 from tests.docker import running_docker
@@ -92,7 +92,7 @@ async def _measure(keeper: Keeper, folder: Path) -> bool:
 
 
 def _write_nvidia_smi(path: Path) -> None:
-    offered = gpu.offered("".join(f'"{name}"\n' for name in CARD))
+    offered = gpu.map_supported_fields("".join(f'"{name}"\n' for name in CARD))
     rows = "\n".join(
         ", ".join({**CARD, "index": str(index), "uuid": f"GPU-{index}"}[name] for name in offered.values())
         for index in range(CARDS)
@@ -138,11 +138,11 @@ def _ssh_seconds(folder: Path, host: sshd.Sshd) -> float:
 
 def _scripts() -> list[bytes]:
     """What an interval's runs of one host send: two of gpu, one of system and one of docker."""
-    offered = gpu.offered("".join(f'"{name}"\n' for name in CARD)).values()
-    cards: list[Section] = [gpu.query(offered), gpu.PROCESSES, gpu.XIDS]
-    machine = [system.PROC, system.FILESYSTEMS]
-    one_each: list[list[Section]] = [cards, cards, machine, [docker.READING]]
-    return [script(sections, "@mark").encode() for sections in one_each * 5]
+    offered = gpu.map_supported_fields("".join(f'"{name}"\n' for name in CARD)).values()
+    cards: list[Section] = [gpu.build_query_section(offered), gpu.PROCESSES_SECTION, gpu.XIDS_SECTION]
+    machine = [system.PROC_SECTION, system.FILESYSTEMS_SECTION]
+    one_each: list[list[Section]] = [cards, cards, machine, [docker.SECTION]]
+    return [build_script(sections, "@mark").encode() for sections in one_each * 5]
 
 
 def _children() -> float:

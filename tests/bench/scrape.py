@@ -24,7 +24,7 @@ from exporter.service_state import ServiceState
 from fleet.inventory.model import Service, inventory_model
 from runtime.redaction import Redactor
 from runtime.tokens import ApiToken
-from runtime.web import Access, application
+from runtime.web import AccessControl, create_application
 from runtime.webconfig import WebConfig
 
 SERVICES = 10_000
@@ -114,7 +114,7 @@ async def _longest_hold(page: MetricsPage) -> float:
     metrics = ExporterMetrics()
     scheduler = ProbeScheduler(metrics, Redactor())
     scheduler.page = page
-    app = application(Access(ApiToken("exporter.token", None, None)), WebConfig(), ready=lambda: True)
+    app = create_application(AccessControl(ApiToken("exporter.token", None, None)), WebConfig(), ready=lambda: True)
     add_routes(app, scheduler, metrics, scheduler.close)
     async with TestServer(app) as server:
         scraper = await _scraper(str(server.make_url("/metrics")))

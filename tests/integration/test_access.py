@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,51 +20,49 @@ from exporter import api as exporter_api
 from remediator import console
 from remediator.chat import feishu_callback
 from remediator.http import read_api, webhook, write_api
+from runtime.errors import StartError
 from runtime.tokens import ApiToken
-from runtime.web import Access, application
+from runtime.web import AccessControl, Requirement, create_application, list_requirements
 from runtime.webconfig import WebConfig
 from tests.integration.loop import TOKEN, Loop
 
-# What a route asks for on loopback, where no users are configured: nothing; nothing, but a wrong credential is refused;
-# the API token; that, or the webhook's token.
-Asks = Literal["nothing", "reading", "token", "webhook"]
-ROUTES: dict[str, dict[tuple[str, str], Asks]] = {
+ROUTES: dict[str, dict[tuple[str, str], Requirement]] = {
     "exporter": {
-        ("GET", "/-/healthy"): "nothing",
-        ("GET", "/-/ready"): "nothing",
-        ("GET", "/metrics"): "nothing",
-        ("GET", "/api/v1/sd/node-exporter"): "nothing",
-        ("GET", "/api/v1/services"): "reading",
-        ("GET", "/api/v1/services/{id}"): "reading",
-        ("POST", "/api/v1/services/{id}/probe"): "token",
-        ("POST", "/-/reload"): "token",
+        ("GET", "/-/healthy"): Requirement.PUBLIC,
+        ("GET", "/-/ready"): Requirement.PUBLIC,
+        ("GET", "/metrics"): Requirement.SCRAPE,
+        ("GET", "/api/v1/sd/node-exporter"): Requirement.SCRAPE,
+        ("GET", "/api/v1/services"): Requirement.READ,
+        ("GET", "/api/v1/services/{id}"): Requirement.READ,
+        ("POST", "/api/v1/services/{id}/probe"): Requirement.CREDENTIAL,
+        ("POST", "/-/reload"): Requirement.CREDENTIAL,
     },
     "remediator": {
-        ("GET", "/-/healthy"): "nothing",
-        ("GET", "/-/ready"): "nothing",
-        ("POST", "/webhook/feishu/{channel}"): "nothing",  # but Feishu's signature
-        ("POST", "/webhook/alertmanager"): "webhook",
-        ("GET", "/metrics"): "webhook",
-        ("GET", "/"): "reading",
-        ("GET", "/incidents/{id}"): "reading",
-        ("GET", "/api/v1/incidents"): "reading",
-        ("GET", "/api/v1/incidents/{id}"): "reading",
-        ("GET", "/api/v1/actions"): "reading",
-        ("GET", "/api/v1/alerts"): "reading",
-        ("GET", "/api/v1/notifications"): "reading",
-        ("GET", "/api/v1/automation"): "reading",
-        ("GET", "/api/v1/maintenance"): "reading",
-        ("GET", "/api/v1/services/{id}/explain"): "token",
-        ("GET", "/api/v1/services/{id}/{verb}"): "token",
-        ("POST", "/api/v1/services/{id}/{verb}"): "token",
-        ("POST", "/api/v1/services/{id}/reset"): "token",
-        ("POST", "/api/v1/actions/{number}/approve"): "token",
-        ("POST", "/api/v1/{subject}s/{number}/acknowledge"): "token",
-        ("POST", "/api/v1/{subject}s/{number}/silence"): "token",
-        ("PUT", "/api/v1/automation"): "token",
-        ("POST", "/api/v1/maintenance"): "token",
-        ("DELETE", "/api/v1/maintenance/{number}"): "token",
-        ("POST", "/-/reload"): "token",
+        ("GET", "/-/healthy"): Requirement.PUBLIC,
+        ("GET", "/-/ready"): Requirement.PUBLIC,
+        ("POST", "/webhook/feishu/{channel}"): Requirement.PUBLIC,  # but Feishu's signature
+        ("POST", "/webhook/alertmanager"): Requirement.WEBHOOK,
+        ("GET", "/metrics"): Requirement.SCRAPE,
+        ("GET", "/"): Requirement.READ,
+        ("GET", "/incidents/{id}"): Requirement.READ,
+        ("GET", "/api/v1/incidents"): Requirement.READ,
+        ("GET", "/api/v1/incidents/{id}"): Requirement.READ,
+        ("GET", "/api/v1/actions"): Requirement.READ,
+        ("GET", "/api/v1/alerts"): Requirement.READ,
+        ("GET", "/api/v1/notifications"): Requirement.READ,
+        ("GET", "/api/v1/automation"): Requirement.READ,
+        ("GET", "/api/v1/maintenance"): Requirement.READ,
+        ("GET", "/api/v1/services/{id}/explain"): Requirement.CREDENTIAL,
+        ("GET", "/api/v1/services/{id}/{verb}"): Requirement.CREDENTIAL,
+        ("POST", "/api/v1/services/{id}/{verb}"): Requirement.CREDENTIAL,
+        ("POST", "/api/v1/services/{id}/reset"): Requirement.CREDENTIAL,
+        ("POST", "/api/v1/actions/{number}/approve"): Requirement.CREDENTIAL,
+        ("POST", "/api/v1/{subject}s/{number}/acknowledge"): Requirement.CREDENTIAL,
+        ("POST", "/api/v1/{subject}s/{number}/silence"): Requirement.CREDENTIAL,
+        ("PUT", "/api/v1/automation"): Requirement.CREDENTIAL,
+        ("POST", "/api/v1/maintenance"): Requirement.CREDENTIAL,
+        ("DELETE", "/api/v1/maintenance/{number}"): Requirement.CREDENTIAL,
+        ("POST", "/-/reload"): Requirement.CREDENTIAL,
     },
 }
 NOT_THERE = {"{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none"}
@@ -73,7 +71,7 @@ SAID = "what-only-the-service-said"
 
 def empty(program: str) -> web.Application:
     """One of the two applications with all its routes and nothing behind them."""
-    app = application(Access(ApiToken("t", None, None)), WebConfig(), ready=lambda: True)
+    app = create_application(AccessControl(ApiToken("t", None, None)), WebConfig(), ready=lambda: True)
     nothing = cast("Any", None)
     if program == "exporter":
         exporter_api.add_routes(app, nothing, nothing, nothing)
@@ -88,22 +86,41 @@ def empty(program: str) -> web.Application:
 
 @pytest.mark.parametrize("program", ROUTES)
 def test_the_table_has_every_route_and_only_reading_is_open(program: str) -> None:
-    resources = [(route.method, route.resource) for route in empty(program).router.routes() if route.resource]
-    there = {(method, resource.canonical) for method, resource in resources if method != "HEAD"}
-    assert there == ROUTES[program].keys()
-    open_ones = {method for (method, path), asks in ROUTES[program].items() if asks in ("nothing", "reading")}
-    assert open_ones <= {"GET"} | ({"POST"} if program == "remediator" else set())  # the signed one
+    table = {
+        (each, path): requirement
+        for (method, path), requirement in ROUTES[program].items()
+        for each in (("GET", "HEAD") if method == "GET" else (method,))
+    }
+    assert list_requirements(empty(program)) == table
+    open_ones = {
+        (method, path)
+        for (method, path), requirement in ROUTES[program].items()
+        if requirement in (Requirement.PUBLIC, Requirement.SCRAPE, Requirement.READ)
+    }
+    changing = {route for route in open_ones if route[0] != "GET"}
+    assert changing == ({("POST", "/webhook/feishu/{channel}")} if program == "remediator" else set())
 
 
-def requests(program: str) -> Iterator[tuple[str, str, Asks]]:
+async def test_an_application_with_a_route_without_a_requirement_does_not_start() -> None:
+    app = create_application(AccessControl(ApiToken("t", None, None)), WebConfig(), ready=lambda: True)
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response()
+
+    app.router.add_get("/open", answer)
+    with pytest.raises(StartError, match="routes without an access requirement: GET /open, HEAD /open"):
+        await web.AppRunner(app).setup()
+
+
+def requests(program: str) -> Iterator[tuple[str, str, Requirement]]:
     """Every route, of something that is not there, so that the right credential changes nothing."""
-    for (method, path), asks in ROUTES[program].items():
+    for (method, path), requirement in ROUTES[program].items():
         verb = "restart" if method == "POST" else "logs"
         for name, value in {**NOT_THERE, "{verb}": verb}.items():
             path = path.replace(name, value)  # noqa: PLW2901
-        yield method, path, asks
+        yield method, path, requirement
         if method == "GET":
-            yield "HEAD", path, asks
+            yield "HEAD", path, requirement
 
 
 @pytest.fixture
@@ -121,17 +138,20 @@ async def test_every_route_on_loopback_by_what_is_shown(loop: Loop, anyone: http
         "foreign": {**right, "Origin": "http://evil.test"}, "nonsense": {**right, "Origin": "http://["},
     }  # fmt: skip
     others = ("foreign", "nonsense")
-    allowed: dict[Asks, set[str]] = {
-        "nothing": set(shown), "reading": {"none", "right", *others}, "token": {"right", *others},
-        "webhook": {"webhook", "right", *others},
+    everyone, reading, token = set(shown), {"none", "right", *others}, {"right", *others}
+    allowed = {
+        Requirement.PUBLIC: everyone, Requirement.READ: reading, Requirement.CREDENTIAL: token,
+        Requirement.WEBHOOK: {"webhook", *token},
     }  # fmt: skip
     for program in ROUTES:
-        for method, path, asks in requests(program):
+        # Only the remediator has a token of its own for scrapes: the webhook's.
+        allowed[Requirement.SCRAPE] = everyone if program == "exporter" else {"webhook", *token}
+        for method, path, requirement in requests(program):
             url = f"{loop.stack.url(program)}{path}"
             for name, headers in shown.items():
                 body = {"content": b"[]"} if method in ("POST", "PUT") else {}
                 answer = await anyone.request(method, url, headers=headers, **body)  # type: ignore[arg-type]
-                may = name in allowed[asks] and not (name in others and method not in ("GET", "HEAD"))
+                may = name in allowed[requirement] and not (name in others and method not in ("GET", "HEAD"))
                 assert answer.status_code != 500, (program, method, path, name)
                 assert (answer.status_code not in (401, 403)) is may, (program, method, path, name, answer.text)
                 assert loop.stack.token not in answer.text
@@ -234,7 +254,7 @@ async def test_the_first_start_writes_the_token_that_commands_find(stack: Stack,
     assert (await defib("automation", "on", "--token-file", str(other)))[0] == 0
     other.chmod(0o644)
     status, said = await defib("incidents", "--token-file", str(other))
-    assert (status, f"{other} has the mode 0644" in said) == (1, True)
+    assert (status, f"{other} has mode 0644" in said) == (1, True)
     # The file is what counts while it runs, and another start does not write over it.
     stack.token_file.write_text("one-of-our-own")
     assert (await defib("automation"))[0] == 0
@@ -251,6 +271,6 @@ def test_a_remediator_whose_token_others_may_read_does_not_start(tmp_path: Path)
     argv = [sys.executable, "-m", "defib", "remediator", "--config", str(tmp_path), "--listen", "127.0.0.1:0"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 1
-    assert f"{tmp_path}/token has the mode 0640" in done.stderr
+    assert f"{tmp_path}/token has mode 0640" in done.stderr
     assert "s3cret" not in done.stderr
     assert (tmp_path / "token").read_text() == "s3cret-token"

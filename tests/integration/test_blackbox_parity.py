@@ -26,7 +26,7 @@ from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_runner import probe_once
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority
@@ -311,7 +311,7 @@ class World:
     """Both exporters' configurations of all cases, and the other one running."""
 
     blackbox: httpx.AsyncClient
-    known: Loaded
+    known: LoadedInventory
     targets: list[str]
 
 

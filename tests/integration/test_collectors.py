@@ -24,9 +24,9 @@ from defib.demo.stack import free_ports
 from exporter.exposition.collector_samples import SERIES_LIMIT
 from exporter.metrics import ExporterMetrics
 from exporter.scheduler.probe_scheduler import ProbeScheduler
-from fleet.managers.systemd import Unit
-from fleet.managers.systemd import units as systemd_units
-from fleet.wrapper import wrapper
+from fleet.managers.systemd import UnitStatus
+from fleet.managers.systemd import parse_units as systemd_units
+from fleet.wrapper import render_wrapper
 from runtime.redaction import Redactor
 from tests.gpu import CARD, write_nvidia_smi
 from tests.integration.conftest import start_supervisord
@@ -263,7 +263,7 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
     )
     own = Path(
         f"/run/defib-test-{os.getpid()}-{by_wrapper}"
-    )  # no temporary folder is root's alone, as the wrapper wants
+    )  # others can write to temporary folders, which the wrapper refuses
     own.mkdir()
     await keeper.own_folder(own)
     config = await start_supervisord(keeper, own, programs)
@@ -558,8 +558,8 @@ def test_requests_that_the_wrapper_refuses(tmp_path: Path, asked: str) -> None:
 @pytest.mark.parametrize(
     ("item", "message"),
     [
-        ("df:5:", "df is not in"), ("nothing:5:", "there is no section nothing"),
-        *((f"proc:{limit}:", "not a time below 60 s") for limit in ("0", "0.", "0.0", "60", "099", "062", "1.2.3", ".5", "")),
+        ("df:5:", "df is not in"), ("nothing:5:", "unknown section nothing"),
+        *((f"proc:{limit}:", "not a number of seconds below 60") for limit in ("0", "0.", "0.0", "60", "099", "062", "1.2.3", ".5", "")),
     ],
 )  # fmt: skip
 def test_sections_that_the_wrapper_refuses(tmp_path: Path, item: str, message: str) -> None:
@@ -577,7 +577,7 @@ def test_a_refused_name_does_not_affect_other_names(tmp_path: Path) -> None:
     (tmp_path / "allowed").write_text("systemd a.service\nsystemd b.service\n")
     done = asked_of_the_wrapper(tmp_path, "read @m systemd:5:a.service,new.service,b.service", tmp_path)
     told = systemd_units(done.stdout.partition("@m systemd\n")[2].rpartition("\n@m")[0])
-    assert {name: isinstance(unit, Unit) for name, unit in told.items()} == {
+    assert {name: isinstance(unit, UnitStatus) for name, unit in told.items()} == {
         "a.service": True, "b.service": True, "new.service": False,
     }  # fmt: skip
     assert "new.service is not in" in str(told["new.service"])
@@ -604,7 +604,10 @@ def test_configurations_writable_by_others_are_refused(change: str, taken: bool)
         (top / "allowed").write_text(f"supervisor {folder}/s.conf\n")
         subprocess.run(["sh", "-ec", f"cd {folder}; {change or ':'}"], check=True)
         done = asked_of_the_wrapper(top, f"read @m supervisor:5:{folder}/s.conf", top)
-        assert ("web RUNNING" in done.stdout, "is not root's alone" in done.stdout) == (taken, not taken), done.stdout
+        assert ("web RUNNING" in done.stdout, "users other than root can change" in done.stdout) == (
+            taken,
+            not taken,
+        ), done.stdout
     finally:
         shutil.rmtree(top)
 
@@ -618,5 +621,5 @@ async def test_the_wrapper_runs_no_other_commands(keeper: Keeper, tmp_path: Path
 
 
 def test_the_wrapper_is_current() -> None:
-    assert WRAPPER.read_text() == wrapper()
+    assert WRAPPER.read_text() == render_wrapper()
     assert os.access(WRAPPER, os.X_OK)

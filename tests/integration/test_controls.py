@@ -17,7 +17,7 @@ from defib.demo.stack import free_ports
 from fleet.inventory.model import Sudo
 from fleet.shells import Completed, Shell, ShellError
 from fleet.shells.local import LocalShell
-from fleet.shells.sudo import elevated
+from fleet.shells.sudo import build_sudo_command
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import ControlRunner, TargetNotFoundError, TargetState, UnknownVerbError, Verb
 from tests.integration import peers
@@ -165,7 +165,7 @@ async def test_systemd(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("unit", ["*", "a*", "-f", "a b", "a;b", ""])
 async def test_names_that_are_no_unit(unit: str) -> None:
-    with pytest.raises(ValueError, match="is not a unit of systemd"):
+    with pytest.raises(ValueError, match="is not the name of a systemd unit"):
         await control("systemd", "restart", {"unit": unit})
 
 
@@ -246,7 +246,7 @@ def test_a_container_that_restarts_itself_is_left_to_it(container: str) -> None:
 
 @pytest.mark.parametrize("name", ["all", "web:*", "-x", "a b", "", "*"])
 async def test_names_that_would_mean_more_than_one_program(name: str) -> None:
-    with pytest.raises(ValueError, match="is not a program of supervisor"):
+    with pytest.raises(ValueError, match="is not the name of a program in supervisor"):
         await control("supervisor", "restart", {"program": name})
 
 
@@ -273,7 +273,7 @@ class LostHalfWay:
     def __init__(self) -> None:
         self.ran = 0
 
-    async def run(self, argv: object, *, timeout: float, stdin: bytes = b"", heard: object = None) -> Completed:
+    async def run(self, argv: object, *, timeout: float, stdin: bytes = b"", on_output: object = None) -> Completed:
         self.ran += 1
         if self.ran > 1:
             raise ShellError("gone")
@@ -290,7 +290,7 @@ async def test_a_host_that_is_lost_half_way_is_unknown_not_untouched() -> None:
 
 
 def test_a_sudo_password_is_on_stdin_only() -> None:
-    argv, stdin = elevated(["docker", "ps"], Sudo.model_validate({"password": "s3cret"}))
+    argv, stdin = build_sudo_command(["docker", "ps"], Sudo.model_validate({"password": "s3cret"}))
     assert (argv, stdin) == (["sudo", "-S", "-p", "", "--", "docker", "ps"], b"s3cret\n")
-    assert elevated(["docker", "ps"], Sudo.model_validate("passwordless"))[0][:3] == ["sudo", "-n", "--"]
-    assert elevated(["docker", "ps"], Sudo()) == (["docker", "ps"], b"")
+    assert build_sudo_command(["docker", "ps"], Sudo.model_validate("passwordless"))[0][:3] == ["sudo", "-n", "--"]
+    assert build_sudo_command(["docker", "ps"], Sudo()) == (["docker", "ps"], b"")

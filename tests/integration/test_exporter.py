@@ -151,7 +151,7 @@ async def test_a_bad_configuration_is_refused_at_a_reload(exporter: Exporter) ->
     os.kill(exporter.pid, signal.SIGHUP)
 
     async def refused() -> bool:
-        return (exporter.folder / "log").read_text().count("configuration_reload_failed") == 2
+        return (exporter.folder / "log").read_text().count("configuration_reload_refused") == 2
 
     await eventually(refused)
     assert await exporter.value("defib_config_last_reload_successful") == 0
@@ -266,7 +266,7 @@ async def test_it_stops_cleanly(exporter: Exporter) -> None:
     await exporter.start()
     await exporter.keeper.kill(exporter.pid, signal.SIGTERM)
     log = (exporter.folder / "log").read_text()
-    assert '"event": "stopped"' in log
+    assert '"event": "server_stopped"' in log
     assert "Traceback" not in log
 
 
@@ -275,7 +275,7 @@ async def test_it_stops_cleanly(exporter: Exporter) -> None:
     [
         ("servces: {}", [], "a.yaml:1: servces: unknown key; did you mean services?"),
         ("exporter: {token: '${GONE}'}", [], "a.yaml:1: exporter.token: the environment variable GONE is not set"),
-        ("{}", ["--listen", "nonsense"], "--listen wants ADDRESS:PORT, not 'nonsense'"),
+        ("{}", ["--listen", "nonsense"], "--listen must be ADDRESS:PORT, not 'nonsense'"),
         ("{}", ["--web.config.file", "/nowhere"], "web configuration: cannot read /nowhere"),
     ],
 )

@@ -14,7 +14,7 @@ import yaml
 from defib.demo import sshd
 from defib.demo.keeper import Keeper
 from defib.demo.stack import free_ports
-from fleet.shells.ssh import digest
+from fleet.shells.ssh import command_digest
 
 UNPACKED = Path(__file__).parents[2] / ".parts" / "root"
 SUDO = (
@@ -111,13 +111,13 @@ def test_a_host_whose_controls_go_through_the_wrapper(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr
     tried = f"""{INSIDE.partition("as_defib SSH")[0]}
 shell() {{ as_defib SSH_ORIGINAL_COMMAND="$1" sudo -n /usr/local/sbin/defib-shell control; }}
-[ "$(shell 'run 5 {digest(restart)}')" = "it's \\$HOME restarted
+[ "$(shell 'run 5 {command_digest(restart)}')" = "it's \\$HOME restarted
 0" ] || exit 3
-[ "$(shell 'run 5 {digest(restart)} @a @b' 2>/dev/null)" = "@a@b
+[ "$(shell 'run 5 {command_digest(restart)} @a @b' 2>/dev/null)" = "@a@b
 it's \\$HOME restarted
 0
 @b@a 0" ] || exit 7
-for asked in 'run 5 {digest(["id"])}' 'run 0 {digest(restart)}' 'run 5 ../../bin/id' 'run 5 {digest(restart)} x' 'run 5 {digest(restart)} x y z' 'id' ''; do
+for asked in 'run 5 {command_digest(["id"])}' 'run 0 {command_digest(restart)}' 'run 5 ../../bin/id' 'run 5 {command_digest(restart)} x' 'run 5 {command_digest(restart)} x y z' 'id' ''; do
     shell "$asked" 2>/dev/null
     [ $? -eq 126 ] || exit 4
 done

@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_runner import run_probe
-from fleet.inventory.loading import Loaded
+from fleet.inventory.loading import LoadedInventory
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority
@@ -145,7 +145,7 @@ HOSTILE = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Loaded]:
+async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LoadedInventory]:
     """All of these servers, with a service for each."""
     folder = tmp_path_factory.mktemp("hostile")
     authority = Authority.made(folder / "ca.pem")
@@ -169,7 +169,7 @@ def _context(authority: Authority, certificate: str) -> ssl.SSLContext:
     return authority.server(certificate)
 
 
-async def run(world: Loaded, number: int) -> ProbeResult:
+async def run(world: LoadedInventory, number: int) -> ProbeResult:
     service = world.inventory.services[f"s{number}"]
     nobody: Any = None
     return await run_probe(service, nobody, nobody, Redactor(world.secrets))
@@ -177,7 +177,7 @@ async def run(world: Loaded, number: int) -> ProbeResult:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", HOSTILE)
-async def test_reasons_of_hostile_peers(world: Loaded, name: str) -> None:
+async def test_reasons_of_hostile_peers(world: LoadedInventory, name: str) -> None:
     expected = HOSTILE[name]
     result = await run(world, list(HOSTILE).index(name))
     assert (result.reason, expected.message in result.message) == (expected.reason, True), result.message
@@ -186,7 +186,7 @@ async def test_reasons_of_hostile_peers(world: Loaded, name: str) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("probes", [500, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
-async def test_no_resources_leak(world: Loaded, probes: int) -> None:
+async def test_no_resources_leak(world: LoadedInventory, probes: int) -> None:
     """Sockets, tasks and memory return to their previous numbers once the servers have closed."""
     rounds = probes // len(HOSTILE) + 1
 

@@ -62,7 +62,7 @@ def test_docker_says_what_a_person_stopped_and_when_it_was_started(container: st
 
         told = await eventually(stopped)
         assert told is not None
-        assert told.stopped == "docker was asked to stop it (docker stop), and not to start it again"
+        assert told.stopped == "it was stopped with docker stop, and not started again"
         assert told.stopped_for is not None
         assert told.stopped_for < 60
         docker("start", name)
@@ -110,7 +110,7 @@ def test_docker_s_restart_policy_tells_of_a_stop_that_its_events_do_not(containe
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PATH", f"{folder}:{path}")
             told = asyncio.run(ended(always))
-            assert told.stopped.startswith("docker has not restarted it, though its restart policy is always: ")
+            assert told.stopped.startswith("docker has not restarted it, although its restart policy is always: ")
             assert told.stopped_for is not None
             assert told.stopped_for < 60
             told = asyncio.run(ended(never))

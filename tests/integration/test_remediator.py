@@ -219,7 +219,7 @@ async def test_sigterm_lets_a_running_command_finish(loop: Loop) -> None:
     await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
     log = loop.stack.log("remediator").read_text()
     assert '"event": "command_ended"' in log
-    assert '"event": "stopped"' in log
+    assert '"event": "server_stopped"' in log
     assert "Traceback" not in log
 
 

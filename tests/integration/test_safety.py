@@ -333,7 +333,7 @@ async def test_sigterm_records_as_unknown_what_does_not_end(loop: Loop) -> None:
     os.kill(loop.stack.pids["remediator"], signal.SIGTERM)
 
     async def stopped() -> bool:
-        return '"event": "stopped"' in loop.stack.log("remediator").read_text()
+        return '"event": "server_stopped"' in loop.stack.log("remediator").read_text()
 
     await eventually(stopped)
     assert asyncio.get_running_loop().time() - started < 60

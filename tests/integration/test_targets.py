@@ -13,11 +13,11 @@ import pytest
 from defib.demo.keeper import Keeper
 from fleet.inventory.model import Sudo
 from fleet.managers import docker, supervisor
-from fleet.managers.not_run import not_run
+from fleet.managers.guarded_scripts import find_not_run
 from fleet.shells import Completed, ShellError
 from fleet.shells.local import LocalShell
-from fleet.shells.ssh import digest
-from fleet.shells.sudo import failure, refusal
+from fleet.shells.ssh import command_digest
+from fleet.shells.sudo import find_failure, find_refusal
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import VERBS, ControlRunner, TargetNotFoundError, Verb
 from tests.integration.conftest import start_supervisord
@@ -57,7 +57,7 @@ def test_the_beginning_of_an_identifier_is_no_name(container: str) -> None:
 
     asyncio.run(all_verbs())
     assert state_of(container) == before
-    assert neighbour not in docker.containers(f"/{container}\trunning\t\t0\tnow\t0\timage\n")
+    assert neighbour not in docker.parse_containers(f"/{container}\trunning\t\t0\tnow\t0\timage\n")
 
 
 @pytest.mark.needs("dockerd", "busybox", "docker-compose")
@@ -152,11 +152,11 @@ async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_awa
     await start_supervisord(keeper, tmp_path, f"{programs}[group:web]\nprograms=a,b\n")
 
     async def answers() -> bool:
-        done = await LocalShell().run(supervisor.verb("status", "web:a", config), timeout=20)
+        done = await LocalShell().run(supervisor.build_action("status", "web:a", config), timeout=20)
         return "RUNNING" in done.stdout
 
     await eventually(answers)
-    status = supervisor.verb("status", "web:a", config)
+    status = supervisor.build_action("status", "web:a", config)
     before = (await LocalShell().run(status, timeout=20)).stdout.split()[3]
     for verb in sorted(VERBS):
         with pytest.raises(TargetNotFoundError, match=r"^there is no program web in supervisor on gpu-01$"):
@@ -215,10 +215,10 @@ async def test_a_manager_that_is_away_or_not_installed(tmp_path: Path, monkeypat
 def test_words_of_managers_after_something_was_run_count_for_nothing() -> None:
     """A program's log, or the second half of a restart, is no proof that nothing was run."""
     half = Completed(1, "web: stopped\nunix:///run/supervisor.sock refused connection\n", "")
-    assert not_run(half, supervisor.WORDS) is None
+    assert find_not_run(half, supervisor.MESSAGES) is None
     log = Completed(0, "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", "")
-    assert not_run(log, docker.WORDS) is None
-    assert not_run(Completed(None, "", "", "no answer within 5 s", late=True), docker.WORDS) is None
+    assert find_not_run(log, docker.MESSAGES) is None
+    assert find_not_run(Completed(None, "", "", "no answer within 5 s", late=True), docker.MESSAGES) is None
 
 
 SUDO = r"""
@@ -245,7 +245,7 @@ def test_a_sudo_that_cannot_run_anything(tmp_path: Path) -> None:
     said = {part.partition("\n")[0]: part.partition("\n")[2] for part in done.stdout.split("rule ")[1:]}
     sudo = Sudo.model_validate("passwordless")
     told = {
-        rule: (refusal(made, sudo), failure(made, sudo))
+        rule: (find_refusal(made, sudo), find_failure(made, sudo))
         for rule, text in said.items()
         for made in (Completed(1, "", text),)
     }
@@ -256,7 +256,7 @@ def test_a_sudo_that_cannot_run_anything(tmp_path: Path) -> None:
     warned = Completed(
         1, "", "sudo: unable to resolve host gpu-01: Name or service not known\nError: No such container: x"
     )
-    assert failure(warned, sudo) == ""
+    assert find_failure(warned, sudo) == ""
 
 
 DOCKER = r"""#!/bin/sh
@@ -298,11 +298,11 @@ def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper:
     keys(tmp_path / "config", "read", "control")
     made = defib(tmp_path / "config", "host", "setup", "gpu-01")
     assert made.returncode == 0, made.stderr
-    argv = docker.verb("restart", "web")
+    argv = docker.build_action("restart", "web")
     script = argv[2]
     run = shlex.join(["sudo", "-n", *argv])
     if wrapper:
-        run = f'SSH_ORIGINAL_COMMAND="run 5 {digest(argv)}" sudo -n /usr/local/sbin/defib-shell control'
+        run = f'SSH_ORIGINAL_COMMAND="run 5 {command_digest(argv)}" sudo -n /usr/local/sbin/defib-shell control'
     # sudo compares the arguments as one text, so that it may be divided at any blank.
     ends = [at for at, character in enumerate(script) if character == " "]
     divided = [["try", *argv[:2], script[:at], script[at + 1 :]] for at in ends[:: len(ends) // 10]]

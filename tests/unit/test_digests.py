@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from defib.kinds import KINDS
-from fleet.inventory.digests import differ
+from fleet.inventory.digests import digests_differ
 from fleet.inventory.loading import load
 from fleet.inventory.references import Program
 from tests.support import write
@@ -67,10 +67,10 @@ def test_every_program_computes_the_same_without_the_secrets(tmp_path: Path) -> 
 def test_what_makes_a_difference(tmp_path: Path, old: str, new: str, same: bool) -> None:
     assert old in WRITTEN
     changed = digest(tmp_path, WRITTEN.replace(old, new), "remediator")
-    assert (changed == KNOWN, differ(changed, KNOWN)) == (same, not same)
+    assert (changed == KNOWN, digests_differ(changed, KNOWN)) == (same, not same)
 
 
 @pytest.mark.parametrize(("one", "other"), [("", "1:a"), (None, "1:a"), ("1:a", "2:b"), ("1:a", "1:a")])
 def test_what_cannot_be_compared_is_no_difference(one: Any, other: Any) -> None:
-    assert not differ(one, other)
-    assert not differ(other, one)
+    assert not digests_differ(one, other)
+    assert not digests_differ(other, one)

@@ -14,7 +14,7 @@ from defib.cli import parser
 from defib.kinds import KINDS
 from exporter.probes import PROBES
 from exporter.results import FailureReason
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.model import json_schema
 from fleet.inventory.notify import NotificationKind
 from remediator.notifications import samples
@@ -62,7 +62,7 @@ def keys(part: Any) -> set[str]:
     return properties | {key for item in part.values() for key in keys(item)}
 
 
-def keys_of(options: type[Part]) -> set[str]:
+def keys_of(options: type[ConfigModel]) -> set[str]:
     return keys(options.model_json_schema(by_alias=True))
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from fleet.host import gpu
-from fleet.host.gpu import Answer
+from fleet.host.gpu import GpuQueryResult
 
 BASIC = ["index", "uuid", "temperature", "utilization", "name"]
 
@@ -24,26 +24,28 @@ BASIC = ["index", "uuid", "temperature", "utilization", "name"]
 def test_rows_and_what_stands_between_them(
     output: str, cards: list[dict[str, str]], lost: list[tuple[str, str]], said: str
 ) -> None:
-    found = gpu.answer(output, BASIC)
-    assert ([dict(card.values) for card in found.cards], found.lost, found.said) == (cards, lost, said)
-    assert not any(card.faults for card in found.cards)
+    found = gpu.parse_query(output, BASIC)
+    assert ([dict(card.values) for card in found.gpus], found.lost, found.messages) == (cards, lost, said)
+    assert not any(card.faults for card in found.gpus)
 
 
 def test_faults_are_not_absences() -> None:
-    found: Answer = gpu.answer("0, GPU-1, [GPU requires reset], [Unknown Error], X\n1, GPU-2, 43, 95, X\n", BASIC)
-    assert [card.faults for card in found.cards] == [("temperature", "utilization"), ()]
-    assert (found.cards[0].number("temperature"), found.cards[1].number("temperature")) == (None, 43.0)
+    found: GpuQueryResult = gpu.parse_query(
+        "0, GPU-1, [GPU requires reset], [Unknown Error], X\n1, GPU-2, 43, 95, X\n", BASIC
+    )
+    assert [card.faults for card in found.gpus] == [("temperature", "utilization"), ()]
+    assert (found.gpus[0].number("temperature"), found.gpus[1].number("temperature")) == (None, 43.0)
 
 
 def test_fields_are_asked_for_by_the_names_that_the_driver_has() -> None:
     help_text = '"index"\nGPU index.\n"name" or "gpu_name"\n"clocks_throttle_reasons.hw_slowdown"\n"power.draw"\n"nothing.of.ours"\n'
-    assert gpu.offered(help_text) == {
+    assert gpu.map_supported_fields(help_text) == {
         "index": "index", "power": "power.draw", "throttle_hw_slowdown": "clocks_throttle_reasons.hw_slowdown",
         "name": "name",
     }  # fmt: skip
     newer = help_text.replace("throttle_reasons", "event_reasons") + '"power.draw.instant"\n'
-    assert gpu.offered(newer)["throttle_hw_slowdown"] == "clocks_event_reasons.hw_slowdown"
-    assert gpu.offered(newer)["power"] == "power.draw.instant"
+    assert gpu.map_supported_fields(newer)["throttle_hw_slowdown"] == "clocks_event_reasons.hw_slowdown"
+    assert gpu.map_supported_fields(newer)["power"] == "power.draw.instant"
 
 
 def test_memory_by_container() -> None:
@@ -63,7 +65,7 @@ def test_memory_by_container() -> None:
         f"container {two} mineru\n"
     )
     mib = 2.0**20
-    assert gpu.memory_by_container(output) == {
+    assert gpu.parse_memory_by_container(output) == {
         "GPU-1": {"vllm-a": 100 * mib, "mineru": 50 * mib, "ef56ef56ef56": 7 * mib, "host": 3 * mib}
     }
 
@@ -76,7 +78,7 @@ def test_xids_and_when_they_were_seen_last() -> None:
         "[  300.000000] NVRM: Xid (PCI:0000:05:00): 79, pid=1896, again\n"
         "[  400.000000] NVRM: something else\n"
     )
-    assert gpu.xids(output) == {("00000000:05:00", "79"): 1300.0, ("00000000:03:00", "14"): 1200.5}
+    assert gpu.parse_xids(output) == {("00000000:05:00", "79"): 1300.0, ("00000000:03:00", "14"): 1200.5}
 
 
 def test_instances() -> None:
@@ -86,4 +88,4 @@ def test_instances() -> None:
         "  MIG 1g.10gb     Device  1: (UUID: MIG-2)\n"
         "GPU 1: NVIDIA H100 80GB HBM3 (UUID: GPU-2)\n"
     )
-    assert gpu.instances(output) == {"GPU-1": ["3g.40gb 0", "1g.10gb 1"]}
+    assert gpu.parse_instances(output) == {"GPU-1": ["3g.40gb 0", "1g.10gb 1"]}

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +37,27 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ("services: {web: {name: x}}", "a.yaml:1: services.web.probe: is missing"),
         (
             "services: {web: {probe: {every: 3, http: {url: 'http://h/'}}}}",
-            "a.yaml:1: services.web.probe.every: is not a duration (write 500ms, 10s, 5m, 1h30m or 7d)",
+            "a.yaml:1: services.web.probe.every: 3 is not a duration; write 500ms, 10s, 5m, 1h30m or 7d",
         ),
         (
             "services: {web: {probe: {every: 0s, http: {url: 'http://h/'}}}}",
-            "a.yaml:1: services.web.probe.every: must be longer than nothing",
+            "a.yaml:1: services.web.probe.every: must be greater than 0",
         ),
         (
             "services: {web: {probe: {every: 3s}}}",
-            "a.yaml:1: services.web.probe: wants exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, command, status, python",
+            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, command, status, python",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/'}, tcp: {address: 'h:1'}}}}",
-            "a.yaml:1: services.web.probe: wants exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, command, status, python (found http, tcp)",
+            "a.yaml:1: services.web.probe: must have exactly one of http, tcp, tls, dns, icmp, grpc, websocket, openai, container, unit, program, port, command, status, python, not http and tcp",
         ),
         (
             "services: {Web: {" + SERVICE + "}}",
-            "a.yaml:1: services.Web: is not a name that may stand here (it must match ^[a-z0-9][a-z0-9._-]{0,62}$)",
+            "a.yaml:1: services.Web: 'Web' is not a valid name; it must match ^[a-z0-9][a-z0-9._-]{0,62}$",
         ),
         (
             "services: {web: {probe: {http: {url: 'h/'}}}}",
-            "a.yaml:1: services.web.probe.http.url: is not a URL (write http://host:port/path)",
+            "a.yaml:1: services.web.probe.http.url: is not a URL; write http://host:port/path",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', expect: {headers: {X-A: {optional: true}}}}}}}",
@@ -63,19 +65,19 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {tcp: {address: h}}}}",
-            "a.yaml:1: services.web.probe.tcp.address: is not an address (write host:port, or [v6]:port)",
+            "a.yaml:1: services.web.probe.tcp.address: 'h' is not an address; write host:port or [v6]:port",
         ),
         (
             "services: {web: {probe: {tcp: {address: 'http://h:25'}}}}",
-            "a.yaml:1: services.web.probe.tcp.address: is not an address (write host:port, or [v6]:port)",
+            "a.yaml:1: services.web.probe.tcp.address: 'http://h:25' is not an address; write host:port or [v6]:port",
         ),
         (
             "services: {web: {probe: {tcp: {address: 'h:25', tls: {key_file: a.yaml}}}}}",
-            "a.yaml:1: services.web.probe.tcp.tls: key_file is of no use without cert_file",
+            "a.yaml:1: services.web.probe.tcp.tls: key_file needs cert_file",
         ),
         (
             "hosts: {h: {address: h, ssh: {wrapper: true}, collect: {systemd: {every: 30s, units: ['mnt-a\\x2db.mount']}}}}",
-            "a.yaml:1: hosts.h.collect: 'mnt-a\\\\x2db.mount' holds what the host's wrapper does not take (ssh.wrapper)",
+            "a.yaml:1: hosts.h.collect: units: 'mnt-a\\\\x2db.mount' has characters that the host's wrapper does not accept (ssh.wrapper)",
         ),
         (
             "hosts: {h: {address: h, shell: local, collect: {gpu: 1ms}}}",
@@ -83,20 +85,20 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "remediator: {retention: 30m}",
-            "a.yaml:1: remediator.retention: is shorter than a remediation.window, or than ten minutes",
+            "a.yaml:1: remediator.retention: must be at least 10m, and no shorter than any remediation.window",
         ),
         (
             "hosts: {h: {address: h, ssh: {}, control_ssh: {key_file: k, wrapper: true}}}\n"
             "services: {web: {host: h, " + SERVICE + ", control: {docker: {container: web}}, remediation: {steps: [recreate]}}}",
-            "a.yaml:2: services.web.control.docker: recreate wants a `command:` where the host's wrapper controls it",
+            "a.yaml:2: services.web.control.docker: the step recreate needs a `command:` where the host's wrapper runs it (control_ssh.wrapper)",
         ),
         (
             "remediation: {steps: [restart, restart]}",
-            "a.yaml:1: remediation.steps: names a step twice (give it more attempts)",
+            "a.yaml:1: remediation.steps: a step may be listed once; use its attempts (found restart, restart)",
         ),
         (
             "remediation: {maintenance: [{host: h, from: '25:00', to: '01:00'}]}",
-            "a.yaml:1: remediation.maintenance[0].from: is not a time of day (write 02:30, in quotes)",
+            "a.yaml:1: remediation.maintenance[0].from: '25:00' is not a time of day; write '02:30', in quotes",
         ),
         (
             "hosts: {gpu-01: {address: h}}\nremediation: {maintenance: [{host: gpu-1, from: '02:00', to: '03:00'}]}",
@@ -112,7 +114,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {depends_on: [web], " + SERVICE + "}}",
-            "a.yaml:1: services.web.depends_on: leads back to itself, through web",
+            "a.yaml:1: services.web.depends_on: cycle: web → web",
         ),
         (
             "hosts: {a: {address: h, ssh: {via: b}}}",
@@ -132,11 +134,11 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "services: {web: {probe: {http: {url: 'http://{host.address}/'}}}}",
-            "a.yaml:1: services.web.probe: uses {host.…} but the service has no host",
+            "a.yaml:1: services.web.probe: uses {host.…}, but the service has no `host:`",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', expect: {body_matches: '('}}}}}",
-            "a.yaml:1: services.web.probe.http.expect.body_matches[0]: is not a regular expression of RE2: missing ): (",
+            "a.yaml:1: services.web.probe.http.expect.body_matches[0]: '(' is not an RE2 regular expression: missing ): (",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', expect: {status: 2x}}}}}",
@@ -148,38 +150,38 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "remediator: {database: 'mysql://x'}",
-            "a.yaml:1: remediator.database: is not sqlite:///PATH (four slashes before an absolute path)",
+            "a.yaml:1: remediator.database: must be sqlite:///PATH (four slashes before an absolute path)",
         ),
         (
             "notify: {timezone: Mars/Base}",
-            "a.yaml:1: notify.timezone: is not a time zone (write Asia/Shanghai)",
+            "a.yaml:1: notify.timezone: 'Mars/Base' is not a time zone; write Asia/Shanghai",
         ),
         (
             "exporter: {token: '${DEFIB_TOKEN}'}",
             "a.yaml:1: exporter.token: the environment variable DEFIB_TOKEN is not set",
         ),
         ("exporter: {token: '${EMPTY}'}", "a.yaml:1: exporter.token: the environment variable EMPTY is empty"),
-        ("exporter: {token: ''}", "a.yaml:1: exporter.token: value should have at least 1 item after validation, not 0"),
-        ("services: {8080: {" + SERVICE + "}}", 'a.yaml:1: services.8080: is no text as a key: write "8080", in quotes'),
+        ("exporter: {token: ''}", "a.yaml:1: exporter.token: must not be empty"),
+        ("services: {8080: {" + SERVICE + "}}", 'a.yaml:1: services.8080: key must be a string; write "8080", in quotes'),
         (
             "services: {a: {" + SERVICE + "}}\n---\nservices: {a: {" + SERVICE + "}}",
-            "a.yaml:3: services.a: is defined twice, first at a.yaml:1",
+            "a.yaml:3: services.a: duplicate key, first defined at a.yaml:1",
         ),
         (
             "services: {a: {depends_on: [b], " + SERVICE + "}, b: {depends_on: [a], " + SERVICE + "}}",
-            "a.yaml:1: services.b.depends_on: leads back to itself, through a",
+            "a.yaml:1: services.b.depends_on: cycle: a → b → a",
         ),
         (
             "hosts: {a: {address: h, labels: {host: x}}}",
-            "a.yaml:1: hosts.a.labels: host is a label of its own already, or reserved",
+            "a.yaml:1: hosts.a.labels: the label host is reserved; choose another name",
         ),
         (
             "hosts: {a: {address: h, labels: {job: x}}}",
-            "a.yaml:1: hosts.a.labels: job is a label of its own already, or reserved",
+            "a.yaml:1: hosts.a.labels: the label job is reserved; choose another name",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://u:p@h/'}}}}",
-            "a.yaml:1: services.web.probe.http.url: holds credentials: write them as `auth:`",
+            "a.yaml:1: services.web.probe.http.url: must not contain credentials; use `auth:`",
         ),
         (
             "services: {web: {probe: {http: {url: 'http://h/', headers: {Content-Length: '1'}}}}}",
@@ -191,16 +193,16 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ),
         (
             "x: &t {probe: {tcp: {address: 'h:1'}}}\nservices:\n  web:\n    <<: *t\n    probe:\n      tcp: {address: h}",
-            "a.yaml:6: services.web.probe.tcp.address: is not an address (write host:port, or [v6]:port)",
+            "a.yaml:6: services.web.probe.tcp.address: 'h' is not an address; write host:port or [v6]:port",
         ),
         (
             "exporter: {token: '${file:nowhere}'}",
-            "a.yaml:1: exporter.token: the secret file {folder}/nowhere cannot be read: No such file or directory",
+            "a.yaml:1: exporter.token: cannot read the secret file {folder}/nowhere: No such file or directory",
         ),
         ("hosts: [a]", "a.yaml:1: hosts: must be a map"),
-        ("- a", "a.yaml:1: a configuration file holds a map (hosts:, services:, …)"),
-        ("services: {a: b: c}", "a.yaml:1: is not YAML: did not find expected ',' or '}'"),
-        ("services:\n  web: {" + SERVICE + "}\n  web: {" + SERVICE + "}", "a.yaml:3: services.web: is defined twice, first at a.yaml:2"),
+        ("- a", "a.yaml:1: a configuration file must be a map (hosts:, services:, …)"),
+        ("services: {a: b: c}", "a.yaml:1: invalid YAML: a value that contains ': ' must be in quotes, or a comma is missing"),
+        ("services:\n  web: {" + SERVICE + "}\n  web: {" + SERVICE + "}", "a.yaml:3: services.web: duplicate key, first defined at a.yaml:2"),
     ],
 )  # fmt: skip
 def test_each_mistake_has_its_words(tmp_path: Path, text: str, wrong: str) -> None:
@@ -208,9 +210,199 @@ def test_each_mistake_has_its_words(tmp_path: Path, text: str, wrong: str) -> No
     assert wrong.replace("{folder}", str(tmp_path)) in wrongs(tmp_path, {"EMPTY": ""})
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("hosts:\n\ta: {address: h}", "a.yaml:2: invalid YAML: a tab is used for indentation; use spaces"),
+        ("a: {host.address}:80", "a.yaml:1: invalid YAML: a value that starts with '{' must be in quotes"),
+        ("a: {b: 'http://{host.address}/', c: http://{host.address}:1/}", "a.yaml:1: invalid YAML: a value that contains '{' must be in quotes"),
+        ("a: *.example.org", "a.yaml:1: invalid YAML: a value that starts with '*' must be in quotes"),
+        ("a: *all", "a.yaml:1: invalid YAML: a value that starts with '*' must be in quotes (there is no anchor &all)"),
+        ("a: @daily", "a.yaml:1: invalid YAML: a value that starts with '@' must be in quotes"),
+        ("a: b: c", "a.yaml:1: invalid YAML: a value that contains ': ' must be in quotes"),
+        ("a:\n  b:1\n  c: 2", "a.yaml:2: invalid YAML: a space is missing after the colon of 'b'"),
+        ("services:{}", "a.yaml:1: a configuration file must be a map (hosts:, services:, …) (is a space missing after the colon?)"),
+        ("services: {web: 'name:x'}", "a.yaml:1: services.web: must be a map; a space is missing after the colon of 'name'"),
+        ("services: {web: {name: {host.name}, " + SERVICE + "}}", "a.yaml:1: services.web.name: must be a string; a value that starts with {host.name} must be in quotes"),
+        ("a:\n  b\n  c: 1", "a.yaml:2: invalid YAML: a colon is missing after 'b'"),
+        ("a:\n  b: 1\n   c: 2", "a.yaml:3: invalid YAML: the key is indented further than the keys above it (line 2)"),
+        ("a:\n  b: 1\n c: 2", "a.yaml:3: invalid YAML: the key is not indented like the keys of its map, which starts on line 1"),
+        ("a: 1\na: 2", "a.yaml:2: a: duplicate key, first defined at a.yaml:1"),
+        ('a: "x\nb: 1', "a.yaml:1: invalid YAML: the quote that starts here is not closed"),
+        ('a: "x\nb: "y"', "a.yaml:1: invalid YAML: the quote that starts on this line is not closed"),
+        ("a: 'it's'", "a.yaml:1: invalid YAML: text follows a closing quote; put the whole value in one pair of quotes"),
+        ("a: [1, 2\nb: 3", "a.yaml:2: invalid YAML: a comma is missing, or ']' for the '[' on line 1"),
+        ('a: "\\d+"', "a.yaml:1: invalid YAML: unknown escape in double quotes; write \\\\ for a backslash, or use single quotes"),
+        ("a: - b", "a.yaml:1: invalid YAML: a list must start on the line below its key"),
+        ("a: !x y", "a.yaml:1: invalid YAML: a value that starts with '!' must be in quotes"),
+        ('a: "\\ud83d"', "a.yaml:1: invalid YAML: a \\u escape is half of a surrogate pair"),
+    ],
+)  # fmt: skip
+def test_yaml_errors_name_the_likely_cause(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    assert problem in wrongs(tmp_path)
+
+
+def test_values_of_wrong_types_are_shown_unless_they_may_be_secret(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="""
+        exporter: {token: [s3cret]}
+        remediator: {webhook_token: 12345678}
+        hosts: {h: {address: h, ssh: {port: 70000, via: 5}}}
+        services:
+          web:
+            severity: fatal
+            depends_on: db
+            objective: 100
+            probe: {fail_after: 0, recover_after: x, http: {url: 'http://h/', headers: {X-Key: 87654321}}}
+        """,
+    )
+    problems = wrongs(tmp_path)
+    assert problems == [
+        "a.yaml:1: exporter.token: must be a string, not a list",
+        "a.yaml:2: remediator.webhook_token: must be a string",
+        "a.yaml:3: hosts.h.ssh.port: must be at most 65535, not 70000",
+        "a.yaml:3: hosts.h.ssh.via: must be a string, not 5",
+        "a.yaml:6: services.web.severity: must be 'critical', 'warning' or 'info', not 'fatal'",
+        "a.yaml:7: services.web.depends_on: must be a list, not 'db'",
+        "a.yaml:8: services.web.objective: must be less than 100, not 100",
+        "a.yaml:9: services.web.probe.fail_after: must be at least 1, not 0",
+        "a.yaml:9: services.web.probe.http.headers.X-Key: must be a string",
+        "a.yaml:9: services.web.probe.recover_after: must be a whole number, not 'x'",
+    ]
+
+
+EVERYTHING = """
+defaults: {probe: {every: 10s}}
+remediation: {steps: [restart, {recreate: {command: [x]}}], maintenance: [{host: a, from: '01:00', to: '02:00'}]}
+notify:
+  people: {ann: {open_id: ou_1}}
+  channels: {ops: {feishu: {webhook: 'https://f/1'}}}
+  routes: [{match: {team: x}, channels: [ops], on_call: [ann], escalate: {after: 5m, channels: [ops]}}]
+hosts:
+  j: {address: j, ssh: {}}
+  a: {address: h, group: g, ssh: {via: j, wrapper: true}, control_ssh: {key_file: k, via: j, wrapper: true},
+      collect: {gpu: 15s, systemd: {every: 15s, units: [x]}}, labels: {rack: a}}
+services:
+  db: {probe: {tcp: {address: 'h:1'}}}
+  web: {host: a, depends_on: [db], probe: {every: 5s, unit: {name: web}}, on_failure: restart,
+        control: {docker: {container: web}}, remediation: {steps: [restart]}}
+"""
+
+
+def test_no_value_of_a_wrong_type_crashes_the_checks(tmp_path: Path) -> None:
+    def paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+        yield path
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, item in items:
+            yield from paths(item, (*path, key))
+
+    write(tmp_path, a=EVERYTHING)
+    assert wrongs(tmp_path) == []
+    for path in paths(yaml.safe_load(EVERYTHING)):
+        for other in (["gpu"], [{"a": 1}], {"a": ["b"]}, "text", 5, True, None):
+            changed: Any = {"root": yaml.safe_load(EVERYTHING)}
+            parent = changed
+            for key in ("root", *path)[:-1]:
+                parent = parent[key]
+            parent[("root", *path)[-1]] = other
+            (tmp_path / "a.yaml").write_text(yaml.safe_dump(changed["root"]))
+            wrongs(tmp_path)  # raises nothing but a ConfigurationError
+
+
+def test_a_list_of_collectors_on_a_host_with_a_wrapper(tmp_path: Path) -> None:
+    write(tmp_path, a="hosts: {h: {address: h, ssh: {wrapper: true}, collect: [gpu]}}")
+    assert wrongs(tmp_path) == ["a.yaml:1: hosts.h.collect: must be a map, not a list"]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "problem"),
+    [
+        ("a: {address: h, ssh: {via: b}}\n  b: {address: h, ssh: {via: a}}", "a.yaml:3: hosts.b.ssh.via: cycle: a → b → a"),
+        (
+            "a: {address: h, ssh: {}, control_ssh: {via: b}}\n  b: {address: h, ssh: {}, control_ssh: {via: a}}",
+            "a.yaml:3: hosts.b.control_ssh.via: cycle: a → b → a",
+        ),
+        (
+            "a: {address: h, ssh: {via: b}}\n  b: {address: h, ssh: {}, control_ssh: {via: a}}",
+            "a.yaml:3: hosts.b.control_ssh.via: cycle: a → b → a",
+        ),
+    ],
+)  # fmt: skip
+def test_cycles_of_jump_hosts(tmp_path: Path, hosts: str, problem: str) -> None:
+    write(tmp_path, a=f"hosts:\n  {hosts}")
+    assert wrongs(tmp_path) == [problem]
+
+
+def test_likely_mistakes_are_warned_of(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="""
+        services:
+          web: {on_failure: restart, probe: {every: 5s, timeout: 6s, http: {url: 'http://h/'}}}
+          api: {on_failure: notify, probe: {every: 6s, timeout: 6s, http: {url: 'http://h/'}}}
+          default: {probe: {every: 1s, http: {url: 'http://h/'}}}
+        """,
+    )
+    assert [str(warning).replace(f"{tmp_path}/", "") for warning in loaded(tmp_path).warnings] == [
+        "a.yaml:2: services.web.on_failure: on_failure is restart, but the service has no `control:`: it is never restarted",
+        "a.yaml:2: services.web.probe.timeout: timeout (6s) is longer than every (5s): a slow probe delays the next one",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("every", "message"), [("1ms", "1ms is too short; the minimum is 100ms"), ("100ms", None)])
+def test_probes_have_a_shortest_interval(tmp_path: Path, every: str, message: str | None) -> None:
+    write(tmp_path, a=f"services: {{web: {{probe: {{every: {every}, timeout: 50ms, http: {{url: 'http://h/'}}}}}}}}")
+    assert wrongs(tmp_path) == ([f"a.yaml:1: services.web.probe.every: {message}"] if message else [])
+
+
+def test_json_in_a_yaml_file(tmp_path: Path) -> None:
+    service = {"name": "\U0001f600 \\ud83d\\ude00 \t/", "probe": {"http": {"url": "http://h/"}}}
+    text = json.dumps({"services": {"web": service}}, indent="\t")
+    assert "\\ud83d\\ude00" in text
+    write(tmp_path, a=text)
+    assert loaded(tmp_path).inventory.services["web"].name == service["name"]
+
+
+def test_escapes_mean_nothing_outside_double_quotes(tmp_path: Path) -> None:
+    write(tmp_path, a="services: {web: {name: '\\ud83d\\ude00', " + SERVICE + "}}")
+    assert loaded(tmp_path).inventory.services["web"].name == "\\ud83d\\ude00"
+
+
+@pytest.mark.needs("root")
+def test_what_may_not_be_read_is_an_error_with_its_path() -> None:
+    tls = "services: {web: {probe: {http: {url: 'http://h/', tls: {ca_file: closed/ca.pem}}}}}"
+    with tempfile.TemporaryDirectory() as name:
+        config = write(Path(name), a=tls, secret=SERVICE, closed__b=SERVICE, listed__c=SERVICE)
+        config.chmod(0o755)
+        for path, mode in (("secret.yaml", 0), ("closed", 0), ("listed", 0o744)):
+            (config / path).chmod(mode)
+        argv = [
+            "setpriv",
+            "--reuid",
+            "65534",
+            "--clear-groups",
+            sys.executable,
+            "-m",
+            "defib",
+            "check",
+            "--config",
+            name,
+        ]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 1
+    assert done.stderr.replace(f"{name}/", "").splitlines() == [
+        "a.yaml:1: services.web.probe.http.tls.ca_file: the file closed/ca.pem cannot be read: Permission denied",
+        "closed:1: cannot be read: Permission denied",
+        "listed/c.yaml:1: cannot be read: Permission denied",
+        "secret.yaml:1: cannot be read: Permission denied",
+    ]
+
+
 def test_a_key_defined_in_two_files_names_both(tmp_path: Path) -> None:
     write(tmp_path, a="services:\n  web: {" + SERVICE + "}", deep__b="services:\n  web: {" + SERVICE + "}")
-    assert wrongs(tmp_path) == ["deep/b.yaml:2: services.web: is defined twice, first at a.yaml:2"]
+    assert wrongs(tmp_path) == ["deep/b.yaml:2: services.web: duplicate key, first defined at a.yaml:2"]
 
 
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
@@ -356,8 +548,8 @@ def test_services_that_share_a_target_are_warned_of(tmp_path: Path, control: str
     write(tmp_path, a=SHARED.replace("CONTROL", control))
     (warning,) = loaded(tmp_path, {"KEY": "k3y-value"}).warnings
     assert str(warning) == (
-        f"{tmp_path}/a.yaml:4: services.b.control: acts on the same target as that of a ({target} on h):"
-        " one action at a time for both"
+        f"{tmp_path}/a.yaml:4: services.b.control: same target as a ({target} on h):"
+        " only one action at a time runs for both"
     )
     done = subprocess.run(
         [sys.executable, "-m", "defib", "check", "--config", tmp_path],

@@ -30,10 +30,10 @@ def test_states_choose_routes(tmp_path: Path) -> None:
                   {"states": ["down", "recovered"], "channels": ["a"], "continue": True}, {"channels": ["c"]})  # fmt: skip
     assert told.channels_for(CRITICAL, "down") == ["a", "c"]
     # Those told of the beginning hear how it goes on, but for what their route leaves out.
-    assert told.channels_after(["a", "c"], CRITICAL, "person_needed") == ["c", "b"]
-    assert told.channels_after(["a", "c"], CRITICAL, "recovered") == ["a", "c"]
+    assert told.follow_up_channels(["a", "c"], CRITICAL, "person_needed") == ["c", "b"]
+    assert told.follow_up_channels(["a", "c"], CRITICAL, "recovered") == ["a", "c"]
     # Who was told by a route that is there no more, or by escalation, hears the end.
-    assert told.channels_after(["b"], CRITICAL, "recovered") == ["b", "a"]
+    assert told.follow_up_channels(["b"], CRITICAL, "recovered") == ["b", "a"]
 
 
 def test_a_state_s_former_name_is_taken(tmp_path: Path) -> None:
@@ -54,13 +54,13 @@ def test_a_place_is_told_once_however_many_channels_and_routes_lead_there(tmp_pa
     told = notify(tmp_path, {"channels": ["one", "chat"], "continue": True},
                   {"channels": ["again", "one", "same", "person", "other"]}, channels=channels)  # fmt: skip
     assert told.channels_for({}, "automation_on") == ["one", "chat", "person", "other"]
-    assert told.channels_after(["again"], {}, "recovered") == ["again"]
+    assert told.follow_up_channels(["again"], {}, "recovered") == ["again"]
 
 
 def test_reminders_are_as_often_as_the_channel_s_route_says(tmp_path: Path) -> None:
     told = notify(tmp_path, {"states": ["person_needed"], "channels": ["a"], "remind": "5m", "continue": True},
                   {"channels": ["b"], "remind": "1h", "continue": True}, {"channels": ["c"]})  # fmt: skip
-    assert [told.remind_every(name, {}, "person_needed", 7.0) for name in "abc"] == [300.0, 3600.0, 7.0]
+    assert [told.reminder_interval(name, {}, "person_needed", 7.0) for name in "abc"] == [300.0, 3600.0, 7.0]
 
 
 def test_on_call_is_who_the_routes_name(tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_on_call_is_who_the_routes_name(tmp_path: Path) -> None:
         ("routes: [{channels: [x]}]", "there is no channel 'x'"),
         ("routes: [{channels: [], on_call: [ann]}]", "there is no person 'ann'"),
         ("routes: [{channels: [], escalate: {after: 5m, channels: [x]}}]", "there is no channel 'x'"),
-        ("routes: [{channels: [], escalate: {after: 5m, channels: []}}]", "list should have at least 1 item"),
-        ("routes: [{channels: [], states: [broken]}]", "should be 'down'"),
+        ("routes: [{channels: [], escalate: {after: 5m, channels: []}}]", "must not be empty"),
+        ("routes: [{channels: [], states: [broken]}]", "must be 'down'"),
         ("people: {a: {open_id: ou_x}, b: {open_id: ou_x}}", "have the same open_id"),
         ("people: {a: {open_id: x}}", "open_id"),
         ("people: {a: {open_id: ou_x, may: [dance]}}", "'acknowledge'"),

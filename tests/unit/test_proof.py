@@ -4,17 +4,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet.host.reading import Listener, Output
+from fleet.host.sections import SectionOutput, SectionParser
 from fleet.shells import OUTPUT_LIMIT
-from fleet.shells.proof import Between, Marks
+from fleet.shells.proof import MarkedOutput, Marks
 
 
 def pieces(sent: bytes, size: int) -> Iterator[bytes]:
     return (sent[at : at + size] for at in range(0, len(sent), size))
 
 
-def heard(marks: Marks, *sent: bytes) -> Between:
-    between = Between(marks)
+def heard(marks: Marks, *sent: bytes) -> MarkedOutput:
+    between = MarkedOutput(marks)
     for piece in sent:
         between.add(piece)
     return between
@@ -47,7 +47,7 @@ def test_an_end_mark_without_a_status_is_output(after: bytes) -> None:
 def test_what_follows_an_end_mark_without_a_status_is_passed_on_as_it_comes() -> None:
     """Held back until a status came, it would be kept and searched without end."""
     marks, passed = Marks(), bytearray()
-    between = Between(marks, passed.extend)
+    between = MarkedOutput(marks, passed.extend)
     between.add(marks.begin + marks.end)
     for _ in range(1000):
         between.add(b"x" * 4096)
@@ -56,18 +56,18 @@ def test_what_follows_an_end_mark_without_a_status_is_passed_on_as_it_comes() ->
 
 
 def test_a_mark_is_found_however_it_is_cut() -> None:
-    told: list[tuple[str, Output]] = []
+    told: list[tuple[str, SectionOutput]] = []
     sent = b"banner\n@defib-0 docker\n" + b"x\n" * 500 + b"y" * 500 + b"\n@defib-0 docker 0\n"
     for size in (1, 7, 300, len(sent)):
-        listener = Listener("@defib-0", lambda name, output: told.append((name, output)))
+        listener = SectionParser("@defib-0", lambda name, output: told.append((name, output)))
         for piece in pieces(sent, size):
-            listener.hear(piece)
-        assert told.pop() == ("docker", Output(0, "x\n" * 500 + "y" * 500))
+            listener.feed(piece)
+        assert told.pop() == ("docker", SectionOutput(0, "x\n" * 500 + "y" * 500))
 
 
 @pytest.mark.parametrize("status", [b"1" * 5000, b"1000"])
 def test_what_is_no_status_ends_no_section(status: bytes) -> None:
     told: list[str] = []
-    listener = Listener("@defib-0", lambda name, _output: told.append(name))
-    listener.hear(b"@defib-0 docker\n@defib-0 docker " + status + b"\n@defib-0 docker 0\n")
+    listener = SectionParser("@defib-0", lambda name, _output: told.append(name))
+    listener.feed(b"@defib-0 docker\n@defib-0 docker " + status + b"\n@defib-0 docker 0\n")
     assert told == ["docker"]

@@ -31,7 +31,7 @@ def test_secrets_that_overlap_are_masked_together() -> None:
 
 def test_one_more_secret_beside_those_that_are_known() -> None:
     known = Redactor(["first-secret"])
-    both = known.also("second-secret")
+    both = known.with_secret("second-secret")
     assert both("first-secret second-secret") == "*** ***"
     assert known("second-secret") == "second-secret"
     assert both.longest == len("second-secret")

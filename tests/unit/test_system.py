@@ -16,11 +16,11 @@ Cached:          200 kB
 
 
 def test_proc() -> None:
-    found = system.machine(f"a banner\n{PROC}")
+    found = system.parse_machine(f"a banner\n{PROC}")
     assert (found.cpus, found.busy, found.total, found.load) == (2, 160, 1000, (0.5, 1.25, 2.0))
     assert (found.now, found.booted) == ((1700000000.25, 1700000000.25), 1690000000.0)
     assert (found.memory_total, found.memory_available) == (1000 * 1024, 350 * 1024)
-    newer = system.machine(f"{PROC}MemAvailable:    400 kB\n")
+    newer = system.parse_machine(f"{PROC}MemAvailable:    400 kB\n")
     assert newer.memory_available == 400 * 1024
 
 
@@ -28,14 +28,14 @@ def test_proc() -> None:
     ("now", "between"), [("now 17", (17, 18)), ("now 17.%N", (17, 18)), ("now", None), ("now x", None)]
 )
 def test_clocks_without_nanoseconds(now: str, between: tuple[float, float] | None) -> None:
-    assert system.machine(PROC.replace("now 1700000000.250000000", now)).now == between
+    assert system.parse_machine(PROC.replace("now 1700000000.250000000", now)).now == between
 
 
 @pytest.mark.parametrize("gone", ["MemTotal", "btime", "load", "cpu "])
 def test_what_is_missing_is_named(gone: str) -> None:
     text = "".join(line for line in PROC.splitlines(keepends=True) if not line.startswith(gone))
-    with pytest.raises(ValueError, match="/proc did not tell"):
-        system.machine(text)
+    with pytest.raises(ValueError, match="/proc has no"):
+        system.parse_machine(text)
 
 
 def test_filesystems() -> None:
@@ -48,7 +48,7 @@ def test_filesystems() -> None:
         "/dev/sdb1 0 0 0 - /with a blank\n"
         "mount /dev/sdc1 xfs /gone\n"
     )
-    assert system.filesystems(output) == [
+    assert system.parse_filesystems(output) == [
         system.Filesystem("/dev/sda1", "ext4", "/", 1000 * 1024, 300 * 1024, 5000, 4000),
         system.Filesystem("/dev/sdb1", "btrfs", "/with a blank", 2000 * 1024, 1999 * 1024),
     ]

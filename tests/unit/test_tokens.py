@@ -17,15 +17,15 @@ def test_of_many_that_write_it_at_the_same_time_one_does_and_all_read_the_same(t
     before = os.umask(0)
     try:
         with ThreadPoolExecutor(20) as threads:
-            read = list(threads.map(lambda _: tokens.ensure(path).get_secret_value(), range(200)))
+            read = list(threads.map(lambda _: tokens.ensure_token(path).get_secret_value(), range(200)))
     finally:
         os.umask(before)
     assert len(set(read)) == 1
     assert len(read[0]) >= 40
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [path]
-    assert not tokens.create(path)
-    assert tokens.read(path).get_secret_value() == read[0]
+    assert not tokens.create_token_file(path)
+    assert tokens.read_token(path).get_secret_value() == read[0]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666, 0o601])
@@ -33,8 +33,8 @@ def test_a_file_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> Non
     path = tmp_path / "token"
     path.write_text("s3cret-token")
     path.chmod(mode)
-    with pytest.raises(TokenError, match=rf"{path} has the mode {mode:04o}") as refused:
-        tokens.ensure(path)
+    with pytest.raises(TokenError, match=rf"{path} has mode {mode:04o}") as refused:
+        tokens.ensure_token(path)
     assert "s3cret" not in str(refused.value)
     assert path.read_text() == "s3cret-token"
 
@@ -44,8 +44,8 @@ def test_what_is_no_token_is_refused_and_left_as_it_is(tmp_path: Path, text: str
     path = tmp_path / "token"
     path.touch(mode=0o600)
     path.write_text(text)
-    with pytest.raises(TokenError, match="holds no token"):
-        tokens.ensure(path)
+    with pytest.raises(TokenError, match="must contain one line"):
+        tokens.ensure_token(path)
     assert path.read_text() == text
 
 
@@ -53,12 +53,12 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     for name, said in (
-        ("fifo", "is no file"), ("dangling", "there is no token file"), ("none/token", "cannot be written"),
+        ("fifo", "is not a regular file"), ("dangling", "there is no token file"), ("none/token", "cannot write the token file"),
     ):  # fmt: skip
         with pytest.raises(TokenError, match=said):
-            tokens.ensure(tmp_path / name)
+            tokens.ensure_token(tmp_path / name)
     with pytest.raises(TokenError, match="there is no token file"):
-        tokens.read(tmp_path / "none")
+        tokens.read_token(tmp_path / "none")
 
 
 def test_init_writes_it_for_who_owns_the_record_s_folder(tmp_path: Path) -> None:

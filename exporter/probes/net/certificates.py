@@ -10,7 +10,7 @@ from cryptography import x509
 from OpenSSL import SSL, crypto
 
 from exporter.results import ProbeDetails
-from fleet.inventory.endpoints import Tls
+from fleet.inventory.endpoints import TlsSettings
 
 NAME_LIMIT = 200  # characters of a name in a label
 READ_SIZE = 16 * 1024
@@ -73,7 +73,11 @@ def record_leaf(der: bytes | None, version: str, details: ProbeDetails) -> None:
 
 
 async def record_chain(
-    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls, details: ProbeDetails
+    reader: asyncio.StreamReader,
+    transport: asyncio.Transport,
+    server_name: str,
+    tls: TlsSettings,
+    details: ProbeDetails,
 ) -> None:
     """Record the certificate chain that a server sends, without verifying it.
 
@@ -98,7 +102,9 @@ async def record_chain(
     details.evidence["chain"] = [certificate.description for certificate in certificates]
 
 
-async def read_tls_alert(reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: Tls) -> str:
+async def read_tls_alert(
+    reader: asyncio.StreamReader, transport: asyncio.Transport, server_name: str, tls: TlsSettings
+) -> str:
     """Return the TLS alert that a server sends right after the handshake, or an empty string.
 
     With TLS 1.3, a server reports a missing or refused client certificate only then.
@@ -118,7 +124,7 @@ async def read_tls_alert(reader: asyncio.StreamReader, transport: asyncio.Transp
     return ""
 
 
-def _create_unverified_connection(server_name: str, tls: Tls) -> SSL.Connection:
+def _create_unverified_connection(server_name: str, tls: TlsSettings) -> SSL.Connection:
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
     context.set_verify(SSL.VERIFY_NONE)
     if tls.cert_file:

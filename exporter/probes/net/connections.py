@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, IPvAnyAddress
 
 from exporter.probes.net.certificates import is_ip_address, read_tls_alert, record_chain, record_leaf
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import Part, Tls
+from fleet.inventory.endpoints import ConfigModel, TlsSettings
 from fleet.inventory.units import as_list
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
@@ -32,13 +32,13 @@ _VERSIONS = {
 }
 
 
-class ProbeTls(Tls):
+class ProbeTls(TlsSettings):
     """TLS options of a probe."""
 
     min_version: Literal["1.0", "1.1", "1.2", "1.3"] | None = None
 
 
-class AddressOptions(Part):
+class AddressOptions(ConfigModel):
     """Which addresses are used: `ip` is 4 or 6, or a list of both in order of preference.
 
     By default all addresses that the resolver returns, in its order.
@@ -76,7 +76,7 @@ def create_ssl_context(
     return context
 
 
-def ssl_context_for(tls: Tls) -> ssl.SSLContext:
+def ssl_context_for(tls: TlsSettings) -> ssl.SSLContext:
     """Return the SSL context for a probe's `tls` options. Raises ProbeFailure."""
     min_version = tls.min_version if isinstance(tls, ProbeTls) else None
     try:
@@ -130,7 +130,7 @@ async def connect(
     details: ProbeDetails,
     *,
     dial: DialOptions = DEFAULT_DIAL,
-    tls: Tls | None = None,
+    tls: TlsSettings | None = None,
     filter_addresses: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[asyncio.Transport, P]:
     """Resolve, connect, and with `tls` perform the TLS handshake; record phases and certificate. Raises ProbeFailure.
@@ -213,7 +213,7 @@ async def start_tls(
 
 
 async def find_handshake_alert(
-    address: str, port: int, server_name: str, tls: Tls, dial: DialOptions
+    address: str, port: int, server_name: str, tls: TlsSettings, dial: DialOptions
 ) -> ProbeFailure | None:
     """Return the TLS alert with which a server closed a connection after the handshake, as a failure, or None.
 
@@ -235,7 +235,7 @@ async def find_handshake_alert(
 
 
 async def record_served_chain(
-    host: str, port: int, server_name: str, details: ProbeDetails, *, dial: DialOptions, tls: Tls
+    host: str, port: int, server_name: str, details: ProbeDetails, *, dial: DialOptions, tls: TlsSettings
 ) -> None:
     """Record the certificate chain that a server sends, over a separate connection and without verifying it."""
     reader = asyncio.StreamReader()

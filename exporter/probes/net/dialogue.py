@@ -7,7 +7,7 @@ from typing import ClassVar, cast
 
 from exporter.probes.expectations import compile_cached, quote_excerpt
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import OneOf
+from fleet.inventory.endpoints import ChoiceModel
 from fleet.inventory.units import Pattern
 
 LINE_LIMIT = 64 * 1024
@@ -15,7 +15,7 @@ MESSAGES_PER_STEP = 1000  # lines or messages
 _GROUP = re.compile(r"\{(\d)\}")
 
 
-class DialogueStep(OneOf):
+class DialogueStep(ChoiceModel):
     """One step: wait for a match, or send a text in which `{1}` stands for the first group of the last match."""
 
     choices: ClassVar[tuple[str, ...]] = ("expect", "send")

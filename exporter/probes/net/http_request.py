@@ -17,7 +17,7 @@ from yarl import URL
 from exporter.probes.expectations import quote_excerpt
 from exporter.probes.net.connections import DialOptions, ProbeTls
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import Auth, Basic, Endpoint, ExistingFile, OneOf, Part, Url
+from fleet.inventory.endpoints import BasicAuth, ChoiceModel, ConfigModel, Endpoint, ExistingFile, HttpAuth, Url
 from fleet.inventory.units import Size
 from runtime import VERSION
 
@@ -55,7 +55,7 @@ class _CachedToken:
     expires_at: float = field(default=0.0, compare=False)  # monotonic clock
 
 
-class OAuth2(Part):
+class OAuth2(ConfigModel):
     """OAuth 2 client credentials (RFC 6749, 4.4); the token is cached until it expires or is refused."""
 
     token_url: Endpoint
@@ -85,7 +85,7 @@ class OAuth2(Part):
         self._cached.token = ""
 
 
-class ProbeAuth(Auth):
+class ProbeAuth(HttpAuth):
     choices = ("basic", "bearer", "oauth2")
     oauth2: OAuth2 | None = None
 
@@ -103,7 +103,7 @@ class HttpProxy(Endpoint):
         return authorization | {name: value.get_secret_value() for name, value in self.headers.items()}
 
 
-class UploadedFile(OneOf):
+class UploadedFile(ChoiceModel):
     choices: ClassVar[tuple[str, ...]] = ("path", "content")
     path: ExistingFile | None = None
     content: str | None = None
@@ -223,7 +223,7 @@ def build_token_request(oauth2: OAuth2, proxy: HttpProxy | None, *, credentials_
         form |= {"client_id": oauth2.client_id, "client_secret": oauth2.client_secret.get_secret_value()}
     else:
         secret = SecretStr(quote(oauth2.client_secret.get_secret_value()))
-        credentials = Basic(username=quote(oauth2.client_id), password=secret)
+        credentials = BasicAuth(username=quote(oauth2.client_id), password=secret)
         headers["Authorization"] = f"Basic {credentials.encoded}"
     headers["Content-Type"] = "application/x-www-form-urlencoded"
     return HttpRequest(URL(oauth2.token_url.url), "POST", headers, _encode_form(form), proxy)
@@ -233,7 +233,7 @@ def _encode_form(fields: Mapping[str, str]) -> bytes:
     return URL.build(query=fields).raw_query_string.encode()
 
 
-def format_authorization(auth: Auth) -> str:
+def format_authorization(auth: HttpAuth) -> str:
     """Return the value of the Authorization header for basic or bearer credentials."""
     if auth.basic is not None:
         return f"Basic {auth.basic.encoded}"

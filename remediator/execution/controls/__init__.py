@@ -4,12 +4,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fleet.inventory.endpoints import Part
-from fleet.inventory.kinds import Table
+from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.kinds import LazyTable
 from fleet.shells import Completed
 from remediator.execution.controls.runner import ControlRunner, TargetState, Verb
 
-OptionsT = TypeVar("OptionsT", bound=Part)
+OptionsT = TypeVar("OptionsT", bound=ConfigModel)
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class ControlKind(Generic[OptionsT]):
     reports_stops: bool = True
 
 
-CONTROLS: Mapping[str, ControlKind[Any]] = Table(
+CONTROLS: Mapping[str, ControlKind[Any]] = LazyTable(
     {
         "docker": "remediator.execution.controls.docker:DOCKER",
         "compose": "remediator.execution.controls.compose:COMPOSE",

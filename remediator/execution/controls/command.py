@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.shells import Completed
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import VERBS, ControlRunner, TargetState, UnknownVerbError, Verb
@@ -13,7 +13,7 @@ from remediator.execution.controls.runner import VERBS, ControlRunner, TargetSta
 Argv = Annotated[list[str], Field(min_length=1)]
 
 
-class CommandOptions(Part):
+class CommandOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     start: Argv | None = None
     stop: Argv | None = None

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import httpx
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from fleet.inventory.endpoints import Endpoint, Part
+from fleet.inventory.endpoints import ConfigModel, Endpoint
 from fleet.shells import Completed, ShellError
 from remediator.clients.json_client import http_client
 from remediator.execution.controls import ControlKind
@@ -40,7 +40,7 @@ class Request(Endpoint):
         return self
 
 
-class HttpOptions(Part):
+class HttpOptions(ConfigModel):
     needs_host: ClassVar[bool] = False
     start: Request | None = None
     stop: Request | None = None

@@ -16,7 +16,7 @@ from remediator.execution.controls.docker import DockerOptions, after_start
 from remediator.execution.controls.runner import ControlRunner, TargetNotFoundError, succeeded
 
 ASIDE, NEW = ".defib-old", ".defib-new"
-WORDS = replace(docker.WORDS, gone=())  # what is not there may be another container than the one that is made anew
+WORDS = replace(docker.MESSAGES, gone=())  # what is not there may be another container than the one that is made anew
 Doc = Mapping[str, Any]
 
 
@@ -144,7 +144,7 @@ async def _inspected(runner: ControlRunner, which: str) -> Doc | None:
     """What docker tells of the container of this very name, or identifier; None where there is none."""
     try:
         argv = ["docker", "inspect", "--type", "container", which]
-        done = await runner.run_manager(argv, f"container {which}", docker.WORDS, acts=False)
+        done = await runner.run_manager(argv, f"container {which}", docker.MESSAGES, acts=False)
     except TargetNotFoundError:
         return None
     try:

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from fleet.inventory.model import Sudo
-from fleet.managers.not_run import Words, not_run
-from fleet.shells import Completed, Shell, ShellError, refused_by_wrapper
-from fleet.shells.sudo import elevated, failure, refusal
+from fleet.managers.guarded_scripts import ManagerMessages, find_not_run
+from fleet.shells import Completed, Shell, ShellError, get_wrapper_refusal
+from fleet.shells.sudo import build_sudo_command, find_failure, find_refusal
 from runtime.errors import DefibError
 
 Verb = Literal["status", "start", "stop", "restart", "logs"]
@@ -82,7 +82,7 @@ class ControlRunner:
         if self._shell is None:
             raise ShellError("the service has no host to run commands on")
         # A wrapper runs as root already.
-        command, stdin = (argv, b"") if self._shell.wrapped else elevated(argv, self._sudo)
+        command, stdin = (argv, b"") if self._shell.wrapped else build_sudo_command(argv, self._sudo)
         try:
             completed = await self._shell.run(command, timeout=self.remaining, stdin=stdin)
         except ShellError as error:
@@ -95,18 +95,20 @@ class ControlRunner:
         return completed
 
     def _raise_if_refused(self, completed: Completed, *, wrapped: bool) -> None:
-        reason = refused_by_wrapper(completed) if wrapped else refusal(completed, self._sudo)
+        reason = get_wrapper_refusal(completed) if wrapped else find_refusal(completed, self._sudo)
         if reason:
             raise CommandRefusedError(f"the command is not allowed on {self._host}: {reason}")
-        sudo_failure = "" if wrapped else failure(completed, self._sudo)
+        sudo_failure = "" if wrapped else find_failure(completed, self._sudo)
         if sudo_failure:
             raise ShellError(f"{self._host}: {sudo_failure}")
 
-    async def run_manager(self, argv: Sequence[str], target: str, words: Words, *, acts: bool = True) -> Completed:
+    async def run_manager(
+        self, argv: Sequence[str], target: str, messages: ManagerMessages, *, acts: bool = True
+    ) -> Completed:
         """As `run`, for a process manager whose output says if it did nothing. Raises ShellError in that case."""
         had_run = self._has_run
         completed = await self.run(argv, acts=acts)
-        reason = None if had_run else not_run(completed, words)
+        reason = None if had_run else find_not_run(completed, messages)
         if reason is None:
             return completed
         self._has_run = False

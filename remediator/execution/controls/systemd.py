@@ -4,14 +4,14 @@ import re
 from collections.abc import Mapping
 from typing import ClassVar
 
-from fleet.inventory.endpoints import Part
+from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import systemd
 from fleet.shells import Completed
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
 
-class SystemdOptions(Part):
+class SystemdOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     unit: systemd.UnitName
@@ -24,11 +24,11 @@ class SystemdOptions(Part):
 async def control_systemd(verb: Verb, options: SystemdOptions, runner: ControlRunner) -> Completed:
     target = f"unit {options.unit}"
     if verb == "logs":
-        return await runner.run(systemd.logs(options.unit, LOG_LINES))
+        return await runner.run(systemd.build_logs(options.unit, LOG_LINES))
     if verb != "status":
-        return await runner.run_manager(systemd.verb(verb, options.unit), target, systemd.WORDS)
-    done = await runner.run_manager(systemd.facts(options.unit), target, systemd.WORDS)
-    told = systemd.told(done.stdout)
+        return await runner.run_manager(systemd.build_action(verb, options.unit), target, systemd.MESSAGES)
+    done = await runner.run_manager(systemd.build_show(options.unit), target, systemd.MESSAGES)
+    told = systemd.parse_properties(done.stdout)
     if told.get("LoadState") == "not-found" and told.get("ActiveState") == "inactive":
         raise runner.not_found(target)
     running = succeeded(done) and told.get("ActiveState") in ("active", "reloading")
@@ -36,11 +36,11 @@ async def control_systemd(verb: Verb, options: SystemdOptions, runner: ControlRu
 
 
 async def facts_systemd(options: SystemdOptions, runner: ControlRunner) -> TargetState | None:
-    done = await runner.run(systemd.facts(options.unit))
-    told = systemd.told(done.stdout)
+    done = await runner.run(systemd.build_show(options.unit))
+    told = systemd.parse_properties(done.stdout)
     if not succeeded(done):
         return None
-    now = systemd.uptime((await runner.run(systemd.UPTIME)).stdout)
+    now = systemd.parse_uptime((await runner.run(systemd.UPTIME_COMMAND)).stdout)
     if "ActiveState" not in told:
         return None
     active, sub = told["ActiveState"], told.get("SubState", "")
@@ -54,13 +54,13 @@ async def facts_systemd(options: SystemdOptions, runner: ControlRunner) -> Targe
         healing=f"systemd starts it itself ({active}, {sub})" if active == "activating" else "",
         age=_since(told, "ExecMainStart", now) or _since(told, "ActiveEnter", now) if active == "active" else None,
         withheld="it is masked (systemctl mask)" if systemd.is_masked(told) else "",
-        stopped=systemd.stopped_by_hand(told),
+        stopped=systemd.explain_manual_stop(told),
         stopped_for=_since(told, "InactiveEnter", now) if active == "inactive" else None,
     )
 
 
 def _since(told: Mapping[str, str], name: str, now: float | None) -> float | None:
-    at = systemd.moment(told, name)
+    at = systemd.parse_timestamp(told, name)
     return None if at is None or now is None else max(0.0, now - at)
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
-from fleet.inventory.endpoints import Part, SecretUrl, Token
+from fleet.inventory.endpoints import ConfigModel, SecretUrl, Token
 from fleet.inventory.notify import Severity
 from remediator.notifications.channels import Kind
 from remediator.notifications.channels.feishu_cards import Card, fitted, text, version_1
@@ -78,8 +78,8 @@ Mention = Annotated[
 ]
 
 
-class FeishuOptions(Part):
-    keeps_cards: ClassVar[bool] = False
+class FeishuOptions(ConfigModel):
+    can_update_cards: ClassVar[bool] = False
     answers: ClassVar[bool] = False
     webhook: SecretUrl
     secret: Token | None = None

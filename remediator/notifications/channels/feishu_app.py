@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from fleet.inventory.endpoints import Part, Token, Url
+from fleet.inventory.endpoints import ConfigModel, Token, Url
 from fleet.inventory.notify import OpenId
 from remediator.notifications.channels import Kind
 from remediator.notifications.channels.feishu import PLAIN, Answer, Heard, Letter, Mention, Session, read
@@ -19,8 +19,8 @@ RENEW_BEFORE = 600.0  # seconds before a token ends
 _REFUSED_TOKENS = {99991663, 99991664, 99991665, 99991666, 99991668}
 
 
-class FeishuAppOptions(Part):
-    keeps_cards: ClassVar[bool] = True
+class FeishuAppOptions(ConfigModel):
+    can_update_cards: ClassVar[bool] = True
     app_id: Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
     app_secret: Token
     chat_id: Annotated[str, Field(pattern=r"^oc_[0-9A-Za-z_-]{1,80}$")] | None = None

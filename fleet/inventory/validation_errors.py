@@ -1,0 +1,117 @@
+"""Explanations of pydantic's validation errors: file and line, the key, the value and what would be right."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from fleet.inventory.digests import holds_secret
+from fleet.inventory.documents import ConfigProblem, ConfigText, Document, Location
+from fleet.inventory.kinds import KindOptions
+from fleet.inventory.units import show
+
+_MESSAGES: Mapping[str, str] = {
+    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a map"),
+    "list_type": "must be a list",
+    "string_type": "must be a string",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    "literal_error": "must be {expected}",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "string_too_short": "must have at least {min_length} characters",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must have at least {min_length} items",
+    "too_long": "must have at most {max_length} items",
+    "string_pattern_mismatch": "must match {pattern}",
+    "missing": "is missing",
+}
+
+
+def explain(document: Document, model: type[BaseModel], error: Mapping[str, Any]) -> ConfigProblem:
+    """Return the problem for one of pydantic's errors."""
+    location: Location = [part for part in error["loc"] if part != "[key]"]
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return document.problem_at(location, f"unknown key{_suggest(model, location)}")
+    if "[key]" in error["loc"] and "pattern" in error.get("ctx", {}):
+        message = f"{show(location[-1])} is not a valid name; it must match {error['ctx']['pattern']}"
+        return document.problem_at(location, message)
+    if kind not in _MESSAGES:
+        message = error["msg"].removeprefix("Value error, ")
+        return document.problem_at(location, message[:1].lower() + message[1:])
+    if kind.endswith("too_short") and error["ctx"]["min_length"] == 1:
+        return document.problem_at(location, "must not be empty")
+    context = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in error.get("ctx", {}).items()
+    }
+    message = _MESSAGES[kind].format_map(context)
+    if kind in ("missing", "too_short", "too_long"):
+        return document.problem_at(location, message)
+    return document.problem_at(location, f"{message}{_show_value(model, location, error['input'])}")
+
+
+def _show_value(model: type[BaseModel], location: Location, value: Any) -> str:
+    """Return the value for the message, unless it may be secret, and the mistake that it suggests."""
+    if isinstance(value, dict) and (placeholder := re.match(r"(service|host\.\w+)$", str(next(iter(value), "")))):
+        return f"; a value that starts with {{{placeholder[1]}}} must be in quotes"
+    if value is None:
+        return " (it is empty)"
+    if isinstance(value, list | dict):
+        return ", not a list" if isinstance(value, list) else ", not a map"
+    if not isinstance(value, str | int | float) or _may_be_secret(model, location):
+        return ""
+    if isinstance(value, ConfigText) and (key := re.match(r"([A-Za-z_][\w.-]*):(?!/)\S", value)) is not None:
+        return f"; a space is missing after the colon of {key[1]!r}"
+    return f", not {show(value)}"
+
+
+def _may_be_secret(model: type[BaseModel], location: Location) -> bool:
+    return any(
+        (info := _model_at(model, location[:depth]).get(str(part))) is not None and holds_secret(info.annotation)
+        for depth, part in enumerate(location)
+    )
+
+
+def _suggest(model: type[BaseModel], location: Location) -> str:
+    keys = list(_model_at(model, location[:-1]))
+    close = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f" (known: {', '.join(keys)})"
+
+
+def _model_at(model: type[BaseModel], location: Location) -> Mapping[str, FieldInfo]:
+    """Return the fields of the model that `location` leads to, by their keys."""
+    here: type[BaseModel] | None = model
+    is_key = False  # the next part is a key or an index of the same field
+    for part in location:
+        if is_key:
+            is_key = False
+        elif here is not None:
+            found = {info.alias or name: info for name, info in here.model_fields.items()}.get(str(part))
+            here = _model_of(found) if found else None
+            types = _alternatives(found.annotation) if found is not None else ()
+            is_key = any(get_origin(each) in (dict, list) for each in types)
+    return {info.alias or name: info for name, info in here.model_fields.items()} if here is not None else {}
+
+
+def _model_of(info: FieldInfo) -> type[BaseModel] | None:
+    kind = next((each for each in info.metadata if isinstance(each, KindOptions)), None)
+    return kind.model if kind is not None else _inner(info.annotation)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    return (annotation, *get_args(annotation))
+
+
+def _inner(annotation: Any) -> type[BaseModel] | None:
+    """Return the model inside `X | None`, `dict[str, X]` or `list[X]`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _inner(part)) is not None), None)
