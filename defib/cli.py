@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
         completion.answer(commands)
     options = commands.parse_args(argv)
-    have_a_name()
+    ensure_user_name()
     try:
         sys.exit(options.run(options))
     except DefibError as error:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
 
 
-def have_a_name() -> None:
+def ensure_user_name() -> None:
     """Asyncssh wants to know who we are, which a container's user id often has no name for."""
     try:
         getpass.getuser()
@@ -350,9 +350,9 @@ def _control(options: argparse.Namespace) -> int:
 
 
 def _host(options: argparse.Namespace) -> int:
-    from defib import host
+    from defib import host_setup
 
-    return host.setup(_loader(options), options.host, sources=options.sources, apply=options.apply)
+    return host_setup.setup(_loader(options), options.host, sources=options.sources, apply=options.apply)
 
 
 def _notify(options: argparse.Namespace) -> int:

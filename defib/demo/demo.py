@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from defib.demo import service, sshd
-from defib.demo.feishu import SECRET, StandIn
-from defib.demo.feishu_app import APP, CHAT, PRESSER
-from defib.demo.keeper import Keeper
-from defib.demo.stack import Stack, free_ports
+from defib.demo.feishu import SECRET, FeishuSimulator
+from defib.demo.feishu_app import APP, CHAT, USER_OPEN_ID
+from defib.demo.launcher import Launcher
+from defib.demo.stack import Stack, reserve_ports
 
 ROUND_WITHIN = 180.0
 SERVICE = "web"
@@ -30,10 +30,10 @@ async def run(*, once: bool, as_json: bool) -> int:
     assert task is not None  # noqa: S101 - we are one
     for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    keeper = await Keeper.begin()
-    feishu = StandIn()
+    launcher = await Launcher.begin()
+    feishu = FeishuSimulator()
     try:
-        return await _show(keeper, feishu, once=once, as_json=as_json)
+        return await _show(launcher, feishu, once=once, as_json=as_json)
     except asyncio.CancelledError:
         return 128 + signal.SIGINT
     finally:
@@ -41,19 +41,19 @@ async def run(*, once: bool, as_json: bool) -> int:
             asyncio.get_running_loop().add_signal_handler(number, lambda: None)
         _say("stopping everything")
         await feishu.stop()
-        await keeper.end()
+        await launcher.end()
 
 
-async def _show(keeper: Keeper, feishu: StandIn, *, once: bool, as_json: bool) -> int:
+async def _show(launcher: Launcher, feishu: FeishuSimulator, *, once: bool, as_json: bool) -> int:
     folder = Path(tempfile.mkdtemp(prefix="defib-demo-"))
-    await keeper.own_folder(folder)
+    await launcher.remove_folder_at_end(folder)
     folder.chmod(0o711)
-    stack = Stack(keeper, folder)
+    stack = Stack(launcher, folder)
     _say(f"starting everything on loopback, in {folder}")
-    web, ssh = free_ports(2)
-    victim = await service.start(keeper, folder, web, f"defib-demo-{secrets.token_hex(4)}")
+    web, ssh = reserve_ports(2)
+    victim = await service.start(launcher, folder, web, f"defib-demo-{secrets.token_hex(4)}")
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    host = await sshd.start(keeper, folder / "sshd", ssh, {"PATH": path, **_docker_environment()})
+    host = await sshd.start(launcher, folder / "sshd", ssh, {"PATH": path, **_docker_environment()})
     await feishu.start()
     feishu.apps.callback_url = f"{stack.url('remediator')}/webhook/feishu/chat"
     stack.configuration(_inventory(host, victim, web, feishu))
@@ -75,7 +75,7 @@ def _docker_environment() -> Mapping[str, str]:
     return {name: os.environ[name] for name in ("DOCKER_HOST",) if name in os.environ}
 
 
-def _inventory(host: sshd.Sshd, victim: service.Victim, port: int, feishu: StandIn) -> Mapping[str, Any]:
+def _inventory(host: sshd.Sshd, victim: service.DemoService, port: int, feishu: FeishuSimulator) -> Mapping[str, Any]:
     return {
         "hosts": {
             "demo": {
@@ -108,7 +108,7 @@ def _inventory(host: sshd.Sshd, victim: service.Victim, port: int, feishu: Stand
         "notify": {
             "language": "en",
             "timezone": "UTC",
-            "people": {"you": {"open_id": PRESSER}},
+            "people": {"you": {"open_id": USER_OPEN_ID}},
             "channels": {
                 "oncall": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}},
                 "chat": {"feishu_app": {**APP, "chat_id": CHAT, "url": feishu.url}},
@@ -128,7 +128,7 @@ async def _is_up(stack: Stack) -> bool:
     return bool(seen and seen["up"] and found and found["data"]["result"])
 
 
-async def _stay(stack: Stack, feishu: StandIn, folder: Path, port: int) -> None:
+async def _stay(stack: Stack, feishu: FeishuSimulator, folder: Path, port: int) -> None:
     _say("everything stays up until Ctrl-C:")
     for name, url in (
         ("service", f"http://127.0.0.1:{port}/"),
@@ -152,7 +152,7 @@ def _say(text: str) -> None:
 class _Story:
     """What happened, by each part's own record, in seconds since the kill."""
 
-    def __init__(self, stack: Stack, feishu: StandIn, out: Any) -> None:
+    def __init__(self, stack: Stack, feishu: FeishuSimulator, out: Any) -> None:
         self._stack, self._feishu, self._out = stack, feishu, out
         self._killed = time.time()
         self._told: set[tuple[str, Any]] = set()

@@ -65,7 +65,7 @@ class Received:
 
 
 @dataclass
-class StandIn:
+class FeishuSimulator:
     """One custom bot, and the apps; `misbehave` holds what is to be done instead of answering, in order.
 
     With `old` the bot answers as older ones do: success without a `code`, and 9499 for too many requests too.

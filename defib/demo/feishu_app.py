@@ -20,12 +20,12 @@ from defib.demo import feishu_cards
 from remediator.chat.feishu_callback import signature
 
 if TYPE_CHECKING:
-    from defib.demo.feishu import StandIn
+    from defib.demo.feishu import FeishuSimulator
 
 APP_ID, APP_SECRET = "cli_demo", "demo-app-secret"
 CHAT = "oc_demo"
 ENCRYPT_KEY, VERIFICATION_TOKEN = "demo-encrypt-key", "demo-verification"
-PRESSER = "ou_ann"  # who presses the buttons of the page
+USER_OPEN_ID = "ou_ann"  # who presses the buttons of the page
 APP = {
     "app_id": APP_ID, "app_secret": APP_SECRET, "encrypt_key": ENCRYPT_KEY, "verification_token": VERIFICATION_TOKEN,
 }  # fmt: skip
@@ -83,7 +83,7 @@ class Message:
 class Apps:
     """One app, whose bot is in one chat; people and their mail are receivers too."""
 
-    def __init__(self, stand_in: "StandIn") -> None:
+    def __init__(self, stand_in: "FeishuSimulator") -> None:
         self._stand_in = stand_in
         self.receivers = {CHAT, "ou_ann", "ann@example.org"}
         self.messages: dict[str, Message] = {}
@@ -212,7 +212,7 @@ class Apps:
             told = (await client.post(self.callback_url, content=body, headers=headers)).json()
         raise web.HTTPSeeOther(f"/?{urlencode({'said': told['toast']['content']})}")
 
-    def event(self, message: Message, answer: str, person: str = PRESSER, **changed: Any) -> dict[str, Any]:
+    def event(self, message: Message, answer: str, person: str = USER_OPEN_ID, **changed: Any) -> dict[str, Any]:
         """What Feishu tells of a pressed button; `changed` are other keys of its header."""
         header = {
             "event_id": uuid4().hex, "token": VERIFICATION_TOKEN, "event_type": "card.action.trigger",

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from runtime.errors import StartError
 
 PAGE = "the heart beats\n"
@@ -22,7 +22,7 @@ ANSWERS_WITHIN = 10.0
 
 
 @dataclass(frozen=True)
-class Victim:
+class DemoService:
     """A service that runs: how the inventory controls it, and how it is killed."""
 
     how: str
@@ -36,11 +36,11 @@ class Victim:
             raise StartError(f"could not kill the demo's service: {output}")
 
 
-async def start(keeper: Keeper, folder: Path, port: int, name: str) -> Victim:
+async def start(launcher: Launcher, folder: Path, port: int, name: str) -> DemoService:
     """Start the service on loopback."""
     (folder / "www").mkdir()
     (folder / "www" / "index.html").write_text(PAGE)
-    return await _container(keeper, port, name) or await _supervised(keeper, folder, port)
+    return await _container(launcher, port, name) or await _supervised(launcher, folder, port)
 
 
 async def run(*argv: str, stdin: bytes = b"", within: float = 30.0) -> tuple[int, str]:
@@ -105,11 +105,11 @@ async def run_container(image: str, container: str, command: list[str]) -> None:
             raise RuntimeError(output)
 
 
-async def _container(keeper: Keeper, port: int, name: str) -> Victim | None:
+async def _container(launcher: Launcher, port: int, name: str) -> DemoService | None:
     if not await docker_answers() or busybox_image() is None:
         return None
-    await keeper.own_docker("image", name)
-    await keeper.own_docker("container", name)
+    await launcher.remove_docker_at_end("image", name)
+    await launcher.remove_docker_at_end("container", name)
     httpd = ["/bin/httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", "/www"]
     try:
         await run_container(name, name, httpd)
@@ -119,10 +119,10 @@ async def _container(keeper: Keeper, port: int, name: str) -> Victim | None:
         print(f"docker is here, but the demo's container is not usable ({error}); using supervisor", file=sys.stderr)
         await run("docker", "rm", "--force", name)
         return None
-    return Victim("a docker container", {"docker": {"container": name}}, ["docker", "kill", name])
+    return DemoService("a docker container", {"docker": {"container": name}}, ["docker", "kill", name])
 
 
-async def _supervised(keeper: Keeper, folder: Path, port: int) -> Victim:
+async def _supervised(launcher: Launcher, folder: Path, port: int) -> DemoService:
     config = folder / "supervisord.conf"
     server = f"{sys.executable} -m http.server {port} --bind 127.0.0.1 --directory {folder}/www"
     config.write_text(
@@ -137,11 +137,11 @@ async def _supervised(keeper: Keeper, folder: Path, port: int) -> Victim:
         "redirect_stderr=true\n".replace("user=\n", "")
     )
     supervisord = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)]
-    await keeper.start(supervisord, folder / "supervisord.out")
+    await launcher.start(supervisord, folder / "supervisord.out")
     await _answers(port)
     supervisorctl = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisorctl", "-c", str(config)]
     control = {"supervisor": {"program": "web", "config": str(config)}}
-    return Victim("a program of supervisor", control, [*supervisorctl, "signal", "KILL", "web"])
+    return DemoService("a program of supervisor", control, [*supervisorctl, "signal", "KILL", "web"])
 
 
 async def _answers(port: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import asyncssh
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from runtime.errors import StartError
 
 ACCOUNT = "defib"
@@ -31,7 +31,7 @@ class Sshd:
     pid: int | None = None
 
 
-async def start(keeper: Keeper, folder: Path, port: int, env: Mapping[str, str]) -> Sshd:
+async def start(launcher: Launcher, folder: Path, port: int, env: Mapping[str, str]) -> Sshd:
     """Start sshd, or where there is none asyncssh's server; commands find `env` in their environment."""
     folder.mkdir(mode=0o711)
     host_key, client_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
@@ -47,24 +47,24 @@ async def start(keeper: Keeper, folder: Path, port: int, env: Mapping[str, str])
     made = Sshd(port, user, folder / "client", folder / "known_hosts")
     real = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
     if real is None or (os.geteuid() == 0 and wrapper is None):
-        return await _asyncssh(keeper, folder, made, env)
+        return await _asyncssh(launcher, folder, made, env)
     if os.geteuid() == 0:
         _PRIVILEGE_SEPARATION.mkdir(mode=0o755, exist_ok=True)  # stays: another sshd may have come to need it
     (folder / "home").mkdir()
     (folder / "config").write_text(_config(folder, made, env))
-    return await _real(keeper, folder, made, real, _wrapped(folder, wrapper))
+    return await _real(launcher, folder, made, real, _wrapped(folder, wrapper))
 
 
-async def again(keeper: Keeper, folder: Path, made: Sshd) -> Sshd:
+async def again(launcher: Launcher, folder: Path, made: Sshd) -> Sshd:
     """Start a real sshd that has ended once more, as it was."""
     real = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
     if real is None:
         raise StartError("there is no sshd")
-    return await _real(keeper, folder, made, real, _wrapped(folder, _nss_wrapper()))
+    return await _real(launcher, folder, made, real, _wrapped(folder, _nss_wrapper()))
 
 
-async def _real(keeper: Keeper, folder: Path, made: Sshd, real: str, env: Mapping[str, str]) -> Sshd:
-    pid = await keeper.start([real, "-D", "-e", "-f", str(folder / "config")], folder / "log", env)
+async def _real(launcher: Launcher, folder: Path, made: Sshd, real: str, env: Mapping[str, str]) -> Sshd:
+    pid = await launcher.start([real, "-D", "-e", "-f", str(folder / "config")], folder / "log", env)
     if await answers(made):
         return replace(made, pid=pid)
     raise StartError(f"sshd does not answer: {(folder / 'log').read_text()[-500:]}")
@@ -132,9 +132,9 @@ async def _logs_in(sshd: Sshd) -> bool:
         return (await connection.run("true", stdin=asyncssh.DEVNULL)).exit_status == 0
 
 
-async def _asyncssh(keeper: Keeper, folder: Path, made: Sshd, env: Mapping[str, str]) -> Sshd:
+async def _asyncssh(launcher: Launcher, folder: Path, made: Sshd, env: Mapping[str, str]) -> Sshd:
     argv = [sys.executable, "-m", "defib.demo.asyncssh_server", str(folder), str(made.port)]
-    pid = await keeper.start(argv, folder / "log", {**os.environ, **env})
+    pid = await launcher.start(argv, folder / "log", {**os.environ, **env})
     if not await answers(made):
         raise StartError(f"the SSH server does not answer: {(folder / 'log').read_text()[-500:]}")
     return Sshd(made.port, made.user, made.key_file, made.known_hosts, pid)

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import yaml
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from runtime.errors import StartError
 
 SHIPPED = Path(__file__).resolve().parents[2] / "alerts"
@@ -38,7 +38,7 @@ def _release() -> None:
         _reserved.popleft().close()
 
 
-def free_ports(count: int) -> list[int]:
+def reserve_ports(count: int) -> list[int]:
     """Free ports on loopback, below those that outgoing connections are given; no other process is given the same."""
     found: list[int] = []
     for port in random.sample(range(*PORTS), PORTS[1] - PORTS[0]):
@@ -80,17 +80,17 @@ class Credential(httpx.Auth):
 
 
 class Stack:
-    """Prometheus, Alertmanager, the exporter and the remediator, kept by a keeper in one folder.
+    """Prometheus, Alertmanager, the exporter and the remediator, kept by a launcher in one folder.
 
     Unless `hurried`, the shipped files' intervals are left as they are. `fallback` is a webhook's address for the
     receiver of that name.
     """
 
-    def __init__(self, keeper: Keeper, folder: Path, *, hurried: bool = True, fallback: str = "") -> None:
-        self._keeper, self._folder = keeper, folder
+    def __init__(self, launcher: Launcher, folder: Path, *, hurried: bool = True, fallback: str = "") -> None:
+        self._launcher, self._folder = launcher, folder
         self._hurried, self._fallback = hurried, fallback
         names = ("exporter", "remediator", "prometheus", "alertmanager", "node")
-        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.ports = dict(zip(names, reserve_ports(len(names)), strict=True))
         self.pids: dict[str, int] = {}
         self.token_file = folder / "token"  # beside the record
         self.token = secrets.token_urlsafe(32)
@@ -128,21 +128,21 @@ class Stack:
                 f"not on PATH: {', '.join(missing)} (run `make demo`, or install Prometheus and Alertmanager)"
             )
         (self._folder / "webhook_token").write_text(WEBHOOK_TOKEN)
-        await self.start_ours("exporter")
-        await self.start_ours("remediator")
+        await self.start_program("exporter")
+        await self.start_program("remediator")
         await self.start_alertmanager()
         await self.start_prometheus()
         within = READY_WITHIN if self._hurried else UNHURRIED_WITHIN
         await self.wait_for("the Watchdog, from Prometheus to the remediator", self._watchdog_arrived, within)
 
-    async def start_ours(self, program: str) -> None:
+    async def start_program(self, program: str) -> None:
         """Start the exporter or the remediator."""
         argv = [sys.executable, "-m", "defib", program, "--config", str(self._folder / "config")]
         await self._run(program, [*argv, "--listen", f"127.0.0.1:{self.ports[program]}"])
         await self.wait_for(program, lambda: self._is_ready(program))
 
     async def _run(self, name: str, argv: Sequence[str]) -> None:
-        self.pids[name] = await self._keeper.start(argv, self.log(name))
+        self.pids[name] = await self._launcher.start(argv, self.log(name))
 
     def log(self, name: str) -> Path:
         return self._folder / f"{name}.log"

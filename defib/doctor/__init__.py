@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from defib.doctor import here, hosts, servers
+from defib.doctor import hosts, local, servers
 from defib.doctor.findings import Finding, within
 from fleet.inventory.documents import ConfigurationError
 from fleet.inventory.loading import Loaded
@@ -84,8 +84,8 @@ async def _rest(loaded: Loaded, *, send: bool) -> Sequence[Finding]:
     inventory, redact = loaded.inventory, Redactor(loaded.secrets)
     size = f"{len(inventory.hosts)} hosts, {len(inventory.services)} services"
     asked = [within(REST_WITHIN, name, partial(servers.guarded, name, look, inventory)) for name, look in servers.ALL]
-    asked.append(within(REST_WITHIN, "notify", partial(here.channels, inventory, redact, send=send)))
-    asked.insert(0, within(REST_WITHIN, "database", partial(asyncio.to_thread, here.record, inventory)))
+    asked.append(within(REST_WITHIN, "notify", partial(local.channels, inventory, redact, send=send)))
+    asked.insert(0, within(REST_WITHIN, "database", partial(asyncio.to_thread, local.record, inventory)))
     found = [Finding("configuration", "loads", "pass", size)]
     mend = "give them one service, or controls of different targets"
     found += [Finding("configuration", "targets", "warn", str(warning), mend) for warning in loaded.warnings]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from defib.doctor.findings import Finding
-from defib.host import commands_of
+from defib.host_setup import commands_of
 from exporter.collectors import COLLECTORS
 from exporter.collectors.collecting import CollectFailure, Every
 from exporter.exposition.samples import Samples

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 
 ROOT = Path(__file__).parents[2]
 BASE, IMAGE = "defib-test-base", "defib-test"
@@ -123,7 +123,7 @@ def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Pa
     well("docker", "run", "--rm", "--network", "host", *work, image, "init", "--compose", "config")
     well("docker", "run", "--rm", "--network", "host", *work, image, "check")
     assert {(config / "secrets" / name).stat().st_uid for name in ("webhook_token", "web_config")} == {OWNER}
-    exporter_port, remediator_port = free_ports(2)
+    exporter_port, remediator_port = reserve_ports(2)
     for path in config.glob("*.yaml"):
         text = path.read_text().replace("http://exporter:9999", f"http://127.0.0.1:{exporter_port}")
         path.write_text(text.replace("http://remediator:9095", f"http://127.0.0.1:{remediator_port}"))

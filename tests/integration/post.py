@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from sqlalchemy import select
 
-from defib.demo.feishu import StandIn
+from defib.demo.feishu import FeishuSimulator
 from fleet.inventory.model import Inventory
 from remediator.metrics import Metrics
 from remediator.notifications import outbox
@@ -28,7 +28,7 @@ async def no_details(_batch: Batch) -> Mapping[str, Any]:
 class Post:
     """A sender, its database and its bot."""
 
-    def __init__(self, folder: Path, feishu: StandIn, inventory: Inventory) -> None:
+    def __init__(self, folder: Path, feishu: FeishuSimulator, inventory: Inventory) -> None:
         self.folder, self.feishu, self.inventory = folder, feishu, inventory
         self.client = httpx.AsyncClient(trust_env=False)
         self.database = new_record(folder)

@@ -19,9 +19,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from defib.demo import sshd
-from defib.demo.feishu import SECRET, StandIn
-from defib.demo.keeper import Keeper
-from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
+from defib.demo.feishu import SECRET, FeishuSimulator
+from defib.demo.launcher import Launcher
+from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
 from defib.doctor.servers import OURS, prometheus
 from tests.support import eventually, inventory_of, loaded
 
@@ -179,21 +179,21 @@ async def test_where_nothing_works_it_ends_soon_and_says_what_to_do(tmp_path: Pa
 
 
 @pytest.fixture
-async def stack(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Stack]:
-    made = Stack(keeper, tmp_path)
+async def stack(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Stack]:
+    made = Stack(launcher, tmp_path)
     yield made
     await made.client.aclose()
 
 
 @pytest.mark.needs("prometheus")
 @pytest.mark.timeout(180)
-async def test_labels_of_a_target_in_prometheus(keeper: Keeper, tmp_path: Path, stack: Stack) -> None:
+async def test_labels_of_a_target_in_prometheus(launcher: Launcher, tmp_path: Path, stack: Stack) -> None:
     """As shipped they change no label of ours; without `honor_labels` they do, and the doctor says so.
 
     It also says which job may serve what rules record.
     """
     config = stack.configuration({"services": {"web": {"probe": {"every": "1s", "http": {"url": NOWHERE}}}}})
-    await stack.start_ours("exporter")
+    await stack.start_program("exporter")
     await stack.start_prometheus()
     path = tmp_path / "prometheus.yml"
     written = yaml.safe_load(path.read_text())
@@ -204,7 +204,7 @@ async def test_labels_of_a_target_in_prometheus(keeper: Keeper, tmp_path: Path, 
         """Have Prometheus take a target with a label `service`, and wait until it has scraped it."""
         target["labels"] = {"service": service}
         path.write_text(yaml.safe_dump(written))
-        await keeper.kill(stack.pids["prometheus"], signal.SIGHUP)
+        await launcher.kill(stack.pids["prometheus"], signal.SIGHUP)
         await eventually(lambda: answered(f'up{{job="defib-exporter", service="{service}"}} == 1'))
         await eventually(lambda: answered(f'service_up{{{ours}="web"}} == 0'))
 
@@ -235,9 +235,9 @@ async def test_labels_of_a_target_in_prometheus(keeper: Keeper, tmp_path: Path, 
 
 @pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd")
 @pytest.mark.timeout(120)
-async def test_where_all_is_well(keeper: Keeper, tmp_path: Path, stack: Stack, feishu: StandIn) -> None:
-    (port,) = free_ports(1)
-    host = await sshd.start(keeper, tmp_path / "sshd", port, {"PATH": "/usr/bin:/bin"})
+async def test_where_all_is_well(launcher: Launcher, tmp_path: Path, stack: Stack, feishu: FeishuSimulator) -> None:
+    (port,) = reserve_ports(1)
+    host = await sshd.start(launcher, tmp_path / "sshd", port, {"PATH": "/usr/bin:/bin"})
     ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
     config = stack.configuration(
         {

@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import Connection, update
 
 from defib.demo import demo
-from defib.demo.feishu import StandIn
+from defib.demo.feishu import FeishuSimulator
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, Message
-from defib.demo.service import Victim
+from defib.demo.service import DemoService
 from defib.demo.sshd import Sshd
 from remediator.clients.webhook import Alert
 from remediator.incidents import intake, lifecycle
@@ -61,7 +61,7 @@ class AppPost(Post):
 
 
 async def opened(folder: Path, **options: Any) -> AppPost:
-    feishu = StandIn()
+    feishu = FeishuSimulator()
     await feishu.start()
     app = {
         "app_id": APP_ID,
@@ -256,12 +256,12 @@ async def test_what_breaks_in_a_card_does_not_hold_others_back(post: AppPost) ->
 
 
 async def test_the_demo_announces_a_switch_once(tmp_path: Path) -> None:
-    feishu = StandIn()
+    feishu = FeishuSimulator()
     await feishu.start()
     for name in ("key", "known"):
         await asyncio.to_thread((tmp_path / name).touch)
     host = Sshd(22, "u", tmp_path / "key", tmp_path / "known")
-    victim = Victim("a command", {"command": {"restart": ["true"]}}, [])
+    victim = DemoService("a command", {"command": {"restart": ["true"]}}, [])
     written = demo._inventory(host, victim, 80, feishu)
     inventory = (await asyncio.to_thread(inventory_of, tmp_path / "config", written)).inventory
     post = await asyncio.to_thread(Post, tmp_path, feishu, inventory)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from defib.demo import sshd
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from fleet.shells.ssh import digest
 
 UNPACKED = Path(__file__).parents[2] / ".parts" / "root"
@@ -194,9 +194,9 @@ def test_what_cannot_be_set_up(tmp_path: Path, arguments: list[str], said: str) 
 
 
 @pytest.mark.needs("sshd")
-async def test_the_doctor(keeper: Keeper, tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    host = await sshd.start(keeper, tmp_path / "sshd", port, {"PATH": os.environ["PATH"]})
+async def test_the_doctor(launcher: Launcher, tmp_path: Path) -> None:
+    (port,) = reserve_ports(1)
+    host = await sshd.start(launcher, tmp_path / "sshd", port, {"PATH": os.environ["PATH"]})
     ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
     (tmp_path / "other").write_text(
         host.known_hosts.read_text().replace("AAAAC3NzaC1lZDI1NTE5AAAAI", "AAAAC3NzaC1lZDI1NTE5AAAAJ")

@@ -73,14 +73,14 @@ async def test_an_incident_is_held_while_nobody_can_see_its_service(loop: Loop) 
     await loop.kill("web")
     await loop.fire("web")
     await loop.until_event("refuse", "notify-only")
-    await loop.keeper.kill(loop.stack.pids["exporter"], signal.SIGKILL)
+    await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
     await loop.fire("web", status="resolved")
     held = await loop.until_event("wait", "blind")
     # It may have been asked a moment before it was killed.
     assert held["detail"]["detail"].startswith("its alerts are over, but the exporter ")
     await loop.until_cards("Service down: web", "Nobody can see how it is: web")
     (loop.folder / "web.alive").touch()
-    await loop.stack.start_ours("exporter")
+    await loop.stack.start_program("exporter")
     await loop.until("recovered")
     await loop.until_cards("Service down: web", "Nobody can see how it is: web", "Recovered: web")
 
@@ -92,7 +92,7 @@ async def test_a_verification_that_cannot_be_made_is_unknown_and_costs_no_attemp
     await loop.kill("web")
     await loop.fire("web")
     await eventually(loop.begun)
-    await loop.keeper.kill(loop.stack.pids["exporter"], signal.SIGKILL)
+    await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
     ended = await loop.until_event("action-ended")
     assert ended["detail"]["state"] == "unknown"
     assert "could not be seen; the exporter could not be asked" in ended["detail"]["why"]
@@ -222,7 +222,7 @@ async def start_alertmanager(loop: Loop) -> None:
         "prometheus-alertmanager", f"--config.file={path}", f"--storage.path={loop.folder}/am",
         f"--web.listen-address=127.0.0.1:{stack.ports['alertmanager']}", "--cluster.listen-address=",
     ]  # fmt: skip
-    stack.pids["alertmanager"] = await loop.keeper.start(argv, stack.log("alertmanager"))
+    stack.pids["alertmanager"] = await loop.launcher.start(argv, stack.log("alertmanager"))
 
     async def ready() -> bool:
         with contextlib.suppress(httpx.HTTPError):

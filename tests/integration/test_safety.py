@@ -346,7 +346,7 @@ async def test_sigterm_records_as_unknown_what_does_not_end(loop: Loop) -> None:
 async def test_a_record_that_is_damaged_or_gone_is_never_replaced_by_an_empty_one(loop: Loop, damage: str) -> None:
     await loop.start({"web": loop.service("web")})
     await loop.fire("web")
-    await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+    await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
     path = loop.folder / "remediator.db"
     for rest in ("-wal", "-shm"):
         Path(f"{path}{rest}").unlink(missing_ok=True)
@@ -380,7 +380,7 @@ async def small_disk(loop: Loop) -> AsyncIterator[Path]:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=True)
     yield path
     if "remediator" in loop.stack.pids:
-        await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+        await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
     subprocess.run(["umount", path], check=True)
 
 

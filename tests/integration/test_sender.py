@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, StandIn
+from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, FeishuSimulator
 from remediator.notifications import sender
 from remediator.notifications.channels import feishu
 from remediator.notifications.outbox import Batch
@@ -21,7 +21,7 @@ from tests.support import eventually, inventory_of
 @pytest.fixture
 async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Post]:
     monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
-    feishu = StandIn()
+    feishu = FeishuSimulator()
     webhook = await feishu.start()
     written = {
         "notify": {

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from fleet.inventory.model import Sudo
 from fleet.managers import docker, supervisor
 from fleet.managers.not_run import not_run
@@ -141,7 +141,7 @@ async def test_a_unit_that_was_started_too_often_is_started(units: Path, tmp_pat
 
 
 async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_away_runs_nothing(
-    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     programs = "".join(f"[program:{name}]\ncommand=/bin/sleep 1000\nstartsecs=0\n" for name in "ab")
@@ -149,7 +149,7 @@ async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_awa
     options = {"program": "web", "config": str(config)}
     with pytest.raises(ShellError, match="gpu-01: Error: could not find config file"):
         await control("supervisor", "restart", options)
-    await start_supervisord(keeper, tmp_path, f"{programs}[group:web]\nprograms=a,b\n")
+    await start_supervisord(launcher, tmp_path, f"{programs}[group:web]\nprograms=a,b\n")
 
     async def answers() -> bool:
         done = await LocalShell().run(supervisor.verb("status", "web:a", config), timeout=20)
@@ -313,7 +313,7 @@ def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper:
 
 async def test_a_target_that_is_gone_costs_no_attempt_and_is_told_once(loop: Loop) -> None:
     """Nothing is run, again and again with a back-off, until there is something to be run."""
-    config = await start_supervisord(loop.keeper, loop.folder, "[program:other]\ncommand=/bin/sleep 1000\n")
+    config = await start_supervisord(loop.launcher, loop.folder, "[program:other]\ncommand=/bin/sleep 1000\n")
     gone = loop.service("web", control={"supervisor": {"program": "web", "config": str(config)}, "start_within": "2s"})
     await loop.start({"web": gone}, attempts=1)
     await loop.kill("web")

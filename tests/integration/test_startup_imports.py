@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 from tests.support import eventually, write
 
 SERVER = {"sqlalchemy", "alembic", "lark_oapi", "jinja2", "mako"}
@@ -71,7 +71,7 @@ async def test_a_probe_loads_its_own_kind(config: Path) -> None:
 
 
 async def test_the_exporter_loads_nothing_of_the_record(config: Path, tmp_path: Path) -> None:
-    (port,) = free_ports(1)
+    (port,) = reserve_ports(1)
     argv = [sys.executable, "-X", "importtime", "-m", "defib", "exporter", "--config", str(config)]
     with (tmp_path / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(*argv, "--listen", f"127.0.0.1:{port}", stderr=log)

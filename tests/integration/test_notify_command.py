@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from defib.demo.feishu import SECRET, StandIn
+from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
 from tests.integration.loop import Loop
 from tests.support import eventually
@@ -24,7 +24,7 @@ async def defib(folder: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def configured(folder: Path, feishu: StandIn, **notify: Any) -> Path:
+async def configured(folder: Path, feishu: FeishuSimulator, **notify: Any) -> Path:
     app = {"app_id": APP_ID, "app_secret": APP_SECRET, "chat_id": CHAT, "url": feishu.url}
     channels = {"bot": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}}, "app": {"feishu_app": app}}
     written = {"notify": {"language": "en", "channels": channels, "routes": [{"channels": ["bot"]}], **notify}}
@@ -32,14 +32,14 @@ async def configured(folder: Path, feishu: StandIn, **notify: Any) -> Path:
     return folder
 
 
-async def test_a_test_of_every_channel(tmp_path: Path, feishu: StandIn) -> None:
+async def test_a_test_of_every_channel(tmp_path: Path, feishu: FeishuSimulator) -> None:
     config = await configured(tmp_path, feishu)
     assert await defib(config, "notify", "test") == (0, "app: 0: success\nbot: 0: success\n", "")
     assert feishu.received[0].title == "A test by Defib: this channel works"
     assert feishu.apps.in_chat[0].title == "A test by Defib: this channel works"
 
 
-async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: StandIn) -> None:
+async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: FeishuSimulator) -> None:
     config = await configured(tmp_path, feishu)
     feishu.keyword = "on fire"
     said = await defib(config, "notify", "test", "bot")
@@ -60,7 +60,7 @@ async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: StandI
     assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (there are app, bot)\n")
 
 
-async def test_check_tries_the_templates(tmp_path: Path, feishu: StandIn) -> None:
+async def test_check_tries_the_templates(tmp_path: Path, feishu: FeishuSimulator) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / "group.j2").write_text(
