@@ -30,18 +30,42 @@ class Loaded:
     inventory: Inventory
     secrets: frozenset[str] = field(repr=False)
     warnings: Sequence[Wrong] = ()  # what may be meant, and is more often a mistake
+    unresolved: Sequence[Wrong] = ()  # the references that could not be resolved, unless loaded strictly
+
+    def require(self, *sections: str, ignore: Sequence[str] = ()) -> None:
+        """Check that all references in some sections, such as `remediator.token`, are resolved.
+
+        Raises ConfigurationError.
+        """
+        missing = [
+            wrong
+            for wrong in self.unresolved
+            if _is_within(wrong.path, sections) and not _is_within(wrong.path, ignore)
+        ]
+        if missing:
+            raise ConfigurationError(missing)
+
+
+def _is_within(path: str, sections: Sequence[str]) -> bool:
+    return any(path == section or path.startswith((f"{section}.", f"{section}[")) for section in sections)
 
 
 def load(
-    path: Path, kinds: Kinds, *, programs: Iterable[Program] = PROGRAMS, environ: Mapping[str, str] = os.environ
+    path: Path,
+    kinds: Kinds,
+    *,
+    programs: Iterable[Program] = PROGRAMS,
+    environ: Mapping[str, str] = os.environ,
+    strict: bool = True,
 ) -> Loaded:
     """Read, resolve for `programs`, validate and check. Raises ConfigurationError with all that is wrong.
 
-    With no programs nothing is resolved: references stay as they were written.
+    With no programs nothing is resolved: references stay as they were written. So do, unless `strict`, references that
+    cannot be resolved; callers check those they need with `Loaded.require`.
     """
     document = read(path)
     wrongs = _fill_in(document)
-    resolver = Resolver(document, environ, frozenset(programs))
+    resolver = Resolver(document, environ, frozenset(programs), strict)
     raw = resolver.resolve()
     wrongs += [*document.wrongs, *resolver.wrongs, *check_references(document, raw, kinds)]
     model = inventory_model(kinds)
@@ -57,7 +81,8 @@ def load(
     _digest(document, inventory)
     secrets = frozenset(resolver.secrets | set(_secrets(inventory)))
     inventory.mask_targets(Redactor(secrets))
-    return Loaded(inventory, secrets, _ordered([*shared_targets(document, inventory)], Redactor(secrets)))
+    warnings = _ordered([*shared_targets(document, inventory)], Redactor(secrets))
+    return Loaded(inventory, secrets, warnings, _ordered(resolver.unresolved, Redactor(secrets)))
 
 
 def _digest(document: Document, inventory: Inventory) -> None:

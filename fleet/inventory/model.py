@@ -348,8 +348,10 @@ class Inventory(Part):
 
     @model_validator(mode="after")
     def _remember_long_enough(self) -> "Inventory":
-        windows = [self.remediation.of(service).window for service in self.services.values()]
-        if self.remediator.retention < max([600.0, self.remediation.window, *windows]):
+        windows = [self.remediation.window, *(self.remediation.of(each).window for each in self.services.values())]
+        # A reference that this program does not resolve is text.
+        longest = max([600.0, *(window for window in windows if isinstance(window, float))])
+        if isinstance(self.remediator.retention, float) and self.remediator.retention < longest:
             raise ValueError("remediator.retention: is shorter than a remediation.window, or than ten minutes")
         return self
 

@@ -34,8 +34,10 @@ class Resolver:
     document: Document
     environ: Mapping[str, str]
     programs: frozenset[Program]
+    strict: bool = True  # whether a reference that cannot be resolved is an error; else it stays as written
     secrets: set[str] = field(default_factory=set)
     wrongs: list[Wrong] = field(default_factory=list)
+    unresolved: list[Wrong] = field(default_factory=list)
 
     def resolve(self) -> dict[str, Any]:
         return {section: self._walk((section,), value) for section, value in self.document.value.items()}
@@ -54,7 +56,13 @@ class Resolver:
         if not used:
             pending = any(match[0] != "$${" for match in _REFERENCE.finditer(text))
             return Text(text if pending else text.replace("$${", "${"), text.base, pending=pending, checked=False)
-        return Text(_REFERENCE.sub(lambda match: self._value(location, text, match), text), text.base)
+        count = len(self.wrongs)
+        resolved = _REFERENCE.sub(lambda match: self._value(location, text, match), text)
+        if not self.strict and len(self.wrongs) > count:
+            self.unresolved += self.wrongs[count:]
+            del self.wrongs[count:]
+            return Text(text, text.base, pending=True, checked=False)
+        return Text(resolved, text.base)
 
     def _is_used(self, location: Location) -> bool:
         return any(not any(_covers(pattern, location) for pattern in _IGNORED[program]) for program in self.programs)

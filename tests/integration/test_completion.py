@@ -115,5 +115,5 @@ def test_the_tab_key_completes_commands_and_names(terminal: Terminal) -> None:
 def test_a_configuration_with_errors_completes_nothing(tmp_path: Path, text: str) -> None:
     write(tmp_path, defib=text)
     options = argparse.Namespace(config=tmp_path)
-    assert [completion.names(section, options) for section in ("services", "channels", "groups")] == [[], [], []]
-    assert completion.names("services", argparse.Namespace(config=tmp_path / "nothing")) == []
+    assert [completion.read_names(section, options) for section in ("services", "channels", "groups")] == [[], [], []]
+    assert completion.read_names("services", argparse.Namespace(config=tmp_path / "nothing")) == []

@@ -22,7 +22,7 @@ from defib.demo import sshd
 from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
-from defib.doctor.servers import OURS, prometheus
+from defib.doctor.monitoring import JOBS, check_prometheus
 from tests.support import eventually, inventory_of, loaded
 
 NOWHERE = "http://127.0.0.1:1"
@@ -82,9 +82,9 @@ async def test_what_controls_restart_is_asked_of(tmp_path: Path, container: str)
     await asyncio.to_thread(inventory_of, tmp_path, written)
     status, findings = await found(tmp_path, "h")
     assert status == 1
-    assert result_of(findings, "h", "the control of there") == "pass"
-    (gone,) = (each for each in findings if each["check"] == "the control of gone")
-    assert (gone["result"], "no-such-container" in gone["seen"].lower()) == ("fail", True), gone
+    assert result_of(findings, "h", "control of there") == "pass"
+    (gone,) = (each for each in findings if each["check"] == "control of gone")
+    assert (gone["result"], "no-such-container" in gone["detail"].lower()) == ("fail", True), gone
 
 
 async def test_targets_and_rules_of_one_name_are_all_looked_at(tmp_path: Path) -> None:
@@ -110,10 +110,10 @@ async def test_targets_and_rules_of_one_name_are_all_looked_at(tmp_path: Path) -
     async with TestServer(app) as server:
         written = {"remediator": {"prometheus_url": str(server.make_url("")).rstrip("/")}}
         made = await asyncio.to_thread(inventory_of, tmp_path, written)
-        found = {each.check: each for each in await prometheus(made.inventory)}
+        found = {each.check: each for each in await check_prometheus(made.inventory)}
     assert found["scrapes defib-exporter"].result == "fail"
-    assert "http://down/metrics: refused" in found["scrapes defib-exporter"].seen
-    assert "many-to-many" in found["its rules work"].seen
+    assert "http://down/metrics: refused" in found["scrapes defib-exporter"].detail
+    assert "many-to-many" in found["rule evaluation"].detail
 
 
 def test_init_where_nothing_may_be_written(tmp_path: Path) -> None:
@@ -125,13 +125,13 @@ def test_init_where_nothing_may_be_written(tmp_path: Path) -> None:
 async def test_without_a_configuration(tmp_path: Path) -> None:
     status, findings = await found(tmp_path / "none")
     assert (status, findings[0]["result"]) == (1, "fail")
-    assert "defib init" in findings[0]["mend"]
+    assert "defib init" in findings[0]["fix"]
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.yaml").write_text("services: {web: {probes: {}}}\nnotify: {langauge: en}\n")
     status, findings = await found(tmp_path / "bad")
     assert status == 1
     assert {"fail"} == {each["result"] for each in findings}
-    assert any("langauge" in each["seen"] for each in findings)
+    assert any("langauge" in each["detail"] for each in findings)
 
 
 async def test_where_nothing_works_it_ends_soon_and_says_what_to_do(tmp_path: Path) -> None:
@@ -169,12 +169,12 @@ async def test_where_nothing_works_it_ends_soon_and_says_what_to_do(tmp_path: Pa
     assert ended - began < 200  # one after another, 40 hosts take longer
     await eventually(left_alone)
     assert status == 1
-    assert all(each["mend"] for each in findings if each["result"] != "pass")
+    assert all(each["fix"] for each in findings if each["result"] != "pass")
     for subject in ("exporter", "remediator", "prometheus", "alertmanager"):
-        assert result_of(findings, subject, "answers") == "fail"
-    for subject, check in (("h7", "its shell answers"), ("notify", "routes"), ("channel ops", "takes a test")):
+        assert result_of(findings, subject, "reachable") == "fail"
+    for subject, check in (("h7", "shell for reading"), ("notify", "routes"), ("channel ops", "test message")):
         assert result_of(findings, subject, check) == "fail"
-    assert result_of(findings, "grafana", "is known") == "warn"
+    assert result_of(findings, "grafana", "configured") == "warn"
     assert "secret-token" not in json.dumps(findings)
 
 
@@ -214,7 +214,7 @@ async def test_labels_of_a_target_in_prometheus(launcher: Launcher, tmp_path: Pa
 
     await take("platform", "service")
     _, findings = await found(config)
-    for check in ("keeps our labels", "takes recorded names from no job"):
+    for check in ("labels", "recorded names"):
         assert result_of(findings, "prometheus", check) == "pass"
     del job["honor_labels"]
     del job["metric_relabel_configs"]
@@ -222,15 +222,15 @@ async def test_labels_of_a_target_in_prometheus(launcher: Launcher, tmp_path: Pa
     # The target of before may be scraped once more, by the new configuration.
     await eventually(lambda: answered('absent({job="defib-exporter", service="platform"})'))
     _, findings = await found(config)
-    (label,) = (each for each in findings if each["check"] == "keeps our labels")
+    (label,) = (each for each in findings if each["check"] == "labels")
     assert label["result"] == "warn"
-    assert 'service="billing"' in label["seen"]
-    assert "exported_service" in label["seen"]
-    assert "platform" not in label["seen"]
-    assert "honor_labels: true" in label["mend"]
-    (names,) = (each for each in findings if each["check"] == "takes recorded names from no job")
+    assert 'service="billing"' in label["detail"]
+    assert "exported_service" in label["detail"]
+    assert "platform" not in label["detail"]
+    assert "honor_labels: true" in label["fix"]
+    (names,) = (each for each in findings if each["check"] == "recorded names")
     assert names["result"] == "warn"
-    assert names["seen"] == "defib-exporter may serve service:up:max, host:up:max, ALERTS"
+    assert names["detail"] == "defib-exporter can serve service:up:max, host:up:max, ALERTS"
 
 
 @pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd")
@@ -253,7 +253,7 @@ async def test_where_all_is_well(launcher: Launcher, tmp_path: Path, stack: Stac
     async def scraped() -> bool:
         targets = await stack.get("prometheus", "/api/v1/targets?state=active")
         health = {each["labels"]["job"]: each["health"] for each in targets["data"]["activeTargets"]}
-        return all(health.get(job) == "up" for job in OURS)
+        return all(health.get(job) == "up" for job in JOBS)
 
     await eventually(scraped)
     status, findings = await found(config, "--send")
@@ -261,8 +261,8 @@ async def test_where_all_is_well(launcher: Launcher, tmp_path: Path, stack: Stac
     assert status == 0, wrong
     # The shipped file has no fallback of its own, and the demo has no Grafana.
     assert {(each["subject"], each["check"]) for each in wrong} == {
-        ("grafana", "is known"),
-        ("alertmanager", "the receiver `fallback`"),
+        ("grafana", "configured"),
+        ("alertmanager", "receiver fallback"),
     }
     assert len(feishu.received) == 1
     quiet, _ = await found(config)
@@ -281,7 +281,7 @@ async def _broken(stack: Stack, config: Path) -> None:
     )
     status, findings = await found(config)
     assert status == 1
-    seen: Mapping[str, str] = {each["subject"]: each["seen"] for each in findings if each["result"] == "fail"}
+    seen: Mapping[str, str] = {each["subject"]: each["detail"] for each in findings if each["result"] == "fail"}
     assert {"prometheus", "alertmanager", "remediator"} <= set(seen), seen
     assert "401" in seen["remediator"]
     async with httpx.AsyncClient(trust_env=False) as client:

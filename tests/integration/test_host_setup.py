@@ -176,10 +176,10 @@ def test_a_host_that_was_set_up(tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (["host", "setup", "nowhere"], "the inventory has no host 'nowhere'"),
-        (["host", "setup", "here"], "the inventory has no ssh of the host 'here'"),
-        (["host", "setup", "keyless"], "no ssh.key_file"),
-        (["host", "setup", "roots"], "'root' cannot be the account"),
-        (["doctor", "nowhere"], "the inventory has no host nowhere"),
+        (["host", "setup", "here"], "the host 'here' has no SSH settings"),
+        (["host", "setup", "keyless"], "ssh.key_file is not set"),
+        (["host", "setup", "roots"], "'root' cannot be the account of Defib"),
+        (["doctor", "nowhere"], "the inventory has no host 'nowhere'"),
     ],
 )
 def test_what_cannot_be_set_up(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -217,8 +217,8 @@ async def test_the_doctor(launcher: Launcher, tmp_path: Path) -> None:
     ill = await asyncio.to_thread(defib, tmp_path / "config", "doctor", *hosts)
     assert ill.returncode == 1
     for said in (
-        "FAIL  no-gpu: collector gpu", "none: there is no such file", "others may read it (644)", "chmod 600", "Connection refused",
-        "→ pin the host's key there",
+        "FAIL  no-gpu: collector gpu", "none: there is no such file", "other users can read it (644)", "chmod 600", "Connection refused",
+        "→ pin the host's key in that file",
     ):  # fmt: skip
         assert said in ill.stdout, (said, ill.stdout)
     assert "Traceback" not in ill.stderr

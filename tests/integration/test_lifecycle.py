@@ -44,10 +44,10 @@ async def test_an_exporter_with_another_configuration_holds_actions(loop: Loop) 
 
     await eventually(other_restarted)
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "SHUT   config-mismatch: the exporter has another configuration" in explained.stdout
+    assert "shut  config-mismatch: the exporter has another configuration" in explained.stdout
     found = await asyncio.to_thread(defib, loop, "doctor")
-    assert "exporter: has this configuration: it has another configuration of web" in found.stdout
-    assert "FAIL  remediator: has the exporter's configuration" in found.stdout
+    assert "exporter: configuration: it has another configuration of web" in found.stdout
+    assert "FAIL  remediator: configuration" in found.stdout
     url = f"{loop.stack.url('exporter')}/-/reload"
     assert (await loop.stack.client.post(url)).status_code == 200
     await loop.until_event("refuse", "already-up")
@@ -150,7 +150,7 @@ async def test_a_record_that_is_lost_under_the_running_program_is_noticed(loop: 
     healthy = await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")
     assert (healthy.status_code, f"was {how} while the remediator runs" in healthy.text) == (503, True)
     found = await asyncio.to_thread(defib, loop, "doctor")
-    assert f"FAIL  remediator: is healthy: the database {path} was {how}" in found.stdout
+    assert f"FAIL  remediator: health: the database {path} was {how}" in found.stdout
     (loop.folder / "moved.db").rename(path)
     assert (await loop.fire("web")).status_code == 200
 
@@ -307,7 +307,7 @@ async def test_services_in_maintenance_or_stopped_on_purpose_are_no_storm(loop: 
         begun = await loop.ask("POST", "/api/v1/maintenance", asked)
         if name == "s0":
             stopped = await asyncio.to_thread(defib, loop, "control", "s0", "stop")
-            assert (stopped.returncode, "it stays stopped" in stopped.stderr) == (0, True), stopped
+            assert (stopped.returncode, "leaves it stopped" in stopped.stderr) == (0, True), stopped
             assert (await loop.ask("DELETE", f"/api/v1/maintenance/{begun.json()['id']}")).is_success
     for name in names[1:3]:
         await loop.kill(name)

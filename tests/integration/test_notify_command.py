@@ -1,6 +1,7 @@
 """What people see of telling: `defib notify test`, `defib check` of templates, `defib acknowledge`, the console."""
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,27 @@ async def test_a_test_of_every_channel(tmp_path: Path, feishu: FeishuSimulator) 
     assert feishu.apps.in_chat[0].title == "A test by Defib: this channel works"
 
 
+async def test_the_answers_as_json(tmp_path: Path, feishu: FeishuSimulator) -> None:
+    config = await configured(tmp_path, feishu)
+    feishu.keyword = "on fire"
+    status, out, _ = await defib(config, "--json", "notify", "test")
+    app, bot = json.loads(out)["channels"]
+    assert (status, app) == (1, {"channel": "app", "sent": True, "answer": "0: success"})
+    assert (bot["channel"], bot["sent"], bot["answer"].partition(":")[0]) == ("bot", False, "19024")
+
+
+async def test_only_the_secrets_of_a_channel_are_needed_to_test_it(tmp_path: Path, feishu: FeishuSimulator) -> None:
+    unset = {"feishu": {"webhook": "${FEISHU_UNSET}"}}
+    bot = {"feishu": {"webhook": feishu.webhook, "secret": SECRET}}
+    config = await configured(tmp_path, feishu, channels={"bot": bot, "other": unset})
+    assert (await defib(config, "notify", "test", "bot"))[0] == 0
+    status, _, err = await defib(config, "notify", "test", "other")
+    assert (status, "notify.channels.other.feishu.webhook: the environment variable FEISHU_UNSET" in err) == (
+        1,
+        True,
+    ), err
+
+
 async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: FeishuSimulator) -> None:
     config = await configured(tmp_path, feishu)
     feishu.keyword = "on fire"
@@ -57,7 +79,7 @@ async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: Feishu
     assert (status, out) == (1, f"bot: {feishu.url.removeprefix('http://')} was not reached: ConnectError\n")
     assert "demo-token" not in out + err
     status, _, err = await defib(config, "notify", "test", "nowhere")
-    assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (there are app, bot)\n")
+    assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (channels: app, bot)\n")
 
 
 async def test_check_tries_the_templates(tmp_path: Path, feishu: FeishuSimulator) -> None:
@@ -68,9 +90,15 @@ async def test_check_tries_the_templates(tmp_path: Path, feishu: FeishuSimulator
     )
     config = await configured(tmp_path, feishu, templates="own")
     status, _, err = await defib(config, "check")
-    assert (status, err.splitlines()) == (
-        1, [f"{own}/group.j2:2: 'remediator.notices.stories.Story object' has no attribute 'bogus'"],
-    )  # fmt: skip
+    (line,) = err.splitlines()
+    assert (status, line.startswith(f"{own}/group.j2:2: "), line.endswith("has no attribute 'bogus'")) == (
+        1,
+        True,
+        True,
+    )
+    status, out, _ = await defib(config, "--json", "check")
+    (wrong,) = json.loads(out)["errors"]
+    assert (status, wrong["file"], wrong["line"]) == (1, f"{own}/group.j2", 2)
     assert (await defib(config, "check", "--for", "exporter"))[0] == 0
 
 
@@ -90,7 +118,7 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     failed = "exit: test exited 1, expected 0"
     assert f"({failed})" in listed
     assert f"last failed probe: {failed}" in shown
-    assert "404" in (await defib(config, "acknowledge", "99"))[2]
+    assert (await defib(config, "acknowledge", "99"))[2] == "defib: there is no incident 99 (the newest: 1)\n"
     page = await loop.ask("GET", "/")
     assert page.headers["content-type"].startswith("text/html")
     assert "Open incidents (1)" in page.text
