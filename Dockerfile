@@ -17,6 +17,7 @@ WORKDIR /source
 COPY requirements.lock ./
 RUN /opt/defib/bin/pip install --require-hashes -r requirements.lock
 COPY pyproject.toml README.md ./
+COPY alerts alerts
 COPY defib defib
 COPY exporter exporter
 COPY fleet fleet

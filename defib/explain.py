@@ -63,13 +63,19 @@ def summarize(answer: Mapping[str, Any], alert: str, zone: tzinfo | None) -> str
         gate: Mapping[str, Any] = next((each for each in answer["gates"] if each["gate"] == decision["reason"]), {})
         return f"{head}; waiting: {reason}{_until(gate, zone)}"
     if decision["verb"] == "refuse":
-        if decision["reason"] == "already-up":
-            return f"{head}; nothing to do, although {', '.join(answer['firing'])} still fires"
-        return f"{head}; no action: {reason}"
+        return f"{head}; {_format_refusal(decision, ', '.join(answer['firing']))}"
     consequence = _consequence(answer, alert, zone)
     if status == "down":
         return f"{head}, but no alert fires yet; next: {consequence}"
     return f"{head}; nothing to do. If it went down now: {consequence}"
+
+
+def _format_refusal(decision: Mapping[str, Any], firing: str) -> str:
+    if decision["reason"] == "already-up":
+        return f"nothing to do, although {firing} still fires"
+    if decision["reason"] == "not-an-alert-to-act-on":
+        return f"no action: no alert in remediation.alerts fires (firing: {firing})"
+    return f"no action: {decision['reason']}{parenthesized(decision['detail'])}"
 
 
 def _status(answer: Mapping[str, Any]) -> str:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes a virtual environment with pip in it, also where the system's Python came without ensurepip (Debian's python3-venv).
+# Creates a virtual environment with pip, also if the system's Python has no ensurepip (Debian's python3-venv).
 # Usage: deploy/venv.sh PYTHON VENV PARTS
 set -eu
 
@@ -8,7 +8,7 @@ if "$python" -c 'import ensurepip' 2>/dev/null && "$python" -m venv "$venv"; the
     exit 0
 fi
 if ! command -v apt-get >/dev/null 2>&1; then
-    echo "This Python cannot make virtual environments: install its venv module (python3-venv)." >&2
+    echo "$python cannot create virtual environments: install its venv module (python3-venv)." >&2
     exit 1
 fi
 rm -rf "$venv"

@@ -198,7 +198,7 @@ class Storm:
             await self.launcher.kill(self.host.pid, signal.SIGCONT)
         else:
             await self.launcher.kill(self.host.pid, signal.SIGKILL)
-            self.host = await sshd.again(self.launcher, self.folder / "sshd", self.host)
+            self.host = await sshd.restart(self.launcher, self.folder / "sshd", self.host)
 
     async def calm_down(self) -> None:
         """Everything comes back, and all alerts are over."""

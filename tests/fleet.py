@@ -420,7 +420,7 @@ class Fleet:
                 os.kill(each, signal.SIGKILL)
 
     async def rise(self, name: str) -> None:
-        self.sshds[name] = await sshd.again(self.launcher, self.folder / f"sshd-{name}", self.sshds[name])
+        self.sshds[name] = await sshd.restart(self.launcher, self.folder / f"sshd-{name}", self.sshds[name])
 
     async def swap_key(self) -> None:
         """Have `swapped` show another key than the one that is pinned."""

@@ -261,8 +261,8 @@ async def test_the_demo_announces_a_switch_once(tmp_path: Path) -> None:
     for name in ("key", "known"):
         await asyncio.to_thread((tmp_path / name).touch)
     host = Sshd(22, "u", tmp_path / "key", tmp_path / "known")
-    victim = DemoService("a command", {"command": {"restart": ["true"]}}, [])
-    written = demo._inventory(host, victim, 80, feishu)
+    demo_service = DemoService("a command", {"command": {"restart": ["true"]}}, [])
+    written = demo.build_inventory(host, demo_service, 80, feishu)
     inventory = (await asyncio.to_thread(inventory_of, tmp_path / "config", written)).inventory
     post = await asyncio.to_thread(Post, tmp_path, feishu, inventory)
     await post.open()
