@@ -171,7 +171,7 @@ class Fleet:
         self.pages, self.fallback = Pages(), Fallback()
         self.feishu, self.app, self.stuck = (
             FeishuSimulator(),
-            FeishuSimulator(also=[LongConnection().add_routes]),
+            FeishuSimulator(extra_routes=[LongConnection().add_routes]),
             FeishuSimulator(),
         )
         self.container = f"defib-fleet-{secrets.token_hex(4)}"

@@ -188,7 +188,7 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
         letter = Letter(cards.card(told, chosen.form, made, options.mention, answers=False))
         body = feishu.message(letter)
         body |= {"timestamp": str(int(clock[0])), "sign": feishu.sign(SECRET, int(clock[0]))}
-        code, why = bot._judge("demo-token", json.dumps(body, ensure_ascii=False).encode())
+        code, why = bot.check_message("demo-token", json.dumps(body, ensure_ascii=False).encode())
         answer = feishu.read(Heard(200, {}, json.dumps({"code": code, "msg": why}).encode()))
         refused += [why] if code else []
         times.append(clock[0])

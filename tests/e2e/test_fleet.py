@@ -22,7 +22,7 @@ import pytest
 from defib.demo.launcher import Launcher
 from tests.dashboards import queries
 from tests.fleet import Fleet, card, logged, running
-from tests.hostile_checks import nothing_hostile_is_believed
+from tests.hostile_checks import check_nothing_hostile_is_believed
 from tests.names import RULES, rules
 from tests.support import eventually
 
@@ -311,7 +311,7 @@ async def test_one_fault_for_each_file_of_rules(launcher: Launcher, tmp_path: Pa
         soon = alerts_of([fault for fault in faults if not fault.lingers])
         over = [each for each in soon if each in told and each[0] == "remediator"]
         await all_arrive(fleet, over, "resolved", 240)
-        await nothing_hostile_is_believed(fleet)
+        await check_nothing_hostile_is_believed(fleet)
 
 
 @pytest.mark.long

@@ -118,7 +118,7 @@ async def start_supervisord(launcher: Launcher, folder: Path, programs: str) -> 
 
 @pytest.fixture
 async def feishu() -> AsyncIterator[FeishuSimulator]:
-    """A stand-in for Feishu that listens."""
+    """A running simulator of Feishu."""
     made = FeishuSimulator()
     await made.start()
     yield made

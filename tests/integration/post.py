@@ -1,4 +1,4 @@
-"""A sender, its record and its stand-in for Feishu."""
+"""A sender with its database and a simulator of Feishu."""
 
 import asyncio
 from collections.abc import Mapping

@@ -58,7 +58,7 @@ def test_what_init_writes_is_whole_and_secret(tmp_path: Path, more: list[str]) -
     assert len(tokens) == len(list((folder / "secrets").iterdir()))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again = defib("init", str(folder), *more)
-    assert (again.returncode, "there already; nothing was written" in again.stderr) == (1, True)
+    assert (again.returncode, "exists already; nothing was written" in again.stderr) == (1, True)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     every = [line for path in folder.glob("*.yaml") for line in path.read_text().splitlines()]
     assert not any("@" in line for line in every)

@@ -1,4 +1,4 @@
-"""App bots against the stand-in that enforces Feishu's rules: cards kept true, tokens, threads, faults."""
+"""App bots with a simulator that enforces Feishu's rules: updated cards, tokens, threads, faults."""
 
 import asyncio
 import time
@@ -140,8 +140,8 @@ BUSY: Any = (400, {"x-ogw-ratelimit-reset": "0.1"}, b'{"code":99991400,"msg":"re
     ],
 )
 async def test_what_becomes_of_a_refused_card(post: AppPost, faults: list[Any], state: str) -> None:
-    post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-old","expire":7200}'))
-    post.feishu.misbehave.extend(faults)
+    post.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-old","expire":7200}'))
+    post.feishu.faults.extend(faults)
     post.feishu.apps._tokens["t-old"] = time.time() + 7200
     await post.fire()
     await eventually(post.settled)
@@ -163,7 +163,7 @@ async def test_a_token_is_kept_and_a_revoked_one_renewed_at_once(post: AppPost) 
 
 
 async def test_a_token_that_ends_soon_is_renewed(post: AppPost) -> None:
-    post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-short","expire":500}'))
+    post.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-short","expire":500}'))
     post.feishu.apps._tokens["t-short"] = time.time() + 500
     await post.fire()
     await eventually(post.settled)
@@ -190,9 +190,9 @@ async def test_a_wrong_secret_is_told_and_loses_nothing(tmp_path: Path, monkeypa
 
 async def test_a_card_whose_answer_was_lost_is_not_sent_twice(post: AppPost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feishu, "TIMEOUT", 0.3)
-    post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-1","expire":7200}'))
+    post.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-1","expire":7200}'))
     post.feishu.apps._tokens["t-1"] = time.time() + 7200
-    post.feishu.misbehave.append("take and hang")
+    post.feishu.faults.append("take and hang")
     await post.fire()
     await eventually(post.settled)
     assert len(post.feishu.apps.in_chat) == 1

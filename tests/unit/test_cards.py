@@ -67,7 +67,7 @@ def both(
     plain = feishu.message(Letter(card, degraded=2))
     request = feishu_app.request(APP, Letter(card, uuid="u"))[2]
     of_app = json.loads(request["content"])
-    assert feishu_cards.fault_of_version_1(custom["card"]) == feishu_cards.fault_of_version_2(of_app) == ""
+    assert feishu_cards.check_version_1(custom["card"]) == feishu_cards.check_version_2(of_app) == ""
     assert max(map(size, (custom, plain, request))) <= SIZE_LIMIT
     return custom["card"], of_app, plain["content"]["text"]
 
@@ -334,7 +334,7 @@ def test_whatever_labels_hold_is_shown_as_it_is(labels: dict[str, str], language
         assert line.count("**") == 2
         assert line.replace("**", "").count("*") == 0
     custom = feishu.message(Letter(card))["card"]
-    assert feishu_cards.fault_of_version_1(custom) == ""
+    assert feishu_cards.check_version_1(custom) == ""
     assert size(custom) <= SIZE_LIMIT
 
 
