@@ -128,7 +128,9 @@ API = ("config", "token_file", "as_json")  # the global options of commands that
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = _Parser(prog="defib", description="Probes services, restarts failed ones, and notifies people.")
+    parser = _Parser(
+        prog="defib", description="Probes services, restarts failed ones, and notifies the people on call."
+    )
     parser.add_argument("--version", action="version", version=f"defib {VERSION}")
     _add_global_options(parser, GLOBAL_OPTIONS, default=None)
     parser.set_defaults(as_json=False)
@@ -139,7 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_maintenance_command(added)
     _add_setup_commands(added)
     _add_database_commands(added)
-    demo = added.add("demo", commands.demo, "show the whole loop on this machine", ["as_json"])
+    demo = added.add("demo", commands.demo, "show on this machine how a service is restarted", ["as_json"])
     demo.add_argument("--once", action="store_true", help="end after one round; exit status 0 if the service recovered")
     return parser
 
@@ -156,7 +158,9 @@ def _complete_from_inventory(argument: argparse.Action, section: str = "") -> No
 
 
 def _add_service_argument(parser: argparse.ArgumentParser) -> None:
-    _complete_from_inventory(parser.add_argument("service", metavar="SERVICE"), "services")
+    _complete_from_inventory(
+        parser.add_argument("service", metavar="SERVICE", help="the name of a service"), "services"
+    )
 
 
 def _parse_id(text: str) -> int:
@@ -206,16 +210,17 @@ def _add_service_commands(added: _Commands) -> None:
 
 def _add_incident_commands(added: _Commands) -> None:
     incidents = added.add("incidents", commands.incidents, "list the incidents, or show one in detail", API)
-    incidents.add_argument("number", metavar="ID", nargs="?", type=_parse_id)
+    help_ = "an incident (default: list the newest)"
+    incidents.add_argument("number", metavar="ID", nargs="?", type=_parse_id, help=help_)
     acknowledge = added.add("acknowledge", commands.acknowledge, "acknowledge an incident: it is not escalated", API)
-    acknowledge.add_argument("number", metavar="INCIDENT", type=_parse_id)
+    acknowledge.add_argument("number", metavar="INCIDENT", type=_parse_id, help="the ID of an incident")
     approve = added.add("approve", commands.approve, "approve an action that waits for approval", API)
-    approve.add_argument("action", metavar="ACTION", type=_parse_id)
+    approve.add_argument("action", metavar="ACTION", type=_parse_id, help="the ID of an action")
 
 
 def _add_maintenance_command(added: _Commands) -> None:
     automation = added.add("automation", commands.automation, "show whether automation is on, or switch it", API)
-    automation.add_argument("switch", choices=["on", "off"], nargs="?")
+    automation.add_argument("switch", choices=["on", "off"], nargs="?", help="default: show the current state")
     automation.add_argument("--reason", default="", help="why, for the record")
 
     maintenance = added.add("maintenance", commands.maintenance, "list, begin or end maintenance", API)
@@ -224,7 +229,7 @@ def _add_maintenance_command(added: _Commands) -> None:
     description = "pause automatic actions for a service, host or group"
     begin = verbs.add_parser("begin", help=description, description=f"{description.capitalize()}.")
     begin.add_argument("scope", choices=["service", "host", "group"])
-    _complete_from_inventory(begin.add_argument("name", metavar="NAME"))
+    _complete_from_inventory(begin.add_argument("name", metavar="NAME", help="of the service, host or group"))
     ends = begin.add_mutually_exclusive_group(required=True)
     ends.add_argument("--for", dest="duration", metavar="DURATION", help="such as 30m or 2h")
     help_ = 'such as "2026-11-24 18:00:00", in the configured time zone, or 2026-11-24T18:00:00+08:00'
@@ -233,7 +238,7 @@ def _add_maintenance_command(added: _Commands) -> None:
     begin.add_argument("--notify", action="store_true", help="send notifications as usual")
     begin.set_defaults(verb="begin")
     end = verbs.add_parser("end", help="end a maintenance", description="End a maintenance.")
-    end.add_argument("number", metavar="ID", type=_parse_id)
+    end.add_argument("number", metavar="ID", type=_parse_id, help="as listed by `defib maintenance`")
     end.set_defaults(verb="end")
     for parser in (begin, end):
         _add_global_options(parser, API)
@@ -241,7 +246,7 @@ def _add_maintenance_command(added: _Commands) -> None:
 
 def _add_setup_commands(added: _Commands) -> None:
     init = added.add("init", commands.init, "write a first configuration, with comments and random secrets", [])
-    init.add_argument("directory", metavar="DIR", type=Path)
+    init.add_argument("directory", metavar="DIR", type=Path, help="the configuration directory to create")
     init.add_argument("--compose", action="store_true", help="use the addresses of docker-compose.yml")
 
     doctor = added.add("doctor", commands.doctor, "check the whole installation and say how to fix problems", API)
@@ -252,7 +257,7 @@ def _add_setup_commands(added: _Commands) -> None:
     description = "prepare a host: print a setup script for its administrator, or run it"
     host = added.add("host", commands.host, description)
     host.add_argument("verb", choices=["setup"])
-    _complete_from_inventory(host.add_argument("host", metavar="HOST"), "hosts")
+    _complete_from_inventory(host.add_argument("host", metavar="HOST", help="the name of a host"), "hosts")
     help_ = "accept logins only from these addresses, such as 10.0.0.5,10.0.1.0/24"
     host.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help=help_)
     host.add_argument("--apply", metavar="USER", help="run the script with `ssh USER@HOST sudo sh`")
@@ -260,7 +265,9 @@ def _add_setup_commands(added: _Commands) -> None:
     description = "send a test message to a channel, or to each, and print the answers"
     notify = added.add("notify", commands.notify, description, ["config", "as_json"])
     notify.add_argument("verb", choices=["test"])
-    _complete_from_inventory(notify.add_argument("channel", metavar="CHANNEL", nargs="?"), "channels")
+    _complete_from_inventory(
+        notify.add_argument("channel", metavar="CHANNEL", nargs="?", help="default: each"), "channels"
+    )
 
     description = "show what the remediator would have done, using the history in Prometheus"
     replay = added.add("replay", commands.replay, description, ["config", "as_json"])
@@ -277,4 +284,4 @@ def _add_database_commands(added: _Commands) -> None:
     backup.add_argument("to", metavar="FILE", type=Path, help="a new file, or a folder for a file named by the time")
     description = "restore a backup of the database; the remediator must not run"
     restore = added.add("restore", commands.restore, description, ["config", "as_json"])
-    restore.add_argument("source", metavar="FILE", type=Path)
+    restore.add_argument("source", metavar="FILE", type=Path, help="a file that `defib backup` has written")
