@@ -91,7 +91,7 @@ def test_in_a_container(folder: Path) -> None:
     assert left == ""
 
 
-def test_what_people_try_is_reported_live(folder: Path) -> None:
+def test_experiments_are_reported_live(folder: Path) -> None:
     """The addresses answer; a service that is stopped on purpose stays so; one that is killed in maintenance waits."""
     with (folder.parent / f"{folder.name}.log").open("w+") as log:
         process = subprocess.Popen(DEMO, env=environment(folder), stdout=log, stderr=log, text=True)
@@ -125,7 +125,7 @@ def test_what_people_try_is_reported_live(folder: Path) -> None:
     _until(lambda: not processes_of(folder) and not list(folder.iterdir()), 120, "everything to be gone")
 
 
-def test_without_its_files_or_programs_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_files_and_programs_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = subprocess.run(DEMO, env={**os.environ, "PATH": "/nowhere"}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.startswith("defib: not found on PATH: prometheus, ")) == (1, True), done.stderr
     assert "make demo" in done.stderr
@@ -139,7 +139,7 @@ def test_without_its_files_or_programs_it_says_what_to_do(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_however_it_ends(folder: Path, number: signal.Signals) -> None:
+def test_nothing_remains_after_it_ends(folder: Path, number: signal.Signals) -> None:
     with (folder.parent / f"{folder.name}.log").open("w+") as log:
         process = subprocess.Popen(DEMO, env=environment(folder), stdout=log, stderr=log, text=True)
         _until(lambda: "killing it" in Path(log.name).read_text(), 300, "the demo to be under way")

@@ -1,4 +1,4 @@
-"""Completion as a person at a terminal has it: a real shell, the script that is printed, and the tab key."""
+"""Shell completion: the printed script and the tab key in a real shell."""
 
 import argparse
 import os
@@ -49,8 +49,8 @@ class Terminal:
         os.close(self._master)
 
 
-def started(shell: str, folder: Path) -> Terminal:
-    """A shell that has sourced what `defib completion` prints."""
+def start_shell(shell: str, folder: Path) -> Terminal:
+    """Start a shell that has sourced the script of `defib completion`."""
     tools = Path(sys.executable).parent
     env = {
         "PATH": f"{tools}:{os.environ['PATH']}",
@@ -89,9 +89,9 @@ def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Termina
         notify: {channels: {oncall: {feishu: {webhook: "https://chat.example/${UNSET}"}}}}
         """,
     )
-    made = started(request.param, tmp_path)
-    yield made
-    made.close()
+    running = start_shell(request.param, tmp_path)
+    yield running
+    running.close()
 
 
 def test_the_tab_key_completes_commands_and_names(terminal: Terminal) -> None:

@@ -22,7 +22,7 @@ from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.context import VERBS, Gone, Hands, Verb
 from tests.integration.conftest import start_supervisord
 from tests.integration.loop import Loop
-from tests.integration.test_host_setup import configure, defib, inside_a_copy, keys
+from tests.integration.test_host_setup import configure, create_keys, defib, run_in_copy
 from tests.support import eventually
 
 
@@ -240,7 +240,7 @@ exit 0
 @pytest.mark.needs("root", "sudo", "unshare")
 def test_a_sudo_that_cannot_run_anything(tmp_path: Path) -> None:
     """By the words of a real one."""
-    done = inside_a_copy(tmp_path, "", SUDO)
+    done = run_in_copy(tmp_path, "", SUDO)
     assert done.returncode == 0, (done.stdout, done.stderr)
     said = {part.partition("\n")[0]: part.partition("\n")[2] for part in done.stdout.split("rule ")[1:]}
     sudo = Sudo.model_validate("passwordless")
@@ -295,7 +295,7 @@ def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper:
         host["sudo"] = "passwordless"
     service = {"host": "gpu-01", "probe": {"container": {"name": "web"}}, "control": {"docker": {"container": "web"}}}
     configure(tmp_path / "config", {"gpu-01": host}, {"web": service})
-    keys(tmp_path / "config", "read", "control")
+    create_keys(tmp_path / "config", "read", "control")
     made = defib(tmp_path / "config", "host", "setup", "gpu-01")
     assert made.returncode == 0, made.stderr
     argv = docker.verb("restart", "web")
@@ -307,7 +307,7 @@ def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper:
     ends = [at for at, character in enumerate(script) if character == " "]
     divided = [["try", *argv[:2], script[:at], script[at + 1 :]] for at in ends[:: len(ends) // 10]]
     parts = "\n".join(map(shlex.join, divided))
-    done = inside_a_copy(tmp_path, made.stdout, HARDENED.format(docker=DOCKER, run=run, parts=parts))
+    done = run_in_copy(tmp_path, made.stdout, HARDENED.format(docker=DOCKER, run=run, parts=parts))
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
 
 
