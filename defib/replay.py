@@ -13,7 +13,7 @@ from remediator.replay import Event, history, replay
 from runtime.errors import DefibError
 from runtime.times import rfc3339
 
-_VERBS = {"act": "would act", "wait": "would wait:", "refuse": "would not act:", "nothing": "alert resolved"}
+_VERBS = {"act": "would", "wait": "would wait:", "refuse": "would not act:", "nothing": "alert resolved"}
 
 
 async def run(load: Callable[[], Loaded], since: float, *, as_json: bool) -> int:
