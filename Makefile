@@ -67,7 +67,7 @@ $(BIN)/python:
 	@sh deploy/venv.sh $(PYTHON) $(VENV) $(PARTS)
 
 $(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/python
-	@echo "Downloading the $$(grep -c == requirements.lock) Python packages of requirements.lock into $(VENV) (about 60 MB) …"
+	@echo "Downloading the $$(grep -c == requirements.lock) Python packages of requirements.lock into $(VENV) (about 30 MB) …"
 	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	@touch $@

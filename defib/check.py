@@ -72,8 +72,8 @@ def _check_templates(inventory: Inventory) -> Iterator[Wrong]:
     from remediator.notifications import samples
 
     for message in samples.check(inventory):
-        found = re.fullmatch(r"(.+?):(\d+): (.+)", message, re.DOTALL)
-        yield Wrong(found[1], int(found[2]), "", found[3]) if found else Wrong("notify.templates", 1, "", message)
+        match = re.fullmatch(r"(.+?):(\d+): (.+)", message, re.DOTALL)
+        yield Wrong(match[1], int(match[2]), "", match[3]) if match else Wrong("notify.templates", 1, "", message)
 
 
 def print_schema() -> int:

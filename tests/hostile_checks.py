@@ -139,13 +139,13 @@ def _check_cards(fleet: Fleet) -> None:
         assert states[-1:] == EXPECTED[name][-1:], (name, states)
     for card in fleet.feishu.received:
         _check_title(fleet, card.title)
-        assert feishu_cards.mentions(card.message) == [], card.text
+        assert feishu_cards.find_mentions(card.message) == [], card.text
         lines = list(_lines(card.message["card"]))
         assert [line for line in lines if not line.startswith(BEGINNINGS)] == [], card.text
         assert [line for line in lines if MARKUP.search(_without_markup(line))] == [], card.text
         _check_names(fleet, card.title, lines)
         own = tuple(f"{fleet.stack.url(program)}/" for program in ("remediator", "alertmanager"))
-        assert all(each["url"].startswith(own) for each in feishu_cards.buttons(card.message["card"])), card.text
+        assert all(each["url"].startswith(own) for each in feishu_cards.find_buttons(card.message["card"])), card.text
 
 
 def _check_title(fleet: Fleet, text: str) -> None:

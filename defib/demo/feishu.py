@@ -175,7 +175,7 @@ class FeishuSimulator:
 
     def mention_error(self, message: Any) -> str:
         """Return an error if a message has an invalid mention, else an empty string."""
-        for mention in feishu_cards.mentions(message):
+        for mention in feishu_cards.find_mentions(message):
             match = feishu_cards.VALID_MENTION.fullmatch(mention)
             if match is None or (match[1] == "all" and self.all_disabled):
                 return f"invalid mention {mention}"
@@ -226,7 +226,7 @@ async def _drip(request: web.Request) -> None:
 def _render(message: Mapping[str, Any]) -> str:
     if message["msg_type"] == "text":
         return f"<article><p>{html.escape(message['content']['text'])}</p></article>"
-    return feishu_cards.as_html(message["card"])
+    return feishu_cards.render_html(message["card"])
 
 
 def _is_well_formed(message: Any) -> bool:

@@ -65,18 +65,21 @@ class Message:
 
     @property
     def text(self) -> str:
-        return feishu_cards.text_of(self.card)
+        return feishu_cards.extract_text(self.card)
 
     @property
     def values(self) -> dict[str, dict[str, Any]]:
         """The values that its buttons send, by answer."""
         sent = [
-            does["value"] for each in feishu_cards.buttons(self.card) for does in each["behaviors"] if "value" in does
+            does["value"]
+            for each in feishu_cards.find_buttons(self.card)
+            for does in each["behaviors"]
+            if "value" in does
         ]
         return {value["answer"]: value for value in sent}
 
     def as_html(self) -> str:
-        shown = feishu_cards.as_html(self.card, f"/press/{self.id}/")
+        shown = feishu_cards.render_html(self.card, f"/press/{self.id}/")
         return shown.removesuffix("</article>") + "".join(each.as_html() for each in self.replies) + "</article>"
 
 

@@ -25,7 +25,7 @@ _KNOWN: Mapping[str, frozenset[str]] = {
 }
 
 
-def mentions(value: Any) -> list[str]:
+def find_mentions(value: Any) -> list[str]:
     """Return every mention in a card or a text."""
     return MENTION.findall(json.dumps(value, ensure_ascii=False).replace('\\"', '"'))
 
@@ -52,7 +52,7 @@ def check_version_2(card: Any) -> str:
             return f"unknown property {', '.join(sorted(unknown))} of {name}"
     if card["header"].get("template", "blue") not in TEMPLATES:
         return "unknown template"
-    if _count(body["elements"]) > ELEMENTS_LIMIT:
+    if _count_elements(body["elements"]) > ELEMENTS_LIMIT:
         return "more than 200 elements"
     return next(filter(None, map(_check_element, body["elements"])), "")
 
@@ -72,21 +72,21 @@ def _check_element(element: Any) -> str:
     return next(filter(None, map(_check_element, inner)), "")
 
 
-def _count(elements: list[Any]) -> int:
+def _count_elements(elements: list[Any]) -> int:
     inner = (each.get("columns") or each.get("elements") or [] for each in elements if isinstance(each, dict))
-    return len(elements) + sum(_count(each) for each in inner)
+    return len(elements) + sum(_count_elements(each) for each in inner)
 
 
-def buttons(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+def find_buttons(card: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return every button of a card of either version."""
-    found = []
+    rows = []
     left = _elements(card)
     while left:
         element = left.pop(0)
         if element.get("tag") == "button":
-            found.append(element)
+            rows.append(element)
         left += [*element.get("actions", []), *element.get("columns", []), *element.get("elements", [])]
-    return found
+    return rows
 
 
 def _elements(card: Mapping[str, Any]) -> list[Any]:
@@ -95,25 +95,25 @@ def _elements(card: Mapping[str, Any]) -> list[Any]:
 
 def _contents(card: Mapping[str, Any]) -> list[str]:
     """Return the text of each element that has any."""
-    found = (each.get("content") or each.get("text", {}).get("content", "") for each in _elements(card))
-    return [each for each in found if each]
+    texts = (each.get("content") or each.get("text", {}).get("content", "") for each in _elements(card))
+    return [text for text in texts if text]
 
 
-def text_of(card: Mapping[str, Any]) -> str:
+def extract_text(card: Mapping[str, Any]) -> str:
     """Return the text of a card, its title first."""
     return "\n".join([card["header"]["title"]["content"], *map(html.unescape, _contents(card))])
 
 
-def as_html(card: Mapping[str, Any], press: str = "") -> str:
+def render_html(card: Mapping[str, Any], press: str = "") -> str:
     """Return a card as HTML; its buttons post to URLs that begin with `press`."""
-    shown = "".join(f"<p>{_markup(each)}</p>" for each in _contents(card))
-    pressed = "".join(_button(each, press) for each in buttons(card))
+    shown = "".join(f"<p>{_render_markup(each)}</p>" for each in _contents(card))
+    pressed = "".join(_render_button(each, press) for each in find_buttons(card))
     title, colour = card["header"]["title"]["content"], card["header"].get("template", "blue")
     head = f"<h2 class={html.escape(colour)}>{html.escape(title)}</h2>"
     return f"<article>{head}{shown}<form method=post>{pressed}</form></article>"
 
 
-def _button(button: Mapping[str, Any], press: str) -> str:
+def _render_button(button: Mapping[str, Any], press: str) -> str:
     look, text = html.escape(button.get("type", "default")), html.escape(button["text"]["content"])
     does = button.get("behaviors", [{"default_url": button.get("url", "")}])[0]
     if "value" in does:
@@ -121,7 +121,7 @@ def _button(button: Mapping[str, Any], press: str) -> str:
     return f'<a class={look} href="{html.escape(does["default_url"])}">{text}</a>'
 
 
-def _markup(content: str) -> str:
+def _render_markup(content: str) -> str:
     """Convert bold text and mentions to HTML, and escape everything else."""
     parts = re.split(r"\*\*(.+?)\*\*", content)
     shown = "".join(

@@ -42,13 +42,13 @@ def _release() -> None:
 
 def reserve_ports(count: int) -> list[int]:
     """Reserve free ports on loopback, below those of outgoing connections, so that no other process gets them."""
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.sample(range(*PORTS), PORTS[1] - PORTS[0]):
-        if len(found) == count:
-            return found
+        if len(ports) == count:
+            return ports
         with contextlib.suppress(OSError):
             _reserve(port)
-            found.append(port)
+            ports.append(port)
     raise StartError(f"no {count} ports from {PORTS[0]} to {PORTS[1]} are free")
 
 

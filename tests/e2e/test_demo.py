@@ -15,8 +15,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from defib.demo import stack
+from defib.demo import service, stack
+from defib.demo.launcher import Launcher
 from runtime.errors import StartError
+from tests.support import eventually
 
 pytestmark = [pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd"), pytest.mark.timeout(600)]
 DEMO = [sys.executable, "-m", "defib", "demo"]
@@ -154,3 +156,31 @@ def _until(condition: Callable[[], bool], within: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < ends, what
         time.sleep(0.1)
+
+
+@pytest.mark.needs("dockerd", "busybox")
+@pytest.mark.usefixtures("docker")
+async def test_a_broken_container_stays_broken_after_a_restart(launcher: Launcher, tmp_path: Path) -> None:
+    (port,) = stack.reserve_ports(1)
+    demo_service = await service.start(launcher, tmp_path, port, f"defib-demo-test-{os.getpid()}")
+    assert demo_service.kind == "a docker container"
+    container = demo_service.control["docker"]["container"]
+
+    async def page() -> str:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            try:
+                return (await client.get(f"http://127.0.0.1:{port}/")).text
+            except httpx.HTTPError:
+                return ""
+
+    async def shows(text: str) -> bool:
+        return await page() == text
+
+    assert await service.run(*demo_service.break_command) == (0, "")
+    assert await shows(service.BROKEN_PAGE)
+    await demo_service.kill()
+    await eventually(lambda: shows(""))
+    await service.run("docker", "restart", container)
+    await eventually(lambda: shows(service.BROKEN_PAGE))
+    assert await service.run(*demo_service.repair_command) == (0, "")
+    assert await shows(service.PAGE)

@@ -97,7 +97,9 @@ def test_a_custom_bot_is_sent_a_card_or_plain_text() -> None:
     whole = message(Letter(CARD))
     assert not feishu_cards.check_version_1(whole["card"])
     assert "<at id=all></at>" in whole["card"]["elements"][1]["text"]["content"]
-    assert [each["text"]["content"] for each in feishu_cards.buttons(whole["card"])] == ["Page"]  # it takes no answers
+    assert [each["text"]["content"] for each in feishu_cards.find_buttons(whole["card"])] == [
+        "Page"
+    ]  # it takes no answers
     calm = message(Letter(CARD, degraded=1))
     assert (calm["msg_type"], "<at" in str(calm)) == ("interactive", False)
     plain = message(Letter(CARD, degraded=2))
