@@ -98,6 +98,7 @@ def test_the_tab_key_completes_commands_and_names(terminal: Terminal) -> None:
     for typed, completed in [
         ("defib mainten", "defib maintenance "),
         ("defib probe wi", "defib probe wiki "),
+        ("defib --config config probe wi", "defib --config config probe wiki "),
         ("defib control trans", "defib control transcoder "),
         ("defib host setup gpu", "defib host setup gpu-07 "),
         ("defib notify test on", "defib notify test oncall "),
