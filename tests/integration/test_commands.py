@@ -259,3 +259,9 @@ async def test_the_commands_of_the_api(loop: Loop) -> None:
     restarted = await on_loop(loop, "--json", "control", "web", "restart")
     assert (restarted.returncode, json.loads(restarted.stdout)["command"]) == (0, "succeeded"), restarted
     assert loop.restarts() == ["web"]
+
+
+def test_settings_of_the_other_program_can_be_unset(tmp_path: Path) -> None:
+    write(tmp_path, defib='remediator: {retention: "${UNSET_RETENTION}"}')
+    done = defib("check", "--for", "exporter", "--config", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
