@@ -16,7 +16,8 @@ RUN python3 -m venv /opt/defib
 WORKDIR /source
 COPY requirements.lock ./
 RUN /opt/defib/bin/pip install --require-hashes -r requirements.lock
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md ./
+COPY alerts alerts
 COPY defib defib
 COPY exporter exporter
 COPY fleet fleet

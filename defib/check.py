@@ -1,45 +1,86 @@
-"""`defib check`: every error in the configuration, or what it comes to."""
+"""`defib check`: validate the configuration and report every error."""
 
 import json
+import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from defib.kinds import KINDS
-from fleet.inventory.loading import PROGRAMS, load
+from defib.output import print_json
+from fleet.inventory.documents import ConfigProblem, ConfigurationError
+from fleet.inventory.loading import PROGRAMS, LoadedInventory, load
 from fleet.inventory.model import Inventory, json_schema
 from fleet.inventory.references import Program
 from runtime.redaction import Redactor
 
 
-def check(directory: Path, program: Program | None, *, show: bool) -> int:
-    """Load for `program`, or for all, and try the templates of cards. Raises ConfigurationError."""
-    loaded = load(directory, KINDS, programs=(program,) if program else PROGRAMS)
-    inventory = loaded.inventory
-    for warning in loaded.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    wrongs = _wrong_templates(inventory) if program != "exporter" else []
-    if wrongs:
-        print("\n".join(wrongs), file=sys.stderr)
+def check(directory: Path, program: Program | None, *, show: bool, as_json: bool) -> int:
+    """Load the configuration for one program, or for all, and render all card templates; return 1 if there are errors.
+
+    With `show`, print the resolved configuration with its defaults.
+    """
+    try:
+        loaded = load(directory, KINDS, programs=(program,) if program else PROGRAMS)
+    except ConfigurationError as error:
+        if not as_json:
+            raise
+        print_json({"errors": [_as_json(wrong) for wrong in error.problems], "warnings": []})
         return 1
-    if show:
-        shown: Any = json.loads(inventory.model_dump_json(by_alias=True, exclude_none=True))
-        print(Redactor(loaded.secrets)(yaml.safe_dump(shown, allow_unicode=True, sort_keys=False)), end="")
-    else:
-        print(f"{directory}: {len(inventory.hosts)} hosts, {len(inventory.services)} services, no errors")
-    return 0
+    errors = list(_check_templates(loaded.inventory)) if program != "exporter" else []
+    if not as_json:
+        for warning in loaded.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        for wrong in errors:
+            print(wrong, file=sys.stderr)
+    if show and not errors:
+        print(_format_resolved(loaded, as_json=as_json), end="")
+    elif as_json:
+        print_json(_summarize(loaded, errors))
+    elif not errors:
+        print(f"{directory}: {len(loaded.inventory.hosts)} hosts, {len(loaded.inventory.services)} services, no errors")
+    return int(bool(errors))
 
 
-def _wrong_templates(inventory: Inventory) -> list[str]:
+def _summarize(loaded: LoadedInventory, errors: list[ConfigProblem]) -> Mapping[str, Any]:
+    return {
+        "hosts": len(loaded.inventory.hosts),
+        "services": len(loaded.inventory.services),
+        "errors": [_as_json(wrong) for wrong in errors],
+        "warnings": [_as_json(wrong) for wrong in loaded.warnings],
+    }
+
+
+def _as_json(wrong: ConfigProblem) -> Mapping[str, Any]:
+    return {"file": wrong.file, "line": wrong.line, "path": wrong.path, "message": wrong.message}
+
+
+def _format_resolved(loaded: LoadedInventory, *, as_json: bool) -> str:
+    """Return the configuration with references resolved and defaults filled in, secrets masked."""
+    text = loaded.inventory.model_dump_json(by_alias=True, exclude_none=True)
+    if not as_json:
+        text = yaml.safe_dump(json.loads(text), allow_unicode=True, sort_keys=False)
+    return Redactor(loaded.secrets)(text) + ("\n" if as_json else "")
+
+
+def _check_templates(inventory: Inventory) -> Iterator[ConfigProblem]:
     if inventory.notify.templates is None:
-        return []
+        return
     from remediator.notifications import samples
 
-    return list(samples.check(inventory))
+    for message in samples.check(inventory):
+        match = re.fullmatch(r"(.+?):(\d+): (.+)", message, re.DOTALL)
+        yield (
+            ConfigProblem(match[1], int(match[2]), "", match[3])
+            if match
+            else ConfigProblem("notify.templates", 1, "", message)
+        )
 
 
-def schema() -> int:
+def print_schema() -> int:
+    """Print the JSON Schema of configuration files."""
     print(json.dumps(json_schema(KINDS), indent=2, ensure_ascii=False))
     return 0

@@ -1,406 +1,287 @@
-"""The commands: what each takes, and which function carries it out.
+"""The command line: its commands, their arguments and options.
 
-A command's modules are imported when it runs, so that each loads only what it needs.
+`defib.commands` has a function for each command, and imports the modules of a command when it runs.
 """
 
 import argparse
 import gc
 import getpass
 import os
+import re
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
+from defib import commands
 from runtime import VERSION
 from runtime.errors import DefibError
 
-if TYPE_CHECKING:
-    from defib.asking import Connect
-    from fleet.inventory.loading import LoadedInventory
-    from fleet.inventory.references import Program
-    from runtime.lifecycle import ListenAddress
-    from runtime.redaction import Redactor
-    from runtime.webconfig import WebConfig
-
-T = TypeVar("T")
-CANNOT_TELL = 2
-INIT = "write a first configuration, with comments, and secrets of its own"
-COMPLETION = "print the script that completes commands and names in a shell"
-CONFIG = "configuration directory ($DEFIB_CONFIG, ./config, /etc/defib)"
+CANNOT_DETERMINE = 2  # exit status of `defib probe`
+CONFIG_HELP = "configuration directory (default: $DEFIB_CONFIG, ./config, /etc/defib)"
+CREDENTIAL_HELP = "file with the API token (default: remediator.token, else the file `token` next to the database)"
+GLOBAL_OPTIONS = {"config": "--config", "token_file": "--token-file", "as_json": "--json"}
+SERVERS = ("exporter", "remediator")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command and exit with its status."""
-    gc.disable()  # while modules are loaded, which are not garbage: collecting takes a fifth of the time
-    commands = parser()
+    gc.disable()  # while modules are imported, collecting takes a fifth of the time and frees nothing
+    parser = build_parser()
     if "_ARGCOMPLETE" in os.environ:
         from defib import completion
 
-        completion.answer(commands)
-    options = commands.parse_args(argv)
-    have_a_name()
+        completion.complete(parser)
+    options = parser.parse_args(argv)
+    _check_global_options(parser, options)
+    ensure_user_name()
     try:
         sys.exit(options.run(options))
     except DefibError as error:
-        print(_one_line_each(error), file=sys.stderr)
+        print(_format_error(str(error)), file=sys.stderr)
         sys.exit(options.on_error)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has enough of it
+        sys.stderr.close()  # the reader of the output has closed it, as `head` does
         sys.exit(0)
+    except OSError as error:
+        if error.filename is None or options.command in SERVERS:
+            raise
+        print(_format_error(f"{error.filename}: {error.strerror}"), file=sys.stderr)
+        sys.exit(options.on_error)
 
 
-def have_a_name() -> None:
-    """Asyncssh wants to know who we are, which a container's user id often has no name for."""
+def ensure_user_name() -> None:
+    """Set $LOGNAME if the user ID has no name, as in containers: asyncssh needs one."""
     try:
         getpass.getuser()
     except (KeyError, OSError):
         os.environ["LOGNAME"] = "defib"
 
 
-def _one_line_each(error: DefibError) -> str:
-    return f"{error}" if "\n" in str(error) or ":" in str(error) else f"defib: {error}"
+def _format_error(text: str) -> str:
+    """Prefix a message with the program's name, unless it begins with `file:line:`."""
+    return text if re.match(r"\S+:\d+: ", text) else f"defib: {text}"
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
-        prog="defib", description="Watches services, restarts the dead ones, tells people once."
+def _check_global_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Exit if a global option before the command is one that the command does not have."""
+    for name, option in GLOBAL_OPTIONS.items():
+        if getattr(options, name) and name not in options.supports:
+            parser.error(f"argument {option}: not supported by `defib {options.command}`")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that suggests the closest choices for a mistyped one."""
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            import difflib
+
+            close = difflib.get_close_matches(str(value), list(map(str, action.choices or ())), n=2)
+            if not close:
+                raise
+            message = f"invalid choice: {value!r}; did you mean {' or '.join(close)}?"
+            raise argparse.ArgumentError(action, message) from error
+
+
+class _Commands:
+    """Adds commands, each with the global options that it supports."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self._parsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", dest="command")
+
+    def add(
+        self,
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        description: str,
+        supports: Iterable[str] = ("config",),
+    ) -> argparse.ArgumentParser:
+        """Add a command; `supports` names its global options."""
+        sentence = f"{description[:1].upper()}{description[1:]}."
+        parser = self._parsers.add_parser(name, help=description, description=sentence)
+        parser.set_defaults(run=run, on_error=1, supports=frozenset(supports))
+        _add_global_options(parser, supports)
+        return parser
+
+
+def _add_global_options(
+    parser: argparse.ArgumentParser, names: Iterable[str], default: Any = argparse.SUPPRESS
+) -> None:
+    """Add global options; those of a command have no default, so that one before the command stays in force."""
+    if "config" in names:
+        parser.add_argument("--config", type=Path, metavar="DIR", default=default, help=CONFIG_HELP)
+    if "token_file" in names:
+        parser.add_argument("--token-file", type=Path, metavar="FILE", default=default, help=CREDENTIAL_HELP)
+    if "as_json" in names:
+        help_ = "print the result as JSON"
+        parser.add_argument("--json", dest="as_json", action="store_true", default=default, help=help_)
+
+
+API = ("config", "token_file", "as_json")  # the global options of commands that use the remediator's API
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    parser = _Parser(
+        prog="defib", description="Probes services, restarts failed ones, and notifies the people on call."
     )
-    top.add_argument("--version", action="version", version=f"defib {VERSION}")
-    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    def command(name: str, run: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help_, description=help_)
-        made.set_defaults(run=run, on_error=1)
-        made.add_argument("--config", type=Path, metavar="DIR", help=CONFIG)
-        return made
-
-    _add_serving(command)
-    _add_services(command)
-    _add_asking(command)
-    _add_setting_up(command, commands)
-    _add_keeping(command)
-
-    showing = commands.add_parser(
-        "demo", help="the whole loop on this machine", description="The whole loop, on this machine."
-    )
-    showing.add_argument(
-        "--once", action="store_true", help="end after one round; exit 0 if the service was brought back"
-    )
-    showing.add_argument("--json", action="store_true", help="print the timeline as one line of JSON, the last")
-    showing.set_defaults(run=_demo, on_error=1)
-    return top
+    parser.add_argument("--version", action="version", version=f"defib {VERSION}")
+    _add_global_options(parser, GLOBAL_OPTIONS, default=None)
+    parser.set_defaults(as_json=False)
+    added = _Commands(parser)
+    _add_server_commands(added)
+    _add_service_commands(added)
+    _add_incident_commands(added)
+    _add_maintenance_command(added)
+    _add_setup_commands(added)
+    _add_database_commands(added)
+    demo = added.add("demo", commands.demo, "show on this machine how a service is restarted", ["as_json"])
+    demo.add_argument("--once", action="store_true", help="end after one round; exit status 0 if the service recovered")
+    return parser
 
 
-Command = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
-
-
-def _from_inventory(argument: argparse.Action, section: str = "") -> None:
-    """Have the shell complete an argument with the names of a section, by default that of the argument `scope`."""
+def _complete_from_inventory(argument: argparse.Action, section: str = "") -> None:
+    """Complete an argument with the names in a section; by default, the section that the argument `scope` selects."""
 
     def complete(parsed_args: argparse.Namespace, **_more: object) -> list[str]:
         from defib import completion
 
-        return completion.names(section or f"{parsed_args.scope}s", parsed_args)
+        return completion.read_names(section or f"{parsed_args.scope}s", parsed_args)
 
     argument.completer = complete  # type: ignore[attr-defined] # argcomplete's own attribute
 
 
-def _add_serving(command: Command) -> None:
-    """The two servers, and the check of what they are given."""
-    checking = command("check", _check, "load the inventory and print every error in it")
-    checking.add_argument("--show", action="store_true", help="print the resolved inventory, secrets masked")
-    checking.add_argument("--for", dest="program", choices=["exporter", "remediator"], help="resolve only what it uses")
-    checking.add_argument("--schema", action="store_true", help="print the JSON Schema of configuration files")
-    for name, serve, listen in (
-        ("exporter", _exporter, "0.0.0.0:9999"),
-        ("remediator", _remediator, "127.0.0.1:9095"),
+def _add_service_argument(parser: argparse.ArgumentParser) -> None:
+    _complete_from_inventory(
+        parser.add_argument("service", metavar="SERVICE", help="the name of a service"), "services"
+    )
+
+
+def _parse_id(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an ID: must be a number, such as 12")
+    return int(text)
+
+
+def _add_server_commands(added: _Commands) -> None:
+    check = added.add(
+        "check", commands.check, "validate the configuration and print every error", ["config", "as_json"]
+    )
+    check.add_argument("--show", action="store_true", help="print the resolved configuration, secrets masked")
+    check.add_argument("--for", dest="program", choices=SERVERS, help="resolve only the references of this program")
+    check.add_argument("--schema", action="store_true", help="print the JSON Schema of configuration files")
+    for name, run, listen in (
+        ("exporter", commands.exporter, "0.0.0.0:9999"),
+        ("remediator", commands.remediator, "127.0.0.1:9095"),
     ):
-        server = command(name, serve, f"serve the {name}")
+        server = added.add(name, run, f"run the {name}")
         server.add_argument("--listen", default=listen, metavar="ADDRESS:PORT", help=f"default {listen}")
-        server.add_argument(
-            "--web.config.file",
-            dest="web_config",
-            type=Path,
-            metavar="FILE",
-            help="TLS and users, as Prometheus exporters",
-        )
-
-
-def _add_services(command: Command) -> None:
-    """The commands about one service."""
-    probing = command("probe", _probe, "probe a service once, now, from here")
-    _from_inventory(probing.add_argument("service", metavar="SERVICE"), "services")
-    probing.add_argument("--json", action="store_true", help="print the result as JSON")
-    probing.set_defaults(on_error=CANNOT_TELL)
-
-    controlling = command("control", _control, "start, stop, restart or ask a service, through the remediator")
-    _from_inventory(controlling.add_argument("service", metavar="SERVICE"), "services")
-    controlling.add_argument("verb", choices=["status", "start", "stop", "restart", "logs"])
-    controlling.add_argument(
-        "--overrule", action="append", default=[], metavar="WAIT", help="do it though this wait holds it back"
-    )
-    _takes_token(controlling)
-    controlling.add_argument("--direct", action="store_true", help="go to the host itself: no locks, no record")
-
-
-def _add_setting_up(command: Command, commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The commands that help to set Defib up."""
-    replaying = command("replay", _replay, "say what the remediator would have done, by Prometheus' history")
-    replaying.add_argument("--since", default="7d", metavar="DURATION", help="how far back, default 7d")
-    replaying.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
-
-    hosting = command("host", _host, "make a host ready: print the script for its administrator, or run it")
-    hosting.add_argument("verb", choices=["setup"])
-    _from_inventory(hosting.add_argument("host", metavar="HOST"), "hosts")
-    hosting.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help="where logins may come from")
-    hosting.add_argument("--apply", metavar="USER", help="run it there, as `ssh USER@HOST sudo sh`")
-
-    telling = command("notify", _notify, "send a test to a channel, or to each, and say what was answered")
-    telling.add_argument("verb", choices=["test"])
-    _from_inventory(telling.add_argument("channel", metavar="CHANNEL", nargs="?"), "channels")
-
-    examining = command("doctor", _doctor, "check all that an installation needs, and say what to mend")
-    _from_inventory(examining.add_argument("hosts", metavar="HOST", nargs="*", help="these hosts alone"), "hosts")
-    examining.add_argument("--send", action="store_true", help="send each channel a test")
-    _takes_token(examining)
-    examining.add_argument("--json", dest="as_json", action="store_true", help="print the findings as JSON")
-
-    starting = commands.add_parser("init", help=INIT, description=f"{INIT}.".capitalize())
-    starting.add_argument("directory", metavar="DIR", type=Path)
-    starting.add_argument("--compose", action="store_true", help="with the addresses of docker-compose.yml")
-    starting.set_defaults(run=_init, on_error=1)
-
-    completing = commands.add_parser("completion", help=COMPLETION, description=f"{COMPLETION}.".capitalize())
-    completing.add_argument("shell", choices=["bash", "zsh"])
-    completing.set_defaults(run=_completion, on_error=1)
-
-
-def _add_keeping(command: Command) -> None:
-    """The commands that keep the record safe."""
-    keeping = command("backup", _backup, "write all of the remediator's record to a new file, while it runs")
-    keeping.add_argument("to", metavar="FILE", type=Path, help="or a folder, where it is named by the time")
-    restoring = command("restore", _restore, "put a backup in the record's place; the remediator must not run")
-    restoring.add_argument("source", metavar="FILE", type=Path)
-
-
-def _takes_token(command: argparse.ArgumentParser, default: str | None = None) -> None:
-    help_ = "the file of the API token (default: remediator.token, else `token` beside the record)"
-    command.add_argument("--token-file", type=Path, metavar="FILE", default=default, help=help_)
-
-
-def _add_asking(command: Command) -> None:
-    """The commands that ask the remediator."""
-
-    def asks(function: str, *names: str) -> Callable[[argparse.Namespace], int]:
-        def run(options: argparse.Namespace) -> int:
-            from defib import asking
-
-            given = {name: getattr(options, name) for name in names}
-            work: Callable[..., Coroutine[Any, Any, int]] = getattr(asking, function)
-            return _run(work(_remediator_of(options), **given))
-
-        return run
-
-    told = command("incidents", asks("incidents", "number", "as_json"), "print the incidents, or one in full")
-    told.add_argument("number", metavar="ID", nargs="?", type=int)
-    explained = command(
-        "explain", asks("explain", "service", "as_json"), "say what stands between a service and its restart"
-    )
-    _from_inventory(explained.add_argument("service", metavar="SERVICE"), "services")
-    for each in (told, explained):
-        each.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
-    acknowledging = command(
-        "acknowledge", asks("acknowledge", "number"), "say that you look after an incident: it is not escalated"
-    )
-    acknowledging.add_argument("number", metavar="INCIDENT", type=int)
-    approving = command("approve", asks("approve", "action"), "let an action that waits for approval begin")
-    approving.add_argument("action", metavar="ACTION", type=int)
-    resetting = command("reset", asks("reset", "service"), "give a service all its attempts anew")
-    _from_inventory(resetting.add_argument("service", metavar="SERVICE"), "services")
-    switching = command(
-        "automation", asks("automation", "switch", "reason"), "say whether it acts by itself, or switch that"
-    )
-    switching.add_argument("switch", choices=["on", "off"], nargs="?")
-    switching.add_argument("--reason", default="", help="why, for others to read")
-    holding = command("maintenance", _maintenance, "restart nothing of a service, host or group for a while")
-    holding.set_defaults(verb=None)
-    verbs = holding.add_subparsers(metavar="begin|end")
-    beginning = verbs.add_parser("begin", help="begin one")
-    beginning.add_argument("scope", choices=["service", "host", "group"])
-    _from_inventory(beginning.add_argument("name", metavar="NAME"))
-    lasts = beginning.add_mutually_exclusive_group(required=True)
-    lasts.add_argument("--for", dest="lasts", metavar="DURATION", help="such as 2h")
-    lasts.add_argument("--until", metavar="TIME", help="such as 2026-11-24T18:00:00+08:00")
-    beginning.add_argument("--reason", required=True)
-    beginning.add_argument("--notify", action="store_true", help="call people in it as usual")
-    beginning.set_defaults(verb="begin")
-    ending = verbs.add_parser("end", help="end one")
-    ending.add_argument("number", metavar="ID", type=int)
-    ending.set_defaults(verb="end")
-    for each in (beginning, ending):
-        each.add_argument("--config", type=Path, metavar="DIR", default=argparse.SUPPRESS, help=CONFIG)
-        _takes_token(each, argparse.SUPPRESS)
-    for each in (told, explained, acknowledging, approving, resetting, switching, holding):
-        _takes_token(each)
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    import uvloop
-
-    gc.freeze()
-    gc.enable()
-    return uvloop.run(work)
-
-
-def _remediator_of(options: argparse.Namespace) -> "Connect":
-    """How the remediator of the configuration is asked, with the API token."""
-    from defib import asking
-
-    return partial(asking.remediator, _loader(options, "client"), options.token_file)
-
-
-def _maintenance(options: argparse.Namespace) -> int:
-    from defib import asking
-
-    connect = _remediator_of(options)
-    if options.verb is None:
-        return _run(asking.maintenances(connect))
-    if options.verb == "end":
-        return _run(asking.end_maintenance(connect, options.number))
-    lasts = {"for": options.lasts} if options.lasts else {"until": options.until}
-    more = {**lasts, "reason": options.reason, "notify": options.notify}
-    return _run(asking.begin_maintenance(connect, options.scope, options.name, more))
-
-
-def _replay(options: argparse.Namespace) -> int:
-    from defib import replay
-    from fleet.inventory.units import parse_duration
-
-    try:
-        since = parse_duration(options.since)
-    except ValueError as error:
-        raise DefibError(f"--since {options.since}: {error}") from error
-    return _run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
-
-
-def _loader(options: argparse.Namespace, *programs: "Program") -> "Callable[[], LoadedInventory]":
-    from defib.kinds import KINDS
-    from fleet.inventory.documents import find_directory
-    from fleet.inventory.loading import load
-
-    return partial(load, find_directory(options.config), KINDS, programs=programs)
-
-
-def _check(options: argparse.Namespace) -> int:
-    from defib import check
-    from fleet.inventory.documents import find_directory
-
-    if options.schema:
-        return check.schema()
-    return check.check(find_directory(options.config), options.program, show=options.show)
-
-
-def _exporter(options: argparse.Namespace) -> int:
-    from exporter import app
-
-    app.prepare_process()
-    return _serve(options, "exporter", app.run)
-
-
-def _remediator(options: argparse.Namespace) -> int:
-    from remediator import app
-
-    return _serve(options, "remediator", app.run)
-
-
-Server = Callable[
-    ["Callable[[], LoadedInventory]", "ListenAddress", "WebConfig", "Redactor"], Coroutine[Any, Any, None]
-]
-
-
-def _serve(options: argparse.Namespace, program: "Program", server: Server) -> int:
-    from runtime import logs, webconfig
-    from runtime.lifecycle import ListenAddress
-    from runtime.redaction import Redactor
-
-    redact = Redactor()
-    logs.configure(redact)
-    web = webconfig.load(options.web_config)
-    # A reload that is asked for before we serve would end us; what is being loaded is as new as it gets.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _run(server(_loader(options, program), ListenAddress.parse(options.listen), web, redact))
-    return 0
-
-
-def _probe(options: argparse.Namespace) -> int:
-    from defib import probe
-
-    return _run(probe.probe(_loader(options, "exporter"), options.service, as_json=options.json))
-
-
-def _control(options: argparse.Namespace) -> int:
-    from defib import control
-
-    if options.direct:
-        return _run(control.direct(_loader(options, "remediator"), options.service, options.verb))
-    return _run(control.through_remediator(_remediator_of(options), options.service, options.verb, options.overrule))
-
-
-def _host(options: argparse.Namespace) -> int:
-    from defib import host
-
-    return host.setup(_loader(options), options.host, sources=options.sources, apply=options.apply)
-
-
-def _notify(options: argparse.Namespace) -> int:
-    from defib import notify
-
-    return _run(notify.test(_loader(options, "remediator"), options.channel))
-
-
-def _init(options: argparse.Namespace) -> int:
-    from defib import starter
-
-    return starter.init(options.directory, compose=options.compose)
-
-
-def _completion(options: argparse.Namespace) -> int:
-    from defib import completion
-
-    return completion.script(options.shell)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from defib import doctor
-
-    load_it = _loader(options, "exporter", "remediator")
-    return _run(
-        doctor.doctor(load_it, options.hosts, token_file=options.token_file, send=options.send, as_json=options.as_json)
+        help_ = "TLS and users, in the format of the Prometheus exporters"
+        server.add_argument("--web.config.file", dest="web_config", type=Path, metavar="FILE", help=help_)
+
+
+def _add_service_commands(added: _Commands) -> None:
+    probe = added.add("probe", commands.probe, "probe a service once from this machine", ["config", "as_json"])
+    _add_service_argument(probe)
+    probe.set_defaults(on_error=CANNOT_DETERMINE)
+
+    description = "start, stop or restart a service, or show its status or logs, through the remediator"
+    control = added.add("control", commands.control, description, API)
+    _add_service_argument(control)
+    control.add_argument("verb", choices=["status", "start", "stop", "restart", "logs"])
+    help_ = "act although this gate is shut (may be repeated)"
+    control.add_argument("--overrule", action="append", default=[], metavar="GATE", help=help_)
+    help_ = "run the command on the host without the remediator: no locks, no record"
+    control.add_argument("--direct", action="store_true", help=help_)
+
+    explain = added.add("explain", commands.explain, "show what the remediator does about a service, and why", API)
+    _add_service_argument(explain)
+    explain.add_argument("--verbose", action="store_true", help="show all gates, also those that are open")
+
+    reset = added.add("reset", commands.reset, "reset the attempts of a service", API)
+    _add_service_argument(reset)
+
+
+def _add_incident_commands(added: _Commands) -> None:
+    incidents = added.add("incidents", commands.incidents, "list the incidents, or show one in detail", API)
+    help_ = "an incident (default: list the newest)"
+    incidents.add_argument("number", metavar="ID", nargs="?", type=_parse_id, help=help_)
+    acknowledge = added.add("acknowledge", commands.acknowledge, "acknowledge an incident: it is not escalated", API)
+    acknowledge.add_argument("number", metavar="INCIDENT", type=_parse_id, help="the ID of an incident")
+    approve = added.add("approve", commands.approve, "approve an action that waits for approval", API)
+    approve.add_argument("action", metavar="ACTION", type=_parse_id, help="the ID of an action")
+
+
+def _add_maintenance_command(added: _Commands) -> None:
+    automation = added.add("automation", commands.automation, "show whether automation is on, or switch it", API)
+    automation.add_argument("switch", choices=["on", "off"], nargs="?", help="default: show the current state")
+    automation.add_argument("--reason", default="", help="why, for the record")
+
+    maintenance = added.add("maintenance", commands.maintenance, "list, begin or end maintenance", API)
+    maintenance.set_defaults(verb=None)
+    verbs = maintenance.add_subparsers(metavar="begin|end")
+    description = "pause automatic actions for a service, host or group"
+    begin = verbs.add_parser("begin", help=description, description=f"{description.capitalize()}.")
+    begin.add_argument("scope", choices=["service", "host", "group"])
+    _complete_from_inventory(begin.add_argument("name", metavar="NAME", help="of the service, host or group"))
+    ends = begin.add_mutually_exclusive_group(required=True)
+    ends.add_argument("--for", dest="duration", metavar="DURATION", help="such as 30m or 2h")
+    help_ = 'such as "2026-11-24 18:00:00", in the configured time zone, or 2026-11-24T18:00:00+08:00'
+    ends.add_argument("--until", metavar="TIME", help=help_)
+    begin.add_argument("--reason", required=True, help="why, for the record")
+    begin.add_argument("--notify", action="store_true", help="send notifications as usual")
+    begin.set_defaults(verb="begin")
+    end = verbs.add_parser("end", help="end a maintenance", description="End a maintenance.")
+    end.add_argument("number", metavar="ID", type=_parse_id, help="as listed by `defib maintenance`")
+    end.set_defaults(verb="end")
+    for parser in (begin, end):
+        _add_global_options(parser, API)
+
+
+def _add_setup_commands(added: _Commands) -> None:
+    init = added.add("init", commands.init, "write a first configuration, with comments and random secrets", [])
+    init.add_argument("directory", metavar="DIR", type=Path, help="the configuration directory to create")
+    init.add_argument("--compose", action="store_true", help="use the addresses of docker-compose.yml")
+
+    doctor = added.add("doctor", commands.doctor, "check the whole installation and say how to fix problems", API)
+    hosts = doctor.add_argument("hosts", metavar="HOST", nargs="*", help="check only these hosts")
+    _complete_from_inventory(hosts, "hosts")
+    doctor.add_argument("--send", action="store_true", help="send a test message to each channel")
+
+    description = "prepare a host: print a setup script for its administrator, or run it"
+    host = added.add("host", commands.host, description)
+    host.add_argument("verb", choices=["setup"])
+    _complete_from_inventory(host.add_argument("host", metavar="HOST", help="the name of a host"), "hosts")
+    help_ = "accept logins only from these addresses, such as 10.0.0.5,10.0.1.0/24"
+    host.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help=help_)
+    host.add_argument("--apply", metavar="USER", help="run the script with `ssh USER@HOST sudo sh`")
+
+    description = "send a test message to a channel, or to each, and print the answers"
+    notify = added.add("notify", commands.notify, description, ["config", "as_json"])
+    notify.add_argument("verb", choices=["test"])
+    _complete_from_inventory(
+        notify.add_argument("channel", metavar="CHANNEL", nargs="?", help="default: each"), "channels"
     )
 
+    description = "show what the remediator would have done, using the history in Prometheus"
+    replay = added.add("replay", commands.replay, description, ["config", "as_json"])
+    replay.add_argument("--since", default="7d", metavar="DURATION", help="how far back, such as 12h (default: 7d)")
 
-def _backup(options: argparse.Namespace) -> int:
-    from remediator.record import backup
-
-    made = backup.back_up(_loader(options, "client")().inventory.remediator.database, options.to)
-    print(f"{made.path}: {made.incidents} incidents, {made.size} bytes")
-    return 0
-
-
-def _restore(options: argparse.Namespace) -> int:
-    from remediator.record import backup
-
-    made, kept = backup.restore(_loader(options, "client")().inventory.remediator.database, options.source)
-    print(f"{made.path}: {made.incidents} incidents{f'; what was there is {kept}' if kept else ''}")
-    return 0
+    description = "print a script for shell completion of commands, options and names"
+    completion = added.add("completion", commands.completion, description, [])
+    completion.add_argument("shell", choices=["bash", "zsh"])
 
 
-def _demo(options: argparse.Namespace) -> int:
-    from defib.demo import demo
-
-    return _run(demo.run(once=options.once, as_json=options.json))
+def _add_database_commands(added: _Commands) -> None:
+    description = "back up the remediator's database, while it runs or not"
+    backup = added.add("backup", commands.backup, description, ["config", "as_json"])
+    backup.add_argument("to", metavar="FILE", type=Path, help="a new file, or a folder for a file named by the time")
+    description = "restore a backup of the database; the remediator must not run"
+    restore = added.add("restore", commands.restore, description, ["config", "as_json"])
+    restore.add_argument("source", metavar="FILE", type=Path, help="a file that `defib backup` has written")

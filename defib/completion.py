@@ -1,4 +1,4 @@
-"""Shell completion: the script for a shell, and the names that the configuration offers at the cursor."""
+"""Shell completion: the script for a shell, and the names from the configuration."""
 
 import argparse
 
@@ -9,26 +9,26 @@ from fleet.inventory.documents import find_directory, read_directory
 from runtime.errors import DefibError
 
 
-def script(shell: str) -> int:
-    """Print what the shell must source."""
+def print_script(shell: str) -> int:
+    """Print the script that the shell must source."""
     print(shellcode(["defib"], shell=shell))
     return 0
 
 
-def answer(parser: argparse.ArgumentParser) -> None:
-    """Answer the shell that asks for completions of its command line, and exit."""
+def complete(parser: argparse.ArgumentParser) -> None:
+    """Print the completions that the shell requests, and exit."""
     argcomplete.autocomplete(parser)
 
 
-def names(section: str, options: argparse.Namespace) -> list[str]:
-    """The names in a section of the configuration, such as `services`; none where it cannot be read."""
+def read_names(section: str, options: argparse.Namespace) -> list[str]:
+    """Return the names in a section of the configuration, such as `services`; none if it cannot be read."""
     try:
         document = read_directory(find_directory(getattr(options, "config", None)))
     except (DefibError, OSError):
         return []
     if section == "channels":
-        found = document.value.get("notify", {}).get("channels")
-        return list(found) if isinstance(found, dict) else []
+        channels = document.value.get("notify", {}).get("channels")
+        return list(channels) if isinstance(channels, dict) else []
     if section == "groups":
         hosts = document.value.get("hosts", {}).values()
         return sorted({str(host["group"]) for host in hosts if isinstance(host, dict) and host.get("group")})

@@ -1,86 +1,111 @@
-"""`defib control`: a service's controls by hand, through the remediator or straight to the host."""
+"""`defib control`: start, stop and restart a service by hand, through the remediator or directly on its host."""
 
 import asyncio
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import quote
 
-from defib.asking import Connect
+from defib.lookup import find_service
+from defib.output import print_json
+from defib.remediator_client import Connect, RemediatorClient
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Sudo
 from fleet.shells import Completed
 from fleet.shells.pool import Shells
-from remediator.clients.json_client import ClientError, JsonClient
+from remediator.clients.json_client import ClientError
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import ControlRunner, Verb
 from runtime.errors import DefibError
 
-ASK_EVERY = 1.0
-DONE, FAILED, UNKNOWN = 0, 1, 2
-STOPPED = "it stays stopped, and nobody is told, until it is started and has been up for `hold`"
+POLL_EVERY = 1.0  # seconds
+SUCCEEDED, FAILED, UNKNOWN = 0, 1, 2
+STOPPED = "automation leaves it stopped, without notifications, until it is started and has been up for `hold`"
 
 
-async def direct(load: Callable[[], LoadedInventory], name: str, verb: Verb) -> int:
-    """Go to the host ourselves; the remediator does not know. Raises DefibError."""
-    inventory = load().inventory
-    service = inventory.services.get(name)
-    if service is None or service.control is None:
-        raise DefibError(f"the inventory has no {'control for' if service else 'service'} {name!r}")
-    print(f"going to {service.host or 'it'} itself: no locks, and not on the remediator's record", file=sys.stderr)
+async def control_directly(load: Callable[[], LoadedInventory], name: str, verb: Verb, *, as_json: bool) -> int:
+    """Run a control on the host without the remediator, without locks or record. Raises DefibError."""
+    loaded = load()
+    inventory = loaded.inventory
+    service = find_service(inventory, name)
+    if service.control is None:
+        raise DefibError(f"the service {name!r} has no control: set services.{name}.control")
+    loaded.require(f"services.{name}.control", f"hosts.{service.host}")
+    where = f"on {service.host}" if service.host else "from here"
+    print(f"running {verb} {where} without the remediator: no locks, no record", file=sys.stderr)
     shells = Shells(inventory.hosts, control=True)
     try:
         host = inventory.host_of(service)
         shell = shells.get(service.host) if host is not None else None
         runner = ControlRunner(shell, host.sudo if host is not None else Sudo(), service.control.timeout)
-        done = await CONTROLS[service.control.kind].run(verb, service.control.options, runner)
+        completed = await CONTROLS[service.control.kind].run(verb, service.control.options, runner)
     finally:
         await shells.close()
-    return _print(done)
+    if as_json:
+        result = {"exit_status": completed.status, "why": completed.why, "output": completed.output}
+        print_json({"service": name, "verb": verb, **result})
+        return UNKNOWN if completed.status is None else completed.status
+    return _print_completed(completed)
 
 
-def _print(done: Completed) -> int:
-    if done.output:
-        print(done.output)
-    if done.status is None:
-        print(f"the outcome is unknown: {done.why}", file=sys.stderr)
+def _print_completed(completed: Completed) -> int:
+    if completed.output:
+        print(completed.output)
+    if completed.status is None:
+        print(f"the outcome is unknown: {completed.why}", file=sys.stderr)
         return UNKNOWN
-    return done.status
+    return completed.status
 
 
-async def through_remediator(connect: Connect, name: str, verb: Verb, overrule: Sequence[str] = ()) -> int:
-    """Ask the remediator, whose locks and record then apply. Raises DefibError."""
-    async with connect(hint=" (--direct goes without it)") as peer:
+async def control_through_remediator(
+    connect: Connect, name: str, verb: Verb, overrule: Sequence[str] = (), *, as_json: bool
+) -> int:
+    """Run a control through the remediator, with its locks and record. Raises DefibError."""
+    async with connect(hint="; --direct works without the remediator") as remediator:
+        path = f"/api/v1/services/{{name}}/{verb}"
         if verb in ("status", "logs"):
-            answer = await peer.request("GET", f"/api/v1/services/{quote(name, safe='')}/{verb}", timeout=300.0)
-            return _print(Completed(answer["exit_status"], answer["output"], "", answer["why"]))
-        # The host is looked at first, and may hang.
-        begun = await peer.request(
-            "POST", f"/api/v1/services/{quote(name, safe='')}/{verb}", 60.0, {"overrule": list(overrule)}
-        )
-        ended = await _follow(peer, begun["action"])
-        if verb == "stop" and ended == DONE:
-            print(STOPPED, file=sys.stderr)
-        return ended
+            answer = await remediator.request_named("service", name, "GET", path, timeout=300.0)
+            if as_json:
+                print_json(answer)
+                return UNKNOWN if answer["exit_status"] is None else int(answer["exit_status"])
+            return _print_completed(Completed(answer["exit_status"], answer["output"], "", answer["why"]))
+        # The remediator first looks at the host, which may be slow.
+        body = {"overrule": list(overrule)}
+        started = await remediator.request_named("service", name, "POST", path, timeout=60.0, body=body)
+        action = await _wait_for_command(remediator, started["action"])
+    if action is None:
+        return UNKNOWN
+    if as_json:
+        print_json(action)
+    else:
+        _print_action(action)
+    status = {"succeeded": SUCCEEDED, "failed": FAILED}.get(action["command"], UNKNOWN)
+    if verb == "stop" and status == SUCCEEDED:
+        print(STOPPED, file=sys.stderr)
+    return status
 
 
-async def _follow(peer: JsonClient, action: int) -> int:
-    """Wait until an action's command has ended; its verification goes on without us."""
+async def _wait_for_command(remediator: RemediatorClient, number: int) -> dict[str, Any] | None:
+    """Wait until the command of an action has ended; return the action, or None if the remediator does not answer.
+
+    The verification that follows is not waited for.
+    """
     started = time.monotonic()
     while True:
         try:
-            answer = await peer.request("GET", f"/api/v1/actions?before={action + 1}")
+            answer = await remediator.request("GET", f"/api/v1/actions?before={number + 1}")
         except ClientError as error:
-            print(f"action {action} was begun; what became of it is unknown: {error}", file=sys.stderr)
-            return UNKNOWN
-        found: dict[str, Any] = next(each for each in answer["actions"] if each["id"] == action)
-        if found["command"] is not None or found["state"] != "running":
-            break
-        await asyncio.sleep(ASK_EVERY if time.monotonic() - started > ASK_EVERY else ASK_EVERY / 5)
-    print(f"{found['kind']} of {found['service']}: {found['command']}")
-    if found["output"]:
-        print(found["output"])
-    if found["why"]:
-        print(found["why"], file=sys.stderr)
-    return {"succeeded": DONE, "failed": FAILED}.get(found["command"], UNKNOWN)
+            print(f"action {number} was started; its outcome is unknown: {error}", file=sys.stderr)
+            return None
+        action: dict[str, Any] = next(each for each in answer["actions"] if each["id"] == number)
+        if action["command"] is not None or action["state"] != "running":
+            return action
+        await asyncio.sleep(POLL_EVERY if time.monotonic() - started > POLL_EVERY else POLL_EVERY / 5)
+
+
+def _print_action(action: dict[str, Any]) -> None:
+    print(f"{action['kind']} of {action['service']}: {action['command']}")
+    if action["output"]:
+        print(action["output"])
+    if action["why"]:
+        print(action["why"], file=sys.stderr)

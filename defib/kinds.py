@@ -1,4 +1,4 @@
-"""Every kind of probe, control, channel and collector there is, for the inventory's model."""
+"""All kinds of probes, controls, channels and collectors, for the model of the inventory."""
 
 from exporter.collectors import COLLECTORS
 from exporter.probes import PROBES

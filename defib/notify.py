@@ -1,4 +1,4 @@
-"""`defib notify test`: one message to a channel, and Feishu's answer in words."""
+"""`defib notify test`: send a test message to channels, and print the answers."""
 
 import getpass
 import time
@@ -9,7 +9,8 @@ from zoneinfo import ZoneInfo
 
 import httpx
 
-from defib.probe import printable
+from defib.lookup import find_channel
+from defib.output import print_json, printable
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
@@ -20,29 +21,34 @@ from remediator.notifications.reader import Story
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
-CLOCKS_APART = 300.0  # seconds; Feishu refuses signatures of an hour
+CLOCK_TOLERANCE = 300.0  # seconds; Feishu refuses signatures that are an hour off
 
 
-async def test(load: Callable[[], LoadedInventory], channel: str | None) -> int:
-    """Send a test to one channel, or to each; 0 where all were taken. Raises DefibError."""
+async def send_tests(load: Callable[[], LoadedInventory], name: str | None, *, as_json: bool) -> int:
+    """Send a test message to one channel, or to each; return 0 if all were accepted. Raises DefibError."""
     loaded = load()
     channels = loaded.inventory.notify.channels
-    if channel is not None and channel not in channels:
-        raise DefibError(f"the inventory has no channel {channel!r} (there are {', '.join(channels) or 'none'})")
-    chosen = {channel: channels[channel]} if channel is not None else channels
-    if not chosen:
-        raise DefibError("the inventory has no channels: see notify.channels")
-    redact, good = Redactor(loaded.secrets), True
+    if name is not None:
+        channels = {name: find_channel(loaded.inventory, name)}
+    if not channels:
+        raise DefibError("no channels are configured: set notify.channels")
+    others = [f"notify.channels.{other}" for other in loaded.inventory.notify.channels if other not in channels]
+    loaded.require("notify", ignore=others)
+    redact, rows = Redactor(loaded.secrets), []
     async with httpx.AsyncClient(trust_env=True) as client:
-        for name, each in chosen.items():
-            answer = await sent(Session(client), loaded.inventory, each)
-            good = good and answer.what == "sent"
-            print(printable(redact(f"{name}: {answer.words}{_clock(answer)}")))
-    return 0 if good else 1
+        for channel_name, channel in channels.items():
+            answer = await send_test(Session(client), loaded.inventory, channel)
+            text = redact(f"{answer.words}{_clock_hint(answer)}")
+            rows.append({"channel": channel_name, "sent": answer.what == "sent", "answer": text})
+            if not as_json:
+                print(printable(f"{channel_name}: {text}"))
+    if as_json:
+        print_json({"channels": rows})
+    return 0 if all(row["sent"] for row in rows) else 1
 
 
-async def sent(session: Session, inventory: Inventory, channel: Channel) -> Answer:
-    """Send one test to a channel."""
+async def send_test(session: Session, inventory: Inventory, channel: Channel) -> Answer:
+    """Send one test message to a channel."""
     now = datetime.now(ZoneInfo(inventory.notify.timezone))
     story = Story("test", "info", {}, {}, None, now, None, 0.0, [], {"who": getpass.getuser()})
     options = channel.options
@@ -50,7 +56,7 @@ async def sent(session: Session, inventory: Inventory, channel: Channel) -> Answ
     return await CHANNELS[channel.kind].send(session, options, Letter(card, uuid=uuid4().hex), time.time())
 
 
-def _clock(answer: Answer) -> str:
-    if answer.offset is None or abs(answer.offset) < CLOCKS_APART or "clock" in answer.words:
+def _clock_hint(answer: Answer) -> str:
+    if answer.offset is None or abs(answer.offset) < CLOCK_TOLERANCE or "clock" in answer.words:
         return ""
-    return f" (but this machine's clock is {answer.offset:+.0f} s off Feishu's)"
+    return f" (the clock of this machine differs from Feishu's by {answer.offset:+.0f} s)"

@@ -1,45 +1,43 @@
-"""`defib probe`: one probe from here, with everything that it saw."""
+"""`defib probe`: probe a service once from this machine, and print everything that was measured."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
+from defib.lookup import find_service
+from defib.output import format_time, print_json, printable, time_zone
 from exporter.results import ProbeResult, replace_unencodable
 from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Service
 from runtime import logs
-from runtime.errors import DefibError
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339
 
-UP, DOWN, CANNOT_TELL = 0, 1, 2
-SHOWN = 1000  # characters of each piece of evidence
-NOTHING_SEEN = ("shell", "error")  # reasons that say nothing of the service itself
+UP, DOWN, CANNOT_DETERMINE = 0, 1, 2
+EVIDENCE_LENGTH = 1000  # characters of each piece of evidence
+UNDETERMINED = ("shell", "error")  # reasons that do not say whether the service is up
 
 
 async def probe(load: Callable[[], LoadedInventory], name: str, *, as_json: bool) -> int:
-    """Probe a service and print the result; 0 when it is up, 1 when it is down, 2 when that cannot be told."""
+    """Probe a service and print the result; return 0 if it is up, 1 if it is down, 2 if that cannot be determined."""
     loaded = load()
-    service = named(loaded, name)
+    service = find_service(loaded.inventory, name)
+    loaded.require(f"services.{name}.probe", f"hosts.{service.host}")
     redact = Redactor(loaded.secrets)
     logs.configure(redact)
     result = await probe_once(service, loaded.inventory.hosts, redact)
-    told = result.details.redact.redact_all(_told(service, result))
-    print(json.dumps(told, ensure_ascii=False) if as_json else _as_text(told))
+    printed = result.details.redact.redact_all(_details(service, result))
+    if as_json:
+        print_json(printed)
+    else:
+        time = format_time(result.started_at, time_zone(loaded.inventory))
+        print(_format(printed, time))
     if result.success:
         return UP
-    return CANNOT_TELL if result.reason in NOTHING_SEEN else DOWN
+    return CANNOT_DETERMINE if result.reason in UNDETERMINED else DOWN
 
 
-def named(loaded: LoadedInventory, name: str) -> Service:
-    service = loaded.inventory.services.get(name)
-    if service is None:
-        raise DefibError(f"the inventory has no service {name!r}")
-    return service
-
-
-def _told(service: Service, result: ProbeResult) -> dict[str, Any]:
+def _details(service: Service, result: ProbeResult) -> dict[str, Any]:
     details = result.details
     return {
         "service": service.id,
@@ -60,23 +58,26 @@ def _told(service: Service, result: ProbeResult) -> dict[str, Any]:
 
 
 def _readable(value: Any, redact: Redactor) -> Any:
-    """Evidence as text, masked before it is cut."""
+    """Return evidence as text, redacted before it is truncated."""
     if isinstance(value, list):
         return [_readable(list(item) if isinstance(item, tuple) else item, redact) for item in value]
     if isinstance(value, int | float):
         return value
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-    return replace_unencodable(redact(text))[:SHOWN]
+    return replace_unencodable(redact(text))[:EVIDENCE_LENGTH]
 
 
-def _as_text(told: dict[str, Any]) -> str:
-    verdict = "up" if told["success"] else f"down ({told['reason']}): {told['message']}"
-    lines = [f"{told['service']} is {verdict}", f"  {'took':<12}{told['duration_seconds'] * 1000:.1f} ms"]
-    lines += [f"  {phase:<12}{seconds * 1000:.1f} ms" for phase, seconds in told["phases"].items()]
-    lines += [f"  {name}  {value}" for name, value in told["measured"].items()]
-    lines += [f"  {name:<12}{value}" for name, value in told.get("tls", {}).items()]
-    lines += [f"  component   {name}: {'up' if up else 'down'}" for name, up in told.get("components", {}).items()]
-    for key, value in told["evidence"].items():
+def _format(details: dict[str, Any], time: str) -> str:
+    status = "up" if details["success"] else f"down ({details['reason']}): {details['message']}"
+    if details["reason"] in UNDETERMINED:
+        status = f"unknown ({details['reason']}): {details['message']}"
+    lines = [f"{details['service']} is {status}", f"  {'time':<12}{time}"]
+    lines.append(f"  {'duration':<12}{details['duration_seconds'] * 1000:.1f} ms")
+    lines += [f"  {phase:<12}{seconds * 1000:.1f} ms" for phase, seconds in details["phases"].items()]
+    lines += [f"  {name}  {value}" for name, value in details["measured"].items()]
+    lines += [f"  {name:<12}{value}" for name, value in details.get("tls", {}).items()]
+    lines += [f"  component   {name}: {'up' if up else 'down'}" for name, up in details.get("components", {}).items()]
+    for key, value in details["evidence"].items():
         if key == "headers":
             lines += ["  headers", *(f"    {name}: {text}" for name, text in value)]
         elif isinstance(value, list):
@@ -84,8 +85,3 @@ def _as_text(told: dict[str, Any]) -> str:
         else:
             lines.append(f"  {key:<12}{value}")
     return "\n".join(map(printable, lines))
-
-
-def printable(text: str) -> str:
-    """Text without what would do something to a terminal, but begin a line."""
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)

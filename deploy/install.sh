@@ -1,9 +1,9 @@
 #!/bin/sh
-# Installs or upgrades Defib for systemd: the user `defib`, /opt/defib/VERSION, /etc/defib, units. Run it as root from a
-# checkout; it can be run again at any time. It does not change an existing /etc/defib, and restarts only running units.
-# VERSION is the version number and a digest of the sources. Earlier versions stay in /opt/defib;
+# Installs or updates Defib with systemd: an account, /opt/defib/VERSION, /etc/defib and the units. Run it as root from a
+# checkout, as often as needed. Files in /etc/defib are not changed, and only services that already run are restarted.
+# VERSION is the version number with a hash of the sources. Earlier versions stay in /opt/defib;
 # `install.sh --rollback VERSION` activates one of them.
-# Without a package index: PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels deploy/install.sh
+# Without access to a package index: PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels deploy/install.sh
 set -eu
 umask 022
 trap 'exit 1' HUP INT TERM
@@ -19,7 +19,7 @@ while [ $# -gt 0 ]; do
     *) echo "$usage" >&2; exit 2 ;;
     esac
 done
-[ "$(id -u)" = 0 ] || { echo "run it as root" >&2; exit 1; }
+[ "$(id -u)" = 0 ] || { echo "$0: must be run as root" >&2; exit 1; }
 
 activate() { # version
     ln -sfn "$1" /opt/defib/next && mv -Tf /opt/defib/next /opt/defib/current
@@ -37,21 +37,21 @@ activate() { # version
 }
 
 if [ -n "$rollback" ]; then
-    case $rollback in current | next | */*) echo "invalid version: $rollback" >&2; exit 1 ;; esac
-    [ -d "/opt/defib/$rollback/units" ] || { echo "version not found: /opt/defib/$rollback" >&2; exit 1; }
+    case $rollback in current | next | */*) echo "--rollback: $rollback is not a version" >&2; exit 1 ;; esac
+    [ -d "/opt/defib/$rollback/units" ] || { echo "--rollback: version $rollback is not installed (no /opt/defib/$rollback)" >&2; exit 1; }
     activate "$rollback"
     exit 0
 fi
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Defib needs Python 3.11 or newer. Select one: PYTHON=python3.12 $0" >&2; exit 1; }
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Defib needs Python 3.11 or newer, but $python is older; use another: PYTHON=python3.12 $0" >&2; exit 1; }
 version=$("$python" -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["project"]["version"])' "$source/pyproject.toml")
-digest_input() {
+list_sources() {
     cd "$source"
-    find defib exporter fleet remediator runtime deploy/systemd pyproject.toml requirements.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
+    find alerts defib exporter fleet remediator runtime deploy/systemd pyproject.toml requirements.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
     echo "$extras"
     "$python" -V
 }
-version=$version-$(digest_input | sha256sum | cut -c1-8)
+version=$version-$(list_sources | sha256sum | cut -c1-8)
 
 getent group defib >/dev/null || groupadd --system defib
 getent passwd defib >/dev/null ||
@@ -60,13 +60,14 @@ install -d -m 755 /opt/defib
 install -d -o root -g defib -m 750 /etc/defib
 install -d -o defib -g defib -m 700 /var/lib/defib /var/backups/defib
 
-# The units are copied last, so a version with units is complete. An existing version is never modified.
+# The units are installed last: a version that has them is complete, and is not changed any more.
 if [ ! -d "/opt/defib/$version/units" ]; then
     build=$(mktemp -d)
     trap 'rm -rf "$build" "/opt/defib/$version"' EXIT
     rm -rf "/opt/defib/$version"
-    # Builds from a copy: leftovers of earlier builds must not be included, and the checkout must stay clean.
-    (cd "$source" && cp -r defib exporter fleet remediator runtime pyproject.toml README.md LICENSE "$build/")
+    # Build from a copy: the checkout may hold files of earlier builds, and must not get new ones.
+    (cd "$source" && cp -r alerts defib exporter fleet remediator runtime pyproject.toml README.md "$build/")
+    echo "installing defib $version into /opt/defib/$version; this downloads its Python packages"
     "$python" -m venv "/opt/defib/$version"
     "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$source/requirements.lock"
     "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check "$build${extras:+[$extras]}"
@@ -79,9 +80,11 @@ fi
 
 if [ -z "$(ls -A /etc/defib)" ]; then
     "/opt/defib/$version/bin/defib" init /etc/defib
-    # Writable by root, readable by the group `defib` only.
+    # Owned by root, readable by the programs' group only.
     chown -R root:defib /etc/defib
     find /etc/defib -type d -exec chmod 750 {} + && find /etc/defib -type f -exec chmod 640 {} +
 fi
 activate "$version"
-echo "next steps: sudo -u defib defib check --config /etc/defib, then: systemctl enable --now defib-exporter defib-remediator"
+echo "Next: edit /etc/defib, then run"
+echo "  sudo -u defib defib check --config /etc/defib"
+echo "  systemctl enable --now defib-exporter defib-remediator"

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Brings the real parts that are not on PATH into .parts/bin, from Debian's or Ubuntu's packages: downloaded and unpacked,
-# nothing installed, no root. Usage: deploy/parts.sh FOLDER demo|test
+# Downloads the programs that are not on PATH from Debian's or Ubuntu's archive, and unpacks them into FOLDER/bin. Nothing
+# is installed, and root is not needed. Usage: deploy/parts.sh FOLDER demo|test
 set -eu
 
 folder=$(mkdir -p "$1" && cd "$1" && pwd)
@@ -22,7 +22,7 @@ missing=
 for program in $programs; do
     command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
 done
-# The wrapper that gives an unprivileged sshd its own account is a library, so PATH does not find it.
+# The library that gives an unprivileged sshd its own account is not on PATH.
 wrapper=$(ls "$folder"/root/usr/lib/*/libnss_wrapper.so /usr/lib/*/libnss_wrapper.so 2>/dev/null | head -n 1)
 [ -n "$wrapper" ] || missing="$missing libnss_wrapper.so"
 if [ "${2:-demo}" = test ]; then
@@ -35,31 +35,37 @@ fi
 [ -n "$missing" ] || exit 0
 
 if ! command -v apt-get >/dev/null 2>&1 || ! command -v dpkg-deb >/dev/null 2>&1; then
-    echo "Not found:$missing" >&2
-    echo "Here there is no apt to bring them. Install Prometheus, Alertmanager, blackbox_exporter and OpenSSH's server" >&2
-    echo "(for the tests also docker and nginx) with this system's packages, so that they are on PATH." >&2
+    echo "Not found on PATH:$missing" >&2
+    echo "This system has no apt to download them. Install Prometheus, Alertmanager, blackbox_exporter and OpenSSH's" >&2
+    echo "server (for the tests also docker and nginx) with its own package manager." >&2
     exit 1
 fi
-echo "bringing into $folder:$missing" >&2
+echo "These programs are not on PATH:$missing" >&2
+echo "Downloading them from the package archive of this system; they are unpacked into $folder, not installed." >&2
 
 apt() {
     apt-get -o Dir::State::Lists="$folder/lists" -o Dir::Cache="$folder/cache" -o Acquire::Languages=none \
         -o Acquire::Retries=3 -o APT::Sandbox::User=root "$@"
 }
+echo "Reading the package lists …" >&2
 apt -qq update >&2
-# What they need and this system lacks comes along; what it has, stays as it is.
+# Dependencies that this system lacks are downloaded too; those that it has are used.
 needed=$(apt -s install --no-install-recommends $packages 2>/dev/null |
     awk '$1 == "Inst" && $3 !~ /^\[/ && $2 !~ /^(libjs-|fonts-|iptables|libip6tc|libnftnl|libnfnetlink|libnetfilter)/ {print $2}') || needed=
 cd "$folder/debs"
 rm -f ./*.deb
-apt -qq download $(printf '%s\n' $needed $packages libwrap0 | sort -u) >&2
+downloads=$(printf '%s\n' $needed $packages libwrap0 | sort -u)
+apt -qq --print-uris download $downloads |
+    awk '{bytes += $3} END {printf "Downloading %d packages, %.0f MB …\n", NR, bytes / 1e6}' >&2
+apt -q download $downloads >&2
+echo "Unpacking …" >&2
 for package in ./*.deb; do
     dpkg-deb -x "$package" "$folder/root"
 done
 rm -f ./*.deb
 
 libraries=$(find "$folder/root" -type d -path '*/lib/*-linux-gnu' | sort | tr '\n' ':')
-bring() { # name, path below root
+link() { # name, path below root
     real=$folder/root/$2
     [ -x "$real" ] || return 0
     if ldd "$real" 2>/dev/null | grep -q 'not found'; then
@@ -71,24 +77,24 @@ bring() { # name, path below root
 }
 for name in $programs; do
     for place in usr/bin usr/sbin bin sbin; do
-        [ -x "$folder/root/$place/$name" ] && bring "$name" "$place/$name"
+        [ -x "$folder/root/$place/$name" ] && link "$name" "$place/$name"
     done
 done
-# Python modules of Debian's are not where a script looks that was only unpacked.
+# A script that was only unpacked does not find the Python modules of its package.
 if [ -x "$folder/root/usr/bin/docker-compose" ]; then
     printf '#!/bin/sh\nPYTHONPATH=%s exec /usr/bin/python3 %s "$@"\n' "$folder/root/usr/lib/python3/dist-packages" \
         "$folder/root/usr/bin/docker-compose" >"$folder/bin/docker-compose"
     chmod 755 "$folder/bin/docker-compose"
 fi
-# A script that looks for its own parts.
+# A script that needs the path of its own files.
 if [ -x "$folder/root/usr/sbin/debootstrap" ]; then
     printf '#!/bin/sh\nDEBOOTSTRAP_DIR=%s exec sh %s "$@"\n' "$folder/root/usr/share/debootstrap" \
         "$folder/root/usr/sbin/debootstrap" >"$folder/bin/debootstrap"
     chmod 755 "$folder/bin/debootstrap"
 fi
-# The file that docker mounts into containers as their init must be a real one, not a script.
+# Docker mounts this file into containers as their init: it must be a program, not a script.
 [ -x "$folder/root/usr/bin/tini-static" ] && ln -sfn "$folder/root/usr/bin/tini-static" "$folder/bin/docker-init"
-# Debian's Alertmanager has the path of its default template compiled in; one of the same length, relative to root, works.
+# The path of the default template is compiled into Debian's Alertmanager: replace it with a relative one of equal length.
 alertmanager=$folder/root/usr/bin/prometheus-alertmanager
 if [ -x "$alertmanager" ] && [ ! -e /usr/share/prometheus/alertmanager/default.tmpl ]; then
     LC_ALL=C sed 's#/usr/share/prometheus/alertmanager#usr/share/prometheus//alertmanager#g' "$alertmanager" >"$alertmanager.moved"
@@ -99,5 +105,5 @@ if [ -x "$alertmanager" ] && [ ! -e /usr/share/prometheus/alertmanager/default.t
 fi
 
 for program in $programs; do
-    command -v "$program" >/dev/null 2>&1 || { echo "still not found: $program" >&2; exit 1; }
+    command -v "$program" >/dev/null 2>&1 || { echo "Not in the downloaded packages: $program" >&2; exit 1; }
 done

@@ -8,7 +8,7 @@ if "$python" -c 'import ensurepip' 2>/dev/null && "$python" -m venv "$venv"; the
     exit 0
 fi
 if ! command -v apt-get >/dev/null 2>&1; then
-    echo "This Python cannot create virtual environments. Install its venv module (python3-venv)." >&2
+    echo "$python cannot create virtual environments: install its venv module (python3-venv)." >&2
     exit 1
 fi
 rm -rf "$venv"

@@ -22,8 +22,8 @@ import httpx
 import uvloop
 
 from defib.demo import sshd
-from defib.demo.keeper import Keeper
-from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
 from fleet.shells import KILL_DELAY
 from remediator.incidents.alert_starts import normalize
 from remediator.policy.gates import BUDGET_WINDOW
@@ -69,10 +69,10 @@ class Report:
 class Storm:
     """Eight services on four hosts behind one sshd, and everything that happens to them."""
 
-    def __init__(self, keeper: Keeper, folder: Path, seed: int, attempts: int, budget: int) -> None:
-        self.keeper, self.folder, self.attempts, self.budget = keeper, folder, attempts, budget
+    def __init__(self, launcher: Launcher, folder: Path, seed: int, attempts: int, budget: int) -> None:
+        self.launcher, self.folder, self.attempts, self.budget = launcher, folder, attempts, budget
         self.random = random.Random(seed)
-        self.stack = Stack(keeper, folder)
+        self.stack = Stack(launcher, folder)
         self.names = [f"s{number}" for number in range(SERVICES)]
         self.firing: dict[str, int] = {}  # by service: which of its alerts it is
         self.alerts = Counter[str]()
@@ -87,13 +87,13 @@ class Storm:
             path.chmod(0o755)
         for name in self.names:
             self._alive(name).touch()
-        (port,) = free_ports(1)
-        self.host = await sshd.start(self.keeper, self.folder / "sshd", port, {"PATH": "/usr/bin:/bin"})
+        (port,) = reserve_ports(1)
+        self.host = await sshd.start(self.launcher, self.folder / "sshd", port, {"PATH": "/usr/bin:/bin"})
         authorized = self.folder / "sshd" / "authorized"
         authorized.write_text(f'restrict,command="{self.folder}/forced" {authorized.read_text()}')
         self._configure()
-        await self.stack.start_ours("exporter")
-        await self.stack.start_ours("remediator")
+        await self.stack.start_program("exporter")
+        await self.stack.start_program("remediator")
         for name in self.names:
             await self._probe(name)
 
@@ -190,15 +190,15 @@ class Storm:
         self.report.kills[what] += 1
         assert self.host.pid is not None
         if what == "remediator":
-            await self.keeper.kill(self.stack.pids["remediator"], signal.SIGKILL)
-            await self.stack.start_ours("remediator")
+            await self.launcher.kill(self.stack.pids["remediator"], signal.SIGKILL)
+            await self.stack.start_program("remediator")
         elif what == "frozen sshd":
-            await self.keeper.kill(self.host.pid, signal.SIGSTOP)
+            await self.launcher.kill(self.host.pid, signal.SIGSTOP)
             await asyncio.sleep(1.0)
-            await self.keeper.kill(self.host.pid, signal.SIGCONT)
+            await self.launcher.kill(self.host.pid, signal.SIGCONT)
         else:
-            await self.keeper.kill(self.host.pid, signal.SIGKILL)
-            self.host = await sshd.again(self.keeper, self.folder / "sshd", self.host)
+            await self.launcher.kill(self.host.pid, signal.SIGKILL)
+            self.host = await sshd.restart(self.launcher, self.folder / "sshd", self.host)
 
     async def calm_down(self) -> None:
         """Everything comes back, and all alerts are over."""
@@ -276,9 +276,9 @@ def judged(events: Sequence[tuple[str, str, float]], attempts: int, budget: int)
     return wrong
 
 
-async def storm(keeper: Keeper, folder: Path, kills: int, seed: int) -> Report:
+async def storm(launcher: Launcher, folder: Path, kills: int, seed: int) -> Report:
     """Make a storm, let it calm down, and judge; the budgets are such that they are used up."""
-    made = Storm(keeper, folder, seed, attempts=max(3, kills // 8), budget=max(10, kills // 2))
+    made = Storm(launcher, folder, seed, attempts=max(3, kills // 8), budget=max(10, kills // 2))
     await made.begin()
     try:
         await made.rage(kills)
@@ -289,13 +289,13 @@ async def storm(keeper: Keeper, folder: Path, kills: int, seed: int) -> Report:
 
 
 async def main(kills: int, seed: int) -> int:
-    keeper = await Keeper.begin()
+    launcher = await Launcher.begin()
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            report = await storm(keeper, Path(folder), kills, seed)
+            report = await storm(launcher, Path(folder), kills, seed)
     finally:
-        await keeper.end()
+        await launcher.end()
     told = ", ".join(f"{count} of {what}" for what, count in report.kills.items())
     print(
         f"{report.kills.total()} kills ({told}), seed {seed}, {len(report.accepted)} alerts accepted,"

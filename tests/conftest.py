@@ -15,9 +15,9 @@ import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
 import exporter.probes.grpc  # noqa: F401 - sets what grpc reads of the environment before it is loaded
-from defib.cli import have_a_name
-from defib.demo.keeper import Keeper
-from tests import preloaded
+from defib.cli import ensure_user_name
+from defib.demo.launcher import Launcher
+from tests import preloaded_launcher
 from tests.docker import docker, dockerd
 from tests.systemd import UNPACKED, manager, systemd
 
@@ -48,7 +48,7 @@ def _may_ping() -> bool:
 
 
 def pytest_configure() -> None:
-    have_a_name()
+    ensure_user_name()
 
 
 @pytest.hookimpl(trylast=True)  # after what was not asked for is gone
@@ -112,15 +112,15 @@ def blocking_calls() -> Iterator[BlockBuster]:
 
 @pytest.fixture(scope="session")
 def preloading() -> Iterator[Path]:
-    """The socket of the process that forks keepers."""
-    with preloaded.running() as path:
+    """The socket of the process that forks launchers."""
+    with preloaded_launcher.running() as path:
         yield path
 
 
 @pytest.fixture
-async def keeper(preloading: Path) -> AsyncIterator[Keeper]:
+async def launcher(preloading: Path) -> AsyncIterator[Launcher]:
     """Starts processes that end with the test."""
-    made = await preloaded.begin(preloading)
+    made = await preloaded_launcher.begin(preloading)
     yield made
     await made.end()
 

@@ -22,11 +22,11 @@ import trustme
 from aiohttp import web
 
 from defib.demo import service, sshd
-from defib.demo.feishu import SECRET, StandIn
+from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
-from defib.demo.stack import Stack, free_ports
+from defib.demo.stack import Stack, reserve_ports
 from tests.gpu import CARD, write_nvidia_smi
 from tests.hostile import Hostile
 from tests.integration.conftest import start_supervisord
@@ -165,11 +165,15 @@ class Fleet:
     """Everything, started; `stack` has its addresses, and `hostile` what lies, if anything does."""
 
     def __init__(
-        self, keeper: Keeper, folder: Path, systemd: Path, *, hurried: bool = False, hostile: bool = False
+        self, launcher: Launcher, folder: Path, systemd: Path, *, hurried: bool = False, hostile: bool = False
     ) -> None:
-        self.keeper, self.folder, self.systemd, self.hurried = keeper, folder, systemd, hurried
+        self.launcher, self.folder, self.systemd, self.hurried = launcher, folder, systemd, hurried
         self.pages, self.fallback = Pages(), Fallback()
-        self.feishu, self.app, self.stuck = StandIn(), StandIn(also=[LongConnection().add_routes]), StandIn()
+        self.feishu, self.app, self.stuck = (
+            FeishuSimulator(),
+            FeishuSimulator(extra_routes=[LongConnection().add_routes]),
+            FeishuSimulator(),
+        )
         self.container = f"defib-fleet-{secrets.token_hex(4)}"
         self.tools, self.pinned = folder / "tools", folder / "pinned"
         self.disk = Disk(folder)
@@ -186,21 +190,21 @@ class Fleet:
         self.kernel_log()
         self.clock(0)
         await asyncio.to_thread(self.disk.mount)
-        await self.keeper.own_docker("image", self.container)
-        await self.keeper.own_docker("container", self.container)
+        await self.launcher.remove_docker_at_end("image", self.container)
+        await self.launcher.remove_docker_at_end("container", self.container)
         programs = "[program:worker]\ncommand=/bin/sleep 100000\nstartsecs=0\n[program:api]\ncommand=/bin/sleep 100000\nstartsecs=0\n"
-        self.supervisor = await start_supervisord(self.keeper, self.folder, programs)
-        (web_port,) = free_ports(1)
+        self.supervisor = await start_supervisord(self.launcher, self.folder, programs)
+        (web_port,) = reserve_ports(1)
         httpd = ["/bin/httpd", "-f", "-p", f"127.0.0.1:{web_port}", "-h", "/www"]
         await service.run_container(self.container, self.container, httpd)
         await self._start_hosts()
         self.pin_key()
         await self.feishu.start()
-        self.app_port, self.stuck_port = free_ports(2)
+        self.app_port, self.stuck_port = reserve_ports(2)
         await self.app.start(self.app_port)
         pages = await self.pages.start()
         expiring, expired = await self.pages.tls(self.expiring.context), await self.pages.tls(self.expired.context)
-        self.stack = Stack(self.keeper, self.folder, hurried=self.hurried, fallback=await self.fallback.start())
+        self.stack = Stack(self.launcher, self.folder, hurried=self.hurried, fallback=await self.fallback.start())
         written = {
             "hosts": {name: self._host(name) for name in self.hosts},
             "services": self._services(web_port, pages, expiring, expired),
@@ -274,8 +278,8 @@ class Fleet:
         path = f"{self.tools}:{self.systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         for name in self.hosts:
             environment = {"PATH": f"{self.tools_of(name)}:{path}", "DOCKER_HOST": os.environ["DOCKER_HOST"]}
-            (port,) = free_ports(1)
-            self.sshds[name] = await sshd.start(self.keeper, self.folder / f"sshd-{name}", port, environment)
+            (port,) = reserve_ports(1)
+            self.sshds[name] = await sshd.start(self.launcher, self.folder / f"sshd-{name}", port, environment)
 
     def _host(self, name: str) -> dict[str, Any]:
         known = self.sshds[name]
@@ -416,7 +420,7 @@ class Fleet:
                 os.kill(each, signal.SIGKILL)
 
     async def rise(self, name: str) -> None:
-        self.sshds[name] = await sshd.again(self.keeper, self.folder / f"sshd-{name}", self.sshds[name])
+        self.sshds[name] = await sshd.restart(self.launcher, self.folder / f"sshd-{name}", self.sshds[name])
 
     async def swap_key(self) -> None:
         """Have `swapped` show another key than the one that is pinned."""
@@ -437,10 +441,10 @@ def _descendants(pid: int) -> list[int]:
 
 @contextlib.asynccontextmanager
 async def running(
-    keeper: Keeper, folder: Path, systemd: Path, *, hurried: bool = False, hostile: bool = False
+    launcher: Launcher, folder: Path, systemd: Path, *, hurried: bool = False, hostile: bool = False
 ) -> AsyncIterator[Fleet]:
     """Run a fleet; unless `hurried`, Prometheus and Alertmanager keep the shipped intervals."""
-    fleet = Fleet(keeper, folder, systemd, hurried=hurried, hostile=hostile)
+    fleet = Fleet(launcher, folder, systemd, hurried=hurried, hostile=hostile)
     try:
         await fleet.start()
         yield fleet

@@ -1,1 +1,1 @@
-"""The whole loop on one machine, on real parts."""
+"""The demo: the whole loop on one machine, with real programs; the tests use its parts."""

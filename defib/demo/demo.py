@@ -1,81 +1,92 @@
-"""`defib demo`: starts a service and everything that watches it, kills it, and shows how it comes back."""
+"""`defib demo`: starts a service and everything that watches it, kills it, and shows how it recovers."""
 
 import asyncio
 import json
 import os
 import secrets
+import shlex
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from defib.demo import service, sshd
-from defib.demo.feishu import SECRET, StandIn
-from defib.demo.feishu_app import APP, CHAT, PRESSER
-from defib.demo.keeper import Keeper
-from defib.demo.stack import Stack, free_ports
+import httpx
 
-ROUND_WITHIN = 180.0
+from defib.demo import service, sshd
+from defib.demo.feishu import SECRET, FeishuSimulator
+from defib.demo.feishu_app import APP, CHAT, USER_OPEN_ID
+from defib.demo.launcher import Launcher
+from defib.demo.live import LiveReport
+from defib.demo.stack import Stack, check_requirements, reserve_ports
+from defib.demo.timeline import Timeline
+
+RECOVERY_TIMEOUT = 180.0  # seconds
 SERVICE = "web"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 async def run(*, once: bool, as_json: bool) -> int:
-    """Run the demo; 0 if the remediator restarted the service and it recovered."""
+    """Run the demo; return 0 if the remediator restarted the service and it recovered. Raises StartError."""
+    check_requirements()
     task = asyncio.current_task()
-    assert task is not None  # noqa: S101 - we are one
+    assert task is not None  # noqa: S101 - a coroutine runs in a task
     for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    keeper = await Keeper.begin()
-    feishu = StandIn()
+    launcher = await Launcher.begin()
+    feishu = FeishuSimulator()
     try:
-        return await _show(keeper, feishu, once=once, as_json=as_json)
+        return await _run_with(launcher, feishu, once=once, as_json=as_json)
     except asyncio.CancelledError:
         return 128 + signal.SIGINT
     finally:
-        for number in SIGNALS:  # it is being stopped; once is enough
+        for number in SIGNALS:  # it is stopping already
             asyncio.get_running_loop().add_signal_handler(number, lambda: None)
-        _say("stopping everything")
+        _report("stopping everything")
         await feishu.stop()
-        await keeper.end()
+        await launcher.end()
 
 
-async def _show(keeper: Keeper, feishu: StandIn, *, once: bool, as_json: bool) -> int:
+async def _run_with(launcher: Launcher, feishu: FeishuSimulator, *, once: bool, as_json: bool) -> int:
     folder = Path(tempfile.mkdtemp(prefix="defib-demo-"))
-    await keeper.own_folder(folder)
+    await launcher.remove_folder_at_end(folder)
     folder.chmod(0o711)
-    stack = Stack(keeper, folder)
-    _say(f"starting everything on loopback, in {folder}")
-    web, ssh = free_ports(2)
-    victim = await service.start(keeper, folder, web, f"defib-demo-{secrets.token_hex(4)}")
+    stack = Stack(launcher, folder, report=_report)
+    _report(f"starting everything on loopback, in {folder}")
+    web, ssh = reserve_ports(2)
+    demo_service = await service.start(launcher, folder, web, f"defib-demo-{secrets.token_hex(4)}")
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    host = await sshd.start(keeper, folder / "sshd", ssh, {"PATH": path, **_docker_environment()})
+    _report("starting an SSH server")
+    host = await sshd.start(launcher, folder / "sshd", ssh, {"PATH": path, **_docker_environment()})
     await feishu.start()
     feishu.apps.callback_url = f"{stack.url('remediator')}/webhook/feishu/chat"
-    stack.configuration(_inventory(host, victim, web, feishu))
+    stack.configuration(build_inventory(host, demo_service, web, feishu))
     await stack.start()
-    await stack.wait_for("the service to be seen up", lambda: _is_up(stack))
-    _say(f"the service is {victim.how} on http://127.0.0.1:{web}; now it is killed")
-    story = _Story(stack, feishu, out=sys.stderr if as_json else sys.stdout)
-    await victim.kill()
-    well = await story.follow(within=ROUND_WITHIN)
+    await stack.wait_for("the service to be up", lambda: _is_up(stack))
+    _report(f"the service is {demo_service.kind} on http://127.0.0.1:{web}; killing it")
+    out = sys.stderr if as_json else sys.stdout
+    timeline = Timeline(stack, feishu, SERVICE, out)
+    await demo_service.kill()
+    recovered = await timeline.follow(within=RECOVERY_TIMEOUT)
     if as_json:
-        print(json.dumps({"events": story.events}), flush=True)
+        print(json.dumps({"events": timeline.events}), flush=True)
     if not once:
-        await _stay(stack, feishu, folder, web)
+        await _print_addresses(stack, feishu, folder, web)
+        _report(_suggest_experiments(demo_service, folder / "config"))
+        await LiveReport(stack, feishu, SERVICE, out).follow()
     await stack.client.aclose()
-    return 0 if well else 1
+    return 0 if recovered else 1
 
 
 def _docker_environment() -> Mapping[str, str]:
     return {name: os.environ[name] for name in ("DOCKER_HOST",) if name in os.environ}
 
 
-def _inventory(host: sshd.Sshd, victim: service.Victim, port: int, feishu: StandIn) -> Mapping[str, Any]:
+def build_inventory(
+    host: sshd.Sshd, demo_service: service.DemoService, port: int, feishu: FeishuSimulator
+) -> Mapping[str, Any]:
+    """Return the inventory of the demo: one host, one service, two channels."""
     return {
         "hosts": {
             "demo": {
@@ -100,20 +111,21 @@ def _inventory(host: sshd.Sshd, victim: service.Victim, port: int, feishu: Stand
                     "timeout": "2s",
                     "http": {"url": f"http://127.0.0.1:{port}/", "expect": {"body_matches": "heart"}},
                 },
-                "control": {**victim.control, "timeout": "30s", "start_within": "20s"},
+                "control": {**demo_service.control, "timeout": "30s", "start_within": "20s"},
                 "on_failure": "restart",
             }
         },
-        "remediation": {"hold": "3s", "backoff": {"first": "5s"}},
+        # Short, so that the next experiment has all attempts again.
+        "remediation": {"hold": "3s", "backoff": {"first": "5s"}, "window": "30s"},
         "notify": {
             "language": "en",
             "timezone": "UTC",
-            "people": {"you": {"open_id": PRESSER}},
+            "people": {"you": {"open_id": USER_OPEN_ID}},
             "channels": {
                 "oncall": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}},
                 "chat": {"feishu_app": {**APP, "chat_id": CHAT, "url": feishu.url}},
             },
-            # What is of no service is told in one of the two chats.
+            # Messages that are not about a service go to one chat only.
             "routes": [
                 {"match": {"service": SERVICE}, "channels": ["chat"], "continue": True},
                 {"channels": ["oncall"]},
@@ -123,101 +135,67 @@ def _inventory(host: sshd.Sshd, victim: service.Victim, port: int, feishu: Stand
 
 
 async def _is_up(stack: Stack) -> bool:
-    seen = await stack.get("exporter", f"/api/v1/services/{SERVICE}")
-    found = await stack.get("prometheus", f'/api/v1/query?query=service_up{{service="{SERVICE}"}}')
-    return bool(seen and seen["up"] and found and found["data"]["result"])
+    status = await stack.get("exporter", f"/api/v1/services/{SERVICE}")
+    series = await stack.get("prometheus", f'/api/v1/query?query=service_up{{service="{SERVICE}"}}')
+    return bool(status and status["up"] and series and series["data"]["result"])
 
 
-async def _stay(stack: Stack, feishu: StandIn, folder: Path, port: int) -> None:
-    _say("everything stays up until Ctrl-C:")
-    for name, url in (
+async def _print_addresses(stack: Stack, feishu: FeishuSimulator, folder: Path, port: int) -> None:
+    _report("\nEverything runs until Ctrl-C:")
+    for name, address in (
         ("service", f"http://127.0.0.1:{port}/"),
         ("exporter", f"{stack.url('exporter')}/metrics"),
-        ("prometheus", f"{stack.url('prometheus')}/graph"),
-        ("alertmanager", stack.url("alertmanager")),
+        ("Prometheus", await _find_page(stack, "prometheus", "/graph", "/api/v1/alerts")),
+        ("Alertmanager", await _find_page(stack, "alertmanager", "/", "/api/v2/alerts")),
         ("console", f"{stack.url('remediator')}/"),
-        ("feishu", f"{feishu.url}/ (its buttons work)"),
+        ("Feishu", f"{feishu.url}/ (simulated; its buttons work)"),
         ("configuration", str(folder / "config")),
         ("API token", str(stack.token_file)),
-        ("ask it", f"{sys.argv[0]} incidents 1 --config {folder / 'config'}"),
     ):
-        _say(f"  {name:<14}{url}")
-    await asyncio.Event().wait()
+        _report(f"  {name:<14}{address}")
 
 
-def _say(text: str) -> None:
+async def _find_page(stack: Stack, name: str, page: str, api: str) -> str:
+    """Return the URL of a program's web page, or of its API if it has no pages, as in Debian's packages."""
+    url = f"{stack.url(name)}{page}"
+    try:
+        response = await stack.client.get(url, follow_redirects=True)
+        has_page = response.is_success and "html" in response.headers.get("Content-Type", "")
+    except httpx.HTTPError:
+        has_page = False
+    return url if has_page else f"{stack.url(name)}{api} (JSON; this build has no web pages)"
+
+
+def _suggest_experiments(demo_service: service.DemoService, config: Path) -> str:
+    kill, break_it, repair = map(
+        shlex.join, (demo_service.kill_command, demo_service.break_command, demo_service.repair_command)
+    )
+    return f"""
+Try these in another terminal, in any order; the effects are shown here:
+  export DEFIB_CONFIG={shlex.quote(str(config))}
+  defib() {{ {_own_command()} "$@"; }}
+
+  1. Stop the service on purpose: Defib leaves it stopped, and notifies nobody.
+       defib control {SERVICE} stop
+       defib control {SERVICE} start         # when done
+  2. Put it into maintenance, then kill it: Defib restarts it only after the maintenance.
+       defib maintenance begin service {SERVICE} --for 10m --reason "a try"
+       {kill}
+       defib maintenance                 # its ID
+       defib maintenance end ID
+  3. Break it so that a restart does not help: when its attempts are used up, Defib asks for a person.
+       {break_it}
+       defib explain {SERVICE}
+       {repair}     # when done
+"""
+
+
+def _own_command() -> str:
+    """Return the command that runs this program, for a shell."""
+    if sys.argv[0].endswith("__main__.py"):
+        return shlex.join([sys.executable, "-m", "defib"])
+    return shlex.quote(str(Path(sys.argv[0]).resolve()))
+
+
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-class _Story:
-    """What happened, by each part's own record, in seconds since the kill."""
-
-    def __init__(self, stack: Stack, feishu: StandIn, out: Any) -> None:
-        self._stack, self._feishu, self._out = stack, feishu, out
-        self._killed = time.time()
-        self._told: set[tuple[str, Any]] = set()
-        self.events: list[dict[str, Any]] = []
-        self._event("killed", self._killed, SERVICE)
-
-    async def follow(self, within: float) -> bool:
-        """Tell events until the incident is closed and told; True if the remediator brought the service back."""
-        try:
-            async with asyncio.timeout(within):
-                while True:
-                    await self._look()
-                    done = await self._outcome()
-                    if done is not None:
-                        return done
-                    await asyncio.sleep(0.1)
-        except TimeoutError:
-            print(f"the service was not brought back within {within:g} s", file=sys.stderr)
-            return False
-        finally:
-            self.events.sort(key=lambda event: float(event["t"]))
-
-    async def _outcome(self) -> bool | None:
-        listed = await self._stack.get("remediator", "/api/v1/incidents")
-        incidents = listed["incidents"] if listed else []
-        if not incidents or incidents[0]["state"] == "open":
-            return None
-        # down, restarted, recovered: the last is sent after the incident was closed.
-        if not any("Recovered" in each.title or "no recovery" in each.title for each in self._feishu.received):
-            return None
-        await self._look()
-        return bool(incidents[0]["state"] == "recovered" and incidents[0]["recovered_by"] == "defib")
-
-    async def _look(self) -> None:
-        seen = await self._stack.get("exporter", f"/api/v1/services/{SERVICE}")
-        if seen and seen["up"] is False:
-            self._event("down", _unix(seen["since"]), seen["last"]["message"])
-        alerts = await self._stack.get("prometheus", "/api/v1/alerts")
-        for alert in alerts["data"]["alerts"] if alerts else []:
-            if alert["labels"]["alertname"] == "ServiceDown" and alert["state"] == "firing":
-                self._event("firing", _unix(alert["activeAt"]), "ServiceDown")
-        incident = await self._stack.get("remediator", "/api/v1/incidents/1")
-        if incident:
-            self._look_at(incident)
-        for number, card in enumerate(self._feishu.received):
-            self._event("notice", card.at, card.title, key=number)
-
-    def _look_at(self, incident: Mapping[str, Any]) -> None:
-        for action in incident["actions"]:
-            self._event("action", _unix(action["claimed_at"]), f"{action['kind']} over SSH", key=action["id"])
-            if action["up_at"]:
-                self._event("recovered", _unix(action["up_at"]), "the first successful probe", key=action["id"])
-        for entry in incident["timeline"]:
-            if entry["event"] == "alert_resolved":
-                self._event("resolved", _unix(entry["at"]), f"by {entry['detail']['by']}", key=entry["id"])
-
-    def _event(self, event: str, at: float, what: str, key: Any = None) -> None:
-        if (event, key) in self._told:
-            return
-        self._told.add((event, key))
-        seconds = round(at - self._killed, 3)
-        self.events.append({"t": seconds, "event": event, "what": what})
-        print(f"{seconds:+8.2f} s  {event:<10} {what}", file=self._out, flush=True)
-
-
-def _unix(text: str) -> float:
-    # Prometheus writes nanoseconds, of which Python leaves out what is too fine.
-    return datetime.fromisoformat(text).timestamp()

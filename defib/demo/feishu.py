@@ -1,6 +1,6 @@
-"""A stand-in for Feishu that enforces its documented rules and keeps what it was sent: custom bots and app bots.
+"""A simulator of Feishu's custom bots and app bots, for the demo and the tests.
 
-It is what the demo and the tests send to, since the real service may not be reached from either.
+It enforces the documented rules, and stores all messages that it accepts.
 """
 
 import asyncio
@@ -17,15 +17,15 @@ from typing import Any, Literal
 from aiohttp import web
 
 from defib.demo import feishu_cards
-from defib.demo.feishu_app import Apps
+from defib.demo.feishu_app import AppSimulator
 from remediator.notifications.channels.feishu import sign
 
 BODY_LIMIT = 20 * 1024
 PER_SECOND, PER_MINUTE = 5, 100
 CLOCK_TOLERANCE = 3600
-TOKEN = "demo-token"  # noqa: S105 - a stand-in's
-SECRET = "demo-secret"  # noqa: S105
-HANG = 30.0  # seconds: longer than any sender waits
+TOKEN = "demo-token"  # noqa: S105 - of the simulator
+SECRET = "demo-secret"  # noqa: S105 - of the simulator
+HANG = 30.0  # seconds, longer than the timeout of any sender
 _STYLE = """
 body { font-family: sans-serif; margin: 1em; background: #f5f6f7 }
 main { display: flex; flex-wrap: wrap; gap: 2em } section { flex: 1 1 30em } h1 { font-size: 1.1em }
@@ -39,12 +39,12 @@ form > * { color: #1f2329; background: #fff; border: 1px solid #d0d3d6; border-r
 .orange, .yellow { background: #feead2 } .violet, .purple, .indigo { background: #ece2fe }
 form > .primary { color: #1456f0; border-color: #1456f0 } form > .danger { color: #d83931; border-color: #d83931 }
 """
-Fault = tuple[int, Mapping[str, str], bytes] | Literal["hang", "reset", "drip", "take and hang"]
+SimulatedFault = tuple[int, Mapping[str, str], bytes] | Literal["hang", "reset", "drip", "take and hang"]
 
 
 @dataclass(frozen=True)
-class Received:
-    """A message that was accepted; `at` is Unix time."""
+class ReceivedMessage:
+    """An accepted message; `at` is a Unix time."""
 
     at: float
     message: Mapping[str, Any]
@@ -65,10 +65,10 @@ class Received:
 
 
 @dataclass
-class StandIn:
-    """One custom bot, and the apps; `misbehave` holds what is to be done instead of answering, in order.
+class FeishuSimulator:
+    """One custom bot and one app; the next requests are answered with `faults`, in order.
 
-    With `old` the bot answers as older ones do: success without a `code`, and 9499 for too many requests too.
+    With `old`, the bot answers as older bots do: success without a `code`, and 9499 also for too many requests.
     """
 
     secret: str | None = SECRET
@@ -77,23 +77,23 @@ class StandIn:
     old: bool = False
     undated: bool = False
     now: Callable[[], float] = time.time
-    received: list[Received] = field(default_factory=list)
+    received: list[ReceivedMessage] = field(default_factory=list)
     refused: list[tuple[float, str]] = field(default_factory=list)
-    misbehave: deque[Fault] = field(default_factory=deque)
+    faults: deque[SimulatedFault] = field(default_factory=deque)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    also: list[Callable[[web.Application], None]] = field(default_factory=list)  # what else it is to serve
+    extra_routes: list[Callable[[web.Application], None]] = field(default_factory=list)
     _times: deque[float] = field(default_factory=deque)
     _runner: web.AppRunner | None = None
 
     def __post_init__(self) -> None:
-        self.apps = Apps(self)
+        self.apps = AppSimulator(self)
 
     async def start(self, port: int = 0) -> str:
-        """Listen on loopback; returns the custom bot's webhook address. `url` is the base of all."""
-        app = web.Application(middlewares=[self._dated, self._faulty])
+        """Listen on loopback and return the webhook URL of the custom bot; `url` is the base of all URLs."""
+        app = web.Application(middlewares=[self._add_date, self._simulate_fault])
         app.router.add_post("/open-apis/bot/v2/hook/{token}", self._hook)
         app.router.add_get("/", self._page)
-        for add_routes in (self.apps.add_routes, *self.also):
+        for add_routes in (self.apps.add_routes, *self.extra_routes):
             add_routes(app)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -103,7 +103,7 @@ class StandIn:
 
     @property
     def webhook(self) -> str:
-        """The custom bot's address."""
+        """The webhook URL of the custom bot."""
         return f"{self.url}/open-apis/bot/v2/hook/{TOKEN}"
 
     async def stop(self) -> None:
@@ -111,18 +111,18 @@ class StandIn:
             await self._runner.cleanup()
 
     @web.middleware
-    async def _dated(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Date every answer by the stand-in's own clock."""
+    async def _add_date(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Set the Date header of every response by the simulator's clock."""
         response: web.StreamResponse = await handler(request)
         response.headers["Date"] = "" if self.undated else formatdate(self.now(), usegmt=True)
         return response
 
     @web.middleware
-    async def _faulty(self, request: web.Request, handler: Any) -> web.StreamResponse:
-        """Do what it was told to, instead of what Feishu does."""
-        if not self.misbehave or request.method == "GET":
-            return await handler(request)  # type: ignore[no-any-return] # aiohttp's own type is as vague
-        fault = self.misbehave.popleft()
+    async def _simulate_fault(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        """Answer with the next fault, if there is one."""
+        if not self.faults or request.method == "GET":
+            return await handler(request)  # type: ignore[no-any-return] # aiohttp types handlers as Any
+        fault = self.faults.popleft()
         if isinstance(fault, tuple):
             status, headers, body = fault
             return web.Response(status=status, headers=dict(headers), body=body)
@@ -138,25 +138,25 @@ class StandIn:
 
     async def _hook(self, request: web.Request) -> web.Response:
         body = await request.read()
-        code, why = self._judge(request.match_info["token"], body)
+        code, why = self.check_message(request.match_info["token"], body)
         if code:
             return self.refuse(code, why)
-        self.received.append(Received(self.now(), json.loads(body)))
+        self.received.append(ReceivedMessage(self.now(), json.loads(body)))
         self.arrived.set()
         success = {"StatusCode": 0, "StatusMessage": "success"}
         return web.json_response(success if self.old else {**success, "code": 0, "data": {}, "msg": "success"})
 
     def refuse(self, code: int, why: str, status: int = 200) -> web.Response:
-        """Answer with an error, and keep that."""
+        """Answer with an error, and store it in `refused`."""
         self.refused.append((self.now(), f"{code}: {why}"))
         return web.json_response({"code": code, "msg": why, "data": {}}, status=status)
 
-    def _judge(self, token: str, body: bytes) -> tuple[int, str]:  # noqa: PLR0911 - a rule each
+    def check_message(self, token: str, body: bytes) -> tuple[int, str]:  # noqa: PLR0911 - one return per rule
         if token != TOKEN:
             return 19001, "param invalid: incoming webhook access token invalid"
         if len(body) > BODY_LIMIT:
             return 9499, "Bad Request"
-        if not self._within_rates():
+        if not self._is_within_rates():
             if self.old:
                 return 9499, "too many request"
             return 11232, "frequency limited psm[lark.oapi.app_platform_runtime]appID[1500]"
@@ -164,24 +164,24 @@ class StandIn:
             message = json.loads(body)
         except ValueError:
             return 9499, "Bad Request"
-        if self.secret is not None and not self._signed(message):
+        if self.secret is not None and not self._is_signed(message):
             return 19021, "sign match fail or timestamp is not within one hour from current time"
-        if not _well_formed(message):
+        if not _is_well_formed(message):
             return 19002, "params error, msg_type need"
         if self.keyword is not None and self.keyword not in json.dumps(message, ensure_ascii=False):
             return 19024, "Key Words Not Found"
-        wrong = self.wrong_mention(message)
-        return (11246, wrong) if wrong else (0, "")
+        error = self.mention_error(message)
+        return (11246, error) if error else (0, "")
 
-    def wrong_mention(self, message: Any) -> str:
-        """What is wrong with the mentions of a message, if anything."""
-        for mention in feishu_cards.mentions(message):
-            good = feishu_cards.GOOD_MENTION.fullmatch(mention)
-            if good is None or (good[1] == "all" and self.all_disabled):
+    def mention_error(self, message: Any) -> str:
+        """Return an error if a message has an invalid mention, else an empty string."""
+        for mention in feishu_cards.find_mentions(message):
+            match = feishu_cards.VALID_MENTION.fullmatch(mention)
+            if match is None or (match[1] == "all" and self.all_disabled):
                 return f"invalid mention {mention}"
         return ""
 
-    def _within_rates(self) -> bool:
+    def _is_within_rates(self) -> bool:
         now = self.now()
         while self._times and self._times[0] <= now - 60:
             self._times.popleft()
@@ -190,7 +190,7 @@ class StandIn:
         self._times.append(now)
         return True
 
-    def _signed(self, message: Mapping[str, Any]) -> bool:
+    def _is_signed(self, message: Mapping[str, Any]) -> bool:
         timestamp = message.get("timestamp")
         if not isinstance(timestamp, str) or not timestamp.isdigit():
             return False
@@ -198,14 +198,14 @@ class StandIn:
         return fresh and message.get("sign") == sign(self.secret or "", int(timestamp))
 
     async def _page(self, request: web.Request) -> web.Response:
-        """Each bot's chat by itself: they are not the same people's."""
+        """Show the chats of both bots, newest message first."""
         chats = {
-            "The chat of the custom bot": [(each.at, _shown(each.message)) for each in self.received],
-            "The chat of the app": [(each.at, each.as_html()) for each in self.apps.in_chat],
+            "Chat of the custom bot": [(each.at, _render(each.message)) for each in self.received],
+            "Chat of the app": [(each.at, each.as_html()) for each in self.apps.in_chat],
         }
-        head = f"<!doctype html><meta charset=utf-8><title>Feishu (stand-in)</title><style>{_STYLE}</style>"
-        said = request.query.get("said", "")
-        head += f"<p><b>{html.escape(said)}</b></p>" if said else ""
+        head = f"<!doctype html><meta charset=utf-8><title>Feishu (simulated)</title><style>{_STYLE}</style>"
+        toast = request.query.get("toast", "")
+        head += f"<p><b>{html.escape(toast)}</b></p>" if toast else ""
         cards = (
             f"<section><h1>{name}</h1>{''.join(text for _, text in sorted(shown, reverse=True))}</section>"
             for name, shown in chats.items()
@@ -214,7 +214,7 @@ class StandIn:
 
 
 async def _drip(request: web.Request) -> None:
-    """Answer a space every tenth of a second."""
+    """Send a space every 0.1 s."""
     response = web.StreamResponse()
     await response.prepare(request)
     with contextlib.suppress(ConnectionError):
@@ -223,15 +223,15 @@ async def _drip(request: web.Request) -> None:
             await asyncio.sleep(0.1)
 
 
-def _shown(message: Mapping[str, Any]) -> str:
+def _render(message: Mapping[str, Any]) -> str:
     if message["msg_type"] == "text":
         return f"<article><p>{html.escape(message['content']['text'])}</p></article>"
-    return feishu_cards.as_html(message["card"])
+    return feishu_cards.render_html(message["card"])
 
 
-def _well_formed(message: Any) -> bool:
+def _is_well_formed(message: Any) -> bool:
     if not isinstance(message, dict):
         return False
     if message.get("msg_type") == "text":
         return isinstance(message.get("content", {}).get("text"), str)
-    return message.get("msg_type") == "interactive" and not feishu_cards.fault_of_version_1(message.get("card"))
+    return message.get("msg_type") == "interactive" and not feishu_cards.check_version_1(message.get("card"))

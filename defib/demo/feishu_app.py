@@ -1,4 +1,4 @@
-"""The stand-in's app bots: access tokens that end, messages in chats that can be changed, threads, pressed buttons."""
+"""A simulator of Feishu's app bots: access tokens, messages that can be updated, threads, buttons."""
 
 import base64
 import hashlib
@@ -20,12 +20,12 @@ from defib.demo import feishu_cards
 from remediator.chat.feishu_callback import signature
 
 if TYPE_CHECKING:
-    from defib.demo.feishu import StandIn
+    from defib.demo.feishu import FeishuSimulator
 
 APP_ID, APP_SECRET = "cli_demo", "demo-app-secret"
 CHAT = "oc_demo"
 ENCRYPT_KEY, VERIFICATION_TOKEN = "demo-encrypt-key", "demo-verification"
-PRESSER = "ou_ann"  # who presses the buttons of the page
+USER_OPEN_ID = "ou_ann"  # the person who presses the buttons of the page
 APP = {
     "app_id": APP_ID, "app_secret": APP_SECRET, "encrypt_key": ENCRYPT_KEY, "verification_token": VERIFICATION_TOKEN,
 }  # fmt: skip
@@ -38,12 +38,12 @@ UUID_LASTS = 3600.0
 
 @dataclass
 class Message:
-    """A message in a chat: every card it has shown, the last one now."""
+    """A message in a chat, with all versions of its card, the current one last."""
 
     id: str
     at: float
     cards: list[dict[str, Any]]
-    root: str | None = None  # the message in whose thread it stands
+    root: str | None = None  # the message that began its thread
     replies: list["Message"] = field(default_factory=list)
 
     @property
@@ -56,7 +56,7 @@ class Message:
 
     @property
     def titles(self) -> list[str]:
-        """The titles it has had."""
+        """The titles of all versions."""
         return [each["header"]["title"]["content"] for each in self.cards]
 
     @property
@@ -65,31 +65,34 @@ class Message:
 
     @property
     def text(self) -> str:
-        return feishu_cards.text_of(self.card)
+        return feishu_cards.extract_text(self.card)
 
     @property
     def values(self) -> dict[str, dict[str, Any]]:
-        """What its buttons send back, by the answer they stand for."""
+        """The values that its buttons send, by answer."""
         sent = [
-            does["value"] for each in feishu_cards.buttons(self.card) for does in each["behaviors"] if "value" in does
+            does["value"]
+            for each in feishu_cards.find_buttons(self.card)
+            for does in each["behaviors"]
+            if "value" in does
         ]
         return {value["answer"]: value for value in sent}
 
     def as_html(self) -> str:
-        shown = feishu_cards.as_html(self.card, f"/press/{self.id}/")
+        shown = feishu_cards.render_html(self.card, f"/press/{self.id}/")
         return shown.removesuffix("</article>") + "".join(each.as_html() for each in self.replies) + "</article>"
 
 
-class Apps:
-    """One app, whose bot is in one chat; people and their mail are receivers too."""
+class AppSimulator:
+    """One app whose bot is in one chat; it also sends to a person, by open_id or email address."""
 
-    def __init__(self, stand_in: "StandIn") -> None:
-        self._stand_in = stand_in
+    def __init__(self, simulator: "FeishuSimulator") -> None:
+        self._simulator = simulator
         self.receivers = {CHAT, "ou_ann", "ann@example.org"}
         self.messages: dict[str, Message] = {}
         self.token_asked = 0
-        self.callback_url = ""  # where pressed buttons are told
-        self._tokens: dict[str, float] = {}  # until when each holds
+        self.callback_url = ""  # receives the events of pressed buttons
+        self._tokens: dict[str, float] = {}  # Unix time at which each expires
         self._by_uuid: dict[str, Message] = {}
         self._times: defaultdict[str, deque[float]] = defaultdict(deque)
         self._numbers = itertools.count(1)
@@ -103,17 +106,17 @@ class Apps:
 
     @property
     def in_chat(self) -> list[Message]:
-        """The messages of the chat itself, oldest first."""
+        """The messages of the chat outside threads, oldest first."""
         return [each for each in self.messages.values() if each.root is None]
 
     def revoke(self) -> None:
-        """Let no token hold any more."""
+        """Revoke all tokens."""
         self._tokens.clear()
 
     async def _token(self, request: web.Request) -> web.Response:
-        asked, now = await request.json(), self._stand_in.now()
-        if asked.get("app_id") != APP_ID or asked.get("app_secret") != APP_SECRET:
-            return self._stand_in.refuse(10014, "app secret invalid")
+        body, now = await request.json(), self._simulator.now()
+        if body.get("app_id") != APP_ID or body.get("app_secret") != APP_SECRET:
+            return self._simulator.refuse(10014, "app secret invalid")
         self.token_asked += 1
         held = [(token, until - now) for token, until in self._tokens.items() if until - now >= TOKEN_RENEWED]
         if held:
@@ -123,75 +126,75 @@ class Apps:
             self._tokens[token] = now + left
         return web.json_response({"code": 0, "msg": "ok", "tenant_access_token": token, "expire": int(left)})
 
-    def _authorized(self, request: web.Request) -> bool:
+    def _is_authorized(self, request: web.Request) -> bool:
         _, _, token = request.headers.get("Authorization", "").partition(" ")
-        return self._tokens.get(token, 0.0) > self._stand_in.now()
+        return self._tokens.get(token, 0.0) > self._simulator.now()
 
     async def _create(self, request: web.Request) -> web.Response:
-        asked = await request.json()
-        if asked.get("receive_id") not in self.receivers:
+        body = await request.json()
+        if body.get("receive_id") not in self.receivers:
             return self._refuse(230002, "the bot can not be outside the group")
-        return self._sent(request, asked, None)
+        return self._send(request, body, None)
 
     async def _reply(self, request: web.Request) -> web.Response:
         root = self.messages.get(request.match_info["id"])
         if root is None:
             return self._refuse(230001, "invalid message_id")
-        return self._sent(request, await request.json(), root)
+        return self._send(request, await request.json(), root)
 
-    def _sent(self, request: web.Request, asked: Mapping[str, Any], root: Message | None) -> web.Response:
-        now = self._stand_in.now()
-        known = self._by_uuid.get(str(asked.get("uuid")))
-        if self._authorized(request) and known is not None and now - known.at < UUID_LASTS:
+    def _send(self, request: web.Request, body: Mapping[str, Any], root: Message | None) -> web.Response:
+        now = self._simulator.now()
+        known = self._by_uuid.get(str(body.get("uuid")))
+        if self._is_authorized(request) and known is not None and now - known.at < UUID_LASTS:
             return _data(known)
-        refused = self._refused(request, asked, "chat")
+        refused = self._check(request, body, "chat")
         if refused is not None:
             return refused
-        made = Message(f"om_{next(self._numbers)}", now, [json.loads(asked["content"])], root.id if root else None)
-        self.messages[made.id] = made
+        message = Message(f"om_{next(self._numbers)}", now, [json.loads(body["content"])], root.id if root else None)
+        self.messages[message.id] = message
         if root is not None:
-            root.replies.append(made)
-        if "uuid" in asked:
-            self._by_uuid[str(asked["uuid"])] = made
-        self._stand_in.arrived.set()
-        return _data(made)
+            root.replies.append(message)
+        if "uuid" in body:
+            self._by_uuid[str(body["uuid"])] = message
+        self._simulator.arrived.set()
+        return _data(message)
 
     async def _patch(self, request: web.Request) -> web.Response:
         message = self.messages.get(request.match_info["id"])
-        asked = await request.json()
+        body = await request.json()
         if message is None:
             return self._refuse(230001, "invalid message_id")
-        refused = self._refused(request, {**asked, "msg_type": "interactive"}, message.id)
+        refused = self._check(request, {**body, "msg_type": "interactive"}, message.id)
         if refused is not None:
             return refused
-        card = json.loads(asked["content"])
-        if self._stand_in.now() - message.at > CHANGED_WITHIN:
+        card = json.loads(body["content"])
+        if self._simulator.now() - message.at > CHANGED_WITHIN:
             return self._refuse(230031, "the message is too old to be changed")
         if not all(each.get("config", {}).get("update_multi") for each in (message.card, card)):
             return self._refuse(230099, "update_multi is not true")
         message.cards.append(card)
-        self._stand_in.arrived.set()
+        self._simulator.arrived.set()
         return _data(message)
 
-    def _refused(self, request: web.Request, asked: Mapping[str, Any], place: str) -> web.Response | None:
-        if not self._authorized(request):
+    def _check(self, request: web.Request, body: Mapping[str, Any], place: str) -> web.Response | None:
+        if not self._is_authorized(request):
             return self._refuse(99991663, "Invalid access token for authorization. Please make a test attempt")
-        if not self._within_rate(place):
+        if not self._is_within_rate(place):
             return self._refuse(230020, "This operation triggers the frequency limit")
-        content = asked.get("content")
-        if asked.get("msg_type") != "interactive" or not isinstance(content, str):
+        content = body.get("content")
+        if body.get("msg_type") != "interactive" or not isinstance(content, str):
             return self._refuse(230001, "invalid request")
         if len(content.encode()) > CARD_LIMIT:
             return self._refuse(230025, "the message's length reaches its limit")
         try:
-            fault = feishu_cards.fault_of_version_2(json.loads(content))
+            fault = feishu_cards.check_version_2(json.loads(content))
         except ValueError:
             fault = "content is not JSON"
-        fault = fault or self._stand_in.wrong_mention(content)
+        fault = fault or self._simulator.mention_error(content)
         return self._refuse(230099, f"Failed to create card content, ext=ErrMsg: {fault}") if fault else None
 
-    def _within_rate(self, place: str) -> bool:
-        now, times = self._stand_in.now(), self._times[place]
+    def _is_within_rate(self, place: str) -> bool:
+        now, times = self._simulator.now(), self._times[place]
         while times and times[0] <= now - 1:
             times.popleft()
         if len(times) >= PER_SECOND:
@@ -200,23 +203,23 @@ class Apps:
         return True
 
     def _refuse(self, code: int, why: str) -> web.Response:
-        return self._stand_in.refuse(code, why, 400)
+        return self._simulator.refuse(code, why, 400)
 
     async def _press(self, request: web.Request) -> web.Response:
-        """A button of the stand-in's page: Feishu tells the app, and shows what it answers."""
+        """Handle a pressed button of the page: send the event to the app, and show its answer."""
         message, answer = self.messages.get(request.match_info["id"]), request.match_info["answer"]
         if message is None or answer not in message.values:
             raise web.HTTPNotFound
         body, headers = self.callback(self.event(message, answer))
         async with httpx.AsyncClient(trust_env=False, timeout=3.0) as client:
-            told = (await client.post(self.callback_url, content=body, headers=headers)).json()
-        raise web.HTTPSeeOther(f"/?{urlencode({'said': told['toast']['content']})}")
+            answered = (await client.post(self.callback_url, content=body, headers=headers)).json()
+        raise web.HTTPSeeOther(f"/?{urlencode({'toast': answered['toast']['content']})}")
 
-    def event(self, message: Message, answer: str, person: str = PRESSER, **changed: Any) -> dict[str, Any]:
-        """What Feishu tells of a pressed button; `changed` are other keys of its header."""
+    def event(self, message: Message, answer: str, person: str = USER_OPEN_ID, **changed: Any) -> dict[str, Any]:
+        """Return the event of a pressed button; `changed` replaces keys of its header."""
         header = {
             "event_id": uuid4().hex, "token": VERIFICATION_TOKEN, "event_type": "card.action.trigger",
-            "create_time": str(int(self._stand_in.now() * 1e6)), "tenant_key": "demo", "app_id": APP_ID, **changed,
+            "create_time": str(int(self._simulator.now() * 1e6)), "tenant_key": "demo", "app_id": APP_ID, **changed,
         }  # fmt: skip
         return {
             "schema": "2.0",
@@ -231,9 +234,9 @@ class Apps:
         }
 
     def callback(self, event: Mapping[str, Any], key: str = ENCRYPT_KEY) -> tuple[bytes, dict[str, str]]:
-        """The body and headers of the request by which an event is told."""
-        body = json.dumps({"encrypt": sealed(json.dumps(event).encode(), key)}).encode()
-        timestamp, nonce = str(int(self._stand_in.now())), uuid4().hex
+        """Return the body and headers of the request that carries an event."""
+        body = json.dumps({"encrypt": encrypt(json.dumps(event).encode(), key)}).encode()
+        timestamp, nonce = str(int(self._simulator.now())), uuid4().hex
         return body, {
             "Content-Type": "application/json",
             "X-Lark-Request-Timestamp": timestamp,
@@ -242,8 +245,8 @@ class Apps:
         }
 
 
-def sealed(plain: bytes, key: str) -> str:
-    """AES-256-CBC under the SHA-256 of the key, the IV first, padded by PKCS #7, base64."""
+def encrypt(plain: bytes, key: str) -> str:
+    """Encrypt as Feishu does: AES-256-CBC with the SHA-256 of the key, IV first, PKCS #7 padding, base64."""
     left = 16 - len(plain) % 16
     iv = os.urandom(16)
     sealing = Cipher(algorithms.AES(hashlib.sha256(key.encode()).digest()), modes.CBC(iv)).encryptor()

@@ -1,4 +1,4 @@
-"""What Feishu takes as a card, and how a card looks: the stand-in's own reading of the documented rules."""
+"""Feishu's documented rules for cards, and cards as HTML, for the simulator."""
 
 import html
 import json
@@ -11,7 +11,7 @@ TEMPLATES = frozenset(
 )
 ELEMENTS_LIMIT = 200
 MENTION = re.compile(r"<at\s+[^>]*>")
-GOOD_MENTION = re.compile(r"<at id=(all|ou_[0-9A-Za-z_-]+)>")
+VALID_MENTION = re.compile(r"<at id=(all|ou_[0-9A-Za-z_-]+)>")
 _KNOWN: Mapping[str, frozenset[str]] = {
     "card": frozenset({"schema", "config", "header", "body", "card_link"}),
     "config": frozenset({"update_multi", "width_mode", "enable_forward", "summary", "streaming_mode"}),
@@ -25,13 +25,13 @@ _KNOWN: Mapping[str, frozenset[str]] = {
 }
 
 
-def mentions(value: Any) -> list[str]:
-    """Every mention in a card or a text."""
+def find_mentions(value: Any) -> list[str]:
+    """Return every mention in a card or a text."""
     return MENTION.findall(json.dumps(value, ensure_ascii=False).replace('\\"', '"'))
 
 
-def fault_of_version_1(card: Any) -> str:
-    """What Feishu would refuse in a card of version 1.0, which ignores what it does not know; or nothing."""
+def check_version_1(card: Any) -> str:
+    """Return the error of a card of version 1.0, or an empty string; unknown properties are ignored."""
     if not isinstance(card, dict) or not isinstance(card.get("elements"), list):
         return "no elements"
     if not isinstance(card.get("header", {}).get("title", {}).get("content"), str):
@@ -39,8 +39,8 @@ def fault_of_version_1(card: Any) -> str:
     return ""
 
 
-def fault_of_version_2(card: Any) -> str:
-    """What Feishu would refuse in a card of version 2.0, where every unknown property is an error; or nothing."""
+def check_version_2(card: Any) -> str:
+    """Return the error of a card of version 2.0, or an empty string; unknown properties are errors."""
     if not isinstance(card, dict) or card.get("schema") != "2.0":
         return "schema is not 2.0"
     body = card.get("body")
@@ -52,12 +52,12 @@ def fault_of_version_2(card: Any) -> str:
             return f"unknown property {', '.join(sorted(unknown))} of {name}"
     if card["header"].get("template", "blue") not in TEMPLATES:
         return "unknown template"
-    if _count(body["elements"]) > ELEMENTS_LIMIT:
+    if _count_elements(body["elements"]) > ELEMENTS_LIMIT:
         return "more than 200 elements"
-    return next(filter(None, map(_fault_of_element, body["elements"])), "")
+    return next(filter(None, map(_check_element, body["elements"])), "")
 
 
-def _fault_of_element(element: Any) -> str:
+def _check_element(element: Any) -> str:
     tag = str(element.get("tag")) if isinstance(element, dict) else ""
     if tag not in _KNOWN:
         return f"unsupported tag {tag}"
@@ -69,51 +69,51 @@ def _fault_of_element(element: Any) -> str:
     if tag == "button" and not element.get("behaviors"):
         return "a button without behaviors"
     inner = element.get("columns" if tag == "column_set" else "elements", [])
-    return next(filter(None, map(_fault_of_element, inner)), "")
+    return next(filter(None, map(_check_element, inner)), "")
 
 
-def _count(elements: list[Any]) -> int:
+def _count_elements(elements: list[Any]) -> int:
     inner = (each.get("columns") or each.get("elements") or [] for each in elements if isinstance(each, dict))
-    return len(elements) + sum(_count(each) for each in inner)
+    return len(elements) + sum(_count_elements(each) for each in inner)
 
 
-def buttons(card: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every button of a card of either version."""
-    found = []
+def find_buttons(card: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return every button of a card of either version."""
+    rows = []
     left = _elements(card)
     while left:
         element = left.pop(0)
         if element.get("tag") == "button":
-            found.append(element)
+            rows.append(element)
         left += [*element.get("actions", []), *element.get("columns", []), *element.get("elements", [])]
-    return found
+    return rows
 
 
 def _elements(card: Mapping[str, Any]) -> list[Any]:
     return [*card.get("elements", []), *card.get("body", {}).get("elements", [])]
 
 
-def _written(card: Mapping[str, Any]) -> list[str]:
-    """The markup of each element that has any."""
-    found = (each.get("content") or each.get("text", {}).get("content", "") for each in _elements(card))
-    return [each for each in found if each]
+def _contents(card: Mapping[str, Any]) -> list[str]:
+    """Return the text of each element that has any."""
+    texts = (each.get("content") or each.get("text", {}).get("content", "") for each in _elements(card))
+    return [text for text in texts if text]
 
 
-def text_of(card: Mapping[str, Any]) -> str:
-    """What a person reads of a card, its title first."""
-    return "\n".join([card["header"]["title"]["content"], *map(html.unescape, _written(card))])
+def extract_text(card: Mapping[str, Any]) -> str:
+    """Return the text of a card, its title first."""
+    return "\n".join([card["header"]["title"]["content"], *map(html.unescape, _contents(card))])
 
 
-def as_html(card: Mapping[str, Any], press: str = "") -> str:
-    """A card much as Feishu shows it; its answers are pressed at the address that begins with `press`."""
-    shown = "".join(f"<p>{_markup(each)}</p>" for each in _written(card))
-    pressed = "".join(_button(each, press) for each in buttons(card))
+def render_html(card: Mapping[str, Any], press: str = "") -> str:
+    """Return a card as HTML; its buttons post to URLs that begin with `press`."""
+    shown = "".join(f"<p>{_render_markup(each)}</p>" for each in _contents(card))
+    pressed = "".join(_render_button(each, press) for each in find_buttons(card))
     title, colour = card["header"]["title"]["content"], card["header"].get("template", "blue")
     head = f"<h2 class={html.escape(colour)}>{html.escape(title)}</h2>"
     return f"<article>{head}{shown}<form method=post>{pressed}</form></article>"
 
 
-def _button(button: Mapping[str, Any], press: str) -> str:
+def _render_button(button: Mapping[str, Any], press: str) -> str:
     look, text = html.escape(button.get("type", "default")), html.escape(button["text"]["content"])
     does = button.get("behaviors", [{"default_url": button.get("url", "")}])[0]
     if "value" in does:
@@ -121,8 +121,8 @@ def _button(button: Mapping[str, Any], press: str) -> str:
     return f'<a class={look} href="{html.escape(does["default_url"])}">{text}</a>'
 
 
-def _markup(content: str) -> str:
-    """Bold and mentions as HTML, all else as it is."""
+def _render_markup(content: str) -> str:
+    """Convert bold text and mentions to HTML, and escape everything else."""
     parts = re.split(r"\*\*(.+?)\*\*", content)
     shown = "".join(
         f"<b>{html.escape(html.unescape(part))}</b>" if index % 2 else html.escape(html.unescape(part))

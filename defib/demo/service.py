@@ -1,4 +1,4 @@
-"""The service that the demo kills: a web server in a container, or under supervisor where no docker can be reached."""
+"""The service of the demo: a web server in a container, or under supervisor if docker is not available."""
 
 import asyncio
 import contextlib
@@ -8,43 +8,45 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from runtime.errors import StartError
 
-PAGE = "the heart beats\n"
-ANSWERS_WITHIN = 10.0
+PAGE, BROKEN_PAGE = "the heart beats\n", "broken\n"
+START_TIMEOUT = 10.0  # seconds
 
 
 @dataclass(frozen=True)
-class Victim:
-    """A service that runs: how the inventory controls it, and how it is killed."""
+class DemoService:
+    """A running service: its kind, its control in the inventory, and the commands that kill, break and repair it."""
 
-    how: str
+    kind: str
     control: Mapping[str, Any]
-    killer: list[str]
+    kill_command: list[str]
+    break_command: list[str] = field(default_factory=list)
+    repair_command: list[str] = field(default_factory=list)
 
     async def kill(self) -> None:
-        """End it at once, as a crash would."""
-        status, output = await run(*self.killer)
+        """Kill it, as a crash would. Raises StartError."""
+        status, output = await run(*self.kill_command)
         if status:
-            raise StartError(f"could not kill the demo's service: {output}")
+            raise StartError(f"cannot kill the demo's service: {output}")
 
 
-async def start(keeper: Keeper, folder: Path, port: int, name: str) -> Victim:
+async def start(launcher: Launcher, folder: Path, port: int, name: str) -> DemoService:
     """Start the service on loopback."""
     (folder / "www").mkdir()
     (folder / "www" / "index.html").write_text(PAGE)
-    return await _container(keeper, port, name) or await _supervised(keeper, folder, port)
+    return await _container(launcher, port, name) or await _supervised(launcher, folder, port)
 
 
 async def run(*argv: str, stdin: bytes = b"", within: float = 30.0) -> tuple[int, str]:
-    """A command's exit status and output."""
+    """Run a command and return its exit status and output; -1 if it takes too long."""
     process = await asyncio.create_subprocess_exec(
         *argv, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
@@ -54,12 +56,12 @@ async def run(*argv: str, stdin: bytes = b"", within: float = 30.0) -> tuple[int
     except TimeoutError:
         process.kill()
         await process.wait()
-        return -1, f"no end within {within:g} s"
+        return -1, f"still running after {within:g} s"
     return process.returncode or 0, output.decode("utf-8", "replace").strip()
 
 
 async def docker_answers() -> bool:
-    """Whether a docker daemon on this machine can be reached."""
+    """Return whether a docker daemon on this machine is reachable."""
     if shutil.which("docker") is None or not os.environ.get("DOCKER_HOST", "unix://").startswith("unix://"):
         return False
     status, _ = await run("docker", "version", "--format", "{{.Server.Version}}", within=5.0)
@@ -67,13 +69,13 @@ async def docker_answers() -> bool:
 
 
 def busybox_image(page: str = PAGE) -> bytes | None:
-    """A tar of a root file system with a static busybox and one page; None where there is no static busybox."""
+    """Return a tar file of a root file system with a static busybox and one page; None without a static busybox."""
     busybox = shutil.which("busybox")
     content = Path(busybox).read_bytes() if busybox else b""
     if not content or b"/ld-linux" in content[:4096] or b"/ld-musl" in content[:4096]:
         return None
-    made = io.BytesIO()
-    with tarfile.open(fileobj=made, mode="w") as tar:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
         for path, data, mode in (
             ("bin/busybox", content, 0o755),
             ("www/index.html", page.encode(), 0o644),
@@ -86,17 +88,17 @@ def busybox_image(page: str = PAGE) -> bytes | None:
             link = tarfile.TarInfo(f"bin/{applet}")
             link.type, link.linkname = tarfile.SYMTYPE, "busybox"
             tar.addfile(link)
-    return made.getvalue()
+    return buffer.getvalue()
 
 
 async def run_container(image: str, container: str, command: list[str]) -> None:
-    """Import the image and run a container of it on the host's network. Raises RuntimeError."""
+    """Import the image and run a container from it in the host's network. Raises RuntimeError."""
     tree = busybox_image()
     if tree is None:
-        raise RuntimeError("there is no static busybox to make an image of")
+        raise RuntimeError("no static busybox for the image")
     for argv, stdin in (
         (["docker", "import", "-", image], tree),
-        # busybox as process 1 ignores SIGTERM; what stops it must not take ten seconds.
+        # busybox as process 1 ignores SIGTERM, so that a stop would take ten seconds.
         (["docker", "run", "--detach", "--pull", "never", "--name", container, "--network", "host",
           "--stop-signal", "KILL", image, *command], b""),
     ):  # fmt: skip
@@ -105,24 +107,28 @@ async def run_container(image: str, container: str, command: list[str]) -> None:
             raise RuntimeError(output)
 
 
-async def _container(keeper: Keeper, port: int, name: str) -> Victim | None:
+async def _container(launcher: Launcher, port: int, name: str) -> DemoService | None:
     if not await docker_answers() or busybox_image() is None:
         return None
-    await keeper.own_docker("image", name)
-    await keeper.own_docker("container", name)
+    await launcher.remove_docker_at_end("image", name)
+    await launcher.remove_docker_at_end("container", name)
     httpd = ["/bin/httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", "/www"]
     try:
         await run_container(name, name, httpd)
-        await _answers(port)
+        await _wait_until_up(port)
     except (RuntimeError, TimeoutError) as error:
-        # A daemon in a virtual machine, say: its host's network is not ours.
-        print(f"docker is here, but the demo's container is not usable ({error}); using supervisor", file=sys.stderr)
+        # For example, the daemon runs in a virtual machine with a network of its own.
+        print(f"docker is available, but cannot run the demo's service ({error}); using supervisor", file=sys.stderr)
         await run("docker", "rm", "--force", name)
         return None
-    return Victim("a docker container", {"docker": {"container": name}}, ["docker", "kill", name])
+    control = {"docker": {"container": name}}
+    break_command, repair_command = (
+        ["docker", "exec", name, "sh", "-c", f"echo {page.strip()} > /www/index.html"] for page in (BROKEN_PAGE, PAGE)
+    )
+    return DemoService("a docker container", control, ["docker", "kill", name], break_command, repair_command)
 
 
-async def _supervised(keeper: Keeper, folder: Path, port: int) -> Victim:
+async def _supervised(launcher: Launcher, folder: Path, port: int) -> DemoService:
     config = folder / "supervisord.conf"
     server = f"{sys.executable} -m http.server {port} --bind 127.0.0.1 --directory {folder}/www"
     config.write_text(
@@ -132,20 +138,24 @@ async def _supervised(keeper: Keeper, folder: Path, port: int) -> Victim:
         "[rpcinterface:supervisor]\n"
         "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n"
         f"[supervisorctl]\nserverurl=unix://{folder}/supervisor.sock\n"
-        # It must stay dead until somebody brings it back.
+        # Defib, not supervisor, restarts it.
         f"[program:web]\ncommand={server}\nautorestart=false\nstartsecs=0\nstdout_logfile={folder}/web.log\n"
         "redirect_stderr=true\n".replace("user=\n", "")
     )
     supervisord = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)]
-    await keeper.start(supervisord, folder / "supervisord.out")
-    await _answers(port)
+    await launcher.start(supervisord, folder / "supervisord.out")
+    await _wait_until_up(port)
     supervisorctl = [sys.executable, "-W", "ignore", "-m", "supervisor.supervisorctl", "-c", str(config)]
     control = {"supervisor": {"program": "web", "config": str(config)}}
-    return Victim("a program of supervisor", control, [*supervisorctl, "signal", "KILL", "web"])
+    kill_command = [*supervisorctl, "signal", "KILL", "web"]
+    break_command, repair_command = (
+        ["sh", "-c", f"echo {page.strip()} > {folder}/www/index.html"] for page in (BROKEN_PAGE, PAGE)
+    )
+    return DemoService("a program of supervisor", control, kill_command, break_command, repair_command)
 
 
-async def _answers(port: int) -> None:
-    async with asyncio.timeout(ANSWERS_WITHIN), httpx.AsyncClient(trust_env=False) as client:
+async def _wait_until_up(port: int) -> None:
+    async with asyncio.timeout(START_TIMEOUT), httpx.AsyncClient(trust_env=False) as client:
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 if (await client.get(f"http://127.0.0.1:{port}/")).text == PAGE:

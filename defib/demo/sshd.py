@@ -1,4 +1,4 @@
-"""A real sshd on loopback that needs no account, no root and no place outside one folder."""
+"""A real sshd on loopback that needs no account, no root, and no files outside one folder."""
 
 import asyncio
 import contextlib
@@ -12,17 +12,17 @@ from pathlib import Path
 
 import asyncssh
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from runtime.errors import StartError
 
 ACCOUNT = "defib"
-ANSWERS_WITHIN = 60.0  # seconds, on a machine that is busy
-_PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled into Debian's sshd, which asks for it when it runs as root
+START_TIMEOUT = 60.0  # seconds, for a busy machine
+_PRIVILEGE_SEPARATION = Path("/run/sshd")  # compiled into Debian's sshd, which needs it when run as root
 
 
 @dataclass(frozen=True)
 class Sshd:
-    """Where an sshd listens, who may log in, and the files that a client needs."""
+    """A running sshd: its port, the user that can log in, and the files that a client needs."""
 
     port: int
     user: str
@@ -31,8 +31,8 @@ class Sshd:
     pid: int | None = None
 
 
-async def start(keeper: Keeper, folder: Path, port: int, env: Mapping[str, str]) -> Sshd:
-    """Start sshd, or where there is none asyncssh's server; commands find `env` in their environment."""
+async def start(launcher: Launcher, folder: Path, port: int, env: Mapping[str, str]) -> Sshd:
+    """Start sshd, or asyncssh's server if there is none; commands get `env` as their environment. Raises StartError."""
     folder.mkdir(mode=0o711)
     host_key, client_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
     for name, key in (("host", host_key), ("client", client_key)):
@@ -44,30 +44,30 @@ async def start(keeper: Keeper, folder: Path, port: int, env: Mapping[str, str])
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}\n")
     wrapper = _nss_wrapper()
     user = ACCOUNT if wrapper else getpass.getuser()
-    made = Sshd(port, user, folder / "client", folder / "known_hosts")
+    server = Sshd(port, user, folder / "client", folder / "known_hosts")
     real = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
     if real is None or (os.geteuid() == 0 and wrapper is None):
-        return await _asyncssh(keeper, folder, made, env)
+        return await _start_asyncssh(launcher, folder, server, env)
     if os.geteuid() == 0:
-        _PRIVILEGE_SEPARATION.mkdir(mode=0o755, exist_ok=True)  # stays: another sshd may have come to need it
+        _PRIVILEGE_SEPARATION.mkdir(mode=0o755, exist_ok=True)  # not removed: another sshd may use it by then
     (folder / "home").mkdir()
-    (folder / "config").write_text(_config(folder, made, env))
-    return await _real(keeper, folder, made, real, _wrapped(folder, wrapper))
+    (folder / "config").write_text(_config(folder, server, env))
+    return await _start_sshd(launcher, folder, server, real, _environment(folder, wrapper))
 
 
-async def again(keeper: Keeper, folder: Path, made: Sshd) -> Sshd:
-    """Start a real sshd that has ended once more, as it was."""
+async def restart(launcher: Launcher, folder: Path, server: Sshd) -> Sshd:
+    """Start a real sshd again, after it has ended, with the same settings. Raises StartError."""
     real = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/local/sbin:/usr/sbin:/sbin")
     if real is None:
-        raise StartError("there is no sshd")
-    return await _real(keeper, folder, made, real, _wrapped(folder, _nss_wrapper()))
+        raise StartError("sshd is not installed")
+    return await _start_sshd(launcher, folder, server, real, _environment(folder, _nss_wrapper()))
 
 
-async def _real(keeper: Keeper, folder: Path, made: Sshd, real: str, env: Mapping[str, str]) -> Sshd:
-    pid = await keeper.start([real, "-D", "-e", "-f", str(folder / "config")], folder / "log", env)
-    if await answers(made):
-        return replace(made, pid=pid)
-    raise StartError(f"sshd does not answer: {(folder / 'log').read_text()[-500:]}")
+async def _start_sshd(launcher: Launcher, folder: Path, server: Sshd, real: str, env: Mapping[str, str]) -> Sshd:
+    pid = await launcher.start([real, "-D", "-e", "-f", str(folder / "config")], folder / "log", env)
+    if await can_log_in(server):
+        return replace(server, pid=pid)
+    raise StartError(f"cannot log in to sshd: {(folder / 'log').read_text()[-500:]}")
 
 
 def _nss_wrapper() -> Path | None:
@@ -75,8 +75,8 @@ def _nss_wrapper() -> Path | None:
     return next((path for place in places for path in place.glob("*/libnss_wrapper.so")), None)
 
 
-def _wrapped(folder: Path, wrapper: Path | None) -> dict[str, str]:
-    """Environment in which sshd, and only it, knows an account that this machine has not."""
+def _environment(folder: Path, wrapper: Path | None) -> dict[str, str]:
+    """Return an environment in which sshd knows an account that this machine does not have."""
     env = {"PATH": "/usr/bin:/bin"}
     if wrapper is None:
         return env
@@ -92,14 +92,14 @@ def _wrapped(folder: Path, wrapper: Path | None) -> dict[str, str]:
     }
 
 
-def _config(folder: Path, made: Sshd, env: Mapping[str, str]) -> str:
+def _config(folder: Path, server: Sshd, env: Mapping[str, str]) -> str:
     variables = " ".join(f"{name}={value}" for name, value in env.items())
-    return f"""Port {made.port}
+    return f"""Port {server.port}
 ListenAddress 127.0.0.1
 HostKey {folder}/host
 PidFile none
 AuthorizedKeysFile {folder}/authorized
-AllowUsers {made.user}
+AllowUsers {server.user}
 AuthenticationMethods publickey
 PermitRootLogin prohibit-password
 UsePAM no
@@ -111,30 +111,30 @@ SetEnv {variables}
 """
 
 
-async def answers(sshd: Sshd) -> bool:
-    """Whether one can log in before long."""
+async def can_log_in(sshd: Sshd) -> bool:
+    """Return whether a login succeeds within the timeout."""
     try:
-        async with asyncio.timeout(ANSWERS_WITHIN):
+        async with asyncio.timeout(START_TIMEOUT):
             while True:
                 with contextlib.suppress(OSError, asyncssh.Error):
-                    return await _logs_in(sshd)
+                    return await _log_in(sshd)
                 await asyncio.sleep(0.1)
     except TimeoutError:
         return False
 
 
-async def _logs_in(sshd: Sshd) -> bool:
+async def _log_in(sshd: Sshd) -> bool:
     async with asyncssh.connect(
         "127.0.0.1", sshd.port, username=sshd.user, client_keys=[str(sshd.key_file)],
         known_hosts=str(sshd.known_hosts), config=None, agent_path=None,
     ) as connection:  # fmt: skip
-        # A forced command may read its input to the end.
+        # A forced command may read its standard input.
         return (await connection.run("true", stdin=asyncssh.DEVNULL)).exit_status == 0
 
 
-async def _asyncssh(keeper: Keeper, folder: Path, made: Sshd, env: Mapping[str, str]) -> Sshd:
-    argv = [sys.executable, "-m", "defib.demo.asyncssh_server", str(folder), str(made.port)]
-    pid = await keeper.start(argv, folder / "log", {**os.environ, **env})
-    if not await answers(made):
-        raise StartError(f"the SSH server does not answer: {(folder / 'log').read_text()[-500:]}")
-    return Sshd(made.port, made.user, made.key_file, made.known_hosts, pid)
+async def _start_asyncssh(launcher: Launcher, folder: Path, server: Sshd, env: Mapping[str, str]) -> Sshd:
+    argv = [sys.executable, "-m", "defib.demo.asyncssh_server", str(folder), str(server.port)]
+    pid = await launcher.start(argv, folder / "log", {**os.environ, **env})
+    if not await can_log_in(server):
+        raise StartError(f"cannot log in to the SSH server: {(folder / 'log').read_text()[-500:]}")
+    return Sshd(server.port, server.user, server.key_file, server.known_hosts, pid)

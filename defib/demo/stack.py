@@ -1,4 +1,4 @@
-"""The whole stack on loopback: the shipped files with shorter intervals and other addresses."""
+"""Stack: Prometheus, Alertmanager, the exporter and the remediator on loopback, with the shipped files."""
 
 import asyncio
 import atexit
@@ -8,24 +8,26 @@ import secrets
 import shutil
 import socket
 import sys
+import sysconfig
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import yaml
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from runtime.errors import StartError
 
-SHIPPED = Path(__file__).resolve().parents[2] / "alerts"
+CHECKOUT = Path(__file__).resolve().parents[2]
+INSTALLED = Path(sysconfig.get_path("data")) / "share" / "defib"
 READY_WITHIN = 120.0
-UNHURRIED_WITHIN = 180.0
+UNHURRIED_READY_WITHIN = 180.0
 PORTS = (12_000, 32_000)
-RESERVED = 200  # ports that a process holds at most
-NEEDED = ("prometheus", "prometheus-alertmanager")
-WEBHOOK_TOKEN = "demo-webhook-token"  # noqa: S105 - on loopback, for as long as the demo lasts
+RESERVED = 200  # ports that a process reserves at most
+PROGRAMS = ("prometheus", "prometheus-alertmanager")
+WEBHOOK_TOKEN = "demo-webhook-token"  # noqa: S105 - only on loopback, while the demo runs
 
 
 _reserved: deque[socket.socket] = deque()
@@ -33,27 +35,27 @@ _reserved: deque[socket.socket] = deque()
 
 @atexit.register
 def _release() -> None:
-    """Close what the interpreter would close with a warning."""
+    """Close the sockets, which the interpreter would close with a warning."""
     while _reserved:
         _reserved.popleft().close()
 
 
-def free_ports(count: int) -> list[int]:
-    """Free ports on loopback, below those that outgoing connections are given; no other process is given the same."""
-    found: list[int] = []
+def reserve_ports(count: int) -> list[int]:
+    """Reserve free ports on loopback, below those of outgoing connections, so that no other process gets them."""
+    ports: list[int] = []
     for port in random.sample(range(*PORTS), PORTS[1] - PORTS[0]):
-        if len(found) == count:
-            return found
+        if len(ports) == count:
+            return ports
         with contextlib.suppress(OSError):
             _reserve(port)
-            found.append(port)
+            ports.append(port)
     raise StartError(f"no {count} ports from {PORTS[0]} to {PORTS[1]} are free")
 
 
 def _reserve(port: int) -> None:
-    """Bind a port without listening on it, so that nobody else finds it free. Raises OSError where it is not.
+    """Bind a port without listening on it. Raises OSError if it is not free.
 
-    A server that sets SO_REUSEADDR, as all of ours do, can still listen there.
+    A server that sets SO_REUSEADDR, as all of this project do, can still listen on it.
     """
     reservation = socket.socket()
     try:
@@ -67,8 +69,32 @@ def _reserve(port: int) -> None:
         _reserved.popleft().close()
 
 
+def find_alert_files() -> Path:
+    """Return the folder of the shipped files of Prometheus and Alertmanager. Raises StartError."""
+    folders = [base / "alerts" for base in (CHECKOUT, INSTALLED)]
+    for folder in folders:
+        if (folder / "prometheus.yml").is_file():
+            return folder
+    looked_in = ", ".join(map(str, folders))
+    raise StartError(
+        f"cannot find the alert rules of Defib (looked in {looked_in}): run `make demo` in a checkout of Defib, or"
+        " install Defib from one with pip"
+    )
+
+
+def check_requirements() -> None:
+    """Check that all files and programs are there. Raises StartError."""
+    find_alert_files()
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        raise StartError(
+            f"not found on PATH: {', '.join(missing)}. `make demo` in a checkout of Defib downloads these programs; or"
+            f" install them (Debian, Ubuntu: apt install {' '.join(missing)})"
+        )
+
+
 class Credential(httpx.Auth):
-    """The API token, sent to the exporter and the remediator alone, where a request has no other credential."""
+    """Adds the API token to requests to the exporter and the remediator that have no other credential."""
 
     def __init__(self, token: str, ports: Iterable[int]) -> None:
         self._token, self._ports = token, frozenset(ports)
@@ -80,19 +106,27 @@ class Credential(httpx.Auth):
 
 
 class Stack:
-    """Prometheus, Alertmanager, the exporter and the remediator, kept by a keeper in one folder.
+    """Prometheus, Alertmanager, the exporter and the remediator, with all their files in one folder.
 
-    Unless `hurried`, the shipped files' intervals are left as they are. `fallback` is a webhook's address for the
-    receiver of that name.
+    Unless `hurried`, the intervals of the shipped files stay as they are. `fallback` is the webhook of the receiver of
+    that name. `report` is called with each step of the start.
     """
 
-    def __init__(self, keeper: Keeper, folder: Path, *, hurried: bool = True, fallback: str = "") -> None:
-        self._keeper, self._folder = keeper, folder
+    def __init__(
+        self,
+        launcher: Launcher,
+        folder: Path,
+        *,
+        hurried: bool = True,
+        fallback: str = "",
+        report: Callable[[str], None] = lambda _text: None,
+    ) -> None:
+        self._launcher, self._folder, self._report = launcher, folder, report
         self._hurried, self._fallback = hurried, fallback
         names = ("exporter", "remediator", "prometheus", "alertmanager", "node")
-        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
+        self.ports = dict(zip(names, reserve_ports(len(names)), strict=True))
         self.pids: dict[str, int] = {}
-        self.token_file = folder / "token"  # beside the record
+        self.token_file = folder / "token"  # next to the database
         self.token = secrets.token_urlsafe(32)
         self.credential = Credential(self.token, (self.ports[name] for name in ("exporter", "remediator")))
         self.client = httpx.AsyncClient(trust_env=False, timeout=30.0, auth=self.credential)
@@ -101,7 +135,7 @@ class Stack:
         return f"http://127.0.0.1:{self.ports[name]}"
 
     def configuration(self, extra: Mapping[str, Any]) -> Path:
-        """Write the configuration directory; `extra` joins what the stack itself needs."""
+        """Write the configuration directory, with `extra` besides the settings of the stack itself, and return it."""
         directory = self._folder / "config"
         directory.mkdir(exist_ok=True)
         self.token_file.touch(mode=0o600)
@@ -121,39 +155,38 @@ class Stack:
         return directory
 
     async def start(self) -> None:
-        """Start all four; returns once an alert has come through all of them. Raises StartError."""
-        missing = [program for program in NEEDED if shutil.which(program) is None]
-        if missing:
-            raise StartError(
-                f"not on PATH: {', '.join(missing)} (run `make demo`, or install Prometheus and Alertmanager)"
-            )
+        """Start all four programs, and wait until an alert has passed through all of them. Raises StartError."""
+        check_requirements()
         (self._folder / "webhook_token").write_text(WEBHOOK_TOKEN)
-        await self.start_ours("exporter")
-        await self.start_ours("remediator")
+        await self.start_program("exporter")
+        await self.start_program("remediator")
         await self.start_alertmanager()
         await self.start_prometheus()
-        within = READY_WITHIN if self._hurried else UNHURRIED_WITHIN
-        await self.wait_for("the Watchdog, from Prometheus to the remediator", self._watchdog_arrived, within)
+        within = READY_WITHIN if self._hurried else UNHURRIED_READY_WITHIN
+        self._report("waiting for the first alert (Watchdog) to pass Prometheus and Alertmanager")
+        await self.wait_for("the Watchdog alert at the remediator", self._watchdog_arrived, within)
 
-    async def start_ours(self, program: str) -> None:
-        """Start the exporter or the remediator."""
+    async def start_program(self, program: str) -> None:
+        """Start the exporter or the remediator, and wait until it is ready."""
         argv = [sys.executable, "-m", "defib", program, "--config", str(self._folder / "config")]
         await self._run(program, [*argv, "--listen", f"127.0.0.1:{self.ports[program]}"])
         await self.wait_for(program, lambda: self._is_ready(program))
 
     async def _run(self, name: str, argv: Sequence[str]) -> None:
-        self.pids[name] = await self._keeper.start(argv, self.log(name))
+        self._report(f"starting {name}")
+        self.pids[name] = await self._launcher.start(argv, self.log(name))
 
     def log(self, name: str) -> Path:
         return self._folder / f"{name}.log"
 
     async def start_prometheus(self) -> None:
-        """Start Prometheus."""
-        config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+        """Start Prometheus, and wait until it is ready."""
+        shipped = find_alert_files()
+        config = yaml.safe_load((shipped / "prometheus.yml").read_text())
         if self._hurried:
             config["global"] = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
-        config["rule_files"] = [str(SHIPPED / "rules" / "*.yml")]
-        self._readdressed(config, "prometheus.yml")
+        config["rule_files"] = [str(shipped / "rules" / "*.yml")]
+        self._write_with_own_addresses(config, "prometheus.yml")
         await self._run(
             "prometheus",
             [
@@ -168,14 +201,14 @@ class Stack:
         await self.wait_for("prometheus", lambda: self._is_ready("prometheus"))
 
     async def start_alertmanager(self) -> None:
-        """Start Alertmanager."""
-        config = yaml.safe_load((SHIPPED / "alertmanager.yml").read_text())
+        """Start Alertmanager, and wait until it is ready."""
+        config = yaml.safe_load((find_alert_files() / "alertmanager.yml").read_text())
         if self._hurried:
             config["route"]["group_interval"] = "1s"
         if self._fallback:
             (fallback,) = (each for each in config["receivers"] if each["name"] == "fallback")
             fallback["webhook_configs"] = [{"url": self._fallback}]
-        self._readdressed(config, "alertmanager.yml")
+        self._write_with_own_addresses(config, "alertmanager.yml")
         await self._run(
             "alertmanager",
             [
@@ -189,8 +222,8 @@ class Stack:
         )
         await self.wait_for("alertmanager", lambda: self._is_ready("alertmanager"))
 
-    def _readdressed(self, config: Any, name: str) -> None:
-        """Write a shipped file with this stack's addresses in place of those of docker-compose.yml."""
+    def _write_with_own_addresses(self, config: Any, name: str) -> None:
+        """Write a shipped file, with the addresses of this stack instead of those of docker-compose.yml."""
         text = yaml.safe_dump(config, sort_keys=False)
         own = {
             "exporter:9999": "exporter", "remediator:9095": "remediator",
@@ -201,7 +234,7 @@ class Stack:
         (self._folder / name).write_text(text.replace("secrets/webhook_token", str(self._folder / "webhook_token")))
 
     async def get(self, name: str, path: str) -> Any:
-        """JSON from one of the four; None where there is none to be had."""
+        """Return the JSON response of one of the programs, or None if there is none."""
         try:
             response = await self.client.get(f"{self.url(name)}{path}")
             return response.json() if response.is_success else None
@@ -222,7 +255,7 @@ class Stack:
         return False
 
     async def wait_for(self, what: str, condition: Any, within: float = READY_WITHIN) -> None:
-        """Wait until `condition()` is true. Raises StartError, with the end of the logs."""
+        """Wait until `condition()` is true. Raises StartError with the end of all logs."""
         try:
             async with asyncio.timeout(within):
                 while not await condition():

@@ -1,8 +1,8 @@
-"""`defib doctor`: what an installation needs, what is missing, and how to mend it."""
+"""`defib doctor`: checks of a whole installation, each with a result and what to do."""
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -10,47 +10,66 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from defib.doctor import here, hosts, servers
-from defib.doctor.findings import Finding, within
+from defib.doctor import channels, database, hosts, monitoring, programs
+from defib.doctor.findings import Finding, check_within
+from defib.doctor.server import ServerCheck, check_server
+from defib.lookup import find_host
 from fleet.inventory.documents import ConfigurationError
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host
+from remediator.execution.controls import CONTROLS
 from runtime import tokens
-from runtime.errors import DefibError
+from runtime.errors import StartError
 from runtime.redaction import Redactor
 
-HOSTS_AT_ONCE = 500
-HOSTS_WITHIN, REST_WITHIN = 25.0, 25.0  # seconds, for all of them
+CONCURRENT_HOSTS = 500
+HOST_TIMEOUT, SERVER_TIMEOUT = 25.0, 25.0  # seconds for all checks of one host or server
+SERVERS: tuple[tuple[str, ServerCheck], ...] = (
+    ("exporter", programs.check_exporter),
+    ("remediator", programs.check_remediator),
+    ("prometheus", monitoring.check_prometheus),
+    ("alertmanager", monitoring.check_alertmanager),
+    ("grafana", monitoring.check_grafana),
+)
 
 
-async def doctor(
+async def run(
     load: Callable[[], LoadedInventory], names: Sequence[str], *, token_file: Path | None, send: bool, as_json: bool
 ) -> int:
-    """Check everything, or the hosts named alone, and print a line for each finding; 1 where something fails.
+    """Check the installation, or only the named hosts, and print one line per finding; return 1 if a check fails.
 
-    With `send`, each channel is sent a test.
+    With `send`, send a test message to each channel.
     """
     try:
         loaded = load()
+        selected = [find_host(loaded.inventory, name) for name in names]
+        _require_references(loaded, names)
     except ConfigurationError as error:
-        mend = "mend it; `defib check` says all that is wrong, `defib init DIR` writes a first one"
-        return _told([Finding("configuration", "loads", "fail", str(wrong), mend) for wrong in error.problems], as_json)
-    except DefibError as error:
-        mend = "`defib init DIR` writes a first one; --config or $DEFIB_CONFIG says where it is"
-        return _told([Finding("configuration", "is there", "fail", str(error), mend)], as_json)
+        fix = "fix it; `defib check` prints all errors, `defib init DIR` writes a first configuration"
+        findings = [Finding("configuration", "loads", "fail", str(wrong), fix) for wrong in error.problems]
+        return _print_findings(findings, as_json=as_json)
+    except StartError as error:
+        fix = "create one with `defib init DIR`, or name its directory with --config or $DEFIB_CONFIG"
+        return _print_findings([Finding("configuration", "loads", "fail", str(error), fix)], as_json=as_json)
     if token_file is not None:
         loaded = _with_token(loaded, tokens.read_token(token_file))
-    known = loaded.inventory.hosts
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise DefibError(f"the inventory has no host {', '.join(unknown)}")
-    chosen = [known[name] for name in names] or [host for host in known.values() if host.has_shell]
-    looks = [_hosts(loaded, chosen)]
+    work = [_check_hosts(loaded, selected or [host for host in loaded.inventory.hosts.values() if host.has_shell])]
     if not names:
-        looks += [_rest(loaded, send=send)]
-    found = list(chain.from_iterable(reversed(await asyncio.gather(*looks))))
+        work.insert(0, _check_all_but_hosts(loaded, send=send))
     redact = Redactor(loaded.secrets)
-    return _told([replace(each, seen=redact(each.seen)) for each in found], as_json)
+    parts = await asyncio.gather(*work)
+    findings = [replace(each, detail=redact(each.detail)) for each in chain.from_iterable(parts)]
+    return _print_findings(findings, as_json=as_json)
+
+
+def _require_references(loaded: LoadedInventory, hosts: Sequence[str]) -> None:
+    """Check that all references are resolved that the checks of some hosts need. Raises ConfigurationError."""
+    controlled = [
+        f"services.{name}.control"
+        for name, service in loaded.inventory.services.items()
+        if service.host in hosts and service.control and CONTROLS[service.control.kind].options.needs_host
+    ]
+    loaded.require(*(f"hosts.{name}" for name in hosts), *controlled)
 
 
 def _with_token(loaded: LoadedInventory, token: SecretStr) -> LoadedInventory:
@@ -59,7 +78,7 @@ def _with_token(loaded: LoadedInventory, token: SecretStr) -> LoadedInventory:
     return LoadedInventory(inventory, loaded.secrets | {token.get_secret_value()})
 
 
-def _told(findings: Sequence[Finding], as_json: bool) -> int:
+def _print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
     if as_json:
         print(json.dumps({"findings": [asdict(each) for each in findings]}, ensure_ascii=False))
     else:
@@ -69,23 +88,26 @@ def _told(findings: Sequence[Finding], as_json: bool) -> int:
     return int(any(each.result == "fail" for each in findings))
 
 
-async def _hosts(loaded: LoadedInventory, chosen: Sequence[Host]) -> Sequence[Finding]:
-    gate = asyncio.Semaphore(HOSTS_AT_ONCE)
+async def _check_hosts(loaded: LoadedInventory, selected: Sequence[Host]) -> Sequence[Finding]:
+    limit = asyncio.Semaphore(CONCURRENT_HOSTS)
 
-    async def one(host: Host) -> Sequence[Finding]:
-        async with gate:
-            return await hosts.check(host, loaded.inventory)
+    async def check_host(host: Host) -> Sequence[Finding]:
+        async with limit:
+            return await hosts.check_host(host, loaded.inventory)
 
-    asked = (within(HOSTS_WITHIN, host.name, partial(one, host)) for host in chosen)
-    return list(chain.from_iterable(await asyncio.gather(*asked)))
+    checks = (check_within(HOST_TIMEOUT, host.name, partial(check_host, host)) for host in selected)
+    return list(chain.from_iterable(await asyncio.gather(*checks)))
 
 
-async def _rest(loaded: LoadedInventory, *, send: bool) -> Sequence[Finding]:
+async def _check_all_but_hosts(loaded: LoadedInventory, *, send: bool) -> Sequence[Finding]:
     inventory, redact = loaded.inventory, Redactor(loaded.secrets)
     size = f"{len(inventory.hosts)} hosts, {len(inventory.services)} services"
-    asked = [within(REST_WITHIN, name, partial(servers.guarded, name, look, inventory)) for name, look in servers.ALL]
-    asked.append(within(REST_WITHIN, "notify", partial(here.channels, inventory, redact, send=send)))
-    asked.insert(0, within(REST_WITHIN, "database", partial(asyncio.to_thread, here.record, inventory)))
-    found = [Finding("configuration", "loads", "pass", size)]
-    found += [Finding("configuration", "warnings", "warn", str(warning)) for warning in loaded.warnings]
-    return [*found, *chain.from_iterable(await asyncio.gather(*asked))]
+    findings = [Finding("configuration", "loads", "pass", size)]
+    fix = "use one service, or controls with different targets"
+    findings += [Finding("configuration", "targets", "warn", str(warning), fix) for warning in loaded.warnings]
+    checks: list[Awaitable[Sequence[Finding]]] = [
+        check_within(SERVER_TIMEOUT, "database", partial(asyncio.to_thread, database.check_database, inventory)),
+        *(check_within(SERVER_TIMEOUT, name, partial(check_server, name, check, inventory)) for name, check in SERVERS),
+        check_within(SERVER_TIMEOUT, "notify", partial(channels.check_channels, inventory, redact, send=send)),
+    ]
+    return [*findings, *chain.from_iterable(await asyncio.gather(*checks))]

@@ -1,34 +1,36 @@
-"""What the doctor found: what was looked at, how it is, and what to do."""
+"""Findings: what the doctor checked, the result, and how to fix a problem."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Result = Literal["pass", "warn", "fail"]
+CheckResult = Literal["pass", "warn", "fail"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check of one subject: its result, what was seen, and what to do unless it passed."""
+    """One check of one subject; `fix` says what to do unless it passed."""
 
     subject: str
     check: str
-    result: Result
-    seen: str = ""
-    mend: str = ""
+    result: CheckResult
+    detail: str = ""
+    fix: str = ""
 
     def __str__(self) -> str:
-        seen = f": {' '.join(self.seen.split())}" if self.seen else ""
-        mend = f" → {self.mend}" if self.mend and self.result != "pass" else ""
-        return f"{self.result.upper()}  {self.subject}: {self.check}{seen}{mend}"
+        detail = f": {' '.join(self.detail.split())}" if self.detail else ""
+        fix = f" → {self.fix}" if self.fix and self.result != "pass" else ""
+        return f"{self.result.upper()}  {self.subject}: {self.check}{detail}{fix}"
 
 
-async def within(seconds: float, subject: str, look: Callable[[], Awaitable[Sequence[Finding]]]) -> Sequence[Finding]:
-    """What `look` finds, or that it found nothing in time."""
+async def check_within(
+    seconds: float, subject: str, check: Callable[[], Awaitable[Sequence[Finding]]]
+) -> Sequence[Finding]:
+    """Return the findings of a check, or a failure if it takes too long."""
     try:
         async with asyncio.timeout(seconds):
-            return await look()
+            return await check()
     except TimeoutError:
-        mend = "something holds it up; see whether it can be reached from here"
-        return [Finding(subject, "answers", "fail", f"nothing within {seconds:g} s", mend)]
+        fix = "find out why it is slow, and whether it can be reached from this machine"
+        return [Finding(subject, "reachable", "fail", f"no answer within {seconds:g} s", fix)]

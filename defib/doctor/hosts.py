@@ -1,4 +1,4 @@
-"""What the doctor looks at on each host: keys, login, collectors, the clock, sudo."""
+"""The doctor's checks of each host: keys, login, collectors, clock, controls, sudo."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from defib.doctor.findings import Finding
-from defib.host import commands_of
+from defib.host_setup import commands_of
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import CollectorFailure, CollectorOptions
 from exporter.exposition.collector_samples import CollectorSamples
@@ -29,138 +29,150 @@ from fleet.shells.sudo import build_sudo_command
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import ControlRunner
 
-REACHED_WITHIN = 6.0  # seconds
-READ_WITHIN = 10.0  # seconds for each collector, and each question to sudo
-CLOCK = 1.0  # seconds that a clock may differ
+LOGIN_TIMEOUT = 6.0  # seconds
+COMMAND_TIMEOUT = 10.0  # seconds for each collector, control and sudo command
+CLOCK_TOLERANCE = 1.0  # seconds
 
 
-async def check(host: Host, inventory: Inventory) -> list[Finding]:
-    """All findings of one host."""
+async def check_host(host: Host, inventory: Inventory) -> list[Finding]:
+    """Check everything that the exporter and the remediator need on a host."""
     if not host.has_shell:
-        return [Finding(host.name, "a shell", "fail", "it has none", "give it `ssh:` or `shell: local`")]
-    found = await asyncio.gather(_reading(host, inventory), _controlling(host, inventory))
-    return [finding for part in found for finding in part]
+        fix = f"set hosts.{host.name}.ssh or `shell: local`"
+        return [Finding(host.name, "shell", "fail", "no shell is configured", fix)]
+    parts = await asyncio.gather(_check_reading(host, inventory), _check_controlling(host, inventory))
+    return [finding for findings in parts for finding in findings]
 
 
-async def _reading(host: Host, inventory: Inventory) -> list[Finding]:
-    """What the exporter needs."""
-    findings = _files(host, host.ssh_for(control=False), "reading") if host.shell == "ssh" else []
+async def _check_reading(host: Host, inventory: Inventory) -> list[Finding]:
+    """Check what the exporter needs: files, login, collectors."""
+    findings = _check_files(host, host.ssh_for(control=False)) if host.shell == "ssh" else []
     shells = Shells(inventory.hosts)
     try:
-        reached = await _reach(host, shells, "its shell answers")
-        findings.append(reached)
-        if reached.result == "pass":
+        login = await _check_shell(host, shells, "shell for reading")
+        findings.append(login)
+        if login.result == "pass":
             shell = shells.get(host.name)
-            wanted = ((name, options) for name, options in host.collect if options is not None)
-            findings += await asyncio.gather(*(_collector(host, name, options, shell) for name, options in wanted))
+            collectors = ((name, options) for name, options in host.collect if options is not None)
+            checks = (_check_collector(host, name, options, shell) for name, options in collectors)
+            findings += await asyncio.gather(*checks)
     finally:
         await shells.close()
     return findings
 
 
-def _finding(host: Host, check: str, *, well: bool, seen: str = "", mend: str = "") -> Finding:
-    return Finding(host.name, check, "pass" if well else "fail", seen, mend)
+def _finding(host: Host, check: str, *, passed: bool, detail: str = "", fix: str = "") -> Finding:
+    return Finding(host.name, check, "pass" if passed else "fail", detail, fix)
 
 
-def _files(host: Host, ssh: Ssh, purpose: str) -> list[Finding]:
-    found = []
+def _check_files(host: Host, ssh: Ssh) -> list[Finding]:
+    findings = []
     if ssh.key_file is not None:
-        found.append(_key(host, ssh.key_file, purpose))
-    pinned = ssh.known_hosts.is_file()
-    mend = "pin the host's key there: `defib host setup` says how"
-    seen = "" if pinned else "there is no such file"
-    found.append(_finding(host, f"known hosts {ssh.known_hosts}", well=pinned, seen=seen, mend=mend))
-    return found
+        findings.append(_check_key(host, ssh.key_file, "reading"))
+    findings.append(_check_known_hosts(host, ssh.known_hosts))
+    return findings
 
 
-def _key(host: Host, path: Path, purpose: str) -> Finding:
-    what = f"the key for {purpose}, {path}"
+def _check_known_hosts(host: Host, path: Path) -> Finding:
+    fail = partial(_finding, host, f"known hosts {path}", passed=False)
     try:
-        mode = path.stat().st_mode & 0o777
+        path.open("rb").close()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        fix = f"pin the host's key in that file: `defib host setup {host.name}` shows how"
+        return fail(detail="there is no such file" if isinstance(error, FileNotFoundError) else str(error), fix=fix)
+    except OSError as error:
+        return fail(detail=str(error.strerror), fix="run this as the user of the programs, or make the file readable")
+    return _finding(host, f"known hosts {path}", passed=True)
+
+
+def _check_key(host: Host, path: Path, purpose: str) -> Finding:
+    check = f"SSH key for {purpose}, {path}"
+    try:
+        status = path.stat()
         path.open("rb").close()
     except FileNotFoundError as error:
-        mend = f"ssh-keygen -t ed25519 -N '' -f {path}"
-        return _finding(host, what, well=False, seen=str(error.strerror), mend=mend)
+        fix = f"ssh-keygen -t ed25519 -N '' -f {path}"
+        return _finding(host, check, passed=False, detail=str(error.strerror), fix=fix)
     except OSError as error:
-        mend = f"run this as the user of the programs, or let that user read it: chown defib {path}"
-        return _finding(host, what, well=False, seen=str(error.strerror), mend=mend)
-    # Root may own it and let a group read it, which is then that of the programs.
-    open_to = mode & (0o007 if path.stat().st_uid != os.geteuid() else 0o077)
-    seen = f"others may read it ({mode:o})" if open_to else ""
-    return _finding(host, what, well=not seen, seen=seen, mend=f"chmod 600 {path}")
+        fix = f"run this as the user of the programs, or make that user the owner: chown defib {path}"
+        return _finding(host, check, passed=False, detail=str(error.strerror), fix=fix)
+    # A key of root may be readable by the group of the programs.
+    readable = status.st_mode & (0o007 if status.st_uid != os.geteuid() else 0o077)
+    detail = f"other users can read it ({status.st_mode & 0o777:o})" if readable else ""
+    return _finding(host, check, passed=not detail, detail=detail, fix=f"chmod 600 {path}")
 
 
-async def _reach(host: Host, shells: Shells, what: str) -> Finding:
-    ill = partial(_finding, host, what, well=False)
+async def _check_shell(host: Host, shells: Shells, check: str) -> Finding:
+    fail = partial(_finding, host, check, passed=False)
+    setup = f"defib host setup {host.name}"
     try:
         shell = shells.get(host.name)
-        # A wrapper takes no command of ours; that it refuses one is its answer.
-        done = await shell.run(["true"], timeout=REACHED_WITHIN)
+        # A wrapper refuses this command, which shows that it works.
+        completed = await shell.run(["true"], timeout=LOGIN_TIMEOUT)
     except HostKeyError as error:
-        mend = "find out why the host's key is another, then pin it" if error.changed else "pin the host's key"
-        return ill(seen=str(error), mend=f"{mend} by hand: `defib host setup` says how")
+        fix = "find out why the host's key has changed, then pin it" if error.changed else "pin the host's key"
+        return fail(detail=str(error), fix=f"{fix} by hand: `{setup}` shows how")
     except (CommandNotRunError, LoginError, WrapperOutdatedError) as error:
-        return ill(seen=str(error), mend=f"let the key in, and run commands: defib host setup {host.name}")
+        return fail(detail=str(error), fix=f"set up the account and its keys: {setup}")
     except ShellError as error:
-        return ill(seen=str(error), mend="see that the host is up, and that its SSH port can be reached from here")
-    if shell.wrapped and done.status == 0:
-        return ill(seen="the key may run anything, not the wrapper alone", mend=f"defib host setup {host.name}")
-    answered = done.status == 0 or bool(shell.wrapped and get_wrapper_refusal(done))
-    seen = "" if answered else done.why or done.output
-    return _finding(host, what, well=answered, seen=seen, mend=f"defib host setup {host.name}")
+        return fail(detail=str(error), fix="check that the host is up, and that its SSH port is reachable from here")
+    if shell.wrapped and completed.status == 0:
+        return fail(detail="the key is not restricted to the wrapper", fix=setup)
+    passed = completed.status == 0 or bool(shell.wrapped and get_wrapper_refusal(completed))
+    detail = "" if passed else completed.why or completed.output
+    return _finding(host, check, passed=passed, detail=detail, fix=setup)
 
 
-async def _collector(host: Host, name: str, options: CollectorOptions, shell: Shell) -> Finding:
+async def _check_collector(host: Host, name: str, options: CollectorOptions, shell: Shell) -> Finding:
+    check = f"collector {name}"
     samples = CollectorSamples(host.name)
     collector = COLLECTORS[name].create(options, host.name)
 
     async def ask(sections: Sequence[Section]) -> Mapping[str, SectionOutput]:
-        found: dict[str, SectionOutput] = {}
-        error = await read_sections(shell, sections, timeout=READ_WITHIN, on_section=found.__setitem__)
-        if not found:
+        outputs: dict[str, SectionOutput] = {}
+        error = await read_sections(shell, sections, timeout=COMMAND_TIMEOUT, on_section=outputs.__setitem__)
+        if not outputs:
             raise error
-        return found
+        return outputs
 
     started = time.perf_counter()
     try:
         await collector.collect(ask, samples)
     except (CollectorFailure, ShellError) as error:
-        mend = "see docs/hosts.md for what this collector wants on the host"
+        fix = "see docs/hosts.md for the requirements of this collector"
         if shell.wrapped:
-            mend += f"; its allow-list is written by defib host setup {host.name}"
-        return _finding(host, f"collector {name}", well=False, seen=str(error), mend=mend)
+            fix += f"; `defib host setup {host.name}` updates the allow-list of the wrapper"
+        return _finding(host, check, passed=False, detail=str(error), fix=fix)
     if samples.fault is not None:
-        mend = "see docs/hosts.md for what is taken of a host"
-        return _finding(host, f"collector {name}", well=False, seen=samples.fault, mend=mend)
-    took = f"{time.perf_counter() - started:.2f} s, {len(samples.lines)} metrics"
+        return _finding(host, check, passed=False, detail=samples.fault, fix="see docs/hosts.md for the limits")
     offset = samples.lines.get("host_clock_offset_seconds", "").strip().rpartition(" ")[2]
-    if offset and abs(float(offset)) > CLOCK:
-        seen = f"its clock is {float(offset):+.1f} s off"
-        return _finding(host, f"collector {name}", well=False, seen=seen, mend="run NTP on both")
-    return _finding(host, f"collector {name}", well=True, seen=took)
+    if offset and abs(float(offset)) > CLOCK_TOLERANCE:
+        detail = f"the host's clock is off by {float(offset):+.1f} s"
+        return _finding(host, check, passed=False, detail=detail, fix="run NTP on both machines")
+    detail = f"{time.perf_counter() - started:.2f} s, {len(samples.lines)} metrics"
+    return _finding(host, check, passed=True, detail=detail)
 
 
-async def _controlling(host: Host, inventory: Inventory) -> list[Finding]:
-    """What the remediator needs: its keys and its sudo, where it has others, and an answer to each control."""
+async def _check_controlling(host: Host, inventory: Inventory) -> list[Finding]:
+    """Check what the remediator needs: its own keys and sudo rights, and the status of each controlled service."""
     control = host.ssh_for(control=True)
-    findings = [_key(host, control.key_file, "controlling")] if host.control_ssh and control.key_file else []
+    findings = [_check_key(host, control.key_file, "controlling")] if host.control_ssh and control.key_file else []
     shells = Shells(inventory.hosts, control=True)
     try:
-        reached = await _reach(host, shells, "its shell answers to the controls")
+        login = await _check_shell(host, shells, "shell for controlling")
         if host.control_ssh is not None or host.sudo.mode != "none":
-            findings.append(reached)
-        if reached.result == "pass":
+            findings.append(login)
+        if login.result == "pass":
             shell = shells.get(host.name)
             if host.sudo.mode != "none" and not control.wrapper:
-                findings.append(await _sudo(host, inventory, shell))
-            findings += await _controls(host, inventory, shell)
+                findings.append(await _check_sudo(host, inventory, shell))
+            findings += await _check_controls(host, inventory, shell)
     finally:
         await shells.close()
     return findings
 
 
-async def _controls(host: Host, inventory: Inventory, shell: Shell) -> list[Finding]:
-    """Whether docker, systemd and the like tell of what the services' controls restart; however that is."""
+async def _check_controls(host: Host, inventory: Inventory, shell: Shell) -> list[Finding]:
+    """Check that docker, systemd and supervisor report a status for what the controls restart, whatever it is."""
     findings = []
     for service in inventory.services.values():
         if service.host != host.name or service.control is None or "status" not in service.control.options.verbs:
@@ -168,27 +180,29 @@ async def _controls(host: Host, inventory: Inventory, shell: Shell) -> list[Find
         kind, options = CONTROLS[service.control.kind], service.control.options
         if not kind.options.needs_host or service.control.kind == "command":
             continue
-        runner = ControlRunner(shell, host.sudo, READ_WITHIN, host.name)
+        runner = ControlRunner(shell, host.sudo, COMMAND_TIMEOUT, host.name)
         try:
             facts = await kind.read_state(options, runner)
-            seen = facts.state if facts else (await kind.run("status", options, runner)).output
+            detail = facts.state if facts else (await kind.run("status", options, runner)).output
         except ShellError as error:
-            facts, seen = None, str(error)
-        mend = f"see that {service.control.kind} has it, and that the host's account may ask: docs/remediation.md"
-        findings.append(_finding(host, f"the control of {service.id}", well=facts is not None, seen=seen, mend=mend))
+            facts, detail = None, str(error)
+        name = service.control.kind
+        fix = f"check the name in {name}, and that the account may use {name}: docs/remediation.md"
+        check = f"control of {service.id}"
+        findings.append(_finding(host, check, passed=facts is not None, detail=detail, fix=fix))
     return findings
 
 
-async def _sudo(host: Host, inventory: Inventory, shell: Shell) -> Finding:
-    """Whether sudo allows each command of the controls; it is asked, and runs none."""
+async def _check_sudo(host: Host, inventory: Inventory, shell: Shell) -> Finding:
+    """Check with `sudo -l` that each command of the controls is allowed; none is run."""
     refused: list[str] = []
     for command in await asyncio.to_thread(commands_of, inventory, host):
         argv, stdin = build_sudo_command(command, host.sudo)
         at = argv.index("--")
-        done = await shell.run([*argv[:at], "-l", *argv[at:]], timeout=READ_WITHIN, stdin=stdin)
-        if done.status != 0:
-            said = (done.output or done.why or "it is not allowed").splitlines()[-1]
-            refused.append(f"{shlex.join(command)}: {said}")
+        completed = await shell.run([*argv[:at], "-l", *argv[at:]], timeout=COMMAND_TIMEOUT, stdin=stdin)
+        if completed.status != 0:
+            reason = (completed.output or completed.why or "not allowed").splitlines()[-1]
+            refused.append(f"{shlex.join(command)}: {reason}")
     more = f", and {len(refused) - 1} more" if len(refused) > 1 else ""
-    mend = "allow its account that in sudoers" if host.shell == "local" else f"defib host setup {host.name}"
-    return _finding(host, "sudo", well=not refused, seen=f"{refused[0]}{more}" if refused else "", mend=mend)
+    fix = "allow it for the account in sudoers" if host.shell == "local" else f"defib host setup {host.name}"
+    return _finding(host, "sudo", passed=not refused, detail=f"{refused[0]}{more}" if refused else "", fix=fix)

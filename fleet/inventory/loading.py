@@ -29,18 +29,42 @@ class LoadedInventory:
     inventory: Inventory
     secrets: frozenset[str] = field(repr=False)
     warnings: Sequence[ConfigProblem] = ()
+    unresolved: Sequence[ConfigProblem] = ()  # references that could not be resolved, unless loaded strictly
+
+    def require(self, *sections: str, ignore: Sequence[str] = ()) -> None:
+        """Check that all references in some sections, such as `remediator.token`, are resolved.
+
+        Raises ConfigurationError.
+        """
+        missing = [
+            problem
+            for problem in self.unresolved
+            if _is_within(problem.path, sections) and not _is_within(problem.path, ignore)
+        ]
+        if missing:
+            raise ConfigurationError(missing)
+
+
+def _is_within(path: str, sections: Sequence[str]) -> bool:
+    return any(path == section or path.startswith((f"{section}.", f"{section}[")) for section in sections)
 
 
 def load(
-    path: Path, kinds: KindTables, *, programs: Iterable[Program] = PROGRAMS, environ: Mapping[str, str] = os.environ
+    path: Path,
+    kinds: KindTables,
+    *,
+    programs: Iterable[Program] = PROGRAMS,
+    environ: Mapping[str, str] = os.environ,
+    strict: bool = True,
 ) -> LoadedInventory:
     """Read, resolve for `programs`, validate and check. Raises ConfigurationError with every error.
 
-    Without programs, no references are resolved.
+    Without programs, no references are resolved. Unless `strict`, references that cannot be resolved stay as they are
+    written; callers check those that they need with `LoadedInventory.require`.
     """
     document = read_directory(path)
     problems = _fill_in(document)
-    resolver = Resolver(document, environ, frozenset(programs))
+    resolver = Resolver(document, environ, frozenset(programs), strict)
     raw = resolver.resolve()
     problems += [*document.problems, *resolver.problems, *find_errors(document, raw, kinds)]
     model = inventory_model(kinds)
@@ -56,7 +80,8 @@ def load(
     _set_digests(document, inventory)
     secrets = frozenset(resolver.secrets | set(_find_secrets(inventory)))
     inventory.mask_targets(Redactor(secrets))
-    return LoadedInventory(inventory, secrets, _sort(find_warnings(document, inventory), Redactor(secrets)))
+    warnings = _sort(find_warnings(document, inventory), Redactor(secrets))
+    return LoadedInventory(inventory, secrets, warnings, _sort(resolver.unresolved, Redactor(secrets)))
 
 
 def _set_digests(document: Document, inventory: Inventory) -> None:

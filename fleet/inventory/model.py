@@ -352,8 +352,10 @@ class Inventory(ConfigModel):
 
     @model_validator(mode="after")
     def _check_retention(self) -> "Inventory":
-        windows = [self.remediation.for_service(service).window for service in self.services.values()]
-        if self.remediator.retention < max([600.0, self.remediation.window, *windows]):
+        rules = [self.remediation, *(self.remediation.for_service(service) for service in self.services.values())]
+        # A reference that is not resolved is text.
+        longest = max([600.0, *(each.window for each in rules if isinstance(each.window, float))])
+        if isinstance(self.remediator.retention, float) and self.remediator.retention < longest:
             raise ValueError("remediator.retention: must be at least 10m, and no shorter than any remediation.window")
         return self
 

@@ -34,8 +34,10 @@ class Resolver:
     document: Document
     environ: Mapping[str, str]
     programs: frozenset[Program]
+    strict: bool = True  # whether a reference that cannot be resolved is an error; else it stays as it is written
     secrets: set[str] = field(default_factory=set)
     problems: list[ConfigProblem] = field(default_factory=list)
+    unresolved: list[ConfigProblem] = field(default_factory=list)
 
     def resolve(self) -> dict[str, Any]:
         """Return the sections with their references resolved; those that cannot be are in `problems`."""
@@ -55,7 +57,13 @@ class Resolver:
         if not used:
             pending = any(match[0] != "$${" for match in _REFERENCE.finditer(text))
             return ConfigText(text if pending else text.replace("$${", "${"), text.base, pending=pending, checked=False)
-        return ConfigText(_REFERENCE.sub(lambda match: self._look_up(location, text, match), text), text.base)
+        count = len(self.problems)
+        resolved = _REFERENCE.sub(lambda match: self._look_up(location, text, match), text)
+        if not self.strict and len(self.problems) > count:
+            self.unresolved += self.problems[count:]
+            del self.problems[count:]
+            return ConfigText(text, text.base, pending=True, checked=False)
+        return ConfigText(resolved, text.base)
 
     def _is_used(self, location: Location) -> bool:
         return any(not any(_covers(pattern, location) for pattern in _IGNORED[program]) for program in self.programs)

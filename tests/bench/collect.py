@@ -20,8 +20,8 @@ import uvloop
 import yaml
 
 from defib.demo import service, sshd
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from fleet.host import gpu, system
 from fleet.host.sections import Section, build_script
 from fleet.managers import docker
@@ -45,25 +45,25 @@ def run() -> bool:
 async def _run() -> bool:
     if os.geteuid() == 0:
         await service.run_container("bench", "bench", ["/bin/sleep", "1000"])
-    keeper = await Keeper.begin()
+    launcher = await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return await _measure(keeper, Path(folder))
+            return await _measure(launcher, Path(folder))
     finally:
-        await keeper.end()
+        await launcher.end()
 
 
-async def _measure(keeper: Keeper, folder: Path) -> bool:
+async def _measure(launcher: Launcher, folder: Path) -> bool:
     (folder / "bin").mkdir()
     _write_nvidia_smi(folder / "bin" / "nvidia-smi")
-    ssh_port, port = free_ports(2)
+    ssh_port, port = reserve_ports(2)
     environment = {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
     if "DOCKER_HOST" in os.environ:
         environment["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
-    host = await sshd.start(keeper, folder / "sshd", ssh_port, environment)
+    host = await sshd.start(launcher, folder / "sshd", ssh_port, environment)
     _configure(folder / "config", host)
     argv = [sys.executable, "-m", "defib", "exporter", "--config", str(folder / "config")]
-    pid = await keeper.start([*argv, "--listen", f"127.0.0.1:{port}"], folder / "exporter.log")
+    pid = await launcher.start([*argv, "--listen", f"127.0.0.1:{port}"], folder / "exporter.log")
     theirs = [_ssh_seconds(folder, host) for _ in range(WINDOWS)]
     async with httpx.AsyncClient(trust_env=False, timeout=30, base_url=f"http://127.0.0.1:{port}") as client:
         await peers.answers(client, "/-/ready")

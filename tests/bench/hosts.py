@@ -13,8 +13,8 @@ import uvloop
 import yaml
 
 from defib.demo import service, sshd
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from tests.bench import peers
 from tests.docker import running_docker
 
@@ -34,21 +34,21 @@ async def _run() -> bool:
     names = [f"bench-{number}" for number in range(CONTAINERS)]
     for name in names:
         await service.run_container(name, name, ["/bin/sleep", "1000"])
-    keeper = await Keeper.begin()
+    launcher = await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return await _measure(keeper, Path(folder), names)
+            return await _measure(launcher, Path(folder), names)
     finally:
-        await keeper.end()
+        await launcher.end()
 
 
-async def _measure(keeper: Keeper, folder: Path, names: list[str]) -> bool:
-    ssh_port, port = free_ports(2)
+async def _measure(launcher: Launcher, folder: Path, names: list[str]) -> bool:
+    ssh_port, port = reserve_ports(2)
     environment = {"PATH": os.environ["PATH"], "DOCKER_HOST": os.environ["DOCKER_HOST"]}
-    host = await sshd.start(keeper, folder / "sshd", ssh_port, environment)
+    host = await sshd.start(launcher, folder / "sshd", ssh_port, environment)
     _configure(folder / "config", host, names)
     argv = [sys.executable, "-m", "defib", "exporter", "--config", str(folder / "config")]
-    await keeper.start([*argv, "--listen", f"127.0.0.1:{port}"], folder / "exporter.log")
+    await launcher.start([*argv, "--listen", f"127.0.0.1:{port}"], folder / "exporter.log")
     log = folder / "sshd" / "log"
     logins = log.read_text().count("Accepted publickey")
     async with httpx.AsyncClient(trust_env=False, timeout=30, base_url=f"http://127.0.0.1:{port}") as client:

@@ -15,8 +15,8 @@ import structlog
 import uvloop
 from sqlalchemy import func, select
 
-from defib.demo.feishu import SECRET, StandIn
-from defib.demo.keeper import Keeper
+from defib.demo.feishu import SECRET, FeishuSimulator
+from defib.demo.launcher import Launcher
 from defib.demo.stack import WEBHOOK_TOKEN, Stack
 from fleet.inventory.model import Inventory
 from remediator.metrics import Metrics
@@ -44,10 +44,10 @@ def run() -> bool:
 
 async def _to_card() -> bool:
     """From posting an alert to the card's arrival, by a remediator with its exporter."""
-    feishu_, keeper = StandIn(), await Keeper.begin()
+    feishu_, launcher = FeishuSimulator(), await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
-            webhook, stack = await feishu_.start(), Stack(keeper, Path(name))
+            webhook, stack = await feishu_.start(), Stack(launcher, Path(name))
             probe = {"every": "1h", "http": {"url": "http://127.0.0.1:1/"}}
             stack.configuration({
                 "services": {f"s{n}": {"probe": probe} for n in range(INCIDENTS)},
@@ -57,11 +57,11 @@ async def _to_card() -> bool:
             path.write_text(
                 "".join(line for line in path.read_text().splitlines(True) if "alertmanager_url" not in line)
             )
-            await stack.start_ours("exporter")
-            await stack.start_ours("remediator")
+            await stack.start_program("exporter")
+            await stack.start_program("remediator")
             took = [await _one_card(stack, feishu_, n) for n in range(INCIDENTS)]
     finally:
-        await keeper.end()
+        await launcher.end()
         await feishu_.stop()
     median = statistics.median(took)
     good = median <= TO_CARD
@@ -72,7 +72,7 @@ async def _to_card() -> bool:
     return good
 
 
-async def _one_card(stack: Stack, feishu_: StandIn, number: int) -> float:
+async def _one_card(stack: Stack, feishu_: FeishuSimulator, number: int) -> float:
     alert = {
         "status": "firing", "labels": {"alertname": "ServiceDown", "service": f"s{number}", "severity": "critical"},
         "annotations": {}, "startsAt": "2026-11-24T00:00:00Z", "endsAt": "", "fingerprint": f"f{number}",
@@ -112,7 +112,7 @@ def _worst(times: list[float]) -> tuple[int, int]:
 async def _burst() -> bool:
     """Real time, one by one: nothing is folded, so that the rate is what counts."""
     folded, outbox.FOLD_OVER = outbox.FOLD_OVER, 10**9
-    feishu_ = StandIn()
+    feishu_ = FeishuSimulator()
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
             inventory = inventory_of(Path(name) / "config", _written(await feishu_.start())).inventory
@@ -170,7 +170,7 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
     options = inventory.notify.channels["ops"].options
     made, now, began = rendering.of(inventory), database.clock.now(), time.perf_counter()
     clock = [now]
-    bot = StandIn(now=lambda: clock[0])
+    bot = FeishuSimulator(now=lambda: clock[0])
     await database.write(_tell, range(GREAT_BURST))
     tracemalloc.start()
     at_first = most = 0
@@ -190,7 +190,7 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
         letter = Letter(cards.card(told, chosen.form, made, options.mention, answers=False))
         body = feishu.message(letter)
         body |= {"timestamp": str(int(clock[0])), "sign": feishu.sign(SECRET, int(clock[0]))}
-        code, why = bot._judge("demo-token", json.dumps(body, ensure_ascii=False).encode())
+        code, why = bot.check_message("demo-token", json.dumps(body, ensure_ascii=False).encode())
         answer = feishu.read(Heard(200, {}, json.dumps({"code": code, "msg": why}).encode()))
         refused += [why] if code else []
         times.append(clock[0])

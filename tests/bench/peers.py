@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import trustme
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -20,7 +20,7 @@ def write_certificate(folder: Path) -> None:
     own.private_key_and_cert_chain_pem.write_to_path(folder / "own.pem")
 
 
-async def start_nginx(keeper: Keeper, folder: Path, port: int, scheme: str) -> None:
+async def start_nginx(launcher: Launcher, folder: Path, port: int, scheme: str) -> None:
     places = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
@@ -32,7 +32,7 @@ async def start_nginx(keeper: Keeper, folder: Path, port: int, scheme: str) -> N
         f"http {{ access_log off; {places} server {{ listen 127.0.0.1:{port} backlog=4096{tls};"
         ' location / { default_type text/plain; return 200 "the heart beats\\n"; } } }'
     )
-    await keeper.start(["nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)], folder / "nginx.log")
+    await launcher.start(["nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)], folder / "nginx.log")
 
 
 async def answers(client: httpx.AsyncClient, url: str) -> None:

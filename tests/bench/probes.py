@@ -16,8 +16,8 @@ import httpx
 import uvloop
 import yaml
 
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from tests.bench import peers
 
 ROUNDS = 5
@@ -35,12 +35,12 @@ async def _run() -> bool:
 
 
 async def _compare(scheme: str) -> bool:
-    keeper = await Keeper.begin()
+    launcher = await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory() as name:
-            ours, theirs = await _measure(keeper, Path(name), scheme)
+            ours, theirs = await _measure(launcher, Path(name), scheme)
     finally:
-        await keeper.end()
+        await launcher.end()
     at_most = AT_MOST[scheme]
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     ratio = statistics.median(ratios)
@@ -52,14 +52,14 @@ async def _compare(scheme: str) -> bool:
     return ratio <= at_most
 
 
-async def _measure(keeper: Keeper, folder: Path, scheme: str) -> tuple[list[float], list[float]]:
+async def _measure(launcher: Launcher, folder: Path, scheme: str) -> tuple[list[float], list[float]]:
     """CPU seconds per probe of ours and of blackbox_exporter, round by round."""
-    nginx, exporter, blackbox = free_ports(3)
+    nginx, exporter, blackbox = reserve_ports(3)
     target = f"{scheme}://127.0.0.1:{nginx}/"
     peers.write_certificate(folder)
-    await peers.start_nginx(keeper, folder, nginx, scheme)
-    ours = await _start_exporter(keeper, folder, exporter, target)
-    theirs = await _start_blackbox(keeper, folder, blackbox)
+    await peers.start_nginx(launcher, folder, nginx, scheme)
+    ours = await _start_exporter(launcher, folder, exporter, target)
+    theirs = await _start_blackbox(launcher, folder, blackbox)
     context = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     async with httpx.AsyncClient(trust_env=False, timeout=10, verify=context) as client:
         for url in (target, f"http://127.0.0.1:{exporter}/-/ready", f"http://127.0.0.1:{blackbox}/-/healthy"):
@@ -72,7 +72,7 @@ async def _measure(keeper: Keeper, folder: Path, scheme: str) -> tuple[list[floa
     return costs
 
 
-async def _start_exporter(keeper: Keeper, folder: Path, port: int, target: str) -> int:
+async def _start_exporter(launcher: Launcher, folder: Path, port: int, target: str) -> int:
     directory = folder / "config"
     directory.mkdir()
     http = {"url": target, "expect": {"body_matches": "heart"}, "tls": {"ca_file": str(folder / "ca.pem")}}
@@ -80,10 +80,10 @@ async def _start_exporter(keeper: Keeper, folder: Path, port: int, target: str) 
     services = {f"service-{number}": {"probe": probe} for number in range(SERVICES)}
     (directory / "services.yaml").write_text(yaml.safe_dump({"services": services}))
     argv = [sys.executable, "-m", "defib", "exporter", "--config", str(directory), "--listen", f"127.0.0.1:{port}"]
-    return await keeper.start(argv, folder / "exporter.log")
+    return await launcher.start(argv, folder / "exporter.log")
 
 
-async def _start_blackbox(keeper: Keeper, folder: Path, port: int) -> int:
+async def _start_blackbox(launcher: Launcher, folder: Path, port: int) -> int:
     module = {
         "prober": "http",
         "http": {
@@ -98,7 +98,7 @@ async def _start_blackbox(keeper: Keeper, folder: Path, port: int) -> int:
         f"--config.file={folder}/blackbox.yml",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
-    return await keeper.start(argv, folder / "blackbox.log", {**os.environ, "GOMAXPROCS": "1"})
+    return await launcher.start(argv, folder / "blackbox.log", {**os.environ, "GOMAXPROCS": "1"})
 
 
 async def _cost_of_ours(client: httpx.AsyncClient, url: str, pid: int) -> float:

@@ -17,8 +17,8 @@ import uvloop
 from sqlalchemy import insert
 
 from defib.demo import sshd
-from defib.demo.keeper import Keeper
-from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
 from remediator.incidents import lifecycle
 from remediator.policy.decisions import decide
 from remediator.policy.situation import Observation, Past, Present, Situation
@@ -47,17 +47,17 @@ def _service(host: str, folder: Path, name: str, **more: Any) -> dict[str, Any]:
     return {"host": host, "probe": probe, "control": control, "on_failure": "restart", **more}
 
 
-async def _started(keeper: Keeper, folder: Path, services: Callable[[str], dict[str, Any]]) -> Stack:
+async def _started(launcher: Launcher, folder: Path, services: Callable[[str], dict[str, Any]]) -> Stack:
     """A stack whose remediator is alone on one core, once its services have been seen down."""
-    (port,) = free_ports(1)
-    host = await sshd.start(keeper, folder / "sshd", port, {"PATH": "/usr/bin:/bin"})
+    (port,) = reserve_ports(1)
+    host = await sshd.start(launcher, folder / "sshd", port, {"PATH": "/usr/bin:/bin"})
     (folder / "restart").write_text(f"#!/bin/sh\necho $1 $(date +%s.%N) >> {folder}/restarts\nsleep 0.2\n")
     (folder / "restart").chmod(0o755)
     (folder / "restarts").touch()
     keys = {"key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
     ssh: dict[str, Any] = {"user": host.user, "port": host.port, **keys}
     hosts: dict[str, Any] = {f"h{n}": {"address": "127.0.0.1", "ssh": dict(ssh)} for n in range(RESTARTED)}
-    stack = Stack(keeper, folder)
+    stack = Stack(launcher, folder)
     remediation = {
         "attempts": 10_000, "hold": "100ms", "backoff": {"first": "1s", "factor": 1}, "actions_per_10m": 100_000,
         "storm": {"at_least": 100_000},
@@ -65,8 +65,8 @@ async def _started(keeper: Keeper, folder: Path, services: Callable[[str], dict[
     stack.configuration({"hosts": hosts, "services": services("h"), "remediation": remediation})
     path = folder / "config" / "defib.yaml"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if "alertmanager_url" not in line))
-    await stack.start_ours("exporter")
-    await stack.start_ours("remediator")
+    await stack.start_program("exporter")
+    await stack.start_program("remediator")
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(stack.pids["remediator"], cores[-1:])
     return stack
@@ -89,7 +89,7 @@ async def _post(stack: Stack, client: httpx.AsyncClient, *alerts: dict[str, Any]
 
 
 async def _deliveries() -> bool:
-    keeper = await Keeper.begin()
+    launcher = await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:  # on a disk, not in memory
             folder = Path(name)
@@ -105,9 +105,9 @@ async def _deliveries() -> bool:
                     }
                 return down | told
 
-            return await _measure_deliveries(await _started(keeper, folder, services), folder)
+            return await _measure_deliveries(await _started(launcher, folder, services), folder)
     finally:
-        await keeper.end()
+        await launcher.end()
 
 
 async def _measure_deliveries(stack: Stack, folder: Path) -> bool:
@@ -204,7 +204,7 @@ async def _timed(database: Database, work: Callable[..., Any], *args: Any) -> fl
 
 
 async def _to_command() -> bool:
-    keeper = await Keeper.begin()
+    launcher = await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
             folder = Path(name)
@@ -212,10 +212,10 @@ async def _to_command() -> bool:
             def services(host: str) -> dict[str, Any]:
                 return {f"down-{n}": _service(f"{host}{n}", folder, f"down-{n}") for n in range(RESTARTED)}
 
-            stack = await _started(keeper, folder, services)
+            stack = await _started(launcher, folder, services)
             took = [await _one(stack, folder, number) for number in range(RESTARTED // 2)]
     finally:
-        await keeper.end()
+        await launcher.end()
     median = statistics.median(took)
     good = median <= TO_COMMAND
     print(

@@ -13,8 +13,8 @@ import uvloop
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from tests.bench import peers
 
 SERVICES = 10_000
@@ -28,22 +28,22 @@ def run() -> bool:
 
 
 async def _run() -> bool:
-    keeper = await Keeper.begin()
+    launcher = await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory() as name:
-            return await _measure(keeper, Path(name))
+            return await _measure(launcher, Path(name))
     finally:
-        await keeper.end()
+        await launcher.end()
 
 
-async def _measure(keeper: Keeper, folder: Path) -> bool:
-    nginx, port = free_ports(2)
-    await peers.start_nginx(keeper, folder, nginx, "http")
+async def _measure(launcher: Launcher, folder: Path) -> bool:
+    nginx, port = reserve_ports(2)
+    await peers.start_nginx(launcher, folder, nginx, "http")
     _configure(folder / "config", nginx)
     argv = [sys.executable, "-m", "defib", "exporter", "--config", str(folder / "config"), "--listen"]
     core = str(max(os.sched_getaffinity(0)))
     began = time.monotonic()
-    pid = await keeper.start(["taskset", "-c", core, *argv, f"127.0.0.1:{port}"], folder / "exporter.log")
+    pid = await launcher.start(["taskset", "-c", core, *argv, f"127.0.0.1:{port}"], folder / "exporter.log")
     async with httpx.AsyncClient(trust_env=False, timeout=30, base_url=f"http://127.0.0.1:{port}") as client:
         await peers.answers(client, "/-/ready")
         ready = time.monotonic() - began

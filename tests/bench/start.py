@@ -12,8 +12,8 @@ from pathlib import Path
 import uvloop
 import yaml
 
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from tests.bench import peers
 
 ROUNDS = 15
@@ -27,16 +27,16 @@ def run() -> bool:
 
 
 async def _run() -> bool:
-    keeper = await Keeper.begin()
+    launcher = await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (port,) = free_ports(1)
-            await peers.start_nginx(keeper, folder, port, "http")
+            (port,) = reserve_ports(1)
+            await peers.start_nginx(launcher, folder, port, "http")
             _write(folder / "config", port)
             return await asyncio.to_thread(_measure, folder / "config")
     finally:
-        await keeper.end()
+        await launcher.end()
 
 
 def _write(config: Path, port: int) -> None:

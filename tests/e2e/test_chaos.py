@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from tests.chaos import judged, storm
 
 
@@ -16,8 +16,8 @@ from tests.chaos import judged, storm
         pytest.param(200, 50, marks=[pytest.mark.long, pytest.mark.timeout(3000)]),
     ],
 )
-async def test_kills_in_a_storm(keeper: Keeper, tmp_path: Path, kills: int, restarts: int) -> None:
-    report = await storm(keeper, tmp_path, kills=kills, seed=20)
+async def test_kills_in_a_storm(launcher: Launcher, tmp_path: Path, kills: int, restarts: int) -> None:
+    report = await storm(launcher, tmp_path, kills=kills, seed=20)
     assert report.wrong == []
     assert report.kills.total() == kills
     assert report.restarts >= restarts

@@ -1,7 +1,9 @@
-"""`defib demo` as a stranger runs it, and what it leaves behind."""
+"""`defib demo` as a new user runs it, and what it leaves behind."""
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+
+from defib.demo import service, stack
+from defib.demo.launcher import Launcher
+from runtime.errors import StartError
+from tests.support import eventually
 
 pytestmark = [pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd"), pytest.mark.timeout(600)]
 DEMO = [sys.executable, "-m", "defib", "demo"]
@@ -18,46 +26,46 @@ DEMO = [sys.executable, "-m", "defib", "demo"]
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Where the demo puts its folder."""
-    made = Path(tempfile.mkdtemp(prefix="t"))  # short: a socket's path is no longer than 108 characters
-    yield made
-    for left in made.iterdir():
+    """The folder for temporary files; the demo must leave it empty."""
+    path = Path(tempfile.mkdtemp(prefix="t"))  # short: the path of a socket has at most 108 characters
+    yield path
+    for left in path.iterdir():
         raise AssertionError(f"left behind: {left}")
-    made.rmdir()
+    path.rmdir()
 
 
 def environment(folder: Path, docker: str = "unix:///nowhere") -> dict[str, str]:
     return {**os.environ, "TMPDIR": str(folder), "DOCKER_HOST": docker}
 
 
-def of_the_demo(folder: Path) -> list[str]:
-    """Command lines of processes that have to do with the folder."""
-    found = []
+def processes_of(folder: Path) -> list[str]:
+    """Return the command lines of all processes that name the folder."""
+    lines = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
         except OSError:
             continue
         if str(folder) in line:
-            found.append(line)
-    return found
+            lines.append(line)
+    return lines
 
 
 def events(output: str) -> list[tuple[str, float]]:
-    told = json.loads(output.splitlines()[-1])["events"]
-    assert all(isinstance(event["t"], float) for event in told)
-    return [(event["event"], event["t"]) for event in told]
+    parsed = json.loads(output.splitlines()[-1])["events"]
+    assert all(isinstance(event["t"], float) for event in parsed)
+    return [(event["event"], event["t"]) for event in parsed]
 
 
 def check(done: "subprocess.CompletedProcess[str]", folder: Path) -> None:
     assert done.returncode == 0, done.stderr
-    told = events(done.stdout)
-    names = [name for name, _ in told]
+    timeline = events(done.stdout)
+    names = [name for name, _ in timeline]
     assert names[0] == "killed"
     assert [name for name in names if name != "notice"][1:] == ["down", "firing", "action", "recovered", "resolved"]
     assert names.count("notice") == 3
-    assert dict(told)["action"] <= 60  # 3 on an idle machine: `make bench ARGS=loop`
-    assert not of_the_demo(folder)
+    assert dict(timeline)["action"] <= 60  # 3 on an idle machine: `make bench ARGS=loop`
+    assert not processes_of(folder)
 
 
 def test_under_supervisor(folder: Path) -> None:
@@ -85,15 +93,62 @@ def test_in_a_container(folder: Path) -> None:
     assert left == ""
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_however_it_ends(folder: Path, number: signal.Signals) -> None:
+def test_experiments_are_reported_live(folder: Path) -> None:
+    """The addresses answer; a service that is stopped on purpose stays so; one that is killed in maintenance waits."""
     with (folder.parent / f"{folder.name}.log").open("w+") as log:
         process = subprocess.Popen(DEMO, env=environment(folder), stdout=log, stderr=log, text=True)
-        _until(lambda: "now it is killed" in Path(log.name).read_text(), 300, "the demo to be under way")
+
+        def shown(pattern: str) -> bool:
+            return re.search(pattern, Path(log.name).read_text()) is not None
+
+        _until(lambda: shown("3. Break it"), 300, "suggestions")
+        text = Path(log.name).read_text()
+        for url in re.findall(r"^  \S+ +(http://\S+)", text, re.MULTILINE):
+            assert httpx.get(url, follow_redirects=True, trust_env=False).is_success, url
+        config = re.findall(r"export DEFIB_CONFIG=(\S+)", text)[0]
+        (kill,) = re.findall(r"^ +(.* signal KILL web)$", text, re.MULTILINE)
+
+        def defib(*arguments: str) -> None:
+            argv = [sys.executable, "-m", "defib", *arguments]
+            subprocess.run(argv, env={**environment(folder), "DEFIB_CONFIG": config}, check=True, capture_output=True)
+
+        defib("control", "web", "stop")
+        _until(lambda: shown("incident 2: .*stopped"), 60, "the decision to leave it stopped")
+        defib("control", "web", "start")
+        _until(lambda: shown("incident 2 is recovered"), 60, "the end of the stop")
+        defib("maintenance", "begin", "service", "web", "--for", "10m", "--reason", "a try")
+        subprocess.run(shlex.split(kill), check=True, capture_output=True)
+        _until(lambda: shown(r"incident \d: .*maintenance.*a try"), 60, "the decision to wait")
+        defib("maintenance", "end", "1")
+        _until(lambda: shown("maintenance ends") and shown("incident 3 is recovered"), 90, "the restart")
+        process.send_signal(signal.SIGINT)
+        process.wait(120)
+    Path(log.name).unlink()
+    _until(lambda: not processes_of(folder) and not list(folder.iterdir()), 120, "everything to be gone")
+
+
+def test_missing_files_and_programs_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = subprocess.run(DEMO, env={**os.environ, "PATH": "/nowhere"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.startswith("defib: not found on PATH: prometheus, ")) == (1, True), done.stderr
+    assert "make demo" in done.stderr
+    monkeypatch.setattr(stack, "CHECKOUT", tmp_path / "site-packages")
+    monkeypatch.setattr(stack, "INSTALLED", tmp_path / "share")
+    with pytest.raises(StartError, match=r"cannot find the alert rules of Defib .* in a checkout"):
+        stack.check_requirements()
+    (tmp_path / "share" / "alerts").mkdir(parents=True)
+    (tmp_path / "share" / "alerts" / "prometheus.yml").touch()
+    assert stack.find_alert_files() == tmp_path / "share" / "alerts"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_remains_after_it_ends(folder: Path, number: signal.Signals) -> None:
+    with (folder.parent / f"{folder.name}.log").open("w+") as log:
+        process = subprocess.Popen(DEMO, env=environment(folder), stdout=log, stderr=log, text=True)
+        _until(lambda: "killing it" in Path(log.name).read_text(), 300, "the demo to be under way")
         process.send_signal(number)
         process.wait(120)
     Path(log.name).unlink()
-    _until(lambda: not of_the_demo(folder) and not list(folder.iterdir()), 120, "everything to be gone")
+    _until(lambda: not processes_of(folder) and not list(folder.iterdir()), 120, "everything to be gone")
 
 
 def _until(condition: Callable[[], bool], within: float, what: str) -> None:
@@ -101,3 +156,31 @@ def _until(condition: Callable[[], bool], within: float, what: str) -> None:
     while not condition():
         assert time.monotonic() < ends, what
         time.sleep(0.1)
+
+
+@pytest.mark.needs("dockerd", "busybox")
+@pytest.mark.usefixtures("docker")
+async def test_a_broken_container_stays_broken_after_a_restart(launcher: Launcher, tmp_path: Path) -> None:
+    (port,) = stack.reserve_ports(1)
+    demo_service = await service.start(launcher, tmp_path, port, f"defib-demo-test-{os.getpid()}")
+    assert demo_service.kind == "a docker container"
+    container = demo_service.control["docker"]["container"]
+
+    async def page() -> str:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            try:
+                return (await client.get(f"http://127.0.0.1:{port}/")).text
+            except httpx.HTTPError:
+                return ""
+
+    async def shows(text: str) -> bool:
+        return await page() == text
+
+    assert await service.run(*demo_service.break_command) == (0, "")
+    assert await shows(service.BROKEN_PAGE)
+    await demo_service.kill()
+    await eventually(lambda: shows(""))
+    await service.run("docker", "restart", container)
+    await eventually(lambda: shows(service.BROKEN_PAGE))
+    assert await service.run(*demo_service.repair_command) == (0, "")
+    assert await shows(service.PAGE)

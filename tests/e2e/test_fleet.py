@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from tests.dashboard_queries import queries
 from tests.fleet import Fleet, card, logged, running
+from tests.hostile_checks import check_nothing_hostile_is_believed
 from tests.metric_names import RULES, rules
 from tests.support import eventually
-from tests.unharmed import nothing_hostile_is_believed
 
 LONG = os.environ.get("DEFIB_FLEET") == "long"
 pytestmark = [
@@ -258,8 +258,8 @@ CHOSEN = [fault for fault in FAULTS if LONG or not fault.long]
 
 
 @pytest.fixture
-async def fleet(keeper: Keeper, tmp_path: Path, systemd: Path) -> AsyncIterator[Fleet]:
-    async with running(keeper, tmp_path, systemd) as made:
+async def fleet(launcher: Launcher, tmp_path: Path, systemd: Path) -> AsyncIterator[Fleet]:
+    async with running(launcher, tmp_path, systemd) as made:
         yield made
 
 
@@ -293,12 +293,12 @@ AT_ONCE = {
 
 
 @pytest.mark.timeout(900)
-async def test_one_fault_for_each_file_of_rules(keeper: Keeper, tmp_path: Path, systemd: Path) -> None:
+async def test_one_fault_for_each_file_of_rules(launcher: Launcher, tmp_path: Path, systemd: Path) -> None:
     faults = [fault for fault in FAULTS if fault.name in AT_ONCE]
     told = [(where, name, labels) for where, name, labels in alerts_of(faults) if name in AT_ONCE.values()]
     files = {path.stem for path in RULES for rule in rules(path) if rule.get("alert") in AT_ONCE.values()}
     assert files == {path.stem for path in RULES}
-    async with running(keeper, tmp_path, systemd, hurried=True, hostile=True) as fleet:
+    async with running(launcher, tmp_path, systemd, hurried=True, hostile=True) as fleet:
         # Where a card is that is lost afterwards is known only once it has been seen.
         await eventually(lambda: fleet.ask('gpu_healthy{gpu="3"} == 1'))
         for fault in faults:
@@ -311,7 +311,7 @@ async def test_one_fault_for_each_file_of_rules(keeper: Keeper, tmp_path: Path, 
         soon = alerts_of([fault for fault in faults if not fault.lingers])
         over = [each for each in soon if each in told and each[0] == "remediator"]
         await all_arrive(fleet, over, "resolved", 240)
-        await nothing_hostile_is_believed(fleet)
+        await check_nothing_hostile_is_believed(fleet)
 
 
 @pytest.mark.long
@@ -383,10 +383,10 @@ async def every_query_is_answered(fleet: Fleet) -> None:
 
 
 async def without_the_exporter(fleet: Fleet) -> None:
-    await fleet.keeper.kill(fleet.stack.pids["exporter"], signal.SIGKILL)
+    await fleet.launcher.kill(fleet.stack.pids["exporter"], signal.SIGKILL)
     told: list[tuple[str, str, Labels]] = [("remediator", "ExporterDown", CRITICAL)]
     await all_arrive(fleet, told, "firing", 180)
-    await fleet.stack.start_ours("exporter")
+    await fleet.stack.start_program("exporter")
     await all_arrive(fleet, told, "resolved", 120)
 
     async def asked() -> bool:
@@ -402,18 +402,18 @@ async def without_the_exporter(fleet: Fleet) -> None:
 
 async def without_the_remediator(fleet: Fleet) -> None:
     """That it is gone, and that Alertmanager cannot reach it, comes by another way."""
-    await fleet.keeper.kill(fleet.stack.pids["remediator"], signal.SIGKILL)
+    await fleet.launcher.kill(fleet.stack.pids["remediator"], signal.SIGKILL)
     gone: list[tuple[str, str, Labels]] = [("fallback", "RemediatorDown", CRITICAL)]
     await all_arrive(fleet, gone, "firing", 180)
     failing: list[tuple[str, str, Labels]] = [("fallback", "NotificationsFailing", {"integration": "webhook"})]
     await all_arrive(fleet, failing, "firing", 420)
-    await fleet.stack.start_ours("remediator")
+    await fleet.stack.start_program("remediator")
     await all_arrive(fleet, gone, "resolved", 120)
 
 
 async def without_alertmanager(fleet: Fleet) -> None:
     """Nobody can be told by it; Prometheus knows, and tells once it is back."""
-    await fleet.keeper.kill(fleet.stack.pids["alertmanager"], signal.SIGKILL)
+    await fleet.launcher.kill(fleet.stack.pids["alertmanager"], signal.SIGKILL)
 
     async def known() -> bool:
         return bool(await fleet.ask('ALERTS{alertname="AlertmanagerDown", alertstate="firing"}'))

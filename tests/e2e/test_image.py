@@ -16,7 +16,7 @@ import httpx
 import pytest
 import yaml
 
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 
 ROOT = Path(__file__).parents[2]
 BASE, IMAGE = "defib-test-base", "defib-test"
@@ -123,7 +123,7 @@ def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Pa
     well("docker", "run", "--rm", "--network", "host", *work, image, "init", "--compose", "config")
     well("docker", "run", "--rm", "--network", "host", *work, image, "check")
     assert {(config / "secrets" / name).stat().st_uid for name in ("webhook_token", "web_config")} == {OWNER}
-    exporter_port, remediator_port = free_ports(2)
+    exporter_port, remediator_port = reserve_ports(2)
     for path in config.glob("*.yaml"):
         text = path.read_text().replace("http://exporter:9999", f"http://127.0.0.1:{exporter_port}")
         path.write_text(text.replace("http://remediator:9095", f"http://127.0.0.1:{remediator_port}"))
@@ -192,7 +192,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
     )
     try:
         inside = ["docker", "exec", name]
-        copy = "mkdir /source && cd /checkout && cp -r defib exporter fleet remediator runtime deploy pyproject.toml README.md LICENSE requirements.lock /source/"
+        copy = "mkdir /source && cd /checkout && cp -r alerts defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements.lock /source/"
         well(*inside, "sh", "-c", f"{copy} && mkdir -p /etc/systemd/system")
         first = well(*inside, "/source/deploy/install.sh")
         assert "systemctl enable --now" in first
@@ -221,6 +221,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         assert well(*inside, *state) == before
         assert "defib defib:defib 700" in before.replace("/var/lib/defib", "defib")
         assert "webhook_token root:defib 640" in before.replace("/etc/defib/secrets/", "")
+        well(*inside, "ls", "/opt/defib/current/share/defib/alerts/rules/services.yml")
         version = well(*inside, "readlink", "/opt/defib/current")
         well(*inside, "sh", "-c", "sed -i 's/^version = .*/version = \"9.9.9\"/' /source/pyproject.toml")
         well(*inside, "/source/deploy/install.sh")
@@ -228,7 +229,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         well(*inside, "/source/deploy/install.sh", "--rollback", version)
         assert well(*inside, "readlink", "/opt/defib/current") == version
         none = run(*inside, "/source/deploy/install.sh", "--rollback", "0.0.0")
-        assert (none.returncode, "version not found: /opt/defib/0.0.0" in none.stderr) == (1, True)
+        assert (none.returncode, "version 0.0.0 is not installed" in none.stderr) == (1, True)
         # One that fails half way leaves nothing that looks whole, and what runs runs on.
         well(
             *inside,
@@ -240,6 +241,9 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         assert failed.returncode != 0
         assert "9.9.10" not in well(*inside, "ls", "/opt/defib")
         assert well(*inside, "readlink", "/opt/defib/current") == version
-        assert run(*inside, "setpriv", "--reuid", "1", "/source/deploy/install.sh").stderr.strip() == "run it as root"
+        assert (
+            run(*inside, "setpriv", "--reuid", "1", "/source/deploy/install.sh").stderr.strip()
+            == "/source/deploy/install.sh: must be run as root"
+        )
     finally:
         run("docker", "rm", "--force", name)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from defib.demo import service, sshd
-from defib.demo.feishu import SECRET, StandIn
-from defib.demo.keeper import Keeper
-from defib.demo.stack import Stack, free_ports
+from defib.demo.feishu import SECRET, FeishuSimulator
+from defib.demo.launcher import Launcher
+from defib.demo.stack import Stack, reserve_ports
 from tests.support import eventually
 
 pytestmark = [
@@ -29,20 +29,20 @@ pytestmark = [
 class World:
     """A container, everything that watches it, and those who are told."""
 
-    def __init__(self, keeper: Keeper, folder: Path) -> None:
-        self.keeper, self.folder = keeper, folder
-        self.stack = Stack(keeper, folder)
-        self.feishu = StandIn()
+    def __init__(self, launcher: Launcher, folder: Path) -> None:
+        self.launcher, self.folder = launcher, folder
+        self.stack = Stack(launcher, folder)
+        self.feishu = FeishuSimulator()
         self.container = f"defib-test-{secrets.token_hex(4)}"
 
     async def start(self, on_failure: str, hold: str = "2s") -> None:
-        port, ssh = free_ports(2)
-        await self.keeper.own_docker("image", self.container)
-        await self.keeper.own_docker("container", self.container)
+        port, ssh = reserve_ports(2)
+        await self.launcher.remove_docker_at_end("image", self.container)
+        await self.launcher.remove_docker_at_end("container", self.container)
         httpd = ["/bin/httpd", "-f", "-p", f"127.0.0.1:{port}", "-h", "/www"]
         await service.run_container(self.container, self.container, httpd)
         environment = {"PATH": os.environ["PATH"], "DOCKER_HOST": os.environ["DOCKER_HOST"]}
-        host = await sshd.start(self.keeper, self.folder / "sshd", ssh, environment)
+        host = await sshd.start(self.launcher, self.folder / "sshd", ssh, environment)
         self.stack.configuration(
             {
                 "hosts": {"h": {"address": "127.0.0.1", "ssh": {
@@ -100,16 +100,16 @@ class World:
 
 
 @pytest.fixture
-async def keeper() -> AsyncIterator[Keeper]:
-    """The keeper of the demo, which starts every program as it is."""
-    made = await Keeper.begin()
+async def launcher() -> AsyncIterator[Launcher]:
+    """The launcher of the demo, which starts every program as it is."""
+    made = await Launcher.begin()
     yield made
     await made.end()
 
 
 @pytest.fixture
-async def world(keeper: Keeper, tmp_path: Path) -> AsyncIterator[World]:
-    made = World(keeper, tmp_path)
+async def world(launcher: Launcher, tmp_path: Path) -> AsyncIterator[World]:
+    made = World(launcher, tmp_path)
     yield made
     await made.feishu.stop()
     await made.stack.client.aclose()
@@ -180,8 +180,8 @@ async def test_killed_between_the_command_and_its_record_it_restarts_nothing_twi
 
     await eventually(restarted, 120)
     after = world.started_at()
-    await world.keeper.kill(world.stack.pids["remediator"], signal.SIGKILL)
-    await world.stack.start_ours("remediator")
+    await world.launcher.kill(world.stack.pids["remediator"], signal.SIGKILL)
+    await world.stack.start_program("remediator")
     await world.until("recovered")
     incident = await world.incident()
     (action,) = incident["actions"]

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from defib.demo import service, sshd
-from defib.demo.feishu import StandIn
-from defib.demo.keeper import Keeper
+from defib.demo.feishu import FeishuSimulator
+from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 from fleet.shells.ssh import Login, SshShell
 from tests.integration.loop import Loop
 from tests.integration.peers import raw_server
@@ -30,11 +30,11 @@ Serve = Callable[[Handler], Awaitable[int]]
 
 
 @pytest.fixture
-async def host(keeper: Keeper, tmp_path: Path) -> Sshd:
+async def host(launcher: Launcher, tmp_path: Path) -> Sshd:
     """A real sshd with an account of its own."""
-    (port,) = free_ports(1)
+    (port,) = reserve_ports(1)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return await sshd.start(keeper, tmp_path / "sshd", port, {"PATH": path})
+    return await sshd.start(launcher, tmp_path / "sshd", port, {"PATH": path})
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ if [ "$1" = docker-cli-plugin-metadata ]; then echo '{json.dumps(told)}'; exit; 
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
 
 
-async def start_supervisord(keeper: Keeper, folder: Path, programs: str) -> Path:
+async def start_supervisord(launcher: Launcher, folder: Path, programs: str) -> Path:
     """Start a supervisord with these programs; gives its configuration."""
     config = folder / "supervisord.conf"
     config.write_text(
@@ -112,22 +112,22 @@ async def start_supervisord(keeper: Keeper, folder: Path, programs: str) -> Path
         "[rpcinterface:supervisor]\n"
         f"supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface\n{programs}"
     )
-    await keeper.start([f"{Path(sys.executable).parent}/supervisord", "-c", str(config)], folder / "supervisord.out")
+    await launcher.start([f"{Path(sys.executable).parent}/supervisord", "-c", str(config)], folder / "supervisord.out")
     return config
 
 
 @pytest.fixture
-async def feishu() -> AsyncIterator[StandIn]:
-    """A stand-in for Feishu that listens."""
-    made = StandIn()
+async def feishu() -> AsyncIterator[FeishuSimulator]:
+    """A running simulator of Feishu."""
+    made = FeishuSimulator()
     await made.start()
     yield made
     await made.stop()
 
 
 @pytest.fixture
-async def loop(keeper: Keeper, tmp_path: Path, host: Sshd) -> AsyncIterator[Loop]:
-    made = Loop(keeper, tmp_path, host)
+async def loop(launcher: Launcher, tmp_path: Path, host: Sshd) -> AsyncIterator[Loop]:
+    made = Loop(launcher, tmp_path, host)
     yield made
     await made.feishu.stop()
     await made.stack.client.aclose()

@@ -10,8 +10,8 @@ from typing import Any
 import httpx
 import yaml
 
-from defib.demo.feishu import SECRET, StandIn
-from defib.demo.keeper import Keeper
+from defib.demo.feishu import SECRET, FeishuSimulator
+from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
 from defib.demo.stack import WEBHOOK_TOKEN, Stack
 from tests.support import eventually
@@ -22,10 +22,10 @@ TOKEN = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
 class Loop:
     """A stack without Prometheus: services are files that are there or not, restarts are lines in a log."""
 
-    def __init__(self, keeper: Keeper, folder: Path, host: Sshd) -> None:
-        self.keeper, self.folder, self.host = keeper, folder, host
-        self.stack = Stack(keeper, folder)
-        self.feishu = StandIn()
+    def __init__(self, launcher: Launcher, folder: Path, host: Sshd) -> None:
+        self.launcher, self.folder, self.host = launcher, folder, host
+        self.stack = Stack(launcher, folder)
+        self.feishu = FeishuSimulator()
 
     def service(self, name: str, restart: str = "touch {alive}", **more: Any) -> dict[str, Any]:
         alive, log = self.folder / f"{name}.alive", self.folder / "restarts"
@@ -83,8 +83,8 @@ class Loop:
         beside = Path(written["remediator"]["database"].removeprefix("sqlite:///")).parent / "token"
         if beside != self.stack.token_file:
             shutil.copy2(self.stack.token_file, beside)
-        await self.stack.start_ours("exporter")
-        await self.stack.start_ours("remediator")
+        await self.stack.start_program("exporter")
+        await self.stack.start_program("remediator")
         for name in services:
             await eventually(lambda name=name: self._decided(name))  # type: ignore[misc]
 
@@ -140,8 +140,8 @@ class Loop:
         )
 
     async def restart_remediator(self, number: signal.Signals = signal.SIGKILL) -> None:
-        await self.keeper.kill(self.stack.pids["remediator"], number)
-        await self.stack.start_ours("remediator")
+        await self.launcher.kill(self.stack.pids["remediator"], number)
+        await self.stack.start_program("remediator")
 
     async def until_cards(self, *titles: str, killed: bool = False) -> None:
         """Wait for just these cards.

@@ -17,7 +17,7 @@ from aiohttp import WSMsgType, web
 from aiosmtpd.smtp import SMTP
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 
 Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -144,7 +144,7 @@ class _Quiet(dnslib.server.DNSLogger):  # type: ignore[misc] # dnslib has no typ
 def name_server() -> Iterator[int]:
     """A name server of `test.`, over UDP and TCP on one port."""
     zone = _Zone()
-    (port,) = free_ports(1)  # one of the kernel's choice for UDP may be an outgoing connection's in TCP
+    (port,) = reserve_ports(1)  # one of the kernel's choice for UDP may be an outgoing connection's in TCP
     servers = [
         dnslib.server.DNSServer(zone, port=port, address="127.0.0.1", tcp=tcp, logger=_Quiet()) for tcp in (False, True)
     ]

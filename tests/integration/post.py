@@ -1,4 +1,4 @@
-"""A sender, its record and its stand-in for Feishu."""
+"""A sender with its database and a simulator of Feishu."""
 
 import asyncio
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 from sqlalchemy import select
 
-from defib.demo.feishu import StandIn
+from defib.demo.feishu import FeishuSimulator
 from fleet.inventory.model import Inventory
 from remediator.metrics import Metrics
 from remediator.notifications.outbox import Batch
@@ -28,8 +28,8 @@ async def no_details(_batch: Batch) -> Mapping[str, Any]:
 class Post:
     """A sender, its database and its bot."""
 
-    def __init__(self, folder: Path, feishu: StandIn, inventory: Inventory) -> None:
-        self.folder, self.feishu = folder, feishu
+    def __init__(self, folder: Path, feishu: FeishuSimulator, inventory: Inventory) -> None:
+        self.folder, self.feishu, self.inventory = folder, feishu, inventory
         self.client = httpx.AsyncClient(trust_env=False)
         self.database = new_record(folder, inventory)
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from aiohttp import web
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
 from remediator import console
@@ -221,8 +221,8 @@ async def test_open_answers_hold_nothing_that_a_service_or_a_command_said(
 
 
 @pytest.fixture
-async def stack(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Stack]:
-    made = Stack(keeper, tmp_path)
+async def stack(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Stack]:
+    made = Stack(launcher, tmp_path)
     yield made
     await made.client.aclose()
 
@@ -241,7 +241,7 @@ async def test_the_first_start_writes_the_token_that_commands_find(stack: Stack,
     assert status == 1
     assert f"there is no token file {stack.token_file}" in said
     assert "sudo -u defib" in said
-    await stack.start_ours("remediator")
+    await stack.start_program("remediator")
     assert stat.S_IMODE(stack.token_file.stat().st_mode) == 0o600
     token = stack.token_file.read_text().strip()
     assert await defib("automation", "off") == (0, (await defib("automation"))[1])

@@ -249,7 +249,7 @@ async def test_stale_doubled_unknown_and_nonsense(loop: Loop, card: Message) -> 
 
 async def test_the_long_connection(loop: Loop) -> None:
     connection = LongConnection()
-    loop.feishu.also.append(connection.add_routes)
+    loop.feishu.extra_routes.append(connection.add_routes)
     card = await begin(loop, long_connection=True)
 
     async def connected() -> bool:

@@ -1,4 +1,4 @@
-"""`defib backup` and `defib restore`, on a record that is in use."""
+"""`defib backup` and `defib restore` while the database is in use."""
 
 import asyncio
 import contextlib
@@ -28,12 +28,12 @@ def defib(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
-def opened(tx: Transaction, service: str) -> None:
+def insert_incident(tx: Transaction, service: str) -> None:
     tx.execute(insert(incidents).values(service=service, state="open", opened_at=1.0))
 
 
 def store(database: Database, service: str) -> None:
-    asyncio.run(database.write(opened, service))
+    asyncio.run(database.write(insert_incident, service))
 
 
 @pytest.fixture
@@ -59,10 +59,10 @@ def services(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("left", ["gone", "empty"])
-def test_what_was_not_in_the_backup_does_not_come_back_with_it(
+def test_restore_removes_the_write_ahead_log_of_the_lost_database(
     config: Path, database: Database, tmp_path: Path, left: str
 ) -> None:
-    """The record is lost, but not the log beside it, which SQLite would play into whatever lies there."""
+    """The database is lost, but not its write-ahead log, which SQLite would apply to a restored file."""
     store(database, "web")
     assert defib(config, "backup", str(tmp_path / "kept.db")).returncode == 0
     store(database, "later")
@@ -83,8 +83,8 @@ def test_what_was_not_in_the_backup_does_not_come_back_with_it(
 
 @pytest.mark.needs("root")
 @pytest.mark.parametrize("command", ["backup", "restore", "doctor"])
-def test_who_may_not_is_told_so(command: str) -> None:
-    """As a user to whom the record's folder is closed."""
+def test_missing_permissions_are_reported(command: str) -> None:
+    """Run as a user without access to the folder of the database."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -98,14 +98,14 @@ def test_who_may_not_is_told_so(command: str) -> None:
     assert "Permission denied" in done.stdout + done.stderr
 
 
-def test_a_folder_that_is_not_there_is_no_file(config: Path, database: Database, tmp_path: Path) -> None:
+def test_backup_to_a_missing_folder(config: Path, database: Database, tmp_path: Path) -> None:
     store(database, "web")
     done = defib(config, "backup", str(tmp_path / "backups"))
     assert (done.returncode, "there is no folder" in done.stderr) == (1, True)
     assert not (tmp_path / "backups").exists()
 
 
-def test_what_a_kill_left_is_not_left_for_ever(config: Path, database: Database, tmp_path: Path) -> None:
+def test_backup_removes_partial_files_of_a_killed_backup(config: Path, database: Database, tmp_path: Path) -> None:
     store(database, "web")
     (tmp_path / "backups").mkdir()
     for name in (".defib.db.part", ".defib.db.part-journal"):
@@ -115,7 +115,7 @@ def test_what_a_kill_left_is_not_left_for_ever(config: Path, database: Database,
     assert services(kept) == ["web"]
 
 
-def test_a_record_that_is_locked_is_not_waited_for_without_end(
+def test_a_locked_database_is_not_waited_for_forever(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backup, "PATIENCE", 0.5)
@@ -132,7 +132,7 @@ def test_a_record_that_is_locked_is_not_waited_for_without_end(
     assert not list(tmp_path.glob(".*part*"))
 
 
-def test_a_file_without_a_schema_is_no_record(config: Path, database: Database, tmp_path: Path) -> None:
+def test_a_file_without_a_schema_version_is_refused(config: Path, database: Database, tmp_path: Path) -> None:
     store(database, "web")
     assert defib(config, "backup", str(tmp_path / "kept.db")).returncode == 0
     with closing(sqlite3.connect(tmp_path / "kept.db")) as kept:
@@ -143,7 +143,7 @@ def test_a_file_without_a_schema_is_no_record(config: Path, database: Database, 
     assert (done.returncode, "is no record of Defib" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
 
 
-def test_a_record_in_use_is_backed_up_whole_and_comes_back(config: Path, database: Database, tmp_path: Path) -> None:
+def test_backup_and_restore_of_a_database_in_use(config: Path, database: Database, tmp_path: Path) -> None:
     store(database, "web")
     done = defib(config, "backup", str(tmp_path / "kept.db"))
     assert (done.returncode, done.stdout.startswith(f"{tmp_path}/kept.db: 1 incidents, ")) == (0, True), done.stderr
@@ -163,7 +163,7 @@ def test_a_record_in_use_is_backed_up_whole_and_comes_back(config: Path, databas
     again.close()
 
 
-def test_a_folder_names_the_backup_by_the_time(config: Path, database: Database, tmp_path: Path) -> None:
+def test_backup_to_a_folder_is_named_by_the_time(config: Path, database: Database, tmp_path: Path) -> None:
     folder = tmp_path / "backups"
     folder.mkdir()
     assert defib(config, "backup", str(folder)).returncode == 0
@@ -171,7 +171,7 @@ def test_a_folder_names_the_backup_by_the_time(config: Path, database: Database,
     assert made.name.startswith("defib-2")
 
 
-def test_a_record_that_was_lost_is_restored(config: Path, database: Database, tmp_path: Path) -> None:
+def test_restore_of_a_lost_database(config: Path, database: Database, tmp_path: Path) -> None:
     store(database, "web")
     assert defib(config, "backup", str(tmp_path / "kept.db")).returncode == 0
     database.close()
@@ -183,7 +183,7 @@ def test_a_record_that_was_lost_is_restored(config: Path, database: Database, tm
     Database(f"sqlite:///{tmp_path}/record.db", Inventory()).close()
 
 
-def test_what_is_no_backup_is_refused_and_nothing_changes(config: Path, database: Database, tmp_path: Path) -> None:
+def test_an_invalid_backup_is_refused_and_nothing_changes(config: Path, database: Database, tmp_path: Path) -> None:
     store(database, "web")
     good = tmp_path / "good.db"
     assert defib(config, "backup", str(good)).returncode == 0
@@ -199,19 +199,19 @@ def test_what_is_no_backup_is_refused_and_nothing_changes(config: Path, database
         there.execute("UPDATE alembic_version SET version_num = '9999'")
         there.commit()
     before = services(tmp_path / "record.db")
-    for name, said in (
+    for name, message in (
         ("none.db", "there is no file"), ("text.db", "is no record of Defib"), ("empty.db", "is no record of Defib"),
         ("cut.db", "damaged"), ("newer.db", "newer version of Defib"),
     ):  # fmt: skip
         done = defib(config, "restore", str(tmp_path / name))
         assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
-        assert said in done.stderr or (name == "cut.db" and "is no record" in done.stderr), done.stderr
+        assert message in done.stderr or (name == "cut.db" and "is no record" in done.stderr), done.stderr
         assert services(tmp_path / "record.db") == before
     unwritable = defib(config, "backup", str(tmp_path / "nowhere" / "kept.db"))
     assert (unwritable.returncode, "could not be copied" in unwritable.stderr) == (1, True), unwritable.stderr
 
 
-def test_nothing_to_back_up(config: Path, tmp_path: Path) -> None:
+def test_backup_without_a_database(config: Path, tmp_path: Path) -> None:
     done = defib(config, "backup", str(tmp_path / "kept.db"))
     assert (done.returncode, "there is no database" in done.stderr, [path.name for path in tmp_path.iterdir()]) == (
         1,

@@ -22,8 +22,8 @@ import pytest_asyncio
 import yaml
 from aiohttp import web
 
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.loading import LoadedInventory
@@ -333,15 +333,15 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
             options = {where: targets[number], **filled(case.ours, names)}
             services[f"m{number}"] = {"probe": {"timeout": _timeout(case), case.kind: options}}
         known = await asyncio.to_thread(inventory_of, folder / "config", {"services": services})
-        keeper = await Keeper.begin()
-        stack.push_async_callback(keeper.end)
-        (port,) = free_ports(1)
+        launcher = await Launcher.begin()
+        stack.push_async_callback(launcher.end)
+        (port,) = reserve_ports(1)
         argv = [
             "prometheus-blackbox-exporter",
             f"--config.file={folder}/blackbox.yml",
             f"--web.listen-address=127.0.0.1:{port}",
         ]
-        await keeper.start(argv, folder / "log")
+        await launcher.start(argv, folder / "log")
         client = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False)
         )

@@ -18,9 +18,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from defib.demo import sshd
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 from exporter.exposition.collector_samples import SERIES_LIMIT
 from exporter.metrics import ExporterMetrics
 from exporter.scheduler.probe_scheduler import ProbeScheduler
@@ -120,9 +120,9 @@ def hardened(host: Sshd, path: str, allowed: str) -> None:
     (folder / "authorized").write_text(f'restrict,command="{command}" {key}')
 
 
-async def over_ssh(keeper: Keeper, folder: Path, path: str, **environment: str) -> tuple[Sshd, dict[str, Any]]:
-    (port,) = free_ports(1)
-    host = await sshd.start(keeper, folder / "sshd", port, {"PATH": path, **environment})
+async def over_ssh(launcher: Launcher, folder: Path, path: str, **environment: str) -> tuple[Sshd, dict[str, Any]]:
+    (port,) = reserve_ports(1)
+    host = await sshd.start(launcher, folder / "sshd", port, {"PATH": path, **environment})
     ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
     return host, {"address": "127.0.0.1", "ssh": ssh}
 
@@ -145,12 +145,12 @@ async def test_invalid_samples_of_a_host_do_not_affect_other_metrics(tools: Path
 
 @pytest.mark.needs("sshd")
 @pytest.mark.parametrize("over", ["ssh", "wrapper", "local"])
-async def test_gpus(keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, over: str) -> None:
+async def test_cards(launcher: Launcher, tmp_path: Path, tools: Path, collected: Collected, over: str) -> None:
     other = {**CARD, "index": "1", "uuid": "GPU-2", "pci.bus_id": "00000000:0B:00.0", "memory.used": "[Unknown Error]"}
     write_nvidia_smi(tools / "nvidia-smi", (CARD, other), apps=f"GPU-1, {os.getpid()}, 1000, /usr/bin/x, y\n")
     host: dict[str, Any] = dict(LOCAL)
     if over != "local":
-        made, host = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+        made, host = await over_ssh(launcher, tmp_path, os.environ["PATH"])
         if over == "wrapper":
             hardened(made, os.environ["PATH"], "fields\nquery\nprocesses\nxids\n")
             host = {**host, "ssh": {**host["ssh"], "wrapper": True}}
@@ -236,8 +236,8 @@ async def test_a_hanging_driver_does_not_affect_other_collectors(tools: Path, co
 
 
 @pytest.mark.needs("sshd")
-async def test_system_metrics(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
-    _, host = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+async def test_the_machine(launcher: Launcher, tmp_path: Path, collected: Collected) -> None:
+    _, host = await over_ssh(launcher, tmp_path, os.environ["PATH"])
     await collected.of({"h": {**host, "collect": {"system": "1s"}}})
     assert 0 <= await collected.value("host_cpu_usage_ratio") <= 1
     samples = collected.samples
@@ -256,7 +256,7 @@ async def test_system_metrics(keeper: Keeper, tmp_path: Path, collected: Collect
 @pytest.mark.needs("sshd", "dockerd", "busybox", "systemd")
 @pytest.mark.parametrize("by_wrapper", [False, True])
 async def test_containers_units_and_programs_in_one_round_trip_with_their_probes(
-    keeper: Keeper, tmp_path: Path, container: str, systemd: Path, collected: Collected, by_wrapper: bool
+    launcher: Launcher, tmp_path: Path, container: str, systemd: Path, collected: Collected, by_wrapper: bool
 ) -> None:
     programs = (
         "[program:well]\ncommand=/bin/sleep 1000\nstartsecs=0\n[program:ill]\ncommand=/bin/false\nstartretries=99\n"
@@ -265,10 +265,10 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
         f"/run/defib-test-{os.getpid()}-{by_wrapper}"
     )  # others can write to temporary folders, which the wrapper refuses
     own.mkdir()
-    await keeper.own_folder(own)
-    config = await start_supervisord(keeper, own, programs)
+    await launcher.remove_folder_at_end(own)
+    config = await start_supervisord(launcher, own, programs)
     path = f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    made, host = await over_ssh(keeper, tmp_path, path, DOCKER_HOST=os.environ["DOCKER_HOST"])
+    made, host = await over_ssh(launcher, tmp_path, path, DOCKER_HOST=os.environ["DOCKER_HOST"])
     if by_wrapper:
         hardened(made, path, f"docker\nfailed-units\nsystemd well.service\nsupervisor {config}\n")
         host = {**host, "ssh": {**host["ssh"], "wrapper": True}}
@@ -361,14 +361,16 @@ async def test_many_unreachable_hosts(
 
 
 @pytest.mark.needs("sshd")
-async def test_banners_and_other_login_shells(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
-    """Banners on stdout and csh as the login shell do no harm."""
+async def test_a_banner_and_a_login_shell_of_another_kind(
+    launcher: Launcher, tmp_path: Path, collected: Collected
+) -> None:
+    """What greets on stdout does not disturb, and csh is as good as sh."""
     csh = next((path for path in map(shutil.which, ("tcsh", "csh", "fish")) if path), None)
     login = tmp_path / "login"
     run = f'exec {csh} -c "$2"' if csh else 'exec sh -c "$2"'
     login.write_text(f"#!/bin/sh\necho 'Welcome to this host!'\necho '@defib nonsense'\n{run}\n")
     login.chmod(0o755)
-    host, written = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+    host, written = await over_ssh(launcher, tmp_path, os.environ["PATH"])
     passwd = tmp_path / "sshd" / "passwd"
     if passwd.is_file():
         passwd.write_text(passwd.read_text().replace(":/bin/sh\n", f":{login}\n", 1))
@@ -415,9 +417,9 @@ SAME: dict[str, tuple[tuple[str, ...], Callable[[float], float]]] = {
 GPU_SECTIONS = "fields\ninstances\nprocesses\nquery\nxids\n"
 
 
-async def gpu_host(keeper: Keeper, folder: Path, *, by_wrapper: bool, **environment: str) -> dict[str, Any]:
-    """A host for the `gpu` collector, with or without the wrapper."""
-    made, host = await over_ssh(keeper, folder, os.environ["PATH"], **environment)
+async def gpu_host(launcher: Launcher, folder: Path, *, by_wrapper: bool, **environment: str) -> dict[str, Any]:
+    """A host of which the `gpu` collector reads, plainly or through the wrapper."""
+    made, host = await over_ssh(launcher, folder, os.environ["PATH"], **environment)
     if by_wrapper:
         hardened(made, os.environ["PATH"], GPU_SECTIONS)
         host = {**host, "ssh": {**host["ssh"], "wrapper": True}}
@@ -431,11 +433,17 @@ if captures():  # they are kept beside the project, not in it
     @pytest.mark.parametrize("phase", ["idle", "load"])
     @pytest.mark.parametrize("capture", captures(), ids=lambda path: path.stem)
     async def test_captures_of_real_cards(
-        keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, capture: Path, phase: str, by_wrapper: bool
+        launcher: Launcher,
+        tmp_path: Path,
+        tools: Path,
+        collected: Collected,
+        capture: Path,
+        phase: str,
+        by_wrapper: bool,
     ) -> None:
         (tools / "nvidia-smi").symlink_to(SHARED / "nvidia-smi")
         environment = {"NVIDIA_SMI_CAPTURE": str(capture), "NVIDIA_SMI_PHASE": phase}
-        host = await gpu_host(keeper, tmp_path, by_wrapper=by_wrapper, **environment)
+        host = await gpu_host(launcher, tmp_path, by_wrapper=by_wrapper, **environment)
         await collected.of({"h": host})
         await collected.becomes(1, "host_collect_success", "gpu")
         argv: list[Any] = [tools / "nvidia-smi", f"--query-gpu={','.join(SAME)}", "--format=csv,noheader,nounits"]
@@ -449,7 +457,7 @@ if captures():  # they are kept beside the project, not in it
     @pytest.mark.parametrize("by_wrapper", [False, True])
     @pytest.mark.parametrize("answer", sorted((SHARED / "errors").glob("*_rc*.txt")), ids=lambda path: path.stem)
     async def test_answers_of_broken_drivers_and_cards(
-        keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, answer: Path, by_wrapper: bool
+        launcher: Launcher, tmp_path: Path, tools: Path, collected: Collected, answer: Path, by_wrapper: bool
     ) -> None:
         """Earlier runs give the index of a lost GPU; the collector fails, and the host is up."""
         broken = tmp_path / "broken"
@@ -457,7 +465,7 @@ if captures():  # they are kept beside the project, not in it
             f'#!/bin/sh\n[ ! -e {broken} ] || export NVIDIA_SMI_ANSWER={answer}\nexec {SHARED}/nvidia-smi "$@"\n'
         )
         (tools / "nvidia-smi").chmod(0o755)
-        await collected.of({"h": await gpu_host(keeper, tmp_path, by_wrapper=by_wrapper)})
+        await collected.of({"h": await gpu_host(launcher, tmp_path, by_wrapper=by_wrapper)})
         await collected.becomes(1, "host_collect_success", "gpu")
         broken.touch()
 
@@ -485,12 +493,12 @@ if captures():  # they are kept beside the project, not in it
         ],
     )
     async def test_faults_in_the_kernel_s_log(
-        keeper: Keeper, tmp_path: Path, tools: Path, collected: Collected, log: str, xid: str, card: str
+        launcher: Launcher, tmp_path: Path, tools: Path, collected: Collected, log: str, xid: str, card: str
     ) -> None:
         (tools / "nvidia-smi").symlink_to(SHARED / "nvidia-smi")
         (tools / "dmesg").write_text(f"#!/bin/sh\nexec cat {SHARED}/errors/{log}\n")
         (tools / "dmesg").chmod(0o755)
-        await collected.of({"h": await gpu_host(keeper, tmp_path, by_wrapper=False)})
+        await collected.of({"h": await gpu_host(launcher, tmp_path, by_wrapper=False)})
         at = await collected.value("gpu_xid_last_timestamp_seconds", card, xid)
         assert at == (1740328213 if xid == "119" else pytest.approx(_booted() + 100, abs=1))
 
@@ -511,10 +519,10 @@ async def test_the_kernel_log_is_read_if_the_driver_hangs_from_the_start(tools: 
 
 
 @pytest.mark.needs("sshd")
-async def test_nothing_is_sent_to_a_host_whose_key_has_changed(
-    keeper: Keeper, tmp_path: Path, collected: Collected, capsys: pytest.CaptureFixture[str]
+async def test_a_host_whose_key_has_changed_is_sent_nothing_and_told_as_a_matter_of_security(
+    launcher: Launcher, tmp_path: Path, collected: Collected, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    host, written = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+    host, written = await over_ssh(launcher, tmp_path, os.environ["PATH"])
     another = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
     sessions = (tmp_path / "sshd" / "log").read_text().count("Starting session")
     host.known_hosts.write_text(f"[127.0.0.1]:{host.port} {another}\n")
@@ -613,8 +621,8 @@ def test_configurations_writable_by_others_are_refused(change: str, taken: bool)
 
 
 @pytest.mark.needs("sshd")
-async def test_the_wrapper_runs_no_other_commands(keeper: Keeper, tmp_path: Path, collected: Collected) -> None:
-    host, written = await over_ssh(keeper, tmp_path, os.environ["PATH"])
+async def test_a_wrapper_takes_nothing_else(launcher: Launcher, tmp_path: Path, collected: Collected) -> None:
+    host, written = await over_ssh(launcher, tmp_path, os.environ["PATH"])
     hardened(host, "", "df\n")
     await collected.of({"h": {**written, "ssh": {**written["ssh"], "wrapper": True}, "collect": {"system": "1s"}}})
     await collected.becomes(0, "host_collect_success", "system")

@@ -1,4 +1,4 @@
-"""Completion as a person at a terminal has it: a real shell, the script that is printed, and the tab key."""
+"""Shell completion: the printed script and the tab key in a real shell."""
 
 import argparse
 import os
@@ -49,8 +49,8 @@ class Terminal:
         os.close(self._master)
 
 
-def started(shell: str, folder: Path) -> Terminal:
-    """A shell that has sourced what `defib completion` prints."""
+def start_shell(shell: str, folder: Path) -> Terminal:
+    """Start a shell that has sourced the script of `defib completion`."""
     tools = Path(sys.executable).parent
     env = {
         "PATH": f"{tools}:{os.environ['PATH']}",
@@ -89,15 +89,16 @@ def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Termina
         notify: {channels: {oncall: {feishu: {webhook: "https://chat.example/${UNSET}"}}}}
         """,
     )
-    made = started(request.param, tmp_path)
-    yield made
-    made.close()
+    running = start_shell(request.param, tmp_path)
+    yield running
+    running.close()
 
 
 def test_the_tab_key_completes_commands_and_names(terminal: Terminal) -> None:
     for typed, completed in [
         ("defib mainten", "defib maintenance "),
         ("defib probe wi", "defib probe wiki "),
+        ("defib --config config probe wi", "defib --config config probe wiki "),
         ("defib control trans", "defib control transcoder "),
         ("defib host setup gpu", "defib host setup gpu-07 "),
         ("defib notify test on", "defib notify test oncall "),
@@ -115,5 +116,5 @@ def test_the_tab_key_completes_commands_and_names(terminal: Terminal) -> None:
 def test_a_configuration_with_errors_completes_nothing(tmp_path: Path, text: str) -> None:
     write(tmp_path, defib=text)
     options = argparse.Namespace(config=tmp_path)
-    assert [completion.names(section, options) for section in ("services", "channels", "groups")] == [[], [], []]
-    assert completion.names("services", argparse.Namespace(config=tmp_path / "nothing")) == []
+    assert [completion.read_names(section, options) for section in ("services", "channels", "groups")] == [[], [], []]
+    assert completion.read_names("services", argparse.Namespace(config=tmp_path / "nothing")) == []

@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 
 from defib.demo import service
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from fleet.inventory.model import Sudo
 from fleet.shells import Completed, Shell, ShellError
 from fleet.shells.local import LocalShell
@@ -74,12 +74,12 @@ def test_docker_starts_what_is_to_be_started_inside(container: str) -> None:
     asyncio.run(restart_and_read())
 
 
-async def test_supervisor(keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_supervisor(launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    (port,) = free_ports(1)
+    (port,) = reserve_ports(1)
     (tmp_path / "www").mkdir()
     (tmp_path / "www" / "index.html").write_text(service.PAGE)
-    await service._supervised(keeper, tmp_path, port)
+    await service._supervised(launcher, tmp_path, port)
     options = {"program": "web", "config": str(tmp_path / "supervisord.conf")}
     assert (await control("supervisor", "status", options)).status == 0
     assert (await control("supervisor", "stop", options)).status == 0
@@ -90,12 +90,12 @@ async def test_supervisor(keeper: Keeper, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 async def test_what_a_program_has_logged_is_not_judged(
-    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its words may be those by which supervisorctl says that it did nothing."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     program = "[program:web]\ncommand=sh -c 'echo Error: mine; exec sleep 1000'\nstartsecs=0\n"
-    config = await start_supervisord(keeper, tmp_path, program)
+    config = await start_supervisord(launcher, tmp_path, program)
     options = {"program": "web", "config": str(config)}
 
     async def logged() -> bool:

@@ -1,4 +1,4 @@
-"""`defib doctor` and `defib init`: what they say of a machine where nothing works, and of one where all does."""
+"""`defib doctor` and `defib init`, where nothing works and where everything does."""
 
 import asyncio
 import contextlib
@@ -19,10 +19,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from defib.demo import sshd
-from defib.demo.feishu import SECRET, StandIn
-from defib.demo.keeper import Keeper
-from defib.demo.stack import WEBHOOK_TOKEN, Stack, free_ports
-from defib.doctor.servers import OURS, prometheus
+from defib.demo.feishu import SECRET, FeishuSimulator
+from defib.demo.launcher import Launcher
+from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
+from defib.doctor.monitoring import JOBS, check_prometheus
 from tests.support import eventually, inventory_of, loaded
 
 NOWHERE = "http://127.0.0.1:1"
@@ -33,7 +33,7 @@ def defib(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False)
 
 
-async def found(config: Path, *arguments: str) -> tuple[int, list[dict[str, str]]]:
+async def run_doctor(config: Path, *arguments: str) -> tuple[int, list[dict[str, str]]]:
     done = await asyncio.to_thread(defib, "doctor", "--json", "--config", str(config), *arguments)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, json.loads(done.stdout)["findings"]
@@ -45,7 +45,7 @@ def result_of(findings: list[dict[str, str]], subject: str, check: str) -> str:
 
 
 @pytest.mark.parametrize("more", [[], ["--compose"]])
-def test_what_init_writes_is_whole_and_secret(tmp_path: Path, more: list[str]) -> None:
+def test_init_writes_a_valid_configuration_with_private_secrets(tmp_path: Path, more: list[str]) -> None:
     folder = tmp_path / "config"
     made = defib("init", str(folder), *more)
     assert made.returncode == 0, made.stderr
@@ -58,13 +58,13 @@ def test_what_init_writes_is_whole_and_secret(tmp_path: Path, more: list[str]) -
     assert len(tokens) == len(list((folder / "secrets").iterdir()))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     again = defib("init", str(folder), *more)
-    assert (again.returncode, "there already; nothing was written" in again.stderr) == (1, True)
+    assert (again.returncode, "exists already; nothing was written" in again.stderr) == (1, True)
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     every = [line for path in folder.glob("*.yaml") for line in path.read_text().splitlines()]
     assert not any("@" in line for line in every)
 
 
-def test_init_for_compose_leaves_reading_this_machine_to_node_exporter(tmp_path: Path) -> None:
+def test_init_for_compose_has_no_local_host(tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir(mode=0o755)
     assert defib("init", str(tmp_path), "--compose").returncode == 0
     assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
@@ -73,22 +73,22 @@ def test_init_for_compose_leaves_reading_this_machine_to_node_exporter(tmp_path:
 
 @pytest.mark.usefixtures("docker")
 @pytest.mark.needs("dockerd", "busybox")
-async def test_what_controls_restart_is_asked_of(tmp_path: Path, container: str) -> None:
+async def test_the_targets_of_controls_are_checked(tmp_path: Path, container: str) -> None:
     def service(name: str) -> dict[str, Any]:
         return {"host": "h", "probe": {"command": {"run": ["true"]}}, "control": {"docker": {"container": name}}}
 
     host = {"address": "127.0.0.1", "shell": "local"}
     written = {"hosts": {"h": host}, "services": {"there": service(container), "gone": service("no-such-container")}}
     await asyncio.to_thread(inventory_of, tmp_path, written)
-    status, findings = await found(tmp_path, "h")
+    status, findings = await run_doctor(tmp_path, "h")
     assert status == 1
-    assert result_of(findings, "h", "the control of there") == "pass"
-    (gone,) = (each for each in findings if each["check"] == "the control of gone")
-    assert (gone["result"], "no-such-container" in gone["seen"].lower()) == ("fail", True), gone
+    assert result_of(findings, "h", "control of there") == "pass"
+    (gone,) = (each for each in findings if each["check"] == "control of gone")
+    assert (gone["result"], "no-such-container" in gone["detail"].lower()) == ("fail", True), gone
 
 
-async def test_targets_and_rules_of_one_name_are_all_looked_at(tmp_path: Path) -> None:
-    """Of two exporters one is down, and of two rules one fails."""
+async def test_all_targets_and_rules_with_the_same_name_are_checked(tmp_path: Path) -> None:
+    """One of two exporters is down, and one of two rules fails."""
     targets = [
         {"labels": {"job": job}, "health": health, "lastError": "refused", "scrapeUrl": f"http://{health}/metrics"}
         for job, health in (("defib-exporter", "down"), ("defib-exporter", "up"), ("defib-remediator", "up"))
@@ -110,35 +110,35 @@ async def test_targets_and_rules_of_one_name_are_all_looked_at(tmp_path: Path) -
     async with TestServer(app) as server:
         written = {"remediator": {"prometheus_url": str(server.make_url("")).rstrip("/")}}
         made = await asyncio.to_thread(inventory_of, tmp_path, written)
-        found = {each.check: each for each in await prometheus(made.inventory)}
+        found = {each.check: each for each in await check_prometheus(made.inventory)}
     assert found["scrapes defib-exporter"].result == "fail"
-    assert "http://down/metrics: refused" in found["scrapes defib-exporter"].seen
-    assert "many-to-many" in found["its rules work"].seen
+    assert "http://down/metrics: refused" in found["scrapes defib-exporter"].detail
+    assert "many-to-many" in found["rule evaluation"].detail
 
 
-def test_init_where_nothing_may_be_written(tmp_path: Path) -> None:
+def test_init_in_an_unwritable_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = defib("init", str(tmp_path / "file" / "config"))
     assert (done.returncode, "Not a directory" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
 
 
-async def test_without_a_configuration(tmp_path: Path) -> None:
-    status, findings = await found(tmp_path / "none")
+async def test_a_missing_or_invalid_configuration(tmp_path: Path) -> None:
+    status, findings = await run_doctor(tmp_path / "none")
     assert (status, findings[0]["result"]) == (1, "fail")
-    assert "defib init" in findings[0]["mend"]
+    assert "defib init" in findings[0]["fix"]
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.yaml").write_text("services: {web: {probes: {}}}\nnotify: {langauge: en}\n")
-    status, findings = await found(tmp_path / "bad")
+    status, findings = await run_doctor(tmp_path / "bad")
     assert status == 1
     assert {"fail"} == {each["result"] for each in findings}
-    assert any("langauge" in each["seen"] for each in findings)
+    assert any("langauge" in each["detail"] for each in findings)
 
 
-async def test_where_nothing_works_it_ends_soon_and_says_what_to_do(tmp_path: Path) -> None:
-    """A server that takes connections and never answers, hosts that are not there, a disk that is."""
+async def test_if_nothing_works_it_ends_in_time_and_says_how_to_fix_it(tmp_path: Path) -> None:
+    """A server that accepts connections and never answers, and hosts that do not exist."""
     waiting: set[asyncio.StreamWriter] = set()
 
-    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def never_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         waiting.add(writer)
         await reader.read()
         writer.close()
@@ -146,10 +146,10 @@ async def test_where_nothing_works_it_ends_soon_and_says_what_to_do(tmp_path: Pa
             await writer.wait_closed()
         waiting.discard(writer)
 
-    async def left_alone() -> bool:
+    async def all_closed() -> bool:
         return not waiting
 
-    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
+    silent = await asyncio.start_server(never_answer, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     ssh = {"user": "nobody", "port": port, "key_file": str(tmp_path / "none"), "known_hosts": str(tmp_path / "none")}
     written: dict[str, Any] = {
@@ -163,37 +163,37 @@ async def test_where_nothing_works_it_ends_soon_and_says_what_to_do(tmp_path: Pa
     }  # fmt: skip
     await asyncio.to_thread(inventory_of, tmp_path / "config", written)
     began = time.monotonic()
-    status, findings = await found(tmp_path / "config", "--send")
+    status, findings = await run_doctor(tmp_path / "config", "--send")
     ended = time.monotonic()
     silent.close()
-    assert ended - began < 200  # one after another, 40 hosts take longer
-    await eventually(left_alone)
+    assert ended - began < 200  # one by one, 40 hosts take longer
+    await eventually(all_closed)
     assert status == 1
-    assert all(each["mend"] for each in findings if each["result"] != "pass")
+    assert all(each["fix"] for each in findings if each["result"] != "pass")
     for subject in ("exporter", "remediator", "prometheus", "alertmanager"):
-        assert result_of(findings, subject, "answers") == "fail"
-    for subject, check in (("h7", "its shell answers"), ("notify", "routes"), ("channel ops", "takes a test")):
+        assert result_of(findings, subject, "reachable") == "fail"
+    for subject, check in (("h7", "shell for reading"), ("notify", "routes"), ("channel ops", "test message")):
         assert result_of(findings, subject, check) == "fail"
-    assert result_of(findings, "grafana", "is known") == "warn"
+    assert result_of(findings, "grafana", "configured") == "warn"
     assert "secret-token" not in json.dumps(findings)
 
 
 @pytest.fixture
-async def stack(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Stack]:
-    made = Stack(keeper, tmp_path)
+async def stack(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Stack]:
+    made = Stack(launcher, tmp_path)
     yield made
     await made.client.aclose()
 
 
 @pytest.mark.needs("prometheus")
 @pytest.mark.timeout(180)
-async def test_labels_of_a_target_in_prometheus(keeper: Keeper, tmp_path: Path, stack: Stack) -> None:
-    """As shipped they change no label of ours; without `honor_labels` they do, and the doctor says so.
+async def test_target_labels_that_replace_labels_of_defib(launcher: Launcher, tmp_path: Path, stack: Stack) -> None:
+    """With the shipped file they replace no label; without `honor_labels` they do, and the doctor warns.
 
-    It also says which job may serve what rules record.
+    It also warns of jobs that can serve recorded series.
     """
     config = stack.configuration({"services": {"web": {"probe": {"every": "1s", "http": {"url": NOWHERE}}}}})
-    await stack.start_ours("exporter")
+    await stack.start_program("exporter")
     await stack.start_prometheus()
     path = tmp_path / "prometheus.yml"
     written = yaml.safe_load(path.read_text())
@@ -201,10 +201,10 @@ async def test_labels_of_a_target_in_prometheus(keeper: Keeper, tmp_path: Path, 
     (target,) = job["static_configs"]
 
     async def take(service: str, ours: str) -> None:
-        """Have Prometheus take a target with a label `service`, and wait until it has scraped it."""
+        """Give Prometheus a target with a label `service`, and wait until it is scraped."""
         target["labels"] = {"service": service}
         path.write_text(yaml.safe_dump(written))
-        await keeper.kill(stack.pids["prometheus"], signal.SIGHUP)
+        await launcher.kill(stack.pids["prometheus"], signal.SIGHUP)
         await eventually(lambda: answered(f'up{{job="defib-exporter", service="{service}"}} == 1'))
         await eventually(lambda: answered(f'service_up{{{ours}="web"}} == 0'))
 
@@ -213,31 +213,33 @@ async def test_labels_of_a_target_in_prometheus(keeper: Keeper, tmp_path: Path, 
         return bool(answer.json()["data"]["result"])
 
     await take("platform", "service")
-    _, findings = await found(config)
-    for check in ("keeps our labels", "takes recorded names from no job"):
+    _, findings = await run_doctor(config)
+    for check in ("labels", "recorded names"):
         assert result_of(findings, "prometheus", check) == "pass"
     del job["honor_labels"]
     del job["metric_relabel_configs"]
     await take("billing", "exported_service")
-    # The target of before may be scraped once more, by the new configuration.
+    # The previous target may be scraped once more with the new configuration.
     await eventually(lambda: answered('absent({job="defib-exporter", service="platform"})'))
-    _, findings = await found(config)
-    (label,) = (each for each in findings if each["check"] == "keeps our labels")
+    _, findings = await run_doctor(config)
+    (label,) = (each for each in findings if each["check"] == "labels")
     assert label["result"] == "warn"
-    assert 'service="billing"' in label["seen"]
-    assert "exported_service" in label["seen"]
-    assert "platform" not in label["seen"]
-    assert "honor_labels: true" in label["mend"]
-    (names,) = (each for each in findings if each["check"] == "takes recorded names from no job")
+    assert 'service="billing"' in label["detail"]
+    assert "exported_service" in label["detail"]
+    assert "platform" not in label["detail"]
+    assert "honor_labels: true" in label["fix"]
+    (names,) = (each for each in findings if each["check"] == "recorded names")
     assert names["result"] == "warn"
-    assert names["seen"] == "defib-exporter may serve service:up:max, host:up:max, ALERTS"
+    assert names["detail"] == "defib-exporter can serve service:up:max, host:up:max, ALERTS"
 
 
 @pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd")
 @pytest.mark.timeout(120)
-async def test_where_all_is_well(keeper: Keeper, tmp_path: Path, stack: Stack, feishu: StandIn) -> None:
-    (port,) = free_ports(1)
-    host = await sshd.start(keeper, tmp_path / "sshd", port, {"PATH": "/usr/bin:/bin"})
+async def test_a_complete_installation_passes(
+    launcher: Launcher, tmp_path: Path, stack: Stack, feishu: FeishuSimulator
+) -> None:
+    (port,) = reserve_ports(1)
+    host = await sshd.start(launcher, tmp_path / "sshd", port, {"PATH": "/usr/bin:/bin"})
     ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
     config = stack.configuration(
         {
@@ -253,25 +255,25 @@ async def test_where_all_is_well(keeper: Keeper, tmp_path: Path, stack: Stack, f
     async def scraped() -> bool:
         targets = await stack.get("prometheus", "/api/v1/targets?state=active")
         health = {each["labels"]["job"]: each["health"] for each in targets["data"]["activeTargets"]}
-        return all(health.get(job) == "up" for job in OURS)
+        return all(health.get(job) == "up" for job in JOBS)
 
     await eventually(scraped)
-    status, findings = await found(config, "--send")
+    status, findings = await run_doctor(config, "--send")
     wrong = [each for each in findings if each["result"] != "pass"]
     assert status == 0, wrong
-    # The shipped file has no fallback of its own, and the demo has no Grafana.
+    # The shipped file has no fallback receiver, and the demo has no Grafana.
     assert {(each["subject"], each["check"]) for each in wrong} == {
-        ("grafana", "is known"),
-        ("alertmanager", "the receiver `fallback`"),
+        ("grafana", "configured"),
+        ("alertmanager", "receiver fallback"),
     }
     assert len(feishu.received) == 1
-    quiet, _ = await found(config)
+    quiet, _ = await run_doctor(config)
     assert (quiet, len(feishu.received)) == (0, 1)
-    await _broken(stack, config)
+    await _check_wrong_settings(stack, config)
 
 
-async def _broken(stack: Stack, config: Path) -> None:
-    """What is asked instead of what should be is seen."""
+async def _check_wrong_settings(stack: Stack, config: Path) -> None:
+    """Check that swapped addresses and a wrong token are found."""
     said = (config / "defib.yaml").read_text()
     swapped = said.replace(stack.url("prometheus"), "x").replace(stack.url("alertmanager"), stack.url("prometheus"))
     (config / "defib.yaml").write_text(
@@ -279,9 +281,9 @@ async def _broken(stack: Stack, config: Path) -> None:
             WEBHOOK_TOKEN, "another"
         )
     )
-    status, findings = await found(config)
+    status, findings = await run_doctor(config)
     assert status == 1
-    seen: Mapping[str, str] = {each["subject"]: each["seen"] for each in findings if each["result"] == "fail"}
+    seen: Mapping[str, str] = {each["subject"]: each["detail"] for each in findings if each["result"] == "fail"}
     assert {"prometheus", "alertmanager", "remediator"} <= set(seen), seen
     assert "401" in seen["remediator"]
     async with httpx.AsyncClient(trust_env=False) as client:

@@ -17,8 +17,8 @@ import httpx
 import pytest
 import yaml
 
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from tests.support import eventually, write
 
 TOKEN = {"Authorization": "Bearer t0ken"}
@@ -30,9 +30,9 @@ SERVICES = {
 
 
 class Exporter:
-    def __init__(self, keeper: Keeper, folder: Path) -> None:
-        self.keeper, self.folder = keeper, folder
-        (self.port,) = free_ports(1)
+    def __init__(self, launcher: Launcher, folder: Path) -> None:
+        self.launcher, self.folder = launcher, folder
+        (self.port,) = reserve_ports(1)
         base = f"http://127.0.0.1:{self.port}"
         self.client = httpx.AsyncClient(base_url=base, headers=TOKEN, trust_env=False, timeout=60)
 
@@ -44,7 +44,7 @@ class Exporter:
     async def start(self, *arguments: str) -> None:
         argv = [sys.executable, "-m", "defib", "exporter", "--config", str(self.folder / "config")]
         argv += ["--listen", f"127.0.0.1:{self.port}", *arguments]
-        self.pid = await self.keeper.start(argv, self.folder / "log")
+        self.pid = await self.launcher.start(argv, self.folder / "log")
         await eventually(self.is_ready)
 
     async def is_ready(self) -> bool:
@@ -62,13 +62,13 @@ class Exporter:
 
 
 @pytest.fixture
-async def exporter(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Exporter]:
+async def exporter(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Exporter]:
     async def accept(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
     server = await asyncio.start_server(accept, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    made = Exporter(keeper, tmp_path)
+    made = Exporter(launcher, tmp_path)
     made.configure(json.loads(json.dumps(SERVICES).replace("{port}", str(port))))
     yield made
     await made.client.aclose()
@@ -264,7 +264,7 @@ async def test_tls_in_the_web_configuration(exporter: Exporter, certificate: Pat
 
 async def test_it_stops_cleanly(exporter: Exporter) -> None:
     await exporter.start()
-    await exporter.keeper.kill(exporter.pid, signal.SIGTERM)
+    await exporter.launcher.kill(exporter.pid, signal.SIGTERM)
     log = (exporter.folder / "log").read_text()
     assert '"event": "server_stopped"' in log
     assert "Traceback" not in log

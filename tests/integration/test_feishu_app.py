@@ -1,4 +1,4 @@
-"""App bots against the stand-in that enforces Feishu's rules: cards kept true, tokens, threads, faults."""
+"""App bots with a simulator that enforces Feishu's rules: updated cards, tokens, threads, faults."""
 
 import asyncio
 import time
@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import update
 
 from defib.demo import demo
-from defib.demo.feishu import StandIn
+from defib.demo.feishu import FeishuSimulator
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, Message
-from defib.demo.service import Victim
+from defib.demo.service import DemoService
 from defib.demo.sshd import Sshd
 from remediator.clients.alerts import Alert
 from remediator.incidents import acknowledgement, decisions, intake
@@ -63,7 +63,7 @@ class AppPost(Post):
 
 
 async def opened(folder: Path, **options: Any) -> AppPost:
-    feishu = StandIn()
+    feishu = FeishuSimulator()
     await feishu.start()
     app = {
         "app_id": APP_ID,
@@ -143,8 +143,8 @@ BUSY: Any = (400, {"x-ogw-ratelimit-reset": "0.1"}, b'{"code":99991400,"msg":"re
     ],
 )
 async def test_what_becomes_of_a_refused_card(post: AppPost, faults: list[Any], state: str) -> None:
-    post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-old","expire":7200}'))
-    post.feishu.misbehave.extend(faults)
+    post.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-old","expire":7200}'))
+    post.feishu.faults.extend(faults)
     post.feishu.apps._tokens["t-old"] = time.time() + 7200
     await post.fire()
     await eventually(post.settled)
@@ -166,7 +166,7 @@ async def test_a_token_is_kept_and_a_revoked_one_renewed_at_once(post: AppPost) 
 
 
 async def test_a_token_that_ends_soon_is_renewed(post: AppPost) -> None:
-    post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-short","expire":500}'))
+    post.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-short","expire":500}'))
     post.feishu.apps._tokens["t-short"] = time.time() + 500
     await post.fire()
     await eventually(post.settled)
@@ -193,9 +193,9 @@ async def test_a_wrong_secret_is_told_and_loses_nothing(tmp_path: Path, monkeypa
 
 async def test_a_card_whose_answer_was_lost_is_not_sent_twice(post: AppPost, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feishu, "TIMEOUT", 0.3)
-    post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-1","expire":7200}'))
+    post.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-1","expire":7200}'))
     post.feishu.apps._tokens["t-1"] = time.time() + 7200
-    post.feishu.misbehave.append("take and hang")
+    post.feishu.faults.append("take and hang")
     await post.fire()
     await eventually(post.settled)
     assert len(post.feishu.apps.in_chat) == 1
@@ -259,13 +259,13 @@ async def test_what_breaks_in_a_card_does_not_hold_others_back(post: AppPost) ->
 
 
 async def test_the_demo_announces_a_switch_once(tmp_path: Path) -> None:
-    feishu = StandIn()
+    feishu = FeishuSimulator()
     await feishu.start()
     for name in ("key", "known"):
         await asyncio.to_thread((tmp_path / name).touch)
     host = Sshd(22, "u", tmp_path / "key", tmp_path / "known")
-    victim = Victim("a command", {"command": {"restart": ["true"]}}, [])
-    written = demo._inventory(host, victim, 80, feishu)
+    demo_service = DemoService("a command", {"command": {"restart": ["true"]}}, [])
+    written = demo.build_inventory(host, demo_service, 80, feishu)
     inventory = (await asyncio.to_thread(inventory_of, tmp_path / "config", written)).inventory
     post = await asyncio.to_thread(Post, tmp_path, feishu, inventory)
     await post.open()

@@ -1,4 +1,4 @@
-"""`defib host setup` and `defib doctor`, the first on a copy of this machine with a real sudo."""
+"""`defib host setup`, on a copy of this machine with a real sudo, and the doctor's checks of hosts."""
 
 import asyncio
 import os
@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from defib.demo import sshd
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from fleet.shells.ssh import command_digest
 
 UNPACKED = Path(__file__).parents[2] / ".parts" / "root"
@@ -27,7 +27,7 @@ SUDO = (
     "etc/sudo.conf",
 )
 
-# What is tried inside: the script twice, then what the account may do and what it may not.
+# Runs inside: the script twice, then what the account can and cannot do.
 INSIDE = r"""
 mount -t proc proc /proc || exit 23
 sh -eu /tmp/setup.sh || exit 1
@@ -46,7 +46,7 @@ as_defib sh -c 'echo key >> /home/defib/.ssh/authorized_keys' 2>/dev/null && exi
 as_defib sh -c 'mv /home/defib/.ssh /home/defib/x' 2>/dev/null && exit 11
 cat /home/defib/.ssh/authorized_keys
 """
-# After the script of the same host, of which nothing is wanted as root any more.
+# Runs after the script of the same host without sudo: its rights are removed.
 TAKEN_BACK = r"""
 sh -eu /tmp/bare.sh >/dev/null || exit 30
 as_defib sudo -n echo restart mineru 2>/dev/null && exit 31
@@ -73,13 +73,13 @@ def configure(folder: Path, hosts: dict[str, Any], services: dict[str, Any] | No
     (folder / "a.yaml").write_text(yaml.safe_dump({"hosts": hosts, "services": services or {}}))
 
 
-def keys(folder: Path, *names: str) -> None:
+def create_keys(folder: Path, *names: str) -> None:
     for name in names:
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
 
 
-def inside_a_copy(folder: Path, setup: str, inside: str) -> subprocess.CompletedProcess[str]:
-    """Run a host's script, then what is tried of it, as root on a copy of this machine's files that is thrown away."""
+def run_in_copy(folder: Path, setup: str, inside: str) -> subprocess.CompletedProcess[str]:
+    """Run a setup script and then a test script as root, on a temporary copy of this machine's files."""
     (folder / "setup.sh").write_text(setup)
     (folder / "inside.sh").write_text(inside)
     (folder / "root").mkdir()
@@ -92,8 +92,8 @@ def inside_a_copy(folder: Path, setup: str, inside: str) -> subprocess.Completed
 
 
 @pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
-def test_a_host_whose_controls_go_through_the_wrapper(tmp_path: Path) -> None:
-    """Only the commands of the inventory are run, each by its digest, and the account sees none of their files."""
+def test_a_host_that_controls_through_the_wrapper(tmp_path: Path) -> None:
+    """Only the commands of the inventory run, each by its digest, and the account cannot see their files."""
     config = tmp_path / "config"
     restart = ["sh", "-c", 'echo "$0" restarted; id -u', "it's $HOME"]
     host = {
@@ -106,7 +106,7 @@ def test_a_host_whose_controls_go_through_the_wrapper(tmp_path: Path) -> None:
         {"gpu-01": host},
         {"it": {"host": "gpu-01", "probe": probe, "control": {"command": {"restart": restart}}}},
     )
-    keys(config, "read", "control")
+    create_keys(config, "read", "control")
     made = defib(config, "host", "setup", "gpu-01")
     assert made.returncode == 0, made.stderr
     tried = f"""{INSIDE.partition("as_defib SSH")[0]}
@@ -125,7 +125,7 @@ as_defib ls /etc/defib/commands 2>/dev/null && exit 5
 as_defib sudo -n /usr/local/sbin/defib-shell read 2>/dev/null && exit 6
 cat /home/defib/.ssh/authorized_keys
 """
-    done = inside_a_copy(tmp_path, made.stdout, tried)
+    done = run_in_copy(tmp_path, made.stdout, tried)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     reads, controls = done.stdout.splitlines()[-2:]
     assert reads.startswith("restrict ssh-ed25519 ")
@@ -133,7 +133,7 @@ cat /home/defib/.ssh/authorized_keys
 
 
 @pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
-def test_a_host_that_was_set_up(tmp_path: Path) -> None:
+def test_a_host_after_setup(tmp_path: Path) -> None:
     config = tmp_path / "config"
     control = {
         "command": {
@@ -148,7 +148,7 @@ def test_a_host_that_was_set_up(tmp_path: Path) -> None:
     }  # fmt: skip
     probe = {"unit": {"name": "nginx"}}
     configure(config, {"gpu-01": host}, {"mineru": {"host": "gpu-01", "probe": probe, "control": control}})
-    keys(config, "read", "control")
+    create_keys(config, "read", "control")
     text = (
         (config / "a.yaml")
         .read_text()
@@ -158,14 +158,14 @@ def test_a_host_that_was_set_up(tmp_path: Path) -> None:
     made = defib(config, "host", "setup", "gpu-01", "--from", "10.0.0.5")
     assert made.returncode == 0, made.stderr
     assert "supervisor -\nsystemd nginx.service\n" in made.stdout
-    # Only what is on every machine can be read on the copy of this one.
+    # On the copy only commands that every machine has can run.
     bare = {**host, "sudo": "none", "ssh": {**host["ssh"], "wrapper": False}}
     configure(tmp_path / "bare", {"gpu-01": bare})
-    keys(tmp_path / "bare", "read", "control")
+    create_keys(tmp_path / "bare", "read", "control")
     after = defib(tmp_path / "bare", "host", "setup", "gpu-01").stdout
     taken_back = f"cat > /tmp/bare.sh <<'END_OF_BARE'\n{after}END_OF_BARE\n{TAKEN_BACK}"
     setup = made.stdout.replace("supervisor -\n", "supervisor -\nproc\n")
-    done = inside_a_copy(tmp_path, setup, f"{INSIDE}({taken_back}) >&2\n")
+    done = run_in_copy(tmp_path, setup, f"{INSIDE}({taken_back}) >&2\n")
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     first, second = done.stdout.splitlines()[-2:]
     assert first.startswith('restrict,from="10.0.0.5",command="sudo -n /usr/local/sbin/defib-shell read" ssh-ed25519 ')
@@ -173,16 +173,16 @@ def test_a_host_that_was_set_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["host", "setup", "nowhere"], "the inventory has no host 'nowhere'"),
-        (["host", "setup", "here"], "the inventory has no ssh of the host 'here'"),
-        (["host", "setup", "keyless"], "no ssh.key_file"),
-        (["host", "setup", "roots"], "'root' cannot be the account"),
-        (["doctor", "nowhere"], "the inventory has no host nowhere"),
+        (["host", "setup", "here"], "the host 'here' has no SSH settings"),
+        (["host", "setup", "keyless"], "ssh.key_file is not set"),
+        (["host", "setup", "roots"], "'root' cannot be the account of Defib"),
+        (["doctor", "nowhere"], "the inventory has no host 'nowhere'"),
     ],
 )
-def test_what_cannot_be_set_up(tmp_path: Path, arguments: list[str], said: str) -> None:
+def test_invalid_setups_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
     hosts: dict[str, Any] = {
         "here": {"address": "127.0.0.1", "shell": "local"},
         "keyless": {"address": "10.0.0.1", "ssh": {"user": "u"}},
@@ -190,13 +190,13 @@ def test_what_cannot_be_set_up(tmp_path: Path, arguments: list[str], said: str) 
     }
     configure(tmp_path, hosts)
     done = defib(tmp_path, *arguments)
-    assert (done.returncode, said in done.stderr) == (1, True), done.stderr
+    assert (done.returncode, message in done.stderr) == (1, True), done.stderr
 
 
 @pytest.mark.needs("sshd")
-async def test_the_doctor(keeper: Keeper, tmp_path: Path) -> None:
-    (port,) = free_ports(1)
-    host = await sshd.start(keeper, tmp_path / "sshd", port, {"PATH": os.environ["PATH"]})
+async def test_the_doctor_checks_hosts(launcher: Launcher, tmp_path: Path) -> None:
+    (port,) = reserve_ports(1)
+    host = await sshd.start(launcher, tmp_path / "sshd", port, {"PATH": os.environ["PATH"]})
     ssh = {"user": host.user, "port": host.port, "key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
     (tmp_path / "other").write_text(
         host.known_hosts.read_text().replace("AAAAC3NzaC1lZDI1NTE5AAAAI", "AAAAC3NzaC1lZDI1NTE5AAAAJ")
@@ -211,14 +211,14 @@ async def test_the_doctor(keeper: Keeper, tmp_path: Path) -> None:
         "gone": {"address": "127.0.0.1", "ssh": {**ssh, "port": 1}},
     }
     await asyncio.to_thread(configure, tmp_path / "config", hosts)
-    well = await asyncio.to_thread(defib, tmp_path / "config", "doctor", "well")
-    passed = "PASS  well: collector system" in well.stdout
-    assert (well.returncode, "FAIL" in well.stdout, passed) == (0, False, True), well.stdout
-    ill = await asyncio.to_thread(defib, tmp_path / "config", "doctor", *hosts)
-    assert ill.returncode == 1
-    for said in (
-        "FAIL  no-gpu: collector gpu", "none: there is no such file", "others may read it (644)", "chmod 600", "Connection refused",
-        "→ pin the host's key there",
+    passing = await asyncio.to_thread(defib, tmp_path / "config", "doctor", "well")
+    passed = "PASS  well: collector system" in passing.stdout
+    assert (passing.returncode, "FAIL" in passing.stdout, passed) == (0, False, True), passing.stdout
+    failing = await asyncio.to_thread(defib, tmp_path / "config", "doctor", *hosts)
+    assert failing.returncode == 1
+    for message in (
+        "FAIL  no-gpu: collector gpu", "none: there is no such file", "other users can read it (644)", "chmod 600", "Connection refused",
+        "→ pin the host's key in that file",
     ):  # fmt: skip
-        assert said in ill.stdout, (said, ill.stdout)
-    assert "Traceback" not in ill.stderr
+        assert message in failing.stdout, (message, failing.stdout)
+    assert "Traceback" not in failing.stderr

@@ -44,10 +44,10 @@ async def test_an_exporter_with_another_configuration_holds_actions(loop: Loop) 
 
     await eventually(other_restarted)
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "SHUT   config-mismatch: the exporter and the remediator have different configurations" in explained.stdout
+    assert "shut  config-mismatch: the exporter has another configuration" in explained.stdout
     found = await asyncio.to_thread(defib, loop, "doctor")
-    assert "exporter: has this configuration: it has another configuration of web" in found.stdout
-    assert "FAIL  remediator: has the exporter's configuration" in found.stdout
+    assert "exporter: configuration: it has another configuration of web" in found.stdout
+    assert "FAIL  remediator: configuration" in found.stdout
     url = f"{loop.stack.url('exporter')}/-/reload"
     assert (await loop.stack.client.post(url)).status_code == 200
     await loop.until_decision("refuse", "already-up")
@@ -73,14 +73,14 @@ async def test_an_incident_is_held_while_nobody_can_see_its_service(loop: Loop) 
     await loop.kill("web")
     await loop.fire("web")
     await loop.until_decision("refuse", "notify-only")
-    await loop.keeper.kill(loop.stack.pids["exporter"], signal.SIGKILL)
+    await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
     await loop.fire("web", status="resolved")
     held = await loop.until_decision("wait", "blind")
     # It may have been asked a moment before it was killed.
     assert held["detail"]["detail"].startswith("its alerts are resolved, but ")
     await loop.until_cards("Service down: web", "Nobody can see how it is: web")
     (loop.folder / "web.alive").touch()
-    await loop.stack.start_ours("exporter")
+    await loop.stack.start_program("exporter")
     await loop.until("recovered")
     await loop.until_cards("Service down: web", "Nobody can see how it is: web", "Recovered: web")
 
@@ -92,7 +92,7 @@ async def test_a_verification_that_cannot_be_made_is_unknown_and_costs_no_attemp
     await loop.kill("web")
     await loop.fire("web")
     await eventually(loop.begun)
-    await loop.keeper.kill(loop.stack.pids["exporter"], signal.SIGKILL)
+    await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
     ended = await loop.until_event("action_ended")
     assert ended["detail"]["state"] == "unknown"
     assert "cannot determine whether the service is up; cannot query the exporter" in ended["detail"]["why"]
@@ -150,7 +150,7 @@ async def test_a_record_that_is_lost_under_the_running_program_is_noticed(loop: 
     healthy = await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")
     assert (healthy.status_code, f"was {how} while the remediator is running" in healthy.text) == (503, True)
     found = await asyncio.to_thread(defib, loop, "doctor")
-    assert f"FAIL  remediator: is healthy: the database {path} was {how}" in found.stdout
+    assert f"FAIL  remediator: health: the database {path} was {how}" in found.stdout
     (loop.folder / "moved.db").rename(path)
     assert (await loop.fire("web")).status_code == 200
 
@@ -222,7 +222,7 @@ async def start_alertmanager(loop: Loop) -> None:
         "prometheus-alertmanager", f"--config.file={path}", f"--storage.path={loop.folder}/am",
         f"--web.listen-address=127.0.0.1:{stack.ports['alertmanager']}", "--cluster.listen-address=",
     ]  # fmt: skip
-    stack.pids["alertmanager"] = await loop.keeper.start(argv, stack.log("alertmanager"))
+    stack.pids["alertmanager"] = await loop.launcher.start(argv, stack.log("alertmanager"))
 
     async def ready() -> bool:
         with contextlib.suppress(httpx.HTTPError):
@@ -307,7 +307,7 @@ async def test_services_in_maintenance_or_stopped_on_purpose_are_no_storm(loop: 
         begun = await loop.ask("POST", "/api/v1/maintenance", asked)
         if name == "s0":
             stopped = await asyncio.to_thread(defib, loop, "control", "s0", "stop")
-            assert (stopped.returncode, "it stays stopped" in stopped.stderr) == (0, True), stopped
+            assert (stopped.returncode, "leaves it stopped" in stopped.stderr) == (0, True), stopped
             assert (await loop.ask("DELETE", f"/api/v1/maintenance/{begun.json()['id']}")).is_success
     for name in names[1:3]:
         await loop.kill(name)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, ENCRYPT_KEY, VERIFICATION_TOKEN, Message
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from fleet.shells.local import LocalShell
 from remediator.execution import evidence
 from remediator.execution.controls.runner import TargetState
@@ -132,7 +132,7 @@ def test_docker_s_restart_policy_tells_of_a_stop_that_its_events_do_not(containe
 
 
 async def test_supervisor_says_what_a_person_stopped_and_when_it_was_started(
-    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
     programs = (
@@ -140,7 +140,7 @@ async def test_supervisor_says_what_a_person_stopped_and_when_it_was_started(
         "[program:once]\ncommand=true\nautorestart=false\nstartsecs=0\n"
         "[program:never]\ncommand=sleep 1000\nautostart=false\n"
     )
-    config = str(await start_supervisord(keeper, tmp_path, programs))
+    config = str(await start_supervisord(launcher, tmp_path, programs))
 
     async def state(program: str) -> str:
         told = await facts("supervisor", {"program": program, "config": config})
@@ -265,9 +265,9 @@ async def is_up(loop: Loop, name: str, expected: bool) -> bool:
 
 @pytest.mark.needs("sshd")
 async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
-    loop: Loop, keeper: Keeper, tmp_path: Path
+    loop: Loop, launcher: Launcher, tmp_path: Path
 ) -> None:
-    config = await start_supervisord(keeper, tmp_path, PROGRAM)
+    config = await start_supervisord(launcher, tmp_path, PROGRAM)
     await loop.feishu.start()
     app = {
         "app_id": APP_ID, "app_secret": APP_SECRET, "chat_id": CHAT, "url": loop.feishu.url,
@@ -295,7 +295,7 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
     assert "it was stopped by hand: supervisor was asked to stop it (STOPPED)" in card.text
     await loop.fire("web", "ServiceSlow")  # something else moves: it is decided about again
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "SHUT   stopped-by-hand: supervisor was asked to stop it (STOPPED)" in explained.stdout
+    assert "shut  stopped-by-hand: supervisor was asked to stop it (STOPPED)" in explained.stdout
     assert (await loop.incident())["actions"] == []
     body, headers = loop.feishu.apps.callback(loop.feishu.apps.event(card, "restart", "ou_ann"), ENCRYPT_KEY)
     url = f"{loop.stack.url('remediator')}/webhook/feishu/app"
@@ -309,8 +309,10 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
 
 
 @pytest.mark.needs("sshd")
-async def test_a_stop_is_not_respected_where_the_inventory_says_so(loop: Loop, keeper: Keeper, tmp_path: Path) -> None:
-    config = await start_supervisord(keeper, tmp_path, PROGRAM)
+async def test_a_stop_is_not_respected_where_the_inventory_says_so(
+    loop: Loop, launcher: Launcher, tmp_path: Path
+) -> None:
+    config = await start_supervisord(launcher, tmp_path, PROGRAM)
     await loop.start({"web": supervised(config, remediation={"respect_stop": False})})
     stop = await asyncio.create_subprocess_exec(BIN / "supervisorctl", "-c", config, "stop", "web")
     await stop.wait()
@@ -320,8 +322,8 @@ async def test_a_stop_is_not_respected_where_the_inventory_says_so(loop: Loop, k
 
 
 @pytest.mark.needs("sshd")
-async def test_what_somebody_has_just_started_is_left_alone(loop: Loop, keeper: Keeper, tmp_path: Path) -> None:
-    config = await start_supervisord(keeper, tmp_path, PROGRAM)
+async def test_what_somebody_has_just_started_is_left_alone(loop: Loop, launcher: Launcher, tmp_path: Path) -> None:
+    config = await start_supervisord(launcher, tmp_path, PROGRAM)
     web = loop.service("web")
     web["control"] = {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "5m"}
     await loop.start({"web": web})
@@ -347,7 +349,7 @@ async def test_what_is_stopped_through_defib_stays_so_in_silence_until_it_is_up_
     assert held["detail"]["detail"].endswith(", through Defib")
     await loop.restart_remediator()
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "SHUT   stopped: by " in explained.stdout
+    assert "shut  stopped: by " in explained.stdout
     assert "wait stopped" in (await asyncio.to_thread(defib, loop, "incidents")).stdout
     assert loop.restarts() == []
     (loop.folder / "web.alive").touch()  # somebody starts it on the host

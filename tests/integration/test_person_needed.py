@@ -272,10 +272,10 @@ async def test_killed_before_it_could_be_sent_it_is_sent_by_the_next(loop: Loop)
         return bool(loop.feishu.received)
 
     await eventually(told)
-    loop.feishu.misbehave.extend(["reset"] * 3)
+    loop.feishu.faults.extend(["reset"] * 3)
     await loop.until_event("person_needed")
     await loop.restart_remediator()
-    loop.feishu.misbehave.clear()
+    loop.feishu.faults.clear()
 
     async def called() -> bool:
         return [card.title for card in loop.feishu.received] == ["Service down: web", "A person is needed: web"]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from aiohttp import web
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from exporter.probes import PROBES
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_runner import probe_once
@@ -142,9 +142,9 @@ async def test_unit(tmp_path: Path, systemd: Path, monkeypatch: pytest.MonkeyPat
     await run(tmp_path, "unit", {"nginx.service": "well.service"})
 
 
-async def test_program(tmp_path: Path, keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_program(tmp_path: Path, launcher: Launcher, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = "[program:worker]\ncommand=/bin/sleep 1000\nstartsecs=0\n[group:stack]\nprograms=worker\n"
-    config = await start_supervisord(keeper, tmp_path, worker)
+    config = await start_supervisord(launcher, tmp_path, worker)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     await run(tmp_path, "program", {"/etc/supervisor/stack.conf": str(config)})
 

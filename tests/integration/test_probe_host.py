@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from defib.demo import sshd
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 from exporter.metrics import ExporterMetrics
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from runtime.redaction import Redactor
@@ -44,22 +44,22 @@ def containers(container: str) -> Iterator[str]:
 
 
 @pytest.fixture
-async def supervised(keeper: Keeper, tmp_path: Path) -> Path:
-    """A supervisord with a running and a failing program."""
+async def supervised(launcher: Launcher, tmp_path: Path) -> Path:
+    """A supervisord with a program that runs and one that cannot."""
     programs = (
         "[program:well]\ncommand=/bin/sleep 1000\nstartsecs=0\n[program:broken]\ncommand=/bin/false\nstartretries=1000\n"
         "[group:stack]\nprograms=well\n"
     )
-    return await start_supervisord(keeper, tmp_path, programs)
+    return await start_supervisord(launcher, tmp_path, programs)
 
 
 @pytest.fixture
-async def equipped(keeper: Keeper, tmp_path: Path, docker: None, systemd: Path) -> Sshd:
-    """An sshd with docker, systemctl and supervisorctl in the PATH of its account."""
+async def equipped(launcher: Launcher, tmp_path: Path, docker: None, systemd: Path) -> Sshd:
+    """An sshd whose account finds docker, systemctl and supervisorctl."""
     path = f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    (port,) = free_ports(1)
+    (port,) = reserve_ports(1)
     environment = {"PATH": path, "DOCKER_HOST": os.environ["DOCKER_HOST"]}
-    return await sshd.start(keeper, tmp_path / "sshd", port, environment)
+    return await sshd.start(launcher, tmp_path / "sshd", port, environment)
 
 
 def ssh_of(host: Sshd) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from tests.hostile import TOO_MANY, Outsider, forged
 from tests.support import eventually
@@ -44,7 +44,7 @@ class Watched:
             }
         )
         await self.outsider.start(self.stack.ports["node"])
-        await self.stack.start_ours("exporter")
+        await self.stack.start_program("exporter")
         await self.stack.start_prometheus()
 
     async def ask(self, query: str) -> dict[tuple[tuple[str, str], ...], float]:
@@ -97,8 +97,8 @@ class Watched:
 
 
 @pytest.fixture
-async def watched(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Watched]:
-    made = Watched(Stack(keeper, tmp_path))
+async def watched(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Watched]:
+    made = Watched(Stack(launcher, tmp_path))
     yield made
     await made.outsider.stop()
     await made.stack.client.aclose()

@@ -199,8 +199,8 @@ async def test_killed_at_any_moment_it_goes_on_where_it_was(loop: Loop, moment: 
         await eventually(loop.begun)
     elif moment == "verifying":
         await loop.until_event("service_up")
-    await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGKILL)
-    await loop.stack.start_ours("remediator")
+    await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGKILL)
+    await loop.stack.start_program("remediator")
     await loop.until_event("service_up")
     await loop.fire("web", status="resolved")
     incident = await loop.until("recovered")
@@ -216,7 +216,7 @@ async def test_sigterm_lets_a_running_command_finish(loop: Loop) -> None:
     await loop.kill("web")
     await loop.fire("web")
     await eventually(loop.begun)
-    await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+    await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
     log = loop.stack.log("remediator").read_text()
     assert '"event": "command_ended"' in log
     assert '"event": "server_stopped"' in log

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from tests.support import eventually
 
@@ -15,8 +15,8 @@ WEB = {"service": "web", "host": "h", "severity": "critical"}
 
 
 @pytest.fixture
-async def stack(keeper: Keeper, tmp_path: Path) -> AsyncIterator[Stack]:
-    made = Stack(keeper, tmp_path, hurried=False, fallback="http://127.0.0.1:1/")
+async def stack(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Stack]:
+    made = Stack(launcher, tmp_path, hurried=False, fallback="http://127.0.0.1:1/")
     (tmp_path / "webhook_token").write_text("token")
     await made.start_alertmanager()
     yield made

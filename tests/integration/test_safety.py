@@ -1,4 +1,4 @@
-"""What makes the remediator safe to be left alone: switches, approval, evidence, refusals, a record that is not lost."""
+"""Safety of the remediator: switches, approval, evidence, refusals, a database that is not lost."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ async def metric(loop: Loop, name: str) -> float | None:
 
 
 def defib(loop: Loop, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of ours on the loop's configuration."""
+    """Run a command with the configuration of the loop."""
     argv = [sys.executable, "-m", "defib", *arguments, "--config", str(loop.folder / "config")]
     return subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
 
@@ -41,7 +41,7 @@ async def until_restarted(loop: Loop, times: int = 1) -> None:
     await eventually(enough)
 
 
-async def test_automation_off_holds_through_a_restart_and_is_told(loop: Loop) -> None:
+async def test_automation_off_survives_a_restart_and_is_notified(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")})
     off = await asyncio.to_thread(defib, loop, "automation", "off", "--reason", "moving racks")
     assert (off.returncode, off.stdout.startswith("automation is off since")) == (0, True), off
@@ -59,7 +59,7 @@ async def test_automation_off_holds_through_a_restart_and_is_told(loop: Loop) ->
     assert await metric(loop, "defib_remediator_automation_enabled") == 1
 
 
-async def test_maintenance_of_a_host_holds_until_it_is_ended(loop: Loop) -> None:
+async def test_maintenance_of_a_host_prevents_restarts_until_it_ends(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")})
     begun = await asyncio.to_thread(
         defib, loop, "maintenance", "begin", "host", "h", "--for", "2h", "--reason", "new disks"
@@ -70,7 +70,7 @@ async def test_maintenance_of_a_host_holds_until_it_is_ended(loop: Loop) -> None
     held = await loop.until_decision("wait", "maintenance")
     assert "new disks" in held["detail"]["detail"]
     told = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "SHUT   maintenance: host h, by " in told.stdout
+    assert "shut  maintenance: host h, by " in told.stdout
     by_hand = await loop.ask("POST", "/api/v1/services/web/restart")
     assert (by_hand.status_code, by_hand.json()["error"]["code"]) == (409, "maintenance")
     assert "new disks" in (await asyncio.to_thread(defib, loop, "maintenance")).stdout
@@ -80,7 +80,7 @@ async def test_maintenance_of_a_host_holds_until_it_is_ended(loop: Loop) -> None
     await until_restarted(loop)
 
 
-async def test_a_person_may_overrule_a_wait_by_name_and_that_is_on_the_record(loop: Loop) -> None:
+async def test_a_person_can_overrule_a_gate_and_this_is_recorded(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")})
     await loop.ask("POST", "/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "r", "for": "1h"})
     done = await asyncio.to_thread(defib, loop, "control", "web", "restart", "--overrule", "maintenance")
@@ -119,7 +119,7 @@ NONSENSE: list[tuple[str, Any, int]] = [
 ]
 
 
-async def test_nonsense_of_people_is_refused(loop: Loop) -> None:
+async def test_invalid_requests_are_refused(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")})
     for path, body, status in NONSENSE:
         answer = await loop.ask("POST", path, body)
@@ -127,7 +127,7 @@ async def test_nonsense_of_people_is_refused(loop: Loop) -> None:
     assert loop.restarts() == []
 
 
-async def test_what_is_beyond_restart_waits_for_approval(loop: Loop) -> None:
+async def test_recreate_waits_for_approval(loop: Loop) -> None:
     remake = ["sh", "-c", f"echo remade >> {loop.folder}/restarts; touch {loop.folder}/web.alive"]
     web = loop.service("web", restart="exit 1", remediation={"steps": ["restart", {"recreate": {"command": remake}}]})
     await loop.start({"web": web}, attempts=1)
@@ -151,7 +151,7 @@ async def test_what_is_beyond_restart_waits_for_approval(loop: Loop) -> None:
     assert "Waits for approval: web" in [card.title for card in loop.feishu.received]
 
 
-async def test_what_waits_for_approval_is_cancelled_when_the_service_comes_back(loop: Loop) -> None:
+async def test_a_queued_action_is_cancelled_when_the_service_recovers(loop: Loop) -> None:
     web = loop.service("web", remediation={"steps": [{"restart": {"approve": True}}]})
     await loop.start({"web": web})
     await loop.kill("web")
@@ -169,7 +169,7 @@ async def test_what_waits_for_approval_is_cancelled_when_the_service_comes_back(
     assert loop.restarts() == []
 
 
-async def test_what_was_changed_after_its_approval_is_asked_for_again(loop: Loop) -> None:
+async def test_an_action_that_was_changed_after_approval_needs_approval_again(loop: Loop) -> None:
     def web(what: str) -> dict[str, Any]:
         command = ["sh", "-c", f"echo {what} >> {loop.folder}/restarts"]
         return loop.service("web", remediation={"steps": [{"recreate": {"command": command}}]})
@@ -195,8 +195,8 @@ async def test_what_was_changed_after_its_approval_is_asked_for_again(loop: Loop
     assert loop.restarts() == []
 
 
-async def test_what_may_still_be_running_is_not_begun_again(loop: Loop) -> None:
-    """Though the service has less time to come up than the command has to end."""
+async def test_a_command_that_may_still_run_is_not_started_again(loop: Loop) -> None:
+    """The service has less time to start than the command has to end."""
     restart = f"echo begin >> {loop.folder}/spans; sleep 6; echo end >> {loop.folder}/spans"
     web = loop.service("web", restart=restart)
     web["control"] |= {"timeout": "8s", "start_within": "500ms"}
@@ -209,21 +209,20 @@ async def test_what_may_still_be_running_is_not_begun_again(loop: Loop) -> None:
     assert (loop.folder / "spans").read_text().split()[:3] == ["begin", "end", "begin"]
 
 
-async def test_a_person_resets_the_attempts(loop: Loop) -> None:
+async def test_reset_allows_new_attempts(loop: Loop) -> None:
     await loop.start({"web": loop.service("web", restart="exit 1")}, attempts=1)
     await loop.kill("web")
     await loop.fire("web")
     await loop.until_decision("refuse", "attempts-used-up")
     assert await metric(loop, 'defib_remediator_breaker_open{service="web"}') == 1
     assert (
-        "attempts used: restart 1; next step: none is left"
-        in (await asyncio.to_thread(defib, loop, "explain", "web")).stdout
+        "attempts used: restart 1; next step: none" in (await asyncio.to_thread(defib, loop, "explain", "web")).stdout
     )
     assert (await asyncio.to_thread(defib, loop, "reset", "web")).returncode == 0
     await until_restarted(loop, 2)
 
 
-async def test_what_a_restart_destroys_is_kept(loop: Loop) -> None:
+async def test_evidence_is_collected_before_a_restart(loop: Loop) -> None:
     web = loop.service("web")
     web["control"]["command"] |= {
         "status": ["echo", "dead since noon"],
@@ -241,7 +240,7 @@ async def test_what_a_restart_destroys_is_kept(loop: Loop) -> None:
     assert kept["probe before"] == "exit: test exited with status 1, expected 0"
     assert kept["probe after"] == "success"
     assert kept["processes"].split()[0] == "PID"
-    assert "--config" not in kept["processes"]  # what stands in others' arguments is none of ours
+    assert "--config" not in kept["processes"]  # arguments of other processes may be secret
     assert action["asked_by"] == "ServiceDown"
     assert await metric(loop, 'defib_remediator_recovery_seconds_count{by="defib"}') == 1
     told = await asyncio.to_thread(defib, loop, "incidents", "1")
@@ -250,7 +249,7 @@ async def test_what_a_restart_destroys_is_kept(loop: Loop) -> None:
 
 
 async def start_with_sudo(loop: Loop, script: str, **web: Any) -> None:
-    """Start with a service on this machine, whose commands go through a sudo of our own."""
+    """Start with a service on this machine whose commands use a fake sudo."""
     folder = loop.folder / "bin"
     folder.mkdir()
     (folder / "sudo").write_text(f"#!/bin/sh\n{script}\n")
@@ -266,7 +265,7 @@ async def start_with_sudo(loop: Loop, script: str, **web: Any) -> None:
 NO_PASSWORD = "echo 'sudo: a password is required' >&2; exit 1"
 
 
-async def test_a_sudo_that_refuses_is_told_and_not_tried_again(loop: Loop) -> None:
+async def test_a_refusal_by_sudo_is_notified_and_not_retried(loop: Loop) -> None:
     await start_with_sudo(loop, NO_PASSWORD)
     await loop.kill("web")
     await loop.fire("web")
@@ -277,8 +276,8 @@ async def test_a_sudo_that_refuses_is_told_and_not_tried_again(loop: Loop) -> No
     assert "a password is required" in loop.feishu.received[1].text
 
 
-async def test_where_sudo_does_not_allow_to_look_nothing_is_restarted(loop: Loop) -> None:
-    """Somebody may have stopped it: after an upgrade, what a host allows is of the version before."""
+async def test_without_permission_to_see_the_status_nothing_is_restarted(loop: Loop) -> None:
+    """It may have been stopped on purpose; after an upgrade, a host still has the sudo rules of the previous version."""
     restarts = loop.folder / "restarts"
     control = {"supervisor": {"program": "web"}, "timeout": "60s", "start_within": "6s"}
     script = f'case "$*" in *" restart "*) echo web >> {restarts}; exit ;; esac\n{NO_PASSWORD}'
@@ -290,7 +289,7 @@ async def test_where_sudo_does_not_allow_to_look_nothing_is_restarted(loop: Loop
     assert ((await loop.incident())["actions"], loop.restarts()) == ([], [])
 
 
-async def test_a_host_whose_key_has_changed_gets_no_command(loop: Loop) -> None:
+async def test_no_command_runs_on_a_host_with_a_changed_key(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")})
     kept = loop.host.known_hosts.read_text()
     another = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode().strip()
@@ -309,7 +308,7 @@ async def test_a_host_whose_key_has_changed_gets_no_command(loop: Loop) -> None:
     assert "HOST KEY CHANGED" in loop.feishu.received[1].text
 
 
-async def test_people_are_told_when_the_watchdog_stops_and_when_it_comes_again(loop: Loop) -> None:
+async def test_a_missing_and_a_returning_watchdog_are_notified(loop: Loop) -> None:
     await loop.start({}, remediator={"watchdog": "1s"})
     await loop.until_cards("Monitoring is broken: the Watchdog does not come")
     await loop.fire("", "Watchdog")
@@ -322,7 +321,7 @@ async def test_people_are_told_when_the_watchdog_stops_and_when_it_comes_again(l
     assert (await metric(loop, "defib_remediator_watchdog_last_timestamp_seconds") or 0) > 1.7e9
 
 
-async def test_sigterm_records_as_unknown_what_does_not_end(loop: Loop) -> None:
+async def test_on_sigterm_an_unfinished_action_is_recorded_as_unknown(loop: Loop) -> None:
     web = loop.service("web", restart="sleep 600")
     web["control"]["timeout"] = "10m"
     await loop.start({"web": web}, attempts=1)
@@ -343,10 +342,10 @@ async def test_sigterm_records_as_unknown_what_does_not_end(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("damage", ["zeroes", "text", "gone", "empty"])
-async def test_a_record_that_is_damaged_or_gone_is_never_replaced_by_an_empty_one(loop: Loop, damage: str) -> None:
+async def test_a_damaged_or_missing_database_is_never_replaced_by_an_empty_one(loop: Loop, damage: str) -> None:
     await loop.start({"web": loop.service("web")})
     await loop.fire("web")
-    await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+    await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
     path = loop.folder / "remediator.db"
     for rest in ("-wal", "-shm"):
         Path(f"{path}{rest}").unlink(missing_ok=True)
@@ -374,18 +373,18 @@ async def _refused(loop: Loop) -> bool:
 
 @pytest.fixture
 async def small_disk(loop: Loop) -> AsyncIterator[Path]:
-    """A filesystem of 16 MiB, for the record."""
+    """A filesystem of 16 MiB for the database."""
     path = loop.folder / "small"
     path.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=True)
     yield path
     if "remediator" in loop.stack.pids:
-        await loop.keeper.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+        await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
     subprocess.run(["umount", path], check=True)
 
 
 @pytest.mark.needs("root", "mount")
-async def test_a_full_disk_is_answered_503_and_recovers_unaided(loop: Loop, small_disk: Path) -> None:
+async def test_a_full_disk_gives_503_and_needs_no_repair(loop: Loop, small_disk: Path) -> None:
     await loop.start({"web": loop.service("web")}, remediator={"database": f"sqlite:///{small_disk}/r.db"})
     await loop.kill("web")
     filler = small_disk / "filler"
@@ -408,8 +407,8 @@ async def test_a_full_disk_is_answered_503_and_recovers_unaided(loop: Loop, smal
     await until_restarted(loop)
 
 
-async def test_a_resolved_alert_that_hides_others_closes_nothing(loop: Loop) -> None:
-    """Alertmanager cuts the list before it computes the status."""
+async def test_a_truncated_resolved_delivery_closes_nothing(loop: Loop) -> None:
+    """Alertmanager truncates the list before it computes the status."""
     await loop.start({"web": loop.service("web", on_failure="notify")})
     await loop.kill("web")
     await loop.fire("web")
@@ -423,7 +422,7 @@ async def test_a_resolved_alert_that_hides_others_closes_nothing(loop: Loop) -> 
     ]  # fmt: skip
 
 
-async def test_a_frozen_sshd_costs_its_deadline_and_no_more(loop: Loop) -> None:
+async def test_a_frozen_sshd_delays_no_longer_than_its_timeout(loop: Loop) -> None:
     web = loop.service("web")
     web["control"] |= {"timeout": "1s", "start_within": "1s"}
     await loop.start({"web": web}, attempts=1)

@@ -1,4 +1,4 @@
-"""The sender against the stand-in that enforces Feishu's rules, behaving and not."""
+"""The sender with a simulator that enforces Feishu's rules, with and without faults."""
 
 import asyncio
 import re
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, StandIn
+from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, FeishuSimulator
 from fleet.inventory.model import Inventory
 from remediator.notifications import sender
 from remediator.notifications.channels import feishu
@@ -22,7 +22,7 @@ from tests.support import eventually, inventory_of
 @pytest.fixture
 async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Post]:
     monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
-    feishu = StandIn()
+    feishu = FeishuSimulator()
     webhook = await feishu.start()
     written = {
         "notify": {
@@ -75,7 +75,7 @@ BUSY: tuple[int, dict[str, str], bytes] = (200, {}, b'{"code":11232,"msg":"frequ
     ],
 )
 async def test_what_becomes_of_a_refused_notice(post: Post, answers: list[Any], state: str, sends: int) -> None:
-    post.feishu.misbehave.extend(answers)
+    post.feishu.faults.extend(answers)
     await post.tell(1)
     await eventually(post.settled)
     (row,) = await post.rows()
@@ -115,7 +115,7 @@ async def test_a_signature_that_is_wrong_with_feishu_s_time_too_is_given_up(post
 async def test_a_refused_signature_without_a_time_keeps_the_notice(post: Post) -> None:
     """Nothing says what Feishu's time is, so nothing says that the secret is wrong."""
     post.feishu.undated = True
-    post.feishu.misbehave.extend([(200, {}, b'{"code":19021}')] * 4)
+    post.feishu.faults.extend([(200, {}, b'{"code":19021}')] * 4)
     await post.tell(1)
     await eventually(post.settled)
     assert [(row.state, row.tries) for row in await post.rows()] == [("sent", 5)]
@@ -133,7 +133,7 @@ async def test_an_old_bot_answers_without_a_code(post: Post) -> None:
 
 
 async def test_a_refused_card_is_sent_plain_and_calls_nobody(post: Post) -> None:
-    post.feishu.misbehave.append((200, {}, b'{"code":9499}'))
+    post.feishu.faults.append((200, {}, b'{"code":9499}'))
     await post.tell(1, labels={**LABELS, "severity": "critical"})
     await eventually(post.settled)
     (card,) = post.feishu.received
@@ -142,7 +142,7 @@ async def test_a_refused_card_is_sent_plain_and_calls_nobody(post: Post) -> None
 
 
 async def test_where_mentions_are_refused_the_card_is_sent_without(post: Post) -> None:
-    post.feishu.misbehave.append((200, {}, b'{"code":11246,"msg":"invalid mention"}'))
+    post.feishu.faults.append((200, {}, b'{"code":11246,"msg":"invalid mention"}'))
     await post.tell(1, labels={**LABELS, "severity": "critical"})
     await eventually(post.settled)
     (card,) = post.feishu.received
@@ -151,18 +151,18 @@ async def test_where_mentions_are_refused_the_card_is_sent_without(post: Post) -
 
 
 async def test_a_busy_bot_is_left_alone_for_all_that_it_is_to_tell(post: Post) -> None:
-    post.feishu.misbehave.append((429, {"x-ogw-ratelimit-reset": "1.5"}, b""))
+    post.feishu.faults.append((429, {"x-ogw-ratelimit-reset": "1.5"}, b""))
     began = time.time()
     for number in range(3):
         await post.tell(number)
     await eventually(post.settled)
     assert min(card.at for card in post.feishu.received) - began > 1.4
-    assert not post.feishu.misbehave
+    assert not post.feishu.faults
 
 
 async def test_a_dripping_answer_is_no_answer(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feishu, "DEADLINE", 0.3)
-    post.feishu.misbehave.append("drip")
+    post.feishu.faults.append("drip")
     await post.tell(1)
     await eventually(post.settled)
     (row,) = await post.rows()
@@ -170,7 +170,7 @@ async def test_a_dripping_answer_is_no_answer(post: Post, monkeypatch: pytest.Mo
 
 
 async def test_what_nobody_knows_is_tried_a_few_times(post: Post) -> None:
-    post.feishu.misbehave.extend([(400, {}, b'{"code":2200}')] * 9)
+    post.feishu.faults.extend([(400, {}, b'{"code":2200}')] * 9)
     await post.tell(1)
     await eventually(post.settled)
     (row,) = await post.rows()
@@ -204,13 +204,13 @@ async def test_what_was_told_is_not_told_again_after_a_restart(post: Post) -> No
 
 async def test_stopping_in_the_middle_of_a_send_sends_it_once(post: Post) -> None:
     """Feishu is slow to answer; what it took is on the record before the sender has ended."""
-    judge, begun = post.feishu._judge, asyncio.Event()
+    judge, begun = post.feishu.check_message, asyncio.Event()
 
     def slowly(token: str, body: bytes) -> tuple[int, str]:
         begun.set()
         return judge(token, body)
 
-    post.feishu._judge = slowly  # type: ignore[method-assign]
+    post.feishu.check_message = slowly  # type: ignore[method-assign]
     await post.tell(1)
     await begun.wait()
     await post.close()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from defib.demo.feishu import SECRET, StandIn
+from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
 from remediator.notifications import sender
 from remediator.record import notifications as notification_rows
@@ -53,7 +53,7 @@ async def following(config: Path, url: str) -> AsyncIterator[None]:
 @pytest.mark.parametrize("phase", sending.PHASES)
 @pytest.mark.parametrize("channel", ["bot", "app"])
 async def test_killed_in_every_phase(
-    tmp_path: Path, feishu: StandIn, start: Start, monkeypatch: pytest.MonkeyPatch, channel: str, phase: str
+    tmp_path: Path, feishu: FeishuSimulator, start: Start, monkeypatch: pytest.MonkeyPatch, channel: str, phase: str
 ) -> None:
     options: dict[str, Any] = {
         "bot": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}},

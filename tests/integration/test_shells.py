@@ -16,7 +16,7 @@ import asyncssh
 import pytest
 
 from defib.demo.sshd import Sshd
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 from fleet.host.sections import SectionOutput, read_sections
 from fleet.host.system import PROC_SECTION
 from fleet.inventory.model import Host, Ssh
@@ -201,7 +201,7 @@ async def test_a_key_that_is_not_let_in(host: Sshd, tmp_path: Path) -> None:
 
 
 async def test_a_host_that_is_down(host: Sshd) -> None:
-    (port,) = free_ports(1)
+    (port,) = reserve_ports(1)
     shell = SshShell(Login("127.0.0.1", port, host.user, host.key_file, host.known_hosts))
     with pytest.raises(ShellError, match=f"127.0.0.1:{port}: "):
         await shell.run(["true"], timeout=60)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from fleet.inventory.model import Sudo
 from fleet.managers import docker, supervisor
 from fleet.managers.guarded_scripts import find_not_run
@@ -22,7 +22,7 @@ from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import VERBS, ControlRunner, TargetNotFoundError, Verb
 from tests.integration.conftest import start_supervisord
 from tests.integration.loop import Loop
-from tests.integration.test_host_setup import configure, defib, inside_a_copy, keys
+from tests.integration.test_host_setup import configure, create_keys, defib, run_in_copy
 from tests.support import eventually
 
 
@@ -141,7 +141,7 @@ async def test_a_unit_that_was_started_too_often_is_started(units: Path, tmp_pat
 
 
 async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_away_runs_nothing(
-    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     programs = "".join(f"[program:{name}]\ncommand=/bin/sleep 1000\nstartsecs=0\n" for name in "ab")
@@ -149,7 +149,7 @@ async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_awa
     options = {"program": "web", "config": str(config)}
     with pytest.raises(ShellError, match="gpu-01: Error: could not find config file"):
         await control("supervisor", "restart", options)
-    await start_supervisord(keeper, tmp_path, f"{programs}[group:web]\nprograms=a,b\n")
+    await start_supervisord(launcher, tmp_path, f"{programs}[group:web]\nprograms=a,b\n")
 
     async def answers() -> bool:
         done = await LocalShell().run(supervisor.build_action("status", "web:a", config), timeout=20)
@@ -240,7 +240,7 @@ exit 0
 @pytest.mark.needs("root", "sudo", "unshare")
 def test_a_sudo_that_cannot_run_anything(tmp_path: Path) -> None:
     """By the words of a real one."""
-    done = inside_a_copy(tmp_path, "", SUDO)
+    done = run_in_copy(tmp_path, "", SUDO)
     assert done.returncode == 0, (done.stdout, done.stderr)
     said = {part.partition("\n")[0]: part.partition("\n")[2] for part in done.stdout.split("rule ")[1:]}
     sudo = Sudo.model_validate("passwordless")
@@ -295,7 +295,7 @@ def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper:
         host["sudo"] = "passwordless"
     service = {"host": "gpu-01", "probe": {"container": {"name": "web"}}, "control": {"docker": {"container": "web"}}}
     configure(tmp_path / "config", {"gpu-01": host}, {"web": service})
-    keys(tmp_path / "config", "read", "control")
+    create_keys(tmp_path / "config", "read", "control")
     made = defib(tmp_path / "config", "host", "setup", "gpu-01")
     assert made.returncode == 0, made.stderr
     argv = docker.build_action("restart", "web")
@@ -307,13 +307,13 @@ def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper:
     ends = [at for at, character in enumerate(script) if character == " "]
     divided = [["try", *argv[:2], script[:at], script[at + 1 :]] for at in ends[:: len(ends) // 10]]
     parts = "\n".join(map(shlex.join, divided))
-    done = inside_a_copy(tmp_path, made.stdout, HARDENED.format(docker=DOCKER, run=run, parts=parts))
+    done = run_in_copy(tmp_path, made.stdout, HARDENED.format(docker=DOCKER, run=run, parts=parts))
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
 
 
 async def test_a_target_that_is_gone_costs_no_attempt_and_is_told_once(loop: Loop) -> None:
     """Nothing is run, again and again with a back-off, until there is something to be run."""
-    config = await start_supervisord(loop.keeper, loop.folder, "[program:other]\ncommand=/bin/sleep 1000\n")
+    config = await start_supervisord(loop.launcher, loop.folder, "[program:other]\ncommand=/bin/sleep 1000\n")
     gone = loop.service("web", control={"supervisor": {"program": "web", "config": str(config)}, "start_within": "2s"})
     await loop.start({"web": gone}, attempts=1)
     await loop.kill("web")

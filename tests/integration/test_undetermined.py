@@ -9,8 +9,8 @@ import pytest
 import trustme
 import yaml
 
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from exporter.probes import PROBES
 from fleet.inventory.model import Remediation
 from remediator.policy.decisions import decide
@@ -105,7 +105,7 @@ def _wants_a_certificate(options: Any, folder: Path, kind: str) -> Any:
 
 @pytest.mark.needs("prometheus-blackbox-exporter")
 @pytest.mark.parametrize("kind", ["http", "openai", "status", "tcp"])
-async def test_the_server_wants_a_certificate_of_the_client(keeper: Keeper, tmp_path: Path, kind: str) -> None:
+async def test_the_server_wants_a_certificate_of_the_client(launcher: Launcher, tmp_path: Path, kind: str) -> None:
     """A server in Go sends an alert after the handshake of TLS 1.3."""
     authority = await asyncio.to_thread(Authority.made, tmp_path / "ca.pem")
     own: trustme.LeafCert = authority.own.issue_cert("127.0.0.1")
@@ -114,12 +114,12 @@ async def test_the_server_wants_a_certificate_of_the_client(keeper: Keeper, tmp_
     tls = {"cert_file": pem, "key_file": pem, "client_auth_type": "RequireAnyClientCert"}
     (tmp_path / "web.yml").write_text(yaml.safe_dump({"tls_server_config": tls}))
     (tmp_path / "modules.yml").write_text("modules: {}")
-    (port,) = free_ports(1)
+    (port,) = reserve_ports(1)
     argv = [
         "prometheus-blackbox-exporter", f"--config.file={tmp_path}/modules.yml", f"--web.config.file={tmp_path}/web.yml",
         f"--web.listen-address=127.0.0.1:{port}",
     ]  # fmt: skip
-    await keeper.start(argv, tmp_path / "log")
+    await launcher.start(argv, tmp_path / "log")
 
     async def listening() -> bool:
         return (await probed(tmp_path / "port", "tcp", {"address": f"127.0.0.1:{port}"})).success

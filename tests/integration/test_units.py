@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 from tests.support import write
 from tests.systemd import UNPACKED, libraries
 
@@ -68,7 +68,7 @@ def service(systemd: Path, tmp_path: Path) -> Iterator[tuple[Path, int]]:
 
     The manager is a user's: what only the system's can do (another user, namespaces of the file system) is left out.
     """
-    (port,) = free_ports(1)
+    (port,) = reserve_ports(1)
     config = write(tmp_path / "config", a="services: {web: {probe: {every: 1s, tcp: {address: '127.0.0.1:1'}}}}")
     text = next(path for path in UNITS if "exporter" in path.name).read_text()
     left_out = "User|Group|EnvironmentFile|Protect|Private|RemoveIPC|Ambient|Capability|MemoryMax|TasksMax|Wants|After|WantedBy"

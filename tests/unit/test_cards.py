@@ -67,7 +67,7 @@ def both(
     plain = feishu.message(Letter(card, degraded=2))
     request = feishu_app.request(APP, Letter(card, uuid="u"))[2]
     of_app = json.loads(request["content"])
-    assert feishu_cards.fault_of_version_1(custom["card"]) == feishu_cards.fault_of_version_2(of_app) == ""
+    assert feishu_cards.check_version_1(custom["card"]) == feishu_cards.check_version_2(of_app) == ""
     assert max(map(size, (custom, plain, request))) <= SIZE_LIMIT
     return custom["card"], of_app, plain["content"]["text"]
 
@@ -85,7 +85,7 @@ def test_every_state_in_both_languages(inventory: Inventory, state: State, langu
     words = LANGUAGES[language].words
     for card in (custom, of_app):
         assert words["states"][state] in card["header"]["title"]["content"]
-        text = feishu_cards.text_of(card)
+        text = feishu_cards.extract_text(card)
         assert "h" in text
         assert "2026-11-24 03:00:00 CST" in text
         assert ("<at id=all>" in text) is (state == "person_needed")
@@ -119,7 +119,7 @@ TEXTS = {
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_card_in_full(inventory: Inventory, language: str) -> None:
     _, of_app, _ = both([story("down", inventory, decision=("wait", "storm", "3 of 4"))], language)
-    assert feishu_cards.text_of(of_app) == "\n".join(TEXTS[language])
+    assert feishu_cards.extract_text(of_app) == "\n".join(TEXTS[language])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_colour_follows_severity(inventory: Inventory) -> None:
 
 def test_buttons(inventory: Inventory) -> None:
     custom, of_app, _ = both([story("down", inventory)], "en")
-    links = {each["text"]["content"]: each["url"] for each in feishu_cards.buttons(custom)}
+    links = {each["text"]["content"]: each["url"] for each in feishu_cards.find_buttons(custom)}
     assert links == {
         "Grafana": "http://g:3000/d/defib-service?var-service=web",
         "Runbook": "https://wiki/web",
@@ -156,9 +156,9 @@ def test_buttons(inventory: Inventory) -> None:
         "Console": "http://defib:9095/incidents/7",
         "Silence …": "http://am:9093/#/silences/new?filter=%7Bservice%3D%22web%22%7D",
     }
-    first = feishu_cards.buttons(of_app)[0]
+    first = feishu_cards.find_buttons(of_app)[0]
     assert first["behaviors"] == [{"type": "callback", "value": {"answer": "acknowledge", "incident": 7}}]
-    assert len(feishu_cards.buttons(of_app)) == 6
+    assert len(feishu_cards.find_buttons(of_app)) == 6
 
 
 def test_no_button_leads_elsewhere_than_to_the_web(inventory: Inventory) -> None:
@@ -198,8 +198,8 @@ def test_all_are_called_only_where_a_person_is_needed_and_nobody_where_it_is_to_
 
 def test_nobody_is_called_once_somebody_has_acknowledged(inventory: Inventory) -> None:
     _, of_app, _ = both([story("reminder", inventory, acknowledged=("ann", AT))], "en")
-    assert "<at" not in feishu_cards.text_of(of_app)
-    assert "Acknowledged by** ann, 2026-11-24" in feishu_cards.text_of(of_app)
+    assert "<at" not in feishu_cards.extract_text(of_app)
+    assert "Acknowledged by** ann, 2026-11-24" in feishu_cards.extract_text(of_app)
 
 
 def test_a_group_says_what_they_share_once(inventory: Inventory) -> None:
@@ -215,7 +215,7 @@ def test_a_group_says_what_they_share_once(inventory: Inventory) -> None:
     ]
     told[1] = replace(told[1], state="alert_over")
     custom, _, plain = both(told, "en", "group")
-    text = feishu_cards.text_of(custom)
+    text = feishu_cards.extract_text(custom)
     assert custom["header"]["title"]["content"] == "Alert × 2 of 3: DiskFull"
     assert text.count("node") == 1
     assert all(f"n{n}" in text and f"disk {n}" in text for n in range(3))
@@ -234,13 +234,13 @@ def test_what_lasts_stands_first_in_a_group_and_gives_it_its_title(inventory: In
         "template": "red",
         "title": {"tag": "plain_text", "content": "Alert × 1 of 200: DiskFull"},
     }
-    assert "n199" in feishu_cards.text_of(custom)
+    assert "n199" in feishu_cards.extract_text(custom)
     custom, of_app, _ = both(told(200), "en", "group")
     assert custom["header"] == {
         "template": "green",
         "title": {"tag": "plain_text", "content": "Alert resolved × 200: DiskFull"},
     }
-    assert "<at" not in feishu_cards.text_of(of_app)
+    assert "<at" not in feishu_cards.extract_text(of_app)
 
 
 def test_a_group_is_acknowledged_by_one_press(inventory: Inventory) -> None:
@@ -257,13 +257,13 @@ def test_what_is_over_calls_nobody_and_silences_nothing(inventory: Inventory) ->
     late = story("person_needed", inventory, lasted=30.0)
     assert cards.card([late], "one", LANGUAGES["en"], {"critical": ["all"]}, answers=True).calls == ()
     custom, _, _ = both([story("recovered", inventory)], "en")
-    assert [each["text"]["content"] for each in feishu_cards.buttons(custom)] == [
+    assert [each["text"]["content"] for each in feishu_cards.find_buttons(custom)] == [
         "Grafana",
         "Runbook",
         "Logs",
         "Console",
     ]
-    assert "**Summary**" not in feishu_cards.text_of(custom)  # what the alert said is not so any more
+    assert "**Summary**" not in feishu_cards.extract_text(custom)  # what the alert said is not so any more
 
 
 def test_a_mention_in_a_title_is_none(inventory: Inventory) -> None:
@@ -280,13 +280,13 @@ def test_a_summary_names_all_it_has_room_for_and_counts_the_rest(inventory: Inve
     ]
     custom, of_app, _ = both(told, "en", "summary")
     for card in (custom, of_app):
-        lines = feishu_cards.text_of(card).splitlines()
+        lines = feishu_cards.extract_text(card).splitlines()
         assert lines[0] == "Service down × 1000"
         named = sum(1 for line in lines if line.startswith("▪"))
         assert named > 150
         left = next(int(line.split()[2]) for line in lines if line.startswith("… and"))
         assert named + left == 1000
-    assert "**Host** h0: 250" in feishu_cards.text_of(custom)
+    assert "**Host** h0: 250" in feishu_cards.extract_text(custom)
 
 
 HOSTILE = [
@@ -334,7 +334,7 @@ def test_whatever_labels_hold_is_shown_as_it_is(labels: dict[str, str], language
         assert line.count("**") == 2
         assert line.replace("**", "").count("*") == 0
     custom = feishu.message(Letter(card))["card"]
-    assert feishu_cards.fault_of_version_1(custom) == ""
+    assert feishu_cards.check_version_1(custom) == ""
     assert size(custom) <= SIZE_LIMIT
 
 

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
-from defib.cli import parser
+from defib.cli import build_parser
 from defib.kinds import KINDS
 from exporter.probes import PROBES
 from exporter.results import FailureReason
@@ -91,7 +91,7 @@ def test_the_readme_lists_every_probe_type() -> None:
 
 
 def test_every_command_and_option_is_documented() -> None:
-    (commands,) = (each for each in parser()._actions if isinstance(each, argparse._SubParsersAction))
+    (commands,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
     for name, command in commands.choices.items():
         assert f"`defib {name}" in DOCS["commands"]
         for option in (text for action in command._actions for text in action.option_strings if text.startswith("--")):
@@ -171,7 +171,7 @@ def test_links_are_valid(page: Path) -> None:
 
 @pytest.mark.parametrize("page", [*DOCS, "README"])
 def test_commands_that_are_shown_exist(page: str) -> None:
-    (commands,) = (each for each in parser()._actions if isinstance(each, argparse._SubParsersAction))
+    (commands,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
     text = (ROOT / "README.md").read_text() if page == "README" else DOCS[page]
     shown = re.findall(r"(?:^|`|exec exporter )defib ([a-z]+)\b", "\n".join(examples(text, "sh")), re.MULTILINE)
     shown += re.findall(r"`defib ([a-z]+)\b", text)

@@ -95,9 +95,11 @@ CARD = Card(
 
 def test_a_custom_bot_is_sent_a_card_or_plain_text() -> None:
     whole = message(Letter(CARD))
-    assert not feishu_cards.fault_of_version_1(whole["card"])
+    assert not feishu_cards.check_version_1(whole["card"])
     assert "<at id=all></at>" in whole["card"]["elements"][1]["text"]["content"]
-    assert [each["text"]["content"] for each in feishu_cards.buttons(whole["card"])] == ["Page"]  # it takes no answers
+    assert [each["text"]["content"] for each in feishu_cards.find_buttons(whole["card"])] == [
+        "Page"
+    ]  # it takes no answers
     calm = message(Letter(CARD, degraded=1))
     assert (calm["msg_type"], "<at" in str(calm)) == ("interactive", False)
     plain = message(Letter(CARD, degraded=2))
@@ -127,9 +129,9 @@ def test_where_an_app_s_letters_go() -> None:
 
 
 def test_cards_of_version_2_are_taken() -> None:
-    assert not feishu_cards.fault_of_version_2(version_2(CARD))
+    assert not feishu_cards.check_version_2(version_2(CARD))
     assert version_2(CARD)["config"]["update_multi"] is True
-    assert not feishu_cards.fault_of_version_2(version_2(CARD.plainer()))
+    assert not feishu_cards.check_version_2(version_2(CARD.plainer()))
     assert "<at" not in str(version_2(CARD.plainer()))
 
 

@@ -12,7 +12,7 @@ from runtime import tokens
 from runtime.tokens import TokenError
 
 
-def test_of_many_that_write_it_at_the_same_time_one_does_and_all_read_the_same(tmp_path: Path) -> None:
+def test_concurrent_writers_write_one_token(tmp_path: Path) -> None:
     path = tmp_path / "token"
     before = os.umask(0)
     try:
@@ -29,7 +29,7 @@ def test_of_many_that_write_it_at_the_same_time_one_does_and_all_read_the_same(t
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666, 0o601])
-def test_a_file_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "token"
     path.write_text("s3cret-token")
     path.chmod(mode)
@@ -40,7 +40,7 @@ def test_a_file_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> Non
 
 
 @pytest.mark.parametrize("text", ["", "\n", "two words", "two\nlines", "schlüssel", "\0"])
-def test_what_is_no_token_is_refused_and_left_as_it_is(tmp_path: Path, text: str) -> None:
+def test_an_invalid_token_is_refused_and_not_changed(tmp_path: Path, text: str) -> None:
     path = tmp_path / "token"
     path.touch(mode=0o600)
     path.write_text(text)
@@ -49,7 +49,7 @@ def test_what_is_no_token_is_refused_and_left_as_it_is(tmp_path: Path, text: str
     assert path.read_text() == text
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo", 0o600)
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     for name, said in (
@@ -61,7 +61,7 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
         tokens.read_token(tmp_path / "none")
 
 
-def test_init_writes_it_for_who_owns_the_record_s_folder(tmp_path: Path) -> None:
+def test_init_writes_the_token_for_the_owner_of_the_database_folder(tmp_path: Path) -> None:
     path = tmp_path / "record" / "token"
     assert not starter.write_token(path)
     path.parent.mkdir()

@@ -1,4 +1,4 @@
-"""What a command loads when it starts: the libraries that it needs, and not those of the others."""
+"""Imports at startup: each command imports only the libraries that it needs."""
 
 import asyncio
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from defib.demo.stack import free_ports
+from defib.demo.stack import reserve_ports
 from tests.support import eventually, write
 
 SERVER = {"sqlalchemy", "alembic", "lark_oapi", "jinja2", "mako"}
@@ -36,8 +36,8 @@ def config(tmp_path: Path) -> Path:
     )
 
 
-def imported(stderr: str) -> set[str]:
-    """The top-level packages of what `python -X importtime` lists."""
+def parse_imports(stderr: str) -> set[str]:
+    """Return the top-level packages that `python -X importtime` lists."""
     return {
         line.rsplit("|", 1)[1].strip().partition(".")[0]
         for line in stderr.splitlines()
@@ -45,33 +45,33 @@ def imported(stderr: str) -> set[str]:
     }
 
 
-async def ran(*arguments: str, status: int = 0) -> set[str]:
+async def imports_of(*arguments: str, status: int = 0) -> set[str]:
     argv = [sys.executable, "-X", "importtime", "-m", "defib", *arguments]
     process = await asyncio.create_subprocess_exec(
         *argv, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
     _, stderr = await process.communicate()
     assert process.returncode == status, stderr.decode()[-2000:]
-    return imported(stderr.decode())
+    return parse_imports(stderr.decode())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["probe", "--help"], ["completion", "bash"]])
-async def test_help_loads_no_library(arguments: list[str]) -> None:
-    assert await ran(*arguments) & (LIBRARIES | {"pydantic", "structlog", "uvloop", "defib.kinds"}) == set()
+async def test_help_imports_no_library(arguments: list[str]) -> None:
+    assert await imports_of(*arguments) & (LIBRARIES | {"pydantic", "structlog", "uvloop", "defib.kinds"}) == set()
 
 
-async def test_checking_loads_what_the_configuration_names(config: Path) -> None:
-    loaded = await ran("check", "--config", str(config))
-    assert loaded & LIBRARIES == {"httpx"}  # of the channels
-    assert "uvloop" not in loaded
+async def test_check_imports_only_the_configured_kinds(config: Path) -> None:
+    packages = await imports_of("check", "--config", str(config))
+    assert packages & LIBRARIES == {"httpx"}  # for the channels
+    assert "uvloop" not in packages
 
 
-async def test_a_probe_loads_its_own_kind(config: Path) -> None:
-    assert await ran("probe", "wiki", "--config", str(config), status=1) & LIBRARIES == {"httpx"}
+async def test_a_probe_imports_only_its_own_kind(config: Path) -> None:
+    assert await imports_of("probe", "wiki", "--config", str(config), status=1) & LIBRARIES == {"httpx"}
 
 
-async def test_the_exporter_loads_nothing_of_the_record(config: Path, tmp_path: Path) -> None:
-    (port,) = free_ports(1)
+async def test_the_exporter_does_not_import_the_database(config: Path, tmp_path: Path) -> None:
+    (port,) = reserve_ports(1)
     argv = [sys.executable, "-X", "importtime", "-m", "defib", "exporter", "--config", str(config)]
     with (tmp_path / "log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(*argv, "--listen", f"127.0.0.1:{port}", stderr=log)
@@ -88,6 +88,6 @@ async def test_the_exporter_loads_nothing_of_the_record(config: Path, tmp_path: 
     finally:
         process.send_signal(signal.SIGTERM)
         await process.wait()
-    loaded = imported((tmp_path / "log").read_text())
-    assert "aiohttp" in loaded
-    assert loaded & SERVER == set()
+    packages = parse_imports((tmp_path / "log").read_text())
+    assert "aiohttp" in packages
+    assert packages & SERVER == set()

@@ -1,7 +1,7 @@
-"""Keepers whose `defib` programs are forked from a process that has loaded them already.
+"""Launchers that fork `defib` programs from a process that has already imported all modules.
 
-A server of ours takes 0.6 to 0.8 s of CPU to load, and the tests start hundreds. Other programs are started as usual.
-`python -m tests.preloaded SOCKET` forks a keeper for each connection.
+Importing a server's modules takes 0.6 to 0.8 s of CPU, and the tests start hundreds of servers. Other programs are
+started as usual. `python -m tests.preloaded_launcher DESCRIPTOR` forks a launcher for each connection.
 """
 
 import asyncio
@@ -24,22 +24,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from defib.demo import keeper
-from defib.demo.keeper import Keeper
+from defib.demo import launcher
+from defib.demo.launcher import Launcher
 
 DEFIB = [sys.executable, "-m", "defib"]
 
 
 @contextlib.contextmanager
 def running() -> Iterator[Path]:
-    """Run the process that forks keepers; gives its socket. It ends with us."""
+    """Run the process that forks launchers; yield the path of its socket."""
     with tempfile.TemporaryDirectory(prefix="defib-preloaded-") as folder:
         path = Path(folder) / "socket"
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(100)
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.preloaded", str(listener.fileno())],
+                [sys.executable, "-m", "tests.preloaded_launcher", str(listener.fileno())],
                 pass_fds=[listener.fileno()], stdin=subprocess.PIPE, start_new_session=True,
             )  # fmt: skip
         try:
@@ -48,15 +48,15 @@ def running() -> Iterator[Path]:
             process.communicate()
 
 
-async def begin(path: Path) -> Keeper:
-    """A keeper of that process."""
-    answers, orders = await asyncio.open_unix_connection(str(path))
+async def begin(path: Path) -> Launcher:
+    """Return a launcher of the process that listens on a socket."""
+    answers, requests = await asyncio.open_unix_connection(str(path))
 
-    return Keeper(orders, answers, answers.read)
+    return Launcher(requests, answers, answers.read)
 
 
-class Forked:
-    """A child that was forked, as subprocess.Popen has one that was started."""
+class ForkedProcess:
+    """A forked child, with the interface of subprocess.Popen."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -83,40 +83,40 @@ class Forked:
             os.kill(self.pid, sig)
 
 
-class Kept(keeper.Kept):
-    """Forks what is ours, and starts the rest."""
+class LauncherServer(launcher.LauncherServer):
+    """Forks `defib` programs, and starts all others."""
 
-    def launch(self, order: Mapping[str, Any]) -> keeper.Process:
-        if order["start"][: len(DEFIB)] != DEFIB:
-            return super().launch(order)
+    def launch(self, request: Mapping[str, Any]) -> launcher.Process:
+        if request["start"][: len(DEFIB)] != DEFIB:
+            return super().launch(request)
         pid = os.fork()
-        return Forked(pid) if pid else _defib(order)
+        return ForkedProcess(pid) if pid else _run_defib(request)
 
 
-def _defib(order: Mapping[str, Any]) -> NoReturn:
-    """Become `defib` with the arguments of an order."""
+def _run_defib(request: Mapping[str, Any]) -> NoReturn:
+    """Run `defib` with the arguments of a request in this process."""
     status = 1
     try:
         os.setsid()
-        log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
             os.dup2(file, number)
         os.closerange(3, 1024)
         os.environ.clear()
-        os.environ.update(order["env"])
-        if order["cwd"] is not None:
-            os.chdir(order["cwd"])
+        os.environ.update(request["env"])
+        if request["cwd"] is not None:
+            os.chdir(request["cwd"])
         random.seed()
-        sys.argv = ["defib", *order["start"][len(DEFIB) :]]
+        sys.argv = ["defib", *request["start"][len(DEFIB) :]]
         from defib import cli
 
         cli.main()
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else ended.code is not None
-    except BaseException:  # noqa: BLE001 - as the interpreter does it
+    except BaseException:  # noqa: BLE001 - print it, as the interpreter does
         traceback.print_exc()
     finally:
-        # What the interpreter does at its end: wait for threads, then call what was registered.
+        # As the interpreter does when it exits: wait for threads, then call the exit functions.
         threading._shutdown()  # type: ignore[attr-defined] # the interpreter calls it
         atexit._run_exitfuncs()
         with contextlib.suppress(OSError):
@@ -126,17 +126,17 @@ def _defib(order: Mapping[str, Any]) -> NoReturn:
 
 
 def main(listener: socket.socket) -> None:
-    """Load everything, then fork a keeper for each connection until standard input ends."""
+    """Import everything, then fork a launcher for each connection until stdin is closed."""
     from defib.kinds import KINDS
 
-    # httpcore imports the last with a program's first request.
+    # httpcore imports the last one with the first request.
     for module in ("exporter.app", "remediator.app", "anyio._backends._asyncio"):
         importlib.import_module(module)
     for table in (KINDS.probes, KINDS.controls, KINDS.channels, KINDS.collectors):
         list(table.values())
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers that end need nobody to wait for them
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps launchers that have ended
     while True:
         ready, _, _ = select.select([listener.fileno(), 0], [], [])
         if 0 in ready:
@@ -150,7 +150,7 @@ def main(listener: socket.socket) -> None:
                 os.dup2(connection.fileno(), 0)
                 os.dup2(connection.fileno(), 1)
                 connection.close()
-                keeper.main(Kept())
+                launcher.main(LauncherServer())
                 os._exit(0)
 
 

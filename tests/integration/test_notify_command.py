@@ -1,6 +1,7 @@
-"""What people see of telling: `defib notify test`, `defib check` of templates, `defib acknowledge`, the console."""
+"""Notifications on the command line: `defib notify test`, templates in `defib check`, `defib acknowledge`."""
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from defib.demo.feishu import SECRET, StandIn
+from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
 from tests.integration.loop import Loop
 from tests.support import eventually
 
 
 async def defib(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of a command."""
+    """Run a command and return its exit status, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "defib", *arguments, "--config", str(folder),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -24,7 +25,7 @@ async def defib(folder: Path, *arguments: str) -> tuple[int, str, str]:
     return process.returncode or 0, out.decode(), err.decode()
 
 
-async def configured(folder: Path, feishu: StandIn, **notify: Any) -> Path:
+async def write_configuration(folder: Path, feishu: FeishuSimulator, **notify: Any) -> Path:
     app = {"app_id": APP_ID, "app_secret": APP_SECRET, "chat_id": CHAT, "url": feishu.url}
     channels = {"bot": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}}, "app": {"feishu_app": app}}
     written = {"notify": {"language": "en", "channels": channels, "routes": [{"channels": ["bot"]}], **notify}}
@@ -32,18 +33,39 @@ async def configured(folder: Path, feishu: StandIn, **notify: Any) -> Path:
     return folder
 
 
-async def test_a_test_of_every_channel(tmp_path: Path, feishu: StandIn) -> None:
-    config = await configured(tmp_path, feishu)
+async def test_a_test_message_to_every_channel(tmp_path: Path, feishu: FeishuSimulator) -> None:
+    config = await write_configuration(tmp_path, feishu)
     assert await defib(config, "notify", "test") == (0, "app: 0: success\nbot: 0: success\n", "")
     assert feishu.received[0].title == "A test by Defib: this channel works"
     assert feishu.apps.in_chat[0].title == "A test by Defib: this channel works"
 
 
-async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: StandIn) -> None:
-    config = await configured(tmp_path, feishu)
+async def test_the_answers_as_json(tmp_path: Path, feishu: FeishuSimulator) -> None:
+    config = await write_configuration(tmp_path, feishu)
     feishu.keyword = "on fire"
-    said = await defib(config, "notify", "test", "bot")
-    assert said == (1, "bot: 19024: the bot wants one of its keywords in the text\n", "")
+    status, out, _ = await defib(config, "--json", "notify", "test")
+    app, bot = json.loads(out)["channels"]
+    assert (status, app) == (1, {"channel": "app", "sent": True, "answer": "0: success"})
+    assert (bot["channel"], bot["sent"], bot["answer"].partition(":")[0]) == ("bot", False, "19024")
+
+
+async def test_only_the_secrets_of_a_channel_are_needed_to_test_it(tmp_path: Path, feishu: FeishuSimulator) -> None:
+    unset = {"feishu": {"webhook": "${FEISHU_UNSET}"}}
+    bot = {"feishu": {"webhook": feishu.webhook, "secret": SECRET}}
+    config = await write_configuration(tmp_path, feishu, channels={"bot": bot, "other": unset})
+    assert (await defib(config, "notify", "test", "bot"))[0] == 0
+    status, _, err = await defib(config, "notify", "test", "other")
+    assert (status, "notify.channels.other.feishu.webhook: the environment variable FEISHU_UNSET" in err) == (
+        1,
+        True,
+    ), err
+
+
+async def test_the_error_of_a_channel_is_explained(tmp_path: Path, feishu: FeishuSimulator) -> None:
+    config = await write_configuration(tmp_path, feishu)
+    feishu.keyword = "on fire"
+    result = await defib(config, "notify", "test", "bot")
+    assert result == (1, "bot: 19024: the bot wants one of its keywords in the text\n", "")
     feishu.keyword, feishu.secret = None, "another"
     status, out, _ = await defib(config, "notify", "test", "bot")
     assert (status, out.startswith("bot: 19021: the signature or the clock is wrong; this machine's clock is")) == (
@@ -57,25 +79,31 @@ async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: StandI
     assert (status, out) == (1, f"bot: {feishu.url.removeprefix('http://')} was not reached: ConnectError\n")
     assert "demo-token" not in out + err
     status, _, err = await defib(config, "notify", "test", "nowhere")
-    assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (there are app, bot)\n")
+    assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (channels: app, bot)\n")
 
 
-async def test_check_tries_the_templates(tmp_path: Path, feishu: StandIn) -> None:
+async def test_check_renders_the_templates(tmp_path: Path, feishu: FeishuSimulator) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / "group.j2").write_text(
         "{% for story in stories %}\n{{ story.labels.nothing }}{{ story.bogus }}\n{% endfor %}"
     )
-    config = await configured(tmp_path, feishu, templates="own")
+    config = await write_configuration(tmp_path, feishu, templates="own")
     status, _, err = await defib(config, "check")
-    assert (status, err.splitlines()) == (
-        1, [f"{own}/group.j2:2: 'remediator.notifications.reader.Story object' has no attribute 'bogus'"],
-    )  # fmt: skip
+    (line,) = err.splitlines()
+    assert (status, line.startswith(f"{own}/group.j2:2: "), line.endswith("has no attribute 'bogus'")) == (
+        1,
+        True,
+        True,
+    )
+    status, out, _ = await defib(config, "--json", "check")
+    (wrong,) = json.loads(out)["errors"]
+    assert (status, wrong["file"], wrong["line"]) == (1, f"{own}/group.j2", 2)
     assert (await defib(config, "check", "--for", "exporter"))[0] == 0
 
 
 @pytest.mark.needs("sshd")
-async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop: Loop) -> None:
+async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loop) -> None:
     hostile = "<script>alert(1)</script>"
     service = {**loop.service("web", on_failure="notify"), "name": hostile}
     await loop.start({"web": service})
@@ -90,7 +118,7 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     failed = "exit: test exited with status 1, expected 0"
     assert f"({failed})" in listed
     assert f"last failed probe: {failed}" in shown
-    assert "404" in (await defib(config, "acknowledge", "99"))[2]
+    assert (await defib(config, "acknowledge", "99"))[2] == "defib: there is no incident 99 (the newest: 1)\n"
     page = await loop.ask("GET", "/")
     assert page.headers["content-type"].startswith("text/html")
     assert "Open incidents (1)" in page.text
@@ -119,7 +147,7 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
 
 
 @pytest.mark.needs("sshd")
-async def test_escalated_and_reminded_by_a_running_remediator(loop: Loop) -> None:
+async def test_escalation_and_reminders(loop: Loop) -> None:
     await loop.feishu.start()
     bot = {"feishu": {"webhook": loop.feishu.webhook, "secret": SECRET}}
     route = {"channels": ["ops"], "escalate": {"after": "1s", "channels": ["lead"]}, "remind": "3s"}
@@ -130,9 +158,9 @@ async def test_escalated_and_reminded_by_a_running_remediator(loop: Loop) -> Non
     await loop.kill("web")
     await loop.fire("web")
 
-    async def told() -> bool:
+    async def escalated() -> bool:
         titles = [card.title for card in loop.feishu.received]
         return titles.count("Service down: web") == 2 and "Still not over: web" in titles
 
-    await eventually(told)
+    await eventually(escalated)
     assert any("nobody has acknowledged for" in card.text for card in loop.feishu.received)

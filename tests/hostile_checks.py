@@ -1,4 +1,4 @@
-"""What must be so of a fleet whatever its hostile parts have said: what was done, kept and told is right."""
+"""Checks that hostile hosts and servers in a fleet caused no wrong action, alert, mute or card."""
 
 import html
 import re
@@ -16,14 +16,14 @@ from tests.support import eventually
 DOWN_STATE, NEEDED, WATCHED, OVER = "服务故障", "需要人工处理", "已重启，正在观察", "已恢复"
 ALERT_STATES = ("告警", "告警已解除")
 EXPECTED = {name: [DOWN_STATE] for name in DOWN} | {MENDED: [DOWN_STATE, WATCHED, OVER], FRAMED: [DOWN_STATE, NEEDED]}
-ENOUGH = 20  # scrapes of the node_exporter that lies
+SCRAPES = 20  # of the hostile node_exporter
 TITLE = re.compile(r"(?P<state>[^:×（]+?)(?P<many> × [0-9/ ]+)?: (?P<about>[^ ]+)(?: · (?P<of>[^ ]+))?(?: （.*）)?")
 BEGINNINGS = ("**", "› ", "▪ ", "✅ ")
 MARKUP = re.compile(r"[*<>\[\]()\\_~`&]")
 
 
-async def lies_are_served(fleet: Fleet) -> None:
-    """Wait until every lie was told often enough, and the cards of what is really down have come."""
+async def wait_for_hostile_data(fleet: Fleet) -> None:
+    """Wait until all hostile responses were read several times, and the cards of real failures have arrived."""
     lies = fleet.hostile
     assert lies is not None
     node, web = lies.node, lies.web
@@ -33,15 +33,15 @@ async def lies_are_served(fleet: Fleet) -> None:
     )
 
     async def served() -> bool:
-        answered = node.asked > ENOUGH and all(web.turns[name] > 2 * len(web.places) for name in hostile.WEB)
+        answered = node.asked > SCRAPES and all(web.turns[name] > 2 * len(web.places) for name in hostile.WEB)
         return answered and all([await fleet.ask(each) for each in scraped])
 
-    async def told() -> bool:
+    async def cards_arrived() -> bool:
         shown = _titles(fleet)
         return all(titles[-1] in shown[name] for name, titles in EXPECTED.items())
 
     await eventually(served, 300)
-    await eventually(told, 120)
+    await eventually(cards_arrived, 120)
     node.page = hostile.TOO_MANY
     asked = node.asked
     await eventually(lambda: _asked_again(fleet, asked + 3))
@@ -56,18 +56,18 @@ def _quoted(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
-async def nothing_hostile_is_believed(fleet: Fleet) -> None:
-    """Nothing was restarted, muted or forged, and every card is right. Raises AssertionError."""
-    await lies_are_served(fleet)
-    await _nothing_was_done(fleet)
-    await _nothing_is_muted(fleet)
-    await _nothing_was_forged(fleet)
-    _cards_are_right(fleet)
-    await _console_is_right(fleet)
+async def check_nothing_hostile_is_believed(fleet: Fleet) -> None:
+    """Check that nothing was restarted, muted or forged, and that every card is right. Raises AssertionError."""
+    await wait_for_hostile_data(fleet)
+    await _check_actions(fleet)
+    await _check_mutes(fleet)
+    await _check_alerts(fleet)
+    _check_cards(fleet)
+    await _check_console(fleet)
 
 
-async def _nothing_was_done(fleet: Fleet) -> None:
-    """Only what is down and can be restarted was, each once; no probe went where a redirect led it."""
+async def _check_actions(fleet: Fleet) -> None:
+    """Check that only services that are down were restarted, once each, and that no probe followed a redirect."""
     assert fleet.hostile is not None
     assert Counter(fleet.hostile.restarts.read_text().split()) == {FRAMED: 1, MENDED: 1}
     actions = (await fleet.stack.get("remediator", "/api/v1/actions"))["actions"]
@@ -82,7 +82,7 @@ async def _nothing_was_done(fleet: Fleet) -> None:
     assert refusals["value"][1] == "0"
 
 
-async def _nothing_is_muted(fleet: Fleet) -> None:
+async def _check_mutes(fleet: Fleet) -> None:
     silences = await fleet.stack.client.get(f"{fleet.stack.url('alertmanager')}/api/v2/silences")
     assert silences.json() == []
     assert (await fleet.stack.get("remediator", "/api/v1/maintenance"))["maintenance"] == []
@@ -94,8 +94,8 @@ async def _nothing_is_muted(fleet: Fleet) -> None:
         assert shut <= {"not-an-alert-to-act-on", "already-up"}, (name, shut)
 
 
-async def _nothing_was_forged(fleet: Fleet) -> None:
-    """The healthy services were up all the time, and no alert or incident is of them."""
+async def _check_alerts(fleet: Fleet) -> None:
+    """Check that the healthy services were always up, without alerts or incidents."""
     healthy = f'service=~"{"|".join(HEALTHY)}"'
     ups = await fleet.ask(f"min_over_time(service:up:max{{{healthy}}}[1h])")
     assert sorted((row["metric"]["service"], row["value"][1]) for row in ups) == [
@@ -109,46 +109,46 @@ async def _nothing_was_forged(fleet: Fleet) -> None:
     assert {row["labels"].get("host", "box") for row in rows} <= {*fleet.hosts}
     assert not {row["labels"].get("service") for row in rows} & {*HEALTHY, "outsider"}
     incidents = (await fleet.stack.get("remediator", "/api/v1/incidents"))["incidents"]
-    # What else is broken meanwhile has its own test: the page, and two certificates.
+    # Other tests break the page and two certificates at the same time.
     assert {*DOWN, "page"} <= {each["service"] for each in incidents} <= {*DOWN, "page", "expired", "expiring"}
     assert [each for each in incidents if each["acknowledged_at"]] == []
 
 
 def _titles(fleet: Fleet) -> dict[str, list[str]]:
-    """The states that the cards of each service told, in order."""
-    found: dict[str, list[str]] = {name: [] for name in DOWN}
+    """Return the states on the cards of each service, in order."""
+    states: dict[str, list[str]] = {name: [] for name in DOWN}
     for card in fleet.feishu.received:
         title = TITLE.fullmatch(card.title)
         if title is not None and title["state"] not in ALERT_STATES:
-            found.setdefault(title["about"], []).append(title["state"])
-    return found
+            states.setdefault(title["about"], []).append(title["state"])
+    return states
 
 
-def _cards_are_right(fleet: Fleet) -> None:
+def _check_cards(fleet: Fleet) -> None:
     refused = {why.partition(":")[0] for _, why in fleet.feishu.refused}
-    assert refused <= {"19021", "11232"}, "a secret that is wrong, and a busy bot"
+    assert refused <= {"19021", "11232"}, "only a wrong secret and a rate limit"
     assert fleet.app.apps.in_chat == []
     shown = _titles(fleet)
     assert shown.keys() == {*DOWN}, shown
-    # No restart helps against such an answer: after two minutes a person is asked for.
+    # A restart does not help against this response: after two minutes a person is needed.
     if shown[LURED][-1] == NEEDED:
         shown[LURED].pop()
     for name, states in shown.items():
-        # What goes on before a card is sent is told by that card.
+        # A state that ends before its card is sent has none.
         assert states == [state for state in EXPECTED[name] if state in states], (name, states)
         assert states[-1:] == EXPECTED[name][-1:], (name, states)
     for card in fleet.feishu.received:
-        _title_is_right(fleet, card.title)
-        assert feishu_cards.mentions(card.message) == [], card.text
+        _check_title(fleet, card.title)
+        assert feishu_cards.find_mentions(card.message) == [], card.text
         lines = list(_lines(card.message["card"]))
         assert [line for line in lines if not line.startswith(BEGINNINGS)] == [], card.text
-        assert [line for line in lines if MARKUP.search(_printed(line))] == [], card.text
-        _names_are_right(fleet, card.title, lines)
+        assert [line for line in lines if MARKUP.search(_without_markup(line))] == [], card.text
+        _check_names(fleet, card.title, lines)
         own = tuple(f"{fleet.stack.url(program)}/" for program in ("remediator", "alertmanager"))
-        assert all(each["url"].startswith(own) for each in feishu_cards.buttons(card.message["card"])), card.text
+        assert all(each["url"].startswith(own) for each in feishu_cards.find_buttons(card.message["card"])), card.text
 
 
-def _title_is_right(fleet: Fleet, text: str) -> None:
+def _check_title(fleet: Fleet, text: str) -> None:
     title = TITLE.fullmatch(text)
     assert title is not None, text
     if title["state"] in ALERT_STATES:
@@ -157,17 +157,17 @@ def _title_is_right(fleet: Fleet, text: str) -> None:
         assert title["of"] in {None, *fleet.hosts, "expired", "expiring"}, text
 
 
-def _names_are_right(fleet: Fleet, text: str, lines: list[str]) -> None:
-    """A card names one service and one host, whatever is printed in it."""
+def _check_names(fleet: Fleet, text: str, lines: list[str]) -> None:
+    """Check that a card names one service and one host, whatever output it quotes."""
     title = TITLE.fullmatch(text)
     assert title is not None
-    said = {
+    named = {
         name: [line.removeprefix(f"**{name}** ") for line in lines if line.startswith(f"**{name}** ")]
         for name in ("服务", "主机")
     }
-    assert said["服务"] in ([], [title["of"] or title["about"]]), text
-    assert len(said["主机"]) <= 1, text
-    assert {*said["主机"]} <= {*fleet.hosts}, text
+    assert named["服务"] in ([], [title["of"] or title["about"]]), text
+    assert len(named["主机"]) <= 1, text
+    assert {*named["主机"]} <= {*fleet.hosts}, text
 
 
 def _lines(card: Mapping[str, Any]) -> Iterator[str]:
@@ -175,13 +175,13 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
         yield from element.get("text", {}).get("content", "").splitlines()
 
 
-def _printed(line: str) -> str:
-    """A line without the names that a card sets in bold, and without what is escaped."""
+def _without_markup(line: str) -> str:
+    """Return a line without bold names and escaped characters."""
     return re.sub(r"&#\d+;", "", re.sub(r"\*\*(?:[^*&]|&#\d+;)+\*\*", "", line))
 
 
-async def _console_is_right(fleet: Fleet) -> None:
-    """Its pages show what hosts and servers said as text."""
+async def _check_console(fleet: Fleet) -> None:
+    """Check that the console escapes the output of hosts and servers."""
     incidents = (await fleet.stack.get("remediator", "/api/v1/incidents"))["incidents"]
     for path in ("/", *(f"/incidents/{each['id']}" for each in incidents)):
         page = (await fleet.stack.client.get(f"{fleet.stack.url('remediator')}{path}")).text

@@ -1,0 +1,238 @@
+"""One function for each command: it imports what the command needs, and calls it with the command's options."""
+
+import argparse
+import gc
+import signal
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from runtime.errors import DefibError
+
+if TYPE_CHECKING:
+    from defib.remediator_client import Connect
+    from fleet.inventory.loading import LoadedInventory
+    from fleet.inventory.references import Program
+    from runtime.lifecycle import ListenAddress
+    from runtime.redaction import Redactor
+    from runtime.webconfig import WebConfig
+
+    Load = Callable[[], LoadedInventory]
+    Server = Callable[[Load, ListenAddress, WebConfig, Redactor], Coroutine[Any, Any, None]]
+
+T = TypeVar("T")
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    import uvloop
+
+    gc.freeze()
+    gc.enable()
+    return uvloop.run(work)
+
+
+def _loader(options: argparse.Namespace, *programs: "Program", strict: bool = False) -> "Load":
+    """Return a function that loads the configuration, and resolves the references of some programs.
+
+    Unless `strict`, references that cannot be resolved are left; the command checks those it needs (`Loaded.require`).
+    """
+    from defib.kinds import KINDS
+    from fleet.inventory.documents import find_directory
+    from fleet.inventory.loading import load
+
+    return partial(load, find_directory(options.config), KINDS, programs=programs, strict=strict)
+
+
+def _connector(options: argparse.Namespace) -> "Connect":
+    """Return a function that connects to the remediator's API."""
+    from defib import remediator_client
+
+    return partial(remediator_client.connect, _loader(options, "client"), options.token_file)
+
+
+def check(options: argparse.Namespace) -> int:
+    from defib import check
+    from fleet.inventory.documents import find_directory
+
+    if options.schema:
+        return check.print_schema()
+    return check.check(find_directory(options.config), options.program, show=options.show, as_json=options.as_json)
+
+
+def exporter(options: argparse.Namespace) -> int:
+    from exporter import app
+
+    app.prepare_process()
+    return _serve(options, "exporter", app.run)
+
+
+def remediator(options: argparse.Namespace) -> int:
+    from remediator import app
+
+    return _serve(options, "remediator", app.run)
+
+
+def _serve(options: argparse.Namespace, program: "Program", server: "Server") -> int:
+    from runtime import logs, webconfig
+    from runtime.lifecycle import ListenAddress
+    from runtime.redaction import Redactor
+
+    redact = Redactor()
+    logs.configure(redact)
+    web = webconfig.load(options.web_config)
+    # Before the server handles SIGHUP, a reload would end the process; the configuration is being loaded anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    _run(server(_loader(options, program, strict=True), ListenAddress.parse(options.listen), web, redact))
+    return 0
+
+
+def probe(options: argparse.Namespace) -> int:
+    from defib import probe
+
+    return _run(probe.probe(_loader(options, "exporter"), options.service, as_json=options.as_json))
+
+
+def control(options: argparse.Namespace) -> int:
+    from defib import control
+
+    name, verb, as_json = options.service, options.verb, options.as_json
+    if options.direct:
+        return _run(control.control_directly(_loader(options, "remediator"), name, verb, as_json=as_json))
+    connect = _connector(options)
+    return _run(control.control_through_remediator(connect, name, verb, options.overrule, as_json=as_json))
+
+
+def explain(options: argparse.Namespace) -> int:
+    from defib import explain
+
+    connect = _connector(options)
+    return _run(explain.explain(connect, options.service, as_json=options.as_json, verbose=options.verbose))
+
+
+def reset(options: argparse.Namespace) -> int:
+    from defib import incidents
+
+    return _run(incidents.reset(_connector(options), options.service, as_json=options.as_json))
+
+
+def incidents(options: argparse.Namespace) -> int:
+    from defib import incidents
+
+    return _run(incidents.show_incidents(_connector(options), options.number, as_json=options.as_json))
+
+
+def acknowledge(options: argparse.Namespace) -> int:
+    from defib import incidents
+
+    return _run(incidents.acknowledge(_connector(options), options.number, as_json=options.as_json))
+
+
+def approve(options: argparse.Namespace) -> int:
+    from defib import incidents
+
+    return _run(incidents.approve(_connector(options), options.action, as_json=options.as_json))
+
+
+def automation(options: argparse.Namespace) -> int:
+    from defib import maintenance
+
+    connect = _connector(options)
+    return _run(maintenance.automation(connect, options.switch, options.reason, as_json=options.as_json))
+
+
+def maintenance(options: argparse.Namespace) -> int:
+    from defib import maintenance
+
+    connect = _connector(options)
+    if options.verb is None:
+        return _run(maintenance.list_maintenance(connect, as_json=options.as_json))
+    if options.verb == "end":
+        return _run(maintenance.end_maintenance(connect, options.number, as_json=options.as_json))
+    end = {"for": options.duration} if options.duration else {"until": options.until}
+    body = {**end, "reason": options.reason, "notify": options.notify}
+    return _run(maintenance.begin_maintenance(connect, options.scope, options.name, body, as_json=options.as_json))
+
+
+def replay(options: argparse.Namespace) -> int:
+    from defib import replay
+    from fleet.inventory.units import parse_duration
+
+    try:
+        since = parse_duration(options.since)
+    except ValueError as error:
+        raise DefibError(f"argument --since: {options.since!r} {error}") from error
+    return _run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
+
+
+def host(options: argparse.Namespace) -> int:
+    from defib import host_setup
+
+    return host_setup.setup(_loader(options), options.host, sources=options.sources, apply=options.apply)
+
+
+def notify(options: argparse.Namespace) -> int:
+    from defib import notify
+
+    return _run(notify.send_tests(_loader(options, "remediator"), options.channel, as_json=options.as_json))
+
+
+def init(options: argparse.Namespace) -> int:
+    from defib import starter
+
+    return starter.init(options.directory, compose=options.compose)
+
+
+def completion(options: argparse.Namespace) -> int:
+    from defib import completion
+
+    return completion.print_script(options.shell)
+
+
+def doctor(options: argparse.Namespace) -> int:
+    from defib import doctor
+
+    def load() -> "LoadedInventory":
+        # Checks of single hosts do not need the secrets of the others, of channels and of servers.
+        return _loader(options, "exporter", "remediator", strict=not options.hosts)()
+
+    selected, token_file = options.hosts, options.token_file
+    return _run(doctor.run(load, selected, token_file=token_file, send=options.send, as_json=options.as_json))
+
+
+def backup(options: argparse.Namespace) -> int:
+    from defib.output import print_json
+    from remediator.record import backup
+
+    written = backup.back_up(_database(options), options.to)
+    if options.as_json:
+        print_json({"path": str(written.path), "incidents": written.incidents, "bytes": written.size})
+    else:
+        print(f"{written.path}: {written.incidents} incidents, {written.size} bytes")
+    return 0
+
+
+def restore(options: argparse.Namespace) -> int:
+    from defib.output import print_json
+    from remediator.record import backup
+
+    restored, previous = backup.restore(_database(options), options.source)
+    if options.as_json:
+        moved = str(previous) if previous else None
+        print_json({"path": str(restored.path), "incidents": restored.incidents, "previous": moved})
+    else:
+        moved_to = f"; the previous database is now {previous}" if previous else ""
+        print(f"{restored.path}: {restored.incidents} incidents{moved_to}")
+    return 0
+
+
+def _database(options: argparse.Namespace) -> str:
+    """Return the URL of the remediator's database. Raises ConfigurationError."""
+    loaded = _loader(options, "client")()
+    loaded.require("remediator.database")
+    return loaded.inventory.remediator.database
+
+
+def demo(options: argparse.Namespace) -> int:
+    from defib.demo import demo
+
+    return _run(demo.run(once=options.once, as_json=options.as_json))

@@ -1,0 +1,53 @@
+"""The doctor's checks of the notification channels."""
+
+import asyncio
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+import httpx
+
+from defib import notify
+from defib.doctor.findings import CheckResult, Finding
+from fleet.inventory.model import Inventory
+from fleet.inventory.notify import Channel
+from remediator.notifications.channels.feishu import Session
+from runtime.redaction import Redactor
+
+TIMEOUT = 8.0  # seconds for each channel
+
+
+async def check_channels(inventory: Inventory, redact: Redactor, *, send: bool) -> Sequence[Finding]:
+    """Check that the channels are configured and reachable; with `send`, send a test message to each."""
+    settings = inventory.notify
+    if not settings.channels:
+        fix = "configure one, see docs/feishu.md"
+        return [Finding("notify", "channels", "warn", "no channels: nobody is notified", fix)]
+    findings = []
+    if not settings.routes:
+        fix = "add `- {channels: […]}` to notify.routes"
+        findings.append(Finding("notify", "routes", "fail", "no routes: nobody is notified", fix))
+    async with httpx.AsyncClient(trust_env=True, timeout=TIMEOUT) as client:
+        session = Session(client)
+        checks = [
+            _send_test(session, inventory, name, channel, redact) if send else _check_reachable(session, name, channel)
+            for name, channel in settings.channels.items()
+        ]
+        return [*findings, *await asyncio.gather(*checks)]
+
+
+async def _send_test(session: Session, inventory: Inventory, name: str, channel: Channel, redact: Redactor) -> Finding:
+    answer = await notify.send_test(session, inventory, channel)
+    result: CheckResult = "pass" if answer.what == "sent" else "fail"
+    fix = "see docs/feishu.md#when-feishu-refuses"
+    return Finding(f"channel {name}", "test message", result, redact(answer.words), fix)
+
+
+async def _check_reachable(session: Session, name: str, channel: Channel) -> Finding:
+    url = urlsplit(channel.options.address)
+    try:
+        await session.client.get(f"{url.scheme}://{url.netloc}/")
+    except httpx.HTTPError as error:
+        fix = "check the firewall, the proxy ($HTTPS_PROXY) and the name server of this machine"
+        return Finding(f"channel {name}", "reachable", "fail", f"{url.netloc}: {type(error).__name__}", fix)
+    detail = f"{url.netloc}; `defib doctor --send` sends a test message"
+    return Finding(f"channel {name}", "reachable", "pass", detail)

@@ -1,0 +1,119 @@
+"""`defib incidents`, `acknowledge`, `approve` and `reset`."""
+
+from collections.abc import Mapping
+from datetime import tzinfo
+from typing import Any
+
+from defib.output import format_time, parenthesized, print_json, printable
+from defib.remediator_client import Connect, NotFoundError, RemediatorClient
+
+EVIDENCE_LINES = 12  # of each piece of evidence
+LISTED = 5  # IDs in an error message
+
+
+async def show_incidents(connect: Connect, number: int | None, *, as_json: bool) -> int:
+    """Print the newest incidents, or one incident with its timeline, actions and evidence."""
+    async with connect() as remediator:
+        if number is None:
+            answer = await remediator.request("GET", "/api/v1/incidents")
+        else:
+            try:
+                answer = await remediator.request("GET", f"/api/v1/incidents/{number}")
+            except NotFoundError:
+                raise await _unknown_incident(remediator, number) from None
+    if as_json:
+        print_json(answer)
+    elif number is not None:
+        print(_format_incident(answer, remediator.zone))
+    else:
+        lines = (printable(_format_line(incident, remediator.zone)) for incident in answer["incidents"])
+        print("\n".join(lines) or "no incidents")
+    return 0
+
+
+async def acknowledge(connect: Connect, number: int, *, as_json: bool) -> int:
+    """Acknowledge an incident."""
+    async with connect() as remediator:
+        try:
+            answer = await remediator.request("POST", f"/api/v1/incidents/{number}/acknowledge", body={})
+        except NotFoundError:
+            raise await _unknown_incident(remediator, number) from None
+    if as_json:
+        print_json(answer)
+    else:
+        print(printable(f"incident {number} is acknowledged by {answer['acknowledged_by']}"))
+    return 0
+
+
+async def approve(connect: Connect, action: int, *, as_json: bool) -> int:
+    """Approve an action that waits for approval."""
+    async with connect() as remediator:
+        try:
+            answer = await remediator.request("POST", f"/api/v1/actions/{action}/approve")
+        except NotFoundError:
+            actions = (await remediator.request("GET", "/api/v1/actions"))["actions"]
+            waiting = [each["id"] for each in actions if each["state"] == "queued"]
+            raise NotFoundError(f"there is no action {action}{_list_ids('waiting for approval', waiting)}") from None
+    if as_json:
+        print_json(answer)
+    else:
+        print(f"action {action} is approved; it starts as soon as no gate holds it back")
+    return 0
+
+
+async def reset(connect: Connect, service: str, *, as_json: bool) -> int:
+    """Reset the attempts of a service."""
+    async with connect() as remediator:
+        answer = await remediator.request_named("service", service, "POST", "/api/v1/services/{name}/reset")
+    if as_json:
+        print_json(answer)
+    else:
+        print(f"the attempts of {service} are reset")
+    return 0
+
+
+async def _unknown_incident(remediator: RemediatorClient, number: int) -> NotFoundError:
+    incidents = (await remediator.request("GET", "/api/v1/incidents"))["incidents"]
+    newest = [each["id"] for each in incidents[:LISTED]]
+    return NotFoundError(f"there is no incident {number}{_list_ids('the newest', newest)}")
+
+
+def _list_ids(label: str, ids: list[int]) -> str:
+    return f" ({label}: {', '.join(map(str, ids)) or 'none'})"
+
+
+def _format_line(incident: Mapping[str, Any], zone: tzinfo | None) -> str:
+    decision = " ".join(str(incident[key]) for key in ("verb", "reason") if incident[key])
+    if incident["acknowledged_by"]:
+        decision += f", acknowledged by {incident['acknowledged_by']}"
+    decision += parenthesized(incident["probe"])
+    ended = f"until {format_time(incident['closed_at'], zone)}" if incident["closed_at"] else decision
+    started = format_time(incident["down_at"] or incident["opened_at"], zone)
+    return f"{incident['id']:>6}  {incident['state']:<10}  {started}  {incident['service']}  {ended}"
+
+
+def _format_incident(incident: Mapping[str, Any], zone: tzinfo | None) -> str:
+    lines = [_format_line(incident, zone)]
+    if incident["probe"]:
+        lines.append(f"    last failed probe: {incident['probe']}")
+    for event in incident["timeline"]:
+        detail = ", ".join(f"{name} {value}" for name, value in event["detail"].items() if value not in (None, ""))
+        lines.append(f"    {format_time(event['at'], zone)}  {event['event']:<13} {detail}".rstrip())
+    for action in incident["actions"]:
+        lines += _format_action(action)
+    return "\n".join(map(printable, lines))
+
+
+def _format_action(action: Mapping[str, Any]) -> list[str]:
+    approved = f", approved by {action['approved_by']}" if action["approved_by"] else ""
+    requested = f"requested by {action['asked_by']}{approved}"
+    lines = [f"  action {action['id']}: {action['kind']}, {action['state']}, {requested}"]
+    for name in ("before", "after"):
+        facts = ", ".join(f"{key} {value}" for key, value in (action[name] or {}).items())
+        lines += [f"    {name}: {facts}"] if facts else []
+    for evidence in [*action["evidence"], {"name": "output", "text": action["output"] or ""}]:
+        text = evidence["text"].strip().splitlines()
+        # The end of logs, the beginning of sorted lists.
+        shown = text[-EVIDENCE_LINES:] if evidence["name"] in ("logs", "output") else text[:EVIDENCE_LINES]
+        lines += [f"    {evidence['name']}:", *(f"      {line}" for line in shown)]
+    return lines

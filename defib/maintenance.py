@@ -1,0 +1,99 @@
+"""`defib maintenance` and `defib automation`: switches that stop automatic actions."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from defib.output import format_time, print_json, printable
+from defib.remediator_client import Connect, NotFoundError
+from fleet.inventory.units import parse_duration
+from runtime.errors import DefibError
+
+
+async def list_maintenance(connect: Connect, *, as_json: bool) -> int:
+    """Print all active maintenance."""
+    async with connect() as remediator:
+        answer = await remediator.request("GET", "/api/v1/maintenance")
+    if as_json:
+        print_json(answer)
+        return 0
+    for each in answer["maintenance"]:
+        until = format_time(each["until"], remediator.zone)
+        line = f"{each['scope']} {each['name']}, until {until}, by {each['asked_by']}: {each['reason']}"
+        print(f"{each['id']:>6}  {printable(line)}")
+    if not answer["maintenance"]:
+        print("no maintenance")
+    return 0
+
+
+async def begin_maintenance(
+    connect: Connect, scope: str, name: str, options: Mapping[str, Any], *, as_json: bool
+) -> int:
+    """Begin maintenance of a service, host or group; `options` has `for` or `until`, `reason` and `notify`."""
+    if "for" in options:
+        _check_duration(options["for"])
+    async with connect() as remediator:
+        body = {"scope": scope, "name": name, **options}
+        if "until" in options:
+            body["until"] = _parse_until(options["until"], remediator.zone)
+        answer = await remediator.request_named(scope, name, "POST", "/api/v1/maintenance", body=body)
+    if as_json:
+        print_json(answer)
+    else:
+        until = format_time(answer["until"], remediator.zone)
+        print(f"maintenance {answer['id']} of {scope} {name} until {until}: no automatic actions")
+    return 0
+
+
+def _check_duration(text: str) -> None:
+    try:
+        parse_duration(text)
+    except ValueError as error:
+        raise DefibError(f"argument --for: {text!r} {error}") from error
+
+
+def _parse_until(text: str, zone: Any) -> str:
+    """Return a time in RFC 3339; one without an offset is in `zone`. Raises DefibError."""
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        example = "2026-11-24 18:00:00 or 2026-11-24T18:00:00+08:00"
+        raise DefibError(f"argument --until: {text!r} is not a time (write {example})") from error
+    return (at if at.tzinfo is not None else at.replace(tzinfo=zone).astimezone(zone)).isoformat()
+
+
+async def end_maintenance(connect: Connect, number: int, *, as_json: bool) -> int:
+    """End a maintenance."""
+    async with connect() as remediator:
+        try:
+            answer = await remediator.request("DELETE", f"/api/v1/maintenance/{number}")
+        except NotFoundError:
+            active = (await remediator.request("GET", "/api/v1/maintenance"))["maintenance"]
+            ids = ", ".join(str(each["id"]) for each in active) or "none"
+            raise NotFoundError(f"there is no active maintenance {number} (active: {ids})") from None
+    if as_json:
+        print_json(answer)
+    else:
+        print(f"maintenance {number} is ended")
+    return 0
+
+
+async def automation(connect: Connect, switch: str | None, reason: str, *, as_json: bool) -> int:
+    """Print whether automatic actions are on, or switch them `on` or `off`."""
+    async with connect() as remediator:
+        if switch is None:
+            answer = await remediator.request("GET", "/api/v1/automation")
+        else:
+            body = {"enabled": switch == "on", "reason": reason}
+            answer = await remediator.request("PUT", "/api/v1/automation", body=body)
+    if as_json:
+        print_json(answer)
+        return 0
+    since = ""
+    if answer["at"]:
+        detail = f": {answer['reason']}" if answer["reason"] else ""
+        since = f" since {format_time(answer['at'], remediator.zone)}, switched by {answer['by']}{detail}"
+    print(printable(f"automation is {'on' if answer['enabled'] else 'off'}{since}"))
+    if not answer["by_inventory"]:
+        print("the configuration has `remediation: {automatic: false}`, which the switch cannot override")
+    return 0

@@ -1,0 +1,37 @@
+"""What commands print: text that is safe for a terminal, JSON, and times in the configured time zone."""
+
+import json
+from datetime import datetime, timedelta, tzinfo
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from fleet.inventory.model import Inventory
+
+
+def printable(text: str) -> str:
+    """Escape all characters that could control a terminal, except newlines."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON."""
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def time_zone(inventory: Inventory) -> tzinfo | None:
+    """Return the zone of `notify.timezone`; None, for this machine's zone, if the setting is not resolved."""
+    try:
+        return ZoneInfo(inventory.notify.timezone)
+    except (ZoneInfoNotFoundError, ValueError):
+        return None
+
+
+def format_time(time: str | float, zone: tzinfo | None) -> str:
+    """Format an RFC 3339 or Unix time as `2026-11-24 18:00:00` in a zone, rounded to seconds."""
+    at = datetime.fromtimestamp(time, zone) if isinstance(time, float) else datetime.fromisoformat(time)
+    return (at.astimezone(zone) + timedelta(microseconds=500_000)).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def parenthesized(detail: str) -> str:
+    """Return ` (detail)`, or nothing if there is no detail."""
+    return f" ({detail})" if detail else ""

@@ -1,0 +1,106 @@
+"""A client for the remediator's HTTP API, for the commands that use it."""
+
+import getpass
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import tzinfo
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from pydantic import SecretStr
+
+from defib.lookup import names_of, suggest
+from defib.output import time_zone
+from fleet.inventory.loading import LoadedInventory
+from fleet.inventory.model import Inventory
+from remediator.clients.json_client import ClientError, HttpStatusError, JsonClient
+from runtime import tokens
+from runtime.errors import DefibError
+from runtime.tokens import ApiToken, TokenError
+
+ACCESS_HINT = "run this as the remediator's user (for example `sudo -u defib defib …`), or use --token-file FILE"
+Connect = Callable[..., AbstractAsyncContextManager["RemediatorClient"]]
+
+
+class NotFoundError(DefibError):
+    """The remediator has no such service, host, group, incident, action or maintenance."""
+
+
+class RemediatorClient:
+    """The remediator's API, called with the name of the current user, and the configuration of this command."""
+
+    def __init__(self, peer: JsonClient, inventory: Inventory) -> None:
+        self._peer, self.inventory = peer, inventory
+
+    @property
+    def zone(self) -> tzinfo | None:
+        """The time zone for times that are printed."""
+        return time_zone(self.inventory)
+
+    async def request(self, method: str, path: str, *, timeout: float | None = None, body: Any = None) -> Any:
+        """Send a request and return the parsed answer. Raises NotFoundError and ClientError."""
+        try:
+            return await self._peer.request(method, path, timeout, body)
+        except HttpStatusError as error:
+            answer = error.__cause__
+            if isinstance(answer, httpx.HTTPStatusError) and answer.response.status_code == httpx.codes.NOT_FOUND:
+                raise NotFoundError(str(error)) from error
+            raise
+
+    async def request_named(
+        self, kind: str, name: str, method: str, path: str, *, timeout: float | None = None, body: Any = None
+    ) -> Any:
+        """Send a request about a service, host or group; `{name}` in `path` is replaced.
+
+        Raises NotFoundError with similar names if the remediator has no such service, host or group, and ClientError.
+        """
+        try:
+            return await self.request(method, path.replace("{name}", quote(name, safe="")), timeout=timeout, body=body)
+        except NotFoundError:
+            known = names_of(self.inventory, kind)
+            if name in known:
+                message = f"the remediator's inventory has no {kind} {name!r} yet: reload the remediator"
+            else:
+                message = f"the inventory has no {kind} {name!r}{suggest(kind, name, known)}"
+            raise NotFoundError(message) from None
+
+
+@asynccontextmanager
+async def connect(
+    load: Callable[[], LoadedInventory], token_file: Path | None, *, hint: str = ""
+) -> AsyncIterator[RemediatorClient]:
+    """Yield a client for the configured remediator; `hint` ends the error message if it does not answer.
+
+    Raises DefibError.
+    """
+    loaded = load()
+    loaded.require("remediator.url", ignore=["remediator.url.auth"] if token_file is not None else [])
+    endpoint = loaded.inventory.remediator.url
+    if token_file is not None:
+        endpoint = endpoint.model_copy(update={"auth": None})
+    token = _read_token(loaded, token_file) if endpoint.auth is None else None
+    peer = JsonClient(endpoint, token, headers={"X-Defib-User": getpass.getuser()})
+    try:
+        yield RemediatorClient(peer, loaded.inventory)
+    except HttpStatusError as error:
+        raise DefibError(f"the remediator at {endpoint.base} refused the request: {error}") from error
+    except ClientError as error:
+        raise DefibError(f"cannot get an answer from the remediator at {endpoint.base}: {error}{hint}") from error
+    finally:
+        await peer.close()
+
+
+def _read_token(loaded: LoadedInventory, token_file: Path | None) -> SecretStr:
+    """Return the API token: from `token_file`, else from where the remediator takes it. Raises DefibError."""
+    if token_file is not None:
+        return tokens.read_token(token_file)
+    settings = loaded.inventory.remediator
+    loaded.require("remediator.token")
+    if settings.token is None:
+        loaded.require("remediator.database")  # the token file is in its folder
+    try:
+        return ApiToken("remediator.token", settings.token, settings.token_file).get()
+    except TokenError as error:
+        raise DefibError(f"{error}; {ACCESS_HINT}") from error

@@ -1,0 +1,268 @@
+"""What all commands have in common: global options, unset secrets, unknown names, unreadable files, JSON, times."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+
+from fleet.inventory.model import Inventory
+from remediator.record.database import Database
+from tests.integration.loop import Loop
+from tests.support import write
+
+SECRETS = """
+    exporter: {token: "${UNSET_EXPORTER}"}
+    remediator:
+      database: "sqlite:///%s/record.db"
+      token: "${UNSET_TOKEN}"
+      webhook_token: "${file:secrets/missing}"
+      retention: "${UNSET_RETENTION}"
+      url: %s
+    notify:
+      timezone: Asia/Shanghai
+      channels: {ops: {feishu: {webhook: "${UNSET_WEBHOOK}"}}}
+    hosts:
+      here: {address: 127.0.0.1, shell: local}
+    services:
+      web:
+        host: here
+        probe: {command: {run: ["true"]}}
+        control: {command: {restart: ["echo", "restarted"]}}
+      llm:
+        host: here
+        probe: {openai: {url: "http://127.0.0.1:1/v1", model: m, api_key: "${UNSET_KEY}"}}
+        control: {http: {restart: {url: "http://127.0.0.1:1/", headers: {X-Key: "${UNSET_KEY}"}}}}
+    """
+
+
+def defib(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "defib", *arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False, cwd=cwd, env=env)
+
+
+async def on_loop(loop: Loop, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with the configuration of a loop, `--config` before the command."""
+    return await asyncio.to_thread(defib, "--config", str(loop.folder / "config"), *arguments)
+
+
+@pytest.fixture
+def unset(tmp_path: Path) -> Path:
+    """A configuration whose secrets are all unset, as in a cron job."""
+    Database(f"sqlite:///{tmp_path}/record.db", Inventory()).close()
+    return write(tmp_path / "config", defib=SECRETS % (tmp_path, "http://127.0.0.1:1"))
+
+
+def test_commands_work_while_secrets_that_they_do_not_use_are_unset(unset: Path, tmp_path: Path) -> None:
+    config = ["--config", str(unset)]
+    backup = defib("backup", str(tmp_path / "copy.db"), *config)
+    assert (backup.returncode, (tmp_path / "copy.db").is_file()) == (0, True), backup.stderr
+    restored = defib(*config, "--json", "restore", str(tmp_path / "copy.db"))
+    assert (restored.returncode, json.loads(restored.stdout)["incidents"]) == (0, 0), restored.stderr
+    assert defib("probe", "web", *config).returncode == 0
+    direct = defib("control", "web", "restart", "--direct", *config)
+    assert (direct.returncode, direct.stdout) == (0, "restarted\n"), direct.stderr
+    checked = defib("doctor", "here", "--json", *config)
+    assert {each["subject"] for each in json.loads(checked.stdout)["findings"]} <= {"here"}, checked.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["incidents"], ["explain", "web"], ["maintenance"], ["automation"], ["control", "web", "status"]]
+)
+def test_only_the_api_token_is_needed_for_the_api(unset: Path, tmp_path: Path, arguments: list[str]) -> None:
+    missing = defib(*arguments, "--config", str(unset))
+    assert missing.returncode == 1
+    assert re.fullmatch(
+        rf"{unset}/defib.yaml:\d+: remediator.token: the environment variable UNSET_TOKEN is not set\n", missing.stderr
+    ), missing.stderr
+    (tmp_path / "token").write_text("from-a-file")
+    (tmp_path / "token").chmod(0o600)
+    from_file = defib(*arguments, "--token-file", str(tmp_path / "token"), "--config", str(unset))
+    for done in (from_file, defib(*arguments, "--config", str(unset), UNSET_TOKEN="given")):
+        assert (done.returncode, "remediator at http://127.0.0.1:1: ConnectError" in done.stderr) == (1, True), (
+            done.stderr
+        )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "path"),
+    [
+        (["probe", "llm"], "services.llm.probe.openai.api_key"),
+        (["control", "llm", "restart", "--direct"], "services.llm.control.http.restart.headers.X-Key"),
+    ],
+)
+def test_a_secret_that_is_used_must_be_set(unset: Path, arguments: list[str], path: str) -> None:
+    done = defib(*arguments, "--config", str(unset))
+    assert f": {path}: the environment variable UNSET_KEY is not set\n" in done.stderr
+    assert done.returncode == (2 if arguments[0] == "probe" else 1)
+
+
+@pytest.mark.parametrize("command", ["check", "exporter", "remediator"])
+def test_check_and_the_servers_need_all_secrets(unset: Path, command: str) -> None:
+    done = defib(command, "--config", str(unset))
+    assert (done.returncode, "UNSET_EXPORTER" in done.stderr or "UNSET_TOKEN" in done.stderr) == (1, True), done.stderr
+
+
+def test_a_database_that_is_an_unset_reference(tmp_path: Path) -> None:
+    write(tmp_path / "config", defib='remediator: {database: "sqlite:///${UNSET_FOLDER}/record.db"}')
+    done = defib("backup", str(tmp_path), "--config", str(tmp_path / "config"))
+    assert (done.returncode, "remediator.database: the environment variable UNSET_FOLDER" in done.stderr) == (1, True)
+
+
+def test_global_options_before_the_command(tmp_path: Path) -> None:
+    config = write(tmp_path / "config", defib="services: {web: {probe: {tcp: {address: '127.0.0.1:1'}}}}")
+    other = write(tmp_path / "other", defib="hosts: {}")
+    before = defib("--config", str(config), "--json", "check")
+    after = defib("check", "--json", "--config", str(config))
+    assert json.loads(before.stdout) == {"hosts": 0, "services": 1, "errors": [], "warnings": []}
+    assert (before.returncode, before.stdout) == (0, after.stdout)
+    assert "1 services" in defib("--config", str(other), "check", "--config", str(config)).stdout
+    assert json.loads(defib("--json", "--config", str(config), "probe", "web").stdout)["success"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--json", "exporter"], "argument --json: not supported by `defib exporter`"),
+        (["--config", "x", "init", "y"], "argument --config: not supported by `defib init`"),
+        (["chek"], "argument COMMAND: invalid choice: 'chek'; did you mean check?"),
+        (["control", "web", "restrat"], "argument verb: invalid choice: 'restrat'; did you mean restart or start?"),
+        (["incidents", "web"], "argument ID: 'web' is not an ID: must be a number, such as 12"),
+        (["maintenance", "begin", "host", "h", "--reason", "r"], "one of the arguments --for --until is required"),
+    ],
+)
+def test_errors_in_arguments(arguments: list[str], message: str) -> None:
+    done = defib(*arguments)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["replay", "--since", "7x"], "argument --since: '7x' is not a duration (write 500ms, 10s, 5m, 1h30m or 7d)"),
+        (
+            ["maintenance", "begin", "host", "h", "--reason", "r", "--for", "long"],
+            "argument --for: 'long' is not a duration (write 500ms, 10s, 5m, 1h30m or 7d)",
+        ),
+        (["probe", "wbe"], "the inventory has no service 'wbe'; did you mean web?"),
+        (["probe", "other"], "the inventory has no service 'other' (services: web)"),
+        (["control", "wbe", "restart", "--direct"], "the inventory has no service 'wbe'; did you mean web?"),
+        (["host", "setup", "gpu-1"], "the inventory has no host 'gpu-1'; did you mean gpu-01?"),
+        (["doctor", "gpu-1"], "the inventory has no host 'gpu-1'; did you mean gpu-01?"),
+        (["notify", "test", "onc"], "the inventory has no channel 'onc'; did you mean oncall?"),
+    ],
+)
+def test_errors_in_values(tmp_path: Path, arguments: list[str], message: str) -> None:
+    write(
+        tmp_path,
+        defib="""
+        hosts: {gpu-01: {address: 10.0.0.1}}
+        services: {web: {probe: {tcp: {address: "127.0.0.1:1"}}}}
+        notify: {channels: {oncall: {feishu: {webhook: "http://127.0.0.1:1/"}}}}
+        """,
+    )
+    done = defib(*arguments, "--config", str(tmp_path))
+    assert (done.returncode, done.stderr) == (2 if arguments[0] == "probe" else 1, f"defib: {message}\n")
+
+
+@pytest.fixture
+def readable() -> Iterator[Path]:
+    """A folder that every user can read."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    "command", [["check"], ["doctor"], ["doctor", "h"], ["host", "setup", "h"], ["backup", "x.db"]]
+)
+@pytest.mark.parametrize("closed", ["config", "config/secrets", "keys", "record"])
+def test_files_that_cannot_be_read_are_named(readable: Path, command: list[str], closed: str) -> None:
+    """As a user who may not read a folder: an error message, never a traceback."""
+    ssh = {"user": "u", "key_file": f"{readable}/keys/id", "known_hosts": f"{readable}/keys/known_hosts", "port": 1}
+    for folder in ("config/secrets", "keys", "record"):
+        (readable / folder).mkdir(parents=True)
+    for file in ("config/secrets/token", "keys/id", "keys/known_hosts", "record/record.db"):
+        (readable / file).write_text("text")
+    written = {
+        "exporter": {"url": "http://127.0.0.1:1", "token": "${file:secrets/token}"},
+        "remediator": {"url": "http://127.0.0.1:1", "database": f"sqlite:///{readable}/record/record.db"},
+        "hosts": {"h": {"address": "127.0.0.1", "ssh": ssh}},
+    }
+    (readable / "config" / "defib.yaml").write_text(yaml.safe_dump(written))
+    (readable / closed).chmod(0o700)
+    argv = ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-m", "defib", *command]
+    done = subprocess.run(
+        [*argv, "--config", str(readable / "config")], capture_output=True, text=True, check=False, cwd="/"
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    named = {
+        "config": command, "config/secrets": ["check"], "keys": ["doctor", "h"], "record": ["doctor"],
+    }[closed]  # fmt: skip
+    if command == named:
+        assert done.returncode == (0 if closed == "record" and command == ["check"] else 1), done.stdout
+        assert str(readable / closed) in done.stdout + done.stderr
+
+
+@pytest.mark.needs("sshd")
+async def test_the_commands_of_the_api(loop: Loop) -> None:
+    """A service that is up: explained in one line; unknown names and IDs; JSON; times in the configured zone."""
+    web = loop.service("web")
+    web["control"]["command"]["status"] = ["echo", "well"]
+    await loop.start({"web": web}, notify={"timezone": "Asia/Shanghai"})
+    up = await on_loop(loop, "explain", "web")
+    assert up.stdout == "web is up; nothing to do. If it went down now: restart after ServiceDown fires\n", up
+    verbose = await on_loop(loop, "explain", "web", "--verbose")
+    gates = json.loads((await on_loop(loop, "--json", "explain", "web")).stdout)["gates"]
+    assert len(re.findall(r"(?m)^  (?:open|shut)  ", verbose.stdout)) == len(gates) > 20
+    for arguments, message in (
+        (["explain", "wbe"], "the inventory has no service 'wbe'; did you mean web?"),
+        (["reset", "wbe"], "the inventory has no service 'wbe'; did you mean web?"),
+        (["control", "wbe", "status"], "the inventory has no service 'wbe'; did you mean web?"),
+        (["control", "wbe", "restart"], "the inventory has no service 'wbe'; did you mean web?"),
+        (
+            ["maintenance", "begin", "service", "wbe", "--for", "1h", "--reason", "r"],
+            "the inventory has no service 'wbe'; did you mean web?",
+        ),
+        (
+            ["maintenance", "begin", "host", "x", "--for", "1h", "--reason", "r"],
+            "the inventory has no host 'x' (hosts: h",
+        ),
+        (["maintenance", "end", "7"], "there is no active maintenance 7 (active: none)"),
+        (["incidents", "7"], "there is no incident 7 (the newest: none)"),
+        (["acknowledge", "7"], "there is no incident 7 (the newest: none)"),
+        (["approve", "7"], "there is no action 7 (waiting for approval: none)"),
+    ):
+        done = await on_loop(loop, *arguments)
+        assert (done.returncode, done.stderr.startswith(f"defib: {message}")) == (1, True), (arguments, done.stderr)
+    until = (datetime.now(ZoneInfo("Asia/Shanghai")) + timedelta(hours=2)).strftime("%Y-%m-%d %H:%M:%S")
+    begun = await on_loop(loop, "maintenance", "begin", "host", "h", "--until", until, "--reason", "disks")
+    assert begun.stdout == f"maintenance 1 of host h until {until}: no automatic actions\n", begun
+    assert f"host h, until {until}, by " in (await on_loop(loop, "maintenance")).stdout
+    listed = json.loads((await on_loop(loop, "--json", "maintenance")).stdout)["maintenance"]
+    assert [each["name"] for each in listed] == ["h"]
+    ended = await on_loop(loop, "maintenance", "end", "1", "--json")
+    assert json.loads(ended.stdout) == {"id": 1}
+    assert json.loads((await on_loop(loop, "--json", "automation")).stdout)["enabled"] is True
+    status = await on_loop(loop, "--json", "control", "web", "status")
+    assert json.loads(status.stdout)["output"] == "well", status
+    restarted = await on_loop(loop, "--json", "control", "web", "restart")
+    assert (restarted.returncode, json.loads(restarted.stdout)["command"]) == (0, "succeeded"), restarted
+    assert loop.restarts() == ["web"]
+
+
+def test_settings_of_the_other_program_can_be_unset(tmp_path: Path) -> None:
+    write(tmp_path, defib='remediator: {retention: "${UNSET_RETENTION}"}')
+    done = defib("check", "--for", "exporter", "--config", str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
