@@ -252,6 +252,7 @@ async def test_users_of_a_web_configuration(exporter: Exporter) -> None:
             "the password of 'ann' is not a bcrypt hash; make one with htpasswd -nBC 10",
         ),
         ("basic_auth_users: {ann: $2y$99$" + 53 * "a" + "}", "the password of 'ann' is not a bcrypt hash"),
+        ("basic_users: {}", "web.yml: basic_users: unknown key"),
         ("a:\n\tb: c", "web.yml:2: invalid YAML: a tab is used for indentation; use spaces"),
     ],
 )

@@ -60,6 +60,10 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
             "a.yaml:1: services.web.probe.http.url: is not a URL; write http://host:port/path",
         ),
         (
+            "services: {web: {host: h, probe: {http: {url: 'http://{host.adress}/'}}}}",
+            "a.yaml:1: services.web.probe.http.url: unknown placeholder {host.adress} (known: {host.address}, {host.name}, {service})",
+        ),
+        (
             "services: {web: {probe: {tcp: {address: h}}}}",
             "a.yaml:1: services.web.probe.tcp.address: 'h' is not an address; write host:port or [v6]:port",
         ),
