@@ -11,10 +11,12 @@ from typing import Literal
 import bcrypt
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from runtime.errors import StartError
 from runtime.yaml_errors import explain_yaml_error
 
+_MESSAGES = {"extra_forbidden": "unknown key", "missing": "is missing", "model_type": "must be a map"}
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 
 
@@ -79,6 +81,11 @@ class WebConfig(_WebConfigModel):
         return context
 
 
+def _format_error(error: ErrorDetails) -> str:
+    message = _MESSAGES.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return f"{'.'.join(map(str, error['loc']))}: {message}"
+
+
 def load(path: Path | None) -> WebConfig:
     """Read the file; relative paths in it are relative to it. Raises StartError."""
     if path is None:
@@ -94,10 +101,7 @@ def load(path: Path | None) -> WebConfig:
         raise StartError(f"{path}:{line}: invalid YAML: {cause}") from error
     except ValidationError as error:
         # Without the values, which may be password hashes.
-        problems = "; ".join(
-            f"{'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
-            for each in error.errors(include_input=False)
-        )
+        problems = "; ".join(map(_format_error, error.errors(include_input=False)))
         raise StartError(f"{path}: {problems}") from None
     if (tls := config.tls_server_config) is None:
         return config

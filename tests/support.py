@@ -41,7 +41,9 @@ def loaded(
     return load(folder, KINDS, programs=programs, environ=environ or {})
 
 
-def wrongs(folder: Path, environ: Mapping[str, str] | None = None, programs: Iterable[Program] = PROGRAMS) -> list[str]:
+def load_problems(
+    folder: Path, environ: Mapping[str, str] | None = None, programs: Iterable[Program] = PROGRAMS
+) -> list[str]:
     """The errors of a configuration, its files named without their folder."""
     try:
         loaded(folder, environ, programs)

@@ -70,12 +70,16 @@ class Control(ControlSettings, ChoiceModel):
 
 
 class Backoff(ConfigModel):
+    """The pause between attempts: `first`, then `factor` times the one before, at most `cap`."""
+
     first: PositiveDuration = 60.0
     factor: float = Field(2.0, ge=1)
     cap: PositiveDuration = 900.0
 
 
 class Storm(ConfigModel):
+    """The share and the number of failing services in a group at which automation waits."""
+
     ratio: float = Field(0.5, gt=0, le=1)
     at_least: int = Field(3, ge=1)
 
@@ -105,7 +109,7 @@ class RemediationStep(ChoiceModel):
         return {value: {}} if isinstance(value, str) and value in cls.choices else value
 
     @property
-    def wants_approval(self) -> bool:
+    def needs_approval(self) -> bool:
         return bool(self.options.approve)
 
 

@@ -61,7 +61,7 @@ class LocalShell:
                 raise CommandNotRunError(f"sh did not run the command: {outputs.message}")
             return outputs.build_result(outputs.status_or(status))
         except TimeoutError:
-            return Completed(None, out.text, err.text, f"it did not end within {timeout:g} s", late=True)
+            return Completed(None, out.text, err.text, f"timed out after {timeout:g} s", late=True)
         finally:
             if self._read_only:
                 _kill(process)

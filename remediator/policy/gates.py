@@ -175,7 +175,7 @@ def _storm(_service: Service, _rules: Remediation, situation: Situation) -> Held
 
 def _approval(service: Service, rules: Remediation, situation: Situation) -> Held | None:
     step = next_step(service, rules, situation.past)
-    return Held(step.kind) if step is not None and step.wants_approval and not situation.approved else None
+    return Held(step.kind) if step is not None and step.needs_approval and not situation.approved else None
 
 
 def _host_busy(_service: Service, rules: Remediation, situation: Situation) -> Held | None:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -19,6 +20,8 @@ import yaml
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
+from runtime import webconfig
+from runtime.errors import StartError
 from tests.support import eventually, write
 
 TOKEN = {"Authorization": "Bearer t0ken"}
@@ -238,6 +241,25 @@ async def test_users_in_the_web_configuration(exporter: Exporter) -> None:
     for auth, status in ((None, 401), (("prometheus", "wrong"), 401), (("nobody", "secret"), 401), (("prometheus", "secret"), 200)):  # fmt: skip
         assert (await exporter.client.get("/metrics", auth=auth)).status_code == status
     assert (await exporter.client.post("/api/v1/services/up/probe", auth=("prometheus", "secret"))).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("basic_auth_users: {ann: $2y$10$Vb1t1aVYrHqzZ1bJ0xX1UO}", "the password of 'ann' is not a bcrypt hash"),
+        (
+            "basic_auth_users: {ann: secret}",
+            "the password of 'ann' is not a bcrypt hash; make one with htpasswd -nBC 10",
+        ),
+        ("basic_auth_users: {ann: $2y$99$" + 53 * "a" + "}", "the password of 'ann' is not a bcrypt hash"),
+        ("basic_users: {}", "web.yml: basic_users: unknown key"),
+        ("a:\n\tb: c", "web.yml:2: invalid YAML: a tab is used for indentation; use spaces"),
+    ],
+)
+def test_errors_in_a_web_configuration(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "web.yml").write_text(text)
+    with pytest.raises(StartError, match=re.escape(message)):
+        webconfig.load(tmp_path / "web.yml")
 
 
 async def test_tls_in_the_web_configuration(exporter: Exporter, certificate: Path) -> None:

@@ -1,4 +1,4 @@
-"""One bad file per rule, with the exact words; and what a succeeded one comes to."""
+"""Loading the configuration: one bad file per rule with its exact error, and good ones."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ import yaml
 
 from defib.kinds import KINDS
 from fleet.inventory.model import json_schema
-from tests.support import loaded, write, wrongs
+from tests.support import load_problems, loaded, write
 
 BOMB = "a: &a [x, x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
@@ -23,7 +23,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
 
 
 @pytest.mark.parametrize(
-    ("text", "wrong"),
+    ("text", "problem"),
     [
         ("servces: {}", "a.yaml:1: servces: unknown key; did you mean services?"),
         (
@@ -62,6 +62,10 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         (
             "services: {web: {probe: {http: {url: 'http://h/', expect: {headers: {X-A: {optional: true}}}}}}}",
             "a.yaml:1: services.web.probe.http.expect.headers.X-A: can never fail: add matches or lacks, or remove `optional: true`",
+        ),
+        (
+            "services: {web: {host: h, probe: {http: {url: 'http://{host.adress}/'}}}}",
+            "a.yaml:1: services.web.probe.http.url: unknown placeholder {host.adress} (known: {host.address}, {host.name}, {service})",
         ),
         (
             "services: {web: {probe: {tcp: {address: h}}}}",
@@ -205,9 +209,9 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         ("services:\n  web: {" + SERVICE + "}\n  web: {" + SERVICE + "}", "a.yaml:3: services.web: duplicate key, first defined at a.yaml:2"),
     ],
 )  # fmt: skip
-def test_each_mistake_has_its_words(tmp_path: Path, text: str, wrong: str) -> None:
+def test_each_error_names_its_place_and_remedy(tmp_path: Path, text: str, problem: str) -> None:
     write(tmp_path, a=text)
-    assert wrong.replace("{folder}", str(tmp_path)) in wrongs(tmp_path, {"EMPTY": ""})
+    assert problem.replace("{folder}", str(tmp_path)) in load_problems(tmp_path, {"EMPTY": ""})
 
 
 @pytest.mark.parametrize(
@@ -240,7 +244,7 @@ def test_each_mistake_has_its_words(tmp_path: Path, text: str, wrong: str) -> No
 )  # fmt: skip
 def test_yaml_errors_name_the_likely_cause(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
-    assert problem in wrongs(tmp_path)
+    assert problem in load_problems(tmp_path)
 
 
 def test_values_of_wrong_types_are_shown_unless_they_may_be_secret(tmp_path: Path) -> None:
@@ -258,7 +262,7 @@ def test_values_of_wrong_types_are_shown_unless_they_may_be_secret(tmp_path: Pat
             probe: {fail_after: 0, recover_after: x, http: {url: 'http://h/', headers: {X-Key: 87654321}}}
         """,
     )
-    problems = wrongs(tmp_path)
+    problems = load_problems(tmp_path)
     assert problems == [
         "a.yaml:1: exporter.token: must be a string, not a list",
         "a.yaml:2: remediator.webhook_token: must be a string",
@@ -299,7 +303,7 @@ def test_no_value_of_a_wrong_type_crashes_the_checks(tmp_path: Path) -> None:
             yield from paths(item, (*path, key))
 
     write(tmp_path, a=EVERYTHING)
-    assert wrongs(tmp_path) == []
+    assert load_problems(tmp_path) == []
     for path in paths(yaml.safe_load(EVERYTHING)):
         for other in (["gpu"], [{"a": 1}], {"a": ["b"]}, "text", 5, True, None):
             changed: Any = {"root": yaml.safe_load(EVERYTHING)}
@@ -308,12 +312,12 @@ def test_no_value_of_a_wrong_type_crashes_the_checks(tmp_path: Path) -> None:
                 parent = parent[key]
             parent[("root", *path)[-1]] = other
             (tmp_path / "a.yaml").write_text(yaml.safe_dump(changed["root"]))
-            wrongs(tmp_path)  # raises nothing but a ConfigurationError
+            load_problems(tmp_path)  # raises nothing but a ConfigurationError
 
 
 def test_a_list_of_collectors_on_a_host_with_a_wrapper(tmp_path: Path) -> None:
     write(tmp_path, a="hosts: {h: {address: h, ssh: {wrapper: true}, collect: [gpu]}}")
-    assert wrongs(tmp_path) == ["a.yaml:1: hosts.h.collect: must be a map, not a list"]
+    assert load_problems(tmp_path) == ["a.yaml:1: hosts.h.collect: must be a map, not a list"]
 
 
 @pytest.mark.parametrize(
@@ -332,7 +336,7 @@ def test_a_list_of_collectors_on_a_host_with_a_wrapper(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_cycles_of_jump_hosts(tmp_path: Path, hosts: str, problem: str) -> None:
     write(tmp_path, a=f"hosts:\n  {hosts}")
-    assert wrongs(tmp_path) == [problem]
+    assert load_problems(tmp_path) == [problem]
 
 
 def test_likely_mistakes_are_warned_of(tmp_path: Path) -> None:
@@ -354,7 +358,7 @@ def test_likely_mistakes_are_warned_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("every", "message"), [("1ms", "1ms is too short; the minimum is 100ms"), ("100ms", None)])
 def test_probes_have_a_shortest_interval(tmp_path: Path, every: str, message: str | None) -> None:
     write(tmp_path, a=f"services: {{web: {{probe: {{every: {every}, timeout: 50ms, http: {{url: 'http://h/'}}}}}}}}")
-    assert wrongs(tmp_path) == ([f"a.yaml:1: services.web.probe.every: {message}"] if message else [])
+    assert load_problems(tmp_path) == ([f"a.yaml:1: services.web.probe.every: {message}"] if message else [])
 
 
 def test_json_in_a_yaml_file(tmp_path: Path) -> None:
@@ -402,16 +406,16 @@ def test_what_may_not_be_read_is_an_error_with_its_path() -> None:
 
 def test_a_key_defined_in_two_files_names_both(tmp_path: Path) -> None:
     write(tmp_path, a="services:\n  web: {" + SERVICE + "}", deep__b="services:\n  web: {" + SERVICE + "}")
-    assert wrongs(tmp_path) == ["deep/b.yaml:2: services.web: duplicate key, first defined at a.yaml:2"]
+    assert load_problems(tmp_path) == ["deep/b.yaml:2: services.web: duplicate key, first defined at a.yaml:2"]
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_errors_are_reported_together(tmp_path: Path) -> None:
     write(
         tmp_path,
         a="servces: {}\nexporter: {token: '${GONE}'}",
         b="services:\n  web: {host: nowhere, probe: {every: 5, http: {url: 'http://h/'}}}",
     )
-    assert [each.split(": ")[1] for each in wrongs(tmp_path)] == [
+    assert [each.split(": ")[1] for each in load_problems(tmp_path)] == [
         "servces",
         "exporter.token",
         "services.web.host",
@@ -478,8 +482,8 @@ def test_each_program_resolves_only_what_it_uses(tmp_path: Path) -> None:
         "s3cret",
     }
     basic = "remediator: {url: {url: 'http://r/', auth: {basic: {username: admin, password: '${PASSWORD}'}}}}"
-    assert len(wrongs(tmp_path)) == 3
-    assert wrongs(tmp_path, {"BEARER": "b"}, ["remediator"]) == [
+    assert len(load_problems(tmp_path)) == 3
+    assert load_problems(tmp_path, {"BEARER": "b"}, ["remediator"]) == [
         "a.yaml:1: notify.channels.ops.feishu.webhook: the environment variable HOOK is not set",
         "a.yaml:2: hosts.h.sudo.password: the environment variable SUDO is not set",
     ]
@@ -544,7 +548,7 @@ services:
         ("http: {restart: {url: 'http://h/7', method: PUT, json: {n: 1}}}", 'http:PUT http://h/7 {"n": 1}'),
     ],
 )
-def test_services_that_share_a_target_are_warned_of(tmp_path: Path, control: str, target: str) -> None:
+def test_services_that_share_a_target_are_a_warning(tmp_path: Path, control: str, target: str) -> None:
     write(tmp_path, a=SHARED.replace("CONTROL", control))
     (warning,) = loaded(tmp_path, {"KEY": "k3y-value"}).warnings
     assert str(warning) == (
@@ -605,7 +609,7 @@ def test_what_two_loads_made_can_be_compared(tmp_path: Path) -> None:
 def test_a_secret_is_not_in_the_error_that_it_causes(tmp_path: Path) -> None:
     expect = "{status: '${S}', body_matches: '(${S}'}"
     write(tmp_path, a="services: {web: {probe: {http: {url: 'http://h/', expect: " + expect + "}}}}")
-    found = wrongs(tmp_path, {"S": "t0p-secret"})
+    found = load_problems(tmp_path, {"S": "t0p-secret"})
     assert len(found) == 2
     assert "t0p-secret" not in str(found)
 
@@ -653,4 +657,4 @@ def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
 )
 def test_nonsense_is_an_error_and_no_crash(tmp_path: Path, text: str) -> None:
     write(tmp_path, a=text)
-    assert wrongs(tmp_path)
+    assert load_problems(tmp_path)

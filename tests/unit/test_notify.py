@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fleet.inventory.notify import Notify
-from tests.support import inventory_of, write, wrongs
+from tests.support import inventory_of, load_problems, write
 
 A, B, C = ({"feishu": {"webhook": f"http://f/{name}"}} for name in "abc")
 CRITICAL = {"severity": "critical", "team": "docs"}
@@ -95,4 +95,6 @@ def test_on_call_is_who_the_routes_name(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, wrong: str) -> None:
-    assert any(wrong in each for each in wrongs(write(tmp_path, a=f"notify: {{{text}}}"))), wrongs(tmp_path)
+    assert any(wrong in each for each in load_problems(write(tmp_path, a=f"notify: {{{text}}}"))), load_problems(
+        tmp_path
+    )
