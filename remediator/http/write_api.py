@@ -10,10 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.inventory.units import MAX_DURATION, PositiveDuration
 from fleet.shells import Completed
-from remediator import operations
 from remediator.execution.controls.runner import Verb
 from remediator.http.views import format_times
-from remediator.operations import OperationError, Operations, Subject
+from remediator.operations import (
+    ConflictError,
+    HostUnreachableError,
+    InvalidOperationError,
+    NotFoundError,
+    OperationError,
+    Operations,
+    Subject,
+    UnavailableError,
+)
 from remediator.record import maintenance
 from remediator.record.automation import AutomationSwitch, read_switch
 from remediator.record.database import Database
@@ -23,11 +31,11 @@ from runtime.times import format_rfc3339
 from runtime.web import ApiError, Requirement, add_route, get_caller
 
 STATUS_OF: dict[type[OperationError], int] = {
-    operations.InvalidOperationError: 400,
-    operations.NotFoundError: 404,
-    operations.ConflictError: 409,
-    operations.HostUnreachableError: 502,
-    operations.UnavailableError: 503,
+    InvalidOperationError: 400,
+    NotFoundError: 404,
+    ConflictError: 409,
+    HostUnreachableError: 502,
+    UnavailableError: 503,
 }
 
 
