@@ -169,6 +169,27 @@ def test_links_are_valid(page: Path) -> None:
             assert anchor in anchors, f"{page.name}: {path}#{anchor}"
 
 
+@pytest.mark.parametrize("page", ["docs/architecture.md", "docs/upgrading.md", "CONTRIBUTING.md", "README.md"])
+def test_paths_that_are_named_exist(page: str) -> None:
+    folders = "alerts|defib|deploy|docs|exporter|fleet|grafana|remediator|runtime|tests"
+    paths = re.findall(rf"`((?:{folders})/[\w./-]*|[\w.-]+\.(?:toml|md|example))`", (ROOT / page).read_text())
+    assert [path for path in paths if not (ROOT / path).exists() and not path.startswith("alerts/secrets/")] == []
+
+
+@pytest.mark.parametrize("package", ["defib", "exporter", "fleet", "remediator"])
+def test_the_architecture_page_names_modules_that_exist(package: str) -> None:
+    section = DOCS["architecture"].split(f"\n### {package}\n")[1].split("\n#")[0]
+    names = {name.rstrip("/") for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*/?)`", section)} - {"df"}
+    assert [name for name in names if not (ROOT / package / name).exists() and not _has_module(package, name)] == []
+    top = {path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    if package != "defib":  # whose modules are the commands
+        assert top - {"__init__"} <= names
+
+
+def _has_module(package: str, name: str) -> bool:
+    return any((ROOT / package).rglob(f"{name}.py")) or any((ROOT / package).rglob(f"{name}/"))
+
+
 @pytest.mark.parametrize("page", [*DOCS, "README"])
 def test_commands_that_are_shown_exist(page: str) -> None:
     (commands,) = (each for each in build_parser()._actions if isinstance(each, argparse._SubParsersAction))
