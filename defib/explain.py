@@ -12,7 +12,7 @@ HOST_GATES = "the gates stopped-by-hand, healing-itself and starting are open if
 
 
 async def explain(connect: Connect, service: str, *, as_json: bool, verbose: bool) -> int:
-    """Print a summary and the gates that are shut, or all gates with `verbose`."""
+    """Print a summary and the gates that are closed, or all gates with `verbose`."""
     async with connect() as remediator:
         path = "/api/v1/services/{name}/explain"
         answer = await remediator.request_named("service", service, "GET", path, timeout=30.0)
@@ -37,7 +37,7 @@ def _format(answer: Mapping[str, Any], alert: str, zone: tzinfo | None, *, verbo
     for gate in answer["gates"]:
         if verbose or not (gate["open"] or (up and gate["gate"] == "already-up")):
             detail = f": {gate['detail']}" if gate["detail"] else ""
-            yield f"  {'open' if gate['open'] else 'shut'}  {gate['gate']}{detail}{_until(gate, zone)}"
+            yield f"  {'open  ' if gate['open'] else 'closed'}  {gate['gate']}{detail}{_until(gate, zone)}"
     if answer["attempts"] or verbose:
         used = ", ".join(f"{kind} {count}" for kind, count in answer["attempts"].items()) or "none"
         yield f"  attempts used: {used}; next step: {answer['next_step'] or 'none'}"
@@ -79,16 +79,16 @@ def _format_refusal(decision: Mapping[str, Any], firing: str) -> str:
 
 
 def _status(answer: Mapping[str, Any]) -> str:
-    shut = {gate["gate"] for gate in answer["gates"] if not gate["open"]}
-    return "unknown" if "blind" in shut else "up" if "already-up" in shut else "down"
+    closed = {gate["gate"] for gate in answer["gates"] if not gate["open"]}
+    return "unknown" if "blind" in closed else "up" if "already-up" in closed else "down"
 
 
 def _consequence(answer: Mapping[str, Any], alert: str, zone: tzinfo | None) -> str:
-    """Return what would happen if the service were down, by the first gate that would be shut then."""
-    shut = [gate for gate in answer["gates"] if not gate["open"] and gate["gate"] not in ("already-up", "blind")]
-    if not shut:
+    """Return what would happen if the service were down, by the first gate that would be closed then."""
+    closed = [gate for gate in answer["gates"] if not gate["open"] and gate["gate"] not in ("already-up", "blind")]
+    if not closed:
         return f"{answer['next_step']} after {alert} fires"
-    gate = shut[0]
+    gate = closed[0]
     reason = f"{gate['gate']}{parenthesized(gate['detail'])}"
     if gate["gate"] in get_args(Refusal):
         return f"no action: {reason}"

@@ -120,7 +120,7 @@ class _ExporterApi:
         try:
             await self._reload()
         except ConfigurationError as error:
-            raise ApiError(400, "bad_configuration", f"the running configuration is kept: {error}") from error
+            raise ApiError(400, "bad_configuration", f"the previous configuration stays in force: {error}") from error
         return web.json_response({"services": len(self._scheduler.services)})
 
     def _summary(self, probed: ProbedService, *, messages: bool) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class _ExporterApi:
     def _find_service(self, request: web.Request) -> ProbedService:
         probed = self._scheduler.services.get(request.match_info["id"])
         if probed is None:
-            raise ApiError(404, "unknown_service", f"no service {request.match_info['id']!r} in the inventory")
+            raise ApiError(404, "unknown_service", f"the inventory has no service {request.match_info['id']!r}")
         return probed
 
 

@@ -228,7 +228,7 @@ class Operations:
 
 
 def _not_stored() -> UnavailableError:
-    return UnavailableError("not_stored", "cannot write to the record; nothing was started")
+    return UnavailableError("not_stored", "cannot write to the record; nothing was changed")
 
 
 class HeldError(ConflictError):

@@ -62,7 +62,7 @@ class Timeline:
         if incident:
             self._add_incident(incident)
         for number, card in enumerate(self._feishu.received):
-            self._add("notice", card.at, card.title, key=number)
+            self._add("notification", card.at, card.title, key=number)
 
     def _add_incident(self, incident: Mapping[str, Any]) -> None:
         for action in incident["actions"]:
@@ -79,7 +79,7 @@ class Timeline:
         self._seen.add((event, key))
         seconds = round(at - self._killed_at, 3)
         self.events.append({"t": seconds, "event": event, "what": what})
-        print(f"{seconds:+8.2f} s  {event:<10} {what}", file=self._out, flush=True)
+        print(f"{seconds:+8.2f} s  {event:<13} {what}", file=self._out, flush=True)
 
 
 def unix_time(text: str) -> float:

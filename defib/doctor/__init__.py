@@ -103,8 +103,8 @@ async def _check_all_but_hosts(loaded: LoadedInventory, *, send: bool) -> Sequen
     inventory, redact = loaded.inventory, Redactor(loaded.secrets)
     size = f"{len(inventory.hosts)} hosts, {len(inventory.services)} services"
     findings = [Finding("configuration", "loads", "pass", size)]
-    fix = "use one service, or controls with different targets"
-    findings += [Finding("configuration", "targets", "warn", str(warning), fix) for warning in loaded.warnings]
+    fix = "correct it if it is not intended: docs/configuration.md, Warnings"
+    findings += [Finding("configuration", "warnings", "warn", str(warning), fix) for warning in loaded.warnings]
     checks: list[Awaitable[Sequence[Finding]]] = [
         check_within(SERVER_TIMEOUT, "database", partial(asyncio.to_thread, database.check_database, inventory)),
         *(check_within(SERVER_TIMEOUT, name, partial(check_server, name, check, inventory)) for name, check in SERVERS),

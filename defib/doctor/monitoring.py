@@ -99,7 +99,7 @@ def _check_rules(server: Server, groups: Sequence[Mapping[str, Any]]) -> None:
     server.add("rules", problem, "add alerts/rules/*.yml to rule_files", detail=f"{len(names)} alerts")
     failing = [f"{rule['name']}: {rule.get('lastError', '')}" for rule in rules if rule["health"] == "err"]
     if failing:
-        server.add("rule evaluation", failing[0], "see its log")
+        server.add("rule evaluation", failing[0], "see the page /rules of Prometheus, and its log")
 
 
 async def check_alertmanager(inventory: Inventory) -> Sequence[Finding]:

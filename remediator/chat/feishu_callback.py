@@ -51,7 +51,7 @@ def add_routes(app: web.Application, database: Database, buttons: ButtonHandler)
 
 
 async def _body(request: web.Request) -> bytes:
-    """Return the body. Raises Problem if it is too large."""
+    """Return the body. Raises ApiError if it is too large."""
     raw = b""
     async for chunk in request.content.iter_any():
         raw += chunk

@@ -202,7 +202,7 @@ class _WriteApi:
         return web.json_response(format_times({"id": number, "until": until}, self._database.clock), status=201)
 
     def _duration(self, body: _MaintenanceBody) -> float:
-        """Return the seconds from now until the maintenance ends. Raises Problem."""
+        """Return the seconds from now until the maintenance ends. Raises ApiError."""
         if body.for_ is not None and body.until is None:
             return body.for_
         if body.until is None or body.for_ is not None:
@@ -253,7 +253,7 @@ def _number(request: web.Request) -> int:
 
 
 async def _parse_body(request: web.Request, model: type[B]) -> B:
-    """Parse the JSON body; an empty body is an empty object. Raises Problem."""
+    """Parse the JSON body; an empty body is an empty object. Raises ApiError."""
     text = await request.read()
     try:
         return model.model_validate(json.loads(text or b"{}"))

@@ -62,8 +62,14 @@ def check(done: "subprocess.CompletedProcess[str]", folder: Path) -> None:
     timeline = events(done.stdout)
     names = [name for name, _ in timeline]
     assert names[0] == "killed"
-    assert [name for name in names if name != "notice"][1:] == ["down", "firing", "action", "recovered", "resolved"]
-    assert names.count("notice") == 3
+    assert [name for name in names if name != "notification"][1:] == [
+        "down",
+        "firing",
+        "action",
+        "recovered",
+        "resolved",
+    ]
+    assert names.count("notification") == 3
     assert dict(timeline)["action"] <= 60  # 3 on an idle machine: `make bench ARGS=loop`
     assert not processes_of(folder)
 

@@ -225,7 +225,7 @@ async def test_the_commands_of_the_api(loop: Loop) -> None:
     assert up.stdout == "web is up; nothing to do. If it went down now: restart after ServiceDown fires\n", up
     verbose = await on_loop(loop, "explain", "web", "--verbose")
     gates = json.loads((await on_loop(loop, "--json", "explain", "web")).stdout)["gates"]
-    assert len(re.findall(r"(?m)^  (?:open|shut)  ", verbose.stdout)) == len(gates) > 20
+    assert len(re.findall(r"(?m)^  (?:open  |closed)  ", verbose.stdout)) == len(gates) > 20
     for arguments, message in (
         (["explain", "wbe"], "the inventory has no service 'wbe'; did you mean web?"),
         (["reset", "wbe"], "the inventory has no service 'wbe'; did you mean web?"),

@@ -44,7 +44,7 @@ async def test_an_exporter_with_another_configuration_holds_actions(loop: Loop) 
 
     await eventually(other_restarted)
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "shut  config-mismatch: the exporter has another configuration" in explained.stdout
+    assert "closed  config-mismatch: the exporter and the remediator have different configurations" in explained.stdout
     found = await asyncio.to_thread(defib, loop, "doctor")
     assert "exporter: configuration: it has another configuration of web" in found.stdout
     assert "FAIL  remediator: configuration" in found.stdout

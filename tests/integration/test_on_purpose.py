@@ -295,7 +295,7 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
     assert "it was stopped by hand: supervisor was asked to stop it (STOPPED)" in card.text
     await loop.fire("web", "ServiceSlow")  # something else moves: it is decided about again
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "shut  stopped-by-hand: supervisor was asked to stop it (STOPPED)" in explained.stdout
+    assert "closed  stopped-by-hand: supervisor was asked to stop it (STOPPED)" in explained.stdout
     assert (await loop.incident())["actions"] == []
     body, headers = loop.feishu.apps.callback(loop.feishu.apps.event(card, "restart", "ou_ann"), ENCRYPT_KEY)
     url = f"{loop.stack.url('remediator')}/webhook/feishu/app"
@@ -349,7 +349,7 @@ async def test_what_is_stopped_through_defib_stays_so_in_silence_until_it_is_up_
     assert held["detail"]["detail"].endswith(", through Defib")
     await loop.restart_remediator()
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "shut  stopped: by " in explained.stdout
+    assert "closed  stopped: by " in explained.stdout
     assert "wait stopped" in (await asyncio.to_thread(defib, loop, "incidents")).stdout
     assert loop.restarts() == []
     (loop.folder / "web.alive").touch()  # somebody starts it on the host

@@ -70,7 +70,7 @@ async def test_maintenance_of_a_host_prevents_restarts_until_it_ends(loop: Loop)
     held = await loop.until_decision("wait", "maintenance")
     assert "new disks" in held["detail"]["detail"]
     told = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "shut  maintenance: host h, by " in told.stdout
+    assert "closed  maintenance: host h, by " in told.stdout
     by_hand = await loop.ask("POST", "/api/v1/services/web/restart")
     assert (by_hand.status_code, by_hand.json()["error"]["code"]) == (409, "maintenance")
     assert "new disks" in (await asyncio.to_thread(defib, loop, "maintenance")).stdout
