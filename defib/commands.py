@@ -160,7 +160,7 @@ def replay(options: argparse.Namespace) -> int:
     try:
         since = parse_duration(options.since)
     except ValueError as error:
-        raise DefibError(f"argument --since: {options.since!r} {error}") from error
+        raise DefibError(f"argument --since: {error}") from error
     return _run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
 
 

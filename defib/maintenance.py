@@ -49,7 +49,7 @@ def _check_duration(text: str) -> None:
     try:
         parse_duration(text)
     except ValueError as error:
-        raise DefibError(f"argument --for: {text!r} {error}") from error
+        raise DefibError(f"argument --for: {error}") from error
 
 
 def _parse_until(text: str, zone: Any) -> str:

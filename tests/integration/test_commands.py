@@ -149,10 +149,10 @@ def test_errors_in_arguments(arguments: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["replay", "--since", "7x"], "argument --since: '7x' is not a duration (write 500ms, 10s, 5m, 1h30m or 7d)"),
+        (["replay", "--since", "7x"], "argument --since: '7x' is not a duration; write 500ms, 10s, 5m, 1h30m or 7d"),
         (
             ["maintenance", "begin", "host", "h", "--reason", "r", "--for", "long"],
-            "argument --for: 'long' is not a duration (write 500ms, 10s, 5m, 1h30m or 7d)",
+            "argument --for: 'long' is not a duration; write 500ms, 10s, 5m, 1h30m or 7d",
         ),
         (["probe", "wbe"], "the inventory has no service 'wbe'; did you mean web?"),
         (["probe", "other"], "the inventory has no service 'other' (services: web)"),

@@ -19,10 +19,10 @@ TOKEN = "t0ken-of-the-api"
 PROGRAM = """
 import sys
 import fleet.inventory.loading as loading
-from exporter.scheduler.collection import Collection
+from exporter.scheduler.collector_scheduler import CollectorScheduler
 from remediator.engine.observer import Observer
 
-find_errors, collect, take = loading.find_errors, Collection.apply, Observer.take
+find_errors, apply, reload = loading.find_errors, CollectorScheduler.apply, Observer.reload
 
 def crash_in_load(document, raw, kinds):
     if "crash-in-load" in raw["services"]:
@@ -32,14 +32,14 @@ def crash_in_load(document, raw, kinds):
 async def crash_in_apply(self, hosts):
     if "crash-in-apply" in hosts:
         raise RuntimeError("a bug")
-    await collect(self, hosts)
+    await apply(self, hosts)
 
-def crash_in_take(self, inventory, *peers):
+def crash_in_reload(self, inventory, *clients):
     if "crash-in-apply" in inventory.hosts:
         raise RuntimeError("a bug")
-    take(self, inventory, *peers)
+    reload(self, inventory, *clients)
 
-loading.find_errors, Collection.apply, Observer.take = crash_in_load, crash_in_apply, crash_in_take
+loading.find_errors, CollectorScheduler.apply, Observer.reload = crash_in_load, crash_in_apply, crash_in_reload
 from defib.cli import main
 sys.exit(main())
 """
@@ -94,7 +94,7 @@ async def test_a_reload_that_crashes(
         async def logged_twice() -> bool:
             return (tmp_path / "log").read_text().count('"event": "configuration_reload_failed"') == 2
 
-        await eventually(logged_twice, 10)
+        await eventually(logged_twice)
         assert "RuntimeError: a bug" in (tmp_path / "log").read_text()
         if "exporter" in process.args:  # type: ignore[operator]  # a list, as it was given
             probes = await metric('service_probe_failures_total{service="web"')
