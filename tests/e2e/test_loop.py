@@ -89,11 +89,14 @@ class World:
     async def incident(self) -> dict[str, Any]:
         return dict(await self.stack.get("remediator", "/api/v1/incidents/1") or {})
 
-    async def until(self, event: str, within: float = 120.0) -> None:
-        async def seen() -> bool:
-            return any(entry["event"] == event for entry in (await self.incident()).get("timeline", []))
+    async def until(self, event: str, within: float = 200.0, **detail: str) -> None:
+        """Wait for an event of the first incident with these details."""
 
-        await eventually(seen, within)
+        async def is_there() -> bool:
+            entries = (await self.incident()).get("timeline", [])
+            return any(entry["event"] == event and detail.items() <= entry["detail"].items() for entry in entries)
+
+        await eventually(is_there, within)
 
     def titles(self) -> list[str]:
         return [card.title.split(" (")[0] for card in self.feishu.received]
@@ -119,7 +122,7 @@ async def test_a_container_that_dies_is_restarted_once_and_people_are_told(world
     await world.start("restart")
     before = world.started_at()
     world.kill()
-    await world.until("recovered")
+    await world.until("incident_closed", state="recovered")
     incident = await world.incident()
     assert (incident["state"], incident["recovered_by"]) == ("recovered", "defib")
     (action,) = incident["actions"]
@@ -146,13 +149,13 @@ async def test_a_service_that_is_only_to_be_told_of_is_not_restarted(world: Worl
     await world.start("notify")
     before = world.started_at().split()[0]
     world.kill()
-    await world.until("refuse")
+    await world.until("decision", verb="refuse")
     incident = await world.incident()
     assert (incident["reason"], incident["actions"]) == ("notify-only", [])
     assert world.started_at().split()[:2] == [before, "false"]
     # A person brings it back.
     subprocess.run(["docker", "start", world.container], capture_output=True, check=True)
-    await world.until("recovered")
+    await world.until("incident_closed", state="recovered")
     assert (await world.incident())["recovered_by"] == "self"
 
     async def told() -> bool:
@@ -182,7 +185,7 @@ async def test_killed_between_the_command_and_its_record_it_restarts_nothing_twi
     after = world.started_at()
     await world.launcher.kill(world.stack.pids["remediator"], signal.SIGKILL)
     await world.stack.start_program("remediator")
-    await world.until("recovered")
+    await world.until("incident_closed", state="recovered")
     incident = await world.incident()
     (action,) = incident["actions"]
     assert (action["command"], action["state"]) == ("unknown", "unknown")
@@ -200,7 +203,7 @@ async def test_what_alertmanager_has_silenced_is_left_alone_until_it_has_not(wor
     held = {"scope": "service", "name": "web", "reason": "to have the time", "for": "1h"}
     begun = await world.stack.client.post(f"{world.stack.url('remediator')}/api/v1/maintenance", json=held)
     world.kill()
-    await world.until("wait")
+    await world.until("decision", verb="wait")
     matcher = {"name": "service", "value": "web", "isRegex": False}
     now = datetime.now(UTC)
     silence = {
@@ -221,7 +224,7 @@ async def test_what_alertmanager_has_silenced_is_left_alone_until_it_has_not(wor
     assert shut == [("silenced", f"silenced by {made}")]
     assert world.started_at().split()[1] == "false"
     await world.stack.client.delete(f"{url}/silence/{made}")
-    await world.until("recovered", 180)
+    await world.until("incident_closed", state="recovered")
     assert world.started_at().split()[1] == "true"
 
 
@@ -231,7 +234,7 @@ async def test_replay_says_what_would_have_been_done(world: World) -> None:
     config.write_text(config.read_text().replace("remediation:\n", "remediation:\n  automatic: false\n"))
     await world.stack.client.post(f"{world.stack.url('remediator')}/-/reload")
     world.kill()
-    await world.until("wait")
+    await world.until("decision", verb="wait")
     argv = [sys.executable, "-m", "defib", "replay", "--since", "5m", "--config", str(world.folder / "config")]
     told = ""
 
