@@ -285,7 +285,8 @@ def _replay(options: argparse.Namespace) -> int:
         since = parse_duration(options.since)
     except ValueError as error:
         raise DefibError(f"--since {options.since}: {error}") from error
-    return _run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
+    # The policy uses the parts of the configuration that the remediator uses, such as `notify.timezone`.
+    return _run(replay.run(_loader(options, "remediator"), since, as_json=options.as_json))
 
 
 def _loader(options: argparse.Namespace, *programs: "Program") -> "Callable[[], Loaded]":

@@ -1,47 +1,63 @@
-"""`defib replay`: what the remediator would have done, by Prometheus' history."""
+"""`defib replay`: what the remediator would have decided, by the history in Prometheus."""
 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import islice
 
 from fleet.inventory.loading import Loaded
 from remediator.clients.json_client import ClientError, JsonClient
-from remediator.replay import Event, history, replay
+from remediator.replay import ReplayedDecision, evaluation_times, read_history, replay
 from runtime.errors import DefibError
 from runtime.times import rfc3339
 
-_WORDS = {"act": "would", "wait": "would wait:", "refuse": "would not:", "nothing": "over"}
+_VERBS = {"act": "would", "wait": "would wait:", "refuse": "would not act:", "nothing": "alert resolved"}
+_NOTE = """\
+Decisions of the policy as if automation had been on, evaluated every {step:g} s since {since}.
+Whether a restart would have helped is unknown: an attempt ends when the service came up, or fails after start_within.
+Silences, maintenance begun by operators, and stopped or restarting targets would also have held restarts; the history
+does not contain them.
+"""
 
 
 async def run(load: Callable[[], Loaded], since: float, *, as_json: bool) -> int:
-    """Print what would have been decided in the last `since` seconds. Raises DefibError."""
+    """Print the decisions that would have been made in the last `since` seconds. Raises DefibError."""
     inventory = load().inventory
     endpoint = inventory.remediator.prometheus_url
     if endpoint is None:
-        raise DefibError("replay asks Prometheus: set remediator.prometheus_url")
+        raise DefibError("replay needs the history in Prometheus: set remediator.prometheus_url")
     now = time.time()
-    peer = JsonClient(endpoint)
+    prometheus = JsonClient(endpoint)
     try:
-        events = replay(inventory, await history(peer, inventory, now - since, now))
+        decisions = replay(inventory, await read_history(prometheus, inventory, now - since, now))
     except ClientError as error:
-        raise DefibError(f"Prometheus at {endpoint.base} refused or did not answer: {error}") from error
+        raise DefibError(f"cannot query Prometheus at {endpoint.base}: {error}") from error
     finally:
-        await peer.close()
-    print(json.dumps([asdict(event) for event in events], ensure_ascii=False) if as_json else _as_text(events))
+        await prometheus.close()
+    if as_json:
+        print(json.dumps([{**asdict(each), "at": rfc3339(each.at)} for each in decisions], ensure_ascii=False))
+        return 0
+    first, second = islice(evaluation_times(now - since, now), 2)
+    print(_NOTE.format(step=second - first, since=_format_time(first)))
+    print(_format_decisions(decisions))
     return 0
 
 
-def _as_text(events: list[Event]) -> str:
-    lines = [_line(event) for event in events]
-    acted = Counter(event.service for event in events if event.verb == "act")
-    each = ", ".join(f"{service} {count}" for service, count in acted.most_common())
-    lines.append(f"{acted.total()} actions{f': {each}' if each else ''}")
+def _format_decisions(decisions: Sequence[ReplayedDecision]) -> str:
+    lines = [_format_decision(decision) for decision in decisions]
+    actions = Counter(decision.service for decision in decisions if decision.verb == "act")
+    by_service = ", ".join(f"{service} {count}" for service, count in actions.most_common())
+    lines.append(f"{actions.total()} actions{f': {by_service}' if by_service else ''}")
     return "\n".join(lines)
 
 
-def _line(event: Event) -> str:
-    said = " ".join(part for part in (_WORDS[event.verb], event.reason) if part)
-    detail = f" ({event.detail})" if event.detail else ""
-    return f"{(rfc3339(event.at) or '')[:19]}Z  {event.service}  {said}{detail}"
+def _format_decision(decision: ReplayedDecision) -> str:
+    summary = " ".join(part for part in (_VERBS[decision.verb], decision.reason) if part)
+    detail = f" ({decision.detail})" if decision.detail else ""
+    return f"{_format_time(decision.at)}  {decision.service}  {summary}{detail}"
+
+
+def _format_time(at: float) -> str:
+    return f"{(rfc3339(at) or '')[:19]}Z"
