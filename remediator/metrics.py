@@ -7,7 +7,7 @@ from runtime.metrics import ProgramMetrics
 _SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
-class Metrics(ProgramMetrics):
+class RemediatorMetrics(ProgramMetrics):
     def __init__(self) -> None:
         super().__init__()
         registry = self.registry

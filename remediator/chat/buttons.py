@@ -17,7 +17,7 @@ from sqlalchemy.dialects.sqlite import insert
 
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import ButtonAction
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications import rendering
 from remediator.operations import (
     ConflictError,
@@ -99,7 +99,7 @@ def _parse_time(text: Any) -> float | None:
 class ButtonHandler:
     """Carries pressed buttons out. Each is recorded before its operation starts."""
 
-    def __init__(self, operations: Operations, database: Database, metrics: Metrics) -> None:
+    def __init__(self, operations: Operations, database: Database, metrics: RemediatorMetrics) -> None:
         self._operations, self._database, self._metrics = operations, database, metrics
         self._running: set[asyncio.Task[Toast]] = set()
 

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from remediator.chat.buttons import ButtonHandler, InvalidPressError, parse_press
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
 
@@ -31,7 +31,7 @@ log = structlog.get_logger()
 class LongConnections:
     """A task and a process for each channel that wants a long connection."""
 
-    def __init__(self, database: Database, buttons: ButtonHandler, metrics: Metrics) -> None:
+    def __init__(self, database: Database, buttons: ButtonHandler, metrics: RemediatorMetrics) -> None:
         self._database, self._buttons, self._metrics = database, buttons, metrics
 
     async def run(self) -> None:

@@ -19,7 +19,7 @@ from remediator.execution.controls.runner import TargetState, UnknownVerbError, 
 from remediator.execution.executor import Executor
 from remediator.incidents import actions, decisions, lifecycle
 from remediator.incidents.actions import Claim, Evidence
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
 from remediator.policy import attempts
@@ -51,7 +51,7 @@ class Engine:
         exporter: Exporter,
         alertmanager: Alertmanager | None,
         sender: Sender,
-        metrics: Metrics,
+        metrics: RemediatorMetrics,
         redact: Redactor,
     ) -> None:
         inventory = database.inventory

@@ -24,7 +24,7 @@ from remediator.execution.controls.runner import (
 )
 from remediator.incidents import actions
 from remediator.incidents.actions import Claim, CommandOutcome, Evidence
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.policy.situation import Blocked, Decision
 from remediator.record.database import Database, StorageError
 from remediator.record.transaction import Transaction
@@ -56,7 +56,7 @@ class Executor:
         database: Database,
         inventory: Inventory,
         exporter: Exporter,
-        metrics: Metrics,
+        metrics: RemediatorMetrics,
         redact: Redactor,
         changed: Callable[[str], None],
     ) -> None:

@@ -9,7 +9,7 @@ from prometheus_client import generate_latest
 
 from remediator.http import views
 from remediator.incidents import lifecycle
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.policy.situation import Present
 from remediator.record import notifications, queries, situations, timestamps
 from remediator.record.automation import read_switch
@@ -28,7 +28,7 @@ PAGES = {
 }
 
 
-def add_routes(app: web.Application, database: Database, metrics: Metrics, redact: Redactor) -> None:
+def add_routes(app: web.Application, database: Database, metrics: RemediatorMetrics, redact: Redactor) -> None:
     async def read_metrics(_request: web.Request) -> web.Response:
         await _update(metrics, database)
         return web.Response(
@@ -91,7 +91,7 @@ def _read_gauges(tx: Transaction) -> _Gauges:
     )
 
 
-async def _update(metrics: Metrics, database: Database) -> None:
+async def _update(metrics: RemediatorMetrics, database: Database) -> None:
     """Set the gauges that are read from the record."""
     gauges: Any = await database.read(_read_gauges)
     rules, now = database.inventory.remediation, database.clock.now()
