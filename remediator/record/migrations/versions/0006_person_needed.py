@@ -1,4 +1,4 @@
-"""Incidents: since when a person is needed, the start of the outage, the last failed probe; maintenance with notifications."""
+"""Incidents: the outage's start, the last failed probe, since when a person is needed; maintenance: `notify`."""
 
 from typing import Any
 
