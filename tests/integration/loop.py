@@ -86,7 +86,7 @@ class Loop:
         await self.stack.start_ours("exporter")
         await self.stack.start_ours("remediator")
         for name in services:
-            await eventually(lambda name=name: self._decided(name))  # type: ignore[misc]
+            await eventually(lambda name=name: self._decided(name))  # type: ignore[misc] # mypy cannot infer the lambda
 
     async def _decided(self, name: str) -> bool:
         return (await self.stack.get("exporter", f"/api/v1/services/{name}") or {}).get("up") is not None

@@ -107,7 +107,7 @@ async def chat_server() -> AsyncIterator[int]:
         yield port
 
 
-class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc] - dnslib has no types
+class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc] # dnslib has no types
     """Answers by the first label of the name."""
 
     def resolve(self, request: Any, handler: Any) -> Any:
@@ -133,7 +133,7 @@ class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc] - dnslib has no t
         return reply
 
 
-class _QuietLogger(dnslib.server.DNSLogger):  # type: ignore[misc] - dnslib has no types
+class _QuietLogger(dnslib.server.DNSLogger):  # type: ignore[misc] # dnslib has no types
     def log_pass(self, *_: Any) -> None:
         pass
 

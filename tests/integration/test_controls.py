@@ -196,7 +196,7 @@ async def test_http_restarts_by_stop_and_start() -> None:
         with pytest.raises(
             ShellError, match="cannot connect"
         ):  # nothing was completed, so it does not count as an attempt
-            await control("http", verb, verbs)  # type: ignore[arg-type] - mypy infers str for the verbs
+            await control("http", verb, verbs)  # type: ignore[arg-type] # mypy infers str for the verbs
     with pytest.raises(UnknownVerbError):
         await control("http", "logs", options)
 
