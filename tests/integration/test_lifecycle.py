@@ -147,6 +147,9 @@ async def test_a_database_that_is_lost_while_the_remediator_runs_is_reported(loo
     if how == "replaced":
         path.write_bytes((loop.folder / "moved.db").read_bytes())
     assert (await loop.fire("web")).status_code == 503
+    for endpoint in ("/api/v1/incidents", "/api/v1/incidents/1", "/api/v1/maintenance", "/api/v1/automation"):
+        unread = await loop.ask("GET", endpoint)
+        assert (unread.status_code, unread.json()["error"]["code"]) == (503, "not_stored")
     healthy = await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")
     assert (healthy.status_code, f"was {how} while the remediator is running" in healthy.text) == (503, True)
     found = await asyncio.to_thread(defib, loop, "doctor")

@@ -207,6 +207,18 @@ async def test_locks_and_gates_that_were_not_overruled_hold_an_operator_s_action
         assert held.reason == lock
 
 
+async def test_a_command_ended_when_it_ended_not_when_that_was_stored(record: Record) -> None:
+    await record.deliver(alert())
+    claimed = await record.claim()
+    assert isinstance(claimed, actions.Claim)
+    ended_at = record.now
+    record.now += 600  # the disk was full
+    ended = await record.database.write(actions.end_command, claimed, "succeeded", 0, "", "", at=ended_at)
+    assert ended.command_ended_at == ended_at
+    (running,) = await record.database.write(actions.running_actions)
+    assert running.command_ended_at == ended_at
+
+
 async def stopped_services(record: Record) -> list[str]:
     return [name for name in ("web", "db") if await record.database.write(stops.describe, name)]
 
