@@ -193,9 +193,7 @@ async def test_http_restarts_by_stop_and_start() -> None:
         assert state.state.startswith("HTTP 200")
     nowhere = "http://127.0.0.1:1/"
     for verb, verbs in (("start", {"start": nowhere}), ("restart", {"stop": nowhere, "start": nowhere})):
-        with pytest.raises(
-            ShellError, match="cannot connect"
-        ):  # nothing was completed, so it does not count as an attempt
+        with pytest.raises(ShellError, match="cannot connect"):  # does not count as an attempt
             await control("http", verb, verbs)  # type: ignore[arg-type] # mypy infers str for the verbs
     with pytest.raises(UnknownVerbError):
         await control("http", "logs", options)
