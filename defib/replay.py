@@ -1,52 +1,63 @@
-"""`defib replay`: what the remediator would have done, by the history in Prometheus."""
+"""`defib replay`: what the remediator would have decided, by the history in Prometheus."""
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from datetime import tzinfo
+from itertools import islice
 
 from defib.output import format_time, parenthesized, print_json, time_zone
 from fleet.inventory.loading import LoadedInventory
 from remediator.clients.json_client import ClientError, JsonClient
-from remediator.replay import Event, history, replay
+from remediator.replay import ReplayedDecision, evaluation_times, read_history, replay
 from runtime.errors import DefibError
 from runtime.times import format_rfc3339
 
 _VERBS = {"act": "would", "wait": "would wait:", "refuse": "would not act:", "nothing": "alert resolved"}
+_NOTE = """\
+Decisions of the policy as if automation had been on, evaluated every {step:g} s since {since}.
+Whether a restart would have helped is unknown: an attempt ends when the service came up, or fails after start_within.
+Silences, maintenance begun by operators, and stopped or restarting targets would also have held restarts; the history
+does not contain them.
+"""
 
 
-async def run(load: Callable[[], LoadedInventory], since: float, *, as_json: bool) -> int:
+async def run(load: Callable[[], Loaded], since: float, *, as_json: bool) -> int:
     """Print the decisions that would have been made in the last `since` seconds. Raises DefibError."""
-    loaded = load()
-    loaded.require("remediator.prometheus_url", "remediation")
-    inventory = loaded.inventory
+    inventory = load().inventory
     endpoint = inventory.remediator.prometheus_url
     if endpoint is None:
         raise DefibError("replay needs the history in Prometheus: set remediator.prometheus_url")
     now = time.time()
-    peer = JsonClient(endpoint)
+    prometheus = JsonClient(endpoint)
     try:
-        events = replay(inventory, await history(peer, inventory, now - since, now))
+        decisions = replay(inventory, await read_history(prometheus, inventory, now - since, now))
     except ClientError as error:
         raise DefibError(f"cannot query Prometheus at {endpoint.base}: {error}") from error
     finally:
-        await peer.close()
+        await prometheus.close()
     if as_json:
-        print_json([{**asdict(event), "at": format_rfc3339(event.at)} for event in events])
-    else:
-        print(_format(events, time_zone(inventory)))
+        print(json.dumps([{**asdict(each), "at": rfc3339(each.at)} for each in decisions], ensure_ascii=False))
+        return 0
+    first, second = islice(evaluation_times(now - since, now), 2)
+    print(_NOTE.format(step=second - first, since=_format_time(first)))
+    print(_format_decisions(decisions))
     return 0
 
 
-def _format(events: list[Event], zone: tzinfo | None) -> str:
-    lines = [_format_line(event, zone) for event in events]
-    actions = Counter(event.service for event in events if event.verb == "act")
+def _format_decisions(decisions: Sequence[ReplayedDecision]) -> str:
+    lines = [_format_decision(decision) for decision in decisions]
+    actions = Counter(decision.service for decision in decisions if decision.verb == "act")
     by_service = ", ".join(f"{service} {count}" for service, count in actions.most_common())
     lines.append(f"{actions.total()} actions{f': {by_service}' if by_service else ''}")
     return "\n".join(lines)
 
 
-def _format_line(event: Event, zone: tzinfo | None) -> str:
-    decision = " ".join(part for part in (_VERBS[event.verb], event.reason) if part)
-    return f"{format_time(event.at, zone)}  {event.service}  {decision}{parenthesized(event.detail)}"
+def _format_decision(decision: ReplayedDecision) -> str:
+    summary = " ".join(part for part in (_VERBS[decision.verb], decision.reason) if part)
+    detail = f" ({decision.detail})" if decision.detail else ""
+    return f"{_format_time(decision.at)}  {decision.service}  {summary}{detail}"
+
+
+def _format_time(at: float) -> str:
+    return f"{(rfc3339(at) or '')[:19]}Z"

@@ -21,7 +21,7 @@ from remediator.clients.exporter import Exporter
 from remediator.engine.engine import Engine
 from remediator.engine.housekeeping import run_housekeeping
 from remediator.http import read_api, webhook, write_api
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
 from remediator.operations import Operations
@@ -85,7 +85,7 @@ class _Parts:
 
     database: Database
     redact: Redactor
-    metrics: Metrics
+    metrics: RemediatorMetrics
     http_client: httpx.AsyncClient
     engine: Engine
     operations: Operations
@@ -95,7 +95,7 @@ class _Parts:
 
     @classmethod
     def create(cls, clients: Clients, database: Database, redact: Redactor) -> "_Parts":
-        metrics, http_client = Metrics(), httpx.AsyncClient(trust_env=True)
+        metrics, http_client = RemediatorMetrics(), httpx.AsyncClient(trust_env=True)
 
         # The engine wakes the sender, which asks the engine for details.
         async def details(batch: Batch) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The remediator's metrics of itself."""
+"""The remediator's own metrics."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -7,31 +7,39 @@ from runtime.metrics import ProgramMetrics
 _SECONDS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 
 
-class Metrics(ProgramMetrics):
+class RemediatorMetrics(ProgramMetrics):
     def __init__(self) -> None:
         super().__init__()
         registry = self.registry
         self.received = Counter(
-            "defib_remediator_alerts_received", "Alerts of deliveries by status.", ["status"], registry=registry
+            "defib_remediator_alerts_received",
+            "Alerts received from Alertmanager, by status.",
+            ["status"],
+            registry=registry,
         )
         self.truncated = Counter(
-            "defib_remediator_alerts_truncated", "Alerts that Alertmanager left out of deliveries.", registry=registry
+            "defib_remediator_alerts_truncated",
+            "Alerts that Alertmanager left out of its webhooks (max_alerts).",
+            registry=registry,
         )
         self.refusals = Counter(
-            "defib_remediator_webhook_refusals", "Deliveries refused by HTTP status.", ["code"], registry=registry
+            "defib_remediator_webhook_refusals", "Refused webhooks, by HTTP status.", ["code"], registry=registry
         )
         for code in ("400", "401", "413", "503"):
-            self.refusals.labels(code)  # from nothing there is no increase
-        self.incidents = Gauge("defib_remediator_incidents", "Incidents by state.", ["state"], registry=registry)
+            self.refusals.labels(code)  # increase() needs a first value
+        self.incidents = Gauge("defib_remediator_incidents", "Incidents, by state.", ["state"], registry=registry)
         self.actions = Counter(
-            "defib_remediator_actions", "Actions by outcome.", ["service", "kind", "outcome"], registry=registry
+            "defib_remediator_actions", "Ended actions, by outcome.", ["service", "kind", "outcome"], registry=registry
         )
         self.action_duration = Histogram(
-            "defib_remediator_action_duration_seconds", "From claim to verified.", buckets=_SECONDS, registry=registry
+            "defib_remediator_action_duration_seconds",
+            "Duration of actions, including their verification.",
+            buckets=_SECONDS,
+            registry=registry,
         )
         self.recovery = Histogram(
             "defib_remediator_recovery_seconds",
-            "From an incident's beginning to its end, by who brought the service back.",
+            "Duration of outages, by who recovered the service.",
             ["by"],
             buckets=_SECONDS,
             registry=registry,
@@ -40,23 +48,26 @@ class Metrics(ProgramMetrics):
             self.recovery.labels(by)
         self.queue_oldest = Gauge(
             "defib_remediator_queue_oldest_seconds",
-            "How long an action has waited for a place or for approval.",
+            "How long the oldest waiting action has waited for capacity or approval.",
             registry=registry,
         )
         self.budget_used = Gauge(
-            "defib_remediator_budget_used", "Actions that count against a budget of the fleet.", ["budget"],
+            "defib_remediator_budget_used", "Actions that count towards a limit of the fleet.", ["budget"],
             registry=registry,
         )  # fmt: skip
         self.budget_limit = Gauge(
-            "defib_remediator_budget_limit", "How many actions a budget of the fleet allows.", ["budget"],
+            "defib_remediator_budget_limit", "Actions that a limit of the fleet allows.", ["budget"],
             registry=registry,
         )  # fmt: skip
         self.breaker = Gauge(
-            "defib_remediator_breaker_open", "1 while a service's attempts are used up.", ["service"], registry=registry
+            "defib_remediator_breaker_open",
+            "1 while the attempts for a service are used up.",
+            ["service"],
+            registry=registry,
         )
         self.config_mismatch = Gauge(
             "defib_remediator_config_mismatch",
-            "Services of which the exporter has another configuration.",
+            "Services whose configuration differs in the exporter.",
             registry=registry,
         )
         self.notices = Counter(
@@ -67,17 +78,24 @@ class Metrics(ProgramMetrics):
         )
         self.clock_offset = Gauge(
             "defib_remediator_feishu_clock_offset_seconds",
-            "How far our clock is ahead of Feishu's, by the date of its last answer.",
+            "How far this machine's clock is ahead of Feishu's, by the date of its last response.",
             registry=registry,
         )
         self.presses = Counter(
-            "defib_remediator_presses", "Buttons pressed on cards by outcome.", ["answer", "outcome"], registry=registry
+            "defib_remediator_presses",
+            "Pressed buttons of cards, by outcome.",
+            ["answer", "outcome"],
+            registry=registry,
         )
         self.connected = Gauge(
-            "defib_remediator_feishu_connected", "Whether a channel's long connection stands.", ["channel"],
+            "defib_remediator_feishu_connected", "Whether the long connection of a channel is open.", ["channel"],
             registry=registry,
         )  # fmt: skip
-        self.automation = Gauge("defib_remediator_automation_enabled", "Whether it acts by itself.", registry=registry)
+        self.automation = Gauge(
+            "defib_remediator_automation_enabled", "Whether automation is enabled.", registry=registry
+        )
         self.watchdog = Gauge(
-            "defib_remediator_watchdog_last_timestamp_seconds", "When the Watchdog last arrived.", registry=registry
+            "defib_remediator_watchdog_last_timestamp_seconds",
+            "When the Watchdog alert was last received.",
+            registry=registry,
         )

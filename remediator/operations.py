@@ -77,7 +77,7 @@ class Operations:
 
     async def start_action(self, service_id: str, verb: Verb, overruled: Collection[str], by: str) -> Claim:
         """Start, stop or restart a service; `overruled` are the gates that do not hold it."""
-        service = self.controlled_service(service_id)
+        service = self.get_controlled_service(service_id)
         unknown = sorted({*overruled} - OVERRULABLE)
         if unknown:
             gates = ", ".join(sorted(OVERRULABLE))
@@ -87,7 +87,7 @@ class Operations:
         except UnknownVerbError as error:
             raise InvalidOperationError("unknown_verb", str(error)) from error
         except StorageError as error:
-            raise _not_stored() from error
+            raise _not_stored("nothing was started") from error
         if claimed == "stopping":
             raise UnavailableError("stopping", "the remediator is shutting down")
         if isinstance(claimed, Decision):
@@ -97,7 +97,7 @@ class Operations:
 
     async def read_from_host(self, service_id: str, verb: Verb) -> Completed:
         """Run the `status` or `logs` command of a service's control."""
-        service = self.controlled_service(service_id)
+        service = self.get_controlled_service(service_id)
         try:
             return await self._engine.executor.run_command(service, verb)
         except UnknownVerbError as error:
@@ -107,7 +107,7 @@ class Operations:
 
     async def reset_attempts(self, service_id: str, by: str) -> int:
         """Give a service all its attempts again; returns the id of the reset."""
-        service = self.controlled_service(service_id)
+        service = self.get_controlled_service(service_id)
         number: int = await self._write(actions.reset_attempts, service, by)
         log.info("attempts_reset", service=service.id, by=by)
         self._engine.wake()
@@ -115,7 +115,7 @@ class Operations:
 
     async def explain(self, service_id: str) -> dict[str, Any]:
         """Return the state of every gate of a service; times are of the record's clock."""
-        return await self._engine.explain(self.service(service_id))
+        return await self._engine.explain(self.get_service(service_id))
 
     async def approve(self, action: int, by: str) -> None:
         """Approve a queued action."""
@@ -163,7 +163,10 @@ class Operations:
         finally:
             await alertmanager.close()
         if subject == "incident":
-            await self._write(_record_silence, number, by, silence)
+            try:
+                await self._database.write_first(_record_silence, number, by, silence)
+            except StorageError as error:
+                raise _not_stored(f"silence {silence} was created in Alertmanager, but not recorded") from error
         log.info("silenced", subject=subject, number=number, by=by, silence=silence)
         with contextlib.suppress(ConflictError, NotFoundError):  # it may have ended meanwhile
             await self.acknowledge(subject, number, by)
@@ -195,21 +198,22 @@ class Operations:
         return number, until
 
     async def end_maintenance(self, number: int, by: str) -> None:
+        """End maintenance before its time."""
         if not await self._write(maintenance.end, number):
             raise NotFoundError("unknown_maintenance", f"maintenance {number} is not in effect")
         log.warning("maintenance_ended", number=number, by=by)
         self._engine.wake()
 
-    def service(self, service_id: str) -> Service:
+    def get_service(self, service_id: str) -> Service:
         """Return a service of the inventory. Raises NotFoundError."""
         service = self._database.inventory.services.get(service_id)
         if service is None:
             raise NotFoundError("unknown_service", f"the inventory has no service {service_id!r}")
         return service
 
-    def controlled_service(self, service_id: str) -> Service:
+    def get_controlled_service(self, service_id: str) -> Service:
         """Return a service that has a control. Raises NotFoundError and InvalidOperationError."""
-        service = self.service(service_id)
+        service = self.get_service(service_id)
         if service.control is None:
             raise InvalidOperationError("no-control", f"service {service_id!r} has no `control` in the inventory")
         return service
@@ -218,7 +222,7 @@ class Operations:
         try:
             return await self._database.write_first(work, *args, **kwargs)
         except StorageError as error:
-            raise _not_stored() from error
+            raise _not_stored("nothing was changed") from error
 
     async def _read(self, work: Any, *args: Any) -> Any:
         try:
@@ -227,8 +231,8 @@ class Operations:
             raise UnavailableError("not_stored", "cannot read the record") from error
 
 
-def _not_stored() -> UnavailableError:
-    return UnavailableError("not_stored", "cannot write to the record; nothing was changed")
+def _not_stored(consequence: str) -> UnavailableError:
+    return UnavailableError("not_stored", f"cannot write to the record; {consequence}")
 
 
 class HeldError(ConflictError):

@@ -1,11 +1,11 @@
-"""The policy over Prometheus' history: what the remediator would have done. Times are Unix seconds."""
+"""Replay the policy over Prometheus' history: what the remediator would have decided. Times are Unix seconds."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fleet.inventory.model import Inventory, Service
-from remediator.clients.json_client import ClientError, JsonClient
+from remediator.clients.json_client import JsonClient, parsing_response
 from remediator.policy.attempts import counted_since
 from remediator.policy.decisions import decide
 from remediator.policy.gates import BUDGET_WINDOW
@@ -13,18 +13,18 @@ from remediator.policy.maintenance_windows import find_window
 from remediator.policy.situation import Decision, Observation, Past, Present, Situation
 from remediator.policy.storm import is_storm, services_in_group
 
-STEP = 30.0  # seconds between two moments at most; fewer where the whole time then still fits into one answer
-POINTS = 10_000  # of a series in one answer; Prometheus gives 11,000
-ASKED_WITHIN = 60.0
+MAX_STEP = 15.0  # seconds between two evaluations; fewer if the whole period then fits into one response
+POINTS = 10_000  # of a series in one response; Prometheus returns at most 11,000
+QUERY_TIMEOUT = 60.0
 
 Series = Mapping[tuple[str, ...], Mapping[float, float]]
 
 
 @dataclass(frozen=True)
 class History:
-    """What Prometheus kept, by the moment: alerts by name and service, hosts down, and what the probes said."""
+    """Samples of Prometheus by time: by the values of the labels named here, then by evaluation time."""
 
-    moments: Sequence[float]
+    times: Sequence[float]
     alerts: Series  # (alertname, service)
     hosts_down: Series  # (host,)
     up: Series  # (service,)
@@ -33,8 +33,11 @@ class History:
 
 
 @dataclass(frozen=True)
-class Event:
-    """A decision that differs from the one before, or the end of an alert (`nothing`)."""
+class ReplayedDecision:
+    """A decision that differs from the one before; `nothing` is the end of the alerts.
+
+    If the verb is `act`, `reason` is the step.
+    """
 
     at: float
     service: str
@@ -44,57 +47,65 @@ class Event:
 
 
 @dataclass
-class _Target:
+class _ServiceReplay:
     """What would have been done to a service so far."""
 
-    attempts: list[tuple[float, str]] = field(default_factory=list)
-    outages: list[tuple[float, float | None]] = field(default_factory=list)
+    attempts: list[tuple[float, str]] = field(default_factory=list)  # (time, step)
+    outages: list[tuple[float, float | None]] = field(default_factory=list)  # (begin, end)
     tries: int = 0  # in this outage
     busy_until: float = float("-inf")
     last_ended: float | None = None
-    told: tuple[str, str | None] = ("nothing", None)
-    reason: str | None = None  # of the last failure
+    last_decision: tuple[str, str | None] = ("nothing", None)
+    failure_reason: str | None = None  # of the last failed probe
 
 
-async def history(peer: JsonClient, inventory: Inventory, since: float, until: float) -> History:
-    """Ask Prometheus. Raises ClientError."""
-    names = sorted(
-        {name for each in inventory.services.values() for name in inventory.remediation.for_service(each).alerts}
-    )
-    told = f'ALERTS{{alertstate="firing",alertname=~"{"|".join(names)}"}}'
-    alerts = await _ranges(peer, f"max by (alertname, service) ({told})", ("alertname", "service"), since, until)
-    groups = _groups(inventory)
-    alerted = {service for _, service in alerts if service in inventory.services}
-    near = sorted(
-        {name for service in alerted for name in (*services_in_group(service, groups), *_needs(inventory, service))}
-    )
-    # Service identifiers hold no character that a regular expression or a string of PromQL would read, but the dot.
-    of = f'{{job="defib-exporter",service=~"{"|".join(name.replace(".", "[.]") for name in near)}"}}'
+async def read_history(prometheus: JsonClient, inventory: Inventory, since: float, until: float) -> History:
+    """Query Prometheus. Raises ClientError.
 
-    async def ask(query: str, *labels: str) -> Series:
-        return await _ranges(peer, query, labels, since, until) if near else {}
+    Every sample between two evaluation times counts, so that an alert or an outage shorter than a step is seen.
+    """
+    names = sorted({name for each in inventory.services.values() for name in inventory.remediation.of(each).alerts})
+    step = f"{int(_step(since, until))}s"
 
+    async def query(expression: str, *labels: str) -> Series:
+        return await _query_range(prometheus, f"max by ({', '.join(labels)}) ({expression})", labels, since, until)
+
+    firing = f'ALERTS{{alertstate="firing",alertname=~"{"|".join(names)}"}}'
+    alerts = await query(f"last_over_time({firing}[{step}]) or {firing}", "alertname", "service")
+    groups = _groups_by_service(inventory)
+    alerting = {service for _, service in alerts if service in inventory.services}
+    related = {
+        name for each in alerting for name in (*services_in_group(each, groups), *inventory.services[each].depends_on)
+    }
+    # The dot is the only character of service IDs that has a meaning in regular expressions and strings of PromQL.
+    pattern = "|".join(name.replace(".", "[.]") for name in sorted(related))
+    selector = f'{{job="defib-exporter",service=~"{pattern}"}}'
+    hosts_down = 'ALERTS{alertstate="firing",alertname="HostDown"}'
+    times = list(evaluation_times(since, until))
+    if not alerting:
+        return History(times, alerts, {}, {}, {}, {})
     return History(
-        list(moments(since, until)),
+        times,
         alerts,
-        await ask('max by (host) (ALERTS{alertstate="firing",alertname="HostDown"})', "host"),
-        await ask(f"max by (service) (service_up{of})", "service"),
-        await ask(f"max by (service) (service_probe_success{of})", "service"),
-        await ask(f"max by (service, reason) (service_probe_failures_total{of})", "service", "reason"),
+        await query(f"last_over_time({hosts_down}[{step}]) or {hosts_down}", "host"),
+        await query(_lowest(f"service_up{selector}", step), "service"),
+        await query(_lowest(f"service_probe_success{selector}", step), "service"),
+        await query(f"service_probe_failures_total{selector}", "service", "reason"),
     )
 
 
-def _groups(inventory: Inventory) -> dict[str, str]:
+def _lowest(selector: str, step: str) -> str:
+    """Return the query for the lowest sample within a step, or the last sample if there is none within it."""
+    return f"min_over_time({selector}[{step}]) or {selector}"
+
+
+def _groups_by_service(inventory: Inventory) -> dict[str, str]:
     hosts = {name: inventory.host_of(service) for name, service in inventory.services.items()}
     return {name: host.group if host is not None else "" for name, host in hosts.items()}
 
 
-def _needs(inventory: Inventory, service: str) -> list[str]:
-    return inventory.services[service].depends_on
-
-
-def moments(since: float, until: float) -> Iterator[float]:
-    """The times that are looked at."""
+def evaluation_times(since: float, until: float) -> Iterator[float]:
+    """Return the times at which the policy is evaluated."""
     step = _step(since, until)
     at = since - since % step
     while at <= until:
@@ -103,145 +114,143 @@ def moments(since: float, until: float) -> Iterator[float]:
 
 
 def _step(since: float, until: float) -> float:
-    return min(STEP, max(1.0, math.ceil((until - since) / (POINTS - 1))))
+    """Return the whole seconds between two evaluations."""
+    return min(MAX_STEP, max(1.0, math.ceil((until - since) / (POINTS - 1))))
 
 
-async def _ranges(peer: JsonClient, query: str, labels: Sequence[str], since: float, until: float) -> Series:
-    """The series of a query by the values of `labels`, each by the moment."""
-    found: dict[tuple[str, ...], dict[float, float]] = {}
-    times = list(moments(since, until))
+async def _query_range(
+    prometheus: JsonClient, expression: str, labels: Sequence[str], since: float, until: float
+) -> Series:
+    """Return the series of a query by the values of `labels`, each by evaluation time. Raises ClientError."""
+    series: dict[tuple[str, ...], dict[float, float]] = {}
+    times = list(evaluation_times(since, until))
     for start in range(0, len(times), POINTS):
         part = times[start : start + POINTS]
-        form = {"query": query, "start": part[0], "end": part[-1], "step": _step(since, until)}
-        answer = await peer.request("POST", "/api/v1/query_range", ASKED_WITHIN, form=form)
-        try:
-            for series in answer["data"]["result"]:
-                key = tuple(str(series["metric"].get(label, "")) for label in labels)
-                found.setdefault(key, {}).update((float(at), float(value)) for at, value in series["values"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ClientError("an answer of Prometheus that is not understood") from error
-    return found
+        form = {"query": expression, "start": part[0], "end": part[-1], "step": _step(since, until)}
+        response = await prometheus.request("POST", "/api/v1/query_range", QUERY_TIMEOUT, form=form)
+        with parsing_response():
+            for each in response["data"]["result"]:
+                key = tuple(str(each["metric"].get(label, "")) for label in labels)
+                series.setdefault(key, {}).update((float(at), float(value)) for at, value in each["values"])
+    return series
 
 
-def replay(inventory: Inventory, known: History) -> list[Event]:
-    """What the policy would have decided, in order; automation is taken to be on.
+def replay(inventory: Inventory, history: History) -> list[ReplayedDecision]:
+    """Return the decisions of the policy, in order, as if automation had been on.
 
-    An attempt that was not made cannot be seen to help: it is over when the service came up, or has failed when that
-    took longer than `start_within`.
+    Whether an attempt would have helped is unknown: it ends when the service came up, or fails when that took longer
+    than `start_within`.
     """
-    targets = {service: _Target() for _, service in known.alerts if service in inventory.services}
-    groups = _groups(inventory)
-    near = {service: services_in_group(service, groups) for service in targets}
-    failures = [
-        (targets[service], reason, values, min(values, default=0.0))
-        for (service, reason), values in known.failures.items()
-        if service in targets
-    ]
-    events: list[Event] = []
-    for number, at in enumerate(known.moments):
-        for target, reason, values, began in failures:
-            before = values.get(known.moments[number - 1]) if number else None
-            # A series that begins has failed for the first time; what was there before we look tells nothing.
-            if at in values and (values[at] > before if before is not None else number > 0 and at == began):
-                target.reason = reason
-        for service, target in targets.items():
-            firing = frozenset(alert for (alert, of), values in known.alerts.items() if of == service and at in values)
-            if firing or target.told[0] != "nothing":
-                event = _decided(inventory, known, targets, inventory.services[service], firing, near[service], at)
-                events += [event] if event is not None else []
-    return events
+    return _Replay(inventory, history).run()
 
 
-def _decided(
-    inventory: Inventory,
-    known: History,
-    targets: Mapping[str, _Target],
-    service: Service,
-    firing: frozenset[str],
-    near: Sequence[str],
-    at: float,
-) -> Event | None:
-    target = targets[service.id]
-    _note_outage(target, at, firing=bool(firing))
-    rules = inventory.remediation.for_service(service).model_copy(update={"automatic": True})
-    situation = _situation(inventory, known, targets, service, firing, near, at)
-    decision = decide(service, rules, situation)
-    if decision.verb == "act" and decision.step is not None:
-        target.attempts.append((at, decision.step.kind))
-        target.tries += 1
-        target.busy_until = target.last_ended = _ends(known, service, at, rules.hold)
-        used = situation.past.attempts.get(decision.step.kind, 0) + 1
-        target.told = ("act", None)
-        return Event(at, service.id, "act", decision.step.kind, f"attempt {used}")
-    return _news(target, service.id, decision, at)
+class _Replay:
+    def __init__(self, inventory: Inventory, history: History) -> None:
+        self._inventory, self._history = inventory, history
+        self._services = {service: _ServiceReplay() for _, service in history.alerts if service in inventory.services}
+        groups = _groups_by_service(inventory)
+        self._in_group = {service: services_in_group(service, groups) for service in self._services}
+        self._alerts: dict[str, list[tuple[str, Mapping[float, float]]]] = {}  # (name, samples), by service
+        for (name, service), samples in history.alerts.items():
+            self._alerts.setdefault(service, []).append((name, samples))
+        self._failures = {key: samples for key, samples in history.failures.items() if key[0] in self._services}
+
+    def run(self) -> list[ReplayedDecision]:
+        events: list[ReplayedDecision] = []
+        before: float | None = None
+        for at in self._history.times:
+            if before is not None:  # the failures before the period are unknown
+                self._update_failure_reasons(before, at)
+            before = at
+            for service, state in self._services.items():
+                firing = frozenset(name for name, samples in self._alerts[service] if at in samples)
+                if firing or state.last_decision[0] != "nothing":
+                    event = self._decide(self._inventory.services[service], state, firing, at)
+                    events += [event] if event is not None else []
+        return events
+
+    def _update_failure_reasons(self, before: float, at: float) -> None:
+        """Set the reasons whose counters have increased between two evaluations."""
+        for (service, reason), samples in self._failures.items():
+            previous = samples.get(before)
+            # A new series starts with the first failure for its reason.
+            if at in samples and (samples[at] > previous if previous is not None else at == next(iter(samples))):
+                self._services[service].failure_reason = reason
+
+    def _decide(
+        self, service: Service, state: _ServiceReplay, firing: frozenset[str], at: float
+    ) -> ReplayedDecision | None:
+        """Decide about a service; returns the decision if it is new."""
+        _record_outage(state, at, firing=bool(firing))
+        rules = self._inventory.remediation.of(service).model_copy(update={"automatic": True})
+        situation = self._situation(service, state, firing, at)
+        decision = decide(service, rules, situation)
+        if decision.verb == "act" and decision.step is not None:
+            kind = decision.step.kind
+            state.attempts.append((at, kind))
+            state.tries += 1
+            state.busy_until = state.last_ended = self._end_of_attempt(service, at, rules.hold)
+            state.last_decision = ("act", None)
+            return ReplayedDecision(at, service.id, "act", kind, f"attempt {situation.past.attempts.get(kind, 0) + 1}")
+        return _record_decision(state, service.id, decision, at)
+
+    def _end_of_attempt(self, service: Service, at: float, hold: float) -> float:
+        """Return when an attempt that began at `at` would have been verified, or would have failed."""
+        deadline = at + (service.control.start_within if service.control is not None else 0.0)
+        ups = self._history.up.get((service.id,), {})
+        later = (time for time in self._history.times if at < time <= deadline)
+        return next((time + hold for time in later if ups.get(time) == 1.0), deadline)
+
+    def _situation(self, service: Service, state: _ServiceReplay, firing: frozenset[str], at: float) -> Situation:
+        inventory, history = self._inventory, self._history
+        rules, host = inventory.remediation.of(service), inventory.host_of(service)
+        success = (history.success.get((name,), {}).get(at) for name in self._in_group[service.id])
+        probed = [value for value in success if value is not None]
+        failing = probed.count(0.0)
+        since = counted_since(state.outages, rules.window, at)
+        counted = [kind for time, kind in state.attempts if time > since]
+        all_attempts = (time for each in self._services.values() for time, _ in each.attempts)
+        busy = [name for name, each in self._services.items() if each.busy_until > at]
+        window = find_window(inventory, service.id, host, at)
+        return Situation(
+            at,
+            firing,
+            Past({kind: counted.count(kind) for kind in counted}, state.tries, state.last_ended),
+            Present(
+                target_busy=service.id in busy,
+                on_host=sum(1 for name in busy if service.host and inventory.services[name].host == service.host),
+                in_budget_window=tuple(sorted(time for time in all_attempts if time > at - BUDGET_WINDOW)),
+            ),
+            self._observation(service.id, state, at),
+            scheduled=window.why if window is not None else "",
+            host_down=host is not None and at in history.hosts_down.get((host.name,), {}),
+            dependencies_down=tuple(name for name in service.depends_on if history.up.get((name,), {}).get(at) == 0.0),
+            storm=(failing, len(probed)) if is_storm(rules, failing, len(probed)) else None,
+        )
+
+    def _observation(self, service: str, state: _ServiceReplay, at: float) -> Observation | None:
+        up, success = (series.get((service,), {}).get(at) for series in (self._history.up, self._history.success))
+        if up is None and success is None:
+            return None
+        return Observation(
+            None if up is None else up == 1.0,
+            None if success is None else success != 0.0,
+            state.failure_reason if success == 0.0 else None,
+        )
 
 
-def _news(target: _Target, name: str, decision: Decision, at: float) -> Event | None:
-    now = (decision.verb, decision.reason)
-    if now == target.told or decision.reason == "target-busy":
+def _record_decision(state: _ServiceReplay, service: str, decision: Decision, at: float) -> ReplayedDecision | None:
+    latest = (decision.verb, decision.reason)
+    if latest == state.last_decision or decision.reason == "target-busy":
         return None
-    target.told = now
-    return Event(at, name, decision.verb, decision.reason or "", decision.detail)
+    state.last_decision = latest
+    return ReplayedDecision(at, service, decision.verb, decision.reason or "", decision.detail)
 
 
-def _note_outage(target: _Target, at: float, *, firing: bool) -> None:
-    is_open = bool(target.outages) and target.outages[-1][1] is None
+def _record_outage(state: _ServiceReplay, at: float, *, firing: bool) -> None:
+    is_open = bool(state.outages) and state.outages[-1][1] is None
     if firing and not is_open:
-        target.outages.append((at, None))
-        target.tries = 0
+        state.outages.append((at, None))
+        state.tries = 0
     elif not firing and is_open:
-        target.outages[-1] = (target.outages[-1][0], at)
-
-
-def _ends(known: History, service: Service, at: float, hold: float) -> float:
-    """When an attempt that began at `at` would have been verified, or given up."""
-    deadline = at + (service.control.start_within if service.control is not None else 0.0)
-    ups = known.up.get((service.id,), {})
-    later = [moment for moment in known.moments if at < moment <= deadline]
-    return next((moment + hold for moment in later if ups.get(moment) == 1.0), deadline)
-
-
-def _situation(
-    inventory: Inventory,
-    known: History,
-    targets: Mapping[str, _Target],
-    service: Service,
-    firing: frozenset[str],
-    near: Sequence[str],
-    at: float,
-) -> Situation:
-    rules, target = inventory.remediation.for_service(service), targets[service.id]
-    host = inventory.host_of(service)
-    probed = [known.success[(name,)][at] for name in near if at in known.success.get((name,), {})]
-    failing = probed.count(0.0)
-    since = counted_since(target.outages, rules.window, at)
-    counted = [kind for moment, kind in target.attempts if moment > since]
-    claimed = sorted(moment for each in targets.values() for moment, _ in each.attempts if moment > at - BUDGET_WINDOW)
-    busy = [name for name, each in targets.items() if each.busy_until > at]
-    scheduled = find_window(inventory, service.id, host, at)
-    return Situation(
-        at,
-        firing,
-        Past({kind: counted.count(kind) for kind in counted}, target.tries, target.last_ended),
-        Present(
-            target_busy=service.id in busy,
-            on_host=sum(1 for name in busy if service.host and inventory.services[name].host == service.host),
-            in_budget_window=tuple(claimed),
-        ),
-        _observed(known, service.id, target, at),
-        scheduled=scheduled.why if scheduled is not None else "",
-        host_down=host is not None and at in known.hosts_down.get((host.name,), {}),
-        dependencies_down=tuple(name for name in service.depends_on if known.up.get((name,), {}).get(at) == 0.0),
-        storm=(failing, len(probed)) if is_storm(rules, failing, len(probed)) else None,
-    )  # fmt: skip
-
-
-def _observed(known: History, service: str, target: _Target, at: float) -> Observation | None:
-    up, success = (series.get((service,), {}).get(at) for series in (known.up, known.success))
-    if up is None and success is None:
-        return None
-    failed = success == 0.0
-    return replace(
-        Observation(None if up is None else up == 1.0, None if success is None else not failed, None),
-        reason=target.reason if failed else None,
-    )
+        state.outages[-1] = (state.outages[-1][0], at)

@@ -1,6 +1,6 @@
-"""A storm of alerts, deaths and kills over a real sshd that records every restart, and what must be true afterwards.
+"""Random failures, alerts and kills with a real sshd that records every restart, and invariants that must hold afterwards.
 
-`make chaos` makes 200 kills; `make chaos ARGS="500 7"` another number of them, by another seed.
+`make chaos` runs 200 kills; `make chaos ARGS="500 7"` another number of kills with another seed.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ KILLS, SEED = 200, 1
 COMMAND_WITHIN = 2.0
 HEADERS = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
 
-# A probe and a restart as they begin and end, in one file that is appended to: its order is the order of events.
+# Probes and restarts append to one log file, so that its order is the order of events.
 _PROBE = """#!/bin/sh
 [ -e {folder}/$1.alive ] && state=up || state=down
 echo "$state $1 $(date +%s.%N)" >> {log}
@@ -48,38 +48,38 @@ luck=$(od -An -N1 -tu1 /dev/urandom)
 echo "end $1 $(date +%s.%N)" >> {log}
 [ $luck -lt 230 ]
 """
-# The forced command of the key: it records what it is asked to do, whatever comes of that.
+# The forced command of the key, which records every requested restart.
 _FORCED = """#!/bin/sh
 script=$(cat)
-case $script in *{folder}/restart*) echo asked >> {folder}/asked ;; esac
+case $script in *{folder}/restart*) echo requested >> {folder}/requests ;; esac
 printf '%s\\n' "$script" | exec sh -c "$SSH_ORIGINAL_COMMAND"
 """
 
 
 @dataclass
 class Report:
-    """What came of a storm."""
+    """The result of a run."""
 
     kills: Counter[str] = field(default_factory=Counter)
     accepted: set[tuple[str, str]] = field(default_factory=set)  # (fingerprint, startsAt)
     restarts: int = 0
-    wrong: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
 
 
-class Storm:
-    """Eight services on four hosts behind one sshd, and everything that happens to them."""
+class Chaos:
+    """Eight services on four hosts behind one sshd, and the random events that happen to them."""
 
     def __init__(self, launcher: Launcher, folder: Path, seed: int, attempts: int, budget: int) -> None:
         self.launcher, self.folder, self.attempts, self.budget = launcher, folder, attempts, budget
         self.random = random.Random(seed)
         self.stack = Stack(launcher, folder)
         self.names = [f"s{number}" for number in range(SERVICES)]
-        self.firing: dict[str, int] = {}  # by service: which of its alerts it is
+        self.firing: dict[str, int] = {}  # the number of its firing alert, by service
         self.alerts = Counter[str]()
         self.report = Report()
         self.log = folder / "events"
 
-    async def begin(self) -> None:
+    async def start(self) -> None:
         self.log.touch()
         for name, text in (("probe", _PROBE), ("restart", _RESTART), ("forced", _FORCED)):
             path = self.folder / name
@@ -108,7 +108,7 @@ class Storm:
             name: {
                 "host": f"h{number % HOSTS}",
                 "probe": {
-                    # Deaths are told to the exporter, so that every other probe is one that the remediator asked for.
+                    # `_probe` reports failures to the exporter; all other probes are requested by the remediator.
                     "every": "1h", "retry_every": "1h", "timeout": "2s", "fail_after": 1,
                     "command": {"run": [f"{self.folder}/probe", name]},
                 },
@@ -133,15 +133,15 @@ class Storm:
         path = self.folder / "config" / "defib.yaml"
         path.write_text("".join(line for line in path.read_text().splitlines(True) if "alertmanager_url" not in line))
 
-    async def rage(self, kills: int) -> None:
-        """Deaths, alerts and kills until there were as many as that."""
+    async def run(self, kills: int) -> None:
+        """Cause failures, alerts and kills until there were this many kills."""
         while self.report.kills.total() < kills:
             for _ in range(self.random.randint(1, 6)):
-                await self._something()
+                await self._cause_event()
             await asyncio.sleep(self.random.uniform(0.0, 0.8))
             await self._kill()
 
-    async def _something(self) -> None:
+    async def _cause_event(self) -> None:
         name = self.random.choice(self.names)
         what = self.random.random()
         if what < 0.4:
@@ -149,7 +149,7 @@ class Storm:
             await self._probe(name)
             await self._fire(name)
         elif what < 0.6:
-            await self._fire(name)  # whether or not anything is wrong with it
+            await self._fire(name)  # it may be up
         elif what < 0.8:
             await self._resolve(name)
         else:
@@ -172,7 +172,7 @@ class Storm:
             del self.firing[name]
 
     async def _deliver(self, name: str, number: int, status: str) -> tuple[str, str] | None:
-        """The alert's key where the delivery was accepted."""
+        """Send a webhook; returns the alert's key if it was accepted."""
         starts = f"2026-11-24T{number // 3600:02}:{number // 60 % 60:02}:{number % 60:02}Z"
         alert = {
             "status": status, "labels": {"alertname": "ServiceDown", "service": name}, "annotations": {},
@@ -180,10 +180,10 @@ class Storm:
         }  # fmt: skip
         url = f"{self.stack.url('remediator')}/webhook/alertmanager"
         try:
-            answer = await self.stack.client.post(url, json={"version": "4", "alerts": [alert]}, headers=HEADERS)
+            response = await self.stack.client.post(url, json={"version": "4", "alerts": [alert]}, headers=HEADERS)
         except httpx.HTTPError:
-            return None  # Alertmanager would send it again; nobody has said that it was taken
-        return (name, normalize(starts)) if answer.status_code == 200 else None
+            return None  # not accepted; Alertmanager would send it again
+        return (name, normalize(starts)) if response.status_code == 200 else None
 
     async def _kill(self) -> None:
         what = self.random.choices(["remediator", "sshd", "frozen sshd"], [8, 1, 1])[0]
@@ -200,12 +200,12 @@ class Storm:
             await self.launcher.kill(self.host.pid, signal.SIGKILL)
             self.host = await sshd.restart(self.launcher, self.folder / "sshd", self.host)
 
-    async def calm_down(self) -> None:
-        """Everything comes back, and all alerts are over."""
+    async def settle(self) -> None:
+        """Let all services recover and resolve all alerts, and wait until all incidents are closed."""
         for name in self.names:
             self._alive(name).touch()
 
-        async def over() -> bool:
+        async def all_closed() -> bool:
             for name in self.names:
                 await self._probe(name)
             for name in list(self.firing):
@@ -213,49 +213,53 @@ class Storm:
             listed = await self.stack.get("remediator", "/api/v1/incidents")
             return not self.firing and bool(listed) and all(each["state"] != "open" for each in listed["incidents"])
 
-        await eventually(over, 600)
+        await eventually(all_closed, 600)
 
-    def judge(self) -> Report:
-        """Hold the log and the record against what must be true."""
+    def verify(self) -> Report:
+        """Check the log and the record for violations of the invariants."""
         report = self.report
         events = [(kind, name, float(at)) for kind, name, at in map(str.split, self.log.read_text().splitlines())]
         report.restarts = sum(kind == "begin" for kind, _, _ in events)
-        report.wrong += judged(events, self.attempts, self.budget)
+        report.violations += find_violations(events, self.attempts, self.budget)
         with sqlite3.connect(f"file:{self.folder}/remediator.db?mode=ro", uri=True) as record:
-            # An alert of several starts is one; each start is kept with it.
+            # An alert may have several starts.
             rows = record.execute("SELECT fingerprint, starts_at, starts FROM alerts").fetchall()
-            kept = {
+            stored = {
                 (name, normalize(at)) for name, first, starts in rows for at in (first, *json.loads(starts or "{}"))
             }
-            report.wrong += [f"the alert {key} was accepted and is not kept" for key in report.accepted - kept]
-            left = record.execute("SELECT service, kind FROM actions WHERE state IN ('running', 'queued')").fetchall()
-            report.wrong += [f"{service} is still locked by a {kind}" for service, kind in left]
+            report.violations += [f"the alert {key} was accepted but not stored" for key in report.accepted - stored]
+            unfinished = record.execute(
+                "SELECT service, kind FROM actions WHERE state IN ('running', 'queued')"
+            ).fetchall()
+            report.violations += [f"{service} is still locked by a {kind}" for service, kind in unfinished]
             overlapping = record.execute(
                 "SELECT a.id, b.id FROM actions a JOIN actions b ON a.host = b.host AND a.id < b.id"
                 " WHERE b.claimed_at < a.ended_at"
             ).fetchall()
-            report.wrong += [f"actions {one} and {other} were on one host at once" for one, other in overlapping]
-            unsaid = record.execute(
-                "SELECT DISTINCT incident_id FROM timeline AS refused WHERE event = 'refuse'"
+            report.violations += [
+                f"actions {one} and {other} ran on one host at the same time" for one, other in overlapping
+            ]
+            unnotified = record.execute(
+                "SELECT DISTINCT incident_id FROM timeline AS refused WHERE event = 'decision'"
                 " AND json_extract(detail, '$.reason') = 'attempts-used-up' AND NOT EXISTS (SELECT 1 FROM timeline"
-                " WHERE incident_id = refused.incident_id AND event = 'person-needed' AND id <= refused.id + 1)"
+                " WHERE incident_id = refused.incident_id AND event = 'person_needed' AND id <= refused.id + 1)"
             ).fetchall()
-            report.wrong += [f"incident {one} ended without saying that a person is needed" for (one,) in unsaid]
-        asked = (self.folder / "asked").read_text().count("\n") if (self.folder / "asked").exists() else 0
-        if asked < report.restarts:
-            report.wrong.append(f"{report.restarts} restarts began, and sshd was asked for {asked}")
+            report.violations += [f"incident {one}: attempts used up without person_needed" for (one,) in unnotified]
+        requested = (self.folder / "requests").read_text().count("\n") if (self.folder / "requests").exists() else 0
+        if requested < report.restarts:
+            report.violations.append(f"{report.restarts} restarts began, but sshd received {requested}")
         return report
 
 
-def judged(events: Sequence[tuple[str, str, float]], attempts: int, budget: int) -> list[str]:
-    """What of a log of probes (`up`, `down`) and restarts (`begin`, `end`) must not be, with when each was written.
+def find_violations(events: Sequence[tuple[str, str, float]], attempts: int, budget: int) -> list[str]:
+    """Find violations in a log of probes (`up`, `down`) and restarts (`begin`, `end`), as (kind, service, time).
 
     A restart is over when it has ended, or when its deadline has passed.
     """
-    wrong: list[str] = []
+    violations: list[str] = []
     over_at: dict[str, float] = {}  # by service: when its last restart was over
-    seen_down: dict[str, float] = {}  # by service: when it was last seen down
-    begun: dict[str, list[float]] = {}
+    seen_down: dict[str, float] = {}  # by service: when a probe last failed
+    restarts: dict[str, list[float]] = {}
     for kind, name, at in events:
         if kind == "down":
             seen_down[name] = at
@@ -264,28 +268,30 @@ def judged(events: Sequence[tuple[str, str, float]], attempts: int, budget: int)
         elif kind == "begin":
             before = over_at.get(name)
             if before is not None and at < before:
-                wrong.append(f"{name} was restarted at {at} while it was being restarted")
+                violations.append(f"{name} was restarted at {at} while it was being restarted")
             if name not in seen_down or (before is not None and seen_down[name] < before):
-                wrong.append(f"{name} was restarted at {at} without a failed probe newer than its last restart")
-            begun.setdefault(name, []).append(at)
-            over_at[name] = at + COMMAND_WITHIN + KILL_DELAY
-    wrong += [f"{name} was restarted {len(times)} times" for name, times in begun.items() if len(times) > attempts]
-    every = sorted(at for times in begun.values() for at in times)
+                violations.append(f"{name} was restarted at {at} without a failed probe newer than its last restart")
+            restarts.setdefault(name, []).append(at)
+            over_at[name] = at + COMMAND_WITHIN + KILL_AFTER
+    violations += [
+        f"{name} was restarted {len(times)} times" for name, times in restarts.items() if len(times) > attempts
+    ]
+    every = sorted(at for times in restarts.values() for at in times)
     if any(late - early < BUDGET_WINDOW for early, late in zip(every, every[budget:], strict=False)):
-        wrong.append(f"more than {budget} restarts in ten minutes")
-    return wrong
+        violations.append(f"more than {budget} restarts in ten minutes")
+    return violations
 
 
-async def storm(launcher: Launcher, folder: Path, kills: int, seed: int) -> Report:
-    """Make a storm, let it calm down, and judge; the budgets are such that they are used up."""
-    made = Storm(launcher, folder, seed, attempts=max(3, kills // 8), budget=max(10, kills // 2))
-    await made.begin()
+async def run_chaos(keeper: Keeper, folder: Path, kills: int, seed: int) -> Report:
+    """Cause failures, let everything settle, and verify; the limits are so low that they are reached."""
+    chaos = Chaos(keeper, folder, seed, attempts=max(3, kills // 8), budget=max(10, kills // 2))
+    await chaos.start()
     try:
-        await made.rage(kills)
-        await made.calm_down()
+        await chaos.run(kills)
+        await chaos.settle()
     finally:
-        await made.stack.client.aclose()
-    return made.judge()
+        await chaos.stack.client.aclose()
+    return chaos.verify()
 
 
 async def main(kills: int, seed: int) -> int:
@@ -293,17 +299,17 @@ async def main(kills: int, seed: int) -> int:
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            report = await storm(launcher, Path(folder), kills, seed)
+            report = await run_chaos(keeper, Path(folder), kills, seed)
     finally:
-        await launcher.end()
-    told = ", ".join(f"{count} of {what}" for what, count in report.kills.items())
+        await keeper.end()
+    kills_by_kind = ", ".join(f"{count} of {what}" for what, count in report.kills.items())
     print(
-        f"{report.kills.total()} kills ({told}), seed {seed}, {len(report.accepted)} alerts accepted,"
-        f" {report.restarts} restarts in {time.monotonic() - began:.0f} s: {len(report.wrong)} wrong"
+        f"{report.kills.total()} kills ({kills_by_kind}), seed {seed}, {len(report.accepted)} alerts accepted,"
+        f" {report.restarts} restarts in {time.monotonic() - began:.0f} s: {len(report.violations)} violations"
     )
-    for wrong in report.wrong:
-        print(f"  {wrong}")
-    return 1 if report.wrong else 0
+    for violation in report.violations:
+        print(f"  {violation}")
+    return 1 if report.violations else 0
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ import promql_parser
 import yaml
 from prometheus_client import CollectorRegistry
 
-from exporter.exposition.service_series import FAMILIES
-from exporter.metrics import ExporterMetrics
-from exporter.scheduler import collector_scheduler
-from remediator.metrics import Metrics as RemediatorMetrics
+from exporter.exposition.series import FAMILIES
+from exporter.metrics import Metrics as ExporterMetrics
+from exporter.scheduler import collection
+from remediator.metrics import RemediatorMetrics
 
 RULES = sorted((Path(__file__).parents[1] / "alerts" / "rules").glob("*.yml"))
 # Published by Prometheus and Alertmanager; tests/e2e/test_fleet.py verifies that they exist.

@@ -16,7 +16,7 @@ import uvloop
 
 from defib.kinds import KINDS
 from fleet.inventory.loading import load
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications import outbox
 from remediator.notifications.channels.feishu import Session
 from remediator.notifications.outbox import Batch
@@ -76,7 +76,7 @@ async def main(config: str, url: str, phase: str = "") -> None:
     database = await asyncio.to_thread(Database, url, inventory)
     try:
         async with httpx.AsyncClient(trust_env=False) as client:
-            await Sender(database, client, Metrics(), Redactor(), details).run()
+            await Sender(database, client, RemediatorMetrics(), Redactor(), details).run()
     finally:
         await asyncio.to_thread(database.close)
 

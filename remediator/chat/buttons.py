@@ -17,12 +17,11 @@ from sqlalchemy.dialects.sqlite import insert
 
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import ButtonAction
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications import rendering
 from remediator.operations import (
     ConflictError,
     HeldError,
-    InvalidOperationError,
     NotFoundError,
     OperationError,
     Operations,
@@ -99,7 +98,7 @@ def _parse_time(text: Any) -> float | None:
 class ButtonHandler:
     """Carries pressed buttons out. Each is recorded before its operation starts."""
 
-    def __init__(self, operations: Operations, database: Database, metrics: Metrics) -> None:
+    def __init__(self, operations: Operations, database: Database, metrics: RemediatorMetrics) -> None:
         self._operations, self._database, self._metrics = operations, database, metrics
         self._running: set[asyncio.Task[Toast]] = set()
 
@@ -134,7 +133,7 @@ class ButtonHandler:
                 toast = toast or await self._carry_out(press, name, inventory)
                 await self._database.write_first(_record_outcome, press.event_id, toast.key)
         except StorageError as error:
-            log.error("button_press_not_stored", error=str(error))  # noqa: TRY400 - the message says enough
+            log.error("button_press_not_stored", error=str(error))  # noqa: TRY400 - no traceback needed
             toast = Toast("error", "failed")
         except Exception:  # a press is where a task begins
             log.exception("button_press_failed", channel=channel, event_id=press.event_id)
@@ -166,8 +165,6 @@ class ButtonHandler:
         except HeldError as error:
             reasons = (await asyncio.to_thread(rendering.ours, inventory)).words["reasons"]
             return Toast("warning", "held", (reasons.get(error.code, error.code),))
-        except NotFoundError:
-            return Toast("error", "not_understood")
         except OperationError as error:
             return _toast_of_error(error)
 
@@ -210,13 +207,15 @@ class ButtonHandler:
 def _toast_of_error(error: OperationError) -> Toast:
     if error.code in ("over", "not_queued"):
         return Toast("warning", error.code)
+    if error.code == "unknown_action":
+        return Toast("warning", "not_queued")
     if error.code == "not_silenced":
         return Toast("error", "not_silenced", (str(error),))
+    if isinstance(error, NotFoundError):
+        return Toast("error", "not_understood")
     if isinstance(error, UnavailableError):
         return Toast("error", "failed")
-    return Toast(
-        "warning" if isinstance(error, ConflictError | InvalidOperationError) else "error", "held", (str(error),)
-    )
+    return Toast("warning" if isinstance(error, ConflictError) else "error", "held", (str(error),))
 
 
 def _parse_ids(press: ButtonPress) -> dict[str, int]:

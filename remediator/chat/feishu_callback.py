@@ -20,8 +20,8 @@ from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
 from runtime.web import ApiError, Requirement, add_route
 
-BODY_LIMIT = 64 * 1024
-BLOCK = 16
+BODY_LIMIT = 64 * 1024  # bytes
+BLOCK = 16  # bytes of an AES block
 log = structlog.get_logger()
 
 
@@ -33,8 +33,8 @@ def add_routes(app: web.Application, database: Database, buttons: ButtonHandler)
         channel = database.inventory.notify.channels.get(name)
         options = channel.options if channel is not None else None
         if not isinstance(options, FeishuAppOptions) or options.encrypt_key is None:
-            raise ApiError(404, "no_callback", f"there is no channel {name!r} with an encrypt_key")
-        raw = await _body(request)
+            raise Problem(404, "no_callback", f"there is no channel {name!r} with an encrypt_key")
+        raw = await _read_body(request)
         clock = database.clock
         expected_token = options.verification_token.get_secret_value() if options.verification_token else None
         try:
@@ -50,8 +50,8 @@ def add_routes(app: web.Application, database: Database, buttons: ButtonHandler)
     add_route(app, "POST", "/webhook/feishu/{channel}", callback, Requirement.PUBLIC)
 
 
-async def _body(request: web.Request) -> bytes:
-    """Return the body. Raises ApiError if it is too large."""
+async def _read_body(request: web.Request) -> bytes:
+    """Return the body. Raises Problem if it is larger than BODY_LIMIT."""
     raw = b""
     async for chunk in request.content.iter_any():
         raw += chunk

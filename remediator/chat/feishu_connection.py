@@ -1,7 +1,7 @@
-"""Pressed buttons over a long connection, where Feishu cannot reach the remediator: one process for each channel.
+"""Pressed buttons over long connections, for when Feishu cannot reach the remediator: one child process per channel.
 
-The process has the SDK (`pip install 'defib[feishu]'`) to itself, since that brings its own event loop and globals. It
-is told its secrets on stdin, writes one line of JSON for each event, and is written one for each answer.
+The SDK (`pip install 'defib[feishu]'`) has its own event loop and globals, so it runs in a child process. The child
+reads its credentials from stdin. It writes each event as a line of JSON to stdout, and reads the response as a line.
 """
 
 import asyncio
@@ -15,104 +15,108 @@ from typing import Any
 import structlog
 
 from remediator.chat.buttons import ButtonHandler, InvalidPressError, parse_press
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
 
-FIRST_AGAIN, LONGEST_AGAIN = 1.0, 60.0
-LASTED = 60.0  # seconds after which a connection was a good one
-LOOK_AGAIN = 5.0
-END_WITHIN = 5.0
-ANSWER_WITHIN = 0.8  # seconds: the SDK takes events one after another, and each has three
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two connections
+STABLE_AFTER = 60.0  # seconds after which the next pause is the first one again
+CHECK_CHANNELS_EVERY = 5.0
+TERMINATE_TIMEOUT = 5.0
+RESPOND_WITHIN = 0.8  # seconds: the SDK handles events one after another, and Feishu waits three for each
 LINE_LIMIT = 256 * 1024
 log = structlog.get_logger()
 
 
 class LongConnections:
-    """A task and a process for each channel that wants a long connection."""
+    """Keeps a connection open for each channel with `long_connection`."""
 
-    def __init__(self, database: Database, buttons: ButtonHandler, metrics: Metrics) -> None:
+    def __init__(self, database: Database, buttons: ButtonHandler, metrics: RemediatorMetrics) -> None:
         self._database, self._buttons, self._metrics = database, buttons, metrics
 
     async def run(self) -> None:
-        """Keep them until cancelled; what a reload changes is taken up within a few seconds."""
-        kept: dict[str, tuple[FeishuAppOptions, asyncio.Task[None]]] = {}
+        """Run until cancelled. Channels that a reload added, changed or removed are noticed within a few seconds."""
+        running: dict[str, tuple[FeishuAppOptions, asyncio.Task[None]]] = {}
         async with asyncio.TaskGroup() as group:
             while True:
-                wanted = self._wanted()
-                for name, (options, task) in list(kept.items()):
-                    if wanted.get(name) != options:
+                configured = self._configured_channels()
+                for name, (options, task) in list(running.items()):
+                    if configured.get(name) != options:
                         task.cancel()
                         await asyncio.wait([task])
-                        del kept[name]
-                for name in wanted.keys() - kept.keys():
-                    task = group.create_task(self._keep(name, wanted[name]), name=f"connection {name}")
-                    kept[name] = (wanted[name], task)
-                await asyncio.sleep(LOOK_AGAIN)
+                        del running[name]
+                for name in configured.keys() - running.keys():
+                    task = group.create_task(self._stay_connected(name, configured[name]), name=f"connection {name}")
+                    running[name] = (configured[name], task)
+                await asyncio.sleep(CHECK_CHANNELS_EVERY)
 
-    def _wanted(self) -> dict[str, FeishuAppOptions]:
+    def _configured_channels(self) -> dict[str, FeishuAppOptions]:
         channels = self._database.inventory.notify.channels.items()
-        found = {name: channel.options for name, channel in channels if channel.kind == "feishu_app"}
-        return {name: options for name, options in found.items() if options.long_connection}
+        apps = {name: channel.options for name, channel in channels if channel.kind == "feishu_app"}
+        return {name: options for name, options in apps.items() if options.long_connection}
 
-    async def _keep(self, name: str, options: FeishuAppOptions) -> None:
+    async def _stay_connected(self, name: str, options: FeishuAppOptions) -> None:
+        """Connect again whenever the connection is lost, with growing pauses."""
         connected, loop = self._metrics.connected.labels(name), asyncio.get_running_loop()
         connected.set(0)
-        pause = FIRST_AGAIN
+        pause = FIRST_PAUSE
         while True:
             if find_spec("lark_oapi") is None:
-                log.error("a long connection needs the SDK: pip install 'defib[feishu]'", channel=name)
-                await asyncio.sleep(LONGEST_AGAIN)
+                log.error("sdk_missing", channel=name, hint="pip install 'defib[feishu]'")
+                await asyncio.sleep(LONGEST_PAUSE)
                 continue
             began = loop.time()
             try:
-                why = await self._one(name, options, lambda: connected.set(1))
+                why = await self._run_process(name, options, lambda: connected.set(1))
             except OSError as error:
                 why = str(error)
             finally:
                 connected.set(0)
-            pause = FIRST_AGAIN if loop.time() - began > LASTED else min(LONGEST_AGAIN, pause * 2)
-            log.warning("the long connection ended", channel=name, why=why, again_in_seconds=pause)
+            pause = FIRST_PAUSE if loop.time() - began > STABLE_AFTER else min(LONGEST_PAUSE, pause * 2)
+            log.warning("connection_lost", channel=name, error=why, retry_in_seconds=pause)
             await asyncio.sleep(pause)
 
-    async def _one(self, name: str, options: FeishuAppOptions, connected: Callable[[], None]) -> str:
-        """One process from its start to its end; why it ended."""
+    async def _run_process(self, name: str, options: FeishuAppOptions, on_connected: Callable[[], None]) -> str:
+        """Run one process and respond to its events; returns why it ended."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "remediator.chat.feishu_connection_process", stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, limit=LINE_LIMIT,
         )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - both are pipes
-        told = {"app_id": options.app_id, "app_secret": options.app_secret.get_secret_value(), "url": options.base}
+        credentials = {
+            "app_id": options.app_id, "app_secret": options.app_secret.get_secret_value(), "url": options.base,
+        }  # fmt: skip
         why = ""
         try:
-            process.stdin.write(json.dumps(told).encode() + b"\n")
+            process.stdin.write(json.dumps(credentials).encode() + b"\n")
             while line := await process.stdout.readline():
-                said = json.loads(line)
-                if said.get("connected"):
-                    connected()
-                    log.info("the long connection stands", channel=name)
-                elif "event" in said:
-                    answer = await self._answer(name, options, said["event"])
-                    process.stdin.write(json.dumps(answer).encode() + b"\n")
-                why = said.get("why", why)
+                message = json.loads(line)
+                if message.get("connected"):
+                    on_connected()
+                    log.info("connected", channel=name)
+                elif "event" in message:
+                    response = await self._respond(name, options, message["event"])
+                    process.stdin.write(json.dumps(response).encode() + b"\n")
+                why = message.get("why", why)
         except (ValueError, ConnectionError) as error:
-            why = f"its process was not understood: {type(error).__name__}"
+            why = f"unexpected output of the process: {type(error).__name__}"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             try:
-                async with asyncio.timeout(END_WITHIN):
+                async with asyncio.timeout(TERMINATE_TIMEOUT):
                     await process.wait()
             except TimeoutError:
                 process.kill()
         return why or f"exit status {process.returncode}"
 
-    async def _answer(self, name: str, options: FeishuAppOptions, event: Any) -> dict[str, Any]:
-        wanted = options.verification_token.get_secret_value() if options.verification_token else None
+    async def _respond(self, name: str, options: FeishuAppOptions, event: Any) -> dict[str, Any]:
+        """Return the response to an event; empty if it is not a press of a button."""
+        token = options.verification_token.get_secret_value() if options.verification_token else None
         try:
-            return await self._buttons.handle(name, parse_press(event, options.app_id, wanted), ANSWER_WITHIN)
+            return await self._buttons.handle(name, parse_press(event, options.app_id, token), RESPOND_WITHIN)
         except InvalidPressError as error:
-            log.info("an event was not taken", channel=name, why=str(error))
+            log.info("event_ignored", channel=name, reason=str(error))
         except Exception:  # one event must not end the connection
-            log.exception("an event broke", channel=name)
+            log.exception("event_failed", channel=name)
         return {}

@@ -1,6 +1,6 @@
-"""The process of a long connection: the SDK's client, its events as lines on stdout, their answers as lines on stdin.
+"""The child process of a long connection: runs the SDK's client, with events on stdout and responses on stdin.
 
-Its end is how it says that the connection is lost; who watches over it starts another.
+The process exits when the connection is lost. The remediator then starts another one.
 """
 
 import contextlib
@@ -12,78 +12,80 @@ from typing import IO, Any
 
 
 def main() -> None:
-    """Connect with what stdin says, and hand events on until the connection or stdin ends."""
+    """Read the credentials from stdin, connect, and pass events on until the connection or stdin ends."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the SDK prints is not for our reader
-    told = json.loads(sys.stdin.readline())
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # the SDK also prints to stdout
+    credentials = json.loads(sys.stdin.readline())
 
     from lark_oapi.core.enum import LogLevel
     from lark_oapi.ws import Client
 
     client = Client(
-        told["app_id"], told["app_secret"], domain=told["url"], log_level=LogLevel.CRITICAL,
-        event_handler=_Handler(out, _Answers()), auto_reconnect=True,
+        credentials["app_id"], credentials["app_secret"], domain=credentials["url"], log_level=LogLevel.CRITICAL,
+        event_handler=_EventHandler(out, _Responses()), auto_reconnect=True,
     )  # fmt: skip
-    client.on_reconnecting = lambda: _end(out, "the connection was lost")
-    _tell_when_connected(client, out)
+    client.on_reconnecting = lambda: _exit(out, "the connection was lost")
+    _report_connection(client, out)
     try:
         client.start()
-    except Exception as error:  # noqa: BLE001 - whatever the SDK raises ends this process, and is told
-        # Its text may hold the address, which is a ticket to connect with.
-        _end(out, f"not connected: {type(error).__name__} {getattr(error, 'code', '')}".strip())
+    except Exception as error:  # noqa: BLE001 - any error of the SDK ends this process and is reported
+        # Its message may contain the URL, which includes a ticket to connect with.
+        _exit(out, f"cannot connect: {type(error).__name__} {getattr(error, 'code', '')}".strip())
 
 
-class _Answers:
-    """The lines of stdin, whose end is ours too."""
+class _Responses:
+    """The lines of stdin. When it ends, the process exits."""
 
     def __init__(self) -> None:
-        self._came = threading.Condition()
+        self._received = threading.Condition()
         self._lines: list[str] = []
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         for line in sys.stdin:
-            with self._came:
+            with self._received:
                 self._lines.append(line)
-                self._came.notify()
+                self._received.notify()
         os._exit(0)
 
     def next(self) -> str:
-        with self._came:
-            self._came.wait_for(lambda: bool(self._lines))
+        """Wait for the next line and return it."""
+        with self._received:
+            self._received.wait_for(lambda: bool(self._lines))
             return self._lines.pop(0)
 
 
-class _Handler:
-    """What the SDK's client hands an event to, in the place of its own dispatcher."""
+class _EventHandler:
+    """Replaces the SDK's dispatcher: passes each event on and returns the response to it."""
 
-    def __init__(self, out: IO[str], answers: _Answers) -> None:
-        self._out, self._answers = out, answers
+    def __init__(self, out: IO[str], responses: _Responses) -> None:
+        self._out, self._responses = out, responses
 
     def _do_without_validation(self, payload: bytes) -> Any:
-        _say(self._out, {"event": json.loads(payload)})
-        return json.loads(self._answers.next()) or None
+        _write(self._out, {"event": json.loads(payload)})
+        return json.loads(self._responses.next()) or None
 
-    do_without_validation = _do_without_validation
+    do_without_validation = _do_without_validation  # the method's name depends on the SDK's version
 
 
-def _tell_when_connected(client: Any, out: IO[str]) -> None:
-    connect = client._connect  # noqa: SLF001 - the SDK tells nobody when it has connected
+def _report_connection(client: Any, out: IO[str]) -> None:
+    """Write a message when the client has connected."""
+    connect = client._connect  # noqa: SLF001 - the SDK has no callback for it
 
-    async def connected() -> None:
+    async def connect_and_report() -> None:
         await connect()
-        _say(out, {"connected": True})
+        _write(out, {"connected": True})
 
-    client._connect = connected  # noqa: SLF001
-
-
-def _say(out: IO[str], what: dict[str, Any]) -> None:
-    out.write(json.dumps(what) + "\n")
+    client._connect = connect_and_report  # noqa: SLF001 - as above
 
 
-def _end(out: IO[str], why: str) -> None:
+def _write(out: IO[str], message: dict[str, Any]) -> None:
+    out.write(json.dumps(message) + "\n")
+
+
+def _exit(out: IO[str], why: str) -> None:
     with contextlib.suppress(OSError):
-        _say(out, {"why": why})
+        _write(out, {"why": why})
     os._exit(1)
 
 

@@ -19,7 +19,7 @@ from remediator.execution.controls.runner import TargetState, UnknownVerbError, 
 from remediator.execution.executor import Executor
 from remediator.incidents import actions, decisions, lifecycle
 from remediator.incidents.actions import Claim, Evidence
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
 from remediator.policy import attempts
@@ -29,12 +29,8 @@ from remediator.record.database import Database, StorageError
 from runtime.redaction import Redactor
 
 COALESCE_FOR = 0.01  # seconds in which changes are collected before incidents are looked at
-RELEASED_BY_ACTIONS = (
-    "target-busy",
-    "host-busy",
-    "fleet-busy",
-    "dependency-down",
-)  # holds that an action's end releases
+# Holds that the end of an action may release.
+RELEASED_BY_ACTIONS = ("target-busy", "host-busy", "fleet-busy", "dependency-down")
 DOWN_WITHOUT_ALERT = 60.0  # seconds for which a service may be down without a firing alert before that is notified
 CHECK_CLOSE_AGAIN = 5.0
 CLAIM_AGAIN = 1.0  # seconds after the record changed during a claim
@@ -51,7 +47,7 @@ class Engine:
         exporter: Exporter,
         alertmanager: Alertmanager | None,
         sender: Sender,
-        metrics: Metrics,
+        metrics: RemediatorMetrics,
         redact: Redactor,
     ) -> None:
         inventory = database.inventory
@@ -276,7 +272,7 @@ class Engine:
                 return left
             situation = await self._observer.probe(service, situation)
             observed = situation.observed
-        held = _find_unseen(service, observed)
+        held = _wait_until_seen_up(service, observed)
         if held is None and observed is not None and observed.up and observed.success:
             await self._close(incident, service_id, "recovered", rules)
         else:
@@ -311,7 +307,7 @@ class Engine:
         situation = replace(situation, silenced=lookup.silenced, gone=lookup.gone and bool(situation.firing))
         decision = decide(service, rules, situation)
         if decision.verb == "nothing" and incident is not None:
-            decision = _find_unseen(service, situation.observed) or decision
+            decision = _wait_until_seen_up(service, situation.observed) or decision
         step = attempts.next_step(service, rules, situation.past)
         decide_at = self._decide_at.get(service.id)
         left = None if decide_at is None else max(0.0, decide_at - asyncio.get_running_loop().time())
@@ -348,8 +344,8 @@ class Engine:
 _OPEN = {"detail": "", "until": None}
 
 
-def _find_unseen(service: Service, observed: Observation | None) -> Decision | None:
-    """Return the decision to keep an incident without firing alerts open because its service is not seen up."""
+def _wait_until_seen_up(service: Service, observed: Observation | None) -> Decision | None:
+    """Return the decision for an incident without firing alerts whose service is not seen up; None if it is up."""
     if observed is None:
         why = "cannot connect to the exporter"
     elif digests_differ(service.digest, observed.digest):

@@ -13,7 +13,7 @@ from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
 from remediator.engine.observer import COMPLETE_AFTER, Observer
 from remediator.incidents import reconciliation
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.record import stops
 from remediator.record.database import Database, StorageError
 from remediator.record.stops import Stop
@@ -37,7 +37,7 @@ class Reconciler:
         exporter: Exporter,
         alertmanager: Alertmanager | None,
         observer: Observer,
-        metrics: Metrics,
+        metrics: RemediatorMetrics,
         wake: Callable[[Collection[str] | None], None],
     ) -> None:
         self._database, self._observer, self._metrics, self._wake = database, observer, metrics, wake

@@ -24,7 +24,7 @@ from remediator.execution.controls.runner import (
 )
 from remediator.incidents import actions
 from remediator.incidents.actions import Claim, CommandOutcome, Evidence
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.policy.situation import Blocked, Decision
 from remediator.record.database import Database, StorageError
 from remediator.record.transaction import Transaction
@@ -46,7 +46,7 @@ class _NotVerifiedError(DefibError):
 
 
 class Executor:
-    """Carries claimed actions out, each in a task. Every step is recorded before the next one.
+    """Carries claimed actions out, each in a task. Every step is recorded before the next one begins.
 
     `changed` is called with the action's service whenever an action has progressed.
     """
@@ -56,7 +56,7 @@ class Executor:
         database: Database,
         inventory: Inventory,
         exporter: Exporter,
-        metrics: Metrics,
+        metrics: RemediatorMetrics,
         redact: Redactor,
         changed: Callable[[str], None],
     ) -> None:
@@ -174,7 +174,8 @@ class Executor:
         outcome = _outcome(completed)
         output, why = self._redact(completed.output)[-OUTPUT_LIMIT:], self._redact(completed.why)
         log.info("command_ended", service=service.id, action=action.id, outcome=outcome, exit_status=completed.status)
-        return await self._store(actions.end_command, action, outcome, completed.status, output, why)
+        ended_at = self._database.clock.now()
+        return await self._store(actions.end_command, action, outcome, completed.status, output, why, at=ended_at)
 
     async def _verify_after(self, command: "asyncio.Task[Claim | None]", service: Service) -> None:
         action = await asyncio.shield(command)  # at shutdown, `drain` waits for the command
@@ -185,7 +186,8 @@ class Executor:
         """Verify an action that was running when the process ended. The outcome of its command is unknown."""
         if action.command is None:
             why = "the remediator was interrupted while the command ran"
-            action = await self._store(actions.end_command, action, "unknown", None, "", why)
+            now = self._database.clock.now()
+            action = await self._store(actions.end_command, action, "unknown", None, "", why, at=now)
         service = self._inventory.services.get(action.service)
         if service is None:
             await self._end(action, "unknown", "the service is no longer in the inventory")
@@ -230,7 +232,7 @@ class Executor:
         if why:
             return why
         if action.up_at is None:
-            await self._store(actions.record_up, action)
+            await self._store(actions.record_up, action, at=self._database.clock.now())
             log.info("service_up", service=service.id, action=action.id)
             self._changed(action.service)
         return await self._watch_hold(service, self._inventory.remediation.for_service(service).hold)

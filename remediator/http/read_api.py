@@ -1,15 +1,14 @@
-"""Reading over HTTP: the record's pages, and metrics."""
+"""The part of the HTTP API that only reads: incidents, actions, alerts, notifications, and metrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from aiohttp import web
 from prometheus_client import generate_latest
 
 from remediator.http import views
 from remediator.incidents import lifecycle
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.policy.situation import Present
 from remediator.record import notifications, queries, situations, timestamps
 from remediator.record.automation import read_switch
@@ -28,7 +27,7 @@ PAGES = {
 }
 
 
-def add_routes(app: web.Application, database: Database, metrics: Metrics, redact: Redactor) -> None:
+def add_routes(app: web.Application, database: Database, metrics: RemediatorMetrics, redact: Redactor) -> None:
     async def read_metrics(_request: web.Request) -> web.Response:
         await _update(metrics, database)
         return web.Response(
@@ -38,14 +37,14 @@ def add_routes(app: web.Application, database: Database, metrics: Metrics, redac
 
     def page_handler(name: str) -> Handler:
         async def read_page(request: web.Request) -> web.Response:
-            rows = await database.read(PAGES[name], _parse_before(request), PAGE_SIZE)
+            rows = await views.read_record(database, PAGES[name], _parse_before(request), PAGE_SIZE)
             return views.respond(request, {name: rows}, redact, database.clock)
 
         return read_page
 
     async def read_incident(request: web.Request) -> web.Response:
         number = int(request.match_info["id"])
-        incident = await database.read(queries.read_incident, number)
+        incident = await views.read_record(database, queries.read_incident, number)
         if incident is None:
             raise ApiError(404, "unknown_incident", f"there is no incident {number}")
         return views.respond(request, incident, redact, database.clock)
@@ -61,13 +60,13 @@ def _parse_before(request: web.Request) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()) or len(text) > 15:  # noqa: PLR2004 - ids are smaller
-        raise ApiError(400, "bad_request", "`before` must be the id of an entry")
+        raise Problem(400, "bad_request", "`before` must be an id")
     return int(text)
 
 
 @dataclass(frozen=True)
 class _Gauges:
-    """What the record knows for metrics; times are of its clock."""
+    """The values of gauges that are read from the record; times are of its clock."""
 
     incidents: Mapping[str, int]
     oldest_pending: float | None
@@ -91,9 +90,9 @@ def _read_gauges(tx: Transaction) -> _Gauges:
     )
 
 
-async def _update(metrics: Metrics, database: Database) -> None:
+async def _update(metrics: RemediatorMetrics, database: Database) -> None:
     """Set the gauges that are read from the record."""
-    gauges: Any = await database.read(_read_gauges)
+    gauges = await views.read_record(database, _read_gauges)
     rules, now = database.inventory.remediation, database.clock.now()
     for state in INCIDENT_STATES:
         metrics.incidents.labels(state).set(gauges.incidents.get(state, 0))

@@ -1,15 +1,21 @@
-"""Rows of the record as JSON: times in RFC 3339, and without texts that only authenticated callers may read."""
+"""Rows of the record as JSON: times in RFC 3339; texts of hosts and services only for authenticated callers."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from aiohttp import web
 from sqlalchemy import Text
 
 from remediator.record.clock import SteadyClock
+from remediator.record.database import Database, StorageError
 from remediator.record.schema import actions, deliveries, evidence, incidents, notifications
+from remediator.record.transaction import Transaction
 from runtime.redaction import Redactor
-from runtime.times import format_rfc3339
-from runtime.web import is_authenticated
+from runtime.times import rfc3339
+from runtime.web import Problem, is_authenticated
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Texts from hosts, services and servers have the column type Text. The timeline's details have some by the same names.
 _PRIVATE = frozenset(
@@ -20,6 +26,16 @@ _PRIVATE = frozenset(
 ) | {"evidence", "message"}
 _TARGET_FACTS = frozenset({"before", "after"})  # may quote a command's output
 _TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_seen")
+
+
+async def read_record(
+    database: Database, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """Run a query. Raises Problem if the record cannot be read."""
+    try:
+        return await database.read(work, *args, **kwargs)
+    except StorageError as error:
+        raise Problem(503, "not_stored", "cannot read the record") from error
 
 
 def respond(request: web.Request, rows: dict[str, Any], redact: Redactor, clock: SteadyClock) -> web.Response:

@@ -14,14 +14,14 @@ from remediator.clients.alerts import (
 )
 from remediator.engine.engine import Engine
 from remediator.incidents import intake
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.record.database import Database, StorageError
 from runtime.web import ApiError, Requirement, add_route
 
 log = structlog.get_logger()
 
 
-def count_refusals(metrics: Metrics) -> Callable[[web.Request, ApiError], None]:
+def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, Problem], None]:
     """Return a function that counts and logs the webhooks that are refused, including unauthorized ones."""
 
     def on_refusal(request: web.Request, problem: ApiError) -> None:
@@ -32,7 +32,7 @@ def count_refusals(metrics: Metrics) -> Callable[[web.Request, ApiError], None]:
     return on_refusal
 
 
-def add_routes(app: web.Application, engine: Engine, database: Database, metrics: Metrics) -> None:
+def add_routes(app: web.Application, engine: Engine, database: Database, metrics: RemediatorMetrics) -> None:
     async def receive(request: web.Request) -> web.Response:
         try:
             payload = parse_webhook(await _read_body(request))

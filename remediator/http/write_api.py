@@ -11,17 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleet.inventory.units import MAX_DURATION, PositiveDuration
 from fleet.shells import Completed
 from remediator.execution.controls.runner import Verb
-from remediator.http.views import format_times
-from remediator.operations import (
-    ConflictError,
-    HostUnreachableError,
-    InvalidOperationError,
-    NotFoundError,
-    OperationError,
-    Operations,
-    Subject,
-    UnavailableError,
-)
+from remediator.http.views import format_times, read_record
+from remediator.operations import OperationError, Operations, Subject
 from remediator.record import maintenance
 from remediator.record.automation import AutomationSwitch, read_switch
 from remediator.record.database import Database
@@ -135,7 +126,7 @@ class _WriteApi:
 
     async def start_action(self, request: web.Request) -> web.Response:
         service, verb = request.match_info["id"], _verb(request)
-        self._operations.controlled_service(service)  # before the body is parsed
+        self._operations.get_controlled_service(service)  # before the body is parsed
         body = await _parse_body(request, _ActionBody)
         claimed = await self._operations.start_action(service, verb, body.overrule, get_caller(request))
         return web.json_response({"action": claimed.id, "service": service, "kind": verb}, status=202)
@@ -172,7 +163,7 @@ class _WriteApi:
         return web.json_response({"id": number, "until": format_rfc3339(until)})
 
     async def read_automation(self, _request: web.Request) -> web.Response:
-        return web.json_response(self._automation(await self._database.read(read_switch)))
+        return web.json_response(self._automation(await read_record(self._database, read_switch)))
 
     async def switch_automation(self, request: web.Request) -> web.Response:
         body = await _parse_body(request, _AutomationBody)
@@ -190,7 +181,7 @@ class _WriteApi:
         return dict(format_times(row, self._database.clock))
 
     async def read_maintenance(self, _request: web.Request) -> web.Response:
-        rows = await self._database.read(maintenance.current)
+        rows = await read_record(self._database, maintenance.current)
         return web.json_response({"maintenance": format_times(rows, self._database.clock)})
 
     async def begin_maintenance(self, request: web.Request) -> web.Response:

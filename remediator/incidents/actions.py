@@ -9,10 +9,10 @@ from sqlalchemy import insert, select, update
 from fleet.inventory.model import RemediationStep, Service
 from remediator.incidents.decisions import notify_blind, record_decision
 from remediator.incidents.lifecycle import (
-    automation_resumed,
     cancel_queued_actions,
     find_open,
     notify_of_incident,
+    record_automation_resumed,
     set_person_needed,
 )
 from remediator.incidents.timeline import add_event
@@ -211,7 +211,7 @@ def reset_attempts(tx: Transaction, service: Service, by: str) -> int:
     reset = _insert(tx, incident, service, "reset", "person", by, state="succeeded")
     tx.execute(update(actions).where(actions.c.id == reset.id).values(ended_at=tx.now))
     if incident is not None:
-        automation_resumed(tx, incident)
+        record_automation_resumed(tx, incident)
     return reset.id
 
 
@@ -227,21 +227,21 @@ def running_actions(tx: Transaction) -> list[Claim]:
 
 
 def end_command(
-    tx: Transaction, action: Claim, outcome: CommandOutcome, status: int | None, output: str, why: str
+    tx: Transaction, action: Claim, outcome: CommandOutcome, status: int | None, output: str, why: str, *, at: float
 ) -> Claim:
-    """Record the outcome of the command. The action is still running until it is verified."""
+    """Record the outcome of the command, which ended `at` a time. The action is running until it is verified."""
     values = {
-        "command": outcome, "command_ended_at": tx.now, "exit_status": status, "output": output, "why": why or None,
+        "command": outcome, "command_ended_at": at, "exit_status": status, "output": output, "why": why or None,
     }  # fmt: skip
     tx.execute(update(actions).where(actions.c.id == action.id).values(**values))
     if action.incident_id is not None:
         detail = {"action": action.id, "outcome": outcome, "exit_status": status, "why": why}
         add_event(tx, action.incident_id, "command_ended", **detail)
         if _is_automatic(tx, action):
-            automation_resumed(tx, action.incident_id)
+            record_automation_resumed(tx, action.incident_id)
     if outcome == "failed":
         stops.remove_of_action(tx, action.id)
-    return replace(action, command=outcome, command_ended_at=tx.now, output=output, why=why)
+    return replace(action, command=outcome, command_ended_at=at, output=output, why=why)
 
 
 def store_facts_after(tx: Transaction, action: Claim, facts: Mapping[str, Any]) -> None:
@@ -249,12 +249,12 @@ def store_facts_after(tx: Transaction, action: Claim, facts: Mapping[str, Any]) 
     tx.execute(update(actions).where(actions.c.id == action.id).values(after=dict(facts)))
 
 
-def record_up(tx: Transaction, action: Claim) -> None:
+def record_up(tx: Transaction, action: Claim, *, at: float) -> None:
     """Record the first successful probe after the command, and notify of it."""
-    tx.execute(update(actions).where(actions.c.id == action.id).values(up_at=tx.now))
+    tx.execute(update(actions).where(actions.c.id == action.id).values(up_at=at))
     if action.incident_id is not None:
         add_event(tx, action.incident_id, "service_up", action=action.id)
-        content = _attempt_content(tx, action) | {"seconds": tx.now - action.claimed_at}
+        content = _attempt_content(tx, action) | {"seconds": at - action.claimed_at}
         notify_of_incident(tx, action.incident_id, "restarted", content, f"restarted action {action.id}")
 
 

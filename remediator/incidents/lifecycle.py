@@ -100,7 +100,7 @@ def is_muted(tx: Transaction, incident: int, kind: NotificationKind) -> bool:
 
 
 def set_person_needed(tx: Transaction, incident: int, content: Mapping[str, Any]) -> None:
-    """Record that automation ended without recovery, and notify once until `automation_resumed`."""
+    """Record that automation ended without recovery, and notify once until `record_automation_resumed`."""
     is_due = and_(incidents.c.id == incident, incidents.c.state == "open", incidents.c.person_needed_at.is_(None))
     if tx.execute(update(incidents).where(is_due).values(person_needed_at=tx.now)).rowcount:
         add_event(tx, incident, "person_needed", reason=content["reason"])
@@ -108,7 +108,7 @@ def set_person_needed(tx: Transaction, incident: int, content: Mapping[str, Any]
         notify_of_incident(tx, incident, "person_needed", content, key)
 
 
-def automation_resumed(tx: Transaction, incident: int) -> None:
+def record_automation_resumed(tx: Transaction, incident: int) -> None:
     """Record that automation acts again: a command was run, or an operator reset the attempts."""
     tx.execute(update(incidents).where(incidents.c.id == incident).values(person_needed_at=None))
 

@@ -8,7 +8,7 @@ from remediator.record import notifications
 from remediator.record.schema import timeline
 from remediator.record.transaction import Transaction
 
-Event = Literal[
+TimelineEvent = Literal[
     "incident_opened",
     "incident_closed",  # with `state`, and `by` if it recovered
     "alert_firing",
@@ -31,7 +31,7 @@ Event = Literal[
 _INSERT = insert(timeline)
 
 
-def add_event(tx: Transaction, incident: int, event: Event, **detail: Any) -> None:
+def add_event(tx: Transaction, incident: int, event: TimelineEvent, **detail: Any) -> None:
     """Add an event to the timeline, and update the incident's cards."""
     tx.execute(_INSERT, {"incident_id": incident, "at": tx.now, "event": event, "detail": detail})
     notifications.update_cards(tx, incident=incident)

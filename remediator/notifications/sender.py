@@ -14,7 +14,7 @@ import structlog
 
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel, Notify
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications import cards, outbox, reader, rendering
 from remediator.notifications.channels import CHANNELS
 from remediator.notifications.channels.feishu import Answer, Letter, Session
@@ -58,7 +58,7 @@ class Sender:
         self,
         database: Database,
         client: httpx.AsyncClient,
-        metrics: Metrics,
+        metrics: RemediatorMetrics,
         redact: Redactor,
         details: Callable[[Batch], Awaitable[Mapping[str, Any]]],
     ) -> None:

@@ -1,4 +1,4 @@
-"""Backup and restore of the record, as whole and checked files (https://www.sqlite.org/backup.html)."""
+"""Backup and restore of the record's database with SQLite's backup API (https://www.sqlite.org/backup.html)."""
 
 import contextlib
 import os
@@ -13,24 +13,26 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from remediator.record.database import MIGRATIONS, lock, mark_begun
+from remediator.record.database import MIGRATIONS, lock, mark_created
 from runtime.errors import DefibError
 
-PATIENCE = 30.0  # seconds for which a locked record is waited for
-_BESIDE = ("", "-wal", "-shm", "-journal")  # what SQLite may have beside a database, and the database
+LOCKED_TIMEOUT = 30.0  # seconds without progress after which a backup of a locked database fails
+_SUFFIXES = ("", "-wal", "-shm", "-journal")  # of the files of a SQLite database
 
 
 class BackupError(DefibError):
-    """Nothing was backed up or restored; all is as it was."""
+    """The backup or restore failed. The database was not changed unless the message says so."""
 
 
 class RecordBusyError(BackupError):
-    """Somebody holds the database; it may be had later."""
+    """Another program has locked the database."""
+
+    retryable = True
 
 
 @dataclass(frozen=True)
 class Backup:
-    """A file that was written: where, its size in bytes, and how many incidents it has on record."""
+    """A written file, its size in bytes, and the number of incidents in it."""
 
     path: Path
     size: int
@@ -38,168 +40,170 @@ class Backup:
 
 
 @contextlib.contextmanager
-def _os_errors_named() -> Iterator[None]:
+def _translate_os_errors() -> Iterator[None]:
+    """Raise BackupError for any OSError."""
     try:
         yield
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        raise BackupError(f"{where}{error.strerror}") from error
+        file = f"{error.filename}: " if error.filename else ""
+        raise BackupError(f"{file}{error.strerror}") from error
 
 
-@_os_errors_named()
+@_translate_os_errors()
 def back_up(database: str, to: Path) -> Backup:
-    """Write all of the record to a new file, while the remediator runs or not; into a folder by a name of today.
+    """Write the database to a new file; in a folder, its name is the time. The remediator may be running.
 
     Raises BackupError.
     """
     if not to.is_dir() and to.suffix != ".db":
-        raise BackupError(f"there is no folder {to}, and a file's name would end in .db")
+        raise BackupError(f"there is no folder {to}; the name of a file must end in .db")
     path = to / f"defib-{time.strftime('%Y%m%dT%H%M%S')}.db" if to.is_dir() else to
     if path.exists():
-        raise BackupError(f"{path} exists already; nothing was overwritten")
-    return _copied(_path_of(database), path)
+        raise BackupError(f"{path} already exists; choose another name")
+    return _copy(_path_of(database), path)
 
 
-@_os_errors_named()
+@_translate_os_errors()
 def restore(database: str, source: Path) -> tuple[Backup, Path | None]:
-    """Put a backup in the record's place, and tell where what stood there is kept.
+    """Replace the database by a backup; returns it, and where the previous database is now, if there was one.
 
-    Raises BackupError, and StartError while a remediator has the record.
+    Raises BackupError, and StartError while a remediator uses the database.
     """
     path = _path_of(database)
-    check(source)  # before anything is touched
-    held = lock(path)
+    check(source)  # before anything is changed
+    lock_file = lock(path)
     try:
         part = path.with_name(f"{path.name}.part")
         part.unlink(missing_ok=True)
-        restored = _copied(source, part)
-        kept = _put_aside(path)
+        restored = _copy(source, part)
+        previous = _move_away(path)
         try:
             part.replace(path)
             _sync(path.parent)
-            mark_begun(held)
-            _give(path)
+            mark_created(lock_file)
+            _set_owner(path)
         except OSError as error:
-            was = f"; what was there is {kept}" if kept else ""
-            raise BackupError(f"{path} may not be restored: {error.strerror}{was}") from error
+            moved = f"; the previous database is now {previous}" if previous else ""
+            raise BackupError(f"cannot restore {path}: {error.strerror}{moved}") from error
     finally:
-        os.close(held)
-    return Backup(path, restored.size, restored.incidents), kept
+        os.close(lock_file)
+    return Backup(path, restored.size, restored.incidents), previous
 
 
 def _path_of(database: str) -> Path:
     return Path(database.removeprefix("sqlite:///"))
 
 
-def _give(path: Path) -> None:
-    """Have what root restored belong to whom the folder belongs to."""
+def _set_owner(path: Path) -> None:
+    """Give files that root restored to the owner of their folder."""
     if os.geteuid() == 0:
         owner = path.parent.stat()
         for each in (path, Path(f"{path}.lock")):
             os.chown(each, owner.st_uid, owner.st_gid)
 
 
-def _put_aside(path: Path) -> Path | None:
-    """Move what is there out of the way, with what belongs to it; tells where it is now.
+def _move_away(path: Path) -> Path | None:
+    """Rename a database and its other files; returns its new name, None if it did not exist or was empty.
 
-    A log goes even where its database is gone: SQLite would play it into whatever lies there next.
+    A write-ahead log without its database is renamed, too: SQLite would apply it to the restored one.
     """
-    kept = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
+    new_path = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
     moved = False
-    for each in (Path(f"{path}{ending}") for ending in _BESIDE):
+    for each in (Path(f"{path}{suffix}") for suffix in _SUFFIXES):
         if each.is_file():
             moved |= each.stat().st_size > 0
-            each.rename(f"{kept}{str(each).removeprefix(str(path))}")
-    return kept if moved else None
+            each.rename(f"{new_path}{str(each).removeprefix(str(path))}")
+    return new_path if moved else None
 
 
-def _copied(source: Path, path: Path) -> Backup:
-    """A copy of a database, checked, and on the disk before it has its name."""
+def _copy(source: Path, path: Path) -> Backup:
+    """Copy a database and check the copy, which gets its name when it is complete and on the disk."""
     if not source.is_file():
         raise BackupError(f"there is no database {source}")
-    part = path.with_name(".defib.db.part")  # one name: what a kill left is not left for ever
+    part = path.with_name(".defib.db.part")  # always the same name, so that a later backup removes an incomplete file
     try:
         _unlink(part)
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        with _opened(source) as there, contextlib.closing(sqlite3.connect(part)) as copy:
-            there.backup(copy, progress=_not_for_ever())
+        with _open(source) as original, contextlib.closing(sqlite3.connect(part)) as copy:
+            original.backup(copy, progress=_raise_if_locked())
             copy.execute("PRAGMA journal_mode=DELETE")
         incidents = check(part)
         _sync(part)
         part.replace(path)
         _sync(path.parent)
     except (OSError, sqlite3.Error) as error:
-        raise BackupError(f"{source} could not be copied to {path}: {_said(error)}") from error
+        raise BackupError(f"cannot copy {source} to {path}: {_describe(error)}") from error
     finally:
         _unlink(part)
     return Backup(path, path.stat().st_size, incidents)
 
 
 def _unlink(part: Path) -> None:
-    for ending in ("", "-journal"):
-        Path(f"{part}{ending}").unlink(missing_ok=True)
+    for suffix in ("", "-journal"):
+        Path(f"{part}{suffix}").unlink(missing_ok=True)
 
 
-def _not_for_ever() -> Callable[[int, int, int], None]:
-    """Ends a backup that gets no further: SQLite waits without end where the source is locked."""
-    got, since = -1, time.monotonic()
+def _raise_if_locked() -> Callable[[int, int, int], None]:
+    """Return a callback that ends a backup without progress: SQLite waits forever while the source is locked."""
+    last_remaining, since = -1, time.monotonic()
 
     def progress(_status: int, remaining: int, _total: int) -> None:
-        nonlocal got, since
-        if remaining != got:
-            got, since = remaining, time.monotonic()
-        elif time.monotonic() - since > PATIENCE:
+        nonlocal last_remaining, since
+        if remaining != last_remaining:
+            last_remaining, since = remaining, time.monotonic()
+        elif time.monotonic() - since > LOCKED_TIMEOUT:
             raise sqlite3.OperationalError("database is locked")
 
     return progress
 
 
 def check(path: Path) -> int:
-    """See that a file is a whole record which this version can read; gives the number of its incidents.
+    """Check that a file is an intact database that this version can read; returns the number of its incidents.
 
-    Raises BackupError, and RecordBusyError where it is held just now.
+    Raises BackupError, and RecordBusyError if it is locked.
     """
     if not path.is_file():
         raise BackupError(f"there is no file {path}")
     try:
-        with _opened(path) as database:
-            said = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            if said != "ok":
-                raise BackupError(f"{path} is damaged: {said}")
+        with _open(path) as database:
+            result = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
+            if result != "ok":
+                raise BackupError(f"{path} is damaged: {result}")
             (revision,) = database.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
             if not revision:
-                raise BackupError(f"{path} is no record of Defib: it has no schema's number")
+                raise BackupError(f"{path} is not a database of Defib: it has no schema version")
             (incidents,) = database.execute("SELECT count(*) FROM incidents").fetchone()
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_CANTOPEN:
-            raise BackupError(f"{path} cannot be read") from error
+            raise BackupError(f"cannot open {path}") from error
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise RecordBusyError(f"{path} is held by another program: {_said(error)}") from error
-        raise BackupError(f"{path} is no record of Defib: {_said(error)}") from error
+            raise RecordBusyError(f"{path} is locked by another program: {_describe(error)}") from error
+        raise BackupError(f"{path} is not a database of Defib: {_describe(error)}") from error
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     try:
         ScriptDirectory.from_config(config).get_revision(revision)
     except CommandError:
-        raise BackupError(f"{path} was written by a newer version of Defib (its schema is {revision})") from None
+        message = f"{path} was written by a newer version of Defib (schema {revision}); install that version"
+        raise BackupError(message) from None
     return int(incidents)
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[sqlite3.Connection]:
+def _open(path: Path) -> Iterator[sqlite3.Connection]:
     with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
         yield database
 
 
-def _said(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return str(error.strerror or error) if isinstance(error, OSError) else str(error)
 
 
 def _sync(path: Path) -> None:
-    """See that a file, or what a folder lists, is on the disk."""
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """Flush a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(handle)
+        os.fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)

@@ -21,7 +21,7 @@ def since_boot() -> float:
 
 
 def boot_id() -> str:
-    """Return the id of this run of the machine; empty if there is none, and then every start counts as a reboot."""
+    """Return the ID of the machine's current boot; empty if it has none, and then every start counts as a reboot."""
     try:
         return _BOOT_ID.read_text().strip()
     except OSError:
@@ -29,7 +29,7 @@ def boot_id() -> str:
 
 
 class SteadyClock:
-    """Seconds that cannot be set. They began as the Unix time at which the record was created."""
+    """A monotonic clock in seconds, which was set to Unix time when the record was created."""
 
     def __init__(
         self, offset: float, running: Callable[[], float] = since_boot, calendar: Callable[[], float] = time.time

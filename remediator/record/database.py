@@ -1,4 +1,4 @@
-"""The record's database: one owner, one thread, durable transactions."""
+"""The record's database: an SQLite file with one owner, one writing thread and read-only connections for readers."""
 
 import asyncio
 import fcntl
@@ -25,20 +25,20 @@ from runtime.errors import DefibError, StartError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WAITING_WRITERS = 2  # in the writer's queue: what is urgent waits for no more than these
+WAITING_WRITERS = 2  # in the writer's queue, so that `write_first` waits for no more than these
 READERS = 2
 MIGRATIONS = Path(__file__).parent / "migrations"
-_MEND = (
-    "nothing was changed. Move what there is of it away, {path}-wal and {path}-shm too; then put a backup in its place,"
-    " or move {path}.lock away as well to begin an empty record: then no one knows any more what was tried, nor which"
-    " incidents were open"
+_RESTORE_HINT = (
+    "nothing was changed. Restore a backup with `defib restore`, which keeps the present files under another name. To"
+    " start with an empty database instead, move {path}, {path}-wal, {path}-shm and {path}.lock away; earlier attempts"
+    " and open incidents are then lost"
 )
-_ROOM = "it is as it was. Look at the room on its disk and at who may write there, and start again"
+_DISK_HINT = "nothing was changed. Check the free space and the permissions, then start again"
 _DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 class StorageError(DefibError):
-    """The database did not take it: nothing was stored."""
+    """The database cannot be read or written; nothing was stored."""
 
     retryable = True
 
@@ -46,8 +46,7 @@ class StorageError(DefibError):
 class Database:
     """Runs functions of a transaction off the event loop: writers one after another, readers beside them.
 
-    `inventory` is the one in force, which a reload replaces. One process owns the file; a second one that opens it is
-    refused.
+    `inventory` is the one in force, which a reload replaces. One process owns the file; another one cannot open it.
     """
 
     def __init__(self, url: str, inventory: Inventory, calendar: Callable[[], float] = time.time) -> None:
@@ -64,12 +63,13 @@ class Database:
         except DBAPIError as error:
             self._release()
             code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
-            mend = _MEND.format(path=path) if code in _DAMAGED else _ROOM
-            raise StartError(f"the database {path} cannot be used: {error.orig}; {mend}") from error
+            hint = _RESTORE_HINT.format(path=path) if code in _DAMAGED else _DISK_HINT
+            raise StartError(f"cannot open the database {path}: {error.orig}; {hint}") from error
         except CommandError as error:
             self._release()
-            raise StartError(f"the database {path} was written by another version of Defib: {error}") from error
-        mark_begun(self._lock)
+            message = f"the database {path} was written by a newer version of Defib, install that version: {error}"
+            raise StartError(message) from error
+        mark_created(self._lock)
         self._path, self._file = path, _file_at(path)
 
     async def write(self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -103,22 +103,21 @@ class Database:
             # The thread finishes the transaction even if the caller is cancelled.
             return await asyncio.get_running_loop().run_in_executor(threads, transaction)
         except DBAPIError as error:
-            raise StorageError(f"the database refused: {error.orig}") from error
+            raise StorageError(f"database error: {error.orig}") from error
 
     def lost(self) -> str | None:
-        """Return what is wrong if the file that was opened is no longer at its path, since writes would be lost."""
+        """Return an error message if the opened file is no longer at its path, since writes would be lost."""
         found = _file_at(self._path)
         if found == self._file:
             return None
         how = "deleted" if found is None else "replaced"
         return (
             f"the database {self._path} was {how} while the remediator is running: it accepts no alerts and takes no"
-            " actions;"
-            " stop the remediator, restore a backup (defib restore) and start it again"
+            " actions; stop the remediator, restore a backup (defib restore) and start it again"
         )
 
     async def store_time(self) -> None:
-        """Keep how late it is. Raises StorageError."""
+        """Store the time of the clock. Raises StorageError."""
         await self.write(_store_time)
 
     def close(self) -> None:
@@ -133,11 +132,11 @@ class Database:
         os.close(self._lock)
 
     def _open(self, calendar: Callable[[], float]) -> SteadyClock:
-        """See that the file is whole, bring it up to date, and take up its clock."""
+        """Check the file, apply migrations, and return the clock, which continues."""
         with self._write_engine.begin() as connection:
-            said = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-            if said != "ok":
-                raise DatabaseError("PRAGMA quick_check", None, ValueError(str(said)))
+            result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            if result != "ok":
+                raise DatabaseError("PRAGMA quick_check", None, ValueError(str(result)))
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
         with self._write_engine.begin() as connection:
@@ -152,7 +151,7 @@ def _store_time(tx: Transaction) -> None:
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
-    """The device and the inode of a file, None where there is none."""
+    """Return the device and the inode of a file; None if it does not exist."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -161,33 +160,34 @@ def _file_at(path: Path) -> tuple[int, int] | None:
 
 
 def _lock_existing(path: Path) -> int:
-    """Lock the database; what its lock's file holds tells whether there must be one. Raises StartError."""
-    used = Path(f"{path}.lock")
-    if used.is_file() and used.stat().st_size and not (path.is_file() and path.stat().st_size):
-        raise StartError(f"the database {path} is {'empty' if path.is_file() else 'gone'}; {_MEND.format(path=path)}")
+    """Lock the database. Raises StartError if its lock file says that it was created, and it is missing or empty."""
+    lock_file = Path(f"{path}.lock")
+    if lock_file.is_file() and lock_file.stat().st_size and not (path.is_file() and path.stat().st_size):
+        problem = "is empty" if path.is_file() else "is missing"
+        raise StartError(f"the database {path} {problem}; {_RESTORE_HINT.format(path=path)}")
     return lock(path)
 
 
-def mark_begun(held: int) -> None:
-    """Note in a lock's file that there is a record from now on."""
-    os.pwrite(held, b"the record was begun\n", 0)
+def mark_created(lock_file: int) -> None:
+    """Write to the lock file, given by its descriptor, that the database exists from now on."""
+    os.pwrite(lock_file, b"the database was created\n", 0)
 
 
 def lock(path: Path) -> int:
-    """Own the database at `path`, there or not, until what is returned is closed. Raises StartError."""
+    """Lock the database at `path`, which need not exist, until the returned descriptor is closed. Raises StartError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # It holds what hosts and commands said; SQLite's other files take its mode.
+        # It contains the output of hosts and commands. SQLite's other files get the same mode.
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-        held = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        lock_file = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StartError(f"the database {path} cannot be used: {error.strerror}") from error
+        raise StartError(f"cannot open the database {path}: {error.strerror}") from error
     try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(held)
+        os.close(lock_file)
         raise StartError(f"another remediator uses the database {path}") from None
-    return held
+    return lock_file
 
 
 def _engine(url: str, configure: Callable[[Any, Any], None], begin: str) -> Engine:

@@ -17,18 +17,18 @@ from sqlalchemy import (
 
 metadata = MetaData()
 
-# How the record's clock stood when it was last looked at: the one row there is.
+# The record's clock when it was last stored: a single row.
 clock = Table(
     "clock",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("boot", String, nullable=False),
-    Column("running", Float, nullable=False),  # seconds since the machine's start
+    Column("running", Float, nullable=False),  # seconds since the machine was started
     Column("calendar", Float, nullable=False),  # Unix time
     Column("steady", Float, nullable=False),
 )
 
-# Moments that are looked back to, by name: when the Watchdog came, when automation was switched, …
+# Named points in time, such as when the last Watchdog alert was received; see record/timestamps.py.
 timestamps = Table(
     "timestamps",
     metadata,
@@ -47,18 +47,18 @@ maintenance = Table(
     Column("asked_by", String, nullable=False),
     Column("begun_at", Float, nullable=False),
     Column("until", Float, nullable=False),
-    Column("ended_at", Float),  # where a person ended it before
-    Column("notify", Integer, nullable=False, server_default="0"),  # 1: what happens in it calls people as usual
+    Column("ended_at", Float),  # when an operator ended it before `until`
+    Column("notify", Integer, nullable=False, server_default="0"),  # 1: notifications mention people as usual
 )
 
-# Services that a person stopped through Defib, until they are up again.
+# Services that an operator stopped through Defib, until they are up again.
 stops = Table(
     "stops",
     metadata,
     Column("service", String, primary_key=True),
     Column("at", Float, nullable=False),
     Column("asked_by", String, nullable=False),
-    Column("action_id", Integer, nullable=False),  # the stop; it is forgotten before this is
+    Column("action_id", Integer, nullable=False),  # the action that stopped it
 )
 
 incidents = Table(
@@ -70,20 +70,22 @@ incidents = Table(
     Column("opened_at", Float, nullable=False),
     Column("closed_at", Float),  # NULL while it is open
     Column("recovered_by", String),  # defib, person, self
-    Column("labels", JSON(none_as_null=True)),  # of the first alert to act on; NULL while there was none
-    Column("down_at", Float),  # when that alert came: the outage's start, which may be later than the incident's
+    Column("labels", JSON(none_as_null=True)),  # of the first alert to act on; NULL if there was none
+    Column("down_at", Float),  # when that alert was received: the outage's start, which may be after `opened_at`
     Column("probe", Text),  # the reason and message of the last failed probe
-    # The last decision, so that only a change of it is news.
+    # The last decision; only changes of it are recorded in the timeline.
     Column("verb", String),
     Column("reason", String),
     Column("detail", Text),
-    Column("queued_since", Float),  # since when nothing but a place or an approval is waited for
-    Column("healing_since", Float),  # since when something on the host was seen to be bringing it back
-    Column("starting_since", Float),  # since when it was left alone because it had just been started
-    Column("stopped_run", Text),  # the run of the target after which somebody was seen to have stopped it
+    Column("queued_since", Float),  # since when it has waited for capacity or approval only
+    Column("healing_since", Float),  # since when the host has been seen to restart it
+    Column("starting_since", Float),  # since when `starting` has held
+    Column("stopped_run", Text),  # the run of the target that somebody stopped
     Column("stopped_why", Text),
-    Column("quiet", Integer, nullable=False, server_default="0"),  # 1: its service was stopped on purpose: not told
-    Column("person_needed_at", Float),  # since when automation has ended without recovery; NULL while it goes on
+    Column(
+        "quiet", Integer, nullable=False, server_default="0"
+    ),  # 1: not notified, because an operator stopped the service
+    Column("person_needed_at", Float),  # since when automation has ended without recovery; NULL while it continues
     Column("acknowledged_by", String),
     Column("acknowledged_at", Float),
     Index("one_open_incident", "service", unique=True, sqlite_where=text("state = 'open'")),
@@ -99,7 +101,7 @@ alerts = Table(
     Column("starts_at", String, nullable=False),
     Column("status", String, nullable=False),  # firing, resolved
     Column("resolved_by", String),  # alertmanager, reconciliation
-    Column("times", Integer, nullable=False),  # how often it began to fire: what was held to be over may be not
+    Column("times", Integer, nullable=False),  # how often it began to fire
     Column("name", String, nullable=False),
     Column("incident_id", Integer, ForeignKey("incidents.id")),
     Column("labels", JSON, nullable=False),
@@ -109,9 +111,9 @@ alerts = Table(
     Column("last_seen", Float, nullable=False),
     Column("acknowledged_by", String),
     Column("acknowledged_at", Float),
-    Column("starts", JSON(none_as_null=True)),  # by startsAt, whether it still fires; NULL: the one in `starts_at`
-    Column("held_at", Float),  # when its end came that waits for evidence; NULL: none does
-    Column("doubted_at", Float),  # when a firing copy came after its end, of which the exporter is to be asked
+    Column("starts", JSON(none_as_null=True)),  # whether it fires, by startsAt; NULL: `starts_at` only
+    Column("held_at", Float),  # when its end was received, while that waits for evidence
+    Column("doubted_at", Float),  # when a firing copy was received after its end, until the exporter was asked
     UniqueConstraint("fingerprint", "starts_at"),
     Index("alerts_in_doubt", "doubted_at", sqlite_where=text("doubted_at IS NOT NULL")),
     Index("alerts_of_incident", "incident_id"),
@@ -136,26 +138,26 @@ actions = Table(
     Column("incident_id", Integer, ForeignKey("incidents.id")),
     Column("service", String, nullable=False),
     Column("host", String, nullable=False),
-    Column("target", Text, nullable=False, server_default=""),  # what is acted on, on the host
+    Column("target", Text, nullable=False, server_default=""),  # identifies what is acted on, on the host
     Column("kind", String, nullable=False),  # restart, recreate, start, stop, reset
     Column("requested_by", String, nullable=False),  # alert, person
-    Column("asked_by", String, nullable=False),  # the alert's name, or who the person is
-    Column("overruled", JSON, nullable=False),  # the waits that a person overruled
-    Column("step", JSON(none_as_null=True)),  # what a person is asked to approve
+    Column("asked_by", String, nullable=False),  # the names of the alerts, or the operator
+    Column("overruled", JSON, nullable=False),  # the gates that an operator overruled
+    Column("step", JSON(none_as_null=True)),  # the step that waits for approval
     Column("approved_by", String),
     Column("approved_at", Float),
     Column("state", String, nullable=False),  # queued, running, then succeeded, failed, unknown, cancelled
-    Column("counts", Integer, nullable=False),  # 1: an attempt; 0: a person's, or the host was never reached
-    Column("proof_at", Float),  # when the failed probe that allowed it was asked for
+    Column("counts", Integer, nullable=False),  # 1: counts as an attempt; 0: an operator's, or the host was not reached
+    Column("proof_at", Float),  # when the failed probe that allowed it was requested
     Column("claimed_at", Float, nullable=False),
-    Column("command", String),  # succeeded, failed, unknown; NULL while it is under way
+    Column("command", String),  # succeeded, failed, unknown; NULL while it is running
     Column("command_ended_at", Float),
     Column("exit_status", Integer),
     Column("output", Text),
     Column("up_at", Float),  # the first successful probe after the command
     Column("ended_at", Float),
     Column("why", Text),
-    Column("blocked", String),  # what only a person can mend: host-key-changed, sudo-refused, shell-refused
+    Column("blocked", String),  # host-key-changed, sudo-refused, shell-refused
     Column("before", JSON(none_as_null=True)),  # the target's state, start, process, restarts
     Column("after", JSON(none_as_null=True)),
     Index("one_running_action", "service", unique=True, sqlite_where=text("state = 'running'")),
@@ -167,7 +169,7 @@ actions = Table(
     Index("actions_of_incident", "incident_id"),
 )
 
-# What a restart would have destroyed, and the probes around it.
+# What a restart would destroy, and the probes before and after it.
 evidence = Table(
     "evidence",
     metadata,

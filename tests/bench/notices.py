@@ -19,7 +19,7 @@ from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
 from defib.demo.stack import WEBHOOK_TOKEN, Stack
 from fleet.inventory.model import Inventory
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications import cards, outbox, reader, rendering
 from remediator.notifications.channels import feishu, feishu_cards
 from remediator.notifications.channels.feishu import Heard, Letter
@@ -122,7 +122,7 @@ async def _burst() -> bool:
                 return {}
 
             async with httpx.AsyncClient(trust_env=False) as client:
-                sender = Sender(database, client, Metrics(), Redactor(), details)
+                sender = Sender(database, client, RemediatorMetrics(), Redactor(), details)
                 task = asyncio.create_task(sender.run())
                 await database.write(_tell, range(BURST))
                 sender.wake()

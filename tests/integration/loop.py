@@ -1,4 +1,4 @@
-"""A stack without Prometheus: services are files that are there or not, restarts are lines in a log."""
+"""A stack without Prometheus, in which a service is up if a file exists, and a restart writes a line to a log."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ TOKEN = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
 
 
 class Loop:
-    """A stack without Prometheus: services are files that are there or not, restarts are lines in a log."""
+    """The exporter and the remediator; the tests fire alerts in place of Prometheus and Alertmanager."""
 
     def __init__(self, launcher: Launcher, folder: Path, host: Sshd) -> None:
         self.launcher, self.folder, self.host = launcher, folder, host
@@ -77,7 +77,7 @@ class Loop:
         )
         path = self.folder / "config" / "defib.yaml"
         written = yaml.safe_load(path.read_text())
-        del written["remediator"]["alertmanager_url"]  # there is none here to ask
+        del written["remediator"]["alertmanager_url"]  # there is none
         written["remediator"] |= remediator or {}
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         beside = Path(written["remediator"]["database"].removeprefix("sqlite:///")).parent / "token"
@@ -86,7 +86,7 @@ class Loop:
         await self.stack.start_program("exporter")
         await self.stack.start_program("remediator")
         for name in services:
-            await eventually(lambda name=name: self._decided(name))  # type: ignore[misc]
+            await eventually(lambda name=name: self._decided(name))  # type: ignore[misc] # mypy cannot infer the lambda
 
     async def _decided(self, name: str) -> bool:
         return (await self.stack.get("exporter", f"/api/v1/services/{name}") or {}).get("up") is not None
@@ -144,20 +144,20 @@ class Loop:
         await self.stack.start_program("remediator")
 
     async def until_cards(self, *titles: str, killed: bool = False) -> None:
-        """Wait for just these cards.
+        """Wait until exactly these cards were received.
 
-        Where the remediator was `killed` while it sent one, that one may have come twice: nobody can know.
+        If the remediator was `killed` while it sent one, that one may have been sent twice.
         """
 
         def received() -> list[str]:
             found = [card.title.split(" (")[0] for card in self.feishu.received]
             return [title for title, _ in itertools.groupby(found)] if killed else found
 
-        async def told() -> bool:
+        async def are_received() -> bool:
             return received() == list(titles)
 
         try:
-            await eventually(told)
+            await eventually(are_received)
         except AssertionError:
             assert received() == list(titles)
 

@@ -1,4 +1,4 @@
-"""Real servers of every protocol that is probed, on loopback."""
+"""Real servers on loopback, one for each protocol that is probed."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ Handle = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority and its file, to be trusted."""
+    """A certificate authority, and the file with its certificate."""
 
     own: trustme.CA
     file: Path
@@ -43,7 +43,7 @@ class Authority:
 
 @contextlib.asynccontextmanager
 async def web_server(handle: Handle, context: ssl.SSLContext | None = None) -> AsyncIterator[int]:
-    """A web server whose every path `handle` answers; gives its port."""
+    """Serve every path with `handle`; yields the port."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handle)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -59,7 +59,7 @@ async def web_server(handle: Handle, context: ssl.SSLContext | None = None) -> A
 async def raw_server(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **options: Any
 ) -> AsyncIterator[int]:
-    """A TCP server of one function; gives its port. On a busy machine, many connections wait to be accepted."""
+    """Serve TCP with one function; yields the port. The backlog is large, for a busy machine."""
 
     async def guarded(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -91,7 +91,7 @@ async def mail_server(context: ssl.SSLContext | None) -> AsyncIterator[int]:
 
 @contextlib.asynccontextmanager
 async def chat_server() -> AsyncIterator[int]:
-    """What an IRC server asks of a client before it welcomes it (RFC 2812, 3.1)."""
+    """The registration of an IRC server (RFC 2812, 3.1)."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b":irc NOTICE * :*** Looking up your hostname\r\n")
@@ -133,7 +133,7 @@ class _Zone(dnslib.server.BaseResolver):  # type: ignore[misc] # dnslib has no t
         return reply
 
 
-class _Quiet(dnslib.server.DNSLogger):  # type: ignore[misc] # dnslib has no types
+class _QuietLogger(dnslib.server.DNSLogger):  # type: ignore[misc] # dnslib has no types
     def log_pass(self, *_: Any) -> None:
         pass
 
@@ -142,11 +142,12 @@ class _Quiet(dnslib.server.DNSLogger):  # type: ignore[misc] # dnslib has no typ
 
 @contextlib.contextmanager
 def name_server() -> Iterator[int]:
-    """A name server of `test.`, over UDP and TCP on one port."""
+    """A name server for `test.`, over UDP and TCP on the same port."""
     zone = _Zone()
-    (port,) = reserve_ports(1)  # one of the kernel's choice for UDP may be an outgoing connection's in TCP
+    (port,) = free_ports(1)  # a port chosen by the kernel for UDP may be in use for TCP
     servers = [
-        dnslib.server.DNSServer(zone, port=port, address="127.0.0.1", tcp=tcp, logger=_Quiet()) for tcp in (False, True)
+        dnslib.server.DNSServer(zone, port=port, address="127.0.0.1", tcp=tcp, logger=_QuietLogger())
+        for tcp in (False, True)
     ]
     for server in servers:
         server.start_thread()
@@ -180,7 +181,7 @@ async def health_server(credentials: Any = None) -> AsyncIterator[int]:
 
 
 async def echoing(request: web.Request) -> web.StreamResponse:
-    """A WebSocket that answers a ping of its own making, and says everything else back."""
+    """A WebSocket that echoes messages, and responds to the JSON message `ping` with `pong`."""
     socket = web.WebSocketResponse()
     await socket.prepare(request)
     async for message in socket:
@@ -191,7 +192,7 @@ async def echoing(request: web.Request) -> web.StreamResponse:
 
 
 class ModelServer:
-    """An OpenAI-compatible server, as strict as vLLM about what it is asked; `misbehave` is what it does instead."""
+    """An OpenAI-compatible server, as strict about requests as vLLM; `misbehave` selects a failure."""
 
     def __init__(self, key: str = "", misbehave: str = "") -> None:
         self.key, self.misbehave = key, misbehave

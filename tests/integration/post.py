@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from defib.demo.feishu import FeishuSimulator
 from fleet.inventory.model import Inventory
-from remediator.metrics import Metrics
+from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
 from remediator.record import notifications as notification_rows
@@ -43,7 +43,7 @@ class Post:
 
     async def open(self) -> None:
         redact = Redactor(["hunter2-secret"])
-        self.metrics = Metrics()
+        self.metrics = RemediatorMetrics()
         self.sender = Sender(self.database, self.client, self.metrics, redact, no_details)
         self.task = asyncio.create_task(self.sender.run())
 

@@ -1,4 +1,4 @@
-"""Which deliveries are one alert, when it is over, and what makes an end believed; on a real record."""
+"""Identity of alerts, their ends, and the evidence that an end needs; with a real record."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +23,7 @@ from tests.integration.test_record import DOWN, Record
 
 record = test_record.record
 WATCHDOG = Alert("w", "1", "", "firing", {"alertname": "Watchdog", "severity": "info"}, {})
-WATCHDOG_OVER = replace(WATCHDOG, status="resolved")
+RESOLVED_WATCHDOG = replace(WATCHDOG, status="resolved")
 
 
 def at(second: float) -> str:
@@ -47,39 +47,39 @@ async def firing(record: Record) -> list[str]:
     return await record.database.write(names)
 
 
-async def test_one_fingerprint_with_two_starts_is_one_alert_and_over_with_the_last(record: Record) -> None:
+async def test_two_starts_of_a_fingerprint_are_one_alert_until_both_are_resolved(record: Record) -> None:
     await record.deliver(disk(starts=1))
     await record.deliver(disk(starts=20))
     await record.deliver(disk("resolved", starts=1))
     assert await firing(record) == ["HostDiskFull"]
-    assert await record.told() == ["alert"]
+    assert await record.notified() == ["alert"]
     await record.deliver(disk("resolved", starts=20))
-    assert (await firing(record), await record.told()) == ([], ["alert", "alert_over"])
+    assert (await firing(record), await record.notified()) == ([], ["alert", "alert_over"])
 
 
-async def test_what_alertmanager_merged_under_an_earlier_start_is_over_with_that(record: Record) -> None:
+async def test_starts_that_alertmanager_merged_are_resolved_with_the_earlier_one(record: Record) -> None:
     await record.deliver(disk(starts=20))
     await record.deliver(disk(starts=1))
     await record.deliver(disk("resolved", starts=1))
-    assert (await firing(record), await record.told()) == ([], ["alert", "alert_over"])
+    assert (await firing(record), await record.notified()) == ([], ["alert", "alert_over"])
     await record.deliver(disk("firing", starts=300))  # another
-    assert await record.told() == ["alert", "alert_over", "alert"]
+    assert await record.notified() == ["alert", "alert_over", "alert"]
     await record.deliver(disk("firing", starts=1))  # a late copy of the first
     await record.deliver(disk("resolved", starts=300))
     assert await firing(record) == []
 
 
-async def test_two_starts_of_a_service_are_one_incident_told_once(record: Record) -> None:
+async def test_several_starts_for_a_service_are_one_incident_and_one_notification(record: Record) -> None:
     for starts in (20, 1, 40):
         await record.deliver(web(starts=starts))
-    assert (await record.open(), await record.told()) == ([(1, "web")], ["down"])
+    assert (await record.open(), await record.notified()) == ([(1, "web")], ["down"])
 
 
-moments = st.integers(0, 5).map(lambda second: normalize(at(second)))
+times = st.integers(0, 5).map(lambda second: normalize(at(second)))
 
 
-@given(st.lists(st.tuples(moments, st.sampled_from(["firing", "resolved"]))))
-def test_an_alert_fires_as_long_as_a_start_does(copies: Sequence[tuple[str, Any]]) -> None:
+@given(st.lists(st.tuples(times, st.sampled_from(["firing", "resolved"]))))
+def test_an_alert_fires_while_one_of_its_starts_does(copies: Sequence[tuple[str, Any]]) -> None:
     starts: dict[str, bool] = {}
     for start, status in copies:
         known, before = start in starts, [each for each, fires in starts.items() if fires]
@@ -91,37 +91,37 @@ def test_an_alert_fires_as_long_as_a_start_does(copies: Sequence[tuple[str, Any]
             assert [each for each, fires in starts.items() if fires] == [each for each in before if each != start]
 
 
-def test_starts_of_the_webhook_and_of_the_api_are_the_same() -> None:
+def test_starts_of_webhook_and_api_are_normalized_to_the_same() -> None:
     assert normalize("2026-11-22T03:39:44.743142112Z") == normalize("2026-11-22T03:39:44.743Z")
     assert normalize("whenever") == "whenever"
 
 
-async def test_a_copy_after_the_end_is_in_doubt_until_the_exporter_has_been_asked(record: Record) -> None:
+async def test_a_copy_after_the_end_is_in_doubt_until_the_exporter_was_queried(record: Record) -> None:
     await record.deliver(web())
     await record.deliver(web("resolved"))
     assert await record.close(1)
     await record.deliver(web())
     assert await record.database.write(reconciliation.read_open_questions) == (False, ["web"])
-    for down, told in ((False, ["down", "recovered"]), (True, ["down", "recovered", "down"])):
+    for down, expected in ((False, ["down", "recovered"]), (True, ["down", "recovered", "down"])):
         await record.database.write(reconciliation.settle_doubts, "web", down=down)
         assert await record.database.write(reconciliation.read_open_questions) == (False, [])
-        assert await record.told() == told
+        assert await record.notified() == expected
         await record.deliver(web())
 
 
-async def test_a_copy_with_another_start_is_over_with_that_start(record: Record) -> None:
+async def test_an_alert_that_fires_again_with_one_start_is_resolved_with_that_start(record: Record) -> None:
     await record.deliver(web(starts=1))
     await record.deliver(web(starts=20))
     for starts in (1, 20):
         await record.deliver(web("resolved", starts=starts))
-    await record.deliver(web(starts=20))  # in doubt: it had ended
+    await record.deliver(web(starts=20))  # in doubt, because it had ended
     await record.database.write(reconciliation.settle_doubts, "web", down=True)
     assert await firing(record) == ["ServiceDown"]
     await record.deliver(web("resolved", starts=20))
     assert await firing(record) == []
 
 
-async def test_a_copy_in_doubt_that_ends_before_the_exporter_answers_is_over(record: Record) -> None:
+async def test_a_copy_in_doubt_that_is_resolved_is_no_longer_in_doubt(record: Record) -> None:
     await record.deliver(web())
     await record.deliver(web("resolved"))
     await record.deliver(web())
@@ -129,8 +129,8 @@ async def test_a_copy_in_doubt_that_ends_before_the_exporter_answers_is_over(rec
     assert await record.database.write(reconciliation.read_open_questions) == (False, [])
 
 
-async def test_without_alertmanager_exporter_down_ends_when_it_is_not_repeated(record: Record) -> None:
-    """Its `resolved` was lost; the ends of other alerts wait for it. That the exporter answers us shows nothing."""
+async def test_without_alertmanager_exporter_down_is_resolved_if_it_is_not_repeated(record: Record) -> None:
+    """Its resolved webhook was lost, and it holds the ends of others. A response of the exporter is no evidence."""
     await record.deliver(disk(name="ExporterDown"))
     await record.deliver(disk())
     await record.deliver(disk("resolved"))
@@ -144,14 +144,14 @@ async def test_without_alertmanager_exporter_down_ends_when_it_is_not_repeated(r
     assert await firing(record) == []
 
 
-async def test_another_alert_fires_again_when_its_end_is_long_past(record: Record) -> None:
+async def test_a_late_copy_is_ignored_and_a_later_one_fires_again(record: Record) -> None:
     await record.deliver(disk())
     await record.deliver(disk("resolved"))
     await record.deliver(disk())
     assert await firing(record) == []
     record.now += intake.LATE_COPY
     await record.deliver(disk())
-    assert await record.told() == ["alert", "alert_over", "alert"]
+    assert await record.notified() == ["alert", "alert_over", "alert"]
 
 
 def listing(*active: Alert, receiver: str = "our.hook", **more: Any) -> AlertList:
@@ -160,26 +160,26 @@ def listing(*active: Alert, receiver: str = "our.hook", **more: Any) -> AlertLis
     return replace(AlertList(active, receivers, fingerprints, 1000.0, frozenset(), None), **more)
 
 
-async def take(record: Record, known: AlertList) -> int:
+async def add_listed(record: Record, listed: AlertList) -> int:
     record.now += 100
-    return await record.database.write(reconciliation.add_listed, known, record.now - 10)
+    return await record.database.write(reconciliation.add_listed, listed, record.now - 10)
 
 
-async def test_what_alertmanager_lists_and_never_delivered_is_taken_in_once(record: Record) -> None:
+async def test_listed_alerts_that_were_not_delivered_are_added_once(record: Record) -> None:
     await record.database.write(intake.receive, [WATCHDOG], "our.hook")
-    assert await take(record, listing(web(), WATCHDOG, receiver="mail")) == 0
-    assert await take(record, listing(web(), WATCHDOG)) == 1
-    assert await take(record, listing(web(), WATCHDOG)) == 0
-    await record.deliver(web(starts=1.0004))  # its delivery comes late, and has more digits
-    assert (await record.open(), await record.told()) == ([(1, "web")], ["down"])
+    assert await add_listed(record, listing(web(), WATCHDOG, receiver="mail")) == 0
+    assert await add_listed(record, listing(web(), WATCHDOG)) == 1
+    assert await add_listed(record, listing(web(), WATCHDOG)) == 0
+    await record.deliver(web(starts=1.0004))  # the webhook arrives later, with more digits
+    assert (await record.open(), await record.notified()) == ([(1, "web")], ["down"])
     await record.deliver(web("resolved", starts=1.0004))
     assert await firing(record) == []
 
 
-async def test_an_end_is_held_until_prometheus_was_there_after_it(record: Record) -> None:
+async def test_an_end_is_held_until_prometheus_was_seen_to_work_after_it(record: Record) -> None:
     await record.deliver(WATCHDOG, disk())
     await record.deliver(disk("resolved"))
-    assert (await firing(record), await record.told()) == (["HostDiskFull"], ["alert"])
+    assert (await firing(record), await record.notified()) == (["HostDiskFull"], ["alert"])
 
     async def release(sent_at: float | None) -> list[str]:
         await record.database.write(reconciliation.release_held_ends, sent_at)
@@ -187,14 +187,14 @@ async def test_an_end_is_held_until_prometheus_was_there_after_it(record: Record
 
     assert await release(record.now - 5) == ["HostDiskFull"]
     record.now += 60
-    await record.deliver(WATCHDOG)  # Alertmanager repeats what it has
+    await record.deliver(WATCHDOG)  # Alertmanager repeats it without Prometheus
     assert await release(None) == ["HostDiskFull"]
     assert await release(record.now) == []
-    assert await record.told() == ["alert", "alert_over"]
+    assert await record.notified() == ["alert", "alert_over"]
     await record.deliver(disk(starts=500))
     await record.deliver(disk("resolved", starts=500))
     record.now += 100
-    await record.deliver(WATCHDOG)  # so long after the end it would be over, too, were Prometheus gone
+    await record.deliver(WATCHDOG)  # this long after the end, Alertmanager would have resolved it without Prometheus
     assert await release(None) == []
 
 
@@ -208,33 +208,33 @@ async def test_ends_are_held_while_the_exporter_is_down(record: Record) -> None:
     assert await firing(record) == []
 
 
-async def test_an_end_that_is_held_is_none_where_the_alert_fires_on(record: Record) -> None:
+async def test_a_held_end_is_dropped_if_the_alert_is_still_active(record: Record) -> None:
     await record.deliver(WATCHDOG, disk())
     await record.deliver(disk("resolved"))
     assert await record.reconcile({"HostDiskFull-h"}) == 1
     assert await record.database.write(reconciliation.read_open_questions) == (False, [])
-    assert (await firing(record), await record.told()) == (["HostDiskFull"], ["alert"])
+    assert (await firing(record), await record.notified()) == (["HostDiskFull"], ["alert"])
 
 
-async def test_the_end_of_the_watchdog_is_told_immediately(record: Record) -> None:
-    async def look() -> bool:
+async def test_a_resolved_watchdog_is_notified_immediately(record: Record) -> None:
+    async def check() -> bool:
         return await record.database.write(reminders.check_watchdog, 300.0, record.now - 1)
 
     await record.deliver(WATCHDOG)
-    assert not await look()
-    await record.deliver(WATCHDOG_OVER)
-    assert await look()
-    assert not await look()
+    assert not await check()
+    await record.deliver(RESOLVED_WATCHDOG)
+    assert await check()
+    assert not await check()
     await record.deliver(WATCHDOG)
-    assert await look()
-    assert await record.told() == ["watchdog_missing", "watchdog_back"]
+    assert await check()
+    assert await record.notified() == ["watchdog_missing", "watchdog_back"]
 
 
 @pytest.mark.parametrize(
     ("hosts_up", "later", "left"),
     [(set(), 400.0, 1), ({"h"}, 400.0, 0), (set(), reconciliation.INHIBITING_EXPIRES + 1, 0)],
 )
-async def test_host_down_does_not_last_for_ever_without_alertmanager(
+async def test_without_alertmanager_host_down_is_resolved(
     record: Record, hosts_up: set[str], later: float, left: int
 ) -> None:
     await record.deliver(disk(name="HostDown"))
@@ -244,7 +244,7 @@ async def test_host_down_does_not_last_for_ever_without_alertmanager(
 
 
 @pytest.mark.parametrize(("host_up", "held"), [(None, True), (False, True), (True, False)])
-async def test_the_gate_of_a_host_is_open_when_its_shell_answers(
+async def test_host_down_does_not_hold_actions_if_the_shell_responds(
     record: Record, host_up: bool | None, held: bool
 ) -> None:
     await record.deliver(web(), disk(name="HostDown"))

@@ -1,4 +1,4 @@
-"""Pressed buttons, by callback and by long connection, through a real remediator."""
+"""Pressed buttons with a real remediator, over callbacks and a long connection."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from tests.integration.loop import TOKEN, Loop, alert, delivery
 from tests.support import eventually
 
 pytestmark = pytest.mark.needs("sshd")
-UNDER_WAY = "It is being done; the card will show it"  # what is answered in time, whatever it takes
+UNDER_WAY = "It is being done; the card will show it"  # the response if the operation lasts too long
 BEGUN = ("The restart has begun", UNDER_WAY)
 PEOPLE = {"ann": {"open_id": "ou_ann"}, "bob": {"open_id": "ou_bob", "may": ["acknowledge"]}}
 
@@ -22,7 +22,7 @@ PEOPLE = {"ann": {"open_id": "ou_ann"}, "bob": {"open_id": "ou_bob", "may": ["ac
 async def begin(
     loop: Loop, *, service: dict[str, Any] | None = None, remediator: dict[str, Any] | None = None, **options: Any
 ) -> Message:
-    """A service that is down and only told of, and its card."""
+    """Start with a service that is down and only notified; returns its card."""
     await loop.feishu.start()
     app = {"app_id": APP_ID, "app_secret": APP_SECRET, "chat_id": CHAT, "url": loop.feishu.url, **options}
     notify = {"people": PEOPLE, "channels": {"app": {"feishu_app": app}}, "routes": [{"channels": ["app"]}]}
@@ -49,7 +49,7 @@ async def card(loop: Loop) -> Message:
     return await begin(loop, encrypt_key=ENCRYPT_KEY, verification_token=VERIFICATION_TOKEN)
 
 
-async def tell(loop: Loop, event: Any, key: str = ENCRYPT_KEY, **headers: str) -> tuple[int, Any]:
+async def send(loop: Loop, event: Any, key: str = ENCRYPT_KEY, **headers: str) -> tuple[int, Any]:
     body, signed = loop.feishu.apps.callback(event, key)
     return await post(loop, body, {**signed, **headers})
 
@@ -61,19 +61,19 @@ async def post(loop: Loop, body: bytes, headers: dict[str, str], channel: str = 
 
 
 async def press(loop: Loop, card: Message, answer: str, person: str = "ou_ann") -> str:
-    """What is shown to who presses."""
-    status, told = await tell(loop, loop.feishu.apps.event(card, answer, person))
+    """Press a button; returns the text that is shown to the person."""
+    status, response = await send(loop, loop.feishu.apps.event(card, answer, person))
     assert status == 200
-    return str(told["toast"]["content"])
+    return str(response["toast"]["content"])
 
 
-async def test_the_address_is_checked(loop: Loop, card: Message) -> None:
+async def test_a_url_verification_is_answered(loop: Loop, card: Message) -> None:
     event = {"type": "url_verification", "challenge": "c-1", "token": VERIFICATION_TOKEN}
-    assert await tell(loop, event) == (200, {"challenge": "c-1"})
-    assert (await tell(loop, {**event, "token": "another"}))[0] == 401
+    assert await send(loop, event) == (200, {"challenge": "c-1"})
+    assert (await send(loop, {**event, "token": "another"}))[0] == 401
 
 
-async def test_acknowledged_once_by_who_pressed_first(loop: Loop, card: Message) -> None:
+async def test_the_first_press_acknowledges(loop: Loop, card: Message) -> None:
     assert await press(loop, card, "acknowledge", "ou_bob") == "Acknowledged by bob"
     assert (
         await press(loop, loop.feishu.apps.messages[card.id], "restart", "ou_bob")
@@ -90,7 +90,7 @@ async def test_acknowledged_once_by_who_pressed_first(loop: Loop, card: Message)
     assert loop.restarts() == []
 
 
-async def test_restarted_by_a_press(loop: Loop) -> None:
+async def test_a_press_restarts_the_service_once(loop: Loop) -> None:
     pressed_twice = loop.folder / "pressed twice"
     slow = f"while [ ! -e '{pressed_twice}' ]; do sleep 0.1; done; touch {{alive}}"
     service = {"on_failure": "notify", "restart": slow}
@@ -110,36 +110,36 @@ async def test_restarted_by_a_press(loop: Loop) -> None:
     assert incident["recovered_by"] == "person"
     assert [each["asked_by"] for each in incident["actions"]] == ["ann"]
     assert card.titles[-1].startswith("Recovered: web (after")
-    # A card of what is over, as it was before, does nothing any more.
+    # The buttons of an earlier version of the card do nothing after the end of the incident.
     old = Message(card.id, card.at, [next(each for each in card.cards if "restart" in json.dumps(each))])
     assert await press(loop, old, "restart") == "That is over"
     assert await press(loop, old, "acknowledge") == "That is over"
     assert loop.restarts() == ["web"]
 
 
-async def test_what_takes_longer_is_answered_in_time_and_goes_on(loop: Loop) -> None:
+async def test_an_operation_that_lasts_longer_continues_after_the_response(loop: Loop) -> None:
     service = loop.service("web", on_failure="notify")
     control = {**service["control"], "command": {**service["control"]["command"], "logs": ["sleep", "30"]}}
     card = await begin(loop, service={"on_failure": "notify", "control": control}, encrypt_key=ENCRYPT_KEY)
-    assert await press(loop, card, "restart") == UNDER_WAY  # what is to be seen before it takes a while
+    assert await press(loop, card, "restart") == UNDER_WAY  # collecting evidence takes a while
     await eventually(loop.begun)
 
 
-async def test_automation_is_stopped_by_a_press(loop: Loop, card: Message) -> None:
+async def test_a_press_switches_automation_off(loop: Loop, card: Message) -> None:
     assert await press(loop, card, "automation") == "Automation is off, by ann"
-    told = (await loop.ask("GET", "/api/v1/automation")).json()
-    assert (told["enabled"], told["by"]) == (False, "ann")
+    response = (await loop.ask("GET", "/api/v1/automation")).json()
+    assert (response["enabled"], response["by"]) == (False, "ann")
 
 
-async def test_silencing_without_alertmanager_is_told(loop: Loop, card: Message) -> None:
+async def test_silencing_without_alertmanager_is_refused(loop: Loop, card: Message) -> None:
     assert "silence" not in card.values
     event = loop.feishu.apps.event(card, "acknowledge")
     event["event"]["action"]["value"]["answer"] = "silence"
-    assert (await tell(loop, event))[1]["toast"]["content"] == "Not silenced: remediator.alertmanager_url is not set"
+    assert (await send(loop, event))[1]["toast"]["content"] == "Not silenced: remediator.alertmanager_url is not set"
 
 
 @pytest.mark.needs("prometheus-alertmanager")
-async def test_silenced_in_alertmanager(loop: Loop) -> None:
+async def test_a_press_creates_a_silence_in_alertmanager(loop: Loop) -> None:
     loop.stack._folder.mkdir(exist_ok=True)
     (loop.folder / "webhook_token").write_text("x")
     await loop.stack.start_alertmanager()
@@ -151,7 +151,7 @@ async def test_silenced_in_alertmanager(loop: Loop) -> None:
     assert "silenced" in [each["event"] for each in (await loop.incident())["timeline"]]
 
 
-async def test_approved_by_a_press(loop: Loop) -> None:
+async def test_a_press_approves_the_queued_action(loop: Loop) -> None:
     steps = [{"recreate": {"command": ["sh", "-c", f"touch {loop.folder}/web.alive"], "attempts": 1}}]
     service = {"on_failure": "restart", "remediation": {"steps": steps}}
     card = await begin(loop, service=service, encrypt_key=ENCRYPT_KEY)
@@ -162,7 +162,7 @@ async def test_approved_by_a_press(loop: Loop) -> None:
     assert action["approved_by"] == "ann"
 
 
-async def test_an_alert_of_no_service_is_acknowledged_too(loop: Loop, card: Message) -> None:
+async def test_a_press_acknowledges_an_alert_without_a_service(loop: Loop, card: Message) -> None:
     await loop.post(delivery({**alert("", "DiskFull"), "labels": {"alertname": "DiskFull", "severity": "warning"}}))
 
     async def there() -> Message | None:
@@ -197,41 +197,41 @@ async def test_forged_presses_do_nothing(loop: Loop, card: Message) -> None:
     for event, key, headers, why in FORGED:
         body, signed = loop.feishu.apps.callback(loop.feishu.apps.event(card, "restart", **event), key)
         sent: dict[str, Any] = {**signed, **{name: value.encode() for name, value in headers.items()}}
-        status, told = await post(loop, body, sent)
-        assert (status, why in told["error"]["message"]) == (401, True), told
+        status, response = await post(loop, body, sent)
+        assert (status, why in response["error"]["message"]) == (401, True), response
     body, signed = loop.feishu.apps.callback(loop.feishu.apps.event(card, "restart"))
     del signed["X-Lark-Signature"]
-    status, told = await post(loop, body, signed)
-    assert (status, told["error"]["message"]) == (401, "the callback is not signed")
+    status, response = await post(loop, body, signed)
+    assert (status, response["error"]["message"]) == (401, "the callback is not signed")
     assert (await post(loop, json.dumps({"encrypt": "AAAA" * 8}).encode(), {}))[0] == 401
     assert loop.restarts() == []
 
 
-async def test_stale_doubled_unknown_and_nonsense(loop: Loop, card: Message) -> None:
+async def test_old_repeated_unknown_and_invalid_presses_do_nothing(loop: Loop, card: Message) -> None:
     apps = loop.feishu.apps
-    # Signed long ago: recorded once and played again.
+    # Signed an hour ago, and replayed.
     loop.feishu.now = lambda: time.time() - 3600
     body, headers = apps.callback(apps.event(card, "restart"))
     old = apps.event(card, "restart")
     loop.feishu.now = time.time
-    status, told = await post(loop, body, headers)
-    assert (status, "too old" in told["error"]["message"]) == (401, True)
-    assert (await tell(loop, old))[1]["toast"]["content"] == "That button is too old"
-    # The same event again does nothing again.
+    status, response = await post(loop, body, headers)
+    assert (status, "too old" in response["error"]["message"]) == (401, True)
+    assert (await send(loop, old))[1]["toast"]["content"] == "That button is too old"
+    # The same event is received again.
     event = apps.event(card, "acknowledge")
     body, headers = apps.callback(event)
     assert (await post(loop, body, headers))[1]["toast"]["content"] == "Acknowledged by ann"
     assert (await post(loop, body, headers))[1]["toast"]["content"] == "That press was taken before"
-    assert (await tell(loop, event))[1]["toast"]["content"] == "That press was taken before"
-    # Somebody whom the inventory does not know.
+    assert (await send(loop, event))[1]["toast"]["content"] == "That press was taken before"
+    # A person who is not in the inventory.
     assert "ou_stranger" in await press(loop, card, "restart", "ou_stranger")
     for value in ({}, {"answer": "dance"}, {"answer": "restart"}, {"answer": "restart", "incident": "1"}, {"answer": "approve", "action": 2**80},
                   {"answer": "acknowledge", "incident": -1}, {"answer": "acknowledge", "incident": 1, "since": 7}, {"answer": "silence", "alert": True}):  # fmt: skip
         pressed = copy.deepcopy(event)  # the card itself may have been changed meanwhile
         pressed["header"]["event_id"] = uuid4().hex
         pressed["event"]["action"]["value"] = value
-        status, told = await tell(loop, pressed)
-        assert (status, told["toast"]["type"]) in ((200, "error"), (200, "warning")), (value, told)
+        status, response = await send(loop, pressed)
+        assert (status, response["toast"]["type"]) in ((200, "error"), (200, "warning")), (value, response)
     for raw in (
         b"",
         b"{}",
@@ -247,7 +247,7 @@ async def test_stale_doubled_unknown_and_nonsense(loop: Loop, card: Message) -> 
     assert loop.restarts() == []
 
 
-async def test_the_long_connection(loop: Loop) -> None:
+async def test_presses_over_a_long_connection(loop: Loop) -> None:
     connection = LongConnection()
     loop.feishu.extra_routes.append(connection.add_routes)
     card = await begin(loop, long_connection=True)
@@ -256,19 +256,19 @@ async def test_the_long_connection(loop: Loop) -> None:
         return bool(connection.sockets)
 
     await eventually(connected)
-    told = await connection.tell(loop.feishu.apps.event(card, "acknowledge"))
-    assert told["toast"]["content"] in ("Acknowledged by ann", UNDER_WAY)
+    response = await connection.tell(loop.feishu.apps.event(card, "acknowledge"))
+    assert response["toast"]["content"] in ("Acknowledged by ann", UNDER_WAY)
     await loop.until_event("acknowledged")
     assert await connection.tell(loop.feishu.apps.event(card, "restart", event_type="im.message.receive_v1")) is None
-    # A lost connection is made anew, by another process.
+    # After a lost connection, another process connects.
     await connection.cut()
 
     async def again() -> bool:
         return connection.connections == 2 and bool(connection.sockets)
 
     await eventually(again)
-    told = await connection.tell(loop.feishu.apps.event(card, "restart"))
-    assert told["toast"]["content"] in BEGUN
+    response = await connection.tell(loop.feishu.apps.event(card, "restart"))
+    assert response["toast"]["content"] in BEGUN
     await loop.until_event("action_started")
     page = (await loop.stack.client.get(f"{loop.stack.url('remediator')}/metrics", headers=TOKEN)).text
     assert 'defib_remediator_feishu_connected{channel="app"} 1.0' in page

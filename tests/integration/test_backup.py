@@ -118,7 +118,7 @@ def test_backup_removes_partial_files_of_a_killed_backup(config: Path, database:
 def test_a_locked_database_is_not_waited_for_forever(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backup, "PATIENCE", 0.5)
+    monkeypatch.setattr(backup, "LOCKED_TIMEOUT", 0.5)
     store(database, "web")
     database.close()
     path = tmp_path / "record.db"
@@ -140,7 +140,11 @@ def test_a_file_without_a_schema_version_is_refused(config: Path, database: Data
         kept.commit()
     database.close()
     done = defib(config, "restore", str(tmp_path / "kept.db"))
-    assert (done.returncode, "is no record of Defib" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+    assert (done.returncode, "is not a database of Defib" in done.stderr, "Traceback" in done.stderr) == (
+        1,
+        True,
+        False,
+    )
 
 
 def test_backup_and_restore_of_a_database_in_use(config: Path, database: Database, tmp_path: Path) -> None:
@@ -188,7 +192,7 @@ def test_an_invalid_backup_is_refused_and_nothing_changes(config: Path, database
     good = tmp_path / "good.db"
     assert defib(config, "backup", str(good)).returncode == 0
     over = defib(config, "backup", str(good))
-    assert (over.returncode, "exists already" in over.stderr) == (1, True)
+    assert (over.returncode, "already exists" in over.stderr) == (1, True)
     database.close()
     (tmp_path / "text.db").write_text("not a database, but rather long for a text" * 100)
     (tmp_path / "empty.db").touch()
@@ -199,16 +203,16 @@ def test_an_invalid_backup_is_refused_and_nothing_changes(config: Path, database
         there.execute("UPDATE alembic_version SET version_num = '9999'")
         there.commit()
     before = services(tmp_path / "record.db")
-    for name, message in (
-        ("none.db", "there is no file"), ("text.db", "is no record of Defib"), ("empty.db", "is no record of Defib"),
+    for name, said in (
+        ("none.db", "there is no file"), ("text.db", "is not a database of Defib"), ("empty.db", "is not a database of Defib"),
         ("cut.db", "damaged"), ("newer.db", "newer version of Defib"),
     ):  # fmt: skip
         done = defib(config, "restore", str(tmp_path / name))
         assert (done.returncode, "Traceback" in done.stderr) == (1, False), done.stderr
-        assert message in done.stderr or (name == "cut.db" and "is no record" in done.stderr), done.stderr
+        assert said in done.stderr or (name == "cut.db" and "is not a database" in done.stderr), done.stderr
         assert services(tmp_path / "record.db") == before
     unwritable = defib(config, "backup", str(tmp_path / "nowhere" / "kept.db"))
-    assert (unwritable.returncode, "could not be copied" in unwritable.stderr) == (1, True), unwritable.stderr
+    assert (unwritable.returncode, "cannot copy" in unwritable.stderr) == (1, True), unwritable.stderr
 
 
 def test_backup_without_a_database(config: Path, tmp_path: Path) -> None:

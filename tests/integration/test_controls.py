@@ -1,4 +1,4 @@
-"""The controls on a real dockerd and a real supervisord."""
+"""The verbs of every control type, with a real dockerd, systemd and supervisord."""
 
 import asyncio
 import contextlib
@@ -26,9 +26,9 @@ from tests.support import eventually
 
 
 async def control(kind: str, verb: Verb, options: object, shell: Shell | None = None) -> Completed:
-    chosen = CONTROLS[kind]
-    made = chosen.options.model_validate(options)
-    return await chosen.run(verb, made, ControlRunner(shell or LocalShell(), Sudo(), 60.0))
+    control_kind = CONTROLS[kind]
+    validated = control_kind.options.model_validate(options)
+    return await control_kind.run(verb, validated, ControlRunner(shell or LocalShell(), Sudo(), 60.0))
 
 
 def started_at(container: str) -> str:
@@ -52,7 +52,7 @@ def test_docker(container: str) -> None:
 
 
 @pytest.mark.needs("dockerd", "busybox")
-def test_docker_starts_what_is_to_be_started_inside(container: str) -> None:
+def test_docker_runs_after_start_inside_the_container(container: str) -> None:
     awkward = 'it\'s $HOME; `id` "quoted"'
     script = 'echo "$GREETING $1"; exec sleep 1000'
     step = {
@@ -89,10 +89,9 @@ async def test_supervisor(launcher: Launcher, tmp_path: Path, monkeypatch: pytes
     assert "GET /" in (await control("supervisor", "logs", options)).stdout
 
 
-async def test_what_a_program_has_logged_is_not_judged(
-    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_log_line_like_an_error_of_supervisor_is_no_error(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its words may be those by which supervisorctl says that it did nothing."""
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     program = "[program:web]\ncommand=sh -c 'echo Error: mine; exec sleep 1000'\nstartsecs=0\n"
     config = await start_supervisord(launcher, tmp_path, program)
@@ -108,9 +107,10 @@ async def test_what_a_program_has_logged_is_not_judged(
         await control("supervisor", "logs", {**options, "program": "nothing"})
 
 
-async def facts(kind: str, options: object) -> TargetState | None:
-    chosen = CONTROLS[kind]
-    return await chosen.read_state(chosen.options.model_validate(options), ControlRunner(LocalShell(), Sudo(), 20.0))
+async def read_state(kind: str, options: object) -> TargetState | None:
+    control_kind = CONTROLS[kind]
+    validated = control_kind.options.model_validate(options)
+    return await control_kind.read_state(validated, ControlRunner(LocalShell(), Sudo(), 20.0))
 
 
 @pytest.mark.needs("dockerd", "busybox", "docker-compose")
@@ -129,9 +129,9 @@ async def test_compose(container: str, tmp_path: Path) -> None:
     assert (await control("compose", "start", options)).status == 0
     try:
         assert (await control("compose", "status", options)).status == 0
-        before = await facts("compose", options)
+        before = await read_state("compose", options)
         assert (await control("compose", "restart", options)).status == 0
-        after = await facts("compose", options)
+        after = await read_state("compose", options)
         assert before is not None
         assert after is not None
         assert (before.state, before.started < after.started) == ("running", True)
@@ -149,32 +149,32 @@ async def test_systemd(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", f"{systemd}:{os.environ['PATH']}")
     options = {"unit": "well"}
     assert (await control("systemd", "status", options)).status == 0
-    before = await facts("systemd", options)
+    before = await read_state("systemd", options)
     assert (await control("systemd", "restart", options)).status == 0
-    after = await facts("systemd", options)
+    after = await read_state("systemd", options)
     assert before is not None
     assert after is not None
     assert (before.state, before.pid != after.pid, bool(after.pid)) == ("active (running), result success", True, True)
     assert (await control("systemd", "stop", options)).status == 0
     assert (await control("systemd", "status", options)).status == 3
     assert (await control("systemd", "start", options)).status == 0
-    broken = await facts("systemd", {"unit": "broken"})
+    broken = await read_state("systemd", {"unit": "broken"})
     assert broken is not None
     assert broken.state == "failed (failed), result exit-code"
 
 
 @pytest.mark.parametrize("unit", ["*", "a*", "-f", "a b", "a;b", ""])
-async def test_names_that_are_no_unit(unit: str) -> None:
-    with pytest.raises(ValueError, match="is not the name of a systemd unit"):
+async def test_invalid_unit_names_are_refused(unit: str) -> None:
+    with pytest.raises(ValueError, match="is not a unit of systemd"):
         await control("systemd", "restart", {"unit": unit})
 
 
-async def test_http_stops_then_starts() -> None:
-    asked: list[tuple[str, str, str, Any]] = []
+async def test_http_restarts_by_stop_and_start() -> None:
+    requests: list[tuple[str, str, str, Any]] = []
 
     async def channel(request: web.Request) -> web.Response:
         body = await request.json() if request.can_read_body else None
-        asked.append((request.method, request.path, request.headers.get("Authorization", ""), body))
+        requests.append((request.method, request.path, request.headers.get("Authorization", ""), body))
         return web.json_response({"state": "running"}, status=500 if request.path == "/broken" else 200)
 
     async with peers.web_server(channel) as port:
@@ -184,35 +184,35 @@ async def test_http_stops_then_starts() -> None:
             "start": f"{url}/7/start", "status": f"{url}/7",
         }  # fmt: skip
         assert (await control("http", "restart", options)).status == 0
-        assert asked == [("POST", "/7/stop", "Bearer t0ken-secret", {"force": True}), ("POST", "/7/start", "", None)]
+        assert requests == [("POST", "/7/stop", "Bearer t0ken-secret", {"force": True}), ("POST", "/7/start", "", None)]
         status = await control("http", "status", options)
         assert (status.status, '"state": "running"' in status.stdout) == (0, True)
         assert (await control("http", "start", {"start": f"{url}/broken"})).status == 1
-        told = await facts("http", options)
-        assert told is not None
-        assert told.state.startswith("HTTP 200")
+        state = await read_state("http", options)
+        assert state is not None
+        assert state.state.startswith("HTTP 200")
     nowhere = "http://127.0.0.1:1/"
     for verb, verbs in (("start", {"start": nowhere}), ("restart", {"stop": nowhere, "start": nowhere})):
-        with pytest.raises(ShellError, match="cannot connect"):  # nothing was done: it costs no attempt
-            await control("http", verb, verbs)  # type: ignore[arg-type] # verbs are texts to mypy here
+        with pytest.raises(ShellError, match="cannot connect"):  # does not count as an attempt
+            await control("http", verb, verbs)  # type: ignore[arg-type] # mypy infers str for the verbs
     with pytest.raises(UnknownVerbError):
         await control("http", "logs", options)
 
 
-async def test_a_request_that_is_not_answered_is_unknown() -> None:
+async def test_the_outcome_of_a_request_without_a_response_is_unknown() -> None:
     async def silent(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         await reader.read()
 
     async with peers.raw_server(silent) as port:
-        chosen = CONTROLS["http"]
-        made = chosen.options.model_validate({"restart": f"http://127.0.0.1:{port}/"})
-        done = await chosen.run("restart", made, ControlRunner(None, Sudo(), 0.5))
-    assert (done.status, done.late) == (None, True)
+        http = CONTROLS["http"]
+        options = http.options.model_validate({"restart": f"http://127.0.0.1:{port}/"})
+        completed = await http.run("restart", options, ControlRunner(None, Sudo(), 0.5))
+    assert (completed.status, completed.late) == (None, True)
 
 
 @pytest.mark.needs("dockerd", "busybox")
-def test_a_container_that_restarts_itself_is_left_to_it(container: str) -> None:
+def test_a_container_that_docker_is_restarting_is_reported_as_healing(container: str) -> None:
     name = f"{container}-loops"
     argv = [
         "docker",
@@ -233,30 +233,30 @@ def test_a_container_that_restarts_itself_is_left_to_it(container: str) -> None:
     try:
 
         async def restarting() -> TargetState | None:
-            told = await facts("docker", {"container": name})
-            return told if told is not None and told.state == "restarting" else None
+            state = await read_state("docker", {"container": name})
+            return state if state is not None and state.state == "restarting" else None
 
-        told = asyncio.run(eventually(restarting))
-        assert told is not None
-        assert told.healing.startswith("docker restarts it itself (restart policy always")
-        assert told.exit_status == 1
+        state = asyncio.run(eventually(restarting))
+        assert state is not None
+        assert state.healing.startswith("docker is restarting it (restart policy always")
+        assert state.exit_status == 1
     finally:
         subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=True)
 
 
 @pytest.mark.parametrize("name", ["all", "web:*", "-x", "a b", "", "*"])
-async def test_names_that_would_mean_more_than_one_program(name: str) -> None:
-    with pytest.raises(ValueError, match="is not the name of a program in supervisor"):
+async def test_names_of_several_programs_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="is not a program of supervisor"):
         await control("supervisor", "restart", {"program": name})
 
 
 @pytest.mark.parametrize("name", ["-f", "a b", "$(x)", "", "a;b"])
-async def test_names_that_are_no_container(name: str) -> None:
+async def test_invalid_container_names_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="pattern"):
         await control("docker", "restart", {"container": name})
 
 
-async def test_commands(tmp_path: Path) -> None:
+async def test_command_restarts_by_stop_and_start(tmp_path: Path) -> None:
     log = tmp_path / "log"
     options = {"stop": ["sh", "-c", f"echo stop >> {log}"], "start": ["sh", "-c", f"echo start >> {log}"]}
     assert (await control("command", "restart", options)).status == 0
@@ -265,10 +265,10 @@ async def test_commands(tmp_path: Path) -> None:
         await control("command", "logs", options)
 
 
-class LostHalfWay:
-    wrapped = False
+class ShellLostAfterFirstCommand:
+    """A shell whose host cannot be reached after the first command."""
 
-    """A shell whose host goes away after the first command."""
+    wrapped = False
 
     def __init__(self) -> None:
         self.ran = 0
@@ -283,10 +283,10 @@ class LostHalfWay:
         pass
 
 
-async def test_a_host_that_is_lost_half_way_is_unknown_not_untouched() -> None:
+async def test_the_outcome_is_unknown_if_the_host_is_lost_after_the_first_command() -> None:
     options = {"stop": ["true"], "start": ["true"]}
-    done = await control("command", "restart", options, LostHalfWay())
-    assert (done.status, "connection was lost" in done.why) == (None, True)
+    completed = await control("command", "restart", options, ShellLostAfterFirstCommand())
+    assert (completed.status, "connection was lost" in completed.why) == (None, True)
 
 
 def test_a_sudo_password_is_on_stdin_only() -> None:

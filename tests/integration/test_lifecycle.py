@@ -1,4 +1,4 @@
-"""How alerts and incidents begin and end: nothing is lost, nothing lasts for ever, nothing ends without evidence."""
+"""The beginning and end of alerts and incidents, with failures of the exporter, Alertmanager, Prometheus and the record."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from tests.support import eventually
 pytestmark = pytest.mark.needs("sshd")
 
 
-async def test_an_exporter_with_another_configuration_holds_actions(loop: Loop) -> None:
+async def test_a_different_configuration_of_the_exporter_holds_actions(loop: Loop) -> None:
     await loop.start({"web": loop.service("web"), "db": loop.service("db")})
     config = loop.folder / "config" / "defib.yaml"
     written = config.read_text()
@@ -30,10 +30,10 @@ async def test_an_exporter_with_another_configuration_holds_actions(loop: Loop) 
     (loop.folder / "web.moved").touch()  # the service is up where its probe looks now
     assert (await loop.ask("POST", "/-/reload")).status_code == 200
 
-    async def counted() -> bool:
+    async def is_counted() -> bool:
         return await metric(loop, "defib_remediator_config_mismatch") == 1
 
-    await eventually(counted)
+    await eventually(is_counted)
     for name in ("web", "db"):
         await loop.kill(name)
         await loop.fire(name)
@@ -54,7 +54,7 @@ async def test_an_exporter_with_another_configuration_holds_actions(loop: Loop) 
     assert loop.restarts() == ["db"]
 
 
-async def test_what_fires_again_with_the_same_start_is_acted_on_if_the_service_is_down(loop: Loop) -> None:
+async def test_an_alert_that_fires_again_with_the_same_start_is_acted_on_if_the_service_is_down(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")})
     await loop.fire("web")
     await loop.fire("web", status="resolved")
@@ -67,8 +67,8 @@ async def test_what_fires_again_with_the_same_start_is_acted_on_if_the_service_i
     await eventually(loop.begun)
 
 
-async def test_an_incident_is_held_while_nobody_can_see_its_service(loop: Loop) -> None:
-    """Its alert is over, as it is also when Prometheus is gone; the exporter is gone, too."""
+async def test_an_incident_stays_open_while_the_status_of_its_service_is_unknown(loop: Loop) -> None:
+    """Its alert is resolved, as also if Prometheus fails, and the exporter does not run."""
     await loop.start({"web": loop.service("web", on_failure="notify")})
     await loop.kill("web")
     await loop.fire("web")
@@ -76,7 +76,7 @@ async def test_an_incident_is_held_while_nobody_can_see_its_service(loop: Loop) 
     await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
     await loop.fire("web", status="resolved")
     held = await loop.until_decision("wait", "blind")
-    # It may have been asked a moment before it was killed.
+    # The remediator may have queried the exporter just before that was killed.
     assert held["detail"]["detail"].startswith("its alerts are resolved, but ")
     await loop.until_cards("Service down: web", "Nobody can see how it is: web")
     (loop.folder / "web.alive").touch()
@@ -85,7 +85,7 @@ async def test_an_incident_is_held_while_nobody_can_see_its_service(loop: Loop) 
     await loop.until_cards("Service down: web", "Nobody can see how it is: web", "Recovered: web")
 
 
-async def test_a_verification_that_cannot_be_made_is_unknown_and_costs_no_attempt(loop: Loop) -> None:
+async def test_an_action_that_cannot_be_verified_does_not_count_as_an_attempt(loop: Loop) -> None:
     web = loop.service("web", restart="sleep 3; touch {alive}")
     web["control"]["timeout"] = "30s"
     await loop.start({"web": web}, attempts=1)
@@ -101,7 +101,7 @@ async def test_a_verification_that_cannot_be_made_is_unknown_and_costs_no_attemp
     await loop.until_cards("Service down: web", "Nobody can see how it is: web")
 
 
-async def test_an_action_on_a_service_that_is_renamed_is_unknown_immediately(loop: Loop) -> None:
+async def test_an_action_on_a_renamed_service_ends_as_unknown(loop: Loop) -> None:
     ends = loop.folder / "ends"
     web = loop.service("web", restart=f"while [ ! -e {ends} ]; do sleep 0.2; done")
     web["control"] |= {"timeout": "10m", "start_within": "10m"}
@@ -115,18 +115,18 @@ async def test_an_action_on_a_service_that_is_renamed_is_unknown_immediately(loo
     (action,) = (await loop.incident())["actions"]
     assert (action["state"], "removed from the inventory, or renamed" in action["why"]) == ("unknown", True)
 
-    async def told() -> bool:
+    async def was_notified() -> bool:
         return any("removed from the inventory" in card.text for card in loop.feishu.received)
 
-    await eventually(told)
+    await eventually(was_notified)
     await loop.kill("db")
-    await loop.fire("db")  # the host's place is free
+    await loop.fire("db")  # the host is not busy any more
 
     async def restarted() -> bool:
         return loop.restarts() == ["web", "db"]
 
     await eventually(restarted)
-    # The command runs on under the new name, and nothing is begun beside it.
+    # The command still runs, so that the target is busy under the new name.
     assert (await loop.stack.client.post(f"{loop.stack.url('exporter')}/-/reload")).status_code == 200
     await loop.fire("site")
 
@@ -140,13 +140,16 @@ async def test_an_action_on_a_service_that_is_renamed_is_unknown_immediately(loo
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-async def test_a_record_that_is_lost_under_the_running_program_is_noticed(loop: Loop, how: str) -> None:
+async def test_a_database_that_is_lost_while_the_remediator_runs_is_reported(loop: Loop, how: str) -> None:
     await loop.start({"web": loop.service("web")})
     path = loop.folder / "remediator.db"
     path.rename(loop.folder / "moved.db")
     if how == "replaced":
         path.write_bytes((loop.folder / "moved.db").read_bytes())
     assert (await loop.fire("web")).status_code == 503
+    for endpoint in ("/api/v1/incidents", "/api/v1/incidents/1", "/api/v1/maintenance", "/api/v1/automation"):
+        unread = await loop.ask("GET", endpoint)
+        assert (unread.status_code, unread.json()["error"]["code"]) == (503, "not_stored")
     healthy = await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")
     assert (healthy.status_code, f"was {how} while the remediator is running" in healthy.text) == (503, True)
     found = await asyncio.to_thread(defib, loop, "doctor")
@@ -155,8 +158,8 @@ async def test_a_record_that_is_lost_under_the_running_program_is_noticed(loop: 
     assert (await loop.fire("web")).status_code == 200
 
 
-async def test_host_down_that_never_ends_does_not_hold_a_host_that_answers(loop: Loop) -> None:
-    """There is no Alertmanager to ask, and its `resolved` was lost."""
+async def test_host_down_that_is_never_resolved_does_not_hold_actions_if_the_host_responds(loop: Loop) -> None:
+    """There is no Alertmanager to query, and the resolved webhook was lost."""
     web = loop.service("web")
     await loop.start({"web": web}, collect={"system": {"every": "1s"}})
     await loop.post(delivery(host_down()))
@@ -171,14 +174,14 @@ async def test_host_down_that_never_ends_does_not_hold_a_host_that_answers(loop:
 
 
 def host_down(status: str = "firing") -> dict[str, Any]:
-    made = alert("", "HostDown", status)
-    del made["labels"]["service"]
-    made["labels"]["host"] = "h"
-    return made
+    host_alert = alert("", "HostDown", status)
+    del host_alert["labels"]["service"]
+    host_alert["labels"]["host"] = "h"
+    return host_alert
 
 
 @pytest.mark.needs("prometheus-alertmanager")
-async def test_what_alertmanager_cut_off_is_taken_up_from_its_list(loop: Loop) -> None:
+async def test_alerts_that_alertmanager_truncated_are_read_from_its_api(loop: Loop) -> None:
     names = [f"s{number}" for number in range(5)]
     stack = loop.stack
     await start_alertmanager(loop)
@@ -199,11 +202,13 @@ async def test_what_alertmanager_cut_off_is_taken_up_from_its_list(loop: Loop) -
     await eventually(restarted)
     assert await metric(loop, "defib_remediator_alerts_truncated_total") == 2
     listed = (await stack.get("remediator", "/api/v1/alerts"))["alerts"]
-    assert sorted(each["labels"]["service"] for each in listed) == names[:4]  # what is routed elsewhere is not ours
+    assert (
+        sorted(each["labels"]["service"] for each in listed) == names[:4]
+    )  # without the alert that is routed elsewhere
 
 
 async def start_alertmanager(loop: Loop) -> None:
-    """One that sends two alerts of a group at most, and some elsewhere."""
+    """Start one that sends at most two alerts of a group, and some to another receiver."""
     stack = loop.stack
     hook = {
         "url": f"{stack.url('remediator')}/webhook/alertmanager", "send_resolved": True, "max_alerts": 2,
@@ -234,9 +239,7 @@ async def start_alertmanager(loop: Loop) -> None:
 
 @pytest.mark.needs("prometheus-alertmanager")
 @pytest.mark.parametrize("skew", [-600.0, 600.0])
-async def test_the_clock_of_alertmanager_need_not_agree_with_ours(
-    loop: Loop, skew: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_clock_of_alertmanager_may_differ(loop: Loop, skew: float, monkeypatch: pytest.MonkeyPatch) -> None:
     await start_alertmanager(loop)
     url = loop.stack.url("alertmanager")
     labels = {"alertname": "Watchdog", "severity": "info"}
@@ -244,25 +247,25 @@ async def test_the_clock_of_alertmanager_need_not_agree_with_ours(
     assert (await loop.stack.client.post(f"{url}/api/v2/alerts", json=posted)).is_success
     real = time.time
     monkeypatch.setattr("time.time", lambda: real() + skew)
-    asked = Alertmanager(Endpoint(url=url))
+    alertmanager = Alertmanager(Endpoint(url=url))
     try:
-        listing = await asked.alerts()
-        assert -2 <= listing.uptime < 120  # not old enough for its list to be whole
-        assert (await asked.alerts_of("web")).uptime < 120
-        ago = await asked.watchdog_age()
-        assert ago is not None
-        assert -2 <= ago < 120
-        made = await asked.silence(labels, time.time(), time.time() + 60, "ann", "until it is mended")
-        silence = (await loop.stack.client.get(f"{url}/api/v2/silence/{made}")).json()
+        listing = await alertmanager.alerts()
+        assert -2 <= listing.uptime < 120  # its list may be incomplete
+        assert (await alertmanager.alerts_of("web")).uptime < 120
+        age = await alertmanager.watchdog_age()
+        assert age is not None
+        assert -2 <= age < 120
+        silence_id = await alertmanager.silence(labels, time.time(), time.time() + 60, "ann", "until it is repaired")
+        silence = (await loop.stack.client.get(f"{url}/api/v2/silence/{silence_id}")).json()
         assert silence["status"]["state"] in ("active", "pending")
     finally:
-        await asked.close()
+        await alertmanager.close()
 
 
 @pytest.mark.needs("prometheus", "prometheus-alertmanager")
-async def test_with_prometheus_gone_host_down_is_not_called_over(loop: Loop) -> None:
-    """Alertmanager ends what Prometheus does not send any more."""
-    await start_alertmanager_of_shipped(loop)
+async def test_without_prometheus_host_down_is_not_resolved(loop: Loop) -> None:
+    """Alertmanager resolves the alerts that Prometheus no longer sends."""
+    await start_shipped_alertmanager(loop)
     url = loop.stack.url("alertmanager")
     await loop.start({"web": loop.service("web")}, remediator={"alertmanager_url": url})
 
@@ -281,22 +284,22 @@ async def test_with_prometheus_gone_host_down_is_not_called_over(loop: Loop) -> 
 
     await eventually(held)
     await loop.until_cards("Alert: HostDown · h", "Monitoring is broken: the Watchdog does not come")
-    await post(600, watchdog)  # Prometheus is back; the host is up, so that it sends HostDown no more
+    await post(600, watchdog)  # Prometheus works again; the host is up, so it does not send HostDown
 
-    async def told() -> bool:
+    async def was_notified() -> bool:
         titles = [card.title for card in loop.feishu.received[2:]]
         return sorted(titles) == ["Alert resolved: HostDown · h", "Monitoring works again"]
 
-    await eventually(told)
+    await eventually(was_notified)
 
 
-async def start_alertmanager_of_shipped(loop: Loop) -> None:
+async def start_shipped_alertmanager(loop: Loop) -> None:
     (loop.folder / "webhook_token").write_text(WEBHOOK_TOKEN)
     await loop.stack.start_alertmanager()
 
 
-async def test_services_in_maintenance_or_stopped_on_purpose_are_no_storm(loop: Loop) -> None:
-    """A stop is not held back by a maintenance, in which one stops things."""
+async def test_services_in_maintenance_or_stopped_by_operators_are_no_storm(loop: Loop) -> None:
+    """Maintenance does not hold a stop."""
     names = [f"s{number}" for number in range(4)]
     services = {name: loop.service(name) for name in names}
     services["s0"]["control"]["command"]["stop"] = ["rm", str(loop.folder / "s0.alive")]

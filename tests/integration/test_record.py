@@ -1,4 +1,4 @@
-"""The record: what deliveries, Alertmanager's list and actions do to it. A real SQLite file, no clock."""
+"""The record after webhooks, reconciliation and actions, in a real SQLite file with a manual clock."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ from tests.support import ManualClock, inventory_of, new_record
 DOWN = Observation(up=False, success=False, reason="connect")
 
 
-def written(*services: str) -> dict[str, Any]:
+def configuration_of(*services: str) -> dict[str, Any]:
     probe = {"command": {"run": ["true"]}}
     return {
         "hosts": {"h": {"address": "h", "shell": "local"}},
@@ -41,7 +41,7 @@ def written(*services: str) -> dict[str, Any]:
 class Record:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.database = new_record(folder, inventory_of(folder / "config", written("web", "db")).inventory)
+        self.database = new_record(folder, inventory_of(folder / "config", configuration_of("web", "db")).inventory)
         self.database.clock = self.clock = ManualClock(1000.0)
 
     @property
@@ -71,7 +71,7 @@ class Record:
     async def open(self) -> list[tuple[int, str]]:
         return [(number, service) for service, number in (await self.database.write(lifecycle.open_incidents)).items()]
 
-    async def told(self) -> list[str]:
+    async def notified(self) -> list[str]:
         def kinds(tx: Transaction) -> list[str]:
             return list(tx.scalars(select(notifications.c.kind).order_by(notifications.c.id)))
 
@@ -79,19 +79,19 @@ class Record:
 
     async def close(self, incident: int) -> bool:
         self.now += 1
-        ended = await self.database.write(lifecycle.close, incident, "recovered", ["ServiceDown"])
-        return ended is not None
+        closed = await self.database.write(lifecycle.close, incident, "recovered", ["ServiceDown"])
+        return closed is not None
 
     async def claim(self, before: Past | None = None, **changed: Any) -> actions.Claim | str:
-        seen = await self.database.write(situations.read_past, "web", 1, 3600.0) if before is None else before
-        situation = Situation(self.now, frozenset({"ServiceDown"}), seen, Present(), DOWN)
+        past = await self.database.write(situations.read_past, "web", 1, 3600.0) if before is None else before
+        situation = Situation(self.now, frozenset({"ServiceDown"}), past, Present(), DOWN)
         service = self.inventory.services["web"]
         return await self.database.write(
             actions.claim, 1, service, replace(situation, **changed),
             probed_at=self.now, evidence=actions.Evidence(),
         )  # fmt: skip
 
-    async def claim_for_person(self, service: str, *overruled: str, **changed: Any) -> actions.Claim | Decision:
+    async def claim_for_operator(self, service: str, *overruled: str, **changed: Any) -> actions.Claim | Decision:
         situation = replace(Situation(self.now, frozenset(), Past(), Present(), DOWN), **changed)
         return await self.database.write(
             actions.claim_for_operator, self.inventory.services[service], "restart", situation,
@@ -109,12 +109,12 @@ def alert(name: str = "ServiceDown", service: str = "web", status: Any = "firing
 
 @pytest.fixture
 async def record(tmp_path: Path) -> AsyncIterator[Record]:
-    made = await asyncio.to_thread(Record, tmp_path)
-    yield made
-    await asyncio.to_thread(made.database.close)
+    new = await asyncio.to_thread(Record, tmp_path)
+    yield new
+    await asyncio.to_thread(new.database.close)
 
 
-async def test_an_alert_that_is_no_longer_listed_is_over_and_fires_again_when_it_is(record: Record) -> None:
+async def test_an_alert_that_is_not_listed_is_resolved_and_fires_again_when_it_is_listed(record: Record) -> None:
     await record.deliver(alert())
     assert await record.reconcile({"ServiceDown-web"}) == 0
     assert await record.reconcile(set(), {"ServiceDown-web"}) == 0  # silenced, but there
@@ -122,11 +122,11 @@ async def test_an_alert_that_is_no_longer_listed_is_over_and_fires_again_when_it
     assert await record.close(1)
     await record.deliver(alert())
     assert await record.open() == [(2, "web")]
-    assert await record.told() == ["down", "recovered", "down"]
+    assert await record.notified() == ["down", "recovered", "down"]
 
 
-async def test_what_was_called_resolved_and_is_active_fires_again(record: Record) -> None:
-    """As after Prometheus could not reach Alertmanager for a while: the same startsAt comes back."""
+async def test_a_resolved_alert_that_is_active_fires_again(record: Record) -> None:
+    """If Prometheus could not reach Alertmanager for a while, the alert has the same startsAt afterwards."""
     await record.deliver(alert())
     await record.deliver(alert(status="resolved"))
     assert await record.close(1)
@@ -136,32 +136,32 @@ async def test_what_was_called_resolved_and_is_active_fires_again(record: Record
     assert await record.open() == [(2, "web")]
 
 
-async def test_what_was_just_seen_is_newer_than_the_list(record: Record) -> None:
+async def test_an_alert_that_was_just_received_is_newer_than_the_list(record: Record) -> None:
     await record.deliver(alert())
     changed = await record.database.write(reconciliation.reconcile, set(), set(), record.now - 10)
     assert changed == 0
 
 
-async def test_an_other_alert_is_told_again_when_it_fires_again(record: Record) -> None:
+async def test_a_notify_only_alert_is_notified_again_when_it_fires_again(record: Record) -> None:
     await record.deliver(alert("DiskFull", ""))
     await record.reconcile(set())
     await record.deliver(alert("DiskFull", ""))
-    assert await record.told() == ["alert", "alert_over", "alert"]
+    assert await record.notified() == ["alert", "alert_over", "alert"]
 
 
-async def test_a_service_that_joins_the_inventory_has_an_incident_from_the_next_delivery(record: Record) -> None:
+async def test_a_service_added_to_the_inventory_gets_an_incident_with_the_next_webhook(record: Record) -> None:
     await record.deliver(alert(service="new"))
     assert await record.open() == []
     record.inventory = (
-        await asyncio.to_thread(inventory_of, record.folder / "config", written("web", "new"))
+        await asyncio.to_thread(inventory_of, record.folder / "config", configuration_of("web", "new"))
     ).inventory
     await record.deliver(alert(service="new"))
     assert await record.open() == [(1, "new")]
-    assert await record.told() == ["alert", "down"]
+    assert await record.notified() == ["alert", "down"]
 
 
-async def test_an_alert_that_lasts_does_not_hold_the_story_back(record: Record) -> None:
-    """A certificate that expires for weeks must not swallow two outages."""
+async def test_an_alert_that_keeps_firing_does_not_hide_outages(record: Record) -> None:
+    """CertificateExpiring fires for weeks, during two outages."""
     await record.deliver(alert("CertificateExpiring"))
     for starts in ("1", "2"):
         await record.deliver(alert(starts=starts))
@@ -169,7 +169,7 @@ async def test_an_alert_that_lasts_does_not_hold_the_story_back(record: Record) 
         ((incident, _),) = await record.open()
         assert await record.close(incident)
     assert await record.open() == [(3, "web")]
-    assert await record.told() == ["alert", "down", "recovered", "down", "recovered"]
+    assert await record.notified() == ["alert", "down", "recovered", "down", "recovered"]
 
 
 async def test_an_incident_with_a_firing_alert_or_a_running_action_is_not_closed(record: Record) -> None:
@@ -183,7 +183,7 @@ async def test_an_incident_with_a_firing_alert_or_a_running_action_is_not_closed
     assert await record.close(1)
 
 
-async def test_a_claim_wants_a_failed_probe_newer_than_whatever_was_done_last(record: Record) -> None:
+async def test_a_claim_needs_a_failed_probe_newer_than_the_last_action(record: Record) -> None:
     await record.deliver(alert())
     first = await record.claim()
     assert isinstance(first, actions.Claim)
@@ -196,42 +196,54 @@ async def test_a_claim_wants_a_failed_probe_newer_than_whatever_was_done_last(re
     assert isinstance(await record.claim(), actions.Claim)
 
 
-async def test_a_person_is_held_back_by_locks_and_by_waits_that_were_not_overruled(record: Record) -> None:
-    held = await record.claim_for_person("web", storm=(3, 4))
+async def test_locks_and_gates_that_were_not_overruled_hold_an_operator_s_action(record: Record) -> None:
+    held = await record.claim_for_operator("web", storm=(3, 4))
     assert isinstance(held, Decision)
     assert (held.reason, held.detail) == ("storm", "3 of 4 services in its group are failing")
-    assert isinstance(await record.claim_for_person("web", "storm", storm=(3, 4)), actions.Claim)
+    assert isinstance(await record.claim_for_operator("web", "storm", storm=(3, 4)), actions.Claim)
     for service, lock in (("web", "target-busy"), ("db", "host-busy")):
-        held = await record.claim_for_person(service, "storm", lock)
+        held = await record.claim_for_operator(service, "storm", lock)
         assert isinstance(held, Decision)
         assert held.reason == lock
 
 
-async def stopped(record: Record) -> list[str]:
+async def test_a_command_ended_when_it_ended_not_when_that_was_stored(record: Record) -> None:
+    await record.deliver(alert())
+    claimed = await record.claim()
+    assert isinstance(claimed, actions.Claim)
+    ended_at = record.now
+    record.now += 600  # the disk was full
+    ended = await record.database.write(actions.end_command, claimed, "succeeded", 0, "", "", at=ended_at)
+    assert ended.command_ended_at == ended_at
+    (running,) = await record.database.write(actions.running_actions)
+    assert running.command_ended_at == ended_at
+
+
+async def stopped_services(record: Record) -> list[str]:
     return [name for name in ("web", "db") if await record.database.write(stops.describe, name)]
 
 
-async def test_a_start_ends_the_stop_of_every_service_of_its_target(record: Record, tmp_path: Path) -> None:
-    document = written("web", "db")
+async def test_a_start_removes_the_stops_of_all_services_of_its_target(record: Record, tmp_path: Path) -> None:
+    document = configuration_of("web", "db")
     document["services"]["db"]["control"] = document["services"]["web"]["control"]
     record.inventory = (await asyncio.to_thread(inventory_of, tmp_path / "shared", document)).inventory
     await record.database.write(stops.add, ["web", "db"], 1, "ann")
-    started = await record.claim_for_person("web")
+    started = await record.claim_for_operator("web")
     assert isinstance(started, actions.Claim)
     await record.database.write(actions.end_action, started, "succeeded", "", recovered=True)
-    assert await stopped(record) == []
+    assert await stopped_services(record) == []
 
 
-async def test_a_stop_of_a_removed_service_is_forgotten_in_time(record: Record) -> None:
+async def test_old_stops_of_removed_services_are_deleted(record: Record) -> None:
     await record.database.write(stops.add, ["web", "db"], 1, "ann")
     await record.database.write(stops.delete_removed, {"db"}, record.now)
-    assert await stopped(record) == ["web", "db"]
+    assert await stopped_services(record) == ["web", "db"]
     await record.database.write(stops.delete_removed, {"db"}, record.now + 1)
-    assert await stopped(record) == ["db"]
+    assert await stopped_services(record) == ["db"]
 
 
-async def test_a_stop_that_was_seen_holds_for_a_target_until_it_runs_again(record: Record, tmp_path: Path) -> None:
-    document = written("web", "db")
+async def test_an_observed_stop_is_valid_for_the_target_until_it_runs_again(record: Record, tmp_path: Path) -> None:
+    document = configuration_of("web", "db")
     document["services"]["db"]["control"] = document["services"]["web"]["control"]
     record.inventory = (await asyncio.to_thread(inventory_of, tmp_path / "shared", document)).inventory
     await record.deliver(alert(), alert(service="db"))
@@ -239,8 +251,8 @@ async def test_a_stop_that_was_seen_holds_for_a_target_until_it_runs_again(recor
     now = Situation(record.now, frozenset(), Past(), Present(), DOWN)
 
     async def past(service: str, incident: int) -> Past:
-        found = await record.database.write(situations.complete, incident, service, now)
-        return found.past
+        completed = await record.database.write(situations.complete, incident, service, now)
+        return completed.past
 
     assert {(each.stopped_run, each.stopped_why) for each in (await past("web", 1), await past("db", 2))} == {
         ("t1", "it was stopped")

@@ -14,8 +14,9 @@ import pytest
 from fleet.inventory.model import Sudo
 from fleet.shells import Completed
 from fleet.shells.local import LocalShell
-from remediator.execution.controls.docker import DockerOptions
-from remediator.execution.controls.recreate import differences, recreate
+from remediator.execution.controls.container_arguments import find_differences
+from remediator.execution.controls.docker import DockerControlOptions
+from remediator.execution.controls.recreate import recreate
 from remediator.execution.controls.runner import ControlRunner, TargetNotFoundError
 
 pytestmark = pytest.mark.needs("dockerd", "busybox")
@@ -36,16 +37,16 @@ NETWORKED = [
 
 @pytest.fixture
 def name(container: str) -> Iterator[str]:
-    """The name of a container that the test makes; it is gone afterwards."""
-    made = f"{container}-anew"
-    yield made
-    remove(made)
-    run("volume", "rm", "--force", f"{made}-data")
+    """The name of a container that the test may create; it is removed afterwards."""
+    container_name = f"{container}-recreated"
+    yield container_name
+    remove(container_name)
+    run("volume", "rm", "--force", f"{container_name}-data")
 
 
 @pytest.fixture
 def networks(name: str) -> Iterator[tuple[str, str, str]]:
-    """Two networks that end with the test, and the beginning of the addresses of the first."""
+    """Two networks, and the first three numbers of the addresses of the first one."""
     number = os.getpid() % 256
     names = (f"defib-inner-{os.getpid()}", f"defib-outer-{os.getpid()}")
     for each, first in zip(names, ("10.99", "10.98"), strict=True):
@@ -56,7 +57,7 @@ def networks(name: str) -> Iterator[tuple[str, str, str]]:
 
 
 def remove(name: str) -> None:
-    """Remove whatever a test has made."""
+    """Remove everything that a test may have created."""
     run("rm", "--force", "--volumes", name, f"{name}-other", f"{name}.defib-old", f"{name}.defib-new", check=False)
 
 
@@ -76,55 +77,55 @@ def start(name: str, image: str, *arguments: str) -> None:
         image,
         "sh",
         "-c",
-        "echo begun; exec sleep 1000",
+        "echo started; exec sleep 1000",
     )
 
 
-def inspected(name: str) -> Any:
+def inspect(name: str) -> Any:
     return json.loads(run("inspect", name))[0]
 
 
-def anew(name: str) -> Completed:
-    return asyncio.run(recreate(DockerOptions(container=name), ControlRunner(LocalShell(), Sudo(), 60.0)))
+def recreate_container(name: str) -> Completed:
+    return asyncio.run(recreate(DockerControlOptions(container=name), ControlRunner(LocalShell(), Sudo(), 60.0)))
 
 
-def listed(name: str) -> list[str]:
+def list_names(name: str) -> list[str]:
     return [each for each in run("ps", "--all", "--format", "{{.Names}}").split() if each.startswith(name)]
 
 
 @pytest.mark.parametrize("arguments", [[], RICH], ids=["bare", "rich"])
-def test_a_container_is_made_anew_with_the_arguments_that_it_had(
+def test_a_container_is_recreated_with_its_arguments(
     container: str, name: str, tmp_path: Path, arguments: list[str]
 ) -> None:
     start(name, container, *(each.format(name=name, folder=tmp_path) for each in arguments))
-    before = inspected(name)
-    done = anew(name)
-    assert done.status == 0, done
-    after = inspected(name)
+    before = inspect(name)
+    completed = recreate_container(name)
+    assert completed.status == 0, completed
+    after = inspect(name)
     assert after["Id"] != before["Id"]
-    assert (differences(before, after), after["State"]["Running"]) == ([], True)
+    assert (find_differences(before, after), after["State"]["Running"]) == ([], True)
     assert after["HostConfig"]["MaskedPaths"] == before["HostConfig"]["MaskedPaths"]
-    assert listed(name) == [name]
+    assert list_names(name) == [name]
 
 
-def test_an_old_container_that_cannot_be_removed_is_left_and_named(
+def test_an_old_container_that_cannot_be_removed_is_reported(
     container: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(name, container)
-    before, real = inspected(name), shutil.which("docker")
+    before, real = inspect(name), shutil.which("docker")
     (tmp_path / "docker").write_text(
         f'#!/bin/sh\n[ "$*" != "rm {before["Id"]}" ] || {{ echo "device busy" >&2; exit 1; }}\nexec {real} "$@"\n'
     )
     (tmp_path / "docker").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    done = anew(name)
-    assert (done.status, inspected(name)["State"]["Running"]) == (0, True)
-    assert f"the new container runs; the old one is left as {name}.defib-old: device busy" in done.stderr
-    assert inspected(name)["Id"] != before["Id"]
+    completed = recreate_container(name)
+    assert (completed.status, inspect(name)["State"]["Running"]) == (0, True)
+    assert f"the new container runs; cannot remove the old one, {name}.defib-old: device busy" in completed.stderr
+    assert inspect(name)["Id"] != before["Id"]
 
 
-def test_it_has_the_same_place_in_its_networks(container: str, name: str, networks: tuple[str, str, str]) -> None:
-    """Addresses, names, links and options, also after the second time."""
+def test_the_settings_of_networks_are_kept(container: str, name: str, networks: tuple[str, str, str]) -> None:
+    """Addresses, aliases, links and options, also if the container is recreated again."""
     inner, outer, subnet = networks
     start(f"{name}-other", container, "--network", inner)
     filled = [each.format(inner=inner, subnet=subnet, image=f"{name}-other") for each in NETWORKED]
@@ -142,14 +143,14 @@ def test_it_has_the_same_place_in_its_networks(container: str, name: str, networ
         name,
     )
     for _ in range(2):
-        before = inspected(name)
-        done = anew(name)
-        assert done.status == 0, done
-        after = inspected(name)
+        before = inspect(name)
+        completed = recreate_container(name)
+        assert completed.status == 0, completed
+        after = inspect(name)
         places = [
-            {network: (told["IPAMConfig"], {*told["Aliases"]} - {of["Id"][:12]}, told["Links"], told["DriverOpts"], told["IPAddress"])
-             for network, told in of["NetworkSettings"]["Networks"].items()}
-            for of in (before, after)
+            {network: (each["IPAMConfig"], {*each["Aliases"]} - {document["Id"][:12]}, each["Links"], each["DriverOpts"], each["IPAddress"])
+             for network, each in document["NetworkSettings"]["Networks"].items()}
+            for document in (before, after)
         ]  # fmt: skip
         assert places[1] == places[0]
         assert {"db", "cache"} <= {alias for _, aliases, *_ in places[1].values() for alias in aliases}
@@ -158,43 +159,43 @@ def test_it_has_the_same_place_in_its_networks(container: str, name: str, networ
         assert before["Id"][:12] not in after["NetworkSettings"]["Networks"][inner]["Aliases"]
 
 
-def test_an_address_that_was_taken_meanwhile_puts_the_old_one_back(
+def test_the_old_container_is_restored_if_its_address_is_in_use(
     container: str, name: str, networks: tuple[str, str, str]
 ) -> None:
     inner, _, subnet = networks
     start(name, container, "--network", inner, "--ip", f"{subnet}.50")
-    before = inspected(name)
+    before = inspect(name)
     run("kill", name)
     start(f"{name}-other", container, "--network", inner, "--ip", f"{subnet}.50")
-    done = anew(name)
-    assert (done.status, inspected(name)["Id"]) == (1, before["Id"])
-    assert "the old container was put back, and does not start: " in done.stderr
-    assert listed(name) == [f"{name}-other", name] or listed(name) == [name, f"{name}-other"]
+    completed = recreate_container(name)
+    assert (completed.status, inspect(name)["Id"]) == (1, before["Id"])
+    assert "the old container was restored, but does not start: " in completed.stderr
+    assert list_names(name) == [f"{name}-other", name] or list_names(name) == [name, f"{name}-other"]
 
 
-def test_the_network_of_another_container(container: str, name: str) -> None:
+def test_a_container_in_the_network_of_another_one_is_recreated_and_the_other_is_not(container: str, name: str) -> None:
     other = f"{name}-other"
     start(other, container, "--network", "none")
     start(name, container, "--network", f"container:{other}")
-    done = anew(name)
-    assert done.status == 0, done
-    assert inspected(name)["HostConfig"]["NetworkMode"] == f"container:{inspected(other)['Id']}"
-    assert inspected(name)["State"]["Running"]
-    before = inspected(other)["State"]["StartedAt"]
-    refused = anew(other)
-    assert (refused.status, f"is also that of {name}" in refused.stderr) == (1, True)
-    assert inspected(other)["State"]["StartedAt"] == before
+    completed = recreate_container(name)
+    assert completed.status == 0, completed
+    assert inspect(name)["HostConfig"]["NetworkMode"] == f"container:{inspect(other)['Id']}"
+    assert inspect(name)["State"]["Running"]
+    before = inspect(other)["State"]["StartedAt"]
+    refused = recreate_container(other)
+    assert (refused.status, f"{name} uses the network of {other}" in refused.stderr) == (1, True)
+    assert inspect(other)["State"]["StartedAt"] == before
     run("kill", other)
-    before = inspected(name)
-    refused = anew(name)
-    assert (refused.status, "does not run: HostConfig.NetworkMode" in refused.stderr) == (1, True), refused
-    assert (inspected(name)["Id"], inspected(name)["State"]["Running"]) == (before["Id"], True)
+    before = inspect(name)
+    refused = recreate_container(name)
+    assert (refused.status, "which is not running (HostConfig.NetworkMode)" in refused.stderr) == (1, True), refused
+    assert (inspect(name)["Id"], inspect(name)["State"]["Running"]) == (before["Id"], True)
 
 
-def test_what_cannot_be_restored_is_named_before_anything_is_touched(
+def test_an_argument_that_cannot_be_kept_is_reported_before_anything_is_changed(
     container: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a docker that forgets the size of shared memory when it creates."""
+    """The docker of this test drops the size of shared memory at creation."""
     real = shutil.which("docker")
     (tmp_path / "docker").write_text(
         f'#!/bin/sh\n[ "$1" != create ] || {{ shift; exec {real} create $(echo "$@" | sed "s/--shm-size [0-9]*//"); }}\n'
@@ -202,29 +203,33 @@ def test_what_cannot_be_restored_is_named_before_anything_is_touched(
     )
     (tmp_path / "docker").chmod(0o755)
     run("run", "-d", "--network", "host", "--shm-size", "32m", "--name", name, container, "/bin/sleep", "1000")
-    before = inspected(name)
+    before = inspect(name)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    done = anew(name)
-    assert (done.status, "HostConfig.ShmSize" in done.stderr, "was not touched" in done.stderr) == (1, True, True)
-    after = inspected(name)
+    completed = recreate_container(name)
+    assert (completed.status, "HostConfig.ShmSize" in completed.stderr, "was not changed" in completed.stderr) == (
+        1,
+        True,
+        True,
+    )
+    after = inspect(name)
     assert (after["Id"], after["State"]) == (before["Id"], before["State"])
-    assert listed(name) == [name]
+    assert list_names(name) == [name]
 
 
-def test_an_attempt_that_was_cut_short_is_undone(container: str, name: str) -> None:
+def test_an_interrupted_attempt_is_undone(container: str, name: str) -> None:
     start(name, container, "--network", "host")
-    before = inspected(name)
+    before = inspect(name)
     run("create", "--name", f"{name}.defib-new", container, "sleep", "1")
     run("stop", name)
     run("rename", name, f"{name}.defib-old")
-    done = anew(name)
-    assert done.status == 0, done
-    assert (differences(before, inspected(name)), listed(name)) == ([], [name])
+    completed = recreate_container(name)
+    assert completed.status == 0, completed
+    assert (find_differences(before, inspect(name)), list_names(name)) == ([], [name])
 
 
-def test_the_beginning_of_an_identifier_is_not_a_name(container: str) -> None:
-    before = inspected(container)
+def test_an_abbreviated_id_is_not_a_name(container: str) -> None:
+    before = inspect(container)
     with pytest.raises(TargetNotFoundError, match=f"there is no container {before['Id'][:6]} on the host"):
-        anew(before["Id"][:6])
-    after = inspected(container)
+        recreate_container(before["Id"][:6])
+    after = inspect(container)
     assert (after["Id"], after["Name"], after["State"]) == (before["Id"], before["Name"], before["State"])

@@ -1,4 +1,4 @@
-"""The remediator as a program, with a real exporter and a real sshd; deliveries are posted as Alertmanager would."""
+"""The remediator process with a real exporter and sshd; the tests post webhooks as Alertmanager does."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from tests.support import eventually
 pytestmark = pytest.mark.needs("sshd")
 
 
-async def test_a_dead_service_is_restarted_once_and_told(loop: Loop) -> None:
+async def test_a_service_that_is_down_is_restarted_once_and_notified(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")})
     await loop.kill("web")
     answers = await asyncio.gather(*(loop.fire("web") for _ in range(100)))
@@ -35,7 +35,7 @@ async def test_a_dead_service_is_restarted_once_and_told(loop: Loop) -> None:
     assert not loop.feishu.refused
 
 
-async def test_two_alerts_of_one_service_are_one_action(loop: Loop) -> None:
+async def test_two_alerts_of_a_service_cause_one_action(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")}, alerts=["ServiceDown", "ServiceSlow"])
     await loop.kill("web")
     await loop.post(delivery(alert("web"), alert("web", "ServiceSlow")))
@@ -54,7 +54,7 @@ async def test_two_alerts_of_one_service_are_one_action(loop: Loop) -> None:
         ({}, {"never_for": ["exit"]}, "ServiceDown", "refuse", "not-restartable"),
     ],
 )
-async def test_what_is_not_restarted(
+async def test_gates_that_hold_a_restart(
     loop: Loop, change: dict[str, Any], remediation: dict[str, Any], alertname: str, verb: str, reason: str
 ) -> None:
     await loop.start({"web": loop.service("web", **change)}, **remediation)
@@ -64,7 +64,7 @@ async def test_what_is_not_restarted(
     assert loop.restarts() == []
 
 
-async def test_a_service_that_is_up_is_not_restarted_whatever_an_alert_says(loop: Loop) -> None:
+async def test_a_service_that_is_up_is_not_restarted(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")})
     await loop.fire("web")
     await loop.until_decision("refuse", "already-up")
@@ -73,7 +73,7 @@ async def test_a_service_that_is_up_is_not_restarted_whatever_an_alert_says(loop
     assert (incident["recovered_by"], loop.restarts()) == ("self", [])
 
 
-async def test_attempts_are_used_up_and_people_told(loop: Loop) -> None:
+async def test_used_up_attempts_are_notified(loop: Loop) -> None:
     await loop.start({"web": loop.service("web", restart="exit 7")}, attempts=2)
     await loop.kill("web")
     await loop.fire("web")
@@ -84,7 +84,7 @@ async def test_attempts_are_used_up_and_people_told(loop: Loop) -> None:
     assert "all attempts are used up" in loop.feishu.received[-1].text
 
 
-async def test_a_restart_that_said_0_and_did_not_help_has_failed(loop: Loop) -> None:
+async def test_a_successful_command_without_recovery_is_a_failed_action(loop: Loop) -> None:
     await loop.start({"web": loop.service("web", restart="true")}, attempts=1)
     await loop.kill("web")
     await loop.fire("web")
@@ -94,7 +94,7 @@ async def test_a_restart_that_said_0_and_did_not_help_has_failed(loop: Loop) -> 
     assert "not up within 6 s; exit: test exited with status 1" in action["why"]
 
 
-async def test_a_service_that_dies_again_within_hold_was_not_brought_back(loop: Loop) -> None:
+async def test_a_service_that_is_down_again_within_hold_has_not_recovered(loop: Loop) -> None:
     restart = "touch {alive}; (sleep 1; rm {alive}) >/dev/null 2>&1 &"
     await loop.start({"web": loop.service("web", restart=restart)}, attempts=1, hold="5s")
     await loop.kill("web")
@@ -104,8 +104,8 @@ async def test_a_service_that_dies_again_within_hold_was_not_brought_back(loop: 
     assert (action["state"], "down again within 5 s" in action["why"]) == ("failed", True)
 
 
-async def test_a_host_that_is_not_reached_costs_no_attempt_and_no_others(loop: Loop) -> None:
-    # The exporter reaches its host; the controls' own way there is closed.
+async def test_an_unreachable_host_counts_as_no_attempt_and_does_not_delay_others(loop: Loop) -> None:
+    # The exporter can reach the host; the connection of the controls is refused.
     await loop.start({"lost": loop.service("lost", host="uncontrolled"), "web": loop.service("web")}, attempts=1)
     for name in ("lost", "web"):
         await loop.kill(name)
@@ -122,7 +122,7 @@ async def test_a_host_that_is_not_reached_costs_no_attempt_and_no_others(loop: L
     assert (await loop.until("open", 2))["actions"][0]["command"] == "succeeded"
 
 
-async def test_a_command_that_hangs_is_unknown_within_its_deadline(loop: Loop) -> None:
+async def test_the_outcome_of_a_command_that_hangs_is_unknown_after_its_timeout(loop: Loop) -> None:
     hung = loop.service("web", restart="sleep 60")
     hung["control"] |= {"timeout": "1s", "start_within": "1s"}
     await loop.start({"web": hung}, attempts=1)
@@ -146,7 +146,7 @@ REFUSED: list[tuple[Any, dict[str, str] | None, int, str]] = [
 ]
 
 
-async def test_what_is_refused(loop: Loop) -> None:
+async def test_invalid_webhooks_are_refused(loop: Loop) -> None:
     await loop.start({})
     for number, (body, headers, status, code) in enumerate(REFUSED, 1):
         answer = await loop.post(body, headers)
@@ -161,28 +161,28 @@ async def test_what_is_refused(loop: Loop) -> None:
         assert f'defib_remediator_webhook_refusals_total{{code="{status}"}} {count}.0' in metrics
 
 
-async def test_an_alert_of_no_service_of_ours_is_told_and_never_acted_on(loop: Loop) -> None:
+async def test_an_alert_of_an_unknown_service_is_only_notified(loop: Loop) -> None:
     await loop.start({"web": loop.service("web")}, notify={"group_wait": "100ms"})
     services = ["", "unknown", "a;reboot", "$(x)", "-f", "web*", "a\nb", "\0", "x" * 10_000]
     for number, service in enumerate(services, 1):
         assert (await loop.fire(service)).status_code == 200
 
-        async def told(number: int = number) -> bool:
+        async def was_notified(number: int = number) -> bool:
             return len(loop.feishu.received) >= number
 
-        await eventually(told)
+        await eventually(was_notified)
     assert (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"] == []
     assert loop.restarts() == []
 
 
-async def test_other_alerts_are_told_and_their_end_too(loop: Loop) -> None:
+async def test_notify_only_alerts_and_their_ends_are_notified(loop: Loop) -> None:
     await loop.start({})
     for status in ("firing", "firing", "resolved", "resolved"):
         await loop.fire("", "DiskFull", status)
     await loop.until_cards("Alert: DiskFull", "Alert resolved: DiskFull")
 
 
-async def test_a_late_copy_of_what_was_resolved_is_no_news(loop: Loop) -> None:
+async def test_a_late_copy_of_a_resolved_alert_is_ignored(loop: Loop) -> None:
     await loop.start({"web": loop.service("web", on_failure="notify")})
     await loop.fire("web", status="resolved")
     await loop.fire("web")
@@ -190,7 +190,7 @@ async def test_a_late_copy_of_what_was_resolved_is_no_news(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("moment", ["received", "commanding", "verifying"])
-async def test_killed_at_any_moment_it_goes_on_where_it_was(loop: Loop, moment: str) -> None:
+async def test_it_continues_after_it_was_killed(loop: Loop, moment: str) -> None:
     restart = "sleep 0.5; touch {alive}" if moment == "commanding" else "touch {alive}"
     await loop.start({"web": loop.service("web", restart=restart)}, hold="1s", backoff={"first": "5s"})
     await loop.kill("web")
@@ -211,7 +211,7 @@ async def test_killed_at_any_moment_it_goes_on_where_it_was(loop: Loop, moment: 
     await loop.until_cards("Service down: web", "Restarted, being watched: web", "Recovered: web", killed=True)
 
 
-async def test_sigterm_lets_a_running_command_finish(loop: Loop) -> None:
+async def test_on_sigterm_a_running_command_finishes(loop: Loop) -> None:
     await loop.start({"web": loop.service("web", restart="sleep 1; touch {alive}")})
     await loop.kill("web")
     await loop.fire("web")
@@ -223,7 +223,7 @@ async def test_sigterm_lets_a_running_command_finish(loop: Loop) -> None:
     assert "Traceback" not in log
 
 
-async def test_a_person_restarts_through_the_same_locks(loop: Loop) -> None:
+async def test_an_operator_s_restart_uses_the_same_locks(loop: Loop) -> None:
     await loop.start({"web": loop.service("web", restart="sleep 1; touch {alive}")})
     url = f"{loop.stack.url('remediator')}/api/v1/services"
     begun = await loop.stack.client.post(f"{url}/web/restart")
@@ -241,19 +241,19 @@ async def test_a_person_restarts_through_the_same_locks(loop: Loop) -> None:
     assert loop.restarts() == ["web"]
 
 
-async def test_a_second_remediator_on_the_same_record_refuses(loop: Loop) -> None:
+async def test_a_second_remediator_cannot_open_the_database(loop: Loop) -> None:
     await loop.start({})
     first = loop.stack.pids["remediator"]
     with pytest.raises(Exception, match="another remediator uses the database"):
-        await loop.stack.wait_for("a second", lambda: _second(loop), within=60)
+        await loop.stack.wait_for("a second", lambda: _start_second(loop), within=60)
     os.kill(first, 0)
 
 
-async def _second(loop: Loop) -> bool:
+async def _start_second(loop: Loop) -> bool:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "defib", "remediator", "--config", str(loop.folder / "config"), "--listen", "127.0.0.1:0",
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    _, said = await process.communicate()
+    _, stderr = await process.communicate()
     assert process.returncode == 1
-    raise RuntimeError(said.decode())
+    raise RuntimeError(stderr.decode())

@@ -1,4 +1,4 @@
-"""Every refusal and wait by its name, and what must never happen."""
+"""The policy: every gate, back-off and attempts, and properties that hold for all situations."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,19 +19,19 @@ from tests.support import inventory_of
 NOW = 1_000_000.0
 DOWN = Observation(up=False, success=False, reason="connect", message="refused")
 LADDER = {"steps": ["restart", {"recreate": {"command": ["remake"]}}]}
-DONE = PastAction(NOW - 80, NOW - 60, succeeded=True)
-HALF_DONE = replace(DONE, succeeded=False)
-LONG_AGO = replace(HALF_DONE, after_failure=True)
-OURS = Past(actions=(replace(LONG_AGO, of_incident=True),))
+SUCCEEDED = PastAction(NOW - 80, NOW - 60, succeeded=True)
+FAILED = replace(SUCCEEDED, succeeded=False)
+AFTER_FAILURE = replace(FAILED, after_failure=True)
+FAILED_IN_INCIDENT = Past(actions=(replace(AFTER_FAILURE, of_incident=True),))
 SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Service]:
-    return _services(tmp_path_factory.mktemp("config"))
+    return load_services(tmp_path_factory.mktemp("config"))
 
 
-def _services(folder: Path) -> dict[str, Service]:
+def load_services(folder: Path) -> dict[str, Service]:
     probe = {"http": {"url": "http://h/"}}
     control = {"command": {"restart": ["true"]}}
     host = {"h": {"address": "h", "shell": "local"}}
@@ -41,7 +41,7 @@ def _services(folder: Path) -> dict[str, Service]:
             "hosts": host,
             "services": {
                 "web": {"host": "h", "probe": probe, "control": control, "on_failure": "restart"},
-                "told": {"host": "h", "probe": probe, "control": control},
+                "notify_only": {"host": "h", "probe": probe, "control": control},
                 "bare": {"probe": probe, "on_failure": "restart"},
             },
         },
@@ -56,7 +56,7 @@ def _services(folder: Path) -> dict[str, Service]:
         ("gone", {}, {}, "nothing", None),
         ("web", {}, {"firing": frozenset({"ServiceSlow"})}, "refuse", "not-an-alert-to-act-on"),
         ("web", {"alerts": ["ServiceSlow"]}, {"firing": frozenset({"ServiceSlow"})}, "act", None),
-        ("told", {}, {}, "refuse", "notify-only"),
+        ("notify_only", {}, {}, "refuse", "notify-only"),
         ("bare", {}, {}, "refuse", "no-control"),
         ("web", {}, {"observed": Observation(True, True, None)}, "refuse", "already-up"),
         ("web", {}, {"observed": Observation(False, True, None)}, "refuse", "already-up"),
@@ -71,7 +71,7 @@ def _services(folder: Path) -> dict[str, Service]:
         ("web", {}, {"scheduled": "group gpu, 02:00 to 04:00"}, "wait", "maintenance"),
         ("web", {}, {"silenced": "silenced by 1"}, "wait", "silenced"),
         ("web", {}, {"gone": True}, "wait", "alert-gone"),
-        ("web", {}, {"healing": "docker restarts it itself"}, "wait", "healing-itself"),
+        ("web", {}, {"healing": "docker is restarting it"}, "wait", "healing-itself"),
         ("web", {}, {"healing": "docker …", "past": Past(healing_since=NOW - 299)}, "wait", "healing-itself"),
         ("web", {}, {"healing": "docker …", "past": Past(healing_since=NOW - 300)}, "act", None),
         ("web", {}, {"stopped": "by ann, through Defib"}, "wait", "stopped"),
@@ -83,8 +83,14 @@ def _services(folder: Path) -> dict[str, Service]:
         ("web", {}, {"stopped_by_hand": "s", "approved": True}, "act", None),
         ("web", {}, {"withheld": "it is paused"}, "wait", "stopped-by-hand"),
         ("web", {"respect_stop": False}, {"withheld": "it is paused"}, "act", None),
-        ("web", {}, {"withheld": "it is masked", "stopped_for": 70.0, "past": OURS}, "wait", "stopped-by-hand"),
-        # It was seen earlier, and its manager has forgotten; after another start it is over.
+        (
+            "web",
+            {},
+            {"withheld": "it is masked", "stopped_for": 70.0, "past": FAILED_IN_INCIDENT},
+            "wait",
+            "stopped-by-hand",
+        ),
+        # A stop that was observed earlier holds until the target has another run.
         ("web", {}, {"run": "t1", "past": Past(stopped_run="t1", stopped_why="s")}, "wait", "stopped-by-hand"),
         ("web", {}, {"run": "t2", "past": Past(stopped_run="t1", stopped_why="s")}, "act", None),
         (
@@ -97,57 +103,69 @@ def _services(folder: Path) -> dict[str, Service]:
         ("web", {}, {"run": "t1", "past": Past(stopped_why="it is paused")}, "act", None),
         ("web", {}, {"unseen": "no answer", "past": Past(stopped_why="it is paused")}, "wait", "stopped-by-hand"),
         ("web", {}, {"unseen": "no answer"}, "act", None),
-        # Who may not look cannot respect a stop.
+        # Without permission to read the state, a stop cannot be respected.
         ("web", {}, {"refused": "docker is not in the list"}, "refuse", "sudo-refused"),
         ("web", {"respect_stop": False}, {"refused": "docker is not in the list"}, "act", None),
-        # We reset its failure, and could not start it: an end before that, or at no known time, is no stop.
-        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 200.0, "past": OURS}, "act", None),
-        ("web", {}, {"stopped_by_hand": "s", "past": OURS}, "act", None),
-        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 5.0, "past": OURS}, "wait", "stopped-by-hand"),
-        # Since then it has run; or that was another outage.
-        ("web", {}, {"stopped_by_hand": "s", "past": Past(actions=(DONE, *OURS.actions))}, "wait", "stopped-by-hand"),
-        ("web", {}, {"stopped_by_hand": "s", "past": Past(actions=(LONG_AGO,))}, "wait", "stopped-by-hand"),
-        # Our own restart stopped it, and could not start it again; before, after, and of one that succeeded it is not so.
+        # An action reset the failure and could not start the target: an end before it, or at an unknown time, is no stop.
+        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 200.0, "past": FAILED_IN_INCIDENT}, "act", None),
+        ("web", {}, {"stopped_by_hand": "s", "past": FAILED_IN_INCIDENT}, "act", None),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(actions=(HALF_DONE, DONE))},
+            {"stopped_by_hand": "s", "stopped_for": 5.0, "past": FAILED_IN_INCIDENT},
+            "wait",
+            "stopped-by-hand",
+        ),
+        # The target has run since, or the action was for another incident.
+        (
+            "web",
+            {},
+            {"stopped_by_hand": "s", "past": Past(actions=(SUCCEEDED, *FAILED_IN_INCIDENT.actions))},
+            "wait",
+            "stopped-by-hand",
+        ),
+        ("web", {}, {"stopped_by_hand": "s", "past": Past(actions=(AFTER_FAILURE,))}, "wait", "stopped-by-hand"),
+        # A failed restart stopped the target. A stop before or after it, or after a successful restart, is a manual one.
+        (
+            "web",
+            {},
+            {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(actions=(FAILED, SUCCEEDED))},
             "act",
             None,
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 200.0, "past": Past(actions=(DONE, HALF_DONE))},
+            {"stopped_by_hand": "s", "stopped_for": 200.0, "past": Past(actions=(SUCCEEDED, FAILED))},
             "wait",
             "stopped-by-hand",
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 5.0, "past": Past(actions=(DONE, HALF_DONE))},
+            {"stopped_by_hand": "s", "stopped_for": 5.0, "past": Past(actions=(SUCCEEDED, FAILED))},
             "wait",
             "stopped-by-hand",
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": None, "past": Past(actions=(DONE, HALF_DONE))},
+            {"stopped_by_hand": "s", "stopped_for": None, "past": Past(actions=(SUCCEEDED, FAILED))},
             "wait",
             "stopped-by-hand",
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(actions=(DONE,))},
+            {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(actions=(SUCCEEDED,))},
             "wait",
             "stopped-by-hand",
         ),
         ("web", {}, {"age": 299.0}, "wait", "starting"),
         ("web", {}, {"age": 300.0}, "act", None),
-        ("web", {}, {"age": 70.0, "past": Past(actions=(DONE,))}, "act", None),
-        ("web", {}, {"age": 40.0, "past": Past(actions=(DONE,))}, "wait", "starting"),
-        ("web", {}, {"age": 100.0, "past": Past(actions=(DONE,))}, "wait", "starting"),
+        ("web", {}, {"age": 70.0, "past": Past(actions=(SUCCEEDED,))}, "act", None),
+        ("web", {}, {"age": 40.0, "past": Past(actions=(SUCCEEDED,))}, "wait", "starting"),
+        ("web", {}, {"age": 100.0, "past": Past(actions=(SUCCEEDED,))}, "wait", "starting"),
         ("web", {}, {"age": 5.0, "past": Past(starting_since=NOW - 299)}, "wait", "starting"),
         ("web", {}, {"age": 5.0, "past": Past(starting_since=NOW - 300)}, "act", None),
         ("web", {}, {"past": Past(blocked="host-key-changed")}, "refuse", "host-key-changed"),
@@ -182,20 +200,20 @@ def test_decisions(
     decision = decide(services.get(service), Remediation(**rules), replace(SITUATION, **change))
     assert (decision.verb, decision.reason) == (verb, reason)
     if service == "web":
-        # What is explained is what is decided by: the first gate that is shut.
-        shut = [
+        # The first closed gate of `explain` is the reason of the decision.
+        closed = [
             each.name
             for each in explain(services["web"], Remediation(**rules), replace(SITUATION, **change))
             if each.held
         ]
-        assert verb == "nothing" or (shut[0] if shut else None) == reason
+        assert verb == "nothing" or (closed[0] if closed else None) == reason
 
 
-def test_every_refusal_and_wait_is_a_gate() -> None:
+def test_every_refusal_and_wait_has_a_gate() -> None:
     assert set(GATES) == {*get_args(Refusal), *get_args(Wait)}
 
 
-def test_the_ladder_is_climbed_step_by_step(services: dict[str, Service]) -> None:
+def test_the_next_step_follows_when_the_attempts_of_a_step_are_used_up(services: dict[str, Service]) -> None:
     rules = Remediation(**LADDER)
     steps = [
         next_step(services["web"], rules, Past({"restart": n, "recreate": m}))
@@ -216,19 +234,19 @@ def test_the_ladder_is_climbed_step_by_step(services: dict[str, Service]) -> Non
         ({"stopped": "by ann", "stopped_by_hand": "s", "withheld": "it is paused", "age": 1.0}, [], None),
     ],
 )  # fmt: skip
-def test_what_holds_a_person_back(
+def test_gates_that_hold_an_operator_s_action(
     services: dict[str, Service], change: dict[str, Any], overruled: list[str], reason: str | None
 ) -> None:
     held = find_hold(services["web"], Remediation(), replace(SITUATION, **change), overruled)
     assert (held.reason if held else None) == reason
 
 
-def test_waits_end_when_they_said_or_are_looked_at_again(services: dict[str, Service]) -> None:
+def test_a_wait_ends_at_its_known_end_or_is_decided_again(services: dict[str, Service]) -> None:
     rules = Remediation()
-    waits = decide(services["web"], rules, replace(SITUATION, past=Past({"restart": 1}, 1, NOW - 50)))
-    assert waits.until == NOW + 10
-    waits = decide(services["web"], rules, replace(SITUATION, past=Past({"restart": 2}, 2, NOW - 50)))
-    assert waits.until == NOW + 30
+    decision = decide(services["web"], rules, replace(SITUATION, past=Past({"restart": 1}, 1, NOW - 50)))
+    assert decision.until == NOW + 10
+    decision = decide(services["web"], rules, replace(SITUATION, past=Past({"restart": 2}, 2, NOW - 50)))
+    assert decision.until == NOW + 30
     assert decide(services["web"], rules, replace(SITUATION, age=290.0)).until == NOW + 10
 
 
@@ -262,8 +280,10 @@ situations = st.builds(
 )  # fmt: skip
 
 
-@given(situation=situations, automatic=st.booleans(), service=st.sampled_from(["web", "told", "bare", "gone"]))
-def test_what_must_never_happen(
+@given(
+    situation=situations, automatic=st.booleans(), service=st.sampled_from(["web", "notify_only", "bare", "removed"])
+)
+def test_an_action_meets_all_conditions_of_safety(
     services: dict[str, Service], situation: Situation, automatic: bool, service: str
 ) -> None:
     rules = Remediation(automatic=automatic, **LADDER)
@@ -308,12 +328,12 @@ def test_back_off_grows_to_its_cap() -> None:
     [
         ([], [], 0),
         ([10, 20, 30], [(5, None)], 3),
-        ([10, 5000], [(5, 100), (4000, None)], 1),  # more than an hour of up between the two
+        ([10, 5000], [(5, 100), (4000, None)], 1),  # up for more than an hour in between
         ([10, 2000], [(5, 100), (1000, None)], 2),
         ([10, 2000, 9000], [(5, 100), (1000, 2100), (8000, None)], 1),
     ],
 )
-def test_attempts_are_refilled_by_an_hour_of_up(
+def test_attempts_are_available_again_after_the_service_was_up_for_an_hour(
     attempts: list[float], outages: list[tuple[float, float | None]], count: int
 ) -> None:
     since = counted_since(outages, 3600.0, outages[-1][0] if outages else 0.0)
@@ -321,7 +341,7 @@ def test_attempts_are_refilled_by_an_hour_of_up(
 
 
 @pytest.mark.parametrize(("now", "count"), [(3000.0, 1), (3700.0, 0)])
-def test_attempts_are_refilled_while_the_service_stays_up(now: float, count: int) -> None:
+def test_attempts_are_available_again_while_the_service_is_still_up(now: float, count: int) -> None:
     since = counted_since([(5, 100)], 3600.0, now)
     assert len([at for at in [10] if at > since]) == count
 
@@ -331,7 +351,7 @@ def test_a_storm_is_more_than_half_and_at_least_three(failing: int, total: int, 
     assert is_storm(Remediation(), failing, total) is storm
 
 
-def test_a_service_without_a_group_is_one_with_the_fleet() -> None:
+def test_the_group_of_a_service_without_a_group_is_the_fleet() -> None:
     groups = {"a": "gpu", "b": "gpu", "c": ""}
     assert services_in_group("a", groups) == ["a", "b"]
     assert services_in_group("c", groups) == ["a", "b", "c"]

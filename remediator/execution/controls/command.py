@@ -1,4 +1,4 @@
-"""The `command` control: the user's own commands."""
+"""The `command` control: one command of the user's per verb."""
 
 import shlex
 from typing import Annotated, ClassVar
@@ -10,10 +10,11 @@ from fleet.shells import Completed
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import VERBS, ControlRunner, TargetState, UnknownVerbError, Verb
 
+STATE_LIMIT = 200  # characters
 Argv = Annotated[list[str], Field(min_length=1)]
 
 
-class CommandOptions(ConfigModel):
+class CommandControlOptions(Part):
     needs_host: ClassVar[bool] = True
     start: Argv | None = None
     stop: Argv | None = None
@@ -22,40 +23,43 @@ class CommandOptions(ConfigModel):
     logs: Argv | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> "CommandOptions":
+    def _check_verbs(self) -> "CommandControlOptions":
         if not self.verbs:
-            raise ValueError("wants at least one of start, stop, restart, status, logs")
+            raise ValueError("at least one of start, stop, restart, status and logs is required")
         return self
 
     @property
     def verbs(self) -> frozenset[Verb]:
-        said = {verb for verb in VERBS if getattr(self, verb) is not None}
-        return frozenset(said | ({"restart"} if {"start", "stop"} <= said else set()))
+        """The configured verbs, and `restart` if it can be done by `stop` and `start`."""
+        configured = {verb for verb in VERBS if getattr(self, verb) is not None}
+        return frozenset(configured | ({"restart"} if {"start", "stop"} <= configured else set()))
 
     @property
     def target(self) -> str:
-        """The command that makes it run; what runs the same one acts on the same thing."""
+        """The command that starts the target; services with the same command share the target."""
         argv = self.restart or self.start or self.stop or self.status or self.logs
-        # A reference that this program does not resolve is a text still.
+        # An unresolved reference is a string.
         return f"command:{shlex.join(argv) if isinstance(argv, list) else argv}"
 
 
-async def control_command(verb: Verb, options: CommandOptions, runner: ControlRunner) -> Completed:
+async def run_command(verb: Verb, options: CommandControlOptions, runner: ControlRunner) -> Completed:
     argv: list[str] | None = getattr(options, verb)
     if argv is not None:
         return await runner.run(argv)
     if verb == "restart" and options.stop and options.start:
         stopped = await runner.run(options.stop)
         return stopped if stopped.status is None else await runner.run(options.start)
-    raise UnknownVerbError(f"the control has no `{verb}`")
+    raise UnknownVerbError(f"the control does not support `{verb}`")
 
 
-async def facts_command(options: CommandOptions, runner: ControlRunner) -> TargetState | None:
+async def read_command_state(options: CommandControlOptions, runner: ControlRunner) -> TargetState | None:
+    """Return the last line of the output of `status` as the state."""
     if options.status is None:
         return None
-    done = await runner.run(options.status)
-    said = done.output.splitlines()
-    return TargetState(state=said[-1][:200] if said else f"exit {done.status}", exit_status=done.status)
+    completed = await runner.run(options.status)
+    lines = completed.output.splitlines()
+    state = lines[-1][:STATE_LIMIT] if lines else f"exit {completed.status}"
+    return TargetState(state=state, exit_status=completed.status)
 
 
-COMMAND = ControlKind(CommandOptions, control_command, facts_command, reports_stops=False)
+COMMAND = ControlKind(CommandControlOptions, run_command, read_command_state, reports_stops=False)

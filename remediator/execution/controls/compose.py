@@ -10,11 +10,11 @@ from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import docker
 from fleet.shells import Completed
 from remediator.execution.controls import ControlKind
-from remediator.execution.controls.docker import of_container
+from remediator.execution.controls.docker import parse_container_state
 from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
 
-class ComposeOptions(ConfigModel):
+class ComposeControlOptions(Part):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     directory: Annotated[str, StringConstraints(pattern=r"^/[^\x00\n]*$")]  # on the service's host
@@ -25,31 +25,30 @@ class ComposeOptions(ConfigModel):
         return f"compose:{posixpath.normpath(self.directory)}:{self.service}"
 
 
-async def control_compose(verb: Verb, options: ComposeOptions, runner: ControlRunner) -> Completed:
+async def run_compose(verb: Verb, options: ComposeControlOptions, runner: ControlRunner) -> Completed:
     if verb == "status":
-        facts = await _inspect(options, runner)
-        look = docker.parse_inspection(facts.stdout)
-        if look is None:
-            return facts if not succeeded(facts) else Completed(1, facts.stdout, facts.stderr)
-        return Completed(0 if look.details.state == "running" else 1, facts.stdout, facts.stderr)
+        completed = await _inspect(options, runner)
+        look = docker.read(completed.stdout)
+        if look is None and not succeeded(completed):
+            return completed
+        is_running = look is not None and look.told.state == "running"
+        return Completed(0 if is_running else 1, completed.stdout, completed.stderr)
     lines = LOG_LINES if verb == "logs" else 0
-    return await _ask(
-        docker.build_compose_action(options.directory, verb, options.service, lines=lines), options, runner
-    )
+    return await _run(docker.compose(options.directory, verb, options.service, lines=lines), options, runner)
 
 
-async def _inspect(options: ComposeOptions, runner: ControlRunner) -> Completed:
-    """The facts of the service's first container."""
-    return await _ask(docker.build_compose_inspect(options.directory, options.service), options, runner)
+async def _inspect(options: ComposeControlOptions, runner: ControlRunner) -> Completed:
+    """Inspect the service's first container."""
+    return await _run(docker.compose_facts(options.directory, options.service), options, runner)
 
 
-async def _ask(argv: Sequence[str], options: ComposeOptions, runner: ControlRunner) -> Completed:
+async def _run(argv: Sequence[str], options: ComposeControlOptions, runner: ControlRunner) -> Completed:
     target = f"container of the compose service {options.service} of {options.directory}"
     return await runner.run_manager(argv, target, docker.MESSAGES)
 
 
-async def facts_compose(options: ComposeOptions, runner: ControlRunner) -> TargetState | None:
-    return of_container(await _inspect(options, runner))
+async def read_compose_state(options: ComposeControlOptions, runner: ControlRunner) -> TargetState | None:
+    return parse_container_state(await _inspect(options, runner))
 
 
-COMPOSE = ControlKind(ComposeOptions, control_compose, facts_compose)
+COMPOSE = ControlKind(ComposeControlOptions, run_compose, read_compose_state)

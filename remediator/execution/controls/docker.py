@@ -1,4 +1,4 @@
-"""The `docker` control: one container, and perhaps what is to be started inside it."""
+"""The `docker` control: one container, and commands to start inside it."""
 
 import shlex
 from typing import Annotated, ClassVar
@@ -11,19 +11,19 @@ from fleet.shells import Completed
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
-Variable = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-class AfterStart(ConfigModel):
-    """A command inside the container once it is up; `log` is a file in the container for its output."""
+class AfterStart(Part):
+    """A command to run inside the container after its start; `log` is a file in the container for its output."""
 
     exec: list[str] = Field(min_length=1)
-    env: dict[Variable, str] = Field(default_factory=dict)
+    env: dict[VariableName, str] = Field(default_factory=dict)
     detach: bool = False
     log: Annotated[str, StringConstraints(pattern=r"^/")] | None = None
 
 
-class DockerOptions(ConfigModel):
+class DockerControlOptions(Part):
     needs_host: ClassVar[bool] = True
     can_recreate: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
@@ -35,81 +35,88 @@ class DockerOptions(ConfigModel):
         return f"docker:{self.container}"
 
 
-async def control_docker(verb: Verb, options: DockerOptions, runner: ControlRunner) -> Completed:
+async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlRunner) -> Completed:
     target = f"container {options.container}"
     if verb == "status":
-        done = await runner.run_manager(docker.build_state_query(options.container), target, docker.MESSAGES)
-        if succeeded(done) and not done.stdout.strip():
+        completed = await runner.run_manager(docker.state(options.container), target, docker.WORDS)
+        if succeeded(completed) and not completed.stdout.strip():
             raise runner.not_found(target)
-        running = succeeded(done) and docker.is_running(done.stdout)
-        return done if running or not succeeded(done) else Completed(1, done.stdout, done.stderr)
+        if succeeded(completed) and not docker.is_running(completed.stdout):
+            return Completed(1, completed.stdout, completed.stderr)
+        return completed
     if verb == "logs":
-        return await _logs(options, target, runner)
-    done = await runner.run_manager(docker.build_action(verb, options.container), target, docker.MESSAGES)
-    return done if verb == "stop" or not succeeded(done) else await after_start(options, runner, done)
+        return await _read_logs(options, target, runner)
+    completed = await runner.run_manager(docker.verb(verb, options.container), target, docker.WORDS)
+    if verb == "stop" or not succeeded(completed):
+        return completed
+    return await run_after_start(options, runner) or completed
 
 
-async def after_start(options: DockerOptions, runner: ControlRunner, done: Completed) -> Completed:
-    """Start what is to be started inside; what came of it, or `done` where nothing failed."""
+async def run_after_start(options: DockerControlOptions, runner: ControlRunner) -> Completed | None:
+    """Run the commands of `after_start` in order; returns the first that failed, None if there is none."""
     for step in options.after_start:
-        started = await runner.run(_exec(options.container, step))
-        if not succeeded(started):
-            return started
-    return done
+        completed = await runner.run(_build_exec(options.container, step))
+        if not succeeded(completed):
+            return completed
+    return None
 
 
-def _exec(container: str, step: AfterStart) -> list[str]:
+def _build_exec(container: str, step: AfterStart) -> list[str]:
     variables = [part for name, value in step.env.items() for part in ("--env", f"{name}={value}")]
     command = step.exec
     if step.log:
-        # Only a shell in the container can point the output there; the command itself is quoted.
+        # Only a shell in the container can redirect the output; the command itself is quoted.
         command = ["sh", "-c", f"exec {shlex.join(step.exec)} >>{shlex.quote(step.log)} 2>&1"]
     return docker.build_exec(container, [*(["--detach"] if step.detach else []), *variables], command)
 
 
-async def _logs(options: DockerOptions, target: str, runner: ControlRunner) -> Completed:
-    done = await runner.run_manager(docker.build_logs(options.container, LOG_LINES), target, docker.MESSAGES)
+async def _read_logs(options: DockerControlOptions, target: str, runner: ControlRunner) -> Completed:
+    completed = await runner.run_manager(docker.logs(options.container, LOG_LINES), target, docker.WORDS)
     for step in options.after_start:
-        if step.log and succeeded(done):
-            more = await runner.run(docker.build_exec(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
-            done = Completed(0, f"{done.stdout}\n==> {step.log} <==\n{more.stdout}", done.stderr + more.stderr)
-    return done
+        if step.log and succeeded(completed):
+            tail = await runner.run(docker.execute(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
+            text = f"{completed.stdout}\n==> {step.log} <==\n{tail.stdout}"
+            completed = Completed(0, text, completed.stderr + tail.stderr)
+    return completed
 
 
-async def facts_docker(options: DockerOptions, runner: ControlRunner) -> TargetState | None:
-    return of_container(await runner.run(docker.build_inspect(options.container)))
+async def read_docker_state(options: DockerControlOptions, runner: ControlRunner) -> TargetState | None:
+    return parse_container_state(await runner.run(docker.facts(options.container)))
 
 
-def of_container(done: Completed) -> TargetState | None:
-    """How a container stands, by what its host has printed; None where that was nothing."""
-    look = docker.parse_inspection(done.stdout)
+def parse_container_state(completed: Completed) -> TargetState | None:
+    """Parse the output of `docker.facts`; None if it has no container."""
+    look = docker.read(completed.stdout)
     if look is None:
         return None
     told, end = look.details, docker.classify_end(look)
     healing = ""
     if told.state == "restarting":
-        healing = f"docker restarts it itself (restart policy {told.policy}, {told.restarts} times so far)"
+        healing = f"docker is restarting it (restart policy {told.policy}, {told.restarts} restarts so far)"
     elif told.state == "running" and told.health == "starting":
-        healing = "it has been started, and its health check has not come to a verdict"
+        healing = "it was started, and its health check has no result yet"
     return TargetState(
         state=f"{told.state} ({told.health})" if told.health else told.state,
         started=told.started, pid=told.pid or None, restarts=told.restarts,
         exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
-        age=_since(docker.parse_time(told.started), look.now) if told.state == "running" else None,
+        age=_seconds_since(docker.unix(told.started), look.now) if told.state == "running" else None,
         withheld="it is paused (docker pause)" if told.state == "paused" else "",
-        stopped=end.stopped, stopped_for=_since(end.at, look.now), unsure="" if end.known else _unsure(done),
+        stopped=end.stopped, stopped_for=_seconds_since(end.at, look.now),
+        unsure="" if end.known else _explain_unsure(completed),
     )  # fmt: skip
 
 
-def _unsure(done: Completed) -> str:
-    """Why it is not known whether somebody stopped a container."""
-    events = f"docker events: {done.stderr.strip() or done.why or f'exit status {done.status}'}"
-    why = "docker keeps its last 256 events only" if succeeded(done) else events
-    return f"whether somebody stopped it is not known: {why}"
+def _explain_unsure(completed: Completed) -> str:
+    """Return why it is unknown whether somebody stopped the container."""
+    if succeeded(completed):
+        why = "docker keeps only its last 256 events"
+    else:
+        why = f"docker events: {completed.stderr.strip() or completed.why or f'exit status {completed.status}'}"
+    return f"unknown whether somebody stopped it: {why}"
 
 
-def _since(at: float | None, now: float | None) -> float | None:
+def _seconds_since(at: float | None, now: float | None) -> float | None:
     return None if at is None or now is None else max(0.0, now - at)
 
 
-DOCKER = ControlKind(DockerOptions, control_docker, facts_docker)
+DOCKER = ControlKind(DockerControlOptions, run_docker, read_docker_state)

@@ -1,4 +1,4 @@
-"""The `http` control: requests to something that starts and stops the service, such as a transcoder's channel."""
+"""The `http` control: HTTP requests to a server that starts and stops the service, such as a transcoder."""
 
 import asyncio
 import json
@@ -13,12 +13,13 @@ from remediator.clients.json_client import http_client
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import ControlRunner, TargetState, UnknownVerbError, Verb
 
-SAID = 4000  # characters of an answer that are kept
-TOKEN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # noqa: S105 - RFC 9110 calls a method's or header's name a token
+RESPONSE_LIMIT = 4000  # characters of a response that are recorded
+STATE_LIMIT = 200  # characters
+TOKEN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # noqa: S105 - the grammar of methods and header names (RFC 9110)
 
 
-class Request(Endpoint):
-    """One request; any 2xx is success. A URL alone is a POST, or for `status` a GET."""
+class HttpCall(Endpoint):
+    """One request; any 2xx status is success. The method is POST by default, GET for `status`."""
 
     method: Annotated[str, Field(pattern=TOKEN)] | None = None
     headers: dict[Annotated[str, Field(pattern=TOKEN)], SecretStr] = Field(default_factory=dict)
@@ -27,91 +28,94 @@ class Request(Endpoint):
 
     @field_validator("headers")
     @classmethod
-    def _one_line_each(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
+    def _check_headers(cls, headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
         for name, value in headers.items():
             if not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
-                raise ValueError(f"the header {name} holds what no header may")
+                raise ValueError(f"the value of header {name} must be printable ASCII")
         return headers
 
     @model_validator(mode="after")
-    def _one_body(self) -> "Request":
+    def _check_body(self) -> "HttpCall":
         if {"body", "json_"} <= self.model_fields_set:
             raise ValueError("body and json exclude each other")
         return self
 
 
-class HttpOptions(ConfigModel):
+class HttpControlOptions(Part):
     needs_host: ClassVar[bool] = False
-    start: Request | None = None
-    stop: Request | None = None
-    restart: Request | None = None
-    status: Request | None = None
+    start: HttpCall | None = None
+    stop: HttpCall | None = None
+    restart: HttpCall | None = None
+    status: HttpCall | None = None
 
     @model_validator(mode="after")
-    def _something(self) -> "HttpOptions":
+    def _check_verbs(self) -> "HttpControlOptions":
         if not self.verbs:
-            raise ValueError("wants at least one of start, stop, restart, status")
+            raise ValueError("at least one of start, stop, restart and status is required")
         return self
 
     @property
     def verbs(self) -> frozenset[Verb]:
-        named: dict[Verb, Request | None] = {
+        """The configured verbs, and `restart` if it can be done by `stop` and `start`."""
+        calls: dict[Verb, HttpCall | None] = {
             "start": self.start, "stop": self.stop, "restart": self.restart, "status": self.status,
         }  # fmt: skip
-        said: set[Verb] = {verb for verb, request in named.items() if request is not None}
-        return frozenset(said | ({"restart"} if {"start", "stop"} <= said else set()))
+        configured: set[Verb] = {verb for verb, call in calls.items() if call is not None}
+        return frozenset(configured | ({"restart"} if {"start", "stop"} <= configured else set()))
 
     @property
     def target(self) -> str:
-        """The request that makes it run; what sends the same one acts on the same thing."""
-        request = self.restart or self.start or self.stop or self.status
-        if not isinstance(request, Request):  # a reference that this program does not resolve
-            return f"http:{request}"
-        body = request.body or (json.dumps(request.json_, sort_keys=True) if request.json_ is not None else "")
-        return " ".join(part for part in (f"http:{request.method or 'POST'}", request.url, body) if part)
+        """The request that starts the target; services with the same request share the target."""
+        call = self.restart or self.start or self.stop or self.status
+        if not isinstance(call, HttpCall):  # an unresolved reference
+            return f"http:{call}"
+        body = call.body or (json.dumps(call.json_, sort_keys=True) if call.json_ is not None else "")
+        return " ".join(part for part in (f"http:{call.method or 'POST'}", call.url, body) if part)
 
 
-async def control_http(verb: Verb, options: HttpOptions, runner: ControlRunner) -> Completed:
-    request: Request | None = getattr(options, verb, None)
-    if request is not None:
-        return await _ask(request, "GET" if verb == "status" else "POST", runner.remaining)
+async def run_http(verb: Verb, options: HttpControlOptions, runner: ControlRunner) -> Completed:
+    call: HttpCall | None = getattr(options, verb, None)
+    if call is not None:
+        return await _send(call, "GET" if verb == "status" else "POST", runner.remaining)
     if verb == "restart" and options.stop and options.start:
         try:
-            stopped = await _ask(options.stop, "POST", runner.remaining)
+            stopped = await _send(options.stop, "POST", runner.remaining)
         except ShellError:
-            stopped = Completed(1, "", "")  # what is dead may not even be there to be stopped
-        # It may refuse to be stopped, too; only what has not answered may still be stopping.
-        return stopped if stopped.status is None else await _ask(options.start, "POST", runner.remaining)
-    raise UnknownVerbError(f"the control has no `{verb}`")
+            stopped = Completed(1, "", "")  # a service that has crashed may not accept connections
+        # A failed stop does not prevent the start. Without a response, the service may still be stopping.
+        return stopped if stopped.status is None else await _send(options.start, "POST", runner.remaining)
+    raise UnknownVerbError(f"the control does not support `{verb}`")
 
 
-async def _ask(request: Request, method: str, within: float) -> Completed:
-    """What came of a request, as a command's: 0 for 2xx, 1 for another answer, None where none came.
+async def _send(call: HttpCall, default_method: str, timeout: float) -> Completed:
+    """Send a request; returns status 0 for 2xx, 1 for other responses, None without a response.
 
-    Raises ShellError where it was never made.
+    Raises ShellError if it was not sent.
     """
-    headers = {name: value.get_secret_value() for name, value in request.headers.items()}
-    body: dict[str, Any] = {"content": request.body.encode()} if request.body is not None else {}
-    if "json_" in request.model_fields_set:
-        body = {"json": request.json_}
+    method = call.method or default_method
+    headers = {name: value.get_secret_value() for name, value in call.headers.items()}
+    body: dict[str, Any] = {"content": call.body.encode()} if call.body is not None else {}
+    if "json_" in call.model_fields_set:
+        body = {"json": call.json_}
     try:
-        async with asyncio.timeout(within), await asyncio.to_thread(http_client, request) as client:
-            answer = await client.request(request.method or method, request.url, headers=headers, timeout=None, **body)
+        async with asyncio.timeout(timeout), await asyncio.to_thread(http_client, call) as client:
+            response = await client.request(method, call.url, headers=headers, timeout=None, **body)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise ShellError(f"cannot connect to {request.url}: {type(error).__name__}") from error
+        raise ShellError(f"cannot connect to {call.url}: {type(error).__name__}") from error
     except TimeoutError:
-        return Completed(None, "", "", f"no answer within {within:g} s", late=True)
+        return Completed(None, "", "", f"no response within {timeout:g} s", late=True)
     except httpx.HTTPError as error:
-        return Completed(None, "", "", f"the answer did not come: {type(error).__name__}")
-    said = f"HTTP {answer.status_code} {answer.text[:SAID]}".strip()
-    return Completed(0 if answer.is_success else 1, said, "")
+        return Completed(None, "", "", f"no response: {type(error).__name__}")
+    output = f"HTTP {response.status_code} {response.text[:RESPONSE_LIMIT]}".strip()
+    return Completed(0 if response.is_success else 1, output, "")
 
 
-async def facts_http(options: HttpOptions, runner: ControlRunner) -> TargetState | None:
+async def read_http_state(options: HttpControlOptions, runner: ControlRunner) -> TargetState | None:
+    """Return the first line of the response to `status` as the state."""
     if options.status is None:
         return None
-    done = await _ask(options.status, "GET", runner.remaining)
-    return TargetState(state=(done.output or done.why).splitlines()[0][:200])
+    completed = await _send(options.status, "GET", runner.remaining)
+    return TargetState(state=(completed.output or completed.why).splitlines()[0][:STATE_LIMIT])
 
 
-HTTP = ControlKind(HttpOptions, control_http, facts_http, reports_stops=False)
+HTTP = ControlKind(HttpControlOptions, run_http, read_http_state, reports_stops=False)

@@ -10,8 +10,10 @@ from fleet.shells import Completed
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
+NOT_RUNNING = 3  # the exit status of `systemctl status`
 
-class SystemdOptions(ConfigModel):
+
+class SystemdControlOptions(Part):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     unit: systemd.UnitName
@@ -21,51 +23,54 @@ class SystemdOptions(ConfigModel):
         return f"systemd:{self.unit}"
 
 
-async def control_systemd(verb: Verb, options: SystemdOptions, runner: ControlRunner) -> Completed:
+async def run_systemd(verb: Verb, options: SystemdControlOptions, runner: ControlRunner) -> Completed:
     target = f"unit {options.unit}"
     if verb == "logs":
         return await runner.run(systemd.build_logs(options.unit, LOG_LINES))
     if verb != "status":
-        return await runner.run_manager(systemd.build_action(verb, options.unit), target, systemd.MESSAGES)
-    done = await runner.run_manager(systemd.build_show(options.unit), target, systemd.MESSAGES)
-    told = systemd.parse_properties(done.stdout)
-    if told.get("LoadState") == "not-found" and told.get("ActiveState") == "inactive":
+        return await runner.run_manager(systemd.verb(verb, options.unit), target, systemd.WORDS)
+    completed = await runner.run_manager(systemd.facts(options.unit), target, systemd.WORDS)
+    properties = systemd.told(completed.stdout)
+    if properties.get("LoadState") == "not-found" and properties.get("ActiveState") == "inactive":
         raise runner.not_found(target)
-    running = succeeded(done) and told.get("ActiveState") in ("active", "reloading")
-    return done if running or not succeeded(done) else Completed(3, done.stdout, done.stderr)
+    if succeeded(completed) and properties.get("ActiveState") not in ("active", "reloading"):
+        return Completed(NOT_RUNNING, completed.stdout, completed.stderr)
+    return completed
 
 
-async def facts_systemd(options: SystemdOptions, runner: ControlRunner) -> TargetState | None:
-    done = await runner.run(systemd.build_show(options.unit))
-    told = systemd.parse_properties(done.stdout)
-    if not succeeded(done):
+async def read_systemd_state(options: SystemdControlOptions, runner: ControlRunner) -> TargetState | None:
+    completed = await runner.run(systemd.facts(options.unit))
+    properties = systemd.told(completed.stdout)
+    if not succeeded(completed):
         return None
-    now = systemd.parse_uptime((await runner.run(systemd.UPTIME_COMMAND)).stdout)
-    if "ActiveState" not in told:
+    now = systemd.uptime((await runner.run(systemd.UPTIME)).stdout)
+    if "ActiveState" not in properties:
         return None
-    active, sub = told["ActiveState"], told.get("SubState", "")
+    active, sub = properties["ActiveState"], properties.get("SubState", "")
+    age = _seconds_since(properties, "ExecMainStart", now) or _seconds_since(properties, "ActiveEnter", now)
     return TargetState(
-        state=f"{active} ({sub}), result {told.get('Result', '')}",
-        started=told.get("ExecMainStartTimestamp", ""),
-        pid=_number(told.get("MainPID")) or None,
-        restarts=_number(told.get("NRestarts")),
-        exit_status=_number(told.get("ExecMainStatus")),
-        out_of_memory=told.get("Result") == "oom-kill",
-        healing=f"systemd starts it itself ({active}, {sub})" if active == "activating" else "",
-        age=_since(told, "ExecMainStart", now) or _since(told, "ActiveEnter", now) if active == "active" else None,
-        withheld="it is masked (systemctl mask)" if systemd.is_masked(told) else "",
-        stopped=systemd.explain_manual_stop(told),
-        stopped_for=_since(told, "InactiveEnter", now) if active == "inactive" else None,
+        state=f"{active} ({sub}), result {properties.get('Result', '')}",
+        started=properties.get("ExecMainStartTimestamp", ""),
+        pid=_parse_number(properties.get("MainPID")) or None,
+        restarts=_parse_number(properties.get("NRestarts")),
+        exit_status=_parse_number(properties.get("ExecMainStatus")),
+        out_of_memory=properties.get("Result") == "oom-kill",
+        healing=f"systemd is starting it ({active}, {sub})" if active == "activating" else "",
+        age=age if active == "active" else None,
+        withheld="it is masked (systemctl mask)" if systemd.is_masked(properties) else "",
+        stopped=systemd.stopped_by_hand(properties),
+        stopped_for=_seconds_since(properties, "InactiveEnter", now) if active == "inactive" else None,
     )
 
 
-def _since(told: Mapping[str, str], name: str, now: float | None) -> float | None:
-    at = systemd.parse_timestamp(told, name)
+def _seconds_since(properties: Mapping[str, str], name: str, now: float | None) -> float | None:
+    """Return the seconds since a timestamp property, by the host's clock; None if one of them is unknown."""
+    at = systemd.moment(properties, name)
     return None if at is None or now is None else max(0.0, now - at)
 
 
-def _number(text: str | None) -> int | None:
+def _parse_number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch("[0-9]{1,19}", text) else None
 
 
-SYSTEMD = ControlKind(SystemdOptions, control_systemd, facts_systemd)
+SYSTEMD = ControlKind(SystemdControlOptions, run_systemd, read_systemd_state)

@@ -1,4 +1,4 @@
-"""Alembic's entry: the connection comes from `remediator.record.database`."""
+"""Alembic's environment; the connection is passed by `remediator.record.database`."""
 
 from alembic import context
 

@@ -1,4 +1,4 @@
-"""The record: incidents, alerts, timeline, actions, notices, sends."""
+"""Tables: incidents, alerts, timeline, actions, notices, sends."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What makes it safe to be left alone: a steady clock, switches, approval, evidence."""
+"""A clock that does not jump, switches, maintenance, approvals and evidence."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""People answer: acknowledgements, presses, and cards that are kept true in their place."""
+"""Acknowledgements, pressed buttons, and cards that are updated in place."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The lock is on the target; what a person stopped is not started."""
+"""Locks on targets, and services that an operator stopped."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -19,7 +19,7 @@ def upgrade() -> None:
     op.add_column("incidents", sa.Column("starting_since", sa.Float(), nullable=True))
     op.add_column("incidents", sa.Column("quiet", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("actions", sa.Column("target", sa.Text(), nullable=False, server_default=""))
-    # What was done before is known by its service alone.
+    # The targets of earlier actions are unknown.
     op.execute("UPDATE actions SET target = 'service:' || service")
     op.create_index("actions_of_target", "actions", ["host", "target", "claimed_at"])
     op.create_index(

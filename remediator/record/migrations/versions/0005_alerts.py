@@ -1,4 +1,4 @@
-"""Alerts: the starts that fire under one fingerprint, ends that wait for evidence, and copies that are in doubt."""
+"""Alerts: several starts per fingerprint, held ends, and copies in doubt."""
 
 import sqlalchemy as sa
 from alembic import op

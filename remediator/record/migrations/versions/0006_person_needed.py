@@ -1,4 +1,4 @@
-"""A person is needed, since when a service is down, how its probe failed, and maintenance that is not quiet."""
+"""Incidents: the outage's start, the last failed probe, since when a person is needed; maintenance: `notify`."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def upgrade() -> None:
     for column in of_incidents:
         op.add_column("incidents", column)
     op.execute("UPDATE incidents SET down_at = opened_at WHERE labels IS NOT NULL")
-    # What was refused is decided anew, and so told as what it is called from now on.
+    # Refusals are decided again, so that they are notified under their new name.
     op.execute("UPDATE incidents SET verb = NULL, reason = NULL WHERE state = 'open' AND verb = 'refuse'")
     op.execute("UPDATE notices SET kind = 'person_needed' WHERE kind = 'gave_up'")
     op.add_column("maintenance", sa.Column("notify", sa.Integer(), nullable=False, server_default="0"))

@@ -1,4 +1,4 @@
-"""That somebody was seen to have stopped a target outlives what its manager remembers."""
+"""Incidents: an observed stop of the target, which its manager may forget."""
 
 import sqlalchemy as sa
 from alembic import op

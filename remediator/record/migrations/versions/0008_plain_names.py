@@ -1,4 +1,4 @@
-"""Plain names of tables and of the timeline's events."""
+"""Plain names of tables, timestamps and events of the timeline."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Controls act on the target of the inventory, on no other, and say so where nothing was run."""
+"""Controls act only on the target in the inventory, and report it if no command was run."""
 
 import asyncio
 import os
@@ -27,14 +27,15 @@ from tests.support import eventually
 
 
 async def control(kind: str, verb: Verb, options: object) -> Completed:
-    chosen = CONTROLS[kind]
-    made = chosen.options.model_validate(options)
-    return await chosen.run(verb, made, ControlRunner(LocalShell(), Sudo(), 60.0, "gpu-01"))
+    control_kind = CONTROLS[kind]
+    validated = control_kind.options.model_validate(options)
+    return await control_kind.run(verb, validated, ControlRunner(LocalShell(), Sudo(), 60.0, "gpu-01"))
 
 
-async def facts(kind: str, options: object) -> object:
-    chosen = CONTROLS[kind]
-    return await chosen.read_state(chosen.options.model_validate(options), ControlRunner(LocalShell(), Sudo(), 60.0))
+async def read_state(kind: str, options: object) -> object:
+    control_kind = CONTROLS[kind]
+    validated = control_kind.options.model_validate(options)
+    return await control_kind.read_state(validated, ControlRunner(LocalShell(), Sudo(), 60.0))
 
 
 def state_of(container: str) -> str:
@@ -43,8 +44,8 @@ def state_of(container: str) -> str:
 
 
 @pytest.mark.needs("dockerd", "busybox")
-def test_the_beginning_of_an_identifier_is_no_name(container: str) -> None:
-    """Docker takes a name that it does not know for the beginning of an identifier."""
+def test_an_abbreviated_container_id_is_not_found(container: str) -> None:
+    """Docker interprets an unknown name as the beginning of an ID."""
     before = state_of(container)
     neighbour = before[:6]
     options = {"container": neighbour, "after_start": [{"exec": ["sh", "-c", "kill 1"], "log": "/log"}]}
@@ -53,7 +54,7 @@ def test_the_beginning_of_an_identifier_is_no_name(container: str) -> None:
         for verb in sorted(VERBS):
             with pytest.raises(TargetNotFoundError, match=f"^there is no container {neighbour} on gpu-01$"):
                 await control("docker", verb, options)
-        assert await facts("docker", options) is None
+        assert await read_state("docker", options) is None
 
     asyncio.run(all_verbs())
     assert state_of(container) == before
@@ -62,8 +63,8 @@ def test_the_beginning_of_an_identifier_is_no_name(container: str) -> None:
 
 @pytest.mark.needs("dockerd", "busybox", "docker-compose")
 @pytest.mark.usefixtures("compose_plugin")
-def test_a_compose_project_of_the_same_name(container: str, tmp_path: Path) -> None:
-    """Compose knows a project by the last part of its folder, and looks for its file in the folders above."""
+def test_a_compose_project_of_the_same_name_in_another_folder_is_refused(container: str, tmp_path: Path) -> None:
+    """Compose identifies a project by the name of its folder, and searches the parent folders for its file."""
     one, other = tmp_path / "one" / f"app{os.getpid()}", tmp_path / "other" / f"app{os.getpid()}"
     for folder in (one, other):
         (folder / "below").mkdir(parents=True)
@@ -71,27 +72,27 @@ def test_a_compose_project_of_the_same_name(container: str, tmp_path: Path) -> N
             f"version: '3'\nservices:\n  web: {{image: {container}, command: sleep 1000, network_mode: host, stop_signal: KILL}}\n"
         )
 
-    async def tried() -> None:
+    async def run_all_verbs() -> None:
         assert (await control("compose", "start", {"directory": str(one), "service": "web"})).status == 0
-        found = subprocess.run(["docker-compose", "ps", "-q"], cwd=one, capture_output=True, text=True, check=True)
-        before = state_of(found.stdout.strip())
+        listed = subprocess.run(["docker-compose", "ps", "-q"], cwd=one, capture_output=True, text=True, check=True)
+        before = state_of(listed.stdout.strip())
         for verb in sorted(VERBS):
             with pytest.raises(ShellError, match=f"is of the compose project in {one} and not in {other}"):
                 await control("compose", verb, {"directory": str(other), "service": "web"})
         for verb in ("start", "restart"):
             with pytest.raises(ShellError, match="there is no compose file in"):
                 await control("compose", verb, {"directory": str(one / "below"), "service": "web"})
-        assert state_of(found.stdout.strip()) == before
+        assert state_of(listed.stdout.strip()) == before
 
     try:
-        asyncio.run(tried())
+        asyncio.run(run_all_verbs())
     finally:
         subprocess.run(["docker-compose", "down", "-t", "0"], cwd=one, capture_output=True, check=True)
 
 
 @pytest.fixture
 def units(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the units of a systemd that systemctl asks."""
+    """The folder of the unit files of the systemd that systemctl uses."""
     monkeypatch.setenv("PATH", f"{systemd}:{os.environ['PATH']}")
     return systemd.parent / "units"
 
@@ -101,7 +102,7 @@ def unit(units: Path, name: str, text: str) -> None:
 
 
 @pytest.mark.needs("systemd")
-async def test_units_that_are_not_there_and_other_names_of_those_that_are(units: Path) -> None:
+async def test_missing_masked_and_aliased_units(units: Path) -> None:
     unit(units, "real.service", "[Service]\nExecStart=/bin/sleep infinity\n")
     (units / "alias.service").symlink_to("real.service")
     (units / "masked.service").symlink_to("/dev/null")
@@ -116,13 +117,13 @@ async def test_units_that_are_not_there_and_other_names_of_those_that_are(units:
 
 
 @pytest.mark.needs("systemd")
-async def test_a_unit_that_was_started_too_often_is_started(units: Path, tmp_path: Path) -> None:
-    mended = tmp_path / "mended"
+async def test_a_unit_at_its_start_limit_is_restarted(units: Path, tmp_path: Path) -> None:
+    repaired = tmp_path / "repaired"
     unit(
         units,
         "limited.service",
         "StartLimitIntervalSec=1h\nStartLimitBurst=2\n"
-        f"[Service]\nExecStart=/bin/sh -c 'test -e {mended} && exec sleep infinity; exit 1'\nRestart=always\nRestartSec=0\n",
+        f"[Service]\nExecStart=/bin/sh -c 'test -e {repaired} && exec sleep infinity; exit 1'\nRestart=always\nRestartSec=0\n",
     )
     shell = LocalShell()
     for argv in (["systemctl", "daemon-reload"], ["systemctl", "start", "limited.service"]):
@@ -133,15 +134,15 @@ async def test_a_unit_that_was_started_too_often_is_started(units: Path, tmp_pat
         return "ActiveState=failed" in shown.stdout
 
     await eventually(at_its_limit)
-    await asyncio.to_thread(mended.touch)
+    await asyncio.to_thread(repaired.touch)
     for _ in range(4):
-        done = await control("systemd", "restart", {"unit": "limited"})
-        assert done.status == 0, done
+        completed = await control("systemd", "restart", {"unit": "limited"})
+        assert completed.status == 0, completed
     assert (await control("systemd", "status", {"unit": "limited"})).status == 0
 
 
-async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_away_runs_nothing(
-    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_a_supervisor_group_is_not_found_and_a_stopped_supervisord_is_reported(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     programs = "".join(f"[program:{name}]\ncommand=/bin/sleep 1000\nstartsecs=0\n" for name in "ab")
@@ -152,8 +153,8 @@ async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_awa
     await start_supervisord(launcher, tmp_path, f"{programs}[group:web]\nprograms=a,b\n")
 
     async def answers() -> bool:
-        done = await LocalShell().run(supervisor.build_action("status", "web:a", config), timeout=20)
-        return "RUNNING" in done.stdout
+        completed = await LocalShell().run(supervisor.verb("status", "web:a", config), timeout=20)
+        return "RUNNING" in completed.stdout
 
     await eventually(answers)
     status = supervisor.build_action("status", "web:a", config)
@@ -171,49 +172,51 @@ async def test_a_group_of_supervisor_is_no_program_and_a_supervisord_that_is_awa
 
 
 @pytest.mark.parametrize(
-    "said",
+    "message",
     [
         "unix:///var/run/supervisor/supervisor.sock no such file",
         "error: <class 'socket.error'>, [Errno 111] Connection refused: file: /usr/lib/python2.7/socket.py line: 224",
     ],
 )
-async def test_a_supervisorctl_3_without_a_supervisord(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+async def test_supervisorctl_3_without_a_supervisord_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, message: str
 ) -> None:
-    """Its exit status is 0."""
+    """Its exit status is 0 in this case."""
     program = tmp_path / "supervisorctl"
-    program.write_text(f'#!/bin/sh\necho "{said}"\n')
+    program.write_text(f'#!/bin/sh\necho "{message}"\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     for verb in ("status", "start", "stop", "restart"):
         with pytest.raises(ShellError, match="gpu-01: "):
             await control("supervisor", verb, {"program": "web"})
-    assert await facts("supervisor", {"program": "web"}) is None
+    assert await read_state("supervisor", {"program": "web"}) is None
 
 
 @pytest.mark.needs("docker", "systemd")
-async def test_a_manager_that_is_away_or_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_manager_that_is_not_running_or_not_installed_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/docker.sock")
     for verb in sorted(VERBS):
         with pytest.raises(ShellError, match=r"^gpu-01: Cannot connect to the Docker daemon at "):
             await control("docker", verb, {"container": "web"})
-    for tool in ("sh", "cat"):  # all that is there
+    for tool in ("sh", "cat"):  # the only programs in PATH
         (tmp_path / tool).symlink_to(f"/bin/{tool}")
     monkeypatch.setenv("PATH", str(tmp_path))
     project = {"directory": str(tmp_path), "service": "web"}
     (tmp_path / "compose.yaml").touch()
-    for kind, options, said in (
+    for kind, options, message in (
         ("docker", {"container": "web"}, "docker: not found"),
         ("compose", project, "docker has no compose plugin"),
         ("systemd", {"unit": "web"}, "systemctl: not found"),
         ("supervisor", {"program": "web"}, "supervisorctl: not found"),
     ):
-        with pytest.raises(ShellError, match=said):
+        with pytest.raises(ShellError, match=message):
             await control(kind, "restart", options)
 
 
-def test_words_of_managers_after_something_was_run_count_for_nothing() -> None:
-    """A program's log, or the second half of a restart, is no proof that nothing was run."""
+def test_messages_of_managers_after_a_command_was_run_are_ignored() -> None:
+    """A log, or the second part of a restart, does not show that nothing was run."""
     half = Completed(1, "web: stopped\nunix:///run/supervisor.sock refused connection\n", "")
     assert find_not_run(half, supervisor.MESSAGES) is None
     log = Completed(0, "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", "")
@@ -238,21 +241,21 @@ exit 0
 
 
 @pytest.mark.needs("root", "sudo", "unshare")
-def test_a_sudo_that_cannot_run_anything(tmp_path: Path) -> None:
-    """By the words of a real one."""
-    done = run_in_copy(tmp_path, "", SUDO)
-    assert done.returncode == 0, (done.stdout, done.stderr)
-    said = {part.partition("\n")[0]: part.partition("\n")[2] for part in done.stdout.split("rule ")[1:]}
+def test_refusals_and_failures_of_sudo_are_recognized(tmp_path: Path) -> None:
+    """Uses the messages of a real sudo."""
+    completed = inside_a_copy(tmp_path, "", SUDO)
+    assert completed.returncode == 0, (completed.stdout, completed.stderr)
+    outputs = {part.partition("\n")[0]: part.partition("\n")[2] for part in completed.stdout.split("rule ")[1:]}
     sudo = Sudo.model_validate("passwordless")
-    told = {
-        rule: (find_refusal(made, sudo), find_failure(made, sudo))
-        for rule, text in said.items()
-        for made in (Completed(1, "", text),)
+    reasons = {
+        rule: (refusal(completed, sudo), failure(completed, sudo))
+        for rule, text in outputs.items()
+        for completed in (Completed(1, "", text),)
     }
-    assert told["Defaults requiretty"] == ("", "sudo: sorry, you must have a tty to run sudo")
-    assert told["ops ALL=(ALL) NOPASSWD: ALL"] == ("", "")
-    assert told["# nothing"] == ("sudo: a password is required", "")
-    assert "no new privileges" in told["no-new-privs"][1]
+    assert reasons["Defaults requiretty"] == ("", "sudo: sorry, you must have a tty to run sudo")
+    assert reasons["ops ALL=(ALL) NOPASSWD: ALL"] == ("", "")
+    assert reasons["# nothing"] == ("sudo: a password is required", "")
+    assert "no new privileges" in reasons["no-new-privs"][1]
     warned = Completed(
         1, "", "sudo: unable to resolve host gpu-01: Name or service not known\nError: No such container: x"
     )
@@ -260,7 +263,7 @@ def test_a_sudo_that_cannot_run_anything(tmp_path: Path) -> None:
 
 
 DOCKER = r"""#!/bin/sh
-echo "docker $*" >> /tmp/asked
+echo "docker $*" >> /tmp/commands
 case "$1 $*" in
 inspect*) echo 4d5c7c9d3f6a ;;
 esac
@@ -273,18 +276,18 @@ chmod 755 /usr/local/sbin/docker
 sh -eu /tmp/setup.sh || exit 1
 as_defib() {{ setpriv --reuid "$(id -u defib)" --regid "$(id -g defib)" --clear-groups env -i PATH=/usr/bin:/bin "$@"; }}
 as_defib {run} || exit 2
-grep -qx 'docker restart 4d5c7c9d3f6a' /tmp/asked || exit 3
-rm /tmp/asked
+grep -qx 'docker restart 4d5c7c9d3f6a' /tmp/commands || exit 3
+rm /tmp/commands
 try() {{ as_defib sudo -n "$@" 2>/dev/null && exit 4; }}
 {parts}
-[ ! -e /tmp/asked ] || exit 5
+[ ! -e /tmp/commands ] || exit 5
 """
 
 
 @pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
 @pytest.mark.parametrize("wrapper", [False, True], ids=["sudoers", "wrapper"])
-def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper: bool) -> None:
-    """By sudoers, or by the wrapper; no part of the script can be run."""
+def test_a_hardened_host_allows_exactly_the_commands_of_its_controls(tmp_path: Path, wrapper: bool) -> None:
+    """With sudoers or the wrapper; no part of a script can be run."""
     ssh = {"user": "defib", "key_file": "read", "known_hosts": "known"}
     host: dict[str, Any] = {
         "address": "10.0.0.11",
@@ -302,29 +305,29 @@ def test_a_hardened_host_lists_what_acts_on_a_container(tmp_path: Path, wrapper:
     script = argv[2]
     run = shlex.join(["sudo", "-n", *argv])
     if wrapper:
-        run = f'SSH_ORIGINAL_COMMAND="run 5 {command_digest(argv)}" sudo -n /usr/local/sbin/defib-shell control'
-    # sudo compares the arguments as one text, so that it may be divided at any blank.
+        run = f'SSH_ORIGINAL_COMMAND="run 5 {digest(argv)}" sudo -n /usr/local/sbin/defib-shell control'
+    # sudo compares the arguments as one string, which can be divided at any space.
     ends = [at for at, character in enumerate(script) if character == " "]
     divided = [["try", *argv[:2], script[:at], script[at + 1 :]] for at in ends[:: len(ends) // 10]]
     parts = "\n".join(map(shlex.join, divided))
-    done = run_in_copy(tmp_path, made.stdout, HARDENED.format(docker=DOCKER, run=run, parts=parts))
-    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    completed = inside_a_copy(tmp_path, made.stdout, HARDENED.format(docker=DOCKER, run=run, parts=parts))
+    assert completed.returncode == 0, (completed.returncode, completed.stdout, completed.stderr)
 
 
-async def test_a_target_that_is_gone_costs_no_attempt_and_is_told_once(loop: Loop) -> None:
-    """Nothing is run, again and again with a back-off, until there is something to be run."""
-    config = await start_supervisord(loop.launcher, loop.folder, "[program:other]\ncommand=/bin/sleep 1000\n")
+async def test_a_missing_target_counts_as_no_attempt_and_is_notified_once(loop: Loop) -> None:
+    """Each try fails without a command, and the next follows after a back-off."""
+    config = await start_supervisord(loop.keeper, loop.folder, "[program:other]\ncommand=/bin/sleep 1000\n")
     gone = loop.service("web", control={"supervisor": {"program": "web", "config": str(config)}, "start_within": "2s"})
     await loop.start({"web": gone}, attempts=1)
     await loop.kill("web")
     await loop.fire("web")
 
-    async def tried_twice() -> bool:
+    async def was_tried_twice() -> bool:
         return len((await loop.incident())["actions"]) >= 3
 
-    await eventually(tried_twice)
-    tried = [action for action in (await loop.incident())["actions"] if action["state"] != "running"]
-    assert {(action["state"], action["counts"], action["why"]) for action in tried} == {
+    await eventually(was_tried_twice)
+    ended = [action for action in (await loop.incident())["actions"] if action["state"] != "running"]
+    assert {(action["state"], action["counts"], action["why"]) for action in ended} == {
         ("failed", 0, "nothing was run: there is no program web in supervisor on h")
     }
     await loop.until_cards("Service down: web", "Could not restart: web")

@@ -1,4 +1,4 @@
-"""What is stopped, started or shared on purpose: real managers, and a real remediator that leaves them alone."""
+"""Targets that somebody stopped or has just started: detected with real managers, and not restarted by a remediator."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ from remediator.execution import evidence
 from remediator.execution.controls.runner import TargetState
 from tests.integration.conftest import start_supervisord
 from tests.integration.loop import Loop
-from tests.integration.test_controls import control, facts
+from tests.integration.test_controls import control, read_state
 from tests.integration.test_safety import defib
 from tests.support import eventually, inventory_of
 
@@ -29,65 +29,65 @@ def docker(*arguments: str) -> str:
 
 
 @pytest.mark.needs("dockerd", "busybox")
-def test_docker_says_what_a_person_stopped_and_when_it_was_started(container: str) -> None:
-    name = f"{container}-purpose"
+def test_docker_reports_manual_stops_and_the_time_of_the_start(container: str) -> None:
+    name = f"{container}-stopped"
     options = {"container": name}
     sleeps = ["run", "-d", "--network", "host", "--name", name, "--stop-timeout", "0", container, "/bin/sleep", "1000"]
 
-    async def look() -> None:
+    async def check_states() -> None:
         docker(*sleeps)
-        told = await facts("docker", options)
-        assert told is not None
-        assert (told.stopped, told.age is not None and told.age < 60) == ("", True)
+        state = await read_state("docker", options)
+        assert state is not None
+        assert (state.stopped, state.age is not None and state.age < 60) == ("", True)
         docker("pause", name)
-        told = await facts("docker", options)
-        assert told is not None
-        assert (told.state, told.withheld, told.age) == ("paused", "it is paused (docker pause)", None)
+        state = await read_state("docker", options)
+        assert state is not None
+        assert (state.state, state.withheld, state.age) == ("paused", "it is paused (docker pause)", None)
         docker("unpause", name)
         docker("kill", name)
 
-        async def sure() -> TargetState | None:
-            told = await facts("docker", options)
-            return told if told is not None and not told.unsure else None
+        async def find_known_state() -> TargetState | None:
+            state = await read_state("docker", options)
+            return state if state is not None and not state.unsure else None
 
-        told = await eventually(sure)
-        assert told is not None
-        assert (told.state, told.stopped) == ("exited", "")  # it may as well have crashed
+        state = await eventually(find_known_state)
+        assert state is not None
+        assert (state.state, state.stopped) == ("exited", "")  # it may have crashed
         docker("start", name)
         docker("stop", name)
 
-        async def stopped() -> TargetState | None:  # docker's client leaves out the events of this very second
-            told = await facts("docker", options)
-            return told if told is not None and told.stopped else None
+        async def find_stop() -> TargetState | None:  # docker's client leaves out the events of the current second
+            state = await read_state("docker", options)
+            return state if state is not None and state.stopped else None
 
-        told = await eventually(stopped)
-        assert told is not None
-        assert told.stopped == "it was stopped with docker stop, and not started again"
-        assert told.stopped_for is not None
-        assert told.stopped_for < 60
+        state = await eventually(find_stop)
+        assert state is not None
+        assert state.stopped == "docker was asked to stop it (docker stop), and not to start it again"
+        assert state.stopped_for is not None
+        assert state.stopped_for < 60
         docker("start", name)
         docker("kill", name)
-        told = await facts("docker", options)
-        assert told is not None
-        assert told.stopped == ""  # that it was stopped before it was started is over
+        state = await read_state("docker", options)
+        assert state is not None
+        assert state.stopped == ""  # the stop was before the last start
         docker("rm", name)
         docker(*sleeps)
         docker("kill", name)
-        told = await facts("docker", options)
-        assert told is not None
-        assert told.stopped == ""  # nor does it matter how the one before it ended
+        state = await read_state("docker", options)
+        assert state is not None
+        assert state.stopped == ""  # how an earlier container ended does not matter
         identifier = docker("inspect", "--format", "{{.Id}}", name)
-        assert await facts("docker", {"container": identifier[:12]}) is None
+        assert await read_state("docker", {"container": identifier[:12]}) is None
 
     try:
-        asyncio.run(look())
+        asyncio.run(check_states())
     finally:
         subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=True)
 
 
 @pytest.mark.needs("dockerd", "busybox")
-def test_docker_s_restart_policy_tells_of_a_stop_that_its_events_do_not(container: str, tmp_path: Path) -> None:
-    """Others' events push a stop out of the daemon's last 256: a health check makes three of them."""
+def test_docker_s_restart_policy_shows_a_stop_that_is_no_longer_in_its_events(container: str, tmp_path: Path) -> None:
+    """Other events, such as three of each health check, displace a stop from the daemon's last 256."""
     always, never = f"{container}-always", f"{container}-never"
     real, folder = shutil.which("docker"), tmp_path / "bin"
     folder.mkdir()
@@ -95,10 +95,10 @@ def test_docker_s_restart_policy_tells_of_a_stop_that_its_events_do_not(containe
     (folder / "docker").chmod(0o755)
     path = os.environ["PATH"]
 
-    async def ended(name: str) -> TargetState:
-        told = await facts("docker", {"container": name})
-        assert told is not None
-        return told
+    async def read_existing(name: str) -> TargetState:
+        state = await read_state("docker", {"container": name})
+        assert state is not None
+        return state
 
     try:
         for name, policy in ((always, "always"), (never, "no")):
@@ -109,30 +109,30 @@ def test_docker_s_restart_policy_tells_of_a_stop_that_its_events_do_not(containe
             docker("stop", name)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PATH", f"{folder}:{path}")
-            told = asyncio.run(ended(always))
-            assert told.stopped.startswith("docker has not restarted it, although its restart policy is always: ")
-            assert told.stopped_for is not None
-            assert told.stopped_for < 60
-            told = asyncio.run(ended(never))
-            assert (told.stopped, told.unsure) == (
-                "", "whether somebody stopped it is not known: docker keeps its last 256 events only"
+            state = asyncio.run(read_existing(always))
+            assert state.stopped.startswith("docker has not restarted it, though its restart policy is always: ")
+            assert state.stopped_for is not None
+            assert state.stopped_for < 60
+            state = asyncio.run(read_existing(never))
+            assert (state.stopped, state.unsure) == (
+                "", "unknown whether somebody stopped it: docker keeps only its last 256 events"
             )  # fmt: skip
             patch.setenv("EVENTS", "1")
-            assert "is not known: docker events" in asyncio.run(ended(never)).unsure
+            assert "unknown whether somebody stopped it: docker events" in asyncio.run(read_existing(never)).unsure
         docker("start", always)
-        docker("kill", always)  # docker does not restart it, and yet nobody asked for a stop
+        docker("kill", always)  # docker does not restart it, although nobody stopped it
 
-        async def known() -> TargetState | None:
-            told = await ended(always)
-            return told if not told.stopped else None
+        async def find_no_stop() -> TargetState | None:
+            state = await read_existing(always)
+            return state if not state.stopped else None
 
-        assert asyncio.run(eventually(known)) is not None
+        assert asyncio.run(eventually(find_no_stop)) is not None
     finally:
         subprocess.run(["docker", "rm", "--force", always, never], capture_output=True, check=True)
 
 
-async def test_supervisor_says_what_a_person_stopped_and_when_it_was_started(
-    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+async def test_supervisor_reports_manual_stops_and_the_time_of_the_start(
+    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
     programs = (
@@ -142,32 +142,32 @@ async def test_supervisor_says_what_a_person_stopped_and_when_it_was_started(
     )
     config = str(await start_supervisord(launcher, tmp_path, programs))
 
-    async def state(program: str) -> str:
-        told = await facts("supervisor", {"program": program, "config": config})
-        return told.state if told is not None else ""
+    async def state_of(program: str) -> str:
+        state = await read_state("supervisor", {"program": program, "config": config})
+        return state.state if state is not None else ""
 
-    async def is_in(program: str, wanted: str) -> bool:
-        return await state(program) == wanted
+    async def is_in(program: str, expected: str) -> bool:
+        return await state_of(program) == expected
 
     await eventually(lambda: is_in("web", "RUNNING"))
     await eventually(lambda: is_in("once", "EXITED"))
-    running = await facts("supervisor", {"program": "web", "config": config})
+    running = await read_state("supervisor", {"program": "web", "config": config})
     assert running is not None
     assert (running.stopped, running.age is not None and running.age < 60) == ("", True)
     assert (await control("supervisor", "stop", {"program": "web", "config": config})).status == 0
-    stopped = await facts("supervisor", {"program": "web", "config": config})
+    stopped = await read_state("supervisor", {"program": "web", "config": config})
     assert stopped is not None
     assert stopped.stopped == "supervisor was asked to stop it (STOPPED)"
     assert stopped.stopped_for is not None
     assert stopped.stopped_for < 120
     for program, expected in (("once", "EXITED"), ("never", "STOPPED")):
-        told = await facts("supervisor", {"program": program, "config": config})
-        assert told is not None
-        assert (told.state, told.stopped) == (expected, ""), told
+        state = await read_state("supervisor", {"program": program, "config": config})
+        assert state is not None
+        assert (state.state, state.stopped) == (expected, ""), state
 
 
 @pytest.mark.needs("systemd")
-async def test_systemd_says_what_a_person_stopped_and_when_it_was_started(
+async def test_systemd_reports_manual_stops_and_the_time_of_the_start(
     systemd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{systemd}:{os.environ['PATH']}")
@@ -175,38 +175,38 @@ async def test_systemd_says_what_a_person_stopped_and_when_it_was_started(
     unit = "[Unit]\nDefaultDependencies=no\n[Service]\nExecStart={}\nRestart={}\n"
     for name, restart in (("kept", "always"), ("rests", "no")):
         (units / f"{name}.service").write_text(unit.format("/bin/sleep infinity", restart))
-    # What is wanted by something is not unloaded.
+    # A unit that another one wants is not unloaded.
     (units / "all.target").write_text("[Unit]\nDefaultDependencies=no\nWants=kept.service\n")
     systemctl("daemon-reload")
     systemctl("start", "kept", "rests", "all.target")
-    running = await facts("systemd", {"unit": "kept"})
+    running = await read_state("systemd", {"unit": "kept"})
     assert running is not None
     assert (running.stopped, running.age is not None and running.age < 60) == ("", True)
     systemctl("stop", "kept", "rests")
-    stopped = await facts("systemd", {"unit": "kept"})
+    stopped = await read_state("systemd", {"unit": "kept"})
     assert stopped is not None
     assert stopped.stopped.startswith("it was stopped (systemctl stop)")
     assert stopped.stopped_for is not None
     assert stopped.stopped_for < 60
-    ended = await facts("systemd", {"unit": "rests"})
+    ended = await read_state("systemd", {"unit": "rests"})
     assert ended is not None
-    assert (ended.state, ended.stopped) == ("inactive (dead), result success", "")  # it may have ended by itself
+    assert (ended.state, ended.stopped) == ("inactive (dead), result success", "")  # its process may have ended
     (units / "hidden.service").symlink_to("/dev/null")
     systemctl("daemon-reload")
-    masked = await facts("systemd", {"unit": "hidden"})
+    masked = await read_state("systemd", {"unit": "hidden"})
     assert masked is not None
     assert (masked.withheld, masked.stopped) == ("it is masked (systemctl mask)", "")
     (units / "new.service").write_text(unit.format("/bin/sleep infinity", "always"))
     systemctl("daemon-reload")
-    new = await facts("systemd", {"unit": "new"})
+    new = await read_state("systemd", {"unit": "new"})
     assert new is not None
     assert new.stopped.startswith("it was stopped, or never started: no unit wants it")
     (units / "all.target.wants").mkdir()
     (units / "all.target.wants" / "new.service").symlink_to(units / "new.service")
     systemctl("daemon-reload")
-    new = await facts("systemd", {"unit": "new"})
+    new = await read_state("systemd", {"unit": "new"})
     assert new is not None
-    assert (new.state, new.stopped) == ("inactive (dead), result success", "")  # something else kept it from starting
+    assert (new.state, new.stopped) == ("inactive (dead), result success", "")  # something else prevented its start
 
 
 @pytest.mark.parametrize(
@@ -218,25 +218,27 @@ async def test_systemd_says_what_a_person_stopped_and_when_it_was_started(
         ("supervisorctl", {"supervisor": {"program": "web"}}),
     ],
 )
-async def test_a_manager_that_does_not_answer_leaves_its_target_unseen(
+async def test_the_state_is_unknown_if_the_manager_does_not_respond(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, control: dict[str, Any]
 ) -> None:
-    """What was seen of it before still holds then; of a command, nothing is known in any case."""
-    made = tmp_path / "bin" / program
-    made.parent.mkdir()
-    made.write_text("#!/bin/sh\necho 'Cannot connect to it' >&2\nexit 1\n")
-    made.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{made.parent}:{os.environ['PATH']}")
+    """The control `command` has no state in any case."""
+    executable = tmp_path / "bin" / program
+    executable.parent.mkdir()
+    executable.write_text("#!/bin/sh\necho 'Cannot connect to it' >&2\nexit 1\n")
+    executable.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{executable.parent}:{os.environ['PATH']}")
     host = {"h": {"address": "127.0.0.1", "shell": "local"}}
     probe = {"tcp": {"address": "127.0.0.1:1"}}
     written = {"it": {"host": "h", "probe": probe, "control": control}}
     command = {"restart": ["true"], "status": ["false"]}
     written["other"] = {"host": "h", "probe": probe, "control": {"command": command}}
-    known = (await asyncio.to_thread(inventory_of, tmp_path / "config", {"hosts": host, "services": written})).inventory
-    seen = await evidence.read_target_state(known.services["it"], known.hosts["h"], LocalShell(), str)
-    assert seen is not None
-    assert (seen.state, seen.unseen.startswith("cannot read the target's state")) == ("", True)
-    other = await evidence.read_target_state(known.services["other"], known.hosts["h"], LocalShell(), str)
+    inventory = (
+        await asyncio.to_thread(inventory_of, tmp_path / "config", {"hosts": host, "services": written})
+    ).inventory
+    unseen = await evidence.read_target_state(inventory.services["it"], inventory.hosts["h"], LocalShell(), str)
+    assert unseen is not None
+    assert (unseen.state, unseen.unseen.startswith("cannot read the target's state")) == ("", True)
+    other = await evidence.read_target_state(inventory.services["other"], inventory.hosts["h"], LocalShell(), str)
     assert other is None or not (other.unseen or other.refused)
 
 
@@ -244,8 +246,8 @@ def systemctl(*arguments: str) -> None:
     subprocess.run(["systemctl", *arguments], capture_output=True, check=True)
 
 
-def supervised(config: Path, **more: Any) -> dict[str, Any]:
-    """A service that is up while supervisor runs its program."""
+def supervisor_service(config: Path, **more: Any) -> dict[str, Any]:
+    """Return a service that is up while supervisor runs its program."""
     running = ["sh", "-c", f"supervisorctl -c {config} status web | grep -q RUNNING"]
     return {
         "host": "h",
@@ -264,8 +266,8 @@ async def is_up(loop: Loop, name: str, expected: bool) -> bool:
 
 
 @pytest.mark.needs("sshd")
-async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
-    loop: Loop, launcher: Launcher, tmp_path: Path
+async def test_a_manual_stop_is_notified_once_and_a_button_starts_the_service(
+    loop: Loop, keeper: Keeper, tmp_path: Path
 ) -> None:
     config = await start_supervisord(launcher, tmp_path, PROGRAM)
     await loop.feishu.start()
@@ -277,7 +279,7 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
         "people": {"ann": {"open_id": "ou_ann"}}, "channels": {"app": {"feishu_app": app}},
         "routes": [{"channels": ["app"]}],
     }  # fmt: skip
-    await loop.start({"web": supervised(config)}, notify=notify)
+    await loop.start({"web": supervisor_service(config)}, notify=notify)
     await eventually(lambda: is_up(loop, "web", True))
     stop = await asyncio.create_subprocess_exec(BIN / "supervisorctl", "-c", config, "stop", "web")
     await stop.wait()
@@ -286,14 +288,14 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
     held = await loop.until_decision("wait", "stopped-by-hand")
     assert held["detail"]["detail"] == "supervisor was asked to stop it (STOPPED)"
 
-    async def told() -> Message | None:
+    async def find_card() -> Message | None:
         cards = loop.feishu.apps.in_chat
         return cards[0] if cards and cards[0].replies and "Start it" in str(cards[0].card) else None
 
-    card = await eventually(told)
+    card = await eventually(find_card)
     assert card is not None
     assert "it was stopped by hand: supervisor was asked to stop it (STOPPED)" in card.text
-    await loop.fire("web", "ServiceSlow")  # something else moves: it is decided about again
+    await loop.fire("web", "ServiceSlow")  # another alert causes a new decision
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
     assert "closed  stopped-by-hand: supervisor was asked to stop it (STOPPED)" in explained.stdout
     assert (await loop.incident())["actions"] == []
@@ -309,11 +311,9 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
 
 
 @pytest.mark.needs("sshd")
-async def test_a_stop_is_not_respected_where_the_inventory_says_so(
-    loop: Loop, launcher: Launcher, tmp_path: Path
-) -> None:
-    config = await start_supervisord(launcher, tmp_path, PROGRAM)
-    await loop.start({"web": supervised(config, remediation={"respect_stop": False})})
+async def test_a_manual_stop_is_ignored_with_respect_stop_false(loop: Loop, keeper: Keeper, tmp_path: Path) -> None:
+    config = await start_supervisord(keeper, tmp_path, PROGRAM)
+    await loop.start({"web": supervisor_service(config, remediation={"respect_stop": False})})
     stop = await asyncio.create_subprocess_exec(BIN / "supervisorctl", "-c", config, "stop", "web")
     await stop.wait()
     await eventually(lambda: is_up(loop, "web", False))
@@ -322,8 +322,8 @@ async def test_a_stop_is_not_respected_where_the_inventory_says_so(
 
 
 @pytest.mark.needs("sshd")
-async def test_what_somebody_has_just_started_is_left_alone(loop: Loop, launcher: Launcher, tmp_path: Path) -> None:
-    config = await start_supervisord(launcher, tmp_path, PROGRAM)
+async def test_a_target_that_was_just_started_is_not_restarted(loop: Loop, keeper: Keeper, tmp_path: Path) -> None:
+    config = await start_supervisord(keeper, tmp_path, PROGRAM)
     web = loop.service("web")
     web["control"] = {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "5m"}
     await loop.start({"web": web})
@@ -335,7 +335,7 @@ async def test_what_somebody_has_just_started_is_left_alone(loop: Loop, launcher
 
 
 @pytest.mark.needs("sshd")
-async def test_what_is_stopped_through_defib_stays_so_in_silence_until_it_is_up_again(loop: Loop) -> None:
+async def test_a_service_stopped_through_defib_is_not_restarted_or_notified_until_it_is_up_again(loop: Loop) -> None:
     web = loop.service("web")
     web["control"]["command"]["stop"] = ["rm", str(loop.folder / "web.alive")]
     await loop.start({"web": web})
@@ -354,11 +354,11 @@ async def test_what_is_stopped_through_defib_stays_so_in_silence_until_it_is_up_
     assert loop.restarts() == []
     (loop.folder / "web.alive").touch()  # somebody starts it on the host
 
-    async def forgotten() -> bool:
+    async def is_gate_open() -> bool:
         gates = (await loop.ask("GET", "/api/v1/services/web/explain")).json()["gates"]
         return next(bool(each["open"]) for each in gates if each["gate"] == "stopped")
 
-    await eventually(forgotten)
+    await eventually(is_gate_open)
     await loop.fire("web", status="resolved")
     await loop.fire("web", "ServiceFlapping", "resolved")
     await loop.until("recovered")
@@ -370,7 +370,7 @@ async def test_what_is_stopped_through_defib_stays_so_in_silence_until_it_is_up_
 
 
 @pytest.mark.needs("sshd")
-async def test_a_dependency_is_probed_afresh_before_a_restart(loop: Loop) -> None:
+async def test_dependencies_are_probed_before_a_restart(loop: Loop) -> None:
     db, web = loop.service("db"), loop.service("web", depends_on=["db"])
     db["probe"] |= {"every": "1h", "retry_every": "1h"}
     await loop.start({"db": db, "web": web})
@@ -381,13 +381,13 @@ async def test_a_dependency_is_probed_afresh_before_a_restart(loop: Loop) -> Non
     held = await loop.until_decision("wait", "dependency-down")
     assert (held["detail"]["detail"], await is_up(loop, "db", True), loop.restarts()) == ("db", True, [])
     (loop.folder / "db.alive").touch()
-    await loop.fire("web", "ServiceSlow")  # something changes: it is decided about again
+    await loop.fire("web", "ServiceSlow")  # another alert causes a new decision
     await loop.until_event("service_up")
     assert loop.restarts() == ["web"]
 
 
 @pytest.mark.needs("sshd")
-async def test_services_that_share_a_target_are_never_acted_on_together(loop: Loop) -> None:
+async def test_services_that_share_a_target_are_restarted_one_after_the_other(loop: Loop) -> None:
     names = ("a", "b")
     spans, alive = loop.folder / "spans", " ".join(str(loop.folder / f"{name}.alive") for name in names)
     script = f"echo begin >> {spans}; sleep 1; touch {alive}; echo end >> {spans}"
