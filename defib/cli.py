@@ -182,264 +182,91 @@ def _add_server_commands(added: _Commands) -> None:
     ):
         server = added.add(name, run, f"run the {name}")
         server.add_argument("--listen", default=listen, metavar="ADDRESS:PORT", help=f"default {listen}")
-        server.add_argument(
-            "--web.config.file",
-            dest="web_config",
-            type=Path,
-            metavar="FILE",
-            help="TLS and users, as Prometheus exporters",
-        )
-
-
-def _add_services(command: Command) -> None:
-    """The commands about one service."""
-    probing = command("probe", _probe, "probe a service once, now, from here")
-    _from_inventory(probing.add_argument("service", metavar="SERVICE"), "services")
-    probing.add_argument("--json", action="store_true", help="print the result as JSON")
-    probing.set_defaults(on_error=CANNOT_TELL)
-
-    controlling = command("control", _control, "start, stop, restart or ask a service, through the remediator")
-    _from_inventory(controlling.add_argument("service", metavar="SERVICE"), "services")
-    controlling.add_argument("verb", choices=["status", "start", "stop", "restart", "logs"])
-    controlling.add_argument(
-        "--overrule", action="append", default=[], metavar="WAIT", help="do it though this wait holds it back"
-    )
-    _takes_token(controlling)
-    controlling.add_argument("--direct", action="store_true", help="go to the host itself: no locks, no record")
-
-
-def _add_setting_up(command: Command, commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The commands that help to set Defib up."""
-    replaying = command("replay", _replay, "say what the remediator would have done, by Prometheus' history")
-    replaying.add_argument("--since", default="7d", metavar="DURATION", help="how far back, default 7d")
-    replaying.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
-
-    hosting = command("host", _host, "make a host ready: print the script for its administrator, or run it")
-    hosting.add_argument("verb", choices=["setup"])
-    _from_inventory(hosting.add_argument("host", metavar="HOST"), "hosts")
-    hosting.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help="where logins may come from")
-    hosting.add_argument("--apply", metavar="USER", help="run it there, as `ssh USER@HOST sudo sh`")
-
-    telling = command("notify", _notify, "send a test to a channel, or to each, and say what was answered")
-    telling.add_argument("verb", choices=["test"])
-    _from_inventory(telling.add_argument("channel", metavar="CHANNEL", nargs="?"), "channels")
-
-    examining = command("doctor", _doctor, "check all that an installation needs, and say what to mend")
-    _from_inventory(examining.add_argument("hosts", metavar="HOST", nargs="*", help="these hosts alone"), "hosts")
-    examining.add_argument("--send", action="store_true", help="send each channel a test")
-    _takes_token(examining)
-    examining.add_argument("--json", dest="as_json", action="store_true", help="print the findings as JSON")
-
-    starting = commands.add_parser("init", help=INIT, description=f"{INIT}.".capitalize())
-    starting.add_argument("directory", metavar="DIR", type=Path)
-    starting.add_argument("--compose", action="store_true", help="with the addresses of docker-compose.yml")
-    starting.set_defaults(run=_init, on_error=1)
-
-    completing = commands.add_parser("completion", help=COMPLETION, description=f"{COMPLETION}.".capitalize())
-    completing.add_argument("shell", choices=["bash", "zsh"])
-    completing.set_defaults(run=_completion, on_error=1)
-
-
-def _add_keeping(command: Command) -> None:
-    """The commands that keep the record safe."""
-    keeping = command("backup", _backup, "write all of the remediator's record to a new file, while it runs")
-    keeping.add_argument("to", metavar="FILE", type=Path, help="or a folder, where it is named by the time")
-    restoring = command("restore", _restore, "put a backup in the record's place; the remediator must not run")
-    restoring.add_argument("source", metavar="FILE", type=Path)
-
-
-def _takes_token(command: argparse.ArgumentParser, default: str | None = None) -> None:
-    help_ = "the file of the API token (default: remediator.token, else `token` beside the record)"
-    command.add_argument("--token-file", type=Path, metavar="FILE", default=default, help=help_)
-
-
-def _add_asking(command: Command) -> None:
-    """The commands that ask the remediator."""
-
-    def asks(function: str, *names: str) -> Callable[[argparse.Namespace], int]:
-        def run(options: argparse.Namespace) -> int:
-            from defib import asking
-
-            given = {name: getattr(options, name) for name in names}
-            work: Callable[..., Coroutine[Any, Any, int]] = getattr(asking, function)
-            return _run(work(_remediator_of(options), **given))
-
-        return run
-
-    told = command("incidents", asks("incidents", "number", "as_json"), "print the incidents, or one in full")
-    told.add_argument("number", metavar="ID", nargs="?", type=int)
-    explained = command(
-        "explain", asks("explain", "service", "as_json"), "say what stands between a service and its restart"
-    )
-    _from_inventory(explained.add_argument("service", metavar="SERVICE"), "services")
-    for each in (told, explained):
-        each.add_argument("--json", dest="as_json", action="store_true", help="print it as JSON")
-    acknowledging = command(
-        "acknowledge", asks("acknowledge", "number"), "say that you look after an incident: it is not escalated"
-    )
-    acknowledging.add_argument("number", metavar="INCIDENT", type=int)
-    approving = command("approve", asks("approve", "action"), "let an action that waits for approval begin")
-    approving.add_argument("action", metavar="ACTION", type=int)
-    resetting = command("reset", asks("reset", "service"), "give a service all its attempts anew")
-    _from_inventory(resetting.add_argument("service", metavar="SERVICE"), "services")
-    switching = command(
-        "automation", asks("automation", "switch", "reason"), "say whether it acts by itself, or switch that"
-    )
-    switching.add_argument("switch", choices=["on", "off"], nargs="?")
-    switching.add_argument("--reason", default="", help="why, for others to read")
-    holding = command("maintenance", _maintenance, "restart nothing of a service, host or group for a while")
-    holding.set_defaults(verb=None)
-    verbs = holding.add_subparsers(metavar="begin|end")
-    beginning = verbs.add_parser("begin", help="begin one")
-    beginning.add_argument("scope", choices=["service", "host", "group"])
-    _from_inventory(beginning.add_argument("name", metavar="NAME"))
-    lasts = beginning.add_mutually_exclusive_group(required=True)
-    lasts.add_argument("--for", dest="lasts", metavar="DURATION", help="such as 2h")
-    lasts.add_argument("--until", metavar="TIME", help="such as 2026-11-24T18:00:00+08:00")
-    beginning.add_argument("--reason", required=True)
-    beginning.add_argument("--notify", action="store_true", help="call people in it as usual")
-    beginning.set_defaults(verb="begin")
-    ending = verbs.add_parser("end", help="end one")
-    ending.add_argument("number", metavar="ID", type=int)
-    ending.set_defaults(verb="end")
-    for each in (beginning, ending):
-        each.add_argument("--config", type=Path, metavar="DIR", default=argparse.SUPPRESS, help=CONFIG)
-        _takes_token(each, argparse.SUPPRESS)
-    for each in (told, explained, acknowledging, approving, resetting, switching, holding):
-        _takes_token(each)
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    import uvloop
-
-    gc.freeze()
-    gc.enable()
-    return uvloop.run(work)
-
-
-def _remediator_of(options: argparse.Namespace) -> "Connect":
-    """How the remediator of the configuration is asked, with the API token."""
-    from defib import asking
-
-    return partial(asking.remediator, _loader(options, "client"), options.token_file)
-
-
-def _maintenance(options: argparse.Namespace) -> int:
-    from defib import asking
-
-    connect = _remediator_of(options)
-    if options.verb is None:
-        return _run(asking.maintenances(connect))
-    if options.verb == "end":
-        return _run(asking.end_maintenance(connect, options.number))
-    lasts = {"for": options.lasts} if options.lasts else {"until": options.until}
-    more = {**lasts, "reason": options.reason, "notify": options.notify}
-    return _run(asking.begin_maintenance(connect, options.scope, options.name, more))
-
-
-def _replay(options: argparse.Namespace) -> int:
-    from defib import replay
-    from fleet.inventory.units import parse_duration
-
-    try:
-        since = parse_duration(options.since)
-    except ValueError as error:
-        raise DefibError(f"--since {options.since}: {error}") from error
-    # The policy uses the parts of the configuration that the remediator uses, such as `notify.timezone`.
-    return _run(replay.run(_loader(options, "remediator"), since, as_json=options.as_json))
-
-
-def _loader(options: argparse.Namespace, *programs: "Program") -> "Callable[[], Loaded]":
-    from defib.kinds import KINDS
-    from fleet.inventory.documents import directory
-    from fleet.inventory.loading import load
-
-    return partial(load, directory(options.config), KINDS, programs=programs)
-
-
-def _check(options: argparse.Namespace) -> int:
-    from defib import check
-    from fleet.inventory.documents import directory
-
-    if options.schema:
-        return check.schema()
-    return check.check(directory(options.config), options.program, show=options.show)
-
-
-def _exporter(options: argparse.Namespace) -> int:
-    from exporter import app
-
-    app.prepare_process()
-    return _serve(options, "exporter", app.run)
-
-
-def _remediator(options: argparse.Namespace) -> int:
-    from remediator import app
-
-    return _serve(options, "remediator", app.run)
-
-
-Server = Callable[["Callable[[], Loaded]", "Listen", "WebConfig", "Redactor"], Coroutine[Any, Any, None]]
-
-
-def _serve(options: argparse.Namespace, program: "Program", server: Server) -> int:
-    from runtime import logs, webconfig
-    from runtime.lifecycle import Listen
-    from runtime.redaction import Redactor
-
-    redact = Redactor()
-    logs.configure(redact)
-    web = webconfig.load(options.web_config)
-    # A reload that is asked for before we serve would end us; what is being loaded is as new as it gets.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _run(server(_loader(options, program), Listen.parse(options.listen), web, redact))
-    return 0
-
-
-def _probe(options: argparse.Namespace) -> int:
-    from defib import probe
-
-    return _run(probe.probe(_loader(options, "exporter"), options.service, as_json=options.json))
-
-
-def _control(options: argparse.Namespace) -> int:
-    from defib import control
-
-    if options.direct:
-        return _run(control.direct(_loader(options, "remediator"), options.service, options.verb))
-    return _run(control.through_remediator(_remediator_of(options), options.service, options.verb, options.overrule))
-
-
-def _host(options: argparse.Namespace) -> int:
-    from defib import host
-
-    return host.setup(_loader(options), options.host, sources=options.sources, apply=options.apply)
-
-
-def _notify(options: argparse.Namespace) -> int:
-    from defib import notify
-
-    return _run(notify.test(_loader(options, "remediator"), options.channel))
-
-
-def _init(options: argparse.Namespace) -> int:
-    from defib import starter
-
-    return starter.init(options.directory, compose=options.compose)
-
-
-def _completion(options: argparse.Namespace) -> int:
-    from defib import completion
-
-    return completion.script(options.shell)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    from defib import doctor
-
-    load_it = _loader(options, "exporter", "remediator")
-    return _run(
-        doctor.doctor(load_it, options.hosts, token_file=options.token_file, send=options.send, as_json=options.as_json)
+        help_ = "TLS and users, in the format of the Prometheus exporters"
+        server.add_argument("--web.config.file", dest="web_config", type=Path, metavar="FILE", help=help_)
+
+
+def _add_service_commands(added: _Commands) -> None:
+    probe = added.add("probe", commands.probe, "probe a service once from this machine", ["config", "as_json"])
+    _add_service_argument(probe)
+    probe.set_defaults(on_error=CANNOT_DETERMINE)
+
+    description = "start, stop or restart a service, or show its status or logs, through the remediator"
+    control = added.add("control", commands.control, description, API)
+    _add_service_argument(control)
+    control.add_argument("verb", choices=["status", "start", "stop", "restart", "logs"])
+    help_ = "act although this gate is closed (may be repeated)"
+    control.add_argument("--overrule", action="append", default=[], metavar="GATE", help=help_)
+    help_ = "run the command on the host without the remediator: no locks, no record"
+    control.add_argument("--direct", action="store_true", help=help_)
+
+    explain = added.add("explain", commands.explain, "show what the remediator does about a service, and why", API)
+    _add_service_argument(explain)
+    explain.add_argument("--verbose", action="store_true", help="show all gates, also those that are open")
+
+    reset = added.add("reset", commands.reset, "reset the attempts of a service", API)
+    _add_service_argument(reset)
+
+
+def _add_incident_commands(added: _Commands) -> None:
+    incidents = added.add("incidents", commands.incidents, "list the incidents, or show one in detail", API)
+    help_ = "an incident (default: list the newest)"
+    incidents.add_argument("number", metavar="ID", nargs="?", type=_parse_id, help=help_)
+    acknowledge = added.add("acknowledge", commands.acknowledge, "acknowledge an incident: it is not escalated", API)
+    acknowledge.add_argument("number", metavar="INCIDENT", type=_parse_id, help="the ID of an incident")
+    approve = added.add("approve", commands.approve, "approve an action that waits for approval", API)
+    approve.add_argument("action", metavar="ACTION", type=_parse_id, help="the ID of an action")
+
+
+def _add_maintenance_command(added: _Commands) -> None:
+    automation = added.add("automation", commands.automation, "show whether automation is on, or switch it", API)
+    automation.add_argument("switch", choices=["on", "off"], nargs="?", help="default: show the current state")
+    automation.add_argument("--reason", default="", help="why, for the record")
+
+    maintenance = added.add("maintenance", commands.maintenance, "list, begin or end maintenance", API)
+    maintenance.set_defaults(verb=None)
+    verbs = maintenance.add_subparsers(metavar="begin|end")
+    description = "pause automatic actions for a service, host or group"
+    begin = verbs.add_parser("begin", help=description, description=f"{description.capitalize()}.")
+    begin.add_argument("scope", choices=["service", "host", "group"])
+    _complete_from_inventory(begin.add_argument("name", metavar="NAME", help="of the service, host or group"))
+    ends = begin.add_mutually_exclusive_group(required=True)
+    ends.add_argument("--for", dest="duration", metavar="DURATION", help="such as 30m or 2h")
+    help_ = 'such as "2026-11-24 18:00:00", in the configured time zone, or 2026-11-24T18:00:00+08:00'
+    ends.add_argument("--until", metavar="TIME", help=help_)
+    begin.add_argument("--reason", required=True, help="why, for the record")
+    begin.add_argument("--notify", action="store_true", help="send notifications as usual")
+    begin.set_defaults(verb="begin")
+    end = verbs.add_parser("end", help="end a maintenance", description="End a maintenance.")
+    end.add_argument("number", metavar="ID", type=_parse_id, help="as listed by `defib maintenance`")
+    end.set_defaults(verb="end")
+    for parser in (begin, end):
+        _add_global_options(parser, API)
+
+
+def _add_setup_commands(added: _Commands) -> None:
+    init = added.add("init", commands.init, "write a first configuration, with comments and random secrets", [])
+    init.add_argument("directory", metavar="DIR", type=Path, help="the configuration directory to create")
+    init.add_argument("--compose", action="store_true", help="use the addresses of docker-compose.yml")
+
+    doctor = added.add("doctor", commands.doctor, "check the whole installation and say how to fix problems", API)
+    hosts = doctor.add_argument("hosts", metavar="HOST", nargs="*", help="check only these hosts")
+    _complete_from_inventory(hosts, "hosts")
+    doctor.add_argument("--send", action="store_true", help="send a test message to each channel")
+
+    description = "prepare a host: print a setup script for its administrator, or run it"
+    host = added.add("host", commands.host, description)
+    host.add_argument("verb", choices=["setup"])
+    _complete_from_inventory(host.add_argument("host", metavar="HOST", help="the name of a host"), "hosts")
+    help_ = "accept logins only from these addresses, such as 10.0.0.5,10.0.1.0/24"
+    host.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help=help_)
+    host.add_argument("--apply", metavar="USER", help="run the script with `ssh USER@HOST sudo sh`")
+
+    description = "send a test message to a channel, or to each, and print the answers"
+    notify = added.add("notify", commands.notify, description, ["config", "as_json"])
+    notify.add_argument("verb", choices=["test"])
+    _complete_from_inventory(
+        notify.add_argument("channel", metavar="CHANNEL", nargs="?", help="default: each"), "channels"
     )
 
     description = "show what the remediator would have done, using the history in Prometheus"

@@ -161,7 +161,7 @@ def replay(options: argparse.Namespace) -> int:
         since = parse_duration(options.since)
     except ValueError as error:
         raise DefibError(f"argument --since: {error}") from error
-    return _run(replay.run(_loader(options, "client"), since, as_json=options.as_json))
+    return _run(replay.run(_loader(options, "remediator"), since, as_json=options.as_json))
 
 
 def host(options: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from datetime import tzinfo
 from itertools import islice
 
 from defib.output import format_time, parenthesized, print_json, time_zone
@@ -22,9 +23,11 @@ does not contain them.
 """
 
 
-async def run(load: Callable[[], Loaded], since: float, *, as_json: bool) -> int:
+async def run(load: Callable[[], LoadedInventory], since: float, *, as_json: bool) -> int:
     """Print the decisions that would have been made in the last `since` seconds. Raises DefibError."""
-    inventory = load().inventory
+    loaded = load()
+    loaded.require("remediator.prometheus_url", "remediation", "notify.timezone")
+    inventory = loaded.inventory
     endpoint = inventory.remediator.prometheus_url
     if endpoint is None:
         raise DefibError("replay needs the history in Prometheus: set remediator.prometheus_url")
@@ -37,27 +40,23 @@ async def run(load: Callable[[], Loaded], since: float, *, as_json: bool) -> int
     finally:
         await prometheus.close()
     if as_json:
-        print(json.dumps([{**asdict(each), "at": rfc3339(each.at)} for each in decisions], ensure_ascii=False))
+        print_json([{**asdict(each), "at": format_rfc3339(each.at)} for each in decisions])
         return 0
+    zone = time_zone(inventory)
     first, second = islice(evaluation_times(now - since, now), 2)
-    print(_NOTE.format(step=second - first, since=_format_time(first)))
-    print(_format_decisions(decisions))
+    print(_NOTE.format(step=second - first, since=format_time(first, zone)))
+    print(_format_decisions(decisions, zone))
     return 0
 
 
-def _format_decisions(decisions: Sequence[ReplayedDecision]) -> str:
-    lines = [_format_decision(decision) for decision in decisions]
+def _format_decisions(decisions: Sequence[ReplayedDecision], zone: tzinfo | None) -> str:
+    lines = [_format_decision(decision, zone) for decision in decisions]
     actions = Counter(decision.service for decision in decisions if decision.verb == "act")
     by_service = ", ".join(f"{service} {count}" for service, count in actions.most_common())
     lines.append(f"{actions.total()} actions{f': {by_service}' if by_service else ''}")
     return "\n".join(lines)
 
 
-def _format_decision(decision: ReplayedDecision) -> str:
+def _format_decision(decision: ReplayedDecision, zone: tzinfo | None) -> str:
     summary = " ".join(part for part in (_VERBS[decision.verb], decision.reason) if part)
-    detail = f" ({decision.detail})" if decision.detail else ""
-    return f"{_format_time(decision.at)}  {decision.service}  {summary}{detail}"
-
-
-def _format_time(at: float) -> str:
-    return f"{(rfc3339(at) or '')[:19]}Z"
+    return f"{format_time(decision.at, zone)}  {decision.service}  {summary}{parenthesized(decision.detail)}"

@@ -64,7 +64,9 @@ async def read_history(prometheus: JsonClient, inventory: Inventory, since: floa
 
     Every sample between two evaluation times counts, so that an alert or an outage shorter than a step is seen.
     """
-    names = sorted({name for each in inventory.services.values() for name in inventory.remediation.of(each).alerts})
+    names = sorted(
+        {name for each in inventory.services.values() for name in inventory.remediation.for_service(each).alerts}
+    )
     step = f"{int(_step(since, until))}s"
 
     async def query(expression: str, *labels: str) -> Series:
@@ -182,7 +184,7 @@ class _Replay:
     ) -> ReplayedDecision | None:
         """Decide about a service; returns the decision if it is new."""
         _record_outage(state, at, firing=bool(firing))
-        rules = self._inventory.remediation.of(service).model_copy(update={"automatic": True})
+        rules = self._inventory.remediation.for_service(service).model_copy(update={"automatic": True})
         situation = self._situation(service, state, firing, at)
         decision = decide(service, rules, situation)
         if decision.verb == "act" and decision.step is not None:
@@ -203,7 +205,7 @@ class _Replay:
 
     def _situation(self, service: Service, state: _ServiceReplay, firing: frozenset[str], at: float) -> Situation:
         inventory, history = self._inventory, self._history
-        rules, host = inventory.remediation.of(service), inventory.host_of(service)
+        rules, host = inventory.remediation.for_service(service), inventory.host_of(service)
         success = (history.success.get((name,), {}).get(at) for name in self._in_group[service.id])
         probed = [value for value in success if value is not None]
         failing = probed.count(0.0)

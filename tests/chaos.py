@@ -272,7 +272,7 @@ def find_violations(events: Sequence[tuple[str, str, float]], attempts: int, bud
             if name not in seen_down or (before is not None and seen_down[name] < before):
                 violations.append(f"{name} was restarted at {at} without a failed probe newer than its last restart")
             restarts.setdefault(name, []).append(at)
-            over_at[name] = at + COMMAND_WITHIN + KILL_AFTER
+            over_at[name] = at + COMMAND_WITHIN + KILL_DELAY
     violations += [
         f"{name} was restarted {len(times)} times" for name, times in restarts.items() if len(times) > attempts
     ]
@@ -282,9 +282,9 @@ def find_violations(events: Sequence[tuple[str, str, float]], attempts: int, bud
     return violations
 
 
-async def run_chaos(keeper: Keeper, folder: Path, kills: int, seed: int) -> Report:
+async def run_chaos(launcher: Launcher, folder: Path, kills: int, seed: int) -> Report:
     """Cause failures, let everything settle, and verify; the limits are so low that they are reached."""
-    chaos = Chaos(keeper, folder, seed, attempts=max(3, kills // 8), budget=max(10, kills // 2))
+    chaos = Chaos(launcher, folder, seed, attempts=max(3, kills // 8), budget=max(10, kills // 2))
     await chaos.start()
     try:
         await chaos.run(kills)
@@ -299,9 +299,9 @@ async def main(kills: int, seed: int) -> int:
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as folder:
-            report = await run_chaos(keeper, Path(folder), kills, seed)
+            report = await run_chaos(launcher, Path(folder), kills, seed)
     finally:
-        await keeper.end()
+        await launcher.end()
     kills_by_kind = ", ".join(f"{count} of {what}" for what, count in report.kills.items())
     print(
         f"{report.kills.total()} kills ({kills_by_kind}), seed {seed}, {len(report.accepted)} alerts accepted,"

@@ -10,9 +10,9 @@ import promql_parser
 import yaml
 from prometheus_client import CollectorRegistry
 
-from exporter.exposition.series import FAMILIES
-from exporter.metrics import Metrics as ExporterMetrics
-from exporter.scheduler import collection
+from exporter.exposition.service_series import FAMILIES
+from exporter.metrics import ExporterMetrics
+from exporter.scheduler import collector_scheduler
 from remediator.metrics import RemediatorMetrics
 
 RULES = sorted((Path(__file__).parents[1] / "alerts" / "rules").glob("*.yml"))

@@ -33,7 +33,7 @@ def add_routes(app: web.Application, database: Database, buttons: ButtonHandler)
         channel = database.inventory.notify.channels.get(name)
         options = channel.options if channel is not None else None
         if not isinstance(options, FeishuAppOptions) or options.encrypt_key is None:
-            raise Problem(404, "no_callback", f"there is no channel {name!r} with an encrypt_key")
+            raise ApiError(404, "no_callback", f"there is no channel {name!r} with an encrypt_key")
         raw = await _read_body(request)
         clock = database.clock
         expected_token = options.verification_token.get_secret_value() if options.verification_token else None

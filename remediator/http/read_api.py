@@ -60,7 +60,7 @@ def _parse_before(request: web.Request) -> int | None:
     if text is None:
         return None
     if not (text.isascii() and text.isdigit()) or len(text) > 15:  # noqa: PLR2004 - ids are smaller
-        raise Problem(400, "bad_request", "`before` must be an id")
+        raise ApiError(400, "bad_request", "`before` must be an id")
     return int(text)
 
 

@@ -11,8 +11,8 @@ from remediator.record.database import Database, StorageError
 from remediator.record.schema import actions, deliveries, evidence, incidents, notifications
 from remediator.record.transaction import Transaction
 from runtime.redaction import Redactor
-from runtime.times import rfc3339
-from runtime.web import Problem, is_authenticated
+from runtime.times import format_rfc3339
+from runtime.web import ApiError, is_authenticated
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,7 +35,7 @@ async def read_record(
     try:
         return await database.read(work, *args, **kwargs)
     except StorageError as error:
-        raise Problem(503, "not_stored", "cannot read the record") from error
+        raise ApiError(503, "not_stored", "cannot read the record") from error
 
 
 def respond(request: web.Request, rows: dict[str, Any], redact: Redactor, clock: SteadyClock) -> web.Response:

@@ -21,7 +21,7 @@ from runtime.web import ApiError, Requirement, add_route
 log = structlog.get_logger()
 
 
-def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, Problem], None]:
+def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, ApiError], None]:
     """Return a function that counts and logs the webhooks that are refused, including unauthorized ones."""
 
     def on_refusal(request: web.Request, problem: ApiError) -> None:

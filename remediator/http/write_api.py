@@ -12,7 +12,16 @@ from fleet.inventory.units import MAX_DURATION, PositiveDuration
 from fleet.shells import Completed
 from remediator.execution.controls.runner import Verb
 from remediator.http.views import format_times, read_record
-from remediator.operations import OperationError, Operations, Subject
+from remediator.operations import (
+    ConflictError,
+    HostUnreachableError,
+    InvalidOperationError,
+    NotFoundError,
+    OperationError,
+    Operations,
+    Subject,
+    UnavailableError,
+)
 from remediator.record import maintenance
 from remediator.record.automation import AutomationSwitch, read_switch
 from remediator.record.database import Database

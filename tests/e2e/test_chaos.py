@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from defib.demo.keeper import Keeper
+from defib.demo.launcher import Launcher
 from tests.chaos import find_violations, run_chaos
 
 
@@ -16,8 +16,10 @@ from tests.chaos import find_violations, run_chaos
         pytest.param(200, 50, marks=[pytest.mark.long, pytest.mark.timeout(3000)]),
     ],
 )
-async def test_invariants_hold_after_random_kills(keeper: Keeper, tmp_path: Path, kills: int, restarts: int) -> None:
-    report = await run_chaos(keeper, tmp_path, kills=kills, seed=20)
+async def test_invariants_hold_after_random_kills(
+    launcher: Launcher, tmp_path: Path, kills: int, restarts: int
+) -> None:
+    report = await run_chaos(launcher, tmp_path, kills=kills, seed=20)
     assert report.violations == []
     assert report.kills.total() == kills
     assert report.restarts >= restarts

@@ -144,7 +144,7 @@ class _QuietLogger(dnslib.server.DNSLogger):  # type: ignore[misc] # dnslib has 
 def name_server() -> Iterator[int]:
     """A name server for `test.`, over UDP and TCP on the same port."""
     zone = _Zone()
-    (port,) = free_ports(1)  # a port chosen by the kernel for UDP may be in use for TCP
+    (port,) = reserve_ports(1)  # a port chosen by the kernel for UDP may be in use for TCP
     servers = [
         dnslib.server.DNSServer(zone, port=port, address="127.0.0.1", tcp=tcp, logger=_QuietLogger())
         for tcp in (False, True)

@@ -142,7 +142,7 @@ async def test_a_unit_at_its_start_limit_is_restarted(units: Path, tmp_path: Pat
 
 
 async def test_a_supervisor_group_is_not_found_and_a_stopped_supervisord_is_reported(
-    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     programs = "".join(f"[program:{name}]\ncommand=/bin/sleep 1000\nstartsecs=0\n" for name in "ab")
@@ -153,7 +153,7 @@ async def test_a_supervisor_group_is_not_found_and_a_stopped_supervisord_is_repo
     await start_supervisord(launcher, tmp_path, f"{programs}[group:web]\nprograms=a,b\n")
 
     async def answers() -> bool:
-        completed = await LocalShell().run(supervisor.verb("status", "web:a", config), timeout=20)
+        completed = await LocalShell().run(supervisor.build_action("status", "web:a", config), timeout=20)
         return "RUNNING" in completed.stdout
 
     await eventually(answers)
@@ -243,12 +243,12 @@ exit 0
 @pytest.mark.needs("root", "sudo", "unshare")
 def test_refusals_and_failures_of_sudo_are_recognized(tmp_path: Path) -> None:
     """Uses the messages of a real sudo."""
-    completed = inside_a_copy(tmp_path, "", SUDO)
+    completed = run_in_copy(tmp_path, "", SUDO)
     assert completed.returncode == 0, (completed.stdout, completed.stderr)
     outputs = {part.partition("\n")[0]: part.partition("\n")[2] for part in completed.stdout.split("rule ")[1:]}
     sudo = Sudo.model_validate("passwordless")
     reasons = {
-        rule: (refusal(completed, sudo), failure(completed, sudo))
+        rule: (find_refusal(completed, sudo), find_failure(completed, sudo))
         for rule, text in outputs.items()
         for completed in (Completed(1, "", text),)
     }
@@ -305,18 +305,18 @@ def test_a_hardened_host_allows_exactly_the_commands_of_its_controls(tmp_path: P
     script = argv[2]
     run = shlex.join(["sudo", "-n", *argv])
     if wrapper:
-        run = f'SSH_ORIGINAL_COMMAND="run 5 {digest(argv)}" sudo -n /usr/local/sbin/defib-shell control'
+        run = f'SSH_ORIGINAL_COMMAND="run 5 {command_digest(argv)}" sudo -n /usr/local/sbin/defib-shell control'
     # sudo compares the arguments as one string, which can be divided at any space.
     ends = [at for at, character in enumerate(script) if character == " "]
     divided = [["try", *argv[:2], script[:at], script[at + 1 :]] for at in ends[:: len(ends) // 10]]
     parts = "\n".join(map(shlex.join, divided))
-    completed = inside_a_copy(tmp_path, made.stdout, HARDENED.format(docker=DOCKER, run=run, parts=parts))
+    completed = run_in_copy(tmp_path, made.stdout, HARDENED.format(docker=DOCKER, run=run, parts=parts))
     assert completed.returncode == 0, (completed.returncode, completed.stdout, completed.stderr)
 
 
 async def test_a_missing_target_counts_as_no_attempt_and_is_notified_once(loop: Loop) -> None:
     """Each try fails without a command, and the next follows after a back-off."""
-    config = await start_supervisord(loop.keeper, loop.folder, "[program:other]\ncommand=/bin/sleep 1000\n")
+    config = await start_supervisord(loop.launcher, loop.folder, "[program:other]\ncommand=/bin/sleep 1000\n")
     gone = loop.service("web", control={"supervisor": {"program": "web", "config": str(config)}, "start_within": "2s"})
     await loop.start({"web": gone}, attempts=1)
     await loop.kill("web")

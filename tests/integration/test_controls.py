@@ -90,7 +90,7 @@ async def test_supervisor(launcher: Launcher, tmp_path: Path, monkeypatch: pytes
 
 
 async def test_a_log_line_like_an_error_of_supervisor_is_no_error(
-    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     program = "[program:web]\ncommand=sh -c 'echo Error: mine; exec sleep 1000'\nstartsecs=0\n"

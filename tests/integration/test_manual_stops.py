@@ -132,7 +132,7 @@ def test_docker_s_restart_policy_shows_a_stop_that_is_no_longer_in_its_events(co
 
 
 async def test_supervisor_reports_manual_stops_and_the_time_of_the_start(
-    keeper: Keeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", f"{BIN}:{os.environ['PATH']}")
     programs = (
@@ -267,7 +267,7 @@ async def is_up(loop: Loop, name: str, expected: bool) -> bool:
 
 @pytest.mark.needs("sshd")
 async def test_a_manual_stop_is_notified_once_and_a_button_starts_the_service(
-    loop: Loop, keeper: Keeper, tmp_path: Path
+    loop: Loop, launcher: Launcher, tmp_path: Path
 ) -> None:
     config = await start_supervisord(launcher, tmp_path, PROGRAM)
     await loop.feishu.start()
@@ -311,8 +311,8 @@ async def test_a_manual_stop_is_notified_once_and_a_button_starts_the_service(
 
 
 @pytest.mark.needs("sshd")
-async def test_a_manual_stop_is_ignored_with_respect_stop_false(loop: Loop, keeper: Keeper, tmp_path: Path) -> None:
-    config = await start_supervisord(keeper, tmp_path, PROGRAM)
+async def test_a_manual_stop_is_ignored_with_respect_stop_false(loop: Loop, launcher: Launcher, tmp_path: Path) -> None:
+    config = await start_supervisord(launcher, tmp_path, PROGRAM)
     await loop.start({"web": supervisor_service(config, remediation={"respect_stop": False})})
     stop = await asyncio.create_subprocess_exec(BIN / "supervisorctl", "-c", config, "stop", "web")
     await stop.wait()
@@ -322,8 +322,8 @@ async def test_a_manual_stop_is_ignored_with_respect_stop_false(loop: Loop, keep
 
 
 @pytest.mark.needs("sshd")
-async def test_a_target_that_was_just_started_is_not_restarted(loop: Loop, keeper: Keeper, tmp_path: Path) -> None:
-    config = await start_supervisord(keeper, tmp_path, PROGRAM)
+async def test_a_target_that_was_just_started_is_not_restarted(loop: Loop, launcher: Launcher, tmp_path: Path) -> None:
+    config = await start_supervisord(launcher, tmp_path, PROGRAM)
     web = loop.service("web")
     web["control"] = {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "5m"}
     await loop.start({"web": web})

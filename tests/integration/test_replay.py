@@ -14,8 +14,8 @@ import httpx
 import pytest
 import yaml
 
-from defib.demo.keeper import Keeper
-from defib.demo.stack import free_ports
+from defib.demo.launcher import Launcher
+from defib.demo.stack import reserve_ports
 from tests.support import eventually
 
 SCRAPE_INTERVAL = 5
@@ -41,15 +41,15 @@ def samples(down_at: int, down_for: int) -> Iterator[str]:
     yield "# EOF"
 
 
-async def start_prometheus(keeper: Keeper, folder: Path, lines: Sequence[str]) -> str:
+async def start_prometheus(launcher: Launcher, folder: Path, lines: Sequence[str]) -> str:
     """Start a Prometheus that has these samples; returns its URL."""
     (folder / "samples").write_text("\n".join(lines) + "\n")
     (folder / "prometheus.yml").write_text("")
     create = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(folder / "samples"), str(folder / "data")]
     await asyncio.to_thread(subprocess.run, create, check=True, capture_output=True)
-    (port,) = free_ports(1)
+    (port,) = reserve_ports(1)
     url = f"http://127.0.0.1:{port}"
-    await keeper.start(
+    await launcher.start(
         [
             "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
             f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn", "--query.lookback-delta=10s",
@@ -91,10 +91,10 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("offset", [0, 3])
 async def test_an_outage_shorter_than_a_step_is_replayed(
-    keeper: Keeper, tmp_path: Path, config: Path, offset: int
+    launcher: Launcher, tmp_path: Path, config: Path, offset: int
 ) -> None:
     down_at = (int(time.time()) - 86_400) // 60 * 60 + offset
-    url = await start_prometheus(keeper, tmp_path, list(samples(down_at, SCRAPE_INTERVAL)))
+    url = await start_prometheus(launcher, tmp_path, list(samples(down_at, SCRAPE_INTERVAL)))
     (first, *_) = json.loads(await run_replay(config, url, {}, "--json"))
     seen_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(-(-down_at // 15) * 15))
     assert first == {"at": seen_at, "service": "web", "verb": "act", "reason": "restart", "detail": "attempt 1"}
@@ -104,12 +104,12 @@ async def test_an_outage_shorter_than_a_step_is_replayed(
 
 
 async def test_a_maintenance_window_in_a_referenced_time_zone_holds_the_restart(
-    keeper: Keeper, tmp_path: Path, config: Path
+    launcher: Launcher, tmp_path: Path, config: Path
 ) -> None:
     down_at = (int(time.time()) - 86_400) // 86_400 * 86_400 + 16 * 3600  # midnight in Shanghai, 16:00 UTC
     if down_at > time.time() - 7200:
         down_at -= 86_400
-    url = await start_prometheus(keeper, tmp_path, list(samples(down_at, 60)))
+    url = await start_prometheus(launcher, tmp_path, list(samples(down_at, 60)))
     extra = {
         "notify": {"timezone": "${ZONE}"},
         "remediation": {"maintenance": [{"service": "web", "from": "23:59", "to": "00:30"}]},

@@ -14,7 +14,7 @@ STATE_LIMIT = 200  # characters
 Argv = Annotated[list[str], Field(min_length=1)]
 
 
-class CommandControlOptions(Part):
+class CommandControlOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     start: Argv | None = None
     stop: Argv | None = None

@@ -14,7 +14,7 @@ from remediator.execution.controls.docker import parse_container_state
 from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
 
-class ComposeControlOptions(Part):
+class ComposeControlOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     directory: Annotated[str, StringConstraints(pattern=r"^/[^\x00\n]*$")]  # on the service's host
@@ -28,18 +28,20 @@ class ComposeControlOptions(Part):
 async def run_compose(verb: Verb, options: ComposeControlOptions, runner: ControlRunner) -> Completed:
     if verb == "status":
         completed = await _inspect(options, runner)
-        look = docker.read(completed.stdout)
+        look = docker.parse_inspection(completed.stdout)
         if look is None and not succeeded(completed):
             return completed
-        is_running = look is not None and look.told.state == "running"
+        is_running = look is not None and look.details.state == "running"
         return Completed(0 if is_running else 1, completed.stdout, completed.stderr)
     lines = LOG_LINES if verb == "logs" else 0
-    return await _run(docker.compose(options.directory, verb, options.service, lines=lines), options, runner)
+    return await _run(
+        docker.build_compose_action(options.directory, verb, options.service, lines=lines), options, runner
+    )
 
 
 async def _inspect(options: ComposeControlOptions, runner: ControlRunner) -> Completed:
     """Inspect the service's first container."""
-    return await _run(docker.compose_facts(options.directory, options.service), options, runner)
+    return await _run(docker.build_compose_inspect(options.directory, options.service), options, runner)
 
 
 async def _run(argv: Sequence[str], options: ComposeControlOptions, runner: ControlRunner) -> Completed:

@@ -14,7 +14,7 @@ from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
-class AfterStart(Part):
+class AfterStart(ConfigModel):
     """A command to run inside the container after its start; `log` is a file in the container for its output."""
 
     exec: list[str] = Field(min_length=1)
@@ -23,7 +23,7 @@ class AfterStart(Part):
     log: Annotated[str, StringConstraints(pattern=r"^/")] | None = None
 
 
-class DockerControlOptions(Part):
+class DockerControlOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     can_recreate: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
@@ -38,7 +38,7 @@ class DockerControlOptions(Part):
 async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlRunner) -> Completed:
     target = f"container {options.container}"
     if verb == "status":
-        completed = await runner.run_manager(docker.state(options.container), target, docker.WORDS)
+        completed = await runner.run_manager(docker.build_state_query(options.container), target, docker.MESSAGES)
         if succeeded(completed) and not completed.stdout.strip():
             raise runner.not_found(target)
         if succeeded(completed) and not docker.is_running(completed.stdout):
@@ -46,7 +46,7 @@ async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlR
         return completed
     if verb == "logs":
         return await _read_logs(options, target, runner)
-    completed = await runner.run_manager(docker.verb(verb, options.container), target, docker.WORDS)
+    completed = await runner.run_manager(docker.build_action(verb, options.container), target, docker.MESSAGES)
     if verb == "stop" or not succeeded(completed):
         return completed
     return await run_after_start(options, runner) or completed
@@ -71,22 +71,22 @@ def _build_exec(container: str, step: AfterStart) -> list[str]:
 
 
 async def _read_logs(options: DockerControlOptions, target: str, runner: ControlRunner) -> Completed:
-    completed = await runner.run_manager(docker.logs(options.container, LOG_LINES), target, docker.WORDS)
+    completed = await runner.run_manager(docker.build_logs(options.container, LOG_LINES), target, docker.MESSAGES)
     for step in options.after_start:
         if step.log and succeeded(completed):
-            tail = await runner.run(docker.execute(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
+            tail = await runner.run(docker.build_exec(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
             text = f"{completed.stdout}\n==> {step.log} <==\n{tail.stdout}"
             completed = Completed(0, text, completed.stderr + tail.stderr)
     return completed
 
 
 async def read_docker_state(options: DockerControlOptions, runner: ControlRunner) -> TargetState | None:
-    return parse_container_state(await runner.run(docker.facts(options.container)))
+    return parse_container_state(await runner.run(docker.build_inspect(options.container)))
 
 
 def parse_container_state(completed: Completed) -> TargetState | None:
     """Parse the output of `docker.facts`; None if it has no container."""
-    look = docker.read(completed.stdout)
+    look = docker.parse_inspection(completed.stdout)
     if look is None:
         return None
     told, end = look.details, docker.classify_end(look)
@@ -99,7 +99,7 @@ def parse_container_state(completed: Completed) -> TargetState | None:
         state=f"{told.state} ({told.health})" if told.health else told.state,
         started=told.started, pid=told.pid or None, restarts=told.restarts,
         exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
-        age=_seconds_since(docker.unix(told.started), look.now) if told.state == "running" else None,
+        age=_seconds_since(docker.parse_time(told.started), look.now) if told.state == "running" else None,
         withheld="it is paused (docker pause)" if told.state == "paused" else "",
         stopped=end.stopped, stopped_for=_seconds_since(end.at, look.now),
         unsure="" if end.known else _explain_unsure(completed),

@@ -41,7 +41,7 @@ class HttpCall(Endpoint):
         return self
 
 
-class HttpControlOptions(Part):
+class HttpControlOptions(ConfigModel):
     needs_host: ClassVar[bool] = False
     start: HttpCall | None = None
     stop: HttpCall | None = None

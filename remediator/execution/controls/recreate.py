@@ -21,7 +21,7 @@ from remediator.execution.controls.docker import DockerControlOptions, run_after
 from remediator.execution.controls.runner import ControlRunner, TargetNotFoundError, succeeded
 
 OLD_SUFFIX, NEW_SUFFIX = ".defib-old", ".defib-new"
-WORDS = replace(docker.WORDS, gone=())  # a missing container may be another one than the target
+WORDS = replace(docker.MESSAGES, gone=())  # a missing container may be another one than the target
 OWN_COMMAND = "configure a command for the step"
 
 
@@ -156,7 +156,7 @@ async def _inspect(runner: ControlRunner, name_or_id: str) -> ContainerDocument 
     """Inspect the container with exactly this name or ID; None if there is none. Raises _StepEndedError."""
     try:
         argv = ["docker", "inspect", "--type", "container", name_or_id]
-        completed = await runner.run_manager(argv, f"container {name_or_id}", docker.WORDS, acts=False)
+        completed = await runner.run_manager(argv, f"container {name_or_id}", docker.MESSAGES, acts=False)
     except TargetNotFoundError:
         return None
     try:

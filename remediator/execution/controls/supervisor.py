@@ -13,7 +13,7 @@ LOG_BYTES = 20_000
 NOT_RUNNING = 3  # the exit status of `supervisorctl status`
 
 
-class SupervisorControlOptions(Part):
+class SupervisorControlOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     program: supervisor.ProgramName
@@ -31,10 +31,12 @@ async def run_supervisor(verb: Verb, options: SupervisorControlOptions, runner: 
     target = f"program {options.program} in supervisor"
     if verb == "logs":
         # The log may contain messages of supervisor, so only the status shows whether the program exists.
-        await runner.run_manager(supervisor.verb("status", options.program, options.config), target, supervisor.WORDS)
-        return await runner.run(supervisor.logs(options.program, options.config, LOG_BYTES))
-    argv = supervisor.verb(verb, options.program, options.config)
-    completed = await runner.run_manager(argv, target, supervisor.WORDS)
+        await runner.run_manager(
+            supervisor.build_action("status", options.program, options.config), target, supervisor.MESSAGES
+        )
+        return await runner.run(supervisor.build_logs(options.program, options.config, LOG_BYTES))
+    argv = supervisor.build_action(verb, options.program, options.config)
+    completed = await runner.run_manager(argv, target, supervisor.MESSAGES)
     if not succeeded(completed):
         return completed
     if verb == "status":
@@ -42,14 +44,14 @@ async def run_supervisor(verb: Verb, options: SupervisorControlOptions, runner: 
             return completed
         return Completed(NOT_RUNNING, completed.stdout, completed.stderr)
     # supervisorctl exits with 0 also if supervisord refuses.
-    if supervisor.refused(completed.stdout) is not None:
+    if supervisor.find_refusal(completed.stdout) is not None:
         return Completed(1, completed.stdout, completed.stderr)
     return completed
 
 
 async def read_supervisor_state(options: SupervisorControlOptions, runner: ControlRunner) -> TargetState | None:
-    completed = await runner.run(supervisor.verb("status", options.program, options.config))
-    now = supervisor.local_time((await runner.run(supervisor.CLOCK)).stdout)
+    completed = await runner.run(supervisor.build_action("status", options.program, options.config))
+    now = supervisor.parse_local_time((await runner.run(supervisor.CLOCK_COMMAND)).stdout)
     _, state, description = (*completed.stdout.split(None, 2), "", "", "")[:3]
     if not state.isupper():
         return None
@@ -61,9 +63,9 @@ async def read_supervisor_state(options: SupervisorControlOptions, runner: Contr
         started=f"{uptime[1].strip()} ago" if uptime else "",
         pid=int(pid[1]) if pid else None,
         healing=f"supervisor is starting it ({state})" if state in ("STARTING", "BACKOFF") else "",
-        age=supervisor.uptime(uptime[1]) if uptime else None,
+        age=supervisor.parse_uptime(uptime[1]) if uptime else None,
         stopped="supervisor was asked to stop it (STOPPED)" if is_stopped else "",
-        stopped_for=supervisor.ago(description, now) if is_stopped else None,
+        stopped_for=supervisor.parse_seconds_since_end(description, now) if is_stopped else None,
     )
 
 

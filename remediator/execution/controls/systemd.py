@@ -13,7 +13,7 @@ from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner
 NOT_RUNNING = 3  # the exit status of `systemctl status`
 
 
-class SystemdControlOptions(Part):
+class SystemdControlOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
     unit: systemd.UnitName
@@ -28,9 +28,9 @@ async def run_systemd(verb: Verb, options: SystemdControlOptions, runner: Contro
     if verb == "logs":
         return await runner.run(systemd.build_logs(options.unit, LOG_LINES))
     if verb != "status":
-        return await runner.run_manager(systemd.verb(verb, options.unit), target, systemd.WORDS)
-    completed = await runner.run_manager(systemd.facts(options.unit), target, systemd.WORDS)
-    properties = systemd.told(completed.stdout)
+        return await runner.run_manager(systemd.build_action(verb, options.unit), target, systemd.MESSAGES)
+    completed = await runner.run_manager(systemd.build_show(options.unit), target, systemd.MESSAGES)
+    properties = systemd.parse_properties(completed.stdout)
     if properties.get("LoadState") == "not-found" and properties.get("ActiveState") == "inactive":
         raise runner.not_found(target)
     if succeeded(completed) and properties.get("ActiveState") not in ("active", "reloading"):
@@ -39,11 +39,11 @@ async def run_systemd(verb: Verb, options: SystemdControlOptions, runner: Contro
 
 
 async def read_systemd_state(options: SystemdControlOptions, runner: ControlRunner) -> TargetState | None:
-    completed = await runner.run(systemd.facts(options.unit))
-    properties = systemd.told(completed.stdout)
+    completed = await runner.run(systemd.build_show(options.unit))
+    properties = systemd.parse_properties(completed.stdout)
     if not succeeded(completed):
         return None
-    now = systemd.uptime((await runner.run(systemd.UPTIME)).stdout)
+    now = systemd.parse_uptime((await runner.run(systemd.UPTIME_COMMAND)).stdout)
     if "ActiveState" not in properties:
         return None
     active, sub = properties["ActiveState"], properties.get("SubState", "")
@@ -58,14 +58,14 @@ async def read_systemd_state(options: SystemdControlOptions, runner: ControlRunn
         healing=f"systemd is starting it ({active}, {sub})" if active == "activating" else "",
         age=age if active == "active" else None,
         withheld="it is masked (systemctl mask)" if systemd.is_masked(properties) else "",
-        stopped=systemd.stopped_by_hand(properties),
+        stopped=systemd.explain_manual_stop(properties),
         stopped_for=_seconds_since(properties, "InactiveEnter", now) if active == "inactive" else None,
     )
 
 
 def _seconds_since(properties: Mapping[str, str], name: str, now: float | None) -> float | None:
     """Return the seconds since a timestamp property, by the host's clock; None if one of them is unknown."""
-    at = systemd.moment(properties, name)
+    at = systemd.parse_timestamp(properties, name)
     return None if at is None or now is None else max(0.0, now - at)
 
 
