@@ -62,7 +62,7 @@ def test_docker_reports_manual_stops_and_the_time_of_the_start(container: str) -
 
         state = await eventually(find_stop)
         assert state is not None
-        assert state.stopped == "docker was asked to stop it (docker stop), and not to start it again"
+        assert state.stopped == "it was stopped with docker stop, and not started again"
         assert state.stopped_for is not None
         assert state.stopped_for < 60
         docker("start", name)
@@ -110,7 +110,7 @@ def test_docker_s_restart_policy_shows_a_stop_that_is_no_longer_in_its_events(co
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("PATH", f"{folder}:{path}")
             state = asyncio.run(read_existing(always))
-            assert state.stopped.startswith("docker has not restarted it, though its restart policy is always: ")
+            assert state.stopped.startswith("docker has not restarted it, although its restart policy is always: ")
             assert state.stopped_for is not None
             assert state.stopped_for < 60
             state = asyncio.run(read_existing(never))
@@ -157,7 +157,7 @@ async def test_supervisor_reports_manual_stops_and_the_time_of_the_start(
     assert (await control("supervisor", "stop", {"program": "web", "config": config})).status == 0
     stopped = await read_state("supervisor", {"program": "web", "config": config})
     assert stopped is not None
-    assert stopped.stopped == "supervisor was asked to stop it (STOPPED)"
+    assert stopped.stopped == "it was stopped with supervisorctl (STOPPED)"
     assert stopped.stopped_for is not None
     assert stopped.stopped_for < 120
     for program, expected in (("once", "EXITED"), ("never", "STOPPED")):
@@ -286,7 +286,7 @@ async def test_a_manual_stop_is_notified_once_and_a_button_starts_the_service(
     await eventually(lambda: is_up(loop, "web", False))
     await loop.fire("web")
     held = await loop.until_decision("wait", "stopped-by-hand")
-    assert held["detail"]["detail"] == "supervisor was asked to stop it (STOPPED)"
+    assert held["detail"]["detail"] == "it was stopped with supervisorctl (STOPPED)"
 
     async def find_card() -> Message | None:
         cards = loop.feishu.apps.in_chat
@@ -294,10 +294,10 @@ async def test_a_manual_stop_is_notified_once_and_a_button_starts_the_service(
 
     card = await eventually(find_card)
     assert card is not None
-    assert "it was stopped by hand: supervisor was asked to stop it (STOPPED)" in card.text
+    assert "it was stopped by hand: it was stopped with supervisorctl (STOPPED)" in card.text
     await loop.fire("web", "ServiceSlow")  # another alert causes a new decision
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
-    assert "closed  stopped-by-hand: supervisor was asked to stop it (STOPPED)" in explained.stdout
+    assert "closed  stopped-by-hand: it was stopped with supervisorctl (STOPPED)" in explained.stdout
     assert (await loop.incident())["actions"] == []
     body, headers = loop.feishu.apps.callback(loop.feishu.apps.event(card, "restart", "ou_ann"), ENCRYPT_KEY)
     url = f"{loop.stack.url('remediator')}/webhook/feishu/app"

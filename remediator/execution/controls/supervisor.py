@@ -64,7 +64,7 @@ async def read_supervisor_state(options: SupervisorControlOptions, runner: Contr
         pid=int(pid[1]) if pid else None,
         healing=f"supervisor is starting it ({state})" if state in ("STARTING", "BACKOFF") else "",
         age=supervisor.parse_uptime(uptime[1]) if uptime else None,
-        stopped="supervisor was asked to stop it (STOPPED)" if is_stopped else "",
+        stopped="it was stopped with supervisorctl (STOPPED)" if is_stopped else "",
         stopped_for=supervisor.parse_seconds_since_end(description, now) if is_stopped else None,
     )
 
