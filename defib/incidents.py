@@ -5,7 +5,7 @@ from datetime import tzinfo
 from typing import Any
 
 from defib.output import format_time, parenthesized, print_json, printable
-from defib.remediator_client import Connect, NotFoundError, RemediatorClient
+from defib.remediator_client import Connect, RemediatorClient, UnknownEntryError
 
 EVIDENCE_LINES = 12  # of each piece of evidence
 LISTED = 5  # IDs in an error message
@@ -19,7 +19,7 @@ async def show_incidents(connect: Connect, number: int | None, *, as_json: bool)
         else:
             try:
                 answer = await remediator.request("GET", f"/api/v1/incidents/{number}")
-            except NotFoundError:
+            except UnknownEntryError:
                 raise await _unknown_incident(remediator, number) from None
     if as_json:
         print_json(answer)
@@ -36,7 +36,7 @@ async def acknowledge(connect: Connect, number: int, *, as_json: bool) -> int:
     async with connect() as remediator:
         try:
             answer = await remediator.request("POST", f"/api/v1/incidents/{number}/acknowledge", body={})
-        except NotFoundError:
+        except UnknownEntryError:
             raise await _unknown_incident(remediator, number) from None
     if as_json:
         print_json(answer)
@@ -50,10 +50,12 @@ async def approve(connect: Connect, action: int, *, as_json: bool) -> int:
     async with connect() as remediator:
         try:
             answer = await remediator.request("POST", f"/api/v1/actions/{action}/approve")
-        except NotFoundError:
+        except UnknownEntryError:
             actions = (await remediator.request("GET", "/api/v1/actions"))["actions"]
             waiting = [each["id"] for each in actions if each["state"] == "queued"]
-            raise NotFoundError(f"there is no action {action}{_list_ids('waiting for approval', waiting)}") from None
+            raise UnknownEntryError(
+                f"there is no action {action}{_list_ids('waiting for approval', waiting)}"
+            ) from None
     if as_json:
         print_json(answer)
     else:
@@ -72,10 +74,10 @@ async def reset(connect: Connect, service: str, *, as_json: bool) -> int:
     return 0
 
 
-async def _unknown_incident(remediator: RemediatorClient, number: int) -> NotFoundError:
+async def _unknown_incident(remediator: RemediatorClient, number: int) -> UnknownEntryError:
     incidents = (await remediator.request("GET", "/api/v1/incidents"))["incidents"]
     newest = [each["id"] for each in incidents[:LISTED]]
-    return NotFoundError(f"there is no incident {number}{_list_ids('the newest', newest)}")
+    return UnknownEntryError(f"there is no incident {number}{_list_ids('the newest', newest)}")
 
 
 def _list_ids(label: str, ids: list[int]) -> str:

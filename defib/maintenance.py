@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from defib.output import format_time, print_json, printable
-from defib.remediator_client import Connect, NotFoundError
+from defib.remediator_client import Connect, UnknownEntryError
 from fleet.inventory.units import parse_duration
 from runtime.errors import DefibError
 
@@ -67,10 +67,10 @@ async def end_maintenance(connect: Connect, number: int, *, as_json: bool) -> in
     async with connect() as remediator:
         try:
             answer = await remediator.request("DELETE", f"/api/v1/maintenance/{number}")
-        except NotFoundError:
+        except UnknownEntryError:
             active = (await remediator.request("GET", "/api/v1/maintenance"))["maintenance"]
             ids = ", ".join(str(each["id"]) for each in active) or "none"
-            raise NotFoundError(f"there is no active maintenance {number} (active: {ids})") from None
+            raise UnknownEntryError(f"there is no active maintenance {number} (active: {ids})") from None
     if as_json:
         print_json(answer)
     else:

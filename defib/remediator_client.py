@@ -24,7 +24,7 @@ ACCESS_HINT = "run this as the remediator's user (for example `sudo -u defib def
 Connect = Callable[..., AbstractAsyncContextManager["RemediatorClient"]]
 
 
-class NotFoundError(DefibError):
+class UnknownEntryError(DefibError):
     """The remediator has no such service, host, group, incident, action or maintenance."""
 
 
@@ -40,13 +40,13 @@ class RemediatorClient:
         return time_zone(self.inventory)
 
     async def request(self, method: str, path: str, *, timeout: float | None = None, body: Any = None) -> Any:
-        """Send a request and return the parsed answer. Raises NotFoundError and ClientError."""
+        """Send a request and return the parsed answer. Raises UnknownEntryError and ClientError."""
         try:
             return await self._peer.request(method, path, timeout, body)
         except HttpStatusError as error:
             answer = error.__cause__
             if isinstance(answer, httpx.HTTPStatusError) and answer.response.status_code == httpx.codes.NOT_FOUND:
-                raise NotFoundError(str(error)) from error
+                raise UnknownEntryError(str(error)) from error
             raise
 
     async def request_named(
@@ -54,17 +54,17 @@ class RemediatorClient:
     ) -> Any:
         """Send a request about a service, host or group; `{name}` in `path` is replaced.
 
-        Raises NotFoundError with similar names if the remediator has no such service, host or group, and ClientError.
+        Raises UnknownEntryError with similar names if the remediator has no such service, host or group, and ClientError.
         """
         try:
             return await self.request(method, path.replace("{name}", quote(name, safe="")), timeout=timeout, body=body)
-        except NotFoundError:
+        except UnknownEntryError:
             known = names_of(self.inventory, kind)
             if name in known:
                 message = f"the remediator's inventory has no {kind} {name!r} yet: reload the remediator"
             else:
                 message = f"the inventory has no {kind} {name!r}{suggest(kind, name, known)}"
-            raise NotFoundError(message) from None
+            raise UnknownEntryError(message) from None
 
 
 @asynccontextmanager

@@ -54,7 +54,7 @@ class Observer:
     async def situation(self, incident: int, service_id: str) -> Situation:
         """Return the situation without a fresh probe. Raises StorageError."""
         observed = await self.observe(service_id)
-        return await self._database.read(situations.complete, incident, service_id, observed)
+        return await self._database.read(situations.complete_situation, incident, service_id, observed)
 
     async def observe(self, service_id: str) -> Situation:
         """Return what the exporter and the inventory know, without the record."""

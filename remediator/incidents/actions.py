@@ -21,7 +21,7 @@ from remediator.policy.decisions import decide, find_hold
 from remediator.policy.situation import OVERRULABLE, Blocked, Decision, Refusal, Situation
 from remediator.record import stops
 from remediator.record.schema import actions, evidence
-from remediator.record.situations import complete, read_past
+from remediator.record.situations import complete_situation, read_past
 from remediator.record.transaction import Transaction
 
 CommandOutcome = Literal["succeeded", "failed", "unknown"]
@@ -64,7 +64,7 @@ def claim(
     `situation` is of before the failed probe was requested, at `probed_at`: no action may have run since.
     """
     rules = tx.inventory.remediation.for_service(service)
-    current = complete(tx, incident, service.id, situation)
+    current = complete_situation(tx, incident, service.id, situation)
     decision = decide(service, rules, current)
     if decision.verb != "act" or decision.step is None:
         return decision.reason or "nothing to act on"
@@ -127,7 +127,7 @@ def claim_for_operator(
 ) -> Claim | Decision:
     """Claim an action that an operator requested; otherwise return what holds it."""
     incident = find_open(tx, service.id)
-    current = complete(tx, incident or 0, service.id, situation)
+    current = complete_situation(tx, incident or 0, service.id, situation)
     # Only locks hold a stop.
     overruled_gates = OVERRULABLE if kind == "stop" else overruled
     held = find_hold(service, tx.inventory.remediation.for_service(service), current, overruled_gates)

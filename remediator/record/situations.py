@@ -129,7 +129,7 @@ def read_present(tx: Transaction, service: str, host: str, target: str = "") -> 
     )
 
 
-def complete(tx: Transaction, incident: int, service: str, situation: Situation) -> Situation:
+def complete_situation(tx: Transaction, incident: int, service: str, situation: Situation) -> Situation:
     """Return `situation` with everything that the record knows, as of this transaction."""
     entry = tx.inventory.services.get(service)
     rules = tx.inventory.remediation.for_service(entry)

@@ -192,7 +192,7 @@ def _decide(tx: Transaction, number: int) -> None:
     service = tx.inventory.services[f"s{number}"]
     blank = Situation(2.0 * INCIDENTS, frozenset(), Past(), Present(), Observation(False, False, "connect"))
     incident = lifecycle.find_open(tx, service.id) or 0
-    situation = situations.complete(tx, incident, service.id, blank)
+    situation = situations.complete_situation(tx, incident, service.id, blank)
     decide(service, tx.inventory.remediation, situation)
     situations.services_without_attempts(tx)
 

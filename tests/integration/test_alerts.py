@@ -250,5 +250,5 @@ async def test_host_down_does_not_hold_actions_if_the_shell_responds(
     await record.deliver(web(), disk(name="HostDown"))
     observed: Observation = replace(DOWN, host_up=host_up)
     situation = Situation(record.now, frozenset(), Past(), Present(), observed)
-    known = await record.database.write(situations.complete, 1, "web", situation)
+    known = await record.database.write(situations.complete_situation, 1, "web", situation)
     assert known.host_down is held

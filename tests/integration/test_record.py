@@ -251,7 +251,7 @@ async def test_an_observed_stop_is_valid_for_the_target_until_it_runs_again(reco
     now = Situation(record.now, frozenset(), Past(), Present(), DOWN)
 
     async def past(service: str, incident: int) -> Past:
-        completed = await record.database.write(situations.complete, incident, service, now)
+        completed = await record.database.write(situations.complete_situation, incident, service, now)
         return completed.past
 
     assert {(each.stopped_run, each.stopped_why) for each in (await past("web", 1), await past("db", 2))} == {
