@@ -37,7 +37,7 @@ def _wrong_templates(inventory: Inventory) -> list[str]:
         return []
     from remediator.notifications import samples
 
-    return list(samples.check(inventory))
+    return list(samples.check_templates(inventory))
 
 
 def schema() -> int:

@@ -1,4 +1,4 @@
-"""`defib notify test`: one message to a channel, and Feishu's answer in words."""
+"""`defib notify test`: send a test message to channels and print the responses."""
 
 import getpass
 import time
@@ -13,44 +13,45 @@ from defib.probe import printable
 from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
-from remediator.notifications import cards, rendering
-from remediator.notifications.channels import CHANNELS
-from remediator.notifications.channels.feishu import Answer, Letter, Session
-from remediator.notifications.reader import Story
+from remediator.notifications.channels import ChannelClient, Message, SendResult
+from remediator.notifications.messages import render_card
+from remediator.notifications.rendering import shipped_templates
+from remediator.notifications.samples import build_test_notification
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
-CLOCKS_APART = 300.0  # seconds; Feishu refuses signatures of an hour
+MAX_CLOCK_OFFSET = 300.0  # seconds; Feishu refuses signatures that are an hour off
 
 
 async def test(load: Callable[[], Loaded], channel: str | None) -> int:
-    """Send a test to one channel, or to each; 0 where all were taken. Raises DefibError."""
+    """Send a test message to one channel or to all; returns 0 if all accepted it. Raises DefibError."""
     loaded = load()
     channels = loaded.inventory.notify.channels
     if channel is not None and channel not in channels:
-        raise DefibError(f"the inventory has no channel {channel!r} (there are {', '.join(channels) or 'none'})")
-    chosen = {channel: channels[channel]} if channel is not None else channels
-    if not chosen:
+        raise DefibError(f"the inventory has no channel {channel!r} (it has {', '.join(channels) or 'none'})")
+    selected = {channel: channels[channel]} if channel is not None else channels
+    if not selected:
         raise DefibError("the inventory has no channels: see notify.channels")
-    redact, good = Redactor(loaded.secrets), True
+    redact, all_sent = Redactor(loaded.secrets), True
     async with httpx.AsyncClient(trust_env=True) as client:
-        for name, each in chosen.items():
-            answer = await sent(Session(client), loaded.inventory, each)
-            good = good and answer.what == "sent"
-            print(printable(redact(f"{name}: {answer.words}{_clock(answer)}")))
-    return 0 if good else 1
+        channel_client = ChannelClient(client)
+        for name, each in selected.items():
+            result = await send_test(channel_client, loaded.inventory, each)
+            all_sent = all_sent and result.outcome == "sent"
+            print(printable(redact(f"{name}: {result.response}{_describe_clock(result)}")))
+    return 0 if all_sent else 1
 
 
-async def sent(session: Session, inventory: Inventory, channel: Channel) -> Answer:
-    """Send one test to a channel."""
+async def send_test(client: ChannelClient, inventory: Inventory, channel: Channel) -> SendResult:
+    """Send a test message, which mentions nobody, to a channel."""
     now = datetime.now(ZoneInfo(inventory.notify.timezone))
-    story = Story("test", "info", {}, {}, None, now, None, 0.0, [], {"who": getpass.getuser()})
-    options = channel.options
-    card = cards.card([story], "one", rendering.ours(inventory), options.mention, answers=False)
-    return await CHANNELS[channel.kind].send(session, options, Letter(card, uuid=uuid4().hex), time.time())
+    notifications = [build_test_notification(now, getpass.getuser())]
+    card = render_card(notifications, "one", shipped_templates(inventory))
+    return await client.send(channel, Message(card, notifications, key=uuid4().hex), time.time())
 
 
-def _clock(answer: Answer) -> str:
-    if answer.offset is None or abs(answer.offset) < CLOCKS_APART or "clock" in answer.words:
+def _describe_clock(result: SendResult) -> str:
+    offset = result.clock_offset
+    if offset is None or abs(offset) < MAX_CLOCK_OFFSET or "clock" in result.response:
         return ""
-    return f" (but this machine's clock is {answer.offset:+.0f} s off Feishu's)"
+    return f" (but the clock of this machine is {offset:+.0f} s off the server's)"

@@ -13,7 +13,7 @@ from defib import notify
 from defib.doctor.findings import Finding, Result
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
-from remediator.notifications.channels.feishu import Session
+from remediator.notifications.channels import ChannelClient
 from remediator.record.backup import BackupError, RecordBusyError, check
 from runtime.redaction import Redactor
 
@@ -74,22 +74,22 @@ async def channels(inventory: Inventory, redact: Redactor, *, send: bool) -> Seq
             Finding("notify", "routes", "fail", "there are none: nobody is told", "add `- {channels: […]}`")
         )
     async with httpx.AsyncClient(trust_env=True, timeout=WITHIN) as client:
-        asked = [_channel(Session(client), inventory, *each, redact, send=send) for each in told.channels.items()]
+        asked = [_channel(ChannelClient(client), inventory, *each, redact, send=send) for each in told.channels.items()]
         return [*findings, *await asyncio.gather(*asked)]
 
 
 async def _channel(
-    session: Session, inventory: Inventory, name: str, channel: Channel, redact: Redactor, *, send: bool
+    client: ChannelClient, inventory: Inventory, name: str, channel: Channel, redact: Redactor, *, send: bool
 ) -> Finding:
     subject = f"channel {name}"
     if send:
-        answer = await notify.sent(session, inventory, channel)
-        result: Result = "pass" if answer.what == "sent" else "fail"
+        sent = await notify.send_test(client, inventory, channel)
+        result: Result = "pass" if sent.outcome == "sent" else "fail"
         mend = "docs/feishu.md#when-feishu-refuses says what it means"
-        return Finding(subject, "takes a test", result, redact(answer.words), mend)
-    url = urlsplit(channel.options.address)
+        return Finding(subject, "takes a test", result, redact(sent.response), mend)
+    url = urlsplit(channel.settings.address)
     try:
-        await session.client.get(f"{url.scheme}://{url.netloc}/")
+        await client.http_client.get(f"{url.scheme}://{url.netloc}/")
     except httpx.HTTPError as error:
         mend = "see that this machine may connect there: a firewall, a proxy ($HTTPS_PROXY), a name server"
         return Finding(subject, "is reached", "fail", f"{url.netloc}: {type(error).__name__}", mend)

@@ -176,7 +176,10 @@ def _inner(annotation: Any) -> type[BaseModel] | None:
 def _secrets(value: Any) -> Iterator[str]:
     """Every secret in a model, wherever it stands."""
     if hasattr(value, "get_secret_value"):
-        yield value.get_secret_value()
+        secret = value.get_secret_value()
+        yield secret
+        if secret.startswith(("Bearer ", "Basic ")):  # the value of a header: its credentials alone are secret, too
+            yield secret.partition(" ")[2]
     elif isinstance(value, BaseModel):
         # A password that is none yet is of a section that this program does not resolve.
         if isinstance(value, Basic) and hasattr(value.password, "get_secret_value"):

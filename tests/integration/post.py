@@ -1,4 +1,4 @@
-"""A sender, its record and its stand-in for Feishu."""
+"""A sender with its record and a simulated Feishu server."""
 
 import asyncio
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ async def no_details(_batch: Batch) -> Mapping[str, Any]:
 
 
 class Post:
-    """A sender, its database and its bot."""
+    """A sender with its database; `feishu` receives its messages."""
 
     def __init__(self, folder: Path, feishu: StandIn, inventory: Inventory) -> None:
         self.folder, self.feishu = folder, feishu

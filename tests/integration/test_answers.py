@@ -14,8 +14,8 @@ from tests.integration.loop import TOKEN, Loop, alert, delivery
 from tests.support import eventually
 
 pytestmark = pytest.mark.needs("sshd")
-UNDER_WAY = "It is being done; the card will show it"  # what is answered in time, whatever it takes
-BEGUN = ("The restart has begun", UNDER_WAY)
+UNDER_WAY = "In progress; the card will show the result"  # what is answered in time, whatever it takes
+BEGUN = ("Restart started", UNDER_WAY)
 PEOPLE = {"ann": {"open_id": "ou_ann"}, "bob": {"open_id": "ou_bob", "may": ["acknowledge"]}}
 
 
@@ -77,7 +77,7 @@ async def test_acknowledged_once_by_who_pressed_first(loop: Loop, card: Message)
     assert await press(loop, card, "acknowledge", "ou_bob") == "Acknowledged by bob"
     assert (
         await press(loop, loop.feishu.apps.messages[card.id], "restart", "ou_bob")
-        == "You may not do that (your open_id is ou_bob)"
+        == "You are not allowed to do this (your open_id is ou_bob)"
     )
     incident = await loop.incident()
     assert incident["acknowledged_by"] == "bob"
@@ -112,8 +112,8 @@ async def test_restarted_by_a_press(loop: Loop) -> None:
     assert card.titles[-1].startswith("Recovered: web (after")
     # A card of what is over, as it was before, does nothing any more.
     old = Message(card.id, card.at, [next(each for each in card.cards if "restart" in json.dumps(each))])
-    assert await press(loop, old, "restart") == "That is over"
-    assert await press(loop, old, "acknowledge") == "That is over"
+    assert await press(loop, old, "restart") == "This has ended"
+    assert await press(loop, old, "acknowledge") == "This has ended"
     assert loop.restarts() == ["web"]
 
 
@@ -178,6 +178,32 @@ async def test_an_alert_of_no_service_is_acknowledged_too(loop: Loop, card: Mess
     await eventually(shown)
 
 
+@pytest.mark.parametrize("name", ["notification", "notice"])
+async def test_a_group_is_acknowledged_by_cards_of_this_and_earlier_versions(
+    loop: Loop, card: Message, name: str
+) -> None:
+    labels = {"alertname": "DiskFull", "severity": "warning"}
+    alerts = [
+        {**alert("", "DiskFull"), "fingerprint": each, "labels": {**labels, "instance": each}} for each in ("d1", "d2")
+    ]
+    await loop.post(delivery(*alerts))
+
+    async def find_card() -> Message | None:
+        return next((each for each in loop.feishu.apps.in_chat if "DiskFull" in each.title), None)
+
+    group = await eventually(find_card)
+    assert group is not None
+    event = loop.feishu.apps.event(group, "acknowledge")
+    value = event["event"]["action"]["value"]
+    value[name] = value.pop("notification")
+    assert (await tell(loop, event))[1]["toast"]["content"] == "Acknowledged by ann"
+
+    async def shows_both() -> bool:
+        return group.text.count("Acknowledged by") == 2
+
+    await eventually(shows_both)
+
+
 STALE = str(int(time.time()) - 3600)
 
 
@@ -216,13 +242,13 @@ async def test_stale_doubled_unknown_and_nonsense(loop: Loop, card: Message) -> 
     loop.feishu.now = time.time
     status, told = await post(loop, body, headers)
     assert (status, "too old" in told["error"]["message"]) == (401, True)
-    assert (await tell(loop, old))[1]["toast"]["content"] == "That button is too old"
+    assert (await tell(loop, old))[1]["toast"]["content"] == "This button press is too old"
     # The same event again does nothing again.
     event = apps.event(card, "acknowledge")
     body, headers = apps.callback(event)
     assert (await post(loop, body, headers))[1]["toast"]["content"] == "Acknowledged by ann"
-    assert (await post(loop, body, headers))[1]["toast"]["content"] == "That press was taken before"
-    assert (await tell(loop, event))[1]["toast"]["content"] == "That press was taken before"
+    assert (await post(loop, body, headers))[1]["toast"]["content"] == "This button press was already processed"
+    assert (await tell(loop, event))[1]["toast"]["content"] == "This button press was already processed"
     # Somebody whom the inventory does not know.
     assert "ou_stranger" in await press(loop, card, "restart", "ou_stranger")
     for value in ({}, {"answer": "dance"}, {"answer": "restart"}, {"answer": "restart", "incident": "1"}, {"answer": "approve", "action": 2**80},

@@ -17,8 +17,8 @@ from defib.demo.service import Victim
 from defib.demo.sshd import Sshd
 from remediator.clients.alerts import Alert
 from remediator.incidents import acknowledgement, decisions, intake
-from remediator.notifications import outbox, sender
-from remediator.notifications.channels import feishu
+from remediator.notifications import deliveries, sender
+from remediator.notifications.channels import http
 from remediator.notifications.outbox import Batch
 from remediator.operations import set_automation
 from remediator.policy.situation import Decision
@@ -88,7 +88,7 @@ async def opened(folder: Path, **options: Any) -> AppPost:
 @pytest.fixture
 async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AppPost]:
     monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
-    monkeypatch.setattr(outbox, "UPDATE_INTERVAL", 0.05)
+    monkeypatch.setattr(deliveries, "UPDATE_INTERVAL", 0.05)
     monkeypatch.setattr(notification_rows, "UPDATE_INTERVAL", 0.05)
     made = await opened(tmp_path)
     yield made
@@ -108,7 +108,7 @@ async def test_a_card_is_changed_in_its_place_and_told_more_in_its_thread(post: 
     assert "<at id=ou_ann></at>" in card.text
     assert "<at id=all>" not in card.text
     await post.decide("wait", "storm")
-    await eventually(lambda: _holds(card, "too much is failing at once"))
+    await eventually(lambda: _holds(card, "too many services fail at once"))
     await post.decide("refuse", "attempts-used-up")
     await post.until_title("A person is needed")
     await eventually(post.settled)
@@ -149,7 +149,7 @@ async def test_what_becomes_of_a_refused_card(post: AppPost, faults: list[Any], 
     await post.fire()
     await eventually(post.settled)
     (row,) = await post.rows()
-    assert row.state == state, row.answer
+    assert row.state == state, row.response
     assert len(post.feishu.apps.in_chat) == (state == "sent")
 
 
@@ -160,7 +160,7 @@ async def test_a_token_is_kept_and_a_revoked_one_renewed_at_once(post: AppPost) 
     assert post.feishu.apps.token_asked == 1
     post.feishu.apps.revoke()
     await post.decide("wait", "storm")
-    await eventually(lambda: _holds(post.feishu.apps.in_chat[0], "too much"))
+    await eventually(lambda: _holds(post.feishu.apps.in_chat[0], "too many"))
     assert post.feishu.apps.token_asked == 2
     assert [why.split(":")[0] for _, why in post.feishu.refused] == ["99991663"]
 
@@ -187,12 +187,12 @@ async def test_a_wrong_secret_is_told_and_loses_nothing(tmp_path: Path, monkeypa
     await eventually(tried)
     (row,) = await post.rows()
     assert row.state == "pending"
-    assert row.answer == "no access token for the app: 10014: app secret invalid"
+    assert row.response == "no access token for the app: 10014: app secret invalid"
     await finish(post)
 
 
 async def test_a_card_whose_answer_was_lost_is_not_sent_twice(post: AppPost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feishu, "TIMEOUT", 0.3)
+    monkeypatch.setattr(http, "TIMEOUT", 0.3)
     post.feishu.misbehave.append((200, {}, b'{"code":0,"tenant_access_token":"t-1","expire":7200}'))
     post.feishu.apps._tokens["t-1"] = time.time() + 7200
     post.feishu.misbehave.append("take and hang")
@@ -226,7 +226,7 @@ async def test_changes_go_on_after_a_restart_of_ours(post: AppPost) -> None:
     await post.close()
     await post.decide("wait", "storm")
     await post.open()
-    await eventually(lambda: _holds(card, "too much"))
+    await eventually(lambda: _holds(card, "too many"))
     assert len(post.feishu.apps.in_chat) == 1
 
 
@@ -243,7 +243,7 @@ async def test_a_message_that_is_too_old_is_begun_anew(post: AppPost) -> None:
     await post.run(age)
     await post.decide("wait", "storm")
     second = await post.card(1)
-    assert "too much" in second.text
+    assert "too many" in second.text
 
 
 async def test_what_breaks_in_a_card_does_not_hold_others_back(post: AppPost) -> None:
@@ -252,7 +252,7 @@ async def test_what_breaks_in_a_card_does_not_hold_others_back(post: AppPost) ->
             raise ValueError("broken")
         return {}
 
-    post.sender._details = broken
+    post.sender._read_details = broken
     await post.fire()
     await post.fire(service="db")
     assert (await post.card()).title == "Service down: db"

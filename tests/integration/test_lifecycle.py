@@ -78,11 +78,11 @@ async def test_an_incident_is_held_while_nobody_can_see_its_service(loop: Loop) 
     held = await loop.until_decision("wait", "blind")
     # It may have been asked a moment before it was killed.
     assert held["detail"]["detail"].startswith("its alerts are resolved, but ")
-    await loop.until_cards("Service down: web", "Nobody can see how it is: web")
+    await loop.until_cards("Service down: web", "Status unknown: web")
     (loop.folder / "web.alive").touch()
     await loop.stack.start_ours("exporter")
     await loop.until("recovered")
-    await loop.until_cards("Service down: web", "Nobody can see how it is: web", "Recovered: web")
+    await loop.until_cards("Service down: web", "Status unknown: web", "Recovered: web")
 
 
 async def test_a_verification_that_cannot_be_made_is_unknown_and_costs_no_attempt(loop: Loop) -> None:
@@ -98,7 +98,7 @@ async def test_a_verification_that_cannot_be_made_is_unknown_and_costs_no_attemp
     assert "cannot determine whether the service is up; cannot query the exporter" in ended["detail"]["why"]
     (action,) = (await loop.incident())["actions"]
     assert (action["command"], action["counts"]) == ("succeeded", 0)
-    await loop.until_cards("Service down: web", "Nobody can see how it is: web")
+    await loop.until_cards("Service down: web", "Status unknown: web")
 
 
 async def test_an_action_on_a_service_that_is_renamed_is_unknown_immediately(loop: Loop) -> None:
@@ -280,7 +280,7 @@ async def test_with_prometheus_gone_host_down_is_not_called_over(loop: Loop) -> 
         return any(each["status"] == "firing" and each["held_at"] for each in listed)
 
     await eventually(held)
-    await loop.until_cards("Alert: HostDown · h", "Monitoring is broken: the Watchdog does not come")
+    await loop.until_cards("Alert: HostDown · h", "Monitoring failure: no Watchdog alert received")
     await post(600, watchdog)  # Prometheus is back; the host is up, so that it sends HostDown no more
 
     async def told() -> bool:

@@ -16,13 +16,14 @@ from sqlalchemy import create_engine, insert, select, update
 from fleet.inventory.model import Inventory
 from remediator.clients.alerts import Alert
 from remediator.incidents import acknowledgement, decisions, intake, lifecycle, reconciliation, timeline
-from remediator.notifications import escalation, outbox, reader
+from remediator.notifications import content, deliveries, escalation, outbox
+from remediator.notifications.content import Notification
 from remediator.notifications.outbox import FOLD_OVER, Batch
-from remediator.notifications.reader import Story
 from remediator.policy.situation import Decision
 from remediator.record import notifications as notification_rows
 from remediator.record import retention
-from remediator.record.schema import actions, deliveries, metadata, notifications
+from remediator.record.schema import actions, metadata, notifications
+from remediator.record.schema import deliveries as delivery_rows
 from remediator.record.schema import incidents as incident_rows
 from remediator.record.transaction import Transaction
 from tests.support import ManualClock, inventory_of, new_record
@@ -94,32 +95,30 @@ class Desk:
         await self.run(reconciliation.reconcile, active, active, self.now - 10)
 
     async def choose(self, channel: str) -> Batch | float:
-        bot = self.inventory.notify.channels[channel].options.bot
-        return await self.run(outbox.choose, channel, bot)  # type: ignore[no-any-return]
+        return await self.run(outbox.choose, channel)  # type: ignore[no-any-return]  # `run` returns Any
 
-    async def read(self, batch: Batch) -> list[Story]:
-        return await self.run(reader.read, batch)  # type: ignore[no-any-return]
+    async def read(self, batch: Batch) -> list[Notification]:
+        return await self.run(content.read_notifications, batch)  # type: ignore[no-any-return]  # `run` returns Any
 
     async def send(
         self, channel: str, outcome: str = "sent", state: str = "sent", after: float = 0.0
-    ) -> tuple[Batch, list[Story]]:
+    ) -> tuple[Batch, list[Notification]]:
         """Send what is to be told next in a channel, once it may be."""
         while not isinstance(batch := await self.choose(channel), Batch):
             assert batch < self.now + 3600, "there is nothing to be told"
             self.now = batch
         told = await self.read(batch)
-        bot = self.inventory.notify.channels[channel].options.bot
-        number = await self.run(outbox.reserve, batch, bot)
+        number = await self.run(deliveries.reserve, batch)
         assert number is not None
         self.messages += 1
         message = f"om_{self.messages}" if channel == "app" and batch.message_id is None else None
         await self.run(
-            outbox.record, batch, number, outcome, outcome,
-            state=state, not_before=self.now + after, message_id=message if state == "sent" else None, degraded=2,
+            deliveries.record, batch, number, outcome, outcome,
+            state=state, not_before=self.now + after, message_id=message if state == "sent" else None,
         )  # fmt: skip
         return batch, told
 
-    async def all_sent(self, channel: str) -> list[tuple[Batch, list[Story]]]:
+    async def all_sent(self, channel: str) -> list[tuple[Batch, list[Notification]]]:
         sent = []
         while isinstance(chosen := await self.choose(channel), Batch) or chosen < self.now + 3600:
             sent.append(await self.send(channel))
@@ -156,7 +155,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     await asyncio.to_thread(made.database.close)
 
 
-def titles(sent: list[tuple[Batch, list[Story]]]) -> list[str]:
+def titles(sent: list[tuple[Batch, list[Notification]]]) -> list[str]:
     return [f"{batch.form} {told[0].state} {len(told)}" for batch, told in sent]
 
 
@@ -173,7 +172,7 @@ async def test_the_gravest_goes_first_then_the_oldest(desk: Desk) -> None:
 async def test_what_fails_waits_and_lets_others_go(desk: Desk) -> None:
     await desk.fire("web")
     await desk.fire("db")
-    first, _ = await desk.send("ops", "again", "pending", after=30)
+    first, _ = await desk.send("ops", "retry", "pending", after=30)
     second, _ = await desk.send("ops")
     assert first.first.id != second.first.id
     later = await desk.choose("ops")
@@ -191,7 +190,7 @@ async def test_many_of_a_kind_are_folded_and_none_is_lost(desk: Desk) -> None:
     assert {each.service.id for each in sent[0][1] if each.service} == {f"s{n}" for n in range(60)}
     rows = await desk.rows("ops")
     assert {row.state for row in rows} == {"sent"}
-    assert [row.told_in for row in rows[:2]] == [None, rows[0].id]
+    assert [row.sent_with for row in rows[:2]] == [None, rows[0].id]
 
 
 async def test_what_can_be_said_in_time_is_said_one_by_one(desk: Desk) -> None:
@@ -206,7 +205,7 @@ async def test_the_last_of_a_story_tells_for_those_before_it(desk: Desk) -> None
     await desk.close(1)
     ((batch, told),) = await desk.all_sent("ops")
     assert told[0].state == "recovered"
-    assert len(batch.told_by_it) == 1
+    assert len(batch.superseded) == 1
     assert [(row.kind, row.state) for row in await desk.rows("ops")] == [("down", "sent"), ("recovered", "sent")]
 
 
@@ -214,9 +213,9 @@ async def test_a_story_that_failed_is_told_again_as_one(desk: Desk) -> None:
     await desk.fire("web")
     await desk.act(1, state="succeeded", up_at=desk.now + 3)
     await desk.close(1)
-    first, _ = await desk.send("ops", "again", "pending", after=2)
+    first, _ = await desk.send("ops", "retry", "pending", after=2)
     second, told = await desk.send("ops")
-    assert (second.form, told[0].state, second.ids, len(second.told_by_it)) == ("one", "recovered", first.ids, 1)
+    assert (second.form, told[0].state, second.ids, len(second.superseded)) == ("one", "recovered", first.ids, 1)
     assert [row.state for row in await desk.rows("ops")] == ["sent", "sent"]
 
 
@@ -245,9 +244,9 @@ async def test_one_card_for_an_incident_that_stays_true(desk: Desk) -> None:
     await desk.run(lambda c: c.execute(update(actions).values(up_at=actions.c.claimed_at + 3, state="succeeded")))
     await desk.close(1)
     ((batch, told),) = await desk.all_sent("app")
-    assert (told[0].state, told[0].facts["seconds"], batch.message_id) == ("recovered", pytest.approx(3.0), "om_1")
+    assert (told[0].state, told[0].details["seconds"], batch.message_id) == ("recovered", pytest.approx(3.0), "om_1")
     assert len(await desk.rows("app")) == 1
-    attempts = await desk.run(lambda c: c.execute(select(deliveries.c.outcome)).all())
+    attempts = await desk.run(lambda c: c.execute(select(delivery_rows.c.outcome)).all())
     assert len(attempts) == 4
 
 
@@ -268,9 +267,9 @@ async def test_what_changes_while_it_is_sent_is_sent_after(desk: Desk) -> None:
     await desk.fire("web")
     batch = await desk.choose("app")
     assert isinstance(batch, Batch)
-    number = await desk.run(outbox.reserve, batch, "b")
+    number = await desk.run(deliveries.reserve, batch)
     await desk.act(1)
-    await desk.run(outbox.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
+    await desk.run(deliveries.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
     ((again, told),) = await desk.all_sent("app")
     assert (told[0].state, again.message_id) == ("acting", "om_9")
 
@@ -278,10 +277,10 @@ async def test_what_changes_while_it_is_sent_is_sent_after(desk: Desk) -> None:
 async def test_a_card_that_may_have_been_sent_before_is_put_right(desk: Desk) -> None:
     """The first try was taken, its answer lost: the second is held for the same, and shows what was so before."""
     await desk.fire("web")
-    first, _ = await desk.send("app", "again", "pending", after=2)
+    first, _ = await desk.send("app", "retry", "pending", after=2)
     await desk.act(1)
     second, _ = await desk.send("app")
-    assert first.uuid == second.uuid
+    assert first.key == second.key
     ((third, told),) = await desk.all_sent("app")
     assert (third.message_id is not None, told[0].state) == (True, "acting")
 
@@ -290,10 +289,10 @@ async def test_killed_after_a_card_was_taken_it_is_put_right_too(desk: Desk) -> 
     await desk.fire("web")
     first = await desk.choose("app")
     assert isinstance(first, Batch)
-    assert await desk.run(outbox.reserve, first, "bot")  # sent, and then we are no more
+    assert await desk.run(deliveries.reserve, first)  # sent, and then we are no more
     await desk.close(1)
     second, _ = await desk.send("app")
-    assert second.uuid == first.uuid  # so that Feishu holds it for the first, which shows a service that is down
+    assert second.key == first.key  # so that Feishu holds it for the first, which shows a service that is down
     ((third, told),) = await desk.all_sent("app")
     assert (third.message_id, told[0].state) == ("om_1", "recovered")
 
@@ -301,11 +300,11 @@ async def test_killed_after_a_card_was_taken_it_is_put_right_too(desk: Desk) -> 
 async def test_what_may_have_been_told_together_is_tried_just_so_again(desk: Desk) -> None:
     for number in range(FOLD_OVER + 5):
         await desk.fire(f"s{number}")
-    tried, _ = await desk.send("ops", "again", "pending", after=2)
+    tried, _ = await desk.send("ops", "retry", "pending", after=2)
     await desk.fire("web")
     sent = await desk.all_sent("ops")
     assert sorted(titles(sent)) == ["one down 1", f"summary down {FOLD_OVER + 5}"]
-    assert tried.uuid in {batch.uuid for batch, _ in sent}
+    assert tried.key in {batch.key for batch, _ in sent}
 
 
 async def test_a_card_that_cannot_be_changed_is_sent_anew_and_not_for_ever(desk: Desk) -> None:
@@ -318,7 +317,7 @@ async def test_a_card_that_cannot_be_changed_is_sent_anew_and_not_for_ever(desk:
             if isinstance(chosen, float):
                 desk.now = chosen
             else:
-                batch, _ = await desk.send("app", *(("dead", "dead") if chosen.message_id is not None else ()))
+                batch, _ = await desk.send("app", *(("reject", "dead") if chosen.message_id is not None else ()))
                 seen.append(batch.message_id)
     assert seen == ["om_1", None, "om_3", None]  # and then no more
     await desk.close(1)
@@ -330,7 +329,7 @@ async def test_a_reply_to_a_message_that_is_gone_is_told_by_itself(desk: Desk) -
     await desk.fire("web")
     await desk.send("app")
     await desk.decide(1, "refuse", "attempts-used-up")
-    batch, _ = await desk.send("app", "dead", "dead")
+    batch, _ = await desk.send("app", "reject", "dead")
     assert batch.reply_to == "om_1"
     sent = await desk.all_sent("app")
     assert ("person_needed", None, None) in [(told[0].state, batch.message_id, batch.reply_to) for batch, told in sent]
@@ -340,7 +339,7 @@ async def test_what_calls_for_people_does_not_wait_for_a_card_to_change(desk: De
     await desk.fire("web")
     await desk.send("app")
     await desk.decide(1, "wait", "storm")
-    await desk.send("app", "again", "pending", after=300)
+    await desk.send("app", "retry", "pending", after=300)
     await desk.decide(1, "refuse", "attempts-used-up")
     batch = await desk.choose("app")
     assert isinstance(batch, Batch)
@@ -380,7 +379,7 @@ async def test_alerts_of_many_names_are_folded_too(desk: Desk) -> None:
         await desk.fire("", f"Alert{number}")
     desk.now += 5
     ((batch, _),) = await desk.all_sent("ops")
-    assert (batch.form, len(batch.notices)) == ("summary", 100)
+    assert (batch.form, len(batch.notifications)) == ("summary", 100)
 
 
 async def test_new_notices_go_before_cards_that_change(desk: Desk) -> None:
@@ -419,7 +418,7 @@ async def test_many_are_acknowledged_by_one_press(desk: Desk) -> None:
     for number in range(3):
         await desk.fire("", "DiskFull", instance=f"n{number}")
     ((batch, told),) = await desk.all_sent("app")
-    assert all("acknowledge" in each.answers for each in told)
+    assert all("acknowledge" in each.buttons for each in told)
     assert await desk.run(acknowledgement.acknowledge_message, batch.first.id, "ann") == 3
     ((_, told),) = await desk.all_sent("app")
     assert [each.acknowledged[0] for each in told if each.acknowledged] == ["ann"] * 3
@@ -431,7 +430,7 @@ async def test_who_acknowledged_a_mild_alert_is_still_called_when_the_service_go
     await desk.run(acknowledgement.acknowledge_incident, 1, "ann")
     await desk.fire("web")
     sent = await desk.all_sent("app")
-    assert [story.acknowledged for _, told in sent for story in told if story.state == "down"] == [None]
+    assert [each.acknowledged for _, told in sent for each in told if each.state == "down"] == [None]
 
 
 async def test_many_told_in_a_thread_are_acknowledged_by_one_press_too(desk: Desk) -> None:
@@ -450,18 +449,18 @@ async def test_many_told_in_a_thread_are_acknowledged_by_one_press_too(desk: Des
 
 async def test_an_alert_is_not_told_to_be_over_before_it_was_told(desk: Desk) -> None:
     await desk.fire("", "DiskFull")
-    await desk.send("ops", "again", "pending", after=300)
+    await desk.send("ops", "retry", "pending", after=300)
     await desk.fire("", "DiskFull", "resolved")
     assert [told[0].state for _, told in await desk.all_sent("ops")] == ["alert", "alert_over"]
 
 
 async def test_what_was_put_off_does_not_hide_what_may_go(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "AT_ONCE", 20)
+    monkeypatch.setattr(outbox, "ROW_LIMIT", 20)
     for number in range(30):
         await desk.fire("", f"Alert{number}")
     desk.now += 5
     while isinstance(chosen := await desk.choose("ops"), Batch):
-        await desk.send("ops", "again", "pending", after=300)
+        await desk.send("ops", "retry", "pending", after=300)
     assert isinstance(chosen, float)
     await desk.fire("web", severity="info")
     batch = await desk.choose("ops")
@@ -480,12 +479,14 @@ async def test_each_change_of_a_card_of_many_has_its_own_tries(desk: Desk) -> No
 
 async def test_a_card_that_is_given_up_while_it_is_over_is_told_once_more(desk: Desk) -> None:
     await desk.fire("web")
-    await desk.run(lambda c: c.execute(update(notifications).where(notifications.c.channel == "app").values(renewed=2)))
+    await desk.run(
+        lambda c: c.execute(update(notifications).where(notifications.c.channel == "app").values(replacements=2))
+    )
     batch = await desk.choose("app")
     assert isinstance(batch, Batch)
-    number = await desk.run(outbox.reserve, batch, "b")
+    number = await desk.run(deliveries.reserve, batch)
     await desk.close(1)  # its card is thought to show it
-    await desk.run(outbox.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
+    await desk.run(deliveries.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
     ((again, told),) = await desk.all_sent("app")
     assert (told[0].state, again.message_id) == ("recovered", "om_9")
 
@@ -551,7 +552,7 @@ async def test_an_old_card_is_begun_anew(desk: Desk) -> None:
 
 async def test_a_dead_card_stays_dead_and_its_story_is_told_without_it(desk: Desk) -> None:
     await desk.fire("web")
-    await desk.send("app", "dead", "dead")
+    await desk.send("app", "reject", "dead")
     await desk.decide(1, "refuse", "attempts-used-up")
     ((batch, told),) = await desk.all_sent("app")
     assert (told[0].state, batch.reply_to) == ("person_needed", None)
@@ -565,7 +566,7 @@ async def test_a_channel_that_becomes_a_custom_bot_s_lets_its_cards_be(desk: Des
     await desk.fire("db")
     await desk.send("app")
     await desk.decide(1, "wait", "storm")
-    await desk.run(outbox.retire_cards, ["app"])
+    await desk.run(deliveries.retire_cards, ["app"])
     assert [(row.state, row.card, row.message_id) for row in await desk.rows("app")] == [
         ("sent", 0, None),
         ("pending", 0, None),
@@ -577,7 +578,7 @@ async def test_a_channel_that_becomes_a_custom_bot_s_lets_its_cards_be(desk: Des
 async def test_a_channel_that_becomes_an_app_s_hears_the_end_of_what_it_was_told(desk: Desk) -> None:
     await desk.fire("web")
     await desk.send("app")
-    await desk.run(outbox.retire_cards, ["app"])
+    await desk.run(deliveries.retire_cards, ["app"])
     await desk.close(1)
     ((batch, told),) = await desk.all_sent("app")
     assert (told[0].state, batch.message_id) == ("recovered", None)
@@ -600,8 +601,8 @@ async def test_escalation_until_somebody_acknowledges(tmp_path: Path) -> None:
             assert (await desk.run(acknowledgement.acknowledge_incident, 1, "ann")).acknowledged_by == "ann"
             assert (await desk.run(acknowledgement.acknowledge_incident, 1, "bob")).acknowledged_by == "ann"
     assert told == [[0, 0], [2, 0], [2, 1], [2, 1]]  # the stranger goes on, the incident does not
-    _, stories_ = await desk.send("lead")
-    assert stories_[0].facts["unacknowledged"] == 600.0
+    _, told_lead = await desk.send("lead")
+    assert told_lead[0].details["unacknowledged"] == 600.0
     desk.now = began + 3700
     await desk.close(1)
     assert sorted(row.kind for row in await desk.rows("lead")) == ["alert", "down", "recovered"]  # they hear the end
@@ -628,7 +629,7 @@ async def test_alerts_that_are_not_acted_on_are_escalated_and_acknowledged(tmp_p
     desk.now += 660
     await desk.run(escalation.notify_again)
     _, told = await desk.send("lead")
-    assert (told[0].state, told[0].answers["acknowledge"]["incident"]) == ("alert", 1)
+    assert (told[0].state, told[0].buttons["acknowledge"]["incident"]) == ("alert", 1)
     await desk.run(acknowledgement.acknowledge_incident, 1, "ann")
     desk.now += 3600
     await desk.run(escalation.notify_again)
@@ -671,7 +672,7 @@ class Course:
         elif what.startswith("send"):
             await self.send(what.split()[1])
         elif what.startswith("fail"):
-            await self.send(what.split()[1], outcome="again", state="pending", after=2.0)
+            await self.send(what.split()[1], outcome="retry", state="pending", after=2.0)
         self.desk.now += number
 
     async def send(self, channel: str, **more: Any) -> None:
@@ -680,10 +681,10 @@ class Course:
         batch, told = await self.desk.send(channel, **more)
         if more:
             return
-        abouts = {row.id: row.about for row in await self.desk.rows("app")}
-        for notice, story in zip(batch.notices, told, strict=True):
-            if notice.card:
-                self.shown[abouts[notice.id]] = story.state
+        keys = {row.id: row.key for row in await self.desk.rows("app")}
+        for queued, notification in zip(batch.notifications, told, strict=True):
+            if queued.card:
+                self.shown[keys[queued.id]] = notification.state
 
     async def to_its_end(self, channel: str) -> None:
         while isinstance(chosen := await self.desk.choose(channel), Batch) or chosen < self.desk.now + 3600:

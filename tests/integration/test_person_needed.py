@@ -13,8 +13,10 @@ from sqlalchemy import create_engine, select
 
 from remediator.incidents import acknowledgement, actions, decisions
 from remediator.incidents.actions import Claim, Evidence
-from remediator.notifications import cards, escalation
-from remediator.notifications.reader import Story
+from remediator.notifications import escalation
+from remediator.notifications.channels.feishu import FeishuOptions
+from remediator.notifications.content import Notification
+from remediator.notifications.messages import render_card
 from remediator.notifications.rendering import Templates
 from remediator.operations import set_automation
 from remediator.policy.situation import Decision, Observation, Past, Present, Situation
@@ -63,11 +65,16 @@ async def kinds(desk: Desk, channel: str) -> list[str]:
     return [row.kind for row in await desk.rows(channel)]
 
 
-async def read(story: Story, words: Templates = EN) -> str:
-    """What a person reads of a card, its title first, and whom it calls."""
-    mention: Any = {severity: ["all", "ou_bob"] for severity in ("critical", "warning")}
-    card = await asyncio.to_thread(cards.card, [story], "one", words, mention, answers=False)
-    return "\n".join([card.title, *card.text, *(f"calls {name}" for name in card.calls)])
+MENTIONING = FeishuOptions.model_validate(
+    {"webhook": "http://f/", "mention": {"critical": ["all", "ou_bob"], "warning": ["all", "ou_bob"]}}
+)
+
+
+async def read(notification: Notification, templates: Templates = EN) -> str:
+    """Return the title, the lines and the mentions of a card."""
+    card = await asyncio.to_thread(render_card, [notification], "one", templates, MENTIONING)
+    lines = [line.plain for line in card.lines]
+    return "\n".join([card.title, *lines, *(f"mentions {name}" for name in card.mentions)])
 
 
 @pytest.mark.parametrize("state", ["failed", "unknown"])
@@ -83,7 +90,7 @@ async def test_the_last_attempt_s_end_says_that_a_person_is_needed(desk: Desk, s
     assert text.startswith("A person is needed: web\n")
     assert "Automation ended: all attempts are used up" in text
     assert "exit status 7" in text
-    assert "calls all" in text
+    assert "mentions all" in text
     assert "自动处理已停止: 重试次数已用完" in await read(told[0], ZH)
     await desk.close(1)
     assert await kinds(desk, "lead") == ["person_needed", "recovered"]
@@ -139,7 +146,7 @@ async def test_a_lost_login_calls_a_person_once_though_it_is_tried_again(desk: D
     assert await kinds(desk, "lead") == ["person_needed"]
     assert await kinds(desk, "ops") == ["down", "person_needed", "waiting"]
     _, told = await desk.send("lead")
-    assert "its host does not run commands for Defib" in await read(told[0])
+    assert "the host does not run Defib's commands" in await read(told[0])
 
 
 async def test_what_a_person_stopped_needs_nobody_until_it_runs_again(desk: Desk) -> None:
@@ -301,10 +308,10 @@ async def test_a_long_wait_is_told_once_and_calls_nobody(desk: Desk) -> None:
     assert await kinds(desk, "ops") == ["down", "waiting"]
     ((batch, told),) = await desk.all_sent("ops")
     text = await read(told[0])
-    assert (batch.first.kind, "calls" in text) == ("waiting", False)
+    assert (batch.first.kind, "mentions" in text) == ("waiting", False)
     assert text.startswith("Not restarted yet: web\n")
-    assert "Not restarted: too much is failing at once: the network, or the exporter?: 3 of 4 (until 20" in text
-    assert "未重启: 同时故障过多：可能是网络或探测器问题: 3 of 4（至 20" in await read(told[0], ZH)
+    assert "Not restarted: too many services fail at once: check the network and the exporter: 3 of 4 (until 20" in text
+    assert "未重启: 同时故障的服务过多：请检查网络和 exporter: 3 of 4（至 20" in await read(told[0], ZH)
     await wait("approval", 500)  # asked for by a notice of its own
     await wait("target-busy", 500)  # its own action
     assert await kinds(desk, "ops") == ["down", "waiting"]
@@ -342,7 +349,7 @@ async def test_in_maintenance_cards_say_so_and_call_nobody_unless_it_notifies(
     assert [story.state for story in told] == ["down", "alert", "alert"]
     for story in told[: 3 if by == "person" else 2]:
         text = await read(story)
-        assert ("calls ou_bob" in text) is notify
+        assert ("mentions ou_bob" in text) is notify
         assert "maintenance" in text
         assert "disks (until 20" in text
     assert "维护中: " in await read(told[0], ZH)
@@ -364,10 +371,10 @@ async def test_while_automation_is_off_cards_say_so_and_only_a_needed_person_is_
     text = await read(down)
     assert down.state == "down"
     assert "Not restarted: automation is off: ann: a change" in text
-    assert "calls" not in text
+    assert "mentions" not in text
     await desk.decide(1, "refuse", "attempts-used-up")
     needed = next(told[0] for _, told in await desk.all_sent("ops") if told[0].state == "person_needed")
-    assert "calls all" in await read(needed)
+    assert "mentions all" in await read(needed)
 
 
 async def test_an_outage_of_an_incident_that_another_alert_kept_open_has_its_own_times_and_reasons(
@@ -383,7 +390,7 @@ async def test_an_outage_of_an_incident_that_another_alert_kept_open_has_its_own
         batches = [(await desk.send(channel))[1][0] for channel in ("ops", "app")]
         for story in batches:
             assert story.since.timestamp() == pytest.approx(desk.database.clock.unix(began), abs=5)
-            assert "not one to act on" not in await read(story)
+            assert "remediation.alerts" not in await read(story)
         await desk.decide(1, "wait", "backing-off")
         desk.now += 45
         await desk.close(1)
@@ -401,7 +408,7 @@ async def test_a_card_that_is_late_shows_what_was_decided_then(desk: Desk) -> No
     (row,) = await desk.rows("ops")
     assert row.kind == "down"
     _, (story,) = await desk.send("ops")
-    assert "Not restarted: its host is down" in await read(story)
+    assert "Not restarted: the host is down" in await read(story)
 
 
 async def test_the_failed_probe_is_kept_and_shown(desk: Desk) -> None:

@@ -148,7 +148,7 @@ async def test_what_is_beyond_restart_waits_for_approval(loop: Loop) -> None:
     done = next(each for each in incident["actions"] if each["kind"] == "recreate")
     assert (done["id"], done["state"], bool(done["approved_by"])) == (queued["id"], "succeeded", True)
     assert (await loop.ask("POST", f"/api/v1/actions/{done['id']}/approve")).status_code == 409
-    assert "Waits for approval: web" in [card.title for card in loop.feishu.received]
+    assert "Waiting for approval: web" in [card.title for card in loop.feishu.received]
 
 
 async def test_what_waits_for_approval_is_cancelled_when_the_service_comes_back(loop: Loop) -> None:
@@ -311,7 +311,7 @@ async def test_a_host_whose_key_has_changed_gets_no_command(loop: Loop) -> None:
 
 async def test_people_are_told_when_the_watchdog_stops_and_when_it_comes_again(loop: Loop) -> None:
     await loop.start({}, remediator={"watchdog": "1s"})
-    await loop.until_cards("Monitoring is broken: the Watchdog does not come")
+    await loop.until_cards("Monitoring failure: no Watchdog alert received")
     await loop.fire("", "Watchdog")
 
     async def back() -> bool:

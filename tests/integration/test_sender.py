@@ -12,7 +12,7 @@ import pytest
 from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, StandIn
 from fleet.inventory.model import Inventory
 from remediator.notifications import sender
-from remediator.notifications.channels import feishu
+from remediator.notifications.channels import http
 from remediator.notifications.outbox import Batch
 from remediator.record.database import Database
 from tests.integration.post import LABELS, Post
@@ -108,7 +108,7 @@ async def test_a_signature_that_is_wrong_with_feishu_s_time_too_is_given_up(post
     (row,) = await post.rows()
     assert (row.state, row.tries, len(post.feishu.refused)) == ("dead", 2, 3)
     assert re.search(
-        r"^19021: the signature or the clock is wrong; this machine's clock is -7\d\d\d s off Feishu's$", row.answer
+        r"^19021: the signature or the clock is wrong; this machine's clock is -7\d\d\d s off Feishu's$", row.response
     )
 
 
@@ -161,7 +161,7 @@ async def test_a_busy_bot_is_left_alone_for_all_that_it_is_to_tell(post: Post) -
 
 
 async def test_a_dripping_answer_is_no_answer(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feishu, "DEADLINE", 0.3)
+    monkeypatch.setattr(http, "DEADLINE", 0.3)
     post.feishu.misbehave.append("drip")
     await post.tell(1)
     await eventually(post.settled)
@@ -174,7 +174,7 @@ async def test_what_nobody_knows_is_tried_a_few_times(post: Post) -> None:
     await post.tell(1)
     await eventually(post.settled)
     (row,) = await post.rows()
-    assert (row.state, row.tries, row.answer) == ("dead", 5, "2200: refused")
+    assert (row.state, row.tries, row.response) == ("dead", 5, "2200: refused")
 
 
 async def test_a_bot_that_is_not_there_delays_and_loses_nothing(post: Post) -> None:
@@ -232,7 +232,7 @@ async def test_a_notice_that_breaks_does_not_hold_the_others_back(post: Post) ->
             raise ValueError("broken")
         return {}
 
-    post.sender._details = broken
+    post.sender._read_details = broken
     await post.tell(1)
     await post.tell(2)
 
@@ -254,7 +254,7 @@ async def test_notices_of_a_removed_channel_are_given_up(post: Post) -> None:
     post.inventory = post.inventory.model_copy(update={"notify": notify})
     post.sender.wake()
     await eventually(post.settled)
-    assert (await post.rows())[0].answer == "the channel was removed"
+    assert (await post.rows())[0].response == "the channel was removed"
 
 
 async def test_a_second_owner_of_the_record_is_refused(post: Post) -> None:

@@ -1,7 +1,9 @@
 """What people see of telling: `defib notify test`, `defib check` of templates, `defib acknowledge`, the console."""
 
 import asyncio
+import re
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,28 @@ from defib.demo.feishu import SECRET, StandIn
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
 from tests.integration.loop import Loop
 from tests.support import eventually
+
+
+class _TagChecker(HTMLParser):
+    """Checks that every element is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def assert_well_formed(page: str) -> None:
+    checker = _TagChecker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
 
 
 async def defib(folder: Path, *arguments: str) -> tuple[int, str, str]:
@@ -35,15 +59,15 @@ async def configured(folder: Path, feishu: StandIn, **notify: Any) -> Path:
 async def test_a_test_of_every_channel(tmp_path: Path, feishu: StandIn) -> None:
     config = await configured(tmp_path, feishu)
     assert await defib(config, "notify", "test") == (0, "app: 0: success\nbot: 0: success\n", "")
-    assert feishu.received[0].title == "A test by Defib: this channel works"
-    assert feishu.apps.in_chat[0].title == "A test by Defib: this channel works"
+    assert feishu.received[0].title == "Test message of Defib: this channel works"
+    assert feishu.apps.in_chat[0].title == "Test message of Defib: this channel works"
 
 
 async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: StandIn) -> None:
     config = await configured(tmp_path, feishu)
     feishu.keyword = "on fire"
     said = await defib(config, "notify", "test", "bot")
-    assert said == (1, "bot: 19024: the bot wants one of its keywords in the text\n", "")
+    assert said == (1, "bot: 19024: the bot requires one of its keywords in the text\n", "")
     feishu.keyword, feishu.secret = None, "another"
     status, out, _ = await defib(config, "notify", "test", "bot")
     assert (status, out.startswith("bot: 19021: the signature or the clock is wrong; this machine's clock is")) == (
@@ -54,10 +78,10 @@ async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: StandI
     assert (await defib(config, "notify", "test", "app"))[:2] == (1, "app: 230002: the bot is not in the chat\n")
     await feishu.stop()
     status, out, err = await defib(config, "notify", "test", "bot")
-    assert (status, out) == (1, f"bot: {feishu.url.removeprefix('http://')} was not reached: ConnectError\n")
+    assert (status, out) == (1, f"bot: cannot connect to {feishu.url.removeprefix('http://')}: ConnectError\n")
     assert "demo-token" not in out + err
     status, _, err = await defib(config, "notify", "test", "nowhere")
-    assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (there are app, bot)\n")
+    assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (it has app, bot)\n")
 
 
 async def test_check_tries_the_templates(tmp_path: Path, feishu: StandIn) -> None:
@@ -69,7 +93,7 @@ async def test_check_tries_the_templates(tmp_path: Path, feishu: StandIn) -> Non
     config = await configured(tmp_path, feishu, templates="own")
     status, _, err = await defib(config, "check")
     assert (status, err.splitlines()) == (
-        1, [f"{own}/group.j2:2: 'remediator.notifications.reader.Story object' has no attribute 'bogus'"],
+        1, [f"{own}/group.j2:2: 'remediator.notifications.content.Notification object' has no attribute 'bogus'"],
     )  # fmt: skip
     assert (await defib(config, "check", "--for", "exporter"))[0] == 0
 
@@ -94,16 +118,19 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     page = await loop.ask("GET", "/")
     assert page.headers["content-type"].startswith("text/html")
     assert "Open incidents (1)" in page.text
-    assert "the inventory says: only tell" in page.text
+    assert "`on_failure` is `notify`" in page.text
     whole = await loop.ask("GET", "/incidents/1")
     assert failed in page.text
     assert failed in whole.text
     assert failed in loop.feishu.received[0].text
     assert loop.restarts() == []
-    assert "acknowledged" in whole.text
-    assert "0: success" in whole.text
-    (notice,) = (await loop.ask("GET", "/api/v1/notifications")).json()["notifications"]
-    assert [each["answer"] for each in notice["deliveries"]] == ["0: success"]
+    assert re.search(r"<td class=.time.>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d</td><td>Acknowledged by ", whole.text)
+    assert "<td>Decision: refuse (notify-only): `on_failure` is `notify`" in whole.text
+    assert "<td>ops</td><td>Service down</td><td>sent</td><td>0: success</td>" in whole.text
+    for each in (page, whole):
+        assert_well_formed(each.text)
+    (notification,) = (await loop.ask("GET", "/api/v1/notifications")).json()["notifications"]
+    assert [each["response"] for each in notification["deliveries"]] == ["0: success"]
     assert hostile not in page.text + whole.text
     assert "&lt;script&gt;" in page.text
     assert (await loop.ask("GET", "/incidents/99")).status_code == 404
@@ -112,7 +139,7 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     await loop.fire("web", status="resolved")
     await loop.until("recovered")
     page = await loop.ask("GET", "/")
-    assert "Nothing is wrong." in page.text
+    assert "No open incidents." in page.text
     assert "a &lt;b&gt;change" in page.text
     answer = await loop.ask("POST", "/api/v1/incidents/1/acknowledge", {})
     assert (answer.status_code, answer.json()["acknowledged_by"] != "") == (200, True)
@@ -132,7 +159,7 @@ async def test_escalated_and_reminded_by_a_running_remediator(loop: Loop) -> Non
 
     async def told() -> bool:
         titles = [card.title for card in loop.feishu.received]
-        return titles.count("Service down: web") == 2 and "Still not over: web" in titles
+        return titles.count("Service down: web") == 2 and "Still not resolved: web" in titles
 
     await eventually(told)
-    assert any("nobody has acknowledged for" in card.text for card in loop.feishu.received)
+    assert any("not acknowledged for" in card.text for card in loop.feishu.received)
