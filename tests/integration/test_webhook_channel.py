@@ -19,8 +19,8 @@ from remediator.incidents import intake
 from remediator.notifications import sender
 from remediator.notifications.channels import http
 from tests.integration import peers
-from tests.integration.post import Post
-from tests.integration.test_telling import defib
+from tests.integration.sender_harness import SenderHarness
+from tests.integration.test_notify_commands import defib
 from tests.support import eventually, inventory_of, write, wrongs
 
 TOKEN = "s3cr3t-of-the-hook"
@@ -62,10 +62,10 @@ class Hook:
 
 @pytest.fixture
 async def hook() -> AsyncIterator[Hook]:
-    made = Hook()
-    async with peers.web_server(made.handle) as port:
-        made.port = port
-        yield made
+    server = Hook()
+    async with peers.web_server(server.handle) as port:
+        server.port = port
+        yield server
 
 
 def configuration(hook: Hook, **notify: Any) -> dict[str, Any]:
@@ -82,28 +82,28 @@ def configuration(hook: Hook, **notify: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def post(tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Post]:
+async def harness(tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SenderHarness]:
     monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
     inventory = (await asyncio.to_thread(inventory_of, tmp_path / "config", configuration(hook))).inventory
-    made = await asyncio.to_thread(Post, tmp_path, StandIn(), inventory)
-    await made.open()
-    yield made
-    await made.close()
-    await made.client.aclose()
-    await asyncio.to_thread(made.database.close)
+    harness = await asyncio.to_thread(SenderHarness, tmp_path, StandIn(), inventory)
+    await harness.open()
+    yield harness
+    await harness.close()
+    await harness.client.aclose()
+    await asyncio.to_thread(harness.database.close)
 
 
-async def fire(post: Post, name: str, status: Any = "firing", **labels: str) -> None:
+async def fire(harness: SenderHarness, name: str, status: Any = "firing", **labels: str) -> None:
     labels = {"alertname": name, "severity": "critical", **labels}
     annotations = {"summary": "no response", "summary_zh": "无响应"}
     alert = Alert(f"{name}{labels.get('instance', '')}", "1", "", status, labels, annotations)
-    await post.database.write(intake.receive, [alert])
-    post.sender.wake()
+    await harness.database.write(intake.receive, [alert])
+    harness.sender.wake()
 
 
-async def test_an_incident_is_posted_as_json(post: Post, hook: Hook) -> None:
-    await fire(post, "ServiceDown", service="web", host="h")
-    await eventually(post.settled)
+async def test_an_incident_is_posted_as_json(harness: SenderHarness, hook: Hook) -> None:
+    await fire(harness, "ServiceDown", service="web", host="h")
+    await eventually(harness.settled)
     ((headers, body),) = hook.requests
     assert (headers["Content-Type"], headers["Authorization"]) == ("application/json", f"Bearer {TOKEN}")
     (item,) = body.pop("notifications")
@@ -136,32 +136,34 @@ async def test_an_incident_is_posted_as_json(post: Post, hook: Hook) -> None:
         "recovered_by": None,
         "links": {},
     }
-    (row,) = await post.rows()
+    (row,) = await harness.rows()
     assert (row.state, row.response, row.card) == ("sent", "HTTP 204", 0)
 
 
-async def test_several_notifications_are_one_message(post: Post, hook: Hook) -> None:
+async def test_several_notifications_are_one_message(harness: SenderHarness, hook: Hook) -> None:
     for number in range(3):
-        await fire(post, "DiskFull", instance=f"n{number}", secret="hunter2-secret")
-    await eventually(post.settled)
+        await fire(harness, "DiskFull", instance=f"n{number}", secret="hunter2-secret")
+    await eventually(harness.settled)
     (body,) = hook.bodies
     assert (body["form"], body["state"], body["title"]) == ("group", "alert", "Alert × 3: DiskFull")
     assert [each["labels"]["instance"] for each in body["notifications"]] == ["n0", "n1", "n2"]
     assert {each["service"] for each in body["notifications"]} == {None}
     assert "hunter2-secret" not in str(body)
     assert not set("\x01\x02\x03") & set("".join([body["title"], *body["text"]]))
-    await fire(post, "DiskFull", "resolved", instance="n1")
-    await eventually(post.settled)
+    await fire(harness, "DiskFull", "resolved", instance="n1")
+    await eventually(harness.settled)
     assert [hook.bodies[1][name] for name in ("form", "state", "title")] == [
         "one", "alert_over", "Alert resolved: DiskFull",
     ]  # fmt: skip
 
 
-async def test_a_message_is_no_larger_than_its_limit(post: Post, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_message_is_no_larger_than_its_limit(
+    harness: SenderHarness, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("remediator.notifications.channels.webhook.BODY_LIMIT", 10_000)
     for number in range(40):
-        await fire(post, "DiskFull", instance=f"n{number}", padding="x" * 300)
-    await eventually(post.settled)
+        await fire(harness, "DiskFull", instance=f"n{number}", padding="x" * 300)
+    await eventually(harness.settled)
     (body,) = hook.bodies
     assert len(body["notifications"]) + body["omitted"] == 40
     assert 0 < body["omitted"] < 40
@@ -181,63 +183,63 @@ async def test_a_message_is_no_larger_than_its_limit(post: Post, hook: Hook, mon
     ],
 )
 async def test_the_result_of_a_response(
-    post: Post, hook: Hook, responses: list[Any], state: str, requests: int, response: str
+    harness: SenderHarness, hook: Hook, responses: list[Any], state: str, requests: int, response: str
 ) -> None:
     hook.responses = list(responses)
-    await post.tell(1)
-    await eventually(post.settled)
-    (row,) = await post.rows()
+    await harness.notify(1)
+    await eventually(harness.settled)
+    (row,) = await harness.rows()
     assert (row.state, row.tries, row.response) == (state, requests, response)
     # A receiver can recognize a message that it received before.
     assert len({body["id"] for body in hook.bodies}) == 1
 
 
 @pytest.mark.parametrize("header", ["1.2", "a date"])
-async def test_retry_after_is_respected(post: Post, hook: Hook, header: str) -> None:
+async def test_retry_after_is_respected(harness: SenderHarness, hook: Hook, header: str) -> None:
     # Dates have whole seconds: this is between one and three seconds from now.
     value = formatdate(time.time() + 3, usegmt=True) if header == "a date" else header
     hook.responses = [(503, {"Retry-After": value}, "")]
-    await post.tell(1)
-    await eventually(post.settled)
+    await harness.notify(1)
+    await eventually(harness.settled)
     first, second = hook.times
     assert second - first > 1.1
 
 
-async def test_a_timeout_is_retried(post: Post, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_timeout_is_retried(harness: SenderHarness, hook: Hook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "DEADLINE", 0.3)
     hook.responses = ["hang"]
-    await post.tell(1)
-    await eventually(post.settled)
-    assert [(row.state, row.tries) for row in await post.rows()] == [("sent", 2)]
+    await harness.notify(1)
+    await eventually(harness.settled)
+    assert [(row.state, row.tries) for row in await harness.rows()] == [("sent", 2)]
 
 
-async def test_a_server_that_is_down_delays_and_loses_nothing(post: Post, hook: Hook) -> None:
-    notify = post.inventory.notify
+async def test_a_server_that_is_down_delays_and_loses_nothing(harness: SenderHarness, hook: Hook) -> None:
+    notify = harness.inventory.notify
     options = notify.channels["hook"].options
     broken = type(options).model_validate({"url": "http://127.0.0.1:1/hook"})
 
     def with_options(new: Any) -> None:
         channel = notify.channels["hook"].model_copy(update={"webhook": new})
         changed = notify.model_copy(update={"channels": {"hook": channel}})
-        post.inventory = post.inventory.model_copy(update={"notify": changed})
+        harness.inventory = harness.inventory.model_copy(update={"notify": changed})
 
     with_options(broken)
-    await post.tell(1)
+    await harness.notify(1)
 
     async def was_tried() -> bool:
-        return bool((await post.rows())[0].response == "cannot connect to 127.0.0.1:1: ConnectError")
+        return bool((await harness.rows())[0].response == "cannot connect to 127.0.0.1:1: ConnectError")
 
     await eventually(was_tried)
     with_options(options)
-    post.sender.wake()
-    await eventually(post.settled)
+    harness.sender.wake()
+    await eventually(harness.settled)
     assert len(hook.requests) == 1
 
 
-async def test_the_rate_is_limited(post: Post, hook: Hook) -> None:
+async def test_the_rate_is_limited(harness: SenderHarness, hook: Hook) -> None:
     for number in range(15):
-        await post.tell(number)
-    await eventually(post.settled)
+        await harness.notify(number)
+    await eventually(harness.settled)
     assert max(sum(1 for at in hook.times if start <= at < start + 0.9) for start in hook.times) <= 10
 
 

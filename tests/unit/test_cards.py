@@ -89,13 +89,13 @@ def both(
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("state", STATES)
 def test_every_state_in_both_languages(inventory: Inventory, state: NotificationState, language: str) -> None:
-    told = sample(
+    contents = sample(
         state,
         inventory,
         decision=("wait", "storm", "3 of 4"),
         details={"action": 3, "kind": "recreate", "output": "a\nb", "probe": "x"},
     )
-    custom, of_app, plain = both([told], language)
+    custom, of_app, plain = both([contents], language)
     words = LANGUAGES[language].words
     for card in (custom, of_app):
         assert words["states"][state] in card["header"]["title"]["content"]
@@ -153,11 +153,11 @@ def test_title_and_colour(inventory: Inventory, state: NotificationState, colour
 
 
 def test_colour_follows_severity(inventory: Inventory) -> None:
-    found = [
+    colours = [
         both([sample("down", inventory, severity=each)], "en")[0]["header"]["template"]
         for each in ("critical", "warning", "info")
     ]
-    assert found == ["red", "orange", "blue"]
+    assert colours == ["red", "orange", "blue"]
 
 
 def test_buttons(inventory: Inventory) -> None:
@@ -175,7 +175,7 @@ def test_buttons(inventory: Inventory) -> None:
     assert len(feishu_cards.buttons(of_app)) == 6
 
 
-def test_no_button_leads_elsewhere_than_to_the_web(inventory: Inventory) -> None:
+def test_links_are_only_http(inventory: Inventory) -> None:
     for url in ("javascript:alert(1)", "file:///etc/passwd", "data:x", "http://x/" + "a" * 5000, "http://x/\u202e"):
         assert "runbook" not in build_links(inventory, None, {}, {"runbook_url": url}, None)
     hostile = {"a": 'x"}\n\\', "service": "gone"}
@@ -201,7 +201,7 @@ def mentioned(notification: Notification, mention: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_all_are_called_only_where_a_person_is_needed_and_nobody_where_it_is_to_be_quiet(
+def test_all_are_mentioned_only_if_a_person_is_needed_and_nobody_if_quiet(
     inventory: Inventory, state: NotificationState
 ) -> None:
     mention = {"critical": ["all", "on_call", "ou_bob"]}
@@ -210,14 +210,14 @@ def test_all_are_called_only_where_a_person_is_needed_and_nobody_where_it_is_to_
     assert mentioned(sample(state, inventory, quiet=True), mention) == []
 
 
-def test_nobody_is_called_once_somebody_has_acknowledged(inventory: Inventory) -> None:
+def test_nobody_is_mentioned_after_an_acknowledgement(inventory: Inventory) -> None:
     _, of_app, _ = both([sample("reminder", inventory, acknowledged=("ann", AT))], "en")
     assert "<at" not in feishu_cards.text_of(of_app)
     assert "Acknowledged by** ann, 2026-11-24" in feishu_cards.text_of(of_app)
 
 
-def test_a_group_says_what_they_share_once(inventory: Inventory) -> None:
-    told = [
+def test_a_group_shows_common_labels_once(inventory: Inventory) -> None:
+    contents = [
         sample(
             "alert",
             inventory,
@@ -227,8 +227,8 @@ def test_a_group_says_what_they_share_once(inventory: Inventory) -> None:
         )
         for n in range(3)
     ]
-    told[1] = replace(told[1], state="alert_over")
-    custom, _, plain = both(told, "en", "group")
+    contents[1] = replace(contents[1], state="alert_over")
+    custom, _, plain = both(contents, "en", "group")
     text = feishu_cards.text_of(custom)
     assert custom["header"]["title"]["content"] == "Alert × 2 of 3: DiskFull"
     assert text.count("node") == 1
@@ -237,19 +237,19 @@ def test_a_group_says_what_they_share_once(inventory: Inventory) -> None:
     assert "instance: n2" in plain
 
 
-def test_what_lasts_stands_first_in_a_group_and_gives_it_its_title(inventory: Inventory) -> None:
-    def told(over: int) -> list[Notification]:
+def test_firing_alerts_are_first_in_a_group_and_in_its_title(inventory: Inventory) -> None:
+    def contents(over: int) -> list[Notification]:
         labels = [{"alertname": "DiskFull", "instance": f"n{n}"} for n in range(200)]
         states: list[NotificationState] = ["alert_over" if n < over else "alert" for n in range(200)]
         return [sample(state, inventory, service=None, labels=each) for state, each in zip(states, labels, strict=True)]
 
-    custom, _, _ = both(told(199), "en", "group")
+    custom, _, _ = both(contents(199), "en", "group")
     assert custom["header"] == {
         "template": "red",
         "title": {"tag": "plain_text", "content": "Alert × 1 of 200: DiskFull"},
     }
     assert "n199" in feishu_cards.text_of(custom)
-    custom, of_app, _ = both(told(200), "en", "group")
+    custom, of_app, _ = both(contents(200), "en", "group")
     assert custom["header"] == {
         "template": "green",
         "title": {"tag": "plain_text", "content": "Alert resolved × 200: DiskFull"},
@@ -257,17 +257,17 @@ def test_what_lasts_stands_first_in_a_group_and_gives_it_its_title(inventory: In
     assert "<at" not in feishu_cards.text_of(of_app)
 
 
-def test_a_group_is_acknowledged_by_one_press(inventory: Inventory) -> None:
-    told = [sample("down", inventory, buttons={"acknowledge": {"incident": n}}) for n in (1, 2)]
-    card = render_card(told, "summary", LANGUAGES["en"], APP, first_id=5, created_at=9.5)
+def test_a_group_has_one_acknowledge_button(inventory: Inventory) -> None:
+    contents = [sample("down", inventory, buttons={"acknowledge": {"incident": n}}) for n in (1, 2)]
+    card = render_card(contents, "summary", LANGUAGES["en"], APP, first_id=5, created_at=9.5)
     assert [(each.text, each.value or each.url) for each in card.buttons] == [
         ("Acknowledge", {"answer": "acknowledge", "notification": 5, "since": 9}), ("Runbook", "https://wiki/web"), ("Console", "http://defib:9095/"),
     ]  # fmt: skip
-    told = [replace(each, buttons={}) for each in told]
-    assert render_card(told, "summary", LANGUAGES["en"], APP, first_id=5).buttons[0].text == "Runbook"
+    contents = [replace(each, buttons={}) for each in contents]
+    assert render_card(contents, "summary", LANGUAGES["en"], APP, first_id=5).buttons[0].text == "Runbook"
 
 
-def test_what_is_over_calls_nobody_and_silences_nothing(inventory: Inventory) -> None:
+def test_ended_problems_mention_nobody_and_have_no_silence_link(inventory: Inventory) -> None:
     late = sample("person_needed", inventory, duration=30.0)
     assert mentioned(late, {"critical": ["all"]}) == []
     custom, _, _ = both([sample("recovered", inventory)], "en")
@@ -277,22 +277,22 @@ def test_what_is_over_calls_nobody_and_silences_nothing(inventory: Inventory) ->
         "Logs",
         "Console",
     ]
-    assert "**Summary**" not in feishu_cards.text_of(custom)  # what the alert said is not so any more
+    assert "**Summary**" not in feishu_cards.text_of(custom)  # the alert has ended
 
 
-def test_a_mention_in_a_title_is_none(inventory: Inventory) -> None:
+def test_a_title_cannot_mention(inventory: Inventory) -> None:
     _, of_app, _ = both(
         [sample("alert", inventory, service=None, labels={"alertname": "<at id=all></at>"})], "en", mention={}
     )
     assert of_app["header"]["title"]["content"] == "Alert: ‹at id=all>‹/at>"
 
 
-def test_a_summary_names_all_it_has_room_for_and_counts_the_rest(inventory: Inventory) -> None:
-    told = [
+def test_a_summary_lists_what_fits_and_counts_the_rest(inventory: Inventory) -> None:
+    contents = [
         sample("down", inventory, service=None, labels={"service": f"service-{n}", "host": f"h{n % 4}"})
         for n in range(1000)
     ]
-    custom, of_app, _ = both(told, "en", "summary")
+    custom, of_app, _ = both(contents, "en", "summary")
     for card in (custom, of_app):
         lines = feishu_cards.text_of(card).splitlines()
         assert lines[0] == "Service down × 1000"
@@ -322,28 +322,28 @@ def forged(card: Mapping[str, Any]) -> list[str]:
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("state", ["down", "alert", "could_not_restart", "approval", "watchdog_missing"])
-def test_nothing_from_outside_is_markup(
+def test_texts_from_outside_are_never_markup(
     inventory: Inventory, state: NotificationState, text: str, language: str
 ) -> None:
     labels = {"alertname": text, "service": text, "host": text, "severity": text, "x": text, text: "y"}
     details = {"probe": text, "why": text, "output": text, "who": text, "kind": text, "action": 1}
-    told = sample(
+    contents = sample(
         state, inventory, service=None, labels=labels, annotations={"summary": text, text: text}, details=details,
         decision=("wait", text, text), attempts=[Attempt(text, text, text, text, AT, 1.0)], firing=[text, "b"], acknowledged=(text, AT),
     )  # fmt: skip
-    custom, of_app, plain = both([told], language, mention={})
+    custom, of_app, plain = both([contents], language, mention={})
     assert forged({"elements": custom["elements"], "body": of_app["body"]["elements"][0]}) == []
     assert "<" not in plain
     for form in ("group", "summary"):
-        custom, of_app, _ = both([told, told], language, form, mention={})
+        custom, of_app, _ = both([contents, contents], language, form, mention={})
         assert forged({"elements": custom["elements"], "body": of_app["body"]["elements"][0]}) == []
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.text(max_size=30), st.text(max_size=300), max_size=8), st.sampled_from(["en", "zh"]))
-def test_whatever_labels_hold_is_shown_as_it_is(labels: dict[str, str], language: str) -> None:
-    told = Notification("alert", "info", {"alertname": "A", **labels}, labels, None, AT, None, 1.0, [], {})
-    card = render_card([told], "one", LANGUAGES[language])
+def test_labels_are_shown_literally(labels: dict[str, str], language: str) -> None:
+    contents = Notification("alert", "info", {"alertname": "A", **labels}, labels, None, AT, None, 1.0, [], {})
+    card = render_card([contents], "one", LANGUAGES[language])
     lines = [format_line(line) for line in card.lines]
     assert not any(set(line) & set("<>[]()\\_~`") for line in lines)
     # Labels are bold, and there is no other markup.
@@ -371,20 +371,20 @@ def test_both_languages_have_the_same_words() -> None:
     assert set(english["answers"]) == set(get_args(ButtonAction))
 
 
-def test_plain_text_is_no_larger_than_feishu_takes(inventory: Inventory) -> None:
+def test_plain_text_is_within_the_size_limit(inventory: Inventory) -> None:
     labels = {f"label{n}": "\U0001f600" * 600 for n in range(60)}
-    told = [sample("alert", inventory, service=None, labels=labels)] * 3
-    _, _, plain = both(told, "zh", "group")
+    contents = [sample("alert", inventory, service=None, labels=labels)] * 3
+    _, _, plain = both(contents, "zh", "group")
     assert len(plain.encode()) < SIZE_LIMIT
 
 
 def test_durations() -> None:
     words = LANGUAGES["en"].words
-    said = [format_duration(words, seconds) for seconds in (0.2, 41.4, 61, 3599, 7260, 90000, -5)]
-    assert said == ["0.2 s", "41 s", "1 min 1 s", "59 min 59 s", "2 h 1 min", "1 d 1 h", "0 s"]
+    texts = [format_duration(words, seconds) for seconds in (0.2, 41.4, 61, 3599, 7260, 90000, -5)]
+    assert texts == ["0.2 s", "41 s", "1 min 1 s", "59 min 59 s", "2 h 1 min", "1 d 1 h", "0 s"]
 
 
-def test_a_user_s_templates_stand_in_place_of_ours(inventory: Inventory, tmp_path: Path) -> None:
+def test_custom_templates_replace_the_shipped_ones(inventory: Inventory, tmp_path: Path) -> None:
     (tmp_path / "title.j2").write_text("[ops] {% include 'defib/title.j2' %}")
     (tmp_path / "card.j2").write_text(
         "{{ bold('Rack') }} {{ story.labels.rack }}\n{% include 'defib/card.j2' %}\n{{ story.service.id }}"
@@ -414,18 +414,18 @@ def test_templates_with_the_former_names_still_work(inventory: Inventory, tmp_pa
     assert lines[-1] == "3"
 
 
-def test_a_rule_s_words_are_told_in_the_language_of_the_fleet() -> None:
-    said = {"summary": "down", "summary_zh": "不可用", "description": "why", "runbook_url": "docs/alerts.md#x"}
-    plain = {name: said[name] for name in ("description", "runbook_url")}
-    assert in_language(said, "en") == {**plain, "summary": "down"}
-    assert in_language(said, "zh") == {**plain, "summary": "不可用"}
+def test_annotations_are_in_the_configured_language() -> None:
+    annotations = {"summary": "down", "summary_zh": "不可用", "description": "why", "runbook_url": "docs/alerts.md#x"}
+    plain = {name: annotations[name] for name in ("description", "runbook_url")}
+    assert in_language(annotations, "en") == {**plain, "summary": "down"}
+    assert in_language(annotations, "zh") == {**plain, "summary": "不可用"}
 
 
-def test_the_runbook_of_our_own_rules_is_where_the_documentation_is(tmp_path: Path) -> None:
+def test_runbooks_of_the_shipped_rules_link_to_the_documentation(tmp_path: Path) -> None:
     written = {"notify": {"links": {"docs": "https://git.example/defib/docs/"}}}
     ours = {"runbook_url": "docs/alerts.md#hostdown"}
-    found = build_links(inventory_of(tmp_path / "a", written).inventory, None, {}, ours, None)
-    assert found["runbook"] == "https://git.example/defib/docs/alerts.md#hostdown"
+    links = build_links(inventory_of(tmp_path / "a", written).inventory, None, {}, ours, None)
+    assert links["runbook"] == "https://git.example/defib/docs/alerts.md#hostdown"
     assert "runbook" not in build_links(inventory_of(tmp_path / "b", {}).inventory, None, {}, ours, None)
 
 

@@ -152,7 +152,7 @@ def test_the_requests_of_an_app() -> None:
     assert (path, body["reply_in_thread"]) == ("/open-apis/im/v1/messages/om_1/reply", True)
 
 
-def test_cards_of_version_2_are_taken() -> None:
+def test_cards_of_version_2_are_valid() -> None:
     assert not feishu_cards.fault_of_version_2(version_2(CARD))
     assert version_2(CARD)["config"]["update_multi"] is True
     assert not feishu_cards.fault_of_version_2(version_2(simplify(CARD)))
@@ -160,7 +160,7 @@ def test_cards_of_version_2_are_taken() -> None:
 
 
 @pytest.mark.parametrize("character", ["x", "字", "&#42;", "\U0001f600"])
-def test_what_is_too_long_is_cut_by_lines_and_counted(character: str) -> None:
+def test_long_cards_are_cut_by_lines_and_counted(character: str) -> None:
     # Template text is not escaped.
     lines = tuple(Line((Span("template", character * 500),)) for _ in range(400))
     card = Card("t", "down", "critical", "red", lines, "… {0} more")

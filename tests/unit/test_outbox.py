@@ -9,7 +9,7 @@ PER_SECOND, PER_MINUTE = OPTIONS.per_second, OPTIONS.per_minute
 
 
 @given(st.lists(st.floats(0, 3), min_size=1, max_size=300))
-def test_no_window_holds_more_than_its_limit(gaps: list[float]) -> None:
+def test_no_window_exceeds_its_limit(gaps: list[float]) -> None:
     """Send whenever the limits permit it, at a simulated clock."""
     now, sent = 0.0, list[float]()
     for gap in gaps:

@@ -1,4 +1,4 @@
-"""What people see of telling: `defib notify test`, `defib check` of templates, `defib acknowledge`, the console."""
+"""`defib notify test`, `defib check` of templates, `defib acknowledge`, and the console."""
 
 import asyncio
 import re
@@ -39,7 +39,7 @@ def assert_well_formed(page: str) -> None:
 
 
 async def defib(folder: Path, *arguments: str) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of a command."""
+    """Run a command; returns its exit status, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "defib", *arguments, "--config", str(folder),
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
@@ -56,18 +56,18 @@ async def configured(folder: Path, feishu: StandIn, **notify: Any) -> Path:
     return folder
 
 
-async def test_a_test_of_every_channel(tmp_path: Path, feishu: StandIn) -> None:
+async def test_notify_test_sends_to_every_channel(tmp_path: Path, feishu: StandIn) -> None:
     config = await configured(tmp_path, feishu)
     assert await defib(config, "notify", "test") == (0, "app: 0: success\nbot: 0: success\n", "")
     assert feishu.received[0].title == "Test message of Defib: this channel works"
     assert feishu.apps.in_chat[0].title == "Test message of Defib: this channel works"
 
 
-async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: StandIn) -> None:
+async def test_notify_test_explains_errors(tmp_path: Path, feishu: StandIn) -> None:
     config = await configured(tmp_path, feishu)
     feishu.keyword = "on fire"
-    said = await defib(config, "notify", "test", "bot")
-    assert said == (1, "bot: 19024: the bot requires one of its keywords in the text\n", "")
+    output = await defib(config, "notify", "test", "bot")
+    assert output == (1, "bot: 19024: the bot requires one of its keywords in the text\n", "")
     feishu.keyword, feishu.secret = None, "another"
     status, out, _ = await defib(config, "notify", "test", "bot")
     assert (status, out.startswith("bot: 19021: the signature or the clock is wrong; this machine's clock is")) == (
@@ -84,7 +84,7 @@ async def test_a_test_says_what_is_wrong_in_words(tmp_path: Path, feishu: StandI
     assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (it has app, bot)\n")
 
 
-async def test_check_tries_the_templates(tmp_path: Path, feishu: StandIn) -> None:
+async def test_check_renders_the_templates(tmp_path: Path, feishu: StandIn) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / "group.j2").write_text(
@@ -119,19 +119,19 @@ async def test_acknowledged_from_the_command_line_and_shown_on_the_console(loop:
     assert page.headers["content-type"].startswith("text/html")
     assert "Open incidents (1)" in page.text
     assert "`on_failure` is `notify`" in page.text
-    whole = await loop.ask("GET", "/incidents/1")
+    incident_page = await loop.ask("GET", "/incidents/1")
     assert failed in page.text
-    assert failed in whole.text
+    assert failed in incident_page.text
     assert failed in loop.feishu.received[0].text
     assert loop.restarts() == []
-    assert re.search(r"<td class=.time.>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d</td><td>Acknowledged by ", whole.text)
-    assert "<td>Decision: refuse (notify-only): `on_failure` is `notify`" in whole.text
-    assert "<td>ops</td><td>Service down</td><td>sent</td><td>0: success</td>" in whole.text
-    for each in (page, whole):
+    assert re.search(r"<td class=.time.>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d</td><td>Acknowledged by ", incident_page.text)
+    assert "<td>Decision: refuse (notify-only): `on_failure` is `notify`" in incident_page.text
+    assert "<td>ops</td><td>Service down</td><td>sent</td><td>0: success</td>" in incident_page.text
+    for each in (page, incident_page):
         assert_well_formed(each.text)
     (notification,) = (await loop.ask("GET", "/api/v1/notifications")).json()["notifications"]
     assert [each["response"] for each in notification["deliveries"]] == ["0: success"]
-    assert hostile not in page.text + whole.text
+    assert hostile not in page.text + incident_page.text
     assert "&lt;script&gt;" in page.text
     assert (await loop.ask("GET", "/incidents/99")).status_code == 404
     await loop.ask("PUT", "/api/v1/automation", {"enabled": False, "reason": "a <b>change</b>"})
@@ -157,9 +157,9 @@ async def test_escalated_and_reminded_by_a_running_remediator(loop: Loop) -> Non
     await loop.kill("web")
     await loop.fire("web")
 
-    async def told() -> bool:
+    async def was_escalated_and_reminded() -> bool:
         titles = [card.title for card in loop.feishu.received]
         return titles.count("Service down: web") == 2 and "Still not resolved: web" in titles
 
-    await eventually(told)
+    await eventually(was_escalated_and_reminded)
     assert any("not acknowledged for" in card.text for card in loop.feishu.received)

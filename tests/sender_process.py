@@ -1,6 +1,6 @@
 """Run a sender that kills its own process in a given phase of a delivery.
 
-Usage: python -m tests.sending CONFIG DATABASE [PHASE]
+Usage: python -m tests.sender_process CONFIG DATABASE [PHASE]
 """
 
 import asyncio
