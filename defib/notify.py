@@ -13,7 +13,7 @@ from defib.probe import printable
 from fleet.inventory.loading import Loaded
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
-from remediator.notifications.channels import ChannelClient, Message, SendResult
+from remediator.notifications.channels import ChannelClient, ChannelMessage, SendResult
 from remediator.notifications.messages import render_card
 from remediator.notifications.rendering import shipped_templates
 from remediator.notifications.samples import build_test_notification
@@ -47,7 +47,7 @@ async def send_test(client: ChannelClient, inventory: Inventory, channel: Channe
     now = datetime.now(ZoneInfo(inventory.notify.timezone))
     notifications = [build_test_notification(now, getpass.getuser())]
     card = render_card(notifications, "one", shipped_templates(inventory))
-    return await client.send(channel, Message(card, notifications, key=uuid4().hex), time.time())
+    return await client.send(channel, ChannelMessage(card, notifications, key=uuid4().hex), time.time())
 
 
 def _describe_clock(result: SendResult) -> str:

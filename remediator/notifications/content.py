@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, get_args
-from urllib.parse import quote, urlencode
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Row, select
 
-from fleet.inventory.endpoints import Endpoint
-from fleet.inventory.model import Inventory, Service
+from fleet.inventory.model import Service
 from fleet.inventory.notify import ButtonAction, Language, NotificationKind, Person
+from remediator.notifications.links import build_links
 from remediator.notifications.outbox import Batch, QueuedNotification
 from remediator.policy.attempts import max_attempts, next_step
 from remediator.record import maintenance
@@ -23,7 +22,6 @@ from remediator.record.transaction import Transaction
 # Cards that are updated also show these: a restart is running, the service seems to be up again.
 NotificationState = NotificationKind | Literal["acting", "watched", "test"]
 ATTEMPTS_SHOWN = 5
-LINK_LIMIT = 2000  # characters
 OUTPUT_SHOWN = 600  # characters of the end of a command's output
 _UP = ("restarted", "watched", "recovered", "unobserved")
 _ENDED = ("recovered", "alert_over", "unobserved")
@@ -351,55 +349,9 @@ def _is_quiet(hold: maintenance.OperatorHold | None, kind: NotificationKind) -> 
     return hold.reason == "maintenance" or kind != "person_needed"
 
 
-def build_links(
-    inventory: Inventory,
-    service: Service | None,
-    labels: Mapping[str, str],
-    annotations: Mapping[str, str],
-    incident: int | None,
-) -> dict[str, str]:
-    """Return URLs for people's browsers by name, without those whose base URL is not configured."""
-    configured, remediator = inventory.notify.links, inventory.remediator
-    grafana = _base_url(configured.grafana, remediator.grafana_url)
-    alertmanager = _base_url(configured.alertmanager, remediator.alertmanager_url)
-    console = _base_url(configured.remediator, remediator.url if "url" in remediator.model_fields_set else None)
-    host = service.host if service is not None else labels.get("host", "")
-    urls: dict[str, str] = {}
-    if grafana and (service is not None or host):
-        board, name, value = ("service", "service", service.id) if service is not None else ("hosts", "host", host)
-        urls["grafana"] = f"{grafana}/d/defib-{board}?{urlencode({f'var-{name}': value})}"
-    runbook = service.runbook if service is not None else ""
-    runbook = runbook or annotations.get("runbook_url", "")
-    if configured.docs and runbook.startswith("docs/"):  # the shipped rules refer to their pages in this way
-        runbook = configured.docs.rstrip("/") + runbook.removeprefix("docs")
-    if runbook.startswith(("http://", "https://")):
-        urls["runbook"] = runbook
-    if console and service is not None and service.control is not None and "logs" in service.control.options.verbs:
-        urls["logs"] = f"{console}/api/v1/services/{quote(service.id, safe='')}/logs"
-    if console:
-        urls["console"] = f"{console}/{f'incidents/{incident}' if incident is not None else ''}"
-    if alertmanager:
-        matchers = quote(_format_matchers(service, labels), safe="")
-        urls["silence"] = f"{alertmanager}/#/silences/new?filter={matchers}"
-    return {name: url for name, url in urls.items() if len(url) <= LINK_LIMIT and url.isprintable()}
-
-
 def in_language(annotations: Mapping[str, str], language: Language) -> dict[str, str]:
     """Return the annotations in one language: `summary_zh` replaces `summary` if the language is Chinese."""
     suffixes = {each: f"_{each}" for each in get_args(Language)}
     plain = {name: text for name, text in annotations.items() if not name.endswith(tuple(suffixes.values()))}
     own = {name: text for name, text in annotations.items() if name.endswith(suffixes[language])}
     return {**plain, **{name.removesuffix(suffixes[language]): text for name, text in own.items()}}
-
-
-def _base_url(configured: str | None, endpoint: Endpoint | None) -> str:
-    """Return where browsers reach a program: as `notify.links` says, otherwise where Defib reaches it."""
-    return configured.rstrip("/") if configured else endpoint.base if endpoint is not None else ""
-
-
-def _format_matchers(service: Service | None, labels: Mapping[str, str]) -> str:
-    matched = {"service": service.id} if service is not None else labels
-    escaped = {
-        name: value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for name, value in matched.items()
-    }
-    return "{" + ",".join(f'{name}="{value}"' for name, value in sorted(escaped.items())) + "}"

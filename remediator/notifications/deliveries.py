@@ -1,10 +1,11 @@
 """Deliveries: reserve a place within the rate limits before a message is sent, and record the outcome after it."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, and_, case, insert, or_, update
 
+from remediator.notifications.channels import SendResult
 from remediator.notifications.outbox import Batch, next_slot, recent_deliveries
 from remediator.record.notifications import UPDATE_INTERVAL
 from remediator.record.schema import deliveries, notifications
@@ -41,26 +42,25 @@ def record(
     tx: Transaction,
     batch: Batch,
     delivery: int,
-    outcome: str,
-    response: str,
+    result: SendResult,
     *,
     state: DeliveryState,
     not_before: float,
-    message_id: str | None = None,
-    retry_state: Mapping[str, Any] | None = None,
 ) -> None:
-    """Record the outcome of a delivery, and the new state of its notifications."""
-    tx.execute(update(deliveries).where(deliveries.c.id == delivery).values(outcome=outcome, response=response))
+    """Record the result of a delivery, and the new state of its notifications."""
+    outcome = {"outcome": result.outcome, "response": result.response}
+    tx.execute(update(deliveries).where(deliveries.c.id == delivery).values(**outcome))
     if state == "sent":
-        _record_sent(tx, batch, response, message_id)
+        _record_sent(tx, batch, result.response, result.message_id)
     elif state == "pending":
-        _postpone(tx, batch, response, not_before)
-        if retry_state is not None:
-            tx.execute(update(notifications).where(_is_in(batch)).values(retry_state=dict(retry_state)))
+        _postpone(tx, batch, result.response, not_before)
+        if result.retry_state is not None:
+            tx.execute(update(notifications).where(_is_in(batch)).values(retry_state=dict(result.retry_state)))
     elif batch.message_id is not None or batch.reply_to is not None:
-        _send_as_new_message(tx, batch, response)
+        _send_as_new_message(tx, batch, result.response)
     else:
-        tx.execute(update(notifications).where(_is_in(batch)).values(state="dead", ended_at=tx.now, response=response))
+        values = {"state": "dead", "ended_at": tx.now, "response": result.response}
+        tx.execute(update(notifications).where(_is_in(batch)).values(**values))
 
 
 def record_error(tx: Transaction, batch: Batch, response: str, not_before: float, *, max_tries: int) -> None:

@@ -21,7 +21,7 @@ PERSON_NEEDED_INTERVAL = 1800.0  # seconds, unless the route has `remind`
 
 
 @dataclass(frozen=True)
-class Problem:
+class OpenProblem:
     """An open incident of a service that is down, or an alert that fires without one."""
 
     kind: NotificationKind
@@ -46,7 +46,7 @@ class _Notified:
 class _Due:
     """A notification that a route requires now; channels that have one with this key are left out."""
 
-    problem: Problem
+    problem: OpenProblem
     key: str
     kind: NotificationKind
     channels: Sequence[str]
@@ -64,7 +64,7 @@ def notify_again(tx: Transaction) -> bool:
     return added > 0
 
 
-def _escalate(tx: Transaction, problems: Sequence[Problem]) -> int:
+def _escalate(tx: Transaction, problems: Sequence[OpenProblem]) -> int:
     notify = tx.inventory.notify
     notified = _read_notified(tx, [problem.key for problem in problems])
     due = [
@@ -129,13 +129,13 @@ def _repeat_if_due(tx: Transaction, row: Row[Any]) -> int:
     return notification_rows.add(tx, [row.channel], "person_needed", key, labels, content, incident=row.id)
 
 
-def _read_problems(tx: Transaction) -> list[Problem]:
+def _read_problems(tx: Transaction) -> list[OpenProblem]:
     is_down = and_(
         incidents.c.state == "open", incidents.c.labels.is_not(None), ~_was_stopped_through_defib(),
         ~_was_stopped_by_hand(),
     )  # fmt: skip
     down = [
-        Problem(
+        OpenProblem(
             "down", notification_rows.incident_key(row.id), row.labels, {}, row.acknowledged_at is not None, row.id,
             person_needed=row.person_needed_at is not None and row.acknowledged_at is None,
         )
@@ -150,7 +150,7 @@ def _read_problems(tx: Transaction) -> list[Problem]:
         )
     )
     other_alerts = [
-        Problem(
+        OpenProblem(
             "alert", notification_rows.alert_key(row.fingerprint, row.starts_at, row.times), row.labels,
             row.annotations, (row.acknowledged_at or row.incident_acknowledged_at) is not None, row.incident_id, row.id,
         )
@@ -169,7 +169,7 @@ def _read_notified(tx: Transaction, keys: Sequence[str]) -> dict[str, _Notified]
     return notified
 
 
-def _find_due(notify: Notify, route: Route, problem: Problem, notified: _Notified, now: float) -> Iterator[_Due]:
+def _find_due(notify: Notify, route: Route, problem: OpenProblem, notified: _Notified, now: float) -> Iterator[_Due]:
     """Return the escalations and the reminder that a route requires now."""
     content = {"annotations": dict(problem.annotations)}
     if route.escalate is not None and not problem.is_acknowledged:

@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 
 from fleet.inventory.model import Inventory, Service
 from fleet.inventory.notify import NotificationKind, Person
-from remediator.notifications.content import Attempt, Notification, NotificationState, build_links
+from remediator.notifications.content import Attempt, Notification, NotificationState
+from remediator.notifications.links import build_links
 from remediator.notifications.outbox import MessageForm
 from remediator.notifications.rendering import describe_template_error, load_templates
 

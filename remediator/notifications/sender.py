@@ -17,7 +17,7 @@ from fleet.inventory.notify import Channel, ChannelOptions, Notify
 from remediator.metrics import Metrics
 from remediator.notifications import content, deliveries, outbox
 from remediator.notifications.cards import Card
-from remediator.notifications.channels import ChannelClient, Message, SendResult
+from remediator.notifications.channels import ChannelClient, ChannelMessage, SendResult
 from remediator.notifications.content import Notification
 from remediator.notifications.deliveries import DeliveryState
 from remediator.notifications.messages import render_card
@@ -166,7 +166,7 @@ class Sender:
         if delivery is None:
             return
         key = hashlib.sha256(batch.key.encode()).hexdigest()[:40]
-        message = Message(card, masked, batch.form, key, batch.message_id, batch.reply_to, batch.retry_state)
+        message = ChannelMessage(card, masked, batch.form, key, batch.message_id, batch.reply_to, batch.retry_state)
         result = await self._channels.send(channel, message, time.time())
         self._pauses[options.bot].update(result, self._now())
         state, delay = self._next_state(batch, result)
@@ -194,12 +194,12 @@ class Sender:
         self, batch: Batch, delivery: int, result: SendResult, state: DeliveryState, delay: float
     ) -> None:
         """Record the outcome of a delivery, and retry until the database accepts it."""
+        masked = replace(result, response=self._redact(result.response))
         while True:
             try:
                 await self._database.write(
-                    deliveries.record, batch, delivery, result.outcome, self._redact(result.response), state=state,
-                    not_before=self._now() + delay, message_id=result.message_id, retry_state=result.retry_state,
-                )  # fmt: skip
+                    deliveries.record, batch, delivery, masked, state=state, not_before=self._now() + delay
+                )
             except StorageError as error:
                 log.error("delivery_not_recorded", error=str(error))  # noqa: TRY400 - no traceback needed
                 await asyncio.sleep(RECORD_RETRY)

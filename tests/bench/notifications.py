@@ -21,7 +21,7 @@ from defib.demo.stack import WEBHOOK_TOKEN, Stack
 from fleet.inventory.model import Inventory
 from remediator.metrics import Metrics
 from remediator.notifications import content, deliveries, outbox
-from remediator.notifications.channels import Message, feishu, feishu_cards
+from remediator.notifications.channels import ChannelMessage, feishu, feishu_cards
 from remediator.notifications.channels.http import HttpReply
 from remediator.notifications.messages import render_card
 from remediator.notifications.outbox import Batch
@@ -189,7 +189,7 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
         notifications_ = await database.write(content.read_notifications, chosen)
         delivery = await database.write(deliveries.reserve, chosen)
         assert delivery is not None
-        body = feishu.format_message(Message(render_card(notifications_, chosen.form, templates, options)))
+        body = feishu.format_message(ChannelMessage(render_card(notifications_, chosen.form, templates, options)))
         body |= {"timestamp": str(int(clock[0])), "sign": feishu.sign(SECRET, int(clock[0]))}
         code, why = bot._judge("demo-token", json.dumps(body, ensure_ascii=False).encode())
         result = feishu.parse_reply(HttpReply(200, {}, json.dumps({"code": code, "msg": why}).encode()))
@@ -197,9 +197,7 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
         times.append(clock[0])
         told_of += len(chosen.ids)
         bytes_sent = max(bytes_sent, feishu_cards.size(body))
-        await database.write(
-            deliveries.record, chosen, delivery, result.outcome, result.response, state="sent", not_before=clock[0]
-        )
+        await database.write(deliveries.record, chosen, delivery, result, state="sent", not_before=clock[0])
         clock[0] += 0.02  # the time that a send takes
         size = tracemalloc.get_traced_memory()[0]
         at_first, most = at_first or size, max(most, size)

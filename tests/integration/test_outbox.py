@@ -17,7 +17,9 @@ from fleet.inventory.model import Inventory
 from remediator.clients.alerts import Alert
 from remediator.incidents import acknowledgement, decisions, intake, lifecycle, reconciliation, timeline
 from remediator.notifications import content, deliveries, escalation, outbox
+from remediator.notifications.channels import Outcome, SendResult
 from remediator.notifications.content import Notification
+from remediator.notifications.deliveries import DeliveryState
 from remediator.notifications.outbox import FOLD_OVER, Batch
 from remediator.policy.situation import Decision
 from remediator.record import notifications as notification_rows
@@ -101,7 +103,7 @@ class OutboxHarness:
         return await self.run(content.read_notifications, batch)  # type: ignore[no-any-return]  # `run` returns Any
 
     async def send(
-        self, channel: str, outcome: str = "sent", state: str = "sent", after: float = 0.0
+        self, channel: str, outcome: Outcome = "sent", state: DeliveryState = "sent", after: float = 0.0
     ) -> tuple[Batch, list[Notification]]:
         """Send the next message of a channel, as soon as the limits permit it."""
         while not isinstance(batch := await self.choose(channel), Batch):
@@ -112,10 +114,8 @@ class OutboxHarness:
         assert number is not None
         self.messages += 1
         message = f"om_{self.messages}" if channel == "app" and batch.message_id is None else None
-        await self.run(
-            deliveries.record, batch, number, outcome, outcome,
-            state=state, not_before=self.now + after, message_id=message if state == "sent" else None,
-        )  # fmt: skip
+        result = SendResult(outcome, outcome, message_id=message if state == "sent" else None)
+        await self.run(deliveries.record, batch, number, result, state=state, not_before=self.now + after)
         return batch, contents
 
     async def all_sent(self, channel: str) -> list[tuple[Batch, list[Notification]]]:
@@ -275,7 +275,9 @@ async def test_a_change_during_a_delivery_is_sent_after_it(harness: OutboxHarnes
     assert isinstance(batch, Batch)
     number = await harness.run(deliveries.reserve, batch)
     await harness.act(1)
-    await harness.run(deliveries.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
+    await harness.run(
+        deliveries.record, batch, number, SendResult("sent", "", message_id="om_9"), state="sent", not_before=0
+    )
     ((again, contents),) = await harness.all_sent("app")
     assert (contents[0].state, again.message_id) == ("acting", "om_9")
 
@@ -500,7 +502,9 @@ async def test_a_card_that_is_given_up_shows_the_end_first(harness: OutboxHarnes
     assert isinstance(batch, Batch)
     number = await harness.run(deliveries.reserve, batch)
     await harness.close(1)  # the card seems to show it
-    await harness.run(deliveries.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
+    await harness.run(
+        deliveries.record, batch, number, SendResult("sent", "", message_id="om_9"), state="sent", not_before=0
+    )
     ((again, contents),) = await harness.all_sent("app")
     assert (contents[0].state, again.message_id) == ("recovered", "om_9")
 

@@ -17,11 +17,12 @@ from defib.demo import feishu_cards
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import ButtonAction, Person
 from remediator.incidents.timeline import Event
-from remediator.notifications.channels import Message
+from remediator.notifications.channels import ChannelMessage
 from remediator.notifications.channels.feishu import FeishuOptions, format_message
 from remediator.notifications.channels.feishu_app import FeishuAppOptions, format_request
 from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, escape, format_line, size
-from remediator.notifications.content import Attempt, Notification, NotificationState, build_links, in_language
+from remediator.notifications.content import Attempt, Notification, NotificationState, in_language
+from remediator.notifications.links import build_links
 from remediator.notifications.messages import MENTIONING, render_card
 from remediator.notifications.outbox import MessageForm
 from remediator.notifications.rendering import Templates, describe_event, format_duration
@@ -77,9 +78,9 @@ def both(
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Return a custom bot's card, an app's card and the plain text; fails on what Feishu would refuse."""
     card = render_card(notifications, form, LANGUAGES[language], app(mention))
-    custom = format_message(Message(card))
-    plain = format_message(Message(card, retry_state={"degraded": 2}))
-    request = format_request(APP, Message(card, key="k"))[2]
+    custom = format_message(ChannelMessage(card))
+    plain = format_message(ChannelMessage(card, retry_state={"degraded": 2}))
+    request = format_request(APP, ChannelMessage(card, key="k"))[2]
     of_app = json.loads(request["content"])
     assert feishu_cards.fault_of_version_1(custom["card"]) == feishu_cards.fault_of_version_2(of_app) == ""
     assert max(map(size, (custom, plain, request))) <= SIZE_LIMIT
@@ -350,7 +351,7 @@ def test_labels_are_shown_literally(labels: dict[str, str], language: str) -> No
     for line in lines:
         assert line.count("**") == 2
         assert line.replace("**", "").count("*") == 0
-    custom = format_message(Message(card))["card"]
+    custom = format_message(ChannelMessage(card))["card"]
     assert feishu_cards.fault_of_version_1(custom) == ""
     assert size(custom) <= SIZE_LIMIT
 

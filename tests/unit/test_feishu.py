@@ -8,7 +8,7 @@ import pytest
 
 from defib.demo import feishu_cards
 from remediator.notifications.cards import Button, Card, Line, Span
-from remediator.notifications.channels import Message, SendResult
+from remediator.notifications.channels import ChannelMessage, SendResult
 from remediator.notifications.channels.feishu import format_message, parse_reply, plan_retry, sign
 from remediator.notifications.channels.feishu_app import FeishuAppOptions, format_request
 from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, fit, simplify, size, version_1, version_2
@@ -66,7 +66,7 @@ OK = b'{"StatusCode":0,"StatusMessage":"success","code":0,"data":{},"msg":"succe
     ],
 )
 def test_the_result_of_a_response(status: int, headers: dict[str, str], body: bytes, outcome: str) -> None:
-    result = plan_retry(parse_reply(HttpReply(status, headers, body)), Message(CARD))
+    result = plan_retry(parse_reply(HttpReply(status, headers, body)), ChannelMessage(CARD))
     assert result.outcome == outcome
     assert result.retry_after == (7.0 if headers else None)
 
@@ -90,7 +90,7 @@ def test_a_refused_signature_shows_the_clock_offset() -> None:
 def test_a_refused_message_is_sent_once_more_in_each_simpler_form() -> None:
     def next_result(code: int, retry_state: Any) -> SendResult:
         reply = parse_reply(HttpReply(200, {}, f'{{"code":{code}}}'.encode()))
-        return plan_retry(reply, Message(CARD, retry_state=retry_state))
+        return plan_retry(reply, ChannelMessage(CARD, retry_state=retry_state))
 
     without_mentions = next_result(11246, None)
     assert (without_mentions.outcome, next_result(11246, without_mentions.retry_state).outcome) == ("resend", "reject")
@@ -119,13 +119,13 @@ CARD = Card(
 
 
 def test_a_custom_bot_is_sent_a_card_or_plain_text() -> None:
-    body = format_message(Message(CARD))
+    body = format_message(ChannelMessage(CARD))
     assert not feishu_cards.fault_of_version_1(body["card"])
     assert "<at id=all></at>" in body["card"]["elements"][1]["text"]["content"]
     assert [each["text"]["content"] for each in feishu_cards.buttons(body["card"])] == ["Page"]  # only links
-    without_mentions = format_message(Message(CARD, retry_state={"degraded": 1}))
+    without_mentions = format_message(ChannelMessage(CARD, retry_state={"degraded": 1}))
     assert (without_mentions["msg_type"], "<at" in str(without_mentions)) == ("interactive", False)
-    plain = format_message(Message(CARD, retry_state={"degraded": 2}))
+    plain = format_message(ChannelMessage(CARD, retry_state={"degraded": 2}))
     assert plain["msg_type"] == "text"
     assert plain["content"]["text"].splitlines()[-1] == "and 15 more"
     assert "<" not in plain["content"]["text"]
@@ -136,19 +136,22 @@ def app(**more: str) -> FeishuAppOptions:
 
 
 def test_the_requests_of_an_app() -> None:
-    assert format_request(app(), Message(CARD, key="k"))[:2] == (
+    assert format_request(app(), ChannelMessage(CARD, key="k"))[:2] == (
         "POST",
         "/open-apis/im/v1/messages?receive_id_type=chat_id",
     )
-    _method, path, body = format_request(app(email="a@b.cn"), Message(CARD, key="k"))
+    _method, path, body = format_request(app(email="a@b.cn"), ChannelMessage(CARD, key="k"))
     assert (path, body["receive_id"]) == ("/open-apis/im/v1/messages?receive_id_type=email", "a@b.cn")
     again, plain = (
-        format_request(app(), Message(CARD, key="k", retry_state=each))[2] for each in ({}, {"degraded": 2})
+        format_request(app(), ChannelMessage(CARD, key="k", retry_state=each))[2] for each in ({}, {"degraded": 2})
     )
     assert again["uuid"] == body["uuid"] != plain["uuid"]
     assert len(body["uuid"]) <= 50
-    assert format_request(app(), Message(CARD, update_id="om_1"))[:2] == ("PATCH", "/open-apis/im/v1/messages/om_1")
-    _method, path, body = format_request(app(), Message(CARD, reply_to="om_1"))
+    assert format_request(app(), ChannelMessage(CARD, update_id="om_1"))[:2] == (
+        "PATCH",
+        "/open-apis/im/v1/messages/om_1",
+    )
+    _method, path, body = format_request(app(), ChannelMessage(CARD, reply_to="om_1"))
     assert (path, body["reply_in_thread"]) == ("/open-apis/im/v1/messages/om_1/reply", True)
 
 

@@ -1,6 +1,6 @@
 """Channel types. Each is one module: its options, its message format, and its protocol.
 
-A channel type gets a `Message` and returns a `SendResult`. Everything that its server requires, such as escaping, size
+A channel type gets a `ChannelMessage` and returns a `SendResult`. What its server requires, such as escaping, size
 limits, signatures and codes of responses, stays in its module.
 """
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # slow to import, and the exporter needs only the options
     from remediator.notifications.content import Notification
     from remediator.notifications.outbox import MessageForm
 
-Options = TypeVar("Options", bound=ChannelOptions)
-Session = TypeVar("Session")
+OptionsT = TypeVar("OptionsT", bound=ChannelOptions)
+SessionT = TypeVar("SessionT")
 Outcome = Literal[
     "sent",
     "retry",  # after the sender's back-off, and not before `retry_after`
@@ -30,7 +30,7 @@ Outcome = Literal[
 
 
 @dataclass(frozen=True)
-class Message:
+class ChannelMessage:
     """What a channel sends: a card, and the notifications that it was rendered from.
 
     It updates the message `update_id`, or is a reply to `reply_to`, or is new. `key` stays the same for every attempt
@@ -64,12 +64,12 @@ class SendResult:
 
 
 @dataclass(frozen=True)
-class ChannelKind(Generic[Options, Session]):
+class ChannelKind(Generic[OptionsT, SessionT]):
     """A channel type. `send` sends a message at a Unix time; `open_session` creates what all its sends share."""
 
-    options: type[Options]
-    open_session: "Callable[[httpx.AsyncClient], Session]"
-    send: Callable[[Session, Options, Message, float], Awaitable[SendResult]]
+    options: type[OptionsT]
+    open_session: "Callable[[httpx.AsyncClient], SessionT]"
+    send: Callable[[SessionT, OptionsT, ChannelMessage, float], Awaitable[SendResult]]
 
 
 CHANNELS: Mapping[str, ChannelKind[Any, Any]] = Table(
@@ -88,7 +88,7 @@ class ChannelClient:
         self.http_client = client
         self._sessions: dict[str, Any] = {}
 
-    async def send(self, channel: Channel, message: Message, now: float) -> SendResult:
+    async def send(self, channel: Channel, message: ChannelMessage, now: float) -> SendResult:
         """Send a message at the Unix time `now`; every outcome is a result."""
         kind = CHANNELS[channel.kind]
         if channel.kind not in self._sessions:

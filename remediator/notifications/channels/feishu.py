@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from fleet.inventory.endpoints import SecretUrl, Token
 from fleet.inventory.notify import ChannelOptions, Severity
-from remediator.notifications.channels import ChannelKind, Message, SendResult
+from remediator.notifications.channels import ChannelKind, ChannelMessage, SendResult
 from remediator.notifications.channels.feishu_cards import fit, plain_text, version_1
 from remediator.notifications.channels.http import HttpReply, exchange, parse_seconds
 
@@ -148,7 +148,7 @@ def sign(secret: str, timestamp: int) -> str:
     return base64.b64encode(hmac.new(key, b"", hashlib.sha256).digest()).decode()
 
 
-def format_message(message: Message) -> dict[str, Any]:
+def format_message(message: ChannelMessage) -> dict[str, Any]:
     """Return the body for a custom bot: a card, or plain text after cards were refused."""
     simplified = RetryState.parse(message.retry_state).simplified
     if simplified == PLAIN:
@@ -157,7 +157,7 @@ def format_message(message: Message) -> dict[str, Any]:
     return fit(shown, lambda card: {"msg_type": "interactive", "card": version_1(card)})
 
 
-async def send(session: FeishuSession, options: FeishuOptions, message: Message, now: float) -> SendResult:
+async def send(session: FeishuSession, options: FeishuOptions, message: ChannelMessage, now: float) -> SendResult:
     """Send a message, signed with Feishu's time as far as it is known.
 
     A refused signature tells Feishu's time, and the message is signed once more. The refusal is final only for a
@@ -190,7 +190,7 @@ async def _send_signed(
     return result
 
 
-def plan_retry(result: FeishuResult, message: Message) -> SendResult:
+def plan_retry(result: FeishuResult, message: ChannelMessage) -> SendResult:
     """Resend a refused message once in a simpler form, and once with a new signature; reject it after that."""
     state = RetryState.parse(message.retry_state)
     if result.outcome != "reject":

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from fleet.inventory.endpoints import Token, Url
 from fleet.inventory.notify import OpenId
 from remediator.notifications.cards import Card
-from remediator.notifications.channels import ChannelKind, Message, SendResult
+from remediator.notifications.channels import ChannelKind, ChannelMessage, SendResult
 from remediator.notifications.channels.feishu import (
     PLAIN,
     FeishuChannelOptions,
@@ -76,7 +76,7 @@ class FeishuAppOptions(FeishuChannelOptions):
         return next((kind, name) for kind, name in kinds.items() if name is not None)
 
 
-async def send(session: FeishuSession, options: FeishuAppOptions, message: Message, now: float) -> SendResult:
+async def send(session: FeishuSession, options: FeishuAppOptions, message: ChannelMessage, now: float) -> SendResult:
     """Send, update or reply, with an access token that is renewed once if Feishu refuses it."""
     result = await _try_to_send(session, options, message, now)
     if result.code in _REFUSED_TOKENS:
@@ -87,7 +87,9 @@ async def send(session: FeishuSession, options: FeishuAppOptions, message: Messa
     return plan_retry(result, message)
 
 
-async def _try_to_send(session: FeishuSession, options: FeishuAppOptions, message: Message, now: float) -> FeishuResult:
+async def _try_to_send(
+    session: FeishuSession, options: FeishuAppOptions, message: ChannelMessage, now: float
+) -> FeishuResult:
     token = await _access_token(session, options, now)
     if isinstance(token, FeishuResult):
         return token
@@ -113,7 +115,7 @@ async def _access_token(session: FeishuSession, options: FeishuAppOptions, now: 
     return token
 
 
-def format_request(options: FeishuAppOptions, message: Message) -> tuple[str, str, dict[str, Any]]:
+def format_request(options: FeishuAppOptions, message: ChannelMessage) -> tuple[str, str, dict[str, Any]]:
     """Return the method, path and body of a request that sends a message."""
     simplified = RetryState.parse(message.retry_state).simplified
     card = message.card

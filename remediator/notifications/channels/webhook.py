@@ -17,7 +17,7 @@ from pydantic import AfterValidator, Field, SecretStr
 
 from fleet.inventory.endpoints import SecretUrl
 from fleet.inventory.notify import ChannelOptions
-from remediator.notifications.channels import ChannelKind, Message, SendResult
+from remediator.notifications.channels import ChannelKind, ChannelMessage, SendResult
 from remediator.notifications.channels.http import HttpReply, exchange, parse_seconds
 from runtime.times import rfc3339
 
@@ -72,14 +72,14 @@ class WebhookSession:
     client: httpx.AsyncClient
 
 
-async def send(session: WebhookSession, options: WebhookOptions, message: Message, now: float) -> SendResult:
+async def send(session: WebhookSession, options: WebhookOptions, message: ChannelMessage, now: float) -> SendResult:
     headers = {name: value.get_secret_value() for name, value in options.headers.items()}
     headers["Content-Type"] = "application/json"
     reply = await exchange(session.client, "POST", options.address, format_body(message), headers)
     return parse_reply(reply, now)
 
 
-def format_body(message: Message) -> bytes:
+def format_body(message: ChannelMessage) -> bytes:
     """Return the JSON body, at most BODY_LIMIT bytes unless a single notification is larger."""
     body: dict[str, Any] = {
         "version": SCHEMA_VERSION,
