@@ -303,7 +303,7 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
     await eventually(lambda: is_up(loop, "web", True))
     await loop.until_event("action_ended")
     replies = [each.title for each in card.replies]
-    assert replies.count("Stopped by hand, not started again: web") == 1
+    assert replies.count("Stopped manually, not restarted: web") == 1
     (action,) = (await loop.incident())["actions"]
     assert (action["requested_by"], action["counts"], action["state"]) == ("person", 0, "succeeded")
 
