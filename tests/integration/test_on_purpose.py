@@ -292,7 +292,7 @@ async def test_what_a_person_stopped_is_told_once_and_started_by_a_button(
 
     card = await eventually(told)
     assert card is not None
-    assert "it was stopped by hand: supervisor was asked to stop it (STOPPED)" in card.text
+    assert "it was stopped manually: supervisor was asked to stop it (STOPPED)" in card.text
     await loop.fire("web", "ServiceSlow")  # something else moves: it is decided about again
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
     assert "SHUT   stopped-by-hand: supervisor was asked to stop it (STOPPED)" in explained.stdout

@@ -226,26 +226,26 @@ async def test_person_needed_is_notified_again_after_a_reset(harness: OutboxHarn
 
 async def after(harness: OutboxHarness, began: float, *minutes: int) -> list[int]:
     """Return how often the leads were notified that a person is needed, after so many minutes."""
-    contents = []
+    counts = []
     for each in minutes:
         harness.now = began + each * 60
         await harness.run(escalation.notify_again)
-        contents.append(len(await harness.rows("lead")))
-    return contents
+        counts.append(len(await harness.rows("lead")))
+    return counts
 
 
-@pytest.mark.parametrize(("remind", "told"), [({}, [1, 2, 2, 3, 3]), ({"remind": "10m"}, [2, 2, 2, 3, 3])])
+@pytest.mark.parametrize(("remind", "counts"), [({}, [1, 2, 2, 3, 3]), ({"remind": "10m"}, [2, 2, 2, 3, 3])])
 async def test_person_needed_is_repeated_until_acknowledged(
-    tmp_path: Path, remind: dict[str, str], contents: list[int]
+    tmp_path: Path, remind: dict[str, str], counts: list[int]
 ) -> None:
     async with outbox_of(tmp_path, {**LEADS, **remind}, OPS) as harness:
         await harness.fire("web")
         await harness.decide(1, "refuse", "attempts-used-up")
         began = harness.now
-        assert await after(harness, began, 29, 31, 32, 61) == contents[:4]
+        assert await after(harness, began, 29, 31, 32, 61) == counts[:4]
         assert set(await kinds(harness, "lead")) == {"person_needed"}
         await harness.run(acknowledgement.acknowledge_incident, 1, "ann")
-        assert await after(harness, began, 300) == contents[4:]
+        assert await after(harness, began, 300) == counts[4:]
 
 
 async def test_person_needed_is_not_repeated_while_the_service_responds(harness: OutboxHarness) -> None:
