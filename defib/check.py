@@ -71,7 +71,7 @@ def _check_templates(inventory: Inventory) -> Iterator[ConfigProblem]:
         return
     from remediator.notifications import samples
 
-    for message in samples.check(inventory):
+    for message in samples.check_templates(inventory):
         match = re.fullmatch(r"(.+?):(\d+): (.+)", message, re.DOTALL)
         yield (
             ConfigProblem(match[1], int(match[2]), "", match[3])

@@ -14,10 +14,10 @@ from defib.output import print_json, printable
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
-from remediator.notifications import cards, rendering
-from remediator.notifications.channels import CHANNELS
-from remediator.notifications.channels.feishu import Answer, Letter, Session
-from remediator.notifications.reader import Story
+from remediator.notifications.channels import ChannelClient, ChannelMessage, SendResult
+from remediator.notifications.messages import render_card
+from remediator.notifications.rendering import shipped_templates
+from remediator.notifications.samples import build_test_notification
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
@@ -36,10 +36,11 @@ async def send_tests(load: Callable[[], LoadedInventory], name: str | None, *, a
     loaded.require("notify", ignore=others)
     redact, rows = Redactor(loaded.secrets), []
     async with httpx.AsyncClient(trust_env=True) as client:
+        channel_client = ChannelClient(client)
         for channel_name, channel in channels.items():
-            answer = await send_test(Session(client), loaded.inventory, channel)
-            text = redact(f"{answer.words}{_clock_hint(answer)}")
-            rows.append({"channel": channel_name, "sent": answer.what == "sent", "answer": text})
+            result = await send_test(channel_client, loaded.inventory, channel)
+            text = redact(f"{result.response}{_clock_hint(result)}")
+            rows.append({"channel": channel_name, "sent": result.outcome == "sent", "answer": text})
             if not as_json:
                 print(printable(f"{channel_name}: {text}"))
     if as_json:
@@ -47,16 +48,16 @@ async def send_tests(load: Callable[[], LoadedInventory], name: str | None, *, a
     return 0 if all(row["sent"] for row in rows) else 1
 
 
-async def send_test(session: Session, inventory: Inventory, channel: Channel) -> Answer:
-    """Send one test message to a channel."""
+async def send_test(client: ChannelClient, inventory: Inventory, channel: Channel) -> SendResult:
+    """Send a test message, which mentions nobody, to a channel."""
     now = datetime.now(ZoneInfo(inventory.notify.timezone))
-    story = Story("test", "info", {}, {}, None, now, None, 0.0, [], {"who": getpass.getuser()})
-    options = channel.options
-    card = cards.card([story], "one", rendering.ours(inventory), options.mention, answers=False)
-    return await CHANNELS[channel.kind].send(session, options, Letter(card, uuid=uuid4().hex), time.time())
+    notifications = [build_test_notification(now, getpass.getuser())]
+    card = render_card(notifications, "one", shipped_templates(inventory))
+    return await client.send(channel, ChannelMessage(card, notifications, key=uuid4().hex), time.time())
 
 
-def _clock_hint(answer: Answer) -> str:
-    if answer.offset is None or abs(answer.offset) < CLOCK_TOLERANCE or "clock" in answer.words:
+def _clock_hint(result: SendResult) -> str:
+    offset = result.clock_offset
+    if offset is None or abs(offset) < CLOCK_TOLERANCE or "clock" in result.response:
         return ""
-    return f" (the clock of this machine differs from Feishu's by {answer.offset:+.0f} s)"
+    return f" (the clock of this machine differs from the server's by {offset:+.0f} s)"

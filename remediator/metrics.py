@@ -70,11 +70,12 @@ class RemediatorMetrics(ProgramMetrics):
             "Services whose configuration differs in the exporter.",
             registry=registry,
         )
-        self.notices = Counter(
-            "defib_remediator_notices", "Sends of notices by outcome.", ["channel", "outcome"], registry=registry
-        )
+        self.notifications = Counter(
+            "defib_remediator_notices", "Attempts to send notifications by outcome.", ["channel", "outcome"],
+            registry=registry,
+        )  # fmt: skip
         self.outbox_oldest = Gauge(
-            "defib_remediator_outbox_oldest_seconds", "Age of the oldest unsent notice.", registry=registry
+            "defib_remediator_outbox_oldest_seconds", "Age of the oldest pending notification.", registry=registry
         )
         self.clock_offset = Gauge(
             "defib_remediator_feishu_clock_offset_seconds",

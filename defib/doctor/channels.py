@@ -10,7 +10,7 @@ from defib import notify
 from defib.doctor.findings import CheckResult, Finding
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
-from remediator.notifications.channels.feishu import Session
+from remediator.notifications.channels import ChannelClient
 from runtime.redaction import Redactor
 
 TIMEOUT = 8.0  # seconds for each channel
@@ -27,25 +27,29 @@ async def check_channels(inventory: Inventory, redact: Redactor, *, send: bool) 
         fix = "add `- {channels: […]}` to notify.routes"
         findings.append(Finding("notify", "routes", "fail", "no routes: nobody is notified", fix))
     async with httpx.AsyncClient(trust_env=True, timeout=TIMEOUT) as client:
-        session = Session(client)
+        channel_client = ChannelClient(client)
         checks = [
-            _send_test(session, inventory, name, channel, redact) if send else _check_reachable(session, name, channel)
+            _send_test(channel_client, inventory, name, channel, redact)
+            if send
+            else _check_reachable(client, name, channel)
             for name, channel in settings.channels.items()
         ]
         return [*findings, *await asyncio.gather(*checks)]
 
 
-async def _send_test(session: Session, inventory: Inventory, name: str, channel: Channel, redact: Redactor) -> Finding:
-    answer = await notify.send_test(session, inventory, channel)
-    result: CheckResult = "pass" if answer.what == "sent" else "fail"
+async def _send_test(
+    client: ChannelClient, inventory: Inventory, name: str, channel: Channel, redact: Redactor
+) -> Finding:
+    sent = await notify.send_test(client, inventory, channel)
+    result: CheckResult = "pass" if sent.outcome == "sent" else "fail"
     fix = "see docs/feishu.md#when-feishu-refuses"
-    return Finding(f"channel {name}", "test message", result, redact(answer.words), fix)
+    return Finding(f"channel {name}", "test message", result, redact(sent.response), fix)
 
 
-async def _check_reachable(session: Session, name: str, channel: Channel) -> Finding:
-    url = urlsplit(channel.options.address)
+async def _check_reachable(client: httpx.AsyncClient, name: str, channel: Channel) -> Finding:
+    url = urlsplit(channel.settings.address)
     try:
-        await session.client.get(f"{url.scheme}://{url.netloc}/")
+        await client.get(f"{url.scheme}://{url.netloc}/")
     except httpx.HTTPError as error:
         fix = "check the firewall, the proxy ($HTTPS_PROXY) and the name server of this machine"
         return Finding(f"channel {name}", "reachable", "fail", f"{url.netloc}: {type(error).__name__}", fix)

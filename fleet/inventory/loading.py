@@ -149,7 +149,10 @@ def _smaller(every: Any, other: str) -> Any:
 def _find_secrets(value: Any) -> Iterator[str]:
     """Yield every secret in a model."""
     if hasattr(value, "get_secret_value"):
-        yield value.get_secret_value()
+        secret = value.get_secret_value()
+        yield secret
+        if secret.startswith(("Bearer ", "Basic ")):  # the value of a header: its credentials alone are secret, too
+            yield secret.partition(" ")[2]
     elif isinstance(value, BaseModel):
         # Where this program leaves the password unresolved, it is no SecretStr.
         if isinstance(value, BasicAuth) and hasattr(value.password, "get_secret_value"):

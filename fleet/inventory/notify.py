@@ -1,7 +1,7 @@
 """Notification settings: channels, routes to them, escalation, and the people who may press buttons."""
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
@@ -44,8 +44,49 @@ RoutedState = Annotated[
 ]
 
 
+class ChannelOptions(ConfigModel):
+    """The options of a channel type, and what the sender must know of the channel.
+
+    `bot` identifies what the rate limits hold for. Channels with the same `place` reach the same people.
+    """
+
+    per_second: ClassVar[int]
+    per_minute: ClassVar[int]
+    updatable_for: ClassVar[float | None] = None  # seconds for which a message can be updated; None: not at all
+    has_threads: ClassVar[bool] = False  # whether messages can be sent as replies
+
+    @property
+    def bot(self) -> str:
+        raise NotImplementedError
+
+    @property
+    def place(self) -> str:
+        return self.bot
+
+    @property
+    def address(self) -> str:
+        """Return the URL that messages are sent to; it may contain secrets."""
+        raise NotImplementedError
+
+    @property
+    def has_buttons(self) -> bool:
+        """Whether pressed buttons reach the remediator."""
+        return False
+
+    def mentions(self, severity: Severity) -> Sequence[str]:
+        """Return who is mentioned: user ids, `all`, and `on_call` for the people on call."""
+        del severity
+        return ()
+
+
 class Channel(ChoiceModel):
-    """A channel for notifications; the options of its kind are under the kind's key."""
+    """Where notifications are sent; the options of the channel's type are under its key."""
+
+    @property
+    def settings(self) -> ChannelOptions:
+        """Return the options, as what the sender must know of them."""
+        options: ChannelOptions = self.options
+        return options
 
 
 class Person(ConfigModel):
@@ -154,7 +195,7 @@ class Notify(ConfigModel):
         first: dict[object, str] = {}
         for name in names:
             known = self.channels.get(name)
-            first.setdefault(getattr(known.options, "place", name) if known is not None else name, name)
+            first.setdefault(known.settings.place if known is not None else name, name)
         return list(first.values())
 
     def on_call(self, labels: Mapping[str, str], kind: NotificationKind) -> list[Person]:
@@ -171,4 +212,4 @@ class Notify(ConfigModel):
     def can_update_cards(self, channel: str) -> bool:
         """Whether messages that were sent to a channel can be changed."""
         known = self.channels.get(channel)
-        return known is not None and bool(getattr(known.options, "can_update_cards", False))
+        return known is not None and known.settings.updatable_for is not None

@@ -114,7 +114,7 @@ class ButtonHandler:
                 toast = await asyncio.shield(task)
         action = press.value.get("answer")
         self._metrics.presses.labels(action if action in get_args(ButtonAction) else "unknown", toast.key).inc()
-        texts = (await asyncio.to_thread(rendering.ours, inventory)).words["toasts"]
+        texts = (await asyncio.to_thread(rendering.shipped_templates, inventory)).words["toasts"]
         return {"toast": {"type": toast.type, "content": texts[toast.key].format(*toast.values)}}
 
     async def drain(self) -> None:
@@ -163,7 +163,7 @@ class ButtonHandler:
         try:
             return await self._run_operation(action, ids, name, inventory)
         except HeldError as error:
-            reasons = (await asyncio.to_thread(rendering.ours, inventory)).words["reasons"]
+            reasons = (await asyncio.to_thread(rendering.shipped_templates, inventory)).words["reasons"]
             return Toast("warning", "held", (reasons.get(error.code, error.code),))
         except OperationError as error:
             return _toast_of_error(error)
@@ -190,8 +190,8 @@ class ButtonHandler:
         return await self._restart(ids, name, inventory)
 
     async def _acknowledge(self, subject: Subject, ids: Mapping[str, int], name: str) -> Toast:
-        if "notice" in ids:
-            await self._operations.acknowledge_message(ids["notice"], name)
+        if "notification" in ids:
+            await self._operations.acknowledge_message(ids["notification"], name)
             return Toast("success", "acknowledged", (name,))
         acknowledged = await self._operations.acknowledge(subject, ids.get(subject, 0), name)
         return Toast("success" if acknowledged.by == name else "info", "acknowledged", (acknowledged.by,))
@@ -220,15 +220,21 @@ def _toast_of_error(error: OperationError) -> Toast:
 
 def _parse_ids(press: ButtonPress) -> dict[str, int]:
     """Return the ids that a button carries, and `since`, by which `_match_record` recognizes them."""
-    values = ((name, press.value.get(name)) for name in ("incident", "alert", "action", "notice", "since"))
-    return {name: number for name, number in values if isinstance(number, int) and abs(number) < MAX_ID}
+    names = ("incident", "alert", "action", "notice", "notification", "since")
+    values = ((name, press.value.get(name)) for name in names)
+    # Cards that were sent before 0.2 call it `notice`.
+    return {
+        "notification" if name == "notice" else name: number
+        for name, number in values
+        if isinstance(number, int) and abs(number) < MAX_ID
+    }
 
 
 def _record_press(tx: Transaction, channel: str, press: ButtonPress, who: str) -> bool:
     """Record a press before its operation; False if it was recorded before."""
     row = {
         "event_id": press.event_id, "at": tx.now, "channel": channel, "open_id": press.open_id, "who": who,
-        "answer": str(press.value.get("answer", ""))[:40], "about": _parse_ids(press),
+        "button": str(press.value.get("answer", ""))[:40], "ids": _parse_ids(press),
     }  # fmt: skip
     return bool(tx.execute(insert(button_presses).values(**row).on_conflict_do_nothing()).rowcount)
 
@@ -240,7 +246,7 @@ def _record_outcome(tx: Transaction, event_id: str, outcome: str) -> None:
 def _match_record(tx: Transaction, ids: Mapping[str, int]) -> bool:
     """Whether the button's ids still match: another record, such as a restored one, has the same ids again."""
     created = {
-        "incident": incidents.c.opened_at, "alert": alerts.c.first_seen, "notice": notifications.c.created_at,
+        "incident": incidents.c.opened_at, "alert": alerts.c.first_seen, "notification": notifications.c.created_at,
     }  # fmt: skip
     for name, column in created.items():
         if name in ids:

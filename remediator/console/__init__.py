@@ -1,6 +1,7 @@
-"""The console: open incidents and what is on record of one, as pages to read. Nothing on them acts."""
+"""The console: pages with the open incidents and the details of one incident. They are read-only."""
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -10,16 +11,16 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from remediator.http.views import without_private_texts
-from remediator.notifications import rendering
-from remediator.notifications.reader import in_language
+from remediator.notifications.content import in_language
+from remediator.notifications.rendering import describe_event, format_duration, shipped_templates
 from remediator.record import maintenance, queries
 from remediator.record.automation import read_switch
 from remediator.record.database import Database
 from runtime.redaction import Redactor
 from runtime.web import ApiError, Requirement, add_route, is_authenticated
 
-SHOWN = 50
-# Nothing is loaded from anywhere, and nothing runs.
+INCIDENTS_SHOWN = 50
+# The pages load nothing and run no scripts.
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -28,8 +29,8 @@ _HEADERS = {
 
 def add_routes(app: web.Application, database: Database, redact: Redactor) -> None:
     console = _Console(database, redact)
-    add_route(app, "GET", "/", console.index, Requirement.READ)
-    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.incident, Requirement.READ)
+    add_route(app, "GET", "/", console.show_index, Requirement.READ)
+    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.show_incident, Requirement.READ)
 
 
 class _Console:
@@ -38,46 +39,51 @@ class _Console:
         loader = PackageLoader("remediator", "console")
         self._templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
-    async def index(self, request: web.Request) -> web.Response:
-        rows = await self._database.read(queries.open_incidents)
-        latest = await self._database.read(queries.page_of_incidents, None, SHOWN)
+    async def show_index(self, request: web.Request) -> web.Response:
+        open_incidents = await self._database.read(queries.open_incidents)
+        latest = await self._database.read(queries.page_of_incidents, None, INCIDENTS_SHOWN)
         switch = await self._database.read(read_switch)
-        held = await self._database.read(maintenance.current)
-        automatic = switch.enabled and self._database.inventory.remediation.automatic
-        closed = [each for each in latest if each["state"] != "open"]
-        return await self._page(
+        return await self._respond(
             request,
             "index.html",
-            open=rows,
-            closed=closed,
-            automatic=automatic,
+            open_incidents=open_incidents,
+            closed_incidents=[incident for incident in latest if incident["state"] != "open"],
+            is_automatic=switch.enabled and self._database.inventory.remediation.automatic,
             automation=asdict(switch),
-            held=held,
+            maintenance=await self._database.read(maintenance.current),
         )
 
-    async def incident(self, request: web.Request) -> web.Response:
-        whole = await self._database.read(queries.read_incident, int(request.match_info["id"]))
-        if whole is None:
+    async def show_incident(self, request: web.Request) -> web.Response:
+        incident = await self._database.read(queries.read_incident, int(request.match_info["id"]))
+        if incident is None:
             raise ApiError(404, "unknown_incident", "there is no such incident")
-        return await self._page(request, "incident.html", incident=whole)
+        return await self._respond(request, "incident.html", incident=incident)
 
-    async def _page(self, request: web.Request, name: str, **shown: Any) -> web.Response:
-        whole = is_authenticated(request)
-        found = self._redact.redact_all(shown if whole else without_private_texts(shown))
-        text = await asyncio.to_thread(self._rendered, name, {**found, "whole": whole})
+    async def _respond(self, request: web.Request, template: str, **values: Any) -> web.Response:
+        """Return a page, without private texts if the caller is not authenticated."""
+        has_access = is_authenticated(request)
+        visible = self._redact.redact_all(values if has_access else without_private_texts(values))
+        text = await asyncio.to_thread(self._render, template, {**visible, "has_access": has_access})
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 
-    def _rendered(self, name: str, shown: dict[str, Any]) -> str:
+    def _render(self, template: str, values: Mapping[str, Any]) -> str:
         inventory, clock = self._database.inventory, self._database.clock
-        zone, words = ZoneInfo(inventory.notify.timezone), rendering.ours(inventory).words
+        notify, words = inventory.notify, shipped_templates(inventory).words
+        zone = ZoneInfo(notify.timezone)
 
-        def time(at: float | None) -> str:
+        def format_time(at: float | None) -> str:
             return "" if at is None else datetime.fromtimestamp(clock.unix(at), zone).strftime("%Y-%m-%d %H:%M:%S")
 
-        return self._templates.get_template(name).render(
-            **shown, time=time, words=words, language=inventory.notify.language, services=inventory.services,
-            said=lambda annotations: in_language(annotations, inventory.notify.language),
-            lasted=lambda row: rendering.duration(
-                words, (row["closed_at"] or clock.now()) - (row["down_at"] or row["opened_at"])
-            ),
+        def format_age(incident: Mapping[str, Any]) -> str:
+            ended = incident["closed_at"] or clock.now()
+            return format_duration(words, ended - (incident["down_at"] or incident["opened_at"]))
+
+        def name_service(service: str) -> str:
+            return inventory.services[service].title if service in inventory.services else service
+
+        return self._templates.get_template(template).render(
+            **values, words=words, language=notify.language, time=format_time, duration=format_age,
+            service_name=name_service,
+            summary=lambda annotations: in_language(annotations, notify.language).get("summary", ""),
+            describe=lambda row: describe_event(words, row["event"], row["detail"]),
         )  # fmt: skip

@@ -36,7 +36,7 @@ def acknowledge_message(tx: Transaction, notification: int, by: str) -> int:
     message = select(notifications.c.message_id).where(notifications.c.id == notification).scalar_subquery()
     in_message = or_(
         notifications.c.id == notification,
-        notifications.c.told_in == notification,
+        notifications.c.sent_with == notification,
         notifications.c.message_id == message,
     )
     rows = tx.execute(

@@ -1,1 +1,1 @@
-"""Notifications: the outbox, rendering, the sender, escalation and channels."""
+"""Notifications: the outbox, content, rendering, the sender, escalation and channels."""

@@ -1,15 +1,19 @@
-"""The Jinja2 templates of cards: ours, or a user's in their place, with everything escaped that they print.
+"""Render notifications with Jinja2 templates: the shipped ones, or a user's instead of them.
 
-A directory of the user's own (`notify.templates`) may hold any of NAMES. There `{% include "defib/card.j2" %}` still
-finds ours, and what its `words` leave out is said in ours.
+A user's directory (`notify.templates`) may contain any of NAMES. `{% include "defib/card.j2" %}` includes the shipped
+one, and words that a user's file omits are taken from the shipped file.
+
+Templates do not know how a channel formats text: `bold` and every printed value are marked, and become spans that the
+channel formats and escapes.
 """
 
+import re
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,168 +31,205 @@ from markupsafe import Markup
 
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Language
-from remediator.notifications.channels.feishu_cards import clean
-from remediator.notifications.outbox import Form
-from remediator.notifications.reader import State, Story
+from remediator.notifications.cards import Line, Span, clean
+from remediator.notifications.content import Notification, NotificationState
+from remediator.notifications.outbox import MessageForm
 
 HOSTS_SHOWN = 5
+TITLE_LIMIT, LABEL_LIMIT, OUTPUT_LINE_LIMIT = 150, 60, 200  # characters
 NAMES = ("title.j2", "card.j2", "group.j2", "summary.j2", "en.j2", "zh.j2")
-_ENTITIES = {character: f"&#{ord(character)};" for character in "*<>[]()\\_~`&"}
-
-
-def escape(text: str) -> str:
-    """Text that shows as it is in a card: nothing in it is markup, a mention or a link."""
-    return "".join(_ENTITIES.get(character, character) for character in text)
+# Control characters, which no printed value contains, around labels and values.
+_LABEL, _VALUE, _END = "\x01", "\x02", "\x03"
+_MARKED = re.compile(f"{_LABEL}([^{_LABEL}-{_END}]*){_END}|{_VALUE}([^{_LABEL}-{_END}]*){_END}")
 
 
 class Templates:
-    """The templates of one language, as markup or as plain text."""
+    """The templates of one language."""
 
     def __init__(self, language: Language, own: Path | None = None) -> None:
-        ours = PackageLoader("remediator.notifications")
+        shipped = PackageLoader("remediator.notifications")
         loaders = [FileSystemLoader(own)] if own is not None else []
-        loader = ChoiceLoader([*loaders, ours, PrefixLoader({"defib": ours})])
-        self._markup = self._environment(loader, markup=True)
-        self._plain = self._environment(loader, markup=False)
-        self.words = _merged(self._words(f"defib/{language}.j2"), self._words(f"{language}.j2"))
-        for environment in (self._markup, self._plain):
-            environment.globals["words"] = self.words
-
-    def _words(self, name: str) -> Mapping[str, Any]:
-        said = getattr(self._plain.get_template(name).module, "words", None)
-        if not isinstance(said, dict):
-            raise TemplateError(f"{name} sets no `words`")
-        return said
-
-    def _environment(self, loader: ChoiceLoader, *, markup: bool) -> SandboxedEnvironment:
-        shown = escape if markup else str
-        # With `autoescape`, what `finalize` has made safe is told from what it has not seen.
-        environment = SandboxedEnvironment(
-            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            finalize=partial(_printed, shown),
-        )  # fmt: skip
+        loader = ChoiceLoader([*loaders, shipped, PrefixLoader({"defib": shipped})])
+        # `autoescape` makes strings that `_mark_value` has marked distinguishable from others.
+        self._environment = environment = SandboxedEnvironment(
+            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_mark_value
+        )
         environment.globals |= {
-            "bold": _bold if markup else _plain_bold, "shared_labels": _shared_labels,
-            "counted": _counted, "busiest_hosts": _busiest_hosts,
+            "bold": _mark_label, "shared_labels": _shared_labels, "count_states": _count_states,
+            "counted": _count_states,  # its former name
+            "busiest_hosts": _busiest_hosts,
         }  # fmt: skip
-        environment.filters |= {
-            "time": _time, "duration": self._duration,
-            "lines": partial(_lines, shown),
-        }  # fmt: skip
-        return environment
+        environment.filters |= {"time": _format_time, "duration": self._format_duration, "lines": _last_lines}
+        self.words = _merge(self._read_words(f"defib/{language}.j2"), self._read_words(f"{language}.j2"))
+        environment.globals["words"] = self.words
 
-    def _duration(self, seconds: float) -> str:
-        return duration(self.words, seconds)
+    def _read_words(self, name: str) -> Mapping[str, Any]:
+        words = getattr(self._environment.get_template(name).module, "words", None)
+        if not isinstance(words, dict):
+            raise TemplateError(f"{name} does not set `words`")
+        return words
 
-    def title(self, stories: Sequence[Story], form: Form) -> str:
-        said = self._plain.get_template("title.j2").render(stories=_lenient(stories), form=form)
-        return clean(" ".join(said.split()), 150).replace("<", "‹")  # in a title, too, `<at …>` may call people
+    def _format_duration(self, seconds: float) -> str:
+        return format_duration(self.words, seconds)
 
-    def body(self, stories: Sequence[Story], form: Form, *, plain: bool = False) -> list[str]:
-        """The lines of a card; those of plain text where it is `plain`."""
-        environment = self._plain if plain else self._markup
-        template = environment.get_template({"one": "card.j2"}.get(form, f"{form}.j2"))
-        told = _lenient(stories)
-        said = template.render(stories=told, story=told[0], form=form)
-        return [line.rstrip() for line in said.splitlines() if line.strip()]
+    def render_title(self, notifications: Sequence[Notification], form: MessageForm) -> str:
+        text = " ".join(line.plain for line in self._render("title.j2", notifications, form))
+        return clean(" ".join(text.split()), TITLE_LIMIT)
+
+    def render_body(self, notifications: Sequence[Notification], form: MessageForm) -> list[Line]:
+        return self._render({"one": "card.j2"}.get(form, f"{form}.j2"), notifications, form)
+
+    def _render(self, name: str, notifications: Sequence[Notification], form: MessageForm) -> list[Line]:
+        each = _with_lenient_maps(notifications)
+        text = self._environment.get_template(name).render(
+            notifications=each, notification=each[0], form=form,
+            stories=each, story=each[0],  # their former names
+        )  # fmt: skip
+        lines = (_parse_line(line.rstrip()) for line in text.splitlines())
+        return [line for line in lines if line.plain.strip()]
 
 
 @lru_cache(maxsize=8)
-def _made(language: Language, own: Path | None, _changed: tuple[float, ...]) -> Templates:
+def _load_templates(language: Language, own: Path | None, _changed: tuple[float, ...]) -> Templates:
     return Templates(language, own)
 
 
-def of(inventory: Inventory) -> Templates:
-    """The templates as they are now. Raises TemplateError."""
+def load_templates(inventory: Inventory) -> Templates:
+    """Return the templates in force, as their files are now. Raises TemplateError."""
     notify = inventory.notify
     files = [notify.templates / name for name in NAMES] if notify.templates is not None else []
     changed = tuple(file.stat().st_mtime for file in files if file.is_file())
-    return _made(notify.language, notify.templates, changed)
+    return _load_templates(notify.language, notify.templates, changed)
 
 
-def ours(inventory: Inventory) -> Templates:
-    """Our own templates, whatever the user's directory holds."""
-    return _made(inventory.notify.language, None, ())
+def shipped_templates(inventory: Inventory) -> Templates:
+    """Return the shipped templates, without the user's."""
+    return _load_templates(inventory.notify.language, None, ())
 
 
-def fault(error: Exception, own: Path) -> str:
-    """What is wrong with the user's templates, with the file and the line where that can be told."""
+def describe_template_error(error: Exception, own: Path) -> str:
+    """Return what is wrong with a user's templates, with file and line if they are known."""
     if isinstance(error, TemplateSyntaxError):
         return f"{error.filename or own}:{error.lineno}: {error.message}"
-    places = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(f"{own}/")]
-    where = f"{places[-1].filename}:{places[-1].lineno}" if places else str(own)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(f"{own}/")]
+    where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(own)
     return f"{where}: {error if isinstance(error, TemplateError) else f'{type(error).__name__}: {error}'}"
 
 
-def _merged(ours: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: _merged(value, own[key])
-        if isinstance(value, dict) and isinstance(own.get(key), dict)
-        else own.get(key, value)
-        for key, value in ours.items()
-    }
-
-
-def duration(words: Mapping[str, Any], seconds: float) -> str:
-    """Seconds in words, in no more than two units."""
+def format_duration(words: Mapping[str, Any], seconds: float) -> str:
+    """Format seconds with at most two units."""
     whole = max(0, round(seconds))
     short = max(0.0, round(seconds, 1))
     second, minute, hour, day = words["units"]
-    if whole < 60:  # noqa: PLR2004
-        return str(second.format(f"{short:g}" if short < 10 else whole))  # noqa: PLR2004
-    if whole < 3600:  # noqa: PLR2004
+    if whole < 60:  # noqa: PLR2004 - seconds of a minute
+        return str(second.format(f"{short:g}" if short < 10 else whole))  # noqa: PLR2004 - one digit
+    if whole < 3600:  # noqa: PLR2004 - seconds of an hour
         return str(minute.format(*divmod(whole, 60)))
-    if whole < 86400:  # noqa: PLR2004
+    if whole < 86400:  # noqa: PLR2004 - seconds of a day
         return str(hour.format(whole // 3600, whole % 3600 // 60))
     return str(day.format(whole // 86400, whole % 86400 // 3600))
 
 
-class _Lenient(dict[str, Any]):
-    """What a label, an annotation or a fact is that is not there: nothing."""
+def describe_event(words: Mapping[str, Any], event: str, detail: Mapping[str, Any]) -> str:
+    """Return an event of an incident's timeline as a sentence."""
+    values = {name: value for name, value in detail.items() if value is not None and value != ""}
+    by, reason = values.get("by"), values.get("reason")
+    values |= {"by_whom": by or "?", "who": values.get("who") or by or "?"}
+    if event == "incident_closed":
+        values["recovered_by"] = words["recovered_by"].get(by, by)
+    if event == "decision":
+        values["reason_name"] = reason
+    for name, translations in (
+        ("reason", words["reasons"]),
+        ("kind", words["kinds"]),
+        ("outcome", words["outcomes"]),
+        ("state", {**words["states"], **words["outcomes"]}),
+    ):
+        if name in values:
+            values[name] = translations.get(values[name], values[name])
+    overruled = values.get("overruled")
+    if isinstance(overruled, list):
+        values["overruled"] = ", ".join(map(str, overruled))
+    for name, part in words["event_parts"].items():
+        value = values.get(name)
+        values[name] = "" if value is None or value == "" else part.format(value)
+    return str(words["events"].get(event, event).format_map(_LenientMap(values)))
+
+
+def _merge(shipped: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _merge(value, own[key])
+        if isinstance(value, dict) and isinstance(own.get(key), dict)
+        else own.get(key, value)
+        for key, value in shipped.items()
+    }
+
+
+class _LenientMap(dict[str, Any]):
+    """A map whose missing keys are empty."""
 
     def __missing__(self, _key: str) -> str:
         return ""
 
 
-def _lenient(stories: Sequence[Story]) -> list[Story]:
+def _with_lenient_maps(notifications: Sequence[Notification]) -> list[Notification]:
     return [
-        replace(each, labels=_Lenient(each.labels), annotations=_Lenient(each.annotations), facts=_Lenient(each.facts))
-        for each in stories
-    ]
+        replace(
+            each, labels=_LenientMap(each.labels), annotations=_LenientMap(each.annotations),
+            details=_LenientMap(each.details),
+        )
+        for each in notifications
+    ]  # fmt: skip
 
 
-def _printed(shown: Callable[[str], str], value: Any) -> Any:
-    return value if hasattr(value, "__html__") else Markup(shown(clean(str(value))))  # noqa: S704 - it is safe now
+def _mark_value(value: Any) -> Any:
+    if hasattr(value, "__html__"):
+        return value
+    text = clean(str(value))
+    return _mark(_VALUE, text) if text else ""
 
 
-def _bold(name: Any) -> Markup:
-    return Markup(f"**{escape(clean(str(name), 60))}**")  # noqa: S704 - it is escaped
+def _mark_label(name: Any) -> Markup:
+    return _mark(_LABEL, clean(str(name), LABEL_LIMIT))
 
 
-def _plain_bold(name: Any) -> Markup:
-    return Markup(f"{clean(str(name), 60)}:")  # noqa: S704 - it is no markup at all
+def _mark(start: str, text: str) -> Markup:
+    return Markup(f"{start}{text}{_END}")  # noqa: S704 - channels escape it
 
 
-def _lines(shown: Callable[[str], str], text: str, most: int) -> Markup:
-    last = [line for line in text.splitlines() if line.strip()][-most:]
-    return Markup("\n".join(f"› {shown(clean(line, 200))}" for line in last))  # noqa: S704 - it is safe now
+def _last_lines(text: str, count: int) -> Markup:
+    lines = [line for line in text.splitlines() if line.strip()][-count:]
+    marked = (f"› {_mark(_VALUE, clean(line, OUTPUT_LINE_LIMIT))}" for line in lines)
+    return Markup("\n".join(marked))  # noqa: S704 - channels escape it
 
 
-def _time(at: datetime) -> str:
+def _parse_line(line: str) -> Line:
+    spans, at = [], 0
+    for match in _MARKED.finditer(line):
+        spans.append(Span("template", line[at : match.start()]))
+        spans.append(Span("label", match[1]) if match[1] is not None else Span("value", match[2]))
+        at = match.end()
+    spans.append(Span("template", line[at:]))
+    return Line(tuple(span for span in spans if span.text or span.kind == "label"))
+
+
+def _format_time(at: datetime) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S %Z")
 
 
-def _shared_labels(stories: Sequence[Story]) -> dict[str, str]:
-    """The labels that all have, with the same value."""
-    first = dict(stories[0].labels)
-    return {name: value for name, value in first.items() if all(each.labels.get(name) == value for each in stories)}
+def _shared_labels(notifications: Sequence[Notification]) -> dict[str, str]:
+    """Return the labels that all notifications have with the same value."""
+    first = dict(notifications[0].labels)
+    return {
+        name: value for name, value in first.items() if all(each.labels.get(name) == value for each in notifications)
+    }
 
 
-def _counted(stories: Sequence[Story]) -> list[tuple[State, int]]:
-    return Counter(story.state for story in stories).most_common()
+def _count_states(notifications: Sequence[Notification]) -> list[tuple[NotificationState, int]]:
+    return Counter(each.state for each in notifications).most_common()
 
 
-def _busiest_hosts(stories: Sequence[Story]) -> list[tuple[str, int]]:
-    """The hosts that most of them are on, where hosts say anything."""
-    hosts = Counter(story.host for story in stories if story.host)
-    return hosts.most_common(HOSTS_SHOWN) if len(hosts) < len(stories) else []
+def _busiest_hosts(notifications: Sequence[Notification]) -> list[tuple[str, int]]:
+    """Return the hosts with most notifications; none if each is on another host."""
+    hosts = Counter(each.host for each in notifications if each.host)
+    return hosts.most_common(HOSTS_SHOWN) if len(hosts) < len(notifications) else []

@@ -1,4 +1,4 @@
-"""Made-up stories, one for each state: what templates are checked with, and what a test of a channel tells."""
+"""Sample notifications, one for each state: custom templates are checked with them."""
 
 from collections.abc import Iterator
 from datetime import datetime
@@ -7,66 +7,91 @@ from zoneinfo import ZoneInfo
 
 from fleet.inventory.model import Inventory, Service
 from fleet.inventory.notify import NotificationKind, Person
-from remediator.notifications import rendering
-from remediator.notifications.outbox import Form
-from remediator.notifications.reader import Attempt, State, Story, links
+from remediator.notifications.content import Attempt, Notification, NotificationState
+from remediator.notifications.links import build_links
+from remediator.notifications.outbox import MessageForm
+from remediator.notifications.rendering import describe_template_error, load_templates
 
-STATES: tuple[State, ...] = (*get_args(NotificationKind), "acting", "watched", "test")
-_OVER = ("recovered", "unobserved", "alert_over")
+STATES: tuple[NotificationState, ...] = (*get_args(NotificationKind), "acting", "watched", "test")
+_WITH_DURATION = ("recovered", "unobserved", "alert_over")
 
 
-def story(state: State, inventory: Inventory, service: Service | None, at: datetime) -> Story:
-    """A story in which everything is known that can be."""
+def build_test_notification(at: datetime, by: str) -> Notification:
+    """Return the notification that tests a channel."""
+    return Notification("test", "info", {}, {}, None, at, None, 0.0, [], {"who": by})
+
+
+def sample_notification(
+    state: NotificationState, inventory: Inventory, service: Service | None, at: datetime
+) -> Notification:
+    """Return a notification that has a value in every field."""
     labels = {"alertname": "ServiceDown", "severity": "critical", "team": "docs", "instance": "host:9100"}
     if service is not None:
         labels |= {"service": service.id, "host": service.host}
-    annotations = {"summary": "No answer", "description": "Nothing came within 10 s", "runbook_url": "https://wiki/x"}
-    attempts = [
-        Attempt("restart", "failed", "exit status 1", "", at, None),
-        Attempt("recreate", "succeeded", "", "ann", at, 3.2),
-    ]
-    return Story(
-        state, "critical", labels, annotations, service, at, 41.0 if state in _OVER else None, 4000.0,
-        [Person(open_id="ou_somebody", name="Somebody")],
-        {
-            "probe": "timeout: no answer within 10 s", "why": "exit status 1", "output": "line\nline", "who": "ann",
-            "seconds": 3.2, "action": 3, "kind": "recreate", "reason": "attempts-used-up", "unacknowledged": 600.0,
+    annotations = {
+        "summary": "No response", "description": "No response within 10 s", "runbook_url": "https://wiki/x",
+    }  # fmt: skip
+    return Notification(
+        state,
+        "critical",
+        labels,
+        annotations,
+        service,
+        at,
+        duration=41.0 if state in _WITH_DURATION else None,
+        open_for=4000.0,
+        on_call=[Person(open_id="ou_somebody", name="Somebody")],
+        details={
+            "probe": "timeout: no response within 10 s",
+            "why": "exit status 1",
+            "output": "line\nline",
+            "who": "ann",
+            "seconds": 3.2,
+            "action": 3,
+            "kind": "recreate",
+            "reason": "attempts-used-up",
+            "unacknowledged": 600.0,
             "until": at,
         },
-        attempts, 2, (2, 3), ("wait", "storm", "3 of 4"), at, ("maintenance", "host h, by ann: disks"), False,
-        "defib", ("ann", at), ["ServiceDown", "ServiceSlow"], 7,
-        links(inventory, service, labels, annotations, 7), {"acknowledge": {"incident": 7}},
-    )  # fmt: skip
+        attempts=[
+            Attempt("restart", "failed", "exit status 1", "", at, None),
+            Attempt("recreate", "succeeded", "", "ann", at, 3.2),
+        ],
+        earlier_attempts=2,
+        attempt=(2, 3),
+        decision=("wait", "storm", "3 of 4"),
+        until=at,
+        held=("maintenance", "host h, by ann: disks"),
+        recovered_by="defib",
+        acknowledged=("ann", at),
+        firing=["ServiceDown", "ServiceSlow"],
+        incident=7,
+        links=build_links(inventory, service, labels, annotations, 7),
+        buttons={"acknowledge": {"incident": 7}},
+    )
 
 
-def check(inventory: Inventory) -> Iterator[str]:
-    """What is wrong with the user's templates, once for each place."""
+def check_templates(inventory: Inventory) -> Iterator[str]:
+    """Render the user's templates with every state; yields every error once."""
     own = inventory.notify.templates
-    if own is None:
-        return
-    told: set[str] = set()
-    for wrong in _wrongs(inventory):
-        said = rendering.fault(wrong, own)
-        if said not in told:
-            told.add(said)
-            yield said
+    if own is not None:
+        yield from dict.fromkeys(describe_template_error(error, own) for error in _template_errors(inventory))
 
 
-def _wrongs(inventory: Inventory) -> Iterator[Exception]:
+def _template_errors(inventory: Inventory) -> Iterator[Exception]:
     try:
-        made = rendering.of(inventory)
-    except Exception as error:  # noqa: BLE001 - an expression in a template may do anything wrong
+        templates = load_templates(inventory)
+    except Exception as error:  # noqa: BLE001 - an expression in a template can raise anything
         yield error
         return
     at = datetime.now(ZoneInfo(inventory.notify.timezone))
-    forms: tuple[Form, ...] = get_args(Form)
+    forms: tuple[MessageForm, ...] = get_args(MessageForm)
     for service in (None, next(iter(inventory.services.values()), None)):
         for state in STATES:
             for form in forms:
-                stories = [story(state, inventory, service, at)] * (1 if form == "one" else 3)
+                samples = [sample_notification(state, inventory, service, at)] * (1 if form == "one" else 3)
                 try:
-                    made.title(stories, form)
-                    made.body(stories, form)
-                    made.body(stories, form, plain=True)
-                except Exception as error:  # noqa: BLE001
+                    templates.render_title(samples, form)
+                    templates.render_body(samples, form)
+                except Exception as error:  # noqa: BLE001 - as above
                     yield error

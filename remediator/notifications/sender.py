@@ -1,11 +1,11 @@
-"""Takes notices from the outbox and sends them, within each bot's limits, until they are sent or dead."""
+"""Send the notifications in the outbox, within the limits of each bot, until they are sent or given up."""
 
 import asyncio
 import contextlib
 import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,46 +13,50 @@ import httpx
 import structlog
 
 from fleet.inventory.model import Inventory
-from fleet.inventory.notify import Channel, Notify
+from fleet.inventory.notify import Channel, ChannelOptions, Notify
 from remediator.metrics import RemediatorMetrics
-from remediator.notifications import cards, outbox, reader, rendering
-from remediator.notifications.channels import CHANNELS
-from remediator.notifications.channels.feishu import Answer, Letter, Session
-from remediator.notifications.channels.feishu_cards import Card
-from remediator.notifications.outbox import Batch, State
-from remediator.notifications.reader import Story
-from remediator.notifications.rendering import Templates
+from remediator.notifications import content, deliveries, outbox
+from remediator.notifications.cards import Card
+from remediator.notifications.channels import ChannelClient, ChannelMessage, SendResult
+from remediator.notifications.content import Notification
+from remediator.notifications.deliveries import DeliveryState
+from remediator.notifications.messages import render_card
+from remediator.notifications.outbox import Batch
+from remediator.notifications.rendering import Templates, load_templates, shipped_templates
 from remediator.record.database import Database, StorageError
 from runtime.redaction import Redactor
 
-LOOK_AGAIN = 15.0
+CHECK_INTERVAL = 15.0
 FIRST_RETRY = 2.0
-LONGEST_RETRY = 300.0
-LONGEST_PAUSE = 60.0
-STILL_SENT = 230049  # the answer that is about one message alone
+MAX_RETRY = 300.0
+MAX_PAUSE = 60.0
 GIVE_UP_AFTER = 24 * 3600.0
-RECORD_AGAIN = 5.0
-BROKEN_TRIES = UNKNOWN_TRIES = 5  # of what we cannot make a message of, or Feishu answers what nobody knows
+RECORD_RETRY = 5.0
+MAX_TRIES = 5  # of a message that cannot be rendered, or that gets unknown responses
+_LOG_EVENTS: Mapping[DeliveryState, str] = {
+    "sent": "notification_sent", "pending": "notification_postponed", "dead": "notification_rejected",
+}  # fmt: skip
 log = structlog.get_logger()
 
 
 @dataclass
-class _Pace:
-    """When a bot may be tried again that is busy, or cannot be reached: it is so for all that it is to tell."""
+class _BotPause:
+    """Until when all messages of a bot wait, because it is busy or cannot be reached."""
 
     until: float = 0.0
     failures: int = 0
 
-    def after(self, answer: Answer, now: float) -> None:
-        if answer.what != "again" or answer.code == STILL_SENT:
+    def update(self, result: SendResult, now: float) -> None:
+        if result.outcome != "retry" or not result.pause_bot:
             self.failures = 0
             return
-        self.until = now + max(answer.after or 0.0, min(LONGEST_PAUSE, FIRST_RETRY * 2.0 ** min(self.failures, 16)))
+        pause = min(MAX_PAUSE, FIRST_RETRY * 2.0 ** min(self.failures, 16))
+        self.until = now + max(result.retry_after or 0.0, pause)
         self.failures += 1
 
 
 class Sender:
-    """One task per channel, started when there is something to send and ended when there is not."""
+    """Sends the notifications of every channel, in one task per channel."""
 
     def __init__(
         self,
@@ -60,20 +64,20 @@ class Sender:
         client: httpx.AsyncClient,
         metrics: RemediatorMetrics,
         redact: Redactor,
-        details: Callable[[Batch], Awaitable[Mapping[str, Any]]],
+        read_details: Callable[[Batch], Awaitable[Mapping[str, Any]]],
     ) -> None:
-        self._database, self._session = database, Session(client)
-        self._metrics, self._redact, self._details = metrics, redact, details
+        self._database, self._channels = database, ChannelClient(client)
+        self._metrics, self._redact, self._read_details = metrics, redact, read_details
         self._now = database.clock.now
-        self._paces: defaultdict[str, _Pace] = defaultdict(_Pace)
+        self._pauses: defaultdict[str, _BotPause] = defaultdict(_BotPause)
         self._sending: set[asyncio.Task[None]] = set()
         self._wakes: dict[str, asyncio.Event] = {}
         self._changed = asyncio.Event()
-        self._known: Notify | None = None  # by which what stands in the outbox was looked through
-        self._stopping = False
+        self._prepared_for: Notify | None = None  # the configuration that the outbox was prepared for
+        self._is_stopping = False
 
     def wake(self) -> None:
-        """There may be something new to send, or a new channel to send it to."""
+        """Look for new notifications and new channels."""
         self._changed.set()
         for wake in self._wakes.values():
             wake.set()
@@ -83,159 +87,153 @@ class Sender:
         async with asyncio.TaskGroup() as group:
             while True:
                 self._changed.clear()
-                await self._bury()
+                await self._prepare_outbox()
                 for name in self._database.inventory.notify.channels.keys() - self._wakes.keys():
                     self._wakes[name] = asyncio.Event()
-                    group.create_task(self._serve(name, self._wakes[name]), name=f"send {name}")
+                    group.create_task(self._run_channel(name, self._wakes[name]), name=f"send {name}")
                 await self._changed.wait()
 
-    async def _bury(self) -> None:
-        """Give up what cannot be told any more as it was to be."""
+    async def _prepare_outbox(self) -> None:
+        """Give up what cannot be sent with the present channels."""
         notify = self._database.inventory.notify
         try:
-            buried = await self._database.write(outbox.bury, list(notify.channels))
-            if notify is not self._known:
-                plain = [name for name in notify.channels if not notify.can_update_cards(name)]
-                await self._database.write(outbox.retire_cards, plain)
-                self._known = notify
+            given_up = await self._database.write(deliveries.give_up_removed_channels, list(notify.channels))
+            if notify is not self._prepared_for:
+                without_updates = [name for name in notify.channels if not notify.can_update_cards(name)]
+                await self._database.write(deliveries.retire_cards, without_updates)
+                self._prepared_for = notify
         except StorageError as error:
-            log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
+            log.error("outbox_not_available", error=str(error))  # noqa: TRY400 - no traceback needed
         else:
-            if buried:
-                log.warning("notices of channels that were removed are given up", notices=buried)
+            if given_up:
+                log.warning("notifications_of_removed_channels_given_up", notifications=given_up)
 
-    async def _serve(self, name: str, wake: asyncio.Event) -> None:
+    async def _run_channel(self, name: str, wake: asyncio.Event) -> None:
         for outcome in ("sent", "retried", "dead"):
-            self._metrics.notices.labels(name, outcome)  # from nothing there is no increase
+            self._metrics.notifications.labels(name, outcome)  # so that its first increase is seen
         while name in self._database.inventory.notify.channels:
             wake.clear()
-            pause = await self._drain(name)
+            pause = await self._send_pending(name)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await wake.wait()
         del self._wakes[name]
 
-    async def _drain(self, name: str) -> float:
-        """Send what a channel has; returns the seconds after which to look again."""
+    async def _send_pending(self, name: str) -> float:
+        """Send what is pending for a channel; returns the seconds after which to look again."""
         try:
-            while not self._stopping and (channel := self._database.inventory.notify.channels.get(name)) is not None:
-                bot = channel.options.bot
-                chosen = await self._database.write(outbox.choose, name, bot)
-                if isinstance(chosen, Batch) and self._paces[bot].until > self._now():
-                    chosen = self._paces[bot].until
-                if not isinstance(chosen, Batch):
-                    return min(max(chosen - self._now(), 0.01), LOOK_AGAIN)
-                # A send that has begun is ended and kept, also when we are to stop: else it would be sent twice.
-                task = asyncio.create_task(self._try(name, channel, chosen))
+            while not self._is_stopping and (channel := self._database.inventory.notify.channels.get(name)) is not None:
+                batch = await self._database.write(outbox.choose, name)
+                pause = self._pauses[channel.settings.bot]
+                if isinstance(batch, Batch) and pause.until > self._now():
+                    batch = pause.until
+                if not isinstance(batch, Batch):
+                    return min(max(batch - self._now(), 0.01), CHECK_INTERVAL)
+                # A delivery that has begun is completed and recorded, also at shutdown; else it would be sent twice.
+                task = asyncio.create_task(self._try_to_send(channel, batch))
                 self._sending.add(task)
                 task.add_done_callback(self._sending.discard)
                 await asyncio.shield(task)
         except StorageError as error:
-            log.error("the outbox cannot be used", error=str(error))  # noqa: TRY400 - it is its own explanation
-        return LOOK_AGAIN
+            log.error("outbox_not_available", error=str(error))  # noqa: TRY400 - no traceback needed
+        return CHECK_INTERVAL
 
     async def drain(self) -> None:
-        """Begin no more sends, and wait for those that have begun."""
-        self._stopping = True
+        """Begin no further deliveries, and wait for those that have begun."""
+        self._is_stopping = True
         if self._sending:
             await asyncio.wait(self._sending)
 
-    async def _try(self, name: str, channel: Channel, batch: Batch) -> None:
-        """Send a batch; one that cannot even be made into a message must not hold the others back."""
+    async def _try_to_send(self, channel: Channel, batch: Batch) -> None:
+        """Send a batch; one that cannot be rendered must not hold up others."""
         try:
-            await self._send(name, channel, batch)
+            await self._send(channel, batch)
         except StorageError:
             raise
-        except Exception:  # a send is where a task begins
-            log.exception("sending broke", channel=name, notice=batch.first.id)
-            why, later = "internal error; see the log", self._now() + LOOK_AGAIN
-            await self._database.write(outbox.broke, batch, why, later, most=BROKEN_TRIES)
+        except Exception:  # a delivery is where a task begins
+            log.exception("sending_failed", channel=batch.channel, notification=batch.first.id)
+            response, later = "internal error; see the log", self._now() + CHECK_INTERVAL
+            await self._database.write(deliveries.record_error, batch, response, later, max_tries=MAX_TRIES)
 
-    async def _send(self, name: str, channel: Channel, batch: Batch) -> None:
-        inventory, kind, options = self._database.inventory, CHANNELS[channel.kind], channel.options
-        told = await self._database.read(reader.read, batch)
-        more = await self._details(batch)
-        told = [self._masked(replace(story, facts={**story.facts, **more})) for story in told]
-        card = await asyncio.to_thread(_made, told, batch, inventory, options)
-        # The limits are looked at last, so that nothing stands between that and the send.
-        send = await self._database.write(outbox.reserve, batch, options.bot)
-        if send is None:
+    async def _send(self, channel: Channel, batch: Batch) -> None:
+        options = channel.settings
+        notifications = await self._database.read(content.read_notifications, batch)
+        details = await self._read_details(batch)
+        masked = [self._mask(replace(each, details={**each.details, **details})) for each in notifications]
+        card = await asyncio.to_thread(_render, masked, batch, self._database.inventory, options)
+        # Checking the limits comes last, so that nothing delays the delivery after that.
+        delivery = await self._database.write(deliveries.reserve, batch)
+        if delivery is None:
             return
-        letter = Letter(card, _uuid(name, batch), batch.message_id, batch.reply_to, batch.degraded)
-        answer = await kind.send(self._session, options, letter, time.time())
-        self._paces[options.bot].after(answer, self._now())
-        state, after = self._what_next(batch, answer)
-        self._metrics.notices.labels(name, state if state != "pending" else "retried").inc()
-        if answer.offset is not None:
-            self._metrics.clock_offset.set(answer.offset)
-        say = log.info if state == "sent" else log.warning
-        say(
-            "notice", notice=batch.first.id, kind=batch.first.kind, told=len(batch.ids), channel=name, state=state,
-            answer=answer.words,
+        key = hashlib.sha256(batch.key.encode()).hexdigest()[:40]
+        message = ChannelMessage(card, masked, batch.form, key, batch.message_id, batch.reply_to, batch.retry_state)
+        result = await self._channels.send(channel, message, time.time())
+        self._pauses[options.bot].update(result, self._now())
+        state, delay = self._next_state(batch, result)
+        self._metrics.notifications.labels(batch.channel, state if state != "pending" else "retried").inc()
+        if result.clock_offset is not None:
+            self._metrics.clock_offset.set(result.clock_offset)
+        level = log.info if state == "sent" else log.warning
+        level(
+            _LOG_EVENTS[state], notification=batch.first.id, kind=batch.first.kind, notifications=len(batch.ids),
+            channel=batch.channel, response=result.response,
         )  # fmt: skip
-        await self._record(batch, send, answer, state, after)
+        await self._record(batch, delivery, result, state, delay)
 
-    def _masked(self, story: Story) -> Story:
-        """A story without secrets in what came from outside; once escaped, they would not be known any more."""
+    def _mask(self, notification: Notification) -> Notification:
+        """Mask secrets in texts from outside, before a channel escapes them."""
         mask = self._redact
         return replace(
-            story, labels=mask.redact_all(story.labels), annotations=mask.redact_all(story.annotations),
-            facts=mask.redact_all(story.facts), decision=mask.redact_all(story.decision),
-            links=mask.redact_all(story.links),
-            attempts=[replace(each, why=mask(each.why)) for each in story.attempts],
+            notification,
+            labels=mask.redact_all(notification.labels), annotations=mask.redact_all(notification.annotations),
+            details=mask.redact_all(notification.details), decision=mask.redact_all(notification.decision),
+            links=mask.redact_all(notification.links),
+            attempts=[replace(each, why=mask(each.why)) for each in notification.attempts],
         )  # fmt: skip
 
-    async def _record(self, batch: Batch, send: int, answer: Answer, state: State, after: float) -> None:
-        """Keep what became of a send, however long the database takes to accept it."""
+    async def _record(
+        self, batch: Batch, delivery: int, result: SendResult, state: DeliveryState, delay: float
+    ) -> None:
+        """Record the outcome of a delivery, and retry until the database accepts it."""
+        masked = replace(result, response=self._redact(result.response))
         while True:
-            now = self._now()
             try:
                 await self._database.write(
-                    outbox.record, batch, send, answer.what, self._redact(answer.words),
-                    state=state, not_before=now + after, message_id=answer.message_id, degraded=answer.wants,
-                )  # fmt: skip
+                    deliveries.record, batch, delivery, masked, state=state, not_before=self._now() + delay
+                )
             except StorageError as error:
-                log.error("a send cannot be recorded yet", error=str(error))  # noqa: TRY400
-                await asyncio.sleep(RECORD_AGAIN)
+                log.error("delivery_not_recorded", error=str(error))  # noqa: TRY400 - no traceback needed
+                await asyncio.sleep(RECORD_RETRY)
             else:
                 return
 
-    def _what_next(self, batch: Batch, answer: Answer) -> tuple[State, float]:
-        """(the state of what was told, seconds to wait) after an answer."""
-        if answer.what == "sent":
+    def _next_state(self, batch: Batch, result: SendResult) -> tuple[DeliveryState, float]:
+        """Return the state of the notifications after a delivery, and the seconds to wait."""
+        if result.outcome == "sent":
             return "sent", 0.0
-        if answer.what == "dead" or self._now() - batch.since > GIVE_UP_AFTER:
+        if result.outcome == "reject" or self._now() - batch.pending_since > GIVE_UP_AFTER:
             return "dead", 0.0
-        if answer.what == "unknown" and batch.tries + 1 >= UNKNOWN_TRIES:
+        if result.outcome == "unknown" and batch.tries + 1 >= MAX_TRIES:
             return "dead", 0.0
-        if answer.what in ("again", "unknown"):
-            pause = min(LONGEST_RETRY, FIRST_RETRY * 2.0 ** min(batch.tries, 16))
-            return "pending", max(pause, answer.after or 0.0)
-        # Both may help once: a plainer message, a new signature.
-        if batch.degraded < answer.wants if answer.what == "degrade" else not batch.signed_again:
+        if result.outcome == "resend":
             return "pending", 0.0
-        return "dead", 0.0
+        pause = min(MAX_RETRY, FIRST_RETRY * 2.0 ** min(batch.tries, 16))
+        return "pending", max(pause, result.retry_after or 0.0)
 
 
-def _made(told: list[Story], batch: Batch, inventory: Inventory, options: Any) -> Card:
-    """A batch's card; by our own templates where the user's fail."""
+def _render(notifications: Sequence[Notification], batch: Batch, inventory: Inventory, options: ChannelOptions) -> Card:
+    """Render a batch; with the shipped templates if the user's fail."""
+
+    def render(templates: Templates) -> Card:
+        return render_card(
+            notifications, batch.form, templates, options, is_update=batch.message_id is not None,
+            first_id=batch.first.id, created_at=batch.first.created_at,
+        )  # fmt: skip
+
     try:
-        return _card(told, batch, rendering.of(inventory), options)
+        return render(load_templates(inventory))
     except Exception:
         if inventory.notify.templates is None:
             raise
-        log.exception("the templates of notify.templates cannot be used: see `defib check`", form=batch.form)
-        return _card(told, batch, rendering.ours(inventory), options)
-
-
-def _card(told: list[Story], batch: Batch, words: Templates, options: Any) -> Card:
-    # That a card is changed calls nobody, whatever stands in it.
-    mention = options.mention if batch.message_id is None else {}
-    first = batch.first
-    return cards.card(
-        told, batch.form, words, mention, answers=options.answers, notice=first.id, told_at=first.created_at
-    )
-
-
-def _uuid(channel: str, batch: Batch) -> str:
-    return hashlib.sha256(f"{channel} {batch.uuid}".encode()).hexdigest()[:40]
+        log.exception("custom_templates_failed", form=batch.form, hint="run `defib check`")
+        return render(shipped_templates(inventory))

@@ -78,9 +78,9 @@ def add(
         is_card = updates_cards and kind in OPENING_KINDS and not _belongs_to_card(tx, channel, kind, incident)
         row = {
             "channel": channel,
-            "about": key,
+            "key": key,
             "kind": kind,
-            "topic": labels.get("alertname", "") if has_no_service else "",
+            "group_key": labels.get("alertname", "") if has_no_service else "",
             "severity": severity if severity in SEVERITIES else "info",
             "incident_id": incident,
             "alert_id": alert,
@@ -90,11 +90,9 @@ def add(
             "state": "pending",
             "tries": 0,
             "not_before": tx.now + (settings.group_wait if has_no_service else 0.0),
-            "degraded": 0,
-            "signed_again": 0,
             "card": int(is_card),
             "version": 0,
-            "renewed": 0,
+            "replacements": 0,
         }
         added += tx.execute(insert(notifications).values(**row).on_conflict_do_nothing()).rowcount
     return added
@@ -130,7 +128,7 @@ def _subject(incident: int | None, alert: int | None) -> ColumnElement[bool]:
 
 def notified_channels(tx: Transaction, key: str) -> list[str]:
     """Return the channels that have a notification with this key, sent or pending."""
-    return list(tx.scalars(select(notifications.c.channel).where(notifications.c.about == key)))
+    return list(tx.scalars(select(notifications.c.channel).where(notifications.c.key == key)))
 
 
 def channels_notified_of(tx: Transaction, incident: int, kind: NotificationKind) -> list[str]:
@@ -196,7 +194,7 @@ def drop_follow_ups(tx: Transaction, *, incident: int | None = None, alert: int 
     dropped = {
         "state": "sent",
         "ended_at": tx.now,
-        "answer": "not sent: the incident ended first, and its card shows it",
+        "response": "not sent: the incident ended first, and its card shows it",
     }
     tx.execute(update(notifications).where(is_follow_up).values(**dropped))
 

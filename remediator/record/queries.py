@@ -8,7 +8,8 @@ from remediator.record.schema import actions, alerts, deliveries, evidence, inci
 from remediator.record.transaction import Transaction
 
 _NOTIFICATION_COLUMNS = (
-    "id", "channel", "kind", "severity", "incident_id", "created_at", "state", "tries", "ended_at", "answer", "told_in",
+    "id", "channel", "kind", "severity", "incident_id", "created_at", "state", "tries", "ended_at", "response",
+    "sent_with",
 )  # fmt: skip
 
 
@@ -77,14 +78,14 @@ def _page(tx: Transaction, table: Table, before: int | None, limit: int) -> list
 def _with_deliveries(tx: Transaction, query: Select[Any]) -> list[dict[str, Any]]:
     rows = [{name: row[name] for name in _NOTIFICATION_COLUMNS} for row in tx.execute(query).mappings()]
     attempts = tx.execute(
-        select(deliveries.c.notice_id, deliveries.c.at, deliveries.c.outcome, deliveries.c.answer)
-        .where(deliveries.c.notice_id.in_([row["id"] for row in rows]))
+        select(deliveries.c.notification_id, deliveries.c.at, deliveries.c.outcome, deliveries.c.response)
+        .where(deliveries.c.notification_id.in_([row["id"] for row in rows]))
         .order_by(deliveries.c.id)
     ).all()
     for row in rows:
         row["deliveries"] = [
-            {"at": each.at, "outcome": each.outcome, "answer": each.answer}
+            {"at": each.at, "outcome": each.outcome, "response": each.response}
             for each in attempts
-            if each.notice_id == row["id"]
+            if each.notification_id == row["id"]
         ]
     return rows

@@ -42,7 +42,7 @@ def delete_before(tx: Transaction, before: float) -> int:
         tx.execute(delete(evidence).where(evidence.c.action_id.in_(old_actions))).rowcount,
         tx.execute(delete(actions).where(actions.c.id.in_(old_actions))).rowcount,
         tx.execute(delete(timeline).where(timeline.c.incident_id.in_(old_incidents))).rowcount,
-        tx.execute(delete(deliveries).where(deliveries.c.notice_id.in_(old_notifications))).rowcount,
+        tx.execute(delete(deliveries).where(deliveries.c.notification_id.in_(old_notifications))).rowcount,
         tx.execute(delete(notifications).where(notifications.c.id.in_(old_notifications))).rowcount,
         tx.execute(
             delete(alerts).where(

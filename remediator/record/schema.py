@@ -186,9 +186,9 @@ notifications = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("channel", String, nullable=False),
-    Column("about", String, nullable=False),  # what it tells of; told once per channel
+    Column("key", String, nullable=False),  # what it is about; a channel gets one notification per key
     Column("kind", String, nullable=False),  # down, restarted, person_needed, recovered, unobserved, alert, …
-    Column("topic", String, nullable=False),  # of an alert of no service of ours: its name, else empty
+    Column("group_key", String, nullable=False),  # alerts without a service: the alert's name; otherwise empty
     Column("severity", String, nullable=False),
     Column("incident_id", Integer, ForeignKey("incidents.id")),
     Column("alert_id", Integer),
@@ -199,38 +199,38 @@ notifications = Table(
     Column("tries", Integer, nullable=False),
     Column("not_before", Float, nullable=False),
     Column("ended_at", Float),
-    Column("answer", Text),
-    Column("told_in", Integer),  # the notice whose message tells this one too
-    Column("degraded", Integer, nullable=False),  # 1: smaller, plain, without mentions, since it was refused as it was
-    Column("signed_again", Integer, nullable=False),
-    # A card that is kept true in its place: what changes what it shows raises its version, and makes it pending.
+    Column("response", Text),  # of the channel's server to the last attempt, or why there was none
+    Column("sent_with", Integer),  # the notification whose message contains this one
+    Column("retry_state", JSON(none_as_null=True)),  # what the channel stores for the next attempt
+    # A card shows the present state: a change of what it shows raises `version` and makes it pending again.
     Column("card", Integer, nullable=False),
     Column("version", Integer, nullable=False),
     Column("message_id", String),
     Column("message_at", Float),
-    Column("renewed", Integer, nullable=False),  # how often what it was told by could not be changed or replied to
-    UniqueConstraint("channel", "about"),
-    Index("notices_to_send", "state", "channel", "id"),
-    Index("notices_about", "about"),
-    Index("notices_of_incident", "incident_id"),
-    Index("notices_of_alert", "alert_id"),
-    Index("notices_of_message", "message_id"),
+    Column("replacements", Integer, nullable=False),  # how often its message could not be updated or replied to
+    UniqueConstraint("channel", "key"),
+    Index("notifications_to_send", "state", "channel", "id"),
+    Index("notifications_by_key", "key"),
+    Index("notifications_of_incident", "incident_id"),
+    Index("notifications_of_alert", "alert_id"),
+    Index("notifications_of_message", "message_id"),
 )
 
+# Attempts to send a message.
 deliveries = Table(
     "deliveries",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("notice_id", Integer, ForeignKey("notifications.id"), nullable=False),
-    Column("bot", String, nullable=False),  # a digest of where it was sent to: limits are per bot
+    Column("notification_id", Integer, ForeignKey("notifications.id"), nullable=False),  # the first of the message
+    Column("bot", String, nullable=False),  # identifies the bot, for which the rate limits hold
     Column("at", Float, nullable=False),
-    Column("outcome", String),  # NULL: the answer never came to be recorded
-    Column("answer", Text),
-    Index("sends_of_bot", "bot", "at"),
-    Index("sends_of_notice", "notice_id"),
+    Column("outcome", String),  # sent, retry, resend, reject, unknown; NULL: no response was recorded
+    Column("response", Text),
+    Index("deliveries_of_bot", "bot", "at"),
+    Index("deliveries_of_notification", "notification_id"),
 )
 
-# What people pressed on cards; the event's id is Feishu's.
+# Buttons that people pressed on cards; the event's id is the chat's.
 button_presses = Table(
     "button_presses",
     metadata,
@@ -238,8 +238,8 @@ button_presses = Table(
     Column("at", Float, nullable=False),
     Column("channel", String, nullable=False),
     Column("open_id", String, nullable=False),
-    Column("who", String, nullable=False),  # the person's name in the inventory; empty where there is none
-    Column("answer", String, nullable=False),
-    Column("about", JSON, nullable=False),
+    Column("who", String, nullable=False),  # the person's name in the inventory; empty if there is none
+    Column("button", String, nullable=False),
+    Column("ids", JSON, nullable=False),  # of the incident, alert, action or notification
     Column("outcome", String),  # NULL while it is carried out
 )

@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import collect, hosts, loop, notices, probes, remediator, scale, scrape, start
+from tests.bench import collect, hosts, loop, notifications, probes, remediator, scale, scrape, start
 
 BENCHES = {
     "start": start.run,
@@ -12,7 +12,7 @@ BENCHES = {
     "hosts": hosts.run,
     "collect": collect.run,
     "remediator": remediator.run,
-    "notices": notices.run,
+    "notifications": notifications.run,
     "loop": loop.run,
 }
 

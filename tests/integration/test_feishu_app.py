@@ -1,4 +1,4 @@
-"""App bots with a simulator that enforces Feishu's rules: updated cards, tokens, threads, faults."""
+"""App bots and a simulated Feishu server that enforces its rules: updates, tokens, threads, errors."""
 
 import asyncio
 import time
@@ -17,20 +17,20 @@ from defib.demo.service import DemoService
 from defib.demo.sshd import Sshd
 from remediator.clients.alerts import Alert
 from remediator.incidents import acknowledgement, decisions, intake
-from remediator.notifications import outbox, sender
-from remediator.notifications.channels import feishu
+from remediator.notifications import deliveries, sender
+from remediator.notifications.channels import http
 from remediator.notifications.outbox import Batch
 from remediator.operations import set_automation
 from remediator.policy.situation import Decision
 from remediator.record import notifications as notification_rows
 from remediator.record.schema import notifications
 from remediator.record.transaction import Transaction
-from tests.integration.post import Post
+from tests.integration.sender_harness import SenderHarness
 from tests.support import eventually, inventory_of
 
 
-class AppPost(Post):
-    """One whose channel is an app's bot."""
+class AppHarness(SenderHarness):
+    """A sender whose channel is an app's bot."""
 
     async def fire(self, name: str = "ServiceDown", **labels: str) -> None:
         labels = {"alertname": name, "service": "web", "severity": "critical", **labels}
@@ -62,7 +62,7 @@ class AppPost(Post):
         return card
 
 
-async def opened(folder: Path, **options: Any) -> AppPost:
+async def opened(folder: Path, **options: Any) -> AppHarness:
     feishu = FeishuSimulator()
     await feishu.start()
     app = {
@@ -80,42 +80,42 @@ async def opened(folder: Path, **options: Any) -> AppPost:
         "notify": {"language": "en", "channels": {"app": {"feishu_app": app}}, "routes": [{"channels": ["app"]}]},
     }  # fmt: skip
     inventory = (await asyncio.to_thread(inventory_of, folder / "config", written)).inventory
-    post = await asyncio.to_thread(AppPost, folder, feishu, inventory)
-    await post.open()
-    return post
+    harness = await asyncio.to_thread(AppHarness, folder, feishu, inventory)
+    await harness.open()
+    return harness
 
 
 @pytest.fixture
-async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AppPost]:
+async def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[AppHarness]:
     monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
-    monkeypatch.setattr(outbox, "UPDATE_INTERVAL", 0.05)
+    monkeypatch.setattr(deliveries, "UPDATE_INTERVAL", 0.05)
     monkeypatch.setattr(notification_rows, "UPDATE_INTERVAL", 0.05)
-    made = await opened(tmp_path)
-    yield made
-    await finish(made)
+    harness = await opened(tmp_path)
+    yield harness
+    await finish(harness)
 
 
-async def finish(made: AppPost) -> None:
-    await made.close()
-    await made.client.aclose()
-    await asyncio.to_thread(made.database.close)
-    await made.feishu.stop()
+async def finish(harness: AppHarness) -> None:
+    await harness.close()
+    await harness.client.aclose()
+    await asyncio.to_thread(harness.database.close)
+    await harness.feishu.stop()
 
 
-async def test_a_card_is_changed_in_its_place_and_told_more_in_its_thread(post: AppPost) -> None:
-    await post.fire()
-    card = await post.until_title("Service down: web")
+async def test_a_card_is_updated_and_gets_replies_in_its_thread(harness: AppHarness) -> None:
+    await harness.fire()
+    card = await harness.until_title("Service down: web")
     assert "<at id=ou_ann></at>" in card.text
     assert "<at id=all>" not in card.text
-    await post.decide("wait", "storm")
-    await eventually(lambda: _holds(card, "too much is failing at once"))
-    await post.decide("refuse", "attempts-used-up")
-    await post.until_title("A person is needed")
-    await eventually(post.settled)
-    assert len(post.feishu.apps.in_chat) == 1
+    await harness.decide("wait", "storm")
+    await eventually(lambda: _holds(card, "too many services fail at once"))
+    await harness.decide("refuse", "attempts-used-up")
+    await harness.until_title("A person is needed")
+    await eventually(harness.settled)
+    assert len(harness.feishu.apps.in_chat) == 1
     assert [each.title for each in card.replies] == ["A person is needed: web"]
     assert "<at id=all></at>" in card.replies[0].text
-    assert not post.feishu.refused
+    assert not harness.feishu.refused
 
 
 async def _holds(card: Message, text: str) -> bool:
@@ -142,123 +142,125 @@ BUSY: Any = (400, {"x-ogw-ratelimit-reset": "0.1"}, b'{"code":99991400,"msg":"re
         ([(400, {}, b'{"code":230002}')], "dead"),
     ],
 )
-async def test_what_becomes_of_a_refused_card(post: AppPost, faults: list[Any], state: str) -> None:
-    post.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-old","expire":7200}'))
-    post.feishu.faults.extend(faults)
-    post.feishu.apps._tokens["t-old"] = time.time() + 7200
-    await post.fire()
-    await eventually(post.settled)
-    (row,) = await post.rows()
-    assert row.state == state, row.answer
-    assert len(post.feishu.apps.in_chat) == (state == "sent")
+async def test_the_state_after_a_refused_card(harness: AppHarness, faults: list[Any], state: str) -> None:
+    harness.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-old","expire":7200}'))
+    harness.feishu.faults.extend(faults)
+    harness.feishu.apps._tokens["t-old"] = time.time() + 7200
+    await harness.fire()
+    await eventually(harness.settled)
+    (row,) = await harness.rows()
+    assert row.state == state, row.response
+    assert len(harness.feishu.apps.in_chat) == (state == "sent")
 
 
-async def test_a_token_is_kept_and_a_revoked_one_renewed_at_once(post: AppPost) -> None:
-    await post.fire()
-    await post.fire(service="db")
-    await eventually(post.settled)
-    assert post.feishu.apps.token_asked == 1
-    post.feishu.apps.revoke()
-    await post.decide("wait", "storm")
-    await eventually(lambda: _holds(post.feishu.apps.in_chat[0], "too much"))
-    assert post.feishu.apps.token_asked == 2
-    assert [why.split(":")[0] for _, why in post.feishu.refused] == ["99991663"]
+async def test_a_token_is_reused_and_a_revoked_one_is_renewed_at_once(harness: AppHarness) -> None:
+    await harness.fire()
+    await harness.fire(service="db")
+    await eventually(harness.settled)
+    assert harness.feishu.apps.token_asked == 1
+    harness.feishu.apps.revoke()
+    await harness.decide("wait", "storm")
+    await eventually(lambda: _holds(harness.feishu.apps.in_chat[0], "too many"))
+    assert harness.feishu.apps.token_asked == 2
+    assert [why.split(":")[0] for _, why in harness.feishu.refused] == ["99991663"]
 
 
-async def test_a_token_that_ends_soon_is_renewed(post: AppPost) -> None:
-    post.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-short","expire":500}'))
-    post.feishu.apps._tokens["t-short"] = time.time() + 500
-    await post.fire()
-    await eventually(post.settled)
-    await post.fire(service="db")
-    await eventually(post.settled)
-    assert post.feishu.apps.token_asked == 1
-    assert len(post.feishu.apps.in_chat) == 2
+async def test_a_token_that_expires_soon_is_renewed(harness: AppHarness) -> None:
+    harness.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-short","expire":500}'))
+    harness.feishu.apps._tokens["t-short"] = time.time() + 500
+    await harness.fire()
+    await eventually(harness.settled)
+    await harness.fire(service="db")
+    await eventually(harness.settled)
+    assert harness.feishu.apps.token_asked == 1
+    assert len(harness.feishu.apps.in_chat) == 2
 
 
-async def test_a_wrong_secret_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_wrong_secret_is_reported_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
-    post = await opened(tmp_path, app_secret="wrong-app-secret")
-    await post.fire()
+    harness = await opened(tmp_path, app_secret="wrong-app-secret")
+    await harness.fire()
 
     async def tried() -> bool:
-        return bool((await post.rows())[0].tries > 1)
+        return bool((await harness.rows())[0].tries > 1)
 
     await eventually(tried)
-    (row,) = await post.rows()
+    (row,) = await harness.rows()
     assert row.state == "pending"
-    assert row.answer == "no access token for the app: 10014: app secret invalid"
-    await finish(post)
+    assert row.response == "no access token for the app: 10014: app secret invalid"
+    await finish(harness)
 
 
-async def test_a_card_whose_answer_was_lost_is_not_sent_twice(post: AppPost, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feishu, "TIMEOUT", 0.3)
-    post.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-1","expire":7200}'))
-    post.feishu.apps._tokens["t-1"] = time.time() + 7200
-    post.feishu.faults.append("take and hang")
-    await post.fire()
-    await eventually(post.settled)
-    assert len(post.feishu.apps.in_chat) == 1
-    (row,) = await post.rows()
-    assert row.message_id == post.feishu.apps.in_chat[0].id
+async def test_a_card_whose_response_was_lost_is_not_sent_twice(
+    harness: AppHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "TIMEOUT", 0.3)
+    harness.feishu.faults.append((200, {}, b'{"code":0,"tenant_access_token":"t-1","expire":7200}'))
+    harness.feishu.apps._tokens["t-1"] = time.time() + 7200
+    harness.feishu.faults.append("take and hang")
+    await harness.fire()
+    await eventually(harness.settled)
+    assert len(harness.feishu.apps.in_chat) == 1
+    (row,) = await harness.rows()
+    assert row.message_id == harness.feishu.apps.in_chat[0].id
 
 
-async def test_a_disabled_at_all_sends_the_card_without_it(post: AppPost) -> None:
-    post.feishu.all_disabled = True
-    await post.close()
-    await post.fire()
-    await post.decide("refuse", "attempts-used-up")
-    await post.open()
-    await eventually(post.settled)
-    card = await post.card()
+async def test_a_card_is_sent_without_mentions_where_at_all_is_disabled(harness: AppHarness) -> None:
+    harness.feishu.all_disabled = True
+    await harness.close()
+    await harness.fire()
+    await harness.decide("refuse", "attempts-used-up")
+    await harness.open()
+    await eventually(harness.settled)
+    card = await harness.card()
     for each in (card, *card.replies):
         assert "<at" not in each.text
         assert "A person is needed: web" in each.title
-    # What was refused once is not tried again with each change.
-    await post.run(acknowledgement.acknowledge_incident, 1, "ann")
+    # Mentions that were refused once are not sent with each update.
+    await harness.run(acknowledgement.acknowledge_incident, 1, "ann")
     await eventually(lambda: _holds(card, "Acknowledged"))
-    assert len(post.feishu.refused) == 2
+    assert len(harness.feishu.refused) == 2
 
 
-async def test_changes_go_on_after_a_restart_of_ours(post: AppPost) -> None:
-    await post.fire()
-    card = await post.until_title("Service down")
-    await post.close()
-    await post.decide("wait", "storm")
-    await post.open()
-    await eventually(lambda: _holds(card, "too much"))
-    assert len(post.feishu.apps.in_chat) == 1
+async def test_updates_continue_after_a_restart(harness: AppHarness) -> None:
+    await harness.fire()
+    card = await harness.until_title("Service down")
+    await harness.close()
+    await harness.decide("wait", "storm")
+    await harness.open()
+    await eventually(lambda: _holds(card, "too many"))
+    assert len(harness.feishu.apps.in_chat) == 1
 
 
-async def test_a_message_that_is_too_old_is_begun_anew(post: AppPost) -> None:
-    await post.fire()
-    card = await post.until_title("Service down")
-    await eventually(post.settled)
-    long_ago = post.database.clock.now() - 15 * 86400
+async def test_a_message_that_is_too_old_to_update_is_replaced(harness: AppHarness) -> None:
+    await harness.fire()
+    card = await harness.until_title("Service down")
+    await eventually(harness.settled)
+    long_ago = harness.database.clock.now() - 15 * 86400
     card.at -= 15 * 86400
 
     def age(tx: Transaction) -> None:
         tx.execute(update(notifications).values(message_at=long_ago))
 
-    await post.run(age)
-    await post.decide("wait", "storm")
-    second = await post.card(1)
-    assert "too much" in second.text
+    await harness.run(age)
+    await harness.decide("wait", "storm")
+    second = await harness.card(1)
+    assert "too many" in second.text
 
 
-async def test_what_breaks_in_a_card_does_not_hold_others_back(post: AppPost) -> None:
+async def test_an_error_in_one_card_does_not_hold_up_others(harness: AppHarness) -> None:
     async def broken(batch: Batch) -> Mapping[str, Any]:
         if batch.first.content["labels"]["service"] == "web":
             raise ValueError("broken")
         return {}
 
-    post.sender._details = broken
-    await post.fire()
-    await post.fire(service="db")
-    assert (await post.card()).title == "Service down: db"
+    harness.sender._read_details = broken
+    await harness.fire()
+    await harness.fire(service="db")
+    assert (await harness.card()).title == "Service down: db"
 
 
-async def test_the_demo_announces_a_switch_once(tmp_path: Path) -> None:
+async def test_the_demo_notifies_of_the_automation_switch_once(tmp_path: Path) -> None:
     feishu = FeishuSimulator()
     await feishu.start()
     for name in ("key", "known"):
@@ -267,18 +269,18 @@ async def test_the_demo_announces_a_switch_once(tmp_path: Path) -> None:
     demo_service = DemoService("a command", {"command": {"restart": ["true"]}}, [])
     written = demo.build_inventory(host, demo_service, 80, feishu)
     inventory = (await asyncio.to_thread(inventory_of, tmp_path / "config", written)).inventory
-    post = await asyncio.to_thread(Post, tmp_path, feishu, inventory)
-    await post.open()
+    harness = await asyncio.to_thread(SenderHarness, tmp_path, feishu, inventory)
+    await harness.open()
     for enabled in (False, True, True):
-        await post.database.write(
+        await harness.database.write(
             set_automation, enabled=enabled, by="ann", reason="",
         )  # fmt: skip
-    post.sender.wake()
-    await eventually(post.settled)
+    harness.sender.wake()
+    await eventually(harness.settled)
     async with httpx.AsyncClient(trust_env=False) as client:
         page = (await client.get(feishu.url)).text
     assert [page.count(f"Automation is {word}</h2>") for word in ("off", "on")] == [1, 1]
-    await post.close()
-    await post.client.aclose()
-    await asyncio.to_thread(post.database.close)
+    await harness.close()
+    await harness.client.aclose()
+    await asyncio.to_thread(harness.database.close)
     await feishu.stop()

@@ -78,11 +78,11 @@ async def test_an_incident_stays_open_while_the_status_of_its_service_is_unknown
     held = await loop.until_decision("wait", "blind")
     # The remediator may have queried the exporter just before that was killed.
     assert held["detail"]["detail"].startswith("its alerts are resolved, but ")
-    await loop.until_cards("Service down: web", "Nobody can see how it is: web")
+    await loop.until_cards("Service down: web", "Status unknown: web")
     (loop.folder / "web.alive").touch()
     await loop.stack.start_program("exporter")
     await loop.until("recovered")
-    await loop.until_cards("Service down: web", "Nobody can see how it is: web", "Recovered: web")
+    await loop.until_cards("Service down: web", "Status unknown: web", "Recovered: web")
 
 
 async def test_an_action_that_cannot_be_verified_does_not_count_as_an_attempt(loop: Loop) -> None:
@@ -98,7 +98,7 @@ async def test_an_action_that_cannot_be_verified_does_not_count_as_an_attempt(lo
     assert "cannot determine whether the service is up; cannot query the exporter" in ended["detail"]["why"]
     (action,) = (await loop.incident())["actions"]
     assert (action["command"], action["counts"]) == ("succeeded", 0)
-    await loop.until_cards("Service down: web", "Nobody can see how it is: web")
+    await loop.until_cards("Service down: web", "Status unknown: web")
 
 
 async def test_an_action_on_a_renamed_service_ends_as_unknown(loop: Loop) -> None:
@@ -283,7 +283,7 @@ async def test_without_prometheus_host_down_is_not_resolved(loop: Loop) -> None:
         return any(each["status"] == "firing" and each["held_at"] for each in listed)
 
     await eventually(held)
-    await loop.until_cards("Alert: HostDown · h", "Monitoring is broken: the Watchdog does not come")
+    await loop.until_cards("Alert: HostDown · h", "Monitoring failure: no Watchdog alert received")
     await post(600, watchdog)  # Prometheus works again; the host is up, so it does not send HostDown
 
     async def was_notified() -> bool:

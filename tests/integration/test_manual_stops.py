@@ -294,7 +294,7 @@ async def test_a_manual_stop_is_notified_once_and_a_button_starts_the_service(
 
     card = await eventually(find_card)
     assert card is not None
-    assert "it was stopped by hand: it was stopped with supervisorctl (STOPPED)" in card.text
+    assert "it was stopped manually: it was stopped with supervisorctl (STOPPED)" in card.text
     await loop.fire("web", "ServiceSlow")  # another alert causes a new decision
     explained = await asyncio.to_thread(defib, loop, "explain", "web")
     assert "closed  stopped-by-hand: it was stopped with supervisorctl (STOPPED)" in explained.stdout
@@ -305,7 +305,7 @@ async def test_a_manual_stop_is_notified_once_and_a_button_starts_the_service(
     await eventually(lambda: is_up(loop, "web", True))
     await loop.until_event("action_ended")
     replies = [each.title for each in card.replies]
-    assert replies.count("Stopped by hand, not started again: web") == 1
+    assert replies.count("Stopped manually, not restarted: web") == 1
     (action,) = (await loop.incident())["actions"]
     assert (action["requested_by"], action["counts"], action["state"]) == ("person", 0, "succeeded")
 

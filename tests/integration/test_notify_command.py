@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import re
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,28 @@ from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
 from tests.integration.loop import Loop
 from tests.support import eventually
+
+
+class _TagChecker(HTMLParser):
+    """Checks that every element is closed in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def assert_well_formed(page: str) -> None:
+    checker = _TagChecker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
 
 
 async def defib(folder: Path, *arguments: str) -> tuple[int, str, str]:
@@ -36,8 +60,8 @@ async def write_configuration(folder: Path, feishu: FeishuSimulator, **notify: A
 async def test_a_test_message_to_every_channel(tmp_path: Path, feishu: FeishuSimulator) -> None:
     config = await write_configuration(tmp_path, feishu)
     assert await defib(config, "notify", "test") == (0, "app: 0: success\nbot: 0: success\n", "")
-    assert feishu.received[0].title == "A test by Defib: this channel works"
-    assert feishu.apps.in_chat[0].title == "A test by Defib: this channel works"
+    assert feishu.received[0].title == "Test message of Defib: this channel works"
+    assert feishu.apps.in_chat[0].title == "Test message of Defib: this channel works"
 
 
 async def test_the_answers_as_json(tmp_path: Path, feishu: FeishuSimulator) -> None:
@@ -65,7 +89,7 @@ async def test_the_error_of_a_channel_is_explained(tmp_path: Path, feishu: Feish
     config = await write_configuration(tmp_path, feishu)
     feishu.keyword = "on fire"
     result = await defib(config, "notify", "test", "bot")
-    assert result == (1, "bot: 19024: the bot wants one of its keywords in the text\n", "")
+    assert result == (1, "bot: 19024: the bot requires one of its keywords in the text\n", "")
     feishu.keyword, feishu.secret = None, "another"
     status, out, _ = await defib(config, "notify", "test", "bot")
     assert (status, out.startswith("bot: 19021: the signature or the clock is wrong; this machine's clock is")) == (
@@ -76,7 +100,7 @@ async def test_the_error_of_a_channel_is_explained(tmp_path: Path, feishu: Feish
     assert (await defib(config, "notify", "test", "app"))[:2] == (1, "app: 230002: the bot is not in the chat\n")
     await feishu.stop()
     status, out, err = await defib(config, "notify", "test", "bot")
-    assert (status, out) == (1, f"bot: {feishu.url.removeprefix('http://')} was not reached: ConnectError\n")
+    assert (status, out) == (1, f"bot: cannot connect to {feishu.url.removeprefix('http://')}: ConnectError\n")
     assert "demo-token" not in out + err
     status, _, err = await defib(config, "notify", "test", "nowhere")
     assert (status, err) == (1, "defib: the inventory has no channel 'nowhere' (channels: app, bot)\n")
@@ -122,16 +146,19 @@ async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loo
     page = await loop.ask("GET", "/")
     assert page.headers["content-type"].startswith("text/html")
     assert "Open incidents (1)" in page.text
-    assert "the inventory says: only tell" in page.text
+    assert "`on_failure` is `notify`" in page.text
     whole = await loop.ask("GET", "/incidents/1")
     assert failed in page.text
     assert failed in whole.text
     assert failed in loop.feishu.received[0].text
     assert loop.restarts() == []
-    assert "acknowledged" in whole.text
-    assert "0: success" in whole.text
+    assert re.search(r"<td class=.time.>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d</td><td>Acknowledged by ", whole.text)
+    assert "<td>Decision: refuse (notify-only): `on_failure` is `notify`" in whole.text
+    assert "<td>ops</td><td>Service down</td><td>sent</td><td>0: success</td>" in whole.text
+    for each in (page, whole):
+        assert_well_formed(each.text)
     (notice,) = (await loop.ask("GET", "/api/v1/notifications")).json()["notifications"]
-    assert [each["answer"] for each in notice["deliveries"]] == ["0: success"]
+    assert [each["response"] for each in notice["deliveries"]] == ["0: success"]
     assert hostile not in page.text + whole.text
     assert "&lt;script&gt;" in page.text
     assert (await loop.ask("GET", "/incidents/99")).status_code == 404
@@ -140,7 +167,7 @@ async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loo
     await loop.fire("web", status="resolved")
     await loop.until("recovered")
     page = await loop.ask("GET", "/")
-    assert "Nothing is wrong." in page.text
+    assert "No open incidents." in page.text
     assert "a &lt;b&gt;change" in page.text
     answer = await loop.ask("POST", "/api/v1/incidents/1/acknowledge", {})
     assert (answer.status_code, answer.json()["acknowledged_by"] != "") == (200, True)
@@ -160,7 +187,7 @@ async def test_escalation_and_reminders(loop: Loop) -> None:
 
     async def escalated() -> bool:
         titles = [card.title for card in loop.feishu.received]
-        return titles.count("Service down: web") == 2 and "Still not over: web" in titles
+        return titles.count("Service down: web") == 2 and "Still not resolved: web" in titles
 
     await eventually(escalated)
-    assert any("nobody has acknowledged for" in card.text for card in loop.feishu.received)
+    assert any("not acknowledged for" in card.text for card in loop.feishu.received)

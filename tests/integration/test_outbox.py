@@ -1,4 +1,4 @@
-"""The outbox on a real record at a made-up clock: order, folding, cards that change, escalation, reminders."""
+"""The outbox on a real record with a manual clock: order, combined messages, updates, escalation, reminders."""
 
 import asyncio
 import json
@@ -16,13 +16,16 @@ from sqlalchemy import create_engine, insert, select, update
 from fleet.inventory.model import Inventory
 from remediator.clients.alerts import Alert
 from remediator.incidents import acknowledgement, decisions, intake, lifecycle, reconciliation, timeline
-from remediator.notifications import escalation, outbox, reader
+from remediator.notifications import content, deliveries, escalation, outbox
+from remediator.notifications.channels import Outcome, SendResult
+from remediator.notifications.content import Notification
+from remediator.notifications.deliveries import DeliveryState
 from remediator.notifications.outbox import FOLD_OVER, Batch
-from remediator.notifications.reader import Story
 from remediator.policy.situation import Decision
 from remediator.record import notifications as notification_rows
 from remediator.record import retention
-from remediator.record.schema import actions, deliveries, metadata, notifications
+from remediator.record.schema import actions, metadata, notifications
+from remediator.record.schema import deliveries as delivery_rows
 from remediator.record.schema import incidents as incident_rows
 from remediator.record.transaction import Transaction
 from tests.support import ManualClock, inventory_of, new_record
@@ -50,13 +53,13 @@ def written(*routes: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def inventory(routes: str) -> Inventory:
-    """With these routes, in JSON; many services take long to load."""
+    """Return the inventory with these routes, in JSON; loading many services takes long."""
     with tempfile.TemporaryDirectory() as folder:
         return inventory_of(Path(folder), written(*json.loads(routes))).inventory
 
 
-class Desk:
-    """A record, an inventory and a clock that stands where it is put."""
+class OutboxHarness:
+    """A record with an inventory and a manual clock; messages are sent to no server."""
 
     def __init__(self, folder: Path, *routes: dict[str, Any]) -> None:
         self.database = new_record(folder, inventory(json.dumps(routes)))
@@ -94,32 +97,28 @@ class Desk:
         await self.run(reconciliation.reconcile, active, active, self.now - 10)
 
     async def choose(self, channel: str) -> Batch | float:
-        bot = self.inventory.notify.channels[channel].options.bot
-        return await self.run(outbox.choose, channel, bot)  # type: ignore[no-any-return]
+        return await self.run(outbox.choose, channel)  # type: ignore[no-any-return]  # `run` returns Any
 
-    async def read(self, batch: Batch) -> list[Story]:
-        return await self.run(reader.read, batch)  # type: ignore[no-any-return]
+    async def read(self, batch: Batch) -> list[Notification]:
+        return await self.run(content.read_notifications, batch)  # type: ignore[no-any-return]  # `run` returns Any
 
     async def send(
-        self, channel: str, outcome: str = "sent", state: str = "sent", after: float = 0.0
-    ) -> tuple[Batch, list[Story]]:
-        """Send what is to be told next in a channel, once it may be."""
+        self, channel: str, outcome: Outcome = "sent", state: DeliveryState = "sent", after: float = 0.0
+    ) -> tuple[Batch, list[Notification]]:
+        """Send the next message of a channel, as soon as the limits permit it."""
         while not isinstance(batch := await self.choose(channel), Batch):
-            assert batch < self.now + 3600, "there is nothing to be told"
+            assert batch < self.now + 3600, "there is nothing to send"
             self.now = batch
-        told = await self.read(batch)
-        bot = self.inventory.notify.channels[channel].options.bot
-        number = await self.run(outbox.reserve, batch, bot)
+        contents = await self.read(batch)
+        number = await self.run(deliveries.reserve, batch)
         assert number is not None
         self.messages += 1
         message = f"om_{self.messages}" if channel == "app" and batch.message_id is None else None
-        await self.run(
-            outbox.record, batch, number, outcome, outcome,
-            state=state, not_before=self.now + after, message_id=message if state == "sent" else None, degraded=2,
-        )  # fmt: skip
-        return batch, told
+        result = SendResult(outcome, outcome, message_id=message if state == "sent" else None)
+        await self.run(deliveries.record, batch, number, result, state=state, not_before=self.now + after)
+        return batch, contents
 
-    async def all_sent(self, channel: str) -> list[tuple[Batch, list[Story]]]:
+    async def all_sent(self, channel: str) -> list[tuple[Batch, list[Notification]]]:
         sent = []
         while isinstance(chosen := await self.choose(channel), Batch) or chosen < self.now + 3600:
             sent.append(await self.send(channel))
@@ -150,246 +149,258 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    made = await asyncio.to_thread(Desk, tmp_path)
+async def harness(tmp_path: Path) -> AsyncIterator[OutboxHarness]:
+    made = await asyncio.to_thread(OutboxHarness, tmp_path)
     yield made
     await asyncio.to_thread(made.database.close)
 
 
-def titles(sent: list[tuple[Batch, list[Story]]]) -> list[str]:
-    return [f"{batch.form} {told[0].state} {len(told)}" for batch, told in sent]
+def titles(sent: list[tuple[Batch, list[Notification]]]) -> list[str]:
+    return [f"{batch.form} {contents[0].state} {len(contents)}" for batch, contents in sent]
 
 
-async def test_the_gravest_goes_first_then_the_oldest(desk: Desk) -> None:
+async def test_the_most_severe_is_sent_first_then_the_oldest(harness: OutboxHarness) -> None:
     for number, severity in enumerate(["info", "warning", "critical", "warning", "critical"]):
-        await desk.fire(f"s{number}", severity=severity)
-        desk.now += 1
-    told = [(await desk.send("ops"))[1][0] for _ in range(5)]
-    assert [(each.severity, each.service.id if each.service else "") for each in told] == [
+        await harness.fire(f"s{number}", severity=severity)
+        harness.now += 1
+    contents = [(await harness.send("ops"))[1][0] for _ in range(5)]
+    assert [(each.severity, each.service.id if each.service else "") for each in contents] == [
         ("critical", "s2"), ("critical", "s4"), ("warning", "s1"), ("warning", "s3"), ("info", "s0"),
     ]  # fmt: skip
 
 
-async def test_what_fails_waits_and_lets_others_go(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.fire("db")
-    first, _ = await desk.send("ops", "again", "pending", after=30)
-    second, _ = await desk.send("ops")
+async def test_a_failed_notification_waits_and_others_are_sent(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.fire("db")
+    first, _ = await harness.send("ops", "retry", "pending", after=30)
+    second, _ = await harness.send("ops")
     assert first.first.id != second.first.id
-    later = await desk.choose("ops")
-    assert later == desk.now + 30
-    again, _ = await desk.send("ops")
+    later = await harness.choose("ops")
+    assert later == harness.now + 30
+    again, _ = await harness.send("ops")
     assert (again.first.id, again.first.tries) == (first.first.id, 1)
 
 
-async def test_many_of_a_kind_are_folded_and_none_is_lost(desk: Desk) -> None:
+async def test_many_of_a_kind_are_combined_and_none_is_lost(harness: OutboxHarness) -> None:
     for number in range(60):
-        await desk.fire(f"s{number}")
-    await desk.fire("web", "Other", severity="info")
-    sent = await desk.all_sent("ops")
+        await harness.fire(f"s{number}")
+    await harness.fire("web", "Other", severity="info")
+    sent = await harness.all_sent("ops")
     assert titles(sent) == ["summary down 60", "one alert 1"]
     assert {each.service.id for each in sent[0][1] if each.service} == {f"s{n}" for n in range(60)}
-    rows = await desk.rows("ops")
+    rows = await harness.rows("ops")
     assert {row.state for row in rows} == {"sent"}
-    assert [row.told_in for row in rows[:2]] == [None, rows[0].id]
+    assert [row.sent_with for row in rows[:2]] == [None, rows[0].id]
 
 
-async def test_what_can_be_said_in_time_is_said_one_by_one(desk: Desk) -> None:
+async def test_a_few_are_sent_one_by_one(harness: OutboxHarness) -> None:
     for number in range(FOLD_OVER):
-        await desk.fire(f"s{number}")
-    assert titles(await desk.all_sent("ops")) == ["one down 1"] * FOLD_OVER
+        await harness.fire(f"s{number}")
+    assert titles(await harness.all_sent("ops")) == ["one down 1"] * FOLD_OVER
 
 
-async def test_the_last_of_a_story_tells_for_those_before_it(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.act(1, state="succeeded", up_at=desk.now + 3)
-    await desk.close(1)
-    ((batch, told),) = await desk.all_sent("ops")
-    assert told[0].state == "recovered"
-    assert len(batch.told_by_it) == 1
-    assert [(row.kind, row.state) for row in await desk.rows("ops")] == [("down", "sent"), ("recovered", "sent")]
+async def test_the_last_pending_notification_of_an_incident_supersedes_the_others(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.act(1, state="succeeded", up_at=harness.now + 3)
+    await harness.close(1)
+    ((batch, contents),) = await harness.all_sent("ops")
+    assert contents[0].state == "recovered"
+    assert len(batch.superseded) == 1
+    assert [(row.kind, row.state) for row in await harness.rows("ops")] == [("down", "sent"), ("recovered", "sent")]
 
 
-async def test_a_story_that_failed_is_told_again_as_one(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.act(1, state="succeeded", up_at=desk.now + 3)
-    await desk.close(1)
-    first, _ = await desk.send("ops", "again", "pending", after=2)
-    second, told = await desk.send("ops")
-    assert (second.form, told[0].state, second.ids, len(second.told_by_it)) == ("one", "recovered", first.ids, 1)
-    assert [row.state for row in await desk.rows("ops")] == ["sent", "sent"]
+async def test_a_failed_notification_is_sent_again_with_those_it_supersedes(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.act(1, state="succeeded", up_at=harness.now + 3)
+    await harness.close(1)
+    first, _ = await harness.send("ops", "retry", "pending", after=2)
+    second, contents = await harness.send("ops")
+    assert (second.form, contents[0].state, second.ids, len(second.superseded)) == ("one", "recovered", first.ids, 1)
+    assert [row.state for row in await harness.rows("ops")] == ["sent", "sent"]
 
 
-async def test_strangers_of_one_name_are_told_together(desk: Desk) -> None:
+async def test_alerts_of_one_name_without_a_service_are_sent_together(harness: OutboxHarness) -> None:
     for number in range(3):
-        await desk.fire("", "DiskFull", instance=f"n{number}")
-        desk.now += 0.5
-    await desk.fire("", "Other")
-    assert await desk.choose("ops") == pytest.approx(desk.now - 1.5 + desk.inventory.notify.group_wait)
-    assert titles(await desk.all_sent("ops")) == ["group alert 3", "one alert 1"]
-    await desk.fire("", "DiskFull", "resolved", instance="n1")
-    sent = await desk.all_sent("ops")
+        await harness.fire("", "DiskFull", instance=f"n{number}")
+        harness.now += 0.5
+    await harness.fire("", "Other")
+    assert await harness.choose("ops") == pytest.approx(harness.now - 1.5 + harness.inventory.notify.group_wait)
+    assert titles(await harness.all_sent("ops")) == ["group alert 3", "one alert 1"]
+    await harness.fire("", "DiskFull", "resolved", instance="n1")
+    sent = await harness.all_sent("ops")
     assert titles(sent) == ["one alert_over 1"]
     assert sent[0][1][0].labels["instance"] == "n1"
 
 
-async def test_one_card_for_an_incident_that_stays_true(desk: Desk) -> None:
-    await desk.fire("web")
-    batch, told = await desk.send("app")
-    assert (told[0].state, batch.message_id, batch.reply_to) == ("down", None, None)
-    await desk.decide(1, "wait", "storm")
-    batch, told = await desk.send("app")
-    assert (told[0].state, told[0].decision[1], batch.message_id) == ("down", "storm", "om_1")
-    await desk.act(1)
-    assert [told[0].state for _, told in await desk.all_sent("app")] == ["acting"]
-    await desk.run(lambda c: c.execute(update(actions).values(up_at=actions.c.claimed_at + 3, state="succeeded")))
-    await desk.close(1)
-    ((batch, told),) = await desk.all_sent("app")
-    assert (told[0].state, told[0].facts["seconds"], batch.message_id) == ("recovered", pytest.approx(3.0), "om_1")
-    assert len(await desk.rows("app")) == 1
-    attempts = await desk.run(lambda c: c.execute(select(deliveries.c.outcome)).all())
+async def test_an_incident_has_one_card_that_is_updated(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    batch, contents = await harness.send("app")
+    assert (contents[0].state, batch.message_id, batch.reply_to) == ("down", None, None)
+    await harness.decide(1, "wait", "storm")
+    batch, contents = await harness.send("app")
+    assert (contents[0].state, contents[0].decision[1], batch.message_id) == ("down", "storm", "om_1")
+    await harness.act(1)
+    assert [contents[0].state for _, contents in await harness.all_sent("app")] == ["acting"]
+    await harness.run(lambda c: c.execute(update(actions).values(up_at=actions.c.claimed_at + 3, state="succeeded")))
+    await harness.close(1)
+    ((batch, contents),) = await harness.all_sent("app")
+    assert (contents[0].state, contents[0].details["seconds"], batch.message_id) == (
+        "recovered",
+        pytest.approx(3.0),
+        "om_1",
+    )
+    assert len(await harness.rows("app")) == 1
+    attempts = await harness.run(lambda c: c.execute(select(delivery_rows.c.outcome)).all())
     assert len(attempts) == 4
 
 
-async def test_what_calls_for_people_is_told_in_the_card_s_thread(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app")
-    await desk.decide(1, "refuse", "attempts-used-up")
-    sent = await desk.all_sent("app")
-    assert [(told[0].state, batch.message_id, batch.reply_to) for batch, told in sent] == [
+async def test_notifications_that_need_a_person_are_replies_to_the_card(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app")
+    await harness.decide(1, "refuse", "attempts-used-up")
+    sent = await harness.all_sent("app")
+    assert [(contents[0].state, batch.message_id, batch.reply_to) for batch, contents in sent] == [
         ("person_needed", None, "om_1"), ("person_needed", "om_1", None),
     ]  # fmt: skip
-    await desk.fire("web", "ServiceSlow", severity="warning")
-    sent = await desk.all_sent("app")
-    assert [(told[0].state, batch.reply_to) for batch, told in sent if batch.message_id is None] == [("alert", "om_1")]
+    await harness.fire("web", "ServiceSlow", severity="warning")
+    sent = await harness.all_sent("app")
+    assert [(contents[0].state, batch.reply_to) for batch, contents in sent if batch.message_id is None] == [
+        ("alert", "om_1")
+    ]
 
 
-async def test_what_changes_while_it_is_sent_is_sent_after(desk: Desk) -> None:
-    await desk.fire("web")
-    batch = await desk.choose("app")
+async def test_a_change_during_a_delivery_is_sent_after_it(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    batch = await harness.choose("app")
     assert isinstance(batch, Batch)
-    number = await desk.run(outbox.reserve, batch, "b")
-    await desk.act(1)
-    await desk.run(outbox.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
-    ((again, told),) = await desk.all_sent("app")
-    assert (told[0].state, again.message_id) == ("acting", "om_9")
+    number = await harness.run(deliveries.reserve, batch)
+    await harness.act(1)
+    await harness.run(
+        deliveries.record, batch, number, SendResult("sent", "", message_id="om_9"), state="sent", not_before=0
+    )
+    ((again, contents),) = await harness.all_sent("app")
+    assert (contents[0].state, again.message_id) == ("acting", "om_9")
 
 
-async def test_a_card_that_may_have_been_sent_before_is_put_right(desk: Desk) -> None:
-    """The first try was taken, its answer lost: the second is held for the same, and shows what was so before."""
-    await desk.fire("web")
-    first, _ = await desk.send("app", "again", "pending", after=2)
-    await desk.act(1)
-    second, _ = await desk.send("app")
-    assert first.uuid == second.uuid
-    ((third, told),) = await desk.all_sent("app")
-    assert (third.message_id is not None, told[0].state) == (True, "acting")
+async def test_a_card_that_may_have_been_sent_before_is_updated(harness: OutboxHarness) -> None:
+    """The first response was lost: Feishu ignores the second attempt, so the card shows the earlier state."""
+    await harness.fire("web")
+    first, _ = await harness.send("app", "retry", "pending", after=2)
+    await harness.act(1)
+    second, _ = await harness.send("app")
+    assert first.key == second.key
+    ((third, contents),) = await harness.all_sent("app")
+    assert (third.message_id is not None, contents[0].state) == (True, "acting")
 
 
-async def test_killed_after_a_card_was_taken_it_is_put_right_too(desk: Desk) -> None:
-    await desk.fire("web")
-    first = await desk.choose("app")
+async def test_a_card_that_was_accepted_before_a_kill_is_updated(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    first = await harness.choose("app")
     assert isinstance(first, Batch)
-    assert await desk.run(outbox.reserve, first, "bot")  # sent, and then we are no more
-    await desk.close(1)
-    second, _ = await desk.send("app")
-    assert second.uuid == first.uuid  # so that Feishu holds it for the first, which shows a service that is down
-    ((third, told),) = await desk.all_sent("app")
-    assert (third.message_id, told[0].state) == ("om_1", "recovered")
+    assert await harness.run(deliveries.reserve, first)  # sent, and then the process was killed
+    await harness.close(1)
+    second, _ = await harness.send("app")
+    assert second.key == first.key  # so that Feishu ignores it; the card shows a service that is down
+    ((third, contents),) = await harness.all_sent("app")
+    assert (third.message_id, contents[0].state) == ("om_1", "recovered")
 
 
-async def test_what_may_have_been_told_together_is_tried_just_so_again(desk: Desk) -> None:
+async def test_notifications_that_may_have_been_sent_together_stay_together(harness: OutboxHarness) -> None:
     for number in range(FOLD_OVER + 5):
-        await desk.fire(f"s{number}")
-    tried, _ = await desk.send("ops", "again", "pending", after=2)
-    await desk.fire("web")
-    sent = await desk.all_sent("ops")
+        await harness.fire(f"s{number}")
+    tried, _ = await harness.send("ops", "retry", "pending", after=2)
+    await harness.fire("web")
+    sent = await harness.all_sent("ops")
     assert sorted(titles(sent)) == ["one down 1", f"summary down {FOLD_OVER + 5}"]
-    assert tried.uuid in {batch.uuid for batch, _ in sent}
+    assert tried.key in {batch.key for batch, _ in sent}
 
 
-async def test_a_card_that_cannot_be_changed_is_sent_anew_and_not_for_ever(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app")
+async def test_a_card_that_cannot_be_updated_is_replaced_twice_at_most(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app")
     seen = []
     for reason in ("storm", "maintenance", "storm", "maintenance"):
-        await desk.decide(1, "wait", reason)
-        while isinstance(chosen := await desk.choose("app"), Batch) or chosen < desk.now + 3600:
+        await harness.decide(1, "wait", reason)
+        while isinstance(chosen := await harness.choose("app"), Batch) or chosen < harness.now + 3600:
             if isinstance(chosen, float):
-                desk.now = chosen
+                harness.now = chosen
             else:
-                batch, _ = await desk.send("app", *(("dead", "dead") if chosen.message_id is not None else ()))
+                batch, _ = await harness.send("app", *(("reject", "dead") if chosen.message_id is not None else ()))
                 seen.append(batch.message_id)
     assert seen == ["om_1", None, "om_3", None]  # and then no more
-    await desk.close(1)
-    ((batch, told),) = await desk.all_sent("app")
-    assert (told[0].state, batch.message_id) == ("recovered", None)
+    await harness.close(1)
+    ((batch, contents),) = await harness.all_sent("app")
+    assert (contents[0].state, batch.message_id) == ("recovered", None)
 
 
-async def test_a_reply_to_a_message_that_is_gone_is_told_by_itself(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app")
-    await desk.decide(1, "refuse", "attempts-used-up")
-    batch, _ = await desk.send("app", "dead", "dead")
+async def test_a_reply_to_a_deleted_message_is_sent_as_a_new_message(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app")
+    await harness.decide(1, "refuse", "attempts-used-up")
+    batch, _ = await harness.send("app", "reject", "dead")
     assert batch.reply_to == "om_1"
-    sent = await desk.all_sent("app")
-    assert ("person_needed", None, None) in [(told[0].state, batch.message_id, batch.reply_to) for batch, told in sent]
+    sent = await harness.all_sent("app")
+    assert ("person_needed", None, None) in [
+        (contents[0].state, batch.message_id, batch.reply_to) for batch, contents in sent
+    ]
 
 
-async def test_what_calls_for_people_does_not_wait_for_a_card_to_change(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app")
-    await desk.decide(1, "wait", "storm")
-    await desk.send("app", "again", "pending", after=300)
-    await desk.decide(1, "refuse", "attempts-used-up")
-    batch = await desk.choose("app")
+async def test_a_reply_does_not_wait_for_an_update_of_the_card(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app")
+    await harness.decide(1, "wait", "storm")
+    await harness.send("app", "retry", "pending", after=300)
+    await harness.decide(1, "refuse", "attempts-used-up")
+    batch = await harness.choose("app")
     assert isinstance(batch, Batch)
     assert (batch.first.kind, batch.reply_to) == ("person_needed", "om_1")
 
 
-async def test_what_is_over_before_it_could_be_told_is_told_by_its_card_alone(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app")
-    await desk.decide(1, "refuse", "attempts-used-up")
-    await desk.close(1)
-    ((batch, told),) = await desk.all_sent("app")
-    assert (told[0].state, batch.message_id) == ("recovered", "om_1")
+async def test_follow_ups_of_a_closed_incident_are_shown_by_its_card_alone(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app")
+    await harness.decide(1, "refuse", "attempts-used-up")
+    await harness.close(1)
+    ((batch, contents),) = await harness.all_sent("app")
+    assert (contents[0].state, batch.message_id) == ("recovered", "om_1")
 
 
-async def test_states_may_be_told_to_an_app_that_has_no_card_of_it(tmp_path: Path) -> None:
-    desk = await asyncio.to_thread(
-        Desk, tmp_path, {"states": ["recovered"], "channels": ["app"], "continue": True}, {"channels": ["ops"]}
+async def test_a_channel_without_a_card_of_the_incident_gets_routed_states(tmp_path: Path) -> None:
+    harness = await asyncio.to_thread(
+        OutboxHarness, tmp_path, {"states": ["recovered"], "channels": ["app"], "continue": True}, {"channels": ["ops"]}
     )
-    await desk.fire("web")
-    await desk.close(1)
-    assert titles(await desk.all_sent("app")) == ["one recovered 1"]
-    await asyncio.to_thread(desk.database.close)
+    await harness.fire("web")
+    await harness.close(1)
+    assert titles(await harness.all_sent("app")) == ["one recovered 1"]
+    await asyncio.to_thread(harness.database.close)
 
 
-async def test_an_alert_in_a_thread_is_told_to_be_over_there(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app")
-    await desk.fire("web", "ServiceSlow")
-    await desk.all_sent("app")
-    await desk.fire("web", "ServiceSlow", "resolved")
-    assert ("alert_over", "om_1") in [(told[0].state, batch.reply_to) for batch, told in await desk.all_sent("app")]
+async def test_the_end_of_an_alert_in_a_thread_is_a_reply_too(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app")
+    await harness.fire("web", "ServiceSlow")
+    await harness.all_sent("app")
+    await harness.fire("web", "ServiceSlow", "resolved")
+    assert ("alert_over", "om_1") in [
+        (contents[0].state, batch.reply_to) for batch, contents in await harness.all_sent("app")
+    ]
 
 
-async def test_alerts_of_many_names_are_folded_too(desk: Desk) -> None:
+async def test_alerts_of_many_names_are_combined(harness: OutboxHarness) -> None:
     for number in range(100):
-        await desk.fire("", f"Alert{number}")
-    desk.now += 5
-    ((batch, _),) = await desk.all_sent("ops")
-    assert (batch.form, len(batch.notices)) == ("summary", 100)
+        await harness.fire("", f"Alert{number}")
+    harness.now += 5
+    ((batch, _),) = await harness.all_sent("ops")
+    assert (batch.form, len(batch.notifications)) == ("summary", 100)
 
 
-async def test_new_notices_go_before_cards_that_change(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app")
-    await desk.decide(1, "wait", "storm")
-    desk.now += 5
-    await desk.fire("db", severity="info")
-    assert [batch.message_id for batch, _ in await desk.all_sent("app")] == [None, "om_1"]
+async def test_new_messages_are_sent_before_updates(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app")
+    await harness.decide(1, "wait", "storm")
+    harness.now += 5
+    await harness.fire("db", severity="info")
+    assert [batch.message_id for batch, _ in await harness.all_sent("app")] == [None, "om_1"]
 
 
 @pytest.mark.parametrize(
@@ -405,244 +416,256 @@ async def test_new_notices_go_before_cards_that_change(desk: Desk) -> None:
         ("refuse", "host-key-changed", {"state": "failed"}, "person_needed"),
     ],
 )
-async def test_what_a_card_shows_an_incident_to_be(
-    desk: Desk, verb: str, reason: Any, last: dict[str, Any], state: str
+async def test_the_state_that_a_card_shows(
+    harness: OutboxHarness, verb: str, reason: Any, last: dict[str, Any], state: str
 ) -> None:
-    await desk.fire("web")
-    await desk.act(1, **last)
-    await desk.decide(1, verb, reason)
-    _, told = await desk.send("app")
-    assert told[0].state == state
+    await harness.fire("web")
+    await harness.act(1, **last)
+    await harness.decide(1, verb, reason)
+    _, contents = await harness.send("app")
+    assert contents[0].state == state
 
 
-async def test_many_are_acknowledged_by_one_press(desk: Desk) -> None:
+async def test_one_button_acknowledges_everything_in_a_message(harness: OutboxHarness) -> None:
     for number in range(3):
-        await desk.fire("", "DiskFull", instance=f"n{number}")
-    ((batch, told),) = await desk.all_sent("app")
-    assert all("acknowledge" in each.answers for each in told)
-    assert await desk.run(acknowledgement.acknowledge_message, batch.first.id, "ann") == 3
-    ((_, told),) = await desk.all_sent("app")
-    assert [each.acknowledged[0] for each in told if each.acknowledged] == ["ann"] * 3
-    assert await desk.run(acknowledgement.acknowledge_message, 10**6, "ann") == 0
+        await harness.fire("", "DiskFull", instance=f"n{number}")
+    ((batch, contents),) = await harness.all_sent("app")
+    assert all("acknowledge" in each.buttons for each in contents)
+    assert await harness.run(acknowledgement.acknowledge_message, batch.first.id, "ann") == 3
+    ((_, contents),) = await harness.all_sent("app")
+    assert [each.acknowledged[0] for each in contents if each.acknowledged] == ["ann"] * 3
+    assert await harness.run(acknowledgement.acknowledge_message, 10**6, "ann") == 0
 
 
-async def test_who_acknowledged_a_mild_alert_is_still_called_when_the_service_goes_down(desk: Desk) -> None:
-    await desk.fire("web", "ServiceSlow", severity="warning")
-    await desk.run(acknowledgement.acknowledge_incident, 1, "ann")
-    await desk.fire("web")
-    sent = await desk.all_sent("app")
-    assert [story.acknowledged for _, told in sent for story in told if story.state == "down"] == [None]
+async def test_an_acknowledgement_of_a_less_severe_alert_ends_when_the_service_goes_down(
+    harness: OutboxHarness,
+) -> None:
+    await harness.fire("web", "ServiceSlow", severity="warning")
+    await harness.run(acknowledgement.acknowledge_incident, 1, "ann")
+    await harness.fire("web")
+    sent = await harness.all_sent("app")
+    assert [each.acknowledged for _, contents in sent for each in contents if each.state == "down"] == [None]
 
 
-async def test_many_told_in_a_thread_are_acknowledged_by_one_press_too(desk: Desk) -> None:
+async def test_one_button_acknowledges_a_summary_too(harness: OutboxHarness) -> None:
     for number in range(40):
-        await desk.fire(f"s{number}")
-    await desk.all_sent("app")
+        await harness.fire(f"s{number}")
+    await harness.all_sent("app")
     for number in range(40):
-        await desk.decide(number + 1, "refuse", "attempts-used-up")
+        await harness.decide(number + 1, "refuse", "attempts-used-up")
     batch = next(
         batch
-        for batch, told in await desk.all_sent("app")
-        if told[0].state == "person_needed" and batch.message_id is None
+        for batch, contents in await harness.all_sent("app")
+        if contents[0].state == "person_needed" and batch.message_id is None
     )
-    assert await desk.run(acknowledgement.acknowledge_message, batch.first.id, "ann") == 40
+    assert await harness.run(acknowledgement.acknowledge_message, batch.first.id, "ann") == 40
 
 
-async def test_an_alert_is_not_told_to_be_over_before_it_was_told(desk: Desk) -> None:
-    await desk.fire("", "DiskFull")
-    await desk.send("ops", "again", "pending", after=300)
-    await desk.fire("", "DiskFull", "resolved")
-    assert [told[0].state for _, told in await desk.all_sent("ops")] == ["alert", "alert_over"]
+async def test_the_end_of_an_alert_is_not_sent_before_its_start(harness: OutboxHarness) -> None:
+    await harness.fire("", "DiskFull")
+    await harness.send("ops", "retry", "pending", after=300)
+    await harness.fire("", "DiskFull", "resolved")
+    assert [contents[0].state for _, contents in await harness.all_sent("ops")] == ["alert", "alert_over"]
 
 
-async def test_what_was_put_off_does_not_hide_what_may_go(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "AT_ONCE", 20)
+async def test_postponed_notifications_do_not_hide_others(
+    harness: OutboxHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox, "ROW_LIMIT", 20)
     for number in range(30):
-        await desk.fire("", f"Alert{number}")
-    desk.now += 5
-    while isinstance(chosen := await desk.choose("ops"), Batch):
-        await desk.send("ops", "again", "pending", after=300)
+        await harness.fire("", f"Alert{number}")
+    harness.now += 5
+    while isinstance(chosen := await harness.choose("ops"), Batch):
+        await harness.send("ops", "retry", "pending", after=300)
     assert isinstance(chosen, float)
-    await desk.fire("web", severity="info")
-    batch = await desk.choose("ops")
-    assert isinstance(batch, Batch) or batch < desk.now + 60
+    await harness.fire("web", severity="info")
+    batch = await harness.choose("ops")
+    assert isinstance(batch, Batch) or batch < harness.now + 60
 
 
-async def test_each_change_of_a_card_of_many_has_its_own_tries(desk: Desk) -> None:
+async def test_tries_are_counted_for_each_update(harness: OutboxHarness) -> None:
     for number in range(5):
-        await desk.fire("", "DiskFull", instance=f"n{number}")
-    await desk.all_sent("app")
+        await harness.fire("", "DiskFull", instance=f"n{number}")
+    await harness.all_sent("app")
     for number in range(4):
-        await desk.fire("", "DiskFull", "resolved", instance=f"n{number}")
-        ((batch, _),) = await desk.all_sent("app")
+        await harness.fire("", "DiskFull", "resolved", instance=f"n{number}")
+        ((batch, _),) = await harness.all_sent("app")
         assert batch.tries == 0
 
 
-async def test_a_card_that_is_given_up_while_it_is_over_is_told_once_more(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.run(lambda c: c.execute(update(notifications).where(notifications.c.channel == "app").values(renewed=2)))
-    batch = await desk.choose("app")
+async def test_a_card_that_is_given_up_shows_the_end_first(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.run(
+        lambda c: c.execute(update(notifications).where(notifications.c.channel == "app").values(replacements=2))
+    )
+    batch = await harness.choose("app")
     assert isinstance(batch, Batch)
-    number = await desk.run(outbox.reserve, batch, "b")
-    await desk.close(1)  # its card is thought to show it
-    await desk.run(outbox.record, batch, number, "sent", "", state="sent", not_before=0, message_id="om_9")
-    ((again, told),) = await desk.all_sent("app")
-    assert (told[0].state, again.message_id) == ("recovered", "om_9")
+    number = await harness.run(deliveries.reserve, batch)
+    await harness.close(1)  # the card seems to show it
+    await harness.run(
+        deliveries.record, batch, number, SendResult("sent", "", message_id="om_9"), state="sent", not_before=0
+    )
+    ((again, contents),) = await harness.all_sent("app")
+    assert (contents[0].state, again.message_id) == ("recovered", "om_9")
 
 
-async def test_a_card_shows_every_change_of_what_is_decided(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.fire("web", status="resolved")
-    assert [told[0].state for _, told in await desk.all_sent("app")] == ["down"]
-    await desk.decide(1, "nothing", None)
-    assert [told[0].state for _, told in await desk.all_sent("app")] == ["watched"]
+async def test_a_card_shows_every_change_of_the_decision(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.fire("web", status="resolved")
+    assert [contents[0].state for _, contents in await harness.all_sent("app")] == ["down"]
+    await harness.decide(1, "nothing", None)
+    assert [contents[0].state for _, contents in await harness.all_sent("app")] == ["watched"]
 
 
-async def test_an_alert_that_fires_again_has_a_card_of_its_own(desk: Desk) -> None:
-    await desk.fire("", "DiskFull")
-    await desk.all_sent("app")
-    desk.now += 100
-    await desk.reconciled(set())
-    assert [told[0].state for _, told in await desk.all_sent("app")] == ["alert_over"]
-    desk.now += 100
-    await desk.reconciled({"DiskFull--"})
-    ((batch, told),) = await desk.all_sent("app")
-    assert (told[0].state, batch.message_id) == ("alert", None)
-    await desk.run(acknowledgement.acknowledge_alert, 1, "ann")
-    ((batch, _),) = await desk.all_sent("app")
+async def test_an_alert_that_fires_again_has_a_new_card(harness: OutboxHarness) -> None:
+    await harness.fire("", "DiskFull")
+    await harness.all_sent("app")
+    harness.now += 100
+    await harness.reconciled(set())
+    assert [contents[0].state for _, contents in await harness.all_sent("app")] == ["alert_over"]
+    harness.now += 100
+    await harness.reconciled({"DiskFull--"})
+    ((batch, contents),) = await harness.all_sent("app")
+    assert (contents[0].state, batch.message_id) == ("alert", None)
+    await harness.run(acknowledgement.acknowledge_alert, 1, "ann")
+    ((batch, _),) = await harness.all_sent("app")
     assert batch.message_id == "om_3"
 
 
-async def test_what_lasts_is_not_forgotten(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.fire("", "DiskFull")
-    await desk.all_sent("app")
-    await desk.all_sent("ops")
-    desk.now += 86400
-    assert await desk.run(retention.delete_before, desk.now) == 0
-    await desk.close(1)
-    await desk.fire("", "DiskFull", "resolved")
-    await desk.all_sent("app")
-    await desk.all_sent("ops")
-    desk.now += 86400
-    await desk.run(retention.delete_before, desk.now)
-    assert [*await desk.rows("app"), *await desk.rows("ops")] == []
+async def test_open_problems_are_not_deleted_by_retention(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.fire("", "DiskFull")
+    await harness.all_sent("app")
+    await harness.all_sent("ops")
+    harness.now += 86400
+    assert await harness.run(retention.delete_before, harness.now) == 0
+    await harness.close(1)
+    await harness.fire("", "DiskFull", "resolved")
+    await harness.all_sent("app")
+    await harness.all_sent("ops")
+    harness.now += 86400
+    await harness.run(retention.delete_before, harness.now)
+    assert [*await harness.rows("app"), *await harness.rows("ops")] == []
 
 
-async def test_a_card_of_many_is_changed_as_one(desk: Desk) -> None:
+async def test_a_group_is_updated_as_one_message(harness: OutboxHarness) -> None:
     for number in range(3):
-        await desk.fire("", "DiskFull", instance=f"n{number}")
-    assert titles(await desk.all_sent("app")) == ["group alert 3"]
-    await desk.fire("", "DiskFull", "resolved", instance="n1")
-    ((batch, told),) = await desk.all_sent("app")
-    assert [each.state for each in told] == ["alert", "alert_over", "alert"]
+        await harness.fire("", "DiskFull", instance=f"n{number}")
+    assert titles(await harness.all_sent("app")) == ["group alert 3"]
+    await harness.fire("", "DiskFull", "resolved", instance="n1")
+    ((batch, contents),) = await harness.all_sent("app")
+    assert [each.state for each in contents] == ["alert", "alert_over", "alert"]
     assert batch.message_id == "om_1"
 
 
-async def test_an_old_card_is_begun_anew(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app")
-    desk.now += 13.5 * 86400
-    await desk.decide(1, "wait", "storm")
-    batch, _ = await desk.send("app")
+async def test_an_old_card_is_replaced(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app")
+    harness.now += 13.5 * 86400
+    await harness.decide(1, "wait", "storm")
+    batch, _ = await harness.send("app")
     assert batch.message_id is None
-    assert {row.message_id for row in await desk.rows("app")} == {"om_2"}
+    assert {row.message_id for row in await harness.rows("app")} == {"om_2"}
 
 
-async def test_a_dead_card_stays_dead_and_its_story_is_told_without_it(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app", "dead", "dead")
-    await desk.decide(1, "refuse", "attempts-used-up")
-    ((batch, told),) = await desk.all_sent("app")
-    assert (told[0].state, batch.reply_to) == ("person_needed", None)
-    await desk.close(1)
-    ((batch, told),) = await desk.all_sent("app")
-    assert (told[0].state, batch.message_id) == ("recovered", None)
+async def test_after_a_rejected_card_further_notifications_are_sent_without_it(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app", "reject", "dead")
+    await harness.decide(1, "refuse", "attempts-used-up")
+    ((batch, contents),) = await harness.all_sent("app")
+    assert (contents[0].state, batch.reply_to) == ("person_needed", None)
+    await harness.close(1)
+    ((batch, contents),) = await harness.all_sent("app")
+    assert (contents[0].state, batch.message_id) == ("recovered", None)
 
 
-async def test_a_channel_that_becomes_a_custom_bot_s_lets_its_cards_be(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.fire("db")
-    await desk.send("app")
-    await desk.decide(1, "wait", "storm")
-    await desk.run(outbox.retire_cards, ["app"])
-    assert [(row.state, row.card, row.message_id) for row in await desk.rows("app")] == [
+async def test_cards_are_retired_when_a_channel_can_no_longer_update_them(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.fire("db")
+    await harness.send("app")
+    await harness.decide(1, "wait", "storm")
+    await harness.run(deliveries.retire_cards, ["app"])
+    assert [(row.state, row.card, row.message_id) for row in await harness.rows("app")] == [
         ("sent", 0, None),
         ("pending", 0, None),
     ]
-    await desk.decide(1, "wait", "maintenance")
-    assert [told[0].service.id for _, told in await desk.all_sent("app") if told[0].service] == ["db"]
+    await harness.decide(1, "wait", "maintenance")
+    assert [contents[0].service.id for _, contents in await harness.all_sent("app") if contents[0].service] == ["db"]
 
 
-async def test_a_channel_that_becomes_an_app_s_hears_the_end_of_what_it_was_told(desk: Desk) -> None:
-    await desk.fire("web")
-    await desk.send("app")
-    await desk.run(outbox.retire_cards, ["app"])
-    await desk.close(1)
-    ((batch, told),) = await desk.all_sent("app")
-    assert (told[0].state, batch.message_id) == ("recovered", None)
+async def test_a_channel_that_can_update_from_now_on_gets_the_end_of_earlier_incidents(harness: OutboxHarness) -> None:
+    await harness.fire("web")
+    await harness.send("app")
+    await harness.run(deliveries.retire_cards, ["app"])
+    await harness.close(1)
+    ((batch, contents),) = await harness.all_sent("app")
+    assert (contents[0].state, batch.message_id) == ("recovered", None)
 
 
 ESCALATED = {"channels": ["ops"], "escalate": {"after": "10m", "channels": ["lead", "boss"]}, "remind": "1h"}
 
 
-async def test_escalation_until_somebody_acknowledges(tmp_path: Path) -> None:
-    desk = await asyncio.to_thread(Desk, tmp_path, ESCALATED)
-    await desk.fire("web")
-    await desk.fire("", "DiskFull")
-    began = desk.now
-    told = []
+async def test_escalation_until_acknowledged(tmp_path: Path) -> None:
+    harness = await asyncio.to_thread(OutboxHarness, tmp_path, ESCALATED)
+    await harness.fire("web")
+    await harness.fire("", "DiskFull")
+    began = harness.now
+    counts = []
     for minutes in (9, 11, 21, 50):
-        desk.now = began + minutes * 60
-        await desk.run(escalation.notify_again)
-        told.append([len(await desk.rows(name)) for name in ("lead", "boss")])
+        harness.now = began + minutes * 60
+        await harness.run(escalation.notify_again)
+        counts.append([len(await harness.rows(name)) for name in ("lead", "boss")])
         if minutes == 11:
-            assert (await desk.run(acknowledgement.acknowledge_incident, 1, "ann")).acknowledged_by == "ann"
-            assert (await desk.run(acknowledgement.acknowledge_incident, 1, "bob")).acknowledged_by == "ann"
-    assert told == [[0, 0], [2, 0], [2, 1], [2, 1]]  # the stranger goes on, the incident does not
-    _, stories_ = await desk.send("lead")
-    assert stories_[0].facts["unacknowledged"] == 600.0
-    desk.now = began + 3700
-    await desk.close(1)
-    assert sorted(row.kind for row in await desk.rows("lead")) == ["alert", "down", "recovered"]  # they hear the end
-    await asyncio.to_thread(desk.database.close)
+            assert (await harness.run(acknowledgement.acknowledge_incident, 1, "ann")).acknowledged_by == "ann"
+            assert (await harness.run(acknowledgement.acknowledge_incident, 1, "bob")).acknowledged_by == "ann"
+    assert counts == [[0, 0], [2, 0], [2, 1], [2, 1]]  # the alert is not acknowledged, the incident is
+    _, contents = await harness.send("lead")
+    assert contents[0].details["unacknowledged"] == 600.0
+    harness.now = began + 3700
+    await harness.close(1)
+    assert sorted(row.kind for row in await harness.rows("lead")) == [
+        "alert",
+        "down",
+        "recovered",
+    ]  # escalated channels get the end, too
+    await asyncio.to_thread(harness.database.close)
 
 
-async def test_reminders_while_it_lasts(tmp_path: Path) -> None:
-    desk = await asyncio.to_thread(Desk, tmp_path, ESCALATED)
-    await desk.fire("web")
-    began = desk.now
+async def test_reminders_while_an_incident_lasts(tmp_path: Path) -> None:
+    harness = await asyncio.to_thread(OutboxHarness, tmp_path, ESCALATED)
+    await harness.fire("web")
+    began = harness.now
     for minutes in (59, 61, 62, 121, 250):
-        desk.now = began + minutes * 60
-        await desk.run(escalation.notify_again)
-    await desk.close(1)
-    desk.now += 7200
-    assert await desk.run(escalation.notify_again) is False
-    assert [row.kind for row in await desk.rows("ops")] == ["down", "reminder", "reminder", "reminder", "recovered"]
-    await asyncio.to_thread(desk.database.close)
+        harness.now = began + minutes * 60
+        await harness.run(escalation.notify_again)
+    await harness.close(1)
+    harness.now += 7200
+    assert await harness.run(escalation.notify_again) is False
+    assert [row.kind for row in await harness.rows("ops")] == ["down", "reminder", "reminder", "reminder", "recovered"]
+    await asyncio.to_thread(harness.database.close)
 
 
-async def test_alerts_that_are_not_acted_on_are_escalated_and_acknowledged(tmp_path: Path) -> None:
-    desk = await asyncio.to_thread(Desk, tmp_path, ESCALATED)
-    await desk.fire("web", "ServiceSlow")
-    desk.now += 660
-    await desk.run(escalation.notify_again)
-    _, told = await desk.send("lead")
-    assert (told[0].state, told[0].answers["acknowledge"]["incident"]) == ("alert", 1)
-    await desk.run(acknowledgement.acknowledge_incident, 1, "ann")
-    desk.now += 3600
-    await desk.run(escalation.notify_again)
-    assert [len(await desk.rows(name)) for name in ("lead", "boss")] == [1, 0]
-    assert [row.kind for row in await desk.rows("ops")] == ["alert", "reminder"]
-    await asyncio.to_thread(desk.database.close)
+async def test_alerts_without_actions_are_escalated_and_acknowledged(tmp_path: Path) -> None:
+    harness = await asyncio.to_thread(OutboxHarness, tmp_path, ESCALATED)
+    await harness.fire("web", "ServiceSlow")
+    harness.now += 660
+    await harness.run(escalation.notify_again)
+    _, contents = await harness.send("lead")
+    assert (contents[0].state, contents[0].buttons["acknowledge"]["incident"]) == ("alert", 1)
+    await harness.run(acknowledgement.acknowledge_incident, 1, "ann")
+    harness.now += 3600
+    await harness.run(escalation.notify_again)
+    assert [len(await harness.rows(name)) for name in ("lead", "boss")] == [1, 0]
+    assert [row.kind for row in await harness.rows("ops")] == ["alert", "reminder"]
+    await asyncio.to_thread(harness.database.close)
 
 
-async def test_nothing_is_escalated_that_was_told_to_nobody(tmp_path: Path) -> None:
-    desk = await asyncio.to_thread(Desk, tmp_path, {"channels": [], "escalate": ESCALATED["escalate"]})
-    await desk.fire("web")
-    desk.now += 3600
-    assert await desk.run(escalation.notify_again) is False
-    await asyncio.to_thread(desk.database.close)
+async def test_nothing_is_escalated_without_a_first_notification(tmp_path: Path) -> None:
+    harness = await asyncio.to_thread(OutboxHarness, tmp_path, {"channels": [], "escalate": ESCALATED["escalate"]})
+    await harness.fire("web")
+    harness.now += 3600
+    assert await harness.run(escalation.notify_again) is False
+    await asyncio.to_thread(harness.database.close)
 
 
 KINDS = ["fire", "close", "act", "decide", "send ops", "send app", "fail ops", "fail app", "wait"]
@@ -650,67 +673,67 @@ STEPS = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 3)), max_size=
 
 
 class Course:
-    """Things that happen in any order, and what the app's cards show last."""
+    """Events in any order, and the state that each card of the app shows last."""
 
-    def __init__(self, desk: Desk) -> None:
-        self.desk = desk
+    def __init__(self, harness: OutboxHarness) -> None:
+        self.harness = harness
         self.shown: dict[str, str] = {}
 
     async def step(self, what: str, number: int) -> None:
         service = f"s{number}"
-        found = await self.desk.run(lifecycle.find_open, service)
+        found = await self.harness.run(lifecycle.find_open, service)
         if what == "fire":
-            await self.desk.fire(service)
+            await self.harness.fire(service)
         elif found and what == "close":
-            await self.desk.close(found, service)
+            await self.harness.close(found, service)
         elif found and what == "act":
-            await self.desk.run(lambda c: c.execute(update(actions).values(state="failed")))
-            await self.desk.act(found, service=service)
+            await self.harness.run(lambda c: c.execute(update(actions).values(state="failed")))
+            await self.harness.act(found, service=service)
         elif found and what == "decide":
-            await self.desk.decide(found, "wait", "storm" if number % 2 else "maintenance")
+            await self.harness.decide(found, "wait", "storm" if number % 2 else "maintenance")
         elif what.startswith("send"):
             await self.send(what.split()[1])
         elif what.startswith("fail"):
-            await self.send(what.split()[1], outcome="again", state="pending", after=2.0)
-        self.desk.now += number
+            await self.send(what.split()[1], outcome="retry", state="pending", after=2.0)
+        self.harness.now += number
 
     async def send(self, channel: str, **more: Any) -> None:
-        if not isinstance(await self.desk.choose(channel), Batch):
+        if not isinstance(await self.harness.choose(channel), Batch):
             return
-        batch, told = await self.desk.send(channel, **more)
+        batch, contents = await self.harness.send(channel, **more)
         if more:
             return
-        abouts = {row.id: row.about for row in await self.desk.rows("app")}
-        for notice, story in zip(batch.notices, told, strict=True):
-            if notice.card:
-                self.shown[abouts[notice.id]] = story.state
+        keys = {row.id: row.key for row in await self.harness.rows("app")}
+        for queued, notification in zip(batch.notifications, contents, strict=True):
+            if queued.card:
+                self.shown[keys[queued.id]] = notification.state
 
     async def to_its_end(self, channel: str) -> None:
-        while isinstance(chosen := await self.desk.choose(channel), Batch) or chosen < self.desk.now + 3600:
+        while isinstance(chosen := await self.harness.choose(channel), Batch) or chosen < self.harness.now + 3600:
             if isinstance(chosen, float):
-                self.desk.now = chosen
+                self.harness.now = chosen
             await self.send(channel)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=STEPS)
-async def test_whatever_happens_in_the_end_all_is_told_and_true(
+async def test_whatever_happens_every_card_shows_the_final_state(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
 ) -> None:
-    desk = await asyncio.to_thread(Desk, tmp_path_factory.mktemp("desk"))
-    course = Course(desk)
+    harness = await asyncio.to_thread(OutboxHarness, tmp_path_factory.mktemp("harness"))
+    course = Course(harness)
     for what, number in steps:
         await course.step(what, number)
     for channel in ("ops", "app"):
         await course.to_its_end(channel)
-        assert {row.state for row in await desk.rows(channel)} <= {"sent"}
-    for row in await desk.run(lambda c: c.execute(select(incident_rows)).all()):
+        assert {row.state for row in await harness.rows(channel)} <= {"sent"}
+    for row in await harness.run(lambda c: c.execute(select(incident_rows)).all()):
         wanted = {"recovered"} if row.state == "recovered" else {"down", "acting"}
         assert course.shown[notification_rows.incident_key(row.id)] in wanted
-    await asyncio.to_thread(desk.database.close)
+    await asyncio.to_thread(harness.database.close)
 
 
-async def test_migrations_make_the_tables_that_the_code_knows(desk: Desk, tmp_path: Path) -> None:
+async def test_migrations_create_the_tables_of_the_schema(harness: OutboxHarness, tmp_path: Path) -> None:
     def shape(url: str) -> Mapping[str, Any]:
         engine = create_engine(url)
         with engine.connect() as connection:

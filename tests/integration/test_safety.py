@@ -148,7 +148,7 @@ async def test_recreate_waits_for_approval(loop: Loop) -> None:
     done = next(each for each in incident["actions"] if each["kind"] == "recreate")
     assert (done["id"], done["state"], bool(done["approved_by"])) == (queued["id"], "succeeded", True)
     assert (await loop.ask("POST", f"/api/v1/actions/{done['id']}/approve")).status_code == 409
-    assert "Waits for approval: web" in [card.title for card in loop.feishu.received]
+    assert "Waiting for approval: web" in [card.title for card in loop.feishu.received]
 
 
 async def test_a_queued_action_is_cancelled_when_the_service_recovers(loop: Loop) -> None:
@@ -310,7 +310,7 @@ async def test_no_command_runs_on_a_host_with_a_changed_key(loop: Loop) -> None:
 
 async def test_a_missing_and_a_returning_watchdog_are_notified(loop: Loop) -> None:
     await loop.start({}, remediator={"watchdog": "1s"})
-    await loop.until_cards("Monitoring is broken: the Watchdog does not come")
+    await loop.until_cards("Monitoring failure: no Watchdog alert received")
     await loop.fire("", "Watchdog")
 
     async def back() -> bool:

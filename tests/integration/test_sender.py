@@ -1,4 +1,4 @@
-"""The sender with a simulator that enforces Feishu's rules, with and without faults."""
+"""The sender and a simulated Feishu server that enforces its rules, with errors."""
 
 import asyncio
 import re
@@ -12,15 +12,15 @@ import pytest
 from defib.demo.feishu import PER_MINUTE, PER_SECOND, SECRET, FeishuSimulator
 from fleet.inventory.model import Inventory
 from remediator.notifications import sender
-from remediator.notifications.channels import feishu
+from remediator.notifications.channels import http
 from remediator.notifications.outbox import Batch
 from remediator.record.database import Database
-from tests.integration.post import LABELS, Post
+from tests.integration.sender_harness import LABELS, SenderHarness
 from tests.support import eventually, inventory_of
 
 
 @pytest.fixture
-async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Post]:
+async def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SenderHarness]:
     monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
     feishu = FeishuSimulator()
     webhook = await feishu.start()
@@ -32,22 +32,22 @@ async def post(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         }
     }
     inventory = (await asyncio.to_thread(inventory_of, tmp_path / "config", written)).inventory
-    made = await asyncio.to_thread(Post, tmp_path, feishu, inventory)
-    await made.open()
-    yield made
-    await made.close()
-    await made.client.aclose()
-    await asyncio.to_thread(made.database.close)
+    harness = await asyncio.to_thread(SenderHarness, tmp_path, feishu, inventory)
+    await harness.open()
+    yield harness
+    await harness.close()
+    await harness.client.aclose()
+    await asyncio.to_thread(harness.database.close)
     await feishu.stop()
 
 
-async def test_a_burst_keeps_to_the_rate_and_loses_nothing(post: Post) -> None:
+async def test_a_burst_respects_the_rate_limits_and_loses_nothing(harness: SenderHarness) -> None:
     for number in range(25):
-        await post.tell(number)
-    await eventually(post.settled)
-    assert [f"number {n}" in card.text for n, card in enumerate(post.feishu.received)] == [True] * 25
-    assert not post.feishu.refused
-    times = [card.at for card in post.feishu.received]
+        await harness.notify(number)
+    await eventually(harness.settled)
+    assert [f"number {n}" in card.text for n, card in enumerate(harness.feishu.received)] == [True] * 25
+    assert not harness.feishu.refused
+    times = [card.at for card in harness.feishu.received]
     assert max(sum(1 for at in times if start <= at < start + 1) for start in times) <= PER_SECOND
     assert len(times) <= PER_MINUTE
 
@@ -74,189 +74,191 @@ BUSY: tuple[int, dict[str, str], bytes] = (200, {}, b'{"code":11232,"msg":"frequ
         ([(200, {}, b'{"code":19001}')], "dead", 1),
     ],
 )
-async def test_what_becomes_of_a_refused_notice(post: Post, answers: list[Any], state: str, sends: int) -> None:
-    post.feishu.faults.extend(answers)
-    await post.tell(1)
-    await eventually(post.settled)
-    (row,) = await post.rows()
+async def test_the_state_after_a_refused_message(
+    harness: SenderHarness, answers: list[Any], state: str, sends: int
+) -> None:
+    harness.feishu.faults.extend(answers)
+    await harness.notify(1)
+    await eventually(harness.settled)
+    (row,) = await harness.rows()
     assert (row.state, row.tries) == (state, sends)
-    assert len(post.feishu.received) == (state == "sent")
+    assert len(harness.feishu.received) == (state == "sent")
 
 
-async def test_with_a_clock_two_hours_off_notices_are_signed_with_feishu_s_time(post: Post) -> None:
-    post.feishu.now = lambda: time.time() + 7200
-    await post.tell(1)
-    await eventually(post.settled)
-    assert [(row.state, row.tries) for row in await post.rows()] == [("sent", 1)]
-    assert len(post.feishu.refused) == 1  # it told the time
-    assert post.metrics.clock_offset._value.get() == pytest.approx(-7200, abs=5)
-    await post.tell(2)
-    await eventually(post.settled)
-    post.feishu.now = time.time  # the clock is set right
-    await post.tell(3)
-    await eventually(post.settled)
-    assert [row.state for row in await post.rows()] == ["sent"] * 3
-    assert len(post.feishu.received) == 3
-    assert len(post.feishu.refused) == 2
+async def test_with_a_clock_two_hours_off_messages_are_signed_with_feishu_s_time(harness: SenderHarness) -> None:
+    harness.feishu.now = lambda: time.time() + 7200
+    await harness.notify(1)
+    await eventually(harness.settled)
+    assert [(row.state, row.tries) for row in await harness.rows()] == [("sent", 1)]
+    assert len(harness.feishu.refused) == 1  # its response contained the time
+    assert harness.metrics.clock_offset._value.get() == pytest.approx(-7200, abs=5)
+    await harness.notify(2)
+    await eventually(harness.settled)
+    harness.feishu.now = time.time  # the clock is set right
+    await harness.notify(3)
+    await eventually(harness.settled)
+    assert [row.state for row in await harness.rows()] == ["sent"] * 3
+    assert len(harness.feishu.received) == 3
+    assert len(harness.feishu.refused) == 2
 
 
-async def test_a_signature_that_is_wrong_with_feishu_s_time_too_is_given_up(post: Post) -> None:
-    post.feishu.secret = "another"
-    post.feishu.now = lambda: time.time() + 7200
-    await post.tell(1)
-    await eventually(post.settled)
-    (row,) = await post.rows()
-    assert (row.state, row.tries, len(post.feishu.refused)) == ("dead", 2, 3)
+async def test_a_signature_that_is_wrong_with_feishu_s_time_is_given_up(harness: SenderHarness) -> None:
+    harness.feishu.secret = "another"
+    harness.feishu.now = lambda: time.time() + 7200
+    await harness.notify(1)
+    await eventually(harness.settled)
+    (row,) = await harness.rows()
+    assert (row.state, row.tries, len(harness.feishu.refused)) == ("dead", 2, 3)
     assert re.search(
-        r"^19021: the signature or the clock is wrong; this machine's clock is -7\d\d\d s off Feishu's$", row.answer
+        r"^19021: the signature or the clock is wrong; this machine's clock is -7\d\d\d s off Feishu's$", row.response
     )
 
 
-async def test_a_refused_signature_without_a_time_keeps_the_notice(post: Post) -> None:
-    """Nothing says what Feishu's time is, so nothing says that the secret is wrong."""
-    post.feishu.undated = True
-    post.feishu.faults.extend([(200, {}, b'{"code":19021}')] * 4)
-    await post.tell(1)
-    await eventually(post.settled)
-    assert [(row.state, row.tries) for row in await post.rows()] == [("sent", 5)]
+async def test_a_refused_signature_without_a_time_is_retried(harness: SenderHarness) -> None:
+    """Without Feishu's time, the clock may be the reason, not the secret."""
+    harness.feishu.undated = True
+    harness.feishu.faults.extend([(200, {}, b'{"code":19021}')] * 4)
+    await harness.notify(1)
+    await eventually(harness.settled)
+    assert [(row.state, row.tries) for row in await harness.rows()] == [("sent", 5)]
 
 
-async def test_an_old_bot_answers_without_a_code(post: Post) -> None:
-    post.feishu.old = True
-    post.feishu._times.extend([time.time() + 10] * PER_SECOND)  # a busy machine is slow to send
-    await post.tell(1)
-    await eventually(post.settled)
-    assert [row.state for row in await post.rows()] == ["sent"]
-    assert len(post.feishu.received) == 1
-    assert post.feishu.refused[0][1] == "9499: too many request"
-    assert post.feishu.received[0].message["msg_type"] == "interactive"
+async def test_an_old_bot_responds_without_a_code(harness: SenderHarness) -> None:
+    harness.feishu.old = True
+    harness.feishu._times.extend([time.time() + 10] * PER_SECOND)  # a busy machine is slow to send
+    await harness.notify(1)
+    await eventually(harness.settled)
+    assert [row.state for row in await harness.rows()] == ["sent"]
+    assert len(harness.feishu.received) == 1
+    assert harness.feishu.refused[0][1] == "9499: too many request"
+    assert harness.feishu.received[0].message["msg_type"] == "interactive"
 
 
-async def test_a_refused_card_is_sent_plain_and_calls_nobody(post: Post) -> None:
-    post.feishu.faults.append((200, {}, b'{"code":9499}'))
-    await post.tell(1, labels={**LABELS, "severity": "critical"})
-    await eventually(post.settled)
-    (card,) = post.feishu.received
+async def test_a_refused_card_is_sent_as_plain_text_without_mentions(harness: SenderHarness) -> None:
+    harness.feishu.faults.append((200, {}, b'{"code":9499}'))
+    await harness.notify(1, labels={**LABELS, "severity": "critical"})
+    await eventually(harness.settled)
+    (card,) = harness.feishu.received
     assert card.message["msg_type"] == "text"
     assert "at id" not in card.text
 
 
-async def test_where_mentions_are_refused_the_card_is_sent_without(post: Post) -> None:
-    post.feishu.faults.append((200, {}, b'{"code":11246,"msg":"invalid mention"}'))
-    await post.tell(1, labels={**LABELS, "severity": "critical"})
-    await eventually(post.settled)
-    (card,) = post.feishu.received
+async def test_a_card_with_refused_mentions_is_sent_without_them(harness: SenderHarness) -> None:
+    harness.feishu.faults.append((200, {}, b'{"code":11246,"msg":"invalid mention"}'))
+    await harness.notify(1, labels={**LABELS, "severity": "critical"})
+    await eventually(harness.settled)
+    (card,) = harness.feishu.received
     assert (card.message["msg_type"], "at id" in card.text) == ("interactive", False)
-    assert (await post.rows())[0].tries == 2
+    assert (await harness.rows())[0].tries == 2
 
 
-async def test_a_busy_bot_is_left_alone_for_all_that_it_is_to_tell(post: Post) -> None:
-    post.feishu.faults.append((429, {"x-ogw-ratelimit-reset": "1.5"}, b""))
+async def test_a_busy_bot_is_paused_for_all_its_messages(harness: SenderHarness) -> None:
+    harness.feishu.faults.append((429, {"x-ogw-ratelimit-reset": "1.5"}, b""))
     began = time.time()
     for number in range(3):
-        await post.tell(number)
-    await eventually(post.settled)
-    assert min(card.at for card in post.feishu.received) - began > 1.4
-    assert not post.feishu.faults
+        await harness.notify(number)
+    await eventually(harness.settled)
+    assert min(card.at for card in harness.feishu.received) - began > 1.4
+    assert not harness.feishu.faults
 
 
-async def test_a_dripping_answer_is_no_answer(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feishu, "DEADLINE", 0.3)
-    post.feishu.faults.append("drip")
-    await post.tell(1)
-    await eventually(post.settled)
-    (row,) = await post.rows()
+async def test_a_response_that_never_ends_is_a_timeout(harness: SenderHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "DEADLINE", 0.3)
+    harness.feishu.faults.append("drip")
+    await harness.notify(1)
+    await eventually(harness.settled)
+    (row,) = await harness.rows()
     assert (row.state, row.tries) == ("sent", 2)
 
 
-async def test_what_nobody_knows_is_tried_a_few_times(post: Post) -> None:
-    post.feishu.faults.extend([(400, {}, b'{"code":2200}')] * 9)
-    await post.tell(1)
-    await eventually(post.settled)
-    (row,) = await post.rows()
-    assert (row.state, row.tries, row.answer) == ("dead", 5, "2200: refused")
+async def test_an_unknown_response_is_retried_a_few_times(harness: SenderHarness) -> None:
+    harness.feishu.faults.extend([(400, {}, b'{"code":2200}')] * 9)
+    await harness.notify(1)
+    await eventually(harness.settled)
+    (row,) = await harness.rows()
+    assert (row.state, row.tries, row.response) == ("dead", 5, "2200: refused")
 
 
-async def test_a_bot_that_is_not_there_delays_and_loses_nothing(post: Post) -> None:
-    port = int(post.feishu.url.rpartition(":")[2])
-    await post.feishu.stop()
-    await post.tell(1)
+async def test_a_server_that_is_down_delays_and_loses_nothing(harness: SenderHarness) -> None:
+    port = int(harness.feishu.url.rpartition(":")[2])
+    await harness.feishu.stop()
+    await harness.notify(1)
 
     async def tried() -> bool:
-        return bool((await post.rows())[0].tries > 0)
+        return bool((await harness.rows())[0].tries > 0)
 
     await eventually(tried)
-    await post.feishu.start(port)
-    await eventually(post.settled)
-    assert len(post.feishu.received) == 1
+    await harness.feishu.start(port)
+    await eventually(harness.settled)
+    assert len(harness.feishu.received) == 1
 
 
-async def test_what_was_told_is_not_told_again_after_a_restart(post: Post) -> None:
-    await post.tell(1)
-    await eventually(post.settled)
-    await post.close()
-    await post.open()
-    await post.tell(1)
-    await post.tell(2)
-    await eventually(post.settled)
-    assert len(post.feishu.received) == 2
+async def test_sent_messages_are_not_sent_again_after_a_restart(harness: SenderHarness) -> None:
+    await harness.notify(1)
+    await eventually(harness.settled)
+    await harness.close()
+    await harness.open()
+    await harness.notify(1)
+    await harness.notify(2)
+    await eventually(harness.settled)
+    assert len(harness.feishu.received) == 2
 
 
-async def test_stopping_in_the_middle_of_a_send_sends_it_once(post: Post) -> None:
-    """Feishu is slow to answer; what it took is on the record before the sender has ended."""
-    judge, begun = post.feishu.check_message, asyncio.Event()
+async def test_a_shutdown_during_a_delivery_sends_it_once(harness: SenderHarness) -> None:
+    """Feishu responds slowly: the delivery is recorded before the sender ends."""
+    judge, begun = harness.feishu.check_message, asyncio.Event()
 
     def slowly(token: str, body: bytes) -> tuple[int, str]:
         begun.set()
         return judge(token, body)
 
-    post.feishu.check_message = slowly  # type: ignore[method-assign]
-    await post.tell(1)
+    harness.feishu.check_message = slowly  # type: ignore[method-assign]
+    await harness.notify(1)
     await begun.wait()
-    await post.close()
-    await post.open()
-    await eventually(post.settled)
-    assert len(post.feishu.received) == 1
+    await harness.close()
+    await harness.open()
+    await eventually(harness.settled)
+    assert len(harness.feishu.received) == 1
 
 
-async def test_secrets_are_masked_in_what_people_read(post: Post) -> None:
-    await post.tell(1, text="the password is hunter2-secret")
-    await eventually(post.settled)
-    assert "hunter2-secret" not in post.feishu.received[0].text
-    assert "***" in post.feishu.received[0].text.replace("&#42;", "*")
+async def test_secrets_are_masked_in_messages(harness: SenderHarness) -> None:
+    await harness.notify(1, text="the password is hunter2-secret")
+    await eventually(harness.settled)
+    assert "hunter2-secret" not in harness.feishu.received[0].text
+    assert "***" in harness.feishu.received[0].text.replace("&#42;", "*")
 
 
-async def test_a_notice_that_breaks_does_not_hold_the_others_back(post: Post) -> None:
+async def test_an_error_in_one_message_does_not_hold_up_others(harness: SenderHarness) -> None:
     async def broken(batch: Batch) -> Mapping[str, Any]:
         if "number 1" in str(batch.first.content):
             raise ValueError("broken")
         return {}
 
-    post.sender._details = broken
-    await post.tell(1)
-    await post.tell(2)
+    harness.sender._read_details = broken
+    await harness.notify(1)
+    await harness.notify(2)
 
     async def told() -> bool:
-        return len(post.feishu.received) == 1
+        return len(harness.feishu.received) == 1
 
     await eventually(told)
-    await eventually(lambda: _states(post, [("pending", 1), ("sent", 1)]))
+    await eventually(lambda: _states(harness, [("pending", 1), ("sent", 1)]))
 
 
-async def _states(post: Post, wanted: list[tuple[str, int]]) -> bool:
-    return [(row.state, row.tries) for row in await post.rows()] == wanted
+async def _states(harness: SenderHarness, wanted: list[tuple[str, int]]) -> bool:
+    return [(row.state, row.tries) for row in await harness.rows()] == wanted
 
 
-async def test_notices_of_a_removed_channel_are_given_up(post: Post) -> None:
-    await post.feishu.stop()
-    await post.tell(1)
-    notify = post.inventory.notify.model_copy(update={"channels": {}, "routes": []})
-    post.inventory = post.inventory.model_copy(update={"notify": notify})
-    post.sender.wake()
-    await eventually(post.settled)
-    assert (await post.rows())[0].answer == "the channel was removed"
+async def test_notifications_of_a_removed_channel_are_given_up(harness: SenderHarness) -> None:
+    await harness.feishu.stop()
+    await harness.notify(1)
+    notify = harness.inventory.notify.model_copy(update={"channels": {}, "routes": []})
+    harness.inventory = harness.inventory.model_copy(update={"notify": notify})
+    harness.sender.wake()
+    await eventually(harness.settled)
+    assert (await harness.rows())[0].response == "the channel was removed"
 
 
-async def test_a_second_owner_of_the_record_is_refused(post: Post) -> None:
+async def test_a_second_owner_of_the_record_is_refused(harness: SenderHarness) -> None:
     with pytest.raises(Exception, match="another remediator uses"):
-        await asyncio.to_thread(Database, f"sqlite:///{post.folder}/record.db", Inventory())
+        await asyncio.to_thread(Database, f"sqlite:///{harness.folder}/record.db", Inventory())

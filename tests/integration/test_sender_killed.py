@@ -1,4 +1,4 @@
-"""Killed in every phase of a send: nothing is lost, and nothing told twice beyond what a lost answer makes unknowable."""
+"""A sender that is killed in any phase: nothing is lost, and only a lost response can cause a duplicate."""
 
 import asyncio
 import contextlib
@@ -16,7 +16,7 @@ from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
 from remediator.notifications import sender
 from remediator.record import notifications as notification_rows
 from remediator.record.database import Database
-from tests import sending
+from tests import sender_process
 from tests.support import eventually, loaded
 
 Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
@@ -24,11 +24,11 @@ Start = Callable[..., Awaitable[asyncio.subprocess.Process]]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Start senders that end with the test: no event loop can be closed while a process of its own lives."""
+    """Start senders that end with the test: an event loop cannot be closed while its processes run."""
     processes = []
 
     async def start(*arguments: str) -> asyncio.subprocess.Process:
-        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.sending", *arguments)
+        process = await asyncio.create_subprocess_exec(sys.executable, "-m", "tests.sender_process", *arguments)
         processes.append(process)
         return process
 
@@ -41,8 +41,8 @@ async def start() -> AsyncIterator[Start]:
 
 @contextlib.asynccontextmanager
 async def following(config: Path, url: str) -> AsyncIterator[None]:
-    """A sender that goes on where a killed one was; it needs no process of its own."""
-    task = asyncio.create_task(sending.main(str(config), url))
+    """Run a sender that continues after a killed one, in this process."""
+    task = asyncio.create_task(sender_process.main(str(config), url))
     try:
         yield
     finally:
@@ -50,9 +50,9 @@ async def following(config: Path, url: str) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-@pytest.mark.parametrize("phase", sending.PHASES)
+@pytest.mark.parametrize("phase", sender_process.PHASES)
 @pytest.mark.parametrize("channel", ["bot", "app"])
-async def test_killed_in_every_phase(
+async def test_a_sender_killed_in_any_phase_loses_nothing(
     tmp_path: Path, feishu: FeishuSimulator, start: Start, monkeypatch: pytest.MonkeyPatch, channel: str, phase: str
 ) -> None:
     options: dict[str, Any] = {
@@ -64,7 +64,7 @@ async def test_killed_in_every_phase(
     notify = {"channels": {"it": options[channel]}, "routes": [{"channels": ["it"]}]}
     await asyncio.to_thread((config / "defib.yaml").write_text, yaml.safe_dump({"notify": notify}))
     url = f"sqlite:///{tmp_path}/record.db"
-    await asyncio.to_thread(tell, config, url)
+    await asyncio.to_thread(add_notifications, config, url)
 
     def received() -> list[str]:
         return [each.text for each in feishu.received] + [each.text for each in feishu.apps.in_chat]
@@ -72,33 +72,33 @@ async def test_killed_in_every_phase(
     assert await (await start(str(config), url, phase)).wait() == -signal.SIGKILL
     assert len(received()) == (phase in ("answered", "recorded"))
 
-    async def all_told() -> bool:
+    async def all_received() -> bool:
         return all(any(f"number {number}" in text for text in received()) for number in range(3))
 
-    # A custom bot cannot tell a notice that it has been told before.
-    unknowable = channel == "bot" and phase == "answered"
+    # A custom bot cannot recognize a message that it received before.
+    may_be_duplicate = channel == "bot" and phase == "answered"
 
     async def settled() -> bool:
-        return len(received()) == 3 + unknowable
+        return len(received()) == 3 + may_be_duplicate
 
     monkeypatch.setattr(sender, "FIRST_RETRY", 0.05)
     async with following(config, url):
-        await eventually(all_told)
+        await eventually(all_received)
         await eventually(settled)
         await asyncio.sleep(0.5)
-    assert len(received()) == 3 + unknowable
+    assert len(received()) == 3 + may_be_duplicate
     assert not feishu.refused
 
 
-def tell(config: Path, url: str) -> None:
-    """Three notices for the channel."""
+def add_notifications(config: Path, url: str) -> None:
+    """Add three notifications for the channel."""
     database = Database(url, loaded(config).inventory)
 
     def write(connection: Any) -> None:
         for number in range(3):
             labels = {"alertname": "DiskFull", "severity": "warning"}
             content = {"annotations": {"summary": f"number {number}"}}
-            notification_rows.notify(connection, "alert", f"about {number}", labels, content)
+            notification_rows.notify(connection, "alert", f"alert {number}", labels, content)
 
     asyncio.run(database.write_first(write))
     database.close()

@@ -1,6 +1,7 @@
-"""Cards as people read them: every state, both languages, whatever labels hold."""
+"""Cards: every state, both languages, any content of labels."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
@@ -15,22 +16,36 @@ from hypothesis import strategies as st
 from defib.demo import feishu_cards
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import ButtonAction, Person
-from remediator.notifications import cards, reader, rendering
-from remediator.notifications.channels import feishu, feishu_app
-from remediator.notifications.channels.feishu import Letter
-from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, size
-from remediator.notifications.outbox import Form
-from remediator.notifications.reader import Attempt, State, Story
-from remediator.notifications.rendering import Templates, escape
+from remediator.incidents.timeline import TimelineEvent
+from remediator.notifications.channels import ChannelMessage
+from remediator.notifications.channels.feishu import FeishuOptions, format_message
+from remediator.notifications.channels.feishu_app import FeishuAppOptions, format_request
+from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, escape, format_line, size
+from remediator.notifications.content import Attempt, Notification, NotificationState, in_language
+from remediator.notifications.links import build_links
+from remediator.notifications.messages import MENTIONING, render_card
+from remediator.notifications.outbox import MessageForm
+from remediator.notifications.rendering import Templates, describe_event, format_duration
 from remediator.policy.situation import Blocked, Refusal, Wait
 from tests.support import inventory_of
 
 ZONE = "Asia/Shanghai"
 AT = datetime(2026, 11, 24, 3, 0, tzinfo=ZoneInfo(ZONE))
-STATES: list[State] = [*get_args(get_args(State)[0]), "acting", "watched", "test"]
+STATES: list[NotificationState] = [*get_args(get_args(NotificationState)[0]), "acting", "watched", "test"]
 LANGUAGES: dict[str, Templates] = {"en": Templates("en"), "zh": Templates("zh")}
 MENTION = {"critical": ["all"], "warning": ["all"], "info": ["all"]}
-APP = feishu_app.FeishuAppOptions.model_validate({"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x"})
+
+
+def app(mention: Any) -> FeishuAppOptions:
+    options = {"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x", "long_connection": True, "mention": mention}
+    return FeishuAppOptions.model_validate(options)
+
+
+def bot(mention: Any) -> FeishuOptions:
+    return FeishuOptions.model_validate({"webhook": "http://f/", "mention": mention})
+
+
+APP = app({})
 
 
 @pytest.fixture(scope="module")
@@ -44,28 +59,28 @@ def inventory(tmp_path_factory: pytest.TempPathFactory) -> Inventory:
     return inventory_of(tmp_path_factory.mktemp("config"), written).inventory
 
 
-def story(state: State, inventory: Inventory, **more: Any) -> Story:
+def sample(state: NotificationState, inventory: Inventory, **more: Any) -> Notification:
     labels = {"alertname": "ServiceDown", "service": "web", "severity": "critical"}
     service = inventory.services["web"]
-    return Story(**{
+    return Notification(**{
         "state": state, "severity": "critical", "labels": labels, "annotations": {"summary": "no answer"}, "service": service,
-        "since": AT, "lasted": 41.2 if state in ("recovered", "unobserved", "alert_over") else None, "open_for": 4000.0,
-        "on_call": [Person(open_id="ou_ann", name="Ann")], "facts": {"probe": "timeout: no answer within 10 s"},
+        "since": AT, "duration": 41.2 if state in ("recovered", "unobserved", "alert_over") else None, "open_for": 4000.0,
+        "on_call": [Person(open_id="ou_ann", name="Ann")], "details": {"probe": "timeout: no answer within 10 s"},
         "attempts": [Attempt("restart", "failed", "exit status 1", "", AT, None), Attempt("restart", "succeeded", "", "ann", AT, 3.0)],
         "attempt": (2, 3), "firing": ["ServiceDown"], "incident": 7,
-        "links": reader.links(inventory, service, labels, {}, 7), "answers": {"acknowledge": {"incident": 7}},
+        "links": build_links(inventory, service, labels, {}, 7), "buttons": {"acknowledge": {"incident": 7}},
         **more,
     })  # fmt: skip
 
 
 def both(
-    told: list[Story], language: str, form: Form = "one", mention: Any = MENTION
+    notifications: list[Notification], language: str, form: MessageForm = "one", mention: Any = MENTION
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
-    """(a custom bot's card, an app's card, the plain text) of stories; what Feishu would refuse fails here."""
-    card = cards.card(told, form, LANGUAGES[language], mention, answers=True)
-    custom = feishu.message(Letter(card))
-    plain = feishu.message(Letter(card, degraded=2))
-    request = feishu_app.request(APP, Letter(card, uuid="u"))[2]
+    """Return a custom bot's card, an app's card and the plain text; fails on what Feishu would refuse."""
+    card = render_card(notifications, form, LANGUAGES[language], app(mention))
+    custom = format_message(ChannelMessage(card))
+    plain = format_message(ChannelMessage(card, retry_state={"degraded": 2}))
+    request = format_request(APP, ChannelMessage(card, key="k"))[2]
     of_app = json.loads(request["content"])
     assert feishu_cards.check_version_1(custom["card"]) == feishu_cards.check_version_2(of_app) == ""
     assert max(map(size, (custom, plain, request))) <= SIZE_LIMIT
@@ -74,14 +89,14 @@ def both(
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("state", STATES)
-def test_every_state_in_both_languages(inventory: Inventory, state: State, language: str) -> None:
-    told = story(
+def test_every_state_in_both_languages(inventory: Inventory, state: NotificationState, language: str) -> None:
+    contents = sample(
         state,
         inventory,
         decision=("wait", "storm", "3 of 4"),
-        facts={"action": 3, "kind": "recreate", "output": "a\nb", "probe": "x"},
+        details={"action": 3, "kind": "recreate", "output": "a\nb", "probe": "x"},
     )
-    custom, of_app, plain = both([told], language)
+    custom, of_app, plain = both([contents], language)
     words = LANGUAGES[language].words
     for card in (custom, of_app):
         assert words["states"][state] in card["header"]["title"]["content"]
@@ -99,18 +114,18 @@ TEXTS = {
         "Service down: Web page",
         (
             "**Service** Web page (web)\n**Host** h\n**Severity** critical\n**Since** 2026-11-24 03:00:00 CST\n"
-            "**Probe** timeout: no answer within 10 s\n**Summary** no answer\n**Attempt** 2 of 3\n"
-            "**Tried** 03:00:00 restart: failed: exit status 1\n**Tried** 03:00:00 restart: succeeded, up after 3 s (ann)\n"
-            "**Not restarted** too much is failing at once: the network, or the exporter?: 3 of 4\n**On call** Ann"
+            "**Probe** timeout: no answer within 10 s\n**Summary** no answer\n**Attempts used** 2 of 3\n"
+            "**Attempt** 03:00:00 restart: failed: exit status 1\n**Attempt** 03:00:00 restart: succeeded, up after 3 s (ann)\n"
+            "**Not restarted** too many services fail at once: check the network and the exporter: 3 of 4\n**On call** Ann"
         ),
     ],
     "zh": [
         "服务故障: Web page",
         (
-            "**服务** Web page (web)\n**主机** h\n**级别** 严重\n**开始** 2026-11-24 03:00:00 CST\n"
-            "**探测** timeout: no answer within 10 s\n**摘要** no answer\n**尝试** 2/3\n"
-            "**已尝试** 03:00:00 重启: 失败: exit status 1\n**已尝试** 03:00:00 重启: 成功, 3 秒后恢复 (ann)\n"
-            "**未重启** 同时故障过多：可能是网络或探测器问题: 3 of 4\n**值班** Ann"
+            "**服务** Web page (web)\n**主机** h\n**级别** 严重\n**开始时间** 2026-11-24 03:00:00 CST\n"
+            "**探测** timeout: no answer within 10 s\n**摘要** no answer\n**已用次数** 2/3\n"
+            "**处理记录** 03:00:00 重启: 失败: exit status 1\n**处理记录** 03:00:00 重启: 成功, 3 秒后恢复 (ann)\n"
+            "**未重启** 同时故障的服务过多：请检查网络和 exporter: 3 of 4\n**值班** Ann"
         ),
     ],
 }
@@ -118,7 +133,7 @@ TEXTS = {
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_a_card_in_full(inventory: Inventory, language: str) -> None:
-    _, of_app, _ = both([story("down", inventory, decision=("wait", "storm", "3 of 4"))], language)
+    _, of_app, _ = both([sample("down", inventory, decision=("wait", "storm", "3 of 4"))], language)
     assert feishu_cards.extract_text(of_app) == "\n".join(TEXTS[language])
 
 
@@ -133,21 +148,21 @@ def test_a_card_in_full(inventory: Inventory, language: str) -> None:
         ("alert_over", "green", "Alert resolved: ServiceDown · Web page"),
     ],
 )
-def test_title_and_colour(inventory: Inventory, state: State, colour: str, title: str) -> None:
-    custom, _, _ = both([story(state, inventory)], "en")
+def test_title_and_colour(inventory: Inventory, state: NotificationState, colour: str, title: str) -> None:
+    custom, _, _ = both([sample(state, inventory)], "en")
     assert (custom["header"]["template"], custom["header"]["title"]["content"]) == (colour, title)
 
 
 def test_colour_follows_severity(inventory: Inventory) -> None:
-    found = [
-        both([story("down", inventory, severity=each)], "en")[0]["header"]["template"]
+    colours = [
+        both([sample("down", inventory, severity=each)], "en")[0]["header"]["template"]
         for each in ("critical", "warning", "info")
     ]
-    assert found == ["red", "orange", "blue"]
+    assert colours == ["red", "orange", "blue"]
 
 
 def test_buttons(inventory: Inventory) -> None:
-    custom, of_app, _ = both([story("down", inventory)], "en")
+    custom, of_app, _ = both([sample("down", inventory)], "en")
     links = {each["text"]["content"]: each["url"] for each in feishu_cards.find_buttons(custom)}
     assert links == {
         "Grafana": "http://g:3000/d/defib-service?var-service=web",
@@ -161,11 +176,11 @@ def test_buttons(inventory: Inventory) -> None:
     assert len(feishu_cards.find_buttons(of_app)) == 6
 
 
-def test_no_button_leads_elsewhere_than_to_the_web(inventory: Inventory) -> None:
+def test_links_are_only_http(inventory: Inventory) -> None:
     for url in ("javascript:alert(1)", "file:///etc/passwd", "data:x", "http://x/" + "a" * 5000, "http://x/\u202e"):
-        assert "runbook" not in reader.links(inventory, None, {}, {"runbook_url": url}, None)
+        assert "runbook" not in build_links(inventory, None, {}, {"runbook_url": url}, None)
     hostile = {"a": 'x"}\n\\', "service": "gone"}
-    assert "%5Cn%5C%5C%22%2C" in reader.links(inventory, None, hostile, {}, None)["silence"]
+    assert "%5Cn%5C%5C%22%2C" in build_links(inventory, None, hostile, {}, None)["silence"]
 
 
 @pytest.mark.parametrize(
@@ -179,32 +194,32 @@ def test_no_button_leads_elsewhere_than_to_the_web(inventory: Inventory) -> None
     ],
 )
 def test_mention_by_severity(inventory: Inventory, mention: Any, severity: str, called: list[str]) -> None:
-    assert calls(story("person_needed", inventory, severity=severity), mention) == called
+    assert mentioned(sample("person_needed", inventory, severity=severity), mention) == called
 
 
-def calls(told: Story, mention: Any) -> list[str]:
-    return list(cards.card([told], "one", LANGUAGES["en"], mention, answers=False).calls)
+def mentioned(notification: Notification, mention: Any) -> list[str]:
+    return list(render_card([notification], "one", LANGUAGES["en"], bot(mention)).mentions)
 
 
 @pytest.mark.parametrize("state", STATES)
-def test_all_are_called_only_where_a_person_is_needed_and_nobody_where_it_is_to_be_quiet(
-    inventory: Inventory, state: State
+def test_all_are_mentioned_only_if_a_person_is_needed_and_nobody_if_quiet(
+    inventory: Inventory, state: NotificationState
 ) -> None:
     mention = {"critical": ["all", "on_call", "ou_bob"]}
-    some = ["ou_ann", "ou_bob"] if state in cards.CALLING else []
-    assert calls(story(state, inventory), mention) == (["all", *some] if state == "person_needed" else some)
-    assert calls(story(state, inventory, quiet=True), mention) == []
+    some = ["ou_ann", "ou_bob"] if state in MENTIONING else []
+    assert mentioned(sample(state, inventory), mention) == (["all", *some] if state == "person_needed" else some)
+    assert mentioned(sample(state, inventory, quiet=True), mention) == []
 
 
-def test_nobody_is_called_once_somebody_has_acknowledged(inventory: Inventory) -> None:
-    _, of_app, _ = both([story("reminder", inventory, acknowledged=("ann", AT))], "en")
+def test_nobody_is_mentioned_after_an_acknowledgement(inventory: Inventory) -> None:
+    _, of_app, _ = both([sample("reminder", inventory, acknowledged=("ann", AT))], "en")
     assert "<at" not in feishu_cards.extract_text(of_app)
     assert "Acknowledged by** ann, 2026-11-24" in feishu_cards.extract_text(of_app)
 
 
-def test_a_group_says_what_they_share_once(inventory: Inventory) -> None:
-    told = [
-        story(
+def test_a_group_shows_common_labels_once(inventory: Inventory) -> None:
+    contents = [
+        sample(
             "alert",
             inventory,
             service=None,
@@ -213,8 +228,8 @@ def test_a_group_says_what_they_share_once(inventory: Inventory) -> None:
         )
         for n in range(3)
     ]
-    told[1] = replace(told[1], state="alert_over")
-    custom, _, plain = both(told, "en", "group")
+    contents[1] = replace(contents[1], state="alert_over")
+    custom, _, plain = both(contents, "en", "group")
     text = feishu_cards.extract_text(custom)
     assert custom["header"]["title"]["content"] == "Alert × 2 of 3: DiskFull"
     assert text.count("node") == 1
@@ -223,19 +238,19 @@ def test_a_group_says_what_they_share_once(inventory: Inventory) -> None:
     assert "instance: n2" in plain
 
 
-def test_what_lasts_stands_first_in_a_group_and_gives_it_its_title(inventory: Inventory) -> None:
-    def told(over: int) -> list[Story]:
+def test_firing_alerts_are_first_in_a_group_and_in_its_title(inventory: Inventory) -> None:
+    def contents(over: int) -> list[Notification]:
         labels = [{"alertname": "DiskFull", "instance": f"n{n}"} for n in range(200)]
-        states: list[State] = ["alert_over" if n < over else "alert" for n in range(200)]
-        return [story(state, inventory, service=None, labels=each) for state, each in zip(states, labels, strict=True)]
+        states: list[NotificationState] = ["alert_over" if n < over else "alert" for n in range(200)]
+        return [sample(state, inventory, service=None, labels=each) for state, each in zip(states, labels, strict=True)]
 
-    custom, _, _ = both(told(199), "en", "group")
+    custom, _, _ = both(contents(199), "en", "group")
     assert custom["header"] == {
         "template": "red",
         "title": {"tag": "plain_text", "content": "Alert × 1 of 200: DiskFull"},
     }
     assert "n199" in feishu_cards.extract_text(custom)
-    custom, of_app, _ = both(told(200), "en", "group")
+    custom, of_app, _ = both(contents(200), "en", "group")
     assert custom["header"] == {
         "template": "green",
         "title": {"tag": "plain_text", "content": "Alert resolved × 200: DiskFull"},
@@ -243,42 +258,42 @@ def test_what_lasts_stands_first_in_a_group_and_gives_it_its_title(inventory: In
     assert "<at" not in feishu_cards.extract_text(of_app)
 
 
-def test_a_group_is_acknowledged_by_one_press(inventory: Inventory) -> None:
-    told = [story("down", inventory, answers={"acknowledge": {"incident": n}}) for n in (1, 2)]
-    card = cards.card(told, "summary", LANGUAGES["en"], {}, answers=True, notice=5, told_at=9.5)
+def test_a_group_has_one_acknowledge_button(inventory: Inventory) -> None:
+    contents = [sample("down", inventory, buttons={"acknowledge": {"incident": n}}) for n in (1, 2)]
+    card = render_card(contents, "summary", LANGUAGES["en"], APP, first_id=5, created_at=9.5)
     assert [(each.text, each.value or each.url) for each in card.buttons] == [
-        ("Acknowledge", {"answer": "acknowledge", "notice": 5, "since": 9}), ("Runbook", "https://wiki/web"), ("Console", "http://defib:9095/"),
+        ("Acknowledge", {"answer": "acknowledge", "notification": 5, "since": 9}), ("Runbook", "https://wiki/web"), ("Console", "http://defib:9095/"),
     ]  # fmt: skip
-    told = [replace(each, answers={}) for each in told]
-    assert cards.card(told, "summary", LANGUAGES["en"], {}, answers=True, notice=5).buttons[0].text == "Runbook"
+    contents = [replace(each, buttons={}) for each in contents]
+    assert render_card(contents, "summary", LANGUAGES["en"], APP, first_id=5).buttons[0].text == "Runbook"
 
 
-def test_what_is_over_calls_nobody_and_silences_nothing(inventory: Inventory) -> None:
-    late = story("person_needed", inventory, lasted=30.0)
-    assert cards.card([late], "one", LANGUAGES["en"], {"critical": ["all"]}, answers=True).calls == ()
-    custom, _, _ = both([story("recovered", inventory)], "en")
+def test_ended_problems_mention_nobody_and_have_no_silence_link(inventory: Inventory) -> None:
+    late = sample("person_needed", inventory, duration=30.0)
+    assert mentioned(late, {"critical": ["all"]}) == []
+    custom, _, _ = both([sample("recovered", inventory)], "en")
     assert [each["text"]["content"] for each in feishu_cards.find_buttons(custom)] == [
         "Grafana",
         "Runbook",
         "Logs",
         "Console",
     ]
-    assert "**Summary**" not in feishu_cards.extract_text(custom)  # what the alert said is not so any more
+    assert "**Summary**" not in feishu_cards.extract_text(custom)  # the alert has ended
 
 
-def test_a_mention_in_a_title_is_none(inventory: Inventory) -> None:
+def test_a_title_cannot_mention(inventory: Inventory) -> None:
     _, of_app, _ = both(
-        [story("alert", inventory, service=None, labels={"alertname": "<at id=all></at>"})], "en", mention={}
+        [sample("alert", inventory, service=None, labels={"alertname": "<at id=all></at>"})], "en", mention={}
     )
     assert of_app["header"]["title"]["content"] == "Alert: ‹at id=all>‹/at>"
 
 
-def test_a_summary_names_all_it_has_room_for_and_counts_the_rest(inventory: Inventory) -> None:
-    told = [
-        story("down", inventory, service=None, labels={"service": f"service-{n}", "host": f"h{n % 4}"})
+def test_a_summary_lists_what_fits_and_counts_the_rest(inventory: Inventory) -> None:
+    contents = [
+        sample("down", inventory, service=None, labels={"service": f"service-{n}", "host": f"h{n % 4}"})
         for n in range(1000)
     ]
-    custom, of_app, _ = both(told, "en", "summary")
+    custom, of_app, _ = both(contents, "en", "summary")
     for card in (custom, of_app):
         lines = feishu_cards.extract_text(card).splitlines()
         assert lines[0] == "Service down × 1000"
@@ -308,32 +323,35 @@ def forged(card: Mapping[str, Any]) -> list[str]:
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("text", HOSTILE)
 @pytest.mark.parametrize("state", ["down", "alert", "could_not_restart", "approval", "watchdog_missing"])
-def test_nothing_from_outside_is_markup(inventory: Inventory, state: State, text: str, language: str) -> None:
+def test_texts_from_outside_are_never_markup(
+    inventory: Inventory, state: NotificationState, text: str, language: str
+) -> None:
     labels = {"alertname": text, "service": text, "host": text, "severity": text, "x": text, text: "y"}
-    facts = {"probe": text, "why": text, "output": text, "who": text, "kind": text, "action": 1}
-    told = story(
-        state, inventory, service=None, labels=labels, annotations={"summary": text, text: text}, facts=facts,
+    details = {"probe": text, "why": text, "output": text, "who": text, "kind": text, "action": 1}
+    contents = sample(
+        state, inventory, service=None, labels=labels, annotations={"summary": text, text: text}, details=details,
         decision=("wait", text, text), attempts=[Attempt(text, text, text, text, AT, 1.0)], firing=[text, "b"], acknowledged=(text, AT),
     )  # fmt: skip
-    custom, of_app, plain = both([told], language, mention={})
+    custom, of_app, plain = both([contents], language, mention={})
     assert forged({"elements": custom["elements"], "body": of_app["body"]["elements"][0]}) == []
     assert "<" not in plain
     for form in ("group", "summary"):
-        custom, of_app, _ = both([told, told], language, form, mention={})
+        custom, of_app, _ = both([contents, contents], language, form, mention={})
         assert forged({"elements": custom["elements"], "body": of_app["body"]["elements"][0]}) == []
 
 
 @settings(deadline=None, max_examples=60)
 @given(st.dictionaries(st.text(max_size=30), st.text(max_size=300), max_size=8), st.sampled_from(["en", "zh"]))
-def test_whatever_labels_hold_is_shown_as_it_is(labels: dict[str, str], language: str) -> None:
-    told = Story("alert", "info", {"alertname": "A", **labels}, labels, None, AT, None, 1.0, [], {})
-    card = cards.card([told], "one", LANGUAGES[language], {}, answers=False)
-    assert not any(set(line) & set("<>[]()\\_~`") for line in card.body)
-    # All that is left of markup is what makes names bold.
-    for line in card.body:
+def test_labels_are_shown_literally(labels: dict[str, str], language: str) -> None:
+    contents = Notification("alert", "info", {"alertname": "A", **labels}, labels, None, AT, None, 1.0, [], {})
+    card = render_card([contents], "one", LANGUAGES[language])
+    lines = [format_line(line) for line in card.lines]
+    assert not any(set(line) & set("<>[]()\\_~`") for line in lines)
+    # Labels are bold, and there is no other markup.
+    for line in lines:
         assert line.count("**") == 2
         assert line.replace("**", "").count("*") == 0
-    custom = feishu.message(Letter(card))["card"]
+    custom = format_message(ChannelMessage(card))["card"]
     assert feishu_cards.check_version_1(custom) == ""
     assert size(custom) <= SIZE_LIMIT
 
@@ -354,42 +372,132 @@ def test_both_languages_have_the_same_words() -> None:
     assert set(english["answers"]) == set(get_args(ButtonAction))
 
 
-def test_plain_text_is_no_larger_than_feishu_takes(inventory: Inventory) -> None:
+def test_plain_text_is_within_the_size_limit(inventory: Inventory) -> None:
     labels = {f"label{n}": "\U0001f600" * 600 for n in range(60)}
-    told = [story("alert", inventory, service=None, labels=labels)] * 3
-    _, _, plain = both(told, "zh", "group")
+    contents = [sample("alert", inventory, service=None, labels=labels)] * 3
+    _, _, plain = both(contents, "zh", "group")
     assert len(plain.encode()) < SIZE_LIMIT
 
 
 def test_durations() -> None:
     words = LANGUAGES["en"].words
-    said = [rendering.duration(words, seconds) for seconds in (0.2, 41.4, 61, 3599, 7260, 90000, -5)]
-    assert said == ["0.2 s", "41 s", "1 min 1 s", "59 min 59 s", "2 h 1 min", "1 d 1 h", "0 s"]
+    texts = [format_duration(words, seconds) for seconds in (0.2, 41.4, 61, 3599, 7260, 90000, -5)]
+    assert texts == ["0.2 s", "41 s", "1 min 1 s", "59 min 59 s", "2 h 1 min", "1 d 1 h", "0 s"]
 
 
-def test_a_user_s_templates_stand_in_place_of_ours(inventory: Inventory, tmp_path: Path) -> None:
+def test_custom_templates_replace_the_shipped_ones(inventory: Inventory, tmp_path: Path) -> None:
     (tmp_path / "title.j2").write_text("[ops] {% include 'defib/title.j2' %}")
     (tmp_path / "card.j2").write_text(
         "{{ bold('Rack') }} {{ story.labels.rack }}\n{% include 'defib/card.j2' %}\n{{ story.service.id }}"
     )
     own = Templates("en", tmp_path)
-    card = cards.card([story("down", inventory, labels={"rack": "<a3>"})], "one", own, {}, answers=False)
+    card = render_card([sample("down", inventory, labels={"rack": "<a3>"})], "one", own)
     assert card.title == "[ops] Service down: Web page"
-    assert card.body[0] == "**Rack** &#60;a3&#62;"
-    assert card.body[-1] == "web"
-    assert card.text[0] == "Rack: <a3>"
+    assert format_line(card.lines[0]) == "**Rack** &#60;a3&#62;"
+    assert card.lines[-1].plain == "web"
+    assert card.lines[0].plain == "Rack: <a3>"
 
 
-def test_a_rule_s_words_are_told_in_the_language_of_the_fleet() -> None:
-    said = {"summary": "down", "summary_zh": "不可用", "description": "why", "runbook_url": "docs/alerts.md#x"}
-    plain = {name: said[name] for name in ("description", "runbook_url")}
-    assert reader.in_language(said, "en") == {**plain, "summary": "down"}
-    assert reader.in_language(said, "zh") == {**plain, "summary": "不可用"}
+def test_templates_with_the_former_names_still_work(inventory: Inventory, tmp_path: Path) -> None:
+    (tmp_path / "card.j2").write_text(
+        "{{ story.facts.probe }} {{ story.lasted }} {{ story.over }} {{ stories | length }} **[wiki](https://wiki)**"
+    )
+    (tmp_path / "group.j2").write_text(
+        "{% for story in stories %}{% include 'defib/card.j2' %}{% endfor %}{{ counted(stories)[0][1] }}"
+    )
+    own = Templates("en", tmp_path)
+    card = render_card([sample("recovered", inventory)], "one", own)
+    # Markup of the template's own text is not escaped.
+    assert format_line(card.lines[0]) == "timeout: no answer within 10 s 41.2 True 1 **[wiki](https://wiki)**"
+    services = [sample("alert", inventory, service=None, labels={"host": f"h{n}"}) for n in range(3)]
+    lines = [line.plain for line in render_card(services, "group", own).lines]
+    assert [line for line in lines if line.startswith("Host")] == ["Host: h0", "Host: h1", "Host: h2"]
+    assert lines[-1] == "3"
 
 
-def test_the_runbook_of_our_own_rules_is_where_the_documentation_is(tmp_path: Path) -> None:
+def test_annotations_are_in_the_configured_language() -> None:
+    annotations = {"summary": "down", "summary_zh": "不可用", "description": "why", "runbook_url": "docs/alerts.md#x"}
+    plain = {name: annotations[name] for name in ("description", "runbook_url")}
+    assert in_language(annotations, "en") == {**plain, "summary": "down"}
+    assert in_language(annotations, "zh") == {**plain, "summary": "不可用"}
+
+
+def test_runbooks_of_the_shipped_rules_link_to_the_documentation(tmp_path: Path) -> None:
     written = {"notify": {"links": {"docs": "https://git.example/defib/docs/"}}}
     ours = {"runbook_url": "docs/alerts.md#hostdown"}
-    found = reader.links(inventory_of(tmp_path / "a", written).inventory, None, {}, ours, None)
-    assert found["runbook"] == "https://git.example/defib/docs/alerts.md#hostdown"
-    assert "runbook" not in reader.links(inventory_of(tmp_path / "b", {}).inventory, None, {}, ours, None)
+    links = build_links(inventory_of(tmp_path / "a", written).inventory, None, {}, ours, None)
+    assert links["runbook"] == "https://git.example/defib/docs/alerts.md#hostdown"
+    assert "runbook" not in build_links(inventory_of(tmp_path / "b", {}).inventory, None, {}, ours, None)
+
+
+# The details of every event, as the record holds them.
+EVENTS: dict[TimelineEvent, tuple[dict[str, Any], str]] = {
+    "incident_opened": ({"after": 6}, "Incident opened; incident 6 was closed while an alert was firing"),
+    "incident_closed": ({"state": "recovered", "by": "defib"}, "Incident closed: Recovered (by: restart by Defib)"),
+    "alert_firing": ({"alert": "ServiceDown", "starts_at": "x"}, "Alert ServiceDown is firing"),
+    "alert_resolved": (
+        {"alert": "ServiceDown", "by": "alertmanager", "ends_at": "x"}, "Alert ServiceDown was resolved (by alertmanager)"
+    ),
+    "alert_end_held": (
+        {"alert": "DiskFull", "by": "alertmanager", "ends_at": "x"},
+        "Alert DiskFull was resolved (by alertmanager); to be confirmed once Prometheus is seen to work",
+    ),
+    "decision": (
+        {"verb": "wait", "reason": "target-busy", "detail": ""},
+        "Decision: wait (target-busy): another action on it is in progress",
+    ),
+    "caution": ({"action": 3, "message": "no sudo"}, "Could not be checked before action 3: no sudo"),
+    "action_queued": (
+        {"action": 3, "kind": "recreate", "by": "alert", "who": "ServiceDown"},
+        "Action 3 (recreate) waits for approval; requested by ServiceDown",
+    ),
+    "action_approved": ({"action": 3, "by": "ann"}, "Action 3 was approved by ann"),
+    "action_cancelled": ({"action": 3}, "Action 3 was cancelled"),
+    "action_started": (
+        {"action": 3, "kind": "restart", "by": "person", "who": "ann", "overruled": ["storm", "maintenance"]},
+        "Action 3 (restart) started; requested by ann, overruling storm, maintenance",
+    ),
+    "command_ended": (
+        {"action": 3, "outcome": "failed", "exit_status": 0, "why": "no such unit"},
+        "Command of action 3: failed, exit status 0: no such unit",
+    ),
+    "service_up": ({"action": 3}, "First successful probe after action 3"),
+    "action_ended": ({"action": 3, "state": "succeeded", "why": ""}, "Action 3 ended: succeeded"),
+    "attempts_reset": ({"action": 3, "kind": "reset", "by": "person", "who": "ann"}, "Attempts were reset by ann"),
+    "person_needed": (
+        {"reason": "attempts-used-up"}, "Automation ended, a person is needed: all attempts are used up"
+    ),
+    "acknowledged": ({"by": "ann"}, "Acknowledged by ann"),
+    "silenced": ({"by": "ann", "silence": "x"}, "Silenced in Alertmanager by ann"),
+}  # fmt: skip
+
+
+def test_every_event_has_a_sentence_in_both_languages() -> None:
+    events = set(get_args(TimelineEvent))
+    assert set(LANGUAGES["en"].words["events"]) == set(LANGUAGES["zh"].words["events"]) == set(EVENTS) == events
+    for event, (detail, sentence) in EVENTS.items():
+        assert describe_event(LANGUAGES["en"].words, event, detail) == sentence
+        chinese = describe_event(LANGUAGES["zh"].words, event, detail)
+        assert re.search("[\u4e00-\u9fff]", chinese)
+        assert not set("{}") & set(chinese)
+
+
+@pytest.mark.parametrize("event", EVENTS)
+def test_an_event_without_details_has_a_sentence_too(event: TimelineEvent) -> None:
+    """Private texts are removed for callers who are not authenticated, and older records have fewer details."""
+    for templates in LANGUAGES.values():
+        sentence = describe_event(templates.words, event, dict.fromkeys(EVENTS[event][0]))
+        assert "None" not in sentence
+        assert "{" not in sentence
+
+
+def test_an_unknown_event_is_shown_by_its_name() -> None:
+    assert describe_event(LANGUAGES["en"].words, "something_else", {"by": "{0}"}) == "something_else"
+
+
+def test_a_decision_shows_its_name_in_both_languages() -> None:
+    detail = {"verb": "wait", "reason": "storm", "detail": "3 of 4"}
+    assert describe_event(LANGUAGES["zh"].words, "decision", detail) == (
+        "决策：wait（storm）：同时故障的服务过多：请检查网络和 exporter：3 of 4"
+    )
+    assert describe_event(LANGUAGES["en"].words, "decision", {"verb": "act", "reason": None}) == "Decision: act"

@@ -137,16 +137,16 @@ def test_the_templates_of_the_feishu_page_render(tmp_path: Path) -> None:
         name, _, template = text.partition("\n")
         (tmp_path / "own" / name.removeprefix("{# ").removesuffix(" #}")).write_text(template)
     inventory = inventory_of(tmp_path / "config", {"notify": {"templates": str(tmp_path / "own")}}).inventory
-    assert list(samples.check(inventory)) == []
+    assert list(samples.check_templates(inventory)) == []
     (tmp_path / "own" / "card.j2").write_text("{{ story.labels.rack }}\n{{ story.nothing }}")
-    (wrong,) = samples.check(inventory)
+    (wrong,) = samples.check_templates(inventory)
     assert wrong.startswith(f"{tmp_path}/own/card.j2:2: ")
     (tmp_path / "own" / "card.j2").write_text("{% if %}")
-    assert [each.startswith(f"{tmp_path}/own/card.j2:1: ") for each in samples.check(inventory)] == [True]
+    assert [each.startswith(f"{tmp_path}/own/card.j2:1: ") for each in samples.check_templates(inventory)] == [True]
 
 
 def test_every_explained_feishu_code_is_on_the_feishu_page() -> None:
-    missing = [code for code in feishu._WORDS if f"`{code}`" not in DOCS["feishu"]]
+    missing = [code for code in feishu.EXPLANATIONS if f"`{code}`" not in DOCS["feishu"]]
     assert missing == []
 
 

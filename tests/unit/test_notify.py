@@ -86,7 +86,7 @@ def test_on_call_is_who_the_routes_name(tmp_path: Path) -> None:
         ("people: {a: {open_id: ou_x}, b: {open_id: ou_x}}", "have the same open_id"),
         ("people: {a: {open_id: x}}", "open_id"),
         ("people: {a: {open_id: ou_x, may: [dance]}}", "'acknowledge'"),
-        ("channels: {a: {feishu: {webhook: http://f/, mention: [bob]}}}", "none of all, on_call, an open_id"),
+        ("channels: {a: {feishu: {webhook: http://f/, mention: [bob]}}}", "must be all, on_call or an open_id"),
         ("channels: {a: {feishu: {webhook: http://f/, mention: {grave: [all]}}}}", "grave"),
         ("channels: {a: {feishu_app: {app_id: cli_x, app_secret: s}}}", "exactly one of chat_id, open_id, email"),
         ("channels: {a: {feishu_app: {app_id: cli_x, app_secret: s, chat_id: oc_x, email: a@b}}}", "exactly one of"),

@@ -1,140 +1,132 @@
-"""A card in Feishu's JSON, no larger than Feishu takes.
+"""Cards in Feishu's JSON, within its size limit.
 
-Custom bots get cards of version 1.0, which ignores what it does not know; app bots get version 2.0, whose buttons can
-answer.
+Custom bots get cards of version 1.0; app bots get version 2.0, whose buttons can be pressed.
 https://open.feishu.cn/document/feishu-cards/card-json-v2-structure
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
-SIZE_LIMIT = 19_000  # bytes of UTF-8; Feishu takes 20 KB, signing and masking add some
-TEXT_LINES = 25
-VALUE_LIMIT = 2000  # characters of one thing that is printed
+from remediator.notifications.cards import Button, Card, Line, Span, clean
+
+SIZE_LIMIT = 19_000  # bytes of UTF-8; Feishu permits 20 KB, and signing and redaction may add some
+PLAIN_LINES = 25
+PLAIN_LINE_LIMIT = 200  # characters
+_COLOURS = {"dark red": "carmine", "light blue": "wathet"}
+_ENTITIES = str.maketrans({character: f"&#{ord(character)};" for character in "*<>[]()\\_~`&"})
 
 
-def clean(text: str, limit: int = VALUE_LIMIT) -> str:
-    """Text in one line, without what cannot be seen or turns the writing's direction; what is cut is counted."""
-    shown = "".join(character if character.isprintable() else " " for character in text[:limit])
-    return shown if len(text) <= limit else f"{shown}… (+{len(text) - limit})"
+def escape(text: str) -> str:
+    """Return text that a card shows literally: nothing in it is markup, a mention or a link."""
+    return text.translate(_ENTITIES)
 
 
-@dataclass(frozen=True)
-class Button:
-    """A link, or what pressing it sends back."""
-
-    text: str
-    url: str = ""
-    value: Mapping[str, Any] | None = None
-    look: str = "default"
+def format_line(line: Line) -> str:
+    """Return a line as markup, in which only labels and template text are not literal."""
+    return "".join(map(_format_span, line.spans))
 
 
-@dataclass(frozen=True)
-class Card:
-    """A message before it takes Feishu's form; `body` is markup by lines, `text` the same as plain text."""
-
-    title: str
-    colour: str
-    body: tuple[str, ...]
-    text: tuple[str, ...]
-    more: str  # what stands for lines that were cut, with a place for their number
-    calls: tuple[str, ...] = ()
-    buttons: tuple[Button, ...] = ()
-
-    def without_calls(self) -> "Card":
-        return replace(self, calls=())
-
-    def plainer(self) -> "Card":
-        """The same, with nothing in it that Feishu may refuse: no mentions, no buttons, less text."""
-        return replace(self, body=cut(self.body, TEXT_LINES, self.more), calls=(), buttons=())
+def _format_span(span: Span) -> str:
+    if span.kind == "template":
+        return span.text
+    return f"**{escape(span.text)}**" if span.kind == "label" else escape(span.text)
 
 
-def cut(lines: Sequence[str], most: int, more: str) -> tuple[str, ...]:
-    """No more than so many lines, and then how many were left out."""
-    if len(lines) <= most:
-        return tuple(lines)
-    return (*lines[:most], more.format(len(lines) - most))
+def simplify(card: Card) -> Card:
+    """Return the card without what Feishu may reject: mentions, buttons, many lines."""
+    return replace(card.first_lines(PLAIN_LINES), mentions=(), buttons=())
 
 
-def fitted(made: Card, wrap: Callable[[Card], dict[str, Any]]) -> dict[str, Any]:
-    """What `wrap` makes of a card, with as many of its lines as there is room for."""
-    wrapped = wrap(made)
+def fit(card: Card, wrap: Callable[[Card], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `wrap` makes of a card, with as many of its lines as the size limit permits."""
+    wrapped = wrap(card)
     if size(wrapped) <= SIZE_LIMIT:
         return wrapped
-    low, high = 0, max(len(made.body), len(made.text))  # so many lines fit, and so many do not
+    low, high = 0, len(card.lines)  # `low` lines fit, `high` do not
     while high - low > 1:
         middle = (low + high) // 2
-        if size(wrap(_shorter(made, middle))) <= SIZE_LIMIT:
+        if size(wrap(card.first_lines(middle))) <= SIZE_LIMIT:
             low = middle
         else:
             high = middle
-    shortest = wrap(_shorter(made, low))
-    return shortest if size(shortest) <= SIZE_LIMIT else wrap(replace(_shorter(made, 0), calls=(), buttons=()))
-
-
-def _shorter(made: Card, lines: int) -> Card:
-    return replace(made, body=cut(made.body, lines, made.more), text=cut(made.text, lines, made.more))
+    shortest = wrap(card.first_lines(low))
+    if size(shortest) <= SIZE_LIMIT:
+        return shortest
+    return wrap(replace(card.first_lines(0), mentions=(), buttons=()))
 
 
 def size(message: Mapping[str, Any]) -> int:
-    """Bytes that a message takes when it is sent."""
+    """Return the size of a message in bytes, as it is sent."""
     return len(json.dumps(message, ensure_ascii=False).encode())
 
 
-def version_1(made: Card) -> dict[str, Any]:
-    """A card of version 1.0, whose buttons are links."""
+def version_1(card: Card) -> dict[str, Any]:
+    """Return a card of version 1.0, whose buttons are links."""
     buttons = [
-        {"tag": "button", "text": _plain(button.text), "url": button.url, "type": button.look}
-        for button in made.buttons
+        {"tag": "button", "text": _plain_text(button.text), "url": button.url, "type": button.style}
+        for button in card.buttons
         if button.url
     ]
     return {
         "config": {"wide_screen_mode": True},
-        "header": {"template": made.colour, "title": _plain(made.title)},
+        "header": _header(card),
         "elements": [
-            *({"tag": "div", "text": {"tag": "lark_md", "content": content}} for content in _paragraphs(made)),
+            *({"tag": "div", "text": {"tag": "lark_md", "content": content}} for content in _paragraphs(card)),
             *([{"tag": "action", "actions": buttons}] if buttons else []),
         ],
     }
 
 
-def version_2(made: Card) -> dict[str, Any]:
-    """A card of version 2.0, which can be changed later, and whose buttons may send a value back."""
-    columns = [{"tag": "column", "width": "auto", "elements": [_button(button)]} for button in made.buttons]
+def version_2(card: Card) -> dict[str, Any]:
+    """Return a card of version 2.0, which can be updated, and whose buttons may send a value back."""
+    columns = [{"tag": "column", "width": "auto", "elements": [_button(button)]} for button in card.buttons]
     return {
         "schema": "2.0",
         "config": {"update_multi": True},
-        "header": {"template": made.colour, "title": _plain(made.title)},
+        "header": _header(card),
         "body": {
             "elements": [
-                *({"tag": "markdown", "content": content} for content in _paragraphs(made)),
+                *({"tag": "markdown", "content": content} for content in _paragraphs(card)),
                 *([{"tag": "column_set", "flex_mode": "flow", "columns": columns}] if columns else []),
             ]
         },
     }
 
 
+def plain_text(card: Card) -> str:
+    """Return the card as plain text."""
+    lines = [clean(line.plain, PLAIN_LINE_LIMIT) for line in card.first_lines(PLAIN_LINES).lines]
+    return _without_mentions("\n".join([card.title, *lines]))
+
+
+def _header(card: Card) -> dict[str, Any]:
+    return {
+        "template": _COLOURS.get(card.colour, card.colour),
+        "title": _plain_text(_without_mentions(card.title)),
+    }
+
+
 def _button(button: Button) -> dict[str, Any]:
-    does: dict[str, Any] = (
+    behavior: dict[str, Any] = (
         {"type": "callback", "value": dict(button.value)}
         if button.value is not None
         else {"type": "open_url", "default_url": button.url}
     )
-    return {"tag": "button", "text": _plain(button.text), "type": button.look, "behaviors": [does]}
+    return {"tag": "button", "text": _plain_text(button.text), "type": button.style, "behaviors": [behavior]}
 
 
-def _paragraphs(made: Card) -> list[str]:
-    called = " ".join(f"<at id={name}></at>" for name in made.calls)
-    return [part for part in ("\n".join(made.body), called) if part]
+def _paragraphs(card: Card) -> list[str]:
+    body = "\n".join(map(format_line, card.lines))
+    mentions = " ".join(f"<at id={name}></at>" for name in card.mentions)
+    return [paragraph for paragraph in (body, mentions) if paragraph]
 
 
-def _plain(text: str) -> dict[str, str]:
+def _plain_text(text: str) -> dict[str, str]:
     return {"tag": "plain_text", "content": text}
 
 
-def text(made: Card) -> str:
-    """The card as plain text that calls nobody: in text, too, `<at …>` would."""
-    lines = cut(made.text, TEXT_LINES, made.more)
-    return "\n".join([made.title, *(clean(line, 200) for line in lines)]).replace("<", "‹")
+def _without_mentions(text: str) -> str:
+    """Return text in which `<at …>`, which mentions people in plain text and titles, too, is literal."""
+    return text.replace("<", "‹")

@@ -1,6 +1,6 @@
-"""A sender in a process of its own, killed in the phase of a send that it is told.
+"""Run a sender that kills its own process in a given phase of a delivery.
 
-Usage: python -m tests.sending CONFIG DATABASE [PHASE]
+Usage: python -m tests.sender_process CONFIG DATABASE [PHASE]
 """
 
 import asyncio
@@ -17,8 +17,8 @@ import uvloop
 from defib.kinds import KINDS
 from fleet.inventory.loading import load
 from remediator.metrics import RemediatorMetrics
-from remediator.notifications import outbox
-from remediator.notifications.channels.feishu import Session
+from remediator.notifications import deliveries
+from remediator.notifications.channels.feishu import FeishuSession
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
 from remediator.record.database import Database
@@ -32,7 +32,7 @@ def die(*_: Any) -> None:
 
 
 def after(module: Any, name: str) -> None:
-    """Be killed once a function of a transaction has been committed."""
+    """Kill the process once a function's transaction is committed."""
     real: Callable[..., Any] = getattr(module, name)
     write = Database.write
 
@@ -46,22 +46,22 @@ def after(module: Any, name: str) -> None:
         return done
 
     setattr(module, name, marked)
-    Database.write = write_and_die  # type: ignore[method-assign]
+    Database.write = write_and_die  # type: ignore[method-assign]  # to end the process after the commit
 
 
 def prepare(phase: str) -> None:
     if phase in ("reserved", "recorded"):
-        after(outbox, "reserve" if phase == "reserved" else "record")
+        after(deliveries, "reserve" if phase == "reserved" else "record")
     if phase == "answered":
-        real = Session.ask
+        real = FeishuSession.request
 
-        async def ask(self: Session, method: str, url: str, body: Any, headers: Any = None) -> Any:
-            heard = await real(self, method, url, body, headers)
+        async def request(self: FeishuSession, method: str, url: str, body: Any, headers: Any = None) -> Any:
+            reply = await real(self, method, url, body, headers)
             if "tenant_access_token" not in url:
                 die()
-            return heard
+            return reply
 
-        Session.ask = ask  # type: ignore[method-assign]
+        FeishuSession.request = request  # type: ignore[method-assign]  # to end the process after the response
 
 
 async def main(config: str, url: str, phase: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Telling people: from an incident to its card, a burst of 200 in real time, and of 1,000 at a simulated clock."""
+"""Notifications: from an alert to its card, a burst of 200 in real time, and of 1,000 at a simulated clock."""
 
 import asyncio
 import json
@@ -20,10 +20,12 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import WEBHOOK_TOKEN, Stack
 from fleet.inventory.model import Inventory
 from remediator.metrics import RemediatorMetrics
-from remediator.notifications import cards, outbox, reader, rendering
-from remediator.notifications.channels import feishu, feishu_cards
-from remediator.notifications.channels.feishu import Heard, Letter
+from remediator.notifications import content, deliveries, outbox
+from remediator.notifications.channels import ChannelMessage, feishu, feishu_cards
+from remediator.notifications.channels.http import HttpReply
+from remediator.notifications.messages import render_card
 from remediator.notifications.outbox import Batch
+from remediator.notifications.rendering import load_templates
 from remediator.notifications.sender import Sender
 from remediator.record import notifications as notification_rows
 from remediator.record.database import Database
@@ -106,7 +108,7 @@ def _worst(times: list[float]) -> tuple[int, int]:
     ends = sorted(times)
     return tuple(
         max((sum(1 for at in ends if end - span < at <= end) for end in ends), default=0) for span in (1.0, 60.0)
-    )  # type: ignore[return-value]
+    )  # type: ignore[return-value]  # a generator of two
 
 
 async def _burst() -> bool:
@@ -168,7 +170,7 @@ async def _simulate(fold_over: int) -> bool:
 
 async def _simulation(database: Database, inventory: Inventory, *, folds: bool) -> bool:
     options = inventory.notify.channels["ops"].options
-    made, now, began = rendering.of(inventory), database.clock.now(), time.perf_counter()
+    templates, now, began = load_templates(inventory), database.clock.now(), time.perf_counter()
     clock = [now]
     bot = FeishuSimulator(now=lambda: clock[0])
     await database.write(_tell, range(GREAT_BURST))
@@ -178,25 +180,24 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
     told_of = bytes_sent = 0
     times: list[float] = []
     while True:
-        chosen = await database.write(outbox.choose, "ops", options.bot)
+        chosen = await database.write(outbox.choose, "ops")
         if isinstance(chosen, float):
             if chosen > clock[0] + 3600:
                 break
             clock[0] = max(chosen, clock[0] + 0.001)
             continue
-        told = await database.write(reader.read, chosen)
-        send = await database.write(outbox.reserve, chosen, options.bot)
-        assert send is not None
-        letter = Letter(cards.card(told, chosen.form, made, options.mention, answers=False))
-        body = feishu.message(letter)
+        notifications_ = await database.write(content.read_notifications, chosen)
+        delivery = await database.write(deliveries.reserve, chosen)
+        assert delivery is not None
+        body = feishu.format_message(ChannelMessage(render_card(notifications_, chosen.form, templates, options)))
         body |= {"timestamp": str(int(clock[0])), "sign": feishu.sign(SECRET, int(clock[0]))}
         code, why = bot.check_message("demo-token", json.dumps(body, ensure_ascii=False).encode())
-        answer = feishu.read(Heard(200, {}, json.dumps({"code": code, "msg": why}).encode()))
+        result = feishu.parse_reply(HttpReply(200, {}, json.dumps({"code": code, "msg": why}).encode()))
         refused += [why] if code else []
         times.append(clock[0])
         told_of += len(chosen.ids)
         bytes_sent = max(bytes_sent, feishu_cards.size(body))
-        await database.write(outbox.record, chosen, send, answer.what, answer.words, state="sent", not_before=clock[0])
+        await database.write(deliveries.record, chosen, delivery, result, state="sent", not_before=clock[0])
         clock[0] += 0.02  # the time that a send takes
         size = tracemalloc.get_traced_memory()[0]
         at_first, most = at_first or size, max(most, size)

@@ -1,4 +1,4 @@
-"""A sender with its database and a simulator of Feishu."""
+"""A sender with its record and a simulated Feishu server."""
 
 import asyncio
 from collections.abc import Mapping
@@ -25,11 +25,11 @@ async def no_details(_batch: Batch) -> Mapping[str, Any]:
     return {}
 
 
-class Post:
-    """A sender, its database and its bot."""
+class SenderHarness:
+    """A sender with its database; `feishu` receives its messages."""
 
     def __init__(self, folder: Path, feishu: FeishuSimulator, inventory: Inventory) -> None:
-        self.folder, self.feishu, self.inventory = folder, feishu, inventory
+        self.folder, self.feishu = folder, feishu
         self.client = httpx.AsyncClient(trust_env=False)
         self.database = new_record(folder, inventory)
 
@@ -47,9 +47,9 @@ class Post:
         self.sender = Sender(self.database, self.client, self.metrics, redact, no_details)
         self.task = asyncio.create_task(self.sender.run())
 
-    async def tell(self, number: int, text: str = "", labels: Mapping[str, str] = LABELS) -> None:
+    async def notify(self, number: int, text: str = "", labels: Mapping[str, str] = LABELS) -> None:
         content = {"annotations": {"summary": text or f"number {number}"}}
-        await self.database.write(notification_rows.notify, "alert", f"about {number}", labels, content)
+        await self.database.write(notification_rows.notify, "alert", f"alert {number}", labels, content)
         self.sender.wake()
 
     async def rows(self) -> list[Any]:

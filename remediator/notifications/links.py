@@ -1,0 +1,55 @@
+"""Links of notifications: dashboards, runbooks, logs, the console and new silences."""
+
+from collections.abc import Mapping
+from urllib.parse import quote, urlencode
+
+from fleet.inventory.endpoints import Endpoint
+from fleet.inventory.model import Inventory, Service
+
+LINK_LIMIT = 2000  # characters
+
+
+def build_links(
+    inventory: Inventory,
+    service: Service | None,
+    labels: Mapping[str, str],
+    annotations: Mapping[str, str],
+    incident: int | None,
+) -> dict[str, str]:
+    """Return URLs for people's browsers by name, without those whose base URL is not configured."""
+    configured, remediator = inventory.notify.links, inventory.remediator
+    grafana = _base_url(configured.grafana, remediator.grafana_url)
+    alertmanager = _base_url(configured.alertmanager, remediator.alertmanager_url)
+    console = _base_url(configured.remediator, remediator.url if "url" in remediator.model_fields_set else None)
+    host = service.host if service is not None else labels.get("host", "")
+    urls: dict[str, str] = {}
+    if grafana and (service is not None or host):
+        board, name, value = ("service", "service", service.id) if service is not None else ("hosts", "host", host)
+        urls["grafana"] = f"{grafana}/d/defib-{board}?{urlencode({f'var-{name}': value})}"
+    runbook = service.runbook if service is not None else ""
+    runbook = runbook or annotations.get("runbook_url", "")
+    if configured.docs and runbook.startswith("docs/"):  # the shipped rules refer to their pages in this way
+        runbook = configured.docs.rstrip("/") + runbook.removeprefix("docs")
+    if runbook.startswith(("http://", "https://")):
+        urls["runbook"] = runbook
+    if console and service is not None and service.control is not None and "logs" in service.control.options.verbs:
+        urls["logs"] = f"{console}/api/v1/services/{quote(service.id, safe='')}/logs"
+    if console:
+        urls["console"] = f"{console}/{f'incidents/{incident}' if incident is not None else ''}"
+    if alertmanager:
+        matchers = quote(_format_matchers(service, labels), safe="")
+        urls["silence"] = f"{alertmanager}/#/silences/new?filter={matchers}"
+    return {name: url for name, url in urls.items() if len(url) <= LINK_LIMIT and url.isprintable()}
+
+
+def _base_url(configured: str | None, endpoint: Endpoint | None) -> str:
+    """Return where browsers reach a program: as `notify.links` says, otherwise where Defib reaches it."""
+    return configured.rstrip("/") if configured else endpoint.base if endpoint is not None else ""
+
+
+def _format_matchers(service: Service | None, labels: Mapping[str, str]) -> str:
+    matched = {"service": service.id} if service is not None else labels
+    escaped = {
+        name: value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") for name, value in matched.items()
+    }
+    return "{" + ",".join(f'{name}="{value}"' for name, value in sorted(escaped.items())) + "}"
