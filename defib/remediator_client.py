@@ -54,7 +54,7 @@ class RemediatorClient:
     ) -> Any:
         """Send a request about a service, host or group; `{name}` in `path` is replaced.
 
-        Raises UnknownEntryError with similar names if the remediator has no such service, host or group, and ClientError.
+        Raises ClientError, and UnknownEntryError with similar names if there is no such service, host or group.
         """
         try:
             return await self.request(method, path.replace("{name}", quote(name, safe="")), timeout=timeout, body=body)
