@@ -165,7 +165,7 @@ async def test_systemd(systemd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("unit", ["*", "a*", "-f", "a b", "a;b", ""])
 async def test_invalid_unit_names_are_refused(unit: str) -> None:
-    with pytest.raises(ValueError, match="is not a unit of systemd"):
+    with pytest.raises(ValueError, match="is not the name of a systemd unit"):
         await control("systemd", "restart", {"unit": unit})
 
 
@@ -246,7 +246,7 @@ def test_a_container_that_docker_is_restarting_is_reported_as_healing(container:
 
 @pytest.mark.parametrize("name", ["all", "web:*", "-x", "a b", "", "*"])
 async def test_names_of_several_programs_are_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="is not a program of supervisor"):
+    with pytest.raises(ValueError, match="is not the name of a program in supervisor"):
         await control("supervisor", "restart", {"program": name})
 
 
