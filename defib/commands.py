@@ -228,7 +228,7 @@ def restore(options: argparse.Namespace) -> int:
 def _database(options: argparse.Namespace) -> str:
     """Return the URL of the remediator's database. Raises ConfigurationError."""
     loaded = _loader(options, "client")()
-    loaded.require("remediator.database")
+    loaded.require_resolved("remediator.database")
     return loaded.inventory.remediator.database
 
 

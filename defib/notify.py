@@ -33,7 +33,7 @@ async def send_tests(load: Callable[[], LoadedInventory], name: str | None, *, a
     if not channels:
         raise DefibError("no channels are configured: set notify.channels")
     others = [f"notify.channels.{other}" for other in loaded.inventory.notify.channels if other not in channels]
-    loaded.require("notify", ignore=others)
+    loaded.require_resolved("notify", ignore=others)
     redact, rows = Redactor(loaded.secrets), []
     async with httpx.AsyncClient(trust_env=True) as client:
         channel_client = ChannelClient(client)

@@ -76,7 +76,7 @@ async def connect(
     Raises DefibError.
     """
     loaded = load()
-    loaded.require("remediator.url", ignore=["remediator.url.auth"] if token_file is not None else [])
+    loaded.require_resolved("remediator.url", ignore=["remediator.url.auth"] if token_file is not None else [])
     endpoint = loaded.inventory.remediator.url
     if token_file is not None:
         endpoint = endpoint.model_copy(update={"auth": None})
@@ -97,9 +97,9 @@ def _read_token(loaded: LoadedInventory, token_file: Path | None) -> SecretStr:
     if token_file is not None:
         return tokens.read_token(token_file)
     settings = loaded.inventory.remediator
-    loaded.require("remediator.token")
+    loaded.require_resolved("remediator.token")
     if settings.token is None:
-        loaded.require("remediator.database")  # the token file is in its folder
+        loaded.require_resolved("remediator.database")  # the token file is in its folder
     try:
         return ApiToken("remediator.token", settings.token, settings.token_file).get()
     except TokenError as error:

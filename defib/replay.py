@@ -26,7 +26,7 @@ does not contain them.
 async def run(load: Callable[[], LoadedInventory], since: float, *, as_json: bool) -> int:
     """Print the decisions that would have been made in the last `since` seconds. Raises DefibError."""
     loaded = load()
-    loaded.require("remediator.prometheus_url", "remediation", "notify.timezone")
+    loaded.require_resolved("remediator.prometheus_url", "remediation", "notify.timezone")
     inventory = loaded.inventory
     endpoint = inventory.remediator.prometheus_url
     if endpoint is None:

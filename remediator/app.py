@@ -99,7 +99,7 @@ class _Parts:
 
         # The engine wakes the sender, which asks the engine for details.
         async def details(batch: Batch) -> Mapping[str, Any]:
-            return await engine.details(batch)
+            return await engine.read_failed_probe(batch)
 
         sender = Sender(database, http_client, metrics, redact, details)
         engine = Engine(database, *clients, sender, metrics, redact)

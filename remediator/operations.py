@@ -235,16 +235,16 @@ def _not_stored(consequence: str) -> UnavailableError:
     return UnavailableError("not_stored", f"cannot write to the record; {consequence}")
 
 
-class HeldError(ConflictError):
+class GateClosedError(ConflictError):
     """A gate holds the action."""
 
 
-def _held(decision: Decision) -> HeldError:
+def _held(decision: Decision) -> GateClosedError:
     reason = decision.reason or ""
     detail = f": {decision.detail}" if decision.detail else ""
     if reason in LOCKS:
-        return HeldError(reason, f"{reason}: another action is in progress{detail}; see /api/v1/actions")
-    return HeldError(reason, f"held by {reason}{detail}; overrule it by this name")
+        return GateClosedError(reason, f"{reason}: another action is in progress{detail}; see /api/v1/actions")
+    return GateClosedError(reason, f"held by {reason}{detail}; overrule it by this name")
 
 
 def set_automation(tx: Transaction, *, enabled: bool, by: str, reason: str) -> AutomationSwitch:

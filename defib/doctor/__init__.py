@@ -69,7 +69,7 @@ def _require_references(loaded: LoadedInventory, hosts: Sequence[str]) -> None:
         for name, service in loaded.inventory.services.items()
         if service.host in hosts and service.control and CONTROLS[service.control.kind].options.needs_host
     ]
-    loaded.require(*(f"hosts.{name}" for name in hosts), *controlled)
+    loaded.require_resolved(*(f"hosts.{name}" for name in hosts), *controlled)
 
 
 def _with_token(loaded: LoadedInventory, token: SecretStr) -> LoadedInventory:

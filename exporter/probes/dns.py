@@ -221,7 +221,7 @@ async def _query_udp(
     finally:
         transport.abort()
     if response is not None and not query.is_response(response):
-        raise ValueError("it answers another query")
+        raise ValueError("the response belongs to another query")
     return response
 
 

@@ -16,7 +16,7 @@ from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.net.connections import AddressOptions, DialOptions, connect, resolve
 from exporter.probes.tcp import expand_tls
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.documents import ConfigText
+from fleet.inventory.documents import TextWithBase
 from fleet.inventory.endpoints import Address, TlsSettings, split_address
 
 EXTRA = "grpc_health"
@@ -27,7 +27,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 def _require_extra(address: object) -> object:
     """Check that the extra is installed, where the inventory is loaded to run its probes."""
-    if isinstance(address, ConfigText) and address.checked and importlib.util.find_spec(EXTRA) is None:
+    if isinstance(address, TextWithBase) and address.checked and importlib.util.find_spec(EXTRA) is None:
         raise ValueError("requires an extra that is not installed: pip install 'defib[grpc]'")
     return address
 

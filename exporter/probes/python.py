@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, WithJson
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.documents import ConfigText
+from fleet.inventory.documents import TextWithBase
 from fleet.inventory.endpoints import ConfigModel
 from fleet.shells.local import LocalShell
 
@@ -37,7 +37,7 @@ _FUNCTION_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
 def _parse_function(value: object) -> PythonFunction:
     if not isinstance(value, str) or re.fullmatch(_FUNCTION_PATTERN, value) is None:
         raise ValueError("must be a function (write package.module:function)")
-    return PythonFunction(str(value), value.base if isinstance(value, ConfigText) else Path())
+    return PythonFunction(str(value), value.base if isinstance(value, TextWithBase) else Path())
 
 
 class PythonProbeOptions(ConfigModel):

@@ -151,7 +151,7 @@ class ProbeScheduler:
             )
         finally:
             self._metrics.in_flight.dec()
-        probed.record(result, asyncio.get_running_loop().time(), service.digest)
+        probed.apply_result(result, asyncio.get_running_loop().time(), service.digest)
         if self.services.get(service.id) is probed:
             self.page.put(service.id, probed.render())
         self._metrics.probe_duration.labels(service.provider, service.category).observe(result.duration)

@@ -39,7 +39,7 @@ class ProbedService:
         """Return the lines of `/metrics` by metric name."""
         return self.series.render(self.state, self.last, self.failures)
 
-    def record(self, result: ProbeResult, now: float, digest: str) -> None:
+    def apply_result(self, result: ProbeResult, now: float, digest: str) -> None:
         """Apply a result of the configuration `digest`; `now` is of the event loop's clock."""
         options = self.service.probe
         before = self.state

@@ -23,7 +23,7 @@ SCRIPT_SHARE = 0.8  # of a section's timeout that its script may take
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """One thing to read; `build_script` is POSIX sh, and `names` are its arguments."""
+    """One thing to read; `script` is POSIX sh, and `names` are its arguments."""
 
     name: str
     script: str

@@ -43,7 +43,7 @@ class ConfigurationError(DefibError):
         self.problems = list(problems)
 
 
-class ConfigText(str):
+class TextWithBase(str):
     """A string from a YAML file, with the directory that relative paths in it start from."""
 
     __slots__ = ("base", "checked", "pending")
@@ -62,8 +62,8 @@ class _Loader(_Base):  # type: ignore[misc]  # the base class is chosen at run t
 
     base = Path()
 
-    def construct_text(self, node: yaml.ScalarNode) -> ConfigText:
-        return ConfigText(self.construct_scalar(node), self.base)
+    def construct_text(self, node: yaml.ScalarNode) -> TextWithBase:
+        return TextWithBase(self.construct_scalar(node), self.base)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from fleet.inventory.documents import ConfigText
+from fleet.inventory.documents import TextWithBase
 
 
 class ConfigModel(BaseModel):
@@ -34,7 +34,7 @@ class ConfigModel(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _skip_unresolved(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        if isinstance(value, ConfigText) and value.pending:
+        if isinstance(value, TextWithBase) and value.pending:
             return value
         return handler(value)
 
@@ -62,7 +62,7 @@ class ChoiceModel(ConfigModel):
 
 
 def _path(value: object) -> object:
-    if not isinstance(value, ConfigText):
+    if not isinstance(value, TextWithBase):
         return value
     try:
         return value.base / Path(value).expanduser()
@@ -80,7 +80,7 @@ def _existing_directory(value: object) -> object:
 
 def _check_path(value: object, exists: Callable[[Path], bool], what: str) -> object:
     path = _path(value)
-    if not isinstance(value, ConfigText) or not value.checked or not isinstance(path, Path):
+    if not isinstance(value, TextWithBase) or not value.checked or not isinstance(path, Path):
         return path
     try:
         found = exists(path)

@@ -31,7 +31,7 @@ class LoadedInventory:
     warnings: Sequence[ConfigProblem] = ()
     unresolved: Sequence[ConfigProblem] = ()  # references that could not be resolved, unless loaded strictly
 
-    def require(self, *sections: str, ignore: Sequence[str] = ()) -> None:
+    def require_resolved(self, *sections: str, ignore: Sequence[str] = ()) -> None:
         """Check that all references in some sections, such as `remediator.token`, are resolved.
 
         Raises ConfigurationError.
@@ -60,7 +60,7 @@ def load(
     """Read, resolve for `programs`, validate and check. Raises ConfigurationError with every error.
 
     Without programs, no references are resolved. Unless `strict`, references that cannot be resolved stay as they are
-    written; callers check those that they need with `LoadedInventory.require`.
+    written; callers check those that they need with `LoadedInventory.require_resolved`.
     """
     document = read_directory(path)
     problems = _fill_in(document)

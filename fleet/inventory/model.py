@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 
-from fleet.inventory.documents import ConfigText
+from fleet.inventory.documents import TextWithBase
 from fleet.inventory.endpoints import ChoiceModel, ConfigModel, Endpoint, RelativePath, Token
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
@@ -303,7 +303,7 @@ class RemediatorSettings(ConfigModel):
         if not isinstance(url, str) or not url.startswith("sqlite:///") or url == "sqlite:///":
             raise ValueError("must be sqlite:///PATH (four slashes before an absolute path)")
         path = url.removeprefix("sqlite:///")
-        return f"sqlite:///{url.base / path}" if isinstance(url, ConfigText) else url
+        return f"sqlite:///{url.base / path}" if isinstance(url, TextWithBase) else url
 
     @property
     def token_file(self) -> Path | None:

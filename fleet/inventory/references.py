@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fleet.inventory.documents import ConfigProblem, ConfigText, Document, Location
+from fleet.inventory.documents import ConfigProblem, Document, Location, TextWithBase
 
 Program = Literal["exporter", "remediator", "client"]
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)\}")
@@ -48,27 +48,29 @@ class Resolver:
             return {key: self._resolve((*location, str(key)), item) for key, item in value.items()}
         if isinstance(value, list):
             return [self._resolve((*location, index), item) for index, item in enumerate(value)]
-        return self._resolve_text(location, value) if isinstance(value, ConfigText) else value
+        return self._resolve_text(location, value) if isinstance(value, TextWithBase) else value
 
-    def _resolve_text(self, location: Location, text: ConfigText) -> ConfigText:
+    def _resolve_text(self, location: Location, text: TextWithBase) -> TextWithBase:
         used = self._is_used(location)
         if "${" not in text:
-            return text if used else ConfigText(text, text.base, checked=False)
+            return text if used else TextWithBase(text, text.base, checked=False)
         if not used:
             pending = any(match[0] != "$${" for match in _REFERENCE.finditer(text))
-            return ConfigText(text if pending else text.replace("$${", "${"), text.base, pending=pending, checked=False)
+            return TextWithBase(
+                text if pending else text.replace("$${", "${"), text.base, pending=pending, checked=False
+            )
         count = len(self.problems)
         resolved = _REFERENCE.sub(lambda match: self._look_up(location, text, match), text)
         if not self.strict and len(self.problems) > count:
             self.unresolved += self.problems[count:]
             del self.problems[count:]
-            return ConfigText(text, text.base, pending=True, checked=False)
-        return ConfigText(resolved, text.base)
+            return TextWithBase(text, text.base, pending=True, checked=False)
+        return TextWithBase(resolved, text.base)
 
     def _is_used(self, location: Location) -> bool:
         return any(not any(_covers(pattern, location) for pattern in _IGNORED[program]) for program in self.programs)
 
-    def _look_up(self, location: Location, text: ConfigText, match: re.Match[str]) -> str:
+    def _look_up(self, location: Location, text: TextWithBase, match: re.Match[str]) -> str:
         if match[0] == "$${":
             return "${"
         name = match[1]
@@ -114,18 +116,18 @@ def substitute(value: Any, service: str, host: str, address: str) -> Any:
     return _map(value, lambda text: _replace_placeholders(text, service, host, address))
 
 
-def _map(value: Any, change: Callable[[ConfigText], ConfigText]) -> Any:
+def _map(value: Any, change: Callable[[TextWithBase], TextWithBase]) -> Any:
     if isinstance(value, dict):
         return {key: _map(item, change) for key, item in value.items()}
     if isinstance(value, list):
         return [_map(item, change) for item in value]
-    return change(value) if isinstance(value, ConfigText) else value
+    return change(value) if isinstance(value, TextWithBase) else value
 
 
 _PLACEHOLDER = re.compile(r"\{(service|host\.name|host\.address)\}(:?)")
 
 
-def _replace_placeholders(text: ConfigText, service: str, host: str, address: str) -> ConfigText:
+def _replace_placeholders(text: TextWithBase, service: str, host: str, address: str) -> TextWithBase:
     if "{" not in text:
         return text
 
@@ -137,4 +139,4 @@ def _replace_placeholders(text: ConfigText, service: str, host: str, address: st
         in_url = match[2] or text[: match.start()].endswith("//")
         return (f"[{address}]" if ":" in address and in_url else address) + match[2]
 
-    return ConfigText(_PLACEHOLDER.sub(value, text), text.base, pending=text.pending, checked=text.checked)
+    return TextWithBase(_PLACEHOLDER.sub(value, text), text.base, pending=text.pending, checked=text.checked)

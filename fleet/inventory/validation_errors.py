@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fleet.inventory.digests import holds_secret
-from fleet.inventory.documents import ConfigProblem, ConfigText, Document, Location
+from fleet.inventory.documents import ConfigProblem, Document, Location, TextWithBase
 from fleet.inventory.kinds import KindOptions
 from fleet.inventory.units import show
 
@@ -68,7 +68,7 @@ def _show_value(model: type[BaseModel], location: Location, value: Any) -> str:
         return ", not a list" if isinstance(value, list) else ", not a map"
     if not isinstance(value, str | int | float) or _may_be_secret(model, location):
         return ""
-    if isinstance(value, ConfigText) and (key := re.match(r"([A-Za-z_][\w.-]*):(?!/)\S", value)) is not None:
+    if isinstance(value, TextWithBase) and (key := re.match(r"([A-Za-z_][\w.-]*):(?!/)\S", value)) is not None:
         return f"; a space is missing after the colon of {key[1]!r}"
     return f", not {show(value)}"
 

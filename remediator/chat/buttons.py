@@ -21,7 +21,7 @@ from remediator.metrics import RemediatorMetrics
 from remediator.notifications import rendering
 from remediator.operations import (
     ConflictError,
-    HeldError,
+    GateClosedError,
     NotFoundError,
     OperationError,
     Operations,
@@ -162,7 +162,7 @@ class ButtonHandler:
             return Toast("warning", "over")
         try:
             return await self._run_operation(action, ids, name, inventory)
-        except HeldError as error:
+        except GateClosedError as error:
             reasons = (await asyncio.to_thread(rendering.shipped_templates, inventory)).words["reasons"]
             return Toast("warning", "held", (reasons.get(error.code, error.code),))
         except OperationError as error:

@@ -73,7 +73,7 @@ class LongConnections:
             finally:
                 connected.set(0)
             pause = FIRST_PAUSE if loop.time() - began > STABLE_AFTER else min(LONGEST_PAUSE, pause * 2)
-            log.warning("connection_lost", channel=name, error=why, retry_in_seconds=pause)
+            log.warning("feishu_connection_ended", channel=name, error=why, retry_in_seconds=pause)
             await asyncio.sleep(pause)
 
     async def _run_process(self, name: str, options: FeishuAppOptions, on_connected: Callable[[], None]) -> str:
@@ -118,5 +118,5 @@ class LongConnections:
         except InvalidPressError as error:
             log.info("event_ignored", channel=name, reason=str(error))
         except Exception:  # one event must not end the connection
-            log.exception("event_failed", channel=name)
+            log.exception("feishu_event_failed", channel=name)
         return {}

@@ -114,5 +114,7 @@ def parsing_response() -> Iterator[None]:
     """Raise ClientError where a response lacks a field or has one of another type."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ClientError(f"unexpected response ({type(error).__name__})") from error
+    except KeyError as error:
+        raise ClientError(f"the response has no field {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ClientError(f"the response does not have the expected fields: {error}") from error

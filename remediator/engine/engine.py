@@ -34,7 +34,7 @@ RELEASED_BY_ACTIONS = ("target-busy", "host-busy", "fleet-busy", "dependency-dow
 DOWN_WITHOUT_ALERT = 60.0  # seconds for which a service may be down without a firing alert before that is notified
 CHECK_CLOSE_AGAIN = 5.0
 CLAIM_AGAIN = 1.0  # seconds after the record changed during a claim
-DETAILS_TIMEOUT, DETAILS_PAUSE = 2.0, 15.0
+READ_PROBE_TIMEOUT, READ_PROBE_PAUSE = 2.0, 15.0
 log = structlog.get_logger()
 
 
@@ -62,7 +62,7 @@ class Engine:
         self._due: set[str] = set()  # services to decide about now
         self._all_due = True
         self._changed_meanwhile: set[str] = set()  # services that changed while they were handled
-        self._details_from = 0.0
+        self._probe_read_from = 0.0
 
     @property
     def inventory(self) -> Inventory:
@@ -320,23 +320,23 @@ class Engine:
             "next_step": step.kind if step is not None else None,
             "attempts": dict(situation.past.attempts),
             "gates": [
-                {"gate": each.name, "open": each.held is None, **(asdict(each.held) if each.held else _OPEN)}
+                {"gate": each.name, "open": each.closed is None, **(asdict(each.closed) if each.closed else _OPEN)}
                 for each in gates
             ],
             "caution": lookup.caution,
             "decided_again_in_seconds": left,
         }
 
-    async def details(self, batch: Batch) -> Mapping[str, Any]:
+    async def read_failed_probe(self, batch: Batch) -> Mapping[str, Any]:
         """Return the last failed probe for a message about one service that is down, if the exporter responds."""
         loop = asyncio.get_running_loop()
-        if batch.form != "one" or batch.first.kind != "down" or loop.time() < self._details_from:
+        if batch.form != "one" or batch.first.kind != "down" or loop.time() < self._probe_read_from:
             return {}
         try:
-            async with asyncio.timeout(DETAILS_TIMEOUT):
+            async with asyncio.timeout(READ_PROBE_TIMEOUT):
                 observed = await self._exporter.observe(str(batch.first.content["labels"].get("service", "")))
         except (ClientError, TimeoutError):
-            self._details_from = loop.time() + DETAILS_PAUSE  # notifications must not wait for it each time
+            self._probe_read_from = loop.time() + READ_PROBE_PAUSE  # notifications must not wait for it each time
             return {}
         return {"probe": observed.summary} if observed.reason else {}
 

@@ -187,9 +187,9 @@ class Reconciler:
                         log.info("stopped_service_up_again", service=service.id)
                         self._wake({service.id})
             except (ClientError, StorageError) as error:
-                log.warning("stops_not_checked", error=str(error))
+                log.warning("stopped_services_not_checked", error=str(error))
             except Exception:  # the next round may succeed
-                log.exception("stops_not_checked")
+                log.exception("stopped_services_not_checked")
 
     async def _is_up_again(self, service: Service, stop: Stop) -> bool:
         """Whether a stopped service has been up for `hold` since. Raises ClientError."""

@@ -27,7 +27,7 @@ def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, ApiErro
     def on_refusal(request: web.Request, problem: ApiError) -> None:
         if request.path == WEBHOOK_PATH:
             metrics.refusals.labels(str(problem.status)).inc()
-            log.warning("webhook_refused", status=problem.status, error=problem.message)
+            log.warning("alertmanager_webhook_refused", status=problem.status, error=problem.message)
 
     return on_refusal
 
@@ -60,10 +60,12 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
             metrics.received.labels(alert.status).inc()
         services = database.inventory.services
         unknown = sum(1 for alert in payload.alerts if alert.labels.get("service", "") not in services)
-        log.info("webhook_received", alerts=len(payload.alerts), unknown_services=unknown)
+        log.info("alertmanager_webhook_received", alerts=len(payload.alerts), unknown_services=unknown)
         if payload.truncated:
             metrics.truncated.inc(payload.truncated)
-            log.warning("webhook_truncated", alerts=payload.truncated, hint="raise max_alerts in Alertmanager")
+            log.warning(
+                "alertmanager_webhook_truncated", alerts=payload.truncated, hint="raise max_alerts in Alertmanager"
+            )
 
     add_route(app, "POST", WEBHOOK_PATH, receive, Requirement.WEBHOOK)
 

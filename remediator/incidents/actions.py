@@ -17,7 +17,7 @@ from remediator.incidents.lifecycle import (
 )
 from remediator.incidents.timeline import add_event
 from remediator.policy.attempts import max_attempts, next_step
-from remediator.policy.decisions import decide, find_hold
+from remediator.policy.decisions import decide, find_closed_gate
 from remediator.policy.situation import OVERRULABLE, Blocked, Decision, Refusal, Situation
 from remediator.record import stops
 from remediator.record.schema import actions, evidence
@@ -130,7 +130,7 @@ def claim_for_operator(
     current = complete_situation(tx, incident or 0, service.id, situation)
     # Only locks hold a stop.
     overruled_gates = OVERRULABLE if kind == "stop" else overruled
-    held = find_hold(service, tx.inventory.remediation.for_service(service), current, overruled_gates)
+    held = find_closed_gate(service, tx.inventory.remediation.for_service(service), current, overruled_gates)
     if held is not None:
         return held
     claimed = _insert(tx, incident, service, kind, "person", by, overruled=overruled)

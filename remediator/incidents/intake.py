@@ -10,7 +10,7 @@ from fleet.inventory.notify import NotificationKind
 from remediator.clients.alerts import WATCHDOG, Alert
 from remediator.incidents import resolution
 from remediator.incidents.alert_starts import add_copy, normalize, starts_of
-from remediator.incidents.lifecycle import is_muted, mark_down, mute_if_stopped, open_or_create
+from remediator.incidents.lifecycle import begin_outage, is_muted, mute_if_stopped, open_or_create
 from remediator.incidents.timeline import add_event
 from remediator.record import notifications, timestamps
 from remediator.record.schema import alerts
@@ -168,7 +168,7 @@ def set_firing(tx: Transaction, row: Row[Any], start: str | None = None) -> None
         and incident is not None
         and row.name in tx.inventory.remediation.for_service(service).alerts
     ):
-        mark_down(tx, incident, row.labels)
+        begin_outage(tx, incident, row.labels)
         key, kind = notifications.incident_key(incident), "down"
     else:
         key, kind = notifications.alert_key(row.fingerprint, row.starts_at, row.times + 1), "alert"

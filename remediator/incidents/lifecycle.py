@@ -74,7 +74,7 @@ def open_incidents(tx: Transaction, services: Collection[str] | None = None) -> 
     return {row.service: row.id for row in tx.execute(query)}
 
 
-def mark_down(tx: Transaction, incident: int, labels: Mapping[str, str]) -> None:
+def begin_outage(tx: Transaction, incident: int, labels: Mapping[str, str]) -> None:
     """Begin the outage: the first of the alerts to act on fires, and only those keep the incident open from now on.
 
     Earlier alerts were less severe, so an acknowledgement of them is removed.

@@ -169,7 +169,7 @@ class _Reader:
         if service is None and host is None:
             return None
         name = service.id if service is not None else ""
-        return maintenance.find_hold(self._tx, name, service, host)
+        return maintenance.find_operator_hold(self._tx, name, service, host)
 
     def _read_alert(self, queued: QueuedNotification, alert: Row[Any] | None) -> Notification:
         common = self._common(queued)

@@ -47,7 +47,7 @@ class _BotPause:
     failures: int = 0
 
     def update(self, result: SendResult, now: float) -> None:
-        if result.outcome != "retry" or not result.pause_bot:
+        if result.outcome != "retry" or not result.pause_channel:
             self.failures = 0
             return
         pause = min(MAX_PAUSE, FIRST_RETRY * 2.0 ** min(self.failures, 16))

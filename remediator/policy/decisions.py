@@ -6,7 +6,7 @@ from typing import get_args
 
 from fleet.inventory.model import Remediation, Service
 from remediator.policy.attempts import next_step
-from remediator.policy.gates import GATES, Held
+from remediator.policy.gates import GATES, ClosedGate
 from remediator.policy.situation import LOCKS, OVERRULABLE, Decision, GateName, Refusal, Situation
 
 DECIDE_AGAIN = 30.0  # seconds
@@ -14,10 +14,10 @@ DECIDE_AGAIN = 30.0  # seconds
 
 @dataclass(frozen=True)
 class GateState:
-    """A gate as `explain` shows it; `held` is None if it is open."""
+    """A gate as `explain` shows it; `closed` is None if it is open."""
 
     name: GateName
-    held: Held | None
+    closed: ClosedGate | None
 
 
 def decide(service: Service | None, rules: Remediation, situation: Situation) -> Decision:
@@ -25,9 +25,9 @@ def decide(service: Service | None, rules: Remediation, situation: Situation) ->
     if service is None or not situation.firing:
         return Decision("nothing")
     for name, gate in GATES.items():
-        held = gate(service, rules, situation)
-        if held is not None:
-            return _hold(name, held, situation.now)
+        closed = gate(service, rules, situation)
+        if closed is not None:
+            return _decide_by(name, closed, situation.now)
     return Decision("act", step=next_step(service, rules, situation.past))
 
 
@@ -36,21 +36,21 @@ def explain(service: Service, rules: Remediation, situation: Situation) -> list[
     return [GateState(name, gate(service, rules, situation)) for name, gate in GATES.items()]
 
 
-def find_hold(
+def find_closed_gate(
     service: Service, rules: Remediation, situation: Situation, overruled: Collection[str]
 ) -> Decision | None:
     """Return what holds an operator's action: a lock, or an overrulable gate that is not in `overruled`."""
     for name, gate in GATES.items():
         if name in LOCKS or (name in OVERRULABLE and name not in overruled):
-            held = gate(service, rules, situation)
-            if held is not None:
-                return _hold(name, held, situation.now)
+            closed = gate(service, rules, situation)
+            if closed is not None:
+                return _decide_by(name, closed, situation.now)
     return None
 
 
-def _hold(name: GateName, held: Held, now: float) -> Decision:
+def _decide_by(name: GateName, closed: ClosedGate, now: float) -> Decision:
     if name in get_args(Refusal):
-        return Decision("refuse", name, detail=held.detail)
+        return Decision("refuse", name, detail=closed.detail)
     again = now + DECIDE_AGAIN
-    until = min(held.until, again) if held.until is not None else again
-    return Decision("wait", name, until, held.detail, ends=held.until)
+    until = min(closed.until, again) if closed.until is not None else again
+    return Decision("wait", name, until, closed.detail, ends=closed.until)

@@ -15,127 +15,131 @@ STOP_TOLERANCE = 45.0  # seconds for a stop, which supervisor reports to the min
 
 
 @dataclass(frozen=True)
-class Held:
+class ClosedGate:
     """Why a gate is closed, and until when if that is known."""
 
     detail: str = ""
     until: float | None = None
 
 
-def _not_an_alert(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
-    return None if situation.firing & set(rules.alerts) else Held(", ".join(sorted(situation.firing)))
+def _not_an_alert(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+    return None if situation.firing & set(rules.alerts) else ClosedGate(", ".join(sorted(situation.firing)))
 
 
-def _notify_only(service: Service, _rules: Remediation, _situation: Situation) -> Held | None:
-    return Held() if service.on_failure == "notify" else None
+def _notify_only(service: Service, _rules: Remediation, _situation: Situation) -> ClosedGate | None:
+    return ClosedGate() if service.on_failure == "notify" else None
 
 
-def _no_control(service: Service, _rules: Remediation, _situation: Situation) -> Held | None:
-    return None if service.control is not None and "restart" in service.control.options.verbs else Held()
+def _no_control(service: Service, _rules: Remediation, _situation: Situation) -> ClosedGate | None:
+    return None if service.control is not None and "restart" in service.control.options.verbs else ClosedGate()
 
 
-def _stopped(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
-    return Held(situation.stopped) if situation.stopped and not situation.approved else None
+def _stopped(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+    return ClosedGate(situation.stopped) if situation.stopped and not situation.approved else None
 
 
-def _target_busy(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
-    return Held() if situation.present.target_busy else None
+def _target_busy(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+    return ClosedGate() if situation.present.target_busy else None
 
 
-def _blind(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+def _blind(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     seen = situation.observed
     if seen is None:
-        return Held("cannot connect to the exporter")
-    return Held("the exporter has no result yet") if seen.up is None and not seen.success else None
+        return ClosedGate("cannot connect to the exporter")
+    return ClosedGate("the exporter has no result yet") if seen.up is None and not seen.success else None
 
 
-def _config_mismatch(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+def _config_mismatch(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     seen = situation.observed
     if seen is None or not digests_differ(service.digest, seen.digest):
         return None
-    return Held("the exporter and the remediator have different configurations of it: reload both")
+    return ClosedGate("the exporter and the remediator have different configurations of it: reload both")
 
 
-def _already_up(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+def _already_up(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     seen = situation.observed
-    return Held() if seen is not None and (seen.success or seen.up) else None
+    return ClosedGate() if seen is not None and (seen.success or seen.up) else None
 
 
-def _not_restartable(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+def _not_restartable(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     seen = situation.observed
-    return Held(f"{seen.reason}: {seen.message}") if seen is not None and seen.reason in rules.never_for else None
+    return ClosedGate(f"{seen.reason}: {seen.message}") if seen is not None and seen.reason in rules.never_for else None
 
 
-def _host_key_changed(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
-    return Held() if situation.past.blocked == "host-key-changed" else None
+def _host_key_changed(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+    return ClosedGate() if situation.past.blocked == "host-key-changed" else None
 
 
-def _sudo_refused(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+def _sudo_refused(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     """Defib may not act, or may not read whether somebody stopped the target on purpose."""
     if situation.past.blocked == "sudo-refused":
-        return Held()
-    return Held(situation.refused) if situation.refused and rules.respect_stop and not situation.approved else None
+        return ClosedGate()
+    return (
+        ClosedGate(situation.refused) if situation.refused and rules.respect_stop and not situation.approved else None
+    )
 
 
-def _attempts_used_up(service: Service, rules: Remediation, situation: Situation) -> Held | None:
+def _attempts_used_up(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     if next_step(service, rules, situation.past) is not None:
         return None
     used = situation.past.attempts
     steps = supported_steps(service, rules)
-    return Held(", ".join(f"{step.kind}: {used.get(step.kind, 0)} of {max_attempts(step, rules)}" for step in steps))
+    return ClosedGate(
+        ", ".join(f"{step.kind}: {used.get(step.kind, 0)} of {max_attempts(step, rules)}" for step in steps)
+    )
 
 
-def _automation_off(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+def _automation_off(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     if not rules.automatic:
-        return Held("remediation.automatic is false")
-    return None if situation.automation else Held("an operator switched it off")
+        return ClosedGate("remediation.automatic is false")
+    return None if situation.automation else ClosedGate("an operator switched it off")
 
 
-def _maintenance(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+def _maintenance(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     why = situation.maintenance or situation.scheduled
-    return Held(why, situation.maintenance_ends) if why else None
+    return ClosedGate(why, situation.maintenance_ends) if why else None
 
 
-def _silenced(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
-    return Held(situation.silenced) if situation.silenced else None
+def _silenced(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+    return ClosedGate(situation.silenced) if situation.silenced else None
 
 
-def _alert_gone(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
-    return Held() if situation.gone else None
+def _alert_gone(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+    return ClosedGate() if situation.gone else None
 
 
-def _backing_off(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+def _backing_off(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     past = situation.past
     if not past.tries or past.last_ended is None:
         return None
     until = past.last_ended + backoff(rules.backoff, past.tries)
-    return Held(f"after {past.tries} tries", until) if situation.now < until else None
+    return ClosedGate(f"after {past.tries} tries", until) if situation.now < until else None
 
 
-def _healing_itself(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+def _healing_itself(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     """The target restarts without Defib: wait for it, but only for `start_within`."""
     patience = service.control.start_within if service.control is not None else 0.0
     since = situation.past.healing_since
     ends = since + patience if since is not None else None
     long_enough = ends is not None and situation.now >= ends
-    return Held(situation.healing, ends) if situation.healing and not long_enough else None
+    return ClosedGate(situation.healing, ends) if situation.healing and not long_enough else None
 
 
-def _stopped_by_hand(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+def _stopped_by_hand(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     """Do not start what somebody stopped. A failed action that left the target stopped does not count as a stop."""
     if situation.approved or not rules.respect_stop:
         return None
     if situation.withheld:
-        return Held(situation.withheld)
+        return ClosedGate(situation.withheld)
     past = situation.past
     if not situation.stopped_by_hand:
         # An earlier observation is valid until the target has run again.
         still = bool(situation.unseen) if not situation.run else situation.run == past.stopped_run
-        return Held(past.stopped_why) if past.stopped_why and still else None
+        return ClosedGate(past.stopped_why) if past.stopped_why and still else None
     since = situation.stopped_for
     at = situation.now - since if since is not None else None
     failed = takewhile(lambda action: not action.succeeded, past.actions)
-    return None if any(_may_have_stopped(action, at) for action in failed) else Held(situation.stopped_by_hand)
+    return None if any(_may_have_stopped(action, at) for action in failed) else ClosedGate(situation.stopped_by_hand)
 
 
 def _may_have_stopped(action: PastAction, at: float | None) -> bool:
@@ -147,7 +151,7 @@ def _may_have_stopped(action: PastAction, at: float | None) -> bool:
     return action.after_failure and action.of_incident and stopped_before
 
 
-def _starting(service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+def _starting(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     """Somebody else has just started the target: wait for `start_within`, once per incident."""
     patience = service.control.start_within if service.control is not None else 0.0
     now, age, past = situation.now, situation.age, situation.past
@@ -155,44 +159,44 @@ def _starting(service: Service, _rules: Remediation, situation: Situation) -> He
         return None
     if past.starting_since is not None and now - past.starting_since >= patience:
         return None
-    return Held(f"started {age:.0f} s ago; it has {patience:g} s to come up", now + patience - age)
+    return ClosedGate(f"started {age:.0f} s ago; it has {patience:g} s to come up", now + patience - age)
 
 
-def _host_down(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
-    return Held() if situation.host_down else None
+def _host_down(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+    return ClosedGate() if situation.host_down else None
 
 
-def _dependency_down(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
-    return Held(", ".join(situation.dependencies_down)) if situation.dependencies_down else None
+def _dependency_down(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+    return ClosedGate(", ".join(situation.dependencies_down)) if situation.dependencies_down else None
 
 
-def _storm(_service: Service, _rules: Remediation, situation: Situation) -> Held | None:
+def _storm(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     if situation.storm is None:
         return None
     failing, total = situation.storm
-    return Held(f"{failing} of {total} services in its group are failing")
+    return ClosedGate(f"{failing} of {total} services in its group are failing")
 
 
-def _approval(service: Service, rules: Remediation, situation: Situation) -> Held | None:
+def _approval(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     step = next_step(service, rules, situation.past)
-    return Held(step.kind) if step is not None and step.needs_approval and not situation.approved else None
+    return ClosedGate(step.kind) if step is not None and step.needs_approval and not situation.approved else None
 
 
-def _host_busy(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
-    return Held() if situation.present.on_host >= rules.actions_per_host else None
+def _host_busy(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+    return ClosedGate() if situation.present.on_host >= rules.actions_per_host else None
 
 
-def _fleet_busy(_service: Service, rules: Remediation, situation: Situation) -> Held | None:
+def _fleet_busy(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     present = situation.present
     if present.in_flight >= rules.actions_in_flight:
-        return Held(f"{present.in_flight} commands are running")
+        return ClosedGate(f"{present.in_flight} commands are running")
     if len(present.in_budget_window) >= rules.actions_per_10m:
         oldest = present.in_budget_window[-rules.actions_per_10m]
-        return Held("the limit of actions in ten minutes is reached", oldest + BUDGET_WINDOW)
+        return ClosedGate("the limit of actions in ten minutes is reached", oldest + BUDGET_WINDOW)
     return None
 
 
-Gate = Callable[[Service, Remediation, Situation], Held | None]
+Gate = Callable[[Service, Remediation, Situation], ClosedGate | None]
 GATES: Mapping[GateName, Gate] = {
     "not-an-alert-to-act-on": _not_an_alert,
     "stopped": _stopped,

@@ -60,6 +60,6 @@ def resume(connection: Connection, boot: str, running: float, calendar: float) -
     return steady - running
 
 
-def store(connection: Connection, now: float, running: float, calendar: float) -> None:
+def store_clock(connection: Connection, now: float, running: float, calendar: float) -> None:
     """Store the time, for after the next reboot."""
     connection.execute(update(clock).values(running=running, calendar=calendar, steady=now))

@@ -147,7 +147,7 @@ class Database:
 
 
 def _store_time(tx: Transaction) -> None:
-    clock.store(tx.connection, tx.now, clock.since_boot(), time.time())
+    clock.store_clock(tx.connection, tx.now, clock.since_boot(), time.time())
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:

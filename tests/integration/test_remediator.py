@@ -153,7 +153,7 @@ async def test_invalid_webhooks_are_refused(loop: Loop) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), body[:20]
         assert WEBHOOK_TOKEN not in answer.text
         assert (await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")).status_code == 200
-        assert loop.stack.log("remediator").read_text().count("webhook_refused") == number
+        assert loop.stack.log("remediator").read_text().count("alertmanager_webhook_refused") == number
     assert (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"] == []
     assert "Traceback" not in loop.stack.log("remediator").read_text()
     metrics = (await loop.stack.client.get(f"{loop.stack.url('remediator')}/metrics", headers=TOKEN)).text

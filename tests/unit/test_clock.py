@@ -37,10 +37,10 @@ def test_it_starts_at_unix_time_and_continues_until_the_next_boot(connection: Co
 
 def test_after_a_reboot_the_system_time_shows_how_long_the_machine_was_off(connection: Connection) -> None:
     clock.resume(connection, "boot-1", running=100.0, calendar=1_000_000.0)
-    clock.store(connection, now=1_000_060.0, running=160.0, calendar=1_000_060.0)
+    clock.store_clock(connection, now=1_000_060.0, running=160.0, calendar=1_000_060.0)
     offset = clock.resume(connection, "boot-2", running=5.0, calendar=1_000_360.0)
     assert SteadyClock(offset, lambda: 5.0).now() == 1_000_360.0
-    clock.store(connection, now=1_000_360.0, running=5.0, calendar=1_000_360.0)
+    clock.store_clock(connection, now=1_000_360.0, running=5.0, calendar=1_000_360.0)
     offset = clock.resume(connection, "boot-3", running=5.0, calendar=1_000_360.0 - HOUR)
     assert SteadyClock(offset, lambda: 5.0).now() == 1_000_360.0  # it does not go back
 

@@ -103,7 +103,7 @@ def test_a_refused_message_is_sent_once_more_in_each_simpler_form() -> None:
 def test_only_a_message_that_is_still_being_sent_does_not_pause_the_bot() -> None:
     codes = (230049, 230020, 11232)
     results = [parse_reply(HttpReply(200, {}, f'{{"code":{code}}}'.encode())) for code in codes]
-    assert [result.pause_bot for result in results] == [False, True, True]
+    assert [result.pause_channel for result in results] == [False, True, True]
 
 
 CARD = Card(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fleet.inventory.model import Backoff, Remediation, Service
 from remediator.policy.attempts import backoff, counted_since, next_step
-from remediator.policy.decisions import decide, explain, find_hold
+from remediator.policy.decisions import decide, explain, find_closed_gate
 from remediator.policy.gates import GATES
 from remediator.policy.situation import Decision, Observation, Past, PastAction, Present, Refusal, Situation, Wait
 from remediator.policy.storm import is_storm, services_in_group
@@ -204,7 +204,7 @@ def test_decisions(
         closed = [
             each.name
             for each in explain(services["web"], Remediation(**rules), replace(SITUATION, **change))
-            if each.held
+            if each.closed
         ]
         assert verb == "nothing" or (closed[0] if closed else None) == reason
 
@@ -237,7 +237,7 @@ def test_the_next_step_follows_when_the_attempts_of_a_step_are_used_up(services:
 def test_gates_that_hold_an_operator_s_action(
     services: dict[str, Service], change: dict[str, Any], overruled: list[str], reason: str | None
 ) -> None:
-    held = find_hold(services["web"], Remediation(), replace(SITUATION, **change), overruled)
+    held = find_closed_gate(services["web"], Remediation(), replace(SITUATION, **change), overruled)
     assert (held.reason if held else None) == reason
 
 

@@ -35,7 +35,7 @@ async def test_a_failure_is_logged_when_it_changes_and_then_every_ten_minutes(
         (0, "connect"), (30, "connect"), (599, "connect"), (600, "connect"), (601, "timeout"), (1200, "timeout"),
         (1201, "timeout"), (1800, None), (9999, None),
     ):  # fmt: skip
-        probed.record(result(reason), now, "")  # type: ignore[arg-type] # a str, not a literal
+        probed.apply_result(result(reason), now, "")  # type: ignore[arg-type] # a str, not a literal
         if capsys.readouterr().out:
             told.append(now)
     assert told == [0, 600, 601, 1201, 1800]
@@ -44,6 +44,6 @@ async def test_a_failure_is_logged_when_it_changes_and_then_every_ten_minutes(
 async def test_recent_failures_are_limited_and_without_evidence(service: Service) -> None:
     probed = ProbedService(service)
     for now in range(30):
-        probed.record(result("connect"), now, "")
+        probed.apply_result(result("connect"), now, "")
     assert len(probed.recent_failures) == 20
     assert not any(each.details.evidence or each.details.timeout_failure for each in probed.recent_failures)

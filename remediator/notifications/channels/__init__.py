@@ -50,7 +50,7 @@ class ChannelMessage:
 class SendResult:
     """The outcome of an attempt, with the server's response in words.
 
-    `retry_after` is in seconds. `pause_bot` says that a retry is due to the bot or its server, so that its other
+    `retry_after` is in seconds. `pause_channel` says that a retry is due to the bot or its server, so that its other
     messages wait too. `clock_offset` is how many seconds the local clock is ahead of the server's, if that matters.
     """
 
@@ -58,7 +58,7 @@ class SendResult:
     response: str
     retry_after: float | None = None
     retry_state: Mapping[str, Any] | None = None
-    pause_bot: bool = True
+    pause_channel: bool = True
     message_id: str | None = None
     clock_offset: float | None = None
 

@@ -231,7 +231,7 @@ def _parse_code(reply: HttpReply) -> FeishuResult:
     if code == 0 and reply.status < 300:  # noqa: PLR2004 - success
         return FeishuResult("sent", "0: success", code=0)
     if is_busy or code in _BUSY:
-        return FeishuResult("retry", response, retry_after, pause_bot=code != _STILL_SENDING, code=code)
+        return FeishuResult("retry", response, retry_after, pause_channel=code != _STILL_SENDING, code=code)
     is_known = code in _CARD_REFUSED or code in _REJECTED or code == SIGNATURE_REFUSED
     return FeishuResult("reject" if is_known else "unknown", response, code=code)
 
