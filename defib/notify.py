@@ -1,4 +1,4 @@
-"""`defib notify test`: send a test message to channels, and print the answers."""
+"""`defib notify test`: send a test message to channels, and print the responses."""
 
 import getpass
 import time
@@ -40,7 +40,7 @@ async def send_tests(load: Callable[[], LoadedInventory], name: str | None, *, a
         for channel_name, channel in channels.items():
             result = await send_test(channel_client, loaded.inventory, channel)
             text = redact(f"{result.response}{_clock_hint(result)}")
-            rows.append({"channel": channel_name, "sent": result.outcome == "sent", "answer": text})
+            rows.append({"channel": channel_name, "sent": result.outcome == "sent", "response": text})
             if not as_json:
                 print(printable(f"{channel_name}: {text}"))
     if as_json:

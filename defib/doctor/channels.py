@@ -42,7 +42,7 @@ async def _send_test(
 ) -> Finding:
     sent = await notify.send_test(client, inventory, channel)
     result: CheckResult = "pass" if sent.outcome == "sent" else "fail"
-    fix = "see docs/feishu.md#when-feishu-refuses"
+    fix = "see docs/configuration.md#notify, and for Feishu docs/feishu.md#when-feishu-refuses"
     return Finding(f"channel {name}", "test message", result, redact(sent.response), fix)
 
 

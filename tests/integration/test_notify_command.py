@@ -69,8 +69,8 @@ async def test_the_answers_as_json(tmp_path: Path, feishu: FeishuSimulator) -> N
     feishu.keyword = "on fire"
     status, out, _ = await defib(config, "--json", "notify", "test")
     app, bot = json.loads(out)["channels"]
-    assert (status, app) == (1, {"channel": "app", "sent": True, "answer": "0: success"})
-    assert (bot["channel"], bot["sent"], bot["answer"].partition(":")[0]) == ("bot", False, "19024")
+    assert (status, app) == (1, {"channel": "app", "sent": True, "response": "0: success"})
+    assert (bot["channel"], bot["sent"], bot["response"].partition(":")[0]) == ("bot", False, "19024")
 
 
 async def test_only_the_secrets_of_a_channel_are_needed_to_test_it(tmp_path: Path, feishu: FeishuSimulator) -> None:

@@ -91,7 +91,7 @@ async def test_the_end_of_the_last_attempt_notifies_that_a_person_is_needed(harn
     assert "Automation ended: all attempts are used up" in text
     assert "exit status 7" in text
     assert "mentions all" in text
-    assert "自动处理已停止: 重试次数已用完" in await read(contents[0], ZH)
+    assert "自动处理已停止: 重启次数已用完" in await read(contents[0], ZH)
     await harness.close(1)
     assert await kinds(harness, "lead") == ["person_needed", "recovered"]
 
