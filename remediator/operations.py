@@ -6,7 +6,7 @@ Every operation is recorded with who requested it, and raises an OperationError 
 import contextlib
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
@@ -21,15 +21,14 @@ from remediator.incidents import acknowledgement, actions
 from remediator.incidents.actions import Claim
 from remediator.incidents.timeline import add_event
 from remediator.policy.situation import LOCKS, OVERRULABLE, Decision
-from remediator.record import automation, maintenance
+from remediator.record import automation, maintenance, queries
 from remediator.record.automation import AutomationSwitch
 from remediator.record.database import Database, StorageError
 from remediator.record.maintenance import MaintenanceScope
-from remediator.record.schema import alerts, incidents
+from remediator.record.queries import Subject
 from remediator.record.transaction import Transaction
 from runtime.errors import DefibError
 
-Subject = Literal["incident", "alert"]
 log = structlog.get_logger()
 
 
@@ -115,7 +114,10 @@ class Operations:
 
     async def explain(self, service_id: str) -> dict[str, Any]:
         """Return the state of every gate of a service; times are of the record's clock."""
-        return await self._engine.explain(self.get_service(service_id))
+        try:
+            return await self._engine.explain(self.get_service(service_id))
+        except StorageError as error:
+            raise _not_readable() from error
 
     async def approve(self, action: int, by: str) -> None:
         """Approve a queued action."""
@@ -147,9 +149,12 @@ class Operations:
 
     async def silence(self, subject: Subject, number: int, seconds: float, by: str, comment: str) -> float:
         """Silence and acknowledge an alert or an incident's service; returns when the silence ends, in Unix time."""
-        labels = await self._read(_labels_to_silence, subject, number)
-        if labels is None:
-            raise ConflictError("over", f"{subject} {number} has ended, or there is none")
+        row = await self._read(queries.find_row, subject, number)
+        if row is None:
+            raise NotFoundError(f"unknown_{subject}", f"there is no {subject} {number}")
+        if (row.state != "open") if subject == "incident" else (row.status != "firing"):
+            raise ConflictError("over", f"{subject} {number} has ended")
+        labels = {"service": row.service} if subject == "incident" else dict(row.labels)
         endpoint = self._database.inventory.remediator.alertmanager_url
         if endpoint is None:
             raise ConflictError("not_silenced", "remediator.alertmanager_url is not set")
@@ -228,7 +233,11 @@ class Operations:
         try:
             return await self._database.read(work, *args)
         except StorageError as error:
-            raise UnavailableError("not_stored", "cannot read the record") from error
+            raise _not_readable() from error
+
+
+def _not_readable() -> UnavailableError:
+    return UnavailableError("not_stored", "cannot read the record")
 
 
 def _not_stored(consequence: str) -> UnavailableError:
@@ -253,15 +262,6 @@ def set_automation(tx: Transaction, *, enabled: bool, by: str, reason: str) -> A
         automation.write_switch(tx, enabled=enabled, by=by, reason=reason)
         reminders.notify_automation_switched(tx, enabled=enabled, by=by, reason=reason)
     return automation.read_switch(tx)
-
-
-def _labels_to_silence(tx: Transaction, subject: Subject, number: int) -> dict[str, str] | None:
-    """Return the labels of the alerts to silence: all of an incident's service, or one alert; None if it has ended."""
-    if subject == "incident":
-        row = tx.execute(incidents.select().where(incidents.c.id == number)).first()
-        return {"service": row.service} if row is not None and row.state == "open" else None
-    row = tx.execute(alerts.select().where(alerts.c.id == number)).first()
-    return dict(row.labels) if row is not None and row.status == "firing" else None
 
 
 def _record_silence(tx: Transaction, incident: int, by: str, silence: str) -> None:

@@ -1,6 +1,6 @@
 """Pressed buttons: check who pressed, carry the operation out once, and respond in time.
 
-Reference: https://open.feishu.cn/document/feishu-cards/card-callback-communication
+The modules of a chat service parse its events into a `ButtonPress`, and turn a `ToastText` into its response.
 """
 
 import asyncio
@@ -12,8 +12,6 @@ from typing import Any, Literal, cast, get_args
 from zoneinfo import ZoneInfo
 
 import structlog
-from sqlalchemy import select, update
-from sqlalchemy.dialects.sqlite import insert
 
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import ButtonAction
@@ -25,18 +23,15 @@ from remediator.operations import (
     NotFoundError,
     OperationError,
     Operations,
-    Subject,
     UnavailableError,
 )
+from remediator.record import button_presses, queries
 from remediator.record.database import Database, StorageError
-from remediator.record.schema import alerts, button_presses, incidents, notifications
-from remediator.record.transaction import Transaction
+from remediator.record.queries import Subject
 
-RESPOND_WITHIN = 2.0  # seconds; Feishu waits for three
 MAX_AGE = 600.0  # seconds by which a press may be older or newer than our clock
 SILENCE_FOR = 2 * 3600.0
 MAX_ID = 2**53
-MICROSECONDS, MILLISECONDS = 1e14, 1e11  # Unix times above these are in those units
 ToastType = Literal["success", "info", "warning", "error"]
 log = structlog.get_logger()
 
@@ -51,6 +46,14 @@ class Toast:
 
 
 @dataclass(frozen=True)
+class ToastText:
+    """A toast in the language of the inventory."""
+
+    type: ToastType
+    text: str
+
+
+@dataclass(frozen=True)
 class ButtonPress:
     """A pressed button, from a channel whose sender was verified; `at` is a Unix time."""
 
@@ -60,41 +63,6 @@ class ButtonPress:
     value: Mapping[str, Any]
 
 
-class InvalidPressError(ValueError):
-    """The event is not a press of one of Defib's buttons."""
-
-
-def parse_press(event: Any, app_id: str, verification_token: str | None) -> ButtonPress:
-    """Parse an event `card.action.trigger`. Raises InvalidPressError."""
-    if not isinstance(event, dict):
-        raise InvalidPressError("the event is not a JSON object")
-    header, body = _get_map(event, "header"), _get_map(event, "event")
-    if header.get("event_type") != "card.action.trigger":
-        raise InvalidPressError("the event type is not card.action.trigger")
-    if header.get("app_id") != app_id:
-        raise InvalidPressError("the event is for another app")
-    if verification_token is not None and header.get("token") != verification_token:
-        raise InvalidPressError("the verification token is wrong")
-    event_id, open_id = header.get("event_id"), _get_map(body, "operator").get("open_id")
-    if not isinstance(event_id, str) or not event_id or not isinstance(open_id, str):
-        raise InvalidPressError("the event has no event_id or no open_id")
-    value = _get_map(_get_map(body, "action"), "value")
-    return ButtonPress(event_id[:200], open_id[:200], _parse_time(header.get("create_time")), value)
-
-
-def _get_map(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    item = value.get(key)
-    return item if isinstance(item, dict) else {}
-
-
-def _parse_time(text: Any) -> float | None:
-    try:
-        at = float(text)
-    except (TypeError, ValueError):
-        return None
-    return at / 1e6 if at > MICROSECONDS else at / 1e3 if at > MILLISECONDS else at
-
-
 class ButtonHandler:
     """Carries pressed buttons out. Each is recorded before its operation starts."""
 
@@ -102,8 +70,8 @@ class ButtonHandler:
         self._operations, self._database, self._metrics = operations, database, metrics
         self._running: set[asyncio.Task[Toast]] = set()
 
-    async def handle(self, channel: str, press: ButtonPress, within: float = RESPOND_WITHIN) -> dict[str, Any]:
-        """Return Feishu's response to a press after at most `within` seconds; the operation continues if it lasts."""
+    async def handle(self, channel: str, press: ButtonPress, within: float) -> ToastText:
+        """Return what to show to the person after at most `within` seconds; the operation continues if it lasts."""
         inventory = self._database.inventory
         task = asyncio.create_task(self._handle(channel, press, inventory))
         self._running.add(task)
@@ -115,7 +83,7 @@ class ButtonHandler:
         action = press.value.get("answer")
         self._metrics.presses.labels(action if action in get_args(ButtonAction) else "unknown", toast.key).inc()
         texts = (await asyncio.to_thread(rendering.shipped_templates, inventory)).words["toasts"]
-        return {"toast": {"type": toast.type, "content": texts[toast.key].format(*toast.values)}}
+        return ToastText(toast.type, texts[toast.key].format(*toast.values))
 
     async def drain(self) -> None:
         """Wait for the operations in progress."""
@@ -127,11 +95,19 @@ class ButtonHandler:
         name, allowed = (person[0], person[1].may) if person is not None else ("", [])
         toast = self._check(press, allowed)
         try:
-            if not await self._database.write_first(_record_press, channel, press, name):
+            if not await self._database.write_first(
+                button_presses.add,
+                event_id=press.event_id,
+                channel=channel,
+                open_id=press.open_id,
+                who=name,
+                button=str(press.value.get("answer", ""))[:40],
+                ids=_parse_ids(press),
+            ):
                 toast = Toast("info", "again")
             else:
                 toast = toast or await self._carry_out(press, name, inventory)
-                await self._database.write_first(_record_outcome, press.event_id, toast.key)
+                await self._database.write_first(button_presses.set_outcome, press.event_id, toast.key)
         except StorageError as error:
             log.error("button_press_not_stored", error=str(error))  # noqa: TRY400 - no traceback needed
             toast = Toast("error", "failed")
@@ -158,7 +134,7 @@ class ButtonHandler:
     async def _carry_out(self, press: ButtonPress, name: str, inventory: Inventory) -> Toast:
         """Run the operation of a button and return its toast."""
         action, ids = cast("ButtonAction", press.value["answer"]), _parse_ids(press)
-        if not await self._database.read(_match_record, ids):
+        if not await self._database.read(button_presses.match_record, ids):
             return Toast("warning", "over")
         try:
             return await self._run_operation(action, ids, name, inventory)
@@ -197,7 +173,7 @@ class ButtonHandler:
         return Toast("success" if acknowledged.by == name else "info", "acknowledged", (acknowledged.by,))
 
     async def _restart(self, ids: Mapping[str, int], name: str, inventory: Inventory) -> Toast:
-        service = await self._database.read(_service_of_open_incident, ids.get("incident", 0))
+        service = await self._database.read(queries.find_open_service, ids.get("incident", 0))
         if service is None or service not in inventory.services:
             return Toast("warning", "over")
         await self._operations.start_action(service, "restart", (), name)
@@ -213,13 +189,13 @@ def _toast_of_error(error: OperationError) -> Toast:
         return Toast("error", "not_silenced", (str(error),))
     if isinstance(error, NotFoundError):
         return Toast("error", "not_understood")
-    if isinstance(error, UnavailableError):
+    if isinstance(error, UnavailableError) and error.code != "stopping":
         return Toast("error", "failed")
     return Toast("warning" if isinstance(error, ConflictError) else "error", "held", (str(error),))
 
 
 def _parse_ids(press: ButtonPress) -> dict[str, int]:
-    """Return the ids that a button carries, and `since`, by which `_match_record` recognizes them."""
+    """Return the ids that a button carries, and `since`, by which `match_record` recognizes them."""
     names = ("incident", "alert", "action", "notice", "notification", "since")
     values = ((name, press.value.get(name)) for name in names)
     # Cards that were sent before 0.2 call it `notice`.
@@ -228,34 +204,3 @@ def _parse_ids(press: ButtonPress) -> dict[str, int]:
         for name, number in values
         if isinstance(number, int) and abs(number) < MAX_ID
     }
-
-
-def _record_press(tx: Transaction, channel: str, press: ButtonPress, who: str) -> bool:
-    """Record a press before its operation; False if it was recorded before."""
-    row = {
-        "event_id": press.event_id, "at": tx.now, "channel": channel, "open_id": press.open_id, "who": who,
-        "button": str(press.value.get("answer", ""))[:40], "ids": _parse_ids(press),
-    }  # fmt: skip
-    return bool(tx.execute(insert(button_presses).values(**row).on_conflict_do_nothing()).rowcount)
-
-
-def _record_outcome(tx: Transaction, event_id: str, outcome: str) -> None:
-    tx.execute(update(button_presses).where(button_presses.c.event_id == event_id).values(outcome=outcome))
-
-
-def _match_record(tx: Transaction, ids: Mapping[str, int]) -> bool:
-    """Whether the button's ids still match: another record, such as a restored one, has the same ids again."""
-    created = {
-        "incident": incidents.c.opened_at, "alert": alerts.c.first_seen, "notification": notifications.c.created_at,
-    }  # fmt: skip
-    for name, column in created.items():
-        if name in ids:
-            at = tx.scalar(select(column).where(column.table.c.id == ids[name]))
-            return at is not None and int(at) == ids.get("since")
-    return True
-
-
-def _service_of_open_incident(tx: Transaction, number: int) -> str | None:
-    is_open = (incidents.c.id == number) & (incidents.c.state == "open")
-    service: str | None = tx.scalar(select(incidents.c.service).where(is_open))
-    return service

@@ -15,11 +15,13 @@ import structlog
 from aiohttp import web
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from remediator.chat.buttons import MAX_AGE, ButtonHandler, InvalidPressError, parse_press
+from remediator.chat.buttons import MAX_AGE, ButtonHandler
+from remediator.chat.feishu_events import InvalidPressError, parse_press, render_toast
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
 from runtime.web import ApiError, Requirement, add_route
 
+RESPOND_WITHIN = 2.0  # seconds; Feishu waits for three
 BODY_LIMIT = 64 * 1024  # bytes
 BLOCK = 16  # bytes of an AES block
 log = structlog.get_logger()
@@ -45,13 +47,13 @@ def add_routes(app: web.Application, database: Database, buttons: ButtonHandler)
         except InvalidPressError as error:
             log.warning("callback_refused", channel=name, error=str(error))
             raise ApiError(401, "not_verified", str(error)) from error
-        return web.json_response(await buttons.handle(name, press))
+        return web.json_response(render_toast(await buttons.handle(name, press, RESPOND_WITHIN)))
 
     add_route(app, "POST", "/webhook/feishu/{channel}", callback, Requirement.PUBLIC)
 
 
 async def _read_body(request: web.Request) -> bytes:
-    """Return the body. Raises Problem if it is larger than BODY_LIMIT."""
+    """Return the body. Raises ApiError if it is larger than BODY_LIMIT."""
     raw = b""
     async for chunk in request.content.iter_any():
         raw += chunk

@@ -14,7 +14,8 @@ from typing import Any
 
 import structlog
 
-from remediator.chat.buttons import ButtonHandler, InvalidPressError, parse_press
+from remediator.chat.buttons import ButtonHandler
+from remediator.chat.feishu_events import InvalidPressError, parse_press, render_toast
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
@@ -114,7 +115,8 @@ class LongConnections:
         """Return the response to an event; empty if it is not a press of a button."""
         token = options.verification_token.get_secret_value() if options.verification_token else None
         try:
-            return await self._buttons.handle(name, parse_press(event, options.app_id, token), RESPOND_WITHIN)
+            press = parse_press(event, options.app_id, token)
+            return render_toast(await self._buttons.handle(name, press, RESPOND_WITHIN))
         except InvalidPressError as error:
             log.info("event_ignored", channel=name, reason=str(error))
         except Exception:  # one event must not end the connection

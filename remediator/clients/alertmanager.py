@@ -45,14 +45,12 @@ class Alertmanager:
         alerts = await self._client.request("GET", "/api/v2/alerts")
         status, now = await self._client.request_with_date("GET", "/api/v2/status")
         with parsing_response():
-            watchdogs = [each for each in alerts if each["labels"].get("alertname") == WATCHDOG]
             return AlertList(
                 tuple(_parse_alert(each) for each in alerts if each["status"]["state"] == "active"),
                 {each["fingerprint"]: frozenset(one["name"] for one in each["receivers"]) for each in alerts},
                 frozenset(alert["fingerprint"] for alert in alerts),
                 now - _unix(status["uptime"]),
                 _own_receivers(status),
-                min((now - _unix(each["updatedAt"]) for each in watchdogs), default=None),
             )
 
     async def alerts_of(self, service: str) -> ServiceAlerts:

@@ -60,7 +60,6 @@ class AlertList:
     fingerprints: frozenset[str]  # of all alerts, including silenced and inhibited ones
     uptime: float  # seconds since Alertmanager started, without its earlier alerts
     own_receivers: frozenset[str]  # receivers with a webhook to this remediator, as far as the configuration shows
-    watchdog_age: float | None  # seconds since Prometheus last sent the Watchdog; None: there is none
 
 
 def parse_webhook(body: bytes) -> WebhookPayload:

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from remediator.http.views import without_private_texts
+from remediator.http.views import read_record, without_private_texts
 from remediator.notifications.content import in_language
 from remediator.notifications.rendering import describe_event, format_duration, shipped_templates
 from remediator.record import maintenance, queries
@@ -40,9 +40,9 @@ class _Console:
         self._templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
     async def show_index(self, request: web.Request) -> web.Response:
-        open_incidents = await self._database.read(queries.open_incidents)
-        latest = await self._database.read(queries.page_of_incidents, None, INCIDENTS_SHOWN)
-        switch = await self._database.read(read_switch)
+        open_incidents = await read_record(self._database, queries.open_incidents)
+        latest = await read_record(self._database, queries.page_of_incidents, None, INCIDENTS_SHOWN)
+        switch = await read_record(self._database, read_switch)
         return await self._respond(
             request,
             "index.html",
@@ -50,11 +50,11 @@ class _Console:
             closed_incidents=[incident for incident in latest if incident["state"] != "open"],
             is_automatic=switch.enabled and self._database.inventory.remediation.automatic,
             automation=asdict(switch),
-            maintenance=await self._database.read(maintenance.current),
+            maintenance=await read_record(self._database, maintenance.current),
         )
 
     async def show_incident(self, request: web.Request) -> web.Response:
-        incident = await self._database.read(queries.read_incident, int(request.match_info["id"]))
+        incident = await read_record(self._database, queries.read_incident, int(request.match_info["id"]))
         if incident is None:
             raise ApiError(404, "unknown_incident", "there is no such incident")
         return await self._respond(request, "incident.html", incident=incident)

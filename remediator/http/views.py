@@ -31,7 +31,7 @@ _TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_se
 async def read_record(
     database: Database, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """Run a query. Raises Problem if the record cannot be read."""
+    """Run a query. Raises ApiError if the record cannot be read."""
     try:
         return await database.read(work, *args, **kwargs)
     except StorageError as error:

@@ -24,10 +24,10 @@ log = structlog.get_logger()
 def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, ApiError], None]:
     """Return a function that counts and logs the webhooks that are refused, including unauthorized ones."""
 
-    def on_refusal(request: web.Request, problem: ApiError) -> None:
+    def on_refusal(request: web.Request, error: ApiError) -> None:
         if request.path == WEBHOOK_PATH:
-            metrics.refusals.labels(str(problem.status)).inc()
-            log.warning("alertmanager_webhook_refused", status=problem.status, error=problem.message)
+            metrics.refusals.labels(str(error.status)).inc()
+            log.warning("alertmanager_webhook_refused", status=error.status, error=error.message)
 
     return on_refusal
 

@@ -19,12 +19,12 @@ from remediator.operations import (
     NotFoundError,
     OperationError,
     Operations,
-    Subject,
     UnavailableError,
 )
 from remediator.record import maintenance
 from remediator.record.automation import AutomationSwitch, read_switch
 from remediator.record.database import Database
+from remediator.record.queries import Subject
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339

@@ -15,9 +15,9 @@ def next_step(service: Service, rules: Remediation, past: Past) -> RemediationSt
 
 
 def supported_steps(service: Service, rules: Remediation) -> list[RemediationStep]:
-    """Return the steps that the service's control supports: `recreate` needs docker or a command of its own."""
-    has_docker = service.control is not None and service.control.kind == "docker"
-    return [step for step in rules.steps if has_docker or step.recreate is None or step.recreate.command]
+    """Return the steps that the service's control supports: not every kind can recreate without a command."""
+    can_recreate = service.control is not None and getattr(service.control.options, "can_recreate", False)
+    return [step for step in rules.steps if can_recreate or step.recreate is None or step.recreate.command]
 
 
 def max_attempts(step: RemediationStep, rules: Remediation) -> int:

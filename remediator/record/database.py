@@ -27,6 +27,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 WAITING_WRITERS = 2  # in the writer's queue, so that `write_first` waits for no more than these
 READERS = 2
+MIN_SQLITE = (3, 35)  # drops columns
 MIGRATIONS = Path(__file__).parent / "migrations"
 _RESTORE_HINT = (
     "nothing was changed. Restore a backup with `defib restore`, which keeps the present files under another name. To"
@@ -51,6 +52,9 @@ class Database:
 
     def __init__(self, url: str, inventory: Inventory, calendar: Callable[[], float] = time.time) -> None:
         path = Path(url.removeprefix("sqlite:///"))
+        if sqlite3.sqlite_version_info < MIN_SQLITE:
+            wanted = ".".join(map(str, MIN_SQLITE))
+            raise StartError(f"SQLite {wanted} or newer is required; this Python has {sqlite3.sqlite_version}")
         self.inventory = inventory
         self._lock = _lock_existing(path)
         self._waiting = asyncio.Semaphore(WAITING_WRITERS)

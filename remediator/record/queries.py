@@ -1,8 +1,8 @@
 """Read incidents, actions, alerts and notifications as dictionaries, for the API and the console."""
 
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import Select, Table, select
+from sqlalchemy import Row, Select, Table, select
 
 from remediator.record.schema import actions, alerts, deliveries, evidence, incidents, notifications, timeline
 from remediator.record.transaction import Transaction
@@ -11,6 +11,8 @@ _NOTIFICATION_COLUMNS = (
     "id", "channel", "kind", "severity", "incident_id", "created_at", "state", "tries", "ended_at", "response",
     "sent_with",
 )  # fmt: skip
+
+Subject = Literal["incident", "alert"]
 
 
 def page_of_incidents(tx: Transaction, before: int | None, limit: int) -> list[dict[str, Any]]:
@@ -66,6 +68,19 @@ def read_incident(tx: Transaction, incident: int) -> dict[str, Any] | None:
         "timeline": rows_of(timeline),
         "notifications": _with_deliveries(tx, of_incident),
     }
+
+
+def find_row(tx: Transaction, subject: Subject, number: int) -> Row[Any] | None:
+    """Return the row of an incident or of an alert."""
+    table = incidents if subject == "incident" else alerts
+    return tx.execute(select(table).where(table.c.id == number)).first()
+
+
+def find_open_service(tx: Transaction, incident: int) -> str | None:
+    """Return the service of an incident; None if it is not open."""
+    is_open = (incidents.c.id == incident) & (incidents.c.state == "open")
+    service: str | None = tx.scalar(select(incidents.c.service).where(is_open))
+    return service
 
 
 def _page(tx: Transaction, table: Table, before: int | None, limit: int) -> list[dict[str, Any]]:

@@ -260,3 +260,16 @@ async def test_an_observed_stop_is_valid_for_the_target_until_it_runs_again(reco
     assert await record.database.write(situations.expected_failures, ["web", "db"]) == {"web"}
     await record.database.write(decisions.clear_observed_stop, ["web", "db"])
     assert (await past("db", 2)).stopped_why == ""
+
+
+async def test_attempts_are_refilled_while_the_service_stays_up(record: Record) -> None:
+    """What `explain` shows: no incident is open, and the last one ended long ago."""
+    await record.deliver(alert())
+    action = await record.claim()
+    assert isinstance(action, actions.Claim)
+    await record.end(action)
+    await record.deliver(alert(status="resolved"))
+    assert await record.close(1)
+    assert (await record.database.read(situations.read_past, "web", 0, 3600.0)).attempts == {"restart": 1}
+    record.now += 3600
+    assert (await record.database.read(situations.read_past, "web", 0, 3600.0)).attempts == {}

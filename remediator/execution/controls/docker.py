@@ -85,23 +85,23 @@ async def read_docker_state(options: DockerControlOptions, runner: ControlRunner
 
 
 def parse_container_state(completed: Completed) -> TargetState | None:
-    """Parse the output of `docker.facts`; None if it has no container."""
-    look = docker.parse_inspection(completed.stdout)
-    if look is None:
+    """Parse the output of `docker.build_inspect`; None if it has no container."""
+    inspection = docker.parse_inspection(completed.stdout)
+    if inspection is None:
         return None
-    told, end = look.details, docker.classify_end(look)
+    details, end = inspection.details, docker.classify_end(inspection)
     healing = ""
-    if told.state == "restarting":
-        healing = f"docker is restarting it (restart policy {told.policy}, {told.restarts} restarts so far)"
-    elif told.state == "running" and told.health == "starting":
+    if details.state == "restarting":
+        healing = f"docker is restarting it (restart policy {details.policy}, {details.restarts} restarts so far)"
+    elif details.state == "running" and details.health == "starting":
         healing = "it was started, and its health check has no result yet"
     return TargetState(
-        state=f"{told.state} ({told.health})" if told.health else told.state,
-        started=told.started, pid=told.pid or None, restarts=told.restarts,
-        exit_status=told.exit_code, out_of_memory=told.out_of_memory, healing=healing,
-        age=_seconds_since(docker.parse_time(told.started), look.now) if told.state == "running" else None,
-        withheld="it is paused (docker pause)" if told.state == "paused" else "",
-        stopped=end.stopped, stopped_for=_seconds_since(end.at, look.now),
+        state=f"{details.state} ({details.health})" if details.health else details.state,
+        started=details.started, pid=details.pid or None, restarts=details.restarts,
+        exit_status=details.exit_code, out_of_memory=details.out_of_memory, healing=healing,
+        age=_seconds_since(docker.parse_time(details.started), inspection.now) if details.state == "running" else None,
+        withheld="it is paused (docker pause)" if details.state == "paused" else "",
+        stopped=end.stopped, stopped_for=_seconds_since(end.at, inspection.now),
         unsure="" if end.known else _explain_unsure(completed),
     )  # fmt: skip
 

@@ -37,7 +37,11 @@ class HttpReply:
 async def exchange(
     client: httpx.AsyncClient, method: str, url: str, body: bytes, headers: Mapping[str, str]
 ) -> HttpReply:
-    """Send one request and return the reply, whose body may be cut; never raises an HTTP error."""
+    """Send one request and return the reply; never raises an HTTP error.
+
+    The body may be incomplete: once the status is received, an error while reading the body does not change the reply.
+    """
+    status, response_headers, received = 0, httpx.Headers(), b""
     try:
         async with (
             asyncio.timeout(DEADLINE),
@@ -45,17 +49,24 @@ async def exchange(
                 method, url, content=body, headers=dict(headers), timeout=TIMEOUT, follow_redirects=False
             ) as response,
         ):
-            received = b""
+            status, response_headers = response.status_code, response.headers
             async for chunk in response.aiter_bytes():
                 received += chunk
                 if len(received) > RESPONSE_LIMIT:
                     break
-            return HttpReply(response.status_code, response.headers, received)
-    except (httpx.TimeoutException, TimeoutError):
-        return HttpReply(error=f"no response from {urlsplit(url).netloc} within the timeout")
-    except httpx.HTTPError as error:
-        # The error's own text may contain the URL, and so a token.
-        return HttpReply(error=f"cannot connect to {urlsplit(url).netloc}: {type(error).__name__}")
+    except (httpx.HTTPError, TimeoutError) as error:
+        if not status:
+            return HttpReply(error=_describe_error(urlsplit(url).netloc, error))
+    return HttpReply(status, response_headers, received)
+
+
+def _describe_error(server: str, error: Exception) -> str:
+    """Describe an error without its own text, which may contain the URL, and so a token."""
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
+        return f"cannot connect to {server}"
+    if isinstance(error, httpx.TimeoutException | TimeoutError):
+        return f"no response from {server} within the timeout"
+    return f"no valid response from {server}: {type(error).__name__}"
 
 
 def parse_seconds(text: str | None) -> float | None:
