@@ -227,7 +227,7 @@ async def test_a_server_that_is_down_delays_and_loses_nothing(harness: SenderHar
     await harness.notify(1)
 
     async def was_tried() -> bool:
-        return bool((await harness.rows())[0].response == "cannot connect to 127.0.0.1:1: ConnectError")
+        return bool((await harness.rows())[0].response == "cannot connect to 127.0.0.1:1")
 
     await eventually(was_tried)
     with_options(options)
@@ -281,3 +281,13 @@ def test_a_place_is_a_url_with_its_headers(tmp_path: Path) -> None:
     }  # fmt: skip
     written = {"notify": {"channels": channels, "routes": [{"channels": list(channels)}]}}
     assert inventory_of(tmp_path, written).inventory.notify.channels_for({}, "down") == ["a", "tenant"]
+
+
+async def test_an_accepted_message_is_not_sent_again_if_the_body_cannot_be_read(
+    harness: SenderHarness, hook: Hook
+) -> None:
+    hook.responses = [(200, {"Content-Encoding": "gzip"}, "this is not gzip")]
+    await harness.notify(1)
+    await eventually(harness.settled)
+    assert [row.response for row in await harness.rows()] == ["HTTP 200"]
+    assert len(hook.requests) == 1
