@@ -69,7 +69,13 @@ def _require_references(loaded: LoadedInventory, hosts: Sequence[str]) -> None:
         for name, service in loaded.inventory.services.items()
         if service.host in hosts and service.control and CONTROLS[service.control.kind].options.needs_host
     ]
-    loaded.require_resolved(*(f"hosts.{name}" for name in hosts), *controlled)
+    connections = [
+        section
+        for name in hosts
+        for control in (False, True)
+        for section in loaded.connection_sections(name, control=control)
+    ]
+    loaded.require_resolved(*connections, *controlled)
 
 
 def _with_token(loaded: LoadedInventory, token: SecretStr) -> LoadedInventory:

@@ -107,6 +107,28 @@ def test_a_secret_that_is_used_must_be_set(unset: Path, arguments: list[str], pa
     assert done.returncode == (2 if arguments[0] == "probe" else 1)
 
 
+@pytest.mark.parametrize("arguments", [["probe", "web"], ["control", "web", "restart", "--direct"], ["doctor", "h"]])
+@pytest.mark.parametrize("route", ["ssh: {via: inner}", "ssh: {}, control_ssh: {via: inner}"])
+def test_references_of_jump_hosts_must_be_set(tmp_path: Path, arguments: list[str], route: str) -> None:
+    """Those of the whole route, but not the jump host's password, which only its own controls use."""
+    write(
+        tmp_path,
+        defib="""
+        hosts:
+          outer: {address: "${UNSET_JUMP}.invalid", ssh: {}, sudo: {password: "${UNSET_PASSWORD}"}}
+          inner: {address: inner.invalid, ssh: {via: outer}}
+          h: {address: h.invalid, @route@}
+        services:
+          web: {host: h, probe: {command: {run: ["true"]}}, control: {command: {restart: ["true"]}}}
+        """.replace("@route@", route),
+    )
+    done = defib(*arguments, "--config", str(tmp_path))
+    message = "hosts.outer.address: the environment variable UNSET_JUMP is not set"
+    is_needed = "control" not in route or arguments[0] != "probe"
+    assert (message in done.stdout + done.stderr) == is_needed, done
+    assert "UNSET_PASSWORD" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("command", ["check", "exporter", "remediator"])
 def test_check_and_the_servers_need_all_secrets(unset: Path, command: str) -> None:
     done = defib(command, "--config", str(unset))
