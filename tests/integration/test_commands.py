@@ -160,6 +160,7 @@ def test_global_options_before_the_command(tmp_path: Path) -> None:
         (["chek"], "argument COMMAND: invalid choice: 'chek'; did you mean check?"),
         (["control", "web", "restrat"], "argument verb: invalid choice: 'restrat'; did you mean restart or start?"),
         (["incidents", "web"], "argument ID: 'web' is not an ID: must be a number, such as 12"),
+        (["silence", "--for", "1h"], "one of the arguments INCIDENT --alert is required"),
         (["maintenance", "begin", "host", "h", "--reason", "r"], "one of the arguments --for --until is required"),
     ],
 )
@@ -176,6 +177,7 @@ def test_errors_in_arguments(arguments: list[str], message: str) -> None:
             ["maintenance", "begin", "host", "h", "--reason", "r", "--for", "long"],
             "argument --for: 'long' is not a duration; write 500ms, 10s, 5m, 1h30m or 7d",
         ),
+        (["silence", "1", "--for", "2x"], "argument --for: '2x' is not a duration; write 500ms, 10s, 5m, 1h30m or 7d"),
         (["probe", "wbe"], "the inventory has no service 'wbe'; did you mean web?"),
         (["probe", "other"], "the inventory has no service 'other' (services: web)"),
         (["control", "wbe", "restart", "--direct"], "the inventory has no service 'wbe'; did you mean web?"),
@@ -264,6 +266,7 @@ async def test_the_commands_of_the_api(loop: Loop) -> None:
         (["maintenance", "end", "7"], "there is no active maintenance 7 (active: none)"),
         (["incidents", "7"], "there is no incident 7 (the newest: none)"),
         (["acknowledge", "7"], "there is no incident 7 (the newest: none)"),
+        (["silence", "7"], "there is no incident 7 (the newest: none)"),
         (["approve", "7"], "there is no action 7 (waiting for approval: none)"),
     ):
         done = await on_loop(loop, *arguments)
