@@ -148,7 +148,7 @@ def test_global_options_before_the_command(tmp_path: Path) -> None:
     after = defib("check", "--json", "--config", str(config))
     assert json.loads(before.stdout) == {"hosts": 0, "services": 1, "errors": [], "warnings": []}
     assert (before.returncode, before.stdout) == (0, after.stdout)
-    assert "1 services" in defib("--config", str(other), "check", "--config", str(config)).stdout
+    assert ": 0 hosts, 1 service, no errors\n" in defib("--config", str(other), "check", "--config", str(config)).stdout
     assert json.loads(defib("--json", "--config", str(config), "probe", "web").stdout)["success"] is False
 
 
