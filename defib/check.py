@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from defib.kinds import KINDS
-from defib.output import print_json
+from defib.output import format_size, print_json
 from fleet.inventory.documents import ConfigProblem, ConfigurationError
 from fleet.inventory.loading import PROGRAMS, LoadedInventory, load
 from fleet.inventory.model import Inventory, json_schema
@@ -41,7 +41,7 @@ def check(directory: Path, program: Program | None, *, show: bool, as_json: bool
     elif as_json:
         print_json(_summarize(loaded, errors))
     elif not errors:
-        print(f"{directory}: {len(loaded.inventory.hosts)} hosts, {len(loaded.inventory.services)} services, no errors")
+        print(f"{directory}: {format_size(loaded.inventory)}, no errors")
     return int(bool(errors))
 
 

@@ -214,6 +214,14 @@ def _add_incident_commands(added: _Commands) -> None:
     incidents.add_argument("number", metavar="ID", nargs="?", type=_parse_id, help=help_)
     acknowledge = added.add("acknowledge", commands.acknowledge, "acknowledge an incident: it is not escalated", API)
     acknowledge.add_argument("number", metavar="INCIDENT", type=_parse_id, help="the ID of an incident")
+    silence = added.add("silence", commands.silence, "silence an incident's service in Alertmanager", API)
+    subject = silence.add_mutually_exclusive_group(required=True)
+    subject.add_argument("number", metavar="INCIDENT", nargs="?", type=_parse_id, help="the ID of an incident")
+    help_ = "silence a single alert, with this ID, instead"
+    subject.add_argument("--alert", metavar="ID", type=_parse_id, help=help_)
+    help_ = "such as 30m (default: 2h)"
+    silence.add_argument("--for", dest="duration", default="2h", metavar="DURATION", help=help_)
+    silence.add_argument("--comment", default="", metavar="TEXT", help="why, for Alertmanager")
     approve = added.add("approve", commands.approve, "approve an action that waits for approval", API)
     approve.add_argument("action", metavar="ACTION", type=_parse_id, help="the ID of an action")
 

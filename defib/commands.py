@@ -34,7 +34,8 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 def _loader(options: argparse.Namespace, *programs: "Program", strict: bool = False) -> "Load":
     """Return a function that loads the configuration, and resolves the references of some programs.
 
-    Unless `strict`, references that cannot be resolved are left; the command checks those it needs (`Loaded.require`).
+    Unless `strict`, references that cannot be resolved are left; the command checks those that it needs with
+    `LoadedInventory.require_resolved`.
     """
     from defib.kinds import KINDS
     from fleet.inventory.documents import find_directory
@@ -48,6 +49,16 @@ def _connector(options: argparse.Namespace) -> "Connect":
     from defib import remediator_client
 
     return partial(remediator_client.connect, _loader(options, "client"), options.token_file)
+
+
+def _parse_duration(option: str, text: str) -> float:
+    """Return the seconds of an option's duration. Raises DefibError."""
+    from fleet.inventory.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise DefibError(f"argument {option}: {error}") from error
 
 
 def check(options: argparse.Namespace) -> int:
@@ -127,6 +138,16 @@ def acknowledge(options: argparse.Namespace) -> int:
     return _run(incidents.acknowledge(_connector(options), options.number, as_json=options.as_json))
 
 
+def silence(options: argparse.Namespace) -> int:
+    from defib import incidents
+
+    _parse_duration("--for", options.duration)
+    connect, body = _connector(options), {"for": options.duration, "comment": options.comment}
+    if options.alert is not None:
+        return _run(incidents.silence_alert(connect, options.alert, body, as_json=options.as_json))
+    return _run(incidents.silence_incident(connect, options.number, body, as_json=options.as_json))
+
+
 def approve(options: argparse.Namespace) -> int:
     from defib import incidents
 
@@ -148,6 +169,8 @@ def maintenance(options: argparse.Namespace) -> int:
         return _run(maintenance.list_maintenance(connect, as_json=options.as_json))
     if options.verb == "end":
         return _run(maintenance.end_maintenance(connect, options.number, as_json=options.as_json))
+    if options.duration:
+        _parse_duration("--for", options.duration)
     end = {"for": options.duration} if options.duration else {"until": options.until}
     body = {**end, "reason": options.reason, "notify": options.notify}
     return _run(maintenance.begin_maintenance(connect, options.scope, options.name, body, as_json=options.as_json))
@@ -155,12 +178,8 @@ def maintenance(options: argparse.Namespace) -> int:
 
 def replay(options: argparse.Namespace) -> int:
     from defib import replay
-    from fleet.inventory.units import parse_duration
 
-    try:
-        since = parse_duration(options.since)
-    except ValueError as error:
-        raise DefibError(f"argument --since: {error}") from error
+    since = _parse_duration("--since", options.since)
     return _run(replay.run(_loader(options, "remediator"), since, as_json=options.as_json))
 
 
@@ -200,19 +219,19 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def backup(options: argparse.Namespace) -> int:
-    from defib.output import print_json
+    from defib.output import format_count, print_json
     from remediator.record import backup
 
     written = backup.back_up(_database(options), options.to)
     if options.as_json:
         print_json({"path": str(written.path), "incidents": written.incidents, "bytes": written.size})
     else:
-        print(f"{written.path}: {written.incidents} incidents, {written.size} bytes")
+        print(f"{written.path}: {format_count(written.incidents, 'incident')}, {written.size} bytes")
     return 0
 
 
 def restore(options: argparse.Namespace) -> int:
-    from defib.output import print_json
+    from defib.output import format_count, print_json
     from remediator.record import backup
 
     restored, previous = backup.restore(_database(options), options.source)
@@ -221,7 +240,7 @@ def restore(options: argparse.Namespace) -> int:
         print_json({"path": str(restored.path), "incidents": restored.incidents, "previous": moved})
     else:
         moved_to = f"; the previous database is now {previous}" if previous else ""
-        print(f"{restored.path}: {restored.incidents} incidents{moved_to}")
+        print(f"{restored.path}: {format_count(restored.incidents, 'incident')}{moved_to}")
     return 0
 
 

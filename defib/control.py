@@ -30,7 +30,8 @@ async def control_directly(load: Callable[[], LoadedInventory], name: str, verb:
     service = find_service(inventory, name)
     if service.control is None:
         raise DefibError(f"the service {name!r} has no control: set services.{name}.control")
-    loaded.require_resolved(f"services.{name}.control", f"hosts.{service.host}")
+    sections = loaded.connection_sections(service.host, control=True)
+    loaded.require_resolved(f"services.{name}.control", *sections)
     where = f"on {service.host}" if service.host else "from here"
     print(f"running {verb} {where} without the remediator: no locks, no record", file=sys.stderr)
     shells = Shells(inventory.hosts, control=True)

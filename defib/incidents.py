@@ -1,4 +1,4 @@
-"""`defib incidents`, `acknowledge`, `approve` and `reset`."""
+"""`defib incidents`, `acknowledge`, `silence`, `approve` and `reset`."""
 
 from collections.abc import Mapping
 from datetime import tzinfo
@@ -42,6 +42,32 @@ async def acknowledge(connect: Connect, number: int, *, as_json: bool) -> int:
         print_json(answer)
     else:
         print(printable(f"incident {number} is acknowledged by {answer['acknowledged_by']}"))
+    return 0
+
+
+async def silence_incident(connect: Connect, number: int, body: Mapping[str, Any], *, as_json: bool) -> int:
+    """Silence the alerts of an incident's service; `body` has `for` and `comment`."""
+    async with connect() as remediator:
+        try:
+            await remediator.request("GET", f"/api/v1/incidents/{number}")  # the other answers 409 for unknown ones
+        except UnknownEntryError:
+            raise await _unknown_incident(remediator, number) from None
+        answer = await remediator.request("POST", f"/api/v1/incidents/{number}/silence", timeout=60.0, body=body)
+    return _print_silence(answer, f"incident {number}", remediator.zone, as_json=as_json)
+
+
+async def silence_alert(connect: Connect, number: int, body: Mapping[str, Any], *, as_json: bool) -> int:
+    """Silence one alert; `body` has `for` and `comment`."""
+    async with connect() as remediator:
+        answer = await remediator.request("POST", f"/api/v1/alerts/{number}/silence", timeout=60.0, body=body)
+    return _print_silence(answer, f"alert {number}", remediator.zone, as_json=as_json)
+
+
+def _print_silence(answer: Mapping[str, Any], subject: str, zone: tzinfo | None, *, as_json: bool) -> int:
+    if as_json:
+        print_json(answer)
+    else:
+        print(f"{subject} is silenced until {format_time(answer['until'], zone)}")
     return 0
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from defib.output import format_time, print_json, printable
 from defib.remediator_client import Connect, UnknownEntryError
-from fleet.inventory.units import parse_duration
 from runtime.errors import DefibError
 
 
@@ -30,8 +29,6 @@ async def begin_maintenance(
     connect: Connect, scope: str, name: str, options: Mapping[str, Any], *, as_json: bool
 ) -> int:
     """Begin maintenance of a service, host or group; `options` has `for` or `until`, `reason` and `notify`."""
-    if "for" in options:
-        _check_duration(options["for"])
     async with connect() as remediator:
         body = {"scope": scope, "name": name, **options}
         if "until" in options:
@@ -43,13 +40,6 @@ async def begin_maintenance(
         until = format_time(answer["until"], remediator.zone)
         print(f"maintenance {answer['id']} of {scope} {name} until {until}: no automatic actions")
     return 0
-
-
-def _check_duration(text: str) -> None:
-    try:
-        parse_duration(text)
-    except ValueError as error:
-        raise DefibError(f"argument --for: {error}") from error
 
 
 def _parse_until(text: str, zone: Any) -> str:

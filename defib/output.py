@@ -32,6 +32,16 @@ def format_time(time: str | float, zone: tzinfo | None) -> str:
     return (at.astimezone(zone) + timedelta(microseconds=500_000)).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 host`, `2 hosts`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def format_size(inventory: Inventory) -> str:
+    """Return the numbers of hosts and services of an inventory."""
+    return f"{format_count(len(inventory.hosts), 'host')}, {format_count(len(inventory.services), 'service')}"
+
+
 def parenthesized(detail: str) -> str:
     """Return ` (detail)`, or nothing if there is no detail."""
     return f" ({detail})" if detail else ""

@@ -22,7 +22,7 @@ async def probe(load: Callable[[], LoadedInventory], name: str, *, as_json: bool
     """Probe a service and print the result; return 0 if it is up, 1 if it is down, 2 if that cannot be determined."""
     loaded = load()
     service = find_service(loaded.inventory, name)
-    loaded.require_resolved(f"services.{name}.probe", f"hosts.{service.host}")
+    loaded.require_resolved(f"services.{name}.probe", *loaded.connection_sections(service.host))
     redact = Redactor(loaded.secrets)
     logs.configure(redact)
     result = await probe_once(service, loaded.inventory.hosts, redact)

@@ -31,8 +31,8 @@ class UnknownEntryError(DefibError):
 class RemediatorClient:
     """The remediator's API, called with the name of the current user, and the configuration of this command."""
 
-    def __init__(self, peer: JsonClient, inventory: Inventory) -> None:
-        self._peer, self.inventory = peer, inventory
+    def __init__(self, client: JsonClient, inventory: Inventory) -> None:
+        self._client, self.inventory = client, inventory
 
     @property
     def zone(self) -> tzinfo | None:
@@ -42,7 +42,7 @@ class RemediatorClient:
     async def request(self, method: str, path: str, *, timeout: float | None = None, body: Any = None) -> Any:
         """Send a request and return the parsed answer. Raises UnknownEntryError and ClientError."""
         try:
-            return await self._peer.request(method, path, timeout, body)
+            return await self._client.request(method, path, timeout, body)
         except HttpStatusError as error:
             answer = error.__cause__
             if isinstance(answer, httpx.HTTPStatusError) and answer.response.status_code == httpx.codes.NOT_FOUND:
@@ -81,15 +81,15 @@ async def connect(
     if token_file is not None:
         endpoint = endpoint.model_copy(update={"auth": None})
     token = _read_token(loaded, token_file) if endpoint.auth is None else None
-    peer = JsonClient(endpoint, token, headers={"X-Defib-User": getpass.getuser()})
+    client = JsonClient(endpoint, token, headers={"X-Defib-User": getpass.getuser()})
     try:
-        yield RemediatorClient(peer, loaded.inventory)
+        yield RemediatorClient(client, loaded.inventory)
     except HttpStatusError as error:
         raise DefibError(f"the remediator at {endpoint.base} refused the request: {error}") from error
     except ClientError as error:
         raise DefibError(f"cannot get an answer from the remediator at {endpoint.base}: {error}{hint}") from error
     finally:
-        await peer.close()
+        await client.close()
 
 
 def _read_token(loaded: LoadedInventory, token_file: Path | None) -> SecretStr:

@@ -14,6 +14,7 @@ from defib.doctor import channels, database, hosts, monitoring, programs
 from defib.doctor.findings import Finding, check_within
 from defib.doctor.server import ServerCheck, check_server
 from defib.lookup import find_host
+from defib.output import format_size
 from fleet.inventory.documents import ConfigurationError
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host
@@ -69,7 +70,13 @@ def _require_references(loaded: LoadedInventory, hosts: Sequence[str]) -> None:
         for name, service in loaded.inventory.services.items()
         if service.host in hosts and service.control and CONTROLS[service.control.kind].options.needs_host
     ]
-    loaded.require_resolved(*(f"hosts.{name}" for name in hosts), *controlled)
+    connections = [
+        section
+        for name in hosts
+        for control in (False, True)
+        for section in loaded.connection_sections(name, control=control)
+    ]
+    loaded.require_resolved(*connections, *controlled)
 
 
 def _with_token(loaded: LoadedInventory, token: SecretStr) -> LoadedInventory:
@@ -101,8 +108,7 @@ async def _check_hosts(loaded: LoadedInventory, selected: Sequence[Host]) -> Seq
 
 async def _check_all_but_hosts(loaded: LoadedInventory, *, send: bool) -> Sequence[Finding]:
     inventory, redact = loaded.inventory, Redactor(loaded.secrets)
-    size = f"{len(inventory.hosts)} hosts, {len(inventory.services)} services"
-    findings = [Finding("configuration", "loads", "pass", size)]
+    findings = [Finding("configuration", "loads", "pass", format_size(inventory))]
     fix = "correct it if it is not intended: docs/configuration.md, Warnings"
     findings += [Finding("configuration", "warnings", "warn", str(warning), fix) for warning in loaded.warnings]
     checks: list[Awaitable[Sequence[Finding]]] = [

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from defib.doctor.findings import Finding
 from defib.host_setup import commands_of
+from defib.output import format_count
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import CollectorFailure, CollectorOptions
 from exporter.exposition.collector_samples import CollectorSamples
@@ -148,7 +149,7 @@ async def _check_collector(host: Host, name: str, options: CollectorOptions, she
     if offset and abs(float(offset)) > CLOCK_TOLERANCE:
         detail = f"the host's clock is off by {float(offset):+.1f} s"
         return _finding(host, check, passed=False, detail=detail, fix="run NTP on both machines")
-    detail = f"{time.perf_counter() - started:.2f} s, {len(samples.lines)} metrics"
+    detail = f"{time.perf_counter() - started:.2f} s, {format_count(len(samples.lines), 'metric')}"
     return _finding(host, check, passed=True, detail=detail)
 
 

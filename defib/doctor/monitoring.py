@@ -11,6 +11,7 @@ import yaml
 
 from defib.doctor.findings import Finding
 from defib.doctor.server import Server, not_configured
+from defib.output import format_count
 from fleet.inventory.model import Inventory
 
 LOOKBACK = 300.0  # seconds for which Prometheus treats a sample as current
@@ -96,7 +97,7 @@ def _check_rules(server: Server, groups: Sequence[Mapping[str, Any]]) -> None:
     names = {rule["name"] for rule in rules}
     missing = [name for name in ("ServiceDown", "Watchdog") if name not in names]
     problem = f"missing: {', '.join(missing)}" if missing else ""
-    server.add("rules", problem, "add alerts/rules/*.yml to rule_files", detail=f"{len(names)} alerts")
+    server.add("rules", problem, "add alerts/rules/*.yml to rule_files", detail=format_count(len(names), "alert"))
     failing = [f"{rule['name']}: {rule.get('lastError', '')}" for rule in rules if rule["health"] == "err"]
     if failing:
         server.add("rule evaluation", failing[0], "see the page /rules of Prometheus, and its log")

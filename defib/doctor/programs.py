@@ -8,6 +8,7 @@ from typing import Any
 
 from defib.doctor.findings import Finding
 from defib.doctor.server import TIMEOUT, Server
+from defib.output import format_count
 from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory
 from runtime.tokens import ApiToken, TokenError
@@ -37,7 +38,7 @@ def _compare_services(server: Server, inventory: Inventory, services: Sequence[M
     names = {each["id"] for each in services}
     different = sorted(known.keys() ^ names)
     problem = f"it has other services: {', '.join(different[:LISTED])}" if different else ""
-    server.add("reachable", problem, RELOAD, detail=f"{len(names)} services", severe=False)
+    server.add("reachable", problem, RELOAD, detail=format_count(len(names), "service"), severe=False)
     changed = sorted(
         each["id"]
         for each in services
@@ -83,7 +84,8 @@ def _check_metrics(server: Server, page: str, watchdog: float) -> None:
     off = values.get("defib_remediator_automation_enabled") == 0
     server.add("automation", "it is off" if off else "", "`defib automation` shows why", severe=False)
     count = values.get("defib_remediator_config_mismatch", 0.0)
-    problem = f"the exporter has another configuration of {count:.0f} services: no actions for these" if count else ""
+    services = format_count(round(count), "service")
+    problem = f"the exporter has another configuration of {services}: no actions until they match" if count else ""
     server.add("configuration", problem, "reload the program that has the old configuration")
     unsent = values.get("defib_remediator_outbox_oldest_seconds", 0.0)
     problem = f"the oldest has been waiting for {unsent:.0f} s" if unsent > NOTIFICATION_AGE else ""

@@ -20,7 +20,7 @@ from fleet.inventory.documents import TextWithBase
 from fleet.inventory.endpoints import Address, TlsSettings, split_address
 
 EXTRA = "grpc_health"
-# grpc's fork handlers break the processes that we start; its log is not part of ours.
+# grpc's fork handlers break child processes, and its log lines are not in the format of this program's log.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 

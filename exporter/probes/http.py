@@ -17,7 +17,7 @@ from exporter.probes.expectations import (
     run_in_thread,
 )
 from exporter.probes.net.http_client import LONG_BODY, fetch
-from exporter.probes.net.http_request import HeaderName, HttpBodyOptions, HttpRequestOptions
+from exporter.probes.net.http_request import HttpBodyOptions, HttpRequestOptions, RequestHeaderName
 from exporter.probes.net.http_response import HttpResponse
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel
@@ -75,7 +75,8 @@ class HttpExpect(ConfigModel):
     http_version: HttpVersions = []
     tls: bool | None = None
     headers: dict[
-        HeaderName, Annotated[HeaderExpect, BeforeValidator(_expand_header, json_schema_input_type=str | HeaderExpect)]
+        RequestHeaderName,
+        Annotated[HeaderExpect, BeforeValidator(_expand_header, json_schema_input_type=str | HeaderExpect)],
     ] = Field(default_factory=dict)
     body_matches: Patterns = []
     body_lacks: Patterns = []

@@ -90,6 +90,28 @@ def _suggest(name: str, known: tuple[str, ...]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def _find_cycles(edges: Mapping[str, list[str]]) -> Iterator[list[str]]:
+    """Search depth first; yield the names of each cycle, of which the last closes it and is also the first."""
+    done: set[str] = set()
+    for start in edges:
+        path: dict[str, None] = {}
+        left: list[tuple[str, bool]] = [(start, False)]
+        while left:
+            name, leaving = left.pop()
+            if leaving:
+                path.pop(name, None)
+                done.add(name)
+            elif name not in done and name not in path:
+                path[name] = None
+                left.append((name, True))
+                for other in edges.get(name, []):
+                    if other in path:
+                        names = list(path)
+                        yield [*names[names.index(other) :], other]
+                    else:
+                        left.append((other, False))
+
+
 @dataclass(frozen=True)
 class _Checker:
     document: Document
@@ -204,17 +226,21 @@ class _Checker:
     def check_tunnels(self) -> Iterator[ConfigProblem]:
         """Find cycles of `via`, among the connections that read and among those that control."""
         reading = {name: [via] if (via := _via(host, "ssh")) else [] for name, host in self.hosts.items()}
-        yield from self._find_cycles("hosts", ("ssh", "via"), reading)
-        controlling: dict[str, list[str]] = {}
-        for name, host in self.hosts.items():
-            own = _via(host, "control_ssh")
-            controlling[name] = [own] if own is not None else reading[name]
-        if controlling != reading:
-            yield from self._find_cycles("hosts", ("control_ssh", "via"), controlling)
+        for cycle in _find_cycles(reading):
+            yield self._cycle_at(("hosts", cycle[-2], "ssh", "via"), cycle)
+        own = {name: [via] for name, host in self.hosts.items() if (via := _via(host, "control_ssh")) is not None}
+        for cycle in _find_cycles({**reading, **own}):
+            with_own = [name for name in cycle[:-1] if name in own]
+            if with_own:  # else it is a cycle of `ssh.via`
+                yield self._cycle_at(("hosts", with_own[-1], "control_ssh", "via"), cycle)
 
     def check_dependencies(self) -> Iterator[ConfigProblem]:
         dependencies = {name: _dependencies(service) for name, service in self.services.items()}
-        yield from self._find_cycles("services", ("depends_on",), dependencies)
+        for cycle in _find_cycles(dependencies):
+            yield self._cycle_at(("services", cycle[-2], "depends_on"), cycle)
+
+    def _cycle_at(self, where: Location, cycle: list[str]) -> ConfigProblem:
+        return self.document.problem_at(where, f"cycle: {' → '.join(cycle)}")
 
     def _check_known(self, where: Location, name: str, known: Mapping[str, Raw], what: str) -> Iterator[ConfigProblem]:
         if name not in known:
@@ -235,27 +261,3 @@ class _Checker:
         known = self.hosts.get(host) if isinstance(host, str) else None
         if known is not None and known.get("shell") != "local" and known.get("ssh") is None:
             yield self.document.problem_at(where, f"runs on {host}, which has neither `ssh:` nor `shell: local`")
-
-    def _find_cycles(
-        self, section: str, key: tuple[str, ...], edges: Mapping[str, list[str]]
-    ) -> Iterator[ConfigProblem]:
-        """Search depth first, and report each cycle at the edge that closes it."""
-        done: set[str] = set()
-        for start in edges:
-            path: dict[str, None] = {}
-            left: list[tuple[str, bool]] = [(start, False)]
-            while left:
-                name, leaving = left.pop()
-                if leaving:
-                    path.pop(name, None)
-                    done.add(name)
-                elif name not in done and name not in path:
-                    path[name] = None
-                    left.append((name, True))
-                    for other in edges.get(name, []):
-                        if other in path:
-                            names = list(path)
-                            cycle = " → ".join([*names[names.index(other) :], other])
-                            yield self.document.problem_at((section, name, *key), f"cycle: {cycle}")
-                        else:
-                            left.append((other, False))

@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from fleet.inventory.model import Host, ProbeSettings, Service
+from fleet.inventory.model import Host, ProbeSettings, Service, find_route
 from fleet.inventory.units import parse_duration
 
 DIGEST_VERSION = "1"  # of the canonical form; digests of different versions are not compared
@@ -27,7 +27,7 @@ def compute_digest(service: Service, probe: Written, hosts: Mapping[str, Host], 
     """Return a service's digest; `probe` and the `written` hosts are as in the files, with `defaults` filled in."""
     canonical = {
         "probe": _probe(service, probe),
-        "hosts": [_host(name, hosts[name], written[name]) for name in _find_route(service.host, hosts)],
+        "hosts": [_host(name, hosts[name], written[name]) for name in find_route(service.host, hosts)],
     }
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return f"{DIGEST_VERSION}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
@@ -54,16 +54,6 @@ def _probe(service: Service, written: Written) -> dict[str, Any]:
 def _host(name: str, host: Host, written: Written) -> dict[str, Any]:
     canonical = _without_secrets({key: written[key] for key in _HOST_KEYS if written.get(key) is not None}, host)
     return {"name": name, "shell": host.shell, **canonical}
-
-
-def _find_route(name: str, hosts: Mapping[str, Host]) -> list[str]:
-    """Return the names of a service's host and of the jump hosts that lead to it, the nearest first."""
-    way: list[str] = []
-    while name in hosts and name not in way:
-        way.append(name)
-        ssh = hosts[name].ssh
-        name = (ssh.via or "") if ssh is not None else ""
-    return way
 
 
 def _seconds(value: Any) -> Any:

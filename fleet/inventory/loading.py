@@ -13,7 +13,14 @@ from fleet.inventory.digests import compute_digest
 from fleet.inventory.documents import ConfigProblem, ConfigurationError, Document, read_directory
 from fleet.inventory.endpoints import BasicAuth, ConfigModel
 from fleet.inventory.kinds import KindTables
-from fleet.inventory.model import MIN_INTERVAL, ControlSettings, Inventory, ProbeSettings, inventory_model
+from fleet.inventory.model import (
+    MIN_INTERVAL,
+    ControlSettings,
+    Inventory,
+    ProbeSettings,
+    find_route,
+    inventory_model,
+)
 from fleet.inventory.references import Program, Resolver, substitute
 from fleet.inventory.units import parse_duration
 from fleet.inventory.validation_errors import explain
@@ -43,6 +50,12 @@ class LoadedInventory:
         ]
         if missing:
             raise ConfigurationError(missing)
+
+    def connection_sections(self, host: str, *, control: bool = False) -> list[str]:
+        """Return the sections that commands on a host depend on: its own, and the connections of its jump hosts."""
+        keys = ("address", "shell", "ssh", "control_ssh") if control else ("address", "shell", "ssh")
+        jump_hosts = find_route(host, self.inventory.hosts, control=control)[1:]
+        return [f"hosts.{host}", *(f"hosts.{name}.{key}" for name in jump_hosts for key in keys)]
 
 
 def _is_within(path: str, sections: Sequence[str]) -> bool:

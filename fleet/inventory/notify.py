@@ -172,7 +172,7 @@ class Notify(ConfigModel):
     def follow_up_channels(
         self, notified: Iterable[str], labels: Mapping[str, str], kind: NotificationKind
     ) -> list[str]:
-        """Return the names of the channels that receive a follow-up, of an incident that `notified` were told of.
+        """Return the names of the channels that receive a follow-up of an incident that `notified` received.
 
         These are the same channels without those that their routes' `states` exclude, and those whose route names
         this very state.

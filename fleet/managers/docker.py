@@ -224,9 +224,8 @@ class ContainerEnd:
 def classify_end(inspection: ContainerInspection) -> ContainerEnd:
     """Return how a container ended after its last start.
 
-    docker has an event `die`, followed by `stop` where it was told to stop the container. Where it has lost the
-    events, the restart policy helps: with `always`, docker restarts a container unless it was told to stop it or to
-    send it a signal.
+    docker has an event `die`, followed by `stop` where a client stopped the container. Where it has lost the events,
+    the restart policy helps: with `always`, docker restarts a container unless a client stopped it or sent it a signal.
     """
     container = inspection.details
     if container.state != "exited":
@@ -288,9 +287,9 @@ list=$(docker ps --all --no-trunc --format '{_LISTED}') || exit $?
 [ -n "$list" ] || exit 0
 printf '%s\\n' "$list"
 ids=$(printf '%s\\n' "$list" | cut -f 2)
-{{ said=$(docker inspect --type container --format '{_INSPECT}' $ids 2>&1 >&3); s=$?; }} 3>&1
-printf '%s\\n' "$said"
-case $said in *"No such "*) ;; *) exit $s ;; esac
+{{ errors=$(docker inspect --type container --format '{_INSPECT}' $ids 2>&1 >&3); s=$?; }} 3>&1
+printf '%s\\n' "$errors"
+case $errors in *"No such "*) ;; *) exit $s ;; esac
 """)  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def test_a_file_without_a_schema_version_is_refused(config: Path, database: Data
 def test_backup_and_restore_of_a_database_in_use(config: Path, database: Database, tmp_path: Path) -> None:
     store(database, "web")
     done = defib(config, "backup", str(tmp_path / "kept.db"))
-    assert (done.returncode, done.stdout.startswith(f"{tmp_path}/kept.db: 1 incidents, ")) == (0, True), done.stderr
+    assert (done.returncode, done.stdout.startswith(f"{tmp_path}/kept.db: 1 incident, ")) == (0, True), done.stderr
     assert stat.S_IMODE((tmp_path / "kept.db").stat().st_mode) == 0o600
     assert sorted(path.name for path in tmp_path.glob("*kept*")) == ["kept.db"]
     store(database, "later")

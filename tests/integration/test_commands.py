@@ -107,6 +107,28 @@ def test_a_secret_that_is_used_must_be_set(unset: Path, arguments: list[str], pa
     assert done.returncode == (2 if arguments[0] == "probe" else 1)
 
 
+@pytest.mark.parametrize("arguments", [["probe", "web"], ["control", "web", "restart", "--direct"], ["doctor", "h"]])
+@pytest.mark.parametrize("route", ["ssh: {via: inner}", "ssh: {}, control_ssh: {via: inner}"])
+def test_references_of_jump_hosts_must_be_set(tmp_path: Path, arguments: list[str], route: str) -> None:
+    """Those of the whole route, but not the jump host's password, which only its own controls use."""
+    write(
+        tmp_path,
+        defib="""
+        hosts:
+          outer: {address: "${UNSET_JUMP}.invalid", ssh: {}, sudo: {password: "${UNSET_PASSWORD}"}}
+          inner: {address: inner.invalid, ssh: {via: outer}}
+          h: {address: h.invalid, @route@}
+        services:
+          web: {host: h, probe: {command: {run: ["true"]}}, control: {command: {restart: ["true"]}}}
+        """.replace("@route@", route),
+    )
+    done = defib(*arguments, "--config", str(tmp_path))
+    message = "hosts.outer.address: the environment variable UNSET_JUMP is not set"
+    is_needed = "control" not in route or arguments[0] != "probe"
+    assert (message in done.stdout + done.stderr) == is_needed, done
+    assert "UNSET_PASSWORD" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("command", ["check", "exporter", "remediator"])
 def test_check_and_the_servers_need_all_secrets(unset: Path, command: str) -> None:
     done = defib(command, "--config", str(unset))
@@ -126,7 +148,7 @@ def test_global_options_before_the_command(tmp_path: Path) -> None:
     after = defib("check", "--json", "--config", str(config))
     assert json.loads(before.stdout) == {"hosts": 0, "services": 1, "errors": [], "warnings": []}
     assert (before.returncode, before.stdout) == (0, after.stdout)
-    assert "1 services" in defib("--config", str(other), "check", "--config", str(config)).stdout
+    assert ": 0 hosts, 1 service, no errors\n" in defib("--config", str(other), "check", "--config", str(config)).stdout
     assert json.loads(defib("--json", "--config", str(config), "probe", "web").stdout)["success"] is False
 
 
@@ -138,6 +160,7 @@ def test_global_options_before_the_command(tmp_path: Path) -> None:
         (["chek"], "argument COMMAND: invalid choice: 'chek'; did you mean check?"),
         (["control", "web", "restrat"], "argument verb: invalid choice: 'restrat'; did you mean restart or start?"),
         (["incidents", "web"], "argument ID: 'web' is not an ID: must be a number, such as 12"),
+        (["silence", "--for", "1h"], "one of the arguments INCIDENT --alert is required"),
         (["maintenance", "begin", "host", "h", "--reason", "r"], "one of the arguments --for --until is required"),
     ],
 )
@@ -154,6 +177,7 @@ def test_errors_in_arguments(arguments: list[str], message: str) -> None:
             ["maintenance", "begin", "host", "h", "--reason", "r", "--for", "long"],
             "argument --for: 'long' is not a duration; write 500ms, 10s, 5m, 1h30m or 7d",
         ),
+        (["silence", "1", "--for", "2x"], "argument --for: '2x' is not a duration; write 500ms, 10s, 5m, 1h30m or 7d"),
         (["probe", "wbe"], "the inventory has no service 'wbe'; did you mean web?"),
         (["probe", "other"], "the inventory has no service 'other' (services: web)"),
         (["control", "wbe", "restart", "--direct"], "the inventory has no service 'wbe'; did you mean web?"),
@@ -242,6 +266,7 @@ async def test_the_commands_of_the_api(loop: Loop) -> None:
         (["maintenance", "end", "7"], "there is no active maintenance 7 (active: none)"),
         (["incidents", "7"], "there is no incident 7 (the newest: none)"),
         (["acknowledge", "7"], "there is no incident 7 (the newest: none)"),
+        (["silence", "7"], "there is no incident 7 (the newest: none)"),
         (["approve", "7"], "there is no action 7 (waiting for approval: none)"),
     ):
         done = await on_loop(loop, *arguments)

@@ -1,9 +1,10 @@
-"""Notifications on the command line: `defib notify test`, templates in `defib check`, `defib acknowledge`."""
+"""Notifications on the command line: `defib notify test`, templates in `defib check`, `defib acknowledge`, `defib silence`."""
 
 import asyncio
 import json
 import re
 import sys
+from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,8 @@ async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loo
     failed = "exit: test exited with status 1, expected 0"
     assert f"({failed})" in listed
     assert f"last failed probe: {failed}" in shown
+    status, _, err = await defib(config, "silence", "1")
+    assert (status, "remediator.alertmanager_url is not set" in err) == (1, True), err
     assert (await defib(config, "acknowledge", "99"))[2] == "defib: there is no incident 99 (the newest: 1)\n"
     page = await loop.ask("GET", "/")
     assert page.headers["content-type"].startswith("text/html")
@@ -171,6 +174,38 @@ async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loo
     assert "a &lt;b&gt;change" in page.text
     answer = await loop.ask("POST", "/api/v1/incidents/1/acknowledge", {})
     assert (answer.status_code, answer.json()["acknowledged_by"] != "") == (200, True)
+
+
+@pytest.mark.needs("sshd", "prometheus-alertmanager")
+async def test_silence_on_the_command_line_is_created_in_alertmanager(loop: Loop) -> None:
+    loop.stack._folder.mkdir(exist_ok=True)
+    (loop.folder / "webhook_token").write_text("x")
+    await loop.stack.start_alertmanager()
+    remediator = {"alertmanager_url": loop.stack.url("alertmanager")}
+    await loop.start({"web": loop.service("web", on_failure="notify")}, remediator=remediator)
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_decision("refuse")
+    config = loop.folder / "config"
+    status, out, err = await defib(config, "silence", "1", "--for", "30m", "--comment", "disks are replaced")
+    assert status == 0, err
+    assert re.fullmatch(r"incident 1 is silenced until \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n", out)
+    assert (await loop.incident())["acknowledged_by"]
+    status, out, err = await defib(config, "--json", "silence", "--alert", "1")
+    assert (status, json.loads(out or "{}").keys()) == (0, {"id", "until"}), err
+    silences = await loop.stack.get("alertmanager", "/api/v2/silences")
+    by_length = {_minutes(each): each for each in silences}
+    assert set(by_length) == {30, 120}
+    assert by_length[30]["comment"] == "disks are replaced"
+    assert [each["value"] for each in by_length[30]["matchers"]] == ["web"]
+    assert ("alertname", "ServiceDown") in [(each["name"], each["value"]) for each in by_length[120]["matchers"]]
+    status, _, err = await defib(config, "silence", "--alert", "99")
+    assert (status, "alert 99 has ended, or there is none" in err) == (1, True), err
+
+
+def _minutes(silence: dict[str, Any]) -> int:
+    began, ends = (datetime.fromisoformat(silence[key]) for key in ("startsAt", "endsAt"))
+    return round((ends - began).total_seconds() / 60)
 
 
 @pytest.mark.needs("sshd")

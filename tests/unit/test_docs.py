@@ -18,7 +18,7 @@ from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.model import json_schema
 from fleet.inventory.notify import NotificationKind
 from remediator.notifications import samples
-from remediator.notifications.channels import feishu
+from remediator.notifications.channels import CHANNELS, feishu
 from remediator.policy.situation import Refusal, Wait
 from tests.metric_names import published_metrics, rules
 from tests.support import inventory_of, loaded, write
@@ -72,6 +72,12 @@ PROBE_KEYS = {key for kind in PROBES.values() for key in keys_of(kind.options)}
 @pytest.mark.parametrize("key", sorted(keys(json_schema(KINDS)) - PROBE_KEYS - {"mode"}))
 def test_every_configuration_key_is_documented(key: str) -> None:
     assert re.search(rf"\b{key}\b", DOCS["configuration"])
+
+
+@pytest.mark.parametrize("kind", CHANNELS)
+def test_every_key_of_a_channel_is_documented_in_its_row(kind: str) -> None:
+    (row,) = re.findall(rf"^\| `{kind}`, .*", DOCS["configuration"], re.MULTILINE)
+    assert [key for key in keys_of(CHANNELS[kind].options) if not re.search(rf"`{key}\b", row)] == []
 
 
 SHARED, *PARTS = DOCS["probes"].split("\n## `")

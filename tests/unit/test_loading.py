@@ -332,6 +332,14 @@ def test_a_list_of_collectors_on_a_host_with_a_wrapper(tmp_path: Path) -> None:
             "a: {address: h, ssh: {via: b}}\n  b: {address: h, ssh: {}, control_ssh: {via: a}}",
             "a.yaml:3: hosts.b.control_ssh.via: cycle: a → b → a",
         ),
+        (
+            "a: {address: h, ssh: {}, control_ssh: {via: b}}\n  b: {address: h, ssh: {via: a}}",
+            "a.yaml:2: hosts.a.control_ssh.via: cycle: a → b → a",
+        ),
+        (  # reported once, although another host has a route for controls
+            "a: {address: h, ssh: {via: b}}\n  b: {address: h, ssh: {via: a}}\n  c: {address: h, ssh: {}, control_ssh: {via: d}}\n  d: {address: h, ssh: {}}",
+            "a.yaml:3: hosts.b.ssh.via: cycle: a → b → a",
+        ),
     ],
 )  # fmt: skip
 def test_cycles_of_jump_hosts(tmp_path: Path, hosts: str, problem: str) -> None:

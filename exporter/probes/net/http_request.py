@@ -31,7 +31,7 @@ _RESERVED_HEADERS = (
 )
 _DEFAULT_HEADERS = {"User-Agent": f"defib/{VERSION}", "Accept": "*/*"}
 TOKEN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # noqa: S105 - the syntax of names in RFC 9110, not a secret
-HeaderName = Annotated[str, Field(pattern=TOKEN)]
+RequestHeaderName = Annotated[str, Field(pattern=TOKEN)]
 
 
 def _check_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
@@ -44,7 +44,7 @@ def _check_headers(headers: dict[str, SecretStr]) -> dict[str, SecretStr]:
     return headers
 
 
-Headers = Annotated[dict[HeaderName, SecretStr], AfterValidator(_check_headers)]
+Headers = Annotated[dict[RequestHeaderName, SecretStr], AfterValidator(_check_headers)]
 
 
 @dataclass(slots=True)
