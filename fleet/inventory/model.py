@@ -360,8 +360,12 @@ class Inventory(ConfigModel):
         self._index_targets()
 
     def services_sharing_target(self, service: Service) -> list[str]:
-        """Return the IDs of the services that share the target of `service` on its host, its own included."""
-        return self._by_target[service.host, service.target]
+        """Return the IDs of the services that share the target of `service` on its host, its own included.
+
+        `service` may be of an earlier configuration, and its target of no service of this one.
+        """
+        sharing = self._by_target.get((service.host, service.target), [])
+        return sharing if service.id in sharing else [service.id, *sharing]
 
     @model_validator(mode="after")
     def _check_retention(self) -> "Inventory":

@@ -570,6 +570,14 @@ def test_services_that_share_a_target_are_a_warning(tmp_path: Path, control: str
     assert done.stderr == f"warning: {warning}\n"
 
 
+def test_a_service_of_an_earlier_configuration_still_has_a_target(tmp_path: Path) -> None:
+    write(tmp_path, a=SHARED.replace("CONTROL", "docker: {container: ocr}"))
+    service = loaded(tmp_path).inventory.services["b"]
+    assert set(loaded(tmp_path).inventory.services_sharing_target(service)) == {"a", "b"}
+    write(tmp_path, a="hosts: {h: {address: 127.0.0.1}}")
+    assert loaded(tmp_path).inventory.services_sharing_target(service) == ["b"]
+
+
 def test_the_first_service_of_the_design_loads(tmp_path: Path) -> None:
     (tmp_path / "services").mkdir()
     (tmp_path / "services" / "sample.pdf").write_bytes(b"%PDF-1.4")
