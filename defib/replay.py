@@ -26,8 +26,9 @@ does not contain them.
 async def run(load: Callable[[], LoadedInventory], since: float, *, as_json: bool) -> int:
     """Print the decisions that would have been made in the last `since` seconds. Raises DefibError."""
     loaded = load()
-    loaded.require_resolved("remediator.prometheus_url", "remediation", "notify.timezone")
     inventory = loaded.inventory
+    rules = [f"services.{name}.{key}" for name in inventory.services for key in ("remediation", "control.start_within")]
+    loaded.require_resolved("remediator.prometheus_url", "remediation", "notify.timezone", "defaults.control", *rules)
     endpoint = inventory.remediator.prometheus_url
     if endpoint is None:
         raise DefibError("replay needs the history in Prometheus: set remediator.prometheus_url")
