@@ -10,8 +10,8 @@ from defib.lookup import find_service
 from defib.output import print_json
 from defib.remediator_client import Connect, RemediatorClient
 from fleet.inventory.loading import LoadedInventory
-from fleet.inventory.model import Sudo
-from fleet.shells import Completed
+from fleet.inventory.model import SudoOptions
+from fleet.shells import CompletedCommand
 from fleet.shells.pool import Shells
 from remediator.clients.json_client import ClientError
 from remediator.execution.controls import CONTROLS
@@ -38,7 +38,7 @@ async def control_directly(load: Callable[[], LoadedInventory], name: str, verb:
     try:
         host = inventory.host_of(service)
         shell = shells.get(service.host) if host is not None else None
-        runner = ControlRunner(shell, host.sudo if host is not None else Sudo(), service.control.timeout)
+        runner = ControlRunner(shell, host.sudo if host is not None else SudoOptions(), service.control.timeout)
         completed = await CONTROLS[service.control.kind].run(verb, service.control.options, runner)
     finally:
         await shells.close()
@@ -49,7 +49,7 @@ async def control_directly(load: Callable[[], LoadedInventory], name: str, verb:
     return _print_completed(completed)
 
 
-def _print_completed(completed: Completed) -> int:
+def _print_completed(completed: CompletedCommand) -> int:
     if completed.output:
         print(completed.output)
     if completed.status is None:
@@ -69,7 +69,7 @@ async def control_through_remediator(
             if as_json:
                 print_json(answer)
                 return UNKNOWN if answer["exit_status"] is None else int(answer["exit_status"])
-            return _print_completed(Completed(answer["exit_status"], answer["output"], "", answer["why"]))
+            return _print_completed(CompletedCommand(answer["exit_status"], answer["output"], "", answer["why"]))
         # The remediator first looks at the host, which may be slow.
         body = {"overrule": list(overrule)}
         started = await remediator.request_named("service", name, "POST", path, timeout=60.0, body=body)

@@ -16,8 +16,8 @@ from exporter.collectors import COLLECTORS
 from exporter.probes.host import HostProbeOptions
 from fleet.host.sections import Section
 from fleet.inventory.loading import LoadedInventory
-from fleet.inventory.model import Host, Inventory, Sudo
-from fleet.shells import Completed, ShellError
+from fleet.inventory.model import Host, Inventory, SudoOptions
+from fleet.shells import CompletedCommand, ShellError
 from fleet.shells.ssh import command_digest
 from fleet.wrapper import render_allow_list, render_command_file, render_wrapper
 from remediator.execution import evidence
@@ -63,7 +63,10 @@ def script_for(inventory: Inventory, host: Host, sources: str) -> str:
     if _SOURCES.fullmatch(sources) is None:
         raise DefibError(f"argument --from: {sources!r} is not a list of addresses (write 10.0.0.5,10.0.1.0/24)")
     if (control.user or ACCOUNT) != account:
-        raise DefibError("control_ssh.user differs from ssh.user: set up that account by hand")
+        raise DefibError(
+            "control_ssh.user differs from ssh.user: this command sets up one account; "
+            f"set up {control.user or ACCOUNT} by hand"
+        )
     place = host.address if read.port == SSH_PORT else f"[{host.address}]:{read.port}"
     modes = [mode for mode, ssh in (("read", read), ("control", control)) if ssh.wrapper]
     steps = [
@@ -142,9 +145,9 @@ class _Recorder:
     def __init__(self) -> None:
         self.commands: list[tuple[str, ...]] = []
 
-    async def run(self, argv: Sequence[str], **_: object) -> Completed:
+    async def run(self, argv: Sequence[str], **_: object) -> CompletedCommand:
         self.commands.append(tuple(argv))
-        return Completed(0, "", "")
+        return CompletedCommand(0, "", "")
 
     async def close(self) -> None:
         """Do nothing."""
@@ -163,9 +166,9 @@ def commands_of(inventory: Inventory, host: Host) -> list[tuple[str, ...]]:
                 continue
             for verb in sorted(VERBS & options.verbs):
                 with contextlib.suppress(ShellError):  # there is no output to parse
-                    await kind.run(verb, options, ControlRunner(recorder, Sudo(), WITHIN))
+                    await kind.run(verb, options, ControlRunner(recorder, SudoOptions(), WITHIN))
             with contextlib.suppress(ShellError):
-                await kind.read_state(options, ControlRunner(recorder, Sudo(), WITHIN))
+                await kind.read_state(options, ControlRunner(recorder, SudoOptions(), WITHIN))
             for step in inventory.remediation.for_service(service).steps:
                 if step.recreate is not None and step.recreate.command:
                     recorder.commands.append(tuple(step.recreate.command))

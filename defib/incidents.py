@@ -49,17 +49,21 @@ async def silence_incident(connect: Connect, number: int, body: Mapping[str, Any
     """Silence the alerts of an incident's service; `body` has `for` and `comment`."""
     async with connect() as remediator:
         try:
-            await remediator.request("GET", f"/api/v1/incidents/{number}")  # the other answers 409 for unknown ones
+            answer = await remediator.request("POST", f"/api/v1/incidents/{number}/silence", timeout=60.0, body=body)
         except UnknownEntryError:
             raise await _unknown_incident(remediator, number) from None
-        answer = await remediator.request("POST", f"/api/v1/incidents/{number}/silence", timeout=60.0, body=body)
     return _print_silence(answer, f"incident {number}", remediator.zone, as_json=as_json)
 
 
 async def silence_alert(connect: Connect, number: int, body: Mapping[str, Any], *, as_json: bool) -> int:
     """Silence one alert; `body` has `for` and `comment`."""
     async with connect() as remediator:
-        answer = await remediator.request("POST", f"/api/v1/alerts/{number}/silence", timeout=60.0, body=body)
+        try:
+            answer = await remediator.request("POST", f"/api/v1/alerts/{number}/silence", timeout=60.0, body=body)
+        except UnknownEntryError:
+            alerts = (await remediator.request("GET", "/api/v1/alerts"))["alerts"]
+            firing = [each["id"] for each in alerts if each["status"] == "firing"]
+            raise UnknownEntryError(f"there is no alert {number}{_list_ids('firing', firing)}") from None
     return _print_silence(answer, f"alert {number}", remediator.zone, as_json=as_json)
 
 

@@ -18,7 +18,7 @@ from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.scheduler.probed_service import ProbedService
 from fleet.inventory.documents import ConfigurationError
 from runtime.times import format_rfc3339
-from runtime.web import ApiError, Requirement, add_route, is_authenticated
+from runtime.web import AccessRequirement, ApiError, add_route, is_authenticated
 
 SERVICES_PER_CHUNK = 200
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -28,12 +28,12 @@ def add_routes(
     app: web.Application, scheduler: ProbeScheduler, metrics: ExporterMetrics, reload: Callable[[], Awaitable[None]]
 ) -> None:
     api = _ExporterApi(scheduler, metrics, reload)
-    add_route(app, "GET", "/metrics", api.metrics, Requirement.SCRAPE)
-    add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, Requirement.SCRAPE)
-    add_route(app, "GET", "/api/v1/services", api.services, Requirement.READ)
-    add_route(app, "GET", "/api/v1/services/{id}", api.service, Requirement.READ)
-    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, Requirement.CREDENTIAL)
-    add_route(app, "POST", "/-/reload", api.reload, Requirement.CREDENTIAL)
+    add_route(app, "GET", "/metrics", api.metrics, AccessRequirement.SCRAPE)
+    add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, AccessRequirement.SCRAPE)
+    add_route(app, "GET", "/api/v1/services", api.services, AccessRequirement.READ)
+    add_route(app, "GET", "/api/v1/services/{id}", api.service, AccessRequirement.READ)
+    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, AccessRequirement.CREDENTIAL)
+    add_route(app, "POST", "/-/reload", api.reload, AccessRequirement.CREDENTIAL)
 
 
 class _ExporterApi:

@@ -22,11 +22,11 @@ class ServiceState:
     failures: int = 0
 
     @property
-    def is_stable(self) -> bool:
+    def is_steadily_up(self) -> bool:
         """Whether the service is up and its last probe succeeded, so that the full interval applies."""
         return self.up is True and self.failures_in_a_row == 0
 
-    def after(self, result: ProbeResult, *, fail_after: int, recover_after: int) -> "ServiceState":
+    def after_result(self, result: ProbeResult, *, fail_after: int, recover_after: int) -> "ServiceState":
         """Return the state after one more probe result."""
         ended = result.started_at + result.duration
         if result.success:

@@ -27,7 +27,7 @@ SCRIPTS: Mapping[str, str] = {
             systemd.FAILED_SECTION,
         )
     },
-    gpu.build_query_section(()).name: gpu.QUERY_SCRIPT,
+    gpu.build_nvidia_smi_section(()).name: gpu.QUERY_SCRIPT,
     systemd.SECTION_NAME: systemd.SECTION_SCRIPT,
     supervisor.SECTION_NAME: supervisor.SECTION_SCRIPT,
 }

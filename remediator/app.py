@@ -60,7 +60,7 @@ async def run(load: Load, listen: ListenAddress, web_config: WebConfig, redact: 
         access,
         web_config,
         ready=lambda: True,
-        get_health_problem=database.lost,
+        get_health_problem=database.describe_lost_file,
         max_body=MAX_BODY,
         on_error=webhook.count_refusals(parts.metrics),
     )

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 
 from fleet.inventory.model import Service
-from fleet.shells import Completed, ShellError
+from fleet.shells import CompletedCommand, ShellError
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.json_client import ClientError
 from remediator.engine import reminders
@@ -94,7 +94,7 @@ class Operations:
         assert isinstance(claimed, Claim)  # noqa: S101 - the last of the possible types
         return claimed
 
-    async def read_from_host(self, service_id: str, verb: Verb) -> Completed:
+    async def read_from_host(self, service_id: str, verb: Verb) -> CompletedCommand:
         """Run the `status` or `logs` command of a service's control."""
         service = self.get_controlled_service(service_id)
         try:
@@ -121,7 +121,7 @@ class Operations:
 
     async def approve(self, action: int, by: str) -> None:
         """Approve a queued action."""
-        outcome = await self._write(actions.approve, action, by)
+        outcome = await self._write(actions.approve_action, action, by)
         if outcome == "unknown":
             raise NotFoundError("unknown_action", f"there is no action {action}")
         if outcome == "not-queued":

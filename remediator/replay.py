@@ -10,7 +10,7 @@ from remediator.policy.attempts import counted_since
 from remediator.policy.decisions import decide
 from remediator.policy.gates import BUDGET_WINDOW
 from remediator.policy.maintenance_windows import find_window
-from remediator.policy.situation import Decision, Observation, Past, Present, Situation
+from remediator.policy.situation import ActionHistory, ActionsInProgress, Decision, Observation, Situation
 from remediator.policy.storm import is_storm, services_in_group
 
 MAX_STEP = 15.0  # seconds between two evaluations; fewer if the whole period then fits into one response
@@ -193,7 +193,9 @@ class _Replay:
             state.tries += 1
             state.busy_until = state.last_ended = self._end_of_attempt(service, at, rules.hold)
             state.last_decision = ("act", None)
-            return ReplayedDecision(at, service.id, "act", kind, f"attempt {situation.past.attempts.get(kind, 0) + 1}")
+            return ReplayedDecision(
+                at, service.id, "act", kind, f"attempt {situation.history.attempts.get(kind, 0) + 1}"
+            )
         return _record_decision(state, service.id, decision, at)
 
     def _end_of_attempt(self, service: Service, at: float, hold: float) -> float:
@@ -217,8 +219,8 @@ class _Replay:
         return Situation(
             at,
             firing,
-            Past({kind: counted.count(kind) for kind in counted}, state.tries, state.last_ended),
-            Present(
+            ActionHistory({kind: counted.count(kind) for kind in counted}, state.tries, state.last_ended),
+            ActionsInProgress(
                 target_busy=service.id in busy,
                 on_host=sum(1 for name in busy if service.host and inventory.services[name].host == service.host),
                 in_budget_window=tuple(sorted(time for time in all_attempts if time > at - BUDGET_WINDOW)),

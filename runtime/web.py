@@ -40,7 +40,7 @@ class ApiError(Exception):
         self.status, self.code, self.message, self.headers = status, code, message, headers
 
 
-class Requirement(Enum):
+class AccessRequirement(Enum):
     """What a route requires of its callers."""
 
     PUBLIC = auto()  # nothing: health, and requests with a signature of their own
@@ -63,23 +63,27 @@ class AccessControl:
     open: bool = True
     _logins: dict[bytes, None] = field(default_factory=dict, repr=False)
 
-    async def check(self, request: web.Request, requirement: Requirement) -> None:
+    async def check(self, request: web.Request, requirement: AccessRequirement) -> None:
         """Raise ApiError 401 or 403 unless the caller may; note in the request whether it is authenticated."""
-        if requirement is Requirement.PUBLIC:
+        if requirement is AccessRequirement.PUBLIC:
             return
         scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
         if scheme and await self._accepts(request, requirement, scheme.lower(), credential.strip()):
             return
         # A wrong credential is refused even where none is needed: the caller would see less than it expects.
-        if not self._is_open(requirement) or (scheme and requirement is not Requirement.SCRAPE):
+        if not self._is_open(requirement) or (scheme and requirement is not AccessRequirement.SCRAPE):
             raise await self._build_refusal()
 
-    def _is_open(self, requirement: Requirement) -> bool:
+    def _is_open(self, requirement: AccessRequirement) -> bool:
         if self.users or not self.open:
             return False
-        return requirement is Requirement.READ or (requirement is Requirement.SCRAPE and self.webhook_token is None)
+        return requirement is AccessRequirement.READ or (
+            requirement is AccessRequirement.SCRAPE and self.webhook_token is None
+        )
 
-    async def _accepts(self, request: web.Request, requirement: Requirement, scheme: str, credential: str) -> bool:
+    async def _accepts(
+        self, request: web.Request, requirement: AccessRequirement, scheme: str, credential: str
+    ) -> bool:
         if scheme == "basic" and self.users:
             name = await self._check_password(credential)
             if name is not None:
@@ -88,7 +92,7 @@ class AccessControl:
             return name is not None
         if scheme != "bearer":
             return False
-        own = self.webhook_token if requirement in (Requirement.SCRAPE, Requirement.WEBHOOK) else None
+        own = self.webhook_token if requirement in (AccessRequirement.SCRAPE, AccessRequirement.WEBHOOK) else None
         if own is not None and _is_same(credential, own.get_secret_value()):
             return True
         with contextlib.suppress(TokenError):
@@ -187,18 +191,18 @@ def create_application(
     async def is_ready(_request: web.Request) -> web.Response:
         return web.Response(text="ready\n") if ready() else web.Response(status=503, text="not ready\n")
 
-    add_route(app, "GET", "/-/healthy", healthy, Requirement.PUBLIC)
-    add_route(app, "GET", "/-/ready", is_ready, Requirement.PUBLIC)
+    add_route(app, "GET", "/-/healthy", healthy, AccessRequirement.PUBLIC)
+    add_route(app, "GET", "/-/ready", is_ready, AccessRequirement.PUBLIC)
     return app
 
 
-def add_route(app: web.Application, method: str, path: str, handler: Handler, requirement: Requirement) -> None:
+def add_route(app: web.Application, method: str, path: str, handler: Handler, requirement: AccessRequirement) -> None:
     """Add a route, and with GET also HEAD. An application with routes that were added otherwise does not start."""
     for each in ("GET", "HEAD") if method == "GET" else (method,):
         app[_REQUIREMENTS][app.router.add_route(each, path, handler)] = requirement
 
 
-def list_requirements(app: web.Application) -> dict[tuple[str, str], Requirement | None]:
+def list_requirements(app: web.Application) -> dict[tuple[str, str], AccessRequirement | None]:
     """Return the requirement of every route by method and path; None where a route has none."""
     routes = ((route, route.resource) for route in app.router.routes())
     return {
@@ -215,14 +219,14 @@ async def _check_routes(app: web.Application) -> None:
 
 _ACCESS = web.AppKey("access", AccessControl)
 _ON_ERROR: web.AppKey[Callable[[web.Request, ApiError], None]] = web.AppKey("on_error", Callable)  # type: ignore[arg-type]  # no class
-_REQUIREMENTS: web.AppKey[dict[web.AbstractRoute, Requirement]] = web.AppKey("requirements", dict)
+_REQUIREMENTS: web.AppKey[dict[web.AbstractRoute, AccessRequirement]] = web.AppKey("requirements", dict)
 
 
 @web.middleware
 async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
     if request.match_info.http_exception is not None:
         return await handler(request)  # there is no such route: the handler raises 404 or 405
-    requirement = request.app[_REQUIREMENTS].get(request.match_info.route, Requirement.CREDENTIAL)
+    requirement = request.app[_REQUIREMENTS].get(request.match_info.route, AccessRequirement.CREDENTIAL)
     await request.app[_ACCESS].check(request, requirement)
     origin = request.headers.get("Origin")
     if origin and request.method not in ("GET", "HEAD"):

@@ -25,7 +25,7 @@ from defib.demo import sshd
 from defib.demo.launcher import Launcher
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
 from fleet.shells import KILL_DELAY
-from remediator.incidents.alert_starts import normalize
+from remediator.incidents.alert_starts import normalize_starts_at
 from remediator.policy.gates import BUDGET_WINDOW
 from tests.support import eventually
 
@@ -183,7 +183,7 @@ class Chaos:
             response = await self.stack.client.post(url, json={"version": "4", "alerts": [alert]}, headers=HEADERS)
         except httpx.HTTPError:
             return None  # not accepted; Alertmanager would send it again
-        return (name, normalize(starts)) if response.status_code == 200 else None
+        return (name, normalize_starts_at(starts)) if response.status_code == 200 else None
 
     async def _kill(self) -> None:
         what = self.random.choices(["remediator", "sshd", "frozen sshd"], [8, 1, 1])[0]
@@ -225,7 +225,9 @@ class Chaos:
             # An alert may have several starts.
             rows = record.execute("SELECT fingerprint, starts_at, starts FROM alerts").fetchall()
             stored = {
-                (name, normalize(at)) for name, first, starts in rows for at in (first, *json.loads(starts or "{}"))
+                (name, normalize_starts_at(at))
+                for name, first, starts in rows
+                for at in (first, *json.loads(starts or "{}"))
             }
             report.violations += [f"the alert {key} was accepted but not stored" for key in report.accepted - stored]
             unfinished = record.execute(

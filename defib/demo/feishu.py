@@ -18,7 +18,7 @@ from aiohttp import web
 
 from defib.demo import feishu_cards
 from defib.demo.feishu_app import AppSimulator
-from remediator.notifications.channels.feishu import sign
+from remediator.notifications.channels.feishu import compute_signature
 
 BODY_LIMIT = 20 * 1024
 PER_SECOND, PER_MINUTE = 5, 100
@@ -195,7 +195,7 @@ class FeishuSimulator:
         if not isinstance(timestamp, str) or not timestamp.isdigit():
             return False
         fresh = abs(self.now() - int(timestamp)) <= CLOCK_TOLERANCE
-        return fresh and message.get("sign") == sign(self.secret or "", int(timestamp))
+        return fresh and message.get("sign") == compute_signature(self.secret or "", int(timestamp))
 
     async def _page(self, request: web.Request) -> web.Response:
         """Show the chats of both bots, newest message first."""

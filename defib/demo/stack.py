@@ -174,9 +174,9 @@ class Stack:
 
     async def _run(self, name: str, argv: Sequence[str]) -> None:
         self._report(f"starting {name}")
-        self.pids[name] = await self._launcher.start(argv, self.log(name))
+        self.pids[name] = await self._launcher.start(argv, self.log_path(name))
 
-    def log(self, name: str) -> Path:
+    def log_path(self, name: str) -> Path:
         return self._folder / f"{name}.log"
 
     async def start_prometheus(self) -> None:
@@ -261,5 +261,5 @@ class Stack:
                 while not await condition():
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            logs = "".join(f"\n--- {name}\n{self.log(name).read_text()[-1500:]}" for name in self.pids)
+            logs = "".join(f"\n--- {name}\n{self.log_path(name).read_text()[-1500:]}" for name in self.pids)
             raise StartError(f"{what}: not ready within {within:g} s{logs}") from None

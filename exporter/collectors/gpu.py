@@ -90,7 +90,7 @@ class GpuCollector(Collector[CollectorOptions]):
     def sections(self) -> list[Section]:
         return [
             gpu.HELP_SECTION,
-            gpu.build_query_section(()),
+            gpu.build_nvidia_smi_section(()),
             gpu.PROCESSES_SECTION,
             gpu.XIDS_SECTION,
             gpu.INSTANCES_SECTION,
@@ -111,7 +111,7 @@ class GpuCollector(Collector[CollectorOptions]):
         # If the driver hangs, only the kernel log can be read.
         outputs = await read((gpu.XIDS_SECTION, gpu.HELP_SECTION))
         try:
-            fields = gpu.map_supported_fields(require_output(outputs, FIELDS))
+            fields = gpu.find_field_names(require_output(outputs, FIELDS))
         except CollectorFailure:
             self._add_xids(outputs, samples)
             raise
@@ -122,7 +122,7 @@ class GpuCollector(Collector[CollectorOptions]):
     def _sections(self, fields: Mapping[str, str]) -> list[Section]:
         mig = [gpu.INSTANCES_SECTION] if self._mig_enabled else []
         # The kernel log first: it can be read, and explains the fault, when the driver hangs.
-        return [gpu.XIDS_SECTION, gpu.build_query_section(fields.values()), gpu.PROCESSES_SECTION, *mig]
+        return [gpu.XIDS_SECTION, gpu.build_nvidia_smi_section(fields.values()), gpu.PROCESSES_SECTION, *mig]
 
     def _add(self, outputs: Mapping[str, SectionOutput], fields: list[str], samples: CollectorSamples) -> None:
         query = outputs.get(QUERY)
@@ -176,7 +176,7 @@ class GpuCollector(Collector[CollectorOptions]):
         self, outputs: Mapping[str, SectionOutput], uuids: Mapping[str, str], samples: CollectorSamples
     ) -> None:
         processes = outputs.get(gpu.PROCESSES_SECTION.name)
-        memory = gpu.parse_memory_by_container(processes.text) if processes is not None else {}
+        memory = gpu.parse_memory_by_gpu_and_container(processes.text) if processes is not None else {}
         for uuid, containers in memory.items():
             for container, size in sorted(containers.items()):
                 samples.add("gpu_process_memory_bytes", size, gpu=uuids.get(uuid, uuid), container=container)
@@ -189,7 +189,9 @@ class GpuCollector(Collector[CollectorOptions]):
 
     def _add_xids(self, outputs: Mapping[str, SectionOutput], samples: CollectorSamples) -> None:
         kernel_log = outputs.get(gpu.XIDS_SECTION.name)
-        for (address, xid), at in sorted((gpu.parse_xids(kernel_log.text) if kernel_log is not None else {}).items()):
+        for (address, xid), at in sorted(
+            (gpu.parse_last_xid_times(kernel_log.text) if kernel_log is not None else {}).items()
+        ):
             indexes = (index for pci, index in self._index_of.items() if pci.startswith(address))
             index = next(indexes, f"{address}.0")  # the name of a lost GPU
             samples.add("gpu_xid_last_timestamp_seconds", at, gpu=index, xid=xid)

@@ -50,7 +50,7 @@ class OpenaiProbeOptions(HttpRequestOptions):
     def _check_parameters(cls, parameters: dict[str, Any]) -> dict[str, Any]:
         for name in parameters:
             if name in _RESERVED:
-                raise ValueError(f"{name} cannot be set here")
+                raise ValueError(f"{name} has its own key or is set by the probe; remove it from parameters")
         try:
             json.dumps(parameters, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -70,7 +70,7 @@ class OpenaiProbeOptions(HttpRequestOptions):
         return ProbeAuth(bearer=self.api_key) if self.api_key is not None else self.auth
 
     @property
-    def target(self) -> str:
+    def request_url(self) -> str:
         """The URL of the request; `url` may be the server, the API's root (`…/v1`), or the complete URL."""
         url, mark, query = self.url.partition("?")
         url = url.rstrip("/")

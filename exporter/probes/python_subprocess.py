@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 OUTPUT_LIMIT = 10_000  # characters of a message or traceback
 
 
-class Failed(Exception):  # noqa: N818 - a failed probe is an expected result
+class ProbeFailed(Exception):  # noqa: N818 - a failed probe is an expected result
     """Raised by `Context.fail`."""
 
     def __init__(self, message: str, reason: str) -> None:
@@ -34,7 +34,7 @@ class Context:
 
     def fail(self, message: str, reason: str = "state") -> NoReturn:
         """End the probe as failed, with a one-line message and one of Defib's reasons."""
-        raise Failed(message, reason)
+        raise ProbeFailed(message, reason)
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def _call(function: str, context: Context) -> tuple[str | None, str, str]:
         returned = getattr(importlib.import_module(module), name)(context)
         if inspect.isawaitable(returned):
             returned = asyncio.run(_await(returned))
-    except Failed as failure:
+    except ProbeFailed as failure:
         return failure.reason, failure.message, ""
     except BaseException as error:  # noqa: BLE001 - whatever the function raises is its outcome
         return "error", f"{function} raised {type(error).__name__}: {error}", traceback.format_exc()

@@ -58,7 +58,7 @@ class StatusProbeOptions(HttpRequestOptions):
     expect: HttpExpect = HttpExpect()
 
     @property
-    def required_ratio(self) -> float:
+    def min_ratio_up(self) -> float:
         """The ratio of components that must be up; 0 stands for at least one."""
         return {"all": 1.0, "any": 0.0}.get(self.up_when, 0.0) if isinstance(self.up_when, str) else self.up_when
 
@@ -71,7 +71,7 @@ async def probe_status(options: StatusProbeOptions, _context: ProbeContext, deta
     down = [name for name, up in components.items() if not up]
     up_count = len(components) - len(down)
     details.evidence["components"] = f"{up_count} of {len(components)} up"
-    if up_count / len(components) < options.required_ratio or not up_count:
+    if up_count / len(components) < options.min_ratio_up or not up_count:
         more = f" and {len(down) - NAMED_IN_MESSAGE} more" if len(down) > NAMED_IN_MESSAGE else ""
         required = options.up_when if isinstance(options.up_when, str) else f"{options.up_when:.0%}"
         names = details.redact(", ".join(down[:NAMED_IN_MESSAGE]))

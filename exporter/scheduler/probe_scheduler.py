@@ -111,7 +111,7 @@ class ProbeScheduler:
             if await _probed_out_of_turn(probed, at):
                 # The result counts as if the service had been due now.
                 now = loop.time()
-                if not probed.state.is_stable:
+                if not probed.state.is_steadily_up:
                     retry_at = now + min(options.retry_every, options.every)
                     due = at = min(at, retry_at) if at > now else retry_at
                 elif at <= now:
@@ -133,7 +133,7 @@ class ProbeScheduler:
                     await self._probe(probed, now - SHARED_FOR)
             except Exception:  # without its task, the service would keep its last state for ever
                 log.exception("probe_task_failed", service=probed.service.id)
-            due, missed = schedule.next_due(due, loop.time(), stable=probed.state.is_stable)
+            due, missed = schedule.next_due(due, loop.time(), stable=probed.state.is_steadily_up)
             at = due if reads_host else add_jitter(due, options.every, self._random)
             if missed:
                 self._metrics.skipped.inc(missed)

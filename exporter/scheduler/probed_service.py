@@ -43,7 +43,7 @@ class ProbedService:
         """Apply a result of the configuration `digest`; `now` is of the event loop's clock."""
         options = self.service.probe
         before = self.state
-        self.state = before.after(result, fail_after=options.fail_after, recover_after=options.recover_after)
+        self.state = before.after_result(result, fail_after=options.fail_after, recover_after=options.recover_after)
         if self.state.up is not before.up:
             self.changed_at = now
         differs = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)

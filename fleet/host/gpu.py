@@ -93,7 +93,7 @@ class GpuQueryResult:
     messages: str = ""
 
 
-def map_supported_fields(help_text: str) -> dict[str, str]:
+def find_field_names(help_text: str) -> dict[str, str]:
     """Return the driver's names of the supported `FIELDS`, from the output of `--help-query-gpu`."""
     lines = [line for line in help_text.splitlines() if line.startswith('"')]
     supported = {name for line in lines for name in re.findall(r'"([^"]+)"', line)}
@@ -104,7 +104,7 @@ def map_supported_fields(help_text: str) -> dict[str, str]:
 QUERY_SCRIPT = 'IFS=,; nvidia-smi --query-gpu="$*" --format=csv,noheader,nounits'
 
 
-def build_query_section(fields: Iterable[str]) -> Section:
+def build_nvidia_smi_section(fields: Iterable[str]) -> Section:
     """Return the section that queries these fields of all GPUs."""
     return Section("query", QUERY_SCRIPT, tuple(fields))
 
@@ -174,7 +174,7 @@ def parse_instances(output: str) -> dict[str, list[str]]:
     return instances
 
 
-def parse_memory_by_container(output: str) -> dict[str, dict[str, float]]:
+def parse_memory_by_gpu_and_container(output: str) -> dict[str, dict[str, float]]:
     """Return the bytes of GPU memory by GPU UUID and container; `host` stands for processes outside containers."""
     names: dict[str, str] = {}
     groups: dict[str, str] = {}
@@ -202,7 +202,7 @@ def parse_memory_by_container(output: str) -> dict[str, dict[str, float]]:
     return memory_by_uuid
 
 
-def parse_xids(output: str) -> dict[tuple[str, str], float]:
+def parse_last_xid_times(output: str) -> dict[tuple[str, str], float]:
     """Return the Unix time of the last XID error by PCI address (without its function) and XID number."""
     booted, zone = 0.0, "+0000"
     last_seen: dict[tuple[str, str], float] = {}

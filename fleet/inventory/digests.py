@@ -76,12 +76,12 @@ def _without_secrets(written: Any, model: Any) -> Any:
 
 
 def _of_field(written: Any, model: BaseModel, name: str, info: FieldInfo) -> Any:
-    return _masked(written) if holds_secret(info.annotation) else _without_secrets(written, getattr(model, name))
+    return _masked(written) if is_secret_type(info.annotation) else _without_secrets(written, getattr(model, name))
 
 
-def holds_secret(annotation: Any) -> bool:
+def is_secret_type(annotation: Any) -> bool:
     """Whether values of a type are secret, or contain secrets."""
-    return annotation is SecretStr or any(map(holds_secret, get_args(annotation)))
+    return annotation is SecretStr or any(map(is_secret_type, get_args(annotation)))
 
 
 def _masked(written: Any) -> Any:

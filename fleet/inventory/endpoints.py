@@ -160,7 +160,7 @@ def _server_name(name: str) -> str:
     try:
         name.encode("idna")
     except UnicodeError:
-        raise ValueError(f"{name!r} is not a host name") from None
+        raise ValueError(f"{name!r} is not a valid host name") from None
     return name
 
 

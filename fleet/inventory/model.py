@@ -222,7 +222,7 @@ class Ssh(ConfigModel):
     wrapper: bool = False
 
 
-class Sudo(ConfigModel):
+class SudoOptions(ConfigModel):
     """How commands become root: `none`, `passwordless`, or `{password: …}`."""
 
     mode: Literal["none", "passwordless", "password"] = "none"
@@ -246,7 +246,7 @@ class Host(ConfigModel):
     shell: Literal["ssh", "local"] = "ssh"
     ssh: Ssh | None = None
     control_ssh: Ssh | None = None
-    sudo: Sudo = Sudo()
+    sudo: SudoOptions = SudoOptions()
     collect: Collect = Collect()
     labels: dict[Annotated[str, Field(pattern=LABEL_NAME)], str] = Field(default_factory=dict)
     _name: str = ""
@@ -424,9 +424,9 @@ def json_schema(kinds: KindTables) -> dict[str, Any]:
             part.pop("required", None)  # `defaults` may provide it
             part["oneOf"] = [{"required": [kind]} for kind in choices[name]]
         short = {
-            "Endpoint": {"type": "string"},
-            "Sudo": {"enum": ["none", "passwordless"]},
-            "RemediationStep": {"enum": list(RemediationStep.choices)},
+            Endpoint.__name__: {"type": "string"},
+            SudoOptions.__name__: {"enum": ["none", "passwordless"]},
+            RemediationStep.__name__: {"enum": list(RemediationStep.choices)},
         }.get(name)
         if short:
             schema["$defs"][name] = {"anyOf": [short, part]}

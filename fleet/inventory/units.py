@@ -15,7 +15,7 @@ MAX_DURATION = 366 * 86400.0
 SHOWN_LENGTH = 60  # characters of a value in an error message
 
 
-def show(value: object) -> str:
+def format_value(value: object) -> str:
     """Return a value for an error message."""
     text = repr(str(value) if isinstance(value, str) else value)
     return text if len(text) <= SHOWN_LENGTH else f"{text[:SHOWN_LENGTH]}…"
@@ -28,7 +28,7 @@ def parse_duration(value: object) -> float:
         if seconds > MAX_DURATION:
             raise ValueError(f"{value} is longer than a year (366d)")
         return seconds
-    raise ValueError(f"{show(value)} is not a duration; write 500ms, 10s, 5m, 1h30m or 7d")
+    raise ValueError(f"{format_value(value)} is not a duration; write 500ms, 10s, 5m, 1h30m or 7d")
 
 
 def format_duration(seconds: float) -> str:
@@ -46,7 +46,7 @@ def parse_size(value: object) -> int:
     """Return the bytes of `64KiB` or `10MiB`. Raises ValueError."""
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
     if match is None or not int(match[1]):
-        raise ValueError(f"{show(value)} is not a size; write 64KiB or 10MiB")
+        raise ValueError(f"{format_value(value)} is not a size; write 64KiB or 10MiB")
     return int(match[1]) * _BYTES[match[2]]
 
 
@@ -58,7 +58,7 @@ def _check_positive(seconds: float) -> float:
 
 def _check_pattern(value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{show(value)} is not a regular expression; write it in quotes")  # noqa: TRY004 - for pydantic
+        raise ValueError(f"{format_value(value)} is not a regular expression; write it in quotes")  # noqa: TRY004 - for pydantic
     try:
         compile_pattern(value)
     except re2.error as error:

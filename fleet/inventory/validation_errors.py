@@ -8,10 +8,10 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from fleet.inventory.digests import holds_secret
+from fleet.inventory.digests import is_secret_type
 from fleet.inventory.documents import ConfigProblem, Document, Location, TextWithBase
 from fleet.inventory.kinds import KindOptions
-from fleet.inventory.units import show
+from fleet.inventory.units import format_value
 
 _MESSAGES: Mapping[str, str] = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a map"),
@@ -42,7 +42,7 @@ def explain(document: Document, model: type[BaseModel], error: Mapping[str, Any]
     if kind == "extra_forbidden":
         return document.problem_at(location, f"unknown key{_suggest(model, location)}")
     if "[key]" in error["loc"] and "pattern" in error.get("ctx", {}):
-        message = f"{show(location[-1])} is not a valid name; it must match {error['ctx']['pattern']}"
+        message = f"{format_value(location[-1])} is not a valid name; it must match {error['ctx']['pattern']}"
         return document.problem_at(location, message)
     if kind not in _MESSAGES:
         message = error["msg"].removeprefix("Value error, ")
@@ -70,12 +70,12 @@ def _show_value(model: type[BaseModel], location: Location, value: Any) -> str:
         return ""
     if isinstance(value, TextWithBase) and (key := re.match(r"([A-Za-z_][\w.-]*):(?!/)\S", value)) is not None:
         return f"; a space is missing after the colon of {key[1]!r}"
-    return f", not {show(value)}"
+    return f", not {format_value(value)}"
 
 
 def _may_be_secret(model: type[BaseModel], location: Location) -> bool:
     return any(
-        (info := _model_at(model, location[:depth]).get(str(part))) is not None and holds_secret(info.annotation)
+        (info := _model_at(model, location[:depth]).get(str(part))) is not None and is_secret_type(info.annotation)
         for depth, part in enumerate(location)
     )
 

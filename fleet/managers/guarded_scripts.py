@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fleet.shells import Completed
+from fleet.shells import CompletedCommand
 
 NOT_RUN_STATUS = 75  # exit status of a script that a check stopped
 NOT_RUN_MARK = "defib: nothing was run"
@@ -36,7 +36,7 @@ class NotRun:
     gone: bool
 
 
-def find_not_run(done: Completed, messages: ManagerMessages) -> NotRun | None:
+def find_not_run(done: CompletedCommand, messages: ManagerMessages) -> NotRun | None:
     """Return why the command did nothing, or None where it may have done something."""
     errors = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     marked = done.status == NOT_RUN_STATUS and errors[-1:] == [NOT_RUN_MARK]

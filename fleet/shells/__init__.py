@@ -51,7 +51,7 @@ class WrapperOutdatedError(ShellError):
 
 
 @dataclass(frozen=True, slots=True)
-class Completed:
+class CompletedCommand:
     """The result of a command.
 
     `status` is its exit status. It is None where that is unknown: the connection was lost, the deadline passed (`late`)
@@ -69,7 +69,7 @@ class Completed:
         return "\n".join(part.strip() for part in (self.stdout, self.stderr) if part.strip())
 
 
-def get_wrapper_refusal(done: Completed) -> str:
+def get_wrapper_refusal(done: CompletedCommand) -> str:
     """Return the message of a wrapper that refused a command; empty where the command ran."""
     message = done.stderr.strip()
     return message if done.status == WRAPPER_REFUSED and message.startswith(REFUSAL) else ""
@@ -86,7 +86,7 @@ class Shell(Protocol):
 
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
-    ) -> Completed:
+    ) -> CompletedCommand:
         """Run `argv` without interpretation by a shell, for at most `timeout` seconds.
 
         `on_output` is called with each part of stdout. Raises ShellError where nothing was run.

@@ -6,8 +6,8 @@ import os
 import signal
 from collections.abc import Sequence
 
-from fleet.shells import KILL_DELAY, TRAILING_OUTPUT_TIMEOUT, CommandNotRunError, Completed, OutputCallback
-from fleet.shells.proof import CommandOutputs, MarkedOutput, Marks, build_script
+from fleet.shells import KILL_DELAY, TRAILING_OUTPUT_TIMEOUT, CommandNotRunError, CompletedCommand, OutputCallback
+from fleet.shells.proof import CommandMarkers, CommandOutputs, MarkedOutput, build_script
 from runtime.tasks import cancel_and_wait
 
 NOT_FOUND = 127
@@ -28,8 +28,8 @@ class LocalShell:
 
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
-    ) -> Completed:
-        marks = None if self._read_only else Marks()
+    ) -> CompletedCommand:
+        marks = None if self._read_only else CommandMarkers()
         text = build_script(argv, marks, timeout=None, keep_output=True, read_stdin=bool(stdin)) if marks else b""
         try:
             process = await asyncio.create_subprocess_exec(
@@ -41,9 +41,9 @@ class LocalShell:
                 env={**os.environ, "LC_ALL": "C"},
             )
         except FileNotFoundError:
-            return Completed(NOT_FOUND, "", f"{argv[0]}: not found")
+            return CompletedCommand(NOT_FOUND, "", f"{argv[0]}: not found")
         except (OSError, ValueError) as error:
-            return Completed(NOT_EXECUTABLE, "", f"{argv[0]}: {getattr(error, 'strerror', None) or error}")
+            return CompletedCommand(NOT_EXECUTABLE, "", f"{argv[0]}: {getattr(error, 'strerror', None) or error}")
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         assert process.stderr is not None  # noqa: S101 - as above
         outputs = CommandOutputs(marks, on_output)
@@ -61,7 +61,7 @@ class LocalShell:
                 raise CommandNotRunError(f"sh did not run the command: {outputs.message}")
             return outputs.build_result(outputs.status_or(status))
         except TimeoutError:
-            return Completed(None, out.text, err.text, f"timed out after {timeout:g} s", late=True)
+            return CompletedCommand(None, out.text, err.text, f"timed out after {timeout:g} s", late=True)
         finally:
             if self._read_only:
                 _kill(process)

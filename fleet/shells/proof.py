@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from fleet.shells import KILL_DELAY, REFUSAL, Completed, OutputCallback, OutputTail
+from fleet.shells import KILL_DELAY, REFUSAL, CompletedCommand, OutputCallback, OutputTail
 
 _PREFIX_LIMIT = 4096  # bytes kept of the output before the marks
 _STATUS_LIMIT = 4  # bytes of an exit status and its newline
@@ -62,7 +62,7 @@ def _half() -> str:
 
 
 @dataclass(frozen=True)
-class Marks:
+class CommandMarkers:
     """The halves of one command's marks."""
 
     first: str = field(default_factory=_half)
@@ -78,7 +78,7 @@ class Marks:
 
 
 def build_script(
-    argv: Sequence[str], marks: Marks, *, timeout: float | None, keep_output: bool, read_stdin: bool
+    argv: Sequence[str], marks: CommandMarkers, *, timeout: float | None, keep_output: bool, read_stdin: bool
 ) -> bytes:
     """Return the script that runs `argv`.
 
@@ -102,7 +102,7 @@ class MarkedOutput:
     `on_output` is called with each part of it.
     """
 
-    def __init__(self, marks: Marks | None, on_output: OutputCallback | None = None) -> None:
+    def __init__(self, marks: CommandMarkers | None, on_output: OutputCallback | None = None) -> None:
         self._marks, self._on_output = marks, on_output
         self._tail = OutputTail(on_output)
         self._rest = b""  # may be the start of a mark
@@ -116,7 +116,7 @@ class MarkedOutput:
         elif self.status is None:
             self._parse(self._rest + chunk, self._marks)
 
-    def _parse(self, data: bytes, marks: Marks) -> None:
+    def _parse(self, data: bytes, marks: CommandMarkers) -> None:
         while (at := data.find(marks.begin)) >= 0:
             # A second start mark follows a first try that ran nothing: the output before it is not the command's.
             self._prefix, self.started, self._tail = (
@@ -147,7 +147,7 @@ class MarkedOutput:
         return (self._prefix if self.started else self._prefix + self._rest).decode("utf-8", "replace")
 
 
-def _find_end_mark(data: bytes, marks: Marks) -> tuple[int, int | None]:
+def _find_end_mark(data: bytes, marks: CommandMarkers) -> tuple[int, int | None]:
     """Return the offset of the end mark and the status after it; None where that is incomplete, -1 without a mark.
 
     Text that no status follows is not a mark: waiting for its end would hold back all later output.
@@ -164,7 +164,7 @@ def _find_end_mark(data: bytes, marks: Marks) -> tuple[int, int | None]:
     return -1, None
 
 
-def _find_mark_start(data: bytes, marks: Marks) -> int:
+def _find_mark_start(data: bytes, marks: CommandMarkers) -> int:
     """Return the offset of a possible start of a mark at the end of `data`, or its length."""
     known = (marks.begin, marks.end)
     at = data.find(b"@", max(0, len(data) - max(map(len, known))))
@@ -176,7 +176,7 @@ def _find_mark_start(data: bytes, marks: Marks) -> int:
 class CommandOutputs:
     """Both outputs of a command."""
 
-    def __init__(self, marks: Marks | None, on_output: OutputCallback | None) -> None:
+    def __init__(self, marks: CommandMarkers | None, on_output: OutputCallback | None) -> None:
         self._marks = marks
         self.out, self.err = MarkedOutput(marks, on_output), MarkedOutput(marks)
 
@@ -199,15 +199,15 @@ class CommandOutputs:
         """Whether both end marks have arrived."""
         return self.out.status is not None and self.err.status is not None
 
-    def build_result(self, status: int | None) -> Completed:
+    def build_result(self, status: int | None) -> CompletedCommand:
         """Return the result of the command that ended with `status`, which is unknown after a signal from outside."""
         out, err = self.out.text, self.err.text
         if status is None:
-            return Completed(None, out, err, "the connection was lost, or a signal ended the command")
+            return CompletedCommand(None, out, err, "the connection was lost, or a signal ended the command")
         status = _SIGNALS - status if status < 0 else status  # from a process's to a shell's form
         if status in _ENDED_BY_SIGNAL:
-            return Completed(None, out, err, f"signal {status - _SIGNALS} ended the command")
-        return Completed(status, out, err)
+            return CompletedCommand(None, out, err, f"signal {status - _SIGNALS} ended the command")
+        return CompletedCommand(status, out, err)
 
     @property
     def refusal(self) -> str:

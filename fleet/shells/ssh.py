@@ -20,14 +20,14 @@ from fleet.shells import (
     TRAILING_OUTPUT_TIMEOUT,
     WRAPPER_REFUSED,
     CommandNotRunError,
-    Completed,
+    CompletedCommand,
     HostKeyError,
     LoginError,
     OutputCallback,
     ShellError,
     WrapperOutdatedError,
 )
-from fleet.shells.proof import CommandOutputs, Marks, build_script
+from fleet.shells.proof import CommandMarkers, CommandOutputs, build_script
 
 CONNECT_TIMEOUT = 10.0
 SESSION_LIMIT = 8  # sshd's MaxSessions is 10
@@ -108,7 +108,7 @@ class SshShell:
 
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
-    ) -> Completed:
+    ) -> CompletedCommand:
         request = self._request(argv, timeout, stdin, on_output)
         started = time.monotonic()
         try:
@@ -135,7 +135,7 @@ class SshShell:
         """Return what is sent to the host's login shell, or to its wrapper."""
         if self._login.wrapper == "read":  # its sections have marks of their own
             return _Request(shlex.join(argv), b"", stdin, None, on_output)
-        marks = Marks()
+        marks = CommandMarkers()
         if self._login.wrapper == "control":
             command = f"run {math.ceil(timeout)} {command_digest(argv)} {marks.first} {marks.second}"
             return _Request(command, b"", b"", marks, on_output)
@@ -152,7 +152,7 @@ class SshShell:
 
     async def _run(
         self, connection: asyncssh.SSHClientConnection, request: "_Request", timeout: float, slot: "_Slot"
-    ) -> Completed:
+    ) -> CompletedCommand:
         started = time.monotonic()
         tried: list[_Session] = []
         try:
@@ -166,13 +166,15 @@ class SshShell:
             if not any(each.channel is not None for each in tried):
                 raise ShellError(f"{self._login.address}: no SSH session within {timeout:g} s") from None
             if not tried[-1].outputs.started:
-                return Completed(None, "", "", f"the host's shell did not start the command within {timeout:g} s")
-            return Completed(None, "", "", f"no answer within {timeout:g} s", late=True)
+                return CompletedCommand(
+                    None, "", "", f"the host's shell did not start the command within {timeout:g} s"
+                )
+            return CompletedCommand(None, "", "", f"no answer within {timeout:g} s", late=True)
         except asyncssh.ChannelOpenError as error:
             raise ShellError(f"{self._login.address}: no SSH session: {error.reason}") from error
         except (asyncssh.Error, OSError) as error:
             self._drop(connection)
-            return Completed(None, "", "", f"the connection was lost: {_format_error(error)}")
+            return CompletedCommand(None, "", "", f"the connection was lost: {_format_error(error)}")
         finally:
             remaining = [each for each in tried if each.channel is not None and not each.closed.is_set()]
             for each in remaining:
@@ -184,10 +186,10 @@ class SshShell:
         outputs, status = session.outputs, session.outputs.status_or(session.status)
         if status in ENDED_BY_TIMEOUT and time.monotonic() - started >= timeout - 0.5:
             out, err = outputs.out.text, outputs.err.text
-            return Completed(None, out, err, f"timed out after {timeout:g} s and was ended", late=True)
+            return CompletedCommand(None, out, err, f"timed out after {timeout:g} s and was ended", late=True)
         return outputs.build_result(status)
 
-    def _not_run(self, session: "_Session") -> Completed:
+    def _not_run(self, session: "_Session") -> CompletedCommand:
         """Return the wrapper's refusal. Raises ShellError where it was not the wrapper that answered."""
         refusal = session.outputs.refusal
         if not self.wrapped or session.status != WRAPPER_REFUSED or not refusal:
@@ -197,7 +199,7 @@ class SshShell:
             raise WrapperOutdatedError(
                 f"{self._login.address}: the host's defib-shell is outdated: run defib host setup again"
             )
-        return Completed(WRAPPER_REFUSED, "", refusal)
+        return CompletedCommand(WRAPPER_REFUSED, "", refusal)
 
     async def _wait_closed(self, connection: asyncssh.SSHClientConnection, session: "_Session", timeout: float) -> None:
         """Wait until a session is closed: until then it counts against sshd's limit."""
@@ -303,7 +305,7 @@ class _Request:
     command: str
     script: bytes
     stdin: bytes
-    marks: Marks | None  # None: the answer has marks of its own
+    marks: CommandMarkers | None  # None: the answer has marks of its own
     on_output: OutputCallback | None
 
 
@@ -392,18 +394,18 @@ async def _open(
     Every session that was started is added to `tried`.
     """
 
-    def create() -> _Session:
+    def create_session() -> _Session:
         tried.append(_Session(request))
         return tried[-1]
 
     for pause in SESSION_RETRY_DELAYS:
         try:
-            channel, _ = await connection.create_session(create, request.command, encoding=None)
+            channel, _ = await connection.create_session(create_session, request.command, encoding=None)
         except asyncssh.ChannelOpenError:
             await asyncio.sleep(pause)
         else:
             return channel, tried[-1]
-    channel, _ = await connection.create_session(create, request.command, encoding=None)
+    channel, _ = await connection.create_session(create_session, request.command, encoding=None)
     return channel, tried[-1]
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from fleet.inventory.model import Sudo
-from fleet.shells import Completed
+from fleet.inventory.model import SudoOptions
+from fleet.shells import CompletedCommand
 
 _REFUSALS = (
     "password is required", "incorrect password", "no password was provided", "try again", "not allowed",
@@ -17,7 +17,7 @@ _FAILURES = (
 NOT_FOUND = 127
 
 
-def build_sudo_command(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], bytes]:
+def build_sudo_command(argv: Sequence[str], sudo: SudoOptions) -> tuple[list[str], bytes]:
     """Return the argv to run and its stdin, which carries the password where there is one."""
     if sudo.mode == "none":
         return list(argv), b""
@@ -26,17 +26,17 @@ def build_sudo_command(argv: Sequence[str], sudo: Sudo) -> tuple[list[str], byte
     return ["sudo", "-S", "-p", "", "--", *argv], sudo.password.get_secret_value().encode() + b"\n"
 
 
-def find_refusal(done: Completed, sudo: Sudo) -> str:
+def find_refusal(done: CompletedCommand, sudo: SudoOptions) -> str:
     """Return sudo's message where it does not allow the command; empty otherwise."""
     return _find_message(done, sudo, _REFUSALS)
 
 
-def find_failure(done: Completed, sudo: Sudo) -> str:
+def find_failure(done: CompletedCommand, sudo: SudoOptions) -> str:
     """Return sudo's message where it cannot run the command, or any command; empty otherwise."""
     return _find_message(done, sudo, _FAILURES)
 
 
-def _find_message(done: Completed, sudo: Sudo, phrases: Sequence[str]) -> str:
+def _find_message(done: CompletedCommand, sudo: SudoOptions, phrases: Sequence[str]) -> str:
     if sudo.mode == "none" or done.status not in (1, NOT_FOUND):
         return ""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]

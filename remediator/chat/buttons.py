@@ -134,7 +134,7 @@ class ButtonHandler:
     async def _carry_out(self, press: ButtonPress, name: str, inventory: Inventory) -> Toast:
         """Run the operation of a button and return its toast."""
         action, ids = cast("ButtonAction", press.value["answer"]), _parse_ids(press)
-        if not await self._database.read(button_presses.match_record, ids):
+        if not await self._database.read(button_presses.ids_match_record, ids):
             return Toast("warning", "over")
         try:
             return await self._run_operation(action, ids, name, inventory)
@@ -195,7 +195,7 @@ def _toast_of_error(error: OperationError) -> Toast:
 
 
 def _parse_ids(press: ButtonPress) -> dict[str, int]:
-    """Return the ids that a button carries, and `since`, by which `match_record` recognizes them."""
+    """Return the ids that a button carries, and `since`, by which `ids_match_record` recognizes them."""
     names = ("incident", "alert", "action", "notice", "notification", "since")
     values = ((name, press.value.get(name)) for name in names)
     # Cards that were sent before 0.2 call it `notice`.

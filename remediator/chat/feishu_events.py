@@ -23,7 +23,7 @@ def parse_press(event: Any, app_id: str, verification_token: str | None) -> Butt
     if header.get("event_type") != "card.action.trigger":
         raise InvalidPressError("the event type is not card.action.trigger")
     if header.get("app_id") != app_id:
-        raise InvalidPressError("the event is for another app")
+        raise InvalidPressError(f"the event is for another app than this channel's app_id ({app_id})")
     if verification_token is not None and header.get("token") != verification_token:
         raise InvalidPressError("the verification token is wrong")
     event_id, open_id = header.get("event_id"), _get_map(body, "operator").get("open_id")

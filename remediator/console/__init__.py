@@ -11,13 +11,13 @@ from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from remediator.http.views import read_record, without_private_texts
-from remediator.notifications.content import in_language
+from remediator.notifications.content import annotations_in_language
 from remediator.notifications.rendering import describe_event, format_duration, shipped_templates
 from remediator.record import maintenance, queries
 from remediator.record.automation import read_switch
 from remediator.record.database import Database
 from runtime.redaction import Redactor
-from runtime.web import ApiError, Requirement, add_route, is_authenticated
+from runtime.web import AccessRequirement, ApiError, add_route, is_authenticated
 
 INCIDENTS_SHOWN = 50
 # The pages load nothing and run no scripts.
@@ -29,8 +29,8 @@ _HEADERS = {
 
 def add_routes(app: web.Application, database: Database, redact: Redactor) -> None:
     console = _Console(database, redact)
-    add_route(app, "GET", "/", console.show_index, Requirement.READ)
-    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.show_incident, Requirement.READ)
+    add_route(app, "GET", "/", console.show_index, AccessRequirement.READ)
+    add_route(app, "GET", "/incidents/{id:[0-9]{1,15}}", console.show_incident, AccessRequirement.READ)
 
 
 class _Console:
@@ -84,6 +84,6 @@ class _Console:
         return self._templates.get_template(template).render(
             **values, words=words, language=notify.language, time=format_time, duration=format_age,
             service_name=name_service,
-            summary=lambda annotations: in_language(annotations, notify.language).get("summary", ""),
+            summary=lambda annotations: annotations_in_language(annotations, notify.language).get("summary", ""),
             describe=lambda row: describe_event(words, row["event"], row["detail"]),
         )  # fmt: skip

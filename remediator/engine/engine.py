@@ -79,7 +79,7 @@ class Engine:
             self._due.update(services)
             self._changed_meanwhile.update(handling.intersection(services))
         self._wake.set()
-        self._reconciler.notice_alerts()
+        self._reconciler.check_open_questions()
         self._sender.wake()
 
     def _on_action_progress(self, service: str) -> None:
@@ -161,7 +161,7 @@ class Engine:
         service = self.inventory.services.get(service_id)
         rules = self.inventory.remediation.for_service(service)
         # The exporter's last observation decides first; only `act` needs a fresh probe.
-        situation = await self._observer.situation(incident, service_id)
+        situation = await self._observer.collect_situation(incident, service_id)
         decision = decide(service, rules, situation)
         if decision.verb == "act" and service is not None:
             return await self._act(incident, service, situation)
@@ -176,13 +176,13 @@ class Engine:
         (self._released_by_actions.add if can_be_released else self._released_by_actions.discard)(service_id)
         changed = await write(decisions.record_decision, incident, decision, situation.observed)
         if service is not None and decision.reason == "approval":
-            step = attempts.next_step(service, self.inventory.remediation.for_service(service), situation.past)
+            step = attempts.next_step(service, self.inventory.remediation.for_service(service), situation.history)
             if step is not None:
-                changed |= await write(actions.queue, incident, service, step, situation)
+                changed |= await write(actions.queue_action, incident, service, step, situation)
         elif decision.reason == "blind" and not situation.firing:
             is_down = situation.observed is not None and situation.observed.up is False
             before = self._database.clock.now() - (DOWN_WITHOUT_ALERT if is_down else 0.0)
-            changed |= await write(decisions.notify_unseen_end, incident, before)
+            changed |= await write(decisions.notify_end_not_observed, incident, before)
         elif decision.reason == "stopped-by-hand" and situation.withheld:
             await write(decisions.record_observed_stop, incident, "", situation.withheld)
         elif decision.reason == "stopped-by-hand" and situation.stopped_by_hand:
@@ -201,7 +201,7 @@ class Engine:
             self._observer.probe(service, situation),
             self._observer.look_up_alerts(service, situation.firing),
             self.executor.collect_evidence(service),
-            self._observer.probe_dependencies(service),
+            self._observer.find_dependencies_down(service),
         )
         situation = replace(
             _with_target_state(situation, state), silenced=lookup.silenced, gone=lookup.gone, dependencies_down=down
@@ -219,7 +219,7 @@ class Engine:
         claimed = await self.executor.execute(
             service,
             "restart" if step.recreate is None else step,
-            lambda tx: actions.claim(tx, incident, service, situation, probed_at=probed_at, evidence=evidence),
+            lambda tx: actions.claim_action(tx, incident, service, situation, probed_at=probed_at, evidence=evidence),
         )
         if isinstance(claimed, Decision):
             await self._record_decision(incident, service.id, claimed, situation)
@@ -228,8 +228,8 @@ class Engine:
 
     async def _clear_observed_stop(self, service: Service, situation: Situation) -> None:
         """Remove an observed stop of the target if its host reports another run."""
-        past, stopped = situation.past, situation.stopped_by_hand or situation.withheld
-        if past.stopped_why and situation.run not in ("", past.stopped_run) and not stopped:
+        history, stopped = situation.history, situation.stopped_by_hand or situation.withheld
+        if history.stopped_why and situation.run not in ("", history.stopped_run) and not stopped:
             await self._database.write(decisions.clear_observed_stop, self.inventory.services_sharing_target(service))
 
     async def act_for_operator(
@@ -238,16 +238,16 @@ class Engine:
         """Start an operator's action, or return what holds it. Raises UnknownVerbError and StorageError."""
         if service.control is None or verb not in service.control.options.verbs:
             raise UnknownVerbError(f"the control of service {service.id!r} does not support `{verb}`")
-        situation = await self._observer.observe(service.id)
+        situation = await self._observer.observe_service(service.id)
         evidence = Evidence()
         if verb in ("stop", "restart"):
             evidence, _ = await self.executor.collect_evidence(service)
         if verb in ("start", "restart"):
-            situation = replace(situation, dependencies_down=await self._observer.probe_dependencies(service))
+            situation = replace(situation, dependencies_down=await self._observer.find_dependencies_down(service))
         return await self.executor.execute(
             service,
             verb,
-            lambda tx: actions.claim_for_operator(
+            lambda tx: actions.claim_operator_action(
                 tx, service, verb, situation, overruled=overruled, by=by, evidence=evidence
             ),
         )
@@ -298,7 +298,7 @@ class Engine:
         """
         incident = await self._database.read(lifecycle.find_open, service.id)
         situation, state = await asyncio.gather(
-            self._observer.situation(incident or 0, service.id), self.executor.read_target_state(service)
+            self._observer.collect_situation(incident or 0, service.id), self.executor.read_target_state(service)
         )
         situation = _with_target_state(situation, state)
         rules = self.inventory.remediation.for_service(service)
@@ -308,7 +308,7 @@ class Engine:
         decision = decide(service, rules, situation)
         if decision.verb == "nothing" and incident is not None:
             decision = _wait_until_seen_up(service, situation.observed) or decision
-        step = attempts.next_step(service, rules, situation.past)
+        step = attempts.next_step(service, rules, situation.history)
         decide_at = self._decide_at.get(service.id)
         left = None if decide_at is None else max(0.0, decide_at - asyncio.get_running_loop().time())
         gates = explain(service, rules, replace(situation, firing=firing))
@@ -318,7 +318,7 @@ class Engine:
             "firing": sorted(situation.firing),
             "decision": {"verb": decision.verb, "reason": decision.reason, "detail": decision.detail},
             "next_step": step.kind if step is not None else None,
-            "attempts": dict(situation.past.attempts),
+            "attempts": dict(situation.history.attempts),
             "gates": [
                 {"gate": each.name, "open": each.closed is None, **(asdict(each.closed) if each.closed else _OPEN)}
                 for each in gates

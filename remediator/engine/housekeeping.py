@@ -41,7 +41,7 @@ def _notify(tx: Transaction, started: float) -> bool:
     """Add the notifications that are due; returns whether there were any."""
     added = [
         reminders.check_watchdog(tx, tx.inventory.remediator.watchdog, started),
-        escalation.notify_again(tx),
+        escalation.add_escalations_and_reminders(tx),
         reminders.remind_automation_off(tx),
     ]
     return any(added)

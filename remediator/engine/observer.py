@@ -11,7 +11,7 @@ from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
 from remediator.policy.maintenance_windows import Maintenance, find_window
-from remediator.policy.situation import Observation, Past, Present, Situation
+from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from remediator.policy.storm import is_storm, services_in_group
 from remediator.record import situations
 from remediator.record.database import Database
@@ -51,12 +51,12 @@ class Observer:
         hosts = {name: inventory.host_of(each) for name, each in inventory.services.items()}
         self._groups = {name: host.group if host is not None else "" for name, host in hosts.items()}
 
-    async def situation(self, incident: int, service_id: str) -> Situation:
+    async def collect_situation(self, incident: int, service_id: str) -> Situation:
         """Return the situation without a fresh probe. Raises StorageError."""
-        observed = await self.observe(service_id)
-        return await self._database.read(situations.complete_situation, incident, service_id, observed)
+        observed = await self.observe_service(service_id)
+        return await self._database.read(situations.add_recorded_facts, incident, service_id, observed)
 
-    async def observe(self, service_id: str) -> Situation:
+    async def observe_service(self, service_id: str) -> Situation:
         """Return what the exporter and the inventory know, without the record."""
         service = self._inventory.services.get(service_id)
         rules = self._inventory.remediation.for_service(service)
@@ -67,8 +67,8 @@ class Observer:
         return Situation(
             now,
             frozenset(),
-            Past(),
-            Present(),
+            ActionHistory(),
+            ActionsInProgress(),
             observations.get(service_id),
             scheduled=window.why if window is not None else "",
             maintenance_ends=now + window.remaining if window is not None else None,
@@ -107,7 +107,7 @@ class Observer:
                 self._observed_at = loop.time()
             return self._observations
 
-    async def mismatched_services(self) -> frozenset[str] | None:
+    async def find_mismatched_services(self) -> frozenset[str] | None:
         """Return the services whose configuration differs in the exporter; None if it cannot be reached."""
         observations = await self._observe_all()
         if observations is None:
@@ -126,7 +126,7 @@ class Observer:
             observed = await self._exporter.probe(service.id, service.probe.timeout)
         return replace(situation, observed=observed, now=self._database.clock.now())
 
-    async def probe_dependencies(self, service: Service) -> tuple[str, ...]:
+    async def find_dependencies_down(self, service: Service) -> tuple[str, ...]:
         """Probe the services that a service depends on, and return those that are down."""
         observations = await self._observe_all() or {}
 

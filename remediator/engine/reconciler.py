@@ -58,7 +58,7 @@ class Reconciler:
         """Reconcile as soon as possible."""
         self._requested.set()
 
-    def notice_alerts(self) -> None:
+    def check_open_questions(self) -> None:
         """Look for open questions: alerts were received."""
         self._alerts_changed.set()
 
@@ -88,7 +88,7 @@ class Reconciler:
 
     async def _compare_configurations(self) -> None:
         """Count and log the services whose configuration differs in the exporter."""
-        names = await self._observer.mismatched_services()
+        names = await self._observer.find_mismatched_services()
         if names is None:
             return
         self._metrics.config_mismatch.set(len(names))

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-from fleet.inventory.model import Host, Service, Sudo
+from fleet.inventory.model import Host, Service, SudoOptions
 from fleet.shells import Shell
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import CommandRefusedError, ControlRunner, TargetState
@@ -28,7 +28,7 @@ async def read_target_state(
     control = service.control
     if control is None:
         return None
-    runner = ControlRunner(shell, host.sudo if host is not None else Sudo(), TIMEOUT, host.name if host else "")
+    runner = ControlRunner(shell, host.sudo if host is not None else SudoOptions(), TIMEOUT, host.name if host else "")
     kind = CONTROLS[control.kind]
     try:
         async with asyncio.timeout(TIMEOUT + 1.0):
@@ -44,7 +44,7 @@ async def read_target_state(
     return state
 
 
-async def collect(
+async def collect_evidence(
     service: Service, host: Host | None, shell: Shell | None, redact: Callable[[str], str]
 ) -> tuple[Evidence, TargetState | None]:
     """Collect all evidence in parallel; what cannot be read in time is left out."""
@@ -64,7 +64,7 @@ async def _read_logs(service: Service, host: Host | None, shell: Shell | None) -
     control = service.control
     if control is None or "logs" not in control.options.verbs:
         return ""
-    runner = ControlRunner(shell, host.sudo if host is not None else Sudo(), TIMEOUT)
+    runner = ControlRunner(shell, host.sudo if host is not None else SudoOptions(), TIMEOUT)
     return (await CONTROLS[control.kind].run("logs", control.options, runner)).output
 
 

@@ -7,8 +7,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
 
-from fleet.inventory.model import Inventory, RemediationStep, Service, Sudo
-from fleet.shells import KILL_DELAY, Completed, HostKeyError, Shell, ShellError
+from fleet.inventory.model import Inventory, RemediationStep, Service, SudoOptions
+from fleet.shells import KILL_DELAY, CompletedCommand, HostKeyError, Shell, ShellError
 from fleet.shells.pool import Shells
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
@@ -132,7 +132,7 @@ class Executor:
     async def collect_evidence(self, service: Service) -> tuple[Evidence, TargetState | None]:
         """Collect what a command may destroy, and the target's state."""
         host = self._inventory.host_of(service)
-        return await evidence.collect(service, host, self._find_shell(service), self._redact)
+        return await evidence.collect_evidence(service, host, self._find_shell(service), self._redact)
 
     async def read_target_state(self, service: Service) -> TargetState | None:
         host = self._inventory.host_of(service)
@@ -147,13 +147,15 @@ class Executor:
         """Return the shell of a service's host; None if it has no host. Raises ShellError."""
         return self._shells.get(service.host) if service.host in self._inventory.hosts else None
 
-    async def run_command(self, service: Service, command: Command) -> Completed:
+    async def run_command(self, service: Service, command: Command) -> CompletedCommand:
         """Run a verb of a service's control, or a step beyond it. Raises ShellError and UnknownVerbError."""
         control = service.control
         if control is None:
             raise UnknownVerbError(f"service {service.id!r} has no control")
         host = self._inventory.host_of(service)
-        runner = ControlRunner(self._shell(service), host.sudo if host else Sudo(), control.timeout, service.host)
+        runner = ControlRunner(
+            self._shell(service), host.sudo if host else SudoOptions(), control.timeout, service.host
+        )
         if isinstance(command, str):
             return await CONTROLS[control.kind].run(command, control.options, runner)
         if command.recreate is not None and command.recreate.command:
@@ -166,7 +168,7 @@ class Executor:
         try:
             completed = await self.run_command(service, command)
         except asyncio.CancelledError:
-            completed = Completed(None, "", "", "the remediator was stopped while the command ran")
+            completed = CompletedCommand(None, "", "", "the remediator was stopped while the command ran")
         except ShellError as error:
             why = self._redact(f"nothing was run: {error}")
             await self._end(action, "failed", why, reached=False, blocked=_blocked_by(error))
@@ -327,7 +329,7 @@ class Executor:
         self._changed(action.service)
 
 
-def _outcome(completed: Completed) -> CommandOutcome:
+def _outcome(completed: CompletedCommand) -> CommandOutcome:
     if completed.status is None:
         return "unknown"
     return "succeeded" if completed.status == 0 else "failed"

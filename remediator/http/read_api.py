@@ -9,13 +9,13 @@ from prometheus_client import generate_latest
 from remediator.http import views
 from remediator.incidents import lifecycle
 from remediator.metrics import RemediatorMetrics
-from remediator.policy.situation import Present
+from remediator.policy.situation import ActionsInProgress
 from remediator.record import notifications, queries, situations, timestamps
 from remediator.record.automation import read_switch
 from remediator.record.database import Database
 from remediator.record.transaction import Transaction
 from runtime.redaction import Redactor
-from runtime.web import ApiError, Handler, Requirement, add_route
+from runtime.web import AccessRequirement, ApiError, Handler, add_route
 
 PAGE_SIZE = 100
 INCIDENT_STATES = ("open", "recovered", "unobserved")
@@ -49,10 +49,10 @@ def add_routes(app: web.Application, database: Database, metrics: RemediatorMetr
             raise ApiError(404, "unknown_incident", f"there is no incident {number}")
         return views.respond(request, incident, redact, database.clock)
 
-    add_route(app, "GET", "/metrics", read_metrics, Requirement.SCRAPE)
+    add_route(app, "GET", "/metrics", read_metrics, AccessRequirement.SCRAPE)
     for name in PAGES:
-        add_route(app, "GET", f"/api/v1/{name}", page_handler(name), Requirement.READ)
-    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", read_incident, Requirement.READ)
+        add_route(app, "GET", f"/api/v1/{name}", page_handler(name), AccessRequirement.READ)
+    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", read_incident, AccessRequirement.READ)
 
 
 def _parse_before(request: web.Request) -> int | None:
@@ -74,7 +74,7 @@ class _Gauges:
     automation: bool
     watchdog: float | None
     services_without_attempts: list[str]
-    present: Present
+    in_progress: ActionsInProgress
 
 
 def _read_gauges(tx: Transaction) -> _Gauges:
@@ -86,7 +86,7 @@ def _read_gauges(tx: Transaction) -> _Gauges:
         read_switch(tx).enabled,
         watchdog.at if watchdog is not None else None,
         situations.services_without_attempts(tx),
-        situations.read_present(tx, "", ""),
+        situations.read_actions_in_progress(tx, "", ""),
     )
 
 
@@ -101,8 +101,8 @@ async def _update(metrics: RemediatorMetrics, database: Database) -> None:
     metrics.automation.set(int(rules.automatic and gauges.automation))
     metrics.watchdog.set(database.clock.unix(gauges.watchdog) if gauges.watchdog is not None else 0.0)
     for budget, used, limit in (
-        ("in_flight", gauges.present.in_flight, rules.actions_in_flight),
-        ("10m", len(gauges.present.in_budget_window), rules.actions_per_10m),
+        ("in_flight", gauges.in_progress.in_flight, rules.actions_in_flight),
+        ("10m", len(gauges.in_progress.in_budget_window), rules.actions_per_10m),
     ):
         metrics.budget_used.labels(budget).set(used)
         metrics.budget_limit.labels(budget).set(limit)

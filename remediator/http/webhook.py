@@ -16,7 +16,7 @@ from remediator.engine.engine import Engine
 from remediator.incidents import intake
 from remediator.metrics import RemediatorMetrics
 from remediator.record.database import Database, StorageError
-from runtime.web import ApiError, Requirement, add_route
+from runtime.web import AccessRequirement, ApiError, add_route
 
 log = structlog.get_logger()
 
@@ -36,7 +36,7 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
     async def receive(request: web.Request) -> web.Response:
         try:
             payload = parse_webhook(await _read_body(request))
-            await database.write_first(intake.receive, payload.alerts, payload.receiver)
+            await database.write_first(intake.receive_alerts, payload.alerts, payload.receiver)
         except InvalidPayloadError as error:
             raise ApiError(400, "not_a_delivery", str(error)) from error
         except (web.HTTPRequestEntityTooLarge, TooManyAlertsError) as error:
@@ -67,7 +67,7 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
                 "alertmanager_webhook_truncated", alerts=payload.truncated, hint="raise max_alerts in Alertmanager"
             )
 
-    add_route(app, "POST", WEBHOOK_PATH, receive, Requirement.WEBHOOK)
+    add_route(app, "POST", WEBHOOK_PATH, receive, AccessRequirement.WEBHOOK)
 
 
 async def _read_body(request: web.Request) -> bytes:

@@ -9,7 +9,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fleet.inventory.units import MAX_DURATION, PositiveDuration
-from fleet.shells import Completed
+from fleet.shells import CompletedCommand
 from remediator.execution.controls.runner import Verb
 from remediator.http.views import format_times, read_record
 from remediator.operations import (
@@ -28,7 +28,7 @@ from remediator.record.queries import Subject
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339
-from runtime.web import ApiError, Requirement, add_route, get_caller
+from runtime.web import AccessRequirement, ApiError, add_route, get_caller
 
 STATUS_OF: dict[type[OperationError], int] = {
     InvalidOperationError: 400,
@@ -85,19 +85,19 @@ def add_routes(
     service, action = "/api/v1/services/{id}", "/api/v1/actions/{number:[0-9]{1,15}}"
     subject = "/api/v1/{subject:incident|alert}s/{number:[0-9]{1,15}}"
     for method, path, handler, needs in (
-        ("POST", "/-/reload", api.reload, Requirement.CREDENTIAL),
-        ("POST", f"{service}/{{verb:start|stop|restart}}", api.start_action, Requirement.CREDENTIAL),
-        ("GET", f"{service}/{{verb:status|logs}}", api.read_from_host, Requirement.CREDENTIAL),
-        ("POST", f"{service}/reset", api.reset_attempts, Requirement.CREDENTIAL),
-        ("GET", f"{service}/explain", api.explain, Requirement.CREDENTIAL),
-        ("POST", f"{action}/approve", api.approve, Requirement.CREDENTIAL),
-        ("POST", f"{subject}/acknowledge", api.acknowledge, Requirement.CREDENTIAL),
-        ("POST", f"{subject}/silence", api.silence, Requirement.CREDENTIAL),
-        ("GET", "/api/v1/automation", api.read_automation, Requirement.READ),
-        ("PUT", "/api/v1/automation", api.switch_automation, Requirement.CREDENTIAL),
-        ("GET", "/api/v1/maintenance", api.read_maintenance, Requirement.READ),
-        ("POST", "/api/v1/maintenance", api.begin_maintenance, Requirement.CREDENTIAL),
-        ("DELETE", "/api/v1/maintenance/{number:[0-9]{1,15}}", api.end_maintenance, Requirement.CREDENTIAL),
+        ("POST", "/-/reload", api.reload, AccessRequirement.CREDENTIAL),
+        ("POST", f"{service}/{{verb:start|stop|restart}}", api.start_action, AccessRequirement.CREDENTIAL),
+        ("GET", f"{service}/{{verb:status|logs}}", api.read_from_host, AccessRequirement.CREDENTIAL),
+        ("POST", f"{service}/reset", api.reset_attempts, AccessRequirement.CREDENTIAL),
+        ("GET", f"{service}/explain", api.explain, AccessRequirement.CREDENTIAL),
+        ("POST", f"{action}/approve", api.approve, AccessRequirement.CREDENTIAL),
+        ("POST", f"{subject}/acknowledge", api.acknowledge, AccessRequirement.CREDENTIAL),
+        ("POST", f"{subject}/silence", api.silence, AccessRequirement.CREDENTIAL),
+        ("GET", "/api/v1/automation", api.read_automation, AccessRequirement.READ),
+        ("PUT", "/api/v1/automation", api.switch_automation, AccessRequirement.CREDENTIAL),
+        ("GET", "/api/v1/maintenance", api.read_maintenance, AccessRequirement.READ),
+        ("POST", "/api/v1/maintenance", api.begin_maintenance, AccessRequirement.CREDENTIAL),
+        ("DELETE", "/api/v1/maintenance/{number:[0-9]{1,15}}", api.end_maintenance, AccessRequirement.CREDENTIAL),
     ):
         add_route(app, method, path, _translating_errors(handler), needs)
 
@@ -227,7 +227,7 @@ class _WriteApi:
         return web.json_response({"id": number})
 
 
-def command_result(service: str, verb: Verb, completed: Completed) -> dict[str, Any]:
+def command_result(service: str, verb: Verb, completed: CompletedCommand) -> dict[str, Any]:
     """Return the result of a control's command as the API and the command line print it."""
     return {
         "service": service,

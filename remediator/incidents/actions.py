@@ -7,7 +7,7 @@ from typing import Any, Literal
 from sqlalchemy import insert, select, update
 
 from fleet.inventory.model import RemediationStep, Service
-from remediator.incidents.decisions import notify_blind, record_decision
+from remediator.incidents.decisions import notify_status_unknown, record_decision
 from remediator.incidents.lifecycle import (
     cancel_queued_actions,
     find_open,
@@ -21,7 +21,7 @@ from remediator.policy.decisions import decide, find_closed_gate
 from remediator.policy.situation import OVERRULABLE, Blocked, Decision, Refusal, Situation
 from remediator.record import stops
 from remediator.record.schema import actions, evidence
-from remediator.record.situations import complete_situation, read_past
+from remediator.record.situations import add_recorded_facts, read_action_history
 from remediator.record.transaction import Transaction
 
 CommandOutcome = Literal["succeeded", "failed", "unknown"]
@@ -56,7 +56,7 @@ class Evidence:
     caution: str = ""
 
 
-def claim(
+def claim_action(
     tx: Transaction, incident: int, service: Service, situation: Situation, *, probed_at: float, evidence: Evidence
 ) -> Claim | str:
     """Claim the next step if the policy still allows it; otherwise return why not.
@@ -64,11 +64,11 @@ def claim(
     `situation` is of before the failed probe was requested, at `probed_at`: no action may have run since.
     """
     rules = tx.inventory.remediation.for_service(service)
-    current = complete_situation(tx, incident, service.id, situation)
+    current = add_recorded_facts(tx, incident, service.id, situation)
     decision = decide(service, rules, current)
     if decision.verb != "act" or decision.step is None:
         return decision.reason or "nothing to act on"
-    if current.past.last_action != situation.past.last_action:
+    if current.history.last_action != situation.history.last_action:
         return "another action ran since the probe"
     record_decision(tx, incident, decision, situation.observed)
     claimed = _claim_approved(tx, incident, service, decision.step.kind, probed_at)
@@ -115,7 +115,7 @@ def add_evidence(tx: Transaction, action: Claim, texts: Mapping[str, str]) -> No
         tx.execute(insert(evidence).values(action_id=action.id, name=name, at=tx.now, text=text))
 
 
-def claim_for_operator(
+def claim_operator_action(
     tx: Transaction,
     service: Service,
     kind: str,
@@ -127,7 +127,7 @@ def claim_for_operator(
 ) -> Claim | Decision:
     """Claim an action that an operator requested; otherwise return what holds it."""
     incident = find_open(tx, service.id)
-    current = complete_situation(tx, incident or 0, service.id, situation)
+    current = add_recorded_facts(tx, incident or 0, service.id, situation)
     # Only locks hold a stop.
     overruled_gates = OVERRULABLE if kind == "stop" else overruled
     held = find_closed_gate(service, tx.inventory.remediation.for_service(service), current, overruled_gates)
@@ -176,7 +176,7 @@ def _insert(
     return Claim(action, incident, service.id, service.host, kind, tx.now)
 
 
-def queue(tx: Transaction, incident: int, service: Service, step: RemediationStep, situation: Situation) -> bool:
+def queue_action(tx: Transaction, incident: int, service: Service, step: RemediationStep, situation: Situation) -> bool:
     """Queue a step for an operator's approval and notify of it; False if it is queued already."""
     queued = tx.execute(
         select(actions.c.step).where(actions.c.incident_id == incident, actions.c.state == "queued")
@@ -192,7 +192,7 @@ def queue(tx: Transaction, incident: int, service: Service, step: RemediationSte
     return True
 
 
-def approve(tx: Transaction, number: int, by: str) -> Literal["approved", "unknown", "not-queued"]:
+def approve_action(tx: Transaction, number: int, by: str) -> Literal["approved", "unknown", "not-queued"]:
     """Approve a queued action."""
     row = tx.execute(select(actions).where(actions.c.id == number)).first()
     if row is None:
@@ -291,7 +291,7 @@ def end_action(
         return True
     add_event(tx, action.incident_id, "action_ended", action=action.id, state=state, why=why)
     if not verified:
-        notify_blind(tx, action.incident_id, {"service": action.service, "why": why})
+        notify_status_unknown(tx, action.incident_id, {"service": action.service, "why": why})
     elif not recovered and action.kind != "stop":
         _notify_not_recovered(tx, action, action.incident_id, why, reached=reached, blocked=blocked)
     return True
@@ -314,13 +314,13 @@ def _notify_not_recovered(
 def _attempt_content(tx: Transaction, action: Claim) -> dict[str, Any]:
     service = tx.inventory.services.get(action.service)
     rules = tx.inventory.remediation.for_service(service)
-    past = read_past(tx, action.service, action.incident_id or 0, rules.window)
+    history = read_action_history(tx, action.service, action.incident_id or 0, rules.window)
     step = next((step for step in rules.steps if step.kind == action.kind), None)
     return {
         "service": action.service,
         "kind": action.kind,
         "command": action.command,
-        "attempt": past.attempts.get(action.kind, 0),
+        "attempt": history.attempts.get(action.kind, 0),
         "attempts": max_attempts(step, rules) if step is not None else 0,
     }
 
@@ -331,8 +331,8 @@ def _used_up(tx: Transaction, action: Claim) -> Refusal | None:
     if service is None:
         return None
     rules = tx.inventory.remediation.for_service(service)
-    past = read_past(tx, action.service, action.incident_id or 0, rules.window)
-    return "attempts-used-up" if next_step(service, rules, past) is None else None
+    history = read_action_history(tx, action.service, action.incident_id or 0, rules.window)
+    return "attempts-used-up" if next_step(service, rules, history) is None else None
 
 
 def _is_automatic(tx: Transaction, action: Claim) -> bool:

@@ -13,18 +13,18 @@ from sqlalchemy import Row
 from remediator.clients.alerts import Status
 
 
-def normalize(starts_at: str) -> str:
+def normalize_starts_at(starts_at: str) -> str:
     """Return a `startsAt` in the form in which it is compared: webhooks have nanoseconds, the API milliseconds."""
     time = _parse(starts_at)
     return starts_at if time is None else time.isoformat(timespec="milliseconds")
 
 
-def starts_of(row: Row[Any]) -> Mapping[str, bool]:
+def read_starts(row: Row[Any]) -> Mapping[str, bool]:
     """Return whether an alert fires, by its starts."""
-    return row.starts or {normalize(row.starts_at): row.status == "firing"}
+    return row.starts or {normalize_starts_at(row.starts_at): row.status == "firing"}
 
 
-def add_copy(starts: Mapping[str, bool], start: str, status: Status) -> dict[str, bool]:
+def add_received_copy(starts: Mapping[str, bool], start: str, status: Status) -> dict[str, bool]:
     """Return the starts after another copy of the alert was received.
 
     Alertmanager merges the copies of an alert under the earliest start. A copy with an earlier start than all that fire

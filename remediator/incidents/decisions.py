@@ -85,7 +85,7 @@ def _notify_wait(tx: Transaction, row: Row[Any], decision: Decision) -> bool:
         return False
     content = {"service": row.service, "reason": decision.reason, "why": decision.detail, "until": decision.ends}
     if decision.reason == "blind":
-        return notify_blind(tx, row.id, content)
+        return notify_status_unknown(tx, row.id, content)
     # A wait after another attempt is notified again.
     was_run = actions.c.state.not_in(("queued", "cancelled")) & (actions.c.counts == 1)
     attempts = tx.scalar(select(func.count()).select_from(actions).where(actions.c.incident_id == row.id, was_run))
@@ -97,7 +97,7 @@ def _has_lasted(tx: Transaction, since: float | None) -> bool:
     return since is not None and tx.now - since >= LONG_WAIT
 
 
-def notify_blind(tx: Transaction, incident: int, content: Mapping[str, Any]) -> bool:
+def notify_status_unknown(tx: Transaction, incident: int, content: Mapping[str, Any]) -> bool:
     """Notify that the service's status is unknown, once until it was observed again."""
     reason = timeline.c.detail["reason"].as_string()
     was_observed = (timeline.c.event == "service_up") | (
@@ -108,13 +108,13 @@ def notify_blind(tx: Transaction, incident: int, content: Mapping[str, Any]) -> 
     return notify_of_incident(tx, incident, "blind", content, f"blind incident {incident} {last or 0}")
 
 
-def notify_unseen_end(tx: Transaction, incident: int, before: float) -> bool:
+def notify_end_not_observed(tx: Transaction, incident: int, before: float) -> bool:
     """Notify that the alerts are resolved but the service's status has been unknown since `before`."""
     since = last_decision_at(tx, incident, "wait")
     if since is None or since > before:
         return False
     row = tx.execute(select(incidents.c.service, incidents.c.detail).where(incidents.c.id == incident)).one()
-    return notify_blind(tx, incident, {"service": row.service, "why": row.detail or ""})
+    return notify_status_unknown(tx, incident, {"service": row.service, "why": row.detail or ""})
 
 
 def record_observed_stop(tx: Transaction, incident: int, run: str, why: str) -> None:

@@ -9,7 +9,7 @@ from fleet.inventory.model import Inventory
 from fleet.inventory.notify import NotificationKind
 from remediator.clients.alerts import WATCHDOG, Alert
 from remediator.incidents import resolution
-from remediator.incidents.alert_starts import add_copy, normalize, starts_of
+from remediator.incidents.alert_starts import add_received_copy, normalize_starts_at, read_starts
 from remediator.incidents.lifecycle import begin_outage, is_muted, mute_if_stopped, open_or_create
 from remediator.incidents.timeline import add_event
 from remediator.record import notifications, timestamps
@@ -42,7 +42,7 @@ _SET_FIRING = (
 )  # fmt: skip
 
 
-def receive(tx: Transaction, received: Sequence[Alert], receiver: str = "") -> None:
+def receive_alerts(tx: Transaction, received: Sequence[Alert], receiver: str = "") -> None:
     """Store the alerts of a webhook, open or update incidents, and add notifications. Idempotent.
 
     `receiver` is the Alertmanager receiver that sent it.
@@ -70,9 +70,9 @@ def known_receivers(tx: Transaction) -> dict[str, float]:
 
 
 def _receive_alert(tx: Transaction, alert: Alert) -> None:
-    start = normalize(alert.starts_at)
+    start = normalize_starts_at(alert.starts_at)
     latest, *earlier = recent_alerts(tx, alert.fingerprint)
-    if latest is None or start not in starts_of(latest):
+    if latest is None or start not in read_starts(latest):
         if latest is not None and is_copy_of_earlier(tx, alert, start, earlier):
             return
         if latest is None or latest.status == "resolved":
@@ -83,7 +83,7 @@ def _receive_alert(tx: Transaction, alert: Alert) -> None:
     elif alert.status == "firing":
         _fire_after_end(tx, latest, start)
     elif latest.doubted_at is not None:
-        set_doubt(tx, latest, add_copy(starts_of(latest), start, alert.status))
+        set_doubt(tx, latest, add_received_copy(read_starts(latest), start, alert.status))
 
 
 def recent_alerts(tx: Transaction, fingerprint: str) -> list[Row[Any] | None]:
@@ -95,7 +95,7 @@ def is_copy_of_earlier(tx: Transaction, alert: Alert, start: str, earlier: Seque
     """Whether this is a late copy of an alert after which another one with its fingerprint was received."""
     identity = {"fingerprint": alert.fingerprint, "starts_at": alert.starts_at}
     return (
-        any(row is not None and start in starts_of(row) for row in earlier)
+        any(row is not None and start in read_starts(row) for row in earlier)
         or tx.execute(_SELECT_ALERT, identity).first() is not None
     )
 
@@ -123,7 +123,7 @@ def add_alert(tx: Transaction, alert: Alert, start: str) -> None:
 
 def _update_firing(tx: Transaction, row: Row[Any], alert: Alert, start: str) -> None:
     """Take another copy of a firing alert, which may resolve it."""
-    starts = add_copy(starts_of(row), start, alert.status)
+    starts = add_received_copy(read_starts(row), start, alert.status)
     if not any(starts.values()):
         if row.held_at is None:
             end_alert(tx, row, "alertmanager", alert.ends_at)
@@ -141,9 +141,9 @@ def _fire_after_end(tx: Transaction, row: Row[Any], start: str) -> None:
     """Take a firing copy of a resolved alert: a late copy, or the alert fires again with the same start."""
     if row.resolved_by == "reconciliation":
         set_firing(tx, row, start)
-    elif is_to_act_on(row, tx.inventory):
+    elif is_remediation_alert(row, tx.inventory):
         # The exporter knows. Stored, so that a restart does not lose the question.
-        set_doubt(tx, row, add_copy(starts_of(row), start, "firing"))
+        set_doubt(tx, row, add_received_copy(read_starts(row), start, "firing"))
     elif tx.now - row.last_seen >= LATE_COPY:
         set_firing(tx, row, start)
 
@@ -158,7 +158,7 @@ def set_firing(tx: Transaction, row: Row[Any], start: str | None = None) -> None
     """Set an alert to firing, for the first time or again: open or update the incident of its service, and notify."""
     service = tx.inventory.services.get(row.labels.get("service", ""))
     incident = open_or_create(tx, service) if service else None
-    starts = {**starts_of(row), start or normalize(row.starts_at): True}
+    starts = {**read_starts(row), start or normalize_starts_at(row.starts_at): True}
     tx.execute(_SET_FIRING, {"number": row.id, "incident": incident, "now": tx.now, "new_starts": starts})
     if incident is not None:
         add_event(tx, incident, "alert_firing", alert=row.name, starts_at=row.starts_at)
@@ -183,19 +183,19 @@ def _notification_content(row: Row[Any]) -> dict[str, Any]:
 
 def end_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None:
     """Resolve an alert, or hold its end until there is evidence for it."""
-    if is_to_act_on(row, tx.inventory) or resolution.is_believed(tx, row.name, tx.now):
-        resolve(tx, row, by, ends_at)
+    if is_remediation_alert(row, tx.inventory) or resolution.is_end_confirmed(tx, row.name, tx.now):
+        resolve_alert(tx, row, by, ends_at)
         return
-    starts = dict.fromkeys(starts_of(row), False)
+    starts = dict.fromkeys(read_starts(row), False)
     values = {"held_at": tx.now, "resolved_by": by, "ends_at": ends_at, "starts": starts}
     tx.execute(update(alerts).where(alerts.c.id == row.id).values(**values))
     if row.incident_id is not None:
         add_event(tx, row.incident_id, "alert_end_held", alert=row.name, by=by, ends_at=ends_at)
 
 
-def resolve(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None:
+def resolve_alert(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None:
     """Resolve an alert and notify the channels that were notified of it."""
-    starts = dict.fromkeys(starts_of(row), False)
+    starts = dict.fromkeys(read_starts(row), False)
     values = {
         "status": "resolved", "resolved_by": by, "ends_at": ends_at, "last_seen": tx.now, "held_at": None,
         "starts": starts,
@@ -216,7 +216,7 @@ def resolve(tx: Transaction, row: Row[Any], by: str, ends_at: str) -> None:
     )  # fmt: skip
 
 
-def is_to_act_on(row: Row[Any], inventory: Inventory) -> bool:
+def is_remediation_alert(row: Row[Any], inventory: Inventory) -> bool:
     """Whether an alert is one of `remediation.alerts` of a service in the inventory."""
     service = inventory.services.get(row.labels.get("service", ""))
     return service is not None and row.name in inventory.remediation.for_service(service).alerts

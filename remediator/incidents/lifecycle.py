@@ -11,7 +11,7 @@ from fleet.inventory.notify import NotificationKind
 from remediator.incidents.timeline import add_event
 from remediator.record import notifications, stops
 from remediator.record.schema import actions, alerts, incidents
-from remediator.record.situations import began_at, firing_names
+from remediator.record.situations import firing_names, outage_began_at
 from remediator.record.transaction import Transaction
 
 ClosedState = Literal["recovered", "unobserved"]
@@ -84,8 +84,8 @@ def begin_outage(tx: Transaction, incident: int, labels: Mapping[str, str]) -> N
 
 def mute_if_stopped(tx: Transaction, incident: int, service: str) -> bool:
     """Whether an operator stopped the service. If nobody was notified of the incident yet, nobody is from now on."""
-    is_stopped = bool(stops.describe(tx, service))
-    is_muted = is_stopped and not notifications.exists_for(tx, incident)
+    is_stopped = bool(stops.describe_stop(tx, service))
+    is_muted = is_stopped and not notifications.has_notifications(tx, incident)
     tx.execute(update(incidents).where(incidents.c.id == incident).values(quiet=int(is_muted)))
     return is_stopped
 
@@ -96,7 +96,7 @@ def is_muted(tx: Transaction, incident: int, kind: NotificationKind) -> bool:
     If the beginning of the incident was notified before the stop, its end is notified, too.
     """
     row = tx.execute(select(incidents.c.service, incidents.c.quiet).where(incidents.c.id == incident)).one()
-    return bool(row.quiet) or (kind not in END_KINDS and bool(stops.describe(tx, row.service)))
+    return bool(row.quiet) or (kind not in END_KINDS and bool(stops.describe_stop(tx, row.service)))
 
 
 def set_person_needed(tx: Transaction, incident: int, content: Mapping[str, Any]) -> None:
@@ -138,7 +138,7 @@ def close(
         update(incidents).where(incidents.c.id == incident).values(state=state, closed_at=tx.now, recovered_by=by)
     )
     add_event(tx, incident, "incident_closed", state=state, **({"by": by} if by else {}))
-    began = began_at(row)
+    began = outage_began_at(row)
     content = {"service": row.service, "opened_at": began, "closed_at": tx.now, "by": by}
     notifications.drop_follow_ups(tx, incident=incident)
     notify_of_incident(tx, incident, state, content)

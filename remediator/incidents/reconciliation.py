@@ -7,15 +7,15 @@ from sqlalchemy import Row, and_, select, update
 
 from remediator.clients.alerts import WATCHDOG, AlertList
 from remediator.incidents import resolution
-from remediator.incidents.alert_starts import normalize, starts_of
+from remediator.incidents.alert_starts import normalize_starts_at, read_starts
 from remediator.incidents.intake import (
     add_alert,
     end_alert,
     is_copy_of_earlier,
-    is_to_act_on,
+    is_remediation_alert,
     known_receivers,
     recent_alerts,
-    resolve,
+    resolve_alert,
     set_doubt,
     set_firing,
 )
@@ -31,8 +31,8 @@ def release_held_ends(tx: Transaction, watchdog_sent_at: float | None) -> int:
     """Resolve the alerts whose held end has evidence now; returns how many."""
     released = 0
     for row in resolution.alerts_with_held_end(tx):
-        if resolution.is_believed(tx, row.name, row.held_at, watchdog_sent_at):
-            resolve(tx, row, row.resolved_by, row.ends_at or "")
+        if resolution.is_end_confirmed(tx, row.name, row.held_at, watchdog_sent_at):
+            resolve_alert(tx, row, row.resolved_by, row.ends_at or "")
             released += 1
     return released
 
@@ -48,11 +48,11 @@ def settle_doubts(tx: Transaction, service: str, *, down: bool) -> int:
     rows = tx.execute(select(alerts).where(alerts.c.doubted_at.is_not(None))).all()
     in_doubt = [row for row in rows if row.labels.get("service", "") == service]
     for row in in_doubt:
-        firing = [start for start, fires in starts_of(row).items() if fires]
+        firing = [start for start, fires in read_starts(row).items() if fires]
         if down and row.status == "resolved":
             set_firing(tx, row, firing[0] if firing else None)
         elif row.status == "resolved":
-            set_doubt(tx, row, dict.fromkeys(starts_of(row), False))
+            set_doubt(tx, row, dict.fromkeys(read_starts(row), False))
         else:
             tx.execute(update(alerts).where(alerts.c.id == row.id).values(doubted_at=None))
     return len(in_doubt) if down else 0
@@ -74,7 +74,7 @@ def reconcile(tx: Transaction, active: AbstractSet[str], listed: AbstractSet[str
         latest, *_ = recent_alerts(tx, fingerprint)
         if latest is not None and _was_ended_before(latest, before):
             if latest.status == "firing":
-                starts = {**starts_of(latest), normalize(latest.starts_at): True}
+                starts = {**read_starts(latest), normalize_starts_at(latest.starts_at): True}
                 values = {"starts": starts, "held_at": None, "resolved_by": None}
                 tx.execute(update(alerts).where(alerts.c.id == latest.id).values(**values))
             else:
@@ -103,12 +103,12 @@ def add_listed(tx: Transaction, listing: AlertList, before: float) -> int:
     for alert in listing.active:
         if alert.name == WATCHDOG or alert.fingerprint in firing:
             continue  # a listed Watchdog does not show that webhooks arrive
-        start, routed_to = normalize(alert.starts_at), listing.receivers.get(alert.fingerprint, frozenset())
+        start, routed_to = normalize_starts_at(alert.starts_at), listing.receivers.get(alert.fingerprint, frozenset())
         latest, *earlier = recent_alerts(tx, alert.fingerprint)
         is_new = latest is None or (
             latest.status == "resolved"
             and _was_ended_before(latest, before)
-            and start not in starts_of(latest)
+            and start not in read_starts(latest)
             and not is_copy_of_earlier(tx, alert, start, earlier)
         )
         if is_new and not routed_to.isdisjoint(receivers):
@@ -128,10 +128,10 @@ def resolve_recovered(tx: Transaction, up: AbstractSet[str], hosts_up: AbstractS
     recovered = [
         row
         for row in stale
-        if (row.labels.get("service") in up and is_to_act_on(row, tx.inventory))
+        if (row.labels.get("service") in up and is_remediation_alert(row, tx.inventory))
         or (row.name == HOST_DOWN and row.labels.get("host") in hosts_up)
         or (row.name in (HOST_DOWN, resolution.EXPORTER_DOWN) and row.last_seen < expired_before)
     ]
     for row in recovered:
-        resolve(tx, row, "reconciliation", "")
+        resolve_alert(tx, row, "reconciliation", "")
     return len(recovered)

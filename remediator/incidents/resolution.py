@@ -24,7 +24,7 @@ def is_watchdog_resolved(tx: Transaction) -> bool:
     return resolved is not None and (firing is None or resolved.at >= firing.at)
 
 
-def is_believed(tx: Transaction, name: str, ended_at: float, watchdog_sent_at: float | None = None) -> bool:
+def is_end_confirmed(tx: Transaction, name: str, ended_at: float, watchdog_sent_at: float | None = None) -> bool:
     """Whether an alert that ended at `ended_at` is resolved.
 
     `watchdog_sent_at` is when Prometheus last sent the Watchdog to Alertmanager, if Alertmanager could be queried.

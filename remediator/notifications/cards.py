@@ -72,7 +72,7 @@ class Card:
         return replace(self, lines=(*self.lines[:count], Line.of(self.more.format(len(self.lines) - count))))
 
 
-def clean(text: str, limit: int = VALUE_LIMIT) -> str:
+def to_single_line(text: str, limit: int = VALUE_LIMIT) -> str:
     """Return text in one line without unprintable characters, and with the number of characters that were cut."""
     printable = "".join(character if character.isprintable() else " " for character in text[:limit])
     return printable if len(text) <= limit else f"{printable}… (+{len(text) - limit})"

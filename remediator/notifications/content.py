@@ -16,7 +16,7 @@ from remediator.policy.attempts import max_attempts, next_step
 from remediator.record import maintenance
 from remediator.record.automation import read_switch
 from remediator.record.schema import actions, alerts, incidents, timeline
-from remediator.record.situations import began_at, read_past
+from remediator.record.situations import outage_began_at, read_action_history
 from remediator.record.transaction import Transaction
 
 # Cards that are updated also show these: a restart is running, the service seems to be up again.
@@ -154,7 +154,9 @@ class _Reader:
         return {
             "severity": queued.severity,
             "labels": labels,
-            "annotations": in_language(queued.content.get("annotations", {}), self._inventory.notify.language),
+            "annotations": annotations_in_language(
+                queued.content.get("annotations", {}), self._inventory.notify.language
+            ),
             "service": service,
             "on_call": self._inventory.notify.on_call(labels, queued.kind),
             "details": details,
@@ -221,7 +223,7 @@ class _Reader:
             details["probe"] = row.probe
         if queued.card:
             details |= _details_of_last_action(state, rows)
-        ended, began = row.closed_at, began_at(row)
+        ended, began = row.closed_at, outage_began_at(row)
         return Notification(
             state=state, **{**common, "service": service, "details": details},
             since=self._local_time(began), duration=None if ended is None else ended - began,
@@ -243,7 +245,7 @@ class _Reader:
         """
         if queued.card:
             return row.verb or "", row.reason or "", row.detail or ""
-        in_outage = (timeline.c.incident_id == row.id) & (timeline.c.at >= began_at(row))
+        in_outage = (timeline.c.incident_id == row.id) & (timeline.c.at >= outage_began_at(row))
         decisions = self._tx.execute(
             select(timeline.c.at, timeline.c.detail)
             .where(in_outage, timeline.c.event == "decision")
@@ -272,9 +274,9 @@ class _Reader:
         if service is None or not counted:
             return None
         rules = self._inventory.remediation.for_service(service)
-        past = read_past(self._tx, service.id, incident, rules.window)
-        step = next((step for step in rules.steps if step.kind == counted[-1].kind), next_step(service, rules, past))
-        return None if step is None else (past.attempts.get(step.kind, 0), max_attempts(step, rules))
+        history = read_action_history(self._tx, service.id, incident, rules.window)
+        step = next((step for step in rules.steps if step.kind == counted[-1].kind), next_step(service, rules, history))
+        return None if step is None else (history.attempts.get(step.kind, 0), max_attempts(step, rules))
 
     def _acknowledgement(self, row: Row[Any] | None) -> tuple[str, datetime] | None:
         if row is None or row.acknowledged_at is None:
@@ -349,7 +351,7 @@ def _is_quiet(hold: maintenance.OperatorHold | None, kind: NotificationKind) -> 
     return hold.reason == "maintenance" or kind != "person_needed"
 
 
-def in_language(annotations: Mapping[str, str], language: Language) -> dict[str, str]:
+def annotations_in_language(annotations: Mapping[str, str], language: Language) -> dict[str, str]:
     """Return the annotations in one language: `summary_zh` replaces `summary` if the language is Chinese."""
     suffixes = {each: f"_{each}" for each in get_args(Language)}
     plain = {name: text for name, text in annotations.items() if not name.endswith(tuple(suffixes.values()))}

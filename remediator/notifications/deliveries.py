@@ -6,7 +6,7 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, and_, case, insert, or_, update
 
 from remediator.notifications.channels import SendResult
-from remediator.notifications.outbox import Batch, next_slot, recent_deliveries
+from remediator.notifications.outbox import Batch, next_delivery_time, recent_deliveries
 from remediator.record.notifications import UPDATE_INTERVAL
 from remediator.record.schema import deliveries, notifications
 from remediator.record.transaction import Transaction
@@ -15,7 +15,7 @@ MAX_REPLACEMENTS = 2  # of a card that cannot be updated; after that further not
 DeliveryState = Literal["pending", "sent", "dead"]
 
 
-def reserve(tx: Transaction, batch: Batch) -> int | None:
+def reserve_delivery(tx: Transaction, batch: Batch) -> int | None:
     """Count a delivery against its bot's limits before it is sent; returns its id, None if the limits are reached.
 
     From now on the message may have been sent, whatever happens to this process.
@@ -24,7 +24,7 @@ def reserve(tx: Transaction, batch: Batch) -> int | None:
     if channel is None:
         return None
     options = channel.settings
-    if next_slot(recent_deliveries(tx, options.bot), tx.now, options) > tx.now:
+    if next_delivery_time(recent_deliveries(tx, options.bot), tx.now, options) > tx.now:
         return None
     delivery = tx.execute(insert(deliveries).values(notification_id=batch.first.id, bot=options.bot, at=tx.now))
     is_pending = and_(_is_in(batch), notifications.c.state == "pending")
@@ -38,7 +38,7 @@ def _is_in(batch: Batch) -> ColumnElement[bool]:
     return and_(notifications.c.id.in_(batch.ids), notifications.c.state != "dead")
 
 
-def record(
+def record_result(
     tx: Transaction,
     batch: Batch,
     delivery: int,
@@ -63,7 +63,7 @@ def record(
         tx.execute(update(notifications).where(_is_in(batch)).values(**values))
 
 
-def record_error(tx: Transaction, batch: Batch, response: str, not_before: float, *, max_tries: int) -> None:
+def record_rendering_error(tx: Transaction, batch: Batch, response: str, not_before: float, *, max_tries: int) -> None:
     """Postpone a batch that could not be rendered, or give it up after `max_tries`."""
     _postpone(tx, batch, response, not_before)
     tx.execute(update(notifications).where(_is_in(batch)).values(tries=notifications.c.tries + 1))
@@ -130,7 +130,7 @@ def give_up_removed_channels(tx: Transaction, channels: Collection[str]) -> int:
     return int(given_up.rowcount)
 
 
-def retire_cards(tx: Transaction, channels: Collection[str]) -> None:
+def stop_updating_cards(tx: Transaction, channels: Collection[str]) -> None:
     """Stop updating the cards of channels that cannot update messages, such as those whose type was changed."""
     is_card = and_(notifications.c.channel.in_(channels), notifications.c.card == 1)
     is_update = and_(is_card, notifications.c.state == "pending", notifications.c.message_id.is_not(None))

@@ -53,7 +53,7 @@ class _Due:
     content: Mapping[str, Any]
 
 
-def notify_again(tx: Transaction) -> bool:
+def add_escalations_and_reminders(tx: Transaction) -> bool:
     """Add the escalations and reminders that are due; False if there are none."""
     added = _repeat_person_needed(tx)
     if not any(route.escalate or route.remind for route in tx.inventory.notify.routes):

@@ -81,7 +81,7 @@ _RANK = case(
 _ORDER = (notifications.c.message_id.is_not(None), _RANK, notifications.c.pending_since, notifications.c.id)
 
 
-def choose(tx: Transaction, channel: str) -> Batch | float:
+def choose_batch(tx: Transaction, channel: str) -> Batch | float:
     """Return the channel's next message, or the time at which to look again."""
     known = tx.inventory.notify.channels.get(channel)
     if known is None:
@@ -94,7 +94,7 @@ def choose(tx: Transaction, channel: str) -> Batch | float:
     ready = [row for row in candidates if row.not_before <= tx.now]
     if not ready:
         return min((row.not_before for row in candidates), default=math.inf)
-    slot = next_slot(recent_deliveries(tx, options.bot), tx.now, options)
+    slot = next_delivery_time(recent_deliveries(tx, options.bot), tx.now, options)
     if slot > tx.now:
         return slot
     lead = ready[0]
@@ -112,7 +112,7 @@ def choose(tx: Transaction, channel: str) -> Batch | float:
 def _choose_update(tx: Transaction, channel: str, lead: Row[Any], options: ChannelOptions) -> Batch | float:
     if lead.message_at <= tx.now - (options.updatable_for or 0.0):
         _replace_message(tx, channel, lead.message_id)
-        return choose(tx, channel)
+        return choose_batch(tx, channel)
     is_card = and_(notifications.c.channel == channel, notifications.c.message_id == lead.message_id)
     return _build_batch(tx, channel, select(notifications).where(is_card), message_id=lead.message_id)
 
@@ -244,7 +244,7 @@ def recent_deliveries(tx: Transaction, bot: str) -> Sequence[float]:
     return tx.scalars(select(deliveries.c.at).where(is_recent).order_by(deliveries.c.at)).all()
 
 
-def next_slot(recent: Sequence[float], now: float, options: ChannelOptions) -> float:
+def next_delivery_time(recent: Sequence[float], now: float, options: ChannelOptions) -> float:
     """Return when the rate limits permit the next delivery; `recent` are those of the last minute, oldest first."""
     at = now
     for limit, span in ((options.per_second, 1.0), (options.per_minute, 60.0)):

@@ -31,7 +31,7 @@ from markupsafe import Markup
 
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Language
-from remediator.notifications.cards import Line, Span, clean
+from remediator.notifications.cards import Line, Span, to_single_line
 from remediator.notifications.content import Notification, NotificationState
 from remediator.notifications.outbox import MessageForm
 
@@ -74,7 +74,7 @@ class Templates:
 
     def render_title(self, notifications: Sequence[Notification], form: MessageForm) -> str:
         text = " ".join(line.plain for line in self._render("title.j2", notifications, form))
-        return clean(" ".join(text.split()), TITLE_LIMIT)
+        return to_single_line(" ".join(text.split()), TITLE_LIMIT)
 
     def render_body(self, notifications: Sequence[Notification], form: MessageForm) -> list[Line]:
         return self._render({"one": "card.j2"}.get(form, f"{form}.j2"), notifications, form)
@@ -185,12 +185,12 @@ def _with_lenient_maps(notifications: Sequence[Notification]) -> list[Notificati
 def _mark_value(value: Any) -> Any:
     if hasattr(value, "__html__"):
         return value
-    text = clean(str(value))
+    text = to_single_line(str(value))
     return _mark(_VALUE, text) if text else ""
 
 
 def _mark_label(name: Any) -> Markup:
-    return _mark(_LABEL, clean(str(name), LABEL_LIMIT))
+    return _mark(_LABEL, to_single_line(str(name), LABEL_LIMIT))
 
 
 def _mark(start: str, text: str) -> Markup:
@@ -199,7 +199,7 @@ def _mark(start: str, text: str) -> Markup:
 
 def _last_lines(text: str, count: int) -> Markup:
     lines = [line for line in text.splitlines() if line.strip()][-count:]
-    marked = (f"› {_mark(_VALUE, clean(line, OUTPUT_LINE_LIMIT))}" for line in lines)
+    marked = (f"› {_mark(_VALUE, to_single_line(line, OUTPUT_LINE_LIMIT))}" for line in lines)
     return Markup("\n".join(marked))  # noqa: S704 - channels escape it
 
 

@@ -100,7 +100,7 @@ class Sender:
             given_up = await self._database.write(deliveries.give_up_removed_channels, list(notify.channels))
             if notify is not self._prepared_for:
                 without_updates = [name for name in notify.channels if not notify.can_update_cards(name)]
-                await self._database.write(deliveries.retire_cards, without_updates)
+                await self._database.write(deliveries.stop_updating_cards, without_updates)
                 self._prepared_for = notify
         except StorageError as error:
             log.error("outbox_not_available", error=str(error))  # noqa: TRY400 - no traceback needed
@@ -123,7 +123,7 @@ class Sender:
         """Send what is pending for a channel; returns the seconds after which to look again."""
         try:
             while not self._is_stopping and (channel := self._database.inventory.notify.channels.get(name)) is not None:
-                batch = await self._database.write(outbox.choose, name)
+                batch = await self._database.write(outbox.choose_batch, name)
                 pause = self._pauses[channel.settings.bot]
                 if isinstance(batch, Batch) and pause.until > self._now():
                     batch = pause.until
@@ -153,7 +153,7 @@ class Sender:
         except Exception:  # a delivery is where a task begins
             log.exception("sending_failed", channel=batch.channel, notification=batch.first.id)
             response, later = "internal error; see the log", self._now() + CHECK_INTERVAL
-            await self._database.write(deliveries.record_error, batch, response, later, max_tries=MAX_TRIES)
+            await self._database.write(deliveries.record_rendering_error, batch, response, later, max_tries=MAX_TRIES)
 
     async def _send(self, channel: Channel, batch: Batch) -> None:
         options = channel.settings
@@ -162,7 +162,7 @@ class Sender:
         masked = [self._mask(replace(each, details={**each.details, **details})) for each in notifications]
         card = await asyncio.to_thread(_render, masked, batch, self._database.inventory, options)
         # Checking the limits comes last, so that nothing delays the delivery after that.
-        delivery = await self._database.write(deliveries.reserve, batch)
+        delivery = await self._database.write(deliveries.reserve_delivery, batch)
         if delivery is None:
             return
         key = hashlib.sha256(batch.key.encode()).hexdigest()[:40]
@@ -199,7 +199,7 @@ class Sender:
         while True:
             try:
                 await self._database.write(
-                    deliveries.record, batch, delivery, masked, state=state, not_before=self._now() + delay
+                    deliveries.record_result, batch, delivery, masked, state=state, not_before=self._now() + delay
                 )
             except StorageError as error:
                 log.error("delivery_not_recorded", error=str(error))  # noqa: TRY400 - no traceback needed

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from fleet.inventory.model import Backoff, Remediation, RemediationStep, Service
-from remediator.policy.situation import Past
+from remediator.policy.situation import ActionHistory
 
 
-def next_step(service: Service, rules: Remediation, past: Past) -> RemediationStep | None:
+def next_step(service: Service, rules: Remediation, history: ActionHistory) -> RemediationStep | None:
     """Return the first step that the service's control supports and that has an attempt left."""
     for step in supported_steps(service, rules):
-        if past.attempts.get(step.kind, 0) < max_attempts(step, rules):
+        if history.attempts.get(step.kind, 0) < max_attempts(step, rules):
             return step
     return None
 

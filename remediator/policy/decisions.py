@@ -28,7 +28,7 @@ def decide(service: Service | None, rules: Remediation, situation: Situation) ->
         closed = gate(service, rules, situation)
         if closed is not None:
             return _decide_by(name, closed, situation.now)
-    return Decision("act", step=next_step(service, rules, situation.past))
+    return Decision("act", step=next_step(service, rules, situation.history))
 
 
 def explain(service: Service, rules: Remediation, situation: Situation) -> list[GateState]:

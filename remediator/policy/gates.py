@@ -39,7 +39,7 @@ def _stopped(_service: Service, _rules: Remediation, situation: Situation) -> Cl
 
 
 def _target_busy(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
-    return ClosedGate() if situation.present.target_busy else None
+    return ClosedGate() if situation.in_progress.target_busy else None
 
 
 def _blind(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
@@ -67,12 +67,12 @@ def _not_restartable(_service: Service, rules: Remediation, situation: Situation
 
 
 def _host_key_changed(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
-    return ClosedGate() if situation.past.blocked == "host-key-changed" else None
+    return ClosedGate() if situation.history.blocked == "host-key-changed" else None
 
 
 def _sudo_refused(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     """Defib may not act, or may not read whether somebody stopped the target on purpose."""
-    if situation.past.blocked == "sudo-refused":
+    if situation.history.blocked == "sudo-refused":
         return ClosedGate()
     return (
         ClosedGate(situation.refused) if situation.refused and rules.respect_stop and not situation.approved else None
@@ -80,9 +80,9 @@ def _sudo_refused(_service: Service, rules: Remediation, situation: Situation) -
 
 
 def _attempts_used_up(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
-    if next_step(service, rules, situation.past) is not None:
+    if next_step(service, rules, situation.history) is not None:
         return None
-    used = situation.past.attempts
+    used = situation.history.attempts
     steps = supported_steps(service, rules)
     return ClosedGate(
         ", ".join(f"{step.kind}: {used.get(step.kind, 0)} of {max_attempts(step, rules)}" for step in steps)
@@ -109,17 +109,17 @@ def _alert_gone(_service: Service, _rules: Remediation, situation: Situation) ->
 
 
 def _backing_off(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
-    past = situation.past
-    if not past.tries or past.last_ended is None:
+    history = situation.history
+    if not history.tries or history.last_ended is None:
         return None
-    until = past.last_ended + backoff(rules.backoff, past.tries)
-    return ClosedGate(f"after {past.tries} tries", until) if situation.now < until else None
+    until = history.last_ended + backoff(rules.backoff, history.tries)
+    return ClosedGate(f"after {history.tries} tries", until) if situation.now < until else None
 
 
 def _healing_itself(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     """The target restarts without Defib: wait for it, but only for `start_within`."""
     patience = service.control.start_within if service.control is not None else 0.0
-    since = situation.past.healing_since
+    since = situation.history.healing_since
     ends = since + patience if since is not None else None
     long_enough = ends is not None and situation.now >= ends
     return ClosedGate(situation.healing, ends) if situation.healing and not long_enough else None
@@ -131,14 +131,14 @@ def _stopped_by_hand(_service: Service, rules: Remediation, situation: Situation
         return None
     if situation.withheld:
         return ClosedGate(situation.withheld)
-    past = situation.past
+    history = situation.history
     if not situation.stopped_by_hand:
         # An earlier observation is valid until the target has run again.
-        still = bool(situation.unseen) if not situation.run else situation.run == past.stopped_run
-        return ClosedGate(past.stopped_why) if past.stopped_why and still else None
+        still = bool(situation.unseen) if not situation.run else situation.run == history.stopped_run
+        return ClosedGate(history.stopped_why) if history.stopped_why and still else None
     since = situation.stopped_for
     at = situation.now - since if since is not None else None
-    failed = takewhile(lambda action: not action.succeeded, past.actions)
+    failed = takewhile(lambda action: not action.succeeded, history.actions)
     return None if any(_may_have_stopped(action, at) for action in failed) else ClosedGate(situation.stopped_by_hand)
 
 
@@ -154,10 +154,10 @@ def _may_have_stopped(action: PastAction, at: float | None) -> bool:
 def _starting(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     """Somebody else has just started the target: wait for `start_within`, once per incident."""
     patience = service.control.start_within if service.control is not None else 0.0
-    now, age, past = situation.now, situation.age, situation.past
-    if age is None or age >= patience or any(action.covers(now - age, START_TOLERANCE) for action in past.actions):
+    now, age, history = situation.now, situation.age, situation.history
+    if age is None or age >= patience or any(action.covers(now - age, START_TOLERANCE) for action in history.actions):
         return None
-    if past.starting_since is not None and now - past.starting_since >= patience:
+    if history.starting_since is not None and now - history.starting_since >= patience:
         return None
     return ClosedGate(f"started {age:.0f} s ago; it has {patience:g} s to come up", now + patience - age)
 
@@ -178,20 +178,20 @@ def _storm(_service: Service, _rules: Remediation, situation: Situation) -> Clos
 
 
 def _approval(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
-    step = next_step(service, rules, situation.past)
+    step = next_step(service, rules, situation.history)
     return ClosedGate(step.kind) if step is not None and step.needs_approval and not situation.approved else None
 
 
 def _host_busy(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
-    return ClosedGate() if situation.present.on_host >= rules.actions_per_host else None
+    return ClosedGate() if situation.in_progress.on_host >= rules.actions_per_host else None
 
 
 def _fleet_busy(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
-    present = situation.present
-    if present.in_flight >= rules.actions_in_flight:
-        return ClosedGate(f"{present.in_flight} commands are running")
-    if len(present.in_budget_window) >= rules.actions_per_10m:
-        oldest = present.in_budget_window[-rules.actions_per_10m]
+    in_progress = situation.in_progress
+    if in_progress.in_flight >= rules.actions_in_flight:
+        return ClosedGate(f"{in_progress.in_flight} commands are running")
+    if len(in_progress.in_budget_window) >= rules.actions_per_10m:
+        oldest = in_progress.in_budget_window[-rules.actions_per_10m]
         return ClosedGate("the limit of actions in ten minutes is reached", oldest + BUDGET_WINDOW)
     return None
 

@@ -62,7 +62,7 @@ class PastAction:
 
 
 @dataclass(frozen=True)
-class Past:
+class ActionHistory:
     """Earlier actions on a service and its target."""
 
     attempts: Mapping[str, int] = field(default_factory=dict)  # by step, since the service was last up for `window`
@@ -78,7 +78,7 @@ class Past:
 
 
 @dataclass(frozen=True)
-class Present:
+class ActionsInProgress:
     """Actions in progress in the fleet."""
 
     target_busy: bool = False
@@ -93,8 +93,8 @@ class Situation:
 
     now: float
     firing: frozenset[str]  # names of the service's firing alerts
-    past: Past
-    present: Present
+    history: ActionHistory
+    in_progress: ActionsInProgress
     observed: Observation | None  # None: the exporter cannot be reached
     automation: bool = True  # the automation switch
     maintenance: str = ""  # why, if an operator began maintenance

@@ -13,7 +13,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 
-from remediator.record.database import MIGRATIONS, lock, mark_created
+from remediator.record.database import MIGRATIONS, lock_database, mark_created
 from runtime.errors import DefibError
 
 LOCKED_TIMEOUT = 30.0  # seconds without progress after which a backup of a locked database fails
@@ -71,7 +71,7 @@ def restore(database: str, source: Path) -> tuple[Backup, Path | None]:
     """
     path = _path_of(database)
     check(source)  # before anything is changed
-    lock_file = lock(path)
+    lock_file = lock_database(path)
     try:
         part = path.with_name(f"{path.name}.part")
         part.unlink(missing_ok=True)

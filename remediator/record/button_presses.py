@@ -24,7 +24,7 @@ def set_outcome(tx: Transaction, event_id: str, outcome: str) -> None:
     tx.execute(update(button_presses).where(button_presses.c.event_id == event_id).values(outcome=outcome))
 
 
-def match_record(tx: Transaction, ids: Mapping[str, int]) -> bool:
+def ids_match_record(tx: Transaction, ids: Mapping[str, int]) -> bool:
     """Whether the ids of a button still match: another record, such as a restored one, has the same ids again.
 
     `since` is the time at which the incident, alert or notification was created, in whole seconds.

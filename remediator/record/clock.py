@@ -15,7 +15,7 @@ from remediator.record.schema import clock
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def since_boot() -> float:
+def seconds_since_boot() -> float:
     """Return the seconds since the machine was started, including suspended time."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -32,7 +32,10 @@ class SteadyClock:
     """A monotonic clock in seconds, which was set to Unix time when the record was created."""
 
     def __init__(
-        self, offset: float, running: Callable[[], float] = since_boot, calendar: Callable[[], float] = time.time
+        self,
+        offset: float,
+        running: Callable[[], float] = seconds_since_boot,
+        calendar: Callable[[], float] = time.time,
     ) -> None:
         self._offset, self._running, self._calendar = offset, running, calendar
 
@@ -44,7 +47,7 @@ class SteadyClock:
         return self._calendar() - (self.now() - at)
 
 
-def resume(connection: Connection, boot: str, running: float, calendar: float) -> float:
+def resume_clock(connection: Connection, boot: str, running: float, calendar: float) -> float:
     """Return the offset with which the clock continues; it never goes back.
 
     After a reboot, only the system time shows how long the machine was off.

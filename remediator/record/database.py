@@ -98,8 +98,8 @@ class Database:
         **kwargs: P.kwargs,
     ) -> T:
         def transaction() -> T:
-            if (lost := self.lost()) is not None:
-                raise StorageError(lost)
+            if (problem := self.describe_lost_file()) is not None:
+                raise StorageError(problem)
             with engine.begin() as connection:
                 return work(Transaction(connection, self.clock, self.clock.now(), self.inventory), *args, **kwargs)
 
@@ -109,7 +109,7 @@ class Database:
         except DBAPIError as error:
             raise StorageError(f"database error: {error.orig}") from error
 
-    def lost(self) -> str | None:
+    def describe_lost_file(self) -> str | None:
         """Return an error message if the opened file is no longer at its path, since writes would be lost."""
         found = _file_at(self._path)
         if found == self._file:
@@ -146,12 +146,12 @@ class Database:
         with self._write_engine.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            offset = clock.resume(connection, clock.boot_id(), clock.since_boot(), calendar())
+            offset = clock.resume_clock(connection, clock.boot_id(), clock.seconds_since_boot(), calendar())
         return SteadyClock(offset, calendar=calendar)
 
 
 def _store_time(tx: Transaction) -> None:
-    clock.store_clock(tx.connection, tx.now, clock.since_boot(), time.time())
+    clock.store_clock(tx.connection, tx.now, clock.seconds_since_boot(), time.time())
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:
@@ -169,7 +169,7 @@ def _lock_existing(path: Path) -> int:
     if lock_file.is_file() and lock_file.stat().st_size and not (path.is_file() and path.stat().st_size):
         problem = "is empty" if path.is_file() else "is missing"
         raise StartError(f"the database {path} {problem}; {_RESTORE_HINT.format(path=path)}")
-    return lock(path)
+    return lock_database(path)
 
 
 def mark_created(lock_file: int) -> None:
@@ -177,7 +177,7 @@ def mark_created(lock_file: int) -> None:
     os.pwrite(lock_file, b"the database was created\n", 0)
 
 
-def lock(path: Path) -> int:
+def lock_database(path: Path) -> int:
     """Lock the database at `path`, which need not exist, until the returned descriptor is closed. Raises StartError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -137,7 +137,7 @@ def channels_notified_of(tx: Transaction, incident: int, kind: NotificationKind)
     return list(tx.scalars(select(notifications.c.channel).where(is_match).distinct()))
 
 
-def exists_for(tx: Transaction, incident: int) -> bool:
+def has_notifications(tx: Transaction, incident: int) -> bool:
     """Whether there is any notification about an incident, sent or pending."""
     return tx.scalar(select(notifications.c.id).where(notifications.c.incident_id == incident).limit(1)) is not None
 

@@ -9,7 +9,7 @@ from sqlalchemy import Row, and_, func, or_, select
 from fleet.inventory.model import RemediationStep
 from remediator.policy.attempts import counted_since, next_step
 from remediator.policy.gates import BUDGET_WINDOW
-from remediator.policy.situation import Past, PastAction, Present, Situation
+from remediator.policy.situation import ActionHistory, ActionsInProgress, PastAction, Situation
 from remediator.record import maintenance, stops
 from remediator.record.automation import read_switch
 from remediator.record.schema import actions, alerts, incidents
@@ -20,7 +20,7 @@ ACTIONS_READ = 20  # of a target, to tell stops and starts of Defib from those o
 HISTORY_READ = 100  # incidents of a service for its attempts, and actions for its back-off
 
 
-def read_past(tx: Transaction, service: str, incident: int, window: float) -> Past:
+def read_action_history(tx: Transaction, service: str, incident: int, window: float) -> ActionHistory:
     """Return the earlier actions on a service: its attempts and its back-off."""
     outages = tx.execute(
         select(incidents.c.opened_at, incidents.c.closed_at, incidents.c.state)
@@ -52,7 +52,7 @@ def read_past(tx: Transaction, service: str, incident: int, window: float) -> Pa
     row = tx.execute(
         select(incidents.c.healing_since, incidents.c.starting_since).where(incidents.c.id == incident)
     ).first()
-    return Past(
+    return ActionHistory(
         attempts={row.kind: row.number for row in counted},
         tries=sum(1 for row in in_incident if row.requested_by == "alert"),
         last_ended=max((row.ended_at for row in tries if row.ended_at is not None), default=None),
@@ -109,7 +109,7 @@ def _read_observed_stop(tx: Transaction, services: Iterable[str]) -> tuple[str, 
     return (row.stopped_run or "", row.stopped_why) if row is not None else ("", "")
 
 
-def read_present(tx: Transaction, service: str, host: str, target: str = "") -> Present:
+def read_actions_in_progress(tx: Transaction, service: str, host: str, target: str = "") -> ActionsInProgress:
     """Return the actions in progress, seen from an action on `target` for `service` on `host`."""
     running = tx.execute(
         select(actions.c.service, actions.c.host, actions.c.target, actions.c.command).where(
@@ -121,7 +121,7 @@ def read_present(tx: Transaction, service: str, host: str, target: str = "") -> 
         .where(actions.c.claimed_at > tx.now - BUDGET_WINDOW, actions.c.counts == 1, actions.c.state != "queued")
         .order_by(actions.c.claimed_at)
     ).all()
-    return Present(
+    return ActionsInProgress(
         target_busy=any(row.service == service or (row.host, row.target) == (host, target) for row in running),
         on_host=sum(1 for row in running if host and row.host == host),
         in_flight=sum(1 for row in running if row.command is None),
@@ -129,7 +129,7 @@ def read_present(tx: Transaction, service: str, host: str, target: str = "") -> 
     )
 
 
-def complete_situation(tx: Transaction, incident: int, service: str, situation: Situation) -> Situation:
+def add_recorded_facts(tx: Transaction, incident: int, service: str, situation: Situation) -> Situation:
     """Return `situation` with everything that the record knows, as of this transaction."""
     entry = tx.inventory.services.get(service)
     rules = tx.inventory.remediation.for_service(entry)
@@ -138,12 +138,12 @@ def complete_situation(tx: Transaction, incident: int, service: str, situation: 
     target = entry.target if entry is not None else ""
     past_actions = _read_actions(tx, service, host_name, target, incident)
     run, why = _read_observed_stop(tx, tx.inventory.services_sharing_target(entry) if entry is not None else [service])
-    past = replace(
-        read_past(tx, service, incident, rules.window), actions=past_actions, stopped_run=run, stopped_why=why
+    history = replace(
+        read_action_history(tx, service, incident, rules.window), actions=past_actions, stopped_run=run, stopped_why=why
     )
     if past_actions:
-        past = replace(past, last_action=max(past.last_action, past_actions[0].began))
-    step = next_step(entry, rules, past) if entry is not None else None
+        history = replace(history, last_action=max(history.last_action, past_actions[0].began))
+    step = next_step(entry, rules, history) if entry is not None else None
     held = maintenance.find_maintenance(tx, service, host_name, group)
     # A host whose shell responds is not down, even if its alert has not been resolved yet.
     shell_responds = situation.observed is not None and situation.observed.host_up
@@ -151,9 +151,9 @@ def complete_situation(tx: Transaction, incident: int, service: str, situation: 
         situation,
         now=tx.now,
         firing=firing_names(tx, incident, rules.alerts),
-        past=past,
-        present=read_present(tx, service, host_name, target),
-        stopped=stops.describe(tx, service),
+        history=history,
+        in_progress=read_actions_in_progress(tx, service, host_name, target),
+        stopped=stops.describe_stop(tx, service),
         automation=read_switch(tx).enabled,
         maintenance=held.why if held is not None else "",
         maintenance_ends=tx.now + held.remaining if held is not None else situation.maintenance_ends,
@@ -162,7 +162,7 @@ def complete_situation(tx: Transaction, incident: int, service: str, situation: 
     )
 
 
-def began_at(row: Row[Any]) -> float:
+def outage_began_at(row: Row[Any]) -> float:
     """Return when the outage of an incident's row began, or when the incident was opened if there was none."""
     return float(row.down_at if row.down_at is not None else row.opened_at)
 

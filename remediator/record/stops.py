@@ -26,7 +26,7 @@ def add(tx: Transaction, services: Iterable[str], action: int, by: str) -> None:
         tx.execute(insert(stops).values(**row).on_conflict_do_nothing())
 
 
-def describe(tx: Transaction, service: str) -> str:
+def describe_stop(tx: Transaction, service: str) -> str:
     """Return who stopped a service through Defib; empty if it is not stopped."""
     by: str | None = tx.scalar(select(stops.c.asked_by).where(stops.c.service == service))
     return "" if by is None else f"by {by}, through Defib"

@@ -180,24 +180,24 @@ async def _simulation(database: Database, inventory: Inventory, *, folds: bool) 
     told_of = bytes_sent = 0
     times: list[float] = []
     while True:
-        chosen = await database.write(outbox.choose, "ops")
+        chosen = await database.write(outbox.choose_batch, "ops")
         if isinstance(chosen, float):
             if chosen > clock[0] + 3600:
                 break
             clock[0] = max(chosen, clock[0] + 0.001)
             continue
         notifications_ = await database.write(content.read_notifications, chosen)
-        delivery = await database.write(deliveries.reserve, chosen)
+        delivery = await database.write(deliveries.reserve_delivery, chosen)
         assert delivery is not None
         body = feishu.format_message(ChannelMessage(render_card(notifications_, chosen.form, templates, options)))
-        body |= {"timestamp": str(int(clock[0])), "sign": feishu.sign(SECRET, int(clock[0]))}
+        body |= {"timestamp": str(int(clock[0])), "sign": feishu.compute_signature(SECRET, int(clock[0]))}
         code, why = bot.check_message("demo-token", json.dumps(body, ensure_ascii=False).encode())
         result = feishu.parse_reply(HttpReply(200, {}, json.dumps({"code": code, "msg": why}).encode()))
         refused += [why] if code else []
         times.append(clock[0])
         told_of += len(chosen.ids)
-        bytes_sent = max(bytes_sent, feishu_cards.size(body))
-        await database.write(deliveries.record, chosen, delivery, result, state="sent", not_before=clock[0])
+        bytes_sent = max(bytes_sent, feishu_cards.message_size(body))
+        await database.write(deliveries.record_result, chosen, delivery, result, state="sent", not_before=clock[0])
         clock[0] += 0.02  # the time that a send takes
         size = tracemalloc.get_traced_memory()[0]
         at_first, most = at_first or size, max(most, size)

@@ -21,7 +21,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
 from remediator.incidents import lifecycle
 from remediator.policy.decisions import decide
-from remediator.policy.situation import Observation, Past, Present, Situation
+from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from remediator.record import queries, situations
 from remediator.record.database import Database
 from remediator.record.schema import actions as action_rows
@@ -190,9 +190,11 @@ def _fill(tx: Transaction) -> None:
 
 def _decide(tx: Transaction, number: int) -> None:
     service = tx.inventory.services[f"s{number}"]
-    blank = Situation(2.0 * INCIDENTS, frozenset(), Past(), Present(), Observation(False, False, "connect"))
+    blank = Situation(
+        2.0 * INCIDENTS, frozenset(), ActionHistory(), ActionsInProgress(), Observation(False, False, "connect")
+    )
     incident = lifecycle.find_open(tx, service.id) or 0
-    situation = situations.complete_situation(tx, incident, service.id, blank)
+    situation = situations.add_recorded_facts(tx, incident, service.id, blank)
     decide(service, tx.inventory.remediation, situation)
     situations.services_without_attempts(tx)
 

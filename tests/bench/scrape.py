@@ -83,7 +83,7 @@ def _page() -> MetricsPage:
         }
         seen.tls = ("CN=R3,O=Let's Encrypt", "TLSv1.3")
         result = ProbeResult(True, None, "", 1.79e9 + number / 7, 0.0365, seen)
-        state = ServiceState().after(result, fail_after=1, recover_after=1)
+        state = ServiceState().after_result(result, fail_after=1, recover_after=1)
         page.put(service.id, ServiceSeries(service).render(state, result, {"timeout": 1, "status": 2}))
     return page
 

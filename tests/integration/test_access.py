@@ -22,47 +22,47 @@ from remediator.chat import feishu_callback
 from remediator.http import read_api, webhook, write_api
 from runtime.errors import StartError
 from runtime.tokens import ApiToken
-from runtime.web import AccessControl, Requirement, create_application, list_requirements
+from runtime.web import AccessControl, AccessRequirement, create_application, list_requirements
 from runtime.webconfig import WebConfig
 from tests.integration.loop import TOKEN, Loop
 
-ROUTES: dict[str, dict[tuple[str, str], Requirement]] = {
+ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
     "exporter": {
-        ("GET", "/-/healthy"): Requirement.PUBLIC,
-        ("GET", "/-/ready"): Requirement.PUBLIC,
-        ("GET", "/metrics"): Requirement.SCRAPE,
-        ("GET", "/api/v1/sd/node-exporter"): Requirement.SCRAPE,
-        ("GET", "/api/v1/services"): Requirement.READ,
-        ("GET", "/api/v1/services/{id}"): Requirement.READ,
-        ("POST", "/api/v1/services/{id}/probe"): Requirement.CREDENTIAL,
-        ("POST", "/-/reload"): Requirement.CREDENTIAL,
+        ("GET", "/-/healthy"): AccessRequirement.PUBLIC,
+        ("GET", "/-/ready"): AccessRequirement.PUBLIC,
+        ("GET", "/metrics"): AccessRequirement.SCRAPE,
+        ("GET", "/api/v1/sd/node-exporter"): AccessRequirement.SCRAPE,
+        ("GET", "/api/v1/services"): AccessRequirement.READ,
+        ("GET", "/api/v1/services/{id}"): AccessRequirement.READ,
+        ("POST", "/api/v1/services/{id}/probe"): AccessRequirement.CREDENTIAL,
+        ("POST", "/-/reload"): AccessRequirement.CREDENTIAL,
     },
     "remediator": {
-        ("GET", "/-/healthy"): Requirement.PUBLIC,
-        ("GET", "/-/ready"): Requirement.PUBLIC,
-        ("POST", "/webhook/feishu/{channel}"): Requirement.PUBLIC,  # but Feishu's signature
-        ("POST", "/webhook/alertmanager"): Requirement.WEBHOOK,
-        ("GET", "/metrics"): Requirement.SCRAPE,
-        ("GET", "/"): Requirement.READ,
-        ("GET", "/incidents/{id}"): Requirement.READ,
-        ("GET", "/api/v1/incidents"): Requirement.READ,
-        ("GET", "/api/v1/incidents/{id}"): Requirement.READ,
-        ("GET", "/api/v1/actions"): Requirement.READ,
-        ("GET", "/api/v1/alerts"): Requirement.READ,
-        ("GET", "/api/v1/notifications"): Requirement.READ,
-        ("GET", "/api/v1/automation"): Requirement.READ,
-        ("GET", "/api/v1/maintenance"): Requirement.READ,
-        ("GET", "/api/v1/services/{id}/explain"): Requirement.CREDENTIAL,
-        ("GET", "/api/v1/services/{id}/{verb}"): Requirement.CREDENTIAL,
-        ("POST", "/api/v1/services/{id}/{verb}"): Requirement.CREDENTIAL,
-        ("POST", "/api/v1/services/{id}/reset"): Requirement.CREDENTIAL,
-        ("POST", "/api/v1/actions/{number}/approve"): Requirement.CREDENTIAL,
-        ("POST", "/api/v1/{subject}s/{number}/acknowledge"): Requirement.CREDENTIAL,
-        ("POST", "/api/v1/{subject}s/{number}/silence"): Requirement.CREDENTIAL,
-        ("PUT", "/api/v1/automation"): Requirement.CREDENTIAL,
-        ("POST", "/api/v1/maintenance"): Requirement.CREDENTIAL,
-        ("DELETE", "/api/v1/maintenance/{number}"): Requirement.CREDENTIAL,
-        ("POST", "/-/reload"): Requirement.CREDENTIAL,
+        ("GET", "/-/healthy"): AccessRequirement.PUBLIC,
+        ("GET", "/-/ready"): AccessRequirement.PUBLIC,
+        ("POST", "/webhook/feishu/{channel}"): AccessRequirement.PUBLIC,  # but Feishu's signature
+        ("POST", "/webhook/alertmanager"): AccessRequirement.WEBHOOK,
+        ("GET", "/metrics"): AccessRequirement.SCRAPE,
+        ("GET", "/"): AccessRequirement.READ,
+        ("GET", "/incidents/{id}"): AccessRequirement.READ,
+        ("GET", "/api/v1/incidents"): AccessRequirement.READ,
+        ("GET", "/api/v1/incidents/{id}"): AccessRequirement.READ,
+        ("GET", "/api/v1/actions"): AccessRequirement.READ,
+        ("GET", "/api/v1/alerts"): AccessRequirement.READ,
+        ("GET", "/api/v1/notifications"): AccessRequirement.READ,
+        ("GET", "/api/v1/automation"): AccessRequirement.READ,
+        ("GET", "/api/v1/maintenance"): AccessRequirement.READ,
+        ("GET", "/api/v1/services/{id}/explain"): AccessRequirement.CREDENTIAL,
+        ("GET", "/api/v1/services/{id}/{verb}"): AccessRequirement.CREDENTIAL,
+        ("POST", "/api/v1/services/{id}/{verb}"): AccessRequirement.CREDENTIAL,
+        ("POST", "/api/v1/services/{id}/reset"): AccessRequirement.CREDENTIAL,
+        ("POST", "/api/v1/actions/{number}/approve"): AccessRequirement.CREDENTIAL,
+        ("POST", "/api/v1/{subject}s/{number}/acknowledge"): AccessRequirement.CREDENTIAL,
+        ("POST", "/api/v1/{subject}s/{number}/silence"): AccessRequirement.CREDENTIAL,
+        ("PUT", "/api/v1/automation"): AccessRequirement.CREDENTIAL,
+        ("POST", "/api/v1/maintenance"): AccessRequirement.CREDENTIAL,
+        ("DELETE", "/api/v1/maintenance/{number}"): AccessRequirement.CREDENTIAL,
+        ("POST", "/-/reload"): AccessRequirement.CREDENTIAL,
     },
 }
 NOT_THERE = {"{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none"}
@@ -95,7 +95,7 @@ def test_the_table_has_every_route_and_only_reading_is_open(program: str) -> Non
     open_ones = {
         (method, path)
         for (method, path), requirement in ROUTES[program].items()
-        if requirement in (Requirement.PUBLIC, Requirement.SCRAPE, Requirement.READ)
+        if requirement in (AccessRequirement.PUBLIC, AccessRequirement.SCRAPE, AccessRequirement.READ)
     }
     changing = {route for route in open_ones if route[0] != "GET"}
     assert changing == ({("POST", "/webhook/feishu/{channel}")} if program == "remediator" else set())
@@ -112,7 +112,7 @@ async def test_an_application_with_a_route_without_a_requirement_does_not_start(
         await web.AppRunner(app).setup()
 
 
-def requests(program: str) -> Iterator[tuple[str, str, Requirement]]:
+def requests(program: str) -> Iterator[tuple[str, str, AccessRequirement]]:
     """Every route, of something that is not there, so that the right credential changes nothing."""
     for (method, path), requirement in ROUTES[program].items():
         verb = "restart" if method == "POST" else "logs"
@@ -140,12 +140,12 @@ async def test_every_route_on_loopback_by_what_is_shown(loop: Loop, anyone: http
     others = ("foreign", "nonsense")
     everyone, reading, token = set(shown), {"none", "right", *others}, {"right", *others}
     allowed = {
-        Requirement.PUBLIC: everyone, Requirement.READ: reading, Requirement.CREDENTIAL: token,
-        Requirement.WEBHOOK: {"webhook", *token},
+        AccessRequirement.PUBLIC: everyone, AccessRequirement.READ: reading, AccessRequirement.CREDENTIAL: token,
+        AccessRequirement.WEBHOOK: {"webhook", *token},
     }  # fmt: skip
     for program in ROUTES:
         # Only the remediator has a token of its own for scrapes: the webhook's.
-        allowed[Requirement.SCRAPE] = everyone if program == "exporter" else {"webhook", *token}
+        allowed[AccessRequirement.SCRAPE] = everyone if program == "exporter" else {"webhook", *token}
         for method, path, requirement in requests(program):
             url = f"{loop.stack.url(program)}{path}"
             for name, headers in shown.items():
@@ -156,7 +156,7 @@ async def test_every_route_on_loopback_by_what_is_shown(loop: Loop, anyone: http
                 assert (answer.status_code not in (401, 403)) is may, (program, method, path, name, answer.text)
                 assert loop.stack.token not in answer.text
     for name in ("exporter", "remediator"):
-        assert loop.stack.token not in loop.stack.log(name).read_text()
+        assert loop.stack.token not in loop.stack.log_path(name).read_text()
 
 
 async def test_head_sends_no_body(loop: Loop) -> None:
@@ -259,7 +259,7 @@ async def test_the_first_start_writes_the_token_that_commands_find(stack: Stack,
     stack.token_file.write_text("one-of-our-own")
     assert (await defib("automation"))[0] == 0
     assert (await defib("automation", "on", "--token-file", str(other)))[0] == 1
-    log = stack.log("remediator").read_text()
+    log = stack.log_path("remediator").read_text()
     assert token not in log
     assert "one-of-our-own" not in log
 

@@ -13,8 +13,8 @@ from sqlalchemy import select
 from remediator.clients.alerts import Alert, AlertList
 from remediator.engine import reminders
 from remediator.incidents import intake, reconciliation
-from remediator.incidents.alert_starts import add_copy, normalize
-from remediator.policy.situation import Observation, Past, Present, Situation
+from remediator.incidents.alert_starts import add_received_copy, normalize_starts_at
+from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from remediator.record import situations
 from remediator.record.schema import alerts
 from remediator.record.transaction import Transaction
@@ -75,7 +75,7 @@ async def test_several_starts_for_a_service_are_one_incident_and_one_notificatio
     assert (await record.open(), await record.notified()) == ([(1, "web")], ["down"])
 
 
-times = st.integers(0, 5).map(lambda second: normalize(at(second)))
+times = st.integers(0, 5).map(lambda second: normalize_starts_at(at(second)))
 
 
 @given(st.lists(st.tuples(times, st.sampled_from(["firing", "resolved"]))))
@@ -83,7 +83,7 @@ def test_an_alert_fires_while_one_of_its_starts_does(copies: Sequence[tuple[str,
     starts: dict[str, bool] = {}
     for start, status in copies:
         known, before = start in starts, [each for each, fires in starts.items() if fires]
-        starts = add_copy(starts, start, status)
+        starts = add_received_copy(starts, start, status)
         assert starts[start] == (status == "firing")
         if status == "firing":
             assert any(starts.values())
@@ -92,8 +92,8 @@ def test_an_alert_fires_while_one_of_its_starts_does(copies: Sequence[tuple[str,
 
 
 def test_starts_of_webhook_and_api_are_normalized_to_the_same() -> None:
-    assert normalize("2026-11-22T03:39:44.743142112Z") == normalize("2026-11-22T03:39:44.743Z")
-    assert normalize("whenever") == "whenever"
+    assert normalize_starts_at("2026-11-22T03:39:44.743142112Z") == normalize_starts_at("2026-11-22T03:39:44.743Z")
+    assert normalize_starts_at("whenever") == "whenever"
 
 
 async def test_a_copy_after_the_end_is_in_doubt_until_the_exporter_was_queried(record: Record) -> None:
@@ -166,7 +166,7 @@ async def add_listed(record: Record, listed: AlertList) -> int:
 
 
 async def test_listed_alerts_that_were_not_delivered_are_added_once(record: Record) -> None:
-    await record.database.write(intake.receive, [WATCHDOG], "our.hook")
+    await record.database.write(intake.receive_alerts, [WATCHDOG], "our.hook")
     assert await add_listed(record, listing(web(), WATCHDOG, receiver="mail")) == 0
     assert await add_listed(record, listing(web(), WATCHDOG)) == 1
     assert await add_listed(record, listing(web(), WATCHDOG)) == 0
@@ -249,6 +249,6 @@ async def test_host_down_does_not_hold_actions_if_the_shell_responds(
 ) -> None:
     await record.deliver(web(), disk(name="HostDown"))
     observed: Observation = replace(DOWN, host_up=host_up)
-    situation = Situation(record.now, frozenset(), Past(), Present(), observed)
-    known = await record.database.write(situations.complete_situation, 1, "web", situation)
+    situation = Situation(record.now, frozenset(), ActionHistory(), ActionsInProgress(), observed)
+    known = await record.database.write(situations.add_recorded_facts, 1, "web", situation)
     assert known.host_down is held

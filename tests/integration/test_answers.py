@@ -299,6 +299,6 @@ async def test_presses_over_a_long_connection(loop: Loop) -> None:
     page = (await loop.stack.client.get(f"{loop.stack.url('remediator')}/metrics", headers=TOKEN)).text
     assert 'defib_remediator_feishu_connected{channel="app"} 1.0' in page
     assert 'defib_remediator_presses_total{answer="acknowledge",outcome="' in page
-    text = loop.stack.log("remediator").read_text()
+    text = loop.stack.log_path("remediator").read_text()
     assert TICKET not in text
     assert APP_SECRET not in text

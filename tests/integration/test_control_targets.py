@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from defib.demo.launcher import Launcher
-from fleet.inventory.model import Sudo
+from fleet.inventory.model import SudoOptions
 from fleet.managers import docker, supervisor
 from fleet.managers.guarded_scripts import find_not_run
-from fleet.shells import Completed, ShellError
+from fleet.shells import CompletedCommand, ShellError
 from fleet.shells.local import LocalShell
 from fleet.shells.ssh import command_digest
 from fleet.shells.sudo import find_failure, find_refusal
@@ -26,16 +26,16 @@ from tests.integration.test_host_setup import configure, create_keys, defib, run
 from tests.support import eventually
 
 
-async def control(kind: str, verb: Verb, options: object) -> Completed:
+async def control(kind: str, verb: Verb, options: object) -> CompletedCommand:
     control_kind = CONTROLS[kind]
     validated = control_kind.options.model_validate(options)
-    return await control_kind.run(verb, validated, ControlRunner(LocalShell(), Sudo(), 60.0, "gpu-01"))
+    return await control_kind.run(verb, validated, ControlRunner(LocalShell(), SudoOptions(), 60.0, "gpu-01"))
 
 
 async def read_state(kind: str, options: object) -> object:
     control_kind = CONTROLS[kind]
     validated = control_kind.options.model_validate(options)
-    return await control_kind.read_state(validated, ControlRunner(LocalShell(), Sudo(), 60.0))
+    return await control_kind.read_state(validated, ControlRunner(LocalShell(), SudoOptions(), 60.0))
 
 
 def state_of(container: str) -> str:
@@ -217,11 +217,11 @@ async def test_a_manager_that_is_not_running_or_not_installed_is_reported(
 
 def test_messages_of_managers_after_a_command_was_run_are_ignored() -> None:
     """A log, or the second part of a restart, does not show that nothing was run."""
-    half = Completed(1, "web: stopped\nunix:///run/supervisor.sock refused connection\n", "")
+    half = CompletedCommand(1, "web: stopped\nunix:///run/supervisor.sock refused connection\n", "")
     assert find_not_run(half, supervisor.MESSAGES) is None
-    log = Completed(0, "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", "")
+    log = CompletedCommand(0, "Cannot connect to the Docker daemon at unix:///x. Is the docker daemon running?", "")
     assert find_not_run(log, docker.MESSAGES) is None
-    assert find_not_run(Completed(None, "", "", "no answer within 5 s", late=True), docker.MESSAGES) is None
+    assert find_not_run(CompletedCommand(None, "", "", "no answer within 5 s", late=True), docker.MESSAGES) is None
 
 
 SUDO = r"""
@@ -246,17 +246,17 @@ def test_refusals_and_failures_of_sudo_are_recognized(tmp_path: Path) -> None:
     completed = run_in_copy(tmp_path, "", SUDO)
     assert completed.returncode == 0, (completed.stdout, completed.stderr)
     outputs = {part.partition("\n")[0]: part.partition("\n")[2] for part in completed.stdout.split("rule ")[1:]}
-    sudo = Sudo.model_validate("passwordless")
+    sudo = SudoOptions.model_validate("passwordless")
     reasons = {
         rule: (find_refusal(completed, sudo), find_failure(completed, sudo))
         for rule, text in outputs.items()
-        for completed in (Completed(1, "", text),)
+        for completed in (CompletedCommand(1, "", text),)
     }
     assert reasons["Defaults requiretty"] == ("", "sudo: sorry, you must have a tty to run sudo")
     assert reasons["ops ALL=(ALL) NOPASSWD: ALL"] == ("", "")
     assert reasons["# nothing"] == ("sudo: a password is required", "")
     assert "no new privileges" in reasons["no-new-privs"][1]
-    warned = Completed(
+    warned = CompletedCommand(
         1, "", "sudo: unable to resolve host gpu-01: Name or service not known\nError: No such container: x"
     )
     assert find_failure(warned, sudo) == ""

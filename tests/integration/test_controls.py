@@ -14,8 +14,8 @@ from aiohttp import web
 from defib.demo import service
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
-from fleet.inventory.model import Sudo
-from fleet.shells import Completed, Shell, ShellError
+from fleet.inventory.model import SudoOptions
+from fleet.shells import CompletedCommand, Shell, ShellError
 from fleet.shells.local import LocalShell
 from fleet.shells.sudo import build_sudo_command
 from remediator.execution.controls import CONTROLS
@@ -25,10 +25,10 @@ from tests.integration.conftest import start_supervisord
 from tests.support import eventually
 
 
-async def control(kind: str, verb: Verb, options: object, shell: Shell | None = None) -> Completed:
+async def control(kind: str, verb: Verb, options: object, shell: Shell | None = None) -> CompletedCommand:
     control_kind = CONTROLS[kind]
     validated = control_kind.options.model_validate(options)
-    return await control_kind.run(verb, validated, ControlRunner(shell or LocalShell(), Sudo(), 60.0))
+    return await control_kind.run(verb, validated, ControlRunner(shell or LocalShell(), SudoOptions(), 60.0))
 
 
 def started_at(container: str) -> str:
@@ -110,7 +110,7 @@ async def test_a_log_line_like_an_error_of_supervisor_is_no_error(
 async def read_state(kind: str, options: object) -> TargetState | None:
     control_kind = CONTROLS[kind]
     validated = control_kind.options.model_validate(options)
-    return await control_kind.read_state(validated, ControlRunner(LocalShell(), Sudo(), 20.0))
+    return await control_kind.read_state(validated, ControlRunner(LocalShell(), SudoOptions(), 20.0))
 
 
 @pytest.mark.needs("dockerd", "busybox", "docker-compose")
@@ -207,7 +207,7 @@ async def test_the_outcome_of_a_request_without_a_response_is_unknown() -> None:
     async with peers.raw_server(silent) as port:
         http = CONTROLS["http"]
         options = http.options.model_validate({"restart": f"http://127.0.0.1:{port}/"})
-        completed = await http.run("restart", options, ControlRunner(None, Sudo(), 0.5))
+        completed = await http.run("restart", options, ControlRunner(None, SudoOptions(), 0.5))
     assert (completed.status, completed.late) == (None, True)
 
 
@@ -273,11 +273,13 @@ class ShellLostAfterFirstCommand:
     def __init__(self) -> None:
         self.ran = 0
 
-    async def run(self, argv: object, *, timeout: float, stdin: bytes = b"", on_output: object = None) -> Completed:
+    async def run(
+        self, argv: object, *, timeout: float, stdin: bytes = b"", on_output: object = None
+    ) -> CompletedCommand:
         self.ran += 1
         if self.ran > 1:
             raise ShellError("gone")
-        return Completed(0, "", "")
+        return CompletedCommand(0, "", "")
 
     async def close(self) -> None:
         pass
@@ -290,7 +292,11 @@ async def test_the_outcome_is_unknown_if_the_host_is_lost_after_the_first_comman
 
 
 def test_a_sudo_password_is_on_stdin_only() -> None:
-    argv, stdin = build_sudo_command(["docker", "ps"], Sudo.model_validate({"password": "s3cret"}))
+    argv, stdin = build_sudo_command(["docker", "ps"], SudoOptions.model_validate({"password": "s3cret"}))
     assert (argv, stdin) == (["sudo", "-S", "-p", "", "--", "docker", "ps"], b"s3cret\n")
-    assert build_sudo_command(["docker", "ps"], Sudo.model_validate("passwordless"))[0][:3] == ["sudo", "-n", "--"]
-    assert build_sudo_command(["docker", "ps"], Sudo()) == (["docker", "ps"], b"")
+    assert build_sudo_command(["docker", "ps"], SudoOptions.model_validate("passwordless"))[0][:3] == [
+        "sudo",
+        "-n",
+        "--",
+    ]
+    assert build_sudo_command(["docker", "ps"], SudoOptions()) == (["docker", "ps"], b"")

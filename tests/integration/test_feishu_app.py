@@ -35,7 +35,7 @@ class AppHarness(SenderHarness):
     async def fire(self, name: str = "ServiceDown", **labels: str) -> None:
         labels = {"alertname": name, "service": "web", "severity": "critical", **labels}
         alert = Alert(name + labels["service"], "1", "", "firing", labels, {"summary": "no answer"})
-        await self.run(intake.receive, [alert])
+        await self.run(intake.receive_alerts, [alert])
 
     async def decide(self, verb: Any, reason: Any) -> None:
         await self.run(decisions.record_decision, 1, Decision(verb, reason))

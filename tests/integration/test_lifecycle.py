@@ -227,7 +227,7 @@ async def start_alertmanager(loop: Loop) -> None:
         "prometheus-alertmanager", f"--config.file={path}", f"--storage.path={loop.folder}/am",
         f"--web.listen-address=127.0.0.1:{stack.ports['alertmanager']}", "--cluster.listen-address=",
     ]  # fmt: skip
-    stack.pids["alertmanager"] = await loop.launcher.start(argv, stack.log("alertmanager"))
+    stack.pids["alertmanager"] = await loop.launcher.start(argv, stack.log_path("alertmanager"))
 
     async def ready() -> bool:
         with contextlib.suppress(httpx.HTTPError):

@@ -200,7 +200,9 @@ async def test_silence_on_the_command_line_is_created_in_alertmanager(loop: Loop
     assert [each["value"] for each in by_length[30]["matchers"]] == ["web"]
     assert ("alertname", "ServiceDown") in [(each["name"], each["value"]) for each in by_length[120]["matchers"]]
     status, _, err = await defib(config, "silence", "--alert", "99")
-    assert (status, "alert 99 has ended, or there is none" in err) == (1, True), err
+    assert (status, err) == (1, "defib: there is no alert 99 (firing: 1)\n")
+    status, _, err = await defib(config, "silence", "99")
+    assert (status, err) == (1, "defib: there is no incident 99 (the newest: 1)\n")
 
 
 def _minutes(silence: dict[str, Any]) -> int:

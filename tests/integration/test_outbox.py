@@ -91,13 +91,13 @@ class OutboxHarness:
         labels = {"alertname": name, "service": service, "severity": "critical", **labels}
         fingerprint = f"{name}-{service}-{labels.get('instance', '')}"
         alert = Alert(fingerprint, "1", "", status, labels, {"summary": "x"})
-        await self.run(intake.receive, [alert])
+        await self.run(intake.receive_alerts, [alert])
 
     async def reconciled(self, active: set[str]) -> None:
         await self.run(reconciliation.reconcile, active, active, self.now - 10)
 
     async def choose(self, channel: str) -> Batch | float:
-        return await self.run(outbox.choose, channel)  # type: ignore[no-any-return]  # `run` returns Any
+        return await self.run(outbox.choose_batch, channel)  # type: ignore[no-any-return]  # `run` returns Any
 
     async def read(self, batch: Batch) -> list[Notification]:
         return await self.run(content.read_notifications, batch)  # type: ignore[no-any-return]  # `run` returns Any
@@ -110,12 +110,12 @@ class OutboxHarness:
             assert batch < self.now + 3600, "there is nothing to send"
             self.now = batch
         contents = await self.read(batch)
-        number = await self.run(deliveries.reserve, batch)
+        number = await self.run(deliveries.reserve_delivery, batch)
         assert number is not None
         self.messages += 1
         message = f"om_{self.messages}" if channel == "app" and batch.message_id is None else None
         result = SendResult(outcome, outcome, message_id=message if state == "sent" else None)
-        await self.run(deliveries.record, batch, number, result, state=state, not_before=self.now + after)
+        await self.run(deliveries.record_result, batch, number, result, state=state, not_before=self.now + after)
         return batch, contents
 
     async def all_sent(self, channel: str) -> list[tuple[Batch, list[Notification]]]:
@@ -273,10 +273,10 @@ async def test_a_change_during_a_delivery_is_sent_after_it(harness: OutboxHarnes
     await harness.fire("web")
     batch = await harness.choose("app")
     assert isinstance(batch, Batch)
-    number = await harness.run(deliveries.reserve, batch)
+    number = await harness.run(deliveries.reserve_delivery, batch)
     await harness.act(1)
     await harness.run(
-        deliveries.record, batch, number, SendResult("sent", "", message_id="om_9"), state="sent", not_before=0
+        deliveries.record_result, batch, number, SendResult("sent", "", message_id="om_9"), state="sent", not_before=0
     )
     ((again, contents),) = await harness.all_sent("app")
     assert (contents[0].state, again.message_id) == ("acting", "om_9")
@@ -297,7 +297,7 @@ async def test_a_card_that_was_accepted_before_a_kill_is_updated(harness: Outbox
     await harness.fire("web")
     first = await harness.choose("app")
     assert isinstance(first, Batch)
-    assert await harness.run(deliveries.reserve, first)  # sent, and then the process was killed
+    assert await harness.run(deliveries.reserve_delivery, first)  # sent, and then the process was killed
     await harness.close(1)
     second, _ = await harness.send("app")
     assert second.key == first.key  # so that Feishu ignores it; the card shows a service that is down
@@ -500,10 +500,10 @@ async def test_a_card_that_is_given_up_shows_the_end_first(harness: OutboxHarnes
     )
     batch = await harness.choose("app")
     assert isinstance(batch, Batch)
-    number = await harness.run(deliveries.reserve, batch)
+    number = await harness.run(deliveries.reserve_delivery, batch)
     await harness.close(1)  # the card seems to show it
     await harness.run(
-        deliveries.record, batch, number, SendResult("sent", "", message_id="om_9"), state="sent", not_before=0
+        deliveries.record_result, batch, number, SendResult("sent", "", message_id="om_9"), state="sent", not_before=0
     )
     ((again, contents),) = await harness.all_sent("app")
     assert (contents[0].state, again.message_id) == ("recovered", "om_9")
@@ -584,7 +584,7 @@ async def test_cards_are_retired_when_a_channel_can_no_longer_update_them(harnes
     await harness.fire("db")
     await harness.send("app")
     await harness.decide(1, "wait", "storm")
-    await harness.run(deliveries.retire_cards, ["app"])
+    await harness.run(deliveries.stop_updating_cards, ["app"])
     assert [(row.state, row.card, row.message_id) for row in await harness.rows("app")] == [
         ("sent", 0, None),
         ("pending", 0, None),
@@ -596,7 +596,7 @@ async def test_cards_are_retired_when_a_channel_can_no_longer_update_them(harnes
 async def test_a_channel_that_can_update_from_now_on_gets_the_end_of_earlier_incidents(harness: OutboxHarness) -> None:
     await harness.fire("web")
     await harness.send("app")
-    await harness.run(deliveries.retire_cards, ["app"])
+    await harness.run(deliveries.stop_updating_cards, ["app"])
     await harness.close(1)
     ((batch, contents),) = await harness.all_sent("app")
     assert (contents[0].state, batch.message_id) == ("recovered", None)
@@ -613,7 +613,7 @@ async def test_escalation_until_acknowledged(tmp_path: Path) -> None:
     counts = []
     for minutes in (9, 11, 21, 50):
         harness.now = began + minutes * 60
-        await harness.run(escalation.notify_again)
+        await harness.run(escalation.add_escalations_and_reminders)
         counts.append([len(await harness.rows(name)) for name in ("lead", "boss")])
         if minutes == 11:
             assert (await harness.run(acknowledgement.acknowledge_incident, 1, "ann")).acknowledged_by == "ann"
@@ -637,10 +637,10 @@ async def test_reminders_while_an_incident_lasts(tmp_path: Path) -> None:
     began = harness.now
     for minutes in (59, 61, 62, 121, 250):
         harness.now = began + minutes * 60
-        await harness.run(escalation.notify_again)
+        await harness.run(escalation.add_escalations_and_reminders)
     await harness.close(1)
     harness.now += 7200
-    assert await harness.run(escalation.notify_again) is False
+    assert await harness.run(escalation.add_escalations_and_reminders) is False
     assert [row.kind for row in await harness.rows("ops")] == ["down", "reminder", "reminder", "reminder", "recovered"]
     await asyncio.to_thread(harness.database.close)
 
@@ -649,12 +649,12 @@ async def test_alerts_without_actions_are_escalated_and_acknowledged(tmp_path: P
     harness = await asyncio.to_thread(OutboxHarness, tmp_path, ESCALATED)
     await harness.fire("web", "ServiceSlow")
     harness.now += 660
-    await harness.run(escalation.notify_again)
+    await harness.run(escalation.add_escalations_and_reminders)
     _, contents = await harness.send("lead")
     assert (contents[0].state, contents[0].buttons["acknowledge"]["incident"]) == ("alert", 1)
     await harness.run(acknowledgement.acknowledge_incident, 1, "ann")
     harness.now += 3600
-    await harness.run(escalation.notify_again)
+    await harness.run(escalation.add_escalations_and_reminders)
     assert [len(await harness.rows(name)) for name in ("lead", "boss")] == [1, 0]
     assert [row.kind for row in await harness.rows("ops")] == ["alert", "reminder"]
     await asyncio.to_thread(harness.database.close)
@@ -664,7 +664,7 @@ async def test_nothing_is_escalated_without_a_first_notification(tmp_path: Path)
     harness = await asyncio.to_thread(OutboxHarness, tmp_path, {"channels": [], "escalate": ESCALATED["escalate"]})
     await harness.fire("web")
     harness.now += 3600
-    assert await harness.run(escalation.notify_again) is False
+    assert await harness.run(escalation.add_escalations_and_reminders) is False
     await asyncio.to_thread(harness.database.close)
 
 

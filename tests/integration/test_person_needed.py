@@ -19,7 +19,7 @@ from remediator.notifications.content import Notification
 from remediator.notifications.messages import render_card
 from remediator.notifications.rendering import Templates
 from remediator.operations import set_automation
-from remediator.policy.situation import Decision, Observation, Past, Present, Situation
+from remediator.policy.situation import ActionHistory, ActionsInProgress, Decision, Observation, Situation
 from remediator.record import maintenance, stops
 from remediator.record.database import MIGRATIONS, Database
 from remediator.record.schema import actions as action_rows
@@ -173,11 +173,11 @@ async def test_a_stop_cancels_an_earlier_approval(harness: OutboxHarness) -> Non
     await harness.fire("web")
     service = harness.inventory.services["web"]
     step = harness.inventory.remediation.steps[0]
-    situation = Situation(harness.now, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
-    await harness.run(actions.queue, 1, service, step, situation)
-    assert await harness.run(actions.approve, 1, "ann") == "approved"
+    situation = Situation(harness.now, frozenset({"ServiceDown"}), ActionHistory(), ActionsInProgress(), DOWN)
+    await harness.run(actions.queue_action, 1, service, step, situation)
+    assert await harness.run(actions.approve_action, 1, "ann") == "approved"
     await harness.run(
-        actions.claim_for_operator, service, "stop", situation,
+        actions.claim_operator_action, service, "stop", situation,
         overruled=(), by="bob", evidence=Evidence(),
     )  # fmt: skip
     rows = await harness.run(lambda c: c.execute(action_rows.select()).all())
@@ -229,7 +229,7 @@ async def after(harness: OutboxHarness, began: float, *minutes: int) -> list[int
     counts = []
     for each in minutes:
         harness.now = began + each * 60
-        await harness.run(escalation.notify_again)
+        await harness.run(escalation.add_escalations_and_reminders)
         counts.append(len(await harness.rows("lead")))
     return counts
 

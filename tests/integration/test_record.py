@@ -12,7 +12,7 @@ from sqlalchemy import select
 from fleet.inventory.model import Inventory
 from remediator.clients.alerts import Alert
 from remediator.incidents import actions, decisions, intake, lifecycle, reconciliation
-from remediator.policy.situation import Decision, Observation, Past, Present, Situation
+from remediator.policy.situation import ActionHistory, ActionsInProgress, Decision, Observation, Situation
 from remediator.record import situations, stops
 from remediator.record.schema import notifications
 from remediator.record.transaction import Transaction
@@ -62,7 +62,7 @@ class Record:
 
     async def deliver(self, *alerts: Alert) -> None:
         self.now += 1
-        await self.database.write(intake.receive, alerts)
+        await self.database.write(intake.receive_alerts, alerts)
 
     async def reconcile(self, active: set[str], listed: set[str] | None = None) -> int:
         self.now += 100
@@ -82,19 +82,19 @@ class Record:
         closed = await self.database.write(lifecycle.close, incident, "recovered", ["ServiceDown"])
         return closed is not None
 
-    async def claim(self, before: Past | None = None, **changed: Any) -> actions.Claim | str:
-        past = await self.database.write(situations.read_past, "web", 1, 3600.0) if before is None else before
-        situation = Situation(self.now, frozenset({"ServiceDown"}), past, Present(), DOWN)
+    async def claim(self, before: ActionHistory | None = None, **changed: Any) -> actions.Claim | str:
+        past = await self.database.write(situations.read_action_history, "web", 1, 3600.0) if before is None else before
+        situation = Situation(self.now, frozenset({"ServiceDown"}), past, ActionsInProgress(), DOWN)
         service = self.inventory.services["web"]
         return await self.database.write(
-            actions.claim, 1, service, replace(situation, **changed),
+            actions.claim_action, 1, service, replace(situation, **changed),
             probed_at=self.now, evidence=actions.Evidence(),
         )  # fmt: skip
 
     async def claim_for_operator(self, service: str, *overruled: str, **changed: Any) -> actions.Claim | Decision:
-        situation = replace(Situation(self.now, frozenset(), Past(), Present(), DOWN), **changed)
+        situation = replace(Situation(self.now, frozenset(), ActionHistory(), ActionsInProgress(), DOWN), **changed)
         return await self.database.write(
-            actions.claim_for_operator, self.inventory.services[service], "restart", situation,
+            actions.claim_operator_action, self.inventory.services[service], "restart", situation,
             overruled=overruled, by="ann", evidence=actions.Evidence(),
         )  # fmt: skip
 
@@ -191,7 +191,7 @@ async def test_a_claim_needs_a_failed_probe_newer_than_the_last_action(record: R
     record.now += 5
     await record.end(first)
     record.now += 1000
-    assert await record.claim(Past()) == "another action ran since the probe"
+    assert await record.claim(ActionHistory()) == "another action ran since the probe"
     assert await record.claim(observed=replace(DOWN, success=True, up=True)) == "already-up"
     assert isinstance(await record.claim(), actions.Claim)
 
@@ -220,7 +220,7 @@ async def test_a_command_ended_when_it_ended_not_when_that_was_stored(record: Re
 
 
 async def stopped_services(record: Record) -> list[str]:
-    return [name for name in ("web", "db") if await record.database.write(stops.describe, name)]
+    return [name for name in ("web", "db") if await record.database.write(stops.describe_stop, name)]
 
 
 async def test_a_start_removes_the_stops_of_all_services_of_its_target(record: Record, tmp_path: Path) -> None:
@@ -248,11 +248,11 @@ async def test_an_observed_stop_is_valid_for_the_target_until_it_runs_again(reco
     record.inventory = (await asyncio.to_thread(inventory_of, tmp_path / "shared", document)).inventory
     await record.deliver(alert(), alert(service="db"))
     await record.database.write(decisions.record_observed_stop, 1, "t1", "it was stopped")
-    now = Situation(record.now, frozenset(), Past(), Present(), DOWN)
+    now = Situation(record.now, frozenset(), ActionHistory(), ActionsInProgress(), DOWN)
 
-    async def past(service: str, incident: int) -> Past:
-        completed = await record.database.write(situations.complete_situation, incident, service, now)
-        return completed.past
+    async def past(service: str, incident: int) -> ActionHistory:
+        completed = await record.database.write(situations.add_recorded_facts, incident, service, now)
+        return completed.history
 
     assert {(each.stopped_run, each.stopped_why) for each in (await past("web", 1), await past("db", 2))} == {
         ("t1", "it was stopped")
@@ -270,6 +270,6 @@ async def test_attempts_are_refilled_while_the_service_stays_up(record: Record) 
     await record.end(action)
     await record.deliver(alert(status="resolved"))
     assert await record.close(1)
-    assert (await record.database.read(situations.read_past, "web", 0, 3600.0)).attempts == {"restart": 1}
+    assert (await record.database.read(situations.read_action_history, "web", 0, 3600.0)).attempts == {"restart": 1}
     record.now += 3600
-    assert (await record.database.read(situations.read_past, "web", 0, 3600.0)).attempts == {}
+    assert (await record.database.read(situations.read_action_history, "web", 0, 3600.0)).attempts == {}

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from fleet.inventory.model import Sudo
-from fleet.shells import Completed
+from fleet.inventory.model import SudoOptions
+from fleet.shells import CompletedCommand
 from fleet.shells.local import LocalShell
 from remediator.execution.controls.container_arguments import find_differences
 from remediator.execution.controls.docker import DockerControlOptions
@@ -85,8 +85,8 @@ def inspect(name: str) -> Any:
     return json.loads(run("inspect", name))[0]
 
 
-def recreate_container(name: str) -> Completed:
-    return asyncio.run(recreate(DockerControlOptions(container=name), ControlRunner(LocalShell(), Sudo(), 60.0)))
+def recreate_container(name: str) -> CompletedCommand:
+    return asyncio.run(recreate(DockerControlOptions(container=name), ControlRunner(LocalShell(), SudoOptions(), 60.0)))
 
 
 def list_names(name: str) -> list[str]:

@@ -153,9 +153,9 @@ async def test_invalid_webhooks_are_refused(loop: Loop) -> None:
         assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), body[:20]
         assert WEBHOOK_TOKEN not in answer.text
         assert (await loop.stack.client.get(f"{loop.stack.url('remediator')}/-/healthy")).status_code == 200
-        assert loop.stack.log("remediator").read_text().count("alertmanager_webhook_refused") == number
+        assert loop.stack.log_path("remediator").read_text().count("alertmanager_webhook_refused") == number
     assert (await loop.stack.get("remediator", "/api/v1/incidents"))["incidents"] == []
-    assert "Traceback" not in loop.stack.log("remediator").read_text()
+    assert "Traceback" not in loop.stack.log_path("remediator").read_text()
     metrics = (await loop.stack.client.get(f"{loop.stack.url('remediator')}/metrics", headers=TOKEN)).text
     for status, count in Counter(status for _, _, status, _ in REFUSED).items():
         assert f'defib_remediator_webhook_refusals_total{{code="{status}"}} {count}.0' in metrics
@@ -217,7 +217,7 @@ async def test_on_sigterm_a_running_command_finishes(loop: Loop) -> None:
     await loop.fire("web")
     await eventually(loop.begun)
     await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
-    log = loop.stack.log("remediator").read_text()
+    log = loop.stack.log_path("remediator").read_text()
     assert '"event": "command_ended"' in log
     assert '"event": "server_stopped"' in log
     assert "Traceback" not in log

@@ -338,7 +338,7 @@ async def test_on_sigterm_an_unfinished_action_is_recorded_as_unknown(loop: Loop
     os.kill(loop.stack.pids["remediator"], signal.SIGTERM)
 
     async def stopped() -> bool:
-        return '"event": "server_stopped"' in loop.stack.log("remediator").read_text()
+        return '"event": "server_stopped"' in loop.stack.log_path("remediator").read_text()
 
     await eventually(stopped)
     assert asyncio.get_running_loop().time() - started < 60

@@ -22,7 +22,7 @@ from fleet.host.system import PROC_SECTION
 from fleet.inventory.model import Host, Ssh
 from fleet.shells import (
     CommandNotRunError,
-    Completed,
+    CompletedCommand,
     HostKeyError,
     LoginError,
     Shell,
@@ -223,7 +223,9 @@ async def test_a_frozen_host_is_unknown_within_the_deadline(shell: SshShell, hos
     assert (await shell.run(["echo", "again"], timeout=60)).stdout == "again\n"
 
 
-async def _begin_a_long_one(shell: SshShell, folder: Path, timeout: float) -> tuple[asyncio.Task[Completed], int]:
+async def _begin_a_long_one(
+    shell: SshShell, folder: Path, timeout: float
+) -> tuple[asyncio.Task[CompletedCommand], int]:
     """A command under way, and the process id of its parent on the host."""
     pidfile = folder / "pid"
     script = f"echo $PPID > {pidfile}.new; mv {pidfile}.new {pidfile}; sleep 60"

@@ -14,7 +14,7 @@ from defib.demo.stack import reserve_ports
 from exporter.probes import PROBES
 from fleet.inventory.model import Remediation
 from remediator.policy.decisions import decide
-from remediator.policy.situation import Observation, Past, Present, Situation
+from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from tests.integration.peers import Authority
 from tests.support import eventually, inventory_of, probed
 
@@ -56,7 +56,7 @@ def restarted(folder: Path, reason: str | None) -> bool:
         folder / "policy", {"hosts": {"h": {"address": "h", "shell": "local"}}, "services": {"it": written}}
     )
     seen = Observation(up=False, success=False, reason=reason)
-    situation = Situation(1000.0, frozenset({"ServiceDown"}), Past(), Present(), seen)
+    situation = Situation(1000.0, frozenset({"ServiceDown"}), ActionHistory(), ActionsInProgress(), seen)
     return decide(known.inventory.services["it"], Remediation(), situation).verb == "act"
 
 

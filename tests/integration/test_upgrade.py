@@ -86,10 +86,10 @@ async def test_a_record_of_0008_keeps_its_notifications(tmp_path: Path) -> None:
     assert (press["button"], press["ids"]) == ("restart", {"incident": 1})
 
     # What was pending is sent as it was to be, and the card is updated.
-    batch = await database.write(outbox.choose, "ops")
+    batch = await database.write(outbox.choose_batch, "ops")
     assert isinstance(batch, Batch)
     assert (batch.ids, batch.retry_state) == ([2], {"degraded": 2, "signed_again": 0})
-    assert await database.write(deliveries.reserve, batch) == 7
+    assert await database.write(deliveries.reserve_delivery, batch) == 7
     await database.write(acknowledgement.acknowledge_incident, 1, "ann")
     (card, *_) = await database.read(read, notifications)
     assert (card["state"], card["message_id"], card["version"]) == ("pending", "om_1", 1)

@@ -97,7 +97,7 @@ async def fire(harness: SenderHarness, name: str, status: Any = "firing", **labe
     labels = {"alertname": name, "severity": "critical", **labels}
     annotations = {"summary": "no response", "summary_zh": "无响应"}
     alert = Alert(f"{name}{labels.get('instance', '')}", "1", "", status, labels, annotations)
-    await harness.database.write(intake.receive, [alert])
+    await harness.database.write(intake.receive_alerts, [alert])
     harness.sender.wake()
 
 

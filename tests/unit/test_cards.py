@@ -20,8 +20,8 @@ from remediator.incidents.timeline import TimelineEvent
 from remediator.notifications.channels import ChannelMessage
 from remediator.notifications.channels.feishu import FeishuOptions, format_message
 from remediator.notifications.channels.feishu_app import FeishuAppOptions, format_request
-from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, escape, format_line, size
-from remediator.notifications.content import Attempt, Notification, NotificationState, in_language
+from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, escape_markup, format_line, message_size
+from remediator.notifications.content import Attempt, Notification, NotificationState, annotations_in_language
 from remediator.notifications.links import build_links
 from remediator.notifications.messages import MENTIONING, render_card
 from remediator.notifications.outbox import MessageForm
@@ -83,7 +83,7 @@ def both(
     request = format_request(APP, ChannelMessage(card, key="k"))[2]
     of_app = json.loads(request["content"])
     assert feishu_cards.check_version_1(custom["card"]) == feishu_cards.check_version_2(of_app) == ""
-    assert max(map(size, (custom, plain, request))) <= SIZE_LIMIT
+    assert max(map(message_size, (custom, plain, request))) <= SIZE_LIMIT
     return custom["card"], of_app, plain["content"]["text"]
 
 
@@ -353,12 +353,12 @@ def test_labels_are_shown_literally(labels: dict[str, str], language: str) -> No
         assert line.replace("**", "").count("*") == 0
     custom = format_message(ChannelMessage(card))["card"]
     assert feishu_cards.check_version_1(custom) == ""
-    assert size(custom) <= SIZE_LIMIT
+    assert message_size(custom) <= SIZE_LIMIT
 
 
 @given(st.text())
 def test_escaped_text_has_no_markup_left(text: str) -> None:
-    assert not set(escape(text)) & set("*<>[]()\\_~`")
+    assert not set(escape_markup(text)) & set("*<>[]()\\_~`")
 
 
 def test_both_languages_have_the_same_words() -> None:
@@ -418,8 +418,8 @@ def test_templates_with_the_former_names_still_work(inventory: Inventory, tmp_pa
 def test_annotations_are_in_the_configured_language() -> None:
     annotations = {"summary": "down", "summary_zh": "不可用", "description": "why", "runbook_url": "docs/alerts.md#x"}
     plain = {name: annotations[name] for name in ("description", "runbook_url")}
-    assert in_language(annotations, "en") == {**plain, "summary": "down"}
-    assert in_language(annotations, "zh") == {**plain, "summary": "不可用"}
+    assert annotations_in_language(annotations, "en") == {**plain, "summary": "down"}
+    assert annotations_in_language(annotations, "zh") == {**plain, "summary": "不可用"}
 
 
 def test_runbooks_of_the_shipped_rules_link_to_the_documentation(tmp_path: Path) -> None:

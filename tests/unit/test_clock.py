@@ -9,7 +9,7 @@ from sqlalchemy import Connection, create_engine
 
 from fleet.inventory.model import Remediation, Service
 from remediator.policy.decisions import decide
-from remediator.policy.situation import Observation, Past, Present, Situation
+from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from remediator.record import clock
 from remediator.record.clock import SteadyClock
 from remediator.record.schema import metadata
@@ -28,20 +28,20 @@ def connection() -> Iterator[Connection]:
 
 
 def test_it_starts_at_unix_time_and_continues_until_the_next_boot(connection: Connection) -> None:
-    offset = clock.resume(connection, "boot-1", running=100.0, calendar=1_000_000.0)
+    offset = clock.resume_clock(connection, "boot-1", running=100.0, calendar=1_000_000.0)
     assert SteadyClock(offset, lambda: 100.0).now() == 1_000_000.0
     # The remediator is stopped for ten seconds, in which the system time is set back by an hour.
-    offset = clock.resume(connection, "boot-1", running=110.0, calendar=1_000_010.0 - HOUR)
+    offset = clock.resume_clock(connection, "boot-1", running=110.0, calendar=1_000_010.0 - HOUR)
     assert SteadyClock(offset, lambda: 110.0).now() == 1_000_010.0
 
 
 def test_after_a_reboot_the_system_time_shows_how_long_the_machine_was_off(connection: Connection) -> None:
-    clock.resume(connection, "boot-1", running=100.0, calendar=1_000_000.0)
+    clock.resume_clock(connection, "boot-1", running=100.0, calendar=1_000_000.0)
     clock.store_clock(connection, now=1_000_060.0, running=160.0, calendar=1_000_060.0)
-    offset = clock.resume(connection, "boot-2", running=5.0, calendar=1_000_360.0)
+    offset = clock.resume_clock(connection, "boot-2", running=5.0, calendar=1_000_360.0)
     assert SteadyClock(offset, lambda: 5.0).now() == 1_000_360.0
     clock.store_clock(connection, now=1_000_360.0, running=5.0, calendar=1_000_360.0)
-    offset = clock.resume(connection, "boot-3", running=5.0, calendar=1_000_360.0 - HOUR)
+    offset = clock.resume_clock(connection, "boot-3", running=5.0, calendar=1_000_360.0 - HOUR)
     assert SteadyClock(offset, lambda: 5.0).now() == 1_000_360.0  # it does not go back
 
 
@@ -65,9 +65,9 @@ def test_a_jump_of_the_system_time_does_not_change_a_back_off(web: Service, jump
     ended = steady_clock.now()
     calendar[0] += jump + elapsed
     running[0] += elapsed
-    past = Past({"restart": 1}, tries=1, last_ended=ended)
+    past = ActionHistory({"restart": 1}, tries=1, last_ended=ended)
     down = Observation(up=False, success=False, reason="connect")
     decision = decide(
-        web, Remediation(), Situation(steady_clock.now(), frozenset({"ServiceDown"}), past, Present(), down)
+        web, Remediation(), Situation(steady_clock.now(), frozenset({"ServiceDown"}), past, ActionsInProgress(), down)
     )
     assert (decision.reason == "backing-off") is (running[0] - 1000.0 < 60.0)

@@ -9,14 +9,21 @@ import pytest
 from defib.demo import feishu_cards
 from remediator.notifications.cards import Button, Card, Line, Span
 from remediator.notifications.channels import ChannelMessage, SendResult
-from remediator.notifications.channels.feishu import format_message, parse_reply, plan_retry, sign
+from remediator.notifications.channels.feishu import compute_signature, format_message, parse_reply, plan_retry
 from remediator.notifications.channels.feishu_app import FeishuAppOptions, format_request
-from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, fit, simplify, size, version_1, version_2
+from remediator.notifications.channels.feishu_cards import (
+    SIZE_LIMIT,
+    message_size,
+    render_version_1,
+    render_version_2,
+    shorten_to_fit,
+    simplify_card,
+)
 from remediator.notifications.channels.http import HttpReply
 
 
 def test_the_signature_is_the_documented_one() -> None:
-    assert sign("test-secret", 1599360473) == "wSds2BzzFIIGf/WrhUO+NI1q/9j+FRJd3JNHKAq0NZY="
+    assert compute_signature("test-secret", 1599360473) == "wSds2BzzFIIGf/WrhUO+NI1q/9j+FRJd3JNHKAq0NZY="
 
 
 OK = b'{"StatusCode":0,"StatusMessage":"success","code":0,"data":{},"msg":"success"}'
@@ -156,10 +163,10 @@ def test_the_requests_of_an_app() -> None:
 
 
 def test_cards_of_version_2_are_valid() -> None:
-    assert not feishu_cards.check_version_2(version_2(CARD))
-    assert version_2(CARD)["config"]["update_multi"] is True
-    assert not feishu_cards.check_version_2(version_2(simplify(CARD)))
-    assert "<at" not in str(version_2(simplify(CARD)))
+    assert not feishu_cards.check_version_2(render_version_2(CARD))
+    assert render_version_2(CARD)["config"]["update_multi"] is True
+    assert not feishu_cards.check_version_2(render_version_2(simplify_card(CARD)))
+    assert "<at" not in str(render_version_2(simplify_card(CARD)))
 
 
 @pytest.mark.parametrize("character", ["x", "字", "&#42;", "\U0001f600"])
@@ -167,9 +174,9 @@ def test_long_cards_are_cut_by_lines_and_counted(character: str) -> None:
     # Template text is not escaped.
     lines = tuple(Line((Span("template", character * 500),)) for _ in range(400))
     card = Card("t", "down", "critical", "red", lines, "… {0} more")
-    for wrap in (version_1, version_2):
-        fits = fit(card, lambda shown: {"card": wrap(shown)})  # noqa: B023 - called in this iteration
-        assert size(fits) <= SIZE_LIMIT
+    for wrap in (render_version_1, render_version_2):
+        fits = shorten_to_fit(card, lambda shown: {"card": wrap(shown)})  # noqa: B023 - called in this iteration
+        assert message_size(fits) <= SIZE_LIMIT
         content = str(fits)
         assert "more" in content
         assert content.count(character * 500) > SIZE_LIMIT // (len((character * 500).encode()) + 50) - 3

@@ -39,13 +39,13 @@ def test_faults_are_not_absences() -> None:
 
 def test_fields_are_asked_for_by_the_names_that_the_driver_has() -> None:
     help_text = '"index"\nGPU index.\n"name" or "gpu_name"\n"clocks_throttle_reasons.hw_slowdown"\n"power.draw"\n"nothing.of.ours"\n'
-    assert gpu.map_supported_fields(help_text) == {
+    assert gpu.find_field_names(help_text) == {
         "index": "index", "power": "power.draw", "throttle_hw_slowdown": "clocks_throttle_reasons.hw_slowdown",
         "name": "name",
     }  # fmt: skip
     newer = help_text.replace("throttle_reasons", "event_reasons") + '"power.draw.instant"\n'
-    assert gpu.map_supported_fields(newer)["throttle_hw_slowdown"] == "clocks_event_reasons.hw_slowdown"
-    assert gpu.map_supported_fields(newer)["power"] == "power.draw.instant"
+    assert gpu.find_field_names(newer)["throttle_hw_slowdown"] == "clocks_event_reasons.hw_slowdown"
+    assert gpu.find_field_names(newer)["power"] == "power.draw.instant"
 
 
 def test_memory_by_container() -> None:
@@ -65,7 +65,7 @@ def test_memory_by_container() -> None:
         f"container {two} mineru\n"
     )
     mib = 2.0**20
-    assert gpu.parse_memory_by_container(output) == {
+    assert gpu.parse_memory_by_gpu_and_container(output) == {
         "GPU-1": {"vllm-a": 100 * mib, "mineru": 50 * mib, "ef56ef56ef56": 7 * mib, "host": 3 * mib}
     }
 
@@ -78,7 +78,7 @@ def test_xids_and_when_they_were_seen_last() -> None:
         "[  300.000000] NVRM: Xid (PCI:0000:05:00): 79, pid=1896, again\n"
         "[  400.000000] NVRM: something else\n"
     )
-    assert gpu.parse_xids(output) == {("00000000:05:00", "79"): 1300.0, ("00000000:03:00", "14"): 1200.5}
+    assert gpu.parse_last_xid_times(output) == {("00000000:05:00", "79"): 1300.0, ("00000000:03:00", "14"): 1200.5}
 
 
 def test_instances() -> None:

@@ -37,7 +37,7 @@ def page(service: Service) -> MetricsPage:
         components={"a": True, "b\n": False},
     )
     result = ProbeResult(False, "status", "answered 503", 1000.0, 0.75, seen)
-    state = ServiceState().after(result, fail_after=1, recover_after=1)
+    state = ServiceState().after_result(result, fail_after=1, recover_after=1)
     made.put("web", ServiceSeries(service).render(state, result, {"status": 1}))
     made.put("host h", render_host_info(Host(address="10.0.0.1", labels={"rack": "a3"})))
     return made

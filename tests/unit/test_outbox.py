@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remediator.notifications.channels.feishu import FeishuOptions
-from remediator.notifications.outbox import next_slot
+from remediator.notifications.outbox import next_delivery_time
 
 OPTIONS = FeishuOptions.model_validate({"webhook": "http://f/"})
 PER_SECOND, PER_MINUTE = OPTIONS.per_second, OPTIONS.per_minute
@@ -14,7 +14,7 @@ def test_no_window_exceeds_its_limit(gaps: list[float]) -> None:
     now, sent = 0.0, list[float]()
     for gap in gaps:
         now += gap
-        while (at := next_slot([each for each in sent if each > now - 60], now, OPTIONS)) > now:
+        while (at := next_delivery_time([each for each in sent if each > now - 60], now, OPTIONS)) > now:
             now = at
         sent.append(now)
     for index, at in enumerate(sent):
@@ -23,6 +23,6 @@ def test_no_window_exceeds_its_limit(gaps: list[float]) -> None:
 
 
 def test_a_burst_is_spread() -> None:
-    assert next_slot([], 5.0, OPTIONS) == 5.0
-    assert next_slot([4.5] * PER_SECOND, 5.0, OPTIONS) == 5.5
-    assert next_slot([float(n) / 2 for n in range(PER_MINUTE)], 50.0, OPTIONS) == 60.0
+    assert next_delivery_time([], 5.0, OPTIONS) == 5.0
+    assert next_delivery_time([4.5] * PER_SECOND, 5.0, OPTIONS) == 5.5
+    assert next_delivery_time([float(n) / 2 for n in range(PER_MINUTE)], 50.0, OPTIONS) == 60.0

@@ -12,7 +12,16 @@ from fleet.inventory.model import Backoff, Remediation, Service
 from remediator.policy.attempts import backoff, counted_since, next_step
 from remediator.policy.decisions import decide, explain, find_closed_gate
 from remediator.policy.gates import GATES
-from remediator.policy.situation import Decision, Observation, Past, PastAction, Present, Refusal, Situation, Wait
+from remediator.policy.situation import (
+    ActionHistory,
+    ActionsInProgress,
+    Decision,
+    Observation,
+    PastAction,
+    Refusal,
+    Situation,
+    Wait,
+)
 from remediator.policy.storm import is_storm, services_in_group
 from tests.support import inventory_of
 
@@ -22,8 +31,8 @@ LADDER = {"steps": ["restart", {"recreate": {"command": ["remake"]}}]}
 SUCCEEDED = PastAction(NOW - 80, NOW - 60, succeeded=True)
 FAILED = replace(SUCCEEDED, succeeded=False)
 AFTER_FAILURE = replace(FAILED, after_failure=True)
-FAILED_IN_INCIDENT = Past(actions=(replace(AFTER_FAILURE, of_incident=True),))
-SITUATION = Situation(NOW, frozenset({"ServiceDown"}), Past(), Present(), DOWN)
+FAILED_IN_INCIDENT = ActionHistory(actions=(replace(AFTER_FAILURE, of_incident=True),))
+SITUATION = Situation(NOW, frozenset({"ServiceDown"}), ActionHistory(), ActionsInProgress(), DOWN)
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +72,8 @@ def load_services(folder: Path) -> dict[str, Service]:
         ("web", {}, {"observed": Observation(True, False, "connect")}, "refuse", "already-up"),
         ("web", {}, {"observed": replace(DOWN, reason="tls")}, "refuse", "not-restartable"),
         ("web", {"never_for": []}, {"observed": replace(DOWN, reason="tls")}, "act", None),
-        ("web", {}, {"past": Past({"restart": 3})}, "refuse", "attempts-used-up"),
-        ("web", {"attempts": 4}, {"past": Past({"restart": 3})}, "act", None),
+        ("web", {}, {"history": ActionHistory({"restart": 3})}, "refuse", "attempts-used-up"),
+        ("web", {"attempts": 4}, {"history": ActionHistory({"restart": 3})}, "act", None),
         ("web", {"automatic": False}, {}, "wait", "automation-off"),
         ("web", {}, {"automation": False}, "wait", "automation-off"),
         ("web", {}, {"maintenance": "host h, by ann: disks"}, "wait", "maintenance"),
@@ -72,11 +81,23 @@ def load_services(folder: Path) -> dict[str, Service]:
         ("web", {}, {"silenced": "silenced by 1"}, "wait", "silenced"),
         ("web", {}, {"gone": True}, "wait", "alert-gone"),
         ("web", {}, {"healing": "docker is restarting it"}, "wait", "healing-itself"),
-        ("web", {}, {"healing": "docker …", "past": Past(healing_since=NOW - 299)}, "wait", "healing-itself"),
-        ("web", {}, {"healing": "docker …", "past": Past(healing_since=NOW - 300)}, "act", None),
+        (
+            "web",
+            {},
+            {"healing": "docker …", "history": ActionHistory(healing_since=NOW - 299)},
+            "wait",
+            "healing-itself",
+        ),
+        ("web", {}, {"healing": "docker …", "history": ActionHistory(healing_since=NOW - 300)}, "act", None),
         ("web", {}, {"stopped": "by ann, through Defib"}, "wait", "stopped"),
         ("web", {"respect_stop": False}, {"stopped": "by ann, through Defib"}, "wait", "stopped"),
-        ("web", {}, {"stopped": "by ann", "past": Past({"restart": 3}), "observed": None}, "wait", "stopped"),
+        (
+            "web",
+            {},
+            {"stopped": "by ann", "history": ActionHistory({"restart": 3}), "observed": None},
+            "wait",
+            "stopped",
+        ),
         ("web", {}, {"stopped": "by ann, through Defib", "approved": True}, "act", None),
         ("web", {}, {"stopped_by_hand": "s"}, "wait", "stopped-by-hand"),
         ("web", {"respect_stop": False}, {"stopped_by_hand": "s"}, "act", None),
@@ -86,33 +107,45 @@ def load_services(folder: Path) -> dict[str, Service]:
         (
             "web",
             {},
-            {"withheld": "it is masked", "stopped_for": 70.0, "past": FAILED_IN_INCIDENT},
+            {"withheld": "it is masked", "stopped_for": 70.0, "history": FAILED_IN_INCIDENT},
             "wait",
             "stopped-by-hand",
         ),
         # A stop that was observed earlier holds until the target has another run.
-        ("web", {}, {"run": "t1", "past": Past(stopped_run="t1", stopped_why="s")}, "wait", "stopped-by-hand"),
-        ("web", {}, {"run": "t2", "past": Past(stopped_run="t1", stopped_why="s")}, "act", None),
         (
             "web",
             {},
-            {"unseen": "no answer", "past": Past(stopped_run="t1", stopped_why="s")},
+            {"run": "t1", "history": ActionHistory(stopped_run="t1", stopped_why="s")},
             "wait",
             "stopped-by-hand",
         ),
-        ("web", {}, {"run": "t1", "past": Past(stopped_why="it is paused")}, "act", None),
-        ("web", {}, {"unseen": "no answer", "past": Past(stopped_why="it is paused")}, "wait", "stopped-by-hand"),
+        ("web", {}, {"run": "t2", "history": ActionHistory(stopped_run="t1", stopped_why="s")}, "act", None),
+        (
+            "web",
+            {},
+            {"unseen": "no answer", "history": ActionHistory(stopped_run="t1", stopped_why="s")},
+            "wait",
+            "stopped-by-hand",
+        ),
+        ("web", {}, {"run": "t1", "history": ActionHistory(stopped_why="it is paused")}, "act", None),
+        (
+            "web",
+            {},
+            {"unseen": "no answer", "history": ActionHistory(stopped_why="it is paused")},
+            "wait",
+            "stopped-by-hand",
+        ),
         ("web", {}, {"unseen": "no answer"}, "act", None),
         # Without permission to read the state, a stop cannot be respected.
         ("web", {}, {"refused": "docker is not in the list"}, "refuse", "sudo-refused"),
         ("web", {"respect_stop": False}, {"refused": "docker is not in the list"}, "act", None),
         # An action reset the failure and could not start the target: an end before it, or at an unknown time, is no stop.
-        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 200.0, "past": FAILED_IN_INCIDENT}, "act", None),
-        ("web", {}, {"stopped_by_hand": "s", "past": FAILED_IN_INCIDENT}, "act", None),
+        ("web", {}, {"stopped_by_hand": "s", "stopped_for": 200.0, "history": FAILED_IN_INCIDENT}, "act", None),
+        ("web", {}, {"stopped_by_hand": "s", "history": FAILED_IN_INCIDENT}, "act", None),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 5.0, "past": FAILED_IN_INCIDENT},
+            {"stopped_by_hand": "s", "stopped_for": 5.0, "history": FAILED_IN_INCIDENT},
             "wait",
             "stopped-by-hand",
         ),
@@ -120,71 +153,77 @@ def load_services(folder: Path) -> dict[str, Service]:
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "past": Past(actions=(SUCCEEDED, *FAILED_IN_INCIDENT.actions))},
+            {"stopped_by_hand": "s", "history": ActionHistory(actions=(SUCCEEDED, *FAILED_IN_INCIDENT.actions))},
             "wait",
             "stopped-by-hand",
         ),
-        ("web", {}, {"stopped_by_hand": "s", "past": Past(actions=(AFTER_FAILURE,))}, "wait", "stopped-by-hand"),
+        (
+            "web",
+            {},
+            {"stopped_by_hand": "s", "history": ActionHistory(actions=(AFTER_FAILURE,))},
+            "wait",
+            "stopped-by-hand",
+        ),
         # A failed restart stopped the target. A stop before or after it, or after a successful restart, is a manual one.
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(actions=(FAILED, SUCCEEDED))},
+            {"stopped_by_hand": "s", "stopped_for": 70.0, "history": ActionHistory(actions=(FAILED, SUCCEEDED))},
             "act",
             None,
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 200.0, "past": Past(actions=(SUCCEEDED, FAILED))},
+            {"stopped_by_hand": "s", "stopped_for": 200.0, "history": ActionHistory(actions=(SUCCEEDED, FAILED))},
             "wait",
             "stopped-by-hand",
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 5.0, "past": Past(actions=(SUCCEEDED, FAILED))},
+            {"stopped_by_hand": "s", "stopped_for": 5.0, "history": ActionHistory(actions=(SUCCEEDED, FAILED))},
             "wait",
             "stopped-by-hand",
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": None, "past": Past(actions=(SUCCEEDED, FAILED))},
+            {"stopped_by_hand": "s", "stopped_for": None, "history": ActionHistory(actions=(SUCCEEDED, FAILED))},
             "wait",
             "stopped-by-hand",
         ),
         (
             "web",
             {},
-            {"stopped_by_hand": "s", "stopped_for": 70.0, "past": Past(actions=(SUCCEEDED,))},
+            {"stopped_by_hand": "s", "stopped_for": 70.0, "history": ActionHistory(actions=(SUCCEEDED,))},
             "wait",
             "stopped-by-hand",
         ),
         ("web", {}, {"age": 299.0}, "wait", "starting"),
         ("web", {}, {"age": 300.0}, "act", None),
-        ("web", {}, {"age": 70.0, "past": Past(actions=(SUCCEEDED,))}, "act", None),
-        ("web", {}, {"age": 40.0, "past": Past(actions=(SUCCEEDED,))}, "wait", "starting"),
-        ("web", {}, {"age": 100.0, "past": Past(actions=(SUCCEEDED,))}, "wait", "starting"),
-        ("web", {}, {"age": 5.0, "past": Past(starting_since=NOW - 299)}, "wait", "starting"),
-        ("web", {}, {"age": 5.0, "past": Past(starting_since=NOW - 300)}, "act", None),
-        ("web", {}, {"past": Past(blocked="host-key-changed")}, "refuse", "host-key-changed"),
-        ("web", {}, {"past": Past(blocked="sudo-refused")}, "refuse", "sudo-refused"),
-        ("web", LADDER, {"past": Past({"restart": 3})}, "wait", "approval"),
-        ("web", LADDER, {"past": Past({"restart": 3}), "approved": True}, "act", None),
-        ("web", LADDER, {"past": Past({"restart": 3, "recreate": 1})}, "refuse", "attempts-used-up"),
+        ("web", {}, {"age": 70.0, "history": ActionHistory(actions=(SUCCEEDED,))}, "act", None),
+        ("web", {}, {"age": 40.0, "history": ActionHistory(actions=(SUCCEEDED,))}, "wait", "starting"),
+        ("web", {}, {"age": 100.0, "history": ActionHistory(actions=(SUCCEEDED,))}, "wait", "starting"),
+        ("web", {}, {"age": 5.0, "history": ActionHistory(starting_since=NOW - 299)}, "wait", "starting"),
+        ("web", {}, {"age": 5.0, "history": ActionHistory(starting_since=NOW - 300)}, "act", None),
+        ("web", {}, {"history": ActionHistory(blocked="host-key-changed")}, "refuse", "host-key-changed"),
+        ("web", {}, {"history": ActionHistory(blocked="sudo-refused")}, "refuse", "sudo-refused"),
+        ("web", LADDER, {"history": ActionHistory({"restart": 3})}, "wait", "approval"),
+        ("web", LADDER, {"history": ActionHistory({"restart": 3}), "approved": True}, "act", None),
+        ("web", LADDER, {"history": ActionHistory({"restart": 3, "recreate": 1})}, "refuse", "attempts-used-up"),
         ("web", {"steps": [{"recreate": {}}]}, {}, "refuse", "attempts-used-up"),
         ("web", {"steps": [{"restart": {"approve": True}}]}, {}, "wait", "approval"),
         ("web", {}, {"host_down": True}, "wait", "host-down"),
         ("web", {}, {"dependencies_down": ("db",)}, "wait", "dependency-down"),
         ("web", {}, {"storm": (3, 5)}, "wait", "storm"),
-        ("web", {}, {"past": Past({"restart": 1}, 1, NOW - 59)}, "wait", "backing-off"),
-        ("web", {}, {"past": Past({"restart": 1}, 1, NOW - 60)}, "act", None),
-        ("web", {}, {"past": Past({"restart": 1}, 0, NOW - 1)}, "act", None),
-        ("web", {}, {"present": Present(target_busy=True)}, "wait", "target-busy"),
-        ("web", {}, {"present": Present(on_host=1)}, "wait", "host-busy"),
-        ("web", {}, {"present": Present(in_flight=5)}, "wait", "fleet-busy"),
-        ("web", {}, {"present": Present(in_budget_window=(NOW,) * 20)}, "wait", "fleet-busy"),
+        ("web", {}, {"history": ActionHistory({"restart": 1}, 1, NOW - 59)}, "wait", "backing-off"),
+        ("web", {}, {"history": ActionHistory({"restart": 1}, 1, NOW - 60)}, "act", None),
+        ("web", {}, {"history": ActionHistory({"restart": 1}, 0, NOW - 1)}, "act", None),
+        ("web", {}, {"in_progress": ActionsInProgress(target_busy=True)}, "wait", "target-busy"),
+        ("web", {}, {"in_progress": ActionsInProgress(on_host=1)}, "wait", "host-busy"),
+        ("web", {}, {"in_progress": ActionsInProgress(in_flight=5)}, "wait", "fleet-busy"),
+        ("web", {}, {"in_progress": ActionsInProgress(in_budget_window=(NOW,) * 20)}, "wait", "fleet-busy"),
         ("web", {}, {"observed": None}, "wait", "blind"),
         ("web", {}, {"observed": Observation(None, False, "connect")}, "wait", "blind"),
     ],
@@ -216,7 +255,7 @@ def test_every_refusal_and_wait_has_a_gate() -> None:
 def test_the_next_step_follows_when_the_attempts_of_a_step_are_used_up(services: dict[str, Service]) -> None:
     rules = Remediation(**LADDER)
     steps = [
-        next_step(services["web"], rules, Past({"restart": n, "recreate": m}))
+        next_step(services["web"], rules, ActionHistory({"restart": n, "recreate": m}))
         for n, m in ((0, 0), (2, 0), (3, 0), (3, 1))
     ]
     assert [step.kind if step else None for step in steps] == ["restart", "restart", "recreate", None]
@@ -227,10 +266,10 @@ def test_the_next_step_follows_when_the_attempts_of_a_step_are_used_up(services:
     [
         ({}, [], None), ({"storm": (3, 4)}, [], "storm"), ({"storm": (3, 4)}, ["storm"], None),
         ({"maintenance": "m", "storm": (3, 4)}, ["storm"], "maintenance"), ({"automation": False}, [], None),
-        ({"present": Present(target_busy=True)}, ["target-busy"], "target-busy"),
-        ({"present": Present(on_host=1)}, ["host-busy"], "host-busy"),
+        ({"in_progress": ActionsInProgress(target_busy=True)}, ["target-busy"], "target-busy"),
+        ({"in_progress": ActionsInProgress(on_host=1)}, ["host-busy"], "host-busy"),
         ({"observed": None}, [], None), ({"observed": Observation(True, True, None)}, [], None),
-        ({"past": Past({"restart": 9}, 9, NOW)}, [], None),
+        ({"history": ActionHistory({"restart": 9}, 9, NOW)}, [], None),
         ({"stopped": "by ann", "stopped_by_hand": "s", "withheld": "it is paused", "age": 1.0}, [], None),
     ],
 )  # fmt: skip
@@ -243,9 +282,9 @@ def test_gates_that_hold_an_operator_s_action(
 
 def test_a_wait_ends_at_its_known_end_or_is_decided_again(services: dict[str, Service]) -> None:
     rules = Remediation()
-    decision = decide(services["web"], rules, replace(SITUATION, past=Past({"restart": 1}, 1, NOW - 50)))
+    decision = decide(services["web"], rules, replace(SITUATION, history=ActionHistory({"restart": 1}, 1, NOW - 50)))
     assert decision.until == NOW + 10
-    decision = decide(services["web"], rules, replace(SITUATION, past=Past({"restart": 2}, 2, NOW - 50)))
+    decision = decide(services["web"], rules, replace(SITUATION, history=ActionHistory({"restart": 2}, 2, NOW - 50)))
     assert decision.until == NOW + 30
     assert decide(services["web"], rules, replace(SITUATION, age=290.0)).until == NOW + 10
 
@@ -254,13 +293,13 @@ situations = st.builds(
     Situation,
     now=st.floats(0, 2e9),
     firing=st.frozensets(st.sampled_from(["ServiceDown", "ServiceSlow"])),
-    past=st.builds(
-        Past, attempts=st.fixed_dictionaries({}, optional={"restart": st.integers(0, 5), "recreate": st.integers(0, 2)}),
+    history=st.builds(
+        ActionHistory, attempts=st.fixed_dictionaries({}, optional={"restart": st.integers(0, 5), "recreate": st.integers(0, 2)}),
         tries=st.integers(0, 5), last_ended=st.none() | st.floats(0, 2e9),
         blocked=st.sampled_from([None, None, "sudo-refused"]),
     ),
-    present=st.builds(
-        Present, target_busy=st.booleans(), on_host=st.integers(0, 2), in_flight=st.integers(0, 6),
+    in_progress=st.builds(
+        ActionsInProgress, target_busy=st.booleans(), on_host=st.integers(0, 2), in_flight=st.integers(0, 6),
         in_budget_window=st.lists(st.floats(0, 2e9), max_size=25).map(lambda times: tuple(sorted(times))),
     ),
     observed=st.none() | st.builds(
@@ -301,21 +340,21 @@ def test_an_action_meets_all_conditions_of_safety(
     assert situation.observed.up is False
     assert not situation.observed.success
     assert situation.observed.reason not in rules.never_for
-    assert not situation.present.target_busy
-    assert situation.present.on_host < 1
+    assert not situation.in_progress.target_busy
+    assert situation.in_progress.on_host < 1
     assert decision.step is not None
-    used = situation.past.attempts.get(decision.step.kind, 0)
+    used = situation.history.attempts.get(decision.step.kind, 0)
     assert used < (3 if decision.step.kind == "restart" else 1)
     assert decision.step.kind == "restart" or situation.approved
     assert situation.automation
     assert not any((situation.maintenance, situation.scheduled, situation.silenced, situation.gone))
-    assert situation.past.blocked is None
+    assert situation.history.blocked is None
     assert situation.approved or not situation.refused
     assert situation.approved or not (situation.stopped or situation.stopped_by_hand or situation.withheld)
     assert situation.age is None or situation.age >= 300
     assert not situation.host_down
     assert situation.storm is None
-    assert len(situation.present.in_budget_window) < 20
+    assert len(situation.in_progress.in_budget_window) < 20
 
 
 def test_back_off_grows_to_its_cap() -> None:

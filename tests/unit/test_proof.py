@@ -6,14 +6,14 @@ import pytest
 
 from fleet.host.sections import SectionOutput, SectionParser
 from fleet.shells import OUTPUT_LIMIT
-from fleet.shells.proof import MarkedOutput, Marks
+from fleet.shells.proof import CommandMarkers, MarkedOutput
 
 
 def pieces(sent: bytes, size: int) -> Iterator[bytes]:
     return (sent[at : at + size] for at in range(0, len(sent), size))
 
 
-def heard(marks: Marks, *sent: bytes) -> MarkedOutput:
+def heard(marks: CommandMarkers, *sent: bytes) -> MarkedOutput:
     between = MarkedOutput(marks)
     for piece in sent:
         between.add(piece)
@@ -22,7 +22,7 @@ def heard(marks: Marks, *sent: bytes) -> MarkedOutput:
 
 @pytest.mark.parametrize("status", [b"0", b"7", b"255"])
 def test_a_status_comes_however_it_is_cut(status: bytes) -> None:
-    marks = Marks()
+    marks = CommandMarkers()
     sent = b"hello\n" + marks.begin + b"output" + marks.end + status + b"\nbye"
     for size in (1, 7, len(sent)):
         between = heard(marks, *pieces(sent, size))
@@ -30,7 +30,7 @@ def test_a_status_comes_however_it_is_cut(status: bytes) -> None:
 
 
 def test_a_false_end_mark_does_not_hide_the_true_one() -> None:
-    marks = Marks()
+    marks = CommandMarkers()
     sent = marks.begin + b"a" + marks.end + b"oops\n" + marks.end + b"3\n"
     for size in (1, 7, len(sent)):
         assert heard(marks, *pieces(sent, size)).status == 3
@@ -38,7 +38,7 @@ def test_a_false_end_mark_does_not_hide_the_true_one() -> None:
 
 @pytest.mark.parametrize("after", [b"x\n", b"\n", b"99999\n", b"x" * 100])
 def test_an_end_mark_without_a_status_is_output(after: bytes) -> None:
-    marks = Marks()
+    marks = CommandMarkers()
     between = heard(marks, marks.begin + b"a" + marks.end, after, b"more")
     assert between.status is None
     assert between.text.startswith("a@defib-")
@@ -46,7 +46,7 @@ def test_an_end_mark_without_a_status_is_output(after: bytes) -> None:
 
 def test_what_follows_an_end_mark_without_a_status_is_passed_on_as_it_comes() -> None:
     """Held back until a status came, it would be kept and searched without end."""
-    marks, passed = Marks(), bytearray()
+    marks, passed = CommandMarkers(), bytearray()
     between = MarkedOutput(marks, passed.extend)
     between.add(marks.begin + marks.end)
     for _ in range(1000):

@@ -12,7 +12,7 @@ def result(success: bool, at: float = 0.0) -> ProbeResult:
 def run(outcomes: list[bool], fail_after: int, recover_after: int) -> list[ServiceState]:
     state, states = ServiceState(), []
     for at, success in enumerate(outcomes):
-        state = state.after(result(success, at), fail_after=fail_after, recover_after=recover_after)
+        state = state.after_result(result(success, at), fail_after=fail_after, recover_after=recover_after)
         states.append(state)
     return states
 
@@ -30,7 +30,7 @@ def test_a_single_failure_does_not_bring_a_service_down() -> None:
 
 
 def test_is_stable() -> None:
-    assert [state.is_stable for state in run([True, False, True], 2, 1)] == [True, False, True]
+    assert [state.is_steadily_up for state in run([True, False, True], 2, 1)] == [True, False, True]
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 4), st.integers(1, 4))

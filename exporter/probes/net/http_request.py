@@ -130,7 +130,7 @@ class HttpRequestOptions(DialOptions):
     max_body: Size = 10 * 1024 * 1024
 
     @property
-    def target(self) -> str:
+    def request_url(self) -> str:
         """The URL of the request."""
         return self.url
 
@@ -159,7 +159,7 @@ class HttpRequestOptions(DialOptions):
             headers["authorization"] = ("Authorization", format_authorization(auth))
         # Configured headers replace the default ones, whatever their case.
         headers |= {name.lower(): (name, value.get_secret_value()) for name, value in self.headers.items()}
-        return HttpRequest(URL(self.target), self.verb, dict(headers.values()), body, self.proxy)
+        return HttpRequest(URL(self.request_url), self.verb, dict(headers.values()), body, self.proxy)
 
     @cached_property
     def token_options(self) -> "HttpRequestOptions":

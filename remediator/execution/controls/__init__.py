@@ -6,7 +6,7 @@ from typing import Any, Generic, TypeVar
 
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.kinds import LazyTable
-from fleet.shells import Completed
+from fleet.shells import CompletedCommand
 from remediator.execution.controls.runner import ControlRunner, TargetState, Verb
 
 OptionsT = TypeVar("OptionsT", bound=ConfigModel)
@@ -21,7 +21,7 @@ class ControlKind(Generic[OptionsT]):
     """
 
     options: type[OptionsT]
-    run: Callable[[Verb, OptionsT, ControlRunner], Awaitable[Completed]]
+    run: Callable[[Verb, OptionsT, ControlRunner], Awaitable[CompletedCommand]]
     read_state: Callable[[OptionsT, ControlRunner], Awaitable[TargetState | None]]
     reports_stops: bool = True
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field, model_validator
 
 from fleet.inventory.endpoints import ConfigModel
-from fleet.shells import Completed
+from fleet.shells import CompletedCommand
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import VERBS, ControlRunner, TargetState, UnknownVerbError, Verb
 
@@ -42,7 +42,7 @@ class CommandControlOptions(ConfigModel):
         return f"command:{shlex.join(argv) if isinstance(argv, list) else argv}"
 
 
-async def run_command(verb: Verb, options: CommandControlOptions, runner: ControlRunner) -> Completed:
+async def run_command(verb: Verb, options: CommandControlOptions, runner: ControlRunner) -> CompletedCommand:
     argv: list[str] | None = getattr(options, verb)
     if argv is not None:
         return await runner.run(argv)

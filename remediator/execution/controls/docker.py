@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 
 from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import docker
-from fleet.shells import Completed
+from fleet.shells import CompletedCommand
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
@@ -35,14 +35,14 @@ class DockerControlOptions(ConfigModel):
         return f"docker:{self.container}"
 
 
-async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlRunner) -> Completed:
+async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlRunner) -> CompletedCommand:
     target = f"container {options.container}"
     if verb == "status":
         completed = await runner.run_manager(docker.build_state_query(options.container), target, docker.MESSAGES)
         if succeeded(completed) and not completed.stdout.strip():
             raise runner.not_found(target)
         if succeeded(completed) and not docker.is_running(completed.stdout):
-            return Completed(1, completed.stdout, completed.stderr)
+            return CompletedCommand(1, completed.stdout, completed.stderr)
         return completed
     if verb == "logs":
         return await _read_logs(options, target, runner)
@@ -52,7 +52,7 @@ async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlR
     return await run_after_start(options, runner) or completed
 
 
-async def run_after_start(options: DockerControlOptions, runner: ControlRunner) -> Completed | None:
+async def run_after_start(options: DockerControlOptions, runner: ControlRunner) -> CompletedCommand | None:
     """Run the commands of `after_start` in order; returns the first that failed, None if there is none."""
     for step in options.after_start:
         completed = await runner.run(_build_exec(options.container, step))
@@ -70,13 +70,13 @@ def _build_exec(container: str, step: AfterStart) -> list[str]:
     return docker.build_exec(container, [*(["--detach"] if step.detach else []), *variables], command)
 
 
-async def _read_logs(options: DockerControlOptions, target: str, runner: ControlRunner) -> Completed:
+async def _read_logs(options: DockerControlOptions, target: str, runner: ControlRunner) -> CompletedCommand:
     completed = await runner.run_manager(docker.build_logs(options.container, LOG_LINES), target, docker.MESSAGES)
     for step in options.after_start:
         if step.log and succeeded(completed):
             tail = await runner.run(docker.build_exec(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
             text = f"{completed.stdout}\n==> {step.log} <==\n{tail.stdout}"
-            completed = Completed(0, text, completed.stderr + tail.stderr)
+            completed = CompletedCommand(0, text, completed.stderr + tail.stderr)
     return completed
 
 
@@ -84,7 +84,7 @@ async def read_docker_state(options: DockerControlOptions, runner: ControlRunner
     return parse_container_state(await runner.run(docker.build_inspect(options.container)))
 
 
-def parse_container_state(completed: Completed) -> TargetState | None:
+def parse_container_state(completed: CompletedCommand) -> TargetState | None:
     """Parse the output of `docker.build_inspect`; None if it has no container."""
     inspection = docker.parse_inspection(completed.stdout)
     if inspection is None:
@@ -106,7 +106,7 @@ def parse_container_state(completed: Completed) -> TargetState | None:
     )  # fmt: skip
 
 
-def _explain_unsure(completed: Completed) -> str:
+def _explain_unsure(completed: CompletedCommand) -> str:
     """Return why it is unknown whether somebody stopped the container."""
     if succeeded(completed):
         why = "docker keeps only its last 256 events"

@@ -8,7 +8,7 @@ import httpx
 from pydantic import Field, SecretStr, field_validator, model_validator
 
 from fleet.inventory.endpoints import ConfigModel, Endpoint
-from fleet.shells import Completed, ShellError
+from fleet.shells import CompletedCommand, ShellError
 from remediator.clients.json_client import http_client
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import ControlRunner, TargetState, UnknownVerbError, Verb
@@ -73,7 +73,7 @@ class HttpControlOptions(ConfigModel):
         return " ".join(part for part in (f"http:{call.method or 'POST'}", call.url, body) if part)
 
 
-async def run_http(verb: Verb, options: HttpControlOptions, runner: ControlRunner) -> Completed:
+async def run_http(verb: Verb, options: HttpControlOptions, runner: ControlRunner) -> CompletedCommand:
     call: HttpCall | None = getattr(options, verb, None)
     if call is not None:
         return await _send(call, "GET" if verb == "status" else "POST", runner.remaining)
@@ -81,13 +81,13 @@ async def run_http(verb: Verb, options: HttpControlOptions, runner: ControlRunne
         try:
             stopped = await _send(options.stop, "POST", runner.remaining)
         except ShellError:
-            stopped = Completed(1, "", "")  # a service that has crashed may not accept connections
+            stopped = CompletedCommand(1, "", "")  # a service that has crashed may not accept connections
         # A failed stop does not prevent the start. Without a response, the service may still be stopping.
         return stopped if stopped.status is None else await _send(options.start, "POST", runner.remaining)
     raise UnknownVerbError(f"the control does not support `{verb}`")
 
 
-async def _send(call: HttpCall, default_method: str, timeout: float) -> Completed:
+async def _send(call: HttpCall, default_method: str, timeout: float) -> CompletedCommand:
     """Send a request; returns status 0 for 2xx, 1 for other responses, None without a response.
 
     Raises ShellError if it was not sent.
@@ -103,11 +103,11 @@ async def _send(call: HttpCall, default_method: str, timeout: float) -> Complete
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise ShellError(f"cannot connect to {call.url}: {type(error).__name__}") from error
     except TimeoutError:
-        return Completed(None, "", "", f"no response within {timeout:g} s", late=True)
+        return CompletedCommand(None, "", "", f"no response within {timeout:g} s", late=True)
     except httpx.HTTPError as error:
-        return Completed(None, "", "", f"no response: {type(error).__name__}")
+        return CompletedCommand(None, "", "", f"no response: {type(error).__name__}")
     output = f"HTTP {response.status_code} {response.text[:RESPONSE_LIMIT]}".strip()
-    return Completed(0 if response.is_success else 1, output, "")
+    return CompletedCommand(0 if response.is_success else 1, output, "")
 
 
 async def read_http_state(options: HttpControlOptions, runner: ControlRunner) -> TargetState | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from fleet.managers import docker
-from fleet.shells import Completed
+from fleet.shells import CompletedCommand
 from remediator.execution.controls.container_arguments import (
     ContainerDocument,
     build_connects,
@@ -28,12 +28,12 @@ OWN_COMMAND = "configure a command for the step"
 class _StepEndedError(Exception):
     """The step cannot continue; `completed` is its result."""
 
-    def __init__(self, completed: Completed) -> None:
+    def __init__(self, completed: CompletedCommand) -> None:
         super().__init__(completed)
         self.completed = completed
 
 
-async def recreate(options: DockerControlOptions, runner: ControlRunner) -> Completed:
+async def recreate(options: DockerControlOptions, runner: ControlRunner) -> CompletedCommand:
     """Recreate the container. Raises ShellError if nothing was done to it."""
     name = options.container
     try:
@@ -103,14 +103,14 @@ async def _create_copy(runner: ControlRunner, name: str, old: ContainerDocument)
         differing = find_differences(old, new) if new is not None else ["it was not created"]
         if new is not None and not differing:
             return new
-        completed = Completed(1, "", f"the new container would differ in: {'; '.join(differing)}")
+        completed = CompletedCommand(1, "", f"the new container would differ in: {'; '.join(differing)}")
     new = new or await _inspect(runner, name + NEW_SUFFIX)
     if new is not None:
         await _run_all(runner, [["docker", "rm", "--force", new["Id"]]], acts=False)
     raise _StepEndedError(replace(completed, stderr=f"{completed.stderr}\n{name} was not changed"))
 
 
-async def _replace(runner: ControlRunner, name: str, old: str, new: str) -> Completed:
+async def _replace(runner: ControlRunner, name: str, old: str, new: str) -> CompletedCommand:
     """Replace the old container by the new one, both given by ID; restore the old one if that fails."""
     completed = await _run_all(runner, [["docker", "stop", old]])
     renamed = False
@@ -131,20 +131,20 @@ async def _replace(runner: ControlRunner, name: str, old: str, new: str) -> Comp
     return replace(completed, stderr=f"{completed.stderr}\nthe old container was {result}{start_error}")
 
 
-async def _remove_old(runner: ControlRunner, name: str, old: str) -> Completed:
+async def _remove_old(runner: ControlRunner, name: str, old: str) -> CompletedCommand:
     """Remove the old container. The step has succeeded even if this fails."""
     completed = await _run_all(runner, [["docker", "rm", old]])
     if succeeded(completed):
         return completed
     why = completed.output or completed.why
-    return Completed(
+    return CompletedCommand(
         0, completed.stdout, f"the new container runs; cannot remove the old one, {name}{OLD_SUFFIX}: {why}"
     )
 
 
-async def _run_all(runner: ControlRunner, commands: Iterable[list[str]], *, acts: bool = True) -> Completed:
+async def _run_all(runner: ControlRunner, commands: Iterable[list[str]], *, acts: bool = True) -> CompletedCommand:
     """Run commands until one fails; returns the result of the last one."""
-    completed = Completed(0, "", "")
+    completed = CompletedCommand(0, "", "")
     for argv in commands:
         completed = await runner.run_manager(argv, "", WORDS, acts=acts)
         if not succeeded(completed):
@@ -169,5 +169,5 @@ async def _inspect(runner: ControlRunner, name_or_id: str) -> ContainerDocument 
     return document if is_exact else None
 
 
-def _fail(why: str) -> Completed:
-    return Completed(1, "", why)
+def _fail(why: str) -> CompletedCommand:
+    return CompletedCommand(1, "", why)

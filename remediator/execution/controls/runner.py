@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from fleet.inventory.model import Sudo
+from fleet.inventory.model import SudoOptions
 from fleet.managers.guarded_scripts import ManagerMessages, find_not_run
-from fleet.shells import Completed, Shell, ShellError, get_wrapper_refusal
+from fleet.shells import CompletedCommand, Shell, ShellError, get_wrapper_refusal
 from fleet.shells.sudo import build_sudo_command, find_failure, find_refusal
 from runtime.errors import DefibError
 
@@ -62,7 +62,7 @@ class TargetState:
 class ControlRunner:
     """Runs the commands of one action on one host, until `timeout` seconds have passed."""
 
-    def __init__(self, shell: Shell | None, sudo: Sudo, timeout: float, host: str = "the host") -> None:
+    def __init__(self, shell: Shell | None, sudo: SudoOptions, timeout: float, host: str = "the host") -> None:
         self._shell, self._sudo, self._host = shell, sudo, host
         self._has_run = False
         self._deadline = time.monotonic() + timeout
@@ -72,13 +72,13 @@ class ControlRunner:
         """Seconds until the deadline."""
         return max(0.0, self._deadline - time.monotonic())
 
-    async def run(self, argv: Sequence[str], *, acts: bool = True) -> Completed:
+    async def run(self, argv: Sequence[str], *, acts: bool = True) -> CompletedCommand:
         """Run one command; after the deadline no command is started. Raises ShellError if no command was run at all.
 
         With `acts=False` the command only reads, and does not count as run.
         """
         if self.remaining <= 0:
-            return Completed(None, "", "", "the deadline passed")
+            return CompletedCommand(None, "", "", "the deadline passed")
         if self._shell is None:
             raise ShellError("the service has no host to run commands on")
         # A wrapper runs as root already.
@@ -88,13 +88,13 @@ class ControlRunner:
         except ShellError as error:
             if not self._has_run:
                 raise
-            return Completed(None, "", "", f"the connection was lost after the first command: {error}")
+            return CompletedCommand(None, "", "", f"the connection was lost after the first command: {error}")
         if not self._has_run:
             self._raise_if_refused(completed, wrapped=self._shell.wrapped)
         self._has_run = self._has_run or acts
         return completed
 
-    def _raise_if_refused(self, completed: Completed, *, wrapped: bool) -> None:
+    def _raise_if_refused(self, completed: CompletedCommand, *, wrapped: bool) -> None:
         reason = get_wrapper_refusal(completed) if wrapped else find_refusal(completed, self._sudo)
         if reason:
             raise CommandRefusedError(f"the command is not allowed on {self._host}: {reason}")
@@ -104,7 +104,7 @@ class ControlRunner:
 
     async def run_manager(
         self, argv: Sequence[str], target: str, messages: ManagerMessages, *, acts: bool = True
-    ) -> Completed:
+    ) -> CompletedCommand:
         """As `run`, for a process manager whose output says if it did nothing. Raises ShellError in that case."""
         had_run = self._has_run
         completed = await self.run(argv, acts=acts)
@@ -118,5 +118,5 @@ class ControlRunner:
         return TargetNotFoundError(f"there is no {target} on {self._host}")
 
 
-def succeeded(completed: Completed) -> bool:
+def succeeded(completed: CompletedCommand) -> bool:
     return completed.status == 0

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import supervisor
-from fleet.shells import Completed
+from fleet.shells import CompletedCommand
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import VERBS, ControlRunner, TargetState, Verb, succeeded
 
@@ -27,7 +27,7 @@ class SupervisorControlOptions(ConfigModel):
         return f"supervisor:{supervisor.config_name(self.config)}:{name}"
 
 
-async def run_supervisor(verb: Verb, options: SupervisorControlOptions, runner: ControlRunner) -> Completed:
+async def run_supervisor(verb: Verb, options: SupervisorControlOptions, runner: ControlRunner) -> CompletedCommand:
     target = f"program {options.program} in supervisor"
     if verb == "logs":
         # The log may contain messages of supervisor, so only the status shows whether the program exists.
@@ -42,10 +42,10 @@ async def run_supervisor(verb: Verb, options: SupervisorControlOptions, runner: 
     if verb == "status":
         if supervisor.is_running(completed.stdout):
             return completed
-        return Completed(NOT_RUNNING, completed.stdout, completed.stderr)
+        return CompletedCommand(NOT_RUNNING, completed.stdout, completed.stderr)
     # supervisorctl exits with 0 also if supervisord refuses.
     if supervisor.find_refusal(completed.stdout) is not None:
-        return Completed(1, completed.stdout, completed.stderr)
+        return CompletedCommand(1, completed.stdout, completed.stderr)
     return completed
 
 

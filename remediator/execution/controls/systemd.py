@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import systemd
-from fleet.shells import Completed
+from fleet.shells import CompletedCommand
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
@@ -23,7 +23,7 @@ class SystemdControlOptions(ConfigModel):
         return f"systemd:{self.unit}"
 
 
-async def run_systemd(verb: Verb, options: SystemdControlOptions, runner: ControlRunner) -> Completed:
+async def run_systemd(verb: Verb, options: SystemdControlOptions, runner: ControlRunner) -> CompletedCommand:
     target = f"unit {options.unit}"
     if verb == "logs":
         return await runner.run(systemd.build_logs(options.unit, LOG_LINES))
@@ -34,7 +34,7 @@ async def run_systemd(verb: Verb, options: SystemdControlOptions, runner: Contro
     if properties.get("LoadState") == "not-found" and properties.get("ActiveState") == "inactive":
         raise runner.not_found(target)
     if succeeded(completed) and properties.get("ActiveState") not in ("active", "reloading"):
-        return Completed(NOT_RUNNING, completed.stdout, completed.stderr)
+        return CompletedCommand(NOT_RUNNING, completed.stdout, completed.stderr)
     return completed
 
 

@@ -20,8 +20,8 @@ from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from fleet.inventory.endpoints import SecretUrl, Token
 from fleet.inventory.notify import ChannelOptions, Severity
 from remediator.notifications.channels import ChannelKind, ChannelMessage, SendResult
-from remediator.notifications.channels.feishu_cards import fit, plain_text, version_1
-from remediator.notifications.channels.http import HttpReply, exchange, parse_seconds
+from remediator.notifications.channels.feishu_cards import render_plain_text, render_version_1, shorten_to_fit
+from remediator.notifications.channels.http import HttpReply, parse_seconds, send_request
 
 SAME_CLOCK = 60.0  # seconds: a clock offset that changed by less is the same
 
@@ -139,10 +139,10 @@ class FeishuSession:
     ) -> HttpReply:
         content = json.dumps(body, ensure_ascii=False).encode()
         sent_headers = {"Content-Type": "application/json; charset=utf-8", **(headers or {})}
-        return await exchange(self.client, method, url, content, sent_headers)
+        return await send_request(self.client, method, url, content, sent_headers)
 
 
-def sign(secret: str, timestamp: int) -> str:
+def compute_signature(secret: str, timestamp: int) -> str:
     """Return the signature: base64 of the HMAC-SHA256 of no data, with the timestamp and the secret as its key."""
     key = f"{timestamp}\n{secret}".encode()
     return base64.b64encode(hmac.new(key, b"", hashlib.sha256).digest()).decode()
@@ -152,9 +152,11 @@ def format_message(message: ChannelMessage) -> dict[str, Any]:
     """Return the body for a custom bot: a card, or plain text after cards were refused."""
     simplified = RetryState.parse(message.retry_state).simplified
     if simplified == PLAIN:
-        return fit(message.card, lambda card: {"msg_type": "text", "content": {"text": plain_text(card)}})
+        return shorten_to_fit(
+            message.card, lambda card: {"msg_type": "text", "content": {"text": render_plain_text(card)}}
+        )
     shown = message.card.without_mentions() if simplified else message.card
-    return fit(shown, lambda card: {"msg_type": "interactive", "card": version_1(card)})
+    return shorten_to_fit(shown, lambda card: {"msg_type": "interactive", "card": render_version_1(card)})
 
 
 async def send(session: FeishuSession, options: FeishuOptions, message: ChannelMessage, now: float) -> SendResult:
@@ -183,7 +185,7 @@ async def _send_signed(
     signed = dict(body)
     if options.secret is not None:
         timestamp = int(at)
-        signed |= {"timestamp": str(timestamp), "sign": sign(options.secret.get_secret_value(), timestamp)}
+        signed |= {"timestamp": str(timestamp), "sign": compute_signature(options.secret.get_secret_value(), timestamp)}
     result = parse_reply(await session.request("POST", options.address, signed))
     if result.clock_offset is not None:
         session.offsets[options.bot] = result.clock_offset

@@ -23,7 +23,7 @@ from remediator.notifications.channels.feishu import (
     parse_reply,
     plan_retry,
 )
-from remediator.notifications.channels.feishu_cards import fit, simplify, version_2
+from remediator.notifications.channels.feishu_cards import render_version_2, shorten_to_fit, simplify_card
 from remediator.notifications.channels.http import HttpReply
 
 RENEW_BEFORE = 600.0  # seconds before a token expires
@@ -120,9 +120,9 @@ def format_request(options: FeishuAppOptions, message: ChannelMessage) -> tuple[
     simplified = RetryState.parse(message.retry_state).simplified
     card = message.card
     if simplified:
-        card = simplify(card) if simplified == PLAIN else card.without_mentions()
+        card = simplify_card(card) if simplified == PLAIN else card.without_mentions()
     if message.update_id is not None:
-        return "PATCH", f"/open-apis/im/v1/messages/{message.update_id}", fit(card, _content)
+        return "PATCH", f"/open-apis/im/v1/messages/{message.update_id}", shorten_to_fit(card, _content)
     id_type, receiver = options.receiver
     if message.reply_to is not None:
         fields: dict[str, Any] = {"reply_in_thread": True}
@@ -130,7 +130,7 @@ def format_request(options: FeishuAppOptions, message: ChannelMessage) -> tuple[
     else:
         fields, path = {"receive_id": receiver}, f"/open-apis/im/v1/messages?receive_id_type={id_type}"
     fields["uuid"] = _uuid(message.key, simplified)
-    return "POST", path, fit(card, lambda shown: {"msg_type": "interactive", **_content(shown), **fields})
+    return "POST", path, shorten_to_fit(card, lambda shown: {"msg_type": "interactive", **_content(shown), **fields})
 
 
 def _uuid(key: str, simplified: int) -> str:
@@ -139,7 +139,7 @@ def _uuid(key: str, simplified: int) -> str:
 
 
 def _content(card: Card) -> dict[str, Any]:
-    return {"content": json.dumps(version_2(card), ensure_ascii=False)}
+    return {"content": json.dumps(render_version_2(card), ensure_ascii=False)}
 
 
 def _message_id(reply: HttpReply) -> str | None:

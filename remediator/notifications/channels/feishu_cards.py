@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from remediator.notifications.cards import Button, Card, Line, Span, clean
+from remediator.notifications.cards import Button, Card, Line, Span, to_single_line
 
 SIZE_LIMIT = 19_000  # bytes of UTF-8; Feishu permits 20 KB, and signing and redaction may add some
 PLAIN_LINES = 25
@@ -18,7 +18,7 @@ _COLOURS = {"dark red": "carmine", "light blue": "wathet"}
 _ENTITIES = str.maketrans({character: f"&#{ord(character)};" for character in "*<>[]()\\_~`&"})
 
 
-def escape(text: str) -> str:
+def escape_markup(text: str) -> str:
     """Return text that a card shows literally: nothing in it is markup, a mention or a link."""
     return text.translate(_ENTITIES)
 
@@ -31,38 +31,38 @@ def format_line(line: Line) -> str:
 def _format_span(span: Span) -> str:
     if span.kind == "template":
         return span.text
-    return f"**{escape(span.text)}**" if span.kind == "label" else escape(span.text)
+    return f"**{escape_markup(span.text)}**" if span.kind == "label" else escape_markup(span.text)
 
 
-def simplify(card: Card) -> Card:
+def simplify_card(card: Card) -> Card:
     """Return the card without what Feishu may reject: mentions, buttons, many lines."""
     return replace(card.first_lines(PLAIN_LINES), mentions=(), buttons=())
 
 
-def fit(card: Card, wrap: Callable[[Card], dict[str, Any]]) -> dict[str, Any]:
+def shorten_to_fit(card: Card, wrap: Callable[[Card], dict[str, Any]]) -> dict[str, Any]:
     """Return what `wrap` makes of a card, with as many of its lines as the size limit permits."""
     wrapped = wrap(card)
-    if size(wrapped) <= SIZE_LIMIT:
+    if message_size(wrapped) <= SIZE_LIMIT:
         return wrapped
     low, high = 0, len(card.lines)  # `low` lines fit, `high` do not
     while high - low > 1:
         middle = (low + high) // 2
-        if size(wrap(card.first_lines(middle))) <= SIZE_LIMIT:
+        if message_size(wrap(card.first_lines(middle))) <= SIZE_LIMIT:
             low = middle
         else:
             high = middle
     shortest = wrap(card.first_lines(low))
-    if size(shortest) <= SIZE_LIMIT:
+    if message_size(shortest) <= SIZE_LIMIT:
         return shortest
     return wrap(replace(card.first_lines(0), mentions=(), buttons=()))
 
 
-def size(message: Mapping[str, Any]) -> int:
+def message_size(message: Mapping[str, Any]) -> int:
     """Return the size of a message in bytes, as it is sent."""
     return len(json.dumps(message, ensure_ascii=False).encode())
 
 
-def version_1(card: Card) -> dict[str, Any]:
+def render_version_1(card: Card) -> dict[str, Any]:
     """Return a card of version 1.0, whose buttons are links."""
     buttons = [
         {"tag": "button", "text": _plain_text(button.text), "url": button.url, "type": button.style}
@@ -79,7 +79,7 @@ def version_1(card: Card) -> dict[str, Any]:
     }
 
 
-def version_2(card: Card) -> dict[str, Any]:
+def render_version_2(card: Card) -> dict[str, Any]:
     """Return a card of version 2.0, which can be updated, and whose buttons may send a value back."""
     columns = [{"tag": "column", "width": "auto", "elements": [_button(button)]} for button in card.buttons]
     return {
@@ -95,9 +95,9 @@ def version_2(card: Card) -> dict[str, Any]:
     }
 
 
-def plain_text(card: Card) -> str:
+def render_plain_text(card: Card) -> str:
     """Return the card as plain text."""
-    lines = [clean(line.plain, PLAIN_LINE_LIMIT) for line in card.first_lines(PLAIN_LINES).lines]
+    lines = [to_single_line(line.plain, PLAIN_LINE_LIMIT) for line in card.first_lines(PLAIN_LINES).lines]
     return _without_mentions("\n".join([card.title, *lines]))
 
 

@@ -34,7 +34,7 @@ class HttpReply:
         return parsed if isinstance(parsed, dict) else {}
 
 
-async def exchange(
+async def send_request(
     client: httpx.AsyncClient, method: str, url: str, body: bytes, headers: Mapping[str, str]
 ) -> HttpReply:
     """Send one request and return the reply; never raises an HTTP error.

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, SecretStr
 from fleet.inventory.endpoints import SecretUrl
 from fleet.inventory.notify import ChannelOptions
 from remediator.notifications.channels import ChannelKind, ChannelMessage, SendResult
-from remediator.notifications.channels.http import HttpReply, exchange, parse_seconds
+from remediator.notifications.channels.http import HttpReply, parse_seconds, send_request
 from runtime.times import format_rfc3339
 
 if TYPE_CHECKING:  # slow to import, and the exporter needs only the options
@@ -75,7 +75,7 @@ class WebhookSession:
 async def send(session: WebhookSession, options: WebhookOptions, message: ChannelMessage, now: float) -> SendResult:
     headers = {name: value.get_secret_value() for name, value in options.headers.items()}
     headers["Content-Type"] = "application/json"
-    reply = await exchange(session.client, "POST", options.address, format_body(message), headers)
+    reply = await send_request(session.client, "POST", options.address, format_body(message), headers)
     return parse_reply(reply, now)
 
 
