@@ -37,17 +37,17 @@ _USER = re.compile(r"[a-z_][a-z0-9_.-]*")  # in capitals it would be an alias of
 _SOURCES = re.compile(r"[0-9A-Za-z.:,/*!-]*")
 
 
-def setup(load: Callable[[], LoadedInventory], name: str, *, sources: str, apply: str | None) -> int:
-    """Print the script, or run it with `apply` as `ssh USER@HOST sudo sh`. Raises DefibError."""
+def set_up_host(load: Callable[[], LoadedInventory], name: str, *, sources: str, apply_as: str | None) -> int:
+    """Print the script, or run it with `apply_as` as `ssh USER@HOST sudo sh`. Raises DefibError."""
     inventory = load().inventory
     host = find_host(inventory, name)
     if host.ssh is None:
         raise DefibError(f"the host {name!r} has no SSH settings: set hosts.{name}.ssh")
     script = script_for(inventory, host, sources)
-    if apply is None:
+    if apply_as is None:
         print(script, end="")
         return 0
-    ssh = ["ssh", "-p", str(host.ssh.port), f"{apply}@{host.address}", "sudo", "sh", "-s"]
+    ssh = ["ssh", "-p", str(host.ssh.port), f"{apply_as}@{host.address}", "sudo", "sh", "-s"]
     print(f"running {shlex.join(ssh)}", file=sys.stderr)
     return subprocess.run(ssh, input=script, text=True, check=False).returncode
 

@@ -169,7 +169,7 @@ class Operations:
             await alertmanager.close()
         if subject == "incident":
             try:
-                await self._database.write_first(_record_silence, number, by, silence)
+                await self._database.write_with_priority(_record_silence, number, by, silence)
             except StorageError as error:
                 raise _not_stored(f"silence {silence} was created in Alertmanager, but not recorded") from error
         log.info("silenced", subject=subject, number=number, by=by, silence=silence)
@@ -225,7 +225,7 @@ class Operations:
 
     async def _write(self, work: Any, *args: Any, **kwargs: Any) -> Any:
         try:
-            return await self._database.write_first(work, *args, **kwargs)
+            return await self._database.write_with_priority(work, *args, **kwargs)
         except StorageError as error:
             raise _not_stored("nothing was changed") from error
 

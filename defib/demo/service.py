@@ -95,7 +95,7 @@ async def run_container(image: str, container: str, command: list[str]) -> None:
     """Import the image and run a container from it in the host's network. Raises RuntimeError."""
     tree = busybox_image()
     if tree is None:
-        raise RuntimeError("no static busybox for the image")
+        raise RuntimeError("cannot build the demo's image: install a statically linked busybox")
     for argv, stdin in (
         (["docker", "import", "-", image], tree),
         # busybox as process 1 ignores SIGTERM, so that a stop would take ten seconds.

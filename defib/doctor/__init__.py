@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from defib.doctor import channels, database, hosts, monitoring, programs
-from defib.doctor.findings import Finding, check_within
+from defib.doctor.findings import Finding, check_with_timeout
 from defib.doctor.server import ServerCheck, check_server
 from defib.lookup import find_host
 from defib.output import format_size
@@ -102,7 +102,7 @@ async def _check_hosts(loaded: LoadedInventory, selected: Sequence[Host]) -> Seq
         async with limit:
             return await hosts.check_host(host, loaded.inventory)
 
-    checks = (check_within(HOST_TIMEOUT, host.name, partial(check_host, host)) for host in selected)
+    checks = (check_with_timeout(HOST_TIMEOUT, host.name, partial(check_host, host)) for host in selected)
     return list(chain.from_iterable(await asyncio.gather(*checks)))
 
 
@@ -112,8 +112,11 @@ async def _check_all_but_hosts(loaded: LoadedInventory, *, send: bool) -> Sequen
     fix = "correct it if it is not intended: docs/configuration.md, Warnings"
     findings += [Finding("configuration", "warnings", "warn", str(warning), fix) for warning in loaded.warnings]
     checks: list[Awaitable[Sequence[Finding]]] = [
-        check_within(SERVER_TIMEOUT, "database", partial(asyncio.to_thread, database.check_database, inventory)),
-        *(check_within(SERVER_TIMEOUT, name, partial(check_server, name, check, inventory)) for name, check in SERVERS),
-        check_within(SERVER_TIMEOUT, "notify", partial(channels.check_channels, inventory, redact, send=send)),
+        check_with_timeout(SERVER_TIMEOUT, "database", partial(asyncio.to_thread, database.check_database, inventory)),
+        *(
+            check_with_timeout(SERVER_TIMEOUT, name, partial(check_server, name, check, inventory))
+            for name, check in SERVERS
+        ),
+        check_with_timeout(SERVER_TIMEOUT, "notify", partial(channels.check_channels, inventory, redact, send=send)),
     ]
     return [*findings, *chain.from_iterable(await asyncio.gather(*checks))]

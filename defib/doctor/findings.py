@@ -24,7 +24,7 @@ class Finding:
         return f"{self.result.upper()}  {self.subject}: {self.check}{detail}{fix}"
 
 
-async def check_within(
+async def check_with_timeout(
     seconds: float, subject: str, check: Callable[[], Awaitable[Sequence[Finding]]]
 ) -> Sequence[Finding]:
     """Return the findings of a check, or a failure if it takes too long."""

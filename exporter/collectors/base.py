@@ -72,9 +72,9 @@ def require_output(outputs: Mapping[str, SectionOutput], name: str) -> str:
     """Return the output of the section `name`. Raises CollectorFailure if it is missing or its script failed."""
     output = outputs.get(name)
     if output is None:
-        raise CollectorFailure(f"{name} was not read completely")
+        raise CollectorFailure(f"the output of {name} is missing")
     if output.status == NOT_READ:
-        raise CollectorFailure(f"{name} was not read completely: {output.text}")
+        raise CollectorFailure(f"cannot read {name}: {output.text}")
     if output.status in ENDED_BY_TIMEOUT:
         raise CollectorFailure(f"{name} did not answer in time", late=True)
     if output.status != 0:

@@ -111,7 +111,7 @@ class GpuCollector(Collector[CollectorOptions]):
         # If the driver hangs, only the kernel log can be read.
         outputs = await read((gpu.XIDS_SECTION, gpu.HELP_SECTION))
         try:
-            fields = gpu.find_field_names(require_output(outputs, FIELDS))
+            fields = gpu.map_fields_to_driver_names(require_output(outputs, FIELDS))
         except CollectorFailure:
             self._add_xids(outputs, samples)
             raise

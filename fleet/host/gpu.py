@@ -93,7 +93,7 @@ class GpuQueryResult:
     messages: str = ""
 
 
-def find_field_names(help_text: str) -> dict[str, str]:
+def map_fields_to_driver_names(help_text: str) -> dict[str, str]:
     """Return the driver's names of the supported `FIELDS`, from the output of `--help-query-gpu`."""
     lines = [line for line in help_text.splitlines() if line.startswith('"')]
     supported = {name for line in lines for name in re.findall(r'"([^"]+)"', line)}

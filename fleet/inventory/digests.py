@@ -13,7 +13,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 
-from fleet.inventory.model import Host, ProbeSettings, Service, find_route
+from fleet.inventory.model import Host, ProbeSettings, Service, find_connection_path
 from fleet.inventory.units import parse_duration
 
 DIGEST_VERSION = "1"  # of the canonical form; digests of different versions are not compared
@@ -27,7 +27,7 @@ def compute_digest(service: Service, probe: Written, hosts: Mapping[str, Host], 
     """Return a service's digest; `probe` and the `written` hosts are as in the files, with `defaults` filled in."""
     canonical = {
         "probe": _probe(service, probe),
-        "hosts": [_host(name, hosts[name], written[name]) for name in find_route(service.host, hosts)],
+        "hosts": [_host(name, hosts[name], written[name]) for name in find_connection_path(service.host, hosts)],
     }
     text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return f"{DIGEST_VERSION}:{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"

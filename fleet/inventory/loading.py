@@ -18,7 +18,7 @@ from fleet.inventory.model import (
     ControlSettings,
     Inventory,
     ProbeSettings,
-    find_route,
+    find_connection_path,
     inventory_model,
 )
 from fleet.inventory.references import Program, Resolver, substitute
@@ -54,7 +54,7 @@ class LoadedInventory:
     def connection_sections(self, host: str, *, control: bool = False) -> list[str]:
         """Return the sections that commands on a host depend on: its own, and the connections of its jump hosts."""
         keys = ("address", "shell", "ssh", "control_ssh") if control else ("address", "shell", "ssh")
-        jump_hosts = find_route(host, self.inventory.hosts, control=control)[1:]
+        jump_hosts = find_connection_path(host, self.inventory.hosts, control=control)[1:]
         return [f"hosts.{host}", *(f"hosts.{name}.{key}" for name in jump_hosts for key in keys)]
 
 

@@ -281,7 +281,7 @@ class Host(ConfigModel):
         return ssh.model_copy(update={**own, "wrapper": self.control_ssh.wrapper})  # belongs to the key
 
 
-def find_route(name: str, hosts: Mapping[str, Host], *, control: bool = False) -> list[str]:
+def find_connection_path(name: str, hosts: Mapping[str, Host], *, control: bool = False) -> list[str]:
     """Return the names of a host and of the jump hosts that lead to it, the nearest first; none for an unknown host."""
     route: list[str] = []
     while name in hosts and name not in route:

@@ -95,7 +95,7 @@ class ButtonHandler:
         name, allowed = (person[0], person[1].may) if person is not None else ("", [])
         toast = self._check(press, allowed)
         try:
-            if not await self._database.write_first(
+            if not await self._database.write_with_priority(
                 button_presses.add,
                 event_id=press.event_id,
                 channel=channel,
@@ -107,7 +107,7 @@ class ButtonHandler:
                 toast = Toast("info", "again")
             else:
                 toast = toast or await self._carry_out(press, name, inventory)
-                await self._database.write_first(button_presses.set_outcome, press.event_id, toast.key)
+                await self._database.write_with_priority(button_presses.set_outcome, press.event_id, toast.key)
         except StorageError as error:
             log.error("button_press_not_stored", error=str(error))  # noqa: TRY400 - no traceback needed
             toast = Toast("error", "failed")

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from remediator.http.views import read_record, without_private_texts
+from remediator.http.views import read_record, remove_private_texts
 from remediator.notifications.content import annotations_in_language
 from remediator.notifications.rendering import describe_event, format_duration, shipped_templates
 from remediator.record import maintenance, queries
@@ -62,7 +62,7 @@ class _Console:
     async def _respond(self, request: web.Request, template: str, **values: Any) -> web.Response:
         """Return a page, without private texts if the caller is not authenticated."""
         has_access = is_authenticated(request)
-        visible = self._redact.redact_all(values if has_access else without_private_texts(values))
+        visible = self._redact.redact_all(values if has_access else remove_private_texts(values))
         text = await asyncio.to_thread(self._render, template, {**visible, "has_access": has_access})
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)
 

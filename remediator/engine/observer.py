@@ -33,7 +33,7 @@ class AlertLookup:
     caution: str = ""
 
 
-class Observer:
+class ServiceObserver:
     """Queries the exporter and Alertmanager. What they do not report is left unknown."""
 
     def __init__(

@@ -11,7 +11,7 @@ from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.alerts import WATCHDOG
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
-from remediator.engine.observer import COMPLETE_AFTER, Observer
+from remediator.engine.observer import COMPLETE_AFTER, ServiceObserver
 from remediator.incidents import reconciliation
 from remediator.metrics import RemediatorMetrics
 from remediator.record import stops
@@ -36,7 +36,7 @@ class Reconciler:
         database: Database,
         exporter: Exporter,
         alertmanager: Alertmanager | None,
-        observer: Observer,
+        observer: ServiceObserver,
         metrics: RemediatorMetrics,
         wake: Callable[[Collection[str] | None], None],
     ) -> None:

@@ -108,7 +108,7 @@ class Executor:
             # A command may outlast its action if its service leaves the inventory.
             if (service.host, service.target) in self._commands.values():
                 return Decision("wait", "target-busy")
-            claimed = await self._database.write_first(claim)
+            claimed = await self._database.write_with_priority(claim)
             if isinstance(claimed, Claim):
                 task = asyncio.create_task(self._execute(claimed, service, command), name=f"command {service.id}")
                 self._commands[task] = service.host, service.target
@@ -177,7 +177,9 @@ class Executor:
         output, why = self._redact(completed.output)[-OUTPUT_LIMIT:], self._redact(completed.why)
         log.info("command_ended", service=service.id, action=action.id, outcome=outcome, exit_status=completed.status)
         ended_at = self._database.clock.now()
-        return await self._store(actions.end_command, action, outcome, completed.status, output, why, at=ended_at)
+        return await self._store(
+            actions.record_command_end, action, outcome, completed.status, output, why, at=ended_at
+        )
 
     async def _verify_after(self, command: "asyncio.Task[Claim | None]", service: Service) -> None:
         action = await asyncio.shield(command)  # at shutdown, `drain` waits for the command
@@ -189,7 +191,7 @@ class Executor:
         if action.command is None:
             why = "the remediator was interrupted while the command ran"
             now = self._database.clock.now()
-            action = await self._store(actions.end_command, action, "unknown", None, "", why, at=now)
+            action = await self._store(actions.record_command_end, action, "unknown", None, "", why, at=now)
         service = self._inventory.services.get(action.service)
         if service is None:
             await self._end(action, "unknown", "the service is no longer in the inventory")
@@ -301,7 +303,7 @@ class Executor:
         """Write to the record, and repeat until it is stored: an outcome must not be lost."""
         while True:
             try:
-                return await self._database.write_first(work, *args, **kwargs)
+                return await self._database.write_with_priority(work, *args, **kwargs)
             except StorageError as error:
                 log.error("outcome_not_stored", error=str(error), hint="trying again")  # noqa: TRY400 - no traceback needed
                 await asyncio.sleep(LONGEST_PAUSE)

@@ -80,7 +80,7 @@ class _Gauges:
 def _read_gauges(tx: Transaction) -> _Gauges:
     watchdog = timestamps.get(tx, "watchdog")
     return _Gauges(
-        lifecycle.counts_by_state(tx),
+        lifecycle.count_incidents_by_state(tx),
         notifications.oldest_pending(tx),
         lifecycle.oldest_queued(tx),
         read_switch(tx).enabled,

@@ -40,21 +40,21 @@ async def read_record(
 
 def respond(request: web.Request, rows: dict[str, Any], redact: Redactor, clock: SteadyClock) -> web.Response:
     """Return rows as a JSON response, without private texts if the caller is not authenticated."""
-    visible = rows if is_authenticated(request) else without_private_texts(rows)
+    visible = rows if is_authenticated(request) else remove_private_texts(rows)
     return web.json_response(redact.redact_all(format_times(visible, clock)))
 
 
-def without_private_texts(value: Any) -> Any:
+def remove_private_texts(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_private(key, item) for key, item in value.items()}
-    return [without_private_texts(item) for item in value] if isinstance(value, list) else value
+    return [remove_private_texts(item) for item in value] if isinstance(value, list) else value
 
 
 def _without_private(key: str, value: Any) -> Any:
     if key in _TARGET_FACTS:
         return None
     if key not in _PRIVATE or isinstance(value, dict):
-        return without_private_texts(value)
+        return remove_private_texts(value)
     return [] if isinstance(value, list) else None
 
 

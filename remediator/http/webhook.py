@@ -36,7 +36,7 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
     async def receive(request: web.Request) -> web.Response:
         try:
             payload = parse_webhook(await _read_body(request))
-            await database.write_first(intake.receive_alerts, payload.alerts, payload.receiver)
+            await database.write_with_priority(intake.receive_alerts, payload.alerts, payload.receiver)
         except InvalidPayloadError as error:
             raise ApiError(400, "not_a_delivery", str(error)) from error
         except (web.HTTPRequestEntityTooLarge, TooManyAlertsError) as error:

@@ -226,7 +226,7 @@ def running_actions(tx: Transaction) -> list[Claim]:
     ]  # fmt: skip
 
 
-def end_command(
+def record_command_end(
     tx: Transaction, action: Claim, outcome: CommandOutcome, status: int | None, output: str, why: str, *, at: float
 ) -> Claim:
     """Record the outcome of the command, which ended `at` a time. The action is running until it is verified."""

@@ -188,6 +188,6 @@ def oldest_queued(tx: Transaction) -> float | None:
     return oldest
 
 
-def counts_by_state(tx: Transaction) -> dict[str, int]:
+def count_incidents_by_state(tx: Transaction) -> dict[str, int]:
     rows = tx.execute(select(incidents.c.state, func.count().label("number")).group_by(incidents.c.state))
     return {row.state: row.number for row in rows}

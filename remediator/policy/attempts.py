@@ -24,7 +24,7 @@ def max_attempts(step: RemediationStep, rules: Remediation) -> int:
     return rules.attempts if step.recreate is None else step.recreate.attempts
 
 
-def backoff(rules: Backoff, tries: int) -> float:
+def backoff_delay(rules: Backoff, tries: int) -> float:
     """Return the seconds between the end of try number `tries` and the next one."""
     # The exponent is limited because a large one overflows a float.
     return min(rules.cap, rules.first * rules.factor ** min(tries - 1, 64))

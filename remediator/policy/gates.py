@@ -6,7 +6,7 @@ from itertools import takewhile
 
 from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Remediation, Service
-from remediator.policy.attempts import backoff, max_attempts, next_step, supported_steps
+from remediator.policy.attempts import backoff_delay, max_attempts, next_step, supported_steps
 from remediator.policy.situation import GateName, PastAction, Situation
 
 BUDGET_WINDOW = 600.0  # seconds
@@ -112,7 +112,7 @@ def _backing_off(_service: Service, rules: Remediation, situation: Situation) ->
     history = situation.history
     if not history.tries or history.last_ended is None:
         return None
-    until = history.last_ended + backoff(rules.backoff, history.tries)
+    until = history.last_ended + backoff_delay(rules.backoff, history.tries)
     return ClosedGate(f"after {history.tries} tries", until) if situation.now < until else None
 
 

@@ -25,7 +25,7 @@ from runtime.errors import DefibError, StartError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WAITING_WRITERS = 2  # in the writer's queue, so that `write_first` waits for no more than these
+WAITING_WRITERS = 2  # in the writer's queue, so that `write_with_priority` waits for no more than these
 READERS = 2
 MIN_SQLITE = (3, 35)  # drops columns
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -79,9 +79,11 @@ class Database:
     async def write(self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` in one transaction, which is durable when this returns. Raises StorageError."""
         async with self._waiting:
-            return await self.write_first(work, *args, **kwargs)
+            return await self.write_with_priority(work, *args, **kwargs)
 
-    async def write_first(self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def write_with_priority(
+        self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
         """As `write`, ahead of its queue: webhooks and actions come before decisions. Raises StorageError."""
         return await self._run(self._writer, self._write_engine, work, *args, **kwargs)
 

@@ -92,7 +92,7 @@ async def _measure(launcher: Launcher, folder: Path) -> bool:
 
 
 def _write_nvidia_smi(path: Path) -> None:
-    offered = gpu.find_field_names("".join(f'"{name}"\n' for name in CARD))
+    offered = gpu.map_fields_to_driver_names("".join(f'"{name}"\n' for name in CARD))
     rows = "\n".join(
         ", ".join({**CARD, "index": str(index), "uuid": f"GPU-{index}"}[name] for name in offered.values())
         for index in range(CARDS)
@@ -138,7 +138,7 @@ def _ssh_seconds(folder: Path, host: sshd.Sshd) -> float:
 
 def _scripts() -> list[bytes]:
     """What an interval's runs of one host send: two of gpu, one of system and one of docker."""
-    offered = gpu.find_field_names("".join(f'"{name}"\n' for name in CARD)).values()
+    offered = gpu.map_fields_to_driver_names("".join(f'"{name}"\n' for name in CARD)).values()
     cards: list[Section] = [gpu.build_nvidia_smi_section(offered), gpu.PROCESSES_SECTION, gpu.XIDS_SECTION]
     machine = [system.PROC_SECTION, system.FILESYSTEMS_SECTION]
     one_each: list[list[Section]] = [cards, cards, machine, [docker.SECTION]]

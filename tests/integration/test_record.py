@@ -213,7 +213,7 @@ async def test_a_command_ended_when_it_ended_not_when_that_was_stored(record: Re
     assert isinstance(claimed, actions.Claim)
     ended_at = record.now
     record.now += 600  # the disk was full
-    ended = await record.database.write(actions.end_command, claimed, "succeeded", 0, "", "", at=ended_at)
+    ended = await record.database.write(actions.record_command_end, claimed, "succeeded", 0, "", "", at=ended_at)
     assert ended.command_ended_at == ended_at
     (running,) = await record.database.write(actions.running_actions)
     assert running.command_ended_at == ended_at

@@ -20,9 +20,9 @@ PROGRAM = """
 import sys
 import fleet.inventory.loading as loading
 from exporter.scheduler.collector_scheduler import CollectorScheduler
-from remediator.engine.observer import Observer
+from remediator.engine.observer import ServiceObserver
 
-find_errors, apply, reload = loading.find_errors, CollectorScheduler.apply, Observer.reload
+find_errors, apply, reload = loading.find_errors, CollectorScheduler.apply, ServiceObserver.reload
 
 def crash_in_load(document, raw, kinds):
     if "crash-in-load" in raw["services"]:
@@ -39,7 +39,7 @@ def crash_in_reload(self, inventory, *clients):
         raise RuntimeError("a bug")
     reload(self, inventory, *clients)
 
-loading.find_errors, CollectorScheduler.apply, Observer.reload = crash_in_load, crash_in_apply, crash_in_reload
+loading.find_errors, CollectorScheduler.apply, ServiceObserver.reload = crash_in_load, crash_in_apply, crash_in_reload
 from defib.cli import main
 sys.exit(main())
 """

@@ -100,5 +100,5 @@ def add_notifications(config: Path, url: str) -> None:
             content = {"annotations": {"summary": f"number {number}"}}
             notification_rows.notify(connection, "alert", f"alert {number}", labels, content)
 
-    asyncio.run(database.write_first(write))
+    asyncio.run(database.write_with_priority(write))
     database.close()

@@ -39,13 +39,13 @@ def test_faults_are_not_absences() -> None:
 
 def test_fields_are_asked_for_by_the_names_that_the_driver_has() -> None:
     help_text = '"index"\nGPU index.\n"name" or "gpu_name"\n"clocks_throttle_reasons.hw_slowdown"\n"power.draw"\n"nothing.of.ours"\n'
-    assert gpu.find_field_names(help_text) == {
+    assert gpu.map_fields_to_driver_names(help_text) == {
         "index": "index", "power": "power.draw", "throttle_hw_slowdown": "clocks_throttle_reasons.hw_slowdown",
         "name": "name",
     }  # fmt: skip
     newer = help_text.replace("throttle_reasons", "event_reasons") + '"power.draw.instant"\n'
-    assert gpu.find_field_names(newer)["throttle_hw_slowdown"] == "clocks_event_reasons.hw_slowdown"
-    assert gpu.find_field_names(newer)["power"] == "power.draw.instant"
+    assert gpu.map_fields_to_driver_names(newer)["throttle_hw_slowdown"] == "clocks_event_reasons.hw_slowdown"
+    assert gpu.map_fields_to_driver_names(newer)["power"] == "power.draw.instant"
 
 
 def test_memory_by_container() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.inventory.model import Backoff, Remediation, Service
-from remediator.policy.attempts import backoff, counted_since, next_step
+from remediator.policy.attempts import backoff_delay, counted_since, next_step
 from remediator.policy.decisions import decide, explain, find_closed_gate
 from remediator.policy.gates import GATES
 from remediator.policy.situation import (
@@ -359,7 +359,7 @@ def test_an_action_meets_all_conditions_of_safety(
 
 def test_back_off_grows_to_its_cap() -> None:
     rules = Backoff()
-    assert [backoff(rules, tries) for tries in (1, 2, 3, 4, 5, 1000)] == [60, 120, 240, 480, 900, 900]
+    assert [backoff_delay(rules, tries) for tries in (1, 2, 3, 4, 5, 1000)] == [60, 120, 240, 480, 900, 900]
 
 
 @pytest.mark.parametrize(
