@@ -93,7 +93,7 @@ def check_requirements() -> None:
         )
 
 
-class Credential(httpx.Auth):
+class ApiTokenAuth(httpx.Auth):
     """Adds the API token to requests to the exporter and the remediator that have no other credential."""
 
     def __init__(self, token: str, ports: Iterable[int]) -> None:
@@ -128,7 +128,7 @@ class Stack:
         self.pids: dict[str, int] = {}
         self.token_file = folder / "token"  # next to the database
         self.token = secrets.token_urlsafe(32)
-        self.credential = Credential(self.token, (self.ports[name] for name in ("exporter", "remediator")))
+        self.credential = ApiTokenAuth(self.token, (self.ports[name] for name in ("exporter", "remediator")))
         self.client = httpx.AsyncClient(trust_env=False, timeout=30.0, auth=self.credential)
 
     def url(self, name: str) -> str:

@@ -30,7 +30,7 @@ class SupervisorCollector(Collector[SupervisorCollectorOptions]):
 
     async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         outputs = await read(self.sections())
-        instances = supervisor.parse_status(require_output(outputs, "supervisor"))
+        instances = supervisor.parse_supervisord_statuses(require_output(outputs, "supervisor"))
         configured = [instance for name, instance in instances.items() if name in self._names]
         programs: dict[str, bool] = {}
         for instance in configured:

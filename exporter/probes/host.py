@@ -90,7 +90,7 @@ async def probe_unit(options: UnitProbeOptions, context: ProbeContext, details: 
 
 
 async def probe_program(options: ProgramProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    instances = await _read_section(options, context, details, supervisor.parse_status)
+    instances = await _read_section(options, context, details, supervisor.parse_supervisord_statuses)
     instance = instances.get(supervisor.config_name(options.config), supervisor.SupervisordStatus())
     if instance.error:
         raise ProbeFailure("shell", f"{context.host}: cannot query supervisor: {details.redact(instance.error)}")

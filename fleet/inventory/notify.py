@@ -47,7 +47,7 @@ RoutedState = Annotated[
 class ChannelOptions(ConfigModel):
     """The options of a channel type, and what the sender must know of the channel.
 
-    `bot` identifies what the rate limits hold for. Channels with the same `place` reach the same people.
+    `bot_id` identifies what the rate limits hold for. Channels with the same `audience_id` reach the same people.
     """
 
     per_second: ClassVar[int]
@@ -56,12 +56,12 @@ class ChannelOptions(ConfigModel):
     has_threads: ClassVar[bool] = False  # whether messages can be sent as replies
 
     @property
-    def bot(self) -> str:
+    def bot_id(self) -> str:
         raise NotImplementedError
 
     @property
-    def place(self) -> str:
-        return self.bot
+    def audience_id(self) -> str:
+        return self.bot_id
 
     @property
     def address(self) -> str:
@@ -195,7 +195,7 @@ class Notify(ConfigModel):
         first: dict[object, str] = {}
         for name in names:
             known = self.channels.get(name)
-            first.setdefault(known.settings.place if known is not None else name, name)
+            first.setdefault(known.settings.audience_id if known is not None else name, name)
         return list(first.values())
 
     def on_call(self, labels: Mapping[str, str], kind: NotificationKind) -> list[Person]:

@@ -137,7 +137,7 @@ class SupervisordStatus:
     error: str = ""
 
 
-def parse_status(output: str) -> dict[str, SupervisordStatus]:
+def parse_supervisord_statuses(output: str) -> dict[str, SupervisordStatus]:
     """Parse a section's output: the status of each supervisord, by its configuration file."""
     by_config: dict[str, SupervisordStatus] = {}
     current, last = SupervisordStatus(), ""

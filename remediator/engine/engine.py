@@ -13,8 +13,8 @@ from fleet.inventory.model import Inventory, Remediation, Service
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
+from remediator.engine.alert_reconciler import AlertReconciler
 from remediator.engine.observer import ServiceObserver
-from remediator.engine.reconciler import Reconciler
 from remediator.execution.controls.runner import TargetState, UnknownVerbError, Verb
 from remediator.execution.executor import Executor
 from remediator.incidents import actions, decisions, lifecycle
@@ -53,7 +53,7 @@ class Engine:
         inventory = database.inventory
         self._database, self._exporter, self._sender, self._metrics = database, exporter, sender, metrics
         self._observer = ServiceObserver(database, inventory, exporter, alertmanager)
-        self._reconciler = Reconciler(database, exporter, alertmanager, self._observer, metrics, self.wake)
+        self._reconciler = AlertReconciler(database, exporter, alertmanager, self._observer, metrics, self.wake)
         self.executor = Executor(database, inventory, exporter, metrics, redact, self._on_action_progress)
         self._wake = asyncio.Event()
         self._handling: dict[str, asyncio.Task[None]] = {}  # by service

@@ -24,9 +24,9 @@ def reserve_delivery(tx: Transaction, batch: Batch) -> int | None:
     if channel is None:
         return None
     options = channel.settings
-    if next_delivery_time(recent_deliveries(tx, options.bot), tx.now, options) > tx.now:
+    if next_delivery_time(recent_deliveries(tx, options.bot_id), tx.now, options) > tx.now:
         return None
-    delivery = tx.execute(insert(deliveries).values(notification_id=batch.first.id, bot=options.bot, at=tx.now))
+    delivery = tx.execute(insert(deliveries).values(notification_id=batch.first.id, bot=options.bot_id, at=tx.now))
     is_pending = and_(_is_in(batch), notifications.c.state == "pending")
     sent_with = case((notifications.c.id == batch.first.id, None), else_=batch.first.id)
     tx.execute(update(notifications).where(is_pending).values(tries=notifications.c.tries + 1, sent_with=sent_with))

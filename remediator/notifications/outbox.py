@@ -94,7 +94,7 @@ def choose_batch(tx: Transaction, channel: str) -> Batch | float:
     ready = [row for row in candidates if row.not_before <= tx.now]
     if not ready:
         return min((row.not_before for row in candidates), default=math.inf)
-    slot = next_delivery_time(recent_deliveries(tx, options.bot), tx.now, options)
+    slot = next_delivery_time(recent_deliveries(tx, options.bot_id), tx.now, options)
     if slot > tx.now:
         return slot
     lead = ready[0]

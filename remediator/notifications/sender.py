@@ -124,7 +124,7 @@ class Sender:
         try:
             while not self._is_stopping and (channel := self._database.inventory.notify.channels.get(name)) is not None:
                 batch = await self._database.write(outbox.choose_batch, name)
-                pause = self._pauses[channel.settings.bot]
+                pause = self._pauses[channel.settings.bot_id]
                 if isinstance(batch, Batch) and pause.until > self._now():
                     batch = pause.until
                 if not isinstance(batch, Batch):
@@ -168,7 +168,7 @@ class Sender:
         key = hashlib.sha256(batch.key.encode()).hexdigest()[:40]
         message = ChannelMessage(card, masked, batch.form, key, batch.message_id, batch.reply_to, batch.retry_state)
         result = await self._channels.send(channel, message, time.time())
-        self._pauses[options.bot].update(result, self._now())
+        self._pauses[options.bot_id].update(result, self._now())
         state, delay = self._next_state(batch, result)
         self._metrics.notifications.labels(batch.channel, state if state != "pending" else "retried").inc()
         if result.clock_offset is not None:

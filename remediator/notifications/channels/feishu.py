@@ -90,7 +90,7 @@ class FeishuOptions(FeishuChannelOptions):
     secret: Token | None = None
 
     @property
-    def bot(self) -> str:
+    def bot_id(self) -> str:
         """Identify the bot without its token."""
         return hashlib.sha256(self.address.encode()).hexdigest()[:16]
 
@@ -166,10 +166,10 @@ async def send(session: FeishuSession, options: FeishuOptions, message: ChannelM
     signature that was made with Feishu's time.
     """
     body = format_message(message)
-    offset = session.offsets.get(options.bot)
+    offset = session.offsets.get(options.bot_id)
     result = await _send_signed(session, options, body, now - (offset or 0.0))
     if result.code == SIGNATURE_REFUSED:
-        learned = session.offsets.get(options.bot)
+        learned = session.offsets.get(options.bot_id)
         if learned is not None and (offset is None or abs(learned - offset) > SAME_CLOCK):
             offset = learned
             result = await _send_signed(session, options, body, now - offset)
@@ -188,7 +188,7 @@ async def _send_signed(
         signed |= {"timestamp": str(timestamp), "sign": compute_signature(options.secret.get_secret_value(), timestamp)}
     result = parse_reply(await session.request("POST", options.address, signed))
     if result.clock_offset is not None:
-        session.offsets[options.bot] = result.clock_offset
+        session.offsets[options.bot_id] = result.clock_offset
     return result
 
 

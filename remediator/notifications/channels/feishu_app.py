@@ -50,12 +50,12 @@ class FeishuAppOptions(FeishuChannelOptions):
         return self
 
     @property
-    def bot(self) -> str:
+    def bot_id(self) -> str:
         return f"{self.app_id} at {self.base}"
 
     @property
-    def place(self) -> str:
-        return " ".join((self.bot, *self.receiver))
+    def audience_id(self) -> str:
+        return " ".join((self.bot_id, *self.receiver))
 
     @property
     def base(self) -> str:
@@ -80,7 +80,7 @@ async def send(session: FeishuSession, options: FeishuAppOptions, message: Chann
     """Send, update or reply, with an access token that is renewed once if Feishu refuses it."""
     result = await _try_to_send(session, options, message, now)
     if result.code in _REFUSED_TOKENS:
-        session.tokens.pop(options.bot, None)
+        session.tokens.pop(options.bot_id, None)
         result = await _try_to_send(session, options, message, now)
         if result.code in _REFUSED_TOKENS:  # the app may be enabled again, or its secret corrected
             return replace(result, outcome="retry")
@@ -101,7 +101,7 @@ async def _try_to_send(
 
 async def _access_token(session: FeishuSession, options: FeishuAppOptions, now: float) -> str | FeishuResult:
     """Return the stored access token, or a new one; the result of the request if there is none."""
-    stored = session.tokens.get(options.bot)
+    stored = session.tokens.get(options.bot_id)
     if stored is not None and now < stored[1]:
         return stored[0]
     url = f"{options.base}/open-apis/auth/v3/tenant_access_token/internal"
@@ -111,7 +111,7 @@ async def _access_token(session: FeishuSession, options: FeishuAppOptions, now: 
     token, expires_in = parsed.get("tenant_access_token"), parsed.get("expire")
     if result.outcome != "sent" or not isinstance(token, str) or not isinstance(expires_in, int):
         return replace(result, outcome="retry", response=f"no access token for the app: {result.response}")
-    session.tokens[options.bot] = (token, now + max(0.0, expires_in - RENEW_BEFORE))
+    session.tokens[options.bot_id] = (token, now + max(0.0, expires_in - RENEW_BEFORE))
     return token
 
 

@@ -57,11 +57,11 @@ class WebhookOptions(ChannelOptions):
         return self.url.get_secret_value()
 
     @property
-    def bot(self) -> str:
+    def bot_id(self) -> str:
         return hashlib.sha256(self.address.encode()).hexdigest()[:16]
 
     @property
-    def place(self) -> str:
+    def audience_id(self) -> str:
         # Headers may select the receiver.
         headers = sorted((name.lower(), value.get_secret_value()) for name, value in self.headers.items())
         return hashlib.sha256(json.dumps([self.address, headers]).encode()).hexdigest()[:16]

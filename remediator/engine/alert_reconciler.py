@@ -28,7 +28,7 @@ STOPS_EVERY = 5.0
 log = structlog.get_logger()
 
 
-class Reconciler:
+class AlertReconciler:
     """Runs three loops; `wake` is called with the services whose alerts or stops changed, or None for all."""
 
     def __init__(
