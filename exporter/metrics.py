@@ -2,13 +2,13 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from runtime.metrics import ProcessMetrics
+from runtime.metrics import ProgramMetrics
 
 _DURATION_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 _LAG_BUCKETS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
-class ExporterMetrics(ProcessMetrics):
+class ExporterMetrics(ProgramMetrics):
     def __init__(self) -> None:
         super().__init__()
         registry = self.registry

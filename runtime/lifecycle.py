@@ -11,7 +11,7 @@ import structlog
 from aiohttp import web
 
 from runtime.errors import DefibError, StartError
-from runtime.metrics import ProcessMetrics
+from runtime.metrics import ProgramMetrics
 
 DRAIN_TIMEOUT = 20.0  # of the 30 s for the whole shutdown; the rest is for cancelling what has not ended
 MAX_PORT = 65535
@@ -40,7 +40,7 @@ class Reloader:
     `reload` replaces the configuration and returns what the log shows of it; where it raises, it has changed nothing.
     """
 
-    def __init__(self, reload: Callable[[], Awaitable[Mapping[str, object]]], metrics: ProcessMetrics) -> None:
+    def __init__(self, reload: Callable[[], Awaitable[Mapping[str, object]]], metrics: ProgramMetrics) -> None:
         self.lock = asyncio.Lock()
         self._reload = reload
         self._metrics = metrics

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Gauge
 from runtime import VERSION
 
 
-class ProcessMetrics:
+class ProgramMetrics:
     """A metrics registry with the version and the outcome of reloads."""
 
     def __init__(self) -> None:

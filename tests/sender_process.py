@@ -51,7 +51,7 @@ def after(module: Any, name: str) -> None:
 
 def prepare(phase: str) -> None:
     if phase in ("reserved", "recorded"):
-        after(deliveries, "reserve" if phase == "reserved" else "record")
+        after(deliveries, "reserve_delivery" if phase == "reserved" else "record_result")
     if phase == "answered":
         real = FeishuSession.request
 

@@ -125,14 +125,14 @@ SecretUrl = Annotated[SecretStr, AfterValidator(_check_secret_url)]
 MAX_PORT = 65535
 
 
-def check_address(address: str) -> str:
+def check_host_and_port(address: str) -> str:
     found = re.fullmatch(r"(?:\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]{}]+):(\d+)", address)
     if found is None or not 0 < int(found[1]) <= MAX_PORT:
         raise ValueError(f"{address!r} is not an address; write host:port or [v6]:port")
     return address
 
 
-Address = Annotated[str, AfterValidator(check_address)]
+Address = Annotated[str, AfterValidator(check_host_and_port)]
 
 
 def split_address(address: str) -> tuple[str, int]:
