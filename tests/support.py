@@ -79,6 +79,37 @@ class ManualClock(SteadyClock):
         return at
 
 
+class RecordHarness:
+    """A record in a new database; `inventory` is the database's."""
+
+    def __init__(self, folder: Path, inventory: Inventory) -> None:
+        self.database = new_record(folder, inventory)
+
+    @property
+    def inventory(self) -> Inventory:
+        return self.database.inventory
+
+    @inventory.setter
+    def inventory(self, inventory: Inventory) -> None:
+        self.database.inventory = inventory
+
+
+class ClockedHarness(RecordHarness):
+    """A record whose clock stands at `now` until it is set."""
+
+    def __init__(self, folder: Path, inventory: Inventory, at: float | None = None) -> None:
+        super().__init__(folder, inventory)
+        self.database.clock = self.clock = ManualClock(self.database.clock.now() if at is None else at)
+
+    @property
+    def now(self) -> float:
+        return self.clock.at
+
+    @now.setter
+    def now(self, at: float) -> None:
+        self.clock.at = at
+
+
 @cache
 def _migrated() -> bytes:
     """The file of an empty record: all migrations take several times as long as the rest of its start."""

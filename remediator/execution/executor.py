@@ -23,7 +23,7 @@ from remediator.execution.controls.runner import (
     Verb,
 )
 from remediator.incidents import actions
-from remediator.incidents.actions import Claim, CommandOutcome, Evidence
+from remediator.incidents.actions import Claim, CommandOutcome, Ending, Evidence
 from remediator.metrics import RemediatorMetrics
 from remediator.policy.situation import Blocked, Decision
 from remediator.record.database import Database, StorageError
@@ -95,7 +95,7 @@ class Executor:
         for action, task in list(self._running.values()):
             if action.service not in inventory.services:
                 task.cancel()
-                await self._end(action, "unknown", "the service was removed from the inventory, or renamed")
+                await self._end(action, Ending("unknown", "the service was removed from the inventory, or renamed"))
         await self._shells.reload(inventory.hosts)
 
     async def execute(
@@ -127,7 +127,7 @@ class Executor:
             await work
         except Exception:  # the action must release its locks, and not end the others
             log.exception("action_failed", service=action.service, action=action.id)
-            await self._end(action, "unknown", "internal error; see the log")
+            await self._end(action, Ending("unknown", "internal error; see the log"))
 
     async def collect_evidence(self, service: Service) -> tuple[Evidence, TargetState | None]:
         """Collect what a command may destroy, and the target's state."""
@@ -171,7 +171,7 @@ class Executor:
             completed = CompletedCommand(None, "", "", "the remediator was stopped while the command ran")
         except ShellError as error:
             why = self._redact(f"nothing was run: {error}")
-            await self._end(action, "failed", why, reached=False, blocked=_blocked_by(error))
+            await self._end(action, Ending("failed", why, reached=False, blocked=_blocked_by(error)))
             return None
         outcome = _outcome(completed)
         output, why = self._redact(completed.output)[-OUTPUT_LIMIT:], self._redact(completed.why)
@@ -194,17 +194,17 @@ class Executor:
             action = await self._store(actions.record_command_end, action, "unknown", None, "", why, at=now)
         service = self._inventory.services.get(action.service)
         if service is None:
-            await self._end(action, "unknown", "the service is no longer in the inventory")
+            await self._end(action, Ending("unknown", "the service is no longer in the inventory"))
             return
         await self._finish(action, service)
 
     async def _finish(self, action: Claim, service: Service) -> None:
         """Verify that the service recovered, and end the action."""
         if action.kind == "stop":
-            await self._end(action, action.command or "unknown", action.why)
+            await self._end(action, Ending(action.command or "unknown", action.why))
             return
         if action.command == "failed":
-            await self._end(action, "failed", action.why or "the command failed")
+            await self._end(action, Ending("failed", action.why or "the command failed"))
             return
         why, verified = "", True
         try:
@@ -213,10 +213,12 @@ class Executor:
             why, verified = str(error), False
         await self._store_state_after(action, service)
         if not why:
-            await self._end(action, action.command or "unknown", action.why, recovered=True)
+            await self._end(action, Ending(action.command or "unknown", action.why, recovered=True))
         else:
             state: CommandOutcome = "failed" if action.command == "succeeded" and verified else "unknown"
-            await self._end(action, state, "; ".join(part for part in (action.why, why) if part), verified=verified)
+            await self._end(
+                action, Ending(state, "; ".join(part for part in (action.why, why) if part), verified=verified)
+            )
 
     async def _store_state_after(self, action: Claim, service: Service) -> None:
         """Record the exporter's observation and the target's state after the command."""
@@ -308,25 +310,12 @@ class Executor:
                 log.error("outcome_not_stored", error=str(error), hint="trying again")  # noqa: TRY400 - no traceback needed
                 await asyncio.sleep(LONGEST_PAUSE)
 
-    async def _end(
-        self,
-        action: Claim,
-        state: CommandOutcome,
-        why: str,
-        *,
-        reached: bool = True,
-        verified: bool = True,
-        recovered: bool = False,
-        blocked: Blocked | None = None,
-    ) -> None:
-        ended = await self._store(
-            actions.end_action, action, state, why,
-            reached=reached, verified=verified, recovered=recovered, blocked=blocked,
-        )  # fmt: skip
+    async def _end(self, action: Claim, ending: Ending) -> None:
+        ended = await self._store(actions.end_action, action, ending)
         if not ended:
             return
-        log.info("action_ended", service=action.service, action=action.id, state=state, why=why or None)
-        self._metrics.actions.labels(action.service, action.kind, state).inc()
+        log.info("action_ended", service=action.service, action=action.id, state=ending.state, why=ending.why or None)
+        self._metrics.actions.labels(action.service, action.kind, ending.state).inc()
         self._metrics.action_duration.observe(max(0.0, self._database.clock.now() - action.claimed_at))
         self._changed(action.service)
 

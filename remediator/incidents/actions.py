@@ -18,7 +18,7 @@ from remediator.incidents.lifecycle import (
 from remediator.incidents.timeline import add_event
 from remediator.policy.attempts import max_attempts, next_step
 from remediator.policy.decisions import decide, find_closed_gate
-from remediator.policy.situation import OVERRULABLE, Blocked, Decision, Refusal, Situation
+from remediator.policy.situation import OVERRULABLE, ActionHistory, Blocked, Decision, Refusal, Situation
 from remediator.record import stops
 from remediator.record.schema import actions, evidence
 from remediator.record.situations import add_recorded_facts, read_action_history
@@ -42,6 +42,21 @@ class Claim:
     up_at: float | None = None
     output: str = ""
     why: str = ""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How an action ended.
+
+    An action that did not reach the host, or whose result could not be seen (`verified`), does not count as an attempt.
+    """
+
+    state: CommandOutcome
+    why: str = ""
+    reached: bool = True
+    verified: bool = True
+    recovered: bool = False
+    blocked: Blocked | None = None
 
 
 @dataclass(frozen=True)
@@ -254,67 +269,60 @@ def record_up(tx: Transaction, action: Claim, *, at: float) -> None:
     tx.execute(update(actions).where(actions.c.id == action.id).values(up_at=at))
     if action.incident_id is not None:
         add_event(tx, action.incident_id, "service_up", action=action.id)
-        content = _attempt_content(tx, action) | {"seconds": at - action.claimed_at}
+        content = _attempt_content(tx, action, _read_history(tx, action)) | {"seconds": at - action.claimed_at}
         notify_of_incident(tx, action.incident_id, "restarted", content, f"restarted action {action.id}")
 
 
-def end_action(
-    tx: Transaction,
-    action: Claim,
-    state: CommandOutcome,
-    why: str,
-    *,
-    reached: bool = True,
-    verified: bool = True,
-    recovered: bool = False,
-    blocked: Blocked | None = None,
-) -> bool:
-    """End an action, which releases its locks, and notify if the service did not recover; False if it has ended before.
+def end_action(tx: Transaction, action: Claim, ending: Ending) -> bool:
+    """End an action, which releases its locks, and notify if the service did not recover.
 
-    An action that did not reach the host (`reached`), or whose result could not be seen (`verified`), does not count
-    as an attempt.
+    Returns False if it has ended before.
     """
-    values: dict[str, Any] = {"state": state, "ended_at": tx.now, "why": why or None, "blocked": blocked}
-    if not reached:
+    values: dict[str, Any] = {
+        "state": ending.state, "ended_at": tx.now, "why": ending.why or None, "blocked": ending.blocked,
+    }  # fmt: skip
+    if not ending.reached:
         values |= {"counts": 0, "command": "failed", "command_ended_at": tx.now}
-    if not verified:
+    if not ending.verified:
         values["counts"] = 0
     is_running = (actions.c.id == action.id) & (actions.c.state == "running")
     if not tx.execute(update(actions).where(is_running).values(**values)).rowcount:
         return False
-    if not reached:
+    if not ending.reached:
         stops.remove_of_action(tx, action.id)
-    if recovered:
+    if ending.recovered:
         service = tx.inventory.services.get(action.service)
         stops.remove(tx, tx.inventory.services_sharing_target(service) if service is not None else [action.service])
     if action.incident_id is None:
         return True
-    add_event(tx, action.incident_id, "action_ended", action=action.id, state=state, why=why)
-    if not verified:
-        notify_status_unknown(tx, action.incident_id, {"service": action.service, "why": why})
-    elif not recovered and action.kind != "stop":
-        _notify_not_recovered(tx, action, action.incident_id, why, reached=reached, blocked=blocked)
+    add_event(tx, action.incident_id, "action_ended", action=action.id, state=ending.state, why=ending.why)
+    if not ending.verified:
+        notify_status_unknown(tx, action.incident_id, {"service": action.service, "why": ending.why})
+    elif not ending.recovered and action.kind != "stop":
+        _notify_not_recovered(tx, action, action.incident_id, ending)
     return True
 
 
-def _notify_not_recovered(
-    tx: Transaction, action: Claim, incident: int, why: str, *, reached: bool, blocked: Blocked | None
-) -> None:
-    content = _attempt_content(tx, action) | {"why": why, "output": action.output[-1000:]}
-    reason = blocked or _used_up(tx, action)
+def _notify_not_recovered(tx: Transaction, action: Claim, incident: int, ending: Ending) -> None:
+    history = _read_history(tx, action)
+    content = _attempt_content(tx, action, history) | {"why": ending.why, "output": action.output[-1000:]}
+    reason = ending.blocked or _used_up(tx, action, history)
     if reason is not None and _is_automatic(tx, action):
         set_person_needed(tx, incident, content | {"reason": reason})
         return
     # A host that cannot be reached is tried many times and notified once.
-    once = f"unreached incident {incident} {blocked or ''}".strip()
-    key = f"could_not_restart action {action.id}" if reached else once
+    once = f"unreached incident {incident} {ending.blocked or ''}".strip()
+    key = f"could_not_restart action {action.id}" if ending.reached else once
     notify_of_incident(tx, incident, "could_not_restart", content, key)
 
 
-def _attempt_content(tx: Transaction, action: Claim) -> dict[str, Any]:
-    service = tx.inventory.services.get(action.service)
-    rules = tx.inventory.remediation.for_service(service)
-    history = read_action_history(tx, action.service, action.incident_id or 0, rules.window)
+def _read_history(tx: Transaction, action: Claim) -> ActionHistory:
+    rules = tx.inventory.remediation.for_service(tx.inventory.services.get(action.service))
+    return read_action_history(tx, action.service, action.incident_id or 0, rules.window)
+
+
+def _attempt_content(tx: Transaction, action: Claim, history: ActionHistory) -> dict[str, Any]:
+    rules = tx.inventory.remediation.for_service(tx.inventory.services.get(action.service))
     step = next((step for step in rules.steps if step.kind == action.kind), None)
     return {
         "service": action.service,
@@ -325,13 +333,12 @@ def _attempt_content(tx: Transaction, action: Claim) -> dict[str, Any]:
     }
 
 
-def _used_up(tx: Transaction, action: Claim) -> Refusal | None:
+def _used_up(tx: Transaction, action: Claim, history: ActionHistory) -> Refusal | None:
     """Return `attempts-used-up` if no step is left for the action's service."""
     service = tx.inventory.services.get(action.service)
     if service is None:
         return None
     rules = tx.inventory.remediation.for_service(service)
-    history = read_action_history(tx, action.service, action.incident_id or 0, rules.window)
     return "attempts-used-up" if next_step(service, rules, history) is None else None
 
 

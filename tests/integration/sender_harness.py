@@ -16,7 +16,7 @@ from remediator.notifications.sender import Sender
 from remediator.record import notifications as notification_rows
 from remediator.record.schema import notifications
 from runtime.redaction import Redactor
-from tests.support import new_record
+from tests.support import RecordHarness
 
 LABELS = {"alertname": "DiskFull", "severity": "warning"}
 
@@ -25,21 +25,13 @@ async def no_details(_batch: Batch) -> Mapping[str, Any]:
     return {}
 
 
-class SenderHarness:
+class SenderHarness(RecordHarness):
     """A sender with its database; `feishu` receives its messages."""
 
     def __init__(self, folder: Path, feishu: FeishuSimulator, inventory: Inventory) -> None:
         self.folder, self.feishu = folder, feishu
         self.client = httpx.AsyncClient(trust_env=False)
-        self.database = new_record(folder, inventory)
-
-    @property
-    def inventory(self) -> Inventory:
-        return self.database.inventory
-
-    @inventory.setter
-    def inventory(self, inventory: Inventory) -> None:
-        self.database.inventory = inventory
+        super().__init__(folder, inventory)
 
     async def open(self) -> None:
         redact = Redactor(["hunter2-secret"])

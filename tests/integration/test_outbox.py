@@ -28,7 +28,7 @@ from remediator.record.schema import actions, metadata, notifications
 from remediator.record.schema import deliveries as delivery_rows
 from remediator.record.schema import incidents as incident_rows
 from remediator.record.transaction import Transaction
-from tests.support import ManualClock, inventory_of, new_record
+from tests.support import ClockedHarness, inventory_of
 
 APP = {"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x"}
 
@@ -58,29 +58,12 @@ def inventory(routes: str) -> Inventory:
         return inventory_of(Path(folder), written(*json.loads(routes))).inventory
 
 
-class OutboxHarness:
+class OutboxHarness(ClockedHarness):
     """A record with an inventory and a manual clock; messages are sent to no server."""
 
     def __init__(self, folder: Path, *routes: dict[str, Any]) -> None:
-        self.database = new_record(folder, inventory(json.dumps(routes)))
-        self.database.clock = self.clock = ManualClock(self.database.clock.now())
+        super().__init__(folder, inventory(json.dumps(routes)))
         self.messages = 0
-
-    @property
-    def inventory(self) -> Inventory:
-        return self.database.inventory
-
-    @inventory.setter
-    def inventory(self, inventory: Inventory) -> None:
-        self.database.inventory = inventory
-
-    @property
-    def now(self) -> float:
-        return self.clock.at
-
-    @now.setter
-    def now(self, at: float) -> None:
-        self.clock.at = at
 
     async def run(self, work: Callable[..., Any], *args: Any, **more: Any) -> Any:
         return await self.database.write(work, *args, **more)

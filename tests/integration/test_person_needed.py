@@ -55,10 +55,8 @@ async def attempt(harness: OutboxHarness, state: Any, *, by: str = "alert", coun
         number_of = len(await harness.run(lambda c: c.execute(action_rows.select()).all()))
         claim = Claim(number_of, 1, "web", "h", "restart", harness.now)
         last = number == count - 1
-        await harness.run(
-            actions.end_action, claim, state if last else "failed", "exit status 7",
-            **(ended if last else {}),
-        )  # fmt: skip
+        ending = actions.Ending(state, "exit status 7", **ended) if last else actions.Ending("failed", "exit status 7")
+        await harness.run(actions.end_action, claim, ending)
 
 
 async def kinds(harness: OutboxHarness, channel: str) -> list[str]:

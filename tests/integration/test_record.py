@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from fleet.inventory.model import Inventory
 from remediator.clients.alerts import Alert
 from remediator.incidents import actions, decisions, intake, lifecycle, reconciliation
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Decision, Observation, Situation
 from remediator.record import situations, stops
 from remediator.record.schema import notifications
 from remediator.record.transaction import Transaction
-from tests.support import ManualClock, inventory_of, new_record
+from tests.support import ClockedHarness, inventory_of
 
 DOWN = Observation(up=False, success=False, reason="connect")
 
@@ -38,27 +37,10 @@ def configuration_of(*services: str) -> dict[str, Any]:
     }
 
 
-class Record:
+class Record(ClockedHarness):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.database = new_record(folder, inventory_of(folder / "config", configuration_of("web", "db")).inventory)
-        self.database.clock = self.clock = ManualClock(1000.0)
-
-    @property
-    def inventory(self) -> Inventory:
-        return self.database.inventory
-
-    @inventory.setter
-    def inventory(self, inventory: Inventory) -> None:
-        self.database.inventory = inventory
-
-    @property
-    def now(self) -> float:
-        return self.clock.at
-
-    @now.setter
-    def now(self, at: float) -> None:
-        self.clock.at = at
+        super().__init__(folder, inventory_of(folder / "config", configuration_of("web", "db")).inventory, at=1000.0)
 
     async def deliver(self, *alerts: Alert) -> None:
         self.now += 1
@@ -99,7 +81,7 @@ class Record:
         )  # fmt: skip
 
     async def end(self, action: actions.Claim) -> None:
-        await self.database.write(actions.end_action, action, "failed", "")
+        await self.database.write(actions.end_action, action, actions.Ending("failed"))
 
 
 def alert(name: str = "ServiceDown", service: str = "web", status: Any = "firing", starts: str = "1") -> Alert:
@@ -230,7 +212,7 @@ async def test_a_start_removes_the_stops_of_all_services_of_its_target(record: R
     await record.database.write(stops.add, ["web", "db"], 1, "ann")
     started = await record.claim_for_operator("web")
     assert isinstance(started, actions.Claim)
-    await record.database.write(actions.end_action, started, "succeeded", "", recovered=True)
+    await record.database.write(actions.end_action, started, actions.Ending("succeeded", recovered=True))
     assert await stopped_services(record) == []
 
 
