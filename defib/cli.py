@@ -20,7 +20,7 @@ from runtime.errors import DefibError
 
 CANNOT_DETERMINE = 2  # exit status of `defib probe`
 CONFIG_HELP = "configuration directory (default: $DEFIB_CONFIG, ./config, /etc/defib)"
-CREDENTIAL_HELP = "file with the API token (default: remediator.token, else the file `token` next to the database)"
+CREDENTIAL_HELP = "file with a token (default: remediator.token, else the local token, next to the database)"
 GLOBAL_OPTIONS = {"config": "--config", "token_file": "--token-file", "as_json": "--json"}
 SERVERS = ("exporter", "remediator")
 
@@ -139,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_service_commands(added)
     _add_incident_commands(added)
     _add_maintenance_command(added)
+    _add_access_commands(added)
     _add_setup_commands(added)
     _add_database_commands(added)
     demo = added.add("demo", commands.demo, "show on this machine how a service is restarted", ["as_json"])
@@ -166,6 +167,12 @@ def _add_service_argument(parser: argparse.ArgumentParser) -> None:
 def _parse_id(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not an ID: must be a number, such as 12")
+    return int(text)
+
+
+def _parse_limit(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of entries")
     return int(text)
 
 
@@ -250,6 +257,37 @@ def _add_maintenance_command(added: _Commands) -> None:
     end.set_defaults(verb="end")
     for parser in (begin, end):
         _add_global_options(parser, API)
+
+
+def _add_access_commands(added: _Commands) -> None:
+    token = added.add("token", commands.token, "list, create or revoke API tokens, for scripts", API)
+    token.set_defaults(verb=None)
+    verbs = token.add_subparsers(metavar="create|revoke|list")
+    create = verbs.add_parser("create", help="create an API token and print it", description="Create an API token.")
+    create.add_argument("name", metavar="NAME", help="lower-case letters, digits, '.', '_' and '-'")
+    create.add_argument("--role", choices=["viewer", "operator", "admin"], required=True, help="what the token permits")
+    create.add_argument("--expires", metavar="DURATION", help="such as 90d (default: never)")
+    create.set_defaults(verb="create")
+    revoke = verbs.add_parser("revoke", help="revoke an API token", description="Revoke an API token.")
+    revoke.add_argument("name", metavar="NAME", help="as listed by `defib token`")
+    revoke.set_defaults(verb="revoke")
+    listing = verbs.add_parser("list", help="list the API tokens", description="List the API tokens.")
+    listing.set_defaults(verb=None)
+
+    session = added.add("session", commands.session, "list or end sessions of the console", API)
+    session.set_defaults(verb=None)
+    verbs = session.add_subparsers(metavar="end|list")
+    end = verbs.add_parser("end", help="end a session", description="End a session.")
+    end.add_argument("id", metavar="ID", help="as listed by `defib session`")
+    end.set_defaults(verb="end")
+    sessions = verbs.add_parser("list", help="list the sessions", description="List the sessions.")
+    sessions.set_defaults(verb=None)
+    for parser in (create, revoke, listing, end, sessions):
+        _add_global_options(parser, API)
+
+    audit = added.add("audit", commands.audit, "show who signed in and who did what", API)
+    help_ = "the newest N entries (default: 100)"
+    audit.add_argument("--limit", type=_parse_limit, default=100, metavar="N", help=help_)
 
 
 def _add_setup_commands(added: _Commands) -> None:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from fleet.inventory.references import Program
     from runtime.lifecycle import ListenAddress
     from runtime.redaction import Redactor
-    from runtime.webconfig import WebConfig
+    from runtime.webconfig import WebConfigFile
 
     Load = Callable[[], LoadedInventory]
-    Server = Callable[[Load, ListenAddress, WebConfig, Redactor], Coroutine[Any, Any, None]]
+    Server = Callable[[Load, ListenAddress, WebConfigFile, Redactor], Coroutine[Any, Any, None]]
 
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ def _serve(options: argparse.Namespace, program: "Program", server: "Server") ->
 
     redact = Redactor()
     logs.configure(redact)
-    web = webconfig.load(options.web_config)
+    web = webconfig.WebConfigFile(options.web_config)
     # Before the server handles SIGHUP, a reload would end the process; the configuration is being loaded anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     _run(server(_loader(options, program, strict=True), ListenAddress.parse(options.listen), web, redact))
@@ -174,6 +174,33 @@ def maintenance(options: argparse.Namespace) -> int:
     end = {"for": options.duration} if options.duration else {"until": options.until}
     body = {**end, "reason": options.reason, "notify": options.notify}
     return _run(maintenance.begin_maintenance(connect, options.scope, options.name, body, as_json=options.as_json))
+
+
+def token(options: argparse.Namespace) -> int:
+    from defib import access
+
+    connect, as_json = _connector(options), options.as_json
+    if options.verb is None:
+        return _run(access.list_tokens(connect, as_json=as_json))
+    if options.verb == "revoke":
+        return _run(access.revoke_token(connect, options.name, as_json=as_json))
+    if options.expires is not None:
+        _parse_duration("--expires", options.expires)
+    return _run(access.create_token(connect, options.name, options.role, options.expires, as_json=as_json))
+
+
+def session(options: argparse.Namespace) -> int:
+    from defib import access
+
+    if options.verb == "end":
+        return _run(access.end_session(_connector(options), options.id, as_json=options.as_json))
+    return _run(access.list_sessions(_connector(options), as_json=options.as_json))
+
+
+def audit(options: argparse.Namespace) -> int:
+    from defib import access
+
+    return _run(access.show_audit(_connector(options), options.limit, as_json=options.as_json))
 
 
 def replay(options: argparse.Namespace) -> int:

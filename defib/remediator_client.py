@@ -18,7 +18,7 @@ from fleet.inventory.model import Inventory
 from remediator.clients.json_client import ClientError, HttpStatusError, JsonClient
 from runtime import tokens
 from runtime.errors import DefibError
-from runtime.tokens import ApiToken, TokenError
+from runtime.tokens import TokenError
 
 ACCESS_HINT = "run this as the remediator's user (for example `sudo -u defib defib …`), or use --token-file FILE"
 Connect = Callable[..., AbstractAsyncContextManager["RemediatorClient"]]
@@ -93,7 +93,7 @@ async def connect(
 
 
 def _read_token(loaded: LoadedInventory, token_file: Path | None) -> SecretStr:
-    """Return the API token: from `token_file`, else from where the remediator takes it. Raises DefibError."""
+    """Return a token: from `token_file`, else the local token. Raises DefibError."""
     if token_file is not None:
         return tokens.read_token(token_file)
     settings = loaded.inventory.remediator
@@ -101,6 +101,6 @@ def _read_token(loaded: LoadedInventory, token_file: Path | None) -> SecretStr:
     if settings.token is None:
         loaded.require_resolved("remediator.database")  # the token file is in its folder
     try:
-        return ApiToken("remediator.token", settings.token, settings.token_file).get()
+        return loaded.local_token("remediator").read()
     except TokenError as error:
         raise DefibError(f"{error}; {ACCESS_HINT}") from error

@@ -17,8 +17,12 @@ from exporter.results import ProbeResult
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.scheduler.probed_service import ProbedService
 from fleet.inventory.documents import ConfigurationError
+from runtime.access.audit import AuditEntry, Outcome, write_to_log
+from runtime.access.control import get_identity
+from runtime.access.roles import AccessRequirement
+from runtime.errors import ApiError
 from runtime.times import format_rfc3339
-from runtime.web import AccessRequirement, ApiError, add_route, is_authenticated
+from runtime.web import add_route
 
 SERVICES_PER_CHUNK = 200
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -30,10 +34,10 @@ def add_routes(
     api = _ExporterApi(scheduler, metrics, reload)
     add_route(app, "GET", "/metrics", api.metrics, AccessRequirement.SCRAPE)
     add_route(app, "GET", "/api/v1/sd/node-exporter", api.node_exporters, AccessRequirement.SCRAPE)
-    add_route(app, "GET", "/api/v1/services", api.services, AccessRequirement.READ)
-    add_route(app, "GET", "/api/v1/services/{id}", api.service, AccessRequirement.READ)
-    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, AccessRequirement.CREDENTIAL)
-    add_route(app, "POST", "/-/reload", api.reload, AccessRequirement.CREDENTIAL)
+    add_route(app, "GET", "/api/v1/services", api.services, AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/services/{id}", api.service, AccessRequirement.VIEWER)
+    add_route(app, "POST", "/api/v1/services/{id}/probe", api.probe, AccessRequirement.OPERATOR)
+    add_route(app, "POST", "/-/reload", api.reload, AccessRequirement.ADMIN)
 
 
 class _ExporterApi:
@@ -85,12 +89,10 @@ class _ExporterApi:
         if request.method == "HEAD":
             return response
         await response.write(b'{"services": [')
-        messages = is_authenticated(request)
         services = list(self._scheduler.services.values())
         for start in range(0, len(services), SERVICES_PER_CHUNK):
             chunk = ", ".join(
-                json.dumps(self._summary(probed, messages=messages))
-                for probed in services[start : start + SERVICES_PER_CHUNK]
+                json.dumps(self._summary(probed)) for probed in services[start : start + SERVICES_PER_CHUNK]
             )
             await response.write(f"{', ' if start else ''}{chunk}".encode())
             await asyncio.sleep(0)
@@ -99,32 +101,40 @@ class _ExporterApi:
         return response
 
     async def service(self, request: web.Request) -> web.Response:
-        probed, messages = self._find_service(request), is_authenticated(request)
-        failures = [result_json(failure, messages=messages) for failure in probed.recent_failures]
-        return web.json_response({**self._summary(probed, messages=messages), "failures": failures})
+        probed = self._find_service(request)
+        failures = [result_json(failure) for failure in probed.recent_failures]
+        return web.json_response({**self._summary(probed), "failures": failures})
 
     async def probe(self, request: web.Request) -> web.Response:
         probed = self._find_service(request)
         result = await self._scheduler.probe_now(probed)
+        if get_identity(request).means != "cli":  # the remediator probes before and after each of its actions
+            await self._audit(request, "probe", probed.service.id)
         return web.json_response(
             {
                 "service": probed.service.id,
                 "up": probed.state.up,
-                **result_json(result, messages=True),
+                **result_json(result),
                 "digest": probed.digest,
                 "host_up": self._scheduler.host_up(probed.service.host),
             }
         )
 
-    async def reload(self, _request: web.Request) -> web.Response:
+    async def reload(self, request: web.Request) -> web.Response:
         try:
             await self._reload()
         except ConfigurationError as error:
+            await self._audit(request, "reload", outcome="failed")
             raise ApiError(400, "bad_configuration", f"the previous configuration stays in force: {error}") from error
+        await self._audit(request, "reload")
         return web.json_response({"services": len(self._scheduler.services)})
 
-    def _summary(self, probed: ProbedService, *, messages: bool) -> dict[str, Any]:
-        return service_json(probed, self._scheduler.host_up(probed.service.host), messages=messages)
+    @staticmethod
+    async def _audit(request: web.Request, event: str, target: str = "", *, outcome: Outcome = "done") -> None:
+        await write_to_log(AuditEntry.of(get_identity(request), event, target, outcome=outcome))
+
+    def _summary(self, probed: ProbedService) -> dict[str, Any]:
+        return service_json(probed, self._scheduler.host_up(probed.service.host))
 
     def _find_service(self, request: web.Request) -> ProbedService:
         probed = self._scheduler.services.get(request.match_info["id"])
@@ -133,7 +143,7 @@ class _ExporterApi:
         return probed
 
 
-def service_json(probed: ProbedService, host_up: bool | None, *, messages: bool) -> dict[str, Any]:
+def service_json(probed: ProbedService, host_up: bool | None) -> dict[str, Any]:
     """Return the JSON representation of a service.
 
     `since` is the time at which `up` was first determined or last changed; `unchanged_for_seconds` is the time elapsed
@@ -152,21 +162,18 @@ def service_json(probed: ProbedService, host_up: bool | None, *, messages: bool)
         "unchanged_for_seconds": None if probed.changed_at is None else now - probed.changed_at,
         "last_success": format_rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
-        "last": None if probed.last is None else result_json(probed.last, messages=messages),
+        "last": None if probed.last is None else result_json(probed.last),
         "digest": probed.digest if probed.last is not None else service.digest,
         "host_up": host_up,
     }
 
 
-def result_json(result: ProbeResult, *, messages: bool) -> dict[str, Any]:
-    """Return the JSON representation of a probe result.
-
-    Messages may quote output of the service or of a command, so `messages` is only set for authenticated callers.
-    """
+def result_json(result: ProbeResult) -> dict[str, Any]:
+    """Return the JSON representation of a probe result."""
     return {
         "success": result.success,
         "reason": result.reason,
-        "message": result.message if messages else None,
+        "message": result.message,
         "duration_seconds": result.duration,
         "phases": result.details.phases,
         "started_at": format_rfc3339(result.started_at),

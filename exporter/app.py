@@ -13,26 +13,34 @@ from exporter.metrics import ExporterMetrics
 from exporter.probes.net.connections import create_ssl_context
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.loading import LoadedInventory
-from fleet.inventory.model import Inventory
+from fleet.inventory.server_access import create_settings
+from runtime.access.audit import write_to_log
+from runtime.access.control import AccessControl
+from runtime.access.roles import Role
+from runtime.access.tokens import ConfiguredTokens
 from runtime.lifecycle import ListenAddress, Reloader, serve
 from runtime.redaction import Redactor
-from runtime.tokens import ApiToken, TokenError
-from runtime.web import AccessControl, create_application
-from runtime.webconfig import WebConfig
+from runtime.web import create_application
+from runtime.webconfig import WebConfigFile
 
 RESOLVER_THREADS = "1024"  # libuv uses at most half of them for DNS lookups
 log = structlog.get_logger()
 
 
 async def run(
-    load: Callable[[], LoadedInventory], listen: ListenAddress, web_config: WebConfig, redact: Redactor
+    load: Callable[[], LoadedInventory], listen: ListenAddress, web_config: WebConfigFile, redact: Redactor
 ) -> None:
     """Serve until a signal stops the process. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
     redact.add(loaded.secrets)
     metrics = ExporterMetrics()
     scheduler = ProbeScheduler(metrics, redact, in_flight=_max_concurrent_probes())
-    access = AccessControl(await _api_token(loaded.inventory, redact), web_config.basic_auth_users)
+    access = AccessControl(
+        web_config, ConfiguredTokens(redact.add), write_audit=write_to_log, now=asyncio.get_running_loop().time
+    )
+    await _apply_access(access, loaded)
+    if problem := access.tokens.explain_missing(Role.ADMIN):
+        log.warning("local_token_unavailable", error=problem, effect="only users of the web configuration have access")
     started = asyncio.Event()
     app = create_application(access, web_config, ready=started.is_set)
     current = loaded.inventory
@@ -48,14 +56,14 @@ async def run(
         nonlocal current
         new = await asyncio.to_thread(load)
         redact.add(new.secrets)
-        token = await _api_token(new.inventory, redact)
         create_ssl_context.cache_clear()  # certificate files may have been renewed
         try:
             await scheduler.apply(new.inventory)
         except Exception:
             await scheduler.apply(current)
             raise
-        access.token, current = token, new.inventory
+        await _apply_access(access, new)
+        current = new.inventory
         gc.unfreeze()  # so that the previous configuration can be collected
         _freeze_garbage_collector()
         return {"services": len(scheduler.services)}
@@ -63,18 +71,22 @@ async def run(
     reload = Reloader(apply_configuration, metrics)
     add_routes(app, scheduler, metrics, reload)
     await serve(
-        "exporter", app, listen, tls=web_config.ssl_context(), tasks=[start], reload=reload, drain=scheduler.close
+        "exporter",
+        app,
+        listen,
+        tls=web_config.tls,
+        tasks=[start, access.run, web_config.run],
+        reload=reload,
+        drain=scheduler.close,
     )
 
 
-async def _api_token(inventory: Inventory, redact: Redactor) -> ApiToken:
-    """Return the API token; the remediator may create its file later."""
-    token = ApiToken("exporter.token", inventory.exporter.token, inventory.remediator.token_file)
-    try:
-        redact.add([(await asyncio.to_thread(token.get)).get_secret_value()])
-    except TokenError as error:
-        log.warning("api_token_unavailable", error=str(error), effect="POST requests are refused")
-    return token
+async def _apply_access(access: AccessControl, loaded: LoadedInventory) -> None:
+    """Put the access settings of a configuration in force."""
+    access.settings = create_settings(loaded.inventory.access, [loaded.inventory.exporter.url.url])
+    await access.tokens.replace(
+        [(loaded.local_token("exporter"), Role.ADMIN), (loaded.token("access.metrics_token"), Role.METRICS)]
+    )
 
 
 def _freeze_garbage_collector() -> None:

@@ -11,69 +11,82 @@ from aiohttp import web
 import fleet.shells.ssh  # noqa: F401 - loaded at the start, not during an incident
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
+from fleet.inventory.server_access import create_settings
 from remediator import console
+from remediator.administration import Administration
 from remediator.chat import feishu_callback
 from remediator.chat.buttons import ButtonHandler
 from remediator.chat.feishu_connection import LongConnections
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.alerts import MAX_BODY
 from remediator.clients.exporter import Exporter
+from remediator.console.rendering import PageRenderer
 from remediator.engine.engine import Engine
 from remediator.engine.housekeeping import run_housekeeping
-from remediator.http import read_api, webhook, write_api
+from remediator.http import access_api, read_api, webhook, write_api
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
 from remediator.operations import Operations
+from remediator.record.audit import AuditLog
 from remediator.record.database import Database
+from remediator.record.sessions import StoredSessions
+from remediator.sign_in.pages import SignInPages
+from remediator.sign_in.registry import SignInServices
 from runtime import tokens
+from runtime.access.control import AccessControl
+from runtime.access.roles import Role
+from runtime.access.sessions import Sessions
+from runtime.access.tokens import ApiTokens, ConfiguredTokens
 from runtime.errors import DefibError
 from runtime.lifecycle import ListenAddress, Reloader, serve
 from runtime.redaction import Redactor
-from runtime.tokens import ApiToken
-from runtime.web import AccessControl, create_application, is_loopback
-from runtime.webconfig import WebConfig
+from runtime.web import create_application
+from runtime.webconfig import WebConfigFile
 
 Load = Callable[[], LoadedInventory]
 Clients = tuple[Exporter, Alertmanager | None]
 
 
-async def run(load: Load, listen: ListenAddress, web_config: WebConfig, redact: Redactor) -> None:
+async def run(load: Load, listen: ListenAddress, web_config: WebConfigFile, redact: Redactor) -> None:
     """Serve until a signal stops it. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
     redact.add(loaded.secrets)
     inventory = loaded.inventory
-    settings = inventory.remediator
-    access = AccessControl(
-        _api_token(inventory), web_config.basic_auth_users, settings.webhook_token, open=is_loopback(listen.host)
-    )
-    database = await asyncio.to_thread(Database, settings.database, inventory)
+    database = await asyncio.to_thread(Database, inventory.remediator.database, inventory)
     try:
-        clients = await asyncio.to_thread(_create_clients, inventory, redact)
+        clients = await asyncio.to_thread(_create_clients, loaded, redact)
+        parts = _Parts.create(clients, database, redact, web_config)
+        await parts.administration.load()
+        await parts.apply_access(loaded)
     except DefibError:
         await asyncio.to_thread(database.close)
         raise
-    parts = _Parts.create(clients, database, redact)
-    configuration = _Reload(load, parts, clients, access)
+    configuration = _Reload(load, parts, clients)
     reload = Reloader(configuration, parts.metrics)
     app = create_application(
-        access,
+        parts.access,
         web_config,
         ready=lambda: True,
         get_health_problem=database.describe_lost_file,
         max_body=MAX_BODY,
+        sign_in="sign-in",
         on_error=webhook.count_refusals(parts.metrics),
     )
     parts.add_routes(app, reload)
     parts.metrics.record_reload(successful=True)
     try:
         await serve(
-            "remediator", app, listen, tls=web_config.ssl_context(),
-            tasks=[parts.engine.run, parts.sender.run, parts.run_housekeeping, parts.connections.run],
+            "remediator", app, listen, tls=web_config.tls,
+            tasks=[
+                parts.engine.run, parts.sender.run, parts.run_housekeeping, parts.connections.run, parts.access.run,
+                web_config.run,
+            ],
             reload=reload, drain=parts.drain,
         )  # fmt: skip
     finally:
         await parts.engine.executor.close()
+        await parts.sign_in_services.close()
         await _close(*configuration.clients)
         await parts.http_client.aclose()
         await asyncio.to_thread(database.close)
@@ -87,6 +100,9 @@ class _Parts:
     redact: Redactor
     metrics: RemediatorMetrics
     http_client: httpx.AsyncClient
+    access: AccessControl
+    sign_in_services: SignInServices
+    administration: Administration
     engine: Engine
     operations: Operations
     sender: Sender
@@ -94,8 +110,15 @@ class _Parts:
     connections: LongConnections
 
     @classmethod
-    def create(cls, clients: Clients, database: Database, redact: Redactor) -> "_Parts":
+    def create(cls, clients: Clients, database: Database, redact: Redactor, web_config: WebConfigFile) -> "_Parts":
         metrics, http_client = RemediatorMetrics(), httpx.AsyncClient(trust_env=True)
+        audit_log, now = AuditLog(database), database.clock.now
+        api_tokens, sessions = ApiTokens(now), Sessions(now, StoredSessions(database))
+        access = AccessControl(
+            web_config, ConfiguredTokens(redact.add), write_audit=audit_log.write, now=now, api_tokens=api_tokens,
+            sessions=sessions,
+        )  # fmt: skip
+        sign_in_services = SignInServices(lambda: database.inventory.notify, http_client)
 
         # The engine wakes the sender, which asks the engine for details.
         async def details(batch: Batch) -> Mapping[str, Any]:
@@ -103,20 +126,44 @@ class _Parts:
 
         sender = Sender(database, http_client, metrics, redact, details)
         engine = Engine(database, *clients, sender, metrics, redact)
-        operations = Operations(engine, database)
-        buttons = ButtonHandler(operations, database, metrics)
+        operations = Operations(engine, database, audit_log)
+        administration = Administration(database, api_tokens, sessions, audit_log)
+        buttons = ButtonHandler(operations, database, metrics, audit_log)
         connections = LongConnections(database, buttons, metrics)
-        return cls(database, redact, metrics, http_client, engine, operations, sender, buttons, connections)
+        return cls(
+            database, redact, metrics, http_client, access, sign_in_services, administration, engine, operations,
+            sender, buttons, connections,
+        )  # fmt: skip
 
     def add_routes(self, app: web.Application, reload: Reloader) -> None:
+        renderer = PageRenderer(self.database, self.redact)
         webhook.add_routes(app, self.engine, self.database, self.metrics)
         read_api.add_routes(app, self.database, self.metrics, self.redact)
         write_api.add_routes(app, self.operations, self.database, self.redact, reload)
+        access_api.add_routes(app, self.administration, self.database, self.redact)
         feishu_callback.add_routes(app, self.database, self.buttons)
-        console.add_routes(app, self.database, self.redact)
+        console.add_routes(app, self.database, renderer)
+        SignInPages(
+            self.access, self.sign_in_services, lambda: _public_url(self.database.inventory), renderer,
+            self.database.clock.now,
+        ).add_routes(app)  # fmt: skip
+
+    async def apply_access(self, loaded: LoadedInventory) -> None:
+        """Put the access settings of a configuration in force. Raises StartError."""
+        inventory = loaded.inventory
+        await self.sign_in_services.apply(inventory.access)
+        urls = [_public_url(inventory), inventory.remediator.url.url]
+        self.access.settings = create_settings(inventory.access, urls, self.sign_in_services.find_role)
+        await self.access.tokens.replace(
+            [
+                (loaded.local_token("remediator"), Role.ADMIN),
+                (loaded.token("remediator.webhook_token"), Role.WEBHOOK),
+                (loaded.token("access.metrics_token"), Role.METRICS),
+            ]
+        )
 
     async def run_housekeeping(self) -> None:
-        await run_housekeeping(self.database, self.engine.wake)
+        await run_housekeeping(self.database, self.engine.wake, self.administration.store_token_uses)
 
     async def drain(self) -> None:
         await self.buttons.drain()
@@ -126,43 +173,41 @@ class _Parts:
 class _Reload:
     """Loads the configuration again and puts it in force; if that fails, the previous one stays in force."""
 
-    def __init__(self, load: Load, parts: _Parts, clients: Clients, access: AccessControl) -> None:
-        self._load, self._parts, self.clients, self._access = load, parts, clients, access
+    def __init__(self, load: Load, parts: _Parts, clients: Clients) -> None:
+        self._load, self._parts, self.clients = load, parts, clients
 
     async def __call__(self) -> Mapping[str, object]:
         engine = self._parts.engine
         loaded = await asyncio.to_thread(self._load)
         self._parts.redact.add(loaded.secrets)
-        new_clients = await asyncio.to_thread(_create_clients, loaded.inventory, self._parts.redact)
+        new_clients = await asyncio.to_thread(_create_clients, loaded, self._parts.redact)
         previous = self._parts.database.inventory
         try:
             await engine.reload(loaded.inventory, *new_clients)
+            await self._parts.apply_access(loaded)
         except Exception:
             await engine.reload(previous, *self.clients)
             await _close(*new_clients)
             raise
-        self._access.token = _api_token(loaded.inventory)
-        self._access.webhook_token = loaded.inventory.remediator.webhook_token
         old_clients, self.clients = self.clients, new_clients
         await _close(*old_clients)
         return {"services": len(loaded.inventory.services)}
 
 
-def _api_token(inventory: Inventory) -> ApiToken:
-    settings = inventory.remediator
-    return ApiToken("remediator.token", settings.token, settings.token_file)
+def _public_url(inventory: Inventory) -> str:
+    """Return the console's URL for browsers."""
+    return inventory.notify.links.remediator or inventory.remediator.url.url
 
 
-def _create_clients(inventory: Inventory, redact: Redactor) -> Clients:
-    """Create the clients of the exporter and Alertmanager, and the token file if it is needed. Raises DefibError."""
-    exporter, settings = inventory.exporter, inventory.remediator
-    token = exporter.token
-    if (token is None or settings.token is None) and settings.token_file is not None:
-        own_token = tokens.ensure_token(settings.token_file)
-        redact.add([own_token.get_secret_value()])
-        token = token or own_token
+def _create_clients(loaded: LoadedInventory, redact: Redactor) -> Clients:
+    """Create the clients of the exporter and Alertmanager, and the local token if it is needed. Raises DefibError."""
+    settings = loaded.inventory.remediator
+    for token in (loaded.local_token("exporter"), loaded.local_token("remediator")):
+        if token.owned and token.file is not None:
+            redact.add([tokens.ensure_token(token.file).get_secret_value()])
     alertmanager = settings.alertmanager_url
-    return Exporter(exporter.url, token), Alertmanager(alertmanager) if alertmanager else None
+    exporter = Exporter(loaded.inventory.exporter.url, loaded.local_token("exporter"))
+    return exporter, Alertmanager(alertmanager) if alertmanager else None
 
 
 async def _close(exporter: Exporter, alertmanager: Alertmanager | None) -> None:

@@ -1,12 +1,12 @@
 """Operations: what operators can do, one method each. The HTTP API, chat buttons and the console call these.
 
-Every operation is recorded with who requested it, and raises an OperationError if it cannot be done.
+Every operation is recorded in the audit log with who requested it, and raises an OperationError if it cannot be done.
 """
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -21,14 +21,18 @@ from remediator.incidents import acknowledgement, actions
 from remediator.incidents.actions import Claim
 from remediator.incidents.timeline import add_event
 from remediator.policy.situation import LOCKS, OVERRULABLE, Decision
-from remediator.record import automation, maintenance, queries
+from remediator.record import audit, automation, maintenance, queries
+from remediator.record.audit import AuditLog
 from remediator.record.automation import AutomationSwitch
 from remediator.record.database import Database, StorageError
 from remediator.record.maintenance import MaintenanceScope
 from remediator.record.queries import Subject
 from remediator.record.transaction import Transaction
+from runtime.access.audit import AuditEntry
+from runtime.access.roles import Identity
 from runtime.errors import DefibError
 
+T = TypeVar("T")
 log = structlog.get_logger()
 
 
@@ -71,44 +75,52 @@ class Acknowledgement:
 
 
 class Operations:
-    def __init__(self, engine: Engine, database: Database) -> None:
-        self._engine, self._database = engine, database
+    def __init__(self, engine: Engine, database: Database, audit_log: AuditLog) -> None:
+        self._engine, self._database, self._audit_log = engine, database, audit_log
 
-    async def start_action(self, service_id: str, verb: Verb, overruled: Collection[str], by: str) -> Claim:
+    async def start_action(self, service_id: str, verb: Verb, overruled: Collection[str], by: Identity) -> Claim:
         """Start, stop or restart a service; `overruled` are the gates that do not hold it."""
-        service = self.get_controlled_service(service_id)
-        unknown = sorted({*overruled} - OVERRULABLE)
-        if unknown:
-            gates = ", ".join(sorted(OVERRULABLE))
-            raise InvalidOperationError("bad_request", f"cannot overrule {', '.join(unknown)}; possible are {gates}")
-        try:
-            claimed = await self._engine.act_for_operator(service, verb, overruled, by)
-        except UnknownVerbError as error:
-            raise InvalidOperationError("unknown_verb", str(error)) from error
-        except StorageError as error:
-            raise _not_stored("nothing was started") from error
-        if claimed == "stopping":
-            raise UnavailableError("stopping", "the remediator is shutting down")
-        if isinstance(claimed, Decision):
-            raise _held(claimed)
-        assert isinstance(claimed, Claim)  # noqa: S101 - the last of the possible types
-        return claimed
+        async with self._audit_log.recording_refusal(by, verb, service_id):
+            service = self.get_controlled_service(service_id)
+            unknown = sorted({*overruled} - OVERRULABLE)
+            if unknown:
+                gates = ", ".join(sorted(OVERRULABLE))
+                message = f"cannot overrule {', '.join(unknown)}; possible are {gates}"
+                raise InvalidOperationError("bad_request", message)
+            try:
+                claimed = await self._engine.act_for_operator(service, verb, overruled, by)
+            except UnknownVerbError as error:
+                raise InvalidOperationError("unknown_verb", str(error)) from error
+            except StorageError as error:
+                raise _not_stored("nothing was started") from error
+            if claimed == "stopping":
+                raise UnavailableError("stopping", "the remediator is shutting down")
+            if isinstance(claimed, Decision):
+                raise _held(claimed)
+            assert isinstance(claimed, Claim)  # noqa: S101 - the last of the possible types
+            return claimed
 
-    async def read_from_host(self, service_id: str, verb: Verb) -> CompletedCommand:
+    async def read_from_host(self, service_id: str, verb: Verb, by: Identity) -> CompletedCommand:
         """Run the `status` or `logs` command of a service's control."""
-        service = self.get_controlled_service(service_id)
-        try:
-            return await self._engine.executor.run_command(service, verb)
-        except UnknownVerbError as error:
-            raise InvalidOperationError("unknown_verb", str(error)) from error
-        except ShellError as error:
-            raise HostUnreachableError("unreachable", str(error)) from error
+        async with self._audit_log.recording_refusal(by, verb, service_id):
+            service = self.get_controlled_service(service_id)
+            try:
+                completed = await self._engine.executor.run_command(service, verb)
+            except UnknownVerbError as error:
+                raise InvalidOperationError("unknown_verb", str(error)) from error
+            except ShellError as error:
+                raise HostUnreachableError("unreachable", str(error)) from error
+        await self._audit_log.write(AuditEntry.of(by, verb, service_id))
+        return completed
 
-    async def reset_attempts(self, service_id: str, by: str) -> int:
+    async def reset_attempts(self, service_id: str, by: Identity) -> int:
         """Give a service all its attempts again; returns the id of the reset."""
-        service = self.get_controlled_service(service_id)
-        number: int = await self._write(actions.reset_attempts, service, by)
-        log.info("attempts_reset", service=service.id, by=by)
+
+        def work(tx: Transaction) -> int:
+            return actions.reset_attempts(tx, self.get_controlled_service(service_id), by.label)
+
+        number = await self._change(by, "reset", service_id, work)
+        log.info("attempts_reset", service=service_id, by=by.label)
         self._engine.wake()
         return number
 
@@ -119,36 +131,70 @@ class Operations:
         except StorageError as error:
             raise _not_readable() from error
 
-    async def approve(self, action: int, by: str) -> None:
+    async def approve(self, action: int, by: Identity) -> None:
         """Approve a queued action."""
-        outcome = await self._write(actions.approve_action, action, by)
-        if outcome == "unknown":
-            raise NotFoundError("unknown_action", f"there is no action {action}")
-        if outcome == "not-queued":
-            raise ConflictError("not_queued", f"action {action} is not waiting for approval")
-        log.info("action_approved", action=action, by=by)
+
+        def work(tx: Transaction) -> None:
+            outcome = actions.approve_action(tx, action, by.label)
+            if outcome == "unknown":
+                raise NotFoundError("unknown_action", f"there is no action {action}")
+            if outcome == "not-queued":
+                raise ConflictError("not_queued", f"action {action} is not waiting for approval")
+
+        await self._change(by, "approve", f"action {action}", work)
+        log.info("action_approved", action=action, by=by.label)
         self._engine.wake()
 
-    async def acknowledge(self, subject: Subject, number: int, by: str) -> Acknowledgement:
+    async def acknowledge(self, subject: Subject, number: int, by: Identity) -> Acknowledgement:
         """Acknowledge an incident or an alert. The first acknowledgement counts and is returned."""
-        work = acknowledgement.acknowledge_incident if subject == "incident" else acknowledgement.acknowledge_alert
-        row = await self._write(work, number, by)
-        if row is None:
-            raise NotFoundError(f"unknown_{subject}", f"there is no {subject} {number}")
-        if row.acknowledged_by is None:
-            raise ConflictError("over", f"{subject} {number} has ended")
-        log.info("acknowledged", subject=subject, number=number, by=row.acknowledged_by)
-        self._engine.wake(())
-        return Acknowledgement(row.acknowledged_by, row.acknowledged_at)
+        acknowledge = (
+            acknowledgement.acknowledge_incident if subject == "incident" else acknowledgement.acknowledge_alert
+        )
 
-    async def acknowledge_message(self, notification: int, by: str) -> None:
+        def work(tx: Transaction) -> Acknowledgement:
+            row = acknowledge(tx, number, by.label)
+            if row is None:
+                raise NotFoundError(f"unknown_{subject}", f"there is no {subject} {number}")
+            if row.acknowledged_by is None:
+                raise ConflictError("over", f"{subject} {number} has ended")
+            return Acknowledgement(row.acknowledged_by, row.acknowledged_at)
+
+        acknowledged = await self._change(by, "acknowledge", f"{subject} {number}", work)
+        log.info("acknowledged", subject=subject, number=number, by=acknowledged.by)
+        self._engine.wake(())
+        return acknowledged
+
+    async def acknowledge_message(self, notification: int, by: Identity) -> None:
         """Acknowledge everything in the message of a notification that has not ended."""
-        if not await self._write(acknowledgement.acknowledge_message, notification, by):
-            raise ConflictError("over", "everything in the message has ended")
+
+        def work(tx: Transaction) -> None:
+            if not acknowledgement.acknowledge_message(tx, notification, by.label):
+                raise ConflictError("over", "everything in the message has ended")
+
+        await self._change(by, "acknowledge", f"notification {notification}", work)
         self._engine.wake(())
 
-    async def silence(self, subject: Subject, number: int, seconds: float, by: str, comment: str) -> float:
+    async def silence(self, subject: Subject, number: int, seconds: float, by: Identity, comment: str) -> float:
         """Silence and acknowledge an alert or an incident's service; returns when the silence ends, in Unix time."""
+        target = f"{subject} {number}"
+        async with self._audit_log.recording_refusal(by, "silence", target):
+            silence, until = await self._create_silence(subject, number, seconds, by, comment)
+            try:
+                await self._database.write_with_priority(
+                    _record_silence, number if subject == "incident" else None, silence, by, target
+                )
+            except StorageError as error:
+                raise _not_stored(f"silence {silence} was created in Alertmanager, but not recorded") from error
+        log.info("silenced", subject=subject, number=number, by=by.label, silence=silence)
+        with contextlib.suppress(ConflictError, NotFoundError):  # it may have ended meanwhile
+            await self.acknowledge(subject, number, by)
+        self._engine.wake()
+        return until
+
+    async def _create_silence(
+        self, subject: Subject, number: int, seconds: float, by: Identity, comment: str
+    ) -> tuple[str, float]:
+        """Create a silence in Alertmanager; returns its id and when it ends, in Unix time."""
         row = await self._read(queries.find_row, subject, number)
         if row is None:
             raise NotFoundError(f"unknown_{subject}", f"there is no {subject} {number}")
@@ -162,52 +208,60 @@ class Operations:
         begins = clock.unix(clock.now())
         alertmanager = Alertmanager(endpoint)
         try:
-            silence = await alertmanager.silence(labels, begins, begins + seconds, by, comment)
+            return await alertmanager.silence(labels, begins, begins + seconds, by.label, comment), begins + seconds
         except ClientError as error:
             raise UnavailableError("not_silenced", str(error)) from error
         finally:
             await alertmanager.close()
-        if subject == "incident":
-            try:
-                await self._database.write_with_priority(_record_silence, number, by, silence)
-            except StorageError as error:
-                raise _not_stored(f"silence {silence} was created in Alertmanager, but not recorded") from error
-        log.info("silenced", subject=subject, number=number, by=by, silence=silence)
-        with contextlib.suppress(ConflictError, NotFoundError):  # it may have ended meanwhile
-            await self.acknowledge(subject, number, by)
-        self._engine.wake()
-        return begins + seconds
 
-    async def switch_automation(self, *, enabled: bool, by: str, reason: str) -> AutomationSwitch:
+    async def switch_automation(self, *, enabled: bool, by: Identity, reason: str) -> AutomationSwitch:
         """Switch automation on or off, and notify if that changes it."""
-        switched: AutomationSwitch = await self._write(set_automation, enabled=enabled, by=by, reason=reason)
-        log.warning("automation_switched", enabled=enabled, by=by, reason=reason)
+
+        def work(tx: Transaction) -> AutomationSwitch:
+            return set_automation(tx, enabled=enabled, by=by.label, reason=reason)
+
+        event = f"automation {'on' if enabled else 'off'}"
+        switched = await self._change(by, event, "", work, detail=reason)
+        log.warning("automation_switched", enabled=enabled, by=by.label, reason=reason)
         self._engine.wake()
         return switched
 
     async def begin_maintenance(
-        self, scope: MaintenanceScope, name: str, *, seconds: float, reason: str, by: str, notify: bool
+        self, scope: MaintenanceScope, name: str, *, seconds: float, reason: str, by: Identity, notify: bool
     ) -> tuple[int, float]:
         """Begin maintenance of a service, host or group; returns its id and its end by the record's clock."""
-        inventory = self._database.inventory
-        names: dict[str, Collection[str]] = {
-            "service": inventory.services, "host": inventory.hosts,
-            "group": {host.group for host in inventory.hosts.values() if host.group},
-        }  # fmt: skip
-        if name not in names[scope]:
-            raise NotFoundError(f"unknown_{scope}", f"the inventory has no {scope} {name!r}")
         until = self._database.clock.now() + seconds
-        number = await self._write(maintenance.begin, scope, name, until=until, reason=reason, by=by, notify=notify)
-        log.warning("maintenance_begun", scope=scope, name=name, by=by, reason=reason)
+
+        def work(tx: Transaction) -> int:
+            names: dict[str, Collection[str]] = {
+                "service": tx.inventory.services, "host": tx.inventory.hosts,
+                "group": {host.group for host in tx.inventory.hosts.values() if host.group},
+            }  # fmt: skip
+            if name not in names[scope]:
+                raise NotFoundError(f"unknown_{scope}", f"the inventory has no {scope} {name!r}")
+            return maintenance.begin(tx, scope, name, until=until, reason=reason, by=by.label, notify=notify)
+
+        number = await self._change(by, "begin maintenance", f"{scope} {name}", work, detail=reason)
+        log.warning("maintenance_begun", scope=scope, name=name, by=by.label, reason=reason)
         self._engine.wake()
         return number, until
 
-    async def end_maintenance(self, number: int, by: str) -> None:
+    async def end_maintenance(self, number: int, by: Identity) -> None:
         """End maintenance before its time."""
-        if not await self._write(maintenance.end, number):
-            raise NotFoundError("unknown_maintenance", f"maintenance {number} is not in effect")
-        log.warning("maintenance_ended", number=number, by=by)
+
+        def work(tx: Transaction) -> None:
+            if not maintenance.end(tx, number):
+                raise NotFoundError("unknown_maintenance", f"maintenance {number} is not in effect")
+
+        await self._change(by, "end maintenance", f"maintenance {number}", work)
+        log.warning("maintenance_ended", number=number, by=by.label)
         self._engine.wake()
+
+    async def reload(self, reload: Callable[[], Awaitable[None]], by: Identity) -> None:
+        """Load the configuration again. Raises what made it fail."""
+        async with self._audit_log.recording_refusal(by, "reload", ""):
+            await reload()
+        await self._audit_log.write(AuditEntry.of(by, "reload"))
 
     def get_service(self, service_id: str) -> Service:
         """Return a service of the inventory. Raises NotFoundError."""
@@ -223,11 +277,21 @@ class Operations:
             raise InvalidOperationError("no-control", f"service {service_id!r} has no `control` in the inventory")
         return service
 
-    async def _write(self, work: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return await self._database.write_with_priority(work, *args, **kwargs)
-        except StorageError as error:
-            raise _not_stored("nothing was changed") from error
+    async def _change(
+        self, by: Identity, event: str, target: str, work: Callable[[Transaction], T], *, detail: str = ""
+    ) -> T:
+        """Run `work` and store the audit log's entry about it in one transaction; record that it was refused."""
+
+        def work_and_record(tx: Transaction) -> T:
+            result = work(tx)
+            audit.add(tx, AuditEntry.of(by, event, target, detail=detail))
+            return result
+
+        async with self._audit_log.recording_refusal(by, event, target):
+            try:
+                return await self._database.write_with_priority(work_and_record)
+            except StorageError as error:
+                raise _not_stored("nothing was changed") from error
 
     async def _read(self, work: Any, *args: Any) -> Any:
         try:
@@ -264,5 +328,7 @@ def set_automation(tx: Transaction, *, enabled: bool, by: str, reason: str) -> A
     return automation.read_switch(tx)
 
 
-def _record_silence(tx: Transaction, incident: int, by: str, silence: str) -> None:
-    add_event(tx, incident, "silenced", by=by, silence=silence)
+def _record_silence(tx: Transaction, incident: int | None, silence: str, by: Identity, target: str) -> None:
+    if incident is not None:
+        add_event(tx, incident, "silenced", by=by.label, silence=silence)
+    audit.add(tx, AuditEntry.of(by, "silence", target, detail=silence))

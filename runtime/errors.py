@@ -1,5 +1,7 @@
 """The base classes of Defib's errors."""
 
+from collections.abc import Mapping
+
 
 class DefibError(Exception):
     """An error with a message for users, without secrets.
@@ -12,3 +14,11 @@ class DefibError(Exception):
 
 class StartError(DefibError):
     """A program cannot start with these arguments or files."""
+
+
+class ApiError(Exception):
+    """Ends a request with a status and `{"error": {"code", "message"}}`."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message, self.headers = status, code, message, headers

@@ -1,4 +1,4 @@
-"""The API token: from the configuration, or from a file that only its owner may read."""
+"""Tokens in the configuration and in files, and the local token, in a file that only its owner may read."""
 
 import os
 import secrets
@@ -18,23 +18,41 @@ class TokenError(DefibError):
 
 
 @dataclass(frozen=True)
-class ApiToken:
-    """The token that callers of an HTTP API need: from the setting, or else from a file, which is read at each use.
+class ConfiguredToken:
+    """A token of the configuration: the value of a setting, or the present content of a file.
 
-    `file` is None where its location is unknown.
+    An `owned` file is the local token's, which only its owner may read; `file` is None where its location is unknown.
     """
 
     setting: str
-    configured: SecretStr | None
-    file: Path | None
+    value: SecretStr | None = None
+    file: Path | None = None
+    owned: bool = False
 
-    def get(self) -> SecretStr:
+    @property
+    def is_set(self) -> bool:
+        return self.value is not None or self.file is not None
+
+    def read(self) -> SecretStr:
         """Return the token. Raises TokenError."""
-        if self.configured is not None:
-            return self.configured
-        if self.file is None:
+        if self.file is not None:
+            return read_token(self.file) if self.owned else SecretStr(read_secret_file(self.file))
+        if self.value is None:
             raise TokenError(f"{self.setting} is not set")
-        return read_token(self.file)
+        return self.value
+
+
+def read_secret_file(path: Path) -> str:
+    """Return the content of a file that the configuration refers to. Raises TokenError."""
+    try:
+        value = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        raise TokenError(f"cannot read the secret file {path}: {error.strerror}") from error
+    except ValueError:
+        raise TokenError(f"the secret file {path} is not text") from None
+    if not value:
+        raise TokenError(f"the secret file {path} is empty")
+    return value
 
 
 def read_token(path: Path) -> SecretStr:

@@ -1,185 +1,46 @@
-"""The HTTP base of all servers: access control, errors as JSON, health and readiness."""
+"""The HTTP base of all servers: routes with what they require of callers, errors as JSON, health and readiness."""
 
 import asyncio
-import base64
-import binascii
-import contextlib
-import hashlib
-import hmac
-import ipaddress
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from enum import Enum, auto
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
 
-import bcrypt
 import structlog
 from aiohttp import web
-from pydantic import SecretStr
 
-from runtime.errors import StartError
-from runtime.tokens import ApiToken, TokenError
-from runtime.webconfig import WebConfig
+from runtime.access.control import AccessControl, get_identity
+from runtime.access.roles import AccessRequirement
+from runtime.errors import ApiError, StartError
+from runtime.webconfig import WebConfigFile
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
-
-WEB_USER = "user"  # the key in a request of the web user's name
-_AUTHENTICATED = "authenticated"
-_UNKNOWN_USER_HASH = bcrypt.hashpw(b"unknown", bcrypt.gensalt(10))  # unknown users take as long as known ones
-_BCRYPT_LIMIT = 72  # bytes of a password that bcrypt reads
-_CACHED_LOGINS = 100
-_CLIENT_ERROR = 400
-
-
-class ApiError(Exception):
-    """Ends a request with a status and `{"error": {"code", "message"}}`."""
-
-    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.headers = status, code, message, headers
-
-
-class AccessRequirement(Enum):
-    """What a route requires of its callers."""
-
-    PUBLIC = auto()  # nothing: health, and requests with a signature of their own
-    SCRAPE = auto()  # as READ, or the webhook's token; where none is needed, a wrong credential is ignored
-    READ = auto()  # a credential, unless reading is open; without one, texts of services, hosts and peers are left out
-    CREDENTIAL = auto()  # the API token or a web user, on loopback too: it changes something or runs a command
-    WEBHOOK = auto()  # as CREDENTIAL, or the webhook's token
-
-
-@dataclass
-class AccessControl:
-    """Who may call: the API token, the users of the web configuration, and the webhook's token.
-
-    With `open`, reading requires nothing where there are no users.
-    """
-
-    token: ApiToken
-    users: Mapping[str, str] = field(default_factory=dict)
-    webhook_token: SecretStr | None = None
-    open: bool = True
-    _logins: dict[bytes, None] = field(default_factory=dict, repr=False)
-
-    async def check(self, request: web.Request, requirement: AccessRequirement) -> None:
-        """Raise ApiError 401 or 403 unless the caller may; note in the request whether it is authenticated."""
-        if requirement is AccessRequirement.PUBLIC:
-            return
-        scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
-        if scheme and await self._accepts(request, requirement, scheme.lower(), credential.strip()):
-            return
-        # A wrong credential is refused even where none is needed: the caller would see less than it expects.
-        if not self._is_open(requirement) or (scheme and requirement is not AccessRequirement.SCRAPE):
-            raise await self._build_refusal()
-
-    def _is_open(self, requirement: AccessRequirement) -> bool:
-        if self.users or not self.open:
-            return False
-        return requirement is AccessRequirement.READ or (
-            requirement is AccessRequirement.SCRAPE and self.webhook_token is None
-        )
-
-    async def _accepts(
-        self, request: web.Request, requirement: AccessRequirement, scheme: str, credential: str
-    ) -> bool:
-        if scheme == "basic" and self.users:
-            name = await self._check_password(credential)
-            if name is not None:
-                request[WEB_USER] = name
-            request[_AUTHENTICATED] = name is not None
-            return name is not None
-        if scheme != "bearer":
-            return False
-        own = self.webhook_token if requirement in (AccessRequirement.SCRAPE, AccessRequirement.WEBHOOK) else None
-        if own is not None and _is_same(credential, own.get_secret_value()):
-            return True
-        with contextlib.suppress(TokenError):
-            token = await asyncio.to_thread(self.token.get)
-            request[_AUTHENTICATED] = _is_same(credential, token.get_secret_value())
-        return is_authenticated(request)
-
-    async def _build_refusal(self) -> ApiError:
-        if not self.users:
-            try:
-                await asyncio.to_thread(self.token.get)
-            except TokenError as error:
-                log.warning("api_token_missing", error=str(error))
-                return ApiError(
-                    403, "no_token", f"no API token is configured; set {self.token.setting}, or see the log"
-                )
-        realm = "Basic" if self.users else "Bearer"
-        message = "missing or wrong credentials: send the API token as bearer token, or a web user's password"
-        return ApiError(401, "unauthorized", message, {"WWW-Authenticate": f'{realm} realm="defib"'})
-
-    async def _check_password(self, credential: str) -> str | None:
-        """Return the web user's name, or None where name or password are wrong."""
-        try:
-            name, _, password = base64.b64decode(credential, validate=True).decode().partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            return None
-        hashed = self.users.get(name, "").encode() or _UNKNOWN_USER_HASH
-        # bcrypt is slow on purpose: a digest of each accepted login is cached.
-        digest = hashlib.sha256(hashed + b"\0" + name.encode() + b"\0" + password.encode()).digest()
-        if digest in self._logins:
-            return name
-        is_correct = await asyncio.to_thread(bcrypt.checkpw, password.encode()[:_BCRYPT_LIMIT], hashed)
-        if not is_correct or name not in self.users:
-            return None
-        if len(self._logins) >= _CACHED_LOGINS:
-            self._logins.clear()
-        self._logins[digest] = None
-        return name
-
-
-def _is_same(credential: str, secret: str) -> bool:
-    return hmac.compare_digest(credential.encode("utf-8", "surrogateescape"), secret.encode())
-
-
-def is_authenticated(request: web.Request) -> bool:
-    """Whether the caller has the API token or is a web user, and may see everything."""
-    return bool(request.get(_AUTHENTICATED, False))
-
-
-def get_caller(request: web.Request) -> str:
-    """Return the caller's name for the record: the web user, or the X-Defib-User of a caller with the API token."""
-    name = request.get(WEB_USER) or request.headers.get("X-Defib-User", "")
-    printable = "".join(character for character in str(name) if character.isprintable()).strip()[:60]
-    return printable or f"unnamed caller at {request.remote}"
-
-
-def is_loopback(address: str) -> bool:
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+_CLIENT_ERROR, _UNAUTHORIZED = 400, 401
 
 
 def create_application(
     access: AccessControl,
-    config: WebConfig,
+    web_config: WebConfigFile,
     *,
     ready: Callable[[], bool],
     get_health_problem: Callable[[], str | None] = lambda: None,
     max_body: int = 64 * 1024,
+    sign_in: str = "",
     on_error: Callable[[web.Request, ApiError], None] = lambda _request, _error: None,
 ) -> web.Application:
-    """Return an application with health, readiness, uniform errors and access control, ready for `add_route`.
+    """Return an application with access control, uniform errors, health, readiness and the caller's identity.
 
-    `get_health_problem` returns what makes the program unhealthy, or None; `on_error` is called for each request that
-    ended with an ApiError.
+    `get_health_problem` returns what makes the program unhealthy, or None.
+    Browsers without a session are sent to the path `sign_in`. `on_error` is called for each request that ended with an
+    ApiError.
     """
     app = web.Application(client_max_size=max_body, middlewares=[_errors, _access])
     app[_ACCESS] = access
     app[_REQUIREMENTS] = {}
     app[_ON_ERROR] = on_error
-    headers = config.http_server_config.headers
+    app[_SIGN_IN] = sign_in
 
     async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(headers)
+        response.headers.update(web_config.config.http_server_config.headers)
 
     app.on_response_prepare.append(add_headers)
     app.on_startup.append(_check_routes)
@@ -191,8 +52,17 @@ def create_application(
     async def is_ready(_request: web.Request) -> web.Response:
         return web.Response(text="ready\n") if ready() else web.Response(status=503, text="not ready\n")
 
-    add_route(app, "GET", "/-/healthy", healthy, AccessRequirement.PUBLIC)
-    add_route(app, "GET", "/-/ready", is_ready, AccessRequirement.PUBLIC)
+    async def show_identity(request: web.Request) -> web.Response:
+        identity = get_identity(request)
+        return web.json_response({"name": identity.label, "role": identity.role, "means": identity.means})
+
+    async def show_access(_request: web.Request) -> web.Response:
+        return web.json_response(access.describe())
+
+    add_route(app, "GET", "/-/healthy", healthy, AccessRequirement.UNCHECKED)
+    add_route(app, "GET", "/-/ready", is_ready, AccessRequirement.UNCHECKED)
+    add_route(app, "GET", "/api/v1/identity", show_identity, AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/access", show_access, AccessRequirement.ADMIN)
     return app
 
 
@@ -220,25 +90,14 @@ async def _check_routes(app: web.Application) -> None:
 _ACCESS = web.AppKey("access", AccessControl)
 _ON_ERROR: web.AppKey[Callable[[web.Request, ApiError], None]] = web.AppKey("on_error", Callable)  # type: ignore[arg-type]  # no class
 _REQUIREMENTS: web.AppKey[dict[web.AbstractRoute, AccessRequirement]] = web.AppKey("requirements", dict)
+_SIGN_IN = web.AppKey("sign_in", str)
 
 
 @web.middleware
 async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
-    if request.match_info.http_exception is not None:
-        return await handler(request)  # there is no such route: the handler raises 404 or 405
-    requirement = request.app[_REQUIREMENTS].get(request.match_info.route, AccessRequirement.CREDENTIAL)
-    await request.app[_ACCESS].check(request, requirement)
-    origin = request.headers.get("Origin")
-    if origin and request.method not in ("GET", "HEAD"):
-        # Pages of other sites must not change anything through a browser that can reach this server. Where a site's
-        # name resolves to this server (DNS rebinding), only a password keeps it out.
-        try:
-            page = urlsplit(origin)
-        except ValueError:
-            page = urlsplit("")
-        trusted = bool(request.app[_ACCESS].users) or is_loopback(page.hostname or "")
-        if page.netloc != request.host or not trusted:
-            raise ApiError(403, "cross_origin", "requests from other origins are refused")
+    if request.match_info.http_exception is None:  # else there is no such route: the handler raises 404 or 405
+        requirement = request.app[_REQUIREMENTS].get(request.match_info.route, AccessRequirement.ADMIN)
+        await request.app[_ACCESS].check(request, requirement)
     return await handler(request)
 
 
@@ -259,5 +118,20 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         log.exception("request_failed", method=request.method, path=request.path)
         error = ApiError(500, "internal", "internal error; see the log")
     request.app[_ON_ERROR](request, error)
+    if error.status == _UNAUTHORIZED and request.app[_SIGN_IN] and _is_page(request):
+        next_ = quote(request.path_qs.removeprefix("/"), safe="")
+        location = relative_path(request, f"{request.app[_SIGN_IN]}?next={next_}")
+        return web.Response(status=303, headers={"Location": location})
     body = {"error": {"code": error.code, "message": error.message}}
     return web.json_response(body, status=error.status, headers=error.headers)
+
+
+def relative_path(request: web.Request, path: str) -> str:
+    """Return a path of this server relative to the request's, since a proxy may serve all paths below a prefix."""
+    return f"./{'../' * (request.path.count('/') - 1)}{path}"
+
+
+def _is_page(request: web.Request) -> bool:
+    """Whether a person opens a page with a browser."""
+    is_read = request.method == "GET" and "Authorization" not in request.headers
+    return is_read and "text/html" in request.headers.get("Accept", "")

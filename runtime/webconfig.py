@@ -1,21 +1,27 @@
-"""The `--web.config.file`, as Prometheus exporters have it: TLS, headers and basic-auth users.
+"""The `--web.config.file`, as Prometheus exporters have it: TLS, headers and users, and the users' roles.
 
 Format: https://prometheus.io/docs/prometheus/latest/configuration/https/
 """
 
+import asyncio
 import re
 import ssl
 from pathlib import Path
 from typing import Literal
 
 import bcrypt
+import structlog
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from runtime.access.control import WebUsers
+from runtime.access.roles import Role, UserRole
 from runtime.errors import StartError
 from runtime.yaml_errors import explain_yaml_error
 
+CHECK_EVERY = 1.0  # seconds
+log = structlog.get_logger()
 _MESSAGES = {"extra_forbidden": "unknown key", "missing": "is missing", "model_type": "must be a map"}
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 
@@ -50,6 +56,7 @@ class WebConfig(_WebConfigModel):
     tls_server_config: TlsServer | None = None
     http_server_config: HttpServer = HttpServer()
     basic_auth_users: dict[str, str] = Field(default_factory=dict)
+    roles: dict[str, UserRole] = Field(default_factory=dict)
 
     @field_validator("basic_auth_users")
     @classmethod
@@ -60,6 +67,18 @@ class WebConfig(_WebConfigModel):
                     f"the password of {name!r} is not a bcrypt hash; make one with htpasswd -nBC 10 {name}"
                 )
         return users
+
+    @model_validator(mode="after")
+    def _check_roles(self) -> "WebConfig":
+        unknown = sorted(self.roles.keys() - self.basic_auth_users.keys())
+        if unknown:
+            raise ValueError(f"roles: {', '.join(unknown)}: not in basic_auth_users")
+        return self
+
+    @property
+    def users(self) -> WebUsers:
+        roles = {name: Role(role) for name, role in self.roles.items()}
+        return WebUsers(self.basic_auth_users, roles)
 
     def ssl_context(self) -> ssl.SSLContext | None:
         """Return the server's TLS context, or None without TLS. Raises StartError."""
@@ -83,7 +102,7 @@ class WebConfig(_WebConfigModel):
 
 def _format_error(error: ErrorDetails) -> str:
     message = _MESSAGES.get(error["type"], error["msg"].removeprefix("Value error, "))
-    return f"{'.'.join(map(str, error['loc']))}: {message}"
+    return ": ".join(filter(None, [".".join(map(str, error["loc"])), message]))
 
 
 def load(path: Path | None) -> WebConfig:
@@ -107,3 +126,51 @@ def load(path: Path | None) -> WebConfig:
         return config
     absolute = {name: path.parent / value for name, value in tls if isinstance(value, Path)}
     return config.model_copy(update={"tls_server_config": tls.model_copy(update=absolute)})
+
+
+class WebConfigFile:
+    """The web configuration in force: that of the file, which is read again when it or a file that it names changes."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self.config = load(path)
+        self.tls = self.config.ssl_context()
+        self._users = self.config.users
+        self._state = self._read_state()
+
+    @property
+    def users(self) -> WebUsers:
+        return self._users
+
+    async def run(self) -> None:
+        """Read the file again after each change, until cancelled. An invalid file changes nothing."""
+        while self._path is not None:
+            await asyncio.sleep(CHECK_EVERY)
+            state = await asyncio.to_thread(self._read_state)
+            if state == self._state:
+                continue
+            self._state = state
+            try:
+                await asyncio.to_thread(self._load)
+            except StartError as error:
+                log.error("web_configuration_refused", error=str(error), effect="the previous one stays in force")  # noqa: TRY400
+                continue
+            log.info("web_configuration_reloaded", users=len(self.config.basic_auth_users))
+
+    def _load(self) -> None:
+        config = load(self._path)
+        self.tls, self.config, self._users = config.ssl_context(), config, config.users
+
+    def _read_state(self) -> list[tuple[int, int, int] | None]:
+        """Return what identifies the present content of the files."""
+        tls = self.config.tls_server_config
+        named = [] if tls is None else [tls.cert_file, tls.key_file, tls.client_ca_file]
+        return [_identify(path) for path in (self._path, *named) if path is not None]
+
+
+def _identify(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size

@@ -28,6 +28,7 @@ PORTS = (12_000, 32_000)
 RESERVED = 200  # ports that a process reserves at most
 PROGRAMS = ("prometheus", "prometheus-alertmanager")
 WEBHOOK_TOKEN = "demo-webhook-token"  # noqa: S105 - only on loopback, while the demo runs
+METRICS_TOKEN = "demo-metrics-token"  # noqa: S105 - as above
 
 
 _reserved: deque[socket.socket] = deque()
@@ -126,6 +127,7 @@ class Stack:
         names = ("exporter", "remediator", "prometheus", "alertmanager", "node")
         self.ports = dict(zip(names, reserve_ports(len(names)), strict=True))
         self.pids: dict[str, int] = {}
+        self.options: dict[str, list[str]] = {}  # more arguments of the exporter and the remediator
         self.token_file = folder / "token"  # next to the database
         self.token = secrets.token_urlsafe(32)
         self.credential = ApiTokenAuth(self.token, (self.ports[name] for name in ("exporter", "remediator")))
@@ -150,6 +152,7 @@ class Stack:
                 "alertmanager_url": self.url("alertmanager"),
             },
             **extra,
+            "access": {"metrics_token": METRICS_TOKEN, **extra.get("access", {})},
         }
         (directory / "defib.yaml").write_text(yaml.safe_dump(written, allow_unicode=True, sort_keys=False))
         return directory
@@ -157,7 +160,6 @@ class Stack:
     async def start(self) -> None:
         """Start all four programs, and wait until an alert has passed through all of them. Raises StartError."""
         check_requirements()
-        (self._folder / "webhook_token").write_text(WEBHOOK_TOKEN)
         await self.start_program("exporter")
         await self.start_program("remediator")
         await self.start_alertmanager()
@@ -169,7 +171,8 @@ class Stack:
     async def start_program(self, program: str) -> None:
         """Start the exporter or the remediator, and wait until it is ready."""
         argv = [sys.executable, "-m", "defib", program, "--config", str(self._folder / "config")]
-        await self._run(program, [*argv, "--listen", f"127.0.0.1:{self.ports[program]}"])
+        options = self.options.get(program, [])
+        await self._run(program, [*argv, "--listen", f"127.0.0.1:{self.ports[program]}", *options])
         await self.wait_for(program, lambda: self._is_ready(program))
 
     async def _run(self, name: str, argv: Sequence[str]) -> None:
@@ -223,7 +226,9 @@ class Stack:
         await self.wait_for("alertmanager", lambda: self._is_ready("alertmanager"))
 
     def _write_with_own_addresses(self, config: Any, name: str) -> None:
-        """Write a shipped file, with the addresses of this stack instead of those of docker-compose.yml."""
+        """Write a shipped file, with the addresses and tokens of this stack instead of those of docker-compose.yml."""
+        for token, value in (("webhook_token", WEBHOOK_TOKEN), ("metrics_token", METRICS_TOKEN)):
+            (self._folder / token).write_text(value)
         text = yaml.safe_dump(config, sort_keys=False)
         own = {
             "exporter:9999": "exporter", "remediator:9095": "remediator",
@@ -231,7 +236,7 @@ class Stack:
         }  # fmt: skip
         for shipped, program in own.items():
             text = text.replace(shipped, f"127.0.0.1:{self.ports[program]}")
-        (self._folder / name).write_text(text.replace("secrets/webhook_token", str(self._folder / "webhook_token")))
+        (self._folder / name).write_text(text.replace("secrets/", f"{self._folder}/"))
 
     async def get(self, name: str, path: str) -> Any:
         """Return the JSON response of one of the programs, or None if there is none."""
@@ -248,8 +253,7 @@ class Stack:
 
     async def _watchdog_arrived(self) -> bool:
         with contextlib.suppress(httpx.HTTPError):
-            headers = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
-            page = (await self.client.get(f"{self.url('remediator')}/metrics", headers=headers)).text
+            page = (await self.client.get(f"{self.url('remediator')}/metrics")).text
             name = "defib_remediator_watchdog_last_timestamp_seconds "
             return any(line.startswith(name) and float(line.split()[1]) > 0 for line in page.splitlines())
         return False

@@ -48,7 +48,10 @@ async def check_prometheus(inventory: Inventory) -> Sequence[Finding]:
 
 
 def _check_targets(server: Server, active: Sequence[Mapping[str, Any]]) -> None:
-    fix = "see scrape_configs in alerts/prometheus.yml, and the job's token"
+    fix = (
+        "see scrape_configs in alerts/prometheus.yml; HTTP 401: the job's token must be access.metrics_token;"
+        " HTTP 403: add the target's name to access.hosts"
+    )
     for job in JOBS:
         targets = [each for each in active if each["labels"]["job"] == job]
         down = [f"{each['scrapeUrl']}: {each['lastError']}" for each in targets if each["health"] != "up"]

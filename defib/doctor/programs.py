@@ -1,36 +1,71 @@
 """The doctor's checks of the exporter and the remediator."""
 
-import contextlib
 import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from pydantic import SecretStr
 
 from defib.doctor.findings import Finding
 from defib.doctor.server import TIMEOUT, Server
 from defib.output import format_count
 from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory
-from runtime.tokens import ApiToken, TokenError
+from runtime.tokens import ConfiguredToken, TokenError
 
 WATCHDOG_AGE, NOTIFICATION_AGE = 120.0, 300.0  # seconds, as in alerts/rules
 LISTED = 5  # services in a message
-NO_SERVICE = "-"  # no service can have this name
+UNNAMED_CALLER = "local (unnamed, unverified)"  # in the audit log
 RELOAD = "reload it with SIGHUP or POST /-/reload"
 
 
 async def check_exporter(inventory: Inventory) -> Sequence[Finding]:
-    """Check that the exporter runs with this configuration and accepts the API token."""
-    server = Server("exporter", inventory.exporter.url, inventory.exporter.token)
+    """Check that the exporter runs with this configuration and accepts the local token."""
+    token = inventory.local_token("exporter")
+    server = Server("exporter", inventory.exporter.url, _read(token))
     async with server.client:
         response = await server.get("/api/v1/services") if await server.get("/-/ready") is not None else None
         if response is None:
             return server.findings
         services = response.json()["services"]
         _compare_services(server, inventory, services)
-        token = ApiToken("exporter.token", inventory.exporter.token, inventory.remediator.token_file)
-        await server.check_token(token, f"/api/v1/services/{NO_SERVICE}/probe")
+        await _check_access(server, token)
     return server.findings
+
+
+async def _check_access(server: Server, token: ConfiguredToken) -> None:
+    """Check that the local token is accepted, and who else has access."""
+    if not await server.check_token(token):
+        return
+    response = await server.get("/api/v1/access")
+    if response is None:
+        return
+    access = response.json()
+    without = ", ".join(access["users_without_role"][:LISTED])
+    problem = f"without a role, and therefore viewers: {without}" if without else ""
+    server.add("users", problem, "add them to `roles` in its --web.config.file: docs/access.md", severe=False)
+    is_open = not access["metrics_token"] and not access["users"]
+    problem = "whoever reaches its port can read its metrics" if is_open else ""
+    fix = "set access.metrics_token, and use it in Prometheus' scrape_configs: docs/access.md"
+    server.add("metrics", problem, fix, severe=False)
+
+
+async def _check_callers(server: Server) -> None:
+    """Check that only `defib` uses the local token, which names no one."""
+    response = await server.get("/api/v1/audit?limit=1000")
+    if response is None:
+        return
+    unnamed = [each for each in response.json()["audit"] if each["name"] == UNNAMED_CALLER]
+    problem = f"used by other programs than defib, last from {unnamed[0]['address']}" if unnamed else ""
+    server.add("local token's callers", problem, "give each script an API token: `defib token create`", severe=False)
+
+
+def _read(token: ConfiguredToken) -> SecretStr | None:
+    try:
+        return token.read()
+    except TokenError:
+        return None  # `check_token` reports it
 
 
 def _compare_services(server: Server, inventory: Inventory, services: Sequence[Mapping[str, Any]]) -> None:
@@ -49,18 +84,15 @@ def _compare_services(server: Server, inventory: Inventory, services: Sequence[M
 
 
 async def check_remediator(inventory: Inventory) -> Sequence[Finding]:
-    """Check that the remediator runs, accepts the API token, and receives and sends."""
+    """Check that the remediator runs, accepts the local token, and receives and sends."""
     settings = inventory.remediator
-    token = ApiToken("remediator.token", settings.token, settings.token_file)
-    credential = settings.webhook_token
-    if credential is None:
-        with contextlib.suppress(TokenError):
-            credential = token.get()
-    server = Server("remediator", settings.url, credential)
+    token = inventory.local_token("remediator")
+    server = Server("remediator", settings.url, _read(token))
     async with server.client:
         if await server.get("/-/ready") is None or not await _is_healthy(server):
             return server.findings
-        await server.check_token(token, f"/api/v1/services/{NO_SERVICE}/reset")
+        await _check_access(server, token)
+        await _check_callers(server)
         page = await server.get("/metrics")
         if page is not None:
             server.add("reachable")

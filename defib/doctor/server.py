@@ -15,7 +15,7 @@ from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import Inventory
 from remediator.clients.json_client import http_client
 from runtime.errors import DefibError
-from runtime.tokens import ApiToken, TokenError
+from runtime.tokens import ConfiguredToken, TokenError
 
 TIMEOUT = 5.0  # seconds for each response
 CLOCK_TOLERANCE = 5.0  # seconds; the Date header has whole ones
@@ -79,24 +79,22 @@ class Server:
         self._check_clock(response)
         return response
 
-    async def check_token(self, token: ApiToken, path: str) -> None:
-        """Check that the server accepts the API token; `path` is one that changes something that does not exist."""
+    async def check_token(self, token: ConfiguredToken) -> bool:
+        """Check that the server accepts the local token; return whether it does."""
         headers = {}
         try:
             if self.endpoint.auth is None:
-                headers["Authorization"] = f"Bearer {token.get().get_secret_value()}"
+                headers["Authorization"] = f"Bearer {token.read().get_secret_value()}"
         except TokenError as error:
             fix = f"run this as the remediator's user, use --token-file FILE, or set {token.setting}"
-            self.add("API token", str(error), fix, severe=False)
-            return
+            return self.add("local token", str(error), fix, severe=False)
         try:
-            response = await self.client.post(path, headers=headers, timeout=TIMEOUT)
+            response = await self.client.get("/api/v1/identity", headers=headers, timeout=TIMEOUT)
         except httpx.HTTPError as error:
-            self.add("API token", type(error).__name__, "see its log")
-            return
-        problem = f"HTTP {response.status_code}" if response.status_code != HTTPStatus.NOT_FOUND else ""
+            return self.add("local token", type(error).__name__, "see its log")
+        problem = "" if response.is_success else f"HTTP {response.status_code}"
         fix = f"use the same {token.setting} or token file for it as here, and reload it"
-        self.add("API token", problem, fix)
+        return self.add("local token", problem, fix)
 
     def _check_clock(self, response: httpx.Response) -> None:
         date = response.headers.get("Date")

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -25,6 +25,7 @@ from fleet.inventory.references import Program, Resolver, substitute
 from fleet.inventory.units import parse_duration
 from fleet.inventory.validation_errors import explain
 from runtime.redaction import Redactor
+from runtime.tokens import ConfiguredToken
 
 PROGRAMS: tuple[Program, ...] = get_args(Program)
 
@@ -37,6 +38,17 @@ class LoadedInventory:
     secrets: frozenset[str] = field(repr=False)
     warnings: Sequence[ConfigProblem] = ()
     unresolved: Sequence[ConfigProblem] = ()  # references that could not be resolved, unless loaded strictly
+    files: Mapping[str, Path] = field(default_factory=dict)  # of values that are a file's content, by their path
+
+    def token(self, setting: str) -> ConfiguredToken:
+        """Return the token of a setting, such as `remediator.webhook_token`."""
+        section, name = setting.split(".")
+        return ConfiguredToken(setting, getattr(getattr(self.inventory, section), name), self.files.get(setting))
+
+    def local_token(self, program: Literal["exporter", "remediator"]) -> ConfiguredToken:
+        """As `Inventory.local_token`, with the file that its setting refers to."""
+        configured = self.token(f"{program}.token")
+        return self.inventory.local_token(program) if configured.value is None else configured
 
     def require_resolved(self, *sections: str, ignore: Sequence[str] = ()) -> None:
         """Check that all references in some sections, such as `remediator.token`, are resolved.
@@ -94,7 +106,7 @@ def load(
     secrets = frozenset(resolver.secrets | set(_find_secrets(inventory)))
     inventory.mask_targets(Redactor(secrets))
     warnings = _sort(find_warnings(document, inventory), Redactor(secrets))
-    return LoadedInventory(inventory, secrets, warnings, _sort(resolver.unresolved, Redactor(secrets)))
+    return LoadedInventory(inventory, secrets, warnings, _sort(resolver.unresolved, Redactor(secrets)), resolver.files)
 
 
 def _set_digests(document: Document, inventory: Inventory) -> None:

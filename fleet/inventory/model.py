@@ -11,11 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 
+from fleet.inventory.access import Access
 from fleet.inventory.documents import TextWithBase
 from fleet.inventory.endpoints import ChoiceModel, ConfigModel, Endpoint, RelativePath, Token
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
 from fleet.inventory.units import Duration, Identifier, PositiveDuration, format_duration
+from runtime.tokens import ConfiguredToken
 
 
 def _time_of_day(text: str) -> str:
@@ -316,7 +318,7 @@ class RemediatorSettings(ConfigModel):
 
     @property
     def token_file(self) -> Path | None:
-        """The file with the API token where no setting has it, in the database's folder; None where that is unknown."""
+        """The file of the local token where no setting has it, in the database's folder; None where that is unknown."""
         if "${" in self.database:  # a reference that this program leaves unresolved
             return None
         return Path(self.database.removeprefix("sqlite:///")).parent / "token"
@@ -333,6 +335,7 @@ class Inventory(ConfigModel):
     defaults: Defaults = Defaults()
     remediation: Remediation = Remediation()
     notify: Notify = Notify()
+    access: Access = Access()
     hosts: dict[Identifier, Host] = Field(default_factory=dict)
     services: dict[Identifier, Service] = Field(default_factory=dict)
     _by_target: dict[tuple[str, str], list[str]] = PrivateAttr(default_factory=dict)
@@ -375,6 +378,12 @@ class Inventory(ConfigModel):
         if isinstance(self.remediator.retention, float) and self.remediator.retention < longest:
             raise ValueError("remediator.retention: must be at least 10m, and no shorter than any remediation.window")
         return self
+
+    def local_token(self, program: Literal["exporter", "remediator"]) -> ConfiguredToken:
+        """Return the token that permits everything in a program: that of its setting, else the local token's file."""
+        setting, value = f"{program}.token", (self.exporter if program == "exporter" else self.remediator).token
+        file = self.remediator.token_file if value is None else None
+        return ConfiguredToken(setting, value, file, owned=file is not None)
 
     def host_of(self, service: Service) -> Host | None:
         return self.hosts.get(service.host)

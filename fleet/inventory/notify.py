@@ -8,6 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from fleet.inventory.endpoints import ChoiceModel, ConfigModel, ExistingDirectory, Url
 from fleet.inventory.units import Duration, Identifier, PositiveDuration
+from runtime.access.roles import AccessRequirement, Role, UserRole, permits
 
 Severity = Literal["critical", "warning", "info"]
 Language = Literal["zh", "en"]
@@ -90,11 +91,17 @@ class Channel(ChoiceModel):
 
 
 class Person(ConfigModel):
-    """A person who may press the buttons of cards."""
+    """A person who may press the buttons of cards and, with a `role`, sign in with Feishu."""
 
     open_id: OpenId
     name: str = ""
     may: list[ButtonAction] = list(get_args(ButtonAction))
+    role: UserRole | None = None
+
+    def may_press(self, button: ButtonAction) -> bool:
+        """Whether the person may use a button: if it is in `may`, and if their role, if they have one, permits it."""
+        requirement = AccessRequirement.ADMIN if button == "automation" else AccessRequirement.OPERATOR
+        return button in self.may and (self.role is None or permits(Role(self.role), requirement))
 
 
 class Escalation(ConfigModel):

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fleet.inventory.documents import ConfigProblem, Document, Location, TextWithBase
+from runtime.tokens import TokenError, read_secret_file
 
 Program = Literal["exporter", "remediator", "client"]
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^}]*)\}")
+_WHOLE_FILE = re.compile(r"\$\{file:([^}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 # The parts that each program does not use. References there stay unresolved, so that it holds no secrets of others.
@@ -18,12 +20,14 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
         ("notify",),
         ("remediation",),
         ("remediator",),
+        ("access", "oidc"),
+        ("access", "feishu"),
         ("hosts", "*", "sudo"),
         ("hosts", "*", "control_ssh"),
         ("services", "*", "control"),
     ),
     "remediator": (("services", "*", "probe"),),
-    "client": (("notify",), ("hosts",), ("services",), ("exporter",)),
+    "client": (("notify",), ("access",), ("hosts",), ("services",), ("exporter",)),
 }
 
 
@@ -38,6 +42,9 @@ class Resolver:
     secrets: set[str] = field(default_factory=set)
     problems: list[ConfigProblem] = field(default_factory=list)
     unresolved: list[ConfigProblem] = field(default_factory=list)
+    files: dict[str, Path] = field(
+        default_factory=dict
+    )  # by path, such as `remediator.token`: values that are a file's
 
     def resolve(self) -> dict[str, Any]:
         """Return the sections with their references resolved; those that cannot be are in `problems`."""
@@ -61,6 +68,8 @@ class Resolver:
             )
         count = len(self.problems)
         resolved = _REFERENCE.sub(lambda match: self._look_up(location, text, match), text)
+        if (whole := _WHOLE_FILE.fullmatch(text)) is not None:
+            self.files[".".join(map(str, location))] = text.base / whole[1].strip()
         if not self.strict and len(self.problems) > count:
             self.unresolved += self.problems[count:]
             del self.problems[count:]
@@ -76,10 +85,10 @@ class Resolver:
         name = match[1]
         try:
             if name.startswith("file:"):
-                value = self._read_file(text.base / name.removeprefix("file:").strip())
+                value = read_secret_file(text.base / name.removeprefix("file:").strip())
             else:
                 value = self._read_variable(name)
-        except LookupError as error:
+        except (LookupError, TokenError) as error:
             self.problems.append(self.document.problem_at(location, str(error.args[0])))
             return ""
         self.secrets.add(value)
@@ -91,17 +100,6 @@ class Resolver:
         value = self.environ.get(name, "")
         if not value:
             raise LookupError(f"the environment variable {name} is {'empty' if name in self.environ else 'not set'}")
-        return value
-
-    def _read_file(self, path: Path) -> str:
-        try:
-            value = path.read_text(encoding="utf-8").rstrip("\r\n")
-        except OSError as error:
-            raise LookupError(f"cannot read the secret file {path}: {error.strerror}") from error
-        except ValueError:
-            raise LookupError(f"the secret file {path} is not text") from None
-        if not value:
-            raise LookupError(f"the secret file {path} is empty")
         return value
 
 

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 import structlog
 
 from fleet.inventory.model import Inventory
-from fleet.inventory.notify import ButtonAction
+from fleet.inventory.notify import ButtonAction, Person
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications import rendering
 from remediator.operations import (
@@ -26,8 +26,11 @@ from remediator.operations import (
     UnavailableError,
 )
 from remediator.record import button_presses, queries
+from remediator.record.audit import AuditLog
 from remediator.record.database import Database, StorageError
 from remediator.record.queries import Subject
+from runtime.access.audit import AuditEntry
+from runtime.access.roles import Identity, Role
 
 MAX_AGE = 600.0  # seconds by which a press may be older or newer than our clock
 SILENCE_FOR = 2 * 3600.0
@@ -66,8 +69,10 @@ class ButtonPress:
 class ButtonHandler:
     """Carries pressed buttons out. Each is recorded before its operation starts."""
 
-    def __init__(self, operations: Operations, database: Database, metrics: RemediatorMetrics) -> None:
-        self._operations, self._database, self._metrics = operations, database, metrics
+    def __init__(
+        self, operations: Operations, database: Database, metrics: RemediatorMetrics, audit_log: AuditLog
+    ) -> None:
+        self._operations, self._database, self._metrics, self._audit_log = operations, database, metrics, audit_log
         self._running: set[asyncio.Task[Toast]] = set()
 
     async def handle(self, channel: str, press: ButtonPress, within: float) -> ToastText:
@@ -92,8 +97,8 @@ class ButtonHandler:
 
     async def _handle(self, channel: str, press: ButtonPress, inventory: Inventory) -> Toast:
         person = inventory.notify.person(press.open_id)
-        name, allowed = (person[0], person[1].may) if person is not None else ("", [])
-        toast = self._check(press, allowed)
+        name = person[0] if person is not None else ""
+        toast = self._check(press, person[1] if person is not None else None)
         try:
             if not await self._database.write_with_priority(
                 button_presses.add,
@@ -106,7 +111,11 @@ class ButtonHandler:
             ):
                 toast = Toast("info", "again")
             else:
-                toast = toast or await self._carry_out(press, name, inventory)
+                by = Identity(name or "(unknown)", Role.OPERATOR, "chat", press.open_id)
+                if toast is not None and toast.key == "not_allowed":
+                    button = str(press.value["answer"])
+                    await self._audit_log.write(AuditEntry.of(by, button, outcome="refused", detail="not allowed"))
+                toast = toast or await self._carry_out(press, by, inventory)
                 await self._database.write_with_priority(button_presses.set_outcome, press.event_id, toast.key)
         except StorageError as error:
             log.error("button_press_not_stored", error=str(error))  # noqa: TRY400 - no traceback needed
@@ -120,24 +129,24 @@ class ButtonHandler:
         )  # fmt: skip
         return toast
 
-    def _check(self, press: ButtonPress, allowed: list[ButtonAction]) -> Toast | None:
+    def _check(self, press: ButtonPress, person: Person | None) -> Toast | None:
         """Return the toast for a press that is too old, unknown or not allowed."""
         clock = self._database.clock
         if press.at is not None and abs(clock.unix(clock.now()) - press.at) > MAX_AGE:
             return Toast("error", "stale")
         if press.value.get("answer") not in get_args(ButtonAction):
             return Toast("error", "not_understood")
-        if press.value["answer"] not in allowed:
+        if person is None or not person.may_press(press.value["answer"]):
             return Toast("error", "not_allowed", (press.open_id,))
         return None
 
-    async def _carry_out(self, press: ButtonPress, name: str, inventory: Inventory) -> Toast:
+    async def _carry_out(self, press: ButtonPress, by: Identity, inventory: Inventory) -> Toast:
         """Run the operation of a button and return its toast."""
         action, ids = cast("ButtonAction", press.value["answer"]), _parse_ids(press)
         if not await self._database.read(button_presses.ids_match_record, ids):
             return Toast("warning", "over")
         try:
-            return await self._run_operation(action, ids, name, inventory)
+            return await self._run_operation(action, ids, by, inventory)
         except GateClosedError as error:
             reasons = (await asyncio.to_thread(rendering.shipped_templates, inventory)).words["reasons"]
             return Toast("warning", "held", (reasons.get(error.code, error.code),))
@@ -145,38 +154,38 @@ class ButtonHandler:
             return _toast_of_error(error)
 
     async def _run_operation(
-        self, action: ButtonAction, ids: Mapping[str, int], name: str, inventory: Inventory
+        self, action: ButtonAction, ids: Mapping[str, int], by: Identity, inventory: Inventory
     ) -> Toast:
         subject: Subject = "incident" if "incident" in ids else "alert"
         if action == "acknowledge":
-            return await self._acknowledge(subject, ids, name)
+            return await self._acknowledge(subject, ids, by)
         if action == "silence":
             comment = "silenced with a button on a card"
-            ends = await self._operations.silence(subject, ids.get(subject, 0), SILENCE_FOR, name, comment)
+            ends = await self._operations.silence(subject, ids.get(subject, 0), SILENCE_FOR, by, comment)
             until = datetime.fromtimestamp(ends, ZoneInfo(inventory.notify.timezone))
             return Toast("success", "silenced", (until.strftime("%H:%M"),))
         if action == "approve":
-            await self._operations.approve(ids.get("action", 0), name)
+            await self._operations.approve(ids.get("action", 0), by)
             return Toast("success", "approved")
         if action == "automation":
             switch = await self._operations.switch_automation(
-                enabled=False, by=name, reason="switched off with a button on a card"
+                enabled=False, by=by, reason="switched off with a button on a card"
             )
             return Toast("success", "automation_off", (switch.by,))
-        return await self._restart(ids, name, inventory)
+        return await self._restart(ids, by, inventory)
 
-    async def _acknowledge(self, subject: Subject, ids: Mapping[str, int], name: str) -> Toast:
+    async def _acknowledge(self, subject: Subject, ids: Mapping[str, int], by: Identity) -> Toast:
         if "notification" in ids:
-            await self._operations.acknowledge_message(ids["notification"], name)
-            return Toast("success", "acknowledged", (name,))
-        acknowledged = await self._operations.acknowledge(subject, ids.get(subject, 0), name)
-        return Toast("success" if acknowledged.by == name else "info", "acknowledged", (acknowledged.by,))
+            await self._operations.acknowledge_message(ids["notification"], by)
+            return Toast("success", "acknowledged", (by.label,))
+        acknowledged = await self._operations.acknowledge(subject, ids.get(subject, 0), by)
+        return Toast("success" if acknowledged.by == by.label else "info", "acknowledged", (acknowledged.by,))
 
-    async def _restart(self, ids: Mapping[str, int], name: str, inventory: Inventory) -> Toast:
+    async def _restart(self, ids: Mapping[str, int], by: Identity, inventory: Inventory) -> Toast:
         service = await self._database.read(queries.find_open_service, ids.get("incident", 0))
         if service is None or service not in inventory.services:
             return Toast("warning", "over")
-        await self._operations.start_action(service, "restart", (), name)
+        await self._operations.start_action(service, "restart", (), by)
         return Toast("success", "begun")
 
 

@@ -1,18 +1,54 @@
 """The exporter's API: the status of services, and probes on request."""
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
-from pydantic import SecretStr
+import httpx
+import structlog
 
 from fleet.inventory.endpoints import Endpoint
 from remediator.clients.json_client import JsonClient, parsing_response
 from remediator.policy.situation import Observation
+from runtime.tokens import ConfiguredToken, TokenError
+
+log = structlog.get_logger()
+
+
+class TokenAuth(httpx.Auth):
+    """Sends a token, if there is one. It is read again when it is refused, since its file may have changed."""
+
+    def __init__(self, token: ConfiguredToken) -> None:
+        self._token, self._value = token, ""
+
+    async def async_auth_flow(self, request: httpx.Request) -> AsyncGenerator[httpx.Request, httpx.Response]:
+        if not self._value:
+            self._value = await asyncio.to_thread(self._read)
+        sent = self._set(request)
+        response = yield request
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            self._value = await asyncio.to_thread(self._read)
+            if self._value != sent:
+                self._set(request)
+                yield request
+
+    def _set(self, request: httpx.Request) -> str:
+        if self._value:
+            request.headers["Authorization"] = f"Bearer {self._value}"
+        return self._value
+
+    def _read(self) -> str:
+        try:
+            return self._token.read().get_secret_value()
+        except TokenError as error:
+            log.warning("exporter_token_unreadable", error=str(error))
+            return ""
 
 
 class Exporter:
-    def __init__(self, endpoint: Endpoint, token: SecretStr | None) -> None:
-        self._client = JsonClient(endpoint, token)
+    def __init__(self, endpoint: Endpoint, token: ConfiguredToken) -> None:
+        auth = TokenAuth(token) if endpoint.auth is None else None
+        self._client = JsonClient(endpoint, headers={"X-Defib-User": "remediator"}, auth=auth)
         self.close = self._client.close
 
     async def probe(self, service: str, timeout: float) -> Observation:

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 from pydantic import SecretStr
 
-from fleet.inventory.endpoints import Endpoint
+from fleet.inventory.endpoints import Endpoint, TlsSettings
 from runtime.errors import DefibError, StartError
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
@@ -30,9 +30,15 @@ class HttpStatusError(ClientError):
 
 class JsonClient:
     def __init__(
-        self, endpoint: Endpoint, token: SecretStr | None = None, headers: Mapping[str, str] = NO_HEADERS
+        self,
+        endpoint: Endpoint,
+        token: SecretStr | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+        auth: httpx.Auth | None = None,
     ) -> None:
         self._client = http_client(endpoint, token)
+        if auth is not None:
+            self._client.auth = auth
         self._client.headers.update(headers)
 
     async def request(
@@ -94,19 +100,24 @@ def http_client(endpoint: Endpoint, token: SecretStr | None = None) -> httpx.Asy
         basic = httpx.BasicAuth(auth.basic.username, auth.basic.password.get_secret_value())
     elif (bearer := auth.bearer if auth is not None else token) is not None:
         headers["Authorization"] = f"Bearer {bearer.get_secret_value()}"
-    verify: ssl.SSLContext | bool = False
-    if endpoint.url.startswith("https:"):
-        tls = endpoint.tls
-        try:
-            verify = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
-            if tls.cert_file:
-                verify.load_cert_chain(tls.cert_file, tls.key_file)
-        except (OSError, ssl.SSLError) as error:
-            raise StartError(f"{endpoint.url}: cannot use its certificate files: {error}") from error
-        if not tls.verify:
-            verify.check_hostname, verify.verify_mode = False, ssl.CERT_NONE
+    verify = create_ssl_context(endpoint.url, endpoint.tls)
     # The proxy variables of the environment are not for servers of the fleet.
     return httpx.AsyncClient(base_url=endpoint.base, auth=basic, headers=headers, verify=verify, trust_env=False)
+
+
+def create_ssl_context(url: str, tls: TlsSettings) -> ssl.SSLContext | bool:
+    """Return the context for requests to a URL; False without TLS. Raises StartError."""
+    if not url.startswith("https:"):
+        return False
+    try:
+        context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
+        if tls.cert_file:
+            context.load_cert_chain(tls.cert_file, tls.key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise StartError(f"{url}: cannot use its certificate files: {error}") from error
+    if not tls.verify:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 @contextlib.contextmanager

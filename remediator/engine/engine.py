@@ -25,7 +25,11 @@ from remediator.notifications.sender import Sender
 from remediator.policy import attempts
 from remediator.policy.decisions import DECIDE_AGAIN, decide, explain
 from remediator.policy.situation import Decision, Observation, Situation
+from remediator.record import audit
 from remediator.record.database import Database, StorageError
+from remediator.record.transaction import Transaction
+from runtime.access.audit import AuditEntry
+from runtime.access.roles import Identity
 from runtime.redaction import Redactor
 
 COALESCE_FOR = 0.01  # seconds in which changes are collected before incidents are looked at
@@ -233,7 +237,7 @@ class Engine:
             await self._database.write(decisions.clear_observed_stop, self.inventory.services_sharing_target(service))
 
     async def act_for_operator(
-        self, service: Service, verb: Verb, overruled: Collection[str], by: str
+        self, service: Service, verb: Verb, overruled: Collection[str], by: Identity
     ) -> Claim | Decision | str:
         """Start an operator's action, or return what holds it. Raises UnknownVerbError and StorageError."""
         if service.control is None or verb not in service.control.options.verbs:
@@ -244,13 +248,17 @@ class Engine:
             evidence, _ = await self.executor.collect_evidence(service)
         if verb in ("start", "restart"):
             situation = replace(situation, dependencies_down=await self._observer.find_dependencies_down(service))
-        return await self.executor.execute(
-            service,
-            verb,
-            lambda tx: actions.claim_operator_action(
-                tx, service, verb, situation, overruled=overruled, by=by, evidence=evidence
-            ),
-        )
+
+        def claim(tx: Transaction) -> Claim | Decision:
+            claimed = actions.claim_operator_action(
+                tx, service, verb, situation, overruled=overruled, by=by.label, evidence=evidence
+            )
+            if isinstance(claimed, Claim):
+                overruled_gates = f"overruled {', '.join(sorted(overruled))}" if overruled else ""
+                audit.add(tx, AuditEntry.of(by, verb, service.id, detail=overruled_gates, action=claimed.id))
+            return claimed
+
+        return await self.executor.execute(service, verb, claim)
 
     async def _close_if_recovered(
         self, incident: int, service_id: str, service: Service | None, situation: Situation

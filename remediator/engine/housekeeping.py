@@ -1,13 +1,13 @@
 """Periodic work: reminders, escalation, the record's clock and retention."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from remediator.engine import reminders
 from remediator.notifications import escalation
-from remediator.record import retention, stops
+from remediator.record import audit, retention, stops
 from remediator.record.database import Database, StorageError
 from remediator.record.transaction import Transaction
 
@@ -17,7 +17,9 @@ DELETE_EVERY = 3600.0
 log = structlog.get_logger()
 
 
-async def run_housekeeping(database: Database, notified: Callable[[], None]) -> None:
+async def run_housekeeping(
+    database: Database, notified: Callable[[], None], store_token_uses: Callable[[], Awaitable[None]]
+) -> None:
     """Run until cancelled; call `notified` when a notification was added."""
     started = database.clock.now()
     stored = deleted = float("-inf")
@@ -28,6 +30,7 @@ async def run_housekeeping(database: Database, notified: Callable[[], None]) -> 
                 notified()
             if now - stored >= STORE_TIME_EVERY:
                 await database.store_time()
+                await store_token_uses()
                 stored = now
             if now - deleted >= DELETE_EVERY:
                 await _delete_old(database, now - database.inventory.remediator.retention)
@@ -51,5 +54,11 @@ async def _delete_old(database: Database, before: float) -> None:
     """Delete in small transactions, so that other writers do not wait."""
     while rows := await database.write(retention.delete_before, before):
         log.info("old_rows_deleted", rows=rows)
+        await asyncio.sleep(0)
+    settings = database.inventory.access.audit
+    while rows := await database.write(
+        audit.delete_old, database.clock.now() - settings.retention, settings.max_entries
+    ):
+        log.info("old_audit_entries_deleted", rows=rows)
         await asyncio.sleep(0)
     await database.write(stops.delete_removed, database.inventory.services, before)

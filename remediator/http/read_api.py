@@ -14,8 +14,10 @@ from remediator.record import notifications, queries, situations, timestamps
 from remediator.record.automation import read_switch
 from remediator.record.database import Database
 from remediator.record.transaction import Transaction
+from runtime.access.roles import AccessRequirement
+from runtime.errors import ApiError
 from runtime.redaction import Redactor
-from runtime.web import AccessRequirement, ApiError, Handler, add_route
+from runtime.web import Handler, add_route
 
 PAGE_SIZE = 100
 INCIDENT_STATES = ("open", "recovered", "unobserved")
@@ -37,7 +39,7 @@ def add_routes(app: web.Application, database: Database, metrics: RemediatorMetr
 
     def page_handler(name: str) -> Handler:
         async def read_page(request: web.Request) -> web.Response:
-            rows = await views.read_record(database, PAGES[name], _parse_before(request), PAGE_SIZE)
+            rows = await views.read_record(database, PAGES[name], parse_before(request), PAGE_SIZE)
             return views.respond(request, {name: rows}, redact, database.clock)
 
         return read_page
@@ -51,11 +53,12 @@ def add_routes(app: web.Application, database: Database, metrics: RemediatorMetr
 
     add_route(app, "GET", "/metrics", read_metrics, AccessRequirement.SCRAPE)
     for name in PAGES:
-        add_route(app, "GET", f"/api/v1/{name}", page_handler(name), AccessRequirement.READ)
-    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", read_incident, AccessRequirement.READ)
+        add_route(app, "GET", f"/api/v1/{name}", page_handler(name), AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", read_incident, AccessRequirement.VIEWER)
 
 
-def _parse_before(request: web.Request) -> int | None:
+def parse_before(request: web.Request) -> int | None:
+    """Return the id in the query before which a page starts. Raises ApiError."""
     text = request.query.get("before")
     if text is None:
         return None

@@ -1,30 +1,24 @@
-"""Rows of the record as JSON: times in RFC 3339; texts of hosts and services only for authenticated callers."""
+"""Rows of the record as JSON: times in RFC 3339; output of commands and evidence only for operators."""
 
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from aiohttp import web
-from sqlalchemy import Text
 
 from remediator.record.clock import SteadyClock
 from remediator.record.database import Database, StorageError
-from remediator.record.schema import actions, deliveries, evidence, incidents, notifications
 from remediator.record.transaction import Transaction
+from runtime.access.control import get_identity
+from runtime.access.roles import AccessRequirement, permits
+from runtime.errors import ApiError
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339
-from runtime.web import ApiError, is_authenticated
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Texts from hosts, services and servers have the column type Text. The timeline's details have some by the same names.
-_PRIVATE = frozenset(
-    column.name
-    for table in (incidents, actions, evidence, notifications, deliveries)
-    for column in table.columns
-    if isinstance(column.type, Text)
-) | {"evidence", "message"}
-_TARGET_FACTS = frozenset({"before", "after"})  # may quote a command's output
+# Keys of what commands on hosts printed, in rows and in details of the timeline.
+_EVIDENCE = frozenset({"output", "evidence", "why", "message", "before", "after"})
 _TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_seen")
 
 
@@ -39,23 +33,22 @@ async def read_record(
 
 
 def respond(request: web.Request, rows: dict[str, Any], redact: Redactor, clock: SteadyClock) -> web.Response:
-    """Return rows as a JSON response, without private texts if the caller is not authenticated."""
-    visible = rows if is_authenticated(request) else remove_private_texts(rows)
+    """Return rows as a JSON response, without evidence if the caller's role does not permit it."""
+    visible = rows if may_read_evidence(request) else remove_evidence(rows)
     return web.json_response(redact.redact_all(format_times(visible, clock)))
 
 
-def remove_private_texts(value: Any) -> Any:
+def may_read_evidence(request: web.Request) -> bool:
+    return permits(get_identity(request).role, AccessRequirement.OPERATOR)
+
+
+def remove_evidence(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_private(key, item) for key, item in value.items()}
-    return [remove_private_texts(item) for item in value] if isinstance(value, list) else value
-
-
-def _without_private(key: str, value: Any) -> Any:
-    if key in _TARGET_FACTS:
-        return None
-    if key not in _PRIVATE or isinstance(value, dict):
-        return remove_private_texts(value)
-    return [] if isinstance(value, list) else None
+        return {
+            key: ([] if isinstance(item, list) else None) if key in _EVIDENCE else remove_evidence(item)
+            for key, item in value.items()
+        }
+    return [remove_evidence(item) for item in value] if isinstance(value, list) else value
 
 
 def format_times(value: Any, clock: SteadyClock) -> Any:

@@ -16,7 +16,9 @@ from remediator.engine.engine import Engine
 from remediator.incidents import intake
 from remediator.metrics import RemediatorMetrics
 from remediator.record.database import Database, StorageError
-from runtime.web import AccessRequirement, ApiError, add_route
+from runtime.access.roles import AccessRequirement
+from runtime.errors import ApiError
+from runtime.web import add_route
 
 log = structlog.get_logger()
 

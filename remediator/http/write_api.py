@@ -25,11 +25,14 @@ from remediator.record import maintenance
 from remediator.record.automation import AutomationSwitch, read_switch
 from remediator.record.database import Database
 from remediator.record.queries import Subject
-from runtime.errors import DefibError
+from runtime.access.control import get_identity
+from runtime.access.roles import AccessRequirement
+from runtime.errors import ApiError, DefibError
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339
-from runtime.web import AccessRequirement, ApiError, add_route, get_caller
+from runtime.web import add_route
 
+VIEWER, OPERATOR, ADMIN = AccessRequirement.VIEWER, AccessRequirement.OPERATOR, AccessRequirement.ADMIN
 STATUS_OF: dict[type[OperationError], int] = {
     InvalidOperationError: 400,
     NotFoundError: 404,
@@ -39,28 +42,28 @@ STATUS_OF: dict[type[OperationError], int] = {
 }
 
 
-class _Body(BaseModel):
+class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class _ActionBody(_Body):
+class _ActionBody(RequestBody):
     overrule: list[str] = Field(default_factory=list)
 
 
 Comment = Annotated[str, Field(max_length=300)]
 
 
-class _AutomationBody(_Body):
+class _AutomationBody(RequestBody):
     enabled: bool
     reason: Comment = ""
 
 
-class _SilenceBody(_Body):
+class _SilenceBody(RequestBody):
     for_: PositiveDuration = Field(alias="for")
     comment: Comment = ""
 
 
-class _MaintenanceBody(_Body):
+class _MaintenanceBody(RequestBody):
     """Maintenance `for` a duration or `until` a time in RFC 3339; with `notify`, notifications mention people."""
 
     scope: Literal["service", "host", "group"]
@@ -71,7 +74,7 @@ class _MaintenanceBody(_Body):
     notify: bool = False
 
 
-B = TypeVar("B", bound=_Body)
+B = TypeVar("B", bound=RequestBody)
 
 
 def add_routes(
@@ -85,24 +88,24 @@ def add_routes(
     service, action = "/api/v1/services/{id}", "/api/v1/actions/{number:[0-9]{1,15}}"
     subject = "/api/v1/{subject:incident|alert}s/{number:[0-9]{1,15}}"
     for method, path, handler, needs in (
-        ("POST", "/-/reload", api.reload, AccessRequirement.CREDENTIAL),
-        ("POST", f"{service}/{{verb:start|stop|restart}}", api.start_action, AccessRequirement.CREDENTIAL),
-        ("GET", f"{service}/{{verb:status|logs}}", api.read_from_host, AccessRequirement.CREDENTIAL),
-        ("POST", f"{service}/reset", api.reset_attempts, AccessRequirement.CREDENTIAL),
-        ("GET", f"{service}/explain", api.explain, AccessRequirement.CREDENTIAL),
-        ("POST", f"{action}/approve", api.approve, AccessRequirement.CREDENTIAL),
-        ("POST", f"{subject}/acknowledge", api.acknowledge, AccessRequirement.CREDENTIAL),
-        ("POST", f"{subject}/silence", api.silence, AccessRequirement.CREDENTIAL),
-        ("GET", "/api/v1/automation", api.read_automation, AccessRequirement.READ),
-        ("PUT", "/api/v1/automation", api.switch_automation, AccessRequirement.CREDENTIAL),
-        ("GET", "/api/v1/maintenance", api.read_maintenance, AccessRequirement.READ),
-        ("POST", "/api/v1/maintenance", api.begin_maintenance, AccessRequirement.CREDENTIAL),
-        ("DELETE", "/api/v1/maintenance/{number:[0-9]{1,15}}", api.end_maintenance, AccessRequirement.CREDENTIAL),
+        ("POST", "/-/reload", api.reload, ADMIN),
+        ("POST", f"{service}/{{verb:start|stop|restart}}", api.start_action, OPERATOR),
+        ("GET", f"{service}/{{verb:status|logs}}", api.read_from_host, OPERATOR),
+        ("POST", f"{service}/reset", api.reset_attempts, OPERATOR),
+        ("GET", f"{service}/explain", api.explain, VIEWER),
+        ("POST", f"{action}/approve", api.approve, OPERATOR),
+        ("POST", f"{subject}/acknowledge", api.acknowledge, OPERATOR),
+        ("POST", f"{subject}/silence", api.silence, OPERATOR),
+        ("GET", "/api/v1/automation", api.read_automation, VIEWER),
+        ("PUT", "/api/v1/automation", api.switch_automation, ADMIN),
+        ("GET", "/api/v1/maintenance", api.read_maintenance, VIEWER),
+        ("POST", "/api/v1/maintenance", api.begin_maintenance, OPERATOR),
+        ("DELETE", "/api/v1/maintenance/{number:[0-9]{1,15}}", api.end_maintenance, OPERATOR),
     ):
-        add_route(app, method, path, _translating_errors(handler), needs)
+        add_route(app, method, path, translating_errors(handler), needs)
 
 
-def _translating_errors(
+def translating_errors(
     handler: Callable[[web.Request], Awaitable[web.Response]],
 ) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
@@ -125,9 +128,9 @@ class _WriteApi:
     ) -> None:
         self._operations, self._database, self._redact, self._reload = operations, database, redact, reload
 
-    async def reload(self, _request: web.Request) -> web.Response:
+    async def reload(self, request: web.Request) -> web.Response:
         try:
-            await self._reload()
+            await self._operations.reload(self._reload, get_identity(request))
         except DefibError as error:
             message = f"the previous configuration stays in force: {error}"
             raise ApiError(400, "bad_configuration", message) from error
@@ -135,19 +138,18 @@ class _WriteApi:
 
     async def start_action(self, request: web.Request) -> web.Response:
         service, verb = request.match_info["id"], _verb(request)
-        self._operations.get_controlled_service(service)  # before the body is parsed
-        body = await _parse_body(request, _ActionBody)
-        claimed = await self._operations.start_action(service, verb, body.overrule, get_caller(request))
+        body = await parse_body(request, _ActionBody)
+        claimed = await self._operations.start_action(service, verb, body.overrule, get_identity(request))
         return web.json_response({"action": claimed.id, "service": service, "kind": verb}, status=202)
 
     async def read_from_host(self, request: web.Request) -> web.Response:
         service, verb = request.match_info["id"], _verb(request)
-        completed = await self._operations.read_from_host(service, verb)
+        completed = await self._operations.read_from_host(service, verb, get_identity(request))
         return web.json_response(self._redact.redact_all(command_result(service, verb, completed)))
 
     async def reset_attempts(self, request: web.Request) -> web.Response:
         service = request.match_info["id"]
-        number = await self._operations.reset_attempts(service, get_caller(request))
+        number = await self._operations.reset_attempts(service, get_identity(request))
         return web.json_response({"action": number, "service": service})
 
     async def explain(self, request: web.Request) -> web.Response:
@@ -156,28 +158,28 @@ class _WriteApi:
 
     async def approve(self, request: web.Request) -> web.Response:
         number = _number(request)
-        await self._operations.approve(number, get_caller(request))
+        await self._operations.approve(number, get_identity(request))
         return web.json_response({"action": number, "approved": True})
 
     async def acknowledge(self, request: web.Request) -> web.Response:
         subject, number = _subject(request), _number(request)
-        acknowledged = await self._operations.acknowledge(subject, number, get_caller(request))
+        acknowledged = await self._operations.acknowledge(subject, number, get_identity(request))
         row = {"id": number, "acknowledged_by": acknowledged.by, "acknowledged_at": acknowledged.at}
         return web.json_response(format_times(row, self._database.clock))
 
     async def silence(self, request: web.Request) -> web.Response:
         subject, number = _subject(request), _number(request)
-        body = await _parse_body(request, _SilenceBody)
-        until = await self._operations.silence(subject, number, body.for_, get_caller(request), body.comment)
+        body = await parse_body(request, _SilenceBody)
+        until = await self._operations.silence(subject, number, body.for_, get_identity(request), body.comment)
         return web.json_response({"id": number, "until": format_rfc3339(until)})
 
     async def read_automation(self, _request: web.Request) -> web.Response:
         return web.json_response(self._automation(await read_record(self._database, read_switch)))
 
     async def switch_automation(self, request: web.Request) -> web.Response:
-        body = await _parse_body(request, _AutomationBody)
+        body = await parse_body(request, _AutomationBody)
         switched = await self._operations.switch_automation(
-            enabled=body.enabled, by=get_caller(request), reason=body.reason
+            enabled=body.enabled, by=get_identity(request), reason=body.reason
         )
         return web.json_response(self._automation(switched))
 
@@ -194,9 +196,9 @@ class _WriteApi:
         return web.json_response({"maintenance": format_times(rows, self._database.clock)})
 
     async def begin_maintenance(self, request: web.Request) -> web.Response:
-        body = await _parse_body(request, _MaintenanceBody)
+        body = await parse_body(request, _MaintenanceBody)
         number, until = await self._operations.begin_maintenance(
-            body.scope, body.name, seconds=self._duration(body), reason=body.reason, by=get_caller(request),
+            body.scope, body.name, seconds=self._duration(body), reason=body.reason, by=get_identity(request),
             notify=body.notify,
         )  # fmt: skip
         return web.json_response(format_times({"id": number, "until": until}, self._database.clock), status=201)
@@ -223,7 +225,7 @@ class _WriteApi:
 
     async def end_maintenance(self, request: web.Request) -> web.Response:
         number = _number(request)
-        await self._operations.end_maintenance(number, get_caller(request))
+        await self._operations.end_maintenance(number, get_identity(request))
         return web.json_response({"id": number})
 
 
@@ -252,7 +254,7 @@ def _number(request: web.Request) -> int:
     return int(request.match_info["number"])
 
 
-async def _parse_body(request: web.Request, model: type[B]) -> B:
+async def parse_body(request: web.Request, model: type[B]) -> B:
     """Parse the JSON body; an empty body is an empty object. Raises ApiError."""
     text = await request.read()
     try:

@@ -230,6 +230,58 @@ deliveries = Table(
     Index("deliveries_of_notification", "notification_id"),
 )
 
+# API tokens, with a digest instead of their secret.
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String, nullable=False),
+    Column("role", String, nullable=False),  # viewer, operator, admin
+    Column("digest", String, nullable=False, unique=True),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", String, nullable=False),
+    Column("expires_at", Float),
+    Column("last_used_at", Float),
+    Column("revoked_at", Float),  # NULL while it is in force
+    Column("revoked_by", String),
+    Index("one_api_token_of_a_name", "name", unique=True, sqlite_where=text("revoked_at IS NULL")),
+)
+
+# Sessions of people who signed in with a browser, by a digest of the id in their cookie.
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", String, primary_key=True),
+    Column("user", String, nullable=False),
+    Column("method", String, nullable=False),  # password, oidc, feishu
+    Column("credential", String, nullable=False),  # a digest of the password's hash; empty for other methods
+    Column("groups", JSON, nullable=False),  # of the sign-in service
+    Column("address", String, nullable=False),
+    Column("browser", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("last_used_at", Float, nullable=False),
+)
+
+# The audit log. A trigger refuses changes of its rows.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("event", String, nullable=False),  # sign_in, sign_out, access, or the name of an operation
+    Column("name", String, nullable=False),
+    Column("verified", Integer, nullable=False),  # 0: the name is only what the caller claims
+    Column("means", String, nullable=False),  # console, proxy, password, token, cli, chat
+    Column("address", String, nullable=False),
+    Column("target", String, nullable=False),
+    Column("outcome", String, nullable=False),  # done, refused, failed
+    Column("detail", Text, nullable=False),
+    Column("count", Integer, nullable=False),  # more than 1: equal refusals within a minute
+    Column("action_id", Integer),  # the action that the operation started
+    Index("audit_by_time", "at"),
+    sqlite_autoincrement=True,  # so that no id is given again after the newest entries were deleted
+)
+
 # Buttons that people pressed on cards; the event's id is the chat's.
 button_presses = Table(
     "button_presses",

@@ -22,10 +22,12 @@ from exporter.results import ProbeDetails, ProbeResult
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Service, inventory_model
+from runtime.access.audit import write_to_log
+from runtime.access.control import AccessControl
+from runtime.access.tokens import ConfiguredTokens
 from runtime.redaction import Redactor
-from runtime.tokens import ApiToken
-from runtime.web import AccessControl, create_application
-from runtime.webconfig import WebConfig
+from runtime.web import create_application
+from runtime.webconfig import WebConfigFile
 
 SERVICES = 10_000
 ROUNDS = 5
@@ -114,7 +116,11 @@ async def _longest_hold(page: MetricsPage) -> float:
     metrics = ExporterMetrics()
     scheduler = ProbeScheduler(metrics, Redactor())
     scheduler.page = page
-    app = create_application(AccessControl(ApiToken("exporter.token", None, None)), WebConfig(), ready=lambda: True)
+    web_config = WebConfigFile(None)
+    access = AccessControl(
+        web_config, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.perf_counter
+    )
+    app = create_application(access, web_config, ready=lambda: True)
     add_routes(app, scheduler, metrics, scheduler.close)
     async with TestServer(app) as server:
         scraper = await _scraper(str(server.make_url("/metrics")))

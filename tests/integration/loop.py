@@ -47,6 +47,7 @@ class Loop:
         remediator: dict[str, Any] | None = None,
         notify: dict[str, Any] | None = None,
         collect: dict[str, Any] | None = None,
+        access: dict[str, Any] | None = None,
         **remediation: Any,
     ) -> None:
         ssh = {
@@ -66,6 +67,7 @@ class Loop:
             {
                 "hosts": hosts,
                 "services": services,
+                "access": access or {},
                 "remediation": {"hold": "500ms", "backoff": {"first": "500ms", "factor": 1}, **remediation},
                 "notify": {
                     "language": "en",

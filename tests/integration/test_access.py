@@ -1,17 +1,22 @@
-"""What callers of the two programs may do without a credential, with a wrong one, and with the right one."""
+"""What each caller of the two programs may do: with no credential, a wrong one, and that of each role."""
 
 import asyncio
+import base64
+import itertools
 import json
+import ssl
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
+import bcrypt
 import httpx
 import pytest
+import yaml
 from aiohttp import web
 
 from defib.demo.launcher import Launcher
@@ -19,59 +24,90 @@ from defib.demo.stack import Stack
 from exporter import api as exporter_api
 from remediator import console
 from remediator.chat import feishu_callback
-from remediator.http import read_api, webhook, write_api
+from remediator.http import access_api, read_api, webhook, write_api
+from remediator.sign_in.pages import SignInPages
+from runtime.access.audit import write_to_log
+from runtime.access.control import AccessControl
+from runtime.access.roles import AccessRequirement
+from runtime.access.tokens import ConfiguredTokens
 from runtime.errors import StartError
-from runtime.tokens import ApiToken
-from runtime.web import AccessControl, AccessRequirement, create_application, list_requirements
-from runtime.webconfig import WebConfig
+from runtime.web import create_application, list_requirements
+from runtime.webconfig import WebConfigFile
 from tests.integration.loop import TOKEN, Loop
+from tests.support import eventually
 
+PUBLIC, UNCHECKED = AccessRequirement.PUBLIC, AccessRequirement.UNCHECKED
+SCRAPE, WEBHOOK = AccessRequirement.SCRAPE, AccessRequirement.WEBHOOK
+VIEWER, OPERATOR, ADMIN = AccessRequirement.VIEWER, AccessRequirement.OPERATOR, AccessRequirement.ADMIN
+COMMON: dict[tuple[str, str], AccessRequirement] = {
+    ("GET", "/-/healthy"): UNCHECKED,
+    ("GET", "/-/ready"): UNCHECKED,
+    ("GET", "/api/v1/identity"): VIEWER,
+    ("GET", "/api/v1/access"): ADMIN,
+    ("GET", "/metrics"): SCRAPE,
+    ("POST", "/-/reload"): ADMIN,
+}
 ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
     "exporter": {
-        ("GET", "/-/healthy"): AccessRequirement.PUBLIC,
-        ("GET", "/-/ready"): AccessRequirement.PUBLIC,
-        ("GET", "/metrics"): AccessRequirement.SCRAPE,
-        ("GET", "/api/v1/sd/node-exporter"): AccessRequirement.SCRAPE,
-        ("GET", "/api/v1/services"): AccessRequirement.READ,
-        ("GET", "/api/v1/services/{id}"): AccessRequirement.READ,
-        ("POST", "/api/v1/services/{id}/probe"): AccessRequirement.CREDENTIAL,
-        ("POST", "/-/reload"): AccessRequirement.CREDENTIAL,
+        **COMMON,
+        ("GET", "/api/v1/sd/node-exporter"): SCRAPE,
+        ("GET", "/api/v1/services"): VIEWER,
+        ("GET", "/api/v1/services/{id}"): VIEWER,
+        ("POST", "/api/v1/services/{id}/probe"): OPERATOR,
     },
     "remediator": {
-        ("GET", "/-/healthy"): AccessRequirement.PUBLIC,
-        ("GET", "/-/ready"): AccessRequirement.PUBLIC,
-        ("POST", "/webhook/feishu/{channel}"): AccessRequirement.PUBLIC,  # but Feishu's signature
-        ("POST", "/webhook/alertmanager"): AccessRequirement.WEBHOOK,
-        ("GET", "/metrics"): AccessRequirement.SCRAPE,
-        ("GET", "/"): AccessRequirement.READ,
-        ("GET", "/incidents/{id}"): AccessRequirement.READ,
-        ("GET", "/api/v1/incidents"): AccessRequirement.READ,
-        ("GET", "/api/v1/incidents/{id}"): AccessRequirement.READ,
-        ("GET", "/api/v1/actions"): AccessRequirement.READ,
-        ("GET", "/api/v1/alerts"): AccessRequirement.READ,
-        ("GET", "/api/v1/notifications"): AccessRequirement.READ,
-        ("GET", "/api/v1/automation"): AccessRequirement.READ,
-        ("GET", "/api/v1/maintenance"): AccessRequirement.READ,
-        ("GET", "/api/v1/services/{id}/explain"): AccessRequirement.CREDENTIAL,
-        ("GET", "/api/v1/services/{id}/{verb}"): AccessRequirement.CREDENTIAL,
-        ("POST", "/api/v1/services/{id}/{verb}"): AccessRequirement.CREDENTIAL,
-        ("POST", "/api/v1/services/{id}/reset"): AccessRequirement.CREDENTIAL,
-        ("POST", "/api/v1/actions/{number}/approve"): AccessRequirement.CREDENTIAL,
-        ("POST", "/api/v1/{subject}s/{number}/acknowledge"): AccessRequirement.CREDENTIAL,
-        ("POST", "/api/v1/{subject}s/{number}/silence"): AccessRequirement.CREDENTIAL,
-        ("PUT", "/api/v1/automation"): AccessRequirement.CREDENTIAL,
-        ("POST", "/api/v1/maintenance"): AccessRequirement.CREDENTIAL,
-        ("DELETE", "/api/v1/maintenance/{number}"): AccessRequirement.CREDENTIAL,
-        ("POST", "/-/reload"): AccessRequirement.CREDENTIAL,
+        **COMMON,
+        ("POST", "/webhook/feishu/{channel}"): UNCHECKED,  # but Feishu's signature
+        ("POST", "/webhook/alertmanager"): WEBHOOK,
+        ("GET", "/"): VIEWER,
+        ("GET", "/incidents/{id}"): VIEWER,
+        ("GET", "/sign-in"): PUBLIC,
+        ("POST", "/sign-in"): PUBLIC,
+        ("GET", "/sign-in/{service}"): PUBLIC,
+        ("GET", "/sign-in/{service}/callback"): PUBLIC,
+        ("POST", "/sign-out"): VIEWER,
+        ("GET", "/api/v1/incidents"): VIEWER,
+        ("GET", "/api/v1/incidents/{id}"): VIEWER,
+        ("GET", "/api/v1/actions"): VIEWER,
+        ("GET", "/api/v1/alerts"): VIEWER,
+        ("GET", "/api/v1/notifications"): VIEWER,
+        ("GET", "/api/v1/automation"): VIEWER,
+        ("GET", "/api/v1/maintenance"): VIEWER,
+        ("GET", "/api/v1/services/{id}/explain"): VIEWER,
+        ("GET", "/api/v1/services/{id}/{verb}"): OPERATOR,
+        ("POST", "/api/v1/services/{id}/{verb}"): OPERATOR,
+        ("POST", "/api/v1/services/{id}/reset"): OPERATOR,
+        ("POST", "/api/v1/actions/{number}/approve"): OPERATOR,
+        ("POST", "/api/v1/{subject}s/{number}/acknowledge"): OPERATOR,
+        ("POST", "/api/v1/{subject}s/{number}/silence"): OPERATOR,
+        ("POST", "/api/v1/maintenance"): OPERATOR,
+        ("DELETE", "/api/v1/maintenance/{number}"): OPERATOR,
+        ("PUT", "/api/v1/automation"): ADMIN,
+        ("GET", "/api/v1/tokens"): ADMIN,
+        ("POST", "/api/v1/tokens"): ADMIN,
+        ("DELETE", "/api/v1/tokens/{name}"): ADMIN,
+        ("GET", "/api/v1/sessions"): ADMIN,
+        ("DELETE", "/api/v1/sessions/{number}"): ADMIN,
+        ("GET", "/api/v1/audit"): ADMIN,
     },
 }
-NOT_THERE = {"{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none"}
+NOT_THERE = {
+    "{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none", "{service}": "oidc", "{name}": "none",
+}  # fmt: skip
+ROLES = ("viewer", "operator", "admin")
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would create one for each client
+METRICS_TOKEN = "a-token-for-metrics-only"
 SAID = "what-only-the-service-said"
+
+
+def access_control() -> AccessControl:
+    return AccessControl(WebConfigFile(None), ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=lambda: 0)
 
 
 def empty(program: str) -> web.Application:
     """One of the two applications with all its routes and nothing behind them."""
-    app = create_application(AccessControl(ApiToken("t", None, None)), WebConfig(), ready=lambda: True)
+    access = access_control()
+    app = create_application(access, WebConfigFile(None), ready=lambda: True)
     nothing = cast("Any", None)
     if program == "exporter":
         exporter_api.add_routes(app, nothing, nothing, nothing)
@@ -79,30 +115,25 @@ def empty(program: str) -> web.Application:
         webhook.add_routes(app, nothing, nothing, nothing)
         read_api.add_routes(app, nothing, nothing, nothing)
         write_api.add_routes(app, nothing, nothing, nothing, nothing)
+        access_api.add_routes(app, nothing, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)
         console.add_routes(app, nothing, nothing)
+        SignInPages(access, {}, nothing, nothing, nothing).add_routes(app)
     return app
 
 
 @pytest.mark.parametrize("program", ROUTES)
-def test_the_table_has_every_route_and_only_reading_is_open(program: str) -> None:
+def test_the_table_has_every_route(program: str) -> None:
     table = {
         (each, path): requirement
         for (method, path), requirement in ROUTES[program].items()
         for each in (("GET", "HEAD") if method == "GET" else (method,))
     }
     assert list_requirements(empty(program)) == table
-    open_ones = {
-        (method, path)
-        for (method, path), requirement in ROUTES[program].items()
-        if requirement in (AccessRequirement.PUBLIC, AccessRequirement.SCRAPE, AccessRequirement.READ)
-    }
-    changing = {route for route in open_ones if route[0] != "GET"}
-    assert changing == ({("POST", "/webhook/feishu/{channel}")} if program == "remediator" else set())
 
 
 async def test_an_application_with_a_route_without_a_requirement_does_not_start() -> None:
-    app = create_application(AccessControl(ApiToken("t", None, None)), WebConfig(), ready=lambda: True)
+    app = create_application(access_control(), WebConfigFile(None), ready=lambda: True)
 
     async def answer(_request: web.Request) -> web.Response:
         return web.Response()
@@ -123,40 +154,125 @@ def requests(program: str) -> Iterator[tuple[str, str, AccessRequirement]]:
             yield "HEAD", path, requirement
 
 
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
+
+
+def write_users(folder: Path, users: Mapping[str, str], **more: Any) -> Path:
+    """Write a web configuration with users of these roles, each with their name as password."""
+    path = folder / "web.yml"
+    hashes = {name: bcrypt.hashpw(name.encode(), bcrypt.gensalt(4)).decode() for name in users}
+    roles = {name: role for name, role in users.items() if role}
+    path.write_text(yaml.safe_dump({"basic_auth_users": hashes, "roles": roles, **more}))
+    return path
+
+
+async def request_from(
+    address: str, method: str, url: str, headers: dict[str, str], content: bytes | None = None
+) -> httpx.Response:
+    """Send a request from one of this machine's addresses: each has its own limit of refused credentials."""
+    transport = httpx.AsyncHTTPTransport(verify=NO_TLS, local_address=address)
+    async with httpx.AsyncClient(transport=transport, timeout=120) as client:
+        return await client.request(method, url, headers=headers, content=content)
+
+
 @pytest.fixture
 async def anyone() -> AsyncIterator[httpx.AsyncClient]:
     async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
         yield client
 
 
-async def test_every_route_on_loopback_by_what_is_shown(loop: Loop, anyone: httpx.AsyncClient) -> None:
-    await loop.start({"web": loop.service("web")})
-    right = {"Authorization": f"Bearer {loop.stack.token}"}
-    shown: dict[str, dict[str, str]] = {
-        "none": {}, "empty": {"Authorization": "Bearer"}, "wrong": {"Authorization": f"Bearer {loop.stack.token}x"},
-        "basic": {"Authorization": "Basic YWRtaW46YWRtaW4="}, "webhook": TOKEN, "right": right,
-        "foreign": {**right, "Origin": "http://evil.test"}, "nonsense": {**right, "Origin": "http://["},
+async def start_with_users(loop: Loop, **more: Any) -> None:
+    """Start both programs with a user of each role, and a metrics token."""
+    users = write_users(loop.folder, {role: role for role in ROLES} | {"newcomer": ""})
+    loop.stack.options = {program: ["--web.config.file", str(users)] for program in ROUTES}
+    await loop.start({"web": loop.service("web")}, access={"metrics_token": METRICS_TOKEN}, **more)
+
+
+async def create_token(loop: Loop, name: str, role: str, **more: Any) -> str:
+    created = await loop.ask("POST", "/api/v1/tokens", {"name": name, "role": role, **more})
+    assert created.status_code == 201, created.text
+    return str(created.json()["token"])
+
+
+async def test_every_route_by_what_is_shown(loop: Loop) -> None:
+    await start_with_users(loop)
+    right = bearer(loop.stack.token)
+    expired = await create_token(loop, "expired", "admin", expires_in="1s")
+    revoked = await create_token(loop, "revoked", "admin")
+    assert (await loop.ask("DELETE", "/api/v1/tokens/revoked")).status_code == 200
+    tokens = {f"token of {role}": bearer(await create_token(loop, f"ci-{role}", role)) for role in ROLES}
+    passwords = {f"password of {role}": basic(role, role) for role in ROLES}
+    nobody: dict[str, dict[str, str]] = {
+        "nothing": {}, "empty": {"Authorization": "Bearer"}, "wrong": bearer(f"{loop.stack.token}x"),
+        "wrong user": {}, "not base64": {"Authorization": "Basic %%"},
+        "other scheme": {"Authorization": "Digest x"}, "revoked": bearer(revoked), "expired": bearer(expired),
+        "proxy": {"X-Remote-User": "admin"}, "name only": {"X-Defib-User": "admin"},
+        "cookie": {"Cookie": "defib_session=fixed"},
     }  # fmt: skip
-    others = ("foreign", "nonsense")
-    everyone, reading, token = set(shown), {"none", "right", *others}, {"right", *others}
-    allowed = {
-        AccessRequirement.PUBLIC: everyone, AccessRequirement.READ: reading, AccessRequirement.CREDENTIAL: token,
-        AccessRequirement.WEBHOOK: {"webhook", *token},
+    shown: dict[str, tuple[str, dict[str, str]]] = {
+        **{name: ("", headers) for name, headers in nobody.items()},
+        "newcomer": ("viewer", basic("newcomer", "newcomer")),
+        **{name: (name.split()[-1], headers) for name, headers in {**tokens, **passwords}.items()},
+        "local token": ("admin", right), "metrics": ("metrics", bearer(METRICS_TOKEN)), "webhook": ("webhook", TOKEN),
+        "foreign": ("", {**right, "Origin": "http://evil.test"}), "nonsense": ("", {**right, "Origin": "http://["}),
     }  # fmt: skip
+    allowed: dict[AccessRequirement, set[str]] = {
+        UNCHECKED: {"", "viewer", "operator", "admin", "metrics", "webhook"},
+        PUBLIC: {"", "viewer", "operator", "admin", "metrics", "webhook"},
+        SCRAPE: {"viewer", "operator", "admin", "metrics"},
+        WEBHOOK: {"webhook", "admin"},
+        VIEWER: {"viewer", "operator", "admin"},
+        OPERATOR: {"operator", "admin"},
+        ADMIN: {"admin"},
+    }
+    exporters = {"expired": "", "revoked": "", **dict.fromkeys(tokens, ""), "webhook": ""}  # it has no record
+    sources = (f"127.0.{number // 250 + 1}.{number % 250 + 1}" for number in itertools.count())
+    await asyncio.sleep(1)  # for the token that expires
     for program in ROUTES:
-        # Only the remediator has a token of its own for scrapes: the webhook's.
-        allowed[AccessRequirement.SCRAPE] = everyone if program == "exporter" else {"webhook", *token}
         for method, path, requirement in requests(program):
             url = f"{loop.stack.url(program)}{path}"
-            for name, headers in shown.items():
-                body = {"content": b"[]"} if method in ("POST", "PUT") else {}
-                answer = await anyone.request(method, url, headers=headers, **body)  # type: ignore[arg-type]
-                may = name in allowed[requirement] and not (name in others and method not in ("GET", "HEAD"))
-                assert answer.status_code != 500, (program, method, path, name)
-                assert (answer.status_code not in (401, 403)) is may, (program, method, path, name, answer.text)
+            for name, (role, headers) in shown.items():
+                as_role = exporters.get(name, role) if program == "exporter" else role
+                body = b"[]" if method in ("POST", "PUT") else None
+                source = next(sources)
+                if name == "wrong user":
+                    headers = basic(source, "admin")  # noqa: PLW2901 - a user has a limit, too
+                answer = await request_from(source, method, url, headers, body)
+                is_foreign = name in ("foreign", "nonsense")
+                may = as_role in allowed[requirement]
+                if is_foreign and requirement is not UNCHECKED:
+                    may = method in ("GET", "HEAD")
+                where = (program, method, path, name, answer.status_code, answer.text[:200])
+                assert answer.status_code < 500, where
+                is_form = path in ("/sign-in", "/sign-out") and method == "POST"
+                assert is_form or (answer.status_code not in (401, 403)) is may, where
+                if not may and answer.text and not is_foreign:
+                    assert answer.json()["error"]["code"] in ("unauthorized", "expired", "forbidden"), where
+                    assert answer.status_code == (403 if as_role else 401), where
                 assert loop.stack.token not in answer.text
     for name in ("exporter", "remediator"):
-        assert loop.stack.token not in loop.stack.log_path(name).read_text()
+        log = loop.stack.log_path(name).read_text()
+        assert not [secret for secret in (loop.stack.token, expired, revoked, METRICS_TOKEN) if secret in log]
+
+
+async def test_who_may_read_metrics(loop: Loop, anyone: httpx.AsyncClient) -> None:
+    shown = {"nothing": {}, "wrong": bearer("x"), "webhook": TOKEN, "metrics": bearer(METRICS_TOKEN)}
+    proxied = {"X-Forwarded-For": "10.9.8.7"}  # what a proxy on this machine adds
+
+    async def read(program: str, headers: dict[str, str]) -> dict[str, int]:
+        url = f"{loop.stack.url(program)}/metrics"
+        return {name: (await anyone.get(url, headers={**headers, **own})).status_code for name, own in shown.items()}
+
+    await loop.start({"web": loop.service("web")}, access={"metrics_token": METRICS_TOKEN})
+    for program in ROUTES:
+        assert await read(program, {}) == dict.fromkeys(shown, 200)  # on loopback, with no proxy between
+        webhook_status = 401 if program == "exporter" else 403
+        assert await read(program, proxied) == {"nothing": 401, "wrong": 401, "webhook": webhook_status, "metrics": 200}
 
 
 async def test_head_sends_no_body(loop: Loop) -> None:
@@ -181,43 +297,72 @@ async def test_head_sends_no_body(loop: Loop) -> None:
                 writer.close()
 
 
-async def test_open_answers_hold_nothing_that_a_service_or_a_command_said(
-    loop: Loop, anyone: httpx.AsyncClient
-) -> None:
-    script = f"echo {SAID} >&2; touch {{alive}}"
-    web_ = loop.service("web", script, host="here")
-    web_["probe"]["command"]["run"] = ["sh", "-c", f"test -e {loop.folder}/web.alive || {{ echo {SAID}; exit 1; }}"]
-    web_["control"]["command"]["logs"] = ["echo", SAID]
+async def test_what_commands_printed_is_for_operators(loop: Loop, anyone: httpx.AsyncClient) -> None:
+    (loop.folder / "said").write_text(SAID)
+    web_ = loop.service("web", f"cat {loop.folder}/said; touch {{alive}}", host="here")
+    web_["control"]["command"]["logs"] = ["cat", f"{loop.folder}/said"]
     await loop.start({"web": web_})
     await loop.kill("web")
-    assert SAID in (await loop.stack.get("exporter", "/api/v1/services/web"))["last"]["message"]
-    assert SAID in json.dumps(await loop.stack.get("exporter", "/api/v1/services"))
-    open_ = (await anyone.get(f"{loop.stack.url('exporter')}/api/v1/services/web")).json()
-    assert (open_["last"]["reason"], open_["last"]["message"]) == ("exit", None)
     await loop.fire("web")
     await loop.until_event("service_up")
     await loop.fire("web", status="resolved")
     await loop.until("recovered")
-    whole = await loop.incident()
+    viewer, operator = [bearer(await create_token(loop, role, role)) for role in ("viewer", "operator")]
+
+    async def read(path: str, headers: dict[str, str]) -> httpx.Response:
+        answer = await anyone.get(f"{loop.stack.url('remediator')}{path}", headers=headers)
+        assert answer.status_code == 200, (path, answer.text)
+        return answer
+
+    whole = (await read("/api/v1/incidents/1", operator)).json()
     assert {SAID in json.dumps(whole["actions"][0][part]) for part in ("output", "evidence")} == {True}
-    assert SAID in (await loop.ask("GET", "/incidents/1")).text
-    paths = {
-        "exporter": ("/metrics", "/api/v1/services", "/api/v1/services/web"),
-        "remediator": (
-            "/", "/incidents/1", "/api/v1/incidents", "/api/v1/incidents/1", "/api/v1/actions", "/api/v1/alerts",
-            "/api/v1/notifications",
-        ),
-    }  # fmt: skip
-    for program, each in paths.items():
-        for path in each:
-            answer = await anyone.get(f"{loop.stack.url(program)}{path}")
-            assert answer.status_code == 200, path
-            assert SAID not in answer.text, f"{path}: {answer.text[: answer.text.find(SAID)][-300:]}"
-    part = (await anyone.get(f"{loop.stack.url('remediator')}/api/v1/incidents/1")).json()
+    assert SAID in (await read("/incidents/1", operator)).text
+    assert SAID in (await read("/api/v1/services/web/logs", operator)).text
+    paths = (
+        "/", "/incidents/1", "/api/v1/incidents", "/api/v1/incidents/1", "/api/v1/actions", "/api/v1/alerts",
+        "/api/v1/notifications", "/api/v1/services/web/explain",
+    )  # fmt: skip
+    for path in paths:
+        text = (await read(path, viewer)).text
+        assert SAID not in text, f"{path}: {text[: text.find(SAID)][-300:]}"
+    part = (await read("/api/v1/incidents/1", viewer)).json()
     assert part.keys() == whole.keys()
     (action,) = part["actions"]
     assert (action["state"], action["output"], action["why"], action["evidence"]) == ("succeeded", None, None, [])
-    assert "defib incidents 1" in (await anyone.get(f"{loop.stack.url('remediator')}/incidents/1")).text
+    assert "defib incidents 1" in (await read("/incidents/1", viewer)).text
+
+
+async def test_a_removed_user_and_another_token_are_refused_soon(loop: Loop, anyone: httpx.AsyncClient) -> None:
+    await start_with_users(loop)
+    for program in ROUTES:
+        url = f"{loop.stack.url(program)}/api/v1/identity"
+        assert (await anyone.get(url, headers=basic("operator", "operator"))).json()["role"] == "operator"
+    write_users(loop.folder, {"viewer": "viewer", "operator": "viewer"})
+    loop.stack.token_file.write_text("another-token")
+    for program in ROUTES:
+        url = f"{loop.stack.url(program)}/api/v1/identity"
+
+        async def changed(url: str = url) -> bool:
+            answers = [
+                await anyone.get(url, headers=headers)
+                for headers in (
+                    basic("admin", "admin"), basic("operator", "operator"), bearer(loop.stack.token),
+                    bearer("another-token"),
+                )
+            ]  # fmt: skip
+            seen = [(answer.status_code, answer.json().get("role")) for answer in answers]
+            return seen == [(401, None), (200, "viewer"), (401, None), (200, "admin")]
+
+        await eventually(changed)
+    # An invalid file changes nothing.
+    (loop.folder / "web.yml").write_text("basic_auth_users: {viewer: nonsense}")
+
+    async def is_logged() -> bool:
+        return "web_configuration_refused" in loop.stack.log_path("remediator").read_text()
+
+    await eventually(is_logged)
+    answer = await anyone.get(f"{loop.stack.url('remediator')}/api/v1/identity", headers=basic("viewer", "viewer"))
+    assert answer.json() == {"name": "viewer", "role": "viewer", "means": "password"}
 
 
 @pytest.fixture

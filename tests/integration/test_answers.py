@@ -141,7 +141,6 @@ async def test_silencing_without_alertmanager_is_refused(loop: Loop, card: Messa
 @pytest.mark.needs("prometheus-alertmanager")
 async def test_a_press_creates_a_silence_in_alertmanager(loop: Loop) -> None:
     loop.stack._folder.mkdir(exist_ok=True)
-    (loop.folder / "webhook_token").write_text("x")
     await loop.stack.start_alertmanager()
     card = await begin(loop, encrypt_key=ENCRYPT_KEY, remediator={"alertmanager_url": loop.stack.url("alertmanager")})
     assert (await press(loop, card, "silence")).startswith("Silenced until ")

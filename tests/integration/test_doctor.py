@@ -281,7 +281,10 @@ async def _check_wrong_settings(stack: Stack, config: Path) -> None:
             WEBHOOK_TOKEN, "another"
         )
     )
-    status, findings = await run_doctor(config)
+    another = config / "another"
+    another.touch(mode=0o600)
+    another.write_text("another")
+    status, findings = await run_doctor(config, "--token-file", str(another))
     assert status == 1
     seen: Mapping[str, str] = {each["subject"]: each["detail"] for each in findings if each["result"] == "fail"}
     assert {"prometheus", "alertmanager", "remediator"} <= set(seen), seen

@@ -294,7 +294,6 @@ async def test_without_prometheus_host_down_is_not_resolved(loop: Loop) -> None:
 
 
 async def start_shipped_alertmanager(loop: Loop) -> None:
-    (loop.folder / "webhook_token").write_text(WEBHOOK_TOKEN)
     await loop.stack.start_alertmanager()
 
 

@@ -179,7 +179,6 @@ async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loo
 @pytest.mark.needs("sshd", "prometheus-alertmanager")
 async def test_silence_on_the_command_line_is_created_in_alertmanager(loop: Loop) -> None:
     loop.stack._folder.mkdir(exist_ok=True)
-    (loop.folder / "webhook_token").write_text("x")
     await loop.stack.start_alertmanager()
     remediator = {"alertmanager_url": loop.stack.url("alertmanager")}
     await loop.start({"web": loop.service("web", on_failure="notify")}, remediator=remediator)

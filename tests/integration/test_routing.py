@@ -17,7 +17,6 @@ WEB = {"service": "web", "host": "h", "severity": "critical"}
 @pytest.fixture
 async def stack(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Stack]:
     made = Stack(launcher, tmp_path, hurried=False, fallback="http://127.0.0.1:1/")
-    (tmp_path / "webhook_token").write_text("token")
     await made.start_alertmanager()
     yield made
     await made.client.aclose()

@@ -58,7 +58,7 @@ async def test_automation_off_survives_a_restart_and_is_notified(loop: Loop) -> 
     await loop.until_decision("wait", "automation-off")
     assert loop.restarts() == []
     on = await loop.ask("PUT", "/api/v1/automation", {"enabled": True, "reason": "done"})
-    assert (on.json()["enabled"], on.json()["by"]) == (True, "ann")
+    assert (on.json()["enabled"], on.json()["by"]) == (True, "local (ann, unverified)")
     await until_restarted(loop)
     assert [card.title for card in loop.feishu.received][:2] == ["Automation is off", "Service down: web"]
     assert "moving racks" in loop.feishu.received[0].text

@@ -1,0 +1,1 @@
+"""Signing in with a browser: by password, with OpenID Connect, or with Feishu."""

@@ -1,0 +1,143 @@
+"""Signing in with OpenID Connect: the authorization code flow with PKCE.
+
+Specification: https://openid.net/specs/openid-connect-core-1_0.html
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+from authlib.integrations.base_client import OAuthError
+from authlib.integrations.httpx_client import AsyncOAuth2Client
+from authlib.oidc.core import CodeIDToken
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import KeySet
+from joserfc.jws import JWSRegistry
+
+from fleet.inventory.access import OidcAccess
+from remediator.clients.json_client import create_ssl_context
+from remediator.sign_in.services import Pending, SignedInUser, SignInError
+from runtime.access.proxy import RoleMap
+from runtime.access.roles import Role, printable_name
+
+TIMEOUT = 10.0  # seconds for each request
+METADATA_FOR = 3600.0  # seconds for which the provider's metadata and keys are used
+LEEWAY = 60  # seconds by which the clocks may differ
+# Signatures by the provider's private key only: `none` and shared secrets are not among them.
+ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA")
+
+
+class OidcSignIn:
+    def __init__(self, settings: OidcAccess) -> None:
+        self._settings = settings
+        self._client = AsyncOAuth2Client(
+            settings.client_id, settings.client_secret.get_secret_value(), scope=" ".join(settings.scopes),
+            code_challenge_method="S256", timeout=TIMEOUT, follow_redirects=False,
+            verify=create_ssl_context(settings.issuer, settings.tls),
+        )  # fmt: skip
+        self._metadata: Mapping[str, Any] = {}
+        self._keys: KeySet | None = None
+        self._loaded_at = float("-inf")
+        self._roles = RoleMap(settings.roles, settings.default_role)
+
+    @property
+    def title(self) -> str:
+        return self._settings.name
+
+    async def create_url(self, state: str, pending: Pending) -> str:
+        metadata = await self._load()
+        url, _ = self._client.create_authorization_url(
+            metadata["authorization_endpoint"], state, code_verifier=pending.code_verifier, nonce=pending.nonce,
+            redirect_uri=pending.redirect_uri,
+        )  # fmt: skip
+        return str(url)
+
+    async def fetch_user(self, code: str, pending: Pending) -> SignedInUser:
+        metadata = await self._load()
+        try:
+            token = await self._client.fetch_token(
+                metadata["token_endpoint"], grant_type="authorization_code", code=code,
+                code_verifier=pending.code_verifier, redirect_uri=pending.redirect_uri,
+            )  # fmt: skip
+            claims = await self._read_id_token(token, pending.nonce)
+            claims = {**await self._read_userinfo(token, claims), **claims}
+        except (OAuthError, httpx.HTTPError, JoseError, ValueError, KeyError, TypeError) as error:
+            raise SignInError(f"the provider's response was refused: {_describe(error)}") from error
+        name = printable_name(str(claims.get(self._settings.user_claim) or claims["sub"]))
+        return SignedInUser(name, _find_groups(claims, self._settings.groups_claim))
+
+    def find_role(self, groups: Sequence[str]) -> Role | None:
+        return self._roles.find(groups)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _load(self) -> Mapping[str, Any]:
+        """Return the provider's metadata, with its keys loaded. Raises SignInError."""
+        if time.monotonic() - self._loaded_at < METADATA_FOR:
+            return self._metadata
+        issuer = self._settings.issuer.rstrip("/")
+        try:
+            metadata: dict[str, Any] = await self._get(f"{issuer}/.well-known/openid-configuration")
+            if str(metadata["issuer"]).rstrip("/") != issuer:
+                raise SignInError(f"the provider's issuer is {metadata['issuer']!r}, not access.oidc.issuer")
+            self._keys = KeySet.import_key_set(await self._get(metadata["jwks_uri"]))
+        except (httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, KeyError, TypeError) as error:
+            raise SignInError(f"cannot read the metadata of {issuer}: {_describe(error)}") from error
+        self._metadata, self._loaded_at = metadata, time.monotonic()
+        return metadata
+
+    async def _get(self, url: str, access_token: str = "") -> Any:
+        headers = {"Authorization": f"Bearer {access_token}"} if access_token else {}
+        response = await self._client.request("GET", url, withhold_token=True, headers=headers)
+        response.raise_for_status()
+        return response.json()
+
+    async def _read_id_token(self, token: Mapping[str, Any], nonce: str) -> dict[str, Any]:
+        """Return the verified claims of the ID token."""
+        supported = self._metadata.get("id_token_signing_alg_values_supported", ["RS256"])
+        registry = JWSRegistry(algorithms=[name for name in ALGORITHMS if name in supported], strict_check_header=False)
+        assert self._keys is not None  # noqa: S101 - loaded with the metadata
+        decoded = jwt.decode(token["id_token"], self._keys, registry=registry)
+        claims = CodeIDToken(
+            decoded.claims,
+            decoded.header,
+            {
+                "iss": {"essential": True, "values": [self._metadata["issuer"]]},
+                "aud": {"essential": True, "value": self._settings.client_id},
+            },
+            {"nonce": nonce, "client_id": self._settings.client_id, "access_token": token.get("access_token")},
+        )
+        claims.validate(leeway=LEEWAY)
+        return dict(claims)
+
+    async def _read_userinfo(self, token: Mapping[str, Any], claims: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the provider says of the user if the ID token does not have their groups."""
+        endpoint = self._metadata.get("userinfo_endpoint")
+        if endpoint is None or _find_groups(claims, self._settings.groups_claim):
+            return {}
+        info = await self._get(endpoint, str(token["access_token"]))
+        if info["sub"] != claims["sub"]:
+            raise ValueError("the user information is of another user")
+        return dict(info)
+
+
+def _find_groups(claims: Mapping[str, Any], path: str) -> list[str]:
+    """Return the groups in a claim; `realm_access.roles` is one inside another."""
+    value: Any = claims if path not in claims else {path: claims[path]}
+    for part in [path] if path in claims else path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    names = value if isinstance(value, list) else [value]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _describe(error: Exception) -> str:
+    """Return what is known of an error, without the response, which may contain tokens."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP {error.response.status_code}"
+    if isinstance(error, OAuthError):
+        return f"{error.error}"[:100]
+    detail = f": {error}" if isinstance(error, JoseError | ValueError) else ""
+    return f"{type(error).__name__}{detail}"[:200]

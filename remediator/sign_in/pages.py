@@ -1,0 +1,164 @@
+"""The pages for signing in and out."""
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from urllib.parse import urlsplit
+
+import structlog
+from aiohttp import web
+
+from remediator.console.rendering import PageRenderer
+from remediator.sign_in.services import PendingSignIns, SignInError, SignInService
+from runtime.access.audit import AuditEntry
+from runtime.access.browser import check_csrf
+from runtime.access.control import AccessControl, find_session, get_identity
+from runtime.access.roles import AccessRequirement, SignInMethod
+from runtime.access.sessions import AGE_LIMIT, csrf_token
+from runtime.errors import ApiError
+from runtime.web import add_route, relative_path
+
+FORM_COOKIE = "defib_sign_in"
+FORM_FOR = 3600  # seconds for which the form can be sent
+MAX_NEXT = 500  # characters
+log = structlog.get_logger()
+
+
+class SignInPages:
+    """Pages for signing in. `public_url` returns the console's URL."""
+
+    def __init__(
+        self,
+        access: AccessControl,
+        services: Mapping[str, SignInService],
+        public_url: Callable[[], str],
+        renderer: PageRenderer,
+        now: Callable[[], float],
+    ) -> None:
+        self._access, self._services, self._public_url, self._renderer = access, services, public_url, renderer
+        self._pending = PendingSignIns(now)
+
+    def add_routes(self, app: web.Application) -> None:
+        public = AccessRequirement.PUBLIC
+        add_route(app, "GET", "/sign-in", self._show, public)
+        add_route(app, "POST", "/sign-in", self._check_password, public)
+        add_route(app, "GET", "/sign-in/{service:oidc|feishu}", self._redirect, public)
+        add_route(app, "GET", "/sign-in/{service:oidc|feishu}/callback", self._finish, public)
+        add_route(app, "POST", "/sign-out", self._sign_out, AccessRequirement.VIEWER)
+
+    async def _show(self, request: web.Request) -> web.Response:
+        return await self._render(request, _parse_next(request.query.get("next", "")))
+
+    async def _render(
+        self, request: web.Request, next_: str, *, status: int = 200, problem: str = "", values: tuple[str, ...] = ()
+    ) -> web.Response:
+        """Return the page; `problem` is the key of an error message."""
+        form_id = request.cookies.get(self._form_cookie(request), "") or secrets.token_urlsafe(32)
+        response = await self._renderer.respond(
+            request, "sign_in.html", status=status, problem=problem, values=values, next=next_,
+            has_passwords=bool(self._access.users.hashes), services=self._services, form_token=csrf_token(form_id),
+        )  # fmt: skip
+        self._set_cookie(request, response, self._form_cookie(request), form_id, FORM_FOR)
+        return response
+
+    async def _check_password(self, request: web.Request) -> web.Response:
+        form = await request.post()
+        next_ = _parse_next(str(form.get("next", "")))
+        form_id = request.cookies.get(self._form_cookie(request), "")
+        try:
+            # Without the cookie, no token is right.
+            check_csrf(request, csrf_token(form_id or secrets.token_urlsafe(32)), str(form.get("csrf", "")))
+            user = str(form.get("user", ""))
+            await self._access.check_password(request, user, str(form.get("password", "")), "sign_in")
+        except ApiError as error:
+            wait = error.headers.get("Retry-After", "") if error.headers else ""
+            problem = {401: "wrong_password", 429: "throttled"}.get(error.status, "form_expired")
+            return await self._render(request, next_, status=error.status, problem=problem, values=(wait,))
+        return await self._start_session(request, user, "password", (), next_)
+
+    async def _redirect(self, request: web.Request) -> web.Response:
+        """Send the browser to another service for signing in."""
+        name = request.match_info["service"]
+        service = self._find_service(name)
+        cookie = secrets.token_urlsafe(32)
+        redirect_uri = f"{self._public_url().rstrip('/')}/sign-in/{name}/callback"
+        state, pending = self._pending.add(name, cookie, redirect_uri, _parse_next(request.query.get("next", "")))
+        try:
+            url = await service.create_url(state, pending)
+        except SignInError as error:
+            log.warning("sign_in_failed", service=name, error=str(error))
+            values = (service.title,)
+            return await self._render(request, pending.next, status=502, problem="service_failed", values=values)
+        response = web.Response(status=303, headers={"Location": url})
+        self._set_cookie(request, response, self._form_cookie(request), cookie, FORM_FOR)
+        return response
+
+    async def _finish(self, request: web.Request) -> web.Response:
+        """Sign in the user with whom the browser comes back from the service."""
+        name = request.match_info["service"]
+        service = self._find_service(name)
+        method: SignInMethod = "oidc" if name == "oidc" else "feishu"
+        try:
+            cookie = request.cookies.get(self._form_cookie(request), "")
+            pending = self._pending.take(name, request.query.get("state", ""), cookie)
+            user = await service.fetch_user(_find_code(request), pending)
+        except SignInError as error:
+            log.warning("sign_in_failed", service=name, error=str(error))
+            self._access.note_refusal(request, "", str(error), event="sign_in")
+            return await self._render(request, "", status=401, problem="service_failed", values=(service.title,))
+        if service.find_role(user.groups) is None:
+            self._access.note_refusal(request, user.name, f"the user has no role in access.{name}", event="sign_in")
+            return await self._render(request, "", status=403, problem="no_role", values=(user.name,))
+        return await self._start_session(request, user.name, method, user.groups, pending.next)
+
+    async def _start_session(
+        self, request: web.Request, user: str, method: SignInMethod, groups: Sequence[str], next_: str
+    ) -> web.Response:
+        id_ = await self._access.start_session(request, user, method, groups)
+        response = web.Response(status=303, headers={"Location": relative_path(request, next_)})
+        self._set_cookie(request, response, self._access.cookie_name(request), id_, int(AGE_LIMIT))
+        self._delete_cookie(request, response, self._form_cookie(request))
+        return response
+
+    def _find_service(self, name: str) -> SignInService:
+        service = self._services.get(name)
+        if service is None:
+            raise ApiError(404, "unknown_service", f"access.{name} is not configured")
+        return service
+
+    def _form_cookie(self, request: web.Request) -> str:
+        return f"__Host-{FORM_COOKIE}" if self._access.is_secure(request) else FORM_COOKIE
+
+    def _set_cookie(self, request: web.Request, response: web.Response, name: str, value: str, max_age: int) -> None:
+        response.set_cookie(
+            name, value, max_age=max_age, path="/", httponly=True, samesite="Lax",
+            secure=self._access.is_secure(request),
+        )  # fmt: skip
+
+    def _delete_cookie(self, request: web.Request, response: web.Response, name: str) -> None:
+        self._set_cookie(request, response, name, "", 0)
+
+    async def _sign_out(self, request: web.Request) -> web.Response:
+        session = find_session(request)
+        if session is not None and self._access.sessions is not None:
+            await self._access.sessions.end(session)
+            await self._access.write_audit(AuditEntry.of(get_identity(request), "sign_out"))
+        response = web.Response(status=303, headers={"Location": relative_path(request, "sign-in")})
+        self._delete_cookie(request, response, self._access.cookie_name(request))
+        return response
+
+
+def _find_code(request: web.Request) -> str:
+    """Return the code with which a service sends the browser back. Raises SignInError."""
+    if "code" not in request.query:
+        raise SignInError(f"the service sent the error {request.query.get('error', '')[:100]!r} instead of a code")
+    return request.query["code"]
+
+
+def _parse_next(text: str) -> str:
+    """Return a path of this server, relative to its root; empty if the text is anything else."""
+    is_plain = text.isascii() and text.isprintable() and "\\" not in text and len(text) <= MAX_NEXT
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return ""
+    return text if is_plain and not parts.scheme and not parts.netloc and not text.startswith("/") else ""

@@ -1,0 +1,51 @@
+"""The services for signing in that the configuration has."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import httpx
+
+from fleet.inventory.access import Access, FeishuAccess, OidcAccess
+from fleet.inventory.notify import Notify
+from remediator.sign_in.feishu import FeishuSignIn
+from remediator.sign_in.oidc import OidcSignIn
+from remediator.sign_in.services import SignInService
+from runtime.access.roles import Role, SignInMethod
+
+
+class SignInServices(Mapping[str, SignInService]):
+    """The services by name, `oidc` and `feishu`, as the configuration in force has them."""
+
+    def __init__(self, notify: Callable[[], Notify], client: httpx.AsyncClient) -> None:
+        self._notify, self._client = notify, client
+        self._services: dict[str, SignInService] = {}
+        self._settings: tuple[OidcAccess | None, FeishuAccess | None] = (None, None)
+
+    def __getitem__(self, name: str) -> SignInService:
+        return self._services[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._services)
+
+    def __len__(self) -> int:
+        return len(self._services)
+
+    async def apply(self, access: Access) -> None:
+        """Use the services of another configuration. Raises StartError."""
+        if self._settings == (access.oidc, access.feishu):
+            return
+        services: dict[str, SignInService] = {}
+        if access.oidc is not None:
+            services["oidc"] = OidcSignIn(access.oidc)
+        if access.feishu is not None:
+            services["feishu"] = FeishuSignIn(access.feishu, self._notify, self._client)
+        await self.close()
+        self._services, self._settings = services, (access.oidc, access.feishu)
+
+    def find_role(self, method: SignInMethod, groups: Sequence[str]) -> Role | None:
+        """Return the present role of a user of a service by their groups there; None without one."""
+        service = self._services.get(method)
+        return None if service is None else service.find_role(groups)
+
+    async def close(self) -> None:
+        for service in self._services.values():
+            await service.close()

@@ -1,0 +1,343 @@
+"""Access control: authenticate the caller of a request, and refuse what its role does not permit."""
+
+import asyncio
+import base64
+import binascii
+import secrets
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from aiohttp import web
+
+from runtime.access.audit import AuditEntry, Refusals
+from runtime.access.browser import READING, KnownHosts, check_csrf, check_fetch_metadata, is_from_browser
+from runtime.access.passwords import Passwords
+from runtime.access.proxy import TrustedProxy, find_client_address, is_direct_from_loopback
+from runtime.access.roles import (
+    OPEN_REQUIREMENTS,
+    AccessRequirement,
+    Identity,
+    Means,
+    Role,
+    SignInMethod,
+    least_role,
+    permits,
+    printable_name,
+)
+from runtime.access.sessions import Session, Sessions, csrf_token
+from runtime.access.throttle import Throttle, ThrottledError
+from runtime.access.tokens import ApiTokens, ConfiguredTokens
+from runtime.errors import ApiError
+
+USER_HEADER = "X-Defib-User"  # the operating system's user of a caller with the local token
+LOCAL = "local"
+COOKIE = "defib_session"
+MAX_SLOW_DOWN = 1.0  # seconds by which a refused credential is answered later
+_CONFIGURED_NAMES: Mapping[Role, str] = {
+    Role.ADMIN: LOCAL,
+    Role.METRICS: "metrics_token",
+    Role.WEBHOOK: "webhook_token",
+}
+
+_IDENTITY, _SESSION, _CSRF_TOKEN = "identity", "session", "csrf_token"  # keys in a request
+
+
+def find_identity(request: web.Request) -> Identity | None:
+    """Return the caller's identity; None for an anonymous one."""
+    identity: Identity | None = request.get(_IDENTITY)
+    return identity
+
+
+def get_identity(request: web.Request) -> Identity:
+    """Return the caller's identity, which every route has that requires a role."""
+    identity: Identity = request[_IDENTITY]
+    return identity
+
+
+def find_session(request: web.Request) -> Session | None:
+    """Return the session that the request belongs to."""
+    session: Session | None = request.get(_SESSION)
+    return session
+
+
+def get_csrf_token(request: web.Request) -> str:
+    """Return the CSRF token for the forms of a page; empty where the caller needs none."""
+    return str(request.get(_CSRF_TOKEN, ""))
+
+
+@dataclass(frozen=True)
+class AccessSettings:
+    """The part of access control that the configuration sets and a reload replaces.
+
+    `find_group_role` returns the present role of a user of another sign-in service by their groups there.
+    """
+
+    hosts: KnownHosts = field(default_factory=KnownHosts)
+    proxy: TrustedProxy | None = None
+    find_group_role: Callable[[SignInMethod, Sequence[str]], Role | None] = lambda _method, _groups: None
+
+
+@dataclass
+class WebUsers:
+    """The users of the web configuration: bcrypt hashes and roles by name."""
+
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, Role] = field(default_factory=dict)
+
+    def role_of(self, name: str) -> Role:
+        return self.roles.get(name, Role.VIEWER)
+
+
+class WebUserSource(Protocol):
+    """The web configuration in force."""
+
+    @property
+    def users(self) -> WebUsers:
+        """The users of the present file."""
+
+
+class AccessControl:
+    """Authenticates and authorizes requests. Programs without sessions or API tokens leave those out."""
+
+    def __init__(
+        self,
+        web_config: WebUserSource,
+        tokens: ConfiguredTokens,
+        *,
+        write_audit: Callable[[AuditEntry], Awaitable[None]],
+        now: Callable[[], float],
+        api_tokens: ApiTokens | None = None,
+        sessions: Sessions | None = None,
+    ) -> None:
+        self.settings = AccessSettings()
+        self._web_config = web_config
+        self.tokens, self.api_tokens, self.sessions = tokens, api_tokens, sessions
+        self.passwords = Passwords(lambda: self.users.hashes, Throttle(now))
+        self.write_audit = write_audit
+        self.refusals = Refusals(write_audit)
+        self._now = now
+        self._pauses = Throttle(now)  # of callers with wrong tokens, which are refused, but never locked out
+        self._proxy_secret = secrets.token_urlsafe(32)
+
+    async def check(self, request: web.Request, requirement: AccessRequirement) -> None:
+        """Raise ApiError 401, 403 or 429 unless the caller may; else set the request's identity, if it has one."""
+        if requirement is AccessRequirement.UNCHECKED:
+            return
+        scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
+        # A page of another site cannot send a bearer token.
+        if scheme.lower() != "bearer":
+            self.settings.hosts.check_host(request)
+            check_fetch_metadata(request)
+        self.settings.hosts.check_origin(request)
+        is_open = requirement in OPEN_REQUIREMENTS or (
+            requirement is AccessRequirement.SCRAPE and self._is_open_to_scrapes(request)
+        )
+        try:
+            identity = await self._authenticate(request, requirement, scheme.lower(), credential.strip())
+        except ApiError:
+            if is_open:
+                return  # for example for Prometheus, which may send a token that is not needed
+            raise
+        if identity is not None:
+            request[_IDENTITY] = identity
+        if is_open:
+            return
+        if identity is None:
+            raise self._build_unauthorized("authentication is required")
+        if not permits(identity.role, requirement):
+            message = f"this requires the role {least_role(requirement)}; {identity.label} has {identity.role}"
+            self.note_refusal(request, identity.label, message, identity)
+            raise ApiError(403, "forbidden", message)
+        await self._check_csrf(request, identity)
+
+    def _is_open_to_scrapes(self, request: web.Request) -> bool:
+        if self.users.hashes:  # as in all Prometheus exporters with users
+            return False
+        return is_direct_from_loopback(request) or not self.tokens.has(Role.METRICS)
+
+    async def _authenticate(
+        self, request: web.Request, requirement: AccessRequirement, scheme: str, credential: str
+    ) -> Identity | None:
+        if scheme:
+            if requirement is AccessRequirement.PUBLIC:
+                return None
+            if scheme == "bearer":
+                return await self._authenticate_token(request, credential)
+            if scheme == "basic" and self.users.hashes:
+                return await self._authenticate_password(request, credential)
+            raise await self._refuse(request, "", "unknown kind of credential")
+        return await self._authenticate_session(request) or self._authenticate_proxy(request)
+
+    async def _authenticate_token(self, request: web.Request, secret: str) -> Identity:
+        address = self.find_address(request)
+        if self.api_tokens is not None and (token := self.api_tokens.find(secret)) is not None:
+            if token.has_expired(self._now()):
+                raise await self._refuse(request, token.name, "the token has expired", code="expired")
+            return Identity(token.name, Role(token.role), "token", address)
+        role = await self.tokens.find(secret)
+        if role is None:
+            raise await self._refuse(request, "", "unknown token")
+        if role is not Role.ADMIN:
+            return Identity(_CONFIGURED_NAMES[role], role, "token", address)
+        # The caller names the user: nothing else can be known of a local process.
+        claimed = printable_name(request.headers.get(USER_HEADER, "")) or "unnamed"
+        return Identity(LOCAL, role, "cli", address, claimed_user=claimed)
+
+    async def _authenticate_password(self, request: web.Request, credential: str) -> Identity:
+        address = self.find_address(request)
+        try:
+            name, _, password = base64.b64decode(credential, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            raise await self._refuse(request, "", "the header Authorization is not valid") from None
+        await self.check_password(request, name, password)
+        return Identity(name, self.users.role_of(name), "password", address)
+
+    async def check_password(self, request: web.Request, name: str, password: str, event: str = "access") -> None:
+        """Raise ApiError 401 or 429 unless the password is the user's; refusals are recorded."""
+        try:
+            if await self.passwords.check(name, password, self.find_address(request)):
+                return
+        except ThrottledError as error:
+            self.note_refusal(request, name, "too many failed attempts", event=event)
+            await asyncio.sleep(min(error.seconds, MAX_SLOW_DOWN))
+            message = f"too many failed attempts; {error}"
+            raise ApiError(429, "throttled", message, {"Retry-After": error.retry_after}) from error
+        self.note_refusal(request, name, "wrong user or password", event=event)
+        raise self._build_unauthorized("wrong user or password")
+
+    async def _authenticate_session(self, request: web.Request) -> Identity | None:
+        if self.sessions is None:
+            return None
+        id_ = request.cookies.get(self.cookie_name(request), "")
+        session = self.sessions.find(id_)
+        if session is None:
+            return None
+        role = self.find_session_role(session)
+        if role is None:  # the user was removed, or has another password
+            await self.sessions.end(session)
+            return None
+        request[_SESSION], request[_CSRF_TOKEN] = session, csrf_token(id_)
+        self.sessions.touch(session)
+        return Identity(session.user, role, "console", self.find_address(request), method=session.method)
+
+    def find_session_role(self, session: Session) -> Role | None:
+        """Return the present role of a session's user, None where the user has none any more."""
+        if session.method != "password":
+            return self.settings.find_group_role(session.method, session.groups)
+        if self.passwords.credential_of(session.user) != session.credential:
+            return None
+        return self.users.role_of(session.user)
+
+    def _authenticate_proxy(self, request: web.Request) -> Identity | None:
+        found = self.settings.proxy.find_user(request) if self.settings.proxy is not None else None
+        if found is None:
+            return None
+        name, role = found
+        identity = Identity(name, role or Role.VIEWER, "proxy", self.find_address(request))
+        if role is None:
+            message = f"none of the groups of {name} has a role in access.proxy"
+            self.note_refusal(request, name, message, identity)
+            raise ApiError(403, "forbidden", message)
+        request[_CSRF_TOKEN] = csrf_token(f"{self._proxy_secret}:{name}")
+        return identity
+
+    async def _check_csrf(self, request: web.Request, identity: Identity) -> None:
+        """Require the CSRF token of changes that a page may have sent with a credential that the browser adds."""
+        if identity.means == "console" or (identity.means == "proxy" and is_from_browser(request)):
+            check_csrf(request, request[_CSRF_TOKEN], await _read_csrf_field(request))
+
+    async def start_session(
+        self, request: web.Request, user: str, method: SignInMethod, groups: Iterable[str] = ()
+    ) -> str:
+        """Start a session for a user who has signed in, end the one before, and return its id, for the cookie."""
+        assert self.sessions is not None  # noqa: S101 - programs without sessions have no pages for signing in
+        before = self.sessions.find(request.cookies.get(self.cookie_name(request), ""))
+        if before is not None:
+            await self.sessions.end(before)
+        address = self.find_address(request)
+        id_ = await self.sessions.create(
+            user, method, credential=self.passwords.credential_of(user) or "" if method == "password" else "",
+            groups=groups, address=address, browser=printable_name(request.headers.get("User-Agent", "")),
+        )  # fmt: skip
+        await self.write_audit(AuditEntry("sign_in", user, "console", address, detail=method))
+        return id_
+
+    def cookie_name(self, request: web.Request) -> str:
+        """Return the name of the session's cookie. With TLS, browsers accept it from this very host only."""
+        return f"__Host-{COOKIE}" if self.is_secure(request) else COOKIE
+
+    def is_secure(self, request: web.Request) -> bool:
+        """Whether the browser uses TLS: to this server, or to a proxy in front of it."""
+        if request.secure or f"https://{request.host}".lower() in self.settings.hosts.origins:
+            return True
+        proxy = self.settings.proxy
+        return (
+            proxy is not None
+            and proxy.trusts(request.remote or "")
+            and request.headers.get("X-Forwarded-Proto", "").lower() == "https"
+        )
+
+    async def run(self) -> None:
+        """Keep tokens, sessions and the audit log up to date, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.tokens.run(), name="tokens")
+            group.create_task(self.refusals.run(), name="refusals")
+            if self.sessions is not None:
+                group.create_task(self.sessions.run(), name="sessions")
+
+    @property
+    def users(self) -> WebUsers:
+        return self._web_config.users
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return who has access, without secrets."""
+        users = self.users
+        return {
+            "users": {name: users.role_of(name) for name in users.hashes},
+            "users_without_role": sorted(users.hashes.keys() - users.roles.keys()),
+            "metrics_token": self.tokens.has(Role.METRICS),
+            "webhook_token": self.tokens.has(Role.WEBHOOK),
+        }
+
+    def find_address(self, request: web.Request) -> str:
+        """Return the client's address."""
+        return find_client_address(request, self.settings.proxy)
+
+    async def _refuse(self, request: web.Request, name: str, reason: str, code: str = "unauthorized") -> ApiError:
+        """Record a refused credential and return the error, after a pause where many were refused."""
+        self.note_refusal(request, name, reason)
+        address = self.find_address(request)
+        try:
+            self._pauses.begin(address, address)
+        except ThrottledError as error:
+            await asyncio.sleep(min(error.seconds, MAX_SLOW_DOWN))
+        return self._build_unauthorized(reason, code)
+
+    def _build_unauthorized(self, reason: str, code: str = "unauthorized") -> ApiError:
+        hint = " (the server has no local token: see its log)" if self.tokens.explain_missing(Role.ADMIN) else ""
+        # A challenge for passwords only where there is no page for signing in: browsers would ask for one themselves.
+        scheme = "Basic" if self.users.hashes and self.sessions is None else "Bearer"
+        message = f"{reason}: send a token as bearer token, or a user's password{hint}"
+        return ApiError(401, code, message, {"WWW-Authenticate": f'{scheme} realm="defib"'})
+
+    def note_refusal(
+        self, request: web.Request, name: str, reason: str, identity: Identity | None = None, event: str = "access"
+    ) -> None:
+        """Record that a request was refused."""
+        resource = request.match_info.route.resource
+        target = f"{request.method} {resource.canonical if resource is not None else ''}"
+        means: Means = identity.means if identity is not None else "console" if event == "sign_in" else "token"
+        who = printable_name(name) or "(unknown)"
+        self.refusals.add(
+            AuditEntry(
+                event, who, means, self.find_address(request), target, "refused", reason, verified=identity is not None
+            )
+        )
+
+
+async def _read_csrf_field(request: web.Request) -> str:
+    """Return the CSRF token in a form; empty where the request has no form."""
+    if request.method in READING or request.content_type != "application/x-www-form-urlencoded":
+        return ""
+    return str((await request.post()).get("csrf", ""))

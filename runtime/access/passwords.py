@@ -1,0 +1,58 @@
+"""Passwords of the web configuration's users, checked in threads of their own."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import bcrypt
+
+from runtime.access.throttle import Throttle, ThrottledError
+
+THREADS = 2
+MAX_WAITING = 16  # checks that wait for a thread
+BUSY_WAIT = 2.0  # seconds after which to try again while that many wait
+BCRYPT_LIMIT = 72  # bytes of a password that bcrypt reads
+CACHED_LOGINS = 100
+_UNKNOWN_USER_HASH = bcrypt.hashpw(b"unknown", bcrypt.gensalt(10)).decode()  # unknown users take as long as known ones
+
+
+class Passwords:
+    """Checks passwords, slowly on purpose; failed attempts are throttled. `hashes` returns the users' bcrypt hashes."""
+
+    def __init__(self, hashes: Callable[[], Mapping[str, str]], throttle: Throttle) -> None:
+        self._hashes, self._throttle = hashes, throttle
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="password")
+        self._waiting = 0
+        self._accepted: dict[bytes, None] = {}
+
+    async def check(self, user: str, password: str, address: str) -> bool:
+        """Whether the password is the user's. Raises ThrottledError."""
+        hashed = self._hashes().get(user, _UNKNOWN_USER_HASH)
+        # Requests that bring a password each time are not slowed down: a digest of each accepted login is cached.
+        login = hashlib.sha256(b"\0".join(each.encode() for each in (hashed, user, password))).digest()
+        self._throttle.check_pair(user, address)
+        if login in self._accepted:
+            return True
+        if self._waiting >= MAX_WAITING:
+            raise ThrottledError(BUSY_WAIT)
+        attempt = self._throttle.begin(user, address)
+        self._waiting += 1
+        try:
+            is_correct = await asyncio.get_running_loop().run_in_executor(
+                self._threads, bcrypt.checkpw, password.encode()[:BCRYPT_LIMIT], hashed.encode()
+            )
+        finally:
+            self._waiting -= 1
+        if not is_correct or self._hashes().get(user) != hashed:
+            return False
+        attempt.succeed()
+        if len(self._accepted) >= CACHED_LOGINS:
+            self._accepted.clear()
+        self._accepted[login] = None
+        return True
+
+    def credential_of(self, user: str) -> str | None:
+        """Return a digest of the user's password hash, which changes with the password; None for an unknown user."""
+        hashed = self._hashes().get(user)
+        return None if hashed is None else hashlib.sha256(hashed.encode()).hexdigest()

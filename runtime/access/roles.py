@@ -1,0 +1,85 @@
+"""Roles, what each permits, and the identity of a caller."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, StrEnum, auto
+from typing import Literal
+
+
+class Role(StrEnum):
+    """What a caller may do. `METRICS` and `WEBHOOK` are the roles of the two tokens that permit nothing else."""
+
+    VIEWER = "viewer"
+    OPERATOR = "operator"
+    ADMIN = "admin"
+    METRICS = "metrics"
+    WEBHOOK = "webhook"
+
+
+UserRole = Literal["viewer", "operator", "admin"]  # the roles of people and API tokens, as in the configuration
+
+
+class AccessRequirement(Enum):
+    """What a route requires of its callers."""
+
+    UNCHECKED = auto()  # nothing: health, and requests with a signature of their own
+    PUBLIC = auto()  # nothing, but requests of other sites are refused: the pages for signing in
+    SCRAPE = auto()  # metrics
+    WEBHOOK = auto()  # deliveries of alerts
+    VIEWER = auto()  # everything but logs and evidence
+    OPERATOR = auto()  # logs, evidence, and operations on services, incidents and alerts
+    ADMIN = auto()  # automation, the configuration, tokens, sessions, the audit log
+
+
+_PERMITTED: Mapping[Role, frozenset[AccessRequirement]] = {
+    Role.METRICS: frozenset({AccessRequirement.SCRAPE}),
+    Role.WEBHOOK: frozenset({AccessRequirement.WEBHOOK}),
+    Role.VIEWER: frozenset({AccessRequirement.SCRAPE, AccessRequirement.VIEWER}),
+    Role.OPERATOR: frozenset({AccessRequirement.SCRAPE, AccessRequirement.VIEWER, AccessRequirement.OPERATOR}),
+    Role.ADMIN: frozenset(AccessRequirement),
+}
+OPEN_REQUIREMENTS = frozenset({AccessRequirement.UNCHECKED, AccessRequirement.PUBLIC})
+
+
+def permits(role: Role, requirement: AccessRequirement) -> bool:
+    return requirement in OPEN_REQUIREMENTS or requirement in _PERMITTED[role]
+
+
+def least_role(requirement: AccessRequirement) -> Role:
+    """Return the role with the fewest rights that meets a requirement."""
+    return next(role for role in Role if role in _BY_RIGHTS and permits(role, requirement))
+
+
+_BY_RIGHTS = (Role.VIEWER, Role.OPERATOR, Role.ADMIN)
+
+# How a caller was authenticated: a session of the console, a proxy in front of it, a password in the request, a token,
+# the local token (the command line), or a chat.
+Means = Literal["console", "proxy", "password", "token", "cli", "chat"]
+SignInMethod = Literal["password", "oidc", "feishu"]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """An authenticated caller. `claimed_user` is the operating system's user, which only the caller vouches for."""
+
+    name: str
+    role: Role
+    means: Means
+    address: str = ""
+    claimed_user: str = ""
+    method: SignInMethod = "password"
+
+    @property
+    def label(self) -> str:
+        """The name for the record and for people.
+
+        Names of other sign-in services are marked, since a user there may have the name of a user here.
+        """
+        if self.claimed_user:
+            return f"{self.name} ({self.claimed_user}, unverified)"
+        return self.name if self.method == "password" else f"{self.name} ({self.method})"
+
+
+def printable_name(text: str) -> str:
+    """Return the first 60 printable characters of a name that a caller claims."""
+    return "".join(character for character in text if character.isprintable()).strip()[:60]
