@@ -152,6 +152,7 @@ async def test_every_route_on_loopback_by_what_is_shown(loop: Loop, anyone: http
                 body = {"content": b"[]"} if method in ("POST", "PUT") else {}
                 answer = await anyone.request(method, url, headers=headers, **body)  # type: ignore[arg-type]
                 may = name in allowed[requirement] and not (name in others and method not in ("GET", "HEAD"))
+                may = may and not path.startswith("/webhook/feishu/")  # its credential is a signature
                 assert answer.status_code != 500, (program, method, path, name)
                 assert (answer.status_code not in (401, 403)) is may, (program, method, path, name, answer.text)
                 assert loop.stack.token not in answer.text
