@@ -11,13 +11,18 @@ trap 'exit 1' HUP INT TERM
 usage="usage: $0 [--rollback VERSION] [--extras feishu,grpc]"
 source=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
-rollback='' extras=''
+rollback='' extras='' quiet='--quiet --disable-pip-version-check'
 while [ $# -gt 0 ]; do
     case $1 in
     --rollback) rollback=${2:?$usage}; shift 2 ;;
     --extras) extras=${2:?$usage}; shift 2 ;;
     *) echo "$usage" >&2; exit 2 ;;
     esac
+done
+locks=requirements.lock
+for extra in $(echo "$extras" | tr , ' '); do
+    [ -f "$source/requirements-$extra.lock" ] || { echo "--extras: there is no extra $extra" >&2; exit 2; }
+    locks="$locks requirements-$extra.lock"
 done
 [ "$(id -u)" = 0 ] || { echo "$0: must be run as root" >&2; exit 1; }
 
@@ -47,7 +52,7 @@ fi
 version=$("$python" -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["project"]["version"])' "$source/pyproject.toml")
 list_sources() {
     cd "$source"
-    find alerts defib exporter fleet remediator runtime deploy/systemd pyproject.toml requirements.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
+    find alerts defib exporter fleet remediator runtime deploy/systemd pyproject.toml $locks requirements-build.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
     echo "$extras"
     "$python" -V
 }
@@ -66,11 +71,16 @@ if [ ! -d "/opt/defib/$version/units" ]; then
     trap 'rm -rf "$build" "/opt/defib/$version"' EXIT
     rm -rf "/opt/defib/$version"
     # Build from a copy: the checkout may hold files of earlier builds, and must not get new ones.
-    (cd "$source" && cp -r alerts defib exporter fleet remediator runtime pyproject.toml README.md "$build/")
+    mkdir "$build/source"
+    (cd "$source" && cp -r alerts defib exporter fleet remediator runtime pyproject.toml README.md "$build/source/")
     echo "installing defib $version into /opt/defib/$version; this downloads its Python packages"
-    "$python" -m venv "/opt/defib/$version"
-    "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$source/requirements.lock"
-    "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check "$build${extras:+[$extras]}"
+    "$python" -m venv "/opt/defib/$version" && "$python" -m venv "$build/venv"
+    # shellcheck disable=SC2046 # names of files without spaces
+    (cd "$source" && "/opt/defib/$version/bin/pip" install $quiet --require-hashes --only-binary :all: $(printf -- '-r %s ' $locks))
+    "$build/venv/bin/pip" install $quiet --require-hashes --only-binary :all: -r "$source/requirements-build.lock"
+    "$build/venv/bin/pip" wheel $quiet --no-deps --no-build-isolation --wheel-dir "$build/dist" "$build/source"
+    "/opt/defib/$version/bin/pip" install $quiet --no-deps --no-index "$build"/dist/*.whl
+    "/opt/defib/$version/bin/pip" check >/dev/null
     setpriv --reuid defib --regid defib --clear-groups "/opt/defib/$version/bin/defib" --version >/dev/null
     install -d "/opt/defib/$version/units"
     install -m 644 "$source"/deploy/systemd/*.service "/opt/defib/$version/units/"

@@ -55,8 +55,10 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a folder of all wheels that the image needs, as a site without an index keeps them."""
     folder = tmp_path_factory.mktemp("wheels")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
-    well(*pip, "--require-hashes", "--requirement", str(ROOT / "requirements.lock"))
-    well(*pip, "--no-deps", "setuptools>=77", "wheel")
+    locks = [
+        word for name in ("", "-grpc", "-build") for word in ("--requirement", str(ROOT / f"requirements{name}.lock"))
+    ]
+    well(*pip, "--require-hashes", "--only-binary", ":all:", *locks)
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -71,7 +73,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def image(base: str, wheels: str) -> str:
-    arguments = {"BASE_IMAGE": base, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels}
+    arguments = {"BASE_IMAGE": base, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "EXTRAS": "grpc"}
     given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     well("docker", "build", "--quiet", "--network", "host", *given, "--tag", IMAGE, str(ROOT))
     return IMAGE
@@ -158,8 +160,8 @@ def test_what_is_in_the_image(image: str) -> None:
     assert told == '10001:10001 ["defib"]'
     ls = ["--entrypoint", "sh", image, "-c", "ls /opt/defib/lib/python3*/site-packages"]
     listed = well("docker", "run", "--rm", "--network", "host", *ls).splitlines()
-    assert {"defib", "exporter", "fleet", "remediator", "runtime"} <= set(listed)
-    assert not {"tests", "grafana", "pytest"} & set(listed)
+    assert {"defib", "exporter", "fleet", "remediator", "runtime", "grpc"} <= set(listed)
+    assert not {"tests", "grafana", "deploy", "pytest", "lark_oapi"} & set(listed)
     assert well("docker", "run", "--rm", "--network", "host", image, "--version").startswith("defib ")
 
 
@@ -192,7 +194,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
     )
     try:
         inside = ["docker", "exec", name]
-        copy = "mkdir /source && cd /checkout && cp -r alerts defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements.lock /source/"
+        copy = "mkdir /source && cd /checkout && cp -r alerts defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements*.lock /source/"
         well(*inside, "sh", "-c", f"{copy} && mkdir -p /etc/systemd/system")
         first = well(*inside, "/source/deploy/install.sh")
         assert "systemctl enable --now" in first

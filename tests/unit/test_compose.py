@@ -22,6 +22,9 @@ ENVIRONMENT = dict(
 )
 
 
+PINNED = re.compile(r":v?\d+\.\d+\.\d+(-slim-bookworm)?(@sha256:[0-9a-f]{64})?$")
+
+
 def compose(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     with tempfile.NamedTemporaryFile() as empty:  # so that no .env of a developer's is read
@@ -69,9 +72,16 @@ def test_every_service_is_held_on_a_short_lead(name: str) -> None:
     assert service["mem_limit"]
     assert service["cpus"]
     assert service["healthcheck"]["test"]
-    assert re.search(r":v?\d+\.\d+\.\d+$|^\$\{DEFIB_IMAGE:-defib:latest\}$", service["image"]), service["image"]
+    assert PINNED.search(service["image"]) or service["image"] == "${DEFIB_IMAGE:-defib:latest}", service["image"]
     for port in service.get("ports", []):
         assert port.startswith("${LISTEN:-127.0.0.1}:")
+
+
+def test_the_base_images_are_pinned_and_the_same() -> None:
+    built = COMPOSE["x-defib"]["build"]["args"]["BASE_IMAGE"]
+    (base,) = re.findall(r"^ARG BASE_IMAGE=(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert PINNED.search(base)
+    assert built == f"${{REGISTRY:-docker.io}}/library/{base}"
 
 
 def test_variables_are_explained_in_the_example() -> None:
