@@ -31,12 +31,14 @@ PROGRAMS: tuple[Program, ...] = get_args(Program)
 
 @dataclass(frozen=True)
 class LoadedInventory:
-    """An inventory, the secrets in it, which are redacted from all output, and warnings."""
+    """An inventory, the secrets in it, which are redacted from all output, warnings, and the files that were read."""
 
     inventory: Inventory
     secrets: frozenset[str] = field(repr=False)
     warnings: Sequence[ConfigProblem] = ()
     unresolved: Sequence[ConfigProblem] = ()  # references that could not be resolved, unless loaded strictly
+    files: Sequence[Path] = ()  # of the configuration
+    secret_files: frozenset[Path] = frozenset()  # that references named
 
     def require_resolved(self, *sections: str, ignore: Sequence[str] = ()) -> None:
         """Check that all references in some sections, such as `remediator.token`, are resolved.
@@ -94,7 +96,8 @@ def load(
     secrets = frozenset(resolver.secrets | set(_find_secrets(inventory)))
     inventory.mask_targets(Redactor(secrets))
     warnings = _sort(find_warnings(document, inventory), Redactor(secrets))
-    return LoadedInventory(inventory, secrets, warnings, _sort(resolver.unresolved, Redactor(secrets)))
+    unresolved = _sort(resolver.unresolved, Redactor(secrets))
+    return LoadedInventory(inventory, secrets, warnings, unresolved, document.files, frozenset(resolver.secret_files))
 
 
 def _set_digests(document: Document, inventory: Inventory) -> None:

@@ -29,13 +29,17 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
 
 @dataclass
 class Resolver:
-    """Resolves the references of a document for `programs`; `secrets` has the values that were inserted."""
+    """Resolves the references of a document for `programs`.
+
+    `secrets` has the values that were inserted, `secret_files` the files that they were read from.
+    """
 
     document: Document
     environ: Mapping[str, str]
     programs: frozenset[Program]
     strict: bool = True  # whether a reference that cannot be resolved is an error; else it stays as it is written
     secrets: set[str] = field(default_factory=set)
+    secret_files: set[Path] = field(default_factory=set)
     problems: list[ConfigProblem] = field(default_factory=list)
     unresolved: list[ConfigProblem] = field(default_factory=list)
 
@@ -102,6 +106,7 @@ class Resolver:
             raise LookupError(f"the secret file {path} is not text") from None
         if not value:
             raise LookupError(f"the secret file {path} is empty")
+        self.secret_files.add(path)
         return value
 
 
