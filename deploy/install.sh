@@ -1,6 +1,8 @@
 #!/bin/sh
-# Installs or updates Defib with systemd: an account, /opt/defib/VERSION, /etc/defib and the units. Run it as root from a
+# Installs or updates Defib with systemd: two accounts, /opt/defib/VERSION, /etc/defib and the units. Run it as root from a
 # checkout, as often as needed. Files in /etc/defib are not changed, and only services that already run are restarted.
+# The remediator runs as defib, the exporter as defib-exporter. Both read /etc/defib through the group defib; secrets and
+# keys of one program belong to its account.
 # VERSION is the version number with a hash of the sources. Earlier versions stay in /opt/defib;
 # `install.sh --rollback VERSION` activates one of them.
 # Without access to a package index: PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels deploy/install.sh
@@ -59,6 +61,8 @@ list_sources() {
 version=$version-$(list_sources | sha256sum | cut -c1-8)
 
 getent group defib >/dev/null || groupadd --system defib
+getent passwd defib-exporter >/dev/null ||
+    useradd --system --user-group --groups defib --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin defib-exporter
 getent passwd defib >/dev/null ||
     useradd --system --gid defib --home-dir /var/lib/defib --no-create-home --shell /usr/sbin/nologin defib
 install -d -m 755 /opt/defib
@@ -93,8 +97,20 @@ if [ -z "$(ls -A /etc/defib)" ]; then
     # Owned by root, readable by the programs' group only.
     chown -R root:defib /etc/defib
     find /etc/defib -type d -exec chmod 750 {} + && find /etc/defib -type f -exec chmod 640 {} +
+    chown defib /etc/defib/secrets/webhook_token && chmod 400 /etc/defib/secrets/webhook_token
+fi
+dropin=/etc/systemd/system/defib-exporter.service.d/user.conf
+# Earlier versions ran the exporter as defib, too, which owns the keys then.
+if grep -qx User=defib /etc/systemd/system/defib-exporter.service 2>/dev/null; then
+    mkdir -p "${dropin%/*}"
+    printf '[Service]\nUser=defib\nGroup=defib\n' >$dropin
 fi
 activate "$version"
+if [ -f $dropin ]; then
+    echo "The exporter still runs as the remediator's user, because of $dropin."
+    echo "docs/upgrading.md, \"Two users\", says how to give it the user defib-exporter."
+fi
 echo "Next: edit /etc/defib, then run"
-echo "  sudo -u defib defib check --config /etc/defib"
+echo "  sudo -u defib-exporter defib check --for exporter --config /etc/defib"
+echo "  sudo -u defib defib check --for remediator --config /etc/defib"
 echo "  systemctl enable --now defib-exporter defib-remediator"

@@ -20,7 +20,7 @@ from defib.demo.stack import reserve_ports
 
 ROOT = Path(__file__).parents[2]
 BASE, IMAGE = "defib-test-base", "defib-test"
-OWNER = 12345
+OWNER, EXPORTER = 12345, 23456
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 pytestmark = [
     pytest.mark.long,
@@ -85,6 +85,7 @@ def container(service: str, config: Path, *more: str) -> Iterator[str]:
     asked = COMPOSE["services"][service]
     assert asked["read_only"]
     assert asked["cap_drop"] == ["ALL"]
+    user = EXPORTER if service == "exporter" else OWNER
     options = [
         "--read-only",
         "--cap-drop",
@@ -93,12 +94,16 @@ def container(service: str, config: Path, *more: str) -> Iterator[str]:
         "--memory",
         asked["mem_limit"],
         "--user",
-        f"{OWNER}:{OWNER}",
+        f"{user}:{OWNER}",
     ]
+    options += ["--pids-limit", str(asked["pids_limit"]), "--ulimit", f"core={asked['ulimits']['core']}"]
     options += [word for each in asked["security_opt"] for word in ("--security-opt", each)]
-    options += [word for each in asked["tmpfs"] for word in ("--tmpfs", each)]
+    tmpfs = [each.replace("${DEFIB_EXPORTER_UID}", str(EXPORTER)) for each in asked["tmpfs"]]
+    options += [word for each in tmpfs for word in ("--tmpfs", each)]
     name = f"defib-test-{service}"
     mounts = ["--volume", f"{config}:/etc/defib:ro", "--volume", f"{name}:/var/lib/defib"]
+    for secret in asked.get("secrets", []):
+        mounts += ["--volume", f"{config}/secrets/{secret['source']}:{secret['target']}:ro"]
     well("docker", "run", "--detach", "--name", name, "--network", "host", *options, *mounts, IMAGE, *more)
     try:
         yield name
@@ -143,8 +148,12 @@ def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Pa
                 "defib_remediator"
                 in answer(f"{console}metrics", other, headers={"Authorization": f"Bearer {token}"}).text
             )
-            for each in (other, name):  # commands find the API token in either container
-                assert "automation is off" in well("docker", "exec", each, "defib", "automation", "off")
+            assert "automation is off" in well("docker", "exec", other, "defib", "automation", "off")
+            assert "no errors" in well("docker", "exec", other, "defib", "check")
+            # The exporter's user can read the secrets that it needs, and no others.
+            assert "no errors" in well("docker", "exec", name, "defib", "check", "--for", "exporter")
+            assert well("docker", "exec", name, "ls", "/etc/defib/secrets") == "exporter_token"
+            assert run("docker", "exec", name, "defib", "automation", "off").returncode == 1
             assert password not in well("docker", "logs", other)
             well("docker", "stop", "--time", "30", other)
             assert well("docker", "inspect", "--format", "{{.State.ExitCode}}", other) == "0"
@@ -170,6 +179,10 @@ def test_an_image_that_cannot_reach_an_index_says_so(base: str, tmp_path: Path) 
     done = run("docker", "build", "--quiet", "--network", "host", *given, str(ROOT), env={**os.environ})
     assert done.returncode != 0
     assert "No matching distribution found" in done.stdout + done.stderr
+
+
+def as_user(name: str) -> list[str]:
+    return ["setpriv", "--reuid", name, "--regid", name, "--init-groups"]
 
 
 def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, tmp_path: Path) -> None:
@@ -199,19 +212,10 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         first = well(*inside, "/source/deploy/install.sh")
         assert "systemctl enable --now" in first
         assert well(*inside, "defib", "--version").startswith("defib ")
-        well(
-            *inside,
-            "setpriv",
-            "--reuid",
-            "defib",
-            "--regid",
-            "defib",
-            "--clear-groups",
-            "defib",
-            "check",
-            "--config",
-            "/etc/defib",
-        )
+        for user, program in (("defib", "remediator"), ("defib-exporter", "exporter")):
+            well(*inside, *as_user(user), "defib", "check", "--for", program, "--config", "/etc/defib")
+        for private in ("/etc/defib/secrets/webhook_token", "/var/lib/defib/token"):
+            assert "Permission denied" in run(*inside, *as_user("defib-exporter"), "cat", private).stderr
         well(*inside, "sh", "-c", "echo '# mine' >>/etc/defib/services.yaml")
         state = [
             "sh",
@@ -222,7 +226,21 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         well(*inside, "/source/deploy/install.sh")
         assert well(*inside, *state) == before
         assert "defib defib:defib 700" in before.replace("/var/lib/defib", "defib")
-        assert "webhook_token root:defib 640" in before.replace("/etc/defib/secrets/", "")
+        assert "webhook_token defib:defib 400" in before.replace("/etc/defib/secrets/", "")
+        assert "exporter_token root:defib 640" in before.replace("/etc/defib/secrets/", "")
+        # An installation of an earlier version, whose exporter runs as the same user, stays as it is.
+        unit, dropin = (
+            "/etc/systemd/system/defib-exporter.service",
+            "/etc/systemd/system/defib-exporter.service.d/user.conf",
+        )
+        assert run(*inside, "test", "-e", dropin).returncode == 1
+        well(*inside, "sed", "-i", "s/^User=.*/User=defib/", unit)
+        for _again in range(2):
+            assert "still runs as the remediator's user" in well(*inside, "/source/deploy/install.sh")
+            assert well(*inside, "cat", dropin) == "[Service]\nUser=defib\nGroup=defib"
+        well(*inside, "rm", "-r", f"{unit}.d")
+        assert "still runs" not in well(*inside, "/source/deploy/install.sh")
+        assert well(*inside, *state) == before
         well(*inside, "ls", "/opt/defib/current/share/defib/alerts/rules/services.yml")
         version = well(*inside, "readlink", "/opt/defib/current")
         well(*inside, "sh", "-c", "sed -i 's/^version = .*/version = \"9.9.9\"/' /source/pyproject.toml")
