@@ -31,9 +31,11 @@ def find_exposures(loaded: LoadedInventory) -> list[Exposure]:
     named = set(_find_paths(loaded.inventory))
     keys = {path for name, path in named if name == "key_file"}
     contents = {path for name, path in named if name != "key_file"} | set(loaded.files)
+    # What systemd reads for `${NAME}`.
+    variables = {path.parent / f"{program}.env" for path in loaded.files for program in ("exporter", "remediator")}
     found = [
         *map(check_key, sorted(keys)),
-        *map(check_secret, sorted(loaded.secret_files)),
+        *map(check_secret, sorted(loaded.secret_files | variables)),
         *map(check_content, sorted(contents)),
     ]
     return [each for each in found if each is not None]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from defib.doctor.files import finding_of
 from defib.doctor.findings import Finding
-from defib.doctor.root_paths import check_root_paths
+from defib.doctor.sudo import check_root_paths
 from defib.host_setup import commands_of
 from defib.output import format_count
 from defib.permissions import check_content, check_key

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from defib.doctor.root_paths import SCRIPT, check_root_paths, find_changeable, parse_rules
+from defib.doctor.sudo import check_root_paths
+from defib.root_paths import SCRIPT, find_changeable, parse_rules
 from fleet.inventory.model import SudoOptions
 from fleet.shells import CompletedCommand
 from fleet.shells.local import LocalShell
@@ -35,7 +36,7 @@ def folder() -> Iterator[Path]:
 def config(folder: Path) -> Path:
     """A configuration that names a key, a secret, known hosts and a program, all of which only their owner can use."""
     (folder / "config" / "secrets").mkdir(parents=True)
-    files = {"read": 0o600, "known_hosts": 0o644, "ca.pem": 0o644, "secrets/token": 0o600}
+    files = {"read": 0o600, "known_hosts": 0o644, "exporter.env": 0o600, "ca.pem": 0o644, "secrets/token": 0o600}
     for name, mode in files.items():
         path = folder / "config" / name
         path.write_text("long enough\n")
@@ -107,6 +108,7 @@ EVERYBODY = "every user can change it"
         ("read", 0o660, "other users can read it (660)"),
         ("secrets/token", 0o644, "every user can read this secret (644)"),
         ("secrets/token", 0o602, EVERYBODY),
+        ("exporter.env", 0o644, "every user can read this secret (644)"),
         ("known_hosts", 0o666, EVERYBODY),
         ("ca.pem", 0o666, EVERYBODY),
         ("a.yaml", 0o646, EVERYBODY),
@@ -125,7 +127,7 @@ def test_files_that_every_user_can_use(config: Path, name: str, mode: int, detai
 def test_a_directory_that_every_user_can_change(config: Path) -> None:
     config.chmod(0o777)
     found = dict(warnings(config))
-    assert set(found) == {"read", "known_hosts", "ca.pem", "secrets/token", "a.yaml"}
+    assert set(found) == {"read", "known_hosts", "exporter.env", "ca.pem", "secrets/token", "a.yaml"}
     assert all(f"every user can change {config} (777)" in message for message in found.values())
     config.chmod(0o1777)  # as /tmp: nobody can replace the files of others
     assert warnings(config) == []
@@ -218,6 +220,43 @@ async def test_commands_that_root_runs_and_the_account_can_replace(tree: Path) -
     assert await check(["docker", "compose", "--project-directory", f"{tree}/open"]) == (
         "warn", f"the account can change {tree}/open",
     )  # fmt: skip
+
+
+async def test_what_cannot_be_checked_does_not_pass() -> None:
+    class LateShell(LocalShell):
+        async def run(self, argv: Sequence[str], **options: Any) -> CompletedCommand:
+            return await super().run(["sleep", "60"], **{**options, "timeout": 0.1})
+
+    (finding,) = await check_root_paths("h", LateShell(), SudoOptions.model_validate("passwordless"), [["ls"]])
+    assert (finding.result, finding.detail.startswith("cannot be checked: ")) == ("warn", True), finding
+
+
+@pytest.mark.needs("root", "unshare", "ssh-keygen", "sudo")
+@pytest.mark.parametrize("wrapper", [False, True], ids=["sudoers", "wrapper"])
+def test_host_setup_warns_of_what_root_runs_and_the_account_can_replace(tmp_path: Path, wrapper: bool) -> None:
+    control = {"command": {"restart": ["/srv/own/restart", "x y"], "logs": ["cat", "/srv/safe/log"]}}
+    ssh = {"user": "defib", "key_file": "read", "known_hosts": "known"}
+    host: dict[str, Any] = {
+        "address": "10.0.0.11",
+        "ssh": ssh,
+        "control_ssh": {"key_file": "control", "wrapper": wrapper},
+    }
+    if not wrapper:
+        host["sudo"] = "passwordless"
+    service = {"host": "h", "probe": {"unit": {"name": "nginx"}}, "control": control}
+    configure(tmp_path / "config", {"h": host}, {"web": service})
+    create_keys(tmp_path / "config", "read", "control")
+    setup = defib(tmp_path / "config", "host", "setup", "h").stdout
+    inside = """
+sh -eu /tmp/setup.sh 2>/dev/null >&2 || exit 1
+mkdir -p /srv/own /srv/safe && touch /srv/own/restart /srv/safe/log && chown defib /srv/own || exit 2
+sh -eu /tmp/setup.sh || exit 3
+"""
+    done = run_in_copy(tmp_path, setup, inside)
+    assert done.returncode == 0, (done.returncode, done.stderr)
+    warned = [line for line in done.stderr.splitlines() if line.startswith("warning: root runs")]
+    place = "the account can change /srv/own: chown root and chmod go-w"
+    assert warned == [f"warning: root runs /srv/own/restart, but {place}"]
 
 
 @pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
