@@ -1,6 +1,6 @@
 # One image for the exporter and the remediator; docker-compose.yml selects the command.
 # BASE_IMAGE: any image with Python 3.11 or newer as `python3`, and its venv module.
-ARG BASE_IMAGE=python:3.12-slim-bookworm
+ARG BASE_IMAGE=python:3.12.12-slim-bookworm
 
 FROM ${BASE_IMAGE} AS built
 # pip reads these from its environment: a mirror, or a server with wheels, for builds without internet access.
@@ -12,10 +12,13 @@ ARG PIP_NO_INDEX
 # Extras, such as `feishu` (long connection) or `feishu,grpc`.
 ARG EXTRAS=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-RUN python3 -m venv /opt/defib
+RUN python3 -m venv /opt/defib && python3 -m venv /opt/build
 WORKDIR /source
-COPY requirements.lock ./
-RUN /opt/defib/bin/pip install --require-hashes -r requirements.lock
+COPY requirements*.lock ./
+RUN set -- -r requirements.lock \
+    && for extra in $(echo "$EXTRAS" | tr , ' '); do set -- "$@" -r "requirements-$extra.lock"; done \
+    && /opt/defib/bin/pip install --require-hashes --only-binary :all: "$@" \
+    && /opt/build/bin/pip install --require-hashes --only-binary :all: -r requirements-build.lock
 COPY pyproject.toml README.md ./
 COPY alerts alerts
 COPY defib defib
@@ -23,7 +26,9 @@ COPY exporter exporter
 COPY fleet fleet
 COPY remediator remediator
 COPY runtime runtime
-RUN /opt/defib/bin/pip install "/source${EXTRAS:+[$EXTRAS]}" && /opt/defib/bin/python -m compileall -q /opt/defib
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist /source \
+    && /opt/defib/bin/pip install --no-deps --no-index /dist/*.whl && /opt/defib/bin/pip check \
+    && /opt/defib/bin/python -m compileall -q /opt/defib
 
 FROM ${BASE_IMAGE}
 # Any user can run the image: docker-compose.yml runs it as the owner of the configuration.

@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PARTS := $(CURDIR)/.parts
 BIN := $(VENV)/bin
+# Of what is installed; requirements-build.lock is what builds it.
+LOCKS := requirements.lock requirements-feishu.lock requirements-grpc.lock
 ARGS ?=
 # Most tests spend most of their time waiting.
 WORKERS ?= $(shell n=$$(( $$(nproc) * 3 )); echo $$(( n > 16 ? 16 : n )))
@@ -11,10 +13,10 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=20
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(PARTS)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help install deps check format test test-all chaos demo bench fleet dashboards lock clean
+.PHONY: help install deps check format test test-all chaos demo bench fleet dashboards lock audit image-digests clean
 
 help: ## Show this help
-	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/installed ## Install Defib and its dependencies into .venv
 
@@ -54,9 +56,24 @@ demo: install $(PARTS)/demo ## Show the whole loop on this machine (ARGS="--once
 bench: deps ## Run the benchmarks (ARGS=NAME for one)
 	$(BIN)/python -m tests.bench $(ARGS)
 
-lock: $(VENV)/developed ## Update the lock files from pyproject.toml
-	$(BIN)/uv pip compile -q pyproject.toml --no-header --generate-hashes --upgrade -o requirements.lock
-	$(BIN)/uv pip compile -q pyproject.toml --no-header --generate-hashes --extra dev --extra feishu --extra grpc -c requirements.lock -o requirements-dev.lock
+# Each lock adds to those before it: requirements.lock, one lock for each extra, then everything for development.
+COMPILE = $(BIN)/uv pip compile -q --no-header --generate-hashes $(ARGS)
+LOCKED = $$(sed -n 's/^\([^ =]*\)==.*/--no-emit-package \1/p' requirements.lock)
+lock: $(VENV)/developed ## Add to the lock files what pyproject.toml needs (ARGS=--upgrade: newest versions)
+	$(COMPILE) pyproject.toml -o requirements.lock
+	$(COMPILE) pyproject.toml --extra feishu -c requirements.lock $(LOCKED) -o requirements-feishu.lock
+	$(COMPILE) pyproject.toml --extra grpc -c requirements.lock -c requirements-feishu.lock $(LOCKED) -o requirements-grpc.lock
+	$(COMPILE) pyproject.toml --extra dev --extra feishu --extra grpc $(addprefix -c ,$(LOCKS)) -o requirements-dev.lock
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		| $(COMPILE) - -c requirements-dev.lock -o requirements-build.lock
+
+audit: $(VENV)/developed ## Look for known vulnerabilities of the locked packages (needs https://pypi.org)
+	@$(BIN)/python -c 'from urllib.request import urlopen; urlopen("https://pypi.org/pypi/pip/json", timeout=20)' 2>/dev/null \
+		|| { echo "make audit: cannot reach https://pypi.org, which lists known vulnerabilities; nothing was checked" >&2; exit 1; }
+	$(BIN)/pip-audit --strict --disable-pip --require-hashes $(addprefix -r ,$(LOCKS) requirements-build.lock)
+
+image-digests: $(VENV)/installed ## Pin the images to the digests that their registry has (REGISTRY=mirror)
+	$(BIN)/python -m deploy.image_digests docker-compose.yml Dockerfile
 
 clean: ## Remove everything that make created
 	rm -rf $(VENV) $(PARTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -66,15 +83,15 @@ $(BIN)/python:
 	@echo "Creating the virtual environment $(VENV) …"
 	@sh deploy/venv.sh $(PYTHON) $(VENV) $(PARTS)
 
-$(VENV)/installed: pyproject.toml requirements.lock | $(BIN)/python
+$(VENV)/installed: pyproject.toml requirements.lock requirements-build.lock | $(BIN)/python
 	@echo "Downloading the $$(grep -c == requirements.lock) Python packages of requirements.lock into $(VENV) (about 30 MB) …"
-	@$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock -r requirements-build.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/developed: requirements-dev.lock $(VENV)/installed
 	@echo "Downloading the Python packages of requirements-dev.lock into $(VENV) …"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-dev.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $@
 
 $(PARTS)/demo: deploy/parts.sh

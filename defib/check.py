@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import yaml
 
 from defib.kinds import KINDS
 from defib.output import format_size, print_json
+from defib.permissions import find_exposures
 from fleet.inventory.documents import ConfigProblem, ConfigurationError
 from fleet.inventory.loading import PROGRAMS, LoadedInventory, load
 from fleet.inventory.model import Inventory, json_schema
@@ -31,26 +32,30 @@ def check(directory: Path, program: Program | None, *, show: bool, as_json: bool
         print_json({"errors": [_as_json(wrong) for wrong in error.problems], "warnings": []})
         return 1
     errors = list(_check_templates(loaded.inventory)) if program != "exporter" else []
+    exposed = [ConfigProblem(str(each.path), 0, "", f"{each.detail}: {each.fix}") for each in find_exposures(loaded)]
+    warnings = [*loaded.warnings, *exposed]
     if not as_json:
-        for warning in loaded.warnings:
+        for warning in warnings:
             print(f"warning: {warning}", file=sys.stderr)
         for wrong in errors:
             print(wrong, file=sys.stderr)
     if show and not errors:
         print(_format_resolved(loaded, as_json=as_json), end="")
     elif as_json:
-        print_json(_summarize(loaded, errors))
+        print_json(_summarize(loaded.inventory, errors, warnings))
     elif not errors:
         print(f"{directory}: {format_size(loaded.inventory)}, no errors")
     return int(bool(errors))
 
 
-def _summarize(loaded: LoadedInventory, errors: list[ConfigProblem]) -> Mapping[str, Any]:
+def _summarize(
+    inventory: Inventory, errors: Sequence[ConfigProblem], warnings: Sequence[ConfigProblem]
+) -> Mapping[str, Any]:
     return {
-        "hosts": len(loaded.inventory.hosts),
-        "services": len(loaded.inventory.services),
+        "hosts": len(inventory.hosts),
+        "services": len(inventory.services),
         "errors": [_as_json(wrong) for wrong in errors],
-        "warnings": [_as_json(wrong) for wrong in loaded.warnings],
+        "warnings": [_as_json(wrong) for wrong in warnings],
     }
 
 

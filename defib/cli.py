@@ -296,6 +296,9 @@ def _add_setup_commands(added: _Commands) -> None:
     init.add_argument("--compose", action="store_true", help="use the addresses of docker-compose.yml")
 
     doctor = added.add("doctor", commands.doctor, "check the whole installation and say how to fix problems", API)
+    doctor.add_argument(
+        "--for", dest="program", choices=SERVERS, help="check only what this program needs, as its user"
+    )
     hosts = doctor.add_argument("hosts", metavar="HOST", nargs="*", help="check only these hosts")
     _complete_from_inventory(hosts, "hosts")
     doctor.add_argument("--send", action="store_true", help="send a test message to each channel")

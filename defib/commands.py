@@ -237,12 +237,14 @@ def completion(options: argparse.Namespace) -> int:
 def doctor(options: argparse.Namespace) -> int:
     from defib import doctor
 
+    programs: list[Program] = [options.program] if options.program else ["exporter", "remediator"]
+
     def load() -> "LoadedInventory":
         # Checks of single hosts do not need the secrets of the others, of channels and of servers.
-        return _loader(options, "exporter", "remediator", strict=not options.hosts)()
+        return _loader(options, *programs, strict=not options.hosts)()
 
-    selected, token_file = options.hosts, options.token_file
-    return _run(doctor.run(load, selected, token_file=token_file, send=options.send, as_json=options.as_json))
+    token_file, send = options.token_file, options.send
+    return _run(doctor.run(load, options.hosts, programs, token_file=token_file, send=send, as_json=options.as_json))
 
 
 def backup(options: argparse.Namespace) -> int:

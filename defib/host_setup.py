@@ -12,6 +12,7 @@ from pathlib import Path
 import asyncssh
 
 from defib.lookup import find_host
+from defib.root_paths import SCRIPT, names_in
 from exporter.collectors import COLLECTORS
 from exporter.probes.host import HostProbeOptions
 from fleet.host.sections import Section
@@ -74,6 +75,7 @@ def script_for(inventory: Inventory, host: Host, sources: str) -> str:
         *_wrapper(inventory, host, modes),
         _KEYS.format(account=account, keys="\n".join(_keys(inventory, host, sources))),
         *_rights(inventory, host, account, modes),
+        *_root_paths(inventory, host, account, modes),
     ]
     return _HEAD.format(name=host.name, place=place, known_hosts=read.known_hosts) + "\n".join(steps)
 
@@ -116,6 +118,13 @@ def _rights(inventory: Inventory, host: Host, account: str, modes: Sequence[str]
         yield _SUDOERS.format(account=account, tag=tag, lines="\n".join(lines))
     else:
         yield "\n# The account has no sudo rights.\nrm -f /etc/sudoers.d/defib\n"
+
+
+def _root_paths(inventory: Inventory, host: Host, account: str, modes: Sequence[str]) -> Iterator[str]:
+    """Return the step that warns about what root runs and the account can replace."""
+    if host.sudo.mode != "none" or "control" in modes:
+        names = shlex.join(sorted(names_in(commands_of(inventory, host))))
+        yield _CHANGEABLE.format(account=account, script=shlex.quote(SCRIPT), names=names)
 
 
 def _forwarding(inventory: Inventory, host: Host) -> list[str]:
@@ -251,6 +260,12 @@ cat > "$home/.ssh/authorized_keys.new" <<'END_OF_FILE'
 END_OF_FILE
 chown root:root "$home/.ssh/authorized_keys.new" && chmod 644 "$home/.ssh/authorized_keys.new"
 mv "$home/.ssh/authorized_keys.new" "$home/.ssh/authorized_keys"
+"""
+_CHANGEABLE = """
+# Root must not run what the account can replace.
+su -s /bin/sh {account} -c {script} sh {names} | while IFS="$(printf '\t')" read -r name place; do
+    echo "warning: root runs $name, but the account can change $place: chown root and chmod go-w" >&2
+done
 """
 _SET_SUDO_PW = """
 [ "$(passwd -S {account} | cut -d' ' -f2)" = P ] ||

@@ -1,6 +1,8 @@
 #!/bin/sh
-# Installs or updates Defib with systemd: an account, /opt/defib/VERSION, /etc/defib and the units. Run it as root from a
+# Installs or updates Defib with systemd: two accounts, /opt/defib/VERSION, /etc/defib and the units. Run it as root from a
 # checkout, as often as needed. Files in /etc/defib are not changed, and only services that already run are restarted.
+# The remediator runs as defib, the exporter as defib-exporter. Both read /etc/defib through the group defib; secrets and
+# keys of one program belong to its account.
 # VERSION is the version number with a hash of the sources. Earlier versions stay in /opt/defib;
 # `install.sh --rollback VERSION` activates one of them.
 # Without access to a package index: PIP_NO_INDEX=1 PIP_FIND_LINKS=/path/to/wheels deploy/install.sh
@@ -11,13 +13,18 @@ trap 'exit 1' HUP INT TERM
 usage="usage: $0 [--rollback VERSION] [--extras feishu,grpc]"
 source=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
-rollback='' extras=''
+rollback='' extras='' quiet='--quiet --disable-pip-version-check'
 while [ $# -gt 0 ]; do
     case $1 in
     --rollback) rollback=${2:?$usage}; shift 2 ;;
     --extras) extras=${2:?$usage}; shift 2 ;;
     *) echo "$usage" >&2; exit 2 ;;
     esac
+done
+locks=requirements.lock
+for extra in $(echo "$extras" | tr , ' '); do
+    [ -f "$source/requirements-$extra.lock" ] || { echo "--extras: there is no extra $extra" >&2; exit 2; }
+    locks="$locks requirements-$extra.lock"
 done
 [ "$(id -u)" = 0 ] || { echo "$0: must be run as root" >&2; exit 1; }
 
@@ -47,13 +54,15 @@ fi
 version=$("$python" -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["project"]["version"])' "$source/pyproject.toml")
 list_sources() {
     cd "$source"
-    find alerts defib exporter fleet remediator runtime deploy/systemd pyproject.toml requirements.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
+    find alerts defib exporter fleet remediator runtime deploy/systemd pyproject.toml $locks requirements-build.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
     echo "$extras"
     "$python" -V
 }
 version=$version-$(list_sources | sha256sum | cut -c1-8)
 
 getent group defib >/dev/null || groupadd --system defib
+getent passwd defib-exporter >/dev/null ||
+    useradd --system --user-group --groups defib --home-dir /nonexistent --no-create-home --shell /usr/sbin/nologin defib-exporter
 getent passwd defib >/dev/null ||
     useradd --system --gid defib --home-dir /var/lib/defib --no-create-home --shell /usr/sbin/nologin defib
 install -d -m 755 /opt/defib
@@ -66,11 +75,16 @@ if [ ! -d "/opt/defib/$version/units" ]; then
     trap 'rm -rf "$build" "/opt/defib/$version"' EXIT
     rm -rf "/opt/defib/$version"
     # Build from a copy: the checkout may hold files of earlier builds, and must not get new ones.
-    (cd "$source" && cp -r alerts defib exporter fleet remediator runtime pyproject.toml README.md "$build/")
+    mkdir "$build/source"
+    (cd "$source" && cp -r alerts defib exporter fleet remediator runtime pyproject.toml README.md "$build/source/")
     echo "installing defib $version into /opt/defib/$version; this downloads its Python packages"
-    "$python" -m venv "/opt/defib/$version"
-    "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$source/requirements.lock"
-    "/opt/defib/$version/bin/pip" install --quiet --disable-pip-version-check "$build${extras:+[$extras]}"
+    "$python" -m venv "/opt/defib/$version" && "$python" -m venv "$build/venv"
+    # shellcheck disable=SC2046 # names of files without spaces
+    (cd "$source" && "/opt/defib/$version/bin/pip" install $quiet --require-hashes --only-binary :all: $(printf -- '-r %s ' $locks))
+    "$build/venv/bin/pip" install $quiet --require-hashes --only-binary :all: -r "$source/requirements-build.lock"
+    "$build/venv/bin/pip" wheel $quiet --no-deps --no-build-isolation --wheel-dir "$build/dist" "$build/source"
+    "/opt/defib/$version/bin/pip" install $quiet --no-deps --no-index "$build"/dist/*.whl
+    "/opt/defib/$version/bin/pip" check >/dev/null
     setpriv --reuid defib --regid defib --clear-groups "/opt/defib/$version/bin/defib" --version >/dev/null
     install -d "/opt/defib/$version/units"
     install -m 644 "$source"/deploy/systemd/*.service "/opt/defib/$version/units/"
@@ -83,8 +97,23 @@ if [ -z "$(ls -A /etc/defib)" ]; then
     # Owned by root, readable by the programs' group only.
     chown -R root:defib /etc/defib
     find /etc/defib -type d -exec chmod 750 {} + && find /etc/defib -type f -exec chmod 640 {} +
+    for secret in webhook_token web_config console_password; do
+        chown defib "/etc/defib/secrets/$secret" && chmod 400 "/etc/defib/secrets/$secret"
+    done
+    (umask 077 && echo "DEFIB_REMEDIATOR_OPTIONS=--web.config.file=/etc/defib/secrets/web_config" >/etc/defib/remediator.env)
+fi
+dropin=/etc/systemd/system/defib-exporter.service.d/user.conf
+# Earlier versions ran the exporter as defib, too, which owns the keys then.
+if grep -qx User=defib /etc/systemd/system/defib-exporter.service 2>/dev/null; then
+    mkdir -p "${dropin%/*}"
+    printf '[Service]\nUser=defib\nGroup=defib\n' >$dropin
 fi
 activate "$version"
+if [ -f $dropin ]; then
+    echo "The exporter still runs as the remediator's user, because of $dropin."
+    echo "docs/upgrading.md, \"Two users\", says how to give it the user defib-exporter."
+fi
 echo "Next: edit /etc/defib, then run"
-echo "  sudo -u defib defib check --config /etc/defib"
+echo "  sudo -u defib-exporter defib check --for exporter --config /etc/defib"
+echo "  sudo -u defib defib check --for remediator --config /etc/defib"
 echo "  systemctl enable --now defib-exporter defib-remediator"

@@ -47,8 +47,9 @@ def systemd() -> Iterator[Path]:
     # Not the first process of its namespace, nor in a control group with others: it would take that for its own.
     begin = 'echo $$ >"$0"/cgroup.procs && exec "$@"'
     mounts = (
-        "mount -n -t cgroup2 cgroup2 /sys/fs/cgroup && mount -n -t tmpfs -o mode=755 tmpfs /run &&"
-        ' mkdir -p /run/systemd/system && "$@"'
+        # Shared with the namespaces of units, as systemd expects it for their credentials.
+        "mount -n --make-rshared / && mount -n -t cgroup2 cgroup2 /sys/fs/cgroup && mount -n -t tmpfs -o mode=755 tmpfs /run &&"
+        ' mkdir -p /run/systemd/system /run/systemd/inaccessible/dir && "$@"'
     )
     environment = {
         "PATH": "/usr/bin:/bin",

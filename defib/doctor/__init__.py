@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import chain
@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from defib.doctor import channels, database, hosts, monitoring, programs
+from defib.doctor.files import check_files
 from defib.doctor.findings import Finding, check_with_timeout
 from defib.doctor.server import ServerCheck, check_server
 from defib.lookup import find_host
@@ -18,6 +19,7 @@ from defib.output import format_size
 from fleet.inventory.documents import ConfigurationError
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host
+from fleet.inventory.references import Program
 from remediator.execution.controls import CONTROLS
 from runtime import tokens
 from runtime.errors import StartError
@@ -35,16 +37,23 @@ SERVERS: tuple[tuple[str, ServerCheck], ...] = (
 
 
 async def run(
-    load: Callable[[], LoadedInventory], names: Sequence[str], *, token_file: Path | None, send: bool, as_json: bool
+    load: Callable[[], LoadedInventory],
+    names: Sequence[str],
+    programs: Collection[Program],
+    *,
+    token_file: Path | None,
+    send: bool,
+    as_json: bool,
 ) -> int:
     """Check the installation, or only the named hosts, and print one line per finding; return 1 if a check fails.
 
-    With `send`, send a test message to each channel.
+    Only what `programs` need is checked: they may run as different users. With `send`, send a test message to each
+    channel.
     """
     try:
         loaded = load()
         selected = [find_host(loaded.inventory, name) for name in names]
-        _require_references(loaded, names)
+        _require_references(loaded, names, programs)
     except ConfigurationError as error:
         fix = "fix it; `defib check` prints all errors, `defib init DIR` writes a first configuration"
         findings = [Finding("configuration", "loads", "fail", str(wrong), fix) for wrong in error.problems]
@@ -54,16 +63,17 @@ async def run(
         return _print_findings([Finding("configuration", "loads", "fail", str(error), fix)], as_json=as_json)
     if token_file is not None:
         loaded = _with_token(loaded, tokens.read_token(token_file))
-    work = [_check_hosts(loaded, selected or [host for host in loaded.inventory.hosts.values() if host.has_shell])]
+    every_host = [host for host in loaded.inventory.hosts.values() if host.has_shell]
+    work = [_check_hosts(loaded, selected or every_host, programs)]
     if not names:
-        work.insert(0, _check_all_but_hosts(loaded, send=send))
+        work.insert(0, _check_all_but_hosts(loaded, programs, send=send))
     redact = Redactor(loaded.secrets)
     parts = await asyncio.gather(*work)
     findings = [replace(each, detail=redact(each.detail)) for each in chain.from_iterable(parts)]
     return _print_findings(findings, as_json=as_json)
 
 
-def _require_references(loaded: LoadedInventory, hosts: Sequence[str]) -> None:
+def _require_references(loaded: LoadedInventory, hosts: Sequence[str], programs: Collection[Program]) -> None:
     """Check that all references are resolved that the checks of some hosts need. Raises ConfigurationError."""
     controlled = [
         f"services.{name}.control"
@@ -73,16 +83,17 @@ def _require_references(loaded: LoadedInventory, hosts: Sequence[str]) -> None:
     connections = [
         section
         for name in hosts
-        for control in (False, True)
+        for program, control in (("exporter", False), ("remediator", True))
+        if program in programs
         for section in loaded.connection_sections(name, control=control)
     ]
-    loaded.require_resolved(*connections, *controlled)
+    loaded.require_resolved(*connections, *(controlled if "remediator" in programs else ()))
 
 
 def _with_token(loaded: LoadedInventory, token: SecretStr) -> LoadedInventory:
     settings = loaded.inventory.remediator.model_copy(update={"token": token})
     inventory = loaded.inventory.model_copy(update={"remediator": settings})
-    return LoadedInventory(inventory, loaded.secrets | {token.get_secret_value()})
+    return replace(loaded, inventory=inventory, secrets=loaded.secrets | {token.get_secret_value()})
 
 
 def _print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
@@ -95,28 +106,35 @@ def _print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
     return int(any(each.result == "fail" for each in findings))
 
 
-async def _check_hosts(loaded: LoadedInventory, selected: Sequence[Host]) -> Sequence[Finding]:
+async def _check_hosts(
+    loaded: LoadedInventory, selected: Sequence[Host], programs: Collection[Program]
+) -> Sequence[Finding]:
     limit = asyncio.Semaphore(CONCURRENT_HOSTS)
 
     async def check_host(host: Host) -> Sequence[Finding]:
         async with limit:
-            return await hosts.check_host(host, loaded.inventory)
+            return await hosts.check_host(host, loaded.inventory, programs)
 
     checks = (check_with_timeout(HOST_TIMEOUT, host.name, partial(check_host, host)) for host in selected)
     return list(chain.from_iterable(await asyncio.gather(*checks)))
 
 
-async def _check_all_but_hosts(loaded: LoadedInventory, *, send: bool) -> Sequence[Finding]:
+async def _check_all_but_hosts(
+    loaded: LoadedInventory, programs: Collection[Program], *, send: bool
+) -> Sequence[Finding]:
     inventory, redact = loaded.inventory, Redactor(loaded.secrets)
     findings = [Finding("configuration", "loads", "pass", format_size(inventory))]
     fix = "correct it if it is not intended: docs/configuration.md, Warnings"
     findings += [Finding("configuration", "warnings", "warn", str(warning), fix) for warning in loaded.warnings]
+    findings += await asyncio.to_thread(check_files, loaded)
     checks: list[Awaitable[Sequence[Finding]]] = [
-        check_with_timeout(SERVER_TIMEOUT, "database", partial(asyncio.to_thread, database.check_database, inventory)),
-        *(
-            check_with_timeout(SERVER_TIMEOUT, name, partial(check_server, name, check, inventory))
-            for name, check in SERVERS
-        ),
-        check_with_timeout(SERVER_TIMEOUT, "notify", partial(channels.check_channels, inventory, redact, send=send)),
+        check_with_timeout(SERVER_TIMEOUT, name, partial(check_server, name, check, inventory))
+        for name, check in SERVERS
+        if name == "exporter" or "remediator" in programs
     ]
+    if "remediator" in programs:
+        check_database = partial(asyncio.to_thread, database.check_database, inventory)
+        check_channels = partial(channels.check_channels, inventory, redact, send=send)
+        checks.insert(0, check_with_timeout(SERVER_TIMEOUT, "database", check_database))
+        checks.append(check_with_timeout(SERVER_TIMEOUT, "notify", check_channels))
     return [*findings, *chain.from_iterable(await asyncio.gather(*checks))]

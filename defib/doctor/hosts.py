@@ -1,21 +1,24 @@
 """The doctor's checks of each host: keys, login, collectors, clock, controls, sudo."""
 
 import asyncio
-import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from defib.doctor.files import finding_of
 from defib.doctor.findings import Finding
+from defib.doctor.sudo import check_root_paths
 from defib.host_setup import commands_of
 from defib.output import format_count
+from defib.permissions import check_content, check_key
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import CollectorFailure, CollectorOptions
 from exporter.exposition.collector_samples import CollectorSamples
 from fleet.host.sections import Section, SectionOutput, read_sections
 from fleet.inventory.model import Host, Inventory, Ssh
+from fleet.inventory.references import Program
 from fleet.shells import (
     CommandNotRunError,
     HostKeyError,
@@ -35,12 +38,13 @@ COMMAND_TIMEOUT = 10.0  # seconds for each collector, control and sudo command
 CLOCK_TOLERANCE = 1.0  # seconds
 
 
-async def check_host(host: Host, inventory: Inventory) -> list[Finding]:
-    """Check everything that the exporter and the remediator need on a host."""
+async def check_host(host: Host, inventory: Inventory, programs: Collection[Program]) -> list[Finding]:
+    """Check everything that the exporter or the remediator needs on a host, or both."""
     if not host.has_shell:
         fix = f"set hosts.{host.name}.ssh or `shell: local`"
         return [Finding(host.name, "shell", "fail", "no shell is configured", fix)]
-    parts = await asyncio.gather(_check_reading(host, inventory), _check_controlling(host, inventory))
+    checks = {"exporter": _check_reading, "remediator": _check_controlling}
+    parts = await asyncio.gather(*(check(host, inventory) for name, check in checks.items() if name in programs))
     return [finding for findings in parts for finding in findings]
 
 
@@ -82,24 +86,25 @@ def _check_known_hosts(host: Host, path: Path) -> Finding:
         return fail(detail="there is no such file" if isinstance(error, FileNotFoundError) else str(error), fix=fix)
     except OSError as error:
         return fail(detail=str(error.strerror), fix="run this as the user of the programs, or make the file readable")
+    if exposure := check_content(path):
+        return finding_of(host.name, f"known hosts {path}", exposure)
     return _finding(host, f"known hosts {path}", passed=True)
 
 
 def _check_key(host: Host, path: Path, purpose: str) -> Finding:
     check = f"SSH key for {purpose}, {path}"
+    program = "exporter" if purpose == "reading" else "remediator"
     try:
-        status = path.stat()
         path.open("rb").close()
     except FileNotFoundError as error:
         fix = f"ssh-keygen -t ed25519 -N '' -f {path}"
         return _finding(host, check, passed=False, detail=str(error.strerror), fix=fix)
     except OSError as error:
-        fix = f"run this as the user of the programs, or make that user the owner: chown defib {path}"
+        fix = f"run this as the {program}'s user with `--for {program}`, or make that user the owner of the file"
         return _finding(host, check, passed=False, detail=str(error.strerror), fix=fix)
-    # A key of root may be readable by the group of the programs.
-    readable = status.st_mode & (0o007 if status.st_uid != os.geteuid() else 0o077)
-    detail = f"other users can read it ({status.st_mode & 0o777:o})" if readable else ""
-    return _finding(host, check, passed=not detail, detail=detail, fix=f"chmod 600 {path}")
+    if exposure := check_key(path):
+        return finding_of(host.name, check, exposure)
+    return _finding(host, check, passed=True)
 
 
 async def _check_shell(host: Host, shells: Shells, check: str) -> Finding:
@@ -165,7 +170,9 @@ async def _check_controlling(host: Host, inventory: Inventory) -> list[Finding]:
         if login.result == "pass":
             shell = shells.get(host.name)
             if host.sudo.mode != "none" and not control.wrapper:
-                findings.append(await _check_sudo(host, inventory, shell))
+                commands = await asyncio.to_thread(commands_of, inventory, host)
+                findings.append(await _check_sudo(host, commands, shell))
+                findings += await check_root_paths(host.name, shell, host.sudo, commands)
             findings += await _check_controls(host, inventory, shell)
     finally:
         await shells.close()
@@ -194,10 +201,10 @@ async def _check_controls(host: Host, inventory: Inventory, shell: Shell) -> lis
     return findings
 
 
-async def _check_sudo(host: Host, inventory: Inventory, shell: Shell) -> Finding:
+async def _check_sudo(host: Host, commands: Sequence[Sequence[str]], shell: Shell) -> Finding:
     """Check with `sudo -l` that each command of the controls is allowed; none is run."""
     refused: list[str] = []
-    for command in await asyncio.to_thread(commands_of, inventory, host):
+    for command in commands:
         argv, stdin = build_sudo_command(command, host.sudo)
         at = argv.index("--")
         completed = await shell.run([*argv[:at], "-l", *argv[at:]], timeout=COMMAND_TIMEOUT, stdin=stdin)

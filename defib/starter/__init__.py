@@ -19,8 +19,8 @@ _URLS = {
     "alertmanager": "http://127.0.0.1:9093", "grafana": "http://127.0.0.1:3000",
 }  # fmt: skip
 _TOKEN_LINE = {
-    False: "# The API token is in the file `token` next to the database, unless it is set here: token: ${file:…}",
-    True: "token: ${file:secrets/remediator_token}        # the API token, which commands and all changes need",
+    False: "# The local token is in the file `token` next to the database, unless it is set here: token: ${file:…}",
+    True: "token: ${file:secrets/remediator_token}        # the local token, which permits everything: commands use it",
 }
 USER = "admin"
 
@@ -28,7 +28,7 @@ USER = "admin"
 def init(directory: Path, *, compose: bool) -> int:
     """Write the files for this machine, or for docker-compose.yml, and print the next steps. Raises DefibError.
 
-    Existing files are never overwritten. The API token is written next to the database if that folder exists and
+    Existing files are never overwritten. The local token is written next to the database if that folder exists and
     belongs to this user or root runs this; else the remediator writes it when it first starts. Secrets are random.
     With `compose` their files are readable by all, since containers run as other users, but their folder is not.
     """
@@ -48,7 +48,7 @@ def init(directory: Path, *, compose: bool) -> int:
         raise DefibError(f"{error.filename}: {error.strerror}") from error
     print(f"{directory}: {', '.join(texts)}")
     if not compose and (token := RemediatorSettings().token_file) is not None and write_token(token):
-        print(f"{token}: the API token")
+        print(f"{token}: the local token")
     print(_NEXT_STEPS[compose].format(directory=directory))
     return 0
 
@@ -69,17 +69,16 @@ def _render(name: str, *, compose: bool) -> str:
 
 def _create_secrets(*, compose: bool) -> Mapping[str, str]:
     """Return random secrets by file name."""
-    texts = {name: secrets.token_urlsafe(32) for name in ("webhook_token", "exporter_token")}
+    texts = {name: secrets.token_urlsafe(32) for name in ("webhook_token", "metrics_token", "exporter_token")}
+    password = secrets.token_urlsafe(16)
+    hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()
+    texts |= {
+        "console_password": password,
+        "web_config": f"basic_auth_users:\n  {USER}: {hashed}\nroles: {{{USER}: admin}}\n",
+    }
     if compose:
         # Commands also run in containers that do not mount the database's folder.
-        texts["remediator_token"] = secrets.token_urlsafe(32)
-        password = secrets.token_urlsafe(16)
-        hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()
-        texts |= {
-            "console_password": password,
-            "web_config": f"basic_auth_users:\n  {USER}: {hashed}\n",
-            "grafana_password": secrets.token_urlsafe(16),
-        }
+        texts |= {"remediator_token": secrets.token_urlsafe(32), "grafana_password": secrets.token_urlsafe(16)}
     return texts
 
 
@@ -92,7 +91,7 @@ def _write(path: Path, text: str, mode: int) -> None:
 
 
 def write_token(path: Path) -> bool:
-    """Write a random API token, owned by the owner of its folder; return whether it was written.
+    """Write a random local token, owned by the owner of its folder; return whether it was written.
 
     Nothing is written if the file or no such folder exists, or if the folder belongs to another user.
     """
@@ -114,9 +113,11 @@ _NEXT_STEPS = {
 Next:
   defib check --config {directory}        validates it
   defib doctor --config {directory}       checks the rest of the installation
-  defib exporter --config {directory}     serves metrics; `defib remediator` acts on alerts
-Prometheus and Alertmanager need the token in {directory}/secrets/webhook_token.
-Commands that use the remediator need the API token in the file `token` next to the database; run them as its owner.""",
+  defib exporter --config {directory}     serves metrics
+  defib remediator --config {directory} --web.config.file {directory}/secrets/web_config     acts on alerts
+The console's password for "admin" is in {directory}/secrets/console_password.
+Prometheus needs the token in {directory}/secrets/metrics_token, Alertmanager that in webhook_token.
+Commands that use the remediator need the local token in the file `token` next to the database; run them as its owner.""",
     True: """\
 Next:
   docker compose up --detach               starts everything, once .env is complete (see .env.example)

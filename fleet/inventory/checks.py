@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from pydantic import BaseModel
+
 from fleet.inventory.documents import ConfigProblem, Document, Location
 from fleet.inventory.kinds import ConfigurableKind, KindTables
 from fleet.inventory.model import Inventory
@@ -57,6 +59,20 @@ def find_warnings(document: Document, inventory: Inventory) -> Iterator[ConfigPr
             where = f" on {service.host}" if service.host else ""
             message = f"same target as {other} ({service.target}{where}): only one action at a time runs for both"
             yield document.problem_at(("services", name, "control"), message)
+        host = inventory.hosts.get(service.host)
+        if service.control is not None and host is not None and host.sudo.mode != "none":
+            account = host.ssh_for(control=True).user if host.shell == "ssh" else None
+            for verb, path in _find_unsafe_paths(service.control.options, account):
+                message = f"root uses {path}, which others can probably change: move it, for example to /usr/local"
+                yield document.problem_at(("services", name, "control", service.control.kind, verb), message)
+
+
+def _find_unsafe_paths(options: BaseModel, account: str | None) -> Iterator[tuple[str, str]]:
+    """Yield the paths of a control that are in the account's home or in a directory of temporary files, by key."""
+    folders = ("/tmp/", "/var/tmp/", "/dev/shm/", *([f"/home/{account}/"] if account else []))  # noqa: S108 - nothing is created
+    for key, value in options:
+        words = value if isinstance(value, list) else [value]
+        yield from ((key, word) for word in words if isinstance(word, str) and word.startswith(folders))
 
 
 def _map(value: Any) -> Raw:

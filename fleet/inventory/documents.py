@@ -23,7 +23,10 @@ _SURROGATE_PAIR = re.compile(rb"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2}
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """An error or a warning about the configuration, with the file, line and key that it is about."""
+    """An error or a warning about the configuration, with the file, line and key that it is about.
+
+    The line is 0 if it is about the file itself.
+    """
 
     file: str
     line: int
@@ -32,7 +35,7 @@ class ConfigProblem:
 
     def __str__(self) -> str:
         where = f"{self.path}: " if self.path else ""
-        return f"{self.file}:{self.line}: {where}{self.message}"
+        return f"{self.file}{f':{self.line}' if self.line else ''}: {where}{self.message}"
 
 
 class ConfigurationError(DefibError):
@@ -82,6 +85,7 @@ class Document:
 
     value: dict[str, Any] = field(default_factory=dict)
     problems: list[ConfigProblem] = field(default_factory=list)
+    files: Sequence[Path] = ()
     _origins: dict[tuple[str, ...], tuple[str, yaml.Node, yaml.Node, yaml.Node]] = field(default_factory=dict)
 
     def locate(self, location: Location) -> tuple[str, int]:
@@ -203,6 +207,7 @@ def read_directory(directory: Path) -> Document:
     paths = sorted(_find_files(directory, document.problems))
     if not paths and not document.problems:
         raise ConfigurationError([ConfigProblem(str(directory), 1, "", "contains no YAML files (*.yaml, *.yml)")])
+    document.files = paths
     for path in paths:
         for file in _read_file(path, document.problems):
             document.add(file)

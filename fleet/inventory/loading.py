@@ -32,18 +32,20 @@ PROGRAMS: tuple[Program, ...] = get_args(Program)
 
 @dataclass(frozen=True)
 class LoadedInventory:
-    """An inventory, the secrets in it, which are redacted from all output, and warnings."""
+    """An inventory, the secrets in it, which are redacted from all output, warnings, and the files that were read."""
 
     inventory: Inventory
     secrets: frozenset[str] = field(repr=False)
     warnings: Sequence[ConfigProblem] = ()
     unresolved: Sequence[ConfigProblem] = ()  # references that could not be resolved, unless loaded strictly
-    files: Mapping[str, Path] = field(default_factory=dict)  # of values that are a file's content, by their path
+    files: Sequence[Path] = ()  # of the configuration
+    secret_files: frozenset[Path] = frozenset()  # that references named
+    value_files: Mapping[str, Path] = field(default_factory=dict)  # of values that are a file's content, by their path
 
     def token(self, setting: str) -> ConfiguredToken:
         """Return the token of a setting, such as `remediator.webhook_token`."""
         section, name = setting.split(".")
-        return ConfiguredToken(setting, getattr(getattr(self.inventory, section), name), self.files.get(setting))
+        return ConfiguredToken(setting, getattr(getattr(self.inventory, section), name), self.value_files.get(setting))
 
     def local_token(self, program: Literal["exporter", "remediator"]) -> ConfiguredToken:
         """As `Inventory.local_token`, with the file that its setting refers to."""
@@ -106,7 +108,15 @@ def load(
     secrets = frozenset(resolver.secrets | set(_find_secrets(inventory)))
     inventory.mask_targets(Redactor(secrets))
     warnings = _sort(find_warnings(document, inventory), Redactor(secrets))
-    return LoadedInventory(inventory, secrets, warnings, _sort(resolver.unresolved, Redactor(secrets)), resolver.files)
+    return LoadedInventory(
+        inventory,
+        secrets,
+        warnings,
+        _sort(resolver.unresolved, Redactor(secrets)),
+        document.files,
+        frozenset(resolver.secret_files),
+        resolver.value_files,
+    )
 
 
 def _set_digests(document: Document, inventory: Inventory) -> None:

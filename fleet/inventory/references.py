@@ -33,18 +33,20 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
 
 @dataclass
 class Resolver:
-    """Resolves the references of a document for `programs`; `secrets` has the values that were inserted."""
+    """Resolves the references of a document for `programs`.
+
+    `secrets` has the values that were inserted, `secret_files` the files that they were read from.
+    """
 
     document: Document
     environ: Mapping[str, str]
     programs: frozenset[Program]
     strict: bool = True  # whether a reference that cannot be resolved is an error; else it stays as it is written
     secrets: set[str] = field(default_factory=set)
+    secret_files: set[Path] = field(default_factory=set)
     problems: list[ConfigProblem] = field(default_factory=list)
     unresolved: list[ConfigProblem] = field(default_factory=list)
-    files: dict[str, Path] = field(
-        default_factory=dict
-    )  # by path, such as `remediator.token`: values that are a file's
+    value_files: dict[str, Path] = field(default_factory=dict)  # of values that are a file's content, by their path
 
     def resolve(self) -> dict[str, Any]:
         """Return the sections with their references resolved; those that cannot be are in `problems`."""
@@ -69,7 +71,7 @@ class Resolver:
         count = len(self.problems)
         resolved = _REFERENCE.sub(lambda match: self._look_up(location, text, match), text)
         if (whole := _WHOLE_FILE.fullmatch(text)) is not None:
-            self.files[".".join(map(str, location))] = text.base / whole[1].strip()
+            self.value_files[".".join(map(str, location))] = text.base / whole[1].strip()
         if not self.strict and len(self.problems) > count:
             self.unresolved += self.problems[count:]
             del self.problems[count:]
@@ -85,7 +87,9 @@ class Resolver:
         name = match[1]
         try:
             if name.startswith("file:"):
-                value = read_secret_file(text.base / name.removeprefix("file:").strip())
+                path = text.base / name.removeprefix("file:").strip()
+                value = read_secret_file(path)
+                self.secret_files.add(path)
             else:
                 value = self._read_variable(name)
         except (LookupError, TokenError) as error:

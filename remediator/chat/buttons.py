@@ -58,7 +58,7 @@ class ToastText:
 
 @dataclass(frozen=True)
 class ButtonPress:
-    """A pressed button, from a channel whose sender was verified; `at` is a Unix time."""
+    """A pressed button, from a channel whose sender was verified; `at` is a Unix time, None if the event has none."""
 
     event_id: str
     open_id: str
@@ -130,9 +130,9 @@ class ButtonHandler:
         return toast
 
     def _check(self, press: ButtonPress, person: Person | None) -> Toast | None:
-        """Return the toast for a press that is too old, unknown or not allowed."""
+        """Return the toast for a press that is too old or has no time, is unknown or is not allowed."""
         clock = self._database.clock
-        if press.at is not None and abs(clock.unix(clock.now()) - press.at) > MAX_AGE:
+        if press.at is None or abs(clock.unix(clock.now()) - press.at) > MAX_AGE:
             return Toast("error", "stale")
         if press.value.get("answer") not in get_args(ButtonAction):
             return Toast("error", "not_understood")

@@ -8,15 +8,18 @@ import binascii
 import hashlib
 import hmac
 import json
+import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
 from aiohttp import web
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from fleet.inventory.model import Inventory
 from remediator.chat.buttons import MAX_AGE, ButtonHandler
-from remediator.chat.feishu_events import InvalidPressError, parse_press, render_toast
+from remediator.chat.feishu_events import InvalidPressError, check_token, parse_press, render_toast
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
 from runtime.access.roles import AccessRequirement
@@ -25,6 +28,7 @@ from runtime.web import add_route
 
 RESPOND_WITHIN = 2.0  # seconds; Feishu waits for three
 BODY_LIMIT = 64 * 1024  # bytes
+UNSIGNED_LIMIT = 2048  # bytes of the check of a new URL; Feishu's has about 300
 BLOCK = 16  # bytes of an AES block
 log = structlog.get_logger()
 
@@ -34,41 +38,64 @@ def add_routes(app: web.Application, database: Database, buttons: ButtonHandler)
 
     async def callback(request: web.Request) -> web.Response:
         name = request.match_info["channel"]
-        channel = database.inventory.notify.channels.get(name)
-        options = channel.options if channel is not None else None
-        if not isinstance(options, FeishuAppOptions) or options.encrypt_key is None:
-            raise ApiError(404, "no_callback", f"there is no channel {name!r} with an encrypt_key")
-        raw = await _read_body(request)
+        options = _find_options(database.inventory, name)
         clock = database.clock
-        expected_token = options.verification_token.get_secret_value() if options.verification_token else None
         try:
-            event = decrypt_event(request.headers, raw, options.encrypt_key.get_secret_value(), clock.unix(clock.now()))
+            event = decrypt_event(request.headers, await _read_body(request), options.key, clock.unix(clock.now()))
             if event.get("type") == "url_verification":
-                return web.json_response({"challenge": _challenge(event, expected_token)})
-            press = parse_press(event, options.app_id, expected_token)
+                return web.json_response({"challenge": _challenge(event, options.verification_token)})
+            press = parse_press(event, options.app_id, options.verification_token)
         except InvalidPressError as error:
             log.warning("callback_refused", channel=name, error=str(error))
-            raise ApiError(401, "not_verified", str(error)) from error
+            # Always the same answer: the caller must not learn which channels exist, or which check failed.
+            raise ApiError(
+                401, "not_verified", "the callback was refused; the remediator's log has the reason"
+            ) from None
         return web.json_response(render_toast(await buttons.handle(name, press, RESPOND_WITHIN)))
 
     add_route(app, "POST", "/webhook/feishu/{channel}", callback, AccessRequirement.UNCHECKED)
 
 
+@dataclass(frozen=True)
+class _CallbackOptions:
+    app_id: str
+    key: str = field(repr=False)
+    verification_token: str | None = field(repr=False)
+
+
+# For channels that do not exist: a key that nobody knows, so that a refusal takes as long as for one that exists.
+_NO_CHANNEL = _CallbackOptions("", secrets.token_hex(), None)
+
+
+def _find_options(inventory: Inventory, name: str) -> _CallbackOptions:
+    channel = inventory.notify.channels.get(name)
+    options = channel.options if channel is not None else None
+    if not isinstance(options, FeishuAppOptions) or options.encrypt_key is None:
+        return _NO_CHANNEL
+    token = options.verification_token.get_secret_value() if options.verification_token else None
+    return _CallbackOptions(options.app_id, options.encrypt_key.get_secret_value(), token)
+
+
 async def _read_body(request: web.Request) -> bytes:
-    """Return the body. Raises ApiError if it is larger than BODY_LIMIT."""
+    """Return the body. Raises InvalidPressError if it is larger than BODY_LIMIT."""
     raw = b""
     async for chunk in request.content.iter_any():
         raw += chunk
         if len(raw) > BODY_LIMIT:
-            raise ApiError(413, "too_large", "the body is larger than 64 KiB")
+            raise InvalidPressError("the body is larger than 64 KiB")
     return raw
 
 
 def decrypt_event(headers: Mapping[str, str], raw: bytes, key: str, now: float) -> dict[str, Any]:
-    """Verify and decrypt a callback; only the check of a new URL may be unsigned. Raises InvalidPressError."""
+    """Verify a callback, then decrypt it. Raises InvalidPressError.
+
+    Feishu does not sign the check of a new URL, which is short. Only that is decrypted without a signature.
+    """
     signed = "X-Lark-Signature" in headers
     if signed:
         verify(headers, raw, key, now)
+    elif len(raw) > UNSIGNED_LIMIT:
+        raise InvalidPressError("the callback is not signed")
     event = decrypt(raw, key)
     if not signed and event.get("type") != "url_verification":
         raise InvalidPressError("the callback is not signed")
@@ -110,6 +137,5 @@ def decrypt(raw: bytes, key: str) -> dict[str, Any]:
 
 def _challenge(event: Mapping[str, Any], expected_token: str | None) -> str:
     """Return the response to the check of a new URL. Raises InvalidPressError."""
-    if expected_token is not None and event.get("token") != expected_token:
-        raise InvalidPressError("the verification token is wrong")
+    check_token(event.get("token"), expected_token)
     return str(event.get("challenge", ""))

@@ -3,6 +3,8 @@
 Reference: https://open.feishu.cn/document/feishu-cards/card-callback-communication
 """
 
+import hmac
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,8 +26,7 @@ def parse_press(event: Any, app_id: str, verification_token: str | None) -> Butt
         raise InvalidPressError("the event type is not card.action.trigger")
     if header.get("app_id") != app_id:
         raise InvalidPressError(f"the event is for another app than this channel's app_id ({app_id})")
-    if verification_token is not None and header.get("token") != verification_token:
-        raise InvalidPressError("the verification token is wrong")
+    check_token(header.get("token"), verification_token)
     event_id, open_id = header.get("event_id"), _get_map(body, "operator").get("open_id")
     if not isinstance(event_id, str) or not event_id or not isinstance(open_id, str):
         raise InvalidPressError("the event has no event_id or no open_id")
@@ -33,15 +34,30 @@ def parse_press(event: Any, app_id: str, verification_token: str | None) -> Butt
     return ButtonPress(event_id[:200], open_id[:200], _parse_time(header.get("create_time")), value)
 
 
+def check_token(given: Any, expected: str | None) -> None:
+    """Raise InvalidPressError unless an event has the channel's verification token, if one is configured."""
+    if expected is None:
+        return
+    if not isinstance(given, str) or not hmac.compare_digest(_encode(given), _encode(expected)):
+        raise InvalidPressError("the verification token is wrong")
+
+
+def _encode(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
 def _get_map(value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     item = value.get(key)
     return item if isinstance(item, dict) else {}
 
 
-def _parse_time(text: Any) -> float | None:
+def _parse_time(value: Any) -> float | None:
+    """Return a Unix time in seconds, or None if there is none."""
     try:
-        at = float(text)
-    except (TypeError, ValueError):
+        at = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if not math.isfinite(at):
         return None
     return at / 1e6 if at > MICROSECONDS else at / 1e3 if at > MILLISECONDS else at
 

@@ -10,7 +10,7 @@ from sqlalchemy import Row, select
 
 from fleet.inventory.model import Service
 from fleet.inventory.notify import ButtonAction, Language, NotificationKind, Person
-from remediator.notifications.links import build_links
+from remediator.notifications.links import build_links, is_reference
 from remediator.notifications.outbox import Batch, QueuedNotification
 from remediator.policy.attempts import max_attempts, next_step
 from remediator.record import maintenance
@@ -352,8 +352,16 @@ def _is_quiet(hold: maintenance.OperatorHold | None, kind: NotificationKind) -> 
 
 
 def annotations_in_language(annotations: Mapping[str, str], language: Language) -> dict[str, str]:
-    """Return the annotations in one language: `summary_zh` replaces `summary` if the language is Chinese."""
+    """Return the annotations in one language: `summary_zh` replaces `summary` if the language is Chinese.
+
+    Receivers make links of annotations such as `runbook_url`, so those that must not become one are left out.
+    """
     suffixes = {each: f"_{each}" for each in get_args(Language)}
-    plain = {name: text for name, text in annotations.items() if not name.endswith(tuple(suffixes.values()))}
-    own = {name: text for name, text in annotations.items() if name.endswith(suffixes[language])}
+    shown = {name: text for name, text in annotations.items() if not _is_url_name(name) or is_reference(text)}
+    plain = {name: text for name, text in shown.items() if not name.endswith(tuple(suffixes.values()))}
+    own = {name: text for name, text in shown.items() if name.endswith(suffixes[language])}
     return {**plain, **{name.removesuffix(suffixes[language]): text for name, text in own.items()}}
+
+
+def _is_url_name(name: str) -> bool:
+    return name.lower().endswith("url")

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
-from fleet.inventory.endpoints import Endpoint
+from fleet.inventory.endpoints import Endpoint, check_url
 from fleet.inventory.model import Inventory, Service
 
 LINK_LIMIT = 2000  # characters
+DOCS = "docs/"  # the shipped rules refer to their pages in this way
 
 
 def build_links(
@@ -28,10 +29,9 @@ def build_links(
         urls["grafana"] = f"{grafana}/d/defib-{board}?{urlencode({f'var-{name}': value})}"
     runbook = service.runbook if service is not None else ""
     runbook = runbook or annotations.get("runbook_url", "")
-    if configured.docs and runbook.startswith("docs/"):  # the shipped rules refer to their pages in this way
+    if configured.docs and runbook.startswith(DOCS):
         runbook = configured.docs.rstrip("/") + runbook.removeprefix("docs")
-    if runbook.startswith(("http://", "https://")):
-        urls["runbook"] = runbook
+    urls["runbook"] = runbook
     if console and service is not None and service.control is not None and "logs" in service.control.options.verbs:
         urls["logs"] = f"{console}/api/v1/services/{quote(service.id, safe='')}/logs"
     if console:
@@ -39,7 +39,24 @@ def build_links(
     if alertmanager:
         matchers = quote(_format_matchers(service, labels), safe="")
         urls["silence"] = f"{alertmanager}/#/silences/new?filter={matchers}"
-    return {name: url for name, url in urls.items() if len(url) <= LINK_LIMIT and url.isprintable()}
+    return {name: url for name, url in urls.items() if is_link(url)}
+
+
+def is_link(text: str) -> bool:
+    """Return whether a text may become a link: a URL of http or https, with a host and without credentials.
+
+    A browser would run other URLs, such as `javascript:`, and `https://known.example@other/` hides where it leads.
+    """
+    try:
+        check_url(text)
+    except ValueError:
+        return False
+    return len(text) <= LINK_LIMIT and text.isprintable()
+
+
+def is_reference(text: str) -> bool:
+    """Return whether a text is a link, or names a page of Defib's documentation as the shipped rules do."""
+    return is_link(text) or text.startswith(DOCS)
 
 
 def _base_url(configured: str | None, endpoint: Endpoint | None) -> str:

@@ -20,7 +20,7 @@ from defib.demo.stack import reserve_ports
 
 ROOT = Path(__file__).parents[2]
 BASE, IMAGE = "defib-test-base", "defib-test"
-OWNER = 12345
+OWNER, EXPORTER = 12345, 23456
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 pytestmark = [
     pytest.mark.long,
@@ -55,8 +55,10 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a folder of all wheels that the image needs, as a site without an index keeps them."""
     folder = tmp_path_factory.mktemp("wheels")
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--dest", str(folder)]
-    well(*pip, "--require-hashes", "--requirement", str(ROOT / "requirements.lock"))
-    well(*pip, "--no-deps", "setuptools>=77", "wheel")
+    locks = [
+        word for name in ("", "-grpc", "-build") for word in ("--requirement", str(ROOT / f"requirements{name}.lock"))
+    ]
+    well(*pip, "--require-hashes", "--only-binary", ":all:", *locks)
     handler = functools.partial(_Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -71,7 +73,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def image(base: str, wheels: str) -> str:
-    arguments = {"BASE_IMAGE": base, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels}
+    arguments = {"BASE_IMAGE": base, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "EXTRAS": "grpc"}
     given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     well("docker", "build", "--quiet", "--network", "host", *given, "--tag", IMAGE, str(ROOT))
     return IMAGE
@@ -83,6 +85,7 @@ def container(service: str, config: Path, *more: str) -> Iterator[str]:
     asked = COMPOSE["services"][service]
     assert asked["read_only"]
     assert asked["cap_drop"] == ["ALL"]
+    user = EXPORTER if service == "exporter" else OWNER
     options = [
         "--read-only",
         "--cap-drop",
@@ -91,12 +94,16 @@ def container(service: str, config: Path, *more: str) -> Iterator[str]:
         "--memory",
         asked["mem_limit"],
         "--user",
-        f"{OWNER}:{OWNER}",
+        f"{user}:{OWNER}",
     ]
+    options += ["--pids-limit", str(asked["pids_limit"]), "--ulimit", f"core={asked['ulimits']['core']}"]
     options += [word for each in asked["security_opt"] for word in ("--security-opt", each)]
-    options += [word for each in asked["tmpfs"] for word in ("--tmpfs", each)]
+    tmpfs = [each.replace("${DEFIB_EXPORTER_UID}", str(EXPORTER)) for each in asked["tmpfs"]]
+    options += [word for each in tmpfs for word in ("--tmpfs", each)]
     name = f"defib-test-{service}"
     mounts = ["--volume", f"{config}:/etc/defib:ro", "--volume", f"{name}:/var/lib/defib"]
+    for secret in asked.get("secrets", []):
+        mounts += ["--volume", f"{config}/secrets/{secret['source']}:{secret['target']}:ro"]
     well("docker", "run", "--detach", "--name", name, "--network", "host", *options, *mounts, IMAGE, *more)
     try:
         yield name
@@ -141,8 +148,12 @@ def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Pa
                 "defib_remediator"
                 in answer(f"{console}metrics", other, headers={"Authorization": f"Bearer {token}"}).text
             )
-            for each in (other, name):  # commands find the API token in either container
-                assert "automation is off" in well("docker", "exec", each, "defib", "automation", "off")
+            assert "automation is off" in well("docker", "exec", other, "defib", "automation", "off")
+            assert "no errors" in well("docker", "exec", other, "defib", "check")
+            # The exporter's user can read the secrets that it needs, and no others.
+            assert "no errors" in well("docker", "exec", name, "defib", "check", "--for", "exporter")
+            assert well("docker", "exec", name, "ls", "/etc/defib/secrets") == "exporter_token"
+            assert run("docker", "exec", name, "defib", "automation", "off").returncode == 1
             assert password not in well("docker", "logs", other)
             well("docker", "stop", "--time", "30", other)
             assert well("docker", "inspect", "--format", "{{.State.ExitCode}}", other) == "0"
@@ -158,8 +169,8 @@ def test_what_is_in_the_image(image: str) -> None:
     assert told == '10001:10001 ["defib"]'
     ls = ["--entrypoint", "sh", image, "-c", "ls /opt/defib/lib/python3*/site-packages"]
     listed = well("docker", "run", "--rm", "--network", "host", *ls).splitlines()
-    assert {"defib", "exporter", "fleet", "remediator", "runtime"} <= set(listed)
-    assert not {"tests", "grafana", "pytest"} & set(listed)
+    assert {"defib", "exporter", "fleet", "remediator", "runtime", "grpc"} <= set(listed)
+    assert not {"tests", "grafana", "deploy", "pytest", "lark_oapi"} & set(listed)
     assert well("docker", "run", "--rm", "--network", "host", image, "--version").startswith("defib ")
 
 
@@ -168,6 +179,10 @@ def test_an_image_that_cannot_reach_an_index_says_so(base: str, tmp_path: Path) 
     done = run("docker", "build", "--quiet", "--network", "host", *given, str(ROOT), env={**os.environ})
     assert done.returncode != 0
     assert "No matching distribution found" in done.stdout + done.stderr
+
+
+def as_user(name: str) -> list[str]:
+    return ["setpriv", "--reuid", name, "--regid", name, "--init-groups"]
 
 
 def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, tmp_path: Path) -> None:
@@ -192,24 +207,15 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
     )
     try:
         inside = ["docker", "exec", name]
-        copy = "mkdir /source && cd /checkout && cp -r alerts defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements.lock /source/"
+        copy = "mkdir /source && cd /checkout && cp -r alerts defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements*.lock /source/"
         well(*inside, "sh", "-c", f"{copy} && mkdir -p /etc/systemd/system")
         first = well(*inside, "/source/deploy/install.sh")
         assert "systemctl enable --now" in first
         assert well(*inside, "defib", "--version").startswith("defib ")
-        well(
-            *inside,
-            "setpriv",
-            "--reuid",
-            "defib",
-            "--regid",
-            "defib",
-            "--clear-groups",
-            "defib",
-            "check",
-            "--config",
-            "/etc/defib",
-        )
+        for user, program in (("defib", "remediator"), ("defib-exporter", "exporter")):
+            well(*inside, *as_user(user), "defib", "check", "--for", program, "--config", "/etc/defib")
+        for private in ("/etc/defib/secrets/webhook_token", "/var/lib/defib/token"):
+            assert "Permission denied" in run(*inside, *as_user("defib-exporter"), "cat", private).stderr
         well(*inside, "sh", "-c", "echo '# mine' >>/etc/defib/services.yaml")
         state = [
             "sh",
@@ -220,7 +226,21 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         well(*inside, "/source/deploy/install.sh")
         assert well(*inside, *state) == before
         assert "defib defib:defib 700" in before.replace("/var/lib/defib", "defib")
-        assert "webhook_token root:defib 640" in before.replace("/etc/defib/secrets/", "")
+        assert "webhook_token defib:defib 400" in before.replace("/etc/defib/secrets/", "")
+        assert "exporter_token root:defib 640" in before.replace("/etc/defib/secrets/", "")
+        # An installation of an earlier version, whose exporter runs as the same user, stays as it is.
+        unit, dropin = (
+            "/etc/systemd/system/defib-exporter.service",
+            "/etc/systemd/system/defib-exporter.service.d/user.conf",
+        )
+        assert run(*inside, "test", "-e", dropin).returncode == 1
+        well(*inside, "sed", "-i", "s/^User=.*/User=defib/", unit)
+        for _again in range(2):
+            assert "still runs as the remediator's user" in well(*inside, "/source/deploy/install.sh")
+            assert well(*inside, "cat", dropin) == "[Service]\nUser=defib\nGroup=defib"
+        well(*inside, "rm", "-r", f"{unit}.d")
+        assert "still runs" not in well(*inside, "/source/deploy/install.sh")
+        assert well(*inside, *state) == before
         well(*inside, "ls", "/opt/defib/current/share/defib/alerts/rules/services.yml")
         version = well(*inside, "readlink", "/opt/defib/current")
         well(*inside, "sh", "-c", "sed -i 's/^version = .*/version = \"9.9.9\"/' /source/pyproject.toml")

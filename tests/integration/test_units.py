@@ -19,6 +19,7 @@ from tests.systemd import UNPACKED, libraries
 ROOT = Path(__file__).parents[2]
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 EXPOSED = 2.0  # of 10, as systemd-analyze counts
+TOKEN = "token-of-the-exporter"
 pytestmark = pytest.mark.needs("systemd")
 
 
@@ -58,8 +59,13 @@ def test_both_hold_back_alike() -> None:
         for path in UNITS
     ]
     assert hardened[0] == hardened[1]
-    for wanted in ("ProtectSystem=strict", "NoNewPrivileges=true", "MemoryMax=", "LimitNOFILE="):
+    for wanted in ("ProtectSystem=strict", "NoNewPrivileges=true", "MemoryMax=", "LimitNOFILE=", "LimitCORE=0"):
         assert all(wanted in path.read_text() for path in UNITS)
+
+
+def test_they_run_as_different_users() -> None:
+    users = {path.stem: re.findall(r"^User=(.+)$", path.read_text(), re.MULTILINE) for path in UNITS}
+    assert users == {"defib-exporter": ["defib-exporter"], "defib-remediator": ["defib"]}
 
 
 @pytest.fixture
@@ -69,11 +75,18 @@ def service(systemd: Path, tmp_path: Path) -> Iterator[tuple[Path, int]]:
     The manager is a user's: what only the system's can do (another user, namespaces of the file system) is left out.
     """
     (port,) = reserve_ports(1)
-    config = write(tmp_path / "config", a="services: {web: {probe: {every: 1s, tcp: {address: '127.0.0.1:1'}}}}")
+    run = systemd.parent / "run"
+    (tmp_path / "token").write_text(TOKEN)
+    (tmp_path / "token").chmod(0o600)
+    written = f"""
+        services: {{web: {{probe: {{every: 1s, tcp: {{address: '127.0.0.1:1'}}}}}}}}
+        exporter: {{token: '${{file:{run}/credentials/defib-exporter.service/token}}'}}
+        """
+    config = write(tmp_path / "config", a=written)
     text = next(path for path in UNITS if "exporter" in path.name).read_text()
-    left_out = "User|Group|EnvironmentFile|Protect|Private|RemoveIPC|Ambient|Capability|MemoryMax|TasksMax|Wants|After|WantedBy"
+    left_out = "User|Group|SupplementaryGroups|EnvironmentFile|Protect|Private|RemoveIPC|Ambient|Capability|MemoryMax|TasksMax|Wants|After|WantedBy"
     kept = [line for line in text.splitlines() if not re.match(rf"({left_out})", line)]
-    begin = f"ExecStart={sys.executable} -m defib exporter --config {config} --listen 127.0.0.1:{port}"
+    begin = f"LoadCredential=token:{tmp_path}/token\nExecStart={sys.executable} -m defib exporter --config {config} --listen 127.0.0.1:{port}"
     made = (
         re.sub(r"ExecStart=.*", begin, "\n".join(kept))
         .replace("[Install]", "")
@@ -106,6 +119,13 @@ def test_the_exporter_runs_under_it_reloads_and_stops(service: tuple[Path, int],
         assert time.monotonic() < ends, (tmp_path / "log").read_text()[-2000:]
         time.sleep(0.2)
     assert 'reason="connect"' in page
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    probed = httpx.post(f"http://127.0.0.1:{port}/api/v1/services/web/probe", headers=headers, trust_env=False)
+    assert probed.status_code == 200, "the credential was not read"
+    shown = subprocess.run(
+        [ctl, "show", "--property=LimitCORE", "defib-exporter.service"], capture_output=True, check=True
+    )
+    assert shown.stdout == b"LimitCORE=0\n"
     subprocess.run([ctl, "reload", "defib-exporter.service"], check=True)
     subprocess.run([ctl, "stop", "defib-exporter.service"], check=True)
     argv = [str(ctl), "show", "--property=Result,ExecMainStatus,NRestarts", "defib-exporter.service"]

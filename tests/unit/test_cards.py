@@ -176,9 +176,23 @@ def test_buttons(inventory: Inventory) -> None:
     assert len(feishu_cards.find_buttons(of_app)) == 6
 
 
+NO_LINKS = [
+    "javascript:alert(1)", "JavaScript:alert(1)//https://wiki/", "file:///etc/passwd", "data:text/html,x", "//wiki/x",
+    "http://x/" + "a" * 5000, "http://x/\u202e", "http://x/\n", "https://", "https:///x", "https://wiki@other.example/",
+    "lark://x", "vbscript:x", " https://wiki/x", "https://wiki/ x",
+]  # fmt: skip
+
+
 def test_links_are_only_http(inventory: Inventory) -> None:
-    for url in ("javascript:alert(1)", "file:///etc/passwd", "data:x", "http://x/" + "a" * 5000, "http://x/\u202e"):
+    for url in NO_LINKS:
         assert "runbook" not in build_links(inventory, None, {}, {"runbook_url": url}, None)
+        service = inventory.services["web"].model_copy(update={"runbook": url})
+        assert "runbook" not in build_links(inventory, service, {}, {}, None)
+        annotations = {"runbook_url": url, "dashboardURL": url, "summary": url}
+        assert annotations_in_language(annotations, "en") == {"summary": url}
+    for url in ("http://wiki/x", "HTTPS://wiki/x?y=1#z", "https://[2001:db8::1]:8443/x"):
+        assert build_links(inventory, None, {}, {"runbook_url": url}, None)["runbook"] == url
+        assert annotations_in_language({"runbook_url": url}, "en") == {"runbook_url": url}
     hostile = {"a": 'x"}\n\\', "service": "gone"}
     assert "%5Cn%5C%5C%22%2C" in build_links(inventory, None, hostile, {}, None)["silence"]
 

@@ -22,6 +22,9 @@ ENVIRONMENT = dict(
 )
 
 
+PINNED = re.compile(r":v?\d+\.\d+\.\d+(-slim-bookworm)?(@sha256:[0-9a-f]{64})?$")
+
+
 def compose(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     with tempfile.NamedTemporaryFile() as empty:  # so that no .env of a developer's is read
@@ -49,7 +52,7 @@ def test_compose_reads_it_with_what_the_example_says() -> None:
 
 
 @pytest.mark.needs("docker-compose")
-@pytest.mark.parametrize("name", ["DEFIB_UID", "DEFIB_GID", "DEFIB_SECRETS"])
+@pytest.mark.parametrize("name", ["DEFIB_UID", "DEFIB_GID", "DEFIB_EXPORTER_UID", "DEFIB_SECRETS"])
 def test_what_is_missing_is_named(name: str) -> None:
     done = compose({key: value for key, value in ENVIRONMENT.items() if key != name}, "config")
     assert done.returncode != 0
@@ -67,17 +70,35 @@ def test_every_service_is_held_on_a_short_lead(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["cap_drop"] == ["ALL"]
     assert service["mem_limit"]
+    assert service["pids_limit"]
     assert service["cpus"]
     assert service["healthcheck"]["test"]
-    assert re.search(r":v?\d+\.\d+\.\d+$|^\$\{DEFIB_IMAGE:-defib:latest\}$", service["image"]), service["image"]
+    assert PINNED.search(service["image"]) or service["image"] == "${DEFIB_IMAGE:-defib:latest}", service["image"]
     for port in service.get("ports", []):
         assert port.startswith("${LISTEN:-127.0.0.1}:")
+
+
+def test_the_base_images_are_pinned_and_the_same() -> None:
+    built = COMPOSE["x-defib"]["build"]["args"]["BASE_IMAGE"]
+    (base,) = re.findall(r"^ARG BASE_IMAGE=(.+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert PINNED.search(base)
+    assert built == f"${{REGISTRY:-docker.io}}/library/{base}"
 
 
 def test_variables_are_explained_in_the_example() -> None:
     used = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text()))
     explained = set(re.findall(r"^#?(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert used == explained - {"COMPOSE_PROJECT_NAME"}
+
+
+def test_the_exporter_has_a_user_and_secrets_of_its_own() -> None:
+    exporter, remediator = SERVICES["exporter"], SERVICES["remediator"]
+    assert exporter["user"].startswith("${DEFIB_EXPORTER_UID:?")
+    assert remediator["user"].startswith("${DEFIB_UID:?")
+    # Hides the directory of all secrets.
+    assert "/etc/defib/secrets:mode=700,uid=${DEFIB_EXPORTER_UID}" in exporter["tmpfs"]
+    assert [each["source"] for each in exporter["secrets"]] == ["exporter_token"]
+    assert all(each["ulimits"]["core"] == 0 for each in (exporter, remediator))
 
 
 def test_no_secret_is_in_it() -> None:

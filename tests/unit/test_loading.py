@@ -674,3 +674,31 @@ def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
 def test_nonsense_is_an_error_and_no_crash(tmp_path: Path, text: str) -> None:
     write(tmp_path, a=text)
     assert load_problems(tmp_path)
+
+
+def test_controls_of_root_in_directories_of_others_are_a_warning(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        a="""
+        hosts:
+          h: {address: 10.0.0.1, ssh: {user: ops}, sudo: passwordless}
+          without: {address: 10.0.0.2, ssh: {user: ops}}
+        services:
+          a:
+            host: h
+            probe: {tcp: {address: "10.0.0.1:1"}}
+            control:
+              command:
+                restart: [sh, /home/ops/restart.sh]
+                stop: [/usr/local/bin/stop]
+                start: [/tmp/start]
+          b: {host: h, probe: {tcp: {address: "10.0.0.1:1"}}, control: {compose: {directory: /home/ops/b, service: b}}}
+          c: {host: without, probe: {tcp: {address: "10.0.0.2:1"}}, control: {command: {restart: [/home/ops/c]}}}
+        """,
+    )
+    said = "which others can probably change: move it, for example to /usr/local"
+    assert [str(warning).replace(f"{tmp_path}/", "") for warning in loaded(tmp_path).warnings] == [
+        f"a.yaml:10: services.a.control.command.restart: root uses /home/ops/restart.sh, {said}",
+        f"a.yaml:12: services.a.control.command.start: root uses /tmp/start, {said}",
+        f"a.yaml:13: services.b.control.compose.directory: root uses /home/ops/b, {said}",
+    ]

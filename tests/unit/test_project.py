@@ -3,6 +3,8 @@
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -19,15 +21,45 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_lock_files_satisfy_the_declared_dependencies() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for lock, declared in (
-        ("requirements.lock", project["dependencies"]),
-        ("requirements-dev.lock", project["dependencies"] + project["optional-dependencies"]["dev"]),
-    ):
-        locked = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^ \\]+)", (ROOT / lock).read_text(), re.MULTILINE))
-        for text in declared:
-            requirement = Requirement(text)
-            assert requirement.specifier.contains(locked[requirement.name]), text
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed, extras = settings["project"]["dependencies"], settings["project"]["optional-dependencies"]
+    every = locked("requirements.lock")
+    for name in extras.keys() - {"dev"}:
+        added = locked(f"requirements-{name}.lock")
+        assert not added.keys() & locked("requirements.lock").keys()  # both files are installed together
+        check_satisfied(extras[name], added | locked("requirements.lock"))
+        assert all(every.setdefault(package, version) == version for package, version in added.items())
+    check_satisfied(needed, locked("requirements.lock"))
+    check_satisfied(settings["build-system"]["requires"], locked("requirements-build.lock"))
+    development = locked("requirements-dev.lock")
+    check_satisfied([*needed, *chain.from_iterable(extras.values())], development)
+    assert every.items() <= development.items()  # tests run with what is installed
+
+
+def locked(lock: str) -> dict[str, str]:
+    """Return the versions of a lock file. Each must have a hash."""
+    text = (ROOT / lock).read_text()
+    hashed = re.findall(r"^([^\s#=]+)==([^\s;\\]+)[^\n]*\\\n    --hash=sha256:\w{64}", text, re.MULTILINE)
+    assert hashed
+    assert len(hashed) == len(re.findall(r"^[^\s#]", text, re.MULTILINE)), lock
+    return dict(hashed)
+
+
+def check_satisfied(declared: Iterable[str], versions: Mapping[str, str]) -> None:
+    for text in declared:
+        requirement = Requirement(text)
+        assert requirement.specifier.contains(versions[requirement.name]), text
+
+
+def test_nothing_is_installed_without_hashes() -> None:
+    """Neither packages nor what builds Defib, which pip would otherwise download in an isolated build."""
+    for name in ("Dockerfile", "deploy/install.sh", "Makefile"):
+        text = (ROOT / name).read_text().replace("\\\n", " ")
+        commands = re.findall(r"pip\"? (?:install|wheel) .*?(?=&&|$)", text, re.MULTILINE)
+        assert len(commands) >= 3, name
+        for command in commands:
+            is_ours = "--no-deps" in command and ("--no-build-isolation" in command or "--no-index" in command)
+            assert "--require-hashes" in command or is_ours, command
 
 
 def test_the_migrations_create_the_schema(tmp_path: Path) -> None:

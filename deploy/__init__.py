@@ -1,0 +1,1 @@
+"""What installs Defib; not installed."""
