@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import collect, hosts, loop, notifications, probes, remediator, scale, scrape, start
+from tests.bench import access, collect, hosts, loop, notifications, probes, remediator, scale, scrape, start
 
 BENCHES = {
     "start": start.run,
@@ -13,6 +13,7 @@ BENCHES = {
     "collect": collect.run,
     "remediator": remediator.run,
     "notifications": notifications.run,
+    "access": access.run,
     "loop": loop.run,
 }
 

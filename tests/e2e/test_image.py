@@ -143,16 +143,14 @@ def test_the_image_is_built_and_runs_as_compose_runs_it(image: str, tmp_path: Pa
             assert answer(console, other).status_code == 401
             password = (config / "secrets" / "console_password").read_text()
             assert answer(console, other, auth=("admin", password)).status_code == 200
-            token = (config / "secrets" / "webhook_token").read_text()
-            assert (
-                "defib_remediator"
-                in answer(f"{console}metrics", other, headers={"Authorization": f"Bearer {token}"}).text
-            )
+            token = (config / "secrets" / "metrics_token").read_text()
+            headers = {"Authorization": f"Bearer {token}"}
+            assert "defib_remediator" in answer(f"{console}metrics", other, headers=headers).text
             assert "automation is off" in well("docker", "exec", other, "defib", "automation", "off")
             assert "no errors" in well("docker", "exec", other, "defib", "check")
             # The exporter's user can read the secrets that it needs, and no others.
             assert "no errors" in well("docker", "exec", name, "defib", "check", "--for", "exporter")
-            assert well("docker", "exec", name, "ls", "/etc/defib/secrets") == "exporter_token"
+            assert well("docker", "exec", name, "ls", "/etc/defib/secrets") == "exporter_token\nmetrics_token"
             assert run("docker", "exec", name, "defib", "automation", "off").returncode == 1
             assert password not in well("docker", "logs", other)
             well("docker", "stop", "--time", "30", other)
@@ -214,7 +212,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
         assert well(*inside, "defib", "--version").startswith("defib ")
         for user, program in (("defib", "remediator"), ("defib-exporter", "exporter")):
             well(*inside, *as_user(user), "defib", "check", "--for", program, "--config", "/etc/defib")
-        for private in ("/etc/defib/secrets/webhook_token", "/var/lib/defib/token"):
+        for private in ("/etc/defib/secrets/webhook_token", "/etc/defib/secrets/web_config", "/var/lib/defib/token"):
             assert "Permission denied" in run(*inside, *as_user("defib-exporter"), "cat", private).stderr
         well(*inside, "sh", "-c", "echo '# mine' >>/etc/defib/services.yaml")
         state = [

@@ -58,7 +58,14 @@ def test_what_is_missing_is_named(name: str) -> None:
     assert done.returncode != 0
     assert name in done.stderr
     if name == "DEFIB_SECRETS":
-        for secret in ("webhook_token", "exporter_token", "web_config", "console_password", "grafana_password"):
+        for secret in (
+            "webhook_token",
+            "metrics_token",
+            "exporter_token",
+            "web_config",
+            "console_password",
+            "grafana_password",
+        ):
             assert secret in done.stderr
 
 
@@ -97,7 +104,7 @@ def test_the_exporter_has_a_user_and_secrets_of_its_own() -> None:
     assert remediator["user"].startswith("${DEFIB_UID:?")
     # Hides the directory of all secrets.
     assert "/etc/defib/secrets:mode=700,uid=${DEFIB_EXPORTER_UID}" in exporter["tmpfs"]
-    assert [each["source"] for each in exporter["secrets"]] == ["exporter_token"]
+    assert [each["source"] for each in exporter["secrets"]] == ["exporter_token", "metrics_token"]
     assert all(each["ulimits"]["core"] == 0 for each in (exporter, remediator))
 
 
