@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -131,3 +132,15 @@ async def loop(launcher: Launcher, tmp_path: Path, host: Sshd) -> AsyncIterator[
     yield made
     await made.feishu.stop()
     await made.stack.client.aclose()
+
+
+@pytest.fixture
+async def small_disk(loop: Loop) -> AsyncIterator[Path]:
+    """A filesystem of 16 MiB for the database."""
+    path = loop.folder / "small"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=True)
+    yield path
+    if "remediator" in loop.stack.pids:
+        await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
+    subprocess.run(["umount", path], check=True)

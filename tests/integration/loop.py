@@ -1,5 +1,6 @@
 """A stack without Prometheus, in which a service is up if a file exists, and a restart writes a line to a log."""
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -184,3 +185,16 @@ def alert(service: str, name: str = "ServiceDown", status: str = "firing", start
 
 def delivery(*alerts: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"version": "4", "status": "firing", "receiver": "defib", "alerts": list(alerts), **more}
+
+
+async def fill_disk(loop: Loop, disk: Path) -> None:
+    """Fill a disk, and the pages that the journal of the database on it has already."""
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    for number in range(1000):
+        text = "x" * 20_000
+        one = alert("", "Other", starts=str(number)) | {"annotations": {"text": text}, "fingerprint": str(number)}
+        if (await loop.post(delivery(one))).status_code == 503:
+            return
+    raise AssertionError("the disk is not full")

@@ -1,13 +1,11 @@
 """Safety of the remediator: switches, approval, evidence, refusals, a database that is not lost."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import yaml
 
 from defib.demo.stack import WEBHOOK_TOKEN
 from runtime.errors import StartError
-from tests.integration.loop import TOKEN, Loop, alert, delivery
+from tests.integration.loop import TOKEN, Loop, alert, delivery, fill_disk
 from tests.support import eventually
 
 pytestmark = pytest.mark.needs("sshd")
@@ -377,38 +375,15 @@ async def _refused(loop: Loop) -> bool:
     raise StartError(done.stderr)
 
 
-@pytest.fixture
-async def small_disk(loop: Loop) -> AsyncIterator[Path]:
-    """A filesystem of 16 MiB for the database."""
-    path = loop.folder / "small"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", path], check=True)
-    yield path
-    if "remediator" in loop.stack.pids:
-        await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGTERM)
-    subprocess.run(["umount", path], check=True)
-
-
 @pytest.mark.needs("root", "mount")
 async def test_a_full_disk_gives_503_and_needs_no_repair(loop: Loop, small_disk: Path) -> None:
     await loop.start({"web": loop.service("web")}, remediator={"database": f"sqlite:///{small_disk}/r.db"})
     await loop.kill("web")
-    filler = small_disk / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    refused = 0
-    for number in range(1000):  # until the pages that the journal has already are used up
-        text = "x" * 20_000
-        one = alert("", "Other", starts=str(number)) | {"annotations": {"text": text}, "fingerprint": str(number)}
-        refused = (await loop.post(delivery(one))).status_code
-        if refused != 200:
-            break
-    assert refused == 503
+    await fill_disk(loop, small_disk)
     assert (await loop.fire("web")).status_code == 503
     await asyncio.sleep(1)
     assert loop.restarts() == []
-    filler.unlink()
+    (small_disk / "filler").unlink()
     assert (await loop.fire("web")).status_code == 200
     await until_restarted(loop)
 

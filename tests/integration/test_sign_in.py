@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
 
@@ -17,7 +18,7 @@ import yaml
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
 from tests.integration.feishu_oauth import APP_ID, APP_SECRET, TENANT, FeishuOAuth, FeishuUser
-from tests.integration.loop import Loop
+from tests.integration.loop import Loop, fill_disk
 from tests.integration.test_access import basic, bearer, create_token, start_with_users, write_users
 from tests.support import eventually
 
@@ -514,3 +515,25 @@ async def test_the_exporter_writes_audit_lines_to_its_log(loop: Loop) -> None:
         } <= await lines()  # fmt: skip
 
     await eventually(complete)
+
+
+@pytest.mark.needs("root", "mount")
+async def test_with_a_full_disk_people_can_sign_in(loop: Loop, browser: Browser, small_disk: Path) -> None:
+    users = write_users(loop.folder, {"admin": "admin"})
+    loop.stack.options = {"remediator": ["--web.config.file", str(users)]}
+    await loop.start({"web": loop.service("web")}, remediator={"database": f"sqlite:///{small_disk}/r.db"})
+    await fill_disk(loop, small_disk)
+    assert (await browser.sign_in("admin", "admin")).status_code == 303
+    assert "admin · admin" in (await browser.open("/")).text
+    headers = {"X-CSRF-Token": await browser.csrf(), "Origin": browser.url}
+    for method, path, body in (
+        ("PUT", "/api/v1/automation", {"enabled": False}), ("POST", "/api/v1/services/web/restart", {}),
+        ("POST", "/api/v1/tokens", {"name": "ci", "role": "viewer"}), ("POST", "/api/v1/services/web/reset", {}),
+    ):  # fmt: skip
+        answer = await browser.client.request(method, path, json=body, headers=headers)
+        assert answer.status_code == 503, (path, answer.text)
+        assert "cannot write to the record" in answer.json()["error"]["message"]
+    assert loop.restarts() == []
+    log = loop.stack.log_path("remediator").read_text()
+    assert "session_not_stored" in log
+    assert "audit_entry_not_stored" in log

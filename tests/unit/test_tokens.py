@@ -1,4 +1,4 @@
-"""The file of the API token."""
+"""The file of the local token."""
 
 import os
 import stat

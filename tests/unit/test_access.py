@@ -1,0 +1,294 @@
+"""Throttling, sessions, roles and the audit log, without a server."""
+
+import asyncio
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+from sqlalchemy import delete, update
+
+from fleet.inventory.model import Inventory
+from fleet.inventory.notify import Person
+from remediator.record import audit
+from remediator.record.database import StorageError
+from remediator.record.schema import audit as audit_rows
+from remediator.record.transaction import Transaction
+from remediator.sign_in.services import PendingSignIns, SignInError
+from runtime.access.audit import AuditEntry, Refusals
+from runtime.access.passwords import Passwords
+from runtime.access.proxy import RoleMap
+from runtime.access.roles import AccessRequirement, Role, least_role, permits
+from runtime.access.sessions import AGE_LIMIT, IDLE_LIMIT, Session, Sessions, csrf_token
+from runtime.access.throttle import Throttle, ThrottledError
+from runtime.errors import StartError
+from runtime.webconfig import load
+from tests.support import ClockedHarness
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.at = 1000.0
+
+    def __call__(self) -> float:
+        return self.at
+
+
+class Storage:
+    """Sessions that are stored in a map."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, Session] = {}
+
+    async def load(self) -> Iterable[Session]:
+        return self.stored.values()
+
+    async def save(self, session: Session) -> None:
+        self.stored[session.digest] = session
+
+    async def delete(self, digests: Iterable[str]) -> None:
+        for digest in digests:
+            del self.stored[digest]
+
+
+def delays(throttle: Throttle, clock: Clock, user: str, address: str, attempts: int) -> list[float]:
+    """How long each failed attempt had to wait, of somebody who tries again as soon as possible."""
+    waited = []
+    for _ in range(attempts):
+        began = clock.at
+        while True:
+            try:
+                throttle.begin(user, address)
+            except ThrottledError as error:
+                clock.at += error.seconds
+            else:
+                break
+        waited.append(clock.at - began)
+    return waited
+
+
+def test_delays_grow_after_five_failures() -> None:
+    clock = Clock()
+    throttle = Throttle(clock)
+    assert delays(throttle, clock, "ann", "10.0.0.1", 12) == [0] * 5 + [5, 10, 20, 40, 80, 160, 300]
+    assert delays(throttle, clock, "bob", "10.0.0.2", 1) == [0]
+    clock.at += 301
+    throttle.begin("ann", "10.0.0.1").succeed()
+    assert delays(throttle, clock, "ann", "10.0.0.1", 6) == [0] * 5 + [5]
+
+
+def test_parallel_attempts_count_before_they_fail() -> None:
+    throttle = Throttle(Clock())
+    for _ in range(5):
+        throttle.begin("ann", "10.0.0.1")
+    with pytest.raises(ThrottledError):
+        throttle.begin("ann", "10.0.0.1")
+
+
+def test_many_users_from_one_address_and_one_user_from_many_addresses() -> None:
+    clock = Clock()
+    throttle = Throttle(clock)
+    waits = [delays(throttle, clock, f"user-{n}", f"2001:db8::{n:x}", 1)[0] for n in range(40)]
+    assert waits[:30] == [0] * 30  # a network of IPv6 counts as one address
+    assert waits[30:33] == [5, 10, 20]
+    throttle = Throttle(clock)
+    waits = [delays(throttle, clock, "ann", f"10.0.{n}.1", 1)[0] for n in range(60)]
+    assert waits == [0] * 50 + [5] * 10  # never long, so that nobody can lock the user out
+
+
+def test_an_account_of_ones_own_does_not_help_to_guess() -> None:
+    clock = Clock()
+    throttle = Throttle(clock)
+    waits = []
+    for number in range(40):
+        waits += delays(throttle, clock, f"user-{number}", "10.0.0.1", 1)
+        while True:
+            try:
+                throttle.begin("mine", "10.0.0.1").succeed()
+                break
+            except ThrottledError as error:
+                clock.at += error.seconds
+    assert clock.at - 1000 > 1000
+
+
+def test_the_memory_of_failures_is_bounded() -> None:
+    throttle = Throttle(Clock())
+    for number in range(20_000):
+        throttle.begin(f"user-{number}", f"10.{number // 65536}.{number // 256 % 256}.{number % 256}")
+    assert len(throttle._failures) <= 10_000
+
+
+async def test_a_password_that_was_accepted_is_not_accepted_for_ever() -> None:
+    hashes = {"ann": bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()}
+    clock = Clock()
+    passwords = Passwords(lambda: hashes, Throttle(clock))
+    assert await passwords.check("ann", "right", "10.0.0.1")
+    assert not await passwords.check("bob", "right", "10.0.0.1")
+    assert not await passwords.check("ann", "right\0", "10.0.0.1")
+    for _ in range(4):
+        assert not await passwords.check("ann", "wrong", "10.0.0.1")
+    with pytest.raises(ThrottledError):  # the right one is no exception, or it could be guessed
+        await passwords.check("ann", "right", "10.0.0.1")
+    assert await passwords.check("ann", "right", "10.0.0.2")
+    hashes["ann"] = bcrypt.hashpw(b"another", bcrypt.gensalt(4)).decode()
+    assert not await passwords.check("ann", "right", "10.0.0.2")
+
+
+async def test_sessions_end() -> None:
+    clock, storage = Clock(), Storage()
+    sessions = Sessions(clock, storage)
+
+    async def create(user: str = "ann") -> str:
+        return await sessions.create(user, "password", credential="c", groups=(), address="a", browser="b")
+
+    id_ = await create()
+    assert id_ not in str(storage.stored)
+    found = sessions.find(id_)
+    assert found is not None
+    clock.at += IDLE_LIMIT
+    assert sessions.find(id_) is not None
+    clock.at += 1
+    assert sessions.find(id_) is None
+    # Used every hour, it ends after seven days.
+    id_ = await create()
+    used = 0.0
+    while (session := sessions.find(id_)) is not None:
+        sessions.touch(session)
+        await sessions.save_touched()
+        clock.at += 3600
+        used += 3600
+    assert AGE_LIMIT < used <= AGE_LIMIT + 3600
+    await sessions.save_touched()
+    assert storage.stored == {}
+    # Others are loaded after a restart, with the time of their last use.
+    id_ = await create()
+    clock.at += 7200
+    session = sessions.find(id_)
+    assert session is not None
+    sessions.touch(session)
+    await sessions.save_touched()
+    again = Sessions(clock, storage)
+    await again.load()
+    clock.at += IDLE_LIMIT - 3600
+    assert again.find(id_) is not None
+    for _ in range(60):
+        await create("bob")
+    assert sum(1 for each in storage.stored.values() if each.user == "bob") == 50
+    assert csrf_token(id_) != csrf_token(id_ + "x")
+
+
+def test_every_role_may_what_the_one_below_may() -> None:
+    order = (Role.VIEWER, Role.OPERATOR, Role.ADMIN)
+    for requirement in AccessRequirement:
+        allowed = [permits(role, requirement) for role in order]
+        assert allowed == sorted(allowed)
+    needed = (AccessRequirement.VIEWER, AccessRequirement.OPERATOR, AccessRequirement.ADMIN)
+    assert [least_role(each) for each in needed] == list(order)
+    roles = RoleMap({"a": "viewer", "b": "admin"}, "viewer")
+    assert [roles.find(groups) for groups in ([], ["a"], ["a", "b"], ["c"])] == [
+        Role.VIEWER, Role.VIEWER, Role.ADMIN, Role.VIEWER,
+    ]  # fmt: skip
+    assert RoleMap({"a": "operator"}).find(["b"]) is None
+
+
+def test_a_role_limits_the_buttons_of_a_person() -> None:
+    def buttons(**settings: Any) -> set[str]:
+        person = Person(open_id="ou_1", **settings)
+        return {
+            name for name in ("acknowledge", "silence", "restart", "approve", "automation") if person.may_press(name)
+        }
+
+    every = {"acknowledge", "silence", "restart", "approve", "automation"}
+    assert buttons() == buttons(role="admin") == every
+    assert buttons(role="operator") == every - {"automation"}
+    assert buttons(role="viewer") == set()
+    assert buttons(role="admin", may=["restart"]) == {"restart"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("roles: {ann: admin}", "web.yml: roles: ann: not in basic_auth_users"),
+        (
+            "basic_auth_users: {}\nroles: {ann: root}",
+            "web.yml: roles.ann: Input should be 'viewer', 'operator' or 'admin'",
+        ),
+    ],
+)
+def test_errors_in_roles(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "web.yml").write_text(text)
+    with pytest.raises(StartError) as raised:
+        load(tmp_path / "web.yml")
+    assert str(raised.value).endswith(message)
+
+
+def test_redirects_to_a_service_come_back_once_and_in_time() -> None:
+    clock = Clock()
+    pending = PendingSignIns(clock)
+    state, _ = pending.add("oidc", "cookie", "uri", "next")
+    assert pending.take("oidc", state, "cookie").next == "next"
+    for service, cookie, later in (("oidc", "other", 0), ("feishu", "cookie", 0), ("oidc", "cookie", 600)):
+        state, _ = pending.add("oidc", "cookie", "uri", "next")
+        clock.at += later
+        with pytest.raises(SignInError):
+            pending.take(service, state, cookie)
+    states = [pending.add("oidc", "cookie", "uri", "next")[0] for _ in range(1500)]
+    with pytest.raises(SignInError):
+        pending.take("oidc", states[0], "cookie")
+    assert pending.take("oidc", states[-1], "cookie")
+
+
+def entry(outcome: Any = "done", name: str = "ann", **more: Any) -> AuditEntry:
+    return AuditEntry("restart", name, "token", "10.0.0.1", "web", outcome, **more)
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> ClockedHarness:
+    return ClockedHarness(tmp_path, Inventory(), 1000.0)
+
+
+async def test_the_audit_log_is_append_only_and_limited(harness: ClockedHarness) -> None:
+
+    def fill(tx: Transaction) -> None:
+        for number in range(40):
+            audit.add(tx, entry(detail=str(number)))
+        for number in range(200):
+            audit.add(tx, entry("refused", f"guess-{number}"))
+
+    await harness.database.write(fill)
+    with pytest.raises(StorageError, match="entries of the audit log are not changed"):
+        await harness.database.write(lambda tx: tx.execute(update(audit_rows).values(name="bob")) and None)
+    assert await harness.database.write(audit.delete_old, 0.0, 100) == 150
+    rows = await harness.database.read(audit.page, None, 1000)
+    assert sum(1 for row in rows if row["outcome"] == "refused") == 50
+    assert sum(1 for row in rows if row["outcome"] == "done") == 40
+    last = rows[0]["id"]
+    harness.now = 5000.0
+    assert await harness.database.write(audit.delete_old, 4000.0, 100) == 90
+    await harness.database.write(audit.add, entry())
+    (row,) = await harness.database.read(audit.page, None, 10)
+    assert row["id"] > last  # ids are not given again
+    await harness.database.write(lambda tx: tx.execute(delete(audit_rows)) and None)
+    await asyncio.to_thread(harness.database.close)
+
+
+async def test_equal_refusals_become_one_entry_with_their_number() -> None:
+    written: list[AuditEntry] = []
+
+    async def write(each: AuditEntry) -> None:
+        written.append(each)
+
+    refusals = Refusals(write)
+    for _ in range(1000):
+        refusals.add(entry("refused"))
+    for number in range(5000):
+        refusals.add(entry("refused", f"guess-{number}"))
+    task = asyncio.create_task(refusals.run())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(written) <= 51
+    assert sum(each.count for each in written) == 6000
+    assert next(each.count for each in written if each.name == "ann") == 1000
