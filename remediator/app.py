@@ -144,9 +144,8 @@ class _Parts:
         feishu_callback.add_routes(app, self.database, self.buttons)
         console.add_routes(app, self.database, renderer)
         SignInPages(
-            self.access, self.sign_in_services, lambda: _public_url(self.database.inventory), renderer,
-            self.database.clock.now,
-        ).add_routes(app)  # fmt: skip
+            self.access, self.sign_in_services, lambda: _public_url(self.database.inventory), renderer
+        ).add_routes(app)
 
     async def apply_access(self, loaded: LoadedInventory) -> None:
         """Put the access settings of a configuration in force. Raises StartError."""

@@ -117,7 +117,7 @@ Next:
   defib remediator --config {directory} --web.config.file {directory}/secrets/web_config     acts on alerts
 The console's password for "admin" is in {directory}/secrets/console_password.
 Prometheus needs the token in {directory}/secrets/metrics_token, Alertmanager that in webhook_token.
-Commands that use the remediator need the local token in the file `token` next to the database; run them as its owner.""",
+Commands that use the remediator need the local token, the file `token` next to the database; run them as its owner.""",
     True: """\
 Next:
   docker compose up --detach               starts everything, once .env is complete (see .env.example)

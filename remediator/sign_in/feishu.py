@@ -11,7 +11,7 @@ import httpx
 
 from fleet.inventory.access import FeishuAccess
 from fleet.inventory.notify import Notify
-from remediator.sign_in.services import Pending, SignedInUser, SignInError
+from remediator.sign_in.services import Redirect, SignedInUser, SignInError
 from runtime.access.roles import Role, printable_name
 
 TIMEOUT = 10.0  # seconds for each request
@@ -26,18 +26,18 @@ class FeishuSignIn:
     def __init__(self, settings: FeishuAccess, notify: Callable[[], Notify], client: httpx.AsyncClient) -> None:
         self._settings, self._notify, self._client = settings, notify, client
 
-    async def create_url(self, state: str, pending: Pending) -> str:
+    async def create_url(self, redirect: Redirect) -> str:
         query = {
-            "client_id": self._settings.app_id, "redirect_uri": pending.redirect_uri, "response_type": "code",
-            "state": state,
+            "client_id": self._settings.app_id, "redirect_uri": redirect.redirect_uri, "response_type": "code",
+            "state": redirect.state,
         }  # fmt: skip
         return f"{self._settings.authorize_url.rstrip('/')}/open-apis/authen/v1/authorize?{urlencode(query)}"
 
-    async def fetch_user(self, code: str, pending: Pending) -> SignedInUser:
+    async def fetch_user(self, code: str, redirect: Redirect) -> SignedInUser:
         body = {
             "grant_type": "authorization_code", "client_id": self._settings.app_id,
             "client_secret": self._settings.app_secret.get_secret_value(), "code": code,
-            "redirect_uri": pending.redirect_uri,
+            "redirect_uri": redirect.redirect_uri,
         }  # fmt: skip
         token = await self._request("POST", "/open-apis/authen/v2/oauth/token", json=body)
         headers = {"Authorization": f"Bearer {token.get('access_token')}"}

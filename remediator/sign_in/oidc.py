@@ -18,7 +18,7 @@ from joserfc.jws import JWSRegistry
 
 from fleet.inventory.access import OidcAccess
 from remediator.clients.json_client import create_ssl_context
-from remediator.sign_in.services import Pending, SignedInUser, SignInError
+from remediator.sign_in.services import Redirect, SignedInUser, SignInError
 from runtime.access.proxy import RoleMap
 from runtime.access.roles import Role, printable_name
 
@@ -46,22 +46,25 @@ class OidcSignIn:
     def title(self) -> str:
         return self._settings.name
 
-    async def create_url(self, state: str, pending: Pending) -> str:
+    async def create_url(self, redirect: Redirect) -> str:
         metadata = await self._load()
         url, _ = self._client.create_authorization_url(
-            metadata["authorization_endpoint"], state, code_verifier=pending.code_verifier, nonce=pending.nonce,
-            redirect_uri=pending.redirect_uri,
-        )  # fmt: skip
+            metadata["authorization_endpoint"],
+            redirect.state,
+            code_verifier=redirect.code_verifier,
+            nonce=redirect.nonce,
+            redirect_uri=redirect.redirect_uri,
+        )
         return str(url)
 
-    async def fetch_user(self, code: str, pending: Pending) -> SignedInUser:
+    async def fetch_user(self, code: str, redirect: Redirect) -> SignedInUser:
         metadata = await self._load()
         try:
             token = await self._client.fetch_token(
                 metadata["token_endpoint"], grant_type="authorization_code", code=code,
-                code_verifier=pending.code_verifier, redirect_uri=pending.redirect_uri,
+                code_verifier=redirect.code_verifier, redirect_uri=redirect.redirect_uri,
             )  # fmt: skip
-            claims = await self._read_id_token(token, pending.nonce)
+            claims = await self._read_id_token(token, redirect.nonce)
             claims = {**await self._read_userinfo(token, claims), **claims}
         except (OAuthError, httpx.HTTPError, JoseError, ValueError, KeyError, TypeError) as error:
             raise SignInError(f"the provider's response was refused: {_describe(error)}") from error

@@ -8,9 +8,9 @@ import structlog
 from aiohttp import web
 
 from remediator.console.rendering import PageRenderer
-from remediator.sign_in.services import PendingSignIns, SignInError, SignInService
+from remediator.sign_in.services import Redirect, SignInError, SignInService
 from runtime.access.audit import AuditEntry
-from runtime.access.browser import check_csrf
+from runtime.access.browser import check_csrf, read_form
 from runtime.access.control import AccessControl, find_session, get_identity
 from runtime.access.roles import AccessRequirement, SignInMethod
 from runtime.access.sessions import AGE_LIMIT, csrf_token
@@ -18,7 +18,7 @@ from runtime.errors import ApiError
 from runtime.web import add_route, relative_path
 
 FORM_COOKIE = "defib_sign_in"
-FORM_FOR = 3600  # seconds for which the form can be sent
+FORM_FOR, REDIRECT_FOR = 3600, 600  # seconds for which a form can be sent, and a browser can come back
 MAX_NEXT = 500  # characters
 log = structlog.get_logger()
 
@@ -32,10 +32,8 @@ class SignInPages:
         services: Mapping[str, SignInService],
         public_url: Callable[[], str],
         renderer: PageRenderer,
-        now: Callable[[], float],
     ) -> None:
         self._access, self._services, self._public_url, self._renderer = access, services, public_url, renderer
-        self._pending = PendingSignIns(now)
 
     def add_routes(self, app: web.Application) -> None:
         public = AccessRequirement.PUBLIC
@@ -61,14 +59,14 @@ class SignInPages:
         return response
 
     async def _check_password(self, request: web.Request) -> web.Response:
-        form = await request.post()
-        next_ = _parse_next(str(form.get("next", "")))
+        form = await read_form(request)
+        next_ = _parse_next(form.get("next", ""))
         form_id = request.cookies.get(self._form_cookie(request), "")
         try:
             # Without the cookie, no token is right.
-            check_csrf(request, csrf_token(form_id or secrets.token_urlsafe(32)), str(form.get("csrf", "")))
-            user = str(form.get("user", ""))
-            await self._access.check_password(request, user, str(form.get("password", "")), "sign_in")
+            check_csrf(request, csrf_token(form_id or secrets.token_urlsafe(32)), form.get("csrf", ""))
+            user = form.get("user", "")
+            await self._access.check_password(request, user, form.get("password", ""), "sign_in")
         except ApiError as error:
             wait = error.headers.get("Retry-After", "") if error.headers else ""
             problem = {401: "wrong_password", 429: "throttled"}.get(error.status, "form_expired")
@@ -79,18 +77,20 @@ class SignInPages:
         """Send the browser to another service for signing in."""
         name = request.match_info["service"]
         service = self._find_service(name)
-        cookie = secrets.token_urlsafe(32)
-        redirect_uri = f"{self._public_url().rstrip('/')}/sign-in/{name}/callback"
-        state, pending = self._pending.add(name, cookie, redirect_uri, _parse_next(request.query.get("next", "")))
+        next_ = _parse_next(request.query.get("next", ""))
+        redirect = Redirect(name, secrets.token_urlsafe(32), self._redirect_uri(name), next_)
         try:
-            url = await service.create_url(state, pending)
+            url = await service.create_url(redirect)
         except SignInError as error:
             log.warning("sign_in_failed", service=name, error=str(error))
             values = (service.title,)
-            return await self._render(request, pending.next, status=502, problem="service_failed", values=values)
+            return await self._render(request, next_, status=502, problem="service_failed", values=values)
         response = web.Response(status=303, headers={"Location": url})
-        self._set_cookie(request, response, self._form_cookie(request), cookie, FORM_FOR)
+        self._set_cookie(request, response, self._form_cookie(request), redirect.secret, REDIRECT_FOR)
         return response
+
+    def _redirect_uri(self, service: str) -> str:
+        return f"{self._public_url().rstrip('/')}/sign-in/{service}/callback"
 
     async def _finish(self, request: web.Request) -> web.Response:
         """Sign in the user with whom the browser comes back from the service."""
@@ -98,9 +98,9 @@ class SignInPages:
         service = self._find_service(name)
         method: SignInMethod = "oidc" if name == "oidc" else "feishu"
         try:
-            cookie = request.cookies.get(self._form_cookie(request), "")
-            pending = self._pending.take(name, request.query.get("state", ""), cookie)
-            user = await service.fetch_user(_find_code(request), pending)
+            secret = request.cookies.get(self._form_cookie(request), "")
+            redirect = Redirect.resume(name, secret, self._redirect_uri(name), request.query.get("state", ""))
+            user = await service.fetch_user(_find_code(request), redirect)
         except SignInError as error:
             log.warning("sign_in_failed", service=name, error=str(error))
             self._access.note_refusal(request, "", str(error), event="sign_in")
@@ -108,7 +108,7 @@ class SignInPages:
         if service.find_role(user.groups) is None:
             self._access.note_refusal(request, user.name, f"the user has no role in access.{name}", event="sign_in")
             return await self._render(request, "", status=403, problem="no_role", values=(user.name,))
-        return await self._start_session(request, user.name, method, user.groups, pending.next)
+        return await self._start_session(request, user.name, method, user.groups, _parse_next(redirect.next))
 
     async def _start_session(
         self, request: web.Request, user: str, method: SignInMethod, groups: Sequence[str], next_: str

@@ -1,17 +1,14 @@
-"""What the services for signing in have in common, and the redirects to them that have not come back yet."""
+"""What the services for signing in have in common, and the redirects to them."""
 
+import base64
 import hashlib
 import hmac
-import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from runtime.access.roles import Role
 from runtime.errors import DefibError
-
-MAX_PENDING = 1000
-PENDING_FOR = 600.0  # seconds
 
 
 class SignInError(DefibError):
@@ -19,16 +16,45 @@ class SignInError(DefibError):
 
 
 @dataclass(frozen=True)
-class Pending:
-    """A redirect to a service: `browser` is a digest of the cookie of the browser that must come back."""
+class Redirect:
+    """A redirect of a browser to a service, which sends it back with a code.
+
+    Everything derives from a `secret` in a cookie of the browser, so that only the same browser can come back, and the
+    server stores nothing.
+    """
 
     service: str
-    browser: str
+    secret: str = field(repr=False)
     redirect_uri: str
     next: str
-    started_at: float
-    nonce: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
-    code_verifier: str = field(default_factory=lambda: secrets.token_urlsafe(64), repr=False)
+
+    @classmethod
+    def resume(cls, service: str, secret: str, redirect_uri: str, state: str) -> "Redirect":
+        """Return the redirect that a browser comes back from with a state. Raises SignInError."""
+        try:
+            next_ = base64.urlsafe_b64decode(state.partition(".")[2]).decode()
+        except ValueError:
+            next_ = ""
+        redirect = cls(service, secret, redirect_uri, next_)
+        if not secret or not hmac.compare_digest(redirect.state.encode(), state.encode("utf-8", "surrogateescape")):
+            raise SignInError("the state is unknown: another browser started it, or it took too long")
+        return redirect
+
+    @property
+    def state(self) -> str:
+        next_ = base64.urlsafe_b64encode(self.next.encode()).decode()
+        return f"{self._derive(f'state {self.service} {self.next}')}.{next_}"
+
+    @property
+    def nonce(self) -> str:
+        return self._derive("nonce")
+
+    @property
+    def code_verifier(self) -> str:
+        return self._derive("code verifier")
+
+    def _derive(self, purpose: str) -> str:
+        return hmac.new(self.secret.encode("utf-8", "surrogateescape"), purpose.encode(), hashlib.sha256).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -46,10 +72,10 @@ class SignInService(Protocol):
     def title(self) -> str:
         """The name for the button on the page."""
 
-    async def create_url(self, state: str, pending: Pending) -> str:
+    async def create_url(self, redirect: Redirect) -> str:
         """Return the URL that the browser is sent to. Raises SignInError."""
 
-    async def fetch_user(self, code: str, pending: Pending) -> SignedInUser:
+    async def fetch_user(self, code: str, redirect: Redirect) -> SignedInUser:
         """Return the user that a code stands for. Raises SignInError."""
 
     def find_role(self, groups: Sequence[str]) -> Role | None:
@@ -57,34 +83,3 @@ class SignInService(Protocol):
 
     async def close(self) -> None:
         """Close the connections."""
-
-
-class PendingSignIns:
-    """The redirects that have not come back, by their `state`. Each can be used once, by the same browser."""
-
-    def __init__(self, now: Callable[[], float]) -> None:
-        self._now = now
-        self._pending: dict[str, Pending] = {}
-
-    def add(self, service: str, cookie: str, redirect_uri: str, next_: str) -> tuple[str, Pending]:
-        """Return a new state and what belongs to it."""
-        now = self._now()
-        self._pending = {state: each for state, each in self._pending.items() if now - each.started_at < PENDING_FOR}
-        if len(self._pending) >= MAX_PENDING:
-            self._pending.pop(next(iter(self._pending)))
-        state = secrets.token_urlsafe(32)
-        self._pending[state] = Pending(service, _digest(cookie), redirect_uri, next_, now)
-        return state, self._pending[state]
-
-    def take(self, service: str, state: str, cookie: str) -> Pending:
-        """Return and forget what belongs to a state. Raises SignInError."""
-        pending = self._pending.pop(state, None)
-        if pending is None or self._now() - pending.started_at >= PENDING_FOR or pending.service != service:
-            raise SignInError("the state is unknown, or too old")
-        if not hmac.compare_digest(pending.browser, _digest(cookie)):
-            raise SignInError("another browser started it")
-        return pending
-
-
-def _digest(cookie: str) -> str:
-    return hashlib.sha256(cookie.encode("utf-8", "surrogateescape")).hexdigest()

@@ -2,9 +2,9 @@
 
 import hmac
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from aiohttp import web
 
@@ -12,6 +12,8 @@ from runtime.errors import ApiError
 
 READING = ("GET", "HEAD")
 CSRF_HEADER = "X-CSRF-Token"
+MAX_FORM, MAX_FIELDS = 16 * 1024, 20  # bytes and fields of a form
+_FORM = "form"  # the key in a request of its form
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,25 @@ def check_csrf(request: web.Request, expected: str, given: str) -> None:
     token = given or request.headers.get(CSRF_HEADER, "")
     if not hmac.compare_digest(token.encode("utf-8", "surrogateescape"), expected.encode()):
         raise ApiError(403, "csrf", f"the CSRF token is missing or wrong ({CSRF_HEADER}): load the page again")
+
+
+async def read_form(request: web.Request) -> Mapping[str, str]:
+    """Return the fields of a form, which may be sent by anybody; empty if the request has none. Raises ApiError."""
+    if request.method in READING or request.content_type != "application/x-www-form-urlencoded":
+        return {}
+    form: dict[str, str] | None = request.get(_FORM)
+    if form is None:
+        body = b""
+        async for chunk in request.content.iter_any():
+            body += chunk
+            if len(body) > MAX_FORM:
+                raise ApiError(413, "too_large", f"the form is larger than {MAX_FORM} bytes")
+        try:
+            form = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
+        except ValueError as error:
+            raise ApiError(400, "bad_request", "the form cannot be read") from error
+        request[_FORM] = form
+    return form
 
 
 def _host_name(host: str) -> str:

@@ -11,11 +11,10 @@ from typing import Any, Protocol
 from aiohttp import web
 
 from runtime.access.audit import AuditEntry, Refusals
-from runtime.access.browser import READING, KnownHosts, check_csrf, check_fetch_metadata, is_from_browser
+from runtime.access.browser import KnownHosts, check_csrf, check_fetch_metadata, is_from_browser, read_form
 from runtime.access.passwords import Passwords
 from runtime.access.proxy import TrustedProxy, find_client_address, is_direct_from_loopback
 from runtime.access.roles import (
-    OPEN_REQUIREMENTS,
     AccessRequirement,
     Identity,
     Means,
@@ -130,18 +129,15 @@ class AccessControl:
             self.settings.hosts.check_host(request)
             check_fetch_metadata(request)
         self.settings.hosts.check_origin(request)
-        is_open = requirement in OPEN_REQUIREMENTS or (
-            requirement is AccessRequirement.SCRAPE and self._is_open_to_scrapes(request)
-        )
-        try:
-            identity = await self._authenticate(request, requirement, scheme.lower(), credential.strip())
-        except ApiError:
-            if is_open:
-                return  # for example for Prometheus, which may send a token that is not needed
-            raise
+        if requirement is AccessRequirement.SCRAPE and self._is_open_to_scrapes(request):
+            return  # whatever Prometheus sends
+        if requirement is AccessRequirement.PUBLIC:
+            identity = await self._authenticate_session(request)
+        else:
+            identity = await self._authenticate(request, scheme.lower(), credential.strip())
         if identity is not None:
             request[_IDENTITY] = identity
-        if is_open:
+        if requirement is AccessRequirement.PUBLIC:
             return
         if identity is None:
             raise self._build_unauthorized("authentication is required")
@@ -156,16 +152,12 @@ class AccessControl:
             return False
         return is_direct_from_loopback(request) or not self.tokens.has(Role.METRICS)
 
-    async def _authenticate(
-        self, request: web.Request, requirement: AccessRequirement, scheme: str, credential: str
-    ) -> Identity | None:
+    async def _authenticate(self, request: web.Request, scheme: str, credential: str) -> Identity | None:
+        if scheme == "bearer":
+            return await self._authenticate_token(request, credential)
+        if scheme == "basic" and self.users.hashes:
+            return await self._authenticate_password(request, credential)
         if scheme:
-            if requirement is AccessRequirement.PUBLIC:
-                return None
-            if scheme == "bearer":
-                return await self._authenticate_token(request, credential)
-            if scheme == "basic" and self.users.hashes:
-                return await self._authenticate_password(request, credential)
             raise await self._refuse(request, "", "unknown kind of credential")
         return await self._authenticate_session(request) or self._authenticate_proxy(request)
 
@@ -245,7 +237,8 @@ class AccessControl:
     async def _check_csrf(self, request: web.Request, identity: Identity) -> None:
         """Require the CSRF token of changes that a page may have sent with a credential that the browser adds."""
         if identity.means == "console" or (identity.means == "proxy" and is_from_browser(request)):
-            check_csrf(request, request[_CSRF_TOKEN], await _read_csrf_field(request))
+            form = await read_form(request)
+            check_csrf(request, request[_CSRF_TOKEN], form.get("csrf", ""))
 
     async def start_session(
         self, request: web.Request, user: str, method: SignInMethod, groups: Iterable[str] = ()
@@ -334,10 +327,3 @@ class AccessControl:
                 event, who, means, self.find_address(request), target, "refused", reason, verified=identity is not None
             )
         )
-
-
-async def _read_csrf_field(request: web.Request) -> str:
-    """Return the CSRF token in a form; empty where the request has no form."""
-    if request.method in READING or request.content_type != "application/x-www-form-urlencoded":
-        return ""
-    return str((await request.post()).get("csrf", ""))

@@ -38,11 +38,11 @@ _PERMITTED: Mapping[Role, frozenset[AccessRequirement]] = {
     Role.OPERATOR: frozenset({AccessRequirement.SCRAPE, AccessRequirement.VIEWER, AccessRequirement.OPERATOR}),
     Role.ADMIN: frozenset(AccessRequirement),
 }
-OPEN_REQUIREMENTS = frozenset({AccessRequirement.UNCHECKED, AccessRequirement.PUBLIC})
+_OPEN = frozenset({AccessRequirement.UNCHECKED, AccessRequirement.PUBLIC})
 
 
 def permits(role: Role, requirement: AccessRequirement) -> bool:
-    return requirement in OPEN_REQUIREMENTS or requirement in _PERMITTED[role]
+    return requirement in _OPEN or requirement in _PERMITTED[role]
 
 
 def least_role(requirement: AccessRequirement) -> Role:

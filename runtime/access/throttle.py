@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 FIRST_DELAY, MAX_DELAY = 5.0, 300.0  # seconds between attempts
 FORGET_AFTER = 900.0  # seconds without an attempt
-MAX_KEYS = 10_000
+MAX_KEYS, MAX_NAME = 10_000, 100
 V6_NETWORK = 64  # bits that a provider gives to one customer
 
 Key = tuple[str, ...]
@@ -100,7 +100,7 @@ class Throttle:
 
 
 def _keys(user: str, address: str) -> list[tuple[Key, Limit]]:
-    network = _network(address)
+    user, network = user[:MAX_NAME], _network(address)
     return [(("pair", user, network), PAIR), (("address", network), ADDRESS), (("user", user), USER)]
 
 

@@ -118,7 +118,7 @@ def empty(program: str) -> web.Application:
         access_api.add_routes(app, nothing, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)
         console.add_routes(app, nothing, nothing)
-        SignInPages(access, {}, nothing, nothing, nothing).add_routes(app)
+        SignInPages(access, {}, nothing, nothing).add_routes(app)
     return app
 
 
@@ -247,6 +247,9 @@ async def test_every_route_by_what_is_shown(loop: Loop) -> None:
                 may = as_role in allowed[requirement]
                 if is_foreign and requirement is not UNCHECKED:
                     may = method in ("GET", "HEAD")
+                if path.startswith("/webhook/feishu/"):  # whose credential is a signature
+                    assert answer.json()["error"]["code"] == "not_verified"
+                    continue
                 where = (program, method, path, name, answer.status_code, answer.text[:200])
                 assert answer.status_code < 500, where
                 is_form = path in ("/sign-in", "/sign-out") and method == "POST"

@@ -15,7 +15,7 @@ from remediator.record import audit
 from remediator.record.database import StorageError
 from remediator.record.schema import audit as audit_rows
 from remediator.record.transaction import Transaction
-from remediator.sign_in.services import PendingSignIns, SignInError
+from remediator.sign_in.services import Redirect, SignInError
 from runtime.access.audit import AuditEntry, Refusals
 from runtime.access.passwords import Passwords
 from runtime.access.proxy import RoleMap
@@ -223,20 +223,23 @@ def test_errors_in_roles(tmp_path: Path, text: str, message: str) -> None:
     assert str(raised.value).endswith(message)
 
 
-def test_redirects_to_a_service_come_back_once_and_in_time() -> None:
-    clock = Clock()
-    pending = PendingSignIns(clock)
-    state, _ = pending.add("oidc", "cookie", "uri", "next")
-    assert pending.take("oidc", state, "cookie").next == "next"
-    for service, cookie, later in (("oidc", "other", 0), ("feishu", "cookie", 0), ("oidc", "cookie", 600)):
-        state, _ = pending.add("oidc", "cookie", "uri", "next")
-        clock.at += later
+def test_only_the_browser_that_was_redirected_comes_back() -> None:
+    redirect = Redirect("oidc", "secret of the cookie", "uri", "incidents/1?x=é")
+    again = Redirect.resume("oidc", "secret of the cookie", "uri", redirect.state)
+    assert again == redirect
+    assert len({redirect.state, redirect.nonce, redirect.code_verifier}) == 3
+    assert len(redirect.code_verifier) >= 43  # as PKCE requires
+    mac, _, next_ = redirect.state.partition(".")
+    other = Redirect("oidc", "secret of the cookie", "uri", "other").state.partition(".")[2]
+    for service, secret, state in (
+        ("feishu", "secret of the cookie", redirect.state), ("oidc", "another", redirect.state),
+        ("oidc", "", redirect.state), ("oidc", "secret of the cookie", f"{mac}.{other}"),
+        ("oidc", "secret of the cookie", f"{mac}.%%"), ("oidc", "secret of the cookie", f".{next_}"),
+        ("oidc", "secret of the cookie", ""), ("oidc", "", Redirect("oidc", "", "uri", "").state),
+        ("oidc", "secret of the cookie", "\udcff"),
+    ):  # fmt: skip
         with pytest.raises(SignInError):
-            pending.take(service, state, cookie)
-    states = [pending.add("oidc", "cookie", "uri", "next")[0] for _ in range(1500)]
-    with pytest.raises(SignInError):
-        pending.take("oidc", states[0], "cookie")
-    assert pending.take("oidc", states[-1], "cookie")
+            Redirect.resume(service, secret, "uri", state)
 
 
 def entry(outcome: Any = "done", name: str = "ann", **more: Any) -> AuditEntry:
