@@ -68,7 +68,7 @@ async def run(load: Load, listen: ListenAddress, web_config: WebConfig, redact: 
     parts.metrics.record_reload(successful=True)
     try:
         await serve(
-            "remediator", app, listen, tls=web_config.ssl_context(),
+            "remediator", app, listen, parts.metrics, tls=web_config.ssl_context(),
             tasks=[parts.engine.run, parts.sender.run, parts.run_housekeeping, parts.connections.run],
             reload=reload, drain=parts.drain,
         )  # fmt: skip

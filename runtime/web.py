@@ -18,11 +18,14 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from runtime.errors import StartError
+from runtime.logs import LimitedLog
+from runtime.requests import add_response_headers
 from runtime.tokens import ApiToken, TokenError
 from runtime.webconfig import WebConfig
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
+limited_log = LimitedLog()
 
 WEB_USER = "user"  # the key in a request of the web user's name
 _AUTHENTICATED = "authenticated"
@@ -176,12 +179,7 @@ def create_application(
     app[_ACCESS] = access
     app[_REQUIREMENTS] = {}
     app[_ON_ERROR] = on_error
-    headers = config.http_server_config.headers
-
-    async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(headers)
-
-    app.on_response_prepare.append(add_headers)
+    add_response_headers(app, config.http_server_config.headers, tls=config.tls_server_config is not None)
     app.on_startup.append(_check_routes)
 
     async def healthy(_request: web.Request) -> web.Response:
@@ -256,7 +254,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except asyncio.CancelledError:
         raise
     except Exception:  # a request is where a task begins
-        log.exception("request_failed", method=request.method, path=request.path)
+        if limited_log.admits("request_failed"):
+            log.exception("request_failed", method=request.method, path=request.path)
         error = ApiError(500, "internal", "internal error; see the log")
     request.app[_ON_ERROR](request, error)
     body = {"error": {"code": error.code, "message": error.message}}

@@ -11,7 +11,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import structlog
 from aiohttp import web
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -19,12 +18,13 @@ from remediator.chat.buttons import MAX_AGE, ButtonHandler
 from remediator.chat.feishu_events import InvalidPressError, parse_press, render_toast
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
+from runtime.logs import LimitedLog
 from runtime.web import AccessRequirement, ApiError, add_route
 
 RESPOND_WITHIN = 2.0  # seconds; Feishu waits for three
 BODY_LIMIT = 64 * 1024  # bytes
 BLOCK = 16  # bytes of an AES block
-log = structlog.get_logger()
+log = LimitedLog()
 
 
 def add_routes(app: web.Application, database: Database, buttons: ButtonHandler) -> None:

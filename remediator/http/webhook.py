@@ -16,9 +16,11 @@ from remediator.engine.engine import Engine
 from remediator.incidents import intake
 from remediator.metrics import RemediatorMetrics
 from remediator.record.database import Database, StorageError
+from runtime.logs import LimitedLog
 from runtime.web import AccessRequirement, ApiError, add_route
 
 log = structlog.get_logger()
+limited_log = LimitedLog()
 
 
 def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, ApiError], None]:
@@ -27,7 +29,7 @@ def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, ApiErro
     def on_refusal(request: web.Request, error: ApiError) -> None:
         if request.path == WEBHOOK_PATH:
             metrics.refusals.labels(str(error.status)).inc()
-            log.warning("alertmanager_webhook_refused", status=error.status, error=error.message)
+            limited_log.warning("alertmanager_webhook_refused", status=error.status, error=error.message)
 
     return on_refusal
 
