@@ -25,6 +25,7 @@ HANDSHAKE_TIMEOUT = 10.0  # of TLS
 HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later request
 BODY_TIMEOUT = 30.0
 RESPONSE_TIMEOUT = 30.0  # how long a client may leave full buffers unread
+_CHECK_EVERY = 1.0
 _BACKLOG = 1024
 _ACCEPTED_TOGETHER = 10
 _PAUSE_AFTER_FAILURE = 1.0
@@ -92,6 +93,12 @@ class Connections:
             if not siblings:
                 del self._by_address[connection.address]
 
+    def check_timeouts(self) -> None:
+        """Drop the connections of slow clients; call it about every second."""
+        now = asyncio.get_running_loop().time()
+        for connection in [each for siblings in self._by_address.values() for each in siblings]:
+            connection.check_timeouts(now)
+
     def report_drop(self, connection: "Connection", reason: str) -> None:
         self._metrics.dropped_connections.labels(reason).inc()
         _log.warning("connection_dropped", client=connection.address, reason=reason)
@@ -128,8 +135,9 @@ class Connection(web.RequestHandler):
         self._connections, self._socket, self.address = connections, client, address
         self._transport: asyncio.Transport | None = None
         self._request: web.BaseRequest | None = None
-        self._headers_timer: asyncio.TimerHandle | None = None
-        self._response_timer: asyncio.TimerHandle | None = None
+        self._request_start = 0.0
+        self._headers_start: float | None = None  # None while a connection that is kept alive is idle
+        self._pause_start: float | None = None
         self.has_sent_request = False
         self.opening: asyncio.Task[None] | None = None
 
@@ -149,46 +157,49 @@ class Connection(web.RequestHandler):
 
     @contextlib.contextmanager
     def answer(self, request: web.BaseRequest) -> Iterator[None]:
-        """Limit the time for the request's body, until the application has answered."""
-        self._request, self.has_sent_request = request, True
-        self._stop_headers_timer()
-        timer = self._loop.call_later(BODY_TIMEOUT, self._end_body, request)
+        """Note that the headers have arrived, and the application answers."""
+        self._request, self._request_start = request, self._loop.time()
+        self._headers_start, self.has_sent_request = None, True
         try:
             yield
         finally:
-            timer.cancel()
             self._request = None
             self._connections.move_to_end(self)
 
-    def _end_body(self, request: web.BaseRequest) -> None:
-        if not request.content.is_eof():
-            self._connections.report_drop(self, "body")
-            # Ends the application's reading. After the response, aiohttp closes the connection.
-            request.content.set_exception(web.HTTPRequestTimeout())
+    def check_timeouts(self, now: float) -> None:
+        """Drop the connection if its client is too slow."""
+        if self._headers_start is not None and now > self._headers_start + HEADERS_TIMEOUT:
+            self.drop("headers")
+        elif self._pause_start is not None and now > self._pause_start + RESPONSE_TIMEOUT:
+            self.drop("response")
+        elif self._request is not None and now > self._request_start + BODY_TIMEOUT:
+            body = self._request.content
+            if not body.is_eof() and body.exception() is None:
+                self._connections.report_drop(self, "body")
+                # Ends the application's reading. After the response, aiohttp closes the connection.
+                body.set_exception(web.HTTPRequestTimeout())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         super().connection_made(transport)
-        self._start_headers_timer()
+        self._headers_start = self._loop.time()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._connections.remove(self)
-        self._stop_headers_timer()
-        self._stop_response_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._request is None and self._headers_timer is None:
-            self._start_headers_timer()
+        if self._request is None and self._headers_start is None:
+            self._headers_start = self._loop.time()
         super().data_received(data)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._response_timer = self._loop.call_later(RESPONSE_TIMEOUT, self.drop, "response")
+        self._pause_start = self._loop.time()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._stop_response_timer()
+        self._pause_start = None
 
     def handle_error(
         self,
@@ -203,19 +214,6 @@ class Connection(web.RequestHandler):
             return self._connections.refuse(self, describe_parser_error(exc))
         return response
 
-    def _start_headers_timer(self) -> None:
-        self._headers_timer = self._loop.call_later(HEADERS_TIMEOUT, self.drop, "headers")
-
-    def _stop_headers_timer(self) -> None:
-        if self._headers_timer is not None:
-            self._headers_timer.cancel()
-            self._headers_timer = None
-
-    def _stop_response_timer(self) -> None:
-        if self._response_timer is not None:
-            self._response_timer.cancel()
-            self._response_timer = None
-
 
 class Listener:
     """Accepts connections. Those in a TLS handshake count, which they would not with asyncio's own servers."""
@@ -226,6 +224,7 @@ class Listener:
         self._is_closed = False
         for each in sockets:
             self._start(each)
+        self._check_timeouts()
 
     @classmethod
     async def bind(cls, host: str, port: int, connections: Connections, tls: ssl.SSLContext | None) -> "Listener":
@@ -255,6 +254,11 @@ class Listener:
         if not self._is_closed:
             listening.setblocking(False)
             self._loop.add_reader(listening, self._accept, listening)
+
+    def _check_timeouts(self) -> None:
+        # One timer for all connections: several for each request would take longer than a small request.
+        self._connections.check_timeouts()
+        self._loop.call_later(_CHECK_EVERY, self._check_timeouts)
 
     def _accept(self, listening: socket.socket) -> None:
         """Accept some of the clients that wait; the event loop calls again while there are others."""

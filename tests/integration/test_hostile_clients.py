@@ -290,6 +290,7 @@ class Application:
 async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Application]:
     for name in ("HANDSHAKE_TIMEOUT", "HEADERS_TIMEOUT", "BODY_TIMEOUT", "RESPONSE_TIMEOUT"):
         monkeypatch.setattr(connections, name, 0.5)
+    monkeypatch.setattr(connections, "_CHECK_EVERY", 0.1)
     async with Application().serve() as made:
         yield made
 
