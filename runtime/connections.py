@@ -7,6 +7,7 @@ out neither the others nor itself.
 import asyncio
 import contextlib
 import ipaddress
+import itertools
 import resource
 import socket
 import ssl
@@ -26,6 +27,8 @@ HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later
 BODY_TIMEOUT = 30.0
 RESPONSE_TIMEOUT = 30.0  # how long a client may leave full buffers unread
 _CHECK_EVERY = 1.0
+_CHECK_AGAIN = 0.01
+_DROPPED_TOGETHER = 20
 _BACKLOG = 1024
 _ACCEPTED_TOGETHER = 10
 _PAUSE_AFTER_FAILURE = 1.0
@@ -93,11 +96,15 @@ class Connections:
             if not siblings:
                 del self._by_address[connection.address]
 
-    def check_timeouts(self) -> None:
-        """Drop the connections of slow clients; call it about every second."""
+    def check_timeouts(self) -> bool:
+        """Drop connections of slow clients, and return whether there may be more of them.
+
+        Few at a time, so that the event loop is never blocked for long.
+        """
         now = asyncio.get_running_loop().time()
-        for connection in [each for siblings in self._by_address.values() for each in siblings]:
-            connection.check_timeouts(now)
+        connections = [each for siblings in self._by_address.values() for each in siblings]
+        overdue = (each for each in connections if each.drop_if_slow(now))
+        return len(list(itertools.islice(overdue, _DROPPED_TOGETHER))) == _DROPPED_TOGETHER
 
     def report_drop(self, connection: "Connection", reason: str) -> None:
         self._metrics.dropped_connections.labels(reason).inc()
@@ -166,18 +173,23 @@ class Connection(web.RequestHandler):
             self._request = None
             self._connections.move_to_end(self)
 
-    def check_timeouts(self, now: float) -> None:
-        """Drop the connection if its client is too slow."""
+    def drop_if_slow(self, now: float) -> bool:
+        """Drop the connection if its client is too slow, and return whether it was."""
         if self._headers_start is not None and now > self._headers_start + HEADERS_TIMEOUT:
             self.drop("headers")
-        elif self._pause_start is not None and now > self._pause_start + RESPONSE_TIMEOUT:
+            return True
+        if self._pause_start is not None and now > self._pause_start + RESPONSE_TIMEOUT:
             self.drop("response")
-        elif self._request is not None and now > self._request_start + BODY_TIMEOUT:
-            body = self._request.content
-            if not body.is_eof() and body.exception() is None:
-                self._connections.report_drop(self, "body")
-                # Ends the application's reading. After the response, aiohttp closes the connection.
-                body.set_exception(web.HTTPRequestTimeout())
+            return True
+        if self._request is None or now < self._request_start + BODY_TIMEOUT:
+            return False
+        body = self._request.content
+        if body.is_eof() or body.exception() is not None:
+            return False
+        self._connections.report_drop(self, "body")
+        # Ends the application's reading. After the response, aiohttp closes the connection.
+        body.set_exception(web.HTTPRequestTimeout())
+        return True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -257,8 +269,8 @@ class Listener:
 
     def _check_timeouts(self) -> None:
         # One timer for all connections: several for each request would take longer than a small request.
-        self._connections.check_timeouts()
-        self._loop.call_later(_CHECK_EVERY, self._check_timeouts)
+        has_more = self._connections.check_timeouts()
+        self._loop.call_later(_CHECK_AGAIN if has_more else _CHECK_EVERY, self._check_timeouts)
 
     def _accept(self, listening: socket.socket) -> None:
         """Accept some of the clients that wait; the event loop calls again while there are others."""

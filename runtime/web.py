@@ -108,7 +108,7 @@ class AccessControl:
             try:
                 await asyncio.to_thread(self.token.get)
             except TokenError as error:
-                log.warning("api_token_missing", error=str(error))
+                limited_log.warning("api_token_missing", error=str(error))
                 return ApiError(
                     403, "no_token", f"no API token is configured; set {self.token.setting}, or see the log"
                 )

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import yaml
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
@@ -27,6 +28,7 @@ from runtime.tokens import ApiToken
 from runtime.web import AccessControl, AccessRequirement, add_route, create_application
 from runtime.webconfig import WebConfig
 from tests.integration.peers import Authority
+from tests.integration.test_probe_net import no_file_left
 from tests.support import eventually
 
 PROGRAMS = ("exporter", "remediator")
@@ -421,6 +423,40 @@ def exchange_early(plain: socket.socket, context: ssl.SSLContext) -> bytes:
         except ssl.SSLWantReadError:
             incoming.write(plain.recv(65536) or b"closed")
     return answer
+
+
+async def test_it_accepts_again_after_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_PAUSE_AFTER_FAILURE", 0.1)
+    async with Application().serve() as application:
+        earlier, writer = await application.connect()
+        with socket.socket() as waiting, capture_logs() as lines:
+            with no_file_left():
+                waiting.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(waiting, ("127.0.0.1", application.port))
+                waiting.sendall(request("GET /-/healthy"))
+
+                async def has_failed() -> bool:
+                    return any(line["event"] == "accept_failed" for line in lines)
+
+                await eventually(has_failed)
+                writer.write(request("GET /-/healthy"))
+                await earlier.readuntil(b"healthy\n")
+            waiting.settimeout(60)
+            assert (await asyncio.to_thread(waiting.recv, 65536)).endswith(b"healthy\n")
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8::1:2:3:4", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_the_address_by_which_a_client_is_counted(address: str, group: str) -> None:
+    assert connections._group_address(address) == group
 
 
 Check = Callable[[], Awaitable[bool]]
