@@ -73,7 +73,7 @@ def check(options: argparse.Namespace) -> int:
 def exporter(options: argparse.Namespace) -> int:
     from exporter import app
 
-    app.prepare_process()
+    app.set_resolver_threads()
     return _serve(options, "exporter", app.run)
 
 
@@ -85,10 +85,11 @@ def remediator(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace, program: "Program", server: "Server") -> int:
     from runtime import logs, webconfig
-    from runtime.lifecycle import ListenAddress
+    from runtime.lifecycle import ListenAddress, raise_file_limit
     from runtime.redaction import Redactor
 
     redact = Redactor()
+    raise_file_limit()
     logs.configure(redact)
     web = webconfig.WebConfigFile(options.web_config)
     # Before the server handles SIGHUP, a reload would end the process; the configuration is being loaded anyway.

@@ -74,8 +74,9 @@ async def run(
         "exporter",
         app,
         listen,
-        tls=web_config.tls,
-        tasks=[start, access.run, web_config.run],
+        metrics,
+        web_config=web_config,
+        tasks=[start, access.run],
         reload=reload,
         drain=scheduler.close,
     )
@@ -96,14 +97,14 @@ def _freeze_garbage_collector() -> None:
 
 
 def _max_concurrent_probes() -> int:
-    """Return the limit of concurrent probes, derived from the limit of open files: each probe opens a socket."""
+    """Return the limit of concurrent probes: each opens a socket, and may use half of the files that can be open.
+
+    The server's connections use at most a quarter.
+    """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return max(100, min(soft - 256, 10_000))
+    return max(100, min(soft // 2, 10_000))
 
 
-def prepare_process() -> None:
-    """Raise the limit of open files and the number of resolver threads; call before the event loop is created."""
+def set_resolver_threads() -> None:
+    """Set the number of resolver threads; call before the event loop is created."""
     os.environ.setdefault("UV_THREADPOOL_SIZE", RESOLVER_THREADS)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -77,10 +77,9 @@ async def run(load: Load, listen: ListenAddress, web_config: WebConfigFile, reda
     parts.metrics.record_reload(successful=True)
     try:
         await serve(
-            "remediator", app, listen, tls=web_config.tls,
+            "remediator", app, listen, parts.metrics, web_config=web_config,
             tasks=[
                 parts.engine.run, parts.sender.run, parts.run_housekeeping, parts.connections.run, parts.access.run,
-                web_config.run,
             ],
             reload=reload, drain=parts.drain,
         )  # fmt: skip

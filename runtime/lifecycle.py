@@ -2,19 +2,24 @@
 
 import asyncio
 import contextlib
+import resource
 import signal
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import structlog
 from aiohttp import web
 
+from runtime.connections import Connections, Listener
 from runtime.errors import DefibError, StartError
 from runtime.metrics import ProgramMetrics
+from runtime.webconfig import WebConfigFile
 
 DRAIN_TIMEOUT = 20.0  # of the 30 s for the whole shutdown; the rest is for cancelling what has not ended
 MAX_PORT = 65535
+MAX_OPEN_FILES = 65536  # not more: some programs that a child process runs close every possible file at their start
 log = structlog.get_logger()
 
 
@@ -32,6 +37,13 @@ class ListenAddress:
         if not colon or not port.isdigit() or int(port) > MAX_PORT:
             raise StartError(f"--listen must be ADDRESS:PORT, not {text!r}")
         return cls(host.strip("[]") or "0.0.0.0", int(port))  # noqa: S104 - `:PORT` means all addresses
+
+
+def raise_file_limit() -> None:
+    """Raise the limit of open files of this process and its children, which each connection counts against."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < min(hard, MAX_OPEN_FILES):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, MAX_OPEN_FILES), hard))
 
 
 class Reloader:
@@ -66,8 +78,9 @@ async def serve(
     name: str,
     app: web.Application,
     listen: ListenAddress,
+    metrics: ProgramMetrics,
     *,
-    tls: ssl.SSLContext | None = None,
+    web_config: WebConfigFile,
     tasks: Sequence[Callable[[], Awaitable[None]]] = (),
     reload: Reloader | None = None,
     drain: Callable[[], Awaitable[None]] | None = None,
@@ -75,25 +88,30 @@ async def serve(
     """Serve `app` and run `tasks` beside it until SIGTERM or SIGINT; SIGHUP reloads.
 
     `drain` runs after the listener has closed, and before `tasks` are cancelled. Everything ends within 30 s of the
-    signal. A task that fails ends the program with its error, so that its supervisor restarts it.
+    signal. Each connection uses the certificates that the web configuration has at that time. A task that fails ends
+    the program with its error, so that its supervisor restarts it.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2.0, handle_signals=False)
+    runner = web.AppRunner(app, shutdown_timeout=2.0, handle_signals=False)
     await runner.setup()
     try:
-        address = await _bind(runner, listen, tls)
+        listener = await _bind(Connections(app, cast("web.Server", runner.server), metrics), listen, web_config)
+        address = _format_url(listener, web_config.tls)
         async with asyncio.TaskGroup() as group:
-            running = [group.create_task(_run(task), name=getattr(task, "__name__", name)) for task in tasks]
+            running = [
+                group.create_task(_run(task), name=getattr(task, "__name__", name))
+                for task in (metrics.measure_event_loop_lag, web_config.run, *tasks)
+            ]
             if reload is not None:
                 loop.add_signal_handler(signal.SIGHUP, lambda: group.create_task(_reload_logged(reload), name="reload"))
             print(f"defib {name} listening on {address}", flush=True)  # noqa: T201 - documented output
             log.info("server_started", program=name, address=address)
             await stop.wait()
             log.info("server_stopping", program=name)
-            await _stop(runner, drain)
+            await _stop(listener, drain)
             for task in running:
                 task.cancel()
     finally:
@@ -110,21 +128,22 @@ async def _reload_logged(reload: Reloader) -> None:
         await reload()
 
 
-async def _bind(runner: web.AppRunner, listen: ListenAddress, tls: ssl.SSLContext | None) -> str:
-    site = web.TCPSite(runner, listen.host, listen.port, ssl_context=tls, backlog=1024)
+async def _bind(connections: Connections, listen: ListenAddress, web_config: WebConfigFile) -> Listener:
     try:
-        await site.start()
+        return await Listener.bind(listen.host, listen.port, connections, lambda: web_config.tls)
     except OSError as error:
         raise StartError(f"cannot listen on {listen.host}:{listen.port}: {error.strerror or error}") from error
-    host, port = runner.addresses[0][:2]
+
+
+def _format_url(listener: Listener, tls: ssl.SSLContext | None) -> str:
+    host, port = listener.address
     return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-async def _stop(runner: web.AppRunner, drain: Callable[[], Awaitable[None]] | None) -> None:
+async def _stop(listener: Listener, drain: Callable[[], Awaitable[None]] | None) -> None:
+    listener.close()
     try:
         async with asyncio.timeout(DRAIN_TIMEOUT):
-            for site in list(runner.sites):
-                await site.stop()
             if drain is not None:
                 await drain()
     except TimeoutError:

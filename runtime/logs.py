@@ -1,9 +1,12 @@
 """Structured logs on stderr: JSON lines for machines, colour for a terminal."""
 
+import asyncio
 import contextlib
 import logging
 import sys
+import time
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from typing import Any, TextIO, cast
 
 import structlog
@@ -11,6 +14,7 @@ import structlog
 from runtime.redaction import Redactor
 
 LogEvent = MutableMapping[str, Any]
+log = structlog.get_logger()
 
 
 def configure(redactor: Redactor, stream: TextIO | None = None, level: int = logging.INFO) -> None:
@@ -66,3 +70,44 @@ class _FailsafeStream:
     def flush(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             self._stream.flush()
+
+
+class LimitedLog:
+    """Logs each event at most `limit` times in `interval` seconds, then one line with the number of suppressed events.
+
+    For events that other machines cause as often as they like: their lines must not fill the disk. `event` must
+    therefore be a constant. Use it in the event loop.
+    """
+
+    def __init__(self, limit: int = 20, interval: float = 60.0) -> None:
+        self._limit, self._interval = limit, interval
+        self._windows: dict[str, _Window] = {}
+
+    def warning(self, event: str, **fields: object) -> None:
+        if self.admits(event):
+            log.warning(event, **fields)
+
+    def admits(self, event: str) -> bool:
+        """Count an event, and return whether it should be logged."""
+        now = time.monotonic()
+        window = self._windows.get(event)
+        if window is None or now >= window.end:
+            if window is not None:
+                self._report(event, window)  # its timer is late
+            window = self._windows[event] = _Window(now + self._interval)
+            asyncio.get_running_loop().call_later(self._interval, self._report, event, window)
+        window.count += 1
+        return window.count <= self._limit
+
+    def _report(self, event: str, window: "_Window") -> None:
+        if self._windows.get(event) is not window:
+            return
+        del self._windows[event]
+        if window.count > self._limit:
+            log.warning("events_suppressed", suppressed=event, count=window.count - self._limit, seconds=self._interval)
+
+
+@dataclass
+class _Window:
+    end: float
+    count: int = 0

@@ -1,14 +1,18 @@
 """The metrics that every program has about itself."""
 
+import asyncio
 import time
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from runtime import VERSION
 
+LAG_PERIOD = 0.1
+LAG_WINDOW = 30.0
+
 
 class ProgramMetrics:
-    """A metrics registry with the version and the outcome of reloads."""
+    """A metrics registry with the version, reloads, the lag of the event loop, and connections to the server."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -25,7 +29,41 @@ class ProgramMetrics:
             registry=self.registry,
         )
 
+        self._event_loop_lag = Gauge(
+            "defib_event_loop_lag_seconds",
+            "Largest delay of the event loop in the last 30 to 60 seconds.",
+            registry=self.registry,
+        )
+        self.connections = Gauge("defib_http_connections", "Open connections to the server.", registry=self.registry)
+        self.dropped_connections = Counter(
+            "defib_http_connections_dropped",
+            "Connections that the server closed because of a limit or a slow client, by reason.",
+            ["reason"],
+            registry=self.registry,
+        )
+        for reason in ("limit", "handshake", "headers", "body", "response"):
+            self.dropped_connections.labels(reason)
+        self.malformed_requests = Counter(
+            "defib_http_requests_malformed", "Requests that were refused as malformed.", registry=self.registry
+        )
+
     def record_reload(self, *, successful: bool) -> None:
         self._reload_ok.set(int(successful))
         if successful:
             self._reload_at.set(time.time())
+
+    async def measure_event_loop_lag(self) -> None:
+        """Measure for ever by how much the event loop is late.
+
+        The metric has the largest value of a window that is longer than usual scrape intervals, so that no scrape
+        misses one.
+        """
+        window_end, previous, current = time.monotonic() + LAG_WINDOW, 0.0, 0.0
+        while True:
+            due = time.monotonic() + LAG_PERIOD
+            await asyncio.sleep(LAG_PERIOD)
+            now = time.monotonic()
+            if now >= window_end:
+                window_end, previous, current = now + LAG_WINDOW, current, 0.0
+            current = max(current, now - due)
+            self._event_loop_lag.set(max(previous, current))

@@ -10,10 +10,13 @@ from aiohttp import web
 from runtime.access.control import AccessControl, get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError, StartError
+from runtime.logs import LimitedLog
+from runtime.requests import add_response_headers
 from runtime.webconfig import WebConfigFile
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
+limited_log = LimitedLog()
 _CLIENT_ERROR, _UNAUTHORIZED = 400, 401
 
 
@@ -38,11 +41,7 @@ def create_application(
     app[_REQUIREMENTS] = {}
     app[_ON_ERROR] = on_error
     app[_SIGN_IN] = sign_in
-
-    async def add_headers(_request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(web_config.config.http_server_config.headers)
-
-    app.on_response_prepare.append(add_headers)
+    add_response_headers(app, web_config)
     app.on_startup.append(_check_routes)
 
     async def healthy(_request: web.Request) -> web.Response:
@@ -115,7 +114,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except asyncio.CancelledError:
         raise
     except Exception:  # a request is where a task begins
-        log.exception("request_failed", method=request.method, path=request.path)
+        if limited_log.admits("request_failed"):
+            log.exception("request_failed", method=request.method, path=request.path)
         error = ApiError(500, "internal", "internal error; see the log")
     request.app[_ON_ERROR](request, error)
     if error.status == _UNAUTHORIZED and request.app[_SIGN_IN] and _is_page(request):

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
 from aiohttp import web
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
@@ -24,13 +23,14 @@ from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
+from runtime.logs import LimitedLog
 from runtime.web import add_route
 
 RESPOND_WITHIN = 2.0  # seconds; Feishu waits for three
 BODY_LIMIT = 64 * 1024  # bytes
 UNSIGNED_LIMIT = 2048  # bytes of the check of a new URL; Feishu's has about 300
 BLOCK = 16  # bytes of an AES block
-log = structlog.get_logger()
+log = LimitedLog()
 
 
 def add_routes(app: web.Application, database: Database, buttons: ButtonHandler) -> None:

@@ -18,9 +18,11 @@ from remediator.metrics import RemediatorMetrics
 from remediator.record.database import Database, StorageError
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
+from runtime.logs import LimitedLog
 from runtime.web import add_route
 
 log = structlog.get_logger()
+limited_log = LimitedLog()
 
 
 def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, ApiError], None]:
@@ -29,7 +31,7 @@ def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, ApiErro
     def on_refusal(request: web.Request, error: ApiError) -> None:
         if request.path == WEBHOOK_PATH:
             metrics.refusals.labels(str(error.status)).inc()
-            log.warning("alertmanager_webhook_refused", status=error.status, error=error.message)
+            limited_log.warning("alertmanager_webhook_refused", status=error.status, error=error.message)
 
     return on_refusal
 

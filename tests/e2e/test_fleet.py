@@ -426,7 +426,8 @@ async def without_alertmanager(fleet: Fleet) -> None:
         failing: list[tuple[str, str, Labels]] = [("remediator", "PrometheusFailing", CRITICAL)]
         await all_arrive(fleet, failing, "firing", 120)
         stuttering = asyncio.create_task(stutter(fleet))
-        await all_arrive(fleet, [("remediator", "ExporterOverloaded", WARNING)], "firing", 1200)
+        names = ("ExporterOverloaded", "EventLoopBlocked")
+        await all_arrive(fleet, [("remediator", name, WARNING) for name in names], "firing", 1200)
         stuttering.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await stuttering
@@ -442,7 +443,7 @@ def test_no_alert_is_forgotten() -> None:
     """Each is broken here, or said why not."""
     here = {name for fault in FAULTS for name, _ in fault.alerts} | {
         "Watchdog", "ExporterDown", "RemediatorDown", "AlertmanagerDown", "NotificationsFailing", "PrometheusFailing",
-        "ExporterOverloaded",
+        "ExporterOverloaded", "EventLoopBlocked",
     }  # fmt: skip
     elsewhere = {
         "ConfigMismatch": "would hold every restart; tests/integration/test_lifecycle.py has it",

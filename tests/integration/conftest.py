@@ -59,6 +59,12 @@ async def serve() -> AsyncIterator[Serve]:
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
     """A self-signed certificate for web.test with its key, in one file."""
+    path = tmp_path / "web.pem"
+    write_certificate(path)
+    return path
+
+
+def write_certificate(path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "web.test")])
     now = datetime.now(UTC)
@@ -68,12 +74,10 @@ def certificate(tmp_path: Path) -> Path:
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("web.test")]), critical=False)
         .sign(key, hashes.SHA256())
     )  # fmt: skip
-    path = tmp_path / "web.pem"
     path.write_bytes(
         made.public_bytes(serialization.Encoding.PEM)
         + key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
-    return path
 
 
 @pytest.fixture(scope="module")

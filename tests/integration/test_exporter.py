@@ -22,6 +22,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
 from runtime import webconfig
 from runtime.errors import StartError
+from tests.integration.conftest import write_certificate
 from tests.support import eventually, write
 
 TOKEN = {"Authorization": "Bearer t0ken"}
@@ -285,6 +286,24 @@ async def test_tls_in_the_web_configuration(exporter: Exporter, certificate: Pat
         exporter.is_ready = is_ready  # type: ignore[method-assign] # this test has its own
         await exporter.start("--web.config.file", str(web))
         assert "https://127.0.0.1" in (exporter.folder / "log").read_text()
+        # A renewed certificate is used for new connections, and an open one stays.
+        address = ("127.0.0.1", exporter.port)
+        before = await asyncio.to_thread(ssl.get_server_certificate, address)
+        await asyncio.to_thread(write_certificate, certificate)
+
+        async def is_renewed() -> bool:
+            return await asyncio.to_thread(ssl.get_server_certificate, address) != before
+
+        await eventually(is_renewed)
+        assert (await client.get("/-/ready", extensions=extensions)).is_success
+        # One that cannot be loaded changes nothing.
+        await asyncio.to_thread(certificate.write_text, "nonsense")
+
+        async def is_refused() -> bool:
+            return "web_configuration_refused" in (exporter.folder / "log").read_text()
+
+        await eventually(is_refused)
+        assert await asyncio.to_thread(ssl.get_server_certificate, address)
 
 
 async def test_it_stops_cleanly(exporter: Exporter) -> None:

@@ -1,0 +1,305 @@
+"""The connections of a server: limits on their number, and timeouts for slow clients.
+
+A new connection that exceeds a limit takes the place of one that waits for its client. One address can therefore lock
+out neither the others nor itself.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import itertools
+import resource
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+from aiohttp import web
+
+from runtime.logs import LimitedLog
+from runtime.metrics import ProgramMetrics
+from runtime.requests import RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
+
+MAX_CONNECTIONS = 2048
+MAX_CONNECTIONS_PER_ADDRESS = 512
+HANDSHAKE_TIMEOUT = 10.0  # of TLS
+HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later request
+BODY_TIMEOUT = 30.0
+RESPONSE_TIMEOUT = 30.0  # how long a client may leave full buffers unread
+_CHECK_EVERY = 1.0
+_CHECK_AGAIN = 0.01
+_DROPPED_TOGETHER = 20
+_BACKLOG = 1024
+_ACCEPTED_TOGETHER = 10
+_PAUSE_AFTER_FAILURE = 1.0
+_BAD_REQUEST = 400
+_log = LimitedLog()
+
+
+class Connections:
+    """The open connections of a server."""
+
+    def __init__(self, app: web.Application, server: web.Server, metrics: ProgramMetrics) -> None:
+        self._server, self._metrics = server, metrics
+        self._headers = app[RESPONSE_HEADERS]
+        self._limit = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._count = 0
+        self._by_address: dict[str, dict[Connection, None]] = {}
+        self._handle = server.request_handler
+        server.request_handler = self._answer
+
+    def open(self, client: socket.socket, address: str, tls: ssl.SSLContext | None) -> None:
+        """Serve a client that has connected from this address."""
+        connection = Connection(self._server, self, client, address)
+        self.add(connection)
+        connection.opening = asyncio.get_running_loop().create_task(self._open(connection, client, tls))
+
+    async def _open(self, connection: "Connection", client: socket.socket, tls: ssl.SSLContext | None) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: connection, client, ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT if tls else None
+            )
+        except OSError as error:  # the client has gone, refuses the handshake, sends something else, or is silent
+            if isinstance(error, ConnectionAbortedError):
+                connection.drop("handshake")
+            self.remove(connection)
+            client.close()
+
+    def add(self, connection: "Connection") -> None:
+        """Add a new connection. At a limit, drop one that waits for its client, or the new one if there is none."""
+        siblings = self._by_address.get(connection.address, {})
+        candidates: list[dict[Connection, None]] = []
+        if len(siblings) >= MAX_CONNECTIONS_PER_ADDRESS:
+            candidates = [siblings]
+        elif self._count >= self._limit:
+            candidates = sorted(self._by_address.values(), key=len, reverse=True)
+        self._by_address.setdefault(connection.address, {})[connection] = None
+        self._count += 1
+        self._metrics.connections.set(self._count)
+        if candidates:
+            waiting = (found for each in candidates if (found := _find_waiting(each)) is not None)
+            next(waiting, connection).drop("limit")
+
+    def move_to_end(self, connection: "Connection") -> None:
+        """Note that the connection has begun to wait for its client."""
+        siblings = self._by_address.get(connection.address, {})
+        if connection in siblings:
+            del siblings[connection]
+            siblings[connection] = None
+
+    def remove(self, connection: "Connection") -> None:
+        siblings = self._by_address.get(connection.address, {})
+        if connection in siblings:
+            del siblings[connection]
+            self._count -= 1
+            self._metrics.connections.set(self._count)
+            if not siblings:
+                del self._by_address[connection.address]
+
+    def check_timeouts(self) -> bool:
+        """Drop connections of slow clients, and return whether there may be more of them.
+
+        Few at a time, so that the event loop is never blocked for long.
+        """
+        now = asyncio.get_running_loop().time()
+        connections = [each for siblings in self._by_address.values() for each in siblings]
+        overdue = (each for each in connections if each.drop_if_slow(now))
+        return len(list(itertools.islice(overdue, _DROPPED_TOGETHER))) == _DROPPED_TOGETHER
+
+    def report_drop(self, connection: "Connection", reason: str) -> None:
+        self._metrics.dropped_connections.labels(reason).inc()
+        _log.warning("connection_dropped", client=connection.address, reason=reason)
+
+    def refuse(self, connection: "Connection", fault: str) -> web.Response:
+        """Return the response to a malformed request."""
+        self._metrics.malformed_requests.inc()
+        _log.warning("request_malformed", client=connection.address, fault=fault)
+        return refuse(_BAD_REQUEST, "malformed_request", fault, self._headers)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        connection = cast("Connection", request.protocol)
+        with connection.answer(request):
+            fault = find_fault(request)
+            return await self._handle(request) if fault is None else self.refuse(connection, fault)
+
+
+def _find_waiting(connections: dict["Connection", None]) -> "Connection | None":
+    """Return the connection that has waited for its client the longest; first those that never sent a request."""
+    longest = None
+    for each in connections:
+        if each.is_waiting():
+            if not each.has_sent_request:
+                return each
+            longest = longest or each
+    return longest
+
+
+class Connection(web.RequestHandler):
+    """The connection of one client, who must send requests and read responses in time."""
+
+    def __init__(self, server: web.Server, connections: Connections, client: socket.socket, address: str) -> None:
+        super().__init__(server, loop=asyncio.get_running_loop(), access_log=None)  # type: ignore[arg-type]  # no log
+        self._connections, self._socket, self.address = connections, client, address
+        self._transport: asyncio.Transport | None = None
+        self._request: web.BaseRequest | None = None
+        self._request_start = 0.0
+        self._headers_start: float | None = None  # None while a connection that is kept alive is idle
+        self._pause_start: float | None = None
+        self.has_sent_request = False
+        self.opening: asyncio.Task[None] | None = None
+
+    def drop(self, reason: str) -> None:
+        """Close the connection; what has not been sent is lost."""
+        self._connections.remove(self)
+        self._connections.report_drop(self, reason)
+        if self._transport is not None:
+            self._transport.abort()
+        else:
+            with contextlib.suppress(OSError):  # the client has gone
+                self._socket.shutdown(socket.SHUT_RDWR)  # ends the TLS handshake
+
+    def is_waiting(self) -> bool:
+        """Whether the connection waits for its client, and not for the application."""
+        return self._request is None or self.writing_paused or not self._request.content.is_eof()
+
+    @contextlib.contextmanager
+    def answer(self, request: web.BaseRequest) -> Iterator[None]:
+        """Note that the headers have arrived, and the application answers."""
+        self._request, self._request_start = request, self._loop.time()
+        self._headers_start, self.has_sent_request = None, True
+        try:
+            yield
+        finally:
+            self._request = None
+            self._connections.move_to_end(self)
+
+    def drop_if_slow(self, now: float) -> bool:
+        """Drop the connection if its client is too slow, and return whether it was."""
+        if self._headers_start is not None and now > self._headers_start + HEADERS_TIMEOUT:
+            self.drop("headers")
+            return True
+        if self._pause_start is not None and now > self._pause_start + RESPONSE_TIMEOUT:
+            self.drop("response")
+            return True
+        if self._request is None or now < self._request_start + BODY_TIMEOUT:
+            return False
+        body = self._request.content
+        if body.is_eof() or body.exception() is not None:
+            return False
+        self._connections.report_drop(self, "body")
+        # Ends the application's reading. After the response, aiohttp closes the connection.
+        body.set_exception(web.HTTPRequestTimeout())
+        return True
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        super().connection_made(transport)
+        self._headers_start = self._loop.time()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._connections.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._request is None and self._headers_start is None:
+            self._headers_start = self._loop.time()
+        super().data_received(data)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._pause_start = self._loop.time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._pause_start = None
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Return the response to what aiohttp cannot parse; its own would quote the request."""
+        response = super().handle_error(request, status, exc, message)
+        if status == _BAD_REQUEST:
+            return self._connections.refuse(self, describe_parser_error(exc))
+        return response
+
+
+class Listener:
+    """Accepts connections. Those in a TLS handshake count, which they would not with asyncio's own servers.
+
+    `get_tls` returns the TLS context of a new connection, None without TLS.
+    """
+
+    def __init__(
+        self, sockets: Sequence[socket.socket], connections: Connections, get_tls: Callable[[], ssl.SSLContext | None]
+    ) -> None:
+        self._sockets, self._connections, self._get_tls = sockets, connections, get_tls
+        self._loop = asyncio.get_running_loop()
+        self._is_closed = False
+        for each in sockets:
+            self._start(each)
+        self._check_timeouts()
+
+    @classmethod
+    async def bind(
+        cls, host: str, port: int, connections: Connections, get_tls: Callable[[], ssl.SSLContext | None]
+    ) -> "Listener":
+        """Listen on all addresses of `host`. Raises OSError."""
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        with contextlib.ExitStack() as opened:
+            sockets = [
+                opened.enter_context(socket.create_server(address[:2], family=family, backlog=_BACKLOG))
+                for family, _, _, _, address in found
+            ]
+            opened.pop_all()
+        return cls(sockets, connections, get_tls)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        host, port = self._sockets[0].getsockname()[:2]
+        return host, port
+
+    def close(self) -> None:
+        """Accept no more connections; those that are open stay."""
+        self._is_closed = True
+        for each in self._sockets:
+            self._loop.remove_reader(each)
+            each.close()
+
+    def _start(self, listening: socket.socket) -> None:
+        if not self._is_closed:
+            listening.setblocking(False)
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def _check_timeouts(self) -> None:
+        # One timer for all connections: several for each request would take longer than a small request.
+        has_more = self._connections.check_timeouts()
+        self._loop.call_later(_CHECK_AGAIN if has_more else _CHECK_EVERY, self._check_timeouts)
+
+    def _accept(self, listening: socket.socket) -> None:
+        """Accept some of the clients that wait; the event loop calls again while there are others."""
+        for _ in range(_ACCEPTED_TOGETHER):
+            try:
+                client, peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:  # too many open files, or no memory
+                _log.warning("accept_failed", error=str(error))
+                self._loop.remove_reader(listening)
+                self._loop.call_later(_PAUSE_AFTER_FAILURE, self._start, listening)
+                return
+            client.setblocking(False)
+            self._connections.open(client, _group_address(peer[0]), self._get_tls())
+
+
+def _group_address(host: str) -> str:
+    """Return the address by which a client is counted: for IPv6, the network that one client has for itself."""
+    address = ipaddress.ip_address(host)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((int(address), 64), strict=False))

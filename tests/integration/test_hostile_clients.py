@@ -1,0 +1,528 @@
+"""Clients that are silent, slow or malformed: both programs answer the others, and their logs stay short."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from aiohttp import web
+from structlog.testing import capture_logs
+
+from defib.demo.launcher import Launcher
+from defib.demo.stack import Stack
+from runtime import connections
+from runtime.access.audit import write_to_log
+from runtime.access.control import AccessControl
+from runtime.access.roles import AccessRequirement
+from runtime.access.tokens import ConfiguredTokens
+from runtime.connections import Connections, Listener
+from runtime.metrics import ProgramMetrics
+from runtime.web import add_route, create_application
+from runtime.webconfig import WebConfigFile
+from tests.integration.peers import Authority
+from tests.integration.test_probe_net import no_file_left
+from tests.support import eventually
+
+PROGRAMS = ("exporter", "remediator")
+LONG = "a" * 20_000
+HEALTHY = "GET /-/healthy HTTP/1.1\r\n"
+RELOAD = "POST /-/reload HTTP/1.1\r\nHost: h\r\n"
+MALFORMED = {
+    "two Host headers": f"{HEALTHY}Host: h\r\nHost: evil\r\n\r\n",
+    "the same Host header twice": f"{HEALTHY}Host: h\r\nHost: h\r\n\r\n",
+    "two Host headers in HTTP/1.0": "GET /-/healthy HTTP/1.0\r\nHost: h\r\nHost: evil\r\n\r\n",
+    "no Host": f"{HEALTHY}\r\n",
+    "an empty Host": f"{HEALTHY}Host:\r\n\r\n",
+    "a list of hosts": f"{HEALTHY}Host: h, evil\r\n\r\n",
+    "a Host with a user": f"{HEALTHY}Host: u@h\r\n\r\n",
+    "a Host with a path": f"{HEALTHY}Host: h/evil\r\n\r\n",
+    "a Host with a bad port": f"{HEALTHY}Host: h:99999\r\n\r\n",
+    "a Host that is cut short": f"{HEALTHY}Host: [::1\r\n\r\n",
+    "a target of another host": "GET http://evil/-/healthy HTTP/1.1\r\nHost: h\r\n\r\n",
+    "a target of another port": "GET http://h:1/-/healthy HTTP/1.1\r\nHost: h\r\n\r\n",
+    "a target with a user": "GET http://u@h/-/healthy HTTP/1.1\r\nHost: h\r\n\r\n",
+    "a target of another protocol": "GET ftp://h/-/healthy HTTP/1.1\r\nHost: h\r\n\r\n",
+    "a target with a host, and no Host": "GET http://h/-/healthy HTTP/1.0\r\n\r\n",
+    "a target with a fragment": "GET /-/healthy#x HTTP/1.1\r\nHost: h\r\n\r\n",
+    "CONNECT": "CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n\r\n",
+    "Content-Length with Transfer-Encoding": f"{RELOAD}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "Transfer-Encoding with Content-Length": f"{RELOAD}Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n",
+    "two lengths": f"{RELOAD}Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcd",
+    "a list of lengths": f"{RELOAD}Content-Length: 4, 4\r\n\r\nabcd",
+    "a length with a sign": f"{RELOAD}Content-Length: +4\r\n\r\nabcd",
+    "a compressed transfer": f"{RELOAD}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    "an unknown transfer": f"{RELOAD}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "chunks in HTTP/1.0": "POST /-/reload HTTP/1.0\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "NUL in the target": "GET /-/heal\0thy HTTP/1.1\r\nHost: h\r\n\r\n",
+    "an encoded NUL in the target": "GET /-/heal%00thy HTTP/1.1\r\nHost: h\r\n\r\n",
+    "NUL in a header": f"{HEALTHY}Host: h\r\nX-A: s3cret\0b\r\n\r\n",
+    "NUL in the name of a header": f"{HEALTHY}Host: h\r\nX\0: s3cret\r\n\r\n",
+    "a bare CR": f"{HEALTHY}Host: h\r\nX-A: s3cret\rb\r\n\r\n",
+    "a bare LF": "GET /-/healthy HTTP/1.1\nHost: h\n\n",
+    "a folded header": f"{HEALTHY}Host: h\r\nX-A: s3cret\r\n b\r\n\r\n",
+    "a space before the colon": f"{HEALTHY}Host: h\r\nX-A : s3cret\r\n\r\n",
+    "a huge header": f"{HEALTHY}Host: h\r\nX-A: s3cret{LONG}\r\n\r\n",
+    "a huge target": f"GET /s3cret{LONG} HTTP/1.1\r\nHost: h\r\n\r\n",
+    "many headers": HEALTHY + "Host: h\r\n" + "".join(f"X-{n}: s3cret\r\n" for n in range(500)) + "\r\n",
+    "HTTP/0.9": "GET /-/healthy\r\n\r\n",
+    "HTTP/1.2": "GET /-/healthy HTTP/1.2\r\nHost: h\r\n\r\n",
+    "HTTP/2 without TLS": "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "no HTTP": "s3cret\r\n\r\n",
+    "TLS": "\x16\x03\x01\x02\x00\x01\x00\x01",
+}  # fmt: skip
+WELL_FORMED = {
+    "origin-form": f"{HEALTHY}Host: h\r\n\r\n",
+    "absolute-form": "GET http://h:8080/-/healthy HTTP/1.1\r\nHost: h:8080\r\n\r\n",
+    "absolute-form in other case": "GET HTTP://H/-/healthy HTTP/1.1\r\nHost: h\r\n\r\n",
+    "IPv6": f"{HEALTHY}Host: [::1]:9095\r\n\r\n",
+    "an underscore": f"{HEALTHY}Host: defib_exporter:9999\r\n\r\n",
+    "HTTP/1.0 without Host": "GET /-/healthy HTTP/1.0\r\n\r\n",
+    "chunks": f"{HEALTHY}Host: h\r\nTransfer-Encoding: Chunked\r\n\r\n0\r\n\r\n",
+}
+
+
+class Server:
+    """One of the two programs, as a process."""
+
+    def __init__(self, name: str, launcher: Launcher, folder: Path) -> None:
+        self.name, self.launcher, self.folder = name, launcher, folder
+        self.stack = Stack(launcher, folder)
+        self.port = self.stack.ports[name]
+
+    async def start(self, *arguments: str, limit: str = "") -> None:
+        config = self.stack.configuration({"services": {}})
+        argv = [sys.executable, "-m", "defib", self.name, "--config", str(config), *arguments]
+        argv = ["sh", "-c", f'{limit}\nexec "$@"', "sh", *argv, "--listen", f"127.0.0.1:{self.port}"]
+        self.pid = await self.launcher.start(argv, self.folder / "log")
+
+        async def is_listening() -> bool:
+            return b"listening" in (self.folder / "log").read_bytes()
+
+        await eventually(is_listening)
+
+    def log(self) -> list[dict[str, Any]]:
+        lines = (self.folder / "log").read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    async def get(self, path: str) -> httpx.Response:
+        """Request a path over a new connection."""
+        headers = {"Authorization": f"Bearer {self.stack.token}", "Connection": "close"}
+        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+            return await client.get(f"http://127.0.0.1:{self.port}{path}", headers=headers)
+
+    async def value(self, series: str) -> float:
+        page = (await self.get("/metrics")).text
+        return next(float(line.split(" ")[-1]) for line in page.splitlines() if line.startswith(series))
+
+
+@pytest.fixture(params=PROGRAMS)
+async def program(request: pytest.FixtureRequest, launcher: Launcher, tmp_path: Path) -> AsyncIterator[Server]:
+    made = Server(request.param, launcher, tmp_path)
+    yield made
+    await made.stack.client.aclose()
+
+
+async def exchange(port: int, data: str) -> bytes:
+    """Send a request, and return everything until the server closes the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(data.encode("latin-1"))
+        return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_malformed_requests_are_refused_briefly(program: Server) -> None:
+    await program.start()
+    for name, data in MALFORMED.items():
+        answer = await exchange(program.port, data)
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.split(b" ")[1] == b"400", (name, answer)
+        assert json.loads(body)["error"]["code"] == "malformed_request", name
+        assert len(answer) < 600, name
+        assert b"\r\nX-Content-Type-Options: nosniff\r\n" in head, name
+        assert not any(shown in answer for shown in (b"s3cret", b"evil", b"aiohttp", b"Python", b"Traceback")), answer
+    for name, data in WELL_FORMED.items():
+        answer = await exchange(program.port, data.replace("Host:", "Connection: close\r\nHost:"))
+        assert answer.split(b" ")[1] == b"200", (name, answer)
+    assert await program.value("defib_http_requests_malformed_total") == len(MALFORMED)
+    log = (program.folder / "log").read_text()
+    assert log.count('"request_malformed"') == 20  # each minute
+    assert all(shown not in log for shown in ("s3cret", "evil", "Traceback"))
+
+
+async def test_refused_credentials_do_not_fill_the_log(program: Server) -> None:
+    await program.start()
+    paths = {"exporter": ["/-/reload"], "remediator": ["/-/reload", "/webhook/alertmanager"]}
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        urls = [f"http://127.0.0.1:{program.port}{path}" for path in paths[program.name] * 100]
+        headers = {"Authorization": "Bearer wr0ng"}  # from the sixth on, each is answered a second later
+        answers = await asyncio.gather(*(client.post(url, headers=headers) for url in urls))
+        assert {answer.status_code for answer in answers} == {401}
+    assert len(program.log()) < 50
+    assert "wr0ng" not in (program.folder / "log").read_text()
+
+
+@pytest.mark.parametrize("addresses", [1, 1000])
+async def test_it_is_healthy_with_1000_slow_clients(program: Server, addresses: int) -> None:
+    """Also where only few files can be open."""
+    await program.start(limit="ulimit -Sn 256; ulimit -Hn 512")
+    assert re.search(r"^Max open files +512 +512 ", Path(f"/proc/{program.pid}/limits").read_text(), re.MULTILINE)
+    async with AsyncExitStack() as stack:
+        clients = []
+        for number in range(1000):
+            own = f"127.1.{number % addresses // 250}.{number % addresses % 250 + 1}"
+            reader, writer = await asyncio.open_connection("127.0.0.1", program.port, local_addr=(own, 0))
+            stack.callback(writer.close)
+            clients.append((reader, writer))
+        for byte in ("", "G", "E", "T", " ", "/"):
+            for _, writer in clients:
+                with suppress(RuntimeError):  # the connection is closed
+                    writer.write(byte.encode())
+            assert (await program.get("/-/healthy")).text == "healthy\n"
+        assert await program.value("defib_http_connections ") <= 128
+        assert await program.value("defib_event_loop_lag_seconds") < 1
+        for reader, _ in clients:
+            assert await until_closed(reader) == b""
+    assert await program.value("defib_http_connections ") == 1
+    dropped = 'defib_http_connections_dropped_total{reason="%s"}'
+    assert await program.value(dropped % "limit") + await program.value(dropped % "headers") == 1000
+    assert len(program.log()) < 50
+
+
+async def test_the_lag_of_the_event_loop_is_shown_to_the_next_scrapes(program: Server) -> None:
+    await program.start()
+    assert await program.value("defib_event_loop_lag_seconds") < 1
+    os.kill(program.pid, signal.SIGSTOP)
+    await asyncio.sleep(1.5)  # as long as it stands still
+    os.kill(program.pid, signal.SIGCONT)
+    for _ in range(3):
+        assert await program.value("defib_event_loop_lag_seconds") > 1
+
+
+async def test_headers_of_responses(program: Server, tmp_path: Path, certificate: Path) -> None:
+    tls = {"cert_file": str(certificate), "key_file": str(certificate)}
+    own = {"x-content-type-options": "own", "Server": "own"}
+    (tmp_path / "web.yml").write_text(
+        yaml.safe_dump({"tls_server_config": tls, "http_server_config": {"headers": own}})
+    )
+    await program.start()
+    plain = {}
+    for path in ("/-/healthy", "/metrics", "/nothing", "/api/v1/services/nothing"):
+        plain = dict((await program.get(path)).headers)
+        assert plain["x-content-type-options"] == "nosniff", path
+        assert (plain["referrer-policy"], plain["server"]) == ("same-origin", "defib"), path
+        assert "strict-transport-security" not in plain
+    await program.launcher.kill(program.pid, signal.SIGTERM)
+    (tmp_path / "log").unlink()
+    await program.start("--web.config.file", str(tmp_path / "web.yml"))
+    context = ssl.create_default_context(cafile=str(certificate))
+    for data in (f"{HEALTHY}Host: h\r\nConnection: close\r\n\r\n", f"{HEALTHY}\r\n", "GET /nothing HTTP/1.0\r\n\r\n"):
+        reader, writer = await asyncio.open_connection(
+            "127.0.0.1", program.port, ssl=context, server_hostname="web.test"
+        )
+        writer.write(data.encode())
+        head = (await reader.read()).partition(b"\r\n\r\n")[0].lower().split(b"\r\n")
+        writer.close()
+        assert b"strict-transport-security: max-age=86400" in head
+        assert {line for line in head if line.startswith((b"x-content-type-options", b"server"))} == {
+            b"x-content-type-options: own", b"server: own",
+        }  # fmt: skip
+
+
+class Application:
+    """A server in this process: `/read` returns the length of the body, `/wait` waits, `/big` is a large response."""
+
+    def __init__(self) -> None:
+        self.metrics = ProgramMetrics()
+        self.waiting, self.go_on = 0, asyncio.Event()
+        self.port = 0
+
+    @asynccontextmanager
+    async def serve(self, context: ssl.SSLContext | None = None) -> AsyncIterator["Application"]:
+        web_config = WebConfigFile(None)
+        access = AccessControl(
+            web_config, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.monotonic
+        )
+        app = create_application(access, web_config, ready=lambda: True)
+        add_route(app, "POST", "/read", self.read, AccessRequirement.UNCHECKED)
+        add_route(app, "GET", "/wait", self.wait, AccessRequirement.UNCHECKED)
+        add_route(app, "GET", "/big", self.big, AccessRequirement.UNCHECKED)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        assert runner.server is not None
+        opened = Connections(app, runner.server, self.metrics)
+        listener = await Listener.bind("127.0.0.1", 0, opened, lambda: context)
+        self.port = listener.address[1]
+        try:
+            yield self
+        finally:
+            listener.close()
+            await runner.cleanup()
+
+    async def read(self, request: web.Request) -> web.Response:
+        return web.Response(text=str(len(await request.read())))
+
+    async def wait(self, _request: web.Request) -> web.Response:
+        self.waiting += 1
+        await self.go_on.wait()
+        return web.Response(text="waited")
+
+    async def big(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(bytes(100_000))
+
+    async def connect(self, address: str = "127.0.0.1") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self.port, local_addr=(address, 0))
+
+    def dropped(self, reason: str) -> float:
+        return self.metrics.registry.get_sample_value("defib_http_connections_dropped_total", {"reason": reason}) or 0
+
+    def open(self) -> float:
+        return self.metrics.registry.get_sample_value("defib_http_connections") or 0
+
+
+@pytest.fixture
+async def application(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Application]:
+    for name in ("HANDSHAKE_TIMEOUT", "HEADERS_TIMEOUT", "BODY_TIMEOUT", "RESPONSE_TIMEOUT"):
+        monkeypatch.setattr(connections, name, 0.5)
+    monkeypatch.setattr(connections, "_CHECK_EVERY", 0.1)
+    async with Application().serve() as made:
+        yield made
+
+
+def request(line: str, *headers: str) -> bytes:
+    return "\r\n".join([f"{line} HTTP/1.1", "Host: h", *headers, "", ""]).encode()
+
+
+async def until_closed(reader: asyncio.StreamReader) -> bytes:
+    received = b""
+    with suppress(ConnectionError):
+        while data := await asyncio.wait_for(reader.read(65536), 60):
+            received += data
+    return received
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HTT", b"GET / HTTP/1.1\r\nHost: h\r\nX-A: b\r\n"])
+@pytest.mark.parametrize("earlier", [False, True])
+async def test_slow_headers(application: Application, start: bytes, earlier: bool) -> None:
+    reader, writer = await application.connect()
+    if earlier:
+        writer.write(request("GET /-/healthy"))
+        assert (await reader.readuntil(b"healthy\n")).startswith(b"HTTP/1.1 200")
+        start = start or b"\r"
+    writer.write(start)
+    assert await until_closed(reader) == b""
+    assert application.dropped("headers") == 1
+    writer.close()
+
+
+async def test_a_connection_that_is_kept_alive_may_be_idle(application: Application) -> None:
+    reader, writer = await application.connect()
+    silent, other = await application.connect()
+    writer.write(request("GET /-/healthy"))
+    await reader.readuntil(b"healthy\n")
+    assert await until_closed(silent) == b""  # after the time for headers
+    writer.write(request("GET /-/healthy"))
+    assert (await reader.readuntil(b"healthy\n")).startswith(b"HTTP/1.1 200")
+    writer.close()
+    other.close()
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("path", ["/read", "/nothing"])
+async def test_slow_bodies(application: Application, framing: str, path: str) -> None:
+    reader, writer = await application.connect()
+    writer.write(request(f"POST {path}", framing))
+    writer.write(b"5\r\nhello\r\n")
+    answer = await until_closed(reader)
+    assert answer.split(b" ")[1] == (b"408" if path == "/read" else b"404")
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] in ("request_timeout", "not_found")
+    writer.close()
+
+
+async def test_a_response_that_nobody_reads(application: Application) -> None:
+    _, writer = await application.connect()
+    writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that also reads
+    writer.write(request("GET /big"))
+
+    async def is_dropped() -> bool:
+        return application.dropped("response") == 1 and application.open() == 0
+
+    await eventually(is_dropped)
+    writer.close()
+
+
+async def test_a_slow_application_is_not_a_slow_client(application: Application) -> None:
+    reader, writer = await application.connect()
+    writer.write(request("GET /wait"))
+    silent, other = await application.connect()
+    assert await until_closed(silent) == b""  # after the time for headers, body and response
+    application.go_on.set()
+    assert (await reader.readuntil(b"waited")).startswith(b"HTTP/1.1 200")
+    writer.close()
+    other.close()
+
+
+async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Connections count from the beginning of the handshake, and a request may come together with its end."""
+    monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT", 1.0)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
+    authority = Authority.made(tmp_path / "ca.pem")
+    client = ssl.create_default_context(cafile=str(authority.file))
+    async with Application().serve(authority.server("h")) as application:
+        silent = [await application.connect() for _ in range(20)]
+
+        async def some_are_dropped() -> bool:
+            return (application.dropped("limit"), application.open()) == (15, 5)
+
+        await eventually(some_are_dropped)
+        for reader, writer in silent:
+            assert await until_closed(reader) == b""
+            writer.close()
+        assert application.dropped("handshake") == 5
+        reader, writer = await application.connect()
+        writer.write(request("GET /-/healthy"))  # without TLS
+        assert await until_closed(reader) == b""
+        writer.close()
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", application.port)) as plain:
+                answer = await asyncio.to_thread(exchange_early, plain, client)
+            assert answer.endswith(b"healthy\n")
+
+        async def all_are_closed() -> bool:
+            return application.open() == 0
+
+        await eventually(all_are_closed)
+
+
+def exchange_early(plain: socket.socket, context: ssl.SSLContext) -> bytes:
+    """Send a request in one packet with the end of the handshake, and return the response."""
+    plain.settimeout(30)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="h")
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            plain.sendall(outgoing.read())
+            incoming.write(plain.recv(65536) or b"closed")
+    tls.write(request("GET /-/healthy", "Connection: close"))
+    plain.sendall(outgoing.read())
+    answer = b""
+    while not answer.endswith(b"healthy\n"):
+        try:
+            answer += tls.read(65536)
+        except ssl.SSLWantReadError:
+            incoming.write(plain.recv(65536) or b"closed")
+    return answer
+
+
+async def test_it_accepts_again_after_too_many_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_PAUSE_AFTER_FAILURE", 0.1)
+    async with Application().serve() as application:
+        earlier, writer = await application.connect()
+        with socket.socket() as waiting, capture_logs() as lines:
+            with no_file_left():
+                waiting.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(waiting, ("127.0.0.1", application.port))
+                waiting.sendall(request("GET /-/healthy"))
+
+                async def has_failed() -> bool:
+                    return any(line["event"] == "accept_failed" for line in lines)
+
+                await eventually(has_failed)
+                writer.write(request("GET /-/healthy"))
+                await earlier.readuntil(b"healthy\n")
+            waiting.settimeout(60)
+            assert (await asyncio.to_thread(waiting.recv, 65536)).endswith(b"healthy\n")
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "group"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8::1:2:3:4", "2001:db8::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_the_address_by_which_a_client_is_counted(address: str, group: str) -> None:
+    assert connections._group_address(address) == group
+
+
+Check = Callable[[], Awaitable[bool]]
+
+
+async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 15)
+    async with Application().serve() as application, AsyncExitStack() as stack:
+
+        async def connect(address: str, data: bytes = b"") -> asyncio.StreamReader:
+            reader, writer = await application.connect(address)
+            stack.callback(writer.close)
+            writer.write(data)
+            return reader
+
+        def count(limit: int, opened: int) -> Check:
+            async def reached() -> bool:
+                return (application.dropped("limit"), application.open()) == (limit, opened)
+
+            return reached
+
+        prometheus, writer = await application.connect()
+        stack.callback(writer.close)
+        writer.write(request("GET /-/healthy"))
+        await prometheus.readuntil(b"healthy\n")
+        running = await connect("127.0.0.2", request("GET /wait"))
+        silent = [await connect("127.0.0.2") for _ in range(30)]
+        await eventually(count(16, 16))
+        slow = [await connect("127.0.0.3", request("POST /read", "Content-Length: 9")) for _ in range(30)]
+        await eventually(count(42, 20))
+        # The two bad addresses had to give up their own connections, the oldest first.
+        assert all([await until_closed(reader) == b"" for reader in silent[:16]])
+        for address in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
+            answer = await connect(address, request("GET /-/healthy", "Connection: close"))
+            assert (await until_closed(answer)).endswith(b"healthy\n")
+        writer.write(request("GET /-/healthy"))
+        await prometheus.readuntil(b"healthy\n")
+        application.go_on.set()
+        assert (await running.readuntil(b"waited")).startswith(b"HTTP/1.1 200")
+        assert len(slow) == 30
+
+
+async def test_requests_in_progress_are_not_dropped_for_new_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
+    async with Application().serve() as application:
+        running = [await application.connect() for _ in range(5)]
+        for _, writer in running:
+            writer.write(request("GET /wait", "Connection: close"))
+
+        async def all_wait() -> bool:
+            return application.waiting == 5
+
+        await eventually(all_wait)
+        reader, refused = await application.connect()
+        assert await until_closed(reader) == b""
+        refused.close()
+        application.go_on.set()
+        for reader, writer in running:
+            assert (await until_closed(reader)).endswith(b"waited")
+            writer.close()
