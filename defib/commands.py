@@ -85,9 +85,10 @@ def remediator(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace, program: "Program", server: "Server") -> int:
     from runtime import logs, webconfig
-    from runtime.lifecycle import ListenAddress
+    from runtime.lifecycle import ListenAddress, disable_core_dumps
     from runtime.redaction import Redactor
 
+    disable_core_dumps()
     redact = Redactor()
     logs.configure(redact)
     web = webconfig.load(options.web_config)
