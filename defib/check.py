@@ -60,10 +60,11 @@ def _as_json(wrong: ConfigProblem) -> Mapping[str, Any]:
 
 def _format_resolved(loaded: LoadedInventory, *, as_json: bool) -> str:
     """Return the configuration with references resolved and defaults filled in, secrets masked."""
-    text = loaded.inventory.model_dump_json(by_alias=True, exclude_none=True)
-    if not as_json:
-        text = yaml.safe_dump(json.loads(text), allow_unicode=True, sort_keys=False)
-    return Redactor(loaded.secrets)(text) + ("\n" if as_json else "")
+    values = loaded.inventory.model_dump(mode="json", by_alias=True, exclude_none=True)
+    masked = Redactor(loaded.secrets).redact_all(values)  # in text, secrets may be folded and quoted
+    if as_json:
+        return json.dumps(masked, ensure_ascii=False) + "\n"
+    return yaml.safe_dump(masked, allow_unicode=True, sort_keys=False)
 
 
 def _check_templates(inventory: Inventory) -> Iterator[ConfigProblem]:

@@ -3,9 +3,9 @@
 import shlex
 from typing import Annotated, ClassVar
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, SecretStr, StringConstraints
 
-from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel
 from fleet.managers import docker
 from fleet.shells import CompletedCommand
 from remediator.execution.controls import ControlKind
@@ -17,8 +17,8 @@ VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]
 class AfterStart(ConfigModel):
     """A command to run inside the container after its start; `log` is a file in the container for its output."""
 
-    exec: list[str] = Field(min_length=1)
-    env: dict[VariableName, str] = Field(default_factory=dict)
+    exec: Annotated[list[str], Field(min_length=1), REFERENCES_ARE_SECRET]
+    env: dict[VariableName, SecretStr] = Field(default_factory=dict)
     detach: bool = False
     log: Annotated[str, StringConstraints(pattern=r"^/")] | None = None
 
@@ -62,7 +62,7 @@ async def run_after_start(options: DockerControlOptions, runner: ControlRunner) 
 
 
 def _build_exec(container: str, step: AfterStart) -> list[str]:
-    variables = [part for name, value in step.env.items() for part in ("--env", f"{name}={value}")]
+    variables = [part for name, value in step.env.items() for part in ("--env", f"{name}={value.get_secret_value()}")]
     command = step.exec
     if step.log:
         # Only a shell in the container can redirect the output; the command itself is quoted.
