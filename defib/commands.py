@@ -187,7 +187,8 @@ def replay(options: argparse.Namespace) -> int:
 def host(options: argparse.Namespace) -> int:
     from defib import host_setup
 
-    return host_setup.set_up_host(_loader(options), options.host, sources=options.sources, apply_as=options.apply)
+    load = _loader(options, "exporter", "remediator")
+    return host_setup.set_up_host(load, options.host, sources=options.sources, apply_as=options.apply)
 
 
 def notify(options: argparse.Namespace) -> int:

@@ -197,7 +197,7 @@ async def _check_controls(host: Host, inventory: Inventory, shell: Shell) -> lis
 async def _check_sudo(host: Host, inventory: Inventory, shell: Shell) -> Finding:
     """Check with `sudo -l` that each command of the controls is allowed; none is run."""
     refused: list[str] = []
-    for command in await asyncio.to_thread(commands_of, inventory, host):
+    for command, _stdin in await asyncio.to_thread(commands_of, inventory, host):
         argv, stdin = build_sudo_command(command, host.sudo)
         at = argv.index("--")
         completed = await shell.run([*argv[:at], "-l", *argv[at:]], timeout=COMMAND_TIMEOUT, stdin=stdin)
