@@ -221,19 +221,19 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def backup(options: argparse.Namespace) -> int:
-    from defib.output import format_count, print_json
+    from defib.output import format_count, print_json, print_text
     from remediator.record import backup
 
     written = backup.back_up(_database(options), options.to)
     if options.as_json:
         print_json({"path": str(written.path), "incidents": written.incidents, "bytes": written.size})
     else:
-        print(f"{written.path}: {format_count(written.incidents, 'incident')}, {written.size} bytes")
+        print_text(f"{written.path}: {format_count(written.incidents, 'incident')}, {written.size} bytes")
     return 0
 
 
 def restore(options: argparse.Namespace) -> int:
-    from defib.output import format_count, print_json
+    from defib.output import format_count, print_json, print_text
     from remediator.record import backup
 
     restored, previous = backup.restore(_database(options), options.source)
@@ -242,7 +242,7 @@ def restore(options: argparse.Namespace) -> int:
         print_json({"path": str(restored.path), "incidents": restored.incidents, "previous": moved})
     else:
         moved_to = f"; the previous database is now {previous}" if previous else ""
-        print(f"{restored.path}: {format_count(restored.incidents, 'incident')}{moved_to}")
+        print_text(f"{restored.path}: {format_count(restored.incidents, 'incident')}{moved_to}")
     return 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncssh
 
 from defib.lookup import find_host
+from defib.output import print_text
 from exporter.collectors import COLLECTORS
 from exporter.probes import PROBES
 from exporter.probes.host import HostProbeOptions
@@ -54,11 +55,11 @@ def set_up_host(load: Callable[[], LoadedInventory], name: str, *, sources: str,
     if apply_as is None:
         if _contains_secrets(inventory, host, Redactor(loaded.secrets)):
             _check_stdout_is_private()
-            print("the script contains secrets: do not store it where other users can read it", file=sys.stderr)
-        print(script, end="")
+            print_text("the script contains secrets: do not store it where other users can read it", sys.stderr)
+        sys.stdout.write(script)
         return 0
     ssh = ["ssh", "-p", str(host.ssh.port), f"{apply_as}@{host.address}", "sudo", "sh", "-s"]
-    print(f"running {shlex.join(ssh)}", file=sys.stderr)
+    print_text(f"running {shlex.join(ssh)}", sys.stderr)
     return subprocess.run(ssh, input=script, text=True, check=False).returncode
 
 
