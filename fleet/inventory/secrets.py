@@ -6,12 +6,12 @@ masking them would make links and messages useless.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, SecretStr
-from pydantic.fields import FieldInfo
 
 from fleet.inventory.digests import is_secret_type
 from fleet.inventory.documents import TextWithBase
@@ -27,40 +27,65 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9-]* (\S+)")  # as in `Bearer …`
 def find_secrets(written: Any, model: Any) -> Iterator[str]:
     """Yield every secret of a part of the configuration, which is `written` so, with its references resolved."""
     if isinstance(model, BaseModel):
-        # Where this program leaves the password unresolved, it is no SecretStr.
-        if isinstance(model, BasicAuth) and isinstance(model.password, SecretStr):
-            yield model.encoded
-        for name, info in type(model).model_fields.items():
-            yield from _in_field(_get(written, info.alias or name), getattr(model, name), info)
-        if isinstance(written, str):  # a short form, such as a URL
-            yield from _in_query(written)
+        yield from _in_model(written, model)
     elif isinstance(model, Mapping):
         for name, item in model.items():
             yield from find_secrets(_get(written, name), item)
-    elif isinstance(model, list | tuple) and isinstance(written, list) and len(model) == len(written):
-        for pair in zip(written, model, strict=True):
+    elif isinstance(model, list | tuple):
+        items = written if isinstance(written, list) and len(written) == len(model) else [None] * len(model)
+        for pair in zip(items, model, strict=True):
             yield from find_secrets(*pair)
     else:
         yield from _in_query(written)
+
+
+def _in_model(written: Any, model: BaseModel) -> Iterator[str]:
+    # Where this program leaves the password unresolved, it is no SecretStr.
+    if isinstance(model, BasicAuth) and isinstance(model.password, SecretStr):
+        yield model.encoded
+    for field in _list_fields(type(model)):
+        part, value = _get(written, field.key), getattr(model, field.name)
+        if field.is_secret:
+            yield from _in_secret_field(part, value)
+        elif field.references_are_secret:
+            yield from _references(part)
+        elif part is not None or isinstance(value, BaseModel | Mapping | list):
+            yield from find_secrets(part, value)
+    yield from _in_query(written)  # in a short form, such as a URL
+
+
+class _Field(NamedTuple):
+    name: str
+    key: str  # in the configuration
+    is_secret: bool
+    references_are_secret: bool
+
+
+@cache
+def _list_fields(model: type[BaseModel]) -> Sequence[_Field]:
+    return [
+        _Field(
+            name,
+            info.alias or name,
+            is_secret_type(info.annotation),
+            any(isinstance(each, ReferencesAreSecret) for each in info.metadata),
+        )
+        for name, info in model.model_fields.items()
+    ]
 
 
 def _get(written: Any, name: str) -> Any:
     return written.get(name) if isinstance(written, Mapping) else None
 
 
-def _in_field(written: Any, value: Any, info: FieldInfo) -> Iterator[str]:
-    if is_secret_type(info.annotation):
-        yield from _references(written)
-        if isinstance(value, SecretStr):
-            yield value.get_secret_value()
-        elif isinstance(value, Mapping):
-            for name, item in value.items():
-                if isinstance(item, SecretStr) and _SUGGESTS_CREDENTIALS.search(name):
-                    yield from _credentials(item.get_secret_value())
-    elif any(isinstance(each, ReferencesAreSecret) for each in info.metadata):
-        yield from _references(written)
-    else:
-        yield from find_secrets(written, value)
+def _in_secret_field(written: Any, value: Any) -> Iterator[str]:
+    yield from _references(written)
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            if isinstance(item, SecretStr) and _SUGGESTS_CREDENTIALS.search(name):
+                yield from _credentials(item.get_secret_value())
 
 
 def _credentials(text: str) -> Iterator[str]:

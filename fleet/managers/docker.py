@@ -85,7 +85,7 @@ def _pass_variables(variables: Sequence[str]) -> _PassedVariables:
         return _PassedVariables((), (), b"")
     in_file = [each for each in variables if _fits_in_line(each)]
     others = dict(each.split("=", 1) for each in variables if not _fits_in_line(each))
-    values = [f"{value.replace(chr(10), f'+{chr(10)}')}." for value in others.values()]
+    values = [value.replace("\n", "+\n") + "." for value in others.values()]
     return _PassedVariables(
         [*(part for name in others for part in ("--env", name)), "--env-file", "/dev/stdin"],
         [_SKIP_TO_START, *(_TAKE if others else ()), *(f"take; {name}=$v; export {name}" for name in others)],

@@ -20,6 +20,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
 from defib.demo.stack import reserve_ports
 from fleet.inventory.model import SudoOptions
+from fleet.managers.docker import build_exec
 from fleet.shells import CompletedCommand
 from fleet.shells.local import LocalShell
 from fleet.shells.ssh import Login, SshShell, WrapperMode, command_digest
@@ -41,6 +42,7 @@ VARIABLES = {
     "PATH": "/usr/bin:/bin:/s3cret",
     "RETURN": "s3cret\r",
 }
+IN_FILE = ("API_KEY", "CHINESE", "EMPTY", "PATH")
 # Without the characters that cannot be written in sudoers.
 WAIT = ["sh", "-c", "cat /proc/$$/environ > /variables; : > /started; until test -e /done; do sleep 0.1; done"]
 INSIDE = r"""
@@ -255,6 +257,25 @@ async def test_a_container_whose_variables_cannot_be_passed_is_not_changed(conta
         assert run("inspect", "--format", "{{.Id}} {{.State.StartedAt}}", name) == before
     finally:
         run("rm", "--force", name)
+
+
+@pytest.mark.parametrize("sh", [["sh"], ["bash"], ["busybox", "sh"]], ids=" ".join)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_every_shell_passes_variables(tmp_path: Path, sh: list[str], *, wrapped: bool) -> None:
+    (tmp_path / "docker").write_text(
+        "#!/bin/sh\ncase $1 in inspect) echo 4d5c ;; exec) cat /dev/stdin && printf '%s' \"$CERTIFICATE\" ;; esac\n"
+    )
+    (tmp_path / "docker").chmod(0o755)
+    argv, stdin = build_exec("web", [], ["true"], [f"{name}={value}" for name, value in VARIABLES.items()])
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    if wrapped:
+        (tmp_path / "command").write_text(render_command_file(argv, stdin), newline="")
+        command, stdin = [*sh, str(tmp_path / "command")], b""
+    else:
+        command = [*sh, *argv[1:]]
+    done = subprocess.run(command, input=stdin, env=environment, capture_output=True, check=True)
+    in_file = "".join(f"{name}={value}\n" for name, value in VARIABLES.items() if name in IN_FILE)
+    assert done.stdout.decode() == in_file + VARIABLES["CERTIFICATE"]
 
 
 @pytest.mark.parametrize("variable", ["PATH", "DOCKER_HOST", "https_proxy", "LD_PRELOAD", "id"])
