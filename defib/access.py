@@ -5,7 +5,7 @@ from datetime import tzinfo
 from typing import Any
 from urllib.parse import quote
 
-from defib.output import format_time, print_json, printable
+from defib.output import format_time, print_json, print_text
 from defib.remediator_client import Connect, UnknownEntryError
 
 MAX_PAGE = 1000  # entries in a response of the API
@@ -22,11 +22,9 @@ async def list_tokens(connect: Connect, *, as_json: bool) -> int:
     for each in answer["tokens"]:
         used = format_time(each["last_used_at"], zone) if each["last_used_at"] else "never"
         created = f"created {format_time(each['created_at'], zone)} by {each['created_by']}"
-        print(
-            printable(f"{each['name']:<20} {each['role']:<8} {created}, last used {used}{_format_expiry(each, zone)}")
-        )
+        print_text(f"{each['name']:<20} {each['role']:<8} {created}, last used {used}{_format_expiry(each, zone)}")
     if not answer["tokens"]:
-        print("no API tokens")
+        print_text("no API tokens")
     return 0
 
 
@@ -44,9 +42,9 @@ async def create_token(connect: Connect, name: str, role: str, expires_in: str |
     if as_json:
         print_json(answer)
         return 0
-    print(answer["token"])
+    print_text(answer["token"])
     expires = f" until {format_time(answer['expires_at'], remediator.zone)}" if answer["expires_at"] else ""
-    print(f"{name} has the role {role}{expires}. The token is not stored and cannot be shown again.", file=sys.stderr)
+    print_text(f"{name} has the role {role}{expires}. The token is not stored and cannot be shown again.", sys.stderr)
     return 0
 
 
@@ -62,7 +60,7 @@ async def revoke_token(connect: Connect, name: str, *, as_json: bool) -> int:
     if as_json:
         print_json(answer)
     else:
-        print(f"the API token {name} is revoked")
+        print_text(f"the API token {name} is revoked")
     return 0
 
 
@@ -76,9 +74,9 @@ async def list_sessions(connect: Connect, *, as_json: bool) -> int:
     zone = remediator.zone
     for each in answer["sessions"]:
         times = f"since {format_time(each['created_at'], zone)}, last used {format_time(each['last_used_at'], zone)}"
-        print(printable(f"{each['id']}  {each['user']} ({each['method']}) at {each['address']}, {times}"))
+        print_text(f"{each['id']}  {each['user']} ({each['method']}) at {each['address']}, {times}")
     if not answer["sessions"]:
-        print("no sessions")
+        print_text("no sessions")
     return 0
 
 
@@ -89,7 +87,7 @@ async def end_session(connect: Connect, number: str, *, as_json: bool) -> int:
     if as_json:
         print_json(answer)
     else:
-        print(f"the session {number} is ended")
+        print_text(f"the session {number} is ended")
     return 0
 
 
@@ -107,7 +105,7 @@ async def show_audit(connect: Connect, limit: int, *, as_json: bool) -> int:
     if as_json:
         print_json({"audit": entries})
         return 0
-    print("\n".join(printable(_format_entry(each, remediator.zone)) for each in reversed(entries)) or "no entries")
+    print_text("\n".join(_format_entry(each, remediator.zone) for each in reversed(entries)) or "no entries")
     return 0
 
 

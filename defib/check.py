@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from defib.kinds import KINDS
-from defib.output import format_size, print_json
+from defib.output import format_size, print_json, print_text
 from defib.permissions import find_exposures
 from fleet.inventory.documents import ConfigProblem, ConfigurationError
 from fleet.inventory.loading import PROGRAMS, LoadedInventory, load
@@ -36,15 +36,15 @@ def check(directory: Path, program: Program | None, *, show: bool, as_json: bool
     warnings = [*loaded.warnings, *exposed]
     if not as_json:
         for warning in warnings:
-            print(f"warning: {warning}", file=sys.stderr)
+            print_text(f"warning: {warning}", sys.stderr)
         for wrong in errors:
-            print(wrong, file=sys.stderr)
+            print_text(str(wrong), sys.stderr)
     if show and not errors:
-        print(_format_resolved(loaded, as_json=as_json), end="")
+        _print_resolved(loaded, as_json=as_json)
     elif as_json:
         print_json(_summarize(loaded.inventory, errors, warnings))
     elif not errors:
-        print(f"{directory}: {format_size(loaded.inventory)}, no errors")
+        print_text(f"{directory}: {format_size(loaded.inventory)}, no errors")
     return int(bool(errors))
 
 
@@ -63,12 +63,14 @@ def _as_json(wrong: ConfigProblem) -> Mapping[str, Any]:
     return {"file": wrong.file, "line": wrong.line, "path": wrong.path, "message": wrong.message}
 
 
-def _format_resolved(loaded: LoadedInventory, *, as_json: bool) -> str:
-    """Return the configuration with references resolved and defaults filled in, secrets masked."""
-    text = loaded.inventory.model_dump_json(by_alias=True, exclude_none=True)
-    if not as_json:
-        text = yaml.safe_dump(json.loads(text), allow_unicode=True, sort_keys=False)
-    return Redactor(loaded.secrets)(text) + ("\n" if as_json else "")
+def _print_resolved(loaded: LoadedInventory, *, as_json: bool) -> None:
+    """Print the configuration with references resolved and defaults filled in, secrets masked."""
+    values = loaded.inventory.model_dump(mode="json", by_alias=True, exclude_none=True)
+    masked = Redactor(loaded.secrets).redact_all(values)  # in text, secrets may be folded and quoted
+    if as_json:
+        print_json(masked)
+    else:
+        print_text(yaml.safe_dump(masked, allow_unicode=True, sort_keys=False).removesuffix("\n"))
 
 
 def _check_templates(inventory: Inventory) -> Iterator[ConfigProblem]:
@@ -87,5 +89,5 @@ def _check_templates(inventory: Inventory) -> Iterator[ConfigProblem]:
 
 def print_schema() -> int:
     """Print the JSON Schema of configuration files."""
-    print(json.dumps(json_schema(KINDS), indent=2, ensure_ascii=False))
+    print_text(json.dumps(json_schema(KINDS), indent=2, ensure_ascii=False))
     return 0

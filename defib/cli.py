@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         sys.exit(options.run(options))
     except DefibError as error:
-        print(_format_error(str(error)), file=sys.stderr)
+        _print_error(str(error))
         sys.exit(options.on_error)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         if error.filename is None or options.command in SERVERS:
             raise
-        print(_format_error(f"{error.filename}: {error.strerror}"), file=sys.stderr)
+        _print_error(f"{error.filename}: {error.strerror}")
         sys.exit(options.on_error)
 
 
@@ -61,9 +61,11 @@ def ensure_user_name() -> None:
         os.environ["LOGNAME"] = "defib"
 
 
-def _format_error(text: str) -> str:
-    """Prefix a message with the program's name, unless it begins with `file:line:`."""
-    return text if re.match(r"\S+:\d+: ", text) else f"defib: {text}"
+def _print_error(text: str) -> None:
+    """Print a message to stderr, after the program's name unless it begins with `file:line:`."""
+    from defib.output import print_text
+
+    print_text(text if re.match(r"\S+:\d+: ", text) else f"defib: {text}", sys.stderr)
 
 
 def _check_global_options(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

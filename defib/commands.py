@@ -85,9 +85,10 @@ def remediator(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace, program: "Program", server: "Server") -> int:
     from runtime import logs, webconfig
-    from runtime.lifecycle import ListenAddress, raise_file_limit
+    from runtime.lifecycle import ListenAddress, disable_core_dumps, raise_file_limit
     from runtime.redaction import Redactor
 
+    disable_core_dumps()
     redact = Redactor()
     raise_file_limit()
     logs.configure(redact)
@@ -214,7 +215,8 @@ def replay(options: argparse.Namespace) -> int:
 def host(options: argparse.Namespace) -> int:
     from defib import host_setup
 
-    return host_setup.set_up_host(_loader(options), options.host, sources=options.sources, apply_as=options.apply)
+    load = _loader(options, "exporter", "remediator")
+    return host_setup.set_up_host(load, options.host, sources=options.sources, apply_as=options.apply)
 
 
 def notify(options: argparse.Namespace) -> int:
@@ -249,19 +251,19 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def backup(options: argparse.Namespace) -> int:
-    from defib.output import format_count, print_json
+    from defib.output import format_count, print_json, print_text
     from remediator.record import backup
 
     written = backup.back_up(_database(options), options.to)
     if options.as_json:
         print_json({"path": str(written.path), "incidents": written.incidents, "bytes": written.size})
     else:
-        print(f"{written.path}: {format_count(written.incidents, 'incident')}, {written.size} bytes")
+        print_text(f"{written.path}: {format_count(written.incidents, 'incident')}, {written.size} bytes")
     return 0
 
 
 def restore(options: argparse.Namespace) -> int:
-    from defib.output import format_count, print_json
+    from defib.output import format_count, print_json, print_text
     from remediator.record import backup
 
     restored, previous = backup.restore(_database(options), options.source)
@@ -270,7 +272,7 @@ def restore(options: argparse.Namespace) -> int:
         print_json({"path": str(restored.path), "incidents": restored.incidents, "previous": moved})
     else:
         moved_to = f"; the previous database is now {previous}" if previous else ""
-        print(f"{restored.path}: {format_count(restored.incidents, 'incident')}{moved_to}")
+        print_text(f"{restored.path}: {format_count(restored.incidents, 'incident')}{moved_to}")
     return 0
 
 

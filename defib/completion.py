@@ -1,6 +1,7 @@
 """Shell completion: the script for a shell, and the names from the configuration."""
 
 import argparse
+import sys
 
 import argcomplete
 from argcomplete.shell_integration import shellcode
@@ -11,7 +12,7 @@ from runtime.errors import DefibError
 
 def print_script(shell: str) -> int:
     """Print the script that the shell must source."""
-    print(shellcode(["defib"], shell=shell))
+    sys.stdout.write(shellcode(["defib"], shell=shell) + "\n")
     return 0
 
 

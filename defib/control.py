@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from defib.lookup import find_service
-from defib.output import print_json
+from defib.output import print_json, print_text
 from defib.remediator_client import Connect, RemediatorClient
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import SudoOptions
@@ -33,7 +33,7 @@ async def control_directly(load: Callable[[], LoadedInventory], name: str, verb:
     sections = loaded.connection_sections(service.host, control=True)
     loaded.require_resolved(f"services.{name}.control", *sections)
     where = f"on {service.host}" if service.host else "from here"
-    print(f"running {verb} {where} without the remediator: no locks, no record", file=sys.stderr)
+    print_text(f"running {verb} {where} without the remediator: no locks, no record", sys.stderr)
     shells = Shells(inventory.hosts, control=True)
     try:
         host = inventory.host_of(service)
@@ -51,9 +51,9 @@ async def control_directly(load: Callable[[], LoadedInventory], name: str, verb:
 
 def _print_completed(completed: CompletedCommand) -> int:
     if completed.output:
-        print(completed.output)
+        print_text(completed.output)
     if completed.status is None:
-        print(f"the outcome is unknown: {completed.why}", file=sys.stderr)
+        print_text(f"the outcome is unknown: {completed.why}", sys.stderr)
         return UNKNOWN
     return completed.status
 
@@ -82,7 +82,7 @@ async def control_through_remediator(
         _print_action(action)
     status = {"succeeded": SUCCEEDED, "failed": FAILED}.get(action["command"], UNKNOWN)
     if verb == "stop" and status == SUCCEEDED:
-        print(STOPPED, file=sys.stderr)
+        print_text(STOPPED, sys.stderr)
     return status
 
 
@@ -96,7 +96,7 @@ async def _wait_for_command(remediator: RemediatorClient, number: int) -> dict[s
         try:
             answer = await remediator.request("GET", f"/api/v1/actions?before={number + 1}")
         except ClientError as error:
-            print(f"action {number} was started; its outcome is unknown: {error}", file=sys.stderr)
+            print_text(f"action {number} was started; its outcome is unknown: {error}", sys.stderr)
             return None
         action: dict[str, Any] = next(each for each in answer["actions"] if each["id"] == number)
         if action["command"] is not None or action["state"] != "running":
@@ -105,8 +105,8 @@ async def _wait_for_command(remediator: RemediatorClient, number: int) -> dict[s
 
 
 def _print_action(action: dict[str, Any]) -> None:
-    print(f"{action['kind']} of {action['service']}: {action['command']}")
+    print_text(f"{action['kind']} of {action['service']}: {action['command']}")
     if action["output"]:
-        print(action["output"])
+        print_text(action["output"])
     if action["why"]:
-        print(action["why"], file=sys.stderr)
+        print_text(action["why"], sys.stderr)

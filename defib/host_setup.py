@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import os
 import re
 import shlex
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,8 +14,10 @@ from pathlib import Path
 import asyncssh
 
 from defib.lookup import find_host
+from defib.output import print_text
 from defib.root_paths import SCRIPT, names_in
 from exporter.collectors import COLLECTORS
+from exporter.probes import PROBES
 from exporter.probes.host import HostProbeOptions
 from fleet.host.sections import Section
 from fleet.inventory.loading import LoadedInventory
@@ -25,12 +29,14 @@ from remediator.execution import evidence
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import VERBS, ControlRunner
 from runtime.errors import DefibError
+from runtime.redaction import Redactor
 
 ACCOUNT = "defib"
 SSH_PORT = 22  # in known_hosts, other ports are written with the address
 WRAPPER = "/usr/local/sbin/defib-shell"
 COMMANDS = "/etc/defib/commands"
 WITHIN = 60.0  # seconds; nothing is run
+HostCommand = tuple[tuple[str, ...], bytes]  # its arguments and its stdin, without the password of sudo
 # sudo has patterns and its own escapes: other arguments cannot be written in sudoers.
 _PLAIN = re.compile(r"[A-Za-z0-9_./@%+{},:=$'\"();&|<>-]+( [A-Za-z0-9_./@%+{},:=$'\"();&|<>-]+)*")
 _PROGRAM = re.compile(r"/[A-Za-z0-9._+@/-]+|[A-Za-z0-9._+@-]+")
@@ -40,17 +46,63 @@ _SOURCES = re.compile(r"[0-9A-Za-z.:,/*!-]*")
 
 def set_up_host(load: Callable[[], LoadedInventory], name: str, *, sources: str, apply_as: str | None) -> int:
     """Print the script, or run it with `apply_as` as `ssh USER@HOST sudo sh`. Raises DefibError."""
-    inventory = load().inventory
+    loaded = load()
+    inventory = loaded.inventory
     host = find_host(inventory, name)
     if host.ssh is None:
         raise DefibError(f"the host {name!r} has no SSH settings: set hosts.{name}.ssh")
+    loaded.require_resolved(*_find_sections(inventory, host), ignore=[f"hosts.{name}.sudo"])
     script = script_for(inventory, host, sources)
     if apply_as is None:
-        print(script, end="")
+        if _contains_secrets(inventory, host, Redactor(loaded.secrets)):
+            _check_stdout_is_private()
+            print_text("the script contains secrets: do not store it where other users can read it", sys.stderr)
+        sys.stdout.write(script)
         return 0
     ssh = ["ssh", "-p", str(host.ssh.port), f"{apply_as}@{host.address}", "sudo", "sh", "-s"]
-    print(f"running {shlex.join(ssh)}", file=sys.stderr)
+    print_text(f"running {shlex.join(ssh)}", sys.stderr)
     return subprocess.run(ssh, input=script, text=True, check=False).returncode
+
+
+def _find_sections(inventory: Inventory, host: Host) -> Iterator[str]:
+    """Yield the sections of the configuration that the script depends on."""
+    yield f"hosts.{host.name}"
+    for other in _hosts_behind(inventory, host):
+        yield from (f"hosts.{other.name}.address", f"hosts.{other.name}.ssh")
+    if _needs_commands(host):
+        yield "remediation.steps"
+    for name, service in inventory.services.items():
+        if service.host != host.name:
+            continue
+        if host.ssh_for(control=False).wrapper and issubclass(PROBES[service.probe.kind].options, HostProbeOptions):
+            yield f"services.{name}.probe"
+        if _needs_commands(host):
+            yield from (f"services.{name}.control", f"services.{name}.remediation")
+
+
+def _needs_commands(host: Host) -> bool:
+    """Whether the script has the commands of the controls."""
+    return host.ssh_for(control=True).wrapper or host.sudo.mode != "none"
+
+
+def _contains_secrets(inventory: Inventory, host: Host, redact: Redactor) -> bool:
+    """Whether the script contains secrets: those in arguments, and for a wrapper all variables for containers."""
+    if not _needs_commands(host):
+        return False
+    wrapped = host.ssh_for(control=True).wrapper
+    return any(
+        (wrapped and stdin) or redact.redact_all(argv) != list(argv) for argv, stdin in commands_of(inventory, host)
+    )
+
+
+def _check_stdout_is_private() -> None:
+    """Raise DefibError where other users can read the file that stdout is written to."""
+    status = os.fstat(sys.stdout.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise DefibError(
+            "the script contains secrets, and other users may open the file that it is written to: "
+            "write it to a new file after `umask 077`, or use --apply"
+        )
 
 
 def script_for(inventory: Inventory, host: Host, sources: str) -> str:
@@ -110,7 +162,7 @@ def _rights(inventory: Inventory, host: Host, account: str, modes: Sequence[str]
     lines += [f"echo '{account} ALL=(root) NOPASSWD: {WRAPPER} {mode}'" for mode in modes]
     by_sudo = host.sudo.mode != "none" and "control" not in modes
     if by_sudo:
-        lines += [_sudoers_line(argv) for argv in commands_of(inventory, host)]
+        lines += dict.fromkeys(_sudoers_line(argv) for argv, _stdin in commands_of(inventory, host))
     if by_sudo and host.sudo.mode == "password":
         yield _SET_SUDO_PW.format(account=account)
     if lines:
@@ -123,15 +175,20 @@ def _rights(inventory: Inventory, host: Host, account: str, modes: Sequence[str]
 def _root_paths(inventory: Inventory, host: Host, account: str, modes: Sequence[str]) -> Iterator[str]:
     """Return the step that warns about what root runs and the account can replace."""
     if host.sudo.mode != "none" or "control" in modes:
-        names = shlex.join(sorted(names_in(commands_of(inventory, host))))
+        names = shlex.join(sorted(names_in(argv for argv, _stdin in commands_of(inventory, host))))
         yield _CHANGEABLE.format(account=account, script=shlex.quote(SCRIPT), names=names)
 
 
 def _forwarding(inventory: Inventory, host: Host) -> list[str]:
     """Return the key options that let Defib reach other hosts through this one (`via`)."""
-    targets = [other for other in inventory.hosts.values() if other.ssh is not None and other.ssh.via == host.name]
-    opens = sorted({f'permitopen="{other.address}:{other.ssh.port}"' for other in targets if other.ssh is not None})
+    behind = _hosts_behind(inventory, host)
+    opens = sorted({f'permitopen="{other.address}:{other.ssh.port}"' for other in behind if other.ssh is not None})
     return ["port-forwarding", *opens] if opens else []
+
+
+def _hosts_behind(inventory: Inventory, host: Host) -> list[Host]:
+    """Return the hosts that are reached through this one."""
+    return [other for other in inventory.hosts.values() if other.ssh is not None and other.ssh.via == host.name]
 
 
 def sections_of(inventory: Inventory, host: Host) -> list[Section]:
@@ -152,17 +209,17 @@ class _Recorder:
     wrapped = False
 
     def __init__(self) -> None:
-        self.commands: list[tuple[str, ...]] = []
+        self.commands: list[HostCommand] = []
 
-    async def run(self, argv: Sequence[str], **_: object) -> CompletedCommand:
-        self.commands.append(tuple(argv))
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", **_: object) -> CompletedCommand:
+        self.commands.append((tuple(argv), stdin))
         return CompletedCommand(0, "", "")
 
     async def close(self) -> None:
         """Do nothing."""
 
 
-def commands_of(inventory: Inventory, host: Host) -> list[tuple[str, ...]]:
+def commands_of(inventory: Inventory, host: Host) -> list[HostCommand]:
     """Return every command that the controls of a host's services can run, each once."""
     recorder = _Recorder()
 
@@ -180,9 +237,9 @@ def commands_of(inventory: Inventory, host: Host) -> list[tuple[str, ...]]:
                 await kind.read_state(options, ControlRunner(recorder, SudoOptions(), WITHIN))
             for step in inventory.remediation.for_service(service).steps:
                 if step.recreate is not None and step.recreate.command:
-                    recorder.commands.append(tuple(step.recreate.command))
+                    recorder.commands.append((tuple(step.recreate.command), b""))
             if recorder.commands and host.ssh_for(control=True).wrapper:
-                recorder.commands += [tuple(argv) for argv in evidence.HOST_COMMANDS.values()]
+                recorder.commands += [(tuple(argv), b"") for argv in evidence.HOST_COMMANDS.values()]
 
     asyncio.run(record_all())
     return sorted(set(recorder.commands))
@@ -205,9 +262,9 @@ def _write_file(path: str, text: str, mode: str) -> str:
     )
 
 
-def _commands(commands: Iterable[Sequence[str]]) -> str:
+def _commands(commands: Iterable[HostCommand]) -> str:
     """Replace the commands that the wrapper may run; they may contain secrets."""
-    named = {command_digest(argv): render_command_file(argv) for argv in commands}
+    named = {command_digest(*command): render_command_file(*command) for command in commands}
     files = "".join(f"cat > {COMMANDS}.new/{name} <<'{name}'\n{text}{name}\n" for name, text in named.items())
     return (
         f"\n# The commands of the controls, one file each.\n"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import tzinfo
 from typing import Any
 
-from defib.output import format_time, parenthesized, print_json, printable
+from defib.output import format_time, parenthesized, print_json, print_text
 from defib.remediator_client import Connect, RemediatorClient, UnknownEntryError
 
 EVIDENCE_LINES = 12  # of each piece of evidence
@@ -24,10 +24,10 @@ async def show_incidents(connect: Connect, number: int | None, *, as_json: bool)
     if as_json:
         print_json(answer)
     elif number is not None:
-        print(_format_incident(answer, remediator.zone))
+        print_text(_format_incident(answer, remediator.zone))
     else:
-        lines = (printable(_format_line(incident, remediator.zone)) for incident in answer["incidents"])
-        print("\n".join(lines) or "no incidents")
+        lines = (_format_line(incident, remediator.zone) for incident in answer["incidents"])
+        print_text("\n".join(lines) or "no incidents")
     return 0
 
 
@@ -41,7 +41,7 @@ async def acknowledge(connect: Connect, number: int, *, as_json: bool) -> int:
     if as_json:
         print_json(answer)
     else:
-        print(printable(f"incident {number} is acknowledged by {answer['acknowledged_by']}"))
+        print_text(f"incident {number} is acknowledged by {answer['acknowledged_by']}")
     return 0
 
 
@@ -71,7 +71,7 @@ def _print_silence(answer: Mapping[str, Any], subject: str, zone: tzinfo | None,
     if as_json:
         print_json(answer)
     else:
-        print(f"{subject} is silenced until {format_time(answer['until'], zone)}")
+        print_text(f"{subject} is silenced until {format_time(answer['until'], zone)}")
     return 0
 
 
@@ -89,7 +89,7 @@ async def approve(connect: Connect, action: int, *, as_json: bool) -> int:
     if as_json:
         print_json(answer)
     else:
-        print(f"action {action} is approved; it starts as soon as no gate holds it back")
+        print_text(f"action {action} is approved; it starts as soon as no gate holds it back")
     return 0
 
 
@@ -100,7 +100,7 @@ async def reset(connect: Connect, service: str, *, as_json: bool) -> int:
     if as_json:
         print_json(answer)
     else:
-        print(f"the attempts of {service} are reset")
+        print_text(f"the attempts of {service} are reset")
     return 0
 
 
@@ -133,7 +133,7 @@ def _format_incident(incident: Mapping[str, Any], zone: tzinfo | None) -> str:
         lines.append(f"    {format_time(event['at'], zone)}  {event['event']:<13} {detail}".rstrip())
     for action in incident["actions"]:
         lines += _format_action(action)
-    return "\n".join(map(printable, lines))
+    return "\n".join(lines)
 
 
 def _format_action(action: Mapping[str, Any]) -> list[str]:

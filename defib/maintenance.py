@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from defib.output import format_time, print_json, printable
+from defib.output import format_time, print_json, print_text
 from defib.remediator_client import Connect, UnknownEntryError
 from runtime.errors import DefibError
 
@@ -19,9 +19,9 @@ async def list_maintenance(connect: Connect, *, as_json: bool) -> int:
     for each in answer["maintenance"]:
         until = format_time(each["until"], remediator.zone)
         line = f"{each['scope']} {each['name']}, until {until}, by {each['asked_by']}: {each['reason']}"
-        print(f"{each['id']:>6}  {printable(line)}")
+        print_text(f"{each['id']:>6}  {line}")
     if not answer["maintenance"]:
-        print("no maintenance")
+        print_text("no maintenance")
     return 0
 
 
@@ -38,7 +38,7 @@ async def begin_maintenance(
         print_json(answer)
     else:
         until = format_time(answer["until"], remediator.zone)
-        print(f"maintenance {answer['id']} of {scope} {name} until {until}: no automatic actions")
+        print_text(f"maintenance {answer['id']} of {scope} {name} until {until}: no automatic actions")
     return 0
 
 
@@ -64,7 +64,7 @@ async def end_maintenance(connect: Connect, number: int, *, as_json: bool) -> in
     if as_json:
         print_json(answer)
     else:
-        print(f"maintenance {number} is ended")
+        print_text(f"maintenance {number} is ended")
     return 0
 
 
@@ -83,7 +83,7 @@ async def automation(connect: Connect, switch: str | None, reason: str, *, as_js
     if answer["at"]:
         detail = f": {answer['reason']}" if answer["reason"] else ""
         since = f" since {format_time(answer['at'], remediator.zone)}, switched by {answer['by']}{detail}"
-    print(printable(f"automation is {'on' if answer['enabled'] else 'off'}{since}"))
+    print_text(f"automation is {'on' if answer['enabled'] else 'off'}{since}")
     if not answer["by_inventory"]:
-        print("the configuration has `remediation: {automatic: false}`, which the switch cannot override")
+        print_text("the configuration has `remediation: {automatic: false}`, which the switch cannot override")
     return 0

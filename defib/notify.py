@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import httpx
 
 from defib.lookup import find_channel
-from defib.output import print_json, printable
+from defib.output import print_json, print_text
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
@@ -42,7 +42,7 @@ async def send_tests(load: Callable[[], LoadedInventory], name: str | None, *, a
             text = redact(f"{result.response}{_clock_hint(result)}")
             rows.append({"channel": channel_name, "sent": result.outcome == "sent", "response": text})
             if not as_json:
-                print(printable(f"{channel_name}: {text}"))
+                print_text(f"{channel_name}: {text}")
     if as_json:
         print_json({"channels": rows})
     return 0 if all(row["sent"] for row in rows) else 1

@@ -1,21 +1,29 @@
-"""What commands print: text that is safe for a terminal, JSON, and times in the configured time zone."""
+"""What commands print: text and JSON that are safe for a terminal, and times in the configured time zone."""
 
 import json
+import re
+import struct
 from datetime import datetime, timedelta, tzinfo
-from typing import Any
+from typing import Any, TextIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from fleet.inventory.model import Inventory
+from runtime.terminal import UNSAFE, escape_controls
 
 
-def printable(text: str) -> str:
-    """Escape all characters that could control a terminal, except newlines."""
-    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+def print_text(text: str, file: TextIO | None = None) -> None:
+    """Print text, by default to stdout, with all characters escaped that could control a terminal."""
+    print(escape_controls(text), file=file, flush=True)
 
 
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
-    print(json.dumps(value, ensure_ascii=False))
+    print(UNSAFE.sub(_escape_in_json, json.dumps(value, ensure_ascii=False)))
+
+
+def _escape_in_json(match: re.Match[str]) -> str:
+    units = match[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{unit:04x}" for (unit,) in struct.iter_unpack(">H", units))
 
 
 def time_zone(inventory: Inventory) -> tzinfo | None:

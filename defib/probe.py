@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from defib.lookup import find_service
-from defib.output import format_time, print_json, printable, time_zone
+from defib.output import format_time, print_json, print_text, time_zone
 from exporter.results import ProbeResult, replace_unencodable
 from exporter.scheduler.probe_runner import probe_once
 from fleet.inventory.loading import LoadedInventory
@@ -31,7 +31,7 @@ async def probe(load: Callable[[], LoadedInventory], name: str, *, as_json: bool
         print_json(printed)
     else:
         time = format_time(result.started_at, time_zone(loaded.inventory))
-        print(_format(printed, time))
+        print_text(_format(printed, time))
     if result.success:
         return UP
     return CANNOT_DETERMINE if result.reason in UNDETERMINED else DOWN
@@ -84,4 +84,4 @@ def _format(details: dict[str, Any], time: str) -> str:
             lines += [f"  {key}", *(f"    {item}" for item in value)]
         else:
             lines.append(f"  {key:<12}{value}")
-    return "\n".join(map(printable, lines))
+    return "\n".join(lines)

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import tzinfo
 from itertools import islice
 
-from defib.output import format_time, parenthesized, print_json, time_zone
+from defib.output import format_time, parenthesized, print_json, print_text, time_zone
 from fleet.inventory.loading import LoadedInventory
 from remediator.clients.json_client import ClientError, JsonClient
 from remediator.replay import ReplayedDecision, evaluation_times, read_history, replay
@@ -45,8 +45,8 @@ async def run(load: Callable[[], LoadedInventory], since: float, *, as_json: boo
         return 0
     zone = time_zone(inventory)
     first, second = islice(evaluation_times(now - since, now), 2)
-    print(_NOTE.format(step=second - first, since=format_time(first, zone)))
-    print(_format_decisions(decisions, zone))
+    print_text(_NOTE.format(step=second - first, since=format_time(first, zone)))
+    print_text(_format_decisions(decisions, zone))
     return 0
 
 

@@ -179,9 +179,13 @@ def render_wrapper() -> str:
     return f'{_HEAD}{MARK_FUNCTIONS}{LIBRARY}{_MODES}{_CHECKS}{one}in_order "$@"\n'
 
 
-def render_command_file(argv: Sequence[str]) -> str:
-    """Return the content of the file of a control command."""
-    return f"exec {shlex.join(argv)}\n"
+def render_command_file(argv: Sequence[str], stdin: bytes = b"") -> str:
+    """Return the content of the file of a control command; `stdin` is empty or ends with a newline."""
+    if not stdin:
+        return f"exec {shlex.join(argv)}\n"
+    text = stdin.decode("utf-8", "surrogateescape")
+    # From a pipe: some shells keep such a text in a file, of which a program that opens /dev/stdin reads all again.
+    return f"cat <<'END_OF_INPUT' | {shlex.join(argv)}\n{text}END_OF_INPUT\n"
 
 
 def render_allow_list(sections: Iterable[Section]) -> str:

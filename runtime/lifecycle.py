@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import ctypes
+import os
 import resource
 import signal
 import ssl
@@ -20,6 +22,7 @@ from runtime.webconfig import WebConfigFile
 DRAIN_TIMEOUT = 20.0  # of the 30 s for the whole shutdown; the rest is for cancelling what has not ended
 MAX_PORT = 65535
 MAX_OPEN_FILES = 65536  # not more: some programs that a child process runs close every possible file at their start
+_PR_SET_DUMPABLE = 4  # prctl(2)
 log = structlog.get_logger()
 
 
@@ -37,6 +40,18 @@ class ListenAddress:
         if not colon or not port.isdigit() or int(port) > MAX_PORT:
             raise StartError(f"--listen must be ADDRESS:PORT, not {text!r}")
         return cls(host.strip("[]") or "0.0.0.0", int(port))  # noqa: S104 - `:PORT` means all addresses
+
+
+def disable_core_dumps() -> None:
+    """Keep the memory of this process, which has secrets, from core dumps and from other processes of its user.
+
+    The limit alone is not enough: the kernel ignores it where core dumps are piped to a program. Raises OSError.
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def raise_file_limit() -> None:

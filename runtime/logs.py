@@ -12,6 +12,7 @@ from typing import Any, TextIO, cast
 import structlog
 
 from runtime.redaction import Redactor
+from runtime.terminal import escape_controls
 
 LogEvent = MutableMapping[str, Any]
 log = structlog.get_logger()
@@ -26,7 +27,13 @@ def configure(redactor: Redactor, stream: TextIO | None = None, level: int = log
     def redact(_logger: object, _method: str, event: LogEvent) -> LogEvent:
         return cast("LogEvent", redactor.redact_all(event))
 
-    renderer: Any = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(default=str)
+    def escape(_logger: object, _method: str, event: LogEvent) -> LogEvent:
+        # The renderer quotes all other values.
+        unquoted = {name: event[name] for name in ("event", "exception", "stack") if name in event}
+        return {**event, **{name: escape_controls(str(value)) for name, value in unquoted.items()}}
+
+    console = structlog.dev.ConsoleRenderer(repr_native_str=True)
+    renderer: Any = console if terminal else structlog.processors.JSONRenderer(default=str)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -34,6 +41,7 @@ def configure(redactor: Redactor, stream: TextIO | None = None, level: int = log
             structlog.processors.StackInfoRenderer(),
             structlog.processors.format_exc_info,
             redact,
+            *([escape] if terminal else ()),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -7,7 +7,7 @@ from urllib.parse import quote, quote_plus
 
 MASK = "***"
 _YARL = "!$'()*,/:;?@"  # not quoted by yarl in forms
-MIN_SECRET_LENGTH = 4  # masking every "a" would make text unreadable
+MIN_SECRET_LENGTH = 6  # masking every "prod" would make text unreadable
 
 
 class Redactor:

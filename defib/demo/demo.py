@@ -1,7 +1,6 @@
 """`defib demo`: starts a service and everything that watches it, kills it, and shows how it recovers."""
 
 import asyncio
-import json
 import os
 import secrets
 import shlex
@@ -21,6 +20,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.live import LiveReport
 from defib.demo.stack import Stack, check_requirements, reserve_ports
 from defib.demo.timeline import Timeline
+from defib.output import print_json, print_text
 
 RECOVERY_TIMEOUT = 180.0  # seconds
 SERVICE = "web"
@@ -70,7 +70,7 @@ async def _run_with(launcher: Launcher, feishu: FeishuSimulator, *, once: bool, 
     await demo_service.kill()
     recovered = await timeline.follow(within=RECOVERY_TIMEOUT)
     if as_json:
-        print(json.dumps({"events": timeline.events}), flush=True)
+        print_json({"events": timeline.events})
     if not once:
         await _print_addresses(stack, feishu, folder, web)
         _report(_suggest_experiments(demo_service, folder / "config"))
@@ -198,4 +198,4 @@ def _own_command() -> str:
 
 
 def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print_text(text, sys.stderr)

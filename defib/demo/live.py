@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 from defib.demo.feishu import FeishuSimulator
 from defib.demo.stack import Stack
+from defib.output import print_text
 
 POLL_EVERY = 0.3  # seconds
 
@@ -83,7 +84,7 @@ class LiveReport:
     def _print(self, text: str) -> None:
         if not self._silent:
             # In the time zone that the demo configures, as the output of commands.
-            print(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {text}", file=self._out, flush=True)
+            print_text(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}  {text}", self._out)
 
 
 def _format_entry(entry: Mapping[str, Any]) -> str:

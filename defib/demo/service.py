@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from defib.demo.launcher import Launcher
+from defib.output import print_text
 from runtime.errors import StartError
 
 PAGE, BROKEN_PAGE = "the heart beats\n", "broken\n"
@@ -118,7 +119,7 @@ async def _container(launcher: Launcher, port: int, name: str) -> DemoService | 
         await _wait_until_up(port)
     except (RuntimeError, TimeoutError) as error:
         # For example, the daemon runs in a virtual machine with a network of its own.
-        print(f"docker is available, but cannot run the demo's service ({error}); using supervisor", file=sys.stderr)
+        print_text(f"docker is available, but cannot run the demo's service ({error}); using supervisor", sys.stderr)
         await run("docker", "rm", "--force", name)
         return None
     control = {"docker": {"container": name}}

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from defib.demo.feishu import FeishuSimulator
 from defib.demo.stack import Stack
+from defib.output import print_text
 
 POLL_EVERY = 0.1  # seconds
 
@@ -34,7 +35,7 @@ class Timeline:
                         return outcome
                     await asyncio.sleep(POLL_EVERY)
         except TimeoutError:
-            print(f"the service did not recover within {within:g} s", file=sys.stderr)
+            print_text(f"the service did not recover within {within:g} s", sys.stderr)
             return False
         finally:
             self.events.sort(key=lambda event: float(event["t"]))
@@ -79,7 +80,7 @@ class Timeline:
         self._seen.add((event, key))
         seconds = round(at - self._killed_at, 3)
         self.events.append({"t": seconds, "event": event, "what": what})
-        print(f"{seconds:+8.2f} s  {event:<13} {what}", file=self._out, flush=True)
+        print_text(f"{seconds:+8.2f} s  {event:<13} {what}", self._out)
 
 
 def unix_time(text: str) -> float:

@@ -1,7 +1,6 @@
 """`defib doctor`: checks of a whole installation, each with a result and what to do."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,7 +14,7 @@ from defib.doctor.files import check_files
 from defib.doctor.findings import Finding, check_with_timeout
 from defib.doctor.server import ServerCheck, check_server
 from defib.lookup import find_host
-from defib.output import format_size
+from defib.output import format_size, print_json, print_text
 from fleet.inventory.documents import ConfigurationError
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host
@@ -98,11 +97,11 @@ def _with_token(loaded: LoadedInventory, token: SecretStr) -> LoadedInventory:
 
 def _print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps({"findings": [asdict(each) for each in findings]}, ensure_ascii=False))
+        print_json({"findings": [asdict(each) for each in findings]})
     else:
         counts = {result: sum(1 for each in findings if each.result == result) for result in ("pass", "warn", "fail")}
-        print("\n".join(map(str, findings)))
-        print(", ".join(f"{count} {result}" for result, count in counts.items()))
+        print_text("\n".join(map(str, findings)))
+        print_text(", ".join(f"{count} {result}" for result, count in counts.items()))
     return int(any(each.result == "fail" for each in findings))
 
 

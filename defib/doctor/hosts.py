@@ -170,7 +170,7 @@ async def _check_controlling(host: Host, inventory: Inventory) -> list[Finding]:
         if login.result == "pass":
             shell = shells.get(host.name)
             if host.sudo.mode != "none" and not control.wrapper:
-                commands = await asyncio.to_thread(commands_of, inventory, host)
+                commands = [argv for argv, _stdin in await asyncio.to_thread(commands_of, inventory, host)]
                 findings.append(await _check_sudo(host, commands, shell))
                 findings += await check_root_paths(host.name, shell, host.sudo, commands)
             findings += await _check_controls(host, inventory, shell)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import bcrypt
 
+from defib.output import print_text
 from fleet.inventory.model import RemediatorSettings
 from runtime import tokens
 from runtime.errors import DefibError
@@ -46,10 +47,10 @@ def init(directory: Path, *, compose: bool) -> int:
             _write(directory / name, text, 0o600 if secret and not compose else 0o644)
     except OSError as error:
         raise DefibError(f"{error.filename}: {error.strerror}") from error
-    print(f"{directory}: {', '.join(texts)}")
+    print_text(f"{directory}: {', '.join(texts)}")
     if not compose and (token := RemediatorSettings().token_file) is not None and write_token(token):
-        print(f"{token}: the local token")
-    print(_NEXT_STEPS[compose].format(directory=directory))
+        print_text(f"{token}: the local token")
+    print_text(_NEXT_STEPS[compose].format(directory=directory))
     return 0
 
 

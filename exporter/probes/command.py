@@ -7,7 +7,7 @@ from pydantic import Field
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED, check_lacks, check_matches, quote_excerpt
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel
 from fleet.inventory.units import Patterns
 from fleet.shells import ShellError
 
@@ -26,7 +26,7 @@ Argument = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 class CommandProbeOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     needs_plain_shell: ClassVar[bool] = True
-    run: Annotated[list[Argument], Field(min_length=1)]
+    run: Annotated[list[Argument], Field(min_length=1), REFERENCES_ARE_SECRET]
     expect: CommandExpect = CommandExpect()
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,7 +16,7 @@ from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions, ProbeAuth
 from exporter.probes.net.http_response import HttpResponse, HttpResponseReader
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import ConfigModel, Token
+from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel, Token
 from fleet.inventory.units import Patterns, PositiveDuration
 
 PATH = "/chat/completions"
@@ -42,7 +42,7 @@ class OpenaiProbeOptions(HttpRequestOptions):
     prompt: str = "Reply with OK."
     max_tokens: int = Field(16, ge=1)
     stream: bool = True
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Annotated[dict[str, Any], REFERENCES_ARE_SECRET] = Field(default_factory=dict)
     expect: OpenaiExpect = OpenaiExpect()
 
     @field_validator("parameters")

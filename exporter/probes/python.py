@@ -13,7 +13,7 @@ from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.documents import TextWithBase
-from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel
 from fleet.shells.local import LocalShell
 
 SUBPROCESS = Path(__file__).with_name("python_subprocess.py")
@@ -47,7 +47,7 @@ class PythonProbeOptions(ConfigModel):
         PlainSerializer(str),
         WithJsonSchema({"type": "string", "pattern": _FUNCTION_PATTERN}),
     ]
-    options: dict[str, Any] = Field(default_factory=dict)
+    options: Annotated[dict[str, Any], REFERENCES_ARE_SECRET] = Field(default_factory=dict)
 
     @field_validator("options")
     @classmethod

@@ -49,14 +49,24 @@ class ConfigurationError(DefibError):
 class TextWithBase(str):
     """A string from a YAML file, with the directory that relative paths in it start from."""
 
-    __slots__ = ("base", "checked", "pending")
+    __slots__ = ("base", "checked", "pending", "references")
     base: Path
     pending: bool  # it contains a reference that this program does not resolve: not validated
     checked: bool  # this program uses it, so a file that it names must exist
+    references: Sequence[tuple[int, int]]  # where values of references were inserted: start and end
 
-    def __new__(cls, text: str, base: Path, *, pending: bool = False, checked: bool = True) -> Self:
+    def __new__(
+        cls,
+        text: str,
+        base: Path,
+        *,
+        pending: bool = False,
+        checked: bool = True,
+        references: Sequence[tuple[int, int]] = (),
+    ) -> Self:
         instance = super().__new__(cls, text)
         instance.base, instance.pending, instance.checked = base, pending, checked
+        instance.references = references
         return instance
 
 

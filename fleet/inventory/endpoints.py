@@ -23,6 +23,13 @@ from pydantic import (
 from fleet.inventory.documents import TextWithBase
 
 
+class ReferencesAreSecret:
+    """Annotation of a field that often contains credentials: the values of references in it are secrets."""
+
+
+REFERENCES_ARE_SECRET = ReferencesAreSecret()
+
+
 class ConfigModel(BaseModel):
     """A part of the configuration: immutable, without unknown keys.
 

@@ -1,17 +1,17 @@
 """Loading the configuration: from a directory of YAML files to a validated inventory, or all of its errors."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from fleet.inventory.checks import find_errors, find_warnings
 from fleet.inventory.digests import compute_digest
 from fleet.inventory.documents import ConfigProblem, ConfigurationError, Document, read_directory
-from fleet.inventory.endpoints import BasicAuth, ConfigModel
+from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.kinds import KindTables
 from fleet.inventory.model import (
     MIN_INTERVAL,
@@ -22,6 +22,7 @@ from fleet.inventory.model import (
     inventory_model,
 )
 from fleet.inventory.references import Program, Resolver, substitute
+from fleet.inventory.secrets import find_secrets
 from fleet.inventory.units import parse_duration
 from fleet.inventory.validation_errors import explain
 from runtime.redaction import Redactor
@@ -101,11 +102,12 @@ def load(
         places = {(problem.file, problem.line, problem.path) for problem in problems}
         explained = [explain(document, model, item) for item in error.errors(include_url=False)]
         problems += (each for each in explained if (each.file, each.line, each.path) not in places)
-        raise ConfigurationError(_sort(problems, Redactor(resolver.secrets))) from None
+        raise ConfigurationError(_sort(problems, Redactor(resolver.inserted))) from None
     if problems:
-        raise ConfigurationError(_sort(problems, Redactor(resolver.secrets)))
+        # Without a valid model it is unknown which references are secrets.
+        raise ConfigurationError(_sort(problems, Redactor(resolver.inserted)))
     _set_digests(document, inventory)
-    secrets = frozenset(resolver.secrets | set(_find_secrets(inventory)))
+    secrets = frozenset(find_secrets(raw, inventory))
     inventory.mask_targets(Redactor(secrets))
     warnings = _sort(find_warnings(document, inventory), Redactor(secrets))
     return LoadedInventory(
@@ -179,24 +181,3 @@ def _smaller(every: Any, other: str) -> Any:
         return every if MIN_INTERVAL <= parse_duration(every) < parse_duration(other) else other
     except ValueError:
         return other  # the error of `every` is reported by the model
-
-
-def _find_secrets(value: Any) -> Iterator[str]:
-    """Yield every secret in a model."""
-    if hasattr(value, "get_secret_value"):
-        secret = value.get_secret_value()
-        yield secret
-        if secret.startswith(("Bearer ", "Basic ")):  # the value of a header: its credentials alone are secret, too
-            yield secret.partition(" ")[2]
-    elif isinstance(value, BaseModel):
-        # Where this program leaves the password unresolved, it is no SecretStr.
-        if isinstance(value, BasicAuth) and hasattr(value.password, "get_secret_value"):
-            yield value.encoded
-        for _name, item in value:
-            yield from _find_secrets(item)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _find_secrets(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _find_secrets(item)

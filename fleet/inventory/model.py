@@ -13,7 +13,14 @@ from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, create_model
 
 from fleet.inventory.access import Access
 from fleet.inventory.documents import TextWithBase
-from fleet.inventory.endpoints import ChoiceModel, ConfigModel, Endpoint, RelativePath, Token
+from fleet.inventory.endpoints import (
+    REFERENCES_ARE_SECRET,
+    ChoiceModel,
+    ConfigModel,
+    Endpoint,
+    RelativePath,
+    Token,
+)
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
 from fleet.inventory.units import Duration, Identifier, PositiveDuration, format_duration
@@ -93,7 +100,7 @@ class RestartStep(ConfigModel):
 class RecreateStep(ConfigModel):
     """Remove a container and run it again from its image and with its arguments, or run a command that does so."""
 
-    command: Annotated[list[str], Field(min_length=1)] | None = None
+    command: Annotated[Annotated[list[str], Field(min_length=1)] | None, REFERENCES_ARE_SECRET] = None
     approve: bool = True
     attempts: int = Field(1, ge=1)
 

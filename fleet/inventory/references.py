@@ -35,14 +35,14 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
 class Resolver:
     """Resolves the references of a document for `programs`.
 
-    `secrets` has the values that were inserted, `secret_files` the files that they were read from.
+    `inserted` has the values of references, `secret_files` the files that they were read from.
     """
 
     document: Document
     environ: Mapping[str, str]
     programs: frozenset[Program]
     strict: bool = True  # whether a reference that cannot be resolved is an error; else it stays as it is written
-    secrets: set[str] = field(default_factory=set)
+    inserted: set[str] = field(default_factory=set)
     secret_files: set[Path] = field(default_factory=set)
     problems: list[ConfigProblem] = field(default_factory=list)
     unresolved: list[ConfigProblem] = field(default_factory=list)
@@ -69,22 +69,30 @@ class Resolver:
                 text if pending else text.replace("$${", "${"), text.base, pending=pending, checked=False
             )
         count = len(self.problems)
-        resolved = _REFERENCE.sub(lambda match: self._look_up(location, text, match), text)
+        resolved = self._insert_values(location, text)
         if (whole := _WHOLE_FILE.fullmatch(text)) is not None:
             self.value_files[".".join(map(str, location))] = text.base / whole[1].strip()
         if not self.strict and len(self.problems) > count:
             self.unresolved += self.problems[count:]
             del self.problems[count:]
             return TextWithBase(text, text.base, pending=True, checked=False)
-        return TextWithBase(resolved, text.base)
+        return resolved
+
+    def _insert_values(self, location: Location, text: TextWithBase) -> TextWithBase:
+        resolved, end = "", 0
+        references: list[tuple[int, int]] = []
+        for match in _REFERENCE.finditer(text):
+            resolved += text[end : match.start()]
+            value = "${" if match[0] == "$${" else self._look_up(location, text, match[1])
+            if match[0] != "$${":
+                references.append((len(resolved), len(resolved) + len(value)))
+            resolved, end = resolved + value, match.end()
+        return TextWithBase(resolved + text[end:], text.base, references=references)
 
     def _is_used(self, location: Location) -> bool:
         return any(not any(_covers(pattern, location) for pattern in _IGNORED[program]) for program in self.programs)
 
-    def _look_up(self, location: Location, text: TextWithBase, match: re.Match[str]) -> str:
-        if match[0] == "$${":
-            return "${"
-        name = match[1]
+    def _look_up(self, location: Location, text: TextWithBase, name: str) -> str:
         try:
             if name.startswith("file:"):
                 path = text.base / name.removeprefix("file:").strip()
@@ -95,7 +103,7 @@ class Resolver:
         except (LookupError, TokenError) as error:
             self.problems.append(self.document.problem_at(location, str(error.args[0])))
             return ""
-        self.secrets.add(value)
+        self.inserted.add(value)
         return value
 
     def _read_variable(self, name: str) -> str:

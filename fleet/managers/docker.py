@@ -34,9 +34,81 @@ def build_action(name: str, container: str) -> list[str]:
     return _build_by_name(container, ["docker", name, _ID])
 
 
-def build_exec(container: str, options: Sequence[str], command: Sequence[str]) -> list[str]:
-    """Return the argv of `docker exec CONTAINER COMMAND`."""
-    return _build_by_name(container, ["docker", "exec", *options, _ID, *command])
+def build_exec(
+    container: str, options: Sequence[str], command: Sequence[str], variables: Sequence[str] = ()
+) -> tuple[list[str], bytes]:
+    """Return the argv of `docker exec CONTAINER COMMAND`, and its stdin, which has the `NAME=VALUE` variables."""
+    passed = _pass_variables(variables)
+    argv = ["docker", "exec", *options, *passed.options, _ID, *command]
+    return build_script(*_find_id_steps(container), *passed.steps, f"exec {quote_command(argv)}"), passed.stdin
+
+
+def build_create(arguments: Sequence[str], variables: Sequence[str]) -> tuple[list[str], bytes]:
+    """Return the argv of `docker create ARGUMENTS`, and its stdin, which has the `NAME=VALUE` variables.
+
+    Variables that cannot be passed are left out.
+    """
+    passed = _pass_variables([each for each in variables if can_pass(each)])
+    argv = ["docker", "create", *passed.options, *arguments]
+    return build_script(*passed.steps, f"exec {quote_command(argv)}") if passed.steps else argv, passed.stdin
+
+
+_LINE_LIMIT = 60_000  # bytes; docker reads lines of less than 64 KiB
+_STDIN_START = "@environment"  # a line before the variables: sudo may have left its password unread
+_SKIP_TO_START = f'while IFS= read -r line; do test "$line" = {_STDIN_START} && break; done'
+# Reads a value of several lines into `v`. Each line ends with an additional `+`, the last one with `.`.
+_TAKE = (
+    "nl=$(echo; echo .)",
+    "nl=${nl%.}",
+    "take() { v=; while IFS= read -r line",
+    'do v=$v${line%+}; test "$line" = "${line%+}" && break; v=$v$nl; done; v=${v%.}; }',
+)
+# Names that docker's client, the shell or the script itself use.
+_USED_NAMES = re.compile(r"PATH|HOME|IFS|ENV|TMPDIR|GODEBUG|(DOCKER|LD|SSL|XDG)_.*|.*_(PROXY|proxy)|id|nl|line|v")
+
+
+@dataclass(frozen=True)
+class _PassedVariables:
+    """How variables of a container are passed to docker: never as arguments, which every user of the host can read.
+
+    docker reads most of them from its stdin. `steps` of the script come first; they read the others from stdin and add
+    them to the environment of docker's client, which only its own user and root can read.
+    """
+
+    options: Sequence[str]
+    steps: Sequence[str]
+    stdin: bytes
+
+
+def _pass_variables(variables: Sequence[str]) -> _PassedVariables:
+    if not variables:
+        return _PassedVariables((), (), b"")
+    in_file = [each for each in variables if _fits_in_line(each)]
+    others = dict(each.split("=", 1) for each in variables if not _fits_in_line(each))
+    values = [value.replace("\n", "+\n") + "." for value in others.values()]
+    return _PassedVariables(
+        [*(part for name in others for part in ("--env", name)), "--env-file", "/dev/stdin"],
+        [_SKIP_TO_START, *(_TAKE if others else ()), *(f"take; {name}=$v; export {name}" for name in others)],
+        "".join(f"{line}\n" for line in [_STDIN_START, *values, *in_file]).encode("utf-8", "surrogateescape"),
+    )
+
+
+def can_pass(variable: str) -> bool:
+    """Whether a `NAME=VALUE` variable can be passed to a container."""
+    name = variable.partition("=")[0]
+    by_client = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None and _USED_NAMES.fullmatch(name) is None
+    return "\0" not in variable and (_fits_in_line(variable) or by_client)
+
+
+def _fits_in_line(variable: str) -> bool:
+    """Whether docker reads a variable as it is from a line of a file."""
+    name = variable.partition("=")[0]
+    return (
+        name.split() == [name]
+        and not name.startswith(("#", "\ufeff"))
+        and not ("\n" in variable or variable.endswith("\r"))
+        and len(variable.encode("utf-8", "surrogateescape")) <= _LINE_LIMIT
+    )
 
 
 def build_logs(container: str, lines: int) -> list[str]:

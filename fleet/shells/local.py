@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from fleet.shells import KILL_DELAY, TRAILING_OUTPUT_TIMEOUT, CommandNotRunError, CompletedCommand, OutputCallback
 from fleet.shells.proof import CommandMarkers, CommandOutputs, MarkedOutput, build_script
+from runtime.environment import child_environment
 from runtime.tasks import cancel_and_wait
 
 NOT_FOUND = 127
@@ -38,7 +39,7 @@ class LocalShell:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                env={**os.environ, "LC_ALL": "C"},
+                env={**child_environment(), "LC_ALL": "C"},
             )
         except FileNotFoundError:
             return CompletedCommand(NOT_FOUND, "", f"{argv[0]}: not found")

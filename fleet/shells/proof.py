@@ -83,11 +83,13 @@ def build_script(
     """Return the script that runs `argv`.
 
     With `keep_output`, processes that it leaves running keep their outputs. With `read_stdin`, the command reads what
-    is sent after the start mark: the shell might read earlier input itself. Otherwise its stdin is empty.
+    is sent after the start mark: the shell might read earlier input itself. It reads it from a pipe, since the shell's
+    stdin may be a socket, which cannot be opened as /dev/stdin. Otherwise its stdin is empty.
     """
     prefix = ["kept"] if keep_output else []
     prefix += ["marked", *(["alone"] if timeout is None else ["bounded", f"{KILL_DELAY:g}", f"{timeout:g}"])]
-    command = f"{shlex.join([*prefix, *argv])}{'' if read_stdin else ' </dev/null'}"
+    command = shlex.join([*prefix, *argv])
+    command = f"trap : HUP INT TERM\ncat | {command}" if read_stdin else f"{command} </dev/null"
     # One compound command, which the shell reads to its end before it runs any of it.
     text = (
         f"{{\nLC_ALL=C; export LC_ALL\nfirst={shlex.quote(marks.first)} second={shlex.quote(marks.second)}\n"

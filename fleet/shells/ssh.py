@@ -46,9 +46,10 @@ _OUTDATED = "defib-shell: it takes run SECONDS DIGEST"
 WrapperMode = Literal["read", "control"]
 
 
-def command_digest(argv: Sequence[str]) -> str:
-    """Return the digest by which a wrapper identifies a command."""
-    return hashlib.sha256(shlex.join(argv).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+def command_digest(argv: Sequence[str], stdin: bytes = b"") -> str:
+    """Return the digest by which a wrapper identifies a command and its stdin."""
+    command = shlex.join(argv).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(b"\0".join([command, stdin] if stdin else [command])).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ class SshShell:
             return _Request(shlex.join(argv), b"", stdin, None, on_output)
         marks = CommandMarkers()
         if self._login.wrapper == "control":
-            command = f"run {math.ceil(timeout)} {command_digest(argv)} {marks.first} {marks.second}"
+            command = f"run {math.ceil(timeout)} {command_digest(argv, stdin)} {marks.first} {marks.second}"
             return _Request(command, b"", b"", marks, on_output)
         # On stdin, so that no login shell, of whatever kind, interprets the command. The host enforces the timeout too:
         # otherwise the command would keep running.

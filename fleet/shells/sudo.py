@@ -17,13 +17,16 @@ _FAILURES = (
 NOT_FOUND = 127
 
 
-def build_sudo_command(argv: Sequence[str], sudo: SudoOptions) -> tuple[list[str], bytes]:
-    """Return the argv to run and its stdin, which carries the password where there is one."""
+def build_sudo_command(argv: Sequence[str], sudo: SudoOptions, stdin: bytes = b"") -> tuple[list[str], bytes]:
+    """Return the argv to run and its stdin, which begins with the password where there is one.
+
+    sudo leaves the password unread where it does not need it.
+    """
     if sudo.mode == "none":
-        return list(argv), b""
+        return list(argv), stdin
     if sudo.password is None:
-        return ["sudo", "-n", "--", *argv], b""
-    return ["sudo", "-S", "-p", "", "--", *argv], sudo.password.get_secret_value().encode() + b"\n"
+        return ["sudo", "-n", "--", *argv], stdin
+    return ["sudo", "-S", "-p", "", "--", *argv], sudo.password.get_secret_value().encode() + b"\n" + stdin
 
 
 def find_refusal(done: CompletedCommand, sudo: SudoOptions) -> str:

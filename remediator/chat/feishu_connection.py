@@ -19,6 +19,7 @@ from remediator.chat.feishu_events import InvalidPressError, parse_press, render
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
+from runtime.environment import child_environment
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two connections
 STABLE_AFTER = 60.0  # seconds after which the next pause is the first one again
@@ -82,6 +83,7 @@ class LongConnections:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "remediator.chat.feishu_connection_process", stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, limit=LINE_LIMIT,
+            env=child_environment(proxies=True),
         )  # fmt: skip
         assert process.stdin is not None and process.stdout is not None  # noqa: S101, PT018 - both are pipes
         credentials = {

@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -304,7 +305,9 @@ async def test_old_repeated_unknown_and_invalid_presses_do_nothing(loop: Loop, c
     assert loop.restarts() == []
 
 
-async def test_presses_over_a_long_connection(loop: Loop) -> None:
+async def test_presses_over_a_long_connection(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_PASSWORD", "of-the-environment")
+    monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
     connection = LongConnection()
     loop.feishu.extra_routes.append(connection.add_routes)
     card = await begin(loop, long_connection=True)
@@ -313,6 +316,10 @@ async def test_presses_over_a_long_connection(loop: Loop) -> None:
         return bool(connection.sockets)
 
     await eventually(connected)
+    remediator = loop.stack.pids["remediator"]
+    (child,) = Path(f"/proc/{remediator}/task/{remediator}/children").read_text().split()
+    environment = Path(f"/proc/{child}/environ").read_text()
+    assert ("of-the-environment" in environment, "NO_PROXY=localhost" in environment) == (False, True)
     response = await connection.tell(loop.feishu.apps.event(card, "acknowledge"))
     assert response["toast"]["content"] in ("Acknowledged by ann", UNDER_WAY)
     await loop.until_event("acknowledged")

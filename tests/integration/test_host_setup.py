@@ -193,6 +193,58 @@ def test_invalid_setups_are_refused(tmp_path: Path, arguments: list[str], messag
     assert (done.returncode, message in done.stderr) == (1, True), done.stderr
 
 
+@pytest.mark.needs("ssh-keygen")
+def test_references_are_resolved_for_the_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script has the digest of the command that the remediator sends; what it does not use may be unset."""
+    host = {
+        "address": "${ADDRESS}",
+        "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known"},
+        "control_ssh": {"key_file": "control", "wrapper": True},
+        "sudo": {"password": "${UNSET}"},
+    }
+    used = {
+        "host": "gpu-01",
+        "probe": {"http": {"url": "http://h/", "auth": {"bearer": "${UNSET}"}}},
+        "control": {"command": {"restart": ["remake", "--token=${TOKEN}"]}},
+    }
+    unused = {"probe": {"http": {"url": "${UNSET}"}}, "control": {"http": {"start": "${UNSET}"}}}
+    configure(tmp_path, {"gpu-01": host}, {"used": used, "unused": unused})
+    create_keys(tmp_path, "read", "control")
+    monkeypatch.setenv("ADDRESS", "10.0.0.11")
+    missing = defib(tmp_path, "host", "setup", "gpu-01")
+    assert (missing.returncode, missing.stdout) == (1, "")
+    assert "services.used.control.command.restart[1]: the environment variable TOKEN is not set" in missing.stderr
+    assert "UNSET" not in missing.stderr
+    monkeypatch.setenv("TOKEN", "s3cret-token")
+    made = defib(tmp_path, "host", "setup", "gpu-01")
+    assert made.returncode == 0, made.stderr
+    assert f"commands.new/{command_digest(['remake', '--token=s3cret-token'])} <<" in made.stdout
+    assert "exec remake --token=s3cret-token\n" in made.stdout
+    assert "    10.0.0.11 ssh-ed25519" in made.stdout
+    assert "the script contains secrets" in made.stderr
+
+
+@pytest.mark.needs("ssh-keygen")
+@pytest.mark.parametrize(("mode", "status"), [(0o600, 0), (0o640, 1), (0o604, 1)])
+def test_a_script_with_secrets_is_not_written_where_others_can_read_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, status: int
+) -> None:
+    ssh = {"user": "defib", "key_file": "read", "known_hosts": "known"}
+    host = {"address": "h", "ssh": ssh, "control_ssh": {"key_file": "control", "wrapper": True}}
+    control = {"command": {"restart": ["remake", "${TOKEN}"]}}
+    configure(tmp_path, {"h": host}, {"it": {"host": "h", "probe": {"unit": {"name": "u"}}, "control": control}})
+    create_keys(tmp_path, "read", "control")
+    monkeypatch.setenv("TOKEN", "s3cret-token")
+    script = tmp_path / "setup.sh"
+    script.touch()
+    script.chmod(mode)
+    argv = [sys.executable, "-m", "defib", "host", "setup", "h", "--config", str(tmp_path)]
+    with script.open("w") as stdout:
+        done = subprocess.run(argv, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "s3cret-token" in script.read_text()) == (status, status == 0)
+    assert ("write it to a new file after `umask 077`" in done.stderr) == (status == 1)
+
+
 @pytest.mark.needs("sshd")
 async def test_the_doctor_checks_hosts(launcher: Launcher, tmp_path: Path) -> None:
     (port,) = reserve_ports(1)

@@ -529,6 +529,86 @@ def test_secrets_print_masked(tmp_path: Path) -> None:
     assert yaml.safe_load(shown)["services"]["web"]["probe"]["http"]["url"] == "http://h/?key=***"
 
 
+ENVIRON = {
+    "VALUE": "some-value",
+    "PART": "a-part",
+    "ENV": "product",
+    "BASE": "http://base.test/",
+    "QUERY": "http://q/?t=s3cret-q",
+}
+
+
+@pytest.mark.parametrize(
+    ("section", "secrets"),
+    [
+        # Secret fields: the whole value, and the references that it is made of.
+        ("exporter: {token: literal-token}", {"literal-token"}),
+        ("exporter: {token: 'x-${PART}-${VALUE}'}", {"x-a-part-some-value", "a-part", "some-value"}),
+        ("hosts: {h: {address: h, ssh: {}, sudo: {password: '${VALUE}'}}}", {"some-value"}),
+        ("notify: {channels: {it: {webhook: {url: '${BASE}d/${VALUE}'}}}}", {"http://base.test/d/some-value", "http://base.test/", "some-value"}),
+        ("exporter: {url: {url: 'http://e/', auth: {basic: {username: '${PART}', password: '${VALUE}'}}}}", {"some-value", "YS1wYXJ0OnNvbWUtdmFsdWU="}),
+        # Headers and variables: those whose names suggest credentials, and references in the others.
+        ("PROBE: {http: {url: 'http://h/', headers: {X-Env: product, Accept: text/html, x-api-key: literal-key}}}", {"literal-key"}),
+        ("PROBE: {http: {url: 'http://h/', headers: {Authorization: 'Bearer ${VALUE}'}}}", {"Bearer some-value", "some-value"}),
+        ("PROBE: {http: {url: 'http://h/', headers: {authorization: 'Token literal-token'}}}", {"Token literal-token", "literal-token"}),
+        ("PROBE: {http: {url: 'http://h/', headers: {X-Tenant: 'a ${VALUE}'}}}", {"some-value"}),
+        ("notify: {channels: {it: {webhook: {url: 'http://hook.test/', headers: {X-Env: product, X-Auth: s3cret-auth}}}}}", {"http://hook.test/", "s3cret-auth"}),
+        ("CONTROL: {docker: {container: c1, after_start: [{exec: [x], env: {MODE: product, DB_PASSWORD: literal-pw, HOOK: '${VALUE}'}}]}}", {"literal-pw", "some-value"}),
+        # Fields that often contain credentials: references only.
+        ("PROBE: {command: {run: [curl, product-1, '-u${VALUE}']}}", {"some-value"}),
+        ("PROBE: {http: {url: 'http://h/', method: POST, json: {product: [{key: 'k ${VALUE}'}]}}}", {"some-value"}),
+        ("PROBE: {http: {url: 'http://h/', method: POST, form: {user: product, password: '${VALUE}'}}}", {"some-value"}),
+        ("PROBE: {tcp: {address: 'h:1', dialogue: [{send: 'AUTH ${VALUE}'}]}}", {"some-value"}),
+        ("PROBE: {python: {call: 'm:f', options: {token: '${VALUE}', at: product}}}", {"some-value"}),
+        ("CONTROL: {command: {restart: [remake, product-1, '${VALUE}']}}", {"some-value"}),
+        ("CONTROL: {docker: {container: c1, after_start: [{exec: [sh, '${VALUE}']}]}}", {"some-value"}),
+        ("CONTROL: {http: {start: {url: 'http://h/', body: 'token=${VALUE}'}}}", {"some-value"}),
+        ("remediation: {steps: [{recreate: {command: [remake, '${VALUE}']}}]}", {"some-value"}),
+        # URLs: references in the query.
+        ("PROBE: {http: {url: '${BASE}d/${PART}?env=product&key=${VALUE}'}}", {"some-value"}),
+        ("CONTROL: {http: {start: '${QUERY}'}}", {"t=s3cret-q", "s3cret-q"}),
+        # Everything else: addresses, paths, names and links.
+        ("remediator: {grafana_url: '${BASE}', database: 'sqlite:////${PART}/${VALUE}'}", set()),
+        ("notify: {links: {grafana: '${BASE}d/${VALUE}', docs: '${BASE}'}}", set()),
+        ("hosts: {h: {address: '${VALUE}', group: '${ENV}', ssh: {user: '${PART}', key_file: '${VALUE}'}, labels: {zone: '${VALUE}'}}}", set()),
+        ("PROBE: {http: {url: '${BASE}d/${VALUE}', auth: {basic: {username: '${PART}', password: short}}}}", {"short", "YS1wYXJ0OnNob3J0"}),
+        ("PROBE: {tcp: {address: '${VALUE}:80'}}", set()),
+        ("CONTROL: {docker: {container: '${VALUE}'}}", set()),
+        # A value that is secret anywhere is secret everywhere.
+        ("{remediator: {grafana_url: '${BASE}'}, exporter: {token: '${BASE}'}}", {"http://base.test/"}),
+    ],
+)  # fmt: skip
+def test_what_is_secret(tmp_path: Path, section: str, secrets: set[str]) -> None:
+    hosts = "hosts: {h: {address: h, shell: local}}\nservices: {it: {host: h, "
+    section = section.replace("PROBE:", f"{hosts}probe: ", 1) + "}}" * ("PROBE" in section)
+    section = section.replace("CONTROL:", f"{hosts}probe: {{unit: {{name: u}}}}, control: ", 1) + "}}" * (
+        "CONTROL" in section
+    )
+    write(tmp_path, a=section)
+    assert loaded(tmp_path, ENVIRON).secrets == secrets
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]], ids=["yaml", "json"])
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "words " * 40 + "that YAML folds over several lines",
+        "it's 'quoted': \"twice\" # and \\ more",
+        "caf\u00e9 \x07 \U0001f511 that JSON or YAML escapes",
+        "several\nlines\n  of a key\n",
+        "- looks like: a list",
+        "0x1234567",
+    ],
+)
+def test_the_printed_configuration_has_no_secret_in_any_form(tmp_path: Path, form: list[str], secret: str) -> None:
+    (tmp_path / "secret").write_text(secret)
+    request = {"url": "http://h/", "method": "POST", "json": {"a": ["before ${file:secret} after"]}}
+    write(tmp_path, a=json.dumps({"services": {"it": {"probe": {"http": request}}}}))
+    argv = [sys.executable, "-m", "defib", "check", "--config", str(tmp_path), "--show", *form]
+    shown = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    assert yaml.safe_load(shown)["services"]["it"]["probe"]["http"]["json"] == {"a": ["before *** after"]}
+
+
 SHARED = """
 hosts: {h: {address: h, shell: local}, other: {address: o, shell: local}}
 services:

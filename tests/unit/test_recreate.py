@@ -32,7 +32,7 @@ def test_the_settings_of_each_network_are_kept() -> None:
         front={"IPAMConfig": fixed, "Aliases": ["web", "www", ID[:12]], "Links": ["db:database"], "MacAddress": "00:16:3e:00:00:01"},
         back={"DriverOpts": {"com.example.a": "b"}, "GwPriority": 3, "Aliases": ["cache"]},
     )  # fmt: skip
-    argv = build_create("web.defib-new", old)
+    argv, _ = build_create("web.defib-new", old)
     assert argv[argv.index("--network") : -2] == [
         "--network", "front", "--mac-address", "00:16:3e:00:00:01", "--ip", "10.0.0.9", "--ip6", "fd00::9",
         "--link-local-ip", "169.254.1.1", "--network-alias", "www", "--link", "db:database",
@@ -45,14 +45,14 @@ def test_the_settings_of_each_network_are_kept() -> None:
 
 
 def test_the_options_of_the_first_network_are_kept() -> None:
-    argv = build_create("new", inspect_output(front={"DriverOpts": {"a": 'b,"c'}, "GwPriority": 1}))
+    argv, _ = build_create("new", inspect_output(front={"DriverOpts": {"a": 'b,"c'}, "GwPriority": 1}))
     assert argv[argv.index("--network") + 1] == 'name=front,"driver-opt=a=b,""c",gw-priority=1'
 
 
 def test_the_links_of_the_default_network_are_kept() -> None:
     old = inspect_output(bridge={})
     old["HostConfig"] |= {"NetworkMode": "default", "Links": ["/db:/web/database"]}
-    argv = build_create("new", old)
+    argv, _ = build_create("new", old)
     assert argv[argv.index("--link") + 1] == "db:database"
     new = copy.deepcopy(old)
     new["HostConfig"]["Links"] = ["/db:/web.defib-new/database"]
@@ -65,7 +65,7 @@ def test_the_network_of_another_container_is_kept_without_its_hostname_and_ports
     old = inspect_output()
     old["HostConfig"]["NetworkMode"] = "container:" + 64 * "c"
     old["Config"] |= {"Hostname": "other", "ExposedPorts": {"80/tcp": {}}}
-    argv = build_create("new", old)
+    argv, _ = build_create("new", old)
     assert argv[argv.index("--network") + 1] == "container:" + 64 * "c"
     assert not {"--hostname", "--expose", "--mac-address"} & {*argv}
     new = copy.deepcopy(old)

@@ -3,11 +3,11 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import ClassVar, cast
+from typing import Annotated, ClassVar, cast
 
 from exporter.probes.expectations import compile_cached, quote_excerpt
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import ChoiceModel
+from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ChoiceModel
 from fleet.inventory.units import Pattern
 
 LINE_LIMIT = 64 * 1024
@@ -20,7 +20,7 @@ class DialogueStep(ChoiceModel):
 
     choices: ClassVar[tuple[str, ...]] = ("expect", "send")
     expect: Pattern | None = None
-    send: str | None = None
+    send: Annotated[str | None, REFERENCES_ARE_SECRET] = None
 
 
 OnPartial = Callable[[bytes], None]

@@ -17,7 +17,16 @@ from yarl import URL
 from exporter.probes.expectations import quote_excerpt
 from exporter.probes.net.connections import DialOptions, ProbeTls
 from exporter.results import ProbeDetails, ProbeFailure
-from fleet.inventory.endpoints import BasicAuth, ChoiceModel, ConfigModel, Endpoint, ExistingFile, HttpAuth, Url
+from fleet.inventory.endpoints import (
+    REFERENCES_ARE_SECRET,
+    BasicAuth,
+    ChoiceModel,
+    ConfigModel,
+    Endpoint,
+    ExistingFile,
+    HttpAuth,
+    Url,
+)
 from fleet.inventory.units import Size
 from runtime import VERSION
 
@@ -106,7 +115,7 @@ class HttpProxy(Endpoint):
 class UploadedFile(ChoiceModel):
     choices: ClassVar[tuple[str, ...]] = ("path", "content")
     path: ExistingFile | None = None
-    content: str | None = None
+    content: Annotated[str | None, REFERENCES_ARE_SECRET] = None
     filename: str | None = None
     content_type: str = "application/octet-stream"
     _version: tuple[int, int] | None = PrivateAttr(None)
@@ -177,9 +186,9 @@ class HttpBodyOptions(HttpRequestOptions):
     """The options of a request with a method and a body."""
 
     method: Annotated[str, Field(pattern=TOKEN)] = "GET"
-    body: str | None = None
-    json_: Any = Field(None, alias="json")
-    form: dict[str, str] | None = None
+    body: Annotated[str | None, REFERENCES_ARE_SECRET] = None
+    json_: Annotated[Any, REFERENCES_ARE_SECRET] = Field(None, alias="json")
+    form: Annotated[dict[str, str] | None, REFERENCES_ARE_SECRET] = None
     files: dict[str, UploadedFile] | None = None
 
     @model_validator(mode="after")

@@ -5,22 +5,22 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel
 from fleet.shells import CompletedCommand
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import VERBS, ControlRunner, TargetState, UnknownVerbError, Verb
 
 STATE_LIMIT = 200  # characters
-Argv = Annotated[list[str], Field(min_length=1)]
+Arguments = Annotated[Annotated[list[str], Field(min_length=1)] | None, REFERENCES_ARE_SECRET]
 
 
 class CommandControlOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
-    start: Argv | None = None
-    stop: Argv | None = None
-    restart: Argv | None = None
-    status: Argv | None = None
-    logs: Argv | None = None
+    start: Arguments = None
+    stop: Arguments = None
+    restart: Arguments = None
+    status: Arguments = None
+    logs: Arguments = None
 
     @model_validator(mode="after")
     def _check_verbs(self) -> "CommandControlOptions":

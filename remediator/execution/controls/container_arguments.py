@@ -6,16 +6,16 @@ Containers are documents of `docker inspect`. Flags: https://docs.docker.com/ref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from fleet.managers import docker
+
 ContainerDocument = Mapping[str, Any]
 ToFlags = Callable[[Any], list[str]]  # from the value of a key to flags of `docker create`
 
 
-def build_create(name: str, old: ContainerDocument) -> list[str]:
-    """Return the command that creates a container with the arguments of `old`."""
+def build_create(name: str, old: ContainerDocument) -> tuple[list[str], bytes]:
+    """Return the command that creates a container with the arguments of `old`, and its stdin."""
     config, host = old["Config"], old["HostConfig"]
     argv = [
-        "docker",
-        "create",
         "--name",
         name,
         *_simple_flags(config, _CONFIG_FLAGS),
@@ -37,7 +37,7 @@ def build_create(name: str, old: ContainerDocument) -> list[str]:
     if entrypoint:
         # The flag takes one word; the others have the same effect before the command.
         argv += ["--entrypoint", entrypoint[0]]
-    return [*argv, old["Image"], *entrypoint[1:], *command]
+    return docker.build_create([*argv, old["Image"], *entrypoint[1:], *command], config.get("Env") or [])
 
 
 def _each(flag: str) -> ToFlags:
@@ -58,7 +58,7 @@ def _switch(flag: str) -> ToFlags:
 
 _CONFIG_FLAGS: Mapping[str, ToFlags] = {
     "Domainname": _value("--domainname"), "User": _value("--user"), "Tty": _switch("--tty"),
-    "OpenStdin": _switch("--interactive"), "Env": _each("--env"), "WorkingDir": _value("--workdir"),
+    "OpenStdin": _switch("--interactive"), "WorkingDir": _value("--workdir"),
     "Labels": lambda labels: [part for key, value in labels.items() for part in ("--label", f"{key}={value}")],
     "StopSignal": _value("--stop-signal"), "StopTimeout": _value("--stop-timeout"),
 }  # fmt: skip

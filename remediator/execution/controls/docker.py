@@ -3,9 +3,9 @@
 import shlex
 from typing import Annotated, ClassVar
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, SecretStr, StringConstraints, field_validator
 
-from fleet.inventory.endpoints import ConfigModel
+from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel
 from fleet.managers import docker
 from fleet.shells import CompletedCommand
 from remediator.execution.controls import ControlKind
@@ -17,10 +17,18 @@ VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]
 class AfterStart(ConfigModel):
     """A command to run inside the container after its start; `log` is a file in the container for its output."""
 
-    exec: list[str] = Field(min_length=1)
-    env: dict[VariableName, str] = Field(default_factory=dict)
+    exec: Annotated[list[str], Field(min_length=1), REFERENCES_ARE_SECRET]
+    env: dict[VariableName, SecretStr] = Field(default_factory=dict)
     detach: bool = False
     log: Annotated[str, StringConstraints(pattern=r"^/")] | None = None
+
+    @field_validator("env")
+    @classmethod
+    def _check_variables(cls, env: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, value in env.items():
+            if not docker.can_pass(f"{name}={value.get_secret_value()}"):
+                raise ValueError(f"{name} cannot have several lines: docker's client uses this variable itself")
+        return env
 
 
 class DockerControlOptions(ConfigModel):
@@ -55,26 +63,28 @@ async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlR
 async def run_after_start(options: DockerControlOptions, runner: ControlRunner) -> CompletedCommand | None:
     """Run the commands of `after_start` in order; returns the first that failed, None if there is none."""
     for step in options.after_start:
-        completed = await runner.run(_build_exec(options.container, step))
+        argv, stdin = _build_exec(options.container, step)
+        completed = await runner.run(argv, stdin=stdin)
         if not succeeded(completed):
             return completed
     return None
 
 
-def _build_exec(container: str, step: AfterStart) -> list[str]:
-    variables = [part for name, value in step.env.items() for part in ("--env", f"{name}={value}")]
+def _build_exec(container: str, step: AfterStart) -> tuple[list[str], bytes]:
+    variables = [f"{name}={value.get_secret_value()}" for name, value in step.env.items()]
     command = step.exec
     if step.log:
         # Only a shell in the container can redirect the output; the command itself is quoted.
         command = ["sh", "-c", f"exec {shlex.join(step.exec)} >>{shlex.quote(step.log)} 2>&1"]
-    return docker.build_exec(container, [*(["--detach"] if step.detach else []), *variables], command)
+    return docker.build_exec(container, ["--detach"] if step.detach else [], command, variables)
 
 
 async def _read_logs(options: DockerControlOptions, target: str, runner: ControlRunner) -> CompletedCommand:
     completed = await runner.run_manager(docker.build_logs(options.container, LOG_LINES), target, docker.MESSAGES)
     for step in options.after_start:
         if step.log and succeeded(completed):
-            tail = await runner.run(docker.build_exec(options.container, [], ["tail", "-n", str(LOG_LINES), step.log]))
+            argv, _ = docker.build_exec(options.container, [], ["tail", "-n", str(LOG_LINES), step.log])
+            tail = await runner.run(argv)
             text = f"{completed.stdout}\n==> {step.log} <==\n{tail.stdout}"
             completed = CompletedCommand(0, text, completed.stderr + tail.stderr)
     return completed

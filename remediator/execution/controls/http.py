@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 import httpx
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from fleet.inventory.endpoints import ConfigModel, Endpoint
+from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel, Endpoint
 from fleet.shells import CompletedCommand, ShellError
 from remediator.clients.json_client import http_client
 from remediator.execution.controls import ControlKind
@@ -23,8 +23,8 @@ class HttpCall(Endpoint):
 
     method: Annotated[str, Field(pattern=TOKEN)] | None = None
     headers: dict[Annotated[str, Field(pattern=TOKEN)], SecretStr] = Field(default_factory=dict)
-    body: str | None = None
-    json_: Any = Field(None, alias="json")
+    body: Annotated[str | None, REFERENCES_ARE_SECRET] = None
+    json_: Annotated[Any, REFERENCES_ARE_SECRET] = Field(None, alias="json")
 
     @field_validator("headers")
     @classmethod

@@ -96,8 +96,10 @@ async def _create_copy(runner: ControlRunner, name: str, old: ContainerDocument)
     If it differs from `old`, it is removed, and _StepEndedError is raised.
     """
     new = None
-    commands = [build_create(name + NEW_SUFFIX, old), *build_connects(name + NEW_SUFFIX, old)]
-    completed = await _run_all(runner, commands, acts=False)
+    create, variables = build_create(name + NEW_SUFFIX, old)
+    completed = await runner.run_manager(create, "", WORDS, stdin=variables, acts=False)
+    if succeeded(completed):
+        completed = await _run_all(runner, build_connects(name + NEW_SUFFIX, old), acts=False)
     if succeeded(completed):
         new = await _inspect(runner, name + NEW_SUFFIX)
         differing = find_differences(old, new) if new is not None else ["it was not created"]

@@ -72,7 +72,7 @@ class ControlRunner:
         """Seconds until the deadline."""
         return max(0.0, self._deadline - time.monotonic())
 
-    async def run(self, argv: Sequence[str], *, acts: bool = True) -> CompletedCommand:
+    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", acts: bool = True) -> CompletedCommand:
         """Run one command; after the deadline no command is started. Raises ShellError if no command was run at all.
 
         With `acts=False` the command only reads, and does not count as run.
@@ -82,7 +82,8 @@ class ControlRunner:
         if self._shell is None:
             raise ShellError("the service has no host to run commands on")
         # A wrapper runs as root already.
-        command, stdin = (argv, b"") if self._shell.wrapped else build_sudo_command(argv, self._sudo)
+        sudo = SudoOptions() if self._shell.wrapped else self._sudo
+        command, stdin = build_sudo_command(argv, sudo, stdin)
         try:
             completed = await self._shell.run(command, timeout=self.remaining, stdin=stdin)
         except ShellError as error:
@@ -103,11 +104,17 @@ class ControlRunner:
             raise ShellError(f"{self._host}: {sudo_failure}")
 
     async def run_manager(
-        self, argv: Sequence[str], target: str, messages: ManagerMessages, *, acts: bool = True
+        self,
+        argv: Sequence[str],
+        target: str,
+        messages: ManagerMessages,
+        *,
+        stdin: bytes = b"",
+        acts: bool = True,
     ) -> CompletedCommand:
         """As `run`, for a process manager whose output says if it did nothing. Raises ShellError in that case."""
         had_run = self._has_run
-        completed = await self.run(argv, acts=acts)
+        completed = await self.run(argv, stdin=stdin, acts=acts)
         reason = None if had_run else find_not_run(completed, messages)
         if reason is None:
             return completed
