@@ -1,5 +1,6 @@
 """JSON over HTTP with one server of the fleet."""
 
+import asyncio
 import contextlib
 import ssl
 import time
@@ -13,8 +14,11 @@ from pydantic import SecretStr
 
 from fleet.inventory.endpoints import Endpoint
 from runtime.errors import DefibError, StartError
+from runtime.payloads import ACCEPT_ENCODING, SHORT, decode_json, parse_body, read_body
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
+DEADLINE = 60.0  # seconds for a whole exchange without a timeout of its own
+RESPONSE_LIMIT = 32 * 1024 * 1024  # bytes, after decoding
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -33,7 +37,7 @@ class JsonClient:
         self, endpoint: Endpoint, token: SecretStr | None = None, headers: Mapping[str, str] = NO_HEADERS
     ) -> None:
         self._client = http_client(endpoint, token)
-        self._client.headers.update(headers)
+        self._client.headers.update({"Accept-Encoding": ACCEPT_ENCODING, **headers})
 
     async def request(
         self,
@@ -57,13 +61,20 @@ class JsonClient:
     ) -> tuple[Any, float]:
         """Return the parsed response and the Unix time of its Date header, or of our clock without one."""
         limits = TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=3.0)
+        received = bytearray()
         try:
-            response = await self._client.request(method, path, timeout=limits, json=body, data=form)
-            response.raise_for_status()
-            return response.json(), _date(response)
+            async with (
+                asyncio.timeout(timeout or DEADLINE),
+                self._client.stream(method, path, timeout=limits, json=body, data=form) as response,
+            ):
+                complete = await read_body(response, received, RESPONSE_LIMIT)
+                response.raise_for_status()
+                if not complete:
+                    raise ClientError(f"the response is longer than {RESPONSE_LIMIT} bytes")
+            return await parse_body(decode_json, bytes(received)), _date(response)
         except httpx.HTTPStatusError as error:
-            raise HttpStatusError(f"HTTP {error.response.status_code}{_error_message(error.response)}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
+            raise HttpStatusError(f"HTTP {error.response.status_code}{_error_message(received)}") from error
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:
             raise ClientError(f"{type(error).__name__}") from error
 
     async def close(self) -> None:
@@ -77,11 +88,13 @@ def _date(response: httpx.Response) -> float:
         return time.time()
 
 
-def _error_message(response: httpx.Response) -> str:
+def _error_message(body: bytearray) -> str:
     """Return the message of an error response of Defib."""
+    if len(body) > SHORT:
+        return ""
     try:
-        return f": {str(response.json()['error']['message'])[:300]}"
-    except (ValueError, KeyError, TypeError):
+        return f": {str(decode_json(bytes(body))['error']['message'])[:300]}"
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 
