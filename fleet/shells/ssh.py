@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import asyncssh
 
@@ -28,8 +28,8 @@ from fleet.shells import (
     ShellError,
     WrapperOutdatedError,
 )
-from fleet.shells.pacing import PacedConnector
 from fleet.shells.proof import CommandMarkers, CommandOutputs, build_script
+from runtime.pacing import PacedProtocol
 
 CONNECT_TIMEOUT = 10.0
 SESSION_LIMIT = 8  # sshd's MaxSessions is 10
@@ -63,6 +63,15 @@ class Login:
     key_file: Path | None
     known_hosts: Path
     wrapper: WrapperMode | None = None  # the key may only run deploy/ssh/defib-shell in this mode
+
+
+class _Connector:
+    """Opens paced connections for asyncssh, in the place of a tunnel."""
+
+    async def create_connection(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
+        loop = asyncio.get_running_loop()
+        transport, paced = await loop.create_connection(lambda: PacedProtocol(factory()), host, port)
+        return transport, paced.protocol
 
 
 class _Slot:
@@ -243,7 +252,7 @@ class SshShell:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 pinned, keys = await asyncio.to_thread(_read_keys, login)
-                tunnel = await self._tunnel() if self._tunnel else PacedConnector()
+                tunnel = await self._tunnel() if self._tunnel else _Connector()
                 return await asyncssh.connect(
                     login.address,
                     login.port,

@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import struct
 import zlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +23,7 @@ from remediator.execution.controls.runner import ControlRunner
 from remediator.notifications.channels.http import RESPONSE_LIMIT, HttpReply, send_request
 from runtime.payloads import parse_body
 from tests.integration import peers
-from tests.support import leaves_the_loop_free
+from tests.support import leaves_the_loop_free, probed
 
 MIB = 2**20
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -46,9 +48,7 @@ ANSWERS = {
 }
 
 
-def answering(name: str) -> Serve:
-    head, rest = ANSWERS[name]
-
+def answering(head: bytes, rest: bytes) -> Serve:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(head)
@@ -61,7 +61,7 @@ def answering(name: str) -> Serve:
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "interim responses"])
 async def test_answers_to_a_control(name: str) -> None:
-    async with peers.raw_server(answering(name)) as port:
+    async with peers.raw_server(answering(*ANSWERS[name])) as port:
         options = HttpControlOptions.model_validate({"start": {"url": f"http://127.0.0.1:{port}/start"}})
 
         async def start() -> None:
@@ -74,7 +74,7 @@ async def test_answers_to_a_control(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "interim responses"])
 async def test_answers_of_a_chat_server(name: str) -> None:
-    async with peers.raw_server(answering(name)) as port, httpx.AsyncClient(trust_env=False) as client:
+    async with peers.raw_server(answering(*ANSWERS[name])) as port, httpx.AsyncClient(trust_env=False) as client:
 
         async def send() -> None:
             reply = await send_request(client, "POST", f"http://127.0.0.1:{port}/hook", b"{}", {})
@@ -97,7 +97,7 @@ async def test_a_short_answer_is_read_although_the_connection_is_lost() -> None:
 
 @pytest.mark.parametrize("name", ["500 MB of gzip", "1 GB"])
 async def test_answers_of_an_api(name: str) -> None:
-    async with peers.raw_server(answering(name)) as port:
+    async with peers.raw_server(answering(*ANSWERS[name])) as port:
         client = JsonClient(Endpoint(url=f"http://127.0.0.1:{port}"))
 
         async def request() -> None:
@@ -110,7 +110,7 @@ async def test_answers_of_an_api(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["chunks of one byte", "interim responses"])
 async def test_answers_of_an_api_end_with_the_timeout(name: str) -> None:
-    async with peers.raw_server(answering(name)) as port:
+    async with peers.raw_server(answering(*ANSWERS[name])) as port:
         client = JsonClient(Endpoint(url=f"http://127.0.0.1:{port}"))
 
         async def request() -> None:
@@ -119,6 +119,102 @@ async def test_answers_of_an_api_end_with_the_timeout(name: str) -> None:
 
         await leaves_the_loop_free(request)
         await client.close()
+
+
+# What a server sends, what follows that without end, and the reason and message of the failure.
+ENDLESS = {
+    "chunks of one byte": (CHUNKED, b"1\r\n \r\n" * 11_000, "protocol", "chunks, most shorter than 8 bytes"),
+    "a long Location": (
+        b"HTTP/1.1 302 Found\r\nLocation: http://" + "é".encode() * 100_000 + b"/\r\nContent-Length: 0\r\n\r\n", b"x" * 65536,
+        "protocol", "redirected to a URL that is longer than 8192 characters",
+    ),
+    "headers": (OK, b"a:\r\n" * 16_000, "protocol", "the response headers are longer than"),
+    "500 MB of gzip": (*ANSWERS["500 MB of gzip"], "body", "the decoded body is longer than max_body"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_answers_to_an_http_probe(tmp_path: Path, name: str) -> None:
+    head, rest, reason, message = ENDLESS[name]
+    async with peers.raw_server(answering(head, rest)) as port:
+
+        async def probe() -> None:
+            result = await probed(tmp_path, "http", {"url": f"http://127.0.0.1:{port}/"})
+            assert (result.reason, message in result.message) == (reason, True), result.message
+
+        await leaves_the_loop_free(probe)
+
+
+STREAMS = {
+    "chunks of one byte": b"1\r\nx\r\n" * 11_000,
+    "empty lines": b"1\r\n\n\r\n" * 11_000,
+    "small events": b'2d\r\ndata:{"choices":[{"delta":{"content":"x"}}]}\n\r\n' * 1000,
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_streams_of_a_model(tmp_path: Path, name: str) -> None:
+    async with peers.raw_server(answering(CHUNKED, STREAMS[name])) as port:
+        options = {"url": f"http://127.0.0.1:{port}", "model": "m", "max_tokens": 100_000}
+
+        async def probe() -> None:
+            result = await probed(tmp_path, "openai", options)
+            assert result.reason == ("protocol" if name != "small events" else None), result.message
+
+        await leaves_the_loop_free(probe)
+
+
+def _dns_response(query: bytes, count: int, record: Callable[[int], bytes]) -> bytes:
+    header = query[:2] + struct.pack("!HHHHH", 0x8180, 1, count, 0, 0)
+    return header + query[12:29] + b"".join(record(number) for number in range(count))
+
+
+def _address_record(number: int) -> bytes:
+    return b"\xc0\x0c" + struct.pack("!HHIHI", 1, 1, 60, 4, number)
+
+
+def _text_record(_number: int) -> bytes:
+    return b"\xc0\x0c" + struct.pack("!HHIH", 16, 1, 60, 60_000) + bytes(60_000)
+
+
+RESPONSES = {
+    "4,000 records": (4000, _address_record, "protocol", "it has more than 1000 records"),
+    "1,000 records": (999, _address_record, None, ""),
+    "a record of 60,000 texts": (1, _text_record, None, ""),
+}
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_answers_of_a_name_server(tmp_path: Path, name: str, transport: str) -> None:
+    count, record, reason, message = RESPONSES[name]
+
+    class Datagrams(asyncio.DatagramProtocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, address: Any) -> None:
+            self.transport.sendto(_dns_response(data, count, record), address)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        query = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+        response = _dns_response(query, count, record)
+        writer.write(len(response).to_bytes(2) + response)
+        await writer.drain()
+
+    async with peers.raw_server(serve) as port:
+        loop = asyncio.get_running_loop()
+        datagrams, _ = await loop.create_datagram_endpoint(Datagrams, local_addr=("127.0.0.1", port))
+        options = {"server": f"127.0.0.1:{port}", "name": "long.x.test", "transport": transport}
+
+        async def probe() -> None:
+            result = await probed(tmp_path, "dns", options)
+            assert (result.reason, message in result.message) == (reason, True), result.message
+
+        try:
+            await leaves_the_loop_free(probe)
+        finally:
+            datagrams.close()
 
 
 def _alert(**fields: Any) -> dict[str, Any]:

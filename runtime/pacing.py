@@ -1,8 +1,7 @@
 """Connections that pass received data on in small parts, so that a fast peer does not block the event loop."""
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 P = TypeVar("P", bound=asyncio.Protocol)
 PART = 32 * 1024  # bytes that are processed in one turn of the event loop
@@ -28,27 +27,32 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
         if not self._waiting and len(data) <= PART:
             self.protocol.data_received(data)
             return
-        if not self._waiting and self._transport is not None:
-            self._transport.pause_reading()
+        if not self._waiting:
+            if self._transport is not None:
+                self._transport.pause_reading()
             self._loop.call_soon(self._pass_on)
         self._waiting += data
 
     def _pass_on(self) -> None:
-        part = bytes(self._waiting[:PART])
-        del self._waiting[:PART]
-        if part:
-            self.protocol.data_received(part)
+        self._pass_part(PART)
         if self._waiting:
             self._loop.call_soon(self._pass_on)
         elif self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def _pass_part(self, size: int) -> None:
+        part = bytes(self._waiting[:size])
+        del self._waiting[:size]
+        if part:
+            self.protocol.data_received(part)
+
     def eof_received(self) -> bool | None:
+        self._pass_part(len(self._waiting))
         return self.protocol.eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._waiting.clear()
+        self._pass_part(len(self._waiting))
         self.protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -56,12 +60,3 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
 
     def resume_writing(self) -> None:
         self.protocol.resume_writing()
-
-
-class PacedConnector:
-    """Opens connections for asyncssh, in the place of a tunnel."""
-
-    async def create_connection(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
-        loop = asyncio.get_running_loop()
-        transport, paced = await loop.create_connection(lambda: PacedProtocol(factory()), host, port)
-        return transport, paced.protocol
