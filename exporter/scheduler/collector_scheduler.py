@@ -191,8 +191,7 @@ class CollectorScheduler:
         if error is None:
             log.info("collector_succeeded", **fields)
             return
-        # Redacting takes time for each character, and the error may contain all that a host printed.
-        fields["error"] = self._redact(error[: ERROR_LIMIT + self._redact.longest])[:ERROR_LIMIT]
+        fields["error"] = self._redact.redact_head(error, ERROR_LIMIT)
         if key_changed:
             log.error("host_key_changed", **fields)
         else:
