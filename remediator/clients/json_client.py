@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any
@@ -33,9 +33,18 @@ class HttpStatusError(ClientError):
 
 
 class JsonClient:
+    """A client of one server, whose responses have at most `response_limit` bytes and are parsed by `decode`."""
+
     def __init__(
-        self, endpoint: Endpoint, token: SecretStr | None = None, headers: Mapping[str, str] = NO_HEADERS
+        self,
+        endpoint: Endpoint,
+        token: SecretStr | None = None,
+        headers: Mapping[str, str] = NO_HEADERS,
+        *,
+        response_limit: int = RESPONSE_LIMIT,
+        decode: Callable[[bytes], Any] = decode_json,
     ) -> None:
+        self._response_limit, self._decode = response_limit, decode
         self._client = http_client(endpoint, token)
         self._client.headers.update({"Accept-Encoding": ACCEPT_ENCODING, **headers})
 
@@ -67,11 +76,11 @@ class JsonClient:
                 asyncio.timeout(timeout or DEADLINE),
                 self._client.stream(method, path, timeout=limits, json=body, data=form) as response,
             ):
-                complete = await read_body(response, received, RESPONSE_LIMIT)
+                complete = await read_body(response, received, self._response_limit)
                 response.raise_for_status()
                 if not complete:
-                    raise ClientError(f"the response is longer than {RESPONSE_LIMIT} bytes")
-            return await parse_body(decode_json, bytes(received)), _date(response)
+                    raise ClientError(f"the response is longer than {self._response_limit} bytes")
+            return await parse_body(self._decode, bytes(received)), _date(response)
         except httpx.HTTPStatusError as error:
             raise HttpStatusError(f"HTTP {error.response.status_code}{_error_message(received)}") from error
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:

@@ -21,7 +21,7 @@ from remediator.execution.controls.http import HTTP, HttpControlOptions
 from remediator.execution.controls.http import RESPONSE_LIMIT as CONTROL_LIMIT
 from remediator.execution.controls.runner import ControlRunner
 from remediator.notifications.channels.http import RESPONSE_LIMIT, HttpReply, send_request
-from runtime.payloads import parse_body
+from runtime.payloads import decode_json, parse_body
 from tests.integration import peers
 from tests.support import leaves_the_loop_free, probed
 
@@ -215,6 +215,26 @@ async def test_answers_of_a_name_server(tmp_path: Path, name: str, transport: st
             await leaves_the_loop_free(probe)
         finally:
             datagrams.close()
+
+
+@pytest.mark.parametrize("decode", [decode_json, json.loads])
+async def test_long_answers_of_an_api(decode: Callable[[bytes], Any]) -> None:
+    """Only a program that does nothing else, such as replay, parses documents with very many values."""
+    body = json.dumps([[1, "0"]] * 200_000).encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+
+    async with peers.raw_server(serve) as port:
+        client = JsonClient(Endpoint(url=f"http://127.0.0.1:{port}"), decode=decode)
+        if decode is decode_json:
+            with pytest.raises(ClientError, match="TooManyValuesError"):
+                await client.request("GET", "/api/v1/query_range")
+        else:
+            assert len(await client.request("GET", "/api/v1/query_range")) == 200_000
+        await client.close()
 
 
 def _alert(**fields: Any) -> dict[str, Any]:
