@@ -1,5 +1,6 @@
 """`defib replay`: what the remediator would have decided, by the history in Prometheus."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from remediator.replay import ReplayedDecision, evaluation_times, read_history, 
 from runtime.errors import DefibError
 from runtime.times import format_rfc3339
 
+HISTORY_LIMIT = 1024**3  # bytes of a response of Prometheus
 _VERBS = {"act": "would", "wait": "would wait:", "refuse": "would not act:", "nothing": "alert resolved"}
 _NOTE = """\
 Decisions of the policy as if automation had been on, evaluated every {step:g} s since {since}.
@@ -33,7 +35,8 @@ async def run(load: Callable[[], LoadedInventory], since: float, *, as_json: boo
     if endpoint is None:
         raise DefibError("replay needs the history in Prometheus: set remediator.prometheus_url")
     now = time.time()
-    prometheus = JsonClient(endpoint)
+    # A history has millions of values. This process does nothing else meanwhile, so that parsing may block it.
+    prometheus = JsonClient(endpoint, response_limit=HISTORY_LIMIT, decode=json.loads)
     try:
         decisions = replay(inventory, await read_history(prometheus, inventory, now - since, now))
     except ClientError as error:

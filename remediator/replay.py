@@ -15,7 +15,7 @@ from remediator.policy.storm import is_storm, services_in_group
 
 MAX_STEP = 15.0  # seconds between two evaluations; fewer if the whole period then fits into one response
 POINTS = 10_000  # of a series in one response; Prometheus returns at most 11,000
-QUERY_TIMEOUT = 60.0
+QUERY_TIMEOUT = 300.0  # seconds for a query and its response
 
 Series = Mapping[tuple[str, ...], Mapping[float, float]]
 

@@ -50,6 +50,22 @@ class Redactor:
                     break
         return "".join([*parts, text[done:]]) if parts else text
 
+    def redact_head(self, text: str, limit: int) -> str:
+        """Return at most `limit` characters of the beginning, redacted; the time does not depend on the whole text."""
+        part = text[: limit + self.longest]
+        redacted = self(part)
+        if len(part) < len(text):  # the end may be a part of a secret
+            redacted = redacted[: max(0, len(redacted) - self.longest)]
+        return redacted[:limit]
+
+    def redact_tail(self, text: str, limit: int) -> str:
+        """Return at most `limit` characters of the end, redacted; the time does not depend on the whole text."""
+        part = text[-(limit + self.longest) :]
+        redacted = self(part)
+        if len(part) < len(text):  # the beginning may be a part of a secret
+            redacted = redacted[self.longest :]
+        return redacted[-limit:]
+
     def with_secret(self, secret: str) -> "Redactor":
         """Return a redactor that also masks this secret."""
         return Redactor([secret], base=self)

@@ -149,3 +149,41 @@ async def eventually(look: Callable[[], Awaitable[T]], within: float = 200.0) ->
         if time.monotonic() > ends:
             raise AssertionError(f"not seen within {within} s; last: {found!r}")
         await asyncio.sleep(0.05)
+
+
+LONGEST_GAP = 0.1  # seconds for which one peer may block the event loop
+_TICK = 0.005
+
+
+async def longest_gap(work: Awaitable[object]) -> float:
+    """Run `work`, and return the most seconds for which the event loop ran nothing else.
+
+    They are seconds of this process, of all its threads: those of other processes on a busy machine do not count.
+    """
+    gaps = [0.0]
+
+    async def tick() -> None:
+        while True:
+            before, used_before = time.perf_counter(), time.process_time()
+            await asyncio.sleep(_TICK)
+            gaps.append(min(time.perf_counter() - before - _TICK, time.process_time() - used_before))
+
+    ticking = asyncio.create_task(tick())
+    await asyncio.sleep(0)
+    try:
+        await work
+        await asyncio.sleep(0)  # the last gap
+    finally:
+        ticking.cancel()
+    return max(gaps)
+
+
+async def leaves_the_loop_free(work: Callable[[], Awaitable[object]]) -> None:
+    """Check that `work` never blocks the event loop for longer than `LONGEST_GAP`. Raises AssertionError.
+
+    The best of several runs counts: on a busy machine, a thread may run on although the event loop waits for it.
+    """
+    gaps: list[float] = []
+    while len(gaps) < 5 and min(gaps, default=1.0) > LONGEST_GAP:
+        gaps.append(await longest_gap(work()))
+    assert min(gaps) <= LONGEST_GAP, f"the event loop was blocked for {[round(gap, 3) for gap in gaps]} s"

@@ -14,7 +14,7 @@ from defib.host_setup import commands_of
 from defib.output import format_count
 from defib.permissions import check_content, check_key
 from exporter.collectors import COLLECTORS
-from exporter.collectors.base import CollectorFailure, CollectorOptions
+from exporter.collectors.base import CollectorFailure, CollectorOptions, record_truncation
 from exporter.exposition.collector_samples import CollectorSamples
 from fleet.host.sections import Section, SectionOutput, read_sections
 from fleet.inventory.model import Host, Inventory, Ssh
@@ -138,6 +138,7 @@ async def _check_collector(host: Host, name: str, options: CollectorOptions, she
         error = await read_sections(shell, sections, timeout=COMMAND_TIMEOUT, on_section=outputs.__setitem__)
         if not outputs:
             raise error
+        record_truncation(outputs, samples)
         return outputs
 
     started = time.perf_counter()

@@ -68,6 +68,13 @@ class Collector(Generic[CollectorOptionsT]):
         raise NotImplementedError
 
 
+def record_truncation(outputs: Mapping[str, SectionOutput], samples: CollectorSamples) -> None:
+    """Record the lines that are missing because a section's output exceeded a limit."""
+    for name, output in outputs.items():
+        if output.truncated:
+            samples.leave_out(output.truncated, f"the output of {name} is too long; lines left out: {output.truncated}")
+
+
 def require_output(outputs: Mapping[str, SectionOutput], name: str) -> str:
     """Return the output of the section `name`. Raises CollectorFailure if it is missing or its script failed."""
     output = outputs.get(name)

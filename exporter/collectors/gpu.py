@@ -189,22 +189,20 @@ class GpuCollector(Collector[CollectorOptions]):
 
     def _add_xids(self, outputs: Mapping[str, SectionOutput], samples: CollectorSamples) -> None:
         kernel_log = outputs.get(gpu.XIDS_SECTION.name)
+        index_of = {pci.partition(".")[0]: index for pci, index in self._index_of.items()}
         for (address, xid), at in sorted(
             (gpu.parse_last_xid_times(kernel_log.text) if kernel_log is not None else {}).items()
         ):
-            indexes = (index for pci, index in self._index_of.items() if pci.startswith(address))
-            index = next(indexes, f"{address}.0")  # the name of a lost GPU
+            # An address is the name of a lost GPU.
+            index = index_of.get(address, f"{address}.0")
             samples.add("gpu_xid_last_timestamp_seconds", at, gpu=index, xid=xid)
 
     def _remember(self, answer: gpu.GpuQueryResult) -> None:
-        for card in answer.gpus:
-            if "pci" in card.values:
-                index = card.values["index"]
-                others = {address: known for address, known in self._index_of.items() if known != index}
-                self._index_of = {**others, gpu.normalize_pci_address(card.values["pci"]): index}
-        self._index_of = dict(
-            list(self._index_of.items())[-2 * gpu.GPU_LIMIT :]
-        )  # limited, as a host may report other GPUs each time
+        cards = [card.values for card in answer.gpus if "pci" in card.values]
+        address_of = {values["index"]: gpu.normalize_pci_address(values["pci"]) for values in cards}
+        known = [(address, index) for address, index in self._index_of.items() if index not in address_of]
+        known += [(address, index) for index, address in address_of.items()]
+        self._index_of = dict(known[-2 * gpu.GPU_LIMIT :])  # limited, as a host may report other GPUs each time
         self._mig_enabled = any(card.values.get("mig") == "Enabled" for card in answer.gpus)
         driver = next((card.values["driver"] for card in answer.gpus if "driver" in card.values), self._driver)
         if driver != self._driver and self._driver:

@@ -14,7 +14,7 @@ class CollectorSamples:
     """Lines by metric name, all of one host.
 
     A host may print anything. Samples that exceed a limit, or that would make Prometheus reject the page of all hosts,
-    are left out; `fault` then holds the reason.
+    are left out: `truncated` is their number, and `fault` the last reason.
     """
 
     def __init__(self, host: str) -> None:
@@ -23,6 +23,7 @@ class CollectorSamples:
         self._size = 0
         self._lines: dict[str, list[str]] = {}
         self.fault: str | None = None
+        self.truncated = 0
 
     def add(self, metric: str, value: float | None, **labels: str) -> None:
         """Add a sample, unless `value` is None."""
@@ -30,15 +31,20 @@ class CollectorSamples:
             return
         fault = self._find_fault(metric, value, labels.values())
         if fault is not None:
-            self.fault = fault
+            self.leave_out(1, fault)
             return
         line = f"{metric}{{{format_labels({'host': self._host, **labels})}}} {value}\n"
         if self._size + len(line) > SIZE_LIMIT:
-            self.fault = f"the samples exceed {SIZE_LIMIT} characters"
+            self.leave_out(1, f"the samples exceed {SIZE_LIMIT} characters")
             return
         self._series_left -= 1
         self._size += len(line)
         self._lines.setdefault(metric, []).append(line)
+
+    def leave_out(self, number: int, fault: str) -> None:
+        """Record that `number` samples, or lines that they are read from, are left out because of `fault`."""
+        self.truncated += number
+        self.fault = fault
 
     @property
     def lines(self) -> dict[str, str]:

@@ -44,8 +44,8 @@ async def probe_command(options: CommandProbeOptions, context: ProbeContext, det
     expect = options.expect
     if completed.status != expect.exit:
         reason: FailureReason = "shell" if completed.status in CANNOT_RUN else "exit"
-        output = (completed.stderr.strip() or completed.stdout.strip()).splitlines()
-        last_line = f": {quote_excerpt(output[-1].encode(), details)}" if output else ""
+        _, _, shown = (completed.stderr.strip() or completed.stdout.strip()).rpartition("\n")
+        last_line = f": {quote_excerpt(shown.encode(), details)}" if shown else ""
         raise ProbeFailure(
             reason, f"{program} exited with status {completed.status}, expected {expect.exit}{last_line}"
         )

@@ -4,10 +4,11 @@ import asyncio
 import re
 import socket
 import ssl
+import struct
 import time
+from functools import partial
 from typing import Annotated, Any, Literal
 
-import dns.asyncquery
 import dns.exception
 import dns.flags
 import dns.message
@@ -19,7 +20,7 @@ import dns.rdatatype
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.expectations import compile_cached
+from exporter.probes.expectations import compile_cached, run_in_thread
 from exporter.probes.net.connections import (
     DialOptions,
     ProbeTls,
@@ -34,6 +35,9 @@ from fleet.inventory.units import Patterns, PositiveDuration, as_list
 
 PORTS = {"udp": 53, "tcp": 53, "tls": 853}
 RECORDS_SHOWN = 300  # characters
+RECORDS_LIMIT = 1000  # of a response, with its questions
+LONG_RESPONSE = 4096  # bytes; a longer response is parsed and checked in a thread
+_HEADER = struct.Struct("!4xHHHH")  # after id and flags: the numbers of questions and records (RFC 1035, 4.1.1)
 _TRUNCATED = 0x02  # of the third byte (RFC 1035, 4.1.1)
 
 
@@ -115,8 +119,12 @@ async def probe_dns(options: DnsProbeOptions, _context: ProbeContext, details: P
         response = await _query_any(options, query, addresses, port, host, details)
     finally:
         details.add_phase("processing", time.perf_counter() - started)
-    details.evidence["answer"] = response.to_text()
-    _check(options.expect, response, time.perf_counter() - started)
+    duration = time.perf_counter() - started
+    details.evidence["answer"] = text = response.to_text()
+    if len(text) > LONG_RESPONSE:
+        await run_in_thread(_check, options.expect, response, duration)
+    else:
+        _check(options.expect, response, duration)
 
 
 def _split_server(options: DnsProbeOptions) -> tuple[str, int]:
@@ -159,11 +167,9 @@ async def _query(
             details.evidence["truncated"] = "over UDP; query repeated over TCP"
             return await _retry_over_tcp(query, address, port, source)
         if transport == "tcp":
-            return await dns.asyncquery.tcp(query, address, port=port, source=source)
+            return await _query_tcp(query, address, port, source)
         name = options.tls.server_name or host
-        return await dns.asyncquery.tls(
-            query, address, port=port, source=source, ssl_context=ssl_context_for(options.tls), server_hostname=name
-        )
+        return await _query_tcp(query, address, port, source, ssl_context_for(options.tls), name)
     except ssl.SSLError as error:
         raise ProbeFailure("tls", f"TLS handshake with {peer} failed: {describe_tls_error(error)}") from error
     except (dns.exception.DNSException, EOFError, ValueError) as error:
@@ -177,20 +183,15 @@ class _DnsDatagramProtocol(asyncio.DatagramProtocol):
 
     def __init__(self, query: dns.message.Message) -> None:
         self._query = query
-        self.response: asyncio.Future[dns.message.Message | None] = asyncio.get_running_loop().create_future()
+        self.response: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
 
     def datagram_received(self, data: bytes, _address: object) -> None:
         if self.response.done() or data[:2] != self._query.id.to_bytes(2):
             return
         if data[2:3] and data[2] & _TRUNCATED:
             self.response.set_result(None)
-            return
-        try:
-            response = dns.message.from_wire(data, ignore_trailing=True)
-        except Exception as error:  # noqa: BLE001 - untrusted data; the parser raises many types
-            self.response.set_exception(ValueError(str(error) or type(error).__name__))
         else:
-            self.response.set_result(response)
+            self.response.set_result(data)
 
     def error_received(self, error: Exception) -> None:
         if not self.response.done():
@@ -220,7 +221,42 @@ async def _query_udp(
         response = await datagrams.response
     finally:
         transport.abort()
-    if response is not None and not query.is_response(response):
+    return None if response is None else await _parse_response(query, response)
+
+
+async def _query_tcp(
+    query: dns.message.Message,
+    address: str,
+    port: int,
+    source: str | None,
+    context: ssl.SSLContext | None = None,
+    server_name: str | None = None,
+) -> dns.message.Message:
+    """Return the response. Raises OSError, EOFError and ValueError."""
+    reader, writer = await asyncio.open_connection(
+        address, port, local_addr=(source, 0) if source else None, ssl=context, server_hostname=server_name
+    )
+    try:
+        wire = query.to_wire()
+        writer.write(len(wire).to_bytes(2) + wire)
+        size = int.from_bytes(await reader.readexactly(2))
+        response = await reader.readexactly(size)
+    finally:
+        writer.transport.abort()
+    return await _parse_response(query, response)
+
+
+async def _parse_response(query: dns.message.Message, wire: bytes) -> dns.message.Message:
+    """Parse a response, in a thread if it is long. Raises ValueError if it is invalid, too long or of another query."""
+    if len(wire) >= _HEADER.size and sum(_HEADER.unpack_from(wire)) > RECORDS_LIMIT:
+        raise ValueError(f"it has more than {RECORDS_LIMIT} records")
+    parse = partial(dns.message.from_wire, wire, ignore_trailing=True)
+    try:
+        response = await run_in_thread(parse) if len(wire) > LONG_RESPONSE else parse()
+    except Exception as error:
+        # The data is untrusted, and the parser raises many types.
+        raise ValueError(str(error) or type(error).__name__) from error
+    if not query.is_response(response):
         raise ValueError("the response belongs to another query")
     return response
 
@@ -229,7 +265,7 @@ async def _retry_over_tcp(
     query: dns.message.Message, address: str, port: int, source: str | None
 ) -> dns.message.Message:
     try:
-        return await dns.asyncquery.tcp(query, address, port=port, source=source)
+        return await _query_tcp(query, address, port, source)
     except OSError as error:
         failure = connection_failure(error, "the answer over UDP is truncated; cannot repeat the query over TCP")
         raise failure if failure.reason == "error" else ProbeFailure("protocol", failure.message) from error

@@ -1,6 +1,6 @@
 """The probes of a host's own state: `container`, `unit`, `program`, `port`. Probes of a host share its readings."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
 from pydantic import Field
@@ -63,7 +63,9 @@ class PortProbeOptions(HostProbeOptions):
 
 
 async def probe_container(options: ContainerProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    containers = await _read_section(options, context, details, docker.parse_containers, sufficient_key=options.name)
+    containers = await _read_section(
+        options, context, details, docker.parse_containers, lambda containers: options.name in containers
+    )
     container = containers.get(options.name)
     if container is None:
         raise ProbeFailure("state", f"no container {options.name} on {context.host}")
@@ -77,7 +79,8 @@ async def probe_container(options: ContainerProbeOptions, context: ProbeContext,
 
 
 async def probe_unit(options: UnitProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    unit = (await _read_section(options, context, details, systemd.parse_units)).get(options.name)
+    units = await _read_section(options, context, details, systemd.parse_units, lambda units: options.name in units)
+    unit = units.get(options.name)
     if not isinstance(unit, systemd.UnitStatus):
         error = details.redact((unit or "no output").splitlines()[-1])
         raise ProbeFailure("shell", f"{context.host}: cannot query systemd: {error}")
@@ -90,8 +93,12 @@ async def probe_unit(options: UnitProbeOptions, context: ProbeContext, details: 
 
 
 async def probe_program(options: ProgramProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    instances = await _read_section(options, context, details, supervisor.parse_supervisord_statuses)
-    instance = instances.get(supervisor.config_name(options.config), supervisor.SupervisordStatus())
+    config = supervisor.config_name(options.config)
+    instances = await _read_section(
+        options, context, details, supervisor.parse_supervisord_statuses,
+        lambda instances: config in instances and options.name in instances[config].programs,
+    )  # fmt: skip
+    instance = instances.get(config, supervisor.SupervisordStatus())
     if instance.error:
         raise ProbeFailure("shell", f"{context.host}: cannot query supervisor: {details.redact(instance.error)}")
     program = instance.programs.get(options.name)
@@ -104,7 +111,10 @@ async def probe_program(options: ProgramProbeOptions, context: ProbeContext, det
 
 
 async def probe_port(options: PortProbeOptions, context: ProbeContext, details: ProbeDetails) -> None:
-    if options.listening not in await _read_section(options, context, details, ports.parse_listening_ports):
+    listening = await _read_section(
+        options, context, details, ports.parse_listening_ports, lambda found: options.listening in found
+    )
+    if options.listening not in listening:
         raise ProbeFailure("state", f"nothing listens on port {options.listening} of {context.host}")
 
 
@@ -113,11 +123,11 @@ async def _read_section(
     context: ProbeContext,
     details: ProbeDetails,
     parse: Callable[[str], T],
-    sufficient_key: str | None = None,
+    suffices: Callable[[T], bool],
 ) -> T:
     """Return the probe's section of a reading of the host, parsed. Raises ProbeFailure.
 
-    An incomplete section of a reading that timed out suffices if it has the key `sufficient_key`.
+    An incomplete section, because the reading timed out or exceeded a limit, is returned only if it `suffices`.
     """
     name = options.section.name
     late = ProbeFailure("shell", f"{context.host}: {name} did not answer in time")
@@ -129,13 +139,16 @@ async def _read_section(
     except ShellError as error:
         raise ProbeFailure("shell", str(error)) from error
     details.add_phase("processing", duration)
-    if output.status in ENDED_BY_TIMEOUT:
-        if isinstance(parsed, Mapping) and sufficient_key in parsed:
-            return parsed
+    is_late = output.status in ENDED_BY_TIMEOUT
+    if (is_late or output.truncated) and suffices(parsed):
+        return parsed
+    if is_late:
         raise late
     details.evidence[name] = output.last_line
     if output.status != 0:
         raise ProbeFailure("shell", f"{context.host}: cannot query {name}: {details.redact(output.last_line)}")
+    if output.truncated:
+        raise ProbeFailure("shell", f"{context.host}: the output of {name} is too long; a part of it was not read")
     return parsed
 
 

@@ -101,7 +101,7 @@ class _StreamedCompletion:
 
     def __init__(self, max_tokens: int, details: ProbeDetails) -> None:
         self._details = details
-        self.text = ""
+        self._texts: list[str] = []
         self.chunk_count = 0
         self.first_token_at: float | None = None
         self.last_token_at: float | None = None
@@ -111,6 +111,10 @@ class _StreamedCompletion:
         self._line = bytearray()
         self._max_tokens = max_tokens
         self._lines = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self._texts)
 
     @property
     def tokens(self) -> int:
@@ -188,7 +192,8 @@ class _StreamedCompletion:
                 self.last_token_at = time.perf_counter()
                 self.first_token_at = self.first_token_at or self.last_token_at
                 self.chunk_count += 1
-            self.text += content if isinstance(content, str) else ""
+            if isinstance(content, str):
+                self._texts.append(content)
         if choice.get("finish_reason"):
             self.ended = True
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import structlog
 
 from exporter.collectors import COLLECTORS
-from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions
+from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, record_truncation
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily, MetricsPage, format_labels
 from exporter.scheduler.host_readings import SHARED_FOR, HostReadings
@@ -36,6 +36,11 @@ FAMILIES = (
     ),
     MetricFamily("host_collect_success", "gauge", "Whether the last run of the collector read everything."),
     MetricFamily("host_collect_duration_seconds", "gauge", "Duration of the collector's last run."),
+    MetricFamily(
+        "host_collect_truncated",
+        "gauge",
+        "Number of samples and lines that the last run of the collector left out because of a limit.",
+    ),
     *(family for kind in COLLECTORS.values() for family in kind.families),
 )
 
@@ -132,12 +137,21 @@ class CollectorScheduler:
         started = time.perf_counter()
         error: str | None = None
         answered, late, key_changed = True, False, False
+
+        async def read(sections: Sequence[Section]) -> Mapping[str, SectionOutput]:
+            outputs = await self._read(scheduled, sections)
+            record_truncation(outputs, samples)
+            return outputs
+
         try:
             async with asyncio.timeout(scheduled.deadline + CONNECT_TIMEOUT):
-                await scheduled.collector.collect(lambda sections: self._read(scheduled, sections), samples)
+                await scheduled.collector.collect(read, samples)
             error = samples.fault
-        except (CollectorFailure, IncompleteReadingError) as failure:
+        except CollectorFailure as failure:
             error, late = str(failure), failure.late
+        except IncompleteReadingError as failure:
+            error, late = str(failure), failure.late
+            samples.truncated += failure.too_long
         except ShellError as shell_error:
             error, answered = str(shell_error), False
             key_changed = isinstance(shell_error, HostKeyError) and shell_error.changed
@@ -161,6 +175,7 @@ class CollectorScheduler:
         outcome = CollectorSamples(scheduled.host.name)
         outcome.add("host_collect_success", int(success), collector=scheduled.name)
         outcome.add("host_collect_duration_seconds", duration, collector=scheduled.name)
+        outcome.add("host_collect_truncated", samples.truncated, collector=scheduled.name)
         self._page.put(scheduled.key, samples.lines | outcome.lines)
 
     def _publish_host(self, host: Host, *, answered: bool, key_changed: bool) -> None:
@@ -176,7 +191,7 @@ class CollectorScheduler:
         if error is None:
             log.info("collector_succeeded", **fields)
             return
-        fields["error"] = self._redact(error)[:ERROR_LIMIT]
+        fields["error"] = self._redact.redact_head(error, ERROR_LIMIT)
         if key_changed:
             log.error("host_key_changed", **fields)
         else:
@@ -197,8 +212,9 @@ class CollectorScheduler:
         error = await read_sections(shell, limited, timeout=scheduled.deadline, on_section=outputs.__setitem__)
         if not outputs:
             raise error
-        late = isinstance(error, IncompleteReadingError) and error.late
-        missing = SectionOutput(ENDED_BY_TIMEOUT[0] if late else NOT_READ, str(error))
+        incomplete = error if isinstance(error, IncompleteReadingError) else None
+        status = ENDED_BY_TIMEOUT[0] if incomplete and incomplete.late else NOT_READ
+        missing = SectionOutput(status, str(error), int(incomplete is not None and incomplete.too_long))
         return {section.name: missing for section in sections} | outputs
 
 

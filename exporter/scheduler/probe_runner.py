@@ -14,7 +14,8 @@ from fleet.shells import Shell
 from fleet.shells.pool import Shells
 from runtime.redaction import Redactor
 
-MESSAGE_LIMIT = 500
+MESSAGE_LIMIT = 500  # characters
+MESSAGE_EXAMINED = 10_000  # characters that are redacted
 
 
 async def run_probe(
@@ -44,7 +45,8 @@ async def run_probe(
     duration = time.perf_counter() - started
     if details.measured_at is not None:
         started_at = min(started_at, details.measured_at)
-    line = replace_unencodable(" ".join(details.redact(message).split()))[:MESSAGE_LIMIT]
+    redacted = details.redact.redact_head(message, MESSAGE_EXAMINED)
+    line = replace_unencodable(" ".join(redacted.split()))[:MESSAGE_LIMIT]
     return ProbeResult(reason is None, reason, line, started_at, duration, details)
 
 

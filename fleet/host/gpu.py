@@ -11,15 +11,19 @@ from datetime import datetime
 
 from fleet.host.sections import Section
 
-GPU_LIMIT = 256  # GPUs of a host that are read
-XID_LIMIT = 1000
+GPU_LIMIT = 256  # lines about GPUs of a host that are read
+XID_LIMIT = 1000  # lines
 GOOD_STATUSES = (0, 14)  # 14: an infoROM is corrupted, and the output is complete
 _ABSENT = {"[N/A]", "N/A", "[Not Supported]", "[Insufficient Permissions]", "[Function Not Found]", "[Not Found]", ""}
 _FAULTS = {"[Unknown Error]", "[GPU requires reset]", "ERR!", "[GPU is lost]"}
 _DEPRECATED = "[Requested functionality has been deprecated]"
 _HEX_ID = re.compile(r"(?:^|[/-])([0-9a-f]{64})(?:\.scope)?(?:$|/)")
 _LOST = re.compile(r"handle for GPU\s*(?:(\d+):\s+)?([0-9A-Fa-f]{4,8}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f])")
-_XID = re.compile(r"^(?:<\d+>)?\[\s*([^\]]+?)\].*?NVRM: Xid \(((?:PCI:)?[0-9a-fA-F:.]+)\).*?: (\d+),")
+# A line of the kernel log is `[TIME] … NVRM: Xid (ADDRESS) … : NUMBER, …`. One expression for all of it would take
+# quadratic time for some lines.
+_XID_TIME = re.compile(r"(?:<\d+>)?\[([^\]]+)\]")
+_XID_ADDRESS = re.compile(r"NVRM: Xid \(((?:PCI:)?[0-9a-fA-F:.]+)\)")
+_XID_NUMBER = re.compile(r": (\d{1,9}),")
 
 # The fields that are published, with the names that drivers have had for each, the newest first.
 FIELDS: Mapping[str, tuple[str, ...]] = {
@@ -95,7 +99,7 @@ class GpuQueryResult:
 
 def map_fields_to_driver_names(help_text: str) -> dict[str, str]:
     """Return the driver's names of the supported `FIELDS`, from the output of `--help-query-gpu`."""
-    lines = [line for line in help_text.splitlines() if line.startswith('"')]
+    lines = [line for line in help_text.split("\n") if line.startswith('"')]
     supported = {name for line in lines for name in re.findall(r'"([^"]+)"', line)}
     chosen = {field: next((name for name in names if name in supported), None) for field, names in FIELDS.items()}
     return {field: name for field, name in chosen.items() if name is not None}
@@ -106,7 +110,7 @@ QUERY_SCRIPT = 'IFS=,; nvidia-smi --query-gpu="$*" --format=csv,noheader,nounits
 
 def build_nvidia_smi_section(fields: Iterable[str]) -> Section:
     """Return the section that queries these fields of all GPUs."""
-    return Section("query", QUERY_SCRIPT, tuple(fields))
+    return Section("query", QUERY_SCRIPT, tuple(fields), max_lines=GPU_LIMIT)
 
 
 INSTANCES_SECTION = Section("instances", "nvidia-smi -L")
@@ -123,7 +127,7 @@ docker ps --no-trunc --format 'container {{.ID}} {{.Names}}' 2>/dev/null
 exit 0
 """)  # fmt: skip
 
-XIDS_SECTION = Section("xids", """
+XIDS_SECTION = Section("xids", max_lines=XID_LIMIT, script="""
 grep '^btime ' /proc/stat
 date '+zone %z'
 dmesg 2>/dev/null | grep 'NVRM: Xid' | tail -n 200
@@ -136,11 +140,9 @@ def parse_query(output: str, fields: Sequence[str]) -> GpuQueryResult:
     gpus: list[Gpu] = []
     lost: list[tuple[str, str]] = []
     messages: list[str] = []
-    for line in output.splitlines():
+    for line in output.split("\n"):
         cells = line.split(", ", len(fields) - 1)
         lost_gpu = _LOST.search(line)
-        if len(gpus) + len(lost) >= GPU_LIMIT:
-            break
         if lost_gpu is not None:
             lost.append((normalize_pci_address(lost_gpu[2]), lost_gpu[1] or ""))
             messages.append(line.strip())
@@ -166,7 +168,7 @@ def parse_instances(output: str) -> dict[str, list[str]]:
     """Return the MIG instances by the UUID of their GPU, as `nvidia-smi -L` lists them: `3g.40gb Device 0`."""
     instances: dict[str, list[str]] = {}
     uuid = ""
-    for line in output.splitlines():
+    for line in output.split("\n"):
         if (gpu := re.match(r"GPU \d+: .*\(UUID: (\S+)\)", line)) is not None:
             uuid = gpu[1]
         elif (instance := re.match(r"\s+MIG (\S+)\s+Device\s+(\d+):", line)) is not None and uuid:
@@ -179,7 +181,7 @@ def parse_memory_by_gpu_and_container(output: str) -> dict[str, dict[str, float]
     names: dict[str, str] = {}
     groups: dict[str, str] = {}
     apps: list[str] = []
-    for line in output.splitlines():
+    for line in output.split("\n"):
         kind, _, rest = line.partition(" ")
         if kind == "app":
             apps.append(rest)
@@ -206,18 +208,24 @@ def parse_last_xid_times(output: str) -> dict[tuple[str, str], float]:
     """Return the Unix time of the last XID error by PCI address (without its function) and XID number."""
     booted, zone = 0.0, "+0000"
     last_seen: dict[tuple[str, str], float] = {}
-    for line in output.splitlines():
+    for line in output.split("\n"):
         if line.startswith("btime "):
             booted = float(line.split()[1])
         elif line.startswith("zone "):
             zone = line.split()[1]
-        elif (xid := _XID.match(line)) is not None and (at := _parse_log_time(xid[1], booted, zone)) is not None:
-            address = normalize_pci_address(xid[2].removeprefix("PCI:"))
-            key = (address.partition(".")[0], xid[3])
-            if key not in last_seen and len(last_seen) >= XID_LIMIT:
-                continue
+        elif (xid := _parse_xid(line)) is not None and (at := _parse_log_time(xid[0], booted, zone)) is not None:
+            address = normalize_pci_address(xid[1].removeprefix("PCI:"))
+            key = (address.partition(".")[0], xid[2])
             last_seen[key] = max(last_seen.get(key, 0.0), at)
     return last_seen
+
+
+def _parse_xid(line: str) -> tuple[str, str, str] | None:
+    """Return the time, the address and the number of an XID error, or None for other lines."""
+    if (time := _XID_TIME.match(line)) is None or (address := _XID_ADDRESS.search(line, time.end())) is None:
+        return None
+    number = _XID_NUMBER.search(line, address.end())
+    return (time[1].strip(), address[1], number[1]) if number is not None else None
 
 
 def _parse_log_time(text: str, booted: float, zone: str) -> float | None:

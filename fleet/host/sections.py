@@ -17,6 +17,8 @@ from fleet.shells import OUTPUT_LIMIT, Shell, ShellError
 from fleet.shells.proof import TIMEOUT_FUNCTIONS
 
 T = TypeVar("T")
+LINES_LIMIT = 5000  # of a section
+LINE_LIMIT = 4096  # bytes
 WRAPPER_LIMIT = 59.0  # seconds: the wrapper's maximum for a section
 SCRIPT_SHARE = 0.8  # of a section's timeout that its script may take
 
@@ -30,6 +32,7 @@ class Section:
     names: tuple[str, ...] = ()
     timeout: float = 10.0  # seconds, of which the script may take `SCRIPT_SHARE`
     rank: int = 0  # sections that are more likely to hang have a higher rank, and are printed later
+    max_lines: int = LINES_LIMIT  # further lines are left out
 
 
 NOT_READ = -1  # the status of a section without an end; its text is the reason
@@ -37,15 +40,18 @@ NOT_READ = -1  # the status of a section without an end; its text is the reason
 
 @dataclass(frozen=True, slots=True)
 class SectionOutput:
-    """The output of a section's script, stderr included, and its exit status."""
+    """The output of a section's script, stderr included, and its exit status.
+
+    `truncated` is how many lines were left out or shortened, because a limit was exceeded.
+    """
 
     status: int
     text: str
+    truncated: int = 0
 
     @property
     def last_line(self) -> str:
-        lines = self.text.strip().splitlines()
-        return lines[-1].strip() if lines else "no output"
+        return self.text.strip().rpartition("\n")[2].strip() or "no output"
 
 
 class HostReading:
@@ -124,11 +130,11 @@ in_order() {
 
 
 class IncompleteReadingError(ShellError):
-    """The shell answered, but some sections are missing; `late`: they timed out."""
+    """The shell answered, but some sections are missing: they timed out (`late`), or followed too much output."""
 
-    def __init__(self, message: str, *, late: bool) -> None:
+    def __init__(self, message: str, *, late: bool, too_long: bool = False) -> None:
         super().__init__(message)
-        self.late = late
+        self.late, self.too_long = late, too_long
 
 
 async def read_sections(
@@ -139,7 +145,7 @@ async def read_sections(
     Return the error of the sections that did not end. Raises ShellError where nothing was read.
     """
     marker = f"@defib-{secrets.token_hex(8)}"
-    parser = SectionParser(marker, on_section)
+    parser = SectionParser(marker, sections, on_section)
     if shell.wrapped:
         argv = ["read", marker, *(format_wrapper_item(section) for section in sections)]
         done = await shell.run(argv, timeout=timeout, on_output=parser.feed)
@@ -148,7 +154,7 @@ async def read_sections(
     reason = done.why or (done.stderr.strip().splitlines() or ["the output is incomplete"])[-1]
     if done.status is None and not done.stdout and not done.late:
         return ShellError(reason)
-    return IncompleteReadingError(reason, late=done.late)
+    return IncompleteReadingError(reason, late=done.late, too_long=done.too_long)
 
 
 def build_script(sections: Sequence[Section], marker: str) -> str:
@@ -173,36 +179,66 @@ def format_limit(section: Section) -> str:
 
 
 class SectionParser:
-    """Parses a script's output as it arrives, and calls `on_section` for each complete section.
+    """Parses a script's output as it arrives, and calls `on_section` for each complete section, once.
 
-    Text between sections, such as login banners, is ignored.
+    Text between sections, such as login banners, and sections that were not requested are ignored. The beginning of a
+    section is kept: `OUTPUT_LIMIT` bytes and `max_lines` lines, each of at most `LINE_LIMIT` bytes.
     """
 
-    def __init__(self, marker: str, on_section: SectionCallback) -> None:
+    def __init__(self, marker: str, sections: Iterable[Section], on_section: SectionCallback) -> None:
         self._marker = marker.encode()
         self._on_section = on_section
+        self._max_lines = {section.name: section.max_lines for section in sections}  # of those still missing
+        self._name: str | None = None  # of the section that is being received
         self._text = bytearray()
-        self._name: str | None = None
-        self._searched = 0  # no mark starts before this offset
+        self._dropped_lines = 0
+        self._rest = b""  # the beginning of a line, which may become a mark
+        self._within_line = False  # whether the rest of a line that is no mark follows
 
     def feed(self, chunk: bytes) -> None:
         """Parse the next part of the output."""
-        self._text += chunk
-        at = self._searched
-        while mark := _MARK.search(self._text, at):
-            if mark[1] != self._marker:
-                at = mark.end()
-                continue
-            name, status = mark[2].decode("utf-8", "replace"), mark[3]
-            if status is not None and name == self._name:
-                text = bytes(self._text[: mark.start()]).decode("utf-8", "replace")
-                self._on_section(name, SectionOutput(int(status), text.removesuffix("\n")))
-            self._name = name if status is None else None
-            del self._text[: mark.end()]
-            at = 0
-        line = self._text.rfind(b"\n", at) + 1 or at
-        self._searched = line if len(self._text) - line <= _MARK_LIMIT else len(self._text)
-        over = len(self._text) - OUTPUT_LIMIT
-        if over > 0:
-            del self._text[:over]
-            self._searched = max(0, self._searched - over)
+        data = self._rest + chunk
+        processed, at = 0, 0
+        if self._within_line:
+            at = data.find(b"\n") + 1 or len(data)
+        for mark in _MARK.finditer(data, at):
+            if mark[1] == self._marker:
+                self._keep(data[processed : mark.start()])
+                self._handle_mark(mark[2].decode("utf-8", "replace"), mark[3])
+                processed = mark.end()
+        line = data.rfind(b"\n") + 1
+        is_complete = len(data) - line > _MARK_LIMIT or (not line and self._within_line)
+        end = len(data) if is_complete else max(processed, line)
+        self._keep(data[processed:end])
+        self._rest = data[end:]
+        self._within_line = end > line
+
+    def _keep(self, data: bytes) -> None:
+        if self._name is None:
+            return
+        room = OUTPUT_LIMIT - len(self._text)
+        self._text += data[:room]
+        dropped = data[room:]
+        if dropped:
+            self._dropped_lines += dropped.count(b"\n")
+
+    def _handle_mark(self, name: str, status: bytes | None) -> None:
+        if status is not None and name == self._name:
+            output = _cut(bytes(self._text), int(status), self._max_lines.pop(name), self._dropped_lines)
+            self._on_section(name, output)
+        self._name = name if status is None and name in self._max_lines else None
+        self._text.clear()
+        self._dropped_lines = 0
+
+
+def _cut(data: bytes, status: int, max_lines: int, dropped: int) -> SectionOutput:
+    """Return the output of a section, of which `dropped` lines are missing at the end, within the limits of lines."""
+    if dropped:
+        data = data[: data.rfind(b"\n") + 1 or len(data)]
+    lines = data.removesuffix(b"\n").split(b"\n", max_lines)
+    if len(lines) > max_lines:
+        dropped += lines.pop().count(b"\n") + 1
+    long = [number for number, line in enumerate(lines) if len(line) > LINE_LIMIT]
+    for number in long:
+        lines[number] = lines[number][:LINE_LIMIT]
+    return SectionOutput(status, b"\n".join(lines).decode("utf-8", "replace"), dropped + len(long))

@@ -60,7 +60,7 @@ def parse_machine(output: str) -> Machine:
     """Parse the output of `PROC_SECTION`. Raises ValueError where a part is missing."""
     values: dict[str, list[str]] = {}
     cpus = 0
-    for line in output.splitlines():
+    for line in output.split("\n"):
         name, _, rest = line.partition(" ")
         values[name.rstrip(":")] = rest.split()
         cpus += name[:3] == "cpu" and name[3:].isdigit()
@@ -91,7 +91,7 @@ def parse_filesystems(output: str) -> list[Filesystem]:
     """Parse the output of `FILESYSTEMS_SECTION`; filesystems without sizes are left out."""
     found = []
     for block in f"\n{output}".split("\nmount ")[1:]:
-        head, *rows = block.splitlines()
+        head, *rows = block.split("\n")
         device, kind, mountpoint = (*head.split(" ", 2), "", "")[:3]
         sizes = _parse_row(rows[0]) if rows else None
         files = _parse_row(rows[1]) if len(rows) > 1 else None

@@ -368,7 +368,7 @@ case $errors in *"No such "*) ;; *) exit $s ;; esac
 def parse_containers(output: str) -> dict[str, ContainerStatus]:
     """Parse the output of `SECTION`: containers by name, from `docker inspect`, or else from `docker ps`."""
     found: dict[str, ContainerStatus] = {}
-    for line in output.splitlines():
+    for line in output.split("\n"):
         fields = line.split("\t")
         if fields[0] == "listed" and len(fields) == len(_LISTED.split("\t")):
             _, _, names, state, image, status = fields

@@ -63,7 +63,7 @@ def _supervisorctl(config: Path | None) -> list[str]:
 
 def find_refusal(output: str) -> str | None:
     """Return the first error in the output of an action, or None; supervisorctl may print it with exit status 0."""
-    lines = (line.strip() for line in output.splitlines())
+    lines = (line.strip() for line in output.split("\n"))
     return next((line for line in lines if "ERROR" in line and "(not running)" not in line), None)
 
 
@@ -141,7 +141,7 @@ def parse_supervisord_statuses(output: str) -> dict[str, SupervisordStatus]:
     """Parse a section's output: the status of each supervisord, by its configuration file."""
     by_config: dict[str, SupervisordStatus] = {}
     current, last = SupervisordStatus(), ""
-    for line in output.splitlines():
+    for line in output.split("\n"):
         if line.startswith("config: "):
             current = by_config[line.removeprefix("config: ")] = SupervisordStatus()
         elif line.startswith("failed: "):

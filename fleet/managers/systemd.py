@@ -86,7 +86,7 @@ def build_show(unit: str) -> list[str]:
 
 def parse_properties(output: str) -> dict[str, str]:
     """Parse the output of `systemctl show`: properties by name."""
-    return dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+    return dict(line.split("=", 1) for line in output.split("\n") if "=" in line)
 
 
 def parse_uptime(output: str) -> float | None:
@@ -143,7 +143,7 @@ def build_section(*units: str) -> Section:
 def parse_units(output: str) -> dict[str, UnitStatus | str]:
     """Parse a section's output: units by name, or systemd's message where it printed no state."""
     found: dict[str, UnitStatus | str] = {}
-    for block in output.split("unit: ")[1:]:
+    for block in f"\n{output}".split("\nunit: ")[1:]:
         name, _, rest = block.partition("\n")
         values = parse_properties(rest)
         if "ActiveState" in values:
@@ -159,4 +159,4 @@ FAILED_SECTION = Section("failed-units", "systemctl list-units --state=failed --
 
 def parse_failed_units(output: str) -> list[str]:
     """Parse the output of `FAILED_SECTION`: the names of failed units."""
-    return [words[0] for line in output.splitlines() if len(words := line.split()) > 3]  # noqa: PLR2004 - unit, load, active, sub
+    return [words[0] for line in output.split("\n") if len(words := line.split()) > 3]  # noqa: PLR2004 - unit, load, active, sub

@@ -10,7 +10,8 @@ KILL_DELAY = 5.0  # seconds between SIGTERM and SIGKILL
 ENDED_BY_TIMEOUT = (124, 137, 143)  # exit statuses of commands that `timeout` ended, in coreutils and busybox
 WRAPPER_REFUSED = 126  # exit status of a wrapper that refuses a command
 REFUSAL = "defib-shell: "  # the beginning of its message then
-OUTPUT_LIMIT = 1024 * 1024
+OUTPUT_LIMIT = 1024 * 1024  # bytes of an output that are kept
+READ_LIMIT = 32 * OUTPUT_LIMIT  # bytes after which a command that only reads is ended
 TRAILING_OUTPUT_TIMEOUT = (
     1.0  # seconds for the rest of the output of a command that has ended, but left something running
 )
@@ -54,8 +55,9 @@ class WrapperOutdatedError(ShellError):
 class CompletedCommand:
     """The result of a command.
 
-    `status` is its exit status. It is None where that is unknown: the connection was lost, the deadline passed (`late`)
-    or a signal ended the command, which may have done all of its work, a part or nothing. `why` has the reason then.
+    `status` is its exit status. It is None where that is unknown: the connection was lost, the deadline passed
+    (`late`), it printed too much (`too_long`) or a signal ended the command, which may have done all of its work, a
+    part or nothing. `why` has the reason then.
     """
 
     status: int | None
@@ -63,6 +65,7 @@ class CompletedCommand:
     stderr: str
     why: str = ""
     late: bool = False
+    too_long: bool = False
 
     @property
     def output(self) -> str:

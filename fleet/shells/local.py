@@ -6,7 +6,14 @@ import os
 import signal
 from collections.abc import Sequence
 
-from fleet.shells import KILL_DELAY, TRAILING_OUTPUT_TIMEOUT, CommandNotRunError, CompletedCommand, OutputCallback
+from fleet.shells import (
+    KILL_DELAY,
+    READ_LIMIT,
+    TRAILING_OUTPUT_TIMEOUT,
+    CommandNotRunError,
+    CompletedCommand,
+    OutputCallback,
+)
 from fleet.shells.proof import CommandMarkers, CommandOutputs, MarkedOutput, build_script
 from runtime.environment import child_environment
 from runtime.tasks import cancel_and_wait
@@ -18,8 +25,9 @@ NOT_EXECUTABLE = 126
 class LocalShell:
     """Runs commands on this machine.
 
-    With `read_only`, commands are killed at the deadline together with the processes that they started. Otherwise
-    those may keep running, and their output goes on being read when this program has ended.
+    With `read_only`, commands are killed at the deadline, or after `READ_LIMIT` bytes of output, together with the
+    processes that they started. Otherwise those may keep running, and their output goes on being read when this program
+    has ended.
     """
 
     wrapped = False
@@ -47,9 +55,12 @@ class LocalShell:
             return CompletedCommand(NOT_EXECUTABLE, "", f"{argv[0]}: {getattr(error, 'strerror', None) or error}")
         assert process.stdout is not None  # noqa: S101 - it is a pipe
         assert process.stderr is not None  # noqa: S101 - as above
-        outputs = CommandOutputs(marks, on_output)
+        outputs = CommandOutputs(marks, on_output, READ_LIMIT if self._read_only else None)
         out, err = outputs.out, outputs.err
-        reading = [asyncio.create_task(_read(process.stdout, out)), asyncio.create_task(_read(process.stderr, err))]
+        reading = [
+            asyncio.create_task(_read(process.stdout, out, outputs, process)),
+            asyncio.create_task(_read(process.stderr, err, outputs, process)),
+        ]
         try:
             async with asyncio.timeout(timeout):
                 if process.stdin:
@@ -75,9 +86,13 @@ class LocalShell:
         """Do nothing: there is no connection."""
 
 
-async def _read(stream: asyncio.StreamReader, output: MarkedOutput) -> None:
-    while output.status is None and (chunk := await stream.read(65536)):
+async def _read(
+    stream: asyncio.StreamReader, output: MarkedOutput, outputs: CommandOutputs, process: asyncio.subprocess.Process
+) -> None:
+    while output.status is None and not outputs.too_long and (chunk := await stream.read(65536)):
         output.add(chunk)
+    if outputs.too_long:
+        _kill(process)
 
 
 async def _feed(writer: asyncio.StreamWriter, text: bytes) -> None:

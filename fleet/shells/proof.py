@@ -8,6 +8,7 @@ import secrets
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from fleet.shells import KILL_DELAY, REFUSAL, CompletedCommand, OutputCallback, OutputTail
 
@@ -68,11 +69,11 @@ class CommandMarkers:
     first: str = field(default_factory=_half)
     second: str = field(default_factory=_half)
 
-    @property
+    @cached_property
     def begin(self) -> bytes:
         return f"{self.first}{self.second}\n".encode()
 
-    @property
+    @cached_property
     def end(self) -> bytes:
         return f"{self.second}{self.first} ".encode()
 
@@ -111,22 +112,22 @@ class MarkedOutput:
         self._prefix = b""
         self.started = marks is None
         self.status: int | None = None  # from the end mark
+        self.size = 0  # bytes received
 
     def add(self, chunk: bytes) -> None:
+        self.size += len(chunk)
         if self._marks is None:
             self._tail.add(chunk)
         elif self.status is None:
             self._parse(self._rest + chunk, self._marks)
 
     def _parse(self, data: bytes, marks: CommandMarkers) -> None:
-        while (at := data.find(marks.begin)) >= 0:
+        before, mark, after = data.rpartition(marks.begin)
+        if mark:
             # A second start mark follows a first try that ran nothing: the output before it is not the command's.
-            self._prefix, self.started, self._tail = (
-                (self._prefix + data[:at])[-_PREFIX_LIMIT:],
-                True,
-                OutputTail(self._on_output),
-            )
-            data = data[at + len(marks.begin) :]
+            self._prefix = (self._prefix + before.replace(marks.begin, b""))[-_PREFIX_LIMIT:]
+            self.started, self._tail = True, OutputTail(self._on_output)
+            data = after
         at, status = _find_end_mark(data, marks) if self.started else (-1, None)
         if status is not None:
             self._rest, self.status = b"", status
@@ -156,7 +157,7 @@ def _find_end_mark(data: bytes, marks: CommandMarkers) -> tuple[int, int | None]
     """
     at = data.find(marks.end)
     while at >= 0:
-        after = data[at + len(marks.end) :][:_STATUS_LIMIT]
+        after = data[at + len(marks.end) : at + len(marks.end) + _STATUS_LIMIT]
         status, newline, _ = after.partition(b"\n")
         if newline and status.isdigit():
             return at, int(status)
@@ -176,10 +177,12 @@ def _find_mark_start(data: bytes, marks: CommandMarkers) -> int:
 
 
 class CommandOutputs:
-    """Both outputs of a command."""
+    """Both outputs of a command, of at most `limit` bytes if it is set."""
 
-    def __init__(self, marks: CommandMarkers | None, on_output: OutputCallback | None) -> None:
-        self._marks = marks
+    def __init__(
+        self, marks: CommandMarkers | None, on_output: OutputCallback | None, limit: int | None = None
+    ) -> None:
+        self._marks, self._limit = marks, limit
         self.out, self.err = MarkedOutput(marks, on_output), MarkedOutput(marks)
 
     @property
@@ -191,6 +194,11 @@ class CommandOutputs:
     def is_echo(self) -> bool:
         """Whether the peer sent back the script."""
         return self._marks is not None and self._marks.first in f"{self.out.prefix}{self.err.prefix}"
+
+    @property
+    def too_long(self) -> bool:
+        """Whether the limit is exceeded."""
+        return self._limit is not None and self.out.size + self.err.size > self._limit
 
     def status_or(self, exit_status: int | None) -> int | None:
         """Return the status from the end mark, or `exit_status` without marks."""
@@ -204,6 +212,8 @@ class CommandOutputs:
     def build_result(self, status: int | None) -> CompletedCommand:
         """Return the result of the command that ended with `status`, which is unknown after a signal from outside."""
         out, err = self.out.text, self.err.text
+        if self.too_long:
+            return CompletedCommand(None, out, err, f"the output is longer than {self._limit} bytes", too_long=True)
         if status is None:
             return CompletedCommand(None, out, err, "the connection was lost, or a signal ended the command")
         status = _SIGNALS - status if status < 0 else status  # from a process's to a shell's form

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import asyncssh
 
 from fleet.shells import (
     ENDED_BY_TIMEOUT,
     KILL_DELAY,
+    READ_LIMIT,
     TRAILING_OUTPUT_TIMEOUT,
     WRAPPER_REFUSED,
     CommandNotRunError,
@@ -28,6 +29,7 @@ from fleet.shells import (
     WrapperOutdatedError,
 )
 from fleet.shells.proof import CommandMarkers, CommandOutputs, build_script
+from runtime.pacing import PacedProtocol
 
 CONNECT_TIMEOUT = 10.0
 SESSION_LIMIT = 8  # sshd's MaxSessions is 10
@@ -64,6 +66,15 @@ class Login:
     wrapper: WrapperMode | None = None  # the key may only run deploy/ssh/defib-shell in this mode
 
 
+class _Connector:
+    """Opens paced connections for asyncssh, in the place of a tunnel."""
+
+    async def create_connection(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
+        loop = asyncio.get_running_loop()
+        transport, paced = await loop.create_connection(lambda: PacedProtocol(factory()), host, port)
+        return transport, paced.protocol
+
+
 class _Slot:
     """One of the sessions that a connection may have, to be released once, possibly later."""
 
@@ -97,7 +108,10 @@ class SshShell:
         *,
         control: bool = False,
     ) -> None:
-        """With `control`, processes that a command leaves running keep their outputs after the session."""
+        """With `control`, processes that a command leaves running keep their outputs after the session.
+
+        Otherwise a command is ended after `READ_LIMIT` bytes of output.
+        """
         self._login = login
         self._control = control
         self._tunnel = tunnel
@@ -135,15 +149,15 @@ class SshShell:
     ) -> "_Request":
         """Return what is sent to the host's login shell, or to its wrapper."""
         if self._login.wrapper == "read":  # its sections have marks of their own
-            return _Request(shlex.join(argv), b"", stdin, None, on_output)
+            return _Request(shlex.join(argv), b"", stdin, None, on_output, READ_LIMIT)
         marks = CommandMarkers()
         if self._login.wrapper == "control":
             command = f"run {math.ceil(timeout)} {command_digest(argv, stdin)} {marks.first} {marks.second}"
-            return _Request(command, b"", b"", marks, on_output)
+            return _Request(command, b"", b"", marks, on_output, None)
         # On stdin, so that no login shell, of whatever kind, interprets the command. The host enforces the timeout too:
         # otherwise the command would keep running.
         text = build_script(argv, marks, timeout=timeout, keep_output=self._control, read_stdin=bool(stdin))
-        return _Request("sh -s", text, stdin, marks, on_output)
+        return _Request("sh -s", text, stdin, marks, on_output, None if self._control else READ_LIMIT)
 
     @property
     def state(self) -> str:
@@ -239,7 +253,7 @@ class SshShell:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 pinned, keys = await asyncio.to_thread(_read_keys, login)
-                tunnel = await self._tunnel() if self._tunnel else ()
+                tunnel = await self._tunnel() if self._tunnel else _Connector()
                 return await asyncssh.connect(
                     login.address,
                     login.port,
@@ -251,6 +265,7 @@ class SshShell:
                     tunnel=tunnel,
                     preferred_auth="publickey",
                     encryption_algs=CIPHERS,
+                    compression_algs=["none"],  # a few bytes from the host could expand to gigabytes
                     keepalive_interval=15,
                     keepalive_count_max=3,
                     login_timeout=CONNECT_TIMEOUT,
@@ -308,13 +323,14 @@ class _Request:
     stdin: bytes
     marks: CommandMarkers | None  # None: the answer has marks of its own
     on_output: OutputCallback | None
+    output_limit: int | None  # bytes
 
 
 class _Session(asyncssh.SSHClientSession[bytes]):
     """One command: its output and its end. Leaner than asyncssh's own SSHClientProcess."""
 
     def __init__(self, request: _Request) -> None:
-        self.outputs = CommandOutputs(request.marks, request.on_output)
+        self.outputs = CommandOutputs(request.marks, request.on_output, request.output_limit)
         self._raw = request.marks is None
         self.channel: asyncssh.SSHClientChannel[bytes] | None = None
         self.status: int | None = None  # None where a signal or the connection ended it
@@ -334,12 +350,16 @@ class _Session(asyncssh.SSHClientSession[bytes]):
 
     def data_received(self, data: bytes, datatype: asyncssh.DataType) -> None:
         outputs = self.outputs
+        if outputs.too_long:
+            return
         (outputs.err if datatype == asyncssh.EXTENDED_DATA_STDERR else outputs.out).add(data)
         if outputs.started or outputs.is_echo:  # the peer may send back all of stdin, and wait for its end
             self._started.set()
         if outputs.ended:
             self._ended.set()
             self._marks_read.set()
+        if outputs.too_long:
+            self._stop_waiting()
 
     def eof_received(self) -> bool:
         self._marks_read.set()
@@ -358,7 +378,11 @@ class _Session(asyncssh.SSHClientSession[bytes]):
         self._ended.set()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncssh's interface
-        for event in (self._started, self._ended, self._marks_read, self._eof, self.closed):
+        self._stop_waiting()
+        self.closed.set()
+
+    def _stop_waiting(self) -> None:
+        for event in (self._started, self._ended, self._marks_read, self._eof):
             event.set()
 
     @property

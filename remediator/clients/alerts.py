@@ -3,16 +3,17 @@
 Format: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from runtime.errors import DefibError
+from runtime.payloads import TooManyValuesError, decode_json
 
-MAX_BODY = 10 * 1024 * 1024
+MAX_BODY = 4 * 1024 * 1024  # bytes
 MAX_ALERTS = 5000
+MAX_LABELS = 500  # labels, or annotations, of an alert
 WEBHOOK_PATH = "/webhook/alertmanager"
 WATCHDOG = "Watchdog"
 Status = Literal["firing", "resolved"]
@@ -22,8 +23,8 @@ class InvalidPayloadError(DefibError):
     """The body is not a version-4 payload."""
 
 
-class TooManyAlertsError(DefibError):
-    """The payload has more alerts than the record can store in reasonable time."""
+class PayloadTooLargeError(DefibError):
+    """The payload has more alerts or labels than the record can store in reasonable time."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,11 @@ class AlertList:
 
 
 def parse_webhook(body: bytes) -> WebhookPayload:
-    """Parse a webhook's body; unknown fields are ignored. Raises InvalidPayloadError and TooManyAlertsError."""
+    """Parse a webhook's body; unknown fields are ignored. Raises InvalidPayloadError and PayloadTooLargeError."""
     try:
-        payload = json.loads(body)
+        payload = decode_json(body)
+    except TooManyValuesError as error:
+        raise PayloadTooLargeError(str(error)) from None
     except (ValueError, RecursionError):
         raise InvalidPayloadError("the body is not JSON") from None
     if not isinstance(payload, dict):
@@ -76,7 +79,7 @@ def parse_webhook(body: bytes) -> WebhookPayload:
     if not isinstance(alerts, list):
         raise InvalidPayloadError("`alerts` is not a list")
     if len(alerts) > MAX_ALERTS:
-        raise TooManyAlertsError(f"more than {MAX_ALERTS} alerts; set max_alerts in Alertmanager")
+        raise PayloadTooLargeError(f"more than {MAX_ALERTS} alerts; set max_alerts in Alertmanager")
     truncated = payload.get("truncatedAlerts")
     receiver = payload.get("receiver")
     return WebhookPayload(
@@ -111,6 +114,8 @@ def _parse_map(value: Any) -> Mapping[str, str]:
         return {}
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
         raise InvalidPayloadError("`labels` and `annotations` must map strings to strings")
+    if len(value) > MAX_LABELS:
+        raise PayloadTooLargeError(f"an alert has more than {MAX_LABELS} labels or annotations")
     return {_clean(key): _clean(text) for key, text in value.items()}
 
 

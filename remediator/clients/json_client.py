@@ -1,9 +1,10 @@
 """JSON over HTTP with one server of the fleet."""
 
+import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from email.utils import parsedate_to_datetime
 from types import MappingProxyType
 from typing import Any
@@ -13,8 +14,11 @@ from pydantic import SecretStr
 
 from fleet.inventory.endpoints import Endpoint, TlsSettings
 from runtime.errors import DefibError, StartError
+from runtime.payloads import ACCEPT_ENCODING, SHORT, decode_json, parse_body, read_body
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
+DEADLINE = 60.0  # seconds for a whole exchange without a timeout of its own
+RESPONSE_LIMIT = 32 * 1024 * 1024  # bytes, after decoding
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -29,17 +33,23 @@ class HttpStatusError(ClientError):
 
 
 class JsonClient:
+    """A client of one server, whose responses have at most `response_limit` bytes and are parsed by `decode`."""
+
     def __init__(
         self,
         endpoint: Endpoint,
         token: SecretStr | None = None,
         headers: Mapping[str, str] = NO_HEADERS,
+        *,
         auth: httpx.Auth | None = None,
+        response_limit: int = RESPONSE_LIMIT,
+        decode: Callable[[bytes], Any] = decode_json,
     ) -> None:
+        self._response_limit, self._decode = response_limit, decode
         self._client = http_client(endpoint, token)
         if auth is not None:
             self._client.auth = auth
-        self._client.headers.update(headers)
+        self._client.headers.update({"Accept-Encoding": ACCEPT_ENCODING, **headers})
 
     async def request(
         self,
@@ -63,13 +73,20 @@ class JsonClient:
     ) -> tuple[Any, float]:
         """Return the parsed response and the Unix time of its Date header, or of our clock without one."""
         limits = TIMEOUT if timeout is None else httpx.Timeout(timeout, connect=3.0)
+        received = bytearray()
         try:
-            response = await self._client.request(method, path, timeout=limits, json=body, data=form)
-            response.raise_for_status()
-            return response.json(), _date(response)
+            async with (
+                asyncio.timeout(timeout or DEADLINE),
+                self._client.stream(method, path, timeout=limits, json=body, data=form) as response,
+            ):
+                complete = await read_body(response, received, self._response_limit)
+                response.raise_for_status()
+                if not complete:
+                    raise ClientError(f"the response is longer than {self._response_limit} bytes")
+            return await parse_body(self._decode, bytes(received)), _date(response)
         except httpx.HTTPStatusError as error:
-            raise HttpStatusError(f"HTTP {error.response.status_code}{_error_message(error.response)}") from error
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError, RecursionError) as error:
+            raise HttpStatusError(f"HTTP {error.response.status_code}{_error_message(received)}") from error
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:
             raise ClientError(f"{type(error).__name__}") from error
 
     async def close(self) -> None:
@@ -83,11 +100,13 @@ def _date(response: httpx.Response) -> float:
         return time.time()
 
 
-def _error_message(response: httpx.Response) -> str:
+def _error_message(body: bytearray) -> str:
     """Return the message of an error response of Defib."""
+    if len(body) > SHORT:
+        return ""
     try:
-        return f": {str(response.json()['error']['message'])[:300]}"
-    except (ValueError, KeyError, TypeError):
+        return f": {str(decode_json(bytes(body))['error']['message'])[:300]}"
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ""
 
 

@@ -10,6 +10,7 @@ from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import CommandRefusedError, ControlRunner, TargetState
 from remediator.incidents.actions import Evidence
 from runtime.errors import DefibError
+from runtime.redaction import Redactor
 
 TIMEOUT = 5.0  # seconds for each item; a restart does not wait longer for them
 TEXT_LIMIT = 8000  # characters of each text: the last ones of logs, the first ones of others
@@ -45,7 +46,7 @@ async def read_target_state(
 
 
 async def collect_evidence(
-    service: Service, host: Host | None, shell: Shell | None, redact: Callable[[str], str]
+    service: Service, host: Host | None, shell: Shell | None, redact: Redactor
 ) -> tuple[Evidence, TargetState | None]:
     """Collect all evidence in parallel; what cannot be read in time is left out."""
     readers: dict[str, Callable[[], Awaitable[str]]] = {"logs": lambda: _read_logs(service, host, shell)}
@@ -55,8 +56,11 @@ async def collect_evidence(
         read_target_state(service, host, shell, redact),
         asyncio.gather(*(_read_in_time(read) for read in readers.values())),
     )
-    redacted = {name: redact(text) for name, text in zip(readers, texts, strict=True) if text}
-    shortened = {name: text[-TEXT_LIMIT:] if name == "logs" else text[:TEXT_LIMIT] for name, text in redacted.items()}
+    shortened = {
+        name: redact.redact_tail(text, TEXT_LIMIT) if name == "logs" else redact.redact_head(text, TEXT_LIMIT)
+        for name, text in zip(readers, texts, strict=True)
+        if text
+    }
     return Evidence(state.known_fields() if state is not None else None, shortened), state
 
 

@@ -174,7 +174,7 @@ class Executor:
             await self._end(action, Ending("failed", why, reached=False, blocked=_blocked_by(error)))
             return None
         outcome = _outcome(completed)
-        output, why = self._redact(completed.output)[-OUTPUT_LIMIT:], self._redact(completed.why)
+        output, why = self._redact.redact_tail(completed.output, OUTPUT_LIMIT), self._redact(completed.why)
         log.info("command_ended", service=service.id, action=action.id, outcome=outcome, exit_status=completed.status)
         ended_at = self._database.clock.now()
         return await self._store(

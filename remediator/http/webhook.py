@@ -6,9 +6,10 @@ import structlog
 from aiohttp import web
 
 from remediator.clients.alerts import (
+    MAX_BODY,
     WEBHOOK_PATH,
     InvalidPayloadError,
-    TooManyAlertsError,
+    PayloadTooLargeError,
     WebhookPayload,
     parse_webhook,
 )
@@ -19,6 +20,7 @@ from remediator.record.database import Database, StorageError
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
 from runtime.logs import LimitedLog
+from runtime.payloads import parse_body
 from runtime.web import add_route
 
 log = structlog.get_logger()
@@ -39,15 +41,15 @@ def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, ApiErro
 def add_routes(app: web.Application, engine: Engine, database: Database, metrics: RemediatorMetrics) -> None:
     async def receive(request: web.Request) -> web.Response:
         try:
-            payload = parse_webhook(await _read_body(request))
+            payload = await parse_body(parse_webhook, await _read_body(request))
             await database.write_with_priority(intake.receive_alerts, payload.alerts, payload.receiver)
         except InvalidPayloadError as error:
             raise ApiError(400, "not_a_delivery", str(error)) from error
-        except (web.HTTPRequestEntityTooLarge, TooManyAlertsError) as error:
+        except (web.HTTPRequestEntityTooLarge, PayloadTooLargeError) as error:
             # Alertmanager does not send it again, but its API has the alerts.
             engine.reconcile_soon()
-            too_many = isinstance(error, TooManyAlertsError)
-            message = str(error) if too_many else "the body is larger than 10 MiB; set max_alerts in Alertmanager"
+            larger = f"the body is larger than {MAX_BODY // 1024**2} MiB; set max_alerts in Alertmanager"
+            message = str(error) if isinstance(error, PayloadTooLargeError) else larger
             raise ApiError(413, "too_large", message) from error
         except StorageError as error:
             raise ApiError(503, "not_stored", "cannot store the alerts; send them again") from error

@@ -143,6 +143,7 @@ REFUSED: list[tuple[Any, dict[str, str] | None, int, str]] = [
     (delivery(version="3"), None, 400, "not_a_delivery"),
     (b" " * 11_000_000, None, 413, "too_large"),
     (b" " * 50_000_000, None, 413, "too_large"),
+    (b"[%s" % (b'{"labels":{}},' * 400_000), None, 413, "too_large"),
 ]
 
 

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from fleet.host.sections import SectionOutput, SectionParser
+from fleet.host.sections import Section, SectionOutput, SectionParser
 from fleet.shells import OUTPUT_LIMIT
 from fleet.shells.proof import CommandMarkers, MarkedOutput
+
+DOCKER = Section("docker", "")
 
 
 def pieces(sent: bytes, size: int) -> Iterator[bytes]:
@@ -59,7 +61,7 @@ def test_a_mark_is_found_however_it_is_cut() -> None:
     told: list[tuple[str, SectionOutput]] = []
     sent = b"banner\n@defib-0 docker\n" + b"x\n" * 500 + b"y" * 500 + b"\n@defib-0 docker 0\n"
     for size in (1, 7, 300, len(sent)):
-        listener = SectionParser("@defib-0", lambda name, output: told.append((name, output)))
+        listener = SectionParser("@defib-0", [DOCKER], lambda name, output: told.append((name, output)))
         for piece in pieces(sent, size):
             listener.feed(piece)
         assert told.pop() == ("docker", SectionOutput(0, "x\n" * 500 + "y" * 500))
@@ -68,6 +70,6 @@ def test_a_mark_is_found_however_it_is_cut() -> None:
 @pytest.mark.parametrize("status", [b"1" * 5000, b"1000"])
 def test_what_is_no_status_ends_no_section(status: bytes) -> None:
     told: list[str] = []
-    listener = SectionParser("@defib-0", lambda name, _output: told.append(name))
+    listener = SectionParser("@defib-0", [DOCKER], lambda name, _output: told.append(name))
     listener.feed(b"@defib-0 docker\n@defib-0 docker " + status + b"\n@defib-0 docker 0\n")
     assert told == ["docker"]

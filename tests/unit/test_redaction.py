@@ -1,6 +1,7 @@
 """Secrets are masked wherever they stand, however they were quoted."""
 
 import json
+import time
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -47,3 +48,25 @@ def test_short_values_are_not_masked() -> None:
 def test_no_secret_is_left_whole(secrets: list[str], text: str) -> None:
     masked = Redactor(secrets)(text)
     assert not any(secret in masked for secret in secrets)
+
+
+def test_a_secret_at_the_cut_does_not_remain_in_part() -> None:
+    secret = "0123456789abcdef"
+    redact = Redactor([secret])
+    for text in (secret * 10, f"x{secret}" * 10, "x" * 30 + secret + "x" * 30):
+        for limit in range(1, len(text)):
+            for part in (redact.redact_head(text, limit), redact.redact_tail(text, limit)):
+                assert len(part) <= limit
+                assert not set(part) & set(secret), part
+
+
+def test_short_texts_are_redacted_whole() -> None:
+    redact = Redactor(["secret"])
+    assert (redact.redact_head("a secret b", 99), redact.redact_tail("a secret b", 99)) == ("a *** b", "a *** b")
+
+
+def test_only_what_is_shown_is_redacted() -> None:
+    redact, text = Redactor(["secret"]), "x" * 50_000_000
+    started = time.process_time()
+    assert (redact.redact_head(text, 100), redact.redact_tail(text, 100)) == ("x" * 100, "x" * 100)
+    assert time.process_time() - started < 1

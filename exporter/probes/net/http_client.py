@@ -15,6 +15,7 @@ from exporter.probes.net.content_encoding import decode_body
 from exporter.probes.net.http_request import HttpProxy, HttpRequest, HttpRequestOptions, OAuth2, build_token_request
 from exporter.probes.net.http_response import HttpResponse, HttpResponseReader
 from exporter.results import ProbeDetails, ProbeFailure
+from runtime.pacing import PacedProtocol
 
 if TYPE_CHECKING:
     from aiohttp import CookieJar
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 10
 LONG_BODY = 128 * 1024  # bytes; a longer body is checked in a thread
 OnBody = Callable[[HttpResponseReader, bytes], None]
+PacedReader = PacedProtocol[HttpResponseReader]
 _TLS_OF_CONFIGURED_ORIGIN = {"server_name": None, "cert_file": None, "key_file": None}
 
 
@@ -157,8 +159,8 @@ async def _exchange(
     is_configured_origin = request.url.origin() == options.request.url.origin()
     tls = options.tls if is_configured_origin else options.tls.model_copy(update=_TLS_OF_CONFIGURED_ORIGIN)
 
-    def create_reader() -> HttpResponseReader:
-        return HttpResponseReader(request.method, options.max_body, details, on_body)
+    def create_reader() -> PacedReader:
+        return PacedProtocol(HttpResponseReader(request.method, options.max_body, details, on_body))
 
     def filter_addresses(addresses: list[str]) -> list[str]:
         if redirected_from is None:
@@ -168,9 +170,9 @@ async def _exchange(
     if request.proxy is not None:
         if redirected_from is not None:
             filter_addresses(await redirects.resolve_for_proxy(request.host, request.port))
-        transport, reader = await _connect_through_proxy(request.proxy, request, create_reader, options, tls, details)
+        transport, paced = await _connect_through_proxy(request.proxy, request, create_reader, options, tls, details)
     else:
-        transport, reader = await connect(
+        transport, paced = await connect(
             request.host,
             request.port,
             create_reader,
@@ -179,6 +181,7 @@ async def _exchange(
             tls=tls if request.secure else None,
             filter_addresses=filter_addresses,
         )
+    reader = paced.protocol
     peer = request.host if request.proxy is not None else str(transport.get_extra_info("peername")[0])
     sent = time.perf_counter()
     try:
@@ -204,11 +207,11 @@ async def _exchange(
 async def _connect_through_proxy(
     proxy: HttpProxy,
     request: HttpRequest,
-    create_reader: Callable[[], HttpResponseReader],
+    create_reader: Callable[[], PacedReader],
     options: HttpRequestOptions,
     tls: ProbeTls,
     details: ProbeDetails,
-) -> tuple[asyncio.Transport, HttpResponseReader]:
+) -> tuple[asyncio.Transport, PacedReader]:
     """Connect to the proxy, and for https through it to the server, with TLS. Raises ProbeFailure."""
     context = ssl_context_for(tls) if request.secure else None
     transport, reader = await _connect_to_proxy(proxy, request, create_reader, options, details)
@@ -220,10 +223,10 @@ async def _connect_through_proxy(
 async def _connect_to_proxy(
     proxy: HttpProxy,
     request: HttpRequest,
-    create_reader: Callable[[], HttpResponseReader],
+    create_reader: Callable[[], PacedReader],
     options: HttpRequestOptions,
     details: ProbeDetails,
-) -> tuple[asyncio.Transport, HttpResponseReader]:
+) -> tuple[asyncio.Transport, PacedReader]:
     """Connect to the proxy, and for https open a tunnel through it (RFC 9110, 9.3.6). Raises ProbeFailure."""
     url = URL(proxy.url)
     tls = proxy.tls if url.scheme == "https" else None
@@ -254,6 +257,7 @@ async def _connect_to_proxy(
         transport.abort()
         raise ProbeFailure(failure.reason, f"the proxy {url.host}:{port}: {failure.message}")
     tunneled = create_reader()
+    tunneled.connection_made(transport)
     transport.set_protocol(tunneled)
     return transport, tunneled
 

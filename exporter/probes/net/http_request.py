@@ -38,6 +38,7 @@ _RESERVED_HEADERS = (
     "sec-websocket-key",
     "sec-websocket-version",
 )
+LOCATION_LIMIT = 8192  # characters of the URL of a redirect
 _DEFAULT_HEADERS = {"User-Agent": f"defib/{VERSION}", "Accept": "*/*"}
 TOKEN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # noqa: S105 - the syntax of names in RFC 9110, not a secret
 RequestHeaderName = Annotated[str, Field(pattern=TOKEN)]
@@ -302,6 +303,8 @@ class HttpRequest:
         Configured headers, any of which may be a credential, are not sent to another origin. A request that could
         change something there is refused.
         """
+        if len(location) > LOCATION_LIMIT:
+            raise ProbeFailure("protocol", f"redirected to a URL that is longer than {LOCATION_LIMIT} characters")
         try:
             url = self.url.join(URL(location))
             valid = url.scheme in ("http", "https") and bool(url.host) and url.port != 0

@@ -11,6 +11,8 @@ from exporter.probes.expectations import quote_excerpt
 from exporter.results import ProbeDetails, ProbeFailure
 
 HEADERS_LIMIT = 256 * 1024
+PARTS_LIMIT = 20_000  # parts of a body, in addition to one for each `PART` bytes
+PART = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ class HttpResponseReader(asyncio.Protocol):
         self._details = details
         self._method = method
         self._max_body = max_body
-        self._body_size = 0
+        self._body_size = self._body_parts = 0
         self._on_body = on_body  # receives the body in pieces instead of `body`
         self._headers_size = 0  # headers and trailers
         self._unparsed_size = 0  # bytes of headers that are not complete
@@ -107,7 +109,12 @@ class HttpResponseReader(asyncio.Protocol):
             return
         self._body_received = True
         self._body_size += len(data)
-        if self._body_size <= self._max_body and self._on_body is None:
+        self._body_parts += 1
+        if self._body_parts > PARTS_LIMIT + self._body_size // PART:
+            self.end(
+                ProbeFailure("protocol", f"the body has {self._body_parts} chunks, most shorter than {PART} bytes")
+            )
+        elif self._body_size <= self._max_body and self._on_body is None:
             self.body += data
         elif self._body_size <= self._max_body and self._on_body is not None:
             self._on_body(self, data)

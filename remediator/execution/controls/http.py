@@ -12,8 +12,10 @@ from fleet.shells import CompletedCommand, ShellError
 from remediator.clients.json_client import http_client
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import ControlRunner, TargetState, UnknownVerbError, Verb
+from runtime.payloads import ACCEPT_ENCODING, read_body
 
 RESPONSE_LIMIT = 4000  # characters of a response that are recorded
+BODY_LIMIT = 64 * 1024  # bytes of a response that are read
 STATE_LIMIT = 200  # characters
 TOKEN = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]+$"  # noqa: S105 - the grammar of methods and header names (RFC 9110)
 
@@ -93,20 +95,27 @@ async def _send(call: HttpCall, default_method: str, timeout: float) -> Complete
     Raises ShellError if it was not sent.
     """
     method = call.method or default_method
-    headers = {name: value.get_secret_value() for name, value in call.headers.items()}
+    headers = httpx.Headers({"Accept-Encoding": ACCEPT_ENCODING})
+    headers.update({name: value.get_secret_value() for name, value in call.headers.items()})
     body: dict[str, Any] = {"content": call.body.encode()} if call.body is not None else {}
     if "json_" in call.model_fields_set:
         body = {"json": call.json_}
+    received = bytearray()
     try:
-        async with asyncio.timeout(timeout), await asyncio.to_thread(http_client, call) as client:
-            response = await client.request(method, call.url, headers=headers, timeout=None, **body)
+        async with (
+            asyncio.timeout(timeout),
+            await asyncio.to_thread(http_client, call) as client,
+            client.stream(method, call.url, headers=headers, timeout=None, **body) as response,
+        ):
+            await read_body(response, received, BODY_LIMIT)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise ShellError(f"cannot connect to {call.url}: {type(error).__name__}") from error
     except TimeoutError:
         return CompletedCommand(None, "", "", f"no response within {timeout:g} s", late=True)
     except httpx.HTTPError as error:
         return CompletedCommand(None, "", "", f"no response: {type(error).__name__}")
-    output = f"HTTP {response.status_code} {response.text[:RESPONSE_LIMIT]}".strip()
+    text = received.decode(response.charset_encoding or "utf-8", "replace")
+    output = f"HTTP {response.status_code} {text[:RESPONSE_LIMIT]}".strip()
     return CompletedCommand(0 if response.is_success else 1, output, "")
 
 

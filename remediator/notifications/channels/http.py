@@ -10,9 +10,11 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from runtime.payloads import ACCEPT_ENCODING, read_body
+
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 DEADLINE = 15.0  # seconds for a whole exchange, however slowly the response arrives
-RESPONSE_LIMIT = 64 * 1024
+RESPONSE_LIMIT = 64 * 1024  # bytes, after decoding
 RETRY_AFTER_LIMIT = 3600.0  # seconds
 
 
@@ -41,23 +43,21 @@ async def send_request(
 
     The body may be incomplete: once the status is received, an error while reading the body does not change the reply.
     """
-    status, response_headers, received = 0, httpx.Headers(), b""
+    status, response_headers, received = 0, httpx.Headers(), bytearray()
+    sent_headers = {"Accept-Encoding": ACCEPT_ENCODING, **headers}
     try:
         async with (
             asyncio.timeout(DEADLINE),
             client.stream(
-                method, url, content=body, headers=dict(headers), timeout=TIMEOUT, follow_redirects=False
+                method, url, content=body, headers=sent_headers, timeout=TIMEOUT, follow_redirects=False
             ) as response,
         ):
             status, response_headers = response.status_code, response.headers
-            async for chunk in response.aiter_bytes():
-                received += chunk
-                if len(received) > RESPONSE_LIMIT:
-                    break
+            await read_body(response, received, RESPONSE_LIMIT)
     except (httpx.HTTPError, TimeoutError) as error:
         if not status:
             return HttpReply(error=_describe_error(urlsplit(url).netloc, error))
-    return HttpReply(status, response_headers, received)
+    return HttpReply(status, response_headers, bytes(received))
 
 
 def _describe_error(server: str, error: Exception) -> str:

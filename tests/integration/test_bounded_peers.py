@@ -1,0 +1,307 @@
+"""Servers that send too much, or in many small parts: the event loop is never blocked for long."""
+
+import asyncio
+import json
+import struct
+import zlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from fleet.inventory.endpoints import Endpoint
+from fleet.inventory.model import SudoOptions
+from fleet.shells.local import LocalShell
+from remediator.clients.alerts import MAX_BODY, MAX_LABELS, PayloadTooLargeError, parse_webhook
+from remediator.clients.json_client import RESPONSE_LIMIT as CLIENT_LIMIT
+from remediator.clients.json_client import ClientError, JsonClient
+from remediator.execution.controls.http import HTTP, HttpControlOptions
+from remediator.execution.controls.http import RESPONSE_LIMIT as CONTROL_LIMIT
+from remediator.execution.controls.runner import ControlRunner
+from remediator.notifications.channels.http import RESPONSE_LIMIT, HttpReply, send_request
+from runtime.payloads import decode_json, parse_body
+from tests.integration import peers
+from tests.support import leaves_the_loop_free, probed
+
+MIB = 2**20
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+def _build_bomb(size: int) -> bytes:
+    """Return the beginning of a gzip stream of `size` MiB of zeros; a full flush makes all of its blocks equal."""
+    stream = zlib.compressobj(9, zlib.DEFLATED, zlib.MAX_WBITS | 16)
+    first, second = (stream.compress(bytes(MIB)) + stream.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    return first + second * (size - 1)
+
+
+BOMB = _build_bomb(500)
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+# The headers, and what follows them without end.
+ANSWERS = {
+    "500 MB of gzip": (OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(BOMB), BOMB),
+    "1 GB": (OK + b"Content-Length: 1000000000\r\n\r\n", bytes(65536)),
+    "chunks of one byte": (CHUNKED, b"1\r\n \r\n" * 11_000),
+    "interim responses": (b"", b"HTTP/1.1 103 Early Hints\r\n\r\n" * 2000),
+}
+
+
+def answering(head: bytes, rest: bytes) -> Serve:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head)
+        while True:
+            writer.write(rest)
+            await writer.drain()
+
+    return serve
+
+
+@pytest.mark.parametrize("name", [name for name in ANSWERS if name != "interim responses"])
+async def test_answers_to_a_control(name: str) -> None:
+    async with peers.raw_server(answering(*ANSWERS[name])) as port:
+        options = HttpControlOptions.model_validate({"start": {"url": f"http://127.0.0.1:{port}/start"}})
+
+        async def start() -> None:
+            completed = await HTTP.run("start", options, ControlRunner(LocalShell(), SudoOptions(), 60.0))
+            assert (completed.status, completed.output[:8]) == (0, "HTTP 200")
+            assert len(completed.output) <= CONTROL_LIMIT + len("HTTP 200 ")
+
+        await leaves_the_loop_free(start)
+
+
+@pytest.mark.parametrize("name", [name for name in ANSWERS if name != "interim responses"])
+async def test_answers_of_a_chat_server(name: str) -> None:
+    async with peers.raw_server(answering(*ANSWERS[name])) as port, httpx.AsyncClient(trust_env=False) as client:
+
+        async def send() -> None:
+            reply = await send_request(client, "POST", f"http://127.0.0.1:{port}/hook", b"{}", {})
+            assert (reply.status, reply.error, len(reply.body)) == (200, "", RESPONSE_LIMIT)
+
+        await leaves_the_loop_free(send)
+
+
+async def test_a_short_answer_is_read_although_the_connection_is_lost() -> None:
+    """A message that was sent must not be sent again."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b'Content-Length: 99\r\n\r\n{"code": 0}')
+
+    async with peers.raw_server(serve) as port, httpx.AsyncClient(trust_env=False) as client:
+        reply = await send_request(client, "POST", f"http://127.0.0.1:{port}/hook", b"{}", {})
+    assert reply == HttpReply(200, reply.headers, b'{"code": 0}')
+
+
+@pytest.mark.parametrize("name", ["500 MB of gzip", "1 GB"])
+async def test_answers_of_an_api(name: str) -> None:
+    async with peers.raw_server(answering(*ANSWERS[name])) as port:
+        client = JsonClient(Endpoint(url=f"http://127.0.0.1:{port}"))
+
+        async def request() -> None:
+            with pytest.raises(ClientError, match=f"longer than {CLIENT_LIMIT} bytes"):
+                await client.request("GET", "/api/v2/alerts")
+
+        await leaves_the_loop_free(request)
+        await client.close()
+
+
+@pytest.mark.parametrize("name", ["chunks of one byte", "interim responses"])
+async def test_answers_of_an_api_end_with_the_timeout(name: str) -> None:
+    async with peers.raw_server(answering(*ANSWERS[name])) as port:
+        client = JsonClient(Endpoint(url=f"http://127.0.0.1:{port}"))
+
+        async def request() -> None:
+            with pytest.raises(ClientError, match="Timeout"):
+                await client.request("GET", "/api/v2/alerts", 1.0)
+
+        await leaves_the_loop_free(request)
+        await client.close()
+
+
+# What a server sends, what follows that without end, and the reason and message of the failure.
+ENDLESS = {
+    "chunks of one byte": (CHUNKED, b"1\r\n \r\n" * 11_000, "protocol", "chunks, most shorter than 8 bytes"),
+    "a long Location": (
+        b"HTTP/1.1 302 Found\r\nLocation: http://" + "é".encode() * 100_000 + b"/\r\nContent-Length: 0\r\n\r\n", b"x" * 65536,
+        "protocol", "redirected to a URL that is longer than 8192 characters",
+    ),
+    "headers": (OK, b"a:\r\n" * 16_000, "protocol", "the response headers are longer than"),
+    "500 MB of gzip": (*ANSWERS["500 MB of gzip"], "body", "the decoded body is longer than max_body"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+async def test_answers_to_an_http_probe(tmp_path: Path, name: str) -> None:
+    head, rest, reason, message = ENDLESS[name]
+    async with peers.raw_server(answering(head, rest)) as port:
+
+        async def probe() -> None:
+            result = await probed(tmp_path, "http", {"url": f"http://127.0.0.1:{port}/"})
+            assert (result.reason, message in result.message) == (reason, True), result.message
+
+        await leaves_the_loop_free(probe)
+
+
+STREAMS = {
+    "chunks of one byte": b"1\r\nx\r\n" * 11_000,
+    "empty lines": b"1\r\n\n\r\n" * 11_000,
+    "small events": b'2d\r\ndata:{"choices":[{"delta":{"content":"x"}}]}\n\r\n' * 1000,
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_streams_of_a_model(tmp_path: Path, name: str) -> None:
+    async with peers.raw_server(answering(CHUNKED, STREAMS[name])) as port:
+        options = {"url": f"http://127.0.0.1:{port}", "model": "m", "max_tokens": 100_000}
+
+        async def probe() -> None:
+            result = await probed(tmp_path, "openai", options)
+            assert result.reason == ("protocol" if name != "small events" else None), result.message
+
+        await leaves_the_loop_free(probe)
+
+
+def _dns_response(query: bytes, count: int, record: Callable[[int], bytes]) -> bytes:
+    header = query[:2] + struct.pack("!HHHHH", 0x8180, 1, count, 0, 0)
+    return header + query[12:29] + b"".join(record(number) for number in range(count))
+
+
+def _address_record(number: int) -> bytes:
+    return b"\xc0\x0c" + struct.pack("!HHIHI", 1, 1, 60, 4, number)
+
+
+def _text_record(_number: int) -> bytes:
+    return b"\xc0\x0c" + struct.pack("!HHIH", 16, 1, 60, 60_000) + bytes(60_000)
+
+
+RESPONSES = {
+    "4,000 records": (4000, _address_record, "protocol", "it has more than 1000 records"),
+    "1,000 records": (999, _address_record, None, ""),
+    "a record of 60,000 texts": (1, _text_record, None, ""),
+}
+
+
+@pytest.mark.parametrize("name", RESPONSES)
+@pytest.mark.parametrize("transport", ["udp", "tcp"])
+async def test_answers_of_a_name_server(tmp_path: Path, name: str, transport: str) -> None:
+    count, record, reason, message = RESPONSES[name]
+
+    class Datagrams(asyncio.DatagramProtocol):
+        def connection_made(self, transport: Any) -> None:
+            self.transport = transport
+
+        def datagram_received(self, data: bytes, address: Any) -> None:
+            self.transport.sendto(_dns_response(data, count, record), address)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        query = await reader.readexactly(int.from_bytes(await reader.readexactly(2)))
+        response = _dns_response(query, count, record)
+        writer.write(len(response).to_bytes(2) + response)
+        await writer.drain()
+
+    async with peers.raw_server(serve) as port:
+        loop = asyncio.get_running_loop()
+        datagrams, _ = await loop.create_datagram_endpoint(Datagrams, local_addr=("127.0.0.1", port))
+        options = {"server": f"127.0.0.1:{port}", "name": "long.x.test", "transport": transport}
+
+        async def probe() -> None:
+            result = await probed(tmp_path, "dns", options)
+            assert (result.reason, message in result.message) == (reason, True), result.message
+
+        try:
+            await leaves_the_loop_free(probe)
+        finally:
+            datagrams.close()
+
+
+@pytest.mark.parametrize("decode", [decode_json, json.loads])
+async def test_long_answers_of_an_api(decode: Callable[[bytes], Any]) -> None:
+    """Only a program that does nothing else, such as replay, parses documents with very many values."""
+    body = json.dumps([[1, "0"]] * 200_000).encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+
+    async with peers.raw_server(serve) as port:
+        client = JsonClient(Endpoint(url=f"http://127.0.0.1:{port}"), decode=decode)
+        if decode is decode_json:
+            with pytest.raises(ClientError, match="TooManyValuesError"):
+                await client.request("GET", "/api/v1/query_range")
+        else:
+            assert len(await client.request("GET", "/api/v1/query_range")) == 200_000
+        await client.close()
+
+
+def _alert(**fields: Any) -> dict[str, Any]:
+    return {"status": "firing", "fingerprint": "f", "startsAt": "2026-11-29T00:00:00Z", **fields}
+
+
+def _payload(*alerts: Any, **fields: Any) -> bytes:
+    return json.dumps({"version": "4", "alerts": alerts, **fields}, separators=(",", ":")).encode()
+
+
+LABELS = {f"{number:x}": "" for number in range(800_000)}
+TOO_LARGE = {
+    "labels": _payload(_alert(labels=dict(list(LABELS.items())[:370_000]))),
+    "annotations": _payload(_alert(annotations=dict(list(LABELS.items())[:370_000]))),
+    "alerts": _payload(*([{}] * 1_300_000)),
+    "lists": _payload(other=[[]] * 1_300_000),
+    "maps": _payload(other=[{"": 1}] * 500_000),
+    "members": _payload(other=dict(list(LABELS.items())[:370_000])),
+}
+IGNORED = {
+    "lists": _payload(other=[["a" * 20]] * 140_000),
+    "strings": _payload(other=["a"] * 1_000_000),
+    "numbers": _payload(other=[10**4000] * 1000),
+    "a string": _payload(other="é" * 600_000),
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", TOO_LARGE)
+async def test_webhooks_that_are_too_large(name: str) -> None:
+    body = TOO_LARGE[name]
+    assert len(body) <= MAX_BODY
+
+    async def receive() -> None:
+        with pytest.raises(PayloadTooLargeError):
+            await parse_body(parse_webhook, body)
+
+    await leaves_the_loop_free(receive)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", IGNORED)
+async def test_webhooks_with_large_unknown_fields(name: str) -> None:
+    body = IGNORED[name]
+    assert MAX_BODY // 2 < len(body) <= MAX_BODY
+
+    async def receive() -> None:
+        assert (await parse_body(parse_webhook, body)).alerts == []
+
+    await leaves_the_loop_free(receive)
+
+
+async def test_large_webhooks_are_accepted() -> None:
+    labels = {f"label{number}": "\ud800 é" for number in range(20)}
+    body = _payload(*[_alert(fingerprint=f"{number:016x}", labels=labels) for number in range(4000)])
+    assert MAX_BODY // 2 < len(body) <= MAX_BODY
+
+    async def receive() -> None:
+        payload = await parse_body(parse_webhook, body)
+        assert len(payload.alerts) == 4000
+        assert payload.alerts[-1].labels == dict.fromkeys(labels, "? é")
+
+    await leaves_the_loop_free(receive)
+
+
+def test_limit_of_labels() -> None:
+    most = {f"{number}": "" for number in range(MAX_LABELS)}
+    assert len(parse_webhook(_payload(_alert(labels=most))).alerts[0].labels) == MAX_LABELS
+    with pytest.raises(PayloadTooLargeError, match="more than 500 labels"):
+        parse_webhook(_payload(_alert(labels={**most, "x": ""})))
