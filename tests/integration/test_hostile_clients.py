@@ -463,6 +463,8 @@ Check = Callable[[], Awaitable[bool]]
 
 
 async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADERS_TIMEOUT", "BODY_TIMEOUT"):
+        monkeypatch.setattr(connections, name, 3600.0)
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
     monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 15)
     async with Application().serve() as application, AsyncExitStack() as stack:
