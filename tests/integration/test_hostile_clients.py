@@ -501,8 +501,13 @@ async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> 
         assert len(slow) == 30
 
 
-async def test_requests_in_progress_are_not_dropped_for_new_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
+@pytest.mark.parametrize(
+    ("limit", "address"), [("MAX_CONNECTIONS_PER_ADDRESS", "127.0.0.1"), ("MAX_CONNECTIONS", "127.0.0.2")]
+)
+async def test_requests_in_progress_are_not_dropped_for_new_connections(
+    monkeypatch: pytest.MonkeyPatch, limit: str, address: str
+) -> None:
+    monkeypatch.setattr(connections, limit, 5)
     async with Application().serve() as application:
         running = [await application.connect() for _ in range(5)]
         for _, writer in running:
@@ -512,7 +517,7 @@ async def test_requests_in_progress_are_not_dropped_for_new_connections(monkeypa
             return application.waiting == 5
 
         await eventually(all_wait)
-        reader, refused = await application.connect()
+        reader, refused = await application.connect(address)
         assert await until_closed(reader) == b""
         refused.close()
         application.go_on.set()
