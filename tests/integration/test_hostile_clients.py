@@ -439,8 +439,7 @@ async def test_it_accepts_again_after_too_many_open_files(monkeypatch: pytest.Mo
         earlier, writer = await application.connect()
         with socket.socket() as waiting, capture_logs() as lines:
             with no_file_left():
-                waiting.setblocking(False)
-                await asyncio.get_running_loop().sock_connect(waiting, ("127.0.0.1", application.port))
+                waiting.connect(("127.0.0.1", application.port))  # the kernel accepts it
                 waiting.sendall(request("GET /-/healthy"))
 
                 async def has_failed() -> bool:
@@ -471,6 +470,8 @@ Check = Callable[[], Awaitable[bool]]
 
 
 async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HEADERS_TIMEOUT", "BODY_TIMEOUT"):
+        monkeypatch.setattr(connections, name, 3600.0)
     monkeypatch.setattr(connections, "MAX_CONNECTIONS", 20)
     monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 15)
     async with Application().serve() as application, AsyncExitStack() as stack:
@@ -508,8 +509,13 @@ async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> 
         assert len(slow) == 30
 
 
-async def test_requests_in_progress_are_not_dropped_for_new_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
+@pytest.mark.parametrize(
+    ("limit", "address"), [("MAX_CONNECTIONS_PER_ADDRESS", "127.0.0.1"), ("MAX_CONNECTIONS", "127.0.0.2")]
+)
+async def test_requests_in_progress_are_not_dropped_for_new_connections(
+    monkeypatch: pytest.MonkeyPatch, limit: str, address: str
+) -> None:
+    monkeypatch.setattr(connections, limit, 5)
     async with Application().serve() as application:
         running = [await application.connect() for _ in range(5)]
         for _, writer in running:
@@ -519,7 +525,7 @@ async def test_requests_in_progress_are_not_dropped_for_new_connections(monkeypa
             return application.waiting == 5
 
         await eventually(all_wait)
-        reader, refused = await application.connect()
+        reader, refused = await application.connect(address)
         assert await until_closed(reader) == b""
         refused.close()
         application.go_on.set()
