@@ -42,7 +42,9 @@ async def run(
     if problem := access.tokens.explain_missing(Role.ADMIN):
         log.warning("local_token_unavailable", error=problem, effect="only users of the web configuration have access")
     started = asyncio.Event()
-    app = create_application(access, web_config, ready=started.is_set)
+    app = create_application(
+        access, web_config, ready=started.is_set, on_error=lambda _request, error: metrics.count_refusal(error.status)
+    )
     current = loaded.inventory
 
     async def start() -> None:

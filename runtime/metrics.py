@@ -7,12 +7,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from runtime import VERSION
 
+REFUSED = (401, 403, 429)  # statuses: without a credential, without the right, after too many attempts
 LAG_PERIOD = 0.1
 LAG_WINDOW = 30.0
 
 
 class ProgramMetrics:
-    """A metrics registry with the version, reloads, the lag of the event loop, and connections to the server."""
+    """A metrics registry with the version, reloads, the lag of the event loop, connections and requests."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -46,6 +47,20 @@ class ProgramMetrics:
         self.malformed_requests = Counter(
             "defib_http_requests_malformed", "Requests that were refused as malformed.", registry=self.registry
         )
+
+        self._refused_requests = Counter(
+            "defib_http_requests_refused",
+            "Requests that were refused for lack of access, by status: 401, 403, 429.",
+            ["code"],
+            registry=self.registry,
+        )
+        for code in REFUSED:
+            self._refused_requests.labels(str(code))
+
+    def count_refusal(self, status: int) -> None:
+        """Count a request if it ended with a status of refused access."""
+        if status in REFUSED:
+            self._refused_requests.labels(str(status)).inc()
 
     def record_reload(self, *, successful: bool) -> None:
         self._reload_ok.set(int(successful))

@@ -117,11 +117,11 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if limited_log.admits("request_failed"):
             log.exception("request_failed", method=request.method, path=request.path)
         error = ApiError(500, "internal", "internal error; see the log")
-    request.app[_ON_ERROR](request, error)
     if error.status == _UNAUTHORIZED and request.app[_SIGN_IN] and _is_page(request):
         next_ = quote(request.path_qs.removeprefix("/"), safe="")
         location = relative_path(request, f"{request.app[_SIGN_IN]}?next={next_}")
         return web.Response(status=303, headers={"Location": location})
+    request.app[_ON_ERROR](request, error)
     body = {"error": {"code": error.code, "message": error.message}}
     return web.json_response(body, status=error.status, headers=error.headers)
 

@@ -28,14 +28,15 @@ limited_log = LimitedLog()
 
 
 def count_refusals(metrics: RemediatorMetrics) -> Callable[[web.Request, ApiError], None]:
-    """Return a function that counts and logs the webhooks that are refused, including unauthorized ones."""
+    """Return a function that counts refused requests, and counts and logs webhooks that are refused for any reason."""
 
-    def on_refusal(request: web.Request, error: ApiError) -> None:
+    def on_error(request: web.Request, error: ApiError) -> None:
+        metrics.count_refusal(error.status)
         if request.path == WEBHOOK_PATH:
             metrics.refusals.labels(str(error.status)).inc()
             limited_log.warning("alertmanager_webhook_refused", status=error.status, error=error.message)
 
-    return on_refusal
+    return on_error
 
 
 def add_routes(app: web.Application, engine: Engine, database: Database, metrics: RemediatorMetrics) -> None:
