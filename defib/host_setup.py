@@ -175,7 +175,7 @@ def _rights(inventory: Inventory, host: Host, account: str, modes: Sequence[str]
 def _root_paths(inventory: Inventory, host: Host, account: str, modes: Sequence[str]) -> Iterator[str]:
     """Return the step that warns about what root runs and the account can replace."""
     if host.sudo.mode != "none" or "control" in modes:
-        names = shlex.join(sorted(names_in(argv for argv, _stdin in commands_of(inventory, host))))
+        names = shlex.join(sorted(names_in([argv for argv, _stdin in commands_of(inventory, host)])))
         yield _CHANGEABLE.format(account=account, script=shlex.quote(SCRIPT), names=names)
 
 

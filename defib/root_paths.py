@@ -1,7 +1,7 @@
 """What root runs on a host for Defib's account, and the account could replace."""
 
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from fleet.inventory.model import SudoOptions
 from fleet.shells import Shell, ShellError
@@ -34,7 +34,7 @@ exit 0
 _RULE = re.compile(r"^\t(?:sha\d+:\S+ )?(ALL|/\S+)", re.MULTILINE)  # of `sudo -ll`
 
 
-def names_in(commands: Iterable[Sequence[str]]) -> set[str]:
+def names_in(commands: Collection[Sequence[str]]) -> set[str]:
     """Return the programs of commands, and the paths among their arguments."""
     paths = {word for argv in commands for word in argv[1:] if word.startswith("/") and "\n" not in word}
     return paths | {argv[0] for argv in commands}

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 
+from defib import starter
 from defib.demo import service, sshd
 from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.feishu_app import APP, CHAT, USER_OPEN_ID
@@ -62,6 +63,10 @@ async def _run_with(launcher: Launcher, feishu: FeishuSimulator, *, once: bool, 
     await feishu.start()
     feishu.apps.callback_url = f"{stack.url('remediator')}/webhook/feishu/chat"
     stack.configuration(build_inventory(host, demo_service, web, feishu))
+    password = secrets.token_urlsafe(8)
+    web_config = folder / "web.yml"
+    web_config.write_text(await asyncio.to_thread(starter.render_web_config, password))
+    stack.options["remediator"] = ["--web.config.file", str(web_config)]
     await stack.start()
     await stack.wait_for("the service to be up", lambda: _is_up(stack))
     _report(f"the service is {demo_service.kind} on http://127.0.0.1:{web}; killing it")
@@ -72,7 +77,7 @@ async def _run_with(launcher: Launcher, feishu: FeishuSimulator, *, once: bool, 
     if as_json:
         print_json({"events": timeline.events})
     if not once:
-        await _print_addresses(stack, feishu, folder, web)
+        await _print_addresses(stack, feishu, folder, web, password)
         _report(_suggest_experiments(demo_service, folder / "config"))
         await LiveReport(stack, feishu, SERVICE, out).follow()
     await stack.client.aclose()
@@ -140,17 +145,17 @@ async def _is_up(stack: Stack) -> bool:
     return bool(status and status["up"] and series and series["data"]["result"])
 
 
-async def _print_addresses(stack: Stack, feishu: FeishuSimulator, folder: Path, port: int) -> None:
+async def _print_addresses(stack: Stack, feishu: FeishuSimulator, folder: Path, port: int, password: str) -> None:
     _report("\nEverything runs until Ctrl-C:")
     for name, address in (
         ("service", f"http://127.0.0.1:{port}/"),
         ("exporter", f"{stack.url('exporter')}/metrics"),
         ("Prometheus", await _find_page(stack, "prometheus", "/graph", "/api/v1/alerts")),
         ("Alertmanager", await _find_page(stack, "alertmanager", "/", "/api/v2/alerts")),
-        ("console", f"{stack.url('remediator')}/"),
+        ("console", f"{stack.url('remediator')}/ (user {starter.USER}, password {password})"),
         ("Feishu", f"{feishu.url}/ (simulated; its buttons work)"),
         ("configuration", str(folder / "config")),
-        ("API token", str(stack.token_file)),
+        ("local token", str(stack.token_file)),
     ):
         _report(f"  {name:<14}{address}")
 

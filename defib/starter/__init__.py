@@ -72,15 +72,17 @@ def _create_secrets(*, compose: bool) -> Mapping[str, str]:
     """Return random secrets by file name."""
     texts = {name: secrets.token_urlsafe(32) for name in ("webhook_token", "metrics_token", "exporter_token")}
     password = secrets.token_urlsafe(16)
-    hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()
-    texts |= {
-        "console_password": password,
-        "web_config": f"basic_auth_users:\n  {USER}: {hashed}\nroles: {{{USER}: admin}}\n",
-    }
+    texts |= {"console_password": password, "web_config": render_web_config(password)}
     if compose:
         # Commands also run in containers that do not mount the database's folder.
         texts |= {"remediator_token": secrets.token_urlsafe(32), "grafana_password": secrets.token_urlsafe(16)}
     return texts
+
+
+def render_web_config(password: str) -> str:
+    """Return a web configuration with one user, `admin`, who may do everything."""
+    hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()
+    return f"basic_auth_users:\n  {USER}: {hashed}\nroles: {{{USER}: admin}}\n"
 
 
 def _write(path: Path, text: str, mode: int) -> None:

@@ -110,7 +110,10 @@ def test_experiments_are_reported_live(folder: Path) -> None:
         _until(lambda: shown("3. Break it"), 300, "suggestions")
         text = Path(log.name).read_text()
         for url in re.findall(r"^  \S+ +(http://\S+)", text, re.MULTILINE):
-            assert httpx.get(url, follow_redirects=True, trust_env=False).is_success, url
+            page = {"Accept": "text/html, */*;q=0.1"}  # the console shows its page for signing in
+            assert httpx.get(url, headers=page, follow_redirects=True, trust_env=False).is_success, url
+        console, user, password = re.findall(r"^  console +(\S+) \(user (\S+), password (\S+)\)", text, re.MULTILINE)[0]
+        assert httpx.get(console, auth=(user, password), trust_env=False).is_success
         config = re.findall(r"export DEFIB_CONFIG=(\S+)", text)[0]
         (kill,) = re.findall(r"^ +(.* signal KILL web)$", text, re.MULTILINE)
 
