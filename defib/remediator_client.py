@@ -17,6 +17,7 @@ from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
 from remediator.clients.json_client import ClientError, HttpStatusError, JsonClient
 from runtime import tokens
+from runtime.access.roles import USER_HEADER
 from runtime.errors import DefibError
 from runtime.tokens import TokenError
 
@@ -81,7 +82,7 @@ async def connect(
     if token_file is not None:
         endpoint = endpoint.model_copy(update={"auth": None})
     token = _read_token(loaded, token_file) if endpoint.auth is None else None
-    client = JsonClient(endpoint, token, headers={"X-Defib-User": getpass.getuser()})
+    client = JsonClient(endpoint, token, headers={USER_HEADER: getpass.getuser()})
     try:
         yield RemediatorClient(client, loaded.inventory)
     except HttpStatusError as error:

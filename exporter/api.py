@@ -25,6 +25,7 @@ from runtime.times import format_rfc3339
 from runtime.web import add_route
 
 SERVICES_PER_CHUNK = 200
+REMEDIATOR = "remediator"  # the name of that caller with the local token
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -108,7 +109,7 @@ class _ExporterApi:
     async def probe(self, request: web.Request) -> web.Response:
         probed = self._find_service(request)
         result = await self._scheduler.probe_now(probed)
-        if get_identity(request).means != "cli":  # the remediator probes before and after each of its actions
+        if get_identity(request).claimed_user != REMEDIATOR:  # which probes before and after each of its actions
             await self._audit(request, "probe", probed.service.id)
         return web.json_response(
             {
@@ -124,7 +125,7 @@ class _ExporterApi:
         try:
             await self._reload()
         except ConfigurationError as error:
-            await self._audit(request, "reload", outcome="failed")
+            await self._audit(request, "reload", outcome="refused")
             raise ApiError(400, "bad_configuration", f"the previous configuration stays in force: {error}") from error
         await self._audit(request, "reload")
         return web.json_response({"services": len(self._scheduler.services)})

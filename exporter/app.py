@@ -36,7 +36,10 @@ async def run(
     metrics = ExporterMetrics()
     scheduler = ProbeScheduler(metrics, redact, in_flight=_max_concurrent_probes())
     access = AccessControl(
-        web_config, ConfiguredTokens(redact.add), write_audit=write_to_log, now=asyncio.get_running_loop().time
+        lambda: web_config.users,
+        ConfiguredTokens(redact.add),
+        write_audit=write_to_log,
+        now=asyncio.get_running_loop().time,
     )
     await _apply_access(access, loaded)
     if problem := access.tokens.explain_missing(Role.ADMIN):

@@ -38,7 +38,11 @@ class Administration:
     async def store_token_uses(self) -> None:
         """Store when tokens were last used. Raises StorageError."""
         if uses := self._tokens.take_uses():
-            await self._database.write(api_tokens.store_uses, uses)
+            try:
+                await self._database.write(api_tokens.store_uses, uses)
+            except StorageError:
+                self._tokens.put_back_uses(uses)
+                raise
 
     async def list_tokens(self) -> Sequence[ApiToken]:
         """Return the API tokens in force, those that have expired included."""
@@ -95,4 +99,4 @@ class Administration:
             if found is None:
                 raise NotFoundError("unknown_session", f"there is no session {number!r}")
         await self._sessions.end(found)
-        await self._audit_log.write(AuditEntry.of(by, "end session", found.user))
+        await self._audit_log.write(AuditEntry.of(by, "end session", number, detail=found.user))

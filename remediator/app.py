@@ -111,12 +111,16 @@ class _Parts:
     @classmethod
     def create(cls, clients: Clients, database: Database, redact: Redactor, web_config: WebConfigFile) -> "_Parts":
         metrics, http_client = RemediatorMetrics(), httpx.AsyncClient(trust_env=True)
-        audit_log, now = AuditLog(database), database.clock.now
+        audit_log, now = AuditLog(database, redact), database.clock.now
         api_tokens, sessions = ApiTokens(now), Sessions(now, StoredSessions(database))
         access = AccessControl(
-            web_config, ConfiguredTokens(redact.add), write_audit=audit_log.write, now=now, api_tokens=api_tokens,
+            lambda: web_config.users,
+            ConfiguredTokens(redact.add),
+            write_audit=audit_log.write,
+            now=now,
+            api_tokens=api_tokens,
             sessions=sessions,
-        )  # fmt: skip
+        )
         sign_in_services = SignInServices(lambda: database.inventory.notify, http_client)
 
         # The engine wakes the sender, which asks the engine for details.
@@ -139,7 +143,7 @@ class _Parts:
         webhook.add_routes(app, self.engine, self.database, self.metrics)
         read_api.add_routes(app, self.database, self.metrics, self.redact)
         write_api.add_routes(app, self.operations, self.database, self.redact, reload)
-        access_api.add_routes(app, self.administration, self.database, self.redact)
+        access_api.add_routes(app, self.administration, self.database)
         feishu_callback.add_routes(app, self.database, self.buttons)
         console.add_routes(app, self.database, renderer)
         SignInPages(

@@ -281,10 +281,11 @@ class Operations:
         self, by: Identity, event: str, target: str, work: Callable[[Transaction], T], *, detail: str = ""
     ) -> T:
         """Run `work` and store the audit log's entry about it in one transaction; record that it was refused."""
+        entry = self._audit_log.mask(AuditEntry.of(by, event, target, detail=detail))
 
         def work_and_record(tx: Transaction) -> T:
             result = work(tx)
-            audit.add(tx, AuditEntry.of(by, event, target, detail=detail))
+            audit.add(tx, entry)
             return result
 
         async with self._audit_log.recording_refusal(by, event, target):

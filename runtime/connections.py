@@ -6,7 +6,6 @@ out neither the others nor itself.
 
 import asyncio
 import contextlib
-import ipaddress
 import itertools
 import resource
 import socket
@@ -16,9 +15,10 @@ from typing import cast
 
 from aiohttp import web
 
+from runtime.addresses import group_address
+from runtime.http_checks import RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
 from runtime.logs import LimitedLog
 from runtime.metrics import ProgramMetrics
-from runtime.requests import RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
 
 MAX_CONNECTIONS = 2048
 MAX_CONNECTIONS_PER_ADDRESS = 512
@@ -73,12 +73,15 @@ class Connections:
             candidates = [siblings]
         elif self._count >= self._limit:
             candidates = sorted(self._by_address.values(), key=len, reverse=True)
+        dropped = None
+        if candidates:
+            waiting = (found for each in candidates if (found := _find_waiting(each)) is not None)
+            dropped = next(waiting, connection)
         self._by_address.setdefault(connection.address, {})[connection] = None
         self._count += 1
         self._metrics.connections.set(self._count)
-        if candidates:
-            waiting = (found for each in candidates if (found := _find_waiting(each)) is not None)
-            next(waiting, connection).drop("limit")
+        if dropped is not None:
+            dropped.drop("limit")
 
     def move_to_end(self, connection: "Connection") -> None:
         """Note that the connection has begun to wait for its client."""
@@ -292,14 +295,4 @@ class Listener:
                 self._loop.call_later(_PAUSE_AFTER_FAILURE, self._start, listening)
                 return
             client.setblocking(False)
-            self._connections.open(client, _group_address(peer[0]), self._get_tls())
-
-
-def _group_address(host: str) -> str:
-    """Return the address by which a client is counted: for IPv6, the network that one client has for itself."""
-    address = ipaddress.ip_address(host)
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((int(address), 64), strict=False))
+            self._connections.open(client, group_address(peer[0]), self._get_tls())

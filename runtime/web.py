@@ -10,8 +10,8 @@ from aiohttp import web
 from runtime.access.control import AccessControl, get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError, StartError
+from runtime.http_checks import add_response_headers
 from runtime.logs import LimitedLog
-from runtime.requests import add_response_headers
 from runtime.webconfig import WebConfigFile
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

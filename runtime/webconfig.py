@@ -118,10 +118,14 @@ def load(path: Path | None) -> WebConfig:
     except yaml.YAMLError as error:
         line, cause = explain_yaml_error(source, error)
         raise StartError(f"{path}:{line}: invalid YAML: {cause}") from error
+    except RecursionError as error:
+        raise StartError(f"{path}: invalid YAML: too many levels") from error
     except ValidationError as error:
         # Without the values, which may be password hashes.
         problems = "; ".join(map(_format_error, error.errors(include_input=False)))
         raise StartError(f"{path}: {problems}") from None
+    except ValueError as error:  # of PyYAML, such as for the date 2026-13-45
+        raise StartError(f"{path}: invalid YAML: {error}") from error
     if (tls := config.tls_server_config) is None:
         return config
     absolute = {name: path.parent / value for name, value in tls if isinstance(value, Path)}
@@ -134,6 +138,7 @@ class WebConfigFile:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self.config = load(path)
+        self._tls_files = _list_tls_files(self.config)
         self.tls = self.config.ssl_context()
         self._users = self.config.users
         self._state = self._read_state()
@@ -159,13 +164,18 @@ class WebConfigFile:
 
     def _load(self) -> None:
         config = load(self._path)
+        # Also those of a configuration that is refused: a certificate may arrive after the file that names it.
+        self._tls_files = _list_tls_files(config)
         self.tls, self.config, self._users = config.ssl_context(), config, config.users
 
     def _read_state(self) -> list[tuple[int, int, int] | None]:
         """Return what identifies the present content of the files."""
-        tls = self.config.tls_server_config
-        named = [] if tls is None else [tls.cert_file, tls.key_file, tls.client_ca_file]
-        return [_identify(path) for path in (self._path, *named) if path is not None]
+        return [_identify(path) for path in (self._path, *self._tls_files) if path is not None]
+
+
+def _list_tls_files(config: WebConfig) -> list[Path | None]:
+    tls = config.tls_server_config
+    return [] if tls is None else [tls.cert_file, tls.key_file, tls.client_ca_file]
 
 
 def _identify(path: Path) -> tuple[int, int, int] | None:

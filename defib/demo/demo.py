@@ -125,7 +125,7 @@ def build_inventory(
         "notify": {
             "language": "en",
             "timezone": "UTC",
-            "people": {"you": {"open_id": USER_OPEN_ID}},
+            "people": {"you": {"open_id": USER_OPEN_ID, "role": "admin"}},
             "channels": {
                 "oncall": {"feishu": {"webhook": feishu.webhook, "secret": SECRET}},
                 "chat": {"feishu_app": {**APP, "chat_id": CHAT, "url": feishu.url}},

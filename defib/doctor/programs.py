@@ -12,11 +12,12 @@ from defib.doctor.server import TIMEOUT, Server
 from defib.output import format_count
 from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory
+from runtime.access.roles import LOCAL, UNNAMED, Identity, Role
 from runtime.tokens import ConfiguredToken, TokenError
 
 WATCHDOG_AGE, NOTIFICATION_AGE = 120.0, 300.0  # seconds, as in alerts/rules
 LISTED = 5  # services in a message
-UNNAMED_CALLER = "local (unnamed, unverified)"  # in the audit log
+UNNAMED_CALLER = Identity(LOCAL, Role.ADMIN, "cli", claimed_user=UNNAMED).label  # in the audit log
 RELOAD = "reload it with SIGHUP or POST /-/reload"
 
 

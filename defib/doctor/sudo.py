@@ -14,11 +14,14 @@ async def check_root_paths(
     host: str, shell: Shell, sudo: SudoOptions, commands: Iterable[Sequence[str]]
 ) -> list[Finding]:
     """Check the commands of controls that sudo runs as root, and the account's rules of sudo; none is run."""
-    rules = await list_rules(shell, sudo)
     commands = list(commands)
-    programs = {argv[0] for argv in commands} | {rule for rule in rules if rule != "ALL"}
     fix = "make them and the directories above belong to root: chown root and chmod go-w"
     check = "files that root uses"
+    try:
+        rules = await list_rules(shell, sudo)
+    except ShellError as error:
+        return [Finding(host, check, "warn", f"cannot be checked: {error}", "try again, and see docs/hosts.md")]
+    programs = {argv[0] for argv in commands} | {rule for rule in rules if rule != "ALL"}
     try:
         changeable = await find_changeable(shell, sorted(programs | names_in(commands)))
     except ShellError as error:

@@ -95,13 +95,18 @@ class Person(ConfigModel):
 
     open_id: OpenId
     name: str = ""
-    may: list[ButtonAction] = list(get_args(ButtonAction))
+    may: list[ButtonAction] | None = None
     role: UserRole | None = None
 
     def may_press(self, button: ButtonAction) -> bool:
-        """Whether the person may use a button: if it is in `may`, and if their role, if they have one, permits it."""
+        """Whether the person may use a button: if it is in `may`, and if their role permits it.
+
+        Without a role, `may` alone decides; without both, the person is an operator.
+        """
         requirement = AccessRequirement.ADMIN if button == "automation" else AccessRequirement.OPERATOR
-        return button in self.may and (self.role is None or permits(Role(self.role), requirement))
+        if self.may is not None and (self.role is None or button not in self.may):
+            return button in self.may
+        return permits(Role(self.role or "operator"), requirement)
 
 
 class Escalation(ConfigModel):

@@ -111,7 +111,7 @@ class ButtonHandler:
             ):
                 toast = Toast("info", "again")
             else:
-                by = Identity(name or "(unknown)", Role.OPERATOR, "chat", press.open_id)
+                by = Identity(name or "(unknown)", _role_of(person), "chat", press.open_id)
                 if toast is not None and toast.key == "not_allowed":
                     button = str(press.value["answer"])
                     await self._audit_log.write(AuditEntry.of(by, button, outcome="refused", detail="not allowed"))
@@ -187,6 +187,12 @@ class ButtonHandler:
             return Toast("warning", "over")
         await self._operations.start_action(service, "restart", (), by)
         return Toast("success", "begun")
+
+
+def _role_of(person: tuple[str, Person] | None) -> Role:
+    if person is None:
+        return Role.VIEWER
+    return Role(person[1].role or ("admin" if person[1].may_press("automation") else "operator"))
 
 
 def _toast_of_error(error: OperationError) -> Toast:

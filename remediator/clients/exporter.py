@@ -10,8 +10,10 @@ import structlog
 from fleet.inventory.endpoints import Endpoint
 from remediator.clients.json_client import JsonClient, parsing_response
 from remediator.policy.situation import Observation
+from runtime.access.roles import USER_HEADER
 from runtime.tokens import ConfiguredToken, TokenError
 
+CALLER = "remediator"  # as the exporter's audit log would name it
 log = structlog.get_logger()
 
 
@@ -48,7 +50,7 @@ class TokenAuth(httpx.Auth):
 class Exporter:
     def __init__(self, endpoint: Endpoint, token: ConfiguredToken) -> None:
         auth = TokenAuth(token) if endpoint.auth is None else None
-        self._client = JsonClient(endpoint, headers={"X-Defib-User": "remediator"}, auth=auth)
+        self._client = JsonClient(endpoint, headers={USER_HEADER: CALLER}, auth=auth)
         self.close = self._client.close
 
     async def probe(self, service: str, timeout: float) -> Observation:

@@ -36,10 +36,10 @@ class PageRenderer:
     async def respond(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
         """Return a page, without evidence if the caller's role does not permit it."""
         identity = find_identity(request)
-        has_access = identity is not None and may_read_evidence(request)
-        visible = self._redact.redact_all(values if has_access else remove_evidence(values))
+        shows_evidence = identity is not None and may_read_evidence(request)
+        visible = self._redact.redact_all(values if shows_evidence else remove_evidence(values))
         common = {
-            "has_access": has_access, "identity": identity, "csrf": get_csrf_token(request),
+            "shows_evidence": shows_evidence, "identity": identity, "csrf": get_csrf_token(request),
             "root": relative_path(request, ""),
         }  # fmt: skip
         text = await asyncio.to_thread(self._render, template, {**visible, **common})

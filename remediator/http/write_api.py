@@ -29,9 +29,11 @@ from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError, DefibError
 from runtime.redaction import Redactor
+from runtime.request_bodies import read_request_body
 from runtime.times import format_rfc3339
 from runtime.web import add_route
 
+MAX_REQUEST = 64 * 1024  # bytes of a body
 VIEWER, OPERATOR, ADMIN = AccessRequirement.VIEWER, AccessRequirement.OPERATOR, AccessRequirement.ADMIN
 STATUS_OF: dict[type[OperationError], int] = {
     InvalidOperationError: 400,
@@ -67,7 +69,7 @@ class _MaintenanceBody(RequestBody):
     """Maintenance `for` a duration or `until` a time in RFC 3339; with `notify`, notifications mention people."""
 
     scope: Literal["service", "host", "group"]
-    name: str
+    name: Annotated[str, Field(max_length=200)]
     reason: Annotated[str, Field(min_length=1, max_length=300)]
     for_: PositiveDuration | None = Field(None, alias="for")
     until: datetime | None = None
@@ -138,7 +140,7 @@ class _WriteApi:
 
     async def start_action(self, request: web.Request) -> web.Response:
         service, verb = request.match_info["id"], _verb(request)
-        body = await parse_body(request, _ActionBody)
+        body = await parse_request(request, _ActionBody)
         claimed = await self._operations.start_action(service, verb, body.overrule, get_identity(request))
         return web.json_response({"action": claimed.id, "service": service, "kind": verb}, status=202)
 
@@ -169,7 +171,7 @@ class _WriteApi:
 
     async def silence(self, request: web.Request) -> web.Response:
         subject, number = _subject(request), _number(request)
-        body = await parse_body(request, _SilenceBody)
+        body = await parse_request(request, _SilenceBody)
         until = await self._operations.silence(subject, number, body.for_, get_identity(request), body.comment)
         return web.json_response({"id": number, "until": format_rfc3339(until)})
 
@@ -177,7 +179,7 @@ class _WriteApi:
         return web.json_response(self._automation(await read_record(self._database, read_switch)))
 
     async def switch_automation(self, request: web.Request) -> web.Response:
-        body = await parse_body(request, _AutomationBody)
+        body = await parse_request(request, _AutomationBody)
         switched = await self._operations.switch_automation(
             enabled=body.enabled, by=get_identity(request), reason=body.reason
         )
@@ -196,7 +198,7 @@ class _WriteApi:
         return web.json_response({"maintenance": format_times(rows, self._database.clock)})
 
     async def begin_maintenance(self, request: web.Request) -> web.Response:
-        body = await parse_body(request, _MaintenanceBody)
+        body = await parse_request(request, _MaintenanceBody)
         number, until = await self._operations.begin_maintenance(
             body.scope, body.name, seconds=self._duration(body), reason=body.reason, by=get_identity(request),
             notify=body.notify,
@@ -254,9 +256,9 @@ def _number(request: web.Request) -> int:
     return int(request.match_info["number"])
 
 
-async def parse_body(request: web.Request, model: type[B]) -> B:
+async def parse_request(request: web.Request, model: type[B]) -> B:
     """Parse the JSON body; an empty body is an empty object. Raises ApiError."""
-    text = await request.read()
+    text = await read_request_body(request, MAX_REQUEST)
     try:
         return model.model_validate(json.loads(text or b"{}"))
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -10,10 +11,12 @@ from sqlalchemy import delete, func, insert, select
 from remediator.record.database import Database, StorageError
 from remediator.record.schema import actions, audit
 from remediator.record.transaction import Transaction
-from runtime.access.audit import AuditEntry
+from runtime.access.audit import AuditEntry, Outcome, write_to_log
 from runtime.access.roles import Identity
 from runtime.errors import DefibError
+from runtime.redaction import Redactor
 
+READING = ("status", "logs")  # operations that change nothing
 BATCH = 5000  # entries deleted by one transaction
 log = structlog.get_logger()
 
@@ -21,30 +24,41 @@ log = structlog.get_logger()
 class AuditLog:
     """Writes entries in transactions of their own; those of a change are added by the transaction that makes it."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, redact: Redactor) -> None:
+        self._database, self._redact = database, redact
+
+    def mask(self, entry: AuditEntry) -> AuditEntry:
+        """Return an entry without secrets."""
+        return replace(entry, target=self._redact(entry.target), detail=self._redact(entry.detail))
 
     async def write(self, entry: AuditEntry) -> None:
         """Store an entry. With a full disk, it is in the program's log only."""
+        entry = self.mask(entry)
         try:
             await self._database.write_with_priority(add, entry)
         except StorageError as error:
-            log.warning("audit_entry_not_stored", error=str(error), entry=entry)
+            log.warning("audit_entry_not_stored", error=str(error))
+            await write_to_log(entry)
 
     @asynccontextmanager
     async def recording_refusal(self, by: Identity, event: str, target: str) -> AsyncIterator[None]:
-        """Store an entry if the operation is refused: if the block raises a DefibError."""
+        """Store an entry if the operation is refused, or fails: if the block raises an error."""
         try:
             yield
         except DefibError as error:
-            await self.write(AuditEntry.of(by, event, target, outcome="refused", detail=str(error)))
+            outcome: Outcome = "failed" if error.retryable else "refused"
+            await self.write(AuditEntry.of(by, event, target, outcome=outcome, detail=str(error)))
+            raise
+        except Exception as error:
+            await self.write(AuditEntry.of(by, event, target, outcome="failed", detail=type(error).__name__))
             raise
 
 
 def add(tx: Transaction, entry: AuditEntry) -> None:
     row = {
-        "at": tx.now, "event": entry.event, "name": entry.name, "verified": int(entry.verified), "means": entry.means,
-        "address": entry.address, "target": entry.target, "outcome": entry.outcome, "detail": entry.detail[:1000],
+        "at": tx.now, "event": entry.event, "name": entry.name[:200], "verified": int(entry.verified),
+        "means": entry.means, "address": entry.address[:100], "target": entry.target[:200], "outcome": entry.outcome,
+        "detail": entry.detail[:1000],
         "count": entry.count, "action_id": entry.action,
     }  # fmt: skip
     tx.execute(insert(audit).values(**row))
@@ -65,14 +79,15 @@ def page(tx: Transaction, before: int | None, limit: int) -> list[dict[str, Any]
 def delete_old(tx: Transaction, before: float, max_entries: int) -> int:
     """Delete a batch of entries that are older than `before`, or too many; returns their number, 0 when none is left.
 
-    Refused requests may fill half of the log: whoever sends them cannot remove the record of anything else.
+    Refused requests, reading and changes may each fill a third of the log, so that whoever is refused, or reads, cannot
+    remove the record of changes.
     """
-    refused = audit.c.outcome == "refused"
+    refused, reading = audit.c.outcome == "refused", audit.c.event.in_(READING)
     deleted = tx.execute(
         delete(audit).where(audit.c.id.in_(select(audit.c.id).where(audit.c.at < before).limit(BATCH)))
     ).rowcount
-    for condition, limit in ((refused, max_entries // 2), (~refused, max_entries // 2)):
-        excess = (tx.scalar(select(func.count()).select_from(audit).where(condition)) or 0) - limit
+    for condition in (refused, reading & ~refused, ~reading & ~refused):
+        excess = (tx.scalar(select(func.count()).select_from(audit).where(condition)) or 0) - max_entries // 3
         if excess > 0:
             oldest = select(audit.c.id).where(condition).order_by(audit.c.id).limit(min(excess, BATCH))
             deleted += tx.execute(delete(audit).where(audit.c.id.in_(oldest))).rowcount

@@ -20,6 +20,7 @@ class StoredSessions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._ended: set[str] = set()  # digests of sessions that are not deleted yet
 
     async def load(self) -> list[Session]:
         """Return the stored sessions. Raises StorageError."""
@@ -28,14 +29,21 @@ class StoredSessions:
     async def save(self, session: Session) -> None:
         try:
             await self._database.write_with_priority(_save, session)
+            await self._delete_ended()
         except StorageError as error:
             log.warning("session_not_stored", error=str(error), effect="it ends with this process")
 
     async def delete(self, digests: Iterable[str]) -> None:
+        self._ended.update(digests)
         try:
-            await self._database.write_with_priority(_delete, list(digests))
+            await self._delete_ended()
         except StorageError as error:
-            log.warning("session_not_deleted", error=str(error), effect="it is back after a restart")
+            log.warning("session_not_deleted", error=str(error), effect="it is back if the process ends now")
+
+    async def _delete_ended(self) -> None:
+        if ended := set(self._ended):
+            await self._database.write_with_priority(_delete, list(ended))
+            self._ended -= ended
 
 
 def _read_all(tx: Transaction) -> list[Session]:

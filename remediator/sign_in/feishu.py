@@ -3,6 +3,7 @@
 Reference: https://open.feishu.cn/document/common-capabilities/sso/api/obtain-oauth-code
 """
 
+import json
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -11,10 +12,10 @@ import httpx
 
 from fleet.inventory.access import FeishuAccess
 from fleet.inventory.notify import Notify
+from remediator.notifications.channels.http import send_request
 from remediator.sign_in.services import Redirect, SignedInUser, SignInError
 from runtime.access.roles import Role, printable_name
 
-TIMEOUT = 10.0  # seconds for each request
 NOT_PERMITTED = 20010  # the user may not use the app
 
 
@@ -39,16 +40,16 @@ class FeishuSignIn:
             "client_secret": self._settings.app_secret.get_secret_value(), "code": code,
             "redirect_uri": redirect.redirect_uri,
         }  # fmt: skip
-        token = await self._request("POST", "/open-apis/authen/v2/oauth/token", json=body)
-        headers = {"Authorization": f"Bearer {token.get('access_token')}"}
-        answer = await self._request("GET", "/open-apis/authen/v1/user_info", headers=headers)
+        token = await self._request("POST", "/open-apis/authen/v2/oauth/token", body)
+        answer = await self._request("GET", "/open-apis/authen/v1/user_info", token=str(token.get("access_token")))
         user = answer.get("data")
         if not isinstance(user, dict) or not isinstance(user.get("open_id"), str) or not user["open_id"]:
             raise SignInError("Feishu's response has no open_id")
         if user.get("tenant_key") != self._settings.tenant_key:
             raise SignInError(f"the user is of another tenant: {str(user.get('tenant_key'))[:60]!r}")
         person = self._notify().person(user["open_id"])
-        name = person[0] if person is not None else printable_name(str(user.get("name", ""))) or user["open_id"]
+        # The name in Feishu may be that of a person in the inventory.
+        name = person[0] if person is not None else f"{printable_name(str(user.get('name', '')))} {user['open_id']}"
         return SignedInUser(name, [user["open_id"]])
 
     def find_role(self, groups: Sequence[str]) -> Role | None:
@@ -59,17 +60,17 @@ class FeishuSignIn:
     async def close(self) -> None:
         """Do nothing: the client is shared."""
 
-    async def _request(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    async def _request(self, method: str, path: str, body: Any = None, token: str = "") -> dict[str, Any]:
         """Return a successful response of Feishu. Raises SignInError."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {"Content-Type": "application/json"}
+        content = b"" if body is None else json.dumps(body).encode()
         url = f"{self._settings.url.rstrip('/')}{path}"
-        try:
-            response = await self._client.request(method, url, timeout=TIMEOUT, **arguments)
-            answer = response.json()
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            raise SignInError(f"cannot get an answer from Feishu: {type(error).__name__}") from error
-        code = answer.get("code") if isinstance(answer, dict) else None
-        if code == NOT_PERMITTED:
+        reply = await send_request(self._client, method, url, content, headers)
+        if reply.error:
+            raise SignInError(f"cannot get an answer from Feishu: {reply.error}")
+        answer = reply.parse_json()
+        if answer.get("code") == NOT_PERMITTED:
             raise SignInError("the user may not use the app in Feishu (20010)")
-        if code != 0:
-            raise SignInError(f"Feishu refused: HTTP {response.status_code}, code {str(code)[:20]}")
-        return dict(answer)
+        if answer.get("code") != 0:
+            raise SignInError(f"Feishu refused: HTTP {reply.status}, code {str(answer.get('code'))[:20]}")
+        return answer

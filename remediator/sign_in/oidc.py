@@ -12,18 +12,22 @@ from authlib.integrations.base_client import OAuthError
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 from authlib.oidc.core import CodeIDToken
 from joserfc import jwt
-from joserfc.errors import JoseError
+from joserfc.errors import InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 
 from fleet.inventory.access import OidcAccess
+from fleet.inventory.endpoints import check_url
 from remediator.clients.json_client import create_ssl_context
 from remediator.sign_in.services import Redirect, SignedInUser, SignInError
 from runtime.access.proxy import RoleMap
 from runtime.access.roles import Role, printable_name
+from runtime.payloads import read_body
 
 TIMEOUT = 10.0  # seconds for each request
-METADATA_FOR = 3600.0  # seconds for which the provider's metadata and keys are used
+METADATA_FOR, KEYS_AGAIN_AFTER = 3600.0, 10.0  # seconds for which the provider's metadata and keys are used
+FAILURE_FOR = 5.0  # seconds after a failure until the metadata is read again
+RESPONSE_LIMIT = 1024 * 1024  # bytes
 LEEWAY = 60  # seconds by which the clocks may differ
 # Signatures by the provider's private key only: `none` and shared secrets are not among them.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA")
@@ -35,11 +39,12 @@ class OidcSignIn:
         self._client = AsyncOAuth2Client(
             settings.client_id, settings.client_secret.get_secret_value(), scope=" ".join(settings.scopes),
             code_challenge_method="S256", timeout=TIMEOUT, follow_redirects=False,
-            verify=create_ssl_context(settings.issuer, settings.tls),
+            verify=create_ssl_context(settings.issuer, settings.tls), headers={"Accept-Encoding": "identity"},
+            event_hooks={"response": [_limit_response]},
         )  # fmt: skip
         self._metadata: Mapping[str, Any] = {}
         self._keys: KeySet | None = None
-        self._loaded_at = float("-inf")
+        self._loaded_at = self._failed_at = float("-inf")
         self._roles = RoleMap(settings.roles, settings.default_role)
 
     @property
@@ -66,7 +71,7 @@ class OidcSignIn:
             )  # fmt: skip
             claims = await self._read_id_token(token, redirect.nonce)
             claims = {**await self._read_userinfo(token, claims), **claims}
-        except (OAuthError, httpx.HTTPError, JoseError, ValueError, KeyError, TypeError) as error:
+        except (OAuthError, httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, KeyError, TypeError) as error:
             raise SignInError(f"the provider's response was refused: {_describe(error)}") from error
         name = printable_name(str(claims.get(self._settings.user_claim) or claims["sub"]))
         return SignedInUser(name, _find_groups(claims, self._settings.groups_claim))
@@ -82,14 +87,19 @@ class OidcSignIn:
         if time.monotonic() - self._loaded_at < METADATA_FOR:
             return self._metadata
         issuer = self._settings.issuer.rstrip("/")
+        if time.monotonic() - self._failed_at < FAILURE_FOR:
+            raise SignInError(f"cannot read the metadata of {issuer}; it failed a moment ago")
+        self._failed_at = time.monotonic()
         try:
             metadata: dict[str, Any] = await self._get(f"{issuer}/.well-known/openid-configuration")
             if str(metadata["issuer"]).rstrip("/") != issuer:
                 raise SignInError(f"the provider's issuer is {metadata['issuer']!r}, not access.oidc.issuer")
+            for endpoint in ("authorization_endpoint", "token_endpoint"):
+                check_url(metadata[endpoint])
             self._keys = KeySet.import_key_set(await self._get(metadata["jwks_uri"]))
         except (httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, KeyError, TypeError) as error:
             raise SignInError(f"cannot read the metadata of {issuer}: {_describe(error)}") from error
-        self._metadata, self._loaded_at = metadata, time.monotonic()
+        self._metadata, self._loaded_at, self._failed_at = metadata, time.monotonic(), float("-inf")
         return metadata
 
     async def _get(self, url: str, access_token: str = "") -> Any:
@@ -103,7 +113,14 @@ class OidcSignIn:
         supported = self._metadata.get("id_token_signing_alg_values_supported", ["RS256"])
         registry = JWSRegistry(algorithms=[name for name in ALGORITHMS if name in supported], strict_check_header=False)
         assert self._keys is not None  # noqa: S101 - loaded with the metadata
-        decoded = jwt.decode(token["id_token"], self._keys, registry=registry)
+        try:
+            decoded = jwt.decode(token["id_token"], self._keys, registry=registry)
+        except InvalidKeyIdError:  # the provider has new keys
+            if time.monotonic() - self._loaded_at < KEYS_AGAIN_AFTER:
+                raise
+            self._loaded_at = float("-inf")
+            await self._load()
+            decoded = jwt.decode(token["id_token"], self._keys, registry=registry)
         claims = CodeIDToken(
             decoded.claims,
             decoded.header,
@@ -125,6 +142,16 @@ class OidcSignIn:
         if info["sub"] != claims["sub"]:
             raise ValueError("the user information is of another user")
         return dict(info)
+
+
+async def _limit_response(response: httpx.Response) -> None:
+    """Refuse a long response before it is read, and one that is compressed, which was not asked for."""
+    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise httpx.DecodingError("unexpected content encoding", request=response.request)
+    body = bytearray()
+    if not await read_body(response, body, RESPONSE_LIMIT):
+        raise httpx.DecodingError("the response is too long", request=response.request)
+    response._content = bytes(body)  # noqa: SLF001 - so that httpx does not read it again
 
 
 def _find_groups(claims: Mapping[str, Any], path: str) -> list[str]:

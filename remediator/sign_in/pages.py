@@ -2,9 +2,8 @@
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-import structlog
 from aiohttp import web
 
 from remediator.console.rendering import PageRenderer
@@ -15,12 +14,13 @@ from runtime.access.control import AccessControl, find_session, get_identity
 from runtime.access.roles import AccessRequirement, SignInMethod
 from runtime.access.sessions import AGE_LIMIT, csrf_token
 from runtime.errors import ApiError
+from runtime.logs import LimitedLog
 from runtime.web import add_route, relative_path
 
 FORM_COOKIE = "defib_sign_in"
 FORM_FOR, REDIRECT_FOR = 3600, 600  # seconds for which a form can be sent, and a browser can come back
 MAX_NEXT = 500  # characters
-log = structlog.get_logger()
+log = LimitedLog()
 
 
 class SignInPages:
@@ -78,6 +78,11 @@ class SignInPages:
         name = request.match_info["service"]
         service = self._find_service(name)
         next_ = _parse_next(request.query.get("next", ""))
+        public = urlsplit(self._public_url())
+        if public.netloc.lower() != request.host.lower() and "again" not in request.query:
+            # The browser comes back to the public URL, and must have the cookie for that name.
+            location = f"{self._public_url().rstrip('/')}/sign-in/{name}?again=&next={quote(next_, safe='')}"
+            return web.Response(status=303, headers={"Location": location})
         redirect = Redirect(name, secrets.token_urlsafe(32), self._redirect_uri(name), next_)
         try:
             url = await service.create_url(redirect)
@@ -103,7 +108,7 @@ class SignInPages:
             user = await service.fetch_user(_find_code(request), redirect)
         except SignInError as error:
             log.warning("sign_in_failed", service=name, error=str(error))
-            self._access.note_refusal(request, "", str(error), event="sign_in")
+            await self._access.refuse(request, "", str(error), event="sign_in")
             return await self._render(request, "", status=401, problem="service_failed", values=(service.title,))
         if service.find_role(user.groups) is None:
             self._access.note_refusal(request, user.name, f"the user has no role in access.{name}", event="sign_in")

@@ -38,8 +38,9 @@ class SignInServices(Mapping[str, SignInService]):
             services["oidc"] = OidcSignIn(access.oidc)
         if access.feishu is not None:
             services["feishu"] = FeishuSignIn(access.feishu, self._notify, self._client)
-        await self.close()
-        self._services, self._settings = services, (access.oidc, access.feishu)
+        former, self._services = self._services, services
+        self._settings = (access.oidc, access.feishu)
+        await _close(former)
 
     def find_role(self, method: SignInMethod, groups: Sequence[str]) -> Role | None:
         """Return the present role of a user of a service by their groups there; None without one."""
@@ -47,5 +48,9 @@ class SignInServices(Mapping[str, SignInService]):
         return None if service is None else service.find_role(groups)
 
     async def close(self) -> None:
-        for service in self._services.values():
-            await service.close()
+        await _close(self._services)
+
+
+async def _close(services: Mapping[str, SignInService]) -> None:
+    for service in services.values():
+        await service.close()

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, urlsplit
 from aiohttp import web
 
 from runtime.errors import ApiError
+from runtime.request_bodies import read_request_body
 
 READING = ("GET", "HEAD")
 CSRF_HEADER = "X-CSRF-Token"
@@ -81,11 +82,7 @@ async def read_form(request: web.Request) -> Mapping[str, str]:
         return {}
     form: dict[str, str] | None = request.get(_FORM)
     if form is None:
-        body = b""
-        async for chunk in request.content.iter_any():
-            body += chunk
-            if len(body) > MAX_FORM:
-                raise ApiError(413, "too_large", f"the form is larger than {MAX_FORM} bytes")
+        body = await read_request_body(request, MAX_FORM)
         try:
             form = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=MAX_FIELDS))
         except ValueError as error:

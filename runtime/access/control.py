@@ -6,7 +6,7 @@ import binascii
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from aiohttp import web
 
@@ -15,6 +15,9 @@ from runtime.access.browser import KnownHosts, check_csrf, check_fetch_metadata,
 from runtime.access.passwords import Passwords
 from runtime.access.proxy import TrustedProxy, find_client_address, is_direct_from_loopback
 from runtime.access.roles import (
+    LOCAL,
+    UNNAMED,
+    USER_HEADER,
     AccessRequirement,
     Identity,
     Means,
@@ -29,8 +32,7 @@ from runtime.access.throttle import Throttle, ThrottledError
 from runtime.access.tokens import ApiTokens, ConfiguredTokens
 from runtime.errors import ApiError
 
-USER_HEADER = "X-Defib-User"  # the operating system's user of a caller with the local token
-LOCAL = "local"
+AUTOMATIC = "automatic"  # a key in the query of requests that a page sends by itself
 COOKIE = "defib_session"
 MAX_SLOW_DOWN = 1.0  # seconds by which a refused credential is answered later
 _CONFIGURED_NAMES: Mapping[Role, str] = {
@@ -88,20 +90,12 @@ class WebUsers:
         return self.roles.get(name, Role.VIEWER)
 
 
-class WebUserSource(Protocol):
-    """The web configuration in force."""
-
-    @property
-    def users(self) -> WebUsers:
-        """The users of the present file."""
-
-
 class AccessControl:
     """Authenticates and authorizes requests. Programs without sessions or API tokens leave those out."""
 
     def __init__(
         self,
-        web_config: WebUserSource,
+        get_users: Callable[[], WebUsers],
         tokens: ConfiguredTokens,
         *,
         write_audit: Callable[[AuditEntry], Awaitable[None]],
@@ -110,7 +104,7 @@ class AccessControl:
         sessions: Sessions | None = None,
     ) -> None:
         self.settings = AccessSettings()
-        self._web_config = web_config
+        self._get_users = get_users
         self.tokens, self.api_tokens, self.sessions = tokens, api_tokens, sessions
         self.passwords = Passwords(lambda: self.users.hashes, Throttle(now))
         self.write_audit = write_audit
@@ -123,21 +117,27 @@ class AccessControl:
         """Raise ApiError 401, 403 or 429 unless the caller may; else set the request's identity, if it has one."""
         if requirement is AccessRequirement.UNCHECKED:
             return
+        is_open = requirement is AccessRequirement.SCRAPE and self._is_open_to_scrapes(request)
+        is_public = requirement is AccessRequirement.PUBLIC
         scheme, _, credential = request.headers.get("Authorization", "").partition(" ")
-        # A page of another site cannot send a bearer token.
-        if scheme.lower() != "bearer":
-            self.settings.hosts.check_host(request)
-            check_fetch_metadata(request)
-        self.settings.hosts.check_origin(request)
-        if requirement is AccessRequirement.SCRAPE and self._is_open_to_scrapes(request):
+        try:
+            # A page of another site has no token. Where none is checked, one that it makes up proves nothing.
+            if scheme.lower() != "bearer" or is_open or is_public:
+                self.settings.hosts.check_host(request)
+                check_fetch_metadata(request)
+            self.settings.hosts.check_origin(request)
+        except ApiError as error:
+            self.note_refusal(request, "", error.message)
+            raise
+        if is_open:
             return  # whatever Prometheus sends
-        if requirement is AccessRequirement.PUBLIC:
+        if is_public:
             identity = await self._authenticate_session(request)
         else:
             identity = await self._authenticate(request, scheme.lower(), credential.strip())
         if identity is not None:
             request[_IDENTITY] = identity
-        if requirement is AccessRequirement.PUBLIC:
+        if is_public:
             return
         if identity is None:
             raise self._build_unauthorized("authentication is required")
@@ -158,22 +158,22 @@ class AccessControl:
         if scheme == "basic" and self.users.hashes:
             return await self._authenticate_password(request, credential)
         if scheme:
-            raise await self._refuse(request, "", "unknown kind of credential")
+            raise await self.refuse(request, "", "unknown kind of credential")
         return await self._authenticate_session(request) or self._authenticate_proxy(request)
 
     async def _authenticate_token(self, request: web.Request, secret: str) -> Identity:
         address = self.find_address(request)
         if self.api_tokens is not None and (token := self.api_tokens.find(secret)) is not None:
             if token.has_expired(self._now()):
-                raise await self._refuse(request, token.name, "the token has expired", code="expired")
+                raise await self.refuse(request, token.name, "the token has expired", code="expired")
             return Identity(token.name, Role(token.role), "token", address)
         role = await self.tokens.find(secret)
         if role is None:
-            raise await self._refuse(request, "", "unknown token")
+            raise await self.refuse(request, "", "unknown token")
         if role is not Role.ADMIN:
             return Identity(_CONFIGURED_NAMES[role], role, "token", address)
         # The caller names the user: nothing else can be known of a local process.
-        claimed = printable_name(request.headers.get(USER_HEADER, "")) or "unnamed"
+        claimed = printable_name(request.headers.get(USER_HEADER, "")) or UNNAMED
         return Identity(LOCAL, role, "cli", address, claimed_user=claimed)
 
     async def _authenticate_password(self, request: web.Request, credential: str) -> Identity:
@@ -181,7 +181,7 @@ class AccessControl:
         try:
             name, _, password = base64.b64decode(credential, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError):
-            raise await self._refuse(request, "", "the header Authorization is not valid") from None
+            raise await self.refuse(request, "", "the header Authorization is not valid") from None
         await self.check_password(request, name, password)
         return Identity(name, self.users.role_of(name), "password", address)
 
@@ -210,7 +210,8 @@ class AccessControl:
             await self.sessions.end(session)
             return None
         request[_SESSION], request[_CSRF_TOKEN] = session, csrf_token(id_)
-        self.sessions.touch(session)
+        if AUTOMATIC not in request.query:  # else an open page would keep the session for ever
+            self.sessions.touch(session)
         return Identity(session.user, role, "console", self.find_address(request), method=session.method)
 
     def find_session_role(self, session: Session) -> Role | None:
@@ -238,7 +239,11 @@ class AccessControl:
         """Require the CSRF token of changes that a page may have sent with a credential that the browser adds."""
         if identity.means == "console" or (identity.means == "proxy" and is_from_browser(request)):
             form = await read_form(request)
-            check_csrf(request, request[_CSRF_TOKEN], form.get("csrf", ""))
+            try:
+                check_csrf(request, request[_CSRF_TOKEN], form.get("csrf", ""))
+            except ApiError as error:
+                self.note_refusal(request, identity.label, error.message, identity)
+                raise
 
     async def start_session(
         self, request: web.Request, user: str, method: SignInMethod, groups: Iterable[str] = ()
@@ -281,7 +286,7 @@ class AccessControl:
 
     @property
     def users(self) -> WebUsers:
-        return self._web_config.users
+        return self._get_users()
 
     def describe(self) -> Mapping[str, Any]:
         """Return who has access, without secrets."""
@@ -297,9 +302,11 @@ class AccessControl:
         """Return the client's address."""
         return find_client_address(request, self.settings.proxy)
 
-    async def _refuse(self, request: web.Request, name: str, reason: str, code: str = "unauthorized") -> ApiError:
+    async def refuse(
+        self, request: web.Request, name: str, reason: str, code: str = "unauthorized", event: str = "access"
+    ) -> ApiError:
         """Record a refused credential and return the error, after a pause where many were refused."""
-        self.note_refusal(request, name, reason)
+        self.note_refusal(request, name, reason, event=event)
         address = self.find_address(request)
         try:
             self._pauses.begin(address, address)

@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from runtime.access.roles import Role, UserRole, printable_name
+from runtime.access.roles import USER_ROLES, Role, UserRole, printable_name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 FORWARDING_HEADERS = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
-_ORDER = (Role.ADMIN, Role.OPERATOR, Role.VIEWER)
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class RoleMap:
     def find(self, groups: Iterable[str]) -> Role | None:
         """Return the role with the most rights."""
         found: set[UserRole | None] = {self.roles[group] for group in groups if group in self.roles}
-        return next((role for role in _ORDER if role.value in (found or {self.default})), None)
+        return next((role for role in reversed(USER_ROLES) if role.value in (found or {self.default})), None)
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,10 @@ def permits(role: Role, requirement: AccessRequirement) -> bool:
 
 def least_role(requirement: AccessRequirement) -> Role:
     """Return the role with the fewest rights that meets a requirement."""
-    return next(role for role in Role if role in _BY_RIGHTS and permits(role, requirement))
+    return next(role for role in USER_ROLES if permits(role, requirement))
 
 
-_BY_RIGHTS = (Role.VIEWER, Role.OPERATOR, Role.ADMIN)
+USER_ROLES = (Role.VIEWER, Role.OPERATOR, Role.ADMIN)  # by their rights
 
 # How a caller was authenticated: a session of the console, a proxy in front of it, a password in the request, a token,
 # the local token (the command line), or a chat.
@@ -78,6 +78,10 @@ class Identity:
         if self.claimed_user:
             return f"{self.name} ({self.claimed_user}, unverified)"
         return self.name if self.method == "password" else f"{self.name} ({self.method})"
+
+
+USER_HEADER = "X-Defib-User"  # the operating system's user of a caller with the local token
+LOCAL, UNNAMED = "local", "unnamed"  # the name of callers with the local token, and of their user if they send none
 
 
 def printable_name(text: str) -> str:

@@ -103,8 +103,10 @@ class Sessions:
     async def save_touched(self) -> None:
         """Store when sessions were last used, and delete those that have ended."""
         touched, self._touched = self._touched, set()
-        for digest in touched & self._by_digest.keys():
-            await self._storage.save(self._by_digest[digest])
+        for digest in touched:
+            session = self._by_digest.get(digest)
+            if session is not None:  # it may end while another one is stored
+                await self._storage.save(session)
         await self._delete_ended()
 
     async def run(self) -> None:

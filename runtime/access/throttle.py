@@ -1,15 +1,15 @@
 """Throttling of failed sign-ins: per user and address, per user, and per address."""
 
-import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from runtime.addresses import group_address
+
 FIRST_DELAY, MAX_DELAY = 5.0, 300.0  # seconds between attempts
 FORGET_AFTER = 900.0  # seconds without an attempt
 MAX_KEYS, MAX_NAME = 10_000, 100
-V6_NETWORK = 64  # bits that a provider gives to one customer
 
 Key = tuple[str, ...]
 
@@ -76,10 +76,12 @@ class Throttle:
     def begin(self, user: str, address: str) -> Attempt:
         """Count an attempt. Raises ThrottledError."""
         now = self._now()
-        found = [(key, limit, self._find(key)) for key, limit in _keys(user, address)]
-        wait = max(failures.not_before - now for _, _, failures in found)
+        keys = _keys(user, address)
+        # A refused attempt adds nothing, or it could push out the counters of others.
+        wait = max(self._failures[key].not_before - now if key in self._failures else 0.0 for key, _ in keys)
         if wait > 0:
             raise ThrottledError(wait)
+        found = [(key, limit, self._find(key)) for key, limit in keys]
         attempt = Attempt({key: (failures, failures.not_before) for key, _, failures in found})
         for _, limit, failures in found:
             if now - failures.last > FORGET_AFTER:
@@ -100,14 +102,5 @@ class Throttle:
 
 
 def _keys(user: str, address: str) -> list[tuple[Key, Limit]]:
-    user, network = user[:MAX_NAME], _network(address)
+    user, network = user[:MAX_NAME], group_address(address)
     return [(("pair", user, network), PAIR), (("address", network), ADDRESS), (("user", user), USER)]
-
-
-def _network(address: str) -> str:
-    """Return an IPv4 address as it is, and the network of an IPv6 address."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    return address if parsed.version == 4 else str(ipaddress.ip_network((parsed.packed[:8] + bytes(8), V6_NETWORK)))  # noqa: PLR2004

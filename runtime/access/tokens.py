@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -32,11 +32,11 @@ class ConfiguredTokens:
         self._failing: dict[str, str] = {}
 
     async def replace(self, tokens: Iterable[tuple[ConfiguredToken, Role]]) -> None:
-        """Put the tokens of a configuration in force."""
-        self._tokens = tuple(tokens)
-        self._values = {}
-        self._failing = {}
-        await self.read()
+        """Put the tokens of a configuration in force, once they are read."""
+        replaced = tuple(tokens)
+        results = await _read_all(replaced)
+        self._tokens, self._values, self._failing = replaced, {}, {}
+        self._note(results)
 
     def has(self, role: Role) -> bool:
         """Whether a token with a role is configured."""
@@ -70,10 +70,13 @@ class ConfiguredTokens:
         """Read all files."""
         tokens = self._tokens
         self._read_at = asyncio.get_running_loop().time()
-        results = await asyncio.to_thread(lambda: [_try_read(token) for token, _ in tokens])
-        if tokens is not self._tokens:
-            return
-        for (token, _), (value, problem) in zip(tokens, results, strict=True):
+        results = await _read_all(tokens)
+        if tokens is self._tokens:
+            self._note(results)
+
+    def _note(self, results: Sequence[tuple[str | None, str]]) -> None:
+        """Note the value of each token, or why there is none."""
+        for (token, _), (value, problem) in zip(self._tokens, results, strict=True):
             if value is not None:
                 if self._values.get(token.setting) != value:
                     self._on_value([value])
@@ -91,6 +94,11 @@ class ConfiguredTokens:
         while True:
             await asyncio.sleep(READ_EVERY)
             await self.read()
+
+
+async def _read_all(tokens: Sequence[tuple[ConfiguredToken, Role]]) -> list[tuple[str | None, str]]:
+    """Return the value of each token, or None and why there is none."""
+    return await asyncio.to_thread(lambda: [_try_read(token) for token, _ in tokens])
 
 
 def _try_read(token: ConfiguredToken) -> tuple[str | None, str]:
@@ -133,6 +141,10 @@ class ApiTokens:
         if found is not None:
             self._used[found.digest] = self._now()
         return found
+
+    def put_back_uses(self, uses: Mapping[str, float]) -> None:
+        """Keep uses that could not be stored."""
+        self._used = {**uses, **self._used}
 
     def take_uses(self) -> dict[str, float]:
         """Return when tokens were last used since the last call, by digest."""

@@ -83,9 +83,10 @@ async def _checks() -> bool:
         users = Path(name) / "web.yml"
         hashed = bcrypt.hashpw(b"ann", bcrypt.gensalt(4)).decode()
         users.write_text(yaml.safe_dump({"basic_auth_users": {"ann": hashed}, "roles": {"ann": "operator"}}))
+        web_config = WebConfigFile(users)
         tokens, sessions = ApiTokens(time.monotonic), Sessions(time.monotonic, _NoStorage())
         access = AccessControl(
-            WebConfigFile(users), ConfiguredTokens(lambda _: None), write_audit=_write_nothing, now=time.monotonic,
+            lambda: web_config.users, ConfiguredTokens(lambda _: None), write_audit=_write_nothing, now=time.monotonic,
             api_tokens=tokens, sessions=sessions,
         )  # fmt: skip
     secrets = [create_secret() for _ in range(HELD)]

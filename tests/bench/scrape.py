@@ -23,7 +23,7 @@ from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Service, inventory_model
 from runtime.access.audit import write_to_log
-from runtime.access.control import AccessControl
+from runtime.access.control import AccessControl, WebUsers
 from runtime.access.tokens import ConfiguredTokens
 from runtime.redaction import Redactor
 from runtime.web import create_application
@@ -117,9 +117,7 @@ async def _longest_hold(page: MetricsPage) -> float:
     scheduler = ProbeScheduler(metrics, Redactor())
     scheduler.page = page
     web_config = WebConfigFile(None)
-    access = AccessControl(
-        web_config, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.perf_counter
-    )
+    access = AccessControl(WebUsers, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.perf_counter)
     app = create_application(access, web_config, ready=lambda: True)
     add_routes(app, scheduler, metrics, scheduler.close)
     async with TestServer(app) as server:

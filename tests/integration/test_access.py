@@ -27,7 +27,7 @@ from remediator.chat import feishu_callback
 from remediator.http import access_api, read_api, webhook, write_api
 from remediator.sign_in.pages import SignInPages
 from runtime.access.audit import write_to_log
-from runtime.access.control import AccessControl
+from runtime.access.control import AccessControl, WebUsers
 from runtime.access.roles import AccessRequirement
 from runtime.access.tokens import ConfiguredTokens
 from runtime.errors import StartError
@@ -101,7 +101,7 @@ SAID = "what-only-the-service-said"
 
 
 def access_control() -> AccessControl:
-    return AccessControl(WebConfigFile(None), ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=lambda: 0)
+    return AccessControl(WebUsers, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=lambda: 0)
 
 
 def empty(program: str) -> web.Application:
@@ -115,7 +115,7 @@ def empty(program: str) -> web.Application:
         webhook.add_routes(app, nothing, nothing, nothing)
         read_api.add_routes(app, nothing, nothing, nothing)
         write_api.add_routes(app, nothing, nothing, nothing, nothing)
-        access_api.add_routes(app, nothing, nothing, nothing)
+        access_api.add_routes(app, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)
         console.add_routes(app, nothing, nothing)
         SignInPages(access, {}, nothing, nothing).add_routes(app)

@@ -17,7 +17,7 @@ from tests.support import eventually
 pytestmark = pytest.mark.needs("sshd")
 UNDER_WAY = "In progress; the card will show the result"  # what is answered in time, whatever it takes
 BEGUN = ("Restart started", UNDER_WAY)
-PEOPLE = {"ann": {"open_id": "ou_ann"}, "bob": {"open_id": "ou_bob", "may": ["acknowledge"]}}
+PEOPLE = {"ann": {"open_id": "ou_ann", "role": "admin"}, "bob": {"open_id": "ou_bob", "may": ["acknowledge"]}}
 
 
 async def begin(

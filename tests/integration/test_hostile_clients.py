@@ -24,9 +24,10 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from runtime import connections
 from runtime.access.audit import write_to_log
-from runtime.access.control import AccessControl
+from runtime.access.control import AccessControl, WebUsers
 from runtime.access.roles import AccessRequirement
 from runtime.access.tokens import ConfiguredTokens
+from runtime.addresses import group_address
 from runtime.connections import Connections, Listener
 from runtime.metrics import ProgramMetrics
 from runtime.web import add_route, create_application
@@ -253,9 +254,7 @@ class Application:
     @asynccontextmanager
     async def serve(self, context: ssl.SSLContext | None = None) -> AsyncIterator["Application"]:
         web_config = WebConfigFile(None)
-        access = AccessControl(
-            web_config, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.monotonic
-        )
+        access = AccessControl(WebUsers, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.monotonic)
         app = create_application(access, web_config, ready=lambda: True)
         add_route(app, "POST", "/read", self.read, AccessRequirement.UNCHECKED)
         add_route(app, "GET", "/wait", self.wait, AccessRequirement.UNCHECKED)
@@ -460,10 +459,12 @@ async def test_it_accepts_again_after_too_many_open_files(monkeypatch: pytest.Mo
         ("::ffff:10.0.0.7", "10.0.0.7"),
         ("2001:db8::1:2:3:4", "2001:db8::/64"),
         ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::1"),
+        ("", ""),
     ],
 )
 def test_the_address_by_which_a_client_is_counted(address: str, group: str) -> None:
-    assert connections._group_address(address) == group
+    assert group_address(address) == group
 
 
 Check = Callable[[], Awaitable[bool]]
@@ -507,6 +508,18 @@ async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> 
         application.go_on.set()
         assert (await running.readuntil(b"waited")).startswith(b"HTTP/1.1 200")
         assert len(slow) == 30
+
+
+async def test_idle_connections_give_way_to_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a proxy, for example, which keeps them after a request."""
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
+    async with Application().serve() as application, AsyncExitStack() as stack:
+        for number in range(10):
+            reader, writer = await application.connect()
+            stack.callback(writer.close)
+            writer.write(request("GET /-/healthy"))
+            assert (await reader.readuntil(b"healthy\n")).startswith(b"HTTP/1.1 200"), number
+        assert (application.dropped("limit"), application.open()) == (5, 5)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,9 @@ from runtime.access.proxy import RoleMap
 from runtime.access.roles import AccessRequirement, Role, least_role, permits
 from runtime.access.sessions import AGE_LIMIT, IDLE_LIMIT, Session, Sessions, csrf_token
 from runtime.access.throttle import Throttle, ThrottledError
+from runtime.access.tokens import ConfiguredTokens
 from runtime.errors import StartError
+from runtime.tokens import ConfiguredToken
 from runtime.webconfig import load
 from tests.support import ClockedHarness
 
@@ -119,6 +121,18 @@ def test_the_memory_of_failures_is_bounded() -> None:
     assert len(throttle._failures) <= 10_000
 
 
+def test_refused_attempts_do_not_push_out_the_failures_of_others() -> None:
+    throttle = Throttle(Clock())
+    for number in range(30):
+        throttle.begin(f"user-{number}", "10.0.0.1")
+        throttle.begin(f"user-{number}", "10.0.0.2")
+    for number in range(6000):  # each refused
+        with pytest.raises(ThrottledError):
+            throttle.begin(f"guess-{number}", "10.0.0.2")
+    with pytest.raises(ThrottledError):
+        throttle.begin("user-1", "10.0.0.1")
+
+
 async def test_a_password_that_was_accepted_is_not_accepted_for_ever() -> None:
     hashes = {"ann": bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode()}
     clock = Clock()
@@ -178,6 +192,49 @@ async def test_sessions_end() -> None:
     assert csrf_token(id_) != csrf_token(id_ + "x")
 
 
+async def test_a_session_may_end_while_another_is_stored() -> None:
+    class SlowStorage(Storage):
+        async def save(self, session: Session) -> None:
+            await asyncio.sleep(0)
+            await super().save(session)
+
+    clock = Clock()
+    sessions = Sessions(clock, SlowStorage())
+    ids = [
+        await sessions.create(f"u{n}", "password", credential="c", groups=(), address="", browser="") for n in range(5)
+    ]
+    clock.at += 120
+    found = [session for id_ in ids if (session := sessions.find(id_)) is not None]
+    for session in found:
+        sessions.touch(session)
+    saving = asyncio.create_task(sessions.save_touched())
+    await asyncio.sleep(0)
+    for session in found:
+        await sessions.end(session)
+    await saving
+    assert sessions.list_all() == []
+
+
+async def test_tokens_are_valid_while_others_are_put_in_force(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    await asyncio.to_thread(file.write_text, "from a file")
+    kept = (ConfiguredToken("remediator.webhook_token", None, file), Role.WEBHOOK)
+    tokens = ConfiguredTokens(lambda _: None)
+    await tokens.replace([kept])
+    replacing = asyncio.create_task(tokens.replace([kept, (ConfiguredToken("access.metrics_token"), Role.METRICS)]))
+    seen = set()
+    while not replacing.done():
+        await asyncio.sleep(0)
+        seen.add(await tokens.find("from a file"))
+    assert seen == {Role.WEBHOOK}
+    # A file that cannot be read twice in a row revokes its token.
+    await asyncio.to_thread(file.unlink)
+    await tokens.read()
+    assert await tokens.find("from a file") is Role.WEBHOOK
+    await tokens.read()
+    assert await tokens.find("from a file") is None
+
+
 def test_every_role_may_what_the_one_below_may() -> None:
     order = (Role.VIEWER, Role.OPERATOR, Role.ADMIN)
     for requirement in AccessRequirement:
@@ -200,8 +257,10 @@ def test_a_role_limits_the_buttons_of_a_person() -> None:
         }
 
     every = {"acknowledge", "silence", "restart", "approve", "automation"}
-    assert buttons() == buttons(role="admin") == every
-    assert buttons(role="operator") == every - {"automation"}
+    assert buttons(role="admin") == buttons(may=sorted(every)) == every
+    assert (
+        buttons() == buttons(role="operator") == buttons(role="operator", may=sorted(every)) == every - {"automation"}
+    )
     assert buttons(role="viewer") == set()
     assert buttons(role="admin", may=["restart"]) == {"restart"}
 
@@ -216,7 +275,7 @@ def test_a_role_limits_the_buttons_of_a_person() -> None:
         ),
     ],
 )
-def test_errors_in_roles(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_in_a_web_configuration(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "web.yml").write_text(text)
     with pytest.raises(StartError) as raised:
         load(tmp_path / "web.yml")
@@ -258,17 +317,20 @@ async def test_the_audit_log_is_append_only_and_limited(harness: ClockedHarness)
             audit.add(tx, entry(detail=str(number)))
         for number in range(200):
             audit.add(tx, entry("refused", f"guess-{number}"))
+            audit.add(tx, AuditEntry("logs", "ann", "token", "10.0.0.1", "x" * 10_000))
 
     await harness.database.write(fill)
     with pytest.raises(StorageError, match="entries of the audit log are not changed"):
         await harness.database.write(lambda tx: tx.execute(update(audit_rows).values(name="bob")) and None)
-    assert await harness.database.write(audit.delete_old, 0.0, 100) == 150
+    assert await harness.database.write(audit.delete_old, 0.0, 150) == 300
     rows = await harness.database.read(audit.page, None, 1000)
-    assert sum(1 for row in rows if row["outcome"] == "refused") == 50
-    assert sum(1 for row in rows if row["outcome"] == "done") == 40
+    assert {kind: sum(1 for row in rows if (row["event"], row["outcome"]) == kind) for kind in (
+        ("restart", "refused"), ("logs", "done"), ("restart", "done"),
+    )} == {("restart", "refused"): 50, ("logs", "done"): 50, ("restart", "done"): 40}  # fmt: skip
+    assert max(len(row["target"]) for row in rows) == 200
     last = rows[0]["id"]
     harness.now = 5000.0
-    assert await harness.database.write(audit.delete_old, 4000.0, 100) == 90
+    assert await harness.database.write(audit.delete_old, 4000.0, 150) == 140
     await harness.database.write(audit.add, entry())
     (row,) = await harness.database.read(audit.page, None, 10)
     assert row["id"] > last  # ids are not given again
