@@ -12,7 +12,7 @@ from authlib.integrations.base_client import OAuthError
 from authlib.integrations.httpx_client import AsyncOAuth2Client
 from authlib.oidc.core import CodeIDToken
 from joserfc import jwt
-from joserfc.errors import InvalidKeyIdError, JoseError
+from joserfc.errors import BadSignatureError, InvalidKeyIdError, JoseError
 from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 
@@ -115,7 +115,7 @@ class OidcSignIn:
         assert self._keys is not None  # noqa: S101 - loaded with the metadata
         try:
             decoded = jwt.decode(token["id_token"], self._keys, registry=registry)
-        except InvalidKeyIdError:  # the provider has new keys
+        except (InvalidKeyIdError, BadSignatureError):  # the provider may have new keys, with or without names
             if time.monotonic() - self._loaded_at < KEYS_AGAIN_AFTER:
                 raise
             self._loaded_at = float("-inf")
