@@ -172,6 +172,12 @@ def _parse_id(text: str) -> int:
     return int(text)
 
 
+def _parse_name(text: str) -> str:
+    if re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name: use lower-case letters, digits, '.', '_' and '-'")
+    return text
+
+
 def _parse_limit(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of entries")
@@ -266,7 +272,7 @@ def _add_access_commands(added: _Commands) -> None:
     token.set_defaults(verb=None)
     verbs = token.add_subparsers(metavar="create|revoke|list")
     create = verbs.add_parser("create", help="create an API token and print it", description="Create an API token.")
-    create.add_argument("name", metavar="NAME", help="lower-case letters, digits, '.', '_' and '-'")
+    create.add_argument("name", metavar="NAME", type=_parse_name, help="lower-case letters, digits, '.', '_' and '-'")
     create.add_argument("--role", choices=["viewer", "operator", "admin"], required=True, help="what the token permits")
     create.add_argument("--expires", metavar="DURATION", help="such as 90d (default: never)")
     create.set_defaults(verb="create")

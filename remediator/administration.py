@@ -11,7 +11,7 @@ from remediator.record.audit import AuditLog
 from remediator.record.database import Database, StorageError
 from remediator.record.transaction import Transaction
 from runtime.access.audit import AuditEntry
-from runtime.access.roles import Identity, UserRole
+from runtime.access.roles import LOCAL, Identity, UserRole, signed_in_label
 from runtime.access.sessions import Session, Sessions
 from runtime.access.tokens import ApiToken, ApiTokens, create_secret, digest_of
 
@@ -56,6 +56,8 @@ class Administration:
         token = ApiToken(name, role, digest_of(secret), now, by.label, expires_at)
 
         def work(tx: Transaction) -> list[ApiToken]:
+            if name == LOCAL:
+                raise ConflictError("token_exists", f"{LOCAL!r} is the name of the local token")
             if not api_tokens.create(tx, token):
                 raise ConflictError("token_exists", f"there is an API token {name!r} already; revoke it first")
             audit.add(tx, AuditEntry.of(by, "create token", name, detail=role))
@@ -99,4 +101,5 @@ class Administration:
             if found is None:
                 raise NotFoundError("unknown_session", f"there is no session {number!r}")
         await self._sessions.end(found)
-        await self._audit_log.write(AuditEntry.of(by, "end session", number, detail=found.user))
+        user = signed_in_label(found.user, found.method)
+        await self._audit_log.write(AuditEntry.of(by, "end session", number, detail=user))

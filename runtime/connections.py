@@ -15,6 +15,7 @@ from typing import cast
 
 from aiohttp import web
 
+from runtime.access.control import PAUSED
 from runtime.addresses import group_address
 from runtime.http_checks import RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
 from runtime.logs import LimitedLog
@@ -25,6 +26,7 @@ MAX_CONNECTIONS_PER_ADDRESS = 512
 HANDSHAKE_TIMEOUT = 10.0  # of TLS
 HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later request
 BODY_TIMEOUT = 30.0
+MAX_HEADERS = 32 * 1024  # bytes of a request's headers that have arrived, while the others are missing
 RESPONSE_TIMEOUT = 30.0  # how long a client may leave full buffers unread
 _CHECK_EVERY = 1.0
 _CHECK_AGAIN = 0.01
@@ -141,13 +143,19 @@ class Connection(web.RequestHandler):
     """The connection of one client, who must send requests and read responses in time."""
 
     def __init__(self, server: web.Server, connections: Connections, client: socket.socket, address: str) -> None:
-        super().__init__(server, loop=asyncio.get_running_loop(), access_log=None)  # type: ignore[arg-type]  # no log
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # no log
+            auto_decompress=False,  # a few kilobytes would become gigabytes, before access is checked
+        )
         self._connections, self._socket, self.address = connections, client, address
         self._transport: asyncio.Transport | None = None
         self._request: web.BaseRequest | None = None
         self._request_start = 0.0
         self._headers_start: float | None = None  # None while a connection that is kept alive is idle
         self._pause_start: float | None = None
+        self._header_bytes, self._has_headers = 0, False  # of a request that is being received
         self.has_sent_request = False
         self.opening: asyncio.Task[None] | None = None
 
@@ -163,7 +171,8 @@ class Connection(web.RequestHandler):
 
     def is_waiting(self) -> bool:
         """Whether the connection waits for its client, and not for the application."""
-        return self._request is None or self.writing_paused or not self._request.content.is_eof()
+        request = self._request
+        return request is None or self.writing_paused or not request.content.is_eof() or request.get(PAUSED, False)
 
     @contextlib.contextmanager
     def answer(self, request: web.BaseRequest) -> Iterator[None]:
@@ -173,7 +182,7 @@ class Connection(web.RequestHandler):
         try:
             yield
         finally:
-            self._request = None
+            self._request, self._has_headers = None, False
             self._connections.move_to_end(self)
 
     def drop_if_slow(self, now: float) -> bool:
@@ -206,7 +215,15 @@ class Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._request is None and self._headers_start is None:
             self._headers_start = self._loop.time()
+        count = self._request_count
         super().data_received(data)
+        # Each header has a limit, but together they would take megabytes for each connection.
+        if self._request_count != count:
+            self._header_bytes, self._has_headers = 0, True
+        if not self._has_headers:
+            self._header_bytes += len(data)
+            if self._header_bytes > MAX_HEADERS:
+                self.drop("headers")
 
     def pause_writing(self) -> None:
         super().pause_writing()

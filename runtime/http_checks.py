@@ -65,9 +65,15 @@ def find_fault(request: web.BaseRequest) -> str | None:
         origin = _ORIGIN.match(target)
         if origin is None or origin[1].lower() != (host or "").lower():
             return "the request target contradicts the Host header"
+    return _find_fault_in_encoding(request)
+
+
+def _find_fault_in_encoding(request: web.BaseRequest) -> str | None:
     coding = request.headers.get("Transfer-Encoding")
     if coding is not None and (coding.lower() != "chunked" or request.version < HttpVersion11):
         return "unsupported transfer encoding"
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        return "compressed bodies are not supported"
     return None
 
 

@@ -72,12 +72,12 @@ def read_token(path: Path) -> SecretStr:
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         raise TokenError(
-            f"the token file {path} has mode {mode:04o}, so that other users may read it; run chmod 600 on it, or, if "
-            "others may have read it, remove it and restart the remediator, which writes a new one"
+            f"the token file {path} has mode {mode:04o}, so that other users may read it; run chmod 600 on it, and if "
+            "others may have read it, replace the token"
         )
     token = content.decode("ascii", "replace").strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise TokenError(f"the token file {path} must contain one line of printable ASCII characters")
+        raise TokenError(f"the token file {path} must contain one line of printable ASCII characters without spaces")
     return SecretStr(token)
 
 

@@ -6,8 +6,10 @@ Format: https://prometheus.io/docs/prometheus/latest/configuration/https/
 import asyncio
 import re
 import ssl
+import stat
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import bcrypt
 import structlog
@@ -22,7 +24,13 @@ from runtime.yaml_errors import explain_yaml_error
 
 CHECK_EVERY = 1.0  # seconds
 log = structlog.get_logger()
-_MESSAGES = {"extra_forbidden": "unknown key", "missing": "is missing", "model_type": "must be a map"}
+_MESSAGES = {
+    "extra_forbidden": "unknown key",
+    "missing": "is missing",
+    "model_type": "must be a map",
+    "dict_type": "must be a map",
+    "string_type": "must be text, in quotes",
+}
 _VERSIONS = {"TLS12": ssl.TLSVersion.TLSv1_2, "TLS13": ssl.TLSVersion.TLSv1_3}
 
 
@@ -102,7 +110,31 @@ class WebConfig(_WebConfigModel):
 
 def _format_error(error: ErrorDetails) -> str:
     message = _MESSAGES.get(error["type"], error["msg"].removeprefix("Value error, "))
+    if error["type"] == "literal_error":
+        message = f"must be {error['ctx']['expected']}, not {error['input']!r}"
     return ": ".join(filter(None, [".".join(map(str, error["loc"])), message]))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses duplicate keys: the later one would silently replace the roles of all users, for example."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"duplicate key {key.value!r}", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+def describe_exposure(path: Path) -> str:
+    """Return who else can read or change the web configuration; empty if nobody can."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o022:
+        return f"{path} has mode {mode:04o}: others can change it, and make themselves admin; run chmod go-w on it"
+    if mode & 0o004:
+        return f"{path} has mode {mode:04o}: every user can read its password hashes; run chmod o-r on it"
+    return ""
 
 
 def load(path: Path | None) -> WebConfig:
@@ -114,15 +146,14 @@ def load(path: Path | None) -> WebConfig:
     except OSError as error:
         raise StartError(f"web configuration: cannot read {path}: {error.strerror}") from error
     try:
-        config = WebConfig.model_validate(yaml.safe_load(source) or {})
+        config = WebConfig.model_validate(yaml.load(source, _Loader) or {})  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         line, cause = explain_yaml_error(source, error)
         raise StartError(f"{path}:{line}: invalid YAML: {cause}") from error
     except RecursionError as error:
         raise StartError(f"{path}: invalid YAML: too many levels") from error
     except ValidationError as error:
-        # Without the values, which may be password hashes.
-        problems = "; ".join(map(_format_error, error.errors(include_input=False)))
+        problems = "; ".join(map(_format_error, error.errors()))
         raise StartError(f"{path}: {problems}") from None
     except ValueError as error:  # of PyYAML, such as for the date 2026-13-45
         raise StartError(f"{path}: invalid YAML: {error}") from error
@@ -140,7 +171,7 @@ class WebConfigFile:
         self.config = load(path)
         self._tls_files = _list_tls_files(self.config)
         self.tls = self.config.ssl_context()
-        self._users = self.config.users
+        self._users = self._find_users(self.config)
         self._state = self._read_state()
 
     @property
@@ -162,11 +193,17 @@ class WebConfigFile:
                 continue
             log.info("web_configuration_reloaded", users=len(self.config.basic_auth_users))
 
+    def _find_users(self, config: WebConfig) -> WebUsers:
+        exposed = describe_exposure(self._path) if self._path is not None else ""
+        if exposed:
+            log.warning("web_configuration_exposed", problem=exposed)
+        return replace(config.users, exposed=exposed)
+
     def _load(self) -> None:
         config = load(self._path)
         # Also those of a configuration that is refused: a certificate may arrive after the file that names it.
         self._tls_files = _list_tls_files(config)
-        self.tls, self.config, self._users = config.ssl_context(), config, config.users
+        self.tls, self.config, self._users = config.ssl_context(), config, self._find_users(config)
 
     def _read_state(self) -> list[tuple[int, int, int] | None]:
         """Return what identifies the present content of the files."""

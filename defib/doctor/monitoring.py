@@ -49,8 +49,8 @@ async def check_prometheus(inventory: Inventory) -> Sequence[Finding]:
 
 def _check_targets(server: Server, active: Sequence[Mapping[str, Any]]) -> None:
     fix = (
-        "see scrape_configs in alerts/prometheus.yml; HTTP 401: the job's token must be access.metrics_token;"
-        " HTTP 403: add the target's name to access.hosts"
+        "see scrape_configs in alerts/prometheus.yml; HTTP 401 or 403: set access.metrics_token and let the job send"
+        " it, and add the target's name to access.hosts unless it is an address"
     )
     for job in JOBS:
         targets = [each for each in active if each["labels"]["job"] == job]

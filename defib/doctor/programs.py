@@ -45,7 +45,9 @@ async def _check_access(server: Server, token: ConfiguredToken) -> None:
     access = response.json()
     without = ", ".join(access["users_without_role"][:LISTED])
     problem = f"without a role, and therefore viewers: {without}" if without else ""
-    server.add("users", problem, "add them to `roles` in its --web.config.file: docs/access.md", severe=False)
+    fix = "add them to `roles` in its --web.config.file, as `viewer` if that is intended"
+    server.add("users", problem, fix, severe=False)
+    server.add("permissions of --web.config.file", access["web_config_exposed"], "run the command")
     is_open = not access["metrics_token"] and not access["users"]
     problem = "whoever reaches its port can read its metrics" if is_open else ""
     fix = "set access.metrics_token, and use it in Prometheus' scrape_configs: docs/access.md"
@@ -59,7 +61,7 @@ async def _check_callers(server: Server) -> None:
         return
     unnamed = [each for each in response.json()["audit"] if each["name"] == UNNAMED_CALLER]
     problem = f"used by other programs than defib, last from {unnamed[0]['address']}" if unnamed else ""
-    server.add("local token's callers", problem, "give each script an API token: `defib token create`", severe=False)
+    server.add("use of the local token", problem, "give each script an API token: `defib token create`", severe=False)
 
 
 def _read(token: ConfiguredToken) -> SecretStr | None:

@@ -116,8 +116,9 @@ _NEXT_STEPS = {
 Next:
   defib check --config {directory}        validates it
   defib doctor --config {directory}       checks the rest of the installation
-  defib exporter --config {directory}     serves metrics
-  defib remediator --config {directory} --web.config.file {directory}/secrets/web_config     acts on alerts
+  defib exporter --config {directory} --listen 127.0.0.1:9999     serves metrics, here on this machine only
+  defib remediator --config {directory} --web.config.file {directory}/secrets/web_config
+                                         acts on alerts; its record is remediator.database in defib.yaml
 The console's password for "admin" is in {directory}/secrets/console_password.
 Prometheus needs the token in {directory}/secrets/metrics_token, Alertmanager that in webhook_token.
 Commands that use the remediator need the local token, the file `token` next to the database; run them as its owner.""",

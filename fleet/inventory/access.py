@@ -4,20 +4,23 @@ import ipaddress
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, model_validator
 
-from fleet.inventory.endpoints import ConfigModel, TlsSettings, Token, Url
+from fleet.inventory.endpoints import ConfigModel, OwnToken, TlsSettings, Url
 from fleet.inventory.units import PositiveDuration
 from runtime.access.roles import UserRole
 
+NO_ROLES = "nobody would have access: set roles or default_role"
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def _network(text: str) -> str:
     try:
-        parse_network(text)
+        network = parse_network(text)
     except ValueError:
         raise ValueError(f"{text!r} is not an address or a network; write 10.0.0.5 or 10.0.0.0/24") from None
+    if network.prefixlen == 0:
+        raise ValueError(f"{text!r} is every address: anybody could name any user")
     return text
 
 
@@ -52,6 +55,14 @@ class ProxyAccess(ConfigModel):
     roles: dict[str, UserRole] = Field(default_factory=dict)
     default_role: UserRole | None = None
 
+    @model_validator(mode="after")
+    def _check_headers(self) -> "ProxyAccess":
+        if self.user_header is None and (self.groups_header or self.roles or self.default_role):
+            raise ValueError("user_header is missing")
+        if self.user_header is not None and not self.roles and self.default_role is None:
+            raise ValueError(NO_ROLES)
+        return self
+
 
 class OidcAccess(ConfigModel):
     """Signing in with OpenID Connect. Roles are those of the groups in the claim `groups_claim`."""
@@ -66,6 +77,14 @@ class OidcAccess(ConfigModel):
     roles: dict[str, UserRole] = Field(default_factory=dict)
     default_role: UserRole | None = None
     tls: TlsSettings = TlsSettings()
+
+    @model_validator(mode="after")
+    def _check_roles(self) -> "OidcAccess":
+        if not self.roles and self.default_role is None:
+            raise ValueError(NO_ROLES)
+        if "/.well-known/" in self.issuer:
+            raise ValueError("issuer: write it without /.well-known/openid-configuration")
+        return self
 
 
 class FeishuAccess(ConfigModel):
@@ -88,7 +107,7 @@ class AuditSettings(ConfigModel):
 
 class Access(ConfigModel):
     hosts: list[HostName] = []
-    metrics_token: Token | None = None
+    metrics_token: OwnToken | None = None
     proxy: ProxyAccess | None = None
     oidc: OidcAccess | None = None
     feishu: FeishuAccess | None = None

@@ -6,6 +6,7 @@ Each kind of probe, control, channel and collector defines its own options; `inv
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, cast
 
@@ -18,8 +19,8 @@ from fleet.inventory.endpoints import (
     ChoiceModel,
     ConfigModel,
     Endpoint,
+    OwnToken,
     RelativePath,
-    Token,
 )
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
@@ -301,14 +302,14 @@ def find_connection_path(name: str, hosts: Mapping[str, Host], *, control: bool 
 
 class ExporterSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9999")
-    token: Token | None = None
+    token: OwnToken | None = None
 
 
 class RemediatorSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9095")
     database: str = "sqlite:////var/lib/defib/remediator.db"
-    token: Token | None = None
-    webhook_token: Token | None = None
+    token: OwnToken | None = None
+    webhook_token: OwnToken | None = None
     prometheus_url: Endpoint | None = None
     alertmanager_url: Endpoint | None = None
     grafana_url: Endpoint | None = None
@@ -329,6 +330,9 @@ class RemediatorSettings(ConfigModel):
         if "${" in self.database:  # a reference that this program leaves unresolved
             return None
         return Path(self.database.removeprefix("sqlite:///")).parent / "token"
+
+
+_LIMITED, _UNLIMITED = ("remediator.webhook_token", "access.metrics_token"), ("exporter.token", "remediator.token")
 
 
 class Defaults(ConfigModel):
@@ -391,6 +395,21 @@ class Inventory(ConfigModel):
         setting, value = f"{program}.token", (self.exporter if program == "exporter" else self.remediator).token
         file = self.remediator.token_file if value is None else None
         return ConfiguredToken(setting, value, file, owned=file is not None)
+
+    @model_validator(mode="after")
+    def _check_tokens(self) -> "Inventory":
+        """Check that no token has the rights of another one."""
+        settings = {
+            "exporter.token": self.exporter.token,
+            "remediator.token": self.remediator.token,
+            "remediator.webhook_token": self.remediator.webhook_token,
+            "access.metrics_token": self.access.metrics_token,
+        }
+        tokens = {name: token.get_secret_value() for name, token in settings.items() if isinstance(token, SecretStr)}
+        for one, other in (("remediator.webhook_token", "access.metrics_token"), *product(_LIMITED, _UNLIMITED)):
+            if one in tokens and tokens[one] == tokens.get(other):
+                raise ValueError(f"{one}: must differ from {other}")
+        return self
 
     def host_of(self, service: Service) -> Host | None:
         return self.hosts.get(service.host)

@@ -14,6 +14,7 @@ from runtime.payloads import TooManyValuesError, decode_json
 MAX_BODY = 4 * 1024 * 1024  # bytes
 MAX_ALERTS = 5000
 MAX_LABELS = 500  # labels, or annotations, of an alert
+MAX_TRUNCATED = 10**9  # a larger number is none that Alertmanager sends
 WEBHOOK_PATH = "/webhook/alertmanager"
 WATCHDOG = "Watchdog"
 Status = Literal["firing", "resolved"]
@@ -84,7 +85,7 @@ def parse_webhook(body: bytes) -> WebhookPayload:
     receiver = payload.get("receiver")
     return WebhookPayload(
         [_parse_alert(item) for item in alerts],
-        truncated if type(truncated) is int and truncated > 0 else 0,
+        min(truncated, MAX_TRUNCATED) if type(truncated) is int and truncated > 0 else 0,
         # Alertmanager escapes it as for a regular expression.
         re.sub(r"\\(.)", r"\1", _clean(receiver)) if isinstance(receiver, str) else "",
     )

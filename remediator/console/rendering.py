@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,6 +16,7 @@ from remediator.notifications.rendering import describe_event, format_duration, 
 from remediator.record.database import Database
 from runtime.access.control import find_identity, get_csrf_token
 from runtime.redaction import Redactor
+from runtime.terminal import escape_controls
 from runtime.web import relative_path
 
 # The pages load nothing and run no scripts. `same-origin`: without a referrer, browsers send forms with `Origin: null`.
@@ -27,14 +29,32 @@ _HEADERS = {
 }
 
 
+def _escape(value: object) -> object:
+    """Escape characters that could hide or reorder text."""
+    return escape_controls(value) if type(value) is str else value
+
+
 class PageRenderer:
     def __init__(self, database: Database, redact: Redactor) -> None:
         self._database, self._redact = database, redact
         loader = PackageLoader("remediator", "console")
-        self._templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+        self._templates = Environment(
+            loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_escape
+        )
 
-    async def respond(self, request: web.Request, template: str, *, status: int = 200, **values: Any) -> web.Response:
-        """Return a page, without evidence if the caller's role does not permit it."""
+    async def respond(
+        self,
+        request: web.Request,
+        template: str,
+        sent: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        status: int = 200,
+        **values: Any,
+    ) -> web.Response:
+        """Return a page, without secrets, and without evidence if the caller's role does not permit it.
+
+        `sent` are more values, which the client has sent itself.
+        """
         identity = find_identity(request)
         shows_evidence = identity is not None and may_read_evidence(request)
         visible = self._redact.redact_all(values if shows_evidence else remove_evidence(values))
@@ -42,7 +62,7 @@ class PageRenderer:
             "shows_evidence": shows_evidence, "identity": identity, "csrf": get_csrf_token(request),
             "root": relative_path(request, ""),
         }  # fmt: skip
-        text = await asyncio.to_thread(self._render, template, {**visible, **common})
+        text = await asyncio.to_thread(self._render, template, {**visible, **sent, **common})
         return web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
 
     def _render(self, template: str, values: Mapping[str, Any]) -> str:

@@ -33,6 +33,11 @@ from runtime.request_bodies import read_request_body
 from runtime.times import format_rfc3339
 from runtime.web import add_route
 
+_MESSAGES = {
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "extra_forbidden": "unknown key",
+}
 MAX_REQUEST = 64 * 1024  # bytes of a body
 VIEWER, OPERATOR, ADMIN = AccessRequirement.VIEWER, AccessRequirement.OPERATOR, AccessRequirement.ADMIN
 STATUS_OF: dict[type[OperationError], int] = {
@@ -264,6 +269,7 @@ async def parse_request(request: web.Request, model: type[B]) -> B:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         field = ".".join(map(str, first["loc"]))
-        raise ApiError(400, "bad_request", f"{field}: {first['msg'].removeprefix('Value error, ')}") from error
+        message = _MESSAGES.get(first["type"], first["msg"].removeprefix("Value error, "))
+        raise ApiError(400, "bad_request", f"{field or 'the body'}: {message}") from error
     except (ValueError, RecursionError) as error:
         raise ApiError(400, "bad_request", "the body is not JSON") from error

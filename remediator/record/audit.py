@@ -56,11 +56,18 @@ class AuditLog:
 
 def add(tx: Transaction, entry: AuditEntry) -> None:
     row = {
-        "at": tx.now, "event": entry.event, "name": entry.name[:200], "verified": int(entry.verified),
-        "means": entry.means, "address": entry.address[:100], "target": entry.target[:200], "outcome": entry.outcome,
+        "at": tx.now if entry.at is None else entry.at,
+        "event": entry.event,
+        "name": entry.name[:200],
+        "verified": int(entry.verified),
+        "means": entry.means,
+        "address": entry.address[:100],
+        "target": entry.target[:200],
+        "outcome": entry.outcome,
         "detail": entry.detail[:1000],
-        "count": entry.count, "action_id": entry.action,
-    }  # fmt: skip
+        "count": entry.count,
+        "action_id": entry.action,
+    }
     tx.execute(insert(audit).values(**row))
 
 
@@ -79,8 +86,8 @@ def page(tx: Transaction, before: int | None, limit: int) -> list[dict[str, Any]
 def delete_old(tx: Transaction, before: float, max_entries: int) -> int:
     """Delete a batch of entries that are older than `before`, or too many; returns their number, 0 when none is left.
 
-    Refused requests, reading and changes may each fill a third of the log, so that whoever is refused, or reads, cannot
-    remove the record of changes.
+    Refused requests, reading and changes may each fill a third of the log, and a name with more than a tenth of a third
+    loses its own entries first: nobody can remove the record of what others did.
     """
     refused, reading = audit.c.outcome == "refused", audit.c.event.in_(READING)
     deleted = tx.execute(
@@ -89,6 +96,12 @@ def delete_old(tx: Transaction, before: float, max_entries: int) -> int:
     for condition in (refused, reading & ~refused, ~reading & ~refused):
         excess = (tx.scalar(select(func.count()).select_from(audit).where(condition)) or 0) - max_entries // 3
         if excess > 0:
+            share = max_entries // 30
+            entries = func.count().label("entries")
+            counts = tx.execute(select(audit.c.name, entries).where(condition).group_by(audit.c.name))
+            most = max(counts, key=lambda row: row.entries)
             oldest = select(audit.c.id).where(condition).order_by(audit.c.id).limit(min(excess, BATCH))
+            if most.entries > share:  # nobody can remove the entries of others by many of their own
+                oldest = oldest.where(audit.c.name == most.name).limit(min(excess, BATCH, most.entries - share))
             deleted += tx.execute(delete(audit).where(audit.c.id.in_(oldest))).rowcount
     return deleted

@@ -73,7 +73,7 @@ class OidcSignIn:
             claims = {**await self._read_userinfo(token, claims), **claims}
         except (OAuthError, httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, KeyError, TypeError) as error:
             raise SignInError(f"the provider's response was refused: {_describe(error)}") from error
-        name = printable_name(str(claims.get(self._settings.user_claim) or claims["sub"]))
+        name = printable_name(str(claims.get(self._settings.user_claim) or "")) or printable_name(str(claims["sub"]))
         return SignedInUser(name, _find_groups(claims, self._settings.groups_claim))
 
     def find_role(self, groups: Sequence[str]) -> Role | None:

@@ -1,5 +1,6 @@
 """The pages for signing in and out."""
 
+import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import quote, urlsplit
@@ -7,7 +8,7 @@ from urllib.parse import quote, urlsplit
 from aiohttp import web
 
 from remediator.console.rendering import PageRenderer
-from remediator.sign_in.services import Redirect, SignInError, SignInService
+from remediator.sign_in.services import Redirect, RedirectError, SignedInUser, SignInError, SignInService
 from runtime.access.audit import AuditEntry
 from runtime.access.browser import check_csrf, read_form
 from runtime.access.control import AccessControl, find_session, get_identity
@@ -20,6 +21,7 @@ from runtime.web import add_route, relative_path
 FORM_COOKIE = "defib_sign_in"
 FORM_FOR, REDIRECT_FOR = 3600, 600  # seconds for which a form can be sent, and a browser can come back
 MAX_NEXT = 500  # characters
+EXCHANGES = 10  # requests to services for signing in, in progress
 log = LimitedLog()
 
 
@@ -34,6 +36,7 @@ class SignInPages:
         renderer: PageRenderer,
     ) -> None:
         self._access, self._services, self._public_url, self._renderer = access, services, public_url, renderer
+        self._exchanges = asyncio.Semaphore(EXCHANGES)
 
     def add_routes(self, app: web.Application) -> None:
         public = AccessRequirement.PUBLIC
@@ -47,13 +50,22 @@ class SignInPages:
         return await self._render(request, _parse_next(request.query.get("next", "")))
 
     async def _render(
-        self, request: web.Request, next_: str, *, status: int = 200, problem: str = "", values: tuple[str, ...] = ()
+        self,
+        request: web.Request,
+        next_: str,
+        *,
+        status: int = 200,
+        problem: str = "",
+        values: tuple[str, ...] = (),
+        user: str = "",
     ) -> web.Response:
         """Return the page; `problem` is the key of an error message."""
         form_id = request.cookies.get(self._form_cookie(request), "") or secrets.token_urlsafe(32)
+        # What the client has sent is not masked: it could guess secrets by what is.
+        sent = {"values": values, "user": user, "next": next_, "form_token": csrf_token(form_id)}
         response = await self._renderer.respond(
-            request, "sign_in.html", status=status, problem=problem, values=values, next=next_,
-            has_passwords=bool(self._access.users.hashes), services=self._services, form_token=csrf_token(form_id),
+            request, "sign_in.html", sent, status=status, problem=problem,
+            has_passwords=bool(self._access.users.hashes), services=self._services,
         )  # fmt: skip
         self._set_cookie(request, response, self._form_cookie(request), form_id, FORM_FOR)
         return response
@@ -69,8 +81,14 @@ class SignInPages:
             await self._access.check_password(request, user, form.get("password", ""), "sign_in")
         except ApiError as error:
             wait = error.headers.get("Retry-After", "") if error.headers else ""
+            user = form.get("user", "")
             problem = {401: "wrong_password", 429: "throttled"}.get(error.status, "form_expired")
-            return await self._render(request, next_, status=error.status, problem=problem, values=(wait,))
+            response = await self._render(
+                request, next_, status=error.status, problem=problem, values=(wait,), user=user
+            )
+            if wait:
+                response.headers["Retry-After"] = wait
+            return response
         return await self._start_session(request, user, "password", (), next_)
 
     async def _redirect(self, request: web.Request) -> web.Response:
@@ -105,13 +123,16 @@ class SignInPages:
         try:
             secret = request.cookies.get(self._form_cookie(request), "")
             redirect = Redirect.resume(name, secret, self._redirect_uri(name), request.query.get("state", ""))
-            user = await service.fetch_user(_find_code(request), redirect)
+            user = await self._exchange(service, _find_code(request), redirect)
         except SignInError as error:
             log.warning("sign_in_failed", service=name, error=str(error))
             await self._access.refuse(request, "", str(error), event="sign_in")
-            return await self._render(request, "", status=401, problem="service_failed", values=(service.title,))
+            problem = "redirect_expired" if isinstance(error, RedirectError) else "service_failed"
+            return await self._render(request, "", status=401, problem=problem, values=(service.title,))
         if service.find_role(user.groups) is None:
-            self._access.note_refusal(request, user.name, f"the user has no role in access.{name}", event="sign_in")
+            groups = ", ".join(user.groups)[:200] or "none"
+            message = f"the user has no role in access.{name}; their groups: {groups}"
+            self._access.note_refusal(request, user.name, message, event="sign_in", means="console")
             return await self._render(request, "", status=403, problem="no_role", values=(user.name,))
         return await self._start_session(request, user.name, method, user.groups, _parse_next(redirect.next))
 
@@ -123,6 +144,13 @@ class SignInPages:
         self._set_cookie(request, response, self._access.cookie_name(request), id_, int(AGE_LIMIT))
         self._delete_cookie(request, response, self._form_cookie(request))
         return response
+
+    async def _exchange(self, service: SignInService, code: str, redirect: Redirect) -> SignedInUser:
+        """Return the user that a code stands for. Raises SignInError."""
+        if self._exchanges.locked():
+            raise SignInError("too many people are signing in")
+        async with self._exchanges:
+            return await service.fetch_user(code, redirect)
 
     def _find_service(self, name: str) -> SignInService:
         service = self._services.get(name)

@@ -1,5 +1,7 @@
 """The services for signing in that the configuration has."""
 
+import asyncio
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import httpx
@@ -7,7 +9,6 @@ import httpx
 from fleet.inventory.access import Access, FeishuAccess, OidcAccess
 from fleet.inventory.notify import Notify
 from remediator.sign_in.feishu import FeishuSignIn
-from remediator.sign_in.oidc import OidcSignIn
 from remediator.sign_in.services import SignInService
 from runtime.access.roles import Role, SignInMethod
 
@@ -35,7 +36,7 @@ class SignInServices(Mapping[str, SignInService]):
             return
         services: dict[str, SignInService] = {}
         if access.oidc is not None:
-            services["oidc"] = OidcSignIn(access.oidc)
+            services["oidc"] = await asyncio.to_thread(_create_oidc, access.oidc)
         if access.feishu is not None:
             services["feishu"] = FeishuSignIn(access.feishu, self._notify, self._client)
         former, self._services = self._services, services
@@ -49,6 +50,13 @@ class SignInServices(Mapping[str, SignInService]):
 
     async def close(self) -> None:
         await _close(self._services)
+
+
+def _create_oidc(settings: OidcAccess) -> SignInService:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # authlib announces its next versions when it is loaded
+        from remediator.sign_in.oidc import OidcSignIn
+    return OidcSignIn(settings)
 
 
 async def _close(services: Mapping[str, SignInService]) -> None:

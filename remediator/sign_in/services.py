@@ -15,6 +15,10 @@ class SignInError(DefibError):
     """The service did not sign the user in; the message is for the log."""
 
 
+class RedirectError(SignInError):
+    """The browser does not come back from a redirect of this server."""
+
+
 @dataclass(frozen=True)
 class Redirect:
     """A redirect of a browser to a service, which sends it back with a code.
@@ -30,14 +34,14 @@ class Redirect:
 
     @classmethod
     def resume(cls, service: str, secret: str, redirect_uri: str, state: str) -> "Redirect":
-        """Return the redirect that a browser comes back from with a state. Raises SignInError."""
+        """Return the redirect that a browser comes back from with a state. Raises RedirectError."""
         try:
             next_ = base64.urlsafe_b64decode(state.partition(".")[2]).decode()
         except ValueError:
             next_ = ""
         redirect = cls(service, secret, redirect_uri, next_)
         if not secret or not hmac.compare_digest(redirect.state.encode(), state.encode("utf-8", "surrogateescape")):
-            raise SignInError("the state is unknown: another browser started it, or it took too long")
+            raise RedirectError("the state is unknown: another browser started it, or it took too long")
         return redirect
 
     @property

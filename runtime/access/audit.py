@@ -10,9 +10,10 @@ import structlog
 from runtime.access.roles import Identity, Means
 
 Outcome = Literal["done", "refused", "failed"]
-AGGREGATE_FOR = 60.0  # seconds during which equal refusals become one entry
+AGGREGATE_FOR = 15.0  # seconds during which equal refusals become one entry
 FLUSH_EVERY = 1.0
-MAX_KINDS = 50  # of refusals in that time; what exceeds it is one entry
+# Kinds of refusals of unknown callers in that time; what exceeds them is one entry for each address, and then one.
+MAX_KINDS_OF_ADDRESS, MAX_KINDS = 10, 200
 log = structlog.get_logger()
 
 
@@ -30,6 +31,7 @@ class AuditEntry:
     count: int = 1
     verified: bool = True
     action: int | None = None  # the id of the action that the operation has started
+    at: float | None = None  # of the first of aggregated refusals; None: the time at which the entry is stored
 
     @classmethod
     def of(
@@ -52,16 +54,24 @@ class AuditEntry:
 class Refusals:
     """Aggregates entries about refused requests: the first of a kind is written, the others with their count later."""
 
-    def __init__(self, write: Callable[[AuditEntry], Awaitable[None]]) -> None:
-        self._write = write
+    def __init__(self, write: Callable[[AuditEntry], Awaitable[None]], now: Callable[[], float]) -> None:
+        self._write, self._now = write, now
         self._counts: dict[AuditEntry, int] = {}
+        self._first_at: dict[AuditEntry, float] = {}
         self._written_at: dict[AuditEntry, float] = {}
 
     def add(self, entry: AuditEntry) -> None:
         kinds = self._counts.keys() | self._written_at.keys()
-        if entry not in kinds and len(kinds) >= MAX_KINDS:
-            entry = AuditEntry(entry.event, "(various)", entry.means, "", outcome="refused", detail="more refusals")
+        if entry not in kinds and not entry.verified:  # those of known callers are few
+            same = sum(1 for each in kinds if each.address == entry.address and not each.verified)
+            if same >= MAX_KINDS_OF_ADDRESS or len(kinds) >= MAX_KINDS:
+                address = entry.address if len(kinds) < 2 * MAX_KINDS else ""
+                entry = AuditEntry(
+                    entry.event, "(various)", entry.means, address, outcome="refused", detail="more refusals",
+                    verified=False,
+                )  # fmt: skip
         self._counts[entry] = self._counts.get(entry, 0) + 1
+        self._first_at.setdefault(entry, self._now())
 
     async def run(self) -> None:
         """Write the entries, until cancelled; then write what is left."""
@@ -80,7 +90,7 @@ class Refusals:
         }
         for entry in [each for each in self._counts if self._written_at.get(each, float("-inf")) <= before]:
             self._written_at[entry] = now
-            await self._write(replace(entry, count=self._counts.pop(entry)))
+            await self._write(replace(entry, count=self._counts.pop(entry), at=self._first_at.pop(entry)))
 
 
 async def write_to_log(entry: AuditEntry) -> None:

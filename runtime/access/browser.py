@@ -49,7 +49,12 @@ class KnownHosts:
         netloc = _netloc(origin)
         # A proxy that ends TLS passes the name. One that passes its own address needs the public URL to be configured.
         if origin.lower() not in self.origins and (not netloc or netloc != request.host.lower()):
-            raise ApiError(403, "cross_origin", "requests from other origins are refused")
+            own = f"{request.scheme}://{request.host}"
+            message = (
+                f"the request is from {origin[:100]!r}, not from {own[:100]!r}; behind a proxy, pass the Host header"
+                " on, or set notify.links.remediator to the URL that browsers use"
+            )
+            raise ApiError(403, "cross_origin", message)
 
 
 def check_fetch_metadata(request: web.Request) -> None:
@@ -58,7 +63,8 @@ def check_fetch_metadata(request: web.Request) -> None:
         return
     is_navigation = request.headers.get("Sec-Fetch-Mode") == "navigate"
     is_document = request.headers.get("Sec-Fetch-Dest", "document") == "document"  # not a frame
-    if not (request.method == "GET" and is_navigation and is_document):
+    is_page = request.method == "GET" and not request.path.startswith("/api/")
+    if not (is_page and is_navigation and is_document):
         raise ApiError(403, "cross_site", "requests from other sites are refused")
 
 

@@ -26,12 +26,16 @@ from runtime.access.roles import (
     least_role,
     permits,
     printable_name,
+    signed_in_label,
 )
 from runtime.access.sessions import Session, Sessions, csrf_token
 from runtime.access.throttle import Throttle, ThrottledError
 from runtime.access.tokens import ApiTokens, ConfiguredTokens
 from runtime.errors import ApiError
 
+MAX_PATH = 200  # characters of a path in the audit log
+END_SESSIONS_EVERY = 5.0  # seconds between checks whether the users of sessions are still there
+PAUSED = "paused"  # the key in a request that is refused after a pause
 AUTOMATIC = "automatic"  # a key in the query of requests that a page sends by itself
 COOKIE = "defib_session"
 MAX_SLOW_DOWN = 1.0  # seconds by which a refused credential is answered later
@@ -85,6 +89,7 @@ class WebUsers:
 
     hashes: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, Role] = field(default_factory=dict)
+    exposed: str = ""  # who else can read or change the file; empty if nobody
 
     def role_of(self, name: str) -> Role:
         return self.roles.get(name, Role.VIEWER)
@@ -108,7 +113,7 @@ class AccessControl:
         self.tokens, self.api_tokens, self.sessions = tokens, api_tokens, sessions
         self.passwords = Passwords(lambda: self.users.hashes, Throttle(now))
         self.write_audit = write_audit
-        self.refusals = Refusals(write_audit)
+        self.refusals = Refusals(write_audit, now)
         self._now = now
         self._pauses = Throttle(now)  # of callers with wrong tokens, which are refused, but never locked out
         self._proxy_secret = secrets.token_urlsafe(32)
@@ -143,7 +148,7 @@ class AccessControl:
             raise self._build_unauthorized("authentication is required")
         if not permits(identity.role, requirement):
             message = f"this requires the role {least_role(requirement)}; {identity.label} has {identity.role}"
-            self.note_refusal(request, identity.label, message, identity)
+            self.note_refusal(request, "", message, identity)
             raise ApiError(403, "forbidden", message)
         await self._check_csrf(request, identity)
 
@@ -158,14 +163,19 @@ class AccessControl:
         if scheme == "basic" and self.users.hashes:
             return await self._authenticate_password(request, credential)
         if scheme:
-            raise await self.refuse(request, "", "unknown kind of credential")
+            reason = (
+                "this server has no users (--web.config.file)" if scheme == "basic" else "unknown kind of credential"
+            )
+            raise await self.refuse(request, "", reason)
         return await self._authenticate_session(request) or self._authenticate_proxy(request)
 
     async def _authenticate_token(self, request: web.Request, secret: str) -> Identity:
         address = self.find_address(request)
         if self.api_tokens is not None and (token := self.api_tokens.find(secret)) is not None:
             if token.has_expired(self._now()):
-                raise await self.refuse(request, token.name, "the token has expired", code="expired")
+                message = f"the token {token.name} has expired"
+                raise await self.refuse(request, token.name, message, code="expired")
+            self.api_tokens.note_use(token)
             return Identity(token.name, Role(token.role), "token", address)
         role = await self.tokens.find(secret)
         if role is None:
@@ -187,15 +197,17 @@ class AccessControl:
 
     async def check_password(self, request: web.Request, name: str, password: str, event: str = "access") -> None:
         """Raise ApiError 401 or 429 unless the password is the user's; refusals are recorded."""
+        means: Means = "console" if event == "sign_in" else "password"
+        known = name if name in self.users.hashes else "(unknown user)"  # a password may be typed as the user
         try:
             if await self.passwords.check(name, password, self.find_address(request)):
                 return
         except ThrottledError as error:
-            self.note_refusal(request, name, "too many failed attempts", event=event)
-            await asyncio.sleep(min(error.seconds, MAX_SLOW_DOWN))
+            self.note_refusal(request, known, "too many failed attempts", event=event, means=means)
+            await _pause(request, error.seconds)
             message = f"too many failed attempts; {error}"
             raise ApiError(429, "throttled", message, {"Retry-After": error.retry_after}) from error
-        self.note_refusal(request, name, "wrong user or password", event=event)
+        self.note_refusal(request, known, "wrong user or password", event=event, means=means)
         raise self._build_unauthorized("wrong user or password")
 
     async def _authenticate_session(self, request: web.Request) -> Identity | None:
@@ -206,13 +218,28 @@ class AccessControl:
         if session is None:
             return None
         role = self.find_session_role(session)
-        if role is None:  # the user was removed, or has another password
-            await self.sessions.end(session)
+        if role is None:
+            await self._end_orphan(session)
             return None
         request[_SESSION], request[_CSRF_TOKEN] = session, csrf_token(id_)
         if AUTOMATIC not in request.query:  # else an open page would keep the session for ever
             self.sessions.touch(session)
         return Identity(session.user, role, "console", self.find_address(request), method=session.method)
+
+    async def _end_orphan(self, session: Session) -> None:
+        """End a session whose user was removed, has no role any more, or has another password."""
+        if self.sessions is not None:
+            await self.sessions.end(session)
+            name = signed_in_label(session.user, session.method)
+            detail = "the user was removed, or has another password"
+            await self.write_audit(AuditEntry("end session", name, "console", session.address, detail=detail))
+
+    async def _end_orphans(self) -> None:
+        while self.sessions is not None:
+            await asyncio.sleep(END_SESSIONS_EVERY)
+            for session in self.sessions.list_all():
+                if self.find_session_role(session) is None:
+                    await self._end_orphan(session)
 
     def find_session_role(self, session: Session) -> Role | None:
         """Return the present role of a session's user, None where the user has none any more."""
@@ -230,7 +257,7 @@ class AccessControl:
         identity = Identity(name, role or Role.VIEWER, "proxy", self.find_address(request))
         if role is None:
             message = f"none of the groups of {name} has a role in access.proxy"
-            self.note_refusal(request, name, message, identity)
+            self.note_refusal(request, "", message, identity)
             raise ApiError(403, "forbidden", message)
         request[_CSRF_TOKEN] = csrf_token(f"{self._proxy_secret}:{name}")
         return identity
@@ -242,7 +269,7 @@ class AccessControl:
             try:
                 check_csrf(request, request[_CSRF_TOKEN], form.get("csrf", ""))
             except ApiError as error:
-                self.note_refusal(request, identity.label, error.message, identity)
+                self.note_refusal(request, "", error.message, identity)
                 raise
 
     async def start_session(
@@ -258,7 +285,7 @@ class AccessControl:
             user, method, credential=self.passwords.credential_of(user) or "" if method == "password" else "",
             groups=groups, address=address, browser=printable_name(request.headers.get("User-Agent", "")),
         )  # fmt: skip
-        await self.write_audit(AuditEntry("sign_in", user, "console", address, detail=method))
+        await self.write_audit(AuditEntry("sign_in", signed_in_label(user, method), "console", address))
         return id_
 
     def cookie_name(self, request: web.Request) -> str:
@@ -283,6 +310,7 @@ class AccessControl:
             group.create_task(self.refusals.run(), name="refusals")
             if self.sessions is not None:
                 group.create_task(self.sessions.run(), name="sessions")
+                group.create_task(self._end_orphans(), name="orphaned sessions")
 
     @property
     def users(self) -> WebUsers:
@@ -296,6 +324,7 @@ class AccessControl:
             "users_without_role": sorted(users.hashes.keys() - users.roles.keys()),
             "metrics_token": self.tokens.has(Role.METRICS),
             "webhook_token": self.tokens.has(Role.WEBHOOK),
+            "web_config_exposed": users.exposed,
         }
 
     def find_address(self, request: web.Request) -> str:
@@ -306,12 +335,12 @@ class AccessControl:
         self, request: web.Request, name: str, reason: str, code: str = "unauthorized", event: str = "access"
     ) -> ApiError:
         """Record a refused credential and return the error, after a pause where many were refused."""
-        self.note_refusal(request, name, reason, event=event)
+        self.note_refusal(request, name, reason, event=event, means="console" if event == "sign_in" else "token")
         address = self.find_address(request)
         try:
             self._pauses.begin(address, address)
         except ThrottledError as error:
-            await asyncio.sleep(min(error.seconds, MAX_SLOW_DOWN))
+            await _pause(request, error.seconds)
         return self._build_unauthorized(reason, code)
 
     def _build_unauthorized(self, reason: str, code: str = "unauthorized") -> ApiError:
@@ -322,15 +351,34 @@ class AccessControl:
         return ApiError(401, code, message, {"WWW-Authenticate": f'{scheme} realm="defib"'})
 
     def note_refusal(
-        self, request: web.Request, name: str, reason: str, identity: Identity | None = None, event: str = "access"
+        self,
+        request: web.Request,
+        name: str,
+        reason: str,
+        identity: Identity | None = None,
+        event: str = "access",
+        means: Means = "token",
     ) -> None:
-        """Record that a request was refused."""
+        """Record that a request was refused; `means` is what an unknown caller has tried."""
         resource = request.match_info.route.resource
-        target = f"{request.method} {resource.canonical if resource is not None else ''}"
-        means: Means = identity.means if identity is not None else "console" if event == "sign_in" else "token"
-        who = printable_name(name) or "(unknown)"
+        # Unknown callers could fill the log with paths.
+        path = request.path if identity is not None or resource is None else resource.canonical
         self.refusals.add(
             AuditEntry(
-                event, who, means, self.find_address(request), target, "refused", reason, verified=identity is not None
+                event,
+                identity.label if identity is not None else printable_name(name) or "(unknown)",
+                identity.means if identity is not None else means,
+                self.find_address(request),
+                f"{request.method} {path[:MAX_PATH]}",
+                "refused",
+                reason,
+                verified=identity is not None and not identity.claimed_user,
             )
         )
+
+
+async def _pause(request: web.Request, seconds: float) -> None:
+    """Wait before a refusal. Meanwhile a new connection may take the place of this one."""
+    request[PAUSED] = True
+    await asyncio.sleep(min(seconds, MAX_SLOW_DOWN))
+    request[PAUSED] = False

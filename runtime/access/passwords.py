@@ -29,8 +29,8 @@ class Passwords:
     async def check(self, user: str, password: str, address: str) -> bool:
         """Whether the password is the user's. Raises ThrottledError."""
         hashes = self._hashes()
-        # Unknown users take as long as known ones.
-        hashed = hashes.get(user) or next(iter(hashes.values()), _NO_USER_HASH)
+        # Unknown users take as long as the known one whose hash takes the longest.
+        hashed = hashes.get(user) or max(hashes.values(), key=_cost, default=_NO_USER_HASH)
         # Requests that bring a password each time are not slowed down: a digest of each accepted login is cached.
         login = hashlib.sha256(b"\0".join(each.encode() for each in (hashed, user, password))).digest()
         self._throttle.check_pair(user, address)
@@ -58,3 +58,7 @@ class Passwords:
         """Return a digest of the user's password hash, which changes with the password; None for an unknown user."""
         hashed = self._hashes().get(user)
         return None if hashed is None else hashlib.sha256(hashed.encode()).hexdigest()
+
+
+def _cost(hashed: str) -> str:
+    return hashed[4:6]  # of `$2y$10$…`

@@ -9,6 +9,7 @@ from aiohttp import web
 from runtime.access.roles import USER_ROLES, Role, UserRole, printable_name
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+MAX_FORWARDED = 20  # addresses in X-Forwarded-For that are looked at
 FORWARDING_HEADERS = ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")
 
 
@@ -48,8 +49,10 @@ class TrustedProxy:
         names = request.headers.getall(self.user_header, [])
         if len(names) != 1 or not (name := printable_name(names[0])):
             return None
-        groups = request.headers.get(self.groups_header, "") if self.groups_header else ""
-        return name, self.roles.find(group.strip() for group in groups.replace("|", ",").split(","))
+        groups = request.headers.getall(self.groups_header, []) if self.groups_header else []
+        if len(groups) > 1:  # one may be the client's own
+            return None
+        return name, self.roles.find(group.strip() for group in ",".join(groups).split(","))
 
 
 def find_client_address(request: web.Request, proxy: TrustedProxy | None) -> str:
@@ -58,11 +61,24 @@ def find_client_address(request: web.Request, proxy: TrustedProxy | None) -> str
     if proxy is None or not proxy.trusts(peer):
         return peer
     forwarded = ",".join(request.headers.getall("X-Forwarded-For", []))
-    for address in reversed([each.strip() for each in forwarded.split(",") if each.strip()]):
-        if not proxy.trusts(address):
-            return printable_name(address)
+    for text in reversed(forwarded.split(",")[-MAX_FORWARDED:]):
+        address = _parse_address(text.strip())
+        if address is None or not proxy.trusts(address):
+            return address or peer
         peer = address
     return peer
+
+
+def _parse_address(text: str) -> str | None:
+    """Return an address, without the port that some proxies add; None for other text."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        return None
 
 
 def is_direct_from_loopback(request: web.Request) -> bool:

@@ -71,13 +71,15 @@ class Identity:
 
     @property
     def label(self) -> str:
-        """The name for the record and for people.
-
-        Names of other sign-in services are marked, since a user there may have the name of a user here.
-        """
+        """The name for the record and for people. Only a user of the web configuration has no mark after the name."""
         if self.claimed_user:
             return f"{self.name} ({self.claimed_user}, unverified)"
-        return self.name if self.method == "password" else f"{self.name} ({self.method})"
+        return f"{self.name} (token)" if self.means == "token" else signed_in_label(self.name, self.method)
+
+
+def signed_in_label(name: str, method: SignInMethod) -> str:
+    """Return the name of somebody who signed in; a user of another service may have the name of a user here."""
+    return name if method == "password" else f"{name} ({method})"
 
 
 USER_HEADER = "X-Defib-User"  # the operating system's user of a caller with the local token
@@ -85,5 +87,5 @@ LOCAL, UNNAMED = "local", "unnamed"  # the name of callers with the local token,
 
 
 def printable_name(text: str) -> str:
-    """Return the first 60 printable characters of a name that a caller claims."""
-    return "".join(character for character in text if character.isprintable()).strip()[:60]
+    """Return the first 60 printable characters of a name from elsewhere, without parentheses, which mark names here."""
+    return "".join(character for character in text if character.isprintable() and character not in "()").strip()[:60]

@@ -70,7 +70,8 @@ class Sessions:
     ) -> str:
         """Create a session and return its id, for the cookie."""
         await self._delete_ended()
-        own = sorted((each for each in self.list_all() if each.user == user), key=lambda each: each.last_used_at)
+        own = [each for each in self.list_all() if (each.user, each.method) == (user, method)]
+        own.sort(key=lambda each: each.last_used_at)
         await self._end(own[: max(0, len(own) - MAX_SESSIONS_OF_USER + 1)])
         id_ = secrets.token_urlsafe(32)
         now = self._now()

@@ -137,10 +137,10 @@ class ApiTokens:
 
     def find(self, secret: str) -> ApiToken | None:
         """Return the token with a secret, which may have expired."""
-        found = self._by_digest.get(digest_of(secret)) if secret.startswith(API_TOKEN_PREFIX) else None
-        if found is not None:
-            self._used[found.digest] = self._now()
-        return found
+        return self._by_digest.get(digest_of(secret)) if secret.startswith(API_TOKEN_PREFIX) else None
+
+    def note_use(self, token: ApiToken) -> None:
+        self._used[token.digest] = self._now()
 
     def put_back_uses(self, uses: Mapping[str, float]) -> None:
         """Keep uses that could not be stored."""

@@ -44,6 +44,7 @@ MALFORMED = {
     "two Host headers": f"{HEALTHY}Host: h\r\nHost: evil\r\n\r\n",
     "the same Host header twice": f"{HEALTHY}Host: h\r\nHost: h\r\n\r\n",
     "two Host headers in HTTP/1.0": "GET /-/healthy HTTP/1.0\r\nHost: h\r\nHost: evil\r\n\r\n",
+    "a compressed body": f"{HEALTHY}Host: h\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc",
     "no Host": f"{HEALTHY}\r\n",
     "an empty Host": f"{HEALTHY}Host:\r\n\r\n",
     "a list of hosts": f"{HEALTHY}Host: h, evil\r\n\r\n",
@@ -508,6 +509,36 @@ async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> 
         application.go_on.set()
         assert (await running.readuntil(b"waited")).startswith(b"HTTP/1.1 200")
         assert len(slow) == 30
+
+
+async def test_headers_have_a_limit_together(application: Application) -> None:
+    reader, writer = await application.connect()
+    line = f"X-A: {'a' * 8000}\r\n".encode()
+    writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n" + 6 * line)
+    assert await until_closed(reader) == b""
+    assert application.dropped("headers") == 1
+    writer.close()
+    # A body that arrives with the headers is none of them.
+    reader, writer = await application.connect()
+    writer.write(request("POST /read", "Content-Length: 60000", "Connection: close") + bytes(60000))
+    assert (await until_closed(reader)).endswith(b"60000")
+    writer.close()
+
+
+async def test_a_refusal_that_is_delayed_gives_way_to_a_new_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
+    async with Application().serve() as application, AsyncExitStack() as stack:
+        wrong = request("GET /api/v1/identity", "Authorization: Bearer wrong")
+        paused = [await application.connect() for _ in range(5)]
+        for _, writer in paused:
+            stack.callback(writer.close)
+            writer.write(2 * wrong)  # the second answer waits for a second
+        for reader, _ in paused:
+            assert (await reader.readuntil(b'password"}}')).startswith(b"HTTP/1.1 401")
+        answer, writer = await application.connect()
+        stack.callback(writer.close)
+        writer.write(request("GET /-/healthy", "Connection: close"))
+        assert (await until_closed(answer)).endswith(b"healthy\n")
 
 
 async def test_idle_connections_give_way_to_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 
 from defib.demo.launcher import Launcher
-from defib.demo.stack import reserve_ports
+from defib.demo.stack import WEBHOOK_TOKEN, reserve_ports
 from tests.integration.feishu_oauth import APP_ID, APP_SECRET, TENANT, FeishuOAuth, FeishuUser
 from tests.integration.loop import Loop, fill_disk
 from tests.integration.test_access import basic, bearer, create_token, start_with_users, write_users
@@ -128,6 +128,13 @@ async def test_signing_in_and_out(loop: Loop, browser: Browser) -> None:
         return {(event, "operator", outcome, "console") for event, outcome in outcomes} <= entries
 
     await eventually(is_recorded)
+
+
+async def test_the_page_for_signing_in_does_not_show_which_secrets_are_right(loop: Loop, browser: Browser) -> None:
+    """Masking what the client has sent would confirm a guess."""
+    await start_with_users(loop)
+    for guess in (WEBHOOK_TOKEN, loop.stack.token, "nonsense"):
+        assert f'name="next" value="a.{guess}.b"' in (await browser.open(f"/sign-in?next=a.{guess}.b")).text
 
 
 async def test_a_session_id_is_never_taken_from_the_browser(loop: Loop, browser: Browser) -> None:
@@ -338,7 +345,7 @@ async def test_signing_in_with_openid_connect(loop: Loop, browser: Browser, laun
     refused = await follow(browser, await sign_in("2"))
     assert (refused.status_code, "bob has no role in Defib" in refused.text) == (403, True)
     entries = {(each["event"], each["name"], each["outcome"], each["detail"]) for each in await audit(loop)}
-    assert ("sign_in", "ann", "done", "oidc") in entries
+    assert ("sign_in", "ann (oidc)", "done", "") in entries
     log = loop.stack.log_path("remediator").read_text()
     assert not [
         secret
@@ -357,7 +364,7 @@ async def test_signing_in_with_openid_connect(loop: Loop, browser: Browser, laun
     # The role is that of the configuration in force.
     await reload_with(loop, oidc | {"roles": {"sre": "viewer"}})
     assert "ann (oidc) · viewer" in (await browser.open("/")).text
-    await reload_with(loop, oidc | {"roles": {}})
+    await reload_with(loop, oidc | {"roles": {"others": "viewer"}})
     assert (await browser.open("/")).status_code == 303
 
 
@@ -474,7 +481,7 @@ async def test_the_audit_log_has_every_operation(loop: Loop, browser: Browser) -
     (action,) = [
         each for each in (await loop.ask("GET", "/api/v1/actions")).json()["actions"] if each["kind"] == "restart"
     ]
-    assert action["asked_by"] == "ci"
+    assert action["asked_by"] == "ci (token)"
     (reset,) = [each for each in entries if each["event"] == "reset"]
     assert reset["name"] == "local (ann, unverified)"
     pages = [(await loop.ask("GET", f"/api/v1/audit?limit=1&before={each['id']}")).json()["audit"] for each in entries]
@@ -494,11 +501,11 @@ async def test_the_commands_for_tokens_sessions_and_the_audit_log(loop: Loop, br
     status, secret, said = await defib("token", "create", "ci", "--role", "viewer", "--expires", "90d")
     assert (status, secret.startswith("defib_"), "cannot be shown again" in said) == (0, True, True)
     headers = bearer(secret.strip())
-    assert (await browser.client.get("/api/v1/identity", headers=headers)).json()["name"] == "ci"
+    assert (await browser.client.get("/api/v1/identity", headers=headers)).json()["name"] == "ci (token)"
     status, _, said = await defib("token", "create", "ci", "--role", "viewer")
     assert (status, "there is an API token 'ci' already" in said) == (1, True)
     status, _, said = await defib("token", "create", "Bad Name", "--role", "viewer")
-    assert status == 1
+    assert (status, "'Bad Name' is not a name: use lower-case letters" in said) == (2, True)
     status, said, _ = await defib("token")
     assert "ci                   viewer" in said
     assert secret.strip() not in said
