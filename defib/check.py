@@ -87,6 +87,15 @@ def _check_templates(inventory: Inventory) -> Iterator[ConfigProblem]:
         )
 
 
+def check_web_configuration(path: Path) -> None:
+    """Raise StartError if the file of --web.config.file is invalid, and warn if others can use it."""
+    from runtime import webconfig
+
+    webconfig.load(path).ssl_context()
+    if exposed := webconfig.describe_exposure(path):
+        print_text(f"warning: {exposed}", sys.stderr)
+
+
 def print_schema() -> int:
     """Print the JSON Schema of configuration files."""
     print_text(json.dumps(json_schema(KINDS), indent=2, ensure_ascii=False))

@@ -190,6 +190,8 @@ def _add_server_commands(added: _Commands) -> None:
     )
     check.add_argument("--show", action="store_true", help="print the resolved configuration, secrets masked")
     check.add_argument("--for", dest="program", choices=SERVERS, help="resolve only the references of this program")
+    help_ = "check this web configuration, too: TLS, users and roles"
+    check.add_argument("--web.config.file", dest="web_config", type=Path, metavar="FILE", help=help_)
     check.add_argument("--schema", action="store_true", help="print the JSON Schema of configuration files")
     for name, run, listen in (
         ("exporter", commands.exporter, "0.0.0.0:9999"),

@@ -67,6 +67,8 @@ def check(options: argparse.Namespace) -> int:
 
     if options.schema:
         return check.print_schema()
+    if options.web_config is not None:
+        check.check_web_configuration(options.web_config)
     return check.check(find_directory(options.config), options.program, show=options.show, as_json=options.as_json)
 
 

@@ -13,6 +13,7 @@ from defib.doctor import channels, database, hosts, monitoring, programs
 from defib.doctor.files import check_files
 from defib.doctor.findings import Finding, check_with_timeout
 from defib.doctor.server import ServerCheck, check_server
+from defib.doctor.sign_in import check_sign_in
 from defib.lookup import find_host
 from defib.output import format_size, print_json, print_text
 from fleet.inventory.documents import ConfigurationError
@@ -136,4 +137,5 @@ async def _check_all_but_hosts(
         check_channels = partial(channels.check_channels, inventory, redact, send=send)
         checks.insert(0, check_with_timeout(SERVER_TIMEOUT, "database", check_database))
         checks.append(check_with_timeout(SERVER_TIMEOUT, "notify", check_channels))
+        checks.append(check_with_timeout(SERVER_TIMEOUT, "access.oidc", partial(check_sign_in, inventory)))
     return [*findings, *chain.from_iterable(await asyncio.gather(*checks))]

@@ -79,6 +79,10 @@ class OidcSignIn:
     def find_role(self, groups: Sequence[str]) -> Role | None:
         return self._roles.find(groups)
 
+    async def check(self) -> None:
+        """Raise SignInError if the provider's metadata cannot be used."""
+        await self._load()
+
     async def close(self) -> None:
         await self._client.aclose()
 

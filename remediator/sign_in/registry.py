@@ -3,6 +3,7 @@
 import asyncio
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -11,6 +12,9 @@ from fleet.inventory.notify import Notify
 from remediator.sign_in.feishu import FeishuSignIn
 from remediator.sign_in.services import SignInService
 from runtime.access.roles import Role, SignInMethod
+
+if TYPE_CHECKING:
+    from remediator.sign_in.oidc import OidcSignIn
 
 
 class SignInServices(Mapping[str, SignInService]):
@@ -36,7 +40,7 @@ class SignInServices(Mapping[str, SignInService]):
             return
         services: dict[str, SignInService] = {}
         if access.oidc is not None:
-            services["oidc"] = await asyncio.to_thread(_create_oidc, access.oidc)
+            services["oidc"] = await asyncio.to_thread(create_oidc, access.oidc)
         if access.feishu is not None:
             services["feishu"] = FeishuSignIn(access.feishu, self._notify, self._client)
         former, self._services = self._services, services
@@ -52,9 +56,9 @@ class SignInServices(Mapping[str, SignInService]):
         await _close(self._services)
 
 
-def _create_oidc(settings: OidcAccess) -> SignInService:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # authlib announces its next versions when it is loaded
+def create_oidc(settings: OidcAccess) -> "OidcSignIn":
+    """Return the service of OpenID Connect, whose library takes long to load. Raises StartError."""
+    with warnings.catch_warnings(record=True):  # authlib announces its next versions when it is loaded
         from remediator.sign_in.oidc import OidcSignIn
     return OidcSignIn(settings)
 

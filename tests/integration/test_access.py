@@ -422,3 +422,23 @@ def test_a_remediator_whose_token_others_may_read_does_not_start(tmp_path: Path)
     assert f"{tmp_path}/token has mode 0640" in done.stderr
     assert "s3cret" not in done.stderr
     assert (tmp_path / "token").read_text() == "s3cret-token"
+
+
+def test_check_validates_a_web_configuration(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("{}")
+    users = write_users(tmp_path, {"ann": "admin"}).rename(tmp_path / "users")
+
+    def check() -> tuple[int, str]:
+        argv = [sys.executable, "-m", "defib", "check", "--config", str(tmp_path), "--web.config.file", str(users)]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr
+
+    users.chmod(0o600)
+    assert check() == (0, "")
+    users.chmod(0o666)
+    assert check()[0] == 0
+    assert "others can change it, and make themselves admin" in check()[1]
+    users.write_text(users.read_text() + "roles: {}\n")
+    status, said = check()
+    assert (status, "duplicate key 'roles'" in said) == (1, True)

@@ -323,6 +323,7 @@ async def test_signing_in_with_openid_connect(loop: Loop, browser: Browser, laun
         "roles": {"sre": "operator"},
     }  # fmt: skip
     await loop.start({"web": loop.service("web")}, access={"oidc": oidc})
+    assert await read_doctor(loop, "access.oidc") == [("pass", provider)]
     assert "Sign in with Keycloak" in (await browser.open("/sign-in")).text
 
     async def sign_in(sub: str, next_: str = "") -> httpx.Response:
@@ -354,6 +355,8 @@ async def test_signing_in_with_openid_connect(loop: Loop, browser: Browser, laun
     ]
     # After the provider was started again, it signs with another key.
     await launcher.kill(pid, signal.SIGKILL)
+    ((result, detail),) = await read_doctor(loop, "access.oidc")
+    assert (result, "ConnectError" in detail) == ("fail", True)
     await launcher.start(argv, loop.folder / "provider.log")
     await eventually(is_ready)
 
@@ -366,6 +369,14 @@ async def test_signing_in_with_openid_connect(loop: Loop, browser: Browser, laun
     assert "ann (oidc) · viewer" in (await browser.open("/")).text
     await reload_with(loop, oidc | {"roles": {"others": "viewer"}})
     assert (await browser.open("/")).status_code == 303
+
+
+async def read_doctor(loop: Loop, subject: str) -> list[tuple[str, str]]:
+    argv = [sys.executable, "-m", "defib", "doctor", "--json", "--config", str(loop.folder / "config")]
+    done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=200, check=False)
+    assert "Deprecat" not in done.stderr
+    found = json.loads(done.stdout)["findings"]
+    return [(each["result"], each["detail"]) for each in found if each["subject"] == subject]
 
 
 async def reload_with(loop: Loop, oidc: dict[str, Any]) -> None:
