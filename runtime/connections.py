@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Callable, Iterator, Sequence
 from typing import cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from runtime.access.control import PAUSED
 from runtime.addresses import group_address
@@ -156,6 +156,7 @@ class Connection(web.RequestHandler):
         self._headers_start: float | None = None  # None while a connection that is kept alive is idle
         self._pause_start: float | None = None
         self._header_bytes, self._has_headers = 0, False  # of a request that is being received
+        self._body: StreamReader | None = None  # of the last request
         self.has_sent_request = False
         self.opening: asyncio.Task[None] | None = None
 
@@ -179,6 +180,7 @@ class Connection(web.RequestHandler):
         """Note that the headers have arrived, and the application answers."""
         self._request, self._request_start = request, self._loop.time()
         self._headers_start, self.has_sent_request = None, True
+        self._body = request.content
         try:
             yield
         finally:
@@ -216,11 +218,13 @@ class Connection(web.RequestHandler):
         if self._request is None and self._headers_start is None:
             self._headers_start = self._loop.time()
         count = self._request_count
+        # After an early response, the rest of the request's body still arrives.
+        is_body = self._has_headers or (self._body is not None and not self._body.is_eof())
         super().data_received(data)
         # Each header has a limit, but together they would take megabytes for each connection.
         if self._request_count != count:
             self._header_bytes, self._has_headers = 0, True
-        if not self._has_headers:
+        elif not is_body:
             self._header_bytes += len(data)
             if self._header_bytes > MAX_HEADERS:
                 self.drop("headers")

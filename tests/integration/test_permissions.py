@@ -39,7 +39,7 @@ def config(folder: Path) -> Path:
     files = {"read": 0o600, "known_hosts": 0o644, "exporter.env": 0o600, "ca.pem": 0o644, "secrets/token": 0o600}
     for name, mode in files.items():
         path = folder / "config" / name
-        path.write_text("long enough\n")
+        path.write_text("long-enough\n")
         path.chmod(mode)
     ssh = {"user": "defib", "port": 1, "key_file": "read", "known_hosts": "known_hosts"}
     written = {
@@ -87,7 +87,7 @@ def test_the_doctor_of_one_program_needs_nothing_of_the_other(folder: Path) -> N
             found.setdefault(each["subject"], []).append(each["check"])
         return found
 
-    (folder / "probe").write_text("long enough")
+    (folder / "probe").write_text("long-enough")
     assert subjects().keys() == {"configuration"}  # a secret is missing
     exporters = subjects("--for", "exporter")
     assert exporters.keys() == {"configuration", "files", "exporter", "h"}
