@@ -95,7 +95,7 @@ def check_requirements() -> None:
 
 
 class ApiTokenAuth(httpx.Auth):
-    """Adds the API token to requests to the exporter and the remediator that have no other credential."""
+    """Adds the local token to requests to the exporter and the remediator that have no other credential."""
 
     def __init__(self, token: str, ports: Iterable[int]) -> None:
         self._token, self._ports = token, frozenset(ports)

@@ -1,4 +1,4 @@
-"""Checks that are common to all HTTP servers: reachable, clock, certificate, API token."""
+"""Checks that are common to all HTTP servers: reachable, clock, certificate, local token."""
 
 import ssl
 import time
