@@ -65,6 +65,7 @@ async def _run_with(launcher: Launcher, feishu: FeishuSimulator, *, once: bool, 
     stack.configuration(build_inventory(host, demo_service, web, feishu))
     password = secrets.token_urlsafe(8)
     web_config = folder / "web.yml"
+    web_config.touch(mode=0o600)
     web_config.write_text(await asyncio.to_thread(starter.render_web_config, password))
     stack.options["remediator"] = ["--web.config.file", str(web_config)]
     await stack.start()
