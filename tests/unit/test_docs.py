@@ -114,14 +114,19 @@ def test_the_readme_s_configuration_loads(tmp_path: Path) -> None:
     (second,) = examples(readme, "yaml")
     assert len(first.splitlines()) == 5
     for name, text in (("first", first), ("second", second)):
-        environ = {"DEFIB_WEBHOOK_TOKEN": "t", "FEISHU_WEBHOOK": "http://f/", "FEISHU_SECRET": "s"}
+        environ = {
+            "DEFIB_WEBHOOK_TOKEN": "t",
+            "DEFIB_METRICS_TOKEN": "m",
+            "FEISHU_WEBHOOK": "http://f/",
+            "FEISHU_SECRET": "s",
+        }
         assert "wiki" in loaded(write(tmp_path / name, a=text), environ).inventory.services
 
 
 def test_the_readme_s_commands_exist() -> None:
     readme = (ROOT / "README.md").read_text()
     targets = subprocess.run(["make", "-C", ROOT, "help"], capture_output=True, text=True, check=True).stdout
-    for target in re.findall(r"make ([a-z]+)", readme):
+    for target in re.findall(r"make ([a-z-]+)", readme):
         assert target == "help" or f"make {target} " in targets
     output = subprocess.run(
         [sys.executable, "-m", "defib", "--help"], capture_output=True, text=True, check=True
