@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from runtime.access.roles import SignInMethod
+from runtime.access.tokens import digest_of
 
 IDLE_LIMIT = 12 * 3600.0
 AGE_LIMIT = 7 * 86400.0
@@ -76,7 +77,7 @@ class Sessions:
         id_ = secrets.token_urlsafe(32)
         now = self._now()
         session = Session(
-            _digest(id_),
+            digest_of(id_),
             user,
             method,
             credential,
@@ -92,7 +93,7 @@ class Sessions:
 
     def find(self, id_: str) -> Session | None:
         """Return the session with an id, unless it has ended."""
-        session = self._by_digest.get(_digest(id_))
+        session = self._by_digest.get(digest_of(id_))
         return None if session is None or session.has_ended(self._now()) else session
 
     def touch(self, session: Session) -> None:
@@ -137,7 +138,3 @@ class Sessions:
 def csrf_token(id_: str) -> str:
     """Return the CSRF token of a session or of a sign-in form, derived from its secret id."""
     return hmac.new(id_.encode("utf-8", "surrogateescape"), b"csrf", hashlib.sha256).hexdigest()
-
-
-def _digest(id_: str) -> str:
-    return hashlib.sha256(id_.encode("utf-8", "surrogateescape")).hexdigest()

@@ -158,4 +158,5 @@ def create_secret() -> str:
 
 
 def digest_of(secret: str) -> str:
+    """Return the digest by which the secret of a token or the id of a session is stored."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
