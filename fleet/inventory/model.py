@@ -183,7 +183,7 @@ class Remediation(ConfigModel):
         if service is None:
             return self
         own = {name: value for name, value in service.remediation if value is not None}
-        return self.model_copy(update=own)
+        return self.model_copy(update=own) if own else self
 
 
 class Service(ConfigModel):

@@ -24,6 +24,7 @@ RECONCILE_PAUSE = 2.0  # seconds between two reconciliations at least
 SETTLED_AFTER = 10.0  # seconds; an alert received since may be newer than Alertmanager's list
 LONG_UP = 300.0  # seconds after which a service that is up has no firing alert
 QUESTIONS_EVERY = 5.0
+COALESCE_FOR = 0.05  # seconds in which alerts are collected before open questions are read
 STOPS_EVERY = 5.0
 log = structlog.get_logger()
 
@@ -135,6 +136,7 @@ class AlertReconciler:
                 await asyncio.sleep(QUESTIONS_EVERY)
             else:
                 await self._alerts_changed.wait()
+                await asyncio.sleep(COALESCE_FOR)
 
     async def _settle_once(self) -> bool:
         """Return whether a question is still open."""

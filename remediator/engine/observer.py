@@ -43,6 +43,7 @@ class ServiceObserver:
         self._lock = asyncio.Lock()
         self._observations: Mapping[str, Observation] | None = None
         self._observed_at = float("-inf")
+        self._failing: dict[str, tuple[list[str], int]] = {}  # by group: the failing services, and how many there are
         self.reload(inventory, exporter, alertmanager)
 
     def reload(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
@@ -50,6 +51,7 @@ class ServiceObserver:
         self._inventory, self._exporter, self._alertmanager = inventory, exporter, alertmanager
         hosts = {name: inventory.host_of(each) for name, each in inventory.services.items()}
         self._groups = {name: host.group if host is not None else "" for name, host in hosts.items()}
+        self._failing.clear()
 
     async def collect_situation(self, incident: int, service_id: str) -> Situation:
         """Return the situation without a fresh probe. Raises StorageError."""
@@ -82,14 +84,22 @@ class ServiceObserver:
         self, service_id: str, rules: Remediation, observations: Mapping[str, Observation]
     ) -> tuple[int, int] | None:
         """Return the (failing, all) services of the group if that is a storm, without expected failures."""
-        group = [name for name in services_in_group(service_id, self._groups) if name in observations]
-        failing = [name for name in group if observations[name].success is False]
-        if not is_storm(rules, len(failing), len(group)):
+        failing, total = self._find_failing(service_id, observations)
+        if not is_storm(rules, len(failing), total):
             return None
         expected = await self._database.read(situations.expected_failures, failing)
         expected |= {name for name in failing if self._find_window(name, self._inventory.services.get(name))}
-        counts = len(failing) - len(expected), len(group) - len(expected)
+        counts = len(failing) - len(expected), total - len(expected)
         return counts if is_storm(rules, *counts) else None
+
+    def _find_failing(self, service_id: str, observations: Mapping[str, Observation]) -> tuple[list[str], int]:
+        """Return the failing services of the service's group, and how many of the group are observed."""
+        group = self._groups.get(service_id, "")
+        if group not in self._failing:
+            observed = [name for name in services_in_group(service_id, self._groups) if name in observations]
+            failing = [name for name in observed if observations[name].success is False]
+            self._failing[group] = failing, len(observed)
+        return self._failing[group]
 
     def _find_window(self, service_id: str, service: Service | None) -> Maintenance | None:
         host = self._inventory.host_of(service) if service else None
@@ -105,6 +115,7 @@ class ServiceObserver:
                 with contextlib.suppress(ClientError):
                     self._observations = await self._exporter.observe_all()
                 self._observed_at = loop.time()
+                self._failing.clear()
             return self._observations
 
     async def find_mismatched_services(self) -> frozenset[str] | None:

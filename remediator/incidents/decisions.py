@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from itertools import takewhile
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, bindparam, func, select, update
 
 from remediator.incidents.lifecycle import notify_of_incident, set_person_needed
 from remediator.incidents.timeline import add_event, last_decision_at
@@ -20,13 +20,15 @@ PROBE_LIMIT = 1000  # characters
 _NOT_NOTIFIED_AS_WAITING = ("approval", "target-busy", "stopped", "stopped-by-hand")
 # These refusals may pass, so they must last before an operator is called.
 _MAY_PASS = ("not-restartable", "sudo-refused")
+_SELECT = select(incidents).where(incidents.c.id == bindparam("number"))
+_UPDATE = update(incidents).where(incidents.c.id == bindparam("number"))
 # The gates that are checked before the exporter's view of the service is needed, and `blind` itself.
 _WITHOUT_OBSERVATION = [*takewhile(lambda name: name != "blind", GATES), "blind"]
 
 
 def record_decision(tx: Transaction, incident: int, decision: Decision, observed: Observation | None = None) -> bool:
     """Record a decision and the probe it was based on; True if the decision changed or was notified."""
-    row = tx.execute(select(incidents).where(incidents.c.id == incident)).one()
+    row = tx.execute(_SELECT, {"number": incident}).one()
     _record_probe(tx, row, observed)
     if (row.verb, row.reason) == (decision.verb, decision.reason):
         if decision.reason in NEEDS_PERSON:
@@ -56,7 +58,7 @@ def _store_decision(tx: Transaction, row: Row[Any], decision: Decision) -> None:
     first_seen = {"healing-itself": "healing_since", "starting": "starting_since"}.get(decision.reason or "")
     if first_seen is not None and getattr(row, first_seen) is None:
         values[first_seen] = tx.now
-    tx.execute(update(incidents).where(incidents.c.id == row.id).values(**values))
+    tx.execute(_UPDATE, {"number": row.id, **values})
 
 
 def _record_probe(tx: Transaction, row: Row[Any], observed: Observation | None) -> None:
@@ -65,7 +67,7 @@ def _record_probe(tx: Transaction, row: Row[Any], observed: Observation | None) 
         return
     probe = observed.summary[:PROBE_LIMIT]
     if probe != row.probe:
-        tx.execute(update(incidents).where(incidents.c.id == row.id).values(probe=probe))
+        tx.execute(_UPDATE, {"number": row.id, "probe": probe})
 
 
 def _notify_person_needed(tx: Transaction, row: Row[Any], decision: Decision) -> bool:

@@ -30,8 +30,7 @@ _SELECT_RECENT = (
     .order_by(alerts.c.status == "resolved", alerts.c.id.desc())
     .limit(RECENT_ALERTS)
 )
-_INSERT = insert(alerts)
-_SELECT_BY_ID = select(alerts).where(alerts.c.id == bindparam("number"))
+_INSERT = insert(alerts).returning(*alerts.c)
 _SET_FIRING = (
     update(alerts)
     .where(alerts.c.id == bindparam("number"))
@@ -116,9 +115,9 @@ def add_alert(tx: Transaction, alert: Alert, start: str) -> None:
         "last_seen": tx.now,
         "starts": {start: alert.status == "firing"},
     }
-    inserted = tx.execute(_INSERT, values)
+    row = tx.execute(_INSERT, values).one()
     if alert.status == "firing":
-        set_firing(tx, tx.execute(_SELECT_BY_ID, {"number": inserted.lastrowid}).one())
+        set_firing(tx, row)
 
 
 def _update_firing(tx: Transaction, row: Row[Any], alert: Alert, start: str) -> None:

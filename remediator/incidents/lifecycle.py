@@ -17,6 +17,10 @@ from remediator.record.transaction import Transaction
 ClosedState = Literal["recovered", "unobserved"]
 END_KINDS: tuple[NotificationKind, ...] = ("recovered", "unobserved", "alert_over")
 _SELECT_OPEN = select(incidents.c.id).where(incidents.c.service == bindparam("of"), incidents.c.state == "open")
+_SELECT_OPEN_IDS = select(incidents.c.service, incidents.c.id).where(incidents.c.state == "open")
+_SELECT_OPEN_OF = _SELECT_OPEN_IDS.where(incidents.c.service.in_(bindparam("services", expanding=True)))
+_INSERT = insert(incidents)
+_SET_QUIET = update(incidents).where(incidents.c.id == bindparam("of")).values(quiet=bindparam("is_quiet"))
 _MARK_DOWN = (
     update(incidents)
     .where(incidents.c.id == bindparam("of"), incidents.c.labels.is_(None))
@@ -54,7 +58,7 @@ def open_or_create(tx: Transaction, service: Service) -> int:
 
 
 def _create(tx: Transaction, service: str, **detail: Any) -> int:
-    row = tx.execute(insert(incidents).values(service=service, state="open", opened_at=tx.now))
+    row = tx.execute(_INSERT, {"service": service, "state": "open", "opened_at": tx.now})
     incident = int(row.lastrowid)
     add_event(tx, incident, "incident_opened", **detail)
     return incident
@@ -68,10 +72,11 @@ def find_open(tx: Transaction, service: str) -> int | None:
 
 def open_incidents(tx: Transaction, services: Collection[str] | None = None) -> dict[str, int]:
     """Return the ids of the open incidents by service, of all services or of these."""
-    query = select(incidents.c.service, incidents.c.id).where(incidents.c.state == "open")
-    if services is not None:
-        query = query.where(incidents.c.service.in_(services))
-    return {row.service: row.id for row in tx.execute(query)}
+    if services is None:
+        rows = tx.execute(_SELECT_OPEN_IDS)
+    else:
+        rows = tx.execute(_SELECT_OPEN_OF, {"services": list(services)})
+    return {row.service: row.id for row in rows}
 
 
 def begin_outage(tx: Transaction, incident: int, labels: Mapping[str, str]) -> None:
@@ -86,7 +91,7 @@ def mute_if_stopped(tx: Transaction, incident: int, service: str) -> bool:
     """Whether an operator stopped the service. If nobody was notified of the incident yet, nobody is from now on."""
     is_stopped = bool(stops.describe_stop(tx, service))
     is_muted = is_stopped and not notifications.has_notifications(tx, incident)
-    tx.execute(update(incidents).where(incidents.c.id == incident).values(quiet=int(is_muted)))
+    tx.execute(_SET_QUIET, {"of": incident, "is_quiet": int(is_muted)})
     return is_stopped
 
 

@@ -25,6 +25,7 @@ from remediator.record.transaction import Transaction
 
 DEFAULT_RECEIVER = "defib"
 INHIBITING_EXPIRES = 5 * 3600.0  # seconds without a repetition of HostDown or ExporterDown; Alertmanager's is 4 h
+_SELECT_LABELS_IN_DOUBT = select(alerts.c.labels).where(alerts.c.doubted_at.is_not(None))
 
 
 def release_held_ends(tx: Transaction, watchdog_sent_at: float | None) -> int:
@@ -39,7 +40,7 @@ def release_held_ends(tx: Transaction, watchdog_sent_at: float | None) -> int:
 
 def read_open_questions(tx: Transaction) -> tuple[bool, list[str]]:
     """Return whether an alert's end is held, and the services of which a resolved alert may fire again."""
-    labels = tx.scalars(select(alerts.c.labels).where(alerts.c.doubted_at.is_not(None))).all()
+    labels = tx.scalars(_SELECT_LABELS_IN_DOUBT).all()
     return bool(resolution.alerts_with_held_end(tx)), sorted({each.get("service", "") for each in labels})
 
 

@@ -34,7 +34,8 @@ _INSERT = insert(timeline)
 def add_event(tx: Transaction, incident: int, event: TimelineEvent, **detail: Any) -> None:
     """Add an event to the timeline, and update the incident's cards."""
     tx.execute(_INSERT, {"incident_id": incident, "at": tx.now, "event": event, "detail": detail})
-    notifications.update_cards(tx, incident=incident)
+    if event != "incident_opened":  # a new incident has no cards
+        notifications.update_cards(tx, incident=incident)
 
 
 def last_decision_at(tx: Transaction, incident: int, verb: Literal["act", "wait", "refuse"]) -> float | None:

@@ -27,6 +27,7 @@ from remediator.record.database import Database, StorageError
 from runtime.redaction import Redactor
 
 CHECK_INTERVAL = 15.0
+COALESCE_FOR = 0.05  # seconds in which changes are collected before the outbox is read
 FIRST_RETRY = 2.0
 MAX_RETRY = 300.0
 MAX_PAUSE = 60.0
@@ -92,6 +93,7 @@ class Sender:
                     self._wakes[name] = asyncio.Event()
                     group.create_task(self._run_channel(name, self._wakes[name]), name=f"send {name}")
                 await self._changed.wait()
+                await asyncio.sleep(COALESCE_FOR)
 
     async def _prepare_outbox(self) -> None:
         """Give up what cannot be sent with the present channels."""
@@ -117,6 +119,7 @@ class Sender:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await wake.wait()
+                    await asyncio.sleep(COALESCE_FOR)
         del self._wakes[name]
 
     async def _send_pending(self, name: str) -> float:

@@ -4,9 +4,9 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
@@ -14,18 +14,19 @@ from urllib.parse import quote
 from alembic import command
 from alembic.config import Config
 from alembic.util import CommandError
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from fleet.inventory.model import Inventory
 from remediator.record import clock
 from remediator.record.clock import SteadyClock
 from remediator.record.transaction import Transaction
+from remediator.record.workers import TransactionWorkers, begin
 from runtime.errors import DefibError, StartError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-WAITING_WRITERS = 2  # in the writer's queue, so that `write_with_priority` waits for no more than these
+WAITING_WRITERS = 8  # in the writer's queue, so that `write_with_priority` waits for no more than these
 READERS = 2
 MIN_SQLITE = (3, 35)  # drops columns
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -58,12 +59,13 @@ class Database:
         self.inventory = inventory
         self._lock = _lock_existing(path)
         self._waiting = asyncio.Semaphore(WAITING_WRITERS)
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="record writer")
-        self._readers = ThreadPoolExecutor(max_workers=READERS, thread_name_prefix="record reader")
-        self._write_engine = _engine(url, _configure_writer, "BEGIN IMMEDIATE")
-        self._read_engine = _engine(f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true", _configure_reader, "BEGIN")
+        self._write_engine = _engine(url, _configure_writer)
+        self._read_engine = _engine(f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true", _configure_reader)
+        turn = threading.Lock()
+        self._writer = TransactionWorkers(self._write_engine, "BEGIN IMMEDIATE", 1, "record writer", turn)
+        self._readers = TransactionWorkers(self._read_engine, "BEGIN", READERS, "record reader", turn)
         try:
-            self.clock = self._writer.submit(self._open, calendar).result()
+            self.clock: SteadyClock = self._writer.run_blocking(lambda: self._open(calendar))
         except DBAPIError as error:
             self._release()
             code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
@@ -85,31 +87,29 @@ class Database:
         self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """As `write`, ahead of its queue: webhooks and actions come before decisions. Raises StorageError."""
-        return await self._run(self._writer, self._write_engine, work, *args, **kwargs)
+        return await self._run(self._writer, work, *args, **kwargs)
 
     async def read(self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` on a read-only connection, without waiting for writers. Raises StorageError."""
-        return await self._run(self._readers, self._read_engine, work, *args, **kwargs)
+        return await self._run(self._readers, work, *args, **kwargs)
 
     async def _run(
         self,
-        threads: ThreadPoolExecutor,
-        engine: Engine,
+        workers: TransactionWorkers,
         work: Callable[Concatenate[Transaction, P], T],
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        def transaction() -> T:
+        def execute(connection: Connection) -> T:
             if (problem := self.describe_lost_file()) is not None:
                 raise StorageError(problem)
-            with engine.begin() as connection:
-                return work(Transaction(connection, self.clock, self.clock.now(), self.inventory), *args, **kwargs)
+            return work(Transaction(connection, self.clock, self.clock.now(), self.inventory), *args, **kwargs)
 
         try:
-            # The thread finishes the transaction even if the caller is cancelled.
-            return await asyncio.get_running_loop().run_in_executor(threads, transaction)
+            result: T = await workers.execute(execute)
         except DBAPIError as error:
             raise StorageError(f"database error: {error.orig}") from error
+        return result
 
     def describe_lost_file(self) -> str | None:
         """Return an error message if the opened file is no longer at its path, since writes would be lost."""
@@ -127,25 +127,25 @@ class Database:
         await self.write(_store_time)
 
     def close(self) -> None:
-        self._readers.shutdown()
+        self._readers.close()
         self._read_engine.dispose()
-        self._writer.submit(self._write_engine.dispose).result()
+        self._writer.run_blocking(self._write_engine.dispose)
         self._release()
 
     def _release(self) -> None:
-        self._readers.shutdown()
-        self._writer.shutdown()
+        self._readers.close()
+        self._writer.close()
         os.close(self._lock)
 
     def _open(self, calendar: Callable[[], float]) -> SteadyClock:
         """Check the file, apply migrations, and return the clock, which continues."""
-        with self._write_engine.begin() as connection:
+        with begin(self._write_engine, "BEGIN IMMEDIATE") as connection:
             result = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
             if result != "ok":
                 raise DatabaseError("PRAGMA quick_check", None, ValueError(str(result)))
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS))
-        with self._write_engine.begin() as connection:
+        with begin(self._write_engine, "BEGIN IMMEDIATE") as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             offset = clock.resume_clock(connection, clock.boot_id(), clock.seconds_since_boot(), calendar())
@@ -196,10 +196,9 @@ def lock_database(path: Path) -> int:
     return lock_file
 
 
-def _engine(url: str, configure: Callable[[Any, Any], None], begin: str) -> Engine:
+def _engine(url: str, configure: Callable[[Any, Any], None]) -> Engine:
     engine = create_engine(url, connect_args={"check_same_thread": False})
-    event.listen(engine, "connect", configure)
-    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+    event.listen(engine.pool, "connect", configure)
     return engine
 
 

@@ -1,9 +1,9 @@
 """Maintenance that an operator began, and whether maintenance or the automation switch holds a service."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from sqlalchemy import and_, insert, or_, select, update
+from sqlalchemy import and_, bindparam, insert, or_, select, update
 
 from fleet.inventory.model import Host, Service
 from remediator.policy.maintenance_windows import Maintenance, find_window
@@ -12,6 +12,21 @@ from remediator.record.schema import maintenance
 from remediator.record.transaction import Transaction
 
 MaintenanceScope = Literal["service", "host", "group"]
+# An empty name matches nothing, since no maintenance is begun for one.
+_SELECT_OF_SERVICE = (
+    select(maintenance)
+    .where(
+        or_(
+            *(
+                and_(maintenance.c.scope == scope, maintenance.c.name == bindparam(scope))
+                for scope in get_args(MaintenanceScope)
+            )
+        ),
+        maintenance.c.ended_at.is_(None),
+        maintenance.c.until > bindparam("now"),
+    )
+    .order_by(maintenance.c.until.desc())
+)
 
 
 @dataclass(frozen=True)
@@ -51,13 +66,7 @@ def current(tx: Transaction) -> list[dict[str, Any]]:
 
 def find_maintenance(tx: Transaction, service: str, host: str, group: str) -> Maintenance | None:
     """Return the maintenance that an operator began for a service, its host or its group."""
-    scopes = [("service", service), ("host", host), ("group", group)]
-    is_match = or_(*(and_(maintenance.c.scope == scope, maintenance.c.name == name) for scope, name in scopes if name))
-    row = tx.execute(
-        select(maintenance)
-        .where(is_match, maintenance.c.ended_at.is_(None), maintenance.c.until > tx.now)
-        .order_by(maintenance.c.until.desc())
-    ).first()
+    row = tx.execute(_SELECT_OF_SERVICE, {"service": service, "host": host, "group": group, "now": tx.now}).first()
     if row is None:
         return None
     why = f"{row.scope} {row.name}, by {row.asked_by}: {row.reason}"

@@ -21,6 +21,9 @@ FOLLOW_UP_KINDS = (
     "could_not_restart", "person_needed", "approval", "blind", "stopped_by_hand", "waiting", "reminder",
 )  # fmt: skip
 SHOWN_BY_CARDS = ("restarted", "recovered", "unobserved", "alert_over")
+_INSERT = insert(notifications).on_conflict_do_nothing()
+_SELECT_OF_INCIDENT = select(notifications.c.id).where(notifications.c.incident_id == bindparam("of")).limit(1)
+_SELECT_CHANNELS = select(notifications.c.channel).where(notifications.c.key == bindparam("key"))
 
 
 def incident_key(incident: int) -> str:
@@ -94,7 +97,7 @@ def add(
             "version": 0,
             "replacements": 0,
         }
-        added += tx.execute(insert(notifications).values(**row).on_conflict_do_nothing()).rowcount
+        added += tx.execute(_INSERT, row).rowcount
     return added
 
 
@@ -128,7 +131,7 @@ def _subject(incident: int | None, alert: int | None) -> ColumnElement[bool]:
 
 def notified_channels(tx: Transaction, key: str) -> list[str]:
     """Return the channels that have a notification with this key, sent or pending."""
-    return list(tx.scalars(select(notifications.c.channel).where(notifications.c.key == key)))
+    return list(tx.scalars(_SELECT_CHANNELS, {"key": key}))
 
 
 def channels_notified_of(tx: Transaction, incident: int, kind: NotificationKind) -> list[str]:
@@ -139,7 +142,7 @@ def channels_notified_of(tx: Transaction, incident: int, kind: NotificationKind)
 
 def has_notifications(tx: Transaction, incident: int) -> bool:
     """Whether there is any notification about an incident, sent or pending."""
-    return tx.scalar(select(notifications.c.id).where(notifications.c.incident_id == incident).limit(1)) is not None
+    return tx.scalar(_SELECT_OF_INCIDENT, {"of": incident}) is not None
 
 
 def _update_of_cards(is_match: ColumnElement[bool]) -> Update:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, and_, func, or_, select
+from sqlalchemy import Row, and_, bindparam, case, func, or_, select
 
 from fleet.inventory.model import RemediationStep
 from remediator.policy.attempts import counted_since, next_step
@@ -19,70 +19,110 @@ HOST_DOWN = "HostDown"
 ACTIONS_READ = 20  # of a target, to tell stops and starts of Defib from those of others
 HISTORY_READ = 100  # incidents of a service for its attempts, and actions for its back-off
 
+# Built once: every decision executes them, and building a statement takes longer than executing it.
+_WAS_RUN = (actions.c.service == bindparam("of")) & actions.c.state.not_in(("queued", "cancelled"))
+_SELECT_OUTAGES = (
+    select(incidents.c.opened_at, incidents.c.closed_at, incidents.c.state)
+    .where(incidents.c.service == bindparam("of"), incidents.c.labels.is_not(None))
+    .order_by(incidents.c.opened_at.desc())
+    .limit(HISTORY_READ)
+)
+_SELECT_LAST = select(
+    func.max(actions.c.claimed_at).label("action_at"),
+    func.max(case((actions.c.kind == "reset", actions.c.claimed_at))).label("reset_at"),
+).where(_WAS_RUN)
+_COUNT_ATTEMPTS = (
+    select(actions.c.kind, func.count().label("number"))
+    .where(_WAS_RUN, actions.c.counts == 1, actions.c.claimed_at > bindparam("since"))
+    .group_by(actions.c.kind)
+)
+_SELECT_TRIES = (
+    select(actions.c.incident_id, actions.c.claimed_at, actions.c.ended_at, actions.c.requested_by, actions.c.blocked)
+    .where(_WAS_RUN, actions.c.kind != "reset")
+    .order_by(actions.c.claimed_at.desc())
+    .limit(HISTORY_READ)
+)
+_SELECT_PROGRESS = select(incidents.c.healing_since, incidents.c.starting_since).where(
+    incidents.c.id == bindparam("number")
+)
+_SELECT_PAST_ACTIONS = (
+    select(
+        actions.c.claimed_at,
+        actions.c.command,
+        actions.c.command_ended_at,
+        actions.c.ended_at,
+        actions.c.before,
+        actions.c.incident_id,
+    )
+    .where(
+        or_(
+            actions.c.service == bindparam("of"),
+            and_(actions.c.host == bindparam("host"), actions.c.target == bindparam("target")),
+        ),
+        actions.c.state.not_in(("queued", "cancelled")),
+        actions.c.kind != "reset",
+        or_(actions.c.command.is_(None), actions.c.command != "failed", actions.c.exit_status.is_not(None)),
+    )
+    .order_by(actions.c.claimed_at.desc())
+    .limit(ACTIONS_READ)
+)
+_SELECT_OBSERVED_STOP = (
+    select(incidents.c.stopped_run, incidents.c.stopped_why)
+    .where(
+        incidents.c.service.in_(bindparam("services", expanding=True)),
+        incidents.c.state == "open",
+        incidents.c.stopped_why.is_not(None),
+    )
+    .order_by(incidents.c.id.desc())
+)
+_SELECT_RUNNING = select(actions.c.service, actions.c.host, actions.c.target, actions.c.command).where(
+    actions.c.state == "running"
+)
+_SELECT_RECENT_CLAIMS = (
+    select(actions.c.claimed_at)
+    .where(actions.c.claimed_at > bindparam("since"), actions.c.counts == 1, actions.c.state != "queued")
+    .order_by(actions.c.claimed_at)
+)
+_SELECT_FIRING = select(alerts.c.name).where(alerts.c.incident_id == bindparam("number"), alerts.c.status == "firing")
+_SELECT_WAS_DOWN = select(incidents.c.labels.is_not(None)).where(incidents.c.id == bindparam("number"))
+_SELECT_HOSTS_DOWN = select(alerts.c.labels).where(alerts.c.status == "firing", alerts.c.name == HOST_DOWN)
+_SELECT_APPROVED = select(actions.c.kind, actions.c.step).where(
+    actions.c.incident_id == bindparam("number"), actions.c.state == "queued", actions.c.approved_at.is_not(None)
+)
+
 
 def read_action_history(tx: Transaction, service: str, incident: int, window: float) -> ActionHistory:
     """Return the earlier actions on a service: its attempts and its back-off."""
-    outages = tx.execute(
-        select(incidents.c.opened_at, incidents.c.closed_at, incidents.c.state)
-        .where(incidents.c.service == service, incidents.c.labels.is_not(None))
-        .order_by(incidents.c.opened_at.desc())
-        .limit(HISTORY_READ)
-    ).all()
-    was_run = (actions.c.service == service) & actions.c.state.not_in(("queued", "cancelled"))
-    reset_at = tx.scalar(select(func.max(actions.c.claimed_at)).where(was_run, actions.c.kind == "reset"))
+    row = tx.execute(_SELECT_PROGRESS, {"number": incident}).first()
+    healing_since, starting_since = (row.healing_since, row.starting_since) if row is not None else (None, None)
+    of = {"of": service}
+    last = tx.execute(_SELECT_LAST, of).one()
+    if last.action_at is None:
+        return ActionHistory(healing_since=healing_since, starting_since=starting_since)
+    reset_at = last.reset_at
+    outages = tx.execute(_SELECT_OUTAGES, of).all()
     # An incident that was closed without an observed recovery does not show that the service was up.
     outage_times = [(row.opened_at, row.closed_at if row.state == "recovered" else None) for row in reversed(outages)]
     since = max(counted_since(outage_times, window, tx.now), reset_at if reset_at is not None else float("-inf"))
-    counted = tx.execute(
-        select(actions.c.kind, func.count().label("number"))
-        .where(was_run, actions.c.counts == 1, actions.c.claimed_at > since)
-        .group_by(actions.c.kind)
-    )
-    tries = tx.execute(
-        select(
-            actions.c.incident_id, actions.c.claimed_at, actions.c.ended_at, actions.c.requested_by, actions.c.blocked
-        )
-        .where(was_run, actions.c.kind != "reset")
-        .order_by(actions.c.claimed_at.desc())
-        .limit(HISTORY_READ)
-    ).all()
+    counted = tx.execute(_COUNT_ATTEMPTS, of | {"since": since})
+    tries = tx.execute(_SELECT_TRIES, of).all()
     in_incident = [
         row for row in tries if row.incident_id == incident and (reset_at is None or row.claimed_at > reset_at)
     ]
-    row = tx.execute(
-        select(incidents.c.healing_since, incidents.c.starting_since).where(incidents.c.id == incident)
-    ).first()
     return ActionHistory(
         attempts={row.kind: row.number for row in counted},
         tries=sum(1 for row in in_incident if row.requested_by == "alert"),
         last_ended=max((row.ended_at for row in tries if row.ended_at is not None), default=None),
-        last_action=tx.scalar(select(func.max(actions.c.claimed_at)).where(was_run)) or 0.0,
+        last_action=last.action_at,
         blocked=tries[0].blocked if tries and tries[0] in in_incident else None,
-        healing_since=row.healing_since if row is not None else None,
-        starting_since=row.starting_since if row is not None else None,
+        healing_since=healing_since,
+        starting_since=starting_since,
     )
 
 
 def _read_actions(tx: Transaction, service: str, host: str, target: str, incident: int) -> list[PastAction]:
     """Return the last actions on a target that ran a command, newest first, for any service that shares it."""
-    rows = tx.execute(
-        select(
-            actions.c.claimed_at,
-            actions.c.command,
-            actions.c.command_ended_at,
-            actions.c.ended_at,
-            actions.c.before,
-            actions.c.incident_id,
-        )
-        .where(
-            or_(actions.c.service == service, and_(actions.c.host == host, actions.c.target == target)),
-            actions.c.state.not_in(("queued", "cancelled")),
-            actions.c.kind != "reset",
-            or_(actions.c.command.is_(None), actions.c.command != "failed", actions.c.exit_status.is_not(None)),
-        )
-        .order_by(actions.c.claimed_at.desc())
-        .limit(ACTIONS_READ)
-    )
+    rows = tx.execute(_SELECT_PAST_ACTIONS, {"of": service, "host": host, "target": target})
     return [
         PastAction(
             row.claimed_at,
@@ -97,30 +137,14 @@ def _read_actions(tx: Transaction, service: str, host: str, target: str, inciden
 
 def _read_observed_stop(tx: Transaction, services: Iterable[str]) -> tuple[str, str]:
     """Return (run, why) of the stop of a target by somebody, as observed in an open incident of these services."""
-    row = tx.execute(
-        select(incidents.c.stopped_run, incidents.c.stopped_why)
-        .where(
-            incidents.c.service.in_(list(services)),
-            incidents.c.state == "open",
-            incidents.c.stopped_why.is_not(None),
-        )
-        .order_by(incidents.c.id.desc())
-    ).first()
+    row = tx.execute(_SELECT_OBSERVED_STOP, {"services": list(services)}).first()
     return (row.stopped_run or "", row.stopped_why) if row is not None else ("", "")
 
 
 def read_actions_in_progress(tx: Transaction, service: str, host: str, target: str = "") -> ActionsInProgress:
     """Return the actions in progress, seen from an action on `target` for `service` on `host`."""
-    running = tx.execute(
-        select(actions.c.service, actions.c.host, actions.c.target, actions.c.command).where(
-            actions.c.state == "running"
-        )
-    ).all()
-    recent = tx.scalars(
-        select(actions.c.claimed_at)
-        .where(actions.c.claimed_at > tx.now - BUDGET_WINDOW, actions.c.counts == 1, actions.c.state != "queued")
-        .order_by(actions.c.claimed_at)
-    ).all()
+    running = tx.execute(_SELECT_RUNNING).all()
+    recent = tx.scalars(_SELECT_RECENT_CLAIMS, {"since": tx.now - BUDGET_WINDOW}).all()
     return ActionsInProgress(
         target_busy=any(row.service == service or (row.host, row.target) == (host, target) for row in running),
         on_host=sum(1 for row in running if host and row.host == host),
@@ -172,15 +196,13 @@ def firing_names(tx: Transaction, incident: int, alerts_to_act_on: Iterable[str]
 
     These are `alerts_to_act_on`, or any alert if none of those ever fired in the incident.
     """
-    is_firing = and_(alerts.c.incident_id == incident, alerts.c.status == "firing")
-    names = frozenset(tx.scalars(select(alerts.c.name).where(is_firing)))
-    was_down = tx.scalar(select(incidents.c.labels.is_not(None)).where(incidents.c.id == incident))
+    names = frozenset(tx.scalars(_SELECT_FIRING, {"number": incident}))
+    was_down = tx.scalar(_SELECT_WAS_DOWN, {"number": incident})
     return names & frozenset(alerts_to_act_on) if was_down else names
 
 
 def is_host_down(tx: Transaction, host: str) -> bool:
-    rows = tx.scalars(select(alerts.c.labels).where(alerts.c.status == "firing", alerts.c.name == HOST_DOWN))
-    return any(labels.get("host") == host for labels in rows)
+    return any(labels.get("host") == host for labels in tx.scalars(_SELECT_HOSTS_DOWN))
 
 
 def expected_failures(tx: Transaction, services: Iterable[str]) -> set[str]:
@@ -220,9 +242,5 @@ def _is_approved(tx: Transaction, incident: int, step: RemediationStep | None) -
     """Whether an operator approved this step. An approval of another step, or of other options, does not count."""
     if step is None:
         return False
-    row = tx.execute(
-        select(actions.c.kind, actions.c.step).where(
-            actions.c.incident_id == incident, actions.c.state == "queued", actions.c.approved_at.is_not(None)
-        )
-    ).first()
+    row = tx.execute(_SELECT_APPROVED, {"number": incident}).first()
     return row is not None and row.kind == step.kind and row.step == step.model_dump()

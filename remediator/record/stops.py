@@ -3,11 +3,13 @@
 from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from remediator.record.schema import actions, incidents, stops
 from remediator.record.transaction import Transaction
+
+_SELECT_ASKED_BY = select(stops.c.asked_by).where(stops.c.service == bindparam("of"))
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ def add(tx: Transaction, services: Iterable[str], action: int, by: str) -> None:
 
 def describe_stop(tx: Transaction, service: str) -> str:
     """Return who stopped a service through Defib; empty if it is not stopped."""
-    by: str | None = tx.scalar(select(stops.c.asked_by).where(stops.c.service == service))
+    by: str | None = tx.scalar(_SELECT_ASKED_BY, {"of": service})
     return "" if by is None else f"by {by}, through Defib"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.dialects.sqlite import insert
 
 from remediator.record.schema import timestamps
@@ -18,6 +18,7 @@ TimestampName = Literal[
     "automation-notified",  # the last notification that automation is off was added
     "receivers",  # the Alertmanager receivers that deliver to this remediator were stored
 ]
+_SELECT = select(timestamps).where(timestamps.c.name == bindparam("named"))
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Timestamp:
 
 
 def get(tx: Transaction, name: TimestampName) -> Timestamp | None:
-    row = tx.execute(select(timestamps).where(timestamps.c.name == name)).first()
+    row = tx.execute(_SELECT, {"named": name}).first()
     return Timestamp(row.at, row.detail) if row is not None else None
 
 

@@ -30,5 +30,5 @@ class Transaction:
     def scalar(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> Any:
         return self.connection.scalar(statement, parameters)
 
-    def scalars(self, statement: Executable) -> ScalarResult[Any]:
-        return self.connection.scalars(statement)
+    def scalars(self, statement: Executable, parameters: Mapping[str, Any] | None = None) -> ScalarResult[Any]:
+        return self.connection.scalars(statement, parameters)

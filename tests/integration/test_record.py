@@ -1,6 +1,8 @@
 """The record after webhooks, reconciliation and actions, in a real SQLite file with a manual clock."""
 
 import asyncio
+import contextlib
+import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ from sqlalchemy import select
 from remediator.clients.alerts import Alert
 from remediator.incidents import actions, decisions, intake, lifecycle, reconciliation
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Decision, Observation, Situation
-from remediator.record import situations, stops
+from remediator.record import situations, stops, timestamps
 from remediator.record.schema import notifications
 from remediator.record.transaction import Transaction
 from tests.support import ClockedHarness, inventory_of
@@ -94,6 +96,45 @@ async def record(tmp_path: Path) -> AsyncIterator[Record]:
     new = await asyncio.to_thread(Record, tmp_path)
     yield new
     await asyncio.to_thread(new.database.close)
+
+
+def _store(tx: Transaction, name: timestamps.TimestampName, *, fail: bool = False) -> str:
+    timestamps.put(tx, name, tx.now)
+    if fail:
+        raise ValueError(name)
+    return name
+
+
+async def test_work_that_fails_changes_nothing_and_fails_alone(record: Record) -> None:
+    write, read = record.database.write_with_priority, record.database.read
+    first, failed, last = await asyncio.gather(
+        write(_store, "watchdog"),
+        write(_store, "automation", fail=True),
+        write(_store, "receivers"),
+        return_exceptions=True,
+    )
+    assert (first, str(failed), last) == ("watchdog", "automation", "receivers")
+    stored = [await read(timestamps.get, name) for name in ("watchdog", "automation", "receivers")]
+    assert [each is not None for each in stored] == [True, False, True]
+
+
+async def test_work_whose_caller_was_cancelled_is_completed(record: Record) -> None:
+    calls = [asyncio.create_task(record.database.write(_store, name)) for name in ("watchdog", "automation")]
+    await asyncio.sleep(0)  # both have begun to wait
+    calls[0].cancel()
+    assert await calls[1] == "automation"
+    assert await record.database.read(timestamps.get, "watchdog") is not None
+
+
+async def test_work_that_waits_when_the_database_is_closed_is_completed(tmp_path: Path) -> None:
+    record = await asyncio.to_thread(Record, tmp_path)
+    call = asyncio.create_task(record.database.write(_store, "watchdog"))
+    await asyncio.sleep(0)  # it has begun to wait
+    call.cancel()
+    await asyncio.to_thread(record.database.close)
+    (path,) = tmp_path.glob("*.db")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM timestamps").fetchall() == [("watchdog",)]
 
 
 async def test_an_alert_that_is_not_listed_is_resolved_and_fires_again_when_it_is_listed(record: Record) -> None:

@@ -93,11 +93,18 @@ async def harness(tmp_path: Path, hook: Hook, monkeypatch: pytest.MonkeyPatch) -
     await asyncio.to_thread(harness.database.close)
 
 
-async def fire(harness: SenderHarness, name: str, status: Any = "firing", **labels: str) -> None:
+def alert(name: str, status: Any = "firing", **labels: str) -> Alert:
     labels = {"alertname": name, "severity": "critical", **labels}
     annotations = {"summary": "no response", "summary_zh": "无响应"}
-    alert = Alert(f"{name}{labels.get('instance', '')}", "1", "", status, labels, annotations)
-    await harness.database.write(intake.receive_alerts, [alert])
+    return Alert(f"{name}{labels.get('instance', '')}", "1", "", status, labels, annotations)
+
+
+async def fire(harness: SenderHarness, name: str, status: Any = "firing", **labels: str) -> None:
+    await deliver(harness, alert(name, status, **labels))
+
+
+async def deliver(harness: SenderHarness, *alerts: Alert) -> None:
+    await harness.database.write(intake.receive_alerts, alerts)
     harness.sender.wake()
 
 
@@ -161,8 +168,7 @@ async def test_a_message_is_no_larger_than_its_limit(
     harness: SenderHarness, hook: Hook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("remediator.notifications.channels.webhook.BODY_LIMIT", 10_000)
-    for number in range(40):
-        await fire(harness, "DiskFull", instance=f"n{number}", padding="x" * 300)
+    await deliver(harness, *(alert("DiskFull", instance=f"n{number}", padding="x" * 300) for number in range(40)))
     await eventually(harness.settled)
     (body,) = hook.bodies
     assert len(body["notifications"]) + body["omitted"] == 40
