@@ -1,11 +1,12 @@
 """The connections of a server: limits on their number, and timeouts for slow clients.
 
-A new connection that exceeds a limit takes the place of one that waits for its client. One address can therefore lock
-out neither the others nor itself.
+A new connection that exceeds a limit takes the place of another one, preferably of a client that has shown no
+credential. Clients without one can therefore not lock out those that have one, even from the same address.
 """
 
 import asyncio
 import contextlib
+import enum
 import itertools
 import resource
 import socket
@@ -15,7 +16,7 @@ from typing import cast
 
 from aiohttp import StreamReader, web
 
-from runtime.access.control import PAUSED
+from runtime.access.control import PAUSED, find_identity
 from runtime.addresses import group_address
 from runtime.http_checks import RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
 from runtime.logs import LimitedLog
@@ -28,6 +29,7 @@ HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later
 BODY_TIMEOUT = 30.0
 MAX_HEADERS = 32 * 1024  # bytes of a request's headers that have arrived, while the others are missing
 RESPONSE_TIMEOUT = 30.0  # how long a client may leave full buffers unread
+NEW_FOR = 2.0  # seconds in which a new connection is expected to send its first request
 _CHECK_EVERY = 1.0
 _CHECK_AGAIN = 0.01
 _DROPPED_TOGETHER = 20
@@ -68,7 +70,7 @@ class Connections:
             client.close()
 
     def add(self, connection: "Connection") -> None:
-        """Add a new connection. At a limit, drop one that waits for its client, or the new one if there is none."""
+        """Add a new connection. At a limit, drop one that can be spared, or the new one if there is none."""
         siblings = self._by_address.get(connection.address, {})
         candidates: list[dict[Connection, None]] = []
         if len(siblings) >= MAX_CONNECTIONS_PER_ADDRESS:
@@ -77,8 +79,9 @@ class Connections:
             candidates = sorted(self._by_address.values(), key=len, reverse=True)
         dropped = None
         if candidates:
-            waiting = (found for each in candidates if (found := _find_waiting(each)) is not None)
-            dropped = next(waiting, connection)
+            now = asyncio.get_running_loop().time()
+            spared = (found for each in candidates if (found := _find_spared(each, now)) is not None)
+            dropped = next(spared, connection)
         self._by_address.setdefault(connection.address, {})[connection] = None
         self._count += 1
         self._metrics.connections.set(self._count)
@@ -128,15 +131,28 @@ class Connections:
             return await self._handle(request) if fault is None else self.refuse(connection, fault)
 
 
-def _find_waiting(connections: dict["Connection", None]) -> "Connection | None":
-    """Return the connection that has waited for its client the longest; first those that never sent a request."""
-    longest = None
+def _find_spared(connections: dict["Connection", None], now: float) -> "Connection | None":
+    """Return the connection that can be spared most; of several, the one that has waited for its client the longest."""
+    found, least = None, _Importance.BUSY
     for each in connections:
-        if each.is_waiting():
-            if not each.has_sent_request:
-                return each
-            longest = longest or each
-    return longest
+        importance = each.importance(now)
+        if importance < least:
+            found, least = each, importance
+            if importance is _Importance.REFUSED:
+                break
+    return found
+
+
+class _Importance(enum.IntEnum):
+    """How important a connection is, when one has to be dropped."""
+
+    REFUSED = 0  # it waits for its refusal
+    SILENT = 1  # it has not sent a request for a while
+    UNKNOWN = 2  # its last request had no valid credential
+    UNKNOWN_BUSY = 3  # the application answers its request, which had no valid credential, or none yet
+    NEW = 4  # its first request may be on its way
+    KNOWN = 5  # its last request had a valid credential
+    BUSY = 6  # the application answers its request, which has a valid credential: it is never dropped
 
 
 class Connection(web.RequestHandler):
@@ -157,7 +173,9 @@ class Connection(web.RequestHandler):
         self._pause_start: float | None = None
         self._header_bytes, self._has_headers = 0, False  # of a request that is being received
         self._body: StreamReader | None = None  # of the last request
-        self.has_sent_request = False
+        self._opened_at = self._loop.time()
+        self._has_sent_request = False
+        self._is_known = False  # the last request had a valid credential
         self.opening: asyncio.Task[None] | None = None
 
     def drop(self, reason: str) -> None:
@@ -170,21 +188,29 @@ class Connection(web.RequestHandler):
             with contextlib.suppress(OSError):  # the client has gone
                 self._socket.shutdown(socket.SHUT_RDWR)  # ends the TLS handshake
 
-    def is_waiting(self) -> bool:
-        """Whether the connection waits for its client, and not for the application."""
+    def importance(self, now: float) -> _Importance:
         request = self._request
-        return request is None or self.writing_paused or not request.content.is_eof() or request.get(PAUSED, False)
+        if request is not None and request.get(PAUSED, False):
+            return _Importance.REFUSED
+        if request is not None and not self.writing_paused and request.content.is_eof():
+            return _Importance.BUSY if find_identity(request) is not None else _Importance.UNKNOWN_BUSY
+        if self._is_known or (request is not None and find_identity(request) is not None):
+            return _Importance.KNOWN
+        if self._has_sent_request:
+            return _Importance.UNKNOWN
+        return _Importance.NEW if now < self._opened_at + NEW_FOR else _Importance.SILENT
 
     @contextlib.contextmanager
     def answer(self, request: web.BaseRequest) -> Iterator[None]:
         """Note that the headers have arrived, and the application answers."""
         self._request, self._request_start = request, self._loop.time()
-        self._headers_start, self.has_sent_request = None, True
+        self._headers_start, self._has_sent_request = None, True
         self._body = request.content
         try:
             yield
         finally:
             self._request, self._has_headers = None, False
+            self._is_known = find_identity(request) is not None
             self._connections.move_to_end(self)
 
     def drop_if_slow(self, now: float) -> bool:

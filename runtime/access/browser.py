@@ -14,7 +14,7 @@ from runtime.request_bodies import read_request_body
 READING = ("GET", "HEAD")
 CSRF_HEADER = "X-CSRF-Token"
 MAX_FORM, MAX_FIELDS = 16 * 1024, 20  # bytes and fields of a form
-_FORM = "form"  # the key in a request of its form
+_FORM: web.RequestKey[dict[str, str]] = web.RequestKey("form", dict)
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ async def read_form(request: web.Request) -> Mapping[str, str]:
     """Return the fields of a form, which may be sent by anybody; empty if the request has none. Raises ApiError."""
     if request.method in READING or request.content_type != "application/x-www-form-urlencoded":
         return {}
-    form: dict[str, str] | None = request.get(_FORM)
+    form = request.get(_FORM)
     if form is None:
         body = await read_request_body(request, MAX_FORM)
         try:

@@ -35,7 +35,7 @@ from runtime.errors import ApiError
 
 MAX_PATH = 200  # characters of a path in the audit log
 END_SESSIONS_EVERY = 5.0  # seconds between checks whether the users of sessions are still there
-PAUSED = "paused"  # the key in a request that is refused after a pause
+PAUSED = web.RequestKey("paused", bool)  # whether the refusal of the request is being delayed
 AUTOMATIC = "automatic"  # a key in the query of requests that a page sends by itself
 COOKIE = "defib_session"
 MAX_SLOW_DOWN = 1.0  # seconds by which a refused credential is answered later
@@ -45,30 +45,29 @@ _CONFIGURED_NAMES: Mapping[Role, str] = {
     Role.WEBHOOK: "webhook_token",
 }
 
-_IDENTITY, _SESSION, _CSRF_TOKEN = "identity", "session", "csrf_token"  # keys in a request
+_IDENTITY, _SESSION = web.RequestKey("identity", Identity), web.RequestKey("session", Session)
+_CSRF_TOKEN = web.RequestKey("csrf_token", str)
 
 
-def find_identity(request: web.Request) -> Identity | None:
+def find_identity(request: web.BaseRequest) -> Identity | None:
     """Return the caller's identity; None for an anonymous one."""
-    identity: Identity | None = request.get(_IDENTITY)
-    return identity
+    return request.get(_IDENTITY)
 
 
 def get_identity(request: web.Request) -> Identity:
     """Return the caller's identity, which every route has that requires a role."""
-    identity: Identity = request[_IDENTITY]
-    return identity
+    return request[_IDENTITY]
 
 
 def find_session(request: web.Request) -> Session | None:
     """Return the session that the request belongs to."""
-    session: Session | None = request.get(_SESSION)
-    return session
+    return request.get(_SESSION)
 
 
 def get_csrf_token(request: web.Request) -> str:
     """Return the CSRF token for the forms of a page; empty where the caller needs none."""
-    return str(request.get(_CSRF_TOKEN, ""))
+    token: str = request.get(_CSRF_TOKEN, "")
+    return token
 
 
 @dataclass(frozen=True)

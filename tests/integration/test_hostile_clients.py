@@ -10,7 +10,7 @@ import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import httpx
 import pytest
 import yaml
 from aiohttp import web
+from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from defib.demo.launcher import Launcher
@@ -25,11 +26,13 @@ from defib.demo.stack import Stack
 from runtime import connections
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl, WebUsers
-from runtime.access.roles import AccessRequirement
+from runtime.access.roles import AccessRequirement, Role
 from runtime.access.tokens import ConfiguredTokens
 from runtime.addresses import group_address
 from runtime.connections import Connections, Listener
 from runtime.metrics import ProgramMetrics
+from runtime.tasks import cancel_and_wait
+from runtime.tokens import ConfiguredToken
 from runtime.web import add_route, create_application
 from runtime.webconfig import WebConfigFile
 from tests.integration.peers import Authority
@@ -244,8 +247,15 @@ async def test_headers_of_responses(program: Server, tmp_path: Path, certificate
         }  # fmt: skip
 
 
+TOKEN = "a" * 32
+KNOWN = f"Authorization: Bearer {TOKEN}"
+
+
 class Application:
-    """A server in this process: `/read` returns the length of the body, `/wait` waits, `/big` is a large response."""
+    """A server in this process: `/read` returns the length of the body, `/wait` waits, `/big` is a large response.
+
+    `/work` waits, too, and requires a credential.
+    """
 
     def __init__(self) -> None:
         self.metrics = ProgramMetrics()
@@ -256,9 +266,11 @@ class Application:
     async def serve(self, context: ssl.SSLContext | None = None) -> AsyncIterator["Application"]:
         web_config = WebConfigFile(None)
         access = AccessControl(WebUsers, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.monotonic)
+        await access.tokens.replace([(ConfiguredToken("token", SecretStr(TOKEN)), Role.ADMIN)])
         app = create_application(access, web_config, ready=lambda: True)
         add_route(app, "POST", "/read", self.read, AccessRequirement.UNCHECKED)
         add_route(app, "GET", "/wait", self.wait, AccessRequirement.UNCHECKED)
+        add_route(app, "GET", "/work", self.wait, AccessRequirement.VIEWER)
         add_route(app, "GET", "/big", self.big, AccessRequirement.UNCHECKED)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -494,7 +506,7 @@ async def test_one_address_locks_out_nobody(monkeypatch: pytest.MonkeyPatch) -> 
         stack.callback(writer.close)
         writer.write(request("GET /-/healthy"))
         await prometheus.readuntil(b"healthy\n")
-        running = await connect("127.0.0.2", request("GET /wait"))
+        running = await connect("127.0.0.2", request("GET /work", KNOWN))
         silent = [await connect("127.0.0.2") for _ in range(30)]
         await eventually(count(16, 16))
         slow = [await connect("127.0.0.3", request("POST /read", "Content-Length: 9")) for _ in range(30)]
@@ -563,7 +575,7 @@ async def test_requests_in_progress_are_not_dropped_for_new_connections(
     async with Application().serve() as application:
         running = [await application.connect() for _ in range(5)]
         for _, writer in running:
-            writer.write(request("GET /wait", "Connection: close"))
+            writer.write(request("GET /work", "Connection: close", KNOWN))
 
         async def all_wait() -> bool:
             return application.waiting == 5
@@ -576,3 +588,39 @@ async def test_requests_in_progress_are_not_dropped_for_new_connections(
         for reader, writer in running:
             assert (await until_closed(reader)).endswith(b"waited")
             writer.close()
+
+
+@pytest.mark.parametrize("attack", ["GET /wait", "GET /-/healthy", "GET /api/v1/identity", "GET /", ""])
+async def test_clients_without_a_credential_do_not_lock_out_those_of_the_same_address(
+    monkeypatch: pytest.MonkeyPatch, attack: str
+) -> None:
+    """Such as Prometheus and Alertmanager, which run on the same machine as a user who attacks it."""
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 100)
+    async with Application().serve() as application, AsyncExitStack() as stack:
+
+        async def repeat() -> None:
+            while True:
+                reader, writer = await application.connect()
+                with suppress(ConnectionError, asyncio.IncompleteReadError), closing(writer):
+                    while True:
+                        writer.write(request(attack, "Authorization: Bearer wrong") if attack else b"")
+                        await reader.readuntil(b"\r\n\r\n")
+
+        attackers = [asyncio.create_task(repeat()) for _ in range(150)]
+        stack.push_async_callback(cancel_and_wait, attackers)
+
+        async def is_full() -> bool:
+            return application.dropped("limit") >= 200
+
+        kept, kept_writer = await application.connect()
+        stack.callback(kept_writer.close)
+        kept_writer.write(request("GET /api/v1/identity", KNOWN))
+        assert (await kept.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+        await eventually(is_full)
+        for _ in range(30):
+            reader, writer = await application.connect()
+            writer.write(request("GET /api/v1/identity", "Connection: close", KNOWN))
+            assert (await until_closed(reader)).startswith(b"HTTP/1.1 200")
+            writer.close()
+        kept_writer.write(request("GET /api/v1/identity", KNOWN))
+        assert (await kept.readuntil(b"}")).startswith(b"HTTP/1.1 200")
