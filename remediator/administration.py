@@ -16,6 +16,7 @@ from runtime.access.sessions import Session, Sessions
 from runtime.access.tokens import ApiToken, ApiTokens, create_secret, digest_of
 
 log = structlog.get_logger()
+RESERVED_NAMES = (LOCAL, "metrics_token", "webhook_token")  # of tokens of the configuration, in the audit log
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Administration:
         token = ApiToken(name, role, digest_of(secret), now, by.label, expires_at)
 
         def work(tx: Transaction) -> list[ApiToken]:
-            if name == LOCAL:
-                raise ConflictError("token_exists", f"{LOCAL!r} is the name of the local token")
+            if name in RESERVED_NAMES:
+                raise ConflictError("token_exists", f"{name!r} is the name of a token of the configuration")
             if not api_tokens.create(tx, token):
                 raise ConflictError("token_exists", f"there is an API token {name!r} already; revoke it first")
             audit.add(tx, AuditEntry.of(by, "create token", name, detail=role))

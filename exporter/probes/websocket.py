@@ -18,6 +18,7 @@ from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import check_url
 
 MESSAGE_LIMIT = 1024 * 1024
+FRAME_LIMIT = 10_000  # of a connection: fragments of messages, pings and pongs, too
 
 
 def _check_websocket_url(url: str) -> str:
@@ -32,6 +33,55 @@ class WebsocketProbeOptions(DialOptions):
     headers: Headers = Field(default_factory=dict)
     tls: ProbeTls = ProbeTls()
     dialogue: list[DialogueStep] = []
+
+
+class _LimitedFrames:
+    """Passes the frames of a WebSocket on to aiohttp's parser, up to a limit.
+
+    aiohttp limits the bytes of a message, but a message may have any number of empty fragments, whose parsing would
+    block the event loop.
+    """
+
+    def __init__(self, parser: Any, messages: Any) -> None:
+        self._parser, self._messages = parser, messages
+        self._frames = 0
+        self._head = bytearray()  # the beginning of a frame
+        self._payload_left = 0
+        self.feed_eof = parser.feed_eof
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        """Return whether the peer violates the protocol, as aiohttp's parser does, and nothing that is left."""
+        self._count_frames(data)
+        if self._frames <= FRAME_LIMIT:
+            result: tuple[bool, bytes] = self._parser.feed_data(data)
+            return result
+        error = f"more than {FRAME_LIMIT} frames"
+        self._messages.set_exception(aiohttp.WebSocketError(aiohttp.WSCloseCode.POLICY_VIOLATION, error))
+        return True, b""
+
+    def _count_frames(self, data: bytes) -> None:
+        """Count the frames that begin in `data` (RFC 6455, section 5.2)."""
+        at = 0
+        while at < len(data) and self._frames <= FRAME_LIMIT:
+            if self._payload_left:
+                skipped = min(self._payload_left, len(data) - at)
+                self._payload_left -= skipped
+                at += skipped
+                continue
+            self._head.append(data[at])
+            at += 1
+            size = self._head[1] & 0x7F if len(self._head) > 1 else 0
+            extra = {126: 2, 127: 8}.get(size, 0)  # bytes of a length that does not fit into seven bits
+            masked = 4 if len(self._head) > 1 and self._head[1] & 0x80 else 0
+            if len(self._head) == 2 + extra + masked:
+                self._payload_left = int.from_bytes(self._head[2 : 2 + extra]) if extra else size
+                self._head.clear()
+                self._frames += 1
+
+
+class _ProbeProtocol(ResponseHandler):
+    def set_parser(self, parser: Any, payload: Any, data_received_cb: Any = None) -> None:
+        super().set_parser(_LimitedFrames(parser, payload), payload, data_received_cb)
 
 
 class _ProbeConnector(aiohttp.BaseConnector):
@@ -55,7 +105,7 @@ class _ProbeConnector(aiohttp.BaseConnector):
             raise ProbeFailure("protocol", f"redirected to another server, {url.origin()}, which is not followed")
         tls = self._options.tls if req.is_ssl() else None
         self.transport, protocol = await connect(
-            url.raw_host or "", url.port or 0, lambda: ResponseHandler(loop), self._details, dial=self._options, tls=tls
+            url.raw_host or "", url.port or 0, lambda: _ProbeProtocol(loop), self._details, dial=self._options, tls=tls
         )
         if tls:
             protocol.connection_made(self.transport)  # so far it has the transport below TLS

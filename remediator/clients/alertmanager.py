@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import yaml
 
 from fleet.inventory.endpoints import Endpoint
-from remediator.clients.alerts import WATCHDOG, WEBHOOK_PATH, Alert, AlertList
+from remediator.clients.alerts import WATCHDOG, WEBHOOK_PATH, Alert, AlertList, cut_texts
 from remediator.clients.json_client import JsonClient, parsing_response
 from runtime.times import format_rfc3339
 
@@ -94,9 +94,8 @@ def _unix(text: str) -> float:
 
 
 def _parse_alert(alert: Mapping[str, Any]) -> Alert:
-    return Alert(
-        alert["fingerprint"], alert["startsAt"], "", "firing", dict(alert["labels"]), dict(alert["annotations"])
-    )
+    labels, annotations = dict(alert["labels"]), dict(alert["annotations"])
+    return cut_texts(Alert(alert["fingerprint"], alert["startsAt"], "", "firing", labels, annotations))
 
 
 def _own_receivers(status: Mapping[str, Any]) -> frozenset[str]:

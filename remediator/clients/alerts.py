@@ -5,7 +5,7 @@ Format: https://prometheus.io/docs/alerting/latest/configuration/#webhook_config
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from runtime.errors import DefibError
@@ -14,6 +14,10 @@ from runtime.payloads import TooManyValuesError, decode_json
 MAX_BODY = 4 * 1024 * 1024  # bytes
 MAX_ALERTS = 5000
 MAX_LABELS = 500  # labels, or annotations, of an alert
+MAX_IDENTITY = 200  # characters of a fingerprint or a time
+# Characters of a value, and of all names and values of an alert. Longer ones are cut: each notification contains them,
+# and Alertmanager does not send again what is refused.
+VALUE_LIMIT, ALERT_LIMIT = 4096, 32 * 1024
 MAX_TRUNCATED = 10**9  # a larger number is none that Alertmanager sends
 WEBHOOK_PATH = "/webhook/alertmanager"
 WATCHDOG = "Watchdog"
@@ -51,6 +55,7 @@ class WebhookPayload:
     alerts: list[Alert]
     truncated: int = 0
     receiver: str = ""
+    cut: int = 0  # alerts whose labels or annotations were cut
 
 
 @dataclass(frozen=True)
@@ -83,15 +88,18 @@ def parse_webhook(body: bytes) -> WebhookPayload:
         raise PayloadTooLargeError(f"more than {MAX_ALERTS} alerts; set max_alerts in Alertmanager")
     truncated = payload.get("truncatedAlerts")
     receiver = payload.get("receiver")
+    parsed = [_parse_alert(item) for item in alerts]
     return WebhookPayload(
-        [_parse_alert(item) for item in alerts],
+        [alert for alert, _ in parsed],
         min(truncated, MAX_TRUNCATED) if type(truncated) is int and truncated > 0 else 0,
         # Alertmanager escapes it as for a regular expression.
-        re.sub(r"\\(.)", r"\1", _clean(receiver)) if isinstance(receiver, str) else "",
+        re.sub(r"\\(.)", r"\1", _clean(receiver)[:MAX_IDENTITY]) if isinstance(receiver, str) else "",
+        sum(was_cut for _, was_cut in parsed),
     )
 
 
-def _parse_alert(item: Any) -> Alert:
+def _parse_alert(item: Any) -> tuple[Alert, bool]:
+    """Return an alert, and whether its labels or annotations were cut."""
     if not isinstance(item, dict):
         raise InvalidPayloadError("an alert is not a JSON object")
     status, fingerprint, starts_at = item.get("status"), item.get("fingerprint"), item.get("startsAt")
@@ -100,14 +108,41 @@ def _parse_alert(item: Any) -> Alert:
     if not isinstance(fingerprint, str) or not fingerprint or not isinstance(starts_at, str) or not starts_at:
         raise InvalidPayloadError("an alert has no `fingerprint` or no `startsAt`")
     ends_at = item.get("endsAt")
-    return Alert(
+    if max(len(fingerprint), len(starts_at)) > MAX_IDENTITY:
+        raise InvalidPayloadError(f"the `fingerprint` or `startsAt` of an alert is longer than {MAX_IDENTITY}")
+    alert = Alert(
         _clean(fingerprint),
         _clean(starts_at),
-        _clean(ends_at) if isinstance(ends_at, str) else "",
+        _clean(ends_at)[:MAX_IDENTITY] if isinstance(ends_at, str) else "",
         cast("Status", status),
         _parse_map(item.get("labels")),
         _parse_map(item.get("annotations")),
     )
+    cut = cut_texts(alert)
+    return cut, cut != alert
+
+
+def cut_texts(alert: Alert) -> Alert:
+    """Return an alert with labels and annotations of limited length."""
+    labels = _cut(alert.labels, ALERT_LIMIT)
+    return replace(alert, labels=labels, annotations=_cut(alert.annotations, ALERT_LIMIT - _length(labels)))
+
+
+def _cut(texts: Mapping[str, str], limit: int) -> Mapping[str, str]:
+    """Return texts with values of at most VALUE_LIMIT characters, without those after `limit` characters in all."""
+    if _length(texts) <= min(VALUE_LIMIT, limit):
+        return texts
+    kept: dict[str, str] = {}
+    for name, text in texts.items():
+        value = text if len(text) <= VALUE_LIMIT else f"{text[: VALUE_LIMIT - 1]}…"
+        limit -= len(name) + len(value)
+        if limit >= 0:
+            kept[name] = value
+    return kept
+
+
+def _length(texts: Mapping[str, str]) -> int:
+    return sum(map(len, texts)) + sum(map(len, texts.values()))
 
 
 def _parse_map(value: Any) -> Mapping[str, str]:

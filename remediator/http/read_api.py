@@ -40,7 +40,7 @@ def add_routes(app: web.Application, database: Database, metrics: RemediatorMetr
     def page_handler(name: str) -> Handler:
         async def read_page(request: web.Request) -> web.Response:
             rows = await views.read_record(database, PAGES[name], parse_before(request), PAGE_SIZE)
-            return views.respond(request, {name: rows}, redact, database.clock)
+            return await views.respond(request, {name: rows}, redact, database.clock)
 
         return read_page
 
@@ -49,7 +49,7 @@ def add_routes(app: web.Application, database: Database, metrics: RemediatorMetr
         incident = await views.read_record(database, queries.read_incident, number)
         if incident is None:
             raise ApiError(404, "unknown_incident", f"there is no incident {number}")
-        return views.respond(request, incident, redact, database.clock)
+        return await views.respond(request, incident, redact, database.clock)
 
     add_route(app, "GET", "/metrics", read_metrics, AccessRequirement.SCRAPE)
     for name in PAGES:

@@ -1,5 +1,7 @@
 """Rows of the record as JSON: times in RFC 3339; output of commands and evidence only for operators."""
 
+import asyncio
+import json
 from collections.abc import Callable
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -32,10 +34,12 @@ async def read_record(
         raise ApiError(503, "not_stored", "cannot read the record") from error
 
 
-def respond(request: web.Request, rows: dict[str, Any], redact: Redactor, clock: SteadyClock) -> web.Response:
+async def respond(request: web.Request, rows: dict[str, Any], redact: Redactor, clock: SteadyClock) -> web.Response:
     """Return rows as a JSON response, without evidence if the caller's role does not permit it."""
     visible = rows if may_read_evidence(request) else remove_evidence(rows)
-    return web.json_response(redact.redact_all(format_times(visible, clock)))
+    # In a thread, since outputs and evidence may have megabytes.
+    text = await asyncio.to_thread(lambda: json.dumps(redact.redact_all(format_times(visible, clock))))
+    return web.json_response(text=text)
 
 
 def may_read_evidence(request: web.Request) -> bool:

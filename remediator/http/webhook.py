@@ -68,6 +68,8 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
         services = database.inventory.services
         unknown = sum(1 for alert in payload.alerts if alert.labels.get("service", "") not in services)
         log.info("alertmanager_webhook_received", alerts=len(payload.alerts), unknown_services=unknown)
+        if payload.cut:
+            limited_log.warning("alertmanager_webhook_alerts_cut", alerts=payload.cut)
         if payload.truncated:
             metrics.truncated.inc(payload.truncated)
             log.warning(

@@ -162,7 +162,8 @@ class Sender:
         options = channel.settings
         notifications = await self._database.read(content.read_notifications, batch)
         details = await self._read_details(batch)
-        masked = [self._mask(replace(each, details={**each.details, **details})) for each in notifications]
+        detailed = [replace(each, details={**each.details, **details}) for each in notifications]
+        masked = await asyncio.to_thread(lambda: [self._mask(each) for each in detailed])
         card = await asyncio.to_thread(_render, masked, batch, self._database.inventory, options)
         # Checking the limits comes last, so that nothing delays the delivery after that.
         delivery = await self._database.write(deliveries.reserve_delivery, batch)

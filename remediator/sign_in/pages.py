@@ -194,4 +194,5 @@ def _parse_next(text: str) -> str:
         parts = urlsplit(text)
     except ValueError:
         return ""
-    return text if is_plain and not parts.scheme and not parts.netloc and not text.startswith("/") else ""
+    is_path = not parts.scheme and not parts.netloc and not text.startswith(("/", ".")) and "//" not in parts.path
+    return text if is_plain and is_path else ""

@@ -179,7 +179,7 @@ def alert(service: str, name: str = "ServiceDown", status: str = "firing", start
         "annotations": {"summary": f"{service} is down"},
         "startsAt": f"2026-11-22T03:39:0{starts}Z",
         "endsAt": "0001-01-01T00:00:00Z",
-        "fingerprint": f"{name}-{service}",
+        "fingerprint": f"{name}-{service}"[:200],
     }
 
 

@@ -1,6 +1,7 @@
 """A sender with its record and a simulated Feishu server."""
 
 import asyncio
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from sqlalchemy import select
 
 from defib.demo.feishu import FeishuSimulator
 from fleet.inventory.model import Inventory
+from remediator.clients.alerts import Alert, cut_texts
+from remediator.incidents import intake
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
 from remediator.record import notifications as notification_rows
 from remediator.record.schema import notifications
 from runtime.redaction import Redactor
-from tests.support import RecordHarness
+from tests.support import RecordHarness, eventually
 
 LABELS = {"alertname": "DiskFull", "severity": "warning"}
 
@@ -51,6 +54,18 @@ class SenderHarness(RecordHarness):
 
     async def settled(self) -> bool:
         return all(row.state != "pending" for row in await self.rows())
+
+    async def send_long_alerts(self) -> None:
+        """Receive alerts with as much text as an alert may have, most of it to be escaped, and send them."""
+        text = "<&*_[" * 800
+        labels = {f"label{number}": text for number in range(8)}
+        received = [
+            cut_texts(Alert(f"{number} {time.monotonic()}", "1", "", "firing", {"alertname": "Long", **labels}, {}))
+            for number in range(100)
+        ]
+        await self.database.write(intake.receive_alerts, received)
+        self.sender.wake()
+        await eventually(self.settled)
 
     async def close(self) -> None:
         await self.sender.drain()

@@ -14,7 +14,13 @@ import pytest
 from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import SudoOptions
 from fleet.shells.local import LocalShell
-from remediator.clients.alerts import MAX_BODY, MAX_LABELS, PayloadTooLargeError, parse_webhook
+from remediator.clients.alerts import (
+    MAX_BODY,
+    MAX_LABELS,
+    InvalidPayloadError,
+    PayloadTooLargeError,
+    parse_webhook,
+)
 from remediator.clients.json_client import RESPONSE_LIMIT as CLIENT_LIMIT
 from remediator.clients.json_client import ClientError, JsonClient
 from remediator.execution.controls.http import HTTP, HttpControlOptions
@@ -298,6 +304,30 @@ async def test_large_webhooks_are_accepted() -> None:
         assert payload.alerts[-1].labels == dict.fromkeys(labels, "? é")
 
     await leaves_the_loop_free(receive)
+
+
+def test_long_labels_and_annotations_are_cut() -> None:
+    payload = parse_webhook(_payload(
+        _alert(labels={"service": "web", "long": "é" * 5000}, annotations={"summary": "x" * 4096}),
+        _alert(labels={f"{number:03}": "<&*_" * 2000 for number in range(400)}, annotations={"summary": "late"}),
+        _alert(labels={"alertname": "A"}),
+        _alert(labels={"a" * 10_000: "b"}),
+    ))  # fmt: skip
+    first, second, third, fourth = payload.alerts
+    assert first.labels == {"service": "web", "long": "é" * 4095 + "…"}
+    assert first.annotations == {"summary": "x" * 4096}
+    assert sum(len(name) + len(value) for name, value in {**second.labels, **second.annotations}.items()) <= 32 * 1024
+    assert third.labels == {"alertname": "A"}
+    assert len(next(iter(fourth.labels))) == 10_000
+    assert payload.cut == 2
+    with pytest.raises(InvalidPayloadError, match="longer than 200"):
+        parse_webhook(_payload(_alert(fingerprint="f" * 201)))
+
+
+def test_brackets_in_strings_are_no_lists() -> None:
+    text = '[{"' * 150_000
+    (alert,) = parse_webhook(_payload(_alert(annotations={"summary": text}))).alerts
+    assert alert.annotations == {"summary": text[:4095] + "…"}
 
 
 def test_limit_of_labels() -> None:

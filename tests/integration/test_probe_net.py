@@ -359,6 +359,43 @@ async def test_endless_lines_and_pings(tmp_path: Path) -> None:
         assert (result.reason, "more than 1000 pings" in result.message) == ("protocol", True), result.message
 
 
+@pytest.mark.parametrize("data", [b"\x01\x00" + 50_000 * b"\x00\x00", 50_000 * b"\x8a\x00", 50_000 * b"\x81\x01a"])
+async def test_endless_frames(tmp_path: Path, data: bytes) -> None:
+    async def frames(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse()
+        await socket.prepare(request)
+        assert request.transport is not None
+        while not request.transport.is_closing():
+            request.transport.write(data)
+            await asyncio.sleep(0.01)
+        return socket
+
+    async with peers.web_server(frames) as port:
+        asked = {"url": f"ws://127.0.0.1:{port}/", "dialogue": [{"expect": "yes"}]}
+        result = await probed(tmp_path, "websocket", asked, "20s")
+    assert result.reason == "protocol", result.message
+    assert "more than 1" in result.message, result.message
+    assert result.duration < 10
+
+
+async def test_frames_of_all_lengths(tmp_path: Path) -> None:
+    """The frames of long messages are counted by their heads, wherever those are split."""
+    sizes = [0, 1, 125, 126, 65_535, 65_536, 1_000_000]
+
+    async def frames(request: web.Request) -> web.StreamResponse:
+        socket = web.WebSocketResponse(compress=False)
+        await socket.prepare(request)
+        for size in sizes:
+            await socket.send_str("x" * size)
+        await socket.send_str("yes")
+        await socket.receive()
+        return socket
+
+    async with peers.web_server(frames) as port:
+        asked = {"url": f"ws://127.0.0.1:{port}/", "dialogue": [{"expect": "^yes"}]}
+        assert (await probed(tmp_path, "websocket", asked, "20s")).success
+
+
 async def test_websocket_redirect_to_another_server_is_not_followed(tmp_path: Path) -> None:
     heard: list[Any] = []
 

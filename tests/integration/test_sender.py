@@ -16,7 +16,7 @@ from remediator.notifications.channels import http
 from remediator.notifications.outbox import Batch
 from remediator.record.database import Database
 from tests.integration.sender_harness import LABELS, SenderHarness
-from tests.support import eventually, inventory_of
+from tests.support import eventually, inventory_of, leaves_the_loop_free
 
 
 @pytest.fixture
@@ -262,3 +262,8 @@ async def test_notifications_of_a_removed_channel_are_given_up(harness: SenderHa
 async def test_a_second_owner_of_the_record_is_refused(harness: SenderHarness) -> None:
     with pytest.raises(Exception, match="another remediator uses"):
         await asyncio.to_thread(Database, f"sqlite:///{harness.folder}/record.db", Inventory())
+
+
+async def test_alerts_with_much_text_do_not_block_the_event_loop(harness: SenderHarness) -> None:
+    await leaves_the_loop_free(harness.send_long_alerts)
+    assert {row.state for row in await harness.rows()} == {"sent"}

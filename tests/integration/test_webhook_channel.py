@@ -21,7 +21,7 @@ from remediator.notifications.channels import http
 from tests.integration import peers
 from tests.integration.sender_harness import SenderHarness
 from tests.integration.test_notify_command import defib
-from tests.support import eventually, inventory_of, load_problems, write
+from tests.support import eventually, inventory_of, leaves_the_loop_free, load_problems, write
 
 TOKEN = "s3cr3t-of-the-hook"
 
@@ -297,3 +297,8 @@ async def test_an_accepted_message_is_not_sent_again_if_the_body_cannot_be_read(
     await eventually(harness.settled)
     assert [row.response for row in await harness.rows()] == ["HTTP 200"]
     assert len(hook.requests) == 1
+
+
+async def test_alerts_with_much_text_do_not_block_the_event_loop(harness: SenderHarness) -> None:
+    await leaves_the_loop_free(harness.send_long_alerts)
+    assert {row.state for row in await harness.rows()} == {"sent"}
