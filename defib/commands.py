@@ -80,9 +80,10 @@ def exporter(options: argparse.Namespace) -> int:
 
 
 def remediator(options: argparse.Namespace) -> int:
+    import console
     from remediator import app
 
-    return _serve(options, "remediator", app.run)
+    return _serve(options, "remediator", partial(app.run, add_pages=console.add_pages))
 
 
 def _serve(options: argparse.Namespace, program: "Program", server: "Server") -> int:

@@ -52,7 +52,7 @@ async def send_test(client: ChannelClient, inventory: Inventory, channel: Channe
     """Send a test message, which mentions nobody, to a channel."""
     now = datetime.now(ZoneInfo(inventory.notify.timezone))
     notifications = [build_test_notification(now, getpass.getuser())]
-    card = render_card(notifications, "one", shipped_templates(inventory))
+    card = render_card(notifications, "one", shipped_templates(inventory.notify.language))
     return await client.send(channel, ChannelMessage(card, notifications, key=uuid4().hex), time.time())
 
 

@@ -1,7 +1,7 @@
 """The remediator as a program: load the configuration, open the record, serve, drain, stop."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,7 @@ from aiohttp import web
 
 import fleet.shells.ssh  # noqa: F401 - loaded at the start, not during an incident
 from fleet.inventory.loading import LoadedInventory
-from fleet.inventory.model import Inventory
 from fleet.inventory.server_access import create_settings
-from remediator import console
 from remediator.administration import Administration
 from remediator.chat import feishu_callback
 from remediator.chat.buttons import ButtonHandler
@@ -20,7 +18,6 @@ from remediator.chat.feishu_connection import LongConnections
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.alerts import MAX_BODY
 from remediator.clients.exporter import Exporter
-from remediator.console.rendering import PageRenderer
 from remediator.engine.engine import Engine
 from remediator.engine.housekeeping import run_housekeeping
 from remediator.http import access_api, read_api, webhook, write_api
@@ -31,7 +28,6 @@ from remediator.operations import Operations
 from remediator.record.audit import AuditLog
 from remediator.record.database import Database
 from remediator.record.sessions import StoredSessions
-from remediator.sign_in.pages import SignInPages
 from remediator.sign_in.registry import SignInServices
 from runtime import tokens
 from runtime.access.control import AccessControl
@@ -46,9 +42,13 @@ from runtime.webconfig import WebConfigFile
 
 Load = Callable[[], LoadedInventory]
 Clients = tuple[Exporter, Alertmanager | None]
+# Adds pages to the application, and returns their task.
+AddPages = Callable[[web.Application, "Parts"], Callable[[], Awaitable[None]]]
 
 
-async def run(load: Load, listen: ListenAddress, web_config: WebConfigFile, redact: Redactor) -> None:
+async def run(
+    load: Load, listen: ListenAddress, web_config: WebConfigFile, redact: Redactor, *, add_pages: AddPages
+) -> None:
     """Serve until a signal stops it. Raises ConfigurationError and StartError before anything is started."""
     loaded = await asyncio.to_thread(load)
     redact.add(loaded.secrets)
@@ -56,7 +56,7 @@ async def run(load: Load, listen: ListenAddress, web_config: WebConfigFile, reda
     database = await asyncio.to_thread(Database, inventory.remediator.database, inventory)
     try:
         clients = await asyncio.to_thread(_create_clients, loaded, redact)
-        parts = _Parts.create(clients, database, redact, web_config)
+        parts = Parts.create(clients, database, redact, web_config)
         await parts.administration.load()
         await parts.apply_access(loaded)
     except DefibError:
@@ -74,12 +74,14 @@ async def run(load: Load, listen: ListenAddress, web_config: WebConfigFile, reda
         on_error=webhook.count_refusals(parts.metrics),
     )
     parts.add_routes(app, reload)
+    run_pages = add_pages(app, parts)
     parts.metrics.record_reload(successful=True)
     try:
         await serve(
             "remediator", app, listen, parts.metrics, web_config=web_config,
             tasks=[
                 parts.engine.run, parts.sender.run, parts.run_housekeeping, parts.connections.run, parts.access.run,
+                run_pages,
             ],
             reload=reload, drain=parts.drain,
         )  # fmt: skip
@@ -92,8 +94,8 @@ async def run(load: Load, listen: ListenAddress, web_config: WebConfigFile, reda
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """The parts of the program, wired."""
+class Parts:
+    """The parts of the program, wired; the console uses them, too."""
 
     database: Database
     redact: Redactor
@@ -109,7 +111,7 @@ class _Parts:
     connections: LongConnections
 
     @classmethod
-    def create(cls, clients: Clients, database: Database, redact: Redactor, web_config: WebConfigFile) -> "_Parts":
+    def create(cls, clients: Clients, database: Database, redact: Redactor, web_config: WebConfigFile) -> "Parts":
         metrics, http_client = RemediatorMetrics(), httpx.AsyncClient(trust_env=True)
         audit_log, now = AuditLog(database, redact), database.clock.now
         api_tokens, sessions = ApiTokens(now), Sessions(now, StoredSessions(database))
@@ -139,22 +141,22 @@ class _Parts:
         )  # fmt: skip
 
     def add_routes(self, app: web.Application, reload: Reloader) -> None:
-        renderer = PageRenderer(self.database, self.redact)
         webhook.add_routes(app, self.engine, self.database, self.metrics)
         read_api.add_routes(app, self.database, self.metrics, self.redact)
         write_api.add_routes(app, self.operations, self.database, self.redact, reload)
         access_api.add_routes(app, self.administration, self.database)
         feishu_callback.add_routes(app, self.database, self.buttons)
-        console.add_routes(app, self.database, renderer)
-        SignInPages(
-            self.access, self.sign_in_services, lambda: _public_url(self.database.inventory), renderer
-        ).add_routes(app)
+
+    def public_url(self) -> str:
+        """Return the console's URL for browsers."""
+        inventory = self.database.inventory
+        return inventory.notify.links.remediator or inventory.remediator.url.url
 
     async def apply_access(self, loaded: LoadedInventory) -> None:
         """Put the access settings of a configuration in force. Raises StartError."""
         inventory = loaded.inventory
         await self.sign_in_services.apply(inventory.access)
-        urls = [_public_url(inventory), inventory.remediator.url.url]
+        urls = [inventory.notify.links.remediator or inventory.remediator.url.url, inventory.remediator.url.url]
         self.access.settings = create_settings(inventory.access, urls, self.sign_in_services.find_role)
         await self.access.tokens.replace(
             [
@@ -175,7 +177,7 @@ class _Parts:
 class _Reload:
     """Loads the configuration again and puts it in force; if that fails, the previous one stays in force."""
 
-    def __init__(self, load: Load, parts: _Parts, clients: Clients) -> None:
+    def __init__(self, load: Load, parts: Parts, clients: Clients) -> None:
         self._load, self._parts, self.clients = load, parts, clients
 
     async def __call__(self) -> Mapping[str, object]:
@@ -194,11 +196,6 @@ class _Reload:
         old_clients, self.clients = self.clients, new_clients
         await _close(*old_clients)
         return {"services": len(loaded.inventory.services)}
-
-
-def _public_url(inventory: Inventory) -> str:
-    """Return the console's URL for browsers."""
-    return inventory.notify.links.remediator or inventory.remediator.url.url
 
 
 def _create_clients(loaded: LoadedInventory, redact: Redactor) -> Clients:

@@ -20,7 +20,7 @@ from remediator.execution.controls.runner import UnknownVerbError, Verb
 from remediator.incidents import acknowledgement, actions
 from remediator.incidents.actions import Claim
 from remediator.incidents.timeline import add_event
-from remediator.policy.situation import LOCKS, OVERRULABLE, Decision
+from remediator.policy.situation import LOCKS, OVERRULABLE, Decision, Observation
 from remediator.record import audit, automation, maintenance, queries
 from remediator.record.audit import AuditLog
 from remediator.record.automation import AutomationSwitch
@@ -112,6 +112,17 @@ class Operations:
                 raise HostUnreachableError("unreachable", str(error)) from error
         await self._audit_log.write(AuditEntry.of(by, verb, service_id))
         return completed
+
+    async def probe_now(self, service_id: str, by: Identity) -> Observation:
+        """Probe a service outside of its schedule."""
+        async with self._audit_log.recording_refusal(by, "probe", service_id):
+            service = self.get_service(service_id)
+            try:
+                observed = await self._engine.exporter.probe(service.id, service.probe.timeout)
+            except ClientError as error:
+                raise UnavailableError("exporter_unavailable", f"cannot query the exporter: {error}") from error
+        await self._audit_log.write(AuditEntry.of(by, "probe", service_id))
+        return observed
 
     async def reset_attempts(self, service_id: str, by: Identity) -> int:
         """Give a service all its attempts again; returns the id of the reset."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import structlog
 from aiohttp import web
@@ -18,6 +18,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = structlog.get_logger()
 limited_log = LimitedLog()
 _CLIENT_ERROR, _UNAUTHORIZED = 400, 401
+MAX_LOCAL_PATH = 500  # characters
 
 
 def create_application(
@@ -129,6 +130,17 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 def relative_path(request: web.Request, path: str) -> str:
     """Return a path of this server relative to the request's, since a proxy may serve all paths below a prefix."""
     return f"./{'../' * (request.path.count('/') - 1)}{path}"
+
+
+def parse_local_path(text: str) -> str:
+    """Return a path of this server, relative to its root; empty if the text is anything else."""
+    is_plain = text.isascii() and text.isprintable() and "\\" not in text and len(text) <= MAX_LOCAL_PATH
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return ""
+    is_path = not parts.scheme and not parts.netloc and not text.startswith(("/", ".")) and "//" not in parts.path
+    return text if is_plain and is_path else ""
 
 
 def _is_page(request: web.Request) -> bool:

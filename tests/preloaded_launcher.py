@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 from defib.demo import launcher
 from defib.demo.launcher import Launcher
 
-DEFIB = [sys.executable, "-m", "defib"]
+DEFIB = [sys.executable, "-P", "-m", "defib"]
 
 
 @contextlib.contextmanager

@@ -38,7 +38,7 @@ class Launcher:
     async def begin(cls) -> "Launcher":
         """Start the launcher's process."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "defib.demo.launcher",
+            sys.executable, "-P", "-m", "defib.demo.launcher",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         assert process.stdin is not None  # noqa: S101 - for mypy: it is a pipe

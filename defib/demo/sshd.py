@@ -133,7 +133,7 @@ async def _log_in(sshd: Sshd) -> bool:
 
 
 async def _start_asyncssh(launcher: Launcher, folder: Path, server: Sshd, env: Mapping[str, str]) -> Sshd:
-    argv = [sys.executable, "-m", "defib.demo.asyncssh_server", str(folder), str(server.port)]
+    argv = [sys.executable, "-P", "-m", "defib.demo.asyncssh_server", str(folder), str(server.port)]
     pid = await launcher.start(argv, folder / "log", {**os.environ, **env})
     if not await can_log_in(server):
         raise StartError(f"cannot log in to the SSH server: {(folder / 'log').read_text()[-500:]}")

@@ -170,7 +170,7 @@ class Stack:
 
     async def start_program(self, program: str) -> None:
         """Start the exporter or the remediator, and wait until it is ready."""
-        argv = [sys.executable, "-m", "defib", program, "--config", str(self._folder / "config")]
+        argv = [sys.executable, "-P", "-m", "defib", program, "--config", str(self._folder / "config")]
         options = self.options.get(program, [])
         await self._run(program, [*argv, "--listen", f"127.0.0.1:{self.ports[program]}", *options])
         await self.wait_for(program, lambda: self._is_ready(program))

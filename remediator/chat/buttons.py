@@ -87,7 +87,7 @@ class ButtonHandler:
                 toast = await asyncio.shield(task)
         action = press.value.get("answer")
         self._metrics.presses.labels(action if action in get_args(ButtonAction) else "unknown", toast.key).inc()
-        texts = (await asyncio.to_thread(rendering.shipped_templates, inventory)).words["toasts"]
+        texts = (await asyncio.to_thread(rendering.shipped_templates, inventory.notify.language)).words["toasts"]
         return ToastText(toast.type, texts[toast.key].format(*toast.values))
 
     async def drain(self) -> None:
@@ -148,7 +148,7 @@ class ButtonHandler:
         try:
             return await self._run_operation(action, ids, by, inventory)
         except GateClosedError as error:
-            reasons = (await asyncio.to_thread(rendering.shipped_templates, inventory)).words["reasons"]
+            reasons = (await asyncio.to_thread(rendering.shipped_templates, inventory.notify.language)).words["reasons"]
             return Toast("warning", "held", (reasons.get(error.code, error.code),))
         except OperationError as error:
             return _toast_of_error(error)

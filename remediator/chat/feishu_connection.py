@@ -81,7 +81,7 @@ class LongConnections:
     async def _run_process(self, name: str, options: FeishuAppOptions, on_connected: Callable[[], None]) -> str:
         """Run one process and respond to its events; returns why it ended."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "remediator.chat.feishu_connection_process", stdin=asyncio.subprocess.PIPE,
+            sys.executable, "-P", "-m", "remediator.chat.feishu_connection_process", stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL, limit=LINE_LIMIT,
             env=child_environment(proxies=True),
         )  # fmt: skip

@@ -1,8 +1,10 @@
 """The exporter's API: the status of services, and probes on request."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import httpx
 import structlog
@@ -47,6 +49,15 @@ class TokenAuth(httpx.Auth):
             return ""
 
 
+@dataclass(frozen=True)
+class ServiceChanges:
+    """Services that changed since an earlier answer, as JSON; all services if the list is `complete`."""
+
+    cursor: str
+    complete: bool
+    services: Sequence[Mapping[str, Any]]
+
+
 class Exporter:
     def __init__(self, endpoint: Endpoint, token: ConfiguredToken) -> None:
         auth = TokenAuth(token) if endpoint.auth is None else None
@@ -68,6 +79,18 @@ class Exporter:
         response = await self._client.request("GET", "/api/v1/services")
         with parsing_response():
             return {service["id"]: _parse_observation(service) for service in response["services"]}
+
+    async def list_changes(self, cursor: str) -> ServiceChanges:
+        """Return the services that changed since `cursor`; all of them if that is empty. Raises ClientError."""
+        response = await self._client.request("GET", f"/api/v1/services?{urlencode({'after': cursor})}")
+        with parsing_response():
+            # Earlier versions answer with all services.
+            return ServiceChanges(response.get("cursor", ""), response.get("complete", True), response["services"])
+
+    async def read_service(self, service: str) -> Mapping[str, Any]:
+        """Return a service with its last results and failures, as JSON. Raises ClientError."""
+        found: Mapping[str, Any] = await self._client.request("GET", f"/api/v1/services/{quote(service, safe='')}")
+        return found
 
     async def observe(self, service: str) -> Observation:
         """Return the last observation of a service, without probing. Raises ClientError."""

@@ -73,6 +73,11 @@ class Engine:
         """The inventory in force."""
         return self._database.inventory
 
+    @property
+    def exporter(self) -> Exporter:
+        """The client in use, which a reload replaces."""
+        return self._exporter
+
     def wake(self, services: Collection[str] | None = None) -> None:
         """Decide again about these services, or about all, and send new notifications."""
         handling = set(self._handling)

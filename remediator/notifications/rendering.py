@@ -102,9 +102,9 @@ def load_templates(inventory: Inventory) -> Templates:
     return _load_templates(notify.language, notify.templates, changed)
 
 
-def shipped_templates(inventory: Inventory) -> Templates:
+def shipped_templates(language: Language) -> Templates:
     """Return the shipped templates, without the user's."""
-    return _load_templates(inventory.notify.language, None, ())
+    return _load_templates(language, None, ())
 
 
 def describe_template_error(error: Exception, own: Path) -> str:

@@ -240,4 +240,4 @@ def _render(notifications: Sequence[Notification], batch: Batch, inventory: Inve
         if inventory.notify.templates is None:
             raise
         log.exception("custom_templates_failed", form=batch.form, hint="run `defib check`")
-        return render(shipped_templates(inventory))
+        return render(shipped_templates(inventory.notify.language))

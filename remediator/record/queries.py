@@ -46,6 +46,20 @@ def open_incidents(tx: Transaction) -> list[dict[str, Any]]:
     return [dict(row) for row in rows.mappings()]
 
 
+def incidents_of_service(tx: Transaction, service: str, limit: int) -> list[dict[str, Any]]:
+    """Return the newest incidents of a service."""
+    query = select(incidents).where(incidents.c.service == service).order_by(incidents.c.opened_at.desc()).limit(limit)
+    return [dict(row) for row in tx.execute(query).mappings()]
+
+
+def last_action_of(tx: Transaction, service: str) -> dict[str, Any] | None:
+    """Return the newest action on a service that was run."""
+    was_run = (actions.c.service == service) & actions.c.state.not_in(("queued", "cancelled"))
+    query = select(actions).where(was_run, actions.c.kind != "reset").order_by(actions.c.claimed_at.desc()).limit(1)
+    row = tx.execute(query).mappings().first()
+    return dict(row) if row is not None else None
+
+
 def read_incident(tx: Transaction, incident: int) -> dict[str, Any] | None:
     """Return an incident with its alerts, actions, evidence, timeline and notifications; None if there is none."""
     row = tx.execute(select(incidents).where(incidents.c.id == incident)).mappings().first()

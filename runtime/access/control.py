@@ -240,6 +240,14 @@ class AccessControl:
                 if self.find_session_role(session) is None:
                     await self._end_orphan(session)
 
+    def is_unchanged(self, request: web.Request) -> bool:
+        """Whether the session and the role with which a long request began are still valid."""
+        session = find_session(request)
+        if session is None or self.sessions is None:
+            return True
+        current = self.sessions.find(request.cookies.get(self.cookie_name(request), ""))
+        return current is not None and self.find_session_role(current) is get_identity(request).role
+
     def find_session_role(self, session: Session) -> Role | None:
         """Return the present role of a session's user, None where the user has none any more."""
         if session.method != "password":

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -19,13 +20,12 @@ import pytest
 import yaml
 from aiohttp import web
 
+import console
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
-from remediator import console
 from remediator.chat import feishu_callback
 from remediator.http import access_api, read_api, webhook, write_api
-from remediator.sign_in.pages import SignInPages
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl, WebUsers
 from runtime.access.roles import AccessRequirement
@@ -60,7 +60,14 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("POST", "/webhook/feishu/{channel}"): UNCHECKED,  # but Feishu's signature
         ("POST", "/webhook/alertmanager"): WEBHOOK,
         ("GET", "/"): VIEWER,
+        ("GET", "/services/{id}"): VIEWER,
+        ("GET", "/services/{id}/logs"): OPERATOR,
+        ("POST", "/services/{id}/{button}"): OPERATOR,
+        ("GET", "/incidents"): VIEWER,
         ("GET", "/incidents/{id}"): VIEWER,
+        ("GET", "/stream"): VIEWER,
+        ("GET", "/static/{version}/{name}"): PUBLIC,
+        ("POST", "/preferences"): VIEWER,
         ("GET", "/sign-in"): PUBLIC,
         ("POST", "/sign-in"): PUBLIC,
         ("GET", "/sign-in/{service}"): PUBLIC,
@@ -93,6 +100,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
 }
 NOT_THERE = {
     "{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none", "{service}": "oidc", "{name}": "none",
+    "{button}": "probe", "{version}": "0",
 }  # fmt: skip
 ROLES = ("viewer", "operator", "admin")
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would create one for each client
@@ -117,8 +125,8 @@ def empty(program: str) -> web.Application:
         write_api.add_routes(app, nothing, nothing, nothing, nothing)
         access_api.add_routes(app, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)
-        console.add_routes(app, nothing, nothing)
-        SignInPages(access, {}, nothing, nothing).add_routes(app)
+        parts = dict.fromkeys(("database", "redact", "operations", "sign_in_services", "public_url", "engine"))
+        console.add_pages(app, cast("Any", SimpleNamespace(access=access, **parts)))
     return app
 
 
@@ -176,8 +184,15 @@ async def request_from(
 ) -> httpx.Response:
     """Send a request from one of this machine's addresses: each has its own limit of refused credentials."""
     transport = httpx.AsyncHTTPTransport(verify=NO_TLS, local_address=address)
-    async with httpx.AsyncClient(transport=transport, timeout=120) as client:
-        return await client.request(method, url, headers=headers, content=content)
+    async with (
+        httpx.AsyncClient(transport=transport, timeout=120) as client,
+        client.stream(method, url, headers=headers, content=content) as answer,
+    ):
+        if answer.headers.get("Content-Type") == "text/event-stream":  # without an end
+            answer._content = await anext(answer.aiter_bytes(), b"")
+        else:
+            await answer.aread()
+        return answer
 
 
 @pytest.fixture

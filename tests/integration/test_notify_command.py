@@ -146,9 +146,9 @@ async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loo
     status, _, err = await defib(config, "silence", "1")
     assert (status, "remediator.alertmanager_url is not set" in err) == (1, True), err
     assert (await defib(config, "acknowledge", "99"))[2] == "defib: there is no incident 99 (the newest: 1)\n"
-    page = await loop.ask("GET", "/")
+    page = await loop.ask("GET", "/incidents")
     assert page.headers["content-type"].startswith("text/html")
-    assert "Open incidents (1)" in page.text
+    assert "Open incidents <small>1</small>" in page.text
     assert "`on_failure` is `notify`" in page.text
     whole = await loop.ask("GET", "/incidents/1")
     assert failed in page.text

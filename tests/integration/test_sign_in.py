@@ -94,7 +94,7 @@ async def test_signing_in_and_out(loop: Loop, browser: Browser) -> None:
     assert {"HttpOnly", "SameSite=Lax", "Path=/"} <= set(cookies["defib_session"].split("; "))
     assert "Secure" not in cookies["defib_session"]  # without TLS, a browser would not send it back
     shown = await browser.open("/")
-    assert (shown.status_code, "operator · operator" in shown.text) == (200, True)
+    assert (shown.status_code, "operator <small>operator</small>" in shown.text) == (200, True)
     assert shown.headers["Cache-Control"] == "no-store"
     csrf = find_csrf(shown.text)
     # A change needs the session's CSRF token, and a page of this server.
@@ -335,7 +335,7 @@ async def test_signing_in_with_openid_connect(loop: Loop, browser: Browser, laun
     back = await sign_in("1", "incidents/3")
     done = await follow(browser, back)
     assert (done.status_code, done.headers["Location"]) == (303, "./../../incidents/3")
-    assert "ann (oidc) · operator" in (await browser.open("/")).text
+    assert "ann (oidc) <small>operator</small>" in (await browser.open("/")).text
     # Neither the redirect nor its code works again, or in another browser.
     assert (await follow(browser, back)).status_code == 401
     other = Browser(browser.url)
@@ -366,7 +366,7 @@ async def test_signing_in_with_openid_connect(loop: Loop, browser: Browser, laun
     await eventually(signs_in)
     # The role is that of the configuration in force.
     await reload_with(loop, oidc | {"roles": {"sre": "viewer"}})
-    assert "ann (oidc) · viewer" in (await browser.open("/")).text
+    assert "ann (oidc) <small>viewer</small>" in (await browser.open("/")).text
     await reload_with(loop, oidc | {"roles": {"others": "viewer"}})
     assert (await browser.open("/")).status_code == 303
 
@@ -404,7 +404,7 @@ async def test_signing_in_with_feishu(loop: Loop, browser: Browser) -> None:
         return await follow(browser, back)
 
     assert (await sign_in(FeishuUser("ou_ann", "Ann"))).status_code == 303
-    assert "ann (feishu) · admin" in (await browser.open("/")).text
+    assert "ann (feishu) <small>admin</small>" in (await browser.open("/")).text
     statuses = {
         "person without a role": (await sign_in(FeishuUser("ou_bob", "Bob"))).status_code,
         "stranger": (await sign_in(FeishuUser("ou_eve", "ann"))).status_code,
@@ -565,7 +565,7 @@ async def test_with_a_full_disk_people_can_sign_in(loop: Loop, browser: Browser,
     await loop.start({"web": loop.service("web")}, remediator={"database": f"sqlite:///{small_disk}/r.db"})
     await fill_disk(loop, small_disk)
     assert (await browser.sign_in("admin", "admin")).status_code == 303
-    assert "admin · admin" in (await browser.open("/")).text
+    assert "admin <small>admin</small>" in (await browser.open("/")).text
     headers = {"X-CSRF-Token": await browser.csrf(), "Origin": browser.url}
     for method, path, body in (
         ("PUT", "/api/v1/automation", {"enabled": False}), ("POST", "/api/v1/services/web/restart", {}),

@@ -7,7 +7,7 @@ from urllib.parse import quote, urlsplit
 
 from aiohttp import web
 
-from remediator.console.rendering import PageRenderer
+from console.rendering import PageRenderer
 from remediator.sign_in.services import Redirect, RedirectError, SignedInUser, SignInError, SignInService
 from runtime.access.audit import AuditEntry
 from runtime.access.browser import check_csrf, read_form
@@ -16,11 +16,10 @@ from runtime.access.roles import AccessRequirement, SignInMethod
 from runtime.access.sessions import AGE_LIMIT, csrf_token
 from runtime.errors import ApiError
 from runtime.logs import LimitedLog
-from runtime.web import add_route, relative_path
+from runtime.web import add_route, parse_local_path, relative_path
 
 FORM_COOKIE = "defib_sign_in"
 FORM_FOR, REDIRECT_FOR = 3600, 600  # seconds for which a form can be sent, and a browser can come back
-MAX_NEXT = 500  # characters
 EXCHANGES = 10  # requests to services for signing in, in progress
 log = LimitedLog()
 
@@ -47,7 +46,7 @@ class SignInPages:
         add_route(app, "POST", "/sign-out", self._sign_out, AccessRequirement.VIEWER)
 
     async def _show(self, request: web.Request) -> web.Response:
-        return await self._render(request, _parse_next(request.query.get("next", "")))
+        return await self._render(request, parse_local_path(request.query.get("next", "")))
 
     async def _render(
         self,
@@ -72,7 +71,7 @@ class SignInPages:
 
     async def _check_password(self, request: web.Request) -> web.Response:
         form = await read_form(request)
-        next_ = _parse_next(form.get("next", ""))
+        next_ = parse_local_path(form.get("next", ""))
         form_id = request.cookies.get(self._form_cookie(request), "")
         try:
             # Without the cookie, no token is right.
@@ -95,7 +94,7 @@ class SignInPages:
         """Send the browser to another service for signing in."""
         name = request.match_info["service"]
         service = self._find_service(name)
-        next_ = _parse_next(request.query.get("next", ""))
+        next_ = parse_local_path(request.query.get("next", ""))
         public = urlsplit(self._public_url())
         if public.netloc.lower() != request.host.lower() and "again" not in request.query:
             # The browser comes back to the public URL, and must have the cookie for that name.
@@ -134,7 +133,7 @@ class SignInPages:
             message = f"the user has no role in access.{name}; their groups: {groups}"
             self._access.note_refusal(request, user.name, message, event="sign_in", means="console")
             return await self._render(request, "", status=403, problem="no_role", values=(user.name,))
-        return await self._start_session(request, user.name, method, user.groups, _parse_next(redirect.next))
+        return await self._start_session(request, user.name, method, user.groups, parse_local_path(redirect.next))
 
     async def _start_session(
         self, request: web.Request, user: str, method: SignInMethod, groups: Sequence[str], next_: str
@@ -185,14 +184,3 @@ def _find_code(request: web.Request) -> str:
     if "code" not in request.query:
         raise SignInError(f"the service sent the error {request.query.get('error', '')[:100]!r} instead of a code")
     return request.query["code"]
-
-
-def _parse_next(text: str) -> str:
-    """Return a path of this server, relative to its root; empty if the text is anything else."""
-    is_plain = text.isascii() and text.isprintable() and "\\" not in text and len(text) <= MAX_NEXT
-    try:
-        parts = urlsplit(text)
-    except ValueError:
-        return ""
-    is_path = not parts.scheme and not parts.netloc and not text.startswith(("/", ".")) and "//" not in parts.path
-    return text if is_plain and is_path else ""

@@ -1,0 +1,76 @@
+"""The buttons of a service's page: from a submitted form to an operation, and why it was not done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fleet.inventory.model import Service
+from fleet.inventory.units import parse_duration
+from remediator.execution.controls.runner import Verb
+from remediator.http.views import read_record
+from remediator.incidents import lifecycle
+from remediator.operations import GateClosedError, NotFoundError, OperationError, Operations
+from remediator.policy.situation import OVERRULABLE
+from remediator.record.database import Database
+from runtime.access.roles import Identity
+
+VERBS: tuple[Verb, ...] = ("restart", "stop", "start")
+BUTTONS = (*VERBS, "reset", "probe", "acknowledge", "maintenance")
+NEEDS_REASON = ("stop", "maintenance")
+REASON_LIMIT = 300  # characters
+
+
+@dataclass(frozen=True)
+class NotDone:
+    """Why a button did nothing: the key of a text, or a message; and the gate that held it, which may be overruled."""
+
+    button: str
+    key: str = ""
+    text: str = ""
+    gate: str = ""
+
+    @property
+    def can_overrule(self) -> bool:
+        return self.gate in OVERRULABLE
+
+
+class ServiceButtons:
+    def __init__(self, operations: Operations, database: Database) -> None:
+        self._operations, self._database = operations, database
+
+    async def press(self, button: str, service: Service, form: Mapping[str, str], by: Identity) -> NotDone | None:
+        """Do what a button says; returns why it was not done. Raises ApiError where the record cannot be read."""
+        reason = form.get("reason", "").strip()[:REASON_LIMIT]
+        if button in NEEDS_REASON and not reason:
+            return NotDone(button, key="reason_missing")
+        try:
+            return await self._do(button, service, form, reason, by)
+        except GateClosedError as error:
+            return NotDone(button, text=str(error), gate=error.code)
+        except NotFoundError:
+            return NotDone(button, key="gone")
+        except (OperationError, ValueError) as error:
+            return NotDone(button, text=str(error))
+
+    async def _do(
+        self, button: str, service: Service, form: Mapping[str, str], reason: str, by: Identity
+    ) -> NotDone | None:
+        operations = self._operations
+        for verb in VERBS:
+            if button == verb:
+                overruled = {*form.get("overrule", "").split(",")} & OVERRULABLE
+                await operations.start_action(service.id, verb, overruled, by)
+        if button == "probe":
+            await operations.probe_now(service.id, by)
+        elif button == "reset":
+            await operations.reset_attempts(service.id, by)
+        elif button == "maintenance":
+            seconds = parse_duration(form.get("for", ""))
+            await operations.begin_maintenance(
+                "service", service.id, seconds=seconds, reason=reason, by=by, notify=False
+            )
+        elif button == "acknowledge":
+            incident = await read_record(self._database, lifecycle.find_open, service.id)
+            if incident is None:
+                return NotDone(button, key="no_incident")
+            await operations.acknowledge("incident", incident, by)
+        return None

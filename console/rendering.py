@@ -1,0 +1,206 @@
+"""Rendering of pages: templates, texts in the reader's language, times in the time zone of the inventory."""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+from aiohttp import web
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from console import charts
+from console.languages import HTML_LANGUAGE, LANGUAGES, choose_language, load_texts
+from console.snapshot import ServiceRow
+from fleet.inventory.notify import Language
+from remediator.http.views import may_read_evidence, remove_evidence
+from remediator.notifications.content import annotations_in_language
+from remediator.notifications.rendering import describe_event, format_duration, shipped_templates
+from remediator.record.database import Database
+from runtime.access.control import find_identity, get_csrf_token
+from runtime.access.roles import AccessRequirement, permits
+from runtime.redaction import Redactor
+from runtime.terminal import escape_controls
+from runtime.web import relative_path
+
+STATIC = Path(__file__).parent / "static"
+THEME_COOKIE = "defib_theme"
+THEMES = ("light", "dark")
+# `same-origin`: without a referrer, browsers send forms with `Origin: null`.
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action"
+        " 'self'; frame-ancestors 'none'; base-uri 'none'"
+    ),
+    "Referrer-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Vary": "Accept-Language, Cookie",
+}
+# Where a page shows how long something has lasted: rows are rendered once, and their pages later.
+_AGE = re.compile("([\x02\x04])([0-9.]+)\x03")  # in words, and in seconds
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Who reads a page, as far as its looks depend on it."""
+
+    language: Language
+    theme: str = ""  # one of THEMES; empty: as the browser prefers
+
+    @property
+    def texts(self) -> Mapping[str, Any]:
+        return load_texts(self.language)
+
+
+class PageRenderer:
+    def __init__(self, database: Database, redact: Redactor) -> None:
+        self._database, self._redact = database, redact
+        self._templates = Environment(
+            loader=PackageLoader("console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+            lstrip_blocks=True, finalize=_escape,
+        )  # fmt: skip
+        self._rows: dict[tuple[str, Language], tuple[ServiceRow, Markup]] = {}  # the last rendering of each row
+        self._templates.globals |= {"fill": _fill, "strip": charts.draw_strip, "static_version": static_version()}
+
+    def find_reader(self, request: web.Request) -> Reader:
+        theme = request.cookies.get(THEME_COOKIE, "")
+        language = choose_language(request, self._database.inventory.notify.language)
+        return Reader(language, theme if theme in THEMES else "")
+
+    async def respond(
+        self,
+        request: web.Request,
+        template: str,
+        sent: Mapping[str, Any] = MappingProxyType({}),
+        *,
+        status: int = 200,
+        **values: Any,
+    ) -> web.Response:
+        """Return a page, without secrets, and without evidence if the caller's role does not permit it.
+
+        `sent` are more values, which the client has sent itself.
+        """
+        identity = find_identity(request)
+        shows_evidence = identity is not None and may_read_evidence(request)
+        visible = self._redact.redact_all(values if shows_evidence else remove_evidence(values))
+        reader = self.find_reader(request)
+
+        def may(role: str) -> bool:
+            return identity is not None and permits(identity.role, AccessRequirement[role.upper()])
+
+        common = {
+            "shows_evidence": shows_evidence, "identity": identity, "csrf": get_csrf_token(request), "may": may,
+            "root": relative_path(request, ""), "here": request.path_qs.removeprefix("/"),
+            "other_languages": [each for each in LANGUAGES if each != reader.language], "path": request.path,
+        }  # fmt: skip
+        text = await asyncio.to_thread(self.render, template, reader, {**visible, **sent, **common})
+        response = web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
+        response.enable_compression()
+        return response
+
+    def render(self, template: str, reader: Reader, values: Mapping[str, Any]) -> str:
+        """Render a template. Values are not redacted."""
+        return self.fill_ages(self._templates.get_template(template).render(**self._helpers(reader), **values), reader)
+
+    def render_row(self, row: ServiceRow, reader: Reader) -> Markup:
+        """Render a service of a list, with ages to be filled in; the same row is rendered once."""
+        key = (row.id, reader.language)
+        known = self._rows.get(key)
+        if known is None or known[0] != row:
+            shown = self._redact.redact_all(asdict(row))
+            html = self._templates.get_template("row.html").render(**self._helpers(reader), row=shown, root="")
+            text = Markup(html)  # noqa: S704 - escaped by the template
+            known = self._rows[key] = (row, text)
+        return known[1]
+
+    def render_fresh_row(self, row: ServiceRow, reader: Reader) -> str:
+        return self.fill_ages(self.render_row(row, reader), reader)
+
+    @staticmethod
+    def respond_text(text: str, name: str) -> web.Response:
+        """Return a text file to be saved."""
+        quoted = quote(name)
+        headers = {"Content-Disposition": f"attachment; filename*=UTF-8''{quoted}", "Cache-Control": "no-store"}
+        return web.Response(text=text, content_type="text/plain", charset="utf-8", headers=headers)
+
+    def fill_ages(self, text: str, reader: Reader) -> str:
+        """Fill in how long ago the times are that `age` has left in the text."""
+        words, now = shipped_templates(reader.language).words, self.unix_now()
+
+        def fill(match: re.Match[str]) -> str:
+            seconds = max(0.0, now - float(match[2]))
+            return format_duration(words, seconds) if match[1] == "\x02" else f"{seconds:.1f}"
+
+        return _AGE.sub(fill, text)
+
+    def unix_now(self) -> float:
+        clock = self._database.clock
+        return clock.unix(clock.now())
+
+    def _helpers(self, reader: Reader) -> dict[str, Any]:
+        inventory, clock = self._database.inventory, self._database.clock
+        notify, words = inventory.notify, shipped_templates(reader.language).words
+        zone = ZoneInfo(notify.timezone)
+
+        def format_unix(at: float | None) -> str:
+            return "" if at is None else datetime.fromtimestamp(at, zone).strftime("%Y-%m-%d %H:%M:%S")
+
+        def format_time(at: float | None) -> str:
+            return "" if at is None else format_unix(clock.unix(at))
+
+        def mark_time(at: float | None) -> Markup:
+            """Return a Unix time as an element, which scripts know."""
+            if at is None:
+                return Markup("")
+            return Markup('<time datetime="{}">{}</time>').format(f"{at:.0f}", format_unix(at))
+
+        def mark_age(at: float | None) -> Markup:
+            """Return how long ago a Unix time is as an element that scripts keep up to date."""
+            if at is None:
+                return Markup("")
+            return Markup(
+                '<span class="age" data-since="{}" data-age="\x04{}\x03" title="{}">\x02{}\x03</span>'
+            ).format(f"{at:.1f}", f"{at:.1f}", format_unix(at), f"{at:.1f}")
+
+        def format_length(incident: Mapping[str, Any]) -> str:
+            ended = incident["closed_at"] or clock.now()
+            return format_duration(words, ended - (incident["down_at"] or incident["opened_at"]))
+
+        def name_service(service: str) -> str:
+            return inventory.services[service].title if service in inventory.services else service
+
+        return {
+            "words": words, "texts": reader.texts, "language": HTML_LANGUAGE[reader.language], "reader": reader,
+            "time": format_time, "unix_time": mark_time, "age": mark_age, "duration": format_length,
+            "seconds": lambda seconds: format_duration(words, seconds), "zone": notify.timezone,
+            "unix": lambda at: None if at is None else clock.unix(at), "service_name": name_service,
+            "summary": lambda annotations: annotations_in_language(annotations, reader.language).get("summary", ""),
+            "describe": lambda row: describe_event(words, row["event"], row["detail"]),
+        }  # fmt: skip
+
+
+def _escape(value: object) -> object:
+    """Escape characters that could hide or reorder text."""
+    return escape_controls(value) if type(value) is str else value
+
+
+def _fill(text: str, *values: object) -> Markup:
+    """Return a text with values in it, which are escaped unless they are elements."""
+    return escape(text).format(*map(_escape, values))
+
+
+@lru_cache(maxsize=1)
+def static_version() -> str:
+    """Return a digest of all static files, which their addresses contain so that browsers may keep them."""
+    digest = hashlib.sha256()
+    for path in sorted(STATIC.iterdir()):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

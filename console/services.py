@@ -1,0 +1,189 @@
+"""The pages of services: the list, one service, its logs, and the buttons that act on it."""
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import Any
+
+from aiohttp import web
+from markupsafe import Markup
+
+from console.buttons import BUTTONS, NotDone, ServiceButtons
+from console.filters import GROUPS, ORDERS, PAGE_SIZE, ServiceFilter, values_of
+from console.rendering import PageRenderer
+from console.requests import SubmittedForms
+from console.snapshot import DEADLINE, STATES, SnapshotSource, parse_time
+from fleet.inventory.model import Service
+from remediator.clients.json_client import ClientError
+from remediator.http.views import read_record
+from remediator.operations import NotFoundError, OperationError, Operations
+from remediator.record import queries
+from remediator.record.database import Database
+from remediator.record.transaction import Transaction
+from runtime.access.browser import read_form
+from runtime.access.control import get_identity
+from runtime.access.roles import AccessRequirement
+from runtime.errors import ApiError
+from runtime.web import add_route, relative_path
+
+INCIDENTS_SHOWN = 10
+# The option of each kind of control that names what it acts on.
+_THINGS: Mapping[str, str] = MappingProxyType({"docker": "container", "systemd": "unit", "supervisor": "program"})
+LOG_LIMIT = 2 * 1024 * 1024  # characters of a log that a page shows; the rest is downloaded
+VIEWER, OPERATOR = AccessRequirement.VIEWER, AccessRequirement.OPERATOR
+
+
+def add_routes(
+    app: web.Application, source: SnapshotSource, renderer: PageRenderer, operations: Operations, database: Database
+) -> None:
+    pages = _ServicePages(source, renderer, operations, database)
+    service = "/services/{id}"
+    for method, path, handler, needs in (
+        ("GET", "/", pages.show_list, VIEWER),
+        ("GET", service, pages.show_service, VIEWER),
+        ("GET", f"{service}/logs", pages.show_logs, OPERATOR),
+        ("POST", f"{service}/{{button:{'|'.join(BUTTONS)}}}", pages.press, OPERATOR),
+    ):
+        add_route(app, method, path, handler, needs)
+
+
+class _ServicePages:
+    def __init__(
+        self, source: SnapshotSource, renderer: PageRenderer, operations: Operations, database: Database
+    ) -> None:
+        self._source, self._renderer, self._operations, self._database = source, renderer, operations, database
+        self._buttons, self._submitted = ServiceButtons(operations, database), SubmittedForms()
+
+    async def show_list(self, request: web.Request) -> web.Response:
+        snapshot = await self._source.get()
+        chosen = ServiceFilter.parse(request.query)
+        reader = self._renderer.find_reader(request)
+        rows = chosen.select(snapshot.rows.values())
+        shown = chosen.page_of(rows)
+        groups = [
+            (name, len(group), Markup("").join(self._renderer.render_row(row, reader) for row in group))
+            for name, group in chosen.grouped(shown)
+        ]
+        every = list(snapshot.rows.values())
+        return await self._renderer.respond(
+            request, "services.html", {"chosen": chosen, "groups": groups}, counts=dict(snapshot.counts),
+            snapshot=_head(snapshot), states=STATES, orders=list(ORDERS), groupings=list(GROUPS), total=len(rows),
+            values={name: values_of(every, name) for name in ("provider", "category", "host", "group")},
+            open_incidents=len(snapshot.overview.incidents), first=(chosen.page - 1) * PAGE_SIZE + 1,
+            page_count=max(1, -(-len(rows) // PAGE_SIZE)),
+            part=request.query.get("part", ""),
+        )  # fmt: skip
+
+    async def show_service(self, request: web.Request, not_done: NotDone | None = None) -> web.Response:
+        service = self._find_service(request)
+        snapshot = await self._source.get()
+        row = snapshot.rows.get(service.id)
+        if row is None:
+            raise ApiError(404, "unknown_service", f"the inventory has no service {service.id!r}")
+        observed, explanation, (incidents, last_action) = await asyncio.gather(
+            self._read_observed(service.id),
+            self._explain(service.id),
+            read_record(self._database, _read_history, service.id),
+        )
+        inventory = self._database.inventory
+        dependents = [each for each in inventory.services.values() if service.id in each.depends_on]
+        return await self._renderer.respond(
+            request, "service.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
+            status=409 if not_done else 200, row=asdict(row), snapshot=_head(snapshot), observed=observed,
+            explanation=explanation, incidents=incidents, last_action=last_action, service=_describe(service),
+            depends_on=list(service.depends_on), dependents={each.id: each.title for each in dependents},
+            part=request.query.get("part", ""),
+        )  # fmt: skip
+
+    async def show_logs(self, request: web.Request) -> web.Response:
+        service = self._find_service(request)
+        problem, output = "", ""
+        try:
+            completed = await self._operations.read_from_host(service.id, "logs", get_identity(request))
+            output = completed.output
+            problem = "" if completed.status == 0 else f"{completed.why or completed.status}"
+        except OperationError as error:
+            problem = str(error)
+        if "download" in request.query and not problem:
+            return self._renderer.respond_text(output, f"{service.id}.log")
+        return await self._renderer.respond(
+            request, "logs.html", service=_describe(service), output=output[-LOG_LIMIT:], log_problem=problem,
+            was_cut=len(output) > LOG_LIMIT, part=request.query.get("part", ""),
+        )  # fmt: skip
+
+    async def press(self, request: web.Request) -> web.Response:
+        """Do what a button says, once for each form, and show the service again."""
+        service, form, button = self._find_service(request), await read_form(request), request.match_info["button"]
+        not_done = await self._submitted.run_once(
+            form.get("form_id", ""), lambda: self._buttons.press(button, service, form, get_identity(request))
+        )
+        if not_done is not None:
+            return await self.show_service(request, not_done)
+        if request.headers.get("Sec-Fetch-Mode") == "cors":  # a script, which shows the answer in the page
+            return await self.show_service(request)
+        return web.Response(status=303, headers={"Location": relative_path(request, f"services/{service.id}")})
+
+    async def _read_observed(self, service: str) -> Mapping[str, Any]:
+        """Return what the exporter knows of the service, or why that cannot be read."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                seen = await self._source.exporter.read_service(service)
+        except (ClientError, TimeoutError) as error:
+            return {"problem": str(error) or "no answer in time"}
+        shown = ("last", "failures", "results", "components", "certificate")
+        for each in (*seen.get("failures", ()), *seen.get("results", ())):
+            each["at"], each["failure"] = parse_time(each["started_at"]), each.pop("message", "")
+        return {name: seen[name] for name in shown if name in seen}
+
+    async def _explain(self, service: str) -> Mapping[str, Any]:
+        """Return the gates of the service, or why they cannot be read."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await self._operations.explain(service)
+        except (OperationError, TimeoutError) as error:
+            return {"problem": str(error) or "no answer in time"}
+
+    def _find_service(self, request: web.Request) -> Service:
+        try:
+            return self._operations.get_service(request.match_info["id"])
+        except NotFoundError as error:
+            raise ApiError(404, error.code, str(error)) from error
+
+
+def _read_history(tx: Transaction, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """Return the last incidents of a service, and its last action."""
+    return queries.incidents_of_service(tx, service, INCIDENTS_SHOWN), queries.last_action_of(tx, service)
+
+
+def _head(snapshot: Any) -> Mapping[str, Any]:
+    """Return what all pages show of the snapshot: its version, banners and problems."""
+    return {
+        "version": snapshot.version,
+        "problems": [asdict(each) for each in snapshot.problems.values()],
+        "automation": asdict(snapshot.overview.automation),
+        "maintenance": [dict(each) for each in snapshot.overview.maintenance],
+        "mismatched": sorted(snapshot.mismatched),
+    }
+
+
+def _find_thing(service: Service) -> tuple[str, str] | None:
+    """Return what a control acts on, as the key of a word and a name; None where it has no name of its own."""
+    control = service.control
+    key = _THINGS.get(control.kind) if control is not None else None
+    return (
+        (key, str(getattr(service.control.options, key))) if key is not None and service.control is not None else None
+    )
+
+
+def _describe(service: Service) -> Mapping[str, Any]:
+    """Return the settings of a service that its page shows, without secrets."""
+    control = service.control
+    return {
+        "id": service.id, "title": service.title, "host": service.host, "on_failure": service.on_failure,
+        "runbook": service.runbook, "team": service.team, "target": service.target,
+        "kind": service.probe.kind, "every": service.probe.every, "timeout": service.probe.timeout,
+        "fail_after": service.probe.fail_after, "recover_after": service.probe.recover_after,
+        "control": control.kind if control is not None else "", "thing": _find_thing(service),
+        "verbs": list(control.options.verbs) if control is not None else [],
+    }  # fmt: skip

@@ -1,0 +1,296 @@
+"""The snapshot: what all viewers see of the services, from the exporter and the record, refreshed once per second."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Literal
+
+import structlog
+
+from fleet.inventory.model import Inventory, Service
+from remediator.clients.exporter import Exporter
+from remediator.clients.json_client import ClientError
+from remediator.policy.maintenance_windows import find_window
+from remediator.record.database import Database, StorageError
+from remediator.record.overview import Overview, read_overview
+from runtime.logs import LimitedLog
+
+ServiceState = Literal["down", "degraded", "stopped", "unknown", "up"]
+STATES: tuple[ServiceState, ...] = ("down", "degraded", "stopped", "unknown", "up")
+DEADLINE = 2.0  # seconds for each source
+REFRESH_EVERY = 1.0
+WATCHED_FOR = 30.0  # seconds after the last request in which the snapshot is kept fresh
+log = structlog.get_logger()
+limited_log = LimitedLog()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceRow:
+    """A service as lists show it. Times are Unix times; texts from outside are not redacted yet."""
+
+    id: str
+    title: str
+    host: str
+    group: str
+    category: str
+    provider: str
+    severity: str
+    state: ServiceState
+    since: float | None = None  # of `up`
+    reason: str = ""  # of the last probe, if it failed
+    failure: str = ""
+    probed_at: float | None = None
+    latency: float | None = None
+    recent: str = ""
+    components_down: tuple[str, ...] = ()
+    alerts: tuple[str, ...] = ()
+    incident: int | None = None
+    verb: str = ""  # of the last decision
+    decision: str = ""  # its reason
+    detail: str = ""
+    acknowledged_by: str = ""
+    action: str = ""  # kind of the action in progress
+    phase: str = ""  # of the action: queued, running, verifying
+    maintenance: str = ""
+    verbs: tuple[str, ...] = ()
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """The broken ones first."""
+        return STATES.index(self.state), self.title.lower()
+
+    def looks_like(self, other: "ServiceRow") -> bool:
+        """Whether both look the same but for what each probe changes."""
+        measured = {"probed_at": None, "latency": None, "recent": ""}
+        return replace(self, **measured) == replace(other, **measured)  # type: ignore[arg-type]  # a literal's values
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A source that cannot be read, and since when in Unix time."""
+
+    source: Literal["exporter", "record"]
+    text: str
+    since: float
+
+
+@dataclass
+class Snapshot:
+    """The rows by service, with the version in which each changed its looks or its results last."""
+
+    version: int = 0
+    rows: dict[str, ServiceRow] = field(default_factory=dict)
+    changed: dict[str, int] = field(default_factory=dict)
+    measured: dict[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
+    overview: Overview = field(default_factory=Overview)
+    mismatched: frozenset[str] = frozenset()
+    problems: Mapping[str, Problem] = field(default_factory=dict)
+    head_version: int = 0  # in which counts, banners or the set of services changed
+
+    def changed_since(self, version: int) -> list[ServiceRow]:
+        return [self.rows[name] for name, at in self.changed.items() if at > version and name in self.rows]
+
+    def measured_since(self, version: int) -> list[ServiceRow]:
+        return [self.rows[name] for name, at in self.measured.items() if at > version and name in self.rows]
+
+
+class SnapshotSource:
+    """Keeps the snapshot fresh while somebody watches."""
+
+    def __init__(self, database: Database, get_exporter: Callable[[], Exporter]) -> None:
+        self._database, self._get_exporter = database, get_exporter
+        self.snapshot = Snapshot()
+        self._services: dict[str, Mapping[str, Any]] = {}  # as the exporter describes them
+        self._cursor = ""
+        self._inventory: Inventory | None = None  # for which the rows were built
+        self._refreshed_at = self._watched_at = float("-inf")
+        self._lock = asyncio.Lock()
+        self._watched = asyncio.Event()
+        self._refreshed = asyncio.Condition()
+
+    @property
+    def exporter(self) -> Exporter:
+        return self._get_exporter()
+
+    async def run(self) -> None:
+        """Refresh until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if loop.time() - self._watched_at > WATCHED_FOR:
+                self._watched.clear()
+                await self._watched.wait()
+            started = loop.time()
+            try:
+                await self.refresh()
+            except Exception:  # the next round may succeed
+                if limited_log.admits("snapshot_failed"):
+                    log.exception("snapshot_failed")
+            await asyncio.sleep(max(0.1, started + REFRESH_EVERY - loop.time()))
+
+    async def get(self) -> Snapshot:
+        """Return the snapshot, refreshed if it is older than a second."""
+        self.watch()
+        if asyncio.get_running_loop().time() - self._refreshed_at > REFRESH_EVERY:
+            await self.refresh()
+        return self.snapshot
+
+    def watch(self) -> None:
+        """Keep the snapshot fresh for a while."""
+        self._watched_at = asyncio.get_running_loop().time()
+        self._watched.set()
+
+    async def wait_for_change(self, version: int, timeout: float) -> None:
+        """Wait until the snapshot is newer than `version`, or for some seconds."""
+        try:
+            async with asyncio.timeout(timeout), self._refreshed:
+                await self._refreshed.wait_for(lambda: self.snapshot.version > version)
+        except TimeoutError:
+            return
+
+    async def refresh(self) -> None:
+        """Read both sources, each within its deadline; what cannot be read stays as it was."""
+        before = self._refreshed_at
+        async with self._lock:
+            if self._refreshed_at > before:
+                return  # somebody else has just done it
+            changed, (overview, record_problem) = await asyncio.gather(self._read_exporter(), self._read_record())
+            found = [each for each in (changed[1], record_problem) if each is not None]
+            problems: Mapping[str, Problem] = {each.source: each for each in found}
+            self._update(changed[0], overview, problems)
+            self._refreshed_at = asyncio.get_running_loop().time()
+        async with self._refreshed:
+            self._refreshed.notify_all()
+
+    async def _read_exporter(self) -> tuple[set[str], Problem | None]:
+        """Return the services that changed."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                changes = await self._get_exporter().list_changes(self._cursor)
+        except (ClientError, TimeoutError) as error:
+            return set(), self._problem("exporter", str(error) or "no answer in time")
+        self._cursor = changes.cursor
+        changed = {str(each["id"]) for each in changes.services}
+        if changes.complete:
+            changed |= self._services.keys()
+            self._services.clear()
+        self._services.update({str(each["id"]): each for each in changes.services})
+        return changed, None
+
+    async def _read_record(self) -> tuple[Overview, Problem | None]:
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await self._database.read(read_overview), None
+        except (StorageError, TimeoutError) as error:
+            return self.snapshot.overview, self._problem("record", str(error) or "no answer in time")
+
+    def _problem(self, source: Literal["exporter", "record"], message: str) -> Problem:
+        known = self.snapshot.problems.get(source)
+        return Problem(source, message, known.since if known is not None else time.time())
+
+    def _update(self, changed: set[str], overview: Overview, problems: Mapping[str, Problem]) -> None:
+        old, inventory = self.snapshot, self._database.inventory
+        if inventory is not self._inventory:
+            changed = {*inventory.services, *old.rows}
+            self._inventory = inventory
+        if overview.maintenance != old.overview.maintenance:
+            changed = set(old.rows)
+        names = changed | overview.services_that_differ(old.overview)
+        version = old.version + 1
+        rows, looks, measured = old.rows, old.changed, old.measured
+        for name in names:
+            row = self._build_row(name, inventory, overview)
+            before = rows.get(name)
+            if row is None:
+                for each in (rows, looks, measured):
+                    each.pop(name, None)
+                continue
+            if before is None or not row.looks_like(before):
+                looks[name] = version
+            if row != before:
+                measured[name] = version
+            rows[name] = row
+        counts: Mapping[str, int] = Counter(row.state for row in rows.values())
+        head = (counts, len(rows), overview.banners, {name: each.text for name, each in problems.items()})
+        old_head = (old.counts, len(rows), old.overview.banners, {k: each.text for k, each in old.problems.items()})
+        is_new_head = head != old_head or any(looks.get(name) == version for name in names)
+        if names or is_new_head:
+            self.snapshot = Snapshot(
+                version, rows, looks, measured, counts, overview, self._find_mismatched(inventory), problems,
+                version if is_new_head else old.head_version,
+            )  # fmt: skip
+
+    def _find_mismatched(self, inventory: Inventory) -> frozenset[str]:
+        """Return the services that only one of the exporter and the remediator has."""
+        return frozenset(self._services.keys() ^ inventory.services.keys()) if self._services else frozenset()
+
+    def _build_row(self, name: str, inventory: Inventory, overview: Overview) -> ServiceRow | None:
+        service, seen = inventory.services.get(name), self._services.get(name)
+        if service is None:
+            return None
+        host = inventory.host_of(service)
+        row = ServiceRow(
+            name, service.title, service.host, host.group if host is not None else "", service.category,
+            service.provider, service.severity, "unknown",
+            verbs=tuple(service.control.options.verbs) if service.control is not None else (),
+        )  # fmt: skip
+        if seen is not None:
+            row = _add_observation(row, seen)
+        row = _add_record(row, overview, self._database.clock.unix)
+        held = self._find_maintenance(service, inventory, overview)
+        up = seen.get("up") if seen is not None else None
+        return replace(row, maintenance=held, state=_state_of(row, up, is_stopped=name in overview.stops))
+
+    def _find_maintenance(self, service: Service, inventory: Inventory, overview: Overview) -> str:
+        host = inventory.host_of(service)
+        scopes = {("service", service.id), ("host", service.host), ("group", host.group if host is not None else "")}
+        for each in overview.maintenance:
+            if (each["scope"], each["name"]) in scopes:
+                return f"{each['asked_by']}: {each['reason']}"
+        clock = self._database.clock
+        window = find_window(inventory, service.id, host, clock.unix(clock.now()))
+        return window.why if window is not None else ""
+
+
+def _add_observation(row: ServiceRow, seen: Mapping[str, Any]) -> ServiceRow:
+    last = seen.get("last") or {}
+    failed = last.get("success") is False
+    return replace(
+        row, since=parse_time(seen.get("since")), reason=last.get("reason") or "" if failed else "",
+        failure=last.get("message") or "" if failed else "", probed_at=parse_time(last.get("started_at")),
+        latency=last.get("duration_seconds"), recent=seen.get("recent") or "",
+        components_down=tuple(sorted(name for name, up in (seen.get("components") or {}).items() if not up)),
+    )  # fmt: skip
+
+
+def _add_record(row: ServiceRow, overview: Overview, unix: Callable[[float], float]) -> ServiceRow:
+    incident, action = overview.incidents.get(row.id), overview.actions.get(row.id)
+    row = replace(row, alerts=overview.alerts.get(row.id, ()))
+    if incident is not None:
+        row = replace(
+            row, incident=incident["id"], verb=incident["verb"] or "", decision=incident["reason"] or "",
+            detail=incident["detail"] or "", acknowledged_by=incident["acknowledged_by"] or "",
+        )  # fmt: skip
+        if row.since is None and incident["down_at"] is not None:
+            row = replace(row, since=unix(incident["down_at"]))
+    if action is not None:
+        row = replace(row, action=action.kind, phase=action.phase)
+    return row
+
+
+def _state_of(row: ServiceRow, up: bool | None, *, is_stopped: bool) -> ServiceState:
+    if is_stopped or (up is not True and row.decision == "stopped-by-hand"):
+        return "stopped"
+    if up is None:
+        return "unknown"
+    if not up:
+        return "down"
+    return "degraded" if row.alerts or row.components_down else "up"
+
+
+def parse_time(text: str | None) -> float | None:
+    """Return the Unix time of an RFC 3339 text."""
+    return None if text is None else datetime.fromisoformat(text).timestamp()

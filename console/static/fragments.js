@@ -1,0 +1,31 @@
+// Parts of a page that are replaced by those of a new answer. What the reader types into is left alone.
+
+export function isEdited(part) {
+  const active = document.activeElement;
+  const isTyping = part.contains(active) && active.matches("input:not([type=checkbox]), select, textarea");
+  const isFilled = [...part.querySelectorAll("input:not([type=hidden])")].some((each) => each.value !== each.defaultValue);
+  return isTyping || isFilled;
+}
+
+export function replaceParts(text, ids) {
+  const page = new DOMParser().parseFromString(text, "text/html");
+  for (const id of ids) {
+    const old = document.getElementById(id);
+    const fresh = page.getElementById(id);
+    if (!old || !fresh || isEdited(old)) continue;
+    const opened = [...old.querySelectorAll("details")].map((each) => each.open);
+    const focused = old.contains(document.activeElement) ? pathOf(document.activeElement, old) : null;
+    old.replaceWith(fresh);
+    fresh.querySelectorAll("details").forEach((each, index) => { each.open = opened[index] ?? each.open; });
+    if (focused) fresh.querySelector(focused)?.focus();
+  }
+  document.title = page.title || document.title;
+  if (page.body.dataset.version) document.body.dataset.version = page.body.dataset.version;
+}
+
+function pathOf(element, root) {
+  if (element.id) return `#${CSS.escape(element.id)}`;
+  const form = element.closest("form");
+  if (form && root.contains(form)) return `form[action="${CSS.escape(form.getAttribute("action"))}"] ${element.localName}`;
+  return element.getAttribute("href") ? `a[href="${CSS.escape(element.getAttribute("href"))}"]` : null;
+}
