@@ -305,6 +305,13 @@ class ExporterSettings(ConfigModel):
     token: OwnToken | None = None
 
 
+class EventSettings(ConfigModel):
+    """How long the events copied from the exporter are stored, and how many at most."""
+
+    retention: PositiveDuration = 90 * 86400.0
+    max_entries: int = Field(1_000_000, ge=1000)
+
+
 class RemediatorSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9095")
     database: str = "sqlite:////var/lib/defib/remediator.db"
@@ -315,6 +322,7 @@ class RemediatorSettings(ConfigModel):
     grafana_url: Endpoint | None = None
     watchdog: Duration = 300.0
     retention: PositiveDuration = 90 * 86400.0
+    events: EventSettings = EventSettings()
 
     @field_validator("database", mode="before")
     @classmethod

@@ -7,7 +7,7 @@ import structlog
 
 from remediator.engine import reminders
 from remediator.notifications import escalation
-from remediator.record import audit, retention, stops
+from remediator.record import audit, events, retention, stops
 from remediator.record.database import Database, StorageError
 from remediator.record.transaction import Transaction
 
@@ -60,5 +60,9 @@ async def _delete_old(database: Database, before: float) -> None:
         audit.delete_old, database.clock.now() - settings.retention, settings.max_entries
     ):
         log.info("old_audit_entries_deleted", rows=rows)
+        await asyncio.sleep(0)
+    limits = database.inventory.remediator.events
+    while rows := await database.write(events.delete_old, database.clock.now() - limits.retention, limits.max_entries):
+        log.info("old_events_deleted", rows=rows)
         await asyncio.sleep(0)
     await database.write(stops.delete_removed, database.inventory.services, before)

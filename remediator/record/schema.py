@@ -90,6 +90,7 @@ incidents = Table(
     Column("acknowledged_at", Float),
     Index("one_open_incident", "service", unique=True, sqlite_where=text("state = 'open'")),
     Index("incidents_of_service", "service", "opened_at"),
+    Index("incidents_by_start", "opened_at"),
     Index("incidents_by_end", "closed_at"),
 )
 
@@ -166,6 +167,7 @@ actions = Table(
     Index("actions_of_service", "service", "claimed_at"),
     Index("actions_of_target", "host", "target", "claimed_at"),
     Index("actions_by_time", "claimed_at"),
+    Index("actions_by_end", "ended_at"),
     Index("actions_of_incident", "incident_id"),
 )
 
@@ -279,7 +281,28 @@ audit = Table(
     Column("count", Integer, nullable=False),  # more than 1: equal refusals within a minute
     Column("action_id", Integer),  # the action that the operation started
     Index("audit_by_time", "at"),
+    Index("audit_of_target", "target", "at"),
     sqlite_autoincrement=True,  # so that no id is given again after the newest entries were deleted
+)
+
+# Changes of state, copied from the exporter, and gaps where events were lost. `at` is never changed, since pages are
+# ordered by it; the cursor of the copy is the timestamp `exporter-events`.
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Float, nullable=False),  # of the first of collapsed events; where a gap begins
+    Column("last_at", Float),  # of the last of collapsed events; where a gap ends; NULL: there was one event
+    Column("kind", String, nullable=False),  # service, host, container, unit, program, gpu, gap
+    Column("host", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("state", String, nullable=False),  # after the last of collapsed events
+    Column("detail", Text, nullable=False),
+    Column("times", Integer, nullable=False),  # how many events were collapsed
+    Index("events_by_time", "at"),
+    Index("events_of_kind", "kind", "at"),
+    Index("events_of_host", "host", "kind", "at"),
+    Index("events_of_name", "kind", "name", "at"),
 )
 
 # Buttons that people pressed on cards; the event's id is the chat's.

@@ -16,6 +16,7 @@ TimestampName = Literal[
     "watchdog-missed",  # a notification about a missing Watchdog was added
     "automation",  # the automation switch was set
     "automation-notified",  # the last notification that automation is off was added
+    "exporter-events",  # events were last copied from the exporter; with the `cursor` from which to continue
     "receivers",  # the Alertmanager receivers that deliver to this remediator were stored
 ]
 _SELECT = select(timestamps).where(timestamps.c.name == bindparam("named"))
