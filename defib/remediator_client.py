@@ -45,8 +45,7 @@ class RemediatorClient:
         try:
             return await self._client.request(method, path, timeout, body)
         except HttpStatusError as error:
-            answer = error.__cause__
-            if isinstance(answer, httpx.HTTPStatusError) and answer.response.status_code == httpx.codes.NOT_FOUND:
+            if error.status == httpx.codes.NOT_FOUND:
                 raise UnknownEntryError(str(error)) from error
             raise
 

@@ -70,6 +70,12 @@ class RemediatorMetrics(ProgramMetrics):
             "Services whose configuration differs in the exporter.",
             registry=registry,
         )
+        self.events_copied = Counter(
+            "defib_remediator_events_copied", "Events copied from the exporter.", registry=registry
+        )
+        self.event_gaps = Counter(
+            "defib_remediator_event_gaps", "Copies before which the exporter had lost events.", registry=registry
+        )
         self.notifications = Counter(
             "defib_remediator_notices", "Attempts to send notifications by outcome.", ["channel", "outcome"],
             registry=registry,

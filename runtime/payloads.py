@@ -61,6 +61,11 @@ async def parse_body(parse: Callable[[bytes], T], body: bytes) -> T:
     return await asyncio.get_running_loop().run_in_executor(_THREAD, parse, body)
 
 
+def replace_surrogates(text: str) -> str:
+    """Replace lone surrogates, which are valid in JSON but cannot be stored or sent."""
+    return text.encode("utf-8", "replace").decode()
+
+
 class TooManyValuesError(ValueError):
     """A JSON document has so many values that it would block all threads."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 from runtime.errors import DefibError
-from runtime.payloads import TooManyValuesError, decode_json
+from runtime.payloads import TooManyValuesError, decode_json, replace_surrogates
 
 MAX_BODY = 4 * 1024 * 1024  # bytes
 MAX_ALERTS = 5000
@@ -93,7 +93,7 @@ def parse_webhook(body: bytes) -> WebhookPayload:
         [alert for alert, _ in parsed],
         min(truncated, MAX_TRUNCATED) if type(truncated) is int and truncated > 0 else 0,
         # Alertmanager escapes it as for a regular expression.
-        re.sub(r"\\(.)", r"\1", _clean(receiver)[:MAX_IDENTITY]) if isinstance(receiver, str) else "",
+        re.sub(r"\\(.)", r"\1", replace_surrogates(receiver)[:MAX_IDENTITY]) if isinstance(receiver, str) else "",
         sum(was_cut for _, was_cut in parsed),
     )
 
@@ -111,9 +111,9 @@ def _parse_alert(item: Any) -> tuple[Alert, bool]:
     if max(len(fingerprint), len(starts_at)) > MAX_IDENTITY:
         raise InvalidPayloadError(f"the `fingerprint` or `startsAt` of an alert is longer than {MAX_IDENTITY}")
     alert = Alert(
-        _clean(fingerprint),
-        _clean(starts_at),
-        _clean(ends_at)[:MAX_IDENTITY] if isinstance(ends_at, str) else "",
+        replace_surrogates(fingerprint),
+        replace_surrogates(starts_at),
+        replace_surrogates(ends_at)[:MAX_IDENTITY] if isinstance(ends_at, str) else "",
         cast("Status", status),
         _parse_map(item.get("labels")),
         _parse_map(item.get("annotations")),
@@ -152,9 +152,4 @@ def _parse_map(value: Any) -> Mapping[str, str]:
         raise InvalidPayloadError("`labels` and `annotations` must map strings to strings")
     if len(value) > MAX_LABELS:
         raise PayloadTooLargeError(f"an alert has more than {MAX_LABELS} labels or annotations")
-    return {_clean(key): _clean(text) for key, text in value.items()}
-
-
-def _clean(text: str) -> str:
-    """Replace lone surrogates, which are valid in JSON but cannot be stored or sent."""
-    return text.encode("utf-8", "replace").decode()
+    return {replace_surrogates(key): replace_surrogates(text) for key, text in value.items()}

@@ -1,8 +1,9 @@
-"""The exporter's API: the status of services, and probes on request."""
+"""The exporter's API: the status of services, probes on request, and events."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -10,13 +11,40 @@ import httpx
 import structlog
 
 from fleet.inventory.endpoints import Endpoint
-from remediator.clients.json_client import JsonClient, parsing_response
+from remediator.clients.json_client import HttpStatusError, JsonClient, parsing_response
 from remediator.policy.situation import Observation
 from runtime.access.roles import USER_HEADER
+from runtime.payloads import replace_surrogates
 from runtime.tokens import ConfiguredToken, TokenError
 
 CALLER = "remediator"  # as the exporter's audit log would name it
+MAX_EVENT_NAME, MAX_EVENT_DETAIL, MAX_CURSOR = 200, 1000, 1000  # characters
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class ExporterEvent:
+    """A change of state, at a Unix time of the exporter's clock."""
+
+    at: float
+    kind: str
+    host: str
+    name: str
+    state: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class ExporterEvents:
+    """A page of events, oldest first, and the cursor after them; `gap`: events before them were lost.
+
+    `date` is the Unix time of the exporter's clock when it answered, in whole seconds.
+    """
+
+    cursor: str
+    gap: bool
+    events: Sequence[ExporterEvent]
+    date: float
 
 
 class TokenAuth(httpx.Auth):
@@ -97,6 +125,42 @@ class Exporter:
         response = await self._client.request("GET", f"/api/v1/services/{service}")
         with parsing_response():
             return _parse_observation(response)
+
+    async def read_events(self, after: str | None, limit: int) -> ExporterEvents | None:
+        """Return events after a cursor, or from the first that the exporter has; None from an exporter without events.
+
+        Raises ClientError.
+        """
+        path = f"/api/v1/events?limit={limit}"
+        if after is not None:
+            path += f"&after={quote(after, safe='')}"
+        try:
+            response, date = await self._client.request_with_date("GET", path)
+        except HttpStatusError as error:
+            if error.status == httpx.codes.NOT_FOUND:  # it is older than the remediator
+                return None
+            raise
+        with parsing_response():
+            events = [_parse_event(event) for event in response["events"][: limit + 1]]
+            if len(events) > limit:
+                raise ValueError(f"more than {limit} events")
+            cursor = replace_surrogates(response["cursor"])
+            if len(cursor) > MAX_CURSOR:
+                raise ValueError(f"a cursor of more than {MAX_CURSOR} characters")
+            return ExporterEvents(cursor, response["gap"] is True, events, date)
+
+
+def _parse_event(event: Mapping[str, Any]) -> ExporterEvent:
+    at = datetime.fromisoformat(event["at"])
+    if at.tzinfo is None:
+        raise ValueError(f"the time {event['at']!r} has no time zone")
+    name, host, state = (_parse_text(event[key], MAX_EVENT_NAME) for key in ("name", "host", "state"))
+    kind, detail = _parse_text(event["kind"], MAX_EVENT_NAME), _parse_text(event["detail"], MAX_EVENT_DETAIL)
+    return ExporterEvent(at.timestamp(), kind, host, name, state, detail)
+
+
+def _parse_text(text: str, limit: int) -> str:
+    return replace_surrogates(text[:limit])
 
 
 def _parse_observation(service: Mapping[str, Any]) -> Observation:

@@ -31,6 +31,10 @@ class ClientError(DefibError):
 class HttpStatusError(ClientError):
     """The server responded with an HTTP error status."""
 
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"HTTP {status}{message}")
+        self.status = status
+
 
 class JsonClient:
     """A client of one server, whose responses have at most `response_limit` bytes and are parsed by `decode`."""
@@ -85,7 +89,7 @@ class JsonClient:
                     raise ClientError(f"the response is longer than {self._response_limit} bytes")
             return await parse_body(self._decode, bytes(received)), _date(response)
         except httpx.HTTPStatusError as error:
-            raise HttpStatusError(f"HTTP {error.response.status_code}{_error_message(received)}") from error
+            raise HttpStatusError(error.response.status_code, _error_message(received)) from error
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:
             raise ClientError(f"{type(error).__name__}") from error
 

@@ -14,6 +14,7 @@ from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
 from remediator.engine.alert_reconciler import AlertReconciler
+from remediator.engine.event_copier import EventCopier
 from remediator.engine.observer import ServiceObserver
 from remediator.execution.controls.runner import TargetState, UnknownVerbError, Verb
 from remediator.execution.executor import Executor
@@ -58,6 +59,7 @@ class Engine:
         self._database, self._exporter, self._sender, self._metrics = database, exporter, sender, metrics
         self._observer = ServiceObserver(database, inventory, exporter, alertmanager)
         self._reconciler = AlertReconciler(database, exporter, alertmanager, self._observer, metrics, self.wake)
+        self._event_copier = EventCopier(database, exporter, metrics)
         self.executor = Executor(database, inventory, exporter, metrics, redact, self._on_action_progress)
         self._wake = asyncio.Event()
         self._handling: dict[str, asyncio.Task[None]] = {}  # by service
@@ -89,6 +91,7 @@ class Engine:
             self._changed_meanwhile.update(handling.intersection(services))
         self._wake.set()
         self._reconciler.check_open_questions()
+        self._event_copier.request()
         self._sender.wake()
 
     def _on_action_progress(self, service: str) -> None:
@@ -99,6 +102,7 @@ class Engine:
         self._database.inventory, self._exporter = inventory, exporter
         self._observer.reload(inventory, exporter, alertmanager)
         self._reconciler.reload(exporter, alertmanager)
+        self._event_copier.reload(exporter)
         await self.executor.reload(inventory, exporter)
         self.wake()
 
@@ -111,6 +115,7 @@ class Engine:
         async with asyncio.TaskGroup() as group:
             await self.executor.start(group)
             self._reconciler.start(group)
+            group.create_task(self._event_copier.run(), name="copy events")
             while True:
                 self._wake.clear()
                 await self._start_handling(group)
