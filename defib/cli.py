@@ -229,6 +229,18 @@ def _add_incident_commands(added: _Commands) -> None:
     incidents = added.add("incidents", commands.incidents, "list the incidents, or show one in detail", API)
     help_ = "an incident (default: list the newest)"
     incidents.add_argument("number", metavar="ID", nargs="?", type=_parse_id, help=help_)
+    listing = added.add(
+        "list", commands.list_, "list what happened: changes of state, incidents, actions, operations", API
+    )
+    listing.add_argument("subject", choices=["events"])
+    help_ = "the newest N events (default: 50)"
+    listing.add_argument("--limit", type=_parse_limit, default=50, metavar="N", help=help_)
+    help_ = "only events of this kind, such as service or action (may be repeated)"
+    listing.add_argument("--kind", action="append", default=[], metavar="KIND", help=help_)
+    for name in ("host", "service"):
+        help_ = f"only events of this {name}"
+        option = listing.add_argument(f"--{name}", default="", metavar=name.upper(), help=help_)
+        _complete_from_inventory(option, f"{name}s")
     acknowledge = added.add("acknowledge", commands.acknowledge, "acknowledge an incident: it is not escalated", API)
     acknowledge.add_argument("number", metavar="INCIDENT", type=_parse_id, help="the ID of an incident")
     silence = added.add("silence", commands.silence, "silence an incident's service in Alertmanager", API)

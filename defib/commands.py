@@ -137,6 +137,13 @@ def incidents(options: argparse.Namespace) -> int:
     return _run(incidents.show_incidents(_connector(options), options.number, as_json=options.as_json))
 
 
+def list_(options: argparse.Namespace) -> int:
+    from defib import events
+
+    wanted = {"kind": options.kind, "host": options.host, "service": options.service}
+    return _run(events.list_events(_connector(options), options.limit, wanted, as_json=options.as_json))
+
+
 def acknowledge(options: argparse.Namespace) -> int:
     from defib import incidents
 

@@ -46,6 +46,11 @@ class SteadyClock:
         """Convert a time of this clock to Unix time, by the system time as it is now."""
         return self._calendar() - (self.now() - at)
 
+    def from_unix(self, unix: float) -> float:
+        """Convert Unix time to a time of this clock, by the system time as it is now."""
+        now = self.now()
+        return now - (self.unix(now) - unix)
+
 
 def resume_clock(connection: Connection, boot: str, running: float, calendar: float) -> float:
     """Return the offset with which the clock continues; it never goes back.

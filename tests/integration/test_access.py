@@ -25,7 +25,12 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
 from remediator.chat import feishu_callback
+<<<<<<< HEAD
 from remediator.http import access_api, read_api, webhook, write_api
+=======
+from remediator.http import access_api, events_api, read_api, webhook, write_api
+from remediator.sign_in.pages import SignInPages
+>>>>>>> dc14446 (Show everything that happened in one timeline)
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl, WebUsers
 from runtime.access.roles import AccessRequirement
@@ -78,6 +83,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/actions"): VIEWER,
         ("GET", "/api/v1/alerts"): VIEWER,
         ("GET", "/api/v1/notifications"): VIEWER,
+        ("GET", "/api/v1/events"): VIEWER,
         ("GET", "/api/v1/automation"): VIEWER,
         ("GET", "/api/v1/maintenance"): VIEWER,
         ("GET", "/api/v1/services/{id}/explain"): VIEWER,
@@ -122,6 +128,7 @@ def empty(program: str) -> web.Application:
     else:
         webhook.add_routes(app, nothing, nothing, nothing)
         read_api.add_routes(app, nothing, nothing, nothing)
+        events_api.add_routes(app, nothing, nothing)
         write_api.add_routes(app, nothing, nothing, nothing, nothing)
         access_api.add_routes(app, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)

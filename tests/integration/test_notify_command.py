@@ -26,8 +26,11 @@ class _TagChecker(HTMLParser):
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "link", "input"):
             self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        """An element of SVG."""
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag

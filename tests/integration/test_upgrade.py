@@ -7,13 +7,16 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import create_engine, insert, select
+from sqlalchemy import Connection, create_engine, insert, select
 
 from remediator.incidents import acknowledgement
 from remediator.notifications import deliveries, outbox
 from remediator.notifications.channels.feishu import RetryState
 from remediator.notifications.outbox import Batch
 from remediator.record.database import MIGRATIONS, Database
+from remediator.record.event_pages import page_of_events
+from remediator.record.event_sources import EventFilter
+from remediator.record.events import StateChange, store_copied
 from remediator.record.schema import button_presses, notifications
 from remediator.record.schema import deliveries as delivery_rows
 from remediator.record.transaction import Transaction
@@ -26,14 +29,18 @@ NOTIFY = {
 }
 
 
+def migrate(connection: Connection, revision: str) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
 def record_of_0008(url: str) -> None:
     """Create a record of schema 0008 with a card, a notification that was refused, deliveries and a button press."""
     engine = create_engine(url)
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0008")
+        migrate(connection, "0008")
         run = connection.exec_driver_sql
         run("INSERT INTO incidents (id, service, state, opened_at, labels) VALUES (1, 'web', 'open', 5.0, '{}')")
         row: dict[str, Any] = {
@@ -100,4 +107,43 @@ async def test_a_record_of_0008_keeps_its_notifications(tmp_path: Path) -> None:
 
     await database.write(add_twice)
     assert len(await database.read(read, notifications)) == 3
+    await asyncio.to_thread(database.close)
+
+
+def record_of_0010(url: str) -> None:
+    """Create a record of schema 0010 with a closed incident, its action, maintenance that ended early, and a sign-in."""
+    engine = create_engine(url)
+    with engine.begin() as connection:
+        migrate(connection, "0010")
+        for statement in (
+            "INSERT INTO incidents (id, service, state, opened_at, closed_at) VALUES (1, 'web', 'recovered', 5.0, 9.0)",
+            (
+                "INSERT INTO actions (id, incident_id, service, host, kind, requested_by, asked_by, overruled, state, counts,"
+                " claimed_at, ended_at) VALUES (1, 1, 'web', 'h', 'restart', 'alert', 'ServiceDown', '[]', 'succeeded', 1, 6.0, 8.0)"
+            ),
+            (
+                "INSERT INTO maintenance (id, scope, name, reason, asked_by, begun_at, until, ended_at)"
+                " VALUES (1, 'host', 'h', 'disks', 'bob', 1.0, 90.0, 3.0)"
+            ),
+            (
+                "INSERT INTO audit (at, event, name, verified, means, address, target, outcome, detail, count)"
+                " VALUES (4.0, 'sign_in', 'ann', 1, 'console', '', '', 'done', '', 1)"
+            ),
+        ):
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+async def test_the_timeline_of_a_record_of_0010_begins_with_what_it_has(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/record.db"
+    await asyncio.to_thread(record_of_0010, url)
+    inventory = (await asyncio.to_thread(inventory_of, tmp_path / "config", {})).inventory
+    database = await asyncio.to_thread(Database, url, inventory)
+    change = StateChange(7.0, "service", "h", "web", "up", "")
+    await database.write(store_copied, [change], cursor="c", asked_at=7.0, gap=False)
+    page = await database.read(page_of_events, EventFilter(with_audit=True), None, 50)
+    assert [(row["at"], row["kind"], row["state"]) for row in page.rows] == [
+        (9.0, "incident", "recovered"), (8.0, "action", "succeeded"), (7.0, "service", "up"), (6.0, "action", "started"),
+        (5.0, "incident", "opened"), (4.0, "sign-in", "done"), (3.0, "maintenance", "ended"), (1.0, "maintenance", "started"),
+    ]  # fmt: skip
     await asyncio.to_thread(database.close)
