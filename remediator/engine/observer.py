@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory, Remediation, Service
+from fleet.inventory.reasons import UNDETERMINED
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
@@ -17,7 +18,6 @@ from remediator.record import situations
 from remediator.record.database import Database
 
 SHARED_FOR = 0.5  # seconds for which one response of the exporter serves all decisions
-UNDETERMINED = ("shell", "tls", "error")  # reasons of probes that could not be carried out
 COMPLETE_AFTER = 300.0  # seconds after its start from which Alertmanager's list is complete
 
 
