@@ -12,7 +12,9 @@ from exporter.metrics import ExporterMetrics
 from exporter.probes.host import HostProbeOptions
 from exporter.results import ProbeResult
 from exporter.scheduler import collector_scheduler
+from exporter.scheduler.changes import ServiceChanges
 from exporter.scheduler.collector_scheduler import CollectorScheduler
+from exporter.scheduler.cursors import Cursors
 from exporter.scheduler.host_readings import SHARED_FOR, HostReadings, sections_by_host
 from exporter.scheduler.probe_runner import run_probe
 from exporter.scheduler.probed_service import ProbedService
@@ -48,6 +50,7 @@ class ProbeScheduler:
         self._shells = Shells({})
         self._readings = HostReadings(self._shells)
         self._collectors = CollectorScheduler(self.page, self._shells, self._readings, redact, self._random)
+        self.changes = ServiceChanges(Cursors())
         self.hosts: Mapping[str, Host] = {}
 
     async def apply(self, inventory: Inventory) -> None:
@@ -78,6 +81,7 @@ class ProbeScheduler:
         async for probed in _with_pauses(changed):
             self.page.put(probed.service.id, probed.render())
             probed.task = asyncio.create_task(self._run(probed), name=f"probe {probed.service.id}")
+        self.changes.reload()
 
     async def close(self) -> None:
         await _cancel_tasks(*self.services.values())
@@ -154,6 +158,7 @@ class ProbeScheduler:
         probed.apply_result(result, asyncio.get_running_loop().time(), service.digest)
         if self.services.get(service.id) is probed:
             self.page.put(service.id, probed.render())
+            self.changes.record(service.id)
         self._metrics.probe_duration.labels(service.provider, service.category).observe(result.duration)
         return result
 

@@ -1,4 +1,4 @@
-"""A probed service: its state, its last result and its recent failures."""
+"""A probed service: its state, its last results and its recent failures."""
 
 import asyncio
 from collections import Counter, deque
@@ -7,6 +7,7 @@ import structlog
 
 from exporter.exposition.service_series import ServiceSeries
 from exporter.results import FailureReason, ProbeResult
+from exporter.scheduler.recent_results import RecentResults
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Service
 
@@ -24,6 +25,7 @@ class ProbedService:
         self.digest = service.digest  # of the configuration that produced the last result
         self.failures: Counter[FailureReason] = Counter()
         self.recent_failures: deque[ProbeResult] = deque(maxlen=RECENT_FAILURES)
+        self.recent_results = RecentResults()
         self.lock = asyncio.Lock()
         self.probed_out_of_turn = asyncio.Event()  # the next due time has to be computed again
         self.task: asyncio.Task[None] | None = None
@@ -48,6 +50,7 @@ class ProbedService:
             self.changed_at = now
         differs = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)
         self.last, self.digest = result, digest
+        self.recent_results.add(result)
         trace = result.details.evidence.get("traceback")
         # Only `defib probe` and the log use these; for 10,000 services they would take much memory.
         result.details.evidence.clear()

@@ -1,0 +1,24 @@
+"""HTTP routes of the exporter: `/metrics`, service discovery, services, probe now, reload."""
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from exporter.api.scrape import ScrapeApi
+from exporter.api.services import ServicesApi
+from exporter.metrics import ExporterMetrics
+from exporter.scheduler.probe_scheduler import ProbeScheduler
+from runtime.access.roles import AccessRequirement
+from runtime.web import add_route
+
+
+def add_routes(
+    app: web.Application, scheduler: ProbeScheduler, metrics: ExporterMetrics, reload: Callable[[], Awaitable[None]]
+) -> None:
+    scrape, services = ScrapeApi(scheduler, metrics), ServicesApi(scheduler, reload)
+    add_route(app, "GET", "/metrics", scrape.metrics, AccessRequirement.SCRAPE)
+    add_route(app, "GET", "/api/v1/sd/node-exporter", scrape.node_exporters, AccessRequirement.SCRAPE)
+    add_route(app, "GET", "/api/v1/services", services.list_services, AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/services/{id}", services.show_service, AccessRequirement.VIEWER)
+    add_route(app, "POST", "/api/v1/services/{id}/probe", services.probe, AccessRequirement.OPERATOR)
+    add_route(app, "POST", "/-/reload", services.reload, AccessRequirement.ADMIN)

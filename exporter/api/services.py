@@ -1,0 +1,135 @@
+"""Services with their state and recent results, probe now, reload."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+from aiohttp import web
+
+from exporter.api.streaming import stream_list
+from exporter.results import ProbeResult
+from exporter.scheduler.probe_scheduler import ProbeScheduler
+from exporter.scheduler.probed_service import ProbedService
+from fleet.inventory.documents import ConfigurationError
+from fleet.inventory.model import Host
+from runtime.access.audit import AuditEntry, Outcome, write_to_log
+from runtime.access.control import get_identity
+from runtime.errors import ApiError
+from runtime.times import format_rfc3339
+
+REMEDIATOR = "remediator"  # the name of that caller with the local token
+
+
+class ServicesApi:
+    def __init__(self, scheduler: ProbeScheduler, reload: Callable[[], Awaitable[None]]) -> None:
+        self._scheduler, self._reload = scheduler, reload
+
+    async def list_services(self, request: web.Request) -> web.StreamResponse:
+        """Return all services, or with a valid cursor in `after` those that have changed since it was issued."""
+        changes, services = self._scheduler.changes, self._scheduler.services
+        # A service that changes while the response is being sent has changed after this cursor, too.
+        cursor, changed = changes.cursor, changes.since(request.query.get("after", ""))
+        names = list(services) if changed is None else changed
+
+        def summaries() -> Iterator[dict[str, Any]]:
+            for name in names:
+                probed = services.get(name)
+                if probed is not None:  # otherwise a reload has removed it
+                    yield self._summary(probed)
+
+        return await stream_list(request, {"cursor": cursor, "complete": changed is None}, "services", summaries())
+
+    async def show_service(self, request: web.Request) -> web.Response:
+        probed = self._find_service(request)
+        results = [
+            {
+                "started_at": format_rfc3339(result.started_at),
+                "success": result.reason is None,
+                "reason": result.reason,
+                "duration_seconds": result.duration,
+            }
+            for result in probed.recent_results
+        ]
+        failures = [result_json(failure) for failure in probed.recent_failures]
+        return web.json_response({**self._summary(probed), "results": results, "failures": failures})
+
+    async def probe(self, request: web.Request) -> web.Response:
+        probed = self._find_service(request)
+        result = await self._scheduler.probe_now(probed)
+        if get_identity(request).claimed_user != REMEDIATOR:  # which probes before and after each of its actions
+            await self._audit(request, "probe", probed.service.id)
+        return web.json_response(
+            {
+                "service": probed.service.id,
+                "up": probed.state.up,
+                **result_json(result),
+                "digest": probed.digest,
+                "host_up": self._scheduler.host_up(probed.service.host),
+            }
+        )
+
+    async def reload(self, request: web.Request) -> web.Response:
+        try:
+            await self._reload()
+        except ConfigurationError as error:
+            await self._audit(request, "reload", outcome="refused")
+            raise ApiError(400, "bad_configuration", f"the previous configuration stays in force: {error}") from error
+        await self._audit(request, "reload")
+        return web.json_response({"services": len(self._scheduler.services)})
+
+    @staticmethod
+    async def _audit(request: web.Request, event: str, target: str = "", *, outcome: Outcome = "done") -> None:
+        await write_to_log(AuditEntry.of(get_identity(request), event, target, outcome=outcome))
+
+    def _summary(self, probed: ProbedService) -> dict[str, Any]:
+        name = probed.service.host
+        return service_json(probed, self._scheduler.hosts.get(name), self._scheduler.host_up(name))
+
+    def _find_service(self, request: web.Request) -> ProbedService:
+        probed = self._scheduler.services.get(request.match_info["id"])
+        if probed is None:
+            raise ApiError(404, "unknown_service", f"the inventory has no service {request.match_info['id']!r}")
+        return probed
+
+
+def service_json(probed: ProbedService, host: Host | None, host_up: bool | None) -> dict[str, Any]:
+    """Return the JSON representation of a service.
+
+    `since` is the time at which `up` was first determined or last changed; `unchanged_for_seconds` is the time elapsed
+    since then, unaffected by clock changes. `host_up` is whether the host's shell answered last, None if unknown.
+    """
+    service, state = probed.service, probed.state
+    now = asyncio.get_running_loop().time()
+    return {
+        "id": service.id,
+        "name": service.title,
+        "host": service.host,
+        "group": "" if host is None else host.group,
+        "provider": service.provider,
+        "category": service.category,
+        "team": service.team,
+        "severity": service.severity,
+        "automatic": service.on_failure == "restart",
+        "every_seconds": service.probe.every,
+        "up": state.up,
+        "since": format_rfc3339(state.last_change),
+        "unchanged_for_seconds": None if probed.changed_at is None else now - probed.changed_at,
+        "last_success": format_rfc3339(state.last_success),
+        "consecutive_failures": state.failures_in_a_row,
+        "last": None if probed.last is None else result_json(probed.last),
+        "recent": probed.recent_results.marks,
+        "digest": probed.digest if probed.last is not None else service.digest,
+        "host_up": host_up,
+    }
+
+
+def result_json(result: ProbeResult) -> dict[str, Any]:
+    """Return the JSON representation of a probe result."""
+    return {
+        "success": result.success,
+        "reason": result.reason,
+        "message": result.message,
+        "duration_seconds": result.duration,
+        "phases": result.details.phases,
+        "started_at": format_rfc3339(result.started_at),
+    }
