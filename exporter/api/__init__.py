@@ -1,9 +1,11 @@
-"""HTTP routes of the exporter: `/metrics`, service discovery, services, probe now, reload."""
+"""HTTP routes of the exporter: `/metrics`, service discovery, services, probe now, hosts, events, reload."""
 
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
+from exporter.api.events import EventsApi
+from exporter.api.hosts import HostsApi
 from exporter.api.scrape import ScrapeApi
 from exporter.api.services import ServicesApi
 from exporter.metrics import ExporterMetrics
@@ -16,9 +18,13 @@ def add_routes(
     app: web.Application, scheduler: ProbeScheduler, metrics: ExporterMetrics, reload: Callable[[], Awaitable[None]]
 ) -> None:
     scrape, services = ScrapeApi(scheduler, metrics), ServicesApi(scheduler, reload)
+    hosts, events = HostsApi(scheduler), EventsApi(scheduler)
     add_route(app, "GET", "/metrics", scrape.metrics, AccessRequirement.SCRAPE)
     add_route(app, "GET", "/api/v1/sd/node-exporter", scrape.node_exporters, AccessRequirement.SCRAPE)
     add_route(app, "GET", "/api/v1/services", services.list_services, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/services/{id}", services.show_service, AccessRequirement.VIEWER)
     add_route(app, "POST", "/api/v1/services/{id}/probe", services.probe, AccessRequirement.OPERATOR)
+    add_route(app, "GET", "/api/v1/hosts", hosts.list_hosts, AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/hosts/{name}", hosts.show_host, AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/events", events.list_events, AccessRequirement.VIEWER)
     add_route(app, "POST", "/-/reload", services.reload, AccessRequirement.ADMIN)

@@ -1,13 +1,14 @@
 """The samples of one collector run, rendered as lines of `/metrics` within limits."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from exporter.exposition.metrics_page import format_labels
 
 SERIES_LIMIT = 5000  # of one collector of one host
 LABEL_LIMIT = 1000  # characters of a label's value
 SIZE_LIMIT = 4 * 1024 * 1024  # characters of all lines of one run
+AddedSample = tuple[str, float, Mapping[str, str]]  # metric, value, labels without that of the host
 
 
 class CollectorSamples:
@@ -22,6 +23,7 @@ class CollectorSamples:
         self._series_left = SERIES_LIMIT
         self._size = 0
         self._lines: dict[str, list[str]] = {}
+        self.added: list[AddedSample] = []
         self.fault: str | None = None
         self.truncated = 0
 
@@ -40,6 +42,7 @@ class CollectorSamples:
         self._series_left -= 1
         self._size += len(line)
         self._lines.setdefault(metric, []).append(line)
+        self.added.append((metric, value, labels))
 
     def leave_out(self, number: int, fault: str) -> None:
         """Record that `number` samples, or lines that they are read from, are left out because of `fault`."""

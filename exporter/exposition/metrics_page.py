@@ -37,6 +37,10 @@ class MetricsPage:
             self._lines[name][key] = lines[name]
         self._names[key] = names
 
+    def get(self, key: str) -> dict[str, str]:
+        """Return the lines of `key` by family name."""
+        return {name: self._lines[name][key] for name in self._names.get(key, ())}
+
     def drop(self, key: str) -> None:
         """Remove all lines of `key`."""
         for name in self._names.pop(key, ()):

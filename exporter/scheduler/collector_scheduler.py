@@ -3,8 +3,10 @@
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import structlog
 
@@ -12,7 +14,9 @@ from exporter.collectors import COLLECTORS
 from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, record_truncation
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily, MetricsPage, format_labels
+from exporter.scheduler.events import EventRing
 from exporter.scheduler.host_readings import SHARED_FOR, HostReadings
+from exporter.scheduler.host_states import States, find_states, list_changes
 from exporter.scheduler.schedule import Schedule, add_jitter
 from fleet.host.sections import NOT_READ, IncompleteReadingError, Section, SectionOutput, read_sections
 from fleet.inventory.model import Host
@@ -24,7 +28,9 @@ from runtime.tasks import cancel_and_wait
 
 DEADLINE = 10.0  # seconds of a run; the interval, if that is shorter
 MAX_PAUSE = 600.0  # seconds between two runs on a host that does not answer
-ERROR_LIMIT = 500  # characters in a log line
+ERROR_LIMIT = 500  # characters in the log and in the API
+# Whether the host's shell answers; `key_changed`: nothing is sent to the host, since its SSH key is not the pinned one.
+HostState = Literal["up", "down", "key_changed"]
 log = structlog.get_logger()
 
 FAMILIES = (
@@ -45,9 +51,27 @@ FAMILIES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class CollectorRun:
+    """The end (Unix time) and the duration (seconds) of a run, and its redacted error; None after a success."""
+
+    ended_at: float
+    duration: float
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorStatus:
+    """A collector of a host, its interval in seconds, and its last run."""
+
+    name: str
+    every: float
+    run: CollectorRun | None
+
+
 @dataclass
 class ScheduledCollector:
-    """A collector of a host, the error of its last run, and its task."""
+    """A collector of a host, its last run and what that found, and its task."""
 
     host: Host
     name: str
@@ -55,6 +79,8 @@ class ScheduledCollector:
     collector: Collector[CollectorOptions]
     error: str | None = ""  # None after a successful run, empty before the first
     unanswered: int = 0  # runs in a row without a response from the host
+    run: CollectorRun | None = None
+    states: States | None = None  # as they were last reported; None before the first run that reported any
     task: asyncio.Task[None] | None = None
 
     @property
@@ -78,12 +104,21 @@ class CollectorScheduler:
     """Runs the collectors of an inventory's hosts until it is closed."""
 
     def __init__(
-        self, page: MetricsPage, shells: Shells, readings: HostReadings, redact: Redactor, randomness: random.Random
+        self,
+        page: MetricsPage,
+        shells: Shells,
+        readings: HostReadings,
+        redact: Redactor,
+        randomness: random.Random,
+        events: EventRing,
+        on_host_change: Callable[[str], None],
     ) -> None:
+        """`on_host_change` is called with the name of a host whose state has changed."""
         self._page, self._shells, self._readings, self._redact = page, shells, readings, redact
-        self._random = randomness
+        self._random, self._events, self._on_host_change = randomness, events, on_host_change
         self._scheduled: dict[str, ScheduledCollector] = {}
-        self.shell_answers: dict[str, bool] = {}  # by host: whether its shell answered the last run
+        self.host_states: dict[str, HostState] = {}  # at the last run of a collector
+        self.runs: Counter[str] = Counter()  # by host: how many runs of its collectors have ended
 
     def shared_sections(self, hosts: Mapping[str, Host]) -> dict[str, list[Section]]:
         """Return by host the sections of collectors that share readings with probes."""
@@ -100,17 +135,34 @@ class CollectorScheduler:
         await _cancel_tasks(removed)
         for old in removed:
             del self._scheduled[old.key]
-            if old.key not in new:  # otherwise the old samples stay until the first run of the new one
+            if old.key in new:  # the old samples stay until the first run of the new one
+                new[old.key].run = old.run
+            else:
                 self._page.drop(old.key)
         for key, scheduled in self._scheduled.items():
             scheduled.host = new[key].host  # its labels may have changed
         for name in {old.host.name for old in removed} - {scheduled.host.name for scheduled in new.values()}:
             self._page.drop(f"up {name}")
-            self.shell_answers.pop(name, None)
+            self.host_states.pop(name, None)
         for key, scheduled in new.items():
             if key not in self._scheduled:
                 self._scheduled[key] = scheduled
                 scheduled.task = asyncio.create_task(self._run(scheduled), name=f"collect {key}")
+
+    def collectors_of(self, host: Host) -> list[CollectorStatus]:
+        """Return the collectors of a host, in the order of the table of collectors."""
+        return [CollectorStatus(each.name, each.options.every, each.run) for each in self._scheduled_on(host)]
+
+    def lines_of(self, host: Host) -> dict[str, str]:
+        """Return the lines of `/metrics` that the host's collectors have published, by metric name."""
+        lines = self._page.get(f"up {host.name}")
+        for scheduled in self._scheduled_on(host):
+            lines |= self._page.get(scheduled.key)
+        return lines
+
+    def _scheduled_on(self, host: Host) -> list[ScheduledCollector]:
+        keys = (f"{name} {host.name}" for name, _ in host.collect)
+        return [self._scheduled[key] for key in keys if key in self._scheduled]
 
     async def close(self) -> None:
         await _cancel_tasks(list(self._scheduled.values()))
@@ -163,35 +215,59 @@ class CollectorScheduler:
             if error != scheduled.error:
                 log.exception("collector_crashed", host=scheduled.host.name, collector=scheduled.name)
         scheduled.unanswered = 0 if answered and not late else scheduled.unanswered + 1
-        self._publish(scheduled, samples, success=error is None, duration=time.perf_counter() - started)
-        self._publish_host(scheduled.host, answered=answered, key_changed=key_changed)
+        redacted = None if error is None else self._redact.redact_head(error, ERROR_LIMIT)
+        scheduled.run = CollectorRun(time.time(), time.perf_counter() - started, redacted)
+        self._publish(scheduled, scheduled.run, samples)
+        state: HostState = "up" if answered else "key_changed" if key_changed else "down"
+        self._publish_host(scheduled.host, state)
+        self._record_host(scheduled.host.name, state, scheduled.run)
+        self._record_changes(scheduled, scheduled.run, find_states(samples.added))
+        self.runs[scheduled.host.name] += 1
         if error != scheduled.error:
-            self._log_outcome(scheduled, error, key_changed=key_changed)
+            self._log_outcome(scheduled, redacted, key_changed=key_changed)
         scheduled.error = error
 
-    def _publish(
-        self, scheduled: ScheduledCollector, samples: CollectorSamples, *, success: bool, duration: float
-    ) -> None:
+    def _publish(self, scheduled: ScheduledCollector, run: CollectorRun, samples: CollectorSamples) -> None:
         outcome = CollectorSamples(scheduled.host.name)
-        outcome.add("host_collect_success", int(success), collector=scheduled.name)
-        outcome.add("host_collect_duration_seconds", duration, collector=scheduled.name)
+        outcome.add("host_collect_success", int(run.error is None), collector=scheduled.name)
+        outcome.add("host_collect_duration_seconds", run.duration, collector=scheduled.name)
         outcome.add("host_collect_truncated", samples.truncated, collector=scheduled.name)
         self._page.put(scheduled.key, samples.lines | outcome.lines)
 
-    def _publish_host(self, host: Host, *, answered: bool, key_changed: bool) -> None:
-        self.shell_answers[host.name] = answered
+    def _publish_host(self, host: Host, state: HostState) -> None:
         labels = format_labels({"host": host.name, "group": host.group})
-        lines = {"host_up": f"host_up{{{labels}}} {int(answered)}\n"}
-        if answered or key_changed:
-            lines["host_key_changed"] = f"host_key_changed{{{labels}}} {int(key_changed)}\n"
+        lines = {"host_up": f"host_up{{{labels}}} {int(state == 'up')}\n"}
+        if state != "down":  # otherwise the host has shown no key
+            lines["host_key_changed"] = f"host_key_changed{{{labels}}} {int(state == 'key_changed')}\n"
         self._page.put(f"up {host.name}", lines)
+
+    def _record_host(self, host: str, state: HostState, run: CollectorRun) -> None:
+        before = self.host_states.get(host)
+        if state == before:
+            return
+        self.host_states[host] = state
+        self._on_host_change(host)
+        if before is not None:
+            detail = "" if state == "up" else run.error or ""
+            self._events.record(run.ended_at, "host", host, host, state, detail)
+
+    def _record_changes(self, scheduled: ScheduledCollector, run: CollectorRun, states: States) -> None:
+        before = scheduled.states
+        if run.error is not None:  # what is missing may not have been read
+            states = {**(before or {}), **states}
+        scheduled.states = states if states or run.error is None else None
+        for change in list_changes(before, states) if before is not None else ():
+            self._events.record(
+                run.ended_at, change.kind, scheduled.host.name, change.name, change.state, change.detail,
+                first=change.first,
+            )  # fmt: skip
 
     def _log_outcome(self, scheduled: ScheduledCollector, error: str | None, *, key_changed: bool) -> None:
         fields = {"host": scheduled.host.name, "collector": scheduled.name}
         if error is None:
             log.info("collector_succeeded", **fields)
             return
-        fields["error"] = self._redact.redact_head(error, ERROR_LIMIT)
+        fields["error"] = error
         if key_changed:
             log.error("host_key_changed", **fields)
         else:

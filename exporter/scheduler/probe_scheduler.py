@@ -3,6 +3,7 @@
 import asyncio
 import random
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import structlog
 
@@ -13,8 +14,9 @@ from exporter.probes.host import HostProbeOptions
 from exporter.results import ProbeResult
 from exporter.scheduler import collector_scheduler
 from exporter.scheduler.changes import ServiceChanges
-from exporter.scheduler.collector_scheduler import CollectorScheduler
+from exporter.scheduler.collector_scheduler import CollectorScheduler, CollectorStatus
 from exporter.scheduler.cursors import Cursors
+from exporter.scheduler.events import EventRing
 from exporter.scheduler.host_readings import SHARED_FOR, HostReadings, sections_by_host
 from exporter.scheduler.probe_runner import run_probe
 from exporter.scheduler.probed_service import ProbedService
@@ -28,6 +30,16 @@ CONCURRENT_PROBES = 1000
 LATE = 2.0  # seconds after its due time at which a probe is skipped and gets a new due time
 YIELD_EVERY = 200  # services that a reload handles before it lets probes run
 log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class MonitoredHost:
+    """A host, its collectors, and the IDs of its services. `version` differs after a reload or a collector's run."""
+
+    host: Host
+    collectors: Sequence[CollectorStatus]
+    services: Sequence[str]
+    version: tuple[int, int]
 
 
 class ProbeScheduler:
@@ -49,9 +61,14 @@ class ProbeScheduler:
         self._slots = asyncio.Semaphore(in_flight)
         self._shells = Shells({})
         self._readings = HostReadings(self._shells)
-        self._collectors = CollectorScheduler(self.page, self._shells, self._readings, redact, self._random)
-        self.changes = ServiceChanges(Cursors())
+        cursors = Cursors()
+        self.changes, self.events = ServiceChanges(cursors), EventRing(cursors)
+        self._collectors = CollectorScheduler(
+            self.page, self._shells, self._readings, redact, self._random, self.events, self._record_host_change
+        )
         self.hosts: Mapping[str, Host] = {}
+        self._services_of: Mapping[str, Sequence[str]] = {}  # by host
+        self._reloads = 0
 
     async def apply(self, inventory: Inventory) -> None:
         """Switch to `inventory`; tasks of unchanged services and collectors keep running."""
@@ -61,6 +78,7 @@ class ProbeScheduler:
             self.page.put(f"host {name}", render_host_info(host))
         await self._shells.reload(inventory.hosts)
         self.hosts = inventory.hosts
+        self._services_of = _group_by_host(inventory.services)
         removed = [self.services.pop(name) for name in self.services.keys() - inventory.services.keys()]
         changed = [
             probed
@@ -81,6 +99,7 @@ class ProbeScheduler:
         async for probed in _with_pauses(changed):
             self.page.put(probed.service.id, probed.render())
             probed.task = asyncio.create_task(self._run(probed), name=f"probe {probed.service.id}")
+        self._reloads += 1
         self.changes.reload()
 
     async def close(self) -> None:
@@ -95,7 +114,19 @@ class ProbeScheduler:
 
     def host_up(self, name: str) -> bool | None:
         """Return whether the host's shell answered the last collector run, None before the first."""
-        return self._collectors.shell_answers.get(name)
+        state = self._collectors.host_states.get(name)
+        return None if state is None else state == "up"
+
+    def find_host(self, name: str) -> MonitoredHost | None:
+        host = self.hosts.get(name)
+        if host is None:
+            return None
+        version = self._reloads, self._collectors.runs[name]
+        return MonitoredHost(host, self._collectors.collectors_of(host), self._services_of.get(name, ()), version)
+
+    def lines_of(self, host: Host) -> Mapping[str, str]:
+        """Return the lines of `/metrics` that the host's collectors have published, by metric name."""
+        return self._collectors.lines_of(host)
 
     async def probe_now(self, probed: ProbedService) -> ProbeResult:
         """Probe outside the schedule, after a probe in flight has ended, so that the result is newer than the call."""
@@ -155,12 +186,34 @@ class ProbeScheduler:
             )
         finally:
             self._metrics.in_flight.dec()
+        before = probed.state.up
         probed.apply_result(result, asyncio.get_running_loop().time(), service.digest)
         if self.services.get(service.id) is probed:
             self.page.put(service.id, probed.render())
             self.changes.record(service.id)
+            self._record_event(probed, before, result)
         self._metrics.probe_duration.labels(service.provider, service.category).observe(result.duration)
         return result
+
+    def _record_event(self, probed: ProbedService, before: bool | None, result: ProbeResult) -> None:
+        up, service = probed.state.up, probed.service
+        if up is None or up is before:
+            return
+        detail = "" if up else f"{result.reason}: {result.message}"
+        at, state = result.started_at + result.duration, "up" if up else "down"
+        self.events.record(at, "service", service.host, service.id, state, detail, first=before is None)
+
+    def _record_host_change(self, host: str) -> None:
+        """Record a change of all services of the host, since the API shows its state with each of them."""
+        for service in self._services_of.get(host, ()):
+            self.changes.record(service)
+
+
+def _group_by_host(services: Mapping[str, Service]) -> Mapping[str, Sequence[str]]:
+    groups: dict[str, list[str]] = {}
+    for service in services.values():
+        groups.setdefault(service.host, []).append(service.id)
+    return groups
 
 
 def _schedule_key(service: Service) -> str:

@@ -59,6 +59,9 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/services"): VIEWER,
         ("GET", "/api/v1/services/{id}"): VIEWER,
         ("POST", "/api/v1/services/{id}/probe"): OPERATOR,
+        ("GET", "/api/v1/hosts"): VIEWER,
+        ("GET", "/api/v1/hosts/{name}"): VIEWER,
+        ("GET", "/api/v1/events"): VIEWER,
     },
     "remediator": {
         **COMMON,

@@ -12,8 +12,11 @@ import pytest
 
 from defib.cli import build_parser
 from defib.kinds import KINDS
+from exporter.api.host_problems import ProblemKind
 from exporter.probes import PROBES
 from exporter.results import FailureReason
+from exporter.scheduler.collector_scheduler import HostState
+from exporter.scheduler.events import EventKind
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.model import json_schema
 from fleet.inventory.notify import NotificationKind
@@ -50,6 +53,11 @@ def test_every_refusal_and_wait_is_documented(name: str) -> None:
 @pytest.mark.parametrize("reason", get_args(FailureReason))
 def test_every_reason_is_documented(reason: str) -> None:
     assert f"`{reason}`" in DOCS["metrics"]
+
+
+@pytest.mark.parametrize("name", [*get_args(ProblemKind), *get_args(EventKind), *get_args(HostState)])
+def test_every_problem_and_event_of_the_exporter_s_api_is_documented(name: str) -> None:
+    assert f"`{name}`" in DOCS["commands"]
 
 
 def keys(part: Any) -> set[str]:
