@@ -25,12 +25,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
 from remediator.chat import feishu_callback
-<<<<<<< HEAD
-from remediator.http import access_api, read_api, webhook, write_api
-=======
 from remediator.http import access_api, events_api, read_api, webhook, write_api
-from remediator.sign_in.pages import SignInPages
->>>>>>> dc14446 (Show everything that happened in one timeline)
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl, WebUsers
 from runtime.access.roles import AccessRequirement

@@ -172,7 +172,7 @@ async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loo
     (loop.folder / "web.alive").touch()
     await loop.fire("web", status="resolved")
     await loop.until("recovered")
-    page = await loop.ask("GET", "/")
+    page = await loop.ask("GET", "/incidents")
     assert "No open incidents." in page.text
     assert "a &lt;b&gt;change" in page.text
     answer = await loop.ask("POST", "/api/v1/incidents/1/acknowledge", {})
