@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from console import incidents, preferences, services, static, stream
+from console import events, hosts, incidents, preferences, services, settings, static, stream
 from console.rendering import PageRenderer
 from console.sign_in import SignInPages
 from console.snapshot import SnapshotSource
@@ -19,6 +19,9 @@ def add_pages(app: web.Application, parts: Parts) -> Callable[[], Awaitable[None
     preferences.add_routes(app)
     SignInPages(parts.access, parts.sign_in_services, parts.public_url, renderer).add_routes(app)
     services.add_routes(app, source, renderer, parts.operations, parts.database)
-    incidents.add_routes(app, parts.database, renderer)
+    incidents.add_routes(app, source, renderer, parts.operations, parts.database)
+    hosts.add_routes(app, source, renderer)
+    events.add_routes(app, source, renderer, parts.database)
+    settings.add_routes(app, source, renderer, parts.operations, parts.administration, parts.database)
     stream.add_routes(app, source, renderer, parts.access)
     return source.run

@@ -33,6 +33,13 @@ class NotDone:
         return self.gate in OVERRULABLE
 
 
+def not_done_because(button: str, error: Exception) -> NotDone:
+    """Return why an operation failed."""
+    if isinstance(error, GateClosedError):
+        return NotDone(button, text=str(error), gate=error.code)
+    return NotDone(button, text=str(error))
+
+
 class ServiceButtons:
     def __init__(self, operations: Operations, database: Database) -> None:
         self._operations, self._database = operations, database
@@ -44,12 +51,10 @@ class ServiceButtons:
             return NotDone(button, key="reason_missing")
         try:
             return await self._do(button, service, form, reason, by)
-        except GateClosedError as error:
-            return NotDone(button, text=str(error), gate=error.code)
         except NotFoundError:
             return NotDone(button, key="gone")
         except (OperationError, ValueError) as error:
-            return NotDone(button, text=str(error))
+            return not_done_because(button, error)
 
     async def _do(
         self, button: str, service: Service, form: Mapping[str, str], reason: str, by: Identity

@@ -68,7 +68,7 @@ class _ServicePages:
         every = list(snapshot.rows.values())
         return await self._renderer.respond(
             request, "services.html", {"chosen": chosen, "groups": groups}, counts=dict(snapshot.counts),
-            snapshot=_head(snapshot), states=STATES, orders=list(ORDERS), groupings=list(GROUPS), total=len(rows),
+            snapshot=snapshot.describe(), states=STATES, orders=list(ORDERS), groupings=list(GROUPS), total=len(rows),
             values={name: values_of(every, name) for name in ("provider", "category", "host", "group")},
             open_incidents=len(snapshot.overview.incidents), first=(chosen.page - 1) * PAGE_SIZE + 1,
             page_count=max(1, -(-len(rows) // PAGE_SIZE)),
@@ -90,7 +90,7 @@ class _ServicePages:
         dependents = [each for each in inventory.services.values() if service.id in each.depends_on]
         return await self._renderer.respond(
             request, "service.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
-            status=409 if not_done else 200, row=asdict(row), snapshot=_head(snapshot), observed=observed,
+            status=409 if not_done else 200, row=asdict(row), snapshot=snapshot.describe(), observed=observed,
             explanation=explanation, incidents=incidents, last_action=last_action, service=_describe(service),
             depends_on=list(service.depends_on), dependents={each.id: each.title for each in dependents},
             part=request.query.get("part", ""),
@@ -118,17 +118,16 @@ class _ServicePages:
         not_done = await self._submitted.run_once(
             form.get("form_id", ""), lambda: self._buttons.press(button, service, form, get_identity(request))
         )
-        if not_done is not None:
+        await self._source.refresh()
+        if not_done is not None or request.headers.get("Sec-Fetch-Mode") == "cors":  # a script shows it in the page
             return await self.show_service(request, not_done)
-        if request.headers.get("Sec-Fetch-Mode") == "cors":  # a script, which shows the answer in the page
-            return await self.show_service(request)
         return web.Response(status=303, headers={"Location": relative_path(request, f"services/{service.id}")})
 
     async def _read_observed(self, service: str) -> Mapping[str, Any]:
         """Return what the exporter knows of the service, or why that cannot be read."""
         try:
             async with asyncio.timeout(DEADLINE):
-                seen = await self._source.exporter.read_service(service)
+                seen = await self._source.exporter.read(f"/api/v1/services/{service}")
         except (ClientError, TimeoutError) as error:
             return {"problem": str(error) or "no answer in time"}
         shown = ("last", "failures", "results", "components", "certificate")
@@ -154,17 +153,6 @@ class _ServicePages:
 def _read_history(tx: Transaction, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Return the last incidents of a service, and its last action."""
     return queries.incidents_of_service(tx, service, INCIDENTS_SHOWN), queries.last_action_of(tx, service)
-
-
-def _head(snapshot: Any) -> Mapping[str, Any]:
-    """Return what all pages show of the snapshot: its version, banners and problems."""
-    return {
-        "version": snapshot.version,
-        "problems": [asdict(each) for each in snapshot.problems.values()],
-        "automation": asdict(snapshot.overview.automation),
-        "maintenance": [dict(each) for each in snapshot.overview.maintenance],
-        "mismatched": sorted(snapshot.mismatched),
-    }
 
 
 def _find_thing(service: Service) -> tuple[str, str] | None:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
 
@@ -90,6 +90,16 @@ class Snapshot:
     mismatched: frozenset[str] = frozenset()
     problems: Mapping[str, Problem] = field(default_factory=dict)
     head_version: int = 0  # in which counts, banners or the set of services changed
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return what every page shows: the version, what is unusual, and which sources have problems."""
+        return {
+            "version": self.version,
+            "problems": [asdict(each) for each in self.problems.values()],
+            "automation": asdict(self.overview.automation),
+            "maintenance": [dict(each) for each in self.overview.maintenance],
+            "mismatched": sorted(self.mismatched),
+        }
 
     def changed_since(self, version: int) -> list[ServiceRow]:
         return [self.rows[name] for name, at in self.changed.items() if at > version and name in self.rows]

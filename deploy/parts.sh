@@ -9,9 +9,10 @@ demo) programs="prometheus promtool prometheus-alertmanager amtool prometheus-bl
     packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
         busybox-static libnss-wrapper" ;;
 test) programs="prometheus promtool prometheus-alertmanager amtool prometheus-blackbox-exporter sshd ssh-keygen busybox
-        dockerd docker containerd containerd-shim-runc-v2 runc docker-init tini nginx zsh"
+        dockerd docker containerd containerd-shim-runc-v2 runc docker-init tini nginx zsh chromium"
     packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
-        busybox-static libnss-wrapper docker.io containerd runc tini nginx zsh" ;;
+        busybox-static libnss-wrapper docker.io containerd runc tini nginx zsh
+        chromium fonts-dejavu-core fonts-wqy-microhei" ;;
 *) echo "usage: $0 FOLDER demo|test" >&2; exit 2 ;;
 esac
 umask 022
@@ -64,7 +65,7 @@ for package in ./*.deb; do
 done
 rm -f ./*.deb
 
-libraries=$(find "$folder/root" -type d -path '*/lib/*-linux-gnu' | sort | tr '\n' ':')
+libraries=$(find "$folder/root" -type d \( -path '*/lib/*-linux-gnu' -o -path '*/lib/*-linux-gnu/pulseaudio' \) | sort | tr '\n' ':')
 link() { # name, path below root
     real=$folder/root/$2
     [ -x "$real" ] || return 0
@@ -91,6 +92,15 @@ if [ -x "$folder/root/usr/sbin/debootstrap" ]; then
     printf '#!/bin/sh\nDEBOOTSTRAP_DIR=%s exec sh %s "$@"\n' "$folder/root/usr/share/debootstrap" \
         "$folder/root/usr/sbin/debootstrap" >"$folder/bin/debootstrap"
     chmod 755 "$folder/bin/debootstrap"
+fi
+# Debian's start script refers to installed paths; the browser finds fonts by fontconfig.
+if [ -x "$folder/root/usr/lib/chromium/chromium" ]; then
+    printf '<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd"><fontconfig><dir>%s</dir><dir>/usr/share/fonts</dir><cachedir>%s</cachedir></fontconfig>\n' \
+        "$folder/root/usr/share/fonts" "$folder/cache/fonts" >"$folder/fonts.conf"
+    rm -f "$folder/bin/chromium"
+    printf '#!/bin/sh\nLD_LIBRARY_PATH=%s FONTCONFIG_FILE=%s exec %s "$@"\n' "$libraries" "$folder/fonts.conf" \
+        "$folder/root/usr/lib/chromium/chromium" >"$folder/bin/chromium"
+    chmod 755 "$folder/bin/chromium"
 fi
 # Docker mounts this file into containers as their init: it must be a program, not a script.
 [ -x "$folder/root/usr/bin/tini-static" ] && ln -sfn "$folder/root/usr/bin/tini-static" "$folder/bin/docker-init"

@@ -115,9 +115,9 @@ class Exporter:
             # Earlier versions answer with all services.
             return ServiceChanges(response.get("cursor", ""), response.get("complete", True), response["services"])
 
-    async def read_service(self, service: str) -> Mapping[str, Any]:
-        """Return a service with its last results and failures, as JSON. Raises ClientError."""
-        found: Mapping[str, Any] = await self._client.request("GET", f"/api/v1/services/{quote(service, safe='')}")
+    async def read(self, path: str) -> Mapping[str, Any]:
+        """Return the JSON at a path, for pages. Raises ClientError."""
+        found: Mapping[str, Any] = await self._client.request("GET", quote(path))
         return found
 
     async def observe(self, service: str) -> Observation:

@@ -18,7 +18,7 @@ from remediator.record.clock import SteadyClock
 from remediator.record.database import Database
 from remediator.record.event_pages import EventPage, Position, page_of_events
 from remediator.record.event_sources import KINDS, EventFilter
-from runtime.access.control import get_identity
+from runtime.access.control import AUTOMATIC, get_identity
 from runtime.access.roles import AccessRequirement, permits
 from runtime.errors import ApiError
 from runtime.redaction import Redactor
@@ -38,7 +38,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
-class _Query:
+class EventsQuery:
     wanted: EventFilter
     before: Position | None
     limit: int
@@ -55,17 +55,17 @@ class _EventsApi:
         self._database, self._redact = database, redact
 
     async def read_events(self, request: web.Request) -> web.StreamResponse:
-        query = _parse_query(request, self._database.clock)
+        query = parse_events_query(request, self._database.clock)
         page = await self._read(query, min(query.limit, MAX_PAGE))
         if query.as_csv:
             return await self._export(request, query, page)
         body = await asyncio.to_thread(self._render_json, page)
         return web.Response(body=body, content_type="application/json")
 
-    async def _read(self, query: _Query, limit: int) -> EventPage:
+    async def _read(self, query: EventsQuery, limit: int) -> EventPage:
         return await read_record(self._database, page_of_events, query.wanted, query.before, limit)
 
-    async def _export(self, request: web.Request, query: _Query, page: EventPage) -> web.StreamResponse:
+    async def _export(self, request: web.Request, query: EventsQuery, page: EventPage) -> web.StreamResponse:
         """Send pages as one CSV file. The first is read before, so that an error is a response."""
         headers = {
             "Content-Type": "text/csv; charset=utf-8",
@@ -119,10 +119,10 @@ def _format_cell(value: Any) -> Any:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def _parse_query(request: web.Request, clock: SteadyClock) -> _Query:
+def parse_events_query(request: web.Request, clock: SteadyClock) -> EventsQuery:
     """Return what the query of a request asks for. Empty parameters, as forms send them, count as absent."""
     values = {name: _get(request, name) for name in PARAMETERS if name != "kind"}
-    unknown = sorted(set(request.query) - set(PARAMETERS))
+    unknown = sorted(set(request.query) - {*PARAMETERS, AUTOMATIC})
     if unknown:
         raise _bad(f"unknown parameter `{unknown[0][:MAX_VALUE]}`; there are {', '.join(PARAMETERS)}")
     if values["format"] not in ("", "json", "csv"):
@@ -141,7 +141,7 @@ def _parse_query(request: web.Request, clock: SteadyClock) -> _Query:
     if wanted.since is not None and wanted.until is not None and wanted.since >= wanted.until:
         raise _bad("`from` must be before `to`")
     limit = _parse_limit(values["limit"], *((MAX_EXPORT, MAX_EXPORT) if as_csv else (DEFAULT_PAGE, MAX_PAGE)))
-    return _Query(wanted, _parse_position(values["before"]), limit, as_csv)
+    return EventsQuery(wanted, _parse_position(values["before"]), limit, as_csv)
 
 
 def _get(request: web.Request, name: str) -> str:

@@ -68,6 +68,18 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("POST", "/services/{id}/{button}"): OPERATOR,
         ("GET", "/incidents"): VIEWER,
         ("GET", "/incidents/{id}"): VIEWER,
+        ("POST", "/incidents/{id}/acknowledge"): OPERATOR,
+        ("POST", "/incidents/{id}/approve"): OPERATOR,
+        ("GET", "/hosts"): VIEWER,
+        ("GET", "/hosts/{name}"): VIEWER,
+        ("GET", "/events"): VIEWER,
+        ("GET", "/settings"): VIEWER,
+        ("POST", "/settings/begin-maintenance"): OPERATOR,
+        ("POST", "/settings/end-maintenance"): OPERATOR,
+        ("POST", "/settings/automation-on"): ADMIN,
+        ("POST", "/settings/automation-off"): ADMIN,
+        ("POST", "/settings/end-session"): ADMIN,
+        ("POST", "/settings/revoke-token"): ADMIN,
         ("GET", "/stream"): VIEWER,
         ("GET", "/static/{version}/{name}"): PUBLIC,
         ("POST", "/preferences"): VIEWER,
@@ -130,7 +142,9 @@ def empty(program: str) -> web.Application:
         write_api.add_routes(app, nothing, nothing, nothing, nothing)
         access_api.add_routes(app, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)
-        parts = dict.fromkeys(("database", "redact", "operations", "sign_in_services", "public_url", "engine"))
+        parts = dict.fromkeys(
+            ("database", "redact", "operations", "administration", "sign_in_services", "public_url", "engine")
+        )
         console.add_pages(app, cast("Any", SimpleNamespace(access=access, **parts)))
     return app
 

@@ -1,0 +1,72 @@
+"""The pages of hosts: all of them with what they use, and one with everything that its collectors have read."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from console.rendering import PageRenderer
+from console.snapshot import DEADLINE, SnapshotSource
+from remediator.clients.json_client import ClientError, HttpStatusError
+from runtime.access.roles import AccessRequirement
+from runtime.errors import ApiError
+from runtime.web import add_route
+
+NOT_FOUND = 404
+
+
+def add_routes(app: web.Application, source: SnapshotSource, renderer: PageRenderer) -> None:
+    pages = _HostPages(source, renderer)
+    add_route(app, "GET", "/hosts", pages.show_list, AccessRequirement.VIEWER)
+    add_route(app, "GET", "/hosts/{name}", pages.show_host, AccessRequirement.VIEWER)
+
+
+class _HostPages:
+    def __init__(self, source: SnapshotSource, renderer: PageRenderer) -> None:
+        self._source, self._renderer = source, renderer
+
+    async def show_list(self, request: web.Request) -> web.Response:
+        answer = await self._read("/api/v1/hosts")
+        hosts = sorted(answer.get("hosts", ()), key=lambda host: (-len(host["problems"]), host["name"]))
+        snapshot = await self._source.get()
+        return await self._renderer.respond(
+            request, "hosts.html", snapshot=snapshot.describe(), hosts=_with_texts(hosts),
+            unavailable=answer.get("unavailable", ""), states=self._states(),
+        )  # fmt: skip
+
+    async def show_host(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        host = await self._read_host(name)
+        snapshot = await self._source.get()
+        return await self._renderer.respond(
+            request, "host.html", snapshot=snapshot.describe(), host=_with_texts([host])[0] if "name" in host else None,
+            name=name, unavailable=host.get("unavailable", ""), states=self._states(),
+        )  # fmt: skip
+
+    def _states(self) -> Mapping[str, str]:
+        return {row.id: row.state for row in self._source.snapshot.rows.values()}
+
+    async def _read_host(self, name: str) -> Mapping[str, Any]:
+        try:
+            return await self._read(f"/api/v1/hosts/{name}")
+        except HttpStatusError as error:
+            raise ApiError(404, "unknown_host", f"the inventory has no host {name!r}") from error
+
+    async def _read(self, path: str) -> Mapping[str, Any]:
+        """Return what the exporter answers, or why it does not."""
+        try:
+            async with asyncio.timeout(DEADLINE):
+                return await self._source.exporter.read(path)
+        except (ClientError, TimeoutError) as error:
+            if isinstance(error, HttpStatusError) and error.status == NOT_FOUND:
+                raise
+            return {"unavailable": str(error) or "no answer in time"}
+
+
+def _with_texts(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return hosts whose problems are shown to all roles: `message` is the key of what only operators may read."""
+    return [
+        {**host, "problems": [{**each, "text": each.get("message") or ""} for each in host["problems"]]}
+        for host in hosts
+    ]

@@ -1,0 +1,245 @@
+"""The console in a real browser: an operator finds what is broken, restarts it and watches it recover.
+
+Every page is checked for errors of scripts, requests to other servers, and faults that axe-core finds.
+"""
+
+import re
+import shutil
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, BrowserContext, Page, Request, Response, async_playwright, expect
+
+from tests.integration.loop import Loop
+from tests.integration.test_access import start_with_users
+from tests.support import eventually
+
+pytestmark = pytest.mark.needs("sshd", "chromium")
+SCREENSHOTS = Path("build/screenshots")
+TIMEOUT = 120_000  # milliseconds: the machine may be busy
+HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b[31m"
+expect.set_options(timeout=TIMEOUT)
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with async_playwright() as playwright:
+        launched = await playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield launched
+        await launched.close()
+
+
+class Window:
+    """A page of a browser, and what went wrong in it."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self.page, self.url = page, url
+        self.faults: list[str] = []
+        page.on("console", lambda message: self._note(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: self._note(str(error)))
+        page.on("request", self._check_request)
+        page.on("response", self._check_response)
+        page.set_default_timeout(TIMEOUT)
+
+    def _note(self, text: str) -> None:
+        self.faults.append(text)
+
+    def _check_request(self, request: Request) -> None:
+        if not request.url.startswith((self.url, "data:")):
+            self._note(f"a request to another server: {request.url}")
+
+    def _check_response(self, response: Response) -> None:
+        if response.status >= 500:
+            self._note(f"{response.status} {response.url}")
+
+    async def open(self, path: str) -> None:
+        await self.page.goto(f"{self.url}{path}")
+
+    async def sign_in(self, user: str) -> None:
+        await self.open("")
+        await self.page.fill("input[name=user]", user)
+        await self.page.fill("input[name=password]", user)
+        await self.page.press("input[name=password]", "Enter")
+        await expect(self.page.locator("#list")).to_be_visible()
+
+    async def keep(self, name: str) -> None:
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        await self.page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+
+
+@asynccontextmanager
+async def window(browser: Browser, loop: Loop, **options: Any) -> AsyncIterator[Window]:
+    context: BrowserContext = await browser.new_context(locale=options.pop("locale", "en-US"), **options)
+    opened = Window(await context.new_page(), f"{loop.stack.url('remediator')}/")
+    yield opened
+    await context.close()
+    assert opened.faults == []
+
+
+async def test_an_operator_restarts_a_service_and_watches_it_recover(loop: Loop, browser: Browser) -> None:
+    loop.service("web")
+    await start_with_users(loop, automatic=False)
+    async with window(browser, loop) as operator:
+        await operator.sign_in("operator")
+        page = operator.page
+        row = page.locator("#s-web")
+        await expect(row.locator(".state")).to_have_text("Up")
+        await loop.kill("web")
+        await loop.fire("web")
+        # Without a reload.
+        await expect(row.locator(".state")).to_have_text("Down")
+        await expect(row).to_contain_text("exit")
+        await expect(page.locator(".count.down b")).to_have_text("1")
+        await expect(page).to_have_title(re.compile(r"^1 · "))
+        await operator.keep("services-down")
+        await row.locator("a").click()
+        await expect(page.locator("h1")).to_have_text("web")
+        await expect(page.locator("#live-part")).to_contain_text("automation is off")
+        await operator.keep("service-down")
+        button = page.get_by_role("button", name="Restart web on h")
+        await button.dblclick()
+        await expect(page.locator(".subject .state")).to_have_text("Degraded")  # the alert still fires
+        assert loop.restarts() == ["web"]
+        await loop.fire("web", status="resolved")
+        await loop.until("recovered")
+        await expect(page.locator(".subject .state")).to_have_text("Up")
+        await operator.keep("service-up")
+        await page.get_by_role("link", name="Incident 1").first.click()
+        await expect(page.locator("main")).to_contain_text("Action 1 (restart) started; requested by operator")
+        await operator.keep("incident")
+
+
+async def test_a_viewer_is_offered_no_buttons_and_refused(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop)
+    async with window(browser, loop) as viewer:
+        await viewer.sign_in("viewer")
+        for path in ("services/web", "settings", "incidents"):
+            await viewer.open(path)
+            await expect(viewer.page.locator("main button")).to_have_count(0)
+        csrf = await viewer.page.locator("input[name=csrf]").first.get_attribute("value")
+        forged = await viewer.page.request.post(
+            f"{viewer.url}services/web/restart", form={"csrf": csrf or ""}, headers={"Origin": viewer.url[:-1]}
+        )
+        assert (forged.status, loop.restarts()) == (403, [])
+
+
+async def test_maintenance_and_automation(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop)
+    async with window(browser, loop) as admin:
+        await admin.sign_in("admin")
+        page = admin.page
+        await admin.open("settings")
+        await page.locator("form[action$=automation-off] input[name=reason]").fill("a network change")
+        await page.get_by_role("button", name="Switch automation off").click()
+        await expect(page.locator("#banners")).to_contain_text("a network change")
+        await page.locator("form[action$=automation-on] input[name=reason]").fill("done")
+        await page.get_by_role("button", name="Switch automation on").click()
+        await expect(page.locator("#banners")).not_to_contain_text("a network change")
+        form = page.locator("form[action$=begin-maintenance]")
+        await form.locator("input[name=name]").fill("web")
+        await form.locator("input[name=reason]").fill(HOSTILE)
+        await page.get_by_role("button", name="Begin maintenance").click()
+        await expect(page.locator("#banners")).to_contain_text("<img src=x")
+        await admin.keep("settings")
+        await page.get_by_role("button", name="End", exact=True).click()
+        await expect(page.locator("#banners")).to_have_text("")
+        await admin.open("events")
+        await expect(page.locator("main")).to_contain_text("automation off")
+        await admin.keep("events")
+
+
+MODES: dict[str, dict[str, Any]] = {
+    "desktop": {},
+    "dark": {"color_scheme": "dark", "locale": "zh-CN"},
+    "phone": {"viewport": {"width": 390, "height": 844}, "locale": "zh-CN", "has_touch": True},
+    "narrow": {"viewport": {"width": 320, "height": 700}, "color_scheme": "dark"},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_pages_are_accessible_and_fit(loop: Loop, browser: Browser, mode: str) -> None:
+    await start_with_users(loop, automatic=False)
+    await loop.kill("web")
+    await loop.fire("web")
+    axe = Axe()
+    async with window(browser, loop, **MODES[mode]) as admin:
+        await admin.open("")
+        pages = [
+            "sign-in",
+            "",
+            "services/web",
+            "services/web/logs",
+            "incidents",
+            "incidents/1",
+            "hosts",
+            "hosts/h",
+            "events",
+            "settings",
+        ]
+        for path in pages:
+            if path == "":
+                await admin.sign_in("admin")
+            else:
+                await admin.open(path)
+            found = await axe.run(admin.page)
+            serious = [each for each in found.response["violations"] if each["impact"] in ("serious", "critical")]
+            assert serious == [], (path, [(each["id"], each["nodes"][0]["html"]) for each in serious])
+            await admin.keep(f"{mode}-{path.replace('/', '-') or 'services'}")
+            overflow = await admin.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert overflow <= 0, path
+
+
+async def test_without_scripts(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop, automatic=False)
+    await loop.kill("web")
+    await loop.fire("web")
+    async with window(browser, loop, java_script_enabled=False) as operator:
+        await operator.sign_in("operator")
+        await expect(operator.page.locator("#s-web .state")).to_have_text("Down")
+        await operator.page.fill("input[name=q]", "nothing like this")
+        await operator.page.get_by_role("button", name="Show").click()
+        await expect(operator.page.locator("#list")).to_contain_text("No service matches")
+        await operator.open("services/web")
+        await operator.page.get_by_role("button", name="Restart web on h").click()
+        await expect(operator.page.locator("h1")).to_have_text("web")
+
+        async def is_restarted() -> bool:
+            return loop.restarts() == ["web"]
+
+        await eventually(is_restarted)
+
+
+async def test_a_lost_connection_is_shown_and_comes_back(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop)
+    async with window(browser, loop) as viewer:
+        await viewer.sign_in("viewer")
+        page = viewer.page
+        await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGKILL)
+        await expect(page.locator("#live")).to_contain_text("Connection lost")
+        await expect(page.locator("#content")).to_have_class(re.compile("stale"))
+        await loop.stack.start_program("remediator")
+        await expect(page.locator("#live")).to_have_text("")
+        await expect(page.locator("#content")).not_to_have_class(re.compile("stale"))
+        await loop.kill("web")
+        await expect(page.locator("#s-web .state")).to_have_text("Down")
+        # The exporter goes: the states are those of before.
+        await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
+        await expect(page.locator("#banners")).to_contain_text("Cannot connect to the exporter")
+        viewer.faults = [fault for fault in viewer.faults if "net::ERR_" not in fault]
+
+
+async def test_a_session_that_ends_is_shown(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop)
+    async with window(browser, loop) as viewer:
+        await viewer.sign_in("viewer")
+        sessions = (await loop.ask("GET", "/api/v1/sessions")).json()["sessions"]
+        assert (await loop.ask("DELETE", f"/api/v1/sessions/{sessions[0]['id']}")).status_code == 200
+        await expect(viewer.page.locator("#live")).to_contain_text("Your session has ended.")
+        viewer.faults = [fault for fault in viewer.faults if "401" not in fault]
