@@ -37,6 +37,7 @@ from runtime.access.tokens import ApiTokens, ConfiguredTokens
 from runtime.errors import DefibError
 from runtime.lifecycle import ListenAddress, Reloader, serve
 from runtime.redaction import Redactor
+from runtime.tls import create_client_context
 from runtime.web import create_application
 from runtime.webconfig import WebConfigFile
 
@@ -112,7 +113,7 @@ class Parts:
 
     @classmethod
     def create(cls, clients: Clients, database: Database, redact: Redactor, web_config: WebConfigFile) -> "Parts":
-        metrics, http_client = RemediatorMetrics(), httpx.AsyncClient(trust_env=True)
+        metrics, http_client = RemediatorMetrics(), httpx.AsyncClient(trust_env=True, verify=create_client_context())
         audit_log, now = AuditLog(database, redact), database.clock.now
         api_tokens, sessions = ApiTokens(now), Sessions(now, StoredSessions(database))
         access = AccessControl(

@@ -38,6 +38,13 @@ CIPHERS = (
     "aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr", "aes192-ctr",
     "aes128-ctr",
 )  # fmt: skip
+# Without group exchange: the host would choose a prime, before its key is checked, whose size blocks the event loop for
+# minutes.
+KEY_EXCHANGES = (
+    "curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256", "ecdh-sha2-nistp384",
+    "ecdh-sha2-nistp521", "diffie-hellman-group14-sha256", "diffie-hellman-group16-sha512",
+    "diffie-hellman-group14-sha1",
+)  # fmt: skip
 ANSWER_GRACE = 2.0  # seconds after the remote timeout for the answer to arrive
 SESSION_RETRY_DELAYS = (0.02, 0.1, 0.5)  # seconds before a refused session is requested again
 
@@ -264,6 +271,7 @@ class SshShell:
                     agent_path=None,
                     tunnel=tunnel,
                     preferred_auth="publickey",
+                    kex_algs=KEY_EXCHANGES,
                     encryption_algs=CIPHERS,
                     compression_algs=["none"],  # a few bytes from the host could expand to gigabytes
                     keepalive_interval=15,

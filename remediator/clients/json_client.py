@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from fleet.inventory.endpoints import Endpoint, TlsSettings
 from runtime.errors import DefibError, StartError
 from runtime.payloads import ACCEPT_ENCODING, SHORT, decode_json, parse_body, read_body
+from runtime.tls import create_client_context
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 DEADLINE = 60.0  # seconds for a whole exchange without a timeout of its own
@@ -133,7 +134,7 @@ def create_ssl_context(url: str, tls: TlsSettings) -> ssl.SSLContext | bool:
     if not url.startswith("https:"):
         return False
     try:
-        context = ssl.create_default_context(cafile=str(tls.ca_file) if tls.ca_file else None)
+        context = create_client_context(str(tls.ca_file) if tls.ca_file else None)
         if tls.cert_file:
             context.load_cert_chain(tls.cert_file, tls.key_file)
     except (OSError, ssl.SSLError) as error:

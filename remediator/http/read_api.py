@@ -1,5 +1,6 @@
 """The part of the HTTP API that only reads: incidents, actions, alerts, notifications, and metrics."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -30,12 +31,19 @@ PAGES = {
 
 
 def add_routes(app: web.Application, database: Database, metrics: RemediatorMetrics, redact: Redactor) -> None:
-    async def read_metrics(_request: web.Request) -> web.Response:
+    async def render_metrics() -> bytes:
         await _update(metrics, database)
-        return web.Response(
-            body=generate_latest(metrics.registry),
-            headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"},
-        )
+        return generate_latest(metrics.registry)
+
+    rendering: asyncio.Task[bytes] | None = None
+
+    async def read_metrics(_request: web.Request) -> web.Response:
+        # Requests that wait at the same time get the same page: many of them must not delay what the record is for.
+        nonlocal rendering
+        if rendering is None or rendering.done():
+            rendering = asyncio.create_task(render_metrics(), name="metrics")
+        body = await asyncio.shield(rendering)
+        return web.Response(body=body, headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
     def page_handler(name: str) -> Handler:
         async def read_page(request: web.Request) -> web.Response:

@@ -213,7 +213,7 @@ notifications = Table(
     UniqueConstraint("channel", "key"),
     Index("notifications_to_send", "state", "channel", "id"),
     Index("notifications_by_key", "key"),
-    Index("notifications_of_incident", "incident_id"),
+    Index("notifications_of_incident", "incident_id", "kind", "card"),  # of some kinds there may be thousands
     Index("notifications_of_alert", "alert_id"),
     Index("notifications_of_message", "message_id"),
 )

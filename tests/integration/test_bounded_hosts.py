@@ -193,20 +193,28 @@ async def test_local_output_without_end_is_cut() -> None:
     assert completed.why == f"the output is longer than {READ_LIMIT} bytes"
 
 
-async def test_compression_is_refused(tmp_path: Path) -> None:
-    """A few bytes could expand to gigabytes."""
+@pytest.mark.parametrize(
+    ("server_options", "message"),
+    [
+        # A few bytes could expand to gigabytes.
+        ({"compression_algs": ["zlib@openssh.com"]}, "No matching compression algorithm"),
+        # The host would choose a prime, before its key is checked, whose size blocks the event loop for minutes.
+        ({"kex_algs": ["diffie-hellman-group-exchange-sha256"]}, "No matching key exchange algorithm"),
+    ],
+)
+async def test_what_costs_too_much_is_refused(tmp_path: Path, server_options: Any, message: str) -> None:
     host_key, client_key = (asyncssh.generate_private_key("ssh-ed25519") for _ in range(2))
     client_key.write_private_key(str(tmp_path / "client"))
     authorized = asyncssh.import_authorized_keys(client_key.export_public_key().decode())
     server = await asyncssh.listen(
         "127.0.0.1", 0, server_host_keys=[host_key], authorized_client_keys=authorized,
-        compression_algs=["zlib@openssh.com"], process_factory=lambda process: process.exit(0),
+        process_factory=lambda process: process.exit(0), **server_options,
     )  # fmt: skip
     port = server.sockets[0].getsockname()[1]
     (tmp_path / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key.export_public_key().decode()}")
     shell = SshShell(Login("127.0.0.1", port, "u", tmp_path / "client", tmp_path / "known_hosts"))
     try:
-        with pytest.raises(ShellError, match="No matching compression algorithm"):
+        with pytest.raises(ShellError, match=message):
             await shell.connection()
     finally:
         await shell.close()

@@ -18,6 +18,7 @@ from exporter.probes.net.certificates import is_ip_address, read_tls_alert, reco
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel, TlsSettings
 from fleet.inventory.units import as_list
+from runtime.tls import create_client_context
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
 ALERT_TIMEOUT = 2.0  # seconds for reading a TLS alert
@@ -65,7 +66,7 @@ def create_ssl_context(
     verify: bool, ca_file: Path | None, cert_file: Path | None, key_file: Path | None, min_version: str | None
 ) -> ssl.SSLContext:
     """Create a client context. Cached, since loading the system's root certificates is slow."""
-    context = ssl.create_default_context(cafile=str(ca_file) if ca_file else None)
+    context = create_client_context(str(ca_file) if ca_file else None)
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

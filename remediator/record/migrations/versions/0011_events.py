@@ -1,4 +1,4 @@
-"""Events of the exporter, and indexes for the timeline of all events."""
+"""Events of the exporter, and indexes for the timeline of all events and for the cards of an incident."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -24,6 +24,8 @@ def upgrade() -> None:
     op.create_index("events_of_kind", "events", ["kind", "at"])
     op.create_index("events_of_host", "events", ["host", "kind", "at"])
     op.create_index("events_of_name", "events", ["kind", "name", "at"])
+    op.drop_index("notifications_of_incident", "notifications")
+    op.create_index("notifications_of_incident", "notifications", ["incident_id", "kind", "card"])
     op.create_index("incidents_by_start", "incidents", ["opened_at"])
     op.create_index("actions_by_end", "actions", ["ended_at"])
     op.create_index("audit_of_target", "audit", ["target", "at"])
