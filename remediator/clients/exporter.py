@@ -1,8 +1,9 @@
 """The exporter's API: the status of services, probes on request, and events."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -91,6 +92,9 @@ class Exporter:
         auth = TokenAuth(token) if endpoint.auth is None else None
         self._client = JsonClient(endpoint, headers={USER_HEADER: CALLER}, auth=auth)
         self.close = self._client.close
+        self._lock = asyncio.Lock()
+        self._cursor = ""
+        self._observed: dict[str, tuple[Observation, float]] = {}  # by service, with the time of the answer
 
     async def probe(self, service: str, timeout: float) -> Observation:
         """Probe a service after this call began; `timeout` is the probe's, in seconds. Raises ClientError."""
@@ -103,10 +107,21 @@ class Exporter:
             )  # fmt: skip
 
     async def observe_all(self) -> Mapping[str, Observation]:
-        """Return the last observation of every service, without probing. Raises ClientError."""
-        response = await self._client.request("GET", "/api/v1/services")
-        with parsing_response():
-            return {service["id"]: _parse_observation(service) for service in response["services"]}
+        """Return the last observation of every service, without probing. Raises ClientError.
+
+        Only what has changed since the last call is transferred.
+        """
+        async with self._lock:
+            changes = await self.list_changes(self._cursor)
+            now = time.monotonic()
+            with parsing_response():
+                observed = {service["id"]: (_parse_observation(service), now) for service in changes.services}
+            self._observed = observed if changes.complete else self._observed | observed
+            self._cursor = changes.cursor
+        return {
+            name: seen if seen.unchanged_for is None else replace(seen, unchanged_for=seen.unchanged_for + now - at)
+            for name, (seen, at) in self._observed.items()
+        }
 
     async def list_changes(self, cursor: str) -> ServiceChanges:
         """Return the services that changed since `cursor`; all of them if that is empty. Raises ClientError."""
