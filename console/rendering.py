@@ -18,6 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from console import charts
+from console.history import History, ServiceHistory, format_ratio
 from console.languages import HTML_LANGUAGE, LANGUAGES, choose_language, load_texts
 from console.snapshot import ServiceRow
 from fleet.inventory.notify import Language
@@ -34,6 +35,7 @@ from runtime.web import relative_path
 STATIC = Path(__file__).parent / "static"
 THEME_COOKIE = "defib_theme"
 THEMES = ("light", "dark")
+NO_HISTORY = ServiceHistory()
 # `same-origin`: without a referrer, browsers send forms with `Origin: null`.
 _HEADERS = {
     "Content-Security-Policy": (
@@ -67,8 +69,19 @@ class PageRenderer:
             loader=PackageLoader("console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True, finalize=_escape,
         )  # fmt: skip
-        self._rows: dict[tuple[str, Language], tuple[ServiceRow, Markup]] = {}  # the last rendering of each row
-        self._templates.globals |= {"fill": _fill, "strip": charts.draw_strip, "static_version": static_version()}
+        self._rows: dict[
+            tuple[str, Language], tuple[tuple[ServiceRow, ServiceHistory], Markup]
+        ] = {}  # the last rendering of each row
+        self._templates.globals |= {
+            "fill": _fill,
+            "strip": charts.draw_strip,
+            "sparkline": charts.draw_sparkline,
+            "ratio": format_ratio,
+            "chart": charts.draw_chart,
+            "state_band": charts.draw_states,
+            "nice_top": charts.nice_top,
+            "static_version": static_version(),
+        }
 
     def find_reader(self, request: web.Request) -> Reader:
         theme = request.cookies.get(THEME_COOKIE, "")
@@ -110,19 +123,21 @@ class PageRenderer:
         """Render a template. Values are not redacted."""
         return self.fill_ages(self._templates.get_template(template).render(**self._helpers(reader), **values), reader)
 
-    def render_row(self, row: ServiceRow, reader: Reader) -> Markup:
+    def render_row(self, row: ServiceRow, reader: Reader, history: History) -> Markup:
         """Render a service of a list, with ages to be filled in; the same row is rendered once."""
-        key = (row.id, reader.language)
+        key, past = (row.id, reader.language), history.services.get(row.id, NO_HISTORY)
         known = self._rows.get(key)
-        if known is None or known[0] != row:
+        if known is None or known[0] != (row, past):
             shown = self._redact.redact_all(asdict(row))
-            html = self._templates.get_template("row.html").render(**self._helpers(reader), row=shown, root="")
+            html = self._templates.get_template("row.html").render(
+                **self._helpers(reader), row=shown, past=past, history=history, root=""
+            )
             text = Markup(html)  # noqa: S704 - escaped by the template
-            known = self._rows[key] = (row, text)
+            known = self._rows[key] = ((row, past), text)
         return known[1]
 
-    def render_fresh_row(self, row: ServiceRow, reader: Reader) -> str:
-        return self.fill_ages(self.render_row(row, reader), reader)
+    def render_fresh_row(self, row: ServiceRow, reader: Reader, history: History) -> str:
+        return self.fill_ages(self.render_row(row, reader, history), reader)
 
     @staticmethod
     def respond_text(text: str, name: str) -> web.Response:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from console.buttons import BUTTONS, NotDone, ServiceButtons
 from console.filters import GROUPS, ORDERS, PAGE_SIZE, ServiceFilter, values_of
+from console.history import SPANS
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms
 from console.snapshot import DEADLINE, STATES, SnapshotSource, parse_time
@@ -62,7 +63,11 @@ class _ServicePages:
         rows = chosen.select(snapshot.rows.values())
         shown = chosen.page_of(rows)
         groups = [
-            (name, len(group), Markup("").join(self._renderer.render_row(row, reader) for row in group))
+            (
+                name,
+                len(group),
+                Markup("").join(self._renderer.render_row(row, reader, self._source.history) for row in group),
+            )
             for name, group in chosen.grouped(shown)
         ]
         every = list(snapshot.rows.values())
@@ -81,9 +86,11 @@ class _ServicePages:
         row = snapshot.rows.get(service.id)
         if row is None:
             raise ApiError(404, "unknown_service", f"the inventory has no service {service.id!r}")
-        observed, explanation, (incidents, last_action) = await asyncio.gather(
+        span = request.query.get("span", "24h")
+        observed, explanation, charts, (incidents, last_action) = await asyncio.gather(
             self._read_observed(service.id),
             self._explain(service.id),
+            self._source.history.read_service(service.id, SPANS.get(span, SPANS["24h"])),
             read_record(self._database, _read_history, service.id),
         )
         inventory = self._database.inventory
@@ -91,7 +98,8 @@ class _ServicePages:
         return await self._renderer.respond(
             request, "service.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
             status=409 if not_done else 200, row=asdict(row), snapshot=snapshot.describe(), observed=observed,
-            explanation=explanation, incidents=incidents, last_action=last_action, service=_describe(service),
+            explanation=explanation, charts=asdict(charts), spans=list(SPANS), span=span,
+            incidents=incidents, last_action=last_action, service=_describe(service),
             depends_on=list(service.depends_on), dependents={each.id: each.title for each in dependents},
             part=request.query.get("part", ""),
         )  # fmt: skip

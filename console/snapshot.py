@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import structlog
 
+from console.history import History
 from fleet.inventory.model import Inventory, Service
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
@@ -111,8 +112,8 @@ class Snapshot:
 class SnapshotSource:
     """Keeps the snapshot fresh while somebody watches."""
 
-    def __init__(self, database: Database, get_exporter: Callable[[], Exporter]) -> None:
-        self._database, self._get_exporter = database, get_exporter
+    def __init__(self, database: Database, get_exporter: Callable[[], Exporter], history: History) -> None:
+        self._database, self._get_exporter, self.history = database, get_exporter, history
         self.snapshot = Snapshot()
         self._services: dict[str, Mapping[str, Any]] = {}  # as the exporter describes them
         self._cursor = ""
@@ -129,6 +130,7 @@ class SnapshotSource:
     async def run(self) -> None:
         """Refresh until cancelled."""
         loop = asyncio.get_running_loop()
+        reading: asyncio.Task[None] | None = None
         while True:
             if loop.time() - self._watched_at > WATCHED_FOR:
                 self._watched.clear()
@@ -136,6 +138,8 @@ class SnapshotSource:
             started = loop.time()
             try:
                 await self.refresh()
+                if reading is None or reading.done():
+                    reading = asyncio.create_task(self.history.refresh(), name="history")  # may take long
             except Exception:  # the next round may succeed
                 if limited_log.admits("snapshot_failed"):
                     log.exception("snapshot_failed")

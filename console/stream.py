@@ -95,7 +95,7 @@ class _Stream:
         ids = {row.id for row in changed}
         return {
             "version": snapshot.version,
-            "rows": {row.id: self._renderer.render_fresh_row(row, reader) for row in changed},
+            "rows": {row.id: self._renderer.render_fresh_row(row, reader, self._source.history) for row in changed},
             "states": {row.id: row.state for row in changed},
             "results": {
                 row.id: [row.recent, row.latency] for row in snapshot.measured_since(since) if row.id not in ids

@@ -101,7 +101,7 @@ function replaceRow(old, html) {
 
 function measure(row, recent, latency) {
   const shown = latency === null ? "" : latency < 10 ? `${Math.round(latency * 1000)} ms` : `${latency.toFixed(1)} s`;
-  row.querySelector(".col-latency").textContent = shown;
+  row.querySelector(".latency").textContent = shown;
   const svg = row.querySelector(".strip");
   const padded = recent.slice(-SLOTS).padStart(SLOTS);
   const paths = {};

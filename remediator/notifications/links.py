@@ -33,7 +33,7 @@ def build_links(
         runbook = configured.docs.rstrip("/") + runbook.removeprefix("docs")
     urls["runbook"] = runbook
     if console and service is not None and service.control is not None and "logs" in service.control.options.verbs:
-        urls["logs"] = f"{console}/api/v1/services/{quote(service.id, safe='')}/logs"
+        urls["logs"] = f"{console}/services/{quote(service.id, safe='')}/logs"
     if console:
         urls["console"] = f"{console}/{f'incidents/{incident}' if incident is not None else ''}"
     if alertmanager:

@@ -2,7 +2,7 @@
 
 import sys
 
-from tests.bench import access, collect, hosts, loop, notifications, probes, remediator, scale, scrape, start
+from tests.bench import access, collect, console, hosts, loop, notifications, probes, remediator, scale, scrape, start
 
 BENCHES = {
     "start": start.run,
@@ -14,6 +14,7 @@ BENCHES = {
     "remediator": remediator.run,
     "notifications": notifications.run,
     "access": access.run,
+    "console": console.run,
     "loop": loop.run,
 }
 

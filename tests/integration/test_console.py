@@ -3,20 +3,24 @@
 Every page is checked for errors of scripts, requests to other servers, and faults that axe-core finds.
 """
 
+import asyncio
 import re
 import shutil
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, Page, Request, Response, async_playwright, expect
 
+from tests.integration import peers
 from tests.integration.loop import Loop
-from tests.integration.test_access import start_with_users
+from tests.integration.test_access import start_with_users, write_users
 from tests.support import eventually
 
 pytestmark = pytest.mark.needs("sshd", "chromium")
@@ -163,11 +167,27 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+FLEET: dict[str, dict[str, Any]] = {
+    "web": {"name": "PDF OCR (Mineru)", "category": "model", "provider": "mineru"},
+    "qwen": {"name": "Qwen 72B", "category": "model", "provider": "vllm"},
+    "embeddings": {"name": "Embeddings", "category": "model", "provider": "vllm"},
+    "portal": {"name": "门户网站", "category": "web", "on_failure": "notify"},
+    "encoder": {
+        "name": "Encoder 1, with a rather long name that has to be broken into lines",
+        "category": "transcoder",
+    },
+}
+
+
 @pytest.mark.parametrize("mode", MODES)
 async def test_pages_are_accessible_and_fit(loop: Loop, browser: Browser, mode: str) -> None:
-    await start_with_users(loop, automatic=False)
+    users = write_users(loop.folder, {"admin": "admin"})
+    loop.stack.options = {program: ["--web.config.file", str(users)] for program in ("exporter", "remediator")}
+    services = {name: loop.service(name) | settings for name, settings in FLEET.items()}
+    await loop.start(services, automatic=False, collect={"system": "1s"})
     await loop.kill("web")
     await loop.fire("web")
+    await loop.fire("qwen", "ServiceSlow")
     axe = Axe()
     async with window(browser, loop, **MODES[mode]) as admin:
         await admin.open("")
@@ -221,6 +241,7 @@ async def test_a_lost_connection_is_shown_and_comes_back(loop: Loop, browser: Br
     async with window(browser, loop) as viewer:
         await viewer.sign_in("viewer")
         page = viewer.page
+        await expect(page.locator("html")).to_have_class("scripts")  # they are loaded
         await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGKILL)
         await expect(page.locator("#live")).to_contain_text("Connection lost")
         await expect(page.locator("#content")).to_have_class(re.compile("stale"))
@@ -239,7 +260,55 @@ async def test_a_session_that_ends_is_shown(loop: Loop, browser: Browser) -> Non
     await start_with_users(loop)
     async with window(browser, loop) as viewer:
         await viewer.sign_in("viewer")
+        await expect(viewer.page.locator("html")).to_have_class("scripts")
         sessions = (await loop.ask("GET", "/api/v1/sessions")).json()["sessions"]
         assert (await loop.ask("DELETE", f"/api/v1/sessions/{sessions[0]['id']}")).status_code == 200
         await expect(viewer.page.locator("#live")).to_contain_text("Your session has ended.")
         viewer.faults = [fault for fault in viewer.faults if "401" not in fault]
+
+
+@pytest.mark.parametrize("behaviour", ["slow", "garbage", "500", "away"])
+async def test_prometheus_that_does_not_answer_takes_nothing_else_away(
+    loop: Loop, browser: Browser, behaviour: str
+) -> None:
+    async def answer(_request: web.Request) -> web.Response:
+        if behaviour == "slow":
+            await asyncio.sleep(30)
+        return web.Response(status=500 if behaviour == "500" else 200, text="<html>")
+
+    async with peers.web_server(answer) as port:
+        url = f"http://127.0.0.1:{1 if behaviour == 'away' else port}"
+        await start_with_users(loop, remediator={"prometheus_url": url})
+        async with window(browser, loop) as viewer:
+            await viewer.sign_in("viewer")
+            began = time.monotonic()
+            await viewer.open("services/web")
+            await expect(viewer.page.locator("main")).to_contain_text("This part cannot be shown")
+            await expect(viewer.page.locator("main")).to_contain_text("Last failures")
+            assert time.monotonic() - began < 20
+
+
+async def test_logs_of_any_content(loop: Loop, browser: Browser) -> None:
+    hostile = loop.folder / "hostile.log"
+    lines = [
+        b"<script>alert(1)</script>",
+        b"\x1b[31mred\x1b[0m",
+        b"\xff\xfe broken",
+        "日志 \u202e".encode(),
+        b"x" * 1_000_000,
+    ]
+    hostile.write_bytes(b"\n".join(lines * 4) + b"\nthe last line\n")
+    service = loop.service("web")
+    service["control"]["command"]["logs"] = ["cat", str(hostile)]
+    users = write_users(loop.folder, {"operator": "operator"})
+    loop.stack.options = {program: ["--web.config.file", str(users)] for program in ("exporter", "remediator")}
+    await loop.start({"web": service})
+    async with window(browser, loop) as operator:
+        await operator.sign_in("operator")
+        await operator.open("services/web/logs")
+        log = operator.page.locator(".log")
+        await expect(log).to_contain_text("the last line")
+        text = await log.inner_text()
+        assert "\x1b" not in text
+        await operator.page.fill("#log-search", "LAST LINE")
+        await expect(log.locator("mark")).to_have_text("last line")

@@ -167,7 +167,7 @@ def test_buttons(inventory: Inventory) -> None:
     assert links == {
         "Grafana": "http://g:3000/d/defib-service?var-service=web",
         "Runbook": "https://wiki/web",
-        "Logs": "http://defib:9095/api/v1/services/web/logs",
+        "Logs": "http://defib:9095/services/web/logs",
         "Console": "http://defib:9095/incidents/7",
         "Silence …": "http://am:9093/#/silences/new?filter=%7Bservice%3D%22web%22%7D",
     }

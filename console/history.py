@@ -1,0 +1,160 @@
+"""What Prometheus knows of the past: availability and latency of all services, and charts of one."""
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from console.charts import Point
+from fleet.inventory.endpoints import Endpoint
+from remediator.clients.json_client import ClientError
+from remediator.clients.prometheus import Prometheus, Series
+from runtime.logs import LimitedLog
+
+DAY = 86400.0
+REFRESH_EVERY = 300.0
+SUMMARY_TIMEOUT, CHART_TIMEOUT = 30.0, 2.0  # seconds; a page waits only for charts
+CHART_POINTS = 240
+SPANS: Mapping[str, float] = {
+    "1h": 3600.0,
+    "6h": 6 * 3600.0,
+    "24h": DAY,
+    "7d": 7 * DAY,
+    "30d": 30 * DAY,
+    "90d": 90 * DAY,
+}
+log = structlog.get_logger()
+limited_log = LimitedLog()
+
+
+@dataclass(frozen=True)
+class ServiceHistory:
+    """The ratios of the observed time in which a service was up, in the last 24 hours and 30 days, and its latency.
+
+    `day_observed` and `month_observed` are the seconds in which it was observed.
+    """
+
+    day: float | None = None
+    month: float | None = None
+    day_observed: float = 0.0
+    month_observed: float = 0.0
+    latency: Sequence[Point] = ()
+
+
+@dataclass(frozen=True)
+class ServiceCharts:
+    """A service's history between two Unix times; `problem` says why there is none."""
+
+    start: float = 0.0
+    end: float = 0.0
+    states: Sequence[tuple[float, float, str]] = ()  # from, to, ok or bad
+    phases: Sequence[tuple[str, Sequence[Point]]] = ()
+    problem: str = ""
+
+
+class History:
+    """Reads and caches history. `get_endpoint` returns Prometheus' address in force, None without one."""
+
+    def __init__(self, get_endpoint: Callable[[], Endpoint | None]) -> None:
+        self._get_endpoint = get_endpoint
+        self._endpoint: Endpoint | None = None
+        self._client: Prometheus | None = None
+        self._read_at = float("-inf")
+        self.services: Mapping[str, ServiceHistory] = {}
+        self.start = self.end = 0.0  # Unix times between which latencies are
+
+    async def refresh(self) -> None:
+        """Read the history of all services again if it is old."""
+        now = asyncio.get_running_loop().time()
+        if now - self._read_at < REFRESH_EVERY:
+            return
+        self._read_at = now
+        client = await self._connect()
+        if client is None:
+            self.services = {}
+            return
+        end = time.time()
+        try:
+            day, month, day_observed, month_observed, latency = await asyncio.gather(
+                client.query("avg_over_time(service:up:max[24h])", SUMMARY_TIMEOUT),
+                client.query("avg_over_time(service:up:max[30d])", SUMMARY_TIMEOUT),
+                client.query("count_over_time(service:up:max[24h:1m]) * 60", SUMMARY_TIMEOUT),
+                client.query("count_over_time(service:up:max[30d:1h]) * 3600", SUMMARY_TIMEOUT),
+                client.query_range("service:probe_duration_seconds:avg5m", end - DAY, end, DAY / 48, SUMMARY_TIMEOUT),
+            )
+        except ClientError as error:
+            limited_log.warning("history_not_read", error=str(error))
+            return
+        days, months, lines = _values(day), _values(month), {each.labels.get("service", ""): each for each in latency}
+        observed, observed_month = _values(day_observed), _values(month_observed)
+        self.start, self.end = end - DAY, end
+        self.services = {
+            name: ServiceHistory(
+                days.get(name), months.get(name), observed.get(name, 0.0), observed_month.get(name, 0.0),
+                lines[name].points if name in lines else (),
+            )
+            for name in {*days, *months, *lines}
+        }  # fmt: skip
+
+    async def read_service(self, service: str, span: float) -> ServiceCharts:
+        """Return the charts of a service for the last `span` seconds."""
+        client = await self._connect()
+        if client is None:
+            return ServiceCharts(problem="remediator.prometheus_url is not set")
+        end = time.time()
+        start, step = end - span, max(15.0, span / CHART_POINTS)
+        selector, period = f"{{service={json.dumps(service)}}}", (start, end, step, CHART_TIMEOUT)
+        try:
+            async with asyncio.timeout(CHART_TIMEOUT):
+                ups, phases = await asyncio.gather(
+                    client.query_range(f"min_over_time(service:up:max{selector}[{step:.0f}s])", *period),
+                    client.query_range(f"max by (phase) (service_probe_phase_seconds{selector})", *period),
+                )
+        except (ClientError, TimeoutError) as error:
+            return ServiceCharts(problem=f"cannot query Prometheus: {error}" if str(error) else "Prometheus is slow")
+        points = [point for series in ups for point in series.points]
+        named = [(series.labels.get("phase", ""), series.points) for series in phases]
+        return ServiceCharts(start, end, _states_of(sorted(points), step), sorted(named))
+
+    async def _connect(self) -> Prometheus | None:
+        endpoint = self._get_endpoint()
+        if endpoint is not self._endpoint:
+            await self.close()
+            self._endpoint, self._read_at = endpoint, float("-inf")
+            self._client = await asyncio.to_thread(Prometheus, endpoint) if endpoint is not None else None
+        return self._client
+
+    async def close(self) -> None:
+        if self._client is not None:
+            client, self._client = self._client, None
+            await client.close()
+
+
+def _values(results: Sequence[Series]) -> Mapping[str, float]:
+    """Return the present values by service."""
+    return {
+        each.labels.get("service", ""): value for each in results for _, value in each.points if math.isfinite(value)
+    }
+
+
+def _states_of(points: Sequence[Point], step: float) -> list[tuple[float, float, str]]:
+    """Return the intervals in which a service was up or down; where nothing was observed there is none."""
+    states: list[tuple[float, float, str]] = []
+    for at, value in points:
+        state = "ok" if value >= 1 else "bad"
+        begin = at - step
+        if states and states[-1][2] == state and begin - states[-1][1] < step:
+            states[-1] = (states[-1][0], at, state)
+        else:
+            states.append((begin, at, state))
+    return states
+
+
+def format_ratio(ratio: float) -> str:
+    """Return a ratio in percent, never rounded up to 100."""
+    percent = math.floor(ratio * 10_000) / 100
+    return f"{percent:g} %"

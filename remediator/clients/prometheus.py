@@ -1,0 +1,43 @@
+"""Prometheus' API: instant and range queries. Format: https://prometheus.io/docs/prometheus/latest/querying/api/"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fleet.inventory.endpoints import Endpoint
+from remediator.clients.json_client import JsonClient, parsing_response
+
+RESPONSE_LIMIT = 16 * 1024 * 1024  # bytes
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series' labels and its points: Unix time and value, in order."""
+
+    labels: Mapping[str, str]
+    points: Sequence[tuple[float, float]]
+
+
+class Prometheus:
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._client = JsonClient(endpoint, response_limit=RESPONSE_LIMIT)
+        self.close = self._client.close
+
+    async def query(self, expression: str, timeout: float) -> list[Series]:
+        """Return the present values of an expression. Raises ClientError."""
+        response = await self._client.request("POST", "/api/v1/query", timeout, form={"query": expression})
+        with parsing_response():
+            results = response["data"]["result"]
+            return [Series(each["metric"], [_point(each["value"])]) for each in results]
+
+    async def query_range(self, expression: str, start: float, end: float, step: float, timeout: float) -> list[Series]:
+        """Return the values of an expression between two Unix times, every `step` seconds. Raises ClientError."""
+        form = {"query": expression, "start": f"{start:.0f}", "end": f"{end:.0f}", "step": f"{step:.0f}"}
+        response = await self._client.request("POST", "/api/v1/query_range", timeout, form=form)
+        with parsing_response():
+            results = response["data"]["result"]
+            return [Series(each["metric"], [_point(value) for value in each["values"]]) for each in results]
+
+
+def _point(pair: Sequence[object]) -> tuple[float, float]:
+    at, value = pair
+    return float(str(at)), float(str(value))

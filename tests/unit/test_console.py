@@ -1,0 +1,126 @@
+"""The parts of the console that need no server: texts, filters, strips, forms."""
+
+import asyncio
+import re
+from typing import Any, get_args
+from urllib.parse import unquote_plus
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from console.charts import draw_sparkline, draw_strip, nice_top
+from console.filters import ORDERS, ServiceFilter
+from console.history import format_ratio
+from console.languages import LANGUAGES, load_texts
+from console.requests import SubmittedForms
+from console.snapshot import ServiceRow
+from exporter.api.host_problems import ProblemKind
+from remediator.record.event_sources import KINDS
+
+
+def keys_of(texts: Any, prefix: str = "") -> dict[str, set[str]]:
+    """Return the places for values of each text, by its key."""
+    if isinstance(texts, str):
+        return {prefix: set(re.findall(r"{\d*}", texts))}
+    return {key: places for name, each in texts.items() for key, places in keys_of(each, f"{prefix}.{name}").items()}
+
+
+def test_all_languages_have_the_same_texts() -> None:
+    first, *others = (keys_of(load_texts(language)) for language in LANGUAGES)
+    for other in others:
+        assert other == first
+
+
+def test_every_problem_of_a_host_and_every_kind_of_event_has_a_text() -> None:
+    texts = load_texts("en")
+    assert set(get_args(ProblemKind)) == texts["hosts"]["problems"].keys()
+    assert set(KINDS) == texts["events"]["kinds"].keys()
+
+
+def row(id_: str, **changed: Any) -> ServiceRow:
+    given_ = {
+        "title": id_, "host": "h", "group": "g", "category": "web", "provider": "vllm", "severity": "critical",
+        "state": "up", **changed,
+    }  # fmt: skip
+    return ServiceRow(id_, **given_)
+
+
+ROWS = [
+    row("b"), row("a", latency=2.0, since=10.0), row("c", state="down", host="x"), row("d", state="unknown", since=20.0),
+    row("e", state="degraded", provider="other", title="OCR 文档"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "ids"),
+    [
+        ({}, "cedab"),
+        ({"state": "down,unknown"}, "cd"),
+        ({"state": "nonsense"}, "cedab"),
+        ({"q": "ocr 文"}, "e"),
+        ({"q": "ocr nothing"}, ""),
+        ({"host": "x"}, "c"),
+        ({"provider": "vllm", "sort": "name"}, "abcd"),
+        ({"sort": "latency"}, "abcde"),
+        ({"sort": "since"}, "dabce"),
+    ],
+)
+def test_filters(query: dict[str, str], ids: str) -> None:
+    assert "".join(each.id for each in ServiceFilter.parse(query).select(ROWS)) == ids
+
+
+@given(st.dictionaries(st.sampled_from(["state", "q", "host", "sort", "by", "page", "group"]), st.text()))
+def test_any_query_is_a_filter_that_its_own_query_gives_again(query: dict[str, str]) -> None:
+    chosen = ServiceFilter.parse(query)
+    assert chosen.order in ORDERS
+    again = dict(re.findall(r"[?&]([^=&]+)=([^&]*)", chosen.query(page=chosen.page)))
+    assert ServiceFilter.parse({name: unquote_plus(text) for name, text in again.items()}) == chosen
+
+
+def test_groups_with_broken_services_come_first() -> None:
+    groups = ServiceFilter.parse({"by": "host"}).grouped(ServiceFilter().select(ROWS))
+    assert [(name, "".join(each.id for each in rows)) for name, rows in groups] == [("x", "c"), ("h", "edab")]
+
+
+@given(st.text(alphabet="+-?", max_size=80), st.text())
+def test_a_strip_is_well_formed_and_has_a_bar_for_each_slot(recent: str, label: str) -> None:
+    drawn = str(draw_strip(recent, "".join(each for each in label if each.isprintable())))
+    svg = ET.fromstring(drawn)  # noqa: S314 - our own
+    assert sum(path.attrib["d"].count("M") for path in svg) == 50
+    failed = [path.attrib["d"].count("M") for path in svg if path.attrib["class"] == "bad"]
+    assert sum(failed) == recent[-50:].count("-")
+
+
+def test_a_line_is_broken_where_values_are_missing() -> None:
+    points = [(0.0, 1.0), (100.0, 2.0), (3000.0, float("nan")), (9000.0, 1.0)]
+    assert str(draw_sparkline(points, 0, 10_000, "x")).count("M") == 2
+    assert draw_sparkline([], 0, 1, "x") == ""
+
+
+@pytest.mark.parametrize(
+    ("highest", "top"), [(0.0, 1.0), (0.9, 1.0), (1.0, 1.0), (1.1, 2.0), (240.0, 250.0), (7.0, 10.0)]
+)
+def test_the_top_of_a_scale_is_round(highest: float, top: float) -> None:
+    assert nice_top(highest) == top
+
+
+@pytest.mark.parametrize(("ratio", "text"), [(1.0, "100 %"), (0.99999, "99.99 %"), (0.5, "50 %"), (0.0, "0 %")])
+def test_availability_is_never_rounded_up(ratio: float, text: str) -> None:
+    assert format_ratio(ratio) == text
+
+
+async def test_a_form_is_done_once() -> None:
+    forms, done = SubmittedForms(), []
+
+    async def work() -> int:
+        done.append(1)
+        await asyncio.sleep(0)
+        return len(done)
+
+    form = forms.new_id()
+    assert list(await asyncio.gather(forms.run_once(form, work), forms.run_once(form, work))) == [1, 1]
+    assert await forms.run_once(form, work) == 1
+    assert await forms.run_once("", work) == 2
+    assert await forms.run_once(forms.new_id(), work) == 3
