@@ -83,8 +83,11 @@ _SELECT_RECENT_CLAIMS = (
     .where(actions.c.claimed_at > bindparam("since"), actions.c.counts == 1, actions.c.state != "queued")
     .order_by(actions.c.claimed_at)
 )
-_SELECT_FIRING = select(alerts.c.name).where(alerts.c.incident_id == bindparam("number"), alerts.c.status == "firing")
-_SELECT_WAS_DOWN = select(incidents.c.labels.is_not(None)).where(incidents.c.id == bindparam("number"))
+_SELECT_FIRING = (
+    select(alerts.c.name, incidents.c.labels.is_not(None).label("was_down"))
+    .join(incidents, incidents.c.id == alerts.c.incident_id)
+    .where(alerts.c.incident_id == bindparam("number"), alerts.c.status == "firing")
+)
 _SELECT_HOSTS_DOWN = select(alerts.c.labels).where(alerts.c.status == "firing", alerts.c.name == HOST_DOWN)
 _SELECT_APPROVED = select(actions.c.kind, actions.c.step).where(
     actions.c.incident_id == bindparam("number"), actions.c.state == "queued", actions.c.approved_at.is_not(None)
@@ -196,9 +199,9 @@ def firing_names(tx: Transaction, incident: int, alerts_to_act_on: Iterable[str]
 
     These are `alerts_to_act_on`, or any alert if none of those ever fired in the incident.
     """
-    names = frozenset(tx.scalars(_SELECT_FIRING, {"number": incident}))
-    was_down = tx.scalar(_SELECT_WAS_DOWN, {"number": incident})
-    return names & frozenset(alerts_to_act_on) if was_down else names
+    to_act_on = frozenset(alerts_to_act_on)
+    rows = tx.execute(_SELECT_FIRING, {"number": incident})
+    return frozenset(row.name for row in rows if not row.was_down or row.name in to_act_on)
 
 
 def is_host_down(tx: Transaction, host: str) -> bool:

@@ -31,13 +31,20 @@ from tests.support import eventually, inventory_of
 
 HEADERS = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
 CONNECTIONS, SECONDS, ROUNDS = 6, 5.0, 5
-PER_SECOND, P99, GREAT, DECISION, PAGE, TO_COMMAND = 300.0, 0.100, 1.0, 0.005, 0.100, 0.100
+PER_SECOND, PER_SECOND_ACTING, P99, GREAT, DECISION, PAGE, TO_COMMAND = 400.0, 300.0, 0.100, 1.0, 0.005, 0.100, 0.100
 INCIDENTS = 100_000
 RESTARTED, TOLD = 40, 1000  # services that are down all the time, and those that alerts are about
 
 
 def run() -> bool:
-    return all([uvloop.run(_deliveries()), uvloop.run(_record()), uvloop.run(_to_command())])
+    return all(
+        [
+            uvloop.run(_deliveries(0)),
+            uvloop.run(_deliveries(RESTARTED)),
+            uvloop.run(_record()),
+            uvloop.run(_to_command()),
+        ]
+    )
 
 
 def _service(host: str, folder: Path, name: str, **more: Any) -> dict[str, Any]:
@@ -88,14 +95,15 @@ async def _post(stack: Stack, client: httpx.AsyncClient, *alerts: dict[str, Any]
     return time.perf_counter() - began
 
 
-async def _deliveries() -> bool:
+async def _deliveries(restarted: int) -> bool:
+    """Deliver alerts while this many services are restarted over and over."""
     launcher = await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:  # on a disk, not in memory
             folder = Path(name)
 
             def services(host: str) -> dict[str, Any]:
-                down = {f"down-{n}": _service(f"{host}{n}", folder, f"down-{n}") for n in range(RESTARTED)}
+                down = {f"down-{n}": _service(f"{host}{n}", folder, f"down-{n}") for n in range(restarted)}
                 told = {f"told-{n}": _service("", folder, "x", on_failure="notify") for n in range(TOLD)}
                 for each in told.values():
                     each |= {
@@ -105,16 +113,16 @@ async def _deliveries() -> bool:
                     }
                 return down | told
 
-            return await _measure_deliveries(await _started(launcher, folder, services), folder)
+            return await _measure_deliveries(await _started(launcher, folder, services), folder, restarted)
     finally:
         await launcher.end()
 
 
-async def _measure_deliveries(stack: Stack, folder: Path) -> bool:
+async def _measure_deliveries(stack: Stack, folder: Path, restarted: int) -> bool:
     async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-        for n in range(RESTARTED):
+        for n in range(restarted):
             await _post(stack, client, _alert(f"down-{n}", 0))
-        await eventually(lambda: _lines(folder, 5), 60)
+        await eventually(lambda: _lines(folder, min(restarted, 5)), 60)
         rates, p99s, acted, number = [], [], [], 0
         for _ in range(ROUNDS):
             took: list[float] = []
@@ -136,9 +144,10 @@ async def _measure_deliveries(stack: Stack, folder: Path) -> bool:
             for round_ in range(ROUNDS)
         ]
     rate, p99, most = statistics.median(rates), statistics.median(p99s), statistics.median(great)
-    good = rate >= PER_SECOND and p99 <= P99 and most <= GREAT and statistics.median(acted) > 0
+    least = PER_SECOND_ACTING if restarted else PER_SECOND
+    good = rate >= least and p99 <= P99 and most <= GREAT and statistics.median(acted) >= min(restarted, 0.1)
     print(
-        f"webhook on one core: {rate:.0f} single-alert deliveries/s (at least {PER_SECOND:g}), p99 {p99 * 1000:.0f} ms (at most"
+        f"webhook on one core: {rate:.0f} single-alert deliveries/s (at least {least:g}), p99 {p99 * 1000:.0f} ms (at most"
         f" {P99 * 1000:g}), medians of {ROUNDS}, while {statistics.median(acted):.1f} restarts/s ran; 1,000 alerts in one: {most:.2f} s"
         f" (at most {GREAT:g}): {'good' if good else 'NOT GOOD ENOUGH'}"
     )
