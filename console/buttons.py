@@ -1,7 +1,7 @@
 """The buttons of a service's page: from a submitted form to an operation, and why it was not done."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fleet.inventory.model import Service
 from fleet.inventory.units import parse_duration
@@ -27,6 +27,8 @@ class NotDone:
     key: str = ""
     text: str = ""
     gate: str = ""
+    overruled: tuple[str, ...] = ()  # gates that were overruled this time
+    reason: str = ""
 
     @property
     def can_overrule(self) -> bool:
@@ -35,9 +37,7 @@ class NotDone:
 
 def not_done_because(button: str, error: Exception) -> NotDone:
     """Return why an operation failed."""
-    if isinstance(error, GateClosedError):
-        return NotDone(button, text=str(error), gate=error.code)
-    return NotDone(button, text=str(error))
+    return NotDone(button, text=str(error), gate=error.code if isinstance(error, GateClosedError) else "")
 
 
 class ServiceButtons:
@@ -54,17 +54,17 @@ class ServiceButtons:
         except NotFoundError:
             return NotDone(button, key="gone")
         except (OperationError, ValueError) as error:
-            return not_done_because(button, error)
+            overruled = tuple(sorted(_parse_gates(form)))
+            return replace(not_done_because(button, error), overruled=overruled, reason=reason)
 
     async def _do(
         self, button: str, service: Service, form: Mapping[str, str], reason: str, by: Identity
     ) -> NotDone | None:
         operations = self._operations
-        for verb in VERBS:
-            if button == verb:
-                overruled = {*form.get("overrule", "").split(",")} & OVERRULABLE
-                await operations.start_action(service.id, verb, overruled, by)
-        if button == "probe":
+        verb = next((each for each in VERBS if each == button), None)
+        if verb is not None:
+            await operations.start_action(service.id, verb, _parse_gates(form), by, reason)
+        elif button == "probe":
             await operations.probe_now(service.id, by)
         elif button == "reset":
             await operations.reset_attempts(service.id, by)
@@ -79,3 +79,8 @@ class ServiceButtons:
                 return NotDone(button, key="no_incident")
             await operations.acknowledge("incident", incident, by)
         return None
+
+
+def _parse_gates(form: Mapping[str, str]) -> set[str]:
+    """Return the gates that a form overrules."""
+    return {*form.get("overrule", "").split(",")} & OVERRULABLE

@@ -61,6 +61,7 @@ class History:
 
     def __init__(self, get_endpoint: Callable[[], Endpoint | None]) -> None:
         self._get_endpoint = get_endpoint
+        self._lock = asyncio.Lock()
         self._endpoint: Endpoint | None = None
         self._client: Prometheus | None = None
         self._read_at = float("-inf")
@@ -88,6 +89,7 @@ class History:
             )
         except ClientError as error:
             limited_log.warning("history_not_read", error=str(error))
+            self.services = {}  # what is old is not shown as if it were new
             return
         days, months, lines = _values(day), _values(month), {each.labels.get("service", ""): each for each in latency}
         observed, observed_month = _values(day_observed), _values(month_observed)
@@ -121,12 +123,13 @@ class History:
         return ServiceCharts(start, end, _states_of(sorted(points), step), sorted(named))
 
     async def _connect(self) -> Prometheus | None:
-        endpoint = self._get_endpoint()
-        if endpoint is not self._endpoint:
-            await self.close()
-            self._endpoint, self._read_at = endpoint, float("-inf")
-            self._client = await asyncio.to_thread(Prometheus, endpoint) if endpoint is not None else None
-        return self._client
+        async with self._lock:
+            endpoint = self._get_endpoint()
+            if endpoint is not self._endpoint:
+                await self.close()
+                self._client = await asyncio.to_thread(Prometheus, endpoint) if endpoint is not None else None
+                self._endpoint, self._read_at = endpoint, float("-inf")
+            return self._client
 
     async def close(self) -> None:
         if self._client is not None:

@@ -67,9 +67,7 @@ class _IncidentPages:
         """Do what a button says, once for each form, and show the incident again."""
         form, button, number = await read_form(request), request.path.rpartition("/")[2], request.match_info["id"]
         by, action = get_identity(request), form.get("action", "")
-        not_done = await self._submitted.run_once(
-            form.get("form_id", ""), lambda: self._do(button, int(number), action, by)
-        )
+        not_done = await self._submitted.run_once(request, form, lambda: self._do(button, int(number), action, by))
         if not_done is not None or request.headers.get("Sec-Fetch-Mode") == "cors":
             return await self.show_incident(request, not_done)
         return web.Response(status=303, headers={"Location": relative_path(request, f"incidents/{number}")})

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from console import charts
 from console.history import History, ServiceHistory, format_ratio
 from console.languages import HTML_LANGUAGE, LANGUAGES, choose_language, load_texts
 from console.snapshot import ServiceRow
+from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Language
 from remediator.http.views import may_read_evidence, remove_evidence
 from remediator.notifications.content import annotations_in_language
@@ -69,9 +70,9 @@ class PageRenderer:
             loader=PackageLoader("console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True, finalize=_escape,
         )  # fmt: skip
-        self._rows: dict[
-            tuple[str, Language], tuple[tuple[ServiceRow, ServiceHistory], Markup]
-        ] = {}  # the last rendering of each row
+        # The last rendering of each row, and what it was rendered from.
+        self._rows: dict[tuple[str, Language], tuple[tuple[ServiceRow, ServiceHistory], Markup]] = {}
+        self._rendered_for: Inventory | None = None
         self._templates.globals |= {
             "fill": _fill,
             "strip": charts.draw_strip,
@@ -125,7 +126,11 @@ class PageRenderer:
 
     def render_row(self, row: ServiceRow, reader: Reader, history: History) -> Markup:
         """Render a service of a list, with ages to be filled in; the same row is rendered once."""
+        row = replace(row, probed_at=None)  # which changes with every probe, and lists do not show it
         key, past = (row.id, reader.language), history.services.get(row.id, NO_HISTORY)
+        if self._rendered_for is not self._database.inventory:  # other secrets, another time zone
+            self._rows.clear()
+            self._rendered_for = self._database.inventory
         known = self._rows.get(key)
         if known is None or known[0] != (row, past):
             shown = self._redact.redact_all(asdict(row))

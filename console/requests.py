@@ -1,34 +1,48 @@
 """Forms that are sent once, though their button may be pressed twice."""
 
 import asyncio
-import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
+
+from aiohttp import web
+
+from runtime.access.control import get_identity
+from runtime.errors import ApiError
 
 T = TypeVar("T")
 REMEMBERED = 2000  # forms
-_ID = re.compile(r"[\w-]{16,64}")
+MAX_ID = 200  # characters
 
 
 class SubmittedForms:
-    """Remembers the outcome of each form by its id, so that sending it again does nothing more."""
+    """Remembers the outcome of each form of a user by its id, so that sending it again does nothing more."""
 
     def __init__(self) -> None:
-        self._outcomes: OrderedDict[str, asyncio.Future[Any]] = OrderedDict()
+        self._outcomes: OrderedDict[tuple[str, str, str], asyncio.Future[Any]] = OrderedDict()
 
     @staticmethod
     def new_id() -> str:
         return secrets.token_urlsafe(16)
 
-    async def run_once(self, form_id: str, work: Callable[[], Awaitable[T]]) -> T:
-        """Return the outcome of `work`; that of the first time if the form was sent before."""
-        if not _ID.fullmatch(form_id):
+    async def run_once(self, request: web.Request, form: Mapping[str, str], work: Callable[[], Awaitable[T]]) -> T:
+        """Return the outcome of `work`; that of the first time if the user has sent this form before.
+
+        Work that failed with an error is done again.
+        """
+        form_id = form.get("form_id", "")
+        if len(form_id) > MAX_ID:
+            raise ApiError(400, "bad_request", "form_id is too long")
+        if not form_id:  # a script's request
             return await work()
-        known = self._outcomes.get(form_id)
-        if known is None:
-            known = self._outcomes[form_id] = asyncio.ensure_future(work())
+        return await self.run_once_as((get_identity(request).label, request.path, form_id), work)
+
+    async def run_once_as(self, key: tuple[str, str, str], work: Callable[[], Awaitable[T]]) -> T:
+        """As `run_once`, by user, path and id."""
+        known = self._outcomes.get(key)
+        if known is None or (known.done() and (known.cancelled() or known.exception() is not None)):
+            known = self._outcomes[key] = asyncio.ensure_future(work())
             while len(self._outcomes) > REMEMBERED:
                 self._outcomes.popitem(last=False)
         # The operation is completed even if this browser goes away.

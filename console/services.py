@@ -1,7 +1,7 @@
 """The pages of services: the list, one service, its logs, and the buttons that act on it."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
@@ -12,9 +12,9 @@ from markupsafe import Markup
 from console.buttons import BUTTONS, NotDone, ServiceButtons
 from console.filters import GROUPS, ORDERS, PAGE_SIZE, ServiceFilter, values_of
 from console.history import SPANS
-from console.rendering import PageRenderer
+from console.rendering import PageRenderer, Reader
 from console.requests import SubmittedForms
-from console.snapshot import DEADLINE, STATES, SnapshotSource, parse_time
+from console.snapshot import DEADLINE, STATES, ServiceRow, SnapshotSource, parse_time
 from fleet.inventory.model import Service
 from remediator.clients.json_client import ClientError
 from remediator.http.views import read_record
@@ -62,14 +62,7 @@ class _ServicePages:
         reader = self._renderer.find_reader(request)
         rows = chosen.select(snapshot.rows.values())
         shown = chosen.page_of(rows)
-        groups = [
-            (
-                name,
-                len(group),
-                Markup("").join(self._renderer.render_row(row, reader, self._source.history) for row in group),
-            )
-            for name, group in chosen.grouped(shown)
-        ]
+        groups = await asyncio.to_thread(self._render_groups, chosen, shown, reader)
         every = list(snapshot.rows.values())
         return await self._renderer.respond(
             request, "services.html", {"chosen": chosen, "groups": groups}, counts=dict(snapshot.counts),
@@ -77,8 +70,17 @@ class _ServicePages:
             values={name: values_of(every, name) for name in ("provider", "category", "host", "group")},
             open_incidents=len(snapshot.overview.incidents), first=(chosen.page - 1) * PAGE_SIZE + 1,
             page_count=max(1, -(-len(rows) // PAGE_SIZE)),
-            part=request.query.get("part", ""),
         )  # fmt: skip
+
+    def _render_groups(
+        self, chosen: ServiceFilter, rows: Sequence[ServiceRow], reader: Reader
+    ) -> list[tuple[str, int, Markup]]:
+        """Return each group's name, number of services, and rendered rows."""
+        render, history = self._renderer.render_row, self._source.history
+        return [
+            (name, len(group), Markup("").join(render(row, reader, history) for row in group))
+            for name, group in chosen.grouped(rows)
+        ]
 
     async def show_service(self, request: web.Request, not_done: NotDone | None = None) -> web.Response:
         service = self._find_service(request)
@@ -91,7 +93,7 @@ class _ServicePages:
             self._read_observed(service.id),
             self._explain(service.id),
             self._source.history.read_service(service.id, SPANS.get(span, SPANS["24h"])),
-            read_record(self._database, _read_history, service.id),
+            self._read_record(service.id),
         )
         inventory = self._database.inventory
         dependents = [each for each in inventory.services.values() if service.id in each.depends_on]
@@ -101,7 +103,6 @@ class _ServicePages:
             explanation=explanation, charts=asdict(charts), spans=list(SPANS), span=span,
             incidents=incidents, last_action=last_action, service=_describe(service),
             depends_on=list(service.depends_on), dependents={each.id: each.title for each in dependents},
-            part=request.query.get("part", ""),
         )  # fmt: skip
 
     async def show_logs(self, request: web.Request) -> web.Response:
@@ -117,14 +118,14 @@ class _ServicePages:
             return self._renderer.respond_text(output, f"{service.id}.log")
         return await self._renderer.respond(
             request, "logs.html", service=_describe(service), output=output[-LOG_LIMIT:], log_problem=problem,
-            was_cut=len(output) > LOG_LIMIT, part=request.query.get("part", ""),
+            was_cut=len(output) > LOG_LIMIT,
         )  # fmt: skip
 
     async def press(self, request: web.Request) -> web.Response:
         """Do what a button says, once for each form, and show the service again."""
         service, form, button = self._find_service(request), await read_form(request), request.match_info["button"]
         not_done = await self._submitted.run_once(
-            form.get("form_id", ""), lambda: self._buttons.press(button, service, form, get_identity(request))
+            request, form, lambda: self._buttons.press(button, service, form, get_identity(request))
         )
         await self._source.refresh()
         if not_done is not None or request.headers.get("Sec-Fetch-Mode") == "cors":  # a script shows it in the page
@@ -142,6 +143,13 @@ class _ServicePages:
         for each in (*seen.get("failures", ()), *seen.get("results", ())):
             each["at"], each["failure"] = parse_time(each["started_at"]), each.pop("message", "")
         return {name: seen[name] for name in shown if name in seen}
+
+    async def _read_record(self, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+        """Return the service's incidents and its last action; none if the record cannot be read, as a notice says."""
+        try:
+            return await read_record(self._database, _read_history, service)
+        except ApiError:
+            return [], None
 
     async def _explain(self, service: str) -> Mapping[str, Any]:
         """Return the gates of the service, or why they cannot be read."""

@@ -73,9 +73,7 @@ class _SettingsPage:
 
     async def press(self, request: web.Request) -> web.Response:
         form, button = await read_form(request), request.path.rpartition("/")[2]
-        not_done = await self._submitted.run_once(
-            form.get("form_id", ""), lambda: self._do(button, form, get_identity(request))
-        )
+        not_done = await self._submitted.run_once(request, form, lambda: self._do(button, form, get_identity(request)))
         if not_done is not None or request.headers.get("Sec-Fetch-Mode") == "cors":
             await self._source.refresh()
             return await self.show(request, not_done)
@@ -95,7 +93,7 @@ class _SettingsPage:
                     scope, name, seconds=seconds, reason=reason, by=by, notify=False
                 )
             elif button == "end-maintenance":
-                await self._operations.end_maintenance(int(name), by)
+                await self._operations.end_maintenance(int(name) if name.isdecimal() and len(name) < 16 else 0, by)  # noqa: PLR2004
             elif button == "end-session":
                 await self._administration.end_session(name, by)
             else:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import structlog
 
 from console.history import History
-from fleet.inventory.model import Inventory, Service
+from fleet.inventory.model import Host, Inventory, Service
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
 from remediator.policy.maintenance_windows import find_window
@@ -114,9 +114,12 @@ class SnapshotSource:
 
     def __init__(self, database: Database, get_exporter: Callable[[], Exporter], history: History) -> None:
         self._database, self._get_exporter, self.history = database, get_exporter, history
-        self.snapshot = Snapshot()
+        # Versions grow across restarts of the process, so that a browser never has a newer one.
+        self.snapshot = Snapshot(version=int(time.time()))
         self._services: dict[str, Mapping[str, Any]] = {}  # as the exporter describes them
         self._cursor = ""
+        self._pending: set[str] = set()  # services that changed since rows were built
+        self._windows: tuple[str, ...] = ()
         self._inventory: Inventory | None = None  # for which the rows were built
         self._refreshed_at = self._watched_at = float("-inf")
         self._lock = asyncio.Lock()
@@ -171,28 +174,29 @@ class SnapshotSource:
         async with self._lock:
             if self._refreshed_at > before:
                 return  # somebody else has just done it
-            changed, (overview, record_problem) = await asyncio.gather(self._read_exporter(), self._read_record())
-            found = [each for each in (changed[1], record_problem) if each is not None]
+            problem, (overview, record_problem) = await asyncio.gather(self._read_exporter(), self._read_record())
+            found = [each for each in (problem, record_problem) if each is not None]
             problems: Mapping[str, Problem] = {each.source: each for each in found}
-            self._update(changed[0], overview, problems)
+            self._update(set(self._pending), overview, problems)
             self._refreshed_at = asyncio.get_running_loop().time()
         async with self._refreshed:
             self._refreshed.notify_all()
 
-    async def _read_exporter(self) -> tuple[set[str], Problem | None]:
-        """Return the services that changed."""
+    async def _read_exporter(self) -> Problem | None:
+        """Read the services that have changed; returns why that failed."""
         try:
             async with asyncio.timeout(DEADLINE):
                 changes = await self._get_exporter().list_changes(self._cursor)
         except (ClientError, TimeoutError) as error:
-            return set(), self._problem("exporter", str(error) or "no answer in time")
+            return self._problem("exporter", str(error) or "no answer in time")
         self._cursor = changes.cursor
-        changed = {str(each["id"]) for each in changes.services}
+        # Kept until rows are built of them, also if that fails this time.
+        self._pending |= {str(each["id"]) for each in changes.services}
         if changes.complete:
-            changed |= self._services.keys()
+            self._pending |= self._services.keys()
             self._services.clear()
         self._services.update({str(each["id"]): each for each in changes.services})
-        return changed, None
+        return None
 
     async def _read_record(self) -> tuple[Overview, Problem | None]:
         try:
@@ -210,10 +214,11 @@ class SnapshotSource:
         if inventory is not self._inventory:
             changed = {*inventory.services, *old.rows}
             self._inventory = inventory
-        if overview.maintenance != old.overview.maintenance:
-            changed = set(old.rows)
+        windows = self._find_windows(inventory)
+        if overview.maintenance != old.overview.maintenance or windows != self._windows:
+            changed = changed | {*inventory.services, *old.rows}
         names = changed | overview.services_that_differ(old.overview)
-        version = old.version + 1
+        version, number = old.version + 1, len(old.rows)
         rows, looks, measured = old.rows, old.changed, old.measured
         for name in names:
             row = self._build_row(name, inventory, overview)
@@ -228,14 +233,26 @@ class SnapshotSource:
                 measured[name] = version
             rows[name] = row
         counts: Mapping[str, int] = Counter(row.state for row in rows.values())
-        head = (counts, len(rows), overview.banners, {name: each.text for name, each in problems.items()})
-        old_head = (old.counts, len(rows), old.overview.banners, {k: each.text for k, each in old.problems.items()})
-        is_new_head = head != old_head or any(looks.get(name) == version for name in names)
+        mismatched = self._find_mismatched(inventory)
+        head = (counts, len(rows), overview.banners, {name: each.text for name, each in problems.items()}, mismatched)
+        old_problems = {name: each.text for name, each in old.problems.items()}
+        is_new_head = head != (old.counts, number, old.overview.banners, old_problems, old.mismatched)
         if names or is_new_head:
             self.snapshot = Snapshot(
-                version, rows, looks, measured, counts, overview, self._find_mismatched(inventory), problems,
+                version, rows, looks, measured, counts, overview, mismatched, problems,
                 version if is_new_head else old.head_version,
             )  # fmt: skip
+        self._windows = windows
+        self._pending.clear()
+
+    def _find_windows(self, inventory: Inventory) -> tuple[str, ...]:
+        """Return the maintenance windows of the inventory that are in effect, as texts."""
+        if not inventory.remediation.maintenance:
+            return ()
+        clock = self._database.clock
+        now = clock.unix(clock.now())
+        found = (find_window(inventory, name, host, now) for name, host in _hosts_of(inventory))
+        return tuple(each.why if each is not None else "" for each in found)
 
     def _find_mismatched(self, inventory: Inventory) -> frozenset[str]:
         """Return the services that only one of the exporter and the remediator has."""
@@ -267,6 +284,10 @@ class SnapshotSource:
         clock = self._database.clock
         window = find_window(inventory, service.id, host, clock.unix(clock.now()))
         return window.why if window is not None else ""
+
+
+def _hosts_of(inventory: Inventory) -> Iterator[tuple[str, Host | None]]:
+    return ((name, inventory.host_of(service)) for name, service in inventory.services.items())
 
 
 def _add_observation(row: ServiceRow, seen: Mapping[str, Any]) -> ServiceRow:

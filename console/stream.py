@@ -11,11 +11,13 @@ from console.snapshot import Snapshot, SnapshotSource
 from fleet.inventory.notify import Language
 from runtime.access.control import AccessControl, find_session
 from runtime.access.roles import AccessRequirement
+from runtime.connections import LASTING
 from runtime.web import add_route
 
 BEAT_EVERY = 2.0  # seconds without a change after which the browser is told that the connection works
 RETRY = 2000  # milliseconds after which a browser connects again
 SESSION_STREAM, TOKEN_STREAM = 3600.0, 60.0  # seconds after which a browser has to connect again, and is checked
+MOST_ROWS = 50  # that are sent; if more have changed, browsers load the list again
 HISTORY = 60  # versions that are kept for browsers that fell behind
 
 
@@ -40,6 +42,7 @@ class _Stream:
                 "X-Accel-Buffering": "no",  # nginx would keep events back
             }
         )
+        request[LASTING] = True
         await response.prepare(request)
         if request.method == "HEAD":
             return response
@@ -54,7 +57,7 @@ class _Stream:
                 self._source.watch()
                 await self._source.wait_for_change(version, BEAT_EVERY)
                 snapshot = self._source.snapshot
-                if snapshot.version > version or version > snapshot.version + HISTORY:
+                if snapshot.version != version:
                     await response.write(self._event(snapshot, version, reader))
                     version = snapshot.version
                 else:
@@ -89,9 +92,10 @@ class _Stream:
         return self._events[key]
 
     def _describe(self, snapshot: Snapshot, since: int, reader: Reader) -> dict[str, Any]:
-        if since == 0 or since > snapshot.version or snapshot.version - since > HISTORY:
-            return {"version": snapshot.version, "reload": since != 0}
         changed = snapshot.changed_since(since)
+        is_known = 0 < since < snapshot.version and snapshot.version - since <= HISTORY
+        if not is_known or len(changed) > MOST_ROWS:
+            return {"version": snapshot.version, "reload": True}
         ids = {row.id for row in changed}
         return {
             "version": snapshot.version,

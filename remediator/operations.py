@@ -78,8 +78,10 @@ class Operations:
     def __init__(self, engine: Engine, database: Database, audit_log: AuditLog) -> None:
         self._engine, self._database, self._audit_log = engine, database, audit_log
 
-    async def start_action(self, service_id: str, verb: Verb, overruled: Collection[str], by: Identity) -> Claim:
-        """Start, stop or restart a service; `overruled` are the gates that do not hold it."""
+    async def start_action(
+        self, service_id: str, verb: Verb, overruled: Collection[str], by: Identity, reason: str = ""
+    ) -> Claim:
+        """Start, stop or restart a service; `overruled` are the gates that do not hold it. The reason is recorded."""
         async with self._audit_log.recording_refusal(by, verb, service_id):
             service = self.get_controlled_service(service_id)
             unknown = sorted({*overruled} - OVERRULABLE)
@@ -88,7 +90,7 @@ class Operations:
                 message = f"cannot overrule {', '.join(unknown)}; possible are {gates}"
                 raise InvalidOperationError("bad_request", message)
             try:
-                claimed = await self._engine.act_for_operator(service, verb, overruled, by)
+                claimed = await self._engine.act_for_operator(service, verb, overruled, by, reason)
             except UnknownVerbError as error:
                 raise InvalidOperationError("unknown_verb", str(error)) from error
             except StorageError as error:

@@ -29,6 +29,7 @@ HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later
 BODY_TIMEOUT = 30.0
 MAX_HEADERS = 32 * 1024  # bytes of a request's headers that have arrived, while the others are missing
 RESPONSE_TIMEOUT = 30.0  # how long a client may leave full buffers unread
+LASTING = web.RequestKey("lasting", bool)  # whether the answer has no end, such as a stream's
 NEW_FOR = 2.0  # seconds in which a new connection is expected to send its first request
 _CHECK_EVERY = 1.0
 _CHECK_AGAIN = 0.01
@@ -80,8 +81,9 @@ class Connections:
         dropped = None
         if candidates:
             now = asyncio.get_running_loop().time()
-            spared = (found for each in candidates if (found := _find_spared(each, now)) is not None)
-            dropped = next(spared, connection)
+            spared = [found for each in candidates if (found := _find_spared(each, now)) is not None]
+            # Of the address with the most connections, if several can be spared alike.
+            dropped = min(spared, key=lambda each: each.importance(now), default=connection)
         self._by_address.setdefault(connection.address, {})[connection] = None
         self._count += 1
         self._metrics.connections.set(self._count)
@@ -192,13 +194,17 @@ class Connection(web.RequestHandler):
         request = self._request
         if request is not None and request.get(PAUSED, False):
             return _Importance.REFUSED
-        if request is not None and not self.writing_paused and request.content.is_eof():
+        if request is not None and not request.get(LASTING, False) and self._is_answering(request):
             return _Importance.BUSY if find_identity(request) is not None else _Importance.UNKNOWN_BUSY
         if self._is_known or (request is not None and find_identity(request) is not None):
             return _Importance.KNOWN
         if self._has_sent_request:
             return _Importance.UNKNOWN
         return _Importance.NEW if now < self._opened_at + NEW_FOR else _Importance.SILENT
+
+    def _is_answering(self, request: web.BaseRequest) -> bool:
+        """Whether the connection waits for the application, and not for its client."""
+        return not self.writing_paused and request.content.is_eof()
 
     @contextlib.contextmanager
     def answer(self, request: web.BaseRequest) -> Iterator[None]:

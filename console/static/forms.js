@@ -9,13 +9,14 @@ export function answerForms() {
     const buttons = form.querySelectorAll("button");
     const data = new URLSearchParams(new FormData(form));
     buttons.forEach((each) => { each.disabled = true; });
-    form.querySelectorAll("input:not([type=hidden])").forEach((each) => { each.value = each.defaultValue; });
     try {
       const answer = await fetch(form.action, { method: "POST", body: data, headers: { Accept: "text/html" } });
-      const type = answer.headers.get("Content-Type") ?? "";
-      if (type.includes("html")) replaceParts(await answer.text(), ["banners", "live-part"]);
-      else location.reload(); // the session has ended, or the form is too old
-    } catch {
+      const text = await answer.text();
+      if ((answer.headers.get("Content-Type") ?? "").includes("html")) replaceParts(text, ["banners", "live-part"], true);
+      else show(form, JSON.parse(text).error.message);
+    } catch (error) {
+      show(form, `${error.message}`);
+    } finally {
       buttons.forEach((each) => { each.disabled = false; });
     }
   });
@@ -23,4 +24,12 @@ export function answerForms() {
   document.getElementById("filters")?.addEventListener("change", (event) => {
     if (event.target.matches("select")) event.target.form.requestSubmit();
   });
+}
+
+// Shows why a form could not be sent, or was refused, beside its button.
+function show(form, message) {
+  const old = form.querySelector("[role=alert]");
+  const note = old ?? Object.assign(document.createElement("small"), { role: "alert" });
+  note.textContent = message;
+  if (!old) form.append(note);
 }

@@ -3,16 +3,18 @@
 export function isEdited(part) {
   const active = document.activeElement;
   const isTyping = part.contains(active) && active.matches("input:not([type=checkbox]), select, textarea");
-  const isFilled = [...part.querySelectorAll("input:not([type=hidden])")].some((each) => each.value !== each.defaultValue);
+  const isFilled = [...part.querySelectorAll("input:not([type=hidden])")].some((each) => each.value !== each.defaultValue)
+    || [...part.querySelectorAll("option")].some((each) => each.selected !== each.defaultSelected && each.parentElement.options[0] !== each);
   return isTyping || isFilled;
 }
 
-export function replaceParts(text, ids) {
+// `isAnswer`: the reader has pressed a button, and wants to see what came of it.
+export function replaceParts(text, ids, isAnswer = false) {
   const page = new DOMParser().parseFromString(text, "text/html");
   for (const id of ids) {
     const old = document.getElementById(id);
     const fresh = page.getElementById(id);
-    if (!old || !fresh || isEdited(old)) continue;
+    if (!old || !fresh || (!isAnswer && isEdited(old))) continue;
     const opened = [...old.querySelectorAll("details")].map((each) => each.open);
     const focused = old.contains(document.activeElement) ? pathOf(document.activeElement, old) : null;
     old.replaceWith(fresh);

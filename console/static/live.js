@@ -7,27 +7,29 @@ const SLOT = 4, BAR = 3, SLOTS = 50;
 const BARS = { "+": ["ok", 4, 14], "-": ["bad", 0, 18], "?": ["unknown", 9, 9] };
 const texts = document.body.dataset;
 
-let source, lastBeat = Date.now(), delay = 1000, isFetching = false, isStale = false;
+let source, retry, lastBeat = Date.now(), delay = 1000, isFetching = false, isStale = false, hasEnded = false;
 
 export function connect() {
   open();
   setInterval(checkBeat, 1000);
   // Six connections per server is all that a browser has: hidden pages give theirs back.
   document.addEventListener("visibilitychange", () => {
+    clearTimeout(retry);
     if (document.hidden) source?.close();
-    else { open(); refresh(); }
+    else { lastBeat = Date.now(); open(); refresh(); }
   });
 }
 
 function open() {
   source?.close();
+  if (hasEnded) return;
   source = new EventSource(`${texts.root}stream?version=${texts.version ?? 0}&automatic`);
   source.addEventListener("change", (event) => { beat(); apply(JSON.parse(event.data)); });
   source.addEventListener("beat", beat);
   source.onerror = () => {
     if (source.readyState !== EventSource.CLOSED) return; // the browser tries again itself
     checkSession();
-    setTimeout(open, delay + Math.random() * 1000);
+    retry = setTimeout(open, delay + Math.random() * 1000);
     delay = Math.min(delay * 2, 30000);
   };
 }
@@ -40,7 +42,7 @@ function beat() {
 }
 
 function checkBeat() {
-  if (document.hidden || Date.now() - lastBeat < QUIET) return;
+  if (hasEnded || document.hidden || Date.now() - lastBeat < QUIET) return;
   if (!isStale) document.getElementById("content").classList.add("stale");
   isStale = true;
   const since = new Date(lastBeat).toLocaleTimeString([], { hour12: false });
@@ -57,6 +59,8 @@ function show(text, kind) {
 async function checkSession() {
   const answer = await fetch(`${texts.root}api/v1/identity?automatic`).catch(() => null);
   if (answer?.status !== 401) return;
+  hasEnded = true;
+  clearTimeout(retry);
   const live = document.getElementById("live");
   live.className = "live lost";
   const link = Object.assign(document.createElement("a"), { href: location.href, textContent: texts.liveSignIn });

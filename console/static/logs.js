@@ -9,17 +9,22 @@ export function handleLogs() {
   const log = () => document.querySelector(".log");
   if (log()) log().scrollTop = log().scrollHeight;
 
-  setInterval(async () => {
-    if (!follow.checked || document.hidden) return;
+  async function readAgain() {
     const old = log();
     const isAtEnd = !old || old.scrollTop + old.clientHeight >= old.scrollHeight - 20;
-    if (!isAtEnd) return; // the reader reads
-    const answer = await fetch(location.href, { headers: { Accept: "text/html" } }).catch(() => null);
-    if (!answer?.ok || answer.redirected) return;
-    replaceParts(await answer.text(), ["live-part"]);
-    if (log()) log().scrollTop = log().scrollHeight;
-    mark();
-  }, EVERY);
+    if (follow.checked && !document.hidden && isAtEnd) { // else the reader reads
+      const address = new URL(location.href);
+      address.searchParams.set("automatic", ""); // an open page must not keep the session
+      const answer = await fetch(address, { headers: { Accept: "text/html" } }).catch(() => null);
+      if (answer?.ok && !answer.redirected) {
+        replaceParts(await answer.text(), ["live-part"], true);
+        if (log()) log().scrollTop = log().scrollHeight;
+        mark();
+      }
+    }
+    setTimeout(readAgain, EVERY); // after the answer: the host may be slow
+  }
+  setTimeout(readAgain, EVERY);
 
   function mark() {
     const element = log();

@@ -129,11 +129,12 @@ def cut_texts(alert: Alert) -> Alert:
 
 
 def _cut(texts: Mapping[str, str], limit: int) -> Mapping[str, str]:
-    """Return texts with values of at most VALUE_LIMIT characters, without those after `limit` characters in all."""
+    """Return texts with values of at most VALUE_LIMIT characters, without the longest ones beyond `limit` in all."""
     if _length(texts) <= min(VALUE_LIMIT, limit):
         return texts
     kept: dict[str, str] = {}
-    for name, text in texts.items():
+    # The short ones first: what identifies a service is short.
+    for name, text in sorted(texts.items(), key=lambda item: len(item[1])):
         value = text if len(text) <= VALUE_LIMIT else f"{text[: VALUE_LIMIT - 1]}…"
         limit -= len(name) + len(value)
         if limit >= 0:

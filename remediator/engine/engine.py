@@ -247,7 +247,7 @@ class Engine:
             await self._database.write(decisions.clear_observed_stop, self.inventory.services_sharing_target(service))
 
     async def act_for_operator(
-        self, service: Service, verb: Verb, overruled: Collection[str], by: Identity
+        self, service: Service, verb: Verb, overruled: Collection[str], by: Identity, reason: str = ""
     ) -> Claim | Decision | str:
         """Start an operator's action, or return what holds it. Raises UnknownVerbError and StorageError."""
         if service.control is None or verb not in service.control.options.verbs:
@@ -265,7 +265,8 @@ class Engine:
             )
             if isinstance(claimed, Claim):
                 overruled_gates = f"overruled {', '.join(sorted(overruled))}" if overruled else ""
-                audit.add(tx, AuditEntry.of(by, verb, service.id, detail=overruled_gates, action=claimed.id))
+                detail = "; ".join(filter(None, (reason, overruled_gates)))
+                audit.add(tx, AuditEntry.of(by, verb, service.id, detail=detail, action=claimed.id))
             return claimed
 
         return await self.executor.execute(service, verb, claim)

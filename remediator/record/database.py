@@ -28,6 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 WAITING_WRITERS = 8  # in the writer's queue, so that `write_with_priority` waits for no more than these
 READERS = 2
+READS_TOGETHER = 4  # in one transaction: a slow one delays the others
 MIN_SQLITE = (3, 35)  # drops columns
 MIGRATIONS = Path(__file__).parent / "migrations"
 _RESTORE_HINT = (
@@ -62,8 +63,10 @@ class Database:
         self._write_engine = _engine(url, _configure_writer)
         self._read_engine = _engine(f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true", _configure_reader)
         turn = threading.Lock()
-        self._writer = TransactionWorkers(self._write_engine, "BEGIN IMMEDIATE", 1, "record writer", turn)
-        self._readers = TransactionWorkers(self._read_engine, "BEGIN", READERS, "record reader", turn)
+        self._writer = TransactionWorkers(self._write_engine, "BEGIN IMMEDIATE", "record writer", turn)
+        self._readers = TransactionWorkers(
+            self._read_engine, "BEGIN", "record reader", turn, threads=READERS, group_limit=READS_TOGETHER
+        )
         try:
             self.clock: SteadyClock = self._writer.run_blocking(lambda: self._open(calendar))
         except DBAPIError as error:

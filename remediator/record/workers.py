@@ -26,8 +26,18 @@ class TransactionWorkers:
     with the same `turn` avoid executing statements at the same time.
     """
 
-    def __init__(self, engine: Engine, mode: TransactionMode, threads: int, name: str, turn: threading.Lock) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        mode: TransactionMode,
+        name: str,
+        turn: threading.Lock,
+        *,
+        threads: int = 1,
+        group_limit: int = GROUP_LIMIT,
+    ) -> None:
         self._engine, self._mode, self._threads, self._turn = engine, mode, threads, turn
+        self._group_limit = group_limit
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._waiting: deque[tuple[Work, asyncio.Future[Any]]] = deque()
         self._busy = 0  # threads
@@ -38,7 +48,10 @@ class TransactionWorkers:
         return self._pool.submit(call).result()
 
     async def execute(self, work: Work) -> Any:
-        """Return the result of `work`, whose changes are durable then. A caller that is cancelled does not stop it."""
+        """Return the result of `work`, whose changes are durable then.
+
+        Work that has begun is completed even if its caller is cancelled.
+        """
         loop = asyncio.get_running_loop()
         future = loop.create_future()
         self._waiting.append((work, future))
@@ -55,7 +68,8 @@ class TransactionWorkers:
 
     def _dispatch(self) -> None:
         self._is_scheduled = False
-        if self._waiting and self._busy < self._threads:
+        groups = -(-len(self._waiting) // self._group_limit)
+        for _ in range(min(groups, self._threads - self._busy)):
             self._busy += 1
             executed = asyncio.get_running_loop().run_in_executor(self._pool, self._execute_waiting)
             executed.add_done_callback(self._finish)
@@ -74,8 +88,10 @@ class TransactionWorkers:
     def _execute_waiting(self) -> list[_Outcome]:
         group: list[tuple[Work, asyncio.Future[Any]]] = []
         with contextlib.suppress(IndexError):
-            while len(group) < GROUP_LIMIT:
-                group.append(self._waiting.popleft())
+            while len(group) < self._group_limit:
+                work, future = self._waiting.popleft()
+                if not future.cancelled():
+                    group.append((work, future))
         outcomes = self._execute_group([work for work, _ in group])
         return [(future, *outcome) for (_, future), outcome in zip(group, outcomes, strict=True)]
 

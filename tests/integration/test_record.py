@@ -1,8 +1,6 @@
 """The record after webhooks, reconciliation and actions, in a real SQLite file with a manual clock."""
 
 import asyncio
-import contextlib
-import sqlite3
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,23 +116,12 @@ async def test_work_that_fails_changes_nothing_and_fails_alone(record: Record) -
     assert [each is not None for each in stored] == [True, False, True]
 
 
-async def test_work_whose_caller_was_cancelled_is_completed(record: Record) -> None:
+async def test_work_that_has_not_begun_is_dropped_with_its_caller(record: Record) -> None:
     calls = [asyncio.create_task(record.database.write(_store, name)) for name in ("watchdog", "automation")]
     await asyncio.sleep(0)  # both have begun to wait
     calls[0].cancel()
     assert await calls[1] == "automation"
-    assert await record.database.read(timestamps.get, "watchdog") is not None
-
-
-async def test_work_that_waits_when_the_database_is_closed_is_completed(tmp_path: Path) -> None:
-    record = await asyncio.to_thread(Record, tmp_path)
-    call = asyncio.create_task(record.database.write(_store, "watchdog"))
-    await asyncio.sleep(0)  # it has begun to wait
-    call.cancel()
-    await asyncio.to_thread(record.database.close)
-    (path,) = tmp_path.glob("*.db")
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT name FROM timestamps").fetchall() == [("watchdog",)]
+    assert await record.database.read(timestamps.get, "watchdog") is None
 
 
 async def test_an_alert_that_is_not_listed_is_resolved_and_fires_again_when_it_is_listed(record: Record) -> None:

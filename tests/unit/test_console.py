@@ -117,10 +117,16 @@ async def test_a_form_is_done_once() -> None:
     async def work() -> int:
         done.append(1)
         await asyncio.sleep(0)
+        if len(done) == 4:
+            raise ValueError("the record")
         return len(done)
 
-    form = forms.new_id()
-    assert list(await asyncio.gather(forms.run_once(form, work), forms.run_once(form, work))) == [1, 1]
-    assert await forms.run_once(form, work) == 1
-    assert await forms.run_once("", work) == 2
-    assert await forms.run_once(forms.new_id(), work) == 3
+    first = ("ann", "/services/web/restart", forms.new_id())
+    assert list(await asyncio.gather(forms.run_once_as(first, work), forms.run_once_as(first, work))) == [1, 1]
+    assert await forms.run_once_as(first, work) == 1
+    assert await forms.run_once_as(("bob", *first[1:]), work) == 2
+    assert await forms.run_once_as((*first[:2], forms.new_id()), work) == 3
+    failing = (*first[:2], forms.new_id())
+    with pytest.raises(ValueError, match="the record"):
+        await forms.run_once_as(failing, work)
+    assert await forms.run_once_as(failing, work) == 5
