@@ -184,6 +184,9 @@ async def test_reasons_of_hostile_peers(world: LoadedInventory, name: str) -> No
     assert result.duration < 20
 
 
+BYTES = 40_000_000
+
+
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("probes", [500, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(900)])])
 async def test_no_resources_leak(world: LoadedInventory, probes: int) -> None:
@@ -200,12 +203,16 @@ async def test_no_resources_leak(world: LoadedInventory, probes: int) -> None:
         await asyncio.gather(*(one(number) for _ in range(count) for number in range(len(HOSTILE))))
 
     await some(rounds // 2)  # the allocator has then seen what there is to see
-    before = await _held()
-    await some(rounds)
-    after = await _held()
-    assert after[0] - before[0] <= 5, "sockets"
-    assert after[1] - before[1] <= 5, "tasks"
-    assert after[2] - before[2] < 40_000_000, "bytes"
+    grown: list[int] = []
+    # What leaks grows each time. The allocator's peak may grow once, if a busy machine lets more probes overlap.
+    while len(grown) < 4 and min(grown, default=BYTES) >= BYTES:
+        before = await _held()
+        await some(rounds)
+        after = await _held()
+        assert after[0] - before[0] <= 5, "sockets"
+        assert after[1] - before[1] <= 5, "tasks"
+        grown.append(after[2] - before[2])
+    assert min(grown) < BYTES, grown
 
 
 async def _held() -> tuple[int, int, int]:
