@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -34,6 +35,7 @@ from runtime.terminal import escape_controls
 from runtime.web import relative_path
 
 STATIC = Path(__file__).parent / "static"
+_THREADS = ThreadPoolExecutor(2, thread_name_prefix="pages")  # not those in which actions are prepared
 THEME_COOKIE = "defib_theme"
 THEMES = ("light", "dark")
 NO_HISTORY = ServiceHistory()
@@ -115,7 +117,8 @@ class PageRenderer:
             "root": relative_path(request, ""), "here": request.path_qs.removeprefix("/"),
             "other_languages": [each for each in LANGUAGES if each != reader.language], "path": request.path,
         }  # fmt: skip
-        text = await asyncio.to_thread(self.render, template, reader, {**visible, **sent, **common})
+        values = {**visible, **sent, **common}
+        text = await asyncio.get_running_loop().run_in_executor(_THREADS, self.render, template, reader, values)
         response = web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
         response.enable_compression()
         return response

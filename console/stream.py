@@ -12,7 +12,7 @@ from fleet.inventory.notify import Language
 from runtime.access.control import AccessControl, find_session
 from runtime.access.roles import AccessRequirement
 from runtime.connections import LASTING
-from runtime.web import add_route
+from runtime.web import RELEASE, add_route
 
 BEAT_EVERY = 2.0  # seconds without a change after which the browser is told that the connection works
 RETRY = 2000  # milliseconds after which a browser connects again
@@ -43,6 +43,7 @@ class _Stream:
             }
         )
         request[LASTING] = True
+        request[RELEASE]()
         await response.prepare(request)
         if request.method == "HEAD":
             return response

@@ -1,13 +1,15 @@
 """The HTTP base of all servers: routes with what they require of callers, errors as JSON, health and readiness."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote, urlsplit
 
 import structlog
 from aiohttp import web
 
-from runtime.access.control import AccessControl, get_identity
+from runtime.access.browser import READING
+from runtime.access.control import AccessControl, find_identity, get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError, StartError
 from runtime.http_checks import add_response_headers
@@ -19,6 +21,7 @@ log = structlog.get_logger()
 limited_log = LimitedLog()
 _CLIENT_ERROR, _UNAUTHORIZED = 400, 401
 MAX_LOCAL_PATH = 500  # characters
+MAX_READING = 64  # requests of one caller that are being answered; more are refused
 
 
 def create_application(
@@ -42,6 +45,7 @@ def create_application(
     app[_REQUIREMENTS] = {}
     app[_ON_ERROR] = on_error
     app[_SIGN_IN] = sign_in
+    app[_READING] = Counter()
     add_response_headers(app, web_config)
     app.on_startup.append(_check_routes)
 
@@ -91,6 +95,8 @@ _ACCESS = web.AppKey("access", AccessControl)
 _ON_ERROR: web.AppKey[Callable[[web.Request, ApiError], None]] = web.AppKey("on_error", Callable)  # type: ignore[arg-type]  # no class
 _REQUIREMENTS: web.AppKey[dict[web.AbstractRoute, AccessRequirement]] = web.AppKey("requirements", dict)
 _SIGN_IN = web.AppKey("sign_in", str)
+_READING: web.AppKey[Counter[str]] = web.AppKey("reading", Counter)  # requests that are being answered, by caller
+RELEASE: web.RequestKey[Callable[[], None]] = web.RequestKey("release", Callable)  # type: ignore[arg-type]  # no class
 
 
 @web.middleware
@@ -98,7 +104,42 @@ async def _access(request: web.Request, handler: Handler) -> web.StreamResponse:
     if request.match_info.http_exception is None:  # else there is no such route: the handler raises 404 or 405
         requirement = request.app[_REQUIREMENTS].get(request.match_info.route, AccessRequirement.ADMIN)
         await request.app[_ACCESS].check(request, requirement)
+        if request.method in READING and requirement is not AccessRequirement.UNCHECKED:
+            return await _answer_reading(request, handler)
     return await handler(request)
+
+
+async def _answer_reading(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer a request that only reads, unless its caller has too many of them: those of clients that have gone count.
+
+    A request that lasts, such as a stream's, does not count.
+    """
+    identity = find_identity(request)
+    caller = identity.label if identity is not None else ""
+    reading = request.app[_READING]
+    if reading[caller] >= MAX_READING:
+        raise ApiError(503, "busy", "too many requests of this caller are in progress", {"Retry-After": "1"})
+    reading[caller] += 1
+    release: Callable[[], None] = _Once(lambda: reading.subtract([caller]))
+    request[RELEASE] = release
+    try:
+        return await handler(request)
+    finally:
+        release()
+        if not reading[caller]:
+            del reading[caller]
+
+
+class _Once:
+    """Calls a function the first time that it is called."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call: Callable[[], object] | None = call
+
+    def __call__(self) -> None:
+        call, self._call = self._call, None
+        if call is not None:
+            call()
 
 
 @web.middleware

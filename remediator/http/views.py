@@ -29,7 +29,7 @@ async def read_record(
 ) -> T:
     """Run a query. Raises ApiError if the record cannot be read."""
     try:
-        return await database.read(work, *args, **kwargs)
+        return await database.read_for_page(work, *args, **kwargs)
     except StorageError as error:
         raise ApiError(503, "not_stored", "cannot read the record") from error
 

@@ -28,6 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 WAITING_WRITERS = 8  # in the writer's queue, so that `write_with_priority` waits for no more than these
 READERS = 2
+PAGE_READS = 2  # in the readers' queue, so that decisions wait for no more than these
 READS_TOGETHER = 4  # in one transaction: a slow one delays the others
 MIN_SQLITE = (3, 35)  # drops columns
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -59,7 +60,7 @@ class Database:
             raise StartError(f"SQLite {wanted} or newer is required; this Python has {sqlite3.sqlite_version}")
         self.inventory = inventory
         self._lock = _lock_existing(path)
-        self._waiting = asyncio.Semaphore(WAITING_WRITERS)
+        self._waiting, self._page_reads = asyncio.Semaphore(WAITING_WRITERS), asyncio.Semaphore(PAGE_READS)
         self._write_engine = _engine(url, _configure_writer)
         self._read_engine = _engine(f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true", _configure_reader)
         turn = threading.Lock()
@@ -95,6 +96,13 @@ class Database:
     async def read(self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run `work` on a read-only connection, without waiting for writers. Raises StorageError."""
         return await self._run(self._readers, work, *args, **kwargs)
+
+    async def read_for_page(
+        self, work: Callable[Concatenate[Transaction, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """As `read`, behind the reads of decisions, for what people and programs look at. Raises StorageError."""
+        async with self._page_reads:
+            return await self.read(work, *args, **kwargs)
 
     async def _run(
         self,

@@ -624,3 +624,27 @@ async def test_clients_without_a_credential_do_not_lock_out_those_of_the_same_ad
             writer.close()
         kept_writer.write(request("GET /api/v1/identity", KNOWN))
         assert (await kept.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+
+
+async def test_one_caller_has_a_limited_number_of_requests_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those whose clients have gone, which are answered to their end."""
+    monkeypatch.setattr("runtime.web.MAX_READING", 5)
+    async with Application().serve() as application, AsyncExitStack() as stack:
+
+        async def send() -> asyncio.StreamReader:
+            reader, writer = await application.connect()
+            stack.callback(writer.close)
+            writer.write(request("GET /work", "Connection: close", KNOWN))
+            return reader
+
+        waiting = [await send() for _ in range(5)]
+
+        async def all_wait() -> bool:
+            return application.waiting == 5
+
+        await eventually(all_wait)
+        assert (await until_closed(await send())).startswith(b"HTTP/1.1 503")
+        application.go_on.set()
+        for reader in waiting:
+            assert (await until_closed(reader)).endswith(b"waited")
+        assert (await until_closed(await send())).endswith(b"waited")
