@@ -27,7 +27,7 @@ def add_routes(app: web.Application, source: SnapshotSource, renderer: PageRende
         older = urlencode({**kept, "before": page.next.format()}) if page.next is not None else ""
         return await renderer.respond(
             request, "events.html", {"chosen": chosen}, snapshot=snapshot.describe(), kinds=KINDS,
-            events=[{**row, "text": row["detail"]} for row in page.rows], older=older, export=urlencode(kept),
+            events=page.rows, older=older, export=urlencode(kept),
         )  # fmt: skip
 
     add_route(app, "GET", "/events", show, AccessRequirement.VIEWER)

@@ -3,14 +3,14 @@
 import asyncio
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 
 from console import charts
 from console.history import History, ServiceHistory, format_ratio
-from console.languages import HTML_LANGUAGE, LANGUAGES, choose_language, load_texts
+from console.languages import HTML_LANGUAGE, choose_language, load_texts
 from console.snapshot import ServiceRow
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Language
@@ -34,6 +34,8 @@ from runtime.redaction import Redactor
 from runtime.terminal import escape_controls
 from runtime.web import relative_path
 
+P = ParamSpec("P")
+T = TypeVar("T")
 STATIC = Path(__file__).parent / "static"
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="pages")  # not those in which actions are prepared
 THEME_COOKIE = "defib_theme"
@@ -115,13 +117,18 @@ class PageRenderer:
         common = {
             "shows_evidence": shows_evidence, "identity": identity, "csrf": get_csrf_token(request), "may": may,
             "root": relative_path(request, ""), "here": request.path_qs.removeprefix("/"),
-            "other_languages": [each for each in LANGUAGES if each != reader.language], "path": request.path,
+            "path": request.path,
         }  # fmt: skip
         values = {**visible, **sent, **common}
-        text = await asyncio.get_running_loop().run_in_executor(_THREADS, self.render, template, reader, values)
+        text = await self.run(self.render, template, reader, values)
         response = web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
         response.enable_compression()
         return response
+
+    @staticmethod
+    async def run(render: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return `render(…)`, called in a thread for pages."""
+        return await asyncio.get_running_loop().run_in_executor(_THREADS, partial(render, *args, **kwargs))
 
     def render(self, template: str, reader: Reader, values: Mapping[str, Any]) -> str:
         """Render a template. Values are not redacted."""

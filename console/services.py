@@ -62,7 +62,7 @@ class _ServicePages:
         reader = self._renderer.find_reader(request)
         rows = chosen.select(snapshot.rows.values())
         shown = chosen.page_of(rows)
-        groups = await asyncio.to_thread(self._render_groups, chosen, shown, reader)
+        groups = await self._renderer.run(self._render_groups, chosen, shown, reader)
         every = list(snapshot.rows.values())
         return await self._renderer.respond(
             request, "services.html", {"chosen": chosen, "groups": groups}, counts=dict(snapshot.counts),
@@ -139,10 +139,10 @@ class _ServicePages:
                 seen = await self._source.exporter.read(f"/api/v1/services/{service}")
         except (ClientError, TimeoutError) as error:
             return {"problem": str(error) or "no answer in time"}
-        shown = ("last", "failures", "results", "components", "certificate")
-        for each in (*seen.get("failures", ()), *seen.get("results", ())):
-            each["at"], each["failure"] = parse_time(each["started_at"]), each.pop("message", "")
-        return {name: seen[name] for name in shown if name in seen}
+        failures = [
+            {**each, "at": parse_time(each["started_at"]), "failure": each["message"]} for each in seen["failures"]
+        ]
+        return {"failures": failures}
 
     async def _read_record(self, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Return the service's incidents and its last action; none if the record cannot be read, as a notice says."""
@@ -174,10 +174,9 @@ def _read_history(tx: Transaction, service: str) -> tuple[list[dict[str, Any]], 
 def _find_thing(service: Service) -> tuple[str, str] | None:
     """Return what a control acts on, as the key of a word and a name; None where it has no name of its own."""
     control = service.control
-    key = _THINGS.get(control.kind) if control is not None else None
-    return (
-        (key, str(getattr(service.control.options, key))) if key is not None and service.control is not None else None
-    )
+    if control is None or (key := _THINGS.get(control.kind)) is None:
+        return None
+    return key, str(getattr(control.options, key))
 
 
 def _describe(service: Service) -> Mapping[str, Any]:

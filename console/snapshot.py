@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import structlog
 
 from console.history import History
-from fleet.inventory.model import Host, Inventory, Service
+from fleet.inventory.model import Inventory
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
 from remediator.policy.maintenance_windows import find_window
@@ -46,7 +46,6 @@ class ServiceRow:
     probed_at: float | None = None
     latency: float | None = None
     recent: str = ""
-    components_down: tuple[str, ...] = ()
     alerts: tuple[str, ...] = ()
     incident: int | None = None
     verb: str = ""  # of the last decision
@@ -119,7 +118,7 @@ class SnapshotSource:
         self._services: dict[str, Mapping[str, Any]] = {}  # as the exporter describes them
         self._cursor = ""
         self._pending: set[str] = set()  # services that changed since rows were built
-        self._windows: tuple[str, ...] = ()
+        self._windows: Mapping[str, str] = {}  # of maintenance in the inventory, by service
         self._inventory: Inventory | None = None  # for which the rows were built
         self._refreshed_at = self._watched_at = float("-inf")
         self._lock = asyncio.Lock()
@@ -215,13 +214,14 @@ class SnapshotSource:
             changed = {*inventory.services, *old.rows}
             self._inventory = inventory
         windows = self._find_windows(inventory)
-        if overview.maintenance != old.overview.maintenance or windows != self._windows:
+        changed = changed | {name for name, _ in windows.items() ^ self._windows.items()}
+        if overview.maintenance != old.overview.maintenance:
             changed = changed | {*inventory.services, *old.rows}
         names = changed | overview.services_that_differ(old.overview)
         version, number = old.version + 1, len(old.rows)
         rows, looks, measured = old.rows, old.changed, old.measured
         for name in names:
-            row = self._build_row(name, inventory, overview)
+            row = self._build_row(name, inventory, overview, windows.get(name, ""))
             before = rows.get(name)
             if row is None:
                 for each in (rows, looks, measured):
@@ -245,20 +245,22 @@ class SnapshotSource:
         self._windows = windows
         self._pending.clear()
 
-    def _find_windows(self, inventory: Inventory) -> tuple[str, ...]:
-        """Return the maintenance windows of the inventory that are in effect, as texts."""
+    def _find_windows(self, inventory: Inventory) -> Mapping[str, str]:
+        """Return the maintenance windows of the inventory that are in effect, by service."""
         if not inventory.remediation.maintenance:
-            return ()
-        clock = self._database.clock
-        now = clock.unix(clock.now())
-        found = (find_window(inventory, name, host, now) for name, host in _hosts_of(inventory))
-        return tuple(each.why if each is not None else "" for each in found)
+            return {}
+        now = self._database.clock.unix(self._database.clock.now())
+        found = (
+            (name, find_window(inventory, name, inventory.host_of(each), now))
+            for name, each in inventory.services.items()
+        )
+        return {name: window.why for name, window in found if window is not None}
 
     def _find_mismatched(self, inventory: Inventory) -> frozenset[str]:
         """Return the services that only one of the exporter and the remediator has."""
         return frozenset(self._services.keys() ^ inventory.services.keys()) if self._services else frozenset()
 
-    def _build_row(self, name: str, inventory: Inventory, overview: Overview) -> ServiceRow | None:
+    def _build_row(self, name: str, inventory: Inventory, overview: Overview, window: str) -> ServiceRow | None:
         service, seen = inventory.services.get(name), self._services.get(name)
         if service is None:
             return None
@@ -271,23 +273,16 @@ class SnapshotSource:
         if seen is not None:
             row = _add_observation(row, seen)
         row = _add_record(row, overview, self._database.clock.unix)
-        held = self._find_maintenance(service, inventory, overview)
+        held = _find_maintenance(row, overview) or window
         up = seen.get("up") if seen is not None else None
         return replace(row, maintenance=held, state=_state_of(row, up, is_stopped=name in overview.stops))
 
-    def _find_maintenance(self, service: Service, inventory: Inventory, overview: Overview) -> str:
-        host = inventory.host_of(service)
-        scopes = {("service", service.id), ("host", service.host), ("group", host.group if host is not None else "")}
-        for each in overview.maintenance:
-            if (each["scope"], each["name"]) in scopes:
-                return f"{each['asked_by']}: {each['reason']}"
-        clock = self._database.clock
-        window = find_window(inventory, service.id, host, clock.unix(clock.now()))
-        return window.why if window is not None else ""
 
-
-def _hosts_of(inventory: Inventory) -> Iterator[tuple[str, Host | None]]:
-    return ((name, inventory.host_of(service)) for name, service in inventory.services.items())
+def _find_maintenance(row: ServiceRow, overview: Overview) -> str:
+    """Return who put the service, its host or its group into maintenance, and why; empty if nobody did."""
+    scopes = {("service", row.id), ("host", row.host), ("group", row.group)}
+    found = (each for each in overview.maintenance if (each["scope"], each["name"]) in scopes)
+    return next((f"{each['asked_by']}: {each['reason']}" for each in found), "")
 
 
 def _add_observation(row: ServiceRow, seen: Mapping[str, Any]) -> ServiceRow:
@@ -297,7 +292,6 @@ def _add_observation(row: ServiceRow, seen: Mapping[str, Any]) -> ServiceRow:
         row, since=parse_time(seen.get("since")), reason=last.get("reason") or "" if failed else "",
         failure=last.get("message") or "" if failed else "", probed_at=parse_time(last.get("started_at")),
         latency=last.get("duration_seconds"), recent=seen.get("recent") or "",
-        components_down=tuple(sorted(name for name, up in (seen.get("components") or {}).items() if not up)),
     )  # fmt: skip
 
 
@@ -323,7 +317,7 @@ def _state_of(row: ServiceRow, up: bool | None, *, is_stopped: bool) -> ServiceS
         return "unknown"
     if not up:
         return "down"
-    return "degraded" if row.alerts or row.components_down else "up"
+    return "degraded" if row.alerts else "up"
 
 
 def parse_time(text: str | None) -> float | None:

@@ -9,12 +9,11 @@ from aiohttp import web
 from console.rendering import PageRenderer, Reader
 from console.snapshot import Snapshot, SnapshotSource
 from fleet.inventory.notify import Language
-from runtime.access.control import AccessControl, find_session
+from runtime.access.control import LASTING, AccessControl, find_session
 from runtime.access.roles import AccessRequirement
-from runtime.connections import LASTING
-from runtime.web import RELEASE, add_route
+from runtime.web import add_route
 
-BEAT_EVERY = 2.0  # seconds without a change after which the browser is told that the connection works
+BEAT_EVERY = 2.0  # seconds without a change after which a beat shows the browser that the connection works
 RETRY = 2000  # milliseconds after which a browser connects again
 SESSION_STREAM, TOKEN_STREAM = 3600.0, 60.0  # seconds after which a browser has to connect again, and is checked
 MOST_ROWS = 50  # that are sent; if more have changed, browsers load the list again
@@ -43,7 +42,6 @@ class _Stream:
             }
         )
         request[LASTING] = True
-        request[RELEASE]()
         await response.prepare(request)
         if request.method == "HEAD":
             return response

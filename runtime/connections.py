@@ -16,7 +16,7 @@ from typing import cast
 
 from aiohttp import StreamReader, web
 
-from runtime.access.control import PAUSED, find_identity
+from runtime.access.control import LASTING, PAUSED, find_identity
 from runtime.addresses import group_address
 from runtime.http_checks import RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
 from runtime.logs import LimitedLog
@@ -29,7 +29,6 @@ HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later
 BODY_TIMEOUT = 30.0
 MAX_HEADERS = 32 * 1024  # bytes of a request's headers that have arrived, while the others are missing
 RESPONSE_TIMEOUT = 30.0  # how long a client may leave full buffers unread
-LASTING = web.RequestKey("lasting", bool)  # whether the answer has no end, such as a stream's
 NEW_FOR = 2.0  # seconds in which a new connection is expected to send its first request
 _CHECK_EVERY = 1.0
 _CHECK_AGAIN = 0.01

@@ -1,7 +1,6 @@
 """The HTTP base of all servers: routes with what they require of callers, errors as JSON, health and readiness."""
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote, urlsplit
 
@@ -9,7 +8,7 @@ import structlog
 from aiohttp import web
 
 from runtime.access.browser import READING
-from runtime.access.control import AccessControl, find_identity, get_identity
+from runtime.access.control import LASTING, AccessControl, find_identity, get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError, StartError
 from runtime.http_checks import add_response_headers
@@ -45,7 +44,7 @@ def create_application(
     app[_REQUIREMENTS] = {}
     app[_ON_ERROR] = on_error
     app[_SIGN_IN] = sign_in
-    app[_READING] = Counter()
+    app[_READING] = {}
     add_response_headers(app, web_config)
     app.on_startup.append(_check_routes)
 
@@ -95,8 +94,7 @@ _ACCESS = web.AppKey("access", AccessControl)
 _ON_ERROR: web.AppKey[Callable[[web.Request, ApiError], None]] = web.AppKey("on_error", Callable)  # type: ignore[arg-type]  # no class
 _REQUIREMENTS: web.AppKey[dict[web.AbstractRoute, AccessRequirement]] = web.AppKey("requirements", dict)
 _SIGN_IN = web.AppKey("sign_in", str)
-_READING: web.AppKey[Counter[str]] = web.AppKey("reading", Counter)  # requests that are being answered, by caller
-RELEASE: web.RequestKey[Callable[[], None]] = web.RequestKey("release", Callable)  # type: ignore[arg-type]  # no class
+_READING: web.AppKey[dict[str, dict[int, web.Request]]] = web.AppKey("reading", dict)  # those in progress, by caller
 
 
 @web.middleware
@@ -116,30 +114,16 @@ async def _answer_reading(request: web.Request, handler: Handler) -> web.StreamR
     """
     identity = find_identity(request)
     caller = identity.label if identity is not None else ""
-    reading = request.app[_READING]
-    if reading[caller] >= MAX_READING:
+    reading = request.app[_READING].setdefault(caller, {})
+    if sum(not each.get(LASTING, False) for each in reading.values()) >= MAX_READING:
         raise ApiError(503, "busy", "too many requests of this caller are in progress", {"Retry-After": "1"})
-    reading[caller] += 1
-    release: Callable[[], None] = _Once(lambda: reading.subtract([caller]))
-    request[RELEASE] = release
+    reading[id(request)] = request  # which is not hashable
     try:
         return await handler(request)
     finally:
-        release()
-        if not reading[caller]:
-            del reading[caller]
-
-
-class _Once:
-    """Calls a function the first time that it is called."""
-
-    def __init__(self, call: Callable[[], object]) -> None:
-        self._call: Callable[[], object] | None = call
-
-    def __call__(self) -> None:
-        call, self._call = self._call, None
-        if call is not None:
-            call()
+        del reading[id(request)]
+        if not reading:
+            request.app[_READING].pop(caller, None)
 
 
 @web.middleware

@@ -12,7 +12,7 @@ from remediator.record.schema import maintenance
 from remediator.record.transaction import Transaction
 
 MaintenanceScope = Literal["service", "host", "group"]
-# An empty name matches nothing, since no maintenance is begun for one.
+# An empty name matches nothing, since maintenance always has a name.
 _SELECT_OF_SERVICE = (
     select(maintenance)
     .where(

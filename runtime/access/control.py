@@ -35,6 +35,7 @@ from runtime.errors import ApiError
 
 MAX_PATH = 200  # characters of a path in the audit log
 END_SESSIONS_EVERY = 5.0  # seconds between checks whether the users of sessions are still there
+LASTING = web.RequestKey("lasting", bool)  # whether the answer has no end, such as a stream's
 PAUSED = web.RequestKey("paused", bool)  # whether the refusal of the request is being delayed
 AUTOMATIC = "automatic"  # a key in the query of requests that a page sends by itself
 COOKIE = "defib_session"
