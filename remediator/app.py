@@ -1,7 +1,7 @@
 """The remediator as a program: load the configuration, open the record, serve, drain, stop."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,11 +80,7 @@ async def run(
     try:
         await serve(
             "remediator", app, listen, parts.metrics, web_config=web_config,
-            tasks=[
-                parts.engine.run, parts.sender.run, parts.run_housekeeping, parts.connections.run, parts.access.run,
-                run_pages,
-            ],
-            reload=reload, drain=parts.drain,
+            tasks=[*parts.tasks, run_pages], reload=reload, drain=parts.drain,
         )  # fmt: skip
     finally:
         await parts.engine.executor.close()
@@ -167,6 +163,11 @@ class Parts:
                 (loaded.token("access.metrics_token"), Role.METRICS),
             ]
         )
+
+    @property
+    def tasks(self) -> Sequence[Callable[[], Awaitable[None]]]:
+        """What runs beside the server; a full disk or a lost database ends none of it."""
+        return self.engine.run, self.sender.run, self.run_housekeeping, self.connections.run, self.access.run
 
     async def run_housekeeping(self) -> None:
         await run_housekeeping(self.database, self.engine.wake, self.administration.store_token_uses)

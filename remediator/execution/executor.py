@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
@@ -33,6 +33,7 @@ from runtime.redaction import Redactor
 
 OUTPUT_LIMIT = 8000  # characters
 DRAIN_TIMEOUT = 15.0  # seconds that running commands have at shutdown
+READ_AGAIN = 5.0  # seconds after which interrupted actions are read again if that failed
 FIRST_PAUSE = 0.25  # seconds between two probes of a verification, which grow
 LONGEST_PAUSE = 5.0
 Command = Verb | RemediationStep  # what an action runs: a verb of the control, or a step beyond it
@@ -70,11 +71,21 @@ class Executor:
 
     async def start(self, group: asyncio.TaskGroup) -> None:
         """Accept actions from now on, and resume those that were running when the process ended."""
-        async with self._claiming:
-            interrupted = await self._database.read(actions.running_actions)
-            self._group = group
+        while (interrupted := await self._accept(group)) is None:  # noqa: ASYNC110 - there is no event to wait for
+            await asyncio.sleep(READ_AGAIN)
         for action in interrupted:
             self._start_task(self._resume(action), action)
+
+    async def _accept(self, group: asyncio.TaskGroup) -> Sequence[Claim] | None:
+        """Return the interrupted actions, or None if they cannot be read: others must not be claimed before that."""
+        async with self._claiming:
+            try:
+                interrupted = await self._database.read(actions.running_actions)
+            except StorageError as error:
+                log.error("interrupted_actions_not_read", error=str(error))  # noqa: TRY400 - no traceback needed
+                return None
+            self._group = group
+            return interrupted
 
     async def drain(self) -> None:
         """Start no more actions, and wait for running commands, then cancel them. The next start verifies them."""

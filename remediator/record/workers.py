@@ -14,7 +14,7 @@ GROUP_LIMIT = 16  # works in one transaction
 TURN_TIMEOUT = 0.02  # seconds
 
 Work = Callable[[Connection], Any]
-_Outcome = tuple[asyncio.Future[Any], Any, Exception | None]
+_Outcome = tuple[asyncio.Future[Any], Any, BaseException | None]
 TransactionMode = Literal["BEGIN", "BEGIN IMMEDIATE"]
 
 
@@ -95,12 +95,12 @@ class TransactionWorkers:
         outcomes = self._execute_group([work for work, _ in group])
         return [(future, *outcome) for (_, future), outcome in zip(group, outcomes, strict=True)]
 
-    def _execute_group(self, group: Sequence[Work]) -> list[tuple[Any, Exception | None]]:
+    def _execute_group(self, group: Sequence[Work]) -> list[tuple[Any, BaseException | None]]:
         """Return the result or the error of each work."""
         try:
             with begin(self._engine, self._mode) as connection, self._take_turn():
                 return [(work(connection), None) for work in group]
-        except Exception as error:  # noqa: BLE001 - raised to the caller of the work
+        except BaseException as error:  # noqa: BLE001 - raised to the caller of the work
             if len(group) == 1:
                 return [(None, error)]
         return [self._execute_group([work])[0] for work in group]

@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from fleet.inventory.endpoints import Endpoint
+from fleet.inventory.model import Inventory
+from remediator.app import Parts
 from remediator.clients.alerts import Alert
+from remediator.clients.exporter import Exporter
+from remediator.execution import executor
 from remediator.incidents import actions, decisions, intake, lifecycle, reconciliation
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Decision, Observation, Situation
 from remediator.record import situations, stops, timestamps
 from remediator.record.schema import notifications
 from remediator.record.transaction import Transaction
-from tests.support import ClockedHarness, inventory_of
+from runtime.redaction import Redactor
+from runtime.tokens import ConfiguredToken
+from runtime.webconfig import WebConfigFile
+from tests.support import ClockedHarness, eventually, inventory_of
 
 DOWN = Observation(up=False, success=False, reason="connect")
 
@@ -227,6 +235,33 @@ async def test_a_command_ended_when_it_ended_not_when_that_was_stored(record: Re
     assert ended.command_ended_at == ended_at
     (running,) = await record.database.write(actions.running_actions)
     assert running.command_ended_at == ended_at
+
+
+async def test_a_database_that_is_lost_as_the_program_starts_ends_none_of_its_tasks(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the action that was interrupted is resumed once the database is back."""
+    monkeypatch.setattr(executor, "READ_AGAIN", 0.1)
+    await record.deliver(alert())
+    assert isinstance(await record.claim(), actions.Claim)
+    record.inventory = Inventory()  # without the service, so that its action has nothing to wait for
+    nobody = Exporter(Endpoint(url="http://127.0.0.1:1"), ConfiguredToken("exporter.token"))
+    parts = Parts.create((nobody, None), record.database, Redactor(), WebConfigFile(None))
+    path = record.folder / "record.db"
+    path.rename(record.folder / "moved.db")
+    running = [asyncio.ensure_future(task()) for task in parts.tasks]
+    ended, _ = await asyncio.wait(running, timeout=1.0)
+    assert [task.exception() for task in ended] == []
+    (record.folder / "moved.db").rename(path)
+
+    async def resumed() -> bool:
+        return not await record.database.read(actions.running_actions)
+
+    await eventually(resumed)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await parts.http_client.aclose()
 
 
 async def stopped_services(record: Record) -> list[str]:
