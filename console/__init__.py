@@ -4,11 +4,16 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from console import events, hosts, incidents, preferences, services, settings, static, stream
+from console import events, preferences, static
 from console.history import History
+from console.hosts import HostPages
+from console.incidents import IncidentPages
 from console.rendering import PageRenderer
+from console.services import ServicePages
+from console.settings import SettingsPage
 from console.sign_in import SignInPages
 from console.snapshot import SnapshotSource
+from console.stream import Stream
 from remediator.app import Parts
 
 
@@ -25,10 +30,10 @@ def add_pages(app: web.Application, parts: Parts) -> Callable[[], Awaitable[None
     static.add_routes(app)
     preferences.add_routes(app)
     SignInPages(parts.access, parts.sign_in_services, parts.public_url, renderer).add_routes(app)
-    services.add_routes(app, source, renderer, parts.operations, parts.database)
-    incidents.add_routes(app, source, renderer, parts.operations, parts.database)
-    hosts.add_routes(app, source, renderer)
+    ServicePages(source, renderer, parts.operations, parts.database).add_routes(app)
+    IncidentPages(source, renderer, parts.operations, parts.database).add_routes(app)
+    HostPages(source, renderer).add_routes(app)
     events.add_routes(app, source, renderer, parts.database)
-    settings.add_routes(app, source, renderer, parts.operations, parts.administration, parts.database)
-    stream.add_routes(app, source, renderer, parts.access)
+    SettingsPage(source, renderer, parts.operations, parts.administration, parts.database).add_routes(app)
+    Stream(source, renderer, parts.access).add_routes(app)
     return source.run

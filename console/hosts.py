@@ -1,13 +1,12 @@
 """The pages of hosts: all of them with what they use, and one with everything that its collectors have read."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
 from console.rendering import PageRenderer
-from console.snapshot import DEADLINE, SnapshotSource
+from console.snapshot import SnapshotSource
 from remediator.clients.json_client import ClientError, HttpStatusError
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
@@ -16,15 +15,13 @@ from runtime.web import add_route
 NOT_FOUND = 404
 
 
-def add_routes(app: web.Application, source: SnapshotSource, renderer: PageRenderer) -> None:
-    pages = _HostPages(source, renderer)
-    add_route(app, "GET", "/hosts", pages.show_list, AccessRequirement.VIEWER)
-    add_route(app, "GET", "/hosts/{name}", pages.show_host, AccessRequirement.VIEWER)
-
-
-class _HostPages:
+class HostPages:
     def __init__(self, source: SnapshotSource, renderer: PageRenderer) -> None:
         self._source, self._renderer = source, renderer
+
+    def add_routes(self, app: web.Application) -> None:
+        add_route(app, "GET", "/hosts", self.show_list, AccessRequirement.VIEWER)
+        add_route(app, "GET", "/hosts/{name}", self.show_host, AccessRequirement.VIEWER)
 
     async def show_list(self, request: web.Request) -> web.Response:
         answer = await self._read("/api/v1/hosts")
@@ -56,12 +53,11 @@ class _HostPages:
     async def _read(self, path: str) -> Mapping[str, Any]:
         """Return what the exporter answers, or why it does not."""
         try:
-            async with asyncio.timeout(DEADLINE):
-                return await self._source.exporter.read(path)
-        except (ClientError, TimeoutError) as error:
+            return await self._source.read_from_exporter(path)
+        except ClientError as error:
             if isinstance(error, HttpStatusError) and error.status == NOT_FOUND:
                 raise
-            return {"unavailable": str(error) or "no answer in time"}
+            return {"unavailable": str(error)}
 
 
 def _with_texts(hosts: list[Mapping[str, Any]]) -> list[dict[str, Any]]:

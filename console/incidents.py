@@ -4,7 +4,7 @@ from aiohttp import web
 
 from console.buttons import NotDone, not_done_because
 from console.rendering import PageRenderer
-from console.requests import SubmittedForms
+from console.requests import SubmittedForms, answer_form
 from console.snapshot import SnapshotSource
 from remediator.http.views import read_record
 from remediator.operations import OperationError, Operations
@@ -14,28 +14,24 @@ from runtime.access.browser import read_form
 from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement, Identity
 from runtime.errors import ApiError
-from runtime.web import add_route, relative_path
+from runtime.web import add_route
 
 INCIDENTS_SHOWN = 50
 
 
-def add_routes(
-    app: web.Application, source: SnapshotSource, renderer: PageRenderer, operations: Operations, database: Database
-) -> None:
-    pages = _IncidentPages(source, renderer, operations, database)
-    incident = "/incidents/{id:[0-9]{1,15}}"
-    add_route(app, "GET", "/incidents", pages.show_list, AccessRequirement.VIEWER)
-    add_route(app, "GET", incident, pages.show_incident, AccessRequirement.VIEWER)
-    for button in ("acknowledge", "approve"):
-        add_route(app, "POST", f"{incident}/{button}", pages.press, AccessRequirement.OPERATOR)
-
-
-class _IncidentPages:
+class IncidentPages:
     def __init__(
         self, source: SnapshotSource, renderer: PageRenderer, operations: Operations, database: Database
     ) -> None:
         self._source, self._renderer, self._operations, self._database = source, renderer, operations, database
         self._submitted = SubmittedForms()
+
+    def add_routes(self, app: web.Application) -> None:
+        incident = "/incidents/{id:[0-9]{1,15}}"
+        add_route(app, "GET", "/incidents", self.show_list, AccessRequirement.VIEWER)
+        add_route(app, "GET", incident, self.show_incident, AccessRequirement.VIEWER)
+        for button in ("acknowledge", "approve"):
+            add_route(app, "POST", f"{incident}/{button}", self.press, AccessRequirement.OPERATOR)
 
     async def show_list(self, request: web.Request) -> web.Response:
         snapshot = await self._source.get()
@@ -68,9 +64,7 @@ class _IncidentPages:
         form, button, number = await read_form(request), request.path.rpartition("/")[2], request.match_info["id"]
         by, action = get_identity(request), form.get("action", "")
         not_done = await self._submitted.run_once(request, form, lambda: self._do(button, int(number), action, by))
-        if not_done is not None or request.headers.get("Sec-Fetch-Mode") == "cors":
-            return await self.show_incident(request, not_done)
-        return web.Response(status=303, headers={"Location": relative_path(request, f"incidents/{number}")})
+        return await answer_form(request, not_done, self.show_incident, f"incidents/{number}")
 
     async def _do(self, button: str, incident: int, action: str, by: Identity) -> NotDone | None:
         try:

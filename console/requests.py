@@ -8,10 +8,13 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from console.buttons import NotDone
 from runtime.access.control import get_identity
 from runtime.errors import ApiError
+from runtime.web import relative_path
 
 T = TypeVar("T")
+Show = Callable[[web.Request, NotDone | None], Awaitable[web.Response]]
 REMEMBERED = 2000  # forms
 MAX_ID = 200  # characters
 
@@ -48,3 +51,11 @@ class SubmittedForms:
         # The operation is completed even if this browser goes away.
         outcome: T = await asyncio.shield(known)
         return outcome
+
+
+async def answer_form(request: web.Request, not_done: NotDone | None, show: Show, path: str) -> web.Response:
+    """Return the page that `show` returns, for scripts and where nothing was done; else send the browser to `path`."""
+    is_from_script = request.headers.get("Sec-Fetch-Mode") == "cors"  # which shows the answer in the page
+    if not_done is not None or is_from_script:
+        return await show(request, not_done)
+    return web.Response(status=303, headers={"Location": relative_path(request, path)})

@@ -13,7 +13,7 @@ from console.buttons import BUTTONS, NotDone, ServiceButtons
 from console.filters import GROUPS, ORDERS, PAGE_SIZE, ServiceFilter, values_of
 from console.history import SPANS
 from console.rendering import PageRenderer, Reader
-from console.requests import SubmittedForms
+from console.requests import SubmittedForms, answer_form
 from console.snapshot import DEADLINE, STATES, ServiceRow, SnapshotSource, parse_time
 from fleet.inventory.model import Service
 from remediator.clients.json_client import ClientError
@@ -26,7 +26,7 @@ from runtime.access.browser import read_form
 from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
-from runtime.web import add_route, relative_path
+from runtime.web import add_route
 
 INCIDENTS_SHOWN = 10
 # The option of each kind of control that names what it acts on.
@@ -35,26 +35,22 @@ LOG_LIMIT = 2 * 1024 * 1024  # characters of a log that a page shows; the rest i
 VIEWER, OPERATOR = AccessRequirement.VIEWER, AccessRequirement.OPERATOR
 
 
-def add_routes(
-    app: web.Application, source: SnapshotSource, renderer: PageRenderer, operations: Operations, database: Database
-) -> None:
-    pages = _ServicePages(source, renderer, operations, database)
-    service = "/services/{id}"
-    for method, path, handler, needs in (
-        ("GET", "/", pages.show_list, VIEWER),
-        ("GET", service, pages.show_service, VIEWER),
-        ("GET", f"{service}/logs", pages.show_logs, OPERATOR),
-        ("POST", f"{service}/{{button:{'|'.join(BUTTONS)}}}", pages.press, OPERATOR),
-    ):
-        add_route(app, method, path, handler, needs)
-
-
-class _ServicePages:
+class ServicePages:
     def __init__(
         self, source: SnapshotSource, renderer: PageRenderer, operations: Operations, database: Database
     ) -> None:
         self._source, self._renderer, self._operations, self._database = source, renderer, operations, database
         self._buttons, self._submitted = ServiceButtons(operations, database), SubmittedForms()
+
+    def add_routes(self, app: web.Application) -> None:
+        service = "/services/{id}"
+        for method, path, handler, needs in (
+            ("GET", "/", self.show_list, VIEWER),
+            ("GET", service, self.show_service, VIEWER),
+            ("GET", f"{service}/logs", self.show_logs, OPERATOR),
+            ("POST", f"{service}/{{button:{'|'.join(BUTTONS)}}}", self.press, OPERATOR),
+        ):
+            add_route(app, method, path, handler, needs)
 
     async def show_list(self, request: web.Request) -> web.Response:
         snapshot = await self._source.get()
@@ -128,17 +124,14 @@ class _ServicePages:
             request, form, lambda: self._buttons.press(button, service, form, get_identity(request))
         )
         await self._source.refresh()
-        if not_done is not None or request.headers.get("Sec-Fetch-Mode") == "cors":  # a script shows it in the page
-            return await self.show_service(request, not_done)
-        return web.Response(status=303, headers={"Location": relative_path(request, f"services/{service.id}")})
+        return await answer_form(request, not_done, self.show_service, f"services/{service.id}")
 
     async def _read_observed(self, service: str) -> Mapping[str, Any]:
         """Return what the exporter knows of the service, or why that cannot be read."""
         try:
-            async with asyncio.timeout(DEADLINE):
-                seen = await self._source.exporter.read(f"/api/v1/services/{service}")
-        except (ClientError, TimeoutError) as error:
-            return {"problem": str(error) or "no answer in time"}
+            seen = await self._source.read_from_exporter(f"/api/v1/services/{service}")
+        except ClientError as error:
+            return {"problem": str(error)}
         failures = [
             {**each, "at": parse_time(each["started_at"]), "failure": each["message"]} for each in seen["failures"]
         ]

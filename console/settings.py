@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from console.buttons import NotDone, not_done_because
+from console.buttons import REASON_LIMIT, NotDone, not_done_because
 from console.rendering import PageRenderer
-from console.requests import SubmittedForms
+from console.requests import SubmittedForms, answer_form
 from console.snapshot import SnapshotSource
 from fleet.inventory.units import parse_duration
 from remediator.administration import Administration
@@ -16,28 +16,12 @@ from remediator.record.maintenance import MaintenanceScope
 from runtime.access.browser import read_form
 from runtime.access.control import find_session, get_identity
 from runtime.access.roles import AccessRequirement, Identity, permits
-from runtime.web import add_route, relative_path
+from runtime.web import add_route
 
 SCOPES: tuple[MaintenanceScope, ...] = ("service", "host", "group")
 
 
-def add_routes(
-    app: web.Application,
-    source: SnapshotSource,
-    renderer: PageRenderer,
-    operations: Operations,
-    administration: Administration,
-    database: Database,
-) -> None:
-    pages = _SettingsPage(source, renderer, operations, administration, database)
-    add_route(app, "GET", "/settings", pages.show, AccessRequirement.VIEWER)
-    for button in ("begin-maintenance", "end-maintenance"):
-        add_route(app, "POST", f"/settings/{button}", pages.press, AccessRequirement.OPERATOR)
-    for button in ("automation-on", "automation-off", "end-session", "revoke-token"):
-        add_route(app, "POST", f"/settings/{button}", pages.press, AccessRequirement.ADMIN)
-
-
-class _SettingsPage:
+class SettingsPage:
     def __init__(
         self,
         source: SnapshotSource,
@@ -49,6 +33,13 @@ class _SettingsPage:
         self._source, self._renderer, self._operations = source, renderer, operations
         self._administration, self._database = administration, database
         self._submitted = SubmittedForms()
+
+    def add_routes(self, app: web.Application) -> None:
+        add_route(app, "GET", "/settings", self.show, AccessRequirement.VIEWER)
+        for button in ("begin-maintenance", "end-maintenance"):
+            add_route(app, "POST", f"/settings/{button}", self.press, AccessRequirement.OPERATOR)
+        for button in ("automation-on", "automation-off", "end-session", "revoke-token"):
+            add_route(app, "POST", f"/settings/{button}", self.press, AccessRequirement.ADMIN)
 
     async def show(self, request: web.Request, not_done: NotDone | None = None) -> web.Response:
         snapshot = await self._source.get()
@@ -74,13 +65,11 @@ class _SettingsPage:
     async def press(self, request: web.Request) -> web.Response:
         form, button = await read_form(request), request.path.rpartition("/")[2]
         not_done = await self._submitted.run_once(request, form, lambda: self._do(button, form, get_identity(request)))
-        if not_done is not None or request.headers.get("Sec-Fetch-Mode") == "cors":
-            await self._source.refresh()
-            return await self.show(request, not_done)
-        return web.Response(status=303, headers={"Location": relative_path(request, "settings")})
+        await self._source.refresh()
+        return await answer_form(request, not_done, self.show, "settings")
 
     async def _do(self, button: str, form: Mapping[str, str], by: Identity) -> NotDone | None:
-        reason, name = form.get("reason", "").strip()[:300], form.get("name", "")[:200]
+        reason, name = form.get("reason", "").strip()[:REASON_LIMIT], form.get("name", "")[:200]
         if button in ("automation-off", "begin-maintenance") and not reason:
             return NotDone(button, key="reason_missing")
         try:

@@ -3,7 +3,8 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal
@@ -125,10 +126,6 @@ class SnapshotSource:
         self._watched = asyncio.Event()
         self._refreshed = asyncio.Condition()
 
-    @property
-    def exporter(self) -> Exporter:
-        return self._get_exporter()
-
     async def run(self) -> None:
         """Refresh until cancelled."""
         loop = asyncio.get_running_loop()
@@ -181,13 +178,18 @@ class SnapshotSource:
         async with self._refreshed:
             self._refreshed.notify_all()
 
+    async def read_from_exporter(self, path: str) -> Mapping[str, Any]:
+        """Return what the exporter answers now. Raises ClientError, also if it does not answer in time."""
+        async with _deadline():
+            return await self._get_exporter().read(path)
+
     async def _read_exporter(self) -> Problem | None:
         """Read the services that have changed; returns why that failed."""
         try:
-            async with asyncio.timeout(DEADLINE):
+            async with _deadline():
                 changes = await self._get_exporter().list_changes(self._cursor)
-        except (ClientError, TimeoutError) as error:
-            return self._problem("exporter", str(error) or "no answer in time")
+        except ClientError as error:
+            return self._problem("exporter", str(error))
         self._cursor = changes.cursor
         # Kept until rows are built of them, also if that fails this time.
         self._pending |= {str(each["id"]) for each in changes.services}
@@ -276,6 +278,16 @@ class SnapshotSource:
         held = _find_maintenance(row, overview) or window
         up = seen.get("up") if seen is not None else None
         return replace(row, maintenance=held, state=_state_of(row, up, is_stopped=name in overview.stops))
+
+
+@asynccontextmanager
+async def _deadline() -> AsyncIterator[None]:
+    """Raise ClientError if the exporter does not answer in time."""
+    try:
+        async with asyncio.timeout(DEADLINE):
+            yield
+    except TimeoutError as error:
+        raise ClientError("no answer in time") from error
 
 
 def _find_maintenance(row: ServiceRow, overview: Overview) -> str:

@@ -20,18 +20,16 @@ MOST_ROWS = 50  # that are sent; if more have changed, browsers load the list ag
 HISTORY = 60  # versions that are kept for browsers that fell behind
 
 
-def add_routes(app: web.Application, source: SnapshotSource, renderer: PageRenderer, access: AccessControl) -> None:
-    stream = _Stream(source, renderer, access)
-    app.on_shutdown.append(stream.close)
-    add_route(app, "GET", "/stream", stream.serve, AccessRequirement.VIEWER)
-
-
-class _Stream:
+class Stream:
     def __init__(self, source: SnapshotSource, renderer: PageRenderer, access: AccessControl) -> None:
         self._source, self._renderer, self._access = source, renderer, access
         self._events: dict[tuple[Language, int, int], bytes] = {}
         self._is_closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
+
+    def add_routes(self, app: web.Application) -> None:
+        app.on_shutdown.append(self.close)
+        add_route(app, "GET", "/stream", self.serve, AccessRequirement.VIEWER)
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(
