@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from console import events, preferences, static
+from console.errors import add_error_page
 from console.history import History
 from console.hosts import HostPages
 from console.incidents import IncidentPages
@@ -27,6 +28,7 @@ def add_pages(app: web.Application, parts: Parts) -> Callable[[], Awaitable[None
         await history.close()
 
     app.on_cleanup.append(close)
+    add_error_page(app, renderer)
     static.add_routes(app)
     preferences.add_routes(app)
     SignInPages(parts.access, parts.sign_in_services, parts.public_url, renderer).add_routes(app)

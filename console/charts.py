@@ -1,7 +1,9 @@
 """Charts as SVG, without styles of their own: classes name what is drawn, and the style sheet has the colours."""
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from markupsafe import Markup
@@ -12,7 +14,26 @@ SLOT, BAR, HEIGHT = 4, 3, 18  # width of a slot and of its bar, and the height o
 # without colours.
 _BARS = {"+": ("ok", 4, 14), "-": ("bad", 0, 18), "?": ("unknown", 9, 9)}
 
+TABLE_ROWS = 24
+
 Point = tuple[float, float]
+Lines = Sequence[tuple[str, Sequence[Point]]]  # by name
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines with one scale: `name` is the key of its title; `unit` is `seconds`, or `ratio`, whose scale ends at 1."""
+
+    name: str
+    unit: str
+    lines: Lines
+
+    @property
+    def top(self) -> float:
+        """The value at the upper edge."""
+        if self.unit == "ratio":
+            return 1.0
+        return nice_top(max((value for _, points in self.lines for _, value in points), default=0.0))
 
 
 def draw_strip(recent: str, label: str) -> Markup:
@@ -64,20 +85,33 @@ def _line(points: Sequence[Point], start: float, end: float, top: float, width: 
     return "".join(parts)
 
 
-def draw_chart(
-    series: Sequence[tuple[str, Sequence[Point]]], start: float, end: float, label: str, top: float, gap: float
-) -> Markup:
-    """Return lines of several series with a grid; `top` is the value at the upper edge, `gap` seconds break a line."""
-    width, height = 600, 120
+def draw_chart(chart: Chart, start: float, end: float, label: str, names: Mapping[str, str]) -> Markup:
+    """Return lines with a grid between two Unix times. Scripts show the values that it has as data, under `names`."""
+    width, height, top, gap = 600, 120, chart.top, (end - start) / 60
     grid = "".join(f"M0 {height * n / 4:.0f}h{width}" for n in range(5))
     lines = Markup("").join(
         Markup('<path class="line s{}" d="{}"/>').format(n, _line(points, start, end, top, width, height, gap=gap))
-        for n, (_, points) in enumerate(series)
+        for n, (_, points) in enumerate(chart.lines)
     )
+    values = [
+        {"name": names.get(name, name), "points": [(round(at), float(f"{value:.4g}")) for at, value in points]}
+        for name, points in chart.lines
+    ]
     return Markup(
-        '<svg class="chart" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">'
-        '<path class="grid" d="{}"/>{}</svg>'
-    ).format(width, height, label, grid, lines)
+        '<svg class="chart" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}" data-start="{}"'
+        ' data-end="{}" data-unit="{}" data-lines="{}"><path class="grid" d="{}"/>{}<path class="cursor"/></svg>'
+    ).format(width, height, label, f"{start:.0f}", f"{end:.0f}", chart.unit, json.dumps(values), grid, lines)
+
+
+def tabulate(lines: Lines, start: float, end: float) -> list[tuple[float, list[float | None]]]:
+    """Return the highest value of each line in each of some equal intervals, the newest first, with its end."""
+    length = (end - start) / TABLE_ROWS
+    rows = []
+    for row in range(TABLE_ROWS, 0, -1):
+        until = start + row * length
+        values = [[value for at, value in points if until - length < at <= until] for _, points in lines]
+        rows.append((until, [max(each) if each else None for each in values]))
+    return rows
 
 
 def draw_states(states: Sequence[tuple[float, float, str]], start: float, end: float, label: str) -> Markup:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from console.charts import Point
+from console.charts import Chart, Lines, Point
 from fleet.inventory.endpoints import Endpoint
 from remediator.clients.json_client import ClientError
 from remediator.clients.prometheus import Prometheus, Series
@@ -27,6 +27,10 @@ SPANS: Mapping[str, float] = {
     "30d": 30 * DAY,
     "90d": 90 * DAY,
 }
+HOST_SPANS: Mapping[str, float] = {name: SPANS[name] for name in ("1h", "6h", "24h", "7d")}
+SHORTEST_STEP = 60.0  # seconds of a host's chart: collectors run less often than probes
+DISKS_SHOWN = 5
+NO_LATENCY = Chart("latency", "seconds", ())
 log = structlog.get_logger()
 limited_log = LimitedLog()
 
@@ -52,7 +56,17 @@ class ServiceCharts:
     start: float = 0.0
     end: float = 0.0
     states: Sequence[tuple[float, float, str]] = ()  # from, to, ok or bad
-    phases: Sequence[tuple[str, Sequence[Point]]] = ()
+    latency: Chart = NO_LATENCY  # by phase
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class HostCharts:
+    """What a host used between two Unix times; `problem` says why there is nothing."""
+
+    start: float = 0.0
+    end: float = 0.0
+    charts: Sequence[Chart] = ()
     problem: str = ""
 
 
@@ -104,23 +118,67 @@ class History:
 
     async def read_service(self, service: str, span: float) -> ServiceCharts:
         """Return the charts of a service for the last `span` seconds."""
-        client = await self._connect()
-        if client is None:
-            return ServiceCharts(problem="remediator.prometheus_url is not set")
         end = time.time()
         start, step = end - span, max(15.0, span / CHART_POINTS)
-        selector, period = f"{{service={json.dumps(service)}}}", (start, end, step, CHART_TIMEOUT)
+        selector = f"{{service={json.dumps(service)}}}"
+        try:
+            ups, phases = await self._query_ranges(
+                start, end, step,
+                f"min_over_time(service:up:max{selector}[{step:.0f}s])",
+                f"max by (phase) (service_probe_phase_seconds{selector})",
+            )  # fmt: skip
+        except ClientError as error:
+            return ServiceCharts(problem=str(error))
+        points = [point for series in ups for point in series.points]
+        latency = Chart("latency", "seconds", _named(phases, "phase"))
+        return ServiceCharts(start, end, _states_of(sorted(points), step), latency)
+
+    async def read_host(self, host: str, span: float) -> HostCharts:
+        """Return the charts of a host for the last `span` seconds: the average and the maximum of each step."""
+        end = time.time()
+        start, step = end - span, max(SHORTEST_STEP, span / CHART_POINTS)
+        of = f"{{host={json.dumps(host)}}}[{step:.0f}s]"
+        memory = f"1 - avg_over_time(host_memory_available_bytes{of}) / avg_over_time(host_memory_total_bytes{of})"
+        used = f"1 - min_over_time(host_memory_available_bytes{of}) / max_over_time(host_memory_total_bytes{of})"
+        free = f"min_over_time(host_filesystem_available_bytes{of})"
+        size = f"max_over_time(host_filesystem_size_bytes{of})"
+        gpu_memory = "{0}({0}_over_time(gpu_memory_used_bytes{1}) / {0}_over_time(gpu_memory_total_bytes{1}))"
+        expressions = {
+            "cpu": (f"avg_over_time(host_cpu_usage_ratio{of})", f"max_over_time(host_cpu_usage_ratio{of})"),
+            "memory": (memory, used),
+            "gpu": (f"avg(avg_over_time(gpu_utilization_ratio{of}))", f"max(max_over_time(gpu_utilization_ratio{of}))"),
+            "gpu_memory": (gpu_memory.format("avg", of), gpu_memory.format("max", of)),
+        }
+        every = [each for pair in expressions.values() for each in pair]
+        try:
+            *found, by_disk = await self._query_ranges(
+                start, end, step, *every, f"max by (mountpoint) (1 - {free} / {size})"
+            )
+        except ClientError as error:
+            return HostCharts(problem=str(error))
+        pairs = zip(expressions, found[::2], found[1::2], strict=True)
+        charts = [
+            Chart(name, "ratio", [*_named(average, "", "average"), *_named(most, "", "maximum")])
+            for name, average, most in pairs
+        ]
+        fullest = sorted(_named(by_disk, "mountpoint"), key=lambda line: -line[1][-1][1])[:DISKS_SHOWN]
+        charts.append(Chart("disk", "ratio", fullest))
+        return HostCharts(start, end, [each for each in charts if each.lines])
+
+    async def _query_ranges(self, start: float, end: float, step: float, *expressions: str) -> list[list[Series]]:
+        """Return the values of expressions. Raises ClientError, also if there is no Prometheus, or it is slow."""
+        client = await self._connect()
+        if client is None:
+            raise ClientError("remediator.prometheus_url is not set")
         try:
             async with asyncio.timeout(CHART_TIMEOUT):
-                ups, phases = await asyncio.gather(
-                    client.query_range(f"min_over_time(service:up:max{selector}[{step:.0f}s])", *period),
-                    client.query_range(f"max by (phase) (service_probe_phase_seconds{selector})", *period),
+                return await asyncio.gather(
+                    *(client.query_range(each, start, end, step, CHART_TIMEOUT) for each in expressions)
                 )
-        except (ClientError, TimeoutError) as error:
-            return ServiceCharts(problem=f"cannot query Prometheus: {error}" if str(error) else "Prometheus is slow")
-        points = [point for series in ups for point in series.points]
-        named = [(series.labels.get("phase", ""), series.points) for series in phases]
-        return ServiceCharts(start, end, _states_of(sorted(points), step), sorted(named))
+        except TimeoutError as error:
+            raise ClientError("Prometheus is slow") from error
+        except ClientError as error:
+            raise ClientError(f"cannot query Prometheus: {error}") from error
 
     async def _connect(self) -> Prometheus | None:
         async with self._lock:
@@ -142,6 +200,12 @@ def _values(results: Sequence[Series]) -> Mapping[str, float]:
     return {
         each.labels.get("service", ""): value for each in results for _, value in each.points if math.isfinite(value)
     }
+
+
+def _named(results: Sequence[Series], label: str, name: str = "") -> Lines:
+    """Return the lines of series that have values, by a label or, if there is one series, under a name."""
+    lines = [(each.labels.get(label, name), [p for p in each.points if math.isfinite(p[1])]) for each in results]
+    return sorted(line for line in lines if line[1])
 
 
 def _states_of(points: Sequence[Point], step: float) -> list[tuple[float, float, str]]:

@@ -1,10 +1,12 @@
 """The pages of hosts: all of them with what they use, and one with everything that its collectors have read."""
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 
+from console.history import HOST_SPANS
 from console.rendering import PageRenderer
 from console.snapshot import SnapshotSource
 from remediator.clients.json_client import ClientError, HttpStatusError
@@ -34,11 +36,15 @@ class HostPages:
 
     async def show_host(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
-        host = await self._read_host(name)
+        span = request.query.get("span", "24h")
+        host, charts = await asyncio.gather(
+            self._read_host(name), self._source.history.read_host(name, HOST_SPANS.get(span, HOST_SPANS["24h"]))
+        )
         snapshot = await self._source.get()
         return await self._renderer.respond(
             request, "host.html", snapshot=snapshot.describe(), host=_with_texts([host])[0] if "name" in host else None,
-            name=name, unavailable=host.get("unavailable", ""), states=self._states(),
+            name=name, charts=charts, spans=list(HOST_SPANS), span=span, unavailable=host.get("unavailable", ""),
+            states=self._states(),
         )  # fmt: skip
 
     def _states(self) -> Mapping[str, str]:

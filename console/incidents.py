@@ -1,11 +1,16 @@
 """The pages of incidents: those that are open and those that ended recently, and one incident with its buttons."""
 
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
 from aiohttp import web
 
-from console.buttons import NotDone, not_done_because
+from console.buttons import REASON_LIMIT, NotDone, not_done_because
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
 from console.snapshot import SnapshotSource
+from fleet.inventory.model import Inventory
+from fleet.inventory.units import parse_duration
 from remediator.http.views import read_record
 from remediator.operations import OperationError, Operations
 from remediator.record import queries
@@ -16,7 +21,10 @@ from runtime.access.roles import AccessRequirement, Identity
 from runtime.errors import ApiError
 from runtime.web import add_route
 
-INCIDENTS_SHOWN = 50
+OPEN_SHOWN, PAGE_SIZE = 500, 50
+BUTTONS = ("acknowledge", "approve", "note", "silence")
+TEXT_LIMIT = 100  # characters of a search
+NOTE_LIMIT = 1000  # characters
 
 
 class IncidentPages:
@@ -30,48 +38,73 @@ class IncidentPages:
         incident = "/incidents/{id:[0-9]{1,15}}"
         add_route(app, "GET", "/incidents", self.show_list, AccessRequirement.VIEWER)
         add_route(app, "GET", incident, self.show_incident, AccessRequirement.VIEWER)
-        for button in ("acknowledge", "approve"):
-            add_route(app, "POST", f"{incident}/{button}", self.press, AccessRequirement.OPERATOR)
+        add_route(app, "POST", f"{incident}/{{button:{'|'.join(BUTTONS)}}}", self.press, AccessRequirement.OPERATOR)
 
     async def show_list(self, request: web.Request) -> web.Response:
         snapshot = await self._source.get()
-        open_incidents = await read_record(self._database, queries.open_incidents)
-        latest = await read_record(self._database, queries.page_of_incidents, None, INCIDENTS_SHOWN)
+        text = request.query.get("q", "")[:TEXT_LIMIT].strip()
+        before = parse_number(request.query.get("before", "")) or None
+        found, is_first = find_services(self._database.inventory, text), before is None
+        opened = await read_record(self._database, queries.find_incidents, "open", found, None, OPEN_SHOWN)
+        closed = await read_record(self._database, queries.find_incidents, "closed", found, before, PAGE_SIZE)
         return await self._renderer.respond(
-            request,
-            "incidents.html",
-            snapshot=snapshot.describe(),
-            open_incidents=open_incidents,
-            closed_incidents=[incident for incident in latest if incident["state"] != "open"],
-        )
+            request, "incidents.html", {"text": text}, snapshot=snapshot.describe(), closed_incidents=closed,
+            open_incidents=opened if is_first else [], is_first=is_first,
+            older=urlencode({"q": text, "before": closed[-1]["id"]}) if len(closed) == PAGE_SIZE else "",
+        )  # fmt: skip
 
     async def show_incident(self, request: web.Request, not_done: NotDone | None = None) -> web.Response:
         incident = await read_record(self._database, queries.read_incident, int(request.match_info["id"]))
         if incident is None:
             raise ApiError(404, "unknown_incident", "there is no such incident")
-        snapshot = await self._source.get()
+        snapshot, inventory = await self._source.get(), self._database.inventory
+        service = inventory.services.get(incident["service"])
+        verbs = service.control.options.verbs if service is not None and service.control is not None else ()
         return await self._renderer.respond(
-            request,
-            "incident.html",
-            {"not_done": not_done, "form_id": self._submitted.new_id()},
-            status=409 if not_done else 200,
-            snapshot=snapshot.describe(),
-            incident=incident,
-        )
+            request, "incident.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
+            status=409 if not_done else 200, snapshot=snapshot.describe(), incident=incident,
+            host=service.host if service is not None else "",
+            can_restart="restart" in verbs, can_silence=inventory.remediator.alertmanager_url is not None,
+        )  # fmt: skip
 
     async def press(self, request: web.Request) -> web.Response:
         """Do what a button says, once for each form, and show the incident again."""
-        form, button, number = await read_form(request), request.path.rpartition("/")[2], request.match_info["id"]
-        by, action = get_identity(request), form.get("action", "")
-        not_done = await self._submitted.run_once(request, form, lambda: self._do(button, int(number), action, by))
+        form, button, number = await read_form(request), request.match_info["button"], request.match_info["id"]
+        by = get_identity(request)
+        not_done = await self._submitted.run_once(request, form, lambda: self._do(button, int(number), form, by))
+        await self._source.refresh()
         return await answer_form(request, not_done, self.show_incident, f"incidents/{number}")
 
-    async def _do(self, button: str, incident: int, action: str, by: Identity) -> NotDone | None:
+    async def _do(self, button: str, incident: int, form: Mapping[str, str], by: Identity) -> NotDone | None:
+        text = form.get("text", "").strip()[:NOTE_LIMIT]
+        if button == "note" and not text:
+            return NotDone(button, key="note_missing")
         try:
             if button == "acknowledge":
                 await self._operations.acknowledge("incident", incident, by)
-            elif action.isascii() and action.isdigit():
-                await self._operations.approve(int(action[:15]), by)
-        except OperationError as error:
+            elif button == "note":
+                await self._operations.add_note(incident, text, by)
+            elif button == "silence":
+                seconds = parse_duration(form.get("for", ""))
+                await self._operations.silence("incident", incident, seconds, by, form.get("reason", "")[:REASON_LIMIT])
+            else:
+                await self._operations.approve(parse_number(form.get("action", "")), by)
+        except (OperationError, ValueError) as error:
             return not_done_because(button, error)
         return None
+
+
+def parse_number(text: str) -> int:
+    """Return the number of an incident or an action; 0, which none has, for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0  # noqa: PLR2004 - digits
+
+
+def find_services(inventory: Inventory, text: str) -> list[str] | None:
+    """Return the services whose id, name or host contains a text; None without a text."""
+    if not text:
+        return None
+    words = text.lower().split()
+    return [
+        name for name, each in inventory.services.items()
+        if all(word in f"{name} {each.title} {each.host}".lower() for word in words)
+    ]  # fmt: skip

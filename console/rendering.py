@@ -84,7 +84,7 @@ class PageRenderer:
             "ratio": format_ratio,
             "chart": charts.draw_chart,
             "state_band": charts.draw_states,
-            "nice_top": charts.nice_top,
+            "tabulate": charts.tabulate,
             "static_version": static_version(),
         }
 

@@ -47,6 +47,7 @@ class ServicePages:
         for method, path, handler, needs in (
             ("GET", "/", self.show_list, VIEWER),
             ("GET", service, self.show_service, VIEWER),
+            ("GET", f"{service}/checks", self.show_checks, VIEWER),
             ("GET", f"{service}/logs", self.show_logs, OPERATOR),
             ("POST", f"{service}/{{button:{'|'.join(BUTTONS)}}}", self.press, OPERATOR),
         ):
@@ -92,14 +93,22 @@ class ServicePages:
             self._read_record(service.id),
         )
         inventory = self._database.inventory
-        dependents = [each for each in inventory.services.values() if service.id in each.depends_on]
+        rows = snapshot.rows
+        dependents = [each.id for each in inventory.services.values() if service.id in each.depends_on]
         return await self._renderer.respond(
             request, "service.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
             status=409 if not_done else 200, row=asdict(row), snapshot=snapshot.describe(), observed=observed,
-            explanation=explanation, charts=asdict(charts), spans=list(SPANS), span=span,
+            explanation=explanation, charts=charts, spans=list(SPANS), span=span,
             incidents=incidents, last_action=last_action, service=_describe(service),
-            depends_on=list(service.depends_on), dependents={each.id: each.title for each in dependents},
+            depends_on=list(service.depends_on), dependents=dependents,
+            states={each: rows[each].state for each in (*service.depends_on, *dependents) if each in rows},
+            can_silence=inventory.remediator.alertmanager_url is not None,
         )  # fmt: skip
+
+    async def show_checks(self, request: web.Request) -> web.Response:
+        """Return the last checks, each of which a script shows at its bar of a strip."""
+        observed = await self._read_observed(self._find_service(request).id)
+        return await self._renderer.respond(request, "checks.html", checks=observed.get("checks", []))
 
     async def show_logs(self, request: web.Request) -> web.Response:
         service = self._find_service(request)
@@ -132,10 +141,8 @@ class ServicePages:
             seen = await self._source.read_from_exporter(f"/api/v1/services/{service}")
         except ClientError as error:
             return {"problem": str(error)}
-        failures = [
-            {**each, "at": parse_time(each["started_at"]), "failure": each["message"]} for each in seen["failures"]
-        ]
-        return {"failures": failures}
+        checks = [{**each, "at": parse_time(each["started_at"])} for each in reversed(seen["results"])]
+        return {"failures": _collapse(seen["failures"]), "checks": checks}
 
     async def _read_record(self, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Return the service's incidents and its last action; none if the record cannot be read, as a notice says."""
@@ -157,6 +164,18 @@ class ServicePages:
             return self._operations.get_service(request.match_info["id"])
         except NotFoundError as error:
             raise ApiError(404, error.code, str(error)) from error
+
+
+def _collapse(failures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return failures, the newest first; those that follow each other and look the same are one, with their number."""
+    found: list[dict[str, Any]] = []
+    for each in reversed(failures):
+        at, last = parse_time(each["started_at"]), found[-1] if found else {}
+        if (last.get("reason"), last.get("failure")) == (each["reason"], each["message"]):
+            last |= {"first_at": at, "times": last["times"] + 1}
+        else:
+            found.append({**each, "at": at, "first_at": at, "failure": each["message"], "times": 1})
+    return found
 
 
 def _read_history(tx: Transaction, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:

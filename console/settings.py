@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from aiohttp import web
 
 from console.buttons import REASON_LIMIT, NotDone, not_done_because
+from console.incidents import parse_number
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
 from console.snapshot import SnapshotSource
@@ -82,7 +83,7 @@ class SettingsPage:
                     scope, name, seconds=seconds, reason=reason, by=by, notify=False
                 )
             elif button == "end-maintenance":
-                await self._operations.end_maintenance(int(name) if name.isdecimal() and len(name) < 16 else 0, by)  # noqa: PLR2004
+                await self._operations.end_maintenance(parse_number(name), by)
             elif button == "end-session":
                 await self._administration.end_session(name, by)
             else:

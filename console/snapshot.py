@@ -55,7 +55,10 @@ class ServiceRow:
     acknowledged_by: str = ""
     action: str = ""  # kind of the action in progress
     phase: str = ""  # of the action: queued, running, verifying
+    action_id: int | None = None
     maintenance: str = ""
+    stopped_by: str = ""  # through Defib
+    stop_reason: str = ""
     verbs: tuple[str, ...] = ()
 
     @property
@@ -318,7 +321,9 @@ def _add_record(row: ServiceRow, overview: Overview, unix: Callable[[float], flo
         if row.since is None and incident["down_at"] is not None:
             row = replace(row, since=unix(incident["down_at"]))
     if action is not None:
-        row = replace(row, action=action.kind, phase=action.phase)
+        row = replace(row, action=action.kind, phase=action.phase, action_id=action.id)
+    if (stop := overview.stops.get(row.id)) is not None:
+        row = replace(row, stopped_by=stop["asked_by"], stop_reason=stop["reason"], since=unix(stop["at"]))
     return row
 
 

@@ -214,6 +214,8 @@ def _add_service_commands(added: _Commands) -> None:
     control.add_argument("verb", choices=["status", "start", "stop", "restart", "logs"])
     help_ = "act although this gate is closed (may be repeated)"
     control.add_argument("--overrule", action="append", default=[], metavar="GATE", help=help_)
+    help_ = "why, for the audit log and for who finds the service stopped"
+    control.add_argument("--reason", default="", help=help_)
     help_ = "run the command on the host without the remediator: no locks, no record"
     control.add_argument("--direct", action="store_true", help=help_)
 
@@ -241,6 +243,10 @@ def _add_incident_commands(added: _Commands) -> None:
         help_ = f"only events of this {name}"
         option = listing.add_argument(f"--{name}", default="", metavar=name.upper(), help=help_)
         _complete_from_inventory(option, f"{name}s")
+    note = added.add("note", commands.note, "add a note to the timeline of an incident", API)
+    note.add_argument("number", metavar="INCIDENT", type=_parse_id, help="the ID of an incident")
+    note.add_argument("text", help="at most 1,000 characters")
+
     acknowledge = added.add("acknowledge", commands.acknowledge, "acknowledge an incident: it is not escalated", API)
     acknowledge.add_argument("number", metavar="INCIDENT", type=_parse_id, help="the ID of an incident")
     silence = added.add("silence", commands.silence, "silence an incident's service in Alertmanager", API)

@@ -115,7 +115,8 @@ def control(options: argparse.Namespace) -> int:
     if options.direct:
         return _run(control.control_directly(_loader(options, "remediator"), name, verb, as_json=as_json))
     connect = _connector(options)
-    return _run(control.control_through_remediator(connect, name, verb, options.overrule, as_json=as_json))
+    body = {"overrule": options.overrule, "reason": options.reason}
+    return _run(control.control_through_remediator(connect, name, verb, body, as_json=as_json))
 
 
 def explain(options: argparse.Namespace) -> int:
@@ -142,6 +143,12 @@ def list_(options: argparse.Namespace) -> int:
 
     wanted = {"kind": options.kind, "host": options.host, "service": options.service}
     return _run(events.list_events(_connector(options), options.limit, wanted, as_json=options.as_json))
+
+
+def note(options: argparse.Namespace) -> int:
+    from defib import incidents
+
+    return _run(incidents.add_note(_connector(options), options.number, options.text, as_json=options.as_json))
 
 
 def acknowledge(options: argparse.Namespace) -> int:

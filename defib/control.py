@@ -3,7 +3,7 @@
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from defib.lookup import find_service
@@ -59,9 +59,12 @@ def _print_completed(completed: CompletedCommand) -> int:
 
 
 async def control_through_remediator(
-    connect: Connect, name: str, verb: Verb, overrule: Sequence[str] = (), *, as_json: bool
+    connect: Connect, name: str, verb: Verb, body: Mapping[str, Any], *, as_json: bool
 ) -> int:
-    """Run a control through the remediator, with its locks and record. Raises DefibError."""
+    """Run a control through the remediator, with its locks and record. Raises DefibError.
+
+    `body` has the gates to `overrule` and the `reason`.
+    """
     async with connect(hint="; --direct works without the remediator") as remediator:
         path = f"/api/v1/services/{{name}}/{verb}"
         if verb in ("status", "logs"):
@@ -71,7 +74,6 @@ async def control_through_remediator(
                 return UNKNOWN if answer["exit_status"] is None else int(answer["exit_status"])
             return _print_completed(CompletedCommand(answer["exit_status"], answer["output"], "", answer["why"]))
         # The remediator first looks at the host, which may be slow.
-        body = {"overrule": list(overrule)}
         started = await remediator.request_named("service", name, "POST", path, timeout=60.0, body=body)
         action = await _wait_for_command(remediator, started["action"])
     if action is None:

@@ -1,4 +1,4 @@
-"""`defib incidents`, `acknowledge`, `silence`, `approve` and `reset`."""
+"""`defib incidents`, `note`, `acknowledge`, `silence`, `approve` and `reset`."""
 
 from collections.abc import Mapping
 from datetime import tzinfo
@@ -42,6 +42,20 @@ async def acknowledge(connect: Connect, number: int, *, as_json: bool) -> int:
         print_json(answer)
     else:
         print_text(f"incident {number} is acknowledged by {answer['acknowledged_by']}")
+    return 0
+
+
+async def add_note(connect: Connect, number: int, text: str, *, as_json: bool) -> int:
+    """Add a note to the timeline of an incident."""
+    async with connect() as remediator:
+        try:
+            answer = await remediator.request("POST", f"/api/v1/incidents/{number}/notes", body={"text": text})
+        except UnknownEntryError:
+            raise await _unknown_incident(remediator, number) from None
+    if as_json:
+        print_json(answer)
+    else:
+        print_text(f"the note was added to incident {number}")
     return 0
 
 

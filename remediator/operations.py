@@ -177,6 +177,16 @@ class Operations:
         self._engine.wake(())
         return acknowledged
 
+    async def add_note(self, incident: int, text: str, by: Identity) -> None:
+        """Add a note to the timeline of an incident, which may have ended."""
+
+        def work(tx: Transaction) -> None:
+            if queries.find_row(tx, "incident", incident) is None:
+                raise NotFoundError("unknown_incident", f"there is no incident {incident}")
+            add_event(tx, incident, "note", by=by.label, text=text)
+
+        await self._change(by, "note", f"incident {incident}", work, detail=text)
+
     async def acknowledge_message(self, notification: int, by: Identity) -> None:
         """Acknowledge everything in the message of a notification that has not ended."""
 

@@ -90,6 +90,9 @@ async def _check_routes(app: web.Application) -> None:
         raise StartError(f"routes without an access requirement: {', '.join(missing)}")
 
 
+ErrorPage = Callable[[web.Request, ApiError], Awaitable[web.Response]]
+# Renders errors for people; without it, they get JSON, too.
+ERROR_PAGE: web.AppKey[ErrorPage] = web.AppKey("error_page", Callable)  # type: ignore[arg-type]  # no class
 _ACCESS = web.AppKey("access", AccessControl)
 _ON_ERROR: web.AppKey[Callable[[web.Request, ApiError], None]] = web.AppKey("on_error", Callable)  # type: ignore[arg-type]  # no class
 _REQUIREMENTS: web.AppKey[dict[web.AbstractRoute, AccessRequirement]] = web.AppKey("requirements", dict)
@@ -143,11 +146,13 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if limited_log.admits("request_failed"):
             log.exception("request_failed", method=request.method, path=request.path)
         error = ApiError(500, "internal", "internal error; see the log")
-    if error.status == _UNAUTHORIZED and request.app[_SIGN_IN] and _is_page(request):
+    if error.status == _UNAUTHORIZED and request.app[_SIGN_IN] and request.method == "GET" and _is_for_person(request):
         next_ = quote(request.path_qs.removeprefix("/"), safe="")
         location = relative_path(request, f"{request.app[_SIGN_IN]}?next={next_}")
         return web.Response(status=303, headers={"Location": location})
     request.app[_ON_ERROR](request, error)
+    if ERROR_PAGE in request.app and _is_for_person(request):
+        return await request.app[ERROR_PAGE](request, error)
     body = {"error": {"code": error.code, "message": error.message}}
     return web.json_response(body, status=error.status, headers=error.headers)
 
@@ -168,7 +173,8 @@ def parse_local_path(text: str) -> str:
     return text if is_plain and is_path else ""
 
 
-def _is_page(request: web.Request) -> bool:
-    """Whether a person opens a page with a browser."""
-    is_read = request.method == "GET" and "Authorization" not in request.headers
-    return is_read and "text/html" in request.headers.get("Accept", "")
+def _is_for_person(request: web.Request) -> bool:
+    """Whether a person opens a page, or sends a form, with a browser; a script of a page shows errors itself."""
+    is_from_script = request.headers.get("Sec-Fetch-Mode", "navigate") != "navigate"
+    is_from_browser = "Authorization" not in request.headers and "text/html" in request.headers.get("Accept", "")
+    return is_from_browser and not is_from_script

@@ -3,14 +3,14 @@ import { replaceParts } from "./fragments.js";
 
 export function answerForms() {
   document.addEventListener("submit", async (event) => {
-    const form = event.target.closest("form[data-live-form]");
+    const form = event.target.closest("form[data-live-form]"); // whose fields may be called as its properties
     if (!form) return;
     event.preventDefault();
     const buttons = form.querySelectorAll("button");
     const data = new URLSearchParams(new FormData(form));
     buttons.forEach((each) => { each.disabled = true; });
     try {
-      const answer = await fetch(form.action, { method: "POST", body: data, headers: { Accept: "text/html" } });
+      const answer = await fetch(form.getAttribute("action"), { method: "POST", body: data, headers: { Accept: "text/html" } });
       const text = await answer.text();
       if ((answer.headers.get("Content-Type") ?? "").includes("html")) replaceParts(text, ["banners", "live-part"], true);
       else show(form, JSON.parse(text).error.message);

@@ -30,7 +30,7 @@ function open() {
     if (source.readyState !== EventSource.CLOSED) return; // the browser tries again itself
     checkSession();
     retry = setTimeout(open, delay + Math.random() * 1000);
-    delay = Math.min(delay * 2, 30000);
+    delay = Math.min(delay * 2, 8000);
   };
 }
 
@@ -129,6 +129,12 @@ async function refresh() {
     address.searchParams.set("automatic", "");
     const answer = await fetch(address, { headers: { Accept: "text/html" } });
     if (answer.ok && !answer.redirected) replaceParts(await answer.text(), PARTS);
+    else if (answer.status === 404) { // such as a service that was removed from the inventory
+      hasEnded = true;
+      source.close();
+      document.getElementById("content").classList.add("stale");
+      show(texts.liveGone, "lost");
+    }
   } catch { /* the beat shows that the connection is lost */ }
   const again = isFetching === "again";
   setTimeout(() => { isFetching = false; if (again) refresh(); }, 300);

@@ -261,7 +261,7 @@ class Engine:
 
         def claim(tx: Transaction) -> Claim | Decision:
             claimed = actions.claim_operator_action(
-                tx, service, verb, situation, overruled=overruled, by=by.label, evidence=evidence
+                tx, service, verb, situation, overruled=overruled, by=by.label, evidence=evidence, reason=reason
             )
             if isinstance(claimed, Claim):
                 overruled_gates = f"overruled {', '.join(sorted(overruled))}" if overruled else ""

@@ -53,16 +53,21 @@ class RequestBody(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+Comment = Annotated[str, Field(max_length=300)]
+
+
 class _ActionBody(RequestBody):
     overrule: list[str] = Field(default_factory=list)
-
-
-Comment = Annotated[str, Field(max_length=300)]
+    reason: Comment = ""
 
 
 class _AutomationBody(RequestBody):
     enabled: bool
     reason: Comment = ""
+
+
+class _NoteBody(RequestBody):
+    text: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
 class _SilenceBody(RequestBody):
@@ -103,6 +108,7 @@ def add_routes(
         ("POST", f"{action}/approve", api.approve, OPERATOR),
         ("POST", f"{subject}/acknowledge", api.acknowledge, OPERATOR),
         ("POST", f"{subject}/silence", api.silence, OPERATOR),
+        ("POST", "/api/v1/incidents/{number:[0-9]{1,15}}/notes", api.add_note, OPERATOR),
         ("GET", "/api/v1/automation", api.read_automation, VIEWER),
         ("PUT", "/api/v1/automation", api.switch_automation, ADMIN),
         ("GET", "/api/v1/maintenance", api.read_maintenance, VIEWER),
@@ -146,7 +152,7 @@ class _WriteApi:
     async def start_action(self, request: web.Request) -> web.Response:
         service, verb = request.match_info["id"], _verb(request)
         body = await parse_request(request, _ActionBody)
-        claimed = await self._operations.start_action(service, verb, body.overrule, get_identity(request))
+        claimed = await self._operations.start_action(service, verb, body.overrule, get_identity(request), body.reason)
         return web.json_response({"action": claimed.id, "service": service, "kind": verb}, status=202)
 
     async def read_from_host(self, request: web.Request) -> web.Response:
@@ -173,6 +179,11 @@ class _WriteApi:
         acknowledged = await self._operations.acknowledge(subject, number, get_identity(request))
         row = {"id": number, "acknowledged_by": acknowledged.by, "acknowledged_at": acknowledged.at}
         return web.json_response(format_times(row, self._database.clock))
+
+    async def add_note(self, request: web.Request) -> web.Response:
+        number, body = int(request.match_info["number"]), await parse_request(request, _NoteBody)
+        await self._operations.add_note(number, body.text, get_identity(request))
+        return web.json_response({"incident": number}, status=201)
 
     async def silence(self, request: web.Request) -> web.Response:
         subject, number = _subject(request), _number(request)

@@ -139,6 +139,7 @@ def claim_operator_action(
     overruled: Collection[str],
     by: str,
     evidence: Evidence,
+    reason: str = "",
 ) -> Claim | Decision:
     """Claim an action that an operator requested; otherwise return what holds it."""
     incident = find_open(tx, service.id)
@@ -153,7 +154,7 @@ def claim_operator_action(
     if kind == "stop":
         if incident is not None:
             cancel_queued_actions(tx, incident)
-        stops.add(tx, tx.inventory.services_sharing_target(service), claimed.id, by)
+        stops.add(tx, tx.inventory.services_sharing_target(service), claimed.id, by, reason)
     return claimed
 
 

@@ -27,6 +27,7 @@ TimelineEvent = Literal[
     "person_needed",
     "acknowledged",
     "silenced",
+    "note",  # with `text`
 ]
 _INSERT = insert(timeline)
 

@@ -41,7 +41,7 @@ class Overview:
     incidents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # rows of the open ones
     actions: Mapping[str, ActionInProgress] = field(default_factory=dict)
     alerts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of those that are firing
-    stops: frozenset[str] = frozenset()  # services that were stopped through Defib
+    stops: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # rows of services stopped through Defib
     maintenance: tuple[Mapping[str, Any], ...] = ()
     automation: AutomationSwitch = field(default_factory=lambda: AutomationSwitch(enabled=True))
 
@@ -52,11 +52,12 @@ class Overview:
 
     def services_that_differ(self, other: "Overview") -> set[str]:
         """Return the services about which two overviews differ, apart from maintenance."""
-        found = set(self.stops ^ other.stops)
+        found: set[str] = set()
         for mine, theirs in (
             (self.incidents, other.incidents),
             (self.actions, other.actions),
             (self.alerts, other.alerts),
+            (self.stops, other.stops),
         ):
             found |= {name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)}
         return found
@@ -70,7 +71,7 @@ def read_overview(tx: Transaction) -> Overview:
         {row["service"]: dict(row) for row in tx.execute(_SELECT_INCIDENTS).mappings()},
         {row.service: ActionInProgress(row.id, row.kind, _phase(row)) for row in tx.execute(_SELECT_ACTIONS)},
         {name: tuple(dict.fromkeys(each)) for name, each in names.items()},
-        frozenset(stops.stopped_services(tx)),
+        stops.current(tx),
         tuple(maintenance.current(tx)),
         read_switch(tx),
     )

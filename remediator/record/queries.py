@@ -1,5 +1,6 @@
 """Read incidents, actions, alerts and notifications as dictionaries, for the API and the console."""
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 from sqlalchemy import Row, Select, Table, select
@@ -40,10 +41,17 @@ def page_of_notifications(tx: Transaction, before: int | None, limit: int) -> li
     return _with_deliveries(tx, query if before is None else query.where(notifications.c.id < before))
 
 
-def open_incidents(tx: Transaction) -> list[dict[str, Any]]:
-    """Return the open incidents, oldest first."""
-    rows = tx.execute(select(incidents).where(incidents.c.state == "open").order_by(incidents.c.opened_at))
-    return [dict(row) for row in rows.mappings()]
+def find_incidents(
+    tx: Transaction, state: Literal["open", "closed"], services: Collection[str] | None, before: int | None, limit: int
+) -> list[dict[str, Any]]:
+    """Return the newest incidents in a state, of these services or of all, with an id below `before`."""
+    is_open = incidents.c.state == "open"
+    query = select(incidents).where(is_open if state == "open" else ~is_open).order_by(incidents.c.id.desc())
+    if services is not None:
+        query = query.where(incidents.c.service.in_(services))
+    if before is not None:
+        query = query.where(incidents.c.id < before)
+    return [dict(row) for row in tx.execute(query.limit(limit)).mappings()]
 
 
 def incidents_of_service(tx: Transaction, service: str, limit: int) -> list[dict[str, Any]]:

@@ -59,6 +59,7 @@ stops = Table(
     Column("at", Float, nullable=False),
     Column("asked_by", String, nullable=False),
     Column("action_id", Integer, nullable=False),  # the action that stopped it
+    Column("reason", String, nullable=False, server_default=""),
 )
 
 incidents = Table(

@@ -238,7 +238,7 @@ def _stopped_services(tx: Transaction) -> list[str]:
     # The latest decision may have another reason, such as a storm.
     is_stopped = (incidents.c.reason == "stopped-by-hand") | incidents.c.stopped_why.is_not(None)
     on_hosts = select(incidents.c.service).where(incidents.c.state == "open", is_stopped)
-    return [*stops.stopped_services(tx), *tx.scalars(on_hosts)]
+    return [*stops.current(tx), *tx.scalars(on_hosts)]
 
 
 def _is_approved(tx: Transaction, incident: int, step: RemediationStep | None) -> bool:

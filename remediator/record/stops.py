@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Container, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects.sqlite import insert
@@ -9,7 +10,7 @@ from sqlalchemy.dialects.sqlite import insert
 from remediator.record.schema import actions, incidents, stops
 from remediator.record.transaction import Transaction
 
-_SELECT_ASKED_BY = select(stops.c.asked_by).where(stops.c.service == bindparam("of"))
+_SELECT_STOP = select(stops.c.asked_by, stops.c.reason).where(stops.c.service == bindparam("of"))
 
 
 @dataclass(frozen=True)
@@ -21,21 +22,24 @@ class Stop:
     ended: float
 
 
-def add(tx: Transaction, services: Iterable[str], action: int, by: str) -> None:
+def add(tx: Transaction, services: Iterable[str], action: int, by: str, reason: str = "") -> None:
     """Record that an action stops these services; an earlier stop of a service stays as it is."""
     for service in services:
-        row = {"service": service, "at": tx.now, "asked_by": by, "action_id": action}
+        row = {"service": service, "at": tx.now, "asked_by": by, "action_id": action, "reason": reason}
         tx.execute(insert(stops).values(**row).on_conflict_do_nothing())
 
 
 def describe_stop(tx: Transaction, service: str) -> str:
-    """Return who stopped a service through Defib; empty if it is not stopped."""
-    by: str | None = tx.scalar(_SELECT_ASKED_BY, {"of": service})
-    return "" if by is None else f"by {by}, through Defib"
+    """Return who stopped a service through Defib, and why; empty if it is not stopped."""
+    row = tx.execute(_SELECT_STOP, {"of": service}).first()
+    if row is None:
+        return ""
+    return f"by {row.asked_by}{f': {row.reason}' if row.reason else ''}"
 
 
-def stopped_services(tx: Transaction) -> list[str]:
-    return list(tx.scalars(select(stops.c.service)))
+def current(tx: Transaction) -> dict[str, dict[str, Any]]:
+    """Return when each stopped service was stopped, by whom and why, by service."""
+    return {row["service"]: dict(row) for row in tx.execute(select(stops)).mappings()}
 
 
 def completed(tx: Transaction) -> list[Stop]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, BrowserContext, Page, Request, Response, async_playwright, expect
@@ -115,8 +116,16 @@ async def test_an_operator_restarts_a_service_and_watches_it_recover(loop: Loop,
         await loop.until("recovered")
         await expect(page.locator(".subject .state")).to_have_text("Up")
         await operator.keep("service-up")
+        await page.locator(".card .checks").hover(position={"x": 198, "y": 8})  # the newest
+        await expect(page.locator(".tip")).to_contain_text("successful")
         await page.get_by_role("link", name="Incident 1").first.click()
         await expect(page.locator("main")).to_contain_text("Action 1 (restart) started; requested by operator")
+        await page.locator("summary", has_text="Add a note").click()
+        await page.fill("textarea[name=text]", HOSTILE)
+        await page.get_by_role("button", name="Add a note").click()
+        await expect(page.locator(".timeline")).to_contain_text("Note by operator: <img src=x onerror=alert(1)>")
+        await page.locator("summary", has_text="Summary as text").click()
+        await expect(page.locator("[data-copy] pre")).to_contain_text("web (web, h): Recovered")
         await operator.keep("incident")
 
 
@@ -126,12 +135,82 @@ async def test_a_viewer_is_offered_no_buttons_and_refused(loop: Loop, browser: B
         await viewer.sign_in("viewer")
         for path in ("services/web", "settings", "incidents"):
             await viewer.open(path)
-            await expect(viewer.page.locator("main button")).to_have_count(0)
+            await expect(viewer.page.locator("main form[method=post]")).to_have_count(0)
         csrf = await viewer.page.locator("input[name=csrf]").first.get_attribute("value")
         forged = await viewer.page.request.post(
             f"{viewer.url}services/web/restart", form={"csrf": csrf or ""}, headers={"Origin": viewer.url[:-1]}
         )
         assert (forged.status, loop.restarts()) == (403, [])
+
+
+async def test_an_action_is_approved_on_the_page_of_its_service(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop, steps=[{"restart": {"approve": True}}])
+    async with window(browser, loop) as operator, window(browser, loop) as other:
+        for each in (operator, other):
+            await each.sign_in("operator")
+            await each.open("services/web")
+        await loop.kill("web")
+        await loop.fire("web")
+        for each in (operator, other):
+            await expect(each.page.get_by_role("button", name="Approve: restart")).to_be_visible()
+        # Both press, and it is done once.
+        await asyncio.gather(
+            *(each.page.get_by_role("button", name="Approve: restart").click() for each in (operator, other))
+        )
+        for each in (operator, other):
+            await expect(each.page.locator(".subject .state")).to_have_text("Degraded")
+        assert loop.restarts() == ["web"]
+        other.faults = [fault for fault in other.faults if "409" not in fault]  # who was second is told so
+        operator.faults = [fault for fault in operator.faults if "409" not in fault]
+
+
+NAMES = {
+    "long": "a" * 200, "arabic": "خدمة الترجمة", "emoji": "🚑🫀 service", "chinese": "文档解析服务（生产环境）",
+    "markup": HOSTILE[:60],
+}  # fmt: skip
+
+
+async def test_names_of_any_kind_and_a_clock_that_is_wrong(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop)
+    services = {name: loop.service(name) | {"name": title} for name, title in NAMES.items()}
+    configuration = loop.folder / "config" / "defib.yaml"
+    written = yaml.safe_load(configuration.read_text())
+    configuration.write_text(yaml.safe_dump({**written, "services": services}, allow_unicode=True))
+    async with window(browser, loop) as viewer:
+        await viewer.page.clock.set_system_time(time.time() + 400 * 86400)
+        await viewer.sign_in("viewer")
+        await viewer.open("services/web")
+        for program in ("exporter", "remediator"):
+            reloaded = await loop.stack.client.post(f"{loop.stack.url(program)}/-/reload")
+            assert reloaded.is_success, reloaded.text
+        await expect(viewer.page.locator("#live")).to_have_text("What this page shows is no longer in the inventory.")
+        await viewer.open("")
+        for name in NAMES:
+            await expect(viewer.page.locator(f"#s-{name} .state")).to_have_text("Up")
+            await expect(viewer.page.locator(f"#s-{name} .age")).to_have_text(re.compile(r"^\d+(\.\d)? s|^\d+ min"))
+        overflow = await viewer.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert overflow <= 0
+        await viewer.keep("names")
+        viewer.faults = [fault for fault in viewer.faults if "404" not in fault]
+
+
+async def test_errors_are_pages_for_people(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop)
+    async with window(browser, loop) as viewer:
+        await viewer.sign_in("viewer")
+        for path, title in (
+            ("services/unknown", "There is no such page"),
+            ("unknown", "There is no such page"),
+            ("services/web/logs", "Your role does not permit this"),
+        ):
+            await viewer.open(path)
+            await expect(viewer.page.locator("h1")).to_have_text(title)
+        await viewer.keep("forbidden")
+        viewer.faults = [fault for fault in viewer.faults if "404" not in fault and "403" not in fault]
+    refused = await loop.stack.client.get(
+        f"{loop.stack.url('remediator')}/services/unknown", headers={"Accept": "text/html"}
+    )
+    assert refused.json()["error"]["code"] == "unknown_service"  # with a token: a script's
 
 
 async def test_maintenance_and_automation(loop: Loop, browser: Browser) -> None:

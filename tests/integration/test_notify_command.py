@@ -158,8 +158,8 @@ async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loo
     assert failed in whole.text
     assert failed in loop.feishu.received[0].text
     assert loop.restarts() == []
-    assert re.search(r"<td class=.time.>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d</td><td>Acknowledged by ", whole.text)
-    assert "<td>Decision: refuse (notify-only): `on_failure` is `notify`" in whole.text
+    assert re.search(r"<span class=.time.>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d</span> Acknowledged by ", whole.text)
+    assert "</span> Decision: refuse (notify-only): not restarted automatically: `on_failure` is `notify`" in whole.text
     assert "<td>ops</td><td>Service down</td><td>sent</td><td>0: success</td>" in whole.text
     for each in (page, whole):
         assert_well_formed(each.text)

@@ -483,6 +483,7 @@ EVENTS: dict[TimelineEvent, tuple[dict[str, Any], str]] = {
     ),
     "acknowledged": ({"by": "ann"}, "Acknowledged by ann"),
     "silenced": ({"by": "ann", "silence": "x"}, "Silenced in Alertmanager by ann"),
+    "note": ({"by": "ann", "text": "the disk was full"}, "Note by ann: the disk was full"),
 }  # fmt: skip
 
 
