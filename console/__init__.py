@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from console import events, preferences, static
+from console import events, preferences, static, wall
 from console.errors import add_error_page
 from console.history import History
 from console.hosts import HostPages
@@ -35,6 +35,7 @@ def add_pages(app: web.Application, parts: Parts) -> Callable[[], Awaitable[None
     ServicePages(source, renderer, parts.operations, parts.database).add_routes(app)
     IncidentPages(source, renderer, parts.operations, parts.database).add_routes(app)
     HostPages(source, renderer).add_routes(app)
+    wall.add_routes(app, source, renderer)
     events.add_routes(app, source, renderer, parts.database)
     SettingsPage(source, renderer, parts.operations, parts.administration, parts.database).add_routes(app)
     Stream(source, renderer, parts.access).add_routes(app)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from console.forms import parse_seconds
 from fleet.inventory.model import Service
-from fleet.inventory.units import parse_duration
 from remediator.execution.controls.runner import Verb
 from remediator.http.views import read_record
 from remediator.incidents import lifecycle
@@ -69,7 +69,7 @@ class ServiceButtons:
         elif button == "reset":
             await operations.reset_attempts(service.id, by)
         elif button == "maintenance":
-            seconds = parse_duration(form.get("for", ""))
+            seconds = parse_seconds(form.get("for", ""))
             await operations.begin_maintenance(
                 "service", service.id, seconds=seconds, reason=reason, by=by, notify=False
             )

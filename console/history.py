@@ -165,6 +165,10 @@ class History:
         charts.append(Chart("disk", "ratio", fullest))
         return HostCharts(start, end, [each for each in charts if each.lines])
 
+    async def check(self) -> None:
+        """Raise ClientError unless Prometheus answers a query."""
+        await self._query_ranges(time.time() - 60, time.time(), 60, "vector(1)")
+
     async def _query_ranges(self, start: float, end: float, step: float, *expressions: str) -> list[list[Series]]:
         """Return the values of expressions. Raises ClientError, also if there is no Prometheus, or it is slow."""
         client = await self._connect()

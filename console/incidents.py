@@ -6,11 +6,11 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from console.buttons import REASON_LIMIT, NotDone, not_done_because
+from console.forms import parse_number, parse_seconds
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
 from console.snapshot import SnapshotSource
 from fleet.inventory.model import Inventory
-from fleet.inventory.units import parse_duration
 from remediator.http.views import read_record
 from remediator.operations import OperationError, Operations
 from remediator.record import queries
@@ -85,18 +85,13 @@ class IncidentPages:
             elif button == "note":
                 await self._operations.add_note(incident, text, by)
             elif button == "silence":
-                seconds = parse_duration(form.get("for", ""))
+                seconds = parse_seconds(form.get("for", ""))
                 await self._operations.silence("incident", incident, seconds, by, form.get("reason", "")[:REASON_LIMIT])
             else:
                 await self._operations.approve(parse_number(form.get("action", "")), by)
         except (OperationError, ValueError) as error:
             return not_done_because(button, error)
         return None
-
-
-def parse_number(text: str) -> int:
-    """Return the number of an incident or an action; 0, which none has, for anything else."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0  # noqa: PLR2004 - digits
 
 
 def find_services(inventory: Inventory, text: str) -> list[str] | None:

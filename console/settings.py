@@ -1,25 +1,40 @@
-"""The page of settings: automation, maintenance, sessions and API tokens."""
+"""The page of settings: automation, maintenance, channels, the health of all parts, sessions and API tokens."""
 
+import asyncio
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
 
 from aiohttp import web
 
 from console.buttons import REASON_LIMIT, NotDone, not_done_because
-from console.incidents import parse_number
+from console.forms import parse_number, parse_seconds
+from console.pipeline import read_deliveries, read_pipeline
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
 from console.snapshot import SnapshotSource
-from fleet.inventory.units import parse_duration
-from remediator.administration import Administration
+from remediator.administration import Administration, CreatedToken
 from remediator.operations import OperationError, Operations
 from remediator.record.database import Database
 from remediator.record.maintenance import MaintenanceScope
+from runtime import VERSION
 from runtime.access.browser import read_form
 from runtime.access.control import find_session, get_identity
-from runtime.access.roles import AccessRequirement, Identity, permits
+from runtime.access.roles import AccessRequirement, Identity, UserRole, permits
 from runtime.web import add_route
 
 SCOPES: tuple[MaintenanceScope, ...] = ("service", "host", "group")
+USER_ROLES: tuple[UserRole, ...] = get_args(UserRole)
+NEEDS_REASON = ("automation-off", "begin-maintenance")
+
+
+@dataclass(frozen=True)
+class TestedChannel:
+    """The answer of a channel to a test message."""
+
+    name: str
+    sent: bool
+    answer: str
 
 
 class SettingsPage:
@@ -37,57 +52,96 @@ class SettingsPage:
 
     def add_routes(self, app: web.Application) -> None:
         add_route(app, "GET", "/settings", self.show, AccessRequirement.VIEWER)
-        for button in ("begin-maintenance", "end-maintenance"):
+        for button in ("begin-maintenance", "end-maintenance", "test-channel"):
             add_route(app, "POST", f"/settings/{button}", self.press, AccessRequirement.OPERATOR)
-        for button in ("automation-on", "automation-off", "end-session", "revoke-token"):
+        for button in ("automation-on", "automation-off", "end-session", "create-token", "revoke-token"):
             add_route(app, "POST", f"/settings/{button}", self.press, AccessRequirement.ADMIN)
 
     async def show(self, request: web.Request, not_done: NotDone | None = None) -> web.Response:
+        return await self._show(request, not_done)
+
+    async def _show(
+        self, request: web.Request, not_done: NotDone | None, done: CreatedToken | TestedChannel | None = None
+    ) -> web.Response:
+        """Return the page, with what was created or tested."""
         snapshot = await self._source.get()
         inventory, own = self._database.inventory, find_session(request)
         is_admin = permits(get_identity(request).role, AccessRequirement.ADMIN)
+        pipeline, last, (tokens, token_problem) = await asyncio.gather(
+            read_pipeline(self._source, self._source.history, self._database),
+            read_deliveries(self._database),
+            self._list_tokens(is_admin=is_admin),
+        )
+        created = done if isinstance(done, CreatedToken) else None
         return await self._renderer.respond(
-            request, "settings.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
-            status=409 if not_done else 200, snapshot=snapshot.describe(),
+            request, "settings.html",
+            {"not_done": not_done, "form_id": self._submitted.new_id(), "created": created},
+            status=409 if not_done else 200, snapshot=snapshot.describe(), version=VERSION,
+            tested=asdict(done) if isinstance(done, TestedChannel) else None, pipeline=list(map(asdict, pipeline)),
             is_automatic=inventory.remediation.automatic, scopes=SCOPES, own_session=own.number if own else "",
             sessions=[
                 {"number": each.number, "user": each.user, "address": each.address, "browser": each.browser,
                  "created_at": each.created_at, "last_used_at": each.last_used_at}
                 for each in self._administration.list_sessions()
             ] if is_admin else [],
-            tokens=[
-                {"name": each.name, "role": each.role, "created_at": each.created_at, "created_by": each.created_by,
-                 "expires_at": each.expires_at, "last_used_at": each.last_used_at}
-                for each in await self._administration.list_tokens()
-            ] if is_admin else [],
-            channels=[{"name": name, "kind": each.kind} for name, each in inventory.notify.channels.items()],
+            tokens=tokens, token_problem=token_problem, roles=USER_ROLES,
+            channels=[
+                {"name": name, "kind": each.kind, "last": dict(last.get(name, {}))}
+                for name, each in inventory.notify.channels.items()
+            ],
         )  # fmt: skip
+
+    async def _list_tokens(self, *, is_admin: bool) -> tuple[list[dict[str, Any]], str]:
+        """Return the API tokens, or why they cannot be read."""
+        if not is_admin:
+            return [], ""
+        try:
+            tokens = await self._administration.list_tokens()
+        except OperationError as error:
+            return [], str(error)
+        shown = ("name", "role", "created_at", "created_by", "expires_at", "last_used_at")
+        return [{name: getattr(each, name) for name in shown} for each in tokens], ""
 
     async def press(self, request: web.Request) -> web.Response:
         form, button = await read_form(request), request.path.rpartition("/")[2]
-        not_done = await self._submitted.run_once(request, form, lambda: self._do(button, form, get_identity(request)))
+        done = await self._submitted.run_once(request, form, lambda: self._do(button, form, get_identity(request)))
         await self._source.refresh()
-        return await answer_form(request, not_done, self.show, "settings")
+        if isinstance(done, CreatedToken | TestedChannel):
+            return await self._show(request, None, done)
+        return await answer_form(request, done, self.show, "settings")
 
-    async def _do(self, button: str, form: Mapping[str, str], by: Identity) -> NotDone | None:
-        reason, name = form.get("reason", "").strip()[:REASON_LIMIT], form.get("name", "")[:200]
-        if button in ("automation-off", "begin-maintenance") and not reason:
+    async def _do(
+        self, button: str, form: Mapping[str, str], by: Identity
+    ) -> NotDone | CreatedToken | TestedChannel | None:
+        if button in NEEDS_REASON and not form.get("reason", "").strip():
             return NotDone(button, key="reason_missing")
         try:
-            if button.startswith("automation-"):
-                await self._operations.switch_automation(enabled=button == "automation-on", by=by, reason=reason)
-            elif button == "begin-maintenance":
-                scope = next((each for each in SCOPES if each == form.get("scope")), SCOPES[0])
-                seconds = parse_duration(form.get("for", ""))
-                await self._operations.begin_maintenance(
-                    scope, name, seconds=seconds, reason=reason, by=by, notify=False
-                )
-            elif button == "end-maintenance":
-                await self._operations.end_maintenance(parse_number(name), by)
-            elif button == "end-session":
-                await self._administration.end_session(name, by)
-            else:
-                await self._administration.revoke_token(name, by)
+            return await self._change(button, form, by)
         except (OperationError, ValueError) as error:
             return not_done_because(button, error)
+
+    async def _change(self, button: str, form: Mapping[str, str], by: Identity) -> CreatedToken | TestedChannel | None:
+        """Do what a button says. Raises OperationError and ValueError."""
+        operations, administration = self._operations, self._administration
+        reason, name = form.get("reason", "").strip()[:REASON_LIMIT], form.get("name", "")[:200]
+        if button.startswith("automation-"):
+            await operations.switch_automation(enabled=button == "automation-on", by=by, reason=reason)
+        elif button == "begin-maintenance":
+            scope = next((each for each in SCOPES if each == form.get("scope")), SCOPES[0])
+            seconds = parse_seconds(form.get("for", ""))
+            await operations.begin_maintenance(scope, name, seconds=seconds, reason=reason, by=by, notify=False)
+        elif button == "end-maintenance":
+            await operations.end_maintenance(parse_number(name), by)
+        elif button == "test-channel":
+            result = await operations.test_channel(name, by)
+            return TestedChannel(name, result.outcome == "sent", result.response)
+        elif button == "end-session":
+            await administration.end_session(name, by)
+        elif button == "create-token":
+            role = next((each for each in USER_ROLES if each == form.get("role")), USER_ROLES[0])
+            lifetime = form.get("for", "").strip()
+            expires_in = parse_seconds(lifetime) if lifetime else None
+            return await administration.create_token(name, role, expires_in, by)
+        else:
+            await administration.revoke_token(name, by)
         return None

@@ -20,6 +20,7 @@ from runtime.web import add_route, parse_local_path, relative_path
 
 FORM_COOKIE = "defib_sign_in"
 FORM_FOR, REDIRECT_FOR = 3600, 600  # seconds for which a form can be sent, and a browser can come back
+DISPLAY_COOKIE_AGE = 366 * 86400  # seconds
 EXCHANGES = 10  # requests to services for signing in, in progress
 log = LimitedLog()
 
@@ -41,6 +42,7 @@ class SignInPages:
         public = AccessRequirement.PUBLIC
         add_route(app, "GET", "/sign-in", self._show, public)
         add_route(app, "POST", "/sign-in", self._check_password, public)
+        add_route(app, "POST", "/sign-in/token", self._check_token, public)
         add_route(app, "GET", "/sign-in/{service:oidc|feishu}", self._redirect, public)
         add_route(app, "GET", "/sign-in/{service:oidc|feishu}/callback", self._finish, public)
         add_route(app, "POST", "/sign-out", self._sign_out, AccessRequirement.VIEWER)
@@ -72,10 +74,8 @@ class SignInPages:
     async def _check_password(self, request: web.Request) -> web.Response:
         form = await read_form(request)
         next_ = parse_local_path(form.get("next", ""))
-        form_id = request.cookies.get(self._form_cookie(request), "")
         try:
-            # Without the cookie, no token is right.
-            check_csrf(request, csrf_token(form_id or secrets.token_urlsafe(32)), form.get("csrf", ""))
+            self._check_form(request, form)
             user = form.get("user", "")
             await self._access.check_password(request, user, form.get("password", ""), "sign_in")
         except ApiError as error:
@@ -89,6 +89,25 @@ class SignInPages:
                 response.headers["Retry-After"] = wait
             return response
         return await self._start_session(request, user, "password", (), next_)
+
+    async def _check_token(self, request: web.Request) -> web.Response:
+        """Sign in a display with an API token, for as long as the token is valid."""
+        form = await read_form(request)
+        next_ = parse_local_path(form.get("next", ""))
+        try:
+            self._check_form(request, form)
+            token = await self._access.check_display_token(request, form.get("token", "").strip())
+        except ApiError as error:
+            problem = {401: "wrong_token", 403: "not_viewer"}.get(error.status, "form_expired")
+            return await self._render(request, next_, status=error.status, problem=problem)
+        id_ = await self._access.start_session(request, token.name, "token", token=token)
+        return self._begin(request, id_, next_, DISPLAY_COOKIE_AGE)
+
+    def _check_form(self, request: web.Request, form: Mapping[str, str]) -> None:
+        """Raise ApiError unless the form was made for this browser."""
+        form_id = request.cookies.get(self._form_cookie(request), "")
+        # Without the cookie, no token is right.
+        check_csrf(request, csrf_token(form_id or secrets.token_urlsafe(32)), form.get("csrf", ""))
 
     async def _redirect(self, request: web.Request) -> web.Response:
         """Send the browser to another service for signing in."""
@@ -139,8 +158,12 @@ class SignInPages:
         self, request: web.Request, user: str, method: SignInMethod, groups: Sequence[str], next_: str
     ) -> web.Response:
         id_ = await self._access.start_session(request, user, method, groups)
+        return self._begin(request, id_, next_, int(AGE_LIMIT))
+
+    def _begin(self, request: web.Request, id_: str, next_: str, max_age: int) -> web.Response:
+        """Return the answer that gives a browser its session."""
         response = web.Response(status=303, headers={"Location": relative_path(request, next_)})
-        self._set_cookie(request, response, self._access.cookie_name(request), id_, int(AGE_LIMIT))
+        self._set_cookie(request, response, self._access.cookie_name(request), id_, max_age)
         self._delete_cookie(request, response, self._form_cookie(request))
         return response
 

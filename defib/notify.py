@@ -1,23 +1,15 @@
 """`defib notify test`: send a test message to channels, and print the responses."""
 
 import getpass
-import time
 from collections.abc import Callable
-from datetime import datetime
-from uuid import uuid4
-from zoneinfo import ZoneInfo
 
 import httpx
 
 from defib.lookup import find_channel
 from defib.output import print_json, print_text
 from fleet.inventory.loading import LoadedInventory
-from fleet.inventory.model import Inventory
-from fleet.inventory.notify import Channel
-from remediator.notifications.channels import ChannelClient, ChannelMessage, SendResult
-from remediator.notifications.messages import render_card
-from remediator.notifications.rendering import shipped_templates
-from remediator.notifications.samples import build_test_notification
+from remediator.notifications.channels import ChannelClient, SendResult
+from remediator.notifications.test_message import send_test
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
@@ -38,7 +30,7 @@ async def send_tests(load: Callable[[], LoadedInventory], name: str | None, *, a
     async with httpx.AsyncClient(trust_env=True) as client:
         channel_client = ChannelClient(client)
         for channel_name, channel in channels.items():
-            result = await send_test(channel_client, loaded.inventory, channel)
+            result = await send_test(channel_client, loaded.inventory, channel, getpass.getuser())
             text = redact(f"{result.response}{_clock_hint(result)}")
             rows.append({"channel": channel_name, "sent": result.outcome == "sent", "response": text})
             if not as_json:
@@ -46,14 +38,6 @@ async def send_tests(load: Callable[[], LoadedInventory], name: str | None, *, a
     if as_json:
         print_json({"channels": rows})
     return 0 if all(row["sent"] for row in rows) else 1
-
-
-async def send_test(client: ChannelClient, inventory: Inventory, channel: Channel) -> SendResult:
-    """Send a test message, which mentions nobody, to a channel."""
-    now = datetime.now(ZoneInfo(inventory.notify.timezone))
-    notifications = [build_test_notification(now, getpass.getuser())]
-    card = render_card(notifications, "one", shipped_templates(inventory.notify.language))
-    return await client.send(channel, ChannelMessage(card, notifications, key=uuid4().hex), time.time())
 
 
 def _clock_hint(result: SendResult) -> str:

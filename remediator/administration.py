@@ -1,11 +1,13 @@
 """Administration of access: API tokens and sessions. The HTTP API and the console call these."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
 
-from remediator.operations import ConflictError, NotFoundError, UnavailableError
+from fleet.inventory.units import IDENTIFIER
+from remediator.operations import ConflictError, InvalidOperationError, NotFoundError, UnavailableError
 from remediator.record import api_tokens, audit
 from remediator.record.audit import AuditLog
 from remediator.record.database import Database, StorageError
@@ -46,12 +48,20 @@ class Administration:
                 raise
 
     async def list_tokens(self) -> Sequence[ApiToken]:
-        """Return the API tokens in force, those that have expired included."""
-        await self.store_token_uses()
-        return await self._database.read(api_tokens.read_all)
+        """Return the API tokens in force, those that have expired included. Raises UnavailableError."""
+        try:
+            await self.store_token_uses()
+            return await self._database.read(api_tokens.read_all)
+        except StorageError as error:
+            raise UnavailableError("not_stored", "cannot read the record") from error
 
     async def create_token(self, name: str, role: UserRole, expires_in: float | None, by: Identity) -> CreatedToken:
         """Create an API token, which expires after some seconds, or never."""
+        if re.fullmatch(IDENTIFIER, name) is None:
+            message = (
+                "a name has at most 63 of the characters a-z, 0-9, '.', '_' and '-', and begins with a letter or digit"
+            )
+            raise InvalidOperationError("bad_request", message)
         secret, now = create_secret(), self._database.clock.now()
         expires_at = now + expires_in if expires_in is not None else None
         token = ApiToken(name, role, digest_of(secret), now, by.label, expires_at)

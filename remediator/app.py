@@ -128,7 +128,7 @@ class Parts:
 
         sender = Sender(database, http_client, metrics, redact, details)
         engine = Engine(database, *clients, sender, metrics, redact)
-        operations = Operations(engine, database, audit_log)
+        operations = Operations(engine, sender, database, audit_log)
         administration = Administration(database, api_tokens, sessions, audit_log)
         buttons = ButtonHandler(operations, database, metrics, audit_log)
         connections = LongConnections(database, buttons, metrics)

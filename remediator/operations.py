@@ -20,6 +20,8 @@ from remediator.execution.controls.runner import UnknownVerbError, Verb
 from remediator.incidents import acknowledgement, actions
 from remediator.incidents.actions import Claim
 from remediator.incidents.timeline import add_event
+from remediator.notifications.channels import SendResult
+from remediator.notifications.sender import Sender
 from remediator.policy.situation import LOCKS, OVERRULABLE, Decision, Observation
 from remediator.record import audit, automation, maintenance, queries
 from remediator.record.audit import AuditLog
@@ -75,8 +77,8 @@ class Acknowledgement:
 
 
 class Operations:
-    def __init__(self, engine: Engine, database: Database, audit_log: AuditLog) -> None:
-        self._engine, self._database, self._audit_log = engine, database, audit_log
+    def __init__(self, engine: Engine, sender: Sender, database: Database, audit_log: AuditLog) -> None:
+        self._engine, self._sender, self._database, self._audit_log = engine, sender, database, audit_log
 
     async def start_action(
         self, service_id: str, verb: Verb, overruled: Collection[str], by: Identity, reason: str = ""
@@ -236,6 +238,15 @@ class Operations:
             raise UnavailableError("not_silenced", str(error)) from error
         finally:
             await alertmanager.close()
+
+    async def test_channel(self, name: str, by: Identity) -> SendResult:
+        """Send a test message to a channel; returns its answer."""
+        async with self._audit_log.recording_refusal(by, "test channel", name):
+            if name not in self._database.inventory.notify.channels:
+                raise NotFoundError("unknown_channel", f"the inventory has no channel {name!r}")
+        result = await self._sender.send_test(name, by.label)
+        await self._audit_log.write(AuditEntry.of(by, "test channel", name, detail=result.outcome))
+        return result
 
     async def switch_automation(self, *, enabled: bool, by: Identity, reason: str) -> AutomationSwitch:
         """Switch automation on or off, and notify if that changes it."""

@@ -126,12 +126,12 @@ class PreparedFleet:
         folder.mkdir()
         programs = "".join(self._program(each) for each, service in SERVICES.items() if service.host == name)
         await start_supervisord(self.launcher, folder, programs)
-        collect = {"system": "5s", "supervisor": {"every": "5s", "configs": [str(folder / "supervisord.conf")]}}
+        collect = {"system": "15s", "supervisor": {"every": "15s", "configs": [str(folder / "supervisord.conf")]}}
         return {
             "address": "127.0.0.1",
             "group": group,
             "ssh": _login(known),
-            "collect": {**collect, **({"gpu": "5s"} if gpus else {})},
+            "collect": {**collect, **({"gpu": "15s"} if gpus else {})},
         }
 
     def _program(self, name: str) -> str:

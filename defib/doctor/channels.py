@@ -1,16 +1,17 @@
 """The doctor's checks of the notification channels."""
 
 import asyncio
+import getpass
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import httpx
 
-from defib import notify
 from defib.doctor.findings import CheckResult, Finding
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
 from remediator.notifications.channels import ChannelClient
+from remediator.notifications.test_message import send_test
 from runtime.redaction import Redactor
 
 TIMEOUT = 8.0  # seconds for each channel
@@ -40,7 +41,7 @@ async def check_channels(inventory: Inventory, redact: Redactor, *, send: bool) 
 async def _send_test(
     client: ChannelClient, inventory: Inventory, name: str, channel: Channel, redact: Redactor
 ) -> Finding:
-    sent = await notify.send_test(client, inventory, channel)
+    sent = await send_test(client, inventory, channel, getpass.getuser())
     result: CheckResult = "pass" if sent.outcome == "sent" else "fail"
     fix = "see docs/configuration.md#notify, and for Feishu docs/feishu.md#when-feishu-refuses"
     return Finding(f"channel {name}", "test message", result, redact(sent.response), fix)

@@ -89,7 +89,8 @@ Size = Annotated[
     PlainSerializer(lambda size: f"{size}B"),
     WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(B|KiB|MiB|GiB)$"}),
 ]
-Identifier = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+IDENTIFIER = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 Pattern = Annotated[str, BeforeValidator(_check_pattern), WithJsonSchema({"type": "string", "format": "regex"})]
 
 

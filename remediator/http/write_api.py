@@ -109,6 +109,7 @@ def add_routes(
         ("POST", f"{subject}/acknowledge", api.acknowledge, OPERATOR),
         ("POST", f"{subject}/silence", api.silence, OPERATOR),
         ("POST", "/api/v1/incidents/{number:[0-9]{1,15}}/notes", api.add_note, OPERATOR),
+        ("POST", "/api/v1/channels/{name}/test", api.test_channel, OPERATOR),
         ("GET", "/api/v1/automation", api.read_automation, VIEWER),
         ("PUT", "/api/v1/automation", api.switch_automation, ADMIN),
         ("GET", "/api/v1/maintenance", api.read_maintenance, VIEWER),
@@ -190,6 +191,12 @@ class _WriteApi:
         body = await parse_request(request, _SilenceBody)
         until = await self._operations.silence(subject, number, body.for_, get_identity(request), body.comment)
         return web.json_response({"id": number, "until": format_rfc3339(until)})
+
+    async def test_channel(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        result = await self._operations.test_channel(name, get_identity(request))
+        row = {"channel": name, "sent": result.outcome == "sent", "response": result.response}
+        return web.json_response(self._redact.redact_all(row))
 
     async def read_automation(self, _request: web.Request) -> web.Response:
         return web.json_response(self._automation(await read_record(self._database, read_switch)))

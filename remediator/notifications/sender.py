@@ -23,6 +23,7 @@ from remediator.notifications.deliveries import DeliveryState
 from remediator.notifications.messages import render_card
 from remediator.notifications.outbox import Batch
 from remediator.notifications.rendering import Templates, load_templates, shipped_templates
+from remediator.notifications.test_message import send_test
 from remediator.record.database import Database, StorageError
 from runtime.redaction import Redactor
 
@@ -140,6 +141,11 @@ class Sender:
         except StorageError as error:
             log.error("outbox_not_available", error=str(error))  # noqa: TRY400 - no traceback needed
         return CHECK_INTERVAL
+
+    async def send_test(self, name: str, by: str) -> SendResult:
+        """Send a test message to a channel of the inventory, beside the outbox."""
+        inventory = self._database.inventory
+        return await send_test(self._channels, inventory, inventory.notify.channels[name], by)
 
     async def drain(self) -> None:
         """Begin no further deliveries, and wait for those that have begun."""

@@ -68,6 +68,22 @@ def last_action_of(tx: Transaction, service: str) -> dict[str, Any] | None:
     return dict(row) if row is not None else None
 
 
+def last_deliveries(tx: Transaction, channels: Collection[str]) -> dict[str, dict[str, Any]]:
+    """Return the last attempt to send something, by channel: when, its outcome, and the channel's response."""
+    found = {}
+    for channel in channels:
+        query = (
+            select(deliveries.c.at, deliveries.c.outcome, deliveries.c.response)
+            .join(notifications, notifications.c.id == deliveries.c.notification_id)
+            .where(notifications.c.channel == channel)
+            .order_by(deliveries.c.id.desc())
+            .limit(1)
+        )
+        if (row := tx.execute(query).mappings().first()) is not None:
+            found[channel] = dict(row)
+    return found
+
+
 def read_incident(tx: Transaction, incident: int) -> dict[str, Any] | None:
     """Return an incident with its alerts, actions, evidence, timeline and notifications; None if there is none."""
     row = tx.execute(select(incidents).where(incidents.c.id == incident)).mappings().first()

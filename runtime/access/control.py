@@ -30,7 +30,7 @@ from runtime.access.roles import (
 )
 from runtime.access.sessions import Session, Sessions, csrf_token
 from runtime.access.throttle import Throttle, ThrottledError
-from runtime.access.tokens import ApiTokens, ConfiguredTokens
+from runtime.access.tokens import ApiToken, ApiTokens, ConfiguredTokens
 from runtime.errors import ApiError
 
 MAX_PATH = 200  # characters of a path in the audit log
@@ -251,6 +251,9 @@ class AccessControl:
 
     def find_session_role(self, session: Session) -> Role | None:
         """Return the present role of a session's user, None where the user has none any more."""
+        if session.method == "token":
+            token = self.api_tokens.find_valid(session.credential) if self.api_tokens is not None else None
+            return Role(token.role) if token is not None else None
         if session.method != "password":
             return self.settings.find_group_role(session.method, session.groups)
         if self.passwords.credential_of(session.user) != session.credential:
@@ -280,17 +283,35 @@ class AccessControl:
                 self.note_refusal(request, "", error.message, identity)
                 raise
 
+    async def check_display_token(self, request: web.Request, secret: str) -> ApiToken:
+        """Return the API token with which a display signs in. Raises ApiError 401, and 403 unless it is a viewer's."""
+        found = self.api_tokens.find(secret) if self.api_tokens is not None else None
+        if found is None or found.has_expired(self._now()):
+            raise await self.refuse(request, "", "unknown or expired token", event="sign_in")
+        if Role(found.role) is not Role.VIEWER:  # its session lasts as long as the token, where anybody may pass by
+            message = f"only a token with the role viewer may sign in; {found.name} has {found.role}"
+            self.note_refusal(request, found.name, message, event="sign_in", means="console")
+            raise ApiError(403, "forbidden", message)
+        return found
+
     async def start_session(
-        self, request: web.Request, user: str, method: SignInMethod, groups: Iterable[str] = ()
+        self,
+        request: web.Request,
+        user: str,
+        method: SignInMethod,
+        groups: Iterable[str] = (),
+        token: ApiToken | None = None,
     ) -> str:
-        """Start a session for a user who has signed in, end the one before, and return its id, for the cookie."""
+        """Start a session for a user or a token that has signed in, end the one before, and return its id."""
         assert self.sessions is not None  # noqa: S101 - programs without sessions have no pages for signing in
         before = self.sessions.find(request.cookies.get(self.cookie_name(request), ""))
         if before is not None:
             await self.sessions.end(before)
-        address = self.find_address(request)
+        address, credential = self.find_address(request), token.digest if token is not None else ""
+        if method == "password":
+            credential = self.passwords.credential_of(user) or ""
         id_ = await self.sessions.create(
-            user, method, credential=self.passwords.credential_of(user) or "" if method == "password" else "",
+            user, method, credential=credential,
             groups=groups, address=address, browser=printable_name(request.headers.get("User-Agent", "")),
         )  # fmt: skip
         await self.write_audit(AuditEntry("sign_in", signed_in_label(user, method), "console", address))

@@ -55,7 +55,7 @@ USER_ROLES = (Role.VIEWER, Role.OPERATOR, Role.ADMIN)  # by their rights
 # How a caller was authenticated: a session of the console, a proxy in front of it, a password in the request, a token,
 # the local token (the command line), or a chat.
 Means = Literal["console", "proxy", "password", "token", "cli", "chat"]
-SignInMethod = Literal["password", "oidc", "feishu"]
+SignInMethod = Literal["password", "oidc", "feishu", "token"]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ TOUCH_EVERY = 60.0  # seconds between updates of `last_used_at`
 
 @dataclass(frozen=True)
 class Session:
-    """A session. `credential` is a digest of the password's hash, `groups` are those of the sign-in service."""
+    """A session. `credential` is the digest of the password's hash or of the API token; `groups` are those of the
+    sign-in service.
+    """
 
     digest: str
     user: str
@@ -41,6 +43,8 @@ class Session:
         return self.digest[:12]
 
     def has_ended(self, now: float) -> bool:
+        if self.method == "token":  # a display's, which ends with the token
+            return False
         return now - self.last_used_at > IDLE_LIMIT or now - self.created_at > AGE_LIMIT
 
 

@@ -139,6 +139,11 @@ class ApiTokens:
         """Return the token with a secret, which may have expired."""
         return self._by_digest.get(digest_of(secret)) if secret.startswith(API_TOKEN_PREFIX) else None
 
+    def find_valid(self, digest: str) -> ApiToken | None:
+        """Return the token with a digest, unless it has expired."""
+        token = self._by_digest.get(digest)
+        return None if token is None or token.has_expired(self._now()) else token
+
     def note_use(self, token: ApiToken) -> None:
         self._used[token.digest] = self._now()
 

@@ -74,8 +74,11 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/hosts/{name}"): VIEWER,
         ("GET", "/events"): VIEWER,
         ("GET", "/settings"): VIEWER,
+        ("GET", "/wall"): VIEWER,
         ("POST", "/settings/begin-maintenance"): OPERATOR,
         ("POST", "/settings/end-maintenance"): OPERATOR,
+        ("POST", "/settings/test-channel"): OPERATOR,
+        ("POST", "/settings/create-token"): ADMIN,
         ("POST", "/settings/automation-on"): ADMIN,
         ("POST", "/settings/automation-off"): ADMIN,
         ("POST", "/settings/end-session"): ADMIN,
@@ -85,6 +88,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("POST", "/preferences"): VIEWER,
         ("GET", "/sign-in"): PUBLIC,
         ("POST", "/sign-in"): PUBLIC,
+        ("POST", "/sign-in/token"): PUBLIC,
         ("GET", "/sign-in/{service}"): PUBLIC,
         ("GET", "/sign-in/{service}/callback"): PUBLIC,
         ("POST", "/sign-out"): VIEWER,
@@ -95,6 +99,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/alerts"): VIEWER,
         ("GET", "/api/v1/notifications"): VIEWER,
         ("GET", "/api/v1/events"): VIEWER,
+        ("POST", "/api/v1/channels/{name}/test"): OPERATOR,
         ("GET", "/api/v1/automation"): VIEWER,
         ("GET", "/api/v1/maintenance"): VIEWER,
         ("GET", "/api/v1/services/{id}/explain"): VIEWER,
@@ -287,7 +292,7 @@ async def test_every_route_by_what_is_shown(loop: Loop) -> None:
                     continue
                 where = (program, method, path, name, answer.status_code, answer.text[:200])
                 assert answer.status_code < 500, where
-                is_form = path in ("/sign-in", "/sign-out") and method == "POST"
+                is_form = path in ("/sign-in", "/sign-in/token", "/sign-out") and method == "POST"
                 assert is_form or (answer.status_code not in (401, 403)) is may, where
                 if not may and answer.text and not is_foreign:
                     assert answer.json()["error"]["code"] in ("unauthorized", "expired", "forbidden"), where

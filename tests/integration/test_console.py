@@ -21,7 +21,7 @@ from playwright.async_api import Browser, BrowserContext, Page, Request, Respons
 
 from tests.integration import peers
 from tests.integration.loop import Loop
-from tests.integration.test_access import start_with_users, write_users
+from tests.integration.test_access import bearer, create_token, start_with_users, write_users
 from tests.support import eventually
 
 pytestmark = pytest.mark.needs("sshd", "chromium")
@@ -168,6 +168,58 @@ NAMES = {
     "long": "a" * 200, "arabic": "خدمة الترجمة", "emoji": "🚑🫀 service", "chinese": "文档解析服务（生产环境）",
     "markup": HOSTILE[:60],
 }  # fmt: skip
+
+
+async def test_a_display_signs_in_with_a_token_for_as_long_as_it_is_valid(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop, automatic=False)
+    wall, other = await create_token(loop, "wall", "viewer"), await create_token(loop, "other", "operator")
+    async with window(browser, loop, viewport={"width": 1920, "height": 1080}) as display:
+        page = display.page
+        await display.open("wall")
+        await page.locator("summary", has_text="A display signs in").click()
+        for token, problem in (("defib_unknown", "unknown"), (other, "Only a token with the role viewer")):
+            await page.fill("input[name=token]", token)
+            await page.press("input[name=token]", "Enter")
+            await expect(page.get_by_role("alert")).to_contain_text(problem)
+        await page.fill("input[name=token]", wall)
+        await page.press("input[name=token]", "Enter")
+        await expect(page.locator(".all-up")).to_contain_text("All 1 services are up")
+        await loop.kill("web")
+        await expect(page.locator(".tile.down h2")).to_have_text("web")  # without a reload
+        await display.keep("wall")
+        assert (await page.request.get(f"{display.url}services/web/logs")).status == 403
+        assert (await loop.ask("DELETE", "/api/v1/tokens/wall")).status_code == 200
+        await expect(page.locator("#live")).to_contain_text("Your session has ended.")
+        display.faults = [fault for fault in display.faults if "401" not in fault and "403" not in fault]
+
+
+async def test_settings_show_the_health_of_all_parts_and_create_tokens(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop)
+    async with window(browser, loop) as admin:
+        await admin.sign_in("admin")
+        page = admin.page
+        await admin.open("settings")
+        await expect(page.locator("tr", has_text="Exporter").locator(".state")).to_have_text("works")
+        await expect(page.locator("tr", has_text="Prometheus to Alertmanager")).to_contain_text("not configured")
+        await expect(page.locator("tr", has_text="Alertmanager to here").locator(".state")).to_have_text("does not work")
+        await page.get_by_role("button", name="Send a test message").click()
+        await expect(page.get_by_role("status").nth(1)).to_contain_text("ops has accepted the test message. 0: success")
+        await page.locator("summary", has_text="Create an API token").click()
+        form = page.locator("form[action$=create-token]")
+        await form.locator("input[name=name]").fill("Not A Name")
+        await form.get_by_role("button").click()
+        await expect(page.get_by_role("alert")).to_contain_text("a name has at most 63 of the characters")
+        await form.locator("input[name=name]").fill("ci")
+        await form.locator("input[name=for]").fill("90d")
+        await form.get_by_role("button").click()
+        secret = await page.locator("[data-copy] pre").text_content()
+        url = f"{admin.url}api/v1/services/web/explain"
+        assert (await loop.stack.client.get(url, headers=bearer(secret or ""))).status_code == 200
+        await admin.open("settings")
+        await expect(page.locator("tr", has_text="ci").first).to_contain_text("viewer")
+        await expect(page.locator("main")).not_to_contain_text(secret or "")
+        await admin.keep("settings-admin")
+        admin.faults = [fault for fault in admin.faults if "409" not in fault]
 
 
 async def test_names_of_any_kind_and_a_clock_that_is_wrong(loop: Loop, browser: Browser) -> None:
