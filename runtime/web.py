@@ -151,7 +151,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         location = relative_path(request, f"{request.app[_SIGN_IN]}?next={next_}")
         return web.Response(status=303, headers={"Location": location})
     request.app[_ON_ERROR](request, error)
-    if ERROR_PAGE in request.app and _is_for_person(request):
+    is_api = request.path.startswith(("/api/", "/-/", "/webhook/"))
+    if ERROR_PAGE in request.app and _is_for_person(request) and not is_api:
         return await request.app[ERROR_PAGE](request, error)
     body = {"error": {"code": error.code, "message": error.message}}
     return web.json_response(body, status=error.status, headers=error.headers)

@@ -122,7 +122,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
 }
 NOT_THERE = {
     "{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none", "{service}": "oidc", "{name}": "none",
-    "{button}": "probe", "{version}": "0",
+    "services/999/{button}": "services/999/probe", "{button}": "acknowledge", "{version}": "0",
 }  # fmt: skip
 ROLES = ("viewer", "operator", "admin")
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would create one for each client

@@ -201,7 +201,9 @@ async def test_settings_show_the_health_of_all_parts_and_create_tokens(loop: Loo
         await admin.open("settings")
         await expect(page.locator("tr", has_text="Exporter").locator(".state")).to_have_text("works")
         await expect(page.locator("tr", has_text="Prometheus to Alertmanager")).to_contain_text("not configured")
-        await expect(page.locator("tr", has_text="Alertmanager to here").locator(".state")).to_have_text("does not work")
+        await expect(page.locator("tr", has_text="Alertmanager to here").locator(".state")).to_have_text(
+            "does not work"
+        )
         await page.get_by_role("button", name="Send a test message").click()
         await expect(page.get_by_role("status").nth(1)).to_contain_text("ops has accepted the test message. 0: success")
         await page.locator("summary", has_text="Create an API token").click()
