@@ -30,6 +30,7 @@ SPANS: Mapping[str, float] = {
 HOST_SPANS: Mapping[str, float] = {name: SPANS[name] for name in ("1h", "6h", "24h", "7d")}
 SHORTEST_STEP = 60.0  # seconds of a host's chart: collectors run less often than probes
 DISKS_SHOWN = 5
+HIGHEST = 1e12  # a value that something measured may have
 NO_LATENCY = Chart("latency", "seconds", ())
 log = structlog.get_logger()
 limited_log = LimitedLog()
@@ -111,7 +112,7 @@ class History:
         self.services = {
             name: ServiceHistory(
                 days.get(name), months.get(name), observed.get(name, 0.0), observed_month.get(name, 0.0),
-                lines[name].points if name in lines else (),
+                _within(lines[name], end - DAY, end).points if name in lines else (),
             )
             for name in {*days, *months, *lines}
         }  # fmt: skip
@@ -176,13 +177,14 @@ class History:
             raise ClientError("remediator.prometheus_url is not set")
         try:
             async with asyncio.timeout(CHART_TIMEOUT):
-                return await asyncio.gather(
+                found = await asyncio.gather(
                     *(client.query_range(each, start, end, step, CHART_TIMEOUT) for each in expressions)
                 )
         except TimeoutError as error:
             raise ClientError("Prometheus is slow") from error
         except ClientError as error:
             raise ClientError(f"cannot query Prometheus: {error}") from error
+        return [[_within(each, start - step, end + step) for each in series] for series in found]
 
     async def _connect(self) -> Prometheus | None:
         async with self._lock:
@@ -202,13 +204,19 @@ class History:
 def _values(results: Sequence[Series]) -> Mapping[str, float]:
     """Return the present values by service."""
     return {
-        each.labels.get("service", ""): value for each in results for _, value in each.points if math.isfinite(value)
+        each.labels.get("service", ""): value for each in results for _, value in each.points if 0 <= value <= HIGHEST
     }
+
+
+def _within(series: Series, start: float, end: float) -> Series:
+    """Return a series without points that cannot be drawn, whatever the server has sent."""
+    points = [(at, value) for at, value in series.points if start <= at <= end and abs(value) <= HIGHEST]  # NaN is not
+    return Series(series.labels, points)
 
 
 def _named(results: Sequence[Series], label: str, name: str = "") -> Lines:
     """Return the lines of series that have values, by a label or, if there is one series, under a name."""
-    lines = [(each.labels.get(label, name), [p for p in each.points if math.isfinite(p[1])]) for each in results]
+    lines = [(each.labels.get(label, name), each.points) for each in results]
     return sorted(line for line in lines if line[1])
 
 

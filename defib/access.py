@@ -5,7 +5,7 @@ from datetime import tzinfo
 from typing import Any
 from urllib.parse import quote
 
-from defib.output import format_time, print_json, print_text
+from defib.output import format_time, one_line, print_json, print_text
 from defib.remediator_client import Connect, UnknownEntryError
 
 MAX_PAGE = 1000  # entries in a response of the API
@@ -115,4 +115,4 @@ def _format_entry(entry: dict[str, Any], zone: tzinfo | None) -> str:
     action = f" (action {entry['action_id']}: {entry['action_state'] or 'deleted'})" if entry["action_id"] else ""
     detail = f": {entry['detail']}" if entry["detail"] else ""
     times = f" [{entry['count']} times]" if entry["count"] > 1 else ""
-    return f"{format_time(entry['at'], zone)}  {who}: {what}: {entry['outcome']}{action}{detail}{times}"
+    return one_line(f"{format_time(entry['at'], zone)}  {who}: {what}: {entry['outcome']}{action}{detail}{times}")

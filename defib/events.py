@@ -5,7 +5,7 @@ from datetime import tzinfo
 from typing import Any
 from urllib.parse import urlencode
 
-from defib.output import format_time, parenthesized, print_json, print_text
+from defib.output import format_time, one_line, parenthesized, print_json, print_text
 from defib.remediator_client import Connect
 
 MAX_PAGE = 1000  # events in a response of the API
@@ -39,4 +39,4 @@ def _format_event(event: Mapping[str, Any], zone: tzinfo | None) -> str:
     times = f" [{event['times']} times{until}]" if event["times"] > 1 else until
     line = f"{format_time(event['at'], zone)}  {event['kind']:<11}  {subject}: {what}{by}"
     # A line break in a name would look like another event.
-    return (line + parenthesized(event["detail"]) + times).replace("\n", "\\n")
+    return one_line(line + parenthesized(event["detail"]) + times)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from defib.output import format_time, print_json, print_text
+from defib.output import format_time, one_line, print_json, print_text
 from defib.remediator_client import Connect, UnknownEntryError
 from runtime.errors import DefibError
 
@@ -19,7 +19,7 @@ async def list_maintenance(connect: Connect, *, as_json: bool) -> int:
     for each in answer["maintenance"]:
         until = format_time(each["until"], remediator.zone)
         line = f"{each['scope']} {each['name']}, until {until}, by {each['asked_by']}: {each['reason']}"
-        print_text(f"{each['id']:>6}  {line}")
+        print_text(one_line(f"{each['id']:>6}  {line}"))
     if not answer["maintenance"]:
         print_text("no maintenance")
     return 0
@@ -83,7 +83,7 @@ async def automation(connect: Connect, switch: str | None, reason: str, *, as_js
     if answer["at"]:
         detail = f": {answer['reason']}" if answer["reason"] else ""
         since = f" since {format_time(answer['at'], remediator.zone)}, switched by {answer['by']}{detail}"
-    print_text(f"automation is {'on' if answer['enabled'] else 'off'}{since}")
+    print_text(one_line(f"automation is {'on' if answer['enabled'] else 'off'}{since}"))
     if not answer["by_inventory"]:
         print_text("the configuration has `remediation: {automatic: false}`, which the switch cannot override")
     return 0

@@ -16,6 +16,11 @@ def print_text(text: str, file: TextIO | None = None) -> None:
     print(escape_controls(text), file=file, flush=True)
 
 
+def one_line(text: str) -> str:
+    r"""Return text with line breaks as `\n`, so that it cannot look like the lines of other entries."""
+    return text.replace("\r\n", "\n").replace("\n", "\\n")
+
+
 def print_json(value: Any) -> None:
     """Print a value as one line of JSON."""
     print(UNSAFE.sub(_escape_in_json, json.dumps(value, ensure_ascii=False)))

@@ -84,4 +84,5 @@ def _format(details: dict[str, Any], time: str) -> str:
             lines += [f"  {key}", *(f"    {item}" for item in value)]
         else:
             lines.append(f"  {key:<12}{value}")
-    return "\n".join(lines)
+    # What a peer has sent cannot look like a field of its own.
+    return "\n".join(line.replace("\n", f"\n{' ' * 14}") for line in lines)

@@ -42,8 +42,10 @@ def add_response_headers(app: web.Application, web_config: WebConfigFile) -> Non
     """Add the headers to all responses of the application. Its server adds them to those of malformed requests."""
     headers = app[RESPONSE_HEADERS] = ResponseHeaders(web_config)
 
-    async def add(_request: web.Request, response: web.StreamResponse) -> None:
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
         headers.add_to(response.headers)
+        if request.path.startswith("/api/"):  # what they say is private, and old in a moment
+            response.headers.setdefault("Cache-Control", "no-store")
 
     app.on_response_prepare.append(add)
 

@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 from runtime.access.control import WebUsers
 from runtime.access.roles import Role, UserRole
 from runtime.errors import StartError
+from runtime.tls import restrict_key_exchange
 from runtime.yaml_errors import explain_yaml_error
 
 CHECK_EVERY = 1.0  # seconds
@@ -95,6 +96,7 @@ class WebConfig(_WebConfigModel):
             return None
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = _VERSIONS[tls.min_version]
+        restrict_key_exchange(context)
         try:
             context.load_cert_chain(tls.cert_file, tls.key_file)
             if tls.client_ca_file:

@@ -23,11 +23,11 @@ import uvloop
 
 from defib.demo import sshd
 from defib.demo.launcher import Launcher
-from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
+from defib.demo.stack import Stack, reserve_ports
 from fleet.shells import KILL_DELAY
 from remediator.incidents.alert_starts import normalize_starts_at
 from remediator.policy.gates import BUDGET_WINDOW
-from tests.support import eventually
+from tests.support import WEBHOOK_TOKEN, eventually
 
 SERVICES, HOSTS = 8, 4
 KILLS, SEED = 200, 1

@@ -65,6 +65,9 @@ def new_record(folder: Path, inventory: Inventory | None = None) -> Database:
     return Database(f"sqlite:///{path}", inventory or Inventory())
 
 
+WEBHOOK_TOKEN = "a-token-for-webhooks-only"
+
+
 class ManualClock(SteadyClock):
     """A clock that stands at `at` until it is set."""
 

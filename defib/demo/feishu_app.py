@@ -207,6 +207,8 @@ class AppSimulator:
 
     async def _press(self, request: web.Request) -> web.Response:
         """Handle a pressed button of the page: send the event to the app, and show its answer."""
+        if request.headers.get("Sec-Fetch-Site", "same-origin") != "same-origin":
+            raise web.HTTPForbidden(text="the button is on a page of another site\n")
         message, answer = self.messages.get(request.match_info["id"]), request.match_info["answer"]
         if message is None or answer not in message.values:
             raise web.HTTPNotFound

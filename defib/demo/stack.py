@@ -27,8 +27,6 @@ UNHURRIED_READY_WITHIN = 180.0
 PORTS = (12_000, 32_000)
 RESERVED = 200  # ports that a process reserves at most
 PROGRAMS = ("prometheus", "prometheus-alertmanager")
-WEBHOOK_TOKEN = "demo-webhook-token"  # noqa: S105 - only on loopback, while the demo runs
-METRICS_TOKEN = "demo-metrics-token"  # noqa: S105 - as above
 
 
 _reserved: deque[socket.socket] = deque()
@@ -68,6 +66,12 @@ def _reserve(port: int) -> None:
     _reserved.append(reservation)
     if len(_reserved) > RESERVED:
         _reserved.popleft().close()
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a file that only its owner can read."""
+    path.touch(mode=0o600)
+    path.write_text(text)
 
 
 def find_alert_files() -> Path:
@@ -110,7 +114,8 @@ class Stack:
     """Prometheus, Alertmanager, the exporter and the remediator, with all their files in one folder.
 
     Unless `hurried`, the intervals of the shipped files stay as they are. `fallback` is the webhook of the receiver of
-    that name. `report` is called with each step of the start.
+    that name. `webhook_token` is what Alertmanager sends, by default a random one. `report` is called with each step of
+    the start.
     """
 
     def __init__(
@@ -120,6 +125,7 @@ class Stack:
         *,
         hurried: bool = True,
         fallback: str = "",
+        webhook_token: str = "",
         report: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self._launcher, self._folder, self._report = launcher, folder, report
@@ -129,7 +135,8 @@ class Stack:
         self.pids: dict[str, int] = {}
         self.options: dict[str, list[str]] = {}  # more arguments of the exporter and the remediator
         self.token_file = folder / "token"  # next to the database
-        self.token = secrets.token_urlsafe(32)
+        self.token, self.metrics_token = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+        self.webhook_token = webhook_token or secrets.token_urlsafe(32)
         self.credential = ApiTokenAuth(self.token, (self.ports[name] for name in ("exporter", "remediator")))
         self.client = httpx.AsyncClient(trust_env=False, timeout=30.0, auth=self.credential)
 
@@ -140,21 +147,20 @@ class Stack:
         """Write the configuration directory, with `extra` besides the settings of the stack itself, and return it."""
         directory = self._folder / "config"
         directory.mkdir(exist_ok=True)
-        self.token_file.touch(mode=0o600)
-        self.token_file.write_text(self.token)
+        _write_secret(self.token_file, self.token)
         written = {
             "exporter": {"url": self.url("exporter")},
             "remediator": {
                 "url": self.url("remediator"),
                 "database": f"sqlite:///{self._folder}/remediator.db",
-                "webhook_token": WEBHOOK_TOKEN,
+                "webhook_token": self.webhook_token,
                 "prometheus_url": self.url("prometheus"),
                 "alertmanager_url": self.url("alertmanager"),
             },
             **extra,
-            "access": {"metrics_token": METRICS_TOKEN, **extra.get("access", {})},
+            "access": {"metrics_token": self.metrics_token, **extra.get("access", {})},
         }
-        (directory / "defib.yaml").write_text(yaml.safe_dump(written, allow_unicode=True, sort_keys=False))
+        _write_secret(directory / "defib.yaml", yaml.safe_dump(written, allow_unicode=True, sort_keys=False))
         return directory
 
     async def start(self) -> None:
@@ -227,8 +233,8 @@ class Stack:
 
     def _write_with_own_addresses(self, config: Any, name: str) -> None:
         """Write a shipped file, with the addresses and tokens of this stack instead of those of docker-compose.yml."""
-        for token, value in (("webhook_token", WEBHOOK_TOKEN), ("metrics_token", METRICS_TOKEN)):
-            (self._folder / token).write_text(value)
+        for token, value in (("webhook_token", self.webhook_token), ("metrics_token", self.metrics_token)):
+            _write_secret(self._folder / token, value)
         text = yaml.safe_dump(config, sort_keys=False)
         own = {
             "exporter:9999": "exporter", "remediator:9095": "remediator",

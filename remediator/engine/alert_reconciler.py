@@ -17,6 +17,7 @@ from remediator.metrics import RemediatorMetrics
 from remediator.record import stops
 from remediator.record.database import Database, StorageError
 from remediator.record.stops import Stop
+from remediator.record.transaction import Transaction
 
 FIRST_RECONCILIATION = 5.0  # seconds after the start
 RECONCILE_EVERY = 60.0
@@ -108,8 +109,8 @@ class AlertReconciler:
         listed = listing.fingerprints if listing.uptime >= COMPLETE_AFTER else None
         active = {alert.fingerprint for alert in listing.active if alert.name != WATCHDOG}
         before = self._database.clock.now() - SETTLED_AFTER
-        added = await self._database.write(reconciliation.add_listed, listing, before)
-        return added + await self._database.write(reconciliation.reconcile, active, listed, before)
+        added = await self._change_all(lambda tx: reconciliation.add_listed(tx, listing, before))
+        return added + await self._change_all(lambda tx: reconciliation.reconcile(tx, active, listed, before))
 
     async def _resolve_recovered(self) -> int:
         """Resolve the alerts of what the exporter observes to be up."""
@@ -118,7 +119,15 @@ class AlertReconciler:
         responding = {name for name, each in observations.items() if each.host_up} | up
         hosts_up = {services[name].host for name in responding if name in services} - {""}
         before = self._database.clock.now() - LONG_UP
-        return await self._database.write(reconciliation.resolve_recovered, up, hosts_up, before)
+        return await self._change_all(lambda tx: reconciliation.resolve_recovered(tx, up, hosts_up, before))
+
+    async def _change_all(self, change: Callable[[Transaction], int]) -> int:
+        """Run `change`, in several transactions if it changes many alerts; returns how many. Raises StorageError."""
+        total = changed = await self._database.write(change)
+        while changed >= reconciliation.CHANGED_TOGETHER:
+            changed = await self._database.write(change)
+            total += changed
+        return total
 
     async def _settle_questions(self) -> None:
         """Find evidence for held ends of alerts, and ask the exporter about resolved alerts that may fire again."""

@@ -23,6 +23,7 @@ from runtime.logs import LimitedLog
 from runtime.payloads import parse_body
 from runtime.web import add_route
 
+STORED_TOGETHER = 500  # alerts in one transaction: other writers wait meanwhile
 log = structlog.get_logger()
 limited_log = LimitedLog()
 
@@ -43,7 +44,7 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
     async def receive(request: web.Request) -> web.Response:
         try:
             payload = await parse_body(parse_webhook, await _read_body(request))
-            await database.write_with_priority(intake.receive_alerts, payload.alerts, payload.receiver)
+            await _store(database, payload)
         except InvalidPayloadError as error:
             raise ApiError(400, "not_a_delivery", str(error)) from error
         except (web.HTTPRequestEntityTooLarge, PayloadTooLargeError) as error:
@@ -77,6 +78,13 @@ def add_routes(app: web.Application, engine: Engine, database: Database, metrics
             )
 
     add_route(app, "POST", WEBHOOK_PATH, receive, AccessRequirement.WEBHOOK)
+
+
+async def _store(database: Database, payload: WebhookPayload) -> None:
+    """Store the alerts. Raises StorageError; then all are sent again, and some are received twice."""
+    for start in range(0, max(len(payload.alerts), 1), STORED_TOGETHER):
+        alerts = payload.alerts[start : start + STORED_TOGETHER]
+        await database.write_with_priority(intake.receive_alerts, alerts, payload.receiver)
 
 
 async def _read_body(request: web.Request) -> bytes:

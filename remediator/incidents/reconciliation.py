@@ -24,6 +24,7 @@ from remediator.record.situations import HOST_DOWN
 from remediator.record.transaction import Transaction
 
 DEFAULT_RECEIVER = "defib"
+CHANGED_TOGETHER = 200  # alerts changed by one transaction: other writers wait meanwhile
 INHIBITING_EXPIRES = 5 * 3600.0  # seconds without a repetition of HostDown or ExporterDown; Alertmanager's is 4 h
 _SELECT_LABELS_IN_DOUBT = select(alerts.c.labels).where(alerts.c.doubted_at.is_not(None))
 
@@ -63,11 +64,12 @@ def reconcile(tx: Transaction, active: AbstractSet[str], listed: AbstractSet[str
     """Compare the alerts with Alertmanager's list: fingerprints that are `active`, and all that are `listed`.
 
     A resolved alert that is active fires again. A firing alert that is not listed is resolved, unless the list is
-    incomplete (None). Alerts seen since `before` may be newer than the list and stay. Returns how many changed.
+    incomplete (None). Alerts seen since `before` may be newer than the list and stay. Returns how many changed: at most
+    CHANGED_TOGETHER are resolved, and as many fire again.
     """
     is_stale = and_(alerts.c.status == "firing", alerts.c.held_at.is_(None), alerts.c.last_seen < before)
     stale = tx.execute(select(alerts).where(is_stale)).all() if listed is not None else []
-    unlisted = [row for row in stale if row.fingerprint not in (listed or ())]
+    unlisted = [row for row in stale if row.fingerprint not in (listed or ())][:CHANGED_TOGETHER]
     for row in unlisted:
         end_alert(tx, row, "reconciliation", "")
     firing_again = 0
@@ -81,6 +83,8 @@ def reconcile(tx: Transaction, active: AbstractSet[str], listed: AbstractSet[str
             else:
                 set_firing(tx, latest)
             firing_again += 1
+            if firing_again == CHANGED_TOGETHER:
+                break
     return len(unlisted) + firing_again
 
 
@@ -98,7 +102,10 @@ def _was_ended_before(row: Row[Any], before: float) -> bool:
 
 
 def add_listed(tx: Transaction, listing: AlertList, before: float) -> int:
-    """Add the active alerts that are routed to this remediator and that no webhook delivered; returns how many."""
+    """Add the active alerts that are routed to this remediator and that no webhook delivered.
+
+    Returns how many: at most CHANGED_TOGETHER.
+    """
     receivers = set(known_receivers(tx)) | listing.own_receivers or {DEFAULT_RECEIVER}
     added, firing = 0, _firing_fingerprints(tx)
     for alert in listing.active:
@@ -115,6 +122,8 @@ def add_listed(tx: Transaction, listing: AlertList, before: float) -> int:
         if is_new and not routed_to.isdisjoint(receivers):
             add_alert(tx, alert, start)
             added += 1
+            if added == CHANGED_TOGETHER:
+                break
     return added
 
 
@@ -122,7 +131,8 @@ def resolve_recovered(tx: Transaction, up: AbstractSet[str], hosts_up: AbstractS
     """Resolve the alerts that the exporter shows to be over, where there is no Alertmanager to query.
 
     These are the alerts to act on of services that have long been `up`, and HostDown of `hosts_up`. HostDown and
-    ExporterDown, which hold others back, are also resolved after INHIBITING_EXPIRES. Returns how many.
+    ExporterDown, which hold others back, are also resolved after INHIBITING_EXPIRES. Returns how many: at most
+    CHANGED_TOGETHER.
     """
     stale = tx.execute(select(alerts).where(alerts.c.status == "firing", alerts.c.last_seen < before)).all()
     expired_before = tx.now - INHIBITING_EXPIRES
@@ -133,6 +143,6 @@ def resolve_recovered(tx: Transaction, up: AbstractSet[str], hosts_up: AbstractS
         or (row.name == HOST_DOWN and row.labels.get("host") in hosts_up)
         or (row.name in (HOST_DOWN, resolution.EXPORTER_DOWN) and row.last_seen < expired_before)
     ]
-    for row in recovered:
+    for row in recovered[:CHANGED_TOGETHER]:
         resolve_alert(tx, row, "reconciliation", "")
-    return len(recovered)
+    return min(len(recovered), CHANGED_TOGETHER)

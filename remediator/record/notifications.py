@@ -7,7 +7,7 @@ again, and what the card shows needs no notification of its own.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, and_, bindparam, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Update, and_, bindparam, case, func, select, update
 from sqlalchemy.dialects.sqlite import insert
 
 from fleet.inventory.notify import NotificationKind
@@ -151,7 +151,8 @@ def _update_of_cards(is_match: ColumnElement[bool]) -> Update:
     next_update: Any = func.max(bindparam("now"), func.coalesce(notifications.c.ended_at, 0.0) + UPDATE_INTERVAL)
     return (
         update(notifications)
-        .where(is_match, notifications.c.card == 1, or_(is_sent, notifications.c.state == "pending"))
+        # Not `state in (sent, pending)`, for which SQLite would read the index of all that are sent.
+        .where(is_match, notifications.c.card == 1, notifications.c.state != "dead")
         .values(
             version=notifications.c.version + 1,
             state="pending",
@@ -172,7 +173,9 @@ _NEWEST_ALERT_CARDS = (
     .where(notifications.c.alert_id == bindparam("of"), notifications.c.kind == "alert")
     .group_by(notifications.c.channel)
 )
-_UPDATE_ALERT_CARDS = _update_of_cards(notifications.c.id.in_(_NEWEST_ALERT_CARDS))
+_UPDATE_ALERT_CARDS = _update_of_cards(
+    and_(notifications.c.alert_id == bindparam("of"), notifications.c.id.in_(_NEWEST_ALERT_CARDS))
+)
 
 
 def update_cards(tx: Transaction, *, incident: int | None = None, alert: int | None = None) -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import func, select
 
 from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
-from defib.demo.stack import WEBHOOK_TOKEN, Stack
+from defib.demo.stack import Stack
 from fleet.inventory.model import Inventory
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications import content, deliveries, outbox
@@ -32,7 +32,7 @@ from remediator.record.database import Database
 from remediator.record.schema import notifications
 from remediator.record.transaction import Transaction
 from runtime.redaction import Redactor
-from tests.support import eventually, inventory_of
+from tests.support import WEBHOOK_TOKEN, eventually, inventory_of
 
 TO_CARD, PER_SECOND, PER_MINUTE = 0.200, 5, 100
 INCIDENTS, BURST, GREAT_BURST = 40, 200, 1000

@@ -18,7 +18,7 @@ from sqlalchemy import insert
 
 from defib.demo import sshd
 from defib.demo.launcher import Launcher
-from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
+from defib.demo.stack import Stack, reserve_ports
 from remediator.incidents import lifecycle
 from remediator.policy.decisions import decide
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
@@ -27,7 +27,7 @@ from remediator.record.database import Database
 from remediator.record.schema import actions as action_rows
 from remediator.record.schema import incidents as incident_rows
 from remediator.record.transaction import Transaction
-from tests.support import eventually, inventory_of
+from tests.support import WEBHOOK_TOKEN, eventually, inventory_of
 
 HEADERS = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
 CONNECTIONS, SECONDS, ROUNDS = 6, 5.0, 5

@@ -14,8 +14,8 @@ import yaml
 from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
-from defib.demo.stack import WEBHOOK_TOKEN, Stack
-from tests.support import eventually
+from defib.demo.stack import Stack
+from tests.support import WEBHOOK_TOKEN, eventually
 
 TOKEN = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
 
@@ -25,7 +25,7 @@ class Loop:
 
     def __init__(self, launcher: Launcher, folder: Path, host: Sshd) -> None:
         self.launcher, self.folder, self.host = launcher, folder, host
-        self.stack = Stack(launcher, folder)
+        self.stack = Stack(launcher, folder, webhook_token=WEBHOOK_TOKEN)
         self.feishu = FeishuSimulator()
 
     def service(self, name: str, restart: str = "touch {alive}", **more: Any) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from aiohttp.test_utils import TestServer
 from defib.demo import sshd
 from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
-from defib.demo.stack import WEBHOOK_TOKEN, Stack, reserve_ports
+from defib.demo.stack import Stack, reserve_ports
 from defib.doctor.monitoring import JOBS, check_prometheus
-from tests.support import eventually, inventory_of, loaded
+from tests.support import WEBHOOK_TOKEN, eventually, inventory_of, loaded
 
 NOWHERE = "http://127.0.0.1:1"
 

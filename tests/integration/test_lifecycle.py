@@ -11,12 +11,11 @@ import httpx
 import pytest
 import yaml
 
-from defib.demo.stack import WEBHOOK_TOKEN
 from fleet.inventory.endpoints import Endpoint
 from remediator.clients.alertmanager import Alertmanager
 from tests.integration.loop import Loop, alert, delivery
 from tests.integration.test_safety import defib, metric
-from tests.support import eventually
+from tests.support import WEBHOOK_TOKEN, eventually
 
 pytestmark = pytest.mark.needs("sshd")
 

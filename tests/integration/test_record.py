@@ -18,6 +18,7 @@ from remediator.execution import executor
 from remediator.incidents import actions, decisions, intake, lifecycle, reconciliation
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Decision, Observation, Situation
 from remediator.record import situations, stops, timestamps
+from remediator.record.notifications import update_cards
 from remediator.record.schema import notifications
 from remediator.record.transaction import Transaction
 from runtime.redaction import Redactor
@@ -141,6 +142,39 @@ async def test_an_alert_that_is_not_listed_is_resolved_and_fires_again_when_it_i
     await record.deliver(alert())
     assert await record.open() == [(2, "web")]
     assert await record.notified() == ["down", "recovered", "down"]
+
+
+async def test_many_alerts_are_reconciled_in_several_transactions(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciliation, "CHANGED_TOGETHER", 2)
+    await record.deliver(*(alert(f"Other{number}") for number in range(5)))
+    assert [await record.reconcile(set(), set()) for _ in range(4)] == [2, 2, 1, 0]
+    firing = {f"Other{number}-web" for number in range(5)}
+    record.now += 1000
+    assert [await record.reconcile(firing, firing) for _ in range(4)] == [2, 2, 1, 0]
+
+
+@pytest.mark.parametrize("subject", ["incident", "alert"])
+async def test_cards_are_found_by_what_they_are_about(record: Record, subject: str) -> None:
+    """Not among all notifications that were ever sent, of which there may be many thousands."""
+    seen: list[str] = []
+
+    def explain(tx: Transaction) -> None:
+        def execute(statement: Any, values: Any) -> Any:
+            compiled = statement.compile(dialect=tx.connection.dialect)
+            given = tuple({**compiled.params, **values}[name] for name in compiled.positiontup)
+            plan = tx.connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {compiled}", given)
+            seen.extend(row.detail for row in plan)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Transaction, "execute", lambda _tx, statement, values: execute(statement, values))
+            timeline_of: dict[str, Any] = {subject: 1}
+            update_cards(tx, **timeline_of)
+
+    await record.database.write(explain)
+    assert seen
+    assert not [detail for detail in seen if "notifications_to_send" in detail or detail.startswith("SCAN")], seen
 
 
 async def test_a_resolved_alert_that_is_active_fires_again(record: Record) -> None:

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from defib.demo.stack import WEBHOOK_TOKEN
 from tests.integration.loop import TOKEN, Loop, alert, delivery
-from tests.support import eventually
+from tests.support import WEBHOOK_TOKEN, eventually
 
 pytestmark = pytest.mark.needs("sshd")
 

@@ -13,10 +13,9 @@ import asyncssh
 import pytest
 import yaml
 
-from defib.demo.stack import WEBHOOK_TOKEN
 from runtime.errors import StartError
 from tests.integration.loop import TOKEN, Loop, alert, delivery, fill_disk
-from tests.support import eventually
+from tests.support import WEBHOOK_TOKEN, eventually
 
 pytestmark = pytest.mark.needs("sshd")
 

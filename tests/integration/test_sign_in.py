@@ -17,11 +17,11 @@ import pytest
 import yaml
 
 from defib.demo.launcher import Launcher
-from defib.demo.stack import WEBHOOK_TOKEN, reserve_ports
+from defib.demo.stack import reserve_ports
 from tests.integration.feishu_oauth import APP_ID, APP_SECRET, TENANT, FeishuOAuth, FeishuUser
 from tests.integration.loop import Loop, fill_disk
 from tests.integration.test_access import basic, bearer, create_token, start_with_users, write_users
-from tests.support import eventually
+from tests.support import WEBHOOK_TOKEN, eventually
 
 PAGE = {"Accept": "text/html,application/xhtml+xml", "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}
 

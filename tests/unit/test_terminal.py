@@ -18,7 +18,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defib.output import print_json, print_text
+from defib.output import one_line, print_json, print_text
 from runtime import logs
 from runtime.redaction import Redactor
 from runtime.terminal import escape_controls
@@ -30,6 +30,10 @@ SHOWN = r"up\x1b]0;owned\x07\r\x1b[2K\x9b2J\x7f\u202egnp.exe\u200b\ud800 \x00end
 
 def is_unsafe(character: str) -> bool:
     return character not in "\t\n" and unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def test_a_reason_cannot_look_like_the_next_line_of_the_audit_log() -> None:
+    assert one_line("patch\r\n2026-11-29  ann: stop web\n") == r"patch\n2026-11-29  ann: stop web\n"
 
 
 def test_unsafe_characters_are_escaped() -> None:

@@ -1,6 +1,13 @@
-"""The ciphers that clients offer."""
+"""The ciphers and groups that are offered to peers which may be hostile."""
+
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
 
 from runtime.tls import create_client_context
+from runtime.webconfig import WebConfigFile
 
 
 def test_no_server_chooses_a_prime() -> None:
@@ -8,3 +15,42 @@ def test_no_server_chooses_a_prime() -> None:
     exchanges = {cipher["kea"] for cipher in create_client_context().get_ciphers()}
     assert {"kx-any", "kx-ecdhe"} <= exchanges
     assert not any(exchange.startswith("kx-dhe") for exchange in exchanges)
+
+
+def shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+    """Carry out a handshake in memory. Raises SSLError."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    sides = [
+        server.wrap_bio(to_server, to_client, server_side=True),
+        client.wrap_bio(to_client, to_server, server_hostname="127.0.0.1"),
+    ]
+    for _ in range(6):
+        for side in sides:
+            try:
+                side.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+    assert all(side.version() for side in sides)
+
+
+@pytest.mark.parametrize("group", ["", "prime256v1", "ffdhe2048", "ffdhe8192", "secp384r1", "secp521r1"])
+def test_no_client_chooses_a_group_that_costs_the_server_much(tmp_path: Path, group: str) -> None:
+    """One of 8,192 bits costs 0.2 s, and a client that repeats a recorded message nothing."""
+    authority = trustme.CA()
+    own = authority.issue_cert("127.0.0.1")
+    own.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
+    both = tmp_path / "both.pem"
+    both.chmod(0o600)
+    config = tmp_path / "web.yml"
+    config.write_text(f"tls_server_config: {{cert_file: {both}, key_file: {both}}}\n")
+    server = WebConfigFile(config).tls
+    assert server is not None
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    if group:
+        client.set_ecdh_curve(group)
+    if group in ("", "prime256v1"):
+        shake_hands(server, client)
+        return
+    with pytest.raises(ssl.SSLError):
+        shake_hands(server, client)

@@ -1,0 +1,63 @@
+"""A person who knows only that the site is slow finds and repairs three faults in a browser."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.async_api import Page, async_playwright, expect
+
+from defib.demo.launcher import Launcher
+from tests.prepared_fleet import PreparedFleet
+from tests.support import eventually
+
+pytestmark = [pytest.mark.needs("sshd", "chromium", "prometheus", "prometheus-alertmanager"), pytest.mark.long]
+TIMEOUT = 200_000  # milliseconds: the machine may be busy
+
+
+async def test_three_faults_are_found_and_repaired_in_the_browser(launcher: Launcher, tmp_path: Path) -> None:
+    tmp_path.chmod(0o711)
+    fleet = PreparedFleet(launcher, tmp_path)
+    try:
+        await fleet.start()
+        await fleet.break_it()
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(
+                executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
+            )
+            page = await browser.new_page(locale="en-US")
+            page.set_default_timeout(TIMEOUT)
+            expect.set_options(timeout=TIMEOUT)
+            await _repair(page, fleet.stack.url("remediator"))
+            await browser.close()
+        for name in ("search", "mineru-2", "live-3", "portal"):
+            await eventually(lambda name=name: fleet.is_up(name))  # type: ignore[misc] # mypy cannot infer the lambda
+    finally:
+        await fleet.stop()
+
+
+async def _repair(page: Page, url: str) -> None:
+    await page.goto(f"{url}/")
+    await page.fill("input[name=user]", "operator")
+    await page.fill("input[name=password]", "operator")
+    await page.press("input[name=password]", "Enter")
+    # The list begins with what is broken.
+    await expect(page.locator("#s-search .state")).to_have_text("Down")
+    await expect(page.locator("#s-mineru-2 .state")).to_have_text("Down")
+    await expect(page.locator("#s-live-3 .state")).to_have_text("Stopped")
+    await expect(page.locator("#s-live-3")).to_contain_text("new encoder settings, back at 7:00")
+    # The page of the slow site names what it depends on.
+    await page.locator("#s-portal a").click()
+    related = page.locator("dd", has_text="Search")
+    await expect(related.locator(".state").first).to_have_text("Down")
+    await related.get_by_role("link", name="Search").click()
+    await page.get_by_role("button", name="Restart program search on app-01").click()
+    await expect(page.locator(".subject .state")).to_have_text("Up")
+    await page.goto(f"{url}/services/mineru-2")
+    await page.get_by_role("button", name="Approve: restart").click()
+    await expect(page.locator(".subject .state")).to_have_text("Up")
+    await page.goto(f"{url}/services/live-3")
+    await page.get_by_role("button", name="Start program live-3 on media-01").click()
+    await expect(page.locator(".subject .state")).to_have_text("Up")
+    # The host's page has charts of what Prometheus knows.
+    await page.goto(f"{url}/hosts/gpu-01?span=1h")
+    await expect(page.locator("figure", has_text="GPU memory").locator(".line").first).to_be_attached()
