@@ -19,6 +19,7 @@ from tests.support import load_problems, loaded, write
 BOMB = "a: &a [x, x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
 )
+STATUS = "services: {{tc: {{probe: {{status: {{url: 'http://h/', components: {{each: $, up: {{$.a: 1}}, values: {values}}}}}}}}}}}"
 SERVICE = "probe: {http: {url: 'http://h/'}}"
 
 
@@ -151,6 +152,18 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         (
             "services: {web: {probe: {http: {url: 'http://h/', body: x, json: {}}}}}",
             "a.yaml:1: services.web.probe.http: body and json exclude each other (only form and files can be combined)",
+        ),
+        (
+            STATUS.format(values="{a b: $.x}"),
+            "a.yaml:1: services.tc.probe.status.components.values.a b: 'a b' is not a valid name; it must match ^[A-Za-z_][A-Za-z0-9_]{0,29}$",
+        ),
+        (
+            STATUS.format(values="{a: x}"),
+            "a.yaml:1: services.tc.probe.status.components.values.a: must be a JSONPath (RFC 9535): expected '$', found 'x', line 1, column 0",
+        ),
+        (
+            STATUS.format(values=str({f"v{n}": "$.x" for n in range(11)})),
+            "a.yaml:1: services.tc.probe.status.components.values: must have at most 10 items",
         ),
         (
             "remediator: {database: 'mysql://x'}",
