@@ -1,7 +1,7 @@
 """The `status` probe: a JSON page that reports the components of a service, such as a transcoder's channels."""
 
 import math
-from typing import Annotated, Any, TypeGuard
+from typing import Annotated, Any, ClassVar, TypeGuard
 
 from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
@@ -57,6 +57,7 @@ UpWhen = Annotated[str | float, PlainValidator(_parse_up_when, json_schema_input
 
 
 class StatusProbeOptions(HttpRequestOptions):
+    reports_components: ClassVar[bool] = True
     components: StatusComponents
     up_when: UpWhen = "all"
     expect: HttpExpect = HttpExpect()

@@ -99,6 +99,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/services/{id}/explain"): VIEWER,
         ("GET", "/api/v1/services/{id}/{verb}"): OPERATOR,
         ("POST", "/api/v1/services/{id}/{verb}"): OPERATOR,
+        ("POST", "/api/v1/services/{id}/components/{component}/restart"): OPERATOR,
         ("POST", "/api/v1/services/{id}/reset"): OPERATOR,
         ("POST", "/api/v1/actions/{number}/approve"): OPERATOR,
         ("POST", "/api/v1/{subject}s/{number}/acknowledge"): OPERATOR,
@@ -116,7 +117,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
 }
 NOT_THERE = {
     "{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none", "{service}": "oidc", "{name}": "none",
-    "{button}": "probe", "{version}": "0",
+    "{button}": "probe", "{version}": "0", "{component}": "none",
 }  # fmt: skip
 ROLES = ("viewer", "operator", "admin")
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would create one for each client
