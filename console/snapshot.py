@@ -55,6 +55,7 @@ class ServiceRow:
     acknowledged_by: str = ""
     action: str = ""  # kind of the action in progress
     phase: str = ""  # of the action: queued, running, verifying
+    component: str = ""  # that the action restarts; empty: the whole service
     maintenance: str = ""
     verbs: tuple[str, ...] = ()
 
@@ -318,7 +319,7 @@ def _add_record(row: ServiceRow, overview: Overview, unix: Callable[[float], flo
         if row.since is None and incident["down_at"] is not None:
             row = replace(row, since=unix(incident["down_at"]))
     if action is not None:
-        row = replace(row, action=action.kind, phase=action.phase)
+        row = replace(row, action=action.kind, phase=action.phase, component=action.component)
     return row
 
 

@@ -66,6 +66,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/services/{id}"): VIEWER,
         ("GET", "/services/{id}/logs"): OPERATOR,
         ("POST", "/services/{id}/{button}"): OPERATOR,
+        ("POST", "/services/{id}/components/{component}/restart"): OPERATOR,
         ("GET", "/incidents"): VIEWER,
         ("GET", "/incidents/{id}"): VIEWER,
         ("POST", "/incidents/{id}/acknowledge"): OPERATOR,
