@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 from console.forms import parse_seconds
 from fleet.inventory.model import Service
@@ -29,10 +30,21 @@ class NotDone:
     gate: str = ""
     overruled: tuple[str, ...] = ()  # gates that were overruled this time
     reason: str = ""
+    component: str = ""  # that was to be restarted; empty: the whole service
 
     @property
     def can_overrule(self) -> bool:
         return self.gate in OVERRULABLE
+
+    @property
+    def path(self) -> str:
+        """Where the button's form is sent, below the service's page."""
+        return component_path(self.component) if self.component else self.button
+
+
+def component_path(name: str) -> str:
+    """Return where the form is sent that restarts a component, below the service's page."""
+    return f"components/{quote(name, safe='')}/restart"
 
 
 def not_done_because(button: str, error: Exception) -> NotDone:
@@ -44,18 +56,26 @@ class ServiceButtons:
     def __init__(self, operations: Operations, database: Database) -> None:
         self._operations, self._database = operations, database
 
-    async def press(self, button: str, service: Service, form: Mapping[str, str], by: Identity) -> NotDone | None:
-        """Do what a button says; returns why it was not done. Raises ApiError where the record cannot be read."""
+    async def press(
+        self, button: str, service: Service, form: Mapping[str, str], by: Identity, component: str = ""
+    ) -> NotDone | None:
+        """Do what a button says; returns why it was not done. Raises ApiError where the record cannot be read.
+
+        `component` is the one that is restarted, empty for the whole service.
+        """
         reason = form.get("reason", "").strip()[:REASON_LIMIT]
         if button in NEEDS_REASON and not reason:
             return NotDone(button, key="reason_missing")
         try:
+            if component:
+                await self._operations.restart_component(service.id, component, _parse_gates(form), by, reason)
+                return None
             return await self._do(button, service, form, reason, by)
-        except NotFoundError:
-            return NotDone(button, key="gone")
         except (OperationError, ValueError) as error:
+            if isinstance(error, NotFoundError) and not component:
+                return NotDone(button, key="gone")
             overruled = tuple(sorted(_parse_gates(form)))
-            return replace(not_done_because(button, error), overruled=overruled, reason=reason)
+            return replace(not_done_because(button, error), overruled=overruled, reason=reason, component=component)
 
     async def _do(
         self, button: str, service: Service, form: Mapping[str, str], reason: str, by: Identity

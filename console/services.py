@@ -9,12 +9,12 @@ from typing import Any
 from aiohttp import web
 from markupsafe import Markup
 
-from console.buttons import BUTTONS, NotDone, ServiceButtons
+from console.buttons import BUTTONS, NotDone, ServiceButtons, component_path
 from console.filters import GROUPS, ORDERS, PAGE_SIZE, ServiceFilter, values_of
 from console.history import SPANS
 from console.rendering import PageRenderer, Reader
 from console.requests import SubmittedForms, answer_form
-from console.snapshot import DEADLINE, STATES, ServiceRow, SnapshotSource, parse_time
+from console.snapshot import DEADLINE, STATES, ServiceRow, ServiceState, SnapshotSource, parse_time
 from fleet.inventory.model import Service
 from remediator.clients.json_client import ClientError
 from remediator.http.views import read_record
@@ -29,6 +29,7 @@ from runtime.errors import ApiError
 from runtime.web import add_route
 
 INCIDENTS_SHOWN = 10
+FEW_COMPONENTS = 20  # of more, those that are up are folded away
 # The option of each kind of control that names what it acts on.
 _THINGS: Mapping[str, str] = MappingProxyType({"docker": "container", "systemd": "unit", "supervisor": "program"})
 LOG_LIMIT = 2 * 1024 * 1024  # characters of a log that a page shows; the rest is downloaded
@@ -50,6 +51,7 @@ class ServicePages:
             ("GET", f"{service}/checks", self.show_checks, VIEWER),
             ("GET", f"{service}/logs", self.show_logs, OPERATOR),
             ("POST", f"{service}/{{button:{'|'.join(BUTTONS)}}}", self.press, OPERATOR),
+            ("POST", f"{service}/components/{{component:[^/]+}}/restart", self.press, OPERATOR),
         ):
             add_route(app, method, path, handler, needs)
 
@@ -92,12 +94,15 @@ class ServicePages:
             self._source.history.read_service(service.id, SPANS.get(span, SPANS["24h"])),
             self._read_record(service.id),
         )
+        components = _list_components(service, observed)
         inventory = self._database.inventory
         rows = snapshot.rows
         dependents = [each.id for each in inventory.services.values() if service.id in each.depends_on]
         return await self._renderer.respond(
             request, "service.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
             status=409 if not_done else 200, row=asdict(row), snapshot=snapshot.describe(), observed=observed,
+            components=components, few_components=FEW_COMPONENTS,
+            component_values=list(dict.fromkeys(name for each in components for name in each["values"])),
             explanation=explanation, charts=charts, spans=list(SPANS), span=span,
             incidents=incidents, last_action=last_action, service=_describe(service),
             depends_on=list(service.depends_on), dependents=dependents,
@@ -128,9 +133,10 @@ class ServicePages:
 
     async def press(self, request: web.Request) -> web.Response:
         """Do what a button says, once for each form, and show the service again."""
-        service, form, button = self._find_service(request), await read_form(request), request.match_info["button"]
+        service, form, identity = self._find_service(request), await read_form(request), get_identity(request)
+        button, component = request.match_info.get("button", "restart"), request.match_info.get("component", "")
         not_done = await self._submitted.run_once(
-            request, form, lambda: self._buttons.press(button, service, form, get_identity(request))
+            request, form, lambda: self._buttons.press(button, service, form, identity, component)
         )
         await self._source.refresh()
         return await answer_form(request, not_done, self.show_service, f"services/{service.id}")
@@ -142,7 +148,7 @@ class ServicePages:
         except ClientError as error:
             return {"problem": str(error)}
         checks = [{**each, "at": parse_time(each["started_at"])} for each in reversed(seen["results"])]
-        return {"failures": _collapse(seen["failures"]), "checks": checks}
+        return {"failures": _collapse(seen["failures"]), "checks": checks, "components": seen.get("components", [])}
 
     async def _read_record(self, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Return the service's incidents and its last action; none if the record cannot be read, as a notice says."""
@@ -181,6 +187,26 @@ def _collapse(failures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _read_history(tx: Transaction, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
     """Return the last incidents of a service, and its last action."""
     return queries.incidents_of_service(tx, service, INCIDENTS_SHOWN), queries.last_action_of(tx, service)
+
+
+def _list_components(service: Service, observed: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the components that were seen, and those that may be restarted and were not; the broken ones first."""
+    seen = {each["name"]: each for each in observed.get("components", [])}
+    listed = dict.fromkeys(service.restartable_components)
+    rows = [
+        {
+            "name": name, "state": _state_of_component(seen.get(name)), "values": seen.get(name, {}).get("values", {}),
+            "restart": f"services/{service.id}/{component_path(name)}" if name in listed else "",
+        }
+        for name in seen | listed
+    ]  # fmt: skip
+    return sorted(rows, key=lambda row: STATES.index(row["state"]))
+
+
+def _state_of_component(seen: Mapping[str, Any] | None) -> ServiceState:
+    if seen is None:
+        return "unknown"
+    return "up" if seen["up"] else "down"
 
 
 def _find_thing(service: Service) -> tuple[str, str] | None:

@@ -56,6 +56,7 @@ class ServiceRow:
     action: str = ""  # kind of the action in progress
     phase: str = ""  # of the action: queued, running, verifying
     action_id: int | None = None
+    component: str = ""  # that the action restarts; empty: the whole service
     maintenance: str = ""
     stopped_by: str = ""  # through Defib
     stop_reason: str = ""
@@ -321,7 +322,7 @@ def _add_record(row: ServiceRow, overview: Overview, unix: Callable[[float], flo
         if row.since is None and incident["down_at"] is not None:
             row = replace(row, since=unix(incident["down_at"]))
     if action is not None:
-        row = replace(row, action=action.kind, phase=action.phase, action_id=action.id)
+        row = replace(row, action=action.kind, phase=action.phase, action_id=action.id, component=action.component)
     if (stop := overview.stops.get(row.id)) is not None:
         row = replace(row, stopped_by=stop["asked_by"], stop_reason=stop["reason"], since=unix(stop["at"]))
     return row

@@ -212,6 +212,8 @@ def _add_service_commands(added: _Commands) -> None:
     control = added.add("control", commands.control, description, API)
     _add_service_argument(control)
     control.add_argument("verb", choices=["status", "start", "stop", "restart", "logs"])
+    help_ = "restart only this component, which the control must list"
+    control.add_argument("--component", default="", metavar="NAME", help=help_)
     help_ = "act although this gate is closed (may be repeated)"
     control.add_argument("--overrule", action="append", default=[], metavar="GATE", help=help_)
     help_ = "why, for the audit log and for who finds the service stopped"

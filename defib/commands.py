@@ -111,12 +111,14 @@ def probe(options: argparse.Namespace) -> int:
 def control(options: argparse.Namespace) -> int:
     from defib import control
 
-    name, verb, as_json = options.service, options.verb, options.as_json
+    name, verb, component, as_json = options.service, options.verb, options.component, options.as_json
+    if component and verb != "restart":
+        raise DefibError(f"argument --component: cannot {verb} a component, only restart it")
     if options.direct:
-        return _run(control.control_directly(_loader(options, "remediator"), name, verb, as_json=as_json))
-    connect = _connector(options)
+        return _run(control.control_directly(_loader(options, "remediator"), name, verb, component, as_json=as_json))
     body = {"overrule": options.overrule, "reason": options.reason}
-    return _run(control.control_through_remediator(connect, name, verb, body, as_json=as_json))
+    connect = _connector(options)
+    return _run(control.control_through_remediator(connect, name, verb, component, body, as_json=as_json))
 
 
 def explain(options: argparse.Namespace) -> int:

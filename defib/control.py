@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from defib.lookup import find_service
 from defib.output import print_json, print_text
@@ -14,7 +15,7 @@ from fleet.inventory.model import SudoOptions
 from fleet.shells import CompletedCommand
 from fleet.shells.pool import Shells
 from remediator.clients.json_client import ClientError
-from remediator.execution.controls import CONTROLS
+from remediator.execution.controls import CONTROLS, find_options
 from remediator.execution.controls.runner import ControlRunner, Verb
 from runtime.errors import DefibError
 
@@ -23,7 +24,9 @@ SUCCEEDED, FAILED, UNKNOWN = 0, 1, 2
 STOPPED = "automation leaves it stopped, without notifications, until it is started and has been up for `hold`"
 
 
-async def control_directly(load: Callable[[], LoadedInventory], name: str, verb: Verb, *, as_json: bool) -> int:
+async def control_directly(
+    load: Callable[[], LoadedInventory], name: str, verb: Verb, component: str = "", *, as_json: bool
+) -> int:
     """Run a control on the host without the remediator, without locks or record. Raises DefibError."""
     loaded = load()
     inventory = loaded.inventory
@@ -32,6 +35,7 @@ async def control_directly(load: Callable[[], LoadedInventory], name: str, verb:
         raise DefibError(f"the service {name!r} has no control: set services.{name}.control")
     sections = loaded.connection_sections(service.host, control=True)
     loaded.require_resolved(f"services.{name}.control", *sections)
+    options = find_options(service, component)
     where = f"on {service.host}" if service.host else "from here"
     print_text(f"running {verb} {where} without the remediator: no locks, no record", sys.stderr)
     shells = Shells(inventory.hosts, control=True)
@@ -39,7 +43,7 @@ async def control_directly(load: Callable[[], LoadedInventory], name: str, verb:
         host = inventory.host_of(service)
         shell = shells.get(service.host) if host is not None else None
         runner = ControlRunner(shell, host.sudo if host is not None else SudoOptions(), service.control.timeout)
-        completed = await CONTROLS[service.control.kind].run(verb, service.control.options, runner)
+        completed = await CONTROLS[service.control.kind].run(verb, options, runner)
     finally:
         await shells.close()
     if as_json:
@@ -59,14 +63,15 @@ def _print_completed(completed: CompletedCommand) -> int:
 
 
 async def control_through_remediator(
-    connect: Connect, name: str, verb: Verb, body: Mapping[str, Any], *, as_json: bool
+    connect: Connect, name: str, verb: Verb, component: str, body: Mapping[str, Any], *, as_json: bool
 ) -> int:
     """Run a control through the remediator, with its locks and record. Raises DefibError.
 
     `body` has the gates to `overrule` and the `reason`.
     """
     async with connect(hint="; --direct works without the remediator") as remediator:
-        path = f"/api/v1/services/{{name}}/{verb}"
+        part = f"components/{quote(component, safe='')}/" if component else ""
+        path = f"/api/v1/services/{{name}}/{part}{verb}"
         if verb in ("status", "logs"):
             answer = await remediator.request_named("service", name, "GET", path, timeout=300.0)
             if as_json:
@@ -107,7 +112,8 @@ async def _wait_for_command(remediator: RemediatorClient, number: int) -> dict[s
 
 
 def _print_action(action: dict[str, Any]) -> None:
-    print_text(f"{action['kind']} of {action['service']}: {action['command']}")
+    component = f" component {action['component']}" if action["component"] else ""
+    print_text(f"{action['kind']}{component} of {action['service']}: {action['command']}")
     if action["output"]:
         print_text(action["output"])
     if action["why"]:

@@ -153,7 +153,8 @@ def _format_incident(incident: Mapping[str, Any], zone: tzinfo | None) -> str:
 def _format_action(action: Mapping[str, Any]) -> list[str]:
     approved = f", approved by {action['approved_by']}" if action["approved_by"] else ""
     requested = f"requested by {action['asked_by']}{approved}"
-    lines = [f"  action {action['id']}: {action['kind']}, {action['state']}, {requested}"]
+    component = f" component {action['component']}" if action["component"] else ""
+    lines = [f"  action {action['id']}: {action['kind']}{component}, {action['state']}, {requested}"]
     for name in ("before", "after"):
         facts = ", ".join(f"{key} {value}" for key, value in (action[name] or {}).items())
         lines += [f"    {name}: {facts}"] if facts else []

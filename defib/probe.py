@@ -52,7 +52,7 @@ def _details(service: Service, result: ProbeResult) -> dict[str, Any]:
             name: format_rfc3339(value) if "timestamp" in name else value for name, value in details.gauges.items()
         },
         **({"tls": dict(zip(("issuer", "version"), details.tls, strict=True))} if details.tls else {}),
-        **({"components": details.components} if details.components else {}),
+        **details.components_json(),
         "evidence": {key: _readable(value, details.redact) for key, value in details.evidence.items()},
     }
 
@@ -67,6 +67,11 @@ def _readable(value: Any, redact: Redactor) -> Any:
     return replace_unencodable(redact(text))[:EVIDENCE_LENGTH]
 
 
+def _format_component(component: dict[str, Any]) -> str:
+    values = (f", {name} {value}" for name, value in component["values"].items())
+    return f"{component['name']}: {'up' if component['up'] else 'down'}{''.join(values)}"
+
+
 def _format(details: dict[str, Any], time: str) -> str:
     status = "up" if details["success"] else f"down ({details['reason']}): {details['message']}"
     if details["reason"] in UNDETERMINED:
@@ -76,7 +81,7 @@ def _format(details: dict[str, Any], time: str) -> str:
     lines += [f"  {phase:<12}{seconds * 1000:.1f} ms" for phase, seconds in details["phases"].items()]
     lines += [f"  {name}  {value}" for name, value in details["measured"].items()]
     lines += [f"  {name:<12}{value}" for name, value in details.get("tls", {}).items()]
-    lines += [f"  component   {name}: {'up' if up else 'down'}" for name, up in details.get("components", {}).items()]
+    lines += [f"  component   {_format_component(each)}" for each in details.get("components", [])]
     for key, value in details["evidence"].items():
         if key == "headers":
             lines += ["  headers", *(f"    {name}: {text}" for name, text in value)]

@@ -26,7 +26,11 @@ Connect = Callable[..., AbstractAsyncContextManager["RemediatorClient"]]
 
 
 class UnknownEntryError(DefibError):
-    """The remediator has no such service, host, group, incident, action or maintenance."""
+    """The remediator has no such service, component, host, group, incident, action or maintenance: `code` tells."""
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class RemediatorClient:
@@ -46,7 +50,7 @@ class RemediatorClient:
             return await self._client.request(method, path, timeout, body)
         except HttpStatusError as error:
             if error.status == httpx.codes.NOT_FOUND:
-                raise UnknownEntryError(str(error)) from error
+                raise UnknownEntryError(str(error), error.code) from error
             raise
 
     async def request_named(
@@ -58,7 +62,9 @@ class RemediatorClient:
         """
         try:
             return await self.request(method, path.replace("{name}", quote(name, safe="")), timeout=timeout, body=body)
-        except UnknownEntryError:
+        except UnknownEntryError as error:
+            if error.code == "unknown_component":
+                raise
             known = names_of(self.inventory, kind)
             if name in known:
                 message = f"the remediator's inventory has no {kind} {name!r} yet: reload the remediator"

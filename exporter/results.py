@@ -1,5 +1,6 @@
 """Probe results: success or failure, the reason, and the details that the probe recorded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,6 +10,9 @@ FailureReason = Literal[
     "resolve", "connect", "timeout", "tls", "redirect", "status", "body", "header", "json",
     "latency", "protocol", "auth", "shell", "exit", "state", "error",
 ]  # fmt: skip
+
+
+Scalar = str | int | float | bool
 
 
 class ProbeFailure(Exception):  # noqa: N818 - a failed probe is an expected result, not an error of the program
@@ -25,6 +29,14 @@ def replace_unencodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+@dataclass(frozen=True, slots=True)
+class Component:
+    """What a status page says of one component, with the values that the probe reads of it."""
+
+    up: bool
+    values: Mapping[str, Scalar] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class ProbeDetails:
     """What a probe records while it runs; a failed probe keeps what it had recorded before it failed.
@@ -36,7 +48,7 @@ class ProbeDetails:
     phases: dict[str, float] = field(default_factory=dict)
     gauges: dict[str, float] = field(default_factory=dict)
     tls: tuple[str, str] | None = None  # the certificate's issuer and the TLS version
-    components: dict[str, bool] = field(default_factory=dict)
+    components: dict[str, Component] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
     redact: Redactor = field(default_factory=Redactor)
     timeout_failure: ProbeFailure | None = None  # reported instead of a plain timeout if the deadline passes now
@@ -45,6 +57,11 @@ class ProbeDetails:
     def add_phase(self, name: str, seconds: float) -> None:
         """Add the duration of a phase; durations of a repeated phase (after a redirect) are summed."""
         self.phases[name] = self.phases.get(name, 0.0) + seconds
+
+    def components_json(self) -> dict[str, Any]:
+        """Return the JSON representation of the components, as `components`; empty if there are none."""
+        rows = [{"name": name, "up": each.up, "values": dict(each.values)} for name, each in self.components.items()]
+        return {"components": rows} if rows else {}
 
 
 @dataclass(frozen=True, slots=True)

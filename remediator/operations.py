@@ -16,7 +16,7 @@ from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.json_client import ClientError
 from remediator.engine import reminders
 from remediator.engine.engine import Engine
-from remediator.execution.controls.runner import UnknownVerbError, Verb
+from remediator.execution.controls.runner import UnknownComponentError, UnknownVerbError, Verb
 from remediator.incidents import acknowledgement, actions
 from remediator.incidents.actions import Claim
 from remediator.incidents.timeline import add_event
@@ -51,7 +51,7 @@ class InvalidOperationError(OperationError):
 
 
 class NotFoundError(OperationError):
-    """There is no such service, incident, alert, action or maintenance."""
+    """There is no such service, component, incident, alert, action or maintenance."""
 
 
 class ConflictError(OperationError):
@@ -85,24 +85,44 @@ class Operations:
     ) -> Claim:
         """Start, stop or restart a service; `overruled` are the gates that do not hold it. The reason is recorded."""
         async with self._audit_log.recording_refusal(by, verb, service_id):
-            service = self.get_controlled_service(service_id)
-            unknown = sorted({*overruled} - OVERRULABLE)
-            if unknown:
-                gates = ", ".join(sorted(OVERRULABLE))
-                message = f"cannot overrule {', '.join(unknown)}; possible are {gates}"
-                raise InvalidOperationError("bad_request", message)
-            try:
-                claimed = await self._engine.act_for_operator(service, verb, overruled, by, reason)
-            except UnknownVerbError as error:
-                raise InvalidOperationError("unknown_verb", str(error)) from error
-            except StorageError as error:
-                raise _not_stored("nothing was started") from error
-            if claimed == "stopping":
-                raise UnavailableError("stopping", "the remediator is shutting down")
-            if isinstance(claimed, Decision):
-                raise _held(claimed)
-            assert isinstance(claimed, Claim)  # noqa: S101 - the last of the possible types
-            return claimed
+            return await self._start(service_id, verb, overruled, by, reason)
+
+    async def restart_component(
+        self, service_id: str, component: str, overruled: Collection[str], by: Identity, reason: str = ""
+    ) -> Claim:
+        """Restart one component that the service's control lists; everything else is as in `start_action`."""
+        async with self._audit_log.recording_refusal(by, "restart", service_id, f"component {component}"):
+            return await self._start(service_id, "restart", overruled, by, reason, component)
+
+    async def _start(
+        self,
+        service_id: str,
+        verb: Verb,
+        overruled: Collection[str],
+        by: Identity,
+        reason: str,
+        component: str = "",
+    ) -> Claim:
+        service = self.get_controlled_service(service_id)
+        unknown = sorted({*overruled} - OVERRULABLE)
+        if unknown:
+            gates = ", ".join(sorted(OVERRULABLE))
+            message = f"cannot overrule {', '.join(unknown)}; possible are {gates}"
+            raise InvalidOperationError("bad_request", message)
+        try:
+            claimed = await self._engine.act_for_operator(service, verb, overruled, by, reason, component)
+        except UnknownVerbError as error:
+            raise InvalidOperationError("unknown_verb", str(error)) from error
+        except UnknownComponentError as error:
+            raise NotFoundError("unknown_component", str(error)) from error
+        except StorageError as error:
+            raise _not_stored("nothing was started") from error
+        if claimed == "stopping":
+            raise UnavailableError("stopping", "the remediator is shutting down")
+        if isinstance(claimed, Decision):
+            raise _held(claimed)
+        assert isinstance(claimed, Claim)  # noqa: S101 - the last of the possible types
+        return claimed
 
     async def read_from_host(self, service_id: str, verb: Verb, by: Identity) -> CompletedCommand:
         """Run the `status` or `logs` command of a service's control."""

@@ -160,7 +160,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def relative_path(request: web.Request, path: str) -> str:
     """Return a path of this server relative to the request's, since a proxy may serve all paths below a prefix."""
-    return f"./{'../' * (request.path.count('/') - 1)}{path}"
+    return f"./{'../' * (request.rel_url.raw_path.count('/') - 1)}{path}"  # a part of the path may be `a%2Fb`
 
 
 def parse_local_path(text: str) -> str:

@@ -3,7 +3,7 @@
 export function isEdited(part) {
   const active = document.activeElement;
   const isTyping = part.contains(active) && active.matches("input:not([type=checkbox]), select, textarea");
-  const isFilled = [...part.querySelectorAll("input:not([type=hidden])")].some((each) => each.value !== each.defaultValue)
+  const isFilled = [...part.querySelectorAll("input:not([type=hidden]), textarea")].some((each) => each.value !== each.defaultValue)
     || [...part.querySelectorAll("option")].some((each) => each.selected !== each.defaultSelected && each.parentElement.options[0] !== each);
   return isTyping || isFilled;
 }

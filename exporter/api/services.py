@@ -51,7 +51,8 @@ class ServicesApi:
             for result in probed.recent_results
         ]
         failures = [result_json(failure) for failure in probed.recent_failures]
-        return web.json_response({**self._summary(probed), "results": results, "failures": failures})
+        components = {} if probed.last is None else probed.last.details.components_json()
+        return web.json_response({**self._summary(probed), **components, "results": results, "failures": failures})
 
     async def probe(self, request: web.Request) -> web.Response:
         probed = self._find_service(request)
@@ -63,6 +64,7 @@ class ServicesApi:
                 "service": probed.service.id,
                 "up": probed.state.up,
                 **result_json(result),
+                **result.details.components_json(),
                 "digest": probed.digest,
                 "host_up": self._scheduler.host_up(probed.service.host),
             }

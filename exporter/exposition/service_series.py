@@ -122,8 +122,8 @@ class ServiceSeries:
                 )
             if details.components:
                 lines["service_component_up"] = "".join(
-                    f"service_component_up{{{self._labels},{format_labels({'component': name})}}} {int(up)}\n"
-                    for name, up in details.components.items()
+                    f"service_component_up{{{self._labels},{format_labels({'component': name})}}} {int(each.up)}\n"
+                    for name, each in details.components.items()
                 )
         return lines
 

@@ -1,6 +1,7 @@
 """The `status` probe: a JSON page that reports the components of a service, such as a transcoder's channels."""
 
-from typing import Annotated, Any
+import math
+from typing import Annotated, Any, ClassVar, TypeGuard
 
 from jsonpath_rfc9535 import JSONPathNode
 from pydantic import Field, PlainValidator
@@ -20,20 +21,23 @@ from exporter.probes.http import HttpExpect, check_response
 from exporter.probes.net.http_client import fetch
 from exporter.probes.net.http_request import HttpRequestOptions
 from exporter.probes.net.http_response import HttpResponse
-from exporter.results import ProbeDetails, ProbeFailure, replace_unencodable
+from exporter.results import Component, ProbeDetails, ProbeFailure, Scalar, replace_unencodable
 from fleet.inventory.endpoints import ConfigModel
 
-SERIES_LIMIT = 200  # components that become series
+COMPONENTS_LIMIT = 200  # that become series
+VALUES_LIMIT = 10  # of each component
 NAMED_IN_MESSAGE = 5  # components
-NAME_LIMIT = 100
+NAME_LIMIT = VALUE_LIMIT = 100  # characters
+ValueName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,29}$")]
 
 
 class StatusComponents(ConfigModel):
-    """Where the components are in the page, the name of each, and when it is up."""
+    """Where the components are in the page, the name of each, when it is up, and which of its values are shown."""
 
     each: JsonPath
     name: JsonPath | None = None
     up: JsonExpect = Field(min_length=1)
+    values: dict[ValueName, JsonPath] = Field(default_factory=dict, max_length=VALUES_LIMIT)
 
 
 def _parse_up_when(value: object) -> str | float:
@@ -53,6 +57,7 @@ UpWhen = Annotated[str | float, PlainValidator(_parse_up_when, json_schema_input
 
 
 class StatusProbeOptions(HttpRequestOptions):
+    reports_components: ClassVar[bool] = True
     components: StatusComponents
     up_when: UpWhen = "all"
     expect: HttpExpect = HttpExpect()
@@ -67,8 +72,8 @@ async def probe_status(options: StatusProbeOptions, _context: ProbeContext, deta
     response = await fetch(options, details)
     await check_response(options, options.expect, response, details)
     components = await run_in_thread(_parse_components, options.components, response, details)
-    details.components = dict(list(components.items())[:SERIES_LIMIT])
-    down = [name for name, up in components.items() if not up]
+    details.components = dict(list(components.items())[:COMPONENTS_LIMIT])
+    down = [name for name, each in components.items() if not each.up]
     up_count = len(components) - len(down)
     details.evidence["components"] = f"{up_count} of {len(components)} up"
     if up_count / len(components) < options.min_ratio_up or not up_count:
@@ -80,15 +85,24 @@ async def probe_status(options: StatusProbeOptions, _context: ProbeContext, deta
         )
 
 
-def _parse_components(options: StatusComponents, response: HttpResponse, details: ProbeDetails) -> dict[str, bool]:
-    """Return by name whether each component is up; components of one name are combined. Raises ProbeFailure."""
+def _parse_components(options: StatusComponents, response: HttpResponse, details: ProbeDetails) -> dict[str, Component]:
+    """Return the components by name; those of one name are all up or down, with the values of the first.
+
+    Raises ProbeFailure.
+    """
     page = parse_json(recode_as_utf8(response.header("content-type"), response.body))
-    components: dict[str, bool] = {}
+    components: dict[str, Component] = {}
     for node in find_values(options.each, page):
         name = details.redact(_component_name(options, node))[:NAME_LIMIT]
-        components[name] = components.get(name, True) and all(
+        up = all(
             _is_as_expected(find_values(path, node.value), expected, details) for path, expected in options.up.items()
         )
+        first = components.get(name)
+        if first is not None:
+            components[name] = Component(first.up and up, first.values)
+        else:
+            is_shown = len(components) < COMPONENTS_LIMIT
+            components[name] = Component(up, _read_values(options, node.value, details) if is_shown else {})
     if not components:
         raise ProbeFailure("json", f"{options.each} selects no component")
     return components
@@ -99,6 +113,23 @@ def _component_name(options: StatusComponents, node: JSONPathNode) -> str:
     names = find_values(options.name, node.value).values() if options.name else []
     name = names[0] if names else node.location[-1] if node.location else "page"
     return replace_unencodable(str(name)[:EXAMINED])
+
+
+def _read_values(options: StatusComponents, component: Any, details: ProbeDetails) -> dict[str, Scalar]:
+    """Return the first value that each path selects, without those that are missing, too long or no scalars."""
+    found = {name: find_values(path, component).values()[:1] for name, path in options.values.items()}
+    return {
+        name: details.redact(replace_unencodable(value)) if isinstance(value, str) else value
+        for name, values in found.items()
+        for value in values
+        if _is_shown(value)
+    }
+
+
+def _is_shown(value: Any) -> TypeGuard[Scalar]:
+    if not isinstance(value, Scalar) or len(str(value)) > VALUE_LIMIT:
+        return False
+    return isinstance(value, str) or math.isfinite(value)  # 1e999 is a valid number of JSON
 
 
 def _is_as_expected(nodes: list[JSONPathNode], expected: Any, details: ProbeDetails) -> bool:

@@ -49,6 +49,8 @@ class ProbedService:
         if self.state.up is not before.up:
             self.changed_at = now
         differs = self.last is None or (self.last.success, self.last.reason) != (result.success, result.reason)
+        if self.last is not None:
+            self.last.details.components.clear()  # a page may have hundreds, and `recent_failures` keeps the rest
         self.last, self.digest = result, digest
         self.recent_results.add(result)
         trace = result.details.evidence.get("traceback")

@@ -164,8 +164,10 @@ class _Checker:
                 yield from self._check_known(("services", name, "depends_on", index), other, self.services, "service")
             for kind, options in _map(service.get("probe")).items():
                 yield from self._check_probe(("services", name, "probe", kind), host, kind, options)
-            for kind in _map(service.get("control")):
+            for kind, options in _map(service.get("control")).items():
                 yield from self._check_control(("services", name, "control", kind), host, kind)
+                if "components" in _map(options):
+                    yield from self._check_components(("services", name, "control", kind, "components"), service)
 
     def _check_probe(self, where: Location, host: Any, kind: str, written: Any) -> Iterator[ConfigProblem]:
         known = self.kinds.probes.get(kind)
@@ -188,6 +190,14 @@ class _Checker:
         if _is_wrapped(host) and control_key_file in (None, key_file):
             message = f"{name} needs `control_ssh: {{key_file: …}}`: its ssh.key_file may only read (ssh.wrapper)"
             yield self.document.problem_at(where, message)
+
+    def _check_components(self, where: Location, service: Raw) -> Iterator[ConfigProblem]:
+        """Check that the probe of a service whose control restarts components reports them."""
+        for kind in _map(service.get("probe")):
+            known = self.kinds.probes.get(kind)
+            if known is not None and not getattr(known.options, "reports_components", False):
+                message = f"the probe {kind} does not report components; use the probe status"
+                yield self.document.problem_at(where, message)
 
     def _check_wrapper_arguments(
         self, where: Location, host: Raw, kind: ConfigurableKind | None, written: Any

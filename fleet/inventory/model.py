@@ -4,7 +4,7 @@ Each kind of probe, control, channel and collector defines its own options; `inv
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -216,6 +216,11 @@ class Service(ConfigModel):
     @property
     def title(self) -> str:
         return self.name or self._id
+
+    @property
+    def restartable_components(self) -> Sequence[str]:
+        """The components, as its probe names them, that its control may restart one by one."""
+        return getattr(self.control.options, "components", None) or () if self.control is not None else ()
 
     @property
     def target(self) -> str:

@@ -104,6 +104,7 @@ class Exporter:
             return Observation(
                 response["up"], response["success"], response["reason"], response["message"] or "",
                 digest=response.get("digest"), host_up=response.get("host_up"),
+                components_up=frozenset(each["name"] for each in response.get("components", ()) if each["up"]),
             )  # fmt: skip
 
     async def observe_all(self) -> Mapping[str, Observation]:

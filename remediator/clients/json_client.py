@@ -30,11 +30,11 @@ class ClientError(DefibError):
 
 
 class HttpStatusError(ClientError):
-    """The server responded with an HTTP error status."""
+    """The server responded with an HTTP error status; `code` is that of Defib's own responses."""
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, code: str = "") -> None:
         super().__init__(f"HTTP {status}{message}")
-        self.status = status
+        self.status, self.code = status, code
 
 
 class JsonClient:
@@ -90,7 +90,7 @@ class JsonClient:
                     raise ClientError(f"the response is longer than {self._response_limit} bytes")
             return await parse_body(self._decode, bytes(received)), _date(response)
         except httpx.HTTPStatusError as error:
-            raise HttpStatusError(error.response.status_code, _error_message(received)) from error
+            raise HttpStatusError(error.response.status_code, *_parse_error(received)) from error
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:
             raise ClientError(f"{type(error).__name__}") from error
 
@@ -105,14 +105,15 @@ def _date(response: httpx.Response) -> float:
         return time.time()
 
 
-def _error_message(body: bytearray) -> str:
-    """Return the message of an error response of Defib."""
+def _parse_error(body: bytearray) -> tuple[str, str]:
+    """Return the message and the code of an error response of Defib; empty for others."""
     if len(body) > SHORT:
-        return ""
+        return "", ""
     try:
-        return f": {str(decode_json(bytes(body))['error']['message'])[:300]}"
+        error = decode_json(bytes(body))["error"]
+        return f": {str(error['message'])[:300]}", str(error["code"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        return "", ""
 
 
 def http_client(endpoint: Endpoint, token: SecretStr | None = None) -> httpx.AsyncClient:

@@ -16,6 +16,7 @@ from remediator.clients.json_client import ClientError
 from remediator.engine.alert_reconciler import AlertReconciler
 from remediator.engine.event_copier import EventCopier
 from remediator.engine.observer import ServiceObserver
+from remediator.execution.controls import find_options
 from remediator.execution.controls.runner import TargetState, UnknownVerbError, Verb
 from remediator.execution.executor import Executor
 from remediator.incidents import actions, decisions, lifecycle
@@ -247,10 +248,19 @@ class Engine:
             await self._database.write(decisions.clear_observed_stop, self.inventory.services_sharing_target(service))
 
     async def act_for_operator(
-        self, service: Service, verb: Verb, overruled: Collection[str], by: Identity, reason: str = ""
+        self,
+        service: Service,
+        verb: Verb,
+        overruled: Collection[str],
+        by: Identity,
+        reason: str = "",
+        component: str = "",
     ) -> Claim | Decision | str:
-        """Start an operator's action, or return what holds it. Raises UnknownVerbError and StorageError."""
-        if service.control is None or verb not in service.control.options.verbs:
+        """Start an operator's action on a service or one of its components, or return what holds it.
+
+        Raises UnknownVerbError, UnknownComponentError and StorageError.
+        """
+        if verb not in find_options(service, component).verbs:
             raise UnknownVerbError(f"the control of service {service.id!r} does not support `{verb}`")
         situation = await self._observer.observe_service(service.id)
         evidence = Evidence()
@@ -261,11 +271,20 @@ class Engine:
 
         def claim(tx: Transaction) -> Claim | Decision:
             claimed = actions.claim_operator_action(
-                tx, service, verb, situation, overruled=overruled, by=by.label, evidence=evidence, reason=reason
+                tx,
+                service,
+                verb,
+                situation,
+                overruled=overruled,
+                by=by.label,
+                evidence=evidence,
+                reason=reason,
+                component=component,
             )
             if isinstance(claimed, Claim):
+                what = f"component {component}" if component else ""
                 overruled_gates = f"overruled {', '.join(sorted(overruled))}" if overruled else ""
-                detail = "; ".join(filter(None, (reason, overruled_gates)))
+                detail = "; ".join(filter(None, (what, reason, overruled_gates)))
                 audit.add(tx, AuditEntry.of(by, verb, service.id, detail=detail, action=claimed.id))
             return claimed
 

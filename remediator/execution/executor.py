@@ -13,19 +13,13 @@ from fleet.shells.pool import Shells
 from remediator.clients.exporter import Exporter
 from remediator.clients.json_client import ClientError
 from remediator.execution import evidence
-from remediator.execution.controls import CONTROLS
+from remediator.execution.controls import CONTROLS, find_options
 from remediator.execution.controls.recreate import recreate
-from remediator.execution.controls.runner import (
-    CommandRefusedError,
-    ControlRunner,
-    TargetState,
-    UnknownVerbError,
-    Verb,
-)
+from remediator.execution.controls.runner import CommandRefusedError, ControlRunner, TargetState, Verb
 from remediator.incidents import actions
 from remediator.incidents.actions import Claim, CommandOutcome, Ending, Evidence
 from remediator.metrics import RemediatorMetrics
-from remediator.policy.situation import Blocked, Decision
+from remediator.policy.situation import Blocked, Decision, Observation
 from remediator.record.database import Database, StorageError
 from remediator.record.transaction import Transaction
 from runtime.errors import DefibError
@@ -158,26 +152,29 @@ class Executor:
         """Return the shell of a service's host; None if it has no host. Raises ShellError."""
         return self._shells.get(service.host) if service.host in self._inventory.hosts else None
 
-    async def run_command(self, service: Service, command: Command) -> CompletedCommand:
-        """Run a verb of a service's control, or a step beyond it. Raises ShellError and UnknownVerbError."""
-        control = service.control
-        if control is None:
-            raise UnknownVerbError(f"service {service.id!r} has no control")
+    async def run_command(self, service: Service, command: Command, component: str = "") -> CompletedCommand:
+        """Run a verb of a service's control, for one component if there is a name, or a step beyond it.
+
+        Raises ShellError, UnknownVerbError and UnknownComponentError.
+        """
+        control, options = service.control, find_options(service, component)
+        assert control is not None  # noqa: S101 - it has options
         host = self._inventory.host_of(service)
         runner = ControlRunner(
             self._shell(service), host.sudo if host else SudoOptions(), control.timeout, service.host
         )
         if isinstance(command, str):
-            return await CONTROLS[control.kind].run(command, control.options, runner)
+            return await CONTROLS[control.kind].run(command, options, runner)
         if command.recreate is not None and command.recreate.command:
             return await runner.run(command.recreate.command)
-        return await recreate(control.options, runner)
+        return await recreate(options, runner)
 
     async def _execute(self, action: Claim, service: Service, command: Command) -> Claim | None:
         """Run the command and record its outcome; None if nothing was run, which ends the action."""
-        log.info("action_started", service=service.id, action=action.id, kind=action.kind)
+        component = action.component
+        log.info("action_started", service=service.id, action=action.id, kind=action.kind, component=component or None)
         try:
-            completed = await self.run_command(service, command)
+            completed = await self.run_command(service, command, component)
         except asyncio.CancelledError:
             completed = CompletedCommand(None, "", "", "the remediator was stopped while the command ran")
         except ShellError as error:
@@ -210,7 +207,7 @@ class Executor:
         await self._finish(action, service)
 
     async def _finish(self, action: Claim, service: Service) -> None:
-        """Verify that the service recovered, and end the action."""
+        """Verify that the service, or the component that was restarted, is up, and end the action."""
         if action.kind == "stop":
             await self._end(action, Ending(action.command or "unknown", action.why))
             return
@@ -243,19 +240,25 @@ class Executor:
     async def _verify(self, action: Claim, service: Service) -> str:
         """Return why the service did not come up within `start_within` and stay up for `hold`; empty if it did.
 
-        Raises _NotVerifiedError if that could not be observed.
+        A component only has to come up: the service may be down because of others. Raises _NotVerifiedError if that
+        could not be observed.
         """
         why = await self._wait_until_up(action, service)
         if why:
             return why
         if action.up_at is None:
             await self._store(actions.record_up, action, at=self._database.clock.now())
-            log.info("service_up", service=service.id, action=action.id)
+            log.info("component_up" if action.component else "service_up", service=service.id, action=action.id)
             self._changed(action.service)
-        return await self._watch_hold(service, self._inventory.remediation.for_service(service).hold)
+        return (
+            ""
+            if action.component
+            else await self._watch_hold(service, self._inventory.remediation.for_service(service).hold)
+        )
 
     async def _wait_until_up(self, action: Claim, service: Service) -> str:
-        """Probe until the service is up; returns why not when the deadline has passed."""
+        """Probe until the service or the component is up; returns why not when the deadline has passed."""
+        what = f"component {action.component}: " if action.component else ""
         control, rules = service.control, self._inventory.remediation.for_service(service)
         start_within = control.start_within if control else 0.0
         ends = (action.command_ended_at or action.claimed_at) + start_within
@@ -269,7 +272,7 @@ class Executor:
         while True:
             try:
                 observed = await self._exporter.probe(service.id, service.probe.timeout)
-                if observed.success and observed.up:
+                if _is_up(observed, action.component):
                     return ""
                 last = observed.summary if not observed.success else "not up for long enough"
                 determined = determined or bool(observed.success) or observed.reason not in rules.never_for
@@ -277,9 +280,9 @@ class Executor:
             except ClientError as error:
                 last, conclusive = f"cannot query the exporter: {error}", False
             if loop.time() >= deadline and not conclusive:
-                raise _NotVerifiedError(f"cannot determine whether the service is up; {last}")
+                raise _NotVerifiedError(f"{what}cannot determine whether the service is up; {last}")
             if loop.time() >= deadline:
-                return f"not up within {start_within:g} s; {last}"
+                return f"{what}not up within {start_within:g} s; {last}"
             await asyncio.sleep(min(pause, max(0.05, deadline - loop.time())))
             pause = min(LONGEST_PAUSE, pause * 1.5)
 
@@ -329,6 +332,11 @@ class Executor:
         self._metrics.actions.labels(action.service, action.kind, ending.state).inc()
         self._metrics.action_duration.observe(max(0.0, self._database.clock.now() - action.claimed_at))
         self._changed(action.service)
+
+
+def _is_up(observed: Observation, component: str) -> bool:
+    """Whether a probe shows that a component is up; without a name, that the service is."""
+    return component in observed.components_up if component else bool(observed.success and observed.up)
 
 
 def _outcome(completed: CompletedCommand) -> CommandOutcome:

@@ -102,6 +102,7 @@ def add_routes(
     for method, path, handler, needs in (
         ("POST", "/-/reload", api.reload, ADMIN),
         ("POST", f"{service}/{{verb:start|stop|restart}}", api.start_action, OPERATOR),
+        ("POST", f"{service}/components/{{component:[^/]+}}/restart", api.restart_component, OPERATOR),
         ("GET", f"{service}/{{verb:status|logs}}", api.read_from_host, OPERATOR),
         ("POST", f"{service}/reset", api.reset_attempts, OPERATOR),
         ("GET", f"{service}/explain", api.explain, VIEWER),
@@ -155,6 +156,12 @@ class _WriteApi:
         body = await parse_request(request, _ActionBody)
         claimed = await self._operations.start_action(service, verb, body.overrule, get_identity(request), body.reason)
         return web.json_response({"action": claimed.id, "service": service, "kind": verb}, status=202)
+
+    async def restart_component(self, request: web.Request) -> web.Response:
+        service, component = request.match_info["id"], request.match_info["component"]
+        body = await parse_request(request, _ActionBody)
+        claimed = await self._operations.restart_component(service, component, body.overrule, get_identity(request))
+        return web.json_response({"action": claimed.id, "service": service, "kind": claimed.kind}, status=202)
 
     async def read_from_host(self, request: web.Request) -> web.Response:
         service, verb = request.match_info["id"], _verb(request)

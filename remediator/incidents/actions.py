@@ -42,6 +42,7 @@ class Claim:
     up_at: float | None = None
     output: str = ""
     why: str = ""
+    component: str = ""  # that is restarted; empty: the whole service
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Ending:
     """How an action ended.
 
     An action that did not reach the host, or whose result could not be seen (`verified`), does not count as an attempt.
+    `recovered` says that what the action is for is up: the service, or its component.
     """
 
     state: CommandOutcome
@@ -140,6 +142,7 @@ def claim_operator_action(
     by: str,
     evidence: Evidence,
     reason: str = "",
+    component: str = "",
 ) -> Claim | Decision:
     """Claim an action that an operator requested; otherwise return what holds it."""
     incident = find_open(tx, service.id)
@@ -149,7 +152,7 @@ def claim_operator_action(
     held = find_closed_gate(service, tx.inventory.remediation.for_service(service), current, overruled_gates)
     if held is not None:
         return held
-    claimed = _insert(tx, incident, service, kind, "person", by, overruled=overruled)
+    claimed = _insert(tx, incident, service, kind, "person", by, overruled=overruled, component=component)
     _store_evidence(tx, claimed, evidence)
     if kind == "stop":
         if incident is not None:
@@ -169,6 +172,7 @@ def _insert(
     state: Literal["running", "queued", "succeeded"] = "running",
     probed_at: float | None = None,
     overruled: Collection[str] = (),
+    component: str = "",
 ) -> Claim:
     row = {
         "incident_id": incident,
@@ -176,6 +180,7 @@ def _insert(
         "host": service.host,
         "target": service.target,
         "kind": kind,
+        "component": component,
         "requested_by": requested_by,
         "asked_by": asked_by,
         "overruled": sorted(overruled),
@@ -187,9 +192,10 @@ def _insert(
     action = int(tx.execute(insert(actions).values(**row)).lastrowid)
     if incident is not None:
         events: Any = {"running": "action_started", "queued": "action_queued", "succeeded": "attempts_reset"}
-        optional = {"overruled": sorted(overruled)} if overruled else {}
+        optional: dict[str, Any] = {"overruled": sorted(overruled)} if overruled else {}
+        optional |= {"component": component} if component else {}
         add_event(tx, incident, events[state], action=action, kind=kind, by=requested_by, who=asked_by, **optional)
-    return Claim(action, incident, service.id, service.host, kind, tx.now)
+    return Claim(action, incident, service.id, service.host, kind, tx.now, component=component)
 
 
 def queue_action(tx: Transaction, incident: int, service: Service, step: RemediationStep, situation: Situation) -> bool:
@@ -236,7 +242,7 @@ def running_actions(tx: Transaction) -> list[Claim]:
     return [
         Claim(
             row.id, row.incident_id, row.service, row.host, row.kind, row.claimed_at, row.command, row.command_ended_at,
-            row.up_at, row.output or "", row.why or "",
+            row.up_at, row.output or "", row.why or "", row.component,
         )
         for row in rows
     ]  # fmt: skip
@@ -266,9 +272,9 @@ def store_facts_after(tx: Transaction, action: Claim, facts: Mapping[str, Any]) 
 
 
 def record_up(tx: Transaction, action: Claim, *, at: float) -> None:
-    """Record the first successful probe after the command, and notify of it."""
+    """Record the first probe after the command that saw the service or the component up; notify of a service."""
     tx.execute(update(actions).where(actions.c.id == action.id).values(up_at=at))
-    if action.incident_id is not None:
+    if action.incident_id is not None and not action.component:
         add_event(tx, action.incident_id, "service_up", action=action.id)
         content = _attempt_content(tx, action, _read_history(tx, action)) | {"seconds": at - action.claimed_at}
         notify_of_incident(tx, action.incident_id, "restarted", content, f"restarted action {action.id}")
@@ -291,7 +297,7 @@ def end_action(tx: Transaction, action: Claim, ending: Ending) -> bool:
         return False
     if not ending.reached:
         stops.remove_of_action(tx, action.id)
-    if ending.recovered:
+    if ending.recovered and not action.component:
         service = tx.inventory.services.get(action.service)
         stops.remove(tx, tx.inventory.services_sharing_target(service) if service is not None else [action.service])
     if action.incident_id is None:

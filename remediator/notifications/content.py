@@ -37,6 +37,7 @@ class Attempt:
     by: str
     at: datetime
     took: float | None
+    component: str = ""  # that was restarted; empty: the whole service
 
 
 @dataclass(frozen=True)
@@ -263,7 +264,8 @@ class _Reader:
     def _attempt(self, row: Row[Any]) -> Attempt:
         took = None if row.up_at is None else max(0.0, row.up_at - row.claimed_at)
         by = row.asked_by if row.requested_by == "person" else row.approved_by or ""
-        return Attempt(row.kind, row.state, row.why or "", by, self._local_time(row.claimed_at), took)
+        at = self._local_time(row.claimed_at)
+        return Attempt(row.kind, row.state, row.why or "", by, at, took, row.component)
 
     def _attempts_used(
         self, queued: QueuedNotification, service: Service | None, incident: int, started: Sequence[Row[Any]]
@@ -334,7 +336,7 @@ def _state_of(row: Row[Any], action_rows: Sequence[Row[Any]]) -> NotificationSta
     if row.state != "open":
         return "recovered" if row.state == "recovered" else "unobserved"
     last = action_rows[-1] if action_rows else None
-    if last is not None and last.state == "running" and last.kind != "stop":
+    if last is not None and last.state == "running" and last.kind != "stop" and not last.component:
         return "acting" if last.up_at is None else "restarted"
     if last is not None and last.state == "queued" and last.approved_at is None:
         return "approval"

@@ -147,6 +147,8 @@ def describe_event(words: Mapping[str, Any], event: str, detail: Mapping[str, An
     ):
         if name in values:
             values[name] = translations.get(values[name], values[name])
+    if "component" in values:
+        values["kind"] = words["of_component"].format(values.get("kind", ""), values["component"])
     overruled = values.get("overruled")
     if isinstance(overruled, list):
         values["overruled"] = ", ".join(map(str, overruled))

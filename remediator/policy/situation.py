@@ -39,6 +39,7 @@ class Observation:
     unchanged_for: float | None = None  # seconds since `up` last changed
     digest: str | None = None  # of the probe and the host in the exporter's configuration
     host_up: bool | None = None  # whether the host's shell responds; None: unknown
+    components_up: frozenset[str] = frozenset()  # those of a status page that are up, only after a probe on request
 
     @property
     def summary(self) -> str:

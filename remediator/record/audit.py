@@ -41,16 +41,20 @@ class AuditLog:
             await write_to_log(entry)
 
     @asynccontextmanager
-    async def recording_refusal(self, by: Identity, event: str, target: str) -> AsyncIterator[None]:
-        """Store an entry if the operation is refused, or fails: if the block raises an error."""
+    async def recording_refusal(self, by: Identity, event: str, target: str, detail: str = "") -> AsyncIterator[None]:
+        """Store an entry if the operation is refused, or fails: if the block raises an error.
+
+        The error follows `detail` in the entry.
+        """
+        before = f"{detail}; " if detail else ""
         try:
             yield
         except DefibError as error:
             outcome: Outcome = "failed" if error.retryable else "refused"
-            await self.write(AuditEntry.of(by, event, target, outcome=outcome, detail=str(error)))
+            await self.write(AuditEntry.of(by, event, target, outcome=outcome, detail=f"{before}{error}"))
             raise
         except Exception as error:
-            await self.write(AuditEntry.of(by, event, target, outcome="failed", detail=type(error).__name__))
+            await self.write(AuditEntry.of(by, event, target, outcome="failed", detail=before + type(error).__name__))
             raise
 
 

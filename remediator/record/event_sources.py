@@ -174,7 +174,11 @@ SOURCES = (
         "action-started", actions, ("action",), actions.c.claimed_at,
         {
             **_OF_ACTIONS, "state": "started",
-            "detail": case((actions.c.requested_by == "alert", actions.c.asked_by), else_=""),
+            "detail": case(
+                (actions.c.component != "", "component " + actions.c.component),
+                (actions.c.requested_by == "alert", actions.c.asked_by),
+                else_="",
+            ),
         },
         _find_started_actions,
     ),

@@ -13,7 +13,7 @@ from remediator.record.transaction import Transaction
 
 _SELECT_INCIDENTS = select(incidents).where(incidents.c.state == "open").order_by(incidents.c.opened_at)
 _SELECT_ACTIONS = (
-    select(actions.c.id, actions.c.service, actions.c.kind, actions.c.state, actions.c.command, actions.c.claimed_at)
+    select(actions.c.id, actions.c.service, actions.c.kind, actions.c.component, actions.c.state, actions.c.command)
     .where(actions.c.state.in_(("queued", "running")))
     .order_by(actions.c.id)
 )
@@ -32,6 +32,7 @@ class ActionInProgress:
     id: int
     kind: str
     phase: Literal["queued", "running", "verifying"]
+    component: str = ""  # that is restarted; empty: the whole service
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ def read_overview(tx: Transaction) -> Overview:
         names.setdefault(row.service, []).append(row.name)
     return Overview(
         {row["service"]: dict(row) for row in tx.execute(_SELECT_INCIDENTS).mappings()},
-        {row.service: ActionInProgress(row.id, row.kind, _phase(row)) for row in tx.execute(_SELECT_ACTIONS)},
+        {
+            row.service: ActionInProgress(row.id, row.kind, _phase(row), row.component)
+            for row in tx.execute(_SELECT_ACTIONS)
+        },
         {name: tuple(dict.fromkeys(each)) for name, each in names.items()},
         stops.current(tx),
         tuple(maintenance.current(tx)),

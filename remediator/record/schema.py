@@ -142,6 +142,7 @@ actions = Table(
     Column("host", String, nullable=False),
     Column("target", Text, nullable=False, server_default=""),  # identifies what is acted on, on the host
     Column("kind", String, nullable=False),  # restart, recreate, start, stop, reset
+    Column("component", String, nullable=False, server_default=""),  # that is restarted; empty: the whole service
     Column("requested_by", String, nullable=False),  # alert, person
     Column("asked_by", String, nullable=False),  # the names of the alerts, or the operator
     Column("overruled", JSON, nullable=False),  # the gates that an operator overruled
@@ -156,7 +157,7 @@ actions = Table(
     Column("command_ended_at", Float),
     Column("exit_status", Integer),
     Column("output", Text),
-    Column("up_at", Float),  # the first successful probe after the command
+    Column("up_at", Float),  # the first probe after the command that saw the service, or the component, up
     Column("ended_at", Float),
     Column("why", Text),
     Column("blocked", String),  # host-key-changed, sudo-refused, shell-refused

@@ -24,7 +24,7 @@ from defib.demo.sshd import Sshd
 from defib.demo.stack import reserve_ports
 from fleet.shells.ssh import Login, SshShell
 from tests.integration.loop import Loop
-from tests.integration.peers import raw_server
+from tests.integration.peers import Transcoder, raw_server, web_server
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Serve = Callable[[Handler], Awaitable[int]]
@@ -119,6 +119,14 @@ async def start_supervisord(launcher: Launcher, folder: Path, programs: str) -> 
     )
     await launcher.start([f"{Path(sys.executable).parent}/supervisord", "-c", str(config)], folder / "supervisord.out")
     return config
+
+
+@pytest.fixture
+async def transcoder() -> AsyncIterator[Transcoder]:
+    """A transcoder with channels that can be restarted."""
+    made = Transcoder()
+    async with web_server(made.answer) as made.port:
+        yield made
 
 
 @pytest.fixture

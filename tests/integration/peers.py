@@ -55,6 +55,48 @@ async def web_server(handle: Handle, context: ssl.SSLContext | None = None) -> A
         await runner.cleanup()
 
 
+class Transcoder:
+    """A server with channels, each of which a request restarts once it `may_restart`."""
+
+    def __init__(self) -> None:
+        self.channels = {"ch1": "running", "ch2": "running", "线路/3": "running", "ch4": "running"}
+        self.restarts: list[str] = []
+        self.broken: set[str] = set()  # channels that a restart does not help
+        self.may_restart = asyncio.Event()
+        self.may_restart.set()
+        self.port = 0
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.path == "/status":
+            channels = [{"name": name, "state": state, "cpu": 3.5} for name, state in self.channels.items()]
+            return web.json_response({"channels": channels})
+        name = (await request.json())["channel"]
+        self.restarts.append(name)
+        await self.may_restart.wait()
+        if name not in self.broken:
+            self.channels[name] = "running"
+        return web.json_response({"restarted": name})
+
+    @property
+    def service(self) -> dict[str, Any]:
+        url = f"http://127.0.0.1:{self.port}"
+        components = {
+            "each": "$.channels[*]",
+            "name": "$.name",
+            "up": {"$.state": "running"},
+            "values": {"cpu": "$.cpu"},
+        }
+        restart = {"url": f"{url}/restart?channel={{component}}", "json": {"channel": "{component}"}}
+        http = {"components": ["ch1", "ch2", "线路/3"], "component": {"restart": restart}}
+        return {
+            "probe": {
+                "every": "200ms", "retry_every": "200ms", "timeout": "10s",
+                "status": {"url": f"{url}/status", "components": components},
+            },
+            "control": {"http": http, "timeout": "60s", "start_within": "4s"},
+        }  # fmt: skip
+
+
 @contextlib.asynccontextmanager
 async def raw_server(
     handle: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **options: Any

@@ -67,6 +67,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/services/{id}/checks"): VIEWER,
         ("GET", "/services/{id}/logs"): OPERATOR,
         ("POST", "/services/{id}/{button}"): OPERATOR,
+        ("POST", "/services/{id}/components/{component}/restart"): OPERATOR,
         ("GET", "/incidents"): VIEWER,
         ("GET", "/incidents/{id}"): VIEWER,
         ("POST", "/incidents/{id}/{button}"): OPERATOR,
@@ -105,6 +106,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/services/{id}/explain"): VIEWER,
         ("GET", "/api/v1/services/{id}/{verb}"): OPERATOR,
         ("POST", "/api/v1/services/{id}/{verb}"): OPERATOR,
+        ("POST", "/api/v1/services/{id}/components/{component}/restart"): OPERATOR,
         ("POST", "/api/v1/services/{id}/reset"): OPERATOR,
         ("POST", "/api/v1/actions/{number}/approve"): OPERATOR,
         ("POST", "/api/v1/{subject}s/{number}/acknowledge"): OPERATOR,
@@ -122,7 +124,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
 }
 NOT_THERE = {
     "{id}": "999", "{number}": "999", "{subject}": "incident", "{channel}": "none", "{service}": "oidc", "{name}": "none",
-    "services/999/{button}": "services/999/probe", "{button}": "acknowledge", "{version}": "0",
+    "services/999/{button}": "services/999/probe", "{button}": "acknowledge", "{version}": "0", "{component}": "none",
 }  # fmt: skip
 ROLES = ("viewer", "operator", "admin")
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would create one for each client

@@ -17,10 +17,20 @@ import pytest
 import yaml
 from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
-from playwright.async_api import Browser, BrowserContext, Page, Request, Response, async_playwright, expect
+from playwright.async_api import (
+    Browser,
+    BrowserContext,
+    Locator,
+    Page,
+    Request,
+    Response,
+    async_playwright,
+    expect,
+)
 
 from tests.integration import peers
 from tests.integration.loop import Loop
+from tests.integration.peers import Transcoder
 from tests.integration.test_access import bearer, create_token, start_with_users, write_users
 from tests.support import eventually
 
@@ -347,6 +357,55 @@ async def test_pages_are_accessible_and_fit(loop: Loop, browser: Browser, mode: 
             await admin.keep(f"{mode}-{path.replace('/', '-') or 'services'}")
             overflow = await admin.page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert overflow <= 0, path
+
+
+async def test_an_operator_restarts_a_component(loop: Loop, browser: Browser, transcoder: Transcoder) -> None:
+    transcoder.channels |= {"ch1": "stopped", **{f"channel {number}": "running" for number in range(196)}}
+    del transcoder.channels["ch2"]  # which the control lists
+    users = write_users(loop.folder, {"operator": "operator", "viewer": "viewer"})
+    loop.stack.options = {program: ["--web.config.file", str(users)] for program in ("exporter", "remediator")}
+    await loop.start({"tc": transcoder.service})
+    async with window(browser, loop, **MODES["phone"] | {"locale": "en-US"}) as operator:
+        await operator.sign_in("operator")
+        page = operator.page
+        await operator.open("services/tc")
+        components = page.locator("section", has=page.get_by_role("heading", name="Components"))
+        await expect(components.locator("h2")).to_contain_text("198 of 200 up")
+
+        def row(name: str) -> Locator:
+            return components.locator("tr", has=page.get_by_text(name, exact=True))
+
+        await expect(row("ch1")).to_contain_text("Down")
+        await expect(row("ch1").locator(".value")).to_have_text("3.5")
+        await expect(row("ch2")).to_contain_text("Unknown")
+        await expect(row("ch4")).to_be_hidden()
+        await components.locator("summary").click()
+        await expect(row("ch4")).to_be_visible()
+        await expect(row("ch4").locator("button")).to_have_count(0)
+        found = await Axe().run(page)
+        assert [each["id"] for each in found.response["violations"] if each["impact"] in ("serious", "critical")] == []
+        assert await page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+        await operator.keep("phone-components")
+        await page.get_by_role("button", name="Restart ch1").dblclick()
+        await expect(components.locator("h2")).to_contain_text("199 of 200 up")  # without a reload
+        assert transcoder.restarts == ["ch1"]
+        transcoder.channels["线路/3"] = "stopped"
+        await loop.ask("POST", "/api/v1/maintenance", {"scope": "service", "name": "tc", "reason": "r", "for": "1h"})
+        await page.get_by_role("button", name="Restart 线路/3").click()
+        await expect(page.locator("#answer")).to_contain_text("Held by: maintenance")
+        transcoder.channels["ch4"] = "stopped"
+        await expect(components.locator("h2")).to_contain_text("197 of 200 up")  # live updates leave the answer there
+        await page.get_by_role("button", name="Restart 线路/3 although it is held by: maintenance").click()
+        await expect(row("线路/3")).to_contain_text("Up")
+        assert transcoder.restarts == ["ch1", "线路/3"]
+        await page.set_viewport_size({"width": 1280, "height": 800})
+        await operator.keep("components")
+        operator.faults = [fault for fault in operator.faults if "409" not in fault]  # what the gate held
+    async with window(browser, loop, java_script_enabled=False) as viewer:
+        await viewer.sign_in("viewer")
+        await viewer.open("services/tc")
+        await expect(viewer.page.locator(".components").first).to_contain_text("ch2")
+        await expect(viewer.page.locator("main button")).to_have_count(0)
 
 
 async def test_without_scripts(loop: Loop, browser: Browser) -> None:

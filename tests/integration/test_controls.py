@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import web
@@ -197,6 +198,48 @@ async def test_http_restarts_by_stop_and_start() -> None:
             await control("http", verb, verbs)  # type: ignore[arg-type] # mypy infers str for the verbs
     with pytest.raises(UnknownVerbError):
         await control("http", "logs", options)
+
+
+NAMES = [
+    "ch1",
+    "../x",
+    "a/b",
+    "a?b=c&d#e",
+    'q"}',
+    "back\\slash",
+    "50%",
+    "%2e%2e",
+    "线路 3",
+    "a+b;c",
+    "{component}",
+    "ch\u00e9 'x'",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_the_name_of_a_component_changes_nothing_else_of_a_request(name: str) -> None:
+    requests: list[tuple[str, str, Any]] = []
+
+    async def transcoder(request: web.Request) -> web.Response:
+        requests.append((request.raw_path, request.headers["X-Key"], await request.json()))
+        return web.Response()
+
+    async with peers.web_server(transcoder) as port:
+        url, headers = f"http://127.0.0.1:{port}/ch/{{component}}/go?id={{component}}", {"X-Key": "{component}"}
+        component = {
+            "stop": {"url": url, "headers": headers, "body": '{"id": "{component}", "{component}": [1, true]}'},
+            "start": {"url": url, "headers": headers, "json": {"all": ["no {component}"], "{component}": None}},
+        }
+        options = CONTROLS["http"].options.model_validate({"components": NAMES, "component": component})
+        runner = ControlRunner(None, SudoOptions(), 60.0)
+        completed = await CONTROLS["http"].run("restart", options.for_component(name), runner)
+    assert completed.status == 0
+    quoted = quote(name, safe="")
+    target = f"/ch/{quoted}/go?id={quoted}"
+    assert requests == [
+        (target, "{component}", {"id": name, "{component}": [1, True]}),
+        (target, "{component}", {"all": [f"no {name}"], "{component}": None}),
+    ]
 
 
 async def test_the_outcome_of_a_request_without_a_response_is_unknown() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import asyncssh
 import httpx
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from defib.demo import sshd
@@ -22,6 +24,7 @@ from exporter.metrics import ExporterMetrics
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from runtime.redaction import Redactor
 from tests.gpu import CARD, write_nvidia_smi
+from tests.integration import peers
 from tests.integration.exporter_process import Exporter
 from tests.support import eventually, inventory_of, leaves_the_loop_free
 
@@ -112,6 +115,37 @@ async def test_recent_results_of_a_service(exporter: Exporter, tmp_path: Path) -
     shown = ("recent", "group", "team", "severity", "automatic", "every_seconds")
     assert [listed["web"][key] for key in shown] == ["-+", "gpu", "search", "warning", True, 3600]
     assert [listed["gone"][key] for key in shown] == ["?", "", "", "critical", False, 3600]
+
+
+async def test_components_of_a_status_page(exporter: Exporter, tmp_path: Path) -> None:
+    page = {"channels": [{"name": "ch1", "cpu": 3.5, "on": True}, {"name": "ch2", "on": False}]}
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response(page)
+
+    async with peers.web_server(answer) as port:
+        components = {"each": "$.channels[*]", "name": "$.name", "up": {"$.on": True}, "values": {"cpu": "$.cpu"}}
+        status = {"url": f"http://127.0.0.1:{port}/", "components": components}
+        web_ = {"probe": {**HOURLY, "http": {"url": f"http://127.0.0.1:{port}/"}}}
+        exporter.configure({"transcoder": {"probe": {**HOURLY, "status": status}}, "web": web_})
+        await exporter.start()
+        seen = [{"name": "ch1", "up": True, "values": {"cpu": 3.5}}, {"name": "ch2", "up": False, "values": {}}]
+        probe = (await exporter.client.post("/api/v1/services/transcoder/probe")).json()
+        assert (probe["components"], probe["reason"]) == (seen, "state")
+        assert (await get(exporter, "/api/v1/services/transcoder"))["components"] == seen
+        listed = (await get(exporter, "/api/v1/services"))["services"]
+        others = [*listed, (await exporter.client.post("/api/v1/services/web/probe")).json()]
+        assert not any("components" in each for each in others)
+        metrics = (await exporter.client.get("/metrics")).text
+        assert ('component="ch1"} 1' in metrics, "3.5" in metrics) == (True, False)
+        argv = [sys.executable, "-m", "defib", "probe", "transcoder", "--config", str(exporter.folder / "config")]
+        printed = await asyncio.to_thread(
+            subprocess.run, argv, capture_output=True, text=True, timeout=200, check=False
+        )
+        assert "component   ch1: up, cpu 3.5\n  component   ch2: down\n" in printed.stdout, printed
+        page.clear()  # the last probe counts
+        assert (await exporter.client.post("/api/v1/services/transcoder/probe")).json()["reason"] == "json"
+        assert "components" not in await get(exporter, "/api/v1/services/transcoder")
 
 
 async def test_only_changed_services_are_returned_after_a_cursor(exporter: Exporter, tmp_path: Path) -> None:

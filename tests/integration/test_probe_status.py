@@ -11,12 +11,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from exporter.exposition.metrics_page import MetricsPage
 from exporter.exposition.service_series import FAMILIES, ServiceSeries
+from exporter.results import Component
 from exporter.service_state import ServiceState
 from tests.integration import peers
 from tests.support import inventory_of, patience, probed
 
 CHANNELS = [{"name": f"ch{n}", "state": "running" if n else "stopped", "fps": 25} for n in range(5)]
 TRANSCODER = {"cpu": {"usage": 37.5}, "channels": CHANNELS}
+SECRET = "hunter2-secret"
 EACH = {"each": "$.channels[*]", "name": "$.name", "up": {"$.state": "running", "$.fps": {"above": 20}}}
 
 
@@ -47,7 +49,29 @@ async def test_components_of_a_transcoder(
         result = await probed(tmp_path, "status", options)
     assert (result.reason, message in result.message) == (reason, True), result.message
     if page is TRANSCODER and reason != "json":
-        assert result.details.components == {"ch0": False, "ch1": True, "ch2": True, "ch3": True, "ch4": True}
+        assert result.details.components == {f"ch{n}": Component(up=n > 0) for n in range(5)}
+
+
+async def test_values_of_components(tmp_path: Path) -> None:
+    left_out = {"list": [1], "null": None, "long": "x" * 101, "huge": 10**101, "endless": float("inf")}
+    parts = [
+        {"name": "a", "cpu": 37.5, "on": True, "text": "hé \ud800", "many": [1, 2], "key": SECRET, **left_out},
+        {"name": "b", "cpu": 0},
+        {"name": "a", "cpu": 99},
+    ]
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text=json.dumps(parts).replace("Infinity", "1e999"))
+
+    async with peers.web_server(answer) as port:
+        values = {name: f"$.{name}" for name in ("cpu", "on", "text", "key", *left_out)} | {"many": "$.many[*]"}
+        components = {"each": "$[*]", "name": "$.name", "up": {"$.cpu": {"below": 90}}, "values": values}
+        options = {"url": f"http://127.0.0.1:{port}", "headers": {"X-Key": SECRET}, "components": components}
+        result = await probed(tmp_path, "status", options)
+    assert result.details.components == {
+        "a": Component(up=False, values={"cpu": 37.5, "on": True, "text": "hé ?", "key": "***", "many": 1}),
+        "b": Component(up=True, values={"cpu": 0}),
+    }
 
 
 async def test_components_are_limited_and_named_by_their_keys(tmp_path: Path) -> None:
@@ -70,7 +94,7 @@ async def test_secrets_are_redacted_in_component_names(tmp_path: Path) -> None:
         return web.json_response({"parts": [{"name": request.headers["X-Key"]}]})
 
     async with peers.web_server(answer) as port:
-        options = {"url": f"http://127.0.0.1:{port}", "headers": {"X-Key": "hunter2-secret"}}
+        options = {"url": f"http://127.0.0.1:{port}", "headers": {"X-Key": SECRET}}
         result = await probed(
             tmp_path, "status", {**options, "components": {"each": "$.parts[*]", "name": "$.name", "up": {"$.x": 1}}}
         )

@@ -344,7 +344,7 @@ def test_texts_from_outside_are_never_markup(
     details = {"probe": text, "why": text, "output": text, "who": text, "kind": text, "action": 1}
     contents = sample(
         state, inventory, service=None, labels=labels, annotations={"summary": text, text: text}, details=details,
-        decision=("wait", text, text), attempts=[Attempt(text, text, text, text, AT, 1.0)], firing=[text, "b"], acknowledged=(text, AT),
+        decision=("wait", text, text), attempts=[Attempt(text, text, text, text, AT, 1.0, text)], firing=[text, "b"], acknowledged=(text, AT),
     )  # fmt: skip
     custom, of_app, plain = both([contents], language, mention={})
     assert forged({"elements": custom["elements"], "body": of_app["body"]["elements"][0]}) == []
@@ -508,6 +508,15 @@ def test_an_event_without_details_has_a_sentence_too(event: TimelineEvent) -> No
 
 def test_an_unknown_event_is_shown_by_its_name() -> None:
     assert describe_event(LANGUAGES["en"].words, "something_else", {"by": "{0}"}) == "something_else"
+
+
+@pytest.mark.parametrize(("language", "kind"), [("en", "restart component {0}"), ("zh", "重启组件 {0}")])
+def test_an_action_on_a_component_names_it(inventory: Inventory, language: str, kind: str) -> None:
+    attempt = Attempt("restart", "succeeded", "", "ann", AT, 3.0, "{0}")
+    _, of_app, _ = both([sample("watched", inventory, attempts=[attempt])], language)
+    assert f"03:00:00 {kind}: " in feishu_cards.extract_text(of_app)
+    detail = {"action": 3, "kind": "restart", "component": "{0}", "by": "person", "who": "ann"}
+    assert kind in describe_event(LANGUAGES[language].words, "action_started", detail)
 
 
 def test_a_decision_shows_its_name_in_both_languages() -> None:

@@ -19,6 +19,9 @@ from tests.support import load_problems, loaded, write
 BOMB = "a: &a [x, x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
 )
+STATUS = "services: {{tc: {{probe: {{status: {{url: 'http://h/', components: {{each: $, up: {{$.a: 1}}, values: {values}}}}}}}}}}}"
+COMPONENTS = """services: {{tc: {{probe: {{status: {{url: 'http://h/', components: {{each: $, up: {{$.a: 1}}}}}}}},
+  control: {{http: {http}}}}}}}"""
 SERVICE = "probe: {http: {url: 'http://h/'}}"
 
 
@@ -151,6 +154,41 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         (
             "services: {web: {probe: {http: {url: 'http://h/', body: x, json: {}}}}}",
             "a.yaml:1: services.web.probe.http: body and json exclude each other (only form and files can be combined)",
+        ),
+        (
+            STATUS.format(values="{a b: $.x}"),
+            "a.yaml:1: services.tc.probe.status.components.values.a b: 'a b' is not a valid name; it must match ^[A-Za-z_][A-Za-z0-9_]{0,29}$",
+        ),
+        (
+            STATUS.format(values="{a: x}"),
+            "a.yaml:1: services.tc.probe.status.components.values.a: must be a JSONPath (RFC 9535): expected '$', found 'x', line 1, column 0",
+        ),
+        (
+            STATUS.format(values=str({f"v{n}": "$.x" for n in range(11)})),
+            "a.yaml:1: services.tc.probe.status.components.values: must have at most 10 items",
+        ),
+        *(
+            (COMPONENTS.format(http=http), f"a.yaml:2: services.tc.control.http{problem}")
+            for http, problem in (
+                ("{component: {restart: 'http://t/{component}'}}", ": component needs components: the names of those that may be restarted"),
+                ("{components: [a], restart: 'http://t/'}", ": components needs component: the requests that restart one of them"),
+                ("{components: [a, a], component: {restart: 'http://t/{component}'}}", ": components: each may be listed once"),
+                ("{components: [a], component: {stop: 'http://t/{component}'}}", ".component: must have either restart, or stop and start"),
+                ("{components: [a], component: {}}", ".component: must have either restart, or stop and start"),
+                ("{components: [a], component: {restart: {url: 'http://t/', headers: {X-A: '{component}'}}}}", ".component: none of its requests has {component} in its url, json or body"),
+                ("{components: [a], component: {restart: {url: 'http://t/', body: 'id={component}'}}}", ".component: a body with {component} must be JSON: Expecting value: line 1 column 1 (char 0)"),
+                ("{components: [a], component: {restart: 'http://{component}/'}}", ".component.restart.url: unknown placeholder {component} (known: {host.address}, {host.name}, {service})"),
+                ("{components: [], component: {restart: 'http://t/{component}'}}", ".components: must not be empty"),
+                ("{components: [7], component: {restart: 'http://t/{component}'}}", ".components[0]: must be a string, not 7"),
+                ("{components: [..], component: {restart: 'http://t/{component}'}}", ".components[0]: '..' cannot be the name of a component: it must be printable, and not . or .."),
+                ("{components: [\"a\\r\\nX: 1\"], component: {restart: 'http://t/{component}'}}", r".components[0]: 'a\r\nX: 1' cannot be the name of a component: it must be printable, and not . or .."),
+                ("{components: [a], component: {restart: 'http://t/{component}', automatic: true}}", ".component.automatic: unknown key (known: start, stop, restart)"),
+                ("{}", ": at least one of start, stop, restart, status and component is required"),
+            )
+        ),
+        (
+            "services: {web: {" + SERVICE + ", control: {http: {components: [a], component: {restart: 'http://t/{component}'}}}}}",
+            "a.yaml:1: services.web.control.http.components: the probe http does not report components; use the probe status",
         ),
         (
             "remediator: {database: 'mysql://x'}",

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families as _parse_te
 
 from exporter.exposition.metrics_page import MetricsPage
 from exporter.exposition.service_series import FAMILIES, ServiceSeries, render_host_info
-from exporter.results import ProbeDetails, ProbeResult
+from exporter.results import Component, ProbeDetails, ProbeResult
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Host, Service
 from tests.support import inventory_of
@@ -34,7 +34,7 @@ def page(service: Service) -> MetricsPage:
         phases={"connect": 0.25, "transfer": 0.5},
         gauges={"service_http_status_code": 503, "service_tls_certificate_expiry_timestamp_seconds": 2e9},
         tls=('CN="x"', "TLSv1.3"),
-        components={"a": True, "b\n": False},
+        components={"a": Component(up=True, values={"cpu": 1}), "b\n": Component(up=False)},
     )
     result = ProbeResult(False, "status", "answered 503", 1000.0, 0.75, seen)
     state = ServiceState().after_result(result, fail_after=1, recover_after=1)

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from exporter.results import FailureReason, ProbeDetails, ProbeFailure, ProbeResult
+from exporter.results import Component, FailureReason, ProbeDetails, ProbeFailure, ProbeResult
 from exporter.scheduler.probed_service import ProbedService
 from fleet.inventory.model import Service
 from tests.support import inventory_of
@@ -47,3 +47,14 @@ async def test_recent_failures_are_limited_and_without_evidence(service: Service
         probed.apply_result(result("connect"), now, "")
     assert len(probed.recent_failures) == 20
     assert not any(each.details.evidence or each.details.timeout_failure for each in probed.recent_failures)
+
+
+async def test_only_the_last_result_keeps_components(service: Service) -> None:
+    probed = ProbedService(service)
+    for now in range(3):
+        failure = result("state")
+        failure.details.components["ch1"] = Component(up=False, values={"cpu": 1})
+        probed.apply_result(failure, now, "")
+    assert [len(each.details.components) for each in probed.recent_failures] == [0, 0, 1]
+    probed.apply_result(result("connect"), 3, "")
+    assert not any(each.details.components for each in probed.recent_failures)

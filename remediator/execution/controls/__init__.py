@@ -6,8 +6,9 @@ from typing import Any, Generic, TypeVar
 
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.kinds import LazyTable
+from fleet.inventory.model import Service
 from fleet.shells import CompletedCommand
-from remediator.execution.controls.runner import ControlRunner, TargetState, Verb
+from remediator.execution.controls.runner import ControlRunner, TargetState, UnknownVerbError, Verb
 
 OptionsT = TypeVar("OptionsT", bound=ConfigModel)
 
@@ -36,3 +37,18 @@ CONTROLS: Mapping[str, ControlKind[Any]] = LazyTable(
         "http": "remediator.execution.controls.http:HTTP",
     }
 )
+
+
+def find_options(service: Service, component: str = "") -> Any:
+    """Return the options of a service's control, or those whose verb `restart` restarts one of its components.
+
+    Raises UnknownVerbError and UnknownComponentError.
+    """
+    control = service.control
+    if control is None:
+        raise UnknownVerbError(f"service {service.id!r} has no control")
+    if not component:
+        return control.options
+    if not service.restartable_components:
+        raise UnknownVerbError(f"the control of service {service.id!r} does not restart components")
+    return control.options.for_component(component)

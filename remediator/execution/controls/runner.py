@@ -14,10 +14,21 @@ from runtime.errors import DefibError
 Verb = Literal["status", "start", "stop", "restart", "logs"]
 VERBS: frozenset[Verb] = frozenset({"status", "start", "stop", "restart", "logs"})
 LOG_LINES = 200
+LISTED = 20  # names in an error message
 
 
 class UnknownVerbError(DefibError):
     """The service's control does not support the verb."""
+
+
+class UnknownComponentError(DefibError):
+    """The service's control does not list the component."""
+
+    def __init__(self, name: str, listed: Sequence[str]) -> None:
+        more = ", …" if len(listed) > LISTED else ""
+        super().__init__(
+            f"the control does not list the component {name!r} (listed: {', '.join(listed[:LISTED])}{more})"
+        )
 
 
 class CommandRefusedError(ShellError):
