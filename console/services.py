@@ -113,7 +113,7 @@ class ServicePages:
     async def show_checks(self, request: web.Request) -> web.Response:
         """Return the last checks, each of which a script shows at its bar of a strip."""
         observed = await self._read_observed(self._find_service(request).id)
-        return await self._renderer.respond(request, "checks.html", checks=observed.get("checks", []))
+        return await self._renderer.respond(request, "checks.html", checks=observed["checks"])
 
     async def show_logs(self, request: web.Request) -> web.Response:
         service = self._find_service(request)
@@ -146,7 +146,7 @@ class ServicePages:
         try:
             seen = await self._source.read_from_exporter(f"/api/v1/services/{service}")
         except ClientError as error:
-            return {"problem": str(error)}
+            return {"problem": str(error), "failures": [], "checks": [], "components": []}
         checks = [{**each, "at": parse_time(each["started_at"])} for each in reversed(seen["results"])]
         return {"failures": _collapse(seen["failures"]), "checks": checks, "components": seen.get("components", [])}
 
@@ -191,7 +191,7 @@ def _read_history(tx: Transaction, service: str) -> tuple[list[dict[str, Any]], 
 
 def _list_components(service: Service, observed: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the components that were seen, and those that may be restarted and were not; the broken ones first."""
-    seen = {each["name"]: each for each in observed.get("components", [])}
+    seen = {each["name"]: each for each in observed["components"]}
     listed = dict.fromkeys(service.restartable_components)
     rows = [
         {

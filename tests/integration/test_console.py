@@ -445,6 +445,9 @@ async def test_a_lost_connection_is_shown_and_comes_back(loop: Loop, browser: Br
         # The exporter goes: the states are those of before.
         await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
         await expect(page.locator("#banners")).to_contain_text("Cannot connect to the exporter")
+        for path in ("services/web", "hosts", "hosts/h"):
+            await viewer.open(path)
+            await expect(page.locator("main")).to_contain_text("This part cannot be shown")
         viewer.faults = [fault for fault in viewer.faults if "net::ERR_" not in fault]
 
 
