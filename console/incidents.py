@@ -8,13 +8,13 @@ from aiohttp import web
 from console.buttons import REASON_LIMIT, NotDone, not_done_because
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
-from console.snapshot import SnapshotSource
 from fleet.inventory.model import Inventory
 from fleet.inventory.units import parse_duration
 from remediator.http.views import read_record
 from remediator.operations import OperationError, Operations
 from remediator.record import queries
 from remediator.record.database import Database
+from remediator.snapshot import SnapshotSource
 from runtime.access.browser import read_form
 from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement, Identity

@@ -8,12 +8,12 @@ from console.buttons import REASON_LIMIT, NotDone, not_done_because
 from console.incidents import parse_number
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
-from console.snapshot import SnapshotSource
 from fleet.inventory.units import parse_duration
 from remediator.administration import Administration
 from remediator.operations import OperationError, Operations
 from remediator.record.database import Database
 from remediator.record.maintenance import MaintenanceScope
+from remediator.snapshot import SnapshotSource
 from runtime.access.browser import read_form
 from runtime.access.control import find_session, get_identity
 from runtime.access.roles import AccessRequirement, Identity, permits

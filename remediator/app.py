@@ -29,6 +29,7 @@ from remediator.record.audit import AuditLog
 from remediator.record.database import Database
 from remediator.record.sessions import StoredSessions
 from remediator.sign_in.registry import SignInServices
+from remediator.snapshot import SnapshotSource
 from runtime import tokens
 from runtime.access.control import AccessControl
 from runtime.access.roles import Role
@@ -103,6 +104,7 @@ class Parts:
     administration: Administration
     engine: Engine
     operations: Operations
+    snapshot: SnapshotSource
     sender: Sender
     buttons: ButtonHandler
     connections: LongConnections
@@ -129,12 +131,13 @@ class Parts:
         sender = Sender(database, http_client, metrics, redact, details)
         engine = Engine(database, *clients, sender, metrics, redact)
         operations = Operations(engine, database, audit_log)
+        snapshot = SnapshotSource(database, lambda: engine.exporter)
         administration = Administration(database, api_tokens, sessions, audit_log)
         buttons = ButtonHandler(operations, database, metrics, audit_log)
         connections = LongConnections(database, buttons, metrics)
         return cls(
             database, redact, metrics, http_client, access, sign_in_services, administration, engine, operations,
-            sender, buttons, connections,
+            snapshot, sender, buttons, connections,
         )  # fmt: skip
 
     def add_routes(self, app: web.Application, reload: Reloader) -> None:
@@ -167,7 +170,10 @@ class Parts:
     @property
     def tasks(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """What runs beside the server; a full disk or a lost database ends none of it."""
-        return self.engine.run, self.sender.run, self.run_housekeeping, self.connections.run, self.access.run
+        return (
+            self.engine.run, self.sender.run, self.run_housekeeping, self.connections.run, self.access.run,
+            self.snapshot.run,
+        )  # fmt: skip
 
     async def run_housekeeping(self) -> None:
         await run_housekeeping(self.database, self.engine.wake, self.administration.store_token_uses)

@@ -144,7 +144,7 @@ def empty(program: str) -> web.Application:
         access_api.add_routes(app, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)
         parts = dict.fromkeys(
-            ("database", "redact", "operations", "administration", "sign_in_services", "public_url", "engine")
+            ("database", "redact", "operations", "administration", "sign_in_services", "public_url", "snapshot")
         )
         console.add_pages(app, cast("Any", SimpleNamespace(access=access, **parts)))
     return app
