@@ -12,7 +12,7 @@ from typing import Any, Literal
 import structlog
 
 from fleet.inventory.model import Inventory
-from remediator.clients.exporter import Exporter
+from remediator.clients.exporter import Exporter, ServiceChanges
 from remediator.clients.json_client import ClientError
 from remediator.policy.maintenance_windows import find_window
 from remediator.policy.service_states import STATES, ServiceState, find_state
@@ -119,6 +119,7 @@ class SnapshotSource:
         self.snapshot = Snapshot(version=int(time.time()))
         self._services: dict[str, Mapping[str, Any]] = {}  # as the exporter describes them
         self._cursor = ""
+        self._reading: asyncio.Task[ServiceChanges] | None = None  # in progress
         self._pending: set[str] = set()  # services that changed since rows were built
         self._windows: Mapping[str, str] = {}  # of maintenance in the inventory, by service
         self._inventory: Inventory | None = None  # for which the rows were built
@@ -145,9 +146,15 @@ class SnapshotSource:
         self.watch()
         return await self.read()
 
-    async def read(self) -> Snapshot:
-        """Return the snapshot, refreshed if it is older than a second."""
+    async def read(self, patience: float = 0.0) -> Snapshot:
+        """Return the snapshot, refreshed if it is older than a second.
+
+        Wait up to `patience` seconds more if the exporter has not answered within the deadline.
+        """
         if asyncio.get_running_loop().time() - self._refreshed_at > REFRESH_EVERY:
+            await self.refresh()
+        if patience and self._reading is not None:
+            await asyncio.wait([self._reading], timeout=patience)
             await self.refresh()
         return self.snapshot
 
@@ -191,11 +198,18 @@ class SnapshotSource:
 
     async def _read_exporter(self) -> Problem | None:
         """Read the services that have changed; returns why that failed."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._get_exporter().list_changes(self._cursor), name="list_changes")
+        reading = self._reading
         try:
             async with _deadline():
-                changes = await self._get_exporter().list_changes(self._cursor)
+                changes = await asyncio.shield(reading)
         except ClientError as error:
             return self._problem("exporter", str(error))
+        finally:
+            # A list of thousands of services may take longer than the deadline: the next round goes on waiting for it.
+            if reading.done():
+                self._reading = None
         self._cursor = changes.cursor
         # Kept until rows are built of them, also if that fails this time.
         self._pending |= {str(each["id"]) for each in changes.services}
