@@ -20,7 +20,7 @@ from remediator.clients.alerts import MAX_BODY
 from remediator.clients.exporter import Exporter
 from remediator.engine.engine import Engine
 from remediator.engine.housekeeping import run_housekeeping
-from remediator.http import access_api, events_api, read_api, webhook, write_api
+from remediator.http import access_api, events_api, overview_api, read_api, webhook, write_api
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
@@ -143,6 +143,7 @@ class Parts:
     def add_routes(self, app: web.Application, reload: Reloader) -> None:
         webhook.add_routes(app, self.engine, self.database, self.metrics)
         read_api.add_routes(app, self.database, self.metrics, self.redact)
+        overview_api.add_routes(app, self.snapshot, self.database, self.redact)
         events_api.add_routes(app, self.database, self.redact)
         write_api.add_routes(app, self.operations, self.database, self.redact, reload)
         access_api.add_routes(app, self.administration, self.database)
