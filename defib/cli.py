@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(options.run(options))
     except DefibError as error:
         _print_error(str(error))
-        sys.exit(options.on_error)
+        sys.exit(options.on_error if error.exit_status is None else error.exit_status)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:

@@ -10,13 +10,18 @@ import tempfile
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
+from aiohttp import web
+from blockbuster import BlockBuster
 
+from defib.cli import main
 from fleet.inventory.model import Inventory
 from remediator.record.database import Database
+from tests.integration import peers
 from tests.integration.loop import Loop
 from tests.support import write
 
@@ -291,3 +296,57 @@ def test_settings_of_the_other_program_can_be_unset(tmp_path: Path) -> None:
     write(tmp_path, defib='remediator: {retention: "${UNSET_RETENTION}"}')
     done = defib("check", "--for", "exporter", "--config", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+COMMANDS = [
+    ["list", "events"], ["incidents"],
+    ["incidents", "1"], ["explain", "web"], ["control", "web", "restart"], ["control", "web", "status"],
+    ["acknowledge", "1"], ["silence", "1"], ["automation"], ["maintenance"],
+    ["maintenance", "begin", "service", "web", "--for", "1h", "--reason", "r"], ["token"],
+    ["token", "create", "ci", "--role", "viewer"], ["session"], ["audit"],
+]  # fmt: skip
+PLAIN_COMMANDS = [
+    ["note", "1", "text"],
+    ["approve", "1"],
+    ["reset", "web"],
+    ["token", "revoke", "ci"],
+    ["session", "end", "1"],
+]
+NO_ANSWERS = ["<html>Sign in</html>", "", "null", "[]", '"text"', "{"]
+KEYS = (
+    "incidents", "events", "next", "tokens", "sessions", "audit", "maintenance", "services", "hosts", "problems", "at",
+    "counts", "gates", "alerts", "actions", "action", "until", "exit_status", "decision", "by_inventory",
+)  # fmt: skip
+WRONG: tuple[Any, ...] = (7, "text", [None], [{}], [[]])
+WRONG_ANSWERS = ["{}", *(json.dumps(dict.fromkeys(KEYS, wrong)) for wrong in WRONG)]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *PLAIN_COMMANDS], ids=" ".join)
+async def test_an_answer_of_something_else_is_one_error(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str], blocking_calls: BlockBuster
+) -> None:
+    blocking_calls.deactivate()  # a command does one thing at a time
+    said = ""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text=said, content_type="text/html")
+
+    (tmp_path / "token").write_text("a-token")
+    (tmp_path / "token").chmod(0o600)
+    async with peers.web_server(answer) as port:
+        config = write(
+            tmp_path / "config",
+            defib=f"""
+            remediator: {{url: "http://127.0.0.1:{port}", database: "sqlite:///{tmp_path}/record.db"}}
+            services: {{web: {{probe: {{tcp: {{address: "127.0.0.1:1"}}}}}}}}
+            """,
+        )
+        for said in [*NO_ANSWERS, *(WRONG_ANSWERS if command in COMMANDS else [])]:
+            with pytest.raises(SystemExit) as ended:
+                await asyncio.to_thread(main, [*command, "--config", str(config)])
+            printed = capsys.readouterr()
+            assert ended.value.code == 2, (said, printed)
+            assert re.fullmatch(r"(defib|action 7 .*): unexpected answer of the remediator: .*\n", printed.err), (
+                said,
+                printed,
+            )
