@@ -144,11 +144,27 @@ def incidents(options: argparse.Namespace) -> int:
     return _ask(options, incidents.show_incidents, options.number, as_json=options.as_json)
 
 
-def list_(options: argparse.Namespace) -> int:
-    from defib import events
+def status(options: argparse.Namespace) -> int:
+    from defib import status
 
-    wanted = {"kind": options.kind, "host": options.host, "service": options.service}
-    return _ask(options, events.list_events, options.limit, wanted, as_json=options.as_json)
+    return _ask(options, status.show_status, as_json=options.as_json)
+
+
+def list_(options: argparse.Namespace) -> int:
+    from defib import events, hosts, incidents, services
+
+    as_json = options.as_json
+    if options.subject == "services":
+        exact = {name: getattr(options, name) for name in ("host", "group", "provider", "category")}
+        wanted = {**exact, "state": ",".join(options.state), "q": " ".join(options.words)}
+        return _ask(options, services.list_services, wanted, as_json=as_json)
+    if options.subject == "hosts":
+        return _ask(options, hosts.list_hosts, as_json=as_json)
+    if options.subject == "incidents":
+        selected = (options.state, options.service, options.limit)
+        return _ask(options, incidents.list_incidents, *selected, as_json=as_json)
+    filters = {"kind": options.kind, "host": options.host, "service": options.service}
+    return _ask(options, events.list_events, options.limit, filters, as_json=as_json)
 
 
 def note(options: argparse.Namespace) -> int:
