@@ -13,7 +13,6 @@ from console.rendering import PageRenderer
 from console.services import ServicePages
 from console.settings import SettingsPage
 from console.sign_in import SignInPages
-from console.snapshot import SnapshotSource
 from console.stream import Stream
 from remediator.app import Parts
 
@@ -22,7 +21,7 @@ def add_pages(app: web.Application, parts: Parts) -> Callable[[], Awaitable[None
     """Add all pages to the remediator's application; returns its task, which runs until it is cancelled."""
     renderer = PageRenderer(parts.database, parts.redact)
     history = History(lambda: parts.database.inventory.remediator.prometheus_url)
-    source = SnapshotSource(parts.database, lambda: parts.engine.exporter, history)
+    source = parts.snapshot
 
     async def close(_app: web.Application) -> None:
         await history.close()
@@ -32,11 +31,15 @@ def add_pages(app: web.Application, parts: Parts) -> Callable[[], Awaitable[None
     static.add_routes(app)
     preferences.add_routes(app)
     SignInPages(parts.access, parts.sign_in_services, parts.public_url, renderer).add_routes(app)
-    ServicePages(source, renderer, parts.operations, parts.database).add_routes(app)
+    ServicePages(source, history, renderer, parts.operations, parts.database).add_routes(app)
     IncidentPages(source, renderer, parts.operations, parts.database).add_routes(app)
-    HostPages(source, renderer).add_routes(app)
+    HostPages(source, history, renderer).add_routes(app)
     wall.add_routes(app, source, renderer)
     events.add_routes(app, source, renderer, parts.database)
-    SettingsPage(source, renderer, parts.operations, parts.administration, parts.database).add_routes(app)
-    Stream(source, renderer, parts.access).add_routes(app)
-    return source.run
+    SettingsPage(source, history, renderer, parts.operations, parts.administration, parts.database).add_routes(app)
+    Stream(source, history, renderer, parts.access).add_routes(app)
+
+    async def keep_history_fresh() -> None:
+        await history.run(source.wait_until_watched)
+
+    return keep_history_fresh

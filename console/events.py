@@ -5,12 +5,12 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from console.rendering import PageRenderer
-from console.snapshot import SnapshotSource
 from remediator.http.events_api import parse_events_query
 from remediator.http.views import read_record
 from remediator.record.database import Database
 from remediator.record.event_pages import page_of_events
 from remediator.record.event_sources import KINDS
+from remediator.snapshot import SnapshotSource
 from runtime.access.roles import AccessRequirement
 from runtime.web import add_route
 

@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -82,6 +82,17 @@ class History:
         self._read_at = float("-inf")
         self.services: Mapping[str, ServiceHistory] = {}
         self.start = self.end = 0.0  # Unix times between which latencies are
+
+    async def run(self, wait_until_watched: Callable[[], Awaitable[None]]) -> None:
+        """Keep the history fresh while somebody watches."""
+        while True:
+            await wait_until_watched()
+            try:
+                await self.refresh()
+            except Exception:  # the next round may succeed
+                if limited_log.admits("history_failed"):
+                    log.exception("history_failed")
+            await asyncio.sleep(1.0)
 
     async def refresh(self) -> None:
         """Read the history of all services again if it is old."""

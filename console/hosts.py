@@ -6,10 +6,10 @@ from typing import Any
 
 from aiohttp import web
 
-from console.history import HOST_SPANS
+from console.history import HOST_SPANS, History
 from console.rendering import PageRenderer
-from console.snapshot import SnapshotSource
 from remediator.clients.json_client import ClientError, HttpStatusError
+from remediator.snapshot import SnapshotSource
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
 from runtime.web import add_route
@@ -18,8 +18,8 @@ NOT_FOUND = 404
 
 
 class HostPages:
-    def __init__(self, source: SnapshotSource, renderer: PageRenderer) -> None:
-        self._source, self._renderer = source, renderer
+    def __init__(self, source: SnapshotSource, history: History, renderer: PageRenderer) -> None:
+        self._source, self._history, self._renderer = source, history, renderer
 
     def add_routes(self, app: web.Application) -> None:
         add_route(app, "GET", "/hosts", self.show_list, AccessRequirement.VIEWER)
@@ -38,7 +38,7 @@ class HostPages:
         name = request.match_info["name"]
         span = request.query.get("span", "24h")
         host, charts = await asyncio.gather(
-            self._read_host(name), self._source.history.read_host(name, HOST_SPANS.get(span, HOST_SPANS["24h"]))
+            self._read_host(name), self._history.read_host(name, HOST_SPANS.get(span, HOST_SPANS["24h"]))
         )
         snapshot = await self._source.get()
         return await self._renderer.respond(

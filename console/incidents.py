@@ -9,12 +9,12 @@ from console.buttons import REASON_LIMIT, NotDone, not_done_because
 from console.forms import parse_number, parse_seconds
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
-from console.snapshot import SnapshotSource
 from fleet.inventory.model import Inventory
 from remediator.http.views import read_record
 from remediator.operations import OperationError, Operations
 from remediator.record import queries
 from remediator.record.database import Database
+from remediator.snapshot import SnapshotSource
 from runtime.access.browser import read_form
 from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement, Identity

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from console.history import History
-from console.snapshot import DEADLINE, SnapshotSource
 from fleet.inventory.endpoints import Endpoint
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.json_client import ClientError
 from remediator.record import queries, timestamps
 from remediator.record.database import Database, StorageError
+from remediator.snapshot import DEADLINE, SnapshotSource
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from markupsafe import Markup, escape
 from console import charts
 from console.history import History, ServiceHistory, format_ratio
 from console.languages import HTML_LANGUAGE, choose_language, load_texts
-from console.snapshot import ServiceRow
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Language
 from remediator.http.views import may_read_evidence, remove_evidence
 from remediator.notifications.content import annotations_in_language
 from remediator.notifications.rendering import describe_event, format_duration, shipped_templates
 from remediator.record.database import Database
+from remediator.snapshot import ServiceRow
 from runtime.access.control import find_identity, get_csrf_token
 from runtime.access.roles import AccessRequirement, permits
 from runtime.redaction import Redactor

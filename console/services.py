@@ -10,18 +10,19 @@ from aiohttp import web
 from markupsafe import Markup
 
 from console.buttons import BUTTONS, NotDone, ServiceButtons, component_path
-from console.filters import GROUPS, ORDERS, PAGE_SIZE, ServiceFilter, values_of
-from console.history import SPANS
+from console.history import SPANS, History
 from console.rendering import PageRenderer, Reader
 from console.requests import SubmittedForms, answer_form
-from console.snapshot import DEADLINE, STATES, ServiceRow, ServiceState, SnapshotSource, parse_time
 from fleet.inventory.model import Service
 from remediator.clients.json_client import ClientError
+from remediator.filters import GROUPS, ORDERS, PAGE_SIZE, ServiceFilter, values_of
 from remediator.http.views import read_record
 from remediator.operations import NotFoundError, OperationError, Operations
+from remediator.policy.service_states import STATES, ServiceState
 from remediator.record import queries
 from remediator.record.database import Database
 from remediator.record.transaction import Transaction
+from remediator.snapshot import DEADLINE, ServiceRow, SnapshotSource, parse_time
 from runtime.access.browser import read_form
 from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement
@@ -38,9 +39,15 @@ VIEWER, OPERATOR = AccessRequirement.VIEWER, AccessRequirement.OPERATOR
 
 class ServicePages:
     def __init__(
-        self, source: SnapshotSource, renderer: PageRenderer, operations: Operations, database: Database
+        self,
+        source: SnapshotSource,
+        history: History,
+        renderer: PageRenderer,
+        operations: Operations,
+        database: Database,
     ) -> None:
-        self._source, self._renderer, self._operations, self._database = source, renderer, operations, database
+        self._source, self._history, self._renderer = source, history, renderer
+        self._operations, self._database = operations, database
         self._buttons, self._submitted = ServiceButtons(operations, database), SubmittedForms()
 
     def add_routes(self, app: web.Application) -> None:
@@ -75,7 +82,7 @@ class ServicePages:
         self, chosen: ServiceFilter, rows: Sequence[ServiceRow], reader: Reader
     ) -> list[tuple[str, int, Markup]]:
         """Return each group's name, number of services, and rendered rows."""
-        render, history = self._renderer.render_row, self._source.history
+        render, history = self._renderer.render_row, self._history
         return [
             (name, len(group), Markup("").join(render(row, reader, history) for row in group))
             for name, group in chosen.grouped(rows)
@@ -91,7 +98,7 @@ class ServicePages:
         observed, explanation, charts, (incidents, last_action) = await asyncio.gather(
             self._read_observed(service.id),
             self._explain(service.id),
-            self._source.history.read_service(service.id, SPANS.get(span, SPANS["24h"])),
+            self._history.read_service(service.id, SPANS.get(span, SPANS["24h"])),
             self._read_record(service.id),
         )
         components = _list_components(service, observed)

@@ -9,14 +9,15 @@ from aiohttp import web
 
 from console.buttons import REASON_LIMIT, NotDone, not_done_because
 from console.forms import parse_number, parse_seconds
+from console.history import History
 from console.pipeline import read_deliveries, read_pipeline
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
-from console.snapshot import SnapshotSource
 from remediator.administration import Administration, CreatedToken
 from remediator.operations import OperationError, Operations
 from remediator.record.database import Database
 from remediator.record.maintenance import MaintenanceScope
+from remediator.snapshot import SnapshotSource
 from runtime import VERSION
 from runtime.access.browser import read_form
 from runtime.access.control import find_session, get_identity
@@ -41,12 +42,13 @@ class SettingsPage:
     def __init__(
         self,
         source: SnapshotSource,
+        history: History,
         renderer: PageRenderer,
         operations: Operations,
         administration: Administration,
         database: Database,
     ) -> None:
-        self._source, self._renderer, self._operations = source, renderer, operations
+        self._source, self._history, self._renderer, self._operations = source, history, renderer, operations
         self._administration, self._database = administration, database
         self._submitted = SubmittedForms()
 
@@ -68,7 +70,7 @@ class SettingsPage:
         inventory, own = self._database.inventory, find_session(request)
         is_admin = permits(get_identity(request).role, AccessRequirement.ADMIN)
         pipeline, last, (tokens, token_problem) = await asyncio.gather(
-            read_pipeline(self._source, self._source.history, self._database),
+            read_pipeline(self._source, self._history, self._database),
             read_deliveries(self._database),
             self._list_tokens(is_admin=is_admin),
         )

@@ -6,9 +6,10 @@ from typing import Any
 
 from aiohttp import web
 
+from console.history import History
 from console.rendering import PageRenderer, Reader
-from console.snapshot import Snapshot, SnapshotSource
 from fleet.inventory.notify import Language
+from remediator.snapshot import Snapshot, SnapshotSource
 from runtime.access.control import LASTING, AccessControl, find_session
 from runtime.access.roles import AccessRequirement
 from runtime.web import add_route
@@ -21,8 +22,8 @@ HISTORY = 60  # versions that are kept for browsers that fell behind
 
 
 class Stream:
-    def __init__(self, source: SnapshotSource, renderer: PageRenderer, access: AccessControl) -> None:
-        self._source, self._renderer, self._access = source, renderer, access
+    def __init__(self, source: SnapshotSource, history: History, renderer: PageRenderer, access: AccessControl) -> None:
+        self._source, self._history, self._renderer, self._access = source, history, renderer, access
         self._events: dict[tuple[Language, int, int], bytes] = {}
         self._is_closed = False
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -96,7 +97,7 @@ class Stream:
         ids = {row.id for row in changed}
         return {
             "version": snapshot.version,
-            "rows": {row.id: self._renderer.render_fresh_row(row, reader, self._source.history) for row in changed},
+            "rows": {row.id: self._renderer.render_fresh_row(row, reader, self._history) for row in changed},
             "states": {row.id: row.state for row in changed},
             "results": {
                 row.id: [row.recent, row.latency] for row in snapshot.measured_since(since) if row.id not in ids

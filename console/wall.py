@@ -4,9 +4,10 @@ from dataclasses import asdict
 
 from aiohttp import web
 
-from console.filters import ServiceFilter
 from console.rendering import PageRenderer
-from console.snapshot import STATES, SnapshotSource
+from remediator.filters import ServiceFilter
+from remediator.policy.service_states import STATES
+from remediator.snapshot import SnapshotSource
 from runtime.access.roles import AccessRequirement
 from runtime.web import add_route
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from defib import commands
+from remediator.policy.service_states import STATES
 from runtime import VERSION
 from runtime.errors import DefibError
 
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(options.run(options))
     except DefibError as error:
         _print_error(str(error))
-        sys.exit(options.on_error)
+        sys.exit(options.on_error if error.exit_status is None else error.exit_status)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except BrokenPipeError:
@@ -139,6 +140,7 @@ def build_parser() -> argparse.ArgumentParser:
     added = _Commands(parser)
     _add_server_commands(added)
     _add_service_commands(added)
+    _add_list_commands(added)
     _add_incident_commands(added)
     _add_maintenance_command(added)
     _add_access_commands(added)
@@ -182,6 +184,14 @@ def _parse_limit(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of entries")
     return int(text)
+
+
+def _parse_states(text: str) -> list[str]:
+    states = text.split(",")
+    for state in states:
+        if state not in STATES:
+            raise argparse.ArgumentTypeError(f"{state!r} is not a state: use {', '.join(STATES)}")
+    return states
 
 
 def _add_server_commands(added: _Commands) -> None:
@@ -229,26 +239,58 @@ def _add_service_commands(added: _Commands) -> None:
     _add_service_argument(reset)
 
 
+def _add_list_commands(added: _Commands) -> None:
+    description = "show what is wrong: counts, incidents, broken services, hosts with problems"
+    status = added.add("status", commands.status, description, API)
+    status.set_defaults(on_error=CANNOT_DETERMINE)
+
+    listing = added.add("list", commands.list_, "list services, hosts, incidents or events", API)
+    subjects = listing.add_subparsers(required=True, metavar="services|hosts|incidents|events", dest="subject")
+
+    def add(name: str, description: str) -> argparse.ArgumentParser:
+        parser = subjects.add_parser(name, help=description, description=f"{description.capitalize()}.")
+        _add_global_options(parser, API)
+        return parser
+
+    services = add("services", "list the services with their states, the broken ones first")
+    services.add_argument("words", metavar="WORD", nargs="*", help="only services with these words in their texts")
+    help_ = f"only these states: {', '.join(STATES)} (several separated by commas, or the option repeated)"
+    states = services.add_argument(
+        "--state", action="extend", type=_parse_states, default=[], metavar="STATE", help=help_
+    )
+    states.completer = lambda **_: STATES  # type: ignore[attr-defined] # argcomplete's own attribute
+    for name, section, which in (
+        ("host", "hosts", "on this host"),
+        ("group", "groups", "on hosts of this group"),
+        ("provider", "provider", "of this provider"),
+        ("category", "category", "of this category"),
+    ):
+        help_ = f"only services {which}"
+        option = services.add_argument(f"--{name}", default="", metavar=name.upper(), help=help_)
+        _complete_from_inventory(option, section)
+    add("hosts", "list the hosts with what they use, those with problems first")
+    incidents = add("incidents", "list the incidents, those that are open first, then the newest first")
+    incidents.add_argument("--state", choices=["open", "closed", "all"], default="all", help="default: all")
+    events = add("events", "list what happened: changes of state, incidents, actions, operations")
+    help_ = "only events of this kind, such as service or action (may be repeated)"
+    events.add_argument("--kind", action="append", default=[], metavar="KIND", help=help_)
+    option = events.add_argument("--host", default="", metavar="HOST", help="only events of this host")
+    _complete_from_inventory(option, "hosts")
+    for parser, name in ((incidents, "incidents"), (events, "events")):
+        help_ = f"only {name} of this service"
+        option = parser.add_argument("--service", default="", metavar="SERVICE", help=help_)
+        _complete_from_inventory(option, "services")
+        help_ = f"the newest N {name} (default: 50)"
+        parser.add_argument("--limit", type=_parse_limit, default=50, metavar="N", help=help_)
+
+
 def _add_incident_commands(added: _Commands) -> None:
     incidents = added.add("incidents", commands.incidents, "list the incidents, or show one in detail", API)
     help_ = "an incident (default: list the newest)"
     incidents.add_argument("number", metavar="ID", nargs="?", type=_parse_id, help=help_)
-    listing = added.add(
-        "list", commands.list_, "list what happened: changes of state, incidents, actions, operations", API
-    )
-    listing.add_argument("subject", choices=["events"])
-    help_ = "the newest N events (default: 50)"
-    listing.add_argument("--limit", type=_parse_limit, default=50, metavar="N", help=help_)
-    help_ = "only events of this kind, such as service or action (may be repeated)"
-    listing.add_argument("--kind", action="append", default=[], metavar="KIND", help=help_)
-    for name in ("host", "service"):
-        help_ = f"only events of this {name}"
-        option = listing.add_argument(f"--{name}", default="", metavar=name.upper(), help=help_)
-        _complete_from_inventory(option, f"{name}s")
     note = added.add("note", commands.note, "add a note to the timeline of an incident", API)
     note.add_argument("number", metavar="INCIDENT", type=_parse_id, help="the ID of an incident")
     note.add_argument("text", help="at most 1,000 characters")
-
     acknowledge = added.add("acknowledge", commands.acknowledge, "acknowledge an incident: it is not escalated", API)
     acknowledge.add_argument("number", metavar="INCIDENT", type=_parse_id, help="the ID of an incident")
     silence = added.add("silence", commands.silence, "silence an incident's service in Alertmanager", API)

@@ -5,7 +5,7 @@ import gc
 import signal
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from runtime.errors import DefibError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Load = Callable[[], LoadedInventory]
     Server = Callable[[Load, ListenAddress, WebConfigFile, Redactor], Coroutine[Any, Any, None]]
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -44,11 +45,18 @@ def _loader(options: argparse.Namespace, *programs: "Program", strict: bool = Fa
     return partial(load, find_directory(options.config), KINDS, programs=programs, strict=strict)
 
 
-def _connector(options: argparse.Namespace) -> "Connect":
-    """Return a function that connects to the remediator's API."""
+def _ask(
+    options: argparse.Namespace,
+    command: "Callable[Concatenate[Connect, P], Coroutine[Any, Any, int]]",
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> int:
+    """Run a command that uses the remediator's API; its first argument connects to it."""
     from defib import remediator_client
 
-    return partial(remediator_client.connect, _loader(options, "client"), options.token_file)
+    connect = partial(remediator_client.connect, _loader(options, "client"), options.token_file)
+    with remediator_client.checking_answers():
+        return _run(command(connect, *args, **kwargs))
 
 
 def _parse_duration(option: str, text: str) -> float:
@@ -117,111 +125,123 @@ def control(options: argparse.Namespace) -> int:
     if options.direct:
         return _run(control.control_directly(_loader(options, "remediator"), name, verb, component, as_json=as_json))
     body = {"overrule": options.overrule, "reason": options.reason}
-    connect = _connector(options)
-    return _run(control.control_through_remediator(connect, name, verb, component, body, as_json=as_json))
+    return _ask(options, control.control_through_remediator, name, verb, component, body, as_json=as_json)
 
 
 def explain(options: argparse.Namespace) -> int:
     from defib import explain
 
-    connect = _connector(options)
-    return _run(explain.explain(connect, options.service, as_json=options.as_json, verbose=options.verbose))
+    return _ask(options, explain.explain, options.service, as_json=options.as_json, verbose=options.verbose)
 
 
 def reset(options: argparse.Namespace) -> int:
     from defib import incidents
 
-    return _run(incidents.reset(_connector(options), options.service, as_json=options.as_json))
+    return _ask(options, incidents.reset, options.service, as_json=options.as_json)
 
 
 def incidents(options: argparse.Namespace) -> int:
     from defib import incidents
 
-    return _run(incidents.show_incidents(_connector(options), options.number, as_json=options.as_json))
+    return _ask(options, incidents.show_incidents, options.number, as_json=options.as_json)
+
+
+def status(options: argparse.Namespace) -> int:
+    from defib import status
+
+    return _ask(options, status.show_status, as_json=options.as_json)
 
 
 def list_(options: argparse.Namespace) -> int:
-    from defib import events
+    from defib import events, hosts, incidents, services
 
-    wanted = {"kind": options.kind, "host": options.host, "service": options.service}
-    return _run(events.list_events(_connector(options), options.limit, wanted, as_json=options.as_json))
+    as_json = options.as_json
+    if options.subject == "services":
+        exact = {name: getattr(options, name) for name in ("host", "group", "provider", "category")}
+        wanted = {**exact, "state": ",".join(options.state), "q": " ".join(options.words)}
+        return _ask(options, services.list_services, wanted, as_json=as_json)
+    if options.subject == "hosts":
+        return _ask(options, hosts.list_hosts, as_json=as_json)
+    if options.subject == "incidents":
+        selected = (options.state, options.service, options.limit)
+        return _ask(options, incidents.list_incidents, *selected, as_json=as_json)
+    filters = {"kind": options.kind, "host": options.host, "service": options.service}
+    return _ask(options, events.list_events, options.limit, filters, as_json=as_json)
 
 
 def note(options: argparse.Namespace) -> int:
     from defib import incidents
 
-    return _run(incidents.add_note(_connector(options), options.number, options.text, as_json=options.as_json))
+    return _ask(options, incidents.add_note, options.number, options.text, as_json=options.as_json)
 
 
 def acknowledge(options: argparse.Namespace) -> int:
     from defib import incidents
 
-    return _run(incidents.acknowledge(_connector(options), options.number, as_json=options.as_json))
+    return _ask(options, incidents.acknowledge, options.number, as_json=options.as_json)
 
 
 def silence(options: argparse.Namespace) -> int:
     from defib import incidents
 
     _parse_duration("--for", options.duration)
-    connect, body = _connector(options), {"for": options.duration, "comment": options.comment}
+    body = {"for": options.duration, "comment": options.comment}
     if options.alert is not None:
-        return _run(incidents.silence_alert(connect, options.alert, body, as_json=options.as_json))
-    return _run(incidents.silence_incident(connect, options.number, body, as_json=options.as_json))
+        return _ask(options, incidents.silence_alert, options.alert, body, as_json=options.as_json)
+    return _ask(options, incidents.silence_incident, options.number, body, as_json=options.as_json)
 
 
 def approve(options: argparse.Namespace) -> int:
     from defib import incidents
 
-    return _run(incidents.approve(_connector(options), options.action, as_json=options.as_json))
+    return _ask(options, incidents.approve, options.action, as_json=options.as_json)
 
 
 def automation(options: argparse.Namespace) -> int:
     from defib import maintenance
 
-    connect = _connector(options)
-    return _run(maintenance.automation(connect, options.switch, options.reason, as_json=options.as_json))
+    return _ask(options, maintenance.automation, options.switch, options.reason, as_json=options.as_json)
 
 
 def maintenance(options: argparse.Namespace) -> int:
     from defib import maintenance
 
-    connect = _connector(options)
     if options.verb is None:
-        return _run(maintenance.list_maintenance(connect, as_json=options.as_json))
+        return _ask(options, maintenance.list_maintenance, as_json=options.as_json)
     if options.verb == "end":
-        return _run(maintenance.end_maintenance(connect, options.number, as_json=options.as_json))
+        return _ask(options, maintenance.end_maintenance, options.number, as_json=options.as_json)
     if options.duration:
         _parse_duration("--for", options.duration)
     end = {"for": options.duration} if options.duration else {"until": options.until}
     body = {**end, "reason": options.reason, "notify": options.notify}
-    return _run(maintenance.begin_maintenance(connect, options.scope, options.name, body, as_json=options.as_json))
+    return _ask(options, maintenance.begin_maintenance, options.scope, options.name, body, as_json=options.as_json)
 
 
 def token(options: argparse.Namespace) -> int:
     from defib import access
 
-    connect, as_json = _connector(options), options.as_json
+    as_json = options.as_json
     if options.verb is None:
-        return _run(access.list_tokens(connect, as_json=as_json))
+        return _ask(options, access.list_tokens, as_json=as_json)
     if options.verb == "revoke":
-        return _run(access.revoke_token(connect, options.name, as_json=as_json))
+        return _ask(options, access.revoke_token, options.name, as_json=as_json)
     if options.expires is not None:
         _parse_duration("--expires", options.expires)
-    return _run(access.create_token(connect, options.name, options.role, options.expires, as_json=as_json))
+    return _ask(options, access.create_token, options.name, options.role, options.expires, as_json=as_json)
 
 
 def session(options: argparse.Namespace) -> int:
     from defib import access
 
     if options.verb == "end":
-        return _run(access.end_session(_connector(options), options.id, as_json=options.as_json))
-    return _run(access.list_sessions(_connector(options), as_json=options.as_json))
+        return _ask(options, access.end_session, options.id, as_json=options.as_json)
+    return _ask(options, access.list_sessions, as_json=options.as_json)
 
 
 def audit(options: argparse.Namespace) -> int:
     from defib import access
 
-    return _run(access.show_audit(_connector(options), options.limit, as_json=options.as_json))
+    return _ask(options, access.show_audit, options.limit, as_json=options.as_json)
 
 
 def replay(options: argparse.Namespace) -> int:

@@ -22,7 +22,10 @@ def complete(parser: argparse.ArgumentParser) -> None:
 
 
 def read_names(section: str, options: argparse.Namespace) -> list[str]:
-    """Return the names in a section of the configuration, such as `services`; none if it cannot be read."""
+    """Return the names in a section of the configuration, such as `services`; none if it cannot be read.
+
+    `groups` are those of hosts; `provider` and `category` are those of services.
+    """
     try:
         document = read_directory(find_directory(getattr(options, "config", None)))
     except (DefibError, OSError):
@@ -33,4 +36,7 @@ def read_names(section: str, options: argparse.Namespace) -> list[str]:
     if section == "groups":
         hosts = document.value.get("hosts", {}).values()
         return sorted({str(host["group"]) for host in hosts if isinstance(host, dict) and host.get("group")})
+    if section in ("provider", "category"):
+        services = document.value.get("services", {}).values()
+        return sorted({str(each[section]) for each in services if isinstance(each, dict) and each.get(section)})
     return list(document.value.get(section, {}))

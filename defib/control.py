@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from defib.lookup import find_service
 from defib.output import print_json, print_text
-from defib.remediator_client import Connect, RemediatorClient
+from defib.remediator_client import Connect, RemediatorClient, checking_answers
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import SudoOptions
 from fleet.shells import CompletedCommand
@@ -102,11 +102,13 @@ async def _wait_for_command(remediator: RemediatorClient, number: int) -> dict[s
     while True:
         try:
             answer = await remediator.request("GET", f"/api/v1/actions?before={number + 1}")
+            with checking_answers():
+                action: dict[str, Any] = {each["id"]: each for each in answer["actions"]}[number]
+                is_ended = action["command"] is not None or action["state"] != "running"
         except ClientError as error:
             print_text(f"action {number} was started; its outcome is unknown: {error}", sys.stderr)
             return None
-        action: dict[str, Any] = next(each for each in answer["actions"] if each["id"] == number)
-        if action["command"] is not None or action["state"] != "running":
+        if is_ended:
             return action
         await asyncio.sleep(POLL_EVERY if time.monotonic() - started > POLL_EVERY else POLL_EVERY / 5)
 

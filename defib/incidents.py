@@ -1,14 +1,25 @@
-"""`defib incidents`, `note`, `acknowledge`, `silence`, `approve` and `reset`."""
+"""`defib incidents`, `list incidents`, `note`, `acknowledge`, `silence`, `approve` and `reset`."""
 
-from collections.abc import Mapping
-from datetime import tzinfo
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, tzinfo
 from typing import Any
+from urllib.parse import urlencode
 
-from defib.output import format_time, parenthesized, print_json, print_text
+from defib.output import (
+    format_age,
+    format_table,
+    format_time,
+    parenthesized,
+    print_json,
+    print_text,
+    terminal_width,
+)
 from defib.remediator_client import Connect, RemediatorClient, UnknownEntryError
 
 EVIDENCE_LINES = 12  # of each piece of evidence
 LISTED = 5  # IDs in an error message
+TABLE_HEAD = ("ID", "STATE", "SINCE", "LASTED", "SERVICE", "WHAT")
+WHAT = TABLE_HEAD.index("WHAT")
 
 
 async def show_incidents(connect: Connect, number: int | None, *, as_json: bool) -> int:
@@ -26,9 +37,67 @@ async def show_incidents(connect: Connect, number: int | None, *, as_json: bool)
     elif number is not None:
         print_text(_format_incident(answer, remediator.zone))
     else:
-        lines = (_format_line(incident, remediator.zone) for incident in answer["incidents"])
-        print_text("\n".join(lines) or "no incidents")
+        _print_incidents(answer["incidents"], remediator.zone)
     return 0
+
+
+async def list_incidents(connect: Connect, state: str, service: str, limit: int, *, as_json: bool) -> int:
+    """Print the newest incidents, first those that are open; `state` is open, closed or all."""
+    incidents: list[dict[str, Any]] = []
+    async with connect() as remediator:
+        for each in ("open", "closed") if state == "all" else (state,):
+            incidents += await _read_incidents(remediator, {"state": each, "service": service}, limit - len(incidents))
+    if as_json:
+        print_json({"incidents": incidents})
+    else:
+        _print_incidents(incidents, remediator.zone)
+    return 0
+
+
+async def _read_incidents(remediator: RemediatorClient, wanted: Mapping[str, str], limit: int) -> list[dict[str, Any]]:
+    incidents: list[dict[str, Any]] = []
+    while len(incidents) < limit:
+        before = {"before": incidents[-1]["id"]} if incidents else {}
+        page = (await remediator.request("GET", f"/api/v1/incidents?{urlencode({**wanted, **before})}"))["incidents"]
+        incidents += page
+        if not page:
+            break
+    return incidents[:limit]
+
+
+def _print_incidents(incidents: Sequence[Mapping[str, Any]], zone: tzinfo | None) -> None:
+    if not incidents:
+        print_text("no incidents")
+        return
+    now = datetime.now(UTC).isoformat()
+    print_text(
+        format_table([TABLE_HEAD, *(table_row(each, now, zone) for each in incidents)], terminal_width(), cut=WHAT)
+    )
+
+
+def table_row(incident: Mapping[str, Any], now: str, zone: tzinfo | None) -> list[str]:
+    """Return an incident as a row of a table with `TABLE_HEAD`."""
+    started = incident["down_at"] or incident["opened_at"]
+    lasted = format_age(started, incident["closed_at"] or now)
+    return [
+        str(incident["id"]), incident["state"], format_time(started, zone), lasted, incident["service"],
+        "; ".join(_describe(incident)),
+    ]  # fmt: skip
+
+
+def _describe(incident: Mapping[str, Any]) -> Iterator[str]:
+    """Yield who has seen to an incident or ended it, what holds Defib back, and what was seen."""
+    if incident["closed_at"]:
+        if incident["recovered_by"]:
+            yield f"recovered by {incident['recovered_by']}"
+        return
+    if incident["acknowledged_by"]:
+        yield f"acknowledged by {incident['acknowledged_by']}"
+    if incident["verb"]:
+        decision = " ".join(filter(None, [incident["verb"], incident["reason"]]))
+        yield decision + parenthesized(incident["detail"] or "")
+    if incident["probe"]:
+        yield incident["probe"]
 
 
 async def acknowledge(connect: Connect, number: int, *, as_json: bool) -> int:

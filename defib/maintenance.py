@@ -1,7 +1,7 @@
 """`defib maintenance` and `defib automation`: switches that stop automatic actions."""
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Iterator, Mapping
+from datetime import datetime, tzinfo
 from typing import Any
 
 from defib.output import format_time, one_line, print_json, print_text
@@ -17,12 +17,17 @@ async def list_maintenance(connect: Connect, *, as_json: bool) -> int:
         print_json(answer)
         return 0
     for each in answer["maintenance"]:
-        until = format_time(each["until"], remediator.zone)
-        line = f"{each['scope']} {each['name']}, until {until}, by {each['asked_by']}: {each['reason']}"
-        print_text(one_line(f"{each['id']:>6}  {line}"))
+        print_text(one_line(f"{each['id']:>6}  {describe_maintenance(each, remediator.zone)}"))
     if not answer["maintenance"]:
         print_text("no maintenance")
     return 0
+
+
+def describe_maintenance(maintenance: Mapping[str, Any], zone: tzinfo | None) -> str:
+    """Return what is in maintenance, until when, by whom and why."""
+    until = format_time(maintenance["until"], zone)
+    subject = f"{maintenance['scope']} {maintenance['name']}"
+    return f"{subject}, until {until}, by {maintenance['asked_by']}: {maintenance['reason']}"
 
 
 async def begin_maintenance(
@@ -79,11 +84,16 @@ async def automation(connect: Connect, switch: str | None, reason: str, *, as_js
     if as_json:
         print_json(answer)
         return 0
-    since = ""
-    if answer["at"]:
-        detail = f": {answer['reason']}" if answer["reason"] else ""
-        since = f" since {format_time(answer['at'], remediator.zone)}, switched by {answer['by']}{detail}"
-    print_text(one_line(f"automation is {'on' if answer['enabled'] else 'off'}{since}"))
-    if not answer["by_inventory"]:
-        print_text("the configuration has `remediation: {automatic: false}`, which the switch cannot override")
+    print_text("\n".join(describe_automation(answer, remediator.zone)))
     return 0
+
+
+def describe_automation(automation: Mapping[str, Any], zone: tzinfo | None) -> Iterator[str]:
+    """Yield lines about whether automation is on, and who switched it."""
+    since = ""
+    if automation["at"]:
+        detail = f": {automation['reason']}" if automation["reason"] else ""
+        since = f" since {format_time(automation['at'], zone)}, switched by {automation['by']}{detail}"
+    yield one_line(f"automation is {'on' if automation['enabled'] else 'off'}{since}")
+    if not automation["by_inventory"]:
+        yield "the configuration has `remediation: {automatic: false}`, which the switch cannot override"

@@ -1,8 +1,9 @@
 """A client for the remediator's HTTP API, for the commands that use it."""
 
 import getpass
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import tzinfo
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from defib.lookup import names_of, suggest
 from defib.output import time_zone
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
-from remediator.clients.json_client import ClientError, HttpStatusError, JsonClient
+from remediator.clients.json_client import ClientError, HttpStatusError, JsonClient, parsing_response
 from runtime import tokens
 from runtime.access.roles import USER_HEADER
 from runtime.errors import DefibError
@@ -31,6 +32,36 @@ class UnknownEntryError(DefibError):
     def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
         self.code = code
+
+
+class UnexpectedAnswerError(ClientError):
+    """The answer is not one of the remediator's API, or of another version's."""
+
+    exit_status = 2
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"{problem} (are remediator.url and the remediator's version right?)")
+
+
+@contextmanager
+def checking_answers() -> Iterator[None]:
+    """Raise UnexpectedAnswerError where an answer lacks a field or has one of another type."""
+    try:
+        with parsing_response():
+            yield
+    except ClientError as error:
+        raise UnexpectedAnswerError(f"unexpected answer of the remediator: {error}") from error
+
+
+def _decode(body: bytes) -> dict[str, Any]:
+    """Parse an answer; nothing else runs meanwhile. Raises UnexpectedAnswerError."""
+    try:
+        answer = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise UnexpectedAnswerError("unexpected answer of the remediator: it is not JSON") from error
+    if not isinstance(answer, dict):
+        raise UnexpectedAnswerError("unexpected answer of the remediator: it is not a JSON object")
+    return answer
 
 
 class RemediatorClient:
@@ -87,9 +118,11 @@ async def connect(
     if token_file is not None:
         endpoint = endpoint.model_copy(update={"auth": None})
     token = _read_token(loaded, token_file) if endpoint.auth is None else None
-    client = JsonClient(endpoint, token, headers={USER_HEADER: getpass.getuser()})
+    client = JsonClient(endpoint, token, headers={USER_HEADER: getpass.getuser()}, decode=_decode)
     try:
         yield RemediatorClient(client, loaded.inventory)
+    except UnexpectedAnswerError:
+        raise
     except HttpStatusError as error:
         raise DefibError(f"the remediator at {endpoint.base} refused the request: {error}") from error
     except ClientError as error:

@@ -20,7 +20,7 @@ from remediator.clients.alerts import MAX_BODY
 from remediator.clients.exporter import Exporter
 from remediator.engine.engine import Engine
 from remediator.engine.housekeeping import run_housekeeping
-from remediator.http import access_api, events_api, read_api, webhook, write_api
+from remediator.http import access_api, events_api, overview_api, read_api, webhook, write_api
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
@@ -29,6 +29,7 @@ from remediator.record.audit import AuditLog
 from remediator.record.database import Database
 from remediator.record.sessions import StoredSessions
 from remediator.sign_in.registry import SignInServices
+from remediator.snapshot import SnapshotSource
 from runtime import tokens
 from runtime.access.control import AccessControl
 from runtime.access.roles import Role
@@ -103,6 +104,7 @@ class Parts:
     administration: Administration
     engine: Engine
     operations: Operations
+    snapshot: SnapshotSource
     sender: Sender
     buttons: ButtonHandler
     connections: LongConnections
@@ -129,17 +131,19 @@ class Parts:
         sender = Sender(database, http_client, metrics, redact, details)
         engine = Engine(database, *clients, sender, metrics, redact)
         operations = Operations(engine, sender, database, audit_log)
+        snapshot = SnapshotSource(database, lambda: engine.exporter)
         administration = Administration(database, api_tokens, sessions, audit_log)
         buttons = ButtonHandler(operations, database, metrics, audit_log)
         connections = LongConnections(database, buttons, metrics)
         return cls(
             database, redact, metrics, http_client, access, sign_in_services, administration, engine, operations,
-            sender, buttons, connections,
+            snapshot, sender, buttons, connections,
         )  # fmt: skip
 
     def add_routes(self, app: web.Application, reload: Reloader) -> None:
         webhook.add_routes(app, self.engine, self.database, self.metrics)
         read_api.add_routes(app, self.database, self.metrics, self.redact)
+        overview_api.add_routes(app, self.snapshot, self.database, self.redact)
         events_api.add_routes(app, self.database, self.redact)
         write_api.add_routes(app, self.operations, self.database, self.redact, reload)
         access_api.add_routes(app, self.administration, self.database)
@@ -167,7 +171,10 @@ class Parts:
     @property
     def tasks(self) -> Sequence[Callable[[], Awaitable[None]]]:
         """What runs beside the server; a full disk or a lost database ends none of it."""
-        return self.engine.run, self.sender.run, self.run_housekeeping, self.connections.run, self.access.run
+        return (
+            self.engine.run, self.sender.run, self.run_housekeeping, self.connections.run, self.access.run,
+            self.snapshot.run,
+        )  # fmt: skip
 
     async def run_housekeeping(self) -> None:
         await run_housekeeping(self.database, self.engine.wake, self.administration.store_token_uses)

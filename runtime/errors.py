@@ -6,10 +6,12 @@ from collections.abc import Mapping
 class DefibError(Exception):
     """An error with a message for users, without secrets.
 
-    `retryable` says whether the same operation may succeed later.
+    `retryable` says whether the same operation may succeed later. A command that ends with the error exits with
+    `exit_status`, or as usual if that is None.
     """
 
     retryable = False
+    exit_status: int | None = None
 
 
 class StartError(DefibError):

@@ -4,10 +4,10 @@ from typing import Any
 
 from aiohttp import web
 
-from exporter.api.streaming import stream_list
 from exporter.scheduler.events import Event
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from runtime.errors import ApiError
+from runtime.streaming import stream_list
 from runtime.terminal import escape_controls
 from runtime.times import format_rfc3339
 

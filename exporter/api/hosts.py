@@ -8,9 +8,9 @@ from typing import Any
 from aiohttp import web
 
 from exporter.api.host_report import describe_host, summarize_host
-from exporter.api.streaming import render_object, stream_texts
 from exporter.scheduler.probe_scheduler import MonitoredHost, ProbeScheduler
 from runtime.errors import ApiError
+from runtime.streaming import render_object, stream_texts
 
 LONG = 100_000  # characters of a host's lines, from which they are read in a thread
 

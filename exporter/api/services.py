@@ -6,7 +6,6 @@ from typing import Any
 
 from aiohttp import web
 
-from exporter.api.streaming import stream_list
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.scheduler.probed_service import ProbedService
@@ -15,6 +14,7 @@ from fleet.inventory.model import Host
 from runtime.access.audit import AuditEntry, Outcome, write_to_log
 from runtime.access.control import get_identity
 from runtime.errors import ApiError
+from runtime.streaming import stream_list
 from runtime.times import format_rfc3339
 
 REMEDIATOR = "remediator"  # the name of that caller with the local token

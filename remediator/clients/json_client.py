@@ -152,5 +152,5 @@ def parsing_response() -> Iterator[None]:
         yield
     except KeyError as error:
         raise ClientError(f"the response has no field {error}") from error
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ClientError(f"the response does not have the expected fields: {error}") from error

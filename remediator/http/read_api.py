@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from aiohttp import web
 from prometheus_client import generate_latest
@@ -23,7 +24,6 @@ from runtime.web import Handler, add_route
 PAGE_SIZE = 100
 INCIDENT_STATES = ("open", "recovered", "unobserved")
 PAGES = {
-    "incidents": queries.page_of_incidents,
     "actions": queries.page_of_actions,
     "alerts": queries.page_of_alerts,
     "notifications": queries.page_of_notifications,
@@ -52,6 +52,22 @@ def add_routes(app: web.Application, database: Database, metrics: RemediatorMetr
 
         return read_page
 
+    add_route(app, "GET", "/metrics", read_metrics, AccessRequirement.SCRAPE)
+    for name in PAGES:
+        add_route(app, "GET", f"/api/v1/{name}", page_handler(name), AccessRequirement.VIEWER)
+    _add_incident_routes(app, database, redact)
+
+
+def _add_incident_routes(app: web.Application, database: Database, redact: Redactor) -> None:
+    async def read_incidents(request: web.Request) -> web.Response:
+        state, service = request.query.get("state", ""), request.query.get("service", "")
+        if state not in ("", "open", "closed"):
+            raise ApiError(400, "bad_request", "`state` must be open or closed")
+        is_open = state == "open" if state else None
+        page = partial(queries.page_of_incidents, is_open=is_open, service=service)
+        rows = await views.read_record(database, page, parse_before(request), PAGE_SIZE)
+        return await views.respond(request, {"incidents": rows}, redact, database.clock)
+
     async def read_incident(request: web.Request) -> web.Response:
         number = int(request.match_info["id"])
         incident = await views.read_record(database, queries.read_incident, number)
@@ -59,9 +75,7 @@ def add_routes(app: web.Application, database: Database, metrics: RemediatorMetr
             raise ApiError(404, "unknown_incident", f"there is no incident {number}")
         return await views.respond(request, incident, redact, database.clock)
 
-    add_route(app, "GET", "/metrics", read_metrics, AccessRequirement.SCRAPE)
-    for name in PAGES:
-        add_route(app, "GET", f"/api/v1/{name}", page_handler(name), AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/incidents", read_incidents, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/incidents/{id:[0-9]{1,15}}", read_incident, AccessRequirement.VIEWER)
 
 

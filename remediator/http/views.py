@@ -7,6 +7,8 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from aiohttp import web
 
+from fleet.inventory.model import Inventory
+from remediator.record.automation import AutomationSwitch
 from remediator.record.clock import SteadyClock
 from remediator.record.database import Database, StorageError
 from remediator.record.transaction import Transaction
@@ -40,6 +42,15 @@ async def respond(request: web.Request, rows: dict[str, Any], redact: Redactor, 
     # In a thread, since outputs and evidence may have megabytes.
     text = await asyncio.to_thread(lambda: json.dumps(redact.redact_all(format_times(visible, clock))))
     return web.json_response(text=text)
+
+
+def describe_automation(switch: AutomationSwitch, inventory: Inventory) -> dict[str, Any]:
+    """Return whether automation is on, and why; a time is of the record's clock."""
+    automatic = inventory.remediation.automatic
+    return {
+        "enabled": switch.enabled and automatic, "by_inventory": automatic, "by_switch": switch.enabled,
+        "at": switch.at, "by": switch.by, "reason": switch.reason,
+    }  # fmt: skip
 
 
 def may_read_evidence(request: web.Request) -> bool:

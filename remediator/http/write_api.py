@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleet.inventory.units import MAX_DURATION, PositiveDuration
 from fleet.shells import CompletedCommand
 from remediator.execution.controls.runner import Verb
-from remediator.http.views import format_times, read_record
+from remediator.http.views import describe_automation, format_times, read_record
 from remediator.operations import (
     ConflictError,
     HostUnreachableError,
@@ -216,11 +216,7 @@ class _WriteApi:
         return web.json_response(self._automation(switched))
 
     def _automation(self, switch: AutomationSwitch) -> dict[str, Any]:
-        automatic = self._database.inventory.remediation.automatic
-        row = {
-            "enabled": switch.enabled and automatic, "by_inventory": automatic, "by_switch": switch.enabled,
-            "at": switch.at, "by": switch.by, "reason": switch.reason,
-        }  # fmt: skip
+        row = describe_automation(switch, self._database.inventory)
         return dict(format_times(row, self._database.clock))
 
     async def read_maintenance(self, _request: web.Request) -> web.Response:

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any, Literal
 
-from sqlalchemy import Row, Select, Table, select
+from sqlalchemy import ColumnElement, Row, Select, Table, select
 
 from remediator.record.schema import actions, alerts, deliveries, evidence, incidents, notifications, timeline
 from remediator.record.transaction import Transaction
@@ -16,9 +16,16 @@ _NOTIFICATION_COLUMNS = (
 Subject = Literal["incident", "alert"]
 
 
-def page_of_incidents(tx: Transaction, before: int | None, limit: int) -> list[dict[str, Any]]:
-    """Return the newest incidents with an id below `before`."""
-    return _page(tx, incidents, before, limit)
+def page_of_incidents(
+    tx: Transaction, before: int | None, limit: int, *, is_open: bool | None = None, service: str = ""
+) -> list[dict[str, Any]]:
+    """Return the newest incidents with an id below `before`; only open or closed ones, or of a service, if given."""
+    wanted = []
+    if is_open is not None:
+        wanted.append(incidents.c.state == "open" if is_open else incidents.c.state != "open")
+    if service:
+        wanted.append(incidents.c.service == service)
+    return _page(tx, incidents, before, limit, *wanted)
 
 
 def page_of_actions(tx: Transaction, before: int | None, limit: int) -> list[dict[str, Any]]:
@@ -121,8 +128,10 @@ def find_open_service(tx: Transaction, incident: int) -> str | None:
     return service
 
 
-def _page(tx: Transaction, table: Table, before: int | None, limit: int) -> list[dict[str, Any]]:
-    query = select(table).order_by(table.c.id.desc()).limit(limit)
+def _page(
+    tx: Transaction, table: Table, before: int | None, limit: int, *wanted: ColumnElement[bool]
+) -> list[dict[str, Any]]:
+    query = select(table).where(*wanted).order_by(table.c.id.desc()).limit(limit)
     if before is not None:
         query = query.where(table.c.id < before)
     return [dict(row) for row in tx.execute(query).mappings()]

@@ -25,7 +25,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
 from remediator.chat import feishu_callback
-from remediator.http import access_api, events_api, read_api, webhook, write_api
+from remediator.http import access_api, events_api, overview_api, read_api, webhook, write_api
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl, WebUsers
 from runtime.access.roles import AccessRequirement
@@ -93,6 +93,8 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/sign-in/{service}"): PUBLIC,
         ("GET", "/sign-in/{service}/callback"): PUBLIC,
         ("POST", "/sign-out"): VIEWER,
+        ("GET", "/api/v1/overview"): VIEWER,
+        ("GET", "/api/v1/hosts"): VIEWER,
         ("GET", "/api/v1/incidents"): VIEWER,
         ("GET", "/api/v1/incidents/{id}"): VIEWER,
         ("POST", "/api/v1/incidents/{number}/notes"): OPERATOR,
@@ -146,12 +148,13 @@ def empty(program: str) -> web.Application:
     else:
         webhook.add_routes(app, nothing, nothing, nothing)
         read_api.add_routes(app, nothing, nothing, nothing)
+        overview_api.add_routes(app, nothing, nothing, nothing)
         events_api.add_routes(app, nothing, nothing)
         write_api.add_routes(app, nothing, nothing, nothing, nothing)
         access_api.add_routes(app, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)
         parts = dict.fromkeys(
-            ("database", "redact", "operations", "administration", "sign_in_services", "public_url", "engine")
+            ("database", "redact", "operations", "administration", "sign_in_services", "public_url", "snapshot")
         )
         console.add_pages(app, cast("Any", SimpleNamespace(access=access, **parts)))
     return app
@@ -365,7 +368,7 @@ async def test_what_commands_printed_is_for_operators(loop: Loop, anyone: httpx.
     assert SAID in (await read("/api/v1/services/web/logs", operator)).text
     paths = (
         "/", "/incidents/1", "/api/v1/incidents", "/api/v1/incidents/1", "/api/v1/actions", "/api/v1/alerts",
-        "/api/v1/notifications", "/api/v1/services/web/explain",
+        "/api/v1/notifications", "/api/v1/services/web/explain", "/api/v1/overview", "/api/v1/hosts",
     )  # fmt: skip
     for path in paths:
         text = (await read(path, viewer)).text

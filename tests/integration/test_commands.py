@@ -3,22 +3,30 @@
 import asyncio
 import json
 import os
+import pty
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
+from aiohttp import web
+from blockbuster import BlockBuster
 
+from defib.cli import main
+from defib.demo.feishu import SECRET
 from fleet.inventory.model import Inventory
 from remediator.record.database import Database
+from tests.integration import peers
 from tests.integration.loop import Loop
-from tests.support import write
+from tests.support import eventually, write
 
 SECRETS = """
     exporter: {token: "${UNSET_EXPORTER}"}
@@ -159,6 +167,8 @@ def test_global_options_before_the_command(tmp_path: Path) -> None:
         (["--config", "x", "init", "y"], "argument --config: not supported by `defib init`"),
         (["chek"], "argument COMMAND: invalid choice: 'chek'; did you mean check?"),
         (["control", "web", "restrat"], "argument verb: invalid choice: 'restrat'; did you mean restart or start?"),
+        (["list", "service"], "invalid choice: 'service'; did you mean services?"),
+        (["list", "services", "--state", "up,dwon"], "argument --state: 'dwon' is not a state: use down, degraded,"),
         (["incidents", "web"], "argument ID: 'web' is not an ID: must be a number, such as 12"),
         (["silence", "--for", "1h"], "one of the arguments INCIDENT --alert is required"),
         (["maintenance", "begin", "host", "h", "--reason", "r"], "one of the arguments --for --until is required"),
@@ -291,3 +301,200 @@ def test_settings_of_the_other_program_can_be_unset(tmp_path: Path) -> None:
     write(tmp_path, defib='remediator: {retention: "${UNSET_RETENTION}"}')
     done = defib("check", "--for", "exporter", "--config", str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def listed(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Return the states that `defib list services` has printed, by service, in order."""
+    assert done.returncode == 0, done
+    return {line.split()[2]: line.split()[0] for line in done.stdout.splitlines()[1:]}
+
+
+@pytest.mark.needs("sshd")
+async def test_the_fleet_on_a_terminal_is_that_of_the_console(loop: Loop) -> None:
+    names: dict[str, dict[str, str]] = {"a": {}, "web": {"name": "门户网站"}, "qwen": {"provider": "vllm"}}
+    services = {name: loop.service(name, on_failure="notify") | more for name, more in names.items()}
+    await loop.start(services, notify={"timezone": "Asia/Shanghai"}, collect={"system": "1s"})
+    created = await loop.ask("POST", "/api/v1/tokens", {"name": "reader", "role": "viewer"})
+    viewer = loop.folder / "viewer"
+    viewer.touch(mode=0o600)
+    viewer.write_text(created.json()["token"])
+
+    good = await on_loop(loop, "status")
+    assert (good.returncode, good.stdout.splitlines()[0]) == (0, "3 up"), good
+    assert (await on_loop(loop, "list", "incidents")).stdout == "no incidents\n"
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.fire("qwen", "ServiceSlow")
+    await loop.until_decision("refuse")
+
+    page = (await loop.ask("GET", "/")).text
+    shown = dict(re.findall(r'id="s-(\w+)" class="(\w+)"', page))
+    printed = await on_loop(loop, "list", "services", "--token-file", str(viewer))
+    assert list(listed(printed).items()) == list(shown.items()) == [("web", "down"), ("qwen", "degraded"), ("a", "up")]
+    assert re.search(r"(?m)^down +\S+ +web \(门户网站\) +h +exit: test exited with .* \d+ m?s +[-+]+-$", printed.stdout)
+    for options, names_ in (
+        (["--state", "up,degraded"], ["qwen", "a"]),
+        (["--state", "up", "--state", "down"], ["web", "a"]),
+        (["--provider", "vllm"], ["qwen"]),
+        (["门户", "exit"], ["web"]),
+    ):
+        assert list(listed(await on_loop(loop, "list", "services", *options))) == names_
+    assert (await on_loop(loop, "list", "services", "--host", "none")).stdout == "no services\n"
+
+    bad = await on_loop(loop, "status", "--token-file", str(viewer))
+    assert bad.returncode == 1
+    assert bad.stdout.startswith("1 down, 1 degraded, 1 up\n"), bad
+    assert "\n2 open incidents\n" in bad.stdout
+    opened = (await loop.incident())["down_at"]
+    local = datetime.fromisoformat(opened).astimezone(ZoneInfo("Asia/Shanghai"))
+    assert f"{local + timedelta(seconds=0.5):%Y-%m-%d %H:%M:%S}" in bad.stdout
+    asjson = await on_loop(loop, "--json", "status")
+    answer = json.loads(asjson.stdout)
+    assert (asjson.returncode, answer["counts"]["down"], answer["incident_count"]) == (1, 1, 2)
+    assert [each["id"] for each in answer["services"]] == ["web", "qwen"]
+    hosts = json.loads((await on_loop(loop, "list", "hosts", "--json")).stdout)["hosts"]
+    assert {each["name"] for each in hosts} == {"h", "uncontrolled", "unreachable", "here"}
+    assert re.search(r"(?m)^h +up +\S+ +\d+% +\S+ \d+%", (await on_loop(loop, "list", "hosts")).stdout)
+
+    await on_loop(loop, "acknowledge", "1")
+    await loop.fire("qwen", "ServiceSlow", status="resolved")
+    await loop.until("recovered", 2)
+    for options, ids in (
+        ([], [1, 2]),
+        (["--limit", "1"], [1]),
+        (["--state", "open"], [1]),
+        (["--state", "closed"], [2]),
+        (["--service", "qwen"], [2]),
+    ):
+        incidents = json.loads((await on_loop(loop, "list", "incidents", "--json", *options)).stdout)["incidents"]
+        assert [each["id"] for each in incidents] == ids, options
+    rows = (await on_loop(loop, "list", "incidents")).stdout.splitlines()
+    assert "  open  " in rows[1]
+    assert "acknowledged by local" in rows[1]
+    assert "recovered by self" in rows[2]
+
+
+@pytest.mark.needs("sshd")
+async def test_the_status_without_the_exporter_is_unknown(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web")})
+    assert (await on_loop(loop, "status")).returncode == 0
+    await loop.ask("PUT", "/api/v1/automation", {"enabled": False, "reason": "a network change"})
+    await loop.ask("POST", "/api/v1/maintenance", {"scope": "host", "name": "h", "for": "1h", "reason": "disks"})
+    await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
+
+    async def is_seen() -> bool:
+        return bool((await loop.ask("GET", "/api/v1/overview")).json()["problems"])
+
+    await eventually(is_seen)
+    done = await on_loop(loop, "status")
+    assert done.returncode == 2
+    first, *banners = done.stdout.splitlines()
+    assert first == "1 up"
+    assert banners[0].startswith("cannot read the exporter since ")
+    assert "states are those of then" in banners[0]
+    assert re.match(r"automation is off since .*: a network change$", banners[1])
+    assert re.match(r"maintenance: host h, until .*: disks$", banners[2])
+    assert "the hosts cannot be read from the exporter" in done.stdout
+    services = await on_loop(loop, "list", "services")
+    assert listed(services) == {"web": "up"}
+    assert services.stderr.startswith("cannot read the exporter since ")
+    hosts = await on_loop(loop, "list", "hosts")
+    assert (hosts.returncode, "HTTP 502: cannot read the exporter's hosts" in hosts.stderr) == (1, True)
+    await loop.launcher.kill(loop.stack.pids["remediator"], signal.SIGKILL)
+    away = await on_loop(loop, "status")
+    assert (away.returncode, "cannot get an answer from the remediator" in away.stderr) == (2, True)
+
+
+@pytest.mark.needs("sshd")
+async def test_the_overview_refuses_unknown_parameters_and_masks_secrets(loop: Loop) -> None:
+    await loop.start({"web": loop.service("web")})
+    for query, message in (
+        ("state=up,dwon", "unknown state 'dwon'; there are down, degraded, stopped, unknown, up"),
+        ("page=2", "unknown parameter `page`"),
+        ("limit=-1", "`limit` must be a number"),
+        (f"q={'x' * 101}", "`q` has more than 100 characters"),
+    ):
+        refused = await loop.ask("GET", f"/api/v1/overview?{query}")
+        assert (refused.status_code, message in refused.json()["error"]["message"]) == (400, True), query
+    assert (await loop.ask("GET", "/api/v1/incidents?state=opened")).status_code == 400
+    none = (await loop.ask("GET", "/api/v1/overview?state=down&state=degraded&limit=0")).json()
+    assert (none["services"], none["total"], none["counts"]["up"]) == ([], 0, 1)
+    body = {"scope": "service", "name": "web", "for": "1h", "reason": f"the secret {SECRET} is wrong"}
+    assert (await loop.ask("POST", "/api/v1/maintenance", body)).status_code == 201
+
+    async def is_in_maintenance() -> str:
+        answer = await loop.ask("GET", "/api/v1/overview")
+        return answer.text if answer.json()["services"][0]["maintenance"] else ""
+
+    shown = await eventually(is_in_maintenance)
+    assert (shown.count("the secret *** is wrong"), SECRET in shown) == (2, False)
+
+
+COMMANDS = [
+    ["status"], ["list", "services"], ["list", "hosts"], ["list", "incidents"], ["list", "events"], ["incidents"],
+    ["incidents", "1"], ["explain", "web"], ["control", "web", "restart"], ["control", "web", "status"],
+    ["acknowledge", "1"], ["silence", "1"], ["automation"], ["maintenance"],
+    ["maintenance", "begin", "service", "web", "--for", "1h", "--reason", "r"], ["token"],
+    ["token", "create", "ci", "--role", "viewer"], ["session"], ["audit"],
+]  # fmt: skip
+PLAIN_COMMANDS = [
+    ["note", "1", "text"],
+    ["approve", "1"],
+    ["reset", "web"],
+    ["token", "revoke", "ci"],
+    ["session", "end", "1"],
+]
+NO_ANSWERS = ["<html>Sign in</html>", "", "null", "[]", '"text"', "{"]
+KEYS = (
+    "incidents", "events", "next", "tokens", "sessions", "audit", "maintenance", "services", "hosts", "problems", "at",
+    "counts", "gates", "alerts", "actions", "action", "until", "exit_status", "decision", "by_inventory",
+)  # fmt: skip
+WRONG: tuple[Any, ...] = (7, "text", [None], [{}], [[]])
+WRONG_ANSWERS = ["{}", *(json.dumps(dict.fromkeys(KEYS, wrong)) for wrong in WRONG)]
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, *PLAIN_COMMANDS], ids=" ".join)
+async def test_an_answer_of_something_else_is_one_error(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str], blocking_calls: BlockBuster
+) -> None:
+    blocking_calls.deactivate()  # a command does one thing at a time
+    said = ""
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text=said, content_type="text/html")
+
+    (tmp_path / "token").write_text("a-token")
+    (tmp_path / "token").chmod(0o600)
+    async with peers.web_server(answer) as port:
+        config = write(
+            tmp_path / "config",
+            defib=f"""
+            remediator: {{url: "http://127.0.0.1:{port}", database: "sqlite:///{tmp_path}/record.db"}}
+            services: {{web: {{probe: {{tcp: {{address: "127.0.0.1:1"}}}}}}}}
+            """,
+        )
+        for said in [*NO_ANSWERS, *(WRONG_ANSWERS if command in COMMANDS else [])]:
+            with pytest.raises(SystemExit) as ended:
+                await asyncio.to_thread(main, [*command, "--config", str(config)])
+            printed = capsys.readouterr()
+            assert ended.value.code == 2, (said, printed)
+            assert re.fullmatch(r"(defib|action 7 .*): unexpected answer of the remediator: .*\n", printed.err), (
+                said,
+                printed,
+            )
+
+
+@pytest.mark.needs("sshd")
+async def test_lines_are_cut_only_on_a_terminal(loop: Loop) -> None:
+    name = f"a rather {'long ' * 20}name"
+    await loop.start({"web": loop.service("web") | {"name": name}})
+    assert name in (await on_loop(loop, "list", "services")).stdout
+    leader, follower = pty.openpty()
+    argv = [sys.executable, "-m", "defib", "list", "services", "--config", str(loop.folder / "config")]
+    env = {**os.environ, "COLUMNS": "60"}
+    await asyncio.to_thread(subprocess.run, argv, stdout=follower, env=env, timeout=200, check=True)
+    lines = os.read(leader, 65536).decode().splitlines()
+    os.close(leader)
+    os.close(follower)
+    assert lines[1].startswith("up ")
+    assert [len(line) <= 60 for line in lines] == [True, True]

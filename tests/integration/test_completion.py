@@ -85,7 +85,7 @@ def terminal(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Termina
         hosts: {gpu-07: {address: 10.0.0.7, group: gpus}}
         services:
           transcoder: {probe: {tcp: {address: "10.0.0.7:80"}}}
-          wiki: {probe: {tcp: {address: "10.0.0.7:81"}}}
+          wiki: {provider: vllm, probe: {tcp: {address: "10.0.0.7:81"}}}
         notify: {channels: {oncall: {feishu: {webhook: "https://chat.example/${UNSET}"}}}}
         """,
     )
@@ -103,6 +103,10 @@ def test_the_tab_key_completes_commands_and_names(terminal: Terminal) -> None:
         ("defib host setup gpu", "defib host setup gpu-07 "),
         ("defib notify test on", "defib notify test oncall "),
         ("defib maintenance begin group g", "defib maintenance begin group gpus "),
+        ("defib list ser", "defib list services "),
+        ("defib list services --state deg", "defib list services --state degraded "),
+        ("defib list services --group g", "defib list services --group gpus "),
+        ("defib list services --provider v", "defib list services --provider vllm "),
         ("defib probe wiki --js", "defib probe wiki --json "),
     ]:
         terminal.type(f"{typed}{TAB}")

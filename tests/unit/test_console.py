@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from console.charts import draw_sparkline, draw_strip, nice_top
-from console.filters import ORDERS, ServiceFilter
 from console.history import format_ratio
 from console.languages import LANGUAGES, load_texts
 from console.requests import SubmittedForms
-from console.snapshot import ServiceRow
 from exporter.api.host_problems import ProblemKind
+from remediator.filters import ORDERS, ServiceFilter
 from remediator.record.event_sources import KINDS
+from remediator.snapshot import ServiceRow
 
 
 def keys_of(texts: Any, prefix: str = "") -> dict[str, set[str]]:

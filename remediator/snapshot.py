@@ -1,4 +1,4 @@
-"""The snapshot: what all viewers see of the services, from the exporter and the record, refreshed once per second."""
+"""The snapshot: the state of all services, from the exporter and the record, refreshed at most once per second."""
 
 import asyncio
 import time
@@ -11,17 +11,15 @@ from typing import Any, Literal
 
 import structlog
 
-from console.history import History
 from fleet.inventory.model import Inventory
-from remediator.clients.exporter import Exporter
+from remediator.clients.exporter import Exporter, ServiceChanges
 from remediator.clients.json_client import ClientError
 from remediator.policy.maintenance_windows import find_window
+from remediator.policy.service_states import STATES, ServiceState, find_state
 from remediator.record.database import Database, StorageError
 from remediator.record.overview import Overview, read_overview
 from runtime.logs import LimitedLog
 
-ServiceState = Literal["down", "degraded", "stopped", "unknown", "up"]
-STATES: tuple[ServiceState, ...] = ("down", "degraded", "stopped", "unknown", "up")
 DEADLINE = 2.0  # seconds for each source
 REFRESH_EVERY = 1.0
 WATCHED_FOR = 30.0  # seconds after the last request in which the snapshot is kept fresh
@@ -116,12 +114,13 @@ class Snapshot:
 class SnapshotSource:
     """Keeps the snapshot fresh while somebody watches."""
 
-    def __init__(self, database: Database, get_exporter: Callable[[], Exporter], history: History) -> None:
-        self._database, self._get_exporter, self.history = database, get_exporter, history
+    def __init__(self, database: Database, get_exporter: Callable[[], Exporter]) -> None:
+        self._database, self._get_exporter = database, get_exporter
         # Versions grow across restarts of the process, so that a browser never has a newer one.
         self.snapshot = Snapshot(version=int(time.time()))
         self._services: dict[str, Mapping[str, Any]] = {}  # as the exporter describes them
         self._cursor = ""
+        self._reading: asyncio.Task[ServiceChanges] | None = None  # in progress
         self._pending: set[str] = set()  # services that changed since rows were built
         self._windows: Mapping[str, str] = {}  # of maintenance in the inventory, by service
         self._inventory: Inventory | None = None  # for which the rows were built
@@ -133,25 +132,30 @@ class SnapshotSource:
     async def run(self) -> None:
         """Refresh until cancelled."""
         loop = asyncio.get_running_loop()
-        reading: asyncio.Task[None] | None = None
         while True:
-            if loop.time() - self._watched_at > WATCHED_FOR:
-                self._watched.clear()
-                await self._watched.wait()
+            await self.wait_until_watched()
             started = loop.time()
             try:
                 await self.refresh()
-                if reading is None or reading.done():
-                    reading = asyncio.create_task(self.history.refresh(), name="history")  # may take long
             except Exception:  # the next round may succeed
                 if limited_log.admits("snapshot_failed"):
                     log.exception("snapshot_failed")
             await asyncio.sleep(max(0.1, started + REFRESH_EVERY - loop.time()))
 
     async def get(self) -> Snapshot:
-        """Return the snapshot, refreshed if it is older than a second."""
+        """Return the snapshot as `read` does, and keep it fresh for a while."""
         self.watch()
+        return await self.read()
+
+    async def read(self, patience: float = 0.0) -> Snapshot:
+        """Return the snapshot, refreshed if it is older than a second.
+
+        Wait up to `patience` seconds more if the exporter has not answered within the deadline.
+        """
         if asyncio.get_running_loop().time() - self._refreshed_at > REFRESH_EVERY:
+            await self.refresh()
+        if patience and self._reading is not None:
+            await asyncio.wait([self._reading], timeout=patience)
             await self.refresh()
         return self.snapshot
 
@@ -159,6 +163,12 @@ class SnapshotSource:
         """Keep the snapshot fresh for a while."""
         self._watched_at = asyncio.get_running_loop().time()
         self._watched.set()
+
+    async def wait_until_watched(self) -> None:
+        """Wait while nobody watches."""
+        if asyncio.get_running_loop().time() - self._watched_at > WATCHED_FOR:
+            self._watched.clear()
+            await self._watched.wait()
 
     async def wait_for_change(self, version: int, timeout: float) -> None:
         """Wait until the snapshot is newer than `version`, or for some seconds."""
@@ -189,11 +199,18 @@ class SnapshotSource:
 
     async def _read_exporter(self) -> Problem | None:
         """Read the services that have changed; returns why that failed."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._get_exporter().list_changes(self._cursor), name="list_changes")
+        reading = self._reading
         try:
             async with _deadline():
-                changes = await self._get_exporter().list_changes(self._cursor)
+                changes = await asyncio.shield(reading)
         except ClientError as error:
             return self._problem("exporter", str(error))
+        finally:
+            # A list of thousands of services may take longer than the deadline: the next round goes on waiting for it.
+            if reading.done():
+                self._reading = None
         self._cursor = changes.cursor
         # Kept until rows are built of them, also if that fails this time.
         self._pending |= {str(each["id"]) for each in changes.services}
@@ -281,7 +298,8 @@ class SnapshotSource:
         row = _add_record(row, overview, self._database.clock.unix)
         held = _find_maintenance(row, overview) or window
         up = seen.get("up") if seen is not None else None
-        return replace(row, maintenance=held, state=_state_of(row, up, is_stopped=name in overview.stops))
+        state = find_state(up, is_stopped=name in overview.stops, decision=row.decision, has_alerts=bool(row.alerts))
+        return replace(row, maintenance=held, state=state)
 
 
 @asynccontextmanager
@@ -326,16 +344,6 @@ def _add_record(row: ServiceRow, overview: Overview, unix: Callable[[float], flo
     if (stop := overview.stops.get(row.id)) is not None:
         row = replace(row, stopped_by=stop["asked_by"], stop_reason=stop["reason"], since=unix(stop["at"]))
     return row
-
-
-def _state_of(row: ServiceRow, up: bool | None, *, is_stopped: bool) -> ServiceState:
-    if is_stopped or (up is not True and row.decision == "stopped-by-hand"):
-        return "stopped"
-    if up is None:
-        return "unknown"
-    if not up:
-        return "down"
-    return "degraded" if row.alerts else "up"
 
 
 def parse_time(text: str | None) -> float | None:

@@ -6,7 +6,8 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlencode
 
-from console.snapshot import STATES, ServiceRow, ServiceState
+from remediator.policy.service_states import STATES, ServiceState
+from remediator.snapshot import ServiceRow
 
 PAGE_SIZE = 1000
 TEXT_LIMIT = 100  # characters
