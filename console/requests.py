@@ -8,13 +8,11 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from console.buttons import NotDone
 from runtime.access.control import get_identity
 from runtime.errors import ApiError
-from runtime.web import relative_path
+from runtime.web import SHOWN_AT, relative_path
 
 T = TypeVar("T")
-Show = Callable[[web.Request, NotDone | None], Awaitable[web.Response]]
 REMEMBERED = 2000  # forms
 MAX_ID = 200  # characters
 
@@ -53,9 +51,13 @@ class SubmittedForms:
         return outcome
 
 
-async def answer_form(request: web.Request, not_done: NotDone | None, show: Show, path: str) -> web.Response:
-    """Return the page that `show` returns, for scripts and where nothing was done; else send the browser to `path`."""
-    is_from_script = request.headers.get("Sec-Fetch-Mode") == "cors"  # which shows the answer in the page
-    if not_done is not None or is_from_script:
-        return await show(request, not_done)
+async def answer_form(
+    request: web.Request, outcome: T, show: Callable[[web.Request, T], Awaitable[web.Response]], path: str
+) -> web.Response:
+    """Return the page at `path`: with what is to be said of the form, and to scripts; else send the browser there."""
+    if request.headers.get("Sec-Fetch-Mode") == "cors":  # a script shows the answer in the page
+        request[SHOWN_AT] = f"/{path}"
+        return await show(request, outcome)
+    if outcome is not None:
+        return await show(request, outcome)
     return web.Response(status=303, headers={"Location": relative_path(request, path)})

@@ -38,6 +38,9 @@ class TestedChannel:
     answer: str
 
 
+Outcome = NotDone | CreatedToken | TestedChannel
+
+
 class SettingsPage:
     def __init__(
         self,
@@ -59,13 +62,8 @@ class SettingsPage:
         for button in ("automation-on", "automation-off", "end-session", "create-token", "revoke-token"):
             add_route(app, "POST", f"/settings/{button}", self.press, AccessRequirement.ADMIN)
 
-    async def show(self, request: web.Request, not_done: NotDone | None = None) -> web.Response:
-        return await self._show(request, not_done)
-
-    async def _show(
-        self, request: web.Request, not_done: NotDone | None, done: CreatedToken | TestedChannel | None = None
-    ) -> web.Response:
-        """Return the page, with what was created or tested."""
+    async def show(self, request: web.Request, outcome: Outcome | None = None) -> web.Response:
+        """Return the page, with what came of a form: why it was not done, or what was created or tested."""
         snapshot = await self._source.get()
         inventory, own = self._database.inventory, find_session(request)
         is_admin = permits(get_identity(request).role, AccessRequirement.ADMIN)
@@ -74,12 +72,14 @@ class SettingsPage:
             read_deliveries(self._database),
             self._list_tokens(is_admin=is_admin),
         )
-        created = done if isinstance(done, CreatedToken) else None
+        not_done = outcome if isinstance(outcome, NotDone) else None
+        created = outcome if isinstance(outcome, CreatedToken) else None
+        tested = asdict(outcome) if isinstance(outcome, TestedChannel) else None
         return await self._renderer.respond(
             request, "settings.html",
             {"not_done": not_done, "form_id": self._submitted.new_id(), "created": created},
             status=409 if not_done else 200, snapshot=snapshot.describe(), version=VERSION,
-            tested=asdict(done) if isinstance(done, TestedChannel) else None, pipeline=list(map(asdict, pipeline)),
+            tested=tested, pipeline=list(map(asdict, pipeline)),
             is_automatic=inventory.remediation.automatic, scopes=SCOPES, own_session=own.number if own else "",
             sessions=[
                 {"number": each.number, "user": each.user, "address": each.address, "browser": each.browser,
@@ -106,15 +106,13 @@ class SettingsPage:
 
     async def press(self, request: web.Request) -> web.Response:
         form, button = await read_form(request), request.path.rpartition("/")[2]
-        done = await self._submitted.run_once(request, form, lambda: self._do(button, form, get_identity(request)))
+        outcome: Outcome | None = await self._submitted.run_once(
+            request, form, lambda: self._do(button, form, get_identity(request))
+        )
         await self._source.refresh()
-        if isinstance(done, CreatedToken | TestedChannel):
-            return await self._show(request, None, done)
-        return await answer_form(request, done, self.show, "settings")
+        return await answer_form(request, outcome, self.show, "settings")
 
-    async def _do(
-        self, button: str, form: Mapping[str, str], by: Identity
-    ) -> NotDone | CreatedToken | TestedChannel | None:
+    async def _do(self, button: str, form: Mapping[str, str], by: Identity) -> Outcome | None:
         if button in NEEDS_REASON and not form.get("reason", "").strip():
             return NotDone(button, key="reason_missing")
         try:

@@ -93,6 +93,8 @@ async def _check_routes(app: web.Application) -> None:
 ErrorPage = Callable[[web.Request, ApiError], Awaitable[web.Response]]
 # Renders errors for people; without it, they get JSON, too.
 ERROR_PAGE: web.AppKey[ErrorPage] = web.AppKey("error_page", Callable)  # type: ignore[arg-type]  # no class
+# The path of the page in which a script shows the answer, if that is not the request's.
+SHOWN_AT = web.RequestKey("shown_at", str)
 _ACCESS = web.AppKey("access", AccessControl)
 _ON_ERROR: web.AppKey[Callable[[web.Request, ApiError], None]] = web.AppKey("on_error", Callable)  # type: ignore[arg-type]  # no class
 _REQUIREMENTS: web.AppKey[dict[web.AbstractRoute, AccessRequirement]] = web.AppKey("requirements", dict)
@@ -160,7 +162,8 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def relative_path(request: web.Request, path: str) -> str:
     """Return a path of this server relative to the request's, since a proxy may serve all paths below a prefix."""
-    return f"./{'../' * (request.rel_url.raw_path.count('/') - 1)}{path}"  # a part of the path may be `a%2Fb`
+    shown_at = request.get(SHOWN_AT) or request.rel_url.raw_path  # a part of the path may be `a%2Fb`
+    return f"./{'../' * (shown_at.count('/') - 1)}{path}"
 
 
 def parse_local_path(text: str) -> str:

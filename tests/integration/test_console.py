@@ -119,7 +119,10 @@ async def test_an_operator_restarts_a_service_and_watches_it_recover(loop: Loop,
         await expect(page.locator("#live-part")).to_contain_text("automation is off")
         await operator.keep("service-down")
         button = page.get_by_role("button", name="Restart web on h")
+        form = page.locator("form[action$='/restart']")
+        action = await form.get_attribute("action")
         await button.dblclick()
+        await expect(form).to_have_attribute("action", action or "")  # relative to the page, below any prefix
         await expect(page.locator(".subject .state")).to_have_text("Degraded")  # the alert still fires
         assert loop.restarts() == ["web"]
         await loop.fire("web", status="resolved")
