@@ -366,6 +366,8 @@ def _add_setup_commands(added: _Commands) -> None:
     init = added.add("init", commands.init, "write a first configuration, with comments and random secrets", [])
     init.add_argument("directory", metavar="DIR", type=Path, help="the configuration directory to create")
     init.add_argument("--compose", action="store_true", help="use the addresses of docker-compose.yml")
+    help_ = "the console's address for browsers, with which links in notifications begin (default: asked at a terminal)"
+    init.add_argument("--public-url", metavar="URL", help=help_)
 
     doctor = added.add("doctor", commands.doctor, "check the whole installation and say how to fix problems", API)
     doctor.add_argument(

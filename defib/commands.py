@@ -267,7 +267,7 @@ def notify(options: argparse.Namespace) -> int:
 def init(options: argparse.Namespace) -> int:
     from defib import starter
 
-    return starter.init(options.directory, compose=options.compose)
+    return starter.init(options.directory, options.public_url, compose=options.compose)
 
 
 def completion(options: argparse.Namespace) -> int:

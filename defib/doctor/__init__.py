@@ -30,6 +30,7 @@ HOST_TIMEOUT, SERVER_TIMEOUT = 25.0, 25.0  # seconds for all checks of one host 
 SERVERS: tuple[tuple[str, ServerCheck], ...] = (
     ("exporter", programs.check_exporter),
     ("remediator", programs.check_remediator),
+    ("console", programs.check_console),
     ("prometheus", monitoring.check_prometheus),
     ("alertmanager", monitoring.check_alertmanager),
     ("grafana", monitoring.check_grafana),

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -11,6 +12,7 @@ from defib.doctor.findings import Finding
 from defib.doctor.server import TIMEOUT, Server
 from defib.output import format_count
 from fleet.inventory.digests import digests_differ
+from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import Inventory
 from runtime.access.roles import LOCAL, UNNAMED, Identity, Role
 from runtime.tokens import ConfiguredToken, TokenError
@@ -100,6 +102,23 @@ async def check_remediator(inventory: Inventory) -> Sequence[Finding]:
         if page is not None:
             server.add("reachable")
             _check_metrics(server, page.text, settings.watchdog)
+    return server.findings
+
+
+async def check_console(inventory: Inventory) -> Sequence[Finding]:
+    """Check the console's address for browsers, with which links in notifications begin."""
+    public = inventory.notify.links.remediator
+    if public is None and not inventory.notify.channels:
+        return []
+    url = public or inventory.remediator.url.url
+    server = Server("console", Endpoint(url=url))
+    is_local = (urlsplit(url).hostname or "") in ("127.0.0.1", "localhost", "::1", "remediator")
+    problem = f"links in notifications begin with {url}, which leads nowhere on other machines" if is_local else ""
+    server.add("public URL", problem, "set notify.links.remediator to its address for browsers", severe=False)
+    if public is not None:
+        async with server.client:
+            if await server.get("/-/ready") is not None:
+                server.add("reachable")
     return server.findings
 
 

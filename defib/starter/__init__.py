@@ -1,8 +1,10 @@
 """`defib init`: write a first configuration, with comments, that loads as it is."""
 
+import json
 import os
 import re
 import secrets
+import sys
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import bcrypt
 
 from defib.output import print_text
+from fleet.inventory.endpoints import check_url
 from fleet.inventory.model import RemediatorSettings
 from runtime import tokens
 from runtime.errors import DefibError
@@ -24,16 +27,22 @@ _TOKEN_LINE = {
     True: "token: ${file:secrets/remediator_token}        # the local token, which permits everything: commands use it",
 }
 USER = "admin"
+_LOCAL_CONSOLE = "http://127.0.0.1:9095"
+_QUESTION = f"The console's address for browsers, such as https://defib.example (empty: {_LOCAL_CONSOLE}): "
 
 
-def init(directory: Path, *, compose: bool) -> int:
+def init(directory: Path, public_url: str | None, *, compose: bool) -> int:
     """Write the files for this machine, or for docker-compose.yml, and print the next steps. Raises DefibError.
 
+    `public_url` is the console's address for browsers; a person at a terminal is asked for it if it is None.
     Existing files are never overwritten. The local token is written next to the database if that folder exists and
     belongs to this user or root runs this; else the remediator writes it when it first starts. Secrets are random.
     With `compose` their files are readable by all, since containers run as other users, but their folder is not.
     """
-    texts = {f"{name}.yaml": _render(name, compose=compose) for name in ("defib", "hosts", "services", "notify")}
+    if public_url is None and sys.stdin.isatty():
+        public_url = input(_QUESTION)
+    links = _render_links((public_url or "").strip(), compose=compose)
+    texts = {f"{name}.yaml": _render(name, links, compose=compose) for name in ("defib", "hosts", "services", "notify")}
     texts |= {f"secrets/{name}": text for name, text in _create_secrets(compose=compose).items()}
     try:
         existing = [str(directory / name) for name in texts if (directory / name).exists()]
@@ -54,18 +63,31 @@ def init(directory: Path, *, compose: bool) -> int:
     return 0
 
 
-def _render(name: str, *, compose: bool) -> str:
+def _render_links(public_url: str, *, compose: bool) -> str:
+    """Return the line with the console's address, with which links in notifications begin. Raises DefibError."""
+    if not public_url:
+        setting = f"links: {{remediator: {_LOCAL_CONSOLE}}}" if compose else "# links: {remediator: https://…}"
+    else:
+        try:
+            check_url(public_url)
+        except ValueError as error:
+            raise DefibError(f"argument --public-url: {error}") from error
+        setting = f"links: {{remediator: {json.dumps(public_url)}}}"
+    return f"{setting}   # the console's address for browsers, with which links in notifications begin"
+
+
+def _render(name: str, links: str, *, compose: bool) -> str:
     text = resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
     for server, url in _URLS.items():
         text = text.replace(f"@{server}@", url.replace("127.0.0.1", server) if compose else url)
-    url = "http://remediator:9095" if compose else "http://127.0.0.1:9095"
+    url = "http://remediator:9095" if compose else _LOCAL_CONSOLE
     if compose and name == "hosts":
         # A shell in a container would report the container; node-exporter reports this machine.
         text = text.replace("  here:\n", "  # here:\n").replace(
             "hosts:\n", "hosts: {}   # remove the braces when you add the first host\n", 1
         )
         text = re.sub(r"^    (?=\S)", "  #   ", text, flags=re.MULTILINE)
-    return text.replace("@remediator@", url).replace("@token@", _TOKEN_LINE[compose])
+    return text.replace("@remediator@", url).replace("@token@", _TOKEN_LINE[compose]).replace("@links@", links)
 
 
 def _create_secrets(*, compose: bool) -> Mapping[str, str]:

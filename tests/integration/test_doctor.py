@@ -64,6 +64,18 @@ def test_init_writes_a_valid_configuration_with_private_secrets(tmp_path: Path, 
     assert not any("@" in line for line in every)
 
 
+def test_init_writes_the_console_s_address_for_browsers(tmp_path: Path) -> None:
+    url = "https://defib.example/ops"
+    assert defib("init", str(tmp_path / "a"), "--compose", "--public-url", url).returncode == 0
+    assert loaded(tmp_path / "a").inventory.notify.links.remediator == url
+    wrong = defib("init", str(tmp_path / "b"), "--public-url", "ftp://x")
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "defib: argument --public-url: is not a URL; write http://host:port/path\n",
+    )
+    assert not (tmp_path / "b").exists()
+
+
 def test_init_for_compose_has_no_local_host(tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir(mode=0o755)
     assert defib("init", str(tmp_path), "--compose").returncode == 0
@@ -265,6 +277,7 @@ async def test_a_complete_installation_passes(
     assert {(each["subject"], each["check"]) for each in wrong} == {
         ("grafana", "configured"),
         ("alertmanager", "receiver fallback"),
+        ("console", "public URL"),  # loopback
     }
     assert len(feishu.received) == 1
     quiet, _ = await run_doctor(config)
