@@ -1,6 +1,7 @@
 """The pages of services: the list, one service, its logs, and the buttons that act on it."""
 
 import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import MappingProxyType
@@ -153,9 +154,12 @@ class ServicePages:
         try:
             seen = await self._source.read_from_exporter(f"/api/v1/services/{service}")
         except ClientError as error:
-            return {"problem": str(error), "failures": [], "checks": [], "components": []}
+            return {"problem": str(error), "failures": [], "checks": [], "components": [], "certificate": None}
         checks = [{**each, "at": parse_time(each["started_at"])} for each in reversed(seen["results"])]
-        return {"failures": _collapse(seen["failures"]), "checks": checks, "components": seen.get("components", [])}
+        return {
+            "failures": _collapse(seen["failures"]), "checks": checks, "components": seen.get("components", []),
+            "certificate": _describe_certificate(seen.get("certificate")),
+        }  # fmt: skip
 
     async def _read_record(self, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Return the service's incidents and its last action; none if the record cannot be read, as a notice says."""
@@ -177,6 +181,14 @@ class ServicePages:
             return self._operations.get_service(request.match_info["id"])
         except NotFoundError as error:
             raise ApiError(404, error.code, str(error)) from error
+
+
+def _describe_certificate(seen: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return a certificate's issuer, when it ends in Unix time, and the seconds until then."""
+    if seen is None:
+        return None
+    ends = parse_time(seen["not_after"]) or 0.0
+    return {"issuer": seen["issuer"], "ends": ends, "left": ends - time.time()}
 
 
 def _collapse(failures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from runtime.redaction import Redactor
+from runtime.times import format_rfc3339
 
 FailureReason = Literal[
     "resolve", "connect", "timeout", "tls", "redirect", "status", "body", "header", "json",
@@ -62,6 +63,13 @@ class ProbeDetails:
         """Return the JSON representation of the components, as `components`; empty if there are none."""
         rows = [{"name": name, "up": each.up, "values": dict(each.values)} for name, each in self.components.items()]
         return {"components": rows} if rows else {}
+
+    def certificate_json(self) -> dict[str, Any]:
+        """Return the JSON representation of the served certificate, as `certificate`; empty if none was seen."""
+        expires = self.gauges.get("service_tls_certificate_expiry_timestamp_seconds")
+        if self.tls is None or expires is None:
+            return {}
+        return {"certificate": {"issuer": self.tls[0], "not_after": format_rfc3339(expires), "tls": self.tls[1]}}
 
 
 @dataclass(frozen=True, slots=True)

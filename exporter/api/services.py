@@ -51,8 +51,10 @@ class ServicesApi:
             for result in probed.recent_results
         ]
         failures = [result_json(failure) for failure in probed.recent_failures]
-        components = {} if probed.last is None else probed.last.details.components_json()
-        return web.json_response({**self._summary(probed), **components, "results": results, "failures": failures})
+        seen: dict[str, Any] = {}
+        if probed.last is not None:
+            seen = {**probed.last.details.components_json(), **probed.last.details.certificate_json()}
+        return web.json_response({**self._summary(probed), **seen, "results": results, "failures": failures})
 
     async def probe(self, request: web.Request) -> web.Response:
         probed = self._find_service(request)

@@ -18,6 +18,7 @@ from aiohttp import web
 
 from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
+from runtime.times import format_rfc3339
 from tests.integration import peers
 from tests.integration.peers import Authority
 from tests.support import inventory_of, patience, probed
@@ -140,6 +141,8 @@ async def test_certificates_are_recorded_even_if_invalid(
         assert each.details.tls is not None
         assert "trustme" in each.details.tls[0]
         assert each.details.tls[1] == "TLSv1.3"
+        shown = {"issuer": each.details.tls[0], "not_after": format_rfc3339(_soon().timestamp()), "tls": "TLSv1.3"}
+        assert each.details.certificate_json() == {"certificate": shown}
     assert result.details.gauges["service_tls_chain_expiry_timestamp_seconds"] == _soon().timestamp()
     assert "valid" in result.details.evidence["chain"][0]
 
