@@ -1,10 +1,11 @@
-"""The console with 1,000 services: how soon its list arrives and how large it is, and what 200 viewers cost.
+"""The console with 1,000 services: how soon its list arrives and is usable, how large it is, and what 200 viewers cost.
 
 Every service is probed once per 15 s, and some of them change their state all the time.
 """
 
 import asyncio
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -13,13 +14,15 @@ from typing import Any
 
 import httpx
 import uvloop
+from playwright.async_api import async_playwright
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from tests.support import eventually
 
 SERVICES, REQUESTS, VIEWERS, SECONDS = 1000, 20, 200, 15.0
-FIRST_BYTE, SIZE, CORE, PRESS = 0.150, 300_000, 0.15, 0.300
+VISITS = 7
+FIRST_BYTE, SIZE, USABLE, CORE, PRESS = 0.150, 300_000, 1.0, 0.15, 0.300
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -37,7 +40,7 @@ async def _measure() -> bool:
             )
             await stack.start_program("exporter")
             await stack.start_program("remediator")
-            return all([await _list(stack), await _press(stack), await _viewers(stack)])
+            return all([await _list(stack), await _browser(stack), await _press(stack), await _viewers(stack)])
     finally:
         await launcher.end()
 
@@ -61,7 +64,7 @@ async def _list(stack: Stack) -> bool:
 
         async def is_complete() -> bool:
             page = (await client.get(f"{stack.url('remediator')}/")).text
-            return page.count("<tr id=") == SERVICES and "No checks yet" not in page
+            return page.count(' id="s-') == SERVICES and "No checks yet" not in page
 
         await eventually(is_complete, 90)
         firsts, sizes = [], []
@@ -82,6 +85,29 @@ async def _list(stack: Stack) -> bool:
         f" {REQUESTS}; {size / 1000:.0f} kB compressed (at most {SIZE / 1000:g}): {'good' if good else 'NOT GOOD ENOUGH'}"
     )
     return good
+
+
+async def _browser(stack: Stack) -> bool:
+    """Seconds until a browser that has nothing in its cache has run the scripts of the list, and shows it."""
+    took: list[float] = []
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        for _ in range(VISITS):
+            context = await browser.new_context(extra_http_headers={"Authorization": f"Bearer {stack.token}"})
+            page = await context.new_page()
+            await page.goto(f"{stack.url('remediator')}/", wait_until="domcontentloaded")  # scripts are modules
+            await page.locator("#list tr a").first.click(trial=True)
+            took.append(await page.evaluate("performance.now() / 1000"))
+            await context.close()
+        await browser.close()
+    median = statistics.median(took)
+    print(
+        f"usable in Chromium after {median * 1000:.0f} ms, median of {VISITS} (at most {USABLE * 1000:g}):"
+        f" {'good' if median <= USABLE else 'TOO SLOW'}"
+    )
+    return median <= USABLE
 
 
 async def _press(stack: Stack) -> bool:
