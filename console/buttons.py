@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from console.forms import parse_seconds
+from console.forms import parse_number, parse_seconds
 from fleet.inventory.model import Service
 from remediator.execution.controls.runner import Verb
 from remediator.http.views import read_record
@@ -15,8 +15,8 @@ from remediator.record.database import Database
 from runtime.access.roles import Identity
 
 VERBS: tuple[Verb, ...] = ("restart", "stop", "start")
-BUTTONS = (*VERBS, "reset", "probe", "acknowledge", "maintenance")
-NEEDS_REASON = ("stop", "maintenance")
+BUTTONS = (*VERBS, "reset", "probe", "approve", "acknowledge", "silence", "maintenance")
+NEEDS_REASON = ("stop", "silence", "maintenance")
 REASON_LIMIT = 300  # characters
 
 
@@ -93,11 +93,23 @@ class ServiceButtons:
             await operations.begin_maintenance(
                 "service", service.id, seconds=seconds, reason=reason, by=by, notify=False
             )
-        elif button == "acknowledge":
-            incident = await read_record(self._database, lifecycle.find_open, service.id)
-            if incident is None:
-                return NotDone(button, key="no_incident")
-            await operations.acknowledge("incident", incident, by)
+        elif button == "approve":
+            await operations.approve(parse_number(form.get("action", "")), by)
+        else:
+            return await self._act_on_incident(button, service, form, reason, by)
+        return None
+
+    async def _act_on_incident(
+        self, button: str, service: Service, form: Mapping[str, str], reason: str, by: Identity
+    ) -> NotDone | None:
+        """Acknowledge or silence the open incident of a service."""
+        incident = await read_record(self._database, lifecycle.find_open, service.id)
+        if incident is None:
+            return NotDone(button, key="no_incident")
+        if button == "silence":
+            await self._operations.silence("incident", incident, parse_seconds(form.get("for", "")), by, reason)
+        else:
+            await self._operations.acknowledge("incident", incident, by)
         return None
 
 

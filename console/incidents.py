@@ -59,12 +59,11 @@ class IncidentPages:
             raise ApiError(404, "unknown_incident", "there is no such incident")
         snapshot, inventory = await self._source.get(), self._database.inventory
         service = inventory.services.get(incident["service"])
-        verbs = service.control.options.verbs if service is not None and service.control is not None else ()
         return await self._renderer.respond(
             request, "incident.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
             status=409 if not_done else 200, snapshot=snapshot.describe(), incident=incident,
             host=service.host if service is not None else "",
-            can_restart="restart" in verbs, can_silence=inventory.remediator.alertmanager_url is not None,
+            can_silence=inventory.remediator.alertmanager_url is not None,
         )  # fmt: skip
 
     async def press(self, request: web.Request) -> web.Response:

@@ -73,6 +73,7 @@ class PageRenderer:
         self._templates = Environment(
             loader=PackageLoader("console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True, finalize=_escape,
+            auto_reload=False,  # an upgrade replaces templates before the program is restarted
         )  # fmt: skip
         # The last rendering of each row, and what it was rendered from.
         self._rows: dict[tuple[str, Language], tuple[tuple[ServiceRow, ServiceHistory], Markup]] = {}

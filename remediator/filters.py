@@ -23,8 +23,8 @@ GROUPS: Mapping[str, Callable[[ServiceRow], str]] = MappingProxyType(
 ORDERS: Mapping[str, _Key] = MappingProxyType(
     {
         "state": lambda row: row.order,
-        "name": lambda row: row.title.lower(),
-        "host": lambda row: (row.host, row.title.lower()),
+        "name": lambda row: row.sort_name,
+        "host": lambda row: (row.host, row.sort_name),
         "since": lambda row: -(row.since or 0.0),
         "latency": lambda row: -(row.latency or 0.0),
     }

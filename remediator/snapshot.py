@@ -1,6 +1,7 @@
 """The snapshot: the state of all services, from the exporter and the record, refreshed at most once per second."""
 
 import asyncio
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -58,12 +59,18 @@ class ServiceRow:
     maintenance: str = ""
     stopped_by: str = ""  # through Defib
     stop_reason: str = ""
+    dependencies_down: tuple[str, ...] = ()  # the names of services that it depends on, and that do not work
     verbs: tuple[str, ...] = ()
 
     @property
     def order(self) -> tuple[int, str]:
         """The broken ones first."""
-        return STATES.index(self.state), self.title.lower()
+        return STATES.index(self.state), self.sort_name
+
+    @property
+    def sort_name(self) -> str:
+        """The name, with numbers that are sorted by their value."""
+        return re.sub(r"[0-9]+", lambda number: number[0].zfill(12), self.title.lower())
 
     def looks_like(self, other: "ServiceRow") -> bool:
         """Whether both look the same but for what each probe changes."""
@@ -123,6 +130,7 @@ class SnapshotSource:
         self._reading: asyncio.Task[ServiceChanges] | None = None  # in progress
         self._pending: set[str] = set()  # services that changed since rows were built
         self._windows: Mapping[str, str] = {}  # of maintenance in the inventory, by service
+        self._dependents: Mapping[str, set[str]] = {}
         self._inventory: Inventory | None = None  # for which the rows were built
         self._refreshed_at = self._watched_at = float("-inf")
         self._lock = asyncio.Lock()
@@ -235,7 +243,7 @@ class SnapshotSource:
         old, inventory = self.snapshot, self._database.inventory
         if inventory is not self._inventory:
             changed = {*inventory.services, *old.rows}
-            self._inventory = inventory
+            self._inventory, self._dependents = inventory, _find_dependents(inventory)
         windows = self._find_windows(inventory)
         changed = changed | {name for name, _ in windows.items() ^ self._windows.items()}
         if overview.maintenance != old.overview.maintenance:
@@ -243,6 +251,7 @@ class SnapshotSource:
         names = changed | overview.services_that_differ(old.overview)
         version, number = old.version + 1, len(old.rows)
         rows, looks, measured = old.rows, old.changed, old.measured
+        affected: set[str] = set()  # whose rows show the states of others, in the next round
         for name in names:
             row = self._build_row(name, inventory, overview, windows.get(name, ""))
             before = rows.get(name)
@@ -252,6 +261,8 @@ class SnapshotSource:
                 continue
             if before is None or not row.looks_like(before):
                 looks[name] = version
+            if before is None or before.state != row.state:
+                affected |= self._dependents.get(name, set())
             if row != before:
                 measured[name] = version
             rows[name] = row
@@ -266,7 +277,7 @@ class SnapshotSource:
                 version if is_new_head else old.head_version,
             )  # fmt: skip
         self._windows = windows
-        self._pending.clear()
+        self._pending = affected
 
     def _find_windows(self, inventory: Inventory) -> Mapping[str, str]:
         """Return the maintenance windows of the inventory that are in effect, by service."""
@@ -292,6 +303,10 @@ class SnapshotSource:
             name, service.title, service.host, host.group if host is not None else "", service.category,
             service.provider, service.severity, "unknown",
             verbs=tuple(service.control.options.verbs) if service.control is not None else (),
+            dependencies_down=tuple(
+                each.title for name in service.depends_on
+                if (each := self.snapshot.rows.get(name)) is not None and each.state in ("down", "stopped")
+            ),
         )  # fmt: skip
         if seen is not None:
             row = _add_observation(row, seen)
@@ -310,6 +325,15 @@ async def _deadline() -> AsyncIterator[None]:
             yield
     except TimeoutError as error:
         raise ClientError("no answer in time") from error
+
+
+def _find_dependents(inventory: Inventory) -> Mapping[str, set[str]]:
+    """Return the services that depend on each service."""
+    found: dict[str, set[str]] = {}
+    for name, service in inventory.services.items():
+        for each in service.depends_on:
+            found.setdefault(each, set()).add(name)
+    return found
 
 
 def _find_maintenance(row: ServiceRow, overview: Overview) -> str:

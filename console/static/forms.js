@@ -1,5 +1,6 @@
 // Buttons: the answer is shown in the page. A pressed button cannot be pressed again until then.
 import { replaceParts } from "./fragments.js";
+import { refresh } from "./live.js";
 
 export function answerForms() {
   document.addEventListener("submit", async (event) => {
@@ -20,7 +21,16 @@ export function answerForms() {
       buttons.forEach((each) => { each.disabled = false; });
     }
   });
-  // A choice of a filter applies at once.
+  // A search and a choice of a filter apply at once.
+  let typing;
+  document.querySelector("#filters input[type=search]")?.addEventListener("input", (event) => {
+    clearTimeout(typing);
+    typing = setTimeout(() => {
+      const filled = [...new FormData(event.target.form)].filter(([, value]) => value);
+      history.replaceState(null, "", `?${new URLSearchParams(filled)}`);
+      refresh();
+    }, 300);
+  });
   document.getElementById("filters")?.addEventListener("change", (event) => {
     if (event.target.matches("select")) event.target.form.requestSubmit();
   });

@@ -121,7 +121,7 @@ function measure(row, recent, latency) {
   }));
 }
 
-async function refresh() {
+export async function refresh() {
   if (isFetching) { isFetching = "again"; return; }
   isFetching = true;
   try {

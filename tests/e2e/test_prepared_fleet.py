@@ -45,6 +45,7 @@ async def _repair(page: Page, url: str) -> None:
     await expect(page.locator("#s-mineru-2 .state")).to_have_text("Down")
     await expect(page.locator("#s-live-3 .state")).to_have_text("Stopped")
     await expect(page.locator("#s-live-3")).to_contain_text("new encoder settings, back at 7:00")
+    await expect(page.locator("#s-portal")).to_contain_text("needs Search, which is down")
     # The page of the slow site names what it depends on.
     await page.locator("#s-portal a").click()
     related = page.locator("dd", has_text="Search")
@@ -56,6 +57,7 @@ async def _repair(page: Page, url: str) -> None:
     await page.get_by_role("button", name="Approve: restart").click()
     await expect(page.locator(".subject .state")).to_have_text("Up")
     await page.goto(f"{url}/services/live-3")
+    await expect(page.get_by_role("button", name="Restart program live-3")).to_have_count(0)
     await page.get_by_role("button", name="Start program live-3 on media-01").click()
     await expect(page.locator(".subject .state")).to_have_text("Up")
     # The host's page has charts of what Prometheus knows.

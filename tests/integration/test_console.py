@@ -139,6 +139,7 @@ async def test_an_operator_restarts_a_service_and_watches_it_recover(loop: Loop,
         await expect(page.locator(".timeline")).to_contain_text("Note by operator: <img src=x onerror=alert(1)>")
         await page.locator("summary", has_text="Summary as text").click()
         await expect(page.locator("[data-copy] pre")).to_contain_text("web (web, h): Recovered")
+        await expect(page.locator("[data-copy] button")).to_have_text("Copy")
         await operator.keep("incident")
 
 
@@ -172,6 +173,7 @@ async def test_an_action_is_approved_on_the_page_of_its_service(loop: Loop, brow
         )
         for each in (operator, other):
             await expect(each.page.locator(".subject .state")).to_have_text("Degraded")
+            await expect(each.page.locator(".timeline")).to_have_count(0)  # it is still the page of the service
         assert loop.restarts() == ["web"]
         other.faults = [fault for fault in other.faults if "409" not in fault]  # who was second is told so
         operator.faults = [fault for fault in operator.faults if "409" not in fault]
@@ -258,6 +260,12 @@ async def test_names_of_any_kind_and_a_clock_that_is_wrong(loop: Loop, browser: 
         overflow = await viewer.page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert overflow <= 0
         await viewer.keep("names")
+        await viewer.page.fill("input[name=q]", NAMES["arabic"])  # without a key that sends it
+        await expect(viewer.page.locator("#list tbody tr")).to_have_count(1)
+        assert "q=" in viewer.page.url
+        # Events are found by the name of the service, and by a part of it.
+        await viewer.open("events?service=ARABI")
+        await expect(viewer.page.locator("main tbody tr").first).to_contain_text(NAMES["arabic"])
         viewer.faults = [fault for fault in viewer.faults if "404" not in fault]
 
 

@@ -33,6 +33,12 @@ def test_all_languages_have_the_same_texts() -> None:
         assert other == first
 
 
+def test_no_text_is_called_as_an_attribute_of_dict() -> None:
+    """In a template, `texts.x.copy` is the method."""
+    used = {part for key in keys_of(load_texts("en")) for part in key.split(".")}
+    assert not used & set(dir({}))
+
+
 def test_every_problem_of_a_host_and_every_kind_of_event_has_a_text() -> None:
     texts = load_texts("en")
     assert set(get_args(ProblemKind)) == texts["hosts"]["problems"].keys()
