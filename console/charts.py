@@ -45,9 +45,9 @@ def draw_strip(recent: str, label: str) -> Markup:
         bars = "".join(f"M{(start + n) * SLOT} {top}h{BAR}v{height}h-{BAR}z" for n in range(run))
         paths.setdefault(kind, []).append(bars)
     drawn = Markup("").join(Markup('<path class="{}" d="{}"/>').format(kind, "".join(d)) for kind, d in paths.items())
-    return Markup('<svg class="strip" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>').format(
-        SLOTS * SLOT - 1, HEIGHT, label, drawn
-    )
+    return Markup(
+        '<svg class="strip" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
+    ).format(SLOTS * SLOT - 1, HEIGHT, label, drawn)
 
 
 def _runs(text: str) -> list[tuple[int, int]]:
