@@ -1,7 +1,7 @@
 """The pages for signing in and out."""
 
-import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import quote, urlsplit
 
@@ -21,7 +21,7 @@ from runtime.web import add_route, parse_local_path, relative_path
 FORM_COOKIE = "defib_sign_in"
 FORM_FOR, REDIRECT_FOR = 3600, 600  # seconds for which a form can be sent, and a browser can come back
 DISPLAY_COOKIE_AGE = 366 * 86400  # seconds
-EXCHANGES = 10  # requests to services for signing in, in progress
+EXCHANGES, EXCHANGES_OF_ADDRESS = 50, 5  # requests to services for signing in, in progress
 log = LimitedLog()
 
 
@@ -36,7 +36,7 @@ class SignInPages:
         renderer: PageRenderer,
     ) -> None:
         self._access, self._services, self._public_url, self._renderer = access, services, public_url, renderer
-        self._exchanges = asyncio.Semaphore(EXCHANGES)
+        self._exchanging: Counter[str] = Counter()  # requests to services in progress, by the browser's address
 
     def add_routes(self, app: web.Application) -> None:
         public = AccessRequirement.PUBLIC
@@ -98,7 +98,7 @@ class SignInPages:
             self._check_form(request, form)
             token = await self._access.check_display_token(request, form.get("token", "").strip())
         except ApiError as error:
-            problem = {401: "wrong_token", 403: "not_viewer"}.get(error.status, "form_expired")
+            problem = {"unauthorized": "wrong_token", "forbidden": "not_viewer"}.get(error.code, "form_expired")
             return await self._render(request, next_, status=error.status, problem=problem)
         id_ = await self._access.start_session(request, token.name, "token", token=token)
         return self._begin(request, id_, next_, DISPLAY_COOKIE_AGE)
@@ -141,7 +141,7 @@ class SignInPages:
         try:
             secret = request.cookies.get(self._form_cookie(request), "")
             redirect = Redirect.resume(name, secret, self._redirect_uri(name), request.query.get("state", ""))
-            user = await self._exchange(service, _find_code(request), redirect)
+            user = await self._exchange(request, service, _find_code(request), redirect)
         except SignInError as error:
             log.warning("sign_in_failed", service=name, error=str(error))
             await self._access.refuse(request, "", str(error), event="sign_in")
@@ -167,12 +167,19 @@ class SignInPages:
         self._delete_cookie(request, response, self._form_cookie(request))
         return response
 
-    async def _exchange(self, service: SignInService, code: str, redirect: Redirect) -> SignedInUser:
+    async def _exchange(
+        self, request: web.Request, service: SignInService, code: str, redirect: Redirect
+    ) -> SignedInUser:
         """Return the user that a code stands for. Raises SignInError."""
-        if self._exchanges.locked():
+        address = self._access.find_address(request)
+        if self._exchanging[address] >= EXCHANGES_OF_ADDRESS or self._exchanging.total() >= EXCHANGES:
             raise SignInError("too many people are signing in")
-        async with self._exchanges:
+        self._exchanging[address] += 1
+        try:
             return await service.fetch_user(code, redirect)
+        finally:
+            self._exchanging[address] -= 1
+            self._exchanging += Counter()  # without addresses that have none
 
     def _find_service(self, name: str) -> SignInService:
         service = self._services.get(name)

@@ -19,7 +19,7 @@ from remediator.engine.engine import Engine
 from remediator.execution.controls.runner import UnknownComponentError, UnknownVerbError, Verb
 from remediator.incidents import acknowledgement, actions
 from remediator.incidents.actions import Claim
-from remediator.incidents.timeline import add_event
+from remediator.incidents.timeline import add_event, count_events
 from remediator.notifications.channels import SendResult
 from remediator.notifications.sender import Sender
 from remediator.policy.situation import LOCKS, OVERRULABLE, Decision, Observation
@@ -35,6 +35,8 @@ from runtime.access.roles import Identity
 from runtime.errors import DefibError
 
 T = TypeVar("T")
+MAX_NOTES = 100  # of an incident
+TEST_PAUSE = 5.0  # seconds between test messages to a channel: they do not wait for its limits
 log = structlog.get_logger()
 
 
@@ -79,6 +81,7 @@ class Acknowledgement:
 class Operations:
     def __init__(self, engine: Engine, sender: Sender, database: Database, audit_log: AuditLog) -> None:
         self._engine, self._sender, self._database, self._audit_log = engine, sender, database, audit_log
+        self._tested_at: dict[str, float] = {}  # by channel
 
     async def start_action(
         self, service_id: str, verb: Verb, overruled: Collection[str], by: Identity, reason: str = ""
@@ -205,6 +208,10 @@ class Operations:
         def work(tx: Transaction) -> None:
             if queries.find_row(tx, "incident", incident) is None:
                 raise NotFoundError("unknown_incident", f"there is no incident {incident}")
+            if count_events(tx, incident, "note") >= MAX_NOTES:
+                raise ConflictError(
+                    "too_many_notes", f"incident {incident} has {MAX_NOTES} notes, the most it can have"
+                )
             add_event(tx, incident, "note", by=by.label, text=text)
 
         await self._change(by, "note", f"incident {incident}", work, detail=text)
@@ -261,9 +268,13 @@ class Operations:
 
     async def test_channel(self, name: str, by: Identity) -> SendResult:
         """Send a test message to a channel; returns its answer."""
+        now = self._database.clock.now()
         async with self._audit_log.recording_refusal(by, "test channel", name):
             if name not in self._database.inventory.notify.channels:
                 raise NotFoundError("unknown_channel", f"the inventory has no channel {name!r}")
+            if now - self._tested_at.get(name, float("-inf")) < TEST_PAUSE:
+                raise ConflictError("too_soon", f"a test message was sent to {name} less than {TEST_PAUSE:g} s ago")
+            self._tested_at[name] = now
         result = await self._sender.send_test(name, by.label)
         await self._audit_log.write(AuditEntry.of(by, "test channel", name, detail=result.outcome))
         return result

@@ -44,3 +44,10 @@ def last_decision_at(tx: Transaction, incident: int, verb: Literal["act", "wait"
     is_match = (timeline.c.event == "decision") & (timeline.c.detail["verb"].as_string() == verb)
     at: float | None = tx.scalar(select(func.max(timeline.c.at)).where(timeline.c.incident_id == incident, is_match))
     return at
+
+
+def count_events(tx: Transaction, incident: int, event: TimelineEvent) -> int:
+    """Return how many events of a kind an incident has."""
+    is_match = (timeline.c.incident_id == incident) & (timeline.c.event == event)
+    count: int = tx.scalar(select(func.count()).where(is_match))
+    return count

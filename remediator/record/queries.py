@@ -13,6 +13,8 @@ _NOTIFICATION_COLUMNS = (
     "sent_with",
 )  # fmt: skip
 
+TIMELINE_LIMIT = 1000  # the newest events of an incident
+
 Subject = Literal["incident", "alert"]
 
 
@@ -101,6 +103,8 @@ def read_incident(tx: Transaction, incident: int) -> dict[str, Any] | None:
         rows = tx.execute(select(table).where(table.c.incident_id == incident).order_by(table.c.id))
         return [dict(each) for each in rows.mappings()]
 
+    of_timeline = select(timeline).where(timeline.c.incident_id == incident).order_by(timeline.c.id.desc())
+    newest = tx.execute(of_timeline.limit(TIMELINE_LIMIT))
     action_rows = rows_of(actions)
     for action in action_rows:
         texts = tx.execute(select(evidence).where(evidence.c.action_id == action["id"]).order_by(evidence.c.id))
@@ -110,7 +114,7 @@ def read_incident(tx: Transaction, incident: int) -> dict[str, Any] | None:
         **row,
         "alerts": rows_of(alerts),
         "actions": action_rows,
-        "timeline": rows_of(timeline),
+        "timeline": [dict(each) for each in newest.mappings()][::-1],
         "notifications": _with_deliveries(tx, of_incident),
     }
 

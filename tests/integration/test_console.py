@@ -269,6 +269,18 @@ async def test_names_of_any_kind_and_a_clock_that_is_wrong(loop: Loop, browser: 
         viewer.faults = [fault for fault in viewer.faults if "404" not in fault]
 
 
+async def test_notes_and_test_messages_are_limited(loop: Loop) -> None:
+    await start_with_users(loop, automatic=False)
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_decision("wait", "automation-off")
+    answers = [await loop.ask("POST", "/api/v1/incidents/1/notes", {"text": f"note {n}"}) for n in range(102)]
+    assert [each.status_code for each in answers] == [201] * 100 + [409] * 2
+    assert answers[-1].json()["error"]["message"] == "incident 1 has 100 notes, the most it can have"
+    tests = [(await loop.ask("POST", "/api/v1/channels/ops/test")).status_code for _ in range(3)]
+    assert tests == [200, 409, 409]
+
+
 async def test_errors_are_pages_for_people(loop: Loop, browser: Browser) -> None:
     await start_with_users(loop)
     async with window(browser, loop) as viewer:

@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from typing import Any, get_args
+from types import SimpleNamespace
+from typing import Any, cast, get_args
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree as ET
 
@@ -14,6 +15,7 @@ from console.charts import draw_sparkline, draw_strip, nice_top
 from console.history import format_ratio
 from console.languages import LANGUAGES, load_texts
 from console.requests import SubmittedForms
+from console.sign_in import SignInPages
 from exporter.api.host_problems import ProblemKind
 from remediator.filters import ORDERS, ServiceFilter
 from remediator.record.event_sources import KINDS
@@ -136,3 +138,27 @@ async def test_a_form_is_done_once() -> None:
     with pytest.raises(ValueError, match="the record"):
         await forms.run_once_as(failing, work)
     assert await forms.run_once_as(failing, work) == 5
+
+
+async def test_one_address_cannot_use_up_what_all_need_for_signing_in() -> None:
+    going_on = asyncio.Event()
+
+    class Slow:
+        async def fetch_user(self, _code: str, _redirect: object) -> str:
+            await going_on.wait()
+            return "ann"
+
+    access: Any = SimpleNamespace(find_address=lambda request: request)
+    pages, service = SignInPages(access, {}, str, cast("Any", None)), cast("Any", Slow())
+
+    async def sign_in(address: str) -> object:
+        return await pages._exchange(cast("Any", address), service, "", cast("Any", None))
+
+    flood = [asyncio.create_task(sign_in("10.0.0.1")) for _ in range(60)]
+    other = asyncio.create_task(sign_in("10.0.0.2"))
+    await asyncio.sleep(0)
+    going_on.set()
+    assert await other == "ann"
+    outcomes = await asyncio.gather(*flood, return_exceptions=True)
+    assert [str(each) for each in outcomes] == ["ann"] * 5 + ["too many people are signing in"] * 55
+    assert await sign_in("10.0.0.1") == "ann"
