@@ -11,6 +11,7 @@ from pydantic import SecretStr
 from runtime.errors import DefibError
 
 SIZE_LIMIT = 4096  # bytes of a token file
+SECRET_LIMIT = 64 * 1024  # bytes
 
 
 class TokenError(DefibError):
@@ -45,9 +46,17 @@ class ConfiguredToken:
 def read_secret_file(path: Path) -> str:
     """Return the content of a file that the configuration refers to. Raises TokenError."""
     try:
-        value = path.read_text(encoding="utf-8").rstrip("\r\n")
+        # Opening a FIFO would wait for somebody who writes to it.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise TokenError(f"the secret file {path} is not a regular file")
+            content = file.read(SECRET_LIMIT + 1)
     except OSError as error:
         raise TokenError(f"cannot read the secret file {path}: {error.strerror}") from error
+    if len(content) > SECRET_LIMIT:
+        raise TokenError(f"the secret file {path} is larger than {SECRET_LIMIT // 1024} KiB")
+    try:
+        value = content.decode().rstrip("\r\n")
     except ValueError:
         raise TokenError(f"the secret file {path} is not text") from None
     if not value:

@@ -94,6 +94,8 @@ class WebConfig(_WebConfigModel):
         tls = self.tls_server_config
         if tls is None:
             return None
+        for path in filter(None, (tls.cert_file, tls.key_file, tls.client_ca_file)):
+            _require_regular(Path(path))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = _VERSIONS[tls.min_version]
         restrict_key_exchange(context)
@@ -108,6 +110,12 @@ class WebConfig(_WebConfigModel):
         elif tls.client_auth_type == "VerifyClientCertIfGiven":
             context.verify_mode = ssl.CERT_OPTIONAL
         return context
+
+
+def _require_regular(path: Path) -> None:
+    """Raise StartError if reading the file could last for ever, as that of a FIFO or a device."""
+    if path.exists() and not path.is_file():
+        raise StartError(f"web configuration: {path} is not a regular file")
 
 
 def _format_error(error: ErrorDetails) -> str:
@@ -143,6 +151,7 @@ def load(path: Path | None) -> WebConfig:
     """Read the file; relative paths in it are relative to it. Raises StartError."""
     if path is None:
         return WebConfig()
+    _require_regular(path)
     try:
         source = path.read_bytes()
     except OSError as error:

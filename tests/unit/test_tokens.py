@@ -1,4 +1,4 @@
-"""The file of the local token."""
+"""The files of tokens and of other secrets."""
 
 import os
 import stat
@@ -9,7 +9,9 @@ import pytest
 
 from defib import starter
 from runtime import tokens
-from runtime.tokens import TokenError
+from runtime.errors import StartError
+from runtime.tokens import TokenError, read_secret_file
+from runtime.webconfig import WebConfigFile
 
 
 def test_concurrent_writers_write_one_token(tmp_path: Path) -> None:
@@ -74,3 +76,26 @@ def test_init_writes_the_token_for_the_owner_of_the_database_folder(tmp_path: Pa
     written = path.read_text()
     assert not starter.write_token(path)
     assert path.read_text() == written
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "directory", "large"])
+def test_a_file_that_cannot_be_read_to_its_end_is_refused(tmp_path: Path, kind: str) -> None:
+    """It would hold the reload that reads it, and all later ones, for ever."""
+    path = tmp_path / "secret"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.write_bytes(bytes(70_000))
+    with pytest.raises(TokenError, match=r"is not a regular file|Is a directory|larger than 64 KiB"):
+        read_secret_file(path)
+    if kind in ("fifo", "device"):
+        with pytest.raises(StartError, match="is not a regular file"):
+            WebConfigFile(path)
+        config = tmp_path / "web.yml"
+        config.write_text(f"tls_server_config: {{cert_file: {path}, key_file: {path}}}\n")
+        with pytest.raises(StartError, match="is not a regular file"):
+            WebConfigFile(config)
