@@ -72,7 +72,7 @@ class Chaos:
     def __init__(self, launcher: Launcher, folder: Path, seed: int, attempts: int, budget: int) -> None:
         self.launcher, self.folder, self.attempts, self.budget = launcher, folder, attempts, budget
         self.random = random.Random(seed)
-        self.stack = Stack(launcher, folder)
+        self.stack = Stack(launcher, folder, webhook_token=WEBHOOK_TOKEN)
         self.names = [f"s{number}" for number in range(SERVICES)]
         self.firing: dict[str, int] = {}  # the number of its firing alert, by service
         self.alerts = Counter[str]()

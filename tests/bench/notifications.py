@@ -49,7 +49,8 @@ async def _to_card() -> bool:
     feishu_, launcher = FeishuSimulator(), await Launcher.begin()
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
-            webhook, stack = await feishu_.start(), Stack(launcher, Path(name))
+            webhook = await feishu_.start()
+            stack = Stack(launcher, Path(name), webhook_token=WEBHOOK_TOKEN)
             probe = {"every": "1h", "http": {"url": "http://127.0.0.1:1/"}}
             stack.configuration({
                 "services": {f"s{n}": {"probe": probe} for n in range(INCIDENTS)},

@@ -64,7 +64,7 @@ async def _started(launcher: Launcher, folder: Path, services: Callable[[str], d
     keys = {"key_file": str(host.key_file), "known_hosts": str(host.known_hosts)}
     ssh: dict[str, Any] = {"user": host.user, "port": host.port, **keys}
     hosts: dict[str, Any] = {f"h{n}": {"address": "127.0.0.1", "ssh": dict(ssh)} for n in range(RESTARTED)}
-    stack = Stack(launcher, folder)
+    stack = Stack(launcher, folder, webhook_token=WEBHOOK_TOKEN)
     remediation = {
         "attempts": 10_000, "hold": "100ms", "backoff": {"first": "1s", "factor": 1}, "actions_per_10m": 100_000,
         "storm": {"at_least": 100_000},

@@ -23,7 +23,7 @@ from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack, reserve_ports
 from defib.doctor.monitoring import JOBS, check_prometheus
-from tests.support import WEBHOOK_TOKEN, eventually, inventory_of, loaded
+from tests.support import eventually, inventory_of, loaded
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -70,7 +70,7 @@ def test_init_writes_the_console_s_address_for_browsers(tmp_path: Path) -> None:
     assert loaded(tmp_path / "a").inventory.notify.links.remediator == url
     wrong = defib("init", str(tmp_path / "b"), "--public-url", "ftp://x")
     assert (wrong.returncode, wrong.stderr) == (
-        2,
+        1,
         "defib: argument --public-url: is not a URL; write http://host:port/path\n",
     )
     assert not (tmp_path / "b").exists()
@@ -291,7 +291,7 @@ async def _check_wrong_settings(stack: Stack, config: Path) -> None:
     swapped = said.replace(stack.url("prometheus"), "x").replace(stack.url("alertmanager"), stack.url("prometheus"))
     (config / "defib.yaml").write_text(
         swapped.replace("prometheus_url: x", f"prometheus_url: {stack.url('alertmanager')}").replace(
-            WEBHOOK_TOKEN, "another"
+            stack.webhook_token, "another"
         )
     )
     another = config / "another"
