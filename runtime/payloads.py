@@ -17,7 +17,7 @@ SHORT = 256 * 1024  # bytes of a body that is parsed in the event loop
 _CONTAINERS_LIMIT = 150_000  # lists and objects of a document: the garbage collector blocks all threads
 _MEMBERS_LIMIT = 50_000  # of an object
 _STEP = 256 * 1024  # bytes that are decoded in one turn of the event loop
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_STRING_OR_BRACKET = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]', re.DOTALL)
 _THREAD = ThreadPoolExecutor(1, thread_name_prefix="payloads")
 
 
@@ -91,14 +91,15 @@ def decode_json(body: bytes) -> Any:
     """
     if len(body) <= SHORT:
         return json.loads(body)
-    if _count_containers(body) > _CONTAINERS_LIMIT:
+    if _has_too_many_containers(body):
         raise TooManyValuesError(f"the JSON document has more than {_CONTAINERS_LIMIT} lists and objects")
     return _InterruptibleDecoder().decode(body.decode(json.detect_encoding(body), "surrogatepass"))
 
 
-def _count_containers(body: bytes) -> int:
-    """Return the number of lists and objects, without brackets in strings."""
+def _has_too_many_containers(body: bytes) -> bool:
+    """Whether there are more lists and objects than the limit, without brackets in strings."""
     if body.count(b"[") + body.count(b"{") <= _CONTAINERS_LIMIT:
-        return 0
-    outside = _STRING.sub(b"", body)
-    return outside.count(b"[") + outside.count(b"{")
+        return False
+    # One by one, so that other threads can run meanwhile.
+    brackets = (match for match in _STRING_OR_BRACKET.finditer(body) if match.end() - match.start() == 1)
+    return any(number > _CONTAINERS_LIMIT for number, _ in enumerate(brackets, 1))
