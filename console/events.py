@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 from urllib.parse import urlencode
 
 from aiohttp import web
 
 from console.rendering import PageRenderer
-from fleet.inventory.model import Inventory
 from remediator.http.events_api import parse_events_query
 from remediator.http.views import read_record
 from remediator.record.database import Database
@@ -17,6 +17,7 @@ from remediator.snapshot import SnapshotSource
 from runtime.access.roles import AccessRequirement
 from runtime.web import add_route
 
+SUGGESTED = 500  # services and hosts, while somebody types
 _FILTERS = ("kind", "host", "service", "text", "from", "to")
 
 
@@ -24,10 +25,8 @@ def add_routes(app: web.Application, source: SnapshotSource, renderer: PageRende
     async def show(request: web.Request) -> web.Response:
         query = parse_events_query(request, database.clock)
         wanted, inventory = query.wanted, database.inventory
-        service, host = (
-            _find(wanted.service, _names_of(inventory)),
-            _find(wanted.host, dict.fromkeys(inventory.hosts, "")),
-        )
+        names = {name: each.title for name, each in inventory.services.items()}
+        service, host = _find(wanted.service, names), _find(wanted.host, dict.fromkeys(inventory.hosts, ""))
         wanted = replace(wanted, service=service, host=host)
         page = await read_record(database, page_of_events, wanted, query.before, query.limit)
         snapshot = await source.get()
@@ -37,15 +36,12 @@ def add_routes(app: web.Application, source: SnapshotSource, renderer: PageRende
         return await renderer.respond(
             request, "events.html", {"chosen": chosen}, snapshot=snapshot.describe(),
             kinds=[kind for kind in KINDS if wanted.with_audit or kind not in ("operation", "sign-in")],
-            services=_names_of(inventory), hosts=list(inventory.hosts), events=page.rows, older=older,
+            services=dict(islice(names.items(), SUGGESTED)), hosts=list(inventory.hosts)[:SUGGESTED],
+            events=page.rows, older=older,
             export=urlencode(kept),
         )  # fmt: skip
 
     add_route(app, "GET", "/events", show, AccessRequirement.VIEWER)
-
-
-def _names_of(inventory: Inventory) -> Mapping[str, str]:
-    return {name: each.title for name, each in inventory.services.items()}
 
 
 def _find(text: str, names: Mapping[str, str]) -> str:

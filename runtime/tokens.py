@@ -43,14 +43,20 @@ class ConfiguredToken:
         return self.value
 
 
+def _read_regular(path: Path, what: str, size: int) -> tuple[os.stat_result, bytes]:
+    """Return the status of a file and its first bytes. Raises OSError, and TokenError unless it is a regular file."""
+    # Opening a FIFO would wait for somebody who writes to it.
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise TokenError(f"the {what} {path} is not a regular file")
+        return status, file.read(size)
+
+
 def read_secret_file(path: Path) -> str:
     """Return the content of a file that the configuration refers to. Raises TokenError."""
     try:
-        # Opening a FIFO would wait for somebody who writes to it.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise TokenError(f"the secret file {path} is not a regular file")
-            content = file.read(SECRET_LIMIT + 1)
+        _, content = _read_regular(path, "secret file", SECRET_LIMIT + 1)
     except OSError as error:
         raise TokenError(f"cannot read the secret file {path}: {error.strerror}") from error
     if len(content) > SECRET_LIMIT:
@@ -67,17 +73,11 @@ def read_secret_file(path: Path) -> str:
 def read_token(path: Path) -> SecretStr:
     """Return the token in a file. Raises TokenError where there is none, or where other users may read the file."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        try:
-            status, content = os.fstat(descriptor), os.read(descriptor, SIZE_LIMIT)
-        finally:
-            os.close(descriptor)
+        status, content = _read_regular(path, "token file", SIZE_LIMIT)
     except FileNotFoundError:
         raise TokenError(f"there is no token file {path}") from None
     except OSError as error:
         raise TokenError(f"cannot read the token file {path}: {error.strerror}") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise TokenError(f"the token file {path} is not a regular file")
     mode = stat.S_IMODE(status.st_mode)
     if mode & 0o077:
         raise TokenError(

@@ -66,6 +66,10 @@ class Window:
     def _note(self, text: str) -> None:
         self.faults.append(text)
 
+    def expect_faults(self, *parts: str) -> None:
+        """Take back the faults so far that contain one of these texts: the test has caused them."""
+        self.faults = [fault for fault in self.faults if not any(part in fault for part in parts)]
+
     def _check_request(self, request: Request) -> None:
         if not request.url.startswith((self.url, "data:")):
             self._note(f"a request to another server: {request.url}")
@@ -175,8 +179,8 @@ async def test_an_action_is_approved_on_the_page_of_its_service(loop: Loop, brow
             await expect(each.page.locator(".subject .state")).to_have_text("Degraded")
             await expect(each.page.locator(".timeline")).to_have_count(0)  # it is still the page of the service
         assert loop.restarts() == ["web"]
-        other.faults = [fault for fault in other.faults if "409" not in fault]  # who was second is told so
-        operator.faults = [fault for fault in operator.faults if "409" not in fault]
+        other.expect_faults("409")  # who was second is told so
+        operator.expect_faults("409")
 
 
 NAMES = {
@@ -205,7 +209,7 @@ async def test_a_display_signs_in_with_a_token_for_as_long_as_it_is_valid(loop: 
         assert (await page.request.get(f"{display.url}services/web/logs")).status == 403
         assert (await loop.ask("DELETE", "/api/v1/tokens/wall")).status_code == 200
         await expect(page.locator("#live")).to_contain_text("Your session has ended.")
-        display.faults = [fault for fault in display.faults if "401" not in fault and "403" not in fault]
+        display.expect_faults("401", "403")
 
 
 async def test_settings_show_the_health_of_all_parts_and_create_tokens(loop: Loop, browser: Browser) -> None:
@@ -236,7 +240,7 @@ async def test_settings_show_the_health_of_all_parts_and_create_tokens(loop: Loo
         await expect(page.locator("tr", has_text="ci").first).to_contain_text("viewer")
         await expect(page.locator("main")).not_to_contain_text(secret or "")
         await admin.keep("settings-admin")
-        admin.faults = [fault for fault in admin.faults if "409" not in fault]
+        admin.expect_faults("409")
 
 
 async def test_names_of_any_kind_and_a_clock_that_is_wrong(loop: Loop, browser: Browser) -> None:
@@ -272,7 +276,7 @@ async def test_names_of_any_kind_and_a_clock_that_is_wrong(loop: Loop, browser: 
 
         await eventually(are_found)
         await expect(events.first).to_contain_text(NAMES["arabic"])
-        viewer.faults = [fault for fault in viewer.faults if "404" not in fault]
+        viewer.expect_faults("404")
 
 
 async def test_notes_and_test_messages_are_limited(loop: Loop) -> None:
@@ -299,7 +303,7 @@ async def test_errors_are_pages_for_people(loop: Loop, browser: Browser) -> None
             await viewer.open(path)
             await expect(viewer.page.locator("h1")).to_have_text(title)
         await viewer.keep("forbidden")
-        viewer.faults = [fault for fault in viewer.faults if "404" not in fault and "403" not in fault]
+        viewer.expect_faults("404", "403")
     refused = await loop.stack.client.get(
         f"{loop.stack.url('remediator')}/services/unknown", headers={"Accept": "text/html"}
     )
@@ -429,7 +433,7 @@ async def test_an_operator_restarts_a_component(loop: Loop, browser: Browser, tr
         assert transcoder.restarts == ["ch1", "线路/3"]
         await page.set_viewport_size({"width": 1280, "height": 800})
         await operator.keep("components")
-        operator.faults = [fault for fault in operator.faults if "409" not in fault]  # what the gate held
+        operator.expect_faults("409")  # what the gate held
     async with window(browser, loop, java_script_enabled=False) as viewer:
         await viewer.sign_in("viewer")
         await viewer.open("services/tc")
@@ -477,7 +481,7 @@ async def test_a_lost_connection_is_shown_and_comes_back(loop: Loop, browser: Br
         for path in ("services/web", "hosts", "hosts/h"):
             await viewer.open(path)
             await expect(page.locator("main")).to_contain_text("This part cannot be shown")
-        viewer.faults = [fault for fault in viewer.faults if "net::ERR_" not in fault]
+        viewer.expect_faults("net::ERR_")
 
 
 async def test_a_session_that_ends_is_shown(loop: Loop, browser: Browser) -> None:
@@ -488,7 +492,7 @@ async def test_a_session_that_ends_is_shown(loop: Loop, browser: Browser) -> Non
         sessions = (await loop.ask("GET", "/api/v1/sessions")).json()["sessions"]
         assert (await loop.ask("DELETE", f"/api/v1/sessions/{sessions[0]['id']}")).status_code == 200
         await expect(viewer.page.locator("#live")).to_contain_text("Your session has ended.")
-        viewer.faults = [fault for fault in viewer.faults if "401" not in fault]
+        viewer.expect_faults("401")
 
 
 WILD: dict[str, Any] = {"metric": {"phase": "connect", "service": "web"}, "values": [[9e99, "0"], [253402300800, "1"]]}
