@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PARTS := $(CURDIR)/.parts
+# Grafana's own code, in which long tests look at the dashboards.
+GRAFANA := tests/grafana/node_modules/.package-lock.json
 BIN := $(VENV)/bin
 # Of what is installed; requirements-build.lock is what builds it.
 LOCKS := requirements.lock requirements-feishu.lock requirements-grpc.lock
@@ -38,7 +40,7 @@ format: $(VENV)/developed ## Format the code
 test: deps check ## Run the checks and all tests except long ones
 	$(PYTEST) $(ARGS)
 
-test-all: deps check ## Run the checks and all tests (up to an hour)
+test-all: deps check $(GRAFANA) ## Run the checks and all tests (up to an hour)
 	$(PYTEST) -m "long or not long" $(ARGS)
 
 chaos: deps ## Kill the remediator 200 times during many restarts (ARGS="KILLS SEED")
@@ -76,7 +78,7 @@ image-digests: $(VENV)/installed ## Pin the images to the digests that their reg
 	$(BIN)/python -m deploy.image_digests docker-compose.yml Dockerfile
 
 clean: ## Remove everything that make created
-	rm -rf $(VENV) $(PARTS) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PARTS) tests/grafana/node_modules build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Defib needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) -V). Use another: make PYTHON=python3.12 …" >&2; exit 1; }
@@ -97,6 +99,11 @@ $(VENV)/developed: requirements-dev.lock $(VENV)/installed
 $(PARTS)/demo: deploy/parts.sh
 	@sh deploy/parts.sh $(PARTS) demo
 	@touch $@
+
+# Left out with a message if there is no npm, as the tests that need Node.js are.
+$(GRAFANA): tests/grafana/package-lock.json
+	@if command -v npm >/dev/null; then npm ci --prefix tests/grafana --ignore-scripts --no-audit --no-fund; \
+		else echo "There is no npm: tests that need Grafana's code are left out" >&2; test -z "$$CI"; fi
 
 # Tests that need a program that cannot be downloaded are skipped and listed; in CI that is an error.
 $(PARTS)/test: deploy/parts.sh

@@ -33,7 +33,7 @@ def add_pages(app: web.Application, parts: Parts) -> Callable[[], Awaitable[None
     SignInPages(parts.access, parts.sign_in_services, parts.public_url, renderer).add_routes(app)
     ServicePages(source, history, renderer, parts.operations, parts.database).add_routes(app)
     IncidentPages(source, renderer, parts.operations, parts.database).add_routes(app)
-    HostPages(source, history, renderer).add_routes(app)
+    HostPages(source, history, renderer, parts.database).add_routes(app)
     wall.add_routes(app, source, renderer)
     events.add_routes(app, source, renderer, parts.database)
     SettingsPage(source, history, renderer, parts.operations, parts.administration, parts.database).add_routes(app)

@@ -1,7 +1,7 @@
 """The buttons of a service's page: from a submitted form to an operation, and why it was not done."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from console.forms import parse_number, parse_seconds
@@ -15,7 +15,7 @@ from remediator.record.database import Database
 from runtime.access.roles import Identity
 
 VERBS: tuple[Verb, ...] = ("restart", "stop", "start")
-BUTTONS = (*VERBS, "reset", "probe", "approve", "acknowledge", "silence", "maintenance")
+BUTTONS = (*VERBS, "reset", "storm", "probe", "approve", "acknowledge", "silence", "maintenance")
 NEEDS_REASON = ("stop", "silence", "maintenance")
 REASON_LIMIT = 300  # characters
 
@@ -47,9 +47,11 @@ def component_path(name: str) -> str:
     return f"components/{quote(name, safe='')}/restart"
 
 
-def not_done_because(button: str, error: Exception) -> NotDone:
-    """Return why an operation failed."""
-    return NotDone(button, text=str(error), gate=error.code if isinstance(error, GateClosedError) else "")
+def not_done_because(button: str, error: Exception, form: Mapping[str, str], component: str = "") -> NotDone:
+    """Return why an operation that a form asked for failed."""
+    gate = error.code if isinstance(error, GateClosedError) else ""
+    reason = form.get("reason", "").strip()[:REASON_LIMIT]
+    return NotDone(button, "", str(error), gate, tuple(sorted(parse_gates(form))), reason, component)
 
 
 class ServiceButtons:
@@ -68,14 +70,13 @@ class ServiceButtons:
             return NotDone(button, key="reason_missing")
         try:
             if component:
-                await self._operations.restart_component(service.id, component, _parse_gates(form), by, reason)
+                await self._operations.restart_component(service.id, component, parse_gates(form), by, reason)
                 return None
             return await self._do(button, service, form, reason, by)
         except (OperationError, ValueError) as error:
             if isinstance(error, NotFoundError) and not component:
                 return NotDone(button, key="gone")
-            overruled = tuple(sorted(_parse_gates(form)))
-            return replace(not_done_because(button, error), overruled=overruled, reason=reason, component=component)
+            return not_done_because(button, error, form, component)
 
     async def _do(
         self, button: str, service: Service, form: Mapping[str, str], reason: str, by: Identity
@@ -83,15 +84,17 @@ class ServiceButtons:
         operations = self._operations
         verb = next((each for each in VERBS if each == button), None)
         if verb is not None:
-            await operations.start_action(service.id, verb, _parse_gates(form), by, reason)
+            await operations.start_action(service.id, verb, parse_gates(form), by, reason)
         elif button == "probe":
             await operations.probe_now(service.id, by)
         elif button == "reset":
             await operations.reset_attempts(service.id, by)
+        elif button == "storm":
+            await operations.continue_in_storm(service.id, by, reason)
         elif button == "maintenance":
             seconds = parse_seconds(form.get("for", ""))
             await operations.begin_maintenance(
-                "service", service.id, seconds=seconds, reason=reason, by=by, notify=False
+                "service", service.id, seconds=seconds, reason=reason, by=by, pause_probing="pause_probing" in form
             )
         elif button == "approve":
             await operations.approve(parse_number(form.get("action", "")), by)
@@ -113,6 +116,6 @@ class ServiceButtons:
         return None
 
 
-def _parse_gates(form: Mapping[str, str]) -> set[str]:
+def parse_gates(form: Mapping[str, str]) -> set[str]:
     """Return the gates that a form overrules."""
     return {*form.get("overrule", "").split(",")} & OVERRULABLE

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -15,6 +15,7 @@ SLOT, BAR, HEIGHT = 4, 3, 18  # width of a slot and of its bar, and the height o
 _BARS = {"+": ("ok", 4, 14), "-": ("bad", 0, 18), "?": ("unknown", 9, 9)}
 
 TABLE_ROWS = 24
+LATE = 0.05  # the part of a chart without values at its start that readers are told about
 
 Point = tuple[float, float]
 Lines = Sequence[tuple[str, Sequence[Point]]]  # by name
@@ -80,7 +81,8 @@ def _line(points: Sequence[Point], start: float, end: float, top: float, width: 
             continue
         x = (at - start) / (end - start) * width
         y = height - 1 - value / top * (height - 2)
-        parts.append(f"{'M' if at - last > gap else 'L'}{x:.1f} {y:.1f}")
+        # A line of no length is a dot, which shows a value without neighbours.
+        parts.append(f"M{x:.1f} {y:.1f}h0" if at - last > gap else f"L{x:.1f} {y:.1f}")
         last = at
     return "".join(parts)
 
@@ -101,6 +103,12 @@ def draw_chart(chart: Chart, start: float, end: float, label: str, names: Mappin
         '<svg class="chart" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}" data-start="{}"'
         ' data-end="{}" data-unit="{}" data-lines="{}"><path class="grid" d="{}"/>{}<path class="cursor"/></svg>'
     ).format(width, height, label, f"{start:.0f}", f"{end:.0f}", chart.unit, json.dumps(values), grid, lines)
+
+
+def find_late_start(times: Iterable[float], start: float, end: float) -> float | None:
+    """Return the first time of the values of a chart if that is clearly later than its start."""
+    first = min(times, default=start)
+    return first if first - start > LATE * (end - start) else None
 
 
 def tabulate(lines: Lines, start: float, end: float) -> list[tuple[float, list[float | None]]]:

@@ -17,6 +17,7 @@ from remediator.snapshot import SnapshotSource
 from runtime.access.roles import AccessRequirement
 from runtime.web import add_route
 
+MOST = 200  # events on a page, whatever its address asks for
 SUGGESTED = 500  # services and hosts, while somebody types
 _FILTERS = ("kind", "host", "service", "text", "from", "to")
 
@@ -28,7 +29,7 @@ def add_routes(app: web.Application, source: SnapshotSource, renderer: PageRende
         names = {name: each.title for name, each in inventory.services.items()}
         service, host = _find(wanted.service, names), _find(wanted.host, dict.fromkeys(inventory.hosts, ""))
         wanted = replace(wanted, service=service, host=host)
-        page = await read_record(database, page_of_events, wanted, query.before, query.limit)
+        page = await read_record(database, page_of_events, wanted, query.before, min(query.limit, MOST))
         snapshot = await source.get()
         chosen = {name: request.query.get(name, "") for name in _FILTERS}
         kept = {name: value for name, value in chosen.items() if value}

@@ -11,14 +11,16 @@ import structlog
 
 from console.charts import Chart, Lines, Point
 from fleet.inventory.endpoints import Endpoint
-from remediator.clients.json_client import ClientError
+from fleet.json_client import ClientError
 from remediator.clients.prometheus import Prometheus, Series
 from runtime.logs import LimitedLog
+from runtime.shared_reads import SharedReads
 
 DAY = 86400.0
 REFRESH_EVERY = 300.0
 SUMMARY_TIMEOUT, CHART_TIMEOUT = 30.0, 2.0  # seconds; a page waits only for charts
 CHART_POINTS = 240
+SLOW = "Prometheus is slow"
 SPANS: Mapping[str, float] = {
     "1h": 3600.0,
     "6h": 6 * 3600.0,
@@ -80,6 +82,7 @@ class History:
         self._endpoint: Endpoint | None = None
         self._client: Prometheus | None = None
         self._read_at = float("-inf")
+        self._charts = SharedReads(running=3, waiting=20, shared_for=5.0)
         self.services: Mapping[str, ServiceHistory] = {}
         self.start = self.end = 0.0  # Unix times between which latencies are
 
@@ -130,6 +133,14 @@ class History:
 
     async def read_service(self, service: str, span: float) -> ServiceCharts:
         """Return the charts of a service for the last `span` seconds."""
+        try:
+            return await self._charts.read(
+                ("service", service, span), lambda: self._read_service(service, span), CHART_TIMEOUT
+            )
+        except TimeoutError:
+            return ServiceCharts(problem=SLOW)
+
+    async def _read_service(self, service: str, span: float) -> ServiceCharts:
         end = time.time()
         start, step = end - span, max(15.0, span / CHART_POINTS)
         selector = f"{{service={json.dumps(service)}}}"
@@ -147,6 +158,12 @@ class History:
 
     async def read_host(self, host: str, span: float) -> HostCharts:
         """Return the charts of a host for the last `span` seconds: the average and the maximum of each step."""
+        try:
+            return await self._charts.read(("host", host, span), lambda: self._read_host(host, span), CHART_TIMEOUT)
+        except TimeoutError:
+            return HostCharts(problem=SLOW)
+
+    async def _read_host(self, host: str, span: float) -> HostCharts:
         end = time.time()
         start, step = end - span, max(SHORTEST_STEP, span / CHART_POINTS)
         of = f"{{host={json.dumps(host)}}}[{step:.0f}s]"
@@ -192,7 +209,7 @@ class History:
                     *(client.query_range(each, start, end, step, CHART_TIMEOUT) for each in expressions)
                 )
         except TimeoutError as error:
-            raise ClientError("Prometheus is slow") from error
+            raise ClientError(SLOW) from error
         except ClientError as error:
             raise ClientError(f"cannot query Prometheus: {error}") from error
         return [[_within(each, start - step, end + step) for each in series] for series in found]

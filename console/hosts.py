@@ -8,7 +8,10 @@ from aiohttp import web
 
 from console.history import HOST_SPANS, History
 from console.rendering import PageRenderer
-from remediator.clients.json_client import ClientError, HttpStatusError
+from console.things import find_services_of_things
+from fleet.json_client import ClientError, HttpStatusError
+from remediator.notifications.links import build_page_links
+from remediator.record.database import Database
 from remediator.snapshot import SnapshotSource
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
@@ -18,8 +21,8 @@ NOT_FOUND = 404
 
 
 class HostPages:
-    def __init__(self, source: SnapshotSource, history: History, renderer: PageRenderer) -> None:
-        self._source, self._history, self._renderer = source, history, renderer
+    def __init__(self, source: SnapshotSource, history: History, renderer: PageRenderer, database: Database) -> None:
+        self._source, self._history, self._renderer, self._database = source, history, renderer, database
 
     def add_routes(self, app: web.Application) -> None:
         add_route(app, "GET", "/hosts", self.show_list, AccessRequirement.VIEWER)
@@ -40,21 +43,25 @@ class HostPages:
         host, charts = await asyncio.gather(
             self._read_host(name), self._history.read_host(name, HOST_SPANS.get(span, HOST_SPANS["24h"]))
         )
-        snapshot = await self._source.get()
+        snapshot, inventory = await self._source.get(), self._database.inventory
         return await self._renderer.respond(
             request, "host.html", snapshot=snapshot.describe(), host=_with_texts([host])[0] if "name" in host else None,
             name=name, charts=charts, spans=list(HOST_SPANS), span=span, unavailable=host.get("unavailable", ""),
-            states=self._states(),
+            states=self._states(), owners=find_services_of_things(inventory, name),
+            links=build_page_links(inventory, None, name),
         )  # fmt: skip
 
     def _states(self) -> Mapping[str, str]:
         return {row.id: row.state for row in self._source.snapshot.rows.values()}
 
     async def _read_host(self, name: str) -> Mapping[str, Any]:
+        unknown = ApiError(404, "unknown_host", f"the inventory has no host {name!r}")
+        if name not in self._database.inventory.hosts:  # which could be another path of the exporter's
+            raise unknown
         try:
             return await self._read(f"/api/v1/hosts/{name}")
         except HttpStatusError as error:
-            raise ApiError(404, "unknown_host", f"the inventory has no host {name!r}") from error
+            raise unknown from error
 
     async def _read(self, path: str) -> Mapping[str, Any]:
         """Return what the exporter answers, or why it does not."""

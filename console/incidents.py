@@ -5,7 +5,7 @@ from urllib.parse import urlencode
 
 from aiohttp import web
 
-from console.buttons import REASON_LIMIT, NotDone, not_done_because
+from console.buttons import REASON_LIMIT, NotDone, not_done_because, parse_gates
 from console.forms import parse_number, parse_seconds
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
@@ -22,7 +22,7 @@ from runtime.errors import ApiError
 from runtime.web import add_route
 
 OPEN_SHOWN, PAGE_SIZE = 500, 50
-BUTTONS = ("acknowledge", "approve", "note", "silence")
+BUTTONS = ("restart", "acknowledge", "approve", "note", "silence")
 TEXT_LIMIT = 100  # characters of a search
 NOTE_LIMIT = 1000  # characters
 
@@ -58,11 +58,11 @@ class IncidentPages:
         if incident is None:
             raise ApiError(404, "unknown_incident", "there is no such incident")
         snapshot, inventory = await self._source.get(), self._database.inventory
-        service = inventory.services.get(incident["service"])
+        service, row = inventory.services.get(incident["service"]), snapshot.rows.get(incident["service"])
         return await self._renderer.respond(
             request, "incident.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
             status=409 if not_done else 200, snapshot=snapshot.describe(), incident=incident,
-            host=service.host if service is not None else "",
+            host=service.host if service is not None else "", can_restart=row is not None and "restart" in row.verbs,
             can_silence=inventory.remediator.alertmanager_url is not None,
         )  # fmt: skip
 
@@ -70,27 +70,33 @@ class IncidentPages:
         """Do what a button says, once for each form, and show the incident again."""
         form, button, number = await read_form(request), request.match_info["button"], request.match_info["id"]
         by = get_identity(request)
-        not_done = await self._submitted.run_once(request, form, lambda: self._do(button, int(number), form, by))
+        not_done = await self._submitted.run_once(request, form, lambda: self._press(button, int(number), form, by))
         await self._source.refresh()
         return await answer_form(request, not_done, self.show_incident, f"incidents/{number}")
 
-    async def _do(self, button: str, incident: int, form: Mapping[str, str], by: Identity) -> NotDone | None:
-        text = form.get("text", "").strip()[:NOTE_LIMIT]
-        if button == "note" and not text:
+    async def _press(self, button: str, incident: int, form: Mapping[str, str], by: Identity) -> NotDone | None:
+        if button == "note" and not form.get("text", "").strip():
             return NotDone(button, key="note_missing")
         try:
-            if button == "acknowledge":
-                await self._operations.acknowledge("incident", incident, by)
-            elif button == "note":
-                await self._operations.add_note(incident, text, by)
-            elif button == "silence":
-                seconds = parse_seconds(form.get("for", ""))
-                await self._operations.silence("incident", incident, seconds, by, form.get("reason", "")[:REASON_LIMIT])
-            else:
-                await self._operations.approve(parse_number(form.get("action", "")), by)
+            await self._do(button, incident, form, by)
         except (OperationError, ValueError) as error:
-            return not_done_because(button, error)
+            return not_done_because(button, error, form)
         return None
+
+    async def _do(self, button: str, incident: int, form: Mapping[str, str], by: Identity) -> None:
+        """Do what a button says. Raises OperationError and ValueError."""
+        operations = self._operations
+        if button == "acknowledge":
+            await operations.acknowledge("incident", incident, by)
+        elif button == "note":
+            await operations.add_note(incident, form.get("text", "").strip()[:NOTE_LIMIT], by)
+        elif button == "silence":
+            seconds = parse_seconds(form.get("for", ""))
+            await operations.silence("incident", incident, seconds, by, form.get("reason", "")[:REASON_LIMIT])
+        elif button == "approve":
+            await operations.approve(parse_number(form.get("action", "")), by)
+        elif (row := await read_record(self._database, queries.read_incident, incident)) is not None:
+            await operations.start_action(row["service"], "restart", parse_gates(form), by)
 
 
 def find_services(inventory: Inventory, text: str) -> list[str] | None:

@@ -8,8 +8,8 @@ from typing import Any
 
 from console.history import History
 from fleet.inventory.endpoints import Endpoint
+from fleet.json_client import ClientError
 from remediator.clients.alertmanager import Alertmanager
-from remediator.clients.json_client import ClientError
 from remediator.record import queries, timestamps
 from remediator.record.database import Database, StorageError
 from remediator.snapshot import DEADLINE, SnapshotSource

@@ -12,19 +12,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 from zoneinfo import ZoneInfo
 
 from aiohttp import web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from console import charts
+from console import charts, translation
 from console.history import History, ServiceHistory, format_ratio
 from console.languages import HTML_LANGUAGE, choose_language, load_texts
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Language
 from remediator.http.views import may_read_evidence, remove_evidence
 from remediator.notifications.content import annotations_in_language
+from remediator.notifications.phrases import translate_failure
 from remediator.notifications.rendering import describe_event, format_duration, shipped_templates
 from remediator.record.database import Database
 from remediator.snapshot import ServiceRow
@@ -32,12 +34,14 @@ from runtime.access.control import find_identity, get_csrf_token
 from runtime.access.roles import AccessRequirement, permits
 from runtime.redaction import Redactor
 from runtime.terminal import escape_controls
-from runtime.web import relative_path
+from runtime.web import name_caller, relative_path
 
 P = ParamSpec("P")
 T = TypeVar("T")
 STATIC = Path(__file__).parent / "static"
 _THREADS = ThreadPoolExecutor(2, thread_name_prefix="pages")  # not those in which actions are prepared
+EARLIEST, LATEST = 0.0, 253402128000.0  # Unix times that have a date in every time zone; a certificate may end later
+LARGE = 64 * 1024  # bytes of a page that a thread compresses
 THEME_COOKIE = "defib_theme"
 THEMES = ("light", "dark")
 NO_HISTORY = ServiceHistory()
@@ -78,6 +82,7 @@ class PageRenderer:
         # The last rendering of each row, and what it was rendered from.
         self._rows: dict[tuple[str, Language], tuple[tuple[ServiceRow, ServiceHistory], Markup]] = {}
         self._rendered_for: Inventory | None = None
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by caller
         self._templates.globals |= {
             "fill": _fill,
             "strip": charts.draw_strip,
@@ -86,6 +91,7 @@ class PageRenderer:
             "chart": charts.draw_chart,
             "state_band": charts.draw_states,
             "tabulate": charts.tabulate,
+            "late_start": charts.find_late_start,
             "static_version": static_version(),
         }
 
@@ -109,7 +115,6 @@ class PageRenderer:
         """
         identity = find_identity(request)
         shows_evidence = identity is not None and may_read_evidence(request)
-        visible = self._redact.redact_all(values if shows_evidence else remove_evidence(values))
         reader = self.find_reader(request)
 
         def may(role: str) -> bool:
@@ -120,9 +125,19 @@ class PageRenderer:
             "root": relative_path(request, ""), "here": request.path_qs.removeprefix("/"),
             "path": request.path,
         }  # fmt: skip
-        values = {**visible, **sent, **common}
-        text = await self.run(self.render, template, reader, values)
-        response = web.Response(text=text, status=status, content_type="text/html", headers=_HEADERS)
+
+        def render() -> bytes:
+            visible = self._redact.redact_all(values if shows_evidence else remove_evidence(values))
+            return self.render(template, reader, {**visible, **sent, **common}).encode()
+
+        # One page of each caller at a time, so that many large ones delay only who has asked for them.
+        turn = self._turns.setdefault(name_caller(request), asyncio.Lock())
+        async with turn:
+            body = await self.run(render)
+        response = web.Response(
+            body=body, status=status, content_type="text/html", charset="utf-8", headers=_HEADERS,
+            zlib_executor=_THREADS, zlib_executor_size=LARGE,
+        )  # fmt: skip
         response.enable_compression()
         return response
 
@@ -178,11 +193,13 @@ class PageRenderer:
 
     def _helpers(self, reader: Reader) -> dict[str, Any]:
         inventory, clock = self._database.inventory, self._database.clock
-        notify, words = inventory.notify, shipped_templates(reader.language).words
+        notify, texts, words = inventory.notify, reader.texts, shipped_templates(reader.language).words
         zone = ZoneInfo(notify.timezone)
 
         def format_unix(at: float | None) -> str:
-            return "" if at is None else datetime.fromtimestamp(at, zone).strftime("%Y-%m-%d %H:%M:%S")
+            if at is None:
+                return ""
+            return datetime.fromtimestamp(max(EARLIEST, min(at, LATEST)), zone).strftime("%Y-%m-%d %H:%M:%S")
 
         def format_time(at: float | None) -> str:
             return "" if at is None else format_unix(clock.unix(at))
@@ -209,12 +226,18 @@ class PageRenderer:
             return inventory.services[service].title if service in inventory.services else service
 
         return {
-            "words": words, "texts": reader.texts, "language": HTML_LANGUAGE[reader.language], "reader": reader,
+            "words": words, "texts": texts, "language": HTML_LANGUAGE[reader.language], "reader": reader,
             "time": format_time, "unix_time": mark_time, "age": mark_age, "duration": format_length,
             "seconds": lambda seconds: format_duration(words, seconds), "zone": notify.timezone,
             "unix": lambda at: None if at is None else clock.unix(at), "service_name": name_service,
             "summary": lambda annotations: annotations_in_language(annotations, reader.language).get("summary", ""),
-            "describe": lambda row: describe_event(words, row["event"], row["detail"]),
+            "describe": lambda row: describe_event(
+                words, row["event"], translation.translate_entry(texts, words, row["detail"])
+            ),
+            "person": partial(translation.translate_person, texts),
+            "failure": partial(translate_failure, words),
+            "detail": partial(translation.translate_detail, texts, words),
+            "translated": partial(translation.translate_event, texts, words),
         }  # fmt: skip
 
 

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -14,10 +13,13 @@ from console.buttons import BUTTONS, NotDone, ServiceButtons, component_path
 from console.history import SPANS, History
 from console.rendering import PageRenderer, Reader
 from console.requests import SubmittedForms, answer_form
+from console.things import find_thing
 from fleet.inventory.model import Service
-from remediator.clients.json_client import ClientError
+from fleet.json_client import ClientError, parsing_response
+from fleet.shells import OUTPUT_LIMIT, CompletedCommand
 from remediator.filters import GROUPS, ORDERS, PAGE_SIZE, ServiceFilter, values_of
 from remediator.http.views import read_record
+from remediator.notifications.links import build_page_links
 from remediator.operations import NotFoundError, OperationError, Operations
 from remediator.policy.service_states import STATES, ServiceState
 from remediator.record import queries
@@ -26,14 +28,14 @@ from remediator.record.transaction import Transaction
 from remediator.snapshot import DEADLINE, ServiceRow, SnapshotSource, parse_time
 from runtime.access.browser import read_form
 from runtime.access.control import get_identity
-from runtime.access.roles import AccessRequirement
+from runtime.access.roles import AccessRequirement, Identity
 from runtime.errors import ApiError
+from runtime.shared_reads import SharedReads
 from runtime.web import add_route
 
 INCIDENTS_SHOWN = 10
 FEW_COMPONENTS = 20  # of more, those that are up are folded away
-# The option of each kind of control that names what it acts on.
-_THINGS: Mapping[str, str] = MappingProxyType({"docker": "container", "systemd": "unit", "supervisor": "program"})
+LOG_TIMEOUT = 60.0  # seconds
 LOG_LIMIT = 2 * 1024 * 1024  # characters of a log that a page shows; the rest is downloaded
 VIEWER, OPERATOR = AccessRequirement.VIEWER, AccessRequirement.OPERATOR
 
@@ -50,6 +52,7 @@ class ServicePages:
         self._source, self._history, self._renderer = source, history, renderer
         self._operations, self._database = operations, database
         self._buttons, self._submitted = ServiceButtons(operations, database), SubmittedForms()
+        self._logs = SharedReads(running=4, waiting=40)
 
     def add_routes(self, app: web.Application) -> None:
         service = "/services/{id}"
@@ -76,7 +79,7 @@ class ServicePages:
             snapshot=snapshot.describe(), states=STATES, orders=list(ORDERS), groupings=list(GROUPS), total=len(rows),
             values={name: values_of(every, name) for name in ("provider", "category", "host", "group")},
             open_incidents=len(snapshot.overview.incidents), first=(chosen.page - 1) * PAGE_SIZE + 1,
-            page_count=max(1, -(-len(rows) // PAGE_SIZE)),
+            now=self._renderer.unix_now(), page_count=max(1, -(-len(rows) // PAGE_SIZE)),
         )  # fmt: skip
 
     def _render_groups(
@@ -115,7 +118,7 @@ class ServicePages:
             incidents=incidents, last_action=last_action, service=_describe(service),
             depends_on=list(service.depends_on), dependents=dependents,
             states={each: rows[each].state for each in (*service.depends_on, *dependents) if each in rows},
-            can_silence=inventory.remediator.alertmanager_url is not None,
+            can_silence=inventory.remediator.alertmanager_url is not None, links=build_page_links(inventory, service),
         )  # fmt: skip
 
     async def show_checks(self, request: web.Request) -> web.Response:
@@ -125,19 +128,25 @@ class ServicePages:
 
     async def show_logs(self, request: web.Request) -> web.Response:
         service = self._find_service(request)
-        problem, output = "", ""
+        problem, output, is_cut = "", "", False
         try:
-            completed = await self._operations.read_from_host(service.id, "logs", get_identity(request))
-            output = completed.output
+            completed = await self._read_logs(service.id, get_identity(request))
+            output, is_cut = completed.output, len(completed.stdout.encode()) >= OUTPUT_LIMIT
             problem = "" if completed.status == 0 else f"{completed.why or completed.status}"
-        except OperationError as error:
-            problem = str(error)
+        except (OperationError, TimeoutError) as error:
+            problem = str(error) or "no answer in time"
         if "download" in request.query and not problem:
             return self._renderer.respond_text(output, f"{service.id}.log")
         return await self._renderer.respond(
             request, "logs.html", service=_describe(service), output=output[-LOG_LIMIT:], log_problem=problem,
-            was_cut=len(output) > LOG_LIMIT,
+            was_cut=len(output) > LOG_LIMIT or is_cut,
         )  # fmt: skip
+
+    async def _read_logs(self, service: str, by: Identity) -> CompletedCommand:
+        """Return the output of the control's `logs`; requests of a person at the same time share it."""
+        return await self._logs.read(
+            (service, by.label), lambda: self._operations.read_from_host(service, "logs", by), LOG_TIMEOUT
+        )
 
     async def press(self, request: web.Request) -> web.Response:
         """Do what a button says, once for each form, and show the service again."""
@@ -153,13 +162,16 @@ class ServicePages:
         """Return what the exporter knows of the service, or why that cannot be read."""
         try:
             seen = await self._source.read_from_exporter(f"/api/v1/services/{service}")
+            with parsing_response():
+                return {
+                    "failures": _collapse(seen["failures"]),
+                    "checks": [{**each, "at": parse_time(each["started_at"])} for each in reversed(seen["results"])],
+                    "components": [{"up": each["up"], "name": each["name"], "values": dict(each["values"])}
+                                   for each in seen.get("components", [])],
+                    "certificate": _describe_certificate(seen.get("certificate")),
+                }  # fmt: skip
         except ClientError as error:
             return {"problem": str(error), "failures": [], "checks": [], "components": [], "certificate": None}
-        checks = [{**each, "at": parse_time(each["started_at"])} for each in reversed(seen["results"])]
-        return {
-            "failures": _collapse(seen["failures"]), "checks": checks, "components": seen.get("components", []),
-            "certificate": _describe_certificate(seen.get("certificate")),
-        }  # fmt: skip
 
     async def _read_record(self, service: str) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
         """Return the service's incidents and its last action; none if the record cannot be read, as a notice says."""
@@ -228,22 +240,14 @@ def _state_of_component(seen: Mapping[str, Any] | None) -> ServiceState:
     return "up" if seen["up"] else "down"
 
 
-def _find_thing(service: Service) -> tuple[str, str] | None:
-    """Return what a control acts on, as the key of a word and a name; None where it has no name of its own."""
-    control = service.control
-    if control is None or (key := _THINGS.get(control.kind)) is None:
-        return None
-    return key, str(getattr(control.options, key))
-
-
 def _describe(service: Service) -> Mapping[str, Any]:
     """Return the settings of a service that its page shows, without secrets."""
     control = service.control
     return {
         "id": service.id, "title": service.title, "host": service.host, "on_failure": service.on_failure,
-        "runbook": service.runbook, "team": service.team, "target": service.target,
+        "team": service.team, "target": service.target,
         "kind": service.probe.kind, "every": service.probe.every, "timeout": service.probe.timeout,
         "fail_after": service.probe.fail_after, "recover_after": service.probe.recover_after,
-        "control": control.kind if control is not None else "", "thing": _find_thing(service),
+        "control": control.kind if control is not None else "", "thing": find_thing(service),
         "verbs": list(control.options.verbs) if control is not None else [],
     }  # fmt: skip

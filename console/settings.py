@@ -22,10 +22,12 @@ from runtime import VERSION
 from runtime.access.browser import read_form
 from runtime.access.control import find_session, get_identity
 from runtime.access.roles import AccessRequirement, Identity, UserRole, permits
+from runtime.shared_reads import SharedReads
 from runtime.web import add_route
 
 SCOPES: tuple[MaintenanceScope, ...] = ("service", "host", "group")
 USER_ROLES: tuple[UserRole, ...] = get_args(UserRole)
+PATIENCE = 10.0  # seconds for the health of all parts, each of which has a deadline of its own
 NEEDS_REASON = ("automation-off", "begin-maintenance")
 
 
@@ -54,6 +56,7 @@ class SettingsPage:
         self._source, self._history, self._renderer, self._operations = source, history, renderer, operations
         self._administration, self._database = administration, database
         self._submitted = SubmittedForms()
+        self._health = SharedReads(running=1, waiting=0, shared_for=1.0)
 
     def add_routes(self, app: web.Application) -> None:
         add_route(app, "GET", "/settings", self.show, AccessRequirement.VIEWER)
@@ -65,10 +68,10 @@ class SettingsPage:
     async def show(self, request: web.Request, outcome: Outcome | None = None) -> web.Response:
         """Return the page, with what came of a form: why it was not done, or what was created or tested."""
         snapshot = await self._source.get()
-        inventory, own = self._database.inventory, find_session(request)
+        inventory, clock, own = self._database.inventory, self._database.clock, find_session(request)
         is_admin = permits(get_identity(request).role, AccessRequirement.ADMIN)
         pipeline, last, (tokens, token_problem) = await asyncio.gather(
-            read_pipeline(self._source, self._history, self._database),
+            self._health.read("", lambda: read_pipeline(self._source, self._history, self._database), PATIENCE),
             read_deliveries(self._database),
             self._list_tokens(is_admin=is_admin),
         )
@@ -90,6 +93,10 @@ class SettingsPage:
             channels=[
                 {"name": name, "kind": each.kind, "last": dict(last.get(name, {}))}
                 for name, each in inventory.notify.channels.items()
+            ],
+            on_call=[
+                {"calendar": name, "name": inventory.notify.name_of(each.person), "until": each.until}
+                for name, each in inventory.notify.find_shifts(clock.unix(clock.now())).items()
             ],
         )  # fmt: skip
 
@@ -118,7 +125,7 @@ class SettingsPage:
         try:
             return await self._change(button, form, by)
         except (OperationError, ValueError) as error:
-            return not_done_because(button, error)
+            return not_done_because(button, error, form)
 
     async def _change(self, button: str, form: Mapping[str, str], by: Identity) -> CreatedToken | TestedChannel | None:
         """Do what a button says. Raises OperationError and ValueError."""
@@ -129,7 +136,9 @@ class SettingsPage:
         elif button == "begin-maintenance":
             scope = next((each for each in SCOPES if each == form.get("scope")), SCOPES[0])
             seconds = parse_seconds(form.get("for", ""))
-            await operations.begin_maintenance(scope, name, seconds=seconds, reason=reason, by=by, notify=False)
+            await operations.begin_maintenance(
+                scope, name, seconds=seconds, reason=reason, by=by, pause_probing="pause_probing" in form
+            )
         elif button == "end-maintenance":
             await operations.end_maintenance(parse_number(name), by)
         elif button == "test-channel":

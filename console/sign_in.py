@@ -88,7 +88,7 @@ class SignInPages:
             if wait:
                 response.headers["Retry-After"] = wait
             return response
-        return await self._start_session(request, user, "password", (), next_)
+        return await self._start_session(request, user, "password", next_)
 
     async def _check_token(self, request: web.Request) -> web.Response:
         """Sign in a display with an API token, for as long as the token is valid."""
@@ -152,12 +152,19 @@ class SignInPages:
             message = f"the user has no role in access.{name}; their groups: {groups}"
             self._access.note_refusal(request, user.name, message, event="sign_in", means="console")
             return await self._render(request, "", status=403, problem="no_role", values=(user.name,))
-        return await self._start_session(request, user.name, method, user.groups, parse_local_path(redirect.next))
+        next_ = parse_local_path(redirect.next)
+        return await self._start_session(request, user.name, method, next_, user.groups, service.provider)
 
     async def _start_session(
-        self, request: web.Request, user: str, method: SignInMethod, groups: Sequence[str], next_: str
+        self,
+        request: web.Request,
+        user: str,
+        method: SignInMethod,
+        next_: str,
+        groups: Sequence[str] = (),
+        provider: str = "",
     ) -> web.Response:
-        id_ = await self._access.start_session(request, user, method, groups)
+        id_ = await self._access.start_session(request, user, method, groups, provider)
         return self._begin(request, id_, next_, int(AGE_LIMIT))
 
     def _begin(self, request: web.Request, id_: str, next_: str, max_age: int) -> web.Response:

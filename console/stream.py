@@ -10,9 +10,9 @@ from console.history import History
 from console.rendering import PageRenderer, Reader
 from fleet.inventory.notify import Language
 from remediator.snapshot import Snapshot, SnapshotSource
-from runtime.access.control import LASTING, AccessControl, find_session
+from runtime.access.control import AccessControl, find_session
 from runtime.access.roles import AccessRequirement
-from runtime.web import add_route
+from runtime.web import add_route, mark_as_lasting
 
 BEAT_EVERY = 2.0  # seconds without a change after which a beat shows the browser that the connection works
 RETRY = 2000  # milliseconds after which a browser connects again
@@ -40,7 +40,7 @@ class Stream:
                 "X-Accel-Buffering": "no",  # nginx would keep events back
             }
         )
-        request[LASTING] = True
+        mark_as_lasting(request)
         await response.prepare(request)
         if request.method == "HEAD":
             return response

@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,24 @@ import yaml
 from defib.kinds import KINDS
 from defib.output import format_size, print_json, print_text
 from defib.permissions import find_exposures
-from fleet.inventory.documents import ConfigProblem, ConfigurationError
-from fleet.inventory.loading import PROGRAMS, LoadedInventory, load
-from fleet.inventory.model import Inventory, json_schema
+from fleet.inventory.documents import Document
+from fleet.inventory.loading import LoadedInventory, read_expanded
+from fleet.inventory.model import Inventory
+from fleet.inventory.problems import ConfigProblem, ConfigurationError
 from fleet.inventory.references import Program
+from fleet.inventory.schema import json_schema
 from runtime.redaction import Redactor
 
 
-def check(directory: Path, program: Program | None, *, show: bool, as_json: bool) -> int:
+def check(
+    load: Callable[[], LoadedInventory], directory: Path, program: Program | None, *, show: bool, as_json: bool
+) -> int:
     """Load the configuration for one program, or for all, and render all card templates; return 1 if there are errors.
 
     With `show`, print the resolved configuration with its defaults.
     """
     try:
-        loaded = load(directory, KINDS, programs=(program,) if program else PROGRAMS)
+        loaded = load()
     except ConfigurationError as error:
         if not as_json:
             raise
@@ -40,7 +44,7 @@ def check(directory: Path, program: Program | None, *, show: bool, as_json: bool
         for wrong in errors:
             print_text(str(wrong), sys.stderr)
     if show and not errors:
-        _print_resolved(loaded, as_json=as_json)
+        _print_resolved(loaded, directory, as_json=as_json)
     elif as_json:
         print_json(_summarize(loaded.inventory, errors, warnings))
     elif not errors:
@@ -63,14 +67,35 @@ def _as_json(wrong: ConfigProblem) -> Mapping[str, Any]:
     return {"file": wrong.file, "line": wrong.line, "path": wrong.path, "message": wrong.message}
 
 
-def _print_resolved(loaded: LoadedInventory, *, as_json: bool) -> None:
-    """Print the configuration with references resolved and defaults filled in, secrets masked."""
+def _print_resolved(loaded: LoadedInventory, directory: Path, *, as_json: bool) -> None:
+    """Print the configuration with references resolved and defaults filled in, secrets masked.
+
+    As YAML, comments say where each value is written.
+    """
     values = loaded.inventory.model_dump(mode="json", by_alias=True, exclude_none=True)
     masked = Redactor(loaded.secrets).redact_all(values)  # in text, secrets may be folded and quoted
     if as_json:
         print_json(masked)
     else:
-        print_text(yaml.safe_dump(masked, allow_unicode=True, sort_keys=False).removesuffix("\n"))
+        text = yaml.safe_dump(masked, allow_unicode=True, sort_keys=False)
+        print_text(_add_origins(text, read_expanded(directory), directory).removesuffix("\n"))
+
+
+def _add_origins(text: str, document: Document, directory: Path) -> str:
+    """Return YAML with a comment at each key that a file has, but not inside of values of several lines."""
+    lines = text.splitlines()
+    left: list[tuple[yaml.Node | None, tuple[str | int, ...]]] = [(yaml.compose(text, Loader=yaml.SafeLoader), ())]
+    while left:
+        node, location = left.pop()
+        if isinstance(node, yaml.SequenceNode):
+            left += [(item, (*location, index)) for index, item in enumerate(node.value)]
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            line, where = key.start_mark.line, (*location, key.value)
+            left.append((value, where))
+            is_short = not isinstance(value, yaml.ScalarNode) or value.end_mark.line == line
+            if len(where) > 1 and is_short and (origin := document.find_origin(where)) is not None:
+                lines[line] += f"  # {origin.removeprefix(f'{directory}/')}"
+    return "\n".join(lines)
 
 
 def _check_templates(inventory: Inventory) -> Iterator[ConfigProblem]:

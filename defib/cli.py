@@ -24,6 +24,7 @@ CONFIG_HELP = "configuration directory (default: $DEFIB_CONFIG, ./config, /etc/d
 CREDENTIAL_HELP = "file with a token (default: remediator.token, else the local token, next to the database)"
 GLOBAL_OPTIONS = {"config": "--config", "token_file": "--token-file", "as_json": "--json"}
 SERVERS = ("exporter", "remediator")
+DEADMAN_FOLDER = "/var/lib/defib-deadman"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stderr.close()  # the reader of the output has closed it, as `head` does
         sys.exit(0)
     except OSError as error:
-        if error.filename is None or options.command in SERVERS:
+        if error.filename is None or options.command in (*SERVERS, "deadman"):
             raise
         _print_error(f"{error.filename}: {error.strerror}")
         sys.exit(options.on_error)
@@ -182,7 +183,7 @@ def _parse_name(text: str) -> str:
 
 def _parse_limit(text: str) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of entries")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number: must be 1 or more")
     return int(text)
 
 
@@ -207,10 +208,23 @@ def _add_server_commands(added: _Commands) -> None:
         ("exporter", commands.exporter, "0.0.0.0:9999"),
         ("remediator", commands.remediator, "127.0.0.1:9095"),
     ):
-        server = added.add(name, run, f"run the {name}")
-        server.add_argument("--listen", default=listen, metavar="ADDRESS:PORT", help=f"default {listen}")
-        help_ = "TLS and users, in the format of the Prometheus exporters"
-        server.add_argument("--web.config.file", dest="web_config", type=Path, metavar="FILE", help=help_)
+        _add_server_options(added.add(name, run, f"run the {name}"), listen)
+    description = "watch a remediator from another machine: notify when its pings stop, and when they return"
+    deadman = added.add("deadman", commands.deadman, description)
+    _add_server_options(deadman, "0.0.0.0:9191")
+    help_ = "notify this channel of the configuration (may be repeated)"
+    channel = deadman.add_argument("--channel", action="append", required=True, metavar="NAME", help=help_)
+    _complete_from_inventory(channel, "channels")
+    help_ = "notify if no ping has arrived for this long (default: 5m)"
+    deadman.add_argument("--within", default="5m", metavar="DURATION", help=help_)
+    help_ = f"for the token of the ping URL, and the state (default: {DEADMAN_FOLDER})"
+    deadman.add_argument("--directory", type=Path, default=Path(DEADMAN_FOLDER), metavar="DIR", help=help_)
+
+
+def _add_server_options(server: argparse.ArgumentParser, listen: str) -> None:
+    server.add_argument("--listen", default=listen, metavar="ADDRESS:PORT", help=f"default {listen}")
+    help_ = "TLS and users, in the format of the Prometheus exporters"
+    server.add_argument("--web.config.file", dest="web_config", type=Path, metavar="FILE", help=help_)
 
 
 def _add_service_commands(added: _Commands) -> None:
@@ -234,6 +248,12 @@ def _add_service_commands(added: _Commands) -> None:
     explain = added.add("explain", commands.explain, "show what the remediator does about a service, and why", API)
     _add_service_argument(explain)
     explain.add_argument("--verbose", action="store_true", help="show all gates, also those that are open")
+
+    help_ = "restart the services of a host group although many of them fail at once"
+    storm = added.add("storm", commands.continue_in_storm, help_, API)
+    storm.add_argument("verb", choices=["continue"], help="let automation continue for an hour")
+    _add_service_argument(storm)
+    storm.add_argument("--reason", default="", help="why, for the record")
 
     reset = added.add("reset", commands.reset, "reset the attempts of a service", API)
     _add_service_argument(reset)
@@ -323,6 +343,8 @@ def _add_maintenance_command(added: _Commands) -> None:
     ends.add_argument("--until", metavar="TIME", help=help_)
     begin.add_argument("--reason", required=True, help="why, for the record")
     begin.add_argument("--notify", action="store_true", help="send notifications as usual")
+    help_ = "do not probe the services meanwhile, except on request"
+    begin.add_argument("--pause-probing", action="store_true", help=help_)
     begin.set_defaults(verb="begin")
     end = verbs.add_parser("end", help="end a maintenance", description="End a maintenance.")
     end.add_argument("number", metavar="ID", type=_parse_id, help="as listed by `defib maintenance`")
@@ -362,12 +384,37 @@ def _add_access_commands(added: _Commands) -> None:
     audit.add_argument("--limit", type=_parse_limit, default=100, metavar="N", help=help_)
 
 
+def _add_init_options(init: argparse.ArgumentParser) -> None:
+    init.add_argument("--no-input", action="store_true", help="ask no questions, also at a terminal")
+    mode = init.add_mutually_exclusive_group()
+    for name, help_ in (
+        ("systemd", "for deploy/install.sh"), ("compose", "for docker-compose.yml"), ("checkout", "to run it by hand"),
+    ):  # fmt: skip
+        mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help=help_)
+    for option, metavar, help_ in (
+        ("--public-url", "URL", "the console's address for browsers, with which links in notifications begin"),
+        ("--language", "zh|en", "language of notifications"),
+        ("--timezone", "ZONE", "time zone of notifications, such as Asia/Shanghai"),
+        ("--fallback-mail", "ADDRESS", "who is notified of problems of Defib itself, by Alertmanager"),
+        ("--smtp", "HOST:PORT", "the mail server for that"),
+        ("--fallback-webhook", "FILE", "its URL: a webhook that Alertmanager notifies of problems of Defib itself"),
+    ):
+        init.add_argument(option, metavar=metavar, help=help_)
+    for option, help_ in (
+        ("--feishu-webhook", "file with the webhook of a Feishu bot that notifies"),
+        ("--feishu-secret", "file with the secret of that bot"),
+    ):
+        init.add_argument(option, metavar="FILE", type=Path, help=help_)
+    help_ = "a host, or a range: 'gpu-[01-20]=10.0.0.{n}'; creates SSH keys; may be repeated"
+    init.add_argument("--host", dest="hosts", action="append", metavar="NAME=ADDRESS", help=help_)
+    help_ = "a user of the console beside admin: viewer, operator (default) or admin; may be repeated"
+    init.add_argument("--user", dest="users", action="append", metavar="NAME[=ROLE]", help=help_)
+
+
 def _add_setup_commands(added: _Commands) -> None:
     init = added.add("init", commands.init, "write a first configuration, with comments and random secrets", [])
     init.add_argument("directory", metavar="DIR", type=Path, help="the configuration directory to create")
-    init.add_argument("--compose", action="store_true", help="use the addresses of docker-compose.yml")
-    help_ = "the console's address for browsers, with which links in notifications begin (default: asked at a terminal)"
-    init.add_argument("--public-url", metavar="URL", help=help_)
+    _add_init_options(init)
 
     doctor = added.add("doctor", commands.doctor, "check the whole installation and say how to fix problems", API)
     doctor.add_argument(
@@ -377,13 +424,8 @@ def _add_setup_commands(added: _Commands) -> None:
     _complete_from_inventory(hosts, "hosts")
     doctor.add_argument("--send", action="store_true", help="send a test message to each channel")
 
-    description = "prepare a host: print a setup script for its administrator, or run it"
-    host = added.add("host", commands.host, description)
-    host.add_argument("verb", choices=["setup"])
-    _complete_from_inventory(host.add_argument("host", metavar="HOST", help="the name of a host"), "hosts")
-    help_ = "accept logins only from these addresses, such as 10.0.0.5,10.0.1.0/24"
-    host.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help=help_)
-    host.add_argument("--apply", metavar="USER", help="run the script with `ssh USER@HOST sudo sh`")
+    _add_discover_command(added)
+    _add_host_command(added)
 
     description = "send a test message to a channel, or to each, and print the answers"
     notify = added.add("notify", commands.notify, description, ["config", "as_json"])
@@ -401,10 +443,57 @@ def _add_setup_commands(added: _Commands) -> None:
     completion.add_argument("shell", choices=["bash", "zsh"])
 
 
+def _add_host_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that select hosts."""
+    hosts = parser.add_argument("hosts", metavar="HOST", nargs="*", help="the names of hosts")
+    _complete_from_inventory(hosts, "hosts")
+    group = parser.add_argument("--group", default="", metavar="GROUP", help="all hosts of this group")
+    _complete_from_inventory(group, "groups")
+    parser.add_argument("--all", dest="everything", action="store_true", help="all hosts")
+
+
+def _add_discover_command(added: _Commands) -> None:
+    description = "find what runs on hosts, and write services for it; or pin their keys"
+    discover = added.add("discover", commands.discover, description, ["config", "as_json"])
+    _add_host_arguments(discover)
+    discover.add_argument("--yes", action="store_true", help="add all services, or pin all new keys, without asking")
+    ways = discover.add_mutually_exclusive_group()
+    help_ = "show the fingerprints of the host keys, and pin those that are new"
+    ways.add_argument("--known-hosts", action="store_true", help=help_)
+    help_ = "read hosts as their administrator, with `ssh USER@HOST sudo`: shows containers and processes of all users"
+    discover.add_argument("--as", dest="administrator", default="", metavar="USER", help=help_)
+    help_ = "the file to write, which must not exist; - for stdout (default: a new file in the configuration directory)"
+    ways.add_argument("--output", type=Path, metavar="FILE", help=help_)
+
+
+def _add_host_command(added: _Commands) -> None:
+    description = "prepare hosts: print a setup script for the administrator, or run it on many hosts"
+    host = added.add("host", commands.host, description)
+    # With an argument `verb` in its place, argparse would accept no options before the names.
+    verbs = host.add_subparsers(required=True, metavar="setup", dest="verb")
+    setup = verbs.add_parser("setup", help=description, description=f"{description.capitalize()}.")
+    _add_global_options(setup, ["config"])
+    _add_host_arguments(setup)
+    help_ = "accept logins only from these addresses, such as 10.0.0.5,10.0.1.0/24"
+    setup.add_argument("--from", dest="sources", default="", metavar="ADDRESSES", help=help_)
+    ways = setup.add_mutually_exclusive_group()
+    ways.add_argument("--apply", metavar="USER", help="run the scripts with `ssh USER@HOST sudo sh`")
+    help_ = "write a script for each host to this directory, HOST.sh, readable by you only"
+    ways.add_argument("--output", type=Path, metavar="DIR", help=help_)
+    help_ = "with --apply, set up at most N hosts at the same time (default: 10)"
+    setup.add_argument("--parallel", type=_parse_limit, default=10, metavar="N", help=help_)
+    help_ = "with --apply, give up on a host after this time (default: 2m)"
+    setup.add_argument("--timeout", default="2m", metavar="DURATION", help=help_)
+
+
 def _add_database_commands(added: _Commands) -> None:
-    description = "back up the remediator's database, while it runs or not"
+    description = "back up the remediator's database, while it runs or not, and the configuration with its secrets"
     backup = added.add("backup", commands.backup, description, ["config", "as_json"])
-    backup.add_argument("to", metavar="FILE", type=Path, help="a new file, or a folder for a file named by the time")
+    backup.add_argument(
+        "to", metavar="FILE", type=Path, help="a new file (.db), or a folder for files named by the time"
+    )
+    help_ = "then remove backups in the folder that are older, such as 30d, except the newest 3 of each kind"
+    backup.add_argument("--keep", metavar="DURATION", help=help_)
     description = "restore a backup of the database; the remediator must not run"
     restore = added.add("restore", commands.restore, description, ["config", "as_json"])
     restore.add_argument("source", metavar="FILE", type=Path, help="a file that `defib backup` has written")

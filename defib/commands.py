@@ -1,8 +1,10 @@
 """One function for each command: it imports what the command needs, and calls it with the command's options."""
 
 import argparse
+import contextlib
 import gc
 import signal
+import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 from runtime.errors import DefibError
 
 if TYPE_CHECKING:
+    from defib.lookup import HostSelection
     from defib.remediator_client import Connect
     from fleet.inventory.loading import LoadedInventory
     from fleet.inventory.references import Program
@@ -33,6 +36,11 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _loader(options: argparse.Namespace, *programs: "Program", strict: bool = False) -> "Load":
+    """Return a function that loads the configuration as `_reader` does, after asking servers for their targets."""
+    return partial(_load_with_targets, _reader(options, *programs, strict=strict))
+
+
+def _reader(options: argparse.Namespace, *programs: "Program", strict: bool = False) -> "Load":
     """Return a function that loads the configuration, and resolves the references of some programs.
 
     Unless `strict`, references that cannot be resolved are left; the command checks those that it needs with
@@ -45,6 +53,45 @@ def _loader(options: argparse.Namespace, *programs: "Program", strict: bool = Fa
     return partial(load, find_directory(options.config), KINDS, programs=programs, strict=strict)
 
 
+def _load_with_targets(read: "Load") -> "LoadedInventory":
+    """Load the configuration, after asking servers for their targets. Raises ConfigurationError."""
+    loaded = read()
+    if not loaded.answers:
+        return loaded
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
+    from defib.output import print_text
+    from fleet.sources import ServiceSources
+
+    def report(source: str, error: str | None) -> None:
+        if error:
+            print_text(f"warning: services_from.{source}: {error}", sys.stderr)
+
+    with ThreadPoolExecutor(1) as thread:  # commands also load in an event loop
+        return thread.submit(asyncio.run, ServiceSources(read, report).refresh(loaded)).result()
+
+
+def _load_client(options: argparse.Namespace) -> "LoadedInventory":
+    """Load what a client of the remediator needs, also while other parts have errors. Raises ConfigurationError."""
+    from defib.kinds import KINDS
+    from defib.output import print_text
+    from fleet.inventory.documents import find_directory
+    from fleet.inventory.loading import load_sections
+    from fleet.inventory.problems import ConfigurationError
+
+    try:
+        return _reader(options, "client")()
+    except ConfigurationError:
+        directory = find_directory(options.config)
+        for sections in (("remediator", "notify"), ("remediator",)):
+            with contextlib.suppress(ConfigurationError):
+                loaded = load_sections(directory, KINDS, sections, programs=("client",))
+                print_text("warning: the configuration has errors; `defib check` lists them", sys.stderr)
+                return loaded
+        raise
+
+
 def _ask(
     options: argparse.Namespace,
     command: "Callable[Concatenate[Connect, P], Coroutine[Any, Any, int]]",
@@ -54,7 +101,7 @@ def _ask(
     """Run a command that uses the remediator's API; its first argument connects to it."""
     from defib import remediator_client
 
-    connect = partial(remediator_client.connect, _loader(options, "client"), options.token_file)
+    connect = partial(remediator_client.connect, partial(_load_client, options), options.token_file)
     with remediator_client.checking_answers():
         return _run(command(connect, *args, **kwargs))
 
@@ -77,24 +124,37 @@ def check(options: argparse.Namespace) -> int:
         return check.print_schema()
     if options.web_config is not None:
         check.check_web_configuration(options.web_config)
-    return check.check(find_directory(options.config), options.program, show=options.show, as_json=options.as_json)
+    programs: list[Program] = [options.program] if options.program else ["exporter", "remediator", "client"]
+    load = _loader(options, *programs, strict=True)
+    return check.check(
+        load, find_directory(options.config), options.program, show=options.show, as_json=options.as_json
+    )
 
 
 def exporter(options: argparse.Namespace) -> int:
     from exporter import app
 
     app.set_resolver_threads()
-    return _serve(options, "exporter", app.run)
+    return _serve(options, _reader(options, "exporter", strict=True), app.run)
 
 
 def remediator(options: argparse.Namespace) -> int:
     import console
     from remediator import app
 
-    return _serve(options, "remediator", partial(app.run, add_pages=console.add_pages))
+    load = _reader(options, "remediator", strict=True)
+    return _serve(options, load, partial(app.run, add_pages=console.add_pages))
 
 
-def _serve(options: argparse.Namespace, program: "Program", server: "Server") -> int:
+def deadman(options: argparse.Namespace) -> int:
+    from defib.deadman import server
+
+    within = _parse_duration("--within", options.within)
+    settings = server.WatcherSettings(options.channel, within, options.directory)
+    return _serve(options, _reader(options, "remediator"), partial(server.run, settings=settings))
+
+
+def _serve(options: argparse.Namespace, load: "Load", server: "Server") -> int:
     from runtime import logs, webconfig
     from runtime.lifecycle import ListenAddress, disable_core_dumps, raise_file_limit
     from runtime.redaction import Redactor
@@ -106,7 +166,7 @@ def _serve(options: argparse.Namespace, program: "Program", server: "Server") ->
     web = webconfig.WebConfigFile(options.web_config)
     # Before the server handles SIGHUP, a reload would end the process; the configuration is being loaded anyway.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _run(server(_loader(options, program, strict=True), ListenAddress.parse(options.listen), web, redact))
+    _run(server(load, ListenAddress.parse(options.listen), web, redact))
     return 0
 
 
@@ -123,7 +183,8 @@ def control(options: argparse.Namespace) -> int:
     if component and verb != "restart":
         raise DefibError(f"argument --component: cannot {verb} a component, only restart it")
     if options.direct:
-        return _run(control.control_directly(_loader(options, "remediator"), name, verb, component, as_json=as_json))
+        load, load_all = _loader(options, "remediator"), _reader(options, "exporter", "remediator")
+        return _run(control.control_directly(load, load_all, name, verb, component, as_json=as_json))
     body = {"overrule": options.overrule, "reason": options.reason}
     return _ask(options, control.control_through_remediator, name, verb, component, body, as_json=as_json)
 
@@ -132,6 +193,12 @@ def explain(options: argparse.Namespace) -> int:
     from defib import explain
 
     return _ask(options, explain.explain, options.service, as_json=options.as_json, verbose=options.verbose)
+
+
+def continue_in_storm(options: argparse.Namespace) -> int:
+    from defib import incidents
+
+    return _ask(options, incidents.continue_in_storm, options.service, options.reason, as_json=options.as_json)
 
 
 def reset(options: argparse.Namespace) -> int:
@@ -213,7 +280,8 @@ def maintenance(options: argparse.Namespace) -> int:
     if options.duration:
         _parse_duration("--for", options.duration)
     end = {"for": options.duration} if options.duration else {"until": options.until}
-    body = {**end, "reason": options.reason, "notify": options.notify}
+    paused = {"pause_probing": True} if options.pause_probing else {}  # unknown to earlier remediators
+    body = {**end, "reason": options.reason, "notify": options.notify, **paused}
     return _ask(options, maintenance.begin_maintenance, options.scope, options.name, body, as_json=options.as_json)
 
 
@@ -254,8 +322,41 @@ def replay(options: argparse.Namespace) -> int:
 def host(options: argparse.Namespace) -> int:
     from defib import host_setup
 
-    load = _loader(options, "exporter", "remediator")
-    return host_setup.set_up_host(load, options.host, sources=options.sources, apply_as=options.apply)
+    chosen = host_setup.Options(
+        sources=options.sources,
+        apply_as=options.apply,
+        output=options.output,
+        parallel=options.parallel,
+        timeout=_parse_duration("--timeout", options.timeout),
+    )
+    return host_setup.set_up_hosts(_loader(options, "exporter", "remediator"), _hosts_of(options), chosen)
+
+
+def _hosts_of(options: argparse.Namespace) -> "HostSelection":
+    from defib.lookup import HostSelection
+
+    return HostSelection(options.hosts, options.group, options.everything)
+
+
+def discover(options: argparse.Namespace) -> int:
+    from defib import discover
+    from defib.administrator import check_user
+    from defib.discovery import known_hosts
+    from fleet.inventory.documents import find_directory
+    from runtime.redaction import Redactor
+
+    selection = _hosts_of(options)
+    if options.known_hosts:
+        load = _loader(options, "exporter", "remediator")
+        return known_hosts.pin_keys(load, selection, yes=options.yes, as_json=options.as_json)
+    directory = find_directory(options.config)
+    loaded = _loader(options, "exporter")()
+    output = discover.Output(directory, options.output, options.yes, options.as_json)
+    output.check()
+    if options.administrator:
+        check_user("--as", options.administrator)
+    discovered = _run(discover.discover(loaded, selection, directory, options.administrator))
+    return discover.present(discovered, output, Redactor(loaded.secrets))
 
 
 def notify(options: argparse.Namespace) -> int:
@@ -266,8 +367,12 @@ def notify(options: argparse.Namespace) -> int:
 
 def init(options: argparse.Namespace) -> int:
     from defib import starter
+    from defib.starter import answers
 
-    return starter.init(options.directory, options.public_url, compose=options.compose)
+    given, chosen = answers.from_options(options)
+    if sys.stdin.isatty() and not options.no_input:
+        chosen = answers.ask(chosen, given)
+    return starter.init(options.directory, answers.check(chosen))
 
 
 def completion(options: argparse.Namespace) -> int:
@@ -290,14 +395,34 @@ def doctor(options: argparse.Namespace) -> int:
 
 
 def backup(options: argparse.Namespace) -> int:
+    from defib import backups
     from defib.output import format_count, print_json, print_text
-    from remediator.record import backup
+    from fleet.inventory.documents import find_directory
+    from remediator.record.backup import BackupError
 
-    written = backup.back_up(_database(options), options.to)
+    keep = None if options.keep is None else _parse_duration("--keep", options.keep)
+    written = backups.back_up(_database(options), find_directory(options.config), options.to, keep)
+    record, configuration = written.record, written.configuration
     if options.as_json:
-        print_json({"path": str(written.path), "incidents": written.incidents, "bytes": written.size})
+        print_json(
+            {
+                "path": str(record.path), "incidents": record.incidents, "bytes": record.size,
+                "configuration": configuration and {
+                    "path": str(configuration.path), "files": configuration.files, "bytes": configuration.size,
+                    "missing": list(configuration.missing),
+                },
+                "removed": [str(path) for path in written.removed],
+            }
+        )  # fmt: skip
     else:
-        print_text(f"{written.path}: {format_count(written.incidents, 'incident')}, {written.size} bytes")
+        print_text(f"{record.path}: {format_count(record.incidents, 'incident')}, {record.size} bytes")
+        if configuration is not None:
+            files = format_count(configuration.files, "file")
+            print_text(f"{configuration.path}: {files}, {configuration.size} bytes")
+        for path in written.removed:
+            print_text(f"removed {path}")
+    if written.problem:
+        raise BackupError(written.problem)
     return 0
 
 
@@ -308,16 +433,19 @@ def restore(options: argparse.Namespace) -> int:
     restored, previous = backup.restore(_database(options), options.source)
     if options.as_json:
         moved = str(previous) if previous else None
-        print_json({"path": str(restored.path), "incidents": restored.incidents, "previous": moved})
+        tokens = list(restored.tokens)
+        print_json({"path": str(restored.path), "incidents": restored.incidents, "previous": moved, "tokens": tokens})
     else:
         moved_to = f"; the previous database is now {previous}" if previous else ""
         print_text(f"{restored.path}: {format_count(restored.incidents, 'incident')}{moved_to}")
+        if restored.tokens:
+            print_text(f"API tokens in force: {', '.join(restored.tokens)}; revoke those that should not be")
     return 0
 
 
 def _database(options: argparse.Namespace) -> str:
     """Return the URL of the remediator's database. Raises ConfigurationError."""
-    loaded = _loader(options, "client")()
+    loaded = _load_client(options)
     loaded.require_resolved("remediator.database")
     return loaded.inventory.remediator.database
 

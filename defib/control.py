@@ -4,6 +4,7 @@ import asyncio
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -12,22 +13,30 @@ from defib.output import print_json, print_text
 from defib.remediator_client import Connect, RemediatorClient, checking_answers
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import SudoOptions
+from fleet.inventory.problems import ConfigurationError
+from fleet.json_client import ClientError
 from fleet.shells import CompletedCommand
 from fleet.shells.pool import Shells
-from remediator.clients.json_client import ClientError
 from remediator.execution.controls import CONTROLS, find_options
 from remediator.execution.controls.runner import ControlRunner, Verb
 from runtime.errors import DefibError
+from runtime.redaction import Redactor
 
 POLL_EVERY = 1.0  # seconds
 SUCCEEDED, FAILED, UNKNOWN = 0, 1, 2
 STOPPED = "automation leaves it stopped, without notifications, until it is started and has been up for `hold`"
 
 
+Load = Callable[[], LoadedInventory]
+
+
 async def control_directly(
-    load: Callable[[], LoadedInventory], name: str, verb: Verb, component: str = "", *, as_json: bool
+    load: Load, load_all: Load, name: str, verb: Verb, component: str = "", *, as_json: bool
 ) -> int:
-    """Run a control on the host without the remediator, without locks or record. Raises DefibError."""
+    """Run a control on the host without the remediator, without locks or record. Raises DefibError.
+
+    `load_all` resolves all references that can be resolved: the output may contain the secrets of probes, too.
+    """
     loaded = load()
     inventory = loaded.inventory
     service = find_service(inventory, name)
@@ -46,11 +55,23 @@ async def control_directly(
         completed = await CONTROLS[service.control.kind].run(verb, options, runner)
     finally:
         await shells.close()
+    redact = Redactor(await asyncio.to_thread(_find_secrets, load_all, loaded))
+    output, errors, why = map(redact, (completed.stdout, completed.stderr, completed.why))
+    completed = replace(completed, stdout=output, stderr=errors, why=why)
     if as_json:
         result = {"exit_status": completed.status, "why": completed.why, "output": completed.output}
         print_json({"service": name, "verb": verb, **result})
         return UNKNOWN if completed.status is None else completed.status
     return _print_completed(completed)
+
+
+def _find_secrets(load_all: Load, loaded: LoadedInventory) -> frozenset[str]:
+    """Return the secrets that this user can read. An error in a probe must not keep a control's output back."""
+    try:
+        return load_all().secrets | loaded.secrets
+    except ConfigurationError:
+        print_text("warning: secrets of probes are not masked, since a probe has an error: see defib check", sys.stderr)
+        return loaded.secrets
 
 
 def _print_completed(completed: CompletedCommand) -> int:

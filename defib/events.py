@@ -35,8 +35,15 @@ def _format_event(event: Mapping[str, Any], zone: tzinfo | None) -> str:
     subject = " ".join(filter(None, [event["host"], event["name"] if event["name"] != event["host"] else ""]))
     what = " ".join(filter(None, [event["operation"], event["state"]]))
     by = f" by {event['by']}" if event["by"] else ""
-    until = f" until {format_time(event['last_at'], zone)}" if event["last_at"] else ""
-    times = f" [{event['times']} times{until}]" if event["times"] > 1 else until
     line = f"{format_time(event['at'], zone)}  {event['kind']:<11}  {subject}: {what}{by}"
     # A line break in a name would look like another event.
-    return one_line(line + parenthesized(event["detail"]) + times)
+    return one_line(line + parenthesized(event["detail"]) + _format_times(event, zone))
+
+
+def _format_times(event: Mapping[str, Any], zone: tzinfo | None) -> str:
+    """Return how often something happened, and when it did last."""
+    last = format_time(event["last_at"], zone) if event["last_at"] else ""
+    if last and event["kind"] != "gap":
+        return f" [the last of {event['times']}, at {last}]"
+    until = f" until {last}" if last else ""
+    return f" [{event['times']} times{until}]" if event["times"] > 1 else until

@@ -57,7 +57,8 @@ def summarize(answer: Mapping[str, Any], alert: str, zone: tzinfo | None) -> str
     service, status, decision = answer["service"], _status(answer), answer["decision"]
     head = f"the status of {service} is unknown" if status == "unknown" else f"{service} is {status}"
     if decision["verb"] == "act":
-        return f"{head}; now: {answer['next_step']}"
+        component = f" component {answer['component']}" if answer.get("component") else ""
+        return f"{head}; now: {answer['next_step']}{component}"
     reason = f"{decision['reason']}{parenthesized(decision['detail'])}"
     if decision["verb"] == "wait":
         gate: Mapping[str, Any] = next((each for each in answer["gates"] if each["gate"] == decision["reason"]), {})
@@ -79,8 +80,10 @@ def _format_refusal(decision: Mapping[str, Any], firing: str) -> str:
 
 
 def _status(answer: Mapping[str, Any]) -> str:
-    closed = {gate["gate"] for gate in answer["gates"] if not gate["open"]}
-    return "unknown" if "blind" in closed else "up" if "already-up" in closed else "down"
+    if "up" not in answer:  # an earlier remediator
+        closed = {gate["gate"] for gate in answer["gates"] if not gate["open"]}
+        return "unknown" if "blind" in closed else "up" if "already-up" in closed else "down"
+    return "unknown" if answer["up"] is None else "up" if answer["up"] else "down"
 
 
 def _consequence(answer: Mapping[str, Any], alert: str, zone: tzinfo | None) -> str:

@@ -187,6 +187,19 @@ async def reset(connect: Connect, service: str, *, as_json: bool) -> int:
     return 0
 
 
+async def continue_in_storm(connect: Connect, service: str, reason: str, *, as_json: bool) -> int:
+    """Let automation continue in the storm of a service's host group."""
+    async with connect() as remediator:
+        path = "/api/v1/services/{name}/continue-in-storm"
+        answer = await remediator.request_named("service", service, "POST", path, body={"reason": reason})
+    if as_json:
+        print_json(answer)
+    else:
+        group = f"host group {answer['group']}" if answer["group"] else "services without a host group"
+        print_text(f"{group}: automation continues in this storm until {format_time(answer['until'], remediator.zone)}")
+    return 0
+
+
 async def _unknown_incident(remediator: RemediatorClient, number: int) -> UnknownEntryError:
     incidents = (await remediator.request("GET", "/api/v1/incidents"))["incidents"]
     newest = [each["id"] for each in incidents[:LISTED]]

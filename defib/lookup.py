@@ -1,7 +1,8 @@
 """Finding services, hosts and channels by name, with suggestions for mistyped names."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from fleet.inventory.model import Host, Inventory, Service
 from fleet.inventory.notify import Channel
@@ -41,6 +42,38 @@ def find_host(inventory: Inventory, name: str) -> Host:
     if name not in inventory.hosts:
         raise UnknownNameError("host", name, inventory.hosts)
     return inventory.hosts[name]
+
+
+@dataclass(frozen=True)
+class HostSelection:
+    """The hosts that a command is about: those named, those of a group, or all."""
+
+    names: Sequence[str] = ()
+    group: str = ""
+    everything: bool = False
+
+    def find_hosts(self, inventory: Inventory) -> list[Host]:
+        """Return the hosts, each once. Raises DefibError."""
+        if not (self.names or self.group or self.everything):
+            raise DefibError("no hosts: name them, or use --group GROUP or --all")
+        groups = names_of(inventory, "group")
+        if self.group and self.group not in groups:
+            raise UnknownNameError("group", self.group, groups)
+        named = {name: find_host(inventory, name) for name in self.names}
+        others = inventory.hosts if self.everything else {}
+        of_group = {name: host for name, host in inventory.hosts.items() if self.group and host.group == self.group}
+        return list({**named, **of_group, **others}.values())
+
+    def find_ssh_hosts(self, inventory: Inventory) -> tuple[list[Host], list[Host]]:
+        """Return the hosts with SSH settings, and those without. Raises DefibError if one of these is named."""
+        hosts = self.find_hosts(inventory)
+        others = [host for host in hosts if host.ssh is None]
+        for name in self.names:
+            if inventory.hosts[name].ssh is None:
+                raise DefibError(f"the host {name!r} has no SSH settings: set hosts.{name}.ssh")
+        if len(others) == len(hosts):
+            raise DefibError("none of these hosts has SSH settings: set `ssh` of the hosts")
+        return [host for host in hosts if host.ssh is not None], others
 
 
 def find_channel(inventory: Inventory, name: str) -> Channel:

@@ -27,13 +27,14 @@ def describe_maintenance(maintenance: Mapping[str, Any], zone: tzinfo | None) ->
     """Return what is in maintenance, until when, by whom and why."""
     until = format_time(maintenance["until"], zone)
     subject = f"{maintenance['scope']} {maintenance['name']}"
-    return f"{subject}, until {until}, by {maintenance['asked_by']}: {maintenance['reason']}"
+    paused = ", probing is paused" if maintenance.get("pause_probing") else ""
+    return f"{subject}, until {until}{paused}, by {maintenance['asked_by']}: {maintenance['reason']}"
 
 
 async def begin_maintenance(
     connect: Connect, scope: str, name: str, options: Mapping[str, Any], *, as_json: bool
 ) -> int:
-    """Begin maintenance of a service, host or group; `options` has `for` or `until`, `reason` and `notify`."""
+    """Begin maintenance of a service, host or group; `options` is the rest of the request's body."""
     async with connect() as remediator:
         body = {"scope": scope, "name": name, **options}
         if "until" in options:
@@ -43,7 +44,8 @@ async def begin_maintenance(
         print_json(answer)
     else:
         until = format_time(answer["until"], remediator.zone)
-        print_text(f"maintenance {answer['id']} of {scope} {name} until {until}: no automatic actions")
+        effect = "no automatic actions, and no probes" if "pause_probing" in options else "no automatic actions"
+        print_text(f"maintenance {answer['id']} of {scope} {name} until {until}: {effect}")
     return 0
 
 

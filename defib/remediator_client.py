@@ -16,7 +16,7 @@ from defib.lookup import names_of, suggest
 from defib.output import time_zone
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Inventory
-from remediator.clients.json_client import ClientError, HttpStatusError, JsonClient, parsing_response
+from fleet.json_client import ClientError, HttpStatusError, JsonClient, parsing_response
 from runtime import tokens
 from runtime.access.roles import USER_HEADER
 from runtime.errors import DefibError

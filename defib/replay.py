@@ -10,7 +10,7 @@ from itertools import islice
 
 from defib.output import format_time, parenthesized, print_json, print_text, time_zone
 from fleet.inventory.loading import LoadedInventory
-from remediator.clients.json_client import ClientError, JsonClient
+from fleet.json_client import ClientError, JsonClient
 from remediator.replay import ReplayedDecision, evaluation_times, read_history, replay
 from runtime.errors import DefibError
 from runtime.times import format_rfc3339

@@ -20,6 +20,7 @@ from defib.remediator_client import Connect, RemediatorClient
 TABLE_HEAD = ("STATE", "SINCE", "SERVICE", "HOST", "WHAT IS SEEN", "LATENCY", "LAST CHECKS")
 SEEN = TABLE_HEAD.index("WHAT IS SEEN")
 CHECKS_SHOWN = 20
+_COMPONENTS_SHOWN = 5
 _STALE = {"exporter": "states are those of then", "record": "incidents and actions are those of then"}
 _PHASES = {"queued": "{} waits for approval", "running": "{} is in progress", "verifying": "{} is being verified"}
 
@@ -71,12 +72,17 @@ def _describe(service: Mapping[str, Any]) -> Iterator[str]:
         yield ": ".join(filter(None, [service["reason"], service["failure"]]))
     if service["alerts"] and service["state"] != "down":
         yield f"firing: {', '.join(service['alerts'])}"
+    if service.get("components_down") and service["state"] != "down":
+        down = service["components_down"]
+        yield f"components down: {', '.join(down[:_COMPONENTS_SHOWN])}{' …' if len(down) > _COMPONENTS_SHOWN else ''}"
     if service["decision"] and not service["action"]:
         yield f"{service['verb']} {service['decision']}{parenthesized(service['detail'])}"
     if service["acknowledged_by"]:
         yield f"acknowledged by {service['acknowledged_by']}"
     if service["maintenance"]:
         yield f"maintenance by {service['maintenance']}"
+    if service.get("paused"):
+        yield "probing is paused"
 
 
 def _format_latency(seconds: float | None) -> str:

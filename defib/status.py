@@ -6,9 +6,9 @@ from typing import Any
 
 from defib import hosts, incidents, services
 from defib.maintenance import describe_automation, describe_maintenance
-from defib.output import format_count, format_table, print_json, print_text, terminal_width
+from defib.output import format_count, format_table, format_time, print_json, print_text, terminal_width
 from defib.remediator_client import Connect, RemediatorClient
-from remediator.clients.json_client import HttpStatusError
+from fleet.json_client import HttpStatusError
 
 ALL_UP, BROKEN, UNKNOWN = 0, 1, 2  # exit status
 SHOWN = 20  # services
@@ -85,6 +85,9 @@ def _describe_banners(overview: Mapping[str, Any], zone: tzinfo | None) -> Itera
         yield f"maintenance: {describe_maintenance(each, zone)}"
     if len(maintenance) > OTHERS_SHOWN:
         yield f"maintenance: {len(maintenance) - OTHERS_SHOWN} more: defib maintenance"
+    for each in overview.get("on_call", ()):  # an older remediator has none
+        until = f", until {format_time(each['until'], zone)}" if each["until"] else ""
+        yield f"on call: {each['name']} (calendar {each['calendar']}{until})"
     if overview["mismatched"]:
         names = ", ".join(overview["mismatched"][:NAMES_SHOWN])
         yield f"only one of the exporter and the remediator has these services; reload both: {names}"

@@ -13,14 +13,16 @@ trap 'exit 1' HUP INT TERM
 usage="usage: $0 [--rollback VERSION] [--extras feishu,grpc]"
 source=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
-rollback='' extras='' quiet='--quiet --disable-pip-version-check'
+rollback='' quiet='--quiet --disable-pip-version-check'
 while [ $# -gt 0 ]; do
     case $1 in
     --rollback) rollback=${2:?$usage}; shift 2 ;;
-    --extras) extras=${2:?$usage}; shift 2 ;;
+    --extras) extras=${2?$usage}; shift 2 ;;
     *) echo "$usage" >&2; exit 2 ;;
     esac
 done
+# Unless they are given, the extras of the active version stay.
+[ "${extras+given}" ] || extras=$(cat /opt/defib/current/extras 2>/dev/null || :)
 locks=requirements.lock
 for extra in $(echo "$extras" | tr , ' '); do
     [ -f "$source/requirements-$extra.lock" ] || { echo "--extras: there is no extra $extra" >&2; exit 2; }
@@ -34,7 +36,7 @@ activate() { # version
     install -m 644 "/opt/defib/$1"/units/*.service /etc/systemd/system/
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload
-        for unit in defib-exporter defib-remediator; do
+        for unit in defib-exporter defib-remediator defib-deadman; do
             systemctl try-restart "$unit.service"
         done
     else
@@ -54,7 +56,7 @@ fi
 version=$("$python" -c 'import sys, tomllib; print(tomllib.load(open(sys.argv[1], "rb"))["project"]["version"])' "$source/pyproject.toml")
 list_sources() {
     cd "$source"
-    find alerts defib exporter fleet remediator runtime deploy/systemd pyproject.toml $locks requirements-build.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
+    find alerts grafana/dashboards grafana/dashboards-zh grafana/provisioning console defib exporter fleet remediator runtime deploy/systemd pyproject.toml $locks requirements-build.lock -type f ! -name '*.pyc' | sort | xargs sha256sum
     echo "$extras"
     "$python" -V
 }
@@ -67,7 +69,9 @@ getent passwd defib >/dev/null ||
     useradd --system --gid defib --home-dir /var/lib/defib --no-create-home --shell /usr/sbin/nologin defib
 install -d -m 755 /opt/defib
 install -d -o root -g defib -m 750 /etc/defib
-install -d -o defib -g defib -m 700 /var/lib/defib /var/backups/defib
+install -d -o defib -g defib -m 700 /var/lib/defib
+# Root writes backups, since only root can read all secrets. An existing directory is left as it is.
+[ -d /var/backups/defib ] || install -d -o root -g root -m 700 /var/backups/defib
 
 # The units are installed last: a version that has them is complete, and is not changed any more.
 if [ ! -d "/opt/defib/$version/units" ]; then
@@ -76,7 +80,7 @@ if [ ! -d "/opt/defib/$version/units" ]; then
     rm -rf "/opt/defib/$version"
     # Build from a copy: the checkout may hold files of earlier builds, and must not get new ones.
     mkdir "$build/source"
-    (cd "$source" && cp -r alerts defib exporter fleet remediator runtime pyproject.toml README.md "$build/source/")
+    (cd "$source" && cp -r alerts grafana console defib exporter fleet remediator runtime pyproject.toml README.md "$build/source/")
     echo "installing defib $version into /opt/defib/$version; this downloads its Python packages"
     "$python" -m venv "/opt/defib/$version" && "$python" -m venv "$build/venv"
     # shellcheck disable=SC2046 # names of files without spaces
@@ -86,6 +90,7 @@ if [ ! -d "/opt/defib/$version/units" ]; then
     "/opt/defib/$version/bin/pip" install $quiet --no-deps --no-index "$build"/dist/*.whl
     "/opt/defib/$version/bin/pip" check >/dev/null
     setpriv --reuid defib --regid defib --clear-groups "/opt/defib/$version/bin/defib" --version >/dev/null
+    echo "$extras" >"/opt/defib/$version/extras"
     install -d "/opt/defib/$version/units"
     install -m 644 "$source"/deploy/systemd/*.service "/opt/defib/$version/units/"
     trap - EXIT
@@ -93,14 +98,30 @@ if [ ! -d "/opt/defib/$version/units" ]; then
 fi
 
 if [ -z "$(ls -A /etc/defib)" ]; then
-    "/opt/defib/$version/bin/defib" init /etc/defib
+    "/opt/defib/$version/bin/defib" init --systemd /etc/defib
     # Owned by root, readable by the programs' group only.
     chown -R root:defib /etc/defib
     find /etc/defib -type d -exec chmod 750 {} + && find /etc/defib -type f -exec chmod 640 {} +
-    for secret in webhook_token web_config console_password; do
-        chown defib "/etc/defib/secrets/$secret" && chmod 400 "/etc/defib/secrets/$secret"
+    for secret in /etc/defib/secrets/*; do
+        case ${secret##*/} in
+        exporter_token | metrics_token) ;; # of both programs
+        *) chown defib "$secret" && chmod 400 "$secret" ;;
+        esac
     done
+    for key in defib-exporter:read_ed25519 defib:control_ed25519; do
+        [ ! -e "/etc/defib/${key#*:}" ] || { chown "${key%%:*}" "/etc/defib/${key#*:}" && chmod 400 "/etc/defib/${key#*:}"; }
+    done
+    chmod 755 /etc/defib-monitoring && chmod 644 /etc/defib-monitoring/*
     (umask 077 && echo "DEFIB_REMEDIATOR_OPTIONS=--web.config.file=/etc/defib/secrets/web_config" >/etc/defib/remediator.env)
+fi
+# Where prometheus.yml and alertmanager.yml of /etc/defib-monitoring look for their tokens.
+if getent passwd prometheus >/dev/null; then
+    [ -d /etc/prometheus/secrets ] || install -d -o root -g prometheus -m 750 /etc/prometheus/secrets
+    for token in metrics_token webhook_token; do
+        if [ -e "/etc/defib/secrets/$token" ] && [ ! -e "/etc/prometheus/secrets/$token" ]; then
+            install -o prometheus -g prometheus -m 400 "/etc/defib/secrets/$token" /etc/prometheus/secrets/
+        fi
+    done
 fi
 dropin=/etc/systemd/system/defib-exporter.service.d/user.conf
 # Earlier versions ran the exporter as defib, too, which owns the keys then.

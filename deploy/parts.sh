@@ -8,7 +8,7 @@ case "${2:-demo}" in
 demo) programs="prometheus promtool prometheus-alertmanager amtool prometheus-blackbox-exporter sshd ssh-keygen busybox"
     packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
         busybox-static libnss-wrapper" ;;
-test) programs="prometheus promtool prometheus-alertmanager amtool prometheus-blackbox-exporter sshd ssh-keygen busybox
+test) programs="prometheus promtool prometheus-alertmanager amtool prometheus-blackbox-exporter sshd ssh ssh-agent ssh-add ssh-keygen busybox
         dockerd docker containerd containerd-shim-runc-v2 runc docker-init tini nginx zsh chromium"
     packages="prometheus prometheus-alertmanager prometheus-blackbox-exporter openssh-server openssh-client
         busybox-static libnss-wrapper docker.io containerd runc tini nginx zsh

@@ -5,6 +5,7 @@ import gc
 import os
 import resource
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import structlog
 
@@ -14,6 +15,7 @@ from exporter.probes.net.connections import create_ssl_context
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.server_access import create_settings
+from fleet.sources import ServiceSources, report_to
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl
 from runtime.access.roles import Role
@@ -31,9 +33,10 @@ async def run(
     load: Callable[[], LoadedInventory], listen: ListenAddress, web_config: WebConfigFile, redact: Redactor
 ) -> None:
     """Serve until a signal stops the process. Raises ConfigurationError and StartError before anything is started."""
-    loaded = await asyncio.to_thread(load)
-    redact.add(loaded.secrets)
     metrics = ExporterMetrics()
+    sources = ServiceSources(load, report_to(metrics))
+    loaded = await sources.load()
+    redact.add(loaded.secrets)
     scheduler = ProbeScheduler(metrics, redact, in_flight=_max_concurrent_probes())
     access = AccessControl(
         lambda: web_config.users,
@@ -59,7 +62,7 @@ async def run(
 
     async def apply_configuration() -> Mapping[str, object]:
         nonlocal current
-        new = await asyncio.to_thread(load)
+        new = await sources.load()
         redact.add(new.secrets)
         create_ssl_context.cache_clear()  # certificate files may have been renewed
         try:
@@ -81,7 +84,7 @@ async def run(
         listen,
         metrics,
         web_config=web_config,
-        tasks=[start, access.run],
+        tasks=[start, access.run, partial(sources.watch, reload)],
         reload=reload,
         drain=scheduler.close,
     )

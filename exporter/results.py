@@ -64,6 +64,10 @@ class ProbeDetails:
         rows = [{"name": name, "up": each.up, "values": dict(each.values)} for name, each in self.components.items()]
         return {"components": rows} if rows else {}
 
+    @property
+    def components_down(self) -> list[str]:
+        return [name for name, each in self.components.items() if not each.up]
+
     def certificate_json(self) -> dict[str, Any]:
         """Return the JSON representation of the served certificate, as `certificate`; empty if none was seen."""
         expires = self.gauges.get("service_tls_certificate_expiry_timestamp_seconds")

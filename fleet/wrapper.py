@@ -76,7 +76,7 @@ _MODES = r"""if [ "$mode" = control ]; then
     [ -f "$commands/$3" ] || refuse "there is no command $3 in $commands; run defib host setup again"
     first=$4 second=$5
     if [ $# -eq 3 ]; then
-        bounded 5 "$2" sh "$commands/$3"
+        bounded 5 "$2" sh "$commands/$3" </dev/null
         exit
     fi
     kept marked bounded 5 "$2" sh "$commands/$3" </dev/null

@@ -1,30 +1,43 @@
-"""The *Fleet* dashboard: current problems, then all services."""
+"""The *Fleet* dashboard: current problems, then all services and their certificates."""
 
+from grafana_foundation_sdk.builders import table
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
 from grafana import panels
 from grafana.panels import (
+    AVAILABILITY_DECIMALS,
     AVAILABILITY_THRESHOLDS,
+    BLUE,
     GREEN,
     ORANGE,
     RED,
-    UP_DOWN_MAPPINGS,
+    STATE_MAPPINGS,
     ZERO_IS_GOOD,
     graph,
     range_query,
     stat_panel,
-    table_panel,
 )
+from grafana.promql import highest
+from grafana.tables import TIME, Value, table_panel
 
 SELECTED = 'provider=~"$provider", category=~"$category", host=~"$host"'
 # Leaves out services on hosts of other groups. A service without a host belongs to no group and is shown.
 IN_GROUP = 'unless on (host) host_info{group!~"$group"}'
 AUTOMATION = "defib_remediator_automation_enabled"
-SERVICE = "/d/defib-service?var-service=${__data.fields.Service}"
-HOST = "/d/defib-hosts?var-host=${__data.fields.Host}"
-SEVERITIES = panels.value_mappings(
-    {"critical": ("critical", RED), "warning": ("warning", ORANGE), "info": ("info", "blue")}
+OF_SERVICE = "service, host, provider, category"
+STATE = panels.state(
+    f"service:up:max{{{SELECTED}}}", f"service_probe_interval_seconds{{{SELECTED}}}", OF_SERVICE, "service"
 )
+SERVICE = {"service": "Service", "host": "Host", "provider": "Provider", "category": "Category"}
+SEVERITIES = {"critical": 3, "warning": 2, "info": 1}
+SEVERITY_MAPPINGS = panels.value_mappings(
+    {"3": ("critical", RED), "2": ("warning", ORANGE), "1": ("info", BLUE), "0": ("other", BLUE)}
+)
+# What an alert is about, beside its service and host; shown in one column.
+DETAILS = (
+    "component", "container", "unit", "program", "gpu", "instance", "mountpoint", "device", "collector", "source", "pattern", "channel",
+    "integration", "rule_group", "kind", "scope", "xid", "reason", "code", "action", "fault", "against", "probed",
+)  # fmt: skip
 
 
 def build() -> Dashboard:
@@ -40,7 +53,8 @@ def build() -> Dashboard:
         ],
     )
     board = _problems(board.with_row(Row("Current problems")))
-    return _services(board.with_row(Row("All services")))
+    board = _services(board.with_row(Row("All services")))
+    return board.with_row(Row("Certificates")).with_panel(_certificates())
 
 
 def _problems(board: Dashboard) -> Dashboard:
@@ -54,7 +68,7 @@ def _problems(board: Dashboard) -> Dashboard:
             f'ALERTS{{alertstate="firing", severity="critical", host=~"$host"}} {IN_GROUP}',
             'up{job="prometheus"}',
         ),
-        ("Attempts used up", "max by (service) (defib_remediator_breaker_open) == 1", AUTOMATION),
+        ("Given up", "max by (service) (defib_remediator_breaker_open) == 1", AUTOMATION),
     ):
         board = panels.add_panels(
             board, stat_panel(title, "none", f"count({expression}) or 0 * count({known})", ZERO_IS_GOOD)
@@ -69,88 +83,138 @@ def _problems(board: Dashboard) -> Dashboard:
             [(None, ORANGE), (1, GREEN)],
             mappings=automatic,
         ),
+        _alerts(),
     )
-    shown = {
-        "alertname": "Alert",
-        "severity": "Severity",
-        "service": "Service",
-        "host": "Host",
-        "gpu": "GPU",
-        "mountpoint": "Mount",
-        "component": "Component",
-        "instance": "Instance",
-    }
-    firing = 'max by (alertname, severity, service, host, gpu, mountpoint, component, instance) (ALERTS{alertstate="firing", alertname!="Watchdog"})'
-    board = panels.add_panels(
-        board,
-        table_panel(
-            "Firing alerts",
-            {"Firing": firing},
-            shown,
-            sort="Severity",
-            mappings={"Severity": SEVERITIES},
-            links={"Service": SERVICE, "Host": HOST},
-            description="Includes alerts that Alertmanager mutes.",
-        ),
-    )
+    changed = f"max by ({OF_SERVICE}) (service_last_change_timestamp_seconds{{{SELECTED}}})"
+    down = f"(time() - {changed}) and on (service) (service:up:max{{{SELECTED}}} == 0 {IN_GROUP})"
     none = "0 * count(service:up:max)"
-    down = f"(time() - max by (service, host, provider) (service_last_change_timestamp_seconds)) and on (service) (service:up:max{{{SELECTED}}} == 0 {IN_GROUP})"
+    up = f"service:up:max{{{SELECTED}}}"
+    unknown = (
+        f"group by (service, host) (service_probe_interval_seconds{{{SELECTED}}}) unless on (service) service:up:max"
+    )
+    counts = ((f"{up} == 1", "up", "A"), (f"{up} == 0", "down", "B"), (unknown, "unknown", "C"))
     return panels.add_panels(
         board,
         table_panel(
             "Services down",
-            {"Down for": down},
             {"service": "Service", "host": "Host", "provider": "Provider"},
+            {"Down for": Value(down, "s")},
             width=12,
-            units={"Down for": "s"},
-            links={"Service": SERVICE, "Host": HOST},
-            sort="Down for",
+            sort=("Down for",),
         ),
         graph(
-            "Services up and down",
+            "Services by state",
             "none",
-            range_query(f"count(service:up:max{{{SELECTED}}} == 1 {IN_GROUP}) or {none}", "up"),
-            range_query(f"count(service:up:max{{{SELECTED}}} == 0 {IN_GROUP}) or {none}", "down", "B"),
+            *(range_query(f"count({expression} {IN_GROUP}) or {none}", name, ref) for expression, name, ref in counts),
             stacked=True,
             height=9,
         ),
     )
 
 
+def _alerts() -> table.Panel:
+    """Return the table of firing alerts: a row for each, since both of its series have all its labels."""
+    firing = 'ALERTS{alertstate="firing", alertname!="Watchdog", host=~"$host", severity'
+    ranked = [f'{rank} * {firing}="{name}"}}' for name, rank in SEVERITIES.items()]
+    others = f'0 * {firing}!~"{"|".join(SEVERITIES)}"}}'
+    rank = f"({' or '.join([*ranked, others])}) {IN_GROUP}"
+    shown = f"topk($rows, max without (alertstate) ({rank}))"
+    since = f"max without (alertstate) (1000 * ALERTS_FOR_STATE) and {shown}"
+    return table_panel(
+        "Firing alerts",
+        {"alertname": "Alert", "service": "Service", "host": "Host", "details": "Details", "team": "Team"},
+        {
+            "Severity": Value(_with_details(shown), mappings=SEVERITY_MAPPINGS),
+            "Since": Value(_with_details(since), TIME),
+        },
+        whole=True,
+        sort=("-Severity", "Since"),
+        description="Critical ones first. Includes alerts that Alertmanager mutes.",
+    )
+
+
+def _with_details(expression: str) -> str:
+    """Add the label `details`: all labels that tell an alert from others of its service and host."""
+    names = ", ".join(f'"{name}"' for name in DETAILS)
+    joined = f'label_join({expression}, "details", " ", {names})'
+    return f'label_replace({joined}, "details", "$1", "details", " *(.*?) *")'
+
+
 def _services(board: Dashboard) -> Dashboard:
     of_provider = f"by (provider) (service:availability:avg5m{{{SELECTED}}} {IN_GROUP})"
+    latency = 'provider:probe_duration_seconds:p95{provider=~"$provider", category=~"$category"}'
+    availability = {
+        window: f"service:availability:avg{window}{{{SELECTED}}} {IN_GROUP}" for window in ("1h", "1d", "30d")
+    }
+    over_time = f"{STATE} or on (service) group by ({OF_SERVICE}) (service:availability:avg1d{{{SELECTED}}})"
+    worst = f"1 - service:availability:avg1d{{{SELECTED}}} {IN_GROUP}"
     board = panels.add_panels(
         board,
-        graph("Availability by provider", "percentunit", range_query(f"avg {of_provider}", "{{provider}}"), maximum=1),
+        graph(
+            "Availability by provider",
+            "percentunit",
+            range_query(highest(f"avg {of_provider}", "provider", lowest=True), "{{provider}}"),
+            maximum=1,
+            minimum=None,
+            decimals=AVAILABILITY_DECIMALS,
+            description="The 20 providers with the lowest availability.",
+        ),
         graph(
             "Latency (95th percentile) by provider",
             "s",
-            range_query(
-                'provider:probe_duration_seconds:p95{provider=~"$provider", category=~"$category"}',
-                "{{provider}} {{category}}",
-            ),
+            range_query(highest(latency, "provider, category"), "{{provider}} {{category}}"),
+            description="The 20 slowest.",
+        ),
+        panels.state_timeline(
+            "State over time",
+            highest(over_time, "service", 25, rank=worst),
+            "{{service}}",
+            height=12,
+            description="The 25 services with the lowest availability in 24 hours. Unknown: not probed, or not scraped.",
         ),
     )
-    values = {
-        "State": f"service:up:max{{{SELECTED}}} {IN_GROUP}",
-        "Latency": f"service:probe_duration_seconds:avg5m{{{SELECTED}}} {IN_GROUP}",
-        "1 h": f"service:availability:avg1h{{{SELECTED}}} {IN_GROUP}",
-        "1 d": f"service:availability:avg1d{{{SELECTED}}} {IN_GROUP}",
-        "30 d": f"service:availability:avg30d{{{SELECTED}}} {IN_GROUP}",
+    # A service that is down counts as its availability, one of unknown state as 1, one that is up as more than 2.
+    rank = (
+        f"(2 * service:up:max{{{SELECTED}}} + service:availability:avg1h{{{SELECTED}}}"
+        f" or on (service) group by ({OF_SERVICE}) (service_probe_interval_seconds{{{SELECTED}}})) {IN_GROUP}"
+    )
+    shares = {
+        title: Value(availability[window], "percentunit", AVAILABILITY_DECIMALS, AVAILABILITY_THRESHOLDS)
+        for title, window in (("1 h", "1h"), ("1 d", "1d"), ("30 d", "30d"))
     }
-    columns = {"service": "Service", "host": "Host", "provider": "Provider", "category": "Category"}
-    share = ("1 h", "1 d", "30 d")
     return panels.add_panels(
         board,
         table_panel(
             "Services",
-            values,
-            columns,
+            SERVICE,
+            {
+                "State": Value(f"{STATE} {IN_GROUP}", mappings=STATE_MAPPINGS),
+                "Latency": Value(f"service:probe_duration_seconds:avg5m{{{SELECTED}}}", "s"),
+                **shares,
+            },
+            key="service",
+            rank=rank,
+            lowest=True,
             height=14,
-            sort="State",
-            units={"Latency": "s", **dict.fromkeys(share, "percentunit")},
-            steps=dict.fromkeys(share, AVAILABILITY_THRESHOLDS),
-            mappings={"State": UP_DOWN_MAPPINGS},
-            links={"Service": SERVICE, "Host": HOST},
+            sort=("State", "1 h"),
+            description="The worst first.",
         ),
+    )
+
+
+def _certificates() -> table.Panel:
+    expiry = f"(service:certificate_expiry_timestamp_seconds:min{{{SELECTED}}} {IN_GROUP})"
+    labels = {"service": "Service", "host": "Host", "subject": "Subject", "issuer": "Issuer", "version": "Protocol"}
+    return table_panel(
+        "Certificates",
+        labels,
+        {
+            "Days left": Value(f"({expiry} - time()) / 86400", "none", 1, [(None, RED), (7, ORANGE), (30, GREEN)]),
+            "Expires": Value(f"1000 * {expiry}", "dateTimeAsIso"),
+            "": Value(f"service_tls_info{{{SELECTED}}}"),
+        },
+        key="service",
+        lowest=True,
+        sort=("Days left",),
+        description="The earliest expiry in the chain that the service serves; the soonest first.",
     )

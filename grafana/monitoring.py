@@ -3,14 +3,15 @@
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
 from grafana import panels
-from grafana.panels import GREEN, ORANGE, RED, UP_DOWN_MAPPINGS, graph, range_query, stat_panel, table_panel
+from grafana.panels import GREEN, ORANGE, RED, UP_DOWN_MAPPINGS, graph, range_query, stat_panel
+from grafana.tables import Value, table_panel
 
 INTERVAL = "[$__rate_interval]"
 PROCESSES = 'job=~"defib-exporter|defib-remediator|prometheus|alertmanager"'
 
 
 def build() -> Dashboard:
-    board = panels.dashboard("monitoring", "Monitoring", "Health of the monitoring itself")
+    board = panels.dashboard("monitoring", "Monitoring", "Health of the monitoring itself", rows=False)
     board = _targets(board)
     board = _exporter(board.with_row(Row("Exporter")))
     board = _remediator(board.with_row(Row("Remediator")))
@@ -18,11 +19,7 @@ def build() -> Dashboard:
 
 
 def _targets(board: Dashboard) -> Dashboard:
-    values = {
-        "State": f"up{{{PROCESSES}}}",
-        "Scrape": f"scrape_duration_seconds{{{PROCESSES}}}",
-        "Samples": f"scrape_samples_scraped{{{PROCESSES}}}",
-    }
+    process = {"job": "Job", "instance": "Instance"}
     loaded = panels.value_mappings({"1": ("loaded", GREEN), "0": ("failed", RED)})
     configuration = (
         "defib_config_last_reload_successful or prometheus_config_last_reload_successful"
@@ -32,21 +29,20 @@ def _targets(board: Dashboard) -> Dashboard:
         board,
         table_panel(
             "Processes",
-            values,
-            {"job": "Job", "instance": "Instance"},
+            process,
+            {
+                "State": Value(f"up{{{PROCESSES}}}", mappings=UP_DOWN_MAPPINGS),
+                "Scrape": Value(f"scrape_duration_seconds{{{PROCESSES}}}", "s"),
+                "Samples": Value(f"scrape_samples_scraped{{{PROCESSES}}}"),
+            },
+            bounded=True,
             width=10,
-            sort="State",
-            units={"Scrape": "s"},
-            mappings={"State": UP_DOWN_MAPPINGS},
+            sort=("State", "Job"),
         ),
+        table_panel("Configuration", process, {"State": Value(configuration, mappings=loaded)}, bounded=True, width=8),
         table_panel(
-            "Configuration",
-            {"State": configuration},
-            {"job": "Job", "instance": "Instance"},
-            width=8,
-            mappings={"State": loaded},
+            "Versions", {"job": "Job", "version": "Version"}, {"": Value("defib_build_info")}, bounded=True, width=6
         ),
-        table_panel("Versions", {"": "defib_build_info"}, {"job": "Job", "version": "Version"}, width=6),
     )
 
 

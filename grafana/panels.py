@@ -1,6 +1,5 @@
 """Building blocks of the dashboards: queries, panels with units and thresholds, variables, links."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
@@ -9,54 +8,41 @@ from grafana_foundation_sdk.builders.common import (
     GraphThresholdsStyleConfig,
     ReduceDataOptions,
     StackingConfig,
-    TableSortByFieldState,
     VizLegendOptions,
     VizTooltipOptions,
 )
 from grafana_foundation_sdk.builders.dashboard import (
     AnnotationQuery,
+    CustomVariable,
     Dashboard,
     DashboardLink,
+    DatasourceVariable,
     QueryVariable,
     ThresholdsConfig,
 )
 from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.cog.builder import Builder
-from grafana_foundation_sdk.models import common, prometheus
+from grafana_foundation_sdk.models import common
 from grafana_foundation_sdk.models import dashboard as model
 
-SOURCE = model.DataSourceRef(type_val="prometheus", uid="prometheus")
+from grafana.promql import keep_last, select_job
+
+SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 TAG = "defib"
+ROWS = (100, 200, 500, 1000)
 ALL = ".*"  # also matches an empty label: a service may have no host
-GREEN, ORANGE, RED, BLUE = "green", "orange", "red", "blue"
+GREEN, ORANGE, RED, BLUE, GREY = "green", "orange", "red", "blue", "#808080"
 ThresholdSteps = Sequence[tuple[float | None, str]]  # lower bound and colour; the first has no bound
+# Two digits: a disk that is 99.95 % full is not full. Of the availability of 30 days, the third shows 26 seconds.
+DECIMALS: Mapping[str, int] = {"percentunit": 2}
+AVAILABILITY_DECIMALS = 3
+GAP_MILLISECONDS = 90_000.0  # a line crosses a lost scrape, or a collector that failed once
 UP_THRESHOLDS: ThresholdSteps = ((None, RED), (1, GREEN))
+STATE_THRESHOLDS: ThresholdSteps = ((None, RED), (1, GREY), (2, GREEN))
 ZERO_IS_GOOD: ThresholdSteps = ((None, GREEN), (1, RED))
 USAGE_THRESHOLDS: ThresholdSteps = ((None, GREEN), (0.8, ORANGE), (0.9, RED))
 AVAILABILITY_THRESHOLDS: ThresholdSteps = ((None, RED), (0.99, ORANGE), (0.995, GREEN))
-# The job that publishes a metric. Series of the same name from other jobs are ignored.
-JOBS = {
-    r"(service|provider|host|gpu|defib_exporter)_\w+": 'job="defib-exporter"',
-    r"defib_remediator_\w+": 'job="defib-remediator"',
-    r"defib_(build|config)_\w+": 'job=~"defib-(exporter|remediator)"',
-    r"prometheus_\w+": 'job="prometheus"',
-    r"alertmanager_\w+": 'job="alertmanager"',
-}
-STRING_OR_NAME = re.compile(r'"(?:[^"\\]|\\.)*"|(?P<name>[a-zA-Z_][\w:]*)(?P<brace>{)?')
 Panel = TypeVar("Panel", timeseries.Panel, stat.Panel, table.Panel, statetimeline.Panel, bargauge.Panel)
-
-
-def select_job(expression: str) -> str:
-    """Add a `job` matcher to every metric in `expression`: the job that publishes it."""
-
-    def add_matcher(match: re.Match[str]) -> str:
-        name = match["name"] or ""
-        job = next((job for names, job in JOBS.items() if re.fullmatch(names, name)), "")
-        if not job:
-            return match[0]
-        return f"{name}{{{job}, " if match["brace"] else f"{name}{{{job}}}"
-
-    return STRING_OR_NAME.sub(add_matcher, expression)
 
 
 def range_query(expression: str, legend: str = "", ref: str = "A") -> Dataquery:
@@ -72,8 +58,8 @@ def range_query(expression: str, legend: str = "", ref: str = "A") -> Dataquery:
 
 
 def instant_query(expression: str, ref: str = "A", legend: str = "") -> Dataquery:
-    """Return a query at the end of the displayed time range: a series that has ended is not shown."""
-    query = Dataquery().expr(select_job(expression)).ref_id(ref).instant().datasource(SOURCE)
+    """Return a query at the end of the displayed time range, with the last value of every series."""
+    query = Dataquery().expr(keep_last(select_job(expression))).ref_id(ref).instant().datasource(SOURCE)
     return query.legend_format(legend or "__auto")
 
 
@@ -89,10 +75,21 @@ def value_mappings(texts: Mapping[str, tuple[str, str]]) -> list[model.ValueMapp
 
 
 UP_DOWN_MAPPINGS = value_mappings({"1": ("up", GREEN), "0": ("down", RED)})
+# `known` also where `up` is absent: nothing is known of a service that was not probed, or of a host without a shell.
+STATE_MAPPINGS = value_mappings({"2": ("up", GREEN), "1": ("unknown", GREY), "0": ("down", RED)})
 
 
-def _configure(panel: Panel, title: str, unit: str, width: int, height: int, description: str) -> Panel:
+def state(up: str, known: str, by: str, on: str) -> str:
+    """Return an expression that is 2 for up, 1 for unknown, 0 for down: for the series of `known` that `up` has or not."""
+    return f"(2 * max by ({by}) ({up}) or on ({on}) group by ({by}) ({known}))"
+
+
+def configure(
+    panel: Panel, title: str, unit: str, width: int, height: int, description: str, decimals: int | None = None
+) -> Panel:
     panel = panel.title(title).unit(unit).span(width).height(height).datasource(SOURCE)
+    if (digits := DECIMALS.get(unit) if decimals is None else decimals) is not None:
+        panel = panel.decimals(digits)
     return panel.description(description) if description else panel
 
 
@@ -108,9 +105,11 @@ def graph(
     minimum: float | None = 0,
     bars: bool = False,
     description: str = "",
+    decimals: int | None = None,
 ) -> timeseries.Panel:
     """Return a graph over time."""
-    panel = _configure(timeseries.Panel(), title, unit, width, height, description).fill_opacity(40 if stacked else 8)
+    panel = configure(timeseries.Panel(), title, unit, width, height, description, decimals)
+    panel = panel.fill_opacity(40 if stacked else 8).span_nulls(GAP_MILLISECONDS)
     for each in queries:
         panel = panel.with_target(each)
     if steps:
@@ -142,9 +141,11 @@ def stat_panel(
     mappings: list[model.ValueMapping] | None = None,
     description: str = "",
     legend: str = "",
+    decimals: int | None = None,
 ) -> stat.Panel:
     """Return a panel with the current value, or one value for each series."""
-    panel = _configure(stat.Panel(), title, unit, width, height, description).thresholds(threshold_config(steps))
+    panel = configure(stat.Panel(), title, unit, width, height, description, decimals)
+    panel = panel.thresholds(threshold_config(steps))
     panel = panel.with_target(instant_query(expression, legend=legend)).reduce_options(
         ReduceDataOptions().calcs(["lastNotNull"])
     )
@@ -165,7 +166,7 @@ def bar_gauge(
 ) -> bargauge.Panel:
     """Return a panel with one bar for each series: the current value."""
     panel = (
-        _configure(bargauge.Panel(), title, unit, width, height, description).thresholds(threshold_config(steps)).min(0)
+        configure(bargauge.Panel(), title, unit, width, height, description).thresholds(threshold_config(steps)).min(0)
     )
     panel = panel.max(1) if unit == "percentunit" else panel
     panel = panel.with_target(instant_query(expression, legend=legend)).reduce_options(
@@ -175,78 +176,22 @@ def bar_gauge(
 
 
 def state_timeline(
-    title: str, expression: str, legend: str, *, width: int = 24, height: int = 8, description: str = ""
-) -> statetimeline.Panel:
-    """Return a timeline of up and down for each series."""
-    panel = _configure(statetimeline.Panel(), title, "none", width, height, description).with_target(
-        range_query(expression, legend)
-    )
-    panel = panel.mappings(UP_DOWN_MAPPINGS).thresholds(threshold_config(UP_THRESHOLDS)).merge_values(merge_values=True)
-    return panel.show_value(common.VisibilityMode.NEVER)
-
-
-def table_panel(
     title: str,
-    queries: Mapping[str, str],
-    columns: Mapping[str, str],
+    expression: str,
+    legend: str,
     *,
     width: int = 24,
-    height: int = 9,
-    units: Mapping[str, str] | None = None,
-    steps: Mapping[str, ThresholdSteps] | None = None,
-    mappings: Mapping[str, list[model.ValueMapping]] | None = None,
-    links: Mapping[str, str] | None = None,
-    sort: str = "",
-    descending: bool = False,
+    height: int = 8,
     description: str = "",
-) -> table.Panel:
-    """Return a table of current values.
-
-    `queries` maps the title of a value column to its expression; an expression with an empty title contributes labels
-    only. Rows are joined on shared labels. `columns` maps labels to column titles, in order. `units`, `steps`,
-    `mappings` and `links` are keyed by column title.
-    """
-    panel = _configure(table.Panel(), title, "none", width, height, description).filterable(filterable=True)
-    refs = {value: chr(ord("A") + index) for index, value in enumerate(queries)}
-    for value, expression in queries.items():
-        panel = panel.with_target(instant_query(expression, refs[value]).format(prometheus.PromQueryFormat.TABLE))
-    fields = {f"Value #{refs[value]}" if len(queries) > 1 else "Value": value for value in queries}
-    fields = {name: value for name, value in fields.items() if value}
-    order = [*columns, *fields]
-    names = {**columns, **fields}
-    if len(queries) > 1:
-        panel = panel.with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
-    fields_to_show = {"include": {"names": order}}
-    panel = panel.with_transformation(model.DataTransformerConfig(id_val="filterFieldsByName", options=fields_to_show))
-    organized = {"indexByName": {name: index for index, name in enumerate(order)}, "renameByName": names}
-    panel = panel.with_transformation(model.DataTransformerConfig(id_val="organize", options=organized))
-    for name in dict.fromkeys([*(units or {}), *(steps or {}), *(mappings or {}), *(links or {})]):
-        panel = panel.override_by_name(name, _properties(name, units, steps, mappings, links))
-    return panel.sort_by([TableSortByFieldState().display_name(sort).desc(desc=descending)]) if sort else panel
-
-
-def _properties(
-    name: str,
-    units: Mapping[str, str] | None,
-    steps: Mapping[str, ThresholdSteps] | None,
-    mappings: Mapping[str, list[model.ValueMapping]] | None,
-    links: Mapping[str, str] | None,
-) -> list[model.DynamicConfigValue]:
-    """Return the display properties of a column."""
-    properties: list[model.DynamicConfigValue] = []
-    if units and name in units:
-        properties.append(model.DynamicConfigValue(id_val="unit", value=units[name]))
-    if steps and name in steps:
-        properties.append(model.DynamicConfigValue(id_val="thresholds", value=threshold_config(steps[name]).build()))
-    if mappings and name in mappings:
-        properties.append(model.DynamicConfigValue(id_val="mappings", value=mappings[name]))
-    if (steps and name in steps) or (mappings and name in mappings):
-        cell = {"type": "color-text"}
-        properties.append(model.DynamicConfigValue(id_val="custom.cellOptions", value=cell))
-    if links and name in links:
-        link = {"title": "Open", "url": links[name] + "&${__url_time_range}"}
-        properties.append(model.DynamicConfigValue(id_val="links", value=[link]))
-    return properties
+    mappings: list[model.ValueMapping] = STATE_MAPPINGS,
+    steps: ThresholdSteps = STATE_THRESHOLDS,
+) -> statetimeline.Panel:
+    """Return a timeline for each series, with the states of `state()` or, with other `mappings`, of the expression."""
+    panel = configure(statetimeline.Panel(), title, "none", width, height, description).with_target(
+        range_query(expression, legend)
+    )
+    panel = panel.mappings(mappings).thresholds(threshold_config(steps)).merge_values(merge_values=True)
+    return panel.show_value(common.VisibilityMode.NEVER)
 
 
 def variable(name: str, label: str, values: str, *, single: bool = False, only_offered: bool = False) -> QueryVariable:
@@ -262,6 +207,19 @@ def variable(name: str, label: str, values: str, *, single: bool = False, only_o
     result = result.multi(multi=True).include_all(include_all=True)
     result = result if only_offered else result.all_value(ALL)
     return result.current(model.VariableOption(text="All", value="$__all"))
+
+
+def _source_variable() -> DatasourceVariable:
+    """Return the variable for the Prometheus to query: at first, the one that is provisioned."""
+    current = model.VariableOption(text="Prometheus", value="prometheus")
+    return DatasourceVariable("datasource").label("Data source").type("prometheus").current(current)
+
+
+def _rows_variable() -> CustomVariable:
+    """Return the variable for the number of rows in a table: 10,000 services are too many for a browser."""
+    options = [model.VariableOption(text=str(each), value=str(each), selected=each == ROWS[0]) for each in ROWS]
+    values = ",".join(map(str, ROWS))
+    return CustomVariable("rows").label("Rows").values(values).options(options).current(options[0])
 
 
 def annotation(name: str, expression: str, colour: str) -> AnnotationQuery:
@@ -283,14 +241,19 @@ def add_panels(result: Dashboard, *panels: Builder[model.Panel]) -> Dashboard:
     return result
 
 
-def dashboard(name: str, title: str, description: str, variables: Sequence[QueryVariable] = ()) -> Dashboard:
-    """Return an empty dashboard with links to the other dashboards that keep variables and time range."""
+def dashboard(
+    name: str, title: str, description: str, variables: Sequence[QueryVariable] = (), *, rows: bool = True
+) -> Dashboard:
+    """Return an empty dashboard with links to the other dashboards that keep variables and time range.
+
+    With `rows`, a variable limits the rows of its tables.
+    """
     link = DashboardLink("Defib").type(model.DashboardLinkType.DASHBOARDS).tags([TAG]).as_dropdown(as_dropdown=True)
     result = (
         Dashboard(title).uid(f"defib-{name}").description(description).tags([TAG]).refresh("30s").time("now-6h", "now")
     )
     result = result.timezone("browser").tooltip(model.DashboardCursorSync.CROSSHAIR).readonly()
     result = result.link(link.include_vars(include_vars=True).keep_time(keep_time=True))
-    for each in variables:
+    for each in (_source_variable(), *variables, *([_rows_variable()] if rows else [])):
         result = result.with_variable(each)
     return result

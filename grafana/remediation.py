@@ -3,7 +3,9 @@
 from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
 from grafana import panels
-from grafana.panels import GREEN, ORANGE, RED, ZERO_IS_GOOD, bar_gauge, graph, range_query, stat_panel, table_panel
+from grafana.panels import GREEN, ORANGE, RED, ZERO_IS_GOOD, bar_gauge, graph, range_query, stat_panel
+from grafana.promql import highest
+from grafana.tables import Value, table_panel
 
 ACTIONS = "max by (service, kind, outcome) (defib_remediator_actions_total)"
 NOTIFICATIONS = "max by (channel, outcome) (defib_remediator_notices_total)"
@@ -28,7 +30,7 @@ def _current(board: Dashboard) -> Dashboard:
             [(None, GREEN), (60, ORANGE), (300, RED)],
         ),
         (
-            "Attempts used up",
+            "Given up",
             "none",
             "count(max by (service) (defib_remediator_breaker_open) == 1) or 0 * max(defib_remediator_automation_enabled)",
             ZERO_IS_GOOD,
@@ -99,11 +101,10 @@ def _actions(board: Dashboard) -> Dashboard:
         ),
         table_panel(
             "Actions by service",
-            {"Actions": ACTIONS},
             {"service": "Service", "kind": "Kind", "outcome": "Outcome"},
-            sort="Actions",
-            descending=True,
-            links={"Service": "/d/defib-service?var-service=${__data.fields.Service}"},
+            {"Actions": Value("defib_remediator_actions_total")},
+            sort=("-Actions",),
+            description="Since the remediator started.",
         ),
     )
 
@@ -111,7 +112,12 @@ def _actions(board: Dashboard) -> Dashboard:
 def _notifications(board: Dashboard) -> Dashboard:
     return panels.add_panels(
         board,
-        graph("Notifications by outcome", "none", range_query(NOTIFICATIONS, "{{channel}} {{outcome}}"), width=12),
+        graph(
+            "Notifications by outcome",
+            "none",
+            range_query(highest(NOTIFICATIONS, "channel, outcome"), "{{channel}} {{outcome}}"),
+            width=12,
+        ),
         graph(
             "Oldest unsent notification",
             "s",

@@ -4,19 +4,26 @@ from grafana_foundation_sdk.builders.dashboard import Dashboard, Row
 
 from grafana import panels
 from grafana.panels import (
+    AVAILABILITY_DECIMALS,
     AVAILABILITY_THRESHOLDS,
     GREEN,
     ORANGE,
     RED,
+    STATE_MAPPINGS,
+    STATE_THRESHOLDS,
     UP_DOWN_MAPPINGS,
-    UP_THRESHOLDS,
     ZERO_IS_GOOD,
     graph,
     range_query,
     stat_panel,
 )
+from grafana.tables import Value, table_panel
 
 SERVICE = 'service="$service"'
+OF_SERVICE = "service, host, provider, category"
+STATE = panels.state(
+    f"service:up:max{{{SERVICE}}}", f"service_probe_interval_seconds{{{SERVICE}}}", OF_SERVICE, "service"
+)
 
 
 def build() -> Dashboard:
@@ -34,6 +41,7 @@ def build() -> Dashboard:
                 single=True,
             ),
         ],
+        rows=False,
     )
     done, before = (
         f"max by (service, kind, outcome) (defib_remediator_actions_total{{{SERVICE}}}{offset})"
@@ -43,7 +51,7 @@ def build() -> Dashboard:
     started = f"(({done} - {before}) > 0 or {done} unless {before})"
     down = f'ALERTS{{alertname="ServiceDown", alertstate="firing", {SERVICE}}}'
     board = board.annotation(panels.annotation("Incidents", down, RED)).annotation(
-        panels.annotation("Restarts", started, ORANGE)
+        panels.annotation("Actions", started, ORANGE)
     )
     board = _availability(board)
     board = _probes(board.with_row(Row("Probes")))
@@ -54,7 +62,7 @@ def build() -> Dashboard:
 def _availability(board: Dashboard) -> Dashboard:
     board = panels.add_panels(
         board,
-        stat_panel("State", "none", f"service:up:max{{{SERVICE}}}", UP_THRESHOLDS, mappings=UP_DOWN_MAPPINGS),
+        stat_panel("State", "none", f"max({STATE})", STATE_THRESHOLDS, mappings=STATE_MAPPINGS),
         stat_panel(
             "Time in this state",
             "s",
@@ -70,6 +78,7 @@ def _availability(board: Dashboard) -> Dashboard:
                 "percentunit",
                 f"service:availability:avg{window}{{{SERVICE}}}",
                 AVAILABILITY_THRESHOLDS,
+                decimals=AVAILABILITY_DECIMALS,
             ),
         )
     left = f"1 - (1 - service:availability:avg30d{{{SERVICE}}}) / service:error_budget:ratio{{{SERVICE}}}"
@@ -83,8 +92,16 @@ def _availability(board: Dashboard) -> Dashboard:
             description="Share of the downtime that its `objective` allows in 30 days. Negative when the objective is missed.",
         ),
     )
+    # Recorded for a day after a service was last known.
+    known = f"service:availability:avg1d{{{SERVICE}}}"
     return board.with_panel(
-        panels.state_timeline("Up and down", f"service:up:max{{{SERVICE}}}", "{{service}}", height=4)
+        panels.state_timeline(
+            "State over time",
+            f"max by (service) ({STATE} or on (service) group by ({OF_SERVICE}) ({known}))",
+            "{{service}}",
+            height=4,
+            description="Unknown: not probed, or not scraped.",
+        )
     )
 
 
@@ -110,6 +127,7 @@ def _probes(board: Dashboard) -> Dashboard:
     # increase() misses the first failure for a reason, which creates the series.
     failures = f"sum by (reason) (increase({failed}[$__rate_interval]) > 0 or {failed} unless {failed} offset 1m)"
     results = f"sum by (result) (increase(service_probes_total{{{SERVICE}}}[$__rate_interval]))"
+    components = Value(f"service_component_up{{{SERVICE}}}", mappings=UP_DOWN_MAPPINGS)
     return panels.add_panels(
         board,
         graph("Failures by reason", "none", range_query(failures, "{{reason}}"), stacked=True, bars=True, width=8),
@@ -127,6 +145,14 @@ def _probes(board: Dashboard) -> Dashboard:
             [(None, GREEN), (400, ORANGE), (500, RED)],
             height=8,
         ),
+        table_panel(
+            "Components on its status page",
+            {"component": "Component"},
+            {"State": components},
+            bounded=True,
+            height=6,
+            sort=("State", "Component"),
+        ),
     )
 
 
@@ -142,7 +168,7 @@ def _remediation(board: Dashboard) -> Dashboard:
             [(None, GREEN), (6, ORANGE)],
         ),
         stat_panel(
-            "Attempts used up",
+            "Given up",
             "none",
             f"max(defib_remediator_breaker_open{{{SERVICE}}}) or 0 * max(defib_remediator_automation_enabled)",
             ZERO_IS_GOOD,
@@ -157,10 +183,11 @@ def _remediation(board: Dashboard) -> Dashboard:
 def _certificate() -> Row:
     expiry = f"service:certificate_expiry_timestamp_seconds:min{{{SERVICE}}} - time()"
     steps = [(None, RED), (7 * 86400, ORANGE), (30 * 86400, GREEN)]
-    served = f"max by (issuer, version) (service_tls_info{{{SERVICE}}})"
-    columns = {"issuer": "Issuer", "version": "Protocol"}
-    row = Row("Certificate").with_panel(stat_panel("Expires in", "s", expiry, steps, width=6))
-    return row.with_panel(panels.table_panel("Served", {"": served}, columns, width=18, height=4))
+    columns = {"subject": "Subject", "issuer": "Issuer", "version": "Protocol"}
+    served = table_panel(
+        "Issuer and protocol", columns, {"": Value(f"service_tls_info{{{SERVICE}}}")}, bounded=True, width=18, height=4
+    )
+    return Row("Certificate").with_panel(stat_panel("Expires in", "s", expiry, steps, width=6)).with_panel(served)
 
 
 def _model() -> Row:

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
@@ -11,6 +12,7 @@ from aiohttp import web
 import fleet.shells.ssh  # noqa: F401 - loaded at the start, not during an incident
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.server_access import create_settings
+from fleet.sources import ServiceSources, report_to
 from remediator.administration import Administration
 from remediator.chat import feishu_callback
 from remediator.chat.buttons import ButtonHandler
@@ -18,6 +20,7 @@ from remediator.chat.feishu_connection import LongConnections
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.alerts import MAX_BODY
 from remediator.clients.exporter import Exporter
+from remediator.engine.dead_man import run_dead_man
 from remediator.engine.engine import Engine
 from remediator.engine.housekeeping import run_housekeeping
 from remediator.http import access_api, events_api, overview_api, read_api, webhook, write_api
@@ -36,12 +39,14 @@ from runtime.access.roles import Role
 from runtime.access.sessions import Sessions
 from runtime.access.tokens import ApiTokens, ConfiguredTokens
 from runtime.errors import DefibError
+from runtime.http_clients import limit_interim_responses
 from runtime.lifecycle import ListenAddress, Reloader, serve
 from runtime.redaction import Redactor
 from runtime.tls import create_client_context
 from runtime.web import create_application
 from runtime.webconfig import WebConfigFile
 
+READS_AT_ONCE = 4  # of one caller
 Load = Callable[[], LoadedInventory]
 Clients = tuple[Exporter, Alertmanager | None]
 # Adds pages to the application, and returns their task.
@@ -52,26 +57,29 @@ async def run(
     load: Load, listen: ListenAddress, web_config: WebConfigFile, redact: Redactor, *, add_pages: AddPages
 ) -> None:
     """Serve until a signal stops it. Raises ConfigurationError and StartError before anything is started."""
-    loaded = await asyncio.to_thread(load)
+    metrics = RemediatorMetrics()
+    sources = ServiceSources(load, report_to(metrics))
+    loaded = await sources.load()
     redact.add(loaded.secrets)
     inventory = loaded.inventory
     database = await asyncio.to_thread(Database, inventory.remediator.database, inventory)
     try:
         clients = await asyncio.to_thread(_create_clients, loaded, redact)
-        parts = Parts.create(clients, database, redact, web_config)
+        parts = Parts.create(clients, database, metrics, redact, web_config)
         await parts.administration.load()
         await parts.apply_access(loaded)
     except DefibError:
         await asyncio.to_thread(database.close)
         raise
-    configuration = _Reload(load, parts, clients)
-    reload = Reloader(configuration, parts.metrics)
+    configuration = _Reload(sources, parts, clients)
+    reload = Reloader(configuration, metrics)
     app = create_application(
         parts.access,
         web_config,
         ready=lambda: True,
         get_health_problem=database.describe_lost_file,
         max_body=MAX_BODY,
+        at_once=READS_AT_ONCE,
         sign_in="sign-in",
         on_error=webhook.count_refusals(parts.metrics),
     )
@@ -80,8 +88,8 @@ async def run(
     parts.metrics.record_reload(successful=True)
     try:
         await serve(
-            "remediator", app, listen, parts.metrics, web_config=web_config,
-            tasks=[*parts.tasks, run_pages], reload=reload, drain=parts.drain,
+            "remediator", app, listen, metrics, web_config=web_config,
+            tasks=[*parts.tasks, run_pages, partial(sources.watch, reload)], reload=reload, drain=parts.drain,
         )  # fmt: skip
     finally:
         await parts.engine.executor.close()
@@ -110,8 +118,15 @@ class Parts:
     connections: LongConnections
 
     @classmethod
-    def create(cls, clients: Clients, database: Database, redact: Redactor, web_config: WebConfigFile) -> "Parts":
-        metrics, http_client = RemediatorMetrics(), httpx.AsyncClient(trust_env=True, verify=create_client_context())
+    def create(
+        cls,
+        clients: Clients,
+        database: Database,
+        metrics: RemediatorMetrics,
+        redact: Redactor,
+        web_config: WebConfigFile,
+    ) -> "Parts":
+        http_client = limit_interim_responses(httpx.AsyncClient(trust_env=True, verify=create_client_context()))
         audit_log, now = AuditLog(database, redact), database.clock.now
         api_tokens, sessions = ApiTokens(now), Sessions(now, StoredSessions(database))
         access = AccessControl(
@@ -173,11 +188,14 @@ class Parts:
         """What runs beside the server; a full disk or a lost database ends none of it."""
         return (
             self.engine.run, self.sender.run, self.run_housekeeping, self.connections.run, self.access.run,
-            self.snapshot.run,
+            self.snapshot.run, self.run_dead_man,
         )  # fmt: skip
 
     async def run_housekeeping(self) -> None:
         await run_housekeeping(self.database, self.engine.wake, self.administration.store_token_uses)
+
+    async def run_dead_man(self) -> None:
+        await run_dead_man(self.database, self.snapshot, self.http_client, self.metrics)
 
     async def drain(self) -> None:
         await self.buttons.drain()
@@ -187,12 +205,12 @@ class Parts:
 class _Reload:
     """Loads the configuration again and puts it in force; if that fails, the previous one stays in force."""
 
-    def __init__(self, load: Load, parts: Parts, clients: Clients) -> None:
-        self._load, self._parts, self.clients = load, parts, clients
+    def __init__(self, sources: ServiceSources, parts: Parts, clients: Clients) -> None:
+        self._sources, self._parts, self.clients = sources, parts, clients
 
     async def __call__(self) -> Mapping[str, object]:
         engine = self._parts.engine
-        loaded = await asyncio.to_thread(self._load)
+        loaded = await self._sources.load()
         self._parts.redact.add(loaded.secrets)
         new_clients = await asyncio.to_thread(_create_clients, loaded, self._parts.redact)
         previous = self._parts.database.inventory
@@ -215,7 +233,7 @@ def _create_clients(loaded: LoadedInventory, redact: Redactor) -> Clients:
         if token.owned and token.file is not None:
             redact.add([tokens.ensure_token(token.file).get_secret_value()])
     alertmanager = settings.alertmanager_url
-    exporter = Exporter(loaded.inventory.exporter.url, loaded.local_token("exporter"))
+    exporter = Exporter(loaded.inventory.exporter.url, loaded.local_token("exporter"), redact)
     return exporter, Alertmanager(alertmanager) if alertmanager else None
 
 

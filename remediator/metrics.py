@@ -101,8 +101,17 @@ class RemediatorMetrics(ProgramMetrics):
         self.automation = Gauge(
             "defib_remediator_automation_enabled", "Whether automation is enabled.", registry=registry
         )
+        self.automation_configured = Gauge(
+            "defib_remediator_automation_configured", "Whether remediation.automatic is true.", registry=registry
+        )
         self.watchdog = Gauge(
             "defib_remediator_watchdog_last_timestamp_seconds",
             "When the Watchdog alert was last received.",
+            registry=registry,
+        )
+        self.dead_man_pings = Counter(
+            "defib_remediator_dead_man_pings",
+            "Pings of the watcher outside that were due, by outcome: sent, failed, withheld.",
+            ["outcome"],
             registry=registry,
         )

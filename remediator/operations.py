@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import structlog
 
 from fleet.inventory.model import Service
+from fleet.json_client import ClientError
 from fleet.shells import CompletedCommand, ShellError
 from remediator.clients.alertmanager import Alertmanager
-from remediator.clients.json_client import ClientError
 from remediator.engine import reminders
 from remediator.engine.engine import Engine
 from remediator.execution.controls.runner import UnknownComponentError, UnknownVerbError, Verb
@@ -23,7 +23,7 @@ from remediator.incidents.timeline import add_event, count_events
 from remediator.notifications.channels import SendResult
 from remediator.notifications.sender import Sender
 from remediator.policy.situation import LOCKS, OVERRULABLE, Decision, Observation
-from remediator.record import audit, automation, maintenance, queries
+from remediator.record import audit, automation, maintenance, queries, storms
 from remediator.record.audit import AuditLog
 from remediator.record.automation import AutomationSwitch
 from remediator.record.database import Database, StorageError
@@ -33,9 +33,14 @@ from remediator.record.transaction import Transaction
 from runtime.access.audit import AuditEntry
 from runtime.access.roles import Identity
 from runtime.errors import DefibError
+from runtime.shared_reads import SharedReads
 
 T = TypeVar("T")
 MAX_NOTES = 100  # of an incident
+MAX_MAINTENANCE = 500  # in effect at a time: every page shows them
+MAX_PAUSED = 200  # services, hosts and groups whose probing is paused
+STORM_OVERRULED_FOR = 3600.0  # seconds
+EXPLAIN_TIMEOUT = 15.0  # seconds
 TEST_PAUSE = 5.0  # seconds between test messages to a channel: they do not wait for its limits
 log = structlog.get_logger()
 
@@ -82,6 +87,7 @@ class Operations:
     def __init__(self, engine: Engine, sender: Sender, database: Database, audit_log: AuditLog) -> None:
         self._engine, self._sender, self._database, self._audit_log = engine, sender, database, audit_log
         self._tested_at: dict[str, float] = {}  # by channel
+        self._explanations = SharedReads(running=8, waiting=40)  # each asks the host of the service
 
     async def start_action(
         self, service_id: str, verb: Verb, overruled: Collection[str], by: Identity, reason: str = ""
@@ -162,12 +168,30 @@ class Operations:
         self._engine.wake()
         return number
 
+    async def continue_in_storm(self, service_id: str, by: Identity, reason: str = "") -> tuple[str, float]:
+        """Let automation continue in the storm of a service's host group; returns the group and until when."""
+        until = self._database.clock.now() + STORM_OVERRULED_FOR
+
+        def work(tx: Transaction) -> str:
+            host = tx.inventory.host_of(self.get_service(service_id))
+            group = host.group if host is not None else ""
+            storms.overrule(tx, group, until, by.label, reason)
+            return group
+
+        group = await self._change(by, "continue in storm", service_id, work, detail=reason)
+        log.warning("storm_overruled", group=group, by=by.label, reason=reason)
+        self._engine.wake()
+        return group, until
+
     async def explain(self, service_id: str) -> dict[str, Any]:
         """Return the state of every gate of a service; times are of the record's clock."""
+        service = self.get_service(service_id)
         try:
-            return await self._engine.explain(self.get_service(service_id))
+            return await self._explanations.read(service_id, lambda: self._engine.explain(service), EXPLAIN_TIMEOUT)
         except StorageError as error:
             raise _not_readable() from error
+        except TimeoutError as error:
+            raise UnavailableError("busy", str(error) or "no answer in time") from error
 
     async def approve(self, action: int, by: Identity) -> None:
         """Approve a queued action."""
@@ -292,21 +316,36 @@ class Operations:
         return switched
 
     async def begin_maintenance(
-        self, scope: MaintenanceScope, name: str, *, seconds: float, reason: str, by: Identity, notify: bool
+        self,
+        scope: MaintenanceScope,
+        name: str,
+        *,
+        seconds: float,
+        reason: str,
+        by: Identity,
+        notify: bool = False,
+        pause_probing: bool = False,
     ) -> tuple[int, float]:
         """Begin maintenance of a service, host or group; returns its id and its end by the record's clock."""
         until = self._database.clock.now() + seconds
 
         def work(tx: Transaction) -> int:
+            if maintenance.count_current(tx) >= MAX_MAINTENANCE:
+                raise ConflictError("too_many_maintenances", f"{MAX_MAINTENANCE} maintenances are in effect: end some")
             names: dict[str, Collection[str]] = {
                 "service": tx.inventory.services, "host": tx.inventory.hosts,
                 "group": {host.group for host in tx.inventory.hosts.values() if host.group},
             }  # fmt: skip
             if name not in names[scope]:
                 raise NotFoundError(f"unknown_{scope}", f"the inventory has no {scope} {name!r}")
-            return maintenance.begin(tx, scope, name, until=until, reason=reason, by=by.label, notify=notify)
+            if pause_probing and len(maintenance.paused_scopes(tx)) >= MAX_PAUSED:
+                raise ConflictError("too_many_pauses", f"probing is paused by {MAX_PAUSED} maintenances already")
+            return maintenance.begin(
+                tx, scope, name, until=until, reason=reason, by=by.label, notify=notify, pause_probing=pause_probing
+            )
 
-        number = await self._change(by, "begin maintenance", f"{scope} {name}", work, detail=reason)
+        detail = f"{reason}; probing is paused" if pause_probing else reason
+        number = await self._change(by, "begin maintenance", f"{scope} {name}", work, detail=detail)
         log.warning("maintenance_begun", scope=scope, name=name, by=by.label, reason=reason)
         self._engine.wake()
         return number, until

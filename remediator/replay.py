@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fleet.inventory.model import Inventory, Service
-from remediator.clients.json_client import JsonClient, parsing_response
+from fleet.json_client import JsonClient, parsing_response
 from remediator.policy.attempts import counted_since
 from remediator.policy.decisions import decide
 from remediator.policy.gates import BUDGET_WINDOW

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import structlog
 
 from fleet.inventory.model import Inventory
+from fleet.json_client import ClientError
 from remediator.clients.exporter import Exporter, ServiceChanges
-from remediator.clients.json_client import ClientError
 from remediator.policy.maintenance_windows import find_window
 from remediator.policy.service_states import STATES, ServiceState, find_state
 from remediator.record.database import Database, StorageError
 from remediator.record.overview import Overview, read_overview
 from runtime.logs import LimitedLog
+from runtime.shared_reads import SharedReads
 
 DEADLINE = 2.0  # seconds for each source
 REFRESH_EVERY = 1.0
@@ -57,8 +58,10 @@ class ServiceRow:
     action_id: int | None = None
     component: str = ""  # that the action restarts; empty: the whole service
     maintenance: str = ""
+    paused: bool = False  # it is probed only on request
     stopped_by: str = ""  # through Defib
     stop_reason: str = ""
+    components_down: tuple[str, ...] = ()  # the first ones by the last probe
     dependencies_down: tuple[str, ...] = ()  # the names of services that it depends on, and that do not work
     verbs: tuple[str, ...] = ()
 
@@ -136,6 +139,7 @@ class SnapshotSource:
         self._lock = asyncio.Lock()
         self._watched = asyncio.Event()
         self._refreshed = asyncio.Condition()
+        self._pages = SharedReads(running=8, waiting=40)
 
     async def run(self) -> None:
         """Refresh until cancelled."""
@@ -202,8 +206,10 @@ class SnapshotSource:
 
     async def read_from_exporter(self, path: str) -> Mapping[str, Any]:
         """Return what the exporter answers now. Raises ClientError, also if it does not answer in time."""
-        async with _deadline():
-            return await self._get_exporter().read(path)
+        try:
+            return await self._pages.read(path, lambda: self._get_exporter().read(path), DEADLINE)
+        except TimeoutError as error:
+            raise ClientError(str(error) or "no answer in time") from error
 
     async def _read_exporter(self) -> Problem | None:
         """Read the services that have changed; returns why that failed."""
@@ -313,7 +319,8 @@ class SnapshotSource:
         row = _add_record(row, overview, self._database.clock.unix)
         held = _find_maintenance(row, overview) or window
         up = seen.get("up") if seen is not None else None
-        state = find_state(up, is_stopped=name in overview.stops, decision=row.decision, has_alerts=bool(row.alerts))
+        is_impaired = bool(row.alerts or row.components_down)
+        state = find_state(up, is_stopped=name in overview.stops, decision=row.decision, is_impaired=is_impaired)
         return replace(row, maintenance=held, state=state)
 
 
@@ -349,7 +356,8 @@ def _add_observation(row: ServiceRow, seen: Mapping[str, Any]) -> ServiceRow:
     return replace(
         row, since=parse_time(seen.get("since")), reason=last.get("reason") or "" if failed else "",
         failure=last.get("message") or "" if failed else "", probed_at=parse_time(last.get("started_at")),
-        latency=last.get("duration_seconds"), recent=seen.get("recent") or "",
+        latency=last.get("duration_seconds"), recent=seen.get("recent") or "", paused=seen.get("paused") is True,
+        components_down=tuple(seen.get("components_down") or ()),
     )  # fmt: skip
 
 

@@ -1,8 +1,22 @@
-"""Addresses of clients."""
+"""IP addresses: those of clients in limits, and in texts with a port. Names of hosts that are not too long."""
 
 import ipaddress
+import re
 
+NAME_LIMIT = 253  # characters of the name of a host (RFC 1035); encoding longer ones, as of IDNA, takes seconds
+_AUTHORITY = re.compile(r"[^/?#]*//([^/?#]*)")
 _V6_NETWORK = 64  # bits that a provider gives to one customer
+
+
+def has_long_host(url: str) -> bool:
+    """Whether the host of a URL, which need not be valid, is longer than any host's name: ask before it is parsed."""
+    match = _AUTHORITY.match(url)
+    return match is not None and len(match[1].rpartition("@")[2]) > NAME_LIMIT + len(":65535")
+
+
+def bracket(address: str) -> str:
+    """Return a host as it is written before a port: IPv6 addresses are in brackets."""
+    return f"[{address}]" if ":" in address else address
 
 
 def group_address(address: str) -> str:

@@ -21,6 +21,7 @@ from runtime.addresses import group_address
 from runtime.http_checks import RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
 from runtime.logs import LimitedLog
 from runtime.metrics import ProgramMetrics
+from runtime.pacing import PacedProtocol, RequestPacer
 
 MAX_CONNECTIONS = 2048
 MAX_CONNECTIONS_PER_ADDRESS = 512
@@ -28,6 +29,10 @@ HANDSHAKE_TIMEOUT = 10.0  # of TLS
 HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later request
 BODY_TIMEOUT = 30.0
 MAX_HEADERS = 32 * 1024  # bytes of a request's headers that have arrived, while the others are missing
+PART = 8 * 1024  # bytes that are parsed in one turn of the event loop
+READ_BUFFER = 16 * 1024  # bytes of a body that wait for the application
+MAX_PIECES = 1000  # parts of a body that wait for the application; each takes memory, however short it is
+MAX_WAITING = 8  # requests of a connection that wait for the response to another one
 RESPONSE_TIMEOUT = 30.0  # how long a client may leave full buffers unread
 NEW_FOR = 2.0  # seconds in which a new connection is expected to send its first request
 _CHECK_EVERY = 1.0
@@ -49,6 +54,7 @@ class Connections:
         self._limit = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._count = 0
         self._by_address: dict[str, dict[Connection, None]] = {}
+        self._pacer = RequestPacer()
         self._handle = server.request_handler
         server.request_handler = self._answer
 
@@ -61,7 +67,10 @@ class Connections:
     async def _open(self, connection: "Connection", client: socket.socket, tls: ssl.SSLContext | None) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: connection, client, ssl=tls, ssl_handshake_timeout=HANDSHAKE_TIMEOUT if tls else None
+                lambda: PacedProtocol(connection, PART),
+                client,
+                ssl=tls,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT if tls else None,
             )
         except OSError as error:  # the client has gone, refuses the handshake, sends something else, or is silent
             if isinstance(error, ConnectionAbortedError):
@@ -128,6 +137,8 @@ class Connections:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = cast("Connection", request.protocol)
         with connection.answer(request):
+            if (queue := connection.find_queue(request)) is not None:
+                await self._pacer.wait(queue)
             fault = find_fault(request)
             return await self._handle(request) if fault is None else self.refuse(connection, fault)
 
@@ -165,6 +176,7 @@ class Connection(web.RequestHandler):
             loop=asyncio.get_running_loop(),
             access_log=None,  # type: ignore[arg-type]  # no log
             auto_decompress=False,  # a few kilobytes would become gigabytes, before access is checked
+            read_bufsize=READ_BUFFER,
         )
         self._connections, self._socket, self.address = connections, client, address
         self._transport: asyncio.Transport | None = None
@@ -175,12 +187,23 @@ class Connection(web.RequestHandler):
         self._header_bytes, self._has_headers = 0, False  # of a request that is being received
         self._body: StreamReader | None = None  # of the last request
         self._opened_at = self._loop.time()
-        self._has_sent_request = False
-        self._is_known = False  # the last request had a valid credential
+        self._has_sent_request = self._is_dropped = False
+        self._caller = ""  # of the last request, if that had a valid credential
         self.opening: asyncio.Task[None] | None = None
+
+    def find_queue(self, request: web.BaseRequest) -> str | None:
+        """Return the queue in which a request waits until it begins; None for the first one with a credential.
+
+        Until that is checked, the connection may be dropped for others; if it is wrong, the refusal is delayed.
+        """
+        if self._caller:
+            return f"caller {self._caller}"
+        has_credential = "Authorization" in request.headers or "Cookie" in request.headers
+        return None if has_credential else f"address {self.address}"
 
     def drop(self, reason: str) -> None:
         """Close the connection; what has not been sent is lost."""
+        self._is_dropped = True
         self._connections.remove(self)
         self._connections.report_drop(self, reason)
         if self._transport is not None:
@@ -194,8 +217,10 @@ class Connection(web.RequestHandler):
         if request is not None and request.get(PAUSED, False):
             return _Importance.REFUSED
         if request is not None and not request.get(LASTING, False) and self._is_answering(request):
-            return _Importance.BUSY if find_identity(request) is not None else _Importance.UNKNOWN_BUSY
-        if self._is_known or (request is not None and find_identity(request) is not None):
+            if find_identity(request) is not None:
+                return _Importance.BUSY
+            return _Importance.KNOWN if self._caller else _Importance.UNKNOWN_BUSY  # it may wait for its turn
+        if self._caller or (request is not None and find_identity(request) is not None):
             return _Importance.KNOWN
         if self._has_sent_request:
             return _Importance.UNKNOWN
@@ -215,7 +240,8 @@ class Connection(web.RequestHandler):
             yield
         finally:
             self._request, self._has_headers = None, False
-            self._is_known = find_identity(request) is not None
+            identity = find_identity(request)
+            self._caller = identity.label if identity is not None else ""
             self._connections.move_to_end(self)
 
     def drop_if_slow(self, now: float) -> bool:
@@ -246,12 +272,21 @@ class Connection(web.RequestHandler):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._is_dropped:
+            return  # the rest of what had arrived
         if self._request is None and self._headers_start is None:
             self._headers_start = self._loop.time()
         count = self._request_count
         # After an early response, the rest of the request's body still arrives.
         is_body = self._has_headers or (self._body is not None and not self._body.is_eof())
         super().data_received(data)
+        payload = self._messages[-1][1] if self._messages else self._body
+        if len(getattr(payload, "_buffer", ())) > MAX_PIECES:  # a body of tiny chunks
+            self.drop("body")
+            return
+        if len(self._messages) > MAX_WAITING:
+            self.drop("pipelining")
+            return
         # Each header has a limit, but together they would take megabytes for each connection.
         if self._request_count != count:
             self._header_bytes, self._has_headers = 0, True

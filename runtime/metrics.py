@@ -29,6 +29,12 @@ class ProgramMetrics:
             "Unix time of the last successful load or reload of the configuration.",
             registry=self.registry,
         )
+        self.source_success = Gauge(
+            "defib_service_source_success",
+            "Whether the last request for the targets of a source in services_from succeeded.",
+            ["source"],
+            registry=self.registry,
+        )
 
         self._event_loop_lag = Gauge(
             "defib_event_loop_lag_seconds",
@@ -42,7 +48,7 @@ class ProgramMetrics:
             ["reason"],
             registry=self.registry,
         )
-        for reason in ("limit", "handshake", "headers", "body", "response"):
+        for reason in ("limit", "handshake", "headers", "body", "response", "pipelining"):
             self.dropped_connections.labels(reason)
         self.malformed_requests = Counter(
             "defib_http_requests_malformed", "Requests that were refused as malformed.", registry=self.registry

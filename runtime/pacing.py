@@ -1,10 +1,44 @@
-"""Connections that pass received data on in small parts, so that a fast peer does not block the event loop."""
+"""Data in small parts, and few requests at once, so that fast peers and many clients do not block the event loop."""
 
 import asyncio
+from collections import OrderedDict, deque
 from typing import Generic, TypeVar, cast
 
 P = TypeVar("P", bound=asyncio.Protocol)
 PART = 32 * 1024  # bytes that are processed in one turn of the event loop
+
+
+class RequestPacer:
+    """Lets few requests begin in each turn of the event loop, those of each queue in turn."""
+
+    def __init__(self, in_a_turn: int = 8) -> None:
+        self._in_a_turn = in_a_turn
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._is_scheduled = False
+
+    async def wait(self, queue: str) -> None:
+        """Wait until a request of this queue may begin."""
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
+        self._waiting.setdefault(queue, deque()).append(turn)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            loop.call_soon(self._begin_some, loop)
+        await turn
+
+    def _begin_some(self, loop: asyncio.AbstractEventLoop) -> None:
+        begun = 0
+        while self._waiting and begun < self._in_a_turn:
+            name, queue = self._waiting.popitem(last=False)
+            turn = queue.popleft()
+            if queue:
+                self._waiting[name] = queue
+            if not turn.done():  # else its client has gone
+                turn.set_result(None)
+                begun += 1
+        self._is_scheduled = bool(self._waiting)
+        if self._is_scheduled:
+            loop.call_soon(self._begin_some, loop)
 
 
 class PacedProtocol(asyncio.Protocol, Generic[P]):
@@ -13,8 +47,8 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
     The event loop reads up to 8 MiB in one turn. Processing that may take seconds, if it has many small packets.
     """
 
-    def __init__(self, protocol: P) -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: P, part: int = PART) -> None:
+        self.protocol, self._part = protocol, part
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiting = bytearray()
@@ -24,7 +58,7 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
         self.protocol.connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
-        if not self._waiting and len(data) <= PART:
+        if not self._waiting and len(data) <= self._part:
             self.protocol.data_received(data)
             return
         if not self._waiting:
@@ -34,7 +68,7 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
         self._waiting += data
 
     def _pass_on(self) -> None:
-        self._pass_part(PART)
+        self._pass_part(self._part)
         if self._waiting:
             self._loop.call_soon(self._pass_on)
         elif self._transport is not None and not self._transport.is_closing():

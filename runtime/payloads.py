@@ -66,6 +66,25 @@ def replace_surrogates(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def load_json(text: str | bytes) -> Any:
+    """Parse a short JSON document from elsewhere; its texts can be stored and sent, since lone surrogates are replaced.
+
+    Raises ValueError, also if it has too many levels.
+    """
+    try:
+        return _replace_all_surrogates(json.loads(text))
+    except RecursionError:
+        raise ValueError("the JSON document has too many levels") from None
+
+
+def _replace_all_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return replace_surrogates(value)
+    if isinstance(value, dict):
+        return {replace_surrogates(key): _replace_all_surrogates(item) for key, item in value.items()}
+    return [_replace_all_surrogates(item) for item in value] if isinstance(value, list) else value
+
+
 class TooManyValuesError(ValueError):
     """A JSON document has so many values that it would block all threads."""
 

@@ -1,8 +1,28 @@
 """Bodies of requests."""
 
+from typing import TypeVar
+
 from aiohttp import web
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runtime.errors import ApiError
+from runtime.payloads import load_json
+
+MAX_REQUEST = 64 * 1024  # bytes of a body that is parsed
+_MESSAGES = {
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "extra_forbidden": "unknown key",
+}
+
+
+class RequestBody(BaseModel):
+    """What a request may have as JSON; unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+B = TypeVar("B", bound=RequestBody)
 
 
 async def read_request_body(request: web.Request, limit: int) -> bytes:
@@ -16,3 +36,17 @@ async def read_request_body(request: web.Request, limit: int) -> bytes:
     except (web.RequestPayloadError, ConnectionError) as error:  # the client has gone, or its chunks are malformed
         raise ApiError(400, "bad_request", "cannot read the body") from error
     return body
+
+
+async def parse_request(request: web.Request, model: type[B]) -> B:
+    """Parse the JSON body; an empty body is an empty object. Raises ApiError."""
+    text = await read_request_body(request, MAX_REQUEST)
+    try:
+        return model.model_validate(load_json(text or b"{}"))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        message = _MESSAGES.get(first["type"], first["msg"].removeprefix("Value error, "))
+        raise ApiError(400, "bad_request", f"{field or 'the body'}: {message}") from error
+    except ValueError as error:
+        raise ApiError(400, "bad_request", "the body is not JSON") from error

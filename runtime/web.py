@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from urllib.parse import quote, urlsplit
+from weakref import WeakValueDictionary
 
 import structlog
 from aiohttp import web
@@ -10,6 +11,7 @@ from aiohttp import web
 from runtime.access.browser import READING
 from runtime.access.control import LASTING, AccessControl, find_identity, get_identity
 from runtime.access.roles import AccessRequirement
+from runtime.addresses import group_address
 from runtime.errors import ApiError, StartError
 from runtime.http_checks import add_response_headers
 from runtime.logs import LimitedLog
@@ -30,12 +32,14 @@ def create_application(
     ready: Callable[[], bool],
     get_health_problem: Callable[[], str | None] = lambda: None,
     max_body: int = 64 * 1024,
+    at_once: int = MAX_READING,
     sign_in: str = "",
     on_error: Callable[[web.Request, ApiError], None] = lambda _request, _error: None,
 ) -> web.Application:
     """Return an application with access control, uniform errors, health, readiness and the caller's identity.
 
     `get_health_problem` returns what makes the program unhealthy, or None.
+    `at_once` is how many requests that only read are answered for one caller at a time; the others wait.
     Browsers without a session are sent to the path `sign_in`. `on_error` is called for each request that ended with an
     ApiError.
     """
@@ -45,6 +49,7 @@ def create_application(
     app[_ON_ERROR] = on_error
     app[_SIGN_IN] = sign_in
     app[_READING] = {}
+    app[_TURNS], app[_AT_ONCE] = WeakValueDictionary(), at_once
     add_response_headers(app, web_config)
     app.on_startup.append(_check_routes)
 
@@ -99,6 +104,9 @@ _ACCESS = web.AppKey("access", AccessControl)
 _ON_ERROR: web.AppKey[Callable[[web.Request, ApiError], None]] = web.AppKey("on_error", Callable)  # type: ignore[arg-type]  # no class
 _REQUIREMENTS: web.AppKey[dict[web.AbstractRoute, AccessRequirement]] = web.AppKey("requirements", dict)
 _SIGN_IN = web.AppKey("sign_in", str)
+_TURNS: web.AppKey[WeakValueDictionary[str, asyncio.Semaphore]] = web.AppKey("turns", WeakValueDictionary)  # by caller
+_AT_ONCE = web.AppKey("at_once", int)
+_TURN: web.RequestKey[asyncio.Semaphore | None] = web.RequestKey("turn", object)  # type: ignore[arg-type]  # no class
 _READING: web.AppKey[dict[str, dict[int, web.Request]]] = web.AppKey("reading", dict)  # those in progress, by caller
 
 
@@ -117,18 +125,51 @@ async def _answer_reading(request: web.Request, handler: Handler) -> web.StreamR
 
     A request that lasts, such as a stream's, does not count.
     """
-    identity = find_identity(request)
-    caller = identity.label if identity is not None else ""
+    caller = name_caller(request)
     reading = request.app[_READING].setdefault(caller, {})
     if sum(not each.get(LASTING, False) for each in reading.values()) >= MAX_READING:
         raise ApiError(503, "busy", "too many requests of this caller are in progress", {"Retry-After": "1"})
     reading[id(request)] = request  # which is not hashable
     try:
-        return await handler(request)
+        return await _answer_in_turn(request, handler, caller)
     finally:
         del reading[id(request)]
         if not reading:
             request.app[_READING].pop(caller, None)
+
+
+async def _answer_in_turn(request: web.Request, handler: Handler, caller: str) -> web.StreamResponse:
+    """Answer a request when its caller has few others that are being answered; not if the client has gone by then."""
+    turns = request.app[_TURNS].setdefault(caller, asyncio.Semaphore(request.app[_AT_ONCE]))
+    await turns.acquire()
+    request[_TURN] = turns
+    try:
+        if request.transport is None or request.transport.is_closing():
+            raise ConnectionResetError("the client has gone")
+        return await handler(request)
+    finally:
+        _end_turn(request)
+
+
+def name_caller(request: web.Request) -> str:
+    """Return by whom a request is counted: the caller's label, or the address of one that has not signed in."""
+    identity = find_identity(request)
+    if identity is not None:
+        return identity.label
+    return f"address {group_address(request.app[_ACCESS].find_address(request))}"
+
+
+def mark_as_lasting(request: web.Request) -> None:
+    """Note that the response has no end, so that it keeps no other request of its caller waiting."""
+    request[LASTING] = True
+    _end_turn(request)
+
+
+def _end_turn(request: web.Request) -> None:
+    turns = request.get(_TURN)
+    if turns is not None:
+        request[_TURN] = None
+        turns.release()
 
 
 @web.middleware
@@ -144,7 +185,9 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         error = ApiError(raised.status, reason.lower().replace(" ", "_"), reason)
     except asyncio.CancelledError:
         raise
-    except Exception:  # a request is where a task begins
+    except Exception as raised:  # a request is where a task begins
+        if isinstance(raised, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+            raise  # the client has gone
         if limited_log.admits("request_failed"):
             log.exception("request_failed", method=request.method, path=request.path)
         error = ApiError(500, "internal", "internal error; see the log")

@@ -14,7 +14,6 @@ import pytest
 import uvloop
 from blockbuster import BlockBuster, blockbuster_ctx
 
-import exporter.probes.grpc  # noqa: F401 - sets what grpc reads of the environment before it is loaded
 from defib.cli import ensure_user_name
 from defib.demo.launcher import Launcher
 from tests import preloaded_launcher
@@ -23,6 +22,8 @@ from tests.systemd import UNPACKED, manager, systemd
 
 __all__ = ["docker", "dockerd", "systemd"]  # fixtures, for every test to use
 
+# grpc reads them when it is loaded: its fork handlers break child processes, and it would write lines to stderr.
+os.environ.update({"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "NONE"})
 LEFT_OUT = pytest.StashKey[dict[str, list[str]]]()
 
 

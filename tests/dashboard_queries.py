@@ -22,7 +22,7 @@ class Query:
 
     def with_variables(self, interval: str = "5m") -> str:
         """Return the query as Grafana sends it with all variables set to "All"."""
-        text = self.text.replace("$__rate_interval", interval).replace("$__range", "1h")
+        text = self.text.replace("$__rate_interval", interval).replace("$__range", "1h").replace("$rows", "100")
         text = re.sub(r'="\$', '=~"$', text)  # variables with a single value
         return re.sub(r"\$\{?[a-z]\w*\}?", ".*", text)
 
@@ -52,6 +52,8 @@ def queries() -> list[Query]:
             found += [Query(where, each["expr"], instant=each.get("instant", False)) for each in panel["targets"]]
         for annotation in dashboard.get("annotations", {}).get("list", []):
             found.append(Query(f"{name}: {annotation['name']}", annotation["expr"]))
-        for variable in dashboard.get("templating", {}).get("list", []):
+        for variable in dashboard["templating"]["list"]:
+            if variable["type"] != "query":
+                continue
             found.append(Query(f"{name}: ${variable['name']}", variable["query"]["query"], of_labels=True))
     return found

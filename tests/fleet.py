@@ -34,7 +34,7 @@ from tests.integration.long_connection import LongConnection
 from tests.integration.peers import ModelServer
 
 HOSTS = ("box", "gone", "mute", "swapped", "late", "odd", "strained")
-PAGES = ("page", "flap", "burn", "slow", "stale", "never", "alive", "asking")
+PAGES = ("page", "flap", "burn", "slow", "stale", "alive", "asking")
 MIB = 2**20
 # A busy machine makes no service look down.
 OFTEN = {"every": "2s", "retry_every": "2s", "timeout": "30s"}
@@ -51,7 +51,6 @@ class Pages:
 
     def __init__(self) -> None:
         self.modes: dict[str, str] = dict.fromkeys((*PAGES, "channels"), "up")
-        self.modes["never"] = "hang"
         self.model = ModelServer()
         self._runner = web.AppRunner(web.Application(), access_log=None, shutdown_timeout=0.1)
 
@@ -328,7 +327,6 @@ class Fleet:
             },
             "slow": page("slow", slow_after="300ms"),
             "stale": page("stale", timeout="30m"),
-            "never": page("never", timeout="2h"),
             "alive": {**page("alive"), "host": "mute"},
             "expiring": page("", http={"url": f"https://127.0.0.1:{expiring}/x", "tls": unverified}),
             "expired": page("", http={"url": f"https://127.0.0.1:{expired}/x", "tls": unverified}),
@@ -356,6 +354,7 @@ class Fleet:
         }
         return {
             "language": "zh",
+            "digest_over": 1000,  # everything fails at once, and each card is checked
             "channels": {
                 "ops": {"feishu": bot},
                 "app": {"feishu_app": app},
@@ -374,13 +373,15 @@ class Fleet:
     async def received(self, where: str, alert: str, labels: Mapping[str, str]) -> dict[str, Any] | None:
         """The last alert of that name with these labels that arrived at the remediator, or at `fallback`.
 
-        In the labels, {disk} stands for where the disk is mounted.
+        In the labels, {disk} stands for where the disk is mounted, and {container} for the name of the container.
         """
         if where == "fallback":
             rows = sorted(self.fallback.alerts.values(), key=lambda row: str(row["startsAt"]), reverse=True)
         else:
             rows = await self.rows()
-        named = {label: value.format(disk=self.disk.mountpoint) for label, value in labels.items()}
+        named = {
+            label: value.format(disk=self.disk.mountpoint, container=self.container) for label, value in labels.items()
+        }
         wanted = {"alertname": alert, **named}
         return next((row for row in rows if wanted.items() <= row["labels"].items()), None)
 
@@ -415,7 +416,7 @@ class Fleet:
         """End a host's sshd and all its sessions."""
         pid = self.sshds[name].pid
         assert pid is not None
-        for each in (pid, *_descendants(pid)):
+        for each in (pid, *descendants(pid)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(each, signal.SIGKILL)
 
@@ -434,9 +435,10 @@ class Fleet:
         self.pinned.write_text(self.sshds["swapped"].known_hosts.read_text())
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Return the children of a process, and theirs."""
     listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [each for child in map(int, listed) for each in (child, *_descendants(child))]
+    return [each for child in map(int, listed) for each in (child, *descendants(child))]
 
 
 @contextlib.asynccontextmanager

@@ -17,7 +17,10 @@ DOWN_STATE, NEEDED, WATCHED, OVER = "服务故障", "需要人工处理", "已�
 ALERT_STATES = ("告警", "告警已解除")
 EXPECTED = {name: [DOWN_STATE] for name in DOWN} | {MENDED: [DOWN_STATE, WATCHED, OVER], FRAMED: [DOWN_STATE, NEEDED]}
 SCRAPES = 20  # of the hostile node_exporter
-TITLE = re.compile(r"(?P<state>[^:×（]+?)(?P<many> × [0-9/ ]+)?: (?P<about>[^ ]+)(?: · (?P<of>[^ ]+))?(?: （.*）)?")
+# As `服务故障: web`, `需要人工处理: web，3 次重启均失败` and `告警 × 2: GPUHot · h`.
+TITLE = re.compile(
+    r"(?P<state>[^:×（]+?)(?P<many> × [0-9/ ]+)?: (?P<about>[^ ，]+)(?:，[^·（]*)?(?: · (?P<of>[^ ]+))?(?: （.*）)?"
+)
 BEGINNINGS = ("**", "› ", "▪ ", "✅ ")
 MARKUP = re.compile(r"[*<>\[\]()\\_~`&]")
 

@@ -16,15 +16,28 @@ from exporter.scheduler import collector_scheduler
 from remediator.metrics import RemediatorMetrics
 
 RULES = sorted((Path(__file__).parents[1] / "alerts" / "rules").glob("*.yml"))
-# Published by Prometheus and Alertmanager; tests/e2e/test_fleet.py verifies that they exist.
+# Published by Prometheus and Alertmanager; tests/e2e/test_fleet.py verifies that they exist. And by node_exporter.
 EXTERNAL_METRICS = {
-    "up", "ALERTS", "scrape_duration_seconds", "scrape_samples_scraped",
-    "alertmanager_alerts", "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
+    "node_disk_io_time_seconds_total", "node_disk_read_bytes_total", "node_disk_written_bytes_total",
+    "node_memory_SwapFree_bytes", "node_memory_SwapTotal_bytes", "node_network_receive_bytes_total",
+    "node_network_receive_drop_total", "node_network_receive_errs_total", "node_network_transmit_bytes_total",
+    "node_network_transmit_drop_total", "node_network_transmit_errs_total", "node_vmstat_pswpin", "node_vmstat_pswpout",
+    "up", "ALERTS", "ALERTS_FOR_STATE", "scrape_duration_seconds", "scrape_samples_scraped",
+    "alertmanager_alerts", "alertmanager_cluster_members", "alertmanager_config_hash",
+    "alertmanager_config_last_reload_successful", "alertmanager_notifications_failed_total",
     "alertmanager_notifications_total", "prometheus_config_last_reload_successful",
-    "prometheus_notifications_dropped_total", "prometheus_rule_evaluation_failures_total",
-    "prometheus_rule_group_interval_seconds", "prometheus_rule_group_last_duration_seconds", "prometheus_tsdb_head_series",
+    "prometheus_notifications_alertmanagers_discovered", "prometheus_notifications_dropped_total",
+    "prometheus_rule_evaluation_failures_total", "prometheus_rule_group_interval_seconds",
+    "prometheus_rule_group_iterations_missed_total", "prometheus_rule_group_last_duration_seconds",
+    "prometheus_target_scrapes_sample_duplicate_timestamp_total", "prometheus_target_scrapes_sample_out_of_bounds_total",
+    "prometheus_target_scrapes_sample_out_of_order_total", "prometheus_tsdb_checkpoint_creations_failed_total",
+    "prometheus_tsdb_compactions_failed_total", "prometheus_tsdb_head_series",
+    "prometheus_tsdb_head_truncations_failed_total", "prometheus_tsdb_reloads_failures_total",
+    "prometheus_tsdb_wal_corruptions_total", "prometheus_tsdb_wal_truncations_failed_total",
+    "prometheus_tsdb_wal_writes_failed_total",
 }  # fmt: skip
 EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER = "defib-exporter", "defib-remediator", "prometheus", "alertmanager"
+NODE = "node"
 TRUSTED_JOBS = {EXPORTER, REMEDIATOR, PROMETHEUS, ALERTMANAGER}
 
 
@@ -56,8 +69,8 @@ def jobs() -> dict[str, set[str]]:
     found = {name: {EXPORTER} for name in exporter}
     for name in own_metrics(RemediatorMetrics().registry):
         found[name] = found.get(name, set()) | {REMEDIATOR}
-    for name in EXTERNAL_METRICS - {"ALERTS"}:
-        found[name] = {PROMETHEUS, ALERTMANAGER} & {name.partition("_")[0]} or TRUSTED_JOBS
+    for name in EXTERNAL_METRICS - {"ALERTS", "ALERTS_FOR_STATE"}:
+        found[name] = {PROMETHEUS, ALERTMANAGER, NODE} & {name.partition("_")[0]} or TRUSTED_JOBS
     return found
 
 
@@ -89,7 +102,7 @@ def metrics_of_wrong_job(expression: str) -> set[str]:
 
 def _jobs(selector: promql_parser.VectorSelector) -> set[str]:
     """Return the jobs that a selector matches, among the trusted ones and two others."""
-    matched = {*TRUSTED_JOBS, "node", "defib-other"}
+    matched = {*TRUSTED_JOBS, NODE, "defib-other"}
     for matcher in selector.matchers.matchers:
         if matcher.name == "job" and matcher.op == promql_parser.MatchOp.Equal:
             matched &= {matcher.value}

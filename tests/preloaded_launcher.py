@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -95,19 +95,30 @@ class LauncherServer(launcher.LauncherServer):
 
 def _run_defib(request: Mapping[str, Any]) -> NoReturn:
     """Run `defib` with the arguments of a request in this process."""
-    status = 1
-    try:
+
+    def prepare() -> None:
         os.setsid()
         log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for number, file in enumerate((os.open(os.devnull, os.O_RDONLY), log, log)):
             os.dup2(file, number)
         os.closerange(3, 1024)
+
+    run_defib(request["start"][len(DEFIB) :], request["env"], request["cwd"], prepare)
+
+
+def run_defib(
+    arguments: Sequence[str], env: Mapping[str, str], cwd: str | None, prepare: Callable[[], None]
+) -> NoReturn:
+    """Run `defib` in this process, which was forked for it; `prepare` sets its files and its user."""
+    status = 1
+    try:
+        prepare()
         os.environ.clear()
-        os.environ.update(request["env"])
-        if request["cwd"] is not None:
-            os.chdir(request["cwd"])
+        os.environ.update(env)
+        if cwd is not None:
+            os.chdir(cwd)
         random.seed()
-        sys.argv = ["defib", *request["start"][len(DEFIB) :]]
+        sys.argv = ["defib", *arguments]
         from defib import cli
 
         cli.main()
@@ -125,8 +136,8 @@ def _run_defib(request: Mapping[str, Any]) -> NoReturn:
         os._exit(status)
 
 
-def main(listener: socket.socket) -> None:
-    """Import everything, then fork a launcher for each connection until stdin is closed."""
+def preload() -> None:
+    """Import everything that `defib` imports for its servers, for the processes that are forked from this one."""
     from defib.kinds import KINDS
 
     # httpcore imports the last one with the first request.
@@ -136,9 +147,15 @@ def main(listener: socket.socket) -> None:
         list(table.values())
     gc.collect()
     gc.freeze()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps launchers that have ended
+
+
+def fork_for_each(
+    listener: socket.socket, serve: Callable[[socket.socket], None], *, until_stdin_ends: bool = True
+) -> None:
+    """Serve each connection in a process of its own."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps those that have ended
     while True:
-        ready, _, _ = select.select([listener.fileno(), 0], [], [])
+        ready, _, _ = select.select([listener.fileno(), *([0] if until_stdin_ends else [])], [], [])
         if 0 in ready:
             return
         connection, _ = listener.accept()
@@ -146,12 +163,22 @@ def main(listener: socket.socket) -> None:
             if not os.fork():
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 listener.close()
-                os.setsid()
-                os.dup2(connection.fileno(), 0)
-                os.dup2(connection.fileno(), 1)
-                connection.close()
-                launcher.main(LauncherServer())
+                serve(connection)
                 os._exit(0)
+
+
+def serve_launcher(connection: socket.socket) -> None:
+    os.setsid()
+    os.dup2(connection.fileno(), 0)
+    os.dup2(connection.fileno(), 1)
+    connection.close()
+    launcher.main(LauncherServer())
+
+
+def main(listener: socket.socket) -> None:
+    """Import everything, then fork a launcher for each connection until stdin is closed."""
+    preload()
+    fork_for_each(listener, serve_launcher)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ UNPACKED = Path(__file__).parents[1] / ".parts" / "root"
 UNITS = {
     "well.service": "[Service]\nExecStart=/bin/sleep infinity\n",
     "done.service": "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n",
+    "once.service": "[Service]\nType=oneshot\nExecStart=/bin/true\n",
     "broken.service": "[Service]\nExecStart=/bin/false\n",
     "default.target": "Wants=well.service done.service broken.service\n",
     "basic.target": "",

@@ -1,9 +1,10 @@
 // How long ago something was, in the words of the page, kept up to date.
+import { fill } from "./texts.js";
+
 const units = document.body.dataset.units.split("|");
 
 function format(seconds) {
   const whole = Math.max(0, Math.round(seconds));
-  const fill = (text, ...values) => values.reduce((result, value, index) => result.replace(`{${index}}`, value), text);
   if (whole < 60) return fill(units[0], whole);
   if (whole < 3600) return fill(units[1], Math.floor(whole / 60), whole % 60);
   if (whole < 86400) return fill(units[2], Math.floor(whole / 3600), Math.floor((whole % 3600) / 60));

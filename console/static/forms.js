@@ -31,6 +31,8 @@ export function answerForms() {
       refresh();
     }, 300);
   });
+  const fold = document.querySelector(".fold"); // shown on narrow screens
+  fold?.addEventListener("click", () => fold.setAttribute("aria-expanded", fold.getAttribute("aria-expanded") !== "true"));
   document.getElementById("filters")?.addEventListener("change", (event) => {
     if (event.target.matches("select")) event.target.form.requestSubmit();
   });

@@ -1,5 +1,6 @@
 // The stream of changes. A connection without a beat for some seconds is lost, and is made again.
 import { replaceParts } from "./fragments.js";
+import { fill } from "./texts.js";
 
 const QUIET = 5000; // milliseconds without a beat after which the page says that it is not up to date
 const PARTS = ["banners", "counts", "list", "live-part"];
@@ -46,7 +47,7 @@ function checkBeat() {
   if (!isStale) document.getElementById("content").classList.add("stale");
   isStale = true;
   const since = new Date(lastBeat).toLocaleTimeString([], { hour12: false });
-  show(`${texts.liveLost} · ${texts.liveSince.replace("{0}", since)}`, "lost");
+  show(`${texts.liveLost} · ${fill(texts.liveSince, since)}`, "lost");
 }
 
 function show(text, kind) {
@@ -104,9 +105,11 @@ function replaceRow(old, html) {
 }
 
 function measure(row, recent, latency) {
-  const shown = latency === null ? "" : latency < 10 ? `${Math.round(latency * 1000)} ms` : `${latency.toFixed(1)} s`;
+  const shown = latency === null ? "" : latency < 9.9995 ? `${Math.round(latency * 1000)} ms` : `${latency.toFixed(1)} s`;
   row.querySelector(".latency").textContent = shown;
   const svg = row.querySelector(".strip");
+  const counts = ["+", "-", "?"].map((result) => recent.split(result).length - 1);
+  svg.setAttribute("aria-label", fill(texts.strip, ...counts));
   const padded = recent.slice(-SLOTS).padStart(SLOTS);
   const paths = {};
   [...padded].forEach((result, slot) => {
@@ -136,6 +139,9 @@ export async function refresh() {
       show(texts.liveGone, "lost");
     }
   } catch { /* the beat shows that the connection is lost */ }
-  const again = isFetching === "again";
-  setTimeout(() => { isFetching = false; if (again) refresh(); }, 300);
+  setTimeout(() => {
+    const again = isFetching === "again"; // also if a change came during the pause
+    isFetching = false;
+    if (again) refresh();
+  }, 300);
 }

@@ -79,5 +79,5 @@ function showValues(svg, event) {
 
 function format(value, unit) {
   if (unit === "ratio") return `${Math.round(value * 100)} %`;
-  return value < 10 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`;
+  return value < 9.9995 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`;
 }

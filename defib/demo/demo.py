@@ -13,7 +13,6 @@ from typing import Any
 
 import httpx
 
-from defib import starter
 from defib.demo import service, sshd
 from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.feishu_app import APP, CHAT, USER_OPEN_ID
@@ -22,6 +21,7 @@ from defib.demo.live import LiveReport
 from defib.demo.stack import Stack, check_requirements, reserve_ports
 from defib.demo.timeline import Timeline
 from defib.output import print_json, print_text
+from defib.starter import files
 
 RECOVERY_TIMEOUT = 180.0  # seconds
 SERVICE = "web"
@@ -66,7 +66,7 @@ async def _run_with(launcher: Launcher, feishu: FeishuSimulator, *, once: bool, 
     password = secrets.token_urlsafe(8)
     web_config = folder / "web.yml"
     web_config.touch(mode=0o600)
-    web_config.write_text(await asyncio.to_thread(starter.render_web_config, password))
+    web_config.write_text(await asyncio.to_thread(files.render_web_config, {files.ADMIN: password}))
     stack.options["remediator"] = ["--web.config.file", str(web_config)]
     await stack.start()
     await stack.wait_for("the service to be up", lambda: _is_up(stack))
@@ -153,7 +153,7 @@ async def _print_addresses(stack: Stack, feishu: FeishuSimulator, folder: Path, 
         ("exporter", f"{stack.url('exporter')}/metrics"),
         ("Prometheus", await _find_page(stack, "prometheus", "/graph", "/api/v1/alerts")),
         ("Alertmanager", await _find_page(stack, "alertmanager", "/", "/api/v2/alerts")),
-        ("console", f"{stack.url('remediator')}/ (user {starter.USER}, password {password})"),
+        ("console", f"{stack.url('remediator')}/ (user {files.ADMIN.name}, password {password})"),
         ("Feishu", f"{feishu.url}/ (simulated; its buttons work)"),
         ("configuration", str(folder / "config")),
         ("local token", str(stack.token_file)),

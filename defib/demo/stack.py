@@ -203,7 +203,7 @@ class Stack:
                 f"--config.file={self._folder}/prometheus.yml",
                 f"--storage.tsdb.path={self._folder}/prometheus",
                 f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}",
-                f"--rules.alert.resend-delay={'1s' if self._hurried else '15s'}",
+                f"--rules.alert.resend-delay={'1s' if self._hurried else '1m'}",
                 "--log.level=warn",
             ],
         )

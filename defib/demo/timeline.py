@@ -46,7 +46,7 @@ class Timeline:
         incidents = answer["incidents"] if answer else []
         if not incidents or incidents[0]["state"] == "open":
             return None
-        if not any("Recovered" in card.title or "no recovery" in card.title for card in self._feishu.received):
+        if not any("Recovered" in card.title or "Removed" in card.title for card in self._feishu.received):
             return None
         await self._poll()
         return bool(incidents[0]["state"] == "recovered" and incidents[0]["recovered_by"] == "defib")

@@ -14,11 +14,12 @@ from defib.doctor.files import check_files
 from defib.doctor.findings import Finding, check_with_timeout
 from defib.doctor.server import ServerCheck, check_server
 from defib.doctor.sign_in import check_sign_in
+from defib.doctor.sources import SUBJECT, check_sources
 from defib.lookup import find_host
 from defib.output import format_size, print_json, print_text
-from fleet.inventory.documents import ConfigurationError
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host
+from fleet.inventory.problems import ConfigurationError
 from fleet.inventory.references import Program
 from remediator.execution.controls import CONTROLS
 from runtime import tokens
@@ -133,6 +134,7 @@ async def _check_all_but_hosts(
         for name, check in SERVERS
         if name == "exporter" or "remediator" in programs
     ]
+    checks.append(check_with_timeout(SERVER_TIMEOUT, SUBJECT, partial(check_sources, loaded)))
     if "remediator" in programs:
         check_database = partial(asyncio.to_thread, database.check_database, inventory)
         check_channels = partial(channels.check_channels, inventory, redact, send=send)

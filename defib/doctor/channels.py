@@ -12,6 +12,7 @@ from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Channel
 from remediator.notifications.channels import ChannelClient
 from remediator.notifications.test_message import send_test
+from runtime.http_clients import find_cause
 from runtime.redaction import Redactor
 
 TIMEOUT = 8.0  # seconds for each channel
@@ -51,8 +52,8 @@ async def _check_reachable(client: httpx.AsyncClient, name: str, channel: Channe
     url = urlsplit(channel.settings.address)
     try:
         await client.get(f"{url.scheme}://{url.netloc}/")
-    except httpx.HTTPError as error:
+    except httpx.TransportError as error:
         fix = "check the firewall, the proxy ($HTTPS_PROXY) and the name server of this machine"
-        return Finding(f"channel {name}", "reachable", "fail", f"{url.netloc}: {type(error).__name__}", fix)
+        return Finding(f"channel {name}", "reachable", "fail", f"{url.netloc}: {find_cause(error)}", fix)
     detail = f"{url.netloc}; `defib doctor --send` sends a test message"
     return Finding(f"channel {name}", "reachable", "pass", detail)

@@ -10,8 +10,8 @@ from pathlib import Path
 from defib.doctor.files import finding_of
 from defib.doctor.findings import Finding
 from defib.doctor.sudo import check_root_paths
-from defib.host_setup import commands_of
-from defib.output import format_count
+from defib.host_setup.recorded import commands_of
+from defib.output import format_count, parenthesized
 from defib.permissions import check_content, check_key
 from exporter.collectors import COLLECTORS
 from exporter.collectors.base import CollectorFailure, CollectorOptions, record_truncation
@@ -82,7 +82,7 @@ def _check_known_hosts(host: Host, path: Path) -> Finding:
     try:
         path.open("rb").close()
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        fix = f"pin the host's key in that file: `defib host setup {host.name}` shows how"
+        fix = f"pin the host's key in that file: defib discover --known-hosts {host.name}"
         return fail(detail="there is no such file" if isinstance(error, FileNotFoundError) else str(error), fix=fix)
     except OSError as error:
         return fail(detail=str(error.strerror), fix="run this as the user of the programs, or make the file readable")
@@ -116,7 +116,7 @@ async def _check_shell(host: Host, shells: Shells, check: str) -> Finding:
         completed = await shell.run(["true"], timeout=LOGIN_TIMEOUT)
     except HostKeyError as error:
         fix = "find out why the host's key has changed, then pin it" if error.changed else "pin the host's key"
-        return fail(detail=str(error), fix=f"{fix} by hand: `{setup}` shows how")
+        return fail(detail=str(error), fix=f"{fix}: defib discover --known-hosts {host.name}")
     except (CommandNotRunError, LoginError, WrapperOutdatedError) as error:
         return fail(detail=str(error), fix=f"set up the account and its keys: {setup}")
     except ShellError as error:
@@ -159,6 +159,21 @@ async def _check_collector(host: Host, name: str, options: CollectorOptions, she
     return _finding(host, check, passed=True, detail=detail)
 
 
+def _check_rights(host: Host, inventory: Inventory) -> list[Finding]:
+    """Warn of controls that need the rights of root and do not have them; only a rule of polkit could permit them."""
+    control = host.ssh_for(control=True)
+    if host.sudo.mode != "none" or control.wrapper or control.user == "root" or host.shell == "local":
+        return []
+    return [
+        Finding(
+            host.name, f"rights of the control of {name}", "warn", "it acts without the rights of root",
+            f"set `sudo: passwordless` or `control_ssh: {{wrapper: true}}`, then run: defib host setup {host.name}",
+        )
+        for name, service in inventory.services.items()
+        if service.host == host.name and service.control and getattr(service.control.options, "needs_root", False)
+    ]  # fmt: skip
+
+
 async def _check_controlling(host: Host, inventory: Inventory) -> list[Finding]:
     """Check what the remediator needs: its own keys and sudo rights, and the status of each controlled service."""
     control = host.ssh_for(control=True)
@@ -175,6 +190,7 @@ async def _check_controlling(host: Host, inventory: Inventory) -> list[Finding]:
                 findings.append(await _check_sudo(host, commands, shell))
                 findings += await check_root_paths(host.name, shell, host.sudo, commands)
             findings += await _check_controls(host, inventory, shell)
+            findings += _check_rights(host, inventory)
     finally:
         await shells.close()
     return findings
@@ -192,7 +208,11 @@ async def _check_controls(host: Host, inventory: Inventory, shell: Shell) -> lis
         runner = ControlRunner(shell, host.sudo, COMMAND_TIMEOUT, host.name)
         try:
             facts = await kind.read_state(options, runner)
-            detail = facts.state if facts else (await kind.run("status", options, runner)).output
+            detail = (
+                f"{facts.state}{parenthesized(facts.selected)}"
+                if facts
+                else (await kind.run("status", options, runner)).output
+            )
         except ShellError as error:
             facts, detail = None, str(error)
         name = service.control.kind

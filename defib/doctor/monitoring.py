@@ -12,6 +12,7 @@ import yaml
 from defib.doctor.findings import Finding
 from defib.doctor.server import Server, not_configured
 from defib.output import format_count
+from defib.shipped import find_shipped
 from fleet.inventory.model import Inventory
 
 LOOKBACK = 300.0  # seconds for which Prometheus treats a sample as current
@@ -37,7 +38,7 @@ async def check_prometheus(inventory: Inventory) -> Sequence[Finding]:
         if config is not None:
             jobs = yaml.safe_load(config.json()["data"]["yaml"]).get("scrape_configs") or []
             _check_recorded_names(server, jobs)
-        rules = await server.get("/api/v1/rules?type=alert")
+        rules = await server.get("/api/v1/rules")
         if rules is not None:
             _check_rules(server, rules.json()["data"]["groups"])
         managers = await server.get("/api/v1/alertmanagers")
@@ -98,12 +99,23 @@ def _is_accepted(name: str, job: Mapping[str, Any]) -> bool:
 def _check_rules(server: Server, groups: Sequence[Mapping[str, Any]]) -> None:
     rules = [rule for group in groups for rule in group["rules"]]
     names = {rule["name"] for rule in rules}
+    alerts = {rule["name"] for rule in rules if rule.get("type") != "recording"}
     missing = [name for name in ("ServiceDown", "Watchdog") if name not in names]
     problem = f"missing: {', '.join(missing)}" if missing else ""
-    server.add("rules", problem, "add alerts/rules/*.yml to rule_files", detail=format_count(len(names), "alert"))
+    server.add("rules", problem, "add alerts/rules/*.yml to rule_files", detail=format_count(len(alerts), "alert"))
+    if not missing and (others := sorted(_list_shipped_rules() - names)):
+        fix = "give Prometheus the alerts/rules/*.yml of this version, and reload it"
+        server.add("version of the rules", f"missing: {', '.join(others)}", fix, severe=False)
     failing = [f"{rule['name']}: {rule.get('lastError', '')}" for rule in rules if rule["health"] == "err"]
     if failing:
         server.add("rule evaluation", failing[0], "see the page /rules of Prometheus, and its log")
+
+
+def _list_shipped_rules() -> set[str]:
+    """Return the names of the alerts and the recorded series of this version."""
+    files = (find_shipped() / "alerts" / "rules").glob("*.yml")
+    groups = [group for path in files for group in yaml.safe_load(path.read_text(encoding="utf-8"))["groups"]]
+    return {str(rule.get("alert") or rule["record"]) for group in groups for rule in group["rules"]}
 
 
 async def check_alertmanager(inventory: Inventory) -> Sequence[Finding]:

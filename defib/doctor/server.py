@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from defib.doctor.findings import CheckResult, Finding
 from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import Inventory
-from remediator.clients.json_client import http_client
+from fleet.json_client import http_client
 from runtime.errors import DefibError
 from runtime.tokens import ConfiguredToken, TokenError
 
@@ -27,7 +27,7 @@ async def check_server(name: str, check: ServerCheck, inventory: Inventory) -> S
     """Return the findings of a check, or a failure if the server's responses have an unexpected form."""
     try:
         return await check(inventory)
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
         detail = f"unexpected response ({type(error).__name__}): this is another program"
         return [Finding(name, "reachable", "fail", detail, "correct its URL in the configuration")]
     except DefibError as error:

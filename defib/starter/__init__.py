@@ -1,118 +1,113 @@
-"""`defib init`: write a first configuration, with comments, that loads as it is."""
+"""`defib init`: write a first configuration, with comments, that loads as it is, and files for other servers."""
 
-import json
 import os
-import re
-import secrets
-import sys
-from collections.abc import Mapping
-from importlib import resources
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import bcrypt
-
 from defib.output import print_text
-from fleet.inventory.endpoints import check_url
+from defib.starter import files, monitoring
+from defib.starter.answers import Answers
 from fleet.inventory.model import RemediatorSettings
 from runtime import tokens
 from runtime.errors import DefibError
 from runtime.tokens import TokenError
 
-_URLS = {
-    "exporter": "http://127.0.0.1:9999", "prometheus": "http://127.0.0.1:9090",
-    "alertmanager": "http://127.0.0.1:9093", "grafana": "http://127.0.0.1:3000",
-}  # fmt: skip
-_TOKEN_LINE = {
-    False: "# The local token is in the file `token` next to the database, unless it is set here: token: ${file:…}",
-    True: "token: ${file:secrets/remediator_token}        # the local token, which permits everything: commands use it",
-}
-USER = "admin"
-_LOCAL_CONSOLE = "http://127.0.0.1:9095"
-_QUESTION = f"The console's address for browsers, such as https://defib.example (empty: {_LOCAL_CONSOLE}): "
+_PROMETHEUS_OPTIONS = "--storage.tsdb.retention.time=100d --rules.alert.resend-delay=1m"
+_PASSWORDS = {"checkout": "", "systemd": "", "compose": ", Grafana's in grafana_password"}
 
 
-def init(directory: Path, public_url: str | None, *, compose: bool) -> int:
-    """Write the files for this machine, or for docker-compose.yml, and print the next steps. Raises DefibError.
+@dataclass(frozen=True)
+class _File:
+    text: str
+    mode: int
 
-    `public_url` is the console's address for browsers; a person at a terminal is asked for it if it is None.
+
+def init(directory: Path, answers: Answers) -> int:
+    """Write the files and print the next steps. Raises DefibError.
+
     Existing files are never overwritten. The local token is written next to the database if that folder exists and
     belongs to this user or root runs this; else the remediator writes it when it first starts. Secrets are random.
-    With `compose` their files are readable by all, since containers run as other users, but their folder is not.
+    With docker compose their files are readable by all, since containers run as other users, but their folder is not.
     """
-    if public_url is None and sys.stdin.isatty():
-        public_url = input(_QUESTION)
-    links = _render_links((public_url or "").strip(), compose=compose)
-    texts = {f"{name}.yaml": _render(name, links, compose=compose) for name in ("defib", "hosts", "services", "notify")}
-    texts |= {f"secrets/{name}": text for name, text in _create_secrets(compose=compose).items()}
+    directory = Path(os.path.normpath(directory))
+    if not directory.absolute().name:
+        raise DefibError(f"{directory}: cannot be a configuration directory; name another one")
+    written = dict(_list_files(directory, answers))
     try:
-        existing = [str(directory / name) for name in texts if (directory / name).exists()]
-        if existing:
+        if existing := [str(path) for path in written if path.exists()]:
             raise DefibError(f"{', '.join(existing)}: exists already; nothing was written")
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "secrets").mkdir(exist_ok=True)
+        (directory / "secrets").mkdir(parents=True, exist_ok=True)
         (directory / "secrets").chmod(0o700)
-        for name, text in texts.items():
-            secret = name.startswith("secrets/")
-            _write(directory / name, text, 0o600 if secret and not compose else 0o644)
+        if Path(".env") in written:
+            Path(files.BACKUPS).mkdir(mode=0o700, exist_ok=True)
+        for path, file in written.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, file)
     except OSError as error:
         raise DefibError(f"{error.filename}: {error.strerror}") from error
-    print_text(f"{directory}: {', '.join(texts)}")
-    if not compose and (token := RemediatorSettings().token_file) is not None and write_token(token):
+    for folder in dict.fromkeys(path.parent for path in written):
+        print_text(f"{folder}: {', '.join(path.name for path in written if path.parent == folder)}")
+    if answers.mode == "systemd" and (token := RemediatorSettings().token_file) is not None and write_token(token):
         print_text(f"{token}: the local token")
-    print_text(_NEXT_STEPS[compose].format(directory=directory))
+    print_text("Next:")
+    for command, meaning in _list_next_steps(directory, answers):
+        print_text(f"  {command:<55}  {meaning}".rstrip())
+    passwords = f"{directory}/secrets/{files.PASSWORD}*"
+    print_text(f"Passwords of the console's users are in {passwords}{_PASSWORDS[answers.mode]}.")
     return 0
 
 
-def _render_links(public_url: str, *, compose: bool) -> str:
-    """Return the line with the console's address, with which links in notifications begin. Raises DefibError."""
-    if not public_url:
-        setting = f"links: {{remediator: {_LOCAL_CONSOLE}}}" if compose else "# links: {remediator: https://…}"
-    else:
-        try:
-            check_url(public_url)
-        except ValueError as error:
-            raise DefibError(f"argument --public-url: {error}") from error
-        setting = f"links: {{remediator: {json.dumps(public_url)}}}"
-    return f"{setting}   # the console's address for browsers, with which links in notifications begin"
-
-
-def _render(name: str, links: str, *, compose: bool) -> str:
-    text = resources.files(__package__).joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    for server, url in _URLS.items():
-        text = text.replace(f"@{server}@", url.replace("127.0.0.1", server) if compose else url)
-    url = "http://remediator:9095" if compose else _LOCAL_CONSOLE
-    if compose and name == "hosts":
-        # A shell in a container would report the container; node-exporter reports this machine.
-        text = text.replace("  here:\n", "  # here:\n").replace(
-            "hosts:\n", "hosts: {}   # remove the braces when you add the first host\n", 1
-        )
-        text = re.sub(r"^    (?=\S)", "  #   ", text, flags=re.MULTILINE)
-    return text.replace("@remediator@", url).replace("@token@", _TOKEN_LINE[compose]).replace("@links@", links)
-
-
-def _create_secrets(*, compose: bool) -> Mapping[str, str]:
-    """Return random secrets by file name."""
-    texts = {name: secrets.token_urlsafe(32) for name in ("webhook_token", "metrics_token", "exporter_token")}
-    password = secrets.token_urlsafe(16)
-    texts |= {"console_password": password, "web_config": render_web_config(password)}
+def _list_next_steps(directory: Path, answers: Answers) -> Iterator[tuple[str, str]]:
+    """Yield commands with their meanings."""
+    compose = answers.mode == "compose"
+    option = "" if compose or directory in (Path("config"), Path("/etc/defib")) else f" --config {directory}"
+    if answers.hosts:
+        defib = "docker compose run --rm defib" if compose else "defib"
+        yield f"{defib} discover --known-hosts --all{option}", "pins the keys of the hosts"
+        yield f"{defib} host setup --all --apply USER{option}", "prepares them, as USER who may use sudo"
+        yield f"{defib} discover --all --as USER{option}", "finds what runs there; then run host setup again"
     if compose:
-        # Commands also run in containers that do not mount the database's folder.
-        texts |= {"remediator_token": secrets.token_urlsafe(32), "grafana_password": secrets.token_urlsafe(16)}
-    return texts
+        yield "docker compose up --detach", "starts everything"
+        return
+    yield f"defib check{option}", "validates the configuration"
+    others = monitoring.directory_of(directory).absolute()
+    if answers.mode == "systemd":
+        yield f"ls {others}", "for Prometheus, Alertmanager, Grafana: docs/getting-started.md"
+        return
+    yield f"defib exporter{option} --listen 127.0.0.1:9999", "probes, and serves metrics"
+    web_config = f"{directory}/secrets/{files.WEB_CONFIG}"
+    yield f"defib remediator{option} --web.config.file {web_config}", f"acts on alerts: {directory}/{files.DATABASE}"
+    storage = f"--storage.tsdb.path={others}/data-prometheus"
+    yield f"prometheus --config.file={others}/prometheus.yml {storage} {_PROMETHEUS_OPTIONS}", ""
+    yield f"alertmanager --config.file={others}/alertmanager.yml --storage.path={others}/data-alertmanager", ""
+    yield f"defib doctor{option}", "says what is missing, and how to fix it"
 
 
-def render_web_config(password: str) -> str:
-    """Return a web configuration with one user, `admin`, who may do everything."""
-    hashed = bcrypt.hashpw(password.encode(), bcrypt.gensalt(10)).decode()
-    return f"basic_auth_users:\n  {USER}: {hashed}\nroles: {{{USER}: admin}}\n"
+def _list_files(directory: Path, answers: Answers) -> Iterator[tuple[Path, _File]]:
+    """Yield all files with their paths."""
+    for name, text in files.render_configuration(answers).items():
+        yield directory / name, _File(text, 0o644)
+    for name, text in files.create_secrets(answers).items():
+        yield directory / "secrets" / name, _File(text, 0o644 if answers.mode == "compose" else 0o600)
+    for name, text in files.create_keys() if answers.hosts else ():
+        # With docker compose, the exporter is another user of the same group.
+        private = 0o640 if name == files.READ_KEY and answers.mode == "compose" else 0o600
+        yield directory / name, _File(text, 0o644 if name.endswith(".pub") else private)
+    for name, text in monitoring.render(directory, answers).items():
+        has_secret = answers.fallback_webhook != "" and answers.fallback_webhook in text
+        is_own = answers.mode == "checkout"  # else the servers run as other users
+        yield monitoring.directory_of(directory) / name, _File(text, 0o600 if has_secret and is_own else 0o644)
+    if answers.mode == "compose" and (example := Path(".env.example")).is_file() and not Path(".env").exists():
+        yield Path(".env"), _File(files.render_env(example.read_text(encoding="utf-8"), directory, answers), 0o600)
 
 
-def _write(path: Path, text: str, mode: int) -> None:
+def _write(path: Path, file: _File) -> None:
     with os.fdopen(
-        os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, mode), "w", encoding="utf-8"
-    ) as file:
-        os.fchmod(file.fileno(), mode)  # despite the umask
-        file.write(text)
+        os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, file.mode), "w", encoding="utf-8"
+    ) as opened:
+        os.fchmod(opened.fileno(), file.mode)  # despite the umask
+        opened.write(file.text)
 
 
 def write_token(path: Path) -> bool:
@@ -131,21 +126,3 @@ def write_token(path: Path) -> bool:
         return tokens.create_token_file(path, (owner.st_uid, owner.st_gid) if as_root else None)
     except TokenError:
         return False  # for example on a read-only disk: the remediator reports it
-
-
-_NEXT_STEPS = {
-    False: """\
-Next:
-  defib check --config {directory}        validates it
-  defib doctor --config {directory}       checks the rest of the installation
-  defib exporter --config {directory} --listen 127.0.0.1:9999     serves metrics, here on this machine only
-  defib remediator --config {directory} --web.config.file {directory}/secrets/web_config
-                                         acts on alerts; its record is remediator.database in defib.yaml
-The console's password for "admin" is in {directory}/secrets/console_password.
-Prometheus needs the token in {directory}/secrets/metrics_token, Alertmanager that in webhook_token.
-Commands that use the remediator need the local token, the file `token` next to the database; run them as its owner.""",
-    True: """\
-Next:
-  docker compose up --detach               starts everything, once .env is complete (see .env.example)
-The console's password for "admin" is in {directory}/secrets/console_password, Grafana's in grafana_password.""",
-}

@@ -24,6 +24,7 @@ def add_routes(
     add_route(app, "GET", "/api/v1/services", services.list_services, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/services/{id}", services.show_service, AccessRequirement.VIEWER)
     add_route(app, "POST", "/api/v1/services/{id}/probe", services.probe, AccessRequirement.OPERATOR)
+    add_route(app, "PUT", "/api/v1/pauses", services.set_pauses, AccessRequirement.OPERATOR)
     add_route(app, "GET", "/api/v1/hosts", hosts.list_hosts, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/hosts/{name}", hosts.show_host, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/events", events.list_events, AccessRequirement.VIEWER)

@@ -1,4 +1,4 @@
-"""What is wrong on a host by its last samples, with the thresholds of the rules in `alerts/rules`.
+"""What is wrong on a host by its last samples, with the host's thresholds, as in the rules in `alerts/rules`.
 
 The rules also wait, compare with earlier values, and are silenced; this is what is wrong now.
 """
@@ -9,6 +9,7 @@ from typing import Literal
 
 from exporter.api.host_samples import HostSamples
 from exporter.scheduler.collector_scheduler import CollectorStatus
+from fleet.inventory.thresholds import OFF, HostThresholds, Thresholds
 
 ProblemKind = Literal[
     "host_down", "key_changed", "collector_failed", "memory_low", "load_high", "clock_skew", "filesystem_full",
@@ -16,25 +17,23 @@ ProblemKind = Literal[
     "gpu_memory_errors", "gpu_remap_failure", "gpu_memory_pending", "gpu_xid", "gpu_hot", "gpu_throttled",
 ]  # fmt: skip
 Severity = Literal["critical", "warning"]
-FILESYSTEM_USAGE: tuple[tuple[float, Severity], ...] = ((0.9, "critical"), (0.8, "warning"))  # bytes, and inodes
-MEMORY_USAGE: tuple[tuple[float, Severity], ...] = ((0.95, "critical"), (0.85, "warning"))
-LOAD: tuple[tuple[float, float, Severity], ...] = ((8.0, 2.0, "critical"), (4.0, 1.0, "warning"))  # load, load per CPU
-CLOCK_OFFSET = 1.0  # seconds
-GPU_TEMPERATURE = {"gpu": 88.0, "memory": 98.0}  # degrees Celsius by sensor
+LOAD_PER_CPU: Mapping[Severity, float] = {"critical": 2.0, "warning": 1.0}  # above which a load can be too high
 XID_AGE = 1800.0  # seconds
-XIDS = frozenset({"48", "62", "64", "74", "79", "95", "119", "120"})  # those that applications do not cause
+# XIDs that applications do not cause.
+XIDS: Mapping[Severity, frozenset[str]] = {
+    "critical": frozenset({"48", "62", "64", "74", "79", "95", "119", "120", "140", "143"}),
+    "warning": frozenset({"63", "92", "94", "154"}),
+}
+BOOT_FILESYSTEM_FULL = 0.9  # /boot has the size that kernels need: 85 % is normal there
 THROTTLE_REASONS = ("hw_slowdown", "hw_power_brake_slowdown")
-# Kind of a problem, and the metrics of what there is and what of it is free.
-_FREE_SPACE: tuple[tuple[ProblemKind, str, str], ...] = (
-    ("filesystem_full", "host_filesystem_size_bytes", "host_filesystem_available_bytes"),
-    ("inodes_full", "host_filesystem_files", "host_filesystem_files_free"),
-)
-# Kind of a problem, the metric that is 0 then, and the label with the name.
+HEAT_REASONS = ("hw_thermal_slowdown", "sw_thermal_slowdown")
+# Kind of a problem, the metric that is 0 then unless it is finished, and the label with the name.
 _STOPPED: tuple[tuple[ProblemKind, str, str], ...] = (
-    ("container_down", "host_container_up", "container"),
     ("unit_inactive", "host_unit_active", "unit"),
     ("program_stopped", "host_program_running", "program"),
 )
+_FINISHED = {"host_unit_active": "host_unit_finished", "host_program_running": "host_program_finished"}
+RESTARTED = ("always", "unless-stopped")  # restart policies of containers that should always run
 # Kind and severity of a problem, the metric and its labels, and the value that shows it.
 _GPU_FLAGS: tuple[tuple[ProblemKind, Severity, str, Mapping[str, str], int], ...] = (
     ("gpu_unhealthy", "critical", "gpu_healthy", {}, 0),
@@ -55,15 +54,17 @@ class Problem:
     message: str = ""
 
 
-def find_problems(samples: HostSamples, collectors: Sequence[CollectorStatus], now: float) -> list[Problem]:
+def find_problems(
+    samples: HostSamples, collectors: Sequence[CollectorStatus], thresholds: HostThresholds, now: float
+) -> list[Problem]:
     """Return the problems of a host, the critical ones first; `now` is Unix time."""
     problems = [
         *_of_host(samples, collectors),
-        *_of_resources(samples),
-        *_of_filesystems(samples),
+        *_of_resources(samples, thresholds),
+        *_of_filesystems(samples, thresholds),
         *_of_programs(samples),
         *_of_gpus(samples, now),
-        *_of_slowed_gpus(samples),
+        *_of_slowed_gpus(samples, thresholds),
     ]
     return sorted(problems, key=lambda problem: _SEVERITIES.index(problem.severity))
 
@@ -79,32 +80,59 @@ def _of_host(samples: HostSamples, collectors: Sequence[CollectorStatus]) -> Ite
             yield Problem("collector_failed", "warning", collector.name, collector.run.error)
 
 
-def _of_resources(samples: HostSamples) -> Iterator[Problem]:
+def _of_resources(samples: HostSamples, thresholds: HostThresholds) -> Iterator[Problem]:
     available = samples.ratio("host_memory_available_bytes", "host_memory_total_bytes")
-    if available is not None and (severity := _grade(1 - available, MEMORY_USAGE)):
+    if available is not None and (severity := _grade(1 - available, thresholds.memory)):
         yield Problem("memory_low", severity, message=_percent(1 - available))
     load, per_cpu = samples.value("host_load1"), samples.ratio("host_load1", "host_cpu_count")
     if load is not None and per_cpu is not None:
-        grades = [severity for least, ratio, severity in LOAD if load > least and per_cpu > ratio]
+        limits: Mapping[str, float] = dict(thresholds.load)
+        grades = [each for each in _SEVERITIES if load > limits[each] and per_cpu > LOAD_PER_CPU[each]]
         if grades:
             yield Problem("load_high", grades[0], message=f"{load:g}")
     offset = samples.value("host_clock_offset_seconds")
-    if offset is not None and abs(offset) > CLOCK_OFFSET:
+    if offset is not None and abs(offset) > thresholds.clock_offset.warning:
         yield Problem("clock_skew", "warning", message=f"{offset:+.1f} s")
 
 
-def _of_filesystems(samples: HostSamples) -> Iterator[Problem]:
-    for kind, whole, part in _FREE_SPACE:
-        free = samples.values(part, "mountpoint")
-        for mountpoint, size in samples.values(whole, "mountpoint").items():
-            if size > 0 and mountpoint in free and (severity := _grade(1 - free[mountpoint] / size, FILESYSTEM_USAGE)):
-                yield Problem(kind, severity, mountpoint, _percent(1 - free[mountpoint] / size))
+def _of_filesystems(samples: HostSamples, thresholds: HostThresholds) -> Iterator[Problem]:
+    available = samples.values("host_filesystem_available_bytes", "mountpoint")
+    for mountpoint, size in samples.values("host_filesystem_size_bytes", "mountpoint").items():
+        if size > 0 and (space := available.get(mountpoint)) is not None:
+            severity = _grade_filesystem(mountpoint, 1 - space / size, space, thresholds)
+            if severity is not None:
+                yield Problem("filesystem_full", severity, mountpoint, _percent(1 - space / size))
+    free = samples.values("host_filesystem_files_free", "mountpoint")
+    for mountpoint, files in samples.values("host_filesystem_files", "mountpoint").items():
+        if files > 0 and mountpoint in free and (severity := _grade(1 - free[mountpoint] / files, thresholds.inodes)):
+            yield Problem("inodes_full", severity, mountpoint, _percent(1 - free[mountpoint] / files))
+
+
+def _grade_filesystem(mountpoint: str, used: float, available: float, thresholds: HostThresholds) -> Severity | None:
+    limits: Mapping[str, float] = dict(thresholds.filesystem)
+    spaces: Mapping[str, float] = dict(thresholds.filesystem_available)
+    grades = [each for each in _SEVERITIES if used > limits[each] and available < spaces[each]]
+    if mountpoint == "/boot" or mountpoint.startswith("/boot/"):
+        return "warning" if "warning" in grades and used > BOOT_FILESYSTEM_FULL else None
+    return grades[0] if grades else None
 
 
 def _of_programs(samples: HostSamples) -> Iterator[Problem]:
+    exit_codes = samples.values("host_container_exit_code", "container")
+    restarted = {
+        sample.labels["container"]
+        for sample in samples.get("host_container_info")
+        if sample.labels.get("restart_policy") in RESTARTED
+    }
+    starting = samples.values("host_container_health", "container", health="starting")
+    for name, up in samples.values("host_container_up", "container").items():
+        is_finished = exit_codes.get(name) == 0 and name not in restarted
+        if not up and not is_finished and not starting.get(name):
+            yield Problem("container_down", "warning", name)
     for kind, metric, label in _STOPPED:
+        finished = samples.values(_FINISHED[metric], label)
         for name, value in samples.values(metric, label).items():
-            if value == 0:
+            if value == 0 and not finished.get(name):
                 yield Problem(kind, "warning", name)
 
 
@@ -119,16 +147,23 @@ def _of_gpus(samples: HostSamples, now: float) -> Iterator[Problem]:
     for sample in samples.get("gpu_recovery_needed"):
         if sample.value == 1:
             yield Problem("gpu_recovery_needed", "critical", sample.labels["gpu"], sample.labels["action"])
+    yield from _of_kernel_log(samples, now)
+
+
+def _of_kernel_log(samples: HostSamples, now: float) -> Iterator[Problem]:
+    clock_offset = samples.value("host_clock_offset_seconds") or 0.0  # timestamps are of the host's clock
     for sample in samples.get("gpu_xid_last_timestamp_seconds"):
-        if sample.labels["xid"] in XIDS and now - sample.value < XID_AGE:
-            yield Problem("gpu_xid", "critical", sample.labels["gpu"], f"XID {sample.labels['xid']}")
+        for severity, xids in XIDS.items():
+            if sample.labels["xid"] in xids and now - (sample.value - clock_offset) < XID_AGE:
+                yield Problem("gpu_xid", severity, sample.labels["gpu"], f"XID {sample.labels['xid']}")
 
 
-def _of_slowed_gpus(samples: HostSamples) -> Iterator[Problem]:
-    hot = {gpu: "" for gpu, value in _throttled(samples, "hw_thermal_slowdown").items() if value}
+def _of_slowed_gpus(samples: HostSamples, thresholds: HostThresholds) -> Iterator[Problem]:
+    limits = {"gpu": thresholds.gpu_temperature.warning, "memory": thresholds.gpu_memory_temperature.warning}
+    hot = {gpu: "" for reason in HEAT_REASONS for gpu, value in _throttled(samples, reason).items() if value}
     throttled_by_heat = set(hot)
     for sample in samples.get("gpu_temperature_celsius"):
-        if sample.value > GPU_TEMPERATURE.get(sample.labels["sensor"], float("inf")):
+        if sample.value > limits.get(sample.labels["sensor"], OFF):
             hot[sample.labels["gpu"]] = f"{sample.value:g} °C"
     for gpu, message in hot.items():
         yield Problem("gpu_hot", "warning", gpu, message)
@@ -142,8 +177,9 @@ def _throttled(samples: HostSamples, reason: str) -> dict[str, float]:
     return samples.values("gpu_throttle_active", "gpu", reason=reason)
 
 
-def _grade(value: float, thresholds: Sequence[tuple[float, Severity]]) -> Severity | None:
-    return next((severity for threshold, severity in thresholds if value > threshold), None)
+def _grade(value: float, thresholds: Thresholds) -> Severity | None:
+    limits: Mapping[str, float] = dict(thresholds)
+    return next((severity for severity in _SEVERITIES if value > limits.get(severity, OFF)), None)
 
 
 def _percent(ratio: float) -> str:

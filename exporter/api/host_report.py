@@ -51,14 +51,14 @@ _GPU: Columns = {
 def summarize_host(monitored: MonitoredHost, lines: Mapping[str, str], now: float) -> dict[str, Any]:
     """Return an entry of the list of hosts; what was not measured is None. `now` is Unix time."""
     samples = HostSamples(lines)
-    problems = find_problems(samples, monitored.collectors, now)
+    problems = find_problems(samples, monitored.collectors, monitored.host.thresholds, now)
     return _escaped(_summarize(monitored, samples, problems[:PROBLEM_LIMIT], len(problems)))
 
 
 def describe_host(monitored: MonitoredHost, lines: Mapping[str, str], now: float) -> dict[str, Any]:
     """Return the entry of the list with all problems, and everything that the collectors have read."""
     samples = HostSamples(lines)
-    problems = find_problems(samples, monitored.collectors, now)
+    problems = find_problems(samples, monitored.collectors, monitored.host.thresholds, now)
     summary = _summarize(monitored, samples, problems, len(problems))
     info = {sample.labels["container"]: sample.labels["image"] for sample in samples.get("host_container_info")}
     containers = _table(samples, "container", "name", _CONTAINER)

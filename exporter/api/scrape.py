@@ -11,6 +11,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as generate
 
 from exporter.metrics import ExporterMetrics
 from exporter.scheduler.probe_scheduler import ProbeScheduler
+from runtime.addresses import bracket
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -49,7 +50,7 @@ class ScrapeApi:
         """Return all hosts in the format of Prometheus' HTTP service discovery."""
         groups = [
             {
-                "targets": [f"[{host.address}]:9100" if ":" in host.address else f"{host.address}:9100"],
+                "targets": [f"{bracket(host.address)}:9100"],
                 "labels": {**host.labels, "host": host.name, "group": host.group},
             }
             for host in self._scheduler.hosts.values()

@@ -2,22 +2,36 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from aiohttp import web
+from pydantic import Field
 
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.scheduler.probed_service import ProbedService
-from fleet.inventory.documents import ConfigurationError
 from fleet.inventory.model import Host
+from fleet.inventory.problems import ConfigurationError
 from runtime.access.audit import AuditEntry, Outcome, write_to_log
 from runtime.access.control import get_identity
 from runtime.errors import ApiError
+from runtime.request_bodies import RequestBody, parse_request
 from runtime.streaming import stream_list
 from runtime.times import format_rfc3339
 
+COMPONENTS_LISTED = 20  # of those that are down
 REMEDIATOR = "remediator"  # the name of that caller with the local token
+MAX_SCOPES, LONGEST_PAUSE = 500, 3600.0  # of one request; seconds
+
+
+class _PausedScope(RequestBody):
+    scope: Literal["service", "host", "group"]
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class _PausesBody(RequestBody):
+    scopes: Annotated[list[_PausedScope], Field(max_length=MAX_SCOPES)]
+    seconds: Annotated[float, Field(gt=0, le=LONGEST_PAUSE, allow_inf_nan=False)]
 
 
 class ServicesApi:
@@ -72,6 +86,20 @@ class ServicesApi:
             }
         )
 
+    async def set_pauses(self, request: web.Request) -> web.Response:
+        """Probe the services of some scopes only on request for a while, and all others on schedule."""
+        body = await parse_request(request, _PausesBody)
+        wanted = {(each.scope, each.name) for each in body.scopes}
+        names = {name for name, probed in self._scheduler.services.items() if wanted & self._scopes_of(probed)}
+        await self._scheduler.pause(names, body.seconds)
+        if get_identity(request).claimed_user != REMEDIATOR:  # whose audit log has the maintenance
+            await self._audit(request, "pause probing", f"{len(names)} services")
+        return web.json_response({"services": len(names)})
+
+    def _scopes_of(self, probed: ProbedService) -> set[tuple[str, str]]:
+        name, host = probed.service.host, self._scheduler.hosts.get(probed.service.host)
+        return {("service", probed.service.id), ("host", name), ("group", "" if host is None else host.group)}
+
     async def reload(self, request: web.Request) -> web.Response:
         try:
             await self._reload()
@@ -102,7 +130,7 @@ def service_json(probed: ProbedService, host: Host | None, host_up: bool | None)
     `since` is the time at which `up` was first determined or last changed; `unchanged_for_seconds` is the time elapsed
     since then, unaffected by clock changes. `host_up` is whether the host's shell answered last, None if unknown.
     """
-    service, state = probed.service, probed.state
+    service, (state, last) = probed.service, probed.visible_state
     now = asyncio.get_running_loop().time()
     return {
         "id": service.id,
@@ -116,13 +144,15 @@ def service_json(probed: ProbedService, host: Host | None, host_up: bool | None)
         "automatic": service.on_failure == "restart",
         "every_seconds": service.probe.every,
         "up": state.up,
+        "paused": probed.is_paused,
         "since": format_rfc3339(state.last_change),
-        "unchanged_for_seconds": None if probed.changed_at is None else now - probed.changed_at,
+        "unchanged_for_seconds": None if probed.changed_at is None or state.up is None else now - probed.changed_at,
         "last_success": format_rfc3339(state.last_success),
         "consecutive_failures": state.failures_in_a_row,
-        "last": None if probed.last is None else result_json(probed.last),
+        "last": None if last is None else result_json(last),
         "recent": probed.recent_results.marks,
-        "digest": probed.digest if probed.last is not None else service.digest,
+        "components_down": [] if last is None else last.details.components_down[:COMPONENTS_LISTED],
+        "digest": probed.digest if last is not None else service.digest,
         "host_up": host_up,
     }
 

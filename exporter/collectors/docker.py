@@ -1,4 +1,4 @@
-"""The `docker` collector: state, health, restart count and start time of every container."""
+"""The `docker` collector: state, health, exit code, restarts and start time of every container."""
 
 from datetime import datetime
 
@@ -21,8 +21,19 @@ FAMILIES = (
     MetricFamily(
         "host_container_started_timestamp_seconds", "gauge", "Unix time at which the container was last started."
     ),
-    MetricFamily("host_container_info", "gauge", "Image of the container; always 1."),
+    MetricFamily(
+        "host_container_exit_code", "gauge", "Exit code of the last run of a container; absent while it is running."
+    ),
+    MetricFamily(
+        "host_container_health",
+        "gauge",
+        "Whether the health check of a running container has this result; absent without a health check.",
+    ),
+    MetricFamily("host_container_info", "gauge", "Image and restart policy of the container; always 1."),
 )
+HEALTH = ("starting", "healthy", "unhealthy")
+ENDED = ("created", "restarting", "exited", "dead")  # the states of a container that has an exit code
+RESTART_POLICIES = ("no", "always", "unless-stopped", "on-failure")
 NEVER_STARTED = "0001-"  # start year that Docker reports for a container that was never started
 
 
@@ -38,7 +49,12 @@ class DockerCollector(Collector[CollectorOptions]):
             samples.add("host_container_up", int(container.is_up), container=name)
             samples.add("host_container_restarts_total", container.restarts, container=name)
             samples.add("host_container_started_timestamp_seconds", _start_time(container.started), container=name)
-            samples.add("host_container_info", 1, container=name, image=container.image)
+            if container.state in ENDED:
+                samples.add("host_container_exit_code", container.exit_code, container=name)
+            for health in HEALTH if container.state == "running" and container.health in HEALTH else ():
+                samples.add("host_container_health", int(container.health == health), container=name, health=health)
+            policy = container.policy if container.policy in RESTART_POLICIES else ""
+            samples.add("host_container_info", 1, container=name, image=container.image, restart_policy=policy)
 
 
 def _start_time(text: str) -> float | None:

@@ -1,6 +1,9 @@
 """The `gpu` collector: the metrics that nvidia-smi reports for every GPU, and XIDs from the kernel log."""
 
 from collections.abc import Mapping
+from typing import Annotated
+
+from pydantic import Field
 
 from exporter.collectors import CollectorKind
 from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, ReadSections, require_output
@@ -16,6 +19,7 @@ FIELDS, QUERY = "fields", "query"
 FAMILIES = (
     MetricFamily("gpu_info", "gauge", "Information about a GPU that responded; always 1."),
     MetricFamily("gpu_count", "gauge", "Number of GPUs that responded."),
+    MetricFamily("gpu_expected_count", "gauge", "Configured number of GPUs; absent if it is not configured."),
     MetricFamily("gpu_healthy", "gauge", "Whether the GPU responded without reporting a fault."),
     MetricFamily("gpu_mig_instance_info", "gauge", "A MIG instance of the GPU; always 1."),
     MetricFamily("gpu_utilization_ratio", "gauge", "Ratio of time in which at least one kernel was running."),
@@ -76,14 +80,20 @@ _NUMBERS: tuple[tuple[str, str, float, Mapping[str, str]], ...] = (
 _BOOLEANS = {"Yes": 1, "Active": 1, "1": 1, "No": 0, "Not Active": 0, "0": 0}
 
 
-class GpuCollector(Collector[CollectorOptions]):
+class GpuCollectorOptions(CollectorOptions):
+    """`gpus` is how many GPUs the host should have."""
+
+    gpus: Annotated[int, Field(ge=0, le=gpu.GPU_LIMIT)] | None = None
+
+
+class GpuCollector(Collector[GpuCollectorOptions]):
     """Keeps the fields that the driver supports, the index of each PCI address, and whether MIG is enabled."""
 
     _fields: Mapping[str, str] | None = None
     _driver = ""
     _mig_enabled = False
 
-    def __init__(self, options: CollectorOptions, host: str) -> None:
+    def __init__(self, options: GpuCollectorOptions, host: str) -> None:
         super().__init__(options, host)
         self._index_of: dict[str, str] = {}  # index by PCI address
 
@@ -97,6 +107,7 @@ class GpuCollector(Collector[CollectorOptions]):
         ]
 
     async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
+        samples.add("gpu_expected_count", self.options.gpus)  # first: also where the driver fails
         if self._fields is None:
             self._fields = await self._read_supported_fields(read, samples)
         outputs = await read(self._sections(self._fields))
@@ -210,4 +221,4 @@ class GpuCollector(Collector[CollectorOptions]):
         self._driver = driver
 
 
-GPU = CollectorKind(CollectorOptions, FAMILIES, GpuCollector)
+GPU = CollectorKind(GpuCollectorOptions, FAMILIES, GpuCollector)

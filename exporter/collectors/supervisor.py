@@ -9,7 +9,12 @@ from exporter.exposition.metrics_page import MetricFamily
 from fleet.host.sections import Section
 from fleet.managers import supervisor
 
-FAMILIES = (MetricFamily("host_program_running", "gauge", "Whether the program of supervisord is RUNNING."),)
+FAMILIES = (
+    MetricFamily("host_program_running", "gauge", "Whether the program of supervisord is RUNNING."),
+    MetricFamily(
+        "host_program_finished", "gauge", "Whether the program has exited as expected, or has not been started."
+    ),
+)
 
 
 class SupervisorCollectorOptions(CollectorOptions):
@@ -32,12 +37,16 @@ class SupervisorCollector(Collector[SupervisorCollectorOptions]):
         outputs = await read(self.sections())
         instances = supervisor.parse_supervisord_statuses(require_output(outputs, "supervisor"))
         configured = [instance for name, instance in instances.items() if name in self._names]
-        programs: dict[str, bool] = {}
+        # Several instances may have programs of one name.
+        programs: dict[str, list[tuple[str, str]]] = {}
         for instance in configured:
-            for name, (state, _) in instance.programs.items():
-                programs[name] = programs.get(name, True) and state == "RUNNING"
-        for name, running in sorted(programs.items()):
-            samples.add("host_program_running", int(running), program=name)
+            for name, status in instance.programs.items():
+                programs.setdefault(name, []).append(status)
+        for name, statuses in sorted(programs.items()):
+            stopped = [status for status in statuses if status[0] != "RUNNING"]
+            samples.add("host_program_running", int(not stopped), program=name)
+            finished = bool(stopped) and all(supervisor.is_finished(*status) for status in stopped)
+            samples.add("host_program_finished", int(finished), program=name)
         errors = [instance.error for instance in configured if instance.error]
         if errors:
             raise CollectorFailure(f"supervisor: {errors[0]}")

@@ -1,4 +1,4 @@
-"""The `system` collector: CPU, load, memory, filesystems, and the offset of the host's clock."""
+"""The `system` collector: CPU, load, memory, filesystems, what the kernel counts, and the offset of the clock."""
 
 import time
 
@@ -6,7 +6,7 @@ from exporter.collectors import CollectorKind
 from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, ReadSections, require_output
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily
-from fleet.host import system
+from fleet.host import kernel, system
 from fleet.host.sections import Section
 
 FAMILIES = (
@@ -23,6 +23,20 @@ FAMILIES = (
     MetricFamily("host_filesystem_available_bytes", "gauge", "Space available to users other than root."),
     MetricFamily("host_filesystem_files", "gauge", "Number of inodes of a filesystem."),
     MetricFamily("host_filesystem_files_free", "gauge", "Number of free inodes."),
+    MetricFamily("host_oom_kills_total", "counter", "Number of processes that the kernel killed for lack of memory."),
+    MetricFamily("host_file_descriptors_allocated", "gauge", "Number of allocated file descriptors."),
+    MetricFamily("host_file_descriptors_limit", "gauge", "Maximum number of file descriptors."),
+    MetricFamily("host_conntrack_entries", "gauge", "Number of connections that the kernel tracks."),
+    MetricFamily("host_conntrack_limit", "gauge", "Maximum number of connections that the kernel tracks."),
+    MetricFamily("host_network_packets_total", "counter", "Number of packets of a network card, by direction."),
+    MetricFamily("host_network_errors_total", "counter", "Number of packets with errors, by direction."),
+    MetricFamily(
+        "host_disk_io_weighted_seconds_total",
+        "counter",
+        "Time that requests to a disk have waited or were in progress, summed over the requests.",
+    ),
+    MetricFamily("host_raid_degraded_disks", "gauge", "Number of disks that a RAID array of the kernel lacks."),
+    MetricFamily("host_clock_synchronized", "gauge", "Whether the host's NTP client has synchronized the clock."),
 )
 
 
@@ -43,6 +57,7 @@ class SystemCollector(Collector[CollectorOptions]):
         except ValueError as error:
             raise CollectorFailure(str(error)) from error
         self._add(machine, sent_at, received_at, samples)
+        _add_kernel(kernel.parse_kernel(outputs["proc"].text), samples)
         # df may hang on a filesystem while /proc can be read.
         if "df" in outputs:
             _add_filesystems(outputs["df"].text, samples)
@@ -63,6 +78,26 @@ class SystemCollector(Collector[CollectorOptions]):
             earliest, latest = machine.now
             offset = min(0.0, latest - sent_at) or max(0.0, earliest - received_at)
             samples.add("host_clock_offset_seconds", offset)
+
+
+def _add_kernel(found: kernel.Kernel, samples: CollectorSamples) -> None:
+    samples.add("host_oom_kills_total", found.oom_kills)
+    allocated, files_limit = found.files or (None, None)
+    samples.add("host_file_descriptors_allocated", allocated)
+    samples.add("host_file_descriptors_limit", files_limit)
+    tracked, connections_limit = found.connections or (None, None)
+    samples.add("host_conntrack_entries", tracked)
+    samples.add("host_conntrack_limit", connections_limit)
+    for counts in found.network:
+        labels = {"device": counts.device, "direction": counts.direction}
+        samples.add("host_network_packets_total", counts.packets, **labels)
+        samples.add("host_network_errors_total", counts.errors, **labels)
+    for device, seconds in found.queue_seconds.items():
+        samples.add("host_disk_io_weighted_seconds_total", seconds, device=device)
+    for device, missing in found.missing_disks.items():
+        samples.add("host_raid_degraded_disks", missing, device=device)
+    synchronized = found.clock_synchronized
+    samples.add("host_clock_synchronized", None if synchronized is None else int(synchronized))
 
 
 def _add_filesystems(output: str, samples: CollectorSamples) -> None:

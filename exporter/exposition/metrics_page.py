@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from exporter.exposition.label_values import escape_value
+
 CHUNK = 500  # keys (services or hosts) of one family
 
 
@@ -57,9 +59,9 @@ class MetricsPage:
 
 
 def format_labels(labels: Mapping[str, str]) -> str:
-    """Return `a="1",b="2"`, escaped for the text format."""
+    """Return `a="1",b="2"`, escaped for the text format, without control characters."""
     return ",".join(f'{name}="{_escape(value)}"' for name, value in labels.items())
 
 
 def _escape(value: str) -> str:
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    return escape_value(value).replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")

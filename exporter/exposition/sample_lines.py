@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from exporter.exposition.label_values import unescape_value
+
 _LABEL = re.compile(r'(\w+)="([^"\\]*(?:\\.[^"\\]*)*)"')
 _ESCAPED = re.compile(r"\\(.)")
 
@@ -26,4 +28,4 @@ def parse_lines(lines: str) -> Iterator[Sample]:
 def _unescape(value: str) -> str:
     if "\\" not in value:
         return value
-    return _ESCAPED.sub(lambda found: "\n" if found[1] == "n" else found[1], value)
+    return unescape_value(_ESCAPED.sub(lambda found: "\n" if found[1] == "n" else found[1], value))

@@ -1,5 +1,6 @@
-"""The `service_*` series and `host_info`: their metric families, and how they are rendered."""
+"""The `service_*` series, `host_info` and `host_threshold`: their metric families, and how they are rendered."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,7 @@ from exporter.exposition.metrics_page import MetricFamily, format_labels
 from exporter.results import FailureReason, ProbeResult
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Host, Service
+from fleet.inventory.thresholds import ThresholdTable
 
 # Measured by some probe kinds; absent if the last probe did not measure it.
 _MEASURED = {
@@ -14,7 +16,7 @@ _MEASURED = {
     "service_http_redirects": "Number of redirects that the last probe followed.",
     "service_tls_certificate_expiry_timestamp_seconds": "Expiry of the last served certificate.",
     "service_tls_certificate_not_before_timestamp_seconds": "Start of validity of the last served certificate.",
-    "service_tls_chain_expiry_timestamp_seconds": "Earliest expiry in the last served certificate chain.",
+    "service_tls_chain_expiry_timestamp_seconds": "Earliest expiry in the last chain that verifies or was served.",
     "service_llm_first_token_seconds": "Time from the request to the first token of the last completion.",
     "service_llm_tokens_per_second": "Output tokens per second of the last completion.",
 }
@@ -37,15 +39,19 @@ FAMILIES = (
         "Unix time at which service_up was first determined or last changed.",
     ),
     MetricFamily("service_probe_interval_seconds", "gauge", "Configured interval between probes."),
+    MetricFamily("service_probe_timeout_seconds", "gauge", "Configured timeout of a probe."),
     MetricFamily("service_probe_slow_seconds", "gauge", "Configured duration above which a probe counts as slow."),
     MetricFamily(
         "service_objective_ratio", "gauge", "Configured objective: the ratio of time in which the service should be up."
     ),
+    MetricFamily("service_threshold", "gauge", "Configured thresholds of alerts that differ from the built-in ones."),
     *(MetricFamily(name, "gauge", help_text) for name, help_text in _MEASURED.items()),
     MetricFamily("service_tls_info", "gauge", "Issuer of the last served certificate, and the TLS version; always 1."),
     MetricFamily("service_component_up", "gauge", "Whether each component on the last status page is up."),
+    MetricFamily("service_probing_paused", "gauge", "1 while the service is not probed on schedule; absent otherwise."),
     MetricFamily("service_info", "gauge", "Inventory data of the service; always 1."),
     MetricFamily("host_info", "gauge", "Inventory data of the host; always 1."),
+    MetricFamily("host_threshold", "gauge", "Configured thresholds of alerts that differ from the built-in ones."),
 )
 
 
@@ -73,8 +79,10 @@ class ServiceSeries:
         self._labels = format_labels(labels)
         self._constant = {
             "service_probe_interval_seconds": self._line("service_probe_interval_seconds", service.probe.every),
+            "service_probe_timeout_seconds": self._line("service_probe_timeout_seconds", service.probe.timeout),
             "service_probe_slow_seconds": self._line("service_probe_slow_seconds", service.probe.slow_after),
             "service_objective_ratio": self._line("service_objective_ratio", _ratio(service.objective)),
+            "service_threshold": _threshold_lines("service_threshold", self._labels, service.thresholds),
             "service_info": f"service_info{{{self._labels},{format_labels(info)}}} 1\n",
         }
 
@@ -85,7 +93,12 @@ class ServiceSeries:
         return "".join(f'{name}{{{self._labels},{label}="{key}"}} {value}\n' for key, value in values.items())
 
     def render(
-        self, state: ServiceState, last: ProbeResult | None, failures: Mapping[FailureReason, int]
+        self,
+        state: ServiceState,
+        last: ProbeResult | None,
+        failures: Mapping[FailureReason, int],
+        *,
+        is_paused: bool = False,
     ) -> dict[str, str]:
         """Return the lines by metric name."""
         line = self._line
@@ -102,6 +115,7 @@ class ServiceSeries:
                 "service_last_success_timestamp_seconds", state.last_success
             ),
             "service_last_change_timestamp_seconds": line("service_last_change_timestamp_seconds", state.last_change),
+            "service_probing_paused": line("service_probing_paused", 1 if is_paused else None),
         }
         if last is not None:
             details = last.details
@@ -128,7 +142,23 @@ class ServiceSeries:
         return lines
 
 
-def render_host_info(host: Host) -> dict[str, str]:
-    """Return the line of `host_info` by metric name."""
+def render_host(host: Host) -> dict[str, str]:
+    """Return the lines of a host that its configuration determines, by metric name."""
     labels = {**host.labels, "host": host.name, "group": host.group, "address": host.address}
-    return {"host_info": f"host_info{{{format_labels(labels)}}} 1\n"}
+    return {
+        "host_info": f"host_info{{{format_labels(labels)}}} 1\n",
+        "host_threshold": _threshold_lines("host_threshold", format_labels({"host": host.name}), host.thresholds),
+    }
+
+
+def _threshold_lines(name: str, labels: str, thresholds: ThresholdTable) -> str:
+    """Return the lines of thresholds that differ from the built-in ones, which the rules have.
+
+    One that is off is infinite: without its line, the rules would use the built-in one.
+    """
+    lines = []
+    for each in thresholds.list_changed():
+        own = format_labels({"resource": each.resource, "severity": each.severity})
+        value = f"{each.value}" if math.isfinite(each.value) else f"{each.value:+}".title()  # +Inf, -Inf
+        lines.append(f"{name}{{{labels},{own}}} {value}\n")
+    return "".join(lines)

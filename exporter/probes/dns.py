@@ -29,9 +29,11 @@ from exporter.probes.net.connections import (
     resolve,
     ssl_context_for,
 )
+from exporter.probes.net.handshake import perform_handshake
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel, split_address
 from fleet.inventory.units import Patterns, PositiveDuration, as_list
+from runtime.addresses import NAME_LIMIT
 
 PORTS = {"udp": 53, "tcp": 53, "tls": 853}
 RECORDS_SHOWN = 300  # characters
@@ -44,12 +46,14 @@ _TRUNCATED = 0x02  # of the third byte (RFC 1035, 4.1.1)
 def _check_server(address: str) -> str:
     """Accept `host`, `host:port`, `[v6]` or `[v6]:port`."""
     match = re.fullmatch(r"(?:\[[0-9a-fA-F:.%]+\]|[^\s:\[\]{}]+)(?::(\d+))?", address)
-    if match is None or not 0 < int(match[1] or 53) < 65536:  # noqa: PLR2004 - the range of ports
+    if match is None or len(address) > NAME_LIMIT or not 0 < int(match[1] or 53) < 65536:  # noqa: PLR2004 - the range of ports
         raise ValueError("must be the address of a server (write host or host:port)")
     return address
 
 
 def _check_name(name: str) -> str:
+    if len(name) > NAME_LIMIT + 1:  # with a dot at the end
+        raise ValueError(f"must be a DNS name: it has more than {NAME_LIMIT} characters")
     try:
         dns.name.from_text(name)
     except (dns.exception.DNSException, UnicodeError) as error:
@@ -230,19 +234,23 @@ async def _query_tcp(
     port: int,
     source: str | None,
     context: ssl.SSLContext | None = None,
-    server_name: str | None = None,
+    server_name: str = "",
 ) -> dns.message.Message:
-    """Return the response. Raises OSError, EOFError and ValueError."""
-    reader, writer = await asyncio.open_connection(
-        address, port, local_addr=(source, 0) if source else None, ssl=context, server_hostname=server_name
+    """Return the response, over TLS if there is a context. Raises OSError, EOFError and ValueError."""
+    reader = asyncio.StreamReader()
+    transport, protocol = await asyncio.get_running_loop().create_connection(
+        lambda: asyncio.StreamReaderProtocol(reader), address, port, local_addr=(source, 0) if source else None
     )
     try:
+        secured = transport if context is None else await perform_handshake(transport, protocol, context, server_name)
+        if secured is None:
+            raise ConnectionResetError("the connection was closed")
         wire = query.to_wire()
-        writer.write(len(wire).to_bytes(2) + wire)
+        secured.write(len(wire).to_bytes(2) + wire)
         size = int.from_bytes(await reader.readexactly(2))
         response = await reader.readexactly(size)
     finally:
-        writer.transport.abort()
+        transport.abort()
     return await _parse_response(query, response)
 
 

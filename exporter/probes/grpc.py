@@ -1,117 +1,198 @@
-"""The `grpc` probe: the standard health service (grpc.health.v1), called with grpcio.
+"""The `grpc` probe: a call of the standard health service, over HTTP/2.
 
-grpcio is an optional extra; without it, an inventory with `grpc` probes is refused.
+Sources: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md (the call),
+https://github.com/grpc/grpc-proto/blob/master/grpc/health/v1/health.proto (the health service).
 """
 
 import asyncio
-import importlib.util
-import os
+import ssl
 import time
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
+from urllib.parse import unquote
 
-from pydantic import BeforeValidator, field_validator
+from pydantic import Field
 
 from exporter.probes import ProbeContext, ProbeKind
-from exporter.probes.net.connections import AddressOptions, DialOptions, connect, resolve
-from exporter.probes.tcp import expand_tls
-from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.documents import TextWithBase
-from fleet.inventory.endpoints import Address, TlsSettings, split_address
+from exporter.probes.net.certificates import is_ip_address
+from exporter.probes.net.connections import DialOptions, connect, find_handshake_alert
+from exporter.probes.net.http2 import ALPN, FrameReader, Http2Error, Http2Response, send_request
+from exporter.probes.tcp import OptionalTls
+from exporter.results import ProbeDetails, ProbeFailure
+from fleet.inventory.endpoints import Address, split_address
+from runtime import VERSION
 
-EXTRA = "grpc_health"
-# grpc's fork handlers break child processes, and its log lines are not in the format of this program's log.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+METHOD = "/grpc.health.v1.Health/Check"
+# https://github.com/grpc/grpc/blob/master/doc/statuscodes.md
+_NAMES = (
+    "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+    "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+    "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+)  # fmt: skip
+_CODES = {str(number): name for number, name in enumerate(_NAMES)}
+# https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md
+_CODES_OF_HTTP = {
+    "400": "INTERNAL", "401": "UNAUTHENTICATED", "403": "PERMISSION_DENIED", "404": "UNIMPLEMENTED",
+    "429": "UNAVAILABLE", "502": "UNAVAILABLE", "503": "UNAVAILABLE", "504": "UNAVAILABLE",
+}  # fmt: skip
+_STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")  # HealthCheckResponse.ServingStatus
+_PREFIX = 5  # bytes before a message: whether it is compressed, and its length
 
 
-def _require_extra(address: object) -> object:
-    """Check that the extra is installed, where the inventory is loaded to run its probes."""
-    if isinstance(address, TextWithBase) and address.checked and importlib.util.find_spec(EXTRA) is None:
-        raise ValueError("requires an extra that is not installed: pip install 'defib[grpc]'")
-    return address
-
-
-class GrpcProbeOptions(AddressOptions):
-    address: Annotated[Address, BeforeValidator(_require_extra)]
-    service: str = ""
-    tls: Annotated[
-        TlsSettings | None, BeforeValidator(expand_tls, json_schema_input_type=bool | TlsSettings | None)
-    ] = None
-
-    @field_validator("tls")
-    @classmethod
-    def _check_verify(cls, tls: TlsSettings | None) -> TlsSettings | None:
-        if tls is not None and not tls.verify:
-            raise ValueError("verify must not be false, which grpc does not support: set ca_file")
-        return tls
+class GrpcProbeOptions(DialOptions):
+    address: Address
+    service: Annotated[str, Field(max_length=1000)] = ""
+    tls: OptionalTls = None
 
 
 async def probe_grpc(options: GrpcProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
-    import grpc
-    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    response = await _call(options, details)
+    _check_call(response, options)
+    try:
+        status = _parse_status(_unwrap(response))
+    except ValueError as error:
+        raise ProbeFailure("protocol", f"the call to {options.address} failed: {error}") from error
+    name = _STATUSES[status] if status < len(_STATUSES) else f"{status} (unknown status)"
+    if name != "SERVING":
+        raise ProbeFailure("state", f"the service {options.service!r} is {name}, expected SERVING")
 
-    host, port = split_address(options.address)
-    addresses = await resolve(host, port, details, options)
-    ipv6 = ":" in addresses[0]  # grpc accepts several addresses, but of one version only
-    target = ",".join(f"[{each}]:{port}" if ipv6 else f"{each}:{port}" for each in addresses if (":" in each) == ipv6)
+
+async def _call(options: GrpcProbeOptions, details: ProbeDetails) -> Http2Response:
+    """Call the health service over a new connection. Raises ProbeFailure."""
+    transport, frames = await _connect(options, details)
+    address = (transport.get_extra_info("peername") or [""])[0]
     started = time.perf_counter()
-    async with await _open_channel(options, f"ipv6:{target}" if ipv6 else f"ipv4:{target}", host) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            response = await stub.Check(health_pb2.HealthCheckRequest(service=options.service))
-        except grpc.aio.AioRpcError as error:
-            details.add_phase("processing", time.perf_counter() - started)
-            raise await _failure(options, error, details) from error
-    details.add_phase("processing", time.perf_counter() - started)
-    names = {value: name for name, value in health_pb2.HealthCheckResponse.ServingStatus.items()}
-    status = names.get(response.status, f"{response.status} (unknown status)")
-    if status != "SERVING":
-        raise ProbeFailure("state", f"the service {options.service!r} is {status}, expected SERVING")
-
-
-async def _open_channel(options: GrpcProbeOptions, target: str, host: str) -> Any:
-    import grpc
-
-    settings: list[tuple[str, Any]] = [
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_retries", 0),
-    ]
-    tls = options.tls
-    if tls is None:
-        return grpc.aio.insecure_channel(target, [*settings, ("grpc.default_authority", host)])
-    roots, key, chain = await asyncio.to_thread(_read_files, tls.ca_file, tls.key_file or tls.cert_file, tls.cert_file)
-    settings.append(("grpc.ssl_target_name_override", tls.server_name or host))
-    return grpc.aio.secure_channel(target, grpc.ssl_channel_credentials(roots, key, chain), settings)
-
-
-def _read_files(*paths: Path | None) -> list[bytes | None]:
     try:
-        return [path.read_bytes() if path else None for path in paths]
-    except OSError as error:
-        raise ProbeFailure("error", f"cannot read the certificate files: {error}") from error
+        return await send_request(transport, frames, _build_headers(options), _build_request(options.service))
+    except Http2Error as error:
+        transport.abort()
+        alert = await _find_alert(options, address) if frames.ended_silently else None
+        failed = f"the call to {options.address} failed" if frames.speaks_http2 else _no_server(options)
+        raise alert or ProbeFailure("protocol", f"{failed}: {error}") from error
+    finally:
+        transport.abort()
+        details.add_phase("processing", time.perf_counter() - started)
 
 
-async def _failure(options: GrpcProbeOptions, error: Any, details: ProbeDetails) -> ProbeFailure:
-    """Find the cause of an error; grpc reports UNAVAILABLE for refused connections and bad certificates alike."""
-    import grpc
-
-    code = error.code()
-    if code is not grpc.StatusCode.UNAVAILABLE:
-        reason: FailureReason = "status"
-        return ProbeFailure(reason, f"the health service answered {code.name}: {error.details()}")
+async def _connect(options: GrpcProbeOptions, details: ProbeDetails) -> tuple[asyncio.Transport, FrameReader]:
     host, port = split_address(options.address)
-    no_grpc = ProbeFailure("protocol", f"no gRPC server at {options.address}: {error.details()}")
-    details.timeout_failure = no_grpc
     try:
-        transport, _ = await connect(
-            host, port, asyncio.Protocol, details, dial=DialOptions(ip=options.ip), tls=options.tls
+        transport, frames = await connect(
+            host, port, lambda: FrameReader(details), details, dial=options, tls=options.tls, alpn=ALPN
         )
     except ProbeFailure as failure:
-        return failure
-    transport.abort()
-    return no_grpc
+        if "NO_APPLICATION_PROTOCOL" in str(failure.__cause__):
+            raise ProbeFailure("protocol", f"{_no_server(options)}: it refuses HTTP/2: {failure.message}") from failure
+        raise
+    frames.connection_made(transport)  # with TLS, it has the transport below so far
+    session: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    if session is not None and session.selected_alpn_protocol() != ALPN:
+        transport.abort()
+        raise ProbeFailure("protocol", f"{_no_server(options)}: it does not choose HTTP/2 (ALPN {ALPN}) for TLS")
+    return transport, frames
+
+
+async def _find_alert(options: GrpcProbeOptions, address: str) -> ProbeFailure | None:
+    if options.tls is None or not address:
+        return None
+    host, port = split_address(options.address)
+    return await find_handshake_alert(address, port, options.tls.server_name or host, options.tls, options)
+
+
+def _no_server(options: GrpcProbeOptions) -> str:
+    return f"no gRPC server at {options.address}"
+
+
+def _build_headers(options: GrpcProbeOptions) -> list[tuple[str, str]]:
+    host, _ = split_address(options.address)
+    name = options.tls.server_name or host if options.tls else host
+    return [
+        (":method", "POST"),
+        (":scheme", "https" if options.tls else "http"),
+        (":path", METHOD),
+        (":authority", f"[{name}]" if ":" in name and is_ip_address(name) else name),
+        ("te", "trailers"),
+        ("content-type", "application/grpc"),
+        ("grpc-accept-encoding", "identity"),
+        ("user-agent", f"defib/{VERSION}"),
+    ]
+
+
+def _build_request(service: str) -> bytes:
+    """Return a HealthCheckRequest, whose field 1 is the string `service`, as a message of gRPC."""
+    name = service.encode()
+    message = b"\x0a" + _encode_varint(len(name)) + name if name else b""
+    return b"\0" + len(message).to_bytes(4) + message
+
+
+def _check_call(response: Http2Response, options: GrpcProbeOptions) -> None:
+    """Raise ProbeFailure unless the call was successful, whatever the service's status."""
+    headers = response.headers
+    code, text = headers.get("grpc-status"), unquote(headers.get("grpc-message", ""))
+    if code is not None:
+        name = _CODES.get(code, f"the unknown code {code!r}")
+        if name != "OK":
+            raise ProbeFailure("status", f"the health service answered {name}{f': {text}' if text else ''}")
+        return
+    status, content_type = headers.get(":status", ""), headers.get("content-type", "")
+    name = _CODES_OF_HTTP.get(status, "UNKNOWN")
+    if status == "200" or name == "UNAVAILABLE":
+        answer = f"HTTP status {status}, content type {content_type!r}, no gRPC status"
+        raise ProbeFailure("protocol", f"{_no_server(options)}: {answer}")
+    raise ProbeFailure("status", f"the health service answered {name}: HTTP status {status}")
+
+
+def _unwrap(response: Http2Response) -> bytes:
+    """Return the only message of a response. Raises ValueError."""
+    body = bytes(response.body)
+    if body[:1] not in (b"\0", b""):
+        encoding = response.headers.get("grpc-encoding", "unknown")
+        raise ValueError(f"the response is compressed ({encoding}), which was not requested")
+    if len(body) < _PREFIX or len(body) - _PREFIX != int.from_bytes(body[1:_PREFIX]):
+        raise ValueError(f"the response of {len(body)} bytes is not one message")
+    return body[_PREFIX:]
+
+
+def _parse_status(message: bytes) -> int:
+    """Return field 1 of a HealthCheckResponse, the enum `status`; other fields are ignored. Raises ValueError.
+
+    Format: https://protobuf.dev/programming-guides/encoding/
+    """
+    status = at = 0
+    while at < len(message):
+        key, at = _decode_varint(message, at)
+        wire_type = key & 7
+        if wire_type == 0:
+            value, at = _decode_varint(message, at)
+            status = value if key >> 3 == 1 else status
+        elif wire_type == 2:  # noqa: PLR2004 - a string
+            size, at = _decode_varint(message, at)
+            at += size
+        elif wire_type in (1, 5):
+            at += 8 if wire_type == 1 else 4
+        else:
+            raise ValueError("the message is not a HealthCheckResponse")
+    if at > len(message):
+        raise ValueError("the message is incomplete")
+    return status
+
+
+def _encode_varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:  # noqa: PLR2004 - seven bits
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+def _decode_varint(message: bytes, at: int) -> tuple[int, int]:
+    """Return the number at `at`, and where it ends. Raises ValueError."""
+    number = 0
+    for index, byte in enumerate(message[at : at + 10]):
+        number |= (byte & 0x7F) << (7 * index)
+        if byte <= 0x7F:  # noqa: PLR2004 - the last byte
+            return number, at + index + 1
+    raise ValueError("the message has an incomplete number")
 
 
 GRPC = ProbeKind(GrpcProbeOptions, probe_grpc)

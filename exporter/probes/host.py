@@ -11,6 +11,7 @@ from fleet.host import ports
 from fleet.host.sections import Section
 from fleet.inventory.endpoints import ConfigModel
 from fleet.managers import docker, supervisor, systemd
+from fleet.managers.containers import ContainerName
 from fleet.shells import ENDED_BY_TIMEOUT, ShellError
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ class HostProbeOptions(ConfigModel):
 
 
 class ContainerProbeOptions(HostProbeOptions):
-    name: docker.ContainerName
+    name: ContainerName
 
     @property
     def section(self) -> Section:

@@ -29,7 +29,7 @@ LONG_JSON = 4 * 1024  # bytes; a JSONPath may traverse the document many times
 def _parse_statuses(value: object) -> list[tuple[int, int]]:
     """Return `200`, `2xx`, `200-299`, or a list of these, as inclusive ranges."""
     ranges = []
-    for item in as_list(value):  # type: ignore[attr-defined] # as_list() always returns a list
+    for item in as_list(value):
         text = str(item)
         low, _, high = text.partition("-")
         if text[1:] == "xx" and text[:1] in "12345":

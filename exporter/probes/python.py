@@ -12,8 +12,8 @@ from pydantic import BaseModel, Field, PlainSerializer, PlainValidator, WithJson
 from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import EXAMINED
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
-from fleet.inventory.documents import TextWithBase
 from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel
+from fleet.inventory.yaml_files import TextWithBase
 from fleet.shells.local import LocalShell
 
 SUBPROCESS = Path(__file__).with_name("python_subprocess.py")

@@ -2,11 +2,13 @@
 
 import asyncio
 import time
+from http import HTTPStatus
 from typing import Annotated, Any
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientRequest
+from aiohttp.http_exceptions import HttpProcessingError
 from pydantic import AfterValidator, Field
 from yarl import URL
 
@@ -16,8 +18,10 @@ from exporter.probes.net.dialogue import MESSAGES_PER_STEP, Dialogue, DialogueSt
 from exporter.probes.net.http_request import Headers
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import check_url
+from runtime.addresses import NAME_LIMIT, has_long_host
 
 MESSAGE_LIMIT = 1024 * 1024
+RESPONSE_LIMIT = 10  # of one handshake, interim ones included
 FRAME_LIMIT = 10_000  # of a connection: fragments of messages, pings and pongs, too
 
 
@@ -80,6 +84,20 @@ class _LimitedFrames:
 
 
 class _ProbeProtocol(ResponseHandler):
+    """Refuses a handshake with many responses: aiohttp passes over interim ones, however many there are."""
+
+    _responses = 0
+
+    def feed_data(self, data: Any, size: int = 0) -> None:
+        self._responses += 1
+        if self._responses <= RESPONSE_LIMIT:
+            super().feed_data(data, size)
+        elif self._exception is None:
+            message = f"more than {RESPONSE_LIMIT} responses to one request"
+            self.set_exception(HttpProcessingError(code=HTTPStatus.BAD_GATEWAY, message=message))
+            if isinstance(self.transport, asyncio.Transport):
+                self.transport.abort()
+
     def set_parser(self, parser: Any, payload: Any, data_received_cb: Any = None) -> None:
         super().set_parser(_LimitedFrames(parser, payload), payload, data_received_cb)
 
@@ -112,6 +130,14 @@ class _ProbeConnector(aiohttp.BaseConnector):
         return protocol
 
 
+async def _check_redirect(request: ClientRequest, handle: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Check where a response redirects to, before aiohttp parses it. Raises ProbeFailure."""
+    response = await handle(request)
+    if has_long_host(response.headers.get("Location") or response.headers.get("URI") or ""):
+        raise ProbeFailure("protocol", f"redirected to a host whose name is longer than {NAME_LIMIT} characters")
+    return response
+
+
 def _origin(url: URL) -> tuple[str | None, int | None, bool]:
     return url.host, url.port, url.scheme in ("wss", "https")
 
@@ -119,7 +145,8 @@ def _origin(url: URL) -> tuple[str | None, int | None, bool]:
 async def probe_websocket(options: WebsocketProbeOptions, _context: ProbeContext, details: ProbeDetails) -> None:
     headers = {name: value.get_secret_value() for name, value in options.headers.items()}
     connector = _ProbeConnector(options, details)
-    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None)) as session:
+    timeout = aiohttp.ClientTimeout(total=None)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, middlewares=[_check_redirect]) as session:
         started = time.perf_counter()
         try:
             socket = await session.ws_connect(options.url, headers=headers, max_msg_size=MESSAGE_LIMIT, autoping=False)

@@ -21,12 +21,13 @@ from exporter.scheduler.schedule import Schedule, add_jitter
 from fleet.host.sections import NOT_READ, IncompleteReadingError, Section, SectionOutput, read_sections
 from fleet.inventory.model import Host
 from fleet.shells import ENDED_BY_TIMEOUT, HostKeyError, ShellError
+from fleet.shells.connecting import CONNECT_TIMEOUT
 from fleet.shells.pool import Shells
-from fleet.shells.ssh import CONNECT_TIMEOUT
 from runtime.redaction import Redactor
 from runtime.tasks import cancel_and_wait
 
 DEADLINE = 10.0  # seconds of a run; the interval, if that is shorter
+RETRY_WITHIN = 30.0  # seconds after a failed run, if the interval is not shorter
 MAX_PAUSE = 600.0  # seconds between two runs on a host that does not answer
 ERROR_LIMIT = 500  # characters in the log and in the API
 # Whether the host's shell answers; `key_changed`: nothing is sent to the host, since its SSH key is not the pinned one.
@@ -79,6 +80,7 @@ class ScheduledCollector:
     collector: Collector[CollectorOptions]
     error: str | None = ""  # None after a successful run, empty before the first
     unanswered: int = 0  # runs in a row without a response from the host
+    failed: int = 0  # runs in a row that failed in any way
     run: CollectorRun | None = None
     states: States | None = None  # as they were last reported; None before the first run that reported any
     task: asyncio.Task[None] | None = None
@@ -178,10 +180,10 @@ class CollectorScheduler:
             await self._collect(scheduled)
             due, _ = schedule.next_due(due, loop.time(), stable=True)
             at = due if shared else add_jitter(due, every, self._random)
-            if scheduled.unanswered:
+            if scheduled.failed:
+                retry_at = loop.time() + retry_pause(every, scheduled.failed) * self._random.uniform(0.5, 1.0)
                 # Back off: further requests would add to the load of a hanging host, and delay other readers.
-                pause = min(every * 2 ** min(scheduled.unanswered, 10), MAX_PAUSE) * self._random.uniform(0.5, 1.0)
-                at = max(at, loop.time() + pause)
+                at = retry_at if scheduled.unanswered else min(at, retry_at)
 
     async def _collect(self, scheduled: ScheduledCollector) -> None:
         """Run the collector once, and publish its samples and whether it succeeded."""
@@ -215,6 +217,7 @@ class CollectorScheduler:
             if error != scheduled.error:
                 log.exception("collector_crashed", host=scheduled.host.name, collector=scheduled.name)
         scheduled.unanswered = 0 if answered and not late else scheduled.unanswered + 1
+        scheduled.failed = 0 if error is None else scheduled.failed + 1
         redacted = None if error is None else self._redact.redact_head(error, ERROR_LIMIT)
         scheduled.run = CollectorRun(time.time(), time.perf_counter() - started, redacted)
         self._publish(scheduled, scheduled.run, samples)
@@ -292,6 +295,14 @@ class CollectorScheduler:
         status = ENDED_BY_TIMEOUT[0] if incomplete and incomplete.late else NOT_READ
         missing = SectionOutput(status, str(error), int(incomplete is not None and incomplete.too_long))
         return {section.name: missing for section in sections} | outputs
+
+
+def retry_pause(every: float, failed: int) -> float:
+    """Return the longest pause after `failed` failed runs in a row.
+
+    The first is short whatever the interval, so that one failed run does not leave the alerts of a host without values.
+    """
+    return min(min(every, RETRY_WITHIN) * 2.0 ** min(failed - 1, 10), MAX_PAUSE)
 
 
 def _collectors_of(hosts: Mapping[str, Host]) -> Iterator[ScheduledCollector]:

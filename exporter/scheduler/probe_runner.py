@@ -33,14 +33,17 @@ async def run_probe(
         async with asyncio.timeout(timeout):
             await kind.probe(service.probe.options, context, details)
     except ProbeFailure as failure:
+        _forget_frames(failure)
         reason, message = failure.reason, failure.message
-    except TimeoutError:
+    except TimeoutError as error:
+        _forget_frames(error)
         late = details.timeout_failure or ProbeFailure(
             "timeout", f"no answer within {timeout:g} s{_last_phase(details)}"
         )
         reason, message = late.reason, late.message
     except Exception as error:  # noqa: BLE001 - a defect in one probe must not stop others; its traceback is logged
         details.evidence["traceback"] = traceback.format_exc()
+        _forget_frames(error)
         reason, message = "error", f"internal error in the probe: {type(error).__name__}; see the log"
     duration = time.perf_counter() - started
     if details.measured_at is not None:
@@ -48,6 +51,18 @@ async def run_probe(
     redacted = details.redact.redact_head(message, MESSAGE_EXAMINED)
     line = replace_unencodable(" ".join(redacted.split()))[:MESSAGE_LIMIT]
     return ProbeResult(reason is None, reason, line, started_at, duration, details)
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error and of its causes.
+
+    Their frames have whole responses, which would stay until the next garbage collection.
+    """
+    left: list[BaseException | None] = [error]
+    while left:
+        if (each := left.pop()) is not None and each.__traceback__ is not None:
+            each.__traceback__ = None
+            left += [each.__cause__, each.__context__]
 
 
 async def probe_once(service: Service, hosts: Mapping[str, Host], redact: Redactor) -> ProbeResult:

@@ -2,13 +2,15 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
 
+from exporter.exposition.label_values import escape_value
 from exporter.exposition.metrics_page import MetricsPage
-from exporter.exposition.service_series import FAMILIES, render_host_info
+from exporter.exposition.service_series import FAMILIES, render_host
 from exporter.metrics import ExporterMetrics
 from exporter.probes.host import HostProbeOptions
 from exporter.results import ProbeResult
@@ -16,6 +18,7 @@ from exporter.scheduler import collector_scheduler
 from exporter.scheduler.changes import ServiceChanges
 from exporter.scheduler.collector_scheduler import CollectorScheduler, CollectorStatus
 from exporter.scheduler.cursors import Cursors
+from exporter.scheduler.early_probes import SILENT, EarlyProbes
 from exporter.scheduler.events import EventRing
 from exporter.scheduler.host_readings import SHARED_FOR, HostReadings, sections_by_host
 from exporter.scheduler.probe_runner import run_probe
@@ -28,6 +31,7 @@ from runtime.tasks import cancel_and_wait
 
 CONCURRENT_PROBES = 1000
 LATE = 2.0  # seconds after its due time at which a probe is skipped and gets a new due time
+NAMES_LOGGED = 10  # of services whose probing is paused or resumed
 YIELD_EVERY = 200  # services that a reload handles before it lets probes run
 log = structlog.get_logger()
 
@@ -58,6 +62,7 @@ class ProbeScheduler:
         self._metrics = metrics
         self._redact = redact
         self._random = randomness or random.Random()  # noqa: S311 - spreads load, not used for security
+        self._early = EarlyProbes(self._random)
         self._slots = asyncio.Semaphore(in_flight)
         self._shells = Shells({})
         self._readings = HostReadings(self._shells)
@@ -69,13 +74,17 @@ class ProbeScheduler:
         self.hosts: Mapping[str, Host] = {}
         self._services_of: Mapping[str, Sequence[str]] = {}  # by host
         self._reloads = 0
+        self._pausing = asyncio.Lock()
+        self._end_of_pauses: asyncio.TimerHandle | None = None
+        self._resuming: asyncio.Task[None] | None = None
 
     async def apply(self, inventory: Inventory) -> None:
         """Switch to `inventory`; tasks of unchanged services and collectors keep running."""
+        self._early.forget(self.hosts.keys() - inventory.hosts.keys())
         for name in self.hosts.keys() - inventory.hosts.keys():
             self.page.drop(f"host {name}")
         for name, host in inventory.hosts.items():
-            self.page.put(f"host {name}", render_host_info(host))
+            self.page.put(f"host {name}", render_host(host))
         await self._shells.reload(inventory.hosts)
         self.hosts = inventory.hosts
         self._services_of = _group_by_host(inventory.services)
@@ -103,6 +112,9 @@ class ProbeScheduler:
         self.changes.reload()
 
     async def close(self) -> None:
+        if self._end_of_pauses is not None:
+            self._end_of_pauses.cancel()
+        await cancel_and_wait([self._resuming] if self._resuming is not None else [])
         await _cancel_tasks(*self.services.values())
         await self._collectors.close()
         await self._readings.close()
@@ -131,9 +143,49 @@ class ProbeScheduler:
     async def probe_now(self, probed: ProbedService) -> ProbeResult:
         """Probe outside the schedule, after a probe in flight has ended, so that the result is newer than the call."""
         async with probed.lock:
-            result = await self._probe(probed, asyncio.get_running_loop().time())
+            result = await self._probe(probed, asyncio.get_running_loop().time(), on_request=True)
         probed.probed_out_of_turn.set()
         return result
+
+    async def pause(self, services: Collection[str], seconds: float) -> None:
+        """Probe these services only on request for some seconds, and all others on schedule.
+
+        During a pause and after it, the state of a service is undetermined until it is probed on schedule again.
+        """
+        async with self._pausing:
+            if self._end_of_pauses is not None:
+                self._end_of_pauses.cancel()
+            loop = asyncio.get_running_loop()
+            self._end_of_pauses = loop.call_later(seconds, self._resume_all) if services else None
+            changed = [each for each in self.services.values() if each.is_paused is not (each.service.id in services)]
+            async for probed in _with_pauses(changed):
+                self._set_paused(probed, paused=probed.service.id in services)
+        for event, names in (
+            ("probing_paused", [each.service.id for each in changed if each.is_paused]),
+            ("probing_resumed", [each.service.id for each in changed if not each.is_paused]),
+        ):
+            if names:
+                log.info(event, services=names[:NAMES_LOGGED], number=len(names))
+
+    def _resume_all(self) -> None:
+        """Probe all services on schedule again: nobody has repeated the pauses."""
+        self._resuming = asyncio.create_task(self.pause((), 0), name="resume probing")
+
+    def _set_paused(self, probed: ProbedService, *, paused: bool) -> None:
+        service, had_state = probed.service, probed.visible_state[0].up is not None
+        probed.set_paused(paused=paused)
+        if self.services.get(service.id) is not probed:
+            return  # a reload has removed it
+        self._publish(probed)
+        if paused and had_state:
+            self.events.record(time.time(), "service", service.host, service.id, "unknown", "probing is paused")
+        if not paused:
+            probed.probed_out_of_turn.set()  # so that it is probed soon
+
+    def _publish(self, probed: ProbedService) -> None:
+        """Show the state of a service on `/metrics` and in the API."""
+        self.page.put(probed.service.id, probed.render())
+        self.changes.record(probed.service.id)
 
     async def _run(self, probed: ProbedService) -> None:
         loop = asyncio.get_running_loop()
@@ -144,14 +196,11 @@ class ProbeScheduler:
         due = at = schedule.first_due(loop.time())
         while True:
             if await _probed_out_of_turn(probed, at):
-                # The result counts as if the service had been due now.
-                now = loop.time()
-                if not probed.state.is_steadily_up:
-                    retry_at = now + min(options.retry_every, options.every)
-                    due = at = min(at, retry_at) if at > now else retry_at
-                elif at <= now:
-                    due, _ = schedule.next_due(due, now, stable=True)
-                    at = due
+                due, at = _compute_due_again(probed, schedule, due, at, loop.time())
+                continue
+            if probed.is_paused:
+                due, _ = schedule.next_due(due, loop.time(), stable=True)
+                at = due
                 continue
             if loop.time() - at > LATE:
                 # The process was suspended or blocked: all probes are late, and would start at the same time.
@@ -161,7 +210,7 @@ class ProbeScheduler:
                 continue
             try:
                 async with probed.lock, self._slots:
-                    if probed.probed_out_of_turn.is_set():
+                    if probed.probed_out_of_turn.is_set() or probed.is_paused:
                         continue
                     now = loop.time()
                     self._metrics.schedule_lag.observe(max(0.0, now - at))
@@ -173,7 +222,7 @@ class ProbeScheduler:
             if missed:
                 self._metrics.skipped.inc(missed)
 
-    async def _probe(self, probed: ProbedService, since: float) -> ProbeResult:
+    async def _probe(self, probed: ProbedService, since: float, *, on_request: bool = False) -> ProbeResult:
         """Probe and record the result; a reading of the host that is used must have started at `since` or later."""
         service = probed.service
         self._metrics.in_flight.inc()
@@ -186,18 +235,22 @@ class ProbeScheduler:
             )
         finally:
             self._metrics.in_flight.dec()
+        if probed.is_paused and not on_request:
+            return result  # the pause began meanwhile
         before = probed.state.up
         probed.apply_result(result, asyncio.get_running_loop().time(), service.digest)
         if self.services.get(service.id) is probed:
-            self.page.put(service.id, probed.render())
-            self.changes.record(service.id)
+            self._publish(probed)
             self._record_event(probed, before, result)
-        self._metrics.probe_duration.labels(service.provider, service.category).observe(result.duration)
+            if before and not probed.state.up and result.reason in SILENT and not self._has_collectors(service.host):
+                self._probe_early(service.host)
+        labels = escape_value(service.provider), escape_value(service.category)
+        self._metrics.probe_duration.labels(*labels).observe(result.duration)
         return result
 
     def _record_event(self, probed: ProbedService, before: bool | None, result: ProbeResult) -> None:
         up, service = probed.state.up, probed.service
-        if up is None or up is before:
+        if up is None or up is before or probed.is_paused:
             return
         detail = "" if up else f"{result.reason}: {result.message}"
         at, state = result.started_at + result.duration, "up" if up else "down"
@@ -207,6 +260,18 @@ class ProbeScheduler:
         """Record a change of all services of the host, since the API shows its state with each of them."""
         for service in self._services_of.get(host, ()):
             self.changes.record(service)
+        if self._collectors.host_states[host] == "down":
+            self._probe_early(host)
+
+    def _has_collectors(self, name: str) -> bool:
+        host = self.hosts.get(name)
+        return host is not None and any(options for _, options in host.collect)
+
+    def _probe_early(self, host: str) -> None:
+        """Probe the services of a host that does not answer within seconds: the alert HostDown depends on them."""
+        names = self._services_of.get(host, ())
+        services = [self.services[name] for name in names if name in self.services]
+        self._early.start(host, services, asyncio.get_running_loop().time())
 
 
 def _group_by_host(services: Mapping[str, Service]) -> Mapping[str, Sequence[str]]:
@@ -229,6 +294,24 @@ async def _probed_out_of_turn(probed: ProbedService, at: float) -> bool:
         return False
     probed.probed_out_of_turn.clear()
     return True
+
+
+def _compute_due_again(
+    probed: ProbedService, schedule: Schedule, due: float, at: float, now: float
+) -> tuple[float, float]:
+    """Return when the service is due, on schedule and with jitter, after it was probed out of turn or made due."""
+    early = probed.take_due_time()
+    if early is not None:
+        return (early, early) if early < at else (due, at)
+    # The result counts as if the service had been due now.
+    if not probed.state.is_steadily_up:
+        retry_at = now + min(schedule.retry_every, schedule.every)
+        retry_at = min(at, retry_at) if at > now else retry_at
+        return retry_at, retry_at
+    if at <= now:
+        due, _ = schedule.next_due(due, now, stable=True)
+        return due, due
+    return due, at
 
 
 async def _with_pauses(services: Sequence[ProbedService]) -> AsyncIterator[ProbedService]:

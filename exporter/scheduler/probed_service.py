@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
+from dataclasses import replace
 
 import structlog
 
@@ -28,9 +29,11 @@ class ProbedService:
         self.recent_results = RecentResults()
         self.lock = asyncio.Lock()
         self.probed_out_of_turn = asyncio.Event()  # the next due time has to be computed again
+        self.due_by: float | None = None  # an earlier due time than that of the schedule, event loop's clock
         self.task: asyncio.Task[None] | None = None
         self._logged_at = 0.0  # event loop's clock
         self.changed_at: float | None = None  # when `up` was determined or changed, event loop's clock
+        self.is_paused = False  # it is probed only on request
         self.set_service(service)
 
     def set_service(self, service: Service) -> None:
@@ -39,7 +42,28 @@ class ProbedService:
 
     def render(self) -> dict[str, str]:
         """Return the lines of `/metrics` by metric name."""
-        return self.series.render(self.state, self.last, self.failures)
+        state, last = self.visible_state
+        return self.series.render(state, last, self.failures, is_paused=self.is_paused)
+
+    @property
+    def visible_state(self) -> tuple[ServiceState, ProbeResult | None]:
+        """The state and the last result as others see them: during a pause, neither is known."""
+        return (_forget(self.state), None) if self.is_paused else (self.state, self.last)
+
+    def make_due(self, at: float) -> None:
+        """Have the service probed at `at`, unless it is due earlier."""
+        self.due_by = at
+        self.probed_out_of_turn.set()
+
+    def take_due_time(self) -> float | None:
+        """Return the time set by `make_due`, which counts once; None if none was set."""
+        due_by, self.due_by = self.due_by, None
+        return due_by
+
+    def set_paused(self, *, paused: bool) -> None:
+        """Begin or end a pause; what was seen before is too old afterwards."""
+        self.is_paused = paused
+        self.state, self.last, self.changed_at = _forget(self.state), None, None
 
     def apply_result(self, result: ProbeResult, now: float, digest: str) -> None:
         """Apply a result of the configuration `digest`; `now` is of the event loop's clock."""
@@ -72,3 +96,8 @@ class ProbedService:
                 message=result.message or None,
                 **({"traceback": trace} if trace else {}),
             )
+
+
+def _forget(state: ServiceState) -> ServiceState:
+    """Return a state that is undetermined, with its counters."""
+    return replace(state, up=None, successes_in_a_row=0, failures_in_a_row=0, last_change=None)

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 
+from fleet.host import kernel
 from fleet.host.sections import Section
 
 # Local filesystems. Asking a network filesystem for its size may hang.
 _LOCAL_TYPES = "ext2|ext3|ext4|xfs|btrfs|zfs|f2fs|jfs|reiserfs|vfat|exfat|ntfs|ntfs3|bcachefs"
 
-PROC_SECTION = Section("proc", """
+PROC_SECTION = Section("proc", f"""
 echo now $(date +%s.%N)
 grep -E '^(cpu[0-9]* |btime )' /proc/stat || exit $?
 echo load $(cat /proc/loadavg)
+{kernel.SCRIPT.strip()}
 grep -E '^Mem(Total|Free|Available):|^(Buffers|Cached):' /proc/meminfo
 """)  # fmt: skip
 

@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from fleet.inventory.documents import ConfigProblem, Document, Location
+from fleet.inventory.documents import Document, as_map, as_maps
 from fleet.inventory.kinds import ConfigurableKind, KindTables
 from fleet.inventory.model import Inventory
+from fleet.inventory.problems import ConfigProblem, Location
 from fleet.inventory.units import format_duration
 
 Raw = Mapping[str, Any]
@@ -24,15 +25,16 @@ SUGGESTION_LIMIT = 20_000  # names among which a similar one is searched for
 
 def find_errors(document: Document, raw: Raw, kinds: KindTables) -> list[ConfigProblem]:
     """Return unknown hosts, services and channels, commands without a host to run on, and cycles."""
-    hosts, services = _maps(raw.get("hosts")), _maps(raw.get("services"))
+    hosts, services = as_maps(raw.get("hosts")), as_maps(raw.get("services"))
     checker = _Checker(document, hosts, services, kinds)
-    notify, remediation = _map(raw.get("notify")), _map(raw.get("remediation"))
+    notify, remediation = as_map(raw.get("notify")), as_map(raw.get("remediation"))
     return [
         *checker.check_hosts(),
         *checker.check_services(),
         *checker.check_recreate(remediation),
         *checker.check_maintenance(remediation),
         *checker.check_routes(notify),
+        *checker.check_calendars(notify),
         *checker.check_tunnels(),
         *checker.check_dependencies(),
     ]
@@ -75,20 +77,12 @@ def _find_unsafe_paths(options: BaseModel, account: str | None) -> Iterator[tupl
         yield from ((key, word) for word in words if isinstance(word, str) and word.startswith(folders))
 
 
-def _map(value: Any) -> Raw:
-    return value if isinstance(value, dict) else {}
-
-
-def _maps(value: Any) -> dict[str, Raw]:
-    return {str(key): item for key, item in _map(value).items() if isinstance(item, dict)}
-
-
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
 def _via(host: Raw, key: str) -> str | None:
-    via = _map(host.get(key)).get("via")
+    via = as_map(host.get(key)).get("via")
     return via if isinstance(via, str) else None
 
 
@@ -97,7 +91,7 @@ def _dependencies(service: Raw) -> list[str]:
 
 
 def _is_wrapped(host: Raw, key: str = "ssh") -> bool:
-    return _map(host.get(key)).get("wrapper") is True
+    return as_map(host.get(key)).get("wrapper") is True
 
 
 @lru_cache(maxsize=1000)
@@ -140,7 +134,7 @@ class _Checker:
             if host.get("collect"):
                 where = ("hosts", name, "collect")
                 yield from self._check_shell(where, name)
-                for kind, options in _map(host["collect"]).items() if _is_wrapped(host) else ():
+                for kind, options in as_map(host["collect"]).items() if _is_wrapped(host) else ():
                     yield from self._check_wrapper_arguments(where, host, self.kinds.collectors.get(kind), options)
             for key in ("ssh", "control_ssh"):
                 via = _via(host, key)
@@ -162,12 +156,12 @@ class _Checker:
                 yield from self._check_known(("services", name, "host"), host, self.hosts, "host")
             for index, other in enumerate(_dependencies(service)):
                 yield from self._check_known(("services", name, "depends_on", index), other, self.services, "service")
-            for kind, options in _map(service.get("probe")).items():
+            for kind, options in as_map(service.get("probe")).items():
                 yield from self._check_probe(("services", name, "probe", kind), host, kind, options)
-            for kind, options in _map(service.get("control")).items():
+            for kind, options in as_map(service.get("control")).items():
                 yield from self._check_control(("services", name, "control", kind), host, kind)
-                if "components" in _map(options):
-                    yield from self._check_components(("services", name, "control", kind, "components"), service)
+                if "components" in as_map(options):
+                    yield from self._check_components(("services", name, "control", kind), service, as_map(options))
 
     def _check_probe(self, where: Location, host: Any, kind: str, written: Any) -> Iterator[ConfigProblem]:
         known = self.kinds.probes.get(kind)
@@ -186,18 +180,24 @@ class _Checker:
         yield from self._check_shell(where, name)
         # A key that may only run the wrapper's `read` controls nothing.
         host = self.hosts.get(str(name), {})
-        key_file, control_key_file = (_map(host.get(key)).get("key_file") for key in ("ssh", "control_ssh"))
+        key_file, control_key_file = (as_map(host.get(key)).get("key_file") for key in ("ssh", "control_ssh"))
         if _is_wrapped(host) and control_key_file in (None, key_file):
             message = f"{name} needs `control_ssh: {{key_file: …}}`: its ssh.key_file may only read (ssh.wrapper)"
             yield self.document.problem_at(where, message)
 
-    def _check_components(self, where: Location, service: Raw) -> Iterator[ConfigProblem]:
-        """Check that the probe of a service whose control restarts components reports them."""
-        for kind in _map(service.get("probe")):
+    def _check_components(self, where: Location, service: Raw, control: Raw) -> Iterator[ConfigProblem]:
+        """Check that the probe of a service whose control restarts components reports them, and that it may restart."""
+        for kind in as_map(service.get("probe")):
             known = self.kinds.probes.get(kind)
             if known is not None and not getattr(known.options, "reports_components", False):
                 message = f"the probe {kind} does not report components; use the probe status"
-                yield self.document.problem_at(where, message)
+                yield self.document.problem_at((*where, "components"), message)
+        if (
+            as_map(control.get("component")).get("automatic") is True
+            and service.get("on_failure", "notify") == "notify"
+        ):
+            message = "components are restarted automatically only with `on_failure: restart`"
+            yield self.document.problem_at((*where, "component", "automatic"), message)
 
     def _check_wrapper_arguments(
         self, where: Location, host: Raw, kind: ConfigurableKind | None, written: Any
@@ -205,7 +205,7 @@ class _Checker:
         key = getattr(kind.options, "wrapper_argument", None) if kind is not None else None
         if key is None or not _is_wrapped(host):
             return
-        names = _map(written).get(key)
+        names = as_map(written).get(key)
         for name in names if isinstance(names, list) else [names] if names else []:
             if WRAPPER_ARGUMENT.fullmatch(str(name)) is None:
                 message = f"{key}: {str(name)!r} has characters that the host's wrapper does not accept (ssh.wrapper)"
@@ -216,14 +216,14 @@ class _Checker:
         for name, service in self.services.items():
             if not _is_wrapped(self.hosts.get(str(service.get("host")), {}), "control_ssh"):
                 continue
-            own = _map(service.get("remediation"))
+            own = as_map(service.get("remediation"))
             steps = _list(own.get("steps") if "steps" in own else remediation.get("steps"))
             controls = self.kinds.controls
-            kinds = [kind for kind in _map(service.get("control")) if kind in controls]
+            kinds = [kind for kind in as_map(service.get("control")) if kind in controls]
             recreating = [kind for kind in kinds if getattr(controls[kind].options, "can_recreate", False)]
             without_command = any(
                 step == "recreate"
-                or (isinstance(step, dict) and "recreate" in step and not _map(step["recreate"]).get("command"))
+                or (isinstance(step, dict) and "recreate" in step and not as_map(step["recreate"]).get("command"))
                 for step in steps
             )
             for kind in recreating if without_command else ():
@@ -234,20 +234,34 @@ class _Checker:
         groups: dict[str, Raw] = {str(host["group"]): {} for host in self.hosts.values() if host.get("group")}
         for index, window in enumerate(_list(remediation.get("maintenance"))):
             for scope, known in (("service", self.services), ("host", self.hosts), ("group", groups)):
-                name = _map(window).get(scope)
+                name = as_map(window).get(scope)
                 if isinstance(name, str):
                     yield from self._check_known(("remediation", "maintenance", index, scope), name, known, scope)
 
     def check_routes(self, notify: Raw) -> Iterator[ConfigProblem]:
-        channels, people = _maps(notify.get("channels")), _maps(notify.get("people"))
+        channels, people = as_maps(notify.get("channels")), as_maps(notify.get("people"))
+        calendars = as_maps(notify.get("calendars"))
+        on_call = "person or calendar" if calendars else "person"
         for index, route in enumerate(_list(notify.get("routes"))):
             where = ("notify", "routes", index)
-            own, escalate = _map(route), _map(_map(route).get("escalate"))
+            own, escalate = as_map(route), as_map(as_map(route).get("escalate"))
             yield from self._check_names((*where, "channels"), own.get("channels"), channels, "channel")
-            yield from self._check_names((*where, "on_call"), own.get("on_call"), people, "person")
+            yield from self._check_names((*where, "on_call"), own.get("on_call"), people | calendars, on_call)
             yield from self._check_names(
                 (*where, "escalate", "channels"), escalate.get("channels"), channels, "channel"
             )
+
+    def check_calendars(self, notify: Raw) -> Iterator[ConfigProblem]:
+        people = as_maps(notify.get("people"))
+        for name, calendar in as_maps(notify.get("calendars")).items():
+            where = ("notify", "calendars", name)
+            if name in people:
+                yield self.document.problem_at(where, "a person has the same name; rename one of them")
+            yield from self._check_names((*where, "rotation"), calendar.get("rotation"), people, "person")
+            for index, override in enumerate(_list(calendar.get("overrides"))):
+                person = as_map(override).get("person")
+                if isinstance(person, str):
+                    yield from self._check_known((*where, "overrides", index, "person"), person, people, "person")
 
     def check_tunnels(self) -> Iterator[ConfigProblem]:
         """Find cycles of `via`, among the connections that read and among those that control."""
@@ -269,7 +283,9 @@ class _Checker:
         return self.document.problem_at(where, f"cycle: {' → '.join(cycle)}")
 
     def _check_known(self, where: Location, name: str, known: Mapping[str, Raw], what: str) -> Iterator[ConfigProblem]:
-        if name not in known:
+        if name not in known and name in self.document.disabled.get(what, ()):
+            yield self.document.problem_at(where, f"the {what} {str(name)!r} is not enabled")
+        elif name not in known:
             suggestion = _suggest(name, tuple(known)) if len(known) <= SUGGESTION_LIMIT else ""
             yield self.document.problem_at(where, f"there is no {what} {str(name)!r}{suggestion}")
 

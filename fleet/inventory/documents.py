@@ -4,89 +4,27 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 import yaml
 
-from runtime.errors import DefibError, StartError
-from runtime.yaml_errors import explain_yaml_error
-
-Location = Sequence[str | int]
-DEPTH_LIMIT = 100
-SIZE_LIMIT = 5_000_000
-_Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
-_SURROGATE_PAIR = re.compile(rb"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+from fleet.inventory.problems import ConfigProblem, ConfigurationError, Location, format_path
+from fleet.inventory.yaml_files import SharedAnchors, YamlFile, locate_node, parse_yaml, read_yaml_file
+from runtime.errors import StartError
 
 
-@dataclass(frozen=True)
-class ConfigProblem:
-    """An error or a warning about the configuration, with the file, line and key that it is about.
-
-    The line is 0 if it is about the file itself.
-    """
-
-    file: str
-    line: int
-    path: str
-    message: str
-
-    def __str__(self) -> str:
-        where = f"{self.path}: " if self.path else ""
-        return f"{self.file}{f':{self.line}' if self.line else ''}: {where}{self.message}"
+def as_map(value: Any) -> dict[str, Any]:
+    """Return a part of a configuration that is not checked yet, or nothing if it is no map."""
+    return value if isinstance(value, dict) else {}
 
 
-class ConfigurationError(DefibError):
-    """The configuration has errors; `problems` lists all of them."""
-
-    def __init__(self, problems: Sequence[ConfigProblem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
-        self.problems = list(problems)
-
-
-class TextWithBase(str):
-    """A string from a YAML file, with the directory that relative paths in it start from."""
-
-    __slots__ = ("base", "checked", "pending", "references")
-    base: Path
-    pending: bool  # it contains a reference that this program does not resolve: not validated
-    checked: bool  # this program uses it, so a file that it names must exist
-    references: Sequence[tuple[int, int]]  # where values of references were inserted: start and end
-
-    def __new__(
-        cls,
-        text: str,
-        base: Path,
-        *,
-        pending: bool = False,
-        checked: bool = True,
-        references: Sequence[tuple[int, int]] = (),
-    ) -> Self:
-        instance = super().__new__(cls, text)
-        instance.base, instance.pending, instance.checked = base, pending, checked
-        instance.references = references
-        return instance
-
-
-class _Loader(_Base):  # type: ignore[misc]  # the base class is chosen at run time
-    """A safe YAML loader whose strings know their directory."""
-
-    base = Path()
-
-    def construct_text(self, node: yaml.ScalarNode) -> TextWithBase:
-        return TextWithBase(self.construct_scalar(node), self.base)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:str", _Loader.construct_text)
-
-
-@dataclass
-class _File:
-    name: str
-    root: yaml.Node | None
-    value: Any
+def as_maps(value: Any) -> dict[str, dict[str, Any]]:
+    """Return the entries of such a part that are maps."""
+    return {str(key): item for key, item in as_map(value).items() if isinstance(item, dict)}
 
 
 @dataclass
@@ -95,8 +33,15 @@ class Document:
 
     value: dict[str, Any] = field(default_factory=dict)
     problems: list[ConfigProblem] = field(default_factory=list)
+    warnings: list[ConfigProblem] = field(default_factory=list)
     files: Sequence[Path] = ()
+    lists: dict[Path, ConfigProblem] = field(default_factory=dict)  # files that are lists: of targets, or errors
+    # Names of hosts, groups and services that are not enabled, by `host`, `group` and `service`.
+    disabled: Mapping[str, Collection[str]] = field(default_factory=dict)
     _origins: dict[tuple[str, ...], tuple[str, yaml.Node, yaml.Node, yaml.Node]] = field(default_factory=dict)
+    _sources: dict[tuple[str, ...], list[Location]] = field(default_factory=dict)  # of hosts, services, their keys
+    _places: dict[tuple[str, ...], str] = field(default_factory=dict)
+    _kept: dict[tuple[str | int, ...], list[int]] = field(default_factory=dict)  # by list: the written items it has
 
     def locate(self, location: Location) -> tuple[str, int]:
         """Return file and line of `location`, or of its nearest parent that was written."""
@@ -105,7 +50,7 @@ class Document:
             if origin and len(location) >= depth:
                 name, key, value, _root = origin
                 node = _find_node(key, value, location[depth:])
-                return name, node.start_mark.line + 1
+                return locate_node(node, name)
         return (next(iter(self._origins.values()))[0] if self._origins else "configuration"), 1
 
     def is_written(self, location: Location) -> bool:
@@ -113,29 +58,95 @@ class Document:
         origin = self._origins.get(tuple(map(str, location[:2])))
         node = origin[2] if origin is not None else None
         for part in location[2:]:
-            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
-            node = next((value for key, value in reversed(pairs) if getattr(key, "value", None) == part), None)
+            if isinstance(node, yaml.SequenceNode):
+                node = node.value[part] if isinstance(part, int) and part < len(node.value) else None
+            else:
+                pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+                node = next((value for key, value in reversed(pairs) if getattr(key, "value", None) == part), None)
         return node is not None
 
-    def problem_at(self, location: Location, message: str) -> ConfigProblem:
-        return ConfigProblem(*self.locate(location), format_path(location), message)
+    def inherit(self, location: Location, source: Location) -> None:
+        """Note that a host, a service or one of its keys has what is written at `source`.
 
-    def add(self, file: _File) -> None:
+        What is written in itself comes first, then earlier sources, and those of the whole before those of a key.
+        """
+        self._sources.setdefault(tuple(map(str, location)), []).append(source)
+
+    def add_place(self, location: Location, place: str) -> None:
+        """Note where a service is listed that is written nowhere."""
+        self._places[tuple(map(str, location))] = place
+
+    def remove_items(self, location: Location, items: list[Any], *, remove: Callable[[Any], bool]) -> list[Any]:
+        """Return the list at `location` without some items, and note which of the written ones are left."""
+        kept = [index for index, item in enumerate(items) if not remove(item)]
+        self._kept[tuple(location)] = kept
+        return [items[index] for index in kept]
+
+    def _restore_index(self, location: Location) -> Location:
+        """Return a location with the index that an item had before others were removed."""
+        for depth in range(1, len(location)) if self._kept else ():
+            index, kept = location[depth], self._kept.get(tuple(location[:depth]))
+            if kept is not None and isinstance(index, int):
+                return (*location[:depth], kept[index], *location[depth + 1 :])
+        return location
+
+    def find_origin(self, location: Location) -> str | None:
+        """Return `file:line` of a value, wherever it is written; None for a default."""
+        written = self._find_source(self._restore_index(location))
+        if not self.is_written(written):
+            return None
+        name, line = self.locate(written)
+        return f"{name}:{line}"
+
+    def problem_at(self, location: Location, message: str) -> ConfigProblem:
+        """Return a problem with what a location has, wherever that is written."""
+        location = self._restore_index(location)
+        written = self._find_source(location)
+        problem = ConfigProblem(*self.locate(written), format_path(written), message)
+        if written is location:
+            return problem
+        place = self._places.get(tuple(map(str, location[:2])))
+        user = f"{format_path(location[:2])}{f' from {place}' if place is not None else ''}"
+        return replace(problem, user=user, location=format_path(location))
+
+    def _find_source(self, location: Location) -> Location:
+        """Return where the value of a location is written; where it would be if it is not written."""
+        own = tuple(location[:2])
+        sources = [
+            (source, at)
+            for at in (2, 3)
+            if len(location) >= at
+            for source in self._sources.get(tuple(map(str, location[:at])), ())
+        ]
+        if not sources:
+            return location
+        for depth in range(len(location), 2, -1):  # the innermost part that is written somewhere
+            for source, at in ((own, 2), *sources):
+                if self.is_written((*source, *location[at:depth])):
+                    return location if source is own else (*source, *location[at:])
+        source, at = sources[0]
+        return location if tuple(map(str, own)) in self._origins else (*source, *location[at:])
+
+    def add(self, file: YamlFile) -> None:
         """Merge a file's sections into the document."""
         if file.root is None or file.value is None:
             return
         if not isinstance(file.root, yaml.MappingNode) or not isinstance(file.value, dict):
             missing = " (is a space missing after the colon?)" if re.match(r"\w+:\S", str(file.value)) else ""
             message = f"a configuration file must be a map (hosts:, services:, …){missing}"
-            self.problems.append(ConfigProblem(file.name, file.root.start_mark.line + 1, "", message))
+            problem = ConfigProblem(file.name, file.root.start_mark.line + 1, "", message)
+            if isinstance(file.value, list):
+                self.lists[Path(file.name)] = problem
+            else:
+                self.problems.append(problem)
             return
         for key, value in file.root.value:
             if isinstance(key, yaml.ScalarNode):
                 self._add_section(file, key, value)
 
-    def _add_section(self, file: _File, key: yaml.ScalarNode, node: yaml.Node) -> None:
+    def _add_section(self, file: YamlFile, key: yaml.ScalarNode, node: yaml.Node) -> None:
         section, value = key.value, file.value.get(key.value)
-        if value is None:
+        if value is None or section.startswith("x-"):  # which has anchors for others
             return
         self._origins.setdefault((section,), (file.name, key, node, node))
         if not isinstance(value, dict) or not isinstance(node, yaml.MappingNode):
@@ -149,25 +160,24 @@ class Document:
                 self._add_key(file, merged, section, inner_key, inner, node)
 
     def _add_key(
-        self, file: _File, merged: dict[str, Any], section: str, key: yaml.ScalarNode, node: yaml.Node, root: yaml.Node
+        self,
+        file: YamlFile,
+        merged: dict[str, Any],
+        section: str,
+        key: yaml.ScalarNode,
+        node: yaml.Node,
+        root: yaml.Node,
     ) -> None:
         name = key.value
         first = self._origins.get((section, name))
         if first is not None:
             if first[3] is not root:  # duplicates within one map were reported when the file was read
-                message = f"duplicate key, first defined at {first[0]}:{first[1].start_mark.line + 1}"
-                self.problems.append(ConfigProblem(file.name, key.start_mark.line + 1, f"{section}.{name}", message))
+                place, line = locate_node(first[1], first[0])
+                message = f"duplicate key, first defined at {place}:{line}"
+                self.problems.append(ConfigProblem(*locate_node(key, file.name), f"{section}.{name}", message))
             return
         merged[name] = file.value[section][name]
         self._origins[(section, name)] = (file.name, key, node, root)
-
-
-def format_path(location: Location) -> str:
-    """Return a location as it is shown: `notify.routes[0].channels`."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
-    return text
 
 
 def _find_node(key: yaml.Node, value: yaml.Node, location: Location) -> yaml.Node:
@@ -198,10 +208,11 @@ def find_directory(chosen: Path | None, environ: Mapping[str, str] = os.environ)
     )
 
 
-def read_directory(directory: Path) -> Document:
+def read_directory(directory: Path, unsaved: Mapping[Path, bytes] = MappingProxyType({})) -> Document:
     """Read every `*.yaml` and `*.yml` file below `directory`; `problems` lists what could not be read.
 
-    Raises ConfigurationError where there is nothing to read.
+    `unsaved` has the content of further files, which do not exist yet. Raises ConfigurationError where there is nothing
+    to read.
     """
     document = Document()
     try:
@@ -218,8 +229,12 @@ def read_directory(directory: Path) -> Document:
     if not paths and not document.problems:
         raise ConfigurationError([ConfigProblem(str(directory), 1, "", "contains no YAML files (*.yaml, *.yml)")])
     document.files = paths
+    shared = SharedAnchors(paths)
     for path in paths:
-        for file in _read_file(path, document.problems):
+        for file in read_yaml_file(path, document.problems, shared):
+            document.add(file)
+    for path, source in unsaved.items():
+        for file in parse_yaml(path, source, document.problems, shared):
             document.add(file)
     return document
 
@@ -241,125 +256,3 @@ def _find_files(directory: Path, problems: list[ConfigProblem]) -> Iterator[Path
                     yield path
             except OSError as error:
                 report(error)
-
-
-def _read_file(path: Path, problems: list[ConfigProblem]) -> Iterator[_File]:
-    name = str(path)
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        problems.append(ConfigProblem(name, 1, "", f"cannot be read: {error.strerror}"))
-        return
-    source = _join_surrogates(source)
-    try:
-        too_deep = _nests_too_deep(source)
-        loader = _Loader(source)
-    except yaml.YAMLError as error:
-        problems.append(_yaml_problem(name, source, error))
-        return
-    if too_deep:
-        problems.append(ConfigProblem(name, 1, "", f"nesting is deeper than {DEPTH_LIMIT} levels"))
-        return
-    loader.base = path.parent.absolute()
-    try:
-        while loader.check_node():
-            root = loader.get_node()
-            if (message := _check_aliases(root)) is not None:
-                problems.append(ConfigProblem(name, 1, "", message))
-                continue
-            problems.extend(_check_keys(name, root))
-            yield _File(name, root, loader.construct_document(root))
-    except yaml.YAMLError as error:
-        problems.append(_yaml_problem(name, source, error))
-    except ValueError as error:  # an impossible date
-        problems.append(ConfigProblem(name, 1, "", f"invalid YAML: {error}"))
-    finally:
-        loader.dispose()
-
-
-def _join_surrogates(source: bytes) -> bytes:
-    r"""Replace the surrogate pairs by which JSON writes characters beyond U+FFFF: YAML has `\U0001f600` for them."""
-    if _SURROGATE_PAIR.search(source) is None:
-        return source
-    try:
-        for _token in yaml.scan(source, Loader=_Base):
-            pass
-    except yaml.YAMLError:
-        return _SURROGATE_PAIR.sub(_join_pair, source)
-    return source  # outside double quotes, a backslash is an ordinary character
-
-
-def _join_pair(match: re.Match[bytes]) -> bytes:
-    high, low = int(match[2], 16), int(match[3], 16)
-    return match[1] + b"\\U%08x" % (0x10000 + ((high - 0xD800) << 10) + (low - 0xDC00))
-
-
-def _nests_too_deep(source: bytes) -> bool:
-    """Whether the nesting would overflow the stack of libyaml's loader."""
-    if source.count(b"[") + source.count(b"{") <= DEPTH_LIMIT:
-        return False  # without flow collections, depth needs indentation
-    depth = 0
-    for event in yaml.parse(source, Loader=_Base):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            if depth > DEPTH_LIMIT:
-                return True
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-    return False
-
-
-def _check_keys(name: str, root: yaml.Node) -> Iterator[ConfigProblem]:
-    """Yield duplicate keys, which PyYAML accepts, and keys that are not strings."""
-    seen: set[int] = set()
-    left: list[tuple[yaml.Node, tuple[str | int, ...]]] = [(root, ())]
-    while left:
-        node, location = left.pop()
-        if id(node) in seen or isinstance(node, yaml.ScalarNode):
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            left.extend((item, (*location, index)) for index, item in enumerate(node.value))
-            continue
-        first: dict[str, int] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
-                continue
-            line, where = key.start_mark.line + 1, (*location, key.value)
-            left.append((value, where))
-            if key.tag != "tag:yaml.org,2002:str":
-                message = f'key must be a string; write "{key.value}", in quotes'
-                yield ConfigProblem(name, line, format_path(where), message)
-            elif key.value in first:
-                message = f"duplicate key, first defined at {name}:{first[key.value]}"
-                yield ConfigProblem(name, line, format_path(where), message)
-            first.setdefault(key.value, line)
-
-
-def _check_aliases(root: yaml.Node) -> str | None:
-    """Return why a document cannot be expanded: it contains itself, or is too large with its aliases written out."""
-    inside: set[int] = set()
-    sizes: dict[int, int] = {}  # of finished nodes, with their aliases written out
-    left: list[tuple[yaml.Node, bool]] = [(root, False)]
-    while left:
-        node, leaving = left.pop()
-        if isinstance(node, yaml.ScalarNode) or (id(node) in sizes and not leaving):
-            continue
-        children = [value for _key, value in node.value] if isinstance(node, yaml.MappingNode) else node.value
-        if leaving:
-            inside.discard(id(node))
-            sizes[id(node)] = 1 + sum(sizes.get(id(child), 1) for child in children)
-            if sizes[id(node)] > SIZE_LIMIT:
-                return f"the aliases expand to more than {SIZE_LIMIT} values"
-        elif id(node) in inside:
-            return "an alias refers to the value that contains it"
-        else:
-            inside.add(id(node))
-            left.append((node, True))
-            left += [(child, False) for child in children]
-    return None
-
-
-def _yaml_problem(name: str, source: bytes, error: yaml.YAMLError) -> ConfigProblem:
-    line, cause = explain_yaml_error(source, error)
-    return ConfigProblem(name, line, "", f"invalid YAML: {cause}")

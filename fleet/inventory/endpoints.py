@@ -13,14 +13,18 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     SecretStr,
     ValidatorFunctionWrapHandler,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
-from fleet.inventory.documents import TextWithBase
+from fleet.inventory.yaml_files import TextWithBase
+from runtime.addresses import NAME_LIMIT, has_long_host
 
 
 class ReferencesAreSecret:
@@ -104,6 +108,8 @@ ExistingFile = Annotated[Path, BeforeValidator(_existing_file), WithJsonSchema({
 
 
 def check_url(url: str) -> str:
+    if has_long_host(url):
+        raise ValueError(f"the name of the host is longer than {NAME_LIMIT} characters")
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -144,6 +150,8 @@ def check_host_and_port(address: str) -> str:
     found = re.fullmatch(r"(?:\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]{}]+):(\d+)", address)
     if found is None or not 0 < int(found[1]) <= MAX_PORT:
         raise ValueError(f"{address!r} is not an address; write host:port or [v6]:port")
+    if len(address) > NAME_LIMIT + len(":65535"):
+        raise ValueError(f"the name of the host is longer than {NAME_LIMIT} characters")
     return address
 
 
@@ -207,6 +215,12 @@ class Endpoint(ConfigModel):
     @classmethod
     def _expand_short_form(cls, value: Any) -> Any:
         return {"url": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """Return a schema that allows the short form."""
+        part = handler.resolve_ref_schema(handler(schema))
+        return {"anyOf": [{"type": "string"}, part]} if "properties" in part else part
 
     @property
     def base(self) -> str:

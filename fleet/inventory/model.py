@@ -3,6 +3,7 @@
 Each kind of probe, control, channel and collector defines its own options; `inventory_model` joins them.
 """
 
+import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -13,7 +14,6 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 
 from fleet.inventory.access import Access
-from fleet.inventory.documents import TextWithBase
 from fleet.inventory.endpoints import (
     REFERENCES_ARE_SECRET,
     ChoiceModel,
@@ -21,10 +21,13 @@ from fleet.inventory.endpoints import (
     Endpoint,
     OwnToken,
     RelativePath,
+    SecretUrl,
 )
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
-from fleet.inventory.units import Duration, Identifier, PositiveDuration, format_duration
+from fleet.inventory.thresholds import HostThresholds, ServiceThresholds
+from fleet.inventory.units import Duration, Identifier, PositiveDuration, as_list, format_duration
+from fleet.inventory.yaml_files import TextWithBase
 from runtime.tokens import ConfiguredToken
 
 
@@ -36,6 +39,7 @@ def _time_of_day(text: str) -> str:
 
 TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
 MIN_INTERVAL = 0.1  # seconds between probes of a service
+MIN_PING_INTERVAL, MAX_PING_INTERVAL = 1.0, 600.0  # seconds; the alert about failed pings looks back 15 minutes
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
 RESERVED_LABELS = ("host", "group", "address", "job", "instance")  # Prometheus sets the last two
 
@@ -187,6 +191,10 @@ class Remediation(ConfigModel):
 
 
 class Service(ConfigModel):
+    # Keys that `fleet.inventory.expansion` removes are here for the JSON Schema.
+    enabled: bool = Field(True, exclude=True)
+    template: str = Field("", exclude=True)
+    parameters: dict[str, Any] = Field(default_factory=dict, exclude=True)
     name: str = ""
     category: str = "other"
     provider: str = "other"
@@ -197,6 +205,7 @@ class Service(ConfigModel):
     control: Control | None = None
     on_failure: Literal["notify", "restart"] = "notify"
     objective: float | None = Field(None, gt=0, lt=100)
+    thresholds: ServiceThresholds = ServiceThresholds()
     depends_on: list[str] = []
     runbook: str = ""
     remediation: ServiceRemediation = ServiceRemediation()
@@ -221,6 +230,12 @@ class Service(ConfigModel):
     def restartable_components(self) -> Sequence[str]:
         """The components, as its probe names them, that its control may restart one by one."""
         return getattr(self.control.options, "components", None) or () if self.control is not None else ()
+
+    @property
+    def automatic_components(self) -> Sequence[str]:
+        """The components that are restarted automatically when they are down."""
+        component = getattr(self.control.options, "component", None) if self.control is not None else None
+        return self.restartable_components if getattr(component, "automatic", False) is True else ()
 
     @property
     def target(self) -> str:
@@ -256,6 +271,9 @@ class SudoOptions(ConfigModel):
 
 
 class Host(ConfigModel):
+    # Keys that `fleet.inventory.expansion` removes are here for the JSON Schema.
+    enabled: bool = Field(True, exclude=True)
+    templates: dict[str, bool | dict[str, Any]] = Field(default_factory=dict, exclude=True)
     address: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._:%-]+$")
     group: str = ""
     shell: Literal["ssh", "local"] = "ssh"
@@ -263,8 +281,19 @@ class Host(ConfigModel):
     control_ssh: Ssh | None = None
     sudo: SudoOptions = SudoOptions()
     collect: Collect = Collect()
+    thresholds: HostThresholds = HostThresholds()
     labels: dict[Annotated[str, Field(pattern=LABEL_NAME)], str] = Field(default_factory=dict)
     _name: str = ""
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, address: str) -> str:
+        if re.fullmatch(r"[0-9.-]+", address) is not None:  # no name: those do not end in a number
+            try:
+                ipaddress.ip_address(address)
+            except ValueError:
+                raise ValueError(f"{address!r} is not an IP address") from None
+        return address
 
     @field_validator("labels")
     @classmethod
@@ -317,6 +346,19 @@ class EventSettings(ConfigModel):
     max_entries: int = Field(1_000_000, ge=1000)
 
 
+def _check_ping_interval(seconds: float) -> float:
+    if not MIN_PING_INTERVAL <= seconds <= MAX_PING_INTERVAL:
+        raise ValueError(f"{format_duration(seconds)} is not between 1s and 10m")
+    return seconds
+
+
+class DeadManSettings(ConfigModel):
+    """A watcher outside: the URL that is requested while alerts can be processed and notifications sent."""
+
+    url: SecretUrl
+    every: Annotated[PositiveDuration, AfterValidator(_check_ping_interval)] = 60.0
+
+
 class RemediatorSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9095")
     database: str = "sqlite:////var/lib/defib/remediator.db"
@@ -328,6 +370,7 @@ class RemediatorSettings(ConfigModel):
     watchdog: Duration = 300.0
     retention: PositiveDuration = 90 * 86400.0
     events: EventSettings = EventSettings()
+    dead_man: DeadManSettings | None = None
 
     @field_validator("database", mode="before")
     @classmethod
@@ -348,15 +391,56 @@ class RemediatorSettings(ConfigModel):
 _LIMITED, _UNLIMITED = ("remediator.webhook_token", "access.metrics_token"), ("exporter.token", "remediator.token")
 
 
+class HostSelector(ConfigModel):
+    """Hosts that match all of this: one of the groups, one of the names with wildcards, and all labels."""
+
+    group: str | list[str] | None = None
+    names: str | list[str] | None = None
+    labels: dict[str, str | list[str]] = Field(default_factory=dict)
+
+
+class Template(ConfigModel):
+    """A service with parameters, which `fleet.inventory.expansion` fills in."""
+
+    for_hosts: HostSelector | None = None
+    id: str | None = None
+    parameters: dict[Annotated[str, Field(pattern=LABEL_NAME)], Any] = Field(default_factory=dict)
+    service: dict[str, Any]
+
+
+class ServiceSource(ChoiceModel):
+    """Targets from which a template makes services: files, or the address of a server for Prometheus' http_sd."""
+
+    choices: ClassVar[tuple[str, ...]] = ("file", "http")
+    file: str | list[str] | None = None
+    http: Endpoint | None = None
+    refresh: PositiveDuration = 60.0  # how often the server is asked
+    template: str
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("file")
+    @classmethod
+    def _check_paths(cls, file: str | list[str] | None) -> str | list[str] | None:
+        if any("\0" in each for each in as_list(file)):
+            raise ValueError("a path cannot contain a null character")
+        return file
+
+
 class Defaults(ConfigModel):
     probe: ProbeSettings = ProbeSettings()
     control: ControlSettings = ControlSettings()
+    thresholds: ServiceThresholds = ServiceThresholds()
+    # Hosts have these already.
+    host: Any = Field(None, exclude=True)
+    groups: dict[str, Any] = Field(default_factory=dict, exclude=True)
 
 
 class Inventory(ConfigModel):
     exporter: ExporterSettings = ExporterSettings()
     remediator: RemediatorSettings = RemediatorSettings()
     defaults: Defaults = Defaults()
+    templates: dict[Identifier, Template] = Field(default_factory=dict, exclude=True)
+    services_from: dict[Identifier, ServiceSource] = Field(default_factory=dict, exclude=True)
     remediation: Remediation = Remediation()
     notify: Notify = Notify()
     access: Access = Access()
@@ -439,14 +523,19 @@ def inventory_model(kinds: KindTables) -> type[Inventory]:
     channel: Any = _one_of("Channel", Channel, kinds.channels)
     collect: Any = create_model("Collect", __base__=Collect, **_fields(kinds.collectors))
     host: Any = create_model("Host", __base__=Host, collect=(collect, Field(default_factory=collect)))
+    host_defaults: Any = create_model("HostDefaults", __base__=host, address=(str | None, None))
+    groups: Any = (dict[str, host_defaults], Field(default_factory=dict, exclude=True))
+    of_hosts: Any = (host_defaults | None, Field(None, exclude=True))
+    defaults: Any = create_model("Defaults", __base__=Defaults, host=of_hosts, groups=groups)
     service: Any = create_model("Service", __base__=Service, probe=(probe, ...), control=(control | None, None))
     channels: Any = (dict[Identifier, channel], Field(default_factory=dict))
     notify: Any = create_model("Notify", __base__=Notify, channels=channels)
     services: Any = (dict[Identifier, service], Field(default_factory=dict))
     hosts: Any = (dict[Identifier, host], Field(default_factory=dict))
     return create_model(
-        "Inventory", __base__=Inventory, notify=(notify, Field(default_factory=notify)), services=services, hosts=hosts
-    )
+        "Inventory", __base__=Inventory, notify=(notify, Field(default_factory=notify)), services=services, hosts=hosts,
+        defaults=(defaults, Field(default_factory=defaults)),
+    )  # fmt: skip
 
 
 def _one_of(name: str, base: type[ChoiceModel], kinds: Mapping[str, ConfigurableKind]) -> type[ChoiceModel]:
@@ -459,52 +548,3 @@ def _one_of(name: str, base: type[ChoiceModel], kinds: Mapping[str, Configurable
 def _fields(kinds: Mapping[str, ConfigurableKind]) -> dict[str, Any]:
     """Return one optional field for each kind."""
     return {name: (Annotated[Any, KindOptions(kinds, name)], None) for name in kinds}
-
-
-def json_schema(kinds: KindTables) -> dict[str, Any]:
-    """Return the JSON Schema of a configuration file, for editors."""
-    schema = inventory_model(kinds).model_json_schema(by_alias=True)
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    schema["title"] = "Defib configuration"
-    choices = {"Probe": kinds.probes, "Control": kinds.controls, "Channel": kinds.channels}
-    for name, part in schema["$defs"].items():
-        if name in choices:
-            part.pop("required", None)  # `defaults` may provide it
-            part["oneOf"] = [{"required": [kind]} for kind in choices[name]]
-        short = {
-            Endpoint.__name__: {"type": "string"},
-            SudoOptions.__name__: {"enum": ["none", "passwordless"]},
-            RemediationStep.__name__: {"enum": list(RemediationStep.choices)},
-        }.get(name)
-        if short:
-            schema["$defs"][name] = {"anyOf": [short, part]}
-    _allow_references(schema)
-    for section in schema["properties"]:
-        schema["properties"][section] = {"anyOf": [schema["properties"][section], {"type": "null"}]}
-    return schema
-
-
-_REFERENCE = {"type": "string", "pattern": r"\$\{"}
-
-
-def _allow_references(part: Any) -> None:
-    """Allow `${NAME}` in place of numbers, booleans and patterns; refuse keys that match no pattern."""
-    if isinstance(part, list):
-        for item in part:
-            _allow_references(item)
-    if not isinstance(part, dict):
-        return
-    if "patternProperties" in part:
-        part["additionalProperties"] = False
-    for key, item in list(part.items()):
-        if key in ("properties", "patternProperties", "$defs"):
-            for name, each in list(item.items()):
-                _allow_references(each)
-                if key == "properties" and _is_narrow(each):
-                    item[name] = {"anyOf": [each, _REFERENCE]}
-        else:
-            _allow_references(item)
-
-
-def _is_narrow(part: Any) -> bool:
-    return isinstance(part, dict) and (part.get("type") in ("integer", "number", "boolean") or "pattern" in part)

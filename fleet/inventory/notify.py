@@ -6,6 +6,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
+from fleet.inventory.calendars import Calendar, Shift
 from fleet.inventory.endpoints import ChoiceModel, ConfigModel, ExistingDirectory, Url
 from fleet.inventory.units import Duration, Identifier, PositiveDuration
 from runtime.access.roles import AccessRequirement, Role, UserRole, permits
@@ -13,12 +14,12 @@ from runtime.access.roles import AccessRequirement, Role, UserRole, permits
 Severity = Literal["critical", "warning", "info"]
 Language = Literal["zh", "en"]
 NotificationKind = Literal[
-    "down", "restarted", "could_not_restart", "person_needed", "approval", "waiting", "blind", "stopped_by_hand",
-    "recovered", "unobserved", "reminder", "alert", "alert_over", "watchdog_missing", "watchdog_back",
-    "automation_off", "automation_on",
+    "down", "restarted", "could_not_restart", "person_needed", "approval", "waiting", "storm", "blind",
+    "stopped_by_hand", "recovered", "unobserved", "reminder", "alert", "alert_over", "watchdog_missing",
+    "watchdog_back", "automation_off", "automation_on",
 ]  # fmt: skip
 FORMER_STATES: Mapping[str, NotificationKind] = {"gave_up": "person_needed"}
-ButtonAction = Literal["acknowledge", "silence", "restart", "approve", "automation"]
+ButtonAction = Literal["acknowledge", "silence", "restart", "approve", "storm", "automation"]
 OpenId = Annotated[str, Field(pattern=r"^ou_[0-9A-Za-z_-]{1,80}$")]
 
 
@@ -140,7 +141,8 @@ class Route(ConfigModel):
         )
 
 
-def _check_timezone(name: str) -> str:
+def check_timezone(name: str) -> str:
+    """Return the name of a time zone. Raises ValueError."""
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
@@ -151,11 +153,13 @@ def _check_timezone(name: str) -> str:
 class Notify(ConfigModel):
     language: Language = "zh"
     # Validation reads the zone's file, which would otherwise block the event loop later.
-    timezone: Annotated[str, AfterValidator(_check_timezone)] = Field("Asia/Shanghai", validate_default=True)
+    timezone: Annotated[str, AfterValidator(check_timezone)] = Field("Asia/Shanghai", validate_default=True)
     templates: ExistingDirectory | None = None
     group_wait: Duration = 2.0
+    digest_over: int = Field(8, ge=1)  # problems that begin on a channel within a minute
     links: Links = Links()
     people: dict[Identifier, Person] = Field(default_factory=dict)
+    calendars: dict[Identifier, Calendar] = Field(default_factory=dict)
     channels: dict[Identifier, Channel] = Field(default_factory=dict)
     routes: list[Route] = []
 
@@ -210,12 +214,26 @@ class Notify(ConfigModel):
             first.setdefault(known.settings.audience_id if known is not None else name, name)
         return list(first.values())
 
-    def on_call(self, labels: Mapping[str, str], kind: NotificationKind) -> list[Person]:
-        """Return who is on call, by the routes for this notification and for the start of its incident."""
+    def on_call(self, labels: Mapping[str, str], kind: NotificationKind, at: float) -> list[Person]:
+        """Return who is on call at a Unix time, by the routes for a notification and for the start of its incident."""
         kinds: tuple[NotificationKind, ...] = (kind, "down", "alert")
         routes = (route for each in kinds for route in self.routes_for(labels, each))
-        names = dict.fromkeys(name for route in routes for name in route.on_call)
+        listed = dict.fromkeys(name for route in routes for name in route.on_call)
+        zone = ZoneInfo(self.timezone)
+        names = dict.fromkeys(
+            self.calendars[name].find_person(at, zone) if name in self.calendars else name for name in listed
+        )
         return [self.people[name] for name in names if name in self.people]
+
+    def find_shifts(self, at: float) -> dict[str, Shift]:
+        """Return who is on call at a Unix time, and until when, by calendar."""
+        zone = ZoneInfo(self.timezone)
+        return {name: calendar.find_shift(at, zone) for name, calendar in self.calendars.items()}
+
+    def name_of(self, person: str) -> str:
+        """Return the name of a person as it is shown: their key, unless they have a `name`."""
+        known = self.people.get(person)
+        return known.name or person if known is not None else person
 
     def person(self, open_id: str) -> tuple[str, Person] | None:
         """Return the person with an open_id, with their name in the inventory."""

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fleet.inventory.documents import ConfigProblem, Document, Location, TextWithBase
+from fleet.inventory.documents import Document
+from fleet.inventory.problems import ConfigProblem, Location
+from fleet.inventory.yaml_files import TextWithBase
 from runtime.tokens import TokenError, read_secret_file
 
 Program = Literal["exporter", "remediator", "client"]
@@ -27,8 +29,17 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
         ("services", "*", "control"),
     ),
     "remediator": (("services", "*", "probe"),),
-    "client": (("notify",), ("access",), ("hosts",), ("services",), ("exporter",)),
+    "client": (("notify",), ("access",), ("hosts",), ("services",), ("services_from",), ("exporter",)),
 }
+
+
+# Hosts and services have what they inherit from these, and references are resolved there.
+_INHERITED: tuple[tuple[str, ...], ...] = (("templates",), ("defaults", "host"), ("defaults", "groups"))
+
+# What stands for `$` and `{` in data, where they begin neither a reference nor a placeholder. Data does not contain it:
+# these characters are not printable.
+_DATA = str.maketrans({"$": "\U0010fffd", "{": "\U0010fffc"})
+_NO_DATA = str.maketrans({"\U0010fffd": "$", "\U0010fffc": "{"})
 
 
 @dataclass
@@ -60,6 +71,18 @@ class Resolver:
         return self._resolve_text(location, value) if isinstance(value, TextWithBase) else value
 
     def _resolve_text(self, location: Location, text: TextWithBase) -> TextWithBase:
+        resolved = self._resolve_references(location, text)
+        if (plain := unmark_data(resolved)) == resolved:
+            return resolved
+        return TextWithBase(
+            plain,
+            resolved.base,
+            pending=resolved.pending,
+            checked=resolved.checked,
+            references=resolved.references,
+        )
+
+    def _resolve_references(self, location: Location, text: TextWithBase) -> TextWithBase:
         used = self._is_used(location)
         if "${" not in text:
             return text if used else TextWithBase(text, text.base, checked=False)
@@ -90,6 +113,8 @@ class Resolver:
         return TextWithBase(resolved + text[end:], text.base, references=references)
 
     def _is_used(self, location: Location) -> bool:
+        if any(_covers(pattern, location) for pattern in _INHERITED):
+            return False
         return any(not any(_covers(pattern, location) for pattern in _IGNORED[program]) for program in self.programs)
 
     def _look_up(self, location: Location, text: TextWithBase, name: str) -> str:
@@ -121,16 +146,27 @@ def _covers(pattern: tuple[str, ...], location: Location) -> bool:
     )
 
 
+def mark_as_data(text: str) -> str:
+    """Return a text in which nothing is a reference or a placeholder, until `unmark_data`."""
+    return text.translate(_DATA)
+
+
+def unmark_data(text: str) -> str:
+    """Return a text with the characters of data that was inserted into it."""
+    return text if text.isascii() else text.translate(_NO_DATA)
+
+
 def substitute(value: Any, service: str, host: str, address: str) -> Any:
     """Replace `{service}`, `{host.name}` and `{host.address}` in every string of a probe or control."""
-    return _map(value, lambda text: _replace_placeholders(text, service, host, address))
+    return map_texts(value, lambda text: _replace_placeholders(text, service, host, address))
 
 
-def _map(value: Any, change: Callable[[TextWithBase], TextWithBase]) -> Any:
+def map_texts(value: Any, change: Callable[[TextWithBase], Any]) -> Any:
+    """Return a part of the configuration with its texts changed."""
     if isinstance(value, dict):
-        return {key: _map(item, change) for key, item in value.items()}
+        return {key: map_texts(item, change) for key, item in value.items()}
     if isinstance(value, list):
-        return [_map(item, change) for item in value]
+        return [map_texts(item, change) for item in value]
     return change(value) if isinstance(value, TextWithBase) else value
 
 

@@ -14,8 +14,8 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, SecretStr
 
 from fleet.inventory.digests import is_secret_type
-from fleet.inventory.documents import TextWithBase
 from fleet.inventory.endpoints import BasicAuth, ReferencesAreSecret
+from fleet.inventory.yaml_files import TextWithBase
 
 # Names of headers and variables whose values are secret also where they are written literally.
 _SUGGESTS_CREDENTIALS = re.compile(

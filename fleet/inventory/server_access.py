@@ -1,18 +1,17 @@
 """The access settings of a server, from the inventory. Only the servers import this module."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from fleet.inventory.access import Access, parse_network
 from runtime.access.browser import KnownHosts
-from runtime.access.control import AccessSettings
+from runtime.access.control import AccessSettings, FindGroupRole, find_no_role
 from runtime.access.proxy import RoleMap, TrustedProxy
-from runtime.access.roles import Role, SignInMethod
 
 
 def create_settings(
     access: Access,
     urls: Sequence[str],
-    find_group_role: Callable[[SignInMethod, Sequence[str]], Role | None] = lambda _method, _groups: None,
+    find_group_role: FindGroupRole = find_no_role,
 ) -> AccessSettings:
     """Return the settings of a server that is known to browsers by `urls`."""
     proxy = access.proxy

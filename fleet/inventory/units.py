@@ -1,4 +1,4 @@
-"""Durations, sizes, identifiers and regular expressions of the configuration, as pydantic types."""
+"""Durations, sizes, ratios, identifiers and regular expressions of the configuration, as pydantic types."""
 
 import re
 from typing import Annotated, Any
@@ -9,8 +9,10 @@ from pydantic import BeforeValidator, PlainSerializer, StringConstraints, WithJs
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
 _WHOLE_DURATION = r"^(\d+(\.\d+)?(ms|s|m|h|d))+$"
-_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)")
+_RATIO = re.compile(r"(\d+(?:\.\d+)?)(%?)")
+_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB|TiB)")
+SIZE_SCHEMA = {"type": "string", "pattern": r"^\d+\s*(B|KiB|MiB|GiB|TiB)$"}
 MAX_DURATION = 366 * 86400.0
 SHOWN_LENGTH = 60  # characters of a value in an error message
 
@@ -50,7 +52,30 @@ def parse_size(value: object) -> int:
     return int(match[1]) * _BYTES[match[2]]
 
 
-def _check_positive(seconds: float) -> float:
+def format_size(size: float) -> str:
+    """Return a text that `parse_size` accepts, in the largest unit without a fraction."""
+    unit = next(unit for unit, factor in reversed(_BYTES.items()) if size % factor == 0)
+    return f"{int(size) // _BYTES[unit]}{unit}"
+
+
+def parse_ratio(value: object) -> float:
+    """Return the ratio of `80%` or `0.8`, between 0 and 1. Raises ValueError."""
+    text = "" if isinstance(value, bool) else str(value)
+    match = _RATIO.fullmatch(text)
+    ratio = float(f"{match[1]}e-2" if match[2] else match[1]) if match is not None else 0.0
+    if not 0 < ratio < 1:
+        raise ValueError(f"must be more than 0% and less than 100%, such as 80% or 0.8, not {format_value(value)}")
+    return ratio
+
+
+def format_ratio(ratio: float) -> str:
+    """Return a text that `parse_ratio` accepts."""
+    return f"{ratio * 100:.10g}%"
+
+
+def parse_positive_duration(value: object) -> float:
+    """As `parse_duration`, but refuse `0s`. Raises ValueError."""
+    seconds = parse_duration(value)
     if seconds <= 0:
         raise ValueError("must be greater than 0")
     return seconds
@@ -74,12 +99,13 @@ def compile_pattern(pattern: str) -> Any:
     return re2.compile(pattern, options)
 
 
-_AS_DURATION: Any = WithJsonSchema({"type": "string", "pattern": _WHOLE_DURATION})
+DURATION_SCHEMA = {"type": "string", "pattern": _WHOLE_DURATION}
+_AS_DURATION: Any = WithJsonSchema(DURATION_SCHEMA)
 
 Duration = Annotated[float, BeforeValidator(parse_duration), PlainSerializer(format_duration), _AS_DURATION]
 PositiveDuration = Annotated[
     float,
-    BeforeValidator(lambda value: _check_positive(parse_duration(value))),
+    BeforeValidator(parse_positive_duration),
     PlainSerializer(format_duration),
     _AS_DURATION,
 ]
@@ -87,14 +113,14 @@ Size = Annotated[
     int,
     BeforeValidator(parse_size),
     PlainSerializer(lambda size: f"{size}B"),
-    WithJsonSchema({"type": "string", "pattern": r"^\d+\s*(B|KiB|MiB|GiB)$"}),
+    WithJsonSchema(SIZE_SCHEMA),
 ]
 IDENTIFIER = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 Pattern = Annotated[str, BeforeValidator(_check_pattern), WithJsonSchema({"type": "string", "format": "regex"})]
 
 
-def as_list(value: object) -> object:
+def as_list(value: Any) -> list[Any]:
     """Return a list as it is, and any other value as a list of one."""
     return value if isinstance(value, list) else [value]
 

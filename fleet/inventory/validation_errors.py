@@ -9,9 +9,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from fleet.inventory.digests import is_secret_type
-from fleet.inventory.documents import ConfigProblem, Document, Location, TextWithBase
+from fleet.inventory.documents import Document
 from fleet.inventory.kinds import KindOptions
+from fleet.inventory.problems import ConfigProblem, Location
 from fleet.inventory.units import format_value
+from fleet.inventory.yaml_files import TextWithBase
 
 _MESSAGES: Mapping[str, str] = {
     **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "must be a map"),
@@ -40,7 +42,7 @@ def explain(document: Document, model: type[BaseModel], error: Mapping[str, Any]
     location: Location = [part for part in error["loc"] if part != "[key]"]
     kind = error["type"]
     if kind == "extra_forbidden":
-        return document.problem_at(location, f"unknown key{_suggest(model, location)}")
+        return document.problem_at(location, f"unknown key{suggest_key(model, location)}")
     if "[key]" in error["loc"] and "pattern" in error.get("ctx", {}):
         message = f"{format_value(location[-1])} is not a valid name; it must match {error['ctx']['pattern']}"
         return document.problem_at(location, message)
@@ -80,7 +82,8 @@ def _may_be_secret(model: type[BaseModel], location: Location) -> bool:
     )
 
 
-def _suggest(model: type[BaseModel], location: Location) -> str:
+def suggest_key(model: type[BaseModel], location: Location) -> str:
+    """Return what an unknown key may have been meant to be, or else the known ones."""
     keys = list(_model_at(model, location[:-1]))
     close = difflib.get_close_matches(str(location[-1]), keys, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else f" (known: {', '.join(keys)})"

@@ -10,10 +10,10 @@ from typing import Annotated
 from pydantic import StringConstraints
 
 from fleet.host.sections import Section
-from fleet.managers.guarded_scripts import ManagerMessages, ShellVariable, build_script, echo_to_stderr, quote_command
+from fleet.managers import containers
+from fleet.managers.containers import CONTAINER_ID, ContainerSelector
+from fleet.managers.guarded_scripts import ManagerMessages, build_script, echo_to_stderr, quote_command
 
-# https://github.com/moby/moby/blob/master/daemon/names/names.go
-ContainerName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$", max_length=255)]
 ComposeService = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.][a-zA-Z0-9_.-]*$", max_length=255)]
 
 
@@ -26,21 +26,20 @@ MESSAGES = ManagerMessages(
     ),
     gone=(r"(Error: |Error response from daemon: )No such (container|object): .*", r"[Nn]o such service: .*"),
 )  # fmt: skip
-_ID = ShellVariable("id")
 
 
-def build_action(name: str, container: str) -> list[str]:
+def build_action(name: str, container: ContainerSelector) -> list[str]:
     """Return the argv of `docker start|stop|restart CONTAINER`."""
-    return _build_by_name(container, ["docker", name, _ID])
+    return _build_command(container, ["docker", name, CONTAINER_ID])
 
 
 def build_exec(
-    container: str, options: Sequence[str], command: Sequence[str], variables: Sequence[str] = ()
+    container: ContainerSelector, options: Sequence[str], command: Sequence[str], variables: Sequence[str] = ()
 ) -> tuple[list[str], bytes]:
     """Return the argv of `docker exec CONTAINER COMMAND`, and its stdin, which has the `NAME=VALUE` variables."""
     passed = _pass_variables(variables)
-    argv = ["docker", "exec", *options, *passed.options, _ID, *command]
-    return build_script(*_find_id_steps(container), *passed.steps, f"exec {quote_command(argv)}"), passed.stdin
+    argv = ["docker", "exec", *options, *passed.options, CONTAINER_ID, *command]
+    return build_script(*containers.build_steps(container), *passed.steps, f"exec {quote_command(argv)}"), passed.stdin
 
 
 def build_create(arguments: Sequence[str], variables: Sequence[str]) -> tuple[list[str], bytes]:
@@ -111,30 +110,14 @@ def _fits_in_line(variable: str) -> bool:
     )
 
 
-def build_logs(container: str, lines: int) -> list[str]:
-    return _build_by_name(container, ["docker", "logs", "--timestamps", "--tail", str(lines), _ID])
+def build_logs(container: ContainerSelector, lines: int) -> list[str]:
+    return _build_command(container, ["docker", "logs", "--timestamps", "--tail", str(lines), CONTAINER_ID])
 
 
-def _build_by_name(container: str, argv: Sequence[str]) -> list[str]:
-    """Return a script that runs `argv` with the ID of the container of exactly this name.
-
-    docker itself also accepts the beginning of another container's ID.
-    """
-    return build_script(*_find_id_steps(container), f"exec {quote_command(argv)}")
-
-
-def _find_id_steps(container: str) -> list[str]:
-    """Return the steps that set `id` to the container's ID, or halt."""
-    inspect = quote_command(
-        ["docker", "inspect", "--type", "container", "--format", _if_named(container, "{{.Id}}"), container]
-    )
-    gone = echo_to_stderr(f"Error: No such container: {container}")
-    return [f"id=$({inspect}) || halt", f'test -n "$id" || {{ {gone}; halt; }}']
-
-
-def _if_named(container: str, template: str) -> str:
-    """Return a template of `docker inspect` that is empty for other names; podman prints names without `/`."""
-    return f'{{{{if eq .Name "/{container}" "{container}"}}}}{template}{{{{end}}}}'
+def _build_command(container: ContainerSelector, argv: Sequence[str]) -> list[str]:
+    """Return a script that runs `argv` with the ID of the container, and prints which one it is if it has no name."""
+    steps = [*containers.build_steps(container), *containers.build_announcement(container)]
+    return build_script(*steps, f"exec {quote_command(argv)}")
 
 
 _COMPOSE = {
@@ -171,7 +154,7 @@ def _find_project_steps(directory: str, service: str, *, empty: bool) -> list[st
     has_file = [f"test -e {shlex.quote(f'{directory}/{name}')}" for name in _COMPOSE_FILES]
     has_file.append(f"grep -qs COMPOSE_FILE {shlex.quote(f'{directory}/.env')}")
     ps = quote_command(["docker", "compose", "--project-directory", directory, *_COMPOSE["ps"], service])
-    folder = quote_command(["docker", "inspect", "--type", "container", "--format", _WORKING_DIR, _ID])
+    folder = quote_command(["docker", "inspect", "--type", "container", "--format", _WORKING_DIR, CONTAINER_ID])
     plugin = f"docker compose version >/dev/null 2>&1 || {echo_to_stderr('docker has no compose plugin')}"
     other = echo_to_stderr("the container $id is of the compose project in $at and not in $dir")
     steps = [
@@ -184,10 +167,14 @@ def _find_project_steps(directory: str, service: str, *, empty: bool) -> list[st
     return steps if empty else [*steps, f'test -n "$ids" || {{ {gone}; halt; }}']
 
 
-def build_state_query(container: str) -> list[str]:
+def build_state_query(container: ContainerSelector) -> list[str]:
     """Return the argv that prints state and start time; nothing where no container has exactly this name."""
-    template = _if_named(container, "{{.State.Status}} {{.State.StartedAt}}")
-    return ["docker", "inspect", "--type", "container", "--format", template, container]
+    query = ["docker", "inspect", "--type", "container", "--format"]
+    if container.name:
+        state = containers.if_named(container.name, "{{.State.Status}} {{.State.StartedAt}}")
+        return [*query, state, container.name]
+    state = quote_command([*query, "{{.State.Status}} {{.State.StartedAt}} {{.Name}}", CONTAINER_ID])
+    return build_script(*containers.build_steps(container), f"exec {state}")
 
 
 def is_running(output: str) -> bool:
@@ -207,14 +194,15 @@ _EVENTS = ["docker", "events", "--since", "168h", "--until", "0s", "--filter", "
 _EVENT = "{{.TimeNano}} {{.Action}}"
 
 
-def build_inspect(container: str) -> list[str]:
-    """Return the argv that prints what `parse_inspection` reads, for the container of exactly this name."""
-    return build_script(*_find_id_steps(container), *_INSPECT_STEPS)
+def build_inspect(container: ContainerSelector) -> list[str]:
+    """Return the argv that prints what `parse_inspection` reads."""
+    more = containers.build_running_names(container)
+    return build_script(*containers.build_steps(container), *_INSPECT_STEPS[:-1], *more, _INSPECT_STEPS[-1])
 
 
 def _build_inspect_steps() -> list[str]:
     """Return the steps that print the details of the container `id`, the host's clock, and the container's ends."""
-    inspect = quote_command(["docker", "inspect", "--type", "container", "--format", _DETAILS, _ID])
+    inspect = quote_command(["docker", "inspect", "--type", "container", "--format", _DETAILS, CONTAINER_ID])
     events = f'{quote_command(_EVENTS)} --filter container="$id" --format {shlex.quote(_EVENT)}'
     return [f"{inspect} || exit", "date +%s", f"exec {events}"]
 
@@ -255,11 +243,15 @@ def parse_details(output: str) -> ContainerDetails | None:
 
 @dataclass(frozen=True, slots=True)
 class ContainerInspection:
-    """A container's details, the host's clock, and the times of its ends by event (`die`, `stop`), in Unix time."""
+    """A container's details, the host's clock, and the times of its ends by event (`die`, `stop`), in Unix time.
+
+    `running` has the names of all running containers that match, where it was not selected by its name.
+    """
 
     details: ContainerDetails
     now: float | None
     ends: Mapping[str, float]
+    running: Sequence[str] = ()
 
 
 def parse_inspection(output: str) -> ContainerInspection | None:
@@ -272,7 +264,8 @@ def parse_inspection(output: str) -> ContainerInspection | None:
     started = parse_time(container.started) or 0.0
     rows = [(line.split(" ", 1)) for line in events.splitlines() if line.count(" ") == 1]
     ends = {action: int(at) / 1e9 for at, action in rows if _NANOSECONDS.fullmatch(at) and int(at) / 1e9 > started}
-    return ContainerInspection(container, _parse_clock(clock), ends)
+    running = next((line.split()[1:] for line in events.splitlines() if line.startswith("running ")), [])
+    return ContainerInspection(container, _parse_clock(clock), ends, running)
 
 
 _NANOSECONDS = re.compile(r"[0-9]{1,19}")
@@ -330,7 +323,7 @@ def _parse_clock(output: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class ContainerStatus:
-    """A container from `docker inspect`; `health` is empty without a health check."""
+    """A container from `docker inspect`; `health` is empty without a health check, `policy` where it is unknown."""
 
     state: str
     health: str
@@ -338,6 +331,7 @@ class ContainerStatus:
     started: str
     restarts: int
     image: str
+    policy: str = ""
 
     @property
     def is_up(self) -> bool:
@@ -347,8 +341,9 @@ class ContainerStatus:
 
 _INSPECT = (
     "{{.Name}}\t{{.State.Status}}\t{{if .State.Health}}{{.State.Health.Status}}{{end}}\t{{.State.ExitCode}}"
-    "\t{{.State.StartedAt}}\t{{.RestartCount}}\t{{.Config.Image}}"
+    "\t{{.State.StartedAt}}\t{{.RestartCount}}\t{{.Config.Image}}\t{{.HostConfig.RestartPolicy.Name}}"
 )
+_INSPECTED_BEFORE = 7  # columns that wrappers of earlier versions print
 
 _LISTED = "listed\t{{.ID}}\t{{.Names}}\t{{.State}}\t{{.Image}}\t{{.Status}}"
 
@@ -378,7 +373,15 @@ def parse_containers(output: str) -> dict[str, ContainerStatus]:
             # Links give a container further names, with a slash.
             own = [name for name in names.split(",") if "/" not in name]
             found.update(dict.fromkeys(own[:1], container))
-        elif len(fields) == len(_INSPECT.split("\t")) and fields[3].lstrip("-").isdigit() and fields[5].isdigit():
-            name, state, health, exit_code, started, restarts, image = fields
-            found[name.lstrip("/")] = ContainerStatus(state, health, int(exit_code), started, int(restarts), image)
+        elif _is_inspected(fields):
+            name, state, health, exit_code, started, restarts, image, *policy = fields
+            found[name.lstrip("/")] = ContainerStatus(
+                state, health, int(exit_code), started, int(restarts), image, *policy
+            )
     return found
+
+
+def _is_inspected(fields: Sequence[str]) -> bool:
+    """Whether a line is of `docker inspect`."""
+    known = (_INSPECTED_BEFORE, len(_INSPECT.split("\t")))
+    return len(fields) in known and fields[3].lstrip("-").isdigit() and fields[5].isdigit()

@@ -106,6 +106,17 @@ def parse_seconds_since_end(description: str, now: datetime | None) -> float | N
     return max(0.0, (now - at).total_seconds() - 30)
 
 
+NOT_STARTED = "Not started"  # supervisor's description of a program that has not been started
+
+
+def is_finished(state: str, description: str) -> bool:
+    """Whether a program is meant not to run: it has exited as expected, or nothing has started it.
+
+    supervisor restarts programs that exit otherwise, unless `autorestart` is `false`.
+    """
+    return state == "EXITED" or (state == "STOPPED" and description.strip() == NOT_STARTED)
+
+
 SECTION_NAME = "supervisor"
 SECTION_SCRIPT = """
 for config; do

@@ -32,10 +32,22 @@ class UnitStatus:
     active: str
     sub: str
     result: str
+    type: str = ""
+    restarts: str = ""
 
     @property
     def is_active(self) -> bool:
         return self.active in ("active", "reloading")
+
+    @property
+    def is_running_once(self) -> bool:
+        """Whether the unit is of the type oneshot, and its command is running."""
+        return self.type == "oneshot" and self.active == "activating"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the unit is of the type oneshot, and its command has succeeded, or has not run since boot."""
+        return self.type == "oneshot" and self.active == "inactive" and self.result == "success"
 
 
 MESSAGES = ManagerMessages(
@@ -130,7 +142,7 @@ SECTION_NAME = "systemd"
 SECTION_SCRIPT = """
 for unit; do
     echo "unit: $unit"
-    systemctl show --property=LoadState,ActiveState,SubState,Result -- "$unit"
+    systemctl show --property=LoadState,ActiveState,SubState,Result,Type,NRestarts -- "$unit"
 done
 """
 
@@ -147,7 +159,7 @@ def parse_units(output: str) -> dict[str, UnitStatus | str]:
         name, _, rest = block.partition("\n")
         values = parse_properties(rest)
         if "ActiveState" in values:
-            names = ("LoadState", "ActiveState", "SubState", "Result")
+            names = ("LoadState", "ActiveState", "SubState", "Result", "Type", "NRestarts")
             found[name.strip()] = UnitStatus(*(values.get(each, "") for each in names))
         else:
             found[name.strip()] = rest.strip() or "no output"

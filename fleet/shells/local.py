@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from fleet.shells import (
     KILL_DELAY,
@@ -32,8 +32,10 @@ class LocalShell:
 
     wrapped = False
 
-    def __init__(self, *, read_only: bool = False) -> None:
+    def __init__(self, *, read_only: bool = False, environ: Mapping[str, str] | None = None) -> None:
+        """With `environ`, commands receive these variables instead of those of `child_environment`."""
         self._read_only = read_only
+        self._environ = environ
 
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
@@ -47,7 +49,7 @@ class LocalShell:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
-                env={**child_environment(), "LC_ALL": "C"},
+                env={**(child_environment() if self._environ is None else self._environ), "LC_ALL": "C"},
             )
         except FileNotFoundError:
             return CompletedCommand(NOT_FOUND, "", f"{argv[0]}: not found")

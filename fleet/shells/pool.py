@@ -46,9 +46,11 @@ class Shells:
         mode: WrapperMode = "control" if self._control else "read"
         wrapper = mode if ssh.wrapper else None
         login = Login(host.address, ssh.port, ssh.user, ssh.key_file, ssh.known_hosts, wrapper)
-        return SshShell(login, self._tunnel(ssh.via) if ssh.via else None, control=self._control)
+        return SshShell(login, self.tunnel(ssh.via) if ssh.via else None, control=self._control)
 
-    def _tunnel(self, via: str) -> Callable[[], "Awaitable[asyncssh.SSHClientConnection]"]:
+    def tunnel(self, via: str) -> Callable[[], "Awaitable[asyncssh.SSHClientConnection]"]:
+        """Return a function that connects to a jump host, for connections through it. It raises ShellError."""
+
         async def open_tunnel() -> "asyncssh.SSHClientConnection":
             shell = self._get(via)
             if isinstance(shell, LocalShell):

@@ -6,11 +6,10 @@ import hashlib
 import math
 import shlex
 import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import asyncssh
 
@@ -28,23 +27,11 @@ from fleet.shells import (
     ShellError,
     WrapperOutdatedError,
 )
+from fleet.shells.connecting import CIPHERS, CONNECT_TIMEOUT, KEY_EXCHANGES, Connector, format_error
+from fleet.shells.host_keys import find_pins, read_known_hosts
 from fleet.shells.proof import CommandMarkers, CommandOutputs, build_script
-from runtime.pacing import PacedProtocol
+from fleet.shells.sessions import SESSION_LIMIT, PooledConnection, Slot
 
-CONNECT_TIMEOUT = 10.0
-SESSION_LIMIT = 8  # sshd's MaxSessions is 10
-# asyncssh prefers ChaCha20, which takes twice the CPU time of AES-GCM.
-CIPHERS = (
-    "aes256-gcm@openssh.com", "aes128-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes256-ctr", "aes192-ctr",
-    "aes128-ctr",
-)  # fmt: skip
-# Without group exchange: the host would choose a prime, before its key is checked, whose size blocks the event loop for
-# minutes.
-KEY_EXCHANGES = (
-    "curve25519-sha256", "curve25519-sha256@libssh.org", "ecdh-sha2-nistp256", "ecdh-sha2-nistp384",
-    "ecdh-sha2-nistp521", "diffie-hellman-group14-sha256", "diffie-hellman-group16-sha512",
-    "diffie-hellman-group14-sha1",
-)  # fmt: skip
 ANSWER_GRACE = 2.0  # seconds after the remote timeout for the answer to arrive
 SESSION_RETRY_DELAYS = (0.02, 0.1, 0.5)  # seconds before a refused session is requested again
 
@@ -73,38 +60,6 @@ class Login:
     wrapper: WrapperMode | None = None  # the key may only run deploy/ssh/defib-shell in this mode
 
 
-class _Connector:
-    """Opens paced connections for asyncssh, in the place of a tunnel."""
-
-    async def create_connection(self, factory: Callable[[], Any], host: str, port: int) -> tuple[Any, Any]:
-        loop = asyncio.get_running_loop()
-        transport, paced = await loop.create_connection(lambda: PacedProtocol(factory()), host, port)
-        return transport, paced.protocol
-
-
-class _Slot:
-    """One of the sessions that a connection may have, to be released once, possibly later."""
-
-    def __init__(self, sessions: asyncio.Semaphore) -> None:
-        self._callbacks: list[Callable[[], None]] = [sessions.release]
-        self._later: asyncio.Task[None] | None = None
-
-    def on_release(self, callback: Callable[[], None]) -> None:
-        self._callbacks.append(callback)
-
-    def release_after(self, end: Coroutine[object, object, None]) -> None:
-        self._later = asyncio.create_task(end)
-        self._later.add_done_callback(lambda _task: self._release_now())
-
-    def release(self) -> None:
-        if self._later is None:
-            self._release_now()
-
-    def _release_now(self) -> None:
-        for callback in self._callbacks:
-            callback()
-
-
 class SshShell:
     """Runs commands on one host over one connection, opened at the first use and again when it is lost."""
 
@@ -122,30 +77,49 @@ class SshShell:
         self._login = login
         self._control = control
         self._tunnel = tunnel
-        self._connection: asyncssh.SSHClientConnection | None = None
-        self._connecting: asyncio.Task[asyncssh.SSHClientConnection] | None = None
-        self._in_use: Counter[asyncssh.SSHClientConnection] = Counter()  # sessions by connection
-        self._dropped: set[asyncssh.SSHClientConnection] = set()
+        self._connection: PooledConnection | None = None
+        self._connecting: asyncio.Task[PooledConnection] | None = None
+        self._dropped: set[PooledConnection] = set()  # connections that may still have sessions
         self._sessions = asyncio.Semaphore(SESSION_LIMIT)
 
     async def run(
         self, argv: Sequence[str], *, timeout: float, stdin: bytes = b"", on_output: OutputCallback | None = None
     ) -> CompletedCommand:
         request = self._request(argv, timeout, stdin, on_output)
-        started = time.monotonic()
+        deadline = time.monotonic() + timeout
         try:
             async with asyncio.timeout(timeout):
                 await self._sessions.acquire()
         except TimeoutError:
             raise ShellError(f"{self._login.address}: no free SSH session within {timeout:g} s") from None
-        slot = _Slot(self._sessions)
+        slot = Slot(self._sessions.release)
         try:
-            connection = await self.connection(timeout - (time.monotonic() - started))
-            self._in_use[connection] += 1
-            slot.on_release(lambda: self._end_session(connection))
-            return await self._run(connection, request, timeout, slot)
+            while True:
+                connection = await self._acquire(timeout, deadline)
+                slot.on_release(connection.release)
+                if connection.is_usable:
+                    try:
+                        return await self._run(connection, request, timeout, slot)
+                    except _SessionRefusedError:
+                        connection.lower_limit()
+                slot.undo()
         finally:
             slot.release()
+
+    async def _acquire(self, timeout: float, deadline: float) -> PooledConnection:
+        """Return the connection once it has a session for the caller. Raises ShellError after the deadline."""
+        connection = await self._connected(deadline - time.monotonic())
+        left = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                if left > 0:
+                    await connection.acquire()
+                    return connection
+        except TimeoutError:
+            pass
+        accepted = f"; on a connection, the server accepts {connection.limit} at the same time, see its MaxSessions"
+        limit = accepted if connection.limit < SESSION_LIMIT else ""
+        raise ShellError(f"{self._login.address}: no free SSH session within {timeout:g} s{limit}")
 
     @property
     def wrapped(self) -> bool:
@@ -168,12 +142,12 @@ class SshShell:
 
     @property
     def state(self) -> str:
-        if self._connection is not None and not self._connection.is_closed():
+        if self._connection is not None and not self._connection.ssh.is_closed():
             return "connected"
         return "connecting" if self._connecting is not None and not self._connecting.done() else "closed"
 
     async def _run(
-        self, connection: asyncssh.SSHClientConnection, request: "_Request", timeout: float, slot: "_Slot"
+        self, connection: PooledConnection, request: "_Request", timeout: float, slot: Slot
     ) -> CompletedCommand:
         started = time.monotonic()
         tried: list[_Session] = []
@@ -196,7 +170,7 @@ class SshShell:
             raise ShellError(f"{self._login.address}: no SSH session: {error.reason}") from error
         except (asyncssh.Error, OSError) as error:
             self._drop(connection)
-            return CompletedCommand(None, "", "", f"the connection was lost: {_format_error(error)}")
+            return CompletedCommand(None, "", "", f"the connection was lost: {format_error(error)}")
         finally:
             remaining = [each for each in tried if each.channel is not None and not each.closed.is_set()]
             for each in remaining:
@@ -223,7 +197,7 @@ class SshShell:
             )
         return CompletedCommand(WRAPPER_REFUSED, "", refusal)
 
-    async def _wait_closed(self, connection: asyncssh.SSHClientConnection, session: "_Session", timeout: float) -> None:
+    async def _wait_closed(self, connection: PooledConnection, session: "_Session", timeout: float) -> None:
         """Wait until a session is closed: until then it counts against sshd's limit."""
         try:
             async with asyncio.timeout(timeout + KILL_DELAY + ANSWER_GRACE):
@@ -231,9 +205,12 @@ class SshShell:
         except TimeoutError:
             self._drop(connection)
 
-    async def connection(self, within: float = CONNECT_TIMEOUT) -> asyncssh.SSHClientConnection:
+    async def connection(self) -> asyncssh.SSHClientConnection:
         """Return the connection, after opening it if needed; callers share one attempt. Raises ShellError."""
-        if self._connection is not None and not self._connection.is_closed():
+        return (await self._connected(CONNECT_TIMEOUT)).ssh
+
+    async def _connected(self, within: float) -> PooledConnection:
+        if self._connection is not None and self._connection.is_usable:
             return self._connection
         if self._connecting is None or self._connecting.done():
             self._connecting = asyncio.create_task(self._establish())
@@ -242,15 +219,16 @@ class SshShell:
             async with asyncio.timeout(max(within, 0.0)):
                 return await asyncio.shield(self._connecting)
         except asyncio.CancelledError:
-            if self._connecting.cancelled():  # the shell was closed, not this call cancelled
+            task = asyncio.current_task()
+            if self._connecting.cancelled() and not (task and task.cancelling()):  # the shell was closed, not this call
                 raise ShellError(f"{self._login.address}: the shell was closed") from None
             raise
         except TimeoutError:
             raise ShellError(f"{self._login.address}: no SSH connection within {within:.3g} s") from None
 
-    async def _establish(self) -> asyncssh.SSHClientConnection:
+    async def _establish(self) -> PooledConnection:
         """Connect for later callers too: the first ones may have stopped waiting."""
-        self._connection = await self._connect()
+        self._connection = PooledConnection(await self._connect())
         return self._connection
 
     async def _connect(self) -> asyncssh.SSHClientConnection:
@@ -260,7 +238,7 @@ class SshShell:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 pinned, keys = await asyncio.to_thread(_read_keys, login)
-                tunnel = await self._tunnel() if self._tunnel else _Connector()
+                tunnel = await self._tunnel() if self._tunnel else Connector()
                 return await asyncssh.connect(
                     login.address,
                     login.port,
@@ -281,34 +259,20 @@ class SshShell:
         except TimeoutError:
             raise ShellError(f"{where}: no SSH connection within {CONNECT_TIMEOUT:g} s") from None
         except asyncssh.HostKeyNotVerifiable as error:
-            changed = self._is_pinned(pinned)
+            changed = pinned is not None and bool(find_pins(pinned, login.address, login.port))
             problem = "HOST KEY CHANGED: the host's key is not the one" if changed else "the host's key is not"
             raise HostKeyError(f"{where}: {problem} pinned in {login.known_hosts}", changed=changed) from error
         except (asyncssh.PermissionDenied, asyncssh.KeyImportError) as error:
-            raise LoginError(f"{where}: {_format_error(error)}") from error
+            raise LoginError(f"{where}: {format_error(error)}") from error
         except (asyncssh.Error, OSError, ValueError) as error:
-            raise ShellError(f"{where}: {_format_error(error)}") from error
+            raise ShellError(f"{where}: {format_error(error)}") from error
 
-    def _is_pinned(self, pinned: asyncssh.SSHKnownHosts | None) -> bool:
-        """Whether any key is pinned for the host: unknown and changed keys raise the same error."""
-        return pinned is not None and any(pinned.match(self._login.address, "", self._login.port))
-
-    def _drop(self, connection: asyncssh.SSHClientConnection) -> None:
+    def _drop(self, connection: PooledConnection) -> None:
         """Stop using a connection; it is closed after its last session."""
         if self._connection is connection:
             self._connection = None
-        self._dropped.add(connection)
-
-    def _end_session(self, connection: asyncssh.SSHClientConnection) -> None:
-        self._in_use[connection] -= 1
-        if not self._in_use[connection]:
-            del self._in_use[connection]
-            if connection in self._dropped:
-                self._abort(connection)
-
-    def _abort(self, connection: asyncssh.SSHClientConnection) -> None:
-        self._dropped.discard(connection)
-        connection.abort()  # wait_closed() hangs on a frozen peer
+        connection.drop()
+        self._dropped = {each for each in (*self._dropped, connection) if not each.ssh.is_closed()}
 
     async def close(self) -> None:
         if self._connecting is not None:
@@ -316,10 +280,14 @@ class SshShell:
         connections = {*self._dropped, *([self._connection] if self._connection else [])}
         self._connection = None
         for connection in connections:
-            self._abort(connection)
+            connection.abort()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1.0):
-                await asyncio.gather(*(connection.wait_closed() for connection in connections))
+                await asyncio.gather(*(connection.ssh.wait_closed() for connection in connections))
+
+
+class _SessionRefusedError(Exception):
+    """The server accepts no more sessions on the connection than it has."""
 
 
 @dataclass(frozen=True)
@@ -420,42 +388,40 @@ class _Session(asyncssh.SSHClientSession[bytes]):
 
 
 async def _open(
-    connection: asyncssh.SSHClientConnection, request: _Request, tried: list[_Session]
+    connection: PooledConnection, request: _Request, tried: list[_Session]
 ) -> "tuple[asyncssh.SSHClientChannel[bytes], _Session]":
     """Start a command, with retries: sshd may not have cleaned up an earlier session yet.
 
-    Every session that was started is added to `tried`.
+    Every session that was started is added to `tried`. Raises _SessionRefusedError and asyncssh.ChannelOpenError.
     """
 
     def create_session() -> _Session:
+        connection.has_accepted = True
         tried.append(_Session(request))
         return tried[-1]
 
     for pause in SESSION_RETRY_DELAYS:
         try:
-            channel, _ = await connection.create_session(create_session, request.command, encoding=None)
+            channel, _ = await connection.ssh.create_session(create_session, request.command, encoding=None)
         except asyncssh.ChannelOpenError:
             await asyncio.sleep(pause)
         else:
             return channel, tried[-1]
-    channel, _ = await connection.create_session(create_session, request.command, encoding=None)
+    try:
+        channel, _ = await connection.ssh.create_session(create_session, request.command, encoding=None)
+    except asyncssh.ChannelOpenError as error:
+        if tried or not connection.has_accepted or not connection.is_usable:
+            raise
+        raise _SessionRefusedError from error
     return channel, tried[-1]
 
 
 def _read_keys(login: Login) -> tuple[asyncssh.SSHKnownHosts, list[asyncssh.SSHKey]]:
     """Return the pinned host keys and the client's own keys. Raises OSError where a file is missing."""
-    pinned = asyncssh.read_known_hosts(str(login.known_hosts))
+    pinned = read_known_hosts(login.known_hosts)
     return pinned, [asyncssh.read_private_key(str(login.key_file))] if login.key_file else []
 
 
-def _retrieve(task: "asyncio.Task[asyncssh.SSHClientConnection]") -> None:
+def _retrieve(task: asyncio.Task[PooledConnection]) -> None:
     if not task.cancelled():
         task.exception()  # marks it as retrieved: there may be no caller left
-
-
-def _format_error(error: BaseException) -> str:
-    if isinstance(error, asyncssh.Error):
-        return error.reason
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)

@@ -172,6 +172,8 @@ class ButtonHandler:
                 enabled=False, by=by, reason="switched off with a button on a card"
             )
             return Toast("success", "automation_off", (switch.by,))
+        if action == "storm":
+            return await self._continue_in_storm(ids, by, inventory)
         return await self._restart(ids, by, inventory)
 
     async def _acknowledge(self, subject: Subject, ids: Mapping[str, int], by: Identity) -> Toast:
@@ -180,6 +182,14 @@ class ButtonHandler:
             return Toast("success", "acknowledged", (by.label,))
         acknowledged = await self._operations.acknowledge(subject, ids.get(subject, 0), by)
         return Toast("success" if acknowledged.by == by.label else "info", "acknowledged", (acknowledged.by,))
+
+    async def _continue_in_storm(self, ids: Mapping[str, int], by: Identity, inventory: Inventory) -> Toast:
+        service = await self._database.read(queries.find_open_service, ids.get("incident", 0))
+        if service is None or service not in inventory.services:
+            return Toast("warning", "over")
+        _, ends = await self._operations.continue_in_storm(service, by, "continued with a button on a card")
+        until = datetime.fromtimestamp(self._database.clock.unix(ends), ZoneInfo(inventory.notify.timezone))
+        return Toast("success", "storm", (until.strftime("%H:%M"),))
 
     async def _restart(self, ids: Mapping[str, int], by: Identity, inventory: Inventory) -> Toast:
         service = await self._database.read(queries.find_open_service, ids.get("incident", 0))

@@ -7,7 +7,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from remediator.record.database import Database
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
 from runtime.logs import LimitedLog
+from runtime.payloads import load_json
 from runtime.web import add_route
 
 RESPOND_WITHIN = 2.0  # seconds; Feishu waits for three
@@ -123,12 +123,12 @@ def decrypt(raw: bytes, key: str) -> dict[str, Any]:
     AES-256-CBC; its key is the SHA-256 of the channel's, and the first block is the IV.
     """
     try:
-        ciphertext = base64.b64decode(json.loads(raw)["encrypt"], validate=True)
+        ciphertext = base64.b64decode(load_json(raw)["encrypt"], validate=True)
         cipher = Cipher(algorithms.AES(hashlib.sha256(key.encode()).digest()), modes.CBC(ciphertext[:BLOCK]))
         decryptor = cipher.decryptor()
         padded = decryptor.update(ciphertext[BLOCK:]) + decryptor.finalize()
-        event = json.loads(padded[: -padded[-1]])
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError, binascii.Error) as error:
+        event = load_json(padded[: -padded[-1]])
+    except (ValueError, KeyError, TypeError, IndexError, binascii.Error) as error:
         raise InvalidPressError("the body is not encrypted with the channel's encrypt_key") from error
     if not isinstance(event, dict):
         raise InvalidPressError("the decrypted body is not a JSON object")

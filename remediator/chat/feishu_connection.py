@@ -1,6 +1,6 @@
 """Pressed buttons over long connections, for when Feishu cannot reach the remediator: one child process per channel.
 
-The SDK (`pip install 'defib[feishu]'`) has its own event loop and globals, so it runs in a child process. The child
+The SDK (the extra `feishu`) has its own event loop and globals, so it runs in a child process. The child
 reads its credentials from stdin. It writes each event as a line of JSON to stdout, and reads the response as a line.
 """
 
@@ -20,6 +20,7 @@ from remediator.metrics import RemediatorMetrics
 from remediator.notifications.channels.feishu_app import FeishuAppOptions
 from remediator.record.database import Database
 from runtime.environment import child_environment
+from runtime.payloads import load_json
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0  # seconds between two connections
 STABLE_AFTER = 60.0  # seconds after which the next pause is the first one again
@@ -64,7 +65,7 @@ class LongConnections:
         pause = FIRST_PAUSE
         while True:
             if find_spec("lark_oapi") is None:
-                log.error("sdk_missing", channel=name, hint="pip install 'defib[feishu]'")
+                log.error("sdk_missing", channel=name, hint="install the extra feishu: docs/feishu.md")
                 await asyncio.sleep(LONGEST_PAUSE)
                 continue
             began = loop.time()
@@ -93,7 +94,7 @@ class LongConnections:
         try:
             process.stdin.write(json.dumps(credentials).encode() + b"\n")
             while line := await process.stdout.readline():
-                message = json.loads(line)
+                message = load_json(line)
                 if message.get("connected"):
                     on_connected()
                     log.info("connected", channel=name)

@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 import yaml
 
 from fleet.inventory.endpoints import Endpoint
+from fleet.json_client import JsonClient, parsing_response
 from remediator.clients.alerts import WATCHDOG, WEBHOOK_PATH, Alert, AlertList, cut_texts
-from remediator.clients.json_client import JsonClient, parsing_response
 from runtime.times import format_rfc3339
 
 MAX_SKEW = 2.0  # seconds; a Date header has whole seconds
@@ -21,10 +21,14 @@ LOOKUP_TIMEOUT = 3.0  # seconds that an action waits for it
 
 @dataclass(frozen=True)
 class AlertState:
-    """An alert of one service; `muted_by` names the silence or the inhibition that mutes it, if any."""
+    """An alert of one service, or of one of its components.
+
+    `muted_by` names the silence or the inhibition that mutes it, if any.
+    """
 
     name: str
     muted_by: str
+    component: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,24 @@ class Alertmanager:
         )
         with parsing_response():
             return ServiceAlerts(
-                tuple(AlertState(alert["labels"]["alertname"], _muted_by(alert["status"])) for alert in alerts),
+                tuple(
+                    AlertState(
+                        alert["labels"]["alertname"], _muted_by(alert["status"]), alert["labels"].get("component", "")
+                    )
+                    for alert in alerts
+                ),
                 now - _unix(status["uptime"]),
+            )
+
+    async def silenced_services(self) -> frozenset[str]:
+        """Return the services with a silenced alert. Raises ClientError."""
+        query = urlencode({"active": "false", "inhibited": "false", "unprocessed": "false"})
+        alerts = await self._client.request("GET", f"/api/v2/alerts?{query}", LOOKUP_TIMEOUT)
+        with parsing_response():
+            return frozenset(
+                each["labels"]["service"]
+                for each in alerts
+                if each["status"]["silencedBy"] and "service" in each["labels"]
             )
 
     async def watchdog_age(self) -> float | None:
@@ -102,7 +122,7 @@ def _own_receivers(status: Mapping[str, Any]) -> frozenset[str]:
     """Return the receivers with a webhook to the remediator; newer versions of Alertmanager hide the URLs."""
     try:
         receivers = (yaml.safe_load(status["config"]["original"]) or {}).get("receivers") or []
-    except yaml.YAMLError:
+    except (yaml.YAMLError, RecursionError):
         return frozenset()
     return frozenset(
         each["name"]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -12,7 +12,7 @@ import httpx
 import structlog
 
 from fleet.inventory.endpoints import Endpoint
-from remediator.clients.json_client import HttpStatusError, JsonClient, parsing_response
+from fleet.json_client import HttpStatusError, JsonClient, parsing_response
 from remediator.policy.situation import Observation
 from runtime.access.roles import USER_HEADER
 from runtime.payloads import replace_surrogates
@@ -88,7 +88,12 @@ class ServiceChanges:
 
 
 class Exporter:
-    def __init__(self, endpoint: Endpoint, token: ConfiguredToken) -> None:
+    """The API; `redact` masks secrets in messages, which are stored."""
+
+    def __init__(
+        self, endpoint: Endpoint, token: ConfiguredToken, redact: Callable[[str], str] = lambda text: text
+    ) -> None:
+        self._redact = redact
         auth = TokenAuth(token) if endpoint.auth is None else None
         self._client = JsonClient(endpoint, headers={USER_HEADER: CALLER}, auth=auth)
         self.close = self._client.close
@@ -101,11 +106,19 @@ class Exporter:
         # A probe in progress ends first, so the request may take two timeouts.
         response = await self._client.request("POST", f"/api/v1/services/{service}/probe", 2 * timeout + 10.0)
         with parsing_response():
-            return Observation(
-                response["up"], response["success"], response["reason"], response["message"] or "",
+            observed = Observation(
+                response["up"], response["success"], response["reason"], self._redact(response["message"] or ""),
                 digest=response.get("digest"), host_up=response.get("host_up"),
-                components_up=frozenset(each["name"] for each in response.get("components", ()) if each["up"]),
             )  # fmt: skip
+            return _add_components(observed, response)
+
+    async def pause(self, scopes: Sequence[tuple[str, str]], seconds: float) -> None:
+        """Have services, hosts and groups probed only on request for some seconds, and all others on schedule.
+
+        `scopes` are pairs of a scope and a name. Raises ClientError.
+        """
+        body = {"scopes": [{"scope": scope, "name": name} for scope, name in scopes], "seconds": seconds}
+        await self._client.request("PUT", "/api/v1/pauses", body=body)
 
     async def observe_all(self) -> Mapping[str, Observation]:
         """Return the last observation of every service, without probing. Raises ClientError.
@@ -116,7 +129,7 @@ class Exporter:
             changes = await self.list_changes(self._cursor)
             now = time.monotonic()
             with parsing_response():
-                observed = {service["id"]: (_parse_observation(service), now) for service in changes.services}
+                observed = {service["id"]: (self._parse_observation(service), now) for service in changes.services}
             self._observed = observed if changes.complete else self._observed | observed
             self._cursor = changes.cursor
         return {
@@ -140,7 +153,22 @@ class Exporter:
         """Return the last observation of a service, without probing. Raises ClientError."""
         response = await self._client.request("GET", f"/api/v1/services/{service}")
         with parsing_response():
-            return _parse_observation(response)
+            return self._parse_observation(response)
+
+    def _parse_observation(self, service: Mapping[str, Any]) -> Observation:
+        last = service["last"] or {}
+        unchanged_for = service.get("unchanged_for_seconds")
+        observed = Observation(
+            service["up"],
+            last.get("success"),
+            last.get("reason"),
+            self._redact(last.get("message") or ""),
+            None if unchanged_for is None else float(unchanged_for),
+            service.get("digest"),
+            service.get("host_up"),
+            paused=service.get("paused") is True,
+        )
+        return _add_components(observed, service)
 
     async def read_events(self, after: str | None, limit: int) -> ExporterEvents | None:
         """Return events after a cursor, or from the first that the exporter has; None from an exporter without events.
@@ -157,7 +185,7 @@ class Exporter:
                 return None
             raise
         with parsing_response():
-            events = [_parse_event(event) for event in response["events"][: limit + 1]]
+            events = [self._parse_event(event) for event in response["events"][: limit + 1]]
             if len(events) > limit:
                 raise ValueError(f"more than {limit} events")
             cursor = replace_surrogates(response["cursor"])
@@ -165,29 +193,25 @@ class Exporter:
                 raise ValueError(f"a cursor of more than {MAX_CURSOR} characters")
             return ExporterEvents(cursor, response["gap"] is True, events, date)
 
-
-def _parse_event(event: Mapping[str, Any]) -> ExporterEvent:
-    at = datetime.fromisoformat(event["at"])
-    if at.tzinfo is None:
-        raise ValueError(f"the time {event['at']!r} has no time zone")
-    name, host, state = (_parse_text(event[key], MAX_EVENT_NAME) for key in ("name", "host", "state"))
-    kind, detail = _parse_text(event["kind"], MAX_EVENT_NAME), _parse_text(event["detail"], MAX_EVENT_DETAIL)
-    return ExporterEvent(at.timestamp(), kind, host, name, state, detail)
+    def _parse_event(self, event: Mapping[str, Any]) -> ExporterEvent:
+        at = datetime.fromisoformat(event["at"])
+        if at.tzinfo is None:
+            raise ValueError(f"the time {event['at']!r} has no time zone")
+        name, host, state = (_parse_text(event[key], MAX_EVENT_NAME) for key in ("name", "host", "state"))
+        kind, detail = (
+            _parse_text(event["kind"], MAX_EVENT_NAME),
+            self._redact(_parse_text(event["detail"], MAX_EVENT_DETAIL)),
+        )
+        return ExporterEvent(at.timestamp(), kind, host, name, state, detail)
 
 
 def _parse_text(text: str, limit: int) -> str:
     return replace_surrogates(text[:limit])
 
 
-def _parse_observation(service: Mapping[str, Any]) -> Observation:
-    last = service["last"] or {}
-    unchanged_for = service.get("unchanged_for_seconds")
-    return Observation(
-        service["up"],
-        last.get("success"),
-        last.get("reason"),
-        last.get("message") or "",
-        None if unchanged_for is None else float(unchanged_for),
-        service.get("digest"),
-        service.get("host_up"),
-    )
+def _add_components(observed: Observation, response: Mapping[str, Any]) -> Observation:
+    if "components" not in response:
+        return observed
+    states = {each["name"]: bool(each["up"]) for each in response["components"]}
+    up = frozenset(name for name, is_up in states.items() if is_up)
+    return replace(observed, components_up=up, components_down=frozenset(states) - up)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from fleet.inventory.endpoints import Endpoint
-from remediator.clients.json_client import JsonClient, parsing_response
+from fleet.json_client import JsonClient, parsing_response
 
 RESPONSE_LIMIT = 16 * 1024 * 1024  # bytes
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Collection
 import structlog
 
 from fleet.inventory.model import Inventory, Service
+from fleet.json_client import ClientError
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.alerts import WATCHDOG
 from remediator.clients.exporter import Exporter
-from remediator.clients.json_client import ClientError
 from remediator.engine.observer import COMPLETE_AFTER, ServiceObserver
 from remediator.incidents import reconciliation
 from remediator.metrics import RemediatorMetrics

@@ -10,12 +10,13 @@ import structlog
 
 from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory, Remediation, Service
+from fleet.json_client import ClientError
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.exporter import Exporter
-from remediator.clients.json_client import ClientError
 from remediator.engine.alert_reconciler import AlertReconciler
 from remediator.engine.event_copier import EventCopier
-from remediator.engine.observer import ServiceObserver
+from remediator.engine.observer import AlertLookup, ServiceObserver
+from remediator.engine.probe_pauser import ProbePauser
 from remediator.execution.controls import find_options
 from remediator.execution.controls.runner import TargetState, UnknownVerbError, Verb
 from remediator.execution.executor import Executor
@@ -24,7 +25,7 @@ from remediator.incidents.actions import Claim, Evidence
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
-from remediator.policy import attempts
+from remediator.policy import attempts, crash_loop
 from remediator.policy.decisions import DECIDE_AGAIN, decide, explain
 from remediator.policy.situation import Decision, Observation, Situation
 from remediator.record import audit
@@ -36,7 +37,7 @@ from runtime.redaction import Redactor
 
 COALESCE_FOR = 0.01  # seconds in which changes are collected before incidents are looked at
 # Holds that the end of an action may release.
-RELEASED_BY_ACTIONS = ("target-busy", "host-busy", "fleet-busy", "dependency-down")
+RELEASED_BY_ACTIONS = ("target-busy", "host-busy", "fleet-busy", "dependency-down", "storm")
 DOWN_WITHOUT_ALERT = 60.0  # seconds for which a service may be down without a firing alert before that is notified
 CHECK_CLOSE_AGAIN = 5.0
 CLAIM_AGAIN = 1.0  # seconds after the record changed during a claim
@@ -61,6 +62,7 @@ class Engine:
         self._observer = ServiceObserver(database, inventory, exporter, alertmanager)
         self._reconciler = AlertReconciler(database, exporter, alertmanager, self._observer, metrics, self.wake)
         self._event_copier = EventCopier(database, exporter, metrics)
+        self._probe_pauser = ProbePauser(database, exporter)
         self.executor = Executor(database, inventory, exporter, metrics, redact, self._on_action_progress)
         self._wake = asyncio.Event()
         self._handling: dict[str, asyncio.Task[None]] = {}  # by service
@@ -70,6 +72,7 @@ class Engine:
         self._all_due = True
         self._changed_meanwhile: set[str] = set()  # services that changed while they were handled
         self._probe_read_from = 0.0
+        self._restarts_seen: dict[str, int] = {}  # by service: the host's count when it was first seen to restart it
 
     @property
     def inventory(self) -> Inventory:
@@ -87,6 +90,7 @@ class Engine:
         if services is None:
             self._all_due = True
             self._changed_meanwhile.update(handling)
+            self._probe_pauser.request()
         else:
             self._due.update(services)
             self._changed_meanwhile.update(handling.intersection(services))
@@ -104,6 +108,7 @@ class Engine:
         self._observer.reload(inventory, exporter, alertmanager)
         self._reconciler.reload(exporter, alertmanager)
         self._event_copier.reload(exporter)
+        self._probe_pauser.reload(exporter)
         await self.executor.reload(inventory, exporter)
         self.wake()
 
@@ -117,6 +122,7 @@ class Engine:
             await self.executor.start(group)
             self._reconciler.start(group)
             group.create_task(self._event_copier.run(), name="copy events")
+            group.create_task(self._probe_pauser.run(), name="pause probing")
             while True:
                 self._wake.clear()
                 await self._start_handling(group)
@@ -178,6 +184,12 @@ class Engine:
         # The exporter's last observation decides first; only `act` needs a fresh probe.
         situation = await self._observer.collect_situation(incident, service_id)
         decision = decide(service, rules, situation)
+        if decision.reason == "storm" and service is not None and not situation.storm_steps:
+            state = await self.executor.read_target_state(service)
+            if state is not None and state.exited:  # then it is no fault of the network
+                self._observer.note_exited(service_id)
+                situation = await self._observer.collect_situation(incident, service_id)
+                decision = decide(service, rules, situation)
         if decision.verb == "act" and service is not None:
             return await self._act(incident, service, situation)
         if decision.verb == "nothing":
@@ -194,6 +206,10 @@ class Engine:
             step = attempts.next_step(service, self.inventory.remediation.for_service(service), situation.history)
             if step is not None:
                 changed |= await write(actions.queue_action, incident, service, step, situation)
+        elif decision.reason == "storm" and service is not None:
+            host = self.inventory.host_of(service)
+            group = host.group if host is not None else ""
+            changed |= await write(decisions.notify_storm, incident, group, decision.detail)
         elif decision.reason == "blind" and not situation.firing:
             is_down = situation.observed is not None and situation.observed.up is False
             before = self._database.clock.now() - (DOWN_WITHOUT_ALERT if is_down else 0.0)
@@ -213,15 +229,20 @@ class Engine:
         """Probe the service, check everything that may hold the action in parallel, then claim and start it."""
         probed_at = self._database.clock.now()
         situation, lookup, (evidence, state), down = await asyncio.gather(
-            self._observer.probe(service, situation),
+            self._observer.probe_for_action(service, situation),
             self._observer.look_up_alerts(service, situation.firing),
             self.executor.collect_evidence(service),
             self._observer.find_dependencies_down(service),
         )
         situation = replace(
-            _with_target_state(situation, state), silenced=lookup.silenced, gone=lookup.gone, dependencies_down=down
+            _with_target_state(situation, state),
+            muted_components=_find_muted(situation, lookup),
+            silenced=lookup.silenced,
+            gone=lookup.gone,
+            dependencies_down=down,
         )
         await self._clear_observed_stop(service, situation)
+        await self._notice_crash_loop(incident, service, state)
         decision = decide(service, self.inventory.remediation.for_service(service), situation)
         step = decision.step
         if decision.verb != "act" or step is None:
@@ -240,6 +261,18 @@ class Engine:
             await self._record_decision(incident, service.id, claimed, situation)
             return self._pause(claimed)
         return DECIDE_AGAIN if claimed == "stopping" or isinstance(claimed, Claim) else CLAIM_AGAIN
+
+    async def _notice_crash_loop(self, incident: int, service: Service, state: TargetState | None) -> None:
+        """Notify of a target that its host restarts again and again: waiting for the host does not help."""
+        if state is None or not state.healing or state.restarts is None:
+            self._restarts_seen.pop(service.id, None)
+            return
+        first = self._restarts_seen.setdefault(service.id, state.restarts)
+        if not crash_loop.is_crash_loop(first, state.restarts):
+            return
+        if await self._database.write(decisions.record_crash_loop, incident, state.healing):
+            log.warning("crash_loop", service=service.id, incident=incident, restarts=state.restarts)
+            self._sender.wake()
 
     async def _clear_observed_stop(self, service: Service, situation: Situation) -> None:
         """Remove an observed stop of the target if its host reports another run."""
@@ -312,13 +345,20 @@ class Engine:
             observed = situation.observed
         held = _wait_until_seen_up(service, observed)
         if held is None and observed is not None and observed.up and observed.success:
-            await self._close(incident, service_id, "recovered", rules)
+            await self._close(incident, service_id, "recovered", rules, observed.unchanged_for)
         else:
             await self._record_decision(incident, service_id, held or Decision("nothing"), situation)
         return CHECK_CLOSE_AGAIN
 
-    async def _close(self, incident: int, service: str, state: lifecycle.ClosedState, rules: Remediation) -> None:
-        closed = await self._database.write(lifecycle.close, incident, state, rules.alerts)
+    async def _close(
+        self,
+        incident: int,
+        service: str,
+        state: lifecycle.ClosedState,
+        rules: Remediation,
+        up_for: float | None = None,
+    ) -> None:
+        closed = await self._database.write(lifecycle.close, incident, state, rules.alerts, up_for)
         if closed is not None:
             log.info("incident_closed", service=service, incident=incident, state=state)
             if closed.recovered_by is not None:
@@ -342,20 +382,25 @@ class Engine:
         rules = self.inventory.remediation.for_service(service)
         firing = situation.firing or frozenset(rules.alerts[:1])
         lookup = await self._observer.look_up_alerts(service, firing)
-        situation = replace(situation, silenced=lookup.silenced, gone=lookup.gone and bool(situation.firing))
+        situation = replace(
+            situation, silenced=lookup.silenced, gone=lookup.gone and bool(situation.firing),
+            muted_components=_find_muted(situation, lookup),
+        )  # fmt: skip
         decision = decide(service, rules, situation)
         if decision.verb == "nothing" and incident is not None:
             decision = _wait_until_seen_up(service, situation.observed) or decision
-        step = attempts.next_step(service, rules, situation.history)
+        step = decision.step or attempts.next_step(service, rules, situation.history)
         decide_at = self._decide_at.get(service.id)
         left = None if decide_at is None else max(0.0, decide_at - asyncio.get_running_loop().time())
         gates = explain(service, rules, replace(situation, firing=firing))
         return {
             "service": service.id,
             "incident": incident,
+            "up": situation.observed.is_up if situation.observed is not None else None,
             "firing": sorted(situation.firing),
             "decision": {"verb": decision.verb, "reason": decision.reason, "detail": decision.detail},
             "next_step": step.kind if step is not None else None,
+            "component": decision.component,
             "attempts": dict(situation.history.attempts),
             "gates": [
                 {"gate": each.name, "open": each.closed is None, **(asdict(each.closed) if each.closed else _OPEN)}
@@ -388,6 +433,8 @@ def _wait_until_seen_up(service: Service, observed: Observation | None) -> Decis
         why = "cannot connect to the exporter"
     elif digests_differ(service.digest, observed.digest):
         why = "the exporter has a different configuration of this service"
+    elif observed.up is None and observed.paused:
+        return Decision("wait", "maintenance", detail="its alerts are resolved, but probing is paused")
     elif observed.up is None:
         why = "the exporter has no result yet"
     elif observed.up:
@@ -395,6 +442,11 @@ def _wait_until_seen_up(service: Service, observed: Observation | None) -> Decis
     else:
         why = "the exporter says that the service is down: check Prometheus and Alertmanager"
     return Decision("wait", "blind", detail=f"its alerts are resolved, but {why}")
+
+
+def _find_muted(situation: Situation, lookup: AlertLookup) -> frozenset[str]:
+    active = lookup.active_components
+    return situation.alerting_components - active if active is not None else frozenset()
 
 
 def _with_target_state(situation: Situation, state: TargetState | None) -> Situation:

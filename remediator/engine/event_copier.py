@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import structlog
 
+from fleet.json_client import ClientError
 from remediator.clients.exporter import Exporter, ExporterEvents
-from remediator.clients.json_client import ClientError
 from remediator.metrics import RemediatorMetrics
 from remediator.record import events
 from remediator.record.database import Database, StorageError

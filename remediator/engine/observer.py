@@ -4,20 +4,24 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Inventory, Remediation, Service
 from fleet.inventory.reasons import UNDETERMINED
+from fleet.json_client import ClientError
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.exporter import Exporter
-from remediator.clients.json_client import ClientError
+from remediator.policy.components import COMPONENT_DOWN
 from remediator.policy.maintenance_windows import Maintenance, find_window
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
-from remediator.policy.storm import is_storm, services_in_group
+from remediator.policy.storm import can_step, is_storm, services_in_group
 from remediator.record import situations
 from remediator.record.database import Database
 
 SHARED_FOR = 0.5  # seconds for which one response of the exporter serves all decisions
+SILENCES_FOR = 15.0  # seconds for which a list of silenced services is used
+EXITED_FOR = 90.0  # seconds for which an exit counts that a host reported; a decision is made every 30 s
 COMPLETE_AFTER = 300.0  # seconds after its start from which Alertmanager's list is complete
 
 
@@ -26,11 +30,13 @@ class AlertLookup:
     """What Alertmanager knows of a service's alerts to act on.
 
     `silenced` names what mutes all of them; `gone` says that there are none; `caution` why this is not known.
+    `active_components` are those about which an alert is active, if only components have alerts; None if not known.
     """
 
     silenced: str = ""
     gone: bool = False
     caution: str = ""
+    active_components: frozenset[str] | None = None
 
 
 class ServiceObserver:
@@ -44,6 +50,9 @@ class ServiceObserver:
         self._observations: Mapping[str, Observation] | None = None
         self._observed_at = float("-inf")
         self._failing: dict[str, tuple[list[str], int]] = {}  # by group: the failing services, and how many there are
+        self._exited: dict[str, float] = {}  # by service: when its host last said that it had exited
+        self._silenced: frozenset[str] = frozenset()
+        self._silenced_at = float("-inf")
         self.reload(inventory, exporter, alertmanager)
 
     def reload(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
@@ -63,6 +72,10 @@ class ServiceObserver:
         service = self._inventory.services.get(service_id)
         rules = self._inventory.remediation.for_service(service)
         observations = await self._observe_all() or {}
+        observed = observations.get(service_id)
+        if observed is not None and service is not None and service.automatic_components:
+            with contextlib.suppress(ClientError):
+                observed = await self._exporter.observe(service_id)  # with its components
         window = self._find_window(service_id, service)
         now = self._database.clock.now()
         dependencies = service.depends_on if service else ()
@@ -71,26 +84,50 @@ class ServiceObserver:
             frozenset(),
             ActionHistory(),
             ActionsInProgress(),
-            observations.get(service_id),
+            observed,
             scheduled=window.why if window is not None else "",
             maintenance_ends=now + window.remaining if window is not None else None,
             dependencies_down=tuple(
                 name for name in dependencies if name in observations and observations[name].up is False
             ),
-            storm=await self._find_storm(service_id, rules, observations),
+            **await self._find_storm(service_id, rules, observations),
         )
 
     async def _find_storm(
         self, service_id: str, rules: Remediation, observations: Mapping[str, Observation]
-    ) -> tuple[int, int] | None:
-        """Return the (failing, all) services of the group if that is a storm, without expected failures."""
+    ) -> Mapping[str, Any]:
+        """Return the fields of a situation that describe a storm, without expected failures."""
         failing, total = self._find_failing(service_id, observations)
         if not is_storm(rules, len(failing), total):
-            return None
+            return {}
         expected = await self._database.read(situations.expected_failures, failing)
         expected |= {name for name in failing if self._find_window(name, self._inventory.services.get(name))}
-        counts = len(failing) - len(expected), total - len(expected)
-        return counts if is_storm(rules, *counts) else None
+        expected |= await self._find_silenced()
+        unexpected = [name for name in failing if name not in expected]
+        total -= len(failing) - len(unexpected)
+        if not is_storm(rules, len(unexpected), total):
+            return {}
+        now = asyncio.get_running_loop().time()
+        explained = {
+            name
+            for name in unexpected
+            if observations[name].is_refused or now - self._exited.get(name, float("-inf")) < EXITED_FOR
+        }
+        steps = can_step(rules, service_id, unexpected, explained, total)
+        return {"storm": (len(unexpected), total), "storm_steps": steps}
+
+    def note_exited(self, service_id: str) -> None:
+        """Remember that the host of a service says that it exited."""
+        self._exited[service_id] = asyncio.get_running_loop().time()
+
+    async def _find_silenced(self) -> frozenset[str]:
+        """Return the services whose alerts are silenced; none if Alertmanager cannot be reached."""
+        now = asyncio.get_running_loop().time()
+        if self._alertmanager is not None and now - self._silenced_at >= SILENCES_FOR:
+            self._silenced_at = now
+            with contextlib.suppress(ClientError):
+                self._silenced = await self._alertmanager.silenced_services()
+        return self._silenced
 
     def _find_failing(self, service_id: str, observations: Mapping[str, Observation]) -> tuple[list[str], int]:
         """Return the failing services of the service's group, and how many of the group are observed."""
@@ -137,12 +174,26 @@ class ServiceObserver:
             observed = await self._exporter.probe(service.id, service.probe.timeout)
         return replace(situation, observed=observed, now=self._database.clock.now())
 
+    async def probe_for_action(self, service: Service, situation: Situation) -> Situation:
+        """As `probe`; if components that may be restarted are down, probe again, and keep those that are still down."""
+        first = await self.probe(service, situation)
+        down = first.observed.components_down if first.observed is not None else frozenset()
+        if not down.intersection(service.automatic_components):
+            return first
+        second = await self.probe(service, first)
+        if second.observed is None:
+            return second
+        still = second.observed.components_down & down
+        return replace(second, observed=replace(second.observed, components_down=still))
+
     async def find_dependencies_down(self, service: Service) -> tuple[str, ...]:
         """Probe the services that a service depends on, and return those that are down."""
         observations = await self._observe_all() or {}
 
         async def is_down(name: str) -> bool:
             observed = observations.get(name)
+            if observed is not None and observed.paused:
+                return False  # not known, and not to be probed for others
             with contextlib.suppress(ClientError):
                 observed = await self._exporter.probe(name, self._inventory.services[name].probe.timeout)
             if observed is None:
@@ -154,17 +205,24 @@ class ServiceObserver:
         return tuple(name for name, each in zip(names, down, strict=True) if each)
 
     async def look_up_alerts(self, service: Service, firing: frozenset[str]) -> AlertLookup:
-        """Look up a service's firing alerts to act on in Alertmanager. One that is active is enough to act."""
+        """Look up a service's firing alerts to act on in Alertmanager. One that is active is enough to act.
+
+        If there are none, look up those of components that are restarted automatically.
+        """
         if self._alertmanager is None:
             return AlertLookup()
         names = firing & set(self._inventory.remediation.for_service(service).alerts)
+        if not names and service.automatic_components:
+            names = firing & {COMPONENT_DOWN}
         try:
             known = await self._alertmanager.alerts_of(service.id)
         except ClientError as error:
             return AlertLookup(caution=f"cannot query Alertmanager: {error}")
         matching = [alert for alert in known.alerts if alert.name in names]
-        if any(alert.muted_by == "" for alert in matching):
-            return AlertLookup()
+        active = [alert for alert in matching if alert.muted_by == ""]
+        if active:
+            components = frozenset(alert.component for alert in active) if COMPONENT_DOWN in names else None
+            return AlertLookup(active_components=components)
         if matching:
             return AlertLookup(silenced=matching[0].muted_by)
         if known.uptime < COMPLETE_AFTER:

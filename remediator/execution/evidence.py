@@ -2,7 +2,9 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
+from typing import Any
 
 from fleet.inventory.model import Host, Service, SudoOptions
 from fleet.shells import Shell
@@ -42,7 +44,13 @@ async def read_target_state(
         return TargetState(unseen=f"cannot read the target's state: no response within {TIMEOUT:g} s")
     if state is None and kind.reports_stops:
         return TargetState(unseen=f"cannot read the target's state: unexpected output of {control.kind}")
-    return state
+    return _redact_state(state, redact) if state is not None else None
+
+
+def _redact_state(state: TargetState, redact: Callable[[str], str]) -> TargetState:
+    """Return a state without secrets: it is stored, and hosts decide what it says."""
+    texts: dict[str, Any] = {name: redact(text) for name, text in asdict(state).items() if isinstance(text, str)}
+    return replace(state, **texts)
 
 
 async def collect_evidence(

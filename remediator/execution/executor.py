@@ -8,10 +8,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import structlog
 
 from fleet.inventory.model import Inventory, RemediationStep, Service, SudoOptions
+from fleet.json_client import ClientError
 from fleet.shells import KILL_DELAY, CompletedCommand, HostKeyError, Shell, ShellError
 from fleet.shells.pool import Shells
 from remediator.clients.exporter import Exporter
-from remediator.clients.json_client import ClientError
 from remediator.execution import evidence
 from remediator.execution.controls import CONTROLS, find_options
 from remediator.execution.controls.recreate import recreate
@@ -30,6 +30,10 @@ DRAIN_TIMEOUT = 15.0  # seconds that running commands have at shutdown
 READ_AGAIN = 5.0  # seconds after which interrupted actions are read again if that failed
 FIRST_PAUSE = 0.25  # seconds between two probes of a verification, which grow
 LONGEST_PAUSE = 5.0
+FIRST_STATE_PAUSE = 1.0  # seconds between two readings of the state of a target that does not come up, which grow
+LONGEST_STATE_PAUSE = 10.0
+EXITS_SEEN = 2  # readings in a row: the first may be of a moment between two starts
+CRASH_LOOP_RESTARTS = 3  # by the host, of a target that was just restarted
 Command = Verb | RemediationStep  # what an action runs: a verb of the control, or a step beyond it
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,6 +42,10 @@ log = structlog.get_logger()
 
 class _NotVerifiedError(DefibError):
     """Whether the service is up could not be determined."""
+
+
+class _ExitedError(DefibError):
+    """The host reported that the target exited after its start."""
 
 
 class Executor:
@@ -182,12 +190,15 @@ class Executor:
             await self._end(action, Ending("failed", why, reached=False, blocked=_blocked_by(error)))
             return None
         outcome = _outcome(completed)
-        output, why = self._redact.redact_tail(completed.output, OUTPUT_LIMIT), self._redact(completed.why)
+        output = self._redact.redact_tail(completed.output, OUTPUT_LIMIT)
+        why = self._redact(completed.why) or _describe_exit(service, action.kind, completed)
         log.info("command_ended", service=service.id, action=action.id, outcome=outcome, exit_status=completed.status)
         ended_at = self._database.clock.now()
-        return await self._store(
+        stored = await self._store(
             actions.record_command_end, action, outcome, completed.status, output, why, at=ended_at
         )
+        self._changed(action.service)  # others on its host need not wait for the verification
+        return stored
 
     async def _verify_after(self, command: "asyncio.Task[Claim | None]", service: Service) -> None:
         action = await asyncio.shield(command)  # at shutdown, `drain` waits for the command
@@ -214,18 +225,23 @@ class Executor:
         if action.command == "failed":
             await self._end(action, Ending("failed", action.why or "the command failed"))
             return
-        why, verified = "", True
+        why, verified, crashed = "", True, False
         try:
             why = await self._verify(action, service)
         except _NotVerifiedError as error:
             why, verified = str(error), False
+        except _ExitedError as error:
+            why, crashed = str(error), True
         await self._store_state_after(action, service)
         if not why:
             await self._end(action, Ending(action.command or "unknown", action.why, recovered=True))
         else:
             state: CommandOutcome = "failed" if action.command == "succeeded" and verified else "unknown"
             await self._end(
-                action, Ending(state, "; ".join(part for part in (action.why, why) if part), verified=verified)
+                action,
+                Ending(
+                    state, "; ".join(part for part in (action.why, why) if part), verified=verified, crashed=crashed
+                ),
             )
 
     async def _store_state_after(self, action: Claim, service: Service) -> None:
@@ -241,9 +257,19 @@ class Executor:
         """Return why the service did not come up within `start_within` and stay up for `hold`; empty if it did.
 
         A component only has to come up: the service may be down because of others. Raises _NotVerifiedError if that
-        could not be observed.
+        could not be observed, and _ExitedError if the host says that it cannot come up.
         """
-        why = await self._wait_until_up(action, service)
+        watch = asyncio.create_task(self._watch_exit(action, service))
+        up = asyncio.create_task(self._wait_until_up(action, service))
+        try:
+            await asyncio.wait((watch, up), return_when=asyncio.FIRST_COMPLETED)
+            if not up.done():
+                raise _ExitedError(watch.result())
+            why = up.result()
+        finally:
+            for task in (watch, up):
+                task.cancel()
+            await asyncio.gather(watch, up, return_exceptions=True)
         if why:
             return why
         if action.up_at is None:
@@ -255,6 +281,27 @@ class Executor:
             if action.component
             else await self._watch_hold(service, self._inventory.remediation.for_service(service).hold)
         )
+
+    async def _watch_exit(self, action: Claim, service: Service) -> str:
+        """Read the target's state until it has exited; returns how. Never returns where that cannot be known."""
+        control = service.control
+        if control is None or not CONTROLS[control.kind].reports_stops or action.component or action.kind != "restart":
+            await asyncio.Event().wait()
+        pause, exits, restarts = FIRST_STATE_PAUSE, 0, 0
+        began = asyncio.get_running_loop().time()
+        while True:
+            await asyncio.sleep(pause)
+            state = await self.read_target_state(service)
+            passed = asyncio.get_running_loop().time() - began
+            exits = exits + 1 if state is not None and state.exited else 0
+            restarts = max(restarts, (state.restarts or 0) if state is not None and state.healing else 0)
+            if exits >= EXITS_SEEN and state is not None:
+                if state.exit_status is None:
+                    return f"it exited within {passed:.0f} s after its start"
+                return f"it exited with status {state.exit_status} within {passed:.0f} s after its start"
+            if restarts >= CRASH_LOOP_RESTARTS:
+                return f"it exits again and again: its host restarted it {restarts} times within {passed:.0f} s"
+            pause = min(LONGEST_STATE_PAUSE, pause * 1.5)
 
     async def _wait_until_up(self, action: Claim, service: Service) -> str:
         """Probe until the service or the component is up; returns why not when the deadline has passed."""
@@ -337,6 +384,13 @@ class Executor:
 def _is_up(observed: Observation, component: str) -> bool:
     """Whether a probe shows that a component is up; without a name, that the service is."""
     return component in observed.components_up if component else bool(observed.success and observed.up)
+
+
+def _describe_exit(service: Service, kind: str, completed: CompletedCommand) -> str:
+    """Return which command failed with which exit status; empty if it did not."""
+    if not completed.status or service.control is None:
+        return ""
+    return f"{service.control.kind} {kind} exited {completed.status}"
 
 
 def _outcome(completed: CompletedCommand) -> CommandOutcome:

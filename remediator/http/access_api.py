@@ -11,7 +11,7 @@ from fleet.inventory.units import Identifier, PositiveDuration
 from remediator.administration import Administration
 from remediator.http.read_api import parse_before
 from remediator.http.views import format_times, read_record
-from remediator.http.write_api import RequestBody, parse_request, translating_errors
+from remediator.http.write_api import translating_errors
 from remediator.record import audit
 from remediator.record.database import Database
 from runtime.access.control import get_identity
@@ -19,6 +19,7 @@ from runtime.access.roles import AccessRequirement, UserRole
 from runtime.access.sessions import Session
 from runtime.access.tokens import ApiToken
 from runtime.errors import ApiError
+from runtime.request_bodies import RequestBody, parse_request
 from runtime.web import add_route
 
 MAX_PAGE = 1000

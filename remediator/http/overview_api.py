@@ -8,7 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
-from remediator.clients.json_client import ClientError
+from fleet.inventory.notify import Notify
+from fleet.json_client import ClientError
 from remediator.filters import TEXT_LIMIT, ServiceFilter
 from remediator.http.views import describe_automation, format_times, may_read_evidence, remove_evidence
 from remediator.policy.service_states import STATES
@@ -57,11 +58,13 @@ class _OverviewApi:
         """Return everything but the services; `total` is how many match."""
         overview, clock = snapshot.overview, self._database.clock
         incidents = list(overview.incidents.values())
+        now = clock.unix(clock.now())
         described = {
-            "at": format_rfc3339(clock.unix(clock.now())),
+            "at": format_rfc3339(now),
             "counts": {state: snapshot.counts.get(state, 0) for state in STATES},
             "automation": describe_automation(overview.automation, self._database.inventory),
             "maintenance": list(overview.maintenance),
+            "on_call": _describe_on_call(self._database.inventory.notify, now),
             "problems": [
                 {"source": each.source, "text": each.text, "since": format_rfc3339(each.since)}
                 for each in snapshot.problems.values()
@@ -102,6 +105,17 @@ def _describe_row(row: ServiceRow) -> dict[str, Any]:
     return {
         _RENAMED.get(name, name): format_rfc3339(value) if name in _TIMES else value for name, value in values.items()
     }
+
+
+def _describe_on_call(notify: Notify, at: float) -> list[dict[str, Any]]:
+    """Return who is on call at a Unix time, by calendar."""
+    return [
+        {
+            "calendar": name, "person": shift.person, "name": notify.name_of(shift.person),
+            "until": None if shift.until is None else format_rfc3339(shift.until),
+        }
+        for name, shift in notify.find_shifts(at).items()
+    ]  # fmt: skip
 
 
 def _parse_filter(request: web.Request) -> tuple[ServiceFilter, int | None]:

@@ -14,7 +14,7 @@ from remediator.metrics import RemediatorMetrics
 from remediator.policy.situation import ActionsInProgress
 from remediator.record import notifications, queries, situations, timestamps
 from remediator.record.automation import read_switch
-from remediator.record.database import Database
+from remediator.record.database import Database, StorageError
 from remediator.record.transaction import Transaction
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
@@ -117,13 +117,17 @@ def _read_gauges(tx: Transaction) -> _Gauges:
 
 async def _update(metrics: RemediatorMetrics, database: Database) -> None:
     """Set the gauges that are read from the record."""
-    gauges = await views.read_record(database, _read_gauges)
+    try:
+        gauges = await database.read(_read_gauges)  # not behind what people look at
+    except StorageError as error:
+        raise ApiError(503, "not_stored", "cannot read the record") from error
     rules, now = database.inventory.remediation, database.clock.now()
     for state in INCIDENT_STATES:
         metrics.incidents.labels(state).set(gauges.incidents.get(state, 0))
     metrics.outbox_oldest.set(_age(gauges.oldest_pending, now))
     metrics.queue_oldest.set(_age(gauges.oldest_queued, now))
     metrics.automation.set(int(rules.automatic and gauges.automation))
+    metrics.automation_configured.set(int(rules.automatic))
     metrics.watchdog.set(database.clock.unix(gauges.watchdog) if gauges.watchdog is not None else 0.0)
     for budget, used, limit in (
         ("in_flight", gauges.in_progress.in_flight, rules.actions_in_flight),

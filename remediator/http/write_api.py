@@ -1,12 +1,11 @@
 """Operations over HTTP: parse the request, call the operation, translate its errors to status codes."""
 
-import json
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from fleet.inventory.units import MAX_DURATION, PositiveDuration
 from fleet.shells import CompletedCommand
@@ -29,16 +28,10 @@ from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError, DefibError
 from runtime.redaction import Redactor
-from runtime.request_bodies import read_request_body
+from runtime.request_bodies import RequestBody, parse_request
 from runtime.times import format_rfc3339
 from runtime.web import add_route
 
-_MESSAGES = {
-    "model_type": "must be an object",
-    "model_attributes_type": "must be an object",
-    "extra_forbidden": "unknown key",
-}
-MAX_REQUEST = 64 * 1024  # bytes of a body
 VIEWER, OPERATOR, ADMIN = AccessRequirement.VIEWER, AccessRequirement.OPERATOR, AccessRequirement.ADMIN
 STATUS_OF: dict[type[OperationError], int] = {
     InvalidOperationError: 400,
@@ -47,10 +40,6 @@ STATUS_OF: dict[type[OperationError], int] = {
     HostUnreachableError: 502,
     UnavailableError: 503,
 }
-
-
-class RequestBody(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 Comment = Annotated[str, Field(max_length=300)]
@@ -66,6 +55,10 @@ class _AutomationBody(RequestBody):
     reason: Comment = ""
 
 
+class _ContinueBody(RequestBody):
+    reason: Comment = ""
+
+
 class _NoteBody(RequestBody):
     text: Annotated[str, Field(min_length=1, max_length=1000)]
 
@@ -76,7 +69,10 @@ class _SilenceBody(RequestBody):
 
 
 class _MaintenanceBody(RequestBody):
-    """Maintenance `for` a duration or `until` a time in RFC 3339; with `notify`, notifications mention people."""
+    """Maintenance `for` a duration or `until` a time in RFC 3339.
+
+    With `notify`, notifications mention people; with `pause_probing`, services are probed only on request.
+    """
 
     scope: Literal["service", "host", "group"]
     name: Annotated[str, Field(max_length=200)]
@@ -84,9 +80,7 @@ class _MaintenanceBody(RequestBody):
     for_: PositiveDuration | None = Field(None, alias="for")
     until: datetime | None = None
     notify: bool = False
-
-
-B = TypeVar("B", bound=RequestBody)
+    pause_probing: bool = False
 
 
 def add_routes(
@@ -105,6 +99,7 @@ def add_routes(
         ("POST", f"{service}/components/{{component:[^/]+}}/restart", api.restart_component, OPERATOR),
         ("GET", f"{service}/{{verb:status|logs}}", api.read_from_host, OPERATOR),
         ("POST", f"{service}/reset", api.reset_attempts, OPERATOR),
+        ("POST", f"{service}/continue-in-storm", api.continue_in_storm, OPERATOR),
         ("GET", f"{service}/explain", api.explain, VIEWER),
         ("POST", f"{action}/approve", api.approve, OPERATOR),
         ("POST", f"{subject}/acknowledge", api.acknowledge, OPERATOR),
@@ -173,6 +168,12 @@ class _WriteApi:
         number = await self._operations.reset_attempts(service, get_identity(request))
         return web.json_response({"action": number, "service": service})
 
+    async def continue_in_storm(self, request: web.Request) -> web.Response:
+        body = await parse_request(request, _ContinueBody)
+        service = request.match_info["id"]
+        group, until = await self._operations.continue_in_storm(service, get_identity(request), body.reason)
+        return web.json_response(format_times({"group": group, "until": until}, self._database.clock))
+
     async def explain(self, request: web.Request) -> web.Response:
         explanation = await self._operations.explain(request.match_info["id"])
         return web.json_response(self._redact.redact_all(format_times(explanation, self._database.clock)))
@@ -227,7 +228,7 @@ class _WriteApi:
         body = await parse_request(request, _MaintenanceBody)
         number, until = await self._operations.begin_maintenance(
             body.scope, body.name, seconds=self._duration(body), reason=body.reason, by=get_identity(request),
-            notify=body.notify,
+            notify=body.notify, pause_probing=body.pause_probing,
         )  # fmt: skip
         return web.json_response(format_times({"id": number, "until": until}, self._database.clock), status=201)
 
@@ -280,17 +281,3 @@ def _subject(request: web.Request) -> Subject:
 
 def _number(request: web.Request) -> int:
     return int(request.match_info["number"])
-
-
-async def parse_request(request: web.Request, model: type[B]) -> B:
-    """Parse the JSON body; an empty body is an empty object. Raises ApiError."""
-    text = await read_request_body(request, MAX_REQUEST)
-    try:
-        return model.model_validate(json.loads(text or b"{}"))
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        message = _MESSAGES.get(first["type"], first["msg"].removeprefix("Value error, "))
-        raise ApiError(400, "bad_request", f"{field or 'the body'}: {message}") from error
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, "bad_request", "the body is not JSON") from error

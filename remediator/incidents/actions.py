@@ -6,16 +6,18 @@ from typing import Any, Literal
 
 from sqlalchemy import insert, select, update
 
-from fleet.inventory.model import RemediationStep, Service
+from fleet.inventory.model import Remediation, RemediationStep, Service
 from remediator.incidents.decisions import notify_status_unknown, record_decision
 from remediator.incidents.lifecycle import (
     cancel_queued_actions,
     find_open,
+    is_in_crash_loop,
     notify_of_incident,
     record_automation_resumed,
     set_person_needed,
 )
 from remediator.incidents.timeline import add_event
+from remediator.policy.approvals import describe_request
 from remediator.policy.attempts import max_attempts, next_step
 from remediator.policy.decisions import decide, find_closed_gate
 from remediator.policy.situation import OVERRULABLE, ActionHistory, Blocked, Decision, Refusal, Situation
@@ -24,6 +26,7 @@ from remediator.record.schema import actions, evidence
 from remediator.record.situations import add_recorded_facts, read_action_history
 from remediator.record.transaction import Transaction
 
+CRASHES = 2  # tries in an incident after which a target that exits within seconds is in a crash loop
 CommandOutcome = Literal["succeeded", "failed", "unknown"]
 
 
@@ -50,7 +53,8 @@ class Ending:
     """How an action ended.
 
     An action that did not reach the host, or whose result could not be seen (`verified`), does not count as an attempt.
-    `recovered` says that what the action is for is up: the service, or its component.
+    `recovered` says that what the action is for is up: the service, or its component. `crashed` says that the host
+    reported that the target exited within seconds.
     """
 
     state: CommandOutcome
@@ -59,6 +63,7 @@ class Ending:
     verified: bool = True
     recovered: bool = False
     blocked: Blocked | None = None
+    crashed: bool = False
 
 
 @dataclass(frozen=True)
@@ -88,11 +93,13 @@ def claim_action(
     if current.history.last_action != situation.history.last_action:
         return "another action ran since the probe"
     record_decision(tx, incident, decision, situation.observed)
-    claimed = _claim_approved(tx, incident, service, decision.step.kind, probed_at)
+    kind, component = decision.step.kind, decision.component
+    claimed = None if component else _claim_approved(tx, incident, service, kind, probed_at)
     if claimed is None:
-        cancel_queued_actions(tx, incident)  # an action that waits for approval is another step
+        if not component:
+            cancel_queued_actions(tx, incident)  # an action that waits for approval is another step
         firing = ", ".join(sorted(current.firing))
-        claimed = _insert(tx, incident, service, decision.step.kind, "alert", firing, probed_at=probed_at)
+        claimed = _insert(tx, incident, service, kind, "alert", firing, probed_at=probed_at, component=component)
     _store_evidence(tx, claimed, evidence)
     return claimed
 
@@ -203,12 +210,13 @@ def queue_action(tx: Transaction, incident: int, service: Service, step: Remedia
     queued = tx.execute(
         select(actions.c.step).where(actions.c.incident_id == incident, actions.c.state == "queued")
     ).first()
-    if queued is not None and queued.step == step.model_dump():
+    request = describe_request(service, step)
+    if queued is not None and queued.step == request:
         return False
     cancel_queued_actions(tx, incident)
     firing = ", ".join(sorted(situation.firing))
     claimed = _insert(tx, incident, service, step.kind, "alert", firing, state="queued")
-    tx.execute(update(actions).where(actions.c.id == claimed.id).values(step=step.model_dump()))
+    tx.execute(update(actions).where(actions.c.id == claimed.id).values(step=request))
     content = {"service": service.id, "kind": step.kind, "action": claimed.id}
     notify_of_incident(tx, incident, "approval", content, f"approval action {claimed.id}")
     return True
@@ -259,7 +267,7 @@ def record_command_end(
     if action.incident_id is not None:
         detail = {"action": action.id, "outcome": outcome, "exit_status": status, "why": why}
         add_event(tx, action.incident_id, "command_ended", **detail)
-        if _is_automatic(tx, action):
+        if _is_automatic(tx, action) and not is_in_crash_loop(tx, action.incident_id):
             record_automation_resumed(tx, action.incident_id)
     if outcome == "failed":
         stops.remove_of_action(tx, action.id)
@@ -311,9 +319,14 @@ def end_action(tx: Transaction, action: Claim, ending: Ending) -> bool:
 
 
 def _notify_not_recovered(tx: Transaction, action: Claim, incident: int, ending: Ending) -> None:
+    if action.component and ending.reached and _is_automatic(tx, action):
+        return  # when its attempts are used up, a person is needed
     history = _read_history(tx, action)
-    content = _attempt_content(tx, action, history) | {"why": ending.why, "output": action.output[-1000:]}
-    reason = ending.blocked or _used_up(tx, action, history)
+    why = f"component {action.component}: {ending.why}" if action.component else ending.why
+    content = _attempt_content(tx, action, history) | {"why": why, "output": action.output[-1000:]}
+    reason = ending.blocked or (None if action.component else _used_up(tx, action, history))
+    if reason is None and ending.crashed and history.tries >= CRASHES:
+        reason = "crash-loop"
     if reason is not None and _is_automatic(tx, action):
         set_person_needed(tx, incident, content | {"reason": reason})
         return
@@ -337,7 +350,12 @@ def _attempt_content(tx: Transaction, action: Claim, history: ActionHistory) -> 
         "command": action.command,
         "attempt": history.attempts.get(action.kind, 0),
         "attempts": max_attempts(step, rules) if step is not None else 0,
-    }
+    } | (_component_attempts(action, history, rules) if action.component else {})
+
+
+def _component_attempts(action: Claim, history: ActionHistory, rules: Remediation) -> dict[str, int]:
+    known = history.components.get(action.component)
+    return {"attempt": known.attempts if known is not None else 0, "attempts": rules.attempts}
 
 
 def _used_up(tx: Transaction, action: Claim, history: ActionHistory) -> Refusal | None:

@@ -8,10 +8,12 @@ from sqlalchemy import Row, bindparam, func, select, update
 
 from remediator.incidents.lifecycle import notify_of_incident, set_person_needed
 from remediator.incidents.timeline import add_event, last_decision_at
-from remediator.policy.gates import GATES
-from remediator.policy.situation import NEEDS_PERSON, QUEUED, Decision, Observation
-from remediator.record import notifications
+from remediator.policy.attempts import find_queue_end
+from remediator.policy.gates import BUDGET_WINDOW, GATES
+from remediator.policy.situation import CAPACITY, NEEDS_PERSON, QUEUED, Decision, Observation
+from remediator.record import notifications, storms
 from remediator.record.schema import actions, incidents, timeline
+from remediator.record.situations import count_waiting_for_capacity, read_recent_claims
 from remediator.record.transaction import Transaction
 
 LONG_WAIT = 120.0  # seconds after which a wait is notified
@@ -81,6 +83,25 @@ def _notify_person_needed(tx: Transaction, row: Row[Any], decision: Decision) ->
     return True
 
 
+def notify_storm(tx: Transaction, incident: int, group: str, why: str) -> bool:
+    """Notify at once of a storm that holds an incident; False if the storm was notified before."""
+    if not storms.notice(tx, group):
+        return False
+    row = tx.execute(_SELECT, {"number": incident}).one()
+    content = {"service": row.service, "group": group, "why": why}
+    key = f"storm {group} {tx.now:.3f}"
+    return notifications.notify(tx, "storm", key, row.labels or {}, content, incident=incident) > 0
+
+
+def record_crash_loop(tx: Transaction, incident: int, why: str) -> bool:
+    """Notify that an operator is needed because the target exits again and again; False if that was done."""
+    row = tx.execute(_SELECT, {"number": incident}).one()
+    if row.state != "open" or row.person_needed_at is not None:
+        return False
+    set_person_needed(tx, incident, {"service": row.service, "reason": "crash-loop", "why": why})
+    return True
+
+
 def _notify_wait(tx: Transaction, row: Row[Any], decision: Decision) -> bool:
     """Notify once of a wait that has lasted, and of when it ends if that is known."""
     if decision.reason in _NOT_NOTIFIED_AS_WAITING or not _has_lasted(tx, last_decision_at(tx, row.id, "wait")):
@@ -88,11 +109,21 @@ def _notify_wait(tx: Transaction, row: Row[Any], decision: Decision) -> bool:
     content = {"service": row.service, "reason": decision.reason, "why": decision.detail, "until": decision.ends}
     if decision.reason == "blind":
         return notify_status_unknown(tx, row.id, content)
+    if decision.reason in CAPACITY:
+        content |= _describe_queue(tx)
     # A wait after another attempt is notified again.
     was_run = actions.c.state.not_in(("queued", "cancelled")) & (actions.c.counts == 1)
     attempts = tx.scalar(select(func.count()).select_from(actions).where(actions.c.incident_id == row.id, was_run))
     key = f"waiting incident {row.id} {decision.reason} {attempts}"
     return notify_of_incident(tx, row.id, "waiting", content, key)
+
+
+def _describe_queue(tx: Transaction) -> dict[str, Any]:
+    """Return how many services wait for their restart to begin, and when the last of them can."""
+    waiting = count_waiting_for_capacity(tx)
+    limit = tx.inventory.remediation.actions_per_10m
+    ends = find_queue_end(limit, BUDGET_WINDOW, waiting, read_recent_claims(tx), tx.now)
+    return {"queue": waiting, "queue_ends": ends}
 
 
 def _has_lasted(tx: Transaction, since: float | None) -> bool:

@@ -10,7 +10,7 @@ from fleet.inventory.model import Service
 from fleet.inventory.notify import NotificationKind
 from remediator.incidents.timeline import add_event
 from remediator.record import notifications, stops
-from remediator.record.schema import actions, alerts, incidents
+from remediator.record.schema import actions, alerts, incidents, timeline
 from remediator.record.situations import firing_names, outage_began_at
 from remediator.record.transaction import Transaction
 
@@ -113,6 +113,13 @@ def set_person_needed(tx: Transaction, incident: int, content: Mapping[str, Any]
         notify_of_incident(tx, incident, "person_needed", content, key)
 
 
+def is_in_crash_loop(tx: Transaction, incident: int) -> bool:
+    """Whether a person is needed because of a crash loop, which another command does not end."""
+    is_match = (timeline.c.incident_id == incident) & (timeline.c.event == "person_needed")
+    detail = tx.scalar(select(timeline.c.detail).where(is_match).order_by(timeline.c.id.desc()).limit(1)) or {}
+    return detail.get("reason") == "crash-loop"
+
+
 def record_automation_resumed(tx: Transaction, incident: int) -> None:
     """Record that automation acts again: a command was run, or an operator reset the attempts."""
     tx.execute(update(incidents).where(incidents.c.id == incident).values(person_needed_at=None))
@@ -127,11 +134,16 @@ def cancel_queued_actions(tx: Transaction, incident: int) -> None:
 
 
 def close(
-    tx: Transaction, incident: int, state: ClosedState, alerts_to_act_on: Collection[str]
+    tx: Transaction,
+    incident: int,
+    state: ClosedState,
+    alerts_to_act_on: Collection[str],
+    up_for: float | None = None,
 ) -> ClosedIncident | None:
     """Close an incident and notify the channels that were notified of its beginning.
 
-    Returns None, and changes nothing, if an action is running or an alert is firing again.
+    `up_for` is for how many seconds the exporter has seen the service up. Returns None, and changes nothing, if an
+    action is running or an alert is firing again.
     """
     row = tx.execute(select(incidents).where(incidents.c.id == incident)).one()
     is_busy = tx.scalar(select(actions.c.id).where(actions.c.service == row.service, actions.c.state == "running"))
@@ -142,8 +154,13 @@ def close(
     tx.execute(
         update(incidents).where(incidents.c.id == incident).values(state=state, closed_at=tx.now, recovered_by=by)
     )
-    add_event(tx, incident, "incident_closed", state=state, **({"by": by} if by else {}))
     began = outage_began_at(row)
+    watched = None if up_for is None else min(up_for, tx.now - began)
+    optional = {"by": by, "watched": watched}
+    add_event(
+        tx, incident, "incident_closed", state=state,
+        **{name: value for name, value in optional.items() if value is not None},
+    )  # fmt: skip
     content = {"service": row.service, "opened_at": began, "closed_at": tx.now, "by": by}
     notifications.drop_follow_ups(tx, incident=incident)
     notify_of_incident(tx, incident, state, content)
@@ -175,7 +192,7 @@ def notify_of_incident(
     """Notify of an incident's progress; False if this was notified before, or is not to be notified."""
     if is_muted(tx, incident, kind):
         return False
-    labels = tx.scalar(select(incidents.c.labels).where(incidents.c.id == incident)) or {}
+    labels = _find_labels(tx, incident)
     notified = notifications.notified_channels(tx, notifications.incident_key(incident))
     if kind in get_args(ClosedState):
         notified += notifications.channels_notified_of(tx, incident, "person_needed")
@@ -184,6 +201,15 @@ def notify_of_incident(
         channels = list(dict.fromkeys([*tx.inventory.notify.channels_for(labels, kind), *channels]))
     key = key or f"{kind} incident {incident}"
     return notifications.add(tx, channels, kind, key, labels, content, incident=incident) > 0
+
+
+def _find_labels(tx: Transaction, incident: int) -> Mapping[str, str]:
+    """Return the labels by which an incident is routed: of its outage, or of its newest alert if there was none."""
+    labels: Mapping[str, str] | None = tx.scalar(select(incidents.c.labels).where(incidents.c.id == incident))
+    if labels is None:
+        newest = select(alerts.c.labels).where(alerts.c.incident_id == incident).order_by(alerts.c.id.desc()).limit(1)
+        labels = tx.scalar(newest)
+    return labels or {}
 
 
 def oldest_queued(tx: Transaction) -> float | None:

@@ -1,7 +1,7 @@
 """The content of notifications: what templates and channels show, by the record at the time of sending."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Literal, get_args
 from zoneinfo import ZoneInfo
@@ -10,13 +10,14 @@ from sqlalchemy import Row, select
 
 from fleet.inventory.model import Service
 from fleet.inventory.notify import ButtonAction, Language, NotificationKind, Person
+from remediator.notifications.bursts import Digest, read_digest
 from remediator.notifications.links import build_links, is_reference
 from remediator.notifications.outbox import Batch, QueuedNotification
-from remediator.policy.attempts import max_attempts, next_step
+from remediator.policy.attempts import max_attempts, next_step, next_try_at
 from remediator.record import maintenance
 from remediator.record.automation import read_switch
 from remediator.record.schema import actions, alerts, incidents, timeline
-from remediator.record.situations import outage_began_at, read_action_history
+from remediator.record.situations import outage_began_at, read_action_history, read_counted_restarts
 from remediator.record.transaction import Transaction
 
 # Cards that are updated also show these: a restart is running, the service seems to be up again.
@@ -38,6 +39,16 @@ class Attempt:
     at: datetime
     took: float | None
     component: str = ""  # that was restarted; empty: the whole service
+    reached: bool = True  # False: no command was run
+
+
+@dataclass(frozen=True)
+class Restart:
+    """A restart that counts: for how many seconds the service was up after it, if it was; and whether it still is."""
+
+    at: datetime
+    up_for: float | None = None
+    is_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,10 @@ class Notification:
     until: datetime | None = None  # when `held` ends, if it is known
     held: tuple[str, str] | None = None  # (maintenance or automation-off, why)
     quiet: bool = False  # nobody is mentioned
+    digest: Digest | None = None  # of the burst whose digest this begins
+    restarts: Sequence[Restart] = ()  # that did not help, where a person is needed because of them
+    next_try: datetime | None = None  # when the back-off ends
+    watched: float | None = None  # for how many seconds it was up before the incident was closed
     recovered_by: str = ""
     acknowledged: tuple[str, datetime] | None = None
     firing: Sequence[str] = ()
@@ -79,6 +94,25 @@ class Notification:
     def is_up(self) -> bool:
         """Whether the service is, or seems to be, up again."""
         return self.state in _UP
+
+    @property
+    def down_for(self) -> float | None:
+        """For how long the service was down; None while it is."""
+        return None if self.duration is None else max(0.0, self.duration - (self.watched or 0.0))
+
+    @property
+    def was_tried(self) -> bool:
+        """Whether a command was run."""
+        return any(each.reached for each in self.attempts)
+
+    @property
+    def failed_restarts(self) -> tuple[str, int] | None:
+        """What a title says of the restarts because of which a person is needed: (failed, number)."""
+        if not self.restarts:
+            return None
+        if any(each.up_for is not None or each.is_up for each in self.restarts):
+            return "repeated", len(self.restarts)
+        return ("failed_once" if len(self.restarts) == 1 else "failed"), len(self.restarts)
 
     @property
     def has_ended(self) -> bool:
@@ -121,7 +155,11 @@ class Notification:
 def read_notifications(tx: Transaction, batch: Batch) -> list[Notification]:
     """Return the content of a batch's notifications, as the record is now."""
     reader = _Reader(tx, ZoneInfo(tx.inventory.notify.timezone))
-    return [reader.read(queued) for queued in batch.notifications]
+    notifications = [reader.read(queued) for queued in batch.notifications]
+    if batch.burst is not None and batch.form == "summary":
+        digest = read_digest(tx, batch.channel, batch.burst)
+        notifications[0] = replace(notifications[0], digest=digest if digest.total else None)
+    return notifications
 
 
 class _Reader:
@@ -147,7 +185,7 @@ class _Reader:
         labels = dict(queued.content.get("labels", {}))
         service = self._inventory.services.get(str(queued.content.get("service") or labels.get("service", "")))
         details = dict(queued.content)
-        for name in ("since", "until"):
+        for name in ("since", "until", "queue_ends"):
             if isinstance(details.get(name), float):
                 details[name] = self._local_time(details[name])
         hold = self._find_hold(service, labels)
@@ -159,7 +197,7 @@ class _Reader:
                 queued.content.get("annotations", {}), self._inventory.notify.language
             ),
             "service": service,
-            "on_call": self._inventory.notify.on_call(labels, queued.kind),
+            "on_call": self._inventory.notify.on_call(labels, queued.kind, self._tx.clock.unix(self._now)),
             "details": details,
             "held": (hold.reason, hold.why) if hold is not None else None,
             "until": self._local_time(ends) if ends is not None else None,
@@ -225,8 +263,12 @@ class _Reader:
         if queued.card:
             details |= _details_of_last_action(state, rows)
         ended, began = row.closed_at, outage_began_at(row)
+        restarts = self._restarts_in_vain(row, service) if state == "person_needed" else ()
+        if restarts:  # they say more than the number of attempts
+            details["why"] = started[-1].why or "" if started else ""
         return Notification(
-            state=state, **{**common, "service": service, "details": details},
+            state=state, restarts=restarts, next_try=self._next_try(row, service, state), watched=self._watched(row),
+            **{**common, "service": service, "details": details},
             since=self._local_time(began), duration=None if ended is None else ended - began,
             open_for=max(0.0, self._now - began),
             attempts=[self._attempt(each) for each in started[-ATTEMPTS_SHOWN:]],
@@ -238,6 +280,37 @@ class _Reader:
             links=build_links(self._inventory, service, common["labels"], common["annotations"], row.id),
             buttons=self._incident_buttons(row, service, rows),
         )  # fmt: skip
+
+    def _restarts_in_vain(self, row: Row[Any], service: Service | None) -> list[Restart]:
+        """Return the restarts that count, if the attempts are used up."""
+        if service is None or row.person_needed_at is None:
+            return []
+        rules = self._inventory.remediation.for_service(service)
+        if next_step(service, rules, read_action_history(self._tx, service.id, row.id, rules.window)) is not None:
+            return []
+        return [
+            Restart(self._local_time(each.began), each.up_for, is_up=each.up_at is not None and each.down_at is None)
+            for each in read_counted_restarts(self._tx, service.id, rules.window)
+        ]
+
+    def _next_try(self, row: Row[Any], service: Service | None, state: NotificationState) -> datetime | None:
+        """Return when the back-off ends, if it is what holds the next attempt."""
+        if service is None or row.state != "open" or state not in ("down", "could_not_restart", "person_needed"):
+            return None
+        if state == "down" and row.reason != "backing-off":
+            return None
+        rules = self._inventory.remediation.for_service(service)
+        history = read_action_history(self._tx, service.id, row.id, rules.window)
+        at = next_try_at(rules.backoff, history) if next_step(service, rules, history) is not None else None
+        return None if at is None or at <= self._now else self._local_time(at)
+
+    def _watched(self, row: Row[Any]) -> float | None:
+        """Return for how many seconds the service was up before its incident was closed."""
+        if row.state != "recovered":
+            return None
+        is_end = (timeline.c.incident_id == row.id) & (timeline.c.event == "incident_closed")
+        detail = self._tx.scalar(select(timeline.c.detail).where(is_end)) or {}
+        return detail.get("watched")
 
     def _decision(self, queued: QueuedNotification, row: Row[Any]) -> tuple[str, str, str]:
         """Return the present decision for a card, and otherwise the one at the time of the notification.
@@ -265,14 +338,15 @@ class _Reader:
         took = None if row.up_at is None else max(0.0, row.up_at - row.claimed_at)
         by = row.asked_by if row.requested_by == "person" else row.approved_by or ""
         at = self._local_time(row.claimed_at)
-        return Attempt(row.kind, row.state, row.why or "", by, at, took, row.component)
+        reached = row.command != "failed" or row.exit_status is not None or row.counts == 1
+        return Attempt(row.kind, row.state, row.why or "", by, at, took, row.component, reached)
 
     def _attempts_used(
         self, queued: QueuedNotification, service: Service | None, incident: int, started: Sequence[Row[Any]]
     ) -> tuple[int, int] | None:
         if "attempt" in queued.content:
             return int(queued.content["attempt"]), int(queued.content["attempts"])
-        counted = [each for each in started if each.counts]
+        counted = [each for each in started if each.counts and not each.component]
         if service is None or not counted:
             return None
         rules = self._inventory.remediation.for_service(service)
@@ -303,6 +377,8 @@ class _Reader:
         queued = next((each for each in action_rows if each.state == "queued" and each.approved_at is None), None)
         if queued is not None:
             buttons["approve"] = {**ids, "action": queued.id}
+        if row.reason == "storm":
+            buttons["storm"] = ids
         is_running = any(each.state == "running" for each in action_rows)
         if service is not None and service.control is not None and "restart" in service.control.options.verbs:
             if not is_running:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, and_, case, insert, or_, update
 
+from remediator.notifications.bursts import record_digest
 from remediator.notifications.channels import SendResult
 from remediator.notifications.outbox import Batch, next_delivery_time, recent_deliveries
 from remediator.record.notifications import UPDATE_INTERVAL
@@ -51,6 +52,8 @@ def record_result(
     outcome = {"outcome": result.outcome, "response": result.response}
     tx.execute(update(deliveries).where(deliveries.c.id == delivery).values(**outcome))
     if state == "sent":
+        if batch.burst is not None and batch.message_id is None:
+            record_digest(tx, batch.channel, batch.burst)
         _record_sent(tx, batch, result.response, result.message_id)
     elif state == "pending":
         _postpone(tx, batch, result.response, not_before)

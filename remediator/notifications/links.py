@@ -8,6 +8,7 @@ from fleet.inventory.model import Inventory, Service
 
 LINK_LIMIT = 2000  # characters
 DOCS = "docs/"  # the shipped rules refer to their pages in this way
+ALERTS, ALERTS_ZH = "docs/alerts.md#", "docs/zh/alerts.md#"  # with the same anchors
 
 
 def build_links(
@@ -29,6 +30,8 @@ def build_links(
         urls["grafana"] = f"{grafana}/d/defib-{board}?{urlencode({f'var-{name}': value})}"
     runbook = service.runbook if service is not None else ""
     runbook = runbook or annotations.get("runbook_url", "")
+    if inventory.notify.language == "zh" and runbook.startswith(ALERTS):
+        runbook = ALERTS_ZH + runbook.removeprefix(ALERTS)
     if configured.docs and runbook.startswith(DOCS):
         runbook = configured.docs.rstrip("/") + runbook.removeprefix("docs")
     urls["runbook"] = runbook
@@ -40,6 +43,12 @@ def build_links(
         matchers = quote(_format_matchers(service, labels), safe="")
         urls["silence"] = f"{alertmanager}/#/silences/new?filter={matchers}"
     return {name: url for name, url in urls.items() if is_link(url)}
+
+
+def build_page_links(inventory: Inventory, service: Service | None, host: str = "") -> dict[str, str]:
+    """Return the links on the page of a service, or of a host: its dashboard and its runbook."""
+    links = build_links(inventory, service, {"host": host}, {}, None)
+    return {name: url for name, url in links.items() if name in ("grafana", "runbook")}
 
 
 def is_link(text: str) -> bool:

@@ -12,7 +12,7 @@ from remediator.notifications.rendering import Templates
 # States in which a person may be needed.
 MENTIONING: frozenset[NotificationState] = frozenset(
     {
-        "down", "acting", "could_not_restart", "person_needed", "alert", "approval", "blind", "reminder",
+        "down", "acting", "could_not_restart", "person_needed", "alert", "approval", "blind", "reminder", "storm",
         "watchdog_missing",
     }
 )  # fmt: skip
@@ -22,7 +22,7 @@ STOPPED = ("stopped", "stopped-by-hand")  # reasons
 _SEVERITY_COLOURS: Mapping[str, Colour] = {"critical": "red", "warning": "orange", "info": "blue"}
 _STATE_COLOURS: Mapping[NotificationState, Colour] = {
     "acting": "yellow", "watched": "turquoise", "restarted": "orange", "could_not_restart": "red",
-    "person_needed": "dark red", "approval": "violet", "waiting": "light blue", "blind": "red",
+    "person_needed": "dark red", "approval": "violet", "storm": "red", "waiting": "light blue", "blind": "red",
     "stopped_by_hand": "grey", "recovered": "green", "unobserved": "grey", "alert_over": "green",
     "test": "blue", "watchdog_missing": "red", "watchdog_back": "green", "automation_off": "orange",
     "automation_on": "green",

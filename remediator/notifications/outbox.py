@@ -6,12 +6,13 @@ pending again, and what the card shows needs no notification of its own.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from sqlalchemy import Row, Select, and_, case, or_, select, update
 
 from fleet.inventory.notify import ChannelOptions, NotificationKind
+from remediator.notifications.bursts import DIGESTED, Burst, find_burst
 from remediator.record.notifications import SEVERITIES
 from remediator.record.schema import deliveries, notifications
 from remediator.record.transaction import Transaction
@@ -56,6 +57,7 @@ class Batch:
     retry_state: Mapping[str, Any] | None = None
     pending_since: float = 0.0
     tries: int = 0
+    burst: Burst | None = None  # of which this is a digest
 
     @property
     def first(self) -> QueuedNotification:
@@ -91,13 +93,36 @@ def choose_batch(tx: Transaction, channel: str) -> Batch | float:
     order = (notifications.c.not_before > tx.now, *_ORDER)
     pending: Any = tx.execute(select(*_CHOICE_COLUMNS).where(is_pending).order_by(*order).limit(ROW_LIMIT)).all()
     candidates = _without_waiting(pending)
+    burst = find_burst(tx, channel)
+    digested = [row for row in pending if _is_digested(row)] if burst is not None else []
+    if digested:
+        candidates = [row for row in candidates if not _is_digested(row)]
     ready = [row for row in candidates if row.not_before <= tx.now]
-    if not ready:
-        return min((row.not_before for row in candidates), default=math.inf)
+    # A message that does not wait for a digest is sent before it, and updates after it.
+    is_digest_due = burst is not None and burst.next_digest <= tx.now and all(row.message_id for row in ready)
+    if not ready and not (digested and is_digest_due):
+        later = [row.not_before for row in candidates]
+        return min([*later, *([burst.next_digest] if burst is not None and digested else [])], default=math.inf)
     slot = next_delivery_time(recent_deliveries(tx, options.bot_id), tx.now, options)
     if slot > tx.now:
         return slot
-    lead = ready[0]
+    if burst is not None and digested and is_digest_due:
+        return _build_digest(tx, channel, digested, burst)
+    chosen = _choose_message(tx, channel, options, pending, candidates, ready[0])
+    if isinstance(chosen, Batch) and chosen.form == "summary" and chosen.first.kind in DIGESTED:
+        return replace(chosen, burst=burst)  # an update of a digest, or one that could not be sent before
+    return chosen
+
+
+def _choose_message(
+    tx: Transaction,
+    channel: str,
+    options: ChannelOptions,
+    pending: Sequence[Row[Any]],
+    candidates: Sequence[Row[Any]],
+    lead: Row[Any],
+) -> Batch | float:
+    """Return the message that begins with `lead`."""
     if lead.message_id is not None:
         return _choose_update(tx, channel, lead, options)
     combined = _tried_with(tx, channel, lead) if lead.tries else _combine(candidates, lead, tx.now)
@@ -107,6 +132,25 @@ def choose_batch(tx: Transaction, channel: str) -> Batch | float:
     superseded = tuple(row.id for row in course[:-1])
     reply_to = _find_card(tx, channel, course[-1]) if options.has_threads else None
     return _build_batch(tx, channel, _select_rows(course[-1:]), superseded=superseded, reply_to=reply_to)
+
+
+def _is_digested(row: Row[Any]) -> bool:
+    """Whether a row is one that a digest contains: it has no message yet, and none was tried."""
+    return row.message_id is None and not row.tries and row.kind in DIGESTED
+
+
+def _build_digest(tx: Transaction, channel: str, digested: Sequence[Row[Any]], burst: Burst) -> Batch:
+    """Return a message with the newest notification of each incident and alert; the earlier ones need none."""
+    newest: dict[Any, int] = {}
+    for row in digested:
+        key = _subject(row) or row.id
+        newest[key] = max(row.id, newest.get(key, row.id))
+    # A card stands for its incident: it shows the present state.
+    cards = {_subject(row): row.id for row in digested if row.card}
+    shown = {cards.get(key, number) for key, number in newest.items()}
+    superseded = tuple(row.id for row in digested if row.id not in shown)
+    batch = _build_batch(tx, channel, select(notifications).where(notifications.c.id.in_(shown)), superseded=superseded)
+    return replace(batch, burst=burst)
 
 
 def _choose_update(tx: Transaction, channel: str, lead: Row[Any], options: ChannelOptions) -> Batch | float:

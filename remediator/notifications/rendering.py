@@ -32,10 +32,12 @@ from markupsafe import Markup
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Language
 from remediator.notifications.cards import Line, Span, to_single_line
-from remediator.notifications.content import Notification, NotificationState
+from remediator.notifications.content import Notification, NotificationState, Restart
 from remediator.notifications.outbox import MessageForm
+from remediator.notifications.phrases import translate, translate_failure
 
 HOSTS_SHOWN = 5
+SIMILAR = 2.0  # times whose ratio is smaller are shown as one
 TITLE_LIMIT, LABEL_LIMIT, OUTPUT_LINE_LIMIT = 150, 60, 200  # characters
 NAMES = ("title.j2", "card.j2", "group.j2", "summary.j2", "en.j2", "zh.j2")
 # Control characters, which no printed value contains, around labels and values.
@@ -59,7 +61,11 @@ class Templates:
             "counted": _count_states,  # its former name
             "busiest_hosts": _busiest_hosts,
         }  # fmt: skip
-        environment.filters |= {"time": _format_time, "duration": self._format_duration, "lines": _last_lines}
+        environment.filters |= {
+            "time": _format_time, "clock": _format_clock, "duration": self._format_duration, "lines": _last_lines,
+            "translated": self._translate, "failure": self._translate_failure,
+            "restarts": self._describe_restarts,
+        }  # fmt: skip
         self.words = _merge(self._read_words(f"defib/{language}.j2"), self._read_words(f"{language}.j2"))
         environment.globals["words"] = self.words
 
@@ -71,6 +77,15 @@ class Templates:
 
     def _format_duration(self, seconds: float) -> str:
         return format_duration(self.words, seconds)
+
+    def _translate(self, text: Any) -> str:
+        return translate(self.words, str(text or ""))
+
+    def _translate_failure(self, failure: Any) -> str:
+        return translate_failure(self.words, str(failure or ""))
+
+    def _describe_restarts(self, restarts: Sequence[Restart]) -> str:
+        return describe_restarts(self.words, restarts)
 
     def render_title(self, notifications: Sequence[Notification], form: MessageForm) -> str:
         text = " ".join(line.plain for line in self._render("title.j2", notifications, form))
@@ -128,6 +143,21 @@ def format_duration(words: Mapping[str, Any], seconds: float) -> str:
     if whole < 86400:  # noqa: PLR2004 - seconds of a day
         return str(hour.format(whole // 3600, whole % 3600 // 60))
     return str(day.format(whole // 86400, whole % 86400 // 3600))
+
+
+def describe_restarts(words: Mapping[str, Any], restarts: Sequence[Restart]) -> str:
+    """Return when a service was restarted, and for how long it was up each time."""
+    sentences = words["restarted_at"]
+    at = ", ".join(each.at.strftime("%H:%M:%S") for each in restarts)
+    times = [each.up_for for each in restarts if each.up_for is not None]
+    if not times:
+        return str(sentences["none" if any(each.is_up for each in restarts) else "never"].format(at))
+    shortest, longest = (format_duration(words, limit(times)) for limit in (min, max))
+    if len(restarts) == 1:
+        return str(sentences["once"].format(at, longest))
+    if max(times) <= min(times) * SIMILAR:
+        return str(sentences["about"].format(at, format_duration(words, sum(times) / len(times))))
+    return str(sentences["between"].format(at, shortest, longest))
 
 
 def describe_event(words: Mapping[str, Any], event: str, detail: Mapping[str, Any]) -> str:
@@ -217,6 +247,10 @@ def _parse_line(line: str) -> Line:
 
 def _format_time(at: datetime) -> str:
     return at.strftime("%Y-%m-%d %H:%M:%S %Z")
+
+
+def _format_clock(at: datetime) -> str:
+    return at.strftime("%H:%M:%S")
 
 
 def _shared_labels(notifications: Sequence[Notification]) -> dict[str, str]:

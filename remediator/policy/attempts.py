@@ -1,9 +1,24 @@
 """The ladder of steps, how many attempts each has left, and the back-off between them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from fleet.inventory.model import Backoff, Remediation, RemediationStep, Service
 from remediator.policy.situation import ActionHistory
+
+
+@dataclass(frozen=True)
+class PastRestart:
+    """A restart that counts as an attempt: when it began, and when the service was up and down again after it."""
+
+    began: float
+    up_at: float | None = None
+    down_at: float | None = None
+
+    @property
+    def up_for(self) -> float | None:
+        """How many seconds the service was up; None if it did not come up, or is up."""
+        return None if self.up_at is None or self.down_at is None else max(0.0, self.down_at - self.up_at)
 
 
 def next_step(service: Service, rules: Remediation, history: ActionHistory) -> RemediationStep | None:
@@ -28,6 +43,37 @@ def backoff_delay(rules: Backoff, tries: int) -> float:
     """Return the seconds between the end of try number `tries` and the next one."""
     # The exponent is limited because a large one overflows a float.
     return min(rules.cap, rules.first * rules.factor ** min(tries - 1, 64))
+
+
+def next_try_at(rules: Backoff, history: ActionHistory) -> float | None:
+    """Return when the back-off after the last try in the incident ends; None if there was no try."""
+    if not history.tries or history.last_ended is None:
+        return None
+    return history.last_ended + backoff_delay(rules, history.tries)
+
+
+def find_queue_end(limit: int, window: float, waiting: int, claims: Sequence[float], now: float) -> float:
+    """Return when the last of `waiting` actions can begin, if `limit` actions may begin within `window` seconds.
+
+    `claims` are the times of the actions in the last `window`, oldest first.
+    """
+    begun = list(claims)
+    for _ in range(waiting):
+        begun.append(max(now, begun[-limit] + window) if len(begun) >= limit else now)
+    return begun[-1] if begun else now
+
+
+def count_in_a_row(restarts: Sequence[tuple[float, float | None]], window: float, now: float) -> int:
+    """Return how many of the last restarts, newest first, were each followed by another or by `now` within `window`.
+
+    `restarts` are (begun, ended); ended is None while one is in progress.
+    """
+    next_begun = now
+    for number, (begun, ended) in enumerate(restarts):
+        if ended is not None and next_begun - ended >= window:
+            return number
+        next_begun = begun
+    return len(restarts)
 
 
 def counted_since(outages: Sequence[tuple[float, float | None]], window: float, now: float) -> float:

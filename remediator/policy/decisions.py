@@ -1,15 +1,17 @@
 """Decide what to do about an incident: the first gate that is closed holds the action."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
-from fleet.inventory.model import Remediation, Service
+from fleet.inventory.model import Remediation, RemediationStep, Service
 from remediator.policy.attempts import next_step
+from remediator.policy.components import next_component
 from remediator.policy.gates import GATES, ClosedGate
 from remediator.policy.situation import LOCKS, OVERRULABLE, Decision, GateName, Refusal, Situation
 
 DECIDE_AGAIN = 30.0  # seconds
+RESTART = RemediationStep.model_validate("restart")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ def decide(service: Service | None, rules: Remediation, situation: Situation) ->
         closed = gate(service, rules, situation)
         if closed is not None:
             return _decide_by(name, closed, situation.now)
+    if component := next_component(service, rules, situation):
+        return Decision("act", step=RESTART, component=component)
     return Decision("act", step=next_step(service, rules, situation.history))
 
 
@@ -40,6 +44,9 @@ def find_closed_gate(
     service: Service, rules: Remediation, situation: Situation, overruled: Collection[str]
 ) -> Decision | None:
     """Return what holds an operator's action: a lock, or an overrulable gate that is not in `overruled`."""
+    # A person does not queue behind automatic actions.
+    in_progress = replace(situation.in_progress, ahead_on_host=0, ahead_in_fleet=0)
+    situation = replace(situation, in_progress=in_progress)
     for name, gate in GATES.items():
         if name in LOCKS or (name in OVERRULABLE and name not in overruled):
             closed = gate(service, rules, situation)

@@ -6,11 +6,21 @@ from itertools import takewhile
 
 from fleet.inventory.digests import digests_differ
 from fleet.inventory.model import Remediation, Service
-from remediator.policy.attempts import backoff_delay, max_attempts, next_step, supported_steps
+from remediator.policy.attempts import max_attempts, next_step, next_try_at, supported_steps
+from remediator.policy.components import (
+    backing_off_until,
+    concerns_only_components,
+    find_down,
+    find_restartable,
+    is_about_components,
+    next_component,
+)
 from remediator.policy.situation import GateName, PastAction, Situation
+from remediator.policy.storm import step_size
 
 BUDGET_WINDOW = 600.0  # seconds
 START_TOLERANCE = 5.0  # seconds by which a host's start time may differ from ours
+BOOT_PATIENCE = 180.0  # seconds in which the services of a host that was down start without Defib
 STOP_TOLERANCE = 45.0  # seconds for a stop, which supervisor reports to the minute
 
 
@@ -22,15 +32,21 @@ class ClosedGate:
     until: float | None = None
 
 
-def _not_an_alert(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
-    return None if situation.firing & set(rules.alerts) else ClosedGate(", ".join(sorted(situation.firing)))
+def _not_an_alert(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+    if situation.firing & set(rules.alerts):
+        return None
+    if find_down(service, rules, situation):
+        return None
+    return ClosedGate(", ".join(sorted(situation.firing)))
 
 
 def _notify_only(service: Service, _rules: Remediation, _situation: Situation) -> ClosedGate | None:
     return ClosedGate() if service.on_failure == "notify" else None
 
 
-def _no_control(service: Service, _rules: Remediation, _situation: Situation) -> ClosedGate | None:
+def _no_control(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+    if is_about_components(service, rules, situation):
+        return None
     return None if service.control is not None and "restart" in service.control.options.verbs else ClosedGate()
 
 
@@ -46,7 +62,9 @@ def _blind(_service: Service, _rules: Remediation, situation: Situation) -> Clos
     seen = situation.observed
     if seen is None:
         return ClosedGate("cannot connect to the exporter")
-    return ClosedGate("the exporter has no result yet") if seen.up is None and not seen.success else None
+    if seen.is_up is not None or seen.paused:  # the maintenance holds the action then
+        return None
+    return ClosedGate("the exporter has no result yet")
 
 
 def _config_mismatch(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
@@ -56,9 +74,11 @@ def _config_mismatch(service: Service, _rules: Remediation, situation: Situation
     return ClosedGate("the exporter and the remediator have different configurations of it: reload both")
 
 
-def _already_up(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _already_up(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
     seen = situation.observed
-    return ClosedGate() if seen is not None and (seen.success or seen.up) else None
+    if is_about_components(service, rules, situation):
+        return None
+    return ClosedGate() if seen is not None and seen.is_up else None
 
 
 def _not_restartable(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
@@ -80,6 +100,10 @@ def _sudo_refused(_service: Service, rules: Remediation, situation: Situation) -
 
 
 def _attempts_used_up(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+    if find_restartable(service, rules, situation):
+        return None
+    if concerns_only_components(rules, situation) and (down := find_down(service, rules, situation)):
+        return ClosedGate(", ".join(f"restart component {name}: {rules.attempts} of {rules.attempts}" for name in down))
     if next_step(service, rules, situation.history) is not None:
         return None
     used = situation.history.attempts
@@ -108,12 +132,17 @@ def _alert_gone(_service: Service, _rules: Remediation, situation: Situation) ->
     return ClosedGate() if situation.gone else None
 
 
-def _backing_off(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _backing_off(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+    if components := find_restartable(service, rules, situation):
+        if next_component(service, rules, situation):
+            return None
+        until = min(backing_off_until(name, rules, situation) for name in components)
+        return ClosedGate(f"components {', '.join(components)}", until)
     history = situation.history
-    if not history.tries or history.last_ended is None:
+    next_try = next_try_at(rules.backoff, history)
+    if next_try is None or situation.now >= next_try:
         return None
-    until = history.last_ended + backoff_delay(rules.backoff, history.tries)
-    return ClosedGate(f"after {history.tries} tries", until) if situation.now < until else None
+    return ClosedGate("after 1 try" if history.tries == 1 else f"after {history.tries} tries", next_try)
 
 
 def _healing_itself(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
@@ -155,6 +184,11 @@ def _starting(service: Service, _rules: Remediation, situation: Situation) -> Cl
     """Somebody else has just started the target: wait for `start_within`, once per incident."""
     patience = service.control.start_within if service.control is not None else 0.0
     now, age, history = situation.now, situation.age, situation.history
+    waited = 0.0 if history.starting_since is None else now - history.starting_since
+    booting = min(patience, BOOT_PATIENCE)
+    if situation.host_up_for is not None and max(situation.host_up_for, waited) < booting:
+        why = f"its host was down until {situation.host_up_for:.0f} s ago; its services have {booting:g} s to come up"
+        return ClosedGate(why, now + booting - max(situation.host_up_for, waited))
     if age is None or age >= patience or any(action.covers(now - age, START_TOLERANCE) for action in history.actions):
         return None
     if history.starting_since is not None and now - history.starting_since >= patience:
@@ -174,16 +208,27 @@ def _storm(_service: Service, _rules: Remediation, situation: Situation) -> Clos
     if situation.storm is None:
         return None
     failing, total = situation.storm
-    return ClosedGate(f"{failing} of {total} services in its group are failing")
+    if not situation.storm_steps:
+        return ClosedGate(f"{failing} of {total} services in its group are failing")
+    if situation.in_progress.in_group < step_size(total):
+        return None
+    return ClosedGate(f"{failing} of {total} services in its group are failing; they are restarted one after the other")
 
 
 def _approval(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+    if next_component(service, rules, situation):
+        return None
     step = next_step(service, rules, situation.history)
     return ClosedGate(step.kind) if step is not None and step.needs_approval and not situation.approved else None
 
 
 def _host_busy(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
-    return ClosedGate() if situation.in_progress.on_host >= rules.actions_per_host else None
+    in_progress = situation.in_progress
+    if in_progress.on_host >= rules.actions_per_host:
+        return ClosedGate()
+    if in_progress.on_host + in_progress.ahead_on_host >= rules.actions_per_host:
+        return ClosedGate(_describe_ahead(in_progress.ahead_on_host))
+    return None
 
 
 def _fleet_busy(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
@@ -193,7 +238,17 @@ def _fleet_busy(_service: Service, rules: Remediation, situation: Situation) -> 
     if len(in_progress.in_budget_window) >= rules.actions_per_10m:
         oldest = in_progress.in_budget_window[-rules.actions_per_10m]
         return ClosedGate("the limit of actions in ten minutes is reached", oldest + BUDGET_WINDOW)
-    return None
+    free = min(
+        rules.actions_in_flight - in_progress.in_flight, rules.actions_per_10m - len(in_progress.in_budget_window)
+    )
+    return ClosedGate(_describe_ahead(in_progress.ahead_in_fleet)) if in_progress.ahead_in_fleet >= free else None
+
+
+def _describe_ahead(services: int) -> str:
+    """Say that services with fewer tries, which a restart is more likely to help, go first."""
+    return (
+        "1 service with fewer tries goes first" if services == 1 else f"{services} services with fewer tries go first"
+    )
 
 
 Gate = Callable[[Service, Remediation, Situation], ClosedGate | None]

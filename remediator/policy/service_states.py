@@ -6,11 +6,12 @@ ServiceState = Literal["down", "degraded", "stopped", "unknown", "up"]
 STATES: tuple[ServiceState, ...] = ("down", "degraded", "stopped", "unknown", "up")  # in the order of lists
 
 
-def find_state(up: bool | None, *, is_stopped: bool, decision: str, has_alerts: bool) -> ServiceState:
+def find_state(up: bool | None, *, is_stopped: bool, decision: str, is_impaired: bool) -> ServiceState:
     """Return the state of a service.
 
     `up` is what the exporter has seen, None if it has no result yet; `is_stopped` whether it was stopped through Defib;
-    `decision` the reason of the last decision about its incident.
+    `decision` the reason of the last decision about its incident; `is_impaired` whether an alert about it is firing or
+    one of its components is down.
     """
     if is_stopped or (up is not True and decision == "stopped-by-hand"):
         return "stopped"
@@ -18,4 +19,4 @@ def find_state(up: bool | None, *, is_stopped: bool, decision: str, has_alerts: 
         return "unknown"
     if not up:
         return "down"
-    return "degraded" if has_alerts else "up"
+    return "degraded" if is_impaired else "up"

@@ -1,12 +1,15 @@
 """What a decision depends on, and the decision: frozen data without behaviour."""
 
+import errno
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from fleet.inventory.model import RemediationStep
 
-Blocked = Literal["host-key-changed", "sudo-refused", "shell-refused"]
+# Why a person is needed after an action, although the next attempt may follow.
+Blocked = Literal["host-key-changed", "sudo-refused", "shell-refused", "crash-loop"]
 Refusal = Literal[
     "not-an-alert-to-act-on", "notify-only", "no-control", "already-up", "not-restartable", "attempts-used-up",
     "host-key-changed", "sudo-refused",
@@ -20,6 +23,8 @@ GateName = Refusal | Wait
 LOCKS: frozenset[Wait] = frozenset({"target-busy", "host-busy"})
 # Only these hold an action that is otherwise due.
 QUEUED: frozenset[Wait] = frozenset({"approval", "host-busy", "fleet-busy"})
+# Of these, the ones that end when other actions end.
+CAPACITY: frozenset[Wait] = frozenset({"host-busy", "fleet-busy"})
 # Refusals after which automation does nothing more although the service is down.
 NEEDS_PERSON: frozenset[Refusal] = frozenset(
     {"no-control", "not-restartable", "host-key-changed", "sudo-refused", "attempts-used-up"}
@@ -39,7 +44,20 @@ class Observation:
     unchanged_for: float | None = None  # seconds since `up` last changed
     digest: str | None = None  # of the probe and the host in the exporter's configuration
     host_up: bool | None = None  # whether the host's shell responds; None: unknown
-    components_up: frozenset[str] = frozenset()  # those of a status page that are up, only after a probe on request
+    paused: bool = False  # it is probed only on request
+    # The components of a status page, if they were read: with a probe on request, or of a single service.
+    components_up: frozenset[str] = frozenset()
+    components_down: frozenset[str] = frozenset()
+
+    @property
+    def is_up(self) -> bool | None:
+        """Whether the service is up or responds; None if that is unknown."""
+        return True if self.success or self.up else self.up
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the service's port refused the connection: the host responds."""
+        return self.reason == "connect" and os.strerror(errno.ECONNREFUSED) in self.message
 
     @property
     def summary(self) -> str:
@@ -63,6 +81,15 @@ class PastAction:
 
 
 @dataclass(frozen=True)
+class ComponentHistory:
+    """Earlier automatic restarts of one component."""
+
+    attempts: int = 0  # in a row, each within `window` after the one before
+    tries: int = 0  # in this incident, including those that did not reach the host
+    last_ended: float | None = None
+
+
+@dataclass(frozen=True)
 class ActionHistory:
     """Earlier actions on a service and its target."""
 
@@ -76,15 +103,19 @@ class ActionHistory:
     stopped_run: str = ""  # the run of the target that somebody stopped, as observed earlier
     stopped_why: str = ""
     actions: Sequence[PastAction] = ()  # newest first
+    components: Mapping[str, ComponentHistory] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class ActionsInProgress:
-    """Actions in progress in the fleet."""
+    """Actions in progress in the fleet, and services with fewer tries that wait for the same limits."""
 
     target_busy: bool = False
-    on_host: int = 0
+    on_host: int = 0  # whose command runs; one that is only being verified does not hold others
     in_flight: int = 0
+    in_group: int = 0  # of the services of its host group, those that are not up yet
+    ahead_on_host: int = 0
+    ahead_in_fleet: int = 0
     in_budget_window: Sequence[float] = ()  # claim times of the actions in the last ten minutes, oldest first
 
 
@@ -97,6 +128,8 @@ class Situation:
     history: ActionHistory
     in_progress: ActionsInProgress
     observed: Observation | None  # None: the exporter cannot be reached
+    alerting_components: frozenset[str] = frozenset()  # components about which an alert is firing
+    muted_components: frozenset[str] = frozenset()  # those whose alert Alertmanager mutes, or does not have any more
     automation: bool = True  # the automation switch
     maintenance: str = ""  # why, if an operator began maintenance
     scheduled: str = ""  # why, if the inventory has a maintenance window now
@@ -116,6 +149,8 @@ class Situation:
     host_down: bool = False
     dependencies_down: tuple[str, ...] = ()
     storm: tuple[int, int] | None = None  # (failing, all) services of the group, if that is a storm
+    storm_steps: bool = False  # it is no fault of the network: restart in small steps during the storm
+    host_up_for: float | None = None  # seconds since HostDown ended for its host, if that was recently
 
 
 @dataclass(frozen=True)
@@ -127,4 +162,5 @@ class Decision:
     until: float | None = None
     detail: str = ""
     step: RemediationStep | None = None
+    component: str = ""  # that is restarted; empty: the whole service
     ends: float | None = None

@@ -2,21 +2,26 @@
 
 import contextlib
 import os
+import re
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
+from alembic import command
 from alembic.config import Config
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from sqlalchemy import create_engine
 
 from remediator.record.database import MIGRATIONS, lock_database, mark_created
 from runtime.errors import DefibError
+from runtime.files import sync
 
 LOCKED_TIMEOUT = 30.0  # seconds without progress after which a backup of a locked database fails
+PART = ".defib.db.part"  # always the same name, so that a later backup removes an incomplete file
 _SUFFIXES = ("", "-wal", "-shm", "-journal")  # of the files of a SQLite database
 
 
@@ -32,15 +37,19 @@ class RecordBusyError(BackupError):
 
 @dataclass(frozen=True)
 class Backup:
-    """A written file, its size in bytes, and the number of incidents in it."""
+    """A written file, its size in bytes, and the number of incidents in it.
+
+    After a restore, `tokens` are its API tokens in force.
+    """
 
     path: Path
     size: int
     incidents: int
+    tokens: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
-def _translate_os_errors() -> Iterator[None]:
+def translate_os_errors() -> Iterator[None]:
     """Raise BackupError for any OSError."""
     try:
         yield
@@ -49,37 +58,34 @@ def _translate_os_errors() -> Iterator[None]:
         raise BackupError(f"{file}{error.strerror}") from error
 
 
-@_translate_os_errors()
-def back_up(database: str, to: Path) -> Backup:
-    """Write the database to a new file; in a folder, its name is the time. The remediator may be running.
-
-    Raises BackupError.
-    """
-    if not to.is_dir() and to.suffix != ".db":
-        raise BackupError(f"there is no folder {to}; the name of a file must end in .db")
-    path = to / f"defib-{time.strftime('%Y%m%dT%H%M%S')}.db" if to.is_dir() else to
+@translate_os_errors()
+def back_up(database: str, path: Path) -> Backup:
+    """Write the database to a new file. The remediator may be running. Raises BackupError."""
     if path.exists():
         raise BackupError(f"{path} already exists; choose another name")
-    return _copy(_path_of(database), path)
+    return _copy(path_of(database), path)
 
 
-@_translate_os_errors()
+@translate_os_errors()
 def restore(database: str, source: Path) -> tuple[Backup, Path | None]:
     """Replace the database by a backup; returns it, and where the previous database is now, if there was one.
 
-    Raises BackupError, and StartError while a remediator uses the database.
+    Nobody is signed in afterwards, and API tokens that have been revoked since the backup stay revoked. Raises
+    BackupError, and StartError while a remediator uses the database.
     """
-    path = _path_of(database)
+    path = path_of(database)
     check(source)  # before anything is changed
     lock_file = lock_database(path)
     try:
         part = path.with_name(f"{path.name}.part")
         part.unlink(missing_ok=True)
         restored = _copy(source, part)
+        tokens = _end_access(part, path)
+        sync(part)
         previous = _move_away(path)
         try:
             part.replace(path)
-            _sync(path.parent)
+            sync(path.parent)
             mark_created(lock_file)
             _set_owner(path)
         except OSError as error:
@@ -87,10 +93,11 @@ def restore(database: str, source: Path) -> tuple[Backup, Path | None]:
             raise BackupError(f"cannot restore {path}: {error.strerror}{moved}") from error
     finally:
         os.close(lock_file)
-    return Backup(path, restored.size, restored.incidents), previous
+    return Backup(path, restored.size, restored.incidents, tokens), previous
 
 
-def _path_of(database: str) -> Path:
+def path_of(database: str) -> Path:
+    """Return the file of a database's URL."""
     return Path(database.removeprefix("sqlite:///"))
 
 
@@ -120,7 +127,7 @@ def _copy(source: Path, path: Path) -> Backup:
     """Copy a database and check the copy, which gets its name when it is complete and on the disk."""
     if not source.is_file():
         raise BackupError(f"there is no database {source}")
-    part = path.with_name(".defib.db.part")  # always the same name, so that a later backup removes an incomplete file
+    part = path.with_name(PART)
     try:
         _unlink(part)
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
@@ -128,14 +135,36 @@ def _copy(source: Path, path: Path) -> Backup:
             original.backup(copy, progress=_raise_if_locked())
             copy.execute("PRAGMA journal_mode=DELETE")
         incidents = check(part)
-        _sync(part)
+        sync(part)
         part.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except (OSError, sqlite3.Error) as error:
         raise BackupError(f"cannot copy {source} to {path}: {_describe(error)}") from error
     finally:
         _unlink(part)
     return Backup(path, path.stat().st_size, incidents)
+
+
+def _end_access(restored: Path, replaced: Path) -> tuple[str, ...]:
+    """End all sessions, and remove the API tokens that are revoked in the replaced database, if it is readable.
+
+    Returns the names of the tokens in force.
+    """
+    revoked: set[str] = set()
+    if replaced.is_file() and replaced.stat().st_size:  # SQLite would delete the log beside an empty file
+        with contextlib.suppress(sqlite3.Error), _open(replaced) as database:
+            query = "SELECT digest FROM api_tokens WHERE revoked_at IS NOT NULL"
+            revoked = {digest for (digest,) in database.execute(query)}
+    try:
+        with contextlib.closing(sqlite3.connect(restored)) as database, database:
+            if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'api_tokens'").fetchone():
+                return ()  # of a version without access control
+            database.execute("DELETE FROM sessions")
+            tokens = database.execute("SELECT name, digest FROM api_tokens WHERE revoked_at IS NULL").fetchall()
+            database.executemany("DELETE FROM api_tokens WHERE digest = ?", [(digest,) for digest in revoked])
+            return tuple(sorted(name for name, digest in tokens if digest not in revoked))
+    except sqlite3.Error as error:
+        raise BackupError(f"cannot end the sessions of the backup: {_describe(error)}") from error
 
 
 def _unlink(part: Path) -> None:
@@ -169,10 +198,11 @@ def check(path: Path) -> int:
             result = database.execute("PRAGMA integrity_check(1)").fetchone()[0]
             if result != "ok":
                 raise BackupError(f"{path} is damaged: {result}")
-            (revision,) = database.execute("SELECT version_num FROM alembic_version").fetchone() or (None,)
-            if not revision:
-                raise BackupError(f"{path} is not a database of Defib: it has no schema version")
+            revisions = [each for (each,) in database.execute("SELECT version_num FROM alembic_version")]
+            if len(revisions) != 1:
+                raise BackupError(f"{path} is not a database of Defib: it has {len(revisions)} schema versions")
             (incidents,) = database.execute("SELECT count(*) FROM incidents").fetchone()
+            schema = _read_schema(database)
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code == sqlite3.SQLITE_CANTOPEN:
@@ -180,14 +210,38 @@ def check(path: Path) -> int:
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise RecordBusyError(f"{path} is locked by another program: {_describe(error)}") from error
         raise BackupError(f"{path} is not a database of Defib: {_describe(error)}") from error
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
     try:
-        ScriptDirectory.from_config(config).get_revision(revision)
+        expected = _create_schema(revisions[0])
     except CommandError:
-        message = f"{path} was written by a newer version of Defib (schema {revision}); install that version"
+        message = f"{path} was written by a newer version of Defib (schema {revisions[0]}); install that version"
         raise BackupError(message) from None
+    if differing := sorted(name for (_, name), _ in schema.items() ^ expected.items()):
+        raise BackupError(f"{path} is not a database of Defib: its {differing[0]} is not that of the schema")
     return int(incidents)
+
+
+def _read_schema(database: sqlite3.Connection) -> dict[tuple[str, str], str]:
+    """Return the SQL of all tables, indexes, triggers and views, by type and name.
+
+    Versions of SQLite write spaces and quotation marks differently.
+    """
+    rows = database.execute("SELECT type, name, sql FROM sqlite_master WHERE sql IS NOT NULL").fetchall()
+    rows = [row for row in rows if row[1] not in ("sqlite_sequence", "sqlite_stat1", "sqlite_stat4")]
+    return {(kind, name): re.sub(r'[\s"`\[\]]', "", str(sql)) for kind, name, sql in rows}
+
+
+@cache
+def _create_schema(revision: str) -> dict[tuple[str, str], str]:
+    """Return what a database of a revision consists of. Raises CommandError if the revision is unknown."""
+    config, engine = Config(), create_engine("sqlite://")
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, revision)
+        database: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]  # of SQLite
+        schema = _read_schema(database)
+    engine.dispose()
+    return schema
 
 
 @contextlib.contextmanager
@@ -198,12 +252,3 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
 
 def _describe(error: Exception) -> str:
     return str(error.strerror or error) if isinstance(error, OSError) else str(error)
-
-
-def _sync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Events copied from the exporter: each stored exactly once, repeats collapsed, and gaps where events were lost."""
+"""Events copied from the exporter: each stored exactly once, many changes collapsed, and gaps where some were lost."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from sqlalchemy import bindparam, delete, func, insert, select, update
@@ -14,10 +14,11 @@ from remediator.record.transaction import Transaction
 GAP: Literal["gap"] = "gap"
 EVENT_KINDS = ("service", "host", "container", "unit", "program", "gpu")  # of the exporter
 COLLAPSE_WITHIN = 60.0  # seconds
+SEPARATE = 4  # rows of one service, host, … in that time; what changes more often is one row
 BATCH = 5000  # events deleted by one transaction
 _POSITION: Literal["exporter-events"] = "exporter-events"
 _SELECT_RECENT = (
-    select(events.c.id, events.c.at, events.c.last_at, events.c.times)
+    select(events)
     .where(
         events.c.kind == bindparam("of_kind"),
         events.c.name == bindparam("of_name"),
@@ -26,7 +27,7 @@ _SELECT_RECENT = (
         events.c.at < bindparam("before"),
     )
     .order_by(events.c.at.desc(), events.c.id.desc())
-    .limit(1)
+    .limit(SEPARATE)
 )
 _INSERT = insert(events)
 _UPDATE = (
@@ -84,17 +85,9 @@ def store_copied(tx: Transaction, copied: Iterable[StateChange], *, cursor: str,
     rows: list[_Row] = []
     if gap:
         rows.append(_gap_row(tx, changes[0].at if changes else asked_at))
-    newest: dict[_Key, _Row] = {}
-    for change in changes:
-        key = change.kind, change.host, change.name
-        row = newest.get(key) or _find_recent(tx, change)
-        if row is not None and row.admits(change):
-            row.add(change)
-        else:
-            row = _Row(change.at, None, 1, change)
-        if newest.get(key) is not row:
-            newest[key] = row
-            rows.append(row)
+    recent: dict[_Key, list[_Row]] = {}
+    placed = {id(row): row for row in (_place(tx, recent, change) for change in changes)}
+    rows += placed.values()
     added = [row for row in rows if row.id is None]
     if added:
         tx.execute(_INSERT, [_values(row) for row in added])
@@ -105,28 +98,49 @@ def store_copied(tx: Transaction, copied: Iterable[StateChange], *, cursor: str,
     return len(added)
 
 
+def _place(tx: Transaction, recent: dict[_Key, list[_Row]], change: StateChange) -> _Row:
+    """Return the row of a change: the newest of its subject if it repeats that, or there are several; else a new one.
+
+    `recent` are the rows of subjects, newest first. Rows are in the order of changes, since a change goes into no older
+    row.
+    """
+    key = change.kind, change.host, change.name
+    if key not in recent:
+        recent[key] = _find_recent(tx, change)
+    rows = [row for row in recent[key] if row.admits(change)]
+    if rows and (rows[0].change.state == change.state or len(rows) >= SEPARATE):
+        rows[0].add(change)
+        return rows[0]
+    row = _Row(change.at, None, 1, change)
+    recent[key] = [row, *rows]
+    return row
+
+
 def _gap_row(tx: Transaction, until: float) -> _Row:
     """Return the gap from the last copy until a time. A gap within a minute of the last one extends it."""
     position = read_position(tx)
     since = min(position.at, until) if position is not None else until
     change = StateChange(until, GAP, "", "exporter", "lost", "the exporter was restarted, or had too many events")
-    row = _find_recent(tx, change)
-    if row is None:
+    found = _find_recent(tx, change)
+    if not found:
         return _Row(since, until, 1, change)
-    row.add(change)
-    return row
+    found[0].add(change)
+    return found[0]
 
 
-def _find_recent(tx: Transaction, change: StateChange) -> _Row | None:
-    """Return the stored row that this change may be collapsed into."""
+def _find_recent(tx: Transaction, change: StateChange) -> list[_Row]:
+    """Return the stored rows of the same subject around the time of a change, newest first."""
     found = tx.execute(
         _SELECT_RECENT,
         {
             "of_kind": change.kind, "of_name": change.name, "of_host": change.host,
             "after": change.at - COLLAPSE_WITHIN, "before": change.at + COLLAPSE_WITHIN,
         },
-    ).first()  # fmt: skip
-    return None if found is None else _Row(found.at, found.last_at, found.times, change, found.id)
+    )  # fmt: skip
+    return [
+        _Row(row.at, row.last_at, row.times, replace(change, state=row.state, detail=row.detail), row.id)
+        for row in found
+    ]
 
 
 def _values(row: _Row) -> dict[str, Any]:

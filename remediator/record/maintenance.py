@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sqlalchemy import and_, bindparam, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, insert, or_, select, update
 
 from fleet.inventory.model import Host, Service
 from remediator.policy.maintenance_windows import Maintenance, find_window
@@ -40,28 +40,48 @@ class OperatorHold:
 
 
 def begin(
-    tx: Transaction, scope: MaintenanceScope, name: str, *, until: float, reason: str, by: str, notify: bool = False
+    tx: Transaction,
+    scope: MaintenanceScope,
+    name: str,
+    *,
+    until: float,
+    reason: str,
+    by: str,
+    notify: bool = False,
+    pause_probing: bool = False,
 ) -> int:
     """Begin maintenance; returns its id."""
     row = {
         "scope": scope, "name": name, "until": until, "reason": reason, "asked_by": by, "begun_at": tx.now,
-        "notify": int(notify),
+        "notify": int(notify), "pause_probing": int(pause_probing),
     }  # fmt: skip
     return int(tx.execute(insert(maintenance).values(**row)).lastrowid)
 
 
 def end(tx: Transaction, number: int) -> bool:
     """End maintenance; False if there is no such maintenance now."""
-    is_current = and_(maintenance.c.ended_at.is_(None), maintenance.c.until > tx.now)
-    ended = tx.execute(update(maintenance).where(maintenance.c.id == number, is_current).values(ended_at=tx.now))
+    ended = tx.execute(update(maintenance).where(maintenance.c.id == number, _is_current(tx)).values(ended_at=tx.now))
     return bool(ended.rowcount)
 
 
 def current(tx: Transaction) -> list[dict[str, Any]]:
     """Return the rows of the maintenance that is in effect now."""
-    is_current = and_(maintenance.c.ended_at.is_(None), maintenance.c.until > tx.now)
-    rows = tx.execute(select(maintenance).where(is_current).order_by(maintenance.c.id))
+    rows = tx.execute(select(maintenance).where(_is_current(tx)).order_by(maintenance.c.id))
     return [dict(row) for row in rows.mappings()]
+
+
+def count_current(tx: Transaction) -> int:
+    """Return how many maintenances are in effect now."""
+    return int(tx.execute(select(func.count()).select_from(maintenance).where(_is_current(tx))).scalar_one())
+
+
+def _is_current(tx: Transaction) -> ColumnElement[bool]:
+    return and_(maintenance.c.ended_at.is_(None), maintenance.c.until > tx.now)
+
+
+def paused_scopes(tx: Transaction) -> list[tuple[MaintenanceScope, str]]:
+    """Return the scopes and names of the maintenance in which probing is paused."""
+    return sorted({(row["scope"], row["name"]) for row in current(tx) if row["pause_probing"]})
 
 
 def find_maintenance(tx: Transaction, service: str, host: str, group: str) -> Maintenance | None:

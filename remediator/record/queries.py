@@ -13,7 +13,7 @@ _NOTIFICATION_COLUMNS = (
     "sent_with",
 )  # fmt: skip
 
-TIMELINE_LIMIT = 1000  # the newest events of an incident
+TIMELINE_LIMIT, ROWS_LIMIT = 1000, 200  # the newest events of an incident; alerts, actions and notifications, each
 
 Subject = Literal["incident", "alert"]
 
@@ -93,15 +93,32 @@ def last_deliveries(tx: Transaction, channels: Collection[str]) -> dict[str, dic
     return found
 
 
+def last_outcomes(tx: Transaction, channels: Collection[str]) -> dict[str, str]:
+    """Return the outcome of the last completed attempt to send something, by channel; none where there was none."""
+    found = {}
+    for channel in channels:
+        query = (
+            select(deliveries.c.outcome)
+            .join(notifications, notifications.c.id == deliveries.c.notification_id)
+            .where(notifications.c.channel == channel, deliveries.c.outcome.is_not(None))
+            .order_by(deliveries.c.id.desc())
+            .limit(1)
+        )
+        if (outcome := tx.scalar(query)) is not None:
+            found[channel] = str(outcome)
+    return found
+
+
 def read_incident(tx: Transaction, incident: int) -> dict[str, Any] | None:
-    """Return an incident with its alerts, actions, evidence, timeline and notifications; None if there is none."""
+    """Return an incident with its newest alerts, actions, events and notifications; None if there is none."""
     row = tx.execute(select(incidents).where(incidents.c.id == incident)).mappings().first()
     if row is None:
         return None
 
-    def rows_of(table: Table) -> list[dict[str, Any]]:
-        rows = tx.execute(select(table).where(table.c.incident_id == incident).order_by(table.c.id))
-        return [dict(each) for each in rows.mappings()]
+    def rows_of(table: Table, *first: ColumnElement[Any]) -> list[dict[str, Any]]:
+        newest = select(table).where(table.c.incident_id == incident).order_by(*first, table.c.id.desc())
+        rows = tx.execute(newest.limit(ROWS_LIMIT)).mappings()
+        return sorted((dict(each) for each in rows), key=lambda row: int(row["id"]))
 
     of_timeline = select(timeline).where(timeline.c.incident_id == incident).order_by(timeline.c.id.desc())
     newest = tx.execute(of_timeline.limit(TIMELINE_LIMIT))
@@ -109,13 +126,14 @@ def read_incident(tx: Transaction, incident: int) -> dict[str, Any] | None:
     for action in action_rows:
         texts = tx.execute(select(evidence).where(evidence.c.action_id == action["id"]).order_by(evidence.c.id))
         action["evidence"] = [{"name": text.name, "at": text.at, "text": text.text} for text in texts]
-    of_incident = select(notifications).where(notifications.c.incident_id == incident).order_by(notifications.c.id)
+    of_incident = select(notifications).where(notifications.c.incident_id == incident)
+    newest_notifications = of_incident.order_by(notifications.c.id.desc()).limit(ROWS_LIMIT)
     return {
         **row,
-        "alerts": rows_of(alerts),
+        "alerts": rows_of(alerts, alerts.c.status != "firing"),
         "actions": action_rows,
         "timeline": [dict(each) for each in newest.mappings()][::-1],
-        "notifications": _with_deliveries(tx, of_incident),
+        "notifications": _with_deliveries(tx, newest_notifications)[::-1],
     }
 
 
@@ -148,10 +166,10 @@ def _with_deliveries(tx: Transaction, query: Select[Any]) -> list[dict[str, Any]
         .where(deliveries.c.notification_id.in_([row["id"] for row in rows]))
         .order_by(deliveries.c.id)
     ).all()
+    of_notification: dict[int, list[dict[str, Any]]] = {}
+    for each in attempts:
+        shown = {"at": each.at, "outcome": each.outcome, "response": each.response}
+        of_notification.setdefault(each.notification_id, []).append(shown)
     for row in rows:
-        row["deliveries"] = [
-            {"at": each.at, "outcome": each.outcome, "response": each.response}
-            for each in attempts
-            if each.notification_id == row["id"]
-        ]
+        row["deliveries"] = of_notification.get(row["id"], [])
     return rows

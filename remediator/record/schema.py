@@ -49,6 +49,7 @@ maintenance = Table(
     Column("until", Float, nullable=False),
     Column("ended_at", Float),  # when an operator ended it before `until`
     Column("notify", Integer, nullable=False, server_default="0"),  # 1: notifications mention people as usual
+    Column("pause_probing", Integer, nullable=False, server_default="0"),  # 1: probed only on request
 )
 
 # Services that an operator stopped through Defib, until they are up again.
@@ -258,7 +259,9 @@ sessions = Table(
     Column("digest", String, primary_key=True),
     Column("user", String, nullable=False),
     Column("method", String, nullable=False),  # password, oidc, feishu
-    Column("credential", String, nullable=False),  # a digest of the password's hash; empty for other methods
+    Column(
+        "credential", String, nullable=False
+    ),  # a digest of the password's hash or of the API token, or the provider
     Column("groups", JSON, nullable=False),  # of the sign-in service
     Column("address", String, nullable=False),
     Column("browser", String, nullable=False),

@@ -1,28 +1,39 @@
 """Build the situation that a decision depends on from the record."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Row, and_, bindparam, case, func, or_, select
 
-from fleet.inventory.model import RemediationStep
-from remediator.policy.attempts import counted_since, next_step
-from remediator.policy.gates import BUDGET_WINDOW
-from remediator.policy.situation import ActionHistory, ActionsInProgress, PastAction, Situation
-from remediator.record import maintenance, stops
+from fleet.inventory.model import RemediationStep, Service
+from remediator.policy.approvals import describe_request
+from remediator.policy.attempts import PastRestart, count_in_a_row, counted_since, next_step
+from remediator.policy.components import COMPONENT_DOWN
+from remediator.policy.gates import BOOT_PATIENCE, BUDGET_WINDOW
+from remediator.policy.situation import (
+    CAPACITY,
+    ActionHistory,
+    ActionsInProgress,
+    ComponentHistory,
+    PastAction,
+    Situation,
+)
+from remediator.record import maintenance, stops, storms
 from remediator.record.automation import read_switch
 from remediator.record.schema import actions, alerts, incidents
 from remediator.record.transaction import Transaction
 
 HOST_DOWN = "HostDown"
+GIVEN_UP = ("attempts-used-up", "host-key-changed", "sudo-refused", "silenced")  # reasons
 ACTIONS_READ = 20  # of a target, to tell stops and starts of Defib from those of others
+COMPONENT_HISTORY_READ = 1000  # automatic restarts of the components of a service
 HISTORY_READ = 100  # incidents of a service for its attempts, and actions for its back-off
 
 # Built once: every decision executes them, and building a statement takes longer than executing it.
 _WAS_RUN = (actions.c.service == bindparam("of")) & actions.c.state.not_in(("queued", "cancelled"))
 _SELECT_OUTAGES = (
-    select(incidents.c.opened_at, incidents.c.closed_at, incidents.c.state)
+    select(incidents.c.opened_at, incidents.c.down_at, incidents.c.closed_at, incidents.c.state)
     .where(incidents.c.service == bindparam("of"), incidents.c.labels.is_not(None))
     .order_by(incidents.c.opened_at.desc())
     .limit(HISTORY_READ)
@@ -33,14 +44,26 @@ _SELECT_LAST = select(
 ).where(_WAS_RUN)
 _COUNT_ATTEMPTS = (
     select(actions.c.kind, func.count().label("number"))
-    .where(_WAS_RUN, actions.c.counts == 1, actions.c.claimed_at > bindparam("since"))
+    .where(_WAS_RUN, actions.c.component == "", actions.c.counts == 1, actions.c.claimed_at > bindparam("since"))
     .group_by(actions.c.kind)
+)
+_SELECT_COUNTED = (
+    select(actions.c.claimed_at, actions.c.up_at, actions.c.ended_at, actions.c.state)
+    .where(_WAS_RUN, actions.c.component == "", actions.c.counts == 1, actions.c.claimed_at > bindparam("since"))
+    .order_by(actions.c.claimed_at.desc())
+    .limit(HISTORY_READ)
 )
 _SELECT_TRIES = (
     select(actions.c.incident_id, actions.c.claimed_at, actions.c.ended_at, actions.c.requested_by, actions.c.blocked)
-    .where(_WAS_RUN, actions.c.kind != "reset")
+    .where(_WAS_RUN, actions.c.component == "", actions.c.kind != "reset")
     .order_by(actions.c.claimed_at.desc())
     .limit(HISTORY_READ)
+)
+_SELECT_OF_COMPONENTS = (
+    select(actions.c.component, actions.c.incident_id, actions.c.claimed_at, actions.c.ended_at, actions.c.counts)
+    .where(_WAS_RUN, actions.c.component != "", actions.c.requested_by == "alert")
+    .order_by(actions.c.claimed_at.desc())
+    .limit(COMPONENT_HISTORY_READ)
 )
 _SELECT_PROGRESS = select(incidents.c.healing_since, incidents.c.starting_since).where(
     incidents.c.id == bindparam("number")
@@ -75,7 +98,7 @@ _SELECT_OBSERVED_STOP = (
     )
     .order_by(incidents.c.id.desc())
 )
-_SELECT_RUNNING = select(actions.c.service, actions.c.host, actions.c.target, actions.c.command).where(
+_SELECT_RUNNING = select(actions.c.service, actions.c.host, actions.c.target, actions.c.command, actions.c.up_at).where(
     actions.c.state == "running"
 )
 _SELECT_RECENT_CLAIMS = (
@@ -83,12 +106,32 @@ _SELECT_RECENT_CLAIMS = (
     .where(actions.c.claimed_at > bindparam("since"), actions.c.counts == 1, actions.c.state != "queued")
     .order_by(actions.c.claimed_at)
 )
+_SELECT_WAITING = (
+    select(incidents.c.service, incidents.c.reason, func.count(actions.c.id).label("tries"))
+    .join(
+        actions,
+        and_(
+            actions.c.incident_id == incidents.c.id,
+            actions.c.requested_by == "alert",
+            actions.c.state.not_in(("queued", "cancelled")),
+        ),
+        isouter=True,
+    )
+    .where(incidents.c.state == "open", incidents.c.reason.in_(sorted(CAPACITY)))
+    .group_by(incidents.c.id)
+)
 _SELECT_FIRING = (
     select(alerts.c.name, incidents.c.labels.is_not(None).label("was_down"))
     .join(incidents, incidents.c.id == alerts.c.incident_id)
     .where(alerts.c.incident_id == bindparam("number"), alerts.c.status == "firing")
 )
+_SELECT_COMPONENT_ALERTS = select(alerts.c.labels).where(
+    alerts.c.incident_id == bindparam("number"), alerts.c.status == "firing", alerts.c.name == COMPONENT_DOWN
+)
 _SELECT_HOSTS_DOWN = select(alerts.c.labels).where(alerts.c.status == "firing", alerts.c.name == HOST_DOWN)
+_SELECT_HOSTS_BACK = select(alerts.c.labels, alerts.c.last_seen).where(
+    alerts.c.status == "resolved", alerts.c.name == HOST_DOWN, alerts.c.last_seen > bindparam("since")
+)
 _SELECT_APPROVED = select(actions.c.kind, actions.c.step).where(
     actions.c.incident_id == bindparam("number"), actions.c.state == "queued", actions.c.approved_at.is_not(None)
 )
@@ -103,10 +146,7 @@ def read_action_history(tx: Transaction, service: str, incident: int, window: fl
     if last.action_at is None:
         return ActionHistory(healing_since=healing_since, starting_since=starting_since)
     reset_at = last.reset_at
-    outages = tx.execute(_SELECT_OUTAGES, of).all()
-    # An incident that was closed without an observed recovery does not show that the service was up.
-    outage_times = [(row.opened_at, row.closed_at if row.state == "recovered" else None) for row in reversed(outages)]
-    since = max(counted_since(outage_times, window, tx.now), reset_at if reset_at is not None else float("-inf"))
+    since = _counted_since(tx, service, window, reset_at)
     counted = tx.execute(_COUNT_ATTEMPTS, of | {"since": since})
     tries = tx.execute(_SELECT_TRIES, of).all()
     in_incident = [
@@ -114,6 +154,7 @@ def read_action_history(tx: Transaction, service: str, incident: int, window: fl
     ]
     return ActionHistory(
         attempts={row.kind: row.number for row in counted},
+        components=_read_component_history(tx, service, incident, window, reset_at),
         tries=sum(1 for row in in_incident if row.requested_by == "alert"),
         last_ended=max((row.ended_at for row in tries if row.ended_at is not None), default=None),
         last_action=last.action_at,
@@ -121,6 +162,50 @@ def read_action_history(tx: Transaction, service: str, incident: int, window: fl
         healing_since=healing_since,
         starting_since=starting_since,
     )
+
+
+def _counted_since(tx: Transaction, service: str, window: float, reset_at: float | None) -> float:
+    """Return the time after which a service's attempts count."""
+    outages = tx.execute(_SELECT_OUTAGES, {"of": service}).all()
+    # An incident that was closed without an observed recovery does not show that the service was up.
+    outage_times = [(row.opened_at, row.closed_at if row.state == "recovered" else None) for row in reversed(outages)]
+    return max(counted_since(outage_times, window, tx.now), reset_at if reset_at is not None else float("-inf"))
+
+
+def read_counted_restarts(tx: Transaction, service: str, window: float) -> list[PastRestart]:
+    """Return the attempts on a service that count now, oldest first, and how long it was up after each."""
+    of = {"of": service}
+    since = _counted_since(tx, service, window, tx.execute(_SELECT_LAST, of).one().reset_at)
+    rows = reversed(tx.execute(_SELECT_COUNTED, of | {"since": since}).all())
+    outages = [row.down_at for row in tx.execute(_SELECT_OUTAGES, of) if row.down_at is not None]
+    return [PastRestart(row.claimed_at, row.up_at, _find_next_failure(row, outages)) for row in rows]
+
+
+def _find_next_failure(row: Row[Any], outages: Iterable[float]) -> float | None:
+    """Return when the service was down again after an action: while it was verified, or in a later outage."""
+    if row.up_at is None:
+        return None
+    if row.state != "succeeded" and row.ended_at is not None:
+        return float(row.ended_at)
+    return min((at for at in outages if at > row.up_at), default=None)
+
+
+def _read_component_history(
+    tx: Transaction, service: str, incident: int, window: float, reset_at: float | None
+) -> dict[str, ComponentHistory]:
+    """Return the automatic restarts of components since the last reset."""
+    of_component: dict[str, list[Row[Any]]] = {}
+    for row in tx.execute(_SELECT_OF_COMPONENTS, {"of": service}):
+        if reset_at is None or row.claimed_at > reset_at:
+            of_component.setdefault(row.component, []).append(row)
+    return {
+        name: ComponentHistory(
+            count_in_a_row([(row.claimed_at, row.ended_at) for row in rows if row.counts], window, tx.now),
+            sum(1 for row in rows if row.incident_id == incident),
+            max((row.ended_at for row in rows if row.ended_at is not None), default=None),
+        )
+        for name, rows in of_component.items()
+    }
 
 
 def _read_actions(tx: Transaction, service: str, host: str, target: str, incident: int) -> list[PastAction]:
@@ -144,16 +229,48 @@ def _read_observed_stop(tx: Transaction, services: Iterable[str]) -> tuple[str, 
     return (row.stopped_run or "", row.stopped_why) if row is not None else ("", "")
 
 
-def read_actions_in_progress(tx: Transaction, service: str, host: str, target: str = "") -> ActionsInProgress:
-    """Return the actions in progress, seen from an action on `target` for `service` on `host`."""
+def read_actions_in_progress(
+    tx: Transaction, service: str, host: str, target: str = "", tries: int = 0
+) -> ActionsInProgress:
+    """Return the actions in progress, seen from an action on `target` for `service` on `host` after some `tries`."""
     running = tx.execute(_SELECT_RUNNING).all()
-    recent = tx.scalars(_SELECT_RECENT_CLAIMS, {"since": tx.now - BUDGET_WINDOW}).all()
+    services = tx.inventory.services
+
+    def group_of(name: str) -> str:
+        host = tx.inventory.host_of(services[name])
+        return host.group if host is not None else ""
+
+    group = group_of(service) if service in services else ""
+    ahead = [
+        (row.reason, services[row.service].host)
+        for row in (tx.execute(_SELECT_WAITING) if tries else ())
+        if row.tries < tries and row.service != service and row.service in services
+    ]
     return ActionsInProgress(
         target_busy=any(row.service == service or (row.host, row.target) == (host, target) for row in running),
-        on_host=sum(1 for row in running if host and row.host == host),
+        # The command of an action that was interrupted may still be running.
+        on_host=sum(1 for row in running if host and row.host == host and row.command in (None, "unknown")),
+        ahead_on_host=ahead.count(("host-busy", host)),
+        ahead_in_fleet=sum(1 for reason, _ in ahead if reason == "fleet-busy"),
         in_flight=sum(1 for row in running if row.command is None),
-        in_budget_window=tuple(recent),
+        in_group=sum(
+            1
+            for row in running
+            if row.up_at is None and row.service in services and (not group or group_of(row.service) == group)
+        ),
+        in_budget_window=tuple(read_recent_claims(tx)),
     )
+
+
+def read_recent_claims(tx: Transaction) -> Sequence[float]:
+    """Return when the actions of the last ten minutes that count towards their limit began, oldest first."""
+    return tx.scalars(_SELECT_RECENT_CLAIMS, {"since": tx.now - BUDGET_WINDOW}).all()
+
+
+def count_waiting_for_capacity(tx: Transaction) -> int:
+    """Return how many services wait for a limit of their host or of the fleet."""
+    is_waiting = and_(incidents.c.state == "open", incidents.c.reason.in_(sorted(CAPACITY)))
+    return int(tx.scalar(select(func.count()).select_from(incidents).where(is_waiting)) or 0)
 
 
 def add_recorded_facts(tx: Transaction, incident: int, service: str, situation: Situation) -> Situation:
@@ -172,20 +289,24 @@ def add_recorded_facts(tx: Transaction, incident: int, service: str, situation: 
         history = replace(history, last_action=max(history.last_action, past_actions[0].began))
     step = next_step(entry, rules, history) if entry is not None else None
     held = maintenance.find_maintenance(tx, service, host_name, group)
+    is_overruled = situation.storm is not None and storms.is_overruled(tx, group)
     # A host whose shell responds is not down, even if its alert has not been resolved yet.
     shell_responds = situation.observed is not None and situation.observed.host_up
     return replace(
         situation,
         now=tx.now,
         firing=firing_names(tx, incident, rules.alerts),
+        alerting_components=_alerting_components(tx, incident, entry),
         history=history,
-        in_progress=read_actions_in_progress(tx, service, host_name, target),
+        in_progress=read_actions_in_progress(tx, service, host_name, target, history.tries),
         stopped=stops.describe_stop(tx, service),
         automation=read_switch(tx).enabled,
+        storm=None if is_overruled else situation.storm,
         maintenance=held.why if held is not None else "",
         maintenance_ends=tx.now + held.remaining if held is not None else situation.maintenance_ends,
-        approved=_is_approved(tx, incident, step),
+        approved=_is_approved(tx, incident, entry, step),
         host_down=bool(host_name) and not shell_responds and is_host_down(tx, host_name),
+        host_up_for=_find_host_up_for(tx, host_name, responds=bool(shell_responds)) if host_name else None,
     )
 
 
@@ -204,6 +325,25 @@ def firing_names(tx: Transaction, incident: int, alerts_to_act_on: Iterable[str]
     return frozenset(row.name for row in rows if not row.was_down or row.name in to_act_on)
 
 
+def _alerting_components(tx: Transaction, incident: int, service: Service | None) -> frozenset[str]:
+    """Return the components that may be restarted automatically and about which an alert is firing."""
+    if service is None or not service.automatic_components:
+        return frozenset()
+    rows = tx.scalars(_SELECT_COMPONENT_ALERTS, {"number": incident})
+    return frozenset(labels.get("component", "") for labels in rows)
+
+
+def _find_host_up_for(tx: Transaction, host: str, *, responds: bool) -> float | None:
+    """Return the seconds since HostDown was resolved for a host; None if that was not recently.
+
+    A host that `responds` while HostDown still fires has just come back.
+    """
+    if responds and is_host_down(tx, host):
+        return 0.0
+    rows = tx.execute(_SELECT_HOSTS_BACK, {"since": tx.now - BOOT_PATIENCE})
+    return min((tx.now - row.last_seen for row in rows if row.labels.get("host") == host), default=None)
+
+
 def is_host_down(tx: Transaction, host: str) -> bool:
     return any(labels.get("host") == host for labels in tx.scalars(_SELECT_HOSTS_DOWN))
 
@@ -211,10 +351,10 @@ def is_host_down(tx: Transaction, host: str) -> bool:
 def expected_failures(tx: Transaction, services: Iterable[str]) -> set[str]:
     """Return those of some failing services that are no sign of a storm.
 
-    They are in maintenance, were stopped on purpose, or have used up their attempts.
+    They are in maintenance or silenced, were stopped on purpose, or were given up.
     """
     services = list(services)
-    expected = {*services_without_attempts(tx), *_stopped_services(tx)}.intersection(services)
+    expected = {*_given_up_services(tx), *_stopped_services(tx)}.intersection(services)
     in_maintenance = {(row["scope"], row["name"]) for row in maintenance.current(tx)}
     for name in services:
         service = tx.inventory.services.get(name)
@@ -233,6 +373,12 @@ def services_without_attempts(tx: Transaction) -> list[str]:
     return list(tx.scalars(select(incidents.c.service).where(used_up)))
 
 
+def _given_up_services(tx: Transaction) -> list[str]:
+    """Return the services that are silenced, or for which Defib does nothing more."""
+    given_up = (incidents.c.state == "open") & incidents.c.reason.in_(GIVEN_UP)
+    return list(tx.scalars(select(incidents.c.service).where(given_up)))
+
+
 def _stopped_services(tx: Transaction) -> list[str]:
     """Return the services that somebody stopped, through Defib or on their hosts."""
     # The latest decision may have another reason, such as a storm.
@@ -241,9 +387,9 @@ def _stopped_services(tx: Transaction) -> list[str]:
     return [*stops.current(tx), *tx.scalars(on_hosts)]
 
 
-def _is_approved(tx: Transaction, incident: int, step: RemediationStep | None) -> bool:
-    """Whether an operator approved this step. An approval of another step, or of other options, does not count."""
-    if step is None:
+def _is_approved(tx: Transaction, incident: int, service: Service | None, step: RemediationStep | None) -> bool:
+    """Whether an operator approved this step. An approval of another step, or with another control, does not count."""
+    if service is None or step is None:
         return False
     row = tx.execute(_SELECT_APPROVED, {"number": incident}).first()
-    return row is not None and row.kind == step.kind and row.step == step.model_dump()
+    return row is not None and row.kind == step.kind and row.step == describe_request(service, step)

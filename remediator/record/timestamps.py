@@ -17,6 +17,9 @@ TimestampName = Literal[
     "automation",  # the automation switch was set
     "automation-notified",  # the last notification that automation is off was added
     "exporter-events",  # events were last copied from the exporter; with the `cursor` from which to continue
+    "storms",  # a storm held a service; with the time for each host group
+    "storms-overruled",  # a person let automation continue in a storm; with the end for each host group
+    "bursts",  # the last digest of a burst was sent; with the burst of each channel
     "receivers",  # the Alertmanager receivers that deliver to this remediator were stored
 ]
 _SELECT = select(timestamps).where(timestamps.c.name == bindparam("named"))

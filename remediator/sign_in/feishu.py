@@ -52,6 +52,10 @@ class FeishuSignIn:
         name = person[0] if person is not None else f"{printable_name(str(user.get('name', '')))} {user['open_id']}"
         return SignedInUser(name, [user["open_id"]])
 
+    @property
+    def provider(self) -> str:
+        return f"{self._settings.url} {self._settings.tenant_key}"
+
     def find_role(self, groups: Sequence[str]) -> Role | None:
         person = self._notify().person(groups[0])
         role = person[1].role if person is not None else self._settings.default_role

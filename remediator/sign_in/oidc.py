@@ -3,8 +3,10 @@
 Specification: https://openid.net/specs/openid-connect-core-1_0.html
 """
 
+import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -18,19 +20,24 @@ from joserfc.jws import JWSRegistry
 
 from fleet.inventory.access import OidcAccess
 from fleet.inventory.endpoints import check_url
-from remediator.clients.json_client import create_ssl_context
+from fleet.json_client import create_ssl_context
 from remediator.sign_in.services import Redirect, SignedInUser, SignInError
 from runtime.access.proxy import RoleMap
 from runtime.access.roles import Role, printable_name
-from runtime.payloads import read_body
+from runtime.http_clients import limit_interim_responses
+from runtime.payloads import load_json, read_body, replace_surrogates
 
-TIMEOUT = 10.0  # seconds for each request
+TIMEOUT, DEADLINE = 10.0, 20.0  # seconds for each request, and for all of a sign-in
 METADATA_FOR, KEYS_AGAIN_AFTER = 3600.0, 10.0  # seconds for which the provider's metadata and keys are used
 FAILURE_FOR = 5.0  # seconds after a failure until the metadata is read again
 RESPONSE_LIMIT = 1024 * 1024  # bytes
 LEEWAY = 60  # seconds by which the clocks may differ
 # Signatures by the provider's private key only: `none` and shared secrets are not among them.
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "Ed25519", "EdDSA")
+# What reading an answer raises; of one with too many levels RecursionError.
+_BAD_ANSWER = (
+    httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, LookupError, TypeError, AttributeError, RecursionError,
+)  # fmt: skip
 
 
 class OidcSignIn:
@@ -42,6 +49,7 @@ class OidcSignIn:
             verify=create_ssl_context(settings.issuer, settings.tls), headers={"Accept-Encoding": "identity"},
             event_hooks={"response": [_limit_response]},
         )  # fmt: skip
+        limit_interim_responses(self._client)
         self._metadata: Mapping[str, Any] = {}
         self._keys: KeySet | None = None
         self._loaded_at = self._failed_at = float("-inf")
@@ -52,7 +60,8 @@ class OidcSignIn:
         return self._settings.name
 
     async def create_url(self, redirect: Redirect) -> str:
-        metadata = await self._load()
+        async with _deadline():
+            metadata = await self._load()
         url, _ = self._client.create_authorization_url(
             metadata["authorization_endpoint"],
             redirect.state,
@@ -63,6 +72,10 @@ class OidcSignIn:
         return str(url)
 
     async def fetch_user(self, code: str, redirect: Redirect) -> SignedInUser:
+        async with _deadline():
+            return await self._fetch_user(code, redirect)
+
+    async def _fetch_user(self, code: str, redirect: Redirect) -> SignedInUser:
         metadata = await self._load()
         try:
             token = await self._client.fetch_token(
@@ -71,17 +84,24 @@ class OidcSignIn:
             )  # fmt: skip
             claims = await self._read_id_token(token, redirect.nonce)
             claims = {**await self._read_userinfo(token, claims), **claims}
-        except (OAuthError, httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, KeyError, TypeError) as error:
+            name = printable_name(str(claims.get(self._settings.user_claim) or "")) or printable_name(
+                str(claims["sub"])
+            )
+        except (OAuthError, *_BAD_ANSWER) as error:
             raise SignInError(f"the provider's response was refused: {_describe(error)}") from error
-        name = printable_name(str(claims.get(self._settings.user_claim) or "")) or printable_name(str(claims["sub"]))
         return SignedInUser(name, _find_groups(claims, self._settings.groups_claim))
+
+    @property
+    def provider(self) -> str:
+        return f"{self._settings.issuer.rstrip('/')} {self._settings.client_id}"
 
     def find_role(self, groups: Sequence[str]) -> Role | None:
         return self._roles.find(groups)
 
     async def check(self) -> None:
         """Raise SignInError if the provider's metadata cannot be used."""
-        await self._load()
+        async with _deadline():
+            await self._load()
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -101,7 +121,7 @@ class OidcSignIn:
             for endpoint in ("authorization_endpoint", "token_endpoint"):
                 check_url(metadata[endpoint])
             self._keys = KeySet.import_key_set(await self._get(metadata["jwks_uri"]))
-        except (httpx.HTTPError, httpx.InvalidURL, JoseError, ValueError, KeyError, TypeError) as error:
+        except _BAD_ANSWER as error:
             raise SignInError(f"cannot read the metadata of {issuer}: {_describe(error)}") from error
         self._metadata, self._loaded_at, self._failed_at = metadata, time.monotonic(), float("-inf")
         return metadata
@@ -110,7 +130,7 @@ class OidcSignIn:
         headers = {"Authorization": f"Bearer {access_token}"} if access_token else {}
         response = await self._client.request("GET", url, withhold_token=True, headers=headers)
         response.raise_for_status()
-        return response.json()
+        return load_json(response.content)
 
     async def _read_id_token(self, token: Mapping[str, Any], nonce: str) -> dict[str, Any]:
         """Return the verified claims of the ID token."""
@@ -148,6 +168,16 @@ class OidcSignIn:
         return dict(info)
 
 
+@asynccontextmanager
+async def _deadline() -> AsyncIterator[None]:
+    """Raise SignInError if the provider takes too long: httpx limits only the time for each part of a response."""
+    try:
+        async with asyncio.timeout(DEADLINE):
+            yield
+    except TimeoutError as error:
+        raise SignInError(f"the provider did not answer within {DEADLINE:g} s") from error
+
+
 async def _limit_response(response: httpx.Response) -> None:
     """Refuse a long response before it is read, and one that is compressed, which was not asked for."""
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -164,7 +194,7 @@ def _find_groups(claims: Mapping[str, Any], path: str) -> list[str]:
     for part in [path] if path in claims else path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     names = value if isinstance(value, list) else [value]
-    return [name for name in names if isinstance(name, str)]
+    return [replace_surrogates(name) for name in names if isinstance(name, str)]
 
 
 def _describe(error: Exception) -> str:

@@ -47,10 +47,10 @@ class SignInServices(Mapping[str, SignInService]):
         self._settings = (access.oidc, access.feishu)
         await _close(former)
 
-    def find_role(self, method: SignInMethod, groups: Sequence[str]) -> Role | None:
-        """Return the present role of a user of a service by their groups there; None without one."""
+    def find_role(self, method: SignInMethod, provider: str, groups: Sequence[str]) -> Role | None:
+        """Return the present role of a user by their groups at the provider where they signed in; None without one."""
         service = self._services.get(method)
-        return None if service is None else service.find_role(groups)
+        return service.find_role(groups) if service is not None and service.provider == provider else None
 
     async def close(self) -> None:
         await _close(self._services)

@@ -76,6 +76,10 @@ class SignInService(Protocol):
     def title(self) -> str:
         """The name for the button on the page."""
 
+    @property
+    def provider(self) -> str:
+        """Who vouches for the users. Sessions end when this changes."""
+
     async def create_url(self, redirect: Redirect) -> str:
         """Return the URL that the browser is sent to. Raises SignInError."""
 

@@ -12,8 +12,9 @@ from runtime.access.roles import Identity, Means
 Outcome = Literal["done", "refused", "failed"]
 AGGREGATE_FOR = 15.0  # seconds during which equal refusals become one entry
 FLUSH_EVERY = 1.0
-# Kinds of refusals of unknown callers in that time; what exceeds them is one entry for each address, and then one.
-MAX_KINDS_OF_ADDRESS, MAX_KINDS = 10, 200
+# Kinds of refusals in that time; what exceeds them is one entry for each known caller, or address, and then one.
+MAX_KINDS_OF_CALLER, MAX_KINDS_OF_ADDRESS, MAX_KINDS = 50, 10, 200
+_MORE = "more refusals"
 log = structlog.get_logger()
 
 
@@ -62,14 +63,17 @@ class Refusals:
 
     def add(self, entry: AuditEntry) -> None:
         kinds = self._counts.keys() | self._written_at.keys()
-        if entry not in kinds and not entry.verified:  # those of known callers are few
-            same = sum(1 for each in kinds if each.address == entry.address and not each.verified)
-            if same >= MAX_KINDS_OF_ADDRESS or len(kinds) >= MAX_KINDS:
-                address = entry.address if len(kinds) < 2 * MAX_KINDS else ""
+        if entry not in kinds and entry.verified:
+            if sum(each.verified and each.name == entry.name for each in kinds) >= MAX_KINDS_OF_CALLER:
+                entry = replace(entry, target="(various)", detail=_MORE)
+        elif entry not in kinds:
+            unknown = [each for each in kinds if not each.verified]
+            same = sum(each.address == entry.address for each in unknown)
+            if same >= MAX_KINDS_OF_ADDRESS or len(unknown) >= MAX_KINDS:
+                address = entry.address if len(unknown) < 2 * MAX_KINDS else ""
                 entry = AuditEntry(
-                    entry.event, "(various)", entry.means, address, outcome="refused", detail="more refusals",
-                    verified=False,
-                )  # fmt: skip
+                    entry.event, "(various)", entry.means, address, outcome="refused", detail=_MORE, verified=False
+                )
         self._counts[entry] = self._counts.get(entry, 0) + 1
         self._first_at.setdefault(entry, self._now())
 

@@ -6,6 +6,7 @@ import binascii
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -48,6 +49,9 @@ _CONFIGURED_NAMES: Mapping[Role, str] = {
 
 _IDENTITY, _SESSION = web.RequestKey("identity", Identity), web.RequestKey("session", Session)
 _CSRF_TOKEN = web.RequestKey("csrf_token", str)
+FindRole = Callable[[], Role | None]
+# Returns the present role of the credential with which the request was authenticated.
+_FIND_ROLE: web.RequestKey[FindRole] = web.RequestKey("find_role", Callable)  # type: ignore[arg-type]  # no class
 
 
 def find_identity(request: web.BaseRequest) -> Identity | None:
@@ -65,22 +69,33 @@ def find_session(request: web.Request) -> Session | None:
     return request.get(_SESSION)
 
 
+def _keep_role_check(request: web.Request, find_role: FindRole) -> None:
+    request[_FIND_ROLE] = find_role
+
+
 def get_csrf_token(request: web.Request) -> str:
     """Return the CSRF token for the forms of a page; empty where the caller needs none."""
     token: str = request.get(_CSRF_TOKEN, "")
     return token
 
 
+FindGroupRole = Callable[[SignInMethod, str, Sequence[str]], Role | None]
+
+
+def find_no_role(_method: SignInMethod, _provider: str, _groups: Sequence[str]) -> None:
+    """Return that nobody has a role: without other sign-in services, there are no groups."""
+
+
 @dataclass(frozen=True)
 class AccessSettings:
     """The part of access control that the configuration sets and a reload replaces.
 
-    `find_group_role` returns the present role of a user of another sign-in service by their groups there.
+    `find_group_role` returns the present role of a user of another sign-in service by the provider and their groups.
     """
 
     hosts: KnownHosts = field(default_factory=KnownHosts)
     proxy: TrustedProxy | None = None
-    find_group_role: Callable[[SignInMethod, Sequence[str]], Role | None] = lambda _method, _groups: None
+    find_group_role: FindGroupRole = find_no_role
 
 
 @dataclass
@@ -134,8 +149,9 @@ class AccessControl:
         except ApiError as error:
             self.note_refusal(request, "", error.message)
             raise
-        if is_open:
-            return  # whatever Prometheus sends
+        if is_open:  # whatever Prometheus sends
+            await self._identify_scraper(request, scheme.lower(), credential.strip())
+            return
         if is_public:
             identity = await self._authenticate_session(request)
         else:
@@ -151,6 +167,11 @@ class AccessControl:
             self.note_refusal(request, "", message, identity)
             raise ApiError(403, "forbidden", message)
         await self._check_csrf(request, identity)
+
+    async def _identify_scraper(self, request: web.Request, scheme: str, credential: str) -> None:
+        """Note that a request has a token, so that it is counted apart from others of its address."""
+        if scheme == "bearer" and (role := await self.tokens.find(credential)) is not None:
+            request[_IDENTITY] = Identity(_CONFIGURED_NAMES[role], role, "token", self.find_address(request))
 
     def _is_open_to_scrapes(self, request: web.Request) -> bool:
         if self.users.hashes:  # as in all Prometheus exporters with users
@@ -176,10 +197,12 @@ class AccessControl:
                 message = f"the token {token.name} has expired"
                 raise await self.refuse(request, token.name, message, code="expired")
             self.api_tokens.note_use(token)
+            _keep_role_check(request, partial(self._find_token_role, token.digest))
             return Identity(token.name, Role(token.role), "token", address)
         role = await self.tokens.find(secret)
         if role is None:
             raise await self.refuse(request, "", "unknown token")
+        _keep_role_check(request, partial(self.tokens.find_present, secret))
         if role is not Role.ADMIN:
             return Identity(_CONFIGURED_NAMES[role], role, "token", address)
         # The caller names the user: nothing else can be known of a local process.
@@ -193,6 +216,7 @@ class AccessControl:
         except (binascii.Error, UnicodeDecodeError):
             raise await self.refuse(request, "", "the header Authorization is not valid") from None
         await self.check_password(request, name, password)
+        _keep_role_check(request, partial(self._find_password_role, name, self.passwords.credential_of(name)))
         return Identity(name, self.users.role_of(name), "password", address)
 
     async def check_password(self, request: web.Request, name: str, password: str, event: str = "access") -> None:
@@ -222,6 +246,7 @@ class AccessControl:
             await self._end_orphan(session)
             return None
         request[_SESSION], request[_CSRF_TOKEN] = session, csrf_token(id_)
+        _keep_role_check(request, partial(self._find_cookie_role, id_))
         if AUTOMATIC not in request.query:  # else an open page would keep the session for ever
             self.sessions.touch(session)
         return Identity(session.user, role, "console", self.find_address(request), method=session.method)
@@ -231,7 +256,7 @@ class AccessControl:
         if self.sessions is not None:
             await self.sessions.end(session)
             name = signed_in_label(session.user, session.method)
-            detail = "the user was removed, or has another password"
+            detail = "the user was removed, or has another password or sign-in service"
             await self.write_audit(AuditEntry("end session", name, "console", session.address, detail=detail))
 
     async def _end_orphans(self) -> None:
@@ -242,23 +267,34 @@ class AccessControl:
                     await self._end_orphan(session)
 
     def is_unchanged(self, request: web.Request) -> bool:
-        """Whether the session and the role with which a long request began are still valid."""
-        session = find_session(request)
-        if session is None or self.sessions is None:
-            return True
-        current = self.sessions.find(request.cookies.get(self.cookie_name(request), ""))
-        return current is not None and self.find_session_role(current) is get_identity(request).role
+        """Whether the credential with which a long request began is still valid, and gives the same role."""
+        find_role = request.get(_FIND_ROLE) or partial(self._find_proxy_role, request)
+        return find_role() is get_identity(request).role
 
     def find_session_role(self, session: Session) -> Role | None:
         """Return the present role of a session's user, None where the user has none any more."""
         if session.method == "token":
-            token = self.api_tokens.find_valid(session.credential) if self.api_tokens is not None else None
-            return Role(token.role) if token is not None else None
+            return self._find_token_role(session.credential)
         if session.method != "password":
-            return self.settings.find_group_role(session.method, session.groups)
-        if self.passwords.credential_of(session.user) != session.credential:
-            return None
-        return self.users.role_of(session.user)
+            return self.settings.find_group_role(session.method, session.credential, session.groups)
+        return self._find_password_role(session.user, session.credential)
+
+    def _find_cookie_role(self, id_: str) -> Role | None:
+        session = self.sessions.find(id_) if self.sessions is not None else None
+        return self.find_session_role(session) if session is not None else None
+
+    def _find_token_role(self, digest: str) -> Role | None:
+        token = self.api_tokens.find_valid(digest) if self.api_tokens is not None else None
+        return Role(token.role) if token is not None else None
+
+    def _find_password_role(self, user: str, credential: str | None) -> Role | None:
+        """Return the present role of a user; None if they were removed, or have another password."""
+        current = self.passwords.credential_of(user)
+        return self.users.role_of(user) if current is not None and current == credential else None
+
+    def _find_proxy_role(self, request: web.Request) -> Role | None:
+        found = self.settings.proxy.find_user(request) if self.settings.proxy is not None else None
+        return found[1] if found is not None else None
 
     def _authenticate_proxy(self, request: web.Request) -> Identity | None:
         found = self.settings.proxy.find_user(request) if self.settings.proxy is not None else None
@@ -300,14 +336,18 @@ class AccessControl:
         user: str,
         method: SignInMethod,
         groups: Iterable[str] = (),
+        provider: str = "",
         token: ApiToken | None = None,
     ) -> str:
-        """Start a session for a user or a token that has signed in, end the one before, and return its id."""
+        """Start a session for a user or a token that has signed in, end the one before, and return its id.
+
+        `groups` are those of the user at the `provider`.
+        """
         assert self.sessions is not None  # noqa: S101 - programs without sessions have no pages for signing in
         before = self.sessions.find(request.cookies.get(self.cookie_name(request), ""))
         if before is not None:
             await self.sessions.end(before)
-        address, credential = self.find_address(request), token.digest if token is not None else ""
+        address, credential = self.find_address(request), token.digest if token is not None else provider
         if method == "password":
             credential = self.passwords.credential_of(user) or ""
         id_ = await self.sessions.create(

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 import bcrypt
 
 from runtime.access.throttle import Throttle, ThrottledError
+from runtime.addresses import group_address
 
 THREADS = 2
 MAX_WAITING = 16  # checks that wait for a thread
 BUSY_WAIT = 2.0  # seconds after which to try again while that many wait
 BCRYPT_LIMIT = 72  # bytes of a password that bcrypt reads
-CACHED_LOGINS = 100
+CACHED_LOGINS = 1000
 _NO_USER_HASH = bcrypt.hashpw(b"", bcrypt.gensalt(4)).decode()
 
 
@@ -24,21 +25,29 @@ class Passwords:
         self._hashes, self._throttle = hashes, throttle
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="password")
         self._waiting = 0
-        self._accepted: dict[bytes, None] = {}
+        self._accepted: dict[tuple[str, str], bytes] = {}  # by user and address
 
     async def check(self, user: str, password: str, address: str) -> bool:
         """Whether the password is the user's. Raises ThrottledError."""
         hashes = self._hashes()
         # Unknown users take as long as the known one whose hash takes the longest.
         hashed = hashes.get(user) or max(hashes.values(), key=_cost, default=_NO_USER_HASH)
-        # Requests that bring a password each time are not slowed down: a digest of each accepted login is cached.
+        # Requests that bring a password each time are not slowed down: a digest of the last accepted login of a user at
+        # an address is cached. It passes while other attempts are refused, so these must count there, and elsewhere the
+        # right password must be refused, too: else the answers would tell which one is right.
+        place = user, group_address(address)
         login = hashlib.sha256(b"\0".join(each.encode() for each in (hashed, user, password))).digest()
         self._throttle.check_pair(user, address)
-        if login in self._accepted:
+        if self._accepted.get(place) == login:
             return True
         if self._waiting >= MAX_WAITING:
             raise ThrottledError(BUSY_WAIT)
-        attempt = self._throttle.begin(user, address)
+        try:
+            attempt = self._throttle.begin(user, address)
+        except ThrottledError:
+            if place in self._accepted:
+                self._throttle.count_refused(user, address)
+            raise
         self._waiting += 1
         try:
             is_correct = await asyncio.get_running_loop().run_in_executor(
@@ -51,7 +60,7 @@ class Passwords:
         attempt.succeed()
         if len(self._accepted) >= CACHED_LOGINS:
             self._accepted.clear()
-        self._accepted[login] = None
+        self._accepted[place] = login
         return True
 
     def credential_of(self, user: str) -> str | None:

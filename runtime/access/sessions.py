@@ -23,8 +23,10 @@ TOUCH_EVERY = 60.0  # seconds between updates of `last_used_at`
 
 @dataclass(frozen=True)
 class Session:
-    """A session. `credential` is the digest of the password's hash or of the API token; `groups` are those of the
-    sign-in service.
+    """A session.
+
+    `credential` is the digest of the password's hash or of the API token, or the provider of a sign-in service;
+    `groups` are those of the user there.
     """
 
     digest: str

@@ -84,14 +84,13 @@ class Throttle:
         found = [(key, limit, self._find(key)) for key, limit in keys]
         attempt = Attempt({key: (failures, failures.not_before) for key, _, failures in found})
         for _, limit, failures in found:
-            if now - failures.last > FORGET_AFTER:
-                failures.count = 0
-            failures.count += 1
-            failures.last = now
-            if failures.count >= limit.free:
-                delay = FIRST_DELAY * 2.0 ** min(failures.count - limit.free, 30)
-                failures.not_before = now + min(limit.max_delay, delay)
+            _count(failures, limit, now)
         return attempt
+
+    def count_refused(self, user: str, address: str) -> None:
+        """Count an attempt that was refused, for this user at this address only."""
+        key, limit = _keys(user, address)[0]
+        _count(self._find(key), limit, self._now())
 
     def _find(self, key: Key) -> _Failures:
         found = self._failures.setdefault(key, _Failures())
@@ -99,6 +98,16 @@ class Throttle:
         if len(self._failures) > MAX_KEYS:
             self._failures.popitem(last=False)
         return found
+
+
+def _count(failures: _Failures, limit: Limit, now: float) -> None:
+    if now - failures.last > FORGET_AFTER:
+        failures.count = 0
+    failures.count += 1
+    failures.last = now
+    if failures.count >= limit.free:
+        delay = FIRST_DELAY * 2.0 ** min(failures.count - limit.free, 30)
+        failures.not_before = now + min(limit.max_delay, delay)
 
 
 def _keys(user: str, address: str) -> list[tuple[Key, Limit]]:

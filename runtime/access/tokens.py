@@ -51,13 +51,14 @@ class ConfiguredTokens:
 
     async def find(self, secret: str) -> Role | None:
         """Return the role of a token; None if it is unknown."""
-        role = self._find(secret)
+        role = self.find_present(secret)
         if role is None and asyncio.get_running_loop().time() - self._read_at > READ_AGAIN_AFTER:
             await self.read()
-            role = self._find(secret)
+            role = self.find_present(secret)
         return role
 
-    def _find(self, secret: str) -> Role | None:
+    def find_present(self, secret: str) -> Role | None:
+        """Return the role of a token as the files were last read; None if it is unknown."""
         given = secret.encode("utf-8", "surrogateescape")
         found = None
         for token, role in self._tokens:

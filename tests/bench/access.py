@@ -29,11 +29,13 @@ from runtime.access.sessions import Session, Sessions
 from runtime.access.tokens import ApiToken, ApiTokens, ConfiguredTokens, create_secret, digest_of
 from runtime.webconfig import WebConfigFile
 from tests.bench.remediator import HEADERS
-from tests.support import eventually
+from tests.support import WEBHOOK_TOKEN, eventually
 
 CHECK, RATIO = 0.0003, 1.5  # seconds; times the median without guessing
 CHECKS, HELD = 5000, 1000  # checks that are measured; tokens and sessions that exist
 ROUNDS, CONNECTIONS = 15, 200
+# Guessing comes from other machines: it takes no CPU time from the remediator, nor from what measures it.
+BESIDE = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[:-1])) or "0", "nice", "-n", "19"]
 # Guesses passwords over many connections, each as fast as the answers come.
 GUESS = """
 import asyncio, base64, itertools, sys
@@ -127,7 +129,7 @@ async def _guessing() -> bool:
             for number in range(ROUNDS):
                 quiet.append(await _one(stack, folder, feishu, 2 * number + 1))
                 port = str(stack.ports["remediator"])
-                guesser = subprocess.Popen([sys.executable, "-c", GUESS, port, str(CONNECTIONS)])  # noqa: ASYNC220
+                guesser = subprocess.Popen([*BESIDE, sys.executable, "-c", GUESS, port, str(CONNECTIONS)])  # noqa: ASYNC220
                 await asyncio.sleep(1.5)
                 guessed.append(await _one(stack, folder, feishu, 2 * number + 2))
                 guesser.kill()
@@ -166,7 +168,7 @@ async def _start(launcher: Launcher, folder: Path, feishu: FeishuSimulator) -> S
     }
     users = {f"user-{n}": bcrypt.hashpw(b"right", bcrypt.gensalt(10)).decode() for n in range(20)}
     (folder / "web.yml").write_text(yaml.safe_dump({"basic_auth_users": users}))
-    stack = Stack(launcher, folder)
+    stack = Stack(launcher, folder, webhook_token=WEBHOOK_TOKEN)
     stack.options = {"remediator": ["--web.config.file", f"{folder}/web.yml"]}
     stack.configuration(
         {

@@ -93,9 +93,16 @@ async def _one_card(stack: Stack, feishu_: FeishuSimulator, number: int) -> floa
     return time.perf_counter() - began
 
 
-def _written(webhook: str) -> dict[str, Any]:
+def _written(webhook: str, digest_over: int = 10**9) -> dict[str, Any]:
     channels = {"ops": {"feishu": {"webhook": webhook, "secret": SECRET}}}
-    return {"notify": {"language": "en", "channels": channels, "routes": [{"channels": ["ops"]}]}}
+    return {
+        "notify": {
+            "language": "en",
+            "digest_over": digest_over,
+            "channels": channels,
+            "routes": [{"channels": ["ops"]}],
+        }
+    }
 
 
 def _tell(tx: Transaction, numbers: range) -> None:
@@ -114,7 +121,7 @@ def _worst(times: list[float]) -> tuple[int, int]:
 
 async def _burst() -> bool:
     """Real time, one by one: nothing is folded, so that the rate is what counts."""
-    folded, outbox.FOLD_OVER = outbox.FOLD_OVER, 10**9
+    limit, outbox.FOLD_OVER = outbox.FOLD_OVER, 10**9
     feishu_ = FeishuSimulator()
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
@@ -134,7 +141,7 @@ async def _burst() -> bool:
                 await asyncio.gather(task, return_exceptions=True)
             await asyncio.to_thread(database.close)
     finally:
-        outbox.FOLD_OVER = folded
+        outbox.FOLD_OVER = limit
         await feishu_.stop()
     times = [each.at for each in feishu_.received]
     colours = [each.colour for each in feishu_.received]
@@ -159,14 +166,14 @@ async def _simulated() -> bool:
 
 
 async def _simulate(fold_over: int) -> bool:
-    folded, outbox.FOLD_OVER = outbox.FOLD_OVER, fold_over
+    limit, outbox.FOLD_OVER = outbox.FOLD_OVER, fold_over
     try:
         with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
-            inventory = inventory_of(Path(name) / "config", _written("http://127.0.0.1:1/hook")).inventory
+            inventory = inventory_of(Path(name) / "config", _written("http://127.0.0.1:1/hook", fold_over)).inventory
             database = await asyncio.to_thread(Database, f"sqlite:///{name}/record.db", inventory)
             return await _simulation(database, inventory, folds=fold_over < GREAT_BURST)
     finally:
-        outbox.FOLD_OVER = folded
+        outbox.FOLD_OVER = limit
 
 
 async def _simulation(database: Database, inventory: Inventory, *, folds: bool) -> bool:

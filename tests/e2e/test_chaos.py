@@ -27,12 +27,12 @@ async def test_invariants_hold_after_random_kills(
 
 
 VALID = [
-    ("down", "a", 1.0),
-    ("begin", "a", 2.0),
-    ("end", "a", 3.0),
-    ("down", "a", 4.0),
-    ("begin", "a", 5.0),
-    ("end", "a", 6.0),
+    ("down", "s0", 1.0),
+    ("begin", "s0", 2.0),
+    ("end", "s0", 3.0),
+    ("down", "s0", 4.0),
+    ("begin", "s0", 5.0),
+    ("end", "s0", 6.0),
 ]
 
 
@@ -40,13 +40,14 @@ VALID = [
     ("events", "message"),
     [
         (VALID, ""),
-        ([("begin", "a", 2.0)], "without a failed probe"),
-        ([("down", "b", 1.0), ("begin", "a", 2.0)], "without a failed probe"),
-        ([*VALID[:3], ("up", "a", 4.0), ("begin", "a", 5.0)], "without a failed probe"),
-        ([*VALID[:2], ("down", "a", 2.5), ("end", "a", 3.0), ("begin", "a", 5.0)], "without a failed probe"),
-        ([*VALID[:2], ("down", "a", 2.5), ("begin", "a", 2.6)], "while it was being restarted"),
-        ([*VALID, ("down", "a", 7.0), ("begin", "a", 8.0)], "was restarted 3 times"),
-        ([*VALID[:2], ("down", "b", 2.0), ("begin", "b", 2.0), ("down", "c", 2.0), ("begin", "c", 2.0), ("down", "d", 2.0), ("begin", "d", 2.0)], "in ten minutes"),
+        ([("begin", "s0", 2.0)], "without a failed probe"),
+        ([("down", "s1", 1.0), ("begin", "s0", 2.0)], "without a failed probe"),
+        ([*VALID[:3], ("up", "s0", 4.0), ("begin", "s0", 5.0)], "without a failed probe"),
+        ([*VALID[:2], ("down", "s0", 2.5), ("end", "s0", 3.0), ("begin", "s0", 5.0)], "without a failed probe"),
+        ([*VALID[:2], ("down", "s0", 2.5), ("begin", "s0", 2.6)], "while it was being restarted"),
+        ([*VALID[:2], ("down", "s4", 2.0), ("begin", "s4", 2.6)], "while s0 was being restarted"),
+        ([*VALID, ("down", "s0", 7.0), ("begin", "s0", 8.0)], "was restarted 3 times"),
+        ([*VALID[:2], ("down", "s1", 2.0), ("begin", "s1", 2.0), ("down", "s2", 2.0), ("begin", "s2", 2.0), ("down", "s3", 2.0), ("begin", "s3", 2.0)], "in ten minutes"),
     ],
 )  # fmt: skip
 def test_violations_are_found(events: list[tuple[str, str, float]], message: str) -> None:

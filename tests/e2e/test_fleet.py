@@ -107,9 +107,11 @@ async def flap(fleet: Fleet) -> None:
 
 async def burn(fleet: Fleet) -> None:
     await asyncio.sleep(1860)  # what was not watched for half an hour cannot have been down too long
-    fleet.pages.modes["burn"] = "down"
-    await asyncio.sleep(300)
-    fleet.pages.modes["burn"] = "up"
+    for _ in range(3):  # one outage is what ServiceDown tells of
+        fleet.pages.modes["burn"] = "down"
+        await asyncio.sleep(120)
+        fleet.pages.modes["burn"] = "up"
+        await asyncio.sleep(60)
 
 
 def misconfigure(fleet: Fleet) -> None:
@@ -172,10 +174,6 @@ FAULTS = [
         lingers=True, long=True, after=2700,
     ),
     Fault("a probe hangs", (("ServiceProbeStale", {"service": "stale"}),), **mode("stale", "hang")),
-    Fault(
-        "a probe has hung from the start", (("ServiceProbeStale", {"service": "never", "probed": "never"}),), nothing,
-        lambda fleet: fleet.pages.modes.update(never="up"), lingers=True,
-    ),
     Fault("a channel stops", (("ServiceComponentDown", {"service": "channels", "component": "2"}),), **mode("channels", "down")),
     Fault(
         "certificates",
@@ -190,8 +188,7 @@ FAULTS = [
     Fault(
         "a host is strained",
         (
-            ("HostMemoryLow", {"host": "strained", **CRITICAL}), ("HostLoadHigh", {"host": "strained", **CRITICAL}),
-            ("HostRebooted", {"host": "strained"}),
+            ("HostMemoryLow", {"host": "strained", **CRITICAL}), ("HostRebooted", {"host": "strained"}),
         ),
         Fleet.strain, Fleet.relieve,
     ),
@@ -252,7 +249,12 @@ FAULTS = [
         "automation is off", (("AutomationOff", WARNING),), automation_off,
         lambda fleet: automation(fleet, enabled=True), long=True, after=3600,
     ),
-    Fault("a card idles", (("GPUIdleHeld", {"host": "box", "gpu": "0"}),), nothing, nothing, long=True, after=4500),
+    Fault("a host is strained for long", (("HostLoadHigh", {"host": "strained", **CRITICAL}),), nothing, nothing, long=True, lingers=True, after=3600),
+    Fault(
+        "a container crashes again and again", (("HostCrashLoop", {"host": "box", "container": "{container}-y"}),),
+        **command("docker run -d --name {container}-y --restart always --pull never --network host {container} /bin/busybox false", "docker rm -f {container}-y"),
+        lingers=True,
+    ),
 ]  # fmt: skip
 CHOSEN = [fault for fault in FAULTS if LONG or not fault.long]
 
@@ -361,7 +363,7 @@ async def quiet_at_first(fleet: Fleet) -> None:
             "ServiceProbeStale",
             "HostUnitFailed",
         }
-        left = {name for name in told if not name.startswith(("HostDisk", "HostMemory", "HostLoad"))}
+        left = {name for name in told if not name.startswith(("HostDisk", "HostMemory", "HostLoad", "HostOOM"))}
         return not left
 
     await eventually(alone, 120)
@@ -369,6 +371,17 @@ async def quiet_at_first(fleet: Fleet) -> None:
 
 # What looks back further than this fleet is old.
 EMPTY_AT_FIRST = ("service:probe_duration_seconds:avg1d",)
+# What no host of this fleet has: node_exporter, fans, MIG, a free card, and what its cards do not report. Queries for these
+# are answered in tests/integration/test_dashboard_answers.py.
+ABSENT = (
+    "node_",
+    "gpu_expected_count",
+    "gpu_fan_speed_ratio",
+    "gpu_mig_instance_info",
+    "gpu_retired_pages",
+    'sensor="memory"',
+    "< 0.05",
+)
 
 
 async def every_query_is_answered(fleet: Fleet) -> None:
@@ -377,7 +390,8 @@ async def every_query_is_answered(fleet: Fleet) -> None:
     for query in queries():
         now = query.instant or query.of_labels
         asked = await (fleet.ask if now else fleet.ask_of_last_hour)(query.expression)
-        if not asked and not query.text.startswith(EMPTY_AT_FIRST):
+        excused = query.text.startswith(EMPTY_AT_FIRST) or any(each in query.text for each in ABSENT)
+        if not asked and not excused:
             empty.append(f"{query.where}: {query.text}")
     assert not empty, "\n".join(empty)
 
@@ -391,7 +405,7 @@ async def without_the_exporter(fleet: Fleet) -> None:
 
     async def asked() -> bool:
         hosts = {row["metric"]["host"] for row in await fleet.ask("host_up == 1")}
-        return hosts == set(fleet.sshds) and await up(fleet, "never")
+        return hosts == set(fleet.sshds) and await up(fleet, "alive")
 
     await eventually(asked, 120)
     hosts: list[tuple[str, str, Labels]] = [
@@ -449,5 +463,23 @@ def test_no_alert_is_forgotten() -> None:
         "ConfigMismatch": "would hold every restart; tests/integration/test_lifecycle.py has it",
         "LLMSlow": "compares with two hours before",
         "HostDiskFilling": "looks back over hours",
+        "GPUIdleHeld": "waits for half a day",
+        # The machine of the tests has them in common with others; tests/integration/test_collectors.py has their metrics.
+        **dict.fromkeys(
+            (
+                "HostOOMKill",
+                "HostRAIDDegraded",
+                "HostClockUnsynchronized",
+                "HostNetworkErrors",
+                "HostConntrackFull",
+                "HostFileDescriptorsLow",
+                "HostDiskSaturated",
+            ),
+            "is the kernel's",
+        ),
+        "ServicesVanished": "most of the fleet would have to be removed; alerts/tests/service_gaps_test.yml has it",
+        "AlertmanagerClusterFailing": "there is one Alertmanager; alerts/tests/monitoring_test.yml has it",
+        "DeadManPingFailing": "nothing is pinged here; tests/integration/test_dead_man.py has its metric",
+        "ServiceSourceFailing": "tests/integration/test_sources.py has its metric",
     }
     assert {rule["alert"] for rule in rules() if "alert" in rule} == here | set(elsewhere)

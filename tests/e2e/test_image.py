@@ -73,7 +73,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def image(base: str, wheels: str) -> str:
-    arguments = {"BASE_IMAGE": base, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "EXTRAS": "grpc"}
+    arguments = {"BASE_IMAGE": base, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels, "EXTRAS": "grpc", "PACKAGES": ""}
     given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
     well("docker", "build", "--quiet", "--network", "host", *given, "--tag", IMAGE, str(ROOT))
     return IMAGE
@@ -167,13 +167,13 @@ def test_what_is_in_the_image(image: str) -> None:
     assert told == '10001:10001 ["defib"]'
     ls = ["--entrypoint", "sh", image, "-c", "ls /opt/defib/lib/python3*/site-packages"]
     listed = well("docker", "run", "--rm", "--network", "host", *ls).splitlines()
-    assert {"defib", "exporter", "fleet", "remediator", "runtime", "grpc"} <= set(listed)
-    assert not {"tests", "grafana", "deploy", "pytest", "lark_oapi"} & set(listed)
+    assert {"defib", "exporter", "fleet", "remediator", "runtime", "h2"} <= set(listed)
+    assert not {"tests", "grafana", "deploy", "pytest", "grpc", "lark_oapi"} & set(listed)
     assert well("docker", "run", "--rm", "--network", "host", image, "--version").startswith("defib ")
 
 
 def test_an_image_that_cannot_reach_an_index_says_so(base: str, tmp_path: Path) -> None:
-    given = ["--build-arg", f"BASE_IMAGE={base}", "--build-arg", "PIP_NO_INDEX=1"]
+    given = ["--build-arg", f"BASE_IMAGE={base}", "--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PACKAGES="]
     done = run("docker", "build", "--quiet", "--network", "host", *given, str(ROOT), env={**os.environ})
     assert done.returncode != 0
     assert "No matching distribution found" in done.stdout + done.stderr
@@ -205,7 +205,7 @@ def test_the_install_script_may_run_twice_and_goes_back(base: str, wheels: str, 
     )
     try:
         inside = ["docker", "exec", name]
-        copy = "mkdir /source && cd /checkout && cp -r alerts defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements*.lock /source/"
+        copy = "mkdir /source && cd /checkout && cp -r alerts console defib exporter fleet remediator runtime deploy pyproject.toml README.md requirements*.lock /source/"
         well(*inside, "sh", "-c", f"{copy} && mkdir -p /etc/systemd/system")
         first = well(*inside, "/source/deploy/install.sh")
         assert "systemctl enable --now" in first

@@ -8,7 +8,7 @@ from playwright.async_api import Page, async_playwright, expect
 
 from defib.demo.launcher import Launcher
 from tests.prepared_fleet import PreparedFleet
-from tests.support import eventually
+from tests.support import SCREENSHOTS, eventually
 
 pytestmark = [pytest.mark.needs("sshd", "chromium", "prometheus", "prometheus-alertmanager"), pytest.mark.long]
 TIMEOUT = 200_000  # milliseconds: the machine may be busy
@@ -24,7 +24,7 @@ async def test_three_faults_are_found_and_repaired_in_the_browser(launcher: Laun
             browser = await playwright.chromium.launch(
                 executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
             )
-            page = await browser.new_page(locale="en-US")
+            page = await browser.new_page(locale="en-US", viewport={"width": 1280, "height": 860})
             page.set_default_timeout(TIMEOUT)
             expect.set_options(timeout=TIMEOUT)
             await _repair(page, fleet.stack.url("remediator"))
@@ -46,13 +46,16 @@ async def _repair(page: Page, url: str) -> None:
     await expect(page.locator("#s-live-3 .state")).to_have_text("Stopped")
     await expect(page.locator("#s-live-3")).to_contain_text("new encoder settings, back at 7:00")
     await expect(page.locator("#s-portal")).to_contain_text("needs Search, which is down")
+    await _keep(page, "fleet-services")
     # The page of the slow site names what it depends on.
     await page.locator("#s-portal a").click()
     related = page.locator("dd", has_text="Search")
     await expect(related.locator(".state").first).to_have_text("Down")
+    await _keep(page, "fleet-service")
     await related.get_by_role("link", name="Search").click()
     await page.get_by_role("button", name="Restart program search on app-01").click()
     await expect(page.locator(".subject .state")).to_have_text("Up")
+    await _keep_phone(page, f"{url}/services/mineru-2")
     await page.goto(f"{url}/services/mineru-2")
     await page.get_by_role("button", name="Approve: restart").click()
     await expect(page.locator(".subject .state")).to_have_text("Up")
@@ -63,3 +66,25 @@ async def _repair(page: Page, url: str) -> None:
     # The host's page has charts of what Prometheus knows.
     await page.goto(f"{url}/hosts/gpu-01?span=1h")
     await expect(page.locator("figure", has_text="GPU memory").locator(".line").first).to_be_attached()
+    program = page.locator("tr", has=page.get_by_role("cell", name="chat-1", exact=True))
+    await expect(program.get_by_role("link")).to_have_text("Chat model 1")
+    await _keep(page, "fleet-host")
+
+
+async def _keep(page: Page, name: str) -> None:
+    """Keep a picture of what fits into the window, for the documentation."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    await page.screenshot(path=SCREENSHOTS / f"{name}.png")
+
+
+async def _keep_phone(page: Page, url: str) -> None:
+    """Keep a picture of a page on a phone, in Chinese."""
+    assert page.context.browser is not None
+    context = await page.context.browser.new_context(
+        locale="zh-CN", viewport={"width": 390, "height": 844}, storage_state=await page.context.storage_state()
+    )
+    phone = await context.new_page()
+    await phone.goto(url)
+    await expect(phone.locator(".subject .state")).to_be_visible()
+    await _keep(phone, "fleet-phone")
+    await context.close()

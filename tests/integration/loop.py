@@ -164,6 +164,17 @@ class Loop:
         except AssertionError:
             assert received() == list(titles)
 
+    async def until_card(self, title: str) -> None:
+        """Wait until a card with this title was received."""
+
+        async def is_received() -> bool:
+            return any(card.title == title for card in self.feishu.received)
+
+        try:
+            await eventually(is_received)
+        except AssertionError:
+            assert title in [card.title for card in self.feishu.received]
+
     async def begun(self) -> bool:
         return bool(self.restarts())
 

@@ -33,6 +33,7 @@ from runtime.access.tokens import ConfiguredTokens
 from runtime.errors import StartError
 from runtime.web import create_application, list_requirements
 from runtime.webconfig import WebConfigFile
+from tests.forked_defib import run_defib
 from tests.integration.loop import TOKEN, Loop
 from tests.support import eventually
 
@@ -51,6 +52,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
     "exporter": {
         **COMMON,
         ("GET", "/api/v1/sd/node-exporter"): SCRAPE,
+        ("PUT", "/api/v1/pauses"): OPERATOR,
         ("GET", "/api/v1/services"): VIEWER,
         ("GET", "/api/v1/services/{id}"): VIEWER,
         ("POST", "/api/v1/services/{id}/probe"): OPERATOR,
@@ -110,6 +112,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("POST", "/api/v1/services/{id}/{verb}"): OPERATOR,
         ("POST", "/api/v1/services/{id}/components/{component}/restart"): OPERATOR,
         ("POST", "/api/v1/services/{id}/reset"): OPERATOR,
+        ("POST", "/api/v1/services/{id}/continue-in-storm"): OPERATOR,
         ("POST", "/api/v1/actions/{number}/approve"): OPERATOR,
         ("POST", "/api/v1/{subject}s/{number}/acknowledge"): OPERATOR,
         ("POST", "/api/v1/{subject}s/{number}/silence"): OPERATOR,
@@ -308,6 +311,36 @@ async def test_every_route_by_what_is_shown(loop: Loop) -> None:
         assert not [secret for secret in (loop.stack.token, expired, revoked, METRICS_TOKEN) if secret in log]
 
 
+async def test_texts_in_bodies_can_be_stored(loop: Loop, anyone: httpx.AsyncClient) -> None:
+    """JSON may have halves of surrogate pairs in any text: no change fails because of one, or is stored with it."""
+    await loop.start({"web": loop.service("web")})
+    lone = "a\ud800b"
+    bodies: dict[tuple[str, str], list[dict[str, Any]]] = {
+        ("POST", "/api/v1/tokens"): [{"name": lone, "role": "viewer"}, {"name": "a", "role": lone}],
+        ("POST", "/api/v1/maintenance"): [
+            {"scope": "service", "name": "web", "reason": lone, "for": "1m"}, {"scope": lone, "name": lone, "reason": "r"},
+            {"scope": "service", "name": "web", "reason": "r", "until": lone},
+        ],
+        ("PUT", "/api/v1/automation"): [{"enabled": True, "reason": lone}],
+        ("POST", "/api/v1/services/web/continue-in-storm"): [{"reason": lone}],
+        ("POST", "/api/v1/services/web/restart"): [{"overrule": [lone]}, {"reason": lone}, {lone: lone}],
+        ("POST", "/api/v1/incidents/1/notes"): [{"text": lone}],
+        ("POST", "/api/v1/incidents/1/silence"): [{"for": lone}, {"for": "1h", "comment": lone}],
+    }  # fmt: skip
+    await loop.kill("web")
+    await loop.fire("web")
+    await eventually(loop.incident)
+    for (method, path), each in bodies.items():
+        for body in each:
+            url, headers = f"{loop.stack.url('remediator')}{path}", bearer(loop.stack.token)
+            answer = await anyone.request(method, url, content=json.dumps(body), headers=headers)
+            assert answer.status_code != 500, (path, body, answer.text)
+            answer.text.encode()
+    maintenance = (await loop.ask("GET", "/api/v1/maintenance")).json()["maintenance"]
+    assert [entry["reason"] for entry in maintenance] == ["a?b"]
+    assert "request_failed" not in loop.stack.log_path("remediator").read_text()
+
+
 async def test_who_may_read_metrics(loop: Loop, anyone: httpx.AsyncClient) -> None:
     shown = {"nothing": {}, "wrong": bearer("x"), "webhook": TOKEN, "metrics": bearer(METRICS_TOKEN)}
     proxied = {"X-Forwarded-For": "10.9.8.7"}  # what a proxy on this machine adds
@@ -425,8 +458,7 @@ async def test_the_first_start_writes_the_token_that_commands_find(stack: Stack,
     stack.token_file.unlink()
 
     async def defib(*arguments: str) -> tuple[int, str]:
-        argv = [sys.executable, "-m", "defib", *arguments, "--config", str(config)]
-        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=200, check=False)
+        done = await asyncio.to_thread(run_defib, *arguments, "--config", str(config))
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout + done.stderr
 

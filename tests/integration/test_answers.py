@@ -3,6 +3,7 @@
 import copy
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -110,7 +111,7 @@ async def test_a_press_restarts_the_service_once(loop: Loop) -> None:
     incident = await loop.incident()
     assert incident["recovered_by"] == "person"
     assert [each["asked_by"] for each in incident["actions"]] == ["ann"]
-    assert card.titles[-1].startswith("Recovered: web (after")
+    assert card.titles[-1].startswith("Recovered: web (was down")
     # The buttons of an earlier version of the card do nothing after the end of the incident.
     old = Message(card.id, card.at, [next(each for each in card.cards if "restart" in json.dumps(each))])
     assert await press(loop, old, "restart") == "This has ended"
@@ -130,6 +131,39 @@ async def test_a_press_switches_automation_off(loop: Loop, card: Message) -> Non
     assert await press(loop, card, "automation") == "Automation is off, by ann"
     response = (await loop.ask("GET", "/api/v1/automation")).json()
     assert (response["enabled"], response["by"]) == (False, "ann")
+
+
+async def test_texts_that_cannot_be_stored(loop: Loop, card: Message) -> None:
+    """JSON may have halves of surrogate pairs in any text; Feishu signs such an event, too."""
+    lone = "\ud800"
+
+    async def press_changed(change: Callable[[dict[str, Any]], None]) -> str:
+        event = loop.feishu.apps.event(card, "acknowledge")
+        change(event)
+        status, response = await send(loop, event)
+        assert status == 200
+        return str(response["toast"]["content"])
+
+    def value(event: dict[str, Any]) -> dict[str, Any]:
+        return dict[str, Any](event["event"]["action"].setdefault("value", {}))
+
+    shown = {
+        "open_id": await press_changed(lambda event: event["event"]["operator"].update(open_id=f"ou_{lone}")),
+        "answer": await press_changed(
+            lambda event: event["event"]["action"].update(value={**value(event), "answer": lone})
+        ),
+        "key": await press_changed(lambda event: event["event"]["action"].update(value={**value(event), lone: lone})),
+        "event_id": await press_changed(lambda event: event["header"].update(event_id=f"{uuid4().hex}{lone}")),
+    }
+    assert shown == {
+        "open_id": "You are not allowed to do this (your open_id is ou_?)",
+        "answer": "This button is unknown",
+        "key": "Acknowledged by ann",
+        "event_id": "Acknowledged by ann",
+    }
+    log = loop.stack.log_path("remediator").read_text()
+    assert "button_press_failed" not in log
+    assert "Traceback" not in log
 
 
 async def test_silencing_without_alertmanager_is_refused(loop: Loop, card: Message) -> None:

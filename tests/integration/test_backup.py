@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 import stat
 import subprocess
@@ -13,19 +14,19 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from fleet.inventory.model import Inventory
 from remediator.record import backup
 from remediator.record.database import Database
-from remediator.record.schema import incidents
+from remediator.record.schema import api_tokens, incidents, sessions
 from remediator.record.transaction import Transaction
+from tests.forked_defib import run_defib
 from tests.support import write
 
 
 def defib(config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "defib", *arguments, "--config", str(config)]
-    return subprocess.run(argv, capture_output=True, text=True, check=False)
+    return run_defib(*arguments, "--config", str(config))
 
 
 def insert_incident(tx: Transaction, service: str) -> None:
@@ -108,10 +109,10 @@ def test_backup_to_a_missing_folder(config: Path, database: Database, tmp_path: 
 def test_backup_removes_partial_files_of_a_killed_backup(config: Path, database: Database, tmp_path: Path) -> None:
     store(database, "web")
     (tmp_path / "backups").mkdir()
-    for name in (".defib.db.part", ".defib.db.part-journal"):
+    for name in (".defib.db.part", ".defib.db.part-journal", ".config.tar.gz.part"):
         (tmp_path / "backups" / name).write_bytes(b"half")
     assert defib(config, "backup", str(tmp_path / "backups")).returncode == 0
-    (kept,) = (tmp_path / "backups").iterdir()
+    _, kept = sorted((tmp_path / "backups").iterdir())
     assert services(kept) == ["web"]
 
 
@@ -126,7 +127,7 @@ def test_a_locked_database_is_not_waited_for_forever(
         holder.execute("PRAGMA journal_mode=DELETE")
         holder.execute("BEGIN EXCLUSIVE")
         with pytest.raises(backup.BackupError, match="locked"):
-            backup.back_up(f"sqlite:///{path}", tmp_path)
+            backup.back_up(f"sqlite:///{path}", tmp_path / "kept.db")
         with pytest.raises(backup.RecordBusyError):
             backup.check(path)
     assert not list(tmp_path.glob(".*part*"))
@@ -152,7 +153,7 @@ def test_backup_and_restore_of_a_database_in_use(config: Path, database: Databas
     done = defib(config, "backup", str(tmp_path / "kept.db"))
     assert (done.returncode, done.stdout.startswith(f"{tmp_path}/kept.db: 1 incident, ")) == (0, True), done.stderr
     assert stat.S_IMODE((tmp_path / "kept.db").stat().st_mode) == 0o600
-    assert sorted(path.name for path in tmp_path.glob("*kept*")) == ["kept.db"]
+    assert sorted(path.name for path in tmp_path.glob("*kept*")) == ["kept.config.tar.gz", "kept.db"]
     store(database, "later")
     refused = defib(config, "restore", str(tmp_path / "kept.db"))
     assert (refused.returncode, "another remediator uses the database" in refused.stderr) == (1, True)
@@ -171,8 +172,75 @@ def test_backup_to_a_folder_is_named_by_the_time(config: Path, database: Databas
     folder = tmp_path / "backups"
     folder.mkdir()
     assert defib(config, "backup", str(folder)).returncode == 0
-    (made,) = folder.iterdir()
+    archive, made = sorted(folder.iterdir())
     assert made.name.startswith("defib-2")
+    assert archive.name == f"config{made.stem.removeprefix('defib')}.tar.gz"
+
+
+def test_a_restore_gives_nobody_access_again(config: Path, database: Database, tmp_path: Path) -> None:
+    """Sessions have ended, and tokens that were revoked since the backup stay revoked."""
+
+    def add_access(tx: Transaction) -> None:
+        times = {"created_at": 1.0, "last_used_at": 1.0}
+        tx.execute(insert(sessions).values(
+            digest="d", user="ann", method="password", credential="", groups=[], address="", browser="", **times
+        ))  # fmt: skip
+        for name in ("kept", "revoked"):
+            tx.execute(
+                insert(api_tokens).values(name=name, role="viewer", digest=name, created_at=1.0, created_by="ann")
+            )
+
+    asyncio.run(database.write(add_access))
+    defib(config, "backup", str(tmp_path / "backup.db"))
+    asyncio.run(
+        database.write(
+            lambda tx: tx.execute(update(api_tokens).where(api_tokens.c.name == "revoked").values(revoked_at=2.0))
+        )
+    )
+    database.close()
+    restored = defib(config, "restore", str(tmp_path / "backup.db"))
+    assert restored.stdout.splitlines()[1:] == ["API tokens in force: kept; revoke those that should not be"], restored
+    with closing(sqlite3.connect(tmp_path / "record.db")) as there:
+        assert there.execute("SELECT name FROM api_tokens").fetchall() == [("kept",)]
+        assert there.execute("SELECT * FROM sessions").fetchall() == []
+    # A new record has revoked nothing, and of a damaged one nothing is known.
+    for suffix in ("", ".lock"):
+        (tmp_path / f"record.db{suffix}").unlink()
+    Database(f"sqlite:///{tmp_path}/record.db", Inventory()).close()
+    restored = defib(config, "restore", str(tmp_path / "backup.db"))
+    assert restored.stdout.splitlines()[1].startswith("API tokens in force: kept, revoked; "), restored
+    (tmp_path / "record.db").write_bytes(b"damaged")
+    restored = defib(config, "restore", str(tmp_path / "backup.db"))
+    assert restored.stdout.splitlines()[1].startswith("API tokens in force: kept, revoked; "), restored
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("CREATE TRIGGER t AFTER INSERT ON incidents BEGIN DELETE FROM audit; END", "its t is not that of the schema"),
+        ("DROP TABLE stops; CREATE VIEW stops AS SELECT 1", "its stops is not that of the schema"),
+        ("DROP TABLE stops", "its stops is not that of the schema"),
+        ("ALTER TABLE stops DROP COLUMN reason", "its stops is not that of the schema"),
+        (
+            "ALTER TABLE api_tokens ADD COLUMN g TEXT GENERATED ALWAYS AS (nullif(name, 'ci')) NOT NULL ON CONFLICT IGNORE",
+            "its api_tokens is not that of the schema",
+        ),
+        ("CREATE VIEW sqlitex_stops AS SELECT 1", "its sqlitex_stops is not that of the schema"),
+        ("CREATE INDEX more ON incidents (state)", "its more is not that of the schema"),
+        ("INSERT INTO alembic_version VALUES ('0001')", "it has 2 schema versions"),
+        ("DELETE FROM alembic_version", "it has 0 schema versions"),
+        ("UPDATE alembic_version SET version_num = '9999'", "was written by a newer version of Defib (schema 9999)"),
+    ],
+)
+def test_a_backup_with_another_schema_is_refused(
+    config: Path, database: Database, tmp_path: Path, change: str, message: str
+) -> None:
+    defib(config, "backup", str(tmp_path / "backup.db"))
+    database.close()
+    with closing(sqlite3.connect(tmp_path / "backup.db")) as there:
+        there.executescript(change)
+    refused = defib(config, "restore", str(tmp_path / "backup.db"))
+    assert (refused.returncode, message in refused.stderr, refused.stdout) == (1, True, ""), refused
 
 
 def test_restore_of_a_lost_database(config: Path, database: Database, tmp_path: Path) -> None:
@@ -222,3 +290,48 @@ def test_backup_without_a_database(config: Path, tmp_path: Path) -> None:
         True,
         ["config"],
     )
+
+
+def test_old_backups_are_removed_after_a_new_one(config: Path, database: Database, tmp_path: Path) -> None:
+    """Only files that are named as backups, and never the newest 3 of each kind."""
+    store(database, "web")
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    old = [folder / f"defib-2026010{day}T030000.db" for day in range(1, 6)]
+    archives = [folder / f"config-2026010{day}T030000.tar.gz" for day in range(3, 7)]
+    others = [folder / name for name in ("defib-before-upgrade.db", "config-20260101T030000.tar", "notes.txt")]
+    for path in [*old, *archives, *others]:
+        path.touch()
+    (folder / "defib-20250101T030000.db").mkdir()
+    done = defib(config, "backup", str(folder), "--keep", "30d", "--json")
+    written = json.loads(done.stdout)
+    assert written["removed"] == [str(path) for path in [*archives[:2], *old[:3]]], done.stderr
+    assert sorted(folder.iterdir()) == sorted(
+        [*old[3:], *archives[2:], *others, Path(written["path"]), Path(written["configuration"]["path"]),
+         folder / "defib-20250101T030000.db"]
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("to", "keep", "message"),
+    [
+        ("kept.db", "30d", "old backups are removed from a folder only"),
+        (".", "a month", "argument --keep: 'a month' is not a duration"),
+    ],
+)
+def test_an_age_that_cannot_be_kept(
+    config: Path, database: Database, tmp_path: Path, to: str, keep: str, message: str
+) -> None:
+    store(database, "web")
+    done = defib(config, "backup", str(tmp_path / to), "--keep", keep)
+    assert (done.returncode, message in done.stderr) == (1, True), done.stderr
+    assert not list(tmp_path.glob("defib-*.db"))
+
+
+def test_a_backup_that_fails_removes_nothing(config: Path, tmp_path: Path) -> None:
+    old = [tmp_path / f"defib-2026010{day}T030000.db" for day in range(1, 6)]
+    for path in old:
+        path.touch()
+    done = defib(config, "backup", str(tmp_path), "--keep", "30d")
+    assert (done.returncode, "there is no database" in done.stderr) == (1, True)
+    assert all(path.exists() for path in old)

@@ -11,8 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
+from fleet.inventory.access import OidcAccess
 from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import SudoOptions
+from fleet.json_client import RESPONSE_LIMIT as CLIENT_LIMIT
+from fleet.json_client import ClientError, JsonClient
 from fleet.shells.local import LocalShell
 from remediator.clients.alerts import (
     MAX_BODY,
@@ -21,15 +24,18 @@ from remediator.clients.alerts import (
     PayloadTooLargeError,
     parse_webhook,
 )
-from remediator.clients.json_client import RESPONSE_LIMIT as CLIENT_LIMIT
-from remediator.clients.json_client import ClientError, JsonClient
 from remediator.execution.controls.http import HTTP, HttpControlOptions
 from remediator.execution.controls.http import RESPONSE_LIMIT as CONTROL_LIMIT
 from remediator.execution.controls.runner import ControlRunner
+from remediator.notifications.channels import http
 from remediator.notifications.channels.http import RESPONSE_LIMIT, HttpReply, send_request
+from remediator.sign_in.registry import create_oidc
+from remediator.sign_in.services import SignInError
+from runtime.http_clients import limit_interim_responses
 from runtime.payloads import decode_json, parse_body
-from tests.integration import peers
-from tests.support import leaves_the_loop_free, probed
+from tests.integration import frames, peers
+from tests.integration.frames import frame
+from tests.support import eventually, leaves_the_loop_free, probed
 
 MIB = 2**20
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -79,7 +85,8 @@ async def test_answers_to_a_control(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "interim responses"])
-async def test_answers_of_a_chat_server(name: str) -> None:
+async def test_answers_of_a_chat_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "DEADLINE", 100.0)  # a busy machine takes long
     async with peers.raw_server(answering(*ANSWERS[name])) as port, httpx.AsyncClient(trust_env=False) as client:
 
         async def send() -> None:
@@ -87,6 +94,45 @@ async def test_answers_of_a_chat_server(name: str) -> None:
             assert (reply.status, reply.error, len(reply.body)) == (200, "", RESPONSE_LIMIT)
 
         await leaves_the_loop_free(send)
+
+
+async def test_interim_responses_to_a_control_and_to_a_message() -> None:
+    async with peers.raw_server(answering(*ANSWERS["interim responses"])) as port:
+        url = f"http://127.0.0.1:{port}/"
+        options = HttpControlOptions.model_validate({"start": {"url": url}})
+
+        async def start() -> None:
+            completed = await HTTP.run("start", options, ControlRunner(LocalShell(), SudoOptions(), 60.0))
+            assert (completed.status, completed.why) == (None, "no response: RemoteProtocolError")
+
+        await leaves_the_loop_free(start)
+        async with limit_interim_responses(httpx.AsyncClient(trust_env=False)) as client:
+
+            async def send() -> None:
+                assert "RemoteProtocolError" in (await send_request(client, "POST", url, b"{}", {})).error
+
+            await leaves_the_loop_free(send)
+
+
+async def test_interim_responses_and_connections_that_are_kept() -> None:
+    """Some interim responses are usual, however their parts arrive, and the next request may have some, too."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.readuntil(b"\r\n\r\n"):
+            for part in (
+                b"HTTP/1.1 103 Early Hints\r\n\r\nHTT",
+                b"P/1.1 20",
+                b"0 OK\r\nContent-Length: 300000\r\n\r\n",
+            ):
+                writer.write(part)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+            writer.write(b"HTTP/1.1 100 " * 20_000 + bytes(40_000))
+            await writer.drain()
+
+    async with peers.raw_server(serve) as port, limit_interim_responses(httpx.AsyncClient(trust_env=False)) as client:
+        for _ in range(3):
+            assert len((await client.get(f"http://127.0.0.1:{port}/")).content) == 300_000
 
 
 async def test_a_short_answer_is_read_although_the_connection_is_lost() -> None:
@@ -114,14 +160,17 @@ async def test_answers_of_an_api(name: str) -> None:
         await client.close()
 
 
-@pytest.mark.parametrize("name", ["chunks of one byte", "interim responses"])
-async def test_answers_of_an_api_end_with_the_timeout(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "within", "error"),
+    [("chunks of one byte", 1.0, "Timeout"), ("interim responses", 100.0, "RemoteProtocolError")],
+)
+async def test_endless_answers_of_an_api(name: str, within: float, error: str) -> None:
     async with peers.raw_server(answering(*ANSWERS[name])) as port:
         client = JsonClient(Endpoint(url=f"http://127.0.0.1:{port}"))
 
         async def request() -> None:
-            with pytest.raises(ClientError, match="Timeout"):
-                await client.request("GET", "/api/v2/alerts", 1.0)
+            with pytest.raises(ClientError, match=error):
+                await client.request("GET", "/api/v2/alerts", within)
 
         await leaves_the_loop_free(request)
         await client.close()
@@ -151,6 +200,68 @@ async def test_answers_to_an_http_probe(tmp_path: Path, name: str) -> None:
         await leaves_the_loop_free(probe)
 
 
+# Records that OpenSSL passes over, or that it collects: HelloRequest, one for each record or many, and a certificate
+# whose end never comes.
+HANDSHAKES = {
+    "empty messages": b"\x16\x03\x03\x00\x04" + bytes(4),
+    "records of empty messages": b"\x16\x03\x03\x40\x00" + bytes(16384),
+    "parts of a message": b"\x16\x03\x03\x00\x01\x0b",
+}
+
+
+@pytest.mark.parametrize("name", HANDSHAKES)
+@pytest.mark.parametrize("kind", ["tls", "http", "dns"])
+async def test_tls_handshakes(tmp_path: Path, name: str, kind: str) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        while True:
+            writer.write(HANDSHAKES[name] * max(1, 65536 // len(HANDSHAKES[name])))
+            await writer.drain()
+
+    async with peers.raw_server(serve) as port:
+        options: dict[str, dict[str, Any]] = {
+            "tls": {"address": f"127.0.0.1:{port}"}, "http": {"url": f"https://127.0.0.1:{port}/"},
+            "dns": {"server": f"127.0.0.1:{port}", "name": "www.test", "transport": "tls"},
+        }  # fmt: skip
+
+        async def probe() -> None:
+            result = await probed(tmp_path, kind, options[kind], "5s")
+            assert (result.reason, result.duration < 4) == ("tls", True), (result.message, result.duration)
+
+        await leaves_the_loop_free(probe)
+
+
+@pytest.mark.parametrize("code", [100, 103])
+async def test_interim_responses_to_a_websocket_handshake(tmp_path: Path, code: int) -> None:
+    async with peers.raw_server(answering(b"", b"HTTP/1.1 %d Go On\r\nLink: x\r\n\r\n" % code * 10_000)) as port:
+
+        async def probe() -> None:
+            result = await probed(tmp_path, "websocket", {"url": f"ws://127.0.0.1:{port}/"})
+            assert (result.reason, "more than 10 responses" in result.message) == ("protocol", True), result.message
+
+        await leaves_the_loop_free(probe)
+
+
+@pytest.mark.parametrize("name", ["chunks of one byte", "interim responses"])
+async def test_answers_of_a_provider_of_openid_connect(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with peers.raw_server(answering(*ANSWERS[name])) as port:
+        settings = {
+            "issuer": f"http://127.0.0.1:{port}",
+            "client_id": "c",
+            "client_secret": "s",
+            "default_role": "viewer",
+        }
+
+        async def check() -> None:
+            service = create_oidc(OidcAccess.model_validate(settings))
+            monkeypatch.setattr("remediator.sign_in.oidc.DEADLINE", 1.0)
+            with pytest.raises(SignInError, match=r"did not answer within 1 s|RemoteProtocolError"):
+                await service.check()
+            await service.close()
+
+        await leaves_the_loop_free(check)
+
+
 STREAMS = {
     "chunks of one byte": b"1\r\nx\r\n" * 11_000,
     "empty lines": b"1\r\n\n\r\n" * 11_000,
@@ -168,6 +279,167 @@ async def test_streams_of_a_model(tmp_path: Path, name: str) -> None:
             assert result.reason == ("protocol" if name != "small events" else None), result.message
 
         await leaves_the_loop_free(probe)
+
+
+SETTINGS = frame(frames.SETTINGS)
+_LONG = b"\x40\x01a\x7f\xa1\x1e" + b"v" * 4000  # a header of 4,000 bytes that enters the table, at 62
+# What a server sends after its settings, what follows that without end, and the message of the failure.
+HTTP2: dict[str, tuple[bytes, bytes, str]] = {
+    "pings": (b"", frame(frames.PING, bytes(8)), "more than 1000 frames"),
+    "answers to pings": (b"", frame(frames.PING, bytes(8), flags=frames.ACK), "more than 1000 frames"),
+    "resets of the stream": (b"", frame(frames.RST_STREAM, b"\0\0\0\2", 1), "reset the stream: INTERNAL_ERROR"),
+    "resets of other streams": (b"", frame(frames.RST_STREAM, b"\0\0\0\2", 3), "more than 1000 frames"),
+    "window updates": (b"", frame(frames.WINDOW_UPDATE, b"\0\0\0\1"), "more than 1000 frames"),
+    "window updates of the stream": (b"", frame(frames.WINDOW_UPDATE, b"\0\0\0\1", 1), "more than 1000 frames"),
+    "settings": (b"", frame(frames.SETTINGS, b"\0\x03\0\0\0\1"), "more than 1024 bytes of settings"),
+    "empty settings": (b"", SETTINGS, "more than 1000 frames"),
+    "many settings": (
+        b"", frame(frames.SETTINGS, b"".join(struct.pack("!HI", 1000 + n, n) for n in range(2700))),
+        "more than 1024 bytes of settings",
+    ),
+    "priorities": (b"", frame(frames.PRIORITY, b"\0\0\0\0\1", 1), "more than 1000 frames"),
+    "unknown frames": (b"", frame(0xBE, b"x", 1), "more than 1000 frames"),
+    "long unknown frames": (b"", frame(0xBE, bytes(16_000), 1), "more than 262144 bytes"),
+    "promises": (b"", frame(frames.PUSH_PROMISE, b"\0\0\0\2\x88", 1, frames.END_HEADERS), "violates HTTP/2"),
+    "headers": (b"", frames.headers(*frames.GRPC), "violates HTTP/2"),
+    "interim headers": (b"", frames.headers((":status", "103")), "more than 1000 frames"),
+    "continuations": (frame(frames.HEADERS, b"", 1), frame(frames.CONTINUATION, b"", 1), "violates HTTP/2: ProtocolError: Too many"),
+    "long continuations": (
+        frame(frames.HEADERS, b"", 1), frame(frames.CONTINUATION, bytes(1000), 1), "more than 16384 bytes of headers",
+    ),
+    "empty data": (frames.headers(*frames.GRPC), frame(frames.DATA, b"", 1), "more than 1000 frames"),
+    "padding": (frames.headers(*frames.GRPC), frame(frames.DATA, b"\xff" + bytes(255), 1, 8), "violates HTTP/2"),
+    "data": (frames.headers(*frames.GRPC), frame(frames.DATA, bytes(1000), 1), "longer than 8192 bytes"),
+    "data without headers": (b"", frame(frames.DATA, bytes(1000), 1), "violates HTTP/2"),
+    "data of other streams": (b"", frame(frames.DATA, bytes(1000), 3), "violates HTTP/2"),
+    "long frames": (b"", frame(0xBE, bytes(16_385)), "a frame of more than 16384 bytes"),
+    "copies of a header": (
+        b"", frame(frames.HEADERS, _LONG + b"\xbe" * 12_000, 1, frames.END_HEADERS), "Oversized header block",
+    ),
+    "short headers": (b"", frame(frames.HEADERS, b"\x84" * 16_000, 1, frames.END_HEADERS), "Oversized header block"),
+    "sizes of the table": (b"", frame(frames.HEADERS, b"\x20" * 16_000, 1, frames.END_HEADERS), "violates HTTP/2"),
+    "ends of the connection": (b"", frame(frames.GOAWAY, b"\x7f\xff\xff\xff\0\0\0\0"), "more than 1000 frames"),
+    "an end of the connection": (
+        frame(frames.GOAWAY, bytes(7) + b"\x0btoo many pings"), b"", "ENHANCE_YOUR_CALM (too many pings)",
+    ),
+}  # fmt: skip
+# What a server sends without settings.
+OTHERS: dict[str, tuple[bytes, bytes, str]] = {
+    "HTTP/1.1": (
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"",
+        "the answer is not HTTP/2: 'HTTP/1.1 400 Bad Request\\r\\n\\r\\n'",
+    ),
+    "text": (b"", b"hello\r\n", "the answer is not HTTP/2"),
+    "zeros": (b"", bytes(1000), "the answer is not HTTP/2"),
+    "data first": (b"", frame(frames.DATA, bytes(1000), 1), "the answer is not HTTP/2"),
+    "acknowledged settings first": (b"", frame(frames.SETTINGS, flags=frames.ACK), "the answer is not HTTP/2"),
+}
+
+
+@pytest.mark.parametrize("name", [*HTTP2, *OTHERS])
+async def test_frames_to_a_grpc_probe(tmp_path: Path, name: str) -> None:
+    head, rest, message = OTHERS[name] if name in OTHERS else (SETTINGS + HTTP2[name][0], *HTTP2[name][1:])
+    rest *= 65536 // len(rest) if rest else 0
+    sent: list[int] = []
+    connections: set[asyncio.StreamWriter] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(writer)
+        sent.append(0)
+        try:
+            await reader.readexactly(24)
+            writer.write(head)
+            while rest:
+                writer.write(rest)
+                await writer.drain()
+                sent[-1] += len(rest)
+            await reader.read()
+        finally:
+            connections.discard(writer)
+
+    async with peers.raw_server(serve) as port:
+
+        async def probe() -> None:
+            result = await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}"})
+            assert (result.reason, message in result.message) == ("protocol", True), result.message
+            assert ("no gRPC server at 127.0.0.1" in result.message) == (name in OTHERS), result.message
+
+        await leaves_the_loop_free(probe)
+        await eventually(lambda: asyncio.sleep(0, not connections), within=10)
+    assert max(sent) < 16 * MIB  # most of it in the buffers of the kernel
+
+
+async def test_endless_frames_with_tls(tmp_path: Path) -> None:
+    context = peers.Authority.made(tmp_path / "ca.pem").server("127.0.0.1")
+    context.set_alpn_protocols(["h2"])
+
+    async def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(SETTINGS)
+        while True:
+            writer.write(frame(frames.PING, bytes(8)) * 4000)
+            await writer.drain()
+
+    async with peers.raw_server(serve, ssl=context) as port:
+
+        async def probe() -> None:
+            options = {"address": f"127.0.0.1:{port}", "tls": {"ca_file": str(tmp_path / "ca.pem")}}
+            result = await probed(tmp_path, "grpc", options)
+            assert (result.reason, "more than 1000 frames" in result.message) == ("protocol", True), result.message
+
+        await leaves_the_loop_free(probe)
+
+
+@pytest.mark.parametrize(
+    ("text", "every", "reason"),
+    [
+        (b"", 0.0, "timeout"),
+        (SETTINGS, 0.0, "timeout"),
+        (SETTINGS[:5], 0.0, "timeout"),
+        (SETTINGS + frame(frames.PING, bytes(8)) * 1000, 0.001, "timeout"),
+        (SETTINGS + frame(frames.DATA, bytes(9), 3), 0.001, "protocol"),
+        (frames.answer(), 0.001, None),
+    ],
+)
+async def test_slow_servers_of_grpc(tmp_path: Path, text: bytes, every: float, reason: str | None) -> None:
+    """Each byte is a packet; the connection ends with the probe."""
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readexactly(24)
+            for byte in text:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(every)
+            await reader.read()
+        finally:
+            ended.set()
+
+    async with peers.raw_server(serve) as port:
+        result = await probed(
+            tmp_path, "grpc", {"address": f"127.0.0.1:{port}"}, "1s" if reason == "timeout" else "30s"
+        )
+        assert result.reason == reason, result.message
+        await asyncio.wait_for(ended.wait(), 10)
+
+
+async def test_the_connection_of_a_cancelled_grpc_probe_is_closed(tmp_path: Path) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readexactly(24)
+            begun.set()
+            await reader.read()
+        finally:
+            ended.set()
+
+    async with peers.raw_server(serve) as port:
+        probing = asyncio.create_task(probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}"}))
+        await asyncio.wait_for(begun.wait(), 10)
+        probing.cancel()
+        await asyncio.wait_for(ended.wait(), 10)
 
 
 def _dns_response(query: bytes, count: int, record: Callable[[int], bytes]) -> bytes:

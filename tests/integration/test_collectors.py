@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import asyncssh
 import pytest
+from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families
 
 from defib.demo import sshd
@@ -24,11 +26,14 @@ from defib.demo.stack import reserve_ports
 from exporter.exposition.collector_samples import SERIES_LIMIT
 from exporter.metrics import ExporterMetrics
 from exporter.scheduler.probe_scheduler import ProbeScheduler
+from exporter.scheduler.schedule import phase_offset
 from fleet.managers.systemd import UnitStatus
 from fleet.managers.systemd import parse_units as systemd_units
 from fleet.wrapper import render_wrapper
 from runtime.redaction import Redactor
+from tests.fleet import descendants
 from tests.gpu import CARD, write_nvidia_smi
+from tests.integration import peers
 from tests.integration.conftest import start_supervisord
 from tests.support import eventually, inventory_of
 
@@ -253,6 +258,24 @@ async def test_the_machine(launcher: Launcher, tmp_path: Path, collected: Collec
         assert size == found.f_blocks * found.f_frsize
 
 
+@pytest.mark.needs("sshd")
+async def test_changed_thresholds_restart_neither_collectors_nor_the_connection(
+    launcher: Launcher, tmp_path: Path, collected: Collected
+) -> None:
+    def running() -> set[asyncio.Task[Any]]:
+        return {task for task in asyncio.all_tasks() if task.get_name().startswith("collect ")}
+
+    _, host = await over_ssh(launcher, tmp_path, os.environ["PATH"])
+    host["collect"] = {"system": "1s"}
+    await collected.of({"h": host})
+    await collected.becomes(1, "host_up")
+    before = running()
+    await collected.of({"h": {**host, "thresholds": {"load": {"warning": 2}}}})
+    assert collected.samples["host_threshold", "load", "warning"] == 2
+    assert collected.scheduler.ssh_connections() == {"connected": 1}
+    assert running() == before
+
+
 @pytest.mark.needs("sshd", "dockerd", "busybox", "systemd")
 @pytest.mark.parametrize("by_wrapper", [False, True])
 async def test_containers_units_and_programs_in_one_round_trip_with_their_probes(
@@ -260,6 +283,7 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
 ) -> None:
     programs = (
         "[program:well]\ncommand=/bin/sleep 1000\nstartsecs=0\n[program:ill]\ncommand=/bin/false\nstartretries=99\n"
+        "[program:once]\ncommand=/bin/true\nstartsecs=0\n[program:later]\ncommand=/bin/true\nautostart=false\n"
     )
     own = Path(
         f"/run/defib-test-{os.getpid()}-{by_wrapper}"
@@ -270,10 +294,11 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
     path = f"{systemd}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     made, host = await over_ssh(launcher, tmp_path, path, DOCKER_HOST=os.environ["DOCKER_HOST"])
     if by_wrapper:
-        hardened(made, path, f"docker\nfailed-units\nsystemd well.service\nsupervisor {config}\n")
+        allowed = f"docker\nfailed-units\nsystemd well.service\nsystemd once.service\nsupervisor {config}\n"
+        hardened(made, path, allowed)
         host = {**host, "ssh": {**host["ssh"], "wrapper": True}}
     collect = {
-        "docker": "2s", "systemd": {"every": "2s", "units": ["well"]},
+        "docker": "2s", "systemd": {"every": "2s", "units": ["well", "once"]},
         "supervisor": {"every": "2s", "configs": [str(config)]},
     }  # fmt: skip
     services = {"c": {"host": "h", "probe": {"every": "2s", "retry_every": "2s", "container": {"name": container}}}}
@@ -297,14 +322,151 @@ async def test_containers_units_and_programs_in_one_round_trip_with_their_probes
     samples = await collected.shows(
         {
             ("host_container_restarts_total", container): 0,
-            ("host_container_info", container, container): 1,
+            ("host_container_info", container, container, "no"): 1,
+            ("host_container_exit_code", container): None,
+            ("host_container_health", container, "starting"): None,
             ("host_unit_active", "well.service"): 1,
+            ("host_unit_finished", "well.service"): 0,
+            ("host_unit_restarts_total", "well.service"): 0,
+            ("host_unit_active", "once.service"): 0,
+            ("host_unit_finished", "once.service"): 1,
             ("host_unit_active", "broken.service"): 0,
+            ("host_unit_finished", "broken.service"): None,  # it is not listed
             ("host_program_running", "well"): 1,
+            ("host_program_finished", "well"): 0,
             ("host_program_running", "ill"): 0,
+            ("host_program_finished", "ill"): 0,
+            ("host_program_running", "once"): 0,
+            ("host_program_finished", "once"): 1,
+            ("host_program_running", "later"): 0,
+            ("host_program_finished", "later"): 1,
         }
     )
     assert samples["host_container_started_timestamp_seconds", container] > 1.6e9, started
+
+
+@pytest.mark.needs("dockerd", "busybox")
+async def test_containers_that_finished_failed_and_start(container: str, collected: Collected) -> None:
+    def run(name: str, *argv: str) -> str:
+        full = f"{container}-{name}"
+        subprocess.run(
+            ["docker", "run", "--detach", "--pull", "never", "--name", full, *argv], check=True, capture_output=True
+        )
+        return full
+
+    names = [
+        run("done", "--network", "host", container, "/bin/busybox", "true"),
+        run("failed", "--restart", "on-failure:1", "--network", "host", container, "/bin/busybox", "false"),
+        run("starts", "--network", "host", "--health-cmd", "/bin/busybox true", "--health-interval", "1h", "--restart", "always", container, "/bin/sleep", "1000"),
+    ]  # fmt: skip
+    try:
+        done, failed, starts = names
+        await collected.of({"h": {**LOCAL, "collect": {"docker": "1s"}}})
+        await collected.shows(
+            {
+                ("host_container_up", done): 0,
+                ("host_container_exit_code", done): 0,
+                ("host_container_info", done, container, "no"): 1,
+                ("host_container_up", failed): 0,
+                ("host_container_exit_code", failed): 1,
+                ("host_container_info", failed, container, "on-failure"): 1,
+                ("host_container_up", starts): 0,
+                ("host_container_exit_code", starts): None,
+                ("host_container_health", starts, "starting"): 1,
+                ("host_container_health", starts, "healthy"): 0,
+                ("host_container_health", starts, "unhealthy"): 0,
+                ("host_container_info", starts, container, "always"): 1,
+            }
+        )
+    finally:
+        subprocess.run(["docker", "rm", "--force", *names], check=True, capture_output=True)
+
+
+async def test_what_the_kernel_counts(collected: Collected) -> None:
+    await collected.of({"h": {**LOCAL, "collect": {"system": "1s"}}})
+    await collected.becomes(1, "host_collect_success", "system")
+    samples = collected.samples
+    kills = re.findall(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    assert samples["host_oom_kills_total",] <= int(kills[0])
+    assert samples["host_file_descriptors_limit",] == int(Path("/proc/sys/fs/file-nr").read_text().split()[2])
+    assert 0 < samples["host_file_descriptors_allocated",] < samples["host_file_descriptors_limit",]
+    cards = {path.parent.name for path in Path("/sys/class/net").glob("*/device")}
+    assert {key[1] for key in samples if key[0] == "host_network_errors_total"} == cards
+    disks = {path.parent.name for path in Path("/sys/block").glob("*/device")}
+    assert {key[1] for key in samples if key[0] == "host_disk_io_weighted_seconds_total"} == disks
+
+
+async def test_the_configured_number_of_gpus_is_published_while_the_driver_fails(
+    tools: Path, collected: Collected
+) -> None:
+    write_nvidia_smi(tools / "nvidia-smi", (), before=ERRORS["not running"][0], status=9)
+    await collected.of({"h": {**LOCAL, "collect": {"gpu": {"every": "1s", "gpus": 8}}}})
+    await collected.becomes(0, "host_collect_success", "gpu")
+    assert collected.samples["gpu_expected_count",] == 8
+
+
+def late_first() -> str:
+    """Return the name of a service whose first probe on schedule is almost a minute after the start."""
+    return next(name for name in map("s{}".format, itertools.count()) if phase_offset(name) > 0.97)
+
+
+HOURLY = {"every": "1h", "retry_every": "1h", "fail_after": 1}
+
+
+@pytest.mark.needs("sshd")
+async def test_the_services_of_a_host_whose_shell_fails_are_probed_at_once(
+    launcher: Launcher, tmp_path: Path, collected: Collected
+) -> None:
+    made, host = await over_ssh(launcher, tmp_path, os.environ["PATH"])
+    name = late_first()
+    async with peers.web_server(_answer) as port:
+        services = {name: {"host": "h", "probe": {**HOURLY, "http": {"url": f"http://127.0.0.1:{port}/"}}}}
+        await collected.of({"h": {**host, "collect": {"system": "1s"}}}, services)
+        await collected.becomes(1, "host_up")
+        probed = collected.scheduler.services[name]
+        assert (await collected.scheduler.probe_now(probed)).success
+        assert made.pid is not None
+        for pid in (made.pid, *descendants(made.pid)):
+            os.kill(pid, signal.SIGKILL)
+        await collected.becomes(0, "host_up")
+
+        async def probed_again() -> bool:
+            return probed.state.successes == 2
+
+        await eventually(probed_again)
+
+
+async def test_the_services_of_a_host_without_collectors_are_probed_when_one_goes_down(collected: Collected) -> None:
+    name = late_first()
+    async with peers.web_server(_answer) as lasting:
+        slow = {**HOURLY, "http": {"url": f"http://127.0.0.1:{lasting}/"}}
+        async with peers.web_server(_answer) as ending:
+            quick = {"every": "200ms", "retry_every": "200ms", "tcp": {"address": f"127.0.0.1:{ending}"}}
+            services = {
+                name: {"host": "h", "probe": slow},
+                "quick": {"host": "h", "probe": quick},
+                "other": {"probe": slow},
+            }
+            await collected.of({"h": {"address": "127.0.0.1"}}, services)
+            known = collected.scheduler.services
+            for each in (name, "quick"):
+                assert (await collected.scheduler.probe_now(known[each])).success
+
+            async def up() -> bool:
+                return known["quick"].state.is_steadily_up
+
+            await eventually(up)
+            assert known[name].state.successes == 1
+
+        async def probed_again() -> bool:
+            return known[name].state.successes == 2
+
+        await eventually(probed_again)
+        assert known["quick"].state.up is False
+
+
+async def _answer(_request: web.Request) -> web.Response:
+    return web.Response()
 
 
 async def test_an_unreachable_host_is_logged_once(

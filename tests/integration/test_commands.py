@@ -24,6 +24,7 @@ from defib.cli import main
 from defib.demo.feishu import SECRET
 from fleet.inventory.model import Inventory
 from remediator.record.database import Database
+from tests.forked_defib import run_defib
 from tests.integration import peers
 from tests.integration.loop import Loop
 from tests.support import eventually, write
@@ -54,9 +55,7 @@ SECRETS = """
 
 
 def defib(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "defib", *arguments]
-    env = {**os.environ, **environment}
-    return subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False, cwd=cwd, env=env)
+    return run_defib(*arguments, cwd=cwd, env=environment)
 
 
 async def on_loop(loop: Loop, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -97,9 +96,40 @@ def test_only_the_api_token_is_needed_for_the_api(unset: Path, tmp_path: Path, a
     (tmp_path / "token").chmod(0o600)
     from_file = defib(*arguments, "--token-file", str(tmp_path / "token"), "--config", str(unset))
     for done in (from_file, defib(*arguments, "--config", str(unset), UNSET_TOKEN="given")):
-        assert (done.returncode, "remediator at http://127.0.0.1:1: ConnectError" in done.stderr) == (1, True), (
-            done.stderr
-        )
+        assert (
+            done.returncode,
+            "remediator at http://127.0.0.1:1: cannot connect: Connection refused" in done.stderr,
+        ) == (1, True), done.stderr
+
+
+@pytest.mark.parametrize("other", ["", "every: 10s, http: {url: 'http://h/', expect: {status: '${file:secrets/bad}'}}"])
+def test_a_direct_control_masks_the_secrets_of_probes(tmp_path: Path, other: str) -> None:
+    """A service may log the requests of its probe; with an invalid probe, their secrets are unknown, which is printed."""
+    (tmp_path / "config" / "secrets").mkdir(parents=True)
+    (tmp_path / "config" / "secrets" / "probe").write_text("probe&s3cret/of+web")
+    (tmp_path / "config" / "secrets" / "bad").write_text("not-a-status")
+    config = write(
+        tmp_path / "config",
+        defib=f"""
+        hosts: {{here: {{address: 127.0.0.1, shell: local}}}}
+        services:
+          web:
+            host: here
+            probe: {{http: {{url: "http://h/", auth: {{bearer: "${{file:secrets/probe}}"}}}}}}
+            control:
+              command:
+                restart: ["true"]
+                logs: [sh, -c, "cat {tmp_path}/config/secrets/probe; echo ' ?token=probe%26s3cret%2fof%2bweb' >&2"]
+          llm:
+            host: here
+            probe: {{{other or 'openai: {url: "http://127.0.0.1:1/v1", model: m, api_key: "${UNSET_KEY}"}'}}}
+        """,
+    )
+    for arguments in (["control", "web", "logs", "--direct"], ["--json", "control", "web", "logs", "--direct"]):
+        done = defib("--config", str(config), *arguments)
+        assert done.returncode == 0, done.stderr
+        is_masked = ("?token=***" in done.stdout, "s3cret" in done.stdout) == (True, False)
+        assert (is_masked, "warning: secrets of probes are not masked" in done.stderr) == (not other, bool(other))
 
 
 @pytest.mark.parametrize(
@@ -250,6 +280,22 @@ def test_files_that_cannot_be_read_are_named(readable: Path, command: list[str],
 
 
 @pytest.mark.needs("sshd")
+async def test_commands_of_the_api_work_while_the_configuration_has_errors(loop: Loop) -> None:
+    """Above all the one that stops automation."""
+    await loop.start({"web": loop.service("web")})
+    wrong = loop.folder / "config" / "wrong.yaml"
+    wrong.write_text("hosts: {zz: {address: 127.0.0.1, thresholds: {filesystem: 80}}}\nservices: {web: {}}\n")
+    for command in (["automation", "off", "--reason", "test"], ["status"], ["list", "services"]):
+        done = await on_loop(loop, *command)
+        assert "warning: the configuration has errors; `defib check` lists them" in done.stderr, done
+        assert done.returncode == (0 if command != ["status"] else done.returncode), done
+        assert "Traceback" not in done.stderr
+    assert (await loop.ask("GET", "/api/v1/automation")).json()["enabled"] is False
+    wrong.write_text("{")
+    assert (await on_loop(loop, "list", "incidents")).stdout == "no incidents\n"
+
+
+@pytest.mark.needs("sshd")
 async def test_the_commands_of_the_api(loop: Loop) -> None:
     """A service that is up: explained in one line; unknown names and IDs; JSON; times in the configured zone."""
     web = loop.service("web")
@@ -327,10 +373,15 @@ async def test_the_fleet_on_a_terminal_is_that_of_the_console(loop: Loop) -> Non
     await loop.fire("qwen", "ServiceSlow")
     await loop.until_decision("refuse")
 
-    page = (await loop.ask("GET", "/")).text
-    shown = dict(re.findall(r'id="s-(\w+)" class="(\w+)"', page))
+    expected = [("web", "down"), ("qwen", "degraded"), ("a", "up")]
+
+    async def is_shown() -> bool:  # a page may be a second old
+        page = (await loop.ask("GET", "/")).text
+        return re.findall(r'id="s-(\w+)" class="(\w+)"', page) == expected
+
+    await eventually(is_shown)
     printed = await on_loop(loop, "list", "services", "--token-file", str(viewer))
-    assert list(listed(printed).items()) == list(shown.items()) == [("web", "down"), ("qwen", "degraded"), ("a", "up")]
+    assert list(listed(printed).items()) == expected
     assert re.search(r"(?m)^down +\S+ +web \(门户网站\) +h +exit: test exited with .* \d+ m?s +[-+]+-$", printed.stdout)
     for options, names_ in (
         (["--state", "up,degraded"], ["qwen", "a"]),
@@ -447,7 +498,7 @@ PLAIN_COMMANDS = [
 NO_ANSWERS = ["<html>Sign in</html>", "", "null", "[]", '"text"', "{"]
 KEYS = (
     "incidents", "events", "next", "tokens", "sessions", "audit", "maintenance", "services", "hosts", "problems", "at",
-    "counts", "gates", "alerts", "actions", "action", "until", "exit_status", "decision", "by_inventory",
+    "counts", "gates", "alerts", "actions", "action", "until", "exit_status", "decision", "by_inventory", "on_call",
 )  # fmt: skip
 WRONG: tuple[Any, ...] = (7, "text", [None], [{}], [[]])
 WRONG_ANSWERS = ["{}", *(json.dumps(dict.fromkeys(KEYS, wrong)) for wrong in WRONG)]

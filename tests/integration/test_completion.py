@@ -2,13 +2,10 @@
 
 import argparse
 import os
-import pty
 import re
-import select
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,36 +14,9 @@ import pytest
 from defib import completion
 from tests.support import write
 from tests.systemd import UNPACKED
+from tests.terminal import Terminal
 
 TAB, CLEAR = "\t", "\x15"
-
-
-class Terminal:
-    """An interactive shell behind a pseudo-terminal."""
-
-    def __init__(self, argv: list[str], env: dict[str, str], folder: Path) -> None:
-        self._master, slave = pty.openpty()
-        self._process = subprocess.Popen(
-            argv, stdin=slave, stdout=slave, stderr=slave, env=env, cwd=folder, start_new_session=True
-        )
-        os.close(slave)
-        self.seen = ""
-
-    def type(self, text: str) -> None:
-        self.seen = ""
-        os.write(self._master, text.encode())
-
-    def until(self, pattern: str, within: float = 30.0) -> None:
-        ends = time.monotonic() + within
-        while not re.search(pattern, self.seen):
-            assert time.monotonic() < ends, self.seen
-            if select.select([self._master], [], [], 0.1)[0]:
-                self.seen += os.read(self._master, 4096).decode(errors="replace")
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        os.close(self._master)
 
 
 def start_shell(shell: str, folder: Path) -> Terminal:
@@ -101,6 +71,8 @@ def test_the_tab_key_completes_commands_and_names(terminal: Terminal) -> None:
         ("defib --config config probe wi", "defib --config config probe wiki "),
         ("defib control trans", "defib control transcoder "),
         ("defib host setup gpu", "defib host setup gpu-07 "),
+        ("defib host setup gpu-07 --group g", "defib host setup gpu-07 --group gpus "),
+        ("defib discover --known-hosts gpu", "defib discover --known-hosts gpu-07 "),
         ("defib notify test on", "defib notify test oncall "),
         ("defib maintenance begin group g", "defib maintenance begin group gpus "),
         ("defib list ser", "defib list services "),

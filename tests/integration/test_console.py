@@ -10,7 +10,6 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,10 +31,9 @@ from tests.integration import peers
 from tests.integration.loop import Loop
 from tests.integration.peers import Transcoder
 from tests.integration.test_access import bearer, create_token, start_with_users, write_users
-from tests.support import eventually
+from tests.support import SCREENSHOTS, eventually
 
 pytestmark = pytest.mark.needs("sshd", "chromium")
-SCREENSHOTS = Path("build/screenshots")
 TIMEOUT = 120_000  # milliseconds: the machine may be busy
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b[31m"
 expect.set_options(timeout=TIMEOUT)
@@ -145,6 +143,72 @@ async def test_an_operator_restarts_a_service_and_watches_it_recover(loop: Loop,
         await expect(page.locator("[data-copy] pre")).to_contain_text("web (web, h): Recovered")
         await expect(page.locator("[data-copy] button")).to_have_text("Copy")
         await operator.keep("incident")
+
+
+async def test_a_service_is_restarted_on_the_page_of_its_incident(loop: Loop, browser: Browser) -> None:
+    """A gate that holds it is named, and can be overruled there."""
+    await start_with_users(loop, notify={"links": {"grafana": "https://grafana.example"}}, automatic=False)
+    await loop.ask("POST", "/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "r", "for": "1h"})
+    await loop.kill("web")
+    await loop.fire("web")
+    async with window(browser, loop) as operator:
+        await operator.sign_in("operator")
+        page = operator.page
+        await operator.open("incidents/1")
+        await page.get_by_role("button", name="Restart web").click()
+        await expect(page.locator("#answer")).to_contain_text("Held by: maintenance")
+        operator.expect_faults("409")
+        await page.get_by_role("button", name="Restart web although it is held by: maintenance").click()
+        await expect(page.locator("main")).to_contain_text("started; requested by operator, overruling maintenance")
+        await operator.open("services/web")
+        link = page.get_by_role("link", name="Grafana")
+        await expect(link).to_have_attribute("href", "https://grafana.example/d/defib-service?var-service=web")
+        await operator.open("hosts/h")
+        await expect(page.get_by_role("link", name="Grafana")).to_have_attribute("href", re.compile("var-host=h$"))
+
+
+async def test_an_action_that_hangs_is_shown_until_its_timeout_and_holds_others(loop: Loop, browser: Browser) -> None:
+    service = loop.service("web", restart="sleep 600", on_failure="notify")
+    service["control"] |= {"timeout": "40s"}
+    service["control"]["command"]["stop"] = ["true"]
+    users = write_users(loop.folder, {"operator": "operator"})
+    loop.stack.options = {program: ["--web.config.file", str(users)] for program in ("exporter", "remediator")}
+    await loop.start({"web": service})
+    await loop.kill("web")
+    await loop.fire("web")
+
+    async def is_running() -> bool:
+        return [each["state"] for each in (await loop.incident())["actions"]] == ["running"]
+
+    async with window(browser, loop) as operator:
+        await operator.sign_in("operator")
+        await operator.open("services/web")
+        page, progress = operator.page, operator.page.locator(".banner .progress")
+        restart = page.get_by_role("button", name="Restart web on h")
+        await restart.click()
+        await expect(progress).to_have_text("in progress: restart")
+        await expect(restart).to_be_enabled()
+        await restart.click()
+        await expect(page.locator("#answer")).to_contain_text("Held by: another action on it is in progress")
+        await page.locator("summary", has_text="Stop web on h").click()
+        await page.locator("form[action$='/stop'] input[name=reason]").fill("it hangs")
+        async with page.expect_response(re.compile("/stop$")) as answer:
+            await page.get_by_role("button", name="Stop web on h").click()
+        assert "target-busy" in await (await answer.value).text()
+        await expect(page.locator("#answer")).to_contain_text("Held by: another action on it is in progress")
+        await expect(page.get_by_role("button", name="although it is held by")).to_have_count(0)
+        await operator.keep("service-hangs")
+        while await is_running():
+            text = await page.locator("#live-part").inner_text()
+            assert re.search("(in progress|verifying): restart", text) or not await is_running()
+            await page.wait_for_timeout(300)
+        await expect(progress).to_have_count(0)
+        await expect(page.locator("#live-part")).to_contain_text(re.compile("Last restart: .* ago, outcome unknown"))
+        await page.get_by_role("link", name="Incident 1").first.click()
+        await expect(page.locator("main")).to_contain_text("restart: outcome unknown")
+        await operator.keep("incident-hung")
+        operator.expect_faults("409")
+    assert loop.restarts() == ["web"]
 
 
 async def test_a_viewer_is_offered_no_buttons_and_refused(loop: Loop, browser: Browser) -> None:
@@ -279,7 +343,7 @@ async def test_names_of_any_kind_and_a_clock_that_is_wrong(loop: Loop, browser: 
         viewer.expect_faults("404")
 
 
-async def test_notes_and_test_messages_are_limited(loop: Loop) -> None:
+async def test_notes_maintenance_and_test_messages_are_limited(loop: Loop) -> None:
     await start_with_users(loop, automatic=False)
     await loop.kill("web")
     await loop.fire("web")
@@ -287,6 +351,12 @@ async def test_notes_and_test_messages_are_limited(loop: Loop) -> None:
     answers = [await loop.ask("POST", "/api/v1/incidents/1/notes", {"text": f"note {n}"}) for n in range(102)]
     assert [each.status_code for each in answers] == [201] * 100 + [409] * 2
     assert answers[-1].json()["error"]["message"] == "incident 1 has 100 notes, the most it can have"
+    body = {"scope": "service", "name": "web", "for": "1h", "reason": "r"}
+    begun = [await loop.ask("POST", "/api/v1/maintenance", body) for _ in range(501)]
+    assert [each.status_code for each in begun] == [201] * 500 + [409]
+    assert begun[-1].json()["error"]["message"] == "500 maintenances are in effect: end some"
+    page = (await loop.ask("GET", "/incidents")).text
+    assert (page.count("Maintenance: service web"), "and 495 more" in page) == (5, True)
     tests = [(await loop.ask("POST", "/api/v1/channels/ops/test")).status_code for _ in range(3)]
     assert tests == [200, 409, 409]
 
@@ -325,8 +395,13 @@ async def test_maintenance_and_automation(loop: Loop, browser: Browser) -> None:
         form = page.locator("form[action$=begin-maintenance]")
         await form.locator("input[name=name]").fill("web")
         await form.locator("input[name=reason]").fill(HOSTILE)
+        await form.get_by_label("Pause probing meanwhile").check()
         await page.get_by_role("button", name="Begin maintenance").click()
         await expect(page.locator("#banners")).to_contain_text("<img src=x")
+        await expect(page.locator("#banners")).to_contain_text("probing is paused")
+        await admin.open("")
+        await expect(page.locator("#s-web")).to_contain_text("probing is paused")
+        await admin.open("settings")
         await admin.keep("settings")
         await page.get_by_role("button", name="End", exact=True).click()
         await expect(page.locator("#banners")).to_have_text("")
@@ -335,6 +410,15 @@ async def test_maintenance_and_automation(loop: Loop, browser: Browser) -> None:
         await admin.keep("events")
 
 
+# What the record and the exporter say in English, and pages in the reader's language.
+ENGLISH = r"\b(exit:|wait|refuse|local|unverified|begin maintenance|create token|sign in|service portal|opened|done)\b"
+# The cells whose name is not that of their column, or is not shown where the head of the table is not.
+NAMELESS_CELLS = """() => [...document.querySelectorAll(".plain td")].filter((cell) => {
+  const head = cell.closest("table").tHead;
+  const name = head?.rows[0].cells[cell.cellIndex].textContent;
+  const shown = getComputedStyle(cell, "::before").content;
+  return !head || (name && shown !== (innerWidth > 800 ? "none" : JSON.stringify(name)));
+}).map((cell) => cell.outerHTML)"""
 MODES: dict[str, dict[str, Any]] = {
     "desktop": {},
     "dark": {"color_scheme": "dark", "locale": "zh-CN"},
@@ -364,6 +448,9 @@ async def test_pages_are_accessible_and_fit(loop: Loop, browser: Browser, mode: 
     await loop.kill("web")
     await loop.fire("web")
     await loop.fire("qwen", "ServiceSlow")
+    await create_token(loop, "ci", "viewer")
+    window_of_portal = {"scope": "service", "name": "portal", "reason": "an update", "for": "1h"}
+    assert (await loop.ask("POST", "/api/v1/maintenance", window_of_portal)).is_success
     axe = Axe()
     async with window(browser, loop, **MODES[mode]) as admin:
         await admin.open("")
@@ -390,6 +477,70 @@ async def test_pages_are_accessible_and_fit(loop: Loop, browser: Browser, mode: 
             await admin.keep(f"{mode}-{path.replace('/', '-') or 'services'}")
             overflow = await admin.page.evaluate("document.documentElement.scrollWidth - innerWidth")
             assert overflow <= 0, path
+            if path == "settings" and mode == "phone":
+                assert await admin.page.locator("tr", has_text="ci").locator(".time").all_inner_texts() == [
+                    "永不",
+                    "从未",
+                ]
+            if MODES[mode].get("locale") == "zh-CN":
+                assert re.findall(ENGLISH, await admin.page.inner_text("main")) == [], path
+            await admin.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+            assert await admin.page.evaluate(NAMELESS_CELLS) == [], path
+
+
+async def test_filters_are_folded_away_on_a_phone(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop)
+    async with window(browser, loop, **MODES["phone"] | {"locale": "en-US"}) as viewer:
+        await viewer.sign_in("viewer")
+        page = viewer.page
+        for path, field, chosen in (("", "sort", "name"), ("events", "kind", "service")):
+            await viewer.open(path)
+            button, select = page.get_by_role("button", name="Filters"), page.locator(f"select[name={field}]")
+            await expect(button).to_have_attribute("aria-expanded", "false")
+            await expect(page.get_by_role("searchbox")).to_be_visible()
+            await expect(select).to_be_hidden()
+            first = await page.locator("main tbody tr").first.bounding_box()
+            assert first is not None
+            assert first["y"] < 600
+            await button.click()
+            await expect(button).to_have_attribute("aria-expanded", "true")
+            await select.select_option(chosen)  # which applies at once
+            await expect(button).to_have_text("Filters (1)")
+            await expect(select).to_be_hidden()
+            await viewer.keep(f"phone-filtered-{path or 'services'}")
+        await page.set_viewport_size({"width": 1280, "height": 800})
+        await expect(page.locator("select[name=kind]")).to_be_visible()
+        await expect(page.locator(".fold")).to_be_hidden()
+    async with window(browser, loop, java_script_enabled=False, **MODES["phone"]) as viewer:
+        await viewer.sign_in("viewer")
+        await expect(viewer.page.locator("select[name=sort]")).to_be_visible()
+        await expect(viewer.page.locator(".fold")).to_be_hidden()
+
+
+async def test_rows_do_not_jump_while_they_are_sorted_by_latency(loop: Loop, browser: Browser) -> None:
+    users = write_users(loop.folder, {"viewer": "viewer"})
+    loop.stack.options = {program: ["--web.config.file", str(users)] for program in ("exporter", "remediator")}
+    services = {name: loop.service(name) for name in ("slow", "quick", "web")}
+    for name, seconds in (("slow", 0.5), ("quick", 0.2)):
+        (loop.folder / name).write_text(str(seconds))
+        services[name]["probe"]["command"] = {"run": ["sh", "-c", f"sleep $(cat {loop.folder / name})"]}
+    await loop.start(services, automatic=False)
+    async with window(browser, loop) as viewer:
+        await viewer.sign_in("viewer")
+        page, links = viewer.page, viewer.page.locator("#list tbody a")
+        await viewer.open("?sort=latency")
+        await expect(links).to_have_text(["slow", "quick", "web"])
+        (loop.folder / "slow").write_text("0")
+        (loop.folder / "quick").write_text("1.1")
+        await expect(page.locator("#s-quick .latency")).to_have_text(re.compile(r"^1\d{3} ms"))
+        await loop.kill("web")
+        await expect(page.locator("#s-web .state")).to_have_text("Down")
+        await expect(page.locator(".count.down b")).to_have_text("1")
+        await expect(links).to_have_text(["slow", "quick", "web"])
+        await expect(page.locator(".order")).to_contain_text("Sorted by the latencies of")
+        await viewer.keep("services-by-latency")
+        await page.get_by_role("link", name="Sort again").click()
+        await expect(links.first).to_have_text("quick")
 
 
 async def test_an_operator_restarts_a_component(loop: Loop, browser: Browser, transcoder: Transcoder) -> None:
@@ -397,10 +548,19 @@ async def test_an_operator_restarts_a_component(loop: Loop, browser: Browser, tr
     del transcoder.channels["ch2"]  # which the control lists
     users = write_users(loop.folder, {"operator": "operator", "viewer": "viewer"})
     loop.stack.options = {program: ["--web.config.file", str(users)] for program in ("exporter", "remediator")}
-    await loop.start({"tc": transcoder.service})
+    service = transcoder.service
+    service["probe"]["status"]["up_when"] = 0.5
+    await loop.start({"tc": service})
     async with window(browser, loop, **MODES["phone"] | {"locale": "en-US"}) as operator:
         await operator.sign_in("operator")
         page = operator.page
+        listed = page.locator("#s-tc")
+        await expect(listed.locator(".state")).to_have_text("Degraded")
+        await expect(listed).to_contain_text("Components down: ch1")
+        # What a screen reader says of the strip follows the checks.
+        await expect(listed.locator(".strip")).to_have_attribute(
+            "aria-label", re.compile(r": \d\d successful, 0 failed")
+        )
         await operator.open("services/tc")
         components = page.locator("section", has=page.get_by_role("heading", name="Components"))
         await expect(components.locator("h2")).to_contain_text("198 of 200 up")
@@ -524,6 +684,23 @@ async def test_prometheus_that_does_not_answer_takes_nothing_else_away(
             assert time.monotonic() - began < 20
 
 
+async def test_charts_say_since_when_there_are_values(loop: Loop) -> None:
+    first = time.time() - 2 * 3600
+
+    async def answer(request: web.Request) -> web.Response:
+        start = float(str((await request.post()).get("start", 0)))
+        labels = {"service": "web", "phase": "connect", "mountpoint": "/"}
+        values = [[at, "1"] for at in range(int(first), int(time.time()), 60) if at >= start]
+        return web.json_response({"status": "success", "data": {"result": [{"metric": labels, "values": values}]}})
+
+    async with peers.web_server(answer) as port:
+        await start_with_users(loop, remediator={"prometheus_url": f"http://127.0.0.1:{port}"})
+        for path, number in (("services/web", 2), ("hosts/h", 5)):
+            for span, times in (("24h", number), ("1h", 0)):
+                page = (await loop.ask("GET", f"/{path}?span={span}")).text
+                assert page.count("values since") == times, (path, span)
+
+
 async def test_logs_of_any_content(loop: Loop, browser: Browser) -> None:
     hostile = loop.folder / "hostile.log"
     lines = [
@@ -546,5 +723,63 @@ async def test_logs_of_any_content(loop: Loop, browser: Browser) -> None:
         await expect(log).to_contain_text("the last line")
         text = await log.inner_text()
         assert "\x1b" not in text
+        await expect(operator.page.locator(".notice")).to_have_text("Only the end of the log is shown.")
         await operator.page.fill("#log-search", "LAST LINE")
-        await expect(log.locator("mark")).to_have_text("last line")
+        await expect(operator.page.locator("#log-found")).to_contain_text("match 1 of 1, matching lines: 1")
+        assert await operator.page.evaluate(MARKED) == "last line"
+        await operator.page.fill("#log-search", "x")  # of which there are a million
+        await expect(operator.page.locator("#log-found")).to_contain_text(re.compile(r"match (\d{6,}) of \1,"))
+
+
+# The marked match, if it is in the visible part of the log.
+MARKED = """() => {
+  const [range] = CSS.highlights.get("current") ?? [];
+  const box = range?.getBoundingClientRect(), frame = document.querySelector(".log").getBoundingClientRect();
+  return range && box.top >= frame.top && box.bottom <= frame.bottom ? range.toString() : null;
+}"""
+
+
+async def test_a_log_is_searched(loop: Loop, browser: Browser) -> None:
+    file = loop.folder / "web.log"
+    lines = [f"line {number}: {'Error' if number % 100 == 0 else 'well'}, so far" for number in range(1000)]
+    file.write_text("\n".join([*lines, "errors: error", ""]))
+    service = loop.service("web")
+    service["control"]["command"]["logs"] = ["tail", "-n", "900", str(file)]
+    users = write_users(loop.folder, {"operator": "operator"})
+    loop.stack.options = {program: ["--web.config.file", str(users)] for program in ("exporter", "remediator")}
+    await loop.start({"web": service})
+    async with window(browser, loop, **MODES["phone"] | {"locale": "en-US"}) as operator:
+        await operator.sign_in("operator")
+        await operator.open("services/web/logs")
+        page = operator.page
+        found, search = page.locator("#log-found"), page.locator("#log-search")
+        await expect(found).to_be_hidden()
+        await search.fill("no such text")
+        await expect(found).to_contain_text("No line matches.")
+        await search.fill("error")
+        await expect(found).to_contain_text("match 10 of 10, matching lines: 9")  # the newest
+        assert await page.evaluate(MARKED) == "error"
+        await search.press("Enter")
+        await expect(found).to_contain_text("match 1 of 10")
+        assert await page.evaluate(MARKED) == "Error"
+        await search.press("Shift+Enter")
+        await expect(found).to_contain_text("match 10 of 10")
+        await page.get_by_role("button", name="Previous match").click()
+        await page.get_by_role("button", name="Previous match").click()
+        await page.get_by_role("button", name="Previous match").click()
+        await page.get_by_role("button", name="Next match").click()
+        await expect(found).to_contain_text("match 8 of 10")
+        await operator.keep("phone-log-search")
+        # The log grows, and its beginning is no longer shown: the reader stays at the same match.
+        with file.open("a") as log:
+            log.writelines(f"another error {number}\n" for number in range(150))
+        await page.get_by_role("link", name="Read again").click()
+        await expect(found).to_contain_text("match 7 of 159, matching lines: 158")
+        assert await page.evaluate(MARKED) == "Error"
+        await page.get_by_label("Follow").check()
+        await page.locator(".log").evaluate("(log) => { log.scrollTop = log.scrollHeight; }")
+        with file.open("a") as log:
+            log.write("the newest line\n")
+        await expect(page.locator(".log")).to_contain_text("the newest line")
+        at_end = "(log) => log.scrollTop + log.clientHeight >= log.scrollHeight - 20"
+        assert await page.locator(".log").evaluate(at_end)

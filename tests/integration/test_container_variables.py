@@ -20,6 +20,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
 from defib.demo.stack import reserve_ports
 from fleet.inventory.model import SudoOptions
+from fleet.managers.containers import ContainerSelector
 from fleet.managers.docker import build_exec
 from fleet.shells import CompletedCommand
 from fleet.shells.local import LocalShell
@@ -266,7 +267,9 @@ def test_every_shell_passes_variables(tmp_path: Path, sh: list[str], *, wrapped:
         "#!/bin/sh\ncase $1 in inspect) echo 4d5c ;; exec) cat /dev/stdin && printf '%s' \"$CERTIFICATE\" ;; esac\n"
     )
     (tmp_path / "docker").chmod(0o755)
-    argv, stdin = build_exec("web", [], ["true"], [f"{name}={value}" for name, value in VARIABLES.items()])
+    argv, stdin = build_exec(
+        ContainerSelector("web"), [], ["true"], [f"{name}={value}" for name, value in VARIABLES.items()]
+    )
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     if wrapped:
         (tmp_path / "command").write_text(render_command_file(argv, stdin), newline="")

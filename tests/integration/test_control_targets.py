@@ -13,6 +13,7 @@ import pytest
 from defib.demo.launcher import Launcher
 from fleet.inventory.model import SudoOptions
 from fleet.managers import docker, supervisor
+from fleet.managers.containers import ContainerSelector
 from fleet.managers.guarded_scripts import find_not_run
 from fleet.shells import CompletedCommand, ShellError
 from fleet.shells.local import LocalShell
@@ -265,7 +266,7 @@ def test_refusals_and_failures_of_sudo_are_recognized(tmp_path: Path) -> None:
 DOCKER = r"""#!/bin/sh
 echo "docker $*" >> /tmp/commands
 case "$1 $*" in
-inspect*) echo 4d5c7c9d3f6a ;;
+ps* | inspect*) echo 4d5c7c9d3f6a ;;
 esac
 """
 HARDENED = r"""
@@ -286,7 +287,18 @@ try() {{ as_defib sudo -n "$@" 2>/dev/null && exit 4; }}
 
 @pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
 @pytest.mark.parametrize("wrapper", [False, True], ids=["sudoers", "wrapper"])
-def test_a_hardened_host_allows_exactly_the_commands_of_its_controls(tmp_path: Path, wrapper: bool) -> None:
+@pytest.mark.parametrize(
+    ("options", "selector"),
+    [
+        ({"container": "web"}, ContainerSelector("web")),
+        ({"label": "app=web: a b"}, ContainerSelector(labels=("app=web: a b",))),
+        ({"image": "registry.test:5000/web"}, ContainerSelector(image="registry.test:5000/web")),
+    ],
+    ids=["container", "label", "image"],
+)
+def test_a_hardened_host_allows_exactly_the_commands_of_its_controls(
+    tmp_path: Path, wrapper: bool, options: dict[str, str], selector: ContainerSelector
+) -> None:
     """With sudoers or the wrapper; no part of a script can be run."""
     ssh = {"user": "defib", "key_file": "read", "known_hosts": "known"}
     host: dict[str, Any] = {
@@ -296,12 +308,12 @@ def test_a_hardened_host_allows_exactly_the_commands_of_its_controls(tmp_path: P
     }
     if not wrapper:
         host["sudo"] = "passwordless"
-    service = {"host": "gpu-01", "probe": {"container": {"name": "web"}}, "control": {"docker": {"container": "web"}}}
+    service = {"host": "gpu-01", "probe": {"container": {"name": "web"}}, "control": {"docker": options}}
     configure(tmp_path / "config", {"gpu-01": host}, {"web": service})
     create_keys(tmp_path / "config", "read", "control")
     made = defib(tmp_path / "config", "host", "setup", "gpu-01")
     assert made.returncode == 0, made.stderr
-    argv = docker.build_action("restart", "web")
+    argv = docker.build_action("restart", selector)
     script = argv[2]
     run = shlex.join(["sudo", "-n", *argv])
     if wrapper:

@@ -1,12 +1,9 @@
-"""`defib doctor` and `defib init`, where nothing works and where everything does."""
+"""`defib doctor`, where nothing works and where everything does."""
 
 import asyncio
 import contextlib
 import json
 import signal
-import stat
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -23,18 +20,14 @@ from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack, reserve_ports
 from defib.doctor.monitoring import JOBS, check_prometheus
-from tests.support import eventually, inventory_of, loaded
+from tests.forked_defib import run_defib
+from tests.support import eventually, inventory_of
 
 NOWHERE = "http://127.0.0.1:1"
 
 
-def defib(*arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "defib", *arguments]
-    return subprocess.run(argv, capture_output=True, text=True, check=False)
-
-
 async def run_doctor(config: Path, *arguments: str) -> tuple[int, list[dict[str, str]]]:
-    done = await asyncio.to_thread(defib, "doctor", "--json", "--config", str(config), *arguments)
+    done = await asyncio.to_thread(run_defib, "doctor", "--json", "--config", str(config), *arguments)
     assert "Traceback" not in done.stderr, done.stderr
     return done.returncode, json.loads(done.stdout)["findings"]
 
@@ -42,45 +35,6 @@ async def run_doctor(config: Path, *arguments: str) -> tuple[int, list[dict[str,
 def result_of(findings: list[dict[str, str]], subject: str, check: str) -> str:
     (result,) = {each["result"] for each in findings if (each["subject"], each["check"]) == (subject, check)}
     return result
-
-
-@pytest.mark.parametrize("more", [[], ["--compose"]])
-def test_init_writes_a_valid_configuration_with_private_secrets(tmp_path: Path, more: list[str]) -> None:
-    folder = tmp_path / "config"
-    made = defib("init", str(folder), *more)
-    assert made.returncode == 0, made.stderr
-    checked = defib("check", "--config", str(folder))
-    assert (checked.returncode, checked.stderr) == (0, "")
-    assert stat.S_IMODE((folder / "secrets").stat().st_mode) == 0o700
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in (folder / "secrets").iterdir()}
-    assert modes == ({0o644} if more else {0o600})
-    tokens = {path.read_text() for path in (folder / "secrets").iterdir()}
-    assert len(tokens) == len(list((folder / "secrets").iterdir()))
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    again = defib("init", str(folder), *more)
-    assert (again.returncode, "exists already; nothing was written" in again.stderr) == (1, True)
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    every = [line for path in folder.glob("*.yaml") for line in path.read_text().splitlines()]
-    assert not any("@" in line for line in every)
-
-
-def test_init_writes_the_console_s_address_for_browsers(tmp_path: Path) -> None:
-    url = "https://defib.example/ops"
-    assert defib("init", str(tmp_path / "a"), "--compose", "--public-url", url).returncode == 0
-    assert loaded(tmp_path / "a").inventory.notify.links.remediator == url
-    wrong = defib("init", str(tmp_path / "b"), "--public-url", "ftp://x")
-    assert (wrong.returncode, wrong.stderr) == (
-        1,
-        "defib: argument --public-url: is not a URL; write http://host:port/path\n",
-    )
-    assert not (tmp_path / "b").exists()
-
-
-def test_init_for_compose_has_no_local_host(tmp_path: Path) -> None:
-    (tmp_path / "secrets").mkdir(mode=0o755)
-    assert defib("init", str(tmp_path), "--compose").returncode == 0
-    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
-    assert not loaded(tmp_path).inventory.hosts
 
 
 @pytest.mark.usefixtures("docker")
@@ -126,12 +80,32 @@ async def test_all_targets_and_rules_with_the_same_name_are_checked(tmp_path: Pa
     assert found["scrapes defib-exporter"].result == "fail"
     assert "http://down/metrics: refused" in found["scrapes defib-exporter"].detail
     assert "many-to-many" in found["rule evaluation"].detail
+    outdated = found["version of the rules"]
+    assert (outdated.result, "HostDown" in outdated.detail, "host:threshold:max" in outdated.detail) == (
+        "warn",
+        True,
+        True,
+    )
 
 
-def test_init_in_an_unwritable_directory(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    done = defib("init", str(tmp_path / "file" / "config"))
-    assert (done.returncode, "Not a directory" in done.stderr, "Traceback" in done.stderr) == (1, True, False)
+async def test_servers_with_targets_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CACHE_DIRECTORY", str(tmp_path / "cache"))
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.json_response([{"targets": ["127.0.0.1:1", "127.0.0.1:2"]}])
+
+    app = web.Application()
+    app.router.add_get("/targets", answer)
+    async with TestServer(app) as server:
+        sources = {"good": str(server.make_url("/targets")), "gone": f"{NOWHERE}/targets"}
+        written = {
+            "templates": {"port": {"id": "{target}", "service": {"probe": {"tcp": {"address": "{target}"}}}}},
+            "services_from": {name: {"http": url, "template": "port"} for name, url in sources.items()},
+        }
+        await asyncio.to_thread(inventory_of, tmp_path / "config", written)
+        _, findings = await run_doctor(tmp_path / "config")
+    assert result_of(findings, "services_from", "good") == "pass"
+    assert result_of(findings, "services_from", "gone") == "fail"
 
 
 async def test_a_missing_or_invalid_configuration(tmp_path: Path) -> None:

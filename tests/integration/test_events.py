@@ -4,9 +4,9 @@ import asyncio
 import csv
 import io
 import json
+import re
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -23,8 +23,8 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import RemediationStep
+from fleet.json_client import ClientError
 from remediator.clients.exporter import Exporter
-from remediator.clients.json_client import ClientError
 from remediator.engine import event_copier
 from remediator.engine.event_copier import EventCopier
 from remediator.engine.housekeeping import _delete_old
@@ -46,6 +46,7 @@ from runtime.redaction import Redactor
 from runtime.tokens import ConfiguredToken
 from runtime.web import create_application
 from runtime.webconfig import WebConfigFile
+from tests.forked_defib import run_defib
 from tests.integration.peers import web_server
 from tests.integration.ring_exporter import TOKEN, RingExporter
 from tests.integration.test_record import DOWN, alert, configuration_of
@@ -153,7 +154,7 @@ async def test_events_are_copied_once(harness: Harness) -> None:
     assert [each.get("after") for each in harness.ring.requests] == [None, "1/2", "1/2"]
 
 
-async def test_repeats_within_a_minute_are_one_row_with_the_latest_state(harness: Harness) -> None:
+async def test_changes_within_a_minute_keep_their_order_and_many_are_one_row(harness: Harness) -> None:
     for second, state in enumerate(["down", "up", "down", "up", "down"]):
         harness.ring.add("web", state, ago=80 - 10 * second, detail=f"number {second}")
         harness.ring.add("db", "down", ago=80 - 10 * second, host="g" if second % 2 else "h")
@@ -163,19 +164,23 @@ async def test_repeats_within_a_minute_are_one_row_with_the_latest_state(harness
     await harness.copy()
     web_rows = await harness.rows(service="web")
     assert shown(web_rows, "at", "last_at", "state", "times", "detail") == [
-        (time_of(START - 10), time_of(START - 5), "down", 2, ""),
-        (time_of(START - 80), time_of(START - 40), "down", 5, "number 4"),
+        (time_of(START - 5), None, "down", 1, ""),
+        (time_of(START - 10), None, "up", 1, ""),
+        (time_of(START - 50), time_of(START - 40), "down", 2, "number 4"),
+        (time_of(START - 60), None, "down", 1, "number 2"),
+        (time_of(START - 70), None, "up", 1, "number 1"),
+        (time_of(START - 80), None, "down", 1, "number 0"),
     ]
     assert shown(await harness.rows(service="db"), "host", "times") == [("g", 2), ("h", 3)]
 
 
-async def test_a_service_that_flaps_for_an_hour_is_one_row_a_minute(harness: Harness) -> None:
+async def test_a_service_that_flaps_for_an_hour_is_four_rows_a_minute(harness: Harness) -> None:
     for minute in range(60):
         for second in range(60):
             harness.ring.add("web", "up" if second % 2 else "down", ago=3600 - 60 * minute - second)
         await harness.copy()
     rows = await harness.rows(limit=1000)
-    assert (len(rows), sum(row["times"] for row in rows)) == (60, 3600)
+    assert (len(rows), sum(row["times"] for row in rows)) == (240, 3600)
 
 
 async def test_a_gap_is_shown_where_events_were_lost(harness: Harness) -> None:
@@ -666,14 +671,13 @@ async def test_the_command(launcher: Launcher, tmp_path: Path) -> None:
     async def serve(stack: Stack, ring: RingExporter) -> None:
         ring.add("web", "down", detail="connect: refused\x1b[31m\nforged", ago=30)
         ring.add("web", "up", ago=20)
+        for second in range(6):
+            ring.add("db", "up" if second % 2 else "down", ago=15 - second)
         ring.add("h", "down", kind="host")
         config = await start_remediator(stack)
 
         async def defib(*arguments: str) -> subprocess.CompletedProcess[str]:
-            argv = [sys.executable, "-m", "defib", "list", "events", *arguments, "--config", str(config)]
-            done = await asyncio.to_thread(
-                subprocess.run, argv, capture_output=True, text=True, timeout=200, check=False
-            )
+            done = await asyncio.to_thread(run_defib, "list", "events", *arguments, "--config", str(config))
             assert "Traceback" not in done.stderr, done.stderr
             return done
 
@@ -682,7 +686,11 @@ async def test_the_command(launcher: Launcher, tmp_path: Path) -> None:
 
         await eventually(copied)
         lines = (await defib()).stdout.splitlines()
-        assert [line[21:].split(" [2 times until ")[0] for line in lines] == [
+        *others, last = [line for line in lines if "db" in line]
+        assert [line.split(": ")[1] for line in others] == ["down", "up", "down"]
+        assert re.search(r"db: up \[the last of 3, at [-0-9]+ [0-9:]+\]$", last)
+        assert [line[21:] for line in lines if "db" not in line] == [
+            "service      h web: down (connect: refused\\x1b[31m\\nforged)",
             "service      h web: up",
             "host         h: down",
         ]

@@ -61,7 +61,10 @@ def write_tool(path: Path, script: str) -> None:
 
 def write_docker(path: Path, **states: str) -> None:
     """Write a docker with containers in these states."""
-    lines = "".join(f"/{name}\t{state}\t\t0\t2026-01-01T00:00:00Z\t3\timage:1\n" for name, state in states.items())
+    lines = "".join(
+        f"/{name}\t{state}\t\t{0 if state == 'running' else 137}\t2026-01-01T00:00:00Z\t3\timage:1\talways\n"
+        for name, state in states.items()
+    )
     path.with_suffix(".table").write_text(lines)
     write_tool(path, f"case $1 in ps) echo listed ;; *) cat {path.with_suffix('.table')} ;; esac")
 
@@ -305,6 +308,49 @@ async def test_the_list_of_hosts_follows_the_collectors_and_reloads(exporter: Ex
     assert (await exporter.client.post("/-/reload")).status_code == 200
     (entry,) = (await get(exporter, "/api/v1/hosts"))["hosts"]
     assert entry["group"] == "new"
+
+
+async def test_thresholds_are_published_and_decide_what_is_a_problem_and_a_reload_changes_both(
+    exporter: Exporter, tmp_path: Path
+) -> None:
+    host: dict[str, Any] = {**LOCAL, "collect": {"system": "2s"}}
+    service: dict[str, Any] = {**switched(tmp_path, "web"), "host": "h"}
+
+    async def configure(thresholds: Any, certificate: Any) -> None:
+        hosts = {"h": {**host, "thresholds": {"filesystem": "off", "inodes": "off", "load": "off", **thresholds}}}
+        exporter.configure({"web": {**service, "thresholds": {"certificate": certificate}}}, hosts=hosts)
+
+    async def problems() -> list[tuple[str, str]]:
+        (entry,) = (await get(exporter, "/api/v1/hosts"))["hosts"]
+        return [(problem["kind"], problem["severity"]) for problem in entry["problems"]]
+
+    async def published() -> dict[tuple[str, ...], float]:
+        of_host, labels = await metrics_of(exporter, "h"), ("web", "other", "other")
+        names: list[tuple[str, ...]] = [("host_threshold", "memory", each) for each in ("warning", "critical")]
+        names += [("service_threshold", *labels, "certificate", each) for each in ("warning", "critical")]
+        return {name: of_host[name] for name in names if name in of_host}
+
+    await configure({"memory": {"warning": "0.01%", "critical": "off"}}, {"warning": "15d"})
+    await exporter.start()
+    await collected(exporter, "h", system=True)
+    assert await problems() == [("memory_low", "warning")]
+    certificate = ("service_threshold", "web", "other", "other", "certificate")
+    assert await published() == {
+        ("host_threshold", "memory", "warning"): 0.0001,
+        ("host_threshold", "memory", "critical"): float("inf"),
+        (*certificate, "warning"): 15 * 86400,
+    }
+    await configure({"memory": {"warning": "0.01%", "critical": "0.02%"}}, {"critical": "off"})
+    assert (await exporter.client.post("/-/reload")).status_code == 200
+    assert await problems() == [("memory_low", "critical")]
+    assert await published() == {
+        ("host_threshold", "memory", "warning"): 0.0001,
+        ("host_threshold", "memory", "critical"): 0.0002,
+        (*certificate, "critical"): float("-inf"),
+    }
+    await configure({"memory": "off"}, {})
+    assert (await exporter.client.post("/-/reload")).status_code == 200
+    assert await problems() == []
 
 
 async def test_an_error_of_a_collector_is_redacted(exporter: Exporter, tools: Path) -> None:

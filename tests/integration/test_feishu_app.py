@@ -62,7 +62,7 @@ class AppHarness(SenderHarness):
         return card
 
 
-async def opened(folder: Path, **options: Any) -> AppHarness:
+async def opened(folder: Path, notify: Mapping[str, Any] | None = None, **options: Any) -> AppHarness:
     feishu = FeishuSimulator()
     await feishu.start()
     app = {
@@ -77,7 +77,10 @@ async def opened(folder: Path, **options: Any) -> AppHarness:
     service = {"host": "h", "probe": probe, "control": control, "on_failure": "restart"}
     written = {
         "hosts": {"h": {"address": "h", "shell": "local"}}, "services": {"web": service, "db": service},
-        "notify": {"language": "en", "channels": {"app": {"feishu_app": app}}, "routes": [{"channels": ["app"]}]},
+        "notify": {
+            "language": "en", "channels": {"app": {"feishu_app": app}}, "routes": [{"channels": ["app"]}],
+            **(notify or {}),
+        },
     }  # fmt: skip
     inventory = (await asyncio.to_thread(inventory_of, folder / "config", written)).inventory
     harness = await asyncio.to_thread(AppHarness, folder, feishu, inventory)

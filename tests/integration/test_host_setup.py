@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,17 +14,9 @@ from defib.demo import sshd
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
 from fleet.shells.ssh import command_digest
-
-UNPACKED = Path(__file__).parents[2] / ".parts" / "root"
-SUDO = (
-    "usr/bin/sudo",
-    "usr/sbin/visudo",
-    "usr/libexec/sudo",
-    "etc/sudoers",
-    "etc/sudoers.d",
-    "etc/pam.d/sudo",
-    "etc/sudo.conf",
-)
+from tests.forked_defib import run_defib
+from tests.machines import IN_NEW_NAMESPACE, MOUNT, copy_environment
+from tests.systemd import UNPACKED
 
 # Runs inside: the script twice, then what the account can and cannot do.
 INSIDE = r"""
@@ -46,26 +37,43 @@ as_defib sh -c 'echo key >> /home/defib/.ssh/authorized_keys' 2>/dev/null && exi
 as_defib sh -c 'mv /home/defib/.ssh /home/defib/x' 2>/dev/null && exit 11
 cat /home/defib/.ssh/authorized_keys
 """
+# Runs the script again and again: what it has written stays as it is, and what is wrong is corrected.
+TWICE = r"""
+mount -t proc proc /proc || exit 23
+written() { find /etc/defib /etc/sudoers.d /home/defib /usr/local/sbin/defib-shell /etc/passwd /etc/group /etc/shadow -type f; }
+describe() { written | sort | xargs stat -c '%n %i %a %u:%g %s %.Y' && written | sort | xargs cat | cksum; }
+set_up() { sh /tmp/setup.sh >/tmp/out 2>/tmp/err; echo "$? $(tail -n 1 /tmp/out)"; }
+set_up
+describe >/tmp/first
+set_up
+describe >/tmp/second
+diff /tmp/first /tmp/second || exit 2
+grep -c defib /etc/passwd
+find /etc /home /usr/local /root -xdev -name '*.new' 2>/dev/null
+chmod 666 /home/defib/.ssh/authorized_keys; set_up
+echo ssh-ed25519 AAAA >> /home/defib/.ssh/authorized_keys; set_up
+chown -R defib /home/defib/.ssh; set_up
+chmod 777 /etc/defib; set_up
+[ ! -d /etc/defib/commands ] || { touch /etc/defib/commands/more; set_up; }
+[ ! -e /etc/sudoers.d/defib ] || { echo '#' >> /etc/sudoers.d/defib; set_up; }
+describe | cut -d' ' -f 1,3-5 | sort >/tmp/third
+set_up
+cut -d' ' -f 1,3-5 /tmp/second | sort | diff - /tmp/third
+"""
 # Runs after the script of the same host without sudo: its rights are removed.
 TAKEN_BACK = r"""
 sh -eu /tmp/bare.sh >/dev/null || exit 30
 as_defib sudo -n echo restart mineru 2>/dev/null && exit 31
 [ ! -e /etc/sudoers.d/defib ] && [ ! -e /etc/defib/allowed ] && [ ! -e /usr/local/sbin/defib-shell ] || exit 32
 """
-OUTSIDE = """
-mount -t tmpfs -o mode=755 tmpfs "$1" && mkdir "$1/upper" "$1/work" "$1/root" "$1/sudo" || exit 20
-for path in $SUDO; do
-    [ -e "$2/$path" ] && mkdir -p "$1/sudo/${path%/*}" && cp -a "$2/$path" "$1/sudo/$path"
-done
-mount -t overlay overlay -o "lowerdir=$1/sudo:/,upperdir=$1/upper,workdir=$1/work" "$1/root" || exit 21
+OUTSIDE = f"""{MOUNT}
 mkdir -p "$1/root/tmp" && cp "$3" "$1/root/tmp/setup.sh" && cp "$4" "$1/root/tmp/inside.sh" || exit 22
 exec chroot "$1/root" sh /tmp/inside.sh
 """
 
 
 def defib(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    argv = [sys.executable, "-m", "defib", *arguments, "--config", str(folder)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
+    return run_defib(*arguments, "--config", str(folder))
 
 
 def configure(folder: Path, hosts: dict[str, Any], services: dict[str, Any] | None = None) -> None:
@@ -83,11 +91,10 @@ def run_in_copy(folder: Path, setup: str, inside: str) -> subprocess.CompletedPr
     (folder / "setup.sh").write_text(setup)
     (folder / "inside.sh").write_text(inside)
     (folder / "root").mkdir()
-    argv: list[Any] = ["unshare", "--mount", "--propagation", "private", "sh", "-c", OUTSIDE, "sh"]
-    environment = {**os.environ, "SUDO": "" if shutil.which("sudo", path="/usr/bin") else " ".join(SUDO)}
+    argv: list[Any] = [*IN_NEW_NAMESPACE, OUTSIDE, "sh", folder / "root", UNPACKED]
     return subprocess.run(
-        [*argv, folder / "root", UNPACKED, folder / "setup.sh", folder / "inside.sh"],
-        capture_output=True, text=True, env=environment, timeout=200, check=False,
+        [*argv, folder / "setup.sh", folder / "inside.sh"],
+        capture_output=True, text=True, env=copy_environment(), timeout=200, check=False,
     )  # fmt: skip
 
 
@@ -172,6 +179,41 @@ def test_a_host_after_setup(tmp_path: Path) -> None:
     assert second.startswith('restrict,from="10.0.0.5" ssh-ed25519 ')
 
 
+@pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
+@pytest.mark.parametrize(
+    ("settings", "corrections"),
+    [
+        ({"control_ssh": {"key_file": "control", "wrapper": True}}, 6),
+        ({"control_ssh": {"key_file": "control"}, "sudo": "passwordless"}, 5),
+        ({}, 4),
+    ],
+)
+def test_a_second_setup_changes_nothing(tmp_path: Path, settings: dict[str, Any], corrections: int) -> None:
+    config = tmp_path / "config"
+    host = {"address": "10.0.0.11", "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known"}, **settings}
+    control = {"command": {"restart": ["echo", "restart"], "status": ["echo", "status"]}}
+    configure(config, {"h": host}, {"it": {"host": "h", "probe": {"unit": {"name": "nginx"}}, "control": control}})
+    create_keys(config, "read", "control")
+    made = defib(config, "host", "setup", "h")
+    assert made.returncode == 0, made.stderr
+    done = run_in_copy(tmp_path, made.stdout, TWICE)
+    changed, unchanged = "0 defib-setup: changed", "0 defib-setup: unchanged"
+    assert done.stdout.splitlines() == [changed, unchanged, "1", *[changed] * corrections, unchanged], done
+    assert done.returncode == 0
+
+
+@pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
+def test_a_part_of_the_script_does_nothing(tmp_path: Path) -> None:
+    """As when the connection is lost while the script is sent."""
+    host = {"address": "10.0.0.11", "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known"}}
+    configure(tmp_path / "config", {"h": host})
+    create_keys(tmp_path / "config", "read")
+    made = defib(tmp_path / "config", "host", "setup", "h").stdout
+    part = made[: made.index("restrict") + 30]
+    done = run_in_copy(tmp_path, part, "sh /tmp/setup.sh 2>/dev/null; id defib; ls /etc/defib; ls /home/defib")
+    assert (done.returncode != 0, done.stdout) == (True, ""), done
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -179,13 +221,19 @@ def test_a_host_after_setup(tmp_path: Path) -> None:
         (["host", "setup", "here"], "the host 'here' has no SSH settings"),
         (["host", "setup", "keyless"], "ssh.key_file is not set"),
         (["host", "setup", "roots"], "'root' cannot be the account of Defib"),
+        (["host", "setup", "keyless", "roots"], "several hosts: run the scripts with --apply USER, or write them with"),
+        (["host", "setup"], "no hosts: name them, or use --group GROUP or --all"),
+        (["host", "setup", "--group", "gpus"], "the inventory has no group 'gpus'; did you mean gpu?"),
+        (["host", "setup", "keyless", "--from", "10.0.0.1;id"], "'10.0.0.1;id' is not a list of addresses"),
+        (["host", "setup", "keyless", "roots", "--apply", "u"], "keyless and roots have the same address, 10.0.0.1:22"),
+        (["host", "setup", "keyless", "--apply=-oProxyCommand=id"], "'-oProxyCommand=id' is not the name of a user"),
         (["doctor", "nowhere"], "the inventory has no host 'nowhere'"),
     ],
 )
 def test_invalid_setups_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
     hosts: dict[str, Any] = {
         "here": {"address": "127.0.0.1", "shell": "local"},
-        "keyless": {"address": "10.0.0.1", "ssh": {"user": "u"}},
+        "keyless": {"address": "10.0.0.1", "group": "gpu", "ssh": {"user": "u"}},
         "roots": {"address": "10.0.0.1", "ssh": {"user": "root"}},
     }
     configure(tmp_path, hosts)
@@ -270,7 +318,7 @@ async def test_the_doctor_checks_hosts(launcher: Launcher, tmp_path: Path) -> No
     assert failing.returncode == 1
     for message in (
         "FAIL  no-gpu: collector gpu", "none: there is no such file", "other users can read it (644)", "chmod 600", "Connection refused",
-        "→ pin the host's key in that file",
+        "→ pin the host's key in that file: defib discover --known-hosts unpinned",
     ):  # fmt: skip
         assert message in failing.stdout, (message, failing.stdout)
     assert "Traceback" not in failing.stderr

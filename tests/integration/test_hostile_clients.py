@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from runtime import connections
 from runtime.access.audit import write_to_log
-from runtime.access.control import AccessControl, WebUsers
+from runtime.access.control import AccessControl, AccessSettings, WebUsers
+from runtime.access.proxy import TrustedProxy
 from runtime.access.roles import AccessRequirement, Role
 from runtime.access.tokens import ConfiguredTokens
 from runtime.addresses import group_address
@@ -33,7 +35,7 @@ from runtime.connections import Connections, Listener
 from runtime.metrics import ProgramMetrics
 from runtime.tasks import cancel_and_wait
 from runtime.tokens import ConfiguredToken
-from runtime.web import add_route, create_application
+from runtime.web import MAX_READING, add_route, create_application
 from runtime.webconfig import WebConfigFile
 from tests.integration.peers import Authority
 from tests.integration.test_probe_net import no_file_left
@@ -247,18 +249,18 @@ async def test_headers_of_responses(program: Server, tmp_path: Path, certificate
         }  # fmt: skip
 
 
-TOKEN = "a" * 32
-KNOWN = f"Authorization: Bearer {TOKEN}"
+TOKEN, METRICS_TOKEN = "a" * 32, "m" * 32
+KNOWN, SCRAPER = (f"Authorization: Bearer {token}" for token in (TOKEN, METRICS_TOKEN))
 
 
 class Application:
     """A server in this process: `/read` returns the length of the body, `/wait` waits, `/big` is a large response.
 
-    `/work` waits, too, and requires a credential.
+    `/work`, `/page` and `/metrics` wait, too: for callers with a role, for all, and as the page of metrics.
     """
 
-    def __init__(self) -> None:
-        self.metrics = ProgramMetrics()
+    def __init__(self, at_once: int = MAX_READING) -> None:
+        self.metrics, self.at_once = ProgramMetrics(), at_once
         self.waiting, self.go_on = 0, asyncio.Event()
         self.port = 0
 
@@ -266,11 +268,15 @@ class Application:
     async def serve(self, context: ssl.SSLContext | None = None) -> AsyncIterator["Application"]:
         web_config = WebConfigFile(None)
         access = AccessControl(WebUsers, ConfiguredTokens(lambda _: None), write_audit=write_to_log, now=time.monotonic)
-        await access.tokens.replace([(ConfiguredToken("token", SecretStr(TOKEN)), Role.ADMIN)])
-        app = create_application(access, web_config, ready=lambda: True)
+        tokens = [(TOKEN, Role.ADMIN), (METRICS_TOKEN, Role.METRICS)]
+        await access.tokens.replace([(ConfiguredToken(role, SecretStr(value)), role) for value, role in tokens])
+        access.settings = AccessSettings(proxy=TrustedProxy([ip_network("127.0.0.9")]))
+        app = create_application(access, web_config, ready=lambda: True, at_once=self.at_once)
         add_route(app, "POST", "/read", self.read, AccessRequirement.UNCHECKED)
         add_route(app, "GET", "/wait", self.wait, AccessRequirement.UNCHECKED)
         add_route(app, "GET", "/work", self.wait, AccessRequirement.VIEWER)
+        add_route(app, "GET", "/page", self.wait, AccessRequirement.PUBLIC)
+        add_route(app, "GET", "/metrics", self.wait, AccessRequirement.SCRAPE)
         add_route(app, "GET", "/big", self.big, AccessRequirement.UNCHECKED)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -379,6 +385,20 @@ async def test_a_response_that_nobody_reads(application: Application) -> None:
     writer.close()
 
 
+async def test_a_client_that_leaves_during_a_response_is_no_error(application: Application) -> None:
+    with capture_logs() as logs:
+        reader, writer = await application.connect()
+        writer.write(request("GET /big"))
+        await reader.readexactly(1000)
+        writer.transport.abort()
+
+        async def is_closed() -> bool:
+            return application.open() == 0
+
+        await eventually(is_closed)
+    assert logs == []
+
+
 async def test_a_slow_application_is_not_a_slow_client(application: Application) -> None:
     reader, writer = await application.connect()
     writer.write(request("GET /wait"))
@@ -392,21 +412,32 @@ async def test_a_slow_application_is_not_a_slow_client(application: Application)
 
 async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Connections count from the beginning of the handshake, and a request may come together with its end."""
-    monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT", 1.0)
     monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
     authority = Authority.made(tmp_path / "ca.pem")
     client = ssl.create_default_context(cafile=str(authority.file))
     async with Application().serve(authority.server("h")) as application:
-        silent = [await application.connect() for _ in range(20)]
+
+        async def all_are_closed() -> bool:
+            return application.open() == 0
+
+        # Long, so that on a busy machine none times out before the limit drops it.
+        monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT", 300.0)
+        many = [await application.connect() for _ in range(20)]
 
         async def some_are_dropped() -> bool:
             return (application.dropped("limit"), application.open()) == (15, 5)
 
         await eventually(some_are_dropped)
+        for _, writer in many:
+            writer.close()
+        await eventually(all_are_closed)
+        monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT", 0.5)
+        silent = [await application.connect() for _ in range(3)]
         for reader, writer in silent:
             assert await until_closed(reader) == b""
             writer.close()
-        assert application.dropped("handshake") == 5
+        assert application.dropped("handshake") == 3
+        monkeypatch.setattr(connections, "HANDSHAKE_TIMEOUT", 300.0)
         reader, writer = await application.connect()
         writer.write(request("GET /-/healthy"))  # without TLS
         assert await until_closed(reader) == b""
@@ -415,10 +446,6 @@ async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             with socket.create_connection(("127.0.0.1", application.port)) as plain:
                 answer = await asyncio.to_thread(exchange_early, plain, client)
             assert answer.endswith(b"healthy\n")
-
-        async def all_are_closed() -> bool:
-            return application.open() == 0
-
         await eventually(all_are_closed)
 
 
@@ -616,14 +643,55 @@ async def test_clients_without_a_credential_do_not_lock_out_those_of_the_same_ad
         stack.callback(kept_writer.close)
         kept_writer.write(request("GET /api/v1/identity", KNOWN))
         assert (await kept.readuntil(b"}")).startswith(b"HTTP/1.1 200")
-        await eventually(is_full)
-        for _ in range(30):
+
+        async def is_answered() -> bool:
             reader, writer = await application.connect()
             writer.write(request("GET /api/v1/identity", "Connection: close", KNOWN))
-            assert (await until_closed(reader)).startswith(b"HTTP/1.1 200")
+            answer = await until_closed(reader)
             writer.close()
+            return answer.startswith(b"HTTP/1.1 200")
+
+        await eventually(is_full)
+        for _ in range(30):
+            # Where a busy machine reads a request only after `NEW_FOR`, its connection may be dropped.
+            assert await is_answered() or await is_answered() or await is_answered()
         kept_writer.write(request("GET /api/v1/identity", KNOWN))
         assert (await kept.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+
+
+async def test_requests_of_one_caller_wait_for_each_other() -> None:
+    """Those of other callers do not wait for them, nor do requests of clients that have gone take a turn."""
+    async with Application(at_once=2).serve() as application:
+        opened = [await application.connect() for _ in range(6)]
+        for _, writer in opened[:2]:
+            writer.write(request("GET /work", KNOWN))
+
+        async def are_two_at_work() -> bool:
+            return application.waiting == 2
+
+        await eventually(are_two_at_work)
+        for _, writer in opened[2:]:
+            writer.write(request("GET /work", KNOWN))
+        reader, writer = await application.connect()
+        writer.write(request("GET /wait"))  # of another caller: it has no route with a requirement
+
+        async def is_at_work() -> bool:
+            return application.waiting == 3
+
+        await eventually(is_at_work)
+        writer.close()
+        for _, each in opened[4:]:
+            each.transport.abort()
+
+        async def have_gone() -> bool:
+            return application.open() == 4
+
+        await eventually(have_gone)
+        application.go_on.set()
+        for reader, each in opened[:4]:
+            assert (await reader.readuntil(b"waited")).startswith(b"HTTP/1.1 200")
+            each.close()
+        assert application.waiting == 5
 
 
 async def test_one_caller_has_a_limited_number_of_requests_in_progress(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -648,3 +716,125 @@ async def test_one_caller_has_a_limited_number_of_requests_in_progress(monkeypat
         for reader in waiting:
             assert (await until_closed(reader)).endswith(b"waited")
         assert (await until_closed(await send())).endswith(b"waited")
+
+
+@pytest.mark.parametrize(
+    ("path", "address", "same", "other"),
+    [
+        ("/page", "127.0.0.9", "X-Forwarded-For: 10.0.0.1", "X-Forwarded-For: 10.0.0.2"),  # of a proxy
+        ("/metrics", "127.0.0.1", "Accept: */*", SCRAPER),
+    ],
+)
+async def test_others_of_the_same_address_are_other_callers(
+    monkeypatch: pytest.MonkeyPatch, path: str, address: str, same: str, other: str
+) -> None:
+    """Other clients of a proxy, and Prometheus with its token beside a client that reads metrics without one."""
+    monkeypatch.setattr("runtime.web.MAX_READING", 5)
+    async with Application().serve() as application, AsyncExitStack() as stack:
+
+        async def send(header: str) -> asyncio.StreamReader:
+            reader, writer = await application.connect(address)
+            stack.callback(writer.close)
+            sent = request(f"GET {path}", "Connection: close", header)
+            writer.write(sent.replace(b"Host: h\r\n", b"Host: localhost\r\n"))
+            return reader
+
+        for _ in range(5):
+            await send(same)
+
+        async def all_wait() -> bool:
+            return application.waiting == 5
+
+        await eventually(all_wait)
+        assert (await until_closed(await send(same))).startswith(b"HTTP/1.1 503")
+        reader = await send(other)
+
+        async def waits_too() -> bool:
+            return application.waiting == 6
+
+        await eventually(waits_too)
+        application.go_on.set()
+        assert (await until_closed(reader)).endswith(b"waited")
+
+
+async def test_requests_that_do_not_wait_for_responses(application: Application) -> None:
+    """A few are answered; a connection with many is closed, so that it cannot keep the program busy."""
+    reader, writer = await application.connect()
+    writer.write(request("GET /-/healthy") * 3 + request("GET /-/healthy", "Connection: close"))
+    assert (await until_closed(reader)).count(b"HTTP/1.1 200 OK") == 4
+    writer.close()
+    reader, writer = await application.connect()
+    writer.write(request("GET /-/healthy") * 60)
+    await until_closed(reader)
+    writer.close()
+    assert application.dropped("pipelining") == 1
+    assert application.open() == 0
+
+
+async def test_many_requests_that_begin_together_do_not_hold_up_others() -> None:
+    """Nor those of an address without many connections, nor those of a connection with a credential."""
+    async with Application().serve() as application:
+        known_reader, known = await application.connect("127.0.0.2")
+        known.write(request("GET /work", KNOWN))
+        application.go_on.set()
+        assert b"200 OK" in await asyncio.wait_for(known_reader.readuntil(b"waited"), 60)
+        clients = [await application.connect("127.0.0.3") for _ in range(400)]
+        other_reader, other = await application.connect("127.0.0.4")
+        order: list[str] = []
+
+        async def read(name: str, reader: asyncio.StreamReader) -> None:
+            await reader.readuntil(b"healthy\n")
+            order.append(name)
+
+        async with asyncio.TaskGroup() as group:
+            for reader, writer in clients:
+                writer.write(request("GET /-/healthy"))
+                group.create_task(read("many", reader))
+            other.write(request("GET /-/healthy"))
+            known.write(request("GET /-/healthy", KNOWN))
+            group.create_task(read("other", other_reader))
+            group.create_task(read("known", known_reader))
+        assert max(order.index("other"), order.index("known")) < len(clients) // 4
+        for _, writer in [*clients, (known_reader, known), (other_reader, other)]:
+            writer.close()
+
+
+async def test_refused_requests_with_a_credential_do_not_hold_up_others() -> None:
+    async with Application().serve() as application:
+        application.go_on.set()
+        clients = [await application.connect("127.0.0.3") for _ in range(400)]
+        reader, writer = await application.connect("127.0.0.3")
+        writer.write(request("GET /work", KNOWN))
+        assert b"200 OK" in await reader.readuntil(b"waited")
+        order: list[str] = []
+
+        async def read(name: str, reader: asyncio.StreamReader) -> None:
+            await reader.readuntil(b"waited" if name == "known" else b"}}")
+            order.append(name)
+
+        for _ in range(2):  # with their first requests, they become known
+            order.clear()
+            async with asyncio.TaskGroup() as group:
+                for each, its_writer in clients:
+                    its_writer.write(request("GET /work", SCRAPER))
+                    group.create_task(read("refused", each))
+                writer.write(request("GET /work", KNOWN))
+                group.create_task(read("known", reader))
+        assert order.index("known") < len(clients) // 4
+        for _, each_writer in [*clients, (reader, writer)]:
+            each_writer.close()
+
+
+async def test_bodies_in_tiny_chunks(application: Application) -> None:
+    """Each chunk takes time and memory, however short it is; a body in ordinary chunks is read."""
+    head = request("POST /read", "Transfer-Encoding: chunked", "Connection: close")
+    for size, number in ((4096, 10), (1, 200_000), (16, 200_000)):
+        reader, writer = await application.connect()
+        chunks = b"%x\r\n%b\r\n" % (size, b"x" * size) * number + b"0\r\n\r\n"
+        with suppress(ConnectionError):
+            writer.write(head + chunks)
+            await writer.drain()
+        answer = await until_closed(reader)
+        writer.close()
+        assert answer.endswith(b"\r\n\r\n%d" % (size * number)) == (size == 4096), answer[:100]
+    assert application.dropped("body") == 2

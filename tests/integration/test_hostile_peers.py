@@ -77,6 +77,8 @@ class Hostile:
     certificate: str = ""
 
 
+LONG_NAME = "".join(map(chr, range(0x4E00, 0x4E00 + 2500))).encode()  # its encoding takes seconds
+
 HOSTILE = {
     "silent": Hostile(silent, "timeout", "no answer within 0.4 s (last phase: processing)"),
     "reset": Hostile(reset, "protocol", "the connection was lost before any answer"),
@@ -106,6 +108,10 @@ HOSTILE = {
     ),
     "a redirect to what is no name": Hostile(
         says(b"HTTP/1.1 302 Found\r\nLocation: http://xn--/\r\nContent-Length: 0\r\n\r\n"), "protocol"
+    ),
+    "a redirect to a host with a long name": Hostile(
+        says(b"HTTP/1.1 302 Found\r\nLocation: http://" + LONG_NAME + b"/\r\nContent-Length: 0\r\n\r\n"),
+        "protocol", "longer than 253 characters",
     ),
     "a gzip bomb": Hostile(says(body(BOMB, "gzip")), "body", "the decoded body is longer than max_body"),
     "a deflate bomb": Hostile(says(body(zlib.compress(b"\0" * 20_000_000), "deflate")), "body", "decoded"),

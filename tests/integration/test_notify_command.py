@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import sys
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT
+from tests.forked_defib import run_defib
 from tests.integration.loop import Loop
 from tests.support import eventually
 
@@ -45,12 +45,8 @@ def assert_well_formed(page: str) -> None:
 
 async def defib(folder: Path, *arguments: str) -> tuple[int, str, str]:
     """Run a command and return its exit status, stdout and stderr."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "defib", *arguments, "--config", str(folder),
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    out, err = await process.communicate()
-    return process.returncode or 0, out.decode(), err.decode()
+    done = await asyncio.to_thread(run_defib, *arguments, "--config", str(folder))
+    return done.returncode, done.stdout, done.stderr
 
 
 async def write_configuration(folder: Path, feishu: FeishuSimulator, **notify: Any) -> Path:
@@ -159,8 +155,10 @@ async def test_acknowledge_on_the_command_line_is_shown_on_the_console(loop: Loo
     assert failed in loop.feishu.received[0].text
     assert loop.restarts() == []
     assert re.search(r"<span class=.time.>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d</span> Acknowledged by ", whole.text)
-    assert "</span> Decision: refuse (notify-only): not restarted automatically: `on_failure` is `notify`" in whole.text
-    assert "<td>ops</td><td>Service down</td><td>sent</td><td>0: success</td>" in whole.text
+    decision = "Decision: does not act (notify-only): not restarted automatically: `on_failure` is `notify`"
+    assert f"</span> {decision}" in whole.text
+    cells = re.sub(r"<td [^>]*>", "<td>", whole.text)
+    assert "<td>ops</td><td>Service down</td><td>sent</td><td>0: success</td>" in cells
     for each in (page, whole):
         assert_well_formed(each.text)
     (notice,) = (await loop.ask("GET", "/api/v1/notifications")).json()["notifications"]

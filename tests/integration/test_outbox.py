@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import create_engine, insert, select, update
 
 from fleet.inventory.model import Inventory
+from fleet.inventory.notify import Notify
 from remediator.clients.alerts import Alert
 from remediator.incidents import acknowledgement, decisions, intake, lifecycle, reconciliation, timeline
 from remediator.notifications import content, deliveries, escalation, outbox
@@ -31,6 +32,7 @@ from remediator.record.transaction import Transaction
 from tests.support import ClockedHarness, inventory_of
 
 APP = {"app_id": "cli_x", "app_secret": "s", "chat_id": "oc_x"}
+DIGEST_OVER = Notify().digest_over
 
 
 def written(*routes: dict[str, Any]) -> dict[str, Any]:
@@ -169,17 +171,17 @@ async def test_many_of_a_kind_are_combined_and_none_is_lost(harness: OutboxHarne
         await harness.fire(f"s{number}")
     await harness.fire("web", "Other", severity="info")
     sent = await harness.all_sent("ops")
-    assert titles(sent) == ["summary down 60", "one alert 1"]
-    assert {each.service.id for each in sent[0][1] if each.service} == {f"s{n}" for n in range(60)}
+    assert titles(sent) == ["summary down 61"]  # a digest
+    assert {each.service.id for each in sent[0][1] if each.service} == {f"s{n}" for n in range(60)} | {"web"}
     rows = await harness.rows("ops")
     assert {row.state for row in rows} == {"sent"}
     assert [row.sent_with for row in rows[:2]] == [None, rows[0].id]
 
 
 async def test_a_few_are_sent_one_by_one(harness: OutboxHarness) -> None:
-    for number in range(FOLD_OVER):
+    for number in range(DIGEST_OVER):
         await harness.fire(f"s{number}")
-    assert titles(await harness.all_sent("ops")) == ["one down 1"] * FOLD_OVER
+    assert titles(await harness.all_sent("ops")) == ["one down 1"] * DIGEST_OVER
 
 
 async def test_the_last_pending_notification_of_an_incident_supersedes_the_others(harness: OutboxHarness) -> None:

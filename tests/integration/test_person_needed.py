@@ -85,7 +85,7 @@ async def test_the_end_of_the_last_attempt_notifies_that_a_person_is_needed(harn
     assert await kinds(harness, "lead") == ["person_needed"]
     _, contents = await harness.send("lead")
     text = await read(contents[0])
-    assert text.startswith("A person is needed: web\n")
+    assert text.startswith("A person is needed: web is down, 3 restarts failed\n")
     assert "Automation ended: all attempts are used up" in text
     assert "exit status 7" in text
     assert "mentions all" in text
@@ -285,7 +285,10 @@ async def test_person_needed_is_sent_after_a_kill(loop: Loop) -> None:
     loop.feishu.faults.clear()
 
     async def called() -> bool:
-        return [card.title for card in loop.feishu.received] == ["Service down: web", "A person is needed: web"]
+        return [card.title for card in loop.feishu.received] == [
+            "Service down: web",
+            "A person is needed: web is down, the restart failed",
+        ]
 
     await eventually(called)
     assert [row["kind"] for row in (await loop.incident())["notifications"]] == ["down", "person_needed"]
@@ -311,7 +314,7 @@ async def test_a_long_wait_is_notified_once_and_mentions_nobody(harness: OutboxH
     assert (batch.first.kind, "mentions" in text) == ("waiting", False)
     assert text.startswith("Not restarted yet: web\n")
     assert "Not restarted: too many services fail at once: check the network and the exporter: 3 of 4 (until 20" in text
-    assert "未重启: 同时故障的服务过多：请检查网络和 exporter: 3 of 4（至 20" in await read(contents[0], ZH)
+    assert "未重启: 同时故障的服务过多：请检查网络和 exporter: “3 of 4”（至 20" in await read(contents[0], ZH)
     await wait("approval", 500)  # notified as `approval`
     await wait("target-busy", 500)  # its own action
     assert await kinds(harness, "ops") == ["down", "waiting"]
@@ -396,7 +399,7 @@ async def test_an_outage_in_an_older_incident_has_its_own_times_and_reasons(
         await harness.close(1)
         found = {contents[0].state: contents[0] for _, contents in await harness.all_sent("ops")}
         assert found["recovered"].duration == pytest.approx(45, abs=5)
-        assert "Recovered: web (after 4" in await read(found["recovered"])
+        assert "Recovered: web (was down 4" in await read(found["recovered"])
 
 
 async def test_a_late_notification_shows_the_decision_of_its_time(harness: OutboxHarness) -> None:

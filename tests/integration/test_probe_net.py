@@ -12,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 import trustme
 from aiohttp import web
+from grpc_health.v1 import health_pb2
 
 from exporter.scheduler.probe_runner import probe_once
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339
-from tests.integration import peers
+from tests.integration import frames, peers
 from tests.integration.peers import Authority
-from tests.support import inventory_of, patience, probed
+from tests.support import inventory_of, leaves_the_loop_free, patience, probed
 
 
 @contextlib.contextmanager
@@ -161,6 +165,26 @@ async def test_an_expired_certificate(tmp_path: Path, authority: Authority) -> N
     assert result.details.gauges["service_tls_certificate_expiry_timestamp_seconds"] == ended.timestamp()
 
 
+@pytest.mark.parametrize("verifies", [True, False])
+async def test_a_certificate_that_no_client_needs_is_not_part_of_the_chain(
+    tmp_path: Path, authority: Authority, verifies: bool
+) -> None:
+    """Its expiry counts only if no chain verifies, since it may be the cause."""
+    ended = datetime(2021, 1, 1, tzinfo=UTC)
+    own = authority.own.issue_cert("www.test", not_after=_soon())
+    useless = trustme.CA().issue_cert("old.test", not_before=datetime(2020, 1, 1, tzinfo=UTC), not_after=ended)
+    served = [own.private_key_pem, own.cert_chain_pems[0], useless.cert_chain_pems[0]]
+    (tmp_path / "served.pem").write_bytes(b"".join(each.bytes() for each in served))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "served.pem")
+    async with peers.raw_server(_hold, ssl=context) as port:
+        tls = {"server_name": "www.test", **({"ca_file": "ca.pem"} if verifies else {"verify": False})}
+        result = await probed(tmp_path, "tls", {"address": f"127.0.0.1:{port}", "tls": tls})
+    assert result.success, result.message
+    expected = _soon() if verifies else ended
+    assert result.details.gauges["service_tls_chain_expiry_timestamp_seconds"] == expected.timestamp()
+
+
 async def _hold(reader: Any, _writer: Any) -> None:
     await reader.read()
 
@@ -261,6 +285,100 @@ async def test_grpc(tmp_path: Path, options: Any, reason: str | None, message: s
     assert (result.reason, message in result.message) == (reason, True), result.message
 
 
+async def test_grpc_over_all_connections(tmp_path: Path) -> None:
+    """A name with several addresses, and a local address to connect from."""
+    async with peers.health_server() as port:
+        named = await probed(tmp_path, "grpc", {"address": f"localhost:{port}"})
+        assert named.success, named.message
+        result = await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}", "source": "127.0.0.2"})
+        assert result.success, result.message
+        assert list(result.details.phases) == ["connect", "processing"]
+        other = await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}", "source": "192.0.2.1"})
+    assert other.reason == "error", other.message
+
+
+def _failed(code: str, message: str = "") -> bytes:
+    """An answer of gRPC that has trailers only."""
+    trailers = (("grpc-status", code), ("grpc-message", message))
+    return frames.frame(frames.SETTINGS) + frames.headers(*frames.GRPC, *trailers, end=True)
+
+
+def _web(status: str, content_type: str = "text/html") -> bytes:
+    answer = frames.headers((":status", status), ("content-type", content_type), end=True)
+    return frames.frame(frames.SETTINGS) + answer
+
+
+_GOAWAY = frames.frame(frames.GOAWAY, b"\x7f\xff\xff\xff\0\0\0\0")
+_BEGUN = frames.frame(frames.SETTINGS) + frames.headers(*frames.GRPC, ("grpc-encoding", "gzip"))
+_ENDED = frames.headers(("grpc-status", "0"), end=True)
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "message"),
+    [
+        (frames.answer(), None, ""),
+        (frames.answer(_GOAWAY), None, ""),  # a server that shuts down still answers
+        (frames.answer(frames.frame(frames.PING, bytes(8)), frames.headers((":status", "103"))), None, ""),
+        (frames.answer(body=b"\x12\x01x\x1d1234\x2112345678\x08\x01\x20\x05"), None, ""),  # unknown fields
+        (frames.answer(body=b""), "state", "the service '' is UNKNOWN, expected SERVING"),
+        (frames.answer(body=b"\x08\x03"), "state", "is SERVICE_UNKNOWN"),
+        (frames.answer(body=b"\x08\x80\x01"), "state", "is 128 (unknown status)"),
+        (frames.answer(body=b"\x08"), "protocol", "the message has an incomplete number"),
+        (frames.answer(body=b"\x12\x7f"), "protocol", "the message is incomplete"),
+        (frames.answer(body=b"\x0b"), "protocol", "the message is not a HealthCheckResponse"),
+        (_failed("5", "no %E6%9C%8D%E5%8A%A1%"), "status", "the health service answered NOT_FOUND: no 服务%"),
+        (_failed("14"), "status", "the health service answered UNAVAILABLE"),
+        (_failed("99"), "status", "the unknown code '99'"),
+        (_failed("9" * 5000), "status", "the unknown code '999"),
+        (_BEGUN + frames.message(b"x", 1) + _ENDED, "protocol", "compressed (gzip), which was not requested"),
+        (_BEGUN + frames.message(b"") * 2 + _ENDED, "protocol", "the response of 10 bytes is not one message"),
+        (_BEGUN + _ENDED, "protocol", "the response of 0 bytes is not one message"),
+        (_web("200"), "protocol", "HTTP status 200, content type 'text/html', no gRPC status"),
+        (_web("503"), "protocol", "no gRPC server at 127.0.0.1"),
+        (_web("404"), "status", "the health service answered UNIMPLEMENTED: HTTP status 404"),
+    ],
+)  # fmt: skip
+async def test_answers_to_grpc(tmp_path: Path, said: bytes, reason: str | None, message: str) -> None:
+    async with peers.raw_server(frames.saying(said)) as port:
+        result = await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}"})
+    assert (result.reason, message in result.message) == (reason, True), result.message
+
+
+@pytest.mark.parametrize(
+    ("address", "tls", "name"),
+    [("127.0.0.1", False, "127.0.0.1"), ("localhost", False, "localhost"), ("127.0.0.1", True, "ranker.test")],
+)
+async def test_the_request_of_grpc(tmp_path: Path, authority: Authority, address: str, tls: bool, name: str) -> None:
+    context = authority.server("ranker.test")
+    context.set_alpn_protocols(["h2"])
+    asked: list[Any] = []  # events
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False, header_encoding="utf-8"))
+        while not any(isinstance(event, h2.events.StreamEnded) for event in asked):
+            asked.extend(server.receive_data(await reader.read(4096)))
+        writer.write(frames.answer())
+        await reader.read()
+
+    async with peers.raw_server(serve, ssl=context if tls else None) as port:
+        options: dict[str, Any] = {"address": f"{address}:{port}", "service": "s" * 1000, "ip": 4}
+        if tls:
+            options["tls"] = {"server_name": "ranker.test", "ca_file": "ca.pem", "min_version": "1.3"}
+        result = await probed(tmp_path, "grpc", options)
+    assert result.success, result.message
+    headers: dict[Any, Any] = dict(
+        next(event.headers for event in asked if isinstance(event, h2.events.RequestReceived))
+    )
+    assert headers.pop("user-agent").startswith("defib/")
+    assert headers == {
+        ":method": "POST", ":scheme": "https" if tls else "http", ":path": "/grpc.health.v1.Health/Check",
+        ":authority": name, "te": "trailers", "content-type": "application/grpc", "grpc-accept-encoding": "identity",
+    }  # fmt: skip
+    body = b"".join(event.data for event in asked if isinstance(event, h2.events.DataReceived))
+    assert body[:5] == b"\0" + (len(body) - 5).to_bytes(4)
+    assert health_pb2.HealthCheckRequest.FromString(body[5:]).service == "s" * 1000
+
+
 async def test_grpc_with_tls_and_other_servers(tmp_path: Path, authority: Authority) -> None:
     own: trustme.LeafCert = authority.own.issue_cert("ranker.test")
     pair = (own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())
@@ -269,10 +387,41 @@ async def test_grpc_with_tls_and_other_servers(tmp_path: Path, authority: Author
         assert (await probed(tmp_path, "grpc", options)).success
         wrong = await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}", "tls": True})
         assert (wrong.reason, "certificate verification failed" in wrong.message) == ("tls", True), wrong.message
+        assert wrong.details.gauges["service_tls_certificate_expiry_timestamp_seconds"]
+        unverified = {"address": f"127.0.0.1:{port}", "tls": {"verify": False, "min_version": "1.3"}}
+        result = await probed(tmp_path, "grpc", unverified)
+        assert result.success, result.message
+        assert list(result.details.phases) == ["connect", "tls", "processing"]
     async with peers.mail_server(None) as port:
         assert (await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}"})).reason == "protocol"
     async with peers.raw_server(_hold) as port:
         assert (await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}"}, "500ms")).reason == "timeout"
+
+
+async def test_grpc_with_servers_of_tls_that_have_no_http2(tmp_path: Path, authority: Authority) -> None:
+    context = authority.server("127.0.0.1")
+    tls = {"ca_file": "ca.pem"}
+    for protocols, message in (([], "it does not choose HTTP/2 (ALPN h2)"), (["http/1.1"], "HTTP/2")):
+        if protocols:
+            context.set_alpn_protocols(protocols)
+        async with peers.raw_server(_hold, ssl=context) as port:
+            result = await probed(tmp_path, "grpc", {"address": f"127.0.0.1:{port}", "tls": tls})
+        assert (result.reason, message in result.message) == ("protocol", True), result.message
+        assert result.message.startswith(f"no gRPC server at 127.0.0.1:{port}")
+
+
+async def test_client_certificates_of_grpc(tmp_path: Path, authority: Authority) -> None:
+    own = authority.own.issue_cert("127.0.0.1")
+    authority.own.issue_cert("probe.test").private_key_and_cert_chain_pem.write_to_path(tmp_path / "ours.pem")
+    pair = (own.private_key_pem.bytes(), own.cert_chain_pems[0].bytes())
+    ca = authority.own.cert_pem.bytes()
+    async with peers.health_server(grpc.ssl_server_credentials([pair], ca, require_client_auth=True)) as port:
+        options: dict[str, Any] = {"address": f"127.0.0.1:{port}", "tls": {"ca_file": "ca.pem"}}
+        without = await probed(tmp_path, "grpc", options)
+        assert without.reason in ("tls", "protocol"), without.message  # not every server sends an alert
+        options["tls"]["cert_file"] = "ours.pem"
+        result = await probed(tmp_path, "grpc", options)
+        assert result.success, result.message
 
 
 @pytest.mark.parametrize(
@@ -417,25 +566,24 @@ async def test_websocket_redirect_to_another_server_is_not_followed(tmp_path: Pa
     assert (result.reason, "another server" in result.message, heard) == ("protocol", True, [])
 
 
+async def test_websocket_redirect_to_a_host_with_a_long_name(tmp_path: Path) -> None:
+    name = "".join(map(chr, range(0x4E00, 0x4E00 + 2500)))  # its encoding takes seconds
+
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 302 Found\r\nLocation: http://{name}/\r\nContent-Length: 0\r\n\r\n".encode())
+
+    async with peers.raw_server(redirect) as port:
+
+        async def probe() -> None:
+            result = await probed(tmp_path, "websocket", {"url": f"ws://127.0.0.1:{port}/"})
+            assert (result.reason, "longer than 253" in result.message) == ("protocol", True), result.message
+
+        await leaves_the_loop_free(probe)
+
+
 async def test_dns_over_tls_with_an_unknown_authority(tmp_path: Path, authority: Authority) -> None:
     async with peers.raw_server(_hold, ssl=authority.server("127.0.0.1")) as port:
         options = {"server": f"127.0.0.1:{port}", "name": "www.test", "transport": "tls"}
         result = await probed(tmp_path, "dns", options)
     assert (result.reason, "certificate verification failed" in result.message) == ("tls", True), result.message
-
-
-async def test_grpc_does_not_break_subprocesses(tmp_path: Path) -> None:
-    """Threads and fork handlers of grpc must not break the processes that other probes start."""
-    async with peers.health_server() as port:
-
-        async def both(number: int) -> None:
-            folder = tmp_path / f"p{number}"
-            folder.mkdir()
-            (folder / "fine.py").write_text("def fine(context): pass\n")
-            asked = probed(tmp_path / f"g{number}", "grpc", {"address": f"127.0.0.1:{port}"}, "10s")
-            called = probed(folder, "python", {"call": "fine:fine"}, "20s")
-            for result in await asyncio.gather(asked, called):
-                assert result.success, result.message
-
-        for start in range(0, 40, 8):
-            await asyncio.gather(*(both(number) for number in range(start, start + 8)))

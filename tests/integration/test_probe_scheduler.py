@@ -6,6 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
+from exporter.api.services import service_json
 from exporter.metrics import ExporterMetrics
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from runtime.redaction import Redactor
@@ -78,3 +79,68 @@ async def test_a_reload_notices_changed_files_and_keeps_cached_tokens(tmp_path: 
         finally:
             await scheduler.close()
     assert sent == [b"one", b"two, and longer"]
+
+
+async def test_paused_services_are_probed_only_on_request(tmp_path: Path) -> None:
+    """A pause ends when it is ended, or when its time has passed; the state before it is not shown any more."""
+    async with peers.web_server(_answer) as port:
+        probe = {"every": "100ms", "retry_every": "100ms", "http": {"url": f"http://127.0.0.1:{port}/"}}
+        known = await asyncio.to_thread(inventory_of, tmp_path, {"services": {n: {"probe": probe} for n in "ab"}})
+        scheduler = ProbeScheduler(ExporterMetrics(), Redactor())
+        await scheduler.apply(known.inventory)
+        paused, other = scheduler.services["a"], scheduler.services["b"]
+
+        async def probed_again() -> None:
+            """Wait until both services have been probed again."""
+            successes = [each.state.successes for each in (paused, other)]
+
+            async def have_more() -> bool:
+                return all(
+                    each.state.successes > before for each, before in zip((paused, other), successes, strict=True)
+                )
+
+            await eventually(have_more)
+
+        async def other_probed_often() -> None:
+            successes = other.state.successes
+
+            async def has_more() -> bool:
+                return other.state.successes >= successes + 5
+
+            await eventually(has_more)
+
+        try:
+            await probed_again()
+            await scheduler.pause({"a"}, 3600)
+            await other_probed_often()
+            before = paused.state.successes
+            lines = "".join(paused.render().values())
+            assert 'service_probing_paused{service="a"' in lines
+            assert "service_up" not in lines
+            assert "service_probe_success" not in lines
+            await other_probed_often()
+            assert paused.state.successes == before
+            assert (await scheduler.probe_now(paused)).success
+            await scheduler.pause({"a"}, 3600)
+            # Who asked has the result; nobody else takes it for the state of the rest of the pause.
+            assert (paused.state.up, paused.state.successes) == (True, before + 1)
+            assert "service_up" not in "".join(paused.render().values())
+            assert service_json(paused, None, None)["up"] is None
+            await scheduler.pause((), 0)
+            assert "service_probing_paused" not in "".join(paused.render().values())
+            await probed_again()
+            await scheduler.pause({"a"}, 0.3)
+            assert paused.visible_state[0].up is None
+            await probed_again()
+            lines = "".join(paused.render().values())
+            assert 'service_up{service="a"' in lines
+            assert "service_probing_paused" not in lines
+            assert [event.state for event in scheduler.events.page(None, 100).events if event.name == "a"] == [
+                "up", "unknown", "up", "unknown", "up",
+            ]  # fmt: skip
+        finally:
+            await scheduler.close()
+
+
+async def _answer(_request: web.Request) -> web.Response:
+    return web.Response()

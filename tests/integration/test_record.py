@@ -16,6 +16,7 @@ from remediator.clients.alerts import Alert
 from remediator.clients.exporter import Exporter
 from remediator.execution import executor
 from remediator.incidents import actions, decisions, intake, lifecycle, reconciliation
+from remediator.metrics import RemediatorMetrics
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Decision, Observation, Situation
 from remediator.record import situations, stops, timestamps
 from remediator.record.notifications import update_cards
@@ -280,7 +281,7 @@ async def test_a_database_that_is_lost_as_the_program_starts_ends_none_of_its_ta
     assert isinstance(await record.claim(), actions.Claim)
     record.inventory = Inventory()  # without the service, so that its action has nothing to wait for
     nobody = Exporter(Endpoint(url="http://127.0.0.1:1"), ConfiguredToken("exporter.token"))
-    parts = Parts.create((nobody, None), record.database, Redactor(), WebConfigFile(None))
+    parts = Parts.create((nobody, None), record.database, RemediatorMetrics(), Redactor(), WebConfigFile(None))
     path = record.folder / "record.db"
     path.rename(record.folder / "moved.db")
     running = [asyncio.ensure_future(task()) for task in parts.tasks]

@@ -5,7 +5,6 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import pytest
 import yaml
 
 from runtime.errors import StartError
+from tests.forked_defib import run_defib
 from tests.integration.loop import TOKEN, Loop, alert, delivery, fill_disk
 from tests.support import WEBHOOK_TOKEN, eventually
 
@@ -27,8 +27,7 @@ async def metric(loop: Loop, name: str) -> float | None:
 
 def defib(loop: Loop, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command with the configuration of the loop."""
-    argv = [sys.executable, "-m", "defib", *arguments, "--config", str(loop.folder / "config")]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=200, check=False)
+    return run_defib(*arguments, "--config", str(loop.folder / "config"))
 
 
 async def until_restarted(loop: Loop, times: int = 1) -> None:
@@ -50,6 +49,7 @@ async def test_automation_off_survives_a_restart_and_is_notified(loop: Loop) -> 
     await eventually(is_recorded_as_sent)  # else the next run sends it again
     await loop.restart_remediator()
     assert await metric(loop, "defib_remediator_automation_enabled") == 0
+    assert await metric(loop, "defib_remediator_automation_configured") == 1
     await loop.kill("web")
     await loop.fire("web")
     await loop.until_decision("wait", "automation-off")
@@ -57,6 +57,7 @@ async def test_automation_off_survives_a_restart_and_is_notified(loop: Loop) -> 
     on = await loop.ask("PUT", "/api/v1/automation", {"enabled": True, "reason": "done"})
     assert (on.json()["enabled"], on.json()["by"]) == (True, "local (ann, unverified)")
     await until_restarted(loop)
+    await loop.until_card("Service down: web")
     assert [card.title for card in loop.feishu.received][:2] == ["Automation is off", "Service down: web"]
     assert "moving racks" in loop.feishu.received[0].text
     assert await metric(loop, "defib_remediator_automation_enabled") == 1
@@ -81,6 +82,61 @@ async def test_maintenance_of_a_host_prevents_restarts_until_it_ends(loop: Loop)
     ended = await asyncio.to_thread(defib, loop, "maintenance", "end", "1")
     assert ended.returncode == 0, ended
     await until_restarted(loop)
+
+
+async def test_maintenance_can_pause_probing(loop: Loop) -> None:
+    """Until it ends, also if the exporter is restarted; a service that was down is not taken for recovered."""
+    await loop.start({"web": loop.service("web"), "other": loop.service("other")})
+
+    async def seen(name: str = "web") -> tuple[bool, bool | None]:
+        service = await loop.stack.get("exporter", f"/api/v1/services/{name}") or {}
+        return service.get("paused", False), service.get("up")
+
+    async def is_paused() -> bool:
+        return await seen() == (True, None)
+
+    async def is_down() -> bool:
+        return await seen() == (False, False)
+
+    await loop.kill("web")
+    arguments = ("--for", "2h", "--reason", "new model", "--pause-probing")
+    begun = await asyncio.to_thread(defib, loop, "maintenance", "begin", "service", "web", *arguments)
+    assert begun.stdout.endswith(": no automatic actions, and no probes\n"), begun
+    await eventually(is_paused)
+    assert await seen("other") == (False, True)
+    assert ", probing is paused, by " in (await asyncio.to_thread(defib, loop, "maintenance")).stdout
+    assert "probing is paused" in (await asyncio.to_thread(defib, loop, "list", "services", "web")).stdout
+    entries = (await loop.ask("GET", "/api/v1/audit")).json()["audit"]
+    assert entries[0]["detail"] == "new model; probing is paused"
+    await loop.fire("web")
+    await loop.until_decision("wait", "maintenance")
+    await loop.fire("web", status="resolved")
+    await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
+    await loop.stack.start_program("exporter")
+    await eventually(is_paused)
+    assert (await loop.incident())["state"] == "open"
+    assert (await loop.ask("DELETE", "/api/v1/maintenance/1")).status_code == 200
+    await eventually(is_down)
+    await loop.fire("web", starts="2")
+    await until_restarted(loop)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({}, "scopes: Field required"),
+        ({"scopes": [], "seconds": 0}, "seconds: Input should be greater than 0"),
+        ({"scopes": [], "seconds": "NaN"}, "seconds: Input should be a finite number"),
+        ({"scopes": [{"scope": "rack", "name": "r"}], "seconds": 1}, "scopes.0.scope: "),
+        ({"scopes": [{"scope": "host", "name": ""}], "seconds": 1}, "scopes.0.name: "),
+    ],
+)
+async def test_invalid_pauses_are_refused(loop: Loop, body: Any, message: str) -> None:
+    await loop.start({"web": loop.service("web")})
+    url = f"{loop.stack.url('exporter')}/api/v1/pauses"
+    answer = await loop.stack.client.put(url, json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_request")
+    assert answer.json()["error"]["message"].startswith(message)
 
 
 async def test_a_person_can_overrule_a_gate_and_this_is_recorded(loop: Loop) -> None:
@@ -151,7 +207,7 @@ async def test_recreate_waits_for_approval(loop: Loop) -> None:
     done = next(each for each in incident["actions"] if each["kind"] == "recreate")
     assert (done["id"], done["state"], bool(done["approved_by"])) == (queued["id"], "succeeded", True)
     assert (await loop.ask("POST", f"/api/v1/actions/{done['id']}/approve")).status_code == 409
-    assert "Waiting for approval: web" in [card.title for card in loop.feishu.received]
+    await loop.until_card("Waiting for approval: web")
 
 
 async def test_a_queued_action_is_cancelled_when_the_service_recovers(loop: Loop) -> None:
@@ -172,12 +228,14 @@ async def test_a_queued_action_is_cancelled_when_the_service_recovers(loop: Loop
     assert loop.restarts() == []
 
 
-async def test_an_action_that_was_changed_after_approval_needs_approval_again(loop: Loop) -> None:
-    def web(what: str) -> dict[str, Any]:
-        command = ["sh", "-c", f"echo {what} >> {loop.folder}/restarts"]
-        return loop.service("web", remediation={"steps": [{"recreate": {"command": command}}]})
-
-    await loop.start({"web": web("first")})
+@pytest.mark.parametrize("step", ["recreate", "restart"])
+async def test_an_action_that_was_changed_after_approval_needs_approval_again(loop: Loop, step: str) -> None:
+    if step == "recreate":
+        command = ["sh", "-c", f"echo first >> {loop.folder}/restarts"]
+        web = loop.service("web", remediation={"steps": [{"recreate": {"command": command}}]})
+    else:
+        web = loop.service("web", restart="echo first", remediation={"steps": [{"restart": {"approve": True}}]})
+    await loop.start({"web": web})
     await loop.kill("web")
     await loop.ask("POST", "/api/v1/maintenance", {"scope": "service", "name": "web", "reason": "r", "for": "1h"})
     await loop.ask("DELETE", "/api/v1/maintenance/1")

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from aiohttp import web
 
 from fleet.shells.local import LocalShell
-from tests.support import probed
+from tests.integration import peers
+from tests.integration.loop import Loop
+from tests.support import eventually, probed
 
 PR_GET_DUMPABLE = 3
 WITH_CORE_DUMPS = ["sh", "-c", 'ulimit -c "$(ulimit -H -c)"; exec "$@"', "sh"]
@@ -62,3 +65,32 @@ async def test_functions_of_python_probes_receive_no_secrets_of_the_environment(
     (tmp_path / "mine.py").write_text("import os\ndef look(context):\n    return repr(sorted(os.environ.values()))\n")
     result = await probed(tmp_path, "python", {"call": "mine:look"})
     assert (os.environ["PATH"] in result.message, "s3cret-value" in result.message) == (True, False)
+
+
+@pytest.mark.needs("sshd")
+async def test_what_hosts_and_services_repeat_is_stored_without_secrets(loop: Loop) -> None:
+    """A backup has it, and after the secret has changed, nothing would mask it."""
+    secret = "s3cret-of-a-control"
+
+    async def repeat(request: web.Request) -> web.Response:
+        return web.Response(status=500, text=f"got {request.headers.get('Authorization', secret)}")
+
+    async with peers.web_server(repeat) as port:
+        url = f"http://127.0.0.1:{port}/"
+        headers = {"Authorization": f"Bearer {secret}"}
+        control = {"restart": {"url": url, "headers": headers}, "status": {"url": url, "headers": headers}}
+        service = {
+            "probe": {"every": "200ms", "retry_every": "200ms", "http": {"url": url, "expect": {"body_lacks": ["got"], "status": [500]}}},
+            "control": {"http": control, "timeout": "5s", "start_within": "1s"},
+            "on_failure": "restart",
+        }  # fmt: skip
+        await loop.start({"web": service})
+        await loop.fire("web")
+
+        async def has_ended() -> bool:
+            rows = (await loop.ask("GET", "/api/v1/actions")).json()["actions"]
+            return any(row["ended_at"] is not None and row["before"] for row in rows)
+
+        await eventually(has_ended)
+    stored = b"".join(path.read_bytes() for path in loop.folder.rglob("*.db*"))
+    assert (b"HTTP 500 got" in stored, secret.encode() in stored) == (True, False)

@@ -27,6 +27,7 @@ async def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
     written = {
         "notify": {
             "language": "en",
+            "digest_over": 1000,
             "channels": {"ops": {"feishu": {"webhook": webhook, "secret": SECRET, "mention": ["ou_ann"]}}},
             "routes": [{"channels": ["ops"]}],
         }

@@ -154,6 +154,31 @@ async def test_a_slow_login_serves_whoever_asks_next(host: Sshd, monkeypatch: py
     assert first.is_closed()
 
 
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_a_shell_closed_while_it_connects_ends_its_callers(
+    host: Sshd, monkeypatch: pytest.MonkeyPatch, is_cancelled: bool
+) -> None:
+    """A caller that is cancelled with the shell stays cancelled: its loop must end, not try again."""
+    connecting = asyncio.Event()
+
+    async def never(*_args: Any, **_options: Any) -> asyncssh.SSHClientConnection:
+        connecting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(asyncssh, "connect", never)
+    shell = SshShell(Login("127.0.0.1", host.port, host.user, host.key_file, host.known_hosts))
+    caller = asyncio.create_task(shell.run(["true"], timeout=60))
+    await connecting.wait()
+    await shell.close()
+    if is_cancelled:
+        caller.cancel()
+    await asyncio.wait([caller])
+    assert caller.cancelled() == is_cancelled
+    if not is_cancelled:
+        assert "the shell was closed" in str(caller.exception())
+
+
 async def test_one_connection_serves_many_at_once(shell: SshShell) -> None:
     done = await asyncio.gather(*(shell.run(["echo", str(number)], timeout=60) for number in range(40)))
     assert [each.stdout for each in done] == [f"{number}\n" for number in range(40)]

@@ -6,7 +6,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urljoin, urlsplit
@@ -18,6 +20,7 @@ import yaml
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
+from tests.forked_defib import run_defib
 from tests.integration.feishu_oauth import APP_ID, APP_SECRET, TENANT, FeishuOAuth, FeishuUser
 from tests.integration.loop import Loop, fill_disk
 from tests.integration.test_access import basic, bearer, create_token, start_with_users, write_users
@@ -293,6 +296,84 @@ async def test_a_session_ends_with_its_user_and_outlasts_a_restart(loop: Loop, b
         await each.client.aclose()
 
 
+async def test_live_updates_end_with_the_credential(loop: Loop) -> None:
+    """Whatever the credential is, nothing more is sent soon after it was withdrawn, and others stay connected."""
+    users = {"ann": "viewer", "bob": "operator", "eve": "operator", "ida": "viewer", "joe": "viewer", "stays": "viewer"}
+    path = write_users(loop.folder, users)
+    loop.stack.options = {"remediator": ["--web.config.file", str(path)]}
+    proxy = {"addresses": ["127.0.0.7"], "user_header": "X-Remote-User", "default_role": "viewer"}
+    await loop.start({"web": loop.service("web")}, access={"proxy": proxy})
+    url = loop.stack.url("remediator")
+    browsers = {user: Browser(url) for user in ("ann", "ida")}
+    for user, each in browsers.items():
+        assert (await each.sign_in(user, user)).status_code == 303
+    cookies = {user: {"Cookie": f"defib_session={each.session}"} for user, each in browsers.items()}
+    local, kept = loop.stack.token, await create_token(loop, "kept", "viewer")
+    withdrawn = {
+        "revoked token": bearer(await create_token(loop, "revoked", "viewer")),
+        "expired token": bearer(await create_token(loop, "expired", "viewer", expires_in="10s")),
+        "replaced local token": bearer(local),
+        "removed user": basic("bob", "bob"),
+        "user with another role": basic("eve", "eve"),
+        "user with another password": basic("joe", "joe"),
+        "ended session": cookies["ann"],
+        "session of a removed user": cookies["ida"],
+        "user of a proxy": {"X-Remote-User": "ann"},
+    }
+    valid = {"token": bearer(kept), "user": basic("stays", "stays")}
+    ended: set[str] = set()
+    beats: Counter[str] = Counter()
+    async with httpx.AsyncClient(trust_env=False, timeout=120) as client, asyncio.TaskGroup() as streams:
+
+        async def read(name: str, headers: dict[str, str]) -> None:
+            through_proxy = httpx.AsyncHTTPTransport(local_address="127.0.0.7")
+            async with (
+                httpx.AsyncClient(timeout=120, transport=through_proxy) if "proxy" in name else nullcontext(client)
+            ) as own, own.stream("GET", f"{url}/stream", headers=headers) as answer:  # fmt: skip
+                assert answer.status_code == 200, name
+                async for _ in answer.aiter_lines():
+                    beats[name] += 1
+            ended.add(name)
+
+        tasks = [streams.create_task(read(name, headers)) for name, headers in (withdrawn | valid).items()]
+
+        async def all_are_open() -> bool:
+            return len(beats) == len(tasks)
+
+        async def withdrawn_ended() -> bool:
+            return ended >= withdrawn.keys()
+
+        async def others_go_on() -> bool:
+            return all(beats[name] > seen[name] for name in valid)
+
+        await eventually(all_are_open)
+        assert (await loop.ask("DELETE", "/api/v1/tokens/revoked")).status_code == 200
+        listed = (await loop.ask("GET", "/api/v1/sessions")).json()["sessions"]
+        (of_ann,) = [each["id"] for each in listed if each["user"] == "ann"]
+        assert (await loop.ask("DELETE", f"/api/v1/sessions/{of_ann}")).status_code == 200
+        configured = loop.folder / "config" / "defib.yaml"
+        document = yaml.safe_load(configured.read_text())
+        del document["access"]["proxy"]
+        configured.write_text(yaml.safe_dump(document))
+        assert (await loop.ask("POST", "/-/reload")).status_code == 200
+        written = yaml.safe_load(path.read_text())
+        for user in ("bob", "ida"):
+            del written["basic_auth_users"][user], written["roles"][user]
+        written["roles"]["eve"] = "viewer"
+        written["basic_auth_users"]["joe"] = bcrypt.hashpw(b"another", bcrypt.gensalt(4)).decode()
+        path.write_text(yaml.safe_dump(written))
+        loop.stack.token_file.write_text("another-token")
+        # Without the check, streams of credentials other than sessions would last for a minute.
+        await eventually(withdrawn_ended, 30)
+        seen = dict(beats)
+        await eventually(others_go_on)
+        assert ended == withdrawn.keys()
+        for task in tasks:
+            task.cancel()
+    for each in browsers.values():
+        await each.client.aclose()
+
+
 async def follow(browser: Browser, answer: httpx.Response) -> httpx.Response:
     """Follow a redirect of the service back to the server, as a link of another site."""
     headers = {**PAGE, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
@@ -368,6 +449,12 @@ async def test_signing_in_with_openid_connect(loop: Loop, browser: Browser, laun
     await reload_with(loop, oidc | {"roles": {"sre": "viewer"}})
     assert "ann (oidc) <small>viewer</small>" in (await browser.open("/")).text
     await reload_with(loop, oidc | {"roles": {"others": "viewer"}})
+    assert (await browser.open("/")).status_code == 303
+    # Another provider does not vouch for those who signed in with the one before.
+    await reload_with(loop, oidc)
+    assert (await follow(browser, await sign_in("1"))).status_code == 303
+    assert (await browser.open("/")).status_code == 200
+    await reload_with(loop, oidc | {"issuer": f"{provider}/others"})
     assert (await browser.open("/")).status_code == 303
 
 
@@ -504,8 +591,7 @@ async def test_the_commands_for_tokens_sessions_and_the_audit_log(loop: Loop, br
     await browser.sign_in("operator", "operator")
 
     async def defib(*arguments: str) -> tuple[int, str, str]:
-        argv = [sys.executable, "-m", "defib", *arguments, "--config", str(loop.folder / "config")]
-        done = await asyncio.to_thread(subprocess.run, argv, capture_output=True, text=True, timeout=200, check=False)
+        done = await asyncio.to_thread(run_defib, *arguments, "--config", str(loop.folder / "config"))
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout, done.stderr
 

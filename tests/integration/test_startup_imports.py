@@ -12,7 +12,7 @@ from defib.demo.stack import reserve_ports
 from tests.support import eventually, write
 
 SERVER = {"sqlalchemy", "alembic", "lark_oapi", "jinja2", "mako"}
-LIBRARIES = SERVER | {"aiohttp", "asyncssh", "dns", "grpc", "httpx", "prometheus_client"}
+LIBRARIES = SERVER | {"aiohttp", "asyncssh", "dns", "h2", "httpx", "prometheus_client"}
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Throttling, sessions, roles and the audit log, without a server."""
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,31 @@ async def test_a_password_that_was_accepted_is_not_accepted_for_ever() -> None:
     assert await passwords.check("ann", "right", "10.0.0.2")
     hashes["ann"] = bcrypt.hashpw(b"another", bcrypt.gensalt(4)).decode()
     assert not await passwords.check("ann", "right", "10.0.0.2")
+
+
+async def test_refusals_do_not_tell_which_password_is_right() -> None:
+    """Also not those of a user who has signed in before, at the same address or at another one."""
+    hashes = {name: bcrypt.hashpw(b"right", bcrypt.gensalt(4)).decode() for name in ("ann", "bob")}
+    clock = Clock()
+    passwords = Passwords(lambda: hashes, Throttle(clock))
+    assert await passwords.check("ann", "right", "10.0.0.1")
+    for number in range(13):  # many addresses guess for the user
+        for _ in range(4):
+            with contextlib.suppress(ThrottledError):
+                assert not await passwords.check("ann", "wrong", f"10.1.0.{number}")
+    with pytest.raises(ThrottledError):
+        await passwords.check("ann", "right", "10.9.9.9")
+    assert await passwords.check("ann", "right", "10.0.0.1")  # who is not locked out
+    clock.at += 1000
+    assert await passwords.check("ann", "right", "10.0.0.1")
+    for number in range(40):  # the address guesses for many users
+        with contextlib.suppress(ThrottledError):
+            assert not await passwords.check(f"user-{number}", "wrong", "10.0.0.1")
+    for _ in range(5):
+        with pytest.raises(ThrottledError):
+            await passwords.check("ann", "wrong", "10.0.0.1")
+    with pytest.raises(ThrottledError):
+        await passwords.check("ann", "right", "10.0.0.1")
 
 
 async def test_sessions_end() -> None:
@@ -371,6 +397,7 @@ async def test_equal_refusals_become_one_entry_with_their_number() -> None:
         refusals.add(entry("refused"))
     for number in range(5000):
         refusals.add(entry("refused", f"guess-{number}", verified=False))
+        refusals.add(replace(entry("refused"), target=f"POST /{number}"))
     hidden = AuditEntry("access", "(unknown)", "token", "10.0.0.2", "GET /", "refused", verified=False)
     refusals.add(hidden)
     task = asyncio.create_task(refusals.run())
@@ -378,7 +405,9 @@ async def test_equal_refusals_become_one_entry_with_their_number() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert len(written) <= 13
-    assert sum(each.count for each in written) == 6001
+    assert len(written) <= 64
+    assert sum(each.count for each in written) == 11_001
     assert hidden in [replace(each, at=None) for each in written]  # whoever sends many hides only their own
-    assert next(each.count for each in written if each.name == "ann") == 1000
+    known = [each for each in written if each.name == "ann"]
+    assert known[0].count == 1000
+    assert [each.count for each in known if each.target == "(various)"] == [5000 - 49]

@@ -123,9 +123,9 @@ TEXTS = {
         "服务故障: Web page",
         (
             "**服务** Web page (web)\n**主机** h\n**级别** 严重\n**开始时间** 2026-11-24 03:00:00 CST\n"
-            "**探测** timeout: no answer within 10 s\n**摘要** no answer\n**已用次数** 2/3\n"
-            "**处理记录** 03:00:00 重启: 失败: exit status 1\n**处理记录** 03:00:00 重启: 成功, 3 秒后恢复 (ann)\n"
-            "**未重启** 同时故障的服务过多：请检查网络和 exporter: 3 of 4\n**值班** Ann"
+            "**探测** 超时：“no answer within 10 s”\n**摘要** no answer\n**已用次数** 2/3\n"
+            "**处理记录** 03:00:00 重启: 失败: “exit status 1”\n**处理记录** 03:00:00 重启: 成功, 3 秒后恢复 (ann)\n"
+            "**未重启** 同时故障的服务过多：请检查网络和 exporter: “3 of 4”\n**值班** Ann"
         ),
     ],
 }
@@ -142,7 +142,7 @@ def test_a_card_in_full(inventory: Inventory, language: str) -> None:
     [
         ("down", "red", "Service down: Web page"),
         ("acting", "yellow", "Restarting: Web page (attempt 2 of 3)"),
-        ("recovered", "green", "Recovered: Web page (after 41 s)"),
+        ("recovered", "green", "Recovered: Web page (was down 41 s)"),
         ("person_needed", "carmine", "A person is needed: Web page"),
         ("alert", "red", "Alert: ServiceDown · Web page"),
         ("alert_over", "green", "Alert resolved: ServiceDown · Web page"),
@@ -436,11 +436,13 @@ def test_annotations_are_in_the_configured_language() -> None:
     assert annotations_in_language(annotations, "zh") == {**plain, "summary": "不可用"}
 
 
-def test_runbooks_of_the_shipped_rules_link_to_the_documentation(tmp_path: Path) -> None:
-    written = {"notify": {"links": {"docs": "https://git.example/defib/docs/"}}}
+@pytest.mark.parametrize(("language", "page"), [("en", "alerts.md"), ("zh", "zh/alerts.md")])
+def test_runbooks_of_the_shipped_rules_link_to_the_documentation(tmp_path: Path, language: str, page: str) -> None:
+    written = {"notify": {"language": language, "links": {"docs": "https://git.example/defib/docs/"}}}
     ours = {"runbook_url": "docs/alerts.md#hostdown"}
     links = build_links(inventory_of(tmp_path / "a", written).inventory, None, {}, ours, None)
-    assert links["runbook"] == "https://git.example/defib/docs/alerts.md#hostdown"
+    assert links["runbook"] == f"https://git.example/defib/docs/{page}#hostdown"
+    assert (Path(__file__).parents[2] / "docs" / page).exists()
     assert "runbook" not in build_links(inventory_of(tmp_path / "b", {}).inventory, None, {}, ours, None)
 
 

@@ -1,14 +1,18 @@
 """Everything is documented, and examples in the documentation work."""
 
 import argparse
+import json
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import jsonschema
 import pytest
+import yaml
 
 from defib.cli import build_parser
 from defib.kinds import KINDS
@@ -18,8 +22,8 @@ from exporter.results import FailureReason
 from exporter.scheduler.collector_scheduler import HostState
 from exporter.scheduler.events import EventKind
 from fleet.inventory.endpoints import ConfigModel
-from fleet.inventory.model import json_schema
 from fleet.inventory.notify import NotificationKind
+from fleet.inventory.schema import json_schema
 from remediator.notifications import samples
 from remediator.notifications.channels import CHANNELS, feishu
 from remediator.policy.situation import Refusal, Wait
@@ -116,6 +120,27 @@ def examples(text: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
+def read_as_editors(text: str) -> Any:
+    """Read YAML 1.2, in which a date is text."""
+    return json.loads(json.dumps(yaml.safe_load(text), default=str))
+
+
+def configurations() -> Iterator[tuple[str, Any]]:
+    """Yield every example of a configuration with its place; other YAML is of Prometheus and Alertmanager."""
+    sections = json_schema(KINDS)["properties"]
+    for page, text in {**DOCS, "README": (ROOT / "README.md").read_text()}.items():
+        for number, block in enumerate(examples(text, "yaml")):
+            if page == "configuration" or re.match(rf"({'|'.join(sections)}|x-\w+):", block) is not None:
+                yield f"{page}-{number}", read_as_editors(block.replace("…", "x"))
+    for path in (ROOT / "deploy" / "examples").glob("*.yaml"):
+        yield path.name, yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize(("place", "value"), list(configurations()))
+def test_the_json_schema_takes_every_example(place: str, value: Any) -> None:
+    jsonschema.validate(value, json_schema(KINDS))
+
+
 def test_the_readme_s_configuration_loads(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     (first,) = re.findall(r"<<'EOF'\n(.*?)EOF", readme, re.DOTALL)
@@ -177,7 +202,9 @@ def test_the_index_links_to_every_page() -> None:
     assert set(re.findall(r"\]\((\w[\w-]*)\.md\)", DOCS["index"])) == set(DOCS) - {"index"}
 
 
-@pytest.mark.parametrize("page", [*ROOT.glob("docs/*.md"), *ROOT.glob("*.md")], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("docs/**/*.md"), *ROOT.glob("*.md")], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_links_are_valid(page: Path) -> None:
     for path, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", page.read_text()):
         target = (page.parent / path).resolve() if path else page
@@ -195,7 +222,7 @@ def test_paths_that_are_named_exist(page: str) -> None:
     assert [path for path in paths if not (ROOT / path).exists() and not path.startswith("alerts/secrets/")] == []
 
 
-@pytest.mark.parametrize("package", ["defib", "exporter", "fleet", "remediator"])
+@pytest.mark.parametrize("package", ["console", "defib", "exporter", "fleet", "remediator"])
 def test_the_architecture_page_names_modules_that_exist(package: str) -> None:
     section = DOCS["architecture"].split(f"\n### {package}\n")[1].split("\n#")[0]
     names = {name.rstrip("/") for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*/?)`", section)} - {"df"}
@@ -203,6 +230,18 @@ def test_the_architecture_page_names_modules_that_exist(package: str) -> None:
     top = {path.stem for path in (ROOT / package).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
     if package != "defib":  # whose modules are the commands
         assert top - {"__init__"} <= names
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["fleet/inventory", *(f"remediator/{name}" for name in ("engine", "http", "incidents", "notifications", "policy"))],
+)
+def test_the_architecture_page_names_all_modules_of_a_folder(folder: str) -> None:
+    package, name = folder.split("/")
+    section = DOCS["architecture"].split(f"\n### {package}\n")[1].split("\n#")[0]
+    (row,) = re.findall(rf"^\| `{name}/` .*", section, re.MULTILINE)
+    modules = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"}
+    assert [module for module in sorted(modules) if f"`{module}`" not in row] == []
 
 
 def _has_module(package: str, name: str) -> bool:

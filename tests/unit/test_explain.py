@@ -14,6 +14,8 @@ def explained(verb: str, reason: str | None = None, detail: str = "", **gates: A
     shut = {name.replace("_", "-"): held if isinstance(held, tuple) else (held, None) for name, held in gates.items()}
     return {
         "service": "web",
+        "up": None if "blind" in shut else "already-up" in shut,
+        "component": "",
         "firing": [] if verb == "nothing" else ["ServiceDown"],
         "decision": {"verb": verb, "reason": reason, "detail": detail},
         "next_step": None if "attempts-used-up" in shut else "restart",

@@ -17,6 +17,7 @@ from exporter.scheduler.collector_scheduler import CollectorRun, CollectorStatus
 from exporter.scheduler.host_states import CHANGES_LIMIT, StateChange, find_states, list_changes
 from exporter.scheduler.probe_scheduler import MonitoredHost
 from fleet.inventory.model import Host
+from fleet.inventory.thresholds import HostThresholds
 from tests.metric_names import rules
 
 NOW = 1.8e9
@@ -30,9 +31,10 @@ def samples_of(*added: tuple[str, float, dict[str, str]]) -> CollectorSamples:
     return samples
 
 
-def problems_of(*added: tuple[str, float, dict[str, str]], **runs: str | None) -> list[Problem]:
+def problems_of(*added: tuple[str, float, dict[str, str]], thresholds: Any = None, **runs: str | None) -> list[Problem]:
     collectors = [CollectorStatus(name, 30.0, CollectorRun(NOW, 0.1, error)) for name, error in runs.items()]
-    return find_problems(HostSamples(samples_of(*added).lines), collectors, NOW)
+    limits = HostThresholds.model_validate(thresholds or {})
+    return find_problems(HostSamples(samples_of(*added).lines), collectors, limits, NOW)
 
 
 @given(
@@ -78,12 +80,14 @@ def test_one_run_has_a_limited_number_of_changes() -> None:
     assert changes[-1] == StateChange("container", "", "changed", "2900 further changes")
 
 
-def usage(kind: str, ratio: float) -> list[tuple[str, float, dict[str, str]]]:
+def usage(
+    kind: str, ratio: float, size: float = 1000, mountpoint: str = "/"
+) -> list[tuple[str, float, dict[str, str]]]:
     names = {"bytes": ("size_bytes", "available_bytes"), "files": ("files", "files_free")}[kind]
-    labels = {"mountpoint": "/", "device": "/dev/sda1", "fstype": "ext4"}
+    labels = {"mountpoint": mountpoint, "device": "/dev/sda1", "fstype": "ext4"}
     return [
         (f"host_filesystem_{name}", value, labels)
-        for name, value in zip(names, (1000, 1000 - 1000 * ratio), strict=True)
+        for name, value in zip(names, (size, size - size * ratio), strict=True)
     ]
 
 
@@ -103,7 +107,19 @@ def usage(kind: str, ratio: float) -> list[tuple[str, float, dict[str, str]]]:
         ([("host_load1", 3, {}), ("host_cpu_count", 1, {})], []),
         ([("host_clock_offset_seconds", -2, {})], [("clock_skew", "warning", "")]),
         ([("host_container_up", 0, {"container": "c"})], [("container_down", "warning", "c")]),
+        ([("host_container_up", 0, {"container": "c"}), ("host_container_exit_code", 137, {"container": "c"})], [("container_down", "warning", "c")]),
+        ([("host_container_up", 0, {"container": "c"}), ("host_container_exit_code", 0, {"container": "c"})], []),
+        (
+            [
+                ("host_container_up", 0, {"container": "c"}), ("host_container_exit_code", 0, {"container": "c"}),
+                ("host_container_info", 1, {"container": "c", "image": "i", "restart_policy": "always"}),
+            ],
+            [("container_down", "warning", "c")],
+        ),
+        ([("host_container_up", 0, {"container": "c"}), ("host_container_health", 1, {"container": "c", "health": "starting"})], []),
         ([("host_unit_active", 0, {"unit": "u"}), ("host_unit_active", 1, {"unit": "v"})], [("unit_inactive", "warning", "u")]),
+        ([("host_unit_active", 0, {"unit": "u"}), ("host_unit_finished", 1, {"unit": "u"})], []),
+        ([("host_program_running", 0, {"program": "p"}), ("host_program_finished", 1, {"program": "p"})], []),
         ([("host_program_running", 0, {"program": "p"})], [("program_stopped", "warning", "p")]),
         ([("gpu_healthy", 0, {"gpu": "1"})], [("gpu_unhealthy", "critical", "1")]),
         ([("gpu_recovery_needed", 1, {"gpu": "1", "action": "Reset"})], [("gpu_recovery_needed", "critical", "1")]),
@@ -112,7 +128,13 @@ def usage(kind: str, ratio: float) -> list[tuple[str, float, dict[str, str]]]:
         ([("gpu_remapped_rows", 1, {"gpu": "1", "kind": "failure"})], [("gpu_remap_failure", "critical", "1")]),
         ([("gpu_retired_pages", 1, {"gpu": "1", "kind": "pending"})], [("gpu_memory_pending", "warning", "1")]),
         ([("gpu_xid_last_timestamp_seconds", NOW - 60, {"gpu": "1", "xid": "79"})], [("gpu_xid", "critical", "1")]),
+        ([("gpu_xid_last_timestamp_seconds", NOW - 60, {"gpu": "1", "xid": "143"})], [("gpu_xid", "critical", "1")]),
+        ([("gpu_xid_last_timestamp_seconds", NOW - 60, {"gpu": "1", "xid": "92"})], [("gpu_xid", "warning", "1")]),
         ([("gpu_xid_last_timestamp_seconds", NOW - 60, {"gpu": "1", "xid": "31"})], []),
+        (
+            [("gpu_xid_last_timestamp_seconds", NOW - 60, {"gpu": "1", "xid": "79"}), ("host_clock_offset_seconds", 7200, {})],
+            [("clock_skew", "warning", "")],
+        ),
         ([("gpu_xid_last_timestamp_seconds", NOW - 7200, {"gpu": "1", "xid": "79"})], []),
         ([("gpu_temperature_celsius", 99, {"gpu": "1", "sensor": "memory"})], [("gpu_hot", "warning", "1")]),
         ([("gpu_throttle_active", 1, {"gpu": "1", "reason": "hw_slowdown"})], [("gpu_throttled", "warning", "1")]),
@@ -121,10 +143,40 @@ def usage(kind: str, ratio: float) -> list[tuple[str, float, dict[str, str]]]:
             [("gpu_hot", "warning", "1")],
         ),
         ([("gpu_throttle_active", 1, {"gpu": "1", "reason": "sw_power_cap"})], []),
+        ([("gpu_throttle_active", 1, {"gpu": "1", "reason": "sw_thermal_slowdown"})], [("gpu_hot", "warning", "1")]),
+        (usage("bytes", 0.95, 10**13), []),
+        (usage("bytes", 0.85, mountpoint="/boot"), []),
+        (usage("bytes", 0.95, mountpoint="/boot/efi"), [("filesystem_full", "warning", "/boot/efi")]),
     ],
 )  # fmt: skip
 def test_problems(added: list[tuple[str, float, dict[str, str]]], expected: list[tuple[str, str, str]]) -> None:
     assert [(problem.kind, problem.severity, problem.name) for problem in problems_of(*added)] == expected
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "added", "expected"),
+    [
+        ({"filesystem": {"warning": "50%"}}, usage("bytes", 0.6), [("filesystem_full", "warning")]),
+        ({"filesystem": {"warning": "50%"}}, usage("files", 0.6), []),
+        ({"inodes": {"warning": "50%"}}, usage("files", 0.6), [("inodes_full", "warning")]),
+        ({"filesystem": {"critical": "96%"}}, usage("bytes", 0.95), [("filesystem_full", "warning")]),
+        ({"filesystem": {"warning": "off"}}, usage("bytes", 0.85), []),
+        ({"filesystem": {"warning": "off"}}, usage("bytes", 0.95), [("filesystem_full", "critical")]),
+        ({"filesystem": "off"}, usage("bytes", 0.99), []),
+        ({"memory": {"warning": "60%", "critical": "70%"}}, [("host_memory_total_bytes", 100, {}), ("host_memory_available_bytes", 25, {})], [("memory_low", "critical")]),
+        ({"load": {"warning": 2}}, [("host_load1", 3, {}), ("host_cpu_count", 2, {})], [("load_high", "warning")]),
+        ({"load": {"warning": 2}}, [("host_load1", 3, {}), ("host_cpu_count", 4, {})], []),
+        ({"load": {"critical": "off"}}, [("host_load1", 99, {}), ("host_cpu_count", 4, {})], [("load_high", "warning")]),
+        ({"clock_offset": {"warning": "1m"}}, [("host_clock_offset_seconds", -2, {})], []),
+        ({"gpu_temperature": {"warning": 70}}, [("gpu_temperature_celsius", 71, {"gpu": "1", "sensor": "gpu"})], [("gpu_hot", "warning")]),
+        ({"gpu_memory_temperature": "off"}, [("gpu_temperature_celsius", 99, {"gpu": "1", "sensor": "memory"})], []),
+    ],
+)  # fmt: skip
+def test_problems_by_a_host_s_own_thresholds(
+    thresholds: Any, added: list[tuple[str, float, dict[str, str]]], expected: list[tuple[str, str]]
+) -> None:
+    problems = problems_of(*added, thresholds=thresholds)
+    assert [(problem.kind, problem.severity) for problem in problems] == expected
 
 
 def test_a_failed_collector_is_a_problem_unless_the_host_is_down() -> None:
@@ -137,22 +189,22 @@ def expressions(alert: str) -> str:
     return " ".join(rule["expr"] for rule in rules() if rule.get("alert") == alert)
 
 
-def test_the_thresholds_are_those_of_the_rules() -> None:
-    def thresholds(alert: str, of: str) -> list[float]:
-        found = re.findall(rf"{of}\)*\s*([<>])\s*([0-9.]+)", expressions(alert))
-        return sorted((float(number) for _, number in found), reverse=True)
-
-    filesystem = [threshold for threshold, _ in host_problems.FILESYSTEM_USAGE]
-    assert thresholds("HostDiskFull", ":ratio") == thresholds("HostInodesFull", ":ratio") == filesystem
-    assert thresholds("HostMemoryLow", ":ratio") == [threshold for threshold, _ in host_problems.MEMORY_USAGE]
-    assert thresholds("HostLoadHigh", r"\}") == [load for load, _, _ in host_problems.LOAD]
-    assert thresholds("HostLoadHigh", ":ratio") == [ratio for _, ratio, _ in host_problems.LOAD]
-    assert thresholds("HostClockSkew", r"\}") == [host_problems.CLOCK_OFFSET]
-    hot = dict(re.findall(r'sensor="(\w+)"\}\) > (\d+)', expressions("GPUHot")))
-    assert {sensor: float(limit) for sensor, limit in hot.items()} == host_problems.GPU_TEMPERATURE
+def test_what_is_not_configurable_is_as_in_the_rules() -> None:
+    """The thresholds are compared in test_thresholds.py."""
+    per_cpu = re.findall(r"host:load1_per_cpu:ratio > ([0-9.]+)", expressions("HostLoadHigh"))
+    assert sorted(map(float, per_cpu)) == sorted(host_problems.LOAD_PER_CPU.values())
     assert f"< {host_problems.XID_AGE:g}" in expressions("GPUErrors")
-    assert re.findall(r'xid=~"([^"]*)"', expressions("GPUErrors")) == ["|".join(sorted(host_problems.XIDS, key=int))]
+    xids = ["|".join(sorted(each, key=int)) for each in host_problems.XIDS.values()]
+    assert re.findall(r'xid=~"([^"]*)"', expressions("GPUErrors")) == xids
     assert f'reason=~"{"|".join(host_problems.THROTTLE_REASONS)}"' in expressions("GPUThrottled")
+    heat = re.findall(r'reason=~"([^"]*)"', expressions("GPUHot"))
+    assert heat
+    assert all(re.fullmatch(pattern, reason) for pattern in heat for reason in host_problems.HEAT_REASONS)
+    assert re.findall(r"clamp_min\(.*, ([0-9.]+)\)", expressions("HostDiskFull")) == [
+        f"{host_problems.BOOT_FILESYSTEM_FULL:g}"
+    ]
+    finished = re.findall(r'restart_policy=~"([^"]*)"', expressions("HostContainerDown"))
+    assert set(finished) == {"|".join(host_problems.RESTARTED)}
 
 
 def monitored() -> MonitoredHost:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from defib.kinds import KINDS
-from fleet.inventory.model import json_schema
+from fleet.inventory.schema import json_schema
 from tests.support import load_problems, loaded, write
 
 BOMB = "a: &a [x, x]\n" + "".join(
@@ -89,6 +89,70 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
         (
             "hosts: {h: {address: h, shell: local, collect: {gpu: 1ms}}}",
             "a.yaml:1: hosts.h.collect.gpu.every: must be at least 200ms",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {filesystem: {warning: 95%}}}}",
+            "a.yaml:1: hosts.h.thresholds.filesystem: warning (95%) must be less than critical (90%, the default)",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {load: {warning: 9, critical: 8.5}}}}",
+            "a.yaml:1: hosts.h.thresholds.load: warning (9) must be less than critical (8.5)",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {memory: {warning: 80}}}}",
+            "a.yaml:1: hosts.h.thresholds.memory.warning: must be more than 0% and less than 100%, such as 80% or 0.8, not 80",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {memory: {warning: 80 %}}}}",
+            "a.yaml:1: hosts.h.thresholds.memory.warning: must be more than 0% and less than 100%, such as 80% or 0.8, not '80 %'",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {load: {warning: on}}}}",
+            "a.yaml:1: hosts.h.thresholds.load.warning: must be a number greater than 0, such as 4, not True",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {load: {warning: 0}}}}",
+            "a.yaml:1: hosts.h.thresholds.load.warning: must be a number greater than 0, such as 4, not 0",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {gpu_temperature: {critical: 95}}}}",
+            "a.yaml:1: hosts.h.thresholds.gpu_temperature.critical: unknown key (known: warning)",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {disk: off}}}",
+            "a.yaml:1: hosts.h.thresholds.disk: unknown key; did you mean disk_queue?",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {clock_offset: 1s}}}",
+            "a.yaml:1: hosts.h.thresholds.clock_offset: must be a map, not '1s'",
+        ),
+        (
+            "hosts: {h: {address: h, thresholds: {clock_offset: {warning: 1}}}}",
+            "a.yaml:1: hosts.h.thresholds.clock_offset.warning: 1 is not a duration; write 500ms, 10s, 5m, 1h30m or 7d",
+        ),
+        (
+            "services: {web: {" + SERVICE + ", thresholds: {certificate: {warning: 5d}}}}",
+            "a.yaml:1: services.web.thresholds.certificate: warning (5d) must be greater than critical (7d, the default)",
+        ),
+        (
+            "services: {web: {" + SERVICE + ", thresholds: {certificate: {warning: 0s}}}}",
+            "a.yaml:1: services.web.thresholds.certificate.warning: must be greater than 0",
+        ),
+        (
+            "services: {web: {" + SERVICE + ", thresholds: {slowdown: {warning: 1}}}}",
+            "a.yaml:1: services.web.thresholds.slowdown.warning: must be a number greater than 1, such as 3, not 1",
+        ),
+        (
+            "defaults: {host: {thresholds: {load: {warning: 9}}}}\nhosts: {h: {address: h}}",
+            "a.yaml:1: defaults.host.thresholds.load: warning (9) must be less than critical (8, the default)",
+        ),
+        (
+            "defaults: {groups: {g: {thresholds: {load: {critical: 6}}}}}\nhosts: {h: {address: h, group: g, thresholds: {load: {warning: 7}}}}",
+            "a.yaml:2: hosts.h.thresholds.load: warning (7) must be less than critical (6)",
+        ),
+        (
+            "defaults: {thresholds: {slowdown: 3}}\nservices: {web: {" + SERVICE + "}, other: {" + SERVICE + "}}",
+            "a.yaml:1: defaults.thresholds.slowdown: must be a map, not 3",
         ),
         (
             "remediator: {retention: 30m}",
@@ -175,6 +239,8 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
                 ("{components: [a, a], component: {restart: 'http://t/{component}'}}", ": components: each may be listed once"),
                 ("{components: [a], component: {stop: 'http://t/{component}'}}", ".component: must have either restart, or stop and start"),
                 ("{components: [a], component: {}}", ".component: must have either restart, or stop and start"),
+                ("{components: [a], component: {automatic: true}}", ".component: must have either restart, or stop and start"),
+                ("{components: [a], component: {automatic: true, restart: 'http://t/{component}'}}", ".component.automatic: components are restarted automatically only with `on_failure: restart`"),
                 ("{components: [a], component: {restart: {url: 'http://t/', headers: {X-A: '{component}'}}}}", ".component: none of its requests has {component} in its url, json or body"),
                 ("{components: [a], component: {restart: {url: 'http://t/', body: 'id={component}'}}}", ".component: a body with {component} must be JSON: Expecting value: line 1 column 1 (char 0)"),
                 ("{components: [a], component: {restart: 'http://{component}/'}}", ".component.restart.url: unknown placeholder {component} (known: {host.address}, {host.name}, {service})"),
@@ -182,7 +248,7 @@ SERVICE = "probe: {http: {url: 'http://h/'}}"
                 ("{components: [7], component: {restart: 'http://t/{component}'}}", ".components[0]: must be a string, not 7"),
                 ("{components: [..], component: {restart: 'http://t/{component}'}}", ".components[0]: '..' cannot be the name of a component: it must be printable, and not . or .."),
                 ("{components: [\"a\\r\\nX: 1\"], component: {restart: 'http://t/{component}'}}", r".components[0]: 'a\r\nX: 1' cannot be the name of a component: it must be printable, and not . or .."),
-                ("{components: [a], component: {restart: 'http://t/{component}', automatic: true}}", ".component.automatic: unknown key (known: start, stop, restart)"),
+                ("{components: [a], component: {restart: 'http://t/{component}', automatically: true}}", ".component.automatically: unknown key; did you mean automatic?"),
                 ("{}", ": at least one of start, stop, restart, status and component is required"),
             )
         ),
@@ -662,6 +728,8 @@ services:
     ("control", "target"),
     [
         ("docker: {container: ocr}", "docker:ocr"),
+        ("docker: {label: [b=2, a=1]}", "docker:label:a=1,b=2"),
+        ("docker: {image: registry/ocr}", "docker:image:registry/ocr"),
         ("compose: {directory: /srv//app/, service: web}", "compose:/srv/app:web"),
         ("systemd: {unit: web}", "systemd:web.service"),
         ("supervisor: {program: 'web:web'}", "supervisor:-:web"),
@@ -748,6 +816,30 @@ def test_a_secret_is_not_in_the_error_that_it_causes(tmp_path: Path) -> None:
     assert "t0p-secret" not in str(found)
 
 
+def test_the_json_schema_takes_what_is_expanded(tmp_path: Path) -> None:
+    text = """
+    x-anchors: [anything]
+    defaults:
+      host: {labels: {site: a}, ssh: {user: u, port: 22}, collect: {system: 1m, systemd: {every: 1m, units: [a]}}}
+      groups: {g: {sudo: passwordless}}
+    templates:
+      t: {parameters: {every: 10s, url: null}, service: {probe: {every: "{every}", http: {url: "{url}"}}}}
+    hosts:
+      "a-[1-2]": {address: "10.0.0.{n}", group: g, ssh: {port: "222{n}"}, labels: null}
+      "[01-02]-b.c": {address: "10.0.0.{n+10}", templates: {t: {url: "http://h/"}}}
+      a-1: {collect: {systemd: {units: [b]}, system: null}, templates: {t: false}}
+      a-2: {enabled: false}
+    services:
+      t-01-b.c: {probe: {every: 20s, http: {method: HEAD}}, severity: info}
+      t-02-b.c: {enabled: false}
+      s: {template: t, parameters: {url: "http://h/"}}
+    """
+    write(tmp_path, a=text)
+    services = loaded(tmp_path).inventory.services
+    assert {name: each.probe.every for name, each in services.items()} == {"t-01-b.c": 20.0, "s": 10.0}
+    jsonschema.validate(yaml.safe_load(text), json_schema(KINDS))
+
+
 def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
     schema = json_schema(KINDS)
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -766,9 +858,13 @@ def test_the_json_schema_takes_what_loads_and_refuses_what_does_not() -> None:
     two_kinds = {"services": {"web": {"probe": {"http": {"url": "http://h/"}, "tcp": {"address": "h:1"}}}}}
     refused: list[dict[str, Any]] = [
         {"servces": {}},
-        {"services": {"web": {}}},
+        {"services": {"web": []}},
+        {"services": {"web": {"prob": {}}}},
         {"services": {"web": {"probe": {"every": 3}}}},
         {"hosts": {"A": {"address": "h"}}},
+        {"hosts": {"a[1-2": {"address": "h"}}},
+        {"hosts": {"a[1-2]b[1-2]": {"address": "h"}}},
+        {"notify": {"channels": {"ops": {}}}},
         two_kinds,
     ]
     for bad in refused:

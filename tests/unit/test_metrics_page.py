@@ -1,16 +1,23 @@
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as _parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as _parse_text
 
+from exporter.exposition.label_values import escape_value, unescape_value
 from exporter.exposition.metrics_page import MetricsPage
-from exporter.exposition.service_series import FAMILIES, ServiceSeries, render_host_info
+from exporter.exposition.sample_lines import parse_lines
+from exporter.exposition.service_series import FAMILIES, ServiceSeries, render_host
 from exporter.results import Component, ProbeDetails, ProbeResult
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Host, Service
+from fleet.inventory.thresholds import HostThresholds
+from runtime.terminal import UNSAFE
 from tests.support import inventory_of
 
 parse_openmetrics: Callable[[str], Iterable[Any]] = _parse_openmetrics
@@ -39,8 +46,45 @@ def page(service: Service) -> MetricsPage:
     result = ProbeResult(False, "status", "answered 503", 1000.0, 0.75, seen)
     state = ServiceState().after_result(result, fail_after=1, recover_after=1)
     made.put("web", ServiceSeries(service).render(state, result, {"status": 1}))
-    made.put("host h", render_host_info(Host(address="10.0.0.1", labels={"rack": "a3"})))
+    thresholds = HostThresholds.model_validate({"load": {"warning": "off"}})
+    made.put("host h", render_host(Host(address="10.0.0.1", labels={"rack": "a3"}, thresholds=thresholds)))
     return made
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    names=st.lists(
+        st.text(st.characters(codec=None)) | st.text("\\x1bu20e\x1b\r\u202e"), min_size=1, max_size=5, unique=True
+    )
+)
+def test_values_that_servers_choose(service: Service, names: list[str]) -> None:
+    """The page has no control characters, and components whose names differ have different series."""
+    made = MetricsPage(FAMILIES)
+    details = ProbeDetails(components={name: Component(up=True) for name in names}, tls=(names[0], "TLSv1.3"))
+    result = ProbeResult(True, None, "", 1000.0, 0.75, details)
+    state = ServiceState().after_result(result, fail_after=1, recover_after=1)
+    made.put("web", ServiceSeries(service).render(state, result, {}))
+    text = text_of(made)
+    assert UNSAFE.search(text) is None
+    (components,) = [family for family in parse_text(text) if family.name == "service_component_up"]
+    values = [sample.labels["component"] for sample in components.samples]
+    assert len(set(values)) == len(names)
+    lines = made.get("web")["service_component_up"]
+    assert [sample.labels["component"] for sample in parse_lines(lines)] == names
+    plain = [name for name in names if UNSAFE.search(name) is None and "\\" not in name]
+    assert set(plain) <= set(values)
+
+
+def test_values_are_escaped_in_linear_time() -> None:
+    started = time.process_time()
+    for value in ("\\" * 1_000_000, "\\x" * 500_000, "\x1b" * 1_000_000):
+        assert unescape_value(escape_value(value)) == value
+    assert time.process_time() - started < 10
+
+
+def test_a_control_character_is_shown_as_elsewhere() -> None:
+    assert escape_value("a\x1b]0;b\x07\u202e\r c\\d") == r"a\x1b]0;b\x07\u202e\x0d c\d"
+    assert escape_value(r"C:\Users\run") == r"C:\Users\run"
 
 
 def test_both_formats_have_the_same_samples(page: MetricsPage) -> None:
@@ -48,7 +92,7 @@ def test_both_formats_have_the_same_samples(page: MetricsPage) -> None:
     rendered = text_of(page, openmetrics=True) + "# EOF\n"
     other = {(s.name, tuple(sorted(s.labels.items()))): s.value for f in parse_openmetrics(rendered) for s in f.samples}
     assert text == other
-    assert len(text) == 20
+    assert len(text) == 22
 
 
 def test_labels_and_values(page: MetricsPage) -> None:

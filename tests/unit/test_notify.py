@@ -67,8 +67,8 @@ def test_on_call_is_who_the_routes_name(tmp_path: Path) -> None:
     people = {"ann": {"open_id": "ou_a", "name": "安"}, "bob": {"open_id": "ou_b"}}
     told = notify(tmp_path, {"match": {"team": "docs"}, "channels": ["a"], "on_call": ["ann"]},
                   {"channels": ["b"], "on_call": ["bob"]}, people=people)  # fmt: skip
-    assert [person.open_id for person in told.on_call(CRITICAL, "down")] == ["ou_a"]
-    assert [person.open_id for person in told.on_call({}, "alert")] == ["ou_b"]
+    assert [person.open_id for person in told.on_call(CRITICAL, "down", 0.0)] == ["ou_a"]
+    assert [person.open_id for person in told.on_call({}, "alert", 0.0)] == ["ou_b"]
     found = told.person("ou_a")
     assert found is not None
     assert found[0] == "ann"

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleet.inventory.model import Backoff, Remediation, Service
-from remediator.policy.attempts import backoff_delay, counted_since, next_step
+from remediator.policy.attempts import backoff_delay, count_in_a_row, counted_since, next_step
 from remediator.policy.decisions import decide, explain, find_closed_gate
 from remediator.policy.gates import GATES
 from remediator.policy.situation import (
     ActionHistory,
     ActionsInProgress,
+    ComponentHistory,
     Decision,
     Observation,
     PastAction,
@@ -52,9 +53,20 @@ def load_services(folder: Path) -> dict[str, Service]:
                 "web": {"host": "h", "probe": probe, "control": control, "on_failure": "restart"},
                 "notify_only": {"host": "h", "probe": probe, "control": control},
                 "bare": {"probe": probe, "on_failure": "restart"},
+                "channels": _with_components(automatic=True),
+                "both": _with_components(automatic=True, restart=True),
+                "manual": _with_components(automatic=False),
             },
         },
     ).inventory.services
+
+
+def _with_components(*, automatic: bool, restart: bool = False) -> dict[str, Any]:
+    listed = {"each": "$.c[*]", "name": "$.name", "up": {"$.state": "running"}}
+    component = {"restart": {"url": "http://h/{component}"}, "automatic": automatic}
+    control = {"components": ["ch1", "ch2"], "component": component} | ({"restart": "http://h/all"} if restart else {})
+    probe = {"status": {"url": "http://h/", "components": listed}}
+    return {"probe": probe, "control": {"http": control}, "on_failure": "restart"}
 
 
 @pytest.mark.parametrize(
@@ -246,6 +258,81 @@ def test_decisions(
             if each.closed
         ]
         assert verb == "nothing" or (closed[0] if closed else None) == reason
+
+
+def _restarted(component: str, **more: Any) -> dict[str, Any]:
+    return {"history": ActionHistory(components={component: ComponentHistory(**more)})}
+
+
+PAGE = Observation(
+    False, False, "state", "3 of 4", components_up=frozenset({"ch4"}),
+    components_down=frozenset({"ch1", "ch2", "unlisted"}),
+)  # fmt: skip
+COMPONENTS = replace(
+    SITUATION,
+    observed=PAGE,
+    alerting_components=frozenset({"ch2", "unlisted"}),
+)
+ONLY_COMPONENTS: dict[str, Any] = {
+    "firing": frozenset({"ServiceComponentDown"}), "observed": replace(PAGE, up=True, success=True)
+}  # fmt: skip
+USED_UP = ActionHistory(components={"ch1": ComponentHistory(3, 3, NOW), "ch2": ComponentHistory(3, 3, NOW)})
+
+
+@pytest.mark.parametrize(
+    ("service", "rules", "change", "result"),
+    [
+        ("channels", {}, {}, ("act", None, "ch1")),
+        ("manual", {}, {}, ("refuse", "no-control", "")),
+        ("channels", {}, _restarted("ch1", attempts=3, tries=3, last_ended=NOW), ("act", None, "ch2")),
+        ("channels", {}, _restarted("ch1", attempts=1, tries=1, last_ended=NOW - 1), ("act", None, "ch2")),
+        ("channels", {}, _restarted("ch1", attempts=1, tries=1, last_ended=NOW - 60), ("act", None, "ch1")),
+        ("channels", {}, {"history": USED_UP}, ("refuse", "no-control", "")),
+        ("both", {}, {"history": USED_UP}, ("act", None, "")),
+        ("both", {}, {}, ("act", None, "ch1")),
+        ("both", {"steps": [{"restart": {"approve": True}}]}, {}, ("act", None, "ch1")),
+        ("both", {}, {"observed": replace(PAGE, components_down=frozenset())}, ("act", None, "")),
+        ("both", {}, {"automation": False}, ("wait", "automation-off", "")),
+        # Of a page without any component that is up, the service itself is restarted, if that is possible.
+        ("both", {}, {"observed": replace(PAGE, components_up=frozenset())}, ("act", None, "")),
+        ("channels", {}, {"observed": replace(PAGE, components_up=frozenset())}, ("act", None, "ch1")),
+        # A service that responds is never restarted.
+        ("both", {}, {"observed": replace(PAGE, up=True, success=True), "history": USED_UP},
+         ("refuse", "already-up", "")),
+        ("both", {"alerts": ["ServiceDown", "ServiceComponentDown"]}, ONLY_COMPONENTS | {"history": USED_UP},
+         ("refuse", "already-up", "")),
+        # Without an alert about the service, only components with an alert are restarted, and never the service.
+        ("channels", {}, ONLY_COMPONENTS, ("act", None, "ch2")),
+        ("manual", {}, ONLY_COMPONENTS, ("refuse", "not-an-alert-to-act-on", "")),
+        ("both", {}, ONLY_COMPONENTS | {"alerting_components": frozenset({"unlisted"})},
+         ("refuse", "not-an-alert-to-act-on", "")),
+        ("both", {}, ONLY_COMPONENTS | {"history": USED_UP}, ("refuse", "attempts-used-up", "")),
+        ("channels", {}, ONLY_COMPONENTS | {"history": USED_UP}, ("refuse", "attempts-used-up", "")),
+        ("both", {}, ONLY_COMPONENTS | _restarted("ch2", attempts=1, tries=1, last_ended=NOW - 1),
+         ("wait", "backing-off", "")),
+        ("both", {}, ONLY_COMPONENTS | {"silenced": "by 1"}, ("wait", "silenced", "")),
+        ("both", {}, ONLY_COMPONENTS | {"muted_components": frozenset({"ch2"})},
+         ("refuse", "not-an-alert-to-act-on", "")),
+    ],
+)  # fmt: skip
+def test_components_are_restarted_before_their_service(
+    services: dict[str, Service], service: str, rules: dict[str, Any], change: dict[str, Any], result: tuple[str, ...]
+) -> None:
+    decision = decide(services[service], Remediation(**rules), replace(COMPONENTS, **change))
+    assert (decision.verb, decision.reason, decision.component) == result
+
+
+@pytest.mark.parametrize(
+    ("restarts", "number"),
+    [
+        ([], 0), ([(90, 95)], 1), ([(90, None)], 1), ([(80, 90)], 0), ([(90, 95), (80, 85), (70, 75)], 3),
+        ([(90, 95), (70, 75), (65, 70)], 1),
+    ],
+)  # fmt: skip
+def test_restarts_in_a_row_are_less_than_the_window_apart(
+    restarts: list[tuple[float, float | None]], number: int
+) -> None:
+    assert count_in_a_row(restarts, 10, 100) == number
 
 
 def test_every_refusal_and_wait_has_a_gate() -> None:

@@ -40,7 +40,6 @@ def locked(lock: str) -> dict[str, str]:
     """Return the versions of a lock file. Each must have a hash."""
     text = (ROOT / lock).read_text()
     hashed = re.findall(r"^([^\s#=]+)==([^\s;\\]+)[^\n]*\\\n    --hash=sha256:\w{64}", text, re.MULTILINE)
-    assert hashed
     assert len(hashed) == len(re.findall(r"^[^\s#]", text, re.MULTILINE)), lock
     return dict(hashed)
 
@@ -49,6 +48,17 @@ def check_satisfied(declared: Iterable[str], versions: Mapping[str, str]) -> Non
     for text in declared:
         requirement = Requirement(text)
         assert requirement.specifier.contains(versions[requirement.name]), text
+
+
+def test_every_package_is_installed() -> None:
+    """By the image and by the script: a package that is left out is missing when a program starts."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = {each.removesuffix("*") for each in settings["tool"]["setuptools"]["packages"]["find"]["include"]}
+    dockerfile, ignored = ((ROOT / name).read_text().splitlines() for name in ("Dockerfile", ".dockerignore"))
+    assert packages <= {line.split()[1] for line in dockerfile if line.startswith("COPY ") and "--" not in line}
+    assert packages <= {line[1:] for line in ignored if line.startswith("!")}
+    lists = re.findall(r"(?:find|cp -r) (.+)", (ROOT / "deploy/install.sh").read_text())
+    assert [packages - set(each.split()) for each in lists if "remediator" in each] == [set(), set()]
 
 
 def test_nothing_is_installed_without_hashes() -> None:

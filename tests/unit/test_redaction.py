@@ -1,15 +1,92 @@
 """Secrets are masked wherever they stand, however they were quoted."""
 
+import html
 import json
+import re
 import time
+from collections.abc import Callable
 from urllib.parse import quote, quote_plus
+from xml.sax.saxutils import escape as escape_xml
 
+import markupsafe
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jinja2.utils import htmlsafe_json_dumps
 from yarl import URL
 
 from runtime.redaction import Redactor
+from runtime.secret_forms import list_forms
+
+Quote = Callable[[str], str]
+
+
+def lower_percent(text: str) -> str:
+    """Return a percent-encoded text with lower-case digits, as some programs write them."""
+    return re.sub("%[0-9A-F]{2}", lambda match: match[0].lower(), quote(text, safe=""))
+
+
+def json_escaping(characters: str, form: str = "\\u{:04x}") -> Quote:
+    """Return a writer of JSON that escapes more characters than it must."""
+    table = {ord(each): form.format(ord(each)) for each in characters}
+    return lambda text: json.dumps(text)[1:-1].translate(table)
+
+
+JSON_WRITERS: dict[str, Quote] = {
+    "json": lambda text: json.dumps(text)[1:-1],
+    "json in UTF-8": lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    "json of Go": json_escaping("&<>"),
+    "json of PHP": lambda text: json.dumps(text)[1:-1].replace("/", "\\/"),
+    "json in a page": lambda text: str(htmlsafe_json_dumps(text))[1:-1],
+    "json of .NET": json_escaping("&<>'+`", "\\u{:04X}"),
+}
+URL_WRITERS: dict[str, Quote] = {
+    "url": quote, "url component": lambda text: quote(text, safe=""), "form": quote_plus, "lower case": lower_percent,
+    "url of yarl": lambda text: URL.build(query={"p": text}).raw_query_string.partition("=")[2],
+}  # fmt: skip
+WRITERS: dict[str, Quote] = {
+    **JSON_WRITERS, **URL_WRITERS,
+    "nothing": str, "python": lambda text: repr(text)[1:-1],
+    "html": html.escape, "html text": lambda text: html.escape(text, quote=False), "xml": escape_xml,
+    "xml attribute": lambda text: escape_xml(text, {'"': "&quot;", "'": "&apos;"}),
+    "html of Jinja": lambda text: str(markupsafe.escape(text)),
+    "html of PHP": lambda text: html.escape(text).replace("&#x27;", "&#039;"),
+    "html of Django": lambda text: html.escape(text).replace("&#x27;", "&#39;"),
+}  # fmt: skip
+TWICE = [(first, second) for each in (JSON_WRITERS, URL_WRITERS) for first in each for second in each]
+SECRETS = st.text(st.characters(codec="utf-8"), min_size=6, max_size=30) | st.text(
+    "aZ0 /+=&<>\"'\\%\n`:@", min_size=6, max_size=20
+)
+
+
+@given(SECRETS, st.sampled_from(sorted(WRITERS)))
+def test_a_secret_that_another_program_wrote(secret: str, writer: str) -> None:
+    written = WRITERS[writer](secret)
+    assert Redactor([secret])(f"\u2063{written}\u2063") == "\u2063***\u2063"
+
+
+@given(SECRETS, st.sampled_from(TWICE))
+def test_a_secret_that_was_written_twice(secret: str, writers: tuple[str, str]) -> None:
+    """JSON inside JSON, and a URL inside another one's query."""
+    first, second = (WRITERS[name] for name in writers)
+    assert Redactor([secret])(f"\u2063{second(first(secret))}\u2063") == "\u2063***\u2063"
+
+
+@given(SECRETS)
+def test_the_number_of_forms_has_a_limit(secret: str) -> None:
+    assert len(list_forms(secret)) <= 300
+    assert max(map(len, list_forms(secret))) <= 12 * max(len(secret.encode()), 1)
+
+
+def test_the_time_depends_on_the_text_alone() -> None:
+    """Also if all secrets begin with the same characters, as the URLs of databases do."""
+    secrets = [f"postgres://user:{number:06}&pass/word@db/app" for number in range(1000)]
+    started = time.process_time()
+    redact = Redactor(secrets)
+    masked = redact("postgres://nobody@db/app " * 2000 + secrets[-1])
+    assert masked.endswith(" ***")
+    assert time.process_time() - started < 5
+
 
 SECRET = "s3cr et/+p%ss&w\u00f6rd~(x)"
 

@@ -2,18 +2,23 @@
 
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests import promtool_gaps
 from tests.metric_names import RULES, TRUSTED_JOBS, known_metrics, metrics_in, metrics_of_wrong_job, rules
 
 ROOT = Path(__file__).parents[2]
 ALERTS = [rule for rule in rules() if "alert" in rule]
 NAMES = sorted({rule["alert"] for rule in ALERTS})
 FILES = sorted((ROOT / "alerts" / "tests").glob("*.yml"))
+OF_DAYS = ("availability_test", "service_gaps_test", "slowness_test")  # evaluated every 15 s for days
+TESTED_TOGETHER = ("gpus", "hosts")  # in test_alert_gaps.py
+FIRING = list(promtool_gaps.list_firing(FILES))
 TESTS: list[dict[str, Any]] = [
     case
     for path in FILES
@@ -23,10 +28,11 @@ TESTS: list[dict[str, Any]] = [
 
 
 @pytest.mark.needs("promtool")
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[pytest.mark.long] * (path.stem in OF_DAYS)) for path in FILES]
+)
 def test_the_rules_pass_their_promtool_tests(path: Path) -> None:
-    done = subprocess.run(["promtool", "test", "rules", path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_promtool(path)
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule.get("alert", rule.get("record"))))
@@ -109,6 +115,33 @@ def test_every_alert_has_a_firing_and_a_quiet_test_case(alert: str) -> None:
     fires, quiet = count_cases(alert)
     assert fires
     assert quiet or alert == "Watchdog"  # always fires
+
+
+def run_promtool(*paths: Path) -> None:
+    done = subprocess.run(["promtool", "test", "rules", *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.needs("promtool")
+@pytest.mark.parametrize("with_gap", [promtool_gaps.with_lost_scrape, promtool_gaps.with_restart])
+@pytest.mark.parametrize(
+    "rule",
+    [rule for rule in rules(*(path for path in RULES if path.stem not in TESTED_TOGETHER)) if "alert" in rule],
+    ids=lambda rule: "-".join([rule["alert"], *rule.get("labels", {}).values()]),
+)
+def test_an_alert_that_fires_crosses_a_gap(
+    rule: dict[str, Any], with_gap: Callable[[promtool_gaps.Firing], dict[str, Any]], tmp_path: Path
+) -> None:
+    """Where a case expects it to fire, it still does after a lost scrape, and after all programs have restarted."""
+    of_rule = rule.get("labels", {}).items()
+    firing = [each for each in FIRING if each.alert == rule["alert"] and of_rule <= each.labels.items()]
+    assert firing, "no case expects this rule to fire"
+    path = tmp_path / "gap.yml"
+    path.write_text(
+        yaml.safe_dump(with_gap(min(firing, key=lambda each: each.at)), allow_unicode=True, width=10_000_000)
+    )
+    run_promtool(path)
 
 
 def test_rule_files_are_split_by_subject() -> None:

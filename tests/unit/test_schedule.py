@@ -3,6 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exporter.scheduler.collector_scheduler import retry_pause
 from exporter.scheduler.schedule import Schedule, add_jitter, phase_offset
 
 EVERY = st.floats(0.5, 7200)
@@ -62,3 +63,11 @@ def test_no_burst_after_a_suspension() -> None:
 @given(EVERY, st.integers())
 def test_jitter_is_small_and_never_early(every: float, seed: int) -> None:
     assert 0 <= add_jitter(100.0, every, random.Random(seed)) - 100.0 <= min(every * 0.05, 1.0) + 1e-9
+
+
+@given(EVERY)
+def test_a_failed_collector_is_run_again_soon_and_then_ever_more_rarely(every: float) -> None:
+    pauses = [retry_pause(every, failed) for failed in range(1, 20)]
+    assert pauses[0] == min(every, 30)
+    assert pauses == sorted(pauses)
+    assert pauses[-1] <= 600

@@ -6,16 +6,16 @@ from typing import Any, cast
 
 import pytest
 
+from fleet.json_client import ClientError
 from remediator import snapshot
 from remediator.clients.exporter import Exporter, ServiceChanges
-from remediator.clients.json_client import ClientError
 from remediator.policy.service_states import ServiceState, find_state
 from remediator.snapshot import SnapshotSource
 from tests.support import inventory_of, new_record
 
 
 @pytest.mark.parametrize(
-    ("up", "is_stopped", "decision", "has_alerts", "state"),
+    ("up", "is_stopped", "decision", "is_impaired", "state"),
     [
         (True, False, "", False, "up"),
         (True, False, "already-up", True, "degraded"),
@@ -28,8 +28,8 @@ from tests.support import inventory_of, new_record
         (True, False, "stopped-by-hand", True, "degraded"),
     ],
 )
-def test_states(up: bool | None, is_stopped: bool, decision: str, has_alerts: bool, state: ServiceState) -> None:
-    assert find_state(up, is_stopped=is_stopped, decision=decision, has_alerts=has_alerts) == state
+def test_states(up: bool | None, is_stopped: bool, decision: str, is_impaired: bool, state: ServiceState) -> None:
+    assert find_state(up, is_stopped=is_stopped, decision=decision, is_impaired=is_impaired) == state
 
 
 class SlowExporter:

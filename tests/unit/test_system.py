@@ -1,6 +1,6 @@
 import pytest
 
-from fleet.host import system
+from fleet.host import kernel, system
 
 PROC = """now 1700000000.250000000
 cpu  100 10 50 800 40 0 0 0 0 0
@@ -52,3 +52,24 @@ def test_filesystems() -> None:
         system.Filesystem("/dev/sda1", "ext4", "/", 1000 * 1024, 300 * 1024, 5000, 4000),
         system.Filesystem("/dev/sdb1", "btrfs", "/with a blank", 2000 * 1024, 1999 * 1024),
     ]
+
+
+def test_what_the_kernel_counts() -> None:
+    found = kernel.parse_kernel(
+        f"{PROC}oom_kill 3\nfiles 1024 0 9223372036854775807\nconntrack 10 262144\nnet eth0 100 200 1 2\n"
+        "disk sda 1500\nraid md0 1\nclock 0\n"
+    )
+    assert (found.oom_kills, found.files, found.connections) == (3, (1024, 2**63 - 1), (10, 262144))
+    assert found.network == [
+        kernel.NetworkCounts("eth0", "receive", 100, 1),
+        kernel.NetworkCounts("eth0", "transmit", 200, 2),
+    ]
+    assert (found.queue_seconds, found.missing_disks, found.clock_synchronized) == ({"sda": 1.5}, {"md0": 1}, False)
+    assert kernel.parse_kernel(PROC) == kernel.Kernel()  # a wrapper of an earlier version
+
+
+def test_lines_of_another_form_are_ignored_and_devices_are_limited() -> None:
+    hostile = "oom_kill -1\nfiles 1 2\nconntrack\nnet\nnet eth0 1 2 x 4\ndisk sda \u0661\nraid md0 1 2\nclock\ncat: no such file\n"
+    assert kernel.parse_kernel(hostile) == kernel.Kernel()
+    many = "".join(f"disk sd{number} 1\n" for number in range(1000))
+    assert len(kernel.parse_kernel(many).queue_seconds) == kernel.DEVICES_LIMIT

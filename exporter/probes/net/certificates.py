@@ -3,8 +3,11 @@
 import asyncio
 import contextlib
 import ipaddress
+import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from cryptography import x509
 from OpenSSL import SSL, crypto
@@ -14,6 +17,7 @@ from fleet.inventory.endpoints import TlsSettings
 
 NAME_LIMIT = 200  # characters of a name in a label
 READ_SIZE = 16 * 1024
+HANDSHAKE_READS = 100  # until a handshake has failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,10 @@ async def record_chain(
     tls: TlsSettings,
     details: ProbeDetails,
 ) -> None:
-    """Record the certificate chain that a server sends, without verifying it.
+    """Record the certificate chain that a server sends, whether or not it verifies.
 
-    The chain is also recorded if the handshake fails after the server has sent it.
+    The chain is also recorded if the handshake fails after the server has sent it. Its expiry is that of the chain that
+    verifies, since a server may send certificates that no client uses; if none verifies, that of all that were sent.
     """
     connection = _create_unverified_connection(server_name, tls)
     with contextlib.suppress(SSL.Error, OSError):  # a server that requires a client certificate has sent its own before
@@ -90,16 +95,39 @@ async def record_chain(
     if not chain:
         return
     try:
-        certificates = [
-            parse_certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate)) for certificate in chain
-        ]
+        certificates = [_parse(certificate) for certificate in chain]
+        verified = [_parse(certificate) for certificate in _verify(chain, tls.ca_file)]
     except ValueError:
         return
     certificates[0].record(details, connection.get_protocol_version_name())
     details.gauges["service_tls_chain_expiry_timestamp_seconds"] = min(
-        certificate.not_after for certificate in certificates
+        certificate.not_after for certificate in verified or certificates
     )
     details.evidence["chain"] = [certificate.description for certificate in certificates]
+
+
+def _parse(certificate: crypto.X509) -> CertificateInfo:
+    return parse_certificate(crypto.dump_certificate(crypto.FILETYPE_ASN1, certificate))
+
+
+def _verify(chain: Sequence[crypto.X509], ca_file: Path | None) -> Sequence[crypto.X509]:
+    """Return the chain from the first certificate to one that is trusted, or nothing if there is none."""
+    leaf, *others = chain
+    try:
+        return crypto.X509StoreContext(_load_trusted(ca_file), leaf, others).get_verified_chain()
+    except crypto.X509StoreContextError:
+        return ()
+
+
+@lru_cache(maxsize=1024)
+def _load_trusted(ca_file: Path | None) -> crypto.X509Store:
+    """Return the certificates of a file, or those of the system. Cached, since loading them is slow."""
+    store, system = crypto.X509Store(), ssl.get_default_verify_paths()
+    if ca_file is not None:
+        store.load_locations(str(ca_file))
+    elif system.cafile or system.capath:
+        store.load_locations(system.cafile, system.capath)
+    return store
 
 
 async def read_tls_alert(
@@ -112,8 +140,11 @@ async def read_tls_alert(
     connection = _create_unverified_connection(server_name, tls)
     try:
         await _do_handshake(connection, reader, transport)
-        while received := await reader.read(READ_SIZE):
+        for _ in range(HANDSHAKE_READS):
+            if not (received := await reader.read(READ_SIZE)):
+                return ""
             connection.bio_write(received)
+            await asyncio.sleep(0)
             with contextlib.suppress(SSL.WantReadError):
                 connection.recv(1)
                 return ""
@@ -138,7 +169,7 @@ def _create_unverified_connection(server_name: str, tls: TlsSettings) -> SSL.Con
 
 
 async def _do_handshake(connection: SSL.Connection, reader: asyncio.StreamReader, transport: asyncio.Transport) -> None:
-    while True:
+    for _ in range(HANDSHAKE_READS):
         try:
             connection.do_handshake()
         except SSL.WantReadError:
@@ -147,6 +178,7 @@ async def _do_handshake(connection: SSL.Connection, reader: asyncio.StreamReader
             if not received:
                 return
             connection.bio_write(received)
+            await asyncio.sleep(0)  # OpenSSL passes over any number of empty messages
         else:
             _send(connection, transport)
             return

@@ -15,9 +15,11 @@ import aiohappyeyeballs
 from pydantic import BeforeValidator, Field, IPvAnyAddress
 
 from exporter.probes.net.certificates import is_ip_address, read_tls_alert, record_chain, record_leaf
+from exporter.probes.net.handshake import perform_handshake
 from exporter.results import FailureReason, ProbeDetails, ProbeFailure
 from fleet.inventory.endpoints import ConfigModel, TlsSettings
 from fleet.inventory.units import as_list
+from runtime.addresses import NAME_LIMIT
 from runtime.tls import create_client_context
 
 P = TypeVar("P", bound=asyncio.BaseProtocol)
@@ -63,7 +65,12 @@ DEFAULT_DIAL = DialOptions()
 
 @lru_cache(maxsize=1024)
 def create_ssl_context(
-    verify: bool, ca_file: Path | None, cert_file: Path | None, key_file: Path | None, min_version: str | None
+    verify: bool,
+    ca_file: Path | None,
+    cert_file: Path | None,
+    key_file: Path | None,
+    min_version: str | None,
+    alpn: str | None = None,
 ) -> ssl.SSLContext:
     """Create a client context. Cached, since loading the system's root certificates is slow."""
     context = create_client_context(str(ca_file) if ca_file else None)
@@ -74,20 +81,24 @@ def create_ssl_context(
         context.load_cert_chain(cert_file, key_file)
     if min_version:
         context.minimum_version = _VERSIONS[min_version]
+    if alpn:
+        context.set_alpn_protocols([alpn])
     return context
 
 
-def ssl_context_for(tls: TlsSettings) -> ssl.SSLContext:
-    """Return the SSL context for a probe's `tls` options. Raises ProbeFailure."""
+def ssl_context_for(tls: TlsSettings, alpn: str | None = None) -> ssl.SSLContext:
+    """Return the SSL context for a probe's `tls` options; it offers the protocol `alpn`. Raises ProbeFailure."""
     min_version = tls.min_version if isinstance(tls, ProbeTls) else None
     try:
-        return create_ssl_context(tls.verify, tls.ca_file, tls.cert_file, tls.key_file, min_version)
+        return create_ssl_context(tls.verify, tls.ca_file, tls.cert_file, tls.key_file, min_version, alpn)
     except (OSError, ssl.SSLError) as error:
         raise ProbeFailure("error", f"cannot load the certificate files: {error}") from error
 
 
 async def resolve(host: str, port: int, details: ProbeDetails, dial: AddressOptions = DEFAULT_DIAL) -> list[str]:
     """Return the addresses of `host` that `dial` allows, in order of preference. Raises ProbeFailure."""
+    if len(host) > NAME_LIMIT:
+        raise ProbeFailure("resolve", f"the name of the host is longer than {NAME_LIMIT} characters")
     if not dial.ip and is_ip_address(host):
         return [host]
     started = time.perf_counter()
@@ -132,13 +143,15 @@ async def connect(
     *,
     dial: DialOptions = DEFAULT_DIAL,
     tls: TlsSettings | None = None,
+    alpn: str | None = None,
     filter_addresses: Callable[[list[str]], list[str]] | None = None,
 ) -> tuple[asyncio.Transport, P]:
     """Resolve, connect, and with `tls` perform the TLS handshake; record phases and certificate. Raises ProbeFailure.
 
-    `filter_addresses` returns those of the resolved addresses that may be used, or raises ProbeFailure.
+    TLS offers the protocol `alpn`. `filter_addresses` returns those of the resolved addresses that may be used, or
+    raises ProbeFailure.
     """
-    context = ssl_context_for(tls) if tls else None
+    context = ssl_context_for(tls, alpn) if tls else None
     addresses = await resolve(host, port, details, dial)
     if filter_addresses is not None:
         addresses = filter_addresses(addresses)
@@ -198,9 +211,7 @@ async def start_tls(
     started = time.perf_counter()
     try:
         # A handshake that hangs is ended by the deadline of the probe.
-        secured = await asyncio.get_running_loop().start_tls(
-            transport, protocol, context, server_hostname=server_name, ssl_handshake_timeout=3600.0
-        )
+        secured = await perform_handshake(transport, protocol, context, server_name)
     except (ssl.SSLError, OSError, ValueError) as error:
         transport.abort()
         raise ProbeFailure("tls", f"TLS handshake with {server_name} failed: {describe_tls_error(error)}") from error

@@ -29,6 +29,7 @@ from fleet.inventory.endpoints import (
 )
 from fleet.inventory.units import Size
 from runtime import VERSION
+from runtime.addresses import NAME_LIMIT, has_long_host
 
 _RESERVED_HEADERS = (
     "content-length",
@@ -305,6 +306,8 @@ class HttpRequest:
         """
         if len(location) > LOCATION_LIMIT:
             raise ProbeFailure("protocol", f"redirected to a URL that is longer than {LOCATION_LIMIT} characters")
+        if has_long_host(location):
+            raise ProbeFailure("protocol", f"redirected to a host whose name is longer than {NAME_LIMIT} characters")
         try:
             url = self.url.join(URL(location))
             valid = url.scheme in ("http", "https") and bool(url.host) and url.port != 0

@@ -13,6 +13,8 @@ from exporter.results import ProbeDetails, ProbeFailure
 HEADERS_LIMIT = 256 * 1024
 PARTS_LIMIT = 20_000  # parts of a body, in addition to one for each `PART` bytes
 PART = 8
+BODY_ALWAYS_READ = 1024 * 1024  # bytes; longer ones only within `BODIES_LIMIT`
+BODIES_LIMIT = 256 * 1024 * 1024  # bytes of all bodies that are being read
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,8 @@ class HttpResponse:
 class HttpResponseReader(asyncio.Protocol):
     """Reads one response; `done` becomes None when it is complete, or the failure that ended it."""
 
+    _held = 0  # bytes of the bodies of all responses that are being read
+
     def __init__(
         self,
         method: str,
@@ -45,6 +49,7 @@ class HttpResponseReader(asyncio.Protocol):
         self.status = 0
         self.first_byte: float | None = None
         self.done: asyncio.Future[ProbeFailure | None] = asyncio.get_running_loop().create_future()
+        self.done.add_done_callback(self._release)
         self._details = details
         self._method = method
         self._max_body = max_body
@@ -54,6 +59,7 @@ class HttpResponseReader(asyncio.Protocol):
         self._unparsed_size = 0  # bytes of headers that are not complete
         self._body_received = False  # in the last call of data_received()
         self._has_length = False  # whether the headers determine where the body ends
+        self.version = ""
         self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
@@ -90,9 +96,10 @@ class HttpResponseReader(asyncio.Protocol):
             self.headers.append((name.decode("latin-1").lower(), _decode_value(value)))
 
     def on_headers_complete(self) -> None:
-        status = int(self._parser.get_status_code())
         if self.done.done():
             return
+        status = int(self._parser.get_status_code())
+        self.version = str(self._parser.get_http_version())
         if status < 200 and status != 101:  # noqa: PLR2004 - an interim response; the final one follows
             self.headers.clear()
             return
@@ -114,12 +121,16 @@ class HttpResponseReader(asyncio.Protocol):
             self.end(
                 ProbeFailure("protocol", f"the body has {self._body_parts} chunks, most shorter than {PART} bytes")
             )
-        elif self._body_size <= self._max_body and self._on_body is None:
-            self.body += data
-        elif self._body_size <= self._max_body and self._on_body is not None:
+        elif self._body_size > self._max_body:
+            self.end(ProbeFailure("body", f"the body is longer than max_body ({self._max_body} bytes)"))
+        elif self._on_body is not None:
             self._on_body(self, data)
         else:
-            self.end(ProbeFailure("body", f"the body is longer than max_body ({self._max_body} bytes)"))
+            self.body += data
+            HttpResponseReader._held += len(data)
+            if HttpResponseReader._held > BODIES_LIMIT and self._body_size > BODY_ALWAYS_READ:
+                limit = f"all bodies that are being read have more than {BODIES_LIMIT} bytes together"
+                self.end(ProbeFailure("body", f"the body is longer than {BODY_ALWAYS_READ} bytes, and {limit}"))
 
     def on_message_complete(self) -> None:
         if self.status_known:
@@ -143,9 +154,10 @@ class HttpResponseReader(asyncio.Protocol):
         if not self.done.done():
             self.done.set_result(failure)
 
-    @property
-    def version(self) -> str:
-        return str(self._parser.get_http_version())
+    def _release(self, _done: object) -> None:
+        """Note that the body is read, also if the probe was cancelled because it took too long."""
+        HttpResponseReader._held -= len(self.body)
+        del self._parser  # each holds the other, and the body would stay until the next garbage collection
 
     def header(self, name: str) -> str | None:
         return join_header(self.headers, name)

@@ -3,14 +3,24 @@
 import shlex
 from typing import Annotated, ClassVar
 
-from pydantic import Field, SecretStr, StringConstraints, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SecretStr,
+    StringConstraints,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel
 from fleet.managers import docker
+from fleet.managers.containers import ContainerName, ContainerSelector, ImageName, Label
 from fleet.shells import CompletedCommand
 from remediator.execution.controls import ControlKind
-from remediator.execution.controls.runner import LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
+from remediator.execution.controls.runner import LISTED, LOG_LINES, VERBS, ControlRunner, TargetState, Verb, succeeded
 
+MAX_LABELS = 10
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
@@ -31,22 +41,50 @@ class AfterStart(ConfigModel):
         return env
 
 
+def _list_of_one(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Labels = Annotated[
+    list[Label],
+    Field(min_length=1, max_length=MAX_LABELS),
+    BeforeValidator(_list_of_one),
+    WithJsonSchema(
+        {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": MAX_LABELS}]}
+    ),
+]
+
+
 class DockerControlOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
     can_recreate: ClassVar[bool] = True
     verbs: ClassVar[frozenset[Verb]] = VERBS
-    container: docker.ContainerName
+    container: ContainerName | None = None
+    label: Labels | None = None
+    image: ImageName | None = None
     after_start: list[AfterStart] = []
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> "DockerControlOptions":
+        chosen = [name for name in ("container", "label", "image") if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            found = f", not {' and '.join(chosen)}" if chosen else ""
+            raise ValueError(f"must have exactly one of container, label, image{found}")
+        return self
+
+    @property
+    def selector(self) -> ContainerSelector:
+        return ContainerSelector(self.container or "", tuple(self.label or ()), self.image or "")
 
     @property
     def target(self) -> str:
-        return f"docker:{self.container}"
+        return f"docker:{self.selector.key}"
 
 
 async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlRunner) -> CompletedCommand:
-    target = f"container {options.container}"
+    selector, target = options.selector, str(options.selector)
     if verb == "status":
-        completed = await runner.run_manager(docker.build_state_query(options.container), target, docker.MESSAGES)
+        completed = await runner.run_manager(docker.build_state_query(selector), target, docker.MESSAGES)
         if succeeded(completed) and not completed.stdout.strip():
             raise runner.not_found(target)
         if succeeded(completed) and not docker.is_running(completed.stdout):
@@ -54,7 +92,7 @@ async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlR
         return completed
     if verb == "logs":
         return await _read_logs(options, target, runner)
-    completed = await runner.run_manager(docker.build_action(verb, options.container), target, docker.MESSAGES)
+    completed = await runner.run_manager(docker.build_action(verb, selector), target, docker.MESSAGES)
     if verb == "stop" or not succeeded(completed):
         return completed
     return await run_after_start(options, runner) or completed
@@ -63,14 +101,14 @@ async def run_docker(verb: Verb, options: DockerControlOptions, runner: ControlR
 async def run_after_start(options: DockerControlOptions, runner: ControlRunner) -> CompletedCommand | None:
     """Run the commands of `after_start` in order; returns the first that failed, None if there is none."""
     for step in options.after_start:
-        argv, stdin = _build_exec(options.container, step)
+        argv, stdin = _build_exec(options.selector, step)
         completed = await runner.run(argv, stdin=stdin)
         if not succeeded(completed):
             return completed
     return None
 
 
-def _build_exec(container: str, step: AfterStart) -> tuple[list[str], bytes]:
+def _build_exec(container: ContainerSelector, step: AfterStart) -> tuple[list[str], bytes]:
     variables = [f"{name}={value.get_secret_value()}" for name, value in step.env.items()]
     command = step.exec
     if step.log:
@@ -80,10 +118,10 @@ def _build_exec(container: str, step: AfterStart) -> tuple[list[str], bytes]:
 
 
 async def _read_logs(options: DockerControlOptions, target: str, runner: ControlRunner) -> CompletedCommand:
-    completed = await runner.run_manager(docker.build_logs(options.container, LOG_LINES), target, docker.MESSAGES)
+    completed = await runner.run_manager(docker.build_logs(options.selector, LOG_LINES), target, docker.MESSAGES)
     for step in options.after_start:
         if step.log and succeeded(completed):
-            argv, _ = docker.build_exec(options.container, [], ["tail", "-n", str(LOG_LINES), step.log])
+            argv, _ = docker.build_exec(options.selector, [], ["tail", "-n", str(LOG_LINES), step.log])
             tail = await runner.run(argv)
             text = f"{completed.stdout}\n==> {step.log} <==\n{tail.stdout}"
             completed = CompletedCommand(0, text, completed.stderr + tail.stderr)
@@ -91,11 +129,19 @@ async def _read_logs(options: DockerControlOptions, target: str, runner: Control
 
 
 async def read_docker_state(options: DockerControlOptions, runner: ControlRunner) -> TargetState | None:
-    return parse_container_state(await runner.run(docker.build_inspect(options.container)))
+    selector, inspect = options.selector, docker.build_inspect(options.selector)
+    if selector.name:
+        return parse_container_state(await runner.run(inspect))
+    return parse_container_state(
+        await runner.run_manager(inspect, str(selector), docker.MESSAGES, acts=False), selector
+    )
 
 
-def parse_container_state(completed: CompletedCommand) -> TargetState | None:
-    """Parse the output of `docker.build_inspect`; None if it has no container."""
+def parse_container_state(completed: CompletedCommand, selector: ContainerSelector | None = None) -> TargetState | None:
+    """Parse the output of `docker.build_inspect`; None if it has no container.
+
+    With a `selector`, the state says which container it selected.
+    """
     inspection = docker.parse_inspection(completed.stdout)
     if inspection is None:
         return None
@@ -109,11 +155,20 @@ def parse_container_state(completed: CompletedCommand) -> TargetState | None:
         state=f"{details.state} ({details.health})" if details.health else details.state,
         started=details.started, pid=details.pid or None, restarts=details.restarts,
         exit_status=details.exit_code, out_of_memory=details.out_of_memory, healing=healing,
+        exited=details.state in ("exited", "dead"),
         age=_seconds_since(docker.parse_time(details.started), inspection.now) if details.state == "running" else None,
         withheld="it is paused (docker pause)" if details.state == "paused" else "",
         stopped=end.stopped, stopped_for=_seconds_since(end.at, inspection.now),
         unsure="" if end.known else _explain_unsure(completed),
+        selected=_describe_selection(inspection, selector) if selector else "",
     )  # fmt: skip
+
+
+def _describe_selection(inspection: docker.ContainerInspection, selector: ContainerSelector) -> str:
+    name = inspection.details.name
+    others = [each for each in inspection.running if each != name]
+    more = f"; not the newest: {', '.join(others[:LISTED])}{', …' if len(others) > LISTED else ''}" if others else ""
+    return f"{name}, the newest {selector}{more}"
 
 
 def _explain_unsure(completed: CompletedCommand) -> str:

@@ -8,11 +8,11 @@ from urllib.parse import quote
 import httpx
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
-from fleet.inventory.documents import TextWithBase
 from fleet.inventory.endpoints import REFERENCES_ARE_SECRET, ConfigModel, Endpoint
 from fleet.inventory.units import format_value
+from fleet.inventory.yaml_files import TextWithBase
+from fleet.json_client import http_client
 from fleet.shells import CompletedCommand, ShellError
-from remediator.clients.json_client import http_client
 from remediator.execution.controls import ControlKind
 from remediator.execution.controls.runner import (
     ControlRunner,
@@ -21,6 +21,7 @@ from remediator.execution.controls.runner import (
     UnknownVerbError,
     Verb,
 )
+from runtime.http_clients import find_cause
 from runtime.payloads import ACCEPT_ENCODING, read_body
 
 RESPONSE_LIMIT = 4000  # characters of a response that are recorded
@@ -95,11 +96,21 @@ class _RestartCalls(ConfigModel):
 
 
 class ComponentCalls(_RestartCalls):
-    """The requests that restart one component: `restart`, or `stop` and `start`, with `{component}` for its name."""
+    """The requests that restart one component: `restart`, or `stop` and `start`, with `{component}` for its name.
+
+    `automatic`: components that are down are restarted without an operator, too.
+    """
+
+    automatic: bool = False
+
+    @property
+    def calls(self) -> dict[str, HttpCall]:
+        """The configured requests, by verb."""
+        return {verb: call for verb in ("start", "stop", "restart") if (call := getattr(self, verb)) is not None}
 
     @model_validator(mode="after")
     def _check_calls(self) -> "ComponentCalls":
-        calls = {verb: call for verb, call in self if call is not None}
+        calls = self.calls
         if calls.keys() not in ({"restart"}, {"stop", "start"}):
             raise ValueError("must have either restart, or stop and start")
         # An unresolved reference is text.
@@ -155,7 +166,7 @@ class HttpControlOptions(_RestartCalls):
         """Return options whose verb `restart` restarts one of `components`. Raises UnknownComponentError."""
         if self.component is None or name not in (self.components or ()):
             raise UnknownComponentError(name, self.components or ())
-        return HttpControlOptions(**{verb: call.for_component(name) for verb, call in self.component if call})
+        return HttpControlOptions(**{verb: call.for_component(name) for verb, call in self.component.calls.items()})
 
     @property
     def target(self) -> str:
@@ -203,7 +214,7 @@ async def _send(call: HttpCall, default_method: str, timeout: float) -> Complete
         ):
             await read_body(response, received, BODY_LIMIT)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-        raise ShellError(f"cannot connect to {call.url}: {type(error).__name__}") from error
+        raise ShellError(f"cannot connect to {call.url}: {find_cause(error)}") from error
     except TimeoutError:
         return CompletedCommand(None, "", "", f"no response within {timeout:g} s", late=True)
     except httpx.HTTPError as error:

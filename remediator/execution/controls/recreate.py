@@ -8,7 +8,9 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 
-from fleet.managers import docker
+from fleet.managers import containers, docker
+from fleet.managers.containers import NEW_SUFFIX, OLD_SUFFIX
+from fleet.managers.guarded_scripts import build_script
 from fleet.shells import CompletedCommand
 from remediator.execution.controls.container_arguments import (
     ContainerDocument,
@@ -20,7 +22,6 @@ from remediator.execution.controls.container_arguments import (
 from remediator.execution.controls.docker import DockerControlOptions, run_after_start
 from remediator.execution.controls.runner import ControlRunner, TargetNotFoundError, succeeded
 
-OLD_SUFFIX, NEW_SUFFIX = ".defib-old", ".defib-new"
 WORDS = replace(docker.MESSAGES, gone=())  # a missing container may be another one than the target
 OWN_COMMAND = "configure a command for the step"
 
@@ -35,8 +36,8 @@ class _StepEndedError(Exception):
 
 async def recreate(options: DockerControlOptions, runner: ControlRunner) -> CompletedCommand:
     """Recreate the container. Raises ShellError if nothing was done to it."""
-    name = options.container
     try:
+        name = options.container or await _find_name(options.selector, runner)
         old = await _find_container(runner, name)
         await _check_replaceable(runner, name, old)
         new = await _create_copy(runner, name, old)
@@ -46,6 +47,15 @@ async def recreate(options: DockerControlOptions, runner: ControlRunner) -> Comp
     if not succeeded(completed):
         return completed
     return await run_after_start(options, runner) or completed
+
+
+async def _find_name(selector: containers.ContainerSelector, runner: ControlRunner) -> str:
+    """Return the name that the selected container has, or had before an interrupted earlier attempt."""
+    script = build_script(*containers.build_name_query(selector))
+    completed = await runner.run_manager(script, str(selector), docker.MESSAGES, acts=False)
+    if not succeeded(completed):
+        raise _StepEndedError(completed)
+    return completed.stdout.strip().removesuffix(OLD_SUFFIX).removesuffix(NEW_SUFFIX)
 
 
 async def _find_container(runner: ControlRunner, name: str) -> ContainerDocument:
@@ -164,7 +174,7 @@ async def _inspect(runner: ControlRunner, name_or_id: str) -> ContainerDocument 
     try:
         document = json.loads(completed.stdout)[0]
         is_exact = name_or_id in (str(document["Name"]).removeprefix("/"), document["Id"])
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         if succeeded(completed):
             completed = _fail(f"unexpected output of docker inspect {name_or_id}: {OWN_COMMAND}")
         raise _StepEndedError(completed) from None

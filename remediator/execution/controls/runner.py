@@ -47,8 +47,9 @@ class TargetState:
 
     `healing` is what on the host is about to restart the target, `withheld` the state in which somebody keeps it from
     running, `stopped` the evidence that somebody stopped it after its last start, `unsure` why that is not known.
-    `unseen` and `refused` say why nothing is known. `age` and `stopped_for` are seconds since the last start and since
-    that stop, by the host's clock.
+    `selected` is what was selected where the control does not name its target. `exited` says that it has ended, and
+    that nothing on the host is about to restart it. `unseen` and `refused` say why nothing is known. `age` and
+    `stopped_for` are seconds since the last start and since that stop, by the host's clock.
     """
 
     state: str = ""
@@ -58,6 +59,7 @@ class TargetState:
     exit_status: int | None = None
     out_of_memory: bool | None = None
     healing: str = ""
+    exited: bool = False
     age: float | None = None
     withheld: str = ""
     stopped: str = ""
@@ -65,9 +67,10 @@ class TargetState:
     unsure: str = ""
     unseen: str = ""
     refused: str = ""
+    selected: str = ""
 
     def known_fields(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        return {name: value for name, value in asdict(self).items() if value not in (None, "") and name != "exited"}
 
 
 class ControlRunner:

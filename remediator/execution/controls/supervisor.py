@@ -63,6 +63,7 @@ async def read_supervisor_state(options: SupervisorControlOptions, runner: Contr
         started=f"{uptime[1].strip()} ago" if uptime else "",
         pid=int(pid[1]) if pid else None,
         healing=f"supervisor is starting it ({state})" if state in ("STARTING", "BACKOFF") else "",
+        exited=state in ("EXITED", "FATAL"),
         age=supervisor.parse_uptime(uptime[1]) if uptime else None,
         stopped="it was stopped with supervisorctl (STOPPED)" if is_stopped else "",
         stopped_for=supervisor.parse_seconds_since_end(description, now) if is_stopped else None,

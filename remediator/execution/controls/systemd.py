@@ -15,6 +15,7 @@ NOT_RUNNING = 3  # the exit status of `systemctl status`
 
 class SystemdControlOptions(ConfigModel):
     needs_host: ClassVar[bool] = True
+    needs_root: ClassVar[bool] = True  # unless a rule of polkit permits it
     verbs: ClassVar[frozenset[Verb]] = VERBS
     unit: systemd.UnitName
 
@@ -56,6 +57,7 @@ async def read_systemd_state(options: SystemdControlOptions, runner: ControlRunn
         exit_status=_parse_number(properties.get("ExecMainStatus")),
         out_of_memory=properties.get("Result") == "oom-kill",
         healing=f"systemd is starting it ({active}, {sub})" if active == "activating" else "",
+        exited=active == "failed",  # `inactive` may be the normal end of a unit that only starts something
         age=age if active == "active" else None,
         withheld="it is masked (systemctl mask)" if systemd.is_masked(properties) else "",
         stopped=systemd.explain_manual_stop(properties),

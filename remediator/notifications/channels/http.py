@@ -1,7 +1,6 @@
 """HTTP requests of channels: within a deadline, with bounded responses and without redirects."""
 
 import asyncio
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from runtime.payloads import ACCEPT_ENCODING, read_body
+from runtime.payloads import ACCEPT_ENCODING, load_json, read_body
 
 TIMEOUT = httpx.Timeout(10.0, connect=5.0)
 DEADLINE = 15.0  # seconds for a whole exchange, however slowly the response arrives
@@ -30,8 +29,8 @@ class HttpReply:
     def parse_json(self) -> dict[str, Any]:
         """Return the JSON object in the body; an empty one if there is none."""
         try:
-            parsed = json.loads(self.body)
-        except (ValueError, RecursionError):
+            parsed = load_json(self.body)
+        except ValueError:
             return {}
         return parsed if isinstance(parsed, dict) else {}
 

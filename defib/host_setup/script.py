@@ -1,42 +1,28 @@
-"""`defib host setup`: a script that prepares a host, for its administrator."""
+"""The script that prepares a host: account, keys, wrapper, allow-list and sudoers.
 
-import asyncio
-import contextlib
-import os
+Run again, it changes nothing that is as it should be. Its last line is `CHANGED` or `UNCHANGED`.
+"""
+
 import re
 import shlex
-import stat
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import asyncssh
 
-from defib.lookup import find_host
-from defib.output import print_text
+from defib.host_setup.recorded import HostCommand, commands_of, sections_of
 from defib.root_paths import SCRIPT, names_in
-from exporter.collectors import COLLECTORS
-from exporter.probes import PROBES
-from exporter.probes.host import HostProbeOptions
-from fleet.host.sections import Section
-from fleet.inventory.loading import LoadedInventory
-from fleet.inventory.model import Host, Inventory, SudoOptions
-from fleet.shells import CompletedCommand, ShellError
+from fleet.inventory.model import Host, Inventory
+from fleet.shells.host_keys import known_hosts_name
 from fleet.shells.ssh import command_digest
 from fleet.wrapper import render_allow_list, render_command_file, render_wrapper
-from remediator.execution import evidence
-from remediator.execution.controls import CONTROLS
-from remediator.execution.controls.runner import VERBS, ControlRunner
+from runtime.addresses import bracket
 from runtime.errors import DefibError
-from runtime.redaction import Redactor
 
 ACCOUNT = "defib"
-SSH_PORT = 22  # in known_hosts, other ports are written with the address
 WRAPPER = "/usr/local/sbin/defib-shell"
 COMMANDS = "/etc/defib/commands"
-WITHIN = 60.0  # seconds; nothing is run
-HostCommand = tuple[tuple[str, ...], bytes]  # its arguments and its stdin, without the password of sudo
+CHANGED, UNCHANGED = "defib-setup: changed", "defib-setup: unchanged"
 # sudo has patterns and its own escapes: other arguments cannot be written in sudoers.
 _PLAIN = re.compile(r"[A-Za-z0-9_./@%+{},:=$'\"();&|<>-]+( [A-Za-z0-9_./@%+{},:=$'\"();&|<>-]+)*")
 _PROGRAM = re.compile(r"/[A-Za-z0-9._+@/-]+|[A-Za-z0-9._+@-]+")
@@ -44,65 +30,10 @@ _USER = re.compile(r"[a-z_][a-z0-9_.-]*")  # in capitals it would be an alias of
 _SOURCES = re.compile(r"[0-9A-Za-z.:,/*!-]*")
 
 
-def set_up_host(load: Callable[[], LoadedInventory], name: str, *, sources: str, apply_as: str | None) -> int:
-    """Print the script, or run it with `apply_as` as `ssh USER@HOST sudo sh`. Raises DefibError."""
-    loaded = load()
-    inventory = loaded.inventory
-    host = find_host(inventory, name)
-    if host.ssh is None:
-        raise DefibError(f"the host {name!r} has no SSH settings: set hosts.{name}.ssh")
-    loaded.require_resolved(*_find_sections(inventory, host), ignore=[f"hosts.{name}.sudo"])
-    script = script_for(inventory, host, sources)
-    if apply_as is None:
-        if _contains_secrets(inventory, host, Redactor(loaded.secrets)):
-            _check_stdout_is_private()
-            print_text("the script contains secrets: do not store it where other users can read it", sys.stderr)
-        sys.stdout.write(script)
-        return 0
-    ssh = ["ssh", "-p", str(host.ssh.port), f"{apply_as}@{host.address}", "sudo", "sh", "-s"]
-    print_text(f"running {shlex.join(ssh)}", sys.stderr)
-    return subprocess.run(ssh, input=script, text=True, check=False).returncode
-
-
-def _find_sections(inventory: Inventory, host: Host) -> Iterator[str]:
-    """Yield the sections of the configuration that the script depends on."""
-    yield f"hosts.{host.name}"
-    for other in _hosts_behind(inventory, host):
-        yield from (f"hosts.{other.name}.address", f"hosts.{other.name}.ssh")
-    if _needs_commands(host):
-        yield "remediation.steps"
-    for name, service in inventory.services.items():
-        if service.host != host.name:
-            continue
-        if host.ssh_for(control=False).wrapper and issubclass(PROBES[service.probe.kind].options, HostProbeOptions):
-            yield f"services.{name}.probe"
-        if _needs_commands(host):
-            yield from (f"services.{name}.control", f"services.{name}.remediation")
-
-
-def _needs_commands(host: Host) -> bool:
-    """Whether the script has the commands of the controls."""
-    return host.ssh_for(control=True).wrapper or host.sudo.mode != "none"
-
-
-def _contains_secrets(inventory: Inventory, host: Host, redact: Redactor) -> bool:
-    """Whether the script contains secrets: those in arguments, and for a wrapper all variables for containers."""
-    if not _needs_commands(host):
-        return False
-    wrapped = host.ssh_for(control=True).wrapper
-    return any(
-        (wrapped and stdin) or redact.redact_all(argv) != list(argv) for argv, stdin in commands_of(inventory, host)
-    )
-
-
-def _check_stdout_is_private() -> None:
-    """Raise DefibError where other users can read the file that stdout is written to."""
-    status = os.fstat(sys.stdout.fileno())
-    if stat.S_ISREG(status.st_mode) and status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise DefibError(
-            "the script contains secrets, and other users may open the file that it is written to: "
-            "write it to a new file after `umask 077`, or use --apply"
-        )
+def check_sources(sources: str) -> None:
+    """Check the addresses from which logins are accepted. Raises DefibError."""
+    if _SOURCES.fullmatch(sources) is None:
+        raise DefibError(f"argument --from: {sources!r} is not a list of addresses (write 10.0.0.5,10.0.1.0/24)")
 
 
 def script_for(inventory: Inventory, host: Host, sources: str) -> str:
@@ -113,14 +44,12 @@ def script_for(inventory: Inventory, host: Host, sources: str) -> str:
         raise DefibError(
             f"ssh.user: {account!r} cannot be the account of Defib: it must be a separate account, not root"
         )
-    if _SOURCES.fullmatch(sources) is None:
-        raise DefibError(f"argument --from: {sources!r} is not a list of addresses (write 10.0.0.5,10.0.1.0/24)")
     if (control.user or ACCOUNT) != account:
         raise DefibError(
             "control_ssh.user differs from ssh.user: this command sets up one account; "
             f"set up {control.user or ACCOUNT} by hand"
         )
-    place = host.address if read.port == SSH_PORT else f"[{host.address}]:{read.port}"
+    place = known_hosts_name(host.address, read.port)
     modes = [mode for mode, ssh in (("read", read), ("control", control)) if ssh.wrapper]
     steps = [
         _ACCOUNT.format(account=account),
@@ -129,13 +58,14 @@ def script_for(inventory: Inventory, host: Host, sources: str) -> str:
         *_rights(inventory, host, account, modes),
         *_root_paths(inventory, host, account, modes),
     ]
-    return _HEAD.format(name=host.name, place=place, known_hosts=read.known_hosts) + "\n".join(steps)
+    head = _HEAD.format(name=host.name, place=place, known_hosts=read.known_hosts)
+    return "\n".join([head, *steps, _END.format(changed=CHANGED, unchanged=UNCHANGED)])
 
 
 def _wrapper(inventory: Inventory, host: Host, modes: Sequence[str]) -> Iterator[str]:
     """Return the steps that install the wrapper and its allow-lists, or remove what is no longer needed."""
     if not modes:
-        yield f"\n# No wrapper is needed.\nrm -rf {WRAPPER} /etc/defib/allowed {COMMANDS}\n"
+        yield f"\n# No wrapper is needed.\nremove {WRAPPER} /etc/defib/allowed {COMMANDS}\n"
         return
     yield _write_file(WRAPPER, render_wrapper(), "755")
     yield _write_file(
@@ -169,7 +99,7 @@ def _rights(inventory: Inventory, host: Host, account: str, modes: Sequence[str]
         tag = "PASSWD:" if host.sudo.mode == "password" else "NOPASSWD:"
         yield _SUDOERS.format(account=account, tag=tag, lines="\n".join(lines))
     else:
-        yield "\n# The account has no sudo rights.\nrm -f /etc/sudoers.d/defib\n"
+        yield "\n# The account has no sudo rights.\nremove /etc/sudoers.d/defib\n"
 
 
 def _root_paths(inventory: Inventory, host: Host, account: str, modes: Sequence[str]) -> Iterator[str]:
@@ -181,74 +111,25 @@ def _root_paths(inventory: Inventory, host: Host, account: str, modes: Sequence[
 
 def _forwarding(inventory: Inventory, host: Host) -> list[str]:
     """Return the key options that let Defib reach other hosts through this one (`via`)."""
-    behind = _hosts_behind(inventory, host)
-    opens = sorted({f'permitopen="{other.address}:{other.ssh.port}"' for other in behind if other.ssh is not None})
+    behind = hosts_behind(inventory, host)
+    opens = sorted(
+        {f'permitopen="{bracket(other.address)}:{other.ssh.port}"' for other in behind if other.ssh is not None}
+    )
     return ["port-forwarding", *opens] if opens else []
 
 
-def _hosts_behind(inventory: Inventory, host: Host) -> list[Host]:
+def hosts_behind(inventory: Inventory, host: Host) -> list[Host]:
     """Return the hosts that are reached through this one."""
     return [other for other in inventory.hosts.values() if other.ssh is not None and other.ssh.via == host.name]
-
-
-def sections_of(inventory: Inventory, host: Host) -> list[Section]:
-    """Return everything that collectors and probes read from a host."""
-    sections: list[Section] = []
-    for name, options in host.collect:
-        if options is not None:
-            sections += COLLECTORS[name].create(options, host.name).sections()
-    for service in inventory.services.values():
-        if service.host == host.name and isinstance(service.probe.options, HostProbeOptions):
-            sections.append(service.probe.options.section)
-    return sections
-
-
-class _Recorder:
-    """A shell that runs nothing and records the commands."""
-
-    wrapped = False
-
-    def __init__(self) -> None:
-        self.commands: list[HostCommand] = []
-
-    async def run(self, argv: Sequence[str], *, stdin: bytes = b"", **_: object) -> CompletedCommand:
-        self.commands.append((tuple(argv), stdin))
-        return CompletedCommand(0, "", "")
-
-    async def close(self) -> None:
-        """Do nothing."""
-
-
-def commands_of(inventory: Inventory, host: Host) -> list[HostCommand]:
-    """Return every command that the controls of a host's services can run, each once."""
-    recorder = _Recorder()
-
-    async def record_all() -> None:
-        for service in inventory.services.values():
-            if service.host != host.name or service.control is None:
-                continue
-            kind, options = CONTROLS[service.control.kind], service.control.options
-            if not kind.options.needs_host:
-                continue
-            for verb in sorted(VERBS & options.verbs):
-                with contextlib.suppress(ShellError):  # there is no output to parse
-                    await kind.run(verb, options, ControlRunner(recorder, SudoOptions(), WITHIN))
-            with contextlib.suppress(ShellError):
-                await kind.read_state(options, ControlRunner(recorder, SudoOptions(), WITHIN))
-            for step in inventory.remediation.for_service(service).steps:
-                if step.recreate is not None and step.recreate.command:
-                    recorder.commands.append((tuple(step.recreate.command), b""))
-            if recorder.commands and host.ssh_for(control=True).wrapper:
-                recorder.commands += [(tuple(argv), b"") for argv in evidence.HOST_COMMANDS.values()]
-
-    asyncio.run(record_all())
-    return sorted(set(recorder.commands))
 
 
 def _read_public_key(key_file: Path | None) -> str:
     if key_file is None:
         raise DefibError("ssh.key_file is not set: create a key with ssh-keygen -t ed25519")
+    public = key_file.with_name(f"{key_file.name}.pub")  # the private key may be readable for another user only
     try:
+        if public.exists():
+            return asyncssh.read_public_key(str(public)).export_public_key().decode().strip()
         return asyncssh.read_private_key(str(key_file)).export_public_key().decode().strip()
     except (OSError, asyncssh.KeyImportError) as error:
         raise DefibError(f"{key_file}: {error}") from error
@@ -256,9 +137,9 @@ def _read_public_key(key_file: Path | None) -> str:
 
 def _write_file(path: str, text: str, mode: str) -> str:
     return (
-        f"install -d -m 755 {shlex.quote(str(Path(path).parent))}\n"
+        f"directory {shlex.quote(str(Path(path).parent))} 755\n"
         f"cat > {path}.new <<'END_OF_FILE'\n{text}END_OF_FILE\n"
-        f"chown root:root {path}.new && chmod {mode} {path}.new && mv {path}.new {path}\n"
+        f"replace {path}.new {path} {mode}\n"
     )
 
 
@@ -269,7 +150,7 @@ def _commands(commands: Iterable[HostCommand]) -> str:
     return (
         f"\n# The commands of the controls, one file each.\n"
         f"rm -rf {COMMANDS}.new\ninstall -d -m 700 {COMMANDS}.new\n(\numask 077\n{files})\n"
-        f"rm -rf {COMMANDS} && mv {COMMANDS}.new {COMMANDS}\n"
+        f"replace_directory {COMMANDS}.new {COMMANDS}\n"
     )
 
 
@@ -283,17 +164,63 @@ def _sudoers_line(argv: Sequence[str]) -> str:
 
 _HEAD = """\
 #!/bin/sh
-# Prepares {name} for Defib; run it on that host as root. It can be run again at any time.
+# Prepares {name} for Defib; run it on that host as root. Run again, it changes only what differs.
 #
-# First pin the host's key on the machine of the exporter and the remediator: compare it with the output of
-# `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the host's console, then add it to {known_hosts}:
+# First pin the host's key on the machine of the exporter and the remediator, in {known_hosts}:
+# `defib discover --known-hosts {name}` shows the key. Compare it with the output of
+# `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` on the host's console. It adds a line such as
 #     {place} ssh-ed25519 AAAA…
 set -eu
 umask 022
+
+# In braces, so that the shell reads everything before it runs anything: a part of the script does nothing.
+{{
+changed=
+# Print owner, mode and kind of a file.
+describe() {{
+    stat -c '%u:%g %a %F' -- "$1" 2>/dev/null || :
+}}
+# Move a new file to its place, unless the same is there.
+replace() {{
+    chown root:root "$1"
+    chmod "$3" "$1"
+    if [ "$(describe "$1")" = "$(describe "$2")" ] && cmp -s "$1" "$2"; then
+        rm -f "$1"
+    else
+        mv "$1" "$2"
+        changed=yes
+    fi
+}}
+# The same for a directory of files.
+replace_directory() {{
+    if [ "$(describe "$1")" = "$(describe "$2")" ] && diff -r "$1" "$2" >/dev/null 2>&1; then
+        rm -rf "$1"
+    else
+        rm -rf "$2"
+        mv "$1" "$2"
+        changed=yes
+    fi
+}}
+# Create a directory of root, or correct its owner and mode; it may inherit its group.
+directory() {{
+    case $(stat -L -c '%u:%g %a %F' -- "$1" 2>/dev/null || :) in
+    "0:0 $2 directory" | "0:"*" 2$2 directory") return ;;
+    esac
+    install -d -m "$2" -o root -g root "$1"
+    changed=yes
+}}
+remove() {{
+    for path; do
+        if [ -e "$path" ] || [ -L "$path" ]; then
+            rm -rf "$path"
+            changed=yes
+        fi
+    done
+}}
 """
 _ACCOUNT = """
 # The account: no password, and no group except its own.
-install -d -m 755 /etc/defib
+directory /etc/defib 755
 if id {account} >/dev/null 2>&1; then
     [ "$(cat /etc/defib/account 2>/dev/null)" = {account} ] || {{
         echo "the account {account} exists and was not created by this script; use another name in ssh.user" >&2
@@ -302,21 +229,23 @@ if id {account} >/dev/null 2>&1; then
 else
     echo {account} > /etc/defib/account
     useradd --system --create-home --shell /bin/sh {account}
+    changed=yes
 fi
 home=$(getent passwd {account} | cut -d: -f6)
 """
 _KEYS = """
 # Its keys belong to root, as does its home, so that the account cannot add any.
-chown root:root "$home"
-chmod 755 "$home"
-[ ! -L "$home/.ssh" ] || exit 1
-install -d -m 755 -o root -g root "$home/.ssh"
+directory "$home" 755
+[ ! -L "$home/.ssh" ] || {{
+    echo "$home/.ssh is a symbolic link: remove it" >&2
+    exit 1
+}}
+directory "$home/.ssh" 755
 rm -f "$home/.ssh/authorized_keys.new"
 cat > "$home/.ssh/authorized_keys.new" <<'END_OF_FILE'
 {keys}
 END_OF_FILE
-chown root:root "$home/.ssh/authorized_keys.new" && chmod 644 "$home/.ssh/authorized_keys.new"
-mv "$home/.ssh/authorized_keys.new" "$home/.ssh/authorized_keys"
+replace "$home/.ssh/authorized_keys.new" "$home/.ssh/authorized_keys" 644
 """
 _CHANGEABLE = """
 # Root must not run what the account can replace.
@@ -341,10 +270,18 @@ allow() {{
     esac
     printf '%s ALL=(root) {tag} %s %s\\n' {account} "$path" "$2"
 }}
+umask 077
+rm -f /etc/sudoers.d/.defib.new
 {{
 :
 {lines}
 }} > /etc/sudoers.d/.defib.new
-visudo -cf /etc/sudoers.d/.defib.new
-chmod 440 /etc/sudoers.d/.defib.new && mv /etc/sudoers.d/.defib.new /etc/sudoers.d/defib
+umask 022
+visudo -cf /etc/sudoers.d/.defib.new >/dev/null
+replace /etc/sudoers.d/.defib.new /etc/sudoers.d/defib 440
+"""
+_END = """
+if [ "$changed" ]; then echo '{changed}'; else echo '{unchanged}'; fi
+exit 0
+}}
 """

@@ -14,11 +14,13 @@ from pydantic import SecretStr
 
 from fleet.inventory.endpoints import Endpoint, TlsSettings
 from runtime.errors import DefibError, StartError
+from runtime.http_clients import find_cause, limit_interim_responses
 from runtime.payloads import ACCEPT_ENCODING, SHORT, decode_json, parse_body, read_body
 from runtime.tls import create_client_context
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 DEADLINE = 60.0  # seconds for a whole exchange without a timeout of its own
+CONCURRENT = 50  # requests of a client; httpx makes up to 100 connections
 RESPONSE_LIMIT = 32 * 1024 * 1024  # bytes, after decoding
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -51,6 +53,8 @@ class JsonClient:
         decode: Callable[[bytes], Any] = decode_json,
     ) -> None:
         self._response_limit, self._decode = response_limit, decode
+        # Requests that are cancelled while they wait for a connection of httpx would take it from others for ever.
+        self._slots = asyncio.Semaphore(CONCURRENT)
         self._client = http_client(endpoint, token)
         if auth is not None:
             self._client.auth = auth
@@ -82,6 +86,7 @@ class JsonClient:
         try:
             async with (
                 asyncio.timeout(timeout or DEADLINE),
+                self._slots,
                 self._client.stream(method, path, timeout=limits, json=body, data=form) as response,
             ):
                 complete = await read_body(response, received, self._response_limit)
@@ -91,6 +96,8 @@ class JsonClient:
             return await parse_body(self._decode, bytes(received)), _date(response)
         except httpx.HTTPStatusError as error:
             raise HttpStatusError(error.response.status_code, *_parse_error(received)) from error
+        except httpx.ConnectError as error:  # such as an unknown name, or a certificate that cannot be verified
+            raise ClientError(f"cannot connect: {find_cause(error)}") from error
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError, RecursionError) as error:
             raise ClientError(f"{type(error).__name__}") from error
 
@@ -127,7 +134,8 @@ def http_client(endpoint: Endpoint, token: SecretStr | None = None) -> httpx.Asy
         headers["Authorization"] = f"Bearer {bearer.get_secret_value()}"
     verify = create_ssl_context(endpoint.url, endpoint.tls)
     # The proxy variables of the environment are not for servers of the fleet.
-    return httpx.AsyncClient(base_url=endpoint.base, auth=basic, headers=headers, verify=verify, trust_env=False)
+    client = httpx.AsyncClient(base_url=endpoint.base, auth=basic, headers=headers, verify=verify, trust_env=False)
+    return limit_interim_responses(client)
 
 
 def create_ssl_context(url: str, tls: TlsSettings) -> ssl.SSLContext | bool:
@@ -152,5 +160,5 @@ def parsing_response() -> Iterator[None]:
         yield
     except KeyError as error:
         raise ClientError(f"the response has no field {error}") from error
-    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         raise ClientError(f"the response does not have the expected fields: {error}") from error

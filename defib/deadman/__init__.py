@@ -1,0 +1,1 @@
+"""`defib deadman`: the watcher outside, which notifies when the pings of a remediator stop, and when they return."""

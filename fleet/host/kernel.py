@@ -1,0 +1,109 @@
+"""What a host's kernel counts: OOM kills, open files, connections, network errors, disk queues and RAID arrays.
+
+All of it is in /proc and /sys. The shell itself reads the files of each device, without a process for each; those of
+/proc/sys can only be read in one piece, which some shells do not do. A part that the kernel does not have is left out.
+The lines belong to the section `proc`, so that a host with an earlier wrapper lacks only them.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+DEVICES_LIMIT = 64  # network cards, disks and arrays of each kind
+_DIRECTIONS = ("receive", "transmit")
+
+# Only devices of their own: no bridges, virtual links, partitions or loops. chronyc is asked for the clock, or else
+# systemd-timesyncd, which creates a file once it has set the clock.
+SCRIPT = """
+grep '^oom_kill ' /proc/vmstat
+echo files $(cat /proc/sys/fs/file-nr)
+track=/proc/sys/net/netfilter/nf_conntrack
+[ -r ${track}_count ] && echo conntrack $(cat ${track}_count ${track}_max)
+for at in /sys/class/net/*; do
+    [ -e $at/device ] && [ -r $at/statistics/rx_packets ] || continue
+    read -r in <$at/statistics/rx_packets && read -r out <$at/statistics/tx_packets || continue
+    read -r in_errors <$at/statistics/rx_errors && read -r out_errors <$at/statistics/tx_errors || continue
+    echo net ${at##*/} $in $out $in_errors $out_errors
+done
+[ -r /proc/diskstats ] && while read -r major minor name a b c d e f g h i j weighted rest; do
+    [ -e /sys/block/$name/device ] && echo disk $name $weighted
+done </proc/diskstats
+for at in /sys/block/md*/md; do
+    [ -r $at/degraded ] && read -r missing <$at/degraded || continue
+    at=${at%/md}
+    echo raid ${at##*/} $missing
+done
+if command -v chronyc >/dev/null 2>&1; then
+    chronyc -c tracking 2>/dev/null | sed -n 's/.*,Not synchronised$/clock 0/p; t; s/.*,.*/clock 1/p'
+elif [ -d /run/systemd/timesync ]; then
+    [ -e /run/systemd/timesync/synchronized ] && echo clock 1 || echo clock 0
+fi
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkCounts:
+    """Packets and errors of a network card in one direction, `receive` or `transmit`, since boot."""
+
+    device: str
+    direction: str
+    packets: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What was read; None or empty is what the kernel does not have.
+
+    `queue_seconds` is, by disk, the time that requests have waited or were in progress, summed over the requests.
+    `missing_disks` is how many disks a RAID array lacks.
+    """
+
+    oom_kills: int | None = None
+    files: tuple[int, int] | None = None  # allocated, and the limit
+    connections: tuple[int, int] | None = None  # tracked, and the limit
+    clock_synchronized: bool | None = None
+    network: list[NetworkCounts] = field(default_factory=list)
+    queue_seconds: dict[str, float] = field(default_factory=dict)
+    missing_disks: dict[str, int] = field(default_factory=dict)
+
+
+def parse_kernel(output: str) -> Kernel:
+    """Parse the lines of `SCRIPT`, among others; lines of another form are ignored."""
+    single: dict[str, list[int]] = {}
+    devices: dict[str, dict[str, list[int]]] = {"net": {}, "disk": {}, "raid": {}}
+    for kind, name, numbers in _parse_lines(output):
+        if name is None:
+            single[kind] = numbers
+        elif len(devices[kind]) < DEVICES_LIMIT:
+            devices[kind][name] = numbers
+    files, connections, clock = single.get("files"), single.get("conntrack"), single.get("clock")
+    return Kernel(
+        oom_kills=single["oom_kill"][0] if "oom_kill" in single else None,
+        files=(files[0], files[2]) if files else None,  # the second is always 0
+        connections=(connections[0], connections[1]) if connections else None,
+        clock_synchronized=clock == [1] if clock else None,
+        network=[
+            NetworkCounts(name, direction, numbers[index], numbers[2 + index])
+            for name, numbers in devices["net"].items()
+            for index, direction in enumerate(_DIRECTIONS)
+        ],
+        queue_seconds={name: numbers[0] / 1000 for name, numbers in devices["disk"].items()},
+        missing_disks={name: numbers[0] for name, numbers in devices["raid"].items()},
+    )
+
+
+# Kind of a line: whether a device's name follows, and how many numbers.
+_FORMS = {
+    "oom_kill": (False, 1), "files": (False, 3), "conntrack": (False, 2), "clock": (False, 1),
+    "net": (True, 4), "disk": (True, 1), "raid": (True, 1),
+}  # fmt: skip
+
+
+def _parse_lines(output: str) -> Iterator[tuple[str, str | None, list[int]]]:
+    """Yield kind, name of the device and numbers of each line that has one of `_FORMS`."""
+    for line in output.split("\n"):
+        kind, *words = line.split() or [""]
+        has_name, count = _FORMS.get(kind, (False, -1))
+        name = words.pop(0) if has_name and words else None
+        if len(words) == count and all(word.isascii() and word.isdigit() for word in words):
+            yield kind, name, [int(word) for word in words]

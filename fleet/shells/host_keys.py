@@ -1,0 +1,102 @@
+"""The keys of hosts: those that are pinned in known_hosts, and those that hosts present."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import asyncssh
+
+from fleet.shells import ShellError
+from fleet.shells.connecting import CIPHERS, CONNECT_TIMEOUT, KEY_EXCHANGES, Connector, format_error
+
+SSH_PORT = 22
+# In the order in which ssh prefers them.
+ALGORITHMS = (
+    "ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "rsa-sha2-512", "rsa-sha2-256",
+    "ssh-rsa",
+)  # fmt: skip
+KeyState = Literal["pinned", "new", "changed", "revoked"]
+
+
+def known_hosts_name(address: str, port: int) -> str:
+    """Return how known_hosts names an address and a port."""
+    return address if port == SSH_PORT else f"[{address}]:{port}"
+
+
+def read_known_hosts(path: Path) -> asyncssh.SSHKnownHosts:
+    """Read a file of pinned keys. Raises OSError, or ValueError if it is invalid."""
+    return asyncssh.read_known_hosts(str(path))
+
+
+@dataclass(frozen=True)
+class Pins:
+    """The entries of known_hosts for an address and a port."""
+
+    keys: tuple[asyncssh.SSHKey, ...]
+    # Of the address without a port: ssh accepts them at ports that have no entry of their own.
+    keys_of_address: tuple[asyncssh.SSHKey, ...] = ()
+    revoked: tuple[asyncssh.SSHKey, ...] = ()
+    by_authority: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.keys_of_address or self.revoked or self.by_authority)
+
+    def judge(self, key: asyncssh.SSHKey) -> KeyState:
+        """Return the state of the key that the host presents."""
+        if _contains(self.revoked, key):
+            return "revoked"
+        if self.by_authority or _contains(self.keys or self.keys_of_address, key):
+            return "pinned"
+        return "changed" if self.keys else "new"
+
+
+def _contains(keys: tuple[asyncssh.SSHKey, ...], key: asyncssh.SSHKey) -> bool:
+    return any(each.public_data == key.public_data for each in keys)
+
+
+def find_pins(known_hosts: asyncssh.SSHKnownHosts, address: str, port: int) -> Pins:
+    """Return the entries for an address and a port."""
+    if port == SSH_PORT:
+        keys, authorities, revoked, *_ = known_hosts.match(address, "", port)
+    else:
+        keys, authorities, revoked, *_ = known_hosts.match(known_hosts_name(address, port), "", None)
+    if port == SSH_PORT or keys or authorities:
+        return Pins(tuple(keys), (), tuple(revoked), bool(authorities))
+    of_address, authorities, more, *_ = known_hosts.match(address, "", None)
+    return Pins((), tuple(of_address), (*revoked, *more), bool(authorities))
+
+
+async def fetch_host_key(
+    address: str,
+    port: int,
+    pins: Pins,
+    tunnel: Callable[[], Awaitable[asyncssh.SSHClientConnection]] | None = None,
+) -> asyncssh.SSHKey:
+    """Return the key that a host presents, without logging in; if it can, one of a pinned type. Raises ShellError."""
+    where = f"{address}:{port}"
+    options = asyncssh.SSHClientConnectionOptions(
+        config=None, agent_path=None, client_keys=None, encryption_algs=CIPHERS, compression_algs=["none"]
+    )
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            through: Any = await tunnel() if tunnel else Connector()
+            key = await asyncssh.get_server_host_key(
+                address, port, tunnel=through, config=None, options=options, kex_algs=KEY_EXCHANGES,
+                server_host_key_algs=list(_order_algorithms(pins)),
+            )  # fmt: skip
+    except TimeoutError:
+        raise ShellError(f"{where}: no host key within {CONNECT_TIMEOUT:g} s") from None
+    except (asyncssh.Error, OSError, ValueError) as error:
+        raise ShellError(f"{where}: {format_error(error)}") from error
+    if key is None:
+        raise ShellError(f"{where}: the host presented no key")
+    return key
+
+
+def _order_algorithms(pins: Pins) -> Iterator[str]:
+    """Yield the algorithms, those of pinned keys first: a host may have keys of several types."""
+    pinned = {name.decode() for key in (*pins.keys, *pins.keys_of_address) for name in key.sig_algorithms}
+    yield from (name for name in ALGORITHMS if name in pinned)
+    yield from (name for name in ALGORITHMS if name not in pinned)

@@ -1,0 +1,1 @@
+"""Runs the commands of the documentation: finds them in pages, and starts machines on which they work as written."""
