@@ -4,7 +4,6 @@ No command line of a process is read, as it may contain secrets.
 """
 
 import ipaddress
-import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from defib.discovery.model import COMPOSE, Container, Listener, Process, Program, PublishedPort, Unit
 from fleet.host.sections import Section
 from fleet.managers import supervisor, systemd
+from runtime.payloads import load_json
 
 PUBLISHED_LIMIT = 1000  # ports of a container
 MAX_PORT = 65535
@@ -87,8 +87,8 @@ def parse_containers(output: str) -> list[Container]:
 
 def _parse_json_list(line: str) -> list[Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
+        value = load_json(line)
+    except ValueError:
         return []
     return value if isinstance(value, list) else []
 

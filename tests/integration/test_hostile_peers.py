@@ -24,7 +24,7 @@ from fleet.inventory.loading import LoadedInventory
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority
-from tests.support import inventory_of, patience
+from tests.support import eventually, inventory_of, patience
 
 Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 TIMEOUT = "400ms"
@@ -208,28 +208,37 @@ async def test_no_resources_leak(world: LoadedInventory, probes: int) -> None:
 
         await asyncio.gather(*(one(number) for _ in range(count) for number in range(len(HOSTILE))))
 
+    before = _held()
     await some(rounds // 2)  # the allocator has then seen what there is to see
+    await _until_released(before)
     grown: list[int] = []
     # What leaks grows each time. The allocator's peak may grow once, if a busy machine lets more probes overlap.
     while len(grown) < 4 and min(grown, default=BYTES) >= BYTES:
-        before = await _held()
+        resident = _resident()
         await some(rounds)
-        after = await _held()
-        assert after[0] - before[0] <= 5, "sockets"
-        assert after[1] - before[1] <= 5, "tasks"
-        grown.append(after[2] - before[2])
+        await _until_released(before)
+        grown.append(_resident() - resident)
     assert min(grown) < BYTES, grown
 
 
-async def _held() -> tuple[int, int, int]:
-    """Return open files, tasks, and resident bytes once they are stable."""
-    held = (10**9, 10**9)
-    for _ in range(100):
-        await asyncio.sleep(0.1)
-        gc.collect()
-        now = (len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks()))
-        if now == held:
-            break
-        held = now
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return (*held, pages * os.sysconf("SC_PAGE_SIZE"))
+def _held() -> tuple[int, int]:
+    """Return the numbers of open files and of tasks."""
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
+
+
+async def _until_released(before: tuple[int, int]) -> None:
+    """Wait until about as many files are open, and tasks exist, as `before`."""
+
+    async def is_released() -> bool:
+        return all(now - then <= 5 for now, then in zip(_held(), before, strict=True))
+
+    try:
+        await eventually(is_released)
+    except AssertionError:
+        assert _held() == before
+
+
+def _resident() -> int:
+    """Return the memory that this process uses, in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -74,6 +74,11 @@ def test_containers_are_parsed_with_their_published_ports() -> None:
     assert {each.port for each in container.ports} == {8000, 8001}
 
 
+def test_lone_surrogates_are_replaced() -> None:
+    (container,) = sections.parse_containers(docker_line("a\ud800b"))
+    assert container.name == "a?b"
+
+
 def test_ports_that_do_not_exist_are_left_out() -> None:
     (container,) = sections.parse_containers(docker_line("x", "0.0.0.0:0->1/tcp, 0.0.0.0:65534-99999->1-9/tcp"))
     assert [each.port for each in container.ports] == [65534, 65535]
@@ -310,7 +315,8 @@ def test_identifiers_are_valid_and_unique() -> None:
     assert {len(each) for each in ids if each.startswith("x")} == {63}
 
 
-HOSTILE = st.text(alphabet=st.characters(), max_size=60) | st.sampled_from(
+# Lone surrogates are replaced when the answers of hosts and services are read.
+HOSTILE = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60) | st.sampled_from(
     ["a\nservices: {}", "${file:/etc/passwd}", "$${HOME}", "{service}", "x: y # z", "\x1b[2J", "a\u202eb", "- x", "'", '"', "~", "yes", "1e3", "a\x85b", "&a *a !!x", "x" * 5000]
 )  # fmt: skip
 

@@ -19,14 +19,24 @@ async def perform_handshake(
     task = loop.create_task(
         loop.start_tls(transport, protocol, context, server_hostname=server_name, ssl_handshake_timeout=3600.0)
     )
-    await asyncio.sleep(0)  # now the transport has the protocol of TLS, which has received nothing
-    inner: Any = transport.get_protocol()
-    if task.done() or inner is protocol:
-        return await task
+    try:
+        await asyncio.sleep(0)  # now the transport has the protocol of TLS, which has received nothing
+        inner: Any = transport.get_protocol()
+        if task.done() or inner is protocol:
+            return await task
+        return await _limit(task, transport, inner)
+    finally:
+        task.cancel()  # a probe that ends before, at whatever moment, leaves no handshake behind
+
+
+async def _limit(
+    handshake: asyncio.Task[asyncio.Transport | None], transport: asyncio.Transport, inner: Any
+) -> asyncio.Transport | None:
+    """Wait for a handshake, with a limit on what the peer sends to the protocol of TLS, `inner`."""
     limiter = _Limiter(transport, inner)
     transport.set_protocol(limiter)
     try:
-        secured = await task
+        secured = await handshake
     except OSError:  # as ssl.SSLError is one
         limiter.check()
         raise
