@@ -51,6 +51,16 @@ class RemediatorMetrics(ProgramMetrics):
             "How long the oldest waiting action has waited for capacity or approval.",
             registry=registry,
         )
+        self.queue_services = Gauge(
+            "defib_remediator_queue_services",
+            "Services whose restart waits for a limit of their host or of the fleet.",
+            registry=registry,
+        )
+        self.queue_end = Gauge(
+            "defib_remediator_queue_end_seconds",
+            "Seconds until the last of these restarts may begin.",
+            registry=registry,
+        )
         self.budget_used = Gauge(
             "defib_remediator_budget_used", "Actions that count towards a limit of the fleet.", ["budget"],
             registry=registry,

@@ -96,6 +96,7 @@ class _Gauges:
     incidents: Mapping[str, int]
     oldest_pending: float | None
     oldest_queued: float | None
+    queue: situations.Queue
     automation: bool
     watchdog: float | None
     services_without_attempts: list[str]
@@ -108,6 +109,7 @@ def _read_gauges(tx: Transaction) -> _Gauges:
         lifecycle.count_incidents_by_state(tx),
         notifications.oldest_pending(tx),
         lifecycle.oldest_queued(tx),
+        situations.read_queue(tx),
         read_switch(tx).enabled,
         watchdog.at if watchdog is not None else None,
         situations.services_without_attempts(tx),
@@ -126,6 +128,8 @@ async def _update(metrics: RemediatorMetrics, database: Database) -> None:
         metrics.incidents.labels(state).set(gauges.incidents.get(state, 0))
     metrics.outbox_oldest.set(_age(gauges.oldest_pending, now))
     metrics.queue_oldest.set(_age(gauges.oldest_queued, now))
+    metrics.queue_services.set(gauges.queue.waiting)
+    metrics.queue_end.set(max(0.0, gauges.queue.ends - now) if gauges.queue.waiting else 0.0)
     metrics.automation.set(int(rules.automatic and gauges.automation))
     metrics.automation_configured.set(int(rules.automatic))
     metrics.watchdog.set(database.clock.unix(gauges.watchdog) if gauges.watchdog is not None else 0.0)

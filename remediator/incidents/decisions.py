@@ -8,12 +8,11 @@ from sqlalchemy import Row, bindparam, func, select, update
 
 from remediator.incidents.lifecycle import notify_of_incident, set_person_needed
 from remediator.incidents.timeline import add_event, last_decision_at
-from remediator.policy.attempts import find_queue_end
-from remediator.policy.gates import BUDGET_WINDOW, GATES
+from remediator.policy.gates import GATES
 from remediator.policy.situation import CAPACITY, NEEDS_PERSON, QUEUED, Decision, Observation
 from remediator.record import notifications, storms
 from remediator.record.schema import actions, incidents, timeline
-from remediator.record.situations import count_waiting_for_capacity, read_recent_claims
+from remediator.record.situations import read_queue
 from remediator.record.transaction import Transaction
 
 LONG_WAIT = 120.0  # seconds after which a wait is notified
@@ -110,20 +109,13 @@ def _notify_wait(tx: Transaction, row: Row[Any], decision: Decision) -> bool:
     if decision.reason == "blind":
         return notify_status_unknown(tx, row.id, content)
     if decision.reason in CAPACITY:
-        content |= _describe_queue(tx)
+        queue = read_queue(tx)
+        content |= {"queue": queue.waiting, "queue_ends": queue.ends}
     # A wait after another attempt is notified again.
     was_run = actions.c.state.not_in(("queued", "cancelled")) & (actions.c.counts == 1)
     attempts = tx.scalar(select(func.count()).select_from(actions).where(actions.c.incident_id == row.id, was_run))
     key = f"waiting incident {row.id} {decision.reason} {attempts}"
     return notify_of_incident(tx, row.id, "waiting", content, key)
-
-
-def _describe_queue(tx: Transaction) -> dict[str, Any]:
-    """Return how many services wait for their restart to begin, and when the last of them can."""
-    waiting = count_waiting_for_capacity(tx)
-    limit = tx.inventory.remediation.actions_per_10m
-    ends = find_queue_end(limit, BUDGET_WINDOW, waiting, read_recent_claims(tx), tx.now)
-    return {"queue": waiting, "queue_ends": ends}
 
 
 def _has_lasted(tx: Transaction, since: float | None) -> bool:

@@ -1,14 +1,14 @@
 """Build the situation that a decision depends on from the record."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Row, and_, bindparam, case, func, or_, select
 
 from fleet.inventory.model import RemediationStep, Service
 from remediator.policy.approvals import describe_request
-from remediator.policy.attempts import PastRestart, count_in_a_row, counted_since, next_step
+from remediator.policy.attempts import PastRestart, count_in_a_row, counted_since, find_queue_end, next_step
 from remediator.policy.components import COMPONENT_DOWN
 from remediator.policy.gates import BOOT_PATIENCE, BUDGET_WINDOW
 from remediator.policy.situation import (
@@ -267,10 +267,19 @@ def read_recent_claims(tx: Transaction) -> Sequence[float]:
     return tx.scalars(_SELECT_RECENT_CLAIMS, {"since": tx.now - BUDGET_WINDOW}).all()
 
 
-def count_waiting_for_capacity(tx: Transaction) -> int:
-    """Return how many services wait for a limit of their host or of the fleet."""
+@dataclass(frozen=True)
+class Queue:
+    """How many services wait for a limit of their host or of the fleet, and when the last of them can be restarted."""
+
+    waiting: int
+    ends: float
+
+
+def read_queue(tx: Transaction) -> Queue:
     is_waiting = and_(incidents.c.state == "open", incidents.c.reason.in_(sorted(CAPACITY)))
-    return int(tx.scalar(select(func.count()).select_from(incidents).where(is_waiting)) or 0)
+    waiting = int(tx.scalar(select(func.count()).select_from(incidents).where(is_waiting)) or 0)
+    limit = tx.inventory.remediation.actions_per_10m
+    return Queue(waiting, find_queue_end(limit, BUDGET_WINDOW, waiting, read_recent_claims(tx), tx.now))
 
 
 def add_recorded_facts(tx: Transaction, incident: int, service: str, situation: Situation) -> Situation:

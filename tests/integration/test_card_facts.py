@@ -15,6 +15,7 @@ from remediator.notifications.phrases import translate, translate_failure
 from remediator.policy.attempts import find_queue_end
 from remediator.policy.situation import Decision
 from remediator.record.schema import actions as action_rows
+from remediator.record.situations import read_queue
 from tests.integration.loop import Loop
 from tests.integration.test_outbox import OutboxHarness
 from tests.integration.test_person_needed import EN, LEADS, OPS, ZH, outbox_of, read
@@ -147,6 +148,8 @@ async def test_a_wait_for_capacity_says_how_many_wait_and_until_when(harness: Ou
     assert re.search(r"Note: 5 services wait for a restart; the last one can begin at \d\d:\d\d", await read(card))
     assert re.search(r"备注: 5 个服务等待重启名额，预计 \d\d:\d\d 完成", await read(card, ZH))
     assert "正在执行 5 个命令" in await read(card, ZH)
+    queue = await harness.run(read_queue)
+    assert (queue.waiting, queue.ends >= harness.now) == (5, True)
 
 
 @pytest.mark.parametrize(
