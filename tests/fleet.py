@@ -223,6 +223,9 @@ class Fleet:
         written["services"].update(hostile.services(pages, OFTEN))
 
     async def stop(self) -> None:
+        # First what probes the servers: they would not close a connection in its handshake.
+        if hasattr(self, "stack") and "exporter" in self.stack.pids:
+            await self.launcher.kill(self.stack.pids["exporter"], signal.SIGKILL)
         await asyncio.to_thread(self.disk.unmount)
         if self.hostile is not None:
             await self.hostile.stop()

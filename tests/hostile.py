@@ -28,6 +28,7 @@ DOWN = (*WEB, FRAMED, MENDED)
 LINK = "http://evil.test/approve"
 MARKUP = f'<at id=all></at> <at id="all">x</at> [press]({LINK}) <a href="{LINK}">x</a> **calm** ~~x~~ `x`'
 NEW_LINES = "\n**服务** steady\n› steady\n---\n**主机** box\n"
+STOP = b"/stop"
 CHANGES = (
     "services/steady/restart", "services/calm/stop", "services/neighbour/restart", "actions/1/approve", "automation",
     "maintenance", "services/steady/reset", "incidents/1/acknowledge",
@@ -111,14 +112,14 @@ class WebServer:
     """
 
     def __init__(self) -> None:
-        self.followed: list[str] = []
+        self.followed: list[bytes] = []
         self.turns: Counter[str] = Counter()
         self.places: list[str] = []
 
     def lure_to(self, remediator: str) -> None:
         """Redirect to what changes something at the remediator with this address."""
         changes = [f"{remediator}/api/v1/{change}" for change in CHANGES]
-        self.places = [*changes, f"{remediator}/webhook/alertmanager", f"{self.other}/stop"]
+        self.places = [*changes, f"{remediator}/webhook/alertmanager", f"{self.other}{STOP.decode()}"]
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -132,7 +133,9 @@ class WebServer:
             each.close()
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.followed.append((await reader.readline()).decode())
+        # Programs of other tests may connect, if the address was that of another server before.
+        if STOP in (line := await reader.readline()):
+            self.followed.append(line)
         writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

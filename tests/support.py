@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import ssl
 import tempfile
 import textwrap
 import time
@@ -155,6 +156,7 @@ async def eventually(look: Callable[[], Awaitable[T]], within: float = 200.0) ->
         await asyncio.sleep(0.05)
 
 
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would read all certificates for each client
 LONGEST_GAP = 0.1  # seconds for which one peer may block the event loop
 _RUNS = 30  # at most, of which one has to keep to it
 _TICK = 0.005

@@ -18,7 +18,7 @@ import pytest
 from defib.demo import service, stack
 from defib.demo.launcher import Launcher
 from runtime.errors import StartError
-from tests.support import eventually
+from tests.support import NO_TLS, eventually
 
 pytestmark = [pytest.mark.needs("prometheus", "prometheus-alertmanager", "sshd"), pytest.mark.timeout(600)]
 DEMO = [sys.executable, "-m", "defib", "demo"]
@@ -176,7 +176,7 @@ async def test_a_broken_container_stays_broken_after_a_restart(launcher: Launche
     container = demo_service.control["docker"]["container"]
 
     async def page() -> str:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
             try:
                 return (await client.get(f"http://127.0.0.1:{port}/")).text
             except httpx.HTTPError:

@@ -9,7 +9,7 @@ import yaml
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
-from tests.support import eventually
+from tests.support import NO_TLS, eventually
 
 TOKEN = {"Authorization": "Bearer t0ken"}
 
@@ -19,7 +19,7 @@ class Exporter:
         self.launcher, self.folder = launcher, folder
         (self.port,) = reserve_ports(1)
         base = f"http://127.0.0.1:{self.port}"
-        self.client = httpx.AsyncClient(base_url=base, headers=TOKEN, trust_env=False, timeout=60)
+        self.client = httpx.AsyncClient(verify=NO_TLS, base_url=base, headers=TOKEN, trust_env=False, timeout=60)
 
     def configure(self, services: dict[str, Any], **more: Any) -> None:
         (self.folder / "config").mkdir(exist_ok=True)

@@ -15,7 +15,7 @@ from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
 from defib.demo.sshd import Sshd
 from defib.demo.stack import Stack
-from tests.support import WEBHOOK_TOKEN, eventually
+from tests.support import NO_TLS, WEBHOOK_TOKEN, eventually
 
 TOKEN = {"Authorization": f"Bearer {WEBHOOK_TOKEN}"}
 
@@ -105,7 +105,7 @@ class Loop:
     async def post(self, body: bytes | dict[str, Any], headers: dict[str, str] | None = None) -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         url = f"{self.stack.url('remediator')}/webhook/alertmanager"
-        async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
+        async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=120) as client:
             return await client.post(url, content=content, headers=TOKEN if headers is None else headers)
 
     async def fire(

@@ -19,7 +19,7 @@ from remediator.notifications.sender import Sender
 from remediator.record import notifications as notification_rows
 from remediator.record.schema import notifications
 from runtime.redaction import Redactor
-from tests.support import RecordHarness, eventually
+from tests.support import NO_TLS, RecordHarness, eventually
 
 LABELS = {"alertname": "DiskFull", "severity": "warning"}
 
@@ -33,7 +33,7 @@ class SenderHarness(RecordHarness):
 
     def __init__(self, folder: Path, feishu: FeishuSimulator, inventory: Inventory) -> None:
         self.folder, self.feishu = folder, feishu
-        self.client = httpx.AsyncClient(trust_env=False)
+        self.client = httpx.AsyncClient(verify=NO_TLS, trust_env=False)
         super().__init__(folder, inventory)
 
     async def open(self) -> None:

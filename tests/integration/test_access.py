@@ -4,7 +4,6 @@ import asyncio
 import base64
 import itertools
 import json
-import ssl
 import stat
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from runtime.web import create_application, list_requirements
 from runtime.webconfig import WebConfigFile
 from tests.forked_defib import run_defib
 from tests.integration.loop import TOKEN, Loop
-from tests.support import eventually
+from tests.support import NO_TLS, eventually
 
 PUBLIC, UNCHECKED = AccessRequirement.PUBLIC, AccessRequirement.UNCHECKED
 SCRAPE, WEBHOOK = AccessRequirement.SCRAPE, AccessRequirement.WEBHOOK
@@ -132,7 +131,6 @@ NOT_THERE = {
     "services/999/{button}": "services/999/probe", "{button}": "acknowledge", "{version}": "0", "{component}": "none",
 }  # fmt: skip
 ROLES = ("viewer", "operator", "admin")
-NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would create one for each client
 METRICS_TOKEN = "a-token-for-metrics-only"
 SAID = "what-only-the-service-said"
 
@@ -230,7 +228,7 @@ async def request_from(
 
 @pytest.fixture
 async def anyone() -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=120) as client:
         yield client
 
 

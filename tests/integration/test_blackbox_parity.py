@@ -30,7 +30,7 @@ from fleet.inventory.loading import LoadedInventory
 from runtime.redaction import Redactor
 from tests.integration import peers
 from tests.integration.peers import Authority
-from tests.support import eventually, inventory_of
+from tests.support import NO_TLS, eventually, inventory_of
 
 HELLO = b"hello world"
 
@@ -343,7 +343,7 @@ async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World
         ]
         await launcher.start(argv, folder / "log")
         client = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False)
+            httpx.AsyncClient(verify=NO_TLS, base_url=f"http://127.0.0.1:{port}", trust_env=False)
         )
 
         await eventually(lambda: _healthy(client))

@@ -35,7 +35,7 @@ from runtime.http_clients import limit_interim_responses
 from runtime.payloads import decode_json, parse_body
 from tests.integration import frames, peers
 from tests.integration.frames import frame
-from tests.support import eventually, leaves_the_loop_free, probed
+from tests.support import NO_TLS, eventually, leaves_the_loop_free, probed
 
 MIB = 2**20
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -87,7 +87,10 @@ async def test_answers_to_a_control(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in ANSWERS if name != "interim responses"])
 async def test_answers_of_a_chat_server(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "DEADLINE", 100.0)  # a busy machine takes long
-    async with peers.raw_server(answering(*ANSWERS[name])) as port, httpx.AsyncClient(trust_env=False) as client:
+    async with (
+        peers.raw_server(answering(*ANSWERS[name])) as port,
+        httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client,
+    ):
 
         async def send() -> None:
             reply = await send_request(client, "POST", f"http://127.0.0.1:{port}/hook", b"{}", {})
@@ -106,7 +109,7 @@ async def test_interim_responses_to_a_control_and_to_a_message() -> None:
             assert (completed.status, completed.why) == (None, "no response: RemoteProtocolError")
 
         await leaves_the_loop_free(start)
-        async with limit_interim_responses(httpx.AsyncClient(trust_env=False)) as client:
+        async with limit_interim_responses(httpx.AsyncClient(verify=NO_TLS, trust_env=False)) as client:
 
             async def send() -> None:
                 assert "RemoteProtocolError" in (await send_request(client, "POST", url, b"{}", {})).error
@@ -130,7 +133,10 @@ async def test_interim_responses_and_connections_that_are_kept() -> None:
             writer.write(b"HTTP/1.1 100 " * 20_000 + bytes(40_000))
             await writer.drain()
 
-    async with peers.raw_server(serve) as port, limit_interim_responses(httpx.AsyncClient(trust_env=False)) as client:
+    async with (
+        peers.raw_server(serve) as port,
+        limit_interim_responses(httpx.AsyncClient(verify=NO_TLS, trust_env=False)) as client,
+    ):
         for _ in range(3):
             assert len((await client.get(f"http://127.0.0.1:{port}/")).content) == 300_000
 
@@ -142,7 +148,7 @@ async def test_a_short_answer_is_read_although_the_connection_is_lost() -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(OK + b'Content-Length: 99\r\n\r\n{"code": 0}')
 
-    async with peers.raw_server(serve) as port, httpx.AsyncClient(trust_env=False) as client:
+    async with peers.raw_server(serve) as port, httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
         reply = await send_request(client, "POST", f"http://127.0.0.1:{port}/hook", b"{}", {})
     assert reply == HttpReply(200, reply.headers, b'{"code": 0}')
 

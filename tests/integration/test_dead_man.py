@@ -18,7 +18,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
 from tests.integration.loop import Loop, alert, delivery
 from tests.integration.peers import web_server
-from tests.support import eventually
+from tests.support import NO_TLS, eventually
 
 MISSING, BACK = "Defib does not respond", "Defib responds again"
 
@@ -106,7 +106,7 @@ class Watcher:
             return False
 
     async def ask(self, path: str) -> httpx.Response:
-        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=60) as client:
             return await client.get(f"http://127.0.0.1:{self.port}{path}")
 
     async def ping(self) -> int:

@@ -21,7 +21,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack, reserve_ports
 from defib.doctor.monitoring import JOBS, check_prometheus
 from tests.forked_defib import run_defib
-from tests.support import eventually, inventory_of
+from tests.support import NO_TLS, eventually, inventory_of
 
 NOWHERE = "http://127.0.0.1:1"
 
@@ -276,5 +276,5 @@ async def _check_wrong_settings(stack: Stack, config: Path) -> None:
     seen: Mapping[str, str] = {each["subject"]: each["detail"] for each in findings if each["result"] == "fail"}
     assert {"prometheus", "alertmanager", "remediator"} <= set(seen), seen
     assert "401" in seen["remediator"]
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
         assert (await client.get(f"{stack.url('exporter')}/-/ready")).is_success

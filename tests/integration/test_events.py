@@ -50,7 +50,7 @@ from tests.forked_defib import run_defib
 from tests.integration.peers import web_server
 from tests.integration.ring_exporter import TOKEN, RingExporter
 from tests.integration.test_record import DOWN, alert, configuration_of
-from tests.support import ClockedHarness, eventually, inventory_of
+from tests.support import NO_TLS, ClockedHarness, eventually, inventory_of
 
 # aiohttp warns once in a process of names that runtime.access uses.
 pytestmark = pytest.mark.filterwarnings("ignore:It is recommended to use web.RequestKey")
@@ -90,7 +90,7 @@ class Harness(ClockedHarness):
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         base = f"http://127.0.0.1:{runner.addresses[0][1]}"
-        self.client = await stack.enter_async_context(httpx.AsyncClient(base_url=base, trust_env=False))
+        self.client = await stack.enter_async_context(httpx.AsyncClient(verify=NO_TLS, base_url=base, trust_env=False))
 
     async def copy(self) -> None:
         await self.copier._copy_round()

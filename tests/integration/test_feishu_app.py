@@ -26,7 +26,7 @@ from remediator.record import notifications as notification_rows
 from remediator.record.schema import notifications
 from remediator.record.transaction import Transaction
 from tests.integration.sender_harness import SenderHarness
-from tests.support import eventually, inventory_of
+from tests.support import NO_TLS, eventually, inventory_of
 
 
 class AppHarness(SenderHarness):
@@ -280,7 +280,7 @@ async def test_the_demo_notifies_of_the_automation_switch_once(tmp_path: Path) -
         )  # fmt: skip
     harness.sender.wake()
     await eventually(harness.settled)
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
         page = (await client.get(feishu.url)).text
     assert [page.count(f"Automation is {word}</h2>") for word in ("off", "on")] == [1, 1]
     await harness.close()

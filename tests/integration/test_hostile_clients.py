@@ -39,7 +39,7 @@ from runtime.web import MAX_READING, add_route, create_application
 from runtime.webconfig import WebConfigFile
 from tests.integration.peers import Authority
 from tests.integration.test_probe_net import no_file_left
-from tests.support import eventually
+from tests.support import NO_TLS, eventually
 
 PROGRAMS = ("exporter", "remediator")
 LONG = "a" * 20_000
@@ -126,7 +126,7 @@ class Server:
     async def get(self, path: str) -> httpx.Response:
         """Request a path over a new connection."""
         headers = {"Authorization": f"Bearer {self.stack.token}", "Connection": "close"}
-        async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+        async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=60) as client:
             return await client.get(f"http://127.0.0.1:{self.port}{path}", headers=headers)
 
     async def value(self, series: str) -> float:
@@ -173,7 +173,7 @@ async def test_malformed_requests_are_refused_briefly(program: Server) -> None:
 async def test_refused_credentials_do_not_fill_the_log(program: Server) -> None:
     await program.start()
     paths = {"exporter": ["/-/reload"], "remediator": ["/-/reload", "/webhook/alertmanager"]}
-    async with httpx.AsyncClient(trust_env=False, timeout=60) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=60) as client:
         urls = [f"http://127.0.0.1:{program.port}{path}" for path in paths[program.name] * 100]
         headers = {"Authorization": "Bearer wr0ng"}  # from the sixth on, each is answered a second later
         answers = await asyncio.gather(*(client.post(url, headers=headers) for url in urls))

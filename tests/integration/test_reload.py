@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.support import eventually, write
+from tests.support import NO_TLS, eventually, write
 
 TOKEN = "t0ken-of-the-api"
 # The program with a bug: a service of a certain name makes a part of it raise.
@@ -75,7 +75,7 @@ async def test_a_reload_that_crashes(
 ) -> None:
     process, url = program
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False, timeout=60) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, base_url=url, headers=headers, trust_env=False, timeout=60) as client:
 
         async def metric(name: str) -> float:
             page = (await client.get("/metrics")).text

@@ -16,7 +16,7 @@ import yaml
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
-from tests.support import eventually
+from tests.support import NO_TLS, eventually
 
 SCRAPE_INTERVAL = 5
 SERVICE = {
@@ -56,7 +56,7 @@ async def start_prometheus(launcher: Launcher, folder: Path, lines: Sequence[str
         ],
         folder / "prometheus.log",
     )  # fmt: skip
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
 
         async def is_ready() -> bool:
             try:

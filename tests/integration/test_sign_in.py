@@ -24,7 +24,7 @@ from tests.forked_defib import run_defib
 from tests.integration.feishu_oauth import APP_ID, APP_SECRET, TENANT, FeishuOAuth, FeishuUser
 from tests.integration.loop import Loop, fill_disk
 from tests.integration.test_access import basic, bearer, create_token, start_with_users, write_users
-from tests.support import WEBHOOK_TOKEN, eventually
+from tests.support import NO_TLS, WEBHOOK_TOKEN, eventually
 
 PAGE = {"Accept": "text/html,application/xhtml+xml", "Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate"}
 
@@ -34,7 +34,7 @@ class Browser:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.client = httpx.AsyncClient(base_url=url, trust_env=False, timeout=120, headers=PAGE)
+        self.client = httpx.AsyncClient(verify=NO_TLS, base_url=url, trust_env=False, timeout=120, headers=PAGE)
 
     async def open(self, path: str) -> httpx.Response:
         return await self.client.get(path)
@@ -148,12 +148,12 @@ async def test_a_session_id_is_never_taken_from_the_browser(loop: Loop, browser:
     before = browser.session
     assert (await browser.sign_in("viewer", "viewer")).status_code == 303
     assert browser.session != before
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
         ended = await client.get(browser.url, headers={"Cookie": f"defib_session={before}"})
         assert ended.status_code == 401
     for query in ("token", "access_token", "session"):
         value = loop.stack.token if "token" in query else browser.session
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
             assert (await client.get(f"{browser.url}/api/v1/incidents?{query}={value}")).status_code == 401
 
 
@@ -161,7 +161,7 @@ async def test_a_form_without_its_cookie_is_refused(loop: Loop, browser: Browser
     await start_with_users(loop)
     page = await browser.open("/sign-in")
     form = {"user": "admin", "password": "admin", "csrf": find_csrf(page.text)}
-    async with httpx.AsyncClient(trust_env=False, base_url=browser.url) as other:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, base_url=browser.url) as other:
         answer = await other.post("/sign-in", data=form)
         assert (answer.status_code, "defib_session" in other.cookies) == (403, False)
     for next_ in (
@@ -238,7 +238,7 @@ async def test_what_other_sites_may_request(loop: Loop, browser: Browser) -> Non
     assert (await browser.client.post("/sign-in", data={}, headers=form)).status_code == 403
     # A password that a browser adds by itself protects nothing.
     headers = {**basic("admin", "admin"), "Origin": "http://evil.test"}
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
         url = f"{browser.url}/api/v1/automation"
         assert (await client.put(url, json={"enabled": False}, headers=headers)).status_code == 403
 
@@ -323,10 +323,10 @@ async def test_live_updates_end_with_the_credential(loop: Loop) -> None:
     valid = {"token": bearer(kept), "user": basic("stays", "stays")}
     ended: set[str] = set()
     beats: Counter[str] = Counter()
-    async with httpx.AsyncClient(trust_env=False, timeout=120) as client, asyncio.TaskGroup() as streams:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=120) as client, asyncio.TaskGroup() as streams:
 
         async def read(name: str, headers: dict[str, str]) -> None:
-            through_proxy = httpx.AsyncHTTPTransport(local_address="127.0.0.7")
+            through_proxy = httpx.AsyncHTTPTransport(verify=NO_TLS, local_address="127.0.0.7")
             async with (
                 httpx.AsyncClient(timeout=120, transport=through_proxy) if "proxy" in name else nullcontext(client)
             ) as own, own.stream("GET", f"{url}/stream", headers=headers) as answer:  # fmt: skip
@@ -410,7 +410,7 @@ async def test_signing_in_with_openid_connect(loop: Loop, browser: Browser, laun
     async def sign_in(sub: str, next_: str = "") -> httpx.Response:
         redirect = await browser.open(f"/sign-in/oidc?next={next_}")
         assert redirect.status_code == 303
-        async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
+        async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=120) as client:
             return await client.post(redirect.headers["Location"], data={"sub": sub})
 
     back = await sign_in("1", "incidents/3")
@@ -486,7 +486,7 @@ async def test_signing_in_with_feishu(loop: Loop, browser: Browser) -> None:
     async def sign_in(user: FeishuUser) -> httpx.Response:
         feishu.user = user
         redirect = await browser.open("/sign-in/feishu")
-        async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
+        async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=120) as client:
             back = await client.get(redirect.headers["Location"])
         return await follow(browser, back)
 
@@ -514,7 +514,7 @@ async def test_a_trusted_proxy_names_the_user(loop: Loop) -> None:
     url = f"{loop.stack.url('remediator')}/api/v1/identity"
 
     async def read(address: str, **headers: str) -> tuple[int, str | None]:
-        transport = httpx.AsyncHTTPTransport(local_address=address)
+        transport = httpx.AsyncHTTPTransport(verify=NO_TLS, local_address=address)
         async with httpx.AsyncClient(transport=transport, timeout=120) as client:
             answer = await client.get(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
             return answer.status_code, answer.json().get("role")
@@ -533,7 +533,9 @@ async def test_the_audit_log_has_every_operation(loop: Loop, browser: Browser) -
     headers = {"X-CSRF-Token": csrf, "Origin": browser.url}
     assert (await browser.client.post("/api/v1/maintenance", json=body, headers=headers)).status_code == 201
     token = await create_token(loop, "ci", "operator")
-    async with httpx.AsyncClient(trust_env=False, base_url=browser.url, headers=bearer(token), timeout=120) as script:
+    async with httpx.AsyncClient(
+        verify=NO_TLS, trust_env=False, base_url=browser.url, headers=bearer(token), timeout=120
+    ) as script:
         # A name that a header claims is not taken over.
         restarted = await script.post("/api/v1/services/web/restart", headers={"X-Defib-User": "root"})
         assert restarted.status_code == 202, restarted.text
@@ -623,7 +625,7 @@ async def test_the_commands_for_tokens_sessions_and_the_audit_log(loop: Loop, br
 async def test_the_exporter_writes_audit_lines_to_its_log(loop: Loop) -> None:
     await start_with_users(loop)
     url = loop.stack.url("exporter")
-    async with httpx.AsyncClient(trust_env=False, timeout=120) as client:
+    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=120) as client:
         assert (await client.post(f"{url}/api/v1/services/web/probe", headers=basic("operator", "operator"))).is_success
         assert (await client.post(f"{url}/-/reload", headers=basic("operator", "operator"))).status_code == 403
         assert (await client.post(f"{url}/-/reload", headers=basic("admin", "admin"))).is_success
