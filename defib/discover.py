@@ -20,6 +20,7 @@ from fleet.inventory.loading import LoadedInventory, load
 from fleet.inventory.problems import ConfigurationError
 from runtime import logs
 from runtime.errors import DefibError
+from runtime.files import create_file
 from runtime.redaction import Redactor
 
 TABLE_HEAD = ("WHAT", "PROBE", "CONTROL")
@@ -265,24 +266,11 @@ def _write(discovered: Discovered, chosen: Sequence[Offer], output: Output, path
     except ConfigurationError as error:
         problem = f"{path} was not written, since the configuration with it would have errors"
         raise DefibError(f"{problem}:\n{error}") from error
-    _create(path, content)
-    return path
-
-
-def _create(path: Path, content: bytes) -> None:
-    """Create a file with its whole content, or not at all; an existing one is never replaced."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644), "wb") as file:
-            os.fchmod(file.fileno(), 0o644)  # despite the umask
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
+        create_file(path, content, mode=0o644)
     except FileExistsError as error:
         raise DefibError(f"{path}: exists already; existing files are not changed: choose another name") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    return path
 
 
 def _next_steps(results: Sequence[HostResult], chosen: Sequence[Offer], path: Path, directory: Path) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.targets import TargetError, check_groups, compute_fingerprint
 from fleet.json_client import ClientError, JsonClient
 from runtime.errors import DefibError
+from runtime.files import replace_file
 from runtime.logs import LimitedLog
 from runtime.metrics import ProgramMetrics
 
@@ -184,7 +184,5 @@ def _replace(path: Path, content: bytes | None) -> bytes | None:
         path.unlink(missing_ok=True)
         return previous
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as new:  # of mode 600
-        new.write(content)
-    Path(new.name).rename(path)
+    replace_file(path, content)
     return previous

@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from runtime.errors import DefibError
+from runtime.files import create_file
 
 SIZE_LIMIT = 4096  # bytes of a token file
 SECRET_LIMIT = 64 * 1024  # bytes
@@ -96,19 +97,8 @@ def create_token_file(path: Path, owner: tuple[int, int] | None = None) -> bool:
     The file is created atomically: of two processes that do so at the same time, one writes it and both can read it.
     Raises TokenError.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        try:
-            os.fchmod(descriptor, 0o600)  # whatever the umask is
-            if owner is not None:
-                os.fchown(descriptor, *owner)
-            os.write(descriptor, f"{secrets.token_urlsafe(32)}\n".encode())
-            os.fsync(descriptor)
-            os.link(temporary, path)
-        finally:
-            os.close(descriptor)
-            temporary.unlink()
+        create_file(path, f"{secrets.token_urlsafe(32)}\n".encode(), owner=owner)
     except FileExistsError:
         return False
     except OSError as error:

@@ -8,7 +8,7 @@ from typing import Any
 
 from defib.deadman.watch import Watch
 from runtime.errors import StartError
-from runtime.files import sync
+from runtime.files import replace_file
 
 
 def read_watch(path: Path, now: float) -> Watch:
@@ -27,11 +27,7 @@ def read_watch(path: Path, now: float) -> Watch:
 
 def write_watch(path: Path, watch: Watch) -> None:
     """Replace the stored state. Raises OSError."""
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(asdict(watch)), encoding="utf-8")
-    sync(new)
-    new.replace(path)
-    sync(path.parent)
+    replace_file(path, json.dumps(asdict(watch)).encode())
 
 
 def _parse(stored: Any) -> Watch:

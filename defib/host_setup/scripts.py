@@ -14,6 +14,7 @@ from exporter.probes.host import HostProbeOptions
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host, Inventory
 from runtime.errors import DefibError
+from runtime.files import replace_file
 from runtime.redaction import Redactor
 
 
@@ -45,18 +46,9 @@ def write_scripts(loaded: LoadedInventory, hosts: Sequence[Host], sources: str, 
             status = 1
         else:
             path = directory / f"{host.name}.sh"
-            _write_private_file(path, script)
+            replace_file(path, script.encode())  # other users may have been able to read an earlier one
             print_text(f"{host.name}: {path}")
     return status
-
-
-def _write_private_file(path: Path, text: str) -> None:
-    """Write a file in place of an earlier one, which other users may be able to read."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    new.replace(path)
 
 
 def _find_sections(inventory: Inventory, host: Host) -> Iterator[str]:
