@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -223,7 +224,8 @@ class Executor:
             await self._end(action, Ending(action.command or "unknown", action.why))
             return
         if action.command == "failed":
-            await self._end(action, Ending("failed", action.why or "the command failed"))
+            crashed = _exited_at_start(service, action)
+            await self._end(action, Ending("failed", action.why or "the command failed", crashed=crashed))
             return
         why, verified, crashed = "", True, False
         try:
@@ -391,6 +393,12 @@ def _describe_exit(service: Service, kind: str, completed: CompletedCommand) -> 
     if not completed.status or service.control is None:
         return ""
     return f"{service.control.kind} {kind} exited {completed.status}"
+
+
+def _exited_at_start(service: Service, action: Claim) -> bool:
+    """Whether the output of a restart says that the target has started and has exited."""
+    pattern = CONTROLS[service.control.kind].exited_at_start if service.control is not None else ""
+    return action.kind == "restart" and bool(pattern) and re.search(pattern, action.output, re.MULTILINE) is not None
 
 
 def _outcome(completed: CompletedCommand) -> CommandOutcome:

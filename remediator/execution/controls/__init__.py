@@ -18,13 +18,15 @@ class ControlKind(Generic[OptionsT]):
     """A kind of control. Both functions raise ShellError if no command was run.
 
     `run(verb, options, runner)` raises UnknownVerbError; `read_state(options, runner)` returns None if the kind has no
-    state to read. `reports_stops` says whether the state may show that somebody stopped the target.
+    state to read. `reports_stops` says whether the state may show that somebody stopped the target. `exited_at_start`
+    is a pattern of what a restart prints whose target has started and has exited.
     """
 
     options: type[OptionsT]
     run: Callable[[Verb, OptionsT, ControlRunner], Awaitable[CompletedCommand]]
     read_state: Callable[[OptionsT, ControlRunner], Awaitable[TargetState | None]]
     reports_stops: bool = True
+    exited_at_start: str = ""
 
 
 CONTROLS: Mapping[str, ControlKind[Any]] = LazyTable(

@@ -70,4 +70,7 @@ async def read_supervisor_state(options: SupervisorControlOptions, runner: Contr
     )
 
 
-SUPERVISOR = ControlKind(SupervisorControlOptions, run_supervisor, read_supervisor_state)
+SUPERVISOR = ControlKind(
+    SupervisorControlOptions, run_supervisor, read_supervisor_state,
+    exited_at_start=r"^\S+: ERROR \((spawn error|abnormal termination)\)$",
+)  # fmt: skip

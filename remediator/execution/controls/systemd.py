@@ -75,4 +75,7 @@ def _parse_number(text: str | None) -> int | None:
     return int(text) if text and re.fullmatch("[0-9]{1,19}", text) else None
 
 
-SYSTEMD = ControlKind(SystemdControlOptions, run_systemd, read_systemd_state)
+SYSTEMD = ControlKind(
+    SystemdControlOptions, run_systemd, read_systemd_state,
+    exited_at_start=r"^Job for \S+ failed because (the control process exited|a fatal signal)",
+)  # fmt: skip
