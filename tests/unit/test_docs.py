@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -138,7 +139,15 @@ def configurations() -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize(("place", "value"), list(configurations()))
 def test_the_json_schema_takes_every_example(place: str, value: Any) -> None:
-    jsonschema.validate(value, json_schema(KINDS))
+    _validator().validate(value)
+
+
+@cache
+def _validator() -> jsonschema.Draft202012Validator:
+    """Return a validator of the schema, which is checked once: that takes half a second."""
+    schema = json_schema(KINDS)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    return jsonschema.Draft202012Validator(schema)
 
 
 def test_the_readme_s_configuration_loads(tmp_path: Path) -> None:
