@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,10 @@ from console.charts import Chart, Lines, Point
 from fleet.inventory.endpoints import Endpoint
 from fleet.json_client import ClientError
 from remediator.clients.prometheus import Prometheus, Series
+from remediator.reports.availability import DAY, Availability, availability_queries, read_availability
 from runtime.logs import LimitedLog
 from runtime.shared_reads import SharedReads
 
-DAY = 86400.0
 REFRESH_EVERY = 300.0
 SUMMARY_TIMEOUT, CHART_TIMEOUT = 30.0, 2.0  # seconds; a page waits only for charts
 CHART_POINTS = 240
@@ -40,15 +39,10 @@ limited_log = LimitedLog()
 
 @dataclass(frozen=True)
 class ServiceHistory:
-    """The ratios of the observed time in which a service was up, in the last 24 hours and 30 days, and its latency.
+    """The availability of a service in the last 24 hours and 30 days, and its latency."""
 
-    `day_observed` and `month_observed` are the seconds in which it was observed.
-    """
-
-    day: float | None = None
-    month: float | None = None
-    day_observed: float = 0.0
-    month_observed: float = 0.0
+    day: Availability | None = None
+    month: Availability | None = None
     latency: Sequence[Point] = ()
 
 
@@ -109,23 +103,24 @@ class History:
             return
         end = time.time()
         try:
-            day, month, day_observed, month_observed, latency = await asyncio.gather(
-                client.query("avg_over_time(service:up:max[24h])", SUMMARY_TIMEOUT),
-                client.query("avg_over_time(service:up:max[30d])", SUMMARY_TIMEOUT),
-                client.query("count_over_time(service:up:max[24h:1m]) * 60", SUMMARY_TIMEOUT),
-                client.query("count_over_time(service:up:max[30d:1h]) * 3600", SUMMARY_TIMEOUT),
+            day, day_observed, month, month_observed, latency = await asyncio.gather(
+                *(
+                    client.query(expression, SUMMARY_TIMEOUT)
+                    for span in (DAY, 30 * DAY)
+                    for expression in availability_queries(span)
+                ),
                 client.query_range("service:probe_duration_seconds:avg5m", end - DAY, end, DAY / 48, SUMMARY_TIMEOUT),
             )
         except ClientError as error:
             limited_log.warning("history_not_read", error=str(error))
             self.services = {}  # what is old is not shown as if it were new
             return
-        days, months, lines = _values(day), _values(month), {each.labels.get("service", ""): each for each in latency}
-        observed, observed_month = _values(day_observed), _values(month_observed)
+        days, months = read_availability(day, day_observed), read_availability(month, month_observed)
+        lines = {each.labels.get("service", ""): each for each in latency}
         self.start, self.end = end - DAY, end
         self.services = {
             name: ServiceHistory(
-                days.get(name), months.get(name), observed.get(name, 0.0), observed_month.get(name, 0.0),
+                days.get(name), months.get(name),
                 _within(lines[name], end - DAY, end).points if name in lines else (),
             )
             for name in {*days, *months, *lines}
@@ -229,13 +224,6 @@ class History:
             await client.close()
 
 
-def _values(results: Sequence[Series]) -> Mapping[str, float]:
-    """Return the present values by service."""
-    return {
-        each.labels.get("service", ""): value for each in results for _, value in each.points if 0 <= value <= HIGHEST
-    }
-
-
 def _within(series: Series, start: float, end: float) -> Series:
     """Return a series without points that cannot be drawn, whatever the server has sent."""
     points = [(at, value) for at, value in series.points if start <= at <= end and abs(value) <= HIGHEST]  # NaN is not
@@ -259,9 +247,3 @@ def _states_of(points: Sequence[Point], step: float) -> list[tuple[float, float,
         else:
             states.append((begin, at, state))
     return states
-
-
-def format_ratio(ratio: float) -> str:
-    """Return a ratio in percent, never rounded up to 100."""
-    percent = math.floor(ratio * 10_000) / 100
-    return f"{percent:g} %"

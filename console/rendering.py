@@ -20,15 +20,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from console import charts, translation
-from console.history import History, ServiceHistory, format_ratio
+from console.history import History, ServiceHistory
 from console.languages import HTML_LANGUAGE, choose_language, load_texts
 from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Language
 from remediator.http.views import may_read_evidence, remove_evidence
 from remediator.notifications.content import annotations_in_language
+from remediator.notifications.durations import format_duration
 from remediator.notifications.phrases import translate_failure
-from remediator.notifications.rendering import describe_event, format_duration, shipped_templates
+from remediator.notifications.rendering import describe_event, shipped_templates
 from remediator.record.database import Database
+from remediator.reports.availability import format_availability
 from remediator.snapshot import ServiceRow
 from runtime.access.control import find_identity, get_csrf_token
 from runtime.access.roles import AccessRequirement, permits
@@ -87,7 +89,7 @@ class PageRenderer:
             "fill": _fill,
             "strip": charts.draw_strip,
             "sparkline": charts.draw_sparkline,
-            "ratio": format_ratio,
+            "ratio": format_availability,
             "chart": charts.draw_chart,
             "state_band": charts.draw_states,
             "tabulate": charts.tabulate,

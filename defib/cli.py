@@ -142,6 +142,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_server_commands(added)
     _add_service_commands(added)
     _add_list_commands(added)
+    _add_report_command(added)
     _add_incident_commands(added)
     _add_maintenance_command(added)
     _add_access_commands(added)
@@ -302,6 +303,15 @@ def _add_list_commands(added: _Commands) -> None:
         _complete_from_inventory(option, "services")
         help_ = f"the newest N {name} (default: 50)"
         parser.add_argument("--limit", type=_parse_limit, default=50, metavar="N", help=help_)
+
+
+def _add_report_command(added: _Commands) -> None:
+    description = "report availability, incidents, restarts, GPU use, certificates and disks of the last days"
+    report = added.add("report", commands.report, description, API)
+    help_ = "the time that the report covers, such as 24h or 30d (default: 7d)"
+    report.add_argument("--since", default="7d", metavar="DURATION", help=help_)
+    help_ = "print an HTML page, to be stored in a file"
+    report.add_argument("--html", dest="as_html", action="store_true", help=help_)
 
 
 def _add_incident_commands(added: _Commands) -> None:

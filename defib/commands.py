@@ -236,6 +236,15 @@ def list_(options: argparse.Namespace) -> int:
     return _ask(options, events.list_events, options.limit, filters, as_json=as_json)
 
 
+def report(options: argparse.Namespace) -> int:
+    from defib import report
+
+    if options.as_html and options.as_json:
+        raise DefibError("argument --html: not allowed with --json")
+    _parse_duration("--since", options.since)
+    return _ask(options, report.show_report, options.since, as_json=options.as_json, as_html=options.as_html)
+
+
 def note(options: argparse.Namespace) -> int:
     from defib import incidents
 

@@ -58,6 +58,17 @@ def format_table(rows: Sequence[Sequence[str]], width: int | None = None, *, cut
     return "\n".join(line if width is None else _cut(line, width) for line in lines)
 
 
+def wrap(text: str, width: int) -> list[str]:
+    """Return a text as lines of at most `width` columns, broken at spaces where there are any."""
+    lines = []
+    while _width_of(text) > width:
+        end = len(_cut(text, width)) - 1
+        end = text.rfind(" ", 1, end + 1) if " " in text[1 : end + 1] else end
+        lines.append(text[:end].rstrip())
+        text = text[end:].lstrip()
+    return [*lines, text]
+
+
 def _to_cell(text: str) -> str:
     """Return a text without what would move the text after it: a line break would look like another row."""
     return escape_controls(text).replace("\n", "\\n").replace("\t", "\\t")

@@ -23,7 +23,8 @@ from remediator.clients.exporter import Exporter
 from remediator.engine.dead_man import run_dead_man
 from remediator.engine.engine import Engine
 from remediator.engine.housekeeping import run_housekeeping
-from remediator.http import access_api, events_api, overview_api, read_api, webhook, write_api
+from remediator.engine.scheduled_reports import run_scheduled_reports
+from remediator.http import access_api, events_api, overview_api, read_api, report_api, webhook, write_api
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
@@ -31,6 +32,7 @@ from remediator.operations import Operations
 from remediator.record.audit import AuditLog
 from remediator.record.database import Database
 from remediator.record.sessions import StoredSessions
+from remediator.reports.reporter import Reporter
 from remediator.sign_in.registry import SignInServices
 from remediator.snapshot import SnapshotSource
 from runtime import tokens
@@ -113,6 +115,7 @@ class Parts:
     engine: Engine
     operations: Operations
     snapshot: SnapshotSource
+    reporter: Reporter
     sender: Sender
     buttons: ButtonHandler
     connections: LongConnections
@@ -152,7 +155,7 @@ class Parts:
         connections = LongConnections(database, buttons, metrics)
         return cls(
             database, redact, metrics, http_client, access, sign_in_services, administration, engine, operations,
-            snapshot, sender, buttons, connections,
+            snapshot, Reporter(database), sender, buttons, connections,
         )  # fmt: skip
 
     def add_routes(self, app: web.Application, reload: Reloader) -> None:
@@ -160,6 +163,7 @@ class Parts:
         read_api.add_routes(app, self.database, self.metrics, self.redact)
         overview_api.add_routes(app, self.snapshot, self.database, self.redact)
         events_api.add_routes(app, self.database, self.redact)
+        report_api.add_routes(app, self.reporter, self.database, self.redact)
         write_api.add_routes(app, self.operations, self.database, self.redact, reload)
         access_api.add_routes(app, self.administration, self.database)
         feishu_callback.add_routes(app, self.database, self.buttons)
@@ -188,11 +192,14 @@ class Parts:
         """What runs beside the server; a full disk or a lost database ends none of it."""
         return (
             self.engine.run, self.sender.run, self.run_housekeeping, self.connections.run, self.access.run,
-            self.snapshot.run, self.run_dead_man,
+            self.snapshot.run, self.run_dead_man, self.run_scheduled_reports,
         )  # fmt: skip
 
     async def run_housekeeping(self) -> None:
         await run_housekeeping(self.database, self.engine.wake, self.administration.store_token_uses)
+
+    async def run_scheduled_reports(self) -> None:
+        await run_scheduled_reports(self.database, self.reporter, self.sender.wake)
 
     async def run_dead_man(self) -> None:
         await run_dead_man(self.database, self.snapshot, self.http_client, self.metrics)

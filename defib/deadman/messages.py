@@ -12,7 +12,8 @@ from fleet.inventory.notify import Language
 from remediator.notifications.cards import Card, Colour, Line, Span
 from remediator.notifications.channels import ChannelMessage
 from remediator.notifications.content import Notification, NotificationState
-from remediator.notifications.rendering import Templates, format_duration, shipped_templates
+from remediator.notifications.durations import format_duration
+from remediator.notifications.rendering import Templates, shipped_templates
 
 TEXTS: Mapping[Language, Mapping[str, str]] = MappingProxyType(
     {

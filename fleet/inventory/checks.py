@@ -35,6 +35,7 @@ def find_errors(document: Document, raw: Raw, kinds: KindTables) -> list[ConfigP
         *checker.check_maintenance(remediation),
         *checker.check_routes(notify),
         *checker.check_calendars(notify),
+        *checker.check_reports(notify),
         *checker.check_tunnels(),
         *checker.check_dependencies(),
     ]
@@ -262,6 +263,11 @@ class _Checker:
                 person = as_map(override).get("person")
                 if isinstance(person, str):
                     yield from self._check_known((*where, "overrides", index, "person"), person, people, "person")
+
+    def check_reports(self, notify: Raw) -> Iterator[ConfigProblem]:
+        channels = as_maps(notify.get("channels"))
+        named = as_map(notify.get("reports")).get("channels")
+        yield from self._check_names(("notify", "reports", "channels"), named, channels, "channel")
 
     def check_tunnels(self) -> Iterator[ConfigProblem]:
         """Find cycles of `via`, among the connections that read and among those that control."""

@@ -26,18 +26,19 @@ from fleet.inventory.endpoints import (
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
 from fleet.inventory.thresholds import HostThresholds, ServiceThresholds
-from fleet.inventory.units import Duration, Identifier, PositiveDuration, as_list, format_duration
+from fleet.inventory.units import (
+    DAYS,
+    Day,
+    Duration,
+    Identifier,
+    PositiveDuration,
+    TimeOfDay,
+    as_list,
+    format_duration,
+)
 from fleet.inventory.yaml_files import TextWithBase
 from runtime.tokens import ConfiguredToken
 
-
-def _time_of_day(text: str) -> str:
-    if re.fullmatch(r"([01][0-9]|2[0-3]):[0-5][0-9]", text) is None:
-        raise ValueError(f"{text!r} is not a time of day; write '02:30', in quotes")
-    return text
-
-
-TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
 MIN_INTERVAL = 0.1  # seconds between probes of a service
 MIN_PING_INTERVAL, MAX_PING_INTERVAL = 1.0, 600.0  # seconds; the alert about failed pings looks back 15 minutes
 LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
@@ -135,8 +136,6 @@ def _check_steps(steps: list[RemediationStep]) -> list[RemediationStep]:
 
 
 Steps = Annotated[list[RemediationStep], Field(min_length=1), AfterValidator(_check_steps)]
-Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
-DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
 class MaintenanceWindow(ChoiceModel):

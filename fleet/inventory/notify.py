@@ -8,17 +8,19 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, mod
 
 from fleet.inventory.calendars import Calendar, Shift
 from fleet.inventory.endpoints import ChoiceModel, ConfigModel, ExistingDirectory, Url
+from fleet.inventory.report_times import Reports
 from fleet.inventory.units import Duration, Identifier, PositiveDuration
 from runtime.access.roles import AccessRequirement, Role, UserRole, permits
 
 Severity = Literal["critical", "warning", "info"]
 Language = Literal["zh", "en"]
-NotificationKind = Literal[
+RoutedKind = Literal[
     "down", "restarted", "could_not_restart", "person_needed", "approval", "waiting", "storm", "blind",
     "stopped_by_hand", "recovered", "unobserved", "reminder", "alert", "alert_over", "watchdog_missing",
     "watchdog_back", "automation_off", "automation_on",
 ]  # fmt: skip
-FORMER_STATES: Mapping[str, NotificationKind] = {"gave_up": "person_needed"}
+NotificationKind = Literal[RoutedKind, "report"]  # reports have channels of their own
+FORMER_STATES: Mapping[str, RoutedKind] = {"gave_up": "person_needed"}
 ButtonAction = Literal["acknowledge", "silence", "restart", "approve", "storm", "automation"]
 OpenId = Annotated[str, Field(pattern=r"^ou_[0-9A-Za-z_-]{1,80}$")]
 
@@ -40,9 +42,9 @@ def _rename_state(state: object) -> object:
 
 # A state as a route names it; former names of states still work.
 RoutedState = Annotated[
-    NotificationKind,
+    RoutedKind,
     BeforeValidator(_rename_state),
-    WithJsonSchema({"type": "string", "enum": [*get_args(NotificationKind), *FORMER_STATES]}),
+    WithJsonSchema({"type": "string", "enum": [*get_args(RoutedKind), *FORMER_STATES]}),
 ]
 
 
@@ -162,6 +164,7 @@ class Notify(ConfigModel):
     calendars: dict[Identifier, Calendar] = Field(default_factory=dict)
     channels: dict[Identifier, Channel] = Field(default_factory=dict)
     routes: list[Route] = []
+    reports: Reports | None = None
 
     @model_validator(mode="after")
     def _check_open_ids(self) -> "Notify":
@@ -184,6 +187,10 @@ class Notify(ConfigModel):
     def channels_for(self, labels: Mapping[str, str], kind: NotificationKind) -> list[str]:
         """Return the names of the channels that receive a notification."""
         return self._drop_same_place(channel for route in self.routes_for(labels, kind) for channel in route.channels)
+
+    def report_channels(self) -> list[str]:
+        """Return the names of the channels that receive reports."""
+        return self._drop_same_place(self.reports.channels if self.reports is not None else ())
 
     def follow_up_channels(
         self, notified: Iterable[str], labels: Mapping[str, str], kind: NotificationKind

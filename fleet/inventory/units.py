@@ -1,7 +1,7 @@
-"""Durations, sizes, ratios, identifiers and regular expressions of the configuration, as pydantic types."""
+"""Durations, times of day, sizes, ratios, identifiers and patterns of the configuration, as pydantic types."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import re2
 from pydantic import BeforeValidator, PlainSerializer, StringConstraints, WithJsonSchema
@@ -115,6 +115,18 @@ Size = Annotated[
     PlainSerializer(lambda size: f"{size}B"),
     WithJsonSchema(SIZE_SCHEMA),
 ]
+Day = Literal["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+DAYS: tuple[Day, ...] = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+TIME_OF_DAY = "([01][0-9]|2[0-3]):[0-5][0-9]"
+
+
+def _time_of_day(value: object) -> str:
+    if not isinstance(value, str) or re.fullmatch(TIME_OF_DAY, value) is None:
+        raise ValueError(f"{format_value(value)} is not a time of day; write '02:30', in quotes")
+    return value
+
+
+TimeOfDay = Annotated[str, BeforeValidator(_time_of_day)]
 IDENTIFIER = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Identifier = Annotated[str, StringConstraints(pattern=IDENTIFIER)]
 Pattern = Annotated[str, BeforeValidator(_check_pattern), WithJsonSchema({"type": "string", "format": "regex"})]

@@ -22,9 +22,10 @@ class Prometheus:
         self._client = JsonClient(endpoint, response_limit=RESPONSE_LIMIT)
         self.close = self._client.close
 
-    async def query(self, expression: str, timeout: float) -> list[Series]:
-        """Return the present values of an expression. Raises ClientError."""
-        response = await self._client.request("POST", "/api/v1/query", timeout, form={"query": expression})
+    async def query(self, expression: str, timeout: float, at: float | None = None) -> list[Series]:
+        """Return the present values of an expression, or those at a Unix time. Raises ClientError."""
+        form = {"query": expression} if at is None else {"query": expression, "time": f"{at:.3f}"}
+        response = await self._client.request("POST", "/api/v1/query", timeout, form=form)
         with parsing_response():
             results = response["data"]["result"]
             return [Series(each["metric"], [_point(each["value"])]) for each in results]

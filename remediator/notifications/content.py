@@ -126,7 +126,7 @@ class Notification:
     @property
     def name(self) -> str:
         """The service or alert, for a title; empty for notifications about Defib itself."""
-        if self.state.startswith(("watchdog", "automation", "test")):
+        if self.state.startswith(("watchdog", "automation", "test", "report")):
             return ""
         if self.state in ("alert", "alert_over") or (self.service is None and self.alertname):
             subject = self.service.title if self.service else self.labels.get("service", "") or self.host
@@ -225,6 +225,8 @@ class _Reader:
         acknowledgeable = (self._row(incidents, alert.incident_id) or alert) if alert is not None else None
         labels, annotations = common["labels"], common["annotations"]
         urls = build_links(self._inventory, common["service"], labels, annotations, queued.incident_id)
+        if queued.kind == "report":  # it is about all services
+            urls = {name: url for name, url in urls.items() if name == "console"}
         return Notification(
             state=state, **common, since=self._local_time(began), duration=None if ended is None else ended - began,
             open_for=max(0.0, self._now - began), incident=queued.incident_id,

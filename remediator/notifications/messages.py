@@ -25,7 +25,7 @@ _STATE_COLOURS: Mapping[NotificationState, Colour] = {
     "person_needed": "dark red", "approval": "violet", "storm": "red", "waiting": "light blue", "blind": "red",
     "stopped_by_hand": "grey", "recovered": "green", "unobserved": "grey", "alert_over": "green",
     "test": "blue", "watchdog_missing": "red", "watchdog_back": "green", "automation_off": "orange",
-    "automation_on": "green",
+    "automation_on": "green", "report": "blue",
 }  # fmt: skip
 _BUTTON_STYLES: Mapping[ButtonAction, ButtonStyle] = {
     "acknowledge": "primary", "restart": "danger", "automation": "danger",

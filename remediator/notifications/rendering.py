@@ -33,13 +33,16 @@ from fleet.inventory.model import Inventory
 from fleet.inventory.notify import Language
 from remediator.notifications.cards import Line, Span, to_single_line
 from remediator.notifications.content import Notification, NotificationState, Restart
+from remediator.notifications.durations import format_duration
 from remediator.notifications.outbox import MessageForm
 from remediator.notifications.phrases import translate, translate_failure
+from remediator.notifications.report_texts import describe_headline, describe_highlights
+from remediator.reports.availability import format_availability
 
 HOSTS_SHOWN = 5
 SIMILAR = 2.0  # times whose ratio is smaller are shown as one
 TITLE_LIMIT, LABEL_LIMIT, OUTPUT_LINE_LIMIT = 150, 60, 200  # characters
-NAMES = ("title.j2", "card.j2", "group.j2", "summary.j2", "en.j2", "zh.j2")
+NAMES = ("title.j2", "card.j2", "report.j2", "group.j2", "summary.j2", "en.j2", "zh.j2")
 # Control characters, which no printed value contains, around labels and values.
 _LABEL, _VALUE, _END = "\x01", "\x02", "\x03"
 _MARKED = re.compile(f"{_LABEL}([^{_LABEL}-{_END}]*){_END}|{_VALUE}([^{_LABEL}-{_END}]*){_END}")
@@ -64,7 +67,8 @@ class Templates:
         environment.filters |= {
             "time": _format_time, "clock": _format_clock, "duration": self._format_duration, "lines": _last_lines,
             "translated": self._translate, "failure": self._translate_failure,
-            "restarts": self._describe_restarts,
+            "restarts": self._describe_restarts, "availability": format_availability,
+            "headline": self._describe_headline, "highlights": self._describe_highlights,
         }  # fmt: skip
         self.words = _merge(self._read_words(f"defib/{language}.j2"), self._read_words(f"{language}.j2"))
         environment.globals["words"] = self.words
@@ -87,12 +91,21 @@ class Templates:
     def _describe_restarts(self, restarts: Sequence[Restart]) -> str:
         return describe_restarts(self.words, restarts)
 
+    def _describe_headline(self, report: Mapping[str, Any]) -> Sequence[tuple[str, str]]:
+        return describe_headline(self.words, report)
+
+    def _describe_highlights(self, report: Mapping[str, Any]) -> Sequence[tuple[str, Sequence[str]]]:
+        return describe_highlights(self.words, report)
+
     def render_title(self, notifications: Sequence[Notification], form: MessageForm) -> str:
         text = " ".join(line.plain for line in self._render("title.j2", notifications, form))
         return to_single_line(" ".join(text.split()), TITLE_LIMIT)
 
     def render_body(self, notifications: Sequence[Notification], form: MessageForm) -> list[Line]:
-        return self._render({"one": "card.j2"}.get(form, f"{form}.j2"), notifications, form)
+        if form == "one":
+            name = "report.j2" if notifications[0].state == "report" else "card.j2"
+            return self._render(name, notifications, form)
+        return self._render(f"{form}.j2", notifications, form)
 
     def _render(self, name: str, notifications: Sequence[Notification], form: MessageForm) -> list[Line]:
         each = _with_lenient_maps(notifications)
@@ -129,20 +142,6 @@ def describe_template_error(error: Exception, own: Path) -> str:
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(f"{own}/")]
     where = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else str(own)
     return f"{where}: {error if isinstance(error, TemplateError) else f'{type(error).__name__}: {error}'}"
-
-
-def format_duration(words: Mapping[str, Any], seconds: float) -> str:
-    """Format seconds with at most two units."""
-    whole = max(0, round(seconds))
-    short = max(0.0, round(seconds, 1))
-    second, minute, hour, day = words["units"]
-    if whole < 60:  # noqa: PLR2004 - seconds of a minute
-        return str(second.format(f"{short:g}" if short < 10 else whole))  # noqa: PLR2004 - one digit
-    if whole < 3600:  # noqa: PLR2004 - seconds of an hour
-        return str(minute.format(*divmod(whole, 60)))
-    if whole < 86400:  # noqa: PLR2004 - seconds of a day
-        return str(hour.format(whole // 3600, whole % 3600 // 60))
-    return str(day.format(whole // 86400, whole % 86400 // 3600))
 
 
 def describe_restarts(words: Mapping[str, Any], restarts: Sequence[Restart]) -> str:

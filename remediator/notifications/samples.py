@@ -11,8 +11,24 @@ from remediator.notifications.content import Attempt, Notification, Notification
 from remediator.notifications.links import build_links
 from remediator.notifications.outbox import MessageForm
 from remediator.notifications.rendering import describe_template_error, load_templates
+from remediator.reports.description import summarize
+from remediator.reports.report import Certificate, Counts, Disk, Report, ServiceReport, TeamReport
 
 STATES: tuple[NotificationState, ...] = (*get_args(NotificationKind), "acting", "watched", "test")
+_COUNTS = Counts(2, 1, 1, {"defib": 1}, 0, 1, 41.0, 41.0, 3, 2, 2, 2)
+SAMPLE_REPORT = {
+    "name": "daily",
+    **summarize(
+        Report(
+            0.0, 86400.0, TeamReport("", 3, 2, 0.998, _COUNTS),
+            services=[ServiceReport("wiki", "Wiki", "docs", "h", False, 0.998, 86400.0, 0.0, _COUNTS)],
+            alerts_only=1, stopped=1, gpu_count=8, gpu_utilization=0.4,
+            certificates=[Certificate("wiki", "Wiki", 200_000.0)],
+            disks=[Disk("h", "/data", 0.93, 2e10, 80_000.0, ["HostDiskFull"], "critical")],
+            missing={"gpus": "cannot query Prometheus: HTTP 500"},
+        )
+    ),
+}  # fmt: skip
 _WITH_DURATION = ("recovered", "unobserved", "alert_over")
 
 
@@ -52,6 +68,7 @@ def sample_notification(
             "reason": "attempts-used-up",
             "unacknowledged": 600.0,
             "until": at,
+            "report": SAMPLE_REPORT,
         },
         attempts=[
             Attempt("restart", "failed", "exit status 1", "", at, None),

@@ -1,11 +1,14 @@
 """Scheduled maintenance: the windows of the inventory at a given time. Pure."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
-from fleet.inventory.model import DAYS, Host, Inventory, MaintenanceWindow
+from fleet.inventory.model import Host, Inventory, MaintenanceWindow
+from fleet.inventory.units import DAYS
+
+DAY = 86400.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,22 @@ def find_window_at(
             why = f"{window.kind} {window.options}, {window.from_} to {window.to}{reason}"
             return Maintenance(why, _remaining(window, at), window.notify)
     return None
+
+
+def find_intervals(
+    window: MaintenanceWindow, start: float, end: float, zone: ZoneInfo
+) -> Iterator[tuple[float, float]]:
+    """Yield the intervals between two Unix times in which a window is open."""
+    date, last = (datetime.fromtimestamp(at, zone).date() for at in (start - DAY, end))
+    begins, ends = time.fromisoformat(window.from_), time.fromisoformat(window.to)
+    while date <= last:
+        if DAYS[date.weekday()] in window.days:
+            until = date if ends > begins else date + timedelta(days=1)
+            opens = max(start, datetime.combine(date, begins, zone).timestamp())
+            closes = min(end, datetime.combine(until, ends, zone).timestamp())
+            if opens < closes:
+                yield opens, closes
+        date += timedelta(days=1)
 
 
 def _remaining(window: MaintenanceWindow, at: datetime) -> float:

@@ -22,10 +22,11 @@ from remediator.notifications.channels.feishu import FeishuOptions, format_messa
 from remediator.notifications.channels.feishu_app import FeishuAppOptions, format_request
 from remediator.notifications.channels.feishu_cards import SIZE_LIMIT, escape_markup, format_line, message_size
 from remediator.notifications.content import Attempt, Notification, NotificationState, annotations_in_language
+from remediator.notifications.durations import format_duration
 from remediator.notifications.links import build_links
 from remediator.notifications.messages import MENTIONING, render_card
 from remediator.notifications.outbox import MessageForm
-from remediator.notifications.rendering import Templates, describe_event, format_duration
+from remediator.notifications.rendering import Templates, describe_event
 from remediator.policy.situation import Blocked, Refusal, Wait
 from tests.support import inventory_of
 
@@ -88,7 +89,7 @@ def both(
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", OF_PROBLEMS)
 def test_every_state_in_both_languages(inventory: Inventory, state: NotificationState, language: str) -> None:
     contents = sample(
         state,
@@ -215,7 +216,7 @@ def mentioned(notification: Notification, mention: Any) -> list[str]:
     return list(render_card([notification], "one", LANGUAGES["en"], bot(mention)).mentions)
 
 
-@pytest.mark.parametrize("state", STATES)
+@pytest.mark.parametrize("state", OF_PROBLEMS)
 def test_all_are_mentioned_only_if_a_person_is_needed_and_nobody_if_quiet(
     inventory: Inventory, state: NotificationState
 ) -> None:

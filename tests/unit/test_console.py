@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from jinja2 import Environment, PackageLoader
 
 from console.charts import draw_sparkline, draw_strip, find_late_start, nice_top
-from console.history import format_ratio
 from console.languages import LANGUAGES, load_texts
 from console.requests import SubmittedForms
 from console.sign_in import SignInPages
@@ -26,6 +25,7 @@ from remediator.filters import ORDERS, ServiceFilter
 from remediator.notifications.rendering import shipped_templates
 from remediator.policy.situation import Decision
 from remediator.record.event_sources import KINDS
+from remediator.reports.availability import format_availability
 from remediator.snapshot import ServiceRow
 from tests.support import inventory_of
 
@@ -226,7 +226,7 @@ def test_the_top_of_a_scale_is_round(highest: float, top: float) -> None:
 
 @pytest.mark.parametrize(("ratio", "text"), [(1.0, "100 %"), (0.99999, "99.99 %"), (0.5, "50 %"), (0.0, "0 %")])
 def test_availability_is_never_rounded_up(ratio: float, text: str) -> None:
-    assert format_ratio(ratio) == text
+    assert format_availability(ratio) == text
 
 
 async def test_a_form_is_done_once() -> None:

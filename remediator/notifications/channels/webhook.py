@@ -125,6 +125,7 @@ def format_notification(notification: "Notification") -> dict[str, Any]:
         "acknowledged_at": None if acknowledged is None else format_rfc3339(acknowledged[1].timestamp()),
         "recovered_by": notification.recovered_by or None,
         "links": dict(notification.links),
+        **({"report": notification.details["report"]} if notification.state == "report" else {}),
     }
 
 

@@ -1,0 +1,1 @@
+"""Reports: availability, incidents, restarts and what to watch, from the record and Prometheus."""
