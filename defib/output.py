@@ -61,9 +61,9 @@ def format_table(rows: Sequence[Sequence[str]], width: int | None = None, *, cut
 def wrap(text: str, width: int) -> list[str]:
     """Return a text as lines of at most `width` columns, broken at spaces where there are any."""
     lines = []
-    while _width_of(text) > width:
-        end = len(_cut(text, width)) - 1
-        end = text.rfind(" ", 1, end + 1) if " " in text[1 : end + 1] else end
+    while (end := _count_fitting(text, width)) < len(text):
+        space = text.rfind(" ", 1, end + 1)
+        end = space if space > 0 else end
         lines.append(text[:end].rstrip())
         text = text[end:].lstrip()
     return [*lines, text]
@@ -92,15 +92,17 @@ def _fit(text: str, width: int) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    if _width_of(text) <= width:
-        return text
-    left, end = width - 1, 0
-    for character in text:
-        left -= _width_of_character(character)
-        if left < 0:
-            break
-        end += 1
-    return f"{text[:end]}…"
+    return text if _width_of(text) <= width else f"{text[: _count_fitting(text, width - 1)]}…"
+
+
+def _count_fitting(text: str, width: int) -> int:
+    """Return how many characters of a text take at most `width` columns."""
+    used = 0
+    for number, character in enumerate(text):
+        used += _width_of_character(character)
+        if used > width:
+            return number
+    return len(text)
 
 
 def time_zone(inventory: Inventory) -> tzinfo | None:

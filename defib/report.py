@@ -12,7 +12,7 @@ from remediator.notifications.rendering import shipped_templates
 from remediator.notifications.report_texts import ReportTexts, Table, describe_report
 
 WIDTH = 100
-LABEL_WIDTH = 24
+LABEL_WIDTH = 27
 ROWS_SHOWN = 20  # of each table, as text
 TIMEOUT = 300.0  # seconds; Prometheus may have to read weeks of thousands of services
 INDENT = "  "

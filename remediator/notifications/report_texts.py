@@ -161,28 +161,21 @@ class _Tables:
 
     def describe(self) -> list[Table]:
         """Return the tables that have rows."""
-        report = self._report
-        had_something = [each for each in report["services"] if self._had_something(each)]
-        tables = [
-            self._table("teams", report["teams"], self._team_columns()),
-            self._table("services", had_something, self._service_columns()),
-            self._table("gpus", report["gpus"], self._gpu_columns()),
-            self._table("certificates", report["certificates"], self._certificate_columns()),
-            self._table("disks", report["disks"], self._disk_columns()),
-        ]
-        return [table for table in tables if table.rows]
+        columns = {
+            "teams": self._team_columns(),
+            "services": self._service_columns(),
+            "gpus": self._gpu_columns(),
+            "certificates": self._certificate_columns(),
+            "disks": self._disk_columns(),
+        }
+        return [self._table(name, each) for name, each in columns.items() if self._report[name]]
 
-    def _had_something(self, service: Described) -> bool:
-        return bool(service["down_seconds"] or service["incidents"] or service["restarts"])
-
-    def _table(self, name: str, entries: Sequence[Described], columns: Mapping[str, Cell]) -> Table:
-        # Those that are left out of the services had nothing, unless all that are listed had something.
-        is_cut = name != "services" or len(entries) == len(self._report["services"])
+    def _table(self, name: str, columns: Mapping[str, Cell]) -> Table:
         return Table(
             self._own[name],
             [self._own["head"][column] for column in columns],
-            [[cell(each) for cell in columns.values()] for each in entries],
-            self._report["omitted"].get(name, 0) if is_cut else 0,
+            [[cell(each) for cell in columns.values()] for each in self._report[name]],
+            self._report["omitted"].get(name, 0),
         )
 
     def _team_columns(self) -> Mapping[str, Cell]:
