@@ -115,7 +115,8 @@ class History:
             limited_log.warning("history_not_read", error=str(error))
             self.services = {}  # what is old is not shown as if it were new
             return
-        days, months = read_availability(day, day_observed), read_availability(month, month_observed)
+        days = await asyncio.to_thread(read_availability, day, day_observed)
+        months = await asyncio.to_thread(read_availability, month, month_observed)
         lines = {each.labels.get("service", ""): each for each in latency}
         self.start, self.end = end - DAY, end
         self.services = {

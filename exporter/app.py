@@ -1,7 +1,6 @@
 """The exporter process: load the configuration, probe, serve, reload, stop."""
 
 import asyncio
-import gc
 import os
 import resource
 from collections.abc import Callable, Mapping
@@ -20,7 +19,7 @@ from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl
 from runtime.access.roles import Role
 from runtime.access.tokens import ConfiguredTokens
-from runtime.lifecycle import ListenAddress, Reloader, serve
+from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve
 from runtime.redaction import Redactor
 from runtime.web import create_application
 from runtime.webconfig import WebConfigFile
@@ -56,7 +55,7 @@ async def run(
     async def start() -> None:
         async with reload.lock:
             await scheduler.apply(loaded.inventory)
-            _freeze_garbage_collector()
+            freeze_garbage_collector()
         metrics.record_reload(successful=True)
         started.set()
 
@@ -72,8 +71,7 @@ async def run(
             raise
         await _apply_access(access, new)
         current = new.inventory
-        gc.unfreeze()  # so that the previous configuration can be collected
-        _freeze_garbage_collector()
+        freeze_garbage_collector()
         return {"services": len(scheduler.services)}
 
     reload = Reloader(apply_configuration, metrics)
@@ -96,12 +94,6 @@ async def _apply_access(access: AccessControl, loaded: LoadedInventory) -> None:
     await access.tokens.replace(
         [(loaded.local_token("exporter"), Role.ADMIN), (loaded.token("access.metrics_token"), Role.METRICS)]
     )
-
-
-def _freeze_garbage_collector() -> None:
-    """Freeze long-lived objects: traversing 10,000 services in each garbage collection would delay probes."""
-    gc.collect()
-    gc.freeze()
 
 
 def _max_concurrent_probes() -> int:

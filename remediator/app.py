@@ -42,7 +42,7 @@ from runtime.access.sessions import Sessions
 from runtime.access.tokens import ApiTokens, ConfiguredTokens
 from runtime.errors import DefibError
 from runtime.http_clients import limit_interim_responses
-from runtime.lifecycle import ListenAddress, Reloader, serve
+from runtime.lifecycle import ListenAddress, Reloader, freeze_garbage_collector, serve
 from runtime.redaction import Redactor
 from runtime.tls import create_client_context
 from runtime.web import create_application
@@ -88,6 +88,7 @@ async def run(
     parts.add_routes(app, reload)
     run_pages = add_pages(app, parts)
     parts.metrics.record_reload(successful=True)
+    freeze_garbage_collector()
     try:
         await serve(
             "remediator", app, listen, metrics, web_config=web_config,
@@ -230,6 +231,7 @@ class _Reload:
             raise
         old_clients, self.clients = self.clients, new_clients
         await _close(*old_clients)
+        freeze_garbage_collector()
         return {"services": len(loaded.inventory.services)}
 
 

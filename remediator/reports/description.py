@@ -1,6 +1,6 @@
 """A report as JSON, and its summary for a card."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from remediator.reports.report import Counts, Report, ServiceReport, TeamReport
@@ -71,13 +71,16 @@ def _describe_counts(counts: Counts) -> dict[str, Any]:
 
 def summarize(report: Report) -> dict[str, Any]:
     """Return what a card shows of a report: the numbers, the worst services, and what to watch."""
-    described = describe(report)
-    services = [each for each in described["services"] if each["down_seconds"] or each["incidents"]]
+    failed = [each for each in report.services if each.down or each.counts.incidents]
+    described = describe(
+        replace(
+            report, services=failed[:WORST_SHOWN], teams=(), gpus=(), certificates=report.certificates[:WATCHED_SHOWN],
+            disks=report.disks[:WATCHED_SHOWN],
+        )
+    )  # fmt: skip
     return {
-        **{name: described[name] for name in ("from", "to", "missing", "total")},
-        "worst": services[:WORST_SHOWN],
-        "certificates": described["certificates"][:WATCHED_SHOWN],
-        "disks": described["disks"][:WATCHED_SHOWN],
+        **{name: described[name] for name in ("from", "to", "missing", "total", "certificates", "disks")},
+        "worst": described["services"],
         "certificate_count": len(report.certificates) + report.omitted.get("certificates", 0),
         "disk_count": len(report.disks) + report.omitted.get("disks", 0),
     }

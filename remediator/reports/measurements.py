@@ -85,7 +85,7 @@ async def measure(client: Prometheus, start: float, end: float, services: int) -
 
 async def _read_availability(query: Query, span: float, services: int) -> dict[str, Any]:
     ratios, observed = await asyncio.gather(*map(query, availability_queries(span, services)))
-    return {"availability": read_availability(ratios, observed)}
+    return {"availability": await asyncio.to_thread(read_availability, ratios, observed)}
 
 
 async def _read_gpus(query: Query, span: float) -> dict[str, Any]:
@@ -105,6 +105,17 @@ async def _read_gpus(query: Query, span: float) -> dict[str, Any]:
             )
         )
     )
+    return await asyncio.to_thread(_parse_gpus, seen, memory, hours, utilization, cards, average)
+
+
+def _parse_gpus(
+    seen: list[Series],
+    memory: list[Series],
+    hours: list[Series],
+    utilization: list[Series],
+    cards: list[Series],
+    average: list[Series],
+) -> dict[str, Any]:
     by_memory, by_hours, busy = (_by(each, "host", "container") for each in (memory, hours, utilization))
     return {
         "gpus": [
@@ -132,6 +143,12 @@ async def _read_disks(query: Query) -> dict[str, Any]:
         query(f"host:filesystem_usage:ratio and on (host, mountpoint) ({_WATCHED_DISKS})"),
         query(f"host:filesystem_available_bytes:max and on (host, mountpoint) ({_WATCHED_DISKS})"),
     )
+    return await asyncio.to_thread(_parse_disks, firing, full_in, used, available)
+
+
+def _parse_disks(
+    firing: list[Series], full_in: list[Series], used: list[Series], available: list[Series]
+) -> dict[str, Any]:
     alerts: defaultdict[tuple[str, str], dict[str, str]] = defaultdict(dict)  # severities by name
     for each in firing:
         host, mountpoint, alert, severity = (each.labels.get(label, "") for label in DISK_LABELS)

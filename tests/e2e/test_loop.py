@@ -143,6 +143,13 @@ async def test_a_container_that_dies_is_restarted_once_and_people_are_told(world
     ] == [
         "incident_opened", "alert_firing", "decision", "action_started", "command_ended", "incident_closed",
     ]  # fmt: skip
+    report = await world.stack.get("remediator", "/api/v1/report?since=1h")
+    total = report["total"]
+    assert (report["missing"], total["services"], total["observed"], total["incidents"]) == ([], 1, 1, 1)
+    assert (total["recovered_by"]["defib"], total["restarts_helped"], total["open"]) == (1, 1, 0)
+    assert 0 < total["availability"] < 1
+    (of_web,) = report["services"]
+    assert 0 < of_web["down_seconds"] < of_web["observed_seconds"]
 
 
 async def test_a_service_that_is_only_to_be_told_of_is_not_restarted(world: World) -> None:

@@ -96,6 +96,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("POST", "/sign-out"): VIEWER,
         ("GET", "/api/v1/overview"): VIEWER,
         ("GET", "/api/v1/hosts"): VIEWER,
+        ("GET", "/api/v1/report"): VIEWER,
         ("GET", "/api/v1/incidents"): VIEWER,
         ("GET", "/api/v1/incidents/{id}"): VIEWER,
         ("POST", "/api/v1/incidents/{number}/notes"): OPERATOR,
@@ -400,6 +401,7 @@ async def test_what_commands_printed_is_for_operators(loop: Loop, anyone: httpx.
     paths = (
         "/", "/incidents/1", "/api/v1/incidents", "/api/v1/incidents/1", "/api/v1/actions", "/api/v1/alerts",
         "/api/v1/notifications", "/api/v1/services/web/explain", "/api/v1/overview", "/api/v1/hosts",
+        "/api/v1/report",
     )  # fmt: skip
     for path in paths:
         text = (await read(path, viewer)).text

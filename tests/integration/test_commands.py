@@ -486,7 +486,7 @@ COMMANDS = [
     ["incidents", "1"], ["explain", "web"], ["control", "web", "restart"], ["control", "web", "status"],
     ["acknowledge", "1"], ["silence", "1"], ["automation"], ["maintenance"],
     ["maintenance", "begin", "service", "web", "--for", "1h", "--reason", "r"], ["token"],
-    ["token", "create", "ci", "--role", "viewer"], ["session"], ["audit"],
+    ["token", "create", "ci", "--role", "viewer"], ["session"], ["audit"], ["report"],
 ]  # fmt: skip
 PLAIN_COMMANDS = [
     ["note", "1", "text"],

@@ -6,17 +6,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
 from defib.demo.launcher import Launcher
-from defib.demo.stack import reserve_ports
-from tests.support import NO_TLS, eventually
+from tests.integration.past_samples import start_prometheus
 
 SCRAPE_INTERVAL = 5
 SERVICE = {
@@ -39,33 +37,6 @@ def samples(down_at: int, down_for: int) -> Iterator[str]:
     yield "# TYPE ALERTS gauge"
     yield from (f'ALERTS{{alertname="ServiceDown",alertstate="firing",service="web"}} 1 {at}' for at in down)
     yield "# EOF"
-
-
-async def start_prometheus(launcher: Launcher, folder: Path, lines: Sequence[str]) -> str:
-    """Start a Prometheus that has these samples; returns its URL."""
-    (folder / "samples").write_text("\n".join(lines) + "\n")
-    (folder / "prometheus.yml").write_text("")
-    create = ["promtool", "tsdb", "create-blocks-from", "openmetrics", str(folder / "samples"), str(folder / "data")]
-    await asyncio.to_thread(subprocess.run, create, check=True, capture_output=True)
-    (port,) = reserve_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    await launcher.start(
-        [
-            "prometheus", f"--config.file={folder}/prometheus.yml", f"--storage.tsdb.path={folder}/data",
-            f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn", "--query.lookback-delta=10s",
-        ],
-        folder / "prometheus.log",
-    )  # fmt: skip
-    async with httpx.AsyncClient(verify=NO_TLS, trust_env=False) as client:
-
-        async def is_ready() -> bool:
-            try:
-                return (await client.get(f"{url}/-/ready")).is_success
-            except httpx.HTTPError:
-                return False
-
-        await eventually(is_ready)
-    return url
 
 
 async def run_replay(folder: Path, url: str, extra: Mapping[str, Any], *options: str, **environ: str) -> str:
@@ -94,7 +65,7 @@ async def test_an_outage_shorter_than_a_step_is_replayed(
     launcher: Launcher, tmp_path: Path, config: Path, offset: int
 ) -> None:
     down_at = (int(time.time()) - 86_400) // 60 * 60 + offset
-    url = await start_prometheus(launcher, tmp_path, list(samples(down_at, SCRAPE_INTERVAL)))
+    url = await start_prometheus(launcher, tmp_path, samples(down_at, SCRAPE_INTERVAL), "10s")
     (first, *_) = json.loads(await run_replay(config, url, {}, "--json"))
     seen_at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(-(-down_at // 15) * 15))
     assert first == {"at": seen_at, "service": "web", "verb": "act", "reason": "restart", "detail": "attempt 1"}
@@ -109,7 +80,7 @@ async def test_a_maintenance_window_in_a_referenced_time_zone_holds_the_restart(
     down_at = (int(time.time()) - 86_400) // 86_400 * 86_400 + 16 * 3600  # midnight in Shanghai, 16:00 UTC
     if down_at > time.time() - 7200:
         down_at -= 86_400
-    url = await start_prometheus(launcher, tmp_path, list(samples(down_at, 60)))
+    url = await start_prometheus(launcher, tmp_path, samples(down_at, 60), "10s")
     extra = {
         "notify": {"timezone": "${ZONE}"},
         "remediation": {"maintenance": [{"service": "web", "from": "23:59", "to": "00:30"}]},
