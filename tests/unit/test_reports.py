@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from defib import report as command
-from defib.output import wrap
+from defib.output import print_text, wrap
 from fleet.inventory.model import Inventory
 from fleet.inventory.report_times import Reports
 from remediator.clients.prometheus import Series
@@ -151,12 +151,14 @@ async def test_incidents_and_restarts_by_service_and_team(record: Record) -> Non
     counts = report.total.counts
     assert (counts.incidents, counts.began, counts.open, counts.unobserved) == (4, 4, 1, 0)
     assert counts.recovered_by == {"defib": 2, "person": 1}
-    assert (counts.recovery_median, counts.recovery_longest) == (pytest.approx(2 * HOUR), pytest.approx(3 * HOUR))
+    assert counts.recovery_median == pytest.approx(2 * HOUR)
+    assert counts.recovery_longest == pytest.approx(3 * HOUR)
     assert (counts.restarts, counts.restarts_helped) == (4, 2)
     assert (counts.automatic_restarts, counts.automatic_restarts_helped) == (3, 1)
     assert counts.person_needed == 2
     teams = {each.team: each.counts for each in report.teams}
-    assert (teams["docs"].incidents, teams["docs"].recovery_median) == (3, pytest.approx(2 * HOUR))
+    assert teams["docs"].incidents == 3
+    assert teams["docs"].recovery_median == pytest.approx(2 * HOUR)
     assert (teams[""].incidents, teams[""].open, teams[""].recovery_median) == (1, 1, None)
     assert of(report, "web").counts.recovery_median == pytest.approx(1.25 * HOUR)
     assert (of(report, "web").counts.person_needed, of(report, "db").counts.person_needed) == (1, 0)
@@ -342,13 +344,13 @@ def test_hostile_names_stay_in_their_line_and_within_the_width(
         disks=[replace(report.disks[0], mountpoint=HOSTILE, alerts=[HOSTILE])],
     )
     texts = texts_of(report, language)
-    command.print_text("\n".join(command._format(texts, "{0}")))
+    print_text("\n".join(command._format(texts, "{0}")))
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert "\u202e" not in printed
     assert "\\x1b[31m<b>&\\n" in printed
     assert [line for line in printed.splitlines() if columns_of(line) > 100] == []
-    command.print_text(command._render_page(texts, "{0}", language))
+    print_text(command._render_page(texts, "{0}", language))
     page = capsys.readouterr().out
     assert "<b>" not in page
     assert "\\x1b[31m&lt;b&gt;&amp;" in page
