@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fleet.json_client import ClientError
+from fleet.json_client import ClientError, parsing_response
 from remediator.clients.prometheus import Prometheus, Series
 from remediator.reports.availability import DAY, Availability, availability_queries, read_availability
 from remediator.reports.report import Certificate, Disk, GpuUse, Part
 
 PARTS: tuple[Part, ...] = ("availability", "gpus", "certificates", "disks")
-QUERY_TIMEOUT = 90.0  # seconds; reading weeks of thousands of services takes long
+WITHIN = 150.0  # seconds for all queries; reading weeks of thousands of services takes long
 AT_ONCE = 2  # queries
 GPU_POINTS = 500  # of a container on a GPU, by which its use is measured
 CERTIFICATE_WITHIN = 30 * DAY
@@ -55,30 +55,34 @@ class Measurements:
     missing: Mapping[Part, str] = field(default_factory=dict)
 
 
-async def measure(client: Prometheus, start: float, end: float, services: int) -> Measurements:
-    """Query Prometheus about the time between two Unix times."""
-    slots = asyncio.Semaphore(AT_ONCE)
+async def measure(client: Prometheus, start: float, end: float, services: int, within: float = WITHIN) -> Measurements:
+    """Query Prometheus about the time between two Unix times, for at most `within` seconds."""
+    slots, deadline = asyncio.Semaphore(AT_ONCE), asyncio.get_running_loop().time() + within
     missing: dict[Part, str] = {}
     found = Measurements()
 
     async def query(expression: str) -> list[Series]:
-        async with slots:
-            return await client.query(expression, QUERY_TIMEOUT, end)
+        try:
+            async with asyncio.timeout_at(deadline), slots:
+                return await client.query(expression, within + 1, end)
+        except TimeoutError as error:
+            raise ClientError(f"no response within {within:g} s") from error
 
     async def add(part: Part, read: Awaitable[dict[str, Any]]) -> None:
         nonlocal found
         try:
-            values = await read
+            with parsing_response():
+                values = await read
         except ClientError as error:
             missing[part] = f"cannot query Prometheus: {error}"
         else:
             found = replace(found, **values)
 
-    await asyncio.gather(
-        add("availability", _read_availability(query, end - start, services)),
-        add("gpus", _read_gpus(query, end - start)),
+    await asyncio.gather(  # what takes longest comes last
         add("certificates", _read_certificates(query)),
         add("disks", _read_disks(query)),
+        add("gpus", _read_gpus(query, end - start)),
+        add("availability", _read_availability(query, end - start, services)),
     )
     return replace(found, missing=missing)
 

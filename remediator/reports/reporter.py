@@ -9,6 +9,7 @@ from remediator.reports.building import Span, build_report
 from remediator.reports.measurements import PARTS, Measurements, measure
 from remediator.reports.past import read_past
 from remediator.reports.report import Report
+from runtime.errors import StartError
 from runtime.shared_reads import SharedReads
 
 PATIENCE = 240.0  # seconds
@@ -44,7 +45,10 @@ class Reporter:
 async def _measure(endpoint: Endpoint | None, start: float, end: float, services: int) -> Measurements:
     if endpoint is None:
         return Measurements(missing=dict.fromkeys(PARTS, "remediator.prometheus_url is not set"))
-    client = await asyncio.to_thread(Prometheus, endpoint)
+    try:
+        client = await asyncio.to_thread(Prometheus, endpoint)
+    except StartError as error:  # such as a certificate file that is gone
+        return Measurements(missing=dict.fromkeys(PARTS, str(error)))
     try:
         return await measure(client, start, end, services)
     finally:

@@ -24,7 +24,7 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
 from remediator.chat import feishu_callback
-from remediator.http import access_api, events_api, overview_api, read_api, webhook, write_api
+from remediator.http import access_api, events_api, overview_api, read_api, report_api, webhook, write_api
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl, WebUsers
 from runtime.access.roles import AccessRequirement
@@ -152,6 +152,7 @@ def empty(program: str) -> web.Application:
         read_api.add_routes(app, nothing, nothing, nothing)
         overview_api.add_routes(app, nothing, nothing, nothing)
         events_api.add_routes(app, nothing, nothing)
+        report_api.add_routes(app, nothing, nothing, nothing)
         write_api.add_routes(app, nothing, nothing, nothing, nothing)
         access_api.add_routes(app, nothing, nothing)
         feishu_callback.add_routes(app, nothing, nothing)
