@@ -23,6 +23,7 @@ from fleet.inventory.endpoints import (
     RelativePath,
     SecretUrl,
 )
+from fleet.inventory.host_selector import HostSelector
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
 from fleet.inventory.thresholds import HostThresholds, ServiceThresholds
@@ -389,14 +390,6 @@ class RemediatorSettings(ConfigModel):
 
 
 _LIMITED, _UNLIMITED = ("remediator.webhook_token", "access.metrics_token"), ("exporter.token", "remediator.token")
-
-
-class HostSelector(ConfigModel):
-    """Hosts that match all of this: one of the groups, one of the names with wildcards, and all labels."""
-
-    group: str | list[str] | None = None
-    names: str | list[str] | None = None
-    labels: dict[str, str | list[str]] = Field(default_factory=dict)
 
 
 class Template(ConfigModel):
