@@ -1,4 +1,4 @@
-"""Which hosts a template makes services for."""
+"""Which hosts a template makes services for, and on which hosts a runbook is run."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
