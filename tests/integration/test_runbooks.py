@@ -345,6 +345,11 @@ async def test_the_console_shows_a_host_s_incident(loop: Loop) -> None:
     for text in ("<h2>预案执行记录</h2>", "预案 prune: 失败", "预案 prune 的命令退出码 3", "预案执行次数已用完"):
         assert text in chinese
     assert "HostDiskFull · h" in await page("/incidents?q=hostdisk", "en")
+    of_host = await page("/hosts/h", "en")
+    assert (
+        '<a href="./../incidents/1">HostDiskFull · h</a><small>: its runbooks were run as often as configured'
+        in of_host
+    )
     assert "runbook prune" in await page("/events?host=h", "en")
     assert "预案 prune" in await page("/events?host=h", "zh")
     await fire(loop, "resolved")
