@@ -365,3 +365,17 @@ async def test_a_refusal_by_sudo_needs_a_person(loop: Loop) -> None:
     assert (action["blocked"], action["counts"], loop.restarts()) == ("sudo-refused", 0, [])
     await loop.until_cards("Alert: HostDiskFull · here", "A person is needed: HostDiskFull · here")
     assert "a password is required" in loop.feishu.received[1].text
+
+
+async def test_an_interrupted_command_holds_its_host_only_until_its_timeout(loop: Loop) -> None:
+    prune = runbook(loop, WITH_LOG + "; sleep 2", timeout="5s", resolve_within="1h")
+    await loop.start({"web": loop.service("web")}, runbooks={"prune": prune})
+    await fire(loop)
+    await eventually(loop.begun)
+    await loop.restart_remediator()
+    await loop.until_event("command_ended", outcome="unknown")
+    await loop.kill("web")
+    await loop.fire("web")
+    await eventually(lambda: _has_run(loop, 2))
+    assert loop.restarts() == ["pruned", "web"]
+    assert await actions_of(loop) == [("runbook prune", "running")]  # until the alert is resolved
