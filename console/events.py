@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from aiohttp import web
 
 from console.rendering import PageRenderer
+from fleet.inventory.model import Remediable
 from remediator.http.events_api import parse_events_query
 from remediator.http.views import read_record
 from remediator.record.database import Database
@@ -26,7 +27,8 @@ def add_routes(app: web.Application, source: SnapshotSource, renderer: PageRende
     async def show(request: web.Request) -> web.Response:
         query = parse_events_query(request, database.clock)
         wanted, inventory = query.wanted, database.inventory
-        names = {name: each.title for name, each in inventory.services.items()}
+        subjects: Mapping[str, Remediable] = {**inventory.services, **inventory.host_alerts}
+        names = {name: each.title for name, each in subjects.items()}
         service, host = _find(wanted.service, names), _find(wanted.host, dict.fromkeys(inventory.hosts, ""))
         wanted = replace(wanted, service=service, host=host)
         page = await read_record(database, page_of_events, wanted, query.before, min(query.limit, MOST))

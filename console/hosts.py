@@ -49,6 +49,10 @@ class HostPages:
             name=name, charts=charts, spans=list(HOST_SPANS), span=span, unavailable=host.get("unavailable", ""),
             states=self._states(), owners=find_services_of_things(inventory, name),
             links=build_page_links(inventory, None, name),
+            incidents=[
+                dict(row) for subject, row in snapshot.overview.incidents.items()
+                if (alert := inventory.host_alerts.get(subject)) is not None and alert.host == name
+            ],
         )  # fmt: skip
 
     def _states(self) -> Mapping[str, str]:

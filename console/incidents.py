@@ -9,7 +9,7 @@ from console.buttons import REASON_LIMIT, NotDone, not_done_because, parse_gates
 from console.forms import parse_number, parse_seconds
 from console.rendering import PageRenderer
 from console.requests import SubmittedForms, answer_form
-from fleet.inventory.model import Inventory
+from fleet.inventory.model import Inventory, Remediable
 from remediator.http.views import read_record
 from remediator.operations import OperationError, Operations
 from remediator.record import queries
@@ -58,7 +58,7 @@ class IncidentPages:
         if incident is None:
             raise ApiError(404, "unknown_incident", "there is no such incident")
         snapshot, inventory = await self._source.get(), self._database.inventory
-        service, row = inventory.services.get(incident["service"]), snapshot.rows.get(incident["service"])
+        service, row = inventory.find_subject(incident["service"]), snapshot.rows.get(incident["service"])
         return await self._renderer.respond(
             request, "incident.html", {"not_done": not_done, "form_id": self._submitted.new_id()},
             status=409 if not_done else 200, snapshot=snapshot.describe(), incident=incident,
@@ -100,11 +100,12 @@ class IncidentPages:
 
 
 def find_services(inventory: Inventory, text: str) -> list[str] | None:
-    """Return the services whose id, name or host contains a text; None without a text."""
+    """Return the services, and alerts of hosts, whose id, name or host contains a text; None without a text."""
     if not text:
         return None
     words = text.lower().split()
+    subjects: Mapping[str, Remediable] = {**inventory.services, **inventory.host_alerts}
     return [
-        name for name, each in inventory.services.items()
+        name for name, each in subjects.items()
         if all(word in f"{name} {each.title} {each.host}".lower() for word in words)
     ]  # fmt: skip

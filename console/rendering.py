@@ -22,12 +22,12 @@ from markupsafe import Markup, escape
 from console import charts, translation
 from console.history import History, ServiceHistory
 from console.languages import HTML_LANGUAGE, choose_language, load_texts
-from fleet.inventory.model import Inventory
+from fleet.inventory.model import Inventory, is_host_alert
 from fleet.inventory.notify import Language
 from remediator.http.views import may_read_evidence, remove_evidence
 from remediator.notifications.content import annotations_in_language
 from remediator.notifications.durations import format_duration
-from remediator.notifications.phrases import translate_failure
+from remediator.notifications.phrases import name_kind, translate_failure
 from remediator.notifications.rendering import describe_event, shipped_templates
 from remediator.record.database import Database
 from remediator.reports.availability import format_availability
@@ -195,7 +195,8 @@ class PageRenderer:
 
     def _helpers(self, reader: Reader) -> dict[str, Any]:
         inventory, clock = self._database.inventory, self._database.clock
-        notify, texts, words = inventory.notify, reader.texts, shipped_templates(reader.language).words
+        templates, notify, texts = shipped_templates(reader.language), inventory.notify, reader.texts
+        words = templates.words
         zone = ZoneInfo(notify.timezone)
 
         def format_unix(at: float | None) -> str:
@@ -225,7 +226,8 @@ class PageRenderer:
             return format_duration(words, ended - (incident["down_at"] or incident["opened_at"]))
 
         def name_service(service: str) -> str:
-            return inventory.services[service].title if service in inventory.services else service
+            subject = inventory.find_subject(service)
+            return subject.title if subject is not None else service
 
         return {
             "words": words, "texts": texts, "language": HTML_LANGUAGE[reader.language], "reader": reader,
@@ -233,9 +235,11 @@ class PageRenderer:
             "seconds": lambda seconds: format_duration(words, seconds), "zone": notify.timezone,
             "unix": lambda at: None if at is None else clock.unix(at), "service_name": name_service,
             "summary": lambda annotations: annotations_in_language(annotations, reader.language).get("summary", ""),
-            "describe": lambda row: describe_event(
+            "describe": lambda row, words=words: describe_event(
                 words, row["event"], translation.translate_entry(texts, words, row["detail"])
             ),
+            "host_alert_words": templates.host_alert_words, "is_host_alert": is_host_alert,
+            "kind_name": partial(name_kind, words),
             "person": partial(translation.translate_person, texts),
             "failure": partial(translate_failure, words),
             "detail": partial(translation.translate_detail, texts, words),

@@ -4,7 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from remediator.notifications.phrases import translate, translate_failure
+from fleet.inventory.model import is_host_alert
+from remediator.notifications.phrases import name_kind, translate, translate_failure
 
 Words = Mapping[str, Any]
 _CLAIMED = re.compile(r"local \((.*), unverified\)")  # `Identity.label`
@@ -55,8 +56,10 @@ def translate_event(texts: Words, words: Words, event: Mapping[str, Any]) -> dic
         detail = _translate_head(detail, " ", {"component": texts["components"]["name"]})
     elif kind in ("service", "incident"):
         detail = translate_failure(words, detail)
+    if kind == "incident" and is_host_alert(name):
+        words = {**words, "recovered_by": words["host_alerts"]["recovered_by"]}
     by = words["recovered_by"].get(by, by) if kind == "incident" else translate_person(texts, by)
-    operation = labels["operations"].get(operation, operation)
+    operation = labels["operations"].get(operation) or name_kind(words, operation)
     return {**event, "operation": operation, "name": name, "detail": detail, "by": by}
 
 

@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from defib.output import format_time, parenthesized, print_json, print_text
 from defib.remediator_client import Connect, RemediatorClient
+from fleet.inventory.model import is_host_alert
 from remediator.policy.situation import Refusal
 
 HOST_GATES = "the gates stopped-by-hand, healing-itself and starting are open if the host does not answer"
@@ -27,7 +28,7 @@ async def explain(connect: Connect, service: str, *, as_json: bool, verbose: boo
 def _first_alert(remediator: RemediatorClient, service: str) -> str:
     """Return the name of the first alert that starts an action for a service."""
     inventory = remediator.inventory
-    alerts = inventory.remediation.for_service(inventory.services.get(service)).alerts
+    alerts = inventory.remediation.for_service(inventory.find_subject(service)).alerts
     return str(alerts[0]) if isinstance(alerts, list) and alerts else "its alert"
 
 
@@ -56,6 +57,8 @@ def summarize(answer: Mapping[str, Any], alert: str, zone: tzinfo | None) -> str
     """
     service, status, decision = answer["service"], _status(answer), answer["decision"]
     head = f"the status of {service} is unknown" if status == "unknown" else f"{service} is {status}"
+    if is_host_alert(service):
+        head = f"{service} fires" if answer["firing"] else f"{service} does not fire"
     if decision["verb"] == "act":
         component = f" component {answer['component']}" if answer.get("component") else ""
         return f"{head}; now: {answer['next_step']}{component}"
@@ -66,6 +69,8 @@ def summarize(answer: Mapping[str, Any], alert: str, zone: tzinfo | None) -> str
     if decision["verb"] == "refuse":
         return f"{head}; {_format_refusal(decision, ', '.join(answer['firing']))}"
     consequence = _consequence(answer, alert, zone)
+    if is_host_alert(service):
+        return f"{head}; next: {consequence}"
     if status == "down":
         return f"{head}, but no alert fires yet; next: {consequence}"
     return f"{head}; nothing to do. If it went down now: {consequence}"

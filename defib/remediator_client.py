@@ -97,7 +97,7 @@ class RemediatorClient:
             if error.code == "unknown_component":
                 raise
             known = names_of(self.inventory, kind)
-            if name in known:
+            if name in known or (kind == "service" and name in self.inventory.host_alerts):
                 message = f"the remediator's inventory has no {kind} {name!r} yet: reload the remediator"
             else:
                 message = f"the inventory has no {kind} {name!r}{suggest(kind, name, known)}"

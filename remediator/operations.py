@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from fleet.inventory.model import Service
+from fleet.inventory.model import Remediable, Service, is_host_alert
 from fleet.json_client import ClientError
 from fleet.shells import CompletedCommand, ShellError
 from remediator.clients.alertmanager import Alertmanager
@@ -158,10 +158,11 @@ class Operations:
         return observed
 
     async def reset_attempts(self, service_id: str, by: Identity) -> int:
-        """Give a service all its attempts again; returns the id of the reset."""
+        """Give a service or an alert of a host all its attempts again; returns the id of the reset."""
 
         def work(tx: Transaction) -> int:
-            return actions.reset_attempts(tx, self.get_controlled_service(service_id), by.label)
+            alert = tx.inventory.host_alerts.get(service_id)
+            return actions.reset_attempts(tx, alert or self.get_controlled_service(service_id), by.label)
 
         number = await self._change(by, "reset", service_id, work)
         log.info("attempts_reset", service=service_id, by=by.label)
@@ -173,7 +174,7 @@ class Operations:
         until = self._database.clock.now() + STORM_OVERRULED_FOR
 
         def work(tx: Transaction) -> str:
-            host = tx.inventory.host_of(self.get_service(service_id))
+            host = tx.inventory.host_of(self.get_subject(service_id))
             group = host.group if host is not None else ""
             storms.overrule(tx, group, until, by.label, reason)
             return group
@@ -184,8 +185,8 @@ class Operations:
         return group, until
 
     async def explain(self, service_id: str) -> dict[str, Any]:
-        """Return the state of every gate of a service; times are of the record's clock."""
-        service = self.get_service(service_id)
+        """Return the state of every gate of a service or an alert of a host; times are of the record's clock."""
+        service = self.get_subject(service_id)
         try:
             return await self._explanations.read(service_id, lambda: self._engine.explain(service), EXPLAIN_TIMEOUT)
         except StorageError as error:
@@ -276,7 +277,7 @@ class Operations:
             raise NotFoundError(f"unknown_{subject}", f"there is no {subject} {number}")
         if (row.state != "open") if subject == "incident" else (row.status != "firing"):
             raise ConflictError("over", f"{subject} {number} has ended")
-        labels = {"service": row.service} if subject == "incident" else dict(row.labels)
+        labels = _labels_of_incident(row.service) if subject == "incident" else dict(row.labels)
         endpoint = self._database.inventory.remediator.alertmanager_url
         if endpoint is None:
             raise ConflictError("not_silenced", "remediator.alertmanager_url is not set")
@@ -374,6 +375,10 @@ class Operations:
             raise NotFoundError("unknown_service", f"the inventory has no service {service_id!r}")
         return service
 
+    def get_subject(self, subject: str) -> Remediable:
+        """Return a service of the inventory, or an alert of a host with runbooks. Raises NotFoundError."""
+        return self._database.inventory.host_alerts.get(subject) or self.get_service(subject)
+
     def get_controlled_service(self, service_id: str) -> Service:
         """Return a service that has a control. Raises NotFoundError and InvalidOperationError."""
         service = self.get_service(service_id)
@@ -403,6 +408,14 @@ class Operations:
             return await self._database.read(work, *args)
         except StorageError as error:
             raise _not_readable() from error
+
+
+def _labels_of_incident(service: str) -> dict[str, str]:
+    """Return the labels of all alerts of an incident."""
+    if not is_host_alert(service):
+        return {"service": service}
+    alert, _, host = service.partition("@")
+    return {"alertname": alert, "host": host}
 
 
 def _not_readable() -> UnavailableError:

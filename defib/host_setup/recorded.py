@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from exporter.collectors import COLLECTORS
 from exporter.probes.host import HostProbeOptions
 from fleet.host.sections import Section
-from fleet.inventory.model import Host, Inventory, SudoOptions
+from fleet.inventory.model import Host, Inventory, Service, SudoOptions
 from fleet.shells import CompletedCommand, ShellError
 from remediator.execution import evidence
 from remediator.execution.controls import CONTROLS
@@ -46,26 +46,33 @@ class _Recorder:
 
 
 def commands_of(inventory: Inventory, host: Host) -> list[HostCommand]:
-    """Return every command that the controls of a host's services can run, each once."""
+    """Return every command that the controls of a host's services and its runbooks can run, each once."""
     recorder = _Recorder()
 
     async def record_all() -> None:
         for service in inventory.services.values():
-            if service.host != host.name or service.control is None:
-                continue
-            kind, options = CONTROLS[service.control.kind], service.control.options
-            if not kind.options.needs_host:
-                continue
-            for verb in sorted(VERBS & options.verbs):
-                with contextlib.suppress(ShellError):  # there is no output to parse
-                    await kind.run(verb, options, ControlRunner(recorder, SudoOptions(), WITHIN))
-            with contextlib.suppress(ShellError):
-                await kind.read_state(options, ControlRunner(recorder, SudoOptions(), WITHIN))
-            for step in inventory.remediation.for_service(service).steps:
-                if step.recreate is not None and step.recreate.command:
-                    recorder.commands.append((tuple(step.recreate.command), b""))
-            if recorder.commands and host.ssh_for(control=True).wrapper:
-                recorder.commands += [(tuple(argv), b"") for argv in evidence.HOST_COMMANDS.values()]
+            if service.host == host.name:
+                await _record_controls(recorder, inventory, service)
+        for runbook in inventory.runbooks.values():
+            if host in inventory.hosts_of_runbook(runbook):
+                recorder.commands.append((tuple(runbook.run), b""))
+        if recorder.commands and host.ssh_for(control=True).wrapper:
+            recorder.commands += [(tuple(argv), b"") for argv in evidence.HOST_COMMANDS.values()]
 
     asyncio.run(record_all())
     return sorted(set(recorder.commands))
+
+
+async def _record_controls(recorder: _Recorder, inventory: Inventory, service: Service) -> None:
+    control = service.control
+    if control is None or not CONTROLS[control.kind].options.needs_host:
+        return
+    kind, options = CONTROLS[control.kind], control.options
+    for verb in sorted(VERBS & options.verbs):
+        with contextlib.suppress(ShellError):  # there is no output to parse
+            await kind.run(verb, options, ControlRunner(recorder, SudoOptions(), WITHIN))
+    with contextlib.suppress(ShellError):
+        await kind.read_state(options, ControlRunner(recorder, SudoOptions(), WITHIN))
+    for step in inventory.remediation.for_service(service).steps:
+        if step.recreate is not None and step.recreate.command:
+            recorder.commands.append((tuple(step.recreate.command), b""))

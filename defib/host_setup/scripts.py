@@ -65,6 +65,9 @@ def _find_sections(inventory: Inventory, host: Host) -> Iterator[str]:
             yield f"services.{name}.probe"
         if _needs_commands(host):
             yield from (f"services.{name}.control", f"services.{name}.remediation")
+    for name, runbook in inventory.runbooks.items():
+        if _needs_commands(host) and host in inventory.hosts_of_runbook(runbook):
+            yield f"runbooks.{name}"
 
 
 def _needs_commands(host: Host) -> bool:

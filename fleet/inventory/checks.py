@@ -13,10 +13,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from fleet.inventory.documents import Document, as_map, as_maps
+from fleet.inventory.host_selector import matches_host
 from fleet.inventory.kinds import ConfigurableKind, KindTables
-from fleet.inventory.model import Inventory
+from fleet.inventory.model import Host, Inventory
 from fleet.inventory.problems import ConfigProblem, Location
-from fleet.inventory.units import format_duration
+from fleet.inventory.runbooks import HOST_ALERTS, OTHER_ALERTS, UNREACHABLE_ALERTS
+from fleet.inventory.units import as_list, format_duration
+from fleet.inventory.yaml_files import TextWithBase
 
 Raw = Mapping[str, Any]
 WRAPPER_ARGUMENT = re.compile(r"[A-Za-z0-9@:._/-]+")  # the names that a host's wrapper accepts
@@ -33,6 +36,7 @@ def find_errors(document: Document, raw: Raw, kinds: KindTables) -> list[ConfigP
         *checker.check_services(),
         *checker.check_recreate(remediation),
         *checker.check_maintenance(remediation),
+        *checker.check_runbooks(as_maps(raw.get("runbooks"))),
         *checker.check_routes(notify),
         *checker.check_calendars(notify),
         *checker.check_reports(notify),
@@ -63,19 +67,44 @@ def find_warnings(document: Document, inventory: Inventory) -> Iterator[ConfigPr
             message = f"same target as {other} ({service.target}{where}): only one action at a time runs for both"
             yield document.problem_at(("services", name, "control"), message)
         host = inventory.hosts.get(service.host)
-        if service.control is not None and host is not None and host.sudo.mode != "none":
-            account = host.ssh_for(control=True).user if host.shell == "ssh" else None
-            for verb, path in _find_unsafe_paths(service.control.options, account):
-                message = f"root uses {path}, which others can probably change: move it, for example to /usr/local"
+        if service.control is not None and host is not None:
+            for verb, message in _find_unsafe_paths(service.control.options, host):
                 yield document.problem_at(("services", name, "control", service.control.kind, verb), message)
+    for name, runbook in inventory.runbooks.items():
+        hosts = inventory.hosts_of_runbook(runbook)
+        if not hosts:
+            yield document.problem_at(("runbooks", name), "no host matches: it is never run")
+        for key, message in dict.fromkeys(each for host in hosts for each in _find_unsafe_paths(runbook, host)):
+            yield document.problem_at(("runbooks", name, key), message)
 
 
-def _find_unsafe_paths(options: BaseModel, account: str | None) -> Iterator[tuple[str, str]]:
-    """Yield the paths of a control that are in the account's home or in a directory of temporary files, by key."""
+def _find_unsafe_paths(options: BaseModel, host: Host) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with paths that root uses and that are in the account's home or in a temporary directory."""
+    if host.sudo.mode == "none":
+        return
+    account = host.ssh_for(control=True).user if host.shell == "ssh" else None
     folders = ("/tmp/", "/var/tmp/", "/dev/shm/", *([f"/home/{account}/"] if account else []))  # noqa: S108 - nothing is created
     for key, value in options:
-        words = value if isinstance(value, list) else [value]
-        yield from ((key, word) for word in words if isinstance(word, str) and word.startswith(folders))
+        for word in value if isinstance(value, list) else [value]:
+            if isinstance(word, str) and word.startswith(folders):
+                yield key, f"root uses {word}, which others can probably change: move it, for example to /usr/local"
+
+
+def _find_alert_problem(alert: Any) -> str | None:
+    """Return why there can be no runbook for a shipped alert of this name; the model reports what is no text."""
+    if not isinstance(alert, str) or alert in HOST_ALERTS:
+        return None
+    if alert in UNREACHABLE_ALERTS:
+        return f"while {alert} fires, nothing can be run on the host"
+    if alert in OTHER_ALERTS:
+        return f"{alert} is not about a host: only alerts with the label `host` and without `service` have runbooks"
+    suggestion = _suggest(alert, tuple(sorted(HOST_ALERTS)))
+    return f"there is no alert {str(alert)!r} about hosts; one of your own rules belongs in `own_alerts`{suggestion}"
+
+
+def _is_unresolved(text: str) -> bool:
+    """Whether a text has a reference that this program does not resolve."""
+    return isinstance(text, TextWithBase) and text.pending
 
 
 def _list(value: Any) -> list[Any]:
@@ -176,8 +205,10 @@ class _Checker:
 
     def _check_control(self, where: Location, name: Any, kind: str) -> Iterator[ConfigProblem]:
         known = self.kinds.controls.get(kind)
-        if known is None or not getattr(known.options, "needs_host", False):
-            return
+        if known is not None and getattr(known.options, "needs_host", False):
+            yield from self._check_control_shell(where, name)
+
+    def _check_control_shell(self, where: Location, name: Any) -> Iterator[ConfigProblem]:
         yield from self._check_shell(where, name)
         # A key that may only run the wrapper's `read` controls nothing.
         host = self.hosts.get(str(name), {})
@@ -231,8 +262,41 @@ class _Checker:
                 message = "the step recreate needs a `command:` where the host's wrapper runs it (control_ssh.wrapper)"
                 yield self.document.problem_at(("services", name, "control", kind), message)
 
+    def check_runbooks(self, runbooks: Mapping[str, Raw]) -> Iterator[ConfigProblem]:
+        """Find alerts that do not exist or are about no host, and hosts that do not exist or can run nothing."""
+        for name, runbook in runbooks.items():
+            alerts, own_alerts = (_list(runbook.get(key)) for key in ("alerts", "own_alerts"))
+            if not alerts and not own_alerts:
+                yield self.document.problem_at(("runbooks", name), "has neither `alerts` nor `own_alerts`")
+            for index, alert in enumerate(alerts):
+                if (message := _find_alert_problem(alert)) is not None:
+                    yield self.document.problem_at(("runbooks", name, "alerts", index), message)
+            for index, alert in enumerate(own_alerts):
+                if alert in HOST_ALERTS | OTHER_ALERTS | UNREACHABLE_ALERTS:
+                    message = f"{alert} is an alert of Defib's own rules: it belongs in `alerts`"
+                    yield self.document.problem_at(("runbooks", name, "own_alerts", index), message)
+            yield from self._check_hosts_of_runbook(name, runbook)
+
+    def _check_hosts_of_runbook(self, name: str, runbook: Raw) -> Iterator[ConfigProblem]:
+        selector, where = as_map(runbook.get("hosts")), ("runbooks", name, "hosts")
+        known: dict[str, Mapping[str, Raw]] = {"group": self._groups, "names": self.hosts}
+        for key, what in (("group", "group"), ("names", "host")):
+            for each in as_list(selector.get(key, [])):
+                if isinstance(each, str) and re.search(r"[*?\[]", each) is None and not _is_unresolved(each):
+                    yield from self._check_known((*where, key), each, known[key], what)
+        for host, body in self.hosts.items():
+            is_selected = matches_host(selector, host, str(body.get("group", "")), as_map(body.get("labels")))
+            if selector:
+                yield from self._check_control_shell(where, host) if is_selected else ()
+            elif body.get("shell") == "local" or body.get("ssh") is not None:
+                yield from self._check_control_shell(("runbooks", name), host)
+
+    @property
+    def _groups(self) -> dict[str, Raw]:
+        return {str(host["group"]): {} for host in self.hosts.values() if host.get("group")}
+
     def check_maintenance(self, remediation: Raw) -> Iterator[ConfigProblem]:
-        groups: dict[str, Raw] = {str(host["group"]): {} for host in self.hosts.values() if host.get("group")}
+        groups = self._groups
         for index, window in enumerate(_list(remediation.get("maintenance"))):
             for scope, known in (("service", self.services), ("host", self.hosts), ("group", groups)):
                 name = as_map(window).get(scope)

@@ -8,17 +8,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from fleet.inventory.documents import Document, as_map, as_maps
+from fleet.inventory.host_selector import matches_host
 from fleet.inventory.model import ProbeSettings, Service
 from fleet.inventory.problems import ConfigProblem, Location
 from fleet.inventory.references import map_texts, unmark_data
 from fleet.inventory.targets import Target, make_id
-from fleet.inventory.units import as_list
 from fleet.inventory.validation_errors import suggest_key
 from fleet.inventory.yaml_files import TextWithBase
 
@@ -202,7 +201,8 @@ class _Expansion:
             chosen = as_map(as_map(body).get("templates")).get(name)
             if chosen is False or not _is_map(body):
                 continue
-            if chosen is not None or (isinstance(selector, dict) and _matches(selector, host, body)):
+            group, labels = body.get("group", ""), as_map(body.get("labels"))
+            if chosen is not None or (isinstance(selector, dict) and matches_host(selector, host, group, labels)):
                 yield host, {} if chosen in (None, True) else chosen
 
     def _add_service_of_host(self, name: str, template: Raw, host: str, parameters: Any) -> None:
@@ -405,16 +405,6 @@ def _copy_entries(section: Raw) -> Raw:
 
 def _is_map(value: Any) -> bool:
     return isinstance(value, dict)
-
-
-def _matches(selector: Raw, host: str, body: Raw) -> bool:
-    """Whether a host matches all parts of a selector."""
-    labels = as_map(body.get("labels"))
-    return (
-        ("group" not in selector or body.get("group", "") in as_list(selector["group"]))
-        and ("names" not in selector or any(fnmatchcase(host, str(each)) for each in as_list(selector["names"])))
-        and all(labels.get(key) in as_list(value) for key, value in as_map(selector.get("labels")).items())
-    )
 
 
 def fill_number(number: int, text: str) -> str:

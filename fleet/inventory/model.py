@@ -5,7 +5,8 @@ Each kind of probe, control, channel and collector defines its own options; `inv
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -23,8 +24,10 @@ from fleet.inventory.endpoints import (
     RelativePath,
     SecretUrl,
 )
+from fleet.inventory.host_selector import HostSelector, matches_host
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
+from fleet.inventory.runbooks import Runbook
 from fleet.inventory.thresholds import HostThresholds, ServiceThresholds
 from fleet.inventory.units import (
     DAYS,
@@ -128,6 +131,22 @@ class RemediationStep(ChoiceModel):
         return bool(self.options.approve)
 
 
+class RunbookStep(RemediationStep):
+    """A step that runs a runbook on a host; it is made from `runbooks`, not written in `remediation.steps`."""
+
+    choices: ClassVar[tuple[str, ...]] = ("runbook",)
+    name: str
+    runbook: Runbook
+
+    @property
+    def kind(self) -> str:
+        return f"runbook {self.name}"
+
+    @property
+    def options(self) -> Runbook:
+        return self.runbook
+
+
 def _check_steps(steps: list[RemediationStep]) -> list[RemediationStep]:
     kinds = [step.kind for step in steps]
     if len(set(kinds)) < len(kinds):
@@ -181,7 +200,7 @@ class Remediation(ConfigModel):
     storm: Storm = Storm()
     maintenance: list[MaintenanceWindow] = []
 
-    def for_service(self, service: "Service | None") -> "Remediation":
+    def for_service(self, service: "Remediable | None") -> "Remediation":
         """Return these settings with the overrides of `service`; without any where it has left the inventory."""
         if service is None:
             return self
@@ -240,6 +259,46 @@ class Service(ConfigModel):
     def target(self) -> str:
         """What the control acts on, without secrets. Services that share a target on one host are locked together."""
         return self._target
+
+
+@dataclass(frozen=True)
+class HostAlert:
+    """An alert of a host with runbooks: there are incidents of it and actions on it, as of a service."""
+
+    alert: str
+    host: str
+    remediation: ServiceRemediation  # its steps are the runbooks, in the order of the inventory
+    control: ClassVar[None] = None
+    on_failure: ClassVar[Literal["restart"]] = "restart"
+    depends_on: ClassVar[Sequence[str]] = ()
+    automatic_components: ClassVar[Sequence[str]] = ()
+    digest: ClassVar[str] = ""
+
+    @property
+    def id(self) -> str:
+        """What the record has in place of a service's ID; no ID contains an `@`."""
+        return f"{self.alert}@{self.host}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.alert} · {self.host}"
+
+    @property
+    def target(self) -> str:
+        return f"alert:{self.alert}"
+
+    def find_runbook(self, kind: str) -> Runbook | None:
+        """Return the runbook that actions of a kind run; None if the inventory no longer has it."""
+        steps = (step for step in self.remediation.steps or () if isinstance(step, RunbookStep))
+        return next((step.runbook for step in steps if step.kind == kind), None)
+
+
+Remediable = Service | HostAlert  # what incidents are about
+
+
+def is_host_alert(subject: str) -> bool:
+    """Whether an incident's subject is an alert of a host, also if the inventory no longer has it."""
+    return "@" in subject
 
 
 class Ssh(ConfigModel):
@@ -390,14 +449,6 @@ class RemediatorSettings(ConfigModel):
 _LIMITED, _UNLIMITED = ("remediator.webhook_token", "access.metrics_token"), ("exporter.token", "remediator.token")
 
 
-class HostSelector(ConfigModel):
-    """Hosts that match all of this: one of the groups, one of the names with wildcards, and all labels."""
-
-    group: str | list[str] | None = None
-    names: str | list[str] | None = None
-    labels: dict[str, str | list[str]] = Field(default_factory=dict)
-
-
 class Template(ConfigModel):
     """A service with parameters, which `fleet.inventory.expansion` fills in."""
 
@@ -445,7 +496,9 @@ class Inventory(ConfigModel):
     access: Access = Access()
     hosts: dict[Identifier, Host] = Field(default_factory=dict)
     services: dict[Identifier, Service] = Field(default_factory=dict)
+    runbooks: dict[Identifier, Runbook] = Field(default_factory=dict)
     _by_target: dict[tuple[str, str], list[str]] = PrivateAttr(default_factory=dict)
+    _host_alerts: dict[str, HostAlert] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _set_names(self) -> "Inventory":
@@ -456,7 +509,45 @@ class Inventory(ConfigModel):
             target = service.control.options.target if isinstance(service.control, Control) else ""
             service._target = target or f"service:{key}"  # noqa: SLF001 - as above
         self._index_targets()
+        self._host_alerts = {each.id: each for each in self._find_host_alerts()}
         return self
+
+    def _find_host_alerts(self) -> Iterator[HostAlert]:
+        """Yield the alerts of each host that have runbooks."""
+        steps: dict[tuple[str, str], list[RemediationStep]] = {}
+        for name, runbook in self.runbooks.items():
+            lists = (runbook.alerts, runbook.own_alerts)
+            alerts = [alert for each in lists if isinstance(each, list) for alert in each]  # else a reference
+            step = RunbookStep(name=name, runbook=runbook)
+            for host in self.hosts_of_runbook(runbook):
+                for alert in dict.fromkeys(alerts):
+                    steps.setdefault((alert, host.name), []).append(step)
+        for (alert, host_name), each in steps.items():
+            yield HostAlert(alert, host_name, ServiceRemediation(alerts=[alert], steps=each))
+
+    def hosts_of_runbook(self, runbook: Runbook) -> list[Host]:
+        """Return the hosts that a runbook is for."""
+        selector = runbook.hosts.model_dump(exclude_unset=True) if runbook.hosts is not None else None
+        return [
+            host
+            for host in self.hosts.values()
+            if (host.has_shell if selector is None else matches_host(selector, host.name, host.group, host.labels))
+        ]
+
+    @property
+    def host_alerts(self) -> Mapping[str, HostAlert]:
+        """The alerts of hosts that have runbooks, by their IDs."""
+        return self._host_alerts
+
+    def find_subject(self, subject: str) -> "Remediable | None":
+        """Return the service, or the alert of a host, that an incident is about."""
+        return self.services.get(subject) or self._host_alerts.get(subject)
+
+    def find_subject_of_alert(self, alert: str, labels: Mapping[str, str]) -> "Remediable | None":
+        """Return what an alert with these labels opens an incident of."""
+        if "service" in labels:
+            return self.services.get(labels["service"])
+        return self._host_alerts.get(f"{alert}@{labels.get('host', '')}")
 
     def _index_targets(self) -> None:
         self._by_target = {}
@@ -464,12 +555,14 @@ class Inventory(ConfigModel):
             self._by_target.setdefault((service.host, service.target), []).append(name)
 
     def mask_targets(self, redact: Callable[[str], str]) -> None:
-        """Redact the names of the services' targets."""
+        """Redact the names of the services' targets and the commands of runbooks."""
+        for runbook in self.runbooks.values():
+            runbook.mask_command(redact)
         for service in self.services.values():
             service._target = redact(service._target)  # noqa: SLF001 - set by this class only
         self._index_targets()
 
-    def services_sharing_target(self, service: Service) -> list[str]:
+    def services_sharing_target(self, service: Remediable) -> list[str]:
         """Return the IDs of the services that share the target of `service` on its host, its own included.
 
         `service` may be of an earlier configuration, and its target of no service of this one.
@@ -507,7 +600,7 @@ class Inventory(ConfigModel):
                 raise ValueError(f"{one}: must differ from {other}")
         return self
 
-    def host_of(self, service: Service) -> Host | None:
+    def host_of(self, service: Remediable) -> Host | None:
         return self.hosts.get(service.host)
 
 

@@ -22,6 +22,7 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
         ("notify",),
         ("remediation",),
         ("remediator",),
+        ("runbooks",),
         ("access", "oidc"),
         ("access", "feishu"),
         ("hosts", "*", "sudo"),
@@ -29,7 +30,7 @@ _IGNORED: Mapping[Program, tuple[tuple[str, ...], ...]] = {
         ("services", "*", "control"),
     ),
     "remediator": (("services", "*", "probe"),),
-    "client": (("notify",), ("access",), ("hosts",), ("services",), ("services_from",), ("exporter",)),
+    "client": (("notify",), ("access",), ("hosts",), ("services",), ("services_from",), ("runbooks",), ("exporter",)),
 }
 
 

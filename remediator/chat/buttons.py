@@ -185,7 +185,7 @@ class ButtonHandler:
 
     async def _continue_in_storm(self, ids: Mapping[str, int], by: Identity, inventory: Inventory) -> Toast:
         service = await self._database.read(queries.find_open_service, ids.get("incident", 0))
-        if service is None or service not in inventory.services:
+        if service is None or inventory.find_subject(service) is None:
             return Toast("warning", "over")
         _, ends = await self._operations.continue_in_storm(service, by, "continued with a button on a card")
         until = datetime.fromtimestamp(self._database.clock.unix(ends), ZoneInfo(inventory.notify.timezone))

@@ -21,7 +21,7 @@ LOOKUP_TIMEOUT = 3.0  # seconds that an action waits for it
 
 @dataclass(frozen=True)
 class AlertState:
-    """An alert of one service, or of one of its components.
+    """An alert of one service, of one of its components, or of a host.
 
     `muted_by` names the silence or the inhibition that mutes it, if any.
     """
@@ -32,8 +32,8 @@ class AlertState:
 
 
 @dataclass(frozen=True)
-class ServiceAlerts:
-    """All alerts of one service, and for how many seconds Alertmanager has been running."""
+class KnownAlerts:
+    """The alerts with some labels, and for how many seconds Alertmanager has been running."""
 
     alerts: tuple[AlertState, ...]
     uptime: float
@@ -57,15 +57,15 @@ class Alertmanager:
                 _own_receivers(status),
             )
 
-    async def alerts_of(self, service: str) -> ServiceAlerts:
-        """Return the alerts of one service. Raises ClientError."""
-        query = urlencode({"filter": f'service="{service}"'})
+    async def alerts_with(self, labels: Mapping[str, str]) -> KnownAlerts:
+        """Return the alerts with these labels, of which an empty one is absent. Raises ClientError."""
+        query = urlencode([("filter", f'{name}="{value}"') for name, value in labels.items()])
         alerts, (status, now) = await asyncio.gather(
             self._client.request("GET", f"/api/v2/alerts?{query}", LOOKUP_TIMEOUT),
             self._client.request_with_date("GET", "/api/v2/status", LOOKUP_TIMEOUT),
         )
         with parsing_response():
-            return ServiceAlerts(
+            return KnownAlerts(
                 tuple(
                     AlertState(
                         alert["labels"]["alertname"], _muted_by(alert["status"]), alert["labels"].get("component", "")

@@ -75,7 +75,7 @@ class AlertReconciler:
             self._requested.clear()
             try:
                 await self._compare_configurations()
-                changed = await self._reconcile()
+                changed = await self._change_all(reconciliation.open_missing_incidents) + await self._reconcile()
                 if changed:
                     log.info("alerts_reconciled", alerts=changed)
                     self._wake(None)

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from fleet.inventory.digests import digests_differ
-from fleet.inventory.model import Inventory, Remediation, Service
+from fleet.inventory.model import HostAlert, Inventory, Remediable, Remediation, RunbookStep, Service
 from fleet.json_client import ClientError
 from remediator.clients.alertmanager import Alertmanager
 from remediator.clients.exporter import Exporter
@@ -179,7 +179,7 @@ class Engine:
 
     async def _advance(self, incident: int, service_id: str) -> float:
         """Decide, and act if that is the decision; returns the seconds after which to decide again."""
-        service = self.inventory.services.get(service_id)
+        service = self.inventory.find_subject(service_id)
         rules = self.inventory.remediation.for_service(service)
         # The exporter's last observation decides first; only `act` needs a fresh probe.
         situation = await self._observer.collect_situation(incident, service_id)
@@ -198,7 +198,7 @@ class Engine:
         return self._pause(decision)
 
     async def _record_decision(self, incident: int, service_id: str, decision: Decision, situation: Situation) -> None:
-        service, write = self.inventory.services.get(service_id), self._database.write
+        service, write = self.inventory.find_subject(service_id), self._database.write
         can_be_released = decision.reason in RELEASED_BY_ACTIONS
         (self._released_by_actions.add if can_be_released else self._released_by_actions.discard)(service_id)
         changed = await write(decisions.record_decision, incident, decision, situation.observed)
@@ -225,7 +225,7 @@ class Engine:
             )  # fmt: skip
             self._sender.wake()
 
-    async def _act(self, incident: int, service: Service, situation: Situation) -> float:
+    async def _act(self, incident: int, service: Remediable, situation: Situation) -> float:
         """Probe the service, check everything that may hold the action in parallel, then claim and start it."""
         probed_at = self._database.clock.now()
         situation, lookup, (evidence, state), down = await asyncio.gather(
@@ -248,13 +248,16 @@ class Engine:
         if decision.verb != "act" or step is None:
             await self._record_decision(incident, service.id, decision, situation)
             return self._pause(decision)
-        if situation.observed is not None:
-            doubts = [lookup.caution, *((state.unseen, state.unsure) if state is not None else ())]
-            texts = {"probe before": situation.observed.summary, **(evidence.texts or {})}
-            evidence = replace(evidence, texts=texts, caution="; ".join(filter(None, doubts)))
+        doubts = [lookup.caution, *((state.unseen, state.unsure) if state is not None else ())]
+        texts = evidence.texts or {}
+        if situation.observed is not None and not isinstance(service, HostAlert):
+            texts = {"probe before": situation.observed.summary, **texts}
+        if isinstance(step, RunbookStep):
+            texts = {"command": step.runbook.command, **texts}
+        evidence = replace(evidence, texts=texts, caution="; ".join(filter(None, doubts)))
         claimed = await self.executor.execute(
             service,
-            "restart" if step.recreate is None else step,
+            "restart" if step.restart is not None else step,
             lambda tx: actions.claim_action(tx, incident, service, situation, probed_at=probed_at, evidence=evidence),
         )
         if isinstance(claimed, Decision):
@@ -262,7 +265,7 @@ class Engine:
             return self._pause(claimed)
         return DECIDE_AGAIN if claimed == "stopping" or isinstance(claimed, Claim) else CLAIM_AGAIN
 
-    async def _notice_crash_loop(self, incident: int, service: Service, state: TargetState | None) -> None:
+    async def _notice_crash_loop(self, incident: int, service: Remediable, state: TargetState | None) -> None:
         """Notify of a target that its host restarts again and again: waiting for the host does not help."""
         if state is None or not state.healing or state.restarts is None:
             self._restarts_seen.pop(service.id, None)
@@ -274,7 +277,7 @@ class Engine:
             log.warning("crash_loop", service=service.id, incident=incident, restarts=state.restarts)
             self._sender.wake()
 
-    async def _clear_observed_stop(self, service: Service, situation: Situation) -> None:
+    async def _clear_observed_stop(self, service: Remediable, situation: Situation) -> None:
         """Remove an observed stop of the target if its host reports another run."""
         history, stopped = situation.history, situation.stopped_by_hand or situation.withheld
         if history.stopped_why and situation.run not in ("", history.stopped_run) and not stopped:
@@ -324,16 +327,21 @@ class Engine:
         return await self.executor.execute(service, verb, claim)
 
     async def _close_if_recovered(
-        self, incident: int, service_id: str, service: Service | None, situation: Situation
+        self, incident: int, service_id: str, service: Remediable | None, situation: Situation
     ) -> float:
         """Close an incident without firing alerts after a probe shows that the service has been up for `hold`.
 
-        A status that is unknown is no recovery. Returns the seconds after which to decide again.
+        A status that is unknown is no recovery. The end of a host's alert is one. Returns the seconds after which to
+        decide again.
         """
         rules = self.inventory.remediation.for_service(service)
         if service is None:
             await self._record_decision(incident, service_id, Decision("nothing"), situation)
             await self._close(incident, service_id, "unobserved", rules)
+            return CHECK_CLOSE_AGAIN
+        if isinstance(service, HostAlert):
+            await self._record_decision(incident, service_id, Decision("nothing"), situation)
+            await self._close(incident, service_id, "recovered", rules)
             return CHECK_CLOSE_AGAIN
         observed = situation.observed
         if observed is not None and observed.up and observed.unchanged_for is not None:
@@ -369,7 +377,7 @@ class Engine:
         """Return the seconds after which to decide again."""
         return max(0.0, decision.until - self._database.clock.now()) if decision.until else DECIDE_AGAIN
 
-    async def explain(self, service: Service) -> dict[str, Any]:
+    async def explain(self, service: Remediable) -> dict[str, Any]:
         """Return every gate of a service's next action and the decision; times are of the record's clock.
 
         If no alert is firing, the gates are those that would apply if the service's alert fired.
@@ -387,7 +395,7 @@ class Engine:
             muted_components=_find_muted(situation, lookup),
         )  # fmt: skip
         decision = decide(service, rules, situation)
-        if decision.verb == "nothing" and incident is not None:
+        if decision.verb == "nothing" and incident is not None and not isinstance(service, HostAlert):
             decision = _wait_until_seen_up(service, situation.observed) or decision
         step = decision.step or attempts.next_step(service, rules, situation.history)
         decide_at = self._decide_at.get(service.id)

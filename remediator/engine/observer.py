@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fleet.inventory.digests import digests_differ
-from fleet.inventory.model import Inventory, Remediation, Service
+from fleet.inventory.model import HostAlert, Inventory, Remediable, Remediation
 from fleet.inventory.reasons import UNDETERMINED
 from fleet.json_client import ClientError
 from remediator.clients.alertmanager import Alertmanager
@@ -58,7 +58,8 @@ class ServiceObserver:
     def reload(self, inventory: Inventory, exporter: Exporter, alertmanager: Alertmanager | None) -> None:
         """Use another inventory and other clients from now on."""
         self._inventory, self._exporter, self._alertmanager = inventory, exporter, alertmanager
-        hosts = {name: inventory.host_of(each) for name, each in inventory.services.items()}
+        subjects: dict[str, Remediable] = {**inventory.services, **inventory.host_alerts}
+        hosts = {name: inventory.host_of(each) for name, each in subjects.items()}
         self._groups = {name: host.group if host is not None else "" for name, host in hosts.items()}
         self._failing.clear()
 
@@ -69,10 +70,13 @@ class ServiceObserver:
 
     async def observe_service(self, service_id: str) -> Situation:
         """Return what the exporter and the inventory know, without the record."""
-        service = self._inventory.services.get(service_id)
+        service = self._inventory.find_subject(service_id)
         rules = self._inventory.remediation.for_service(service)
         observations = await self._observe_all() or {}
-        observed = observations.get(service_id)
+        if isinstance(service, HostAlert):
+            observed = self._observe_host(service.host, observations)
+        else:
+            observed = observations.get(service_id)
         if observed is not None and service is not None and service.automatic_components:
             with contextlib.suppress(ClientError):
                 observed = await self._exporter.observe(service_id)  # with its components
@@ -92,6 +96,13 @@ class ServiceObserver:
             ),
             **await self._find_storm(service_id, rules, observations),
         )
+
+    def _observe_host(self, host: str, observations: Mapping[str, Observation]) -> Observation | None:
+        """Return whether a host's shell responds, which the exporter reports with the services on it."""
+        services = self._inventory.services
+        on_host = (each for name, each in observations.items() if name in services and services[name].host == host)
+        seen = [each.host_up for each in on_host if each.host_up is not None]
+        return Observation(None, None, None, host_up=any(seen)) if seen else None
 
     async def _find_storm(
         self, service_id: str, rules: Remediation, observations: Mapping[str, Observation]
@@ -138,7 +149,7 @@ class ServiceObserver:
             self._failing[group] = failing, len(observed)
         return self._failing[group]
 
-    def _find_window(self, service_id: str, service: Service | None) -> Maintenance | None:
+    def _find_window(self, service_id: str, service: Remediable | None) -> Maintenance | None:
         host = self._inventory.host_of(service) if service else None
         clock = self._database.clock
         return find_window(self._inventory, service_id, host, clock.unix(clock.now()))
@@ -167,14 +178,16 @@ class ServiceObserver:
             if name in services and digests_differ(services[name].digest, observed.digest)
         )
 
-    async def probe(self, service: Service, situation: Situation) -> Situation:
-        """Return the situation after a fresh probe."""
+    async def probe(self, service: Remediable, situation: Situation) -> Situation:
+        """Return the situation after a fresh probe; an alert of a host has none."""
+        if isinstance(service, HostAlert):
+            return replace(situation, now=self._database.clock.now())
         observed: Observation | None = None
         with contextlib.suppress(ClientError):
             observed = await self._exporter.probe(service.id, service.probe.timeout)
         return replace(situation, observed=observed, now=self._database.clock.now())
 
-    async def probe_for_action(self, service: Service, situation: Situation) -> Situation:
+    async def probe_for_action(self, service: Remediable, situation: Situation) -> Situation:
         """As `probe`; if components that may be restarted are down, probe again, and keep those that are still down."""
         first = await self.probe(service, situation)
         down = first.observed.components_down if first.observed is not None else frozenset()
@@ -186,9 +199,9 @@ class ServiceObserver:
         still = second.observed.components_down & down
         return replace(second, observed=replace(second.observed, components_down=still))
 
-    async def find_dependencies_down(self, service: Service) -> tuple[str, ...]:
+    async def find_dependencies_down(self, service: Remediable) -> tuple[str, ...]:
         """Probe the services that a service depends on, and return those that are down."""
-        observations = await self._observe_all() or {}
+        observations = await self._observe_all() or {} if service.depends_on else {}
 
         async def is_down(name: str) -> bool:
             observed = observations.get(name)
@@ -204,8 +217,8 @@ class ServiceObserver:
         down = await asyncio.gather(*map(is_down, names))
         return tuple(name for name, each in zip(names, down, strict=True) if each)
 
-    async def look_up_alerts(self, service: Service, firing: frozenset[str]) -> AlertLookup:
-        """Look up a service's firing alerts to act on in Alertmanager. One that is active is enough to act.
+    async def look_up_alerts(self, service: Remediable, firing: frozenset[str]) -> AlertLookup:
+        """Look up a service's or a host's firing alerts to act on in Alertmanager. One that is active is enough to act.
 
         If there are none, look up those of components that are restarted automatically.
         """
@@ -215,7 +228,9 @@ class ServiceObserver:
         if not names and service.automatic_components:
             names = firing & {COMPONENT_DOWN}
         try:
-            known = await self._alertmanager.alerts_of(service.id)
+            known = await self._alertmanager.alerts_with(
+                {"host": service.host, "service": ""} if isinstance(service, HostAlert) else {"service": service.id}
+            )
         except ClientError as error:
             return AlertLookup(caution=f"cannot query Alertmanager: {error}")
         matching = [alert for alert in known.alerts if alert.name in names]

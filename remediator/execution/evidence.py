@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from fleet.inventory.model import Host, Service, SudoOptions
+from fleet.inventory.model import Host, Remediable, SudoOptions
 from fleet.shells import Shell
 from remediator.execution.controls import CONTROLS
 from remediator.execution.controls.runner import CommandRefusedError, ControlRunner, TargetState
@@ -25,7 +25,7 @@ HOST_COMMANDS = {
 
 
 async def read_target_state(
-    service: Service, host: Host | None, shell: Shell | None, redact: Callable[[str], str]
+    service: Remediable, host: Host | None, shell: Shell | None, redact: Callable[[str], str]
 ) -> TargetState | None:
     """Read the state of a service's target, or why it cannot be read; None if its control has none to read."""
     control = service.control
@@ -54,7 +54,7 @@ def _redact_state(state: TargetState, redact: Callable[[str], str]) -> TargetSta
 
 
 async def collect_evidence(
-    service: Service, host: Host | None, shell: Shell | None, redact: Redactor
+    service: Remediable, host: Host | None, shell: Shell | None, redact: Redactor
 ) -> tuple[Evidence, TargetState | None]:
     """Collect all evidence in parallel; what cannot be read in time is left out."""
     readers: dict[str, Callable[[], Awaitable[str]]] = {"logs": lambda: _read_logs(service, host, shell)}
@@ -72,7 +72,7 @@ async def collect_evidence(
     return Evidence(state.known_fields() if state is not None else None, shortened), state
 
 
-async def _read_logs(service: Service, host: Host | None, shell: Shell | None) -> str:
+async def _read_logs(service: Remediable, host: Host | None, shell: Shell | None) -> str:
     control = service.control
     if control is None or "logs" not in control.options.verbs:
         return ""

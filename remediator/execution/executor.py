@@ -8,7 +8,17 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import structlog
 
-from fleet.inventory.model import Inventory, RemediationStep, Service, SudoOptions
+from fleet.inventory.model import (
+    HostAlert,
+    Inventory,
+    Remediable,
+    RemediationStep,
+    RunbookStep,
+    Service,
+    SudoOptions,
+    is_host_alert,
+)
+from fleet.inventory.runbooks import Runbook
 from fleet.json_client import ClientError
 from fleet.shells import KILL_DELAY, CompletedCommand, HostKeyError, Shell, ShellError
 from fleet.shells.pool import Shells
@@ -22,6 +32,7 @@ from remediator.incidents.actions import Claim, CommandOutcome, Ending, Evidence
 from remediator.metrics import RemediatorMetrics
 from remediator.policy.situation import Blocked, Decision, Observation
 from remediator.record.database import Database, StorageError
+from remediator.record.situations import firing_names
 from remediator.record.transaction import Transaction
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
@@ -35,6 +46,7 @@ FIRST_STATE_PAUSE = 1.0  # seconds between two readings of the state of a target
 LONGEST_STATE_PAUSE = 10.0
 EXITS_SEEN = 2  # readings in a row: the first may be of a moment between two starts
 CRASH_LOOP_RESTARTS = 3  # by the host, of a target that was just restarted
+REMOVED_RUNBOOK = "the runbook was removed from the inventory, or renamed"
 Command = Verb | RemediationStep  # what an action runs: a verb of the control, or a step beyond it
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -107,13 +119,13 @@ class Executor:
         """Use another inventory; end the actions of services that it no longer has."""
         self._inventory, self._exporter = inventory, exporter
         for action, task in list(self._running.values()):
-            if action.service not in inventory.services:
+            if inventory.find_subject(action.service) is None:
                 task.cancel()
-                await self._end(action, Ending("unknown", "the service was removed from the inventory, or renamed"))
+                await self._end(action, Ending("unknown", _describe_removal(action.service)))
         await self._shells.reload(inventory.hosts)
 
     async def execute(
-        self, service: Service, command: Command, claim: Callable[[Transaction], Claim | str | Decision]
+        self, service: Remediable, command: Command, claim: Callable[[Transaction], Claim | str | Decision]
     ) -> Claim | str | Decision:
         """Claim an action and start it; otherwise return what holds it."""
         async with self._claiming:
@@ -143,29 +155,32 @@ class Executor:
             log.exception("action_failed", service=action.service, action=action.id)
             await self._end(action, Ending("unknown", "internal error; see the log"))
 
-    async def collect_evidence(self, service: Service) -> tuple[Evidence, TargetState | None]:
+    async def collect_evidence(self, service: Remediable) -> tuple[Evidence, TargetState | None]:
         """Collect what a command may destroy, and the target's state."""
         host = self._inventory.host_of(service)
         return await evidence.collect_evidence(service, host, self._find_shell(service), self._redact)
 
-    async def read_target_state(self, service: Service) -> TargetState | None:
+    async def read_target_state(self, service: Remediable) -> TargetState | None:
         host = self._inventory.host_of(service)
         return await evidence.read_target_state(service, host, self._find_shell(service), self._redact)
 
-    def _find_shell(self, service: Service) -> Shell | None:
+    def _find_shell(self, service: Remediable) -> Shell | None:
         with contextlib.suppress(ShellError):
             return self._shell(service)
         return None
 
-    def _shell(self, service: Service) -> Shell | None:
+    def _shell(self, service: Remediable) -> Shell | None:
         """Return the shell of a service's host; None if it has no host. Raises ShellError."""
         return self._shells.get(service.host) if service.host in self._inventory.hosts else None
 
-    async def run_command(self, service: Service, command: Command, component: str = "") -> CompletedCommand:
+    async def run_command(self, service: Remediable, command: Command, component: str = "") -> CompletedCommand:
         """Run a verb of a service's control, for one component if there is a name, or a step beyond it.
 
         Raises ShellError, UnknownVerbError and UnknownComponentError.
         """
+        if isinstance(service, HostAlert):
+            assert isinstance(command, RunbookStep)  # noqa: S101 - there are no other steps
+            return await self._run_runbook(service, command.runbook)
         control, options = service.control, find_options(service, component)
         assert control is not None  # noqa: S101 - it has options
         host = self._inventory.host_of(service)
@@ -178,7 +193,12 @@ class Executor:
             return await runner.run(command.recreate.command)
         return await recreate(options, runner)
 
-    async def _execute(self, action: Claim, service: Service, command: Command) -> Claim | None:
+    async def _run_runbook(self, alert: HostAlert, runbook: Runbook) -> CompletedCommand:
+        host = self._inventory.host_of(alert)
+        sudo = host.sudo if host is not None else SudoOptions()
+        return await ControlRunner(self._shell(alert), sudo, runbook.timeout, alert.host).run(runbook.run)
+
+    async def _execute(self, action: Claim, service: Remediable, command: Command) -> Claim | None:
         """Run the command and record its outcome; None if nothing was run, which ends the action."""
         component = action.component
         log.info("action_started", service=service.id, action=action.id, kind=action.kind, component=component or None)
@@ -201,7 +221,7 @@ class Executor:
         self._changed(action.service)  # others on its host need not wait for the verification
         return stored
 
-    async def _verify_after(self, command: "asyncio.Task[Claim | None]", service: Service) -> None:
+    async def _verify_after(self, command: "asyncio.Task[Claim | None]", service: Remediable) -> None:
         action = await asyncio.shield(command)  # at shutdown, `drain` waits for the command
         if action is not None:
             await self._finish(action, service)
@@ -212,14 +232,14 @@ class Executor:
             why = "the remediator was interrupted while the command ran"
             now = self._database.clock.now()
             action = await self._store(actions.record_command_end, action, "unknown", None, "", why, at=now)
-        service = self._inventory.services.get(action.service)
+        service = self._inventory.find_subject(action.service)
         if service is None:
-            await self._end(action, Ending("unknown", "the service is no longer in the inventory"))
+            await self._end(action, Ending("unknown", _describe_removal(action.service)))
             return
         await self._finish(action, service)
 
-    async def _finish(self, action: Claim, service: Service) -> None:
-        """Verify that the service, or the component that was restarted, is up, and end the action."""
+    async def _finish(self, action: Claim, service: Remediable) -> None:
+        """Verify that the service or component is up, or that the host's alert is resolved, and end the action."""
         if action.kind == "stop":
             await self._end(action, Ending(action.command or "unknown", action.why))
             return
@@ -229,12 +249,16 @@ class Executor:
             return
         why, verified, crashed = "", True, False
         try:
-            why = await self._verify(action, service)
+            if isinstance(service, HostAlert):
+                why = await self._wait_until_resolved(action, service)
+            else:
+                why = await self._verify(action, service)
         except _NotVerifiedError as error:
             why, verified = str(error), False
         except _ExitedError as error:
             why, crashed = str(error), True
-        await self._store_state_after(action, service)
+        if isinstance(service, Service):
+            await self._store_state_after(action, service)
         if not why:
             await self._end(action, Ending(action.command or "unknown", action.why, recovered=True))
         else:
@@ -283,6 +307,33 @@ class Executor:
             if action.component
             else await self._watch_hold(service, self._inventory.remediation.for_service(service).hold)
         )
+
+    async def _wait_until_resolved(self, action: Claim, alert: HostAlert) -> str:
+        """Return why the alert was not resolved within `resolve_within`; empty if it was."""
+        runbook = alert.find_runbook(action.kind)
+        if runbook is None:
+            return REMOVED_RUNBOOK
+        ends = (action.command_ended_at or action.claimed_at) + runbook.resolve_within
+        if action.command == "unknown":  # it may still be running
+            ends = max(ends, action.claimed_at + runbook.timeout + KILL_DELAY)
+        pause = FIRST_PAUSE
+        while await self._is_firing(action, alert):
+            left = ends - self._database.clock.now()
+            if left <= 0:
+                return f"{alert.alert} was not resolved within {runbook.resolve_within:g} s"
+            await asyncio.sleep(min(pause, max(0.05, left)))
+            pause = min(LONGEST_PAUSE, pause * 1.5)
+        if action.up_at is None:
+            await self._store(actions.record_up, action, at=self._database.clock.now())
+            log.info("alert_over", service=alert.id, action=action.id)
+        return ""
+
+    async def _is_firing(self, action: Claim, alert: HostAlert) -> bool:
+        """Whether an alert of an action's incident fires; also if that cannot be read now."""
+        try:
+            return bool(await self._database.read(firing_names, action.incident_id or 0, [alert.alert]))
+        except StorageError:
+            return True
 
     async def _watch_exit(self, action: Claim, service: Service) -> str:
         """Read the target's state until it has exited; returns how. Never returns where that cannot be known."""
@@ -383,19 +434,25 @@ class Executor:
         self._changed(action.service)
 
 
+def _describe_removal(subject: str) -> str:
+    return REMOVED_RUNBOOK if is_host_alert(subject) else "the service was removed from the inventory, or renamed"
+
+
 def _is_up(observed: Observation, component: str) -> bool:
     """Whether a probe shows that a component is up; without a name, that the service is."""
     return component in observed.components_up if component else bool(observed.success and observed.up)
 
 
-def _describe_exit(service: Service, kind: str, completed: CompletedCommand) -> str:
+def _describe_exit(service: Remediable, kind: str, completed: CompletedCommand) -> str:
     """Return which command failed with which exit status; empty if it did not."""
+    if isinstance(service, HostAlert):
+        return f"{kind} exited {completed.status}" if completed.status else ""
     if not completed.status or service.control is None:
         return ""
     return f"{service.control.kind} {kind} exited {completed.status}"
 
 
-def _exited_at_start(service: Service, action: Claim) -> bool:
+def _exited_at_start(service: Remediable, action: Claim) -> bool:
     """Whether the output of a restart says that the target has started and has exited."""
     pattern = CONTROLS[service.control.kind].exited_at_start if service.control is not None else ""
     return action.kind == "restart" and bool(pattern) and re.search(pattern, action.output, re.MULTILINE) is not None

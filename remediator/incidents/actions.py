@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from sqlalchemy import insert, select, update
 
-from fleet.inventory.model import Remediation, RemediationStep, Service
+from fleet.inventory.model import Remediable, Remediation, RemediationStep, Service, is_host_alert
 from remediator.incidents.decisions import notify_status_unknown, record_decision
 from remediator.incidents.lifecycle import (
     cancel_queued_actions,
@@ -79,7 +79,7 @@ class Evidence:
 
 
 def claim_action(
-    tx: Transaction, incident: int, service: Service, situation: Situation, *, probed_at: float, evidence: Evidence
+    tx: Transaction, incident: int, service: Remediable, situation: Situation, *, probed_at: float, evidence: Evidence
 ) -> Claim | str:
     """Claim the next step if the policy still allows it; otherwise return why not.
 
@@ -104,7 +104,7 @@ def claim_action(
     return claimed
 
 
-def _claim_approved(tx: Transaction, incident: int, service: Service, kind: str, probed_at: float) -> Claim | None:
+def _claim_approved(tx: Transaction, incident: int, service: Remediable, kind: str, probed_at: float) -> Claim | None:
     """Start the queued action that an operator approved, if there is one."""
     row = tx.execute(
         select(actions).where(
@@ -171,7 +171,7 @@ def claim_operator_action(
 def _insert(
     tx: Transaction,
     incident: int | None,
-    service: Service,
+    service: Remediable,
     kind: str,
     requested_by: str,
     asked_by: str,
@@ -205,7 +205,9 @@ def _insert(
     return Claim(action, incident, service.id, service.host, kind, tx.now, component=component)
 
 
-def queue_action(tx: Transaction, incident: int, service: Service, step: RemediationStep, situation: Situation) -> bool:
+def queue_action(
+    tx: Transaction, incident: int, service: Remediable, step: RemediationStep, situation: Situation
+) -> bool:
     """Queue a step for an operator's approval and notify of it; False if it is queued already."""
     queued = tx.execute(
         select(actions.c.step).where(actions.c.incident_id == incident, actions.c.state == "queued")
@@ -235,7 +237,7 @@ def approve_action(tx: Transaction, number: int, by: str) -> Literal["approved",
     return "approved"
 
 
-def reset_attempts(tx: Transaction, service: Service, by: str) -> int:
+def reset_attempts(tx: Transaction, service: Remediable, by: str) -> int:
     """Give a service all its attempts again; returns the id of the reset."""
     incident = find_open(tx, service.id)
     reset = _insert(tx, incident, service, "reset", "person", by, state="succeeded")
@@ -280,9 +282,14 @@ def store_facts_after(tx: Transaction, action: Claim, facts: Mapping[str, Any]) 
 
 
 def record_up(tx: Transaction, action: Claim, *, at: float) -> None:
-    """Record the first probe after the command that saw the service or the component up; notify of a service."""
+    """Record the first probe after the command that saw the service or the component up; notify of a service.
+
+    After a runbook, it is the end of the alert, with which its incident ends.
+    """
     tx.execute(update(actions).where(actions.c.id == action.id).values(up_at=at))
-    if action.incident_id is not None and not action.component:
+    if action.incident_id is not None and is_host_alert(action.service):
+        add_event(tx, action.incident_id, "alert_over", action=action.id)
+    elif action.incident_id is not None and not action.component:
         add_event(tx, action.incident_id, "service_up", action=action.id)
         content = _attempt_content(tx, action, _read_history(tx, action)) | {"seconds": at - action.claimed_at}
         notify_of_incident(tx, action.incident_id, "restarted", content, f"restarted action {action.id}")
@@ -306,7 +313,7 @@ def end_action(tx: Transaction, action: Claim, ending: Ending) -> bool:
     if not ending.reached:
         stops.remove_of_action(tx, action.id)
     if ending.recovered and not action.component:
-        service = tx.inventory.services.get(action.service)
+        service = tx.inventory.find_subject(action.service)
         stops.remove(tx, tx.inventory.services_sharing_target(service) if service is not None else [action.service])
     if action.incident_id is None:
         return True
@@ -337,12 +344,12 @@ def _notify_not_recovered(tx: Transaction, action: Claim, incident: int, ending:
 
 
 def _read_history(tx: Transaction, action: Claim) -> ActionHistory:
-    rules = tx.inventory.remediation.for_service(tx.inventory.services.get(action.service))
+    rules = tx.inventory.remediation.for_service(tx.inventory.find_subject(action.service))
     return read_action_history(tx, action.service, action.incident_id or 0, rules.window)
 
 
 def _attempt_content(tx: Transaction, action: Claim, history: ActionHistory) -> dict[str, Any]:
-    rules = tx.inventory.remediation.for_service(tx.inventory.services.get(action.service))
+    rules = tx.inventory.remediation.for_service(tx.inventory.find_subject(action.service))
     step = next((step for step in rules.steps if step.kind == action.kind), None)
     return {
         "service": action.service,
@@ -360,7 +367,7 @@ def _component_attempts(action: Claim, history: ActionHistory, rules: Remediatio
 
 def _used_up(tx: Transaction, action: Claim, history: ActionHistory) -> Refusal | None:
     """Return `attempts-used-up` if no step is left for the action's service."""
-    service = tx.inventory.services.get(action.service)
+    service = tx.inventory.find_subject(action.service)
     if service is None:
         return None
     rules = tx.inventory.remediation.for_service(service)

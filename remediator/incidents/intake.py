@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, insert, select, update
 
-from fleet.inventory.model import Inventory
+from fleet.inventory.model import HostAlert, Inventory
 from fleet.inventory.notify import NotificationKind
 from remediator.clients.alerts import WATCHDOG, Alert
 from remediator.incidents import resolution
@@ -13,7 +13,7 @@ from remediator.incidents.alert_starts import add_received_copy, normalize_start
 from remediator.incidents.lifecycle import begin_outage, is_muted, mute_if_stopped, open_or_create
 from remediator.incidents.timeline import add_event
 from remediator.record import notifications, timestamps
-from remediator.record.schema import alerts
+from remediator.record.schema import alerts, incidents
 from remediator.record.transaction import Transaction
 
 LATE_COPY = 300.0  # seconds after an alert's end in which a firing copy is taken for a late one
@@ -132,8 +132,8 @@ def _update_firing(tx: Transaction, row: Row[Any], alert: Alert, start: str) -> 
         return
     values = {"starts": starts, "last_seen": tx.now, "held_at": None, "resolved_by": None}
     tx.execute(update(alerts).where(alerts.c.id == row.id).values(**values))
-    if row.incident_id is None and row.labels.get("service") in tx.inventory.services:
-        set_firing(tx, row)  # its service was added to the inventory since
+    if row.incident_id is None and tx.inventory.find_subject_of_alert(row.name, row.labels) is not None:
+        set_firing(tx, row)  # its service or its runbook was added to the inventory since
 
 
 def _fire_after_end(tx: Transaction, row: Row[Any], start: str) -> None:
@@ -154,8 +154,8 @@ def set_doubt(tx: Transaction, row: Row[Any], starts: Mapping[str, bool]) -> Non
 
 
 def set_firing(tx: Transaction, row: Row[Any], start: str | None = None) -> None:
-    """Set an alert to firing, for the first time or again: open or update the incident of its service, and notify."""
-    service = tx.inventory.services.get(row.labels.get("service", ""))
+    """Set an alert to firing, for the first time or again: open or update its incident if it has one, and notify."""
+    service = tx.inventory.find_subject_of_alert(row.name, row.labels)
     incident = open_or_create(tx, service) if service else None
     starts = {**read_starts(row), start or normalize_starts_at(row.starts_at): True}
     tx.execute(_SET_FIRING, {"number": row.id, "incident": incident, "now": tx.now, "new_starts": starts})
@@ -166,6 +166,7 @@ def set_firing(tx: Transaction, row: Row[Any], start: str | None = None) -> None
         service is not None
         and incident is not None
         and row.name in tx.inventory.remediation.for_service(service).alerts
+        and not (isinstance(service, HostAlert) and _has_begun_with_other(tx, incident, row))
     ):
         begin_outage(tx, incident, row.labels)
         key, kind = notifications.incident_key(incident), "down"
@@ -174,6 +175,12 @@ def set_firing(tx: Transaction, row: Row[Any], start: str | None = None) -> None
     if service is not None and incident is not None and mute_if_stopped(tx, incident, service.id):
         return
     notifications.notify(tx, kind, key, row.labels, _notification_content(row), incident=incident, alert=row.id)
+
+
+def _has_begun_with_other(tx: Transaction, incident: int, row: Row[Any]) -> bool:
+    """Whether the outage began with an alert that has other labels, such as of another disk of the host."""
+    labels = tx.scalar(select(incidents.c.labels).where(incidents.c.id == incident))
+    return labels is not None and labels != row.labels
 
 
 def _notification_content(row: Row[Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Incidents: at most one is open per service, from its first firing alert until its recovery is seen."""
+"""Incidents: at most one is open per service, from its first firing alert until its recovery is seen.
+
+An alert of a host that has runbooks has incidents as a service has, until it is resolved.
+"""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -6,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import and_, bindparam, func, insert, select, update
 
-from fleet.inventory.model import Service
+from fleet.inventory.model import Remediable, is_host_alert
 from fleet.inventory.notify import NotificationKind
 from remediator.incidents.timeline import add_event
 from remediator.record import notifications, stops
@@ -51,7 +54,7 @@ class ClosedIncident:
     recovered_by: str | None
 
 
-def open_or_create(tx: Transaction, service: Service) -> int:
+def open_or_create(tx: Transaction, service: Remediable) -> int:
     """Return the id of the service's open incident, which is created if there is none."""
     incident = find_open(tx, service.id)
     return incident if incident is not None else _create(tx, service.id)
@@ -171,7 +174,9 @@ def close(
 def _move_firing_alerts(tx: Transaction, incident: int, service: str) -> None:
     """Move alerts that are still firing, which are none to act on, to a new incident."""
     is_firing = and_(alerts.c.incident_id == incident, alerts.c.status == "firing")
-    if tx.scalar(select(alerts.c.id).where(is_firing).limit(1)) is not None:
+    if is_host_alert(service):  # the inventory has no runbook for it any more: it is only notified
+        tx.execute(update(alerts).where(is_firing).values(incident_id=None))
+    elif tx.scalar(select(alerts.c.id).where(is_firing).limit(1)) is not None:
         new_incident = _create(tx, service, after=incident)
         tx.execute(update(alerts).where(is_firing).values(incident_id=new_incident))
 

@@ -127,6 +127,19 @@ def add_listed(tx: Transaction, listing: AlertList, before: float) -> int:
     return added
 
 
+def open_missing_incidents(tx: Transaction) -> int:
+    """Open incidents of alerts that fire already and whose service or runbook was added since; returns how many.
+
+    At most CHANGED_TOGETHER.
+    """
+    is_without = and_(alerts.c.status == "firing", alerts.c.incident_id.is_(None), alerts.c.held_at.is_(None))
+    rows = tx.execute(select(alerts).where(is_without)).all()
+    found = [row for row in rows if tx.inventory.find_subject_of_alert(row.name, row.labels) is not None]
+    for row in found[:CHANGED_TOGETHER]:
+        set_firing(tx, row)
+    return min(len(found), CHANGED_TOGETHER)
+
+
 def resolve_recovered(tx: Transaction, up: AbstractSet[str], hosts_up: AbstractSet[str], before: float) -> int:
     """Resolve the alerts that the exporter shows to be over, where there is no Alertmanager to query.
 

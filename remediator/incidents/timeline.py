@@ -22,6 +22,7 @@ TimelineEvent = Literal[
     "action_started",
     "command_ended",
     "service_up",  # the first successful probe after an action's command
+    "alert_over",  # the end of a host's alert after a runbook's command
     "action_ended",
     "attempts_reset",
     "person_needed",

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Row, select
 
-from fleet.inventory.model import Service
+from fleet.inventory.model import HostAlert, Remediable, Service, is_host_alert
 from fleet.inventory.notify import ButtonAction, Language, NotificationKind, Person
 from remediator.notifications.bursts import Digest, read_digest
 from remediator.notifications.links import build_links, is_reference
@@ -83,6 +83,7 @@ class Notification:
     acknowledged: tuple[str, datetime] | None = None
     firing: Sequence[str] = ()
     incident: int | None = None
+    is_of_host_alert: bool = False  # the incident is of a host's alert with runbooks
     links: Mapping[str, str] = field(default_factory=dict)  # by name: grafana, runbook, logs, console, silence
     buttons: Mapping[ButtonAction, Mapping[str, Any]] = field(default_factory=dict)  # the ids that each one sends
 
@@ -204,8 +205,9 @@ class _Reader:
             "quiet": _is_quiet(hold, queued.kind),
         }
 
-    def _find_hold(self, service: Service | None, labels: Mapping[str, str]) -> maintenance.OperatorHold | None:
+    def _find_hold(self, service: Remediable | None, labels: Mapping[str, str]) -> maintenance.OperatorHold | None:
         """Return what operators hold automation of a service or host with."""
+        service = service or self._inventory.find_subject_of_alert(labels.get("alertname", ""), labels)
         host = self._inventory.hosts.get(service.host if service is not None else labels.get("host", ""))
         if service is None and host is None:
             return None
@@ -252,6 +254,7 @@ class _Reader:
     def _read_incident(self, queued: QueuedNotification, row: Row[Any]) -> Notification:
         common = self._common(queued)
         service = common["service"] or self._inventory.services.get(row.service)
+        subject = service or self._inventory.find_subject(row.service)
         rows = self._tx.execute(
             select(actions)
             .where(actions.c.incident_id == row.id, actions.c.kind != "reset", actions.c.state != "cancelled")
@@ -264,23 +267,26 @@ class _Reader:
             details["probe"] = row.probe
         if queued.card:
             details |= _details_of_last_action(state, rows)
+        if state == "approval":
+            steps = (each.step or {} for each in rows if each.state == "queued")
+            details["command"] = next((each.get("command", "") for each in steps), "")
         ended, began = row.closed_at, outage_began_at(row)
         restarts = self._restarts_in_vain(row, service) if state == "person_needed" else ()
         if restarts:  # they say more than the number of attempts
             details["why"] = started[-1].why or "" if started else ""
         return Notification(
-            state=state, restarts=restarts, next_try=self._next_try(row, service, state), watched=self._watched(row),
+            state=state, restarts=restarts, next_try=self._next_try(row, subject, state), watched=self._watched(row),
             **{**common, "service": service, "details": details},
             since=self._local_time(began), duration=None if ended is None else ended - began,
             open_for=max(0.0, self._now - began),
             attempts=[self._attempt(each) for each in started[-ATTEMPTS_SHOWN:]],
             earlier_attempts=max(0, len(started) - ATTEMPTS_SHOWN),
-            attempt=self._attempts_used(queued, service, row.id, started),
+            attempt=self._attempts_used(queued, subject, row.id, started),
             decision=self._decision(queued, row),
             recovered_by=row.recovered_by or "", acknowledged=self._acknowledgement(row),
-            firing=self._firing_names(row.id), incident=row.id,
+            firing=self._firing_names(row.id), incident=row.id, is_of_host_alert=is_host_alert(row.service),
             links=build_links(self._inventory, service, common["labels"], common["annotations"], row.id),
-            buttons=self._incident_buttons(row, service, rows),
+            buttons=self._incident_buttons(row, subject, rows),
         )  # fmt: skip
 
     def _restarts_in_vain(self, row: Row[Any], service: Service | None) -> list[Restart]:
@@ -295,7 +301,7 @@ class _Reader:
             for each in read_counted_restarts(self._tx, service.id, rules.window)
         ]
 
-    def _next_try(self, row: Row[Any], service: Service | None, state: NotificationState) -> datetime | None:
+    def _next_try(self, row: Row[Any], service: Remediable | None, state: NotificationState) -> datetime | None:
         """Return when the back-off ends, if it is what holds the next attempt."""
         if service is None or row.state != "open" or state not in ("down", "could_not_restart", "person_needed"):
             return None
@@ -344,7 +350,7 @@ class _Reader:
         return Attempt(row.kind, row.state, row.why or "", by, at, took, row.component, reached)
 
     def _attempts_used(
-        self, queued: QueuedNotification, service: Service | None, incident: int, started: Sequence[Row[Any]]
+        self, queued: QueuedNotification, service: Remediable | None, incident: int, started: Sequence[Row[Any]]
     ) -> tuple[int, int] | None:
         if "attempt" in queued.content:
             return int(queued.content["attempt"]), int(queued.content["attempts"])
@@ -366,7 +372,7 @@ class _Reader:
         return sorted(self._tx.scalars(select(alerts.c.name).where(is_firing).distinct()))
 
     def _incident_buttons(
-        self, row: Row[Any], service: Service | None, action_rows: Sequence[Row[Any]]
+        self, row: Row[Any], service: Remediable | None, action_rows: Sequence[Row[Any]]
     ) -> dict[ButtonAction, Mapping[str, Any]]:
         if row.state != "open":
             return {}
@@ -382,11 +388,11 @@ class _Reader:
         if row.reason == "storm":
             buttons["storm"] = ids
         is_running = any(each.state == "running" for each in action_rows)
-        if service is not None and service.control is not None and "restart" in service.control.options.verbs:
-            if not is_running:
-                buttons["restart"] = ids
-            if read_switch(self._tx).enabled:
-                buttons["automation"] = ids
+        can_restart = service is not None and service.control is not None and "restart" in service.control.options.verbs
+        if can_restart and not is_running:
+            buttons["restart"] = ids
+        if (can_restart or isinstance(service, HostAlert)) and read_switch(self._tx).enabled:
+            buttons["automation"] = ids
         return buttons
 
 

@@ -46,7 +46,8 @@ def render_card(
 
     An update mentions nobody. `first_id` and `created_at` identify the message's first notification for buttons.
     """
-    first, words = notifications[0], templates.words
+    first = notifications[0]
+    words = templates.host_alert_words if first.is_of_host_alert else templates.words
     lead = next((each for each in notifications if not each.has_ended), first)
     buttons = _links(first, form, words)
     if options is not None and options.has_buttons:

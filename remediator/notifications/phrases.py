@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+RUNBOOK = "runbook "  # begins the kind of actions that run a runbook
 SEPARATOR = "; "  # between the sentences of a message
+_RUNBOOK_KIND = re.compile(r"runbook [a-z0-9][a-z0-9._-]*")
 _PLACE = re.compile(r"\{(\w+)\}")
 _NUMBER = r"\d+(?:\.\d+)?"
 _LONGEST = 2000  # characters of a message that is translated
@@ -23,14 +25,21 @@ def translate(words: Mapping[str, Any], text: str) -> str:
     return str(words["joined"]).join(_translate_sentence(words, phrases, each) for each in text.split(SEPARATOR))
 
 
+def name_kind(words: Mapping[str, Any], kind: str) -> str:
+    """Return what an action does: the name of a step, or of a runbook."""
+    if kind.startswith(RUNBOOK):
+        return str(words["of_runbook"]).format(kind.removeprefix(RUNBOOK))
+    return str(words["kinds"].get(kind, kind))
+
+
 def translate_failure(words: Mapping[str, Any], failure: str) -> str:
     """Return a failed probe: its reason, in words, and its message."""
     return _translate_reason(words, failure) or failure
 
 
 def _translate_sentence(words: Mapping[str, Any], phrases: Sequence[tuple[re.Pattern[str], str]], text: str) -> str:
-    if text in words["kinds"]:
-        return str(words["kinds"][text])
+    if text in words["kinds"] or _RUNBOOK_KIND.fullmatch(text) is not None:
+        return name_kind(words, text)
     for pattern, translation in phrases:
         if (match := pattern.fullmatch(text)) is not None:
             values = {

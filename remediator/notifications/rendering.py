@@ -35,7 +35,7 @@ from remediator.notifications.cards import Line, Span, to_single_line
 from remediator.notifications.content import Notification, NotificationState, Restart
 from remediator.notifications.durations import format_duration
 from remediator.notifications.outbox import MessageForm
-from remediator.notifications.phrases import translate, translate_failure
+from remediator.notifications.phrases import name_kind, translate, translate_failure
 from remediator.notifications.report_texts import describe_headline, describe_highlights
 from remediator.reports.availability import format_availability
 
@@ -69,9 +69,12 @@ class Templates:
             "translated": self._translate, "failure": self._translate_failure,
             "restarts": self._describe_restarts, "availability": format_availability,
             "headline": self._describe_headline, "highlights": self._describe_highlights,
+            "kind_name": self._name_kind,
         }  # fmt: skip
         self.words = _merge(self._read_words(f"defib/{language}.j2"), self._read_words(f"{language}.j2"))
-        environment.globals["words"] = self.words
+        # What incidents of hosts' alerts are called differently.
+        self.host_alert_words = _merge(self.words, self.words["host_alerts"])
+        environment.globals |= {"words": self.words, "host_alert_words": self.host_alert_words}
 
     def _read_words(self, name: str) -> Mapping[str, Any]:
         words = getattr(self._environment.get_template(name).module, "words", None)
@@ -87,6 +90,9 @@ class Templates:
 
     def _translate_failure(self, failure: Any) -> str:
         return translate_failure(self.words, str(failure or ""))
+
+    def _name_kind(self, kind: Any) -> str:
+        return name_kind(self.words, str(kind))
 
     def _describe_restarts(self, restarts: Sequence[Restart]) -> str:
         return describe_restarts(self.words, restarts)
@@ -170,12 +176,13 @@ def describe_event(words: Mapping[str, Any], event: str, detail: Mapping[str, An
         values["reason_name"] = reason
     for name, translations in (
         ("reason", words["reasons"]),
-        ("kind", words["kinds"]),
         ("outcome", words["outcomes"]),
         ("state", {**words["states"], **words["outcomes"]}),
     ):
         if name in values:
             values[name] = translations.get(values[name], values[name])
+    if "kind" in values:
+        values["kind"] = name_kind(words, values["kind"])
     if "component" in values:
         values["kind"] = words["of_component"].format(values.get("kind", ""), values["component"])
     overruled = values.get("overruled")

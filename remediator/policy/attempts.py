@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fleet.inventory.model import Backoff, Remediation, RemediationStep, Service
+from fleet.inventory.model import Backoff, Remediable, Remediation, RemediationStep
 from remediator.policy.situation import ActionHistory
 
 
@@ -21,7 +21,7 @@ class PastRestart:
         return None if self.up_at is None or self.down_at is None else max(0.0, self.down_at - self.up_at)
 
 
-def next_step(service: Service, rules: Remediation, history: ActionHistory) -> RemediationStep | None:
+def next_step(service: Remediable, rules: Remediation, history: ActionHistory) -> RemediationStep | None:
     """Return the first step that the service's control supports and that has an attempt left."""
     for step in supported_steps(service, rules):
         if history.attempts.get(step.kind, 0) < max_attempts(step, rules):
@@ -29,14 +29,14 @@ def next_step(service: Service, rules: Remediation, history: ActionHistory) -> R
     return None
 
 
-def supported_steps(service: Service, rules: Remediation) -> list[RemediationStep]:
+def supported_steps(service: Remediable, rules: Remediation) -> list[RemediationStep]:
     """Return the steps that the service's control supports: not every kind can recreate without a command."""
     can_recreate = service.control is not None and getattr(service.control.options, "can_recreate", False)
     return [step for step in rules.steps if can_recreate or step.recreate is None or step.recreate.command]
 
 
 def max_attempts(step: RemediationStep, rules: Remediation) -> int:
-    return rules.attempts if step.recreate is None else step.recreate.attempts
+    return rules.attempts if step.restart is not None else int(step.options.attempts)
 
 
 def backoff_delay(rules: Backoff, tries: int) -> float:

@@ -1,6 +1,6 @@
 """Which components of a service are restarted automatically, before the service itself is."""
 
-from fleet.inventory.model import Remediation, Service
+from fleet.inventory.model import Remediable, Remediation
 from remediator.policy.attempts import backoff_delay
 from remediator.policy.situation import ComponentHistory, Situation
 
@@ -8,7 +8,7 @@ COMPONENT_DOWN = "ServiceComponentDown"
 _NONE = ComponentHistory()
 
 
-def find_down(service: Service, rules: Remediation, situation: Situation) -> list[str]:
+def find_down(service: Remediable, rules: Remediation, situation: Situation) -> list[str]:
     """Return the components that are down and may be restarted automatically.
 
     Unless an alert is firing about the service itself, these are only components about which one is firing.
@@ -19,7 +19,7 @@ def find_down(service: Service, rules: Remediation, situation: Situation) -> lis
     return [name for name in service.automatic_components if name in down]
 
 
-def find_restartable(service: Service, rules: Remediation, situation: Situation) -> list[str]:
+def find_restartable(service: Remediable, rules: Remediation, situation: Situation) -> list[str]:
     """Return those of `find_down` that have an attempt left.
 
     If no component at all is up, the service itself is restarted instead, if that is possible and due.
@@ -31,7 +31,7 @@ def find_restartable(service: Service, rules: Remediation, situation: Situation)
     return [name for name in find_down(service, rules, situation) if known.get(name, _NONE).attempts < rules.attempts]
 
 
-def next_component(service: Service, rules: Remediation, situation: Situation) -> str:
+def next_component(service: Remediable, rules: Remediation, situation: Situation) -> str:
     """Return the component that is restarted now; empty if there is none, or each is backing off."""
     ready = (
         name
@@ -54,7 +54,7 @@ def concerns_only_components(rules: Remediation, situation: Situation) -> bool:
     return not situation.firing & set(rules.alerts)
 
 
-def is_about_components(service: Service, rules: Remediation, situation: Situation) -> bool:
+def is_about_components(service: Remediable, rules: Remediation, situation: Situation) -> bool:
     """Whether it is components that would be restarted, also if none of them has an attempt left."""
     if find_restartable(service, rules, situation):
         return True

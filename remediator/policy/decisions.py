@@ -4,10 +4,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from fleet.inventory.model import Remediation, RemediationStep, Service
+from fleet.inventory.model import Remediable, Remediation, RemediationStep
 from remediator.policy.attempts import next_step
 from remediator.policy.components import next_component
-from remediator.policy.gates import GATES, ClosedGate
+from remediator.policy.gates import ClosedGate, gates_for
 from remediator.policy.situation import LOCKS, OVERRULABLE, Decision, GateName, Refusal, Situation
 
 DECIDE_AGAIN = 30.0  # seconds
@@ -22,11 +22,14 @@ class GateState:
     closed: ClosedGate | None
 
 
-def decide(service: Service | None, rules: Remediation, situation: Situation) -> Decision:
-    """Decide about a service, None if it is not in the inventory; `rules` are those in force for it."""
+def decide(service: Remediable | None, rules: Remediation, situation: Situation) -> Decision:
+    """Decide about a service or an alert of a host, None if the inventory does not have it.
+
+    `rules` are those in force for it.
+    """
     if service is None or not situation.firing:
         return Decision("nothing")
-    for name, gate in GATES.items():
+    for name, gate in gates_for(service).items():
         closed = gate(service, rules, situation)
         if closed is not None:
             return _decide_by(name, closed, situation.now)
@@ -35,19 +38,19 @@ def decide(service: Service | None, rules: Remediation, situation: Situation) ->
     return Decision("act", step=next_step(service, rules, situation.history))
 
 
-def explain(service: Service, rules: Remediation, situation: Situation) -> list[GateState]:
+def explain(service: Remediable, rules: Remediation, situation: Situation) -> list[GateState]:
     """Return the state of every gate, in the order in which they are checked."""
-    return [GateState(name, gate(service, rules, situation)) for name, gate in GATES.items()]
+    return [GateState(name, gate(service, rules, situation)) for name, gate in gates_for(service).items()]
 
 
 def find_closed_gate(
-    service: Service, rules: Remediation, situation: Situation, overruled: Collection[str]
+    service: Remediable, rules: Remediation, situation: Situation, overruled: Collection[str]
 ) -> Decision | None:
     """Return what holds an operator's action: a lock, or an overrulable gate that is not in `overruled`."""
     # A person does not queue behind automatic actions.
     in_progress = replace(situation.in_progress, ahead_on_host=0, ahead_in_fleet=0)
     situation = replace(situation, in_progress=in_progress)
-    for name, gate in GATES.items():
+    for name, gate in gates_for(service).items():
         if name in LOCKS or (name in OVERRULABLE and name not in overruled):
             closed = gate(service, rules, situation)
             if closed is not None:

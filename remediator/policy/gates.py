@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from fleet.inventory.digests import digests_differ
-from fleet.inventory.model import Remediation, Service
+from fleet.inventory.model import HostAlert, Remediable, Remediation
 from remediator.policy.attempts import max_attempts, next_step, next_try_at, supported_steps
 from remediator.policy.components import (
     backing_off_until,
@@ -32,7 +32,7 @@ class ClosedGate:
     until: float | None = None
 
 
-def _not_an_alert(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _not_an_alert(service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     if situation.firing & set(rules.alerts):
         return None
     if find_down(service, rules, situation):
@@ -40,25 +40,25 @@ def _not_an_alert(service: Service, rules: Remediation, situation: Situation) ->
     return ClosedGate(", ".join(sorted(situation.firing)))
 
 
-def _notify_only(service: Service, _rules: Remediation, _situation: Situation) -> ClosedGate | None:
+def _notify_only(service: Remediable, _rules: Remediation, _situation: Situation) -> ClosedGate | None:
     return ClosedGate() if service.on_failure == "notify" else None
 
 
-def _no_control(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _no_control(service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     if is_about_components(service, rules, situation):
         return None
     return None if service.control is not None and "restart" in service.control.options.verbs else ClosedGate()
 
 
-def _stopped(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _stopped(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     return ClosedGate(situation.stopped) if situation.stopped and not situation.approved else None
 
 
-def _target_busy(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _target_busy(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     return ClosedGate() if situation.in_progress.target_busy else None
 
 
-def _blind(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _blind(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     seen = situation.observed
     if seen is None:
         return ClosedGate("cannot connect to the exporter")
@@ -67,30 +67,30 @@ def _blind(_service: Service, _rules: Remediation, situation: Situation) -> Clos
     return ClosedGate("the exporter has no result yet")
 
 
-def _config_mismatch(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _config_mismatch(service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     seen = situation.observed
     if seen is None or not digests_differ(service.digest, seen.digest):
         return None
     return ClosedGate("the exporter and the remediator have different configurations of it: reload both")
 
 
-def _already_up(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _already_up(service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     seen = situation.observed
     if is_about_components(service, rules, situation):
         return None
     return ClosedGate() if seen is not None and seen.is_up else None
 
 
-def _not_restartable(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _not_restartable(_service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     seen = situation.observed
     return ClosedGate(f"{seen.reason}: {seen.message}") if seen is not None and seen.reason in rules.never_for else None
 
 
-def _host_key_changed(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _host_key_changed(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     return ClosedGate() if situation.history.blocked == "host-key-changed" else None
 
 
-def _sudo_refused(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _sudo_refused(_service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     """Defib may not act, or may not read whether somebody stopped the target on purpose."""
     if situation.history.blocked == "sudo-refused":
         return ClosedGate()
@@ -99,7 +99,7 @@ def _sudo_refused(_service: Service, rules: Remediation, situation: Situation) -
     )
 
 
-def _attempts_used_up(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _attempts_used_up(service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     if find_restartable(service, rules, situation):
         return None
     if concerns_only_components(rules, situation) and (down := find_down(service, rules, situation)):
@@ -113,26 +113,26 @@ def _attempts_used_up(service: Service, rules: Remediation, situation: Situation
     )
 
 
-def _automation_off(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _automation_off(_service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     if not rules.automatic:
         return ClosedGate("remediation.automatic is false")
     return None if situation.automation else ClosedGate("an operator switched it off")
 
 
-def _maintenance(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _maintenance(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     why = situation.maintenance or situation.scheduled
     return ClosedGate(why, situation.maintenance_ends) if why else None
 
 
-def _silenced(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _silenced(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     return ClosedGate(situation.silenced) if situation.silenced else None
 
 
-def _alert_gone(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _alert_gone(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     return ClosedGate() if situation.gone else None
 
 
-def _backing_off(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _backing_off(service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     if components := find_restartable(service, rules, situation):
         if next_component(service, rules, situation):
             return None
@@ -145,7 +145,7 @@ def _backing_off(service: Service, rules: Remediation, situation: Situation) -> 
     return ClosedGate("after 1 try" if history.tries == 1 else f"after {history.tries} tries", next_try)
 
 
-def _healing_itself(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _healing_itself(service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     """The target restarts without Defib: wait for it, but only for `start_within`."""
     patience = service.control.start_within if service.control is not None else 0.0
     since = situation.history.healing_since
@@ -154,7 +154,7 @@ def _healing_itself(service: Service, _rules: Remediation, situation: Situation)
     return ClosedGate(situation.healing, ends) if situation.healing and not long_enough else None
 
 
-def _stopped_by_hand(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _stopped_by_hand(_service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     """Do not start what somebody stopped. A failed action that left the target stopped does not count as a stop."""
     if situation.approved or not rules.respect_stop:
         return None
@@ -180,7 +180,7 @@ def _may_have_stopped(action: PastAction, at: float | None) -> bool:
     return action.after_failure and action.of_incident and stopped_before
 
 
-def _starting(service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _starting(service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     """Somebody else has just started the target: wait for `start_within`, once per incident."""
     patience = service.control.start_within if service.control is not None else 0.0
     now, age, history = situation.now, situation.age, situation.history
@@ -196,15 +196,15 @@ def _starting(service: Service, _rules: Remediation, situation: Situation) -> Cl
     return ClosedGate(f"started {age:.0f} s ago; it has {patience:g} s to come up", now + patience - age)
 
 
-def _host_down(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _host_down(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     return ClosedGate() if situation.host_down else None
 
 
-def _dependency_down(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _dependency_down(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     return ClosedGate(", ".join(situation.dependencies_down)) if situation.dependencies_down else None
 
 
-def _storm(_service: Service, _rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _storm(_service: Remediable, _rules: Remediation, situation: Situation) -> ClosedGate | None:
     if situation.storm is None:
         return None
     failing, total = situation.storm
@@ -215,14 +215,14 @@ def _storm(_service: Service, _rules: Remediation, situation: Situation) -> Clos
     return ClosedGate(f"{failing} of {total} services in its group are failing; they are restarted one after the other")
 
 
-def _approval(service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _approval(service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     if next_component(service, rules, situation):
         return None
     step = next_step(service, rules, situation.history)
     return ClosedGate(step.kind) if step is not None and step.needs_approval and not situation.approved else None
 
 
-def _host_busy(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _host_busy(_service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     in_progress = situation.in_progress
     if in_progress.on_host >= rules.actions_per_host:
         return ClosedGate()
@@ -231,7 +231,7 @@ def _host_busy(_service: Service, rules: Remediation, situation: Situation) -> C
     return None
 
 
-def _fleet_busy(_service: Service, rules: Remediation, situation: Situation) -> ClosedGate | None:
+def _fleet_busy(_service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     in_progress = situation.in_progress
     if in_progress.in_flight >= rules.actions_in_flight:
         return ClosedGate(f"{in_progress.in_flight} commands are running")
@@ -251,7 +251,7 @@ def _describe_ahead(services: int) -> str:
     )
 
 
-Gate = Callable[[Service, Remediation, Situation], ClosedGate | None]
+Gate = Callable[[Remediable, Remediation, Situation], ClosedGate | None]
 GATES: Mapping[GateName, Gate] = {
     "not-an-alert-to-act-on": _not_an_alert,
     "stopped": _stopped,
@@ -280,3 +280,16 @@ GATES: Mapping[GateName, Gate] = {
     "host-busy": _host_busy,
     "fleet-busy": _fleet_busy,
 }
+# A runbook depends on no probe and has no target that somebody could stop or start.
+_NOT_OF_HOST_ALERTS: frozenset[GateName] = frozenset(
+    {
+        "stopped", "notify-only", "no-control", "blind", "config-mismatch", "already-up", "not-restartable",
+        "dependency-down", "stopped-by-hand", "healing-itself", "starting",
+    }
+)  # fmt: skip
+_GATES_OF_HOST_ALERTS = {name: gate for name, gate in GATES.items() if name not in _NOT_OF_HOST_ALERTS}
+
+
+def gates_for(service: Remediable) -> Mapping[GateName, Gate]:
+    """Return the gates of actions on a service, or of the runbooks of an alert, in the order of `GATES`."""
+    return _GATES_OF_HOST_ALERTS if isinstance(service, HostAlert) else GATES

@@ -112,6 +112,6 @@ def _present(tx: Transaction, row: Row[Any]) -> dict[str, Any]:
     """Return a row as `EventPage` documents it."""
     values = dict(row._mapping)  # noqa: SLF001 - public, but for its name
     source = SOURCES[values.pop("source")]
-    if source.table is incidents and (service := tx.inventory.services.get(row.name)) is not None:
+    if source.table is incidents and (service := tx.inventory.find_subject(row.name)) is not None:
         values["host"] = service.host
     return {**values, "id": f"{source.name}-{row.id}"}

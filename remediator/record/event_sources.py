@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Select, Table, and_, case, func, literal, null, or_, select, true
 
-from fleet.inventory.model import Inventory
+from fleet.inventory.model import Inventory, Remediable
 from remediator.record.audit import READING
 from remediator.record.events import EVENT_KINDS, GAP
 from remediator.record.schema import actions, audit, events, incidents, maintenance
@@ -106,7 +106,7 @@ def _find_maintenance(inventory: Inventory, wanted: EventFilter) -> Sequence[Con
     """Return a condition for maintenance of the service or a service of the host, of the host, and of its group."""
     if not (wanted.host or wanted.service):
         return [true()]
-    service = inventory.services.get(wanted.service)
+    service = inventory.find_subject(wanted.service)
     host_name = wanted.host or (service.host if service is not None else "")
     host = inventory.hosts.get(host_name)
     services = [wanted.service] if wanted.service else _list_services(inventory, wanted.host)
@@ -133,7 +133,9 @@ def _equals(column: ColumnElement[str], value: str) -> Condition:
 
 
 def _list_services(inventory: Inventory, host: str) -> list[str]:
-    return [name for name, service in inventory.services.items() if service.host == host]
+    """Return the services of a host, and its alerts that have runbooks."""
+    subjects: dict[str, Remediable] = {**inventory.services, **inventory.host_alerts}
+    return [name for name, subject in subjects.items() if subject.host == host]
 
 
 _OF_ACTIONS: Mapping[str, Any] = {

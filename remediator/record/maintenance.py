@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, and_, bindparam, func, insert, or_, select, update
 
-from fleet.inventory.model import Host, Service
+from fleet.inventory.model import Host, Remediable
 from remediator.policy.maintenance_windows import Maintenance, find_window
 from remediator.record.automation import read_switch
 from remediator.record.schema import maintenance
@@ -93,7 +93,9 @@ def find_maintenance(tx: Transaction, service: str, host: str, group: str) -> Ma
     return Maintenance(why, row.until - tx.now, bool(row.notify))
 
 
-def find_operator_hold(tx: Transaction, name: str, service: Service | None, host: Host | None) -> OperatorHold | None:
+def find_operator_hold(
+    tx: Transaction, name: str, service: Remediable | None, host: Host | None
+) -> OperatorHold | None:
     """Return the hold of the service `name`, or of a host if that is empty."""
     host_name, group = (host.name, host.group) if host is not None else ("", "")
     held = find_maintenance(tx, name, host_name, group) or find_window(tx.inventory, name, host, tx.clock.unix(tx.now))

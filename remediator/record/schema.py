@@ -67,7 +67,7 @@ incidents = Table(
     "incidents",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("service", String, nullable=False),
+    Column("service", String, nullable=False),  # or ALERT@HOST, for an alert of a host with runbooks
     Column("state", String, nullable=False),  # open, recovered, unobserved
     Column("opened_at", Float, nullable=False),
     Column("closed_at", Float),  # NULL while it is open
@@ -142,7 +142,7 @@ actions = Table(
     Column("service", String, nullable=False),
     Column("host", String, nullable=False),
     Column("target", Text, nullable=False, server_default=""),  # identifies what is acted on, on the host
-    Column("kind", String, nullable=False),  # restart, recreate, start, stop, reset
+    Column("kind", String, nullable=False),  # restart, recreate, start, stop, reset, runbook NAME
     Column("component", String, nullable=False, server_default=""),  # that is restarted; empty: the whole service
     Column("requested_by", String, nullable=False),  # alert, person
     Column("asked_by", String, nullable=False),  # the names of the alerts, or the operator
@@ -158,7 +158,7 @@ actions = Table(
     Column("command_ended_at", Float),
     Column("exit_status", Integer),
     Column("output", Text),
-    Column("up_at", Float),  # the first probe after the command that saw the service, or the component, up
+    Column("up_at", Float),  # the first probe after it that saw the service or component up; the alert's end
     Column("ended_at", Float),
     Column("why", Text),
     Column("blocked", String),  # host-key-changed, sudo-refused, shell-refused

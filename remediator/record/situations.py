@@ -6,7 +6,8 @@ from typing import Any
 
 from sqlalchemy import Row, and_, bindparam, case, func, or_, select
 
-from fleet.inventory.model import RemediationStep, Service
+from fleet.inventory.model import HostAlert, Remediable, RemediationStep
+from fleet.shells import KILL_DELAY
 from remediator.policy.approvals import describe_request
 from remediator.policy.attempts import PastRestart, count_in_a_row, counted_since, find_queue_end, next_step
 from remediator.policy.components import COMPONENT_DOWN
@@ -98,9 +99,10 @@ _SELECT_OBSERVED_STOP = (
     )
     .order_by(incidents.c.id.desc())
 )
-_SELECT_RUNNING = select(actions.c.service, actions.c.host, actions.c.target, actions.c.command, actions.c.up_at).where(
-    actions.c.state == "running"
-)
+_SELECT_RUNNING = select(
+    actions.c.service, actions.c.host, actions.c.target, actions.c.kind, actions.c.claimed_at, actions.c.command,
+    actions.c.up_at,
+).where(actions.c.state == "running")  # fmt: skip
 _SELECT_RECENT_CLAIMS = (
     select(actions.c.claimed_at)
     .where(actions.c.claimed_at > bindparam("since"), actions.c.counts == 1, actions.c.state != "queued")
@@ -234,32 +236,46 @@ def read_actions_in_progress(
 ) -> ActionsInProgress:
     """Return the actions in progress, seen from an action on `target` for `service` on `host` after some `tries`."""
     running = tx.execute(_SELECT_RUNNING).all()
-    services = tx.inventory.services
 
-    def group_of(name: str) -> str:
-        host = tx.inventory.host_of(services[name])
-        return host.group if host is not None else ""
+    def group_of(name: str) -> str | None:
+        """Return the host group of what an incident is about; None if it is not in the inventory."""
+        subject = tx.inventory.find_subject(name)
+        host = tx.inventory.host_of(subject) if subject is not None else None
+        return None if subject is None else host.group if host is not None else ""
 
-    group = group_of(service) if service in services else ""
+    group = group_of(service)
     ahead = [
-        (row.reason, services[row.service].host)
+        (row.reason, waiting.host)
         for row in (tx.execute(_SELECT_WAITING) if tries else ())
-        if row.tries < tries and row.service != service and row.service in services
+        if row.tries < tries
+        and row.service != service
+        and (waiting := tx.inventory.find_subject(row.service)) is not None
     ]
     return ActionsInProgress(
         target_busy=any(row.service == service or (row.host, row.target) == (host, target) for row in running),
-        # The command of an action that was interrupted may still be running.
-        on_host=sum(1 for row in running if host and row.host == host and row.command in (None, "unknown")),
+        on_host=sum(1 for row in running if host and row.host == host and _may_run_command(tx, row)),
         ahead_on_host=ahead.count(("host-busy", host)),
         ahead_in_fleet=sum(1 for reason, _ in ahead if reason == "fleet-busy"),
         in_flight=sum(1 for row in running if row.command is None),
         in_group=sum(
             1
             for row in running
-            if row.up_at is None and row.service in services and (not group or group_of(row.service) == group)
+            if row.up_at is None and (other := group_of(row.service)) is not None and (not group or other == group)
         ),
         in_budget_window=tuple(read_recent_claims(tx)),
     )
+
+
+def _may_run_command(tx: Transaction, row: Row[Any]) -> bool:
+    """Whether the command of a running action may be running: one that was interrupted may be, until its timeout.
+
+    A service has come up soon after it, but an alert may be resolved much later.
+    """
+    subject = tx.inventory.find_subject(row.service)
+    runbook = subject.find_runbook(row.kind) if isinstance(subject, HostAlert) else None
+    if row.command == "unknown" and runbook is not None:
+        return bool(tx.now <= row.claimed_at + runbook.timeout + KILL_DELAY)
+    return row.command in (None, "unknown")
 
 
 def read_recent_claims(tx: Transaction) -> Sequence[float]:
@@ -284,7 +300,7 @@ def read_queue(tx: Transaction) -> Queue:
 
 def add_recorded_facts(tx: Transaction, incident: int, service: str, situation: Situation) -> Situation:
     """Return `situation` with everything that the record knows, as of this transaction."""
-    entry = tx.inventory.services.get(service)
+    entry = tx.inventory.find_subject(service)
     rules = tx.inventory.remediation.for_service(entry)
     host = tx.inventory.host_of(entry) if entry is not None else None
     host_name, group = (host.name, host.group) if host is not None else ("", "")
@@ -334,7 +350,7 @@ def firing_names(tx: Transaction, incident: int, alerts_to_act_on: Iterable[str]
     return frozenset(row.name for row in rows if not row.was_down or row.name in to_act_on)
 
 
-def _alerting_components(tx: Transaction, incident: int, service: Service | None) -> frozenset[str]:
+def _alerting_components(tx: Transaction, incident: int, service: Remediable | None) -> frozenset[str]:
     """Return the components that may be restarted automatically and about which an alert is firing."""
     if service is None or not service.automatic_components:
         return frozenset()
@@ -396,7 +412,7 @@ def _stopped_services(tx: Transaction) -> list[str]:
     return [*stops.current(tx), *tx.scalars(on_hosts)]
 
 
-def _is_approved(tx: Transaction, incident: int, service: Service | None, step: RemediationStep | None) -> bool:
+def _is_approved(tx: Transaction, incident: int, service: Remediable | None, step: RemediationStep | None) -> bool:
     """Whether an operator approved this step. An approval of another step, or with another control, does not count."""
     if service is None or step is None:
         return False

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Row, and_, func, or_, select
 
+from fleet.inventory.model import is_host_alert
 from remediator.record.database import Database
 from remediator.record.schema import actions, incidents, maintenance, timeline
 from remediator.record.transaction import Transaction
@@ -26,7 +27,7 @@ class PastIncident:
     state: str  # open, recovered, unobserved
     recovered_by: str
     person_needed: bool
-    was_down: bool  # False: it had only alerts that are none of an outage
+    was_down: bool  # False: it had only alerts that are none of an outage, or is of a host's alert
     stopped: bool  # an operator had stopped the service, and nobody was notified
 
 
@@ -117,7 +118,7 @@ def _describe_incident(tx: Transaction, row: Row[Any], *, person_needed: bool) -
         row.state,
         row.recovered_by or "",
         person_needed=person_needed,
-        was_down=bool(row.was_down),
+        was_down=bool(row.was_down) and not is_host_alert(row.service),
         stopped=bool(row.quiet),
     )
 

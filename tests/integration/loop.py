@@ -49,6 +49,7 @@ class Loop:
         notify: dict[str, Any] | None = None,
         collect: dict[str, Any] | None = None,
         access: dict[str, Any] | None = None,
+        runbooks: dict[str, Any] | None = None,
         **remediation: Any,
     ) -> None:
         ssh = {
@@ -68,6 +69,7 @@ class Loop:
             {
                 "hosts": hosts,
                 "services": services,
+                "runbooks": runbooks or {},
                 "access": access or {},
                 "remediation": {"hold": "500ms", "backoff": {"first": "500ms", "factor": 1}, **remediation},
                 "notify": {
@@ -192,6 +194,14 @@ def alert(service: str, name: str = "ServiceDown", status: str = "firing", start
         "endsAt": "0001-01-01T00:00:00Z",
         "fingerprint": f"{name}-{service}"[:200],
     }
+
+
+def host_alert(name: str = "HostDiskFull", status: str = "firing", starts: str = "1", **labels: str) -> dict[str, Any]:
+    """Return an alert of the host `h`, without a service."""
+    made = alert("", name, status, starts)
+    shown = {"alertname": name, "host": "h", "severity": "critical", **labels}
+    fingerprint = "-".join(shown.values())
+    return made | {"labels": shown, "annotations": {"summary": "a disk of h is full"}, "fingerprint": fingerprint}
 
 
 def delivery(*alerts: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -76,9 +76,9 @@ def defib(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return run_defib(*arguments, "--config", str(folder))
 
 
-def configure(folder: Path, hosts: dict[str, Any], services: dict[str, Any] | None = None) -> None:
+def configure(folder: Path, hosts: dict[str, Any], services: dict[str, Any] | None = None, **more: Any) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "a.yaml").write_text(yaml.safe_dump({"hosts": hosts, "services": services or {}}))
+    (folder / "a.yaml").write_text(yaml.safe_dump({"hosts": hosts, "services": services or {}, **more}))
 
 
 def create_keys(folder: Path, *names: str) -> None:
@@ -108,10 +108,15 @@ def test_a_host_that_controls_through_the_wrapper(tmp_path: Path) -> None:
         "control_ssh": {"key_file": "control", "wrapper": True},
     }  # fmt: skip
     probe = {"unit": {"name": "nginx"}}
+    prune = ["echo", "pruned"]
     configure(
         config,
         {"gpu-01": host},
         {"it": {"host": "gpu-01", "probe": probe, "control": {"command": {"restart": restart}}}},
+        runbooks={
+            "prune": {"alerts": ["HostDiskFull"], "run": prune},
+            "other": {"alerts": ["HostDiskFull"], "run": ["id"], "hosts": {"names": "x*"}},
+        },
     )
     create_keys(config, "read", "control")
     made = defib(config, "host", "setup", "gpu-01")
@@ -120,6 +125,7 @@ def test_a_host_that_controls_through_the_wrapper(tmp_path: Path) -> None:
 shell() {{ as_defib SSH_ORIGINAL_COMMAND="$1" sudo -n /usr/local/sbin/defib-shell control; }}
 [ "$(shell 'run 5 {command_digest(restart)}')" = "it's \\$HOME restarted
 0" ] || exit 3
+[ "$(shell 'run 5 {command_digest(prune)}')" = pruned ] || exit 8
 [ "$(shell 'run 5 {command_digest(restart)} @a @b' 2>/dev/null)" = "@a@b
 it's \\$HOME restarted
 0

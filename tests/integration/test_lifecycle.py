@@ -250,7 +250,7 @@ async def test_the_clock_of_alertmanager_may_differ(loop: Loop, skew: float, mon
     try:
         listing = await alertmanager.alerts()
         assert -2 <= listing.uptime < 120  # its list may be incomplete
-        assert (await alertmanager.alerts_of("web")).uptime < 120
+        assert (await alertmanager.alerts_with({"service": "web"})).uptime < 120
         age = await alertmanager.watchdog_age()
         assert age is not None
         assert -2 <= age < 120

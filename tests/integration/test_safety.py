@@ -309,15 +309,15 @@ async def test_evidence_is_collected_before_a_restart(loop: Loop) -> None:
     assert WEBHOOK_TOKEN not in told.stdout
 
 
-async def start_with_sudo(loop: Loop, script: str, **web: Any) -> None:
-    """Start with a service on this machine whose commands use a fake sudo."""
+async def start_with_sudo(loop: Loop, script: str, *, runbooks: dict[str, Any] | None = None, **web: Any) -> None:
+    """Start with a service on this machine whose commands use a fake sudo, as do those of runbooks for it."""
     folder = loop.folder / "bin"
     folder.mkdir()
     (folder / "sudo").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "sudo").chmod(0o755)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-        await loop.start({"web": loop.service("web", host="here") | web})
+        await loop.start({"web": loop.service("web", host="here") | web}, runbooks=runbooks)
     config = loop.folder / "config" / "defib.yaml"
     config.write_text(config.read_text().replace("shell: local", "shell: local\n    sudo: passwordless"))
     await loop.ask("POST", "/-/reload")

@@ -26,6 +26,7 @@ from remediator.notifications.durations import format_duration
 from remediator.notifications.links import build_links
 from remediator.notifications.messages import MENTIONING, render_card
 from remediator.notifications.outbox import MessageForm
+from remediator.notifications.phrases import translate
 from remediator.notifications.rendering import Templates, describe_event
 from remediator.policy.situation import Blocked, Refusal, Wait
 from tests.support import inventory_of
@@ -480,6 +481,7 @@ EVENTS: dict[TimelineEvent, tuple[dict[str, Any], str]] = {
         "Command of action 3: failed, exit status 0: no such unit",
     ),
     "service_up": ({"action": 3}, "First successful probe after action 3"),
+    "alert_over": ({"action": 3}, "The alert was resolved after action 3"),
     "action_ended": ({"action": 3, "state": "succeeded", "why": ""}, "Action 3 ended: succeeded"),
     "attempts_reset": ({"action": 3, "kind": "reset", "by": "person", "who": "ann"}, "Attempts were reset by ann"),
     "person_needed": (
@@ -529,3 +531,67 @@ def test_a_decision_shows_its_name_in_both_languages() -> None:
         "决策：wait（storm）：同时故障的服务过多：请检查网络和 exporter：3 of 4"
     )
     assert describe_event(LANGUAGES["en"].words, "decision", {"verb": "act", "reason": None}) == "Decision: act"
+
+
+HOST_ALERT_TEXTS = {
+    "en": {
+        "down": (
+            "Alert: HostDiskFull · gpu-1",
+            "**Not run** too many services fail at once: check the network and the exporter: 3 of 4",
+        ),
+        "acting": ("Runbook in progress: HostDiskFull · gpu-1 (attempt 1 of 1)", "**Runs used** 1 of 1"),
+        "approval": (
+            "Waiting for approval: HostDiskFull · gpu-1",
+            "**Step** runbook prune\n**Command** docker image prune\n**To approve** defib approve 3",
+        ),
+        "could_not_restart": (
+            "Runbook failed: HostDiskFull · gpu-1", "**Run** 03:00:00 runbook prune: failed: HostDiskFull was not resolved within 900 s"
+        ),
+        "recovered": ("Alert resolved: HostDiskFull · gpu-1 (fired for 41 s)", "**Resolved by** runbook of Defib"),
+    },
+    "zh": {
+        "down": ("告警: HostDiskFull · gpu-1", "**未执行** 同时故障的服务过多：请检查网络和 exporter: “3 of 4”"),
+        "acting": ("正在执行预案: HostDiskFull · gpu-1 （第 1/1 次）", "**已执行次数** 1/1"),
+        "approval": (
+            "等待批准: HostDiskFull · gpu-1",
+            "**步骤** 预案 prune\n**命令** docker image prune\n**批准命令** defib approve 3",
+        ),
+        "could_not_restart": ("预案未成功: HostDiskFull · gpu-1", "**执行记录** 03:00:00 预案 prune: 失败: HostDiskFull 在 900 秒内未解除"),
+        "recovered": ("告警已解除: HostDiskFull · gpu-1 （持续 41 秒）", "**解除方式** 由 Defib 执行预案"),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("state", HOST_ALERT_TEXTS["en"])
+def test_cards_of_an_alert_with_runbooks(inventory: Inventory, state: NotificationState, language: str) -> None:
+    contents = sample(
+        state, inventory, service=None, labels={"alertname": "HostDiskFull", "host": "gpu-1", "severity": "critical"},
+        is_of_host_alert=True, firing=["HostDiskFull"], attempt=(1, 1), decision=("wait", "storm", "3 of 4"),
+        details={"action": 3, "kind": "runbook prune", "command": "docker image prune"},
+        recovered_by="defib" if state == "recovered" else "",
+        attempts=[Attempt("runbook prune", "failed", "HostDiskFull was not resolved within 900 s", "", AT, None)],
+    )  # fmt: skip
+    custom, of_app, plain = both([contents], language)
+    title, lines = HOST_ALERT_TEXTS[language][state]
+    for card in (custom, of_app):
+        assert card["header"]["title"]["content"] == title
+        assert lines in feishu_cards.extract_text(card)
+    assert title in plain
+    group = render_card([contents, contents], "summary", LANGUAGES[language], APP)
+    assert group.title.startswith(title.partition(":")[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "chinese"),
+    [
+        ("runbook prune", "预案 prune"),
+        ("runbook prune exited 3", "预案 prune 的命令退出码 3"),
+        ("runbook a: 1 of 1", "预案 a：1/1"),
+        ("runbook a: 1 of 1, runbook b-2: 0 of 2, runbook c: 3 of 3", "预案 a：1/1，预案 b-2：0/2，预案 c：3/3"),
+        ("runbook of somebody else", "“runbook of somebody else”"),
+    ],
+)
+def test_what_the_record_says_of_runbooks_is_translated(text: str, chinese: str) -> None:
+    assert translate(LANGUAGES["zh"].words, text) == chinese
+    assert translate(LANGUAGES["en"].words, text) == text

@@ -911,3 +911,67 @@ def test_controls_of_root_in_directories_of_others_are_a_warning(tmp_path: Path)
         f"a.yaml:12: services.a.control.command.start: root uses /tmp/start, {said}",
         f"a.yaml:13: services.b.control.compose.directory: root uses /home/ops/b, {said}",
     ]
+
+
+RUNBOOKS = """
+hosts:
+  gpu-1: {address: 10.0.0.1, group: gpu, ssh: {user: ops}, sudo: passwordless}
+  bare: {address: 10.0.0.2, group: net}
+  hard: {address: 10.0.0.3, ssh: {user: ops, wrapper: true}}
+runbooks:
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("alerts: [HostDiskFull]", "run: is missing"),
+        ("run: [x]", "has neither `alerts` nor `own_alerts`"),
+        (
+            "alerts: [HostDiskful], run: [x]",
+            "alerts[0]: there is no alert 'HostDiskful' about hosts; one of your own rules belongs in `own_alerts`; did you mean HostDiskFull?",
+        ),
+        (
+            "alerts: [HostDiskFull, ServiceDown], run: [x]",
+            "alerts[1]: ServiceDown is not about a host: only alerts with the label `host` and without `service` have runbooks",
+        ),
+        ("alerts: [HostDown], run: [x]", "alerts[0]: while HostDown fires, nothing can be run on the host"),
+        (
+            "own_alerts: [HostDiskFull], run: [x]",
+            "own_alerts[0]: HostDiskFull is an alert of Defib's own rules: it belongs in `alerts`",
+        ),
+        (
+            "own_alerts: ['my alert'], run: [x]",
+            "own_alerts[0]: must match ^[A-Za-z_][A-Za-z0-9_.:-]*$, not 'my alert'",
+        ),
+        ("alerts: [HostDiskFull], hosts: {group: gpus}, run: [x]", "hosts.group: there is no group 'gpus'; did you mean gpu?"),
+        ("alerts: [HostDiskFull], hosts: {names: gpu-2}, run: [x]", "hosts.names: there is no host 'gpu-2'; did you mean gpu-1?"),
+        (
+            "alerts: [HostDiskFull], hosts: {names: bar*}, run: [x]",
+            "hosts: runs on bare, which has neither `ssh:` nor `shell: local`",
+        ),
+        (
+            "alerts: [HostDiskFull], run: [x]",
+            "hard needs `control_ssh: {key_file: …}`: its ssh.key_file may only read (ssh.wrapper)",
+        ),
+        ("alerts: [HostDiskFull], run: docker image prune", "run: must be a list, not 'docker image prune'"),
+        ("alerts: [HostDiskFull], run: []", "run: must not be empty"),
+        ("alerts: [HostDiskFull], run: [x], approved: false", "approved: unknown key; did you mean approve?"),
+        ("alerts: [HostDiskFull], run: [x], attempts: 0", "attempts: must be at least 1, not 0"),
+    ],
+)  # fmt: skip
+def test_errors_of_runbooks(tmp_path: Path, text: str, problem: str) -> None:
+    write(tmp_path, a=f"{RUNBOOKS}  prune: {{{text}}}")
+    separator = ": " if problem.startswith(("has", "hard")) else "."
+    problems = [str(each).replace(f"{tmp_path}/", "") for each in load_problems(tmp_path)]
+    assert f"a.yaml:6: runbooks.prune{separator}{problem}" in problems
+
+
+def test_likely_mistakes_in_runbooks_are_warned_of(tmp_path: Path) -> None:
+    written = "  prune: {alerts: [HostDiskFull], hosts: {names: gpu-*}, run: [sh, /home/ops/prune.sh]}\n"
+    written += "  none: {alerts: [HostDiskFull], hosts: {labels: {disk: none}}, run: [x]}"
+    write(tmp_path, a=f"{RUNBOOKS}{written}")
+    assert [str(warning).replace(f"{tmp_path}/", "") for warning in loaded(tmp_path).warnings] == [
+        "a.yaml:6: runbooks.prune.run: root uses /home/ops/prune.sh, which others can probably change: move it, for example to /usr/local",
+        "a.yaml:7: runbooks.none: no host matches: it is never run",
+    ]

@@ -1,12 +1,13 @@
 """What silences and inhibitions of Alertmanager mean for the restart of a service or of its components."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from remediator.clients.alertmanager import AlertState, ServiceAlerts
+from remediator.clients.alertmanager import AlertState, KnownAlerts
 from remediator.engine.observer import AlertLookup, ServiceObserver
 from tests.support import inventory_of
 
@@ -21,8 +22,8 @@ class Alerts:
     def __init__(self, *alerts: AlertState) -> None:
         self._alerts = alerts
 
-    async def alerts_of(self, _service: str) -> ServiceAlerts:
-        return ServiceAlerts(self._alerts, 1000.0)
+    async def alerts_with(self, _labels: Mapping[str, str]) -> KnownAlerts:
+        return KnownAlerts(self._alerts, 1000.0)
 
 
 @pytest.mark.parametrize(

@@ -189,11 +189,14 @@ async def test_an_incident_at_the_boundaries(
 async def test_what_was_not_an_outage_is_not_counted_as_one(record: Record) -> None:
     await record.add("web", 1, 100, labels=None, down_at=None)  # only other alerts, such as of a certificate
     await record.add("web", 101, 102, quiet=1)  # an operator had stopped it
+    await record.add("HostDiskFull@h", 110, 111)  # which has a runbook
+    await record.act("HostDiskFull@h", 110, kind="runbook prune-images")
     report = await record.report()
-    assert (report.total.counts, report.alerts_only, report.stopped) == (Counts(), 1, 1)
-    assert describe(report)["total"]["alerts_only"] == 1
+    assert (report.total.counts, report.alerts_only, report.stopped) == (Counts(), 2, 1)
+    assert describe(report)["total"]["alerts_only"] == 2
+    assert "HostDiskFull@h" not in {each.id for each in report.services}
     (line,) = (text for label, text in texts_of(report).headline if label == "Not counted")
-    assert line == "1 without an outage, only with alerts, 1 of services that somebody stopped"
+    assert line == "2 without an outage, only with alerts, 1 of services that somebody stopped"
 
 
 async def test_a_service_that_was_removed(record: Record) -> None:
