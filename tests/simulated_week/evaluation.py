@@ -108,6 +108,8 @@ class Evaluation:
     def __init__(self, store: Store, scrapes: Scrapes) -> None:
         self._store, self._scrapes = store, scrapes
         self._writes = Lock()
+        # By alert: how many minutes one was active at most without firing, and how many it waits.
+        self.nearly: dict[str, tuple[int, int]] = {}
 
     def record(self, rule: Rule) -> None:
         """Evaluate a recording rule, and write its series."""
@@ -155,11 +157,12 @@ class Evaluation:
                 active_since = minute if active_since is None else active_since
                 last_active = minute
             elif episode is None or (minute - last_active) * 60 >= rule.keeps_firing:
-                active_since = None
                 if episode is not None:
                     episode.end = minute
                     yield episode
-                    episode = None
+                elif active_since is not None:
+                    self._note_nearly(rule, minute - active_since)
+                active_since, episode = None, None
                 continue
             if episode is None and active_since is not None and (minute - active_since) * 60 >= rule.pending:
                 episode = Episode(labels, minute, MINUTES)
@@ -167,6 +170,11 @@ class Evaluation:
                 last_shown = minute
         if episode is not None:
             yield episode
+
+    def _note_nearly(self, rule: Rule, minutes: int) -> None:
+        longest, _ = self.nearly.get(rule.name, (0, 0))
+        if minutes > longest:
+            self.nearly[rule.name] = minutes, round(rule.pending / 60)
 
     def _write_always(self, series: Iterable[Labels]) -> None:
         with self._writes:
@@ -207,6 +215,8 @@ class Evaluation:
         found: dict[Labels, Points] = {}
         end = START + rule.minutes[-1] * 60
         for labels, points in self._store.query_range(expression, START, end, rule.step * 60):
+            # Of two series that differ in their name only, one continues the other: `a or last_over_time(b[5m])`.
             labels.pop("__name__", None)
-            found[tuple(sorted(labels.items()))] = {(at - START) // 60: float(value) for at, value in points}
+            of_series = found.setdefault(tuple(sorted(labels.items())), {})
+            of_series.update({(at - START) // 60: float(value) for at, value in points})
         return found

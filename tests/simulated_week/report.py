@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tests.simulated_week.events import (
     HOSTS,
@@ -37,7 +37,8 @@ class NotifiedFault:
 class Report:
     faults: list[NotifiedFault]
     needless: list[Notification]
-    of_faults: Mapping[str, Sequence[Notification]] = field(default_factory=dict)
+    of_faults: Mapping[str, Sequence[Notification]]
+    nearly: Mapping[str, tuple[int, int]]  # by alert: minutes that it was active without firing, and that it waits
 
     @property
     def needless_a_day(self) -> float:
@@ -64,6 +65,10 @@ class Report:
         for name, sent in self.of_faults.items():
             counted = Counter(each.alert for each in sent)
             yield f"  {name:25} " + ", ".join(f"{alert} {number}" for alert, number in sorted(counted.items()))
+        yield ""
+        yield "Active at most this long without firing:"
+        for alert, (minutes, pending) in sorted(self.nearly.items()):
+            yield f"  {alert:25} {minutes} of {pending} min"
 
 
 def _scale(notification: Notification) -> float:
@@ -72,7 +77,7 @@ def _scale(notification: Notification) -> float:
     return HOSTS_SCALED / HOSTS if "host" in notification.labels else 1.0
 
 
-def make_report(week: Week, notifications: Sequence[Notification]) -> Report:
+def make_report(week: Week, notifications: Sequence[Notification], nearly: Mapping[str, tuple[int, int]]) -> Report:
     of_faults: dict[str, list[Notification]] = {each.name: [] for each in week.faults}
     needless = []
     for each in notifications:
@@ -81,7 +86,7 @@ def make_report(week: Week, notifications: Sequence[Notification]) -> Report:
             needless.append(each)
         else:
             of_faults[cause.fault].append(each)
-    return Report([_find_notified(fault, notifications) for fault in week.faults], needless, of_faults)
+    return Report([_find_notified(fault, notifications) for fault in week.faults], needless, of_faults, nearly)
 
 
 def _is_caused(notification: Notification, effect: Effect) -> bool:

@@ -83,4 +83,4 @@ def run_week(
         progress(
             f"day {each.minute // 1440 + 1} {each.minute // 60 % 24:02}:{each.minute % 60:02}  {each.alert} {labels}"
         )
-    return make_report(week, notifications)
+    return make_report(week, notifications, evaluation.nearly)
