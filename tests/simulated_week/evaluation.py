@@ -161,7 +161,7 @@ class Evaluation:
                     episode.end = minute
                     yield episode
                 elif active_since is not None:
-                    self._note_nearly(rule, minute - active_since)
+                    self._note_nearly(rule, last_active - active_since)
                 active_since, episode = None, None
                 continue
             if episode is None and active_since is not None and (minute - active_since) * 60 >= rule.pending:
@@ -173,7 +173,7 @@ class Evaluation:
 
     def _note_nearly(self, rule: Rule, minutes: int) -> None:
         longest, _ = self.nearly.get(rule.name, (0, 0))
-        if minutes > longest:
+        if minutes > longest or rule.name not in self.nearly:
             self.nearly[rule.name] = minutes, round(rule.pending / 60)
 
     def _write_always(self, series: Iterable[Labels]) -> None:
