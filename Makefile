@@ -15,7 +15,7 @@ PYTEST = $(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=20
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(PARTS)/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
 
-.PHONY: help install deps check format test test-all chaos demo bench fleet dashboards lock audit image-digests clean
+.PHONY: help install deps check format test test-all chaos demo bench fleet week dashboards lock audit image-digests clean
 
 help: ## Show this help
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ test-all: deps check $(GRAFANA) ## Run the checks and all tests (up to an hour)
 
 chaos: deps ## Kill the remediator 200 times during many restarts (ARGS="KILLS SEED")
 	$(BIN)/python -m tests.chaos $(ARGS)
+
+week: deps ## Simulate a week, and count the notifications that need no action (ARGS="SEED --verbose")
+	$(BIN)/python -m tests.simulated_week $(ARGS)
 
 fleet: deps ## Break a small fleet in many ways, for an hour and a half
 	DEFIB_FLEET=long $(BIN)/pytest -o faulthandler_timeout=9300 -m long tests/e2e/test_fleet.py $(ARGS)

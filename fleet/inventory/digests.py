@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from fleet.inventory.model import Host, ProbeSettings, Service, find_connection_path
 from fleet.inventory.units import parse_duration
 
-DIGEST_VERSION = "1"  # of the canonical form; digests of different versions are not compared
+DIGEST_VERSION = "2"  # of the canonical form; digests of different versions are not compared
 SECRET = "<secret>"  # noqa: S105 - a placeholder
 _HOST_KEYS = ("address", "shell", "ssh")
 

@@ -67,7 +67,7 @@ class ProbeSettings(ConfigModel):
     every: Interval = 30.0
     retry_every: Interval = 30.0
     timeout: PositiveDuration = 10.0
-    fail_after: int = Field(2, ge=1)
+    fail_after: int = Field(3, ge=1)
     recover_after: int = Field(1, ge=1)
     slow_after: PositiveDuration | None = None
 

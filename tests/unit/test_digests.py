@@ -24,7 +24,7 @@ WRITTEN = """
           http: {url: "http://{host.address}/", headers: {X-Key: "${KEY}"}, auth: {basic: {username: u, password: hidden}}}
         control: {command: {restart: ["true"]}}
     """
-KNOWN = "1:723af0281795da48c30e501bd2beb43f"
+KNOWN = "2:723af0281795da48c30e501bd2beb43f"
 
 
 def digest(folder: Path, text: str, *programs: Program, key: str = "k") -> str:
@@ -52,7 +52,7 @@ def test_every_program_computes_the_same_without_the_secrets(tmp_path: Path) -> 
         ("control_ssh: {user: root}", "control_ssh: {user: ops}", True),
         ("group: gpu", "group: cpu", True),
         ("timeout: 5s", "timeout: 5000ms", True),
-        ("timeout: 5s", "timeout: 5s\n          fail_after: 2", True),  # the default
+        ("timeout: 5s", "timeout: 5s\n          fail_after: 3", True),  # the default
         ("{host.address}", "10.0.0.2", True),
         ("timeout: 5s", "timeout: 6s", False),
         ("every: 10s", "every: 11s", False),

@@ -412,7 +412,7 @@ def test_the_resolved_configuration_says_where_each_value_is_written(
         "severity: info  # services.yaml:9", "url: http://a/  # services.yaml:5",
     ):  # fmt: skip
         assert line in lines, shown
-    assert "fail_after: 2" in lines  # a default
+    assert "fail_after: 3" in lines  # a default
     assert "secret" not in shown
 
 
