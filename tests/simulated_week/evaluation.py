@@ -128,7 +128,11 @@ class Evaluation:
     def list_episodes(self, rule: Rule) -> list[Episode]:
         """Evaluate an alert, and return when it fires."""
         past = _OWN_PAST.search(rule.expression)
-        without = self._query(_OWN_PAST.sub("absent_past", rule.expression), rule)
+        first = _OWN_PAST.sub("absent_past", rule.expression)
+        is_own = past is None or f'alertname="{rule.name}"' in past[0]
+        uses_others = not is_own or "ALERTS" in first
+        assert not uses_others, f"{rule.name} uses other alerts, which are not evaluated before it"
+        without = self._query(first, rule)
         always: Mapping[Labels, Points] = {}
         if past and without:
             firing = {**rule.labels, "alertname": rule.name, "alertstate": "firing"}
