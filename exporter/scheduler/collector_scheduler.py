@@ -1,11 +1,12 @@
 """The collector scheduler: runs every collector of every host on its own schedule and publishes its samples."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import structlog
@@ -83,6 +84,7 @@ class ScheduledCollector:
     failed: int = 0  # runs in a row that failed in any way
     run: CollectorRun | None = None
     states: States | None = None  # as they were last reported; None before the first run that reported any
+    retry: asyncio.Event = field(default_factory=asyncio.Event)  # set: run now
     task: asyncio.Task[None] | None = None
 
     @property
@@ -155,6 +157,13 @@ class CollectorScheduler:
         """Return the collectors of a host, in the order of the table of collectors."""
         return [CollectorStatus(each.name, each.options.every, each.run) for each in self._scheduled_on(host)]
 
+    def retry(self, host: Host) -> None:
+        """Run those collectors of a host again now that it did not answer: something else on it does."""
+        for each in self._scheduled_on(host):
+            if each.unanswered:
+                each.failed = each.unanswered = 1  # the pauses begin anew
+                each.retry.set()
+
     def lines_of(self, host: Host) -> dict[str, str]:
         """Return the lines of `/metrics` that the host's collectors have published, by metric name."""
         lines = self._page.get(f"up {host.name}")
@@ -176,7 +185,10 @@ class CollectorScheduler:
         schedule = Schedule.for_key(scheduled.host.name if shared else scheduled.key, every, every)
         due = at = schedule.first_due(loop.time())
         while True:
-            await asyncio.sleep(max(0.0, at - loop.time()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(at):
+                    await scheduled.retry.wait()
+            scheduled.retry.clear()
             await self._collect(scheduled)
             due, _ = schedule.next_due(due, loop.time(), stable=True)
             at = due if shared else add_jitter(due, every, self._random)

@@ -244,6 +244,8 @@ class ProbeScheduler:
             self._record_event(probed, before, result)
             if before and not probed.state.up and result.reason in SILENT and not self._has_collectors(service.host):
                 self._probe_early(service.host)
+            if not before and probed.state.up and self._collectors.host_states.get(service.host) == "down":
+                self._collectors.retry(self.hosts[service.host])
         labels = escape_value(service.provider), escape_value(service.category)
         self._metrics.probe_duration.labels(*labels).observe(result.duration)
         return result

@@ -25,6 +25,7 @@ from defib.demo.sshd import Sshd
 from defib.demo.stack import reserve_ports
 from exporter.exposition.collector_samples import SERIES_LIMIT
 from exporter.metrics import ExporterMetrics
+from exporter.scheduler import collector_scheduler
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.scheduler.schedule import phase_offset
 from fleet.managers.systemd import UnitStatus
@@ -434,6 +435,31 @@ async def test_the_services_of_a_host_whose_shell_fails_are_probed_at_once(
             return probed.state.successes == 2
 
         await eventually(probed_again)
+
+
+@pytest.mark.needs("sshd")
+async def test_the_collectors_of_a_host_run_again_as_soon_as_one_of_its_services_is_up(
+    launcher: Launcher, tmp_path: Path, collected: Collected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector_scheduler, "RETRY_WITHIN", 3600.0)  # as after many runs without an answer
+    made, host = await over_ssh(launcher, tmp_path, os.environ["PATH"])
+    assert made.pid is not None
+    await launcher.kill(made.pid, signal.SIGKILL)
+    name, status = late_first(), 500
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=status)
+
+    async with peers.web_server(answer) as port:
+        services = {name: {"host": "h", "probe": {**HOURLY, "http": {"url": f"http://127.0.0.1:{port}/"}}}}
+        await collected.of({"h": {**host, "collect": {"system": "1h"}}}, services)
+        await collected.becomes(0, "host_up")
+        probed = collected.scheduler.services[name]
+        assert not (await collected.scheduler.probe_now(probed)).success
+        await sshd.restart(launcher, tmp_path / "sshd", made)
+        status = 200
+        assert (await collected.scheduler.probe_now(probed)).success
+        await collected.becomes(1, "host_up")
 
 
 async def test_the_services_of_a_host_without_collectors_are_probed_when_one_goes_down(collected: Collected) -> None:
