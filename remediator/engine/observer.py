@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -49,6 +50,7 @@ class ServiceObserver:
         self._lock = asyncio.Lock()
         self._observations: Mapping[str, Observation] | None = None
         self._observed_at = float("-inf")
+        self._on_host: defaultdict[str, list[str]] = defaultdict(list)  # services by host
         self._failing: dict[str, tuple[list[str], int]] = {}  # by group: the failing services, and how many there are
         self._exited: dict[str, float] = {}  # by service: when its host last said that it had exited
         self._silenced: frozenset[str] = frozenset()
@@ -60,6 +62,9 @@ class ServiceObserver:
         self._inventory, self._exporter, self._alertmanager = inventory, exporter, alertmanager
         subjects: dict[str, Remediable] = {**inventory.services, **inventory.host_alerts}
         hosts = {name: inventory.host_of(each) for name, each in subjects.items()}
+        self._on_host.clear()
+        for service in inventory.services.values():
+            self._on_host[service.host].append(service.id)
         self._groups = {name: host.group if host is not None else "" for name, host in hosts.items()}
         self._failing.clear()
 
@@ -81,6 +86,7 @@ class ServiceObserver:
             with contextlib.suppress(ClientError):
                 observed = await self._exporter.observe(service_id)  # with its components
         window = self._find_window(service_id, service)
+        others = self._on_host.get(service.host, ()) if service is not None and service.host else ()
         now = self._database.clock.now()
         dependencies = service.depends_on if service else ()
         return Situation(
@@ -89,6 +95,7 @@ class ServiceObserver:
             ActionHistory(),
             ActionsInProgress(),
             observed,
+            other_is_up=any(observations[name].up for name in others if name in observations and name != service_id),
             scheduled=window.why if window is not None else "",
             maintenance_ends=now + window.remaining if window is not None else None,
             dependencies_down=tuple(
@@ -99,8 +106,7 @@ class ServiceObserver:
 
     def _observe_host(self, host: str, observations: Mapping[str, Observation]) -> Observation | None:
         """Return whether a host's shell responds, which the exporter reports with the services on it."""
-        services = self._inventory.services
-        on_host = (each for name, each in observations.items() if name in services and services[name].host == host)
+        on_host = (observations[name] for name in self._on_host.get(host, ()) if name in observations)
         seen = [each.host_up for each in on_host if each.host_up is not None]
         return Observation(None, None, None, host_up=any(seen)) if seen else None
 

@@ -150,6 +150,7 @@ class Situation:
     dependencies_down: tuple[str, ...] = ()
     storm: tuple[int, int] | None = None  # (failing, all) services of the group, if that is a storm
     storm_steps: bool = False  # it is no fault of the network: restart in small steps during the storm
+    other_is_up: bool = False  # the exporter sees another service of its host up
     host_up_for: float | None = None  # seconds since HostDown ended for its host, if that was recently
 
 

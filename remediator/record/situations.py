@@ -22,12 +22,13 @@ from remediator.policy.situation import (
 )
 from remediator.record import maintenance, stops, storms
 from remediator.record.automation import read_switch
-from remediator.record.schema import actions, alerts, incidents
+from remediator.record.schema import actions, alerts, events, incidents
 from remediator.record.transaction import Transaction
 
 HOST_DOWN = "HostDown"
 GIVEN_UP = ("attempts-used-up", "host-key-changed", "sudo-refused", "silenced")  # reasons
 ACTIONS_READ = 20  # of a target, to tell stops and starts of Defib from those of others
+NOTICED_WITHIN = 300.0  # seconds in which HostDown is resolved after the exporter has seen the host again
 COMPONENT_HISTORY_READ = 1000  # automatic restarts of the components of a service
 HISTORY_READ = 100  # incidents of a service for its attempts, and actions for its back-off
 
@@ -133,6 +134,15 @@ _SELECT_COMPONENT_ALERTS = select(alerts.c.labels).where(
 _SELECT_HOSTS_DOWN = select(alerts.c.labels).where(alerts.c.status == "firing", alerts.c.name == HOST_DOWN)
 _SELECT_HOSTS_BACK = select(alerts.c.labels, alerts.c.last_seen).where(
     alerts.c.status == "resolved", alerts.c.name == HOST_DOWN, alerts.c.last_seen > bindparam("since")
+)
+_SELECT_CHANGED = (
+    select(events.c.kind, events.c.name)
+    .where(
+        events.c.host == bindparam("host"),
+        events.c.kind.in_(("host", "service")),
+        func.coalesce(events.c.last_at, events.c.at) > bindparam("since"),
+    )
+    .distinct()
 )
 _SELECT_APPROVED = select(actions.c.kind, actions.c.step).where(
     actions.c.incident_id == bindparam("number"), actions.c.state == "queued", actions.c.approved_at.is_not(None)
@@ -315,8 +325,8 @@ def add_recorded_facts(tx: Transaction, incident: int, service: str, situation: 
     step = next_step(entry, rules, history) if entry is not None else None
     held = maintenance.find_maintenance(tx, service, host_name, group)
     is_overruled = situation.storm is not None and storms.is_overruled(tx, group)
-    # A host whose shell responds is not down, even if its alert has not been resolved yet.
-    shell_responds = situation.observed is not None and situation.observed.host_up
+    # A host that answers is not down, even if its alert has not been resolved yet.
+    answers = situation.other_is_up or (situation.observed is not None and bool(situation.observed.host_up))
     return replace(
         situation,
         now=tx.now,
@@ -330,8 +340,8 @@ def add_recorded_facts(tx: Transaction, incident: int, service: str, situation: 
         maintenance=held.why if held is not None else "",
         maintenance_ends=tx.now + held.remaining if held is not None else situation.maintenance_ends,
         approved=_is_approved(tx, incident, entry, step),
-        host_down=bool(host_name) and not shell_responds and is_host_down(tx, host_name),
-        host_up_for=_find_host_up_for(tx, host_name, responds=bool(shell_responds)) if host_name else None,
+        host_down=bool(host_name) and not answers and is_host_down(tx, host_name),
+        host_up_for=_find_host_up_for(tx, host_name, answers=answers) if host_name else None,
     )
 
 
@@ -358,15 +368,24 @@ def _alerting_components(tx: Transaction, incident: int, service: Remediable | N
     return frozenset(labels.get("component", "") for labels in rows)
 
 
-def _find_host_up_for(tx: Transaction, host: str, *, responds: bool) -> float | None:
+def _find_host_up_for(tx: Transaction, host: str, *, answers: bool) -> float | None:
     """Return the seconds since HostDown was resolved for a host; None if that was not recently.
 
-    A host that `responds` while HostDown still fires has just come back.
+    A host that `answers` while HostDown still fires has just come back. The exporter must have seen a change, too: an
+    alert alone may be forged.
     """
-    if responds and is_host_down(tx, host):
-        return 0.0
-    rows = tx.execute(_SELECT_HOSTS_BACK, {"since": tx.now - BOOT_PATIENCE})
-    return min((tx.now - row.last_seen for row in rows if row.labels.get("host") == host), default=None)
+    if answers and is_host_down(tx, host):
+        up_for: float | None = 0.0
+    else:
+        rows = tx.execute(_SELECT_HOSTS_BACK, {"since": tx.now - BOOT_PATIENCE})
+        up_for = min((tx.now - row.last_seen for row in rows if row.labels.get("host") == host), default=None)
+    return up_for if up_for is not None and _has_changed(tx, host) else None
+
+
+def _has_changed(tx: Transaction, host: str) -> bool:
+    """Whether the host, or two of its services, changed their states around the end of HostDown."""
+    changed = tx.execute(_SELECT_CHANGED, {"host": host, "since": tx.now - BOOT_PATIENCE - NOTICED_WITHIN}).all()
+    return any(row.kind == "host" for row in changed) or len(changed) > 1
 
 
 def is_host_down(tx: Transaction, host: str) -> bool:

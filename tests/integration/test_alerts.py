@@ -16,6 +16,7 @@ from remediator.incidents import intake, reconciliation
 from remediator.incidents.alert_starts import add_received_copy, normalize_starts_at
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from remediator.record import situations
+from remediator.record.events import StateChange, store_copied
 from remediator.record.schema import alerts
 from remediator.record.transaction import Transaction
 from tests.integration import test_record
@@ -243,12 +244,45 @@ async def test_without_alertmanager_host_down_is_resolved(
     assert len(await firing(record)) == left
 
 
-@pytest.mark.parametrize(("host_up", "held"), [(None, True), (False, True), (True, False)])
-async def test_host_down_does_not_hold_actions_if_the_shell_responds(
-    record: Record, host_up: bool | None, held: bool
+@pytest.mark.parametrize(
+    ("host_up", "other_is_up", "held"),
+    [(None, False, True), (False, False, True), (True, False, False), (None, True, False)],
+)
+async def test_host_down_does_not_hold_actions_if_the_host_answers(
+    record: Record, host_up: bool | None, other_is_up: bool, held: bool
 ) -> None:
     await record.deliver(web(), disk(name="HostDown"))
     observed: Observation = replace(DOWN, host_up=host_up)
-    situation = Situation(record.now, frozenset(), ActionHistory(), ActionsInProgress(), observed)
+    situation = Situation(
+        record.now, frozenset(), ActionHistory(), ActionsInProgress(), observed, other_is_up=other_is_up
+    )
     known = await record.database.write(situations.add_recorded_facts, 1, "web", situation)
-    assert known.host_down is held
+    assert (known.host_down, known.host_up_for) == (held, None)
+
+
+@pytest.mark.parametrize("is_resolved", [True, False])
+@pytest.mark.parametrize(
+    ("changes", "was_down"),
+    [
+        ([], False),  # nothing but the alert says so
+        ([("service", "web", "down")], False),
+        ([("service", "web", "down"), ("service", "db", "up")], True),
+        ([("host", "h", "up")], True),
+        ([("container", "x", "down"), ("container", "y", "down")], False),
+    ],
+)
+async def test_a_forged_host_down_does_not_give_services_time_to_boot(
+    record: Record, changes: list[tuple[Any, str, str]], was_down: bool, is_resolved: bool
+) -> None:
+    copied = [StateChange(record.now - 400, "host", "h", "h", "up", "") for _ in range(2)]  # too long ago
+    copied += [StateChange(record.now - 1, kind, "h", name, state, "") for kind, name, state in changes]
+    await record.database.write(store_copied, copied, cursor="c", asked_at=record.now, gap=False)
+    await record.deliver(web(), disk(name="HostDown"))
+    record.now += 1
+    if is_resolved:
+        await record.deliver(disk(name="HostDown", status="resolved"))
+    observed: Observation = replace(DOWN, host_up=True)
+    situation = Situation(record.now, frozenset(), ActionHistory(), ActionsInProgress(), observed)
+    record.now += 100
+    known = await record.database.write(situations.add_recorded_facts, 1, "web", situation)
+    assert (known.host_up_for is not None) is was_down

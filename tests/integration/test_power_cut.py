@@ -15,6 +15,7 @@ from remediator.notifications.outbox import Batch
 from remediator.policy.decisions import decide
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from remediator.policy.storm import can_step, is_storm
+from remediator.record.events import StateChange, store_copied
 from remediator.record.situations import add_recorded_facts, expected_failures
 from remediator.record.transaction import Transaction
 from tests.integration.test_outbox import OutboxHarness
@@ -109,6 +110,8 @@ class PowerCut(OutboxHarness):
     def send_host_alert(self, tx: Transaction, host: str, back: float) -> None:
         for at, is_firing in ((HOST_DOWN_AFTER, True), (back + PROBED_AFTER, False)):
             if at <= self.passed < at + TICK:
+                change = StateChange(tx.now, "host", host, host, "down" if is_firing else "up", "")
+                store_copied(tx, [change], cursor="c", asked_at=tx.now, gap=False)
                 intake.receive_alerts(tx, [alert_of("HostDown", is_firing=is_firing, host=host)])
 
     def continue_action(self, tx: Transaction, each: SimulatedService) -> None:
