@@ -40,6 +40,7 @@ COALESCE_FOR = 0.01  # seconds in which changes are collected before incidents a
 RELEASED_BY_ACTIONS = ("target-busy", "host-busy", "fleet-busy", "dependency-down", "storm")
 DOWN_WITHOUT_ALERT = 60.0  # seconds for which a service may be down without a firing alert before that is notified
 CHECK_CLOSE_AGAIN = 5.0
+MAY_END_EARLIER = ("healing-itself", "starting")  # what a host reports changes at any time
 CLAIM_AGAIN = 1.0  # seconds after the record changed during a claim
 READ_PROBE_TIMEOUT, READ_PROBE_PAUSE = 2.0, 15.0
 log = structlog.get_logger()
@@ -375,7 +376,10 @@ class Engine:
 
     def _pause(self, decision: Decision) -> float:
         """Return the seconds after which to decide again."""
-        return max(0.0, decision.until - self._database.clock.now()) if decision.until else DECIDE_AGAIN
+        if not decision.until:
+            return DECIDE_AGAIN
+        left = max(0.0, decision.until - self._database.clock.now())
+        return min(left, DECIDE_AGAIN) if decision.reason in MAY_END_EARLIER else left
 
     async def explain(self, service: Remediable) -> dict[str, Any]:
         """Return every gate of a service's next action and the decision; times are of the record's clock.
