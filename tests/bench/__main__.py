@@ -2,7 +2,20 @@
 
 import sys
 
-from tests.bench import access, collect, console, hosts, loop, notifications, probes, remediator, scale, scrape, start
+from tests.bench import (
+    access,
+    collect,
+    console,
+    hosts,
+    loop,
+    notifications,
+    probes,
+    remediator,
+    rules,
+    scale,
+    scrape,
+    start,
+)
 
 BENCHES = {
     "start": start.run,
@@ -13,6 +26,7 @@ BENCHES = {
     "collect": collect.run,
     "remediator": remediator.run,
     "notifications": notifications.run,
+    "rules": rules.run,
     "access": access.run,
     "console": console.run,
     "loop": loop.run,
