@@ -146,7 +146,7 @@ async def test_a_target_that_exits_at_once_fails_at_once_and_a_person_is_needed(
 ) -> None:
     config = await start_supervisord(launcher, tmp_path, PROGRAM)
     control = {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "10m"}
-    await loop.start({"web": loop.service("web") | {"host": "here", "control": control}})
+    await loop.start({"web": loop.service("web") | {"control": control}})
     await loop.kill("web")
     await loop.fire("web")
     needed = await loop.until_event("person_needed")  # long before `start_within`
@@ -172,7 +172,7 @@ async def test_a_target_whose_start_has_failed_is_restarted_without_further_wait
 ) -> None:
     config = await start_supervisord(launcher, tmp_path, SLOW_START)
     control = {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "10m"}
-    await loop.start({"web": loop.service("web") | {"host": "here", "control": control}})
+    await loop.start({"web": loop.service("web") | {"control": control}})
     await loop.kill("web")
     supervisorctl = str(Path(sys.executable).with_name("supervisorctl"))
     await launcher.start([supervisorctl, "-c", str(config), "start", "web"], tmp_path / "ctl.log")  # waits for it
