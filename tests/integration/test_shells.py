@@ -129,6 +129,7 @@ async def test_a_command_that_leaves_something_running_has_ended(any_shell: Shel
 
 
 async def test_a_command_that_hangs_does_not_end_the_others_on_its_host(shell: SshShell) -> None:
+    await shell.connection()  # which may take longer than the deadline below
     long = asyncio.create_task(shell.run(["sh", "-c", "sleep 12; echo done"], timeout=60))
     # It ignores the polite end of its deadline, and its answer comes too late to be waited for.
     await shell.run(["sh", "-c", "trap '' TERM; sleep 3; sleep 3; sleep 3; sleep 3"], timeout=0.5)
