@@ -378,7 +378,9 @@ async def test_what_a_login_shell_prints_at_its_end_is_no_output(host: Sshd, con
 
 async def test_a_login_shell_that_hangs_is_not_a_command_that_does(host: Sshd, connect: Connect) -> None:
     logs_in_with(host, "exec sleep 60")
-    done = await connect().run(["true"], timeout=0.5)
+    shell = connect()
+    await shell.connection()
+    done = await shell.run(["true"], timeout=0.5)
     assert (done.status, done.late) == (None, False)
     assert "did not start the command" in done.why
 
