@@ -11,7 +11,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,8 @@ def run() -> bool:
 async def _run() -> bool:
     if os.geteuid() == 0:
         await service.run_container("bench", "bench", ["/bin/sleep", "1000"])
-    launcher = await Launcher.begin()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return await _measure(launcher, Path(folder))
-    finally:
-        await launcher.end()
+    async with peers.workplace() as (launcher, folder):
+        return await _measure(launcher, folder)
 
 
 async def _measure(launcher: Launcher, folder: Path) -> bool:

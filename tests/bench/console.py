@@ -4,7 +4,6 @@ Every service is probed once per 15 s, and some of them change their state all t
 """
 
 import asyncio
-import os
 import shutil
 import statistics
 import tempfile
@@ -18,12 +17,12 @@ from playwright.async_api import async_playwright
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
+from tests.bench import peers
 from tests.support import eventually
 
 SERVICES, REQUESTS, VIEWERS, SECONDS = 1000, 20, 200, 15.0
 VISITS = 7
 FIRST_BYTE, SIZE, USABLE, CORE, PRESS = 0.150, 300_000, 1.0, 0.15, 0.300
-TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def run() -> bool:
@@ -159,11 +158,6 @@ async def _viewers(stack: Stack) -> bool:
 
 async def _cpu(pid: int) -> float:
     """Return the cores that a process uses, as an average of some seconds."""
-    before = _ticks(pid)
+    before = peers.cpu(pid)
     await asyncio.sleep(SECONDS)
-    return (_ticks(pid) - before) / TICKS / SECONDS
-
-
-def _ticks(pid: int) -> int:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return int(fields[11]) + int(fields[12])
+    return (peers.cpu(pid) - before) / SECONDS

@@ -4,7 +4,6 @@ import asyncio
 import os
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,8 @@ async def _run() -> bool:
     names = [f"bench-{number}" for number in range(CONTAINERS)]
     for name in names:
         await service.run_container(name, name, ["/bin/sleep", "1000"])
-    launcher = await Launcher.begin()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            return await _measure(launcher, Path(folder), names)
-    finally:
-        await launcher.end()
+    async with peers.workplace() as (launcher, folder):
+        return await _measure(launcher, folder, names)
 
 
 async def _measure(launcher: Launcher, folder: Path, names: list[str]) -> bool:

@@ -1,8 +1,10 @@
-"""What the benches have in common: a web server to be probed, and waiting until something answers."""
+"""What the benches have in common: where they run, a web server to be probed, and waiting until something answers."""
 
 import asyncio
 import contextlib
 import os
+import tempfile
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -33,6 +35,17 @@ async def start_nginx(launcher: Launcher, folder: Path, port: int, scheme: str) 
         ' location / { default_type text/plain; return 200 "the heart beats\\n"; } } }'
     )
     await launcher.start(["nginx", "-e", "stderr", "-p", str(folder), "-c", str(config)], folder / "nginx.log")
+
+
+@contextlib.asynccontextmanager
+async def workplace() -> AsyncIterator[tuple[Launcher, Path]]:
+    """A launcher of programs and an empty folder, for one bench."""
+    launcher = await Launcher.begin()
+    try:
+        with tempfile.TemporaryDirectory() as name:
+            yield launcher, Path(name)
+    finally:
+        await launcher.end()
 
 
 async def answers(client: httpx.AsyncClient, url: str) -> None:

@@ -9,7 +9,6 @@ import os
 import ssl
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 
 import httpx
@@ -35,12 +34,8 @@ async def _run() -> bool:
 
 
 async def _compare(scheme: str) -> bool:
-    launcher = await Launcher.begin()
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            ours, theirs = await _measure(launcher, Path(name), scheme)
-    finally:
-        await launcher.end()
+    async with peers.workplace() as (launcher, folder):
+        ours, theirs = await _measure(launcher, folder, scheme)
     at_most = AT_MOST[scheme]
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     ratio = statistics.median(ratios)

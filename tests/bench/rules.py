@@ -5,9 +5,7 @@ and hosts, as they are on a normal day.
 """
 
 import asyncio
-import os
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,12 +40,8 @@ def run() -> bool:
 
 
 async def _run() -> bool:
-    launcher = await Launcher.begin()
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            return await _measure(launcher, Path(name))
-    finally:
-        await launcher.end()
+    async with peers.workplace() as (launcher, folder):
+        return await _measure(launcher, folder)
 
 
 async def _measure(launcher: Launcher, folder: Path) -> bool:
@@ -70,12 +64,13 @@ async def _measure(launcher: Launcher, folder: Path) -> bool:
         async with httpx.AsyncClient(trust_env=False, timeout=30, base_url=urls[0]) as client:
             await peers.answers(client, "/-/ready")
             await asyncio.sleep(WARM_UP)
-            before, began = [_cpu(pid) for pid in pids], time.monotonic()
+            before, began = [peers.cpu(pid) for pid in pids], time.monotonic()
             costs = []
             while time.monotonic() - began < MEASURED:
                 await asyncio.sleep(EVERY)
                 costs.append(await _read_cost(client))
-            spent, seconds = [_cpu(pid) - was for pid, was in zip(pids, before, strict=True)], time.monotonic() - began
+            seconds = time.monotonic() - began
+            spent = [peers.cpu(pid) - was for pid, was in zip(pids, before, strict=True)]
             fired, series = await _count_firing(client), await _count_series(client)
     finally:
         await runner.cleanup()
@@ -148,9 +143,3 @@ async def _count_firing(client: httpx.AsyncClient) -> int:
 async def _count_series(client: httpx.AsyncClient) -> int:
     status: dict[str, Any] = (await client.get("/api/v1/status/tsdb")).json()["data"]
     return int(status["headStats"]["numSeries"])
-
-
-def _cpu(pid: int) -> float:
-    """Return the CPU time of a process, in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -7,7 +7,6 @@ import asyncio
 import os
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -33,12 +32,8 @@ def run() -> bool:
 
 
 async def _run() -> bool:
-    launcher = await Launcher.begin()
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            return await _measure(launcher, Path(name))
-    finally:
-        await launcher.end()
+    async with peers.workplace() as (launcher, folder):
+        return await _measure(launcher, folder)
 
 
 async def _measure(launcher: Launcher, folder: Path) -> bool:

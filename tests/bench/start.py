@@ -5,14 +5,12 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
 import yaml
 
-from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
 from tests.bench import peers
 
@@ -27,16 +25,11 @@ def run() -> bool:
 
 
 async def _run() -> bool:
-    launcher = await Launcher.begin()
-    try:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            (port,) = reserve_ports(1)
-            await peers.start_nginx(launcher, folder, port, "http")
-            _write(folder / "config", port)
-            return await asyncio.to_thread(_measure, folder / "config")
-    finally:
-        await launcher.end()
+    async with peers.workplace() as (launcher, folder):
+        (port,) = reserve_ports(1)
+        await peers.start_nginx(launcher, folder, port, "http")
+        _write(folder / "config", port)
+        return await asyncio.to_thread(_measure, folder / "config")
 
 
 def _write(config: Path, port: int) -> None:

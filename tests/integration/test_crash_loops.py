@@ -137,6 +137,15 @@ async def resolve(loop: Loop, service: str) -> None:
     await loop.fire(service, status="resolved")
 
 
+async def start_with_program(loop: Loop, launcher: Launcher, folder: Path, program: str) -> Path:
+    """Start with a service that is down and has this program of supervisor; returns supervisor's configuration."""
+    config = await start_supervisord(launcher, folder, program)
+    control = {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "10m"}
+    await loop.start({"web": loop.service("web") | {"control": control}})
+    await loop.kill("web")
+    return config
+
+
 PROGRAM = "[program:web]\ncommand=sh -c 'exit 3'\nautostart=false\nautorestart=false\nstartsecs=0\n"
 
 
@@ -144,10 +153,7 @@ PROGRAM = "[program:web]\ncommand=sh -c 'exit 3'\nautostart=false\nautorestart=f
 async def test_a_target_that_exits_at_once_fails_at_once_and_a_person_is_needed(
     loop: Loop, launcher: Launcher, tmp_path: Path
 ) -> None:
-    config = await start_supervisord(launcher, tmp_path, PROGRAM)
-    control = {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "10m"}
-    await loop.start({"web": loop.service("web") | {"control": control}})
-    await loop.kill("web")
+    await start_with_program(loop, launcher, tmp_path, PROGRAM)
     await loop.fire("web")
     needed = await loop.until_event("person_needed")  # long before `start_within`
     assert needed["detail"]["reason"] == "crash-loop"
@@ -170,10 +176,7 @@ SLOW_START = "[program:web]\ncommand=sh -c 'sleep 20; exit 3'\nautostart=false\n
 async def test_a_target_whose_start_has_failed_is_restarted_without_further_waiting(
     loop: Loop, launcher: Launcher, tmp_path: Path
 ) -> None:
-    config = await start_supervisord(launcher, tmp_path, SLOW_START)
-    control = {"supervisor": {"program": "web", "config": str(config)}, "timeout": "10s", "start_within": "10m"}
-    await loop.start({"web": loop.service("web") | {"control": control}})
-    await loop.kill("web")
+    config = await start_with_program(loop, launcher, tmp_path, SLOW_START)
     supervisorctl = str(Path(sys.executable).with_name("supervisorctl"))
     await launcher.start([supervisorctl, "-c", str(config), "start", "web"], tmp_path / "ctl.log")  # waits for it
 
