@@ -9,10 +9,13 @@ from functools import partial
 import structlog
 
 from exporter.api import add_routes
+from exporter.api.ping_listener import PingListener
+from exporter.api.pings import create_ping_application
 from exporter.metrics import ExporterMetrics
 from exporter.probes.net.connections import create_ssl_context
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.loading import LoadedInventory
+from fleet.inventory.model import Inventory
 from fleet.inventory.server_access import create_settings
 from fleet.sources import ServiceSources, report_to
 from runtime.access.audit import write_to_log
@@ -50,11 +53,16 @@ async def run(
     app = create_application(
         access, web_config, ready=started.is_set, on_error=lambda _request, error: metrics.count_refusal(error.status)
     )
+    pings = PingListener(create_ping_application(scheduler.heartbeats, web_config), metrics, lambda: web_config.tls)
     current = loaded.inventory
+
+    async def apply(inventory: Inventory) -> None:
+        await scheduler.apply(inventory)
+        await pings.listen(inventory.exporter.heartbeats.listen if scheduler.heartbeats.has_any else "")
 
     async def start() -> None:
         async with reload.lock:
-            await scheduler.apply(loaded.inventory)
+            await apply(loaded.inventory)
             freeze_garbage_collector()
         metrics.record_reload(successful=True)
         started.set()
@@ -65,9 +73,9 @@ async def run(
         redact.add(new.secrets)
         create_ssl_context.cache_clear()  # certificate files may have been renewed
         try:
-            await scheduler.apply(new.inventory)
+            await apply(new.inventory)
         except Exception:
-            await scheduler.apply(current)
+            await apply(current)
             raise
         await _apply_access(access, new)
         current = new.inventory
@@ -75,6 +83,11 @@ async def run(
         return {"services": len(scheduler.services)}
 
     reload = Reloader(apply_configuration, metrics)
+
+    async def drain() -> None:
+        await pings.close()
+        await scheduler.close()
+
     add_routes(app, scheduler, metrics, reload)
     await serve(
         "exporter",
@@ -82,9 +95,9 @@ async def run(
         listen,
         metrics,
         web_config=web_config,
-        tasks=[start, access.run, partial(sources.watch, reload)],
+        tasks=[start, access.run, partial(sources.watch, reload), scheduler.report_heartbeats],
         reload=reload,
-        drain=scheduler.close,
+        drain=drain,
     )
 
 

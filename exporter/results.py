@@ -9,7 +9,7 @@ from runtime.times import format_rfc3339
 
 FailureReason = Literal[
     "resolve", "connect", "timeout", "tls", "redirect", "status", "body", "header", "json",
-    "latency", "protocol", "auth", "shell", "exit", "state", "error",
+    "latency", "protocol", "auth", "shell", "exit", "state", "late", "failed", "error",
 ]  # fmt: skip
 
 

@@ -94,7 +94,7 @@ class Connections:
             dropped = min(spared, key=lambda each: each.importance(now), default=connection)
         self._by_address.setdefault(connection.address, {})[connection] = None
         self._count += 1
-        self._metrics.connections.set(self._count)
+        self._metrics.connections.inc()
         if dropped is not None:
             dropped.drop("limit")
 
@@ -110,7 +110,7 @@ class Connections:
         if connection in siblings:
             del siblings[connection]
             self._count -= 1
-            self._metrics.connections.set(self._count)
+            self._metrics.connections.dec()
             if not siblings:
                 del self._by_address[connection.address]
 

@@ -11,6 +11,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 
 from exporter.exposition.service_series import FAMILIES
+from exporter.heartbeats import series
 from exporter.metrics import ExporterMetrics
 from exporter.scheduler import collector_scheduler
 from remediator.metrics import RemediatorMetrics
@@ -57,7 +58,7 @@ def own_metrics(registry: CollectorRegistry) -> set[str]:
 def published_metrics() -> set[str]:
     """Return the names of all metrics that the exporter and the remediator publish."""
     own = own_metrics(ExporterMetrics().registry) | own_metrics(RemediatorMetrics().registry)
-    return {family.name for family in (*FAMILIES, *collector_scheduler.FAMILIES)} | own
+    return {family.name for family in (*FAMILIES, *collector_scheduler.FAMILIES, *series.FAMILIES)} | own
 
 
 @cache

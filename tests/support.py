@@ -20,8 +20,8 @@ from fleet.inventory.loading import PROGRAMS, LoadedInventory, load
 from fleet.inventory.model import Inventory
 from fleet.inventory.problems import ConfigurationError
 from fleet.inventory.references import Program
-from remediator.record.clock import SteadyClock
 from remediator.record.database import Database
+from runtime.clock import SteadyClock
 from runtime.redaction import Redactor
 
 T = TypeVar("T")

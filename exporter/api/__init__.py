@@ -1,10 +1,11 @@
-"""HTTP routes of the exporter: `/metrics`, service discovery, services, probe now, hosts, events, reload."""
+"""HTTP routes of the exporter: `/metrics`, service discovery, services, heartbeats, hosts, events, reload."""
 
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from exporter.api.events import EventsApi
+from exporter.api.heartbeats import HeartbeatsApi
 from exporter.api.hosts import HostsApi
 from exporter.api.scrape import ScrapeApi
 from exporter.api.services import ServicesApi
@@ -18,7 +19,7 @@ def add_routes(
     app: web.Application, scheduler: ProbeScheduler, metrics: ExporterMetrics, reload: Callable[[], Awaitable[None]]
 ) -> None:
     scrape, services = ScrapeApi(scheduler, metrics), ServicesApi(scheduler, reload)
-    hosts, events = HostsApi(scheduler), EventsApi(scheduler)
+    hosts, events, heartbeats = HostsApi(scheduler), EventsApi(scheduler), HeartbeatsApi(scheduler)
     add_route(app, "GET", "/metrics", scrape.metrics, AccessRequirement.SCRAPE)
     add_route(app, "GET", "/api/v1/sd/node-exporter", scrape.node_exporters, AccessRequirement.SCRAPE)
     add_route(app, "GET", "/api/v1/services", services.list_services, AccessRequirement.VIEWER)
@@ -27,5 +28,8 @@ def add_routes(
     add_route(app, "PUT", "/api/v1/pauses", services.set_pauses, AccessRequirement.OPERATOR)
     add_route(app, "GET", "/api/v1/hosts", hosts.list_hosts, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/hosts/{name}", hosts.show_host, AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/heartbeats", heartbeats.list_heartbeats, AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/heartbeats/{id}", heartbeats.show_heartbeat, AccessRequirement.OPERATOR)
+    add_route(app, "GET", "/api/v1/heartbeats/{id}/urls", heartbeats.show_urls, AccessRequirement.OPERATOR)
     add_route(app, "GET", "/api/v1/events", events.list_events, AccessRequirement.VIEWER)
     add_route(app, "POST", "/-/reload", services.reload, AccessRequirement.ADMIN)

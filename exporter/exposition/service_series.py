@@ -77,9 +77,12 @@ class ServiceSeries:
             "probe": service.probe.kind,
         }
         self._labels = format_labels(labels)
+        # A service that reports itself is not probed at an interval: without these, no rule expects that.
+        is_reported = getattr(service.probe.options, "is_reported", False)
+        every, timeout = (None, None) if is_reported else (service.probe.every, service.probe.timeout)
         self._constant = {
-            "service_probe_interval_seconds": self._line("service_probe_interval_seconds", service.probe.every),
-            "service_probe_timeout_seconds": self._line("service_probe_timeout_seconds", service.probe.timeout),
+            "service_probe_interval_seconds": self._line("service_probe_interval_seconds", every),
+            "service_probe_timeout_seconds": self._line("service_probe_timeout_seconds", timeout),
             "service_probe_slow_seconds": self._line("service_probe_slow_seconds", service.probe.slow_after),
             "service_objective_ratio": self._line("service_objective_ratio", _ratio(service.objective)),
             "service_threshold": _threshold_lines("service_threshold", self._labels, service.thresholds),

@@ -17,7 +17,7 @@ ProbeOptionsT = TypeVar("ProbeOptionsT", bound=ConfigModel)
 class ProbeContext:
     """What a probe receives besides its options: service, host, timeout in seconds, and access to the host.
 
-    `shell` and `reading` raise ShellError.
+    `shell` and `reading` raise ShellError. `check_heartbeat` raises ProbeFailure unless the service's pings arrive.
     """
 
     service: str
@@ -25,6 +25,7 @@ class ProbeContext:
     timeout: float
     shell: Callable[[], Shell]
     reading: Callable[[], HostReading]
+    check_heartbeat: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -52,5 +53,6 @@ PROBES: Mapping[str, ProbeKind[Any]] = LazyTable(
         "command": "exporter.probes.command:COMMAND",
         "status": "exporter.probes.status:STATUS",
         "python": "exporter.probes.python:PYTHON",
+        "heartbeat": "exporter.probes.heartbeat:HEARTBEAT",
     }
 )

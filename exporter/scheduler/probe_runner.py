@@ -18,17 +18,31 @@ MESSAGE_LIMIT = 500  # characters
 MESSAGE_EXAMINED = 10_000  # characters that are redacted
 
 
+def refuse_heartbeat() -> None:
+    """Check a heartbeat where no pings are received. Raises ProbeFailure."""
+    raise ProbeFailure("error", "only the exporter receives pings: see `defib heartbeat list`")
+
+
 async def run_probe(
-    service: Service, shell: Callable[[], Shell], reading: Callable[[], HostReading], redact: Redactor
+    service: Service,
+    shell: Callable[[], Shell],
+    reading: Callable[[], HostReading],
+    redact: Redactor,
+    *,
+    check_heartbeat: Callable[[], None] = refuse_heartbeat,
+    measured_at: float | None = None,
 ) -> ProbeResult:
-    """Probe `service` once. Every failure becomes a result; secrets in its message are redacted."""
+    """Probe `service` once. Every failure becomes a result; secrets in its message are redacted.
+
+    `measured_at` is the Unix time of the state that a heartbeat has, if older than the probe.
+    """
     kind = PROBES[service.probe.kind]
-    details = ProbeDetails(redact=redact)
+    details = ProbeDetails(redact=redact, measured_at=measured_at)
     started_at, started = time.time(), time.perf_counter()
     reason: FailureReason | None = None
     message = ""
     timeout = service.probe.timeout
-    context = ProbeContext(service.id, service.host, timeout, shell, reading)
+    context = ProbeContext(service.id, service.host, timeout, shell, reading, check_heartbeat)
     try:
         async with asyncio.timeout(timeout):
             await kind.probe(service.probe.options, context, details)

@@ -11,6 +11,8 @@ import structlog
 from exporter.exposition.label_values import escape_value
 from exporter.exposition.metrics_page import MetricsPage
 from exporter.exposition.service_series import FAMILIES, render_host
+from exporter.heartbeats import series
+from exporter.heartbeats.monitor import HeartbeatMonitor
 from exporter.metrics import ExporterMetrics
 from exporter.probes.host import HostProbeOptions
 from exporter.results import ProbeResult
@@ -25,6 +27,7 @@ from exporter.scheduler.probe_runner import run_probe
 from exporter.scheduler.probed_service import ProbedService
 from exporter.scheduler.schedule import Schedule, add_jitter
 from fleet.inventory.model import Host, Inventory, Service
+from fleet.inventory.reasons import UNDETERMINED
 from fleet.shells.pool import Shells
 from runtime.redaction import Redactor
 from runtime.tasks import cancel_and_wait
@@ -58,7 +61,8 @@ class ProbeScheduler:
         randomness: random.Random | None = None,
     ) -> None:
         self.services: dict[str, ProbedService] = {}
-        self.page = MetricsPage((*FAMILIES, *collector_scheduler.FAMILIES))
+        self.page = MetricsPage((*FAMILIES, *collector_scheduler.FAMILIES, *series.FAMILIES))
+        self.heartbeats = HeartbeatMonitor(redact, lambda name, lines: self.page.put(f"heartbeat {name}", lines))
         self._metrics = metrics
         self._redact = redact
         self._random = randomness or random.Random()  # noqa: S311 - spreads load, not used for security
@@ -79,7 +83,11 @@ class ProbeScheduler:
         self._resuming: asyncio.Task[None] | None = None
 
     async def apply(self, inventory: Inventory) -> None:
-        """Switch to `inventory`; tasks of unchanged services and collectors keep running."""
+        """Switch to `inventory`; tasks of unchanged services and collectors keep running.
+
+        Raises StartError, TokenError and HeartbeatStoreError if heartbeats cannot be received.
+        """
+        await self.heartbeats.apply(inventory)
         self._early.forget(self.hosts.keys() - inventory.hosts.keys())
         for name in self.hosts.keys() - inventory.hosts.keys():
             self.page.drop(f"host {name}")
@@ -107,7 +115,10 @@ class ProbeScheduler:
             changed.append(probed)
         async for probed in _with_pauses(changed):
             self.page.put(probed.service.id, probed.render())
-            probed.task = asyncio.create_task(self._run(probed), name=f"probe {probed.service.id}")
+            if probed.is_reported:
+                self.heartbeats.recheck(probed.service.id)
+            else:
+                probed.task = asyncio.create_task(self._run(probed), name=f"probe {probed.service.id}")
         self._reloads += 1
         self.changes.reload()
 
@@ -116,6 +127,7 @@ class ProbeScheduler:
             self._end_of_pauses.cancel()
         await cancel_and_wait([self._resuming] if self._resuming is not None else [])
         await _cancel_tasks(*self.services.values())
+        await self.heartbeats.close()
         await self._collectors.close()
         await self._readings.close()
         await self._shells.close()
@@ -146,6 +158,20 @@ class ProbeScheduler:
             result = await self._probe(probed, asyncio.get_running_loop().time(), on_request=True)
         probed.probed_out_of_turn.set()
         return result
+
+    async def report_heartbeats(self) -> None:
+        """Record the states of heartbeats whenever they may have changed, until cancelled."""
+        await self.heartbeats.run(self._report_heartbeat)
+
+    async def _report_heartbeat(self, name: str, changed_at: float) -> None:
+        probed = self.services.get(name)
+        if probed is None or not probed.is_reported or probed.is_paused:
+            return  # it is reported when it is no longer paused
+        try:
+            async with probed.lock:
+                await self._probe(probed, 0.0, measured_at=changed_at)
+        except Exception:  # without this task, all heartbeats would keep their last state for ever
+            log.exception("probe_task_failed", service=name)
 
     async def pause(self, services: Collection[str], seconds: float) -> None:
         """Probe these services only on request for some seconds, and all others on schedule.
@@ -181,6 +207,7 @@ class ProbeScheduler:
             self.events.record(time.time(), "service", service.host, service.id, "unknown", "probing is paused")
         if not paused:
             probed.probed_out_of_turn.set()  # so that it is probed soon
+            self.heartbeats.recheck(service.id)
 
     def _publish(self, probed: ProbedService) -> None:
         """Show the state of a service on `/metrics` and in the API."""
@@ -222,7 +249,9 @@ class ProbeScheduler:
             if missed:
                 self._metrics.skipped.inc(missed)
 
-    async def _probe(self, probed: ProbedService, since: float, *, on_request: bool = False) -> ProbeResult:
+    async def _probe(
+        self, probed: ProbedService, since: float, *, on_request: bool = False, measured_at: float | None = None
+    ) -> ProbeResult:
         """Probe and record the result; a reading of the host that is used must have started at `since` or later."""
         service = probed.service
         self._metrics.in_flight.inc()
@@ -232,9 +261,13 @@ class ProbeScheduler:
                 lambda: self._shells.get(service.host),
                 lambda: self._readings.get(service.host, since=since),
                 self._redact,
+                check_heartbeat=lambda: self.heartbeats.check(service.id),
+                measured_at=measured_at,
             )
         finally:
             self._metrics.in_flight.dec()
+        if probed.is_reported and result.reason in UNDETERMINED:
+            return result  # a heartbeat without pings is unknown
         if probed.is_paused and not on_request:
             return result  # the pause began meanwhile
         before = probed.state.up
@@ -246,8 +279,9 @@ class ProbeScheduler:
                 self._probe_early(service.host)
             if not before and probed.state.up and self._collectors.host_states.get(service.host) == "down":
                 self._collectors.retry(self.hosts[service.host])
-        labels = escape_value(service.provider), escape_value(service.category)
-        self._metrics.probe_duration.labels(*labels).observe(result.duration)
+        if not probed.is_reported:  # else nothing was measured
+            labels = escape_value(service.provider), escape_value(service.category)
+            self._metrics.probe_duration.labels(*labels).observe(result.duration)
         return result
 
     def _record_event(self, probed: ProbedService, before: bool | None, result: ProbeResult) -> None:

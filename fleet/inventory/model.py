@@ -24,6 +24,7 @@ from fleet.inventory.endpoints import (
     RelativePath,
     SecretUrl,
 )
+from fleet.inventory.heartbeats import HeartbeatSettings
 from fleet.inventory.host_selector import HostSelector, matches_host
 from fleet.inventory.kinds import ConfigurableKind, KindOptions, KindTables
 from fleet.inventory.notify import Channel, Notify, Severity
@@ -395,6 +396,7 @@ def find_connection_path(name: str, hosts: Mapping[str, Host], *, control: bool 
 class ExporterSettings(ConfigModel):
     url: Endpoint = Endpoint(url="http://127.0.0.1:9999")
     token: OwnToken | None = None
+    heartbeats: HeartbeatSettings = HeartbeatSettings()
 
 
 class EventSettings(ConfigModel):

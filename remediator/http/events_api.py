@@ -14,12 +14,12 @@ import structlog
 from aiohttp import hdrs, web
 
 from remediator.http.views import format_times, may_read_evidence, read_record
-from remediator.record.clock import SteadyClock
 from remediator.record.database import Database
 from remediator.record.event_pages import EventPage, Position, page_of_events
 from remediator.record.event_sources import KINDS, EventFilter
 from runtime.access.control import AUTOMATIC, get_identity
 from runtime.access.roles import AccessRequirement, permits
+from runtime.clock import SteadyClock
 from runtime.errors import ApiError
 from runtime.redaction import Redactor
 from runtime.terminal import escape_controls

@@ -9,11 +9,11 @@ from aiohttp import web
 
 from fleet.inventory.model import Inventory
 from remediator.record.automation import AutomationSwitch
-from remediator.record.clock import SteadyClock
 from remediator.record.database import Database, StorageError
 from remediator.record.transaction import Transaction
 from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement, permits
+from runtime.clock import SteadyClock
 from runtime.errors import ApiError
 from runtime.redaction import Redactor
 from runtime.times import format_rfc3339

@@ -19,9 +19,9 @@ from sqlalchemy.exc import DatabaseError, DBAPIError
 
 from fleet.inventory.model import Inventory
 from remediator.record import clock
-from remediator.record.clock import SteadyClock
 from remediator.record.transaction import Transaction
 from remediator.record.workers import TransactionWorkers, begin
+from runtime.clock import SteadyClock, boot_id, seconds_since_boot
 from runtime.errors import DefibError, StartError
 
 P = ParamSpec("P")
@@ -159,12 +159,12 @@ class Database:
         with begin(self._write_engine, "BEGIN IMMEDIATE") as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-            offset = clock.resume_clock(connection, clock.boot_id(), clock.seconds_since_boot(), calendar())
+            offset = clock.resume_clock(connection, boot_id(), seconds_since_boot(), calendar())
         return SteadyClock(offset, calendar=calendar)
 
 
 def _store_time(tx: Transaction) -> None:
-    clock.store_clock(tx.connection, tx.now, clock.seconds_since_boot(), time.time())
+    clock.store_clock(tx.connection, tx.now, seconds_since_boot(), time.time())
 
 
 def _file_at(path: Path) -> tuple[int, int] | None:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult, Executable, ScalarResult
 
 from fleet.inventory.model import Inventory
-from remediator.record.clock import SteadyClock
+from runtime.clock import SteadyClock
 
 
 @dataclass(frozen=True)

@@ -165,5 +165,16 @@ async def test_python(tmp_path: Path) -> None:
     await run(tmp_path, "python", {})
 
 
+async def test_heartbeat(tmp_path: Path) -> None:
+    (tmp_path / "services.yaml").write_text(example("heartbeat"))
+    inventory = (await asyncio.to_thread(loaded, tmp_path)).inventory
+    for each in inventory.services.values():
+        result = await probe_once(each, {}, Redactor())
+        assert (result.reason, result.message) == (
+            "error",
+            "only the exporter receives pings: see `defib heartbeat list`",
+        )
+
+
 def test_every_kind_has_an_example() -> None:
     assert [kind for kind in PROBES if f"test_{kind}" not in globals()] == []

@@ -11,8 +11,8 @@ from fleet.inventory.model import Remediation, Service
 from remediator.policy.decisions import decide
 from remediator.policy.situation import ActionHistory, ActionsInProgress, Observation, Situation
 from remediator.record import clock
-from remediator.record.clock import SteadyClock
 from remediator.record.schema import metadata
+from runtime.clock import SteadyClock
 from tests.unit.test_policy import load_services
 
 HOUR = 3600.0

@@ -1,0 +1,151 @@
+"""The ping API of healthchecks: jobs request a URL when they start, end or fail. Its paths are secrets.
+
+The paths, answers and headers are those of healthchecks (https://healthchecks.io/docs/http_api/), so that its clients
+work unchanged: `/ping/UUID` and `/ping/PING_KEY/SLUG`, each also without `/ping` and with `/start`, `/fail`, `/log` or
+an exit status.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+from aiohttp import web
+
+from exporter.heartbeats.monitor import BODY_LIMIT, HeartbeatMonitor, RateLimitedError
+from exporter.heartbeats.state import PingKind
+from exporter.heartbeats.store import HeartbeatStoreError
+from fleet.inventory.heartbeats import is_uuid
+from runtime.http_checks import add_response_headers
+from runtime.webconfig import WebConfigFile
+
+BODY_TIMEOUT = 10.0  # seconds after which a ping counts with the part of its body that has arrived
+MAX_EXIT_STATUS = 255
+HEADERS = {"Access-Control-Allow-Origin": "*", "Ping-Body-Limit": str(BODY_LIMIT)}
+METHODS = ("GET", "HEAD", "POST")
+_ACTIONS: dict[str, tuple[PingKind, int | None]] = {
+    "": ("success", None), "start": ("start", None), "fail": ("fail", None), "log": ("log", None),
+}  # fmt: skip
+_RUN_ID_LIMIT = 36  # characters
+
+
+class PingError(Exception):
+    """A request that is no ping of a heartbeat, with its answer."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
+
+
+@dataclass(frozen=True, slots=True)
+class PingTarget:
+    """What the path of a request names: a UUID, or a ping key and a slug; and what happened there."""
+
+    uuid: str
+    ping_key: str
+    slug: str
+    kind: PingKind
+    exit_status: int | None
+
+
+def parse_ping_path(path: str) -> PingTarget:
+    """Parse the path of a request, without its query. Raises PingError."""
+    parts = [unquote(part) for part in path.strip("/").split("/")]
+    if parts[0] == "ping":
+        parts = parts[1:]
+    if not parts or not parts[0]:
+        raise PingError(404, "not found")
+    if is_uuid(parts[0]):
+        kind, exit_status = _parse_action(parts[1:])
+        return PingTarget(parts[0], "", "", kind, exit_status)
+    if len(parts) == 1:
+        raise PingError(400, "invalid uuid format")
+    kind, exit_status = _parse_action(parts[2:])
+    return PingTarget("", parts[0], parts[1], kind, exit_status)
+
+
+def _parse_action(parts: Sequence[str]) -> tuple[PingKind, int | None]:
+    if len(parts) > 1:
+        raise PingError(400, "invalid url format")
+    action = parts[0] if parts else ""
+    if action in _ACTIONS:
+        return _ACTIONS[action]
+    if re.fullmatch("[0-9]{1,3}", action) is None or int(action) > MAX_EXIT_STATUS:
+        raise PingError(400, "invalid url format")
+    return ("fail" if int(action) else "success"), int(action)
+
+
+class PingApi:
+    """Answers pings, once they are stored."""
+
+    def __init__(self, heartbeats: HeartbeatMonitor) -> None:
+        self._heartbeats = heartbeats
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """Answer any request of the listener."""
+        try:
+            await self._receive(request)
+        except PingError as error:
+            return web.Response(status=error.status, text=error.text, headers=HEADERS)
+        except RateLimitedError as error:
+            wait = {"Retry-After": str(max(1, round(error.retry_after)))}
+            return web.Response(status=429, text="rate limit exceeded", headers=HEADERS | wait)
+        except HeartbeatStoreError:
+            return web.Response(status=503, text="cannot store the ping", headers=HEADERS | {"Retry-After": "5"})
+        return web.Response(text="OK", headers=HEADERS)
+
+    async def _receive(self, request: web.Request) -> None:
+        if request.method not in METHODS:
+            raise PingError(405, "method not allowed")
+        target = parse_ping_path(request.rel_url.raw_path)
+        service = self._find_service(target)
+        run_id = request.query.get("rid", "")
+        if run_id and not is_uuid(run_id):
+            raise PingError(400, "invalid uuid format")
+        body, is_cut = await _read_body(request)
+        client = f"{request.method} {request.remote or ''} {request.headers.get('User-Agent', '')}".strip()
+        try:
+            await self._heartbeats.receive(
+                service, target.kind, target.exit_status, run_id.lower(), body, is_cut=is_cut, client=client
+            )
+        except KeyError:  # a reload has removed it meanwhile
+            raise PingError(404, "not found") from None
+
+    def _find_service(self, target: PingTarget) -> str:
+        registry = self._heartbeats.registry
+        if target.uuid:
+            found = registry.find_by_uuid(target.uuid)
+            services = [] if found is None else [found]
+        else:
+            services = list(registry.find_by_slug(target.ping_key, target.slug))
+        if not services:
+            raise PingError(404, "not found")
+        if len(services) > 1:
+            raise PingError(409, "ambiguous slug")
+        return services[0]
+
+
+async def _read_body(request: web.Request) -> tuple[bytes, bool]:
+    """Return the beginning of the body, and whether it is cut: it was too long, or its end did not come in time.
+
+    The rest is discarded while the connection is closed.
+    """
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            async for part in request.content.iter_any():
+                body += part
+                if len(body) > BODY_LIMIT:
+                    return bytes(body[:BODY_LIMIT]), True
+    except (TimeoutError, web.RequestPayloadError, web.HTTPRequestTimeout):
+        return bytes(body), True
+    return bytes(body), False
+
+
+def create_ping_application(heartbeats: HeartbeatMonitor, web_config: WebConfigFile) -> web.Application:
+    """Return the application of the listener for pings, which needs no sign-in."""
+    app = web.Application()
+    add_response_headers(app, web_config)
+    app.router.add_route("*", "/{path:.*}", PingApi(heartbeats).answer)
+    return app

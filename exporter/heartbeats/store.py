@@ -1,0 +1,197 @@
+"""The database of heartbeats: their states, their last pings, and when pings could last be received.
+
+SQLite without an ORM: three tables, and a thousand pings per second.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from exporter.heartbeats.state import HeartbeatState, PingKind
+from runtime.clock import StoredClock
+from runtime.errors import DefibError, StartError
+
+PINGS_LIMIT = 50  # of each heartbeat
+BODIES_LIMIT = 50_000  # bytes of all bodies of a heartbeat
+FORGET_AFTER = 30 * 86400.0  # seconds without a ping, for heartbeats that have left the inventory
+_PRUNE_EVERY = 16  # pings of a heartbeat
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), boot TEXT, running REAL, calendar REAL, steady REAL);
+CREATE TABLE heartbeats (service TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE pings (
+    id INTEGER PRIMARY KEY, service TEXT NOT NULL, at REAL NOT NULL, kind TEXT NOT NULL, exit_status INTEGER,
+    run_id TEXT NOT NULL, fault TEXT NOT NULL, body TEXT NOT NULL, is_cut INTEGER NOT NULL, client TEXT NOT NULL
+);
+CREATE INDEX pings_service ON pings (service, id);
+"""
+_FIELDS = [field.name for field in fields(HeartbeatState)]
+
+
+class HeartbeatStoreError(DefibError):
+    """The database of heartbeats cannot be written or read; nothing was stored."""
+
+    retryable = True
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedPing:
+    """A ping as it is stored, with what its sender has sent: `body` is masked, and `is_cut` if it was longer."""
+
+    service: str
+    at: float
+    kind: PingKind
+    exit_status: int | None
+    run_id: str
+    fault: str
+    body: str
+    is_cut: bool
+    client: str
+
+
+class HeartbeatStore:
+    """The opened database. Its methods block, and are called by one thread at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the database, which is created where it is missing. Raises StartError."""
+        self._path = path
+        self._since_pruning: Counter[str] = Counter()
+        with contextlib.ExitStack() as opened:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+                opened.callback(os.close, self._lock)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # It has the output of jobs. SQLite's other files get the same mode.
+                os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+                self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                opened.callback(self._connection.close)
+                self._prepare()
+            except BlockingIOError:
+                raise StartError(f"another exporter uses the database of heartbeats {path}") from None
+            except (OSError, sqlite3.Error) as error:
+                raise StartError(f"cannot open the database of heartbeats {path}: {error}") from error
+            self._opened = opened.pop_all()
+        self._file = self._identify_file()
+
+    def _prepare(self) -> None:
+        connection = self._connection
+        for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > _VERSION:
+            raise sqlite3.DatabaseError("it was written by a newer version of Defib, install that version")
+        if version == 0:
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+
+    def _identify_file(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def read_clock(self) -> StoredClock | None:
+        """Return the time until which pings could be received; None in a new database."""
+        row = self._connection.execute("SELECT boot, running, calendar, steady FROM clock").fetchone()
+        return None if row is None else StoredClock(*row)
+
+    def read_states(self) -> dict[str, HeartbeatState]:
+        """Return the states by service."""
+        rows = self._connection.execute("SELECT service, state FROM heartbeats")
+        return {
+            service: HeartbeatState(**{name: value for name, value in json.loads(state).items() if name in _FIELDS})
+            for service, state in rows
+        }
+
+    def commit(self, pings: Sequence[ReceivedPing], states: Mapping[str, HeartbeatState], clock: StoredClock) -> None:
+        """Store pings and states in one transaction, which is durable afterwards. Raises HeartbeatStoreError."""
+        connection = self._connection
+        if self._identify_file() != self._file:
+            raise HeartbeatStoreError(f"the database of heartbeats {self._path} was deleted or replaced")
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                connection.executemany(
+                    "INSERT INTO pings (service, at, kind, exit_status, run_id, fault, body, is_cut, client)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    [
+                        (each.service, each.at, each.kind, each.exit_status, each.run_id, each.fault, each.body,
+                         each.is_cut, each.client)
+                        for each in pings
+                    ],
+                )  # fmt: skip
+                connection.executemany(
+                    "INSERT OR REPLACE INTO heartbeats (service, state) VALUES (?, ?)",
+                    [(service, _to_json(state)) for service, state in states.items()],
+                )
+                connection.execute(
+                    "INSERT OR REPLACE INTO clock VALUES (1, ?, ?, ?, ?)",
+                    (clock.boot, clock.running, clock.calendar, clock.steady),
+                )
+                pruned = self._prune(pings)
+                connection.execute("COMMIT")
+            except BaseException:
+                connection.rollback()
+                raise
+        except sqlite3.Error as error:
+            raise HeartbeatStoreError(f"cannot write the database of heartbeats {self._path}: {error}") from error
+        for service in pruned:
+            self._since_pruning[service] = 0
+
+    def _prune(self, pings: Iterable[ReceivedPing]) -> list[str]:
+        """Remove old pings and bodies of services with many new ones, and return these services."""
+        # A body may be as long as a fifth of all bodies of its service.
+        for each in pings:
+            self._since_pruning[each.service] += _PRUNE_EVERY if each.body else 1
+        services = [name for name in {each.service for each in pings} if self._since_pruning[name] >= _PRUNE_EVERY]
+        for service in services:
+            rows = self._connection.execute(
+                "SELECT id, length(CAST(body AS BLOB)) FROM pings WHERE service = ? ORDER BY id DESC", (service,)
+            ).fetchall()
+            old = [(number,) for number, _ in rows[PINGS_LIMIT:]]
+            total, without_body = 0, []
+            for number, length in rows[:PINGS_LIMIT]:
+                total += length
+                if length and total > BODIES_LIMIT:
+                    without_body.append((number,))
+            self._connection.executemany("DELETE FROM pings WHERE id = ?", old)
+            self._connection.executemany("UPDATE pings SET body = '', is_cut = 1 WHERE id = ?", without_body)
+        return services
+
+    def forget(self, services: Iterable[str]) -> None:
+        """Remove all that is stored of some services. Raises HeartbeatStoreError."""
+        names = [(service,) for service in services]
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("DELETE FROM heartbeats WHERE service = ?", names)
+            self._connection.executemany("DELETE FROM pings WHERE service = ?", names)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._connection.rollback()
+            raise HeartbeatStoreError(f"cannot write the database of heartbeats {self._path}: {error}") from error
+
+    def read_pings(self, service: str) -> list[ReceivedPing]:
+        """Return the last pings of a service, newest first. Raises HeartbeatStoreError."""
+        try:
+            rows = self._connection.execute(
+                "SELECT service, at, kind, exit_status, run_id, fault, body, is_cut, client FROM pings"
+                " WHERE service = ? ORDER BY id DESC LIMIT ?",
+                (service, PINGS_LIMIT),
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise HeartbeatStoreError(f"cannot read the database of heartbeats {self._path}: {error}") from error
+        return [ReceivedPing(*columns) for columns in rows]
+
+    def close(self) -> None:
+        self._opened.close()
+
+
+def _to_json(state: HeartbeatState) -> str:
+    return json.dumps({name: getattr(state, name) for name in _FIELDS})
