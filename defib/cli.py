@@ -403,6 +403,7 @@ def _add_init_options(init: argparse.ArgumentParser) -> None:
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help=help_)
     for option, metavar, help_ in (
         ("--public-url", "URL", "the console's address for browsers, with which links in notifications begin"),
+        ("--ping-listen", "ADDRESS:PORT", "an address of this machine to which jobs and agents send pings"),
         ("--language", "zh|en", "language of notifications"),
         ("--timezone", "ZONE", "time zone of notifications, such as Asia/Shanghai"),
         ("--fallback-mail", "ADDRESS", "who is notified of problems of Defib itself, by Alertmanager"),
