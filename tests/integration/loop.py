@@ -45,6 +45,7 @@ class Loop:
         self,
         services: dict[str, Any],
         *,
+        exporter: dict[str, Any] | None = None,
         remediator: dict[str, Any] | None = None,
         notify: dict[str, Any] | None = None,
         collect: dict[str, Any] | None = None,
@@ -83,6 +84,7 @@ class Loop:
         path = self.folder / "config" / "defib.yaml"
         written = yaml.safe_load(path.read_text())
         del written["remediator"]["alertmanager_url"]  # there is none
+        written["exporter"] |= exporter or {}
         written["remediator"] |= remediator or {}
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         beside = Path(written["remediator"]["database"].removeprefix("sqlite:///")).parent / "token"
