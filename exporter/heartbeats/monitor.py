@@ -85,6 +85,7 @@ class HeartbeatMonitor:
         self._redact, self._publish = redact, publish
         self._heartbeats: dict[str, Heartbeat] = {}
         self._database: _OpenDatabase | None = None
+        self._boot = boot_id()
         self._clock = SteadyClock(0.0)
         self._deadlines: list[tuple[float, str]] = []  # a heap, in which some are out of date
         self._changed: dict[str, float] = {}  # services to report, and when they have changed
@@ -346,7 +347,7 @@ class HeartbeatMonitor:
                 self._wake.set()
 
     def _read_clock(self) -> StoredClock:
-        return StoredClock(boot_id(), seconds_since_boot(), time.time(), self._clock.now())
+        return StoredClock(self._boot, seconds_since_boot(), time.time(), self._clock.now())
 
     def _states_after(self, pings: Sequence[ReceivedPing]) -> States:
         states: dict[str, HeartbeatState] = {}
