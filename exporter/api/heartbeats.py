@@ -4,6 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
+from exporter.heartbeats.agent import describe_stuck
 from exporter.heartbeats.monitor import Heartbeat, HeartbeatMonitor
 from exporter.heartbeats.store import HeartbeatStoreError, ReceivedPing
 from exporter.scheduler.probe_scheduler import ProbeScheduler
@@ -66,7 +67,35 @@ class HeartbeatsApi:
             "duration_seconds": state.last_duration,
             "exit_status": state.exit_status,
             "fault": escape_controls(state.fault),
+            **self._agent_to_json(heartbeat),
         }
+
+    def _agent_to_json(self, heartbeat: Heartbeat) -> dict[str, Any]:
+        """Return what an agent has reported, as `agent`; empty if it is none."""
+        settings, agent = heartbeat.service.agent, heartbeat.state.agent
+        if settings is None:
+            return {}
+        status = heartbeat.find_agent_status(self._heartbeats.now())
+        shown: dict[str, Any] = {
+            "status": status,
+            "stuck": describe_stuck(settings, status),
+            "problem": escape_controls(heartbeat.report_problem),
+        }
+        if agent is not None:
+            shown |= {
+                "last_progress": self._format(agent.last_progress),
+                "task": escape_controls(agent.task),
+                "progress": escape_controls(agent.progress),
+                "pending": agent.pending,
+                "rounds": agent.rounds,
+                "rounds_limit": agent.rounds_limit or settings.rounds_limit,
+                "requests_ok": agent.requests_ok,
+                "requests_429": agent.requests_rate_limited,
+                "response_seconds": agent.response_seconds,
+                "waiting_for": escape_controls(agent.waiting_for),
+                "waiting_since": self._format(agent.waiting_since),
+            }
+        return {"agent": shown}
 
     def _ping_to_json(self, ping: ReceivedPing) -> dict[str, Any]:
         return {

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from exporter.heartbeats.agent import AgentReport, state_from_json, state_to_json
 from exporter.heartbeats.state import HeartbeatState, PingKind
 from runtime.clock import StoredClock
 from runtime.errors import DefibError, StartError
@@ -53,6 +54,7 @@ class ReceivedPing:
     body: str
     is_cut: bool
     client: str
+    report: AgentReport | None = None  # in the body, not stored
 
 
 class HeartbeatStore:
@@ -105,10 +107,7 @@ class HeartbeatStore:
     def read_states(self) -> dict[str, HeartbeatState]:
         """Return the states by service."""
         rows = self._connection.execute("SELECT service, state FROM heartbeats")
-        return {
-            service: HeartbeatState(**{name: value for name, value in json.loads(state).items() if name in _FIELDS})
-            for service, state in rows
-        }
+        return {service: _from_json(state) for service, state in rows}
 
     def commit(self, pings: Sequence[ReceivedPing], states: Mapping[str, HeartbeatState], clock: StoredClock) -> None:
         """Store pings and states in one transaction, which is durable afterwards. Raises HeartbeatStoreError."""
@@ -194,4 +193,11 @@ class HeartbeatStore:
 
 
 def _to_json(state: HeartbeatState) -> str:
-    return json.dumps({name: getattr(state, name) for name in _FIELDS})
+    stored = {name: getattr(state, name) for name in _FIELDS}
+    return json.dumps(stored if state.agent is None else {**stored, "agent": state_to_json(state.agent)})
+
+
+def _from_json(text: str) -> HeartbeatState:
+    stored = {name: value for name, value in json.loads(text).items() if name in _FIELDS}
+    agent = stored.pop("agent", None)
+    return HeartbeatState(**stored, agent=None if agent is None else state_from_json(agent))

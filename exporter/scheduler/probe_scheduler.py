@@ -161,7 +161,7 @@ class ProbeScheduler:
 
     async def report_heartbeats(self) -> None:
         """Record the states of heartbeats whenever they may have changed, until cancelled."""
-        await self.heartbeats.run(self._report_heartbeat)
+        await self.heartbeats.run(self._report_heartbeat, self.changes.record)
 
     async def _report_heartbeat(self, name: str, changed_at: float) -> None:
         probed = self.services.get(name)

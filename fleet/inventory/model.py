@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 
 from fleet.inventory.access import Access
+from fleet.inventory.agents import Agent
 from fleet.inventory.endpoints import (
     REFERENCES_ARE_SECRET,
     ChoiceModel,
@@ -223,6 +224,7 @@ class Service(ConfigModel):
     probe: Probe
     control: Control | None = None
     on_failure: Literal["notify", "restart"] = "notify"
+    agent: Agent | None = None
     objective: float | None = Field(None, gt=0, lt=100)
     thresholds: ServiceThresholds = ServiceThresholds()
     depends_on: list[str] = []
@@ -231,6 +233,12 @@ class Service(ConfigModel):
     _id: str = ""
     _digest: str = ""
     _target: str = ""
+
+    @model_validator(mode="after")
+    def _check_agent(self) -> "Service":
+        if self.agent is not None and not getattr(self.probe.options, "is_reported", False):
+            raise ValueError("agent: only a service with a `heartbeat` probe reports its progress")
+        return self
 
     @property
     def digest(self) -> str:

@@ -25,7 +25,8 @@ UNREACHABLE_ALERTS = frozenset({"HostDown", "HostKeyChanged", "HostShellFailing"
 # The others, which are about a service or about Defib itself.
 OTHER_ALERTS = frozenset(
     {
-        "ActionsQueued", "AlertmanagerClusterFailing", "AlertmanagerDown", "AutomationOff", "BreakerOpen",
+        "ActionsQueued", "AgentBacklog", "AgentBlocked", "AgentRateLimited", "AgentRoundsHigh", "AgentRoundsUsedUp",
+        "AgentStuck", "AlertmanagerClusterFailing", "AlertmanagerDown", "AutomationOff", "BreakerOpen",
         "CertificateExpired", "CertificateExpiring", "ConfigMismatch", "ConfigReloadFailed", "DeadManPingFailing",
         "EventLoopBlocked", "ExporterDown", "ExporterOverloaded", "FeishuClockSkew", "FeishuDisconnected", "LLMSlow",
         "NoticesDead", "NoticesUnsent", "NotificationsFailing", "PrometheusFailing", "RemediatorDown",

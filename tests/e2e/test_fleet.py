@@ -462,6 +462,10 @@ def test_no_alert_is_forgotten() -> None:
     elsewhere = {
         "ConfigMismatch": "would hold every restart; tests/integration/test_lifecycle.py has it",
         "LLMSlow": "compares with two hours before",
+        **dict.fromkeys(
+            ("AgentStuck", "AgentRoundsHigh", "AgentRoundsUsedUp", "AgentRateLimited", "AgentBacklog", "AgentBlocked"),
+            "agents report themselves; tests/integration/test_agents.py has them",
+        ),
         "HostDiskFilling": "looks back over hours",
         "GPUIdleHeld": "waits for half a day",
         # The machine of the tests has them in common with others; tests/integration/test_collectors.py has their metrics.
