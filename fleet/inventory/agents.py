@@ -1,6 +1,6 @@
 """An AI agent that reports its progress with its heartbeat: when it is stuck, and how it is woken."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema, model_validator
 
@@ -9,6 +9,7 @@ from fleet.inventory.units import PositiveDuration, format_ratio, parse_ratio
 
 _RATIO_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "number"}]}
 Ratio = Annotated[float, BeforeValidator(parse_ratio), PlainSerializer(format_ratio), WithJsonSchema(_RATIO_SCHEMA)]
+AGENT_STUCK = "AgentStuck"  # the alert
 Role = Literal["steering", "developing", "operating", "other"]
 # The defaults of roles, where they differ from those of the model: what a team of 15 agents has found to work.
 _BY_ROLE: dict[str, dict[str, Any]] = {
@@ -32,6 +33,9 @@ class Agent(ConfigModel):
     dependency_wait: PositiveDuration = 7200.0
     wake: Annotated[Annotated[list[str], Field(min_length=1)] | None, REFERENCES_ARE_SECRET] = None
     recover_within: PositiveDuration = 900.0
+    # As of a step of the remediation ladder.
+    approve: ClassVar[bool] = False
+    attempts: ClassVar[int] = 1
 
     @model_validator(mode="before")
     @classmethod

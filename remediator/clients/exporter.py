@@ -13,7 +13,7 @@ import structlog
 
 from fleet.inventory.endpoints import Endpoint
 from fleet.json_client import HttpStatusError, JsonClient, parsing_response
-from remediator.policy.situation import Observation
+from remediator.policy.situation import STUCK, Observation
 from runtime.access.roles import USER_HEADER
 from runtime.payloads import replace_surrogates
 from runtime.tokens import ConfiguredToken, TokenError
@@ -110,7 +110,7 @@ class Exporter:
                 response["up"], response["success"], response["reason"], self._redact(response["message"] or ""),
                 digest=response.get("digest"), host_up=response.get("host_up"),
             )  # fmt: skip
-            return _add_components(observed, response)
+            return _add_components(_add_agent(observed, response, self._redact), response)
 
     async def pause(self, scopes: Sequence[tuple[str, str]], seconds: float) -> None:
         """Have services, hosts and groups probed only on request for some seconds, and all others on schedule.
@@ -168,7 +168,7 @@ class Exporter:
             service.get("host_up"),
             paused=service.get("paused") is True,
         )
-        return _add_components(observed, service)
+        return _add_components(_add_agent(observed, service, self._redact), service)
 
     async def read_events(self, after: str | None, limit: int) -> ExporterEvents | None:
         """Return events after a cursor, or from the first that the exporter has; None from an exporter without events.
@@ -207,6 +207,15 @@ class Exporter:
 
 def _parse_text(text: str, limit: int) -> str:
     return replace_surrogates(text[:limit])
+
+
+def _add_agent(observed: Observation, response: Mapping[str, Any], redact: Callable[[str], str]) -> Observation:
+    """Return an agent that is stuck as failed: it is up, and does not do its work."""
+    agent = response.get("agent") or {}
+    if not agent.get("stuck") or not observed.up:
+        return observed
+    message, is_confirmed = redact(agent["stuck"]), agent["status"] == "confirmed"
+    return replace(observed, up=False, success=False, reason=STUCK, message=message, confirmed=is_confirmed)
 
 
 def _add_components(observed: Observation, response: Mapping[str, Any]) -> Observation:

@@ -98,6 +98,7 @@ async def test_a_failed_command_is_reported_and_the_next_runbook_follows(loop: L
     await until_actions(loop, ("runbook prune", "failed"), ("runbook second", "running"))
     failed = (await loop.incident())["actions"][0]
     assert (failed["exit_status"], failed["why"], failed["output"]) == (3, "runbook prune exited 3", "no space")
+    await eventually(lambda: _has_run(loop, 1))
     assert loop.restarts() == ["second"]
 
 
