@@ -27,5 +27,6 @@ def add_routes(
     add_route(app, "PUT", "/api/v1/pauses", services.set_pauses, AccessRequirement.OPERATOR)
     add_route(app, "GET", "/api/v1/hosts", hosts.list_hosts, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/hosts/{name}", hosts.show_host, AccessRequirement.VIEWER)
+    add_route(app, "GET", "/api/v1/hosts/{name}/logs", hosts.show_logs, AccessRequirement.OPERATOR)
     add_route(app, "GET", "/api/v1/events", events.list_events, AccessRequirement.VIEWER)
     add_route(app, "POST", "/-/reload", services.reload, AccessRequirement.ADMIN)

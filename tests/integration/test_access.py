@@ -57,6 +57,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("POST", "/api/v1/services/{id}/probe"): OPERATOR,
         ("GET", "/api/v1/hosts"): VIEWER,
         ("GET", "/api/v1/hosts/{name}"): VIEWER,
+        ("GET", "/api/v1/hosts/{name}/logs"): OPERATOR,
         ("GET", "/api/v1/events"): VIEWER,
     },
     "remediator": {
