@@ -1,7 +1,8 @@
 """The pages of hosts: all of them with what they use, and one with everything that its collectors have read."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from console.history import HOST_SPANS, History
 from console.rendering import PageRenderer
 from console.things import find_services_of_things
 from fleet.json_client import ClientError, HttpStatusError
+from remediator.http.views import may_read_evidence
 from remediator.notifications.links import build_page_links
 from remediator.record.database import Database
 from remediator.snapshot import SnapshotSource
@@ -18,6 +20,7 @@ from runtime.errors import ApiError
 from runtime.web import add_route
 
 NOT_FOUND = 404
+LOGS = "logs"  # the collector that reads logs
 
 
 class HostPages:
@@ -43,10 +46,12 @@ class HostPages:
         host, charts = await asyncio.gather(
             self._read_host(name), self._history.read_host(name, HOST_SPANS.get(span, HOST_SPANS["24h"]))
         )
+        logs = await self._read_logs(name, host) if may_read_evidence(request) else ()
         snapshot, inventory = await self._source.get(), self._database.inventory
         return await self._renderer.respond(
             request, "host.html", snapshot=snapshot.describe(), host=_with_texts([host])[0] if "name" in host else None,
             name=name, charts=charts, spans=list(HOST_SPANS), span=span, unavailable=host.get("unavailable", ""),
+            logs=logs,
             states=self._states(), owners=find_services_of_things(inventory, name),
             links=build_page_links(inventory, None, name),
             incidents=[
@@ -66,6 +71,18 @@ class HostPages:
             return await self._read(f"/api/v1/hosts/{name}")
         except HttpStatusError as error:
             raise unknown from error
+
+    async def _read_logs(self, name: str, host: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+        """Return the last matching lines of a host's logs, which only operators may read."""
+        if not any(each["name"] == LOGS for each in host.get("collectors", ())):
+            return ()
+        try:
+            answer = await self._read(f"/api/v1/hosts/{name}/logs")
+        except HttpStatusError:  # the host was removed meanwhile
+            return ()
+        return [
+            {**each, "read_at": datetime.fromisoformat(each["read_at"]).timestamp()} for each in answer.get("logs", ())
+        ]
 
     async def _read(self, path: str) -> Mapping[str, Any]:
         """Return what the exporter answers, or why it does not."""

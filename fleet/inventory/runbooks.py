@@ -13,11 +13,12 @@ from fleet.inventory.units import PositiveDuration
 # The shipped alerts with the label `host` and without `service`; a test compares them with `alerts/rules`.
 HOST_ALERTS = frozenset(
     {
-        "GPUErrors", "GPUHot", "GPUIdleHeld", "GPUMissing", "GPUThrottled", "GPUUnhealthy", "HostClockSkew",
+        "GPUErrors", "GPUHot", "GPUIdleHeld", "GPUMissing", "GPUThrottled", "GPUUnhealthy", "HTTPErrorRatio",
+        "HostClockSkew",
         "HostClockUnsynchronized", "HostCollectFailing", "HostConntrackFull", "HostContainerDown", "HostCrashLoop",
         "HostDiskFilling", "HostDiskFull", "HostDiskSaturated", "HostFileDescriptorsLow", "HostInodesFull",
         "HostLoadHigh", "HostMemoryLow", "HostNetworkErrors", "HostOOMKill", "HostProgramDown", "HostRAIDDegraded",
-        "HostRebooted", "HostUnitFailed",
+        "HostRebooted", "HostUnitFailed", "LogErrors",
     }
 )  # fmt: skip
 # Those that say that nothing can be run on the host.

@@ -481,6 +481,7 @@ def test_no_alert_is_forgotten() -> None:
             ),
             "is the kernel's",
         ),
+        **dict.fromkeys(("LogErrors", "HTTPErrorRatio"), "tests/integration/test_host_logs.py has their metrics"),
         "ServicesVanished": "most of the fleet would have to be removed; alerts/tests/service_gaps_test.yml has it",
         "AlertmanagerClusterFailing": "there is one Alertmanager; alerts/tests/monitoring_test.yml has it",
         "DeadManPingFailing": "nothing is pinged here; tests/integration/test_dead_man.py has its metric",

@@ -60,6 +60,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/heartbeats"): VIEWER,
         ("GET", "/api/v1/heartbeats/{id}"): OPERATOR,
         ("GET", "/api/v1/heartbeats/{id}/urls"): OPERATOR,
+        ("GET", "/api/v1/hosts/{name}/logs"): OPERATOR,
         ("GET", "/api/v1/events"): VIEWER,
     },
     "remediator": {
