@@ -80,6 +80,9 @@ async def test_a_stuck_agent_is_up_and_is_woken(loop: Loop) -> None:
     await report(loop, task="T-1", progress=3)
     await loop.fire("writer", "AgentStuck", "resolved")
     await loop.until("recovered")
+    await loop.until_cards(
+        "Agent without progress: writer", "Progress again, being watched: writer", "Progress again: writer"
+    )
 
 
 async def test_an_agent_that_stays_stuck_is_restarted_and_then_reported_to_a_person(loop: Loop) -> None:
@@ -93,6 +96,7 @@ async def test_an_agent_that_stays_stuck_is_restarted_and_then_reported_to_a_per
     ended = [entry["detail"] for entry in incident["timeline"] if entry["event"] == "action_ended"]
     assert [each["state"] for each in ended] == ["failed"] * 3
     assert "not up within 3 s; stuck: alive, but no progress for 4s" in ended[1]["why"]
+    await loop.until_card("A person is needed: writer is stuck, 2 restarts failed")
 
 
 async def test_an_agent_is_not_restarted_before_it_is_confirmed_to_be_stuck(loop: Loop) -> None:
