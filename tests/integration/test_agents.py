@@ -1,6 +1,10 @@
 """Agents that are alive and stuck: woken, then restarted, then reported to a person, in one incident."""
 
+import asyncio
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -126,6 +130,39 @@ async def test_a_silent_agent_is_woken_too(loop: Loop, launcher: Launcher) -> No
     await loop.fire("writer")
     await loop.until_decision("refuse", "attempts-used-up")
     assert loop.restarts()[:2] == ["wake", "restart"]
+
+
+async def test_the_client_for_agents(loop: Loop) -> None:
+    """The example reports to a real exporter, and keeps its counts while that is away."""
+    await start(loop, agent(loop))
+    path = Path(__file__).parents[2] / "deploy" / "examples" / "agent_report.py"
+    code = f"""
+import sys, runpy
+client = runpy.run_path({str(path)!r})
+client["ATTEMPTS"] = 1
+away, report = client["AgentReport"]("http://127.0.0.1:1/ping"), client["AgentReport"]()
+report.request(True, 1.5)
+report.request(False)
+away._requests = report._requests
+assert not away.send(progress=1)
+assert report.start()
+assert report.send(task="T-2", progress=7, pending=3, rounds=5)
+report.request(True)
+assert report.send(task="T-2", progress=8)
+"""
+    url = f"{loop.stack.url('pings')}/{loop.stack.ping_key}/writer"
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-I", "-c", code],
+        env={"DEFIB_PING_URL": url},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    page = (await loop.stack.client.get(f"{loop.stack.url('exporter')}/metrics")).text
+    assert 'agent_llm_requests_total{service="writer",outcome="ok"} 2' in page
+    assert 'agent_llm_requests_total{service="writer",outcome="429"} 1' in page
+    assert 'agent_response_seconds{service="writer"} 1.5' in page
 
 
 async def test_an_idle_agent_is_left_alone(loop: Loop) -> None:
