@@ -1,70 +1,150 @@
-"""`defib backup`: the files of a backup, their names, and which old ones are removed.
+"""`defib backup` and `defib restore`: the files of a backup, their names, and which old ones are removed.
 
 A further database is one more pattern of names in `NAMES`, and a function that writes it.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from defib import config_archive
 from defib.config_archive import ConfigArchive
+from exporter.heartbeats import backup as heartbeat_backup
+from exporter.heartbeats.backup import HeartbeatBackup
+from fleet.inventory.model import Inventory
 from remediator.record import backup
-from remediator.record.backup import Backup, BackupError, path_of, translate_os_errors
+from remediator.record.backup import Backup, path_of
+from runtime.database_files import PART, BackupError, translate_os_errors
+from runtime.errors import DefibError
 
 MIN_KEPT = 3  # newest files of each kind that are never removed, so that a clock that is wrong cannot remove all
-RECORD, CONFIGURATION = NAMES = ("defib-%Y%m%dT%H%M%S.db", "config-%Y%m%dT%H%M%S.tar.gz")  # in a folder
+RECORD, HEARTBEATS, CONFIGURATION = NAMES = (
+    "defib-%Y%m%dT%H%M%S.db", "heartbeats-%Y%m%dT%H%M%S.db", "config-%Y%m%dT%H%M%S.tar.gz",
+)  # fmt: skip
 MISSING_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class Written:
-    """The files of a backup, and those that were too old and are removed; `problem` is why it is not complete."""
+class Sources:
+    """What is backed up: the remediator's database, the exporter's, and the configuration, if they are not None.
 
-    record: Backup
+    `has_heartbeats` says that the exporter's database must exist; `has_key_file` that its ping key is beside it.
+    """
+
+    record: str | None
+    heartbeats: Path | None
+    configuration: Path | None
+    has_heartbeats: bool = False
+    has_key_file: bool = True
+
+    @classmethod
+    def of(cls, inventory: Inventory, directory: Path, program: str | None) -> "Sources":
+        """Return what belongs to a program, or to both."""
+        services, settings = inventory.services.values(), inventory.exporter.heartbeats
+        for_remediator = program != "exporter"
+        return cls(
+            inventory.remediator.database if for_remediator else None,
+            settings.database if program != "remediator" else None,
+            directory if for_remediator else None,
+            any(getattr(service.probe.options, "is_reported", False) for service in services),
+            settings.ping_key is None,
+        )
+
+    @property
+    def databases(self) -> Sequence[Path]:
+        record = [] if self.record is None else [path_of(self.record)]
+        return record if self.heartbeats is None else [*record, self.heartbeats]
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a backup, and those that were too old and are removed; `problems` are why it is not complete."""
+
+    record: Backup | None
+    heartbeats: HeartbeatBackup | None
     configuration: ConfigArchive | None
     removed: tuple[Path, ...]
-    problem: str
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """The files that are written."""
+
+    record: Path
+    heartbeats: Path
+    configuration: Path
 
 
 @translate_os_errors()
-def back_up(database: str, directory: Path, to: Path, keep: float | None = None) -> Written:
-    """Write the database and the configuration to new files; in a folder, their names are the time.
+def back_up(sources: Sources, to: Path, keep: float | None = None) -> Written:
+    """Write databases and the configuration to new files; in a folder, their names are the time.
 
-    The remediator may be running. Afterwards, files in the folder whose names are more than `keep` seconds old are
+    The programs may be running. Afterwards, files in the folder whose names are more than `keep` seconds old are
     removed, except the newest `MIN_KEPT` of each kind, and except those of a kind that is not complete this time.
-    Raises BackupError if the database is not written.
+    Raises BackupError if the remediator's database is not written.
     """
     if keep is not None and not to.is_dir():
         raise BackupError(f"there is no folder {to}; old backups are removed from a folder only")
     if not to.is_dir() and to.suffix != ".db":
         raise BackupError(f"there is no folder {to}; the name of a file must end in .db")
     now = time.time()
-    path, archive_path = _name_files(to, now)
-    if archive_path.exists():
-        raise BackupError(f"{archive_path} already exists; choose another name")
-    record = backup.back_up(database, path)
-    configuration, problem = _back_up_configuration(directory, archive_path, _leave_out(database, path, archive_path))
-    complete = NAMES if not problem else (RECORD,)
+    paths = _name_files(to, now, has_record=sources.record is not None)
+    for path in (paths.heartbeats, paths.configuration):
+        if path.exists():
+            raise BackupError(f"{path} already exists; choose another name")
+    record = None if sources.record is None else backup.back_up(sources.record, paths.record)
+    heartbeats, heartbeats_problem = _back_up_heartbeats(sources, paths.heartbeats)
+    configuration, problem = _back_up_configuration(sources, paths)
+    complete = [
+        name
+        for name, is_complete in (
+            (RECORD, record is not None),
+            (HEARTBEATS, heartbeats is not None),
+            (CONFIGURATION, configuration is not None and not problem),
+        )
+        if is_complete
+    ]
     removed = [] if keep is None else [each for name in complete for each in _remove_older(to, name, now - keep)]
-    return Written(record, configuration, tuple(sorted(removed)), problem)
+    problems = tuple(each for each in (heartbeats_problem, problem) if each)
+    return Written(record, heartbeats, configuration, tuple(sorted(removed)), problems)
 
 
-def _name_files(to: Path, now: float) -> tuple[Path, Path]:
-    """Return the paths of the database and of the configuration."""
+def _name_files(to: Path, now: float, *, has_record: bool) -> _Paths:
+    """Return the paths of the files. The given name is that of the record, or of the heartbeats without one."""
     if to.is_dir():
-        record, configuration = (to / time.strftime(name, time.localtime(now)) for name in NAMES)
-        return record, configuration
-    return to, to.with_suffix(".config.tar.gz")
+        return _Paths(*(to / time.strftime(name, time.localtime(now)) for name in NAMES))
+    heartbeats = to.with_suffix(".heartbeats.db") if has_record else to
+    return _Paths(to, heartbeats, to.with_suffix(".config.tar.gz"))
 
 
-def _back_up_configuration(
-    directory: Path, path: Path, is_left_out: Callable[[Path], bool]
-) -> tuple[ConfigArchive | None, str]:
-    """Return the archive, if it could be written, and why it is not complete."""
+def _back_up_heartbeats(sources: Sources, path: Path) -> tuple[HeartbeatBackup | None, str]:
+    """Return the backup of the exporter's database, if there is one, and why it could not be written."""
+    database = sources.heartbeats
+    if database is None:
+        return None, ""
     try:
-        written = config_archive.archive(directory, path, is_left_out)
+        if not database.exists():
+            where = "the exporter has not created it, or runs on another machine: then use --for remediator here"
+            return None, f"there is no database of heartbeats {database}; {where}" if sources.has_heartbeats else ""
+        return heartbeat_backup.back_up(database, path, has_key_file=sources.has_key_file), ""
+    except PermissionError:  # of a folder that others may not read
+        reason = f"{database} cannot be read"
+        is_expected = not sources.has_heartbeats
+    except DefibError as error:
+        reason, is_expected = str(error), False
+    fix = "run the command as root, or as the exporter's user with --for exporter"
+    return None, "" if is_expected else f"the heartbeats were not backed up: {reason}; {fix}"
+
+
+def _back_up_configuration(sources: Sources, paths: _Paths) -> tuple[ConfigArchive | None, str]:
+    """Return the archive, if it could be written, and why it is not complete."""
+    path = paths.configuration
+    if sources.configuration is None:
+        return None, ""
+    try:
+        written = config_archive.archive(sources.configuration, path, _leave_out(sources, paths))
     except BackupError as error:
         return None, str(error)
     if not written.missing:
@@ -75,14 +155,14 @@ def _back_up_configuration(
     return written, f"{path} lacks what cannot be read ({'; '.join(shown)}): run the command as a user who can, or root"
 
 
-def _leave_out(database: str, *written: Path) -> Callable[[Path], bool]:
-    """Return a function that finds the files of the database, which has a backup of its own, and earlier backups."""
-    record, folder = path_of(database).resolve(), written[0].parent.resolve()
-    names = {path.name for path in written} | {backup.PART, config_archive.PART}
+def _leave_out(sources: Sources, paths: _Paths) -> Callable[[Path], bool]:
+    """Return a function that finds the files of the databases, which have backups of their own, and earlier backups."""
+    databases, folder = [path.resolve() for path in sources.databases], paths.record.parent.resolve()
+    names = {each.name for each in (paths.record, paths.heartbeats, paths.configuration)} | {PART, config_archive.PART}
 
     def is_left_out(path: Path) -> bool:
         parent = path.parent.resolve()
-        if parent == record.parent and path.name.startswith(record.name):
+        if any(parent == each.parent and path.name.startswith(each.name) for each in databases):
             return True
         return parent == folder and (path.name in names or any(_read_time(path, name) is not None for name in NAMES))
 

@@ -403,6 +403,7 @@ def _add_init_options(init: argparse.ArgumentParser) -> None:
         mode.add_argument(f"--{name}", dest="mode", action="store_const", const=name, help=help_)
     for option, metavar, help_ in (
         ("--public-url", "URL", "the console's address for browsers, with which links in notifications begin"),
+        ("--ping-listen", "ADDRESS:PORT", "an address of this machine to which jobs and agents send pings"),
         ("--language", "zh|en", "language of notifications"),
         ("--timezone", "ZONE", "time zone of notifications, such as Asia/Shanghai"),
         ("--fallback-mail", "ADDRESS", "who is notified of problems of Defib itself, by Alertmanager"),
@@ -504,6 +505,8 @@ def _add_database_commands(added: _Commands) -> None:
     )
     help_ = "then remove backups in the folder that are older, such as 30d, except the newest 3 of each kind"
     backup.add_argument("--keep", metavar="DURATION", help=help_)
-    description = "restore a backup of the database; the remediator must not run"
+    help_ = "back up only what belongs to this program: the record and the configuration, or the heartbeats"
+    backup.add_argument("--for", dest="program", choices=SERVERS, help=help_)
+    description = "restore a backup of a database; the program that uses it must not run"
     restore = added.add("restore", commands.restore, description, ["config", "as_json"])
     restore.add_argument("source", metavar="FILE", type=Path, help="a file that `defib backup` has written")

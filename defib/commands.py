@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from defib.lookup import HostSelection
     from defib.remediator_client import Connect
     from fleet.inventory.loading import LoadedInventory
+    from fleet.inventory.model import Inventory
     from fleet.inventory.references import Program
     from runtime.lifecycle import ListenAddress
     from runtime.redaction import Redactor
@@ -72,8 +73,11 @@ def _load_with_targets(read: "Load") -> "LoadedInventory":
         return thread.submit(asyncio.run, ServiceSources(read, report).refresh(loaded)).result()
 
 
-def _load_client(options: argparse.Namespace) -> "LoadedInventory":
-    """Load what a client of the remediator needs, also while other parts have errors. Raises ConfigurationError."""
+def _load_client(options: argparse.Namespace, *programs: "Program") -> "LoadedInventory":
+    """Load what a client of the remediator needs, also while other parts have errors. Raises ConfigurationError.
+
+    References that `programs` use are resolved, too.
+    """
     from defib.kinds import KINDS
     from defib.output import print_text
     from fleet.inventory.documents import find_directory
@@ -81,12 +85,12 @@ def _load_client(options: argparse.Namespace) -> "LoadedInventory":
     from fleet.inventory.problems import ConfigurationError
 
     try:
-        return _reader(options, "client")()
+        return _reader(options, "client", *programs)()
     except ConfigurationError:
         directory = find_directory(options.config)
-        for sections in (("remediator", "notify"), ("remediator",)):
+        for sections in (("remediator", "notify", "exporter"), ("remediator", "notify"), ("remediator",)):
             with contextlib.suppress(ConfigurationError):
-                loaded = load_sections(directory, KINDS, sections, programs=("client",))
+                loaded = load_sections(directory, KINDS, sections, programs=("client", *programs))
                 print_text("warning: the configuration has errors; `defib check` lists them", sys.stderr)
                 return loaded
         raise
@@ -407,15 +411,21 @@ def backup(options: argparse.Namespace) -> int:
     from defib import backups
     from defib.output import format_count, print_json, print_text
     from fleet.inventory.documents import find_directory
-    from remediator.record.backup import BackupError
+    from runtime.database_files import BackupError
 
     keep = None if options.keep is None else _parse_duration("--keep", options.keep)
-    written = backups.back_up(_database(options), find_directory(options.config), options.to, keep)
-    record, configuration = written.record, written.configuration
+    directory, program = find_directory(options.config), options.program
+    written = backups.back_up(backups.Sources.of(_load_databases(options), directory, program), options.to, keep)
+    record, heartbeats, configuration = written.record, written.heartbeats, written.configuration
     if options.as_json:
         print_json(
             {
-                "path": str(record.path), "incidents": record.incidents, "bytes": record.size,
+                **({} if record is None else {
+                    "path": str(record.path), "incidents": record.incidents, "bytes": record.size,
+                }),
+                "heartbeats": heartbeats and {
+                    "path": str(heartbeats.path), "heartbeats": heartbeats.heartbeats, "bytes": heartbeats.size,
+                },
                 "configuration": configuration and {
                     "path": str(configuration.path), "files": configuration.files, "bytes": configuration.size,
                     "missing": list(configuration.missing),
@@ -424,22 +434,30 @@ def backup(options: argparse.Namespace) -> int:
             }
         )  # fmt: skip
     else:
-        print_text(f"{record.path}: {format_count(record.incidents, 'incident')}, {record.size} bytes")
+        if record is not None:
+            print_text(f"{record.path}: {format_count(record.incidents, 'incident')}, {record.size} bytes")
+        if heartbeats is not None:
+            count = format_count(heartbeats.heartbeats, "heartbeat")
+            print_text(f"{heartbeats.path}: {count}, {heartbeats.size} bytes")
         if configuration is not None:
             files = format_count(configuration.files, "file")
             print_text(f"{configuration.path}: {files}, {configuration.size} bytes")
         for path in written.removed:
             print_text(f"removed {path}")
-    if written.problem:
-        raise BackupError(written.problem)
+    if written.problems:
+        raise BackupError("; ".join(written.problems))
     return 0
 
 
 def restore(options: argparse.Namespace) -> int:
     from defib.output import format_count, print_json, print_text
+    from exporter.heartbeats.backup import is_database
     from remediator.record import backup
 
-    restored, previous = backup.restore(_database(options), options.source)
+    inventory = _load_databases(options)
+    if is_database(options.source):
+        return _restore_heartbeats(inventory, options)
+    restored, previous = backup.restore(inventory.remediator.database, options.source)
     if options.as_json:
         moved = str(previous) if previous else None
         tokens = list(restored.tokens)
@@ -452,11 +470,33 @@ def restore(options: argparse.Namespace) -> int:
     return 0
 
 
-def _database(options: argparse.Namespace) -> str:
-    """Return the URL of the remediator's database. Raises ConfigurationError."""
-    loaded = _load_client(options)
-    loaded.require_resolved("remediator.database")
-    return loaded.inventory.remediator.database
+def _restore_heartbeats(inventory: "Inventory", options: argparse.Namespace) -> int:
+    from defib.output import format_count, print_json, print_text
+    from exporter.heartbeats import backup
+
+    settings = inventory.exporter.heartbeats
+    restored = backup.restore(settings.database, options.source, has_key_file=settings.ping_key is None)
+    written, previous, key = restored.backup, restored.previous, restored.previous_key
+    if options.as_json:
+        print_json(
+            {
+                "path": str(written.path), "heartbeats": written.heartbeats,
+                "previous": str(previous) if previous else None, "previous_ping_key": str(key) if key else None,
+            }
+        )  # fmt: skip
+        return 0
+    moved_to = f"; the previous database is now {previous}" if previous else ""
+    print_text(f"{written.path}: {format_count(written.heartbeats, 'heartbeat')}{moved_to}")
+    if key is not None:
+        print_text(f"URLs are those of the backup again; the key of the others is now {key}")
+    return 0
+
+
+def _load_databases(options: argparse.Namespace) -> "Inventory":
+    """Load the settings of both databases, also while other parts have errors. Raises ConfigurationError."""
+    loaded = _load_client(options, "exporter")
+    loaded.require_resolved("remediator.database", "exporter.heartbeats.database")
+    return loaded.inventory
 
 
 def demo(options: argparse.Namespace) -> int:

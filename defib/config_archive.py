@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from remediator.record.backup import BackupError
+from runtime.database_files import BackupError
 from runtime.files import sync
 
 SIZE_LIMIT = 100 * 2**20  # bytes of the archive before it is compressed

@@ -70,6 +70,8 @@ getent passwd defib >/dev/null ||
 install -d -m 755 /opt/defib
 install -d -o root -g defib -m 750 /etc/defib
 install -d -o defib -g defib -m 700 /var/lib/defib
+# An existing directory is left as it is: it belongs to the user that runs the exporter.
+[ -d /var/lib/defib-exporter ] || install -d -o defib-exporter -g defib-exporter -m 700 /var/lib/defib-exporter
 # Root writes backups, since only root can read all secrets. An existing directory is left as it is.
 [ -d /var/backups/defib ] || install -d -o root -g root -m 700 /var/backups/defib
 

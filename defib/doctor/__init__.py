@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from defib.doctor import channels, database, hosts, monitoring, programs
+from defib.doctor import channels, database, heartbeats, hosts, monitoring, programs
 from defib.doctor.files import check_files
 from defib.doctor.findings import Finding, check_with_timeout
 from defib.doctor.server import ServerCheck, check_server
@@ -135,6 +135,9 @@ async def _check_all_but_hosts(
         if name == "exporter" or "remediator" in programs
     ]
     checks.append(check_with_timeout(SERVER_TIMEOUT, SUBJECT, partial(check_sources, loaded)))
+    if "exporter" in programs:
+        check_heartbeats = partial(check_server, heartbeats.NAME, heartbeats.check_heartbeats, inventory)
+        checks.append(check_with_timeout(SERVER_TIMEOUT, heartbeats.NAME, check_heartbeats))
     if "remediator" in programs:
         check_database = partial(asyncio.to_thread, database.check_database, inventory)
         check_channels = partial(channels.check_channels, inventory, redact, send=send)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from defib.doctor.findings import Finding
 from fleet.inventory.model import Inventory
-from remediator.record.backup import BackupError, RecordBusyError, check
+from remediator.record.backup import check
+from runtime.database_files import BackupError, DatabaseBusyError
 
 FREE_BYTES, FREE_SHARE = 2**30, 0.1  # of the disk; less than both is a failure
 
@@ -47,7 +48,7 @@ def _check_path(path: Path) -> list[Finding]:
 def _check_integrity(path: Path) -> Finding:
     try:
         check(path)
-    except RecordBusyError as error:
+    except DatabaseBusyError as error:
         return Finding("database", "integrity", "warn", str(error), "try again; find out which process locks it")
     except BackupError as error:
         fix = "stop the remediator and restore a backup: defib restore FILE"

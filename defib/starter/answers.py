@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from defib.output import print_text
 from fleet.inventory.endpoints import check_host_and_port, check_url
 from fleet.inventory.expansion import fill_number
+from fleet.inventory.heartbeats import check_listen
 from fleet.inventory.notify import Language, check_timezone
 from fleet.inventory.units import IDENTIFIER
 from runtime.access.roles import UserRole
@@ -41,6 +42,7 @@ class Answers:
 
     mode: Mode = "checkout"
     public_url: str = ""
+    ping_listen: str = ""
     language: Language = "zh"
     timezone: str = "Asia/Shanghai"
     feishu_webhook: str = field(default="", repr=False)
@@ -116,6 +118,20 @@ def parse_url(text: str) -> str:
     return check_url(text) if text else ""
 
 
+def parse_ping_listen(text: str) -> str:
+    """Return an IP address and port for pings, or an empty text. Raises ValueError."""
+    if not text:
+        return ""
+    address, _, _ = check_listen(text).rpartition(":")
+    try:
+        is_one = not ip_address(address.strip("[]")).is_unspecified
+    except ValueError:
+        is_one = False
+    if not is_one:
+        raise ValueError(f"{text!r} is not an address that jobs can reach; write 10.0.0.5:9998 or [v6]:9998")
+    return text
+
+
 def parse_mail(text: str) -> str:
     """Return an e-mail address, or an empty text. Raises ValueError."""
     if text and _MAIL.fullmatch(text) is None:
@@ -160,8 +176,8 @@ def check(answers: Answers) -> Answers:
 
 
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
-    "mode": parse_mode, "public_url": parse_url, "language": parse_language, "timezone": check_timezone,
-    "fallback_mail": parse_mail, "smtp": parse_smtp,
+    "mode": parse_mode, "public_url": parse_url, "ping_listen": parse_ping_listen,
+    "language": parse_language, "timezone": check_timezone, "fallback_mail": parse_mail, "smtp": parse_smtp,
 }  # fmt: skip
 
 
@@ -197,6 +213,11 @@ class _Question:
 _QUESTIONS = (
     _Question("mode", "Run it by hand, with systemd, or with docker compose? checkout, systemd or compose", parse_mode),
     _Question("public_url", "The console's address for browsers, https://…; empty: this machine only", parse_url),
+    _Question(
+        "ping_listen",
+        "Address for pings of jobs and agents, such as 10.0.0.5:9998; empty: this machine only",
+        parse_ping_listen,
+    ),
     _Question("language", "Language of notifications: zh or en", parse_language),
     _Question("timezone", "Time zone", check_timezone),
     _Question("hosts", "First hosts: gpu-01=10.0.0.11 gpu-[02-20]=10.0.0.{n} …; empty: none", parse_hosts),

@@ -31,6 +31,7 @@ _DATABASE_LINE = {
     False: "# database: sqlite:////var/lib/defib/remediator.db",
     True: f"database: sqlite:///{DATABASE}       # the record, and the local token beside it",
 }
+HEARTBEATS, PING_PORT = "data/heartbeats.db", 9998
 ADMIN = User(ADMIN_NAME, "admin")
 # `defib host setup` allows these keys on the hosts, and `defib discover --known-hosts` pins the keys of the hosts.
 _HOST_DEFAULTS = """\
@@ -70,9 +71,32 @@ def _render(name: str, answers: Answers) -> str:
         text.replace("@remediator@", "http://remediator:9095" if compose else LOCAL_CONSOLE)
         .replace("@token@", _TOKEN_LINE[compose])
         .replace("@database@", _DATABASE_LINE[answers.mode == "checkout"])
+        .replace("@heartbeats@", _render_heartbeats(answers))
         .replace("@links@", _render_links(answers))
         .replace("@language@", answers.language)
         .replace("@timezone@", answers.timezone)
+    )
+
+
+def _render_heartbeats(answers: Answers) -> str:
+    """Return the settings of heartbeats: where pings are received, and stored."""
+    listen = answers.ping_listen
+    lines = {
+        "checkout": [f"listen: {json.dumps(listen)}"] * bool(listen) + [f"database: {HEARTBEATS}"],
+        "systemd": [f"listen: {json.dumps(listen)}"] if listen else [],
+        # In the container; PING_LISTEN of .env is its address outside.
+        "compose": [f"listen: 0.0.0.0:{PING_PORT}", f"url: http://{listen or f'127.0.0.1:{PING_PORT}'}"],
+    }[answers.mode]
+    if not lines:
+        return (
+            "# heartbeats: {listen: 10.0.0.5:9998}        # where jobs and agents report themselves: docs/heartbeats.md"
+        )
+    return "\n".join(
+        [
+            "# Where jobs and agents report themselves: docs/heartbeats.md",
+            "  heartbeats:",
+            *[f"    {each}" for each in lines],
+        ]
     )
 
 
@@ -148,6 +172,8 @@ def render_env(example: str, directory: Path, answers: Answers) -> str:
     values = {f"DEFIB_{name}": str(path) if path.is_absolute() else f"./{path}" for name, path in places.items()}
     values |= {"DEFIB_UID": str(os.getuid()), "DEFIB_GID": str(os.getgid())}
     values |= {"GRAFANA_DASHBOARDS": DASHBOARDS[answers.language]}
+    if answers.ping_listen:
+        values["PING_LISTEN"] = answers.ping_listen
     for name, value in values.items():
         example = re.sub(rf"^#?{name}=.*$", f"{name}={value}", example, flags=re.MULTILINE)
     return example

@@ -19,7 +19,7 @@ from exporter.heartbeats.registry import HeartbeatRegistry, PingUrls
 from exporter.heartbeats.schedule import create_schedule
 from exporter.heartbeats.series import render_heartbeat
 from exporter.heartbeats.state import HeartbeatState, Ping, PingKind, Timing
-from exporter.heartbeats.store import HeartbeatStore, HeartbeatStoreError, ReceivedPing
+from exporter.heartbeats.store import HeartbeatStore, HeartbeatStoreError, ReceivedPing, ensure_ping_key
 from exporter.heartbeats.writer import PingWriter, States
 from exporter.probes.heartbeat import HeartbeatProbeOptions, check_body
 from exporter.results import ProbeDetails, ProbeFailure
@@ -28,7 +28,6 @@ from fleet.inventory.units import format_duration
 from runtime.clock import SteadyClock, StoredClock, boot_id, seconds_since_boot
 from runtime.logs import LimitedLog
 from runtime.redaction import Redactor
-from runtime.tokens import ensure_token
 
 BODY_LIMIT = 10_000  # bytes
 FAULT_LIMIT = 300  # characters of a failed job's output that become a part of the reason
@@ -123,7 +122,7 @@ class HeartbeatMonitor:
         settings = inventory.exporter.heartbeats
         key = settings.ping_key
         if key is None:
-            key = await asyncio.to_thread(ensure_token, settings.database.with_name("ping_key"))
+            key = await asyncio.to_thread(ensure_ping_key, settings.database)
         if self._database is None or self._database.path != settings.database:
             opened = await asyncio.to_thread(_OpenDatabase, settings.database)
             await self.close()

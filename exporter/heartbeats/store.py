@@ -13,17 +13,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from pydantic import SecretStr
+
 from exporter.heartbeats.agent import AgentReport, state_from_json, state_to_json
 from exporter.heartbeats.state import HeartbeatState, PingKind
 from runtime.clock import StoredClock
 from runtime.errors import DefibError, StartError
+from runtime.tokens import ensure_token
 
 PINGS_LIMIT = 50  # of each heartbeat
 BODIES_LIMIT = 50_000  # bytes of all bodies of a heartbeat
 FORGET_AFTER = 30 * 86400.0  # seconds without a ping, for heartbeats that have left the inventory
 _PRUNE_EVERY = 16  # pings of a heartbeat
-_VERSION = 1
-_SCHEMA = """
+VERSION = 1
+SCHEMA = """
 CREATE TABLE clock (id INTEGER PRIMARY KEY CHECK (id = 1), boot TEXT, running REAL, calendar REAL, steady REAL);
 CREATE TABLE heartbeats (service TEXT PRIMARY KEY, state TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE pings (
@@ -57,6 +60,36 @@ class ReceivedPing:
     report: AgentReport | None = None  # in the body, not stored
 
 
+def ping_key_file(database: Path) -> Path:
+    """Return the file of the ping key, which is beside the database unless the configuration has one."""
+    return database.with_name("ping_key")
+
+
+def ensure_ping_key(database: Path) -> SecretStr:
+    """Return the ping key in its file, which is created where it is missing. Raises StartError and TokenError."""
+    path = ping_key_file(database)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StartError(f"cannot create the folder {path.parent}: {error.strerror}") from error
+    return ensure_token(path)
+
+
+def lock_database(path: Path) -> int:
+    """Lock the database at `path`, which need not exist, until the returned descriptor is closed.
+
+    Raises OSError, and StartError while an exporter uses it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock_file)
+        raise StartError(f"another exporter uses the database of heartbeats {path}") from None
+    return lock_file
+
+
 class HeartbeatStore:
     """The opened database. Its methods block, and are called by one thread at a time."""
 
@@ -66,17 +99,12 @@ class HeartbeatStore:
         self._since_pruning: Counter[str] = Counter()
         with contextlib.ExitStack() as opened:
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._lock = os.open(f"{path}.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-                opened.callback(os.close, self._lock)
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                opened.callback(os.close, lock_database(path))
                 # It has the output of jobs. SQLite's other files get the same mode.
                 os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
                 self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
                 opened.callback(self._connection.close)
                 self._prepare()
-            except BlockingIOError:
-                raise StartError(f"another exporter uses the database of heartbeats {path}") from None
             except (OSError, sqlite3.Error) as error:
                 raise StartError(f"cannot open the database of heartbeats {path}: {error}") from error
             self._opened = opened.pop_all()
@@ -87,10 +115,10 @@ class HeartbeatStore:
         for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-        if version > _VERSION:
+        if version > VERSION:
             raise sqlite3.DatabaseError("it was written by a newer version of Defib, install that version")
         if version == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={_VERSION}; COMMIT;")
+            connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
 
     def _identify_file(self) -> tuple[int, int] | None:
         try:

@@ -4,6 +4,7 @@ The options are here. `exporter.heartbeats` receives the pings and determines th
 """
 
 from datetime import datetime
+from itertools import islice, pairwise
 from typing import Annotated, ClassVar
 from zoneinfo import ZoneInfo
 
@@ -20,6 +21,7 @@ from fleet.inventory.units import Duration, Identifier, Patterns, PositiveDurati
 
 MIN_EVERY = 1.0  # seconds
 CRON_FIELDS = 5
+COMPARED_TIMES = 50  # of a cron expression
 _SOME_DAY = datetime(2000, 1, 1, tzinfo=ZoneInfo("UTC"))
 
 
@@ -58,6 +60,7 @@ class HeartbeatExpect(ConfigModel):
 
 class HeartbeatProbeOptions(ConfigModel):
     is_reported: ClassVar[bool] = True
+    unique: ClassVar[tuple[str, ...]] = ("uuid",)
     every: Annotated[PositiveDuration, AfterValidator(_check_every)] | None = None
     cron: Annotated[str, AfterValidator(_check_cron)] | None = None
     timezone: Annotated[str, AfterValidator(check_timezone)] | None = None  # of `cron`; otherwise `notify.timezone`
@@ -74,6 +77,13 @@ class HeartbeatProbeOptions(ConfigModel):
         if self.timezone is not None and self.cron is None:
             raise ValueError("timezone: only `cron` has a time zone")
         return self
+
+    def longest_interval(self) -> float:
+        """Return the longest time in seconds between two pings, among the first times of a cron expression."""
+        if self.cron is None:
+            return self.every or 0.0
+        times = [each.timestamp() for each in islice(CronSim(self.cron, _SOME_DAY), COMPARED_TIMES)]
+        return max((later - earlier for earlier, later in pairwise(times)), default=0.0)
 
     def describe_schedule(self) -> str:
         """Return when pings are due, in words."""

@@ -34,6 +34,7 @@ def find_errors(document: Document, raw: Raw, kinds: KindTables) -> list[ConfigP
     return [
         *checker.check_hosts(),
         *checker.check_services(),
+        *checker.check_unique(),
         *checker.check_recreate(remediation),
         *checker.check_maintenance(remediation),
         *checker.check_runbooks(as_maps(raw.get("runbooks"))),
@@ -70,12 +71,36 @@ def find_warnings(document: Document, inventory: Inventory) -> Iterator[ConfigPr
         if service.control is not None and host is not None:
             for verb, message in _find_unsafe_paths(service.control.options, host):
                 yield document.problem_at(("services", name, "control", service.control.kind, verb), message)
+    yield from _find_heartbeat_warnings(document, inventory)
     for name, runbook in inventory.runbooks.items():
         hosts = inventory.hosts_of_runbook(runbook)
         if not hosts:
             yield document.problem_at(("runbooks", name), "no host matches: it is never run")
         for key, message in dict.fromkeys(each for host in hosts for each in _find_unsafe_paths(runbook, host)):
             yield document.problem_at(("runbooks", name, key), message)
+
+
+def _find_heartbeat_warnings(document: Document, inventory: Inventory) -> Iterator[ConfigProblem]:
+    """Yield heartbeats with the same slug, and those that restarts cannot help in time."""
+    first: dict[str, str] = {}
+    for name, service in inventory.services.items():
+        probe, control = service.probe, service.control
+        if not getattr(probe.options, "is_reported", False):
+            continue
+        slug = getattr(probe.options, "slug", None) or name
+        other = first.setdefault(slug, name)
+        if other != name:
+            message = f"same slug as {other} ({slug}): only the URLs with their UUIDs work; or set different slugs"
+            yield document.problem_at(("services", name, "probe", probe.kind, "slug"), message)
+        if control is None or service.on_failure != "restart":
+            continue
+        interval = probe.options.longest_interval()
+        if control.start_within < interval:
+            message = (
+                f"start_within ({format_duration(control.start_within)}) is shorter than the time between two pings "
+                f"({format_duration(interval)}): a restart fails before the next ping can show that it has helped"
+            )
+            yield document.problem_at(("services", name, "control", "start_within"), message)
 
 
 def _find_unsafe_paths(options: BaseModel, host: Host) -> Iterator[tuple[str, str]]:
@@ -242,6 +267,21 @@ class _Checker:
                         f"{key}: {str(name)!r} has characters that the host's wrapper does not accept (ssh.wrapper)"
                     )
                     yield self.document.problem_at(where, message)
+
+    def check_unique(self) -> Iterator[ConfigProblem]:
+        """Find services that share what must differ, such as the UUID of a heartbeat."""
+        first: dict[tuple[str, str, str], str] = {}
+        for name, service in self.services.items():
+            for kind, written in as_map(service.get("probe")).items():
+                known = self.kinds.probes.get(kind)
+                for key in getattr(known.options, "unique", ()) if known is not None else ():
+                    value = as_map(written).get(key)
+                    if not isinstance(value, str) or _is_unresolved(value):
+                        continue
+                    other = first.setdefault((kind, key, value.lower()), name)
+                    if other != name:
+                        message = f"the service {other} has the same {key}"
+                        yield self.document.problem_at(("services", name, "probe", kind, key), message)
 
     def check_recreate(self, remediation: Raw) -> Iterator[ConfigProblem]:
         """Find hosts whose wrapper must recreate a container: it runs only commands that are known beforehand."""

@@ -26,7 +26,7 @@ def _check_ping_key(key: SecretStr) -> SecretStr:
     return key
 
 
-def _check_listen(text: str) -> str:
+def check_listen(text: str) -> str:
     found = _LISTEN.fullmatch(text)
     if found is None or int(found[1]) > MAX_PORT:
         raise ValueError(f"{text!r} is not an address to listen on; write 127.0.0.1:9998, [v6]:9998 or :9998")
@@ -44,7 +44,7 @@ def is_uuid(text: str) -> bool:
 class HeartbeatSettings(ConfigModel):
     """Where the exporter receives pings, and where it stores them."""
 
-    listen: Annotated[str, AfterValidator(_check_listen)] = "127.0.0.1:9998"
+    listen: Annotated[str, AfterValidator(check_listen)] = "127.0.0.1:9998"
     url: Url | None = None  # of the listener, as jobs reach it
     database: RelativePath = Path("/var/lib/defib-exporter/heartbeats.db")
     ping_key: Annotated[OwnToken, AfterValidator(_check_ping_key)] | None = None

@@ -6,6 +6,7 @@ from tests.bench import (
     access,
     collect,
     console,
+    heartbeats,
     hosts,
     loop,
     notifications,
@@ -30,6 +31,7 @@ BENCHES = {
     "access": access.run,
     "console": console.run,
     "loop": loop.run,
+    "heartbeats": heartbeats.run,
 }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import trustme
+from prometheus_client.parser import text_string_to_metric_families
 
 from defib.demo.launcher import Launcher
 
@@ -48,8 +49,8 @@ async def workplace() -> AsyncIterator[tuple[Launcher, Path]]:
         await launcher.end()
 
 
-async def answers(client: httpx.AsyncClient, url: str) -> None:
-    async with asyncio.timeout(20):
+async def answers(client: httpx.AsyncClient, url: str, seconds: float = 20.0) -> None:
+    async with asyncio.timeout(seconds):
         while True:
             with contextlib.suppress(httpx.HTTPError):
                 if (await client.get(url)).is_success:
@@ -63,7 +64,24 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def resident(pid: int) -> float:
-    """The most megabytes of a process that were ever resident."""
+def resident(pid: int, field: str = "VmHWM") -> float:
+    """The most megabytes of a process that were ever resident; with `VmRSS`, those that are."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+
+
+async def probe_lags(client: httpx.AsyncClient) -> dict[float, float]:
+    """Probes so far by the upper bound of how late they began; the scrape is as Prometheus makes it."""
+    page = (await client.get("/metrics")).text
+    own = page[page.index("# HELP defib_exporter_schedule_lag_seconds") :]
+    (family,) = (
+        each for each in text_string_to_metric_families(own) if each.name == "defib_exporter_schedule_lag_seconds"
+    )
+    return {float(each.labels["le"]): each.value for each in family.samples if each.name.endswith("_bucket")}
+
+
+def quantile(share: float, before: dict[float, float], after: dict[float, float]) -> float:
+    """The bound of the first bucket that holds `share` of what came between."""
+    infinite = float("inf")
+    wanted = share * (after[infinite] - before[infinite])
+    return next(bound for bound in sorted(after) if after[bound] - before[bound] >= wanted)

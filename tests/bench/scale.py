@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import uvloop
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
 
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
@@ -51,11 +50,11 @@ async def _measure(launcher: Launcher, folder: Path) -> bool:
         read: list[int] = []
         times: list[float] = []
         clients = [asyncio.create_task(each) for each in (_poll(port, read), _time_requests(port, times))]
-        before, lags, done = await _lags(client), [], []
+        before, lags, done = await peers.probe_lags(client), [], []
         for _ in range(WINDOWS):
             await asyncio.sleep(SECONDS)
-            after = await _lags(client)
-            lags.append(_quantile(0.99, before, after))
+            after = await peers.probe_lags(client)
+            lags.append(peers.quantile(0.99, before, after))
             done.append(after[float("inf")] - before[float("inf")])
             before = after
         await cancel_and_wait(clients)
@@ -109,20 +108,3 @@ def _configure(directory: Path, port: int) -> None:
     yaml.Dumper.ignore_aliases = lambda *_: True  # type: ignore[method-assign]
     written = {"exporter": {"token": "t0ken"}, "services": services}
     (directory / "services.yaml").write_text(yaml.dump(written))
-
-
-async def _lags(client: httpx.AsyncClient) -> dict[float, float]:
-    """Probes so far by the upper bound of how late they began; the scrape is as Prometheus makes it."""
-    page = (await client.get("/metrics")).text
-    own = page[page.index("# HELP defib_exporter_schedule_lag_seconds") :]
-    (family,) = (
-        each for each in text_string_to_metric_families(own) if each.name == "defib_exporter_schedule_lag_seconds"
-    )
-    return {float(each.labels["le"]): each.value for each in family.samples if each.name.endswith("_bucket")}
-
-
-def _quantile(share: float, before: dict[float, float], after: dict[float, float]) -> float:
-    """The bound of the first bucket that holds `share` of what came between."""
-    infinite = float("inf")
-    wanted = share * (after[infinite] - before[infinite])
-    return next(bound for bound in sorted(after) if after[bound] - before[bound] >= wanted)

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from defib.cli import build_parser
+from fleet.inventory.heartbeats import HeartbeatSettings
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,6 +89,7 @@ def check_unit(text: str) -> None:
 def check_ports(text: str) -> None:
     """Check that the ports are those on which the programs listen by default."""
     listens = {build_parser().parse_args([name]).listen.rpartition(":")[2] for name in ("exporter", "remediator")}
+    listens.add(HeartbeatSettings().listen.rpartition(":")[2])
     assert set(re.findall(r"\bport (\d+)", text)) == listens
 
 

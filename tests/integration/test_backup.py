@@ -21,6 +21,8 @@ from remediator.record import backup
 from remediator.record.database import Database
 from remediator.record.schema import api_tokens, incidents, sessions
 from remediator.record.transaction import Transaction
+from runtime import database_files
+from runtime.database_files import BackupError, DatabaseBusyError
 from tests.forked_defib import run_defib
 from tests.support import write
 
@@ -119,16 +121,16 @@ def test_backup_removes_partial_files_of_a_killed_backup(config: Path, database:
 def test_a_locked_database_is_not_waited_for_forever(
     tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backup, "LOCKED_TIMEOUT", 0.5)
+    monkeypatch.setattr(database_files, "LOCKED_TIMEOUT", 0.5)
     store(database, "web")
     database.close()
     path = tmp_path / "record.db"
     with closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("PRAGMA journal_mode=DELETE")
         holder.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(backup.BackupError, match="locked"):
+        with pytest.raises(BackupError, match="locked"):
             backup.back_up(f"sqlite:///{path}", tmp_path / "kept.db")
-        with pytest.raises(backup.RecordBusyError):
+        with pytest.raises(DatabaseBusyError):
             backup.check(path)
     assert not list(tmp_path.glob(".*part*"))
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from defib import backups, config_archive
+from defib.backups import Sources
 from fleet.inventory.model import Inventory
-from remediator.record.backup import BackupError
 from remediator.record.database import Database
+from runtime.database_files import BackupError
 from tests.support import write
 
 NOBODY = "65534"
@@ -120,7 +121,7 @@ def test_databases_and_backups_in_the_directory_are_left_out(folder: Path) -> No
     (config / "record.db-wal").touch()
     (config / "defib-20260101T030000.db").touch()
     (config / "config-20260101T030000.tar.gz").touch()
-    written = backups.back_up(f"sqlite:///{config}/record.db", config, config)
+    written = backups.back_up(Sources(f"sqlite:///{config}/record.db", None, config), config)
     assert written.configuration is not None
     names = names_in(written.configuration.path)
     assert names == ["defib.yaml", "secrets", "secrets/token", "team", "team/hosts.yaml"]
@@ -179,10 +180,11 @@ def test_a_configuration_that_is_too_large_is_refused(folder: Path) -> None:
 
 
 def test_an_archive_with_a_chosen_name(folder: Path) -> None:
-    database, to = f"sqlite:///{folder}/record.db", folder / "to" / "before-upgrade.db"
-    written = backups.back_up(database, folder / "config", to)
+    sources = Sources(f"sqlite:///{folder}/record.db", None, folder / "config")
+    to = folder / "to" / "before-upgrade.db"
+    written = backups.back_up(sources, to)
     assert written.configuration is not None
     assert written.configuration.path == folder / "to" / "before-upgrade.config.tar.gz"
     to.unlink()
     with pytest.raises(BackupError, match=r"before-upgrade.config.tar.gz already exists"):
-        backups.back_up(database, folder / "config", to)
+        backups.back_up(sources, to)

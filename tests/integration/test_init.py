@@ -181,6 +181,31 @@ def test_compose_gets_its_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("mode", "listen", "base_url"),
+    [
+        ("checkout", "", "http://127.0.0.1:9998"),
+        ("checkout", "[fd00::5]:9998", "http://[fd00::5]:9998"),
+        ("systemd", "", "http://127.0.0.1:9998"),
+        ("systemd", "10.0.0.5:9000", "http://10.0.0.5:9000"),
+        ("compose", "", "http://127.0.0.1:9998"),
+        ("compose", "10.0.0.5:9000", "http://10.0.0.5:9000"),
+    ],
+)
+def test_where_pings_are_received_and_stored(tmp_path: Path, mode: str, listen: str, base_url: str) -> None:
+    (tmp_path / ".env.example").write_bytes((Path(__file__).parents[2] / ".env.example").read_bytes())
+    options = ["--ping-listen", listen] if listen else []
+    assert defib("init", f"--{mode}", *options, "config", cwd=tmp_path).returncode == 0
+    settings = loaded(tmp_path / "config").inventory.exporter.heartbeats
+    assert settings.base_url == base_url
+    if mode == "checkout":
+        assert settings.database == tmp_path / "config" / "data" / "heartbeats.db"
+    if mode == "compose":
+        lines = (tmp_path / ".env").read_text().splitlines()
+        assert settings.listen == "0.0.0.0:9998"
+        assert (f"PING_LISTEN={listen}" if listen else "#PING_LISTEN=127.0.0.1:9998") in lines
+
+
+@pytest.mark.parametrize(
     ("options", "problem"),
     [
         (["--host", "GPU=10.0.0.1"], "argument --host: 'GPU=10.0.0.1' is not a host; write gpu-01=10.0.0.11, or 'gpu-[01-20]=10.0.0.{n}'"),
@@ -193,6 +218,9 @@ def test_compose_gets_its_settings(tmp_path: Path) -> None:
         (["--host", "here=10.0.0.1"], "argument --host: 'here' is the name of this machine; choose another one"),
         (["--user", "admin=viewer"], "argument --user: 'admin' exists in any case, with the role admin"),
         (["--public-url", "https://u:p@h/"], "argument --public-url: must not contain credentials"),
+        (["--ping-listen", ":9998"], "argument --ping-listen: ':9998' is not an address that jobs can reach; write 10.0.0.5:9998 or [v6]:9998"),
+        (["--ping-listen", "0.0.0.0:9998"], "argument --ping-listen: '0.0.0.0:9998' is not an address that jobs can reach; write 10.0.0.5:9998 or [v6]:9998"),
+        (["--ping-listen", "10.0.0.5"], "argument --ping-listen: '10.0.0.5' is not an address to listen on; write 127.0.0.1:9998, [v6]:9998 or :9998"),
         (["--user", "ann=root"], "argument --user: 'ann=root' is not a user; write ann, or ann=admin (roles: viewer, operator, admin)"),
         (["--language", "de"], "argument --language: write zh or en"),
         (["--timezone", "Mars/Base"], "argument --timezone: 'Mars/Base' is not a time zone; write Asia/Shanghai"),
@@ -210,7 +238,7 @@ def test_options_that_are_not_valid(tmp_path: Path, options: list[str], problem:
 def test_a_person_at_a_terminal_is_asked(tmp_path: Path) -> None:
     """What is not valid is asked again; secrets are not shown."""
     answers = [
-        "nonsense", "checkout", "https://defib.example", "en", "", "gpu-01=10.0.0.1 gpu-02", "gpu-01=10.0.0.1 gpu-02=10.0.0.2",
+        "nonsense", "checkout", "https://defib.example", "10.0.0.5:9998", "en", "", "gpu-01=10.0.0.1 gpu-02", "gpu-01=10.0.0.1 gpu-02=10.0.0.2",
         "ann", "https://open.feishu.example/hook/s3cret-hook", "s3cret-of-the-bot", "",
     ]  # fmt: skip
     leader, follower = pty.openpty()
@@ -226,6 +254,7 @@ def test_a_person_at_a_terminal_is_asked(tmp_path: Path) -> None:
     inventory = loaded(tmp_path / "config").inventory
     assert sorted(inventory.hosts) == ["gpu-01", "gpu-02"]
     assert (inventory.notify.links.remediator, inventory.notify.timezone) == ("https://defib.example", "Asia/Shanghai")
+    assert inventory.exporter.heartbeats.base_url == "http://10.0.0.5:9998"
     assert "write checkout, systemd or compose" in shown
     assert "'gpu-02' is not a host" in shown
     assert "s3cret" not in shown
