@@ -262,7 +262,7 @@ _SET_SUDO_PW = """
 """
 _WRAPPER_SUDO = """echo 'Defaults!{wrapper} env_keep += "SSH_ORIGINAL_COMMAND"'"""
 _SUDOERS = """
-# What it may run as root: exactly these commands, with a PATH that the account does not choose.
+# What it may run as root: exactly these commands, with a PATH and in a directory that the account does not choose.
 secure_path={secure_path}
 allow() {{
     case $1 in
@@ -278,8 +278,13 @@ umask 077
 rm -f /etc/sudoers.d/.defib.new
 {{
 echo 'Defaults:{account} env_reset, !setenv, secure_path="{secure_path}"'
+echo 'Defaults:{account} runcwd=/'
 {lines}
 }} > /etc/sudoers.d/.defib.new
+if ! visudo -cf /etc/sudoers.d/.defib.new >/dev/null 2>&1; then
+    echo "warning: sudo before 1.9.3 runs commands in the caller's directory: use absolute paths" >&2
+    sed -i '/^Defaults:{account} runcwd=/d' /etc/sudoers.d/.defib.new
+fi
 umask 022
 visudo -cf /etc/sudoers.d/.defib.new >/dev/null
 replace /etc/sudoers.d/.defib.new /etc/sudoers.d/defib 440

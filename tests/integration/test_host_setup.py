@@ -201,14 +201,14 @@ grep -v secure_path /etc/sudoers > /tmp/sudoers && cat /tmp/sudoers > /etc/sudoe
 
 
 @pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
-def test_the_account_cannot_divide_the_arguments_or_choose_the_programs(tmp_path: Path) -> None:
+def test_the_account_cannot_divide_the_arguments_or_choose_the_programs_and_the_directory(tmp_path: Path) -> None:
     """The host's own sudoers has no secure_path."""
     commands = (["touch", "/srv/my dir/a"], ["ls", "-l", "/srv/my dir"])
     host = {
         "address": "10.0.0.11", "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known"},
         "control_ssh": {"key_file": "control"}, "sudo": "passwordless",
     }  # fmt: skip
-    control = {"command": {"restart": commands[0], "status": commands[1]}}
+    control = {"command": {"restart": commands[0], "status": commands[1], "logs": ["pwd"]}}
     service = {"host": "h", "probe": {"unit": {"name": "nginx"}}, "control": control}
     configure(tmp_path / "config", {"h": host}, {"it": service})
     create_keys(tmp_path / "config", "read", "control")
@@ -225,9 +225,34 @@ def test_the_account_cannot_divide_the_arguments_or_choose_the_programs(tmp_path
     inside = (
         f"{DIVIDED}{divided}\n[ -z \"$(ls -A '/srv/my dir')\" ] && [ ! -e /srv/my ] || exit 41\n"
         f"as_defib {runs[0]} || exit 42\n[ -e '/srv/my dir/a' ] || exit 43\nas_defib {runs[1]} | grep -q ' a$' || exit 44\n"
+        '[ "$(as_defib sudo -n -- pwd)" = / ] || exit 45\n'
     )
     done = run_in_copy(tmp_path, made.stdout, inside)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
+def test_the_rules_for_an_older_sudo(tmp_path: Path) -> None:
+    """It does not know `runcwd`."""
+    host = {
+        "address": "10.0.0.11", "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known"},
+        "control_ssh": {"key_file": "control"}, "sudo": "passwordless",
+    }  # fmt: skip
+    service = {"host": "h", "probe": {"unit": {"name": "nginx"}}, "control": {"command": {"restart": ["id", "-u"]}}}
+    configure(tmp_path / "config", {"h": host}, {"it": service})
+    create_keys(tmp_path / "config", "read", "control")
+    made = defib(tmp_path / "config", "host", "setup", "h").stdout
+    inside = f"""
+mkdir /tmp/bin
+printf '#!/bin/sh\\n! grep -q runcwd "$2" || exit 1\\nexec %s "$@"\\n' "$(command -v visudo)" >/tmp/bin/visudo
+chmod 755 /tmp/bin/visudo
+PATH=/tmp/bin:$PATH
+{DIVIDED.replace("PATH=/tmp/bin:", "PATH=")}
+as_defib sudo -n -- id -u
+"""
+    done = run_in_copy(tmp_path, made, inside)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0"), (done.returncode, done.stdout, done.stderr)
+    assert "sudo before 1.9.3" in done.stderr
 
 
 @pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")

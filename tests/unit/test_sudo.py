@@ -55,6 +55,15 @@ def run(programs: Path, argv: Sequence[str]) -> bool:
     return ran.exists()
 
 
+def test_no_command_starts_a_pager() -> None:
+    """On a terminal, a pager of root runs commands."""
+    for command in COMMANDS:
+        words = " ".join(command).replace("$(", " ").split()
+        for at, word in enumerate(words):
+            if word == "journalctl" or words[at : at + 2] == ["systemctl", "show"]:
+                assert "--no-pager" in words[at : at + 3], command
+
+
 @pytest.mark.parametrize(
     "shell", [["sh"], ["bash"], pytest.param(["busybox", "sh"], marks=pytest.mark.needs("busybox"))]
 )
