@@ -62,12 +62,12 @@ def _load_with_targets(read: "Load") -> "LoadedInventory":
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-    from defib.output import print_text
+    from defib.output import print_lines
     from fleet.sources import ServiceSources
 
     def report(source: str, error: str | None) -> None:
         if error:
-            print_text(f"warning: services_from.{source}: {error}", sys.stderr)
+            print_lines([f"warning: services_from.{source}: {error}"], sys.stderr)
 
     with ThreadPoolExecutor(1) as thread:  # commands also load in an event loop
         return thread.submit(asyncio.run, ServiceSources(read, report).refresh(loaded)).result()

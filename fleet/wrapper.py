@@ -117,9 +117,12 @@ is_timeout() { # more than 0 s and less than 60 s
     esac
 }
 # supervisorctl runs what its configuration says: as root, only root may be able to change the file and its folders.
+# Sets `config` to the path that was checked: a symbolic link may lead elsewhere afterwards.
 only_root_writes() {
+    config=$1
     [ "$1" != - ] && [ "$(id -u)" -eq 0 ] || return 0
-    path=$(readlink -f "$1") && [ -f "$path" ] || return 1
+    config=$(readlink -f "$1") && [ -f "$config" ] || return 1
+    path=$config
     while :; do
         set -- $(ls -ldn "$path" 2>/dev/null)
         case $1 in
@@ -132,13 +135,14 @@ only_root_writes() {
         path=${path:-/}
     done
 }
-refusal() { # section, name; that of a log begins with a position
+check_name() { # section, name; sets `reason` if it is refused. That of a log begins with a position
+    reason=
     case $1 in
     log-*) set -- "$1" "${2#*/}" ;;
     esac
-    if ! may "$1 $2"; then echo "defib-shell: $1 $2 is not in $allowed"
+    if ! may "$1 $2"; then reason="defib-shell: $1 $2 is not in $allowed"
     elif [ "$1" = supervisor ] && ! only_root_writes "$2"; then
-        echo "defib-shell: users other than root can change $2"
+        reason="defib-shell: users other than root can change $2"
     fi
 }
 """
@@ -150,9 +154,10 @@ _REFUSE_NAMES = """
     systemd | supervisor | log-*)
         for name; do
             shift
-            reason=$(refusal "$section" "$name")
+            check_name "$section" "$name"
             case $reason$section in
-            systemd | supervisor | log-*) set -- "$@" "$name" ;;
+            systemd | log-*) set -- "$@" "$name" ;;
+            supervisor) set -- "$@" "$name $config" ;;
             *systemd) more="$more
 unit: $name
 $reason" ;;

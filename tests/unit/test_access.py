@@ -300,6 +300,13 @@ def test_a_role_limits_the_buttons_of_a_person() -> None:
             "basic_auth_users: {}\nroles: {ann: root}",
             "web.yml: roles.ann: must be 'viewer', 'operator' or 'admin', not 'root'",
         ),
+        *(
+            (
+                f"tls_server_config: {{cert_file: c, key_file: k, client_ca_file: a{more}}}",
+                "client_ca_file has no effect without client_auth_type; set client_auth_type: RequireAndVerifyClientCert",
+            )
+            for more in ("", ", client_auth_type: NoClientCert")
+        ),
     ],
 )
 def test_errors_in_a_web_configuration(tmp_path: Path, text: str, message: str) -> None:
