@@ -303,7 +303,7 @@ def test_a_role_limits_the_buttons_of_a_person() -> None:
         *(
             (
                 f"tls_server_config: {{cert_file: c, key_file: k, client_ca_file: a{more}}}",
-                "client_ca_file has no effect without client_auth_type; set client_auth_type: RequireAndVerifyClientCert",
+                "client_ca_file has no effect without client_auth_type: set that to RequireAndVerifyClientCert",
             )
             for more in ("", ", client_auth_type: NoClientCert")
         ),
