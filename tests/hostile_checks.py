@@ -113,7 +113,9 @@ async def _check_alerts(fleet: Fleet) -> None:
     assert not {row["labels"].get("service") for row in rows} & {*HEALTHY, "outsider"}
     incidents = (await fleet.stack.get("remediator", "/api/v1/incidents"))["incidents"]
     # Other tests break the page and two certificates at the same time.
-    assert {*DOWN, "page"} <= {each["service"] for each in incidents} <= {*DOWN, "page", "expired", "expiring", "writer"}
+    assert (
+        {*DOWN, "page"} <= {each["service"] for each in incidents} <= {*DOWN, "page", "expired", "expiring", "writer"}
+    )
     assert [each for each in incidents if each["acknowledged_at"]] == []
 
 
