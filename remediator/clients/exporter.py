@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -20,6 +20,7 @@ from runtime.tokens import ConfiguredToken, TokenError
 
 CALLER = "remediator"  # as the exporter's audit log would name it
 MAX_EVENT_NAME, MAX_EVENT_DETAIL, MAX_CURSOR = 200, 1000, 1000  # characters
+PingKind = Literal["start", "success", "fail", "log"]
 log = structlog.get_logger()
 
 
@@ -148,6 +149,21 @@ class Exporter:
         """Return the JSON at a path, for pages. Raises ClientError."""
         found: Mapping[str, Any] = await self._client.request("GET", quote(path))
         return found
+
+    async def read_ping_urls(self, service: str) -> Mapping[str, str]:
+        """Return the `url` and the `slug_url` of a heartbeat, which are secrets. Raises ClientError."""
+        response = await self._client.request("GET", f"/api/v1/heartbeats/{quote(service, safe='')}/urls")
+        with parsing_response():
+            return {"url": str(response["url"]), "slug_url": str(response["slug_url"])}
+
+    async def ping(self, service: str, kind: PingKind, exit_status: int | None, message: str, by: str) -> PingKind:
+        """Send a ping of a heartbeat in the name of a person, and return its kind. Raises ClientError."""
+        body = {"kind": kind, "exit_status": exit_status, "message": message, "by": by[:MAX_EVENT_NAME]}
+        path = f"/api/v1/heartbeats/{quote(service, safe='')}/ping"
+        response = await self._client.request("POST", path, body=body)
+        with parsing_response():
+            sent: PingKind = response["kind"]
+            return sent
 
     async def observe(self, service: str) -> Observation:
         """Return the last observation of a service, without probing. Raises ClientError."""

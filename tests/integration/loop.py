@@ -46,6 +46,7 @@ class Loop:
         services: dict[str, Any],
         *,
         remediator: dict[str, Any] | None = None,
+        exporter: dict[str, Any] | None = None,
         notify: dict[str, Any] | None = None,
         collect: dict[str, Any] | None = None,
         access: dict[str, Any] | None = None,
@@ -84,13 +85,14 @@ class Loop:
         written = yaml.safe_load(path.read_text())
         del written["remediator"]["alertmanager_url"]  # there is none
         written["remediator"] |= remediator or {}
+        written["exporter"] |= exporter or {}
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         beside = Path(written["remediator"]["database"].removeprefix("sqlite:///")).parent / "token"
         if beside != self.stack.token_file:
             shutil.copy2(self.stack.token_file, beside)
         await self.stack.start_program("exporter")
         await self.stack.start_program("remediator")
-        for name in services:
+        for name in (each for each, service in services.items() if "heartbeat" not in service["probe"]):
             await eventually(lambda name=name: self._decided(name))  # type: ignore[misc] # mypy cannot infer the lambda
 
     async def _decided(self, name: str) -> bool:
