@@ -88,6 +88,8 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("POST", "/incidents/{id}/{button}"): OPERATOR,
         ("GET", "/hosts"): VIEWER,
         ("GET", "/hosts/{name}"): VIEWER,
+        ("GET", "/heartbeats"): VIEWER,
+        ("GET", "/heartbeats/{id}"): VIEWER,
         ("GET", "/events"): VIEWER,
         ("GET", "/settings"): VIEWER,
         ("GET", "/wall"): VIEWER,
