@@ -112,7 +112,7 @@ class HeartbeatsApi:
             "duration_seconds": state.last_duration,
             "exit_status": state.exit_status,
             "fault": escape_controls(state.fault),
-            "problem": self._describe_problem(heartbeat),
+            "problem": "" if status == "up" else self._describe_problem(heartbeat),
             **self._agent_to_json(heartbeat),
         }
 

@@ -117,6 +117,36 @@ async def test_signals_go_to_the_job(exporter: Heartbeats, number: int, name: st
     assert (await exporter.heartbeat("backup"))["pings"][0]["exit_status"] == 9
 
 
+async def test_an_interrupt_at_a_terminal_reaches_the_job_once(exporter: Heartbeats) -> None:
+    job = """
+import signal
+count = 0
+def note(*_):
+    global count
+    count += 1
+    print("caught", flush=True)
+signal.signal(signal.SIGINT, note)
+print("ready", flush=True)
+while input() != "go":
+    pass
+print("interrupts:", count)
+"""
+    spawn = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", spawn, sys.executable, "-m", "defib", "heartbeat", "run", "backup", "--",
+        sys.executable, "-c", job, env={**os.environ, **url_of(exporter)}, start_new_session=True,
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for wanted, typed in ((b"ready\r\n", b"\x03"), (b"caught\r\n", b"go\n")):
+        await process.stdout.readuntil(wanted)
+        process.stdin.write(typed)
+    assert b"interrupts: 1\r\n" in await process.stdout.read()
+    assert await process.wait() == 0
+    assert "interrupts: 1" in (await exporter.heartbeat("backup"))["pings"][0]["body"]
+
+
 async def test_a_killed_job(exporter: Heartbeats) -> None:
     assert await run(["sh", "-c", "kill -KILL $$"], url_of(exporter)) == Done(137, "", "")
     assert (await exporter.heartbeat("backup"))["exit_status"] == 137
