@@ -5,7 +5,7 @@ import selectors
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import IO, cast
@@ -54,7 +54,7 @@ class Job:
         self._process: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []  # signals that came before the process was started
         self._tail = OutputTail()
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.PollSelector()  # which has no file
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Start the command. Raises OSError."""
@@ -134,6 +134,7 @@ class Job:
             return
         try:
             os.setsid()
+            _close_others(pipe.fd for pipe in self._selector.get_map().values())
             while self._selector.get_map():
                 self._copy(None)
         finally:
@@ -152,6 +153,15 @@ def _fill_standard_files() -> None:
     while (file := os.open(os.devnull, os.O_RDWR)) <= STDERR:
         os.set_inheritable(file, True)
     os.close(file)
+
+
+def _close_others(files: Iterable[int]) -> None:
+    """Close all files but these and the standard ones, such as connections that another thread had open."""
+    first = STDERR + 1
+    for file in sorted(files):
+        os.closerange(first, file)
+        first = file + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _is_in_foreground() -> bool:

@@ -100,12 +100,12 @@ async def send_ping(url: PingUrl, action: str, run_id: str, body: bytes, timeout
             limit_interim_responses(client),
             client.stream("POST", url.of(action, run_id), content=body) as response,
         ):
-            status = response.status_code
+            status, is_success = response.status_code, response.is_success
     except httpx.ConnectError as error:
         raise ReportError(f"cannot connect to {url.server}: {find_cause(error)}", retryable=True) from None
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError, ValueError) as error:
         raise ReportError(f"no answer of {url.server}: {type(error).__name__}", retryable=True) from None
-    if status != httpx.codes.OK:  # its text may contain the URL
+    if not is_success:  # its text may contain the URL
         message = f"{url.server} has answered HTTP {status} {httpx.codes.get_reason_phrase(status)}".rstrip()
         raise ReportError(message, retryable=status in TRIED_AGAIN)
 
