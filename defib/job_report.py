@@ -163,7 +163,8 @@ def run(
 ) -> int:
     """Run a job and report it; returns its exit status, 127 if it cannot be started."""
     job = Job()
-    job_environment = {name: value for name, value in environment.items() if name != URL_VARIABLE}
+    hidden = {URL_VARIABLE} if url_file is None else set()  # else it is the job's own
+    job_environment = {name: value for name, value in environment.items() if name not in hidden}
     fault: OSError | None = None
     try:
         job.start(command, job_environment)

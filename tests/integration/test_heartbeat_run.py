@@ -101,8 +101,9 @@ async def test_the_end_of_a_long_output_is_reported_without_secrets(exporter: He
 
 async def test_url_from_a_file(exporter: Heartbeats, tmp_path: Path) -> None:
     (tmp_path / "url").write_text(f"{url_of(exporter)['DEFIB_PING_URL']}/\n")
-    done = await run(["true"], {"DEFIB_PING_URL": "http://127.0.0.1:1/"}, options=["--url-file", str(tmp_path / "url")])
-    assert done == Done(0, "", "")
+    own = {"DEFIB_PING_URL": "http://127.0.0.1:1/"}  # of the job, such as an agent
+    done = await run(["printenv", "DEFIB_PING_URL"], own, options=["--url-file", str(tmp_path / "url")])
+    assert done == Done(0, "http://127.0.0.1:1/\n", "")
     assert [each["kind"] for each in (await exporter.heartbeat("backup"))["pings"]] == ["success", "start"]
 
 
