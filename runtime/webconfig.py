@@ -60,7 +60,8 @@ class TlsServer(_WebConfigModel):
     def _check_client_certificates(self) -> "TlsServer":
         if self.client_ca_file is not None and self.client_auth_type == "NoClientCert":
             raise ValueError(
-                "client_ca_file has no effect without client_auth_type; set client_auth_type: RequireAndVerifyClientCert"
+                "client_ca_file has no effect without client_auth_type; "
+                "set client_auth_type: RequireAndVerifyClientCert"
             )
         return self
 
