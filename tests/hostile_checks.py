@@ -159,7 +159,7 @@ def _check_title(fleet: Fleet, text: str) -> None:
     if title["state"] in ALERT_STATES:
         alerts = {rule["alert"] for path in RULES for rule in rules(path) if "alert" in rule}
         assert title["about"] in alerts, text
-        assert title["of"] in {None, *fleet.hosts, "expired", "expiring"}, text
+        assert title["of"] in {None, *fleet.hosts, "expired", "expiring", "writer"}, text
 
 
 def _check_names(fleet: Fleet, text: str, lines: list[str]) -> None:

@@ -15,6 +15,7 @@ from fleet.inventory.model import Host, Service
 from fleet.inventory.problems import ConfigurationError
 from runtime.access.audit import AuditEntry, Outcome, write_to_log
 from runtime.access.control import get_identity
+from runtime.access.roles import Role
 from runtime.errors import ApiError
 from runtime.request_bodies import RequestBody, parse_request
 from runtime.streaming import stream_list
@@ -28,6 +29,10 @@ MAX_SCOPES, LONGEST_PAUSE = 500, 3600.0  # of one request; seconds
 class _PausedScope(RequestBody):
     scope: Literal["service", "host", "group"]
     name: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+# The remediator repeats its pauses, and records who wants them.
+LONGEST_PAUSE_OF_OPERATORS = 60.0  # seconds
 
 
 class _PausesBody(RequestBody):
@@ -91,6 +96,9 @@ class ServicesApi:
     async def set_pauses(self, request: web.Request) -> web.Response:
         """Probe the services of some scopes only on request for a while, and all others on schedule."""
         body = await parse_request(request, _PausesBody)
+        if body.seconds > LONGEST_PAUSE_OF_OPERATORS and get_identity(request).role is not Role.ADMIN:
+            limit = f"{LONGEST_PAUSE_OF_OPERATORS:g} seconds"
+            raise ApiError(403, "forbidden", f"only an admin may pause probing for more than {limit}; use maintenance")
         wanted = {(each.scope, each.name) for each in body.scopes}
         names = {name for name, probed in self._scheduler.services.items() if wanted & self._scopes_of(probed)}
         await self._scheduler.pause(names, body.seconds)

@@ -13,6 +13,7 @@ import structlog
 
 from fleet.inventory.endpoints import Endpoint
 from fleet.json_client import HttpStatusError, JsonClient, parsing_response
+from remediator.clients.exporter_services import check_services
 from remediator.policy.situation import STUCK, Observation
 from runtime.access.roles import USER_HEADER
 from runtime.payloads import replace_surrogates
@@ -143,7 +144,9 @@ class Exporter:
         response = await self._client.request("GET", f"/api/v1/services?{urlencode({'after': cursor})}")
         with parsing_response():
             # Earlier versions answer with all services.
-            return ServiceChanges(response.get("cursor", ""), response.get("complete", True), response["services"])
+            return ServiceChanges(
+                response.get("cursor", ""), response.get("complete", True), check_services(response["services"])
+            )
 
     async def read(self, path: str) -> Mapping[str, Any]:
         """Return the JSON at a path, for pages. Raises ClientError."""
@@ -169,7 +172,7 @@ class Exporter:
         """Return the last observation of a service, without probing. Raises ClientError."""
         response = await self._client.request("GET", f"/api/v1/services/{service}")
         with parsing_response():
-            return self._parse_observation(response)
+            return self._parse_observation(*check_services([response]))
 
     def _parse_observation(self, service: Mapping[str, Any]) -> Observation:
         last = service["last"] or {}
