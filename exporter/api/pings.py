@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from exporter.heartbeats.monitor import BODY_LIMIT, HeartbeatMonitor, RateLimitedError
+from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, HeartbeatMonitor, RateLimitedError
 from exporter.heartbeats.state import PingKind
 from exporter.heartbeats.store import HeartbeatStoreError
 from fleet.inventory.heartbeats import is_uuid
@@ -103,11 +103,11 @@ class PingApi:
         run_id = request.query.get("rid", "")
         if run_id and not is_uuid(run_id):
             raise PingError(400, "invalid uuid format")
-        body, is_cut = await _read_body(request)
+        body, end, is_cut = await _read_body(request)
         client = f"{request.method} {request.remote or ''} {request.headers.get('User-Agent', '')}".strip()
         try:
             await self._heartbeats.receive(
-                service, target.kind, target.exit_status, run_id.lower(), body, is_cut=is_cut, client=client
+                service, target.kind, target.exit_status, run_id.lower(), body, end=end, is_cut=is_cut, client=client
             )
         except KeyError:  # a reload has removed it meanwhile
             raise PingError(404, "not found") from None
@@ -126,21 +126,23 @@ class PingApi:
         return services[0]
 
 
-async def _read_body(request: web.Request) -> tuple[bytes, bool]:
-    """Return the beginning of the body, and whether it is cut: it was too long, or its end did not come in time.
+async def _read_body(request: web.Request) -> tuple[bytes, bytes, bool]:
+    """Return the beginning of the body, its end, and whether it is cut: it was too long, or did not end in time.
 
-    The rest is discarded while the connection is closed.
+    What is between them is discarded. The end of a long output is what says why a job has failed.
     """
-    body = bytearray()
+    head, end = bytearray(), bytearray()
+    length = 0
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             async for part in request.content.iter_any():
-                body += part
-                if len(body) > BODY_LIMIT:
-                    return bytes(body[:BODY_LIMIT]), True
+                length += len(part)
+                head += part[: BODY_LIMIT - len(head)]
+                end += part[-END_LIMIT:]
+                del end[:-END_LIMIT]
     except (TimeoutError, web.RequestPayloadError, web.HTTPRequestTimeout):
-        return bytes(body), True
-    return bytes(body), False
+        return bytes(head), bytes(end), True
+    return bytes(head), bytes(end), length > BODY_LIMIT
 
 
 def create_ping_application(heartbeats: HeartbeatMonitor, web_config: WebConfigFile) -> web.Application:

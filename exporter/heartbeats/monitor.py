@@ -30,6 +30,7 @@ from runtime.logs import LimitedLog
 from runtime.redaction import Redactor
 
 BODY_LIMIT = 10_000  # bytes
+END_LIMIT = 16_384  # bytes of the end of a body, of which a part becomes that of the reason
 FAULT_LIMIT = 300  # characters of a failed job's output that become a part of the reason
 CLIENT_LIMIT = 200  # characters
 RATE_LIMIT = 60  # pings of one heartbeat in a minute
@@ -185,9 +186,21 @@ class HeartbeatMonitor:
             database.store.close()
 
     async def receive(
-        self, name: str, kind: PingKind, exit_status: int | None, run_id: str, body: bytes, *, is_cut: bool, client: str
+        self,
+        name: str,
+        kind: PingKind,
+        exit_status: int | None,
+        run_id: str,
+        body: bytes,
+        *,
+        end: bytes,
+        is_cut: bool,
+        client: str,
     ) -> None:
-        """Store a ping of a heartbeat. Raises KeyError, RateLimitedError and HeartbeatStoreError."""
+        """Store a ping of a heartbeat, with the beginning of its body; `end` is the end of that.
+
+        Raises KeyError, RateLimitedError and HeartbeatStoreError.
+        """
         heartbeat, database = self._heartbeats[name], self._database
         now = self._clock.now()
         if (wait := heartbeat.seconds_until_admitted(now)) > 0:
@@ -201,7 +214,9 @@ class HeartbeatMonitor:
             fault = self._find_fault(heartbeat, body)
             kind = "fail" if fault else kind
         elif kind == "fail":
-            fault = _describe_failure(exit_status, kept)
+            fault = _describe_failure(
+                exit_status, self._redact.redact_tail(end.decode("utf-8", "replace"), FAULT_LIMIT)
+            )
         report, problem = None, ""
         if heartbeat.service.agent is not None:
             try:
@@ -411,7 +426,7 @@ class _OpenDatabase:
 
 def _describe_failure(exit_status: int | None, output: str) -> str:
     what = "the job reported a failure" if exit_status is None else f"exit status {exit_status}"
-    tail = " ".join(output[-FAULT_LIMIT:].split())
+    tail = " ".join(output.split())
     return f"{what}; its output ends with: {tail}" if tail else what
 
 

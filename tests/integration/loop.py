@@ -45,6 +45,7 @@ class Loop:
         self,
         services: dict[str, Any],
         *,
+        exporter: dict[str, Any] | None = None,
         remediator: dict[str, Any] | None = None,
         exporter: dict[str, Any] | None = None,
         notify: dict[str, Any] | None = None,
@@ -84,6 +85,7 @@ class Loop:
         path = self.folder / "config" / "defib.yaml"
         written = yaml.safe_load(path.read_text())
         del written["remediator"]["alertmanager_url"]  # there is none
+        written["exporter"] |= exporter or {}
         written["remediator"] |= remediator or {}
         written["exporter"] |= exporter or {}
         path.write_text(yaml.safe_dump(written, sort_keys=False))

@@ -41,6 +41,9 @@ class Heartbeats(Exporter):
     def __init__(self, launcher: Launcher, folder: Path) -> None:
         super().__init__(launcher, folder)
         (self.ping_port,) = reserve_ports(1)
+        self.connect_jobs()
+
+    def connect_jobs(self) -> None:
         self.jobs = httpx.AsyncClient(
             verify=NO_TLS, base_url=f"http://127.0.0.1:{self.ping_port}", trust_env=False, timeout=60
         )
