@@ -47,7 +47,6 @@ class Loop:
         *,
         exporter: dict[str, Any] | None = None,
         remediator: dict[str, Any] | None = None,
-        exporter: dict[str, Any] | None = None,
         notify: dict[str, Any] | None = None,
         collect: dict[str, Any] | None = None,
         access: dict[str, Any] | None = None,
@@ -87,7 +86,6 @@ class Loop:
         del written["remediator"]["alertmanager_url"]  # there is none
         written["exporter"] |= exporter or {}
         written["remediator"] |= remediator or {}
-        written["exporter"] |= exporter or {}
         path.write_text(yaml.safe_dump(written, sort_keys=False))
         beside = Path(written["remediator"]["database"].removeprefix("sqlite:///")).parent / "token"
         if beside != self.stack.token_file:
