@@ -6,7 +6,7 @@ from aiohttp import web
 from pydantic import Field
 
 from exporter.heartbeats.agent import describe_stuck
-from exporter.heartbeats.monitor import BODY_LIMIT, Heartbeat, HeartbeatMonitor, RateLimitedError
+from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, Heartbeat, HeartbeatMonitor, RateLimitedError
 from exporter.heartbeats.schedule import Cron
 from exporter.heartbeats.state import PingKind
 from exporter.heartbeats.store import HeartbeatStoreError, ReceivedPing
@@ -75,7 +75,14 @@ class HeartbeatsApi:
         text = body.message.encode("utf-8", "replace")
         try:
             await self._heartbeats.receive(
-                name, kind, body.exit_status, "", text, is_cut=len(text) > BODY_LIMIT, client=sender
+                name,
+                kind,
+                body.exit_status,
+                "",
+                text,
+                end=text[-END_LIMIT:],
+                is_cut=len(text) > BODY_LIMIT,
+                client=sender,
             )
         except KeyError as error:
             raise ApiError(404, "unknown_heartbeat", "a reload has removed the heartbeat") from error
