@@ -10,8 +10,10 @@ from console.history import History
 from fleet.inventory.endpoints import Endpoint
 from fleet.json_client import ClientError
 from remediator.clients.alertmanager import Alertmanager
+from remediator.incidents import resolution
 from remediator.record import queries, timestamps
 from remediator.record.database import Database, StorageError
+from remediator.record.transaction import Transaction
 from remediator.snapshot import DEADLINE, SnapshotSource
 
 
@@ -76,8 +78,12 @@ async def _check_alertmanager(endpoint: Endpoint | None, within: float) -> PartH
 
 async def _check_watchdog(database: Database, within: float) -> PartHealth:
     """Return whether the Watchdog has arrived here lately."""
-    received = None
+    received, resolved = None, False
     with contextlib.suppress(StorageError):
-        received = await database.read_for_page(timestamps.get, "watchdog")
+        received, resolved = await database.read_for_page(_read_watchdog)
     age = None if received is None else database.clock.now() - received.at
-    return PartHealth("webhook", age is not None and age < within, age=age)
+    return PartHealth("webhook", age is not None and age < within and not resolved, age=age)
+
+
+def _read_watchdog(tx: Transaction) -> tuple[timestamps.Timestamp | None, bool]:
+    return timestamps.get(tx, "watchdog"), resolution.is_watchdog_resolved(tx)

@@ -35,7 +35,7 @@ from remediator.snapshot import ServiceRow
 from runtime.access.control import find_identity, get_csrf_token
 from runtime.access.roles import AccessRequirement, permits
 from runtime.redaction import Redactor
-from runtime.terminal import escape_controls
+from runtime.terminal import escape_controls, one_line
 from runtime.web import name_caller, relative_path
 
 P = ParamSpec("P")
@@ -85,6 +85,7 @@ class PageRenderer:
         self._rows: dict[tuple[str, Language], tuple[tuple[ServiceRow, ServiceHistory], Markup]] = {}
         self._rendered_for: Inventory | None = None
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by caller
+        self._templates.filters["one_line"] = one_line
         self._templates.globals |= {
             "fill": _fill,
             "strip": charts.draw_strip,

@@ -17,6 +17,7 @@ from console.things import find_thing
 from fleet.inventory.model import Service
 from fleet.json_client import ClientError, parsing_response
 from fleet.shells import OUTPUT_LIMIT, CompletedCommand
+from remediator.clients.exporter_services import check_results
 from remediator.filters import GROUPS, ORDERS, PAGE_SIZE, ServiceFilter, values_of
 from remediator.http.views import read_record
 from remediator.notifications.links import build_page_links
@@ -163,9 +164,10 @@ class ServicePages:
         try:
             seen = await self._source.read_from_exporter(f"/api/v1/services/{service}")
             with parsing_response():
+                results = check_results(seen["results"])
                 return {
-                    "failures": _collapse(seen["failures"]),
-                    "checks": [{**each, "at": parse_time(each["started_at"])} for each in reversed(seen["results"])],
+                    "failures": _collapse(check_results(seen["failures"])),
+                    "checks": [{**each, "at": parse_time(each["started_at"])} for each in reversed(results)],
                     "components": [{"up": each["up"], "name": each["name"], "values": dict(each["values"])}
                                    for each in seen.get("components", [])],
                     "certificate": _describe_certificate(seen.get("certificate")),
@@ -246,6 +248,7 @@ def _describe(service: Service) -> Mapping[str, Any]:
     return {
         "id": service.id, "title": service.title, "host": service.host, "on_failure": service.on_failure,
         "team": service.team, "target": service.target,
+        "is_reported": getattr(service.probe.options, "is_reported", False),
         "kind": service.probe.kind, "every": service.probe.every, "timeout": service.probe.timeout,
         "fail_after": service.probe.fail_after, "recover_after": service.probe.recover_after,
         "control": control.kind if control is not None else "", "thing": find_thing(service),

@@ -5,7 +5,7 @@ from datetime import tzinfo
 from typing import Any
 from urllib.parse import quote
 
-from defib.output import format_time, one_line, print_json, print_text
+from defib.output import format_time, print_json, print_lines, print_text
 from defib.remediator_client import Connect, UnknownEntryError
 
 MAX_PAGE = 1000  # entries in a response of the API
@@ -22,7 +22,7 @@ async def list_tokens(connect: Connect, *, as_json: bool) -> int:
     for each in answer["tokens"]:
         used = format_time(each["last_used_at"], zone) if each["last_used_at"] else "never"
         created = f"created {format_time(each['created_at'], zone)} by {each['created_by']}"
-        print_text(f"{each['name']:<20} {each['role']:<8} {created}, last used {used}{_format_expiry(each, zone)}")
+        print_lines([f"{each['name']:<20} {each['role']:<8} {created}, last used {used}{_format_expiry(each, zone)}"])
     if not answer["tokens"]:
         print_text("no API tokens")
     return 0
@@ -74,7 +74,7 @@ async def list_sessions(connect: Connect, *, as_json: bool) -> int:
     zone = remediator.zone
     for each in answer["sessions"]:
         times = f"since {format_time(each['created_at'], zone)}, last used {format_time(each['last_used_at'], zone)}"
-        print_text(f"{each['id']}  {each['user']} ({each['method']}) at {each['address']}, {times}")
+        print_lines([f"{each['id']}  {each['user']} ({each['method']}) at {each['address']}, {times}"])
     if not answer["sessions"]:
         print_text("no sessions")
     return 0
@@ -105,7 +105,7 @@ async def show_audit(connect: Connect, limit: int, *, as_json: bool) -> int:
     if as_json:
         print_json({"audit": entries})
         return 0
-    print_text("\n".join(_format_entry(each, remediator.zone) for each in reversed(entries)) or "no entries")
+    print_lines([_format_entry(each, remediator.zone) for each in reversed(entries)] or ["no entries"])
     return 0
 
 
@@ -115,4 +115,4 @@ def _format_entry(entry: dict[str, Any], zone: tzinfo | None) -> str:
     action = f" (action {entry['action_id']}: {entry['action_state'] or 'deleted'})" if entry["action_id"] else ""
     detail = f": {entry['detail']}" if entry["detail"] else ""
     times = f" [{entry['count']} times]" if entry["count"] > 1 else ""
-    return one_line(f"{format_time(entry['at'], zone)}  {who}: {what}: {entry['outcome']}{action}{detail}{times}")
+    return f"{format_time(entry['at'], zone)}  {who}: {what}: {entry['outcome']}{action}{detail}{times}"

@@ -24,6 +24,7 @@ CONFIG_HELP = "configuration directory (default: $DEFIB_CONFIG, ./config, /etc/d
 CREDENTIAL_HELP = "file with a token (default: remediator.token, else the local token, next to the database)"
 GLOBAL_OPTIONS = {"config": "--config", "token_file": "--token-file", "as_json": "--json"}
 SERVERS = ("exporter", "remediator")
+MAX_EXIT_STATUS = 255
 DEADMAN_FOLDER = "/var/lib/defib-deadman"
 
 
@@ -145,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report_command(added)
     _add_incident_commands(added)
     _add_maintenance_command(added)
+    _add_heartbeat_command(added)
     _add_access_commands(added)
     _add_setup_commands(added)
     _add_database_commands(added)
@@ -361,6 +363,43 @@ def _add_maintenance_command(added: _Commands) -> None:
     end.set_defaults(verb="end")
     for parser in (begin, end):
         _add_global_options(parser, API)
+
+
+def _parse_exit_status(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) > MAX_EXIT_STATUS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an exit status: must be 0 to {MAX_EXIT_STATUS}")
+    return int(text)
+
+
+def _add_heartbeat_command(added: _Commands) -> None:
+    description = "list heartbeats, show their URLs, send pings, or run a job that is reported"
+    heartbeat = added.add("heartbeat", commands.heartbeat, description, API)
+    verbs = heartbeat.add_subparsers(required=True, metavar="list|url|ping|run", dest="verb")
+
+    def add(name: str, description: str, supports: Iterable[str] = API) -> argparse.ArgumentParser:
+        sentence = f"{description[:1].upper()}{description[1:]}."
+        parser = verbs.add_parser(name, help=description, description=sentence)
+        _add_global_options(parser, supports)
+        return parser
+
+    add("list", "list the heartbeats, those that failed or are late first")
+    url = add("url", "print the secret URL of a heartbeat")
+    _add_service_argument(url)
+    url.add_argument("--slug", action="store_true", help="the URL with the ping key and the slug")
+    ping = add("ping", "send a ping, by default a success, in your name")
+    _add_service_argument(ping)
+    kinds = ping.add_mutually_exclusive_group()
+    for kind, help_ in (("start", "a job has started"), ("fail", "a job has failed"), ("log", "an entry in the list")):
+        kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, default="success", help=help_)
+    help_ = "a job has ended with this exit status; all but 0 are failures"
+    kinds.add_argument("--exit-status", type=_parse_exit_status, metavar="N", help=help_)
+    ping.add_argument("--message", default="", metavar="TEXT", help="stored with the ping")
+    run = add("run", "run a job, and report its start, its exit status and the end of its output", API[:2])
+    _add_service_argument(run)
+    help_ = "file with the URL (default: $DEFIB_PING_URL, else the remediator is asked)"
+    run.add_argument("--url-file", type=Path, metavar="FILE", help=help_)
+    run.add_argument("job", metavar="COMMAND", nargs="+", help="after --: the command with its arguments")
+    run.set_defaults(run=commands.run_job, supports=frozenset(API[:2]))
 
 
 def _add_access_commands(added: _Commands) -> None:

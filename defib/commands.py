@@ -62,18 +62,18 @@ def _load_with_targets(read: "Load") -> "LoadedInventory":
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
 
-    from defib.output import print_text
+    from defib.output import print_lines
     from fleet.sources import ServiceSources
 
     def report(source: str, error: str | None) -> None:
         if error:
-            print_text(f"warning: services_from.{source}: {error}", sys.stderr)
+            print_lines([f"warning: services_from.{source}: {error}"], sys.stderr)
 
     with ThreadPoolExecutor(1) as thread:  # commands also load in an event loop
         return thread.submit(asyncio.run, ServiceSources(read, report).refresh(loaded)).result()
 
 
-def _load_client(options: argparse.Namespace, *programs: "Program") -> "LoadedInventory":
+def _load_client(options: argparse.Namespace, *programs: "Program", warn: bool = True) -> "LoadedInventory":
     """Load what a client of the remediator needs, also while other parts have errors. Raises ConfigurationError.
 
     References that `programs` use are resolved, too.
@@ -91,7 +91,8 @@ def _load_client(options: argparse.Namespace, *programs: "Program") -> "LoadedIn
         for sections in (("remediator", "notify", "exporter"), ("remediator", "notify"), ("remediator",)):
             with contextlib.suppress(ConfigurationError):
                 loaded = load_sections(directory, KINDS, sections, programs=("client", *programs))
-                print_text("warning: the configuration has errors; `defib check` lists them", sys.stderr)
+                if warn:
+                    print_text("warning: the configuration has errors; `defib check` lists them", sys.stderr)
                 return loaded
         raise
 
@@ -296,6 +297,35 @@ def maintenance(options: argparse.Namespace) -> int:
     paused = {"pause_probing": True} if options.pause_probing else {}  # unknown to earlier remediators
     body = {**end, "reason": options.reason, "notify": options.notify, **paused}
     return _ask(options, maintenance.begin_maintenance, options.scope, options.name, body, as_json=options.as_json)
+
+
+def heartbeat(options: argparse.Namespace) -> int:
+    from defib import heartbeats
+
+    if options.verb == "list":
+        return _ask(options, heartbeats.list_heartbeats, as_json=options.as_json)
+    if options.verb == "url":
+        return _ask(options, heartbeats.show_url, options.service, by_slug=options.slug, as_json=options.as_json)
+    body = {"kind": options.kind, "exit_status": options.exit_status, "message": options.message}
+    return _ask(options, heartbeats.ping, options.service, body, as_json=options.as_json)
+
+
+def run_job(options: argparse.Namespace) -> int:
+    import os
+
+    from defib import job_report
+
+    def ask() -> str:
+        import asyncio
+
+        from defib import heartbeats, remediator_client
+
+        load = partial(_load_client, options, warn=False)
+        return asyncio.run(
+            heartbeats.read_url(partial(remediator_client.connect, load, options.token_file), options.service)
+        )
+
+    return job_report.run(options.service, options.job, options.url_file, os.environ, ask)
 
 
 def token(options: argparse.Namespace) -> int:

@@ -14,7 +14,7 @@ from defib.discovery.templates import HOSTS_AT_LEAST, Offer, SharedService, find
 from defib.discovery.writing import describe_alike, describe_rest, render, summarize
 from defib.kinds import KINDS
 from defib.lookup import HostSelection
-from defib.output import format_count, format_table, one_line, print_json, print_text, terminal_width
+from defib.output import format_count, format_table, print_json, print_text, terminal_width
 from fleet.inventory.documents import as_map, read_directory
 from fleet.inventory.loading import LoadedInventory, load
 from fleet.inventory.problems import ConfigurationError
@@ -22,6 +22,7 @@ from runtime import logs
 from runtime.errors import DefibError
 from runtime.files import create_file
 from runtime.redaction import Redactor
+from runtime.terminal import one_line
 
 TABLE_HEAD = ("WHAT", "PROBE", "CONTROL")
 STDOUT = Path("-")

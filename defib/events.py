@@ -5,7 +5,7 @@ from datetime import tzinfo
 from typing import Any
 from urllib.parse import urlencode
 
-from defib.output import format_time, one_line, parenthesized, print_json, print_text
+from defib.output import format_time, parenthesized, print_json, print_lines
 from defib.remediator_client import Connect
 
 MAX_PAGE = 1000  # events in a response of the API
@@ -27,7 +27,7 @@ async def list_events(connect: Connect, limit: int, wanted: Mapping[str, str | S
     if as_json:
         print_json({"events": events})
         return 0
-    print_text("\n".join(_format_event(each, remediator.zone) for each in reversed(events)) or "no events")
+    print_lines([_format_event(each, remediator.zone) for each in reversed(events)] or ["no events"])
     return 0
 
 
@@ -36,8 +36,7 @@ def _format_event(event: Mapping[str, Any], zone: tzinfo | None) -> str:
     what = " ".join(filter(None, [event["operation"], event["state"]]))
     by = f" by {event['by']}" if event["by"] else ""
     line = f"{format_time(event['at'], zone)}  {event['kind']:<11}  {subject}: {what}{by}"
-    # A line break in a name would look like another event.
-    return one_line(line + parenthesized(event["detail"]) + _format_times(event, zone))
+    return line + parenthesized(event["detail"]) + _format_times(event, zone)
 
 
 def _format_times(event: Mapping[str, Any], zone: tzinfo | None) -> str:

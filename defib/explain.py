@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from datetime import tzinfo
 from typing import Any, get_args
 
-from defib.output import format_time, parenthesized, print_json, print_text
+from defib.output import format_time, parenthesized, print_json, print_lines
 from defib.remediator_client import Connect, RemediatorClient
 from fleet.inventory.model import is_host_alert
 from remediator.policy.situation import Refusal
@@ -21,7 +21,7 @@ async def explain(connect: Connect, service: str, *, as_json: bool, verbose: boo
         print_json(answer)
     else:
         lines = _format(answer, _first_alert(remediator, service), remediator.zone, verbose=verbose)
-        print_text("\n".join(lines))
+        print_lines(lines)
     return 0
 
 

@@ -11,6 +11,7 @@ from defib.output import (
     format_time,
     parenthesized,
     print_json,
+    print_lines,
     print_text,
     terminal_width,
 )
@@ -35,7 +36,7 @@ async def show_incidents(connect: Connect, number: int | None, *, as_json: bool)
     if as_json:
         print_json(answer)
     elif number is not None:
-        print_text(_format_incident(answer, remediator.zone))
+        print_lines(_format_incident(answer, remediator.zone))
     else:
         _print_incidents(answer["incidents"], remediator.zone)
     return 0
@@ -220,7 +221,7 @@ def _format_line(incident: Mapping[str, Any], zone: tzinfo | None) -> str:
     return f"{incident['id']:>6}  {incident['state']:<10}  {started}  {incident['service']}  {ended}"
 
 
-def _format_incident(incident: Mapping[str, Any], zone: tzinfo | None) -> str:
+def _format_incident(incident: Mapping[str, Any], zone: tzinfo | None) -> list[str]:
     lines = [_format_line(incident, zone)]
     if incident["probe"]:
         lines.append(f"    last failed probe: {incident['probe']}")
@@ -229,7 +230,7 @@ def _format_incident(incident: Mapping[str, Any], zone: tzinfo | None) -> str:
         lines.append(f"    {format_time(event['at'], zone)}  {event['event']:<13} {detail}".rstrip())
     for action in incident["actions"]:
         lines += _format_action(action)
-    return "\n".join(lines)
+    return lines
 
 
 def _format_action(action: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, tzinfo
 from typing import Any
 
-from defib.output import format_time, one_line, print_json, print_text
+from defib.output import format_time, print_json, print_lines, print_text
 from defib.remediator_client import Connect, UnknownEntryError
 from runtime.errors import DefibError
 
@@ -17,7 +17,7 @@ async def list_maintenance(connect: Connect, *, as_json: bool) -> int:
         print_json(answer)
         return 0
     for each in answer["maintenance"]:
-        print_text(one_line(f"{each['id']:>6}  {describe_maintenance(each, remediator.zone)}"))
+        print_lines([f"{each['id']:>6}  {describe_maintenance(each, remediator.zone)}"])
     if not answer["maintenance"]:
         print_text("no maintenance")
     return 0
@@ -86,7 +86,7 @@ async def automation(connect: Connect, switch: str | None, reason: str, *, as_js
     if as_json:
         print_json(answer)
         return 0
-    print_text("\n".join(describe_automation(answer, remediator.zone)))
+    print_lines(describe_automation(answer, remediator.zone))
     return 0
 
 
@@ -96,6 +96,6 @@ def describe_automation(automation: Mapping[str, Any], zone: tzinfo | None) -> I
     if automation["at"]:
         detail = f": {automation['reason']}" if automation["reason"] else ""
         since = f" since {format_time(automation['at'], zone)}, switched by {automation['by']}{detail}"
-    yield one_line(f"automation is {'on' if automation['enabled'] else 'off'}{since}")
+    yield f"automation is {'on' if automation['enabled'] else 'off'}{since}"
     if not automation["by_inventory"]:
         yield "the configuration has `remediation: {automatic: false}`, which the switch cannot override"

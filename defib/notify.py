@@ -6,7 +6,7 @@ from collections.abc import Callable
 import httpx
 
 from defib.lookup import find_channel
-from defib.output import print_json, print_text
+from defib.output import print_json, print_lines
 from fleet.inventory.loading import LoadedInventory
 from remediator.notifications.channels import ChannelClient, SendResult
 from remediator.notifications.test_message import send_test
@@ -34,7 +34,7 @@ async def send_tests(load: Callable[[], LoadedInventory], name: str | None, *, a
             text = redact(f"{result.response}{_clock_hint(result)}")
             rows.append({"channel": channel_name, "sent": result.outcome == "sent", "response": text})
             if not as_json:
-                print_text(f"{channel_name}: {text}")
+                print_lines([f"{channel_name}: {text}"])
     if as_json:
         print_json({"channels": rows})
     return 0 if all(row["sent"] for row in rows) else 1

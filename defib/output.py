@@ -6,14 +6,14 @@ import shutil
 import struct
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta, tzinfo
 from typing import Any, TextIO
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from fleet.inventory.model import Inventory
 from fleet.inventory.units import format_duration
-from runtime.terminal import UNSAFE, escape_controls
+from runtime.terminal import UNSAFE, escape_controls, one_line
 
 GAP = "  "  # between columns
 LEAST_WIDTH = 20  # of a column that is cut
@@ -24,9 +24,10 @@ def print_text(text: str, file: TextIO | None = None) -> None:
     print(escape_controls(text), file=file, flush=True)
 
 
-def one_line(text: str) -> str:
-    r"""Return text with line breaks as `\n`, so that it cannot look like the lines of other entries."""
-    return text.replace("\r\n", "\n").replace("\n", "\\n")
+def print_lines(lines: Iterable[str], file: TextIO | None = None) -> None:
+    r"""Print each text as one line, with line breaks as `\n`: a name or a reason cannot look like another line."""
+    for line in lines:
+        print_text(one_line(line), file)
 
 
 def print_json(value: Any) -> None:

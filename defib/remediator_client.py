@@ -94,7 +94,7 @@ class RemediatorClient:
         try:
             return await self.request(method, path.replace("{name}", quote(name, safe="")), timeout=timeout, body=body)
         except UnknownEntryError as error:
-            if error.code == "unknown_component":
+            if error.code in ("unknown_component", "unknown_heartbeat"):
                 raise
             known = names_of(self.inventory, kind)
             if name in known or (kind == "service" and name in self.inventory.host_alerts):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import tzinfo
 from itertools import islice
 
-from defib.output import format_time, parenthesized, print_json, print_text, time_zone
+from defib.output import format_time, parenthesized, print_json, print_lines, print_text, time_zone
 from fleet.inventory.loading import LoadedInventory
 from fleet.json_client import ClientError, JsonClient
 from remediator.replay import ReplayedDecision, evaluation_times, read_history, replay
@@ -49,16 +49,16 @@ async def run(load: Callable[[], LoadedInventory], since: float, *, as_json: boo
     zone = time_zone(inventory)
     first, second = islice(evaluation_times(now - since, now), 2)
     print_text(_NOTE.format(step=second - first, since=format_time(first, zone)))
-    print_text(_format_decisions(decisions, zone))
+    print_lines(_format_decisions(decisions, zone))
     return 0
 
 
-def _format_decisions(decisions: Sequence[ReplayedDecision], zone: tzinfo | None) -> str:
+def _format_decisions(decisions: Sequence[ReplayedDecision], zone: tzinfo | None) -> list[str]:
     lines = [_format_decision(decision, zone) for decision in decisions]
     actions = Counter(decision.service for decision in decisions if decision.verb == "act")
     by_service = ", ".join(f"{service} {count}" for service, count in actions.most_common())
     lines.append(f"{actions.total()} actions{f': {by_service}' if by_service else ''}")
-    return "\n".join(lines)
+    return lines
 
 
 def _format_decision(decision: ReplayedDecision, zone: tzinfo | None) -> str:

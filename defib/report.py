@@ -5,11 +5,12 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from defib.output import format_table, one_line, print_json, print_text, wrap
+from defib.output import format_table, print_json, print_text, wrap
 from defib.remediator_client import Connect
 from fleet.inventory.notify import Language
 from remediator.notifications.rendering import shipped_templates
 from remediator.notifications.report_texts import ReportTexts, Table, describe_report
+from runtime.terminal import one_line
 
 WIDTH = 100
 LABEL_WIDTH = 27

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from fleet.inventory.model import SudoOptions
 from fleet.shells import Shell, ShellError
@@ -31,7 +32,23 @@ for name; do
 done
 exit 0
 """
-_RULE = re.compile(r"^\t(?:sha\d+:\S+ )?(ALL|/\S+)", re.MULTILINE)  # of `sudo -ll`
+# Of `sudo -ll`.
+_RULE = re.compile(r"^\t(?:sha\d+:\S+ )?(ALL|/\S+)(.*)", re.MULTILINE)
+_SECURE_PATH = re.compile(r"^Matching Defaults entries for .*\n(?: .*\n)*?.*\bsecure_path=", re.MULTILINE)
+_ONE_FORM = re.compile(r"/\S*/sh -c \{ .*|\S+(?: \S+)?")  # a script in braces, or at most one argument
+
+
+@dataclass(frozen=True)
+class SudoRules:
+    """What sudo allows an account.
+
+    `programs`: programs and directories, with `ALL` for every command. `ambiguous`: rules whose arguments sudo accepts
+    also if they are divided otherwise. `secure_path`: whether sudo replaces the account's `PATH`.
+    """
+
+    programs: frozenset[str] = frozenset()
+    ambiguous: tuple[str, ...] = ()
+    secure_path: bool = False
 
 
 def names_in(commands: Collection[Sequence[str]]) -> set[str]:
@@ -52,13 +69,19 @@ async def find_changeable(shell: Shell, names: Collection[str]) -> list[tuple[st
     return [(name, place) for name, tab, place in pairs if tab]
 
 
-def parse_rules(listed: str) -> set[str]:
+def parse_rules(listed: str) -> SudoRules:
     """Return the rules in the output of `sudo -ll`."""
-    return set(_RULE.findall(listed))
+    found = _RULE.findall(listed)
+    rules = [f"{program}{arguments}".rstrip() for program, arguments in found]
+    return SudoRules(
+        frozenset(program for program, _ in found),
+        tuple(rule for rule in rules if _ONE_FORM.fullmatch(rule) is None),
+        _SECURE_PATH.search(listed) is not None,
+    )
 
 
-async def list_rules(shell: Shell, sudo: SudoOptions) -> set[str]:
-    """Return the programs and directories that sudo allows the shell's account, with `ALL` for every command."""
+async def list_rules(shell: Shell, sudo: SudoOptions) -> SudoRules:
+    """Return what sudo allows the shell's account."""
     argv, stdin = build_sudo_command(["-"], sudo)
     at = argv.index("--")
     listing = ["env", "LC_ALL=C", *argv[:at], "-l", "-l"]

@@ -12,6 +12,7 @@ from defib.output import (
     format_time,
     parenthesized,
     print_json,
+    print_lines,
     print_text,
     terminal_width,
 )
@@ -33,7 +34,7 @@ async def list_services(connect: Connect, wanted: Mapping[str, str], *, as_json:
         print_json(overview)
         return 0
     for line in describe_problems(overview, remediator.zone):
-        print_text(line, sys.stderr)
+        print_lines([line], sys.stderr)
     rows = [table_row(each, overview["at"]) for each in overview["services"]]
     print_text(format_table([TABLE_HEAD, *rows], terminal_width(), cut=SEEN) if rows else "no services")
     return 0

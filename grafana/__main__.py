@@ -7,7 +7,7 @@ from pathlib import Path
 from grafana_foundation_sdk.builders.dashboard import Dashboard
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana import fleet, gpus, hosts, monitoring, remediation, service
+from grafana import agents, fleet, gpus, hosts, monitoring, remediation, service
 from grafana.translation import CHINESE, translate
 
 # Both sets have the same UIDs, to which cards and bookmarks lead: a Grafana has one of them.
@@ -18,6 +18,7 @@ DASHBOARDS = {
     "service": service.build,
     "hosts": hosts.build,
     "gpus": gpus.build,
+    "agents": agents.build,
     "remediation": remediation.build,
     "monitoring": monitoring.build,
 }

@@ -43,6 +43,7 @@ def build() -> Dashboard:
     board = _resources(board.with_row(Row("CPU, memory and disks")))
     board = _traffic(board.with_row(Row("Network, disk I/O and swap")))
     board = _processes(board.with_row(Row("Services and processes")))
+    board = _logs(board.with_row(Row("Logs")))
     return _collectors(board.with_row(Row("Collectors")))
 
 
@@ -209,6 +210,19 @@ def _processes(board: Dashboard) -> Dashboard:
             )
         )
     return board
+
+
+def _logs(board: Dashboard) -> Dashboard:
+    return panels.add_panels(
+        board,
+        _graph_by_host(
+            "Matching lines in 5 minutes", "short", f"host:log_matches:increase5m{{{HOST}}}", "host, source, pattern"
+        ),
+        _graph_by_host(
+            "Requests that failed with 5xx", "percentunit", f"host:http_errors:ratio{{{HOST}}}", "host, source", maximum=1,
+            decimals=1,
+        ),
+    )  # fmt: skip
 
 
 def _collectors(board: Dashboard) -> Dashboard:

@@ -24,7 +24,16 @@ from remediator.engine.dead_man import run_dead_man
 from remediator.engine.engine import Engine
 from remediator.engine.housekeeping import run_housekeeping
 from remediator.engine.scheduled_reports import run_scheduled_reports
-from remediator.http import access_api, events_api, overview_api, read_api, report_api, webhook, write_api
+from remediator.http import (
+    access_api,
+    events_api,
+    heartbeats_api,
+    overview_api,
+    read_api,
+    report_api,
+    webhook,
+    write_api,
+)
 from remediator.metrics import RemediatorMetrics
 from remediator.notifications.outbox import Batch
 from remediator.notifications.sender import Sender
@@ -164,6 +173,7 @@ class Parts:
         read_api.add_routes(app, self.database, self.metrics, self.redact)
         overview_api.add_routes(app, self.snapshot, self.database, self.redact)
         events_api.add_routes(app, self.database, self.redact)
+        heartbeats_api.add_routes(app, self.snapshot, self.operations, self.database, self.redact)
         report_api.add_routes(app, self.reporter, self.database, self.redact)
         write_api.add_routes(app, self.operations, self.database, self.redact, reload)
         access_api.add_routes(app, self.administration, self.database)

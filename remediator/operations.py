@@ -4,16 +4,17 @@ Every operation is recorded in the audit log with who requested it, and raises a
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
 
 from fleet.inventory.model import Remediable, Service, is_host_alert
-from fleet.json_client import ClientError
+from fleet.json_client import ClientError, HttpStatusError
 from fleet.shells import CompletedCommand, ShellError
 from remediator.clients.alertmanager import Alertmanager
+from remediator.clients.exporter import PingKind
 from remediator.engine import reminders
 from remediator.engine.engine import Engine
 from remediator.execution.controls.runner import UnknownComponentError, UnknownVerbError, Verb
@@ -156,6 +157,28 @@ class Operations:
                 raise UnavailableError("exporter_unavailable", f"cannot query the exporter: {error}") from error
         await self._audit_log.write(AuditEntry.of(by, "probe", service_id))
         return observed
+
+    async def reveal_ping_urls(self, service_id: str, by: Identity) -> Mapping[str, str]:
+        """Return the URLs of a heartbeat, `url` and `slug_url`: who has one can send pings."""
+        async with self._audit_log.recording_refusal(by, "read ping URL", service_id):
+            with _asking_about_heartbeats():
+                urls = await self._engine.exporter.read_ping_urls(self.get_heartbeat(service_id).id)
+        await self._audit_log.write(AuditEntry.of(by, "read ping URL", service_id))
+        return urls
+
+    async def ping(
+        self, service_id: str, kind: PingKind, exit_status: int | None, message: str, by: Identity
+    ) -> PingKind:
+        """Send a ping of a heartbeat in the name of a person; returns its kind, which the exit status may decide."""
+        async with self._audit_log.recording_refusal(by, "ping", service_id):
+            service = self.get_heartbeat(service_id)
+            if exit_status is not None and kind not in ("success", "fail"):
+                raise InvalidOperationError("bad_request", f"exit_status: a ping of the kind {kind} has none")
+            with _asking_about_heartbeats():
+                sent = await self._engine.exporter.ping(service.id, kind, exit_status, message, by.label)
+        detail = sent if exit_status is None else f"{sent}, exit status {exit_status}"
+        await self._audit_log.write(AuditEntry.of(by, "ping", service_id, detail=detail))
+        return sent
 
     async def reset_attempts(self, service_id: str, by: Identity) -> int:
         """Give a service or an alert of a host all its attempts again; returns the id of the reset."""
@@ -375,6 +398,14 @@ class Operations:
             raise NotFoundError("unknown_service", f"the inventory has no service {service_id!r}")
         return service
 
+    def get_heartbeat(self, service_id: str) -> Service:
+        """Return a service that reports itself. Raises NotFoundError."""
+        service = self.get_service(service_id)
+        if not getattr(service.probe.options, "is_reported", False):
+            message = f"service {service_id!r} has another probe than `heartbeat`"
+            raise NotFoundError("unknown_heartbeat", message)
+        return service
+
     def get_subject(self, subject: str) -> Remediable:
         """Return a service of the inventory, or an alert of a host with runbooks. Raises NotFoundError."""
         return self._database.inventory.host_alerts.get(subject) or self.get_service(subject)
@@ -408,6 +439,21 @@ class Operations:
             return await self._database.read(work, *args)
         except StorageError as error:
             raise _not_readable() from error
+
+
+@contextlib.contextmanager
+def _asking_about_heartbeats() -> Iterator[None]:
+    """Translate the errors of the exporter."""
+    try:
+        yield
+    except HttpStatusError as error:
+        if error.code == "unknown_heartbeat":
+            raise NotFoundError(error.code, "the exporter has no such heartbeat: reload it") from error
+        if error.code == "too_many_pings":
+            raise ConflictError(error.code, "the heartbeat has received too many pings in a minute") from error
+        raise UnavailableError("exporter_unavailable", f"cannot query the exporter: {error}") from error
+    except ClientError as error:
+        raise UnavailableError("exporter_unavailable", f"cannot query the exporter: {error}") from error
 
 
 def _labels_of_incident(service: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Redaction of secrets from all text that leaves the program."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -7,6 +8,17 @@ from runtime.secret_forms import list_forms
 
 MASK = "***"
 MIN_SECRET_LENGTH = 6  # masking every "prod" would make text unreadable
+_CREDENTIAL = re.compile(
+    r"((?:passw(?:or)?d|secret|token|api[_-]?key|authorization)[\"']?\s{0,3}[=:]\s{0,3}[\"']?(?:(?:basic|bearer)\s{1,3})?)"
+    r"[^\s\"'&,;]+",
+    re.IGNORECASE,
+)
+_USER_INFO = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
+
+
+def mask_credentials(text: str) -> str:
+    """Replace what looks like a credential in a log of another program: `password=…`, `token: …`, `://user:…@`."""
+    return _USER_INFO.sub(rf"\1{MASK}", _CREDENTIAL.sub(rf"\1{MASK}", text))
 
 
 class Redactor:

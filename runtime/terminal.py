@@ -14,3 +14,8 @@ UNSAFE = re.compile(
 def escape_controls(text: str) -> str:
     r"""Return text with unsafe characters escaped as in Python, such as `\x1b`."""
     return UNSAFE.sub(lambda match: repr(match[0])[1:-1], text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    r"""Return text with line breaks as `\n`, so that it cannot look like the lines of other entries."""
+    return text.replace("\r\n", "\n").replace("\n", "\\n")

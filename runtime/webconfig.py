@@ -56,6 +56,14 @@ class TlsServer(_WebConfigModel):
     client_auth_type: Literal["NoClientCert", "VerifyClientCertIfGiven", "RequireAndVerifyClientCert"] = "NoClientCert"
     min_version: Literal["TLS12", "TLS13"] = "TLS12"
 
+    @model_validator(mode="after")
+    def _check_client_certificates(self) -> "TlsServer":
+        if self.client_ca_file is not None and self.client_auth_type == "NoClientCert":
+            raise ValueError(
+                "client_ca_file has no effect without client_auth_type: set that to RequireAndVerifyClientCert"
+            )
+        return self
+
 
 class HttpServer(_WebConfigModel):
     headers: dict[str, str] = Field(default_factory=dict)

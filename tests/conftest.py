@@ -18,9 +18,10 @@ from defib.cli import ensure_user_name
 from defib.demo.launcher import Launcher
 from tests import preloaded_launcher
 from tests.docker import docker, dockerd
+from tests.journald import JOURNALD, journal
 from tests.systemd import UNPACKED, manager, systemd
 
-__all__ = ["docker", "dockerd", "systemd"]  # fixtures, for every test to use
+__all__ = ["docker", "dockerd", "journal", "systemd"]  # fixtures, for every test to use
 
 # grpc reads them when it is loaded: its fork handlers break child processes, and it would write lines to stderr.
 os.environ.update({"GRPC_ENABLE_FORK_SUPPORT": "0", "GRPC_VERBOSITY": "NONE"})
@@ -32,8 +33,9 @@ def _missing(program: str) -> bool:
         return os.geteuid() != 0
     if program == "sudo":
         return not any(path.is_file() for path in (Path("/usr/bin/sudo"), UNPACKED / "usr/bin/sudo"))
-    if program == "systemd":
-        return manager() is None or os.geteuid() != 0
+    if program in ("systemd", "journald"):
+        found = manager() is not None if program == "systemd" else JOURNALD.is_file() and shutil.which("journalctl")
+        return not found or os.geteuid() != 0
     if program == "ping sockets":
         return not _may_ping()
     if program == "dockerd":

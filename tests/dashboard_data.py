@@ -36,6 +36,11 @@ EXTRAS: Mapping[str, Sequence[Labels]] = {
     "host_container_.*": [{"container": "a"}, {"container": "b"}],
     "host_unit_active": [{"unit": "a.service"}, {"unit": "b.service"}],
     "host_program_running": [{"program": "a"}, {"program": "b"}],
+    "host:log_matches:.*": [
+        {"source": "a.service", "pattern": "error"},
+        {"source": "/var/log/b.log", "pattern": "error"},
+    ],
+    "host:http_errors:ratio": [{"source": "/var/log/nginx/access.log"}],
     "gpu_info": [{"name": "NVIDIA A100", "driver_version": "550.54.15", "uuid": "GPU-1"}],
     "gpu_temperature_celsius": [{"sensor": "gpu"}, {"sensor": "memory"}],
     "gpu_clock_hertz": [{"clock": clock} for clock in ("sm", "memory", "graphics", "video")],

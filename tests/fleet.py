@@ -331,6 +331,7 @@ class Fleet:
             "slow": page("slow", slow_after="300ms"),
             "stale": page("stale", timeout="30m"),
             "alive": {**page("alive"), "host": "mute"},
+            "writer": {"probe": {"heartbeat": {"every": "1h"}}, "agent": {"rounds_limit": 30}},
             "expiring": page("", http={"url": f"https://127.0.0.1:{expiring}/x", "tls": unverified}),
             "expired": page("", http={"url": f"https://127.0.0.1:{expired}/x", "tls": unverified}),
             "channels": {

@@ -91,8 +91,10 @@ function apply(change) {
 }
 
 function isConcerned(change) {
+  const results = change.results ?? {};
   const id = location.pathname.match(/services\/([^/]+)$/)?.[1];
-  return id && decodeURIComponent(id) in (change.results ?? {});
+  if (id && decodeURIComponent(id) in results) return true;
+  return [...document.querySelectorAll("[data-shows-service]")].some((each) => each.dataset.showsService in results);
 }
 
 function replaceRow(old, html) {

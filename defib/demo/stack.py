@@ -131,12 +131,13 @@ class Stack:
     ) -> None:
         self._launcher, self._folder, self._report = launcher, folder, report
         self._hurried, self._fallback = hurried, fallback
-        names = ("exporter", "remediator", "prometheus", "alertmanager", "node")
+        names = ("exporter", "remediator", "prometheus", "alertmanager", "node", "pings")
         self.ports = dict(zip(names, reserve_ports(len(names)), strict=True))
         self.pids: dict[str, int] = {}
         self.options: dict[str, list[str]] = {}  # more arguments of the exporter and the remediator
         self.token_file = folder / "token"  # next to the database
         self.token, self.metrics_token = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
+        self.ping_key = secrets.token_urlsafe(32)
         self.webhook_token = webhook_token or secrets.token_urlsafe(32)
         self.credential = ApiTokenAuth(self.token, (self.ports[name] for name in ("exporter", "remediator")))
         no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # httpx would read all certificates for a client without it
@@ -151,7 +152,14 @@ class Stack:
         directory.mkdir(exist_ok=True)
         _write_secret(self.token_file, self.token)
         written = {
-            "exporter": {"url": self.url("exporter")},
+            "exporter": {
+                "url": self.url("exporter"),
+                "heartbeats": {
+                    "listen": f"127.0.0.1:{self.ports['pings']}",
+                    "database": f"{self._folder}/heartbeats.db",
+                    "ping_key": self.ping_key,
+                },
+            },
             "remediator": {
                 "url": self.url("remediator"),
                 "database": f"sqlite:///{self._folder}/remediator.db",

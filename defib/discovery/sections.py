@@ -25,7 +25,7 @@ _DOCKER_FORMAT = ",".join(f"{{{{json {each}}}}}" for each in _DOCKER_FIELDS)
 CONTAINERS = Section("containers", f"docker ps --all --format '[{_DOCKER_FORMAT}]'", rank=3)
 
 UNITS = Section("units", rank=2, script="""
-shown=$(systemctl show --property=Id,ActiveState,SubState,Type,LoadState,FragmentPath -- '*.service') || {
+shown=$(systemctl show --no-pager --property=Id,ActiveState,SubState,Type,LoadState,FragmentPath -- '*.service') || {
     s=$?; printf '%s\\n' "$shown"; exit $s
 }
 printf '%s\\n' "$shown" | awk 'BEGIN { RS = ""; FS = "\\n" } { for (i = 1; i < NF; i++) printf "%s\\t", $i; print $NF }'

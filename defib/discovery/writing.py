@@ -12,8 +12,8 @@ import yaml
 
 from defib.discovery.model import Findings, HostProposals, Proposal
 from defib.discovery.templates import Offer, SharedService
-from defib.output import format_count, one_line
-from runtime.terminal import UNSAFE, escape_controls
+from defib.output import format_count
+from runtime.terminal import UNSAFE, escape_controls, one_line
 
 COMMENT_LIMIT = 300  # characters of a text in a comment
 _WIDTH = 10**9  # of a line: PyYAML would break long ones

@@ -16,7 +16,7 @@ from defib.doctor.server import ServerCheck, check_server
 from defib.doctor.sign_in import check_sign_in
 from defib.doctor.sources import SUBJECT, check_sources
 from defib.lookup import find_host
-from defib.output import format_size, print_json, print_text
+from defib.output import format_size, print_json, print_lines, print_text
 from fleet.inventory.loading import LoadedInventory
 from fleet.inventory.model import Host
 from fleet.inventory.problems import ConfigurationError
@@ -103,7 +103,7 @@ def _print_findings(findings: Sequence[Finding], *, as_json: bool) -> int:
         print_json({"findings": [asdict(each) for each in findings]})
     else:
         counts = {result: sum(1 for each in findings if each.result == result) for result in ("pass", "warn", "fail")}
-        print_text("\n".join(map(str, findings)))
+        print_lines(map(str, findings))
         print_text(", ".join(f"{count} {result}" for result, count in counts.items()))
     return int(any(each.result == "fail" for each in findings))
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from defib.doctor.findings import Finding
-from defib.root_paths import find_changeable, list_rules, names_in
+from defib.root_paths import SudoRules, find_changeable, list_rules, names_in
 from fleet.inventory.model import SudoOptions
 from fleet.shells import Shell, ShellError
 
@@ -21,7 +21,7 @@ async def check_root_paths(
         rules = await list_rules(shell, sudo)
     except ShellError as error:
         return [Finding(host, check, "warn", f"cannot be checked: {error}", "try again, and see docs/hosts.md")]
-    programs = {argv[0] for argv in commands} | {rule for rule in rules if rule != "ALL"}
+    programs = {argv[0] for argv in commands} | (rules.programs - {"ALL"})
     try:
         changeable = await find_changeable(shell, sorted(programs | names_in(commands)))
     except ShellError as error:
@@ -32,9 +32,23 @@ async def check_root_paths(
         findings = [Finding(host, check, "fail" if severe else "warn", detail, fix)]
     else:
         findings = [Finding(host, check, "pass", "the account can change none of them")]
-    if "ALL" in rules:
+    return findings + _check_rules(host, rules)
+
+
+def _check_rules(host: str, rules: SudoRules) -> list[Finding]:
+    """Warn of rules that permit more than they say."""
+    if "ALL" in rules.programs:
         fix = f"allow only what the controls need: `defib host setup {host}`"
-        findings.append(Finding(host, "sudo rules", "warn", "the account may run every command as root", fix))
+        return [Finding(host, "sudo rules", "warn", "the account may run every command as root", fix)]
+    fix = f"run `defib host setup {host}`, and see docs/hosts.md for rules of your own"
+    findings = []
+    if rules.ambiguous:
+        more = f", and {len(rules.ambiguous) - 1} more" if len(rules.ambiguous) > 1 else ""
+        detail = f"the account may divide the arguments otherwise in the rule {rules.ambiguous[0]}{more}"
+        findings.append(Finding(host, "sudo rules", "warn", detail, fix))
+    if rules.programs and not rules.secure_path:
+        detail = "there is no secure_path for the account: its PATH chooses the programs that root runs"
+        findings.append(Finding(host, "sudo secure_path", "warn", detail, fix))
     return findings
 
 

@@ -65,6 +65,8 @@ def commands_of(inventory: Inventory, host: Host) -> list[HostCommand]:
 
 async def _record_controls(recorder: _Recorder, inventory: Inventory, service: Service) -> None:
     control = service.control
+    if service.agent is not None and service.agent.wake:
+        recorder.commands.append((tuple(service.agent.wake), b""))
     if control is None or not CONTROLS[control.kind].options.needs_host:
         return
     kind, options = CONTROLS[control.kind], control.options

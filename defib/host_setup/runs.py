@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from defib.host_setup.results import HostResult, judge, summarize
-from defib.output import one_line, print_text, terminal_width
+from defib.output import print_text, terminal_width
 from fleet.shells.local import LocalShell
-from runtime.terminal import escape_controls
+from runtime.terminal import escape_controls, one_line
 
 NAMED = 3  # hosts in the line about those that are being set up
 _CLEAR_LINE = "\r\x1b[K"

@@ -15,6 +15,7 @@ from defib.root_paths import SCRIPT, names_in
 from fleet.inventory.model import Host, Inventory
 from fleet.shells.host_keys import known_hosts_name
 from fleet.shells.ssh import command_digest
+from fleet.shells.sudo import enclose
 from fleet.wrapper import render_allow_list, render_command_file, render_wrapper
 from runtime.addresses import bracket
 from runtime.errors import DefibError
@@ -25,6 +26,7 @@ COMMANDS = "/etc/defib/commands"
 CHANGED, UNCHANGED = "defib-setup: changed", "defib-setup: unchanged"
 # sudo has patterns and its own escapes: other arguments cannot be written in sudoers.
 _PLAIN = re.compile(r"[A-Za-z0-9_./@%+{},:=$'\"();&|<>-]+( [A-Za-z0-9_./@%+{},:=$'\"();&|<>-]+)*")
+_SECURE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PROGRAM = re.compile(r"/[A-Za-z0-9._+@/-]+|[A-Za-z0-9._+@-]+")
 _USER = re.compile(r"[a-z_][a-z0-9_.-]*")  # in capitals it would be an alias of sudo, or ALL
 _SOURCES = re.compile(r"[0-9A-Za-z.:,/*!-]*")
@@ -97,7 +99,7 @@ def _rights(inventory: Inventory, host: Host, account: str, modes: Sequence[str]
         yield _SET_SUDO_PW.format(account=account)
     if lines:
         tag = "PASSWD:" if host.sudo.mode == "password" else "NOPASSWD:"
-        yield _SUDOERS.format(account=account, tag=tag, lines="\n".join(lines))
+        yield _SUDOERS.format(account=account, tag=tag, lines="\n".join(lines), secure_path=_SECURE_PATH)
     else:
         yield "\n# The account has no sudo rights.\nremove /etc/sudoers.d/defib\n"
 
@@ -156,8 +158,9 @@ def _commands(commands: Iterable[HostCommand]) -> str:
 
 def _sudoers_line(argv: Sequence[str]) -> str:
     """Return a call of `allow` in the script; sudo compares all arguments as one escaped string."""
+    command, argv = argv, enclose(argv)
     if _PROGRAM.fullmatch(argv[0]) is None or not all(map(_PLAIN.fullmatch, argv[1:])):
-        return f"# cannot be written in sudoers, add it by hand: {shlex.join(argv)!r}"
+        return f"# cannot be written in sudoers, use a script on the host instead: {shlex.join(command)!r}"
     arguments = " ".join(re.sub("([,:= ])", r"\\\1", argument) for argument in argv[1:]) or '""'
     return shlex.join(["allow", argv[0], arguments])
 
@@ -259,11 +262,12 @@ _SET_SUDO_PW = """
 """
 _WRAPPER_SUDO = """echo 'Defaults!{wrapper} env_keep += "SSH_ORIGINAL_COMMAND"'"""
 _SUDOERS = """
-# What it may run as root: exactly these commands.
+# What it may run as root: exactly these commands, with a PATH and in a directory that the account does not choose.
+secure_path={secure_path}
 allow() {{
     case $1 in
     /*) path=$1 ;;
-    *) path=$(IFS=:; for folder in $PATH; do [ -x "$folder/$1" ] && echo "$folder/$1" && break; done) || : ;;
+    *) path=$(IFS=:; for folder in $secure_path; do [ -x "$folder/$1" ] && echo "$folder/$1" && break; done) || : ;;
     esac
     case $path in
     '' | *[!A-Za-z0-9._+@/-]*) echo "skipped in sudoers: $1 is not on this host, or has an unusual path" >&2; return ;;
@@ -273,9 +277,14 @@ allow() {{
 umask 077
 rm -f /etc/sudoers.d/.defib.new
 {{
-:
+echo 'Defaults:{account} env_reset, !setenv, secure_path="{secure_path}"'
+echo 'Defaults:{account} runcwd=/'
 {lines}
 }} > /etc/sudoers.d/.defib.new
+if ! visudo -cf /etc/sudoers.d/.defib.new >/dev/null 2>&1; then
+    echo "warning: sudo before 1.9.3 runs commands in the caller's directory: use absolute paths" >&2
+    sed -i '/^Defaults:{account} runcwd=/d' /etc/sudoers.d/.defib.new
+fi
 umask 022
 visudo -cf /etc/sudoers.d/.defib.new >/dev/null
 replace /etc/sudoers.d/.defib.new /etc/sudoers.d/defib 440

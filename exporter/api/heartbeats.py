@@ -1,16 +1,35 @@
-"""Heartbeats: their states, their last pings, and their URLs."""
+"""Heartbeats: their states, their last pings, and their URLs; pings in the name of a person."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from aiohttp import web
+from pydantic import Field
 
-from exporter.heartbeats.monitor import Heartbeat, HeartbeatMonitor
+from exporter.heartbeats.agent import describe_stuck
+from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, Heartbeat, HeartbeatMonitor, RateLimitedError
+from exporter.heartbeats.schedule import Cron
+from exporter.heartbeats.state import PingKind
 from exporter.heartbeats.store import HeartbeatStoreError, ReceivedPing
+from exporter.results import ProbeFailure
 from exporter.scheduler.probe_scheduler import ProbeScheduler
+from runtime.access.audit import AuditEntry, write_to_log
+from runtime.access.control import get_identity
 from runtime.errors import ApiError
+from runtime.request_bodies import RequestBody, parse_request
 from runtime.streaming import stream_list
 from runtime.terminal import escape_controls
 from runtime.times import format_rfc3339
+
+REMEDIATOR = "remediator"  # the name of that caller with the local token
+
+
+class _PingBody(RequestBody):
+    """A ping; `by` is in whose name the remediator sends it."""
+
+    kind: PingKind = "success"
+    exit_status: Annotated[int, Field(ge=0, le=255)] | None = None
+    message: Annotated[str, Field(max_length=BODY_LIMIT)] = ""
+    by: Annotated[str, Field(max_length=200)] = ""
 
 
 class HeartbeatsApi:
@@ -42,6 +61,39 @@ class HeartbeatsApi:
             raise ApiError(404, "unknown_heartbeat", "a reload has removed the heartbeat")
         return web.json_response({"url": urls.by_uuid, "slug_url": urls.by_slug})
 
+    async def ping(self, request: web.Request) -> web.Response:
+        """Receive a ping of a person, as if the job had sent it."""
+        heartbeat, identity = self._find(request), get_identity(request)
+        body = await parse_request(request, _PingBody)
+        kind, name = body.kind, heartbeat.service.id
+        if body.exit_status is not None:
+            if kind not in ("success", "fail"):
+                raise ApiError(400, "bad_request", f"exit_status: a ping of the kind {kind} has none")
+            kind = "fail" if body.exit_status else "success"
+        is_remediator = identity.claimed_user == REMEDIATOR
+        sender = body.by if is_remediator and body.by else identity.label
+        text = body.message.encode("utf-8", "replace")
+        try:
+            await self._heartbeats.receive(
+                name,
+                kind,
+                body.exit_status,
+                "",
+                text,
+                end=text[-END_LIMIT:],
+                is_cut=len(text) > BODY_LIMIT,
+                client=sender,
+            )
+        except KeyError as error:
+            raise ApiError(404, "unknown_heartbeat", "a reload has removed the heartbeat") from error
+        except RateLimitedError as error:
+            raise ApiError(429, "too_many_pings", "the heartbeat has received too many pings in a minute") from error
+        except HeartbeatStoreError as error:
+            raise ApiError(503, "storage", str(error)) from error
+        if not is_remediator:  # whose audit log has the ping
+            await write_to_log(AuditEntry.of(identity, "ping", name, detail=kind))
+        return web.json_response({"service": name, "kind": kind, "exit_status": body.exit_status})
+
     def _find(self, request: web.Request) -> Heartbeat:
         name = request.match_info["id"]
         heartbeat = self._heartbeats.find(name)
@@ -58,6 +110,7 @@ class HeartbeatsApi:
             "since": self._format(since),
             "every_seconds": options.every,
             "cron": options.cron,
+            "timezone": timing.schedule.timezone if isinstance(timing.schedule, Cron) else None,
             "grace_seconds": options.grace,
             "deadline": self._format(state.deadline(timing)),
             "last_ping": self._format(state.last_ping),
@@ -66,7 +119,44 @@ class HeartbeatsApi:
             "duration_seconds": state.last_duration,
             "exit_status": state.exit_status,
             "fault": escape_controls(state.fault),
+            "problem": "" if status == "up" else self._describe_problem(heartbeat),
+            **self._agent_to_json(heartbeat),
         }
+
+    def _agent_to_json(self, heartbeat: Heartbeat) -> dict[str, Any]:
+        """Return what an agent has reported, as `agent`; empty if it is none."""
+        settings, agent = heartbeat.service.agent, heartbeat.state.agent
+        if settings is None:
+            return {}
+        status = heartbeat.find_agent_status(self._heartbeats.now())
+        shown: dict[str, Any] = {
+            "status": status,
+            "stuck": describe_stuck(settings, status),
+            "problem": escape_controls(heartbeat.report_problem),
+        }
+        if agent is not None:
+            shown |= {
+                "last_progress": self._format(agent.last_progress),
+                "task": escape_controls(agent.task),
+                "progress": escape_controls(agent.progress),
+                "pending": agent.pending,
+                "rounds": agent.rounds,
+                "rounds_limit": agent.rounds_limit or settings.rounds_limit,
+                "requests_ok": agent.requests_ok,
+                "requests_429": agent.requests_rate_limited,
+                "response_seconds": agent.response_seconds,
+                "waiting_for": escape_controls(agent.waiting_for),
+                "waiting_since": self._format(agent.waiting_since),
+            }
+        return {"agent": shown}
+
+    def _describe_problem(self, heartbeat: Heartbeat) -> str:
+        """Return why the heartbeat is not up; empty if it is."""
+        try:
+            self._heartbeats.check(heartbeat.service.id)
+        except ProbeFailure as failure:
+            return escape_controls(failure.message)
+        return ""
 
     def _ping_to_json(self, ping: ReceivedPing) -> dict[str, Any]:
         return {

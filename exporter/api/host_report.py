@@ -5,6 +5,7 @@ from typing import Any
 
 from exporter.api.host_problems import Problem, find_problems
 from exporter.api.host_samples import HostSamples
+from exporter.collectors.base import LogExcerpt
 from exporter.scheduler.collector_scheduler import CollectorStatus
 from exporter.scheduler.probe_scheduler import MonitoredHost
 from runtime.terminal import escape_controls
@@ -74,6 +75,18 @@ def describe_host(monitored: MonitoredHost, lines: Mapping[str, str], now: float
             "units": _table(samples, "unit", "name", _UNIT),
             "programs": _table(samples, "program", "name", _PROGRAM),
             "gpus": [_add_details(gpu, samples, problems) for gpu in summary["gpus"]],
+        }
+    )
+
+
+def describe_excerpt(excerpt: LogExcerpt) -> dict[str, Any]:
+    """Return the last matching lines of a log; only operators may read logs."""
+    return _escaped(
+        {
+            "source": excerpt.source,
+            "pattern": excerpt.pattern,
+            "read_at": format_rfc3339(excerpt.read_at),
+            "lines": list(excerpt.lines),
         }
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from exporter.api.host_report import describe_host, summarize_host
+from exporter.api.host_report import describe_excerpt, describe_host, summarize_host
 from exporter.scheduler.probe_scheduler import MonitoredHost, ProbeScheduler
 from runtime.errors import ApiError
 from runtime.streaming import render_object, stream_texts
@@ -31,11 +31,20 @@ class HostsApi:
         return await stream_texts(request, {}, "hosts", self._list_entries(list(hosts)))
 
     async def show_host(self, request: web.Request) -> web.Response:
+        text = await self._report(describe_host, self._find(request))
+        return web.Response(text=text, content_type="application/json")
+
+    async def show_logs(self, request: web.Request) -> web.Response:
+        monitored = self._find(request)
+        excerpts = [describe_excerpt(each) for each in self._scheduler.excerpts_of(monitored.host)]
+        return web.Response(text=render_object({"logs": excerpts}), content_type="application/json")
+
+    def _find(self, request: web.Request) -> MonitoredHost:
         name = request.match_info["name"]
         monitored = self._scheduler.find_host(name)
         if monitored is None:
             raise ApiError(404, "unknown_host", f"the inventory has no host {name!r}")
-        return web.Response(text=await self._report(describe_host, monitored), content_type="application/json")
+        return monitored
 
     async def _list_entries(self, names: list[str]) -> AsyncIterator[str]:
         for name in names:

@@ -7,13 +7,15 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import Field
 
+from exporter.heartbeats.agent import AgentStatus, describe_stuck
 from exporter.results import ProbeResult
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from exporter.scheduler.probed_service import ProbedService
-from fleet.inventory.model import Host
+from fleet.inventory.model import Host, Service
 from fleet.inventory.problems import ConfigurationError
 from runtime.access.audit import AuditEntry, Outcome, write_to_log
 from runtime.access.control import get_identity
+from runtime.access.roles import Role
 from runtime.errors import ApiError
 from runtime.request_bodies import RequestBody, parse_request
 from runtime.streaming import stream_list
@@ -27,6 +29,10 @@ MAX_SCOPES, LONGEST_PAUSE = 500, 3600.0  # of one request; seconds
 class _PausedScope(RequestBody):
     scope: Literal["service", "host", "group"]
     name: Annotated[str, Field(min_length=1, max_length=200)]
+
+
+# The remediator repeats its pauses, and records who wants them.
+LONGEST_PAUSE_OF_OPERATORS = 60.0  # seconds
 
 
 class _PausesBody(RequestBody):
@@ -83,12 +89,16 @@ class ServicesApi:
                 **result.details.components_json(),
                 "digest": probed.digest,
                 "host_up": self._scheduler.host_up(probed.service.host),
+                **agent_json(probed.service, self._scheduler.heartbeats.find_agent_status(probed.service.id)),
             }
         )
 
     async def set_pauses(self, request: web.Request) -> web.Response:
         """Probe the services of some scopes only on request for a while, and all others on schedule."""
         body = await parse_request(request, _PausesBody)
+        if body.seconds > LONGEST_PAUSE_OF_OPERATORS and get_identity(request).role is not Role.ADMIN:
+            limit = f"{LONGEST_PAUSE_OF_OPERATORS:g} seconds"
+            raise ApiError(403, "forbidden", f"only an admin may pause probing for more than {limit}; use maintenance")
         wanted = {(each.scope, each.name) for each in body.scopes}
         names = {name for name, probed in self._scheduler.services.items() if wanted & self._scopes_of(probed)}
         await self._scheduler.pause(names, body.seconds)
@@ -115,7 +125,8 @@ class ServicesApi:
 
     def _summary(self, probed: ProbedService) -> dict[str, Any]:
         name = probed.service.host
-        return service_json(probed, self._scheduler.hosts.get(name), self._scheduler.host_up(name))
+        agent = self._scheduler.heartbeats.find_agent_status(probed.service.id)
+        return service_json(probed, self._scheduler.hosts.get(name), self._scheduler.host_up(name), agent)
 
     def _find_service(self, request: web.Request) -> ProbedService:
         probed = self._scheduler.services.get(request.match_info["id"])
@@ -124,11 +135,14 @@ class ServicesApi:
         return probed
 
 
-def service_json(probed: ProbedService, host: Host | None, host_up: bool | None) -> dict[str, Any]:
+def service_json(
+    probed: ProbedService, host: Host | None, host_up: bool | None, agent: AgentStatus | None = None
+) -> dict[str, Any]:
     """Return the JSON representation of a service.
 
     `since` is the time at which `up` was first determined or last changed; `unchanged_for_seconds` is the time elapsed
     since then, unaffected by clock changes. `host_up` is whether the host's shell answered last, None if unknown.
+    `agent` is what an agent does, None if the service is none or that is unknown.
     """
     service, (state, last) = probed.service, probed.visible_state
     now = asyncio.get_running_loop().time()
@@ -154,7 +168,15 @@ def service_json(probed: ProbedService, host: Host | None, host_up: bool | None)
         "components_down": [] if last is None else last.details.components_down[:COMPONENTS_LISTED],
         "digest": probed.digest if last is not None else service.digest,
         "host_up": host_up,
+        **agent_json(service, agent),
     }
+
+
+def agent_json(service: Service, status: AgentStatus | None) -> dict[str, Any]:
+    """Return the JSON representation of what an agent does, as `agent`; empty if the service is none."""
+    if service.agent is None:
+        return {}
+    return {"agent": {"status": status, "stuck": describe_stuck(service.agent, status)}}
 
 
 def result_json(result: ProbeResult) -> dict[str, Any]:

@@ -25,5 +25,6 @@ COLLECTORS: Mapping[str, CollectorKind] = LazyTable(
         "docker": "exporter.collectors.docker:DOCKER",
         "systemd": "exporter.collectors.systemd:SYSTEMD",
         "supervisor": "exporter.collectors.supervisor:SUPERVISOR",
+        "logs": "exporter.collectors.logs:LOGS",
     }
 )

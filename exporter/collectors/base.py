@@ -1,6 +1,7 @@
 """The base class of collectors, their common options, and their failure."""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import AfterValidator, GetJsonSchemaHandler, model_validator
@@ -17,7 +18,7 @@ MIN_INTERVAL = 0.2  # seconds between two runs
 ReadSections = Callable[[Sequence[Section]], Awaitable[Mapping[str, SectionOutput]]]
 
 
-def _check_interval(every: float) -> float:
+def check_interval(every: float) -> float:
     if every < MIN_INTERVAL:
         raise ValueError(f"must be at least {MIN_INTERVAL * 1000:g}ms")
     return every
@@ -26,7 +27,7 @@ def _check_interval(every: float) -> float:
 class CollectorOptions(ConfigModel):
     """The interval of a collector; `30s` is short for `{every: 30s}`."""
 
-    every: Annotated[PositiveDuration, AfterValidator(_check_interval)]
+    every: Annotated[PositiveDuration, AfterValidator(check_interval)]
 
     @model_validator(mode="before")
     @classmethod
@@ -38,6 +39,16 @@ class CollectorOptions(ConfigModel):
         """Return a schema that allows the short form."""
         part = handler.resolve_ref_schema(handler(schema))
         return {"anyOf": [dict(part["properties"]["every"]), part]} if "properties" in part else part
+
+
+@dataclass(frozen=True)
+class LogExcerpt:
+    """The last matching lines of a log, not masked, and when they were read (Unix time)."""
+
+    source: str
+    pattern: str
+    read_at: float
+    lines: Sequence[str]
 
 
 CollectorOptionsT = TypeVar("CollectorOptionsT", bound=CollectorOptions)
@@ -66,6 +77,10 @@ class Collector(Generic[CollectorOptionsT]):
     async def collect(self, read: ReadSections, samples: CollectorSamples) -> None:
         """Read sections and add samples. Raises CollectorFailure and ShellError."""
         raise NotImplementedError
+
+    def list_excerpts(self) -> Sequence[LogExcerpt]:
+        """Return the last matching lines of the logs that the collector reads."""
+        return ()
 
 
 def record_truncation(outputs: Mapping[str, SectionOutput], samples: CollectorSamples) -> None:

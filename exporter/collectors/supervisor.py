@@ -18,7 +18,7 @@ FAMILIES = (
 
 
 class SupervisorCollectorOptions(CollectorOptions):
-    wrapper_argument: ClassVar[str] = "configs"
+    wrapper_arguments: ClassVar[tuple[str, ...]] = ("configs",)
     configs: list[supervisor.ConfigPath] = []
 
 

@@ -27,7 +27,7 @@ NUMBER = re.compile("[0-9]{1,10}")
 
 
 class SystemdCollectorOptions(CollectorOptions):
-    wrapper_argument: ClassVar[str] = "units"
+    wrapper_arguments: ClassVar[tuple[str, ...]] = ("units",)
     units: list[systemd.UnitName] = []
 
 

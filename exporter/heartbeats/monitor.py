@@ -14,6 +14,7 @@ from pathlib import Path
 
 import structlog
 
+from exporter.heartbeats.agent import AgentStatus, parse_report
 from exporter.heartbeats.registry import HeartbeatRegistry, PingUrls
 from exporter.heartbeats.schedule import create_schedule
 from exporter.heartbeats.series import render_heartbeat
@@ -60,11 +61,20 @@ class Heartbeat:
     queued_for: float = math.inf
     budget: float = RATE_LIMIT
     budget_at: float = 0.0
+    report_problem: str = ""  # why the agent's last report was not understood
+    agent_status: AgentStatus | None = None  # as it was published
 
     @property
     def options(self) -> HeartbeatProbeOptions:
         options: HeartbeatProbeOptions = self.service.probe.options
         return options
+
+    def find_agent_status(self, now: float) -> AgentStatus | None:
+        """Return what an agent does; None if it is none, has reported nothing, or is not up."""
+        settings, state = self.service.agent, self.state.agent
+        if settings is None or state is None or self.state.status(self.timing, now)[0] != "up":
+            return None
+        return state.status(settings, now)
 
     def seconds_until_admitted(self, now: float) -> float:
         """Count a ping, and return 0 if it is within the limit."""
@@ -84,6 +94,7 @@ class HeartbeatMonitor:
         self.registry = HeartbeatRegistry()
         self._redact, self._publish = redact, publish
         self._heartbeats: dict[str, Heartbeat] = {}
+        self._agents: dict[str, Heartbeat] = {}  # those heartbeats that are agents'
         self._database: _OpenDatabase | None = None
         self._boot = boot_id()
         self._clock = SteadyClock(0.0)
@@ -144,6 +155,7 @@ class HeartbeatMonitor:
                 heartbeat = Heartbeat(service, self._create_timing(service, timezone), state)
                 changed.append(name)
             self._heartbeats[name] = heartbeat
+        self._agents = {name: each for name, each in self._heartbeats.items() if each.service.agent is not None}
         for name in removed:
             self._publish(name, {})
             self._changed.pop(name, None)
@@ -206,9 +218,17 @@ class HeartbeatMonitor:
             fault = _describe_failure(
                 exit_status, self._redact.redact_tail(end.decode("utf-8", "replace"), FAULT_LIMIT)
             )
+        report, problem = None, ""
+        if heartbeat.service.agent is not None:
+            try:
+                report = parse_report(kept.encode())
+            except ValueError as error:  # the agent is alive, whatever it reports
+                problem = str(error)
+        client = self._redact(client)[:CLIENT_LIMIT]
         await database.writer.write(
-            ReceivedPing(name, now, kind, exit_status, run_id, fault, kept, is_cut, self._redact(client)[:CLIENT_LIMIT])
+            ReceivedPing(name, now, kind, exit_status, run_id, fault, kept, is_cut, client, report)
         )
+        heartbeat.report_problem = problem
 
     def _find_fault(self, heartbeat: Heartbeat, body: bytes) -> str:
         """Return why the body of a successful ping is not as expected; empty if it is."""
@@ -232,6 +252,11 @@ class HeartbeatMonitor:
         """Return the last pings of a heartbeat, newest first. Raises HeartbeatStoreError."""
         database = self._database
         return [] if database is None else await database.writer.run(database.store.read_pings, name)
+
+    def find_agent_status(self, name: str) -> AgentStatus | None:
+        """Return what an agent does; None if the service is none, or that is unknown."""
+        heartbeat = self._heartbeats.get(name)
+        return None if heartbeat is None else heartbeat.find_agent_status(self._clock.now())
 
     def now(self) -> float:
         return self._clock.now()
@@ -265,8 +290,11 @@ class HeartbeatMonitor:
             self._changed[name] = since
             self._wake.set()
 
-    async def run(self, report: Callable[[str, float], Awaitable[None]]) -> None:
-        """Report each service whose state may have changed, with the Unix time of that, until cancelled."""
+    async def run(self, report: Callable[[str, float], Awaitable[None]], note_agent: Callable[[str], None]) -> None:
+        """Report each service whose state may have changed, with the Unix time of that, until cancelled.
+
+        `note_agent` is called when an agent begins or ceases to be stuck, to wait or to be idle.
+        """
         while True:
             await self._wait()
             await self._check_presence()
@@ -276,6 +304,12 @@ class HeartbeatMonitor:
                 await report(name, self._clock.unix(since))
                 if number % REPORTED_TOGETHER == 0:
                     await asyncio.sleep(0)
+            now = self._clock.now()
+            for name, heartbeat in self._agents.items():
+                status = heartbeat.find_agent_status(now)
+                if status != heartbeat.agent_status:
+                    heartbeat.agent_status = status
+                    note_agent(name)
 
     async def _wait(self) -> None:
         """Wait for a ping or a deadline, at most `TICK`."""
@@ -356,7 +390,8 @@ class HeartbeatMonitor:
             if heartbeat is not None:  # else a reload has removed it
                 state = states.get(each.service, heartbeat.state)
                 ping = Ping(each.at, each.kind, each.exit_status, each.run_id, each.fault)
-                states[each.service] = state.after_ping(ping, heartbeat.timing)
+                state = state.after_ping(ping, heartbeat.timing)
+                states[each.service] = state if each.report is None else state.after_report(each.report, each.at)
         return states
 
     def _note_stored(self, states: States) -> None:

@@ -6,6 +6,8 @@ All times are of a steady clock, which does not jump.
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from exporter.heartbeats.agent import AgentReport, AgentState
+
 PingKind = Literal["start", "success", "fail", "log"]
 Status = Literal["waiting", "up", "late", "failed"]
 
@@ -42,7 +44,7 @@ class HeartbeatState:
 
     `last_ping` is the time of the last success or failure, `last_kind` which of them it was. `started_at` is set while
     a job runs. `not_late_before` is a later deadline than the schedule's: pings may have been lost; `has_grant` says
-    that it includes a whole period, which is granted only once between two pings.
+    that it includes a whole period, which is granted only once between two pings. `agent` is what an agent reports.
     """
 
     known_since: float
@@ -57,6 +59,7 @@ class HeartbeatState:
     changed_at: float | None = None
     not_late_before: float | None = None
     has_grant: bool = False
+    agent: AgentState | None = None
 
     def after_ping(self, ping: Ping, timing: Timing) -> "HeartbeatState":
         """Return the state after one more ping. Starts and log entries do not change what is up or down."""
@@ -86,6 +89,10 @@ class HeartbeatState:
             has_grant=False,
         )
 
+    def after_report(self, report: AgentReport, at: float) -> "HeartbeatState":
+        """Return the state after a report of an agent."""
+        return replace(self, agent=(self.agent or AgentState(at)).after_report(report, at))
+
     def deadline(self, timing: Timing) -> float | None:
         """Return when the heartbeat becomes late; None after a failure, which lasts until the next success."""
         if self.last_kind == "fail":
@@ -112,8 +119,16 @@ class HeartbeatState:
     def after_absence(self, timing: Timing, begin: float, end: float) -> "HeartbeatState":
         """Return the state after a time in which no pings could be received.
 
-        That time makes nobody late. Where a ping was due in it, and may have been lost, the next one is waited for.
+        That time makes nobody late or stuck. Where a ping was due in it, and may have been lost, the next one is
+        waited for.
         """
+        extended = self._extend_deadline(timing, begin, end)
+        if extended.agent is None:
+            return extended
+        progress = extended.agent.last_progress + end - begin
+        return replace(extended, agent=replace(extended.agent, last_progress=progress))
+
+    def _extend_deadline(self, timing: Timing, begin: float, end: float) -> "HeartbeatState":
         deadline = self.deadline(timing)
         if deadline is None or deadline <= begin:
             return self

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
+from exporter.heartbeats.agent import AgentReport, state_from_json, state_to_json
 from exporter.heartbeats.state import HeartbeatState, PingKind
 from runtime.clock import StoredClock
 from runtime.errors import DefibError, StartError
@@ -56,6 +57,7 @@ class ReceivedPing:
     body: str
     is_cut: bool
     client: str
+    report: AgentReport | None = None  # in the body, not stored
 
 
 def ping_key_file(database: Path) -> Path:
@@ -133,10 +135,7 @@ class HeartbeatStore:
     def read_states(self) -> dict[str, HeartbeatState]:
         """Return the states by service."""
         rows = self._connection.execute("SELECT service, state FROM heartbeats")
-        return {
-            service: HeartbeatState(**{name: value for name, value in json.loads(state).items() if name in _FIELDS})
-            for service, state in rows
-        }
+        return {service: _from_json(state) for service, state in rows}
 
     def commit(self, pings: Sequence[ReceivedPing], states: Mapping[str, HeartbeatState], clock: StoredClock) -> None:
         """Store pings and states in one transaction, which is durable afterwards. Raises HeartbeatStoreError."""
@@ -222,4 +221,11 @@ class HeartbeatStore:
 
 
 def _to_json(state: HeartbeatState) -> str:
-    return json.dumps({name: getattr(state, name) for name in _FIELDS})
+    stored = {name: getattr(state, name) for name in _FIELDS}
+    return json.dumps(stored if state.agent is None else {**stored, "agent": state_to_json(state.agent)})
+
+
+def _from_json(text: str) -> HeartbeatState:
+    stored = {name: value for name, value in json.loads(text).items() if name in _FIELDS}
+    agent = stored.pop("agent", None)
+    return HeartbeatState(**stored, agent=None if agent is None else state_from_json(agent))

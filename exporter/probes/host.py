@@ -37,7 +37,7 @@ class ContainerProbeOptions(HostProbeOptions):
 
 
 class UnitProbeOptions(HostProbeOptions):
-    wrapper_argument: ClassVar[str] = "name"
+    wrapper_arguments: ClassVar[tuple[str, ...]] = ("name",)
     name: systemd.UnitName
 
     @property
@@ -46,7 +46,7 @@ class UnitProbeOptions(HostProbeOptions):
 
 
 class ProgramProbeOptions(HostProbeOptions):
-    wrapper_argument: ClassVar[str] = "config"
+    wrapper_arguments: ClassVar[tuple[str, ...]] = ("config",)
     name: supervisor.ProgramName
     config: supervisor.ConfigPath | None = None  # a path on the service's host
 

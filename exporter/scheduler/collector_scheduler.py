@@ -12,7 +12,7 @@ from typing import Literal
 import structlog
 
 from exporter.collectors import COLLECTORS
-from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, record_truncation
+from exporter.collectors.base import Collector, CollectorFailure, CollectorOptions, LogExcerpt, record_truncation
 from exporter.exposition.collector_samples import CollectorSamples
 from exporter.exposition.metrics_page import MetricFamily, MetricsPage, format_labels
 from exporter.scheduler.events import EventRing
@@ -24,13 +24,14 @@ from fleet.inventory.model import Host
 from fleet.shells import ENDED_BY_TIMEOUT, HostKeyError, ShellError
 from fleet.shells.connecting import CONNECT_TIMEOUT
 from fleet.shells.pool import Shells
-from runtime.redaction import Redactor
+from runtime.redaction import Redactor, mask_credentials
 from runtime.tasks import cancel_and_wait
 
 DEADLINE = 10.0  # seconds of a run; the interval, if that is shorter
 RETRY_WITHIN = 30.0  # seconds after a failed run, if the interval is not shorter
 MAX_PAUSE = 600.0  # seconds between two runs on a host that does not answer
 ERROR_LIMIT = 500  # characters in the log and in the API
+EXCERPT_LIMIT = 500  # characters of a line of a log in the API
 # Whether the host's shell answers; `key_changed`: nothing is sent to the host, since its SSH key is not the pinned one.
 HostState = Literal["up", "down", "key_changed"]
 log = structlog.get_logger()
@@ -170,6 +171,18 @@ class CollectorScheduler:
         for scheduled in self._scheduled_on(host):
             lines |= self._page.get(scheduled.key)
         return lines
+
+    def excerpts_of(self, host: Host) -> list[LogExcerpt]:
+        """Return the last matching lines of the host's logs, redacted and shortened."""
+
+        def redact(line: str) -> str:
+            return mask_credentials(self._redact.redact_head(line, EXCERPT_LIMIT))
+
+        return [
+            replace(excerpt, lines=list(map(redact, excerpt.lines)))
+            for scheduled in self._scheduled_on(host)
+            for excerpt in scheduled.collector.list_excerpts()
+        ]
 
     def _scheduled_on(self, host: Host) -> list[ScheduledCollector]:
         keys = (f"{name} {host.name}" for name, _ in host.collect)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from exporter.collectors.base import LogExcerpt
 from exporter.exposition.label_values import escape_value
 from exporter.exposition.metrics_page import MetricsPage
 from exporter.exposition.service_series import FAMILIES, render_host
@@ -152,6 +153,10 @@ class ProbeScheduler:
         """Return the lines of `/metrics` that the host's collectors have published, by metric name."""
         return self._collectors.lines_of(host)
 
+    def excerpts_of(self, host: Host) -> Sequence[LogExcerpt]:
+        """Return the last matching lines of the host's logs, redacted."""
+        return self._collectors.excerpts_of(host)
+
     async def probe_now(self, probed: ProbedService) -> ProbeResult:
         """Probe outside the schedule, after a probe in flight has ended, so that the result is newer than the call."""
         async with probed.lock:
@@ -161,7 +166,7 @@ class ProbeScheduler:
 
     async def report_heartbeats(self) -> None:
         """Record the states of heartbeats whenever they may have changed, until cancelled."""
-        await self.heartbeats.run(self._report_heartbeat)
+        await self.heartbeats.run(self._report_heartbeat, self.changes.record)
 
     async def _report_heartbeat(self, name: str, changed_at: float) -> None:
         probed = self.services.get(name)

@@ -33,6 +33,7 @@ class Section:
     timeout: float = 10.0  # seconds, of which the script may take `SCRIPT_SHARE`
     rank: int = 0  # sections that are more likely to hang have a higher rank, and are printed later
     max_lines: int = LINES_LIMIT  # further lines are left out
+    max_bytes: int = OUTPUT_LIMIT  # the same
 
 
 NOT_READ = -1  # the status of a section without an end; its text is the reason
@@ -182,14 +183,15 @@ class SectionParser:
     """Parses a script's output as it arrives, and calls `on_section` for each complete section, once.
 
     Text between sections, such as login banners, and sections that were not requested are ignored. The beginning of a
-    section is kept: `OUTPUT_LIMIT` bytes and `max_lines` lines, each of at most `LINE_LIMIT` bytes.
+    section is kept: `max_bytes` bytes and `max_lines` lines, each of at most `LINE_LIMIT` bytes.
     """
 
     def __init__(self, marker: str, sections: Iterable[Section], on_section: SectionCallback) -> None:
         self._marker = marker.encode()
         self._on_section = on_section
-        self._max_lines = {section.name: section.max_lines for section in sections}  # of those still missing
+        self._missing = {section.name: section for section in sections}
         self._name: str | None = None  # of the section that is being received
+        self._max_bytes = 0
         self._text = bytearray()
         self._dropped_lines = 0
         self._rest = b""  # the beginning of a line, which may become a mark
@@ -216,7 +218,7 @@ class SectionParser:
     def _keep(self, data: bytes) -> None:
         if self._name is None:
             return
-        room = OUTPUT_LIMIT - len(self._text)
+        room = self._max_bytes - len(self._text)
         self._text += data[:room]
         dropped = data[room:]
         if dropped:
@@ -224,9 +226,10 @@ class SectionParser:
 
     def _handle_mark(self, name: str, status: bytes | None) -> None:
         if status is not None and name == self._name:
-            output = _cut(bytes(self._text), int(status), self._max_lines.pop(name), self._dropped_lines)
+            output = _cut(bytes(self._text), int(status), self._missing.pop(name).max_lines, self._dropped_lines)
             self._on_section(name, output)
-        self._name = name if status is None and name in self._max_lines else None
+        self._name = name if status is None and name in self._missing else None
+        self._max_bytes = self._missing[name].max_bytes if self._name is not None else 0
         self._text.clear()
         self._dropped_lines = 0
 

@@ -259,14 +259,14 @@ class _Checker:
     def _check_wrapper_arguments(
         self, where: Location, host: Raw, kind: ConfigurableKind | None, written: Any
     ) -> Iterator[ConfigProblem]:
-        key = getattr(kind.options, "wrapper_argument", None) if kind is not None else None
-        if key is None or not _is_wrapped(host):
-            return
-        names = as_map(written).get(key)
-        for name in names if isinstance(names, list) else [names] if names else []:
-            if WRAPPER_ARGUMENT.fullmatch(str(name)) is None:
-                message = f"{key}: {str(name)!r} has characters that the host's wrapper does not accept (ssh.wrapper)"
-                yield self.document.problem_at(where, message)
+        keys = getattr(kind.options, "wrapper_arguments", ()) if kind is not None and _is_wrapped(host) else ()
+        for key, names in ((key, as_map(written).get(key)) for key in keys):
+            for name in names if isinstance(names, list) else [names] if names else []:
+                if WRAPPER_ARGUMENT.fullmatch(str(name)) is None:
+                    message = (
+                        f"{key}: {str(name)!r} has characters that the host's wrapper does not accept (ssh.wrapper)"
+                    )
+                    yield self.document.problem_at(where, message)
 
     def check_unique(self) -> Iterator[ConfigProblem]:
         """Find services that share what must differ, such as the UUID of a heartbeat."""

@@ -15,6 +15,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, create_model, field_validator, model_validator
 
 from fleet.inventory.access import Access
+from fleet.inventory.agents import AGENT_STUCK, Agent
 from fleet.inventory.endpoints import (
     REFERENCES_ARE_SECRET,
     ChoiceModel,
@@ -148,6 +149,17 @@ class RunbookStep(RemediationStep):
         return self.runbook
 
 
+class WakeStep(RemediationStep):
+    """A step that wakes an agent; it is made from `agent.wake`, not written in `remediation.steps`."""
+
+    choices: ClassVar[tuple[str, ...]] = ("wake",)
+    wake: Agent
+
+    @property
+    def command(self) -> list[str]:
+        return self.wake.wake or []
+
+
 def _check_steps(steps: list[RemediationStep]) -> list[RemediationStep]:
     kinds = [step.kind for step in steps]
     if len(set(kinds)) < len(kinds):
@@ -202,11 +214,18 @@ class Remediation(ConfigModel):
     maintenance: list[MaintenanceWindow] = []
 
     def for_service(self, service: "Remediable | None") -> "Remediation":
-        """Return these settings with the overrides of `service`; without any where it has left the inventory."""
+        """Return these settings with the overrides of `service`; without any where it has left the inventory.
+
+        An agent is acted on also when it is stuck, and it is woken first.
+        """
         if service is None:
             return self
         own = {name: value for name, value in service.remediation if value is not None}
-        return self.model_copy(update=own) if own else self
+        rules = self.model_copy(update=own) if own else self
+        if service.agent is None:
+            return rules
+        wake: list[RemediationStep] = [WakeStep(wake=service.agent)] if service.agent.wake else []
+        return rules.model_copy(update={"alerts": [*rules.alerts, AGENT_STUCK], "steps": [*wake, *rules.steps]})
 
 
 class Service(ConfigModel):
@@ -223,6 +242,7 @@ class Service(ConfigModel):
     probe: Probe
     control: Control | None = None
     on_failure: Literal["notify", "restart"] = "notify"
+    agent: Agent | None = None
     objective: float | None = Field(None, gt=0, lt=100)
     thresholds: ServiceThresholds = ServiceThresholds()
     depends_on: list[str] = []
@@ -231,6 +251,12 @@ class Service(ConfigModel):
     _id: str = ""
     _digest: str = ""
     _target: str = ""
+
+    @model_validator(mode="after")
+    def _check_agent(self) -> "Service":
+        if self.agent is not None and not getattr(self.probe.options, "is_reported", False):
+            raise ValueError("agent: only a service with a `heartbeat` probe reports its progress")
+        return self
 
     @property
     def digest(self) -> str:
@@ -270,6 +296,7 @@ class HostAlert:
     host: str
     remediation: ServiceRemediation  # its steps are the runbooks, in the order of the inventory
     control: ClassVar[None] = None
+    agent: ClassVar[None] = None
     on_failure: ClassVar[Literal["restart"]] = "restart"
     depends_on: ClassVar[Sequence[str]] = ()
     automatic_components: ClassVar[Sequence[str]] = ()

@@ -13,11 +13,12 @@ from fleet.inventory.units import PositiveDuration
 # The shipped alerts with the label `host` and without `service`; a test compares them with `alerts/rules`.
 HOST_ALERTS = frozenset(
     {
-        "GPUErrors", "GPUHot", "GPUIdleHeld", "GPUMissing", "GPUThrottled", "GPUUnhealthy", "HostClockSkew",
+        "GPUErrors", "GPUHot", "GPUIdleHeld", "GPUMissing", "GPUThrottled", "GPUUnhealthy", "HTTPErrorRatio",
+        "HostClockSkew",
         "HostClockUnsynchronized", "HostCollectFailing", "HostConntrackFull", "HostContainerDown", "HostCrashLoop",
         "HostDiskFilling", "HostDiskFull", "HostDiskSaturated", "HostFileDescriptorsLow", "HostInodesFull",
         "HostLoadHigh", "HostMemoryLow", "HostNetworkErrors", "HostOOMKill", "HostProgramDown", "HostRAIDDegraded",
-        "HostRebooted", "HostUnitFailed",
+        "HostRebooted", "HostUnitFailed", "LogErrors",
     }
 )  # fmt: skip
 # Those that say that nothing can be run on the host.
@@ -25,7 +26,8 @@ UNREACHABLE_ALERTS = frozenset({"HostDown", "HostKeyChanged", "HostShellFailing"
 # The others, which are about a service or about Defib itself.
 OTHER_ALERTS = frozenset(
     {
-        "ActionsQueued", "AlertmanagerClusterFailing", "AlertmanagerDown", "AutomationOff", "BreakerOpen",
+        "ActionsQueued", "AgentBacklog", "AgentBlocked", "AgentRateLimited", "AgentRoundsHigh", "AgentRoundsUsedUp",
+        "AgentStuck", "AlertmanagerClusterFailing", "AlertmanagerDown", "AutomationOff", "BreakerOpen",
         "CertificateExpired", "CertificateExpiring", "ConfigMismatch", "ConfigReloadFailed", "DeadManPingFailing",
         "EventLoopBlocked", "ExporterDown", "ExporterOverloaded", "FeishuClockSkew", "FeishuDisconnected", "LLMSlow",
         "NoticesDead", "NoticesUnsent", "NotificationsFailing", "PrometheusFailing", "RemediatorDown",

@@ -176,6 +176,18 @@ class RestartThresholds(Thresholds):
     warning: Count = 5.0
 
 
+class LogMatchThresholds(Thresholds):
+    """How many lines of a log match a pattern within 5 minutes."""
+
+    warning: Count = 10.0
+
+
+class HttpErrorThresholds(Thresholds):
+    """The share of requests in an access log that failed with 5xx."""
+
+    warning: Ratio = 0.01
+
+
 class CertificateThresholds(Thresholds):
     """How long before a certificate expires the alert fires.
 
@@ -239,6 +251,8 @@ class HostThresholds(ThresholdTable):
     network_errors: NetworkErrorThresholds = NetworkErrorThresholds()
     disk_queue: DiskQueueThresholds = DiskQueueThresholds()
     restarts: RestartThresholds = RestartThresholds()
+    log_matches: LogMatchThresholds = LogMatchThresholds()
+    http_errors: HttpErrorThresholds = HttpErrorThresholds()
     gpu_temperature: GpuTemperatureThresholds = GpuTemperatureThresholds()
     gpu_memory_temperature: GpuMemoryTemperatureThresholds = GpuMemoryTemperatureThresholds()
 

@@ -11,12 +11,13 @@ from pydantic import StringConstraints
 
 from fleet.managers.guarded_scripts import ShellVariable, echo_to_stderr, quote_command
 
+_MAX_LENGTH = 255
 # https://github.com/moby/moby/blob/master/daemon/names/names.go
-ContainerName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$", max_length=255)]
+ContainerName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]+$", max_length=_MAX_LENGTH)]
 # In both, only characters that can be written in sudoers.
 _LABEL = r"^[a-zA-Z0-9][a-zA-Z0-9._/-]*=[a-zA-Z0-9._/:@+-]+( [a-zA-Z0-9._/:@+-]+)*$"
-Label = Annotated[str, StringConstraints(pattern=_LABEL, max_length=255)]
-ImageName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$", max_length=255)]
+Label = Annotated[str, StringConstraints(pattern=_LABEL, max_length=_MAX_LENGTH)]
+ImageName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9._/:@-]*$", max_length=_MAX_LENGTH)]
 CONTAINER_ID = ShellVariable("id")
 _LEFTOVER = ".defib-"
 OLD_SUFFIX, NEW_SUFFIX = f"{_LEFTOVER}old", f"{_LEFTOVER}new"  # of the names of containers while one is recreated
@@ -53,7 +54,7 @@ class ContainerSelector:
 
 def is_label(text: str) -> bool:
     """Whether a selector can have a label."""
-    return re.fullmatch(_LABEL, text) is not None
+    return len(text) <= _MAX_LENGTH and re.fullmatch(_LABEL, text) is not None
 
 
 def _has_tag(image: str) -> bool:

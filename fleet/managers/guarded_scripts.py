@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleet.shells import CompletedCommand
+from fleet.shells.sudo import SCRIPT_HEAD
 
 NOT_RUN_STATUS = 75  # exit status of a script that a check stopped
 NOT_RUN_MARK = "defib: nothing was run"
@@ -60,7 +61,7 @@ def build_script(*steps: str) -> list[str]:
     command with all its arguments as one text, so that nobody who may run it may run a part of it.
     """
     halt = f'halt() {{ echo "{NOT_RUN_MARK}" >&2; exit {NOT_RUN_STATUS}; }}'
-    return ["sh", "-c", f"{{ set -f; {'; '.join([halt, *steps])}; }}"]
+    return ["sh", "-c", f"{SCRIPT_HEAD}{'; '.join([halt, *steps])}; }}"]
 
 
 def echo_to_stderr(text: str) -> str:

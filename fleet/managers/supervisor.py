@@ -118,10 +118,12 @@ def is_finished(state: str, description: str) -> bool:
 
 
 SECTION_NAME = "supervisor"
+# The wrapper adds the path that it has checked to each name, after a space.
 SECTION_SCRIPT = """
 for config; do
+    path=${config#* } config=${config%% *}
     echo "config: $config"
-    case $config in -) supervisorctl status ;; *) supervisorctl -c "$config" status ;; esac
+    case $config in -) supervisorctl status ;; *) supervisorctl -c "$path" status ;; esac
     case $? in 0 | 3) ;; *) echo "failed: $?" ;; esac
 done
 """

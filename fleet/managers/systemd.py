@@ -50,6 +50,7 @@ class UnitStatus:
         return self.type == "oneshot" and self.active == "inactive" and self.result == "success"
 
 
+_SHOW = ["systemctl", "show", "--no-pager"]  # a pager on a terminal would run commands as root
 MESSAGES = ManagerMessages(
     not_run=(
         r"System has not been booted with systemd .*", r"Failed to (connect to|get D-Bus connection).*",
@@ -64,7 +65,7 @@ def build_action(name: str, unit: str) -> list[str]:
 
     Its failure counter is reset first: systemd refuses to start a unit that was started too often.
     """
-    show = quote_command(["systemctl", "show", "--property=Names,LoadState,ActiveState", "--", unit])
+    show = quote_command([*_SHOW, "--property=Names,LoadState,ActiveState", "--", unit])
     refuse = f"{{ {echo_to_stderr(f'the unit {unit}: $seen')}; halt; }}"
     check_word = (
         'if test "$word" = "$unit" || test "$word" = "Names=$unit"; then named=yes; fi; '
@@ -93,7 +94,7 @@ UPTIME_COMMAND = ["cat", "/proc/uptime"]  # the clock of the monotonic timestamp
 
 def build_show(unit: str) -> list[str]:
     """Return the argv that prints what `parse_properties` reads."""
-    return ["systemctl", "show", f"--property={_PROPERTIES}", "--", unit]
+    return [*_SHOW, f"--property={_PROPERTIES}", "--", unit]
 
 
 def parse_properties(output: str) -> dict[str, str]:
@@ -142,7 +143,7 @@ SECTION_NAME = "systemd"
 SECTION_SCRIPT = """
 for unit; do
     echo "unit: $unit"
-    systemctl show --property=LoadState,ActiveState,SubState,Result,Type,NRestarts -- "$unit"
+    systemctl show --no-pager --property=LoadState,ActiveState,SubState,Result,Type,NRestarts -- "$unit"
 done
 """
 

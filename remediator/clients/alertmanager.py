@@ -55,6 +55,7 @@ class Alertmanager:
                 frozenset(alert["fingerprint"] for alert in alerts),
                 now - _unix(status["uptime"]),
                 _own_receivers(status),
+                any(each["labels"].get("alertname") == WATCHDOG for each in alerts),
             )
 
     async def alerts_with(self, labels: Mapping[str, str]) -> KnownAlerts:

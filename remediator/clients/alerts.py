@@ -67,6 +67,7 @@ class AlertList:
     fingerprints: frozenset[str]  # of all alerts, including silenced and inhibited ones
     uptime: float  # seconds since Alertmanager started, without its earlier alerts
     own_receivers: frozenset[str]  # receivers with a webhook to this remediator, as far as the configuration shows
+    has_watchdog: bool  # also if it is silenced or inhibited
 
 
 def parse_webhook(body: bytes) -> WebhookPayload:

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -13,13 +13,15 @@ import structlog
 
 from fleet.inventory.endpoints import Endpoint
 from fleet.json_client import HttpStatusError, JsonClient, parsing_response
-from remediator.policy.situation import Observation
+from remediator.clients.exporter_services import check_services
+from remediator.policy.situation import STUCK, Observation
 from runtime.access.roles import USER_HEADER
 from runtime.payloads import replace_surrogates
 from runtime.tokens import ConfiguredToken, TokenError
 
 CALLER = "remediator"  # as the exporter's audit log would name it
 MAX_EVENT_NAME, MAX_EVENT_DETAIL, MAX_CURSOR = 200, 1000, 1000  # characters
+PingKind = Literal["start", "success", "fail", "log"]
 log = structlog.get_logger()
 
 
@@ -110,7 +112,7 @@ class Exporter:
                 response["up"], response["success"], response["reason"], self._redact(response["message"] or ""),
                 digest=response.get("digest"), host_up=response.get("host_up"),
             )  # fmt: skip
-            return _add_components(observed, response)
+            return _add_components(_add_agent(observed, response, self._redact), response)
 
     async def pause(self, scopes: Sequence[tuple[str, str]], seconds: float) -> None:
         """Have services, hosts and groups probed only on request for some seconds, and all others on schedule.
@@ -142,18 +144,35 @@ class Exporter:
         response = await self._client.request("GET", f"/api/v1/services?{urlencode({'after': cursor})}")
         with parsing_response():
             # Earlier versions answer with all services.
-            return ServiceChanges(response.get("cursor", ""), response.get("complete", True), response["services"])
+            return ServiceChanges(
+                response.get("cursor", ""), response.get("complete", True), check_services(response["services"])
+            )
 
     async def read(self, path: str) -> Mapping[str, Any]:
         """Return the JSON at a path, for pages. Raises ClientError."""
         found: Mapping[str, Any] = await self._client.request("GET", quote(path))
         return found
 
+    async def read_ping_urls(self, service: str) -> Mapping[str, str]:
+        """Return the `url` and the `slug_url` of a heartbeat, which are secrets. Raises ClientError."""
+        response = await self._client.request("GET", f"/api/v1/heartbeats/{quote(service, safe='')}/urls")
+        with parsing_response():
+            return {"url": str(response["url"]), "slug_url": str(response["slug_url"])}
+
+    async def ping(self, service: str, kind: PingKind, exit_status: int | None, message: str, by: str) -> PingKind:
+        """Send a ping of a heartbeat in the name of a person, and return its kind. Raises ClientError."""
+        body = {"kind": kind, "exit_status": exit_status, "message": message, "by": by[:MAX_EVENT_NAME]}
+        path = f"/api/v1/heartbeats/{quote(service, safe='')}/ping"
+        response = await self._client.request("POST", path, body=body)
+        with parsing_response():
+            sent: PingKind = response["kind"]
+            return sent
+
     async def observe(self, service: str) -> Observation:
         """Return the last observation of a service, without probing. Raises ClientError."""
         response = await self._client.request("GET", f"/api/v1/services/{service}")
         with parsing_response():
-            return self._parse_observation(response)
+            return self._parse_observation(*check_services([response]))
 
     def _parse_observation(self, service: Mapping[str, Any]) -> Observation:
         last = service["last"] or {}
@@ -168,7 +187,7 @@ class Exporter:
             service.get("host_up"),
             paused=service.get("paused") is True,
         )
-        return _add_components(observed, service)
+        return _add_components(_add_agent(observed, service, self._redact), service)
 
     async def read_events(self, after: str | None, limit: int) -> ExporterEvents | None:
         """Return events after a cursor, or from the first that the exporter has; None from an exporter without events.
@@ -207,6 +226,15 @@ class Exporter:
 
 def _parse_text(text: str, limit: int) -> str:
     return replace_surrogates(text[:limit])
+
+
+def _add_agent(observed: Observation, response: Mapping[str, Any], redact: Callable[[str], str]) -> Observation:
+    """Return an agent that is stuck as failed: it is up, and does not do its work."""
+    agent = response.get("agent") or {}
+    if not agent.get("stuck") or not observed.up:
+        return observed
+    message, is_confirmed = redact(agent["stuck"]), agent["status"] == "confirmed"
+    return replace(observed, up=False, success=False, reason=STUCK, message=message, confirmed=is_confirmed)
 
 
 def _add_components(observed: Observation, response: Mapping[str, Any]) -> Observation:

@@ -47,6 +47,7 @@ class AlertReconciler:
         self._requested = asyncio.Event()  # reconcile now
         self._alerts_changed = asyncio.Event()  # there may be new open questions
         self._mismatched: frozenset[str] = frozenset()
+        self._watchdog_listed: bool | None = None  # None: not compared since the start
 
     @property
     def _inventory(self) -> Inventory:
@@ -62,6 +63,8 @@ class AlertReconciler:
 
     def check_open_questions(self) -> None:
         """Look for open questions: alerts were received."""
+        if self._watchdog_listed is False:
+            self.request()  # one of them may be the Watchdog
         self._alerts_changed.set()
 
     def start(self, group: asyncio.TaskGroup) -> None:
@@ -103,14 +106,27 @@ class AlertReconciler:
     async def _reconcile(self) -> int:
         """Compare the record's alerts with Alertmanager, or the exporter; returns how many changed."""
         if self._alertmanager is None:
+            await self._record_watchdog(listed=True)  # nothing can contradict the webhook
             return await self._resolve_recovered()
         listing = await self._alertmanager.alerts()
         # Alertmanager keeps alerts in memory: after its start, Prometheus must send all of them again.
         listed = listing.fingerprints if listing.uptime >= COMPLETE_AFTER else None
+        if listing.has_watchdog or listed is not None:
+            required = self._inventory.remediator.watchdog > 0
+            await self._record_watchdog(listed=listing.has_watchdog or not required)
         active = {alert.fingerprint for alert in listing.active if alert.name != WATCHDOG}
         before = self._database.clock.now() - SETTLED_AFTER
         added = await self._change_all(lambda tx: reconciliation.add_listed(tx, listing, before))
         return added + await self._change_all(lambda tx: reconciliation.reconcile(tx, active, listed, before))
+
+    async def _record_watchdog(self, *, listed: bool) -> None:
+        if listed != self._watchdog_listed:
+            await self._database.write(lambda tx: reconciliation.record_watchdog(tx, listed=listed))
+            if not listed:
+                log.warning(
+                    "watchdog_not_in_alertmanager", hint="check Prometheus, and `alerting` in its configuration"
+                )
+            self._watchdog_listed = listed
 
     async def _resolve_recovered(self) -> int:
         """Resolve the alerts of what the exporter observes to be up."""

@@ -57,7 +57,7 @@ def find_problem(pipeline: Pipeline, watchdog_within: float) -> str:
 
 def _find_watchdog_problem(pipeline: Pipeline, within: float) -> str:
     if pipeline.watchdog_resolved:
-        return "Alertmanager reported it as resolved"
+        return "Alertmanager reported it as resolved, or does not have it"
     if pipeline.watchdog_age is None:
         return "none was received"
     return f"none was received for {pipeline.watchdog_age:.0f} s" if pipeline.watchdog_age >= within else ""

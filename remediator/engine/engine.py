@@ -193,6 +193,11 @@ class Engine:
                 decision = decide(service, rules, situation)
         if decision.verb == "act" and service is not None:
             return await self._act(incident, service, situation)
+        if decision.reason == "approval" and service is not None:
+            # Nobody is asked about, and nothing is approved for, an alert that Alertmanager does not have.
+            lookup = await self._observer.look_up_alerts(service, situation.firing)
+            situation = replace(situation, gone=lookup.gone)
+            decision = decide(service, rules, situation)
         if decision.verb == "nothing":
             return await self._close_if_recovered(incident, service_id, service, situation)
         await self._record_decision(incident, service_id, decision, situation)
@@ -207,6 +212,8 @@ class Engine:
             step = attempts.next_step(service, self.inventory.remediation.for_service(service), situation.history)
             if step is not None:
                 changed |= await write(actions.queue_action, incident, service, step, situation)
+        elif decision.reason == "alert-gone":
+            changed |= await write(lifecycle.cancel_queued_actions, incident)
         elif decision.reason == "storm" and service is not None:
             host = self.inventory.host_of(service)
             group = host.group if host is not None else ""

@@ -16,9 +16,9 @@ from fleet.inventory.model import (
     RunbookStep,
     Service,
     SudoOptions,
+    WakeStep,
     is_host_alert,
 )
-from fleet.inventory.runbooks import Runbook
 from fleet.json_client import ClientError
 from fleet.shells import KILL_DELAY, CompletedCommand, HostKeyError, Shell, ShellError
 from fleet.shells.pool import Shells
@@ -45,6 +45,7 @@ LONGEST_PAUSE = 5.0
 FIRST_STATE_PAUSE = 1.0  # seconds between two readings of the state of a target that does not come up, which grow
 LONGEST_STATE_PAUSE = 10.0
 EXITS_SEEN = 2  # readings in a row: the first may be of a moment between two starts
+WAKE_TIMEOUT = 120.0  # seconds of the command that wakes an agent
 CRASH_LOOP_RESTARTS = 3  # by the host, of a target that was just restarted
 REMOVED_RUNBOOK = "the runbook was removed from the inventory, or renamed"
 Command = Verb | RemediationStep  # what an action runs: a verb of the control, or a step beyond it
@@ -180,7 +181,9 @@ class Executor:
         """
         if isinstance(service, HostAlert):
             assert isinstance(command, RunbookStep)  # noqa: S101 - there are no other steps
-            return await self._run_runbook(service, command.runbook)
+            return await self._run_on_host(service, command.runbook.run, command.runbook.timeout)
+        if isinstance(command, WakeStep):
+            return await self._run_on_host(service, command.command, WAKE_TIMEOUT)
         control, options = service.control, find_options(service, component)
         assert control is not None  # noqa: S101 - it has options
         host = self._inventory.host_of(service)
@@ -193,10 +196,10 @@ class Executor:
             return await runner.run(command.recreate.command)
         return await recreate(options, runner)
 
-    async def _run_runbook(self, alert: HostAlert, runbook: Runbook) -> CompletedCommand:
-        host = self._inventory.host_of(alert)
+    async def _run_on_host(self, subject: Remediable, argv: Sequence[str], timeout: float) -> CompletedCommand:
+        host = self._inventory.host_of(subject)
         sudo = host.sudo if host is not None else SudoOptions()
-        return await ControlRunner(self._shell(alert), sudo, runbook.timeout, alert.host).run(runbook.run)
+        return await ControlRunner(self._shell(subject), sudo, timeout, subject.host).run(list(argv))
 
     async def _execute(self, action: Claim, service: Remediable, command: Command) -> Claim | None:
         """Run the command and record its outcome; None if nothing was run, which ends the action."""
@@ -361,6 +364,8 @@ class Executor:
         what = f"component {action.component}: " if action.component else ""
         control, rules = service.control, self._inventory.remediation.for_service(service)
         start_within = control.start_within if control else 0.0
+        if service.agent is not None:  # its next ping, or progress, takes longer than its start
+            start_within = max(start_within, service.agent.recover_within)
         ends = (action.command_ended_at or action.claimed_at) + start_within
         if action.command == "unknown" and control is not None:
             # The command may still be running: keep the target locked until it cannot be.
@@ -445,7 +450,7 @@ def _is_up(observed: Observation, component: str) -> bool:
 
 def _describe_exit(service: Remediable, kind: str, completed: CompletedCommand) -> str:
     """Return which command failed with which exit status; empty if it did not."""
-    if isinstance(service, HostAlert):
+    if isinstance(service, HostAlert) or kind == "wake":
         return f"{kind} exited {completed.status}" if completed.status else ""
     if not completed.status or service.control is None:
         return ""

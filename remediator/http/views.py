@@ -21,8 +21,8 @@ from runtime.times import format_rfc3339
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# Keys of what commands on hosts printed, in rows and in details of the timeline.
-_EVIDENCE = frozenset({"output", "evidence", "why", "message", "before", "after"})
+# Keys of what commands on hosts and jobs printed, in rows and in details of the timeline.
+_EVIDENCE = frozenset({"output", "evidence", "why", "message", "before", "after", "body"})
 _TIMES = ("at", "until", "queued_since", "healing_since", "first_seen", "last_seen")
 
 

@@ -128,12 +128,14 @@ def record_automation_resumed(tx: Transaction, incident: int) -> None:
     tx.execute(update(incidents).where(incidents.c.id == incident).values(person_needed_at=None))
 
 
-def cancel_queued_actions(tx: Transaction, incident: int) -> None:
-    """Cancel the actions that wait for approval."""
+def cancel_queued_actions(tx: Transaction, incident: int) -> bool:
+    """Cancel the actions that wait for approval, or are approved and wait; returns whether there were any."""
     is_queued = (actions.c.incident_id == incident) & (actions.c.state == "queued")
-    for number in tx.scalars(select(actions.c.id).where(is_queued)).all():
+    queued = tx.scalars(select(actions.c.id).where(is_queued)).all()
+    for number in queued:
         tx.execute(update(actions).where(actions.c.id == number).values(state="cancelled", ended_at=tx.now))
         add_event(tx, incident, "action_cancelled", action=number)
+    return bool(queued)
 
 
 def close(

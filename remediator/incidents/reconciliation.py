@@ -19,6 +19,7 @@ from remediator.incidents.intake import (
     set_doubt,
     set_firing,
 )
+from remediator.record import timestamps
 from remediator.record.schema import alerts
 from remediator.record.situations import HOST_DOWN
 from remediator.record.transaction import Transaction
@@ -58,6 +59,14 @@ def settle_doubts(tx: Transaction, service: str, *, down: bool) -> int:
         else:
             tx.execute(update(alerts).where(alerts.c.id == row.id).values(doubted_at=None))
     return len(in_doubt) if down else 0
+
+
+def record_watchdog(tx: Transaction, *, listed: bool) -> None:
+    """Record whether Alertmanager has the Watchdog; without it, one that the webhook receives does not count."""
+    if listed:
+        timestamps.remove(tx, "watchdog-unlisted")
+    elif timestamps.get(tx, "watchdog-unlisted") is None:
+        timestamps.put(tx, "watchdog-unlisted", tx.now)
 
 
 def reconcile(tx: Transaction, active: AbstractSet[str], listed: AbstractSet[str] | None, before: float) -> int:

@@ -19,7 +19,12 @@ WATCHDOG_OUTLASTS = 90.0  # seconds
 
 
 def is_watchdog_resolved(tx: Transaction) -> bool:
-    """Whether Alertmanager reported the Watchdog, which always fires, as resolved."""
+    """Whether Alertmanager reported the Watchdog, which always fires, as resolved, or does not have it.
+
+    Who has the token of the webhook can send a Watchdog while Prometheus does not work.
+    """
+    if timestamps.get(tx, "watchdog-unlisted") is not None:
+        return True
     firing, resolved = timestamps.get(tx, "watchdog"), timestamps.get(tx, "watchdog-resolved")
     return resolved is not None and (firing is None or resolved.at >= firing.at)
 

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Row, select
 
+from fleet.inventory.agents import AGENT_STUCK
 from fleet.inventory.model import HostAlert, Remediable, Service, is_host_alert
 from fleet.inventory.notify import ButtonAction, Language, NotificationKind, Person
 from remediator.notifications.bursts import Digest, read_digest
@@ -84,6 +85,7 @@ class Notification:
     firing: Sequence[str] = ()
     incident: int | None = None
     is_of_host_alert: bool = False  # the incident is of a host's alert with runbooks
+    is_of_stuck_agent: bool = False  # the incident is of an agent that is alive
     links: Mapping[str, str] = field(default_factory=dict)  # by name: grafana, runbook, logs, console, silence
     buttons: Mapping[ButtonAction, Mapping[str, Any]] = field(default_factory=dict)  # the ids that each one sends
 
@@ -285,6 +287,7 @@ class _Reader:
             decision=self._decision(queued, row),
             recovered_by=row.recovered_by or "", acknowledged=self._acknowledgement(row),
             firing=self._firing_names(row.id), incident=row.id, is_of_host_alert=is_host_alert(row.service),
+            is_of_stuck_agent=service is not None and service.agent is not None and self._is_only_stuck(row.id),
             links=build_links(self._inventory, service, common["labels"], common["annotations"], row.id),
             buttons=self._incident_buttons(row, subject, rows),
         )  # fmt: skip
@@ -370,6 +373,11 @@ class _Reader:
     def _firing_names(self, incident: int) -> list[str]:
         is_firing = (alerts.c.incident_id == incident) & (alerts.c.status == "firing")
         return sorted(self._tx.scalars(select(alerts.c.name).where(is_firing).distinct()))
+
+    def _is_only_stuck(self, incident: int) -> bool:
+        """Whether the alerts of an agent's incident say that it is stuck, and none that it is down."""
+        names = set(self._tx.scalars(select(alerts.c.name).where(alerts.c.incident_id == incident).distinct()))
+        return AGENT_STUCK in names and not names.intersection(self._inventory.remediation.alerts)
 
     def _incident_buttons(
         self, row: Row[Any], service: Remediable | None, action_rows: Sequence[Row[Any]]

@@ -47,7 +47,9 @@ def render_card(
     An update mentions nobody. `first_id` and `created_at` identify the message's first notification for buttons.
     """
     first = notifications[0]
-    words = templates.host_alert_words if first.is_of_host_alert else templates.words
+    words = templates.words
+    if first.is_of_host_alert or first.is_of_stuck_agent:
+        words = templates.host_alert_words if first.is_of_host_alert else templates.stuck_agent_words
     lead = next((each for each in notifications if not each.has_ended), first)
     buttons = _links(first, form, words)
     if options is not None and options.has_buttons:

@@ -74,7 +74,11 @@ class Templates:
         self.words = _merge(self._read_words(f"defib/{language}.j2"), self._read_words(f"{language}.j2"))
         # What incidents of hosts' alerts are called differently.
         self.host_alert_words = _merge(self.words, self.words["host_alerts"])
-        environment.globals |= {"words": self.words, "host_alert_words": self.host_alert_words}
+        # And those of agents that are alive.
+        self.stuck_agent_words = _merge(self.words, self.words["stuck_agents"])
+        environment.globals |= {
+            "words": self.words, "host_alert_words": self.host_alert_words, "stuck_agent_words": self.stuck_agent_words,
+        }  # fmt: skip
 
     def _read_words(self, name: str) -> Mapping[str, Any]:
         words = getattr(self._environment.get_template(name).module, "words", None)

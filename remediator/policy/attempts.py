@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fleet.inventory.model import Backoff, Remediable, Remediation, RemediationStep
+from fleet.inventory.model import Backoff, Remediable, Remediation, RemediationStep, Service, WakeStep
 from remediator.policy.situation import ActionHistory
 
 
@@ -31,6 +31,8 @@ def next_step(service: Remediable, rules: Remediation, history: ActionHistory) -
 
 def supported_steps(service: Remediable, rules: Remediation) -> list[RemediationStep]:
     """Return the steps that the service's control supports: not every kind can recreate without a command."""
+    if isinstance(service, Service) and service.control is None:  # an agent can be woken without
+        return [step for step in rules.steps if isinstance(step, WakeStep)]
     can_recreate = service.control is not None and getattr(service.control.options, "can_recreate", False)
     return [step for step in rules.steps if can_recreate or step.recreate is None or step.recreate.command]
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from fleet.inventory.digests import digests_differ
-from fleet.inventory.model import HostAlert, Remediable, Remediation
+from fleet.inventory.model import HostAlert, Remediable, Remediation, WakeStep
+from fleet.inventory.units import format_duration
 from remediator.policy.attempts import max_attempts, next_step, next_try_at, supported_steps
 from remediator.policy.components import (
     backing_off_until,
@@ -15,7 +16,7 @@ from remediator.policy.components import (
     is_about_components,
     next_component,
 )
-from remediator.policy.situation import GateName, PastAction, Situation
+from remediator.policy.situation import STUCK, GateName, PastAction, Situation
 from remediator.policy.storm import step_size
 
 BUDGET_WINDOW = 600.0  # seconds
@@ -45,7 +46,7 @@ def _notify_only(service: Remediable, _rules: Remediation, _situation: Situation
 
 
 def _no_control(service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
-    if is_about_components(service, rules, situation):
+    if is_about_components(service, rules, situation) or (service.agent is not None and service.agent.wake):
         return None
     return None if service.control is not None and "restart" in service.control.options.verbs else ClosedGate()
 
@@ -108,6 +109,8 @@ def _attempts_used_up(service: Remediable, rules: Remediation, situation: Situat
         return None
     used = situation.history.attempts
     steps = supported_steps(service, rules)
+    if not steps and service.control is None:
+        return None  # there are no attempts
     return ClosedGate(
         ", ".join(f"{step.kind}: {used.get(step.kind, 0)} of {max_attempts(step, rules)}" for step in steps)
     )
@@ -215,6 +218,14 @@ def _storm(_service: Remediable, _rules: Remediation, situation: Situation) -> C
     return ClosedGate(f"{failing} of {total} services in its group are failing; they are restarted one after the other")
 
 
+def _unconfirmed(service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
+    """An agent that may be stuck is woken, and not yet restarted."""
+    seen, step = situation.observed, next_step(service, rules, situation.history)
+    if seen is None or seen.reason != STUCK or seen.confirmed or isinstance(step, WakeStep) or service.agent is None:
+        return None
+    return ClosedGate(f"it is restarted after {format_duration(service.agent.confirm_after)} without progress")
+
+
 def _approval(service: Remediable, rules: Remediation, situation: Situation) -> ClosedGate | None:
     if next_component(service, rules, situation):
         return None
@@ -276,6 +287,7 @@ GATES: Mapping[GateName, Gate] = {
     "stopped-by-hand": _stopped_by_hand,
     "healing-itself": _healing_itself,
     "starting": _starting,
+    "unconfirmed": _unconfirmed,
     "approval": _approval,
     "host-busy": _host_busy,
     "fleet-busy": _fleet_busy,
@@ -284,7 +296,7 @@ GATES: Mapping[GateName, Gate] = {
 _NOT_OF_HOST_ALERTS: frozenset[GateName] = frozenset(
     {
         "stopped", "notify-only", "no-control", "blind", "config-mismatch", "already-up", "not-restartable",
-        "dependency-down", "stopped-by-hand", "healing-itself", "starting",
+        "dependency-down", "stopped-by-hand", "healing-itself", "starting", "unconfirmed",
     }
 )  # fmt: skip
 _GATES_OF_HOST_ALERTS = {name: gate for name, gate in GATES.items() if name not in _NOT_OF_HOST_ALERTS}

@@ -17,7 +17,7 @@ Refusal = Literal[
 Wait = Literal[
     "automation-off", "maintenance", "silenced", "alert-gone", "host-down", "dependency-down", "storm", "backing-off",
     "healing-itself", "approval", "target-busy", "host-busy", "fleet-busy", "blind", "config-mismatch", "stopped",
-    "stopped-by-hand", "starting",
+    "stopped-by-hand", "starting", "unconfirmed",
 ]  # fmt: skip
 GateName = Refusal | Wait
 LOCKS: frozenset[Wait] = frozenset({"target-busy", "host-busy"})
@@ -33,9 +33,15 @@ NEEDS_PERSON: frozenset[Refusal] = frozenset(
 OVERRULABLE: frozenset[Wait] = frozenset({"maintenance", "host-down", "dependency-down", "storm", "fleet-busy"})
 
 
+STUCK = "stuck"  # the reason of an agent that is alive and makes no progress
+
+
 @dataclass(frozen=True)
 class Observation:
-    """The exporter's view of a service. `success` and `reason` are of the last probe, None before the first one."""
+    """The exporter's view of a service. `success` and `reason` are of the last probe, None before the first one.
+
+    An agent that is stuck counts as failed.
+    """
 
     up: bool | None
     success: bool | None
@@ -45,6 +51,7 @@ class Observation:
     digest: str | None = None  # of the probe and the host in the exporter's configuration
     host_up: bool | None = None  # whether the host's shell responds; None: unknown
     paused: bool = False  # it is probed only on request
+    confirmed: bool = False  # the agent is stuck for certain
     # The components of a status page, if they were read: with a probe on request, or of a single service.
     components_up: frozenset[str] = frozenset()
     components_down: frozenset[str] = frozenset()

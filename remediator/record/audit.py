@@ -16,7 +16,7 @@ from runtime.access.roles import Identity
 from runtime.errors import DefibError
 from runtime.redaction import Redactor
 
-READING = ("status", "logs")  # operations that change nothing
+READING = ("status", "logs", "read ping URL")  # operations that change nothing
 BATCH = 5000  # entries deleted by one transaction
 log = structlog.get_logger()
 

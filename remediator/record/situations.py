@@ -52,6 +52,7 @@ _COUNT_ATTEMPTS = (
 _SELECT_COUNTED = (
     select(actions.c.claimed_at, actions.c.up_at, actions.c.ended_at, actions.c.state)
     .where(_WAS_RUN, actions.c.component == "", actions.c.counts == 1, actions.c.claimed_at > bindparam("since"))
+    .where(actions.c.kind != "wake")
     .order_by(actions.c.claimed_at.desc())
     .limit(HISTORY_READ)
 )
@@ -185,7 +186,7 @@ def _counted_since(tx: Transaction, service: str, window: float, reset_at: float
 
 
 def read_counted_restarts(tx: Transaction, service: str, window: float) -> list[PastRestart]:
-    """Return the attempts on a service that count now, oldest first, and how long it was up after each."""
+    """Return the restarts of a service that count now, oldest first, and how long it was up after each."""
     of = {"of": service}
     since = _counted_since(tx, service, window, tx.execute(_SELECT_LAST, of).one().reset_at)
     rows = reversed(tx.execute(_SELECT_COUNTED, of | {"since": since}).all())

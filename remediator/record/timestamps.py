@@ -13,6 +13,7 @@ from remediator.record.transaction import Transaction
 TimestampName = Literal[
     "watchdog",  # the last firing Watchdog alert was received
     "watchdog-resolved",  # the Watchdog alert was received as resolved
+    "watchdog-unlisted",  # Alertmanager did not have the Watchdog alert when its alerts were compared
     "watchdog-missed",  # a notification about a missing Watchdog was added
     "automation",  # the automation switch was set
     "automation-notified",  # the last notification that automation is off was added

@@ -23,7 +23,7 @@ from fleet.inventory.endpoints import check_url
 from fleet.json_client import create_ssl_context
 from remediator.sign_in.services import Redirect, SignedInUser, SignInError
 from runtime.access.proxy import RoleMap
-from runtime.access.roles import Role, printable_name
+from runtime.access.roles import Role, can_be_recorded
 from runtime.http_clients import limit_interim_responses
 from runtime.payloads import load_json, read_body, replace_surrogates
 
@@ -84,11 +84,14 @@ class OidcSignIn:
             )  # fmt: skip
             claims = await self._read_id_token(token, redirect.nonce)
             claims = {**await self._read_userinfo(token, claims), **claims}
-            name = printable_name(str(claims.get(self._settings.user_claim) or "")) or printable_name(
-                str(claims["sub"])
-            )
+            name = str(claims.get(self._settings.user_claim) or claims["sub"])
         except (OAuthError, *_BAD_ANSWER) as error:
             raise SignInError(f"the provider's response was refused: {_describe(error)}") from error
+        if not can_be_recorded(name):
+            raise SignInError(
+                "the user's name at the provider is longer than 60 characters, or has invisible characters, "
+                "parentheses or spaces around it: set access.oidc.user_claim to another claim"
+            )
         return SignedInUser(name, _find_groups(claims, self._settings.groups_claim))
 
     @property

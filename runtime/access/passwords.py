@@ -30,8 +30,9 @@ class Passwords:
     async def check(self, user: str, password: str, address: str) -> bool:
         """Whether the password is the user's. Raises ThrottledError."""
         hashes = self._hashes()
-        # Unknown users take as long as the known one whose hash takes the longest.
-        hashed = hashes.get(user) or max(hashes.values(), key=_cost, default=_NO_USER_HASH)
+        # All take as long as the user whose hash takes the longest: otherwise the time would tell which users exist.
+        slowest = max(hashes.values(), key=_cost, default=_NO_USER_HASH)
+        hashed = hashes.get(user) or slowest
         # Requests that bring a password each time are not slowed down: a digest of the last accepted login of a user at
         # an address is cached. It passes while other attempts are refused, so these must count there, and elsewhere the
         # right password must be refused, too: else the answers would tell which one is right.
@@ -51,7 +52,7 @@ class Passwords:
         self._waiting += 1
         try:
             is_correct = await asyncio.get_running_loop().run_in_executor(
-                self._threads, bcrypt.checkpw, password.encode()[:BCRYPT_LIMIT], hashed.encode()
+                self._threads, _check_slowly, password.encode()[:BCRYPT_LIMIT], hashed, _cost(slowest)
             )
         finally:
             self._waiting -= 1
@@ -69,5 +70,13 @@ class Passwords:
         return None if hashed is None else hashlib.sha256(hashed.encode()).hexdigest()
 
 
-def _cost(hashed: str) -> str:
-    return hashed[4:6]  # of `$2y$10$…`
+def _check_slowly(password: bytes, hashed: str, cost: int) -> bool:
+    """Whether a password has this hash, found in the time that a hash of `cost` takes: each step doubles it."""
+    is_correct = bcrypt.checkpw(password, hashed.encode())
+    for more in range(_cost(hashed), cost):
+        bcrypt.hashpw(b"", f"$2b${more:02}${_NO_USER_HASH[7:29]}".encode())
+    return is_correct
+
+
+def _cost(hashed: str) -> int:
+    return int(hashed[4:6])  # of `$2y$10$…`

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from runtime.access.roles import USER_ROLES, Role, UserRole, printable_name
+from runtime.access.roles import USER_ROLES, Role, UserRole, can_be_recorded
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 MAX_FORWARDED = 20  # addresses in X-Forwarded-For that are looked at
@@ -47,12 +47,12 @@ class TrustedProxy:
         if not self.user_header or not self.trusts(request.remote or ""):
             return None
         names = request.headers.getall(self.user_header, [])
-        if len(names) != 1 or not (name := printable_name(names[0])):
+        if len(names) != 1 or not can_be_recorded(names[0]):
             return None
         groups = request.headers.getall(self.groups_header, []) if self.groups_header else []
         if len(groups) > 1:  # one may be the client's own
             return None
-        return name, self.roles.find(group.strip() for group in ",".join(groups).split(","))
+        return names[0], self.roles.find(group.strip() for group in ",".join(groups).split(","))
 
 
 def find_client_address(request: web.Request, proxy: TrustedProxy | None) -> str:

@@ -86,6 +86,11 @@ USER_HEADER = "X-Defib-User"  # the operating system's user of a caller with the
 LOCAL, UNNAMED = "local", "unnamed"  # the name of callers with the local token, and of their user if they send none
 
 
+def can_be_recorded(name: str) -> bool:
+    """Whether a name from elsewhere can be recorded as it is: different people must not be recorded under one name."""
+    return name != "" and printable_name(name) == name
+
+
 def printable_name(text: str) -> str:
     """Return the first 60 printable characters of a name from elsewhere, without parentheses, which mark names here."""
     return "".join(character for character in text if character.isprintable() and character not in "()").strip()[:60]

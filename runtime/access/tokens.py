@@ -13,7 +13,7 @@ from runtime.access.roles import Role, UserRole
 from runtime.tokens import ConfiguredToken, TokenError
 
 READ_EVERY = 1.0  # seconds
-READ_AGAIN_AFTER = 0.2  # seconds before an unknown token makes the files be read again
+READ_AGAIN_AFTER = 0.2  # seconds from one reading to the next one that an unknown token causes
 API_TOKEN_PREFIX = "defib_"  # noqa: S105 - by which scanners for leaked secrets recognize tokens
 log = structlog.get_logger()
 
@@ -27,6 +27,7 @@ class ConfiguredTokens:
     def __init__(self, on_value: Callable[[list[str]], None]) -> None:
         self._on_value = on_value  # called with new values, to keep it out of logs
         self._read_at = float("-inf")
+        self._reading_again: asyncio.Task[None] | None = None
         self._tokens: Sequence[tuple[ConfiguredToken, Role]] = ()
         self._values: dict[str, str] = {}  # by setting
         self._failing: dict[str, str] = {}
@@ -50,12 +51,22 @@ class ConfiguredTokens:
         return "; ".join(self._failing.get(setting, f"{setting} is not set") for setting in settings)
 
     async def find(self, secret: str) -> Role | None:
-        """Return the role of a token; None if it is unknown."""
+        """Return the role of a token; None if it is unknown, also after the files were read again."""
         role = self.find_present(secret)
-        if role is None and asyncio.get_running_loop().time() - self._read_at > READ_AGAIN_AFTER:
-            await self.read()
+        if role is None:
+            if self._reading_again is None:
+                self._reading_again = asyncio.create_task(self._read_again(), name="read tokens")
+            await asyncio.shield(self._reading_again)
             role = self.find_present(secret)
         return role
+
+    async def _read_again(self) -> None:
+        """Read the files, but not too often: all unknown tokens of a short time wait for the same reading."""
+        try:
+            await asyncio.sleep(self._read_at + READ_AGAIN_AFTER - asyncio.get_running_loop().time())
+        finally:
+            self._reading_again = None  # the next unknown token may have been written after the reading began
+        await self.read()
 
     def find_present(self, secret: str) -> Role | None:
         """Return the role of a token as the files were last read; None if it is unknown."""

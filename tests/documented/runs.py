@@ -129,6 +129,15 @@ COMMANDS = {
     "defib init": Run(instead="defib init first"),
     # What only makes sense with something else.
     "defib init DIR": Run(instead="defib init first", prints=r"\nNext:\n"),
+    "defib heartbeat url SERVICE": Run(
+        instead="defib heartbeat url nightly-backup", prints=r"^http://127\.0\.0\.1:9998/ping/[0-9a-f-]{36}\n$"
+    ),
+    "defib heartbeat ping": Run(instead="defib heartbeat ping nightly-backup"),
+    "defib heartbeat ping SERVICE": Run(instead="defib heartbeat ping nightly-backup"),
+    "defib heartbeat run": Run(instead="defib heartbeat run nightly-backup -- echo done", prints=r"^done\n$"),
+    "defib heartbeat run SERVICE -- COMMAND": Run(
+        instead="defib heartbeat run nightly-backup -- echo done", prints=r"^done\n$"
+    ),
     "defib exporter": Run(
         before="systemctl stop defib-exporter",
         instead="while-serving http://127.0.0.1:9999/-/ready sudo -u defib-exporter defib exporter",

@@ -97,6 +97,12 @@ def whole_cards(fleet: Fleet) -> None:
     fleet.kernel_log()
 
 
+async def report(fleet: Fleet, **values: Any) -> None:
+    """Send a ping of the agent."""
+    url = f"{fleet.stack.url('pings')}/{fleet.stack.ping_key}/writer"
+    assert (await fleet.stack.client.post(url, json=values)).text == "OK"
+
+
 async def flap(fleet: Fleet) -> None:
     for _ in range(5):
         fleet.pages.modes["flap"] = "down"
@@ -174,6 +180,10 @@ FAULTS = [
         lingers=True, long=True, after=2700,
     ),
     Fault("a probe hangs", (("ServiceProbeStale", {"service": "stale"}),), **mode("stale", "hang")),
+    Fault(
+        "an agent has used its rounds", (("AgentRoundsUsedUp", {"service": "writer", **CRITICAL}),),
+        lambda fleet: report(fleet, rounds=30), lambda fleet: report(fleet, rounds=1),
+    ),
     Fault("a channel stops", (("ServiceComponentDown", {"service": "channels", "component": "2"}),), **mode("channels", "down")),
     Fault(
         "certificates",
@@ -289,7 +299,7 @@ def alerts_of(faults: list[Fault]) -> list[tuple[str, str, Labels]]:
 
 # One for each file of rules, of those that fire at once.
 AT_ONCE = {
-    "a page is down": "ServiceDown", "certificates": "CertificateExpired", "a key changes": "HostKeyChanged",
+    "a page is down": "ServiceDown", "an agent has used its rounds": "AgentRoundsUsedUp", "certificates": "CertificateExpired", "a key changes": "HostKeyChanged",
     "cards break": "GPUErrors", "Feishu refuses": "NoticesDead",
 }  # fmt: skip
 
@@ -462,6 +472,10 @@ def test_no_alert_is_forgotten() -> None:
     elsewhere = {
         "ConfigMismatch": "would hold every restart; tests/integration/test_lifecycle.py has it",
         "LLMSlow": "compares with two hours before",
+        **dict.fromkeys(
+            ("AgentStuck", "AgentRoundsHigh", "AgentRateLimited", "AgentBacklog", "AgentBlocked"),
+            "agents report themselves; tests/integration/test_agents.py has them",
+        ),
         "HostDiskFilling": "looks back over hours",
         "GPUIdleHeld": "waits for half a day",
         # The machine of the tests has them in common with others; tests/integration/test_collectors.py has their metrics.
@@ -477,6 +491,7 @@ def test_no_alert_is_forgotten() -> None:
             ),
             "is the kernel's",
         ),
+        **dict.fromkeys(("LogErrors", "HTTPErrorRatio"), "tests/integration/test_host_logs.py has their metrics"),
         "ServicesVanished": "most of the fleet would have to be removed; alerts/tests/service_gaps_test.yml has it",
         "AlertmanagerClusterFailing": "there is one Alertmanager; alerts/tests/monitoring_test.yml has it",
         "DeadManPingFailing": "nothing is pinged here; tests/integration/test_dead_man.py has its metric",

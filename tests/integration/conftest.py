@@ -112,6 +112,8 @@ async def start_supervisord(launcher: Launcher, folder: Path, programs: str) -> 
     config = folder / "supervisord.conf"
     config.write_text(
         f"[supervisord]\nnodaemon=true\nlogfile={folder}/supervisord.log\npidfile={folder}/supervisord.pid\n"
+        # Otherwise another supervisord on this machine removes the logs of programs when it starts.
+        f"childlogdir={folder}\n"
         f"[unix_http_server]\nfile={folder}/supervisor.sock\n"
         f"[supervisorctl]\nserverurl=unix://{folder}/supervisor.sock\n"
         "[rpcinterface:supervisor]\n"

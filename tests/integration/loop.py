@@ -92,7 +92,7 @@ class Loop:
             shutil.copy2(self.stack.token_file, beside)
         await self.stack.start_program("exporter")
         await self.stack.start_program("remediator")
-        for name in services:
+        for name in (each for each, service in services.items() if "heartbeat" not in service["probe"]):
             await eventually(lambda name=name: self._decided(name))  # type: ignore[misc] # mypy cannot infer the lambda
 
     async def _decided(self, name: str) -> bool:

@@ -24,7 +24,16 @@ from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack
 from exporter import api as exporter_api
 from remediator.chat import feishu_callback
-from remediator.http import access_api, events_api, overview_api, read_api, report_api, webhook, write_api
+from remediator.http import (
+    access_api,
+    events_api,
+    heartbeats_api,
+    overview_api,
+    read_api,
+    report_api,
+    webhook,
+    write_api,
+)
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl, WebUsers
 from runtime.access.roles import AccessRequirement
@@ -60,6 +69,8 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/heartbeats"): VIEWER,
         ("GET", "/api/v1/heartbeats/{id}"): OPERATOR,
         ("GET", "/api/v1/heartbeats/{id}/urls"): OPERATOR,
+        ("GET", "/api/v1/hosts/{name}/logs"): OPERATOR,
+        ("POST", "/api/v1/heartbeats/{id}/ping"): OPERATOR,
         ("GET", "/api/v1/events"): VIEWER,
     },
     "remediator": {
@@ -77,6 +88,8 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("POST", "/incidents/{id}/{button}"): OPERATOR,
         ("GET", "/hosts"): VIEWER,
         ("GET", "/hosts/{name}"): VIEWER,
+        ("GET", "/heartbeats"): VIEWER,
+        ("GET", "/heartbeats/{id}"): VIEWER,
         ("GET", "/events"): VIEWER,
         ("GET", "/settings"): VIEWER,
         ("GET", "/wall"): VIEWER,
@@ -99,6 +112,10 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("POST", "/sign-out"): VIEWER,
         ("GET", "/api/v1/overview"): VIEWER,
         ("GET", "/api/v1/hosts"): VIEWER,
+        ("GET", "/api/v1/heartbeats"): VIEWER,
+        ("GET", "/api/v1/heartbeats/{id}"): VIEWER,
+        ("GET", "/api/v1/heartbeats/{id}/urls"): OPERATOR,
+        ("POST", "/api/v1/heartbeats/{id}/ping"): OPERATOR,
         ("GET", "/api/v1/report"): VIEWER,
         ("GET", "/api/v1/incidents"): VIEWER,
         ("GET", "/api/v1/incidents/{id}"): VIEWER,
@@ -155,6 +172,7 @@ def empty(program: str) -> web.Application:
         read_api.add_routes(app, nothing, nothing, nothing)
         overview_api.add_routes(app, nothing, nothing, nothing)
         events_api.add_routes(app, nothing, nothing)
+        heartbeats_api.add_routes(app, nothing, nothing, nothing, nothing)
         report_api.add_routes(app, nothing, nothing, nothing)
         write_api.add_routes(app, nothing, nothing, nothing, nothing)
         access_api.add_routes(app, nothing, nothing)
@@ -237,11 +255,12 @@ async def anyone() -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def start_with_users(loop: Loop, **more: Any) -> None:
-    """Start both programs with a user of each role, and a metrics token."""
+async def start_with_users(loop: Loop, services: dict[str, Any] | None = None, **more: Any) -> None:
+    """Start both programs with a user of each role, a metrics token, and the service `web`, or other ones."""
     users = write_users(loop.folder, {role: role for role in ROLES} | {"newcomer": ""})
     loop.stack.options = {program: ["--web.config.file", str(users)] for program in ROUTES}
-    await loop.start({"web": loop.service("web")}, access={"metrics_token": METRICS_TOKEN}, **more)
+    services = {"web": loop.service("web")} if services is None else services
+    await loop.start(services, access={"metrics_token": METRICS_TOKEN}, **more)
 
 
 async def create_token(loop: Loop, name: str, role: str, **more: Any) -> str:

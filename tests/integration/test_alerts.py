@@ -158,7 +158,7 @@ async def test_a_late_copy_is_ignored_and_a_later_one_fires_again(record: Record
 def listing(*active: Alert, receiver: str = "our.hook", **more: Any) -> AlertList:
     fingerprints = frozenset(each.fingerprint for each in active)
     receivers = dict.fromkeys(fingerprints, frozenset({receiver}))
-    return replace(AlertList(active, receivers, fingerprints, 1000.0, frozenset()), **more)
+    return replace(AlertList(active, receivers, fingerprints, 1000.0, frozenset(), has_watchdog=True), **more)
 
 
 async def add_listed(record: Record, listed: AlertList) -> int:

@@ -83,9 +83,13 @@ OUTPUTS: dict[str, tuple[str, dict[str, str]]] = {
     "20,000 lost GPUs": ("gpu", gpus(lines(20_000, lambda n: f"handle for GPU 0000:{n % 256:02x}:00.0: GPU is lost"))),
     "20,000 XIDs": ("gpu", gpus(log=lines(20_000, lambda n: f"[{n}.0] {XID}: {n}, x"))),
     "XIDs at local times": ("gpu", gpus(log=lines(20_000, lambda n: f"[Mon Jan  5 10:00:{n % 60:02} 2026] {XID}: {n}, x"))),
+    "many lines of a log": ("logs", {"log-files": f"!source /a\n!position 1.1.a\n{'+ERROR' * 3}\n" + "+\n" * 9_000_000}),
+    "logs with long lines": ("logs", {"log-files": "!source /a\n!position 1.1.a\n" + lines(9, lambda n: f"+{n}{LONG}")}),
+    "many logs": ("logs", {"log-files": lines(90_000, lambda n: f"!source /{n}\n!position 1.1.a\n+ERROR")}),
     # Quadratic for an expression with `.*?` before and after the address.
     "an XID that takes long to parse": ("gpu", gpus(log=f"[1.0] {'NVRM: Xid (0)' * 80_000}")),
 }  # fmt: skip
+OPTIONS = {"logs": {"every": "1s", "files": ["/a"], "patterns": {"error": "ERROR", "end": "x$"}}}
 # What a host prints without end, in place of the marks' names.
 ENDLESS = {
     "empty lines": "\n" * 4096,
@@ -165,7 +169,7 @@ async def test_excessive_output_is_cut_and_reported(
 ) -> None:
     collector, sections = OUTPUTS[name]
     _, host = await start_lying_sshd(launcher, tmp_path, sections)
-    await read_host.apply({**host, "collect": {collector: "1s"}})
+    await read_host.apply({**host, "collect": {collector: OPTIONS.get(collector, "1s")}})
     await read_host.next_run(collector)
     await leaves_the_loop_free(lambda: read_host.next_run(collector))
     assert read_host.value("host_collect_success", collector) == 0

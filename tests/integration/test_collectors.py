@@ -795,7 +795,7 @@ def test_configurations_writable_by_others_are_refused(change: str, taken: bool)
     folder.mkdir(parents=True)
     try:
         (folder / "s.conf").write_text("[supervisorctl]\n")
-        (top / "supervisorctl").write_text("#!/bin/sh\necho 'web RUNNING pid 1'\n")
+        (top / "supervisorctl").write_text("#!/bin/sh\necho 'web RUNNING pid 1' of \"$2\"\n")
         (top / "supervisorctl").chmod(0o755)
         (top / "allowed").write_text(f"supervisor {folder}/s.conf\n")
         subprocess.run(["sh", "-ec", f"cd {folder}; {change or ':'}"], check=True)
@@ -804,6 +804,9 @@ def test_configurations_writable_by_others_are_refused(change: str, taken: bool)
             taken,
             not taken,
         ), done.stdout
+        assert f"config: {folder}/s.conf\n" in done.stdout
+        if taken:  # the file that was checked, since a link may lead elsewhere afterwards
+            assert f" of {(folder / 's.conf').resolve()}\n" in done.stdout
     finally:
         shutil.rmtree(top)
 

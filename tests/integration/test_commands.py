@@ -26,7 +26,7 @@ from fleet.inventory.model import Inventory
 from remediator.record.database import Database
 from tests.forked_defib import run_defib
 from tests.integration import peers
-from tests.integration.loop import Loop
+from tests.integration.loop import Loop, alert, delivery
 from tests.support import eventually, write
 
 SECRETS = """
@@ -341,6 +341,31 @@ async def test_the_commands_of_the_api(loop: Loop) -> None:
     restarted = await on_loop(loop, "--json", "control", "web", "restart")
     assert (restarted.returncode, json.loads(restarted.stdout)["command"]) == (0, "succeeded"), restarted
     assert loop.restarts() == ["web"]
+
+
+async def test_texts_with_line_breaks_cannot_look_like_other_lines(loop: Loop) -> None:
+    """Notes, reasons, and names of alerts: in the output of commands, and in the summary of an incident."""
+    forged = "x\r\nFORGED\n  FORGED\n    FORGED"
+    await loop.start({"web": loop.service("web")})
+    maintenance = {"scope": "service", "name": "web", "reason": forged, "for": "1h"}
+    assert (await loop.ask("POST", "/api/v1/maintenance", maintenance)).is_success
+    await loop.kill("web")
+    await loop.fire("web")
+    await loop.until_decision("wait", "maintenance")
+    await loop.post(delivery(alert("web", forged)))
+    assert (await loop.ask("POST", "/api/v1/incidents/1/notes", {"text": forged})).is_success
+    assert (await loop.ask("PUT", "/api/v1/automation", {"enabled": False, "reason": forged})).is_success
+    for arguments in (
+        ["incidents", "1"], ["incidents"], ["explain", "web", "--verbose"], ["explain", "web"], ["status"], ["maintenance"],
+        ["automation"], ["audit"], ["list", "events"], ["list", "services"], ["list", "incidents"],
+    ):  # fmt: skip
+        done = await on_loop(loop, *arguments)
+        assert done.stdout, (arguments, done.stderr)
+        assert [line for line in done.stdout.splitlines() if line.strip() == "FORGED"] == [], arguments
+    page = (await loop.ask("GET", "/incidents/1")).text
+    assert "FORGED" in page
+    summary = page.rpartition("<pre>")[2].partition("</pre>")[0]
+    assert [line for line in summary.splitlines() if line.strip() == "FORGED"] == [], summary
 
 
 def test_settings_of_the_other_program_can_be_unset(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ Every page is checked for errors of scripts, requests to other servers, and faul
 """
 
 import asyncio
+import json
 import re
 import shutil
 import signal
@@ -27,10 +28,12 @@ from playwright.async_api import (
     expect,
 )
 
+from defib.demo.stack import reserve_ports
 from tests.integration import peers
 from tests.integration.loop import Loop
 from tests.integration.peers import Transcoder
 from tests.integration.test_access import bearer, create_token, start_with_users, write_users
+from tests.integration.test_heartbeat_commands import start_with_heartbeats
 from tests.support import SCREENSHOTS, eventually
 
 pytestmark = pytest.mark.needs("sshd", "chromium")
@@ -444,7 +447,11 @@ async def test_pages_are_accessible_and_fit(loop: Loop, browser: Browser, mode: 
     users = write_users(loop.folder, {"admin": "admin"})
     loop.stack.options = {program: ["--web.config.file", str(users)] for program in ("exporter", "remediator")}
     services = {name: loop.service(name) | settings for name, settings in FLEET.items()}
-    await loop.start(services, automatic=False, collect={"system": "1s"})
+    services["backup"] = {"probe": {"heartbeat": {"cron": "0 3 * * *"}}}
+    heartbeats = {"listen": f"127.0.0.1:{reserve_ports(1)[0]}", "database": str(loop.folder / "heartbeats.db")}
+    await loop.start(services, automatic=False, collect={"system": "1s"}, exporter={"heartbeats": heartbeats})
+    for ping in ({"kind": "start"}, {"message": "x" * 300}):
+        assert (await loop.ask("POST", "/api/v1/heartbeats/backup/ping", ping)).is_success
     await loop.kill("web")
     await loop.fire("web")
     await loop.fire("qwen", "ServiceSlow")
@@ -463,6 +470,8 @@ async def test_pages_are_accessible_and_fit(loop: Loop, browser: Browser, mode: 
             "incidents/1",
             "hosts",
             "hosts/h",
+            "heartbeats",
+            "heartbeats/backup",
             "events",
             "settings",
         ]
@@ -486,6 +495,71 @@ async def test_pages_are_accessible_and_fit(loop: Loop, browser: Browser, mode: 
                 assert re.findall(ENGLISH, await admin.page.inner_text("main")) == [], path
             await admin.page.evaluate("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
             assert await admin.page.evaluate(NAMELESS_CELLS) == [], path
+
+
+async def test_heartbeats_and_what_they_have_sent(loop: Loop, browser: Browser) -> None:
+    await start_with_heartbeats(loop, {"writer": {"probe": {"heartbeat": {"every": "1h"}}, "agent": {}}})
+
+    async def ping(name: str, **body: Any) -> None:
+        assert (await loop.ask("POST", f"/api/v1/heartbeats/{name}/ping", body)).is_success
+
+    await ping("backup", kind="start")
+    await ping("backup", exit_status=3, message=f"disk full {HOSTILE}")
+    await ping("sync")
+    report = {"task": "T-17", "pending": 2, "rounds": 12, "waiting_for": "ann", "response_seconds": 1.8}
+    await ping("writer", message=json.dumps(report))
+    async with window(browser, loop, viewport={"width": 1280, "height": 800}) as operator:
+        await operator.sign_in("operator")
+        page = operator.page
+        await page.get_by_role("link", name="Heartbeats").click()
+        rows = page.locator("main tbody tr")
+        await expect(rows.nth(1)).to_contain_text("Late")
+        assert [(await row.inner_text()).split()[:2] for row in await rows.all()] == [
+            ["Failed", "backup"], ["Late", "sync"], ["No", "ping"], ["Up", "writer"],
+        ]  # fmt: skip
+        await expect(rows.nth(0)).to_contain_text("exit status 3; its output ends with: disk full")
+        await expect(rows.nth(2)).to_contain_text("0 3 * * * (Asia/Shanghai), at most 5m late")
+        await operator.keep("heartbeats")
+        await ping("backup")  # without a reload
+        await expect(page.locator("main tr", has_text="backup").locator(".state")).to_have_text("Up")
+        await page.get_by_role("link", name="backup").click()
+        pings = page.locator(".pings tbody tr")
+        await expect(pings).to_have_count(3)
+        await expect(pings.nth(1)).to_contain_text(re.compile(r"failure.*3.*\d s", re.DOTALL))
+        await expect(page.locator("pre")).to_be_hidden()
+        await pings.nth(1).locator("summary").click()
+        await expect(page.locator("pre")).to_contain_text("disk full <img")
+        await operator.keep("heartbeat")
+        await ping("backup", kind="log", message="again")
+        await ping("backup")
+        await expect(pings).to_have_count(5)
+        await page.get_by_role("link", name="Page of the service").click()
+        await expect(page.locator("h1")).to_have_text("backup")
+        await page.get_by_role("link", name="Pings of this heartbeat").click()
+        await page.get_by_role("link", name="All heartbeats").click()
+        await page.get_by_role("link", name="writer").click()
+        await expect(page.locator("main")).to_contain_text(re.compile(r"Task\s*T-17.*Waits for\s*ann", re.DOTALL))
+        await operator.keep("heartbeat-agent")
+        await operator.open("heartbeats/web")
+        await expect(page.locator("h1")).to_have_text("There is no such page")
+        operator.expect_faults("404")
+    async with window(browser, loop, java_script_enabled=False) as viewer:
+        await viewer.sign_in("viewer")
+        await viewer.open("heartbeats/backup")
+        await expect(viewer.page.locator("main")).to_contain_text("requires the role operator")
+        await expect(viewer.page.locator("pre")).to_have_count(0)
+        await loop.launcher.kill(loop.stack.pids["exporter"], signal.SIGKILL)
+        for path in ("heartbeats", "heartbeats/backup"):
+            await viewer.open(path)
+            await expect(viewer.page.locator("main")).to_contain_text("This part cannot be shown")
+
+
+async def test_without_heartbeats_the_page_says_where_they_are_described(loop: Loop, browser: Browser) -> None:
+    await start_with_users(loop)
+    async with window(browser, loop) as viewer:
+        await viewer.sign_in("viewer")
+        await viewer.open("heartbeats")
+        await expect(viewer.page.locator(".empty")).to_contain_text("docs/heartbeats.md")
 
 
 async def test_filters_are_folded_away_on_a_phone(loop: Loop, browser: Browser) -> None:

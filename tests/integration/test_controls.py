@@ -337,6 +337,8 @@ async def test_the_outcome_is_unknown_if_the_host_is_lost_after_the_first_comman
 def test_a_sudo_password_is_on_stdin_only() -> None:
     argv, stdin = build_sudo_command(["docker", "ps"], SudoOptions.model_validate({"password": "s3cret"}))
     assert (argv, stdin) == (["sudo", "-S", "-p", "", "--", "docker", "ps"], b"s3cret\n")
+    argv, _ = build_sudo_command(["docker", "ps", "a b"], SudoOptions.model_validate("passwordless"))
+    assert argv == ["sudo", "-n", "--", "sh", "-c", "{ exec docker ps 'a b'; }"]
     assert build_sudo_command(["docker", "ps"], SudoOptions.model_validate("passwordless"))[0][:3] == [
         "sudo",
         "-n",

@@ -638,6 +638,40 @@ async def served(launcher: Launcher, folder: Path, serve: Callable[[Stack, RingE
         await stack.client.aclose()
 
 
+WRONG = {
+    "id": "web", "up": "perhaps", "since": 7, "unchanged_for_seconds": "x", "recent": 3, "components_down": [None],
+    "last": {"started_at": "soon", "duration_seconds": "long", "reason": [], "success": False, "message": {}},
+    "failures": [{"started_at": None, "reason": 3, "message": []}], "results": [{"started_at": "x"}], "components": [7],
+    "certificate": {"not_after": 4},
+}  # fmt: skip
+MALFORMED: dict[str, Any] = {
+    "/api/v1/services": {"cursor": "1", "complete": True, "services": [WRONG]},
+    "/api/v1/services/web": WRONG,
+    "/api/v1/hosts": {"hosts": [{"name": None, "problems": [{}], "cpu": "x"}]},
+    "/api/v1/hosts/h": {"name": "h", "problems": [None], "disks": 7},
+}
+
+
+@pytest.mark.parametrize("empty", [False, True])
+async def test_pages_while_the_answers_of_the_exporter_are_malformed(
+    launcher: Launcher, tmp_path: Path, empty: bool
+) -> None:
+    """They are those of an exporter that cannot be read."""
+
+    async def serve(stack: Stack, ring: RingExporter) -> None:
+        ring.answers = {path: {} for path in MALFORMED} if empty else MALFORMED
+        await start_remediator(stack)
+        client, url = stack.client, stack.url("remediator")
+        overview = (await client.get(f"{url}/api/v1/overview")).json()
+        assert [each["source"] for each in overview["problems"]] == ["exporter"], overview
+        for path in ("", "services/web", "services/web/checks", "hosts", "hosts/h", "incidents", "settings", "wall"):
+            answer = await client.get(f"{url}/{path}")
+            assert answer.status_code == 200, (path, answer.text)
+            assert path in ("services/web/checks", "incidents", "settings") or "exporter" in answer.text, path
+
+    await served(launcher, tmp_path, serve)
+
+
 async def test_a_remediator_that_is_killed_while_it_copies_loses_and_doubles_nothing(
     launcher: Launcher, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import bcrypt
 import httpx
@@ -211,6 +212,23 @@ async def test_users_in_the_web_configuration(exporter: Exporter) -> None:
         assert (await exporter.client.get("/metrics", auth=auth)).status_code == status
     answer = await exporter.client.post("/api/v1/services/up/probe", auth=("prometheus", "secret"))
     assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")  # it has no role
+
+
+async def test_an_operator_pauses_probing_for_a_minute_at_most(exporter: Exporter) -> None:
+    """Longer ones are maintenance, which the remediator records."""
+    hashed = (await asyncio.to_thread(bcrypt.hashpw, b"secret", bcrypt.gensalt(4))).decode()
+    web = exporter.folder / "web.yml"
+    roles = {"olga": "operator", "ada": "admin"}
+    web.write_text(yaml.safe_dump({"basic_auth_users": dict.fromkeys(roles, hashed), "roles": roles}))
+    await exporter.start("--web.config.file", str(web))
+    token = {"Authorization": exporter.client.headers.pop("Authorization")}
+
+    async def pause(seconds: float, **how: Any) -> int:
+        body = {"scopes": [{"scope": "service", "name": "up"}], "seconds": seconds}
+        return (await exporter.client.put("/api/v1/pauses", json=body, **how)).status_code
+
+    assert [await pause(seconds, auth=("olga", "secret")) for seconds in (60, 60.1, 3600)] == [200, 403, 403]
+    assert [await pause(3600, auth=("ada", "secret")), await pause(3600, headers=token)] == [200, 200]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,9 @@ import yaml
 from defib.demo import sshd
 from defib.demo.launcher import Launcher
 from defib.demo.stack import reserve_ports
+from fleet.inventory.model import SudoOptions
 from fleet.shells.ssh import command_digest
+from fleet.shells.sudo import build_sudo_command
 from tests.forked_defib import run_defib
 from tests.machines import IN_NEW_NAMESPACE, MOUNT, copy_environment
 from tests.systemd import UNPACKED
@@ -28,9 +31,10 @@ as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-sh
 as_defib SSH_ORIGINAL_COMMAND="read @m df:5:" sudo -n /usr/local/sbin/defib-shell read | grep -q '^@m df 126$' || exit 4
 as_defib SSH_ORIGINAL_COMMAND="read @m proc:5:" sudo -n /usr/local/sbin/defib-shell read /tmp/other 2>/dev/null && exit 5
 as_defib sudo -n id 2>/dev/null && exit 6
-[ "$(as_defib sudo -n echo restart mineru)" = "restart mineru" ] || exit 7
-as_defib sudo -n echo restart other 2>/dev/null && exit 8
-[ "$(as_defib sudo -n echo 'a, b:c=d' e)" = "a, b:c=d e" ] || exit 9
+[ "$(as_defib sudo -n sh -c '{ exec echo restart mineru; }')" = "restart mineru" ] || exit 7
+as_defib sudo -n sh -c '{ exec echo restart other; }' 2>/dev/null && exit 8
+[ "$(as_defib sudo -n sh -c "{ exec echo 'a, b:c=d' e; }")" = "a, b:c=d e" ] || exit 9
+as_defib sudo -n echo restart mineru 2>/dev/null && exit 14
 as_defib sudo -n echo 'any*' 2>/dev/null && exit 12
 as_defib sudo -n echo 'anything' 2>/dev/null && exit 13
 as_defib sh -c 'echo key >> /home/defib/.ssh/authorized_keys' 2>/dev/null && exit 10
@@ -183,6 +187,72 @@ def test_a_host_after_setup(tmp_path: Path) -> None:
     first, second = done.stdout.splitlines()[-2:]
     assert first.startswith('restrict,from="10.0.0.5",command="sudo -n /usr/local/sbin/defib-shell read" ssh-ed25519 ')
     assert second.startswith('restrict,from="10.0.0.5" ssh-ed25519 ')
+
+
+DIVIDED = r"""
+mount -t proc proc /proc || exit 23
+sh -eu /tmp/setup.sh || exit 1
+as_defib() { setpriv --reuid "$(id -u defib)" --regid "$(id -g defib)" --clear-groups env -i PATH=/tmp/bin:/usr/bin:/bin "$@"; }
+mkdir -p /tmp/bin '/srv/my dir' && printf '#!/bin/sh\necho other program\n' | tee /tmp/bin/ls /tmp/bin/touch >/tmp/bin/sh || exit 3
+chmod 755 /tmp/bin/*
+cd /tmp
+grep -v secure_path /etc/sudoers > /tmp/sudoers && cat /tmp/sudoers > /etc/sudoers
+"""
+
+
+@pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
+def test_the_account_cannot_divide_the_arguments_or_choose_the_programs_and_the_directory(tmp_path: Path) -> None:
+    """The host's own sudoers has no secure_path."""
+    commands = (["touch", "/srv/my dir/a"], ["ls", "-l", "/srv/my dir"])
+    host = {
+        "address": "10.0.0.11", "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known"},
+        "control_ssh": {"key_file": "control"}, "sudo": "passwordless",
+    }  # fmt: skip
+    control = {"command": {"restart": commands[0], "status": commands[1], "logs": ["pwd"]}}
+    service = {"host": "h", "probe": {"unit": {"name": "nginx"}}, "control": control}
+    configure(tmp_path / "config", {"h": host}, {"it": service})
+    create_keys(tmp_path / "config", "read", "control")
+    made = defib(tmp_path / "config", "host", "setup", "h")
+    tries = []
+    for command in commands:
+        words = " ".join(build_sudo_command(command, SudoOptions.model_validate("passwordless"))[0][3:]).split(" ")
+        plain = " ".join(command).split(" ")
+        for each in (words, plain):
+            tries += [[*each[:at], " ".join(each[at:])] for at in range(1, len(each)) if each is plain or at != 2]
+            tries += [[each[0], " ".join(each[1 : at + 1]), *each[at + 1 :]] for at in range(1, len(each))]
+    divided = "\n".join(f"as_defib sudo -n -- {shlex.join(each)} 2>/dev/null && exit 40" for each in tries)
+    runs = [shlex.join(build_sudo_command(each, SudoOptions.model_validate("passwordless"))[0]) for each in commands]
+    inside = (
+        f"{DIVIDED}{divided}\n[ -z \"$(ls -A '/srv/my dir')\" ] && [ ! -e /srv/my ] || exit 41\n"
+        f"as_defib {runs[0]} || exit 42\n[ -e '/srv/my dir/a' ] || exit 43\nas_defib {runs[1]} | grep -q ' a$' || exit 44\n"
+        '[ "$(as_defib sudo -n -- pwd)" = / ] || exit 45\n'
+    )
+    done = run_in_copy(tmp_path, made.stdout, inside)
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")
+def test_the_rules_for_an_older_sudo(tmp_path: Path) -> None:
+    """It does not know `runcwd`."""
+    host = {
+        "address": "10.0.0.11", "ssh": {"user": "defib", "key_file": "read", "known_hosts": "known"},
+        "control_ssh": {"key_file": "control"}, "sudo": "passwordless",
+    }  # fmt: skip
+    service = {"host": "h", "probe": {"unit": {"name": "nginx"}}, "control": {"command": {"restart": ["id", "-u"]}}}
+    configure(tmp_path / "config", {"h": host}, {"it": service})
+    create_keys(tmp_path / "config", "read", "control")
+    made = defib(tmp_path / "config", "host", "setup", "h").stdout
+    inside = f"""
+mkdir /tmp/bin
+printf '#!/bin/sh\\n! grep -q runcwd "$2" || exit 1\\nexec %s "$@"\\n' "$(command -v visudo)" >/tmp/bin/visudo
+chmod 755 /tmp/bin/visudo
+PATH=/tmp/bin:$PATH
+{DIVIDED.replace("PATH=/tmp/bin:", "PATH=")}
+as_defib sudo -n -- id -u
+"""
+    done = run_in_copy(tmp_path, made, inside)
+    assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "0"), (done.returncode, done.stdout, done.stderr)
+    assert "sudo before 1.9.3" in done.stderr
 
 
 @pytest.mark.needs("root", "sudo", "unshare", "ssh-keygen")

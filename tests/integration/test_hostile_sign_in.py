@@ -113,6 +113,27 @@ async def test_claims_of_an_openid_provider(provider: Provider, claim: str) -> N
             await try_sign_in(serve_openid(provider, redirect.nonce, {claim: claimed}), redirect)
 
 
+@pytest.mark.parametrize(
+    ("claims", "signed_in"),
+    [
+        ({"name": "Ann Smith"}, ["Ann Smith", "sre"]),
+        ({"name": "安"}, ["安", "sre"]),
+        ({"name": "", "sub": "1"}, ["1", "sre"]),
+        ({"name": "an\u200bn"}, []),
+        ({"name": "an\xa0n"}, []),
+        ({"name": " ann"}, []),
+        ({"name": "ann (password)"}, []),
+        ({"name": "a" * 60}, ["a" * 60, "sre"]),
+        ({"name": "a" * 61}, []),
+    ],
+)
+async def test_different_people_never_get_one_name(
+    provider: Provider, claims: dict[str, str], signed_in: list[str]
+) -> None:
+    redirect = a_redirect("oidc")
+    assert await try_sign_in(serve_openid(provider, redirect.nonce, claims), redirect) == signed_in
+
+
 async def test_values_of_an_openid_provider(provider: Provider) -> None:
     """Every value in every document of the provider."""
     redirect = a_redirect("oidc")

@@ -5,15 +5,18 @@ import contextlib
 import signal
 import time
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import httpx
 import pytest
 import yaml
+from aiohttp import web
 
 from fleet.inventory.endpoints import Endpoint
 from remediator.clients.alertmanager import Alertmanager
 from tests.integration.loop import Loop, alert, delivery
+from tests.integration.peers import web_server
 from tests.integration.test_safety import defib, metric
 from tests.support import WEBHOOK_TOKEN, eventually
 
@@ -290,6 +293,62 @@ async def test_without_prometheus_host_down_is_not_resolved(loop: Loop) -> None:
         return sorted(titles) == ["Alert resolved: HostDown · h", "Monitoring works again"]
 
     await eventually(was_notified)
+
+
+async def test_a_watchdog_that_alertmanager_does_not_have_does_not_count(loop: Loop) -> None:
+    """Who has the webhook's token can post one while Prometheus does not run."""
+    listed: list[str] = []
+    pings: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/ping":
+            pings.append(request.path)
+            return web.Response()
+        if request.path == "/api/v2/status":
+            return web.json_response({"uptime": "2024-01-01T00:00:00Z", "config": {"original": ""}})
+        alerts = [
+            {
+                "labels": {"alertname": name}, "annotations": {}, "fingerprint": "f1", "receivers": [{"name": "defib"}],
+                "startsAt": "2024-01-01T00:00:00Z", "endsAt": "2044-01-01T00:00:00Z",
+                "updatedAt": "2024-01-01T00:00:00Z", "status": {"state": "active", "silencedBy": [], "inhibitedBy": []},
+            }
+            for name in listed
+        ]  # fmt: skip
+        return web.json_response(alerts, headers={"Date": format_datetime(datetime.now(UTC), usegmt=True)})
+
+    def titles() -> list[str]:
+        return [card.title for card in loop.feishu.received]
+
+    async with web_server(answer) as port:
+        url = f"http://127.0.0.1:{port}"
+        dead_man = {"url": f"{url}/ping", "every": "1s"}
+        remediator = {"alertmanager_url": url, "watchdog": "10m", "dead_man": dead_man}
+        await loop.start({"web": loop.service("web")}, remediator=remediator)
+        await loop.fire("", "Watchdog")
+
+        async def missing() -> bool:
+            await loop.fire("", "Watchdog", starts="2")
+            return "Monitoring failure: no Watchdog alert received" in titles()
+
+        await eventually(missing)
+        sent = len(pings)
+        await loop.fire("", "Watchdog", starts="3")
+
+        async def withheld() -> bool:
+            return (
+                "Alertmanager reported it as resolved, or does not have it"
+                in loop.stack.log_path("remediator").read_text()
+            )
+
+        await eventually(withheld)
+        assert len(pings) <= sent + 1  # one may have been on the way
+        listed.append("Watchdog")
+
+        async def back() -> bool:
+            await loop.fire("", "Watchdog", starts="4")
+            return "Monitoring works again" in titles() and len(pings) > sent + 1
+
+        await eventually(back)
 
 
 async def start_shipped_alertmanager(loop: Loop) -> None:

@@ -231,6 +231,48 @@ async def test_what_cannot_be_checked_does_not_pass() -> None:
     assert (finding.result, finding.detail.startswith("cannot be checked: ")) == ("warn", True), finding
 
 
+LISTED = """\
+Matching Defaults entries for defib on h:
+    env_reset, mail_badpass{secure_path}, use_pty
+
+User defib may run the following commands on h:
+
+Sudoers entry:
+    RunAsUsers: root
+    Options: !authenticate
+    Commands:
+\t{rule}
+"""
+SECURE_PATH = ", secure_path=/usr/bin"
+
+
+@pytest.mark.parametrize(
+    ("rule", "secure_path", "warned"),
+    [
+        ("/usr/bin/sh -c { exec chown app '/srv/my dir'; }", SECURE_PATH, ""),
+        ("/usr/local/sbin/defib-shell control", SECURE_PATH, ""),
+        ('/usr/bin/id ""', SECURE_PATH, ""),
+        (
+            "/usr/bin/chown app /srv/my dir",
+            SECURE_PATH,
+            "divide the arguments otherwise in the rule /usr/bin/chown app",
+        ),
+        ("/usr/bin/sh -c id", SECURE_PATH, "divide the arguments otherwise"),
+        ("/usr/bin/cat /proc/uptime", "", "no secure_path for the account"),
+        ("ALL", "", "may run every command"),
+    ],
+)
+async def test_rules_that_permit_more_than_they_say(rule: str, secure_path: str, warned: str) -> None:
+    class ListingShell(LocalShell):
+        async def run(self, argv: Sequence[str], **options: Any) -> CompletedCommand:
+            if "sudo" in argv:
+                return CompletedCommand(0, LISTED.format(rule=rule, secure_path=secure_path), "")
+            return await super().run(argv, **options)
+
+    _, *found = await check_root_paths("h", ListingShell(), SudoOptions.model_validate("passwordless"), [["ls"]])
+    assert [(each.result, warned in each.detail) for each in found] == ([("warn", True)] if warned else []), found
+
+
 @pytest.mark.needs("root", "unshare", "ssh-keygen", "sudo")
 @pytest.mark.parametrize("wrapper", [False, True], ids=["sudoers", "wrapper"])
 def test_host_setup_warns_of_what_root_runs_and_the_account_can_replace(tmp_path: Path, wrapper: bool) -> None:
@@ -268,18 +310,22 @@ def test_the_rules_of_a_real_sudo(tmp_path: Path) -> None:
     configure(tmp_path / "config", {"h": host}, {"web": service})
     create_keys(tmp_path / "config", "read", "control")
     setup = defib(tmp_path / "config", "host", "setup", "h").stdout
-    inside = """
+    inside = r"""
 mount -t proc proc /proc || exit 23
 sh -eu /tmp/setup.sh >&2 || exit 1
 as_defib() { setpriv --reuid "$(id -u defib)" --regid "$(id -g defib)" --clear-groups env -i LC_ALL=C PATH=/usr/bin:/bin "$@"; }
 as_defib sudo -n -l -l || exit 2
 echo ====
-echo 'defib ALL=(ALL) NOPASSWD: ALL' > /etc/sudoers.d/all
+printf '%s\n' 'defib ALL=(ALL) NOPASSWD: ALL' 'defib ALL=(root) NOPASSWD: /bin/chown app /srv/my\ dir' > /etc/sudoers.d/all
+sed -i '/secure_path/d' /etc/sudoers /etc/sudoers.d/defib
 as_defib sudo -n -l -l || exit 3
 """
     done = run_in_copy(tmp_path, setup, inside)
     assert done.returncode == 0, (done.returncode, done.stderr)
     limited, unlimited = done.stdout.split("====")
-    programs = parse_rules(limited)
-    assert {Path(each).name for each in programs} == {"echo", "cat"}
-    assert parse_rules(unlimited) == programs | {"ALL"}
+    rules = parse_rules(limited)
+    assert {Path(each).name for each in rules.programs} == {"sh", "cat"}
+    assert (rules.ambiguous, rules.secure_path) == ((), True)
+    loose = parse_rules(unlimited)
+    assert (loose.programs - rules.programs, loose.secure_path) == (frozenset({"ALL", "/bin/chown"}), False)
+    assert loose.ambiguous == ("/bin/chown app /srv/my dir",)

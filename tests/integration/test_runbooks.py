@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
+from aiohttp import web
 
 from defib.demo.feishu_app import APP_ID, APP_SECRET, CHAT, ENCRYPT_KEY
 from tests.integration.loop import Loop, delivery, host_alert
+from tests.integration.peers import web_server
 from tests.integration.test_answers import PEOPLE, card_with, press
 from tests.integration.test_safety import NO_PASSWORD, defib, start_with_sudo
 from tests.support import eventually
@@ -98,6 +100,7 @@ async def test_a_failed_command_is_reported_and_the_next_runbook_follows(loop: L
     await until_actions(loop, ("runbook prune", "failed"), ("runbook second", "running"))
     failed = (await loop.incident())["actions"][0]
     assert (failed["exit_status"], failed["why"], failed["output"]) == (3, "runbook prune exited 3", "no space")
+    await eventually(lambda: _has_run(loop, 1))
     assert loop.restarts() == ["second"]
 
 
@@ -122,6 +125,50 @@ async def test_a_runbook_waits_for_approval(loop: Loop) -> None:
     assert (action["state"], bool(action["approved_by"])) == ("succeeded", True)
     audit = (await loop.ask("GET", "/api/v1/audit")).json()["audit"]
     assert [(each["event"], each["target"]) for each in audit] == [("approve", "action 1")]
+
+
+async def test_nobody_is_asked_about_an_alert_that_alertmanager_does_not_have(loop: Loop) -> None:
+    """An approval ends with the alert."""
+    listed: list[dict[str, Any]] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/api/v2/status":
+            return web.json_response({"uptime": "2024-01-01T00:00:00Z", "config": {"original": ""}})
+        return web.json_response(listed)
+
+    async with web_server(answer) as port:
+        remediator = {"alertmanager_url": f"http://127.0.0.1:{port}", "watchdog": "0s"}
+        await loop.start({}, runbooks={"prune": runbook(loop, approve=True)}, remediator=remediator)
+        await fire(loop)
+        await loop.until_decision("wait", "alert-gone")
+        assert await actions_of(loop) == []
+        labels = host_alert()["labels"]
+        status = {"state": "active", "silencedBy": [], "inhibitedBy": []}
+        times = {
+            "startsAt": "2026-11-22T03:39:01Z",
+            "endsAt": "2044-01-01T00:00:00Z",
+            "updatedAt": "2026-11-22T03:39:01Z",
+        }
+        fingerprint = host_alert()["fingerprint"]
+        listed.append(
+            {
+                "labels": labels, "annotations": {}, "fingerprint": fingerprint, "receivers": [{"name": "defib"}],
+                "status": status, **times,
+            }
+        )  # fmt: skip
+
+        async def states(*wanted: str) -> None:
+            async def are() -> bool:
+                await fire(loop)  # so that the incident is decided about soon
+                return [state for _, state in await actions_of(loop)] == list(wanted)
+
+            await eventually(are)
+
+        await states("queued")
+        listed.clear()
+        await states("cancelled")
+        assert (await loop.ask("POST", "/api/v1/actions/1/approve")).status_code == 409
+        assert loop.restarts() == []
 
 
 async def test_an_approval_does_not_apply_to_another_command(loop: Loop) -> None:

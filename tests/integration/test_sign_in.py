@@ -523,6 +523,9 @@ async def test_a_trusted_proxy_names_the_user(loop: Loop) -> None:
     assert await read("127.0.0.8", X_Remote_User="ann", X_Remote_Groups="sre") == (401, None)
     assert await read("127.0.0.7", X_Remote_User="ann", X_Remote_Groups="staff") == (403, None)
     assert await read("127.0.0.7") == (401, None)
+    # A name that would be recorded as another one.
+    assert await read("127.0.0.7", X_Remote_User="ann (x)", X_Remote_Groups="sre") == (401, None)
+    assert await read("127.0.0.7", X_Remote_User="a" * 61, X_Remote_Groups="sre") == (401, None)
 
 
 async def test_the_audit_log_has_every_operation(loop: Loop, browser: Browser) -> None:

@@ -72,7 +72,11 @@ def test_a_service_that_is_down_would_be_restarted(tmp_path: Path) -> None:
 
 
 def test_no_kind_is_forgotten() -> None:
-    assert set(PROBES) == {*ON_HOST, *ADDRESSED, "python"}
+    assert set(PROBES) == {*ON_HOST, *ADDRESSED, "python", "heartbeat"}
+
+
+async def test_a_heartbeat_without_pings_is_not_down(tmp_path: Path) -> None:
+    await not_restarted(tmp_path, "heartbeat", {"every": "1m"})
 
 
 @pytest.mark.parametrize("kind", ON_HOST)

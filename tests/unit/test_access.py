@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +134,22 @@ def test_refused_attempts_do_not_push_out_the_failures_of_others() -> None:
             throttle.begin(f"guess-{number}", "10.0.0.2")
     with pytest.raises(ThrottledError):
         throttle.begin("user-1", "10.0.0.1")
+
+
+async def test_the_time_of_a_refusal_does_not_tell_which_users_exist() -> None:
+    """Also where the hashes have different costs."""
+    hashes = {
+        name: bcrypt.hashpw(b"right", bcrypt.gensalt(cost)).decode() for name, cost in (("quick", 4), ("slow", 10))
+    }
+
+    async def measure(user: str) -> float:
+        passwords = Passwords(lambda: hashes, Throttle(Clock()))
+        started = time.perf_counter()
+        assert not await passwords.check(user, "wrong", "10.0.0.1")
+        return time.perf_counter() - started
+
+    quick, unknown = [[await measure(user) for _ in range(5)] for user in ("quick", "nobody")]
+    assert max(quick) > min(unknown) / 2, (quick, unknown)
 
 
 async def test_a_password_that_was_accepted_is_not_accepted_for_ever() -> None:
@@ -299,6 +316,13 @@ def test_a_role_limits_the_buttons_of_a_person() -> None:
         (
             "basic_auth_users: {}\nroles: {ann: root}",
             "web.yml: roles.ann: must be 'viewer', 'operator' or 'admin', not 'root'",
+        ),
+        *(
+            (
+                f"tls_server_config: {{cert_file: c, key_file: k, client_ca_file: a{more}}}",
+                "client_ca_file has no effect without client_auth_type: set that to RequireAndVerifyClientCert",
+            )
+            for more in ("", ", client_auth_type: NoClientCert")
         ),
     ],
 )

@@ -96,6 +96,11 @@ FIRING: dict[str, tuple[int, dict[str, Values]]] = {
         'host_file_descriptors_allocated{host="h"}': constant(99), 'host_file_descriptors_limit{host="h"}': constant(100),
     }),
     "HostDiskSaturated": (1, {'host_disk_io_weighted_seconds_total{host="h", device="sda"}': counter(40 * STEP)}),
+    "LogErrors": (1, {'host_log_matches_total{host="h", source="/a.log", pattern="error"}': counter(5)}),
+    "HTTPErrorRatio": (1, {
+        'host_http_requests_total{host="h", source="/a.log", code="200"}': counter(50),
+        'host_http_requests_total{host="h", source="/a.log", code="502"}': counter(2),
+    }),
     "GPUUnhealthy": (2, {
         'gpu_healthy{host="h", gpu="0"}': constant(0), 'gpu_recovery_needed{host="h", gpu="0", action="Reset"}': constant(1),
     }),
@@ -114,7 +119,7 @@ FIRING: dict[str, tuple[int, dict[str, Values]]] = {
     }),
     "GPUThrottled": (1, {'gpu_throttle_active{host="h", gpu="2", reason="hw_slowdown"}': constant(1)}),
 }  # fmt: skip
-COLLECTORS = ("system", "gpu", "docker", "systemd", "supervisor")
+COLLECTORS = ("system", "gpu", "docker", "systemd", "supervisor", "logs")
 WELL: dict[str, Values] = {
     'host_up{host="h", group="g"}': constant(1),
     **{f'host_collect_success{{host="h", collector="{name}"}}': constant(1) for name in COLLECTORS},

@@ -23,7 +23,7 @@ from exporter.api.host_problems import ProblemKind
 from exporter.results import FailureReason
 from remediator.filters import ORDERS, ServiceFilter
 from remediator.notifications.rendering import shipped_templates
-from remediator.policy.situation import Decision
+from remediator.policy.situation import STUCK, Decision
 from remediator.record.event_sources import KINDS
 from remediator.reports.availability import format_availability
 from remediator.snapshot import ServiceRow
@@ -51,7 +51,7 @@ def test_no_text_is_called_as_an_attribute_of_dict() -> None:
 
 def test_every_problem_of_a_host_and_every_kind_of_event_has_a_text() -> None:
     texts = load_texts("en")
-    assert set(get_args(FailureReason)) == shipped_templates("en").words["probe_reasons"].keys()
+    assert {*get_args(FailureReason), STUCK} == shipped_templates("en").words["probe_reasons"].keys()
     assert set(get_args(get_type_hints(Decision)["verb"])) == texts["service"]["verbs"].keys()
     assert set(get_args(ProblemKind)) == texts["hosts"]["problems"].keys()
     assert set(KINDS) == texts["events"]["kinds"].keys()

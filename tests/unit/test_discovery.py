@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from defib.discover import parse_choice
@@ -346,6 +346,7 @@ def test_written_yaml_has_the_same_texts(value: Any) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(HOSTILE, min_size=7, max_size=7))
+@example(["0", "", "00", "x" * 300, "", "", ""])  # the label of a compose service that is too long for a selector
 def test_hostile_names_are_only_data(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     """Whatever a host answers: the file loads, names what was found, and no line of it comes from the host."""
     title, model, name, note, image, program, directory = names

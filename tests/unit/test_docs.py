@@ -36,7 +36,9 @@ DOCS = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
 
 
 def test_documented_metrics_are_exactly_the_published_ones() -> None:
-    documented = re.findall(r"^\| `((?:service|host|gpu|provider|defib)_[a-z0-9_]+)", DOCS["metrics"], re.MULTILINE)
+    documented = re.findall(
+        r"^\| `((?:service|host|gpu|provider|agent|defib)_[a-z0-9_]+)", DOCS["metrics"], re.MULTILINE
+    )
     assert set(documented) == published_metrics()
 
 

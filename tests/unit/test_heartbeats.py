@@ -1,8 +1,11 @@
 """When a heartbeat is up, late or failed, as a function of its pings and of the time."""
 
+import json
+import re
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -10,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporter.api.pings import PingError, parse_ping_path
+from exporter.heartbeats.agent import AgentReport, AgentState, describe_stuck, parse_report
 from exporter.heartbeats.schedule import EARLY, Cron, Interval
 from exporter.heartbeats.state import HeartbeatState, Ping, PingKind, Timing
 from exporter.heartbeats.store import BODIES_LIMIT, PINGS_LIMIT, HeartbeatStore, HeartbeatStoreError, ReceivedPing
+from fleet.inventory.agents import Agent
 from fleet.inventory.heartbeats import derive_uuid, is_uuid
 from runtime.clock import StoredClock
 from runtime.errors import StartError
@@ -334,3 +339,102 @@ def test_a_replaced_database_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(HeartbeatStoreError, match="was deleted or replaced"):
         store.commit([], {}, CLOCK)
     store.close()
+
+
+AGENT = Agent.model_validate({"stuck_after": "20m", "confirm_after": "30m"})
+
+
+def report(at: float, **values: Any) -> tuple[float, bytes]:
+    return at, json.dumps(values).encode()
+
+
+def run_agent(*reports: tuple[float, bytes]) -> AgentState:
+    state: AgentState | None = None
+    for at, body in reports:
+        parsed = parse_report(body)
+        assert parsed is not None
+        state = (state or AgentState(at)).after_report(parsed, at)
+    assert state is not None
+    return state
+
+
+@pytest.mark.parametrize(
+    ("values", "progress_at"),
+    [
+        ({"task": "T-1", "progress": 3}, 0.0),
+        ({"task": "T-1", "progress": 4}, 600.0),
+        ({"task": "T-1", "progress": "reading"}, 600.0),
+        ({"task": "T-2", "progress": 3}, 600.0),
+        ({"progress": True}, 600.0),
+        ({"progress": False}, 0.0),
+        ({}, 0.0),
+        ({"pending": 0}, 600.0),  # idle
+        ({"pending": {"chat": 0, "board": 0}}, 600.0),
+        ({"pending": 2}, 0.0),
+    ],
+)
+def test_progress_is_what_changes(values: dict[str, Any], progress_at: float) -> None:
+    state = run_agent(report(0.0, task="T-1", progress=3), report(600.0, **values))
+    assert state.last_progress == progress_at
+
+
+def test_an_agent_is_suspected_and_then_confirmed_to_be_stuck() -> None:
+    state = run_agent(report(0.0, task="T-1", progress=1), report(600.0, task="T-1", progress=1))
+    assert [state.status(AGENT, at) for at in (1199.0, 1200.0, 1799.0, 1800.0)] == [
+        "working", "suspected", "suspected", "confirmed",
+    ]  # fmt: skip
+    assert describe_stuck(AGENT, "confirmed") == "alive, but no progress for 30m"
+
+
+def test_an_agent_that_waits_or_is_idle_is_not_stuck() -> None:
+    waiting = run_agent(
+        report(0.0, task="T-1"), report(10.0, waiting_for=["review", "data"]), report(20.0, waiting_for="x")
+    )
+    assert (waiting.status(AGENT, 1e6), waiting.waiting_since, waiting.waiting_for) == ("waiting", 10.0, "x")
+    again = waiting.after_report(AgentReport(), 30.0)
+    assert (again.waiting_since, again.status(AGENT, 1e6)) == (None, "confirmed")
+    idle = run_agent(report(0.0, task="T-1"), report(10.0, pending=0))
+    assert (idle.status(AGENT, 1e6), idle.task) == ("idle", "")
+
+
+def test_requests_are_added_up_and_other_numbers_replaced() -> None:
+    state = run_agent(
+        report(0.0, llm_requests={"ok": 3, "429": 1}, rounds=5, rounds_limit=40, response_seconds=1.5),
+        report(1.0, llm_requests={"ok": 2}, pending={"chat": 2, "board": 3}),
+    )
+    assert (state.requests_ok, state.requests_rate_limited, state.pending) == (5, 1, 5)
+    assert (state.rounds, state.rounds_limit, state.response_seconds) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ('{"pending": -1}', "pending: Input should be greater than or equal to 0"),
+        ('{"rounds": 1.5}', "rounds: Input should be a valid integer"),
+        ('{"rounds": true}', "rounds: Input should be a valid integer"),
+        ('{"response_seconds": NaN}', "response_seconds: Input should be a finite number"),
+        ('{"pending": 1', "the report is not valid JSON"),
+        ('{"a":' * 100_000, "the report is not valid JSON"),
+    ],
+)
+def test_reports_that_are_not_understood(body: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        parse_report(body.encode())
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: f"{{{text}".encode()))
+def test_any_body_is_understood_or_refused(body: bytes) -> None:
+    try:
+        found = parse_report(body)
+    except ValueError:
+        return
+    if found is not None:
+        AgentState(0.0).after_report(found, 1.0)
+
+
+def test_an_absence_makes_no_agent_stuck() -> None:
+    state = HeartbeatState(0.0).after_ping(Ping(0.0, "success"), TIMING).after_report(AgentReport(task="T"), 0.0)
+    away = state.after_absence(TIMING, 100.0, 3700.0)
+    assert away.agent is not None
+    assert away.agent.last_progress == 3600.0
+    assert away.status(TIMING, 3700.0)[0] == "up"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from jinja2.utils import htmlsafe_json_dumps
 from yarl import URL
 
-from runtime.redaction import Redactor
+from runtime.redaction import Redactor, mask_credentials
 from runtime.secret_forms import list_forms
 
 Quote = Callable[[str], str]
@@ -147,3 +147,19 @@ def test_only_what_is_shown_is_redacted() -> None:
     started = time.process_time()
     assert (redact.redact_head(text, 100), redact.redact_tail(text, 100)) == ("x" * 100, "x" * 100)
     assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("GET /a?token=abc&b=1 HTTP/1.1", "GET /a?token=***&b=1 HTTP/1.1"),
+        ("DB_PASSWORD=hunter2; retry", "DB_PASSWORD=***; retry"),
+        ('{"api_key": "sk-1", "x": 2}', '{"api_key": "***", "x": 2}'),
+        ("Authorization: Bearer abc.def", "Authorization: Bearer ***"),
+        ("cannot connect to postgres://app:s3cret@db:5432/x", "cannot connect to postgres://app:***@db:5432/x"),
+        ("the token has expired at http://h:80/a", "the token has expired at http://h:80/a"),
+        ("passwd " * 3, "passwd " * 3),
+    ],
+)
+def test_what_looks_like_a_credential_is_masked(text: str, masked: str) -> None:
+    assert mask_credentials(text) == masked

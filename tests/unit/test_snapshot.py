@@ -1,16 +1,22 @@
 """The snapshot of services: their states, and an exporter that is slow."""
 
 import asyncio
+import json
+import re
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from aiohttp import web
 
+from fleet.inventory.endpoints import Endpoint
 from fleet.json_client import ClientError
 from remediator import snapshot
 from remediator.clients.exporter import Exporter, ServiceChanges
 from remediator.policy.service_states import ServiceState, find_state
 from remediator.snapshot import SnapshotSource
+from runtime.tokens import ConfiguredToken
+from tests.integration.peers import web_server
 from tests.support import inventory_of, new_record
 
 
@@ -72,3 +78,52 @@ async def test_a_long_answer_that_fails_is_a_problem(tmp_path: Path, monkeypatch
     exporter.error, exporter.seconds = None, 0.0
     await source.refresh()
     assert (source.snapshot.rows["web"].state, exporter.asked) == ("up", 2)
+
+
+LAST = {
+    "success": False, "reason": "timeout", "message": "m", "started_at": "2026-11-29T10:00:00Z", "duration_seconds": 0.1,
+}  # fmt: skip
+SERVICE: dict[str, Any] = {
+    "id": "web", "up": False, "since": "2026-11-29T10:00:00Z", "unchanged_for_seconds": 5, "recent": "..x",
+    "components_down": [], "digest": "d", "host_up": None, "paused": False, "last": LAST,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({}, ""),
+        ({"more": object}, ""),  # of a later version
+        ({"id": None}, "services.0.id"),
+        ({"up": "yes"}, "services.0.up"),
+        ({"since": "yesterday"}, "services.0.since"),
+        ({"since": 12}, "services.0.since"),
+        ({"since": "9999-12-31T23:59:59-23:00"}, "services.0.since"),
+        ({"since": "2026-11-29T10:00:00"}, "services.0.since"),
+        ({"last": []}, "services.0.last"),
+        ({"last": {**LAST, "started_at": "now"}}, "services.0.last.started_at"),
+        ({"last": {**LAST, "duration_seconds": "long"}}, "services.0.last.duration_seconds"),
+        ({"last": {**LAST, "duration_seconds": float("nan")}}, "services.0.last.duration_seconds"),
+        ({"last": {**LAST, "reason": 7}}, "services.0.last.reason"),
+        ({"last": {**LAST, "message": {}}}, "services.0.last.message"),
+        ({"recent": 7}, "services.0.recent"),
+        ({"components_down": [None]}, "services.0.components_down.0"),
+        ({"unchanged_for_seconds": "x"}, "services.0.unchanged_for_seconds"),
+    ],
+)
+async def test_a_malformed_answer_is_a_source_that_cannot_be_read(changed: dict[str, Any], problem: str) -> None:
+    body = json.dumps({"cursor": "1", "complete": True, "services": [{**SERVICE, **changed}]}, default=str)
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(text=body, content_type="application/json")
+
+    async with web_server(answer) as port:
+        exporter = Exporter(Endpoint(url=f"http://127.0.0.1:{port}"), ConfiguredToken("exporter.token"))
+        try:
+            if problem:
+                with pytest.raises(ClientError, match=re.escape(problem)):
+                    await exporter.list_changes("")
+            else:
+                assert len((await exporter.list_changes("")).services) == 1
+        finally:
+            await exporter.close()

@@ -18,10 +18,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defib.output import one_line, print_json, print_text
+from defib.output import print_json, print_text
 from runtime import logs
 from runtime.redaction import Redactor
-from runtime.terminal import escape_controls
+from runtime.terminal import escape_controls, one_line
 
 # A new title, a cleared line, C1's introducer of sequences, DEL, a reversed direction, an invisible and a lone character.
 ATTACK = "up\x1b]0;owned\x07\r\x1b[2K\x9b2J\x7f\u202egnp.exe\u200b\ud800 \x00end"
