@@ -198,7 +198,8 @@ async def test_old_backups_of_heartbeats_are_removed(exporter: Heartbeats, folde
     done = await defib(exporter, "backup", str(folder), "--keep", "30d", "--json")
     answer = json.loads(done.stdout)
     assert answer["removed"] == [str(path) for path in old[:3]]
-    for each in (answer, answer["configuration"]):  # the next one may have the same second in its name
+    # The next ones may have the same second in their names.
+    for each in (answer, answer["heartbeats"], answer["configuration"]):
         Path(each["path"]).unlink()
     await exporter.stop()
     (exporter.folder / "state" / "heartbeats.db").unlink()
