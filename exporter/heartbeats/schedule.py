@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
@@ -37,8 +38,13 @@ class Cron:
 
     def next_due(self, after: float) -> float:
         """Return the first time after a ping. In the hour that is skipped or repeated, as Debian's cron does."""
-        start = datetime.fromtimestamp(self.to_unix(after) + EARLY, ZoneInfo(self.timezone))
-        return self.from_unix(next(CronSim(self.expression, start)).timestamp())
+        return self.from_unix(_find_next(self.expression, self.timezone, int(self.to_unix(after) + EARLY)))
+
+
+@lru_cache(maxsize=20_000)  # a list of heartbeats asks for the same ones again and again
+def _find_next(expression: str, timezone: str, after: int) -> float:
+    """Return the first Unix time of a cron expression after a Unix time."""
+    return next(CronSim(expression, datetime.fromtimestamp(after, ZoneInfo(timezone)))).timestamp()
 
 
 PingSchedule = Interval | Cron
