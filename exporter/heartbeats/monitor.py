@@ -96,7 +96,7 @@ class HeartbeatMonitor:
         self._heartbeats: dict[str, Heartbeat] = {}
         self._agents: dict[str, Heartbeat] = {}  # those heartbeats that are agents'
         self._database: _OpenDatabase | None = None
-        self._boot = boot_id()
+        self._boot = ""  # the ID of the machine's boot, which is read with the database
         self._clock = SteadyClock(0.0)
         self._deadlines: list[tuple[float, str]] = []  # a heap, in which some are out of date
         self._changed: dict[str, float] = {}  # services to report, and when they have changed
@@ -136,7 +136,7 @@ class HeartbeatMonitor:
 
     def _open(self, database: "_OpenDatabase") -> None:
         """Continue where the last run has ended."""
-        self._database, self._clock = database, database.clock
+        self._database, self._clock, self._boot = database, database.clock, database.boot
         database.writer = PingWriter(database.store, self._read_clock, self._states_after, self._note_stored)
         now = self._clock.now()
         self._present_until = database.present_until
@@ -418,8 +418,9 @@ class _OpenDatabase:
 
     def __init__(self, path: Path) -> None:
         self.path, self.store = path, HeartbeatStore(path)
-        stored, boot, running, calendar = self.store.read_clock(), boot_id(), seconds_since_boot(), time.time()
-        offset = calendar - running if stored is None else stored.compute_offset(boot, running, calendar)
+        stored, self.boot = self.store.read_clock(), boot_id()
+        running, calendar = seconds_since_boot(), time.time()
+        offset = calendar - running if stored is None else stored.compute_offset(self.boot, running, calendar)
         self.clock = SteadyClock(offset)
         self.present_until = running + offset if stored is None else stored.steady
         self.states = self.store.read_states()
