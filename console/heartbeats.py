@@ -1,5 +1,6 @@
 """The pages of heartbeats: all of them, those that failed or are late first, and one with its last pings."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from runtime.access.roles import AccessRequirement
 from runtime.web import add_route
 
 STATES = {"failed": "down", "late": "down", "waiting": "unknown", "up": "up"}  # as of services
+NO_PROGRESS = (3600.0, 14400.0)  # seconds without progress of an agent from which a warning, and an error, is shown
 MOST_LIVE = 200  # heartbeats of which each ping is shown when it arrives; of more, changes of states
 _TIMES = ("since", "deadline", "last_ping", "started_at", "last_start")
 
@@ -69,10 +71,16 @@ def _describe(heartbeat: Mapping[str, Any]) -> Mapping[str, Any]:
     agent = heartbeat.get("agent")
     if agent is not None and "last_progress" in agent:
         times = {name: parse_time(agent[name]) for name in ("last_progress", "waiting_since")}
-        described["agent"] = {**agent, **times}
+        described["agent"] = {**agent, **times, "without_progress": _rate_lateness(times["last_progress"])}
     if "pings" in heartbeat:
         described["pings"] = _describe_pings(heartbeat["pings"])
     return described
+
+
+def _rate_lateness(last_progress: float | None) -> int:
+    """Return how bad it is that an agent has made no progress for so long: 0, 1 or 2."""
+    without = 0.0 if last_progress is None else time.time() - last_progress
+    return sum(without >= limit for limit in NO_PROGRESS)
 
 
 def _describe_pings(pings: list[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

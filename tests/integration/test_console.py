@@ -498,7 +498,7 @@ async def test_pages_are_accessible_and_fit(loop: Loop, browser: Browser, mode: 
 
 
 async def test_heartbeats_and_what_they_have_sent(loop: Loop, browser: Browser) -> None:
-    await start_with_heartbeats(loop, {"writer": {"probe": {"heartbeat": {"every": "1h"}}, "agent": {}}})
+    await start_with_heartbeats(loop, {"writer": {"probe": {"heartbeat": {"every": "1h"}}}})
 
     async def ping(name: str, **body: Any) -> None:
         assert (await loop.ask("POST", f"/api/v1/heartbeats/{name}/ping", body)).is_success
@@ -506,13 +506,12 @@ async def test_heartbeats_and_what_they_have_sent(loop: Loop, browser: Browser) 
     await ping("backup", kind="start")
     await ping("backup", exit_status=3, message=f"disk full {HOSTILE}")
     await ping("sync")
-    report = {"task": "T-17", "pending": 2, "rounds": 12, "waiting_for": "ann", "response_seconds": 1.8}
-    await ping("writer", message=json.dumps(report))
+    await ping("writer")
     async with window(browser, loop, viewport={"width": 1280, "height": 800}) as operator:
         await operator.sign_in("operator")
         page = operator.page
         await page.get_by_role("link", name="Heartbeats").click()
-        rows = page.locator("main tbody tr")
+        rows = page.locator("main .heartbeats tbody tr")
         await expect(rows.nth(1)).to_contain_text("Late")
         assert [(await row.inner_text()).split()[:2] for row in await rows.all()] == [
             ["Failed", "backup"], ["Late", "sync"], ["No", "ping"], ["Up", "writer"],
@@ -521,7 +520,7 @@ async def test_heartbeats_and_what_they_have_sent(loop: Loop, browser: Browser) 
         await expect(rows.nth(2)).to_contain_text("0 3 * * * (Asia/Shanghai), at most 5m late")
         await operator.keep("heartbeats")
         await ping("backup")  # without a reload
-        await expect(page.locator("main tr", has_text="backup").locator(".state")).to_have_text("Up")
+        await expect(page.locator(".heartbeats tr", has_text="backup").locator(".state")).to_have_text("Up")
         await page.get_by_role("link", name="backup").click()
         pings = page.locator(".pings tbody tr")
         await expect(pings).to_have_count(3)
@@ -537,9 +536,7 @@ async def test_heartbeats_and_what_they_have_sent(loop: Loop, browser: Browser) 
         await expect(page.locator("h1")).to_have_text("backup")
         await page.get_by_role("link", name="Pings of this heartbeat").click()
         await page.get_by_role("link", name="All heartbeats").click()
-        await page.get_by_role("link", name="writer").click()
-        await expect(page.locator("main")).to_contain_text(re.compile(r"Task\s*T-17.*Waits for\s*ann", re.DOTALL))
-        await operator.keep("heartbeat-agent")
+        await expect(rows).to_have_count(4)
         await operator.open("heartbeats/web")
         await expect(page.locator("h1")).to_have_text("There is no such page")
         operator.expect_faults("404")
@@ -552,6 +549,24 @@ async def test_heartbeats_and_what_they_have_sent(loop: Loop, browser: Browser) 
         for path in ("heartbeats", "heartbeats/backup"):
             await viewer.open(path)
             await expect(viewer.page.locator("main")).to_contain_text("This part cannot be shown")
+
+
+async def test_agents_and_what_they_report(loop: Loop, browser: Browser) -> None:
+    await start_with_heartbeats(loop, {"writer": {"probe": {"heartbeat": {"every": "1h"}}, "agent": {}}})
+    report = {"task": "T-17", "pending": 12, "rounds": 25, "waiting_for": "ann", "response_seconds": 1.8}
+    sent = {"message": json.dumps({**report, "llm_requests": {"ok": 3, "429": 4}})}
+    assert (await loop.ask("POST", "/api/v1/heartbeats/writer/ping", sent)).is_success
+    async with window(browser, loop, viewport={"width": 1280, "height": 800}) as operator:
+        await operator.sign_in("operator")
+        page = operator.page
+        await operator.open("heartbeats")
+        agent = page.locator(".agents tbody tr")
+        await expect(agent).to_contain_text(re.compile(r"writer.*waiting for others.*T-17.*12.*25 of 30.*4", re.DOTALL))
+        assert await agent.locator(".state").all_inner_texts() == ["12", "25 of 30"]
+        await operator.keep("agents")
+        await agent.get_by_role("link").click()
+        await expect(page.locator("main")).to_contain_text(re.compile(r"Task\s*T-17.*Waits for\s*ann", re.DOTALL))
+        await operator.keep("heartbeat-agent")
 
 
 async def test_without_heartbeats_the_page_says_where_they_are_described(loop: Loop, browser: Browser) -> None:
