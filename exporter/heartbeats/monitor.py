@@ -8,7 +8,7 @@ import contextlib
 import heapq
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,11 +147,14 @@ class HeartbeatMonitor:
         before, self._heartbeats = self._heartbeats, {}
         stored = database.states if database is not None else {}
         removed = (before.keys() | stored.keys()) - services.keys()
-        changed = []
+        changed, added = [], []
         for name, service in services.items():
             heartbeat = before.get(name)
             if heartbeat is None or heartbeat.service != service:
-                state = heartbeat.state if heartbeat is not None else stored.get(name, HeartbeatState(now))
+                state = heartbeat.state if heartbeat is not None else stored.get(name)
+                if state is None:
+                    state = HeartbeatState(now)
+                    added.append(name)
                 heartbeat = Heartbeat(service, self._create_timing(service, timezone), state)
                 changed.append(name)
             self._heartbeats[name] = heartbeat
@@ -164,13 +167,18 @@ class HeartbeatMonitor:
             try:
                 if removed:
                     await database.writer.run(database.store.forget, removed)
+                await database.writer.change(lambda: self._read_states(added))  # since when they are known
                 await self._note_absence(now)
             except HeartbeatStoreError as error:
                 self._log_fault(error)
         for name in changed:
             heartbeat = self._heartbeats[name]
+            self._schedule(heartbeat)
             self._show(heartbeat)
             self.recheck(name)
+
+    def _read_states(self, names: Iterable[str]) -> States:
+        return {name: self._heartbeats[name].state for name in names if name in self._heartbeats}
 
     def _create_timing(self, service: Service, timezone: str) -> Timing:
         options: HeartbeatProbeOptions = service.probe.options

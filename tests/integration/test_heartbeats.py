@@ -143,6 +143,25 @@ async def test_a_late_ping_is_noticed_and_has_the_time_at_which_it_was_due(expor
     assert [each["state"] for each in events if each["name"] == "quick"][:2] == ["up", "down"]
 
 
+async def test_a_heartbeat_that_is_never_pinged_is_late_once_one_is_due(exporter: Heartbeats) -> None:
+    service = await exporter.until("quick", up=False, reason="late")
+    assert service["last"]["message"] == "no ping has been received: expected every 1s, at most 500ms late"
+
+
+async def test_after_a_restart_it_is_late_once_a_ping_is_due(exporter: Heartbeats) -> None:
+    """Whether or not it was pinged before; the time of the restart does not begin anew."""
+    exporter.write({name: {"probe": {"heartbeat": {"every": "20s", "grace": "0s"}}} for name in ("pinged", "never")})
+    await exporter.reload()
+    assert (await exporter.ping(f"/{KEY}/pinged")).status_code == 200
+    before = {name: await exporter.heartbeat(name) for name in ("pinged", "never")}
+    await exporter.stop()
+    await exporter.start()
+    for name, known in before.items():
+        again = await exporter.heartbeat(name)
+        assert abs(_seconds(again["deadline"]) - _seconds(known["deadline"])) < 0.1
+        await exporter.until(name, up=False, reason="late")
+
+
 async def test_starts_and_ends(exporter: Heartbeats) -> None:
     await exporter.ping(f"/{KEY}/backup/start?rid={RUN}")
     assert await exporter.value('service_heartbeat_started{service="backup"') == 1
