@@ -25,11 +25,8 @@ class Run:
 
 
 BACKUP = "/var/backups/defib/defib-20261126T030000.db"
-# A new database of heartbeats, as a backup has it.
-BACK_UP_HEARTBEATS = (
-    "/opt/defib/current/bin/python -c 'from pathlib import Path; from exporter.heartbeats.store import HeartbeatStore;"
-    ' HeartbeatStore(Path("/var/backups/defib/heartbeats-20261126T030000.db")).close()\''
-)
+# `defib backup FILE` names the heartbeats after the record; in a folder, all files are named by the time.
+NAME_HEARTBEATS = f"cp {BACKUP.removesuffix('.db')}.heartbeats.db /var/backups/defib/heartbeats-20261126T030000.db"
 END_MAINTENANCE = "for id in $(defib --json maintenance | jq '.maintenance[].id'); do defib maintenance end $id; done"
 SET_UP = "defib host setup gpu-01 --from 10.0.0.5 --apply admin"
 # `defib host setup` changes no account that was created by hand, as one of the blocks does.
@@ -69,7 +66,7 @@ BLOCKS = {
     "defib discover gpu-01": Run(prints=r"port-8080-gpu-01"),
     "defib discover --known-hosts --all": Run(prints=r"\n3 hosts: .*already set up\n"),
     "sudo systemctl stop": Run(
-        before=f"[ -e {BACKUP} ] || defib backup {BACKUP}; {BACK_UP_HEARTBEATS}", after="until-ready"
+        before=f"[ -e {BACKUP} ] || defib backup {BACKUP}; {NAME_HEARTBEATS}", after="until-ready"
     ),
     "sudo defib backup --config /etc/defib /var/backups/defib": Run(
         before=IN_NEXT_SECOND, answers=(("git pull &&", ""),), after="until-ready"
