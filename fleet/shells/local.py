@@ -77,12 +77,14 @@ class LocalShell:
         except TimeoutError:
             return CompletedCommand(None, out.text, err.text, f"timed out after {timeout:g} s", late=True)
         finally:
-            if self._read_only:
-                _kill(process)
-            await _end(process)
-            await cancel_and_wait(reading)
-            # Processes that the command left running would keep the pipes open.
-            process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
+            try:
+                if self._read_only:
+                    _kill(process)
+                await _end(process)
+                await cancel_and_wait(reading)
+            finally:  # also if this is cancelled again
+                # Processes that the command left running would keep the pipes open.
+                process._transport.close()  # type: ignore[attr-defined]  # noqa: SLF001 - there is no public way
 
     async def close(self) -> None:
         """Do nothing: there is no connection."""

@@ -141,7 +141,10 @@ print("interrupts:", count)
     assert process.stdin is not None
     assert process.stdout is not None
     for wanted, typed in ((b"ready\r\n", b"\x03"), (b"caught\r\n", b"go\n")):
-        await process.stdout.readuntil(wanted)
+        try:
+            await process.stdout.readuntil(wanted)
+        except asyncio.IncompleteReadError as error:
+            raise AssertionError(error.partial) from error
         process.stdin.write(typed)
     assert b"interrupts: 1\r\n" in await process.stdout.read()
     assert await process.wait() == 0
