@@ -248,7 +248,7 @@ def _describe(service: Service) -> Mapping[str, Any]:
     return {
         "id": service.id, "title": service.title, "host": service.host, "on_failure": service.on_failure,
         "team": service.team, "target": service.target,
-        "is_reported": getattr(service.probe.options, "is_reported", False),
+        "is_reported": service.probe.is_reported,
         "kind": service.probe.kind, "every": service.probe.every, "timeout": service.probe.timeout,
         "fail_after": service.probe.fail_after, "recover_after": service.probe.recover_after,
         "control": control.kind if control is not None else "", "thing": find_thing(service),

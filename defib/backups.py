@@ -47,7 +47,7 @@ class Sources:
             inventory.remediator.database if for_remediator else None,
             settings.database if program != "remediator" else None,
             directory if for_remediator else None,
-            any(getattr(service.probe.options, "is_reported", False) for service in services),
+            any(service.probe.is_reported for service in services),
             settings.ping_key is None,
         )
 

@@ -401,7 +401,7 @@ class Operations:
     def get_heartbeat(self, service_id: str) -> Service:
         """Return a service that reports itself. Raises NotFoundError."""
         service = self.get_service(service_id)
-        if not getattr(service.probe.options, "is_reported", False):
+        if not service.probe.is_reported:
             message = f"service {service_id!r} has another probe than `heartbeat`"
             raise NotFoundError("unknown_heartbeat", message)
         return service

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from aiohttp import web
 from pydantic import Field
 
+from exporter.api.services import REMEDIATOR
 from exporter.heartbeats.agent import describe_stuck
 from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, Heartbeat, HeartbeatMonitor, RateLimitedError
 from exporter.heartbeats.schedule import Cron
@@ -19,8 +20,6 @@ from runtime.request_bodies import RequestBody, parse_request
 from runtime.streaming import stream_list
 from runtime.terminal import escape_controls
 from runtime.times import format_rfc3339
-
-REMEDIATOR = "remediator"  # the name of that caller with the local token
 
 
 class _PingBody(RequestBody):

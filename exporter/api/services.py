@@ -156,7 +156,7 @@ def service_json(
         "team": service.team,
         "severity": service.severity,
         "automatic": service.on_failure == "restart",
-        "every_seconds": None if probed.is_reported else service.probe.every,
+        "every_seconds": None if probed.service.probe.is_reported else service.probe.every,
         "up": state.up,
         "paused": probed.is_paused,
         "since": format_rfc3339(state.last_change),

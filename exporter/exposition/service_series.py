@@ -59,16 +59,17 @@ def _ratio(percent: float | None) -> float | None:
     return None if percent is None else round(percent / 100, 9)
 
 
+def format_service_labels(service: Service) -> str:
+    """Return the labels that the series of a service have."""
+    return format_labels(
+        {"service": service.id, "host": service.host, "provider": service.provider, "category": service.category}
+    )
+
+
 class ServiceSeries:
     """Renders the lines of one service; its labels are rendered only once."""
 
     def __init__(self, service: Service) -> None:
-        labels = {
-            "service": service.id,
-            "host": service.host,
-            "provider": service.provider,
-            "category": service.category,
-        }
         info = {
             "name": service.title,
             "severity": service.severity,
@@ -76,9 +77,9 @@ class ServiceSeries:
             "on_failure": service.on_failure,
             "probe": service.probe.kind,
         }
-        self._labels = format_labels(labels)
+        self._labels = format_service_labels(service)
         # A service that reports itself is not probed at an interval: without these, no rule expects that.
-        is_reported = getattr(service.probe.options, "is_reported", False)
+        is_reported = service.probe.is_reported
         every, timeout = (None, None) if is_reported else (service.probe.every, service.probe.timeout)
         self._constant = {
             "service_probe_interval_seconds": self._line("service_probe_interval_seconds", every),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from exporter.exposition.metrics_page import MetricFamily, format_labels
+from exporter.exposition.service_series import format_service_labels
 from exporter.heartbeats.state import HeartbeatState, Timing
 from fleet.inventory.agents import Agent
 from fleet.inventory.model import Service
@@ -51,9 +52,7 @@ def render_heartbeat(
     service: Service, state: HeartbeatState, timing: Timing, to_unix: Callable[[float], float]
 ) -> dict[str, str]:
     """Return the lines of a heartbeat by metric name."""
-    labels = format_labels(
-        {"service": service.id, "host": service.host, "provider": service.provider, "category": service.category}
-    )
+    labels = format_service_labels(service)
     deadline = state.deadline(timing)
     agent = {} if service.agent is None else _render_agent(service.id, service.agent, state, to_unix)
     values = {

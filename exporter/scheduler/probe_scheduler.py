@@ -116,7 +116,7 @@ class ProbeScheduler:
             changed.append(probed)
         async for probed in _with_pauses(changed):
             self.page.put(probed.service.id, probed.render())
-            if probed.is_reported:
+            if probed.service.probe.is_reported:
                 self.heartbeats.recheck(probed.service.id)
             else:
                 probed.task = asyncio.create_task(self._run(probed), name=f"probe {probed.service.id}")
@@ -170,7 +170,7 @@ class ProbeScheduler:
 
     async def _report_heartbeat(self, name: str, changed_at: float) -> None:
         probed = self.services.get(name)
-        if probed is None or not probed.is_reported or probed.is_paused:
+        if probed is None or not probed.service.probe.is_reported or probed.is_paused:
             return  # it is reported when it is no longer paused
         try:
             async with probed.lock:
@@ -271,7 +271,7 @@ class ProbeScheduler:
             )
         finally:
             self._metrics.in_flight.dec()
-        if probed.is_reported and result.reason in UNDETERMINED:
+        if service.probe.is_reported and result.reason in UNDETERMINED:
             return result  # a heartbeat without pings is unknown
         if probed.is_paused and not on_request:
             return result  # the pause began meanwhile
@@ -284,7 +284,7 @@ class ProbeScheduler:
                 self._probe_early(service.host)
             if not before and probed.state.up and self._collectors.host_states.get(service.host) == "down":
                 self._collectors.retry(self.hosts[service.host])
-        if not probed.is_reported:  # else nothing was measured
+        if not service.probe.is_reported:  # else nothing was measured
             labels = escape_value(service.provider), escape_value(service.category)
             self._metrics.probe_duration.labels(*labels).observe(result.duration)
         return result

@@ -40,11 +40,6 @@ class ProbedService:
         self.service = service
         self.series = ServiceSeries(service)
 
-    @property
-    def is_reported(self) -> bool:
-        """Whether the service reports itself, instead of being probed on a schedule."""
-        return getattr(self.service.probe.options, "is_reported", False)
-
     def render(self) -> dict[str, str]:
         """Return the lines of `/metrics` by metric name."""
         state, last = self.visible_state
@@ -75,7 +70,7 @@ class ProbedService:
         options = self.service.probe
         before = self.state
         # What a service reports itself is not debounced.
-        fail_after, recover_after = (1, 1) if self.is_reported else (options.fail_after, options.recover_after)
+        fail_after, recover_after = (1, 1) if options.is_reported else (options.fail_after, options.recover_after)
         self.state = before.after_result(result, fail_after=fail_after, recover_after=recover_after)
         if self.state.up is not before.up:
             self.changed_at = now

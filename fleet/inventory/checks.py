@@ -85,7 +85,7 @@ def _find_heartbeat_warnings(document: Document, inventory: Inventory) -> Iterat
     first: dict[str, str] = {}
     for name, service in inventory.services.items():
         probe, control = service.probe, service.control
-        if not getattr(probe.options, "is_reported", False):
+        if not probe.is_reported:
             continue
         slug = getattr(probe.options, "slug", None) or name
         other = first.setdefault(slug, name)

@@ -9,10 +9,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, SecretStr
 
-from fleet.inventory.endpoints import ConfigModel, OwnToken, RelativePath, Url
+from fleet.inventory.endpoints import MAX_PORT, ConfigModel, OwnToken, RelativePath, Url
 
 MIN_PING_KEY = 16  # characters
-MAX_PORT = 65535
 _LISTEN = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]*):(\d+)")
 _PING_KEY = re.compile(rf"[A-Za-z0-9_-]{{{MIN_PING_KEY},}}")
 

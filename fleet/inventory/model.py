@@ -84,6 +84,11 @@ class ControlSettings(ConfigModel):
 class Probe(ProbeSettings, ChoiceModel):
     """A service's probe; the options of its kind are under the kind's key."""
 
+    @property
+    def is_reported(self) -> bool:
+        """Whether the service reports itself, instead of being probed on a schedule."""
+        return getattr(self.options, "is_reported", False)
+
 
 class Control(ControlSettings, ChoiceModel):
     """How a service is started and stopped; the options of its kind are under the kind's key."""
@@ -254,7 +259,7 @@ class Service(ConfigModel):
 
     @model_validator(mode="after")
     def _check_agent(self) -> "Service":
-        if self.agent is not None and not getattr(self.probe.options, "is_reported", False):
+        if self.agent is not None and not self.probe.is_reported:
             raise ValueError("agent: only a service with a `heartbeat` probe reports its progress")
         return self
 

@@ -21,12 +21,8 @@ JOBS = 20
 
 @pytest.fixture
 async def exporter(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Heartbeats]:
-    made = Heartbeats(launcher, tmp_path)
-    made.write()
-    await made.start()
-    yield made
-    await made.client.aclose()
-    await made.jobs.aclose()
+    async with Heartbeats.running(launcher, tmp_path) as made:
+        yield made
 
 
 async def curl(*arguments: str) -> tuple[int, str]:

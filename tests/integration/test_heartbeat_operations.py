@@ -30,12 +30,8 @@ NOBODY = "65534"
 
 @pytest.fixture
 async def exporter(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Heartbeats]:
-    made = Heartbeats(launcher, tmp_path)
-    made.write()
-    await made.start()
-    yield made
-    await made.client.aclose()
-    await made.jobs.aclose()
+    async with Heartbeats.running(launcher, tmp_path) as made:
+        yield made
 
 
 @pytest.fixture

@@ -25,12 +25,8 @@ SERVICES: dict[str, Any] = {
 
 @pytest.fixture
 async def exporter(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Heartbeats]:
-    made = Heartbeats(launcher, tmp_path)
-    made.write(SERVICES)
-    await made.start()
-    yield made
-    await made.client.aclose()
-    await made.jobs.aclose()
+    async with Heartbeats.running(launcher, tmp_path, SERVICES) as made:
+        yield made
 
 
 def url_of(exporter: Heartbeats) -> dict[str, str]:
@@ -234,9 +230,9 @@ async def test_a_silent_server_does_not_delay_the_start() -> None:
 
     async with peers.raw_server(answer_nothing) as port:
         url = f"http://127.0.0.1:{port}/ping/x"
-        process = await start("backup", "--", "sh", "-c", "echo begun", env={"DEFIB_PING_URL": url})
+        process = await start("backup", "--", "sh", "-c", "echo started", env={"DEFIB_PING_URL": url})
         assert process.stdout is not None
-        assert await process.stdout.readline() == b"begun\n"  # while nothing was answered
+        assert await process.stdout.readline() == b"started\n"  # while nothing was answered
 
         async def has_ended() -> bool:
             return not Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

@@ -1,6 +1,7 @@
 """Heartbeats as jobs and operators see them: pings over HTTP, and the state of the service that they lead to."""
 
 import asyncio
+import contextlib
 import re
 import signal
 import socket
@@ -73,18 +74,27 @@ class Heartbeats(Exporter):
 
         return await eventually(reached) or {}
 
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def running(
+        cls, launcher: Launcher, folder: Path, services: dict[str, Any] = SERVICES
+    ) -> "AsyncIterator[Heartbeats]":
+        """Start an exporter with these services; its clients are closed at the end."""
+        made = cls(launcher, folder)
+        made.write(services)
+        await made.start()
+        yield made
+        await made.client.aclose()
+        await made.jobs.aclose()
+
     async def stop(self, number: int = signal.SIGTERM) -> None:
         await self.launcher.kill(self.pid, signal.Signals(number))
 
 
 @pytest.fixture
 async def exporter(launcher: Launcher, tmp_path: Path) -> AsyncIterator[Heartbeats]:
-    made = Heartbeats(launcher, tmp_path)
-    made.write()
-    await made.start()
-    yield made
-    await made.client.aclose()
-    await made.jobs.aclose()
+    async with Heartbeats.running(launcher, tmp_path) as made:
+        yield made
 
 
 async def test_answers_are_those_of_healthchecks(exporter: Heartbeats) -> None:
