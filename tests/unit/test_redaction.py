@@ -127,6 +127,20 @@ def test_no_secret_is_left_whole(secrets: list[str], text: str) -> None:
     assert not any(secret in masked for secret in secrets)
 
 
+@pytest.mark.parametrize(
+    "secret", ["a.c*+(x[", "\0\0\0\0\0\0", "\udce4\udcff-bytes", "schl\u00fcssel", "\U0001f511" * 6]
+)
+def test_any_characters_may_be_in_a_secret(secret: str) -> None:
+    """Also those of a regular expression, and bytes of an environment that are not UTF-8."""
+    assert Redactor([secret, "another"])(f"\udc80 {secret}\n{secret}") == "\udc80 ***\n***"
+
+
+def test_secrets_are_masked_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.redaction._PATTERN_MEMORY", 10_000)  # of the search that finds text without secrets
+    secrets = [f"{number:06}-secret" for number in range(2000)]
+    assert Redactor(secrets)(f"a {secrets[-1]} b") == "a *** b"
+
+
 def test_a_secret_at_the_cut_does_not_remain_in_part() -> None:
     secret = "0123456789abcdef"
     redact = Redactor([secret])
