@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 P = TypeVar("P", bound=asyncio.Protocol)
 PART = 32 * 1024  # bytes that are processed in one turn of the event loop
@@ -45,6 +45,7 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
     """Passes everything on to another protocol, at most `PART` bytes in one turn of the event loop.
 
     The event loop reads up to 8 MiB in one turn. Processing that may take seconds, if it has many small packets.
+    Nothing is read while something waits to be passed on, or while the other protocol has paused reading.
     """
 
     def __init__(self, protocol: P, part: int = PART) -> None:
@@ -52,27 +53,45 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiting = bytearray()
+        self._is_scheduled = self._is_paused = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self.protocol.connection_made(transport)
+        self.protocol.connection_made(cast("asyncio.Transport", _PacedTransport(self._transport, self)))
 
     def data_received(self, data: bytes) -> None:
-        if not self._waiting and len(data) <= self._part:
+        if self._waiting or self._is_paused or len(data) > self._part:
+            self._waiting += data
+            self._continue()
+        else:
             self.protocol.data_received(data)
-            return
-        if not self._waiting:
-            if self._transport is not None:
-                self._transport.pause_reading()
+
+    def set_paused(self, *, paused: bool) -> None:
+        """Pass nothing on until the pause ends."""
+        self._is_paused = paused
+        self._continue()
+
+    @property
+    def is_reading(self) -> bool:
+        return not self._is_paused and self._transport is not None and not self._transport.is_closing()
+
+    def _continue(self) -> None:
+        """Pass on in the next turn what waits, and read if nothing does."""
+        if self._waiting and not self._is_paused and not self._is_scheduled:
+            self._is_scheduled = True
             self._loop.call_soon(self._pass_on)
-        self._waiting += data
+        if self._transport is None or self._transport.is_closing():
+            return
+        if self._waiting or self._is_paused:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     def _pass_on(self) -> None:
-        self._pass_part(self._part)
-        if self._waiting:
-            self._loop.call_soon(self._pass_on)
-        elif self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        self._is_scheduled = False
+        if not self._is_paused:
+            self._pass_part(self._part)
+            self._continue()
 
     def _pass_part(self, size: int) -> None:
         part = bytes(self._waiting[:size])
@@ -94,3 +113,22 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
 
     def resume_writing(self) -> None:
         self.protocol.resume_writing()
+
+
+class _PacedTransport:
+    """A transport for the protocol behind a paced one, which also decides when to read."""
+
+    def __init__(self, transport: asyncio.Transport, paced: PacedProtocol[Any]) -> None:
+        self._transport, self._paced = transport, paced
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def pause_reading(self) -> None:
+        self._paced.set_paused(paused=True)
+
+    def resume_reading(self) -> None:
+        self._paced.set_paused(paused=False)
+
+    def is_reading(self) -> bool:
+        return self._paced.is_reading

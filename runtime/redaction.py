@@ -19,24 +19,34 @@ _CREDENTIAL = re.compile(
 _USER_INFO = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
 
 
+def _compile(pattern: bytes) -> Any:
+    """Return a pattern that shows quickly whether there is anything in a text to look at. Raises re2.error."""
+    options = re2.Options()
+    options.encoding = re2.Options.Encoding.LATIN1  # texts may be no UTF-8
+    options.never_capture, options.log_errors, options.max_mem = True, False, _PATTERN_MEMORY
+    return re2.compile(pattern, options)
+
+
+def _has(pattern: Any, text: str) -> bool:
+    return pattern.search(text.encode("utf-8", "surrogatepass")) is not None
+
+
+_CREDENTIAL_START = _compile(b"(?i)passw|secret|token|api[_-]?key|authorization|://")
+
+
 def mask_credentials(text: str) -> str:
-    """Replace what looks like a credential in a log of another program: `password=…`, `token: …`, `://user:…@`."""
+    """Replace what looks like a credential in output of another program: `password=…`, `token: …`, `://user:…@`."""
+    if not _has(_CREDENTIAL_START, text):
+        return text
     return _USER_INFO.sub(rf"\1{MASK}", _CREDENTIAL.sub(rf"\1{MASK}", text))
 
 
 def _compile_starts(starts: Iterable[str]) -> Any:
-    """Return a pattern for any of these texts, in bytes; one that is always found if they are too many."""
-    options = re2.Options()
-    options.encoding = re2.Options.Encoding.LATIN1
-    options.never_capture, options.log_errors, options.max_mem = True, False, _PATTERN_MEMORY
+    """Return a pattern for any of these texts; one that is always found if they are too many."""
     try:
-        return re2.compile(b"|".join(re2.escape(_to_bytes(start)) for start in starts), options)
+        return _compile(b"|".join(re2.escape(start.encode("utf-8", "surrogatepass")) for start in starts))
     except re2.error:
-        return re2.compile(b"", options)
-
-
-def _to_bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+        return _compile(b"")
 
 
 class Redactor:
@@ -71,7 +81,7 @@ class Redactor:
     def __call__(self, text: str) -> str:
         if self._base is not None:
             text = self._base(text)
-        if self._starts is None or self._starts.search(_to_bytes(text)) is None:
+        if self._starts is None or not _has(self._starts, text):
             return text
         parts: list[str] = []
         done = end = 0  # where the processed text ends, and where the last secret ends

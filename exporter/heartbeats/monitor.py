@@ -27,7 +27,7 @@ from fleet.inventory.model import Inventory, Service
 from fleet.inventory.units import format_duration
 from runtime.clock import SteadyClock, StoredClock, boot_id, seconds_since_boot
 from runtime.logs import LimitedLog
-from runtime.redaction import Redactor
+from runtime.redaction import Redactor, mask_credentials
 
 BODY_LIMIT = 10_000  # bytes
 END_LIMIT = 16_384  # bytes of the end of a body, of which a part becomes that of the reason
@@ -217,24 +217,24 @@ class HeartbeatMonitor:
         if database is None:
             raise KeyError(name)  # a reload has removed all heartbeats
         text = body[:BODY_LIMIT].decode("utf-8", "replace")
-        kept = self._redact.redact_head(text, BODY_LIMIT)
+        redacted = self._redact.redact_head(text, BODY_LIMIT)
         fault = ""
         if kind == "success":
-            fault = self._find_fault(heartbeat, body)
+            fault = mask_credentials(self._find_fault(heartbeat, body))
             kind = "fail" if fault else kind
         elif kind == "fail":
-            fault = _describe_failure(
-                exit_status, self._redact.redact_tail(end.decode("utf-8", "replace"), FAULT_LIMIT)
-            )
+            output = self._redact.redact_tail(end.decode("utf-8", "replace"), END_LIMIT)
+            fault = _describe_failure(exit_status, mask_credentials(output)[-FAULT_LIMIT:])
         report, problem = None, ""
         if heartbeat.service.agent is not None:
             try:
-                report = parse_report(kept.encode())
+                report = parse_report(redacted.encode())
             except ValueError as error:  # the agent is alive, whatever it reports
                 problem = str(error)
         client = self._redact(client)[:CLIENT_LIMIT]
+        stored = mask_credentials(redacted)[:BODY_LIMIT]  # output of jobs may have secrets that Defib does not know
         await database.writer.write(
-            ReceivedPing(name, now, kind, exit_status, run_id, fault, kept, is_cut, client, report)
+            ReceivedPing(name, now, kind, exit_status, run_id, fault, stored, is_cut, client, report)
         )
         heartbeat.report_problem = problem
 

@@ -221,6 +221,17 @@ async def test_bodies_are_masked_and_cut(exporter: Heartbeats) -> None:
     assert SECRET not in stored
 
 
+async def test_what_looks_like_a_credential_is_masked(exporter: Heartbeats) -> None:
+    """Viewers and chats see the end of a failed job's output."""
+    shown = "DATABASE_URL=postgres://app:pg-pass@db/prod token: tok-en " + "x" * 250 + " password=pass-word"
+    hidden = ("pg-pass", "tok-en", "pass-word")
+    await exporter.ping(f"/{KEY}/backup/fail", "POST", content=shown)
+    service = await exporter.until("backup", up=False)
+    assert service["last"]["message"].endswith(f" {'x' * 250} password=***")
+    found = str(await exporter.heartbeat("backup")) + str(service) + (exporter.folder / "log").read_text()
+    assert not [each for each in hidden if each in found]
+
+
 async def test_pings_of_one_heartbeat_are_limited(exporter: Heartbeats) -> None:
     answers = await asyncio.gather(*(exporter.ping(f"/{KEY}/backup") for _ in range(200)))
     statuses = [answer.status_code for answer in answers]

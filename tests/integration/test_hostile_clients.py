@@ -37,6 +37,7 @@ from runtime.tasks import cancel_and_wait
 from runtime.tokens import ConfiguredToken
 from runtime.web import MAX_READING, add_route, create_application
 from runtime.webconfig import WebConfigFile
+from tests.bench import peers
 from tests.integration.peers import Authority
 from tests.integration.test_probe_net import no_file_left
 from tests.support import NO_TLS, eventually
@@ -207,6 +208,32 @@ async def test_it_is_healthy_with_1000_slow_clients(program: Server, addresses: 
     dropped = 'defib_http_connections_dropped_total{reason="%s"}'
     assert await program.value(dropped % "limit") + await program.value(dropped % "headers") == 1000
     assert len(program.log()) < 50
+
+
+UPLOADS = {
+    "a body": "POST /-/reload HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n",
+    "a body that nothing reads": "POST /unknown HTTP/1.1\r\nHost: h\r\nContent-Length: {size}\r\n\r\n",
+    "after an upgrade": f"{HEALTHY}Host: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", UPLOADS)
+async def test_what_a_client_sends_is_not_collected_in_memory(program: Server, name: str) -> None:
+    """However fast it sends: 400 MB arrive in less than a second."""
+    await program.start()
+    await program.get("/-/healthy")
+    before = peers.resident(program.pid, "VmHWM")
+    size = 400_000_000
+    reader, writer = await asyncio.open_connection("127.0.0.1", program.port)
+    with closing(writer), suppress(ConnectionError):
+        writer.write(UPLOADS[name].format(size=size).encode())
+        async with asyncio.timeout(60):
+            for _ in range(size // 1_000_000):
+                writer.write(bytes(1_000_000))
+                await writer.drain()
+            await reader.read(1)
+    assert (await program.get("/-/healthy")).status_code == 200
+    assert peers.resident(program.pid, "VmHWM") - before < 50
 
 
 async def test_the_lag_of_the_event_loop_is_shown_to_the_next_scrapes(program: Server) -> None:
