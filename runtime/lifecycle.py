@@ -48,6 +48,14 @@ def freeze_garbage_collector() -> None:
     gc.unfreeze()  # so that a previous configuration can be collected
     gc.collect()
     gc.freeze()
+    _return_free_memory()
+
+
+def _return_free_memory() -> None:
+    """Return memory that loading a configuration has used to the operating system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def disable_core_dumps() -> None:

@@ -16,6 +16,8 @@ _CREDENTIAL = re.compile(
     r"[^\s\"'&,;]+",
     re.IGNORECASE,
 )
+_UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_ANY_UUID = b"[0-9a-f]{8}-[0-9a-f]{4}-"
 _USER_INFO = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
 
 
@@ -41,10 +43,18 @@ def mask_credentials(text: str) -> str:
     return _USER_INFO.sub(rf"\1{MASK}", _CREDENTIAL.sub(rf"\1{MASK}", text))
 
 
-def _compile_starts(starts: Iterable[str]) -> Any:
-    """Return a pattern for any of these texts; one that is always found if they are too many."""
+def _write_pattern(secret: str) -> bytes:
+    """Return a pattern for the start of a secret; that for UUIDs, of which there may be thousands, finds any."""
+    if _UUID.fullmatch(secret):
+        return _ANY_UUID
+    escaped: bytes = re2.escape(secret[:MIN_SECRET_LENGTH].encode("utf-8", "surrogatepass"))
+    return escaped
+
+
+def _compile_any(patterns: Iterable[bytes]) -> Any:
+    """Return a pattern for any of these; one that is always found if they are too many."""
     try:
-        return _compile(b"|".join(re2.escape(start.encode("utf-8", "surrogatepass")) for start in starts))
+        return _compile(b"|".join(sorted(patterns)))
     except re2.error:
         return _compile(b"")
 
@@ -60,7 +70,8 @@ class Redactor:
         self._base = base
         self._known: set[str] = set()
         self._lengths: dict[str, list[int]] = {}  # of the known ones by their start, the longest first
-        self._starts: Any = None  # a pattern for any of these starts
+        self._patterns: set[bytes] = set()  # for the starts of the known ones
+        self._starts: Any = None  # the pattern for any of these
         self.longest: int = base.longest if base is not None else 0  # characters of a secret
         self.add(secrets)
 
@@ -74,8 +85,10 @@ class Redactor:
         for start, own in lengths.items():
             self._lengths[start] = sorted(own.union(self._lengths.get(start, ())), reverse=True)
         self._known |= new
-        if lengths:  # after the rest: a search in another thread has either all of the new secrets, or none
-            self._starts = _compile_starts(self._lengths)
+        patterns = set(map(_write_pattern, new)) - self._patterns
+        if patterns:  # after the rest: a search in another thread has either all of the new secrets, or none
+            self._patterns |= patterns
+            self._starts = _compile_any(self._patterns)
         self.longest = max([self.longest, *map(len, new)])
 
     def __call__(self, text: str) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import quote, quote_plus
 
 _YARL = "!$'()*,/:?@"  # not quoted by yarl in queries
 _PERCENT = re.compile("%[0-9A-F]{2}")
+_PLAIN = re.compile("[A-Za-z0-9-]*")
 _ESCAPED_QUOTE = re.compile(r'\\(["\\])')
 
 
@@ -42,9 +43,9 @@ _HTML: tuple[Mapping[int, str], ...] = (
 def list_forms(secret: str) -> frozenset[str]:
     """Return the forms of a secret, itself among them: quoted once, and for URLs and JSON also twice.
 
-    One with letters and digits alone has no other. The number of forms has a limit; most secrets have less than ten.
+    One with letters, digits and hyphens alone has no other. Their number has a limit; most secrets have less than ten.
     """
-    if secret.isascii() and secret.isalnum():
+    if _PLAIN.fullmatch(secret):
         return frozenset({secret})
     quoted = _list_url_forms(secret) | _list_html_forms(secret) | _list_json_forms(secret)
     return quoted | frozenset({secret, repr(secret)[1:-1]})

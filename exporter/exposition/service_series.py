@@ -79,12 +79,15 @@ class ServiceSeries:
         }
         self._labels = format_service_labels(service)
         # A service that reports itself is not probed at an interval: without these, no rule expects that.
-        is_reported = service.probe.is_reported
-        every, timeout = (None, None) if is_reported else (service.probe.every, service.probe.timeout)
+        self._is_reported = service.probe.is_reported
+        probe = service.probe
+        every, timeout, slow_after = (
+            (None, None, None) if self._is_reported else (probe.every, probe.timeout, probe.slow_after)
+        )
         self._constant = {
             "service_probe_interval_seconds": self._line("service_probe_interval_seconds", every),
             "service_probe_timeout_seconds": self._line("service_probe_timeout_seconds", timeout),
-            "service_probe_slow_seconds": self._line("service_probe_slow_seconds", service.probe.slow_after),
+            "service_probe_slow_seconds": self._line("service_probe_slow_seconds", slow_after),
             "service_objective_ratio": self._line("service_objective_ratio", _ratio(service.objective)),
             "service_threshold": _threshold_lines("service_threshold", self._labels, service.thresholds),
             "service_info": f"service_info{{{self._labels},{format_labels(info)}}} 1\n",
@@ -125,7 +128,9 @@ class ServiceSeries:
             details = last.details
             lines |= {
                 "service_probe_success": line("service_probe_success", int(last.success)),
-                "service_probe_duration_seconds": line("service_probe_duration_seconds", last.duration),
+                "service_probe_duration_seconds": line(
+                    "service_probe_duration_seconds", None if self._is_reported else last.duration
+                ),
                 "service_probe_phase_seconds": self._lines("service_probe_phase_seconds", "phase", details.phases),
                 "service_last_probe_timestamp_seconds": line(
                     "service_last_probe_timestamp_seconds", last.started_at + last.duration

@@ -24,7 +24,7 @@ class HeartbeatRegistry:
         self._ping_key = self._base_url = ""
         self._by_uuid: dict[str, str] = {}
         self._uuids: dict[str, str] = {}  # by service
-        self._by_slug: dict[str, list[str]] = {}
+        self._by_slug: dict[str, tuple[str, ...]] = {}
         self._slugs: dict[str, str] = {}
 
     def replace(self, services: Iterable[Service], ping_key: str, base_url: str) -> None:
@@ -36,7 +36,8 @@ class HeartbeatRegistry:
             own = options.uuid.get_secret_value() if options.uuid is not None else derive_uuid(ping_key, service.id)
             self._uuids[service.id], self._slugs[service.id] = own, options.slug or service.id
             self._by_uuid[own] = service.id
-            self._by_slug.setdefault(self._slugs[service.id], []).append(service.id)
+            slug = self._slugs[service.id]
+            self._by_slug[slug] = (*self._by_slug.get(slug, ()), service.id)
 
     @property
     def secrets(self) -> Sequence[str]:

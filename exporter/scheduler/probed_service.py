@@ -1,19 +1,21 @@
 """A probed service: its state, its last results and its recent failures."""
 
 import asyncio
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import replace
 
 import structlog
 
 from exporter.exposition.service_series import ServiceSeries
-from exporter.results import FailureReason, ProbeResult
+from exporter.results import FailureReason, ProbeDetails, ProbeResult
 from exporter.scheduler.recent_results import RecentResults
 from exporter.service_state import ServiceState
 from fleet.inventory.model import Service
+from runtime.tasks import SmallEvent
 
 RECENT_FAILURES = 20
 LOG_REPEAT = 600.0  # seconds between two log lines about the same failure
+_NO_DETAILS = ProbeDetails()
 log = structlog.get_logger()
 
 
@@ -25,10 +27,10 @@ class ProbedService:
         self.last: ProbeResult | None = None
         self.digest = service.digest  # of the configuration that produced the last result
         self.failures: Counter[FailureReason] = Counter()
-        self.recent_failures: deque[ProbeResult] = deque(maxlen=RECENT_FAILURES)
+        self.recent_failures: tuple[ProbeResult, ...] = ()  # oldest first
         self.recent_results = RecentResults()
         self.lock = asyncio.Lock()
-        self.probed_out_of_turn = asyncio.Event()  # the next due time has to be computed again
+        self.probed_out_of_turn = SmallEvent()  # the next due time has to be computed again
         self.due_by: float | None = None  # an earlier due time than that of the schedule, event loop's clock
         self.task: asyncio.Task[None] | None = None
         self._logged_at = 0.0  # event loop's clock
@@ -69,8 +71,11 @@ class ProbedService:
         """Apply a result of the configuration `digest`; `now` is of the event loop's clock."""
         options = self.service.probe
         before = self.state
+        trace = result.details.evidence.get("traceback")
         # What a service reports itself is not debounced.
         fail_after, recover_after = (1, 1) if options.is_reported else (options.fail_after, options.recover_after)
+        if options.is_reported:
+            result = replace(result, details=_NO_DETAILS)  # those of 10,000 heartbeats would take megabytes
         self.state = before.after_result(result, fail_after=fail_after, recover_after=recover_after)
         if self.state.up is not before.up:
             self.changed_at = now
@@ -79,13 +84,12 @@ class ProbedService:
             self.last.details.components.clear()  # a page may have hundreds, and `recent_failures` keeps the rest
         self.last, self.digest = result, digest
         self.recent_results.add(result)
-        trace = result.details.evidence.get("traceback")
         # Only `defib probe` and the log use these; for 10,000 services they would take much memory.
         result.details.evidence.clear()
         result.details.timeout_failure = None  # an exception references the frames that it passed through
         if result.reason is not None:
             self.failures[result.reason] += 1
-            self.recent_failures.append(result)
+            self.recent_failures = (*self.recent_failures[1 - RECENT_FAILURES :], result)
         repeat = not result.success and now - self._logged_at >= LOG_REPEAT
         if differs or self.state.up is not before.up or repeat:
             self._logged_at = now

@@ -128,7 +128,15 @@ def test_no_secret_is_left_whole(secrets: list[str], text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "secret", ["a.c*+(x[", "\0\0\0\0\0\0", "\udce4\udcff-bytes", "schl\u00fcssel", "\U0001f511" * 6]
+    "secret",
+    [
+        "01234567-89ab-cdef-0123-456789abcdef",
+        "a.c*+(x[",
+        "\0\0\0\0\0\0",
+        "\udce4\udcff-bytes",
+        "schl\u00fcssel",
+        "\U0001f511" * 6,
+    ],
 )
 def test_any_characters_may_be_in_a_secret(secret: str) -> None:
     """Also those of a regular expression, and bytes of an environment that are not UTF-8."""
