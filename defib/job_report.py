@@ -4,6 +4,7 @@ Nothing that goes wrong with the reports changes the job; what went wrong is one
 """
 
 import asyncio
+import os
 import sys
 import threading
 import time
@@ -81,6 +82,8 @@ def read_url(url_file: Path | None, environment: Mapping[str, str], ask: Callabl
     if url_file is not None:
         try:
             with url_file.open("rb") as file:
+                if os.fstat(file.fileno()).st_mode & 0o077:
+                    print_text(f"defib: warning: others may read {url_file}, which has a secret: chmod 600", sys.stderr)
                 text = file.read(URL_LIMIT).decode("ascii", "replace")
         except OSError as error:
             raise ReportError(f"cannot read {url_file}: {error.strerror}") from error

@@ -37,8 +37,47 @@ def translate_os_errors() -> Iterator[None]:
         raise BackupError(f"{file}{error.strerror}") from error
 
 
+@contextlib.contextmanager
+def acting_as_owner(folder: Path) -> Iterator[None]:
+    """Let root have only the rights of a folder's owner, and create files that are the owner's.
+
+    An account of a service could have put links to files of others into its folder. Raises OSError.
+    """
+    existing = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    owner = existing.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    os.setgroups([owner.st_gid])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+
+
+@contextlib.contextmanager
+def open_source(source: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database to copy it, which may be in use, with the rights of its folder's owner. Raises BackupError."""
+    with contextlib.ExitStack() as opened:
+        with acting_as_owner(source.parent):
+            if not source.is_file():
+                raise BackupError(f"there is no database {source}")
+            try:
+                original = opened.enter_context(open_read_only(source))
+                original.execute(f"PRAGMA busy_timeout={LOCKED_TIMEOUT * 1000:.0f}")
+                original.execute("SELECT 1 FROM sqlite_master").fetchone()  # opens all its files
+            except sqlite3.Error as error:
+                raise BackupError(f"cannot read {source}: {describe(error)}") from error
+        yield original
+
+
 def copy_database(
-    source: Path,
+    original: sqlite3.Connection,
     path: Path,
     check: Callable[[Path], int],
     change: Callable[[sqlite3.Connection], object] = lambda _copy: None,
@@ -47,13 +86,11 @@ def copy_database(
 
     The copy gets its name when it is complete, changed, checked and on the disk. Raises BackupError.
     """
-    if not source.is_file():
-        raise BackupError(f"there is no database {source}")
     part = path.with_name(PART)
     try:
         _unlink(part)
         os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-        with open_read_only(source) as original, contextlib.closing(sqlite3.connect(part)) as copy:
+        with contextlib.closing(sqlite3.connect(part)) as copy:
             original.backup(copy, progress=_raise_if_locked())
             copy.execute("PRAGMA journal_mode=DELETE")
             with copy:
@@ -63,14 +100,14 @@ def copy_database(
         part.replace(path)
         sync(path.parent)
     except (OSError, sqlite3.Error) as error:
-        raise BackupError(f"cannot copy {source} to {path}: {describe(error)}") from error
+        raise BackupError(f"cannot copy the database to {path}: {describe(error)}") from error
     finally:
         _unlink(part)
     return found
 
 
 def replace_database(part: Path, path: Path, on_replaced: Callable[[], object] = lambda: None) -> Path | None:
-    """Give a restored database its name, and the owner of its folder; return where the previous one is now, if any.
+    """Give a restored database its name; return where the previous one is now, if any.
 
     The database is locked, by a file beside it. Raises BackupError.
     """
@@ -80,19 +117,10 @@ def replace_database(part: Path, path: Path, on_replaced: Callable[[], object] =
         part.replace(path)
         sync(path.parent)
         on_replaced()
-        give_to_owner_of_folder(path, Path(f"{path}.lock"))
     except OSError as error:
         moved = f"; the previous database is now {previous}" if previous else ""
         raise BackupError(f"cannot restore {path}: {error.strerror}{moved}") from error
     return previous
-
-
-def give_to_owner_of_folder(*paths: Path) -> None:
-    """Give files that root wrote to the owner of their folder."""
-    if os.geteuid() == 0:
-        for each in paths:
-            owner = each.parent.stat()
-            os.chown(each, owner.st_uid, owner.st_gid)
 
 
 def move_away(path: Path) -> Path | None:

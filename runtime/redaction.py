@@ -12,10 +12,12 @@ MASK = "***"
 MIN_SECRET_LENGTH = 6  # masking every "prod" would make text unreadable
 _PATTERN_MEMORY = 64 << 20  # bytes for a pattern of some hundred thousand starts
 _CREDENTIAL = re.compile(
-    r"((?:passw(?:or)?d|secret|token|api[_-]?key|authorization)[\"']?\s{0,3}[=:]\s{0,3}[\"']?(?:(?:basic|bearer)\s{1,3})?)"
-    r"[^\s\"'&,;]+",
+    r"((?:passw(?:or)?d|secret(?:[_-]?access)?(?:[_-]?key)?|token|(?:api|access|private)[_-]?key|authorization)"
+    r"[\"']?\s{0,3}[=:]\s{0,3}[\"']?(?:(?:basic|bearer)\s{1,3})?)[^\s\"'&,;]+"
+    r"|(cookie[\"']?\s{0,3}:\s{0,3}[\"']?)[^\r\n\"']+",
     re.IGNORECASE,
 )
+_WEB_TOKEN = re.compile(r"\beyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*")  # a JSON web token
 _UUID = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _ANY_UUID = b"[0-9a-f]{8}-[0-9a-f]{4}-"
 _USER_INFO = re.compile(r"(://[^\s/:@]*:)[^\s/@]+(?=@)")
@@ -33,14 +35,16 @@ def _has(pattern: Any, text: str) -> bool:
     return pattern.search(text.encode("utf-8", "surrogatepass")) is not None
 
 
-_CREDENTIAL_START = _compile(b"(?i)passw|secret|token|api[_-]?key|authorization|://")
+_CREDENTIAL_START = _compile(b"(?i)passw|secret|token|(?:api|access|private)[_-]?key|authorization|cookie|eyj|://")
 
 
 def mask_credentials(text: str) -> str:
-    """Replace what looks like a credential in output of another program: `password=…`, `token: …`, `://user:…@`."""
+    """Replace what looks like a credential in output of programs: `password=…`, `Cookie: …`, `://user:…@`, `eyJ….…`."""
     if not _has(_CREDENTIAL_START, text):
         return text
-    return _USER_INFO.sub(rf"\1{MASK}", _CREDENTIAL.sub(rf"\1{MASK}", text))
+    for pattern, mask in ((_CREDENTIAL, rf"\1\2{MASK}"), (_USER_INFO, rf"\1{MASK}"), (_WEB_TOKEN, MASK)):
+        text = pattern.sub(mask, text)
+    return text
 
 
 def _write_pattern(secret: str) -> bytes:

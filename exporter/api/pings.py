@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, HeartbeatMonitor, RateLimitedError
+from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, HEAD_LIMIT, HeartbeatMonitor, RateLimitedError
 from exporter.heartbeats.state import PingKind
 from exporter.heartbeats.store import HeartbeatStoreError
 from fleet.inventory.heartbeats import is_uuid
@@ -137,7 +137,7 @@ async def _read_body(request: web.Request) -> tuple[bytes, bytes, bool]:
         async with asyncio.timeout(BODY_TIMEOUT):
             async for part in request.content.iter_any():
                 length += len(part)
-                head += part[: BODY_LIMIT - len(head)]
+                head += part[: HEAD_LIMIT - len(head)]
                 end += part[-END_LIMIT:]
                 del end[:-END_LIMIT]
     except (TimeoutError, web.RequestPayloadError, web.HTTPRequestTimeout):

@@ -10,13 +10,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from exporter.heartbeats.store import SCHEMA, VERSION, lock_database, ping_key_file
+from pydantic import SecretStr
+
+from exporter.heartbeats.store import SCHEMA, VERSION, lock_database, ping_key_file, read_states
+from fleet.inventory.heartbeats import check_ping_key
 from runtime.database_files import (
     BackupError,
+    acting_as_owner,
     checking,
     copy_database,
-    give_to_owner_of_folder,
     open_read_only,
+    open_source,
     read_schema,
     replace_database,
     translate_os_errors,
@@ -55,14 +59,16 @@ def back_up(database: Path, path: Path, *, has_key_file: bool) -> HeartbeatBacku
     """
     if path.exists():
         raise BackupError(f"{path} already exists; choose another name")
-    key = read_token(ping_key_file(database)).get_secret_value() if has_key_file else None
+    with acting_as_owner(database.parent):
+        key = read_token(ping_key_file(database)).get_secret_value() if has_key_file else None
 
     def add_key(copy: sqlite3.Connection) -> None:
         if key is not None:
             copy.execute(f"CREATE TABLE {_KEY_TABLE} (ping_key TEXT NOT NULL)")
             copy.execute(f"INSERT INTO {_KEY_TABLE} VALUES (?)", (key,))  # noqa: S608 - a constant
 
-    heartbeats = copy_database(database, path, check, add_key)
+    with open_source(database) as original:
+        heartbeats = copy_database(original, path, check, add_key)
     return HeartbeatBackup(path, path.stat().st_size, heartbeats)
 
 
@@ -73,26 +79,34 @@ def restore(database: Path, source: Path, *, has_key_file: bool) -> Restored:
     Raises BackupError, and StartError while an exporter uses the database.
     """
     check(source)  # before anything is changed
-    lock_file = lock_database(database)
-    try:
-        key = _read_key(source)
-        part = database.with_name(f"{database.name}.part")
-        part.unlink(missing_ok=True)
-        heartbeats = copy_database(source, part, check, lambda copy: copy.execute(f"DROP TABLE IF EXISTS {_KEY_TABLE}"))
-        size = part.stat().st_size
-        previous = replace_database(part, database)
-        previous_key = _replace_key(ping_key_file(database), key) if has_key_file and key is not None else None
-    finally:
-        os.close(lock_file)
+    with open_read_only(source) as original, acting_as_owner(database.parent):
+        lock_file = lock_database(database)
+        try:
+            key = _read_key(original)
+            part = database.with_name(f"{database.name}.part")
+            part.unlink(missing_ok=True)
+            heartbeats = copy_database(
+                original, part, check, lambda copy: copy.execute(f"DROP TABLE IF EXISTS {_KEY_TABLE}")
+            )
+            size = part.stat().st_size
+            previous = replace_database(part, database)
+            previous_key = _replace_key(ping_key_file(database), key) if has_key_file and key is not None else None
+        finally:
+            os.close(lock_file)
     return Restored(HeartbeatBackup(database, size, heartbeats), previous, previous_key)
 
 
-def _read_key(source: Path) -> str | None:
-    with open_read_only(source) as database:
-        if (("table", _KEY_TABLE)) not in read_schema(database):
-            return None
-        row = database.execute(f"SELECT ping_key FROM {_KEY_TABLE}").fetchone()  # noqa: S608 - a constant
-    return None if row is None else str(row[0])
+def _read_key(backup: sqlite3.Connection) -> str | None:
+    """Return the ping key in a backup; None if that has none. Raises BackupError if it is unusable."""
+    if (("table", _KEY_TABLE)) not in read_schema(backup):
+        return None
+    row = backup.execute(f"SELECT ping_key FROM {_KEY_TABLE}").fetchone()  # noqa: S608 - a constant
+    if row is None:
+        raise BackupError(f"the backup is damaged: it has no ping key in {_KEY_TABLE}")
+    try:
+        return check_ping_key(SecretStr(str(row[0]))).get_secret_value()
+    except ValueError as error:
+        raise BackupError(f"the backup is damaged: its ping key {error}") from None
 
 
 def _replace_key(path: Path, key: str) -> Path | None:
@@ -104,7 +118,6 @@ def _replace_key(path: Path, key: str) -> Path | None:
         previous = path.with_name(f"{path.name}.before-{time.strftime('%Y%m%dT%H%M%S')}")
         path.rename(previous)
     create_file(path, f"{key}\n".encode())
-    give_to_owner_of_folder(path)
     return previous
 
 
@@ -128,7 +141,6 @@ def check(path: Path) -> int:
             raise BackupError(
                 f"{path} was written by a newer version of Defib (schema {version}); install that version"
             )
-        (heartbeats,) = database.execute("SELECT count(*) FROM heartbeats").fetchone()
         schema = dict(read_schema(database))
     schema.pop(("table", _KEY_TABLE), None)
     with contextlib.closing(sqlite3.connect(":memory:")) as created:
@@ -136,4 +148,6 @@ def check(path: Path) -> int:
         expected = read_schema(created)
     if differing := sorted(name for (_, name), _ in schema.items() ^ expected.items()):
         raise BackupError(f"{path} is not {_WHAT}: its {differing[0]} is not that of the schema")
-    return int(heartbeats)
+    with checking(path, _WHAT) as database:
+        _read_key(database)
+        return sum(1 for _ in read_states(database))

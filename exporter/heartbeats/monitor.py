@@ -29,7 +29,8 @@ from runtime.clock import SteadyClock, StoredClock, boot_id, seconds_since_boot
 from runtime.logs import LimitedLog
 from runtime.redaction import Redactor, mask_credentials
 
-BODY_LIMIT = 10_000  # bytes
+BODY_LIMIT = 10_000  # bytes that are stored
+HEAD_LIMIT = 2 * BODY_LIMIT  # bytes of the beginning of a body: a secret may be on both sides of the limit
 END_LIMIT = 16_384  # bytes of the end of a body, of which a part becomes that of the reason
 FAULT_LIMIT = 300  # characters of a failed job's output that become a part of the reason
 CLIENT_LIMIT = 200  # characters
@@ -216,11 +217,10 @@ class HeartbeatMonitor:
             raise RateLimitedError(wait)
         if database is None:
             raise KeyError(name)  # a reload has removed all heartbeats
-        text = body[:BODY_LIMIT].decode("utf-8", "replace")
-        redacted = self._redact.redact_head(text, BODY_LIMIT)
+        redacted = self._redact(body.decode("utf-8", "replace"))[:BODY_LIMIT]
         fault = ""
         if kind == "success":
-            fault = mask_credentials(self._find_fault(heartbeat, body))
+            fault = mask_credentials(self._find_fault(heartbeat, body[:BODY_LIMIT]))
             kind = "fail" if fault else kind
         elif kind == "fail":
             output = self._redact.redact_tail(end.decode("utf-8", "replace"), END_LIMIT)

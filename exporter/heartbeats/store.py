@@ -6,10 +6,11 @@ SQLite without an ORM: three tables, and a thousand pings per second.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -36,6 +37,10 @@ CREATE TABLE pings (
 CREATE INDEX pings_service ON pings (service, id);
 """
 _FIELDS = [field.name for field in fields(HeartbeatState)]
+_NUMBERS = (
+    "known_since", "last_ping", "exit_status", "started_at", "last_start", "last_duration", "changed_at",
+    "not_late_before",
+)  # fmt: skip
 
 
 class HeartbeatStoreError(DefibError):
@@ -90,6 +95,15 @@ def lock_database(path: Path) -> int:
     return lock_file
 
 
+def read_states(database: sqlite3.Connection) -> Iterator[tuple[str, HeartbeatState]]:
+    """Yield the services with their states. Raises sqlite3.DatabaseError if one is damaged."""
+    for service, state in database.execute("SELECT service, state FROM heartbeats"):
+        try:
+            yield service, _from_json(state)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise sqlite3.DatabaseError(f"the state of {service} is not readable") from error
+
+
 class HeartbeatStore:
     """The opened database. Its methods block, and are called by one thread at a time."""
 
@@ -133,9 +147,11 @@ class HeartbeatStore:
         return None if row is None else StoredClock(*row)
 
     def read_states(self) -> dict[str, HeartbeatState]:
-        """Return the states by service."""
-        rows = self._connection.execute("SELECT service, state FROM heartbeats")
-        return {service: _from_json(state) for service, state in rows}
+        """Return the states by service. Raises HeartbeatStoreError."""
+        try:
+            return dict(read_states(self._connection))
+        except sqlite3.Error as error:
+            raise HeartbeatStoreError(f"cannot read the database of heartbeats {self._path}: {error}") from error
 
     def commit(self, pings: Sequence[ReceivedPing], states: Mapping[str, HeartbeatState], clock: StoredClock) -> None:
         """Store pings and states in one transaction, which is durable afterwards. Raises HeartbeatStoreError."""
@@ -226,6 +242,12 @@ def _to_json(state: HeartbeatState) -> str:
 
 
 def _from_json(text: str) -> HeartbeatState:
+    """Return a state. Raises TypeError, ValueError and AttributeError for what none has been stored as."""
     stored = {name: value for name, value in json.loads(text).items() if name in _FIELDS}
     agent = stored.pop("agent", None)
-    return HeartbeatState(**stored, agent=None if agent is None else state_from_json(agent))
+    state = HeartbeatState(**stored, agent=None if agent is None else state_from_json(agent))
+    numbers = [getattr(state, name) for name in _NUMBERS] + ([] if state.agent is None else [state.agent.last_progress])
+    texts = [state.fault, state.run_id]
+    if not all(math.isfinite(each or 0.0) for each in numbers) or not all(isinstance(each, str) for each in texts):
+        raise ValueError(text)
+    return state

@@ -16,7 +16,8 @@ _LISTEN = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]*):(\d+)")
 _PING_KEY = re.compile(rf"[A-Za-z0-9_-]{{{MIN_PING_KEY},}}")
 
 
-def _check_ping_key(key: SecretStr) -> SecretStr:
+def check_ping_key(key: SecretStr) -> SecretStr:
+    """Return a ping key that can be a part of a URL. Raises ValueError."""
     text = key.get_secret_value()
     if _PING_KEY.fullmatch(text) is None:
         raise ValueError(f"must have at least {MIN_PING_KEY} characters, only letters, digits, `-` and `_`")
@@ -46,7 +47,7 @@ class HeartbeatSettings(ConfigModel):
     listen: Annotated[str, AfterValidator(check_listen)] = "127.0.0.1:9998"
     url: Url | None = None  # of the listener, as jobs reach it
     database: RelativePath = Path("/var/lib/defib-exporter/heartbeats.db")
-    ping_key: Annotated[OwnToken, AfterValidator(_check_ping_key)] | None = None
+    ping_key: Annotated[OwnToken, AfterValidator(check_ping_key)] | None = None
 
     @property
     def base_url(self) -> str:

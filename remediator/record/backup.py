@@ -16,10 +16,12 @@ from sqlalchemy import create_engine
 from remediator.record.database import MIGRATIONS, lock_database, mark_created
 from runtime.database_files import (
     BackupError,
+    acting_as_owner,
     checking,
     copy_database,
     describe,
     open_read_only,
+    open_source,
     read_schema,
     replace_database,
     translate_os_errors,
@@ -44,7 +46,8 @@ def back_up(database: str, path: Path) -> Backup:
     """Write the database to a new file. The remediator may be running. Raises BackupError."""
     if path.exists():
         raise BackupError(f"{path} already exists; choose another name")
-    incidents = copy_database(path_of(database), path, check)
+    with open_source(path_of(database)) as original:
+        incidents = copy_database(original, path, check)
     return Backup(path, path.stat().st_size, incidents)
 
 
@@ -57,16 +60,17 @@ def restore(database: str, source: Path) -> tuple[Backup, Path | None]:
     """
     path = path_of(database)
     check(source)  # before anything is changed
-    lock_file = lock_database(path)
-    try:
-        part = path.with_name(f"{path.name}.part")
-        part.unlink(missing_ok=True)
-        incidents = copy_database(source, part, check)
-        size = part.stat().st_size
-        tokens = _end_access(part, path)
-        previous = replace_database(part, path, partial(mark_created, lock_file))
-    finally:
-        os.close(lock_file)
+    with open_read_only(source) as original, acting_as_owner(path.parent):
+        lock_file = lock_database(path)
+        try:
+            part = path.with_name(f"{path.name}.part")
+            part.unlink(missing_ok=True)
+            incidents = copy_database(original, part, check)
+            size = part.stat().st_size
+            tokens = _end_access(part, path)
+            previous = replace_database(part, path, partial(mark_created, lock_file))
+        finally:
+            os.close(lock_file)
     return Backup(path, size, incidents, tokens), previous
 
 

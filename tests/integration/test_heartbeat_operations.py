@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,7 @@ def read_states(path: Path) -> dict[str, HeartbeatState]:
 
 
 def execute(path: Path, statement: str) -> list[Any]:
-    with closing(sqlite3.connect(path)) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         return database.execute(statement).fetchall()
 
 
@@ -233,25 +233,82 @@ async def test_a_user_who_may_not_read_the_heartbeats_gets_the_rest(launcher: La
         assert not list(to.glob("*heartbeats*"))
 
 
+@pytest.fixture
+def owned(launcher: Launcher) -> Iterator[Heartbeats]:
+    """Databases of which another user owns the folder, and root runs commands."""
+    with tempfile.TemporaryDirectory() as name:  # that others can reach, unlike tmp_path
+        Path(name).chmod(0o755)
+        exporter = Heartbeats(launcher, Path(name))
+        configure(exporter, database="../state/heartbeats.db")
+        file = exporter.folder / "config" / "a.yaml"
+        file.write_text(file.read_text().replace(f"{name}/record.db", f"{name}/state/record.db"))
+        state = exporter.folder / "state"
+        read_states(state / "heartbeats.db")
+        (state / "ping_key").write_text("the-ping-key-of-the-exporter\n")
+        (state / "ping_key").chmod(0o600)
+        Database(f"sqlite:///{state}/record.db", Inventory()).close()
+        for path in (state, *state.iterdir()):
+            os.chown(path, int(NOBODY), int(NOBODY))
+        yield exporter
+
+
+def owners(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_uid for path in folder.iterdir()}
+
+
 @pytest.mark.needs("root")
-async def test_root_leaves_and_restores_files_of_the_exporter_s_user(exporter: Heartbeats, folder: Path) -> None:
-    await exporter.stop()
-    configure(exporter)
-    await exporter.start()
-    await exporter.stop()
-    state = exporter.folder / "state"
-    for path in (state, *state.iterdir()):
-        os.chown(path, int(NOBODY), int(NOBODY))
-    done = await defib(exporter, "backup", str(folder / "a.db"), "--for", "exporter")
+async def test_root_leaves_and_restores_files_of_the_exporter_s_user(owned: Heartbeats, folder: Path) -> None:
+    state = owned.folder / "state"
+    done = await defib(owned, "backup", str(folder / "a.db"))
     assert done.returncode == 0, done.stderr
-    assert {path.stat().st_uid for path in state.iterdir()} == {int(NOBODY)}
+    assert set(owners(state).values()) == {int(NOBODY)}
     for path in state.iterdir():
         path.unlink()
-    restored = await defib(exporter, "restore", str(folder / "a.db"))
-    assert restored.returncode == 0, restored.stderr
-    assert {path.name: path.stat().st_uid for path in state.iterdir()} == dict.fromkeys(
-        ("heartbeats.db", "heartbeats.db.lock", "ping_key"), int(NOBODY)
-    )
+    for name in ("a.db", "a.heartbeats.db"):
+        restored = await defib(owned, "restore", str(folder / name))
+        assert restored.returncode == 0, restored.stderr
+    found = owners(state)
+    assert set(found.values()) == {int(NOBODY)}
+    assert {"record.db", "record.db.lock", "heartbeats.db", "heartbeats.db.lock", "ping_key"} <= found.keys()
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("name", ["ping_key", "heartbeats.db", "heartbeats.db-wal", "record.db"])
+async def test_a_backup_by_root_follows_no_links_to_files_of_others(owned: Heartbeats, folder: Path, name: str) -> None:
+    """The exporter's user could let root read what it may not read itself."""
+    secret = folder / "secret"
+    secret.write_text("a-secret-of-another-user\n")
+    secret.chmod(0o600)
+    link = owned.folder / "state" / name
+    link.unlink(missing_ok=True)
+    link.symlink_to(secret)
+    done = await defib(owned, "backup", str(folder / "a.db"))
+    assert done.returncode == 1, done.stdout
+    assert secret.read_text() == "a-secret-of-another-user\n"
+    for path in folder.glob("a.*.db"):
+        assert b"a-secret-of-another-user" not in path.read_bytes()
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize("name", ["a.db", "a.heartbeats.db"])
+@pytest.mark.parametrize("suffix", [".lock", ".part", "", "-wal", "-journal"])
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_a_restore_by_root_changes_no_files_of_others(
+    owned: Heartbeats, folder: Path, name: str, suffix: str, is_there: bool
+) -> None:
+    """The exporter's user could become the owner of any file."""
+    assert (await defib(owned, "backup", str(folder / "a.db"))).returncode == 0
+    other, state = folder / "other", owned.folder / "state"
+    if is_there:
+        other.write_text("of root\n")
+        other.chmod(0o600)
+    link = state / f"{'record' if name == 'a.db' else 'heartbeats'}.db{suffix}"
+    link.unlink(missing_ok=True)
+    link.symlink_to(other)
+    await defib(owned, "restore", str(folder / name))
+    assert other.exists() is is_there
+    if is_there:
+        assert (other.read_text(), other.stat().st_uid) == ("of root\n", 0)
 
 
 @pytest.mark.parametrize(
@@ -260,6 +317,13 @@ async def test_root_leaves_and_restores_files_of_the_exporter_s_user(exporter: H
         ("PRAGMA user_version = 99", "was written by a newer version of Defib (schema 99); install that version"),
         ("CREATE TRIGGER extra AFTER INSERT ON pings BEGIN SELECT 1; END", "its extra is not that of the schema"),
         ("DROP TABLE clock", "its clock is not that of the schema"),
+        ("INSERT INTO heartbeats VALUES ('a', 'x')", "the state of a is not readable"),
+        ("INSERT INTO heartbeats VALUES ('a', '{\"last_ping\": 1}')", "the state of a is not readable"),
+        ("CREATE TABLE backup_ping_key (ping_key TEXT NOT NULL)", "has no ping key"),
+        (
+            "CREATE TABLE backup_ping_key AS SELECT 'the-ping-key-of-the' || char(10) || 'exporter' AS ping_key",
+            "its ping key must have at least 16 characters, only letters, digits, `-` and `_`",
+        ),
     ],
 )
 async def test_a_backup_that_is_none_is_refused(

@@ -96,11 +96,16 @@ async def test_the_end_of_a_long_output_is_reported_without_secrets(exporter: He
 
 
 async def test_url_from_a_file(exporter: Heartbeats, tmp_path: Path) -> None:
-    (tmp_path / "url").write_text(f"{url_of(exporter)['DEFIB_PING_URL']}/\n")
+    file = tmp_path / "url"
+    file.write_text(f"{url_of(exporter)['DEFIB_PING_URL']}/\n")
+    file.chmod(0o600)
     own = {"DEFIB_PING_URL": "http://127.0.0.1:1/"}  # of the job, such as an agent
-    done = await run(["printenv", "DEFIB_PING_URL"], own, options=["--url-file", str(tmp_path / "url")])
+    done = await run(["printenv", "DEFIB_PING_URL"], own, options=["--url-file", str(file)])
     assert done == Done(0, "http://127.0.0.1:1/\n", "")
     assert [each["kind"] for each in (await exporter.heartbeat("backup"))["pings"]] == ["success", "start"]
+    file.chmod(0o644)
+    done = await run(["true"], {}, options=["--url-file", str(file)])
+    assert done == Done(0, "", f"defib: warning: others may read {file}, which has a secret: chmod 600\n")
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "TERM"), (signal.SIGINT, "INT")])

@@ -232,6 +232,16 @@ async def test_what_looks_like_a_credential_is_masked(exporter: Heartbeats) -> N
     assert not [each for each in hidden if each in found]
 
 
+async def test_a_secret_at_the_end_of_what_is_stored_is_masked(exporter: Heartbeats) -> None:
+    services = {**SERVICES, "page": {"probe": {"http": {"url": "http://127.0.0.1:1", "auth": {"bearer": SECRET}}}}}
+    exporter.write(services)
+    await exporter.reload()
+    await exporter.ping(f"/{KEY}/backup", "POST", content="x" * (10_000 - len(SECRET) // 2) + SECRET + "y" * 20_000)
+    (ping,) = (await exporter.heartbeat("backup"))["pings"]
+    assert SECRET[:4] not in ping["body"]
+    assert (ping["is_cut"], len(ping["body"])) == (True, 10_000)
+
+
 async def test_pings_of_one_heartbeat_are_limited(exporter: Heartbeats) -> None:
     answers = await asyncio.gather(*(exporter.ping(f"/{KEY}/backup") for _ in range(200)))
     statuses = [answer.status_code for answer in answers]

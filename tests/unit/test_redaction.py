@@ -181,6 +181,11 @@ def test_only_what_is_shown_is_redacted() -> None:
         ("cannot connect to postgres://app:s3cret@db:5432/x", "cannot connect to postgres://app:***@db:5432/x"),
         ("the token has expired at http://h:80/a", "the token has expired at http://h:80/a"),
         ("passwd " * 3, "passwd " * 3),
+        ("AWS_SECRET_ACCESS_KEY=abc/def aws_access_key_id", "AWS_SECRET_ACCESS_KEY=*** aws_access_key_id"),
+        ("Set-Cookie: session=abc; Path=/; x=y\nnext", "Set-Cookie: ***\nnext"),
+        ('{"cookie": "a=b; c=d", "e": 1}', '{"cookie": "***", "e": 1}'),
+        ("got eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl here", "got *** here"),
+        ("max_tokens=120 tokens: 5 keys: 3", "max_tokens=120 tokens: 5 keys: 3"),
     ],
 )
 def test_what_looks_like_a_credential_is_masked(text: str, masked: str) -> None:
