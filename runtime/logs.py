@@ -45,7 +45,7 @@ def configure(redactor: Redactor, stream: TextIO | None = None, level: int = log
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(failsafe),
+        logger_factory=structlog.WriteLoggerFactory(failsafe),
         cache_logger_on_first_use=False,
     )
     # Libraries log through the standard library: warnings and errors only.

@@ -40,7 +40,7 @@ _CREDENTIAL_START = _compile(b"(?i)passw|secret|token|(?:api|access|private)[_-]
 
 def mask_credentials(text: str) -> str:
     """Replace what looks like a credential in output of programs: `password=…`, `Cookie: …`, `://user:…@`, `eyJ….…`."""
-    if not _has(_CREDENTIAL_START, text):
+    if not text or not _has(_CREDENTIAL_START, text):
         return text
     for pattern, mask in ((_CREDENTIAL, rf"\1\2{MASK}"), (_USER_INFO, rf"\1{MASK}"), (_WEB_TOKEN, MASK)):
         text = pattern.sub(mask, text)
@@ -98,7 +98,7 @@ class Redactor:
     def __call__(self, text: str) -> str:
         if self._base is not None:
             text = self._base(text)
-        if self._starts is None or not _has(self._starts, text):
+        if len(text) < MIN_SECRET_LENGTH or self._starts is None or not _has(self._starts, text):
             return text
         parts: list[str] = []
         done = end = 0  # where the processed text ends, and where the last secret ends

@@ -100,7 +100,7 @@ class Probe(ProbeSettings, ChoiceModel):
     @property
     def is_reported(self) -> bool:
         """Whether the service reports itself, instead of being probed on a schedule."""
-        return getattr(self.options, "is_reported", False)
+        return bool(vars(type(self.options)).get("is_reported"))
 
 
 class Control(ControlSettings, ChoiceModel):
@@ -279,15 +279,15 @@ class Service(ConfigModel):
     @property
     def digest(self) -> str:
         """Digest of probe and host (`fleet.inventory.digests`); empty where they were not loaded from files."""
-        return self._digest
+        return str(self._private("_digest"))
 
     @property
     def id(self) -> str:
-        return self._id
+        return str(self._private("_id"))
 
     @property
     def title(self) -> str:
-        return self.name or self._id
+        return self.name or self.id
 
     @property
     def restartable_components(self) -> Sequence[str]:
@@ -303,7 +303,7 @@ class Service(ConfigModel):
     @property
     def target(self) -> str:
         """What the control acts on, without secrets. Services that share a target on one host are locked together."""
-        return self._target
+        return str(self._private("_target"))
 
 
 @dataclass(frozen=True)
@@ -414,7 +414,7 @@ class Host(ConfigModel):
 
     @property
     def name(self) -> str:
-        return self._name
+        return str(self._private("_name"))
 
     @property
     def has_shell(self) -> bool:
