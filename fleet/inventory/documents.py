@@ -202,10 +202,29 @@ def find_directory(chosen: Path | None, environ: Mapping[str, str] = os.environ)
     for path in (Path("config"), Path("/etc/defib")):
         with contextlib.suppress(PermissionError):  # of the working directory
             if path.is_dir():
+                _check_trusted(path, environ)
                 return path
     raise StartError(
         "no configuration found: set --config or DEFIB_CONFIG to its directory (tried ./config and /etc/defib)"
     )
+
+
+def _check_trusted(directory: Path, environ: Mapping[str, str]) -> None:
+    """Check that nobody else could have put a directory there: a configuration has commands, and URLs that get tokens.
+
+    Root also trusts the user who has called `sudo`. Raises StartError.
+    """
+    status, user = directory.stat(), os.geteuid()
+    trusted, caller = {0, user}, environ.get("SUDO_UID", "")
+    if user == 0 and caller.isdecimal():
+        trusted.add(int(caller))
+    why = "it belongs to another user" if status.st_uid not in trusted else ""
+    if status.st_mode & stat.S_IWOTH:
+        why = "all users may write to it"
+    if why:
+        raise StartError(
+            f"{directory.absolute()} is used only if --config or DEFIB_CONFIG names it, since {why}; nothing was done"
+        )
 
 
 def read_directory(directory: Path, unsaved: Mapping[Path, bytes] = MappingProxyType({})) -> Document:

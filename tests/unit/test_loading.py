@@ -1,6 +1,7 @@
 """Loading the configuration: one bad file per rule with its exact error, and good ones."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -975,3 +976,39 @@ def test_likely_mistakes_in_runbooks_are_warned_of(tmp_path: Path) -> None:
         "a.yaml:6: runbooks.prune.run: root uses /home/ops/prune.sh, which others can probably change: move it, for example to /usr/local",
         "a.yaml:7: runbooks.none: no host matches: it is never run",
     ]
+
+
+@pytest.mark.needs("root")
+@pytest.mark.parametrize(
+    ("owner", "mode", "caller", "refusal"),
+    [
+        (0, 0o755, None, ""),
+        (0, 0o775, None, ""),
+        (65534, 0o755, None, "it belongs to another user"),
+        (65534, 0o755, "65534", ""),
+        (65534, 0o755, "1234", "it belongs to another user"),
+        (0, 0o777, None, "all users may write to it"),
+        (0, 0o1777, None, "all users may write to it"),
+    ],
+)
+def test_a_configuration_of_another_user_must_be_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: int, mode: int, caller: str | None, refusal: str
+) -> None:
+    """The working directory may be one such as `/tmp`, where others could have put it."""
+    write(tmp_path / "config", a="services: {web: {probe: {tcp: {address: 'h:1'}}}}")
+    os.chown(tmp_path / "config", owner, owner)
+    (tmp_path / "config").chmod(mode)
+    monkeypatch.delenv("DEFIB_CONFIG", raising=False)
+    if caller is None:
+        monkeypatch.delenv("SUDO_UID", raising=False)
+    else:
+        monkeypatch.setenv("SUDO_UID", caller)
+    done = run_defib("check", cwd=tmp_path)
+    if not refusal:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"defib: {tmp_path}/config is used only if --config or DEFIB_CONFIG names it, since {refusal}; nothing was done\n"
+    )
+    assert run_defib("check", "--config", "config", cwd=tmp_path).returncode == 0
