@@ -31,6 +31,7 @@ def add_routes(
     add_route(app, "GET", "/api/v1/heartbeats", heartbeats.list_heartbeats, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/heartbeats/{id}", heartbeats.show_heartbeat, AccessRequirement.OPERATOR)
     add_route(app, "GET", "/api/v1/heartbeats/{id}/urls", heartbeats.show_urls, AccessRequirement.OPERATOR)
+    add_route(app, "DELETE", "/api/v1/heartbeats/{id}", heartbeats.remove, AccessRequirement.OPERATOR)
     add_route(app, "GET", "/api/v1/hosts/{name}/logs", hosts.show_logs, AccessRequirement.OPERATOR)
     add_route(app, "POST", "/api/v1/heartbeats/{id}/ping", heartbeats.ping, AccessRequirement.OPERATOR)
     add_route(app, "GET", "/api/v1/events", events.list_events, AccessRequirement.VIEWER)

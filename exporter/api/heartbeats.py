@@ -7,7 +7,8 @@ from pydantic import Field
 
 from exporter.api.services import REMEDIATOR
 from exporter.heartbeats.agent import describe_stuck
-from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, Heartbeat, HeartbeatMonitor, RateLimitedError
+from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, Heartbeat, HeartbeatMonitor
+from exporter.heartbeats.rate_limit import RateLimitedError
 from exporter.heartbeats.schedule import Cron
 from exporter.heartbeats.state import PingKind
 from exporter.heartbeats.store import HeartbeatStoreError, ReceivedPing
@@ -93,6 +94,21 @@ class HeartbeatsApi:
             await write_to_log(AuditEntry.of(identity, "ping", name, detail=kind))
         return web.json_response({"service": name, "kind": kind, "exit_status": body.exit_status})
 
+    async def remove(self, request: web.Request) -> web.Response:
+        """Remove a heartbeat that a job has created; the next ping with `?create=1` creates it again."""
+        heartbeat, identity = self._find(request), get_identity(request)
+        name = heartbeat.service.id
+        try:
+            await self._scheduler.remove_heartbeat(name, f"removed by {identity.label}")
+        except KeyError as error:
+            message = f"the inventory has the heartbeat {name!r}: remove it there"
+            raise ApiError(409, "in_inventory", message) from error
+        except HeartbeatStoreError as error:
+            raise ApiError(503, "storage", str(error)) from error
+        if identity.claimed_user != REMEDIATOR:  # whose audit log has the removal
+            await write_to_log(AuditEntry.of(identity, "remove heartbeat", name))
+        return web.json_response({"service": name})
+
     def _find(self, request: web.Request) -> Heartbeat:
         name = request.match_info["id"]
         heartbeat = self._heartbeats.find(name)
@@ -105,6 +121,7 @@ class HeartbeatsApi:
         status, since = state.status(timing, self._heartbeats.now())
         return {
             "service": heartbeat.service.id,
+            "created": state.is_created,
             "status": status,
             "since": self._format(since),
             "every_seconds": options.every,

@@ -50,8 +50,11 @@ class HeartbeatRegistry:
 
     def find_by_slug(self, ping_key: str, slug: str) -> Sequence[str]:
         """Return the services of a slug; none also if the key is wrong."""
-        is_valid = hmac.compare_digest(ping_key.encode("utf-8", "replace"), self._ping_key.encode())
-        return self._by_slug.get(slug, ()) if is_valid else ()
+        return self._by_slug.get(slug, ()) if self.is_ping_key(ping_key) else ()
+
+    def is_ping_key(self, text: str) -> bool:
+        """Whether a text is the ping key, with which URLs with a slug begin."""
+        return hmac.compare_digest(text.encode("utf-8", "replace"), self._ping_key.encode())
 
     def find_urls(self, service: str) -> PingUrls | None:
         """Return the URLs of a service, None if it is no heartbeat."""

@@ -45,6 +45,7 @@ class HeartbeatState:
     `last_ping` is the time of the last success or failure, `last_kind` which of them it was. `started_at` is set while
     a job runs. `not_late_before` is a later deadline than the schedule's: pings may have been lost; `has_grant` says
     that it includes a whole period, which is granted only once between two pings. `agent` is what an agent reports.
+    `is_created` says that the job has created it with a ping.
     """
 
     known_since: float
@@ -60,6 +61,7 @@ class HeartbeatState:
     not_late_before: float | None = None
     has_grant: bool = False
     agent: AgentState | None = None
+    is_created: bool = False
 
     def after_ping(self, ping: Ping, timing: Timing) -> "HeartbeatState":
         """Return the state after one more ping. Starts and log entries do not change what is up or down."""
@@ -115,6 +117,11 @@ class HeartbeatState:
         if self.last_kind is None:
             return "waiting", self.known_since
         return "up", self.changed_at or self.known_since
+
+    def silent_since(self, timing: Timing, now: float) -> float | None:
+        """Return since when it is down without a ping; None if it is not down."""
+        status, since = self.status(timing, now)
+        return max(since, self.last_ping or since, self.last_start or since) if status in ("late", "failed") else None
 
     def after_absence(self, timing: Timing, begin: float, end: float) -> "HeartbeatState":
         """Return the state after a time in which no pings could be received.

@@ -7,11 +7,16 @@ import uuid
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 
 from fleet.inventory.endpoints import MAX_PORT, ConfigModel, OwnToken, RelativePath, Url
+from fleet.inventory.notify import Severity
+from fleet.inventory.units import Duration, Pattern, PositiveDuration, compile_pattern, format_duration
 
 MIN_PING_KEY = 16  # characters
+MIN_EVERY = 1.0  # seconds
+MAX_CREATED = 1000  # heartbeats that jobs may create
+SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")  # of those: a service's ID, without `.` as with healthchecks
 _LISTEN = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]*):(\d+)")
 _PING_KEY = re.compile(rf"[A-Za-z0-9_-]{{{MIN_PING_KEY},}}")
 
@@ -33,12 +38,32 @@ def check_listen(text: str) -> str:
     return text
 
 
+def check_every(seconds: float) -> float:
+    if seconds < MIN_EVERY:
+        raise ValueError(f"{format_duration(seconds)} is too short; the minimum is {format_duration(MIN_EVERY)}")
+    return seconds
+
+
 def is_uuid(text: str) -> bool:
     """Whether a text is a UUID in its usual form, with hyphens."""
     try:
         return str(uuid.UUID(text)) == text.lower()
     except ValueError:
         return False
+
+
+class CreateSettings(ConfigModel):
+    """Which heartbeats jobs may create with their first ping, and how they are watched."""
+
+    slugs: Pattern
+    at_most: int = Field(50, ge=1, le=MAX_CREATED)
+    every: Annotated[PositiveDuration, AfterValidator(check_every)] = 86400.0
+    grace: Duration = 3600.0
+    start_grace: PositiveDuration = 3600.0
+    severity: Severity = "warning"
+    category: str = "other"
+    team: str = ""
+    forget_after: PositiveDuration = 7 * 86400.0
 
 
 class HeartbeatSettings(ConfigModel):
@@ -48,6 +73,13 @@ class HeartbeatSettings(ConfigModel):
     url: Url | None = None  # of the listener, as jobs reach it
     database: RelativePath = Path("/var/lib/defib-exporter/heartbeats.db")
     ping_key: Annotated[OwnToken, AfterValidator(check_ping_key)] | None = None
+    create: CreateSettings | None = None
+
+    def may_create(self, slug: str) -> bool:
+        """Whether a job may create a heartbeat with this slug, as far as that depends on the slug."""
+        if self.create is None or SLUG.fullmatch(slug) is None:
+            return False
+        return compile_pattern(self.create.slugs).fullmatch(slug) is not None
 
     @property
     def base_url(self) -> str:

@@ -168,6 +168,10 @@ class Exporter:
             sent: PingKind = response["kind"]
             return sent
 
+    async def remove_heartbeat(self, service: str) -> None:
+        """Remove a heartbeat that a job has created. Raises ClientError."""
+        await self._client.request("DELETE", f"/api/v1/heartbeats/{quote(service, safe='')}")
+
     async def observe(self, service: str) -> Observation:
         """Return the last observation of a service, without probing. Raises ClientError."""
         response = await self._client.request("GET", f"/api/v1/services/{service}")

@@ -40,6 +40,7 @@ def add_routes(
     one = "/api/v1/heartbeats/{id}"
     add_route(app, "GET", "/api/v1/heartbeats", api.read_all, AccessRequirement.VIEWER)
     add_route(app, "GET", one, api.read_one, AccessRequirement.VIEWER)
+    add_route(app, "DELETE", one, translating_errors(api.remove), AccessRequirement.OPERATOR)
     add_route(app, "GET", f"{one}/urls", translating_errors(api.read_urls), AccessRequirement.OPERATOR)
     add_route(app, "POST", f"{one}/ping", translating_errors(api.ping), AccessRequirement.OPERATOR)
 
@@ -54,7 +55,9 @@ async def read_heartbeats(source: SnapshotSource) -> Sequence[Mapping[str, Any]]
 async def read_heartbeat(source: SnapshotSource, inventory: Inventory, service: str) -> Mapping[str, Any]:
     """Return a heartbeat with its last pings, newest first. Raises ApiError if there is none, and ClientError."""
     unknown = ApiError(404, "unknown_heartbeat", f"the inventory has no heartbeat {service!r}")
-    if service not in inventory.services:  # which could be another path of the exporter's
+    if service not in inventory.services and not inventory.exporter.heartbeats.may_create(
+        service
+    ):  # which could be another path of the exporter's
         raise unknown
     try:
         return await source.read_from_exporter(f"/api/v1/heartbeats/{service}")
@@ -90,6 +93,12 @@ class _HeartbeatsApi:
         return web.json_response(
             await self._operations.reveal_ping_urls(request.match_info["id"], get_identity(request))
         )
+
+    async def remove(self, request: web.Request) -> web.Response:
+        """Remove a heartbeat that a job has created."""
+        name = request.match_info["id"]
+        await self._operations.remove_heartbeat(name, get_identity(request))
+        return web.json_response({"service": name})
 
     async def ping(self, request: web.Request) -> web.Response:
         service, body = request.match_info["id"], await parse_request(request, _PingBody)

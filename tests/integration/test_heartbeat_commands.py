@@ -19,7 +19,7 @@ KEY = "the-ping-key-of-the-tests"
 CHECK = "4a1b6d0e-8f0f-4a5c-9f3c-0e6c1f4e7d21"
 
 
-async def start_with_heartbeats(loop: Loop, services: dict[str, Any] | None = None) -> str:
+async def start_with_heartbeats(loop: Loop, services: dict[str, Any] | None = None, **settings: Any) -> str:
     """Start both programs with heartbeats and a user of each role; returns the address for pings."""
     (port,) = reserve_ports(1)
     heartbeats = {
@@ -27,7 +27,8 @@ async def start_with_heartbeats(loop: Loop, services: dict[str, Any] | None = No
         "moved": {"probe": {"heartbeat": {"cron": "0 3 * * *", "uuid": CHECK}}},
         "sync": {"probe": {"heartbeat": {"every": "1s", "grace": "500ms"}}},
     }
-    settings = {"listen": f"127.0.0.1:{port}", "database": str(loop.folder / "heartbeats.db"), "ping_key": KEY}
+    database = str(loop.folder / "heartbeats.db")
+    settings = {"listen": f"127.0.0.1:{port}", "database": database, "ping_key": KEY, **settings}
     services = {"web": loop.service("web"), **heartbeats, **(services or {})}
     await start_with_users(loop, services, exporter={"heartbeats": settings})
     return f"http://127.0.0.1:{port}"
