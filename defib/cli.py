@@ -385,7 +385,13 @@ def _add_heartbeat_command(added: _Commands) -> None:
     add("list", "list the heartbeats, those that failed or are late first")
     url = add("url", "print the secret URL of a heartbeat")
     _add_service_argument(url)
-    url.add_argument("--slug", action="store_true", help="the URL with the ping key and the slug")
+    kinds = url.add_mutually_exclusive_group()
+    for kind, help_ in (
+        ("slug", "the URL with the ping key and the slug"), ("push", "the push URL, as of Uptime Kuma"),
+        ("badge", "the URL of its badge, which can be public"), ("category-badge", "the URL of its category's badge"),
+    ):  # fmt: skip
+        name = f"{kind.replace('-', '_')}_url"
+        kinds.add_argument(f"--{kind}", dest="url", action="store_const", const=name, default="url", help=help_)
     ping = add("ping", "send a ping, by default a success, in your name")
     _add_service_argument(ping)
     kinds = ping.add_mutually_exclusive_group()

@@ -62,14 +62,15 @@ async def read_url(connect: Connect, service: str) -> str:
         return str(urls["url"])
 
 
-async def show_url(connect: Connect, service: str, *, by_slug: bool, as_json: bool) -> int:
-    """Print the URL of a heartbeat, alone."""
+async def show_url(connect: Connect, service: str, name: str, *, as_json: bool) -> int:
+    """Print the URL of a heartbeat with this name in the answer, alone."""
     async with connect() as remediator:
         urls = await remediator.request_named("service", service, "GET", "/api/v1/heartbeats/{name}/urls")
     if as_json:
         print_json(urls)
     else:
-        print_text(urls["slug_url" if by_slug else "url"])
+        with checking_answers():
+            print_text(urls[name])
     return 0
 
 

@@ -9,8 +9,7 @@ from functools import partial
 import structlog
 
 from exporter.api import add_routes
-from exporter.api.ping_listener import PingListener
-from exporter.api.pings import create_ping_application
+from exporter.api.ping_listener import PingListener, create_ping_application
 from exporter.metrics import ExporterMetrics
 from exporter.probes.net.connections import create_ssl_context
 from exporter.scheduler.probe_scheduler import ProbeScheduler

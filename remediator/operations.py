@@ -159,7 +159,7 @@ class Operations:
         return observed
 
     async def reveal_ping_urls(self, service_id: str, by: Identity) -> Mapping[str, str]:
-        """Return the URLs of a heartbeat, `url` and `slug_url`: who has one can send pings."""
+        """Return the URLs of a heartbeat by name: who has one that is no badge's can send pings."""
         async with self._audit_log.recording_refusal(by, "read ping URL", service_id):
             with _asking_about_heartbeats():
                 urls = await self._engine.exporter.read_ping_urls(self.find_heartbeat(service_id))

@@ -21,6 +21,8 @@ def add_routes(
     scrape, services = ScrapeApi(scheduler, metrics), ServicesApi(scheduler, reload)
     hosts, events, heartbeats = HostsApi(scheduler), EventsApi(scheduler), HeartbeatsApi(scheduler)
     add_route(app, "GET", "/metrics", scrape.metrics, AccessRequirement.SCRAPE)
+    add_route(app, "GET", "/metrics/healthchecks", scrape.healthchecks, AccessRequirement.SCRAPE)
+    add_route(app, "GET", "/metrics/agents", scrape.agents, AccessRequirement.SCRAPE)
     add_route(app, "GET", "/api/v1/sd/node-exporter", scrape.node_exporters, AccessRequirement.SCRAPE)
     add_route(app, "GET", "/api/v1/services", services.list_services, AccessRequirement.VIEWER)
     add_route(app, "GET", "/api/v1/services/{id}", services.show_service, AccessRequirement.VIEWER)

@@ -54,12 +54,17 @@ class HeartbeatsApi:
         return web.json_response({**self._to_json(heartbeat), "pings": list(map(self._ping_to_json, pings))})
 
     async def show_urls(self, request: web.Request) -> web.Response:
-        """Return the URLs of a heartbeat, which are secrets: whoever knows them can send pings."""
+        """Return the URLs of a heartbeat. Those that are no badges are secrets: whoever knows them can send pings."""
         heartbeat = self._find(request)
         urls = self._heartbeats.find_urls(heartbeat.service.id)
         if urls is None:
             raise ApiError(404, "unknown_heartbeat", "a reload has removed the heartbeat")
-        return web.json_response({"url": urls.by_uuid, "slug_url": urls.by_slug})
+        return web.json_response(
+            {
+                "url": urls.by_uuid, "slug_url": urls.by_slug, "push_url": urls.push, "badge_url": urls.badge,
+                "category_badge_url": urls.category_badge,
+            }
+        )  # fmt: skip
 
     async def ping(self, request: web.Request) -> web.Response:
         """Receive a ping of a person, as if the job had sent it."""

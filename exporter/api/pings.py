@@ -20,8 +20,6 @@ from exporter.heartbeats.state import PingKind
 from exporter.heartbeats.store import HeartbeatStoreError
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.heartbeats import is_uuid
-from runtime.http_checks import add_response_headers
-from runtime.webconfig import WebConfigFile
 
 BODY_TIMEOUT = 10.0  # seconds after which a ping counts with the part of its body that has arrived
 MAX_EXIT_STATUS = 255
@@ -109,10 +107,16 @@ class PingApi:
         is_new = request.query.get("create") == "1" and await self._create(target)
         service = self._find_service(target)
         body, end, is_cut = await _read_body(request)
-        client = f"{request.method} {request.remote or ''} {request.headers.get('User-Agent', '')}".strip()
         try:
             await self._heartbeats.receive(
-                service, target.kind, target.exit_status, run_id.lower(), body, end=end, is_cut=is_cut, client=client
+                service,
+                target.kind,
+                target.exit_status,
+                run_id.lower(),
+                body,
+                end=end,
+                is_cut=is_cut,
+                client=name_client(request),
             )
         except KeyError:  # a reload has removed it meanwhile
             raise PingError(404, "not found") from None
@@ -139,6 +143,11 @@ class PingApi:
         return services[0]
 
 
+def name_client(request: web.Request) -> str:
+    """Return who sent a ping, as lists of pings show it."""
+    return f"{request.method} {request.remote or ''} {request.headers.get('User-Agent', '')}".strip()
+
+
 async def _read_body(request: web.Request) -> tuple[bytes, bytes, bool]:
     """Return the beginning of the body, its end, and whether it is cut: it was too long, or did not end in time.
 
@@ -156,11 +165,3 @@ async def _read_body(request: web.Request) -> tuple[bytes, bytes, bool]:
     except (TimeoutError, web.RequestPayloadError, web.HTTPRequestTimeout):
         return bytes(head), bytes(end), True
     return bytes(head), bytes(end), length > BODY_LIMIT
-
-
-def create_ping_application(scheduler: ProbeScheduler, web_config: WebConfigFile) -> web.Application:
-    """Return the application of the listener for pings, which needs no sign-in."""
-    app = web.Application()
-    add_response_headers(app, web_config)
-    app.router.add_route("*", r"/{path:[\s\S]*}", PingApi(scheduler).answer)
-    return app

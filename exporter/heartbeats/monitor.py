@@ -17,7 +17,7 @@ import structlog
 from exporter.heartbeats.agent import AgentStatus, parse_report
 from exporter.heartbeats.creation import LimitReachedError, check_slug, find_remaining, make_services
 from exporter.heartbeats.rate_limit import admit
-from exporter.heartbeats.registry import HeartbeatRegistry, PingUrls
+from exporter.heartbeats.registry import HeartbeatRegistry, HeartbeatUrls
 from exporter.heartbeats.schedule import create_schedule
 from exporter.heartbeats.series import render_heartbeat
 from exporter.heartbeats.state import HeartbeatState, Ping, PingKind, Timing
@@ -265,6 +265,7 @@ class HeartbeatMonitor:
         end: bytes,
         is_cut: bool,
         client: str,
+        duration: float | None = None,
     ) -> None:
         """Store a ping of a heartbeat, with the beginning of its body; `end` is the end of that.
 
@@ -292,7 +293,7 @@ class HeartbeatMonitor:
         client = self._redact(client)[:CLIENT_LIMIT]
         stored = mask_credentials(redacted)[:BODY_LIMIT]  # output of jobs may have secrets that Defib does not know
         await database.writer.write(
-            ReceivedPing(name, now, kind, exit_status, run_id, fault, stored, is_cut, client, report)
+            ReceivedPing(name, now, kind, exit_status, run_id, fault, stored, is_cut, client, report, duration)
         )
         heartbeat.report_problem = problem
 
@@ -310,7 +311,7 @@ class HeartbeatMonitor:
     def find(self, name: str) -> Heartbeat | None:
         return self._heartbeats.get(name)
 
-    def find_urls(self, name: str) -> PingUrls | None:
+    def find_urls(self, name: str) -> HeartbeatUrls | None:
         """Return the URLs of a heartbeat, which are secrets."""
         return self.registry.find_urls(name)
 
@@ -458,7 +459,7 @@ class HeartbeatMonitor:
             heartbeat = self._heartbeats.get(each.service)
             if heartbeat is not None:  # else a reload has removed it
                 state = states.get(each.service, heartbeat.state)
-                ping = Ping(each.at, each.kind, each.exit_status, each.run_id, each.fault)
+                ping = Ping(each.at, each.kind, each.exit_status, each.run_id, each.fault, each.duration)
                 state = state.after_ping(ping, heartbeat.timing)
                 states[each.service] = state if each.report is None else state.after_report(each.report, each.at)
         return states

@@ -29,13 +29,17 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """A ping: `run_id` ties the start of a job to its end. `fault` is why a failed one failed."""
+    """A ping: `run_id` ties the start of a job to its end. `fault` is why a failed one failed.
+
+    `duration` is how long the job took, if it says so itself.
+    """
 
     at: float
     kind: PingKind
     exit_status: int | None = None
     run_id: str = ""
     fault: str = ""
+    duration: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,9 @@ class HeartbeatState:
             return self
         if ping.kind == "start":
             return replace(self, started_at=ping.at, last_start=ping.at, run_id=ping.run_id)
-        duration, started_at, run_id = None, self.started_at, self.run_id
+        duration, started_at, run_id = ping.duration, self.started_at, self.run_id
         if started_at is not None:
-            if ping.run_id == run_id:
+            if ping.run_id == run_id and duration is None:
                 duration = max(0.0, ping.at - started_at)
             if ping.run_id in ("", run_id) or ping.kind == "fail":
                 started_at, run_id = None, ""
@@ -117,6 +121,10 @@ class HeartbeatState:
         if self.last_kind is None:
             return "waiting", self.known_since
         return "up", self.changed_at or self.known_since
+
+    def is_overdue(self, timing: Timing, now: float) -> bool:
+        """Whether it is up, and a ping is due that has not been received."""
+        return self.status(timing, now)[0] == "up" and now >= self._due(timing)
 
     def silent_since(self, timing: Timing, now: float) -> float | None:
         """Return since when it is down without a ping; None if it is not down."""

@@ -63,6 +63,7 @@ class ReceivedPing:
     is_cut: bool
     client: str
     report: AgentReport | None = None  # in the body, not stored
+    duration: float | None = None  # as the job reports it, not stored
 
 
 def ping_key_file(database: Path) -> Path:

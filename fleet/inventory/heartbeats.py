@@ -5,7 +5,7 @@ import hmac
 import re
 import uuid
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, SecretStr
 
@@ -88,5 +88,13 @@ class HeartbeatSettings(ConfigModel):
 
 def derive_uuid(ping_key: str, service: str) -> str:
     """Return the UUID of a service's heartbeat: it depends on the ping key and the service's ID alone."""
-    digest = hmac.digest(ping_key.encode(), f"heartbeat:{service}".encode(), hashlib.sha256)
-    return str(uuid.UUID(bytes=digest[:16], version=4))
+    return str(uuid.UUID(bytes=_derive(ping_key, f"heartbeat:{service}"), version=4))
+
+
+def derive_badge_id(ping_key: str, kind: Literal["service", "category"], name: str) -> str:
+    """Return the ID in the URL of a badge, from which the UUID of the heartbeat cannot be found."""
+    return _derive(ping_key, f"badge of {kind}:{name}").hex()
+
+
+def _derive(ping_key: str, text: str) -> bytes:
+    return hmac.digest(ping_key.encode(), text.encode(), hashlib.sha256)[:16]

@@ -154,10 +154,10 @@ class Exporter:
         return found
 
     async def read_ping_urls(self, service: str) -> Mapping[str, str]:
-        """Return the `url` and the `slug_url` of a heartbeat, which are secrets. Raises ClientError."""
+        """Return the URLs of a heartbeat by name, of which some are secrets. Raises ClientError."""
         response = await self._client.request("GET", f"/api/v1/heartbeats/{quote(service, safe='')}/urls")
         with parsing_response():
-            return {"url": str(response["url"]), "slug_url": str(response["slug_url"])}
+            return {name: str(url) for name, url in response.items()}
 
     async def ping(self, service: str, kind: PingKind, exit_status: int | None, message: str, by: str) -> PingKind:
         """Send a ping of a heartbeat in the name of a person, and return its kind. Raises ClientError."""

@@ -59,6 +59,8 @@ COMMON: dict[tuple[str, str], AccessRequirement] = {
 ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
     "exporter": {
         **COMMON,
+        ("GET", "/metrics/healthchecks"): SCRAPE,
+        ("GET", "/metrics/agents"): SCRAPE,
         ("GET", "/api/v1/sd/node-exporter"): SCRAPE,
         ("PUT", "/api/v1/pauses"): OPERATOR,
         ("GET", "/api/v1/services"): VIEWER,

@@ -61,7 +61,12 @@ async def test_the_api(loop: Loop) -> None:
         (ping,) = (await as_user(loop, user, "GET", "/backup")).json()["pings"]
         assert (ping["body"], ping["exit_status"]) == (body, 3)
     urls = await as_user(loop, "operator", "GET", "/moved/urls")
-    assert urls.json() == {"url": f"{pings}/ping/{CHECK}", "slug_url": f"{pings}/ping/{KEY}/moved"}
+    badge_url, category_badge_url = (urls.json()[name] for name in ("badge_url", "category_badge_url"))
+    assert urls.json() == {
+        "url": f"{pings}/ping/{CHECK}", "slug_url": f"{pings}/ping/{KEY}/moved",
+        "push_url": f"{pings}/api/push/{CHECK}", "badge_url": badge_url,
+        "category_badge_url": category_badge_url,
+    }  # fmt: skip
     assert urls.headers["Cache-Control"] == "no-store"
     sent = await as_user(loop, "operator", "POST", "/backup/ping", {"message": "repaired by hand"})
     assert sent.json() == {"service": "backup", "kind": "success", "exit_status": None}
@@ -103,8 +108,12 @@ async def test_the_commands(loop: Loop) -> None:
     pings = await start_with_heartbeats(loop)
     shown = await on_loop(loop, "heartbeat", "url", "moved")
     assert (shown.returncode, shown.stdout) == (0, f"{pings}/ping/{CHECK}\n")
-    shown = await on_loop(loop, "heartbeat", "url", "moved", "--slug")
-    assert shown.stdout == f"{pings}/ping/{KEY}/moved\n"
+    for option, expected in (
+        ("--slug", f"{pings}/ping/{KEY}/moved"), ("--push", f"{pings}/api/push/{CHECK}"),
+        ("--badge", rf"{pings}/badge/[0-9a-f]{{32}}\.svg"), ("--category-badge", rf"{pings}/badge/[0-9a-f]{{32}}\.svg"),
+    ):  # fmt: skip
+        shown = await on_loop(loop, "heartbeat", "url", "moved", option)
+        assert re.fullmatch(expected, shown.stdout.strip()), option
     for options, status in (
         (["--start"], None), (["--log", "--message", "half way"], None), (["--exit-status", "0"], "up"),
         (["--fail", "--message", "not mounted"], "failed"), (["--exit-status", "7", "--message", "no space"], "failed"),
