@@ -12,9 +12,9 @@ import structlog
 
 from fleet.inventory.model import Remediable, Service, is_host_alert
 from fleet.json_client import ClientError, HttpStatusError
+from fleet.pings import PingKind
 from fleet.shells import CompletedCommand, ShellError
 from remediator.clients.alertmanager import Alertmanager
-from remediator.clients.exporter import PingKind
 from remediator.engine import reminders
 from remediator.engine.engine import Engine
 from remediator.execution.controls.runner import UnknownComponentError, UnknownVerbError, Verb

@@ -7,28 +7,25 @@ from pydantic import Field
 
 from exporter.api.services import REMEDIATOR
 from exporter.heartbeats.agent import describe_stuck
-from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, Heartbeat, HeartbeatMonitor
+from exporter.heartbeats.monitor import END_LIMIT, Heartbeat, HeartbeatMonitor
 from exporter.heartbeats.rate_limit import RateLimitedError
 from exporter.heartbeats.schedule import Cron
-from exporter.heartbeats.state import PingKind
 from exporter.heartbeats.store import HeartbeatStoreError, ReceivedPing
 from exporter.results import ProbeFailure
 from exporter.scheduler.probe_scheduler import ProbeScheduler
+from fleet.pings import BODY_LIMIT, PingBody
 from runtime.access.audit import AuditEntry, write_to_log
 from runtime.access.control import get_identity
 from runtime.errors import ApiError
-from runtime.request_bodies import RequestBody, parse_request
+from runtime.request_bodies import parse_request
 from runtime.streaming import stream_list
 from runtime.terminal import escape_controls
 from runtime.times import format_rfc3339
 
 
-class _PingBody(RequestBody):
+class _PingBody(PingBody):
     """A ping; `by` is in whose name the remediator sends it."""
 
-    kind: PingKind = "success"
-    exit_status: Annotated[int, Field(ge=0, le=255)] | None = None
-    message: Annotated[str, Field(max_length=BODY_LIMIT)] = ""
     by: Annotated[str, Field(max_length=200)] = ""
 
 

@@ -14,12 +14,12 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from exporter.heartbeats.creation import NotCreatedError
-from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, HEAD_LIMIT
+from exporter.heartbeats.monitor import END_LIMIT, HEAD_LIMIT
 from exporter.heartbeats.rate_limit import RateLimitedError
-from exporter.heartbeats.state import PingKind
 from exporter.heartbeats.store import HeartbeatStoreError
 from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.heartbeats import is_uuid
+from fleet.pings import BODY_LIMIT, PingKind
 
 BODY_TIMEOUT = 10.0  # seconds after which a ping counts with the part of its body that has arrived
 MAX_EXIT_STATUS = 255

@@ -8,9 +8,10 @@ from http import HTTPStatus
 from aiohttp import web
 
 from exporter.api.pings import name_client
-from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, HeartbeatMonitor
+from exporter.heartbeats.monitor import END_LIMIT, HeartbeatMonitor
 from exporter.heartbeats.rate_limit import RateLimitedError
 from exporter.heartbeats.store import HeartbeatStoreError
+from fleet.pings import BODY_LIMIT
 
 PATH = "/api/push/{token}"
 LONGEST = 86_400_000.0  # milliseconds

@@ -20,18 +20,18 @@ from exporter.heartbeats.rate_limit import admit
 from exporter.heartbeats.registry import HeartbeatRegistry, HeartbeatUrls
 from exporter.heartbeats.schedule import create_schedule
 from exporter.heartbeats.series import render_heartbeat
-from exporter.heartbeats.state import HeartbeatState, Ping, PingKind, Timing
+from exporter.heartbeats.state import HeartbeatState, Ping, Timing
 from exporter.heartbeats.store import HeartbeatStore, HeartbeatStoreError, ReceivedPing, ensure_ping_key
 from exporter.heartbeats.writer import PingWriter, States
 from exporter.probes.heartbeat import HeartbeatProbeOptions, check_body
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.model import Inventory, Service
 from fleet.inventory.units import format_duration
+from fleet.pings import BODY_LIMIT, PingKind
 from runtime.clock import SteadyClock, StoredClock, boot_id, seconds_since_boot
 from runtime.logs import LimitedLog
 from runtime.redaction import Redactor, mask_credentials
 
-BODY_LIMIT = 10_000  # bytes that are stored
 HEAD_LIMIT = 2 * BODY_LIMIT  # bytes of the beginning of a body: a secret may be on both sides of the limit
 END_LIMIT = 16_384  # bytes of the end of a body, of which a part becomes that of the reason
 FAULT_LIMIT = 300  # characters of a failed job's output that become a part of the reason

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from exporter.heartbeats.agent import AgentReport, AgentState
+from fleet.pings import PingKind
 
-PingKind = Literal["start", "success", "fail", "log"]
 Status = Literal["waiting", "up", "late", "failed"]
 
 

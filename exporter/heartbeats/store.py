@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from exporter.heartbeats.agent import AgentReport, state_from_json, state_to_json
-from exporter.heartbeats.state import HeartbeatState, PingKind
+from exporter.heartbeats.state import HeartbeatState
+from fleet.pings import PingKind
 from runtime.clock import StoredClock
 from runtime.errors import DefibError, StartError
 from runtime.tokens import ensure_token

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -13,6 +13,7 @@ import structlog
 
 from fleet.inventory.endpoints import Endpoint
 from fleet.json_client import HttpStatusError, JsonClient, parsing_response
+from fleet.pings import PingKind
 from remediator.clients.exporter_services import check_services
 from remediator.policy.situation import STUCK, Observation
 from runtime.access.roles import USER_HEADER
@@ -21,7 +22,6 @@ from runtime.tokens import ConfiguredToken, TokenError
 
 CALLER = "remediator"  # as the exporter's audit log would name it
 MAX_EVENT_NAME, MAX_EVENT_DETAIL, MAX_CURSOR = 200, 1000, 1000  # characters
-PingKind = Literal["start", "success", "fail", "log"]
 log = structlog.get_logger()
 
 

@@ -1,14 +1,13 @@
 """Heartbeats as the exporter knows them, for pages, the API and commands; their URLs; pings of people."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from aiohttp import web
-from pydantic import Field
 
 from fleet.inventory.model import Inventory
 from fleet.json_client import ClientError, HttpStatusError, parsing_response
-from remediator.clients.exporter import PingKind
+from fleet.pings import PingBody
 from remediator.http.views import respond
 from remediator.http.write_api import translating_errors
 from remediator.operations import Operations
@@ -18,19 +17,12 @@ from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
 from runtime.redaction import Redactor
-from runtime.request_bodies import RequestBody, parse_request
+from runtime.request_bodies import parse_request
 from runtime.times import format_rfc3339
 from runtime.web import add_route
 
 ORDER = ("failed", "late", "waiting", "up")  # of statuses in lists
-MESSAGE_LIMIT = 10_000  # characters
 NOT_FOUND = 404
-
-
-class _PingBody(RequestBody):
-    kind: PingKind = "success"
-    exit_status: Annotated[int, Field(ge=0, le=255)] | None = None
-    message: Annotated[str, Field(max_length=MESSAGE_LIMIT)] = ""
 
 
 def add_routes(
@@ -101,7 +93,7 @@ class _HeartbeatsApi:
         return web.json_response({"service": name})
 
     async def ping(self, request: web.Request) -> web.Response:
-        service, body = request.match_info["id"], await parse_request(request, _PingBody)
+        service, body = request.match_info["id"], await parse_request(request, PingBody)
         sent = await self._operations.ping(service, body.kind, body.exit_status, body.message, get_identity(request))
         return web.json_response({"service": service, "kind": sent, "exit_status": body.exit_status})
 

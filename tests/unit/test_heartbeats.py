@@ -17,10 +17,11 @@ from exporter.api.pings import PingError, parse_ping_path
 from exporter.heartbeats.agent import AgentReport, AgentState, describe_stuck, parse_report
 from exporter.heartbeats.badges import BadgeState, render_shields, render_svg
 from exporter.heartbeats.schedule import EARLY, Cron, Interval
-from exporter.heartbeats.state import HeartbeatState, Ping, PingKind, Timing
+from exporter.heartbeats.state import HeartbeatState, Ping, Timing
 from exporter.heartbeats.store import BODIES_LIMIT, PINGS_LIMIT, HeartbeatStore, HeartbeatStoreError, ReceivedPing
 from fleet.inventory.agents import Agent
 from fleet.inventory.heartbeats import derive_uuid, is_uuid
+from fleet.pings import PingKind
 from runtime.clock import StoredClock
 from runtime.errors import StartError
 
