@@ -92,7 +92,7 @@ class HeartbeatMonitor:
         self._present_until = 0.0  # until when pings could be received
         self._time_stored_at = 0.0
         self._correction = 0.0  # seconds between the steady clock and the system time
-        self._inventory, self._ping_key = Inventory(), ""
+        self._inventory = Inventory()
         self._created, self._created_at = 0.0, 0.0  # of CREATE_LIMIT, and the time of that
 
     @property
@@ -127,8 +127,10 @@ class HeartbeatMonitor:
             self._heartbeats = {}  # their times are of the other database's clock
             self._open(opened)
         created = make_services(inventory, find_remaining(inventory, self._find_created()))
-        self._inventory, self._ping_key = inventory, key.get_secret_value()
-        self._set_urls([*services.values(), *created.values()])
+        self._inventory = inventory
+        in_force = [*services.values(), *created.values()]
+        self.registry.replace(in_force, key.get_secret_value(), settings.base_url)
+        self._redact.add(self.registry.secrets)
         await self._replace({**services, **created}, inventory.notify.timezone, created)
 
     def _find_created(self) -> list[str]:
@@ -136,11 +138,6 @@ class HeartbeatMonitor:
         stored = self._database.states if self._database is not None else {}
         states = {**stored, **{name: each.state for name, each in self._heartbeats.items()}}
         return [name for name, state in states.items() if state.is_created]
-
-    def _set_urls(self, services: Iterable[Service]) -> None:
-        settings = self._inventory.exporter.heartbeats
-        self.registry.replace(services, self._ping_key, settings.base_url)
-        self._redact.add(self.registry.secrets)
 
     async def create(self, slug: str) -> Service | None:
         """Create a heartbeat, and return its service; None if it exists already.
@@ -159,7 +156,7 @@ class HeartbeatMonitor:
         heartbeat = Heartbeat(service, self._create_timing(service, inventory.notify.timezone), state)
         await database.writer.change(lambda: {slug: state})
         self._heartbeats[slug] = heartbeat
-        self._set_urls(each.service for each in self._heartbeats.values())
+        self._redact.add([self.registry.add(service)])
         self._schedule(heartbeat)
         self._show(heartbeat)
         return service
@@ -176,7 +173,7 @@ class HeartbeatMonitor:
             self._heartbeats[name] = heartbeat
             raise
         self._changed.pop(name, None)
-        self._set_urls(each.service for each in self._heartbeats.values())
+        self.registry.remove(heartbeat.service)
         self._publish(name, {})
 
     def find_forgotten(self) -> list[str]:

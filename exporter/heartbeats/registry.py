@@ -1,11 +1,12 @@
-"""Which heartbeat a URL is of: pings, the push URLs of Uptime Kuma, and badges."""
+"""Which heartbeat a URL is of: pings, the push URLs of Uptime Kuma, and badges, whose URLs are signed."""
 
 import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from exporter.probes.heartbeat import HeartbeatProbeOptions
-from fleet.inventory.heartbeats import derive_badge_id, derive_uuid
+from fleet.inventory.heartbeats import BadgeKind, derive_uuid, sign_badge
 from fleet.inventory.model import Service
 
 
@@ -32,7 +33,7 @@ class BadgeSubject:
 
 
 class HeartbeatRegistry:
-    """The heartbeats by UUID, by slug, and by the ID of their badges."""
+    """The heartbeats by UUID and by slug, and the signatures of their badges."""
 
     def __init__(self) -> None:
         self._ping_key = self._base_url = ""
@@ -40,19 +41,28 @@ class HeartbeatRegistry:
         self._uuids: dict[str, str] = {}  # by service
         self._by_slug: dict[str, tuple[str, ...]] = {}
         self._services: dict[str, Service] = {}
-        self._badges: dict[str, BadgeSubject] | None = None  # by ID; None until one is requested
 
     def replace(self, services: Iterable[Service], ping_key: str, base_url: str) -> None:
         """Put the heartbeats of an inventory in force; their URLs begin with `base_url`."""
-        self._ping_key, self._base_url, self._badges = ping_key, base_url, None
-        self._by_uuid, self._by_slug, self._uuids = {}, {}, {}
-        self._services = {service.id: service for service in services}
-        for service in self._services.values():
-            options: HeartbeatProbeOptions = service.probe.options
-            own = options.uuid.get_secret_value() if options.uuid is not None else derive_uuid(ping_key, service.id)
-            self._uuids[service.id], self._by_uuid[own] = own, service.id
-            slug = _slug_of(service)
-            self._by_slug[slug] = (*self._by_slug.get(slug, ()), service.id)
+        self._ping_key, self._base_url = ping_key, base_url
+        self._by_uuid, self._by_slug, self._uuids, self._services = {}, {}, {}, {}
+        for service in services:
+            self.add(service)
+
+    def add(self, service: Service) -> str:
+        """Add a heartbeat, and return its UUID, which must not be logged."""
+        options: HeartbeatProbeOptions = service.probe.options
+        own = options.uuid.get_secret_value() if options.uuid is not None else derive_uuid(self._ping_key, service.id)
+        self._services[service.id], self._uuids[service.id], self._by_uuid[own] = service, own, service.id
+        slug = _slug_of(service)
+        self._by_slug[slug] = (*self._by_slug.get(slug, ()), service.id)
+        return own
+
+    def remove(self, service: Service) -> None:
+        """Remove a heartbeat."""
+        del self._services[service.id], self._by_uuid[self._uuids.pop(service.id)]
+        slug = _slug_of(service)
+        self._by_slug[slug] = tuple(name for name in self._by_slug[slug] if name != service.id)
 
     @property
     def secrets(self) -> Sequence[str]:
@@ -71,22 +81,17 @@ class HeartbeatRegistry:
         """Whether a text is the ping key, with which URLs with a slug begin."""
         return hmac.compare_digest(text.encode("utf-8", "replace"), self._ping_key.encode())
 
-    def find_badge(self, badge_id: str) -> BadgeSubject | None:
-        """Return what a badge is about; None if there is none with this ID."""
-        if self._badges is None:
-            self._badges = dict(self._make_badges())
-        return self._badges.get(badge_id)
+    def find_badge(self, signature: str, name: str) -> BadgeSubject | None:
+        """Return what a badge is about: the heartbeat or the category with this name, if its signature is right."""
+        if name in self._services and self._is_signature(signature, "service", name):
+            return BadgeSubject(self._services[name].title, [name])
+        if not self._is_signature(signature, "category", name):
+            return None
+        services = [each.id for each in self._services.values() if each.category == name]
+        return BadgeSubject(name, services) if services else None
 
-    def _make_badges(self) -> Iterable[tuple[str, BadgeSubject]]:
-        categories: dict[str, list[str]] = {}
-        for service in self._services.values():
-            yield self._badge_id(service), BadgeSubject(service.title, [service.id])
-            categories.setdefault(service.category, []).append(service.id)
-        for category, names in categories.items():
-            yield derive_badge_id(self._ping_key, "category", category), BadgeSubject(category, names)
-
-    def _badge_id(self, service: Service) -> str:
-        return derive_badge_id(self._ping_key, "service", service.id)
+    def _is_signature(self, text: str, kind: BadgeKind, name: str) -> bool:
+        return hmac.compare_digest(text.encode("utf-8", "replace"), sign_badge(self._ping_key, kind, name).encode())
 
     def find_uuid(self, service: str) -> str | None:
         """Return the UUID of a service, None if it is no heartbeat."""
@@ -98,14 +103,16 @@ class HeartbeatRegistry:
         if found is None:
             return None
         base, uuid = self._base_url, self._uuids[service]
-        category = derive_badge_id(self._ping_key, "category", found.category)
         return HeartbeatUrls(
             by_uuid=f"{base}/ping/{uuid}",
             by_slug=f"{base}/ping/{self._ping_key}/{_slug_of(found)}",
             push=f"{base}/api/push/{uuid}",
-            badge=f"{base}/badge/{self._badge_id(found)}.svg",
-            category_badge=f"{base}/badge/{category}.svg",
+            badge=self._format_badge("service", service),
+            category_badge=self._format_badge("category", found.category),
         )
+
+    def _format_badge(self, kind: BadgeKind, name: str) -> str:
+        return f"{self._base_url}/badge/{sign_badge(self._ping_key, kind, name)}/{quote(name, safe='')}.svg"
 
 
 def _slug_of(service: Service) -> str:

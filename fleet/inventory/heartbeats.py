@@ -13,6 +13,7 @@ from fleet.inventory.endpoints import MAX_PORT, ConfigModel, OwnToken, RelativeP
 from fleet.inventory.notify import Severity
 from fleet.inventory.units import Duration, Pattern, PositiveDuration, compile_pattern, format_duration
 
+BadgeKind = Literal["service", "category"]
 MIN_PING_KEY = 16  # characters
 MIN_EVERY = 1.0  # seconds
 MAX_CREATED = 1000  # heartbeats that jobs may create
@@ -91,8 +92,8 @@ def derive_uuid(ping_key: str, service: str) -> str:
     return str(uuid.UUID(bytes=_derive(ping_key, f"heartbeat:{service}"), version=4))
 
 
-def derive_badge_id(ping_key: str, kind: Literal["service", "category"], name: str) -> str:
-    """Return the ID in the URL of a badge, from which the UUID of the heartbeat cannot be found."""
+def sign_badge(ping_key: str, kind: BadgeKind, name: str) -> str:
+    """Return the signature in the URL of a badge, from which the UUID of the heartbeat cannot be found."""
     return _derive(ping_key, f"badge of {kind}:{name}").hex()
 
 

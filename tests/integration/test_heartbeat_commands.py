@@ -110,7 +110,8 @@ async def test_the_commands(loop: Loop) -> None:
     assert (shown.returncode, shown.stdout) == (0, f"{pings}/ping/{CHECK}\n")
     for option, expected in (
         ("--slug", f"{pings}/ping/{KEY}/moved"), ("--push", f"{pings}/api/push/{CHECK}"),
-        ("--badge", rf"{pings}/badge/[0-9a-f]{{32}}\.svg"), ("--category-badge", rf"{pings}/badge/[0-9a-f]{{32}}\.svg"),
+        ("--badge", rf"{pings}/badge/[0-9a-f]{{32}}/moved\.svg"),
+        ("--category-badge", rf"{pings}/badge/[0-9a-f]{{32}}/other\.svg"),
     ):  # fmt: skip
         shown = await on_loop(loop, "heartbeat", "url", "moved", option)
         assert re.fullmatch(expected, shown.stdout.strip()), option

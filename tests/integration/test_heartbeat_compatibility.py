@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import shutil
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from tests.integration.test_heartbeats import CHECK, KEY, Heartbeats
 from tests.support import SCREENSHOTS, eventually
 
 HOSTILE = """<b>"'&\\ 备份"""
+JOBS = "nightly jobs/备份"
 SERVICES: dict[str, Any] = {
-    "backup": {"category": "jobs", "probe": {"heartbeat": {"every": "1h"}}},
-    "moved": {"name": HOSTILE, "category": "jobs", "probe": {"heartbeat": {"every": "1h", "uuid": CHECK}}},
+    "backup": {"category": JOBS, "probe": {"heartbeat": {"every": "1h"}}},
+    "moved": {"name": HOSTILE, "category": JOBS, "probe": {"heartbeat": {"every": "1h", "uuid": CHECK}}},
     "overdue": {"category": "slow", "probe": {"heartbeat": {"every": "1s", "grace": "1h"}}},
     "writer": {"name": "Writer", "probe": {"heartbeat": {"every": "10m"}}, "agent": {}},
     "reader": {"probe": {"heartbeat": {"every": "10m"}}, "agent": {}},
@@ -84,13 +86,13 @@ async def test_metrics_of_healthchecks(exporter: Compatible) -> None:
         **{("hc_check_started", name): float(name == "backup") for name in ("backup", HOSTILE, "overdue", "Writer", "reader")},
         **{("hc_check_grace", name): float(name == "overdue") for name in ("backup", HOSTILE, "overdue", "Writer", "reader")},
         **{("hc_check_paused", name): 0.0 for name in ("backup", HOSTILE, "overdue", "Writer", "reader")},
-        ("hc_tag_up", "jobs"): 0.0, ("hc_tag_up", "slow"): 1.0, ("hc_tag_up", "other"): 1.0,
+        ("hc_tag_up", JOBS): 0.0, ("hc_tag_up", "slow"): 1.0, ("hc_tag_up", "other"): 1.0,
         ("hc_checks_total", ""): 5.0, ("hc_checks_down_total", ""): 1.0,
     }  # fmt: skip
     page = (await exporter.client.get("/metrics/healthchecks")).text
     # A check that was moved with its UUID keeps the key that healthchecks gave it.
     key = hashlib.sha1(CHECK.replace("-", "")[:16].encode(), usedforsecurity=False).hexdigest()
-    assert f'hc_check_up{{name="<b>\\"\'&\\\\ 备份",tags="jobs",unique_key="{key}"}} 0\n' in page
+    assert f'hc_check_up{{name="<b>\\"\'&\\\\ 备份",tags="{JOBS}",unique_key="{key}"}} 0\n' in page
     assert (
         "# HELP hc_check_up Whether the check is currently up (1 for yes, 0 for no).\n# TYPE hc_check_up gauge\n"
         in page
@@ -171,14 +173,20 @@ async def test_badges(exporter: Compatible) -> None:
 
 async def test_a_badge_s_url_cannot_ping_and_a_ping_s_is_no_badge(exporter: Compatible) -> None:
     urls = await exporter.urls("backup")
-    badge = urls["badge_url"].removeprefix("/badge/").removesuffix(".svg")
+    signature, _, name = urls["badge_url"].removeprefix("/badge/").removesuffix(".svg").partition("/")
+    assert name == "backup"
+    badge = f"{signature}/{name}"
     own = urls["url"].rpartition("/")[2]
-    dashed = f"{badge[:8]}-{badge[8:12]}-{badge[12:16]}-{badge[16:20]}-{badge[20:]}"
-    for path in (f"/ping/{dashed}", f"/{badge}/backup", f"/api/push/{badge}", f"/api/push/{dashed}"):
+    dashed = str(uuid.UUID(signature))
+    for path in (f"/ping/{dashed}", f"/{badge}", f"/ping/{badge}", f"/api/push/{signature}", f"/api/push/{dashed}"):
         assert (await exporter.ping(path)).status_code == 404, path
     for path in (
-        f"/badge/{own}.svg",
-        f"/badge/{own.replace('-', '')}.svg",
+        f"/badge/{own}/backup.svg",
+        f"/badge/{own.replace('-', '')}/backup.svg",
+        f"/badge/{signature}/moved.svg",
+        f"/badge/{signature[::-1]}/backup.svg",
+        f"/badge/{urls['category_badge_url'].split('/')[2]}/backup.svg",
+        f"/badge/{signature}.svg",
         f"/badge/{badge}.png",
         f"/badge/{badge}",
         "/badge/",
