@@ -8,7 +8,7 @@ from http import HTTPStatus
 from aiohttp import web
 
 from exporter.api.pings import name_client
-from exporter.heartbeats.monitor import END_LIMIT, HeartbeatMonitor
+from exporter.heartbeats.monitor import END_LIMIT, HEAD_LIMIT, HeartbeatMonitor
 from exporter.heartbeats.rate_limit import RateLimitedError
 from exporter.heartbeats.store import HeartbeatStoreError
 from fleet.pings import BODY_LIMIT
@@ -40,7 +40,7 @@ class PushApi:
                 "success" if is_up else "fail",
                 None,
                 "",
-                body[:BODY_LIMIT],
+                body[:HEAD_LIMIT],
                 end=body[-END_LIMIT:],
                 is_cut=len(body) > BODY_LIMIT,
                 client=name_client(request),
