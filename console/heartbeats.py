@@ -54,7 +54,7 @@ class HeartbeatPages:
         snapshot = await self._source.get()
         return await self._renderer.respond(
             request, "heartbeat.html", snapshot=snapshot.describe(), heartbeat=heartbeat, name=name,
-            unavailable=unavailable,
+            unavailable=unavailable, is_service=name in inventory.services,
         )  # fmt: skip
 
 
@@ -62,6 +62,7 @@ def _describe(heartbeat: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a heartbeat with Unix times, and each ping that ended a job with how long the job took."""
     described = {
         "agent": None,
+        "created": False,
         **heartbeat,
         "state": STATES[heartbeat["status"]],
         "grace": format_duration(heartbeat["grace_seconds"]),

@@ -15,6 +15,7 @@ from console.rendering import PageRenderer, Reader
 from console.requests import SubmittedForms, answer_form
 from console.things import find_thing
 from fleet.inventory.model import Service
+from fleet.inventory.units import format_duration
 from fleet.json_client import ClientError, parsing_response
 from fleet.shells import OUTPUT_LIMIT, CompletedCommand
 from remediator.clients.exporter_services import check_results
@@ -116,11 +117,14 @@ class ServicePages:
             components=components, few_components=FEW_COMPONENTS,
             component_values=list(dict.fromkeys(name for each in components for name in each["values"])),
             explanation=explanation, charts=charts, spans=list(SPANS), span=span,
-            incidents=incidents, last_action=last_action, service=_describe(service),
+            incidents=incidents, last_action=last_action, service=self._describe(service),
             depends_on=list(service.depends_on), dependents=dependents,
             states={each: rows[each].state for each in (*service.depends_on, *dependents) if each in rows},
             can_silence=inventory.remediator.alertmanager_url is not None, links=build_page_links(inventory, service),
         )  # fmt: skip
+
+    def _describe(self, service: Service) -> Mapping[str, Any]:
+        return _describe(service, self._database.inventory.notify.timezone)
 
     async def show_checks(self, request: web.Request) -> web.Response:
         """Return the last checks, each of which a script shows at its bar of a strip."""
@@ -139,7 +143,7 @@ class ServicePages:
         if "download" in request.query and not problem:
             return self._renderer.respond_text(output, f"{service.id}.log")
         return await self._renderer.respond(
-            request, "logs.html", service=_describe(service), output=output[-LOG_LIMIT:], log_problem=problem,
+            request, "logs.html", service=self._describe(service), output=output[-LOG_LIMIT:], log_problem=problem,
             was_cut=len(output) > LOG_LIMIT or is_cut,
         )  # fmt: skip
 
@@ -242,15 +246,26 @@ def _state_of_component(seen: Mapping[str, Any] | None) -> ServiceState:
     return "up" if seen["up"] else "down"
 
 
-def _describe(service: Service) -> Mapping[str, Any]:
+def _describe(service: Service, timezone: str) -> Mapping[str, Any]:
     """Return the settings of a service that its page shows, without secrets."""
     control = service.control
     return {
         "id": service.id, "title": service.title, "host": service.host, "on_failure": service.on_failure,
         "team": service.team, "target": service.target,
         "is_reported": service.probe.is_reported,
+        "schedule": _describe_schedule(service.probe.options, timezone) if service.probe.is_reported else None,
         "kind": service.probe.kind, "every": service.probe.every, "timeout": service.probe.timeout,
         "fail_after": service.probe.fail_after, "recover_after": service.probe.recover_after,
         "control": control.kind if control is not None else "", "thing": find_thing(service),
         "verbs": list(control.options.verbs) if control is not None else [],
     }  # fmt: skip
+
+
+def _describe_schedule(options: Any, timezone: str) -> Mapping[str, Any]:
+    """Return when pings of a heartbeat are due; `timezone` applies where its options have none."""
+    return {
+        "every": None if options.every is None else format_duration(options.every),
+        "cron": options.cron,
+        "timezone": options.timezone or timezone,
+        "grace": format_duration(options.grace),
+    }

@@ -100,7 +100,8 @@ class Stream:
             "rows": {row.id: self._renderer.render_fresh_row(row, reader, self._history) for row in changed},
             "states": {row.id: row.state for row in changed},
             "results": {
-                row.id: [row.recent, row.latency] for row in snapshot.measured_since(since) if row.id not in ids
+                **{row.id: [row.recent, row.latency] for row in snapshot.measured_since(since) if row.id not in ids},
+                **{name: ["", None] for name in snapshot.created_since(since)},
             },
             "head": snapshot.head_version > since,
         }

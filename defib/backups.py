@@ -41,13 +41,13 @@ class Sources:
     @classmethod
     def of(cls, inventory: Inventory, directory: Path, program: str | None) -> "Sources":
         """Return what belongs to a program, or to both."""
-        services, settings = inventory.services.values(), inventory.exporter.heartbeats
+        settings = inventory.exporter.heartbeats
         for_remediator = program != "exporter"
         return cls(
             inventory.remediator.database if for_remediator else None,
             settings.database if program != "remediator" else None,
             directory if for_remediator else None,
-            any(service.probe.is_reported for service in services),
+            inventory.has_heartbeats,
             settings.ping_key is None,
         )
 

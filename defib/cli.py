@@ -372,9 +372,9 @@ def _parse_exit_status(text: str) -> int:
 
 
 def _add_heartbeat_command(added: _Commands) -> None:
-    description = "list heartbeats, show their URLs, send pings, or run a job that is reported"
+    description = "list heartbeats, show their URLs, send pings, run a job that is reported, or remove a created one"
     heartbeat = added.add("heartbeat", commands.heartbeat, description, API)
-    verbs = heartbeat.add_subparsers(required=True, metavar="list|url|ping|run", dest="verb")
+    verbs = heartbeat.add_subparsers(required=True, metavar="list|url|ping|run|remove", dest="verb")
 
     def add(name: str, description: str, supports: Iterable[str] = API) -> argparse.ArgumentParser:
         sentence = f"{description[:1].upper()}{description[1:]}."
@@ -385,7 +385,13 @@ def _add_heartbeat_command(added: _Commands) -> None:
     add("list", "list the heartbeats, those that failed or are late first")
     url = add("url", "print the secret URL of a heartbeat")
     _add_service_argument(url)
-    url.add_argument("--slug", action="store_true", help="the URL with the ping key and the slug")
+    kinds = url.add_mutually_exclusive_group()
+    for kind, help_ in (
+        ("slug", "the URL with the ping key and the slug"), ("push", "the push URL, as of Uptime Kuma"),
+        ("badge", "the URL of its badge, which can be public"), ("category-badge", "the URL of its category's badge"),
+    ):  # fmt: skip
+        name = f"{kind.replace('-', '_')}_url"
+        kinds.add_argument(f"--{kind}", dest="url", action="store_const", const=name, default="url", help=help_)
     ping = add("ping", "send a ping, by default a success, in your name")
     _add_service_argument(ping)
     kinds = ping.add_mutually_exclusive_group()
@@ -400,6 +406,8 @@ def _add_heartbeat_command(added: _Commands) -> None:
     run.add_argument("--url-file", type=Path, metavar="FILE", help=help_)
     run.add_argument("job", metavar="COMMAND", nargs="+", help="after --: the command with its arguments")
     run.set_defaults(run=commands.run_job, supports=frozenset(API[:2]))
+    remove = add("remove", "remove a heartbeat that a job has created")
+    remove.add_argument("service", metavar="SLUG", help="the slug, which is its name")
 
 
 def _add_access_commands(added: _Commands) -> None:

@@ -305,7 +305,9 @@ def heartbeat(options: argparse.Namespace) -> int:
     if options.verb == "list":
         return _ask(options, heartbeats.list_heartbeats, as_json=options.as_json)
     if options.verb == "url":
-        return _ask(options, heartbeats.show_url, options.service, by_slug=options.slug, as_json=options.as_json)
+        return _ask(options, heartbeats.show_url, options.service, options.url, as_json=options.as_json)
+    if options.verb == "remove":
+        return _ask(options, heartbeats.remove, options.service, as_json=options.as_json)
     body = {"kind": options.kind, "exit_status": options.exit_status, "message": options.message}
     return _ask(options, heartbeats.ping, options.service, body, as_json=options.as_json)
 

@@ -1,4 +1,4 @@
-"""`defib heartbeat list`, `url` and `ping`: heartbeats, their URLs, and pings in the name of a person."""
+"""`defib heartbeat list`, `url`, `ping` and `remove`: heartbeats, their URLs, and pings in the name of a person."""
 
 from collections.abc import Iterator, Mapping
 from datetime import tzinfo
@@ -36,6 +36,8 @@ def _table_row(heartbeat: Mapping[str, Any], now: str, zone: tzinfo | None) -> l
 
 def _describe(heartbeat: Mapping[str, Any], now: str) -> Iterator[str]:
     """Yield what is seen of a heartbeat."""
+    if heartbeat.get("created"):
+        yield "created by a ping"
     if heartbeat["started_at"] is not None:
         yield f"running for {format_age(heartbeat['started_at'], now)}"
     if heartbeat["problem"]:
@@ -60,14 +62,26 @@ async def read_url(connect: Connect, service: str) -> str:
         return str(urls["url"])
 
 
-async def show_url(connect: Connect, service: str, *, by_slug: bool, as_json: bool) -> int:
-    """Print the URL of a heartbeat, alone."""
+async def show_url(connect: Connect, service: str, name: str, *, as_json: bool) -> int:
+    """Print the URL of a heartbeat with this name in the answer, alone."""
     async with connect() as remediator:
         urls = await remediator.request_named("service", service, "GET", "/api/v1/heartbeats/{name}/urls")
     if as_json:
         print_json(urls)
     else:
-        print_text(urls["slug_url" if by_slug else "url"])
+        with checking_answers():
+            print_text(urls[name])
+    return 0
+
+
+async def remove(connect: Connect, service: str, *, as_json: bool) -> int:
+    """Remove a heartbeat that a job has created."""
+    async with connect() as remediator:
+        answer = await remediator.request_named("service", service, "DELETE", "/api/v1/heartbeats/{name}")
+    if as_json:
+        print_json(answer)
+    else:
+        print_text(f"{answer['service']}: removed")
     return 0
 
 

@@ -9,8 +9,7 @@ from functools import partial
 import structlog
 
 from exporter.api import add_routes
-from exporter.api.ping_listener import PingListener
-from exporter.api.pings import create_ping_application
+from exporter.api.ping_listener import PingListener, create_ping_application
 from exporter.metrics import ExporterMetrics
 from exporter.probes.net.connections import create_ssl_context
 from exporter.scheduler.probe_scheduler import ProbeScheduler
@@ -53,12 +52,12 @@ async def run(
     app = create_application(
         access, web_config, ready=started.is_set, on_error=lambda _request, error: metrics.count_refusal(error.status)
     )
-    pings = PingListener(create_ping_application(scheduler.heartbeats, web_config), metrics, lambda: web_config.tls)
+    pings = PingListener(create_ping_application(scheduler, web_config), metrics, lambda: web_config.tls)
     current = loaded.inventory
 
     async def apply(inventory: Inventory) -> None:
         await scheduler.apply(inventory)
-        await pings.listen(inventory.exporter.heartbeats.listen if scheduler.heartbeats.has_any else "")
+        await pings.listen(inventory.exporter.heartbeats.listen if scheduler.heartbeats.is_receiving else "")
 
     async def start() -> None:
         async with reload.lock:
@@ -95,7 +94,13 @@ async def run(
         listen,
         metrics,
         web_config=web_config,
-        tasks=[start, access.run, partial(sources.watch, reload), scheduler.report_heartbeats],
+        tasks=[
+            start,
+            access.run,
+            partial(sources.watch, reload),
+            scheduler.report_heartbeats,
+            scheduler.forget_heartbeats,
+        ],
         reload=reload,
         drain=drain,
     )

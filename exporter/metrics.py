@@ -36,3 +36,11 @@ class ExporterMetrics(ProgramMetrics):
             "Number of scheduled probes that were skipped because their time had passed.",
             registry=registry,
         )
+        self.heartbeats_created = Gauge(
+            "defib_exporter_created_heartbeats", "Number of heartbeats that jobs have created.", registry=registry
+        )
+        self.heartbeats_not_created = Counter(
+            "defib_exporter_created_heartbeats_refused",
+            "Number of pings that would have created a heartbeat, but as many as permitted were created.",
+            registry=registry,
+        )

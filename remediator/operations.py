@@ -12,9 +12,9 @@ import structlog
 
 from fleet.inventory.model import Remediable, Service, is_host_alert
 from fleet.json_client import ClientError, HttpStatusError
+from fleet.pings import PingKind
 from fleet.shells import CompletedCommand, ShellError
 from remediator.clients.alertmanager import Alertmanager
-from remediator.clients.exporter import PingKind
 from remediator.engine import reminders
 from remediator.engine.engine import Engine
 from remediator.execution.controls.runner import UnknownComponentError, UnknownVerbError, Verb
@@ -159,10 +159,10 @@ class Operations:
         return observed
 
     async def reveal_ping_urls(self, service_id: str, by: Identity) -> Mapping[str, str]:
-        """Return the URLs of a heartbeat, `url` and `slug_url`: who has one can send pings."""
+        """Return the URLs of a heartbeat by name: who has one that is no badge's can send pings."""
         async with self._audit_log.recording_refusal(by, "read ping URL", service_id):
             with _asking_about_heartbeats():
-                urls = await self._engine.exporter.read_ping_urls(self.get_heartbeat(service_id).id)
+                urls = await self._engine.exporter.read_ping_urls(self.find_heartbeat(service_id))
         await self._audit_log.write(AuditEntry.of(by, "read ping URL", service_id))
         return urls
 
@@ -171,14 +171,23 @@ class Operations:
     ) -> PingKind:
         """Send a ping of a heartbeat in the name of a person; returns its kind, which the exit status may decide."""
         async with self._audit_log.recording_refusal(by, "ping", service_id):
-            service = self.get_heartbeat(service_id)
+            name = self.find_heartbeat(service_id)
             if exit_status is not None and kind not in ("success", "fail"):
                 raise InvalidOperationError("bad_request", f"exit_status: a ping of the kind {kind} has none")
             with _asking_about_heartbeats():
-                sent = await self._engine.exporter.ping(service.id, kind, exit_status, message, by.label)
+                sent = await self._engine.exporter.ping(name, kind, exit_status, message, by.label)
         detail = sent if exit_status is None else f"{sent}, exit status {exit_status}"
         await self._audit_log.write(AuditEntry.of(by, "ping", service_id, detail=detail))
         return sent
+
+    async def remove_heartbeat(self, name: str, by: Identity) -> None:
+        """Remove a heartbeat that a job has created."""
+        async with self._audit_log.recording_refusal(by, "remove heartbeat", name):
+            if name in self._database.inventory.services:
+                raise ConflictError("in_inventory", f"the inventory has the heartbeat {name!r}: remove it there")
+            with _asking_about_heartbeats():
+                await self._engine.exporter.remove_heartbeat(self.find_heartbeat(name))
+        await self._audit_log.write(AuditEntry.of(by, "remove heartbeat", name))
 
     async def reset_attempts(self, service_id: str, by: Identity) -> int:
         """Give a service or an alert of a host all its attempts again; returns the id of the reset."""
@@ -398,13 +407,15 @@ class Operations:
             raise NotFoundError("unknown_service", f"the inventory has no service {service_id!r}")
         return service
 
-    def get_heartbeat(self, service_id: str) -> Service:
-        """Return a service that reports itself. Raises NotFoundError."""
-        service = self.get_service(service_id)
-        if not service.probe.is_reported:
-            message = f"service {service_id!r} has another probe than `heartbeat`"
-            raise NotFoundError("unknown_heartbeat", message)
-        return service
+    def find_heartbeat(self, name: str) -> str:
+        """Return the ID of a service that reports itself, or that a job may have created. Raises NotFoundError."""
+        inventory = self._database.inventory
+        service = inventory.services.get(name)
+        if service is None and not inventory.exporter.heartbeats.may_create(name):
+            raise NotFoundError("unknown_service", f"the inventory has no service {name!r}")
+        if service is not None and not service.probe.is_reported:
+            raise NotFoundError("unknown_heartbeat", f"service {name!r} has another probe than `heartbeat`")
+        return name
 
     def get_subject(self, subject: str) -> Remediable:
         """Return a service of the inventory, or an alert of a host with runbooks. Raises NotFoundError."""
@@ -448,7 +459,8 @@ def _asking_about_heartbeats() -> Iterator[None]:
         yield
     except HttpStatusError as error:
         if error.code == "unknown_heartbeat":
-            raise NotFoundError(error.code, "the exporter has no such heartbeat: reload it") from error
+            message = "the exporter has no such heartbeat: reload it, if the inventory has it"
+            raise NotFoundError(error.code, message) from error
         if error.code == "too_many_pings":
             raise ConflictError(error.code, "the heartbeat has received too many pings in a minute") from error
         raise UnavailableError("exporter_unavailable", f"cannot query the exporter: {error}") from error

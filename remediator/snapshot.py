@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
@@ -45,6 +45,7 @@ class ServiceRow:
     reason: str = ""  # of the last probe, if it failed
     failure: str = ""
     probed_at: float | None = None
+    job_started_at: float | None = None  # of a heartbeat
     latency: float | None = None
     recent: str = ""
     alerts: tuple[str, ...] = ()
@@ -77,7 +78,7 @@ class ServiceRow:
 
     def looks_like(self, other: "ServiceRow") -> bool:
         """Whether both look the same but for what each probe changes."""
-        measured = {"probed_at": None, "latency": None, "recent": ""}
+        measured = {"probed_at": None, "job_started_at": None, "latency": None, "recent": ""}
         return replace(self, **measured) == replace(other, **measured)  # type: ignore[arg-type]  # a literal's values
 
 
@@ -92,12 +93,16 @@ class Problem:
 
 @dataclass
 class Snapshot:
-    """The rows by service, with the version in which each changed its looks or its results last."""
+    """The rows by service, with the version in which each changed its looks or its results last.
+
+    `created` are the heartbeats that jobs have created, which are in no list of services, with such versions.
+    """
 
     version: int = 0
     rows: dict[str, ServiceRow] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
     measured: dict[str, int] = field(default_factory=dict)
+    created: dict[str, int] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     overview: Overview = field(default_factory=Overview)
     mismatched: frozenset[str] = frozenset()
@@ -119,6 +124,9 @@ class Snapshot:
 
     def measured_since(self, version: int) -> list[ServiceRow]:
         return [self.rows[name] for name, at in self.measured.items() if at > version and name in self.rows]
+
+    def created_since(self, version: int) -> list[str]:
+        return [name for name, at in self.created.items() if at > version]
 
 
 class SnapshotSource:
@@ -272,14 +280,16 @@ class SnapshotSource:
             if row != before:
                 measured[name] = version
             rows[name] = row
+        created = self._update_created(old.created, names, inventory, version)
         counts: Mapping[str, int] = Counter(row.state for row in rows.values())
         mismatched = self._find_mismatched(inventory)
-        head = (counts, len(rows), overview.banners, {name: each.text for name, each in problems.items()}, mismatched)
-        old_problems = {name: each.text for name, each in old.problems.items()}
-        is_new_head = head != (old.counts, number, old.overview.banners, old_problems, old.mismatched)
+        texts, old_texts = ({name: each.text for name, each in by.items()} for by in (problems, old.problems))
+        head = (counts, len(rows), created.keys(), overview.banners, texts, mismatched)
+        old_head = (old.counts, number, old.created.keys(), old.overview.banners, old_texts, old.mismatched)
+        is_new_head = head != old_head
         if names or is_new_head:
             self.snapshot = Snapshot(
-                version, rows, looks, measured, counts, overview, mismatched, problems,
+                version, rows, looks, measured, created, counts, overview, mismatched, problems,
                 version if is_new_head else old.head_version,
             )  # fmt: skip
         self._windows = windows
@@ -298,7 +308,21 @@ class SnapshotSource:
 
     def _find_mismatched(self, inventory: Inventory) -> frozenset[str]:
         """Return the services that only one of the exporter and the remediator has."""
-        return frozenset(self._services.keys() ^ inventory.services.keys()) if self._services else frozenset()
+        if not self._services:
+            return frozenset()
+        configured = {name for name in self._services if not self._is_created(name)}
+        return frozenset(configured ^ inventory.services.keys())
+
+    def _update_created(
+        self, old: Mapping[str, int], names: Iterable[str], inventory: Inventory, version: int
+    ) -> dict[str, int]:
+        """Return the heartbeats that jobs have created, with the versions of their last changes."""
+        changed = {name: version for name in names if self._is_created(name)}
+        kept = {**old, **changed}
+        return {name: at for name, at in kept.items() if self._is_created(name) and name not in inventory.services}
+
+    def _is_created(self, name: str) -> bool:
+        return self._services.get(name, {}).get("created") is True
 
     def _build_row(self, name: str, inventory: Inventory, overview: Overview, window: str) -> ServiceRow | None:
         service, seen = inventory.services.get(name), self._services.get(name)
@@ -356,6 +380,7 @@ def _add_observation(row: ServiceRow, seen: Mapping[str, Any]) -> ServiceRow:
     return replace(
         row, since=parse_time(seen.get("since")), reason=last.get("reason") or "" if failed else "",
         failure=last.get("message") or "" if failed else "", probed_at=parse_time(last.get("started_at")),
+        job_started_at=parse_time(seen.get("job_started_at")),
         latency=last.get("duration_seconds"), recent=seen.get("recent") or "", paused=seen.get("paused") is True,
         components_down=tuple(seen.get("components_down") or ()),
     )  # fmt: skip

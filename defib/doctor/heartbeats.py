@@ -17,9 +17,8 @@ EVERY_ADDRESS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # no
 
 
 async def check_heartbeats(inventory: Inventory) -> Sequence[Finding]:
-    """Check that pings can be received and stored on this machine, if there are heartbeats."""
-    services = inventory.services.values()
-    if not any(service.probe.is_reported for service in services):
+    """Check that pings can be received and stored on this machine, if there are heartbeats, or jobs may create some."""
+    if not inventory.has_heartbeats:
         return []
     settings = inventory.exporter.heartbeats
     return [_check_database(settings), _check_url(settings), await _check_listener(settings)]

@@ -75,7 +75,7 @@ def _read(token: ConfiguredToken) -> SecretStr | None:
 
 def _compare_services(server: Server, inventory: Inventory, services: Sequence[Mapping[str, Any]]) -> None:
     known = inventory.services
-    names = {each["id"] for each in services}
+    names = {each["id"] for each in services if not each.get("created")}
     different = sorted(known.keys() ^ names)
     problem = f"it has other services: {', '.join(different[:LISTED])}" if different else ""
     server.add("reachable", problem, RELOAD, detail=format_count(len(names), "service"), severe=False)

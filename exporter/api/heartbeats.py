@@ -7,27 +7,25 @@ from pydantic import Field
 
 from exporter.api.services import REMEDIATOR
 from exporter.heartbeats.agent import describe_stuck
-from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, Heartbeat, HeartbeatMonitor, RateLimitedError
+from exporter.heartbeats.monitor import END_LIMIT, Heartbeat, HeartbeatMonitor
+from exporter.heartbeats.rate_limit import RateLimitedError
 from exporter.heartbeats.schedule import Cron
-from exporter.heartbeats.state import PingKind
 from exporter.heartbeats.store import HeartbeatStoreError, ReceivedPing
 from exporter.results import ProbeFailure
 from exporter.scheduler.probe_scheduler import ProbeScheduler
+from fleet.pings import BODY_LIMIT, PingBody
 from runtime.access.audit import AuditEntry, write_to_log
 from runtime.access.control import get_identity
 from runtime.errors import ApiError
-from runtime.request_bodies import RequestBody, parse_request
+from runtime.request_bodies import parse_request
 from runtime.streaming import stream_list
 from runtime.terminal import escape_controls
 from runtime.times import format_rfc3339
 
 
-class _PingBody(RequestBody):
+class _PingBody(PingBody):
     """A ping; `by` is in whose name the remediator sends it."""
 
-    kind: PingKind = "success"
-    exit_status: Annotated[int, Field(ge=0, le=255)] | None = None
-    message: Annotated[str, Field(max_length=BODY_LIMIT)] = ""
     by: Annotated[str, Field(max_length=200)] = ""
 
 
@@ -53,12 +51,17 @@ class HeartbeatsApi:
         return web.json_response({**self._to_json(heartbeat), "pings": list(map(self._ping_to_json, pings))})
 
     async def show_urls(self, request: web.Request) -> web.Response:
-        """Return the URLs of a heartbeat, which are secrets: whoever knows them can send pings."""
+        """Return the URLs of a heartbeat. Those that are no badges are secrets: whoever knows them can send pings."""
         heartbeat = self._find(request)
         urls = self._heartbeats.find_urls(heartbeat.service.id)
         if urls is None:
             raise ApiError(404, "unknown_heartbeat", "a reload has removed the heartbeat")
-        return web.json_response({"url": urls.by_uuid, "slug_url": urls.by_slug})
+        return web.json_response(
+            {
+                "url": urls.by_uuid, "slug_url": urls.by_slug, "push_url": urls.push, "badge_url": urls.badge,
+                "category_badge_url": urls.category_badge,
+            }
+        )  # fmt: skip
 
     async def ping(self, request: web.Request) -> web.Response:
         """Receive a ping of a person, as if the job had sent it."""
@@ -93,6 +96,21 @@ class HeartbeatsApi:
             await write_to_log(AuditEntry.of(identity, "ping", name, detail=kind))
         return web.json_response({"service": name, "kind": kind, "exit_status": body.exit_status})
 
+    async def remove(self, request: web.Request) -> web.Response:
+        """Remove a heartbeat that a job has created; the next ping with `?create=1` creates it again."""
+        heartbeat, identity = self._find(request), get_identity(request)
+        name = heartbeat.service.id
+        try:
+            await self._scheduler.remove_heartbeat(name, f"removed by {identity.label}")
+        except KeyError as error:
+            message = f"the inventory has the heartbeat {name!r}: remove it there"
+            raise ApiError(409, "in_inventory", message) from error
+        except HeartbeatStoreError as error:
+            raise ApiError(503, "storage", str(error)) from error
+        if identity.claimed_user != REMEDIATOR:  # whose audit log has the removal
+            await write_to_log(AuditEntry.of(identity, "remove heartbeat", name))
+        return web.json_response({"service": name})
+
     def _find(self, request: web.Request) -> Heartbeat:
         name = request.match_info["id"]
         heartbeat = self._heartbeats.find(name)
@@ -105,6 +123,7 @@ class HeartbeatsApi:
         status, since = state.status(timing, self._heartbeats.now())
         return {
             "service": heartbeat.service.id,
+            "created": state.is_created,
             "status": status,
             "since": self._format(since),
             "every_seconds": options.every,

@@ -1,4 +1,4 @@
-"""The listener for pings: open while the inventory has heartbeats, on an address of its own."""
+"""The listener for pings, push URLs and badges: open while pings may arrive, on an address of its own."""
 
 import ssl
 from collections.abc import Callable
@@ -7,13 +7,27 @@ from typing import cast
 import structlog
 from aiohttp import web
 
+from exporter.api import badges, pings, push
+from exporter.scheduler.probe_scheduler import ProbeScheduler
 from runtime.connections import Connections, Listener
 from runtime.errors import StartError
+from runtime.http_checks import add_response_headers
 from runtime.lifecycle import ListenAddress
 from runtime.metrics import ProgramMetrics
+from runtime.webconfig import WebConfigFile
 
 SHUTDOWN_TIMEOUT = 2.0  # seconds in which requests that are being answered may end
 log = structlog.get_logger()
+
+
+def create_ping_application(scheduler: ProbeScheduler, web_config: WebConfigFile) -> web.Application:
+    """Return the application of the listener, which needs no sign-in."""
+    app = web.Application()
+    add_response_headers(app, web_config)
+    app.router.add_get(badges.PATH, badges.BadgesApi(scheduler.heartbeats).show)
+    app.router.add_route("*", push.PATH, push.PushApi(scheduler.heartbeats).receive)
+    app.router.add_route("*", r"/{path:[\s\S]*}", pings.PingApi(scheduler).answer)
+    return app
 
 
 class PingListener:

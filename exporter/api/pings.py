@@ -13,12 +13,13 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from exporter.heartbeats.monitor import BODY_LIMIT, END_LIMIT, HEAD_LIMIT, HeartbeatMonitor, RateLimitedError
-from exporter.heartbeats.state import PingKind
+from exporter.heartbeats.creation import NotCreatedError
+from exporter.heartbeats.monitor import END_LIMIT, HEAD_LIMIT
+from exporter.heartbeats.rate_limit import RateLimitedError
 from exporter.heartbeats.store import HeartbeatStoreError
+from exporter.scheduler.probe_scheduler import ProbeScheduler
 from fleet.inventory.heartbeats import is_uuid
-from runtime.http_checks import add_response_headers
-from runtime.webconfig import WebConfigFile
+from fleet.pings import BODY_LIMIT, PingKind
 
 BODY_TIMEOUT = 10.0  # seconds after which a ping counts with the part of its body that has arrived
 MAX_EXIT_STATUS = 255
@@ -79,38 +80,54 @@ def _parse_action(parts: Sequence[str]) -> tuple[PingKind, int | None]:
 class PingApi:
     """Answers pings, once they are stored."""
 
-    def __init__(self, heartbeats: HeartbeatMonitor) -> None:
-        self._heartbeats = heartbeats
+    def __init__(self, scheduler: ProbeScheduler) -> None:
+        self._scheduler, self._heartbeats = scheduler, scheduler.heartbeats
 
     async def answer(self, request: web.Request) -> web.Response:
         """Answer any request of the listener."""
         try:
-            await self._receive(request)
-        except PingError as error:
+            is_new = await self._receive(request)
+        except (PingError, NotCreatedError) as error:
             return web.Response(status=error.status, text=error.text, headers=HEADERS)
         except RateLimitedError as error:
             wait = {"Retry-After": str(max(1, round(error.retry_after)))}
             return web.Response(status=429, text="rate limit exceeded", headers=HEADERS | wait)
         except HeartbeatStoreError:
             return web.Response(status=503, text="cannot store the ping", headers=HEADERS | {"Retry-After": "5"})
-        return web.Response(text="OK", headers=HEADERS)
+        return web.Response(status=201 if is_new else 200, text="Created" if is_new else "OK", headers=HEADERS)
 
-    async def _receive(self, request: web.Request) -> None:
+    async def _receive(self, request: web.Request) -> bool:
+        """Store a ping; returns whether it has created its heartbeat."""
         if request.method not in METHODS:
             raise PingError(405, "method not allowed")
         target = parse_ping_path(request.rel_url.raw_path)
-        service = self._find_service(target)
         run_id = request.query.get("rid", "")
         if run_id and not is_uuid(run_id):
             raise PingError(400, "invalid uuid format")
+        is_new = request.query.get("create") == "1" and await self._create(target)
+        service = self._find_service(target)
         body, end, is_cut = await _read_body(request)
-        client = f"{request.method} {request.remote or ''} {request.headers.get('User-Agent', '')}".strip()
         try:
             await self._heartbeats.receive(
-                service, target.kind, target.exit_status, run_id.lower(), body, end=end, is_cut=is_cut, client=client
+                service,
+                target.kind,
+                target.exit_status,
+                run_id.lower(),
+                body,
+                end=end,
+                is_cut=is_cut,
+                client=name_client(request),
             )
         except KeyError:  # a reload has removed it meanwhile
             raise PingError(404, "not found") from None
+        return is_new
+
+    async def _create(self, target: PingTarget) -> bool:
+        """Create the heartbeat of an unknown slug; returns whether it is new. Raises NotCreatedError."""
+        registry = self._heartbeats.registry
+        if not registry.is_ping_key(target.ping_key) or registry.find_by_slug(target.ping_key, target.slug):
+            return False
+        return await self._scheduler.create_heartbeat(target.slug)
 
     def _find_service(self, target: PingTarget) -> str:
         registry = self._heartbeats.registry
@@ -124,6 +141,11 @@ class PingApi:
         if len(services) > 1:
             raise PingError(409, "ambiguous slug")
         return services[0]
+
+
+def name_client(request: web.Request) -> str:
+    """Return who sent a ping, as lists of pings show it."""
+    return f"{request.method} {request.remote or ''} {request.headers.get('User-Agent', '')}".strip()
 
 
 async def _read_body(request: web.Request) -> tuple[bytes, bytes, bool]:
@@ -143,11 +165,3 @@ async def _read_body(request: web.Request) -> tuple[bytes, bytes, bool]:
     except (TimeoutError, web.RequestPayloadError, web.HTTPRequestTimeout):
         return bytes(head), bytes(end), True
     return bytes(head), bytes(end), length > BODY_LIMIT
-
-
-def create_ping_application(heartbeats: HeartbeatMonitor, web_config: WebConfigFile) -> web.Application:
-    """Return the application of the listener for pings, which needs no sign-in."""
-    app = web.Application()
-    add_response_headers(app, web_config)
-    app.router.add_route("*", "/{path:.*}", PingApi(heartbeats).answer)
-    return app

@@ -125,8 +125,14 @@ class ServicesApi:
 
     def _summary(self, probed: ProbedService) -> dict[str, Any]:
         name = probed.service.host
-        agent = self._scheduler.heartbeats.find_agent_status(probed.service.id)
-        return service_json(probed, self._scheduler.hosts.get(name), self._scheduler.host_up(name), agent)
+        heartbeats = self._scheduler.heartbeats
+        agent, heartbeat = heartbeats.find_agent_status(probed.service.id), heartbeats.find(probed.service.id)
+        shown = service_json(probed, self._scheduler.hosts.get(name), self._scheduler.host_up(name), agent)
+        if heartbeat is None:
+            return shown
+        started_at = heartbeat.state.last_start
+        shown["job_started_at"] = None if started_at is None else format_rfc3339(heartbeats.to_unix(started_at))
+        return {**shown, "created": True} if heartbeat.state.is_created else shown
 
     def _find_service(self, request: web.Request) -> ProbedService:
         probed = self._scheduler.services.get(request.match_info["id"])

@@ -1,7 +1,9 @@
 """What AI agents report with their pings: their task and its progress. Being alive is not making progress."""
 
 import json
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -9,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from fleet.inventory.agents import Agent
 from fleet.inventory.units import format_duration
 
-TEXT_LIMIT = 200  # characters of a task, of a progress, and of what is waited for
+TEXT_LIMIT = 200  # characters of a task, of a progress, of a source of tasks, and of what is waited for
+SOURCES_LIMIT = 20  # of tasks; those of the others are added up
 AgentStatus = Literal["idle", "working", "waiting", "suspected", "confirmed"]
 _Count = Annotated[int, Field(ge=0, le=1_000_000_000, strict=True)]
 _Text = Annotated[str, Field(max_length=10_000)]
@@ -18,6 +21,12 @@ _Text = Annotated[str, Field(max_length=10_000)]
 class _Requests(BaseModel):
     ok: _Count = 0
     rate_limited: _Count = Field(0, alias="429")
+
+    @property
+    def ratio(self) -> float | None:
+        """The share of those that were refused, None without any requests."""
+        total = self.ok + self.rate_limited
+        return self.rate_limited / total if total else None
 
 
 class AgentReport(BaseModel):
@@ -37,6 +46,15 @@ class AgentReport(BaseModel):
     @property
     def pending_tasks(self) -> int | None:
         return sum(self.pending.values()) if isinstance(self.pending, dict) else self.pending
+
+    @property
+    def pending_by_source(self) -> dict[str, int]:
+        """The tasks that wait by where they come from, as far as the agent says that."""
+        if not isinstance(self.pending, dict):
+            return {} if self.pending is None else {"": self.pending}
+        listed = dict(islice(self.pending.items(), SOURCES_LIMIT))
+        others = sum(self.pending.values()) - sum(listed.values())
+        return {name[:TEXT_LIMIT]: number for name, number in listed.items()} | ({"": others} if others else {})
 
     @property
     def task_name(self) -> str | None:
@@ -76,11 +94,13 @@ class AgentState:
     progress: str = ""
     task: str = ""
     pending: int | None = None
+    pending_by_source: Mapping[str, int] = field(default_factory=dict)
     is_idle: bool = False
     rounds: int | None = None
     rounds_limit: int | None = None
     requests_ok: int = 0
     requests_rate_limited: int = 0
+    rate_limited_ratio: float | None = None  # of the requests in the last report with any
     response_seconds: float | None = None
     waiting_for: str = ""
     waiting_since: float | None = None
@@ -99,11 +119,13 @@ class AgentState:
             progress=progress,
             task=task,
             pending=report.pending_tasks,
+            pending_by_source=report.pending_by_source,
             is_idle=report.is_idle,
             rounds=report.rounds,
             rounds_limit=report.rounds_limit,
             requests_ok=self.requests_ok + requests.ok,
             requests_rate_limited=self.requests_rate_limited + requests.rate_limited,
+            rate_limited_ratio=self.rate_limited_ratio if requests.ratio is None else requests.ratio,
             response_seconds=report.response_seconds,
             waiting_for=waiting_for,
             waiting_since=(self.waiting_since or at) if waiting_for else None,

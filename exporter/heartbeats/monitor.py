@@ -1,4 +1,4 @@
-"""The heartbeats of the inventory: receives pings, notices who is late, and says which services have changed.
+"""The heartbeats in force: receives pings, notices who is late, and says which services have changed.
 
 A state that is seen by others is one that is stored. Times are of a steady clock that continues over restarts.
 """
@@ -8,33 +8,36 @@ import contextlib
 import heapq
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import structlog
 
 from exporter.heartbeats.agent import AgentStatus, parse_report
-from exporter.heartbeats.registry import HeartbeatRegistry, PingUrls
+from exporter.heartbeats.creation import LimitReachedError, check_slug, find_remaining, make_services
+from exporter.heartbeats.rate_limit import admit
+from exporter.heartbeats.registry import HeartbeatRegistry, HeartbeatUrls
 from exporter.heartbeats.schedule import create_schedule
 from exporter.heartbeats.series import render_heartbeat
-from exporter.heartbeats.state import HeartbeatState, Ping, PingKind, Timing
+from exporter.heartbeats.state import HeartbeatState, Ping, Timing
 from exporter.heartbeats.store import HeartbeatStore, HeartbeatStoreError, ReceivedPing, ensure_ping_key
 from exporter.heartbeats.writer import PingWriter, States
 from exporter.probes.heartbeat import HeartbeatProbeOptions, check_body
 from exporter.results import ProbeDetails, ProbeFailure
 from fleet.inventory.model import Inventory, Service
 from fleet.inventory.units import format_duration
+from fleet.pings import BODY_LIMIT, PingKind
 from runtime.clock import SteadyClock, StoredClock, boot_id, seconds_since_boot
 from runtime.logs import LimitedLog
 from runtime.redaction import Redactor, mask_credentials
 
-BODY_LIMIT = 10_000  # bytes that are stored
 HEAD_LIMIT = 2 * BODY_LIMIT  # bytes of the beginning of a body: a secret may be on both sides of the limit
 END_LIMIT = 16_384  # bytes of the end of a body, of which a part becomes that of the reason
 FAULT_LIMIT = 300  # characters of a failed job's output that become a part of the reason
 CLIENT_LIMIT = 200  # characters
 RATE_LIMIT = 60  # pings of one heartbeat in a minute
+CREATE_LIMIT = 60  # heartbeats that are created in a minute
 TICK = 1.0  # seconds
 ABSENT_AFTER = 5.0  # seconds in which the program did not run: pings were not received
 STORE_TIME_EVERY = 5.0
@@ -44,24 +47,16 @@ _log = LimitedLog()
 log = structlog.get_logger()
 
 
-class RateLimitedError(Exception):
-    """A heartbeat has sent too many pings. `retry_after` is in seconds."""
-
-    def __init__(self, retry_after: float) -> None:
-        super().__init__()
-        self.retry_after = retry_after
-
-
 @dataclass(slots=True)
 class Heartbeat:
-    """A heartbeat of the inventory. `queued_for` is the earliest deadline for which it is in the queue."""
+    """A heartbeat in force. `queued_for` is the earliest deadline for which it is in the queue."""
 
     service: Service
     timing: Timing
     state: HeartbeatState
     queued_for: float = math.inf
-    budget: float = RATE_LIMIT
-    budget_at: float = 0.0
+    used: float = 0.0  # of RATE_LIMIT, at the time `used_at`
+    used_at: float = 0.0
     report_problem: str = ""  # why the agent's last report was not understood
     agent_status: AgentStatus | None = None  # as it was published
 
@@ -77,18 +72,9 @@ class Heartbeat:
             return None
         return state.status(settings, now)
 
-    def seconds_until_admitted(self, now: float) -> float:
-        """Count a ping, and return 0 if it is within the limit."""
-        self.budget = min(RATE_LIMIT, self.budget + (now - self.budget_at) * RATE_LIMIT / 60)
-        self.budget_at = now
-        if self.budget < 1:
-            return (1 - self.budget) * 60 / RATE_LIMIT
-        self.budget -= 1
-        return 0.0
-
 
 class HeartbeatMonitor:
-    """The heartbeats in force. Its database is open while there are any."""
+    """The heartbeats in force. Its database is open while there are any, or jobs may create some."""
 
     def __init__(self, redact: Redactor, publish: Callable[[str, Mapping[str, str]], None]) -> None:
         """`publish` replaces the lines of a service on `/metrics`; none remove them."""
@@ -101,14 +87,23 @@ class HeartbeatMonitor:
         self._clock = SteadyClock(0.0)
         self._deadlines: list[tuple[float, str]] = []  # a heap, in which some are out of date
         self._changed: dict[str, float] = {}  # services to report, and when they have changed
+        self._started: set[str] = set()  # services whose jobs have started
         self._wake = asyncio.Event()
         self._present_until = 0.0  # until when pings could be received
         self._time_stored_at = 0.0
         self._correction = 0.0  # seconds between the steady clock and the system time
+        self._inventory = Inventory()
+        self._created, self._created_at = 0.0, 0.0  # of CREATE_LIMIT, and the time of that
 
     @property
-    def has_any(self) -> bool:
-        return bool(self._heartbeats)
+    def is_receiving(self) -> bool:
+        """Whether there are heartbeats, or jobs may create some."""
+        return self._database is not None
+
+    @property
+    def created(self) -> Mapping[str, Service]:
+        """The services that jobs have created."""
+        return {name: each.service for name, each in self._heartbeats.items() if each.state.is_created}
 
     async def apply(self, inventory: Inventory) -> None:
         """Switch to an inventory. Raises StartError, TokenError and HeartbeatStoreError."""
@@ -117,12 +112,12 @@ class HeartbeatMonitor:
             for name, service in inventory.services.items()
             if isinstance(service.probe.options, HeartbeatProbeOptions)
         }
-        if not services:
+        settings = inventory.exporter.heartbeats
+        if not services and settings.create is None:
             self.registry.replace((), "", "")
             await self._replace({})
             await self.close()
             return
-        settings = inventory.exporter.heartbeats
         key = settings.ping_key
         if key is None:
             key = await asyncio.to_thread(ensure_ping_key, settings.database)
@@ -131,9 +126,64 @@ class HeartbeatMonitor:
             await self.close()
             self._heartbeats = {}  # their times are of the other database's clock
             self._open(opened)
-        self.registry.replace(services.values(), key.get_secret_value(), settings.base_url)
+        created = make_services(inventory, find_remaining(inventory, self._find_created()))
+        self._inventory = inventory
+        in_force = [*services.values(), *created.values()]
+        self.registry.replace(in_force, key.get_secret_value(), settings.base_url)
         self._redact.add(self.registry.secrets)
-        await self._replace(services, inventory.notify.timezone)
+        await self._replace({**services, **created}, inventory.notify.timezone, created)
+
+    def _find_created(self) -> list[str]:
+        """Return the heartbeats that jobs have created, also those that are stored only."""
+        stored = self._database.states if self._database is not None else {}
+        states = {**stored, **{name: each.state for name, each in self._heartbeats.items()}}
+        return [name for name, state in states.items() if state.is_created]
+
+    async def create(self, slug: str) -> Service | None:
+        """Create a heartbeat, and return its service; None if it exists already.
+
+        Raises NotCreatedError, RateLimitedError and HeartbeatStoreError.
+        """
+        inventory, database, now = self._inventory, self._database, self._clock.now()
+        settings, created = check_slug(inventory, slug), self.created
+        if slug in created:
+            return None
+        if len(created) >= settings.at_most or database is None:
+            raise LimitReachedError(settings.at_most)
+        self._created, self._created_at = admit(self._created, self._created_at, now, CREATE_LIMIT), now
+        service = make_services(inventory, [slug])[slug]
+        state = HeartbeatState(now, is_created=True)
+        heartbeat = Heartbeat(service, self._create_timing(service, inventory.notify.timezone), state)
+        await database.writer.change(lambda: {slug: state})
+        self._heartbeats[slug] = heartbeat
+        self._redact.add([self.registry.add(service)])
+        self._schedule(heartbeat)
+        self._show(heartbeat)
+        return service
+
+    async def remove(self, name: str) -> None:
+        """Forget a heartbeat that a job has created. Raises KeyError and HeartbeatStoreError."""
+        database, heartbeat = self._database, self._heartbeats[name]
+        if not heartbeat.state.is_created or database is None:
+            raise KeyError(name)
+        del self._heartbeats[name]  # first, so that no ping stores it again
+        try:
+            await database.writer.run(database.store.forget, [name])
+        except HeartbeatStoreError:
+            self._heartbeats[name] = heartbeat
+            raise
+        self._changed.pop(name, None)
+        self.registry.remove(heartbeat.service)
+        self._publish(name, {})
+
+    def find_forgotten(self) -> list[str]:
+        """Return the created heartbeats that have been down without a ping for longer than configured."""
+        settings, now = self._inventory.exporter.heartbeats.create, self._clock.now()
+        if settings is None:
+            return []
+        created = {name: each for name, each in self._heartbeats.items() if each.state.is_created}
+        since = {name: each.state.silent_since(each.timing, now) for name, each in created.items()}
+        return [name for name, at in since.items() if at is not None and now - at >= settings.forget_after]
 
     def _open(self, database: "_OpenDatabase") -> None:
         """Continue where the last run has ended."""
@@ -143,7 +193,9 @@ class HeartbeatMonitor:
         self._present_until = database.present_until
         self._time_stored_at, self._correction = now, self._clock.unix(now) - now
 
-    async def _replace(self, services: Mapping[str, Service], timezone: str = "UTC") -> None:
+    async def _replace(
+        self, services: Mapping[str, Service], timezone: str = "UTC", created: Collection[str] = ()
+    ) -> None:
         now, database = self._clock.now(), self._database
         before, self._heartbeats = self._heartbeats, {}
         stored = database.states if database is not None else {}
@@ -151,10 +203,14 @@ class HeartbeatMonitor:
         changed, added = [], []
         for name, service in services.items():
             heartbeat = before.get(name)
-            if heartbeat is None or heartbeat.service != service:
+            is_kept = heartbeat is not None and heartbeat.state.is_created == (name in created)
+            if heartbeat is None or heartbeat.service != service or not is_kept:
                 state = heartbeat.state if heartbeat is not None else stored.get(name)
                 if state is None:
                     state = HeartbeatState(now)
+                    added.append(name)
+                elif state.is_created and name not in created:  # it was added to the inventory
+                    state = replace(state, is_created=False)
                     added.append(name)
                 heartbeat = Heartbeat(service, self._create_timing(service, timezone), state)
                 changed.append(name)
@@ -206,6 +262,7 @@ class HeartbeatMonitor:
         end: bytes,
         is_cut: bool,
         client: str,
+        duration: float | None = None,
     ) -> None:
         """Store a ping of a heartbeat, with the beginning of its body; `end` is the end of that.
 
@@ -213,8 +270,7 @@ class HeartbeatMonitor:
         """
         heartbeat, database = self._heartbeats[name], self._database
         now = self._clock.now()
-        if (wait := heartbeat.seconds_until_admitted(now)) > 0:
-            raise RateLimitedError(wait)
+        heartbeat.used, heartbeat.used_at = admit(heartbeat.used, heartbeat.used_at, now, RATE_LIMIT), now
         if database is None:
             raise KeyError(name)  # a reload has removed all heartbeats
         redacted = self._redact(body.decode("utf-8", "replace"))[:BODY_LIMIT]
@@ -234,7 +290,7 @@ class HeartbeatMonitor:
         client = self._redact(client)[:CLIENT_LIMIT]
         stored = mask_credentials(redacted)[:BODY_LIMIT]  # output of jobs may have secrets that Defib does not know
         await database.writer.write(
-            ReceivedPing(name, now, kind, exit_status, run_id, fault, stored, is_cut, client, report)
+            ReceivedPing(name, now, kind, exit_status, run_id, fault, stored, is_cut, client, report, duration)
         )
         heartbeat.report_problem = problem
 
@@ -252,7 +308,7 @@ class HeartbeatMonitor:
     def find(self, name: str) -> Heartbeat | None:
         return self._heartbeats.get(name)
 
-    def find_urls(self, name: str) -> PingUrls | None:
+    def find_urls(self, name: str) -> HeartbeatUrls | None:
         """Return the URLs of a heartbeat, which are secrets."""
         return self.registry.find_urls(name)
 
@@ -298,10 +354,10 @@ class HeartbeatMonitor:
             self._changed[name] = since
             self._wake.set()
 
-    async def run(self, report: Callable[[str, float], Awaitable[None]], note_agent: Callable[[str], None]) -> None:
+    async def run(self, report: Callable[[str, float], Awaitable[None]], note: Callable[[str], None]) -> None:
         """Report each service whose state may have changed, with the Unix time of that, until cancelled.
 
-        `note_agent` is called when an agent begins or ceases to be stuck, to wait or to be idle.
+        `note` is called when a job has started, and when an agent begins or ceases to be stuck, to wait or to be idle.
         """
         while True:
             await self._wait()
@@ -312,12 +368,15 @@ class HeartbeatMonitor:
                 await report(name, self._clock.unix(since))
                 if number % REPORTED_TOGETHER == 0:
                     await asyncio.sleep(0)
+            started, self._started = self._started, set()
+            for name in started:
+                note(name)
             now = self._clock.now()
             for name, heartbeat in self._agents.items():
                 status = heartbeat.find_agent_status(now)
                 if status != heartbeat.agent_status:
                     heartbeat.agent_status = status
-                    note_agent(name)
+                    note(name)
 
     async def _wait(self) -> None:
         """Wait for a ping or a deadline, at most `TICK`."""
@@ -397,7 +456,7 @@ class HeartbeatMonitor:
             heartbeat = self._heartbeats.get(each.service)
             if heartbeat is not None:  # else a reload has removed it
                 state = states.get(each.service, heartbeat.state)
-                ping = Ping(each.at, each.kind, each.exit_status, each.run_id, each.fault)
+                ping = Ping(each.at, each.kind, each.exit_status, each.run_id, each.fault, each.duration)
                 state = state.after_ping(ping, heartbeat.timing)
                 states[each.service] = state if each.report is None else state.after_report(each.report, each.at)
         return states
@@ -412,6 +471,9 @@ class HeartbeatMonitor:
             self._show(heartbeat)
             if state.last_ping != before.last_ping and state.last_ping is not None:
                 self._changed[name] = state.last_ping
+                self._wake.set()
+            elif state.last_start != before.last_start:
+                self._started.add(name)
                 self._wake.set()
 
     def _show(self, heartbeat: Heartbeat) -> None:

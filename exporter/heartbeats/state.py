@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from exporter.heartbeats.agent import AgentReport, AgentState
+from fleet.pings import PingKind
 
-PingKind = Literal["start", "success", "fail", "log"]
 Status = Literal["waiting", "up", "late", "failed"]
 
 
@@ -29,13 +29,17 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """A ping: `run_id` ties the start of a job to its end. `fault` is why a failed one failed."""
+    """A ping: `run_id` ties the start of a job to its end. `fault` is why a failed one failed.
+
+    `duration` is how long the job took, if it says so itself.
+    """
 
     at: float
     kind: PingKind
     exit_status: int | None = None
     run_id: str = ""
     fault: str = ""
+    duration: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,7 @@ class HeartbeatState:
     `last_ping` is the time of the last success or failure, `last_kind` which of them it was. `started_at` is set while
     a job runs. `not_late_before` is a later deadline than the schedule's: pings may have been lost; `has_grant` says
     that it includes a whole period, which is granted only once between two pings. `agent` is what an agent reports.
+    `is_created` says that the job has created it with a ping.
     """
 
     known_since: float
@@ -60,6 +65,7 @@ class HeartbeatState:
     not_late_before: float | None = None
     has_grant: bool = False
     agent: AgentState | None = None
+    is_created: bool = False
 
     def after_ping(self, ping: Ping, timing: Timing) -> "HeartbeatState":
         """Return the state after one more ping. Starts and log entries do not change what is up or down."""
@@ -67,9 +73,9 @@ class HeartbeatState:
             return self
         if ping.kind == "start":
             return replace(self, started_at=ping.at, last_start=ping.at, run_id=ping.run_id)
-        duration, started_at, run_id = None, self.started_at, self.run_id
+        duration, started_at, run_id = ping.duration, self.started_at, self.run_id
         if started_at is not None:
-            if ping.run_id == run_id:
+            if ping.run_id == run_id and duration is None:
                 duration = max(0.0, ping.at - started_at)
             if ping.run_id in ("", run_id) or ping.kind == "fail":
                 started_at, run_id = None, ""
@@ -115,6 +121,15 @@ class HeartbeatState:
         if self.last_kind is None:
             return "waiting", self.known_since
         return "up", self.changed_at or self.known_since
+
+    def is_overdue(self, timing: Timing, now: float) -> bool:
+        """Whether it is up, and a ping is due that has not been received."""
+        return self.status(timing, now)[0] == "up" and now >= self._due(timing)
+
+    def silent_since(self, timing: Timing, now: float) -> float | None:
+        """Return since when it is down without a ping; None if it is not down."""
+        status, since = self.status(timing, now)
+        return max(since, self.last_ping or since, self.last_start or since) if status in ("late", "failed") else None
 
     def after_absence(self, timing: Timing, begin: float, end: float) -> "HeartbeatState":
         """Return the state after a time in which no pings could be received.

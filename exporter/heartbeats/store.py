@@ -17,7 +17,8 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from exporter.heartbeats.agent import AgentReport, state_from_json, state_to_json
-from exporter.heartbeats.state import HeartbeatState, PingKind
+from exporter.heartbeats.state import HeartbeatState
+from fleet.pings import PingKind
 from runtime.clock import StoredClock
 from runtime.errors import DefibError, StartError
 from runtime.tokens import ensure_token
@@ -63,6 +64,7 @@ class ReceivedPing:
     is_cut: bool
     client: str
     report: AgentReport | None = None  # in the body, not stored
+    duration: float | None = None  # as the job reports it, not stored
 
 
 def ping_key_file(database: Path) -> Path:

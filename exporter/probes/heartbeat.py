@@ -15,11 +15,10 @@ from exporter.probes import ProbeContext, ProbeKind
 from exporter.probes.expectations import JsonExpect, check_json, check_lacks, check_matches, parse_json
 from exporter.results import ProbeDetails
 from fleet.inventory.endpoints import ConfigModel
-from fleet.inventory.heartbeats import is_uuid
+from fleet.inventory.heartbeats import check_every, is_uuid
 from fleet.inventory.notify import check_timezone
 from fleet.inventory.units import Duration, Identifier, Patterns, PositiveDuration, format_duration
 
-MIN_EVERY = 1.0  # seconds
 CRON_FIELDS = 5
 COMPARED_TIMES = 50  # of a cron expression
 _SOME_DAY = datetime(2000, 1, 1, tzinfo=ZoneInfo("UTC"))
@@ -36,12 +35,6 @@ def _check_cron(expression: str) -> str:
     except StopIteration:
         raise ValueError(f"{expression!r} never comes: there is no such day") from None
     return expression
-
-
-def _check_every(seconds: float) -> float:
-    if seconds < MIN_EVERY:
-        raise ValueError(f"{format_duration(seconds)} is too short; the minimum is {format_duration(MIN_EVERY)}")
-    return seconds
 
 
 def _check_uuid(value: SecretStr) -> SecretStr:
@@ -61,7 +54,7 @@ class HeartbeatExpect(ConfigModel):
 class HeartbeatProbeOptions(ConfigModel):
     is_reported: ClassVar[bool] = True
     unique: ClassVar[tuple[str, ...]] = ("uuid",)
-    every: Annotated[PositiveDuration, AfterValidator(_check_every)] | None = None
+    every: Annotated[PositiveDuration, AfterValidator(check_every)] | None = None
     cron: Annotated[str, AfterValidator(_check_cron)] | None = None
     timezone: Annotated[str, AfterValidator(check_timezone)] | None = None  # of `cron`; otherwise `notify.timezone`
     grace: Duration = 300.0

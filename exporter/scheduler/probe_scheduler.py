@@ -1,6 +1,7 @@
 """The probe scheduler: probes every service on its own schedule and publishes the results."""
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -13,7 +14,9 @@ from exporter.exposition.label_values import escape_value
 from exporter.exposition.metrics_page import MetricsPage
 from exporter.exposition.service_series import FAMILIES, render_host
 from exporter.heartbeats import series
+from exporter.heartbeats.creation import LimitReachedError
 from exporter.heartbeats.monitor import HeartbeatMonitor
+from exporter.heartbeats.store import HeartbeatStoreError
 from exporter.metrics import ExporterMetrics
 from exporter.probes.host import HostProbeOptions
 from exporter.results import ProbeResult
@@ -30,14 +33,17 @@ from exporter.scheduler.schedule import Schedule, add_jitter
 from fleet.inventory.model import Host, Inventory, Service
 from fleet.inventory.reasons import UNDETERMINED
 from fleet.shells.pool import Shells
+from runtime.logs import LimitedLog
 from runtime.redaction import Redactor
 from runtime.tasks import cancel_and_wait
 
 CONCURRENT_PROBES = 1000
 LATE = 2.0  # seconds after its due time at which a probe is skipped and gets a new due time
+FORGET_EVERY = 5.0
 NAMES_LOGGED = 10  # of services whose probing is paused or resumed
 YIELD_EVERY = 200  # services that a reload handles before it lets probes run
 log = structlog.get_logger()
+limited_log = LimitedLog()
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class ProbeScheduler:
         self.hosts: Mapping[str, Host] = {}
         self._services_of: Mapping[str, Sequence[str]] = {}  # by host
         self._reloads = 0
+        self._changing = asyncio.Lock()  # which services there are
         self._pausing = asyncio.Lock()
         self._end_of_pauses: asyncio.TimerHandle | None = None
         self._resuming: asyncio.Task[None] | None = None
@@ -88,7 +95,12 @@ class ProbeScheduler:
 
         Raises StartError, TokenError and HeartbeatStoreError if heartbeats cannot be received.
         """
-        await self.heartbeats.apply(inventory)
+        async with self._changing:
+            await self.heartbeats.apply(inventory)
+            await self._apply(inventory, {**inventory.services, **self.heartbeats.created})
+        self._count_created()
+
+    async def _apply(self, inventory: Inventory, services: Mapping[str, Service]) -> None:
         self._early.forget(self.hosts.keys() - inventory.hosts.keys())
         for name in self.hosts.keys() - inventory.hosts.keys():
             self.page.drop(f"host {name}")
@@ -96,23 +108,23 @@ class ProbeScheduler:
             self.page.put(f"host {name}", render_host(host))
         await self._shells.reload(inventory.hosts)
         self.hosts = inventory.hosts
-        self._services_of = _group_by_host(inventory.services)
-        removed = [self.services.pop(name) for name in self.services.keys() - inventory.services.keys()]
+        self._services_of = _group_by_host(services)
+        removed = [self.services.pop(name) for name in self.services.keys() - services.keys()]
         changed = [
             probed
             async for probed in _with_pauses(list(self.services.values()))
-            if probed.service != inventory.services[probed.service.id]
+            if probed.service != services[probed.service.id]
         ]
         await _cancel_tasks(*removed, *changed)
         collector_sections = self._collectors.shared_sections(inventory.hosts)
-        self._readings.set_sections(sections_by_host(inventory.services.values(), collector_sections))
+        self._readings.set_sections(sections_by_host(services.values(), collector_sections))
         await self._collectors.apply(inventory.hosts)
         for probed in removed:
             self.page.drop(probed.service.id)
         for probed in changed:
-            probed.set_service(inventory.services[probed.service.id])
-        for name in inventory.services.keys() - self.services.keys():
-            self.services[name] = probed = ProbedService(inventory.services[name])
+            probed.set_service(services[probed.service.id])
+        for name in services.keys() - self.services.keys():
+            self.services[name] = probed = ProbedService(services[name])
             changed.append(probed)
         async for probed in _with_pauses(changed):
             self.page.put(probed.service.id, probed.render())
@@ -122,6 +134,48 @@ class ProbeScheduler:
                 probed.task = asyncio.create_task(self._run(probed), name=f"probe {probed.service.id}")
         self._reloads += 1
         self.changes.reload()
+
+    async def create_heartbeat(self, slug: str) -> bool:
+        """Create a heartbeat for the job that has requested its URL; returns whether it is new.
+
+        Raises NotCreatedError, RateLimitedError and HeartbeatStoreError.
+        """
+        async with self._changing:
+            try:
+                service = await self.heartbeats.create(slug)
+            except LimitReachedError as error:
+                self._metrics.heartbeats_not_created.inc()
+                if limited_log.admits("heartbeat_not_created"):
+                    log.warning("heartbeat_not_created", slug=slug, error=error.text)
+                raise
+            if service is None:
+                return False
+            self.services[slug] = probed = ProbedService(service)
+            self._publish(probed)
+        self._count_created()
+        log.info("heartbeat_created", service=slug)
+        return True
+
+    async def remove_heartbeat(self, name: str, why: str) -> None:
+        """Remove a heartbeat that a job has created. Raises KeyError and HeartbeatStoreError."""
+        async with self._changing:
+            await self.heartbeats.remove(name)
+            del self.services[name]
+            self.page.drop(name)
+            self.changes.reload()
+        self._count_created()
+        log.info("heartbeat_removed", service=name, reason=why)
+
+    async def forget_heartbeats(self) -> None:
+        """Remove created heartbeats that have been down for long without a ping, until cancelled."""
+        while True:
+            for name in self.heartbeats.find_forgotten():
+                with contextlib.suppress(KeyError, HeartbeatStoreError):  # removed meanwhile, or removed later
+                    await self.remove_heartbeat(name, "no ping for longer than forget_after")
+            await asyncio.sleep(FORGET_EVERY)
+
+    def _count_created(self) -> None:
+        self._metrics.heartbeats_created.set(len(self.heartbeats.created))
 
     async def close(self) -> None:
         if self._end_of_pauses is not None:

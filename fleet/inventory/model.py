@@ -559,6 +559,12 @@ class Inventory(ConfigModel):
         self._host_alerts = {each.id: each for each in self._find_host_alerts()}
         return self
 
+    @property
+    def has_heartbeats(self) -> bool:
+        """Whether the exporter receives pings: a service reports itself, or jobs may create heartbeats."""
+        has_any = any(service.probe.is_reported for service in self.services.values())
+        return has_any or self.exporter.heartbeats.create is not None
+
     def _find_host_alerts(self) -> Iterator[HostAlert]:
         """Yield the alerts of each host that have runbooks."""
         steps: dict[tuple[str, str], list[RemediationStep]] = {}

@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -13,6 +13,7 @@ import structlog
 
 from fleet.inventory.endpoints import Endpoint
 from fleet.json_client import HttpStatusError, JsonClient, parsing_response
+from fleet.pings import PingKind
 from remediator.clients.exporter_services import check_services
 from remediator.policy.situation import STUCK, Observation
 from runtime.access.roles import USER_HEADER
@@ -21,7 +22,6 @@ from runtime.tokens import ConfiguredToken, TokenError
 
 CALLER = "remediator"  # as the exporter's audit log would name it
 MAX_EVENT_NAME, MAX_EVENT_DETAIL, MAX_CURSOR = 200, 1000, 1000  # characters
-PingKind = Literal["start", "success", "fail", "log"]
 log = structlog.get_logger()
 
 
@@ -154,10 +154,10 @@ class Exporter:
         return found
 
     async def read_ping_urls(self, service: str) -> Mapping[str, str]:
-        """Return the `url` and the `slug_url` of a heartbeat, which are secrets. Raises ClientError."""
+        """Return the URLs of a heartbeat by name, of which some are secrets. Raises ClientError."""
         response = await self._client.request("GET", f"/api/v1/heartbeats/{quote(service, safe='')}/urls")
         with parsing_response():
-            return {"url": str(response["url"]), "slug_url": str(response["slug_url"])}
+            return {name: str(url) for name, url in response.items()}
 
     async def ping(self, service: str, kind: PingKind, exit_status: int | None, message: str, by: str) -> PingKind:
         """Send a ping of a heartbeat in the name of a person, and return its kind. Raises ClientError."""
@@ -167,6 +167,10 @@ class Exporter:
         with parsing_response():
             sent: PingKind = response["kind"]
             return sent
+
+    async def remove_heartbeat(self, service: str) -> None:
+        """Remove a heartbeat that a job has created. Raises ClientError."""
+        await self._client.request("DELETE", f"/api/v1/heartbeats/{quote(service, safe='')}")
 
     async def observe(self, service: str) -> Observation:
         """Return the last observation of a service, without probing. Raises ClientError."""

@@ -53,6 +53,8 @@ class _Service(_Strict):
     digest: str | None = None
     host_up: bool | None = None
     paused: bool | None = None
+    created: bool = False
+    job_started_at: Time | None = None
     agent: _Agent | None = None
 
 

@@ -1,14 +1,13 @@
 """Heartbeats as the exporter knows them, for pages, the API and commands; their URLs; pings of people."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from aiohttp import web
-from pydantic import Field
 
 from fleet.inventory.model import Inventory
 from fleet.json_client import ClientError, HttpStatusError, parsing_response
-from remediator.clients.exporter import PingKind
+from fleet.pings import PingBody
 from remediator.http.views import respond
 from remediator.http.write_api import translating_errors
 from remediator.operations import Operations
@@ -18,19 +17,12 @@ from runtime.access.control import get_identity
 from runtime.access.roles import AccessRequirement
 from runtime.errors import ApiError
 from runtime.redaction import Redactor
-from runtime.request_bodies import RequestBody, parse_request
+from runtime.request_bodies import parse_request
 from runtime.times import format_rfc3339
 from runtime.web import add_route
 
 ORDER = ("failed", "late", "waiting", "up")  # of statuses in lists
-MESSAGE_LIMIT = 10_000  # characters
 NOT_FOUND = 404
-
-
-class _PingBody(RequestBody):
-    kind: PingKind = "success"
-    exit_status: Annotated[int, Field(ge=0, le=255)] | None = None
-    message: Annotated[str, Field(max_length=MESSAGE_LIMIT)] = ""
 
 
 def add_routes(
@@ -40,6 +32,7 @@ def add_routes(
     one = "/api/v1/heartbeats/{id}"
     add_route(app, "GET", "/api/v1/heartbeats", api.read_all, AccessRequirement.VIEWER)
     add_route(app, "GET", one, api.read_one, AccessRequirement.VIEWER)
+    add_route(app, "DELETE", one, translating_errors(api.remove), AccessRequirement.OPERATOR)
     add_route(app, "GET", f"{one}/urls", translating_errors(api.read_urls), AccessRequirement.OPERATOR)
     add_route(app, "POST", f"{one}/ping", translating_errors(api.ping), AccessRequirement.OPERATOR)
 
@@ -54,7 +47,9 @@ async def read_heartbeats(source: SnapshotSource) -> Sequence[Mapping[str, Any]]
 async def read_heartbeat(source: SnapshotSource, inventory: Inventory, service: str) -> Mapping[str, Any]:
     """Return a heartbeat with its last pings, newest first. Raises ApiError if there is none, and ClientError."""
     unknown = ApiError(404, "unknown_heartbeat", f"the inventory has no heartbeat {service!r}")
-    if service not in inventory.services:  # which could be another path of the exporter's
+    if service not in inventory.services and not inventory.exporter.heartbeats.may_create(
+        service
+    ):  # which could be another path of the exporter's
         raise unknown
     try:
         return await source.read_from_exporter(f"/api/v1/heartbeats/{service}")
@@ -91,8 +86,14 @@ class _HeartbeatsApi:
             await self._operations.reveal_ping_urls(request.match_info["id"], get_identity(request))
         )
 
+    async def remove(self, request: web.Request) -> web.Response:
+        """Remove a heartbeat that a job has created."""
+        name = request.match_info["id"]
+        await self._operations.remove_heartbeat(name, get_identity(request))
+        return web.json_response({"service": name})
+
     async def ping(self, request: web.Request) -> web.Response:
-        service, body = request.match_info["id"], await parse_request(request, _PingBody)
+        service, body = request.match_info["id"], await parse_request(request, PingBody)
         sent = await self._operations.ping(service, body.kind, body.exit_status, body.message, get_identity(request))
         return web.json_response({"service": service, "kind": sent, "exit_status": body.exit_status})
 

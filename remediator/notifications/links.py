@@ -38,11 +38,19 @@ def build_links(
     if console and service is not None and service.control is not None and "logs" in service.control.options.verbs:
         urls["logs"] = f"{console}/services/{quote(service.id, safe='')}/logs"
     if console:
-        urls["console"] = f"{console}/{f'incidents/{incident}' if incident is not None else ''}"
+        urls["console"] = f"{console}/{_find_page(inventory, service, labels, incident)}"
     if alertmanager:
         matchers = quote(_format_matchers(service, labels), safe="")
         urls["silence"] = f"{alertmanager}/#/silences/new?filter={matchers}"
     return {name: url for name, url in urls.items() if is_link(url)}
+
+
+def _find_page(inventory: Inventory, service: Service | None, labels: Mapping[str, str], incident: int | None) -> str:
+    """Return the console's page of an incident, or of a heartbeat that a job has created; otherwise the first page."""
+    if incident is not None:
+        return f"incidents/{incident}"
+    name = labels.get("service", "") if service is None else ""
+    return f"heartbeats/{name}" if inventory.exporter.heartbeats.may_create(name) else ""
 
 
 def build_page_links(inventory: Inventory, service: Service | None, host: str = "") -> dict[str, str]:

@@ -37,6 +37,8 @@ IN_NEXT_SECOND = "while [ -e /var/backups/defib/defib-$(date -u +%Y%m%dT%H%M%S).
 ARCHIVE = "/var/backups/defib/config-20261126T030000.tar.gz"
 SWITCH_ON = "defib automation on --reason test"
 
+CREATE_URL = "http://127.0.0.1:9998/ping/$(cat /var/lib/defib-exporter/ping_key)/backup-db-07?create=1"
+
 # By their first lines without comments. Those of STORY run first, in this order.
 BLOCKS = {
     "sudo deploy/install.sh": Run(after="until-ready && configure && fire ocr && fire guarded"),
@@ -86,6 +88,10 @@ BLOCKS = {
         after="cd / && defib host setup --all --from 10.0.0.5 --apply admin",  # the keys of the other configuration
     ),
     "defib maintenance begin service ocr": Run(after=END_MAINTENANCE),
+    "curl -fsS -m 10 --retry 5 'http://10.0.0.5:9998/ping/PING_KEY/backup-db-07?create=1'": Run(
+        answers=(("'http://10.0.0.5:9998/ping/PING_KEY/backup-db-07?create=1'", CREATE_URL),),
+        prints="^(Created|OK)$",
+    ),
 }
 STORY = (
     "sudo deploy/install.sh", "sudo sed -i", "ssh-keygen -t", "useradd --system", "defib discover --known-hosts gpu-01 gpu-02",
@@ -129,6 +135,7 @@ COMMANDS = {
     "defib heartbeat url SERVICE": Run(
         instead="defib heartbeat url nightly-backup", prints=r"^http://127\.0\.0\.1:9998/ping/[0-9a-f-]{36}\n$"
     ),
+    "defib heartbeat remove SLUG": Run(before=f"curl -fsS {CREATE_URL}", instead="defib heartbeat remove backup-db-07"),
     "defib heartbeat ping": Run(instead="defib heartbeat ping nightly-backup"),
     "defib heartbeat ping SERVICE": Run(instead="defib heartbeat ping nightly-backup"),
     "defib heartbeat run": Run(instead="defib heartbeat run nightly-backup -- echo done", prints=r"^done\n$"),

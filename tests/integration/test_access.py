@@ -59,6 +59,8 @@ COMMON: dict[tuple[str, str], AccessRequirement] = {
 ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
     "exporter": {
         **COMMON,
+        ("GET", "/metrics/healthchecks"): SCRAPE,
+        ("GET", "/metrics/agents"): SCRAPE,
         ("GET", "/api/v1/sd/node-exporter"): SCRAPE,
         ("PUT", "/api/v1/pauses"): OPERATOR,
         ("GET", "/api/v1/services"): VIEWER,
@@ -68,6 +70,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/hosts/{name}"): VIEWER,
         ("GET", "/api/v1/heartbeats"): VIEWER,
         ("GET", "/api/v1/heartbeats/{id}"): OPERATOR,
+        ("DELETE", "/api/v1/heartbeats/{id}"): OPERATOR,
         ("GET", "/api/v1/heartbeats/{id}/urls"): OPERATOR,
         ("GET", "/api/v1/hosts/{name}/logs"): OPERATOR,
         ("POST", "/api/v1/heartbeats/{id}/ping"): OPERATOR,
@@ -114,6 +117,7 @@ ROUTES: dict[str, dict[tuple[str, str], AccessRequirement]] = {
         ("GET", "/api/v1/hosts"): VIEWER,
         ("GET", "/api/v1/heartbeats"): VIEWER,
         ("GET", "/api/v1/heartbeats/{id}"): VIEWER,
+        ("DELETE", "/api/v1/heartbeats/{id}"): OPERATOR,
         ("GET", "/api/v1/heartbeats/{id}/urls"): OPERATOR,
         ("POST", "/api/v1/heartbeats/{id}/ping"): OPERATOR,
         ("GET", "/api/v1/report"): VIEWER,

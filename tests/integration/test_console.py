@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from aiohttp import web
@@ -33,8 +34,8 @@ from tests.integration import peers
 from tests.integration.loop import Loop
 from tests.integration.peers import Transcoder
 from tests.integration.test_access import bearer, create_token, start_with_users, write_users
-from tests.integration.test_heartbeat_commands import start_with_heartbeats
-from tests.support import SCREENSHOTS, eventually
+from tests.integration.test_heartbeat_commands import KEY, start_with_heartbeats
+from tests.support import NO_TLS, SCREENSHOTS, eventually
 
 pytestmark = pytest.mark.needs("sshd", "chromium")
 TIMEOUT = 120_000  # milliseconds: the machine may be busy
@@ -534,6 +535,8 @@ async def test_heartbeats_and_what_they_have_sent(loop: Loop, browser: Browser) 
         await expect(pings).to_have_count(5)
         await page.get_by_role("link", name="Page of the service").click()
         await expect(page.locator("h1")).to_have_text("backup")
+        probe = page.locator("dt", has_text="Probe").locator("xpath=following-sibling::dd[1]")
+        await expect(probe).to_have_text("heartbeat, every 1h, at most 5m late")
         await page.get_by_role("link", name="Pings of this heartbeat").click()
         await page.get_by_role("link", name="All heartbeats").click()
         await expect(rows).to_have_count(4)
@@ -549,6 +552,39 @@ async def test_heartbeats_and_what_they_have_sent(loop: Loop, browser: Browser) 
         for path in ("heartbeats", "heartbeats/backup"):
             await viewer.open(path)
             await expect(viewer.page.locator("main")).to_contain_text("This part cannot be shown")
+
+
+async def test_starts_and_created_heartbeats_are_shown_without_a_reload(loop: Loop, browser: Browser) -> None:
+    pings = await start_with_heartbeats(loop, create={"slugs": "job-.*"})
+    async with (
+        window(browser, loop) as operator,
+        httpx.AsyncClient(verify=NO_TLS, trust_env=False, base_url=f"{pings}/{KEY}") as jobs,
+    ):
+        await operator.sign_in("operator")
+        await operator.open("heartbeats")
+        page = operator.page
+        rows = page.locator(".heartbeats tbody tr")
+        await expect(rows).to_have_count(3)
+        await jobs.get("/moved/start")
+        await expect(rows.filter(has_text="moved")).to_contain_text("running for")
+        await jobs.get("/moved")
+        await expect(rows.filter(has_text="moved")).not_to_contain_text("running for")
+        assert (await jobs.get("/job-1?create=1")).status_code == 201
+        created = rows.filter(has_text="job-1")
+        await expect(created).to_contain_text("created by a ping")
+        await expect(created.locator(".state")).to_have_text("Up")
+        await jobs.get("/job-1/fail")
+        await expect(created.locator(".state")).to_have_text("Failed")
+        await expect(page.locator(".banner")).to_have_count(0)  # it is no difference between the programs
+        await created.get_by_role("link").click()
+        await expect(page.locator(".pings tbody tr")).to_have_count(2)
+        await expect(page.locator("main")).to_contain_text("defib heartbeat remove job-1")
+        await expect(page.get_by_role("link", name="Page of the service")).to_have_count(0)
+        await jobs.get("/job-1/start")
+        await expect(page.locator(".pings tbody tr")).to_have_count(3)
+        await operator.open("heartbeats")
+        assert (await loop.ask("DELETE", "/api/v1/heartbeats/job-1")).is_success
+        await expect(rows).to_have_count(3)
 
 
 async def test_agents_and_what_they_report(loop: Loop, browser: Browser) -> None:

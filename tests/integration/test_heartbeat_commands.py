@@ -19,7 +19,7 @@ KEY = "the-ping-key-of-the-tests"
 CHECK = "4a1b6d0e-8f0f-4a5c-9f3c-0e6c1f4e7d21"
 
 
-async def start_with_heartbeats(loop: Loop, services: dict[str, Any] | None = None) -> str:
+async def start_with_heartbeats(loop: Loop, services: dict[str, Any] | None = None, **settings: Any) -> str:
     """Start both programs with heartbeats and a user of each role; returns the address for pings."""
     (port,) = reserve_ports(1)
     heartbeats = {
@@ -27,7 +27,8 @@ async def start_with_heartbeats(loop: Loop, services: dict[str, Any] | None = No
         "moved": {"probe": {"heartbeat": {"cron": "0 3 * * *", "uuid": CHECK}}},
         "sync": {"probe": {"heartbeat": {"every": "1s", "grace": "500ms"}}},
     }
-    settings = {"listen": f"127.0.0.1:{port}", "database": str(loop.folder / "heartbeats.db"), "ping_key": KEY}
+    database = str(loop.folder / "heartbeats.db")
+    settings = {"listen": f"127.0.0.1:{port}", "database": database, "ping_key": KEY, **settings}
     services = {"web": loop.service("web"), **heartbeats, **(services or {})}
     await start_with_users(loop, services, exporter={"heartbeats": settings})
     return f"http://127.0.0.1:{port}"
@@ -60,7 +61,12 @@ async def test_the_api(loop: Loop) -> None:
         (ping,) = (await as_user(loop, user, "GET", "/backup")).json()["pings"]
         assert (ping["body"], ping["exit_status"]) == (body, 3)
     urls = await as_user(loop, "operator", "GET", "/moved/urls")
-    assert urls.json() == {"url": f"{pings}/ping/{CHECK}", "slug_url": f"{pings}/ping/{KEY}/moved"}
+    badge_url, category_badge_url = (urls.json()[name] for name in ("badge_url", "category_badge_url"))
+    assert urls.json() == {
+        "url": f"{pings}/ping/{CHECK}", "slug_url": f"{pings}/ping/{KEY}/moved",
+        "push_url": f"{pings}/api/push/{CHECK}", "badge_url": badge_url,
+        "category_badge_url": category_badge_url,
+    }  # fmt: skip
     assert urls.headers["Cache-Control"] == "no-store"
     sent = await as_user(loop, "operator", "POST", "/backup/ping", {"message": "repaired by hand"})
     assert sent.json() == {"service": "backup", "kind": "success", "exit_status": None}
@@ -102,8 +108,13 @@ async def test_the_commands(loop: Loop) -> None:
     pings = await start_with_heartbeats(loop)
     shown = await on_loop(loop, "heartbeat", "url", "moved")
     assert (shown.returncode, shown.stdout) == (0, f"{pings}/ping/{CHECK}\n")
-    shown = await on_loop(loop, "heartbeat", "url", "moved", "--slug")
-    assert shown.stdout == f"{pings}/ping/{KEY}/moved\n"
+    for option, expected in (
+        ("--slug", f"{pings}/ping/{KEY}/moved"), ("--push", f"{pings}/api/push/{CHECK}"),
+        ("--badge", rf"{pings}/badge/[0-9a-f]{{32}}/moved\.svg"),
+        ("--category-badge", rf"{pings}/badge/[0-9a-f]{{32}}/other\.svg"),
+    ):  # fmt: skip
+        shown = await on_loop(loop, "heartbeat", "url", "moved", option)
+        assert re.fullmatch(expected, shown.stdout.strip()), option
     for options, status in (
         (["--start"], None), (["--log", "--message", "half way"], None), (["--exit-status", "0"], "up"),
         (["--fail", "--message", "not mounted"], "failed"), (["--exit-status", "7", "--message", "no space"], "failed"),

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -14,11 +15,13 @@ from hypothesis import strategies as st
 
 from exporter.api.pings import PingError, parse_ping_path
 from exporter.heartbeats.agent import AgentReport, AgentState, describe_stuck, parse_report
+from exporter.heartbeats.badges import BadgeState, render_shields, render_svg
 from exporter.heartbeats.schedule import EARLY, Cron, Interval
-from exporter.heartbeats.state import HeartbeatState, Ping, PingKind, Timing
+from exporter.heartbeats.state import HeartbeatState, Ping, Timing
 from exporter.heartbeats.store import BODIES_LIMIT, PINGS_LIMIT, HeartbeatStore, HeartbeatStoreError, ReceivedPing
 from fleet.inventory.agents import Agent
 from fleet.inventory.heartbeats import derive_uuid, is_uuid
+from fleet.pings import PingKind
 from runtime.clock import StoredClock
 from runtime.errors import StartError
 
@@ -438,3 +441,42 @@ def test_an_absence_makes_no_agent_stuck() -> None:
     assert away.agent is not None
     assert away.agent.last_progress == 3600.0
     assert away.status(TIMING, 3700.0)[0] == "up"
+
+
+@given(label=st.text(), counts=st.tuples(*[st.integers(0, 3)] * 3))
+def test_any_label_makes_a_well_formed_badge(label: str, counts: tuple[int, int, int]) -> None:
+    grace, down, waiting = counts
+    state = BadgeState(grace + down + waiting, grace, down, waiting)
+    image = ET.fromstring(render_svg(label, state))  # noqa: S314 - our own
+    texts = [each for each in image if each.tag.endswith("}g")][1]
+    assert texts[1].text == state.status
+    assert int(image.get("width", "")) == sum(int(each.get("textLength", "")) + 12 for each in texts)
+    json.dumps(render_shields(label, state)).encode()
+
+
+@pytest.mark.parametrize(
+    ("grace", "down", "waiting", "total", "status"),
+    [
+        (0, 0, 0, 2, "up"), (1, 0, 0, 2, "late"), (1, 1, 0, 2, "down"), (0, 1, 1, 2, "down"), (0, 0, 2, 2, "unknown"),
+        (0, 0, 1, 2, "up"), (0, 0, 0, 0, "unknown"),
+    ],
+)  # fmt: skip
+def test_a_badge_shows_the_worst(grace: int, down: int, waiting: int, total: int, status: str) -> None:
+    assert BadgeState(total, grace, down, waiting).status == status
+
+
+def test_overdue_is_due_and_not_late_yet() -> None:
+    state = receive(Ping(1000.0, "success"))
+    assert [state.is_overdue(TIMING, at) for at in (1599.0, 1600.0, 1659.0, 1660.0)] == [False, True, True, False]
+    assert not HeartbeatState(1000.0).is_overdue(TIMING, 1601.0)
+
+
+def test_a_job_may_say_how_long_it_took() -> None:
+    assert receive(Ping(100.0, "start"), Ping(130.0, "success", duration=2.5)).last_duration == 2.5
+    assert receive(Ping(100.0, "start"), Ping(130.0, "success")).last_duration == 30.0
+
+
+def test_pending_tasks_of_many_sources_are_added_up() -> None:
+    report = AgentReport.model_validate({"pending": {f"source {number}": 1 for number in range(50)}})
+    state = AgentState(0).after_report(report, 0)
+    assert (state.pending, sum(state.pending_by_source.values()), len(state.pending_by_source)) == (50, 50, 21)
