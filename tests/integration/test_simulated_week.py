@@ -34,7 +34,7 @@ def test_a_week_has_few_needless_notifications_and_every_fault_is_notified_in_ti
     assert report.is_good, shown
     assert len(report.faults) == 19, shown
     # What is normal reaches the rules: they wait long enough.
-    for alert, minutes in (("HostLoadHigh", 25), ("GPUIdleHeld", 500), ("HostContainerDown", 1)):
+    for alert, minutes in (("HostLoadHigh", 25), ("GPUIdleHeld", 500), ("HostContainerDown", 1), ("HTTPErrorRatio", 3)):
         active, pending = report.nearly[alert]
         assert minutes <= active < pending, shown
 
