@@ -25,6 +25,8 @@ from runtime.pacing import PacedProtocol, RequestPacer
 
 MAX_CONNECTIONS = 2048
 MAX_CONNECTIONS_PER_ADDRESS = 512
+MAX_TLS_CONNECTIONS = 512  # each takes more than a megabyte while its client sends as fast as it can
+MAX_TLS_CONNECTIONS_PER_ADDRESS = 256
 HANDSHAKE_TIMEOUT = 10.0  # of TLS
 HEADERS_TIMEOUT = 10.0  # from the connection, or from the first byte of a later request
 BODY_TIMEOUT = 30.0
@@ -51,7 +53,7 @@ class Connections:
     def __init__(self, app: web.Application, server: web.Server, metrics: ProgramMetrics) -> None:
         self._server, self._metrics = server, metrics
         self._headers = app[RESPONSE_HEADERS]
-        self._limit = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._file_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         self._count = 0
         self._by_address: dict[str, dict[Connection, None]] = {}
         self._pacer = RequestPacer()
@@ -61,7 +63,7 @@ class Connections:
     def open(self, client: socket.socket, address: str, tls: ssl.SSLContext | None) -> None:
         """Serve a client that has connected from this address."""
         connection = Connection(self._server, self, client, address)
-        self.add(connection)
+        self.add(connection, has_tls=tls is not None)
         connection.opening = asyncio.get_running_loop().create_task(self._open(connection, client, tls))
 
     async def _open(self, connection: "Connection", client: socket.socket, tls: ssl.SSLContext | None) -> None:
@@ -78,13 +80,16 @@ class Connections:
             self.remove(connection)
             client.close()
 
-    def add(self, connection: "Connection") -> None:
+    def add(self, connection: "Connection", *, has_tls: bool) -> None:
         """Add a new connection. At a limit, drop one that can be spared, or the new one if there is none."""
+        limit, limit_per_address = MAX_CONNECTIONS, MAX_CONNECTIONS_PER_ADDRESS
+        if has_tls:
+            limit, limit_per_address = MAX_TLS_CONNECTIONS, MAX_TLS_CONNECTIONS_PER_ADDRESS
         siblings = self._by_address.get(connection.address, {})
         candidates: list[dict[Connection, None]] = []
-        if len(siblings) >= MAX_CONNECTIONS_PER_ADDRESS:
+        if len(siblings) >= limit_per_address:
             candidates = [siblings]
-        elif self._count >= self._limit:
+        elif self._count >= min(limit, self._file_limit):
             candidates = sorted(self._by_address.values(), key=len, reverse=True)
         dropped = None
         if candidates:

@@ -57,6 +57,9 @@ class PacedProtocol(asyncio.Protocol, Generic[P]):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        limit = getattr(transport, "set_read_buffer_limits", None)  # of TLS, whose buffers have 256 KiB otherwise
+        if limit is not None:
+            limit(high=self._part)
         self.protocol.connection_made(cast("asyncio.Transport", _PacedTransport(self._transport, self)))
 
     def data_received(self, data: bytes) -> None:

@@ -455,7 +455,7 @@ async def test_a_slow_application_is_not_a_slow_client(application: Application)
 
 async def test_tls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Connections count from the beginning of the handshake, and a request may come together with its end."""
-    monkeypatch.setattr(connections, "MAX_CONNECTIONS_PER_ADDRESS", 5)
+    monkeypatch.setattr(connections, "MAX_TLS_CONNECTIONS_PER_ADDRESS", 5)
     authority = Authority.made(tmp_path / "ca.pem")
     client = ssl.create_default_context(cafile=str(authority.file))
     async with Application().serve(authority.server("h")) as application:
