@@ -212,14 +212,16 @@ def _add_server_commands(added: _Commands) -> None:
         ("remediator", commands.remediator, "127.0.0.1:9095"),
     ):
         _add_server_options(added.add(name, run, f"run the {name}"), listen)
-    description = "watch a remediator from another machine: notify when its pings stop, and when they return"
+    description = "watch a remediator: notify when its pings stop and return, and of what Alertmanager sends to /alerts"
     deadman = added.add("deadman", commands.deadman, description)
     _add_server_options(deadman, "0.0.0.0:9191")
-    help_ = "notify this channel of the configuration (may be repeated)"
-    channel = deadman.add_argument("--channel", action="append", required=True, metavar="NAME", help=help_)
+    help_ = "notify this channel (may be repeated; default: those that are notified of RemediatorDown)"
+    channel = deadman.add_argument("--channel", action="append", default=[], metavar="NAME", help=help_)
     _complete_from_inventory(channel, "channels")
     help_ = "notify if no ping has arrived for this long (default: 5m)"
     deadman.add_argument("--within", default="5m", metavar="DURATION", help=help_)
+    help_ = "expect pings only once one has arrived"
+    deadman.add_argument("--pings-optional", action="store_true", help=help_)
     help_ = f"for the token of the ping URL, and the state (default: {DEADMAN_FOLDER})"
     deadman.add_argument("--directory", type=Path, default=Path(DEADMAN_FOLDER), metavar="DIR", help=help_)
 

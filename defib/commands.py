@@ -160,7 +160,7 @@ def deadman(options: argparse.Namespace) -> int:
     from defib.deadman import server
 
     within = _parse_duration("--within", options.within)
-    settings = server.WatcherSettings(options.channel, within, options.directory)
+    settings = server.WatcherSettings(options.channel, within, options.directory, options.pings_optional)
     return _serve(options, _reader(options, "remediator"), partial(server.run, settings=settings))
 
 

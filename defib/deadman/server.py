@@ -1,9 +1,12 @@
-"""The watcher's server: it receives pings, and notifies the channels when they stop and when they return."""
+"""The watcher's server: it receives pings, and notifies the channels when they stop and when they return.
+
+It also passes on to them what Alertmanager notifies of.
+"""
 
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,23 +15,27 @@ import structlog
 from aiohttp import web
 
 from defib.deadman import messages, store, watch
+from defib.deadman.alerts import MAX_BODY, AlertRelay, Destination
 from defib.deadman.watch import Watch
 from defib.lookup import find_channel
 from fleet.inventory.loading import LoadedInventory
-from fleet.inventory.model import Inventory
+from fleet.inventory.problems import ConfigurationError
+from remediator.clients.alerts import InvalidPayloadError, PayloadTooLargeError, parse_webhook
 from remediator.notifications.channels import ChannelClient, SendResult
 from runtime.access.audit import write_to_log
 from runtime.access.control import AccessControl
-from runtime.access.roles import AccessRequirement
+from runtime.access.roles import AccessRequirement, Role
 from runtime.access.tokens import ConfiguredTokens
 from runtime.errors import ApiError
 from runtime.http_clients import limit_interim_responses
-from runtime.lifecycle import ListenAddress, serve
+from runtime.lifecycle import ListenAddress, Reloader, serve
 from runtime.metrics import ProgramMetrics
+from runtime.payloads import parse_body
 from runtime.redaction import Redactor
+from runtime.request_bodies import read_request_body
 from runtime.times import format_rfc3339
 from runtime.tls import create_client_context
-from runtime.tokens import ensure_token
+from runtime.tokens import ConfiguredToken, ensure_token
 from runtime.web import add_route, create_application
 from runtime.webconfig import WebConfigFile
 
@@ -39,11 +46,16 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True)
 class WatcherSettings:
-    """The channels to notify, the seconds after which a ping is missing, and the folder of the token and the state."""
+    """The channels to notify, the seconds after which a ping is missing, and the folder of the token and the state.
+
+    Without channels, those that would be notified of RemediatorDown. With `pings_optional`, a ping is missing only once
+    one has arrived.
+    """
 
     channels: Sequence[str]
     within: float
     folder: Path
+    pings_optional: bool = False
 
 
 async def run(
@@ -55,9 +67,7 @@ async def run(
 ) -> None:
     """Serve until a signal stops it. Raises DefibError before anything is started."""
     loaded = load()
-    for name in settings.channels:
-        find_channel(loaded.inventory, name)
-    loaded.require_resolved(*(f"notify.channels.{name}" for name in settings.channels))
+    destination = _find_destination(loaded, settings.channels)
     settings.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     token = ensure_token(settings.folder / "token").get_secret_value()
     redact.add([*loaded.secrets, token])
@@ -65,28 +75,83 @@ async def run(
     access = AccessControl(
         lambda: web_config.users, ConfiguredTokens(redact.add), write_audit=write_to_log, now=loop.time
     )
-    app = create_application(access, web_config, ready=lambda: True)
+    await access.tokens.replace((each, Role.WEBHOOK) for each in _list_tokens(loaded, settings.folder))
+    metrics = ProgramMetrics()
     async with limit_interim_responses(httpx.AsyncClient(trust_env=True, verify=create_client_context())) as client:
-        watcher = _Watcher(settings, loaded.inventory, ChannelClient(client), redact)
+        channels = ChannelClient(client)
+        watcher, relay = _Watcher(settings, destination, channels, redact), AlertRelay(destination, channels, redact)
+        app = create_application(access, web_config, ready=lambda: bool(relay.destination.channels))
 
-        async def receive(request: web.Request) -> web.Response:
+        async def receive_ping(request: web.Request) -> web.Response:
             if not secrets.compare_digest(request.match_info["token"].encode(), token.encode()):
                 raise ApiError(404, "not_found", "there is no such ping URL")
             await watcher.receive_ping()
             return web.Response(text="OK\n")
 
+        async def reload() -> Mapping[str, object]:
+            loaded = await asyncio.to_thread(load)
+            new = _find_destination(loaded, settings.channels)
+            redact.add(loaded.secrets)
+            await access.tokens.replace((each, Role.WEBHOOK) for each in _list_tokens(loaded, settings.folder))
+            watcher.destination = relay.destination = new
+            return {"channels": list(new.channels)}
+
         for method in ("GET", "POST", "PUT"):
-            add_route(app, method, "/ping/{token}", receive, AccessRequirement.UNCHECKED)
-        await serve("deadman", app, listen, ProgramMetrics(), web_config=web_config, tasks=[watcher.run])
+            add_route(app, method, "/ping/{token}", receive_ping, AccessRequirement.UNCHECKED)
+        _add_alerts(app, relay)
+        await serve(
+            "deadman", app, listen, metrics, web_config=web_config,
+            tasks=[watcher.run, relay.run, access.run], reload=Reloader(reload, metrics),
+        )  # fmt: skip
+
+
+def _add_alerts(app: web.Application, relay: AlertRelay) -> None:
+    async def receive_alerts(request: web.Request) -> web.Response:
+        body = await read_request_body(request, MAX_BODY)
+        try:
+            payload = await parse_body(parse_webhook, body)
+        except InvalidPayloadError as error:
+            raise ApiError(400, "not_a_delivery", str(error)) from error
+        except PayloadTooLargeError as error:
+            raise ApiError(413, "too_large", str(error)) from error
+        sent = await relay.deliver(payload)
+        return web.json_response({"alerts": len(payload.alerts), "sent": sent})
+
+    add_route(app, "POST", "/alerts", receive_alerts, AccessRequirement.WEBHOOK)
+
+
+def _find_destination(loaded: LoadedInventory, named: Sequence[str]) -> Destination:
+    """Return the channels to notify: those named, else those for problems of Defib, else all. Raises DefibError."""
+    notify = loaded.inventory.notify
+    for name in named:
+        find_channel(loaded.inventory, name)
+    routed = notify.channels_for({"alertname": "RemediatorDown", "severity": "critical"}, "alert")
+    channels = list(named or [name for name in routed if name in notify.channels] or notify.channels)
+    loaded.require_resolved(*(f"notify.channels.{name}" for name in channels))
+    if not channels:
+        log.warning("no_channel", effect="nobody is notified", hint="add a channel to the configuration, and reload")
+    return Destination(loaded.inventory, channels)
+
+
+def _list_tokens(loaded: LoadedInventory, folder: Path) -> Iterator[ConfiguredToken]:
+    """Yield the tokens of Alertmanager: the watcher's own, and that which it sends to a remediator of this machine."""
+    yield ConfiguredToken("token", file=folder / "token", owned=True)
+    try:
+        loaded.require_resolved("remediator.webhook_token")
+    except ConfigurationError as error:
+        log.warning("webhook_token_unresolved", error=str(error))
+    else:
+        yield loaded.token("remediator.webhook_token")
 
 
 class _Watcher:
     """The state of the pings, in memory and in its file."""
 
     def __init__(
-        self, settings: WatcherSettings, inventory: Inventory, client: ChannelClient, redact: Redactor
+        self, settings: WatcherSettings, destination: Destination, client: ChannelClient, redact: Redactor
     ) -> None:
-        self._settings, self._inventory, self._client, self._redact = settings, inventory, client, redact
+        self.destination = destination  # which a reload replaces
+        self._settings, self._client, self._redact = settings, client, redact
         # Setting the system time while it runs must not make a ping overdue.
         self._clock_offset = time.time() - time.monotonic()
         self._started = self._now()
@@ -105,10 +170,11 @@ class _Watcher:
         """Check the deadline and notify the channels, until cancelled."""
         async with asyncio.TaskGroup() as group:
             while True:
-                await self._replace(
-                    watch.check_deadline(self._watch, self._now(), self._settings.within, self._started)
-                )
-                for name in watch.list_due(self._watch, self._settings.channels):
+                if self._watch.pinged_at is not None or not self._settings.pings_optional:
+                    await self._replace(
+                        watch.check_deadline(self._watch, self._now(), self._settings.within, self._started)
+                    )
+                for name in watch.list_due(self._watch, self.destination.channels):
                     if name not in self._sending or self._sending[name].done():
                         self._sending[name] = group.create_task(self._notify(name), name=f"notify {name}")
                 await asyncio.sleep(CHECK_EVERY)
@@ -133,7 +199,7 @@ class _Watcher:
     async def _notify(self, name: str) -> None:
         """Notify a channel, and try again until it accepts the message or there is nothing to say any more."""
         tries, result = 0, None
-        while name in watch.list_due(self._watch, [name]):
+        while name in self.destination.channels and name in watch.list_due(self._watch, [name]):
             missing = self._watch.is_missing
             result = await self._send(name, result)
             level = log.info if result.outcome == "sent" else log.warning
@@ -148,7 +214,8 @@ class _Watcher:
                 tries = min(tries + 1, 16)
 
     async def _send(self, name: str, last: SendResult | None) -> SendResult:
-        message = messages.build_message(self._watch, self._inventory, self._now())
+        inventory = self.destination.inventory
+        message = messages.build_message(self._watch, inventory, self._now())
         if last is not None:
             message = replace(message, retry_state=last.retry_state)
-        return await self._client.send(self._inventory.notify.channels[name], message, time.time())
+        return await self._client.send(inventory.notify.channels[name], message, time.time())

@@ -6,19 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
+import httpx
 import re2
 import yaml
 
 from defib.doctor.findings import Finding
-from defib.doctor.server import Server, not_configured
+from defib.doctor.server import TIMEOUT, Server, not_configured
 from defib.output import format_count
 from defib.shipped import find_shipped
+from fleet.inventory.endpoints import Endpoint
 from fleet.inventory.model import Inventory
+from fleet.json_client import http_client
 
 LOOKBACK = 300.0  # seconds for which Prometheus treats a sample as current
 JOBS = ("defib-exporter", "defib-remediator")
 RECORDED = ("service:up:max", "host:up:max", "ALERTS")  # examples of series that alerts and dashboards use
 WEBHOOK = "/webhook/alertmanager"
+# Where the watcher is: its webhook, and its addresses as shipped, with systemd and with docker compose.
+WATCHER_PATH, WATCHERS = "/alerts", ("http://127.0.0.1:9191", "http://deadman:9191")
 
 
 async def check_prometheus(inventory: Inventory) -> Sequence[Finding]:
@@ -131,7 +136,9 @@ async def check_alertmanager(inventory: Inventory) -> Sequence[Finding]:
             return server.findings
         server.add("reachable", detail=f"version {status.json()['versionInfo']['version']}")
         config = yaml.safe_load(status.json()["config"]["original"]) or {}
-    _check_receivers(server, {each["name"]: each for each in config.get("receivers") or []})
+    receivers = {each["name"]: each for each in config.get("receivers") or []}
+    _check_receivers(server, receivers)
+    await _check_fallback(server, receivers.get("fallback"))
     return server.findings
 
 
@@ -147,11 +154,43 @@ def _check_receivers(server: Server, receivers: Mapping[str, Mapping[str, Any]])
         configured = bool(receivers.get("defib", {}).get("webhook_configs"))
         problem = "" if configured else "the URLs are hidden, and there is no receiver `defib` with a webhook"
         server.add("webhook", problem, fix, detail="the URL is hidden")
-    fallback = receivers.get("fallback")
+
+
+async def _check_fallback(server: Server, fallback: Mapping[str, Any] | None) -> None:
+    """Check that the receiver for problems of Defib has a destination, and that the watcher answers if it is one."""
     configs = [name for name, value in (fallback or {}).items() if name.endswith("_configs") and value]
     problem = "there is no such receiver" if fallback is None else "" if configs else "it has no destination"
-    fix = "give it an email address or another webhook: it reports that the remediator is down"
-    server.add("receiver fallback", problem, fix, severe=False)
+    if problem:
+        fix = "give it a destination, as in alerts/alertmanager.yml: it reports that the remediator is down"
+        server.add("receiver fallback", problem, fix, severe=False)
+        return
+    places = _find_watchers((fallback or {}).get("webhook_configs") or [])
+    problems = [await _ask_watcher(each) for each in places]
+    problem = "" if "" in problems else "; ".join(problems)
+    fix = "start it, or see its log: docs/operations.md, When Defib itself fails"
+    server.add("receiver fallback", problem, fix, detail="the watcher answers" if places else "", severe=False)
+
+
+def _find_watchers(hooks: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """Return where the watcher may be: the address in the URL of its webhook, or where that is hidden, as shipped."""
+    for hook in hooks:
+        url = str(hook.get("url", ""))
+        if url.endswith(WATCHER_PATH):
+            return [url.removesuffix(WATCHER_PATH)]
+        sent = ((hook.get("http_config") or {}).get("authorization") or {}).get("credentials_file", "")
+        if "secret" in url and str(sent).endswith("webhook_token"):  # newer versions hide the URLs
+            return WATCHERS
+    return []
+
+
+async def _ask_watcher(base: str) -> str:
+    """Return why the watcher cannot notify; empty if it can."""
+    try:
+        async with http_client(Endpoint(url=base)) as client:
+            response = await client.get("/-/ready", timeout=TIMEOUT)
+    except httpx.HTTPError:
+        return f"the watcher, `defib deadman`, does not answer at {base}"
+    return "" if response.is_success else f"the watcher at {base} has no channel"
 
 
 async def check_grafana(inventory: Inventory) -> Sequence[Finding]:

@@ -112,9 +112,6 @@ COMMANDS = {
     "defib deadman": Run(
         instead="while-serving http://127.0.0.1:9191/-/ready defib deadman --channel oncall --directory watcher"
     ),
-    "defib deadman --channel NAME": Run(
-        instead="while-serving http://127.0.0.1:9191/-/ready defib deadman --channel oncall --directory watcher"
-    ),
     # Names of commands in a sentence, without their arguments.
     "defib probe": Run(instead="defib probe wiki"),
     "defib probe --json": Run(instead="defib probe wiki --json | jq .components"),

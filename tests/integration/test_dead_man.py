@@ -76,6 +76,7 @@ class Watcher:
         self.launcher, self.folder = launcher, folder
         self.received: list[dict[str, Any]] = []
         self.accepts = True
+        self.options = ["--channel", "ops", "--within", "2s"]
         (self.port,) = reserve_ports(1)
         self.pid = 0
 
@@ -93,15 +94,15 @@ class Watcher:
     async def start(self) -> None:
         state, config = str(self.folder / "state"), str(self.folder / "config")
         argv = [
-            sys.executable, "-m", "defib", "deadman", "--listen", f"127.0.0.1:{self.port}", "--channel", "ops",
-            "--within", "2s", "--directory", state, "--config", config,
+            sys.executable, "-m", "defib", "deadman", "--listen", f"127.0.0.1:{self.port}", *self.options,
+            "--directory", state, "--config", config,
         ]  # fmt: skip
         self.pid = await self.launcher.start(argv, self.folder / "log")
-        await eventually(self.is_ready)
+        await eventually(self.is_healthy)
 
-    async def is_ready(self) -> bool:
+    async def is_healthy(self) -> bool:
         try:
-            return (await self.ask("/-/ready")).status_code == 200
+            return (await self.ask("/-/healthy")).status_code == 200
         except httpx.HTTPError:
             return False
 
@@ -109,9 +110,12 @@ class Watcher:
         async with httpx.AsyncClient(verify=NO_TLS, trust_env=False, timeout=60) as client:
             return await client.get(f"http://127.0.0.1:{self.port}{path}")
 
+    @property
+    def token(self) -> str:
+        return (self.folder / "state" / "token").read_text().strip()
+
     async def ping(self) -> int:
-        token = (self.folder / "state" / "token").read_text().strip()
-        return (await self.ask(f"/ping/{token}")).status_code
+        return (await self.ask(f"/ping/{self.token}")).status_code
 
     async def until(self, *titles: str) -> None:
         async def received() -> bool:
@@ -147,8 +151,16 @@ async def test_the_watcher_notifies_when_pings_stop_and_when_they_return(watcher
     await watcher.until(MISSING, BACK)
     assert watcher.received[1]["notifications"][0]["duration_seconds"] >= 2.0
     await watcher.until(MISSING, BACK, MISSING)
-    token = (watcher.folder / "state" / "token").read_text().strip()
-    assert token not in (watcher.folder / "log").read_text()
+    assert watcher.token not in (watcher.folder / "log").read_text()
+
+
+async def test_optional_pings_are_missing_only_once_one_has_arrived(watcher: Watcher) -> None:
+    watcher.options.append("--pings-optional")
+    await watcher.start()
+    await asyncio.sleep(4)  # twice the time in which one must arrive
+    assert watcher.titles == []
+    await watcher.ping()
+    await watcher.until(MISSING)
 
 
 async def test_a_ping_that_has_never_arrived_is_missing_too(watcher: Watcher) -> None:

@@ -19,8 +19,10 @@ from defib.demo import sshd
 from defib.demo.feishu import SECRET, FeishuSimulator
 from defib.demo.launcher import Launcher
 from defib.demo.stack import Stack, reserve_ports
-from defib.doctor.monitoring import JOBS, check_prometheus
+from defib.doctor import monitoring
+from defib.doctor.monitoring import JOBS, check_alertmanager, check_prometheus
 from tests.forked_defib import run_defib
+from tests.integration.peers import web_server
 from tests.support import NO_TLS, eventually, inventory_of
 
 NOWHERE = "http://127.0.0.1:1"
@@ -51,6 +53,49 @@ async def test_the_targets_of_controls_are_checked(tmp_path: Path, container: st
     assert result_of(findings, "h", "control of there") == "pass"
     (gone,) = (each for each in findings if each["check"] == "control of gone")
     assert (gone["result"], "no-such-container" in gone["detail"].lower()) == ("fail", True), gone
+
+
+def alertmanager_with(fallback: dict[str, Any]) -> dict[str, Any]:
+    """What Alertmanager says of itself, with this receiver `fallback`."""
+    defib = {"name": "defib", "webhook_configs": [{"url": "http://remediator:9095/webhook/alertmanager"}]}
+    config = yaml.safe_dump({"receivers": [defib, {"name": "fallback", **fallback}]})
+    return {"versionInfo": {"version": "0.28.1"}, "config": {"original": config}}
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_the_watcher_must_answer_where_it_is_the_fallback_receiver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, hidden: bool
+) -> None:
+    ready = 200
+
+    async def answer(_request: web.Request) -> web.Response:
+        return web.Response(status=ready)
+
+    async with web_server(answer) as port:
+        base = f"http://127.0.0.1:{port}"
+        monkeypatch.setattr(monitoring, "WATCHERS", (NOWHERE, base))
+        hook: dict[str, Any] = {"url": "<secret>" if hidden else f"{base}/alerts"}
+        hook["http_config"] = {"authorization": {"credentials_file": "/etc/alertmanager/secrets/webhook_token"}}
+
+        async def look(fallback: dict[str, Any]) -> tuple[str, str]:
+            async def status(_request: web.Request) -> web.Response:
+                return web.json_response(alertmanager_with(fallback))
+
+            async with web_server(status) as alertmanager:
+                written = {"remediator": {"alertmanager_url": f"http://127.0.0.1:{alertmanager}"}}
+                inventory = (await asyncio.to_thread(inventory_of, tmp_path, written)).inventory
+                findings = await check_alertmanager(inventory)
+            (found,) = (each for each in findings if each.check == "receiver fallback")
+            return found.result, found.detail
+
+        assert await look({"webhook_configs": [hook]}) == ("pass", "the watcher answers")
+        ready = 503
+        result, detail = await look({"webhook_configs": [hook]})
+        assert (result, f"the watcher at {base} has no channel" in detail) == ("warn", True)
+    result, detail = await look({"webhook_configs": [hook]})
+    assert (result, f"does not answer at {base}" in detail) == ("warn", True)
+    assert await look({"webhook_configs": []}) == ("warn", "it has no destination")
+    assert (await look({"email_configs": [{"to": "ops@example.org"}]}))[0] == "pass"
 
 
 async def test_all_targets_and_rules_with_the_same_name_are_checked(tmp_path: Path) -> None:
@@ -247,7 +292,7 @@ async def test_a_complete_installation_passes(
     status, findings = await run_doctor(config, "--send")
     wrong = [each for each in findings if each["result"] != "pass"]
     assert status == 0, wrong
-    # The shipped file has no fallback receiver, and the demo has no Grafana.
+    # The demo has no watcher, and no Grafana.
     assert {(each["subject"], each["check"]) for each in wrong} == {
         ("grafana", "configured"),
         ("alertmanager", "receiver fallback"),
