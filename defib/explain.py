@@ -6,6 +6,7 @@ from typing import Any, get_args
 
 from defib.output import format_time, parenthesized, print_json, print_lines
 from defib.remediator_client import Connect, RemediatorClient
+from fleet.inventory.agents import AGENT_STUCK
 from fleet.inventory.model import is_host_alert
 from remediator.policy.situation import Refusal
 
@@ -57,6 +58,8 @@ def summarize(answer: Mapping[str, Any], alert: str, zone: tzinfo | None) -> str
     """
     service, status, decision = answer["service"], _status(answer), answer["decision"]
     head = f"the status of {service} is unknown" if status == "unknown" else f"{service} is {status}"
+    if status == "down" and AGENT_STUCK in answer["firing"] and alert not in answer["firing"]:
+        head = f"{service} is stuck"
     if is_host_alert(service):
         head = f"{service} fires" if answer["firing"] else f"{service} does not fire"
     if decision["verb"] == "act":

@@ -72,9 +72,10 @@ class PingUrl:
         return f"{parts.hostname}:{parts.port}" if parts.port else f"{parts.hostname}"
 
     def of(self, action: str, run_id: str) -> str:
-        """Return the URL for a start or an exit status."""
+        """Return the URL for a start or an exit status, with the parameters that it has, such as `create=1`."""
         parts = urlsplit(self._url)
-        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{action}", query=f"rid={run_id}", fragment=""))
+        query = "&".join(filter(None, [parts.query, f"rid={run_id}"]))
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{action}", query=query, fragment=""))
 
 
 def read_url(url_file: Path | None, environment: Mapping[str, str], ask: Callable[[], str]) -> PingUrl:

@@ -60,7 +60,11 @@ def _check_targets(server: Server, active: Sequence[Mapping[str, Any]]) -> None:
     )
     for job in JOBS:
         targets = [each for each in active if each["labels"]["job"] == job]
-        down = [f"{each['scrapeUrl']}: {each['lastError']}" for each in targets if each["health"] != "up"]
+        down = [
+            f"{each['scrapeUrl']}: {each['lastError'] or 'not scraped yet'}"
+            for each in targets
+            if each["health"] != "up"
+        ]
         server.add(f"scrapes {job}", ", ".join(down) if targets else "no such job", fix)
 
 

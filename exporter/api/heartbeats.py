@@ -7,13 +7,14 @@ from pydantic import Field
 
 from exporter.api.services import REMEDIATOR
 from exporter.heartbeats.agent import describe_stuck
-from exporter.heartbeats.monitor import END_LIMIT, Heartbeat, HeartbeatMonitor
+from exporter.heartbeats.bodies import SentBody
+from exporter.heartbeats.monitor import Heartbeat, HeartbeatMonitor
 from exporter.heartbeats.rate_limit import RateLimitedError
 from exporter.heartbeats.schedule import Cron
 from exporter.heartbeats.store import HeartbeatStoreError, ReceivedPing
 from exporter.results import ProbeFailure
 from exporter.scheduler.probe_scheduler import ProbeScheduler
-from fleet.pings import BODY_LIMIT, PingBody
+from fleet.pings import PingBody
 from runtime.access.audit import AuditEntry, write_to_log
 from runtime.access.control import get_identity
 from runtime.errors import ApiError
@@ -74,18 +75,9 @@ class HeartbeatsApi:
             kind = "fail" if body.exit_status else "success"
         is_remediator = identity.claimed_user == REMEDIATOR
         sender = body.by if is_remediator and body.by else identity.label
-        text = body.message.encode("utf-8", "replace")
+        message = SentBody(body.message.encode("utf-8", "replace"))
         try:
-            await self._heartbeats.receive(
-                name,
-                kind,
-                body.exit_status,
-                "",
-                text,
-                end=text[-END_LIMIT:],
-                is_cut=len(text) > BODY_LIMIT,
-                client=sender,
-            )
+            await self._heartbeats.receive(name, kind, body.exit_status, "", message, client=sender)
         except KeyError as error:
             raise ApiError(404, "unknown_heartbeat", "a reload has removed the heartbeat") from error
         except RateLimitedError as error:

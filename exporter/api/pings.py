@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
+from exporter.heartbeats.bodies import SentBody
 from exporter.heartbeats.creation import NotCreatedError
-from exporter.heartbeats.monitor import END_LIMIT, HEAD_LIMIT
 from exporter.heartbeats.rate_limit import RateLimitedError
 from exporter.heartbeats.store import HeartbeatStoreError
 from exporter.scheduler.probe_scheduler import ProbeScheduler
@@ -106,17 +106,10 @@ class PingApi:
             raise PingError(400, "invalid uuid format")
         is_new = request.query.get("create") == "1" and await self._create(target)
         service = self._find_service(target)
-        body, end, is_cut = await _read_body(request)
+        body = await _read_body(request)
         try:
             await self._heartbeats.receive(
-                service,
-                target.kind,
-                target.exit_status,
-                run_id.lower(),
-                body,
-                end=end,
-                is_cut=is_cut,
-                client=name_client(request),
+                service, target.kind, target.exit_status, run_id.lower(), body, client=name_client(request)
             )
         except KeyError:  # a reload has removed it meanwhile
             raise PingError(404, "not found") from None
@@ -148,20 +141,13 @@ def name_client(request: web.Request) -> str:
     return f"{request.method} {request.remote or ''} {request.headers.get('User-Agent', '')}".strip()
 
 
-async def _read_body(request: web.Request) -> tuple[bytes, bytes, bool]:
-    """Return the beginning of the body, its end, and whether it is cut: it was too long, or did not end in time.
-
-    What is between them is discarded. The end of a long output is what says why a job has failed.
-    """
-    head, end = bytearray(), bytearray()
-    length = 0
+async def _read_body(request: web.Request) -> SentBody:
+    """Return the body, or what has arrived of it in time."""
+    body = SentBody()
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             async for part in request.content.iter_any():
-                length += len(part)
-                head += part[: HEAD_LIMIT - len(head)]
-                end += part[-END_LIMIT:]
-                del end[:-END_LIMIT]
+                body.add(part)
     except (TimeoutError, web.RequestPayloadError, web.HTTPRequestTimeout):
-        return bytes(head), bytes(end), True
-    return bytes(head), bytes(end), length > BODY_LIMIT
+        body.is_complete = False
+    return body

@@ -8,10 +8,10 @@ from http import HTTPStatus
 from aiohttp import web
 
 from exporter.api.pings import name_client
-from exporter.heartbeats.monitor import END_LIMIT, HEAD_LIMIT, HeartbeatMonitor
+from exporter.heartbeats.bodies import SentBody
+from exporter.heartbeats.monitor import HeartbeatMonitor
 from exporter.heartbeats.rate_limit import RateLimitedError
 from exporter.heartbeats.store import HeartbeatStoreError
-from fleet.pings import BODY_LIMIT
 
 PATH = "/api/push/{token}"
 LONGEST = 86_400_000.0  # milliseconds
@@ -40,9 +40,7 @@ class PushApi:
                 "success" if is_up else "fail",
                 None,
                 "",
-                body[:HEAD_LIMIT],
-                end=body[-END_LIMIT:],
-                is_cut=len(body) > BODY_LIMIT,
+                SentBody(body),
                 client=name_client(request),
                 duration=duration,
             )

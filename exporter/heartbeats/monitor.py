@@ -15,6 +15,7 @@ from pathlib import Path
 import structlog
 
 from exporter.heartbeats.agent import AgentStatus, parse_report
+from exporter.heartbeats.bodies import END_LIMIT, SentBody
 from exporter.heartbeats.creation import LimitReachedError, check_slug, find_remaining, make_services
 from exporter.heartbeats.rate_limit import admit
 from exporter.heartbeats.registry import HeartbeatRegistry, HeartbeatUrls
@@ -32,8 +33,6 @@ from runtime.clock import SteadyClock, StoredClock, boot_id, seconds_since_boot
 from runtime.logs import LimitedLog
 from runtime.redaction import Redactor, mask_credentials
 
-HEAD_LIMIT = 2 * BODY_LIMIT  # bytes of the beginning of a body: a secret may be on both sides of the limit
-END_LIMIT = 16_384  # bytes of the end of a body, of which a part becomes that of the reason
 FAULT_LIMIT = 300  # characters of a failed job's output that become a part of the reason
 CLIENT_LIMIT = 200  # characters
 RATE_LIMIT = 60  # pings of one heartbeat in a minute
@@ -257,29 +256,24 @@ class HeartbeatMonitor:
         kind: PingKind,
         exit_status: int | None,
         run_id: str,
-        body: bytes,
+        body: SentBody,
         *,
-        end: bytes,
-        is_cut: bool,
         client: str,
         duration: float | None = None,
     ) -> None:
-        """Store a ping of a heartbeat, with the beginning of its body; `end` is the end of that.
-
-        Raises KeyError, RateLimitedError and HeartbeatStoreError.
-        """
+        """Store a ping of a heartbeat. Raises KeyError, RateLimitedError and HeartbeatStoreError."""
         heartbeat, database = self._heartbeats[name], self._database
         now = self._clock.now()
         heartbeat.used, heartbeat.used_at = admit(heartbeat.used, heartbeat.used_at, now, RATE_LIMIT), now
         if database is None:
             raise KeyError(name)  # a reload has removed all heartbeats
-        redacted = self._redact(body.decode("utf-8", "replace"))[:BODY_LIMIT]
+        redacted = self._redact(body.head.decode("utf-8", "replace"))[:BODY_LIMIT]
         fault = ""
         if kind == "success":
-            fault = mask_credentials(self._find_fault(heartbeat, body[:BODY_LIMIT]))
+            fault = mask_credentials(self._find_fault(heartbeat, body.head[:BODY_LIMIT]))
             kind = "fail" if fault else kind
         elif kind == "fail":
-            output = self._redact.redact_tail(end.decode("utf-8", "replace"), END_LIMIT)
+            output = self._redact.redact_tail(body.end.decode("utf-8", "replace"), END_LIMIT)
             fault = _describe_failure(exit_status, mask_credentials(output)[-FAULT_LIMIT:])
         report, problem = None, ""
         if heartbeat.service.agent is not None:
@@ -290,7 +284,7 @@ class HeartbeatMonitor:
         client = self._redact(client)[:CLIENT_LIMIT]
         stored = mask_credentials(redacted)[:BODY_LIMIT]  # output of jobs may have secrets that Defib does not know
         await database.writer.write(
-            ReceivedPing(name, now, kind, exit_status, run_id, fault, stored, is_cut, client, report, duration)
+            ReceivedPing(name, now, kind, exit_status, run_id, fault, stored, body.is_cut, client, report, duration)
         )
         heartbeat.report_problem = problem
 

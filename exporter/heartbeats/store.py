@@ -11,7 +11,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -232,7 +232,8 @@ class HeartbeatStore:
             ).fetchall()
         except sqlite3.Error as error:
             raise HeartbeatStoreError(f"cannot read the database of heartbeats {self._path}: {error}") from error
-        return [ReceivedPing(*columns) for columns in rows]
+        pings = [ReceivedPing(*columns) for columns in rows]
+        return [replace(ping, is_cut=bool(ping.is_cut)) for ping in pings]  # SQLite has numbers
 
     def close(self) -> None:
         self._opened.close()

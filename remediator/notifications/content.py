@@ -86,6 +86,7 @@ class Notification:
     incident: int | None = None
     is_of_host_alert: bool = False  # the incident is of a host's alert with runbooks
     is_of_stuck_agent: bool = False  # the incident is of an agent that is alive
+    is_of_woken_agent: bool = False  # the incident is of an agent that is down, and is woken first
     links: Mapping[str, str] = field(default_factory=dict)  # by name: grafana, runbook, logs, console, silence
     buttons: Mapping[ButtonAction, Mapping[str, Any]] = field(default_factory=dict)  # the ids that each one sends
 
@@ -276,6 +277,8 @@ class _Reader:
         restarts = self._restarts_in_vain(row, service) if state == "person_needed" else ()
         if restarts:  # they say more than the number of attempts
             details["why"] = started[-1].why or "" if started else ""
+        agent = None if service is None else service.agent
+        is_only_stuck = agent is not None and self._is_only_stuck(row.id)
         return Notification(
             state=state, restarts=restarts, next_try=self._next_try(row, subject, state), watched=self._watched(row),
             **{**common, "service": service, "details": details},
@@ -287,7 +290,8 @@ class _Reader:
             decision=self._decision(queued, row),
             recovered_by=row.recovered_by or "", acknowledged=self._acknowledgement(row),
             firing=self._firing_names(row.id), incident=row.id, is_of_host_alert=is_host_alert(row.service),
-            is_of_stuck_agent=service is not None and service.agent is not None and self._is_only_stuck(row.id),
+            is_of_stuck_agent=is_only_stuck,
+            is_of_woken_agent=agent is not None and agent.wake is not None and not is_only_stuck,
             links=build_links(self._inventory, service, common["labels"], common["annotations"], row.id),
             buttons=self._incident_buttons(row, subject, rows),
         )  # fmt: skip

@@ -76,8 +76,11 @@ class Templates:
         self.host_alert_words = _merge(self.words, self.words["host_alerts"])
         # And those of agents that are alive.
         self.stuck_agent_words = _merge(self.words, self.words["stuck_agents"])
+        # And those of agents that are down, and are woken first.
+        self.woken_agent_words = _merge(self.words, self.words["woken_agents"])
         environment.globals |= {
             "words": self.words, "host_alert_words": self.host_alert_words, "stuck_agent_words": self.stuck_agent_words,
+            "woken_agent_words": self.woken_agent_words,
         }  # fmt: skip
 
     def _read_words(self, name: str) -> Mapping[str, Any]:

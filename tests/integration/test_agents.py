@@ -130,6 +130,19 @@ async def test_a_silent_agent_is_woken_too(loop: Loop, launcher: Launcher) -> No
     await loop.fire("writer")
     await loop.until_decision("refuse", "attempts-used-up")
     assert loop.restarts()[:2] == ["wake", "restart"]
+    await loop.until_card("Still down: writer")
+
+
+async def test_a_card_does_not_call_an_agent_that_was_woken_restarted(loop: Loop) -> None:
+    url = f"http://127.0.0.1:{loop.stack.ports['pings']}/{loop.stack.ping_key}/writer"
+    wake = f"curl -fsS --noproxy '*' -d '{json.dumps({**STUCK, 'progress': 2})}' {url}"
+    every, long = {"heartbeat": {"every": "3s", "grace": "0s"}}, {"stuck_after": "1h", "confirm_after": "1h"}
+    service = agent(loop, wake, probe=every)
+    service["agent"] |= long
+    await start(loop, service)
+    await loop.fire("writer")
+    await loop.until_card("Up again, being watched: writer")
+    assert loop.restarts() == ["wake"]
 
 
 async def test_the_client_for_agents(loop: Loop) -> None:

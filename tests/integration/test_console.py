@@ -554,6 +554,18 @@ async def test_heartbeats_and_what_they_have_sent(loop: Loop, browser: Browser) 
             await expect(viewer.page.locator("main")).to_contain_text("This part cannot be shown")
 
 
+async def test_why_heartbeats_are_late(loop: Loop, browser: Browser) -> None:
+    hung = {"probe": {"heartbeat": {"every": "1h", "start_grace": "10ms"}}}
+    await start_with_heartbeats(loop, {"hung": hung})
+    assert (await loop.ask("POST", "/api/v1/heartbeats/hung/ping", {"kind": "start"})).is_success
+    async with window(browser, loop, java_script_enabled=False) as viewer:
+        await viewer.sign_in("viewer")
+        why = "the job has started, but did not end within 10ms"
+        for path in ("heartbeats", "heartbeats/hung"):
+            await viewer.open(path)
+            await expect(viewer.page.locator("main")).to_contain_text(why)
+
+
 async def test_starts_and_created_heartbeats_are_shown_without_a_reload(loop: Loop, browser: Browser) -> None:
     pings = await start_with_heartbeats(loop, create={"slugs": "job-.*"})
     async with (

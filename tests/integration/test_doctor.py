@@ -104,6 +104,7 @@ async def test_all_targets_and_rules_with_the_same_name_are_checked(tmp_path: Pa
         {"labels": {"job": job}, "health": health, "lastError": "refused", "scrapeUrl": f"http://{health}/metrics"}
         for job, health in (("defib-exporter", "down"), ("defib-exporter", "up"), ("defib-remediator", "up"))
     ]
+    targets.append({**targets[-1], "health": "unknown", "lastError": ""})
     rules = [
         {"name": name, "health": health, "lastError": "many-to-many"}
         for name, health in (("ServiceDown", "err"), ("ServiceDown", "ok"), ("Watchdog", "ok"))
@@ -124,6 +125,7 @@ async def test_all_targets_and_rules_with_the_same_name_are_checked(tmp_path: Pa
         found = {each.check: each for each in await check_prometheus(made.inventory)}
     assert found["scrapes defib-exporter"].result == "fail"
     assert "http://down/metrics: refused" in found["scrapes defib-exporter"].detail
+    assert found["scrapes defib-remediator"].detail.startswith("http://up/metrics: not scraped yet")
     assert "many-to-many" in found["rule evaluation"].detail
     outdated = found["version of the rules"]
     assert (outdated.result, "HostDown" in outdated.detail, "host:threshold:max" in outdated.detail) == (

@@ -60,6 +60,14 @@ UNTIL = ("host h, by ann: disks", "2026-11-24T18:00:00.000000Z")
             "web is down; no action: attempts-used-up (restart: 3 of 3)",
         ),
         (
+            {**explained("wait", "backing-off", "after 1 try"), "firing": ["AgentStuck"]},
+            "web is stuck; waiting: backing-off (after 1 try)",
+        ),
+        (
+            {**explained("act"), "firing": ["AgentStuck", "ServiceDown"]},
+            "web is down; now: restart",
+        ),
+        (
             explained("refuse", "already-up", already_up=""),
             "web is up; nothing to do, although ServiceDown still fires",
         ),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from exporter.api.pings import PingError, parse_ping_path
 from exporter.heartbeats.agent import AgentReport, AgentState, describe_stuck, parse_report
 from exporter.heartbeats.badges import BadgeState, render_shields, render_svg
+from exporter.heartbeats.bodies import END_LIMIT, HEAD_LIMIT, SentBody
 from exporter.heartbeats.schedule import EARLY, Cron, Interval
 from exporter.heartbeats.state import HeartbeatState, Ping, Timing
 from exporter.heartbeats.store import BODIES_LIMIT, PINGS_LIMIT, HeartbeatStore, HeartbeatStoreError, ReceivedPing
@@ -480,3 +481,13 @@ def test_pending_tasks_of_many_sources_are_added_up() -> None:
     report = AgentReport.model_validate({"pending": {f"source {number}": 1 for number in range(50)}})
     state = AgentState(0).after_report(report, 0)
     assert (state.pending, sum(state.pending_by_source.values()), len(state.pending_by_source)) == (50, 50, 21)
+
+
+@given(st.lists(st.binary(max_size=50).map(lambda part: part * 1000), max_size=6))
+def test_the_beginning_and_the_end_of_a_body_are_kept(parts: list[bytes]) -> None:
+    body, whole = SentBody(), b"".join(parts)
+    for part in parts:
+        body.add(part)
+    assert (body.head, body.end, body.is_cut) == (whole[:HEAD_LIMIT], whole[-END_LIMIT:], len(whole) > 10_000)
+    body.is_complete = False
+    assert body.is_cut

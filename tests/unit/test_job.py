@@ -44,6 +44,7 @@ def test_urls_of_pings() -> None:
     url = PingUrl.parse(f" {URL}/ \n", "a file")
     assert url.of("3", "a-run") == f"{URL}/3?rid=a-run"
     assert url.server == "10.0.0.5:9998"
+    assert PingUrl.parse(f"{URL}?create=1", "a file").of("start", "a-run") == f"{URL}/start?create=1&rid=a-run"
     assert "s3cret" not in repr(url)
     assert "0123" not in repr(url)
 
