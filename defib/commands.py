@@ -111,14 +111,19 @@ def _ask(
         return _run(command(connect, *args, **kwargs))
 
 
-def _parse_duration(option: str, text: str) -> float:
-    """Return the seconds of an option's duration. Raises DefibError."""
-    from fleet.inventory.units import parse_duration
+def _parse_duration(option: str, text: str, least: float = 0.0) -> float:
+    """Return the seconds of an option's duration, above 0. Raises DefibError."""
+    from fleet.inventory.units import format_duration, parse_duration
 
     try:
-        return parse_duration(text)
+        seconds = parse_duration(text)
     except ValueError as error:
         raise DefibError(f"argument {option}: {error}") from error
+    if seconds <= 0:
+        raise DefibError(f"argument {option}: {text!r} must be greater than 0")
+    if seconds < least:
+        raise DefibError(f"argument {option}: {text!r} must be at least {format_duration(least)}")
+    return seconds
 
 
 def check(options: argparse.Namespace) -> int:
@@ -360,7 +365,7 @@ def audit(options: argparse.Namespace) -> int:
 def replay(options: argparse.Namespace) -> int:
     from defib import replay
 
-    since = _parse_duration("--since", options.since)
+    since = _parse_duration("--since", options.since, least=1.0)
     return _run(replay.run(_loader(options, "remediator"), since, as_json=options.as_json))
 
 

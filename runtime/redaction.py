@@ -1,7 +1,7 @@
 """Redaction of secrets from all text that leaves the program."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import re2
@@ -132,9 +132,29 @@ class Redactor:
         return Redactor([secret], base=self)
 
     def redact_all(self, value: Any) -> Any:
-        """Return a copy of maps and lists with every string in them redacted."""
+        """Return maps and lists with every string in them redacted; the same ones if there is no secret."""
+        return self._redact_all(value) if self._may_be_in("\0".join(_list_texts(value))) else value
+
+    def _may_be_in(self, text: str) -> bool:
+        if self._base is not None and self._base._may_be_in(text):  # noqa: SLF001 - of the same class
+            return True
+        return self._starts is not None and _has(self._starts, text)
+
+    def _redact_all(self, value: Any) -> Any:
         if isinstance(value, str):
             return self(value)
         if isinstance(value, Mapping):
-            return {key: self.redact_all(item) for key, item in value.items()}
-        return [self.redact_all(item) for item in value] if isinstance(value, list | tuple) else value
+            return {key: self._redact_all(item) for key, item in value.items()}
+        return [self._redact_all(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _list_texts(value: Any) -> Iterator[str]:
+    """Yield the strings in maps and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _list_texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _list_texts(item)

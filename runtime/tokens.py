@@ -72,9 +72,14 @@ def read_secret_file(path: Path) -> str:
 
 
 def read_token(path: Path) -> SecretStr:
-    """Return the token in a file. Raises TokenError where there is none, or where other users may read the file."""
+    """Return the token in a file.
+
+    Raises TokenError where there is none, where other users may read the file, or where it does not belong to the owner
+    of its folder, who could have put a link to a file of root there.
+    """
     try:
         status, content = _read_regular(path, "token file", SIZE_LIMIT)
+        owner_of_folder = path.parent.stat().st_uid
     except FileNotFoundError:
         raise TokenError(f"there is no token file {path}") from None
     except OSError as error:
@@ -85,6 +90,8 @@ def read_token(path: Path) -> SecretStr:
             f"the token file {path} has mode {mode:04o}, so that other users may read it; run chmod 600 on it, and if "
             "others may have read it, replace the token"
         )
+    if owner_of_folder not in (0, status.st_uid):
+        raise TokenError(f"the token file {path} does not belong to the owner of its folder")
     token = content.decode("ascii", "replace").strip()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise TokenError(f"the token file {path} must contain one line of printable ASCII characters without spaces")

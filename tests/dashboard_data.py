@@ -29,6 +29,7 @@ EXTRAS: Mapping[str, Sequence[Labels]] = {
     "service_component_up": [{"component": "a"}, {"component": "b"}],
     "service_info": [{"severity": "critical", "team": "ai", "probe": "http"}],
     "service_tls_info": [{"issuer": "CN=An issuer", "version": "TLSv1.3"}],
+    "agent_llm_requests_total": [{"outcome": "ok"}, {"outcome": "429"}],
     "host_info|host_up|host:up:max": [{"group": "first"}],
     "host[_:]filesystem.*": [{"mountpoint": "/"}, {"mountpoint": "/data"}],
     "host_collect_.*": [{"collector": "system"}, {"collector": "docker"}],
@@ -119,7 +120,7 @@ class MadeUpFleet:
         elif metric.startswith("provider"):
             pairs = {(labels["provider"], labels["category"]) for labels in self._list_services(self.services)}
             yield from ({"provider": provider, "category": category} for provider, category in sorted(pairs))
-        elif metric.startswith("service") or metric in OF_SERVICES:
+        elif metric.startswith(("service", "agent")) or metric in OF_SERVICES:
             yield from self._list_services(20 if OF_ONE_SERVICE.fullmatch(metric) else self.services)
         elif metric.startswith(("host", "node", "gpu_count")):
             yield from ({"host": f"h{host:03}"} for host in range(self.hosts))

@@ -81,7 +81,8 @@ def _contains_secrets(inventory: Inventory, host: Host, redact: Redactor) -> boo
         return False
     wrapped = host.ssh_for(control=True).wrapper
     return any(
-        (wrapped and stdin) or redact.redact_all(argv) != list(argv) for argv, stdin in commands_of(inventory, host)
+        (wrapped and stdin) or list(redact.redact_all(argv)) != list(argv)
+        for argv, stdin in commands_of(inventory, host)
     )
 
 

@@ -127,8 +127,9 @@ def describe_highlights(words: Mapping[str, Any], summary: Described) -> list[tu
 def _describe_service(words: Mapping[str, Any], service: Described) -> str:
     own, parts = words["report"], []
     if service["availability"] is not None:
-        down = own["down"].format(format_duration(words, service["down_seconds"]))
-        parts += [format_availability(service["availability"]), down]
+        parts.append(format_availability(service["availability"]))
+    if service["down_seconds"] is not None:
+        parts.append(own["down"].format(format_duration(words, service["down_seconds"])))
     if service["incidents"]:
         parts.append(_format_incidents(own, service["incidents"]))
     if service["open"]:

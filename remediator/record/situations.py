@@ -145,6 +145,12 @@ _SELECT_CHANGED = (
     )
     .distinct()
 )
+_SELECT_HOST_STATE = (
+    select(events.c.state)
+    .where(events.c.host == bindparam("host"), events.c.kind == "host")
+    .order_by(events.c.at.desc(), events.c.id.desc())
+    .limit(1)
+)
 _SELECT_APPROVED = select(actions.c.kind, actions.c.step).where(
     actions.c.incident_id == bindparam("number"), actions.c.state == "queued", actions.c.approved_at.is_not(None)
 )
@@ -384,7 +390,12 @@ def _find_host_up_for(tx: Transaction, host: str, *, answers: bool) -> float | N
 
 
 def _has_changed(tx: Transaction, host: str) -> bool:
-    """Whether the host, or two of its services, changed their states around the end of HostDown."""
+    """Whether the host, or two of its services, changed their states around the end of HostDown.
+
+    A host that was down for long, and whose return has not been copied yet, has changed just now.
+    """
+    if tx.scalars(_SELECT_HOST_STATE, {"host": host}).first() == "down":
+        return True
     changed = tx.execute(_SELECT_CHANGED, {"host": host, "since": tx.now - BOOT_PATIENCE - NOTICED_WITHIN}).all()
     return any(row.kind == "host" for row in changed) or len(changed) > 1
 

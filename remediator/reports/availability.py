@@ -17,7 +17,7 @@ POINTS = 720  # of a service, by which the observed time is measured
 
 @dataclass(frozen=True)
 class Availability:
-    """The ratio of the observed time in which a service was up, and that time in seconds."""
+    """The ratio of the observed time in which a service was up, and that time in seconds, 0 if too short to say."""
 
     ratio: float
     observed: float
@@ -39,24 +39,23 @@ def read_availability(ratios: Sequence[Series], observed: Sequence[Series]) -> d
     A service that has moved to another host has several series, of which each counts for as long as it was observed.
     """
     seconds = {frozenset(each.labels.items()): each.points[-1][1] for each in observed if each.points}
-    sums: dict[str, tuple[float, float]] = {}
+    found: dict[str, list[Availability]] = {}
     for each in ratios:
         ratio = each.points[-1][1] if each.points else math.nan
-        weight = seconds.get(frozenset(each.labels.items()), 0.0)
-        if 0 <= ratio <= 1 and 0 <= weight < math.inf:  # NaN is not
-            up, total = sums.get(each.labels.get("service", ""), (0.0, 0.0))
-            # Without an observed step, it was observed for less than one.
-            weight = weight or 1.0
-            sums[each.labels.get("service", "")] = up + ratio * weight, total + weight
-    return {service: Availability(up / total, total) for service, (up, total) in sums.items()}
+        time = seconds.get(frozenset(each.labels.items()), 0.0)
+        if 0 <= ratio <= 1 and 0 <= time < math.inf:  # NaN is not
+            found.setdefault(each.labels.get("service", ""), []).append(Availability(ratio, time))
+    return {service: together for service, each in found.items() if (together := combine(each)) is not None}
 
 
 def combine(availabilities: Sequence[Availability]) -> Availability | None:
     """Return the availability of several services together; None if none of them was observed."""
-    observed = sum(each.observed for each in availabilities)
-    if not observed:
+    if not availabilities:
         return None
-    return Availability(sum(each.ratio * each.observed for each in availabilities) / observed, observed)
+    # Without an observed step, each was observed for less than one.
+    weights = [each.observed or 1.0 for each in availabilities]
+    ratio = sum(each.ratio * weight for each, weight in zip(availabilities, weights, strict=True)) / sum(weights)
+    return Availability(ratio, sum(each.observed for each in availabilities))
 
 
 def format_availability(ratio: float) -> str:

@@ -71,7 +71,11 @@ def _describe_counts(counts: Counts) -> dict[str, Any]:
 
 def summarize(report: Report) -> dict[str, Any]:
     """Return what a card shows of a report: the numbers, the worst services, and what to watch."""
-    failed = [each for each in report.services if each.down or each.counts.incidents]
+    failed = [
+        each
+        for each in report.services
+        if each.counts.incidents or (each.availability is not None and each.availability < 1)
+    ]
     described = describe(
         replace(
             report, services=failed[:WORST_SHOWN], teams=(), gpus=(), certificates=report.certificates[:WATCHED_SHOWN],

@@ -44,8 +44,8 @@ class ServiceReport:
 
     @property
     def down(self) -> float | None:
-        """For how long the service was down."""
-        return None if self.availability is None else (1 - self.availability) * self.observed
+        """For how long the service was down; None if it was observed too shortly to say."""
+        return None if self.availability is None or not self.observed else (1 - self.availability) * self.observed
 
 
 @dataclass(frozen=True)

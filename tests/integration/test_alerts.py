@@ -286,3 +286,17 @@ async def test_a_forged_host_down_does_not_give_services_time_to_boot(
     record.now += 100
     known = await record.database.write(situations.add_recorded_facts, 1, "web", situation)
     assert (known.host_up_for is not None) is was_down
+
+
+@pytest.mark.parametrize(("state", "was_down"), [("down", True), ("up", False)])
+async def test_a_host_whose_return_has_not_been_copied_yet_gives_services_time_to_boot(
+    record: Record, state: str, was_down: bool
+) -> None:
+    """It was down for an hour, and the exporter has just seen it again."""
+    change = StateChange(record.now - 3600, "host", "h", "h", state, "")
+    await record.database.write(store_copied, [change], cursor="c", asked_at=record.now, gap=False)
+    await record.deliver(web(), disk(name="HostDown"))
+    observed: Observation = replace(DOWN, host_up=True)
+    situation = Situation(record.now, frozenset(), ActionHistory(), ActionsInProgress(), observed)
+    known = await record.database.write(situations.add_recorded_facts, 1, "web", situation)
+    assert (known.host_up_for is not None) is was_down

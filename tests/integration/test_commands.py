@@ -212,6 +212,10 @@ def test_errors_in_arguments(arguments: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["replay", "--since", "0s"], "argument --since: '0s' must be greater than 0"),
+        (["replay", "--since", "1ms"], "argument --since: '1ms' must be at least 1s"),
+        (["report", "--since", "0s"], "argument --since: '0s' must be greater than 0"),
+        (["deadman", "--channel", "ops", "--within", "0s"], "argument --within: '0s' must be greater than 0"),
         (["replay", "--since", "7x"], "argument --since: '7x' is not a duration; write 500ms, 10s, 5m, 1h30m or 7d"),
         (
             ["maintenance", "begin", "host", "h", "--reason", "r", "--for", "long"],

@@ -17,7 +17,7 @@ from tests.support import eventually
 
 pytestmark = [pytest.mark.needs("prometheus", "promtool"), pytest.mark.timeout(900)]
 MOST_ROWS, MOST_LINES = 100, 100
-# The rows of each table with a fleet of 12 services and 3 hosts, each with 2 GPUs, 2 containers, units and programs.
+# The rows of each table with a fleet of 12 services, which are agents, too, and 3 hosts, each with 2 GPUs, 2 containers, units and programs.
 ROWS = {
     "fleet: Firing alerts": 6,
     "fleet: Services down": 1,
@@ -40,6 +40,7 @@ ROWS = {
     "monitoring: Processes": 4,
     "monitoring: Configuration": 4,
     "monitoring: Versions": 2,
+    "agents: Agents": 12,
 }
 
 
@@ -61,6 +62,17 @@ async def shown(prometheus: AskedPrometheus, dashboards: dict[str, Any]) -> dict
     ]
     given = [(panel, answer) for (_, panel), answer in zip(tables, answers, strict=True)]
     return {f"{name}: {table.title}": table for (name, _), table in zip(tables, await show_tables(given), strict=True)}
+
+
+def test_each_table_is_counted() -> None:
+    """The long tests look at the rows of each table."""
+    tables = {
+        f"{name}: {panel['title']}"
+        for name, dashboard in DASHBOARD_JSON.items()
+        for panel in panels(dashboard)
+        if panel["type"] == "table"
+    }
+    assert tables == ROWS.keys()
 
 
 @pytest.mark.long

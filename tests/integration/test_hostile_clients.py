@@ -217,14 +217,21 @@ UPLOADS = {
 }
 
 
+@pytest.mark.parametrize("has_tls", [False, True])
 @pytest.mark.parametrize("name", UPLOADS)
-async def test_what_a_client_sends_is_not_collected_in_memory(program: Server, name: str) -> None:
+async def test_what_a_client_sends_is_not_collected_in_memory(
+    program: Server, tmp_path: Path, certificate: Path, name: str, has_tls: bool
+) -> None:
     """However fast it sends: 400 MB arrive in less than a second."""
-    await program.start()
-    await program.get("/-/healthy")
+    tls = {"cert_file": str(certificate), "key_file": str(certificate)}
+    (tmp_path / "web.yml").write_text(yaml.safe_dump({"tls_server_config": tls} if has_tls else {}))
+    await program.start("--web.config.file", str(tmp_path / "web.yml"))
+    context = ssl.create_default_context(cafile=str(certificate)) if has_tls else None
+    name_of_server = "web.test" if has_tls else None
+    (await connect(program, context, name_of_server))[1].close()
     before = peers.resident(program.pid, "VmHWM")
     size = 400_000_000
-    reader, writer = await asyncio.open_connection("127.0.0.1", program.port)
+    reader, writer = await connect(program, context, name_of_server)
     with closing(writer), suppress(ConnectionError):
         writer.write(UPLOADS[name].format(size=size).encode())
         async with asyncio.timeout(60):
@@ -232,8 +239,17 @@ async def test_what_a_client_sends_is_not_collected_in_memory(program: Server, n
                 writer.write(bytes(1_000_000))
                 await writer.drain()
             await reader.read(1)
-    assert (await program.get("/-/healthy")).status_code == 200
+    reader, writer = await connect(program, context, name_of_server)
+    with closing(writer):
+        writer.write(f"{HEALTHY}Host: h\r\nConnection: close\r\n\r\n".encode())
+        assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
     assert peers.resident(program.pid, "VmHWM") - before < 50
+
+
+async def connect(
+    program: Server, tls: ssl.SSLContext | None, name: str | None
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_connection("127.0.0.1", program.port, ssl=tls, server_hostname=name)
 
 
 async def test_the_lag_of_the_event_loop_is_shown_to_the_next_scrapes(program: Server) -> None:

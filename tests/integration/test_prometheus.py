@@ -1,5 +1,8 @@
-"""Real Prometheus on the shipped files, and an outsider that answers in place of a node_exporter."""
+"""Real Prometheus on the shipped files: an outsider that answers in place of a node_exporter, and a pause."""
 
+import asyncio
+import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -143,3 +146,40 @@ async def test_what_answers_in_place_of_a_node_exporter_changes_no_alert(watched
     assert await watched.ask('{__name__=~"node_x|service_up", job="node"}') == {}
     assert await watched.alerts() == alerts
     assert await watched.recorded() == recorded
+
+
+@pytest.mark.long
+@pytest.mark.needs("prometheus", "prometheus-alertmanager")
+@pytest.mark.timeout(600)
+async def test_a_pause_of_prometheus_resolves_no_alert(launcher: Launcher, tmp_path: Path) -> None:
+    """For 100 s, as shipped: with a shorter --rules.alert.resend-delay Alertmanager would have resolved all alerts."""
+    stack = Stack(launcher, tmp_path, hurried=False)
+    probe = {"every": "1s", "retry_every": "1s", "http": {"url": NOWHERE}}
+    stack.configuration({"services": {"down": {"probe": probe}}})
+    await stack.start_alertmanager()
+    await stack.start_program("exporter")
+    await stack.start_prometheus()
+
+    async def active() -> dict[str, str]:
+        listed = (await stack.client.get(f"{stack.url('alertmanager')}/api/v2/alerts")).json()
+        found = {each["labels"]["alertname"]: each["startsAt"] for each in listed}
+        return {name: found[name] for name in ("ServiceDown", "Watchdog") if name in found}
+
+    async def both_fire() -> bool:
+        return len(await active()) == 2
+
+    await eventually(both_fire, 150)
+    before = await active()
+    os.kill(stack.pids["prometheus"], signal.SIGSTOP)
+    try:
+        paused_until = time.monotonic() + 100
+        while time.monotonic() < paused_until:
+            assert await active() == before
+            await asyncio.sleep(1)
+    finally:
+        os.kill(stack.pids["prometheus"], signal.SIGCONT)
+    evaluated_until = time.monotonic() + 40
+    while time.monotonic() < evaluated_until:
+        assert await active() == before
+        await asyncio.sleep(1)
+    await stack.client.aclose()

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from exporter.scheduler import collector_scheduler
-from tests.simulated_week.evaluation import Episode, Evaluation, Rule, read_rules, select_needed
+from tests.simulated_week import hosts, logs, programs, services
+from tests.simulated_week.evaluation import Episode, Evaluation, Rule, list_scraped, read_rules, select_needed
 from tests.simulated_week.events import MINUTES, Week, plan
 from tests.simulated_week.hosts import SimulatedHost
 from tests.simulated_week.notifications import list_notifications
-from tests.simulated_week.run import run_week
+from tests.simulated_week.run import ABSENT, run_week
 from tests.simulated_week.scrapes import EXPORTER_LABELS, Scrapes
 from tests.simulated_week.store import as_labels, running_prometheus
 
@@ -33,7 +34,7 @@ def test_a_week_has_few_needless_notifications_and_every_fault_is_notified_in_ti
     assert report.is_good, shown
     assert len(report.faults) == 19, shown
     # What is normal reaches the rules: they wait long enough.
-    for alert, minutes in (("HostLoadHigh", 25), ("GPUIdleHeld", 500), ("HostContainerDown", 1)):
+    for alert, minutes in (("HostLoadHigh", 25), ("GPUIdleHeld", 500), ("HostContainerDown", 1), ("HTTPErrorRatio", 3)):
         active, pending = report.nearly[alert]
         assert minutes <= active < pending, shown
 
@@ -48,10 +49,35 @@ def test_hosts_publish_what_the_exporter_does(week: Week) -> None:
     published = {family.name for family in collector_scheduler.FAMILIES}
     documented = list_documented_labels()
     for host in week.inventory.hosts:
-        for name, _, labels in SimulatedHost(week, host, seed=1).list_metrics():
+        for name, _, labels in (
+            *SimulatedHost(week, host, seed=1).list_metrics(),
+            *logs.list_counters(week, host, seed=1),
+        ):
             is_of_gpu = name.startswith("gpu_") and name != "gpu_count"
             assert name in published
             assert set(labels) == documented[name] | ({"gpu"} if is_of_gpu else set()), name
+
+
+def list_published(week: Week) -> Iterator[str]:
+    """Yield the names of all series, with those of a few services for all of them."""
+    scrapes = Scrapes(week)
+    series = [programs.list_series(week, scrapes)]
+    for host in week.inventory.hosts:
+        series.append(hosts.list_series(week, host, scrapes, 1, lambda name: False))
+        yield from (name for name, _, _ in SimulatedHost(week, host, seed=1).list_metrics())
+        yield from (name for name, _, _ in logs.list_counters(week, host, seed=1))
+    (expired,) = (fault.labels["service"] for fault in week.faults if fault.name == "expired certificate")
+    series.extend(
+        services.list_series(week, service, scrapes, 1, None, lambda name: True)
+        for service in week.inventory.services.values()
+        if service.id == expired or service.host == "gpu-01"
+    )
+    yield from (dict(labels)["__name__"] for each in series for labels, _ in each)
+
+
+def test_what_rules_use_is_published_or_absent_for_a_reason(week: Week) -> None:
+    used = list_scraped(rule for step in select_needed(read_rules()) for rule in step)
+    assert used - set(list_published(week)) == ABSENT.keys()
 
 
 def of_alert(name: str) -> Iterator[list[Rule]]:

@@ -247,6 +247,10 @@ def _plan_outages(week: Week, randomness: random.Random, avoided: set[str]) -> N
         slow = service.probe.every + service.probe.timeout * service.probe.fail_after if is_slow else 0.0
         fault = f"outage of {takes / MINUTE:.0f} min"
         _add(week, fault, span, ["ServiceDown"], {"service": name}, ["ServiceErrorBudgetBurn"], slow=slow)
+        of_logs = frozenset({"HTTPErrorRatio", "LogErrors"})
+        week.effects.append(
+            Effect(fault, of_logs, {"host": service.host or ""}, Span(span.begin, span.end + 10 * MINUTE))
+        )
         if number % 2 == 0 or name.endswith("-worker"):
             week.exited[name] = [span]
             labels = {"host": service.host, "container": name}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from exporter.scheduler.collector_scheduler import retry_pause
 from exporter.scheduler.schedule import Schedule
 from fleet.shells.connecting import CONNECT_TIMEOUT
+from tests.simulated_week import logs
 from tests.simulated_week.events import DAY, GPUS, HOUR, KILLED_FOR, MINUTE, START, UNITS, WEEK, Span, Week
 from tests.simulated_week.scrapes import EXPORTER_LABELS, Scrapes
 from tests.simulated_week.store import Labels, as_labels
@@ -329,6 +330,23 @@ def list_series(
         if is_used(name):
             series = [_evaluate(name, value, run) for run in observed]
             yield as_labels(name, {**own, "host": host, **EXPORTER_LABELS}), series
+    for name, counter, own in logs.list_counters(week, host, seed):
+        if is_used(name):
+            yield as_labels(name, {**own, "host": host, **EXPORTER_LABELS}), _count(scrapes, observed, counter)
+
+
+def _count(scrapes: Scrapes, observed: Sequence[Run | None], counter: Callable[[float], float]) -> list[float | None]:
+    """Return a counter of the exporter: it starts with it, and is kept while the host does not answer."""
+    values: list[float | None] = [None] * scrapes.count
+    for begin, end in scrapes.exporter_runs:
+        counted, first = 0.0, None
+        for minute in scrapes.minutes_between(begin, end):
+            run = observed[minute]
+            if run is not None and run.is_answered:
+                first = counter(run.at) if first is None else first
+                counted = counter(run.at) - first
+            values[minute] = counted if first is not None else None
+    return values
 
 
 def _evaluate(name: str, value: Value, run: Run | None) -> float | None:

@@ -27,7 +27,15 @@ ABSENT = {
     "defib_service_source_success": "no services from servers",
     "defib_remediator_webhook_refusals_total": "no request was rejected",
     "defib_remediator_breaker_open": "no service is restarted automatically",
-}
+    **{
+        f"agent_{name}": "no service is an agent"
+        for name in (
+            "idle", "last_progress_timestamp_seconds", "waiting_since_timestamp_seconds", "pending_tasks", "rounds_used",
+            "rounds_limit", "rounds_warn_ratio", "llm_requests_total", "stuck_after_seconds", "confirm_after_seconds",
+            "dependency_wait_seconds",
+        )
+    },
+}  # fmt: skip
 
 
 def list_all_series(

@@ -251,6 +251,18 @@ def test_availability_of_a_service_that_has_moved_and_of_a_team() -> None:
     assert docs.availability == pytest.approx((0.875 * 4 + 0.8) / 5)  # by the time in which each was observed
 
 
+def test_the_time_down_of_a_service_that_was_observed_shortly_is_unknown() -> None:
+    """Right after the start, the steps in which the observed time is measured are longer than it."""
+    found = read_availability([series(0.25, service="web"), series(1.0, service="db")], [])
+    report = build_report(inventory_with("web", "db"), SPAN, Past(), Measurements(found))
+    assert report.total.availability == 0.625
+    assert {each.id: (each.availability, each.down) for each in report.services} == {
+        "web": (0.25, None),
+        "db": (1.0, None),
+    }
+    assert [(each["id"], each["down_seconds"]) for each in summarize(report)["worst"]] == [("web", None)]
+
+
 def inventory_with(*services: str) -> Inventory:
     with tempfile.TemporaryDirectory() as folder:
         return inventory_of(Path(folder), configuration_of(*services)).inventory

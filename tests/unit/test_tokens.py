@@ -30,6 +30,22 @@ def test_concurrent_writers_write_one_token(tmp_path: Path) -> None:
     assert tokens.read_token(path).get_secret_value() == read[0]
 
 
+@pytest.mark.needs("root")
+def test_a_link_to_a_file_of_another_user_is_refused(tmp_path: Path) -> None:
+    """The account of a service could let root send any file's content to the service."""
+    folder, secret = tmp_path / "state", tmp_path / "secret"
+    folder.mkdir()
+    os.chown(folder, 65534, 65534)
+    secret.write_text("s3cret-of-another\n")
+    secret.chmod(0o600)
+    (folder / "token").symlink_to(secret)
+    with pytest.raises(TokenError, match="does not belong to the owner of its folder") as refused:
+        tokens.read_token(folder / "token")
+    assert "s3cret-of-another" not in str(refused.value)
+    os.chown(secret, 65534, 65534)
+    assert tokens.read_token(folder / "token").get_secret_value() == "s3cret-of-another"
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o666, 0o601])
 def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "token"
