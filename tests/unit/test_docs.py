@@ -228,12 +228,12 @@ def test_links_are_valid(page: Path) -> None:
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "docs/upgrading.md", "CONTRIBUTING.md", "README.md"])
 def test_paths_that_are_named_exist(page: str) -> None:
-    folders = "alerts|defib|deploy|docs|exporter|fleet|grafana|remediator|runtime|tests"
+    folders = "alerts|defib|deploy|docs|exporter|fleet|gateway|grafana|remediator|runtime|tests"
     paths = re.findall(rf"`((?:{folders})/[\w./-]*|[\w.-]+\.(?:toml|md|example))`", (ROOT / page).read_text())
     assert [path for path in paths if not (ROOT / path).exists() and not path.startswith("alerts/secrets/")] == []
 
 
-@pytest.mark.parametrize("package", ["console", "defib", "exporter", "fleet", "remediator"])
+@pytest.mark.parametrize("package", ["console", "defib", "exporter", "fleet", "gateway", "remediator"])
 def test_the_architecture_page_names_modules_that_exist(package: str) -> None:
     section = DOCS["architecture"].split(f"\n### {package}\n")[1].split("\n#")[0]
     names = {name.rstrip("/") for name in re.findall(r"`([a-z_]+(?:/[a-z_]+)*/?)`", section)} - {"df"}
