@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from gateway.breaker import Breaker
 from gateway.ledger import Ledger, Record
-from gateway.retreat import Retreat
+from gateway.retreat import Retreat, State
 from gateway.waiting import Waiter, WaitingLine
 from gateway.window import Window
 
@@ -66,12 +66,14 @@ class Applicant:
     client: str = ""
     share: float = 1.0
     tokens: float = 0.0
+    has_fallback: bool = False  # another upstream takes it where this one pauses or fails
 
 
 @dataclass(slots=True)
 class _Pending:
     applicant: Applicant
     deadline: float
+    patience: float  # until when it waits for the end of a pause
     permit: "asyncio.Future[Permit]"
 
 
@@ -104,12 +106,13 @@ class Admission:
         """Wait until the request may be sent. Raises RefusedError. A cancelled request frees its place at once."""
         now = self.clock.now()
         deadline = now + self.queue.waits[applicant.rank]
-        self._check_pause(now, deadline)
+        patience = now if applicant.has_fallback else deadline
+        self._check_pause(now, patience)
         if not any(self._line.depths()) and self._next_time(applicant, now) <= now:
             return self._grant(applicant, 0.0)
         if len(self._line) >= self.queue.size and not self._make_room(applicant):
             return self._grant(applicant, 0.0, passthrough=True)
-        pending = _Pending(applicant, deadline, asyncio.get_running_loop().create_future())
+        pending = _Pending(applicant, deadline, patience, asyncio.get_running_loop().create_future())
         waiter = self._line.add(applicant.rank, applicant.client, pending, now)
         timer = self.clock.call_later(deadline - now, lambda: self._refuse(waiter, "timeout"))
         try:
@@ -121,13 +124,13 @@ class Admission:
         finally:
             timer.cancel()
 
-    def _check_pause(self, now: float, deadline: float) -> None:
+    def _check_pause(self, now: float, patience: float) -> None:
         """Refuse a request that would wait in vain."""
-        if self.paused_until > deadline:
+        if self.paused_until > patience:
             raise RefusedError("paused", self.paused_until - now)
         trial_at = self.breaker.next_time(now)
-        if deadline < trial_at < float("inf"):
-            raise RefusedError("unavailable", trial_at - now)
+        if patience < trial_at and (trial_at < float("inf") or patience == now):
+            raise RefusedError("unavailable", min(trial_at - now, MAX_RETRY_AFTER))
 
     def _make_room(self, applicant: Applicant) -> bool:
         """Make room in a full queue; return False if the request passes through instead. Raises RefusedError."""
@@ -199,7 +202,7 @@ class Admission:
         self._refuse_late("paused", self.paused_until, now)
 
     def _refuse_late(self, reason: Reason, until: float, now: float) -> None:
-        for waiter in [each for each in self._line if each.item.deadline < until]:
+        for waiter in [each for each in self._line if each.item.patience < until]:
             self._refuse(waiter, reason, until - now)
         self._dispatch()
 
@@ -261,10 +264,15 @@ class Permit:
             self._has_begun = self._is_sent = True
             self._admission.wake()
 
-    def note_answer(self, *, refused: bool) -> str | None:
-        """Note an answer that is no failure of the upstream; return the new state of the retreat if it has changed."""
+    def note_answer(self, *, refused: bool | None) -> State | None:
+        """Note an answer that is no failure of the upstream; return the new state of the retreat if it has changed.
+
+        `refused` says whether the upstream's limit was exceeded; None if the answer says nothing about that.
+        """
         self._is_judged = True
         self._admission.breaker.succeed()
+        if refused is None:
+            return None
         return self._admission.retreat.note_answer(self._admission.clock.now(), refused=refused)
 
     def note_failure(self) -> bool:

@@ -18,7 +18,7 @@ from aiohttp import StreamReader, web
 
 from runtime.access.control import LASTING, PAUSED, find_identity
 from runtime.addresses import group_address
-from runtime.http_checks import RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
+from runtime.http_checks import PASSES_BODIES, RESPONSE_HEADERS, describe_parser_error, find_fault, refuse
 from runtime.logs import LimitedLog
 from runtime.metrics import ProgramMetrics
 from runtime.pacing import PacedProtocol, RequestPacer
@@ -51,6 +51,7 @@ class Connections:
     def __init__(self, app: web.Application, server: web.Server, metrics: ProgramMetrics) -> None:
         self._server, self._metrics = server, metrics
         self._headers = app[RESPONSE_HEADERS]
+        self._passes_bodies = app.get(PASSES_BODIES, False)
         self._limit = min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._count = 0
         self._by_address: dict[str, dict[Connection, None]] = {}
@@ -139,7 +140,7 @@ class Connections:
         with connection.answer(request):
             if (queue := connection.find_queue(request)) is not None:
                 await self._pacer.wait(queue)
-            fault = find_fault(request)
+            fault = find_fault(request, compressed=self._passes_bodies)
             return await self._handle(request) if fault is None else self.refuse(connection, fault)
 
 

@@ -25,6 +25,8 @@ from exporter.scheduler.events import EventKind
 from fleet.inventory.endpoints import ConfigModel
 from fleet.inventory.notify import NotificationKind
 from fleet.inventory.schema import json_schema
+from gateway.metrics import OUTCOMES
+from gateway.retreat import STATES
 from remediator.notifications import samples
 from remediator.notifications.channels import CHANNELS, feishu
 from remediator.policy.situation import Refusal, Wait
@@ -37,7 +39,7 @@ DOCS = {path.stem: path.read_text() for path in (ROOT / "docs").glob("*.md")}
 
 def test_documented_metrics_are_exactly_the_published_ones() -> None:
     documented = re.findall(
-        r"^\| `((?:service|host|gpu|provider|agent|defib)_[a-z0-9_]+)", DOCS["metrics"], re.MULTILINE
+        r"^\| `((?:service|host|gpu|provider|agent|defib|gateway)_[a-z0-9_]+)", DOCS["metrics"], re.MULTILINE
     )
     assert set(documented) == published_metrics()
 
@@ -178,6 +180,21 @@ def test_the_readme_s_commands_exist() -> None:
     for command in re.findall(r"defib ([a-z]+)\b", readme):
         if command in ("check", "probe", "exporter", "remediator", "control", "demo"):
             assert command in output
+
+
+@pytest.mark.parametrize("text", examples(DOCS["gateway"], "yaml"))
+def test_the_configuration_of_the_gateway_page_loads(tmp_path: Path, text: str) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "nvidia_api_key").write_text("a-key")
+    environ = {name: name for name in re.findall(r"\$\{(\w+)\}", text)}
+    gateway = loaded(write(tmp_path, a=text), environ).inventory.gateway
+    assert gateway.upstreams["nvidia"].rate == 40
+    assert gateway.default == "nvidia"
+
+
+@pytest.mark.parametrize("outcome", [*OUTCOMES, *STATES])
+def test_every_outcome_of_the_gateway_is_documented(outcome: str) -> None:
+    assert f"`{outcome}`" in DOCS["metrics"]
 
 
 @pytest.mark.parametrize("text", examples(DOCS["feishu"], "yaml"))
